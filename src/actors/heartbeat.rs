@@ -1,0 +1,309 @@
+//! 4 Held: extends the message's visibility while the work runs; then deletes the message or lets it go.
+//!
+//! It is the one owner of the receipt handle: every call that takes it is made here, one after another.
+//! So a late beat cannot undo a release, none is in flight when a release or a delete is sent, and while a
+//! delete has to be retried the same hand keeps the lease alive.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, warn};
+
+use super::{pauses, tell_when_done};
+use crate::job::delivery::Received;
+use crate::job::lease::{Lease, Strategy};
+use crate::job::lifecycle::{Event, NotDeleted, Return, Settlement};
+use crate::job::verdict::{Completed, Release, Role, Verdict};
+use crate::ports::clock::Clock;
+use crate::ports::{DeleteError, Queue, VisibilityError};
+
+#[derive(Debug)]
+pub enum Message {
+    Hold(Box<Received>),
+    Settle(Verdict),
+    /// Send no delete from now on.
+    Withdraw,
+}
+
+#[derive(Clone)]
+pub struct VisibilityHeartbeat {
+    pub queue: Arc<dyn Queue>,
+    pub clock: Clock,
+    pub supervisor: ActorRef<Event>,
+    pub strategy: Strategy,
+    pub visibility: Duration,
+}
+
+#[derive(Default)]
+pub struct State {
+    held: Option<Held>,
+}
+
+struct Held {
+    verdicts: mpsc::UnboundedSender<Verdict>,
+    withdrawn: CancellationToken,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+impl Actor for VisibilityHeartbeat {
+    type Msg = Message;
+    type State = State;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Message>, (): ()) -> Result<State, ActorProcessingErr> {
+        Ok(State::default())
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Hold(received) => {
+                let (verdicts, verdicts_in) = mpsc::unbounded_channel();
+                let withdrawn = CancellationToken::new();
+                let lease = Lease::taken(self.strategy, self.visibility, received.asked_at);
+                let keeper = Keeper { hand: self.clone(), received: *received, lease, withdrawn: withdrawn.clone() };
+                let keeper =
+                    tell_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, keeper.keep(verdicts_in));
+                state.held = Some(Held { verdicts, withdrawn, _keeper: keeper });
+            }
+            Message::Settle(verdict) => {
+                let held = state.held.as_ref().expect("the core settles only what it had held");
+                // A keeper that is gone has told its death: the core knows.
+                let _ = held.verdicts.send(verdict);
+            }
+            Message::Withdraw => {
+                if let Some(held) = &state.held {
+                    held.withdrawn.cancel();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.held = None;
+        Ok(())
+    }
+}
+
+/// Holds one message until it is settled.
+struct Keeper {
+    hand: VisibilityHeartbeat,
+    received: Received,
+    lease: Lease,
+    withdrawn: CancellationToken,
+}
+
+impl Keeper {
+    async fn keep(mut self, mut verdicts: mpsc::UnboundedReceiver<Verdict>) -> Event {
+        loop {
+            match self.beat_until_judged(&mut verdicts).await {
+                Verdict::Keep(why, release) => {
+                    return Event::Settled(Settlement::Kept(why, self.release(release).await));
+                }
+                Verdict::Delete(completed) => match self.delete(&completed).await {
+                    Ok(()) => return Event::Settled(Settlement::Deleted(completed.why())),
+                    // What becomes of it then is for the core to say.
+                    Err(not_deleted) => self.tell(Event::NotDeleted(not_deleted)),
+                },
+            }
+        }
+    }
+
+    /// Beats until there is a verdict.
+    async fn beat_until_judged(&mut self, verdicts: &mut mpsc::UnboundedReceiver<Verdict>) -> Verdict {
+        let mut beats = Beats::default();
+        loop {
+            let Some(beat_at) = beats.next_at(&self.lease) else {
+                return judged(verdicts).await;
+            };
+            tokio::select! {
+                // A verdict first: a beat that is not needed any more is not sent.
+                biased;
+                verdict = judged(verdicts) => return verdict,
+                () = self.hand.clock.sleep_until(beat_at) => self.beat(&mut beats).await,
+            }
+        }
+    }
+
+    /// One beat. An error that may pass is retried while the lease lasts.
+    async fn beat(&mut self, beats: &mut Beats) {
+        let asked_at = self.hand.clock.now();
+        if !self.lease.is_held(asked_at) {
+            return self.lose("it ended before it was extended".to_owned());
+        }
+        let Some(by) = self.lease.extension(asked_at) else {
+            return self.exhausted(beats);
+        };
+        match self.change_visibility(by).await {
+            Ok(()) if self.lease.is_held(self.hand.clock.now()) => {
+                debug!(message_id = %self.received.delivery.message_id, visibility_s = by.as_secs(), "lease extended");
+                self.lease = self.lease.extended(asked_at, by);
+                beats.succeeded();
+            }
+            // Somebody else may have received the message in between; this answer does not tell.
+            Ok(()) => self.lose("the extension was answered after the lease had ended".to_owned()),
+            Err(VisibilityError::NotInFlight(why)) => self.lose(why),
+            Err(VisibilityError::AtCeiling(_)) => self.exhausted(beats),
+            Err(VisibilityError::Transient(why)) => {
+                let now = self.hand.clock.now();
+                beats.failed(now, self.hand.visibility / 6);
+                let lease_left_s = self.lease.left(now).as_secs_f64();
+                warn!(message_id = %self.received.delivery.message_id, error = why, lease_left_s, "extending the lease failed and will be retried");
+            }
+        }
+    }
+
+    fn lose(&mut self, why: String) {
+        self.lease = self.lease.lost();
+        self.tell(Event::LeaseLost(why));
+    }
+
+    fn exhausted(&mut self, beats: &mut Beats) {
+        self.lease = self.lease.exhausted();
+        beats.succeeded();
+        self.tell(Event::LeaseExhausted);
+    }
+
+    /// Deletes, and beats between the tries. Gives up after as long as one lease.
+    async fn delete(&mut self, completed: &Completed) -> Result<(), NotDeleted> {
+        let VisibilityHeartbeat { queue, clock, .. } = self.hand.clone();
+        let give_up_at = clock.now() + self.hand.visibility;
+        let mut pause = pauses(FIRST_PAUSE, self.hand.visibility / 3);
+        let mut beats = Beats::default();
+        loop {
+            if self.withdrawn.is_cancelled() {
+                return Err(NotDeleted::Withdrawn);
+            }
+            let Some(permit) = completed.permit(&self.lease, clock.now()) else {
+                return Err(NotDeleted::LeaseLost);
+            };
+            let why = match tokio::time::timeout(self.try_limit(), queue.delete(permit)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(DeleteError::Refused(why))) => {
+                    warn!(message_id = %self.received.delivery.message_id, error = why, "the queue refused the delete: the message will come back");
+                    return Err(NotDeleted::LeaseLost);
+                }
+                Ok(Err(DeleteError::Transient(why))) => why,
+                Err(_) => format!("no answer within {:?}", self.try_limit()),
+            };
+            if clock.now() >= give_up_at {
+                return Err(NotDeleted::GaveUp(why));
+            }
+            warn!(message_id = %self.received.delivery.message_id, error = why, "the delete failed and will be retried");
+            let retry_at = clock.now() + pause.next().unwrap_or(FIRST_PAUSE);
+            while let Some(beat_at) = beats.next_at(&self.lease) {
+                tokio::select! {
+                    biased;
+                    () = self.withdrawn.cancelled() => break,
+                    () = clock.sleep_until(retry_at) => break,
+                    () = clock.sleep_until(beat_at) => self.beat(&mut beats).await,
+                }
+            }
+        }
+    }
+
+    /// Lets the message go. What cannot be released runs out by itself.
+    async fn release(&mut self, release: Release) -> Return {
+        let Release::After(delay) = release else {
+            return self.runs_out();
+        };
+        let mut pause = pauses(FIRST_PAUSE, FIRST_PAUSE * 8);
+        let give_up_at = self.hand.clock.now() + RELEASE_LIMIT;
+        loop {
+            let now = self.hand.clock.now();
+            if !self.lease.is_held(now) {
+                // It may be somebody else's, and hiding it from them is not ours to do.
+                return Return::Unknown;
+            }
+            let delay = self.lease.release_delay(delay, now);
+            let why = match self.change_visibility(delay).await {
+                Ok(()) => return Return::After(delay),
+                Err(VisibilityError::NotInFlight(_)) => return Return::Unknown,
+                Err(VisibilityError::AtCeiling(_)) => return self.runs_out(),
+                Err(VisibilityError::Transient(why)) => why,
+            };
+            if self.hand.clock.now() >= give_up_at {
+                warn!(message_id = %self.received.delivery.message_id, error = why, "the message could not be released: its visibility timeout has to run out");
+                return self.runs_out();
+            }
+            tokio::time::sleep(pause.next().unwrap_or(FIRST_PAUSE)).await;
+        }
+    }
+
+    fn runs_out(&self) -> Return {
+        let now = self.hand.clock.now();
+        if self.lease.is_held(now) { Return::Within(self.lease.left(now)) } else { Return::Unknown }
+    }
+
+    async fn change_visibility(&self, visibility: Duration) -> Result<(), VisibilityError> {
+        let limit = self.try_limit();
+        let call = self.hand.queue.change_visibility(&self.received.delivery.receipt, visibility);
+        tokio::time::timeout(limit, call)
+            .await
+            .unwrap_or_else(|_| Err(VisibilityError::Transient(format!("no answer within {limit:?}"))))
+    }
+
+    /// No single try may use up the time of the next beat.
+    fn try_limit(&self) -> Duration {
+        LONGEST_TRY.min(self.hand.visibility / 3)
+    }
+
+    fn tell(&self, event: Event) {
+        // The supervisor outlives its hands; if it is gone there is nobody to tell.
+        let _ = self.hand.supervisor.cast(event);
+    }
+}
+
+/// When to beat next: as the lease says, or sooner after a failure.
+#[derive(Default)]
+struct Beats {
+    retry: Option<Retry>,
+}
+
+struct Retry {
+    at: Duration,
+    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+}
+
+impl Beats {
+    /// On the run's clock; `None` if the lease is lost. Its end is something to wake for too.
+    fn next_at(&self, lease: &Lease) -> Option<Duration> {
+        let next_at = self.retry.as_ref().map(|retry| retry.at).or(lease.next_beat_at());
+        lease.expires_at().map(|expires_at| next_at.unwrap_or(expires_at).min(expires_at))
+    }
+
+    fn failed(&mut self, now: Duration, longest: Duration) {
+        let retry = self.retry.get_or_insert_with(|| Retry { at: now, pauses: Box::new(pauses(FIRST_PAUSE, longest)) });
+        retry.at = now + retry.pauses.next().unwrap_or(longest);
+    }
+
+    fn succeeded(&mut self) {
+        self.retry = None;
+    }
+}
+
+/// The next verdict. Waits for ever if there can be none any more: then this task is about to be dropped.
+async fn judged(verdicts: &mut mpsc::UnboundedReceiver<Verdict>) -> Verdict {
+    match verdicts.recv().await {
+        Some(verdict) => verdict,
+        None => std::future::pending().await,
+    }
+}
+
+/// The longest a single call may take.
+const LONGEST_TRY: Duration = Duration::from_secs(5);
+
+/// The pause after the first failed try.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a release is retried; what is left then runs out by itself.
+const RELEASE_LIMIT: Duration = Duration::from_secs(10);

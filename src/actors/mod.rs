@@ -1,0 +1,55 @@
+//! The hands and their supervisor: a star, not a chain.
+//!
+//! ```text
+//!                       Supervisor     (Job, Event) ── Job::step ──► (Job, [Effect])
+//!      Poll │   ▲       │       ▲           │    ▲          │
+//!           │   │ Hold, │       │   Process,│    │          │ Report
+//!           ▼   │ Settle▼       │      Halt ▼    │          ▼
+//!        Receiver   VisibilityHeartbeat   Processor     Reporter
+//! ```
+//!
+//! The hands never talk to each other. All events meet in the supervisor's one mailbox, so they are in
+//! one order, and "what now?" is answered in one place, which is pure (`job::lifecycle`).
+//!
+//! Architecture invariant: a handler never waits for the world. It starts an owned task that tells
+//! ([`tell_when_done`]) and returns, so a stop is always heard.
+
+pub mod heartbeat;
+pub mod processor;
+pub mod receiver;
+pub mod reporter;
+pub mod supervisor;
+
+use std::future::Future;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use ractor::ActorRef;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::job::lifecycle::Event;
+use crate::job::verdict::Role;
+
+/// Runs `work` and tells the supervisor its event; a panic in it is the actor's death.
+fn tell_when_done(
+    supervisor: ActorRef<Event>,
+    role: Role,
+    work: impl Future<Output = Event> + Send + 'static,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let work = AbortOnDropHandle::new(tokio::spawn(work));
+        let event = work.await.unwrap_or(Event::ActorDied(role));
+        // The supervisor outlives its hands; if it is gone there is nobody to tell.
+        let _ = supervisor.cast(event);
+    }))
+}
+
+/// The pauses between tries of one call: doubling, jittered, without end; whoever waits has a limit.
+fn pauses(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(longest)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

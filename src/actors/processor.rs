@@ -1,0 +1,69 @@
+//! 5 The work: fetches each object, runs the command on it, publishes what it wrote.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::tell_when_done;
+use crate::job::lifecycle::{Event, Work};
+use crate::job::verdict::Role;
+use crate::work::Worker;
+
+#[derive(Debug)]
+pub enum Message {
+    Process(Box<Work>),
+    /// End the work: TERM, grace, KILL. That it has ended is told all the same.
+    Halt,
+}
+
+pub struct Processor {
+    pub worker: Arc<dyn Worker>,
+    pub supervisor: ActorRef<Event>,
+}
+
+#[derive(Default)]
+pub struct State {
+    /// Dropping it halts the work.
+    halt: Option<DropGuard>,
+    work: Option<AbortOnDropHandle<()>>,
+}
+
+impl Actor for Processor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Message>, (): ()) -> Result<State, ActorProcessingErr> {
+        Ok(State::default())
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Process(work) => {
+                let halt = CancellationToken::new();
+                state.halt = Some(halt.clone().drop_guard());
+                let worker = self.worker.clone();
+                let work = async move { Event::Processed(worker.process(*work, halt).await) };
+                state.work = Some(tell_when_done(self.supervisor.clone(), Role::Processor, work));
+            }
+            Message::Halt => state.halt = None,
+        }
+        Ok(())
+    }
+
+    /// Returns only when the command is gone, so "Processor stopped" means exactly that.
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.halt = None;
+        if let Some(work) = state.work.take() {
+            let _ = work.await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! 1 Received: asks the queue for one message at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use super::{pauses, tell_when_done};
+use crate::job::delivery::{Received, Redrive};
+use crate::job::lifecycle::{Event, ReceiveFailure};
+use crate::job::verdict::Role;
+use crate::ports::clock::Clock;
+use crate::ports::{Queue, ReceiveError};
+
+#[derive(Debug)]
+pub enum Message {
+    /// Ask until there is a message, or until there is none.
+    Poll,
+    /// Send no further request; the answer to the last one is still told.
+    Finish,
+}
+
+#[derive(Clone)]
+pub struct Receiver {
+    pub queue: Arc<dyn Queue>,
+    pub clock: Clock,
+    pub supervisor: ActorRef<Event>,
+    pub polling: Polling,
+}
+
+/// How to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Polling {
+    /// How long the message is hidden at first.
+    pub visibility: Duration,
+    /// How long to wait before the queue counts as empty.
+    pub wait: Duration,
+    /// The longest a single request may wait.
+    pub longest_poll: Duration,
+    /// How long transient errors are retried.
+    pub give_up: Duration,
+}
+
+#[derive(Default)]
+pub struct State {
+    finish: CancellationToken,
+    redrive: Arc<OnceCell<Redrive>>,
+    poll: Option<AbortOnDropHandle<()>>,
+    reading_redrive: Option<AbortOnDropHandle<()>>,
+}
+
+impl Actor for Receiver {
+    type Msg = Message;
+    type State = State;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Message>, (): ()) -> Result<State, ActorProcessingErr> {
+        Ok(State::default())
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Poll => {
+                let poll = poll(self.clone(), state.finish.clone(), state.redrive.clone());
+                state.poll = Some(tell_when_done(self.supervisor.clone(), Role::Receiver, poll));
+                if state.reading_redrive.is_none() {
+                    // Beside the long poll, so that it costs no message any time.
+                    let (queue, redrive) = (self.queue.clone(), state.redrive.clone());
+                    state.reading_redrive = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                        redrive.get_or_init(|| read_redrive(queue)).await;
+                    })));
+                }
+            }
+            Message::Finish => state.finish.cancel(),
+        }
+        Ok(())
+    }
+
+    /// A request that is out is awaited, never cancelled: SQS may be handing a message to it.
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.finish.cancel();
+        state.reading_redrive = None;
+        if let Some(poll) = state.poll.take() {
+            let _ = poll.await;
+        }
+        Ok(())
+    }
+}
+
+/// Asks until there is a message, the wait is over, or the errors do not end.
+async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCell<Redrive>>) -> Event {
+    let Receiver { queue, clock, polling, .. } = receiver;
+    let mut left = polling.wait;
+    let mut failing_since = None;
+    let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let asked_at = clock.now();
+        let wait = left.min(polling.longest_poll);
+        match queue.receive(wait, polling.visibility).await {
+            Ok(Some(delivery)) => {
+                let received_at = clock.now();
+                let redrive = redrive.get_or_init(|| read_redrive(queue)).await.clone();
+                return Event::Received(Box::new(Received { delivery, asked_at, received_at, redrive }));
+            }
+            Ok(None) => {
+                failing_since = None;
+                // What was asked for counts, not what passed: a server that answers early is not asked in a hot loop.
+                left = left.saturating_sub(wait);
+                if left.is_zero() || finish.is_cancelled() {
+                    return Event::QueueEmpty;
+                }
+            }
+            Err(ReceiveError::Misconfigured(why)) => return Event::ReceiveFailed(ReceiveFailure::Misconfigured(why)),
+            Err(ReceiveError::Transient(why)) => {
+                let failing_since = *failing_since.get_or_insert(asked_at);
+                if clock.now().saturating_sub(failing_since) >= polling.give_up {
+                    return Event::ReceiveFailed(ReceiveFailure::GaveUp(why));
+                }
+                let pause = pause.next().unwrap_or(LONGEST_PAUSE);
+                warn!(error = why, retry_in_s = pause.as_secs_f64(), "receiving failed and will be retried");
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep(pause) => {}
+                    () = finish.cancelled() => return Event::QueueEmpty,
+                }
+            }
+        }
+    }
+}
+
+async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
+    let redrive = tokio::time::timeout(REDRIVE_LIMIT, queue.redrive()).await.unwrap_or_else(|_| {
+        warn!("the queue's RedrivePolicy was not answered within {REDRIVE_LIMIT:?}");
+        Redrive::Unknown
+    });
+    match &redrive {
+        Redrive::None => {
+            warn!(
+                "the queue has no dead-letter queue: a message that always fails is retried until its retention ends"
+            );
+        }
+        Redrive::DeadLetter { max_receive_count, .. } if *max_receive_count < FEWEST_RECEIVES => {
+            warn!(max_receive_count, "few receives until the dead-letter queue: each stop of a pod costs one too");
+        }
+        Redrive::DeadLetter { .. } | Redrive::Unknown => {}
+    }
+    redrive
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+
+/// With fewer, a deployment and a spot reclaim take an innocent message to the dead-letter queue.
+const FEWEST_RECEIVES: u32 = 3;
+
+/// A message may wait this long for its redrive policy: well inside a third of the shortest lease.
+const REDRIVE_LIMIT: Duration = Duration::from_millis(800);

@@ -1,0 +1,36 @@
+//! 7 Told: passes on what happened, and has no say in it.
+//!
+//! It has no queue and no store, nobody waits for it but the last step of the stop, and its death
+//! changes no verdict.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::job::report::Report;
+use crate::ports::Telemetry;
+
+#[derive(Debug)]
+pub enum Message {
+    Tell(Report),
+}
+
+pub struct Reporter {
+    pub telemetry: Arc<dyn Telemetry>,
+}
+
+impl Actor for Reporter {
+    type Msg = Message;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Message>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle(&self, _: ActorRef<Message>, message: Message, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        let Message::Tell(report) = message;
+        self.telemetry.tell(&report);
+        Ok(())
+    }
+}

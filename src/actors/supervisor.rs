@@ -1,0 +1,266 @@
+//! All events meet here, in one order; what they mean is decided in `job::lifecycle`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, error};
+
+use super::heartbeat::{self, VisibilityHeartbeat};
+use super::processor::{self, Processor};
+use super::receiver::{self, Polling, Receiver};
+use super::reporter::{self, Reporter};
+use crate::job::lease::Strategy;
+use crate::job::lifecycle::{Effect, Event, Job, Limit, Policy, RunOutcome, Step};
+use crate::job::verdict::Role;
+use crate::ports::clock::Clock;
+use crate::ports::{Queue, Telemetry};
+use crate::work::Worker;
+
+/// What a run is decided by.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub policy: Policy,
+    pub strategy: Strategy,
+    pub polling: Polling,
+    pub stop: StopBudget,
+}
+
+/// How long each part of a stop may take; together no longer than the pod's grace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopBudget {
+    /// What the command gets between TERM and KILL.
+    pub grace: Duration,
+    /// What is kept for everything after the command.
+    pub reserve: Duration,
+}
+
+impl StopBudget {
+    /// From KILL to a command that is gone.
+    fn reap(&self) -> Duration {
+        self.reserve / 10
+    }
+
+    /// Joining a beat and releasing the message.
+    fn settle(&self) -> Duration {
+        self.reserve / 2
+    }
+
+    /// Stopping the hands.
+    fn hands(&self) -> Duration {
+        self.reserve / 10
+    }
+
+    /// The last words.
+    fn report(&self) -> Duration {
+        (self.reserve * 3 / 10).min(Duration::from_secs(3))
+    }
+}
+
+/// The world that a run acts on.
+#[derive(Clone)]
+pub struct World {
+    pub queue: Arc<dyn Queue>,
+    pub worker: Arc<dyn Worker>,
+    pub telemetry: Arc<dyn Telemetry>,
+    pub clock: Clock,
+}
+
+/// One pod's run, from its first request for a message to its last word. `stop` is a request to stop in order.
+pub async fn run(world: World, settings: Settings, stop: impl Future<Output = ()> + Send + 'static) -> RunOutcome {
+    let (done, outcome) = oneshot::channel();
+    let supervisor = Supervisor { world, settings };
+    let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
+        return RunOutcome::SupervisorDied;
+    };
+    let _kill = KillOnDrop(supervisor.get_cell());
+    let _stopper = AbortOnDropHandle::new(tokio::spawn(async move {
+        stop.await;
+        // A run that is over has nothing to stop.
+        let _ = supervisor.cast(Event::StopRequested);
+    }));
+    let outcome = outcome.await.unwrap_or(RunOutcome::SupervisorDied);
+    let _ = ended.await;
+    outcome
+}
+
+/// A run that is dropped ends at once, as a pod that is KILLed does: nothing of it lives on.
+struct KillOnDrop(ActorCell);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+struct Supervisor {
+    world: World,
+    settings: Settings,
+}
+
+struct State {
+    job: Option<Job>,
+    hands: Hands,
+    /// Tells that the current limit is over; at most one runs.
+    limit: Option<AbortOnDropHandle<()>>,
+    done: Option<oneshot::Sender<RunOutcome>>,
+}
+
+struct Hands {
+    receiver: ActorRef<receiver::Message>,
+    heartbeat: ActorRef<heartbeat::Message>,
+    processor: ActorRef<processor::Message>,
+    reporter: ActorRef<reporter::Message>,
+}
+
+impl Hands {
+    fn role(&self, id: ActorId) -> Option<Role> {
+        [
+            (self.receiver.get_id(), Role::Receiver),
+            (self.heartbeat.get_id(), Role::VisibilityHeartbeat),
+            (self.processor.get_id(), Role::Processor),
+            (self.reporter.get_id(), Role::Reporter),
+        ]
+        .into_iter()
+        .find_map(|(hand, role)| (hand == id).then_some(role))
+    }
+}
+
+impl Actor for Supervisor {
+    type Msg = Event;
+    type State = State;
+    type Arguments = oneshot::Sender<RunOutcome>;
+
+    async fn pre_start(&self, me: ActorRef<Event>, done: Self::Arguments) -> Result<State, ActorProcessingErr> {
+        let World { queue, worker, telemetry, clock } = self.world.clone();
+        let Settings { polling, strategy, .. } = self.settings;
+        let cell = me.get_cell();
+        let (reporter, _) = Actor::spawn_linked(None, Reporter { telemetry }, (), cell.clone()).await?;
+        let heartbeat = VisibilityHeartbeat {
+            queue: queue.clone(),
+            clock,
+            supervisor: me.clone(),
+            strategy,
+            visibility: polling.visibility,
+        };
+        let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
+        let (processor, _) =
+            Actor::spawn_linked(None, Processor { worker, supervisor: me.clone() }, (), cell.clone()).await?;
+        let receiver = Receiver { queue, clock, supervisor: me.clone(), polling };
+        let (receiver, _) = Actor::spawn_linked(None, receiver, (), cell).await?;
+
+        let mut state = State {
+            job: None,
+            hands: Hands { receiver, heartbeat, processor, reporter },
+            limit: None,
+            done: Some(done),
+        };
+        self.carry_out(&me, &mut state, Job::start(self.settings.policy.clone())).await;
+        Ok(state)
+    }
+
+    async fn handle(&self, me: ActorRef<Event>, event: Event, state: &mut State) -> Result<(), ActorProcessingErr> {
+        let job = state.job.take().expect("a step gives a job back");
+        debug!(phase = job.phase(), ?event);
+        let step = job.step(self.world.clock.now(), event);
+        self.carry_out(&me, state, step).await;
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<Event>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (died, why) = match event {
+            SupervisionEvent::ActorTerminated(cell, _, why) => (cell, why.unwrap_or_default()),
+            SupervisionEvent::ActorFailed(cell, why) => (cell, why.to_string()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+        };
+        let role = state.hands.role(died.get_id());
+        // Once the sender is taken, the hands are being stopped.
+        if let Some(role) = role.filter(|_| state.done.is_some()) {
+            error!(actor = %role, error = why, "an actor died: this is a bug in leasehold");
+            return self.handle(me, Event::ActorDied(role), state).await;
+        }
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    async fn carry_out(&self, me: &ActorRef<Event>, state: &mut State, step: Step) {
+        state.job = Some(step.job);
+        for effect in step.effects {
+            let hands = &state.hands;
+            let heard = match effect {
+                Effect::Poll => {
+                    // The limits of a message end with it.
+                    state.limit = None;
+                    hands.receiver.cast(receiver::Message::Poll).is_ok()
+                }
+                Effect::StopPolling => hands.receiver.cast(receiver::Message::Finish).is_ok(),
+                Effect::Hold(received) => hands.heartbeat.cast(heartbeat::Message::Hold(received)).is_ok(),
+                Effect::Process(work) => hands.processor.cast(processor::Message::Process(work)).is_ok(),
+                Effect::Halt => hands.processor.cast(processor::Message::Halt).is_ok(),
+                Effect::Settle(verdict) => hands.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
+                Effect::Withdraw => hands.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
+                Effect::Report(report) => hands.reporter.cast(reporter::Message::Tell(report)).is_ok(),
+                Effect::Await(limit) => {
+                    state.limit = Some(self.tell_when_over(me, limit));
+                    true
+                }
+                Effect::Leave(outcome) => {
+                    state.limit = None;
+                    self.stop_hands(hands).await;
+                    if let Some(done) = state.done.take() {
+                        let _ = done.send(outcome);
+                    }
+                    me.stop(None);
+                    true
+                }
+            };
+            if !heard {
+                // It is dead, and its death is an event of its own.
+                debug!("an actor that is gone was told something");
+            }
+        }
+    }
+
+    fn tell_when_over(&self, me: &ActorRef<Event>, limit: Limit) -> AbortOnDropHandle<()> {
+        let Settings { policy, polling, stop, .. } = &self.settings;
+        let length = match limit {
+            Limit::Work => policy.max_duration,
+            Limit::Halt => stop.grace + stop.reap(),
+            Limit::Settle => stop.settle(),
+            Limit::LastPoll => polling.longest_poll + stop.reap(),
+        };
+        let me = me.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(length).await;
+            let _ = me.cast(Event::Overdue(limit));
+        }))
+    }
+
+    /// In order, each within its limit: a hand that does not end by then is killed.
+    async fn stop_hands(&self, hands: &Hands) {
+        let order: [ActorCell; 3] = [
+            hands.receiver.get_cell(),  // nothing new comes in
+            hands.processor.get_cell(), // the command is gone
+            hands.heartbeat.get_cell(), // no call is made any more
+        ];
+        for hand in order {
+            if hand.stop_and_wait(None, Some(self.settings.stop.hands() / 3)).await.is_err() {
+                hand.kill();
+            }
+        }
+        // The last word is said.
+        let reporter = hands.reporter.get_cell();
+        if reporter.drain_and_wait(Some(self.settings.stop.report())).await.is_err() {
+            reporter.kill();
+        }
+    }
+}

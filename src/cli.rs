@@ -1,0 +1,265 @@
+//! The command line. Also the only reader of the environment: every flag has its `LEASEHOLD_<FLAG>`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::job::route::EventFilter;
+use crate::telemetry::logs::LogFormat;
+
+/// Holds an SQS message's lease while a command works on its S3 object; deletes it on success only.
+#[derive(Debug, Parser)]
+#[command(name = "leasehold", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Receive a message, run the command on its object, delete the message if that succeeded
+    Run(Box<RunArgs>),
+    /// The same without AWS: every file of a folder becomes an object and a message
+    Local(Box<LocalArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The SQS queue, standard or FIFO
+    #[arg(long, env = "LEASEHOLD_QUEUE_URL", value_name = "URL")]
+    pub queue_url: String,
+
+    #[command(flatten)]
+    pub work: WorkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LocalArgs {
+    /// The folder whose files are to be processed
+    pub inbox: PathBuf,
+
+    /// Where results go: what the command wrote into JOB_OUTPUT_DIR, in a folder named after the file
+    #[arg(long, env = "LEASEHOLD_OUTBOX", value_name = "DIR")]
+    pub outbox: Option<PathBuf>,
+
+    /// How many files to process side by side, as that many pods would
+    #[arg(long, env = "LEASEHOLD_CONCURRENCY", value_name = "N", default_value = "1")]
+    pub concurrency: usize,
+
+    #[command(flatten)]
+    pub work: WorkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkArgs {
+    /// How the message is kept invisible to others while the work runs
+    #[arg(long, env = "LEASEHOLD_VISIBILITY", value_enum, default_value = "heartbeat", help_heading = LEASE)]
+    pub visibility: VisibilityArg,
+
+    /// Length of the lease; extended at each third of it
+    #[arg(long, env = "LEASEHOLD_VISIBILITY_TIMEOUT", value_name = "TIME", default_value = "2m", value_parser = time, help_heading = LEASE)]
+    pub visibility_timeout: Duration,
+
+    /// How long the work on one message may take, from the receive; then it is halted and retried
+    #[arg(long, env = "LEASEHOLD_MAX_DURATION", value_name = "TIME", default_value = "10m", value_parser = time, help_heading = LEASE)]
+    pub max_duration: Duration,
+
+    /// How long to wait for a message before the queue counts as empty [default: 10s; local: 0s]
+    #[arg(long, env = "LEASEHOLD_WAIT", value_name = "TIME", value_parser = time, help_heading = RECEIVE)]
+    pub wait: Option<Duration>,
+
+    /// How many messages to process, one after another, before leaving
+    #[arg(long, env = "LEASEHOLD_MAX_MESSAGES", value_name = "N", default_value = "1", help_heading = RECEIVE)]
+    pub max_messages: u32,
+
+    /// Which S3 events are work; messages about others are deleted
+    #[arg(long, env = "LEASEHOLD_EVENTS", value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
+    pub events: EventFilter,
+
+    /// How long errors of the queue are retried before leaving with exit code 69
+    #[arg(long, env = "LEASEHOLD_RECEIVE_GIVE_UP", value_name = "TIME", default_value = "2m", value_parser = time, help_heading = RECEIVE)]
+    pub receive_give_up: Duration,
+
+    /// Where files live while they are processed [default: the system's temporary directory]
+    #[arg(long, env = "LEASEHOLD_WORK_DIR", value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
+    pub work_dir: PathBuf,
+
+    /// Exit codes with which the command says that this input will never work
+    #[arg(long, env = "LEASEHOLD_PERMANENT_EXIT_CODES", value_name = "CODE,...", default_value = "65", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..=255), help_heading = WORK)]
+    pub permanent_exit_codes: Vec<i32>,
+
+    /// The pod's terminationGracePeriodSeconds
+    #[arg(long, env = "LEASEHOLD_TERMINATION_GRACE", value_name = "TIME", default_value = "30s", value_parser = time, help_heading = STOP)]
+    pub termination_grace: Duration,
+
+    /// What the command gets between TERM and KILL [default: the termination grace less min(10s, a third of it)]
+    #[arg(long, env = "LEASEHOLD_STOP_GRACE", value_name = "TIME", value_parser = time, help_heading = STOP)]
+    pub stop_grace: Option<Duration>,
+
+    /// After SIGTERM: make the message visible at once, or let its lease run out
+    #[arg(long, env = "LEASEHOLD_ON_STOP", value_enum, default_value = "release", help_heading = STOP)]
+    pub on_stop: OnStopArg,
+
+    /// After a failure: make the message visible after a growing delay, or let its lease run out
+    #[arg(long, env = "LEASEHOLD_RETRY", value_enum, default_value = "backoff", help_heading = RETRY)]
+    pub retry: RetryArg,
+
+    /// The shortest delay of a retry [default: 10s; local: 1s]
+    #[arg(long, env = "LEASEHOLD_RETRY_MIN", value_name = "TIME", value_parser = time, help_heading = RETRY)]
+    pub retry_min: Option<Duration>,
+
+    /// The longest delay of a retry [default: 15m; local: 5s]
+    #[arg(long, env = "LEASEHOLD_RETRY_MAX", value_name = "TIME", value_parser = time, help_heading = RETRY)]
+    pub retry_max: Option<Duration>,
+
+    /// Who we are, in every log record [default: the host name]
+    #[arg(long, env = "LEASEHOLD_JOB_ID", value_name = "ID", default_value_t = host_name(), hide_default_value = true, help_heading = REPORT)]
+    pub job_id: String,
+
+    /// The pod, in every log record [default: the host name, which in Kubernetes is the pod's]
+    #[arg(long, env = "LEASEHOLD_POD_NAME", value_name = "NAME", default_value_t = host_name(), hide_default_value = true, help_heading = REPORT)]
+    pub pod_name: String,
+
+    /// [default: text on a terminal, else json]
+    #[arg(long, env = "LEASEHOLD_LOG_FORMAT", value_enum, help_heading = REPORT)]
+    pub log_format: Option<LogFormat>,
+
+    /// Where the last record goes as well [default: /dev/termination-log, if it exists]
+    #[arg(long, env = "LEASEHOLD_TERMINATION_LOG", value_name = "FILE", help_heading = REPORT)]
+    pub termination_log: Option<PathBuf>,
+
+    /// What to run on each object
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+const LEASE: &str = "Lease";
+const RECEIVE: &str = "Receive";
+const WORK: &str = "Work";
+const STOP: &str = "Stop";
+const RETRY: &str = "Retry";
+const REPORT: &str = "Report";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VisibilityArg {
+    /// A short lease, extended at each third of it
+    Heartbeat,
+    /// One extension to --max-duration and the stop, right after the receive
+    Fixed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnStopArg {
+    Release,
+    Expire,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RetryArg {
+    Backoff,
+    Expire,
+}
+
+/// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
+pub fn parse() -> Result<Cli, clap::Error> {
+    let cli = Cli::try_parse()?;
+    if let Some(complaint) = unknown_variable(environment().map(|(name, _)| name)) {
+        return Err(Cli::command().error(clap::error::ErrorKind::UnknownArgument, complaint));
+    }
+    Ok(cli)
+}
+
+/// `RUST_LOG`, or what a pod's log should hold: not the spans that ractor opens around each of its handlers.
+pub fn log_filter() -> String {
+    variable("RUST_LOG").and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info,ractor=error".to_owned())
+}
+
+/// The file of certificate authorities that other AWS tools would use, if one is set.
+pub fn ca_bundle() -> Option<PathBuf> {
+    ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(variable).map(PathBuf::from)
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    environment().find_map(|(variable, value)| (variable == name && !value.is_empty()).then_some(value))
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+fn environment() -> impl Iterator<Item = (String, OsString)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+}
+
+/// A complaint about the first variable that looks like ours and is none: a silent typo costs days.
+fn unknown_variable(names: impl Iterator<Item = String>) -> Option<String> {
+    let known: Vec<String> = Cli::command()
+        .get_subcommands()
+        .flat_map(|action| {
+            action.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect::<Vec<_>>()
+        })
+        .collect();
+    let unknown = names
+        .filter(|name| name.starts_with("LEASEHOLD_") && !is_service_variable(name))
+        .find(|name| !known.contains(name))?;
+    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &unknown))?;
+    Some(format!("environment variable '{unknown}' is no setting of leasehold: did you mean '{nearest}'?"))
+}
+
+/// Kubernetes sets such variables in every pod beside a Service called `leasehold` or `leasehold-…`.
+fn is_service_variable(name: &str) -> bool {
+    let of_a_port = |rest: &str| {
+        let mut parts = rest.split('_');
+        parts.next().is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+            && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+            && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.rsplit_once("_PORT_").is_some_and(|(_, rest)| of_a_port(rest))
+        // LEASEHOLD_PORT_80_TCP_PORT splits at its last _PORT, which is its end.
+        || name.strip_suffix("_PORT").and_then(|name| name.rsplit_once("_PORT_")).is_some_and(|(_, rest)| of_a_port(rest))
+}
+
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_variable_is_refused_with_the_nearest_name() {
+        let complaint = |name: &str| unknown_variable([name.to_owned()].into_iter());
+        assert!(complaint("LEASEHOLD_MAX_DURATON").unwrap().contains("did you mean 'LEASEHOLD_MAX_DURATION'?"));
+        assert_eq!(complaint("LEASEHOLD_MAX_DURATION"), None);
+        assert_eq!(complaint("PATH"), None);
+    }
+
+    #[test]
+    fn the_variables_of_a_service_are_not_ours() {
+        for name in [
+            "LEASEHOLD_SERVICE_HOST",
+            "LEASEHOLD_PUSHGATEWAY_SERVICE_HOST",
+            "LEASEHOLD_PUSHGATEWAY_SERVICE_PORT_HTTP",
+            "LEASEHOLD_PUSHGATEWAY_PORT",
+            "LEASEHOLD_PUSHGATEWAY_PORT_9091_TCP",
+            "LEASEHOLD_PUSHGATEWAY_PORT_9091_TCP_ADDR",
+            "LEASEHOLD_PUSHGATEWAY_PORT_9091_TCP_PORT",
+        ] {
+            assert!(is_service_variable(name), "{name}");
+        }
+        assert!(!is_service_variable("LEASEHOLD_EXPORT_TCP"));
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,232 @@
+//! Settings that have been checked: against their own limits, against each other, and against what SQS and
+//! the pod allow. Pure: what is wrong is found before anything is received.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::actors::receiver::Polling;
+use crate::actors::supervisor::{Settings, StopBudget};
+use crate::cli::{LocalArgs, OnStopArg, RetryArg, RunArgs, VisibilityArg, WorkArgs};
+use crate::job::lease::{CEILING, Strategy};
+use crate::job::lifecycle::Policy;
+use crate::job::verdict::{OnStop, Retry, RetryPolicy};
+use crate::ports::sqs;
+use crate::telemetry::logs::{Identity, LogFormat};
+use crate::telemetry::termination::TerminationLog;
+use crate::work::CommandLine;
+
+/// A setting that cannot work. Its text names the flags and the numbers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--queue-url: {0}")]
+    QueueUrl(String),
+    #[error("--visibility-timeout {} is under 3s: no beat could come in time", show(.0))]
+    VisibilityTooShort(Duration),
+    #[error("--visibility-timeout {} is over the 12h for which SQS hides a message", show(.0))]
+    VisibilityTooLong(Duration),
+    #[error("{flag} {} has a fraction of a second, and SQS counts whole seconds", show(.value))]
+    Fraction { flag: &'static str, value: Duration },
+    #[error("--{0} must be more than nothing")]
+    Zero(&'static str),
+    #[error(
+        "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop",
+        show(.max_duration), show(.most), show(&CEILING.saturating_sub(*.most))
+    )]
+    MaxDuration { max_duration: Duration, most: Duration },
+    #[error(
+        "--stop-grace {} does not fit: with the {} that leasehold needs to release the message and report, it is over --termination-grace {}",
+        show(.stop_grace), show(.reserve), show(.termination_grace)
+    )]
+    StopGrace { stop_grace: Duration, reserve: Duration, termination_grace: Duration },
+    #[error(
+        "--wait {} does not fit: a request for a message is awaited in a stop, and with the {} that leasehold needs after it that is over --termination-grace {}",
+        show(.wait), show(.reserve), show(.termination_grace)
+    )]
+    Wait { wait: Duration, reserve: Duration, termination_grace: Duration },
+    #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
+    RetryRange { min: Duration, max: Duration },
+    #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
+    RetryTooLong(Duration),
+    #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
+    PermanentExitCode(i32, &'static str),
+}
+
+fn show(duration: &Duration) -> String {
+    humantime::format_duration(*duration).to_string()
+}
+
+/// `leasehold run`.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    pub queue_url: String,
+    pub work: WorkConfig,
+}
+
+/// `leasehold local`.
+#[derive(Debug, Clone)]
+pub struct LocalConfig {
+    pub inbox: PathBuf,
+    pub outbox: Option<PathBuf>,
+    pub concurrency: usize,
+    pub work: WorkConfig,
+}
+
+/// What both have.
+#[derive(Debug, Clone)]
+pub struct WorkConfig {
+    pub settings: Settings,
+    pub command: CommandLine,
+    pub work_dir: PathBuf,
+    pub identity: Identity,
+    pub log_format: Option<LogFormat>,
+    pub termination_log: TerminationLog,
+}
+
+/// What is different on a laptop, where nobody wants to wait.
+struct Defaults {
+    wait: Duration,
+    retry_min: Duration,
+    retry_max: Duration,
+}
+
+impl TryFrom<RunArgs> for RunConfig {
+    type Error = ConfigError;
+
+    fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
+        sqs::check_queue_url(&args.queue_url).map_err(ConfigError::QueueUrl)?;
+        let defaults = Defaults { wait: SECOND * 10, retry_min: SECOND * 10, retry_max: MINUTE * 15 };
+        Ok(Self { work: work(args.work, &defaults, sqs::is_fifo(&args.queue_url))?, queue_url: args.queue_url })
+    }
+}
+
+impl TryFrom<LocalArgs> for LocalConfig {
+    type Error = ConfigError;
+
+    fn try_from(args: LocalArgs) -> Result<Self, ConfigError> {
+        let defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: SECOND * 5 };
+        if args.concurrency == 0 {
+            return Err(ConfigError::Zero("concurrency"));
+        }
+        let LocalArgs { inbox, outbox, concurrency, work: args } = args;
+        Ok(Self { inbox, outbox, concurrency, work: work(args, &defaults, false)? })
+    }
+}
+
+fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, ConfigError> {
+    let visibility = args.visibility_timeout;
+    let wait = args.wait.unwrap_or(defaults.wait);
+    for (flag, value) in [("--visibility-timeout", visibility), ("--wait", wait)] {
+        if value.subsec_nanos() > 0 {
+            return Err(ConfigError::Fraction { flag, value });
+        }
+    }
+    if visibility < SHORTEST_VISIBILITY {
+        return Err(ConfigError::VisibilityTooShort(visibility));
+    }
+    if visibility > CEILING {
+        return Err(ConfigError::VisibilityTooLong(visibility));
+    }
+    if args.max_messages == 0 {
+        return Err(ConfigError::Zero("max-messages"));
+    }
+    if args.max_duration.is_zero() {
+        return Err(ConfigError::Zero("max-duration"));
+    }
+
+    // The lease counts from before the request: a request no longer than a third of it leaves time to work.
+    let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(visibility / 3).as_secs());
+    let polling = Polling { visibility, wait, longest_poll, give_up: args.receive_give_up };
+    let stop = stop_budget(&args, longest_poll)?;
+
+    let kept_for_the_stop = stop.grace + stop.reserve + longest_poll + SECOND;
+    let most = CEILING.saturating_sub(kept_for_the_stop);
+    if args.max_duration > most {
+        return Err(ConfigError::MaxDuration { max_duration: args.max_duration, most });
+    }
+    let strategy = match args.visibility {
+        VisibilityArg::Heartbeat => Strategy::Heartbeat,
+        VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(args.max_duration + stop.grace + stop.reserve)),
+    };
+    let retry = retry_policy(&args, defaults)?;
+
+    let mut command = args.command.into_iter();
+    Ok(WorkConfig {
+        settings: Settings {
+            policy: Policy {
+                events: args.events,
+                retry,
+                max_duration: args.max_duration,
+                max_messages: args.max_messages,
+                fifo,
+            },
+            strategy,
+            polling,
+            stop,
+        },
+        command: CommandLine { program: command.next().expect("clap requires COMMAND"), args: command.collect() },
+        work_dir: args.work_dir,
+        identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
+        log_format: args.log_format,
+        termination_log: args.termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At),
+    })
+}
+
+/// Every stop path fits the pod's grace, or the run is not begun.
+fn stop_budget(args: &WorkArgs, longest_poll: Duration) -> Result<StopBudget, ConfigError> {
+    let termination_grace = args.termination_grace;
+    if termination_grace.is_zero() {
+        return Err(ConfigError::Zero("termination-grace"));
+    }
+    let reserve = (termination_grace / 3).min(LONGEST_RESERVE);
+    let grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(reserve));
+    if grace + reserve > termination_grace {
+        return Err(ConfigError::StopGrace { stop_grace: grace, reserve, termination_grace });
+    }
+    if longest_poll + reserve > termination_grace {
+        return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace });
+    }
+    Ok(StopBudget { grace, reserve })
+}
+
+fn retry_policy(args: &WorkArgs, defaults: &Defaults) -> Result<RetryPolicy, ConfigError> {
+    let min = args.retry_min.unwrap_or(defaults.retry_min.min(args.retry_max.unwrap_or(defaults.retry_min)));
+    let max = args.retry_max.unwrap_or(defaults.retry_max.max(min));
+    if min > max {
+        return Err(ConfigError::RetryRange { min, max });
+    }
+    if max > CEILING {
+        return Err(ConfigError::RetryTooLong(max));
+    }
+    for (code, meaning) in [(0, "success"), (75, "temporary")] {
+        if args.permanent_exit_codes.contains(&code) {
+            return Err(ConfigError::PermanentExitCode(code, meaning));
+        }
+    }
+    Ok(RetryPolicy {
+        retry: match args.retry {
+            RetryArg::Backoff => Retry::Backoff { min, max },
+            RetryArg::Expire => Retry::Expire,
+        },
+        on_stop: match args.on_stop {
+            OnStopArg::Release => OnStop::Release,
+            OnStopArg::Expire => OnStop::Expire,
+        },
+        permanent_exit_codes: args.permanent_exit_codes.clone(),
+    })
+}
+
+fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs() + u64::from(duration.subsec_nanos() > 0))
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// A third of it is a second, the least that SQS counts.
+const SHORTEST_VISIBILITY: Duration = Duration::from_secs(3);
+
+/// SQS answers a long poll within 20 s (`WaitTimeSeconds`).
+const LONGEST_POLL: Duration = Duration::from_secs(20);
+
+/// What is kept of the pod's grace for the release and the last words; less if the grace is under 30 s.
+const LONGEST_RESERVE: Duration = Duration::from_secs(10);

@@ -1,0 +1,146 @@
+//! 1 Received: one handing-out of a message by the queue.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The queue's own name for a message; the same at every delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MessageId(String);
+
+impl MessageId {
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The key to one delivery. Whoever holds it can extend, release or delete, so it is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReceiptHandle(String);
+
+impl ReceiptHandle {
+    pub fn new(handle: impl Into<String>) -> Self {
+        Self(handle.into())
+    }
+
+    /// The handle itself, for the wire and for nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ReceiptHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReceiptHandle(..)")
+    }
+}
+
+/// One handing-out of a message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Delivery {
+    pub message_id: MessageId,
+    pub receipt: ReceiptHandle,
+    pub body: String,
+    /// How often the message has been received, this time included: 1 = first
+    /// (SQS's `ApproximateReceiveCount`).
+    pub receive_count: u32,
+    /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
+    pub traceparent: Option<String>,
+}
+
+/// The body may be anybody's data: it is not printed either.
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("message_id", &self.message_id)
+            .field("receive_count", &self.receive_count)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A delivery and when it came to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    pub delivery: Delivery,
+    /// Just before the request that brought it was sent. SQS hid the message no earlier, so a lease
+    /// counted from here never outlasts SQS's own.
+    pub asked_at: Duration,
+    /// When the answer came; `--max-duration` counts from here.
+    pub received_at: Duration,
+    /// What becomes of a message that keeps failing, as far as we may know it.
+    pub redrive: Redrive,
+}
+
+/// The queue's `RedrivePolicy`, read once per run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Redrive {
+    /// After `max_receive_count` receives the next one moves the message to `queue`.
+    DeadLetter { max_receive_count: u32, queue: String },
+    /// The queue has none: a message that always fails is retried until its retention ends.
+    None,
+    /// Not permitted to read it, or not answered: only words are lost.
+    Unknown,
+}
+
+impl Redrive {
+    pub fn max_receive_count(&self) -> Option<u32> {
+        match self {
+            Self::DeadLetter { max_receive_count, .. } => Some(*max_receive_count),
+            Self::None | Self::Unknown => None,
+        }
+    }
+
+    /// Is a delivery with this receive count the last before the dead-letter queue?
+    pub fn is_final(&self, receive_count: u32) -> bool {
+        self.max_receive_count().is_some_and(|max| receive_count >= max)
+    }
+}
+
+/// The W3C form of an X-Ray header (`Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1`).
+///
+/// `None` if the header has no root or parent; the trace id is the two hexadecimal parts of the root, joined.
+pub fn traceparent_from_xray(header: &str) -> Option<String> {
+    let field = |name: &str| header.split(';').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='));
+    let is_hex = |text: &str, length: usize| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let trace_id: String = field("Root")?.strip_prefix("1-")?.split('-').collect();
+    let parent = field("Parent")?;
+    let sampled = if field("Sampled") == Some("1") { "01" } else { "00" };
+    (is_hex(&trace_id, 32) && is_hex(parent, 16)).then(|| format!("00-{trace_id}-{parent}-{sampled}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_xray_header_becomes_a_traceparent() {
+        assert_eq!(
+            traceparent_from_xray("Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1")
+                .as_deref(),
+            Some("00-5759e988bd862e3fe1be46a994272793-53995c3f42cd8ad8-01")
+        );
+        assert_eq!(traceparent_from_xray("Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"), None);
+        assert_eq!(traceparent_from_xray("nonsense"), None);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let delivery = Delivery {
+            message_id: MessageId::new("m"),
+            receipt: ReceiptHandle::new("secret-handle"),
+            body: "secret-body".into(),
+            receive_count: 1,
+            traceparent: None,
+        };
+        assert!(!format!("{delivery:?} {:?}", delivery.receipt).contains("secret"));
+    }
+}

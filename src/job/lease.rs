@@ -1,0 +1,173 @@
+//! 4 Held: our belief that the message is in flight for us, and for how long.
+
+use std::time::Duration;
+
+/// SQS hides a message for at most 12 hours from its receive, extensions included; a request that
+/// would pass this is refused, not shortened (AWS, "Amazon SQS visibility timeout").
+pub const CEILING: Duration = Duration::from_hours(12);
+
+/// How a lease is kept while the work runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// A short lease, extended at each third of it.
+    Heartbeat,
+    /// One extension to this length, right after the receive; then no beats.
+    Fixed(Duration),
+}
+
+/// A lease on one delivery. All points in time are on the run's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    strategy: Strategy,
+    visibility: Duration,
+    asked_at: Duration,
+    next_beat_at: Option<Duration>,
+    /// `None` once lost: it is never trusted again, whatever the queue says later.
+    expires_at: Option<Duration>,
+}
+
+impl Lease {
+    /// The lease that a receive gives: `visibility` long, counted from before we asked for it.
+    #[must_use]
+    pub fn taken(strategy: Strategy, visibility: Duration, asked_at: Duration) -> Self {
+        let next_beat_at = match strategy {
+            Strategy::Heartbeat => asked_at + visibility / 3,
+            Strategy::Fixed(_) => asked_at,
+        };
+        Self {
+            strategy,
+            visibility,
+            asked_at,
+            next_beat_at: Some(next_beat_at),
+            expires_at: Some(asked_at + visibility),
+        }
+    }
+
+    /// When to ask for the next extension; `None` if none is due any more.
+    pub fn next_beat_at(&self) -> Option<Duration> {
+        self.next_beat_at
+    }
+
+    /// From here on the message may be somebody else's; `None` once it is lost.
+    pub fn expires_at(&self) -> Option<Duration> {
+        self.expires_at
+    }
+
+    /// Can we still prove that the message is ours?
+    pub fn is_held(&self, now: Duration) -> bool {
+        self.expires_at.is_some_and(|expires_at| now < expires_at)
+    }
+
+    /// How long it lasts if nobody extends it.
+    pub fn left(&self, now: Duration) -> Duration {
+        self.expires_at.unwrap_or_default().saturating_sub(now)
+    }
+
+    /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not lengthen the
+    /// lease any more, because SQS's ceiling is near.
+    pub fn extension(&self, now: Duration) -> Option<Duration> {
+        let want = match self.strategy {
+            Strategy::Heartbeat => self.visibility,
+            Strategy::Fixed(length) => length,
+        };
+        let ask = want.min(self.room(now));
+        self.expires_at.is_some_and(|expires_at| now + ask > expires_at).then_some(ask)
+    }
+
+    /// `delay` as far as SQS allows it at `now`, in whole seconds, rounded up.
+    pub fn release_delay(&self, delay: Duration, now: Duration) -> Duration {
+        let whole = Duration::from_secs(delay.as_secs() + u64::from(delay.subsec_nanos() > 0));
+        whole.min(self.room(now))
+    }
+
+    /// The extension asked for at `asked_at` was accepted. It counts from when we asked, not from when the
+    /// answer came: we never believe that we hold the message for longer than SQS does.
+    #[must_use]
+    pub fn extended(&self, asked_at: Duration, by: Duration) -> Self {
+        let next_beat_at = match self.strategy {
+            Strategy::Heartbeat => Some(asked_at + by.min(self.visibility) / 3),
+            Strategy::Fixed(_) => None,
+        };
+        Self { next_beat_at, expires_at: Some(asked_at + by), ..*self }
+    }
+
+    /// SQS allows no further extension: what is left is all there is.
+    #[must_use]
+    pub fn exhausted(&self) -> Self {
+        Self { next_beat_at: None, ..*self }
+    }
+
+    #[must_use]
+    pub fn lost(&self) -> Self {
+        Self { next_beat_at: None, expires_at: None, ..*self }
+    }
+
+    /// What SQS would still accept, in whole seconds. One second is left for the request's way there.
+    fn room(&self, now: Duration) -> Duration {
+        let room = CEILING.saturating_sub(now.saturating_sub(self.asked_at) + Duration::from_secs(1));
+        Duration::from_secs(room.as_secs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn heartbeat() -> Lease {
+        Lease::taken(Strategy::Heartbeat, 120 * S, 10 * S)
+    }
+
+    #[test]
+    fn a_beat_is_due_at_each_third() {
+        assert_eq!(heartbeat().next_beat_at(), Some(50 * S));
+        assert_eq!(heartbeat().extended(50 * S, 120 * S).next_beat_at(), Some(90 * S));
+    }
+
+    #[test]
+    fn an_extension_counts_from_when_it_was_asked_for() {
+        let lease = heartbeat().extended(50 * S, 120 * S);
+        assert!(lease.is_held(170 * S - Duration::from_nanos(1)));
+        assert!(!lease.is_held(170 * S));
+    }
+
+    #[test]
+    fn nothing_past_twelve_hours_is_asked_for() {
+        let mut lease = heartbeat();
+        let mut asked = 0;
+        while let Some(at) = lease.next_beat_at() {
+            let Some(by) = lease.extension(at) else { break };
+            assert!(at + by < 10 * S + CEILING, "SQS would refuse {by:?} at {at:?}");
+            lease = lease.extended(at, by);
+            asked += 1;
+        }
+        assert!(asked >= 12 * 60 * 60 / 41, "the lease lasted {asked} beats only");
+        assert!(lease.expires_at() >= Some(10 * S + CEILING - 3 * S), "held until {:?} only", lease.expires_at());
+    }
+
+    #[test]
+    fn a_fixed_lease_is_extended_once_and_at_once() {
+        let lease = Lease::taken(Strategy::Fixed(640 * S), 120 * S, 10 * S);
+        assert_eq!(lease.next_beat_at(), Some(10 * S));
+        assert_eq!(lease.extension(11 * S), Some(640 * S));
+        let lease = lease.extended(11 * S, 640 * S);
+        assert_eq!((lease.next_beat_at(), lease.expires_at()), (None, Some(651 * S)));
+    }
+
+    #[test]
+    fn a_lost_lease_stays_lost() {
+        let lost = heartbeat().lost();
+        assert!(!lost.is_held(Duration::ZERO));
+        assert_eq!((lost.next_beat_at(), lost.extension(20 * S), lost.left(20 * S)), (None, None, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_release_is_whole_seconds_within_the_ceiling() {
+        let lease = heartbeat();
+        assert_eq!(lease.release_delay(Duration::from_millis(1500), 20 * S), 2 * S);
+        assert_eq!(lease.release_delay(Duration::ZERO, 20 * S), Duration::ZERO);
+        assert_eq!(lease.release_delay(13 * 3600 * S, 20 * S), CEILING - 11 * S);
+        assert_eq!(lease.release_delay(900 * S, 10 * S + CEILING), Duration::ZERO);
+    }
+}

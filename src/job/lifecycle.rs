@@ -1,0 +1,557 @@
+//! 6 The journey: what an event means now.
+//!
+//! ```text
+//! Receiving ──Received──► Processing ──Processed──► Settling ──Settled──► Receiving again, or Done
+//!     │                       │ StopRequested,         ▲
+//!     │ QueueEmpty,           │ LeaseLost, Overdue,    │ Processed, Overdue(Halt)
+//!     │ ReceiveFailed         ▼ ActorDied              │
+//!     └──────► Done        Halting ────────────────────┘
+//! ```
+//!
+//! Architecture invariant: every event has an answer in every phase, written out; an event that comes
+//! late or twice changes nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::delivery::Received;
+use super::notification::{Record, parse};
+use super::report::{Ended, Report, Spent, Subject};
+use super::route::{EventFilter, Route, route};
+use super::verdict::{Completed, Completion, Exit, KeepReason, Outcome, RetryPolicy, Role, Verdict};
+
+/// What is decided before the first event and never changes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub events: EventFilter,
+    pub retry: RetryPolicy,
+    pub max_duration: Duration,
+    pub max_messages: u32,
+    /// A FIFO queue keeps the rest of a group waiting behind a kept message: this pod leaves then.
+    pub fifo: bool,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Received(Box<Received>),
+    QueueEmpty,
+    ReceiveFailed(ReceiveFailure),
+    Processed(Processed),
+    /// The lease cannot be proved any more.
+    LeaseLost(String),
+    /// SQS's ceiling of 12 hours is near: the lease cannot be extended any more.
+    LeaseExhausted,
+    Settled(Settlement),
+    NotDeleted(NotDeleted),
+    StopRequested,
+    /// What [`Effect::Await`] asked for did not happen in time.
+    Overdue(Limit),
+    ActorDied(Role),
+}
+
+/// Why nothing was received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiveFailure {
+    /// `--receive-give-up` is over.
+    GaveUp(String),
+    /// Trying again is pointless.
+    Misconfigured(String),
+}
+
+/// The work on a message has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Processed {
+    pub outcome: Outcome,
+    /// How the last command ended, if one ran.
+    pub exit: Option<Exit>,
+    /// What the command said of itself.
+    pub said: Option<String>,
+    pub spent: Spent,
+}
+
+/// A message that was to be deleted is still there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotDeleted {
+    /// A stop came first.
+    Withdrawn,
+    /// The lease ended first, or the queue says so.
+    LeaseLost,
+    /// The queue kept failing.
+    GaveUp(String),
+}
+
+/// What became of a message with us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    Deleted(Completion),
+    Kept(KeepReason, Return),
+}
+
+/// When a kept message is visible again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// It was released with this delay.
+    After(Duration),
+    /// Its visibility timeout runs out in this time.
+    Within(Duration),
+    /// It may be somebody else's already.
+    Unknown,
+}
+
+/// Something wished for.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    Poll,
+    /// Ask for no further message; the answer to the last request is still awaited.
+    StopPolling,
+    Hold(Box<Received>),
+    Process(Box<Work>),
+    Halt,
+    Settle(Verdict),
+    /// The stop has begun: issue no delete any more, retry none, and settle within the reserve.
+    Withdraw,
+    Await(Limit),
+    Report(Report),
+    Leave(RunOutcome),
+}
+
+/// What has a limit in time. At most one of them runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// `--max-duration`, from the receive.
+    Work,
+    /// The Processor was told to halt.
+    Halt,
+    /// The message is to be let go, and the pod is waiting to leave.
+    Settle,
+    /// The last request for a message is out, and the pod is waiting to leave.
+    LastPoll,
+}
+
+/// What the Processor is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    pub received: Received,
+    /// Never empty.
+    pub records: Vec<Record>,
+    /// When the work will be halted, on the run's clock.
+    pub deadline_at: Duration,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// Nothing was kept: all messages succeeded, or there was none.
+    Finished,
+    /// The last message that was kept was kept for this reason.
+    Kept(KeepReason),
+    ReceiveFailed(ReceiveFailure),
+    ActorDied(Role),
+    /// A bug in the supervisor itself.
+    SupervisorDied,
+}
+
+impl RunOutcome {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Finished => 0,
+            Self::Kept(reason) => reason.exit_code(),
+            Self::ReceiveFailed(ReceiveFailure::GaveUp(_)) => 69,
+            Self::ReceiveFailed(ReceiveFailure::Misconfigured(_)) => 78,
+            Self::ActorDied(_) | Self::SupervisorDied => 70,
+        }
+    }
+}
+
+impl fmt::Display for RunOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => f.write_str("nothing was kept"),
+            Self::Kept(reason) => reason.fmt(f),
+            Self::ReceiveFailed(ReceiveFailure::GaveUp(why)) => write!(f, "no message could be received: {why}"),
+            Self::ReceiveFailed(ReceiveFailure::Misconfigured(why)) => why.fmt(f),
+            Self::ActorDied(role) => KeepReason::ActorDied(*role).fmt(f),
+            Self::SupervisorDied => f.write_str("a bug in leasehold: its supervisor died"),
+        }
+    }
+}
+
+/// One pod's journey: its messages, one at a time, each to its verdict.
+#[derive(Debug)]
+pub struct Job {
+    policy: Policy,
+    phase: Phase,
+    /// How many more messages may be received.
+    left: u32,
+    /// The last message that was kept, if any.
+    kept: Option<KeepReason>,
+    leaving: Option<Leaving>,
+}
+
+/// Where the journey is.
+#[derive(Debug)]
+enum Phase {
+    Receiving,
+    Processing(InHand),
+    /// The work is being ended; why the message is kept is decided.
+    Halting(InHand, KeepReason),
+    /// The verdict is given; why the message counts as kept should no answer come.
+    Settling(InHand, KeepReason),
+    Done,
+}
+
+/// The run ends after this message, for a reason of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    Stopped,
+    ActorDied(Role),
+}
+
+/// The message in hand.
+#[derive(Debug)]
+struct InHand {
+    received: Received,
+    records: Vec<Record>,
+    exit: Option<Exit>,
+    said: Option<String>,
+    spent: Spent,
+    /// When the verdict was first given.
+    judged_at: Option<Duration>,
+}
+
+/// What comes after an event.
+#[must_use]
+#[derive(Debug)]
+pub struct Step {
+    pub job: Job,
+    pub effects: Vec<Effect>,
+}
+
+impl Job {
+    /// A run begins by asking for a message.
+    pub fn start(policy: Policy) -> Step {
+        let job = Self { left: policy.max_messages, policy, phase: Phase::Receiving, kept: None, leaving: None };
+        Step { job, effects: vec![Effect::Poll] }
+    }
+
+    /// What `event`, which happened at `now` on the run's clock, means.
+    pub fn step(self, now: Duration, event: Event) -> Step {
+        let Self { policy, phase, left, kept, leaving } = self;
+        let run = Run { policy, left, kept, leaving, now };
+        match phase {
+            Phase::Receiving => run.receiving(event),
+            Phase::Processing(hand) => run.processing(hand, event),
+            Phase::Halting(hand, why) => run.halting(hand, why, event),
+            Phase::Settling(hand, unsettled) => run.settling(hand, unsettled, event),
+            Phase::Done => run.stay(Phase::Done),
+        }
+    }
+
+    /// The phase's name, for logs and for the table of all steps.
+    pub fn phase(&self) -> &'static str {
+        match self.phase {
+            Phase::Receiving => "Receiving",
+            Phase::Processing(_) => "Processing",
+            Phase::Halting(..) => "Halting",
+            Phase::Settling(..) => "Settling",
+            Phase::Done => "Done",
+        }
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+}
+
+/// A job between two phases.
+struct Run {
+    policy: Policy,
+    left: u32,
+    kept: Option<KeepReason>,
+    leaving: Option<Leaving>,
+    now: Duration,
+}
+
+impl Run {
+    /// A request for a message is out.
+    fn receiving(mut self, event: Event) -> Step {
+        match event {
+            Event::Received(received) => self.received(*received),
+            Event::ReceiveFailed(failure) if self.leaving.is_none() => {
+                self.leave(Some(RunOutcome::ReceiveFailed(failure)))
+            }
+            // Whoever is stopping did not want a message any more.
+            Event::QueueEmpty | Event::ReceiveFailed(_) | Event::Overdue(Limit::LastPoll) => self.leave(None),
+            Event::StopRequested if self.leaving.is_none() => self.last_poll(Leaving::Stopped),
+            Event::ActorDied(role @ Role::Processor) if self.leaving.is_none() => {
+                self.last_poll(Leaving::ActorDied(role))
+            }
+            // Nobody is left to tell of a message, or to let go of one.
+            Event::ActorDied(role @ (Role::Receiver | Role::VisibilityHeartbeat)) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.leave(None)
+            }
+            Event::StopRequested
+            | Event::Processed(_)
+            | Event::LeaseLost(_)
+            | Event::LeaseExhausted
+            | Event::Settled(_)
+            | Event::NotDeleted(_)
+            | Event::Overdue(Limit::Work | Limit::Halt | Limit::Settle)
+            | Event::ActorDied(Role::Processor | Role::Reporter) => self.stay(Phase::Receiving),
+        }
+    }
+
+    /// The work runs.
+    fn processing(mut self, mut hand: InHand, event: Event) -> Step {
+        match event {
+            Event::Processed(processed) => {
+                let verdict = self.policy.retry.judge(&hand.received.delivery, processed.outcome.clone());
+                hand.processed(processed);
+                self.settle(hand, verdict)
+            }
+            Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)),
+            Event::LeaseExhausted => self.halt(hand, KeepReason::LeaseExhausted),
+            Event::Overdue(Limit::Work) => self.halt(hand, KeepReason::TimedOut),
+            Event::StopRequested => {
+                self.leaving = Some(Leaving::Stopped);
+                self.halt(hand, KeepReason::Stopped)
+            }
+            Event::ActorDied(role @ Role::Processor) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.keep(hand, KeepReason::ActorDied(role))
+            }
+            Event::ActorDied(role @ (Role::Receiver | Role::VisibilityHeartbeat)) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.halt(hand, KeepReason::ActorDied(role))
+            }
+            Event::Received(_)
+            | Event::QueueEmpty
+            | Event::ReceiveFailed(_)
+            | Event::Settled(_)
+            | Event::NotDeleted(_)
+            | Event::Overdue(Limit::Halt | Limit::Settle | Limit::LastPoll)
+            | Event::ActorDied(Role::Reporter) => self.stay(Phase::Processing(hand)),
+        }
+    }
+
+    /// The work is being ended. Whatever it says from now on, the message is kept.
+    fn halting(mut self, mut hand: InHand, why: KeepReason, event: Event) -> Step {
+        match event {
+            Event::Processed(processed) => {
+                hand.processed(processed);
+                self.keep(hand, why)
+            }
+            // A Processor that does not answer is as good as dead: it gets no further message.
+            Event::Overdue(Limit::Halt) => {
+                self.leaving = self.leaving.or(Some(Leaving::ActorDied(Role::Processor)));
+                self.keep(hand, why)
+            }
+            Event::ActorDied(role @ Role::Processor) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.keep(hand, why)
+            }
+            // The reason changes, because nobody is left who could let go of the message.
+            Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.stay(Phase::Halting(hand, KeepReason::ActorDied(role)))
+            }
+            Event::ActorDied(role @ Role::Receiver) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.stay(Phase::Halting(hand, why))
+            }
+            Event::StopRequested => {
+                self.leaving = self.leaving.or(Some(Leaving::Stopped));
+                self.stay(Phase::Halting(hand, why))
+            }
+            Event::Received(_)
+            | Event::QueueEmpty
+            | Event::ReceiveFailed(_)
+            | Event::LeaseLost(_)
+            | Event::LeaseExhausted
+            | Event::Settled(_)
+            | Event::NotDeleted(_)
+            | Event::Overdue(Limit::Work | Limit::Settle | Limit::LastPoll)
+            | Event::ActorDied(Role::Reporter) => self.stay(Phase::Halting(hand, why)),
+        }
+    }
+
+    /// The VisibilityHeartbeat deletes the message or lets it go.
+    fn settling(mut self, hand: InHand, unsettled: KeepReason, event: Event) -> Step {
+        match event {
+            Event::Settled(settlement) => self.settled(hand, settlement),
+            Event::NotDeleted(NotDeleted::Withdrawn) => {
+                let why = match self.leaving {
+                    Some(Leaving::ActorDied(role)) => KeepReason::ActorDied(role),
+                    Some(Leaving::Stopped) | None => KeepReason::Stopped,
+                };
+                self.keep_after_all(hand, why)
+            }
+            Event::NotDeleted(NotDeleted::LeaseLost) => self.keep_after_all(hand, KeepReason::LostAfterSuccess),
+            Event::NotDeleted(NotDeleted::GaveUp(why)) => self.keep_after_all(hand, KeepReason::DeleteFailed(why)),
+            Event::Overdue(Limit::Settle) => self.settled(hand, Settlement::Kept(unsettled, Return::Unknown)),
+            Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.settled(hand, Settlement::Kept(KeepReason::ActorDied(role), Return::Unknown))
+            }
+            Event::StopRequested if self.leaving.is_none() => self.withdraw(hand, unsettled, Leaving::Stopped),
+            Event::ActorDied(role @ (Role::Receiver | Role::Processor)) if self.leaving.is_none() => {
+                self.withdraw(hand, unsettled, Leaving::ActorDied(role))
+            }
+            Event::StopRequested
+            | Event::Received(_)
+            | Event::QueueEmpty
+            | Event::ReceiveFailed(_)
+            | Event::Processed(_)
+            | Event::LeaseLost(_)
+            | Event::LeaseExhausted
+            | Event::Overdue(Limit::Work | Limit::Halt | Limit::LastPoll)
+            | Event::ActorDied(Role::Receiver | Role::Processor | Role::Reporter) => {
+                self.stay(Phase::Settling(hand, unsettled))
+            }
+        }
+    }
+
+    fn received(mut self, received: Received) -> Step {
+        self.left = self.left.saturating_sub(1);
+        let notification = parse(&received.delivery.body).map(|notification| route(notification, &self.policy.events));
+        let (records, verdict) = match notification {
+            Ok(Route::Work(records)) => (records, None),
+            Ok(Route::Nothing(why)) => {
+                (Vec::new(), Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
+            }
+            Err(why) => {
+                let why = KeepReason::NotANotification(why.to_string());
+                (Vec::new(), Some(self.policy.retry.keep(&received.delivery, why)))
+            }
+        };
+        let hold = Effect::Hold(Box::new(received.clone()));
+        let started = Effect::Report(Report::Started(Subject::new(&received, &records)));
+        let hand = InHand {
+            spent: Spent { receive: received.received_at.saturating_sub(received.asked_at), ..Spent::default() },
+            received,
+            records,
+            exit: None,
+            said: None,
+            judged_at: None,
+        };
+        let mut step = if self.leaving.is_some() {
+            self.keep(hand, KeepReason::Stopped)
+        } else if let Some(verdict) = verdict {
+            self.settle(hand, verdict)
+        } else {
+            let work = Work {
+                received: hand.received.clone(),
+                records: hand.records.clone(),
+                deadline_at: hand.received.received_at + self.policy.max_duration,
+            };
+            self.go(Phase::Processing(hand), vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)])
+        };
+        step.effects.splice(0..0, [hold, started]);
+        step
+    }
+
+    fn last_poll(mut self, why: Leaving) -> Step {
+        self.leaving = Some(why);
+        self.go(Phase::Receiving, vec![Effect::StopPolling, Effect::Await(Limit::LastPoll)])
+    }
+
+    fn withdraw(mut self, hand: InHand, unsettled: KeepReason, why: Leaving) -> Step {
+        self.leaving = Some(why);
+        self.go(Phase::Settling(hand, unsettled), vec![Effect::Withdraw, Effect::Await(Limit::Settle)])
+    }
+
+    fn halt(self, hand: InHand, why: KeepReason) -> Step {
+        self.go(Phase::Halting(hand, why), vec![Effect::Halt, Effect::Await(Limit::Halt)])
+    }
+
+    fn keep(self, hand: InHand, why: KeepReason) -> Step {
+        if why == KeepReason::ActorDied(Role::VisibilityHeartbeat) {
+            return self.settled(hand, Settlement::Kept(why, Return::Unknown));
+        }
+        let verdict = self.policy.retry.keep(&hand.received.delivery, why);
+        self.settle(hand, verdict)
+    }
+
+    /// A limit for the settlement that runs already goes on running.
+    fn keep_after_all(self, hand: InHand, why: KeepReason) -> Step {
+        let mut step = self.keep(hand, why);
+        step.effects.retain(|effect| *effect != Effect::Await(Limit::Settle));
+        step
+    }
+
+    fn settle(self, mut hand: InHand, verdict: Verdict) -> Step {
+        hand.judged_at = hand.judged_at.or(Some(self.now));
+        let unsettled = match &verdict {
+            Verdict::Delete(_) => KeepReason::DeleteFailed("no answer within the time left for the stop".to_owned()),
+            Verdict::Keep(why, _) => why.clone(),
+        };
+        let mut effects = vec![Effect::Settle(verdict)];
+        if self.leaving.is_some() {
+            effects.push(Effect::Await(Limit::Settle));
+        }
+        self.go(Phase::Settling(hand, unsettled), effects)
+    }
+
+    fn settled(mut self, hand: InHand, settlement: Settlement) -> Step {
+        let ended = Effect::Report(Report::Ended(Box::new(hand.ended(self.now, settlement.clone()))));
+        let go_on = match settlement {
+            Settlement::Deleted(_) => true,
+            Settlement::Kept(why, _) => {
+                let go_on = !why.ends_the_run() && !self.policy.fifo;
+                self.kept = Some(why);
+                go_on
+            }
+        };
+        let mut step = if go_on && self.left > 0 && self.leaving.is_none() {
+            self.go(Phase::Receiving, vec![Effect::Poll])
+        } else {
+            self.leave(None)
+        };
+        step.effects.insert(0, ended);
+        step
+    }
+
+    /// The run is over; `failed` if for a reason that no message had.
+    fn leave(self, failed: Option<RunOutcome>) -> Step {
+        let outcome = match (self.leaving, failed, &self.kept) {
+            (Some(Leaving::ActorDied(role)), _, _) => RunOutcome::ActorDied(role),
+            (_, Some(failed), _) => failed,
+            (_, None, Some(why)) => RunOutcome::Kept(why.clone()),
+            (_, None, None) => RunOutcome::Finished,
+        };
+        self.go(Phase::Done, vec![Effect::Report(Report::Left(outcome.clone())), Effect::Leave(outcome)])
+    }
+
+    fn stay(self, phase: Phase) -> Step {
+        self.go(phase, Vec::new())
+    }
+
+    fn go(self, phase: Phase, effects: Vec<Effect>) -> Step {
+        let Self { policy, left, kept, leaving, now: _ } = self;
+        Step { job: Job { policy, phase, left, kept, leaving }, effects }
+    }
+}
+
+impl InHand {
+    fn processed(&mut self, processed: Processed) {
+        self.exit = processed.exit;
+        self.said = processed.said;
+        self.spent = Spent { receive: self.spent.receive, ..processed.spent };
+    }
+
+    fn ended(self, now: Duration, settlement: Settlement) -> Ended {
+        Ended {
+            subject: Subject::new(&self.received, &self.records),
+            settlement,
+            exit: self.exit,
+            said: self.said,
+            spent: Spent {
+                settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
+                total: now.saturating_sub(self.received.received_at),
+                ..self.spent
+            },
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! 2 Parsed: what the body says happened, and to which objects.
+//!
+//! Architecture invariant: every quirk of envelope and encoding ends in this file. A body is one of
+//! these, told apart by its keys; anything else is kept, never guessed at:
+//!
+//! | Sent by | Keys | Its object keys are |
+//! |---|---|---|
+//! | S3, or S3 through SNS with raw delivery | `Records` | form-url-encoded |
+//! | S3, when notifications are configured | `Event`: `s3:TestEvent` | |
+//! | EventBridge | `detail-type`, `detail` | plain |
+//! | SNS | `Type`: `Notification`, `Message` | as in its message, which is one of the above |
+//!
+//! Sources: S3 User Guide, "Event message structure" and "EventBridge event message structure"; SNS
+//! Developer Guide, "Parsing message formats". Both S3 pages ask for the same reading of versions: the
+//! major one must be the known one, a new minor one brings new fields and event types, to be ignored.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+use serde_json::Value;
+
+/// What a message body says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notification {
+    /// `s3:TestEvent`.
+    Test,
+    /// One entry per record, in order; never empty.
+    Records(Vec<Record>),
+}
+
+/// Something happened to an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// S3's name without its `s3:`, such as `ObjectCreated:Put`.
+    pub event: String,
+    pub object: Object,
+}
+
+/// An object, as the event tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub bucket: String,
+    /// Decoded.
+    pub key: String,
+    pub version_id: Option<String>,
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// In bytes.
+    pub size: Option<u64>,
+    /// Orders the events of one key; hexadecimal.
+    pub sequencer: Option<String>,
+}
+
+/// Why a body is no S3 notification. Never quotes the body: it may be anybody's data.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotANotification(pub String);
+
+/// Reads a message body: all of its records, or the first reason why it is no S3 notification.
+///
+/// An empty `Records` is such a reason: S3 never sends it, so it proves nothing, and least of all that
+/// there was nothing to do.
+pub fn parse(body: &str) -> Result<Notification, NotANotification> {
+    // A byte order mark is invisible, and some tools write it; RFC 8259, 8.1 allows us to ignore it.
+    let body = json(body.strip_prefix('\u{feff}').unwrap_or(body), "the body")?;
+    match text(&body, "Type")? {
+        Some("Notification") => {
+            let message = json(required(&body, "Message")?, "SNS's Message")?;
+            // Once only: a Message within a Message is nothing that S3 or EventBridge sends.
+            notification(&message).map_err(|why| refused(format!("in SNS's Message: {why}")))
+        }
+        Some("SubscriptionConfirmation") => Err(refused("it is an SNS subscription that waits to be confirmed")),
+        Some(_) | None => notification(&body),
+    }
+}
+
+fn notification(body: &Value) -> Result<Notification, NotANotification> {
+    if let Some(records) = body.get("Records") {
+        let records = records.as_array().ok_or_else(|| refused("Records is not an array"))?;
+        if records.is_empty() {
+            return Err(refused("Records is empty"));
+        }
+        let numbered = records.iter().enumerate();
+        numbered
+            .map(|(i, record)| from_s3(record).map_err(|why| refused(format!("in Records[{i}]: {why}"))))
+            .collect::<Result<_, _>>()
+            .map(Notification::Records)
+    } else if body["Event"] == "s3:TestEvent" {
+        Ok(Notification::Test)
+    } else if body.get("detail-type").is_some() {
+        Ok(Notification::Records(vec![from_eventbridge(body)?]))
+    } else {
+        Err(refused("it has neither Records (S3), nor detail-type (EventBridge), nor Event (S3's test event)"))
+    }
+}
+
+/// One entry of S3's `Records`.
+fn from_s3(record: &Value) -> Result<Record, NotANotification> {
+    // Other stores put their own name in front (`minio:s3`, `ceph:s3`); hand-made messages may have none.
+    if text(record, "eventSource")?.is_some_and(|source| !source.ends_with(":s3")) {
+        return Err(refused("eventSource is not aws:s3"));
+    }
+    require_major(record, "eventVersion", "2")?;
+    let event = required(record, "eventName")?;
+    Ok(Record {
+        event: event.strip_prefix("s3:").filter(|name| !name.is_empty()).unwrap_or(event).to_owned(),
+        object: Object {
+            bucket: required(record, "s3.bucket.name")?.to_owned(),
+            key: decoded(required(record, "s3.object.key")?)?,
+            version_id: text(record, "s3.object.versionId")?.map(str::to_owned),
+            etag: text(record, "s3.object.eTag")?.and_then(unquoted),
+            size: size(record, "s3.object.size"),
+            sequencer: text(record, "s3.object.sequencer")?.map(str::to_owned),
+        },
+    })
+}
+
+/// EventBridge's only entry.
+///
+/// Its key is taken as it is. AWS's page does not say so, but where both ways into the same program
+/// were tried with keys such as `%2B%20%%%.png`, only this worked
+/// (aws-solutions-library-samples/guidance-for-medialake-on-aws#21).
+fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
+    if text(body, "source")? != Some("aws.s3") {
+        return Err(refused("source is not aws.s3"));
+    }
+    require_major(body, "detail.event-version", "1")?;
+    let (reason, deletion) = (text(body, "detail.reason")?, text(body, "detail.deletion-type")?);
+    Ok(Record {
+        event: s3_name(required(body, "detail-type")?, reason, deletion).into_owned(),
+        object: Object {
+            bucket: required(body, "detail.bucket.name")?.to_owned(),
+            key: required(body, "detail.object.key")?.to_owned(),
+            version_id: text(body, "detail.object.version-id")?.map(str::to_owned),
+            etag: text(body, "detail.object.etag")?.and_then(unquoted),
+            size: size(body, "detail.object.size"),
+            sequencer: text(body, "detail.object.sequencer")?.map(str::to_owned),
+        },
+    })
+}
+
+/// S3's own name for an event that EventBridge tells of.
+///
+/// A reason that is new to us stays in its family, as `Other`. An event type that is new to us keeps its
+/// name, less the spaces: it is no event that `--events` can have asked for.
+fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str>) -> Cow<'a, str> {
+    let name = match (detail_type, reason, deletion) {
+        ("Object Created", Some("PutObject"), _) => "ObjectCreated:Put",
+        ("Object Created", Some("POST Object"), _) => "ObjectCreated:Post",
+        ("Object Created", Some("CopyObject"), _) => "ObjectCreated:Copy",
+        ("Object Created", Some("CompleteMultipartUpload"), _) => "ObjectCreated:CompleteMultipartUpload",
+        ("Object Created", _, _) => "ObjectCreated:Other",
+        ("Object Deleted", Some("Lifecycle Expiration"), Some("Permanently Deleted")) => "LifecycleExpiration:Delete",
+        ("Object Deleted", Some("Lifecycle Expiration"), Some("Delete Marker Created")) => {
+            "LifecycleExpiration:DeleteMarkerCreated"
+        }
+        ("Object Deleted", Some("Lifecycle Expiration"), _) => "LifecycleExpiration:Other",
+        ("Object Deleted", _, Some("Permanently Deleted")) => "ObjectRemoved:Delete",
+        ("Object Deleted", _, Some("Delete Marker Created")) => "ObjectRemoved:DeleteMarkerCreated",
+        ("Object Deleted", _, _) => "ObjectRemoved:Other",
+        ("Object Restore Initiated", _, _) => "ObjectRestore:Post",
+        ("Object Restore Completed", _, _) => "ObjectRestore:Completed",
+        ("Object Restore Expired", _, _) => "ObjectRestore:Delete",
+        ("Object Storage Class Changed", _, _) => "LifecycleTransition",
+        ("Object Access Tier Changed", _, _) => "IntelligentTiering",
+        ("Object ACL Updated", _, _) => "ObjectAcl:Put",
+        ("Object Tags Added", _, _) => "ObjectTagging:Put",
+        ("Object Tags Deleted", _, _) => "ObjectTagging:Delete",
+        ("Object Annotation Created", _, _) => "ObjectAnnotation:Put",
+        ("Object Annotation Removed", _, _) => "ObjectAnnotation:Delete",
+        (other, _, _) => return other.replace(' ', "").into(),
+    };
+    name.into()
+}
+
+/// A key as S3 encodes it: a space as `+`, then everything unusual as `%` and the hexadecimal bytes of
+/// its UTF-8. Decoded once: what still looks encoded afterwards is the key's own.
+fn decoded(key: &str) -> Result<String, NotANotification> {
+    let spaced = key.replace('+', " ");
+    let begins_with_hex =
+        |text: &str| text.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+    // Then the sender did not encode, and to decode all the same would be to work on another object.
+    if !spaced.split('%').skip(1).all(begins_with_hex) {
+        return Err(refused("s3.object.key is not url-encoded: it has a % without two hexadecimal digits"));
+    }
+    match percent_decode_str(&spaced).decode_utf8() {
+        Ok(key) => Ok(key.into_owned()),
+        Err(_) => Err(refused("s3.object.key does not decode to UTF-8")),
+    }
+}
+
+/// S3's HTTP answers have eTags in quotes, and some stores copy them into their events.
+fn unquoted(etag: &str) -> Option<String> {
+    Some(etag.trim_matches('"')).filter(|etag| !etag.is_empty()).map(str::to_owned)
+}
+
+/// Ceph's manual has sizes as text. What is no size at all is no reason to refuse the message.
+fn size(json: &Value, path: &str) -> Option<u64> {
+    let size = at(json, path)?;
+    size.as_u64().or_else(|| size.as_str()?.parse().ok())
+}
+
+/// Refuses a version with another major part than `major`; hand-made messages may have none.
+fn require_major(json: &Value, path: &str, major: &str) -> Result<(), NotANotification> {
+    match text(json, path)?.map(|version| version.split('.').next()) {
+        Some(found) if found != Some(major) => Err(refused(format!("{path} is not {major}.x"))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn required<'a>(json: &'a Value, path: &str) -> Result<&'a str, NotANotification> {
+    text(json, path)?.ok_or_else(|| refused(format!("{path} is missing")))
+}
+
+/// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty.
+fn text<'a>(json: &'a Value, path: &str) -> Result<Option<&'a str>, NotANotification> {
+    match at(json, path) {
+        None => Ok(None),
+        Some(value) => match value.as_str() {
+            Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+            None => Err(refused(format!("{path} is not a string"))),
+        },
+    }
+}
+
+fn at<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(json, |json, key| json.get(key)).filter(|value| !value.is_null())
+}
+
+/// `what` in our own words, because serde_json's may quote the text: a position is enough to find it.
+fn json(text: &str, what: &str) -> Result<Value, NotANotification> {
+    serde_json::from_str(text).map_err(|error| {
+        refused(format!("{what} cannot be read as JSON (line {}, column {})", error.line(), error.column()))
+    })
+}
+
+fn refused(why: impl Into<String>) -> NotANotification {
+    NotANotification(why.into())
+}

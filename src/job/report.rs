@@ -1,0 +1,126 @@
+//! 7 Told: what logs, metrics and the termination message are made from.
+
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
+
+use super::delivery::{MessageId, Received, Redrive};
+use super::lifecycle::{Return, RunOutcome, Settlement};
+use super::notification::{Object, Record};
+use super::verdict::{Completion, Exit, Nothing};
+
+/// One thing to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A message is in hand and its work begins.
+    Started(Subject),
+    /// A message is settled.
+    Ended(Box<Ended>),
+    /// The last thing a run tells.
+    Left(RunOutcome),
+}
+
+/// Which message it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    pub message_id: MessageId,
+    /// 1 = first.
+    pub receive_count: u32,
+    pub redrive: Redrive,
+    pub traceparent: Option<String>,
+    /// SHA-256 of the body in hexadecimal; the body itself is told to nobody.
+    pub body_sha256: String,
+    /// The objects to work on, in order; empty if there is nothing to do.
+    pub objects: Vec<Object>,
+}
+
+impl Subject {
+    pub(super) fn new(received: &Received, records: &[Record]) -> Self {
+        let delivery = &received.delivery;
+        Self {
+            message_id: delivery.message_id.clone(),
+            receive_count: delivery.receive_count,
+            redrive: received.redrive.clone(),
+            traceparent: delivery.traceparent.clone(),
+            body_sha256: hex::encode(Sha256::digest(&delivery.body)),
+            objects: records.iter().map(|record| record.object.clone()).collect(),
+        }
+    }
+}
+
+/// One message, from its receive to its end with us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    pub subject: Subject,
+    pub settlement: Settlement,
+    /// How the last command ended, if one ran.
+    pub exit: Option<Exit>,
+    /// What the command said of itself, see `JOB_RESULT_FILE`.
+    pub said: Option<String>,
+    pub spent: Spent,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// From asking for a message to having it; most of it is waiting.
+    pub receive: Duration,
+    pub fetch: Duration,
+    pub command: Duration,
+    pub publish: Duration,
+    /// From the verdict to the queue's last answer.
+    pub settle: Duration,
+    /// From the receive to the end.
+    pub total: Duration,
+}
+
+impl Ended {
+    /// What became of it, in one word from a closed set.
+    pub fn outcome(&self) -> &'static str {
+        match &self.settlement {
+            Settlement::Deleted(Completion::Succeeded) => "succeeded",
+            Settlement::Deleted(Completion::NothingToDo(Nothing::TestEvent)) => "test_event",
+            Settlement::Deleted(Completion::NothingToDo(Nothing::Ignored)) => "ignored",
+            Settlement::Kept(reason, _) => reason.label(),
+        }
+    }
+
+    /// Why it was kept, with the command's own word for it if it gave one.
+    pub fn error(&self) -> Option<String> {
+        let Settlement::Kept(reason, _) = &self.settlement else { return None };
+        Some(match &self.said {
+            Some(said) => format!("{reason}: {said}"),
+            None => reason.to_string(),
+        })
+    }
+
+    /// What happens to the message next, in plain words, as seen at `now`; `None` if it is gone.
+    pub fn next(&self, now: SystemTime) -> Option<String> {
+        let Settlement::Kept(_, comes_back) = &self.settlement else { return None };
+        let attempt = self.subject.receive_count;
+        let attempt = match self.subject.redrive.max_receive_count() {
+            Some(max) => format!("attempt {attempt} of {max}"),
+            None => format!("attempt {attempt}"),
+        };
+        let visible = match comes_back {
+            Return::After(delay) if delay.is_zero() => "visible again now".to_owned(),
+            Return::After(delay) => format!("visible again {}", clock_time(now + *delay)),
+            Return::Within(left) => format!("visible again by {}", clock_time(now + *left)),
+            Return::Unknown => "visible again when its visibility timeout ends".to_owned(),
+        };
+        let then = match &self.subject.redrive {
+            Redrive::DeadLetter { queue, .. } if self.subject.redrive.is_final(self.subject.receive_count) => {
+                format!("this was the last: the next receive moves it to dead-letter queue {queue}")
+            }
+            Redrive::DeadLetter { queue, .. } => format!("then dead-letter queue {queue}"),
+            Redrive::None => "and again without end: the queue has no dead-letter queue".to_owned(),
+            Redrive::Unknown => return Some(format!("{attempt}, {visible}")),
+        };
+        Some(format!("{attempt}, {visible}, {then}"))
+    }
+}
+
+/// `12:03:20Z`
+fn clock_time(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string().split_off("2026-11-22T".len())
+}

@@ -1,0 +1,175 @@
+//! 3 Routed: which of the records are work.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::notification::{Notification, Record};
+use super::verdict::Nothing;
+
+/// What can be asked for: all that S3 itself can be asked for (S3 API, `Event` of a notification
+/// configuration).
+///
+/// A closed list, because a name with a typo would match nothing, and a message in which nothing is work
+/// is deleted. A name that S3 adds one day is covered by its family's `*`.
+const KNOWN: [&str; 31] = [
+    "IntelligentTiering",
+    "LifecycleExpiration:*",
+    "LifecycleExpiration:Delete",
+    "LifecycleExpiration:DeleteMarkerCreated",
+    "LifecycleTransition",
+    "ObjectAcl:Put",
+    "ObjectAnnotation:*",
+    "ObjectAnnotation:Delete",
+    "ObjectAnnotation:Put",
+    "ObjectCreated:*",
+    "ObjectCreated:CompleteMultipartUpload",
+    "ObjectCreated:Copy",
+    "ObjectCreated:Post",
+    "ObjectCreated:Put",
+    "ObjectRemoved:*",
+    "ObjectRemoved:Delete",
+    "ObjectRemoved:DeleteMarkerCreated",
+    "ObjectRestore:*",
+    "ObjectRestore:Completed",
+    "ObjectRestore:Delete",
+    "ObjectRestore:Post",
+    "ObjectRetention:Put",
+    "ObjectTagging:*",
+    "ObjectTagging:Delete",
+    "ObjectTagging:Put",
+    "ReducedRedundancyLostObject",
+    "Replication:*",
+    "Replication:OperationFailedReplication",
+    "Replication:OperationMissedThreshold",
+    "Replication:OperationNotTracked",
+    "Replication:OperationReplicatedAfterThreshold",
+];
+
+/// Which events are work (`--events`): S3's names, a `*` for all of a family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventFilter(Vec<&'static str>);
+
+impl EventFilter {
+    /// Is an event of this name (without `s3:`) work?
+    pub fn is_work(&self, event: &str) -> bool {
+        self.0.iter().any(|asked| match asked.strip_suffix('*') {
+            Some(family) => event.starts_with(family),
+            None => event == *asked,
+        })
+    }
+}
+
+/// There is an object to work on: it was created, or it came back from an archive.
+impl Default for EventFilter {
+    fn default() -> Self {
+        Self(vec!["ObjectCreated:*", "ObjectRestore:Completed"])
+    }
+}
+
+impl fmt::Display for EventFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(","))
+    }
+}
+
+/// Why a list of events cannot be a filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadEventFilter {
+    #[error("an event name is empty; expected names such as {}", EventFilter::default())]
+    Empty,
+    #[error("{name} is no event of S3; did you mean {nearest}?")]
+    Unknown { name: String, nearest: &'static str },
+}
+
+impl FromStr for EventFilter {
+    type Err = BadEventFilter;
+
+    fn from_str(list: &str) -> Result<Self, Self::Err> {
+        list.split(',').map(|name| known(name.trim())).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn known(name: &str) -> Result<&'static str, BadEventFilter> {
+    if name.is_empty() {
+        return Err(BadEventFilter::Empty);
+    }
+    let bare = name.strip_prefix("s3:").unwrap_or(name);
+    if let Some(known) = KNOWN.iter().find(|known| **known == bare) {
+        return Ok(known);
+    }
+    let distance = |known: &&&str| strsim::damerau_levenshtein(&bare.to_lowercase(), &known.to_lowercase());
+    let nearest = KNOWN.iter().min_by_key(distance).expect("the list is not empty");
+    Err(BadEventFilter::Unknown { name: name.to_owned(), nearest })
+}
+
+/// What a notification asks of us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// In the notification's order; never empty.
+    Work(Vec<Record>),
+    Nothing(Nothing),
+}
+
+/// Picks the records that are work.
+pub fn route(notification: Notification, events: &EventFilter) -> Route {
+    let records = match notification {
+        Notification::Test => return Route::Nothing(Nothing::TestEvent),
+        Notification::Records(records) => records,
+    };
+    let work: Vec<_> = records.into_iter().filter(|record| events.is_work(&record.event)).collect();
+    if work.is_empty() { Route::Nothing(Nothing::Ignored) } else { Route::Work(work) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(list: &str) -> Result<EventFilter, String> {
+        list.parse().map_err(|error: BadEventFilter| error.to_string())
+    }
+
+    #[test]
+    fn a_star_stands_for_all_of_a_family_and_for_nothing_else() {
+        let created = filter("ObjectCreated:*").unwrap();
+        for (event, is_work) in [
+            ("ObjectCreated:Put", true),
+            ("ObjectCreated:NewSinceThisWasWritten", true),
+            ("ObjectCreatedLater:Put", false),
+            ("NoObjectCreated:Put", false),
+            ("ObjectRemoved:Delete", false),
+            ("", false),
+        ] {
+            assert_eq!(created.is_work(event), is_work, "{event}");
+        }
+        let put = filter("ObjectCreated:Put").unwrap();
+        assert!(put.is_work("ObjectCreated:Put") && !put.is_work("ObjectCreated:PutTagging"));
+    }
+
+    #[test]
+    fn a_filter_reads_what_it_writes() {
+        assert_eq!(filter(&EventFilter::default().to_string()), Ok(EventFilter::default()));
+        assert_eq!(filter(" s3:ObjectCreated:* ,\tObjectRestore:Completed"), Ok(EventFilter::default()));
+        assert_eq!(EventFilter::default().to_string(), "ObjectCreated:*,ObjectRestore:Completed");
+    }
+
+    #[test]
+    fn a_typo_is_refused_with_the_nearest_name() {
+        for (typo, nearest) in [
+            ("ObjectCreate:*", "ObjectCreated:*"),
+            ("ObjectCreated", "ObjectCreated:*"),
+            ("OBJECTCREATED:PUT", "ObjectCreated:Put"),
+            ("ObjectCreated:Putt", "ObjectCreated:Put"),
+            ("s3:ObjectRestored:Completed", "ObjectRestore:Completed"),
+            ("LifecycleTransition:*", "LifecycleTransition"),
+        ] {
+            assert_eq!(filter(typo), Err(format!("{typo} is no event of S3; did you mean {nearest}?")));
+        }
+    }
+
+    #[test]
+    fn an_empty_name_is_refused() {
+        for list in ["", " ", ",", "ObjectCreated:*,", "ObjectCreated:*,,ObjectRemoved:*"] {
+            assert_eq!(list.parse::<EventFilter>(), Err(BadEventFilter::Empty), "{list:?}");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! 5 Judged: what became of the work, and so what becomes of the message.
+//!
+//! Architecture invariant: the default of everything is *keep*. [`Completed`] is the only way to a
+//! delete; it is made in this file, from success and nothing else, and it is no longer worth anything
+//! without a lease that is still held ([`Completed::permit`]).
+
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use super::delivery::{Delivery, MessageId, ReceiptHandle};
+use super::lease::Lease;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            // By far the most frequent cause of a KILL that nobody here sent.
+            Self::Signal(9) => f.write_str("signal 9 (KILL; out of memory?)"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// What a command left in `JOB_RESULT_FILE`: its last complete line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    pub retry_after: Option<Duration>,
+    pub reason: Option<String>,
+}
+
+/// What became of the work on all objects of one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command exited 0 for each object, and what it wrote was published.
+    Finished,
+    /// The first thing that went wrong; nothing after it was tried.
+    Failed(Failure),
+}
+
+/// The first thing that went wrong in the work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The object could not be read, for now.
+    Fetch(String),
+    /// The object cannot be read as it is: archived, or overwritten since the event.
+    Unreadable(String),
+    /// No work directory, no such command: the command did not run.
+    Start(String),
+    Exit(Exit, Said),
+    Publish(String),
+    /// Halted on request before it ended by itself.
+    Halted,
+}
+
+/// One of the supervisor's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Receiver,
+    VisibilityHeartbeat,
+    Processor,
+    Reporter,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Receiver => "Receiver",
+            Self::VisibilityHeartbeat => "VisibilityHeartbeat",
+            Self::Processor => "Processor",
+            Self::Reporter => "Reporter",
+        })
+    }
+}
+
+/// Why there was nothing to do for a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nothing {
+    /// `s3:TestEvent`, which S3 sends when notifications are configured.
+    TestEvent,
+    /// No event in it is work (`--events`).
+    Ignored,
+}
+
+/// Why a message may be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completion {
+    /// The command exited 0 while nobody had asked it to stop.
+    Succeeded,
+    NothingToDo(Nothing),
+}
+
+/// Why a message is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeepReason {
+    NotANotification(String),
+    FetchFailed(String),
+    Unreadable(String),
+    CommandNotStarted(String),
+    CommandFailed(Exit),
+    /// The command said that this input will never work (`--permanent-exit-codes`).
+    Permanent(Exit),
+    /// The command said that it may work later (exit code 75).
+    Temporary,
+    PublishFailed(String),
+    /// The work succeeded, but the queue did not take the delete.
+    DeleteFailed(String),
+    /// Over `--max-duration`.
+    TimedOut,
+    /// The lease could not be proved any more while the work ran.
+    LeaseLost(String),
+    /// The work succeeded, but the lease ended before the delete.
+    LostAfterSuccess,
+    /// Near SQS's ceiling of 12 hours.
+    LeaseExhausted,
+    /// We were asked to stop.
+    Stopped,
+    ActorDied(Role),
+}
+
+impl KeepReason {
+    /// Its name in logs, metrics and the termination message: from a closed set.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NotANotification(_) => "not_a_notification",
+            Self::FetchFailed(_) => "fetch_failed",
+            Self::Unreadable(_) => "unreadable",
+            Self::CommandNotStarted(_) => "command_not_started",
+            Self::CommandFailed(_) => "command_failed",
+            Self::Permanent(_) => "permanent",
+            Self::Temporary => "temporary",
+            Self::PublishFailed(_) => "publish_failed",
+            Self::DeleteFailed(_) => "delete_failed",
+            Self::TimedOut => "timed_out",
+            Self::LeaseLost(_) => "lease_lost",
+            Self::LostAfterSuccess => "lost_after_success",
+            Self::LeaseExhausted => "lease_exhausted",
+            Self::Stopped => "stopped",
+            Self::ActorDied(_) => "actor_died",
+        }
+    }
+
+    /// The exit code of a run whose last kept message was kept for this reason (sysexits(3) where it has a word).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotANotification(_) | Self::Unreadable(_) | Self::Permanent(_) => 65,
+            Self::FetchFailed(_)
+            | Self::PublishFailed(_)
+            | Self::DeleteFailed(_)
+            | Self::Temporary
+            | Self::LeaseLost(_)
+            | Self::LostAfterSuccess
+            | Self::LeaseExhausted => 75,
+            Self::CommandNotStarted(_) | Self::CommandFailed(_) | Self::TimedOut => 1,
+            Self::Stopped => 143,
+            Self::ActorDied(_) => 70,
+        }
+    }
+
+    /// Is there no more sense in working for this pod?
+    pub fn ends_the_run(&self) -> bool {
+        match self {
+            Self::LeaseLost(_) | Self::LostAfterSuccess | Self::LeaseExhausted | Self::Stopped | Self::ActorDied(_) => {
+                true
+            }
+            Self::NotANotification(_)
+            | Self::FetchFailed(_)
+            | Self::Unreadable(_)
+            | Self::CommandNotStarted(_)
+            | Self::CommandFailed(_)
+            | Self::Permanent(_)
+            | Self::Temporary
+            | Self::PublishFailed(_)
+            | Self::DeleteFailed(_)
+            | Self::TimedOut => false,
+        }
+    }
+}
+
+impl fmt::Display for KeepReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotANotification(why) => write!(f, "the message is no S3 notification: {why}"),
+            Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
+            Self::Unreadable(why) => write!(f, "the object cannot be read: {why}"),
+            Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
+            Self::CommandFailed(exit) => write!(f, "the command failed with {exit}"),
+            Self::Permanent(exit) => write!(f, "the command says that this input will never work ({exit})"),
+            Self::Temporary => f.write_str("the command asks to be retried later (exit code 75)"),
+            Self::PublishFailed(why) => write!(f, "the command's output could not be published: {why}"),
+            Self::DeleteFailed(why) => write!(f, "the work succeeded but the message could not be deleted: {why}"),
+            Self::TimedOut => f.write_str("the work took longer than --max-duration"),
+            Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
+            Self::LostAfterSuccess => {
+                f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
+            }
+            Self::LeaseExhausted => f.write_str("SQS hides a message for 12 hours at most, and they are over"),
+            Self::Stopped => f.write_str("asked to stop"),
+            Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} died"),
+        }
+    }
+}
+
+/// Proof that the work succeeded while nobody had asked it to stop.
+///
+/// Not `Clone`, its fields private, its only constructor private to the core: "delete only on success"
+/// is checked by the compiler.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Completed {
+    receipt: ReceiptHandle,
+    why: Completion,
+}
+
+impl Completed {
+    pub(super) fn new(delivery: &Delivery, why: Completion) -> Self {
+        Self { receipt: delivery.receipt.clone(), why }
+    }
+
+    pub fn why(&self) -> Completion {
+        self.why
+    }
+
+    /// The right to send one DeleteMessage now; `None` once the lease cannot be proved any more, so that a
+    /// process that was frozen between success and delete does not delete what somebody else works on.
+    pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit<'_>> {
+        lease.is_held(now).then_some(DeletePermit { receipt: &self.receipt })
+    }
+}
+
+/// The right to send one DeleteMessage. `Queue::delete` takes nothing else.
+#[derive(Debug)]
+pub struct DeletePermit<'a> {
+    receipt: &'a ReceiptHandle,
+}
+
+impl DeletePermit<'_> {
+    pub fn receipt(&self) -> &ReceiptHandle {
+        self.receipt
+    }
+}
+
+/// When a kept message becomes visible again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// By a ChangeMessageVisibility to this delay.
+    After(Duration),
+    /// By itself, when its visibility timeout runs out.
+    Expire,
+}
+
+/// What becomes of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Delete(Completed),
+    Keep(KeepReason, Release),
+}
+
+/// How a kept message comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    pub retry: Retry,
+    pub on_stop: OnStop,
+    /// Exit codes with which a command says "never for this input".
+    pub permanent_exit_codes: Vec<i32>,
+}
+
+/// After a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Released after a delay that doubles with the receive count.
+    Backoff { min: Duration, max: Duration },
+    /// Left to its visibility timeout.
+    Expire,
+}
+
+/// After a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    Release,
+    Expire,
+}
+
+/// The exit code that says "try again later", EX_TEMPFAIL of sysexits(3).
+const TEMPORARY: i32 = 75;
+
+impl RetryPolicy {
+    /// The verdict on work that ended by itself.
+    pub fn judge(&self, delivery: &Delivery, outcome: Outcome) -> Verdict {
+        let failure = match outcome {
+            Outcome::Finished => return Verdict::Delete(Completed::new(delivery, Completion::Succeeded)),
+            Outcome::Failed(failure) => failure,
+        };
+        let (reason, said) = match failure {
+            Failure::Fetch(why) => (KeepReason::FetchFailed(why), Said::default()),
+            Failure::Unreadable(why) => (KeepReason::Unreadable(why), Said::default()),
+            Failure::Start(why) => (KeepReason::CommandNotStarted(why), Said::default()),
+            Failure::Publish(why) => (KeepReason::PublishFailed(why), Said::default()),
+            Failure::Exit(Exit::Code(TEMPORARY), said) => (KeepReason::Temporary, said),
+            Failure::Exit(exit @ Exit::Code(code), said) if self.permanent_exit_codes.contains(&code) => {
+                (KeepReason::Permanent(exit), said)
+            }
+            Failure::Exit(exit, said) => (KeepReason::CommandFailed(exit), said),
+            // Nobody halts work that is not being stopped; if it happens all the same, it is no success.
+            Failure::Halted => (KeepReason::Stopped, Said::default()),
+        };
+        match (&reason, said.retry_after) {
+            (KeepReason::Temporary, Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
+            _ => self.keep(delivery, reason),
+        }
+    }
+
+    /// Keep, and come back when this reason says so.
+    pub fn keep(&self, delivery: &Delivery, reason: KeepReason) -> Verdict {
+        let release = match &reason {
+            // It may be somebody else's by now.
+            KeepReason::LeaseLost(_) | KeepReason::LostAfterSuccess => Release::Expire,
+            // The next pod can go on at once, with twelve hours of its own.
+            KeepReason::LeaseExhausted => Release::After(Duration::ZERO),
+            KeepReason::Stopped => match self.on_stop {
+                OnStop::Release => Release::After(Duration::ZERO),
+                OnStop::Expire => Release::Expire,
+            },
+            // Waiting makes nothing better, so the dead-letter queue may have it soon.
+            KeepReason::NotANotification(_) | KeepReason::Unreadable(_) | KeepReason::Permanent(_) => {
+                match self.retry {
+                    Retry::Backoff { min, .. } => Release::After(min),
+                    Retry::Expire => Release::Expire,
+                }
+            }
+            KeepReason::FetchFailed(_)
+            | KeepReason::CommandNotStarted(_)
+            | KeepReason::CommandFailed(_)
+            | KeepReason::Temporary
+            | KeepReason::PublishFailed(_)
+            | KeepReason::DeleteFailed(_)
+            | KeepReason::TimedOut
+            | KeepReason::ActorDied(_) => match self.retry {
+                Retry::Backoff { min, max } => {
+                    Release::After(backoff(min, max, &delivery.message_id, delivery.receive_count))
+                }
+                Retry::Expire => Release::Expire,
+            },
+        };
+        Verdict::Keep(reason, release)
+    }
+}
+
+/// A delay between `min` and `min * 2^receive_count`, at most `max`: exponential, with full jitter
+/// (AWS Architecture Blog, "Exponential Backoff And Jitter").
+///
+/// The jitter is derived from the message and its count: messages that failed together spread out, and
+/// a journey can be replayed.
+fn backoff(min: Duration, max: Duration, message: &MessageId, receive_count: u32) -> Duration {
+    let most = 2u32.checked_pow(receive_count).map_or(max, |factor| min.saturating_mul(factor)).min(max);
+    let mut hasher = DefaultHasher::new();
+    (message, receive_count).hash(&mut hasher);
+    let share = f64::from((hasher.finish() >> 32) as u32) / f64::from(u32::MAX);
+    min + most.saturating_sub(min).mul_f64(share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn delivery(id: &str, receive_count: u32) -> Delivery {
+        Delivery {
+            message_id: MessageId::new(id),
+            receipt: ReceiptHandle::new("r"),
+            body: String::new(),
+            receive_count,
+            traceparent: None,
+        }
+    }
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy {
+            retry: Retry::Backoff { min: 10 * S, max: 900 * S },
+            on_stop: OnStop::Release,
+            permanent_exit_codes: vec![65, 66],
+        }
+    }
+
+    fn exited(code: i32, retry_after: Option<Duration>) -> Outcome {
+        Outcome::Failed(Failure::Exit(Exit::Code(code), Said { retry_after, reason: None }))
+    }
+
+    #[test]
+    fn the_backoff_doubles_is_jittered_and_capped() {
+        for count in 1..20 {
+            let most = (10 * S * 2u32.pow(count)).min(900 * S);
+            let delays: Vec<_> =
+                (0..200).map(|i| backoff(10 * S, 900 * S, &MessageId::new(format!("m{i}")), count)).collect();
+            assert!(delays.iter().all(|delay| (10 * S..=most).contains(delay)), "count {count}: {delays:?}");
+            let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
+            assert!(*high - *low > (most - 10 * S).mul_f64(0.9), "count {count} is not spread: {low:?} to {high:?}");
+        }
+        assert!(backoff(10 * S, 900 * S, &MessageId::new("m"), u32::MAX) <= 900 * S);
+    }
+
+    #[test]
+    fn the_exit_code_contract() {
+        let judged = |outcome| match policy().judge(&delivery("m", 1), outcome) {
+            Verdict::Delete(completed) => (format!("{:?}", completed.why()), 0, None),
+            Verdict::Keep(reason, release) => (reason.label().to_owned(), reason.exit_code(), Some(release)),
+        };
+        assert_eq!(judged(Outcome::Finished), ("Succeeded".into(), 0, None));
+        assert_eq!(judged(exited(66, None)), ("permanent".into(), 65, Some(Release::After(10 * S))));
+        assert_eq!(judged(exited(75, Some(300 * S))), ("temporary".into(), 75, Some(Release::After(300 * S))));
+        // Only a temporary failure may choose its delay.
+        assert_eq!(judged(exited(65, Some(300 * S))).2, Some(Release::After(10 * S)));
+        let (label, code, release) = judged(exited(1, None));
+        assert_eq!((label.as_str(), code), ("command_failed", 1));
+        assert!(matches!(release, Some(Release::After(delay)) if (10 * S..=20 * S).contains(&delay)));
+        assert_eq!(judged(Outcome::Failed(Failure::Exit(Exit::Signal(9), Said::default()))).1, 1);
+        assert_eq!(judged(Outcome::Failed(Failure::Fetch("503".into()))).1, 75);
+    }
+
+    #[test]
+    fn a_proof_is_worth_nothing_without_the_lease() {
+        use crate::job::lease::{Lease, Strategy};
+        let completed = Completed::new(&delivery("m", 1), Completion::Succeeded);
+        let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
+        assert!(completed.permit(&lease, 29 * S).is_some());
+        assert!(completed.permit(&lease, 30 * S).is_none());
+    }
+}

@@ -1,0 +1,170 @@
+//! `leasehold local`: the same supervisor and actors, with a folder as the bucket and a queue in memory.
+//!
+//! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by side as
+//! `--concurrency` says, each as short-lived as a pod.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use comfy_table::{Table, presets};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::actors::supervisor::{self, World};
+use crate::config::LocalConfig;
+use crate::job::delivery::Redrive;
+use crate::job::lifecycle::Settlement;
+use crate::job::report::{Ended, Report};
+use crate::ports::clock::Clock;
+use crate::ports::folder::{Folder, FolderError, FolderOutbox};
+use crate::ports::memory::{Kind, MemoryQueue, Standing};
+use crate::ports::{Outbox, Runner, Telemetry};
+use crate::telemetry::{log_ended, log_started};
+use crate::work::Bench;
+
+/// How often a file is tried before it counts as poison.
+const MAX_RECEIVE_COUNT: u32 = 3;
+
+/// Works through the inbox until every file has succeeded or is a dead letter, or until `stop`.
+pub async fn run(
+    config: LocalConfig,
+    runner: Arc<dyn Runner>,
+    stop: CancellationToken,
+) -> Result<Summary, FolderError> {
+    let LocalConfig { inbox, outbox, concurrency, work } = config;
+    let folder = Folder::new(&inbox)?;
+    let files = folder.list()?;
+    let dead_letters = "dead-letters".to_owned();
+    let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVE_COUNT, queue: dead_letters };
+    let queue = MemoryQueue::new(Kind::Standard, redrive);
+    let telemetry = Arc::new(Watch::new(files.iter().map(|file| file.object.key.clone())));
+    for file in &files {
+        queue.send(file.notification());
+    }
+
+    let clock = Clock::start();
+    let bench = Bench {
+        store: Arc::new(folder),
+        runner,
+        outbox: outbox.map(|outbox| Arc::new(FolderOutbox::new(outbox)) as Arc<dyn Outbox>),
+        command: work.command,
+        work_dir: work.work_dir,
+        job_id: work.identity.job_id,
+        stop_grace: work.settings.stop.grace,
+        clock,
+    };
+    let world = World { queue: Arc::new(queue.clone()), worker: Arc::new(bench), telemetry: telemetry.clone(), clock };
+
+    let mut pods = JoinSet::new();
+    for _ in 0..concurrency.min(files.len()) {
+        let (world, settings, queue, stop) = (world.clone(), work.settings.clone(), queue.clone(), stop.clone());
+        pods.spawn(async move {
+            while let Some(Standing::Visible) = stop.run_until_cancelled(queue.visible_or_drained()).await {
+                supervisor::run(world.clone(), settings.clone(), stop.clone().cancelled_owned()).await;
+            }
+        });
+    }
+    pods.join_all().await;
+
+    let mut summary = telemetry.summary();
+    for dead in queue.dead_letters() {
+        summary.is_dead(dead.message_id.as_str());
+    }
+    Ok(summary)
+}
+
+/// Logs as a pod does, and keeps count.
+struct Watch {
+    files: Mutex<BTreeMap<String, File>>,
+}
+
+/// What became of one file.
+#[derive(Debug, Clone, Default)]
+struct File {
+    message_id: String,
+    /// `None` until its first attempt has ended.
+    outcome: Option<String>,
+    succeeded: bool,
+    attempts: u32,
+    /// In all its attempts.
+    worked: Duration,
+}
+
+impl Watch {
+    fn new(keys: impl Iterator<Item = String>) -> Self {
+        Self { files: Mutex::new(keys.map(|key| (key, File::default())).collect()) }
+    }
+
+    fn ended(&self, ended: &Ended) {
+        let mut files = self.files.lock().expect("nothing panics while holding it");
+        // In here a message is about one file, or, if `--events` leaves nothing of it, about none.
+        let Some(file) = ended.subject.objects.first().and_then(|object| files.get_mut(&object.key)) else { return };
+        ended.subject.message_id.as_str().clone_into(&mut file.message_id);
+        file.succeeded = matches!(ended.settlement, Settlement::Deleted(_));
+        file.outcome = Some(ended.outcome().to_owned());
+        file.attempts = ended.subject.receive_count;
+        file.worked += ended.spent.total;
+        let done = files.values().filter(|file| file.succeeded).count();
+        info!(succeeded = done, files = files.len(), "progress");
+    }
+
+    fn summary(&self) -> Summary {
+        Summary { files: self.files.lock().expect("nothing panics while holding it").clone() }
+    }
+}
+
+impl Telemetry for Watch {
+    fn tell(&self, report: &Report) {
+        match report {
+            Report::Started(subject) => log_started(subject),
+            Report::Ended(ended) => {
+                log_ended(ended, SystemTime::now());
+                self.ended(ended);
+            }
+            // A run is not worth a word here, only its message is.
+            Report::Left(_) => {}
+        }
+    }
+}
+
+/// What became of every file.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    files: BTreeMap<String, File>,
+}
+
+impl Summary {
+    pub fn all_succeeded(&self) -> bool {
+        self.files.values().all(|file| file.succeeded)
+    }
+
+    fn is_dead(&mut self, message_id: &str) {
+        for file in self.files.values_mut().filter(|file| file.message_id == message_id) {
+            file.outcome = Some(format!("dead letter: {}", file.outcome.as_deref().unwrap_or_default()));
+        }
+    }
+}
+
+/// A table, and a line that sums it up.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(["FILE", "OUTCOME", "ATTEMPTS", "DURATION"]);
+        for (key, file) in &self.files {
+            table.add_row([
+                key.clone(),
+                file.outcome.clone().unwrap_or_else(|| "not started".to_owned()),
+                file.attempts.to_string(),
+                format!("{:.1} s", file.worked.as_secs_f64()),
+            ]);
+        }
+        if !self.files.is_empty() {
+            writeln!(f, "{table}\n")?;
+        }
+        let succeeded = self.files.values().filter(|file| file.succeeded).count();
+        write!(f, "{succeeded} of {} files succeeded", self.files.len())
+    }
+}

@@ -1,0 +1,163 @@
+//! Wiring only: arguments → configuration → ports → supervisor → signals → exit code.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use leasehold::actors::supervisor::{self, World};
+use leasehold::cli::{self, Action, Cli};
+use leasehold::config::{LocalConfig, RunConfig, WorkConfig};
+use leasehold::job::lifecycle::RunOutcome;
+use leasehold::local;
+use leasehold::ports::clock::Clock;
+use leasehold::ports::process::{Processes, find_program};
+use leasehold::ports::s3::S3;
+use leasehold::ports::sqs::Sqs;
+use leasehold::ports::{Runner, aws};
+use leasehold::telemetry::Told;
+use leasehold::telemetry::logs::{self, LogFormat};
+use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
+use leasehold::work::Bench;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// EX_CONFIG of sysexits(3).
+const MISCONFIGURED: u8 = 78;
+
+fn main() -> ExitCode {
+    let Cli { action } = match cli::parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // A reader of `--help` that is gone is no error of ours.
+            let _ = answer.print();
+            return if answer.use_stderr() {
+                TerminationLog::Kubernetes.write(&misconfigured(&answer.to_string()));
+                ExitCode::from(MISCONFIGURED)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match action {
+        Action::Run(args) => {
+            let termination_log = args.work.termination_log.clone();
+            RunConfig::try_from(*args).map_err(|error| error.to_string()).and_then(run).unwrap_or_else(|why| {
+                let termination_log = termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
+                termination_log.write(&misconfigured(&why));
+                refuse(&why)
+            })
+        }
+        Action::Local(args) => LocalConfig::try_from(*args)
+            .map_err(|error| error.to_string())
+            .and_then(run_local)
+            .unwrap_or_else(|why| refuse(&why)),
+    }
+}
+
+fn misconfigured(why: &str) -> TerminationMessage {
+    TerminationMessage::new("misconfigured", MISCONFIGURED, why)
+}
+
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("leasehold: {why}");
+    ExitCode::from(MISCONFIGURED)
+}
+
+fn run(config: RunConfig) -> Result<ExitCode, String> {
+    check(&config.work)?;
+    let RunConfig { queue_url, work } = config;
+    let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
+    let _logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout());
+    runtime()?.block_on(async {
+        let stop = stop_requested().map_err(|error| format!("signals cannot be received: {error}"))?;
+        let aws = aws::load(&queue_url, cli::ca_bundle()).await.map_err(|error| error.to_string())?;
+        let clock = Clock::start();
+        let bench = Bench {
+            store: Arc::new(S3::new(&aws)),
+            runner: runner()?,
+            outbox: None,
+            command: work.command,
+            work_dir: work.work_dir,
+            job_id: work.identity.job_id,
+            stop_grace: work.settings.stop.grace,
+            clock,
+        };
+        let world = World {
+            queue: Arc::new(Sqs::new(&aws, queue_url)),
+            worker: Arc::new(bench),
+            telemetry: Arc::new(Told::new(work.termination_log)),
+            clock,
+        };
+        let outcome = supervisor::run(world, work.settings, stop.cancelled_owned()).await;
+        if outcome == RunOutcome::SupervisorDied {
+            // The Reporter went with it.
+            eprintln!("leasehold: {outcome}");
+        }
+        Ok(ExitCode::from(outcome.exit_code()))
+    })
+}
+
+fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
+    check(&config.work)?;
+    let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
+    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), std::io::stderr());
+    runtime()?.block_on(async {
+        let stop = stop_requested().map_err(|error| format!("signals cannot be received: {error}"))?;
+        let summary = local::run(config, runner()?, stop).await.map_err(|error| error.to_string())?;
+        println!("{summary}");
+        Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
+    })
+}
+
+/// What can be seen to be wrong before a message is received costs no message an attempt.
+fn check(work: &WorkConfig) -> Result<(), String> {
+    find_program(&work.command.program).map_err(|error| error.to_string())?;
+    check_work_dir(&work.work_dir).map_err(|error| format!("--work-dir {}: {error}", work.work_dir.display()))
+}
+
+fn check_work_dir(path: &Path) -> std::io::Result<()> {
+    tempfile::tempdir_in(path).map(drop)
+}
+
+fn default_format(out: &impl IsTerminal) -> LogFormat {
+    if out.is_terminal() { LogFormat::Text } else { LogFormat::Json }
+}
+
+/// Two threads, so that something busy in one does not delay a beat in the other.
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime could not be started: {error}"))
+}
+
+fn runner() -> Result<Arc<dyn Runner>, String> {
+    let processes = Processes::adopting().map_err(|error| format!("orphans could not be adopted: {error}"))?;
+    Ok(Arc::new(processes))
+}
+
+/// Cancelled by the first SIGTERM, SIGINT or SIGQUIT; a further one changes nothing. As PID 1 we would not
+/// hear them at all without a handler.
+fn stop_requested() -> std::io::Result<CancellationToken> {
+    let requested = CancellationToken::new();
+    for (kind, name) in
+        [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT"), (SignalKind::quit(), "SIGQUIT")]
+    {
+        let mut signals = signal(kind)?;
+        let requested = requested.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if requested.is_cancelled() {
+                    info!(signal = name, "already stopping");
+                } else {
+                    info!(signal = name, "stopping in order: nothing is deleted from now on");
+                    requested.cancel();
+                }
+            }
+        });
+    }
+    Ok(requested)
+}

@@ -1,0 +1,373 @@
+//! A folder as a bucket, and a folder for results.
+//!
+//! What `leasehold local` reads and writes. The events are real S3 notifications, so that a local run goes
+//! through the same parser as a real one.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use walkdir::{DirEntry, WalkDir};
+
+use super::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError};
+use crate::job::notification::Object;
+
+/// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    /// Canonical.
+    root: PathBuf,
+    bucket: String,
+}
+
+/// A file of the folder, as an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub object: Object,
+    pub modified: SystemTime,
+}
+
+/// The folder cannot serve as a bucket; says which file is in the way.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FolderError(pub String);
+
+impl Folder {
+    /// The bucket's name is the folder's.
+    pub fn new(root: &Path) -> Result<Self, FolderError> {
+        let failed = |why: &dyn std::fmt::Display| FolderError(format!("{}: {why}", root.display()));
+        let root = root.canonicalize().map_err(|error| failed(&error))?;
+        if !root.is_dir() {
+            return Err(failed(&"not a folder"));
+        }
+        let bucket = root.file_name().map_or("root".into(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { root, bucket })
+    }
+
+    /// All regular files, by key; nothing whose name, or a folder's above it, starts with a dot. Blocks.
+    pub fn list(&self) -> Result<Vec<Listed>, FolderError> {
+        let hidden = |entry: &DirEntry| entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
+        let mut files = Vec::new();
+        for entry in WalkDir::new(&self.root).into_iter().filter_entry(|entry| !hidden(entry)) {
+            let entry = entry.map_err(|error| FolderError(error.to_string()))?;
+            if entry.file_type().is_file() {
+                files.push(self.listed(&entry)?);
+            }
+        }
+        files.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+        Ok(files)
+    }
+
+    fn listed(&self, entry: &DirEntry) -> Result<Listed, FolderError> {
+        let failed = |why: String| FolderError(format!("{}: {why}", entry.path().display()));
+        let below = entry.path().strip_prefix(&self.root).expect("a walk stays below its root");
+        let key = below.to_str().ok_or_else(|| failed("the name is not UTF-8, so it cannot be a key".into()))?;
+        let metadata = entry.metadata().map_err(|error| failed(error.to_string()))?;
+        let modified = metadata.modified().map_err(|error| failed(error.to_string()))?;
+        let object = Object {
+            bucket: self.bucket.clone(),
+            key: key.to_owned(),
+            version_id: None,
+            etag: Some(etag(&metadata)),
+            size: Some(metadata.len()),
+            sequencer: Some(format!("{:018X}", nanoseconds(modified))),
+        };
+        Ok(Listed { object, modified })
+    }
+}
+
+impl Listed {
+    /// What S3 sends to a queue when such an object was put (AWS, "Event message structure").
+    pub fn notification(&self) -> String {
+        let object = &self.object;
+        json!({ "Records": [{
+            "eventVersion": "2.1",
+            "eventSource": "aws:s3",
+            "awsRegion": "local",
+            "eventTime": humantime::format_rfc3339_millis(self.modified).to_string(),
+            "eventName": "ObjectCreated:Put",
+            "userIdentity": { "principalId": "leasehold" },
+            "requestParameters": { "sourceIPAddress": "127.0.0.1" },
+            "responseElements": {},
+            "s3": {
+                "s3SchemaVersion": "1.0",
+                "configurationId": "leasehold-local",
+                "bucket": {
+                    "name": object.bucket,
+                    "ownerIdentity": { "principalId": "leasehold" },
+                    "arn": format!("arn:aws:s3:::{}", object.bucket),
+                },
+                "object": {
+                    "key": form_urlencoded(&object.key),
+                    "size": object.size,
+                    "eTag": object.etag,
+                    "sequencer": object.sequencer,
+                },
+            },
+        }] })
+        .to_string()
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Folder {
+    async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
+        let retryable = |error: io::Error| FetchError::Retryable(format!("{}: {error}", object.key));
+        let permanent = |why: &str| FetchError::Permanent(format!("{}: {why}", object.key));
+        let path = below(&self.root, &object.key).ok_or_else(|| permanent(NO_PATH))?;
+        // Once more without symbolic links.
+        let path = tokio::fs::canonicalize(path).await.map_err(retryable)?;
+        if !path.starts_with(&self.root) {
+            return Err(permanent("it is outside of the folder"));
+        }
+        let file = tokio::fs::File::open(path).await.map_err(retryable)?;
+        let metadata = file.metadata().await.map_err(retryable)?;
+        if !metadata.is_file() {
+            return Err(permanent("not a file"));
+        }
+        if object.etag.as_ref().is_some_and(|told| *told != etag(&metadata)) {
+            return Err(permanent("it was overwritten since the event"));
+        }
+        Ok(ObjectBody { size: Some(metadata.len()), bytes: Box::pin(file) })
+    }
+}
+
+/// A folder for results: those for an object come into a folder named by its key.
+///
+/// They appear there at once and as a whole, in place of an earlier result. What a crash leaves behind is in
+/// folders whose names start with `.leasehold-`.
+#[derive(Debug, Clone)]
+pub struct FolderOutbox {
+    root: PathBuf,
+}
+
+impl FolderOutbox {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+}
+
+#[async_trait]
+impl Outbox for FolderOutbox {
+    async fn publish(&self, object: &Object, directory: &Path) -> Result<(), PublishError> {
+        let failed = |why: String| PublishError(format!("{}: {why}", object.key));
+        let target = below(&self.root, &object.key).ok_or_else(|| failed(NO_PATH.into()))?;
+        let directory = directory.to_owned();
+        // Whoever gives up waiting may remove the directory, so from then on nothing may be published.
+        let given_up = CancellationToken::new();
+        let _on_drop = given_up.clone().drop_guard();
+        let published = tokio::task::spawn_blocking(move || replace(&target, &directory, &given_up)).await;
+        published.map_err(io::Error::from).and_then(|done| done).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// Puts a copy of `directory` in the place of `target`.
+fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io::Result<()> {
+    let parent = target.parent().expect("a target is below its root");
+    fs::create_dir_all(parent)?;
+    let workshop = tempfile::Builder::new().prefix(".leasehold-").tempdir_in(parent)?;
+    let (new, old) = (workshop.path().join("new"), workshop.path().join("old"));
+    copy(directory, &new)?;
+    if given_up.is_cancelled() {
+        return Err(io::Error::other("nobody waits for it any more"));
+    }
+    match fs::symlink_metadata(target) {
+        Ok(there) if there.is_dir() => fs::rename(target, &old)?,
+        Ok(_) => return Err(io::Error::other(format!("{} is there and is not a folder", target.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    fs::rename(&new, target).inspect_err(|_| {
+        // Better the earlier result than none; the error that is told is the first.
+        let _ = fs::rename(&old, target);
+    })
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in WalkDir::new(from) {
+        let entry = entry?;
+        let to = to.join(entry.path().strip_prefix(from).expect("a walk stays below its root"));
+        if entry.file_type().is_dir() {
+            fs::create_dir(to)?;
+        } else if entry.file_type().is_file() {
+            fs::copy(entry.path(), to)?;
+        } else {
+            // A link may lead anywhere, and a pipe has no end.
+            return Err(io::Error::other(format!("{} is neither a file nor a folder", entry.path().display())));
+        }
+    }
+    Ok(())
+}
+
+const NO_PATH: &str = "a name in the key is empty, `.` or `..`, so it is no path in a folder";
+
+/// The path of `key` below `root`; `None` if it would lead elsewhere, or to where another key leads.
+fn below(root: &Path, key: &str) -> Option<PathBuf> {
+    let plain = key.split('/').all(|name| !matches!(name, "" | "." | ".."));
+    plain.then(|| root.join(key))
+}
+
+/// Another one for another content, as far as size and time of modification tell.
+fn etag(metadata: &Metadata) -> String {
+    format!("{:x}-{:x}", metadata.len(), metadata.modified().map_or(0, nanoseconds))
+}
+
+/// Since 1970.
+fn nanoseconds(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+}
+
+/// As S3 writes a key into an event.
+fn form_urlencoded(key: &str) -> String {
+    const ENCODED: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'/').remove(b' ').remove(b'.').remove(b'-').remove(b'*').remove(b'_');
+    utf8_percent_encode(key, ENCODED).to_string().replace(' ', "+")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        root
+    }
+
+    fn object(key: &str) -> Object {
+        Object { bucket: "b".into(), key: key.into(), version_id: None, etag: None, size: None, sequencer: None }
+    }
+
+    async fn content(folder: &Folder, object: &Object) -> Result<String, FetchError> {
+        let mut text = String::new();
+        folder.open(object).await?.bytes.read_to_string(&mut text).await.unwrap();
+        Ok(text)
+    }
+
+    /// Everything in the folder, hidden or not, with its content.
+    fn tree(root: &Path) -> Vec<String> {
+        let files = WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
+        let files = files.filter(|entry| entry.file_type().is_file());
+        files
+            .map(|file| {
+                let name = file.path().strip_prefix(root).unwrap().display();
+                format!("{name}: {}", fs::read_to_string(file.path()).unwrap())
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_folder_lists_its_visible_files_by_key_and_opens_each() {
+        let root = folder_with(&[("b/c.txt", "c"), ("b-a.txt", "ab"), (".hidden", ""), (".git/config", ""), ("z", "")]);
+        std::os::unix::fs::symlink(root.path().join("z"), root.path().join("link")).unwrap();
+        let folder = Folder::new(root.path()).unwrap();
+        let listed = folder.list().unwrap();
+        let keys: Vec<_> = listed.iter().map(|file| (file.object.key.as_str(), file.object.size)).collect();
+        assert_eq!(keys, [("b-a.txt", Some(2)), ("b/c.txt", Some(1)), ("z", Some(0))]);
+        assert_eq!(content(&folder, &listed[1].object).await.as_deref(), Ok("c"));
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_is_told() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt")), "").unwrap();
+        let error = Folder::new(root.path()).unwrap().list().unwrap_err().to_string();
+        assert!(error.contains("caf") && error.contains("not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_notification_reads_like_one_of_s3() {
+        let root = folder_with(&[("in/a b+c.txt", "four")]);
+        let listed = Folder::new(root.path()).unwrap().list().unwrap().remove(0);
+        let body: serde_json::Value = serde_json::from_str(&listed.notification()).unwrap();
+        let record = &body["Records"][0];
+        assert_eq!(record["eventVersion"], "2.1");
+        assert_eq!(record["eventName"], "ObjectCreated:Put");
+        assert_eq!(record["s3"]["bucket"]["name"], listed.object.bucket);
+        assert_eq!(record["s3"]["object"]["key"], "in/a+b%2Bc.txt");
+        assert_eq!(record["s3"]["object"]["size"], 4);
+        assert_eq!(record["s3"]["object"]["eTag"], listed.object.etag.unwrap());
+    }
+
+    #[test]
+    fn a_key_is_encoded_as_s3_encodes_it() {
+        assert_eq!(form_urlencoded("a b/ü_(1)~x:%.tar-*"), "a+b/%C3%BC_%281%29%7Ex%3A%25.tar-*");
+    }
+
+    #[tokio::test]
+    async fn no_key_leads_out_of_the_folder() {
+        let outside = folder_with(&[("secret", "s"), ("in/a", "a")]);
+        std::os::unix::fs::symlink(outside.path().join("secret"), outside.path().join("in/link")).unwrap();
+        let folder = Folder::new(&outside.path().join("in")).unwrap();
+        let absolute = outside.path().join("secret").display().to_string();
+        for key in ["../secret", "x/../../secret", &absolute, "link", "", "a/"] {
+            let answer = content(&folder, &object(key)).await;
+            assert!(matches!(answer, Err(FetchError::Permanent(_))), "{key:?}: {answer:?}");
+        }
+        assert!(matches!(content(&folder, &object("missing")).await, Err(FetchError::Retryable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changed_since_its_event_is_refused() {
+        let root = folder_with(&[("a", "old")]);
+        let folder = Folder::new(root.path()).unwrap();
+        let listed = folder.list().unwrap().remove(0);
+        fs::write(root.path().join("a"), "newer").unwrap();
+        assert!(matches!(content(&folder, &listed.object).await, Err(FetchError::Permanent(_))));
+    }
+
+    #[tokio::test]
+    async fn a_result_takes_the_place_of_the_earlier_one_as_a_whole() {
+        let out = tempfile::tempdir().unwrap();
+        let outbox = FolderOutbox::new(out.path().join("results"));
+        let (first, second) = (folder_with(&[("x", "1"), ("only/first", "1")]), folder_with(&[("x", "2")]));
+        outbox.publish(&object("in/a.txt"), first.path()).await.unwrap();
+        assert_eq!(tree(out.path()), ["results/in/a.txt/only/first: 1", "results/in/a.txt/x: 1"]);
+        outbox.publish(&object("in/a.txt"), second.path()).await.unwrap();
+        assert_eq!(tree(out.path()), ["results/in/a.txt/x: 2"]);
+    }
+
+    #[tokio::test]
+    async fn a_result_that_cannot_be_copied_leaves_the_earlier_one() {
+        let out = tempfile::tempdir().unwrap();
+        let outbox = FolderOutbox::new(out.path());
+        let (first, second) = (folder_with(&[("x", "1")]), folder_with(&[("x", "2")]));
+        std::os::unix::fs::symlink("x", second.path().join("z")).unwrap();
+        outbox.publish(&object("a"), first.path()).await.unwrap();
+        outbox.publish(&object("a"), second.path()).await.unwrap_err();
+        assert_eq!(tree(out.path()), ["a/x: 1"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_published_outside_or_over_a_file() {
+        let out = folder_with(&[("a.txt", "input"), ("results/kept", "")]);
+        let result = folder_with(&[("x", "1")]);
+        let before = tree(out.path());
+        for (root, key) in [("results", "../a"), ("results", "/a"), ("results", "a//b"), ("", "a.txt")] {
+            let outbox = FolderOutbox::new(out.path().join(root));
+            outbox.publish(&object(key), result.path()).await.unwrap_err();
+        }
+        assert_eq!(tree(out.path()), before);
+    }
+
+    #[test]
+    fn a_result_that_nobody_waits_for_is_not_published() {
+        let out = tempfile::tempdir().unwrap();
+        let given_up = CancellationToken::new();
+        given_up.cancel();
+        replace(&out.path().join("a"), folder_with(&[("x", "1")]).path(), &given_up).unwrap_err();
+        assert_eq!(tree(out.path()), [""; 0]);
+    }
+}

@@ -1,0 +1,146 @@
+//! The world, in our own words: a queue, a store of objects, a way to run a command, a clock.
+//!
+//! Errors are classified here, at the border; a variant exists only if somebody acts on it.
+//!
+//! Architecture invariant: an SDK is named in its adapter only (`sqs`, `s3`, and `aws`, their shared
+//! client), and only `process` starts or signals a process.
+
+pub mod aws;
+pub mod clock;
+pub mod folder;
+pub mod memory;
+pub mod process;
+pub mod s3;
+pub mod sqs;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::AsyncRead;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
+use crate::job::notification::Object;
+use crate::job::report::Report;
+use crate::job::verdict::{DeletePermit, Exit};
+
+/// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per delivery.
+///
+/// Every call is a single attempt, limited in time by whoever calls: retries are the callers' business.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// Waits up to `wait` (at most 20 s) for one message and hides it for `visibility` (whole seconds).
+    ///
+    /// Never drop the returned future: a message may be on its way to it.
+    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError>;
+
+    /// Hides the message for `visibility` from now on, in place of what was left; zero makes it visible.
+    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError>;
+
+    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError>;
+
+    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot be read.
+    async fn redrive(&self) -> Redrive;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiveError {
+    /// Worth asking again: throttled, 5xx, network, KMS.
+    #[error("{0}")]
+    Transient(String),
+    /// Asking again is pointless: no such queue, malformed URL, no credentials.
+    #[error("{0}")]
+    Misconfigured(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VisibilityError {
+    /// The queue says that this delivery is over: expired, deleted or received again.
+    #[error("the message is no longer in flight for this receipt handle: {0}")]
+    NotInFlight(String),
+    /// Hidden for 12 hours in all would be exceeded.
+    #[error("SQS's ceiling of 12 hours is reached: {0}")]
+    AtCeiling(String),
+    #[error("{0}")]
+    Transient(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeleteError {
+    /// The queue refused for good: the handle expired (FIFO queues say so) or never was one.
+    #[error("the queue refused the delete: {0}")]
+    Refused(String),
+    #[error("{0}")]
+    Transient(String),
+}
+
+/// Where the objects are.
+#[async_trait]
+pub trait ObjectStore: Send + Sync {
+    /// Opens exactly the object that the event told of: its version, else its eTag.
+    async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError>;
+}
+
+/// An object's bytes, as a stream.
+pub struct ObjectBody {
+    /// In bytes, if the store tells.
+    pub size: Option<u64>,
+    pub bytes: Pin<Box<dyn AsyncRead + Send>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// May work later; a missing object too, since S3's events can outrun a replication or a restore.
+    #[error("{0}")]
+    Retryable(String),
+    /// Will never work: archived, or overwritten since the event.
+    #[error("{0}")]
+    Permanent(String),
+}
+
+/// Where results go: somebody who publishes what the command wrote into `JOB_OUTPUT_DIR`.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// Publishes everything below `directory` as the results for `object`; all of it or an error.
+    async fn publish(&self, object: &Object, directory: &Path) -> Result<(), PublishError>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PublishError(pub String);
+
+/// A way to run the user's command.
+#[async_trait]
+pub trait Runner: Send + Sync {
+    /// Runs the command to its end. When `halt` is cancelled, or the returned future is dropped, the
+    /// command's whole process group is ended: in the first case by TERM, `stop_grace`, KILL; in the
+    /// second by KILL. When this returns, nothing of the command is left.
+    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exit, StartError>;
+}
+
+/// A command, as data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    pub program: OsString,
+    pub args: Vec<OsString>,
+    /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone).
+    pub env: Vec<(OsString, OsString)>,
+    /// How long it may take to end after TERM.
+    pub stop_grace: Duration,
+}
+
+/// The command could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{program}: {why}")]
+pub struct StartError {
+    pub program: String,
+    pub why: String,
+}
+
+/// Somebody who passes on what a run has to tell. Nothing waits for it, and nothing depends on it.
+pub trait Telemetry: Send + Sync {
+    fn tell(&self, report: &Report);
+}

@@ -1,0 +1,539 @@
+//! A queue at SQS, or at anything that speaks its JSON protocol.
+//!
+//! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send a
+//! delete again after the stop began.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::SdkConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_sqs::config::{Builder, Region};
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use tracing::warn;
+
+use super::aws::{self, ATTEMPT_LIMIT, Failure};
+use super::{DeleteError, Queue, ReceiveError, VisibilityError};
+use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, traceparent_from_xray};
+use crate::job::verdict::DeletePermit;
+
+/// A queue at SQS.
+pub struct Sqs {
+    client: aws_sdk_sqs::Client,
+    queue_url: String,
+    /// Host and port that the requests go to, for errors.
+    host: String,
+}
+
+impl Sqs {
+    /// The queue is asked in the region that its URL names, if it names one. A URL of another host than AWS's
+    /// own is the endpoint as well, unless `AWS_ENDPOINT_URL` or `AWS_ENDPOINT_URL_SQS` says otherwise.
+    pub fn new(config: &SdkConfig, queue_url: String) -> Self {
+        let mut builder = Builder::from(config).retry_config(RetryConfig::disabled());
+        if let Some(region) = aws::region_of(&queue_url) {
+            builder = builder.region(Region::new(region.to_owned()));
+        }
+        let custom = aws::custom_endpoint(config, "SQS");
+        if custom.is_none() && !is_aws_default(&queue_url) {
+            builder = builder.endpoint_url(origin_of(&queue_url));
+        }
+        let endpoint = custom.as_ref().unwrap_or(&queue_url);
+        let host = aws::host_of(endpoint).unwrap_or(endpoint).to_owned();
+        Self { client: aws_sdk_sqs::Client::from_conf(builder.build()), queue_url, host }
+    }
+
+    /// What failed, with which words, and what to change where we know it.
+    fn describe(&self, call: &str, failure: &Failure) -> String {
+        let queue = queue_name(&self.queue_url);
+        match failure {
+            Failure::Refused { code: Some(code), message, status: _ } => {
+                let message = message.as_deref().unwrap_or("no reason given").trim_end_matches('.');
+                format!("{call} on {queue} was refused: {code}: {message}{}", advice(call, code))
+            }
+            Failure::Refused { code: None, message: _, status } => {
+                format!("{call} on {queue} was refused by {}: HTTP {status}", self.host)
+            }
+            Failure::Misconfigured(why) => format!("{call} on {queue} cannot be sent: {why}"),
+            Failure::Unanswered(why) => format!("{call} on {queue} at {} failed: {why}", self.host),
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for Sqs {
+    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+        let longer = TimeoutConfig::builder().operation_attempt_timeout(wait + ATTEMPT_LIMIT).build();
+        let answer = self
+            .client
+            .receive_message()
+            .queue_url(&self.queue_url)
+            .max_number_of_messages(1)
+            .wait_time_seconds(seconds(wait))
+            .visibility_timeout(seconds(visibility))
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+            .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
+            .message_attribute_names(TRACEPARENT)
+            .customize()
+            .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
+            .send()
+            .await;
+        match answer {
+            Ok(answer) => answer.messages.into_iter().flatten().next().map(delivery).transpose(),
+            Err(error) => {
+                let failure = Failure::of(&error);
+                let text = self.describe("ReceiveMessage", &failure);
+                match Meaning::of(&failure) {
+                    Meaning::Hopeless => Err(ReceiveError::Misconfigured(text)),
+                    Meaning::NotInFlight | Meaning::AtCeiling | Meaning::MayPass => Err(ReceiveError::Transient(text)),
+                }
+            }
+        }
+    }
+
+    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+        let answer = self
+            .client
+            .change_message_visibility()
+            .queue_url(&self.queue_url)
+            .receipt_handle(receipt.expose())
+            .visibility_timeout(seconds(visibility))
+            .send()
+            .await;
+        let Err(error) = answer else { return Ok(()) };
+        let failure = without_handle(Failure::of(&error), receipt);
+        let text = self.describe("ChangeMessageVisibility", &failure);
+        Err(match Meaning::of(&failure) {
+            Meaning::NotInFlight => VisibilityError::NotInFlight(text),
+            Meaning::AtCeiling => VisibilityError::AtCeiling(text),
+            // Not even a missing permission ends a lease before its time.
+            Meaning::Hopeless | Meaning::MayPass => VisibilityError::Transient(text),
+        })
+    }
+
+    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
+        let receipt = permit.receipt();
+        let answer =
+            self.client.delete_message().queue_url(&self.queue_url).receipt_handle(receipt.expose()).send().await;
+        let Err(error) = answer else { return Ok(()) };
+        let failure = without_handle(Failure::of(&error), receipt);
+        let text = self.describe("DeleteMessage", &failure);
+        Err(match Meaning::of(&failure) {
+            Meaning::NotInFlight => DeleteError::Refused(text),
+            Meaning::Hopeless if matches!(failure, Failure::Refused { .. }) => DeleteError::Refused(text),
+            // Credentials that we lost while we worked may come back before the lease ends.
+            Meaning::Hopeless | Meaning::AtCeiling | Meaning::MayPass => DeleteError::Transient(text),
+        })
+    }
+
+    async fn redrive(&self) -> Redrive {
+        let answer = self
+            .client
+            .get_queue_attributes()
+            .queue_url(&self.queue_url)
+            .attribute_names(QueueAttributeName::RedrivePolicy)
+            .send()
+            .await;
+        let policy = match &answer {
+            Ok(answer) => answer.attributes().and_then(|all| all.get(&QueueAttributeName::RedrivePolicy)),
+            Err(error) => {
+                let why = self.describe("GetQueueAttributes", &Failure::of(error));
+                warn!(why, "the redrive policy is not known: no message can be called the last attempt");
+                return Redrive::Unknown;
+            }
+        };
+        let Some(policy) = policy.filter(|policy| !policy.is_empty()) else { return Redrive::None };
+        redrive_of(policy).unwrap_or_else(|| {
+            warn!(policy, "the redrive policy cannot be read: no message can be called the last attempt");
+            Redrive::Unknown
+        })
+    }
+}
+
+/// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a queue's name.
+pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
+    let is_name = |name: &str| {
+        let plain = name.strip_suffix(".fifo").unwrap_or(name);
+        !plain.is_empty()
+            && name.len() <= 80
+            && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let path = &queue_url[origin_of(queue_url).len()..];
+    let problem = if !aws::is_http(queue_url) {
+        "has no http or https and a host"
+    } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
+        "does not end in /account/queue-name"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "the queue URL {queue_url:?} {problem}; it looks like https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue"
+    ))
+}
+
+/// A FIFO queue's name ends so, and nobody else's may.
+pub fn is_fifo(queue_url: &str) -> bool {
+    queue_url.strip_suffix(".fifo").is_some()
+}
+
+fn queue_name(queue_url: &str) -> &str {
+    queue_url.rsplit('/').next().unwrap_or(queue_url)
+}
+
+/// Scheme, host and port of a URL.
+fn origin_of(url: &str) -> &str {
+    let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| rest.len() - at)).unwrap_or(0);
+    &url[..url.len() - path]
+}
+
+/// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
+fn is_aws_default(queue_url: &str) -> bool {
+    let (Some(host), Some(region)) = (aws::host_of(queue_url), aws::region_of(queue_url)) else { return false };
+    let host = host.strip_suffix(".cn").unwrap_or(host);
+    host == format!("sqs.{region}.amazonaws.com")
+        || host == format!("{region}.queue.amazonaws.com")
+        || host == "queue.amazonaws.com"
+}
+
+/// SQS counts whole seconds, up to 43,200.
+fn seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
+}
+
+/// The message attribute of a sender that propagates a W3C trace context.
+const TRACEPARENT: &str = "traceparent";
+
+fn delivery(message: Message) -> Result<Delivery, ReceiveError> {
+    let system = |name| message.attributes().and_then(|all| all.get(&name)).map(String::as_str);
+    let sent = message.message_attributes().and_then(|all| all.get(TRACEPARENT)?.string_value());
+    let traceparent = sent.filter(|sent| is_traceparent(sent)).map(str::to_owned);
+    let traceparent =
+        traceparent.or_else(|| system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray));
+    let count = system(MessageSystemAttributeName::ApproximateReceiveCount).and_then(|count| count.parse().ok());
+    let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
+        return Err(ReceiveError::Transient("the queue sent a message without an id or a receipt handle".into()));
+    };
+    Ok(Delivery {
+        message_id: MessageId::new(id),
+        receipt: ReceiptHandle::new(receipt),
+        body: message.body.unwrap_or_default(),
+        receive_count: count.unwrap_or(1),
+        traceparent,
+    })
+}
+
+/// Version, trace id, parent id and flags, in hexadecimal (W3C Trace Context, section 3.2).
+fn is_traceparent(text: &str) -> bool {
+    let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let parts: Vec<&str> = text.split('-').collect();
+    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]) && parts.into_iter().all(is_hex)
+}
+
+/// Reads `{"deadLetterTargetArn": "arn:…:name", "maxReceiveCount": 5}`; SQS gives the count as it was set, a
+/// number or a string.
+fn redrive_of(policy: &str) -> Option<Redrive> {
+    let policy: serde_json::Value = serde_json::from_str(policy).ok()?;
+    let count = policy.get("maxReceiveCount")?;
+    let count = count.as_u64().or_else(|| count.as_str()?.parse().ok())?;
+    let queue = policy.get("deadLetterTargetArn")?.as_str()?.rsplit(':').next()?;
+    Some(Redrive::DeadLetter { max_receive_count: count.try_into().ok()?, queue: queue.to_owned() })
+}
+
+/// What a failed call means, whichever it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// The delivery is over: its handle expired, or never was one.
+    NotInFlight,
+    /// Hidden for more than 12 hours would be the result.
+    AtCeiling,
+    /// The same call will be refused again: no such queue, not permitted, not known.
+    Hopeless,
+    MayPass,
+}
+
+impl Meaning {
+    fn of(failure: &Failure) -> Self {
+        match failure {
+            Failure::Refused { code, message, status: _ } => {
+                Self::of_refusal(code.as_deref().unwrap_or_default(), message.as_deref().unwrap_or_default())
+            }
+            Failure::Misconfigured(_) => Self::Hopeless,
+            Failure::Unanswered(_) => Self::MayPass,
+        }
+    }
+
+    /// By code and text, not by the SDK's variants: with a stale handle SQS answers `InvalidParameterValue`, of
+    /// which the model does not know (aws-sdk-net issue 1927).
+    fn of_refusal(code: &str, message: &str) -> Self {
+        let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        match plain(code) {
+            "InvalidParameterValue" if says(&["beyond the limit"]) => Self::AtCeiling,
+            "InvalidParameterValue" if says(&["not available for visibility", "expired", "does not exist"]) => {
+                Self::NotInFlight
+            }
+            "MessageNotInflight" | "ReceiptHandleIsInvalid" | "InvalidIdFormat" => Self::NotInFlight,
+            "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" | "InvalidSecurity" | "AccessDenied" => {
+                Self::Hopeless
+            }
+            code if is_about_credentials(code) => Self::Hopeless,
+            // Throttling, OverLimit, Kms…, ExpiredToken, 5xx, and what nobody has seen yet.
+            _ => Self::MayPass,
+        }
+    }
+}
+
+/// An error's code without what differs between SQS's two protocols.
+fn plain(code: &str) -> &str {
+    let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
+    code.strip_suffix("Exception").unwrap_or(code)
+}
+
+fn is_about_credentials(code: &str) -> bool {
+    matches!(
+        code,
+        "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "InvalidSignature"
+            | "MissingAuthenticationToken"
+            | "SignatureDoesNotMatch"
+            | "UnrecognizedClient"
+    )
+}
+
+/// What to change, in parentheses.
+fn advice(call: &str, code: &str) -> String {
+    match plain(code) {
+        "AccessDenied" => format!(" (the pod's role and the queue's policy must allow sqs:{call})"),
+        "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" => {
+            " (check --queue-url, its account and its region)".into()
+        }
+        "KmsAccessDenied" | "KMS.AccessDenied" => {
+            " (the pod's role must be allowed kms:Decrypt on the queue's key)".into()
+        }
+        code if is_about_credentials(code) => " (check the pod's credentials)".into(),
+        _ => String::new(),
+    }
+}
+
+/// SQS quotes a handle that it refuses; whoever reads the log shall not have it.
+fn without_handle(failure: Failure, receipt: &ReceiptHandle) -> Failure {
+    let hide = |text: String| text.replace(receipt.expose(), "(the receipt handle)");
+    match failure {
+        Failure::Refused { code, message, status } => Failure::Refused { code, message: message.map(hide), status },
+        Failure::Misconfigured(why) => Failure::Misconfigured(hide(why)),
+        Failure::Unanswered(why) => Failure::Unanswered(hide(why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::super::aws::testing::{Canned, real};
+    use super::*;
+    use crate::job::lease::{Lease, Strategy};
+    use crate::job::verdict::{OnStop, Outcome, Retry, RetryPolicy, Verdict};
+
+    const S: Duration = Duration::from_secs(1);
+    const HANDLE: &str = "AQEBsecret+/handle==";
+    const STALE: &str = "Value AQEBsecret+/handle== for parameter ReceiptHandle is invalid. Reason: Message does not \
+                         exist or is not available for visibility timeout change.";
+    const EXPIRED: &str = "Value AQEBsecret+/handle== for parameter ReceiptHandle is invalid. Reason: The receipt \
+                           handle has expired.";
+    const CEILING: &str = "Value 43200 for parameter VisibilityTimeout is invalid. Reason: Total VisibilityTimeout for \
+                           the message is beyond the limit [43200 seconds]";
+
+    #[test]
+    fn a_refusal_is_read_by_code_and_text() {
+        let table = [
+            ("AWS.SimpleQueueService.MessageNotInflight", "", Meaning::NotInFlight),
+            ("MessageNotInflight", "", Meaning::NotInFlight),
+            ("ReceiptHandleIsInvalid", "", Meaning::NotInFlight),
+            ("InvalidParameterValue", STALE, Meaning::NotInFlight),
+            ("InvalidParameterValueException", STALE, Meaning::NotInFlight),
+            ("InvalidParameterValue", EXPIRED, Meaning::NotInFlight),
+            ("InvalidParameterValue", CEILING, Meaning::AtCeiling),
+            ("InvalidParameterValue", "Must be >= 0 and <= 20", Meaning::MayPass),
+            ("AWS.SimpleQueueService.NonExistentQueue", "The specified queue does not exist", Meaning::Hopeless),
+            ("QueueDoesNotExist", "", Meaning::Hopeless),
+            ("InvalidAddress", "", Meaning::Hopeless),
+            ("AccessDenied", "", Meaning::Hopeless),
+            ("AccessDeniedException", "", Meaning::Hopeless),
+            ("InvalidClientTokenId", "", Meaning::Hopeless),
+            ("UnrecognizedClientException", "", Meaning::Hopeless),
+            ("SignatureDoesNotMatch", "", Meaning::Hopeless),
+            ("InvalidSignatureException", "", Meaning::Hopeless),
+            ("ExpiredToken", "The security token included in the request is expired", Meaning::MayPass),
+            ("RequestThrottled", "", Meaning::MayPass),
+            ("ThrottlingException", "", Meaning::MayPass),
+            ("OverLimit", "", Meaning::MayPass),
+            ("KmsAccessDenied", "", Meaning::MayPass),
+            ("KMS.AccessDeniedException", "", Meaning::MayPass),
+            ("InternalError", "", Meaning::MayPass),
+            ("", "", Meaning::MayPass),
+        ];
+        for (code, message, meaning) in table {
+            assert_eq!(Meaning::of_refusal(code, message), meaning, "{code}: {message}");
+        }
+    }
+
+    const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
+
+    fn sqs(server: &Canned) -> Sqs {
+        Sqs::new(&server.config(), QUEUE_URL.into())
+    }
+
+    async fn delete(queue: &Sqs) -> Result<(), DeleteError> {
+        let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+        let delivery = Delivery {
+            message_id: MessageId::new("m"),
+            receipt: ReceiptHandle::new(HANDLE),
+            body: String::new(),
+            receive_count: 1,
+            traceparent: None,
+        };
+        let Verdict::Delete(completed) = policy.judge(&delivery, Outcome::Finished) else { panic!("it finished") };
+        let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
+        queue.delete(completed.permit(&lease, S).expect("held")).await
+    }
+
+    #[tokio::test]
+    async fn errors_are_classified_as_they_come_over_the_wire() {
+        let receipt = ReceiptHandle::new(HANDLE);
+        // With the header of SQS itself, and without it, as many imitations answer.
+        let stale = format!(r#"{{"__type":"com.amazonaws.sqs#InvalidParameterValueException","message":"{STALE}"}}"#);
+        for header in [Some("InvalidParameterValue;Sender"), None] {
+            let queue = sqs(&Canned::new(400, header, stale.as_str()));
+            let extended = queue.change_visibility(&receipt, 30 * S).await;
+            assert!(matches!(extended, Err(VisibilityError::NotInFlight(_))), "{extended:?}");
+            let deleted = delete(&queue).await;
+            assert!(matches!(deleted, Err(DeleteError::Refused(_))), "{deleted:?}");
+            assert!(!format!("{extended:?} {deleted:?}").contains(HANDLE), "{extended:?} {deleted:?}");
+        }
+        let no_queue =
+            r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"The specified queue does not exist."}"#;
+        for (header, code) in [
+            (Some("AWS.SimpleQueueService.NonExistentQueue;Sender"), "AWS.SimpleQueueService.NonExistentQueue"),
+            (None, "QueueDoesNotExist"),
+        ] {
+            let received = sqs(&Canned::new(400, header, no_queue)).receive(S, 30 * S).await;
+            let text = format!(
+                "ReceiveMessage on jobs was refused: {code}: The specified queue does not exist (check --queue-url, \
+                 its account and its region)"
+            );
+            assert_eq!(received, Err(ReceiveError::Misconfigured(text)));
+        }
+        let denied =
+            r#"{"__type":"com.amazon.coral.service#AccessDeniedException","message":"User is not authorized."}"#;
+        let received = sqs(&Canned::new(400, None, denied)).receive(S, 30 * S).await;
+        assert!(matches!(&received, Err(ReceiveError::Misconfigured(text)) if text.contains("sqs:ReceiveMessage")));
+        let received = sqs(&Canned::new(502, None, "<html>Bad Gateway</html>")).receive(S, 30 * S).await;
+        let text = "ReceiveMessage on jobs was refused by sqs.eu-west-1.amazonaws.com: HTTP 502";
+        assert_eq!(received, Err(ReceiveError::Transient(text.into())));
+    }
+
+    #[tokio::test]
+    async fn every_call_is_one_request() {
+        let server = Canned::new(503, None, "");
+        let queue = sqs(&server);
+        assert!(matches!(delete(&queue).await, Err(DeleteError::Transient(_))));
+        assert_eq!(server.requests.load(Ordering::Relaxed), 1);
+        let receipt = ReceiptHandle::new(HANDLE);
+        assert!(matches!(queue.change_visibility(&receipt, S).await, Err(VisibilityError::Transient(_))));
+        assert_eq!(server.requests.load(Ordering::Relaxed), 2);
+        assert!(matches!(queue.receive(S, S).await, Err(ReceiveError::Transient(_))));
+        assert_eq!(server.requests.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn a_message_becomes_a_delivery() {
+        let message = r#"{"Messages":[{"MessageId":"m","ReceiptHandle":"h","Body":"b",
+            "Attributes":{"ApproximateReceiveCount":"3",
+                "AWSTraceHeader":"Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"},
+            "MessageAttributes":{"traceparent":{"DataType":"String","StringValue":"not one"}}}]}"#;
+        let delivery = sqs(&Canned::new(200, None, message)).receive(S, 30 * S).await.unwrap().unwrap();
+        assert_eq!((delivery.message_id.as_str(), delivery.receipt.expose()), ("m", "h"));
+        assert_eq!((delivery.body.as_str(), delivery.receive_count), ("b", 3));
+        let traceparent = "00-5759e988bd862e3fe1be46a994272793-53995c3f42cd8ad8-01";
+        assert_eq!(delivery.traceparent.as_deref(), Some(traceparent));
+        assert!(is_traceparent(traceparent));
+        assert_eq!(sqs(&Canned::new(200, None, "{}")).receive(S, 30 * S).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn the_redrive_policy_is_read_if_it_can_be() {
+        let dead_letter = Redrive::DeadLetter { max_receive_count: 5, queue: "dead".into() };
+        let arn = "arn:aws:sqs:eu-west-1:123456789012:dead";
+        let table = [
+            (format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":5}}"#), &dead_letter),
+            (format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":"5"}}"#), &dead_letter),
+            (format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":-5}}"#), &Redrive::Unknown),
+            ("nonsense".into(), &Redrive::Unknown),
+            (String::new(), &Redrive::None),
+        ];
+        for (policy, redrive) in table {
+            let body = serde_json::json!({ "Attributes": { "RedrivePolicy": policy } }).to_string();
+            assert_eq!(&sqs(&Canned::new(200, None, body)).redrive().await, redrive, "{policy}");
+        }
+        assert_eq!(sqs(&Canned::new(200, None, "{}")).redrive().await, Redrive::None);
+        let denied = r#"{"__type":"AccessDeniedException"}"#;
+        assert_eq!(sqs(&Canned::new(400, None, denied)).redrive().await, Redrive::Unknown);
+    }
+
+    #[tokio::test]
+    async fn the_ca_bundle_matters_to_https_only() {
+        let receive_from = |queue_url: &'static str| async move {
+            let queue = Sqs::new(&real(Some("/no/such/ca.pem".into())), queue_url.into());
+            queue.receive(Duration::ZERO, S).await
+        };
+        // Nothing listens on port 1.
+        let https = receive_from("https://127.0.0.1:1/123456789012/jobs").await;
+        assert!(
+            matches!(&https, Err(ReceiveError::Misconfigured(why)) if why.contains("/no/such/ca.pem")),
+            "{https:?}"
+        );
+        let http = receive_from("http://127.0.0.1:1/123456789012/jobs").await;
+        assert!(matches!(&http, Err(ReceiveError::Transient(why)) if why.contains("127.0.0.1:1 failed")), "{http:?}");
+    }
+
+    #[test]
+    fn a_queue_url_is_checked() {
+        for good in [QUEUE_URL, "http://localhost:4566/000000000000/my_queue-1.fifo", "http://sqs:9324/queue/q"] {
+            assert_eq!(check_queue_url(good), Ok(()));
+        }
+        for bad in [
+            "",
+            "my-queue",
+            "arn:aws:sqs:eu-west-1:123456789012:my-queue",
+            "sqs.eu-west-1.amazonaws.com/123456789012/q",
+            "https:///123456789012/q",
+            "https://sqs.eu-west-1.amazonaws.com",
+            "https://sqs.eu-west-1.amazonaws.com/q",
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/",
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/q ",
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/q?x=y",
+        ] {
+            let refused = check_queue_url(bad).expect_err(bad);
+            assert!(refused.contains("looks like https://sqs."), "{refused}");
+        }
+        assert!(is_fifo("https://sqs.eu-west-1.amazonaws.com/1/q.fifo") && !is_fifo(QUEUE_URL));
+    }
+
+    #[test]
+    fn only_aws_own_hosts_are_left_to_the_sdk() {
+        for default in [QUEUE_URL, "https://sqs.cn-north-1.amazonaws.com.cn/1/q", "https://queue.amazonaws.com/1/q"] {
+            assert!(is_aws_default(default), "{default}");
+        }
+        for (url, origin) in [
+            ("http://localhost:4566/1/q", "http://localhost:4566"),
+            (
+                "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com/1/q",
+                "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com",
+            ),
+            ("https://sqs-fips.us-east-2.amazonaws.com/1/q", "https://sqs-fips.us-east-2.amazonaws.com"),
+        ] {
+            assert_eq!(origin_of(url), origin);
+            assert!(!is_aws_default(url), "{url}");
+        }
+    }
+}

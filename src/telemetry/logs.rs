@@ -1,0 +1,68 @@
+//! Log records: one flat JSON object a line, or text for a person.
+
+use std::io::Write;
+
+use json_subscriber::JsonLayer;
+use tracing::{Level, Subscriber, error};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{Targets, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use super::text::Text;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Who speaks, in every record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub job_id: String,
+    pub pod_name: String,
+}
+
+/// Starts logging to `out`. What is not yet written when the guard is dropped is written then, within a second.
+///
+/// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
+/// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`.
+pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Write + Send + 'static) -> WorkerGuard {
+    let (out, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
+    let layer = match format {
+        LogFormat::Json => json(identity, move || out.clone()).boxed(),
+        LogFormat::Text => fmt::layer().with_ansi(false).event_format(Text).with_writer(move || out.clone()).boxed(),
+    };
+    let filter: Targets = filter.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+    // At this level the SDK logs whole requests, receipt handles included.
+    let no_secrets = filter_fn(|record| *record.level() != Level::TRACE || !record.target().starts_with("aws_"));
+    tracing_subscriber::registry().with(filter).with(layer.with_filter(no_secrets)).init();
+    // A bug is told where everything else is.
+    std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
+    guard
+}
+
+/// A line of the command is at most 8 KiB, so this is at most 32 MiB.
+const QUEUE: usize = 4096;
+
+fn json<S, W>(
+    identity: &Identity,
+    out: impl Fn() -> W + Send + Sync + 'static,
+) -> JsonLayer<S, impl Fn() -> W + Send + Sync + 'static>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: Write + 'static,
+{
+    let mut layer = JsonLayer::new(out);
+    layer.with_timer("timestamp", fmt::time::SystemTime);
+    layer.with_level("level");
+    layer.with_flattened_event();
+    layer.with_top_level_flattened_span_list();
+    layer.with_target("target");
+    layer.add_static_field("job_id", identity.job_id.clone().into());
+    layer.add_static_field("pod_name", identity.pod_name.clone().into());
+    layer
+}

@@ -1,0 +1,139 @@
+//! What a run tells, and where: log records, and the termination message that Kubernetes shows.
+
+pub mod logs;
+pub mod termination;
+mod text;
+
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use tracing::{error, info, warn};
+
+use crate::job::lifecycle::{RunOutcome, Settlement};
+use crate::job::notification::Object;
+use crate::job::report::{Ended, Report, Subject};
+use crate::job::verdict::{Exit, KeepReason};
+use crate::ports::Telemetry;
+use termination::{TerminationLog, TerminationMessage};
+
+/// A pod's telemetry.
+pub struct Told {
+    termination_log: TerminationLog,
+    told_of_a_message: Mutex<bool>,
+}
+
+impl Told {
+    pub fn new(termination_log: TerminationLog) -> Self {
+        Self { termination_log, told_of_a_message: Mutex::new(false) }
+    }
+}
+
+impl Telemetry for Told {
+    fn tell(&self, report: &Report) {
+        match report {
+            Report::Started(subject) => log_started(subject),
+            Report::Ended(ended) => {
+                let now = SystemTime::now();
+                log_ended(ended, now);
+                self.termination_log.write(&TerminationMessage::ended(ended, now));
+                *self.told_of_a_message.lock().expect("nothing panics while holding it") = true;
+            }
+            Report::Left(outcome) => {
+                log_left(outcome);
+                // The last message's record stays, unless there is none or something worse came after it.
+                let told = *self.told_of_a_message.lock().expect("nothing panics while holding it");
+                if !told || !matches!(outcome, RunOutcome::Finished | RunOutcome::Kept(_)) {
+                    self.termination_log.write(&TerminationMessage::left(outcome));
+                }
+            }
+        }
+    }
+}
+
+/// One record at the start of a message.
+pub fn log_started(subject: &Subject) {
+    let object = subject.objects.first();
+    info!(
+        message_id = %subject.message_id,
+        receive_count = subject.receive_count,
+        max_receive_count = subject.redrive.max_receive_count(),
+        bucket = object.map(|object| object.bucket.as_str()),
+        key = object.map(|object| object.key.as_str()),
+        size = object.and_then(|object| object.size),
+        objects = subject.objects.len(),
+        body_sha256 = subject.body_sha256,
+        trace_id = trace_id(subject),
+        "message started"
+    );
+}
+
+/// One wide record at the end of a message, `now`.
+pub fn log_ended(ended: &Ended, now: SystemTime) {
+    let Ended { subject, settlement, exit, said, spent } = ended;
+    let object: Option<&Object> = subject.objects.first();
+    // tracing wants a level at compile time, and the fields each time.
+    macro_rules! record {
+        ($level:ident, $text:literal) => {
+            $level!(
+                message_id = %subject.message_id,
+                receive_count = subject.receive_count,
+                max_receive_count = subject.redrive.max_receive_count(),
+                bucket = object.map(|object| object.bucket.as_str()),
+                key = object.map(|object| object.key.as_str()),
+                size = object.and_then(|object| object.size),
+                objects = subject.objects.len(),
+                body_sha256 = subject.body_sha256,
+                trace_id = trace_id(subject),
+                outcome = ended.outcome(),
+                exit_code = exit.and_then(exit_code),
+                signal = exit.and_then(signal),
+                said = said.as_deref(),
+                error = ended.error(),
+                next = ended.next(now),
+                receive_s = spent.receive.as_secs_f64(),
+                fetch_s = spent.fetch.as_secs_f64(),
+                command_s = spent.command.as_secs_f64(),
+                publish_s = spent.publish.as_secs_f64(),
+                settle_s = spent.settle.as_secs_f64(),
+                total_s = spent.total.as_secs_f64(),
+                $text
+            )
+        };
+    }
+    match settlement {
+        Settlement::Deleted(_) => record!(info, "message deleted"),
+        Settlement::Kept(KeepReason::Stopped, _) => record!(info, "message kept"),
+        Settlement::Kept(KeepReason::ActorDied(_), _) => record!(error, "message kept"),
+        Settlement::Kept(..) if subject.redrive.is_final(subject.receive_count) => record!(error, "message kept"),
+        Settlement::Kept(..) => record!(warn, "message kept"),
+    }
+}
+
+fn log_left(outcome: &RunOutcome) {
+    let exit = outcome.exit_code();
+    match outcome {
+        RunOutcome::Finished => info!(exit, "leaving"),
+        RunOutcome::Kept(why) => info!(exit, outcome = why.label(), "leaving"),
+        RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => {
+            error!(exit, error = %outcome, "leaving");
+        }
+    }
+}
+
+fn trace_id(subject: &Subject) -> Option<&str> {
+    subject.traceparent.as_deref()?.split('-').nth(1)
+}
+
+fn exit_code(exit: Exit) -> Option<i32> {
+    match exit {
+        Exit::Code(code) => Some(code),
+        Exit::Signal(_) => None,
+    }
+}
+
+fn signal(exit: Exit) -> Option<i32> {
+    match exit {
+        Exit::Code(_) => None,
+        Exit::Signal(signal) => Some(signal),
+    }
+}

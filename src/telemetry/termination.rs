@@ -1,0 +1,118 @@
+//! The termination message: what `kubectl describe pod` shows of a container that has ended.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+use tracing::warn;
+
+use super::{exit_code, signal};
+use crate::job::lifecycle::RunOutcome;
+use crate::job::report::Ended;
+
+/// Kubernetes reads no more than this from a container's termination message, in bytes.
+const MOST: usize = 4096;
+
+/// Where the message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TerminationLog {
+    /// `/dev/termination-log`, which is there in Kubernetes and nowhere else.
+    Kubernetes,
+    At(PathBuf),
+}
+
+impl TerminationLog {
+    /// Replaces what was there. An error is a warning: it changes nothing.
+    pub fn write(&self, message: &TerminationMessage) {
+        let (path, create) = match self {
+            Self::Kubernetes => (PathBuf::from("/dev/termination-log"), false),
+            Self::At(path) => (path.clone(), true),
+        };
+        let mut options = OpenOptions::new();
+        let written = options.write(true).truncate(true).create(create).open(&path);
+        match written.and_then(|mut file| file.write_all(message.to_line().as_bytes())) {
+            Err(error) if create || error.kind() != std::io::ErrorKind::NotFound => {
+                warn!(path = %path.display(), %error, "the termination message was not written");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// One JSON object.
+pub struct TerminationMessage {
+    /// The most important first: a message that is too long loses fields from its end.
+    fields: Vec<(&'static str, Value)>,
+}
+
+impl TerminationMessage {
+    pub fn ended(ended: &Ended, now: SystemTime) -> Self {
+        let subject = &ended.subject;
+        let object = subject.objects.first();
+        let fields = vec![
+            ("outcome", json!(ended.outcome())),
+            ("exit_code", json!(ended.exit.and_then(exit_code))),
+            ("signal", json!(ended.exit.and_then(signal))),
+            ("message_id", json!(subject.message_id.as_str())),
+            ("receive_count", json!(subject.receive_count)),
+            ("total_s", json!(ended.spent.total.as_secs_f64())),
+            ("next", json!(ended.next(now))),
+            ("bucket", json!(object.map(|object| &object.bucket))),
+            ("key", json!(object.map(|object| &object.key))),
+            ("error", json!(ended.error())),
+            ("size", json!(object.and_then(|object| object.size))),
+            ("body_sha256", json!(subject.body_sha256)),
+        ];
+        Self { fields }
+    }
+
+    pub fn left(outcome: &RunOutcome) -> Self {
+        let label = match outcome {
+            RunOutcome::Finished => "nothing_received",
+            RunOutcome::Kept(why) => why.label(),
+            RunOutcome::ReceiveFailed(_) => "receive_failed",
+            RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => "actor_died",
+        };
+        Self::new(label, outcome.exit_code(), &outcome.to_string())
+    }
+
+    /// For a run that never came to receive anything.
+    pub fn new(outcome: &'static str, exit: u8, error: &str) -> Self {
+        Self { fields: vec![("outcome", json!(outcome)), ("exit", json!(exit)), ("error", json!(error))] }
+    }
+
+    /// The object as one line that always parses and is never too long: a field that does not fit is left out.
+    pub fn to_line(&self) -> String {
+        let mut line = Map::new();
+        for (name, value) in &self.fields {
+            if value.is_null() {
+                continue;
+            }
+            line.insert((*name).to_owned(), value.clone());
+            if Value::Object(line.clone()).to_string().len() >= MOST {
+                line.remove(*name);
+            }
+        }
+        Value::Object(line).to_string() + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_left_out_whole() {
+        for length in [10, 4000, 4096, 100_000] {
+            let fields = vec![("outcome", json!("x")), ("error", json!("\u{1}".repeat(length))), ("size", json!(7))];
+            let line = TerminationMessage { fields }.to_line();
+            assert!(line.len() <= MOST, "{} bytes", line.len());
+            let parsed: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(parsed["outcome"], "x");
+            assert_eq!(parsed["size"], 7);
+            assert_eq!(parsed.get("error").is_some(), length == 10, "length {length}");
+        }
+    }
+}

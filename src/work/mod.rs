@@ -1,0 +1,166 @@
+//! What the Processor does with a message, as plain async functions: fetch, run, publish.
+
+pub mod contract;
+pub mod fetch;
+pub mod workspace;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+use crate::job::lifecycle::{Processed, Work};
+use crate::job::notification::Record;
+use crate::job::report::Spent;
+use crate::job::verdict::{Exit, Failure, Outcome, Said};
+use crate::ports::clock::Clock;
+use crate::ports::{Command, ObjectStore, Outbox, Runner};
+use contract::Given;
+use workspace::Workspace;
+
+/// Somebody who does the work on a message.
+#[async_trait]
+pub trait Worker: Send + Sync {
+    /// Works on every object of the message, one after another, until the first failure or until halted. When this
+    /// returns, or is dropped, nothing of the work goes on.
+    async fn process(&self, work: Work, halt: CancellationToken) -> Processed;
+}
+
+/// The worker that runs the user's command: everything that it needs, laid out.
+pub struct Bench {
+    pub store: Arc<dyn ObjectStore>,
+    pub runner: Arc<dyn Runner>,
+    /// Who publishes what the command wrote, if somebody does.
+    pub outbox: Option<Arc<dyn Outbox>>,
+    pub command: CommandLine,
+    pub work_dir: PathBuf,
+    pub job_id: String,
+    /// What the command gets between TERM and KILL.
+    pub stop_grace: Duration,
+    pub clock: Clock,
+}
+
+/// The user's command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    pub program: OsString,
+    pub args: Vec<OsString>,
+}
+
+/// What is known of the work so far.
+#[derive(Default)]
+struct Progress {
+    exit: Option<Exit>,
+    said: Said,
+    spent: Spent,
+}
+
+#[async_trait]
+impl Worker for Bench {
+    /// When this returns, the command is gone and so is everything on the disk.
+    async fn process(&self, work: Work, halt: CancellationToken) -> Processed {
+        let mut progress = Progress::default();
+        let mut outcome = Outcome::Finished;
+        for record in &work.records {
+            let span = info_span!(
+                parent: None, "work",
+                message_id = %work.received.delivery.message_id,
+                receive_count = work.received.delivery.receive_count,
+                bucket = record.object.bucket,
+                key = record.object.key,
+            );
+            let space = match Workspace::create(&self.work_dir, &record.object.key) {
+                Ok(space) => space,
+                Err(why) => {
+                    outcome = Outcome::Failed(Failure::Start(why));
+                    break;
+                }
+            };
+            let processed = self.process_record(&work, record, &space, &halt, &mut progress).instrument(span).await;
+            space.remove().await;
+            if let Err(failure) = processed {
+                outcome = Outcome::Failed(failure);
+                break;
+            }
+        }
+        Processed { outcome, exit: progress.exit, said: progress.said.reason, spent: progress.spent }
+    }
+}
+
+impl Bench {
+    async fn process_record(
+        &self,
+        work: &Work,
+        record: &Record,
+        space: &Workspace,
+        halt: &CancellationToken,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
+        let Progress { exit, said, spent } = progress;
+        let (input, output) = (space.input(), space.output());
+
+        let fetched = fetch::fetch(self.store.as_ref(), &record.object, &input);
+        unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await??;
+
+        let given = Given {
+            job_id: &self.job_id,
+            received: &work.received,
+            record,
+            deadline: self.wall_clock(work.deadline_at),
+            space,
+            publishes: self.outbox.is_some(),
+        };
+        let command = Command {
+            program: self.command.program.clone(),
+            args: self.command.args.clone(),
+            env: given.write().map_err(Failure::Start)?,
+            stop_grace: self.stop_grace,
+        };
+        if halt.is_cancelled() {
+            return Err(Failure::Halted);
+        }
+        let ran = self.timed(&mut spent.command, self.runner.run(command, halt.clone())).await;
+        let ended = ran.map_err(|error| Failure::Start(error.to_string()))?;
+        *exit = Some(ended);
+        *said = contract::said(&space.result_file());
+        if ended != Exit::Code(0) {
+            return Err(Failure::Exit(ended, said.clone()));
+        }
+
+        if let Some(outbox) = &self.outbox {
+            let published = outbox.publish(&record.object, &output);
+            let published = unless_halted(halt, self.timed(&mut spent.publish, published)).await?;
+            published.map_err(|error| Failure::Publish(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the time that `work` takes to `spent`, also if it is dropped half way.
+    async fn timed<T>(&self, spent: &mut Duration, work: impl Future<Output = T>) -> T {
+        struct Stopwatch<'a>(&'a Clock, Duration, &'a mut Duration);
+        impl Drop for Stopwatch<'_> {
+            fn drop(&mut self) {
+                *self.2 += self.0.now().saturating_sub(self.1);
+            }
+        }
+        let _stopwatch = Stopwatch(&self.clock, self.clock.now(), spent);
+        work.await
+    }
+
+    fn wall_clock(&self, at: Duration) -> SystemTime {
+        SystemTime::now() + at.saturating_sub(self.clock.now())
+    }
+}
+
+async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = halt.cancelled() => Err(Failure::Halted),
+        done = work => Ok(done),
+    }
+}

@@ -1,0 +1,86 @@
+//! The walls between the layers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each file below `folder` of the sources, as its path there and its code without comments.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = walkdir::WalkDir::new(root.join(folder)).into_iter().map(|entry| entry.expect("src is readable"));
+    let files = files.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "rs"));
+    let read = |path: &Path| {
+        let text = fs::read_to_string(path).expect("src is readable");
+        text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    };
+    let sources: Vec<_> = files
+        .map(|entry| (entry.path().strip_prefix(&root).expect("below src").to_owned(), read(entry.path())))
+        .collect();
+    assert!(!sources.is_empty(), "nothing below src/{folder}");
+    sources
+}
+
+fn assert_free_of(folder: &str, words: &[&str], except: &[&str]) {
+    for (path, code) in sources(folder) {
+        if except.iter().any(|file| path == Path::new(file)) {
+            continue;
+        }
+        for word in words {
+            assert!(!code.contains(word), "src/{} names {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_core_knows_no_io_no_clock_and_no_actors() {
+    let words = [
+        "tokio",
+        "ractor",
+        "aws_",
+        "tracing",
+        "async ",
+        ".await",
+        "Instant",
+        "SystemTime::now",
+        "std::fs",
+        "std::env",
+        "std::net",
+        "std::process",
+        "rand",
+    ];
+    assert_free_of("job", &words, &[]);
+    assert_free_of("job", &["crate::ports", "crate::work", "crate::actors", "crate::telemetry", "crate::cli"], &[]);
+}
+
+#[test]
+fn ports_know_neither_the_work_nor_the_actors() {
+    assert_free_of("ports", &["crate::work", "crate::actors", "crate::telemetry", "ractor"], &[]);
+}
+
+#[test]
+fn the_work_knows_no_actors() {
+    assert_free_of("work", &["crate::actors", "crate::telemetry", "ractor"], &[]);
+}
+
+#[test]
+fn the_actors_know_the_world_through_its_ports_only() {
+    let adapters = ["ports::memory", "ports::folder", "ports::aws", "ports::sqs", "ports::s3", "ports::process"];
+    assert_free_of("actors", &adapters, &[]);
+    assert_free_of("actors", &["aws_", "crate::telemetry", "crate::cli"], &[]);
+}
+
+#[test]
+fn each_sdk_has_one_home() {
+    assert_free_of("", &["aws_sdk_sqs"], &["ports/sqs.rs"]);
+    assert_free_of("", &["aws_sdk_s3"], &["ports/s3.rs"]);
+    assert_free_of("", &["aws_config"], &["ports/aws.rs", "ports/sqs.rs", "ports/s3.rs"]);
+}
+
+#[test]
+fn only_one_file_starts_or_signals_a_process() {
+    assert_free_of("", &["process::Command", "killpg", "sys::signal"], &["ports/process.rs"]);
+}
+
+#[test]
+fn only_the_core_makes_the_proof_that_deletes() {
+    assert_free_of("", &["Completed::new", "Completed {"], &["job/verdict.rs", "job/lifecycle.rs"]);
+}

@@ -1,0 +1,296 @@
+//! The real binary, real servers, real signals.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use crate::support::cloud::{Cloud, Leasehold, Left, eventually, is_alive};
+
+#[tokio::test]
+async fn an_object_put_into_the_bucket_is_processed_and_its_message_is_gone() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("in/Zürich + Genève.csv", b"a,b\n1,2\n").await;
+    let left = cloud.run("", r#"cat "$JOB_INPUT" > seen; echo "$JOB_KEY"; echo oops >&2"#).run_to(0).await;
+    assert_eq!(cloud.counts().await, (0, 0));
+    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"), b"a,b\n1,2\n");
+
+    let ended = left.record("message deleted");
+    assert_eq!((&ended["outcome"], &ended["exit_code"]), (&"succeeded".into(), &0.into()));
+    assert_eq!((&ended["key"], &ended["size"]), (&"in/Zürich + Genève.csv".into(), &8.into()));
+    assert_eq!((&ended["receive_count"], &ended["max_receive_count"]), (&1.into(), &5.into()));
+    let line = left.log.iter().find(|record| record["stream"] == "stdout").expect("its output is logged");
+    assert_eq!((&line["line"], &line["message_id"]), (&"in/Zürich + Genève.csv".into(), &ended["message_id"]));
+    assert!(left.log.iter().any(|record| record["stream"] == "stderr" && record["line"] == "oops"));
+    assert!(left.log.iter().all(|record| record["job_id"].is_string() && record["pod_name"].is_string()));
+    assert!(left.log.iter().all(|record| record.get("body").is_none()));
+
+    let termination = std::fs::read_to_string(cloud.notes.path().join("termination-log")).expect("it is written");
+    let termination: serde_json::Value = serde_json::from_str(&termination).expect("JSON");
+    assert_eq!(termination["outcome"], "succeeded");
+    let remains: Vec<_> = std::fs::read_dir(cloud.notes.path()).expect("readable").flatten().collect();
+    assert_eq!(remains.len(), 2, "more than the notes is left: {remains:?}");
+}
+
+#[tokio::test]
+async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_queue() {
+    let cloud = Cloud::new(2).await;
+    cloud.put("k", b"x").await;
+    let flags = "--retry-min 1s --retry-max 1s";
+    let started = Instant::now();
+    let left = cloud.run(flags, "exit 3").run_to(1).await;
+    let kept = left.record("message kept");
+    assert_eq!((&kept["outcome"], &kept["exit_code"]), (&"command_failed".into(), &3.into()));
+    let next = kept["next"].as_str().expect("it says what comes next");
+    assert!(next.starts_with("attempt 1 of 2, visible again "), "{next}");
+    assert!(next.ends_with(&format!("then dead-letter queue {}-dlq", cloud.bucket)), "{next}");
+    assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
+
+    // A long poll gets it as soon as it is back.
+    let left = cloud.run(flags, "exit 3").run_to(1).await;
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    let kept = left.record("message kept");
+    assert_eq!((&kept["receive_count"], &kept["level"]), (&2.into(), &"ERROR".into()));
+
+    eventually("the message is visible again", async || (cloud.counts().await == (1, 0)).then_some(())).await;
+    cloud.run("--wait 0s", "exit 3").run_to(0).await;
+    assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (1, 0)));
+}
+
+#[tokio::test]
+async fn sigterm_stops_the_work_in_order_and_deletes_nothing() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    // A child of the command that ignores TERM, and the command itself, which exits 0 on TERM.
+    let script = "(trap '' TERM; echo $$ > /dev/null; exec sleep 1000) & echo $! > child; \
+                  trap 'exit 0' TERM; echo $$ > command; while :; do sleep 0.05; done";
+    let run = cloud.run("--termination-grace 6s --wait 1s", script);
+    let child: i32 = cloud.note("child").await.parse().expect("a pid");
+    let command: i32 = cloud.note("command").await.parse().expect("a pid");
+    assert!(is_alive(child) && is_alive(command));
+
+    let asked = Instant::now();
+    run.signal(Signal::SIGTERM);
+    run.signal(Signal::SIGTERM);
+    let left = run.run_to(143).await;
+    assert!(asked.elapsed() < Duration::from_secs(6), "the stop took {:?}", asked.elapsed());
+    assert!(!is_alive(child) && !is_alive(command), "something of the command is left");
+    assert_eq!(cloud.counts().await, (1, 0), "it is visible again at once");
+    assert_eq!(left.record("message kept")["outcome"], "stopped");
+}
+
+#[tokio::test]
+async fn sigterm_while_the_queue_is_empty_ends_the_run() {
+    let cloud = Cloud::new(5).await;
+    let run = cloud.run("--wait 2s", "exit 0");
+    // It listens to signals before it polls, and says nothing before; so ask until it has an ear for TERM.
+    eventually("it handles TERM", async || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", run.pid())).ok()?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
+        let caught = u64::from_str_radix(&caught, 16).ok()?;
+        (caught & (1 << (Signal::SIGTERM as u32 - 1)) != 0).then_some(())
+    })
+    .await;
+    let asked = Instant::now();
+    run.signal(Signal::SIGTERM);
+    run.run_to(0).await;
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn after_sigkill_the_message_comes_back_when_its_lease_ends() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let run = cloud.run("--visibility-timeout 3s", "echo $$ > command; exec sleep 1000");
+    let command: i32 = cloud.note("command").await.parse().expect("a pid");
+    let killed = Instant::now();
+    run.signal(Signal::SIGKILL);
+    let left = run.left().await;
+    assert_eq!(left.status.code(), None);
+    // Nobody was there to end it; in a pod the kernel ends the whole container.
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(command), Signal::SIGKILL).expect("it still ran");
+
+    cloud.run("--visibility-timeout 3s", "exit 0").run_to(0).await;
+    assert_eq!(cloud.counts().await, (0, 0));
+    let back_after = killed.elapsed();
+    assert!(back_after < Duration::from_secs(8), "the message came back after {back_after:?}");
+}
+
+#[tokio::test]
+async fn work_longer_than_three_leases_stays_ours() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let run = cloud.run("--visibility-timeout 3s", "echo > started; sleep 10");
+    cloud.note("started").await;
+    let rival = async {
+        loop {
+            let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).wait_time_seconds(1);
+            let got = asked.send().await.expect("an answer").messages.unwrap_or_default();
+            assert!(got.is_empty(), "somebody else received it");
+        }
+    };
+    let left = tokio::select! {
+        left = run.left() => left,
+        () = rival => unreachable!("it asks for ever"),
+    };
+    assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)));
+    let ended = left.record("message deleted");
+    assert!(ended["command_s"].as_f64().expect("a number") >= 10.0);
+}
+
+#[tokio::test]
+async fn a_fixed_lease_holds_without_beats() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let flags = "--visibility fixed --visibility-timeout 3s --max-duration 30s";
+    let run = cloud.run(flags, "echo > started; sleep 5");
+    cloud.note("started").await;
+    assert_eq!(run.left().await.code(), 0);
+    assert_eq!(cloud.counts().await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_missing_object_is_retried_and_an_overwritten_one_is_not_worked_on() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("gone", b"x").await;
+    cloud.s3.delete_object().bucket(&cloud.bucket).key("gone").send().await.expect("deleted");
+    let left = cloud.run("", "exit 0").run_to(75).await;
+    let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
+    assert!(error.contains(&format!("s3://{}/gone", cloud.bucket)), "{error}");
+
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"first").await;
+    cloud.put("k", b"second").await;
+    let left = cloud.run("", "exit 0").run_to(65).await;
+    assert_eq!(left.record("message kept")["outcome"], "unreadable");
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_before_anything_is_received() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    for (flags, complaint) in [
+        ("--no-such-flag", "--no-such-flag"),
+        ("--visibility-timeout 2s", "--visibility-timeout 2s is under 3s"),
+        ("--visibility-timeout soon", "--visibility-timeout"),
+        ("--max-duration 12h", "--max-duration 12h is over"),
+        ("--termination-grace 9s --stop-grace 7s", "--stop-grace 7s does not fit"),
+        ("--termination-grace 9s", "--wait 10s does not fit"),
+        ("--retry-min 1h --retry-max 1m", "--retry-min 1h is over --retry-max 1m"),
+        ("--permanent-exit-codes 0", "--permanent-exit-codes: 0 cannot be permanent"),
+        ("--events ObjectCreate:*", "did you mean ObjectCreated:*?"),
+        ("--max-messages 0", "--max-messages"),
+        ("--queue-url orders", "--queue-url"),
+        ("--work-dir /nonexistent", "--work-dir /nonexistent"),
+    ] {
+        let left = refused(&cloud, flags).await;
+        assert!(left.stderr.contains(complaint), "{flags}: {}", left.stderr);
+    }
+    assert_eq!(cloud.counts().await, (1, 0), "nothing was received");
+}
+
+async fn refused(cloud: &Cloud, flags: &str) -> Left {
+    // A flag given twice is refused too, and that is not what is asked here.
+    let own_queue = flags.contains("--queue-url");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.arg("run");
+    if !own_queue {
+        command.args(["--queue-url", &cloud.queue_url]);
+    }
+    command.args(flags.split_whitespace()).args(["--", "true"]);
+    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
+    Leasehold::start(command).run_to(78).await
+}
+
+#[tokio::test]
+async fn a_wrong_queue_no_credentials_and_a_missing_command_end_with_78() {
+    let cloud = Cloud::new(5).await;
+    let run = |queue_url: String, program: &str, credentials: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+        command.args(["run", "--queue-url", &queue_url, "--", program]);
+        command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1").env("HOME", "/nonexistent");
+        if credentials {
+            command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        }
+        Leasehold::start(command)
+    };
+    let left = run(format!("{}-not", cloud.queue_url), "true", true).run_to(78).await;
+    assert!(left.stdout.contains("NonExistentQueue"), "{}", left.stdout);
+    let left = run(cloud.queue_url.clone(), "true", false).run_to(78).await;
+    assert!(left.stdout.contains("credentials"), "{}", left.stdout);
+    let left = run(cloud.queue_url.clone(), "no-such-program", true).run_to(78).await;
+    assert!(left.stderr.contains("no-such-program"), "{}", left.stderr);
+}
+
+#[tokio::test]
+async fn a_misspelt_variable_is_refused() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.args(["run", "--queue-url", "http://127.0.0.1:1/0/q", "--", "true"]);
+    command.env("LEASEHOLD_MAX_DURATON", "5m").env("LEASEHOLD_SERVICE_HOST", "10.0.0.1");
+    let left = Leasehold::start(command).run_to(78).await;
+    assert!(left.stderr.contains("did you mean 'LEASEHOLD_MAX_DURATION'?"), "{}", left.stderr);
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_answer_ends_the_run_with_69() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    // Port 1 of this machine: nobody listens there.
+    command.args(["run", "--queue-url", "http://127.0.0.1:1/000000000000/q", "--receive-give-up", "1s", "--", "true"]);
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_REGION", "us-east-1");
+    let left = Leasehold::start(command).run_to(69).await;
+    assert!(left.stdout.contains("127.0.0.1:1"), "{}", left.stdout);
+}
+
+/// `leasehold local` as in the README, in the repository.
+fn local(arguments: &[&str], outbox: &Path) -> Leasehold {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("local").arg("--outbox").arg(outbox).args(arguments);
+    Leasehold::start(command)
+}
+
+#[tokio::test]
+async fn the_examples_all_succeed_one_at_its_second_attempt() {
+    let outbox = tempfile::tempdir().expect("a temporary directory");
+    let left = local(&["examples/inbox", "--", "python3", "examples/summarize.py"], outbox.path()).run_to(0).await;
+    assert!(left.stdout.contains("4 of 4 files succeeded"), "{}", left.stdout);
+    let twice = left.stdout.lines().find(|line| line.contains("wednesday.csv")).expect("it is in the table");
+    assert!(twice.contains("succeeded  2"), "{twice}");
+    let totals = outbox.path().join("europe/Zürich + Genève.csv/totals.json");
+    let totals: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(totals).expect("it was published")).expect("JSON");
+    assert_eq!(totals, serde_json::json!({ "CHF": "88.00", "EUR": "14.00" }));
+}
+
+#[tokio::test]
+async fn a_poison_file_ends_as_a_dead_letter() {
+    let outbox = tempfile::tempdir().expect("a temporary directory");
+    let arguments = ["examples/poison", "--concurrency", "2", "--", "python3", "examples/summarize.py"];
+    let left = local(&arguments, outbox.path()).run_to(1).await;
+    let poison = left.stdout.lines().find(|line| line.contains("broken.csv")).expect("it is in the table");
+    assert!(poison.contains("dead letter: permanent  3"), "{poison}");
+    assert!(left.stdout.contains("1 of 2 files succeeded"), "{}", left.stdout);
+}
+
+#[tokio::test]
+async fn ctrl_c_rehearses_the_ordered_stop() {
+    let outbox = tempfile::tempdir().expect("a temporary directory");
+    let marker = outbox.path().join("started");
+    let script = format!("trap 'exit 0' TERM; echo > {}; while :; do sleep 0.05; done", marker.display());
+    let run = local(&["examples/inbox", "--concurrency", "2", "--", "sh", "-c", &script], outbox.path());
+    eventually("a command runs", async || marker.exists().then_some(())).await;
+    run.signal(Signal::SIGINT);
+    let left = run.run_to(1).await;
+    assert!(left.stdout.contains("0 of 4 files succeeded"), "{}", left.stdout);
+    assert!(left.stdout.contains("stopped") && left.stdout.contains("not started"), "{}", left.stdout);
+}
+
+impl Leasehold {
+    /// Waits for its end, which must be this.
+    async fn run_to(self, code: i32) -> Left {
+        let left = self.left().await;
+        assert_eq!(left.code(), code, "{}{}", left.stdout, left.stderr);
+        left
+    }
+}

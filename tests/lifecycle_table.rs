@@ -1,0 +1,239 @@
+//! Every phase × every event, as one table that a reviewer reads; and what no sequence of events may do.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold::job::lifecycle::{
+    Effect, Event, Job, Limit, NotDeleted, Policy, Processed, ReceiveFailure, Return, RunOutcome, Settlement, Step,
+};
+use leasehold::job::report::{Report, Spent};
+use leasehold::job::route::EventFilter;
+use leasehold::job::verdict::{
+    Completion, Exit, Failure, KeepReason, OnStop, Outcome, Release, Retry, RetryPolicy, Role, Said, Verdict,
+};
+use proptest::prelude::*;
+
+const S: Duration = Duration::from_secs(1);
+
+fn policy(max_messages: u32) -> Policy {
+    Policy {
+        events: EventFilter::default(),
+        // No range, so no jitter in the table.
+        retry: RetryPolicy {
+            retry: Retry::Backoff { min: 10 * S, max: 10 * S },
+            on_stop: OnStop::Release,
+            permanent_exit_codes: vec![65],
+        },
+        max_duration: 600 * S,
+        max_messages,
+        fifo: false,
+    }
+}
+
+fn received(body: &str) -> Event {
+    let delivery = Delivery {
+        message_id: MessageId::new("m"),
+        receipt: ReceiptHandle::new("r"),
+        body: body.to_owned(),
+        receive_count: 1,
+        traceparent: None,
+    };
+    Event::Received(Box::new(Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown }))
+}
+
+const OBJECT_CREATED: &str = include_str!("fixtures/s3-put.json");
+const TEST_EVENT: &str = include_str!("fixtures/s3-test-event.json");
+
+fn processed(outcome: Outcome) -> Event {
+    Event::Processed(Processed { outcome, exit: None, said: None, spent: Spent::default() })
+}
+
+fn exited(code: i32) -> Event {
+    processed(Outcome::Failed(Failure::Exit(Exit::Code(code), Said::default())))
+}
+
+fn kept(why: KeepReason) -> Event {
+    Event::Settled(Settlement::Kept(why, Return::After(10 * S)))
+}
+
+/// Every event, and of those with a payload every one that may mean something else.
+fn events() -> Vec<(&'static str, Event)> {
+    vec![
+        ("Received(object created)", received(OBJECT_CREATED)),
+        ("Received(test event)", received(TEST_EVENT)),
+        ("Received(no notification)", received("hello")),
+        ("QueueEmpty", Event::QueueEmpty),
+        ("ReceiveFailed(gave up)", Event::ReceiveFailed(ReceiveFailure::GaveUp("503".into()))),
+        ("ReceiveFailed(misconfigured)", Event::ReceiveFailed(ReceiveFailure::Misconfigured("no queue".into()))),
+        ("Processed(finished)", processed(Outcome::Finished)),
+        ("Processed(exit 1)", exited(1)),
+        ("Processed(exit 65)", exited(65)),
+        ("Processed(exit 75)", exited(75)),
+        ("Processed(fetch failed)", processed(Outcome::Failed(Failure::Fetch("503".into())))),
+        ("Processed(halted)", processed(Outcome::Failed(Failure::Halted))),
+        ("LeaseLost", Event::LeaseLost("expired".into())),
+        ("LeaseExhausted", Event::LeaseExhausted),
+        ("Settled(deleted)", Event::Settled(Settlement::Deleted(Completion::Succeeded))),
+        ("Settled(kept: command failed)", kept(KeepReason::CommandFailed(Exit::Code(1)))),
+        ("Settled(kept: stopped)", kept(KeepReason::Stopped)),
+        ("NotDeleted(withdrawn)", Event::NotDeleted(NotDeleted::Withdrawn)),
+        ("NotDeleted(lease lost)", Event::NotDeleted(NotDeleted::LeaseLost)),
+        ("NotDeleted(gave up)", Event::NotDeleted(NotDeleted::GaveUp("503".into()))),
+        ("StopRequested", Event::StopRequested),
+        ("Overdue(Work)", Event::Overdue(Limit::Work)),
+        ("Overdue(Halt)", Event::Overdue(Limit::Halt)),
+        ("Overdue(Settle)", Event::Overdue(Limit::Settle)),
+        ("Overdue(LastPoll)", Event::Overdue(Limit::LastPoll)),
+        ("ActorDied(Receiver)", Event::ActorDied(Role::Receiver)),
+        ("ActorDied(VisibilityHeartbeat)", Event::ActorDied(Role::VisibilityHeartbeat)),
+        ("ActorDied(Processor)", Event::ActorDied(Role::Processor)),
+        ("ActorDied(Reporter)", Event::ActorDied(Role::Reporter)),
+    ]
+}
+
+/// The phases, each as the events that lead to it.
+fn phases() -> Vec<(&'static str, Vec<Event>)> {
+    let got = || received(OBJECT_CREATED);
+    vec![
+        ("Receiving", vec![]),
+        ("Receiving, asked to stop", vec![Event::StopRequested]),
+        ("Processing", vec![got()]),
+        ("Halting, asked to stop", vec![got(), Event::StopRequested]),
+        ("Halting, timed out", vec![got(), Event::Overdue(Limit::Work)]),
+        ("Halting, lease lost", vec![got(), Event::LeaseLost("expired".into())]),
+        ("Settling a success", vec![got(), processed(Outcome::Finished)]),
+        ("Settling a success, asked to stop", vec![got(), processed(Outcome::Finished), Event::StopRequested]),
+        ("Settling a failure", vec![got(), exited(1)]),
+        ("Done", vec![Event::QueueEmpty]),
+    ]
+}
+
+fn walk(max_messages: u32, events: impl IntoIterator<Item = Event>) -> Job {
+    events.into_iter().fold(Job::start(policy(max_messages)).job, |job, event| job.step(2 * S, event).job)
+}
+
+fn in_words(effect: &Effect) -> String {
+    match effect {
+        Effect::Hold(_) => "Hold".to_owned(),
+        Effect::Process(_) => "Process".to_owned(),
+        Effect::Settle(Verdict::Delete(completed)) => format!("Settle(Delete({:?}))", completed.why()),
+        Effect::Settle(Verdict::Keep(why, release)) => format!("Settle(Keep({}, {release:?}))", why.label()),
+        Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
+        Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
+        Effect::Report(Report::Left(_)) => "Report(Left)".to_owned(),
+        Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),
+        Effect::Poll | Effect::StopPolling | Effect::Halt | Effect::Withdraw | Effect::Await(_) => {
+            format!("{effect:?}")
+        }
+    }
+}
+
+#[test]
+fn every_phase_answers_every_event() {
+    let mut table = String::new();
+    for (name, path) in phases() {
+        writeln!(table, "{name}").unwrap();
+        for (event_name, event) in events() {
+            let job = walk(2, path.clone());
+            let (before, was_leaving) = (job.phase(), job.is_leaving());
+            let Step { job, effects } = job.step(3 * S, event);
+            if effects.is_empty() && job.phase() == before && job.is_leaving() == was_leaving {
+                continue;
+            }
+            let leaving = if job.is_leaving() { ", leaving" } else { "" };
+            let effects: Vec<_> = effects.iter().map(in_words).collect();
+            writeln!(table, "  {event_name:32} {}{leaving}: {}", job.phase(), effects.join(", ")).unwrap();
+        }
+        table.push('\n');
+    }
+    insta::assert_snapshot!("table", format!("What is not listed changes nothing.\n\n{table}"));
+}
+
+#[test]
+fn a_fifo_queue_is_left_after_a_kept_message() {
+    let policy = Policy { fifo: true, ..policy(10) };
+    let job = [received(OBJECT_CREATED), exited(1)]
+        .into_iter()
+        .fold(Job::start(policy).job, |job, event| job.step(2 * S, event).job);
+    let effects = job.step(3 * S, kept(KeepReason::CommandFailed(Exit::Code(1)))).effects;
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Leave(outcome) if outcome.exit_code() == 1)));
+}
+
+#[test]
+fn the_exit_code_is_the_last_kept_messages() {
+    let message = |code, why| [received(OBJECT_CREATED), exited(code), kept(why)];
+    let success = [
+        received(OBJECT_CREATED),
+        processed(Outcome::Finished),
+        Event::Settled(Settlement::Deleted(Completion::Succeeded)),
+    ];
+    let events: Vec<Event> = message(1, KeepReason::CommandFailed(Exit::Code(1)))
+        .into_iter()
+        .chain(message(65, KeepReason::Permanent(Exit::Code(65))))
+        .chain(success)
+        .collect();
+    let effects = walk(10, events).step(3 * S, Event::QueueEmpty).effects;
+    let Some(Effect::Leave(RunOutcome::Kept(KeepReason::Permanent(_)))) = effects.last() else {
+        panic!("{effects:?}");
+    };
+}
+
+#[test]
+fn a_message_that_arrives_after_the_stop_is_released_at_once() {
+    let effects = walk(1, [Event::StopRequested]).step(3 * S, received(OBJECT_CREATED)).effects;
+    let wished = Effect::Settle(Verdict::Keep(KeepReason::Stopped, Release::After(Duration::ZERO)));
+    assert!(effects.contains(&wished), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Process(_))), "{effects:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens in whatever order: a delete is wished for at most once a message, only on success or
+    /// when there was nothing to do, and never after a stop, a lost lease or an actor's death.
+    #[test]
+    fn no_sequence_of_events_deletes_what_it_must_not(picks in prop::collection::vec(0..events().len(), 0..40)) {
+        let events = events();
+        let mut job = Job::start(policy(3)).job;
+        // Since the last receive, or, for what ends a run, since ever.
+        let (mut succeeded, mut spoilt, mut ended, mut deletes) = (false, false, false, 0);
+        for pick in picks {
+            let (name, event) = events[pick].clone();
+            let phase = job.phase();
+            if let (Event::Received(got), "Receiving") = (&event, phase) {
+                (succeeded, spoilt, deletes) = (got.delivery.body == TEST_EVENT, false, 0);
+            }
+            if let (Event::Processed(processed), "Processing") = (&event, phase) {
+                succeeded = processed.outcome == Outcome::Finished;
+            }
+            let spoils = matches!(event, Event::LeaseLost(_) | Event::LeaseExhausted | Event::Overdue(Limit::Work));
+            spoilt |= spoils && phase == "Processing";
+            let ends = matches!(event, Event::StopRequested | Event::ActorDied(_));
+            ended |= ends && event != Event::ActorDied(Role::Reporter);
+            let Step { job: next, effects } = job.step(3 * S, event);
+            for effect in &effects {
+                if let Effect::Settle(Verdict::Delete(_)) = effect {
+                    deletes += 1;
+                    prop_assert!(succeeded && !spoilt && !ended && deletes == 1, "a delete after {name} in {phase}");
+                }
+            }
+            job = next;
+        }
+    }
+
+    /// Once asked to stop, no path takes another message or starts work.
+    #[test]
+    fn a_stop_takes_nothing_new(picks in prop::collection::vec(0..events().len(), 0..40)) {
+        let events = events();
+        let mut job = walk(3, [received(OBJECT_CREATED), Event::StopRequested]);
+        for pick in picks {
+            let (name, event) = events[pick].clone();
+            let Step { job: next, effects } = job.step(3 * S, event);
+            for effect in &effects {
+                prop_assert!(!matches!(effect, Effect::Poll | Effect::Process(_)), "{effect:?} after {name}");
+            }
+            job = next;
+        }
+    }
+}

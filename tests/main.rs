@@ -1,0 +1,13 @@
+//! All integration tests, in one binary: linking the AWS SDK once is enough.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+mod architecture;
+mod end_to_end;
+mod journey;
+mod lifecycle_table;
+mod notification;
+mod process;
+mod queue_contract;

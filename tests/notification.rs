@@ -1,0 +1,361 @@
+//! From a body to records and to a route: what `job::notification` and `job::route` make of each fixture,
+//! and what holds for any body at all.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use leasehold::job::notification::{Notification, Record, parse};
+use leasehold::job::route::{EventFilter, Route, route};
+use leasehold::job::verdict::Nothing;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// The name and the text of every fixture, in order.
+fn fixtures() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut fixtures: Vec<_> = fs::read_dir(folder)
+        .expect("the folder is part of the repository")
+        .map(|entry| {
+            let entry = entry.expect("the folder can be read");
+            let body = fs::read_to_string(entry.path()).expect("a fixture is a file in UTF-8");
+            (entry.file_name().to_string_lossy().into_owned(), body)
+        })
+        .collect();
+    fixtures.sort();
+    fixtures
+}
+
+fn records(body: &str) -> Vec<Record> {
+    match parse(body) {
+        Ok(Notification::Records(records)) => records,
+        other => panic!("no records but {other:?}"),
+    }
+}
+
+fn only_key(body: &Value) -> String {
+    let mut records = records(&body.to_string());
+    assert_eq!(records.len(), 1);
+    records.remove(0).object.key
+}
+
+/// S3's encoding of keys (Java's `URLEncoder`, with `/` left as it is).
+fn encode(key: &str) -> String {
+    key.bytes().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b' ' => encoded.push('+'),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'*' | b'_' | b'/' => encoded.push(byte.into()),
+            _ => write!(encoded, "%{byte:02X}").expect("a String takes any text"),
+        }
+        encoded
+    })
+}
+
+fn from_s3(encoded_key: &str) -> Value {
+    json!({"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": encoded_key}}}]})
+}
+
+fn from_eventbridge(key: &str) -> Value {
+    json!({"source": "aws.s3", "detail-type": "Object Created", "detail": {"bucket": {"name": "b"}, "object": {"key": key}}})
+}
+
+fn through_sns(message: &Value) -> Value {
+    json!({"Type": "Notification", "Message": message.to_string()})
+}
+
+#[test]
+fn what_every_fixture_means() {
+    let mut table = String::new();
+    for (name, body) in fixtures() {
+        writeln!(table, "{name}").unwrap();
+        match parse(&body) {
+            Err(why) => writeln!(table, "    refused: {why}").unwrap(),
+            Ok(Notification::Test) => writeln!(table, "    test event").unwrap(),
+            Ok(Notification::Records(records)) => {
+                for Record { event, object } in records {
+                    let is_work = if EventFilter::default().is_work(&event) { "work" } else { "ignored" };
+                    writeln!(table, "    {is_work}: {event} of {:?} in {}", object.key, object.bucket).unwrap();
+                    let details = [
+                        ("version", object.version_id),
+                        ("eTag", object.etag),
+                        ("size", object.size.map(|size| size.to_string())),
+                        ("sequencer", object.sequencer),
+                    ];
+                    for (detail, value) in details {
+                        if let Some(value) = value {
+                            writeln!(table, "        {detail} {value}").unwrap();
+                        }
+                    }
+                }
+            }
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn bad_fixtures_are_refused_and_all_others_are_read() {
+    for (name, body) in fixtures() {
+        assert_eq!(parse(&body).is_err(), name.starts_with("bad-"), "{name}: {:?}", parse(&body));
+    }
+}
+
+#[test]
+fn a_body_cut_off_anywhere_is_refused() {
+    let body = from_s3("key").to_string();
+    for end in 0..body.len() {
+        assert!(parse(&body[..end]).is_err(), "{}", &body[..end]);
+    }
+}
+
+#[test]
+fn a_refusal_never_quotes_the_body() {
+    let secret = "hunter2";
+    for body in [
+        json!(secret),
+        json!({ "Type": secret }),
+        json!({"Type": "Notification", "Message": secret}),
+        json!({"Type": "Notification", "Message": {secret: secret}}),
+        json!({ "Records": secret }),
+        json!({ "Records": [secret] }),
+        json!({"Records": [{"eventSource": secret}]}),
+        json!({"Records": [{"eventVersion": secret}]}),
+        json!({"Records": [{"eventName": [secret]}]}),
+        json!({"source": secret, "detail-type": secret}),
+        json!({"source": "aws.s3", "detail-type": secret, "detail": secret}),
+        from_s3(&format!("{secret}%")),
+        from_s3(&format!("{secret}%FF")),
+    ] {
+        let why = parse(&body.to_string()).expect_err("the body means nothing").to_string();
+        assert!(!why.contains(secret), "{why}");
+    }
+    assert!(!parse(secret).expect_err("not JSON").to_string().contains(secret));
+}
+
+#[test]
+fn a_byte_order_mark_is_ignored_once() {
+    let body = from_s3("key").to_string();
+    assert_eq!(parse(&format!("\u{feff}{body}")), parse(&body));
+    assert!(parse(&format!("\u{feff}\u{feff}{body}")).is_err());
+}
+
+#[test]
+fn deep_nesting_is_refused_without_a_crash() {
+    for depth in [100, 1_000, 100_000] {
+        let brackets = "[".repeat(depth);
+        let braces = r#"{"Records":"#.repeat(depth);
+        let closed = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for body in [brackets, braces, closed] {
+            assert!(parse(&body).is_err());
+            assert!(parse(&json!({"Type": "Notification", "Message": body}).to_string()).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_key_is_decoded_once_and_only_where_it_was_encoded() {
+    let literal = "1%2B1 = 100%";
+    assert_eq!(only_key(&from_s3("1%252B1+%3D+100%25")), literal);
+    assert_eq!(only_key(&through_sns(&from_s3("1%252B1+%3D+100%25"))), literal);
+    assert_eq!(only_key(&from_eventbridge(literal)), literal);
+    assert_eq!(only_key(&through_sns(&from_eventbridge(literal))), literal);
+}
+
+#[test]
+fn eventbridge_speaks_of_the_same_events_as_s3() {
+    let event = |detail_type: &str, reason: Option<&str>, deletion: Option<&str>| {
+        let mut body = from_eventbridge("key");
+        body["detail-type"] = detail_type.into();
+        body["detail"]["reason"] = reason.into();
+        body["detail"]["deletion-type"] = deletion.into();
+        records(&body.to_string()).remove(0).event
+    };
+    let mut table = String::new();
+    for detail_type in [
+        "Object Created",
+        "Object Deleted",
+        "Object Restore Initiated",
+        "Object Restore Completed",
+        "Object Restore Expired",
+        "Object Storage Class Changed",
+        "Object Access Tier Changed",
+        "Object ACL Updated",
+        "Object Tags Added",
+        "Object Tags Deleted",
+        "Object Annotation Created",
+        "Object Annotation Removed",
+        "Object Folded Twice",
+    ] {
+        let (reasons, deletions): (&[_], &[_]) = match detail_type {
+            "Object Created" => (
+                &[
+                    Some("PutObject"),
+                    Some("POST Object"),
+                    Some("CopyObject"),
+                    Some("CompleteMultipartUpload"),
+                    Some("FoldObject"),
+                    None,
+                ],
+                &[None],
+            ),
+            "Object Deleted" => (
+                &[Some("DeleteObject"), Some("Lifecycle Expiration"), None],
+                &[Some("Permanently Deleted"), Some("Delete Marker Created"), Some("Folded"), None],
+            ),
+            _ => (&[None], &[None]),
+        };
+        for reason in reasons {
+            for deletion in deletions {
+                let said = [Some(detail_type), *reason, *deletion].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                writeln!(table, "{said:<60} {}", event(detail_type, *reason, *deletion)).unwrap();
+            }
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn only_records_that_are_work_are_routed_and_in_order() {
+    let (_, body) = fixtures().into_iter().find(|(name, _)| name == "s3-many-records.json").unwrap();
+    let all = records(&body);
+    let routed = route(parse(&body).unwrap(), &EventFilter::default());
+    assert_eq!(routed, Route::Work(vec![all[0].clone(), all[2].clone()]));
+    let removed: EventFilter = "s3:ObjectRemoved:*".parse().unwrap();
+    assert_eq!(route(parse(&body).unwrap(), &removed), Route::Work(vec![all[1].clone()]));
+}
+
+#[test]
+fn nothing_to_do_says_why() {
+    let acl: EventFilter = "ObjectAcl:Put".parse().unwrap();
+    let created = parse(&from_s3("key").to_string()).unwrap();
+    assert_eq!(route(created, &acl), Route::Nothing(Nothing::Ignored));
+    assert_eq!(route(Notification::Test, &acl), Route::Nothing(Nothing::TestEvent));
+}
+
+/// Words that mean something to us, or nearly.
+const WORDS: [&str; 32] = [
+    "Records",
+    "Event",
+    "s3:TestEvent",
+    "Type",
+    "Notification",
+    "Message",
+    "eventSource",
+    "aws:s3",
+    "eventVersion",
+    "2.1",
+    "eventName",
+    "s3:",
+    "ObjectCreated:Put",
+    "s3",
+    "bucket",
+    "name",
+    "object",
+    "key",
+    "size",
+    "eTag",
+    "\"\"",
+    "versionId",
+    "source",
+    "aws.s3",
+    "detail-type",
+    "Object Created",
+    "detail",
+    "",
+    "+",
+    "%2B",
+    "%",
+    "%ff",
+];
+
+/// JSON made of our words, so that it often comes close.
+fn json_like_ours() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(&WORDS[..]);
+    let leaf = prop_oneof![
+        4 => word.clone().prop_map(Value::from),
+        1 => any::<i64>().prop_map(Value::from),
+        1 => any::<bool>().prop_map(Value::from),
+        1 => Just(Value::Null),
+    ];
+    leaf.prop_recursive(6, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((word.clone(), inner.clone()), 0..6)
+                .prop_map(|entries| entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            inner.prop_map(|message| through_sns(&message)),
+        ]
+    })
+}
+
+/// The path of every value in it.
+fn pointers(json: &Value, path: &str, found: &mut Vec<String>) {
+    found.push(path.to_owned());
+    for (i, value) in json.as_array().into_iter().flatten().enumerate() {
+        pointers(value, &format!("{path}/{i}"), found);
+    }
+    for (key, value) in json.as_object().into_iter().flatten() {
+        pointers(value, &format!("{path}/{key}"), found);
+    }
+}
+
+/// Nothing that a command or a fetch could stumble over is empty.
+fn assert_nothing_is_empty(body: &str) {
+    if let Ok(Notification::Records(records)) = parse(body) {
+        assert!(!records.is_empty());
+        for Record { event, object } in records {
+            assert!(!event.is_empty() && !object.bucket.is_empty() && !object.key.is_empty());
+            for optional in [object.version_id, object.etag, object.sequencer] {
+                assert_ne!(optional.as_deref(), Some(""));
+            }
+        }
+    }
+}
+
+#[test]
+fn no_single_replaced_value_makes_anything_empty() {
+    let mut new: Vec<Value> = WORDS.into_iter().map(Value::from).collect();
+    new.extend([json!(null), json!(7), json!(-0.5), json!(true), json!([]), json!({}), json!([[]]), json!([{}])]);
+    let whole = ["s3-versioned.json", "eventbridge-created.json", "s3-test-event.json"];
+    for (name, body) in fixtures().into_iter().filter(|(name, _)| whole.contains(&name.as_str())) {
+        let body: Value = serde_json::from_str(&body).unwrap();
+        let mut paths = Vec::new();
+        pointers(&body, "", &mut paths);
+        assert!(paths.len() > 5, "{name} has too little to replace");
+        for path in paths {
+            for new in &new {
+                let mut body = body.clone();
+                *body.pointer_mut(&path).unwrap() = new.clone();
+                assert_nothing_is_empty(&body.to_string());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_is_too_strange(body in any::<String>()) {
+        assert_nothing_is_empty(&body);
+    }
+
+    #[test]
+    fn no_json_is_too_strange(body in json_like_ours()) {
+        assert_nothing_is_empty(&body.to_string());
+        assert_nothing_is_empty(&through_sns(&body).to_string());
+    }
+
+    #[test]
+    fn any_key_comes_back_as_it_was(key in "\\PC{1,300}|[ +%2B/.]{1,40}|.+") {
+        prop_assert_eq!(&only_key(&from_s3(&encode(&key))), &key);
+        prop_assert_eq!(&only_key(&through_sns(&from_s3(&encode(&key)))), &key);
+        prop_assert_eq!(&only_key(&from_eventbridge(&key)), &key);
+        prop_assert_eq!(&only_key(&through_sns(&from_eventbridge(&key))), &key);
+    }
+
+    #[test]
+    fn a_key_that_looks_encoded_is_decoded_once(key in "[ +%2B/.]{1,40}") {
+        let encoded = encode(&key);
+        prop_assert_eq!(&only_key(&from_s3(&encode(&encoded))), &encoded);
+    }
+}

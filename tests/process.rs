@@ -1,0 +1,520 @@
+//! Real processes, real groups, the real clock: what `ports::process` promises about the command.
+//!
+//! What belongs to a whole process (orphans, memory) is tested in a process of its own, see [`alone`].
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use leasehold::job::verdict::Exit;
+use leasehold::ports::process::{Processes, find_program};
+use leasehold::ports::{Command, Runner};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::subscriber::DefaultGuard;
+
+const S: Duration = Duration::from_secs(1);
+/// For what takes no time at all, on a machine that is busy with something else.
+const SOON: Duration = Duration::from_secs(20);
+/// Never waited for.
+const LONG: Duration = Duration::from_mins(10);
+
+#[tokio::test]
+async fn how_the_command_ended_is_told() {
+    for (script, exit) in [
+        ("exit 0", Exit::Code(0)),
+        ("exit 75", Exit::Code(75)),
+        ("exit 255", Exit::Code(255)),
+        ("kill -TERM $$", Exit::Signal(15)),
+        ("kill -KILL $$", Exit::Signal(9)),
+        // A real-time signal, for which nix has no word.
+        ("kill -40 $$", Exit::Signal(40)),
+    ] {
+        assert_eq!(run(script).await, exit, "{script}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_start_says_what_to_change() {
+    let room = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &[u8], mode: u32| {
+        let path = room.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let huge = vec!["x".repeat(100_000); 100];
+    for (program, args, why) in [
+        (PathBuf::from("pyhton-of-nobody"), vec![], "not found in PATH"),
+        (room.path().join("missing"), vec![], "no such file"),
+        (room.path().to_owned(), vec![], "is a directory"),
+        (file("data", b"", 0o644), vec![], "not executable"),
+        (file("script", b"#!/no/such/interpreter\n", 0o755), vec![], "interpreter"),
+        (file("garbage", b"\x7fELF\x02\x01\x01", 0o755), vec![], "processor"),
+        (PathBuf::from("true"), huge, "too large"),
+    ] {
+        let command =
+            Command { program: program.into(), args: args.into_iter().map(OsString::from).collect(), ..sh("") };
+        let refused = in_time(Processes::new().run(command, CancellationToken::new())).await.unwrap_err();
+        assert!(refused.to_string().contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn a_missing_command_is_found_out_before_any_work() {
+    assert!(find_program("sh".as_ref()).unwrap().is_absolute());
+    assert!(find_program("/bin/sh".as_ref()).is_ok());
+    let refusal = |program: &Path| find_program(program.as_os_str()).unwrap_err().to_string();
+    assert_eq!(refusal(Path::new("pyhton-of-nobody")), "pyhton-of-nobody: not found in PATH");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert!(refusal(file.path()).contains("not executable"));
+}
+
+#[tokio::test]
+async fn our_own_settings_do_not_reach_the_command_and_all_else_does() {
+    alone("our_own_settings_do_not_reach_the_command_and_all_else_does", &[], async {
+        let logs = Logs::default();
+        let _logging = logs.capture();
+        let script = r#"echo "[$LEASEHOLD_TEST]"; echo "[$THEIRS]"; echo "[$JOB_ID]"; echo "[${PATH:+path}]""#;
+        let command = Command { env: vec![("JOB_ID".into(), "a b".into())], ..sh(script) };
+        assert_eq!(exit_of(command).await, Exit::Code(0));
+        assert_eq!(logs.lines("stdout"), ["[]", "[theirs]", "[a b]", "[path]"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn output_becomes_log_lines_in_the_span_of_the_caller() {
+    use tracing::Instrument;
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    let span = tracing::info_span!("work", message_id = "m-1");
+    let script = r"echo one; echo two >&2; echo; printf 'four\377\000 \033[31m and no newline'";
+    assert_eq!(run(script).instrument(span).await, Exit::Code(0));
+    assert_eq!(logs.lines("stdout"), ["one", "", "four\u{fffd}\0 \u{1b}[31m and no newline"]);
+    assert_eq!(logs.lines("stderr"), ["two"]);
+    for event in logs.events().iter().filter(|event| event["target"] == "command") {
+        assert_eq!(event["level"], "INFO");
+        assert_eq!(event["span"]["message_id"], "m-1");
+    }
+}
+
+#[tokio::test]
+async fn an_over_long_line_is_cut_and_the_next_one_is_whole() {
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    assert_eq!(run("head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next").await, Exit::Code(0));
+    let lines = logs.lines("stdout");
+    assert_eq!(lines[0], format!("{} [cut here: {} more bytes]", "x".repeat(8192), 1_000_000 - 8192));
+    assert_eq!(lines[1..], ["next"]);
+}
+
+#[tokio::test]
+async fn binary_output_is_fine() {
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    assert_eq!(run("head -c 300000 /dev/urandom; head -c 300000 /dev/urandom >&2; exit 3").await, Exit::Code(3));
+    assert!(!logs.lines("stdout").is_empty());
+}
+
+#[tokio::test]
+async fn a_command_may_close_its_output() {
+    assert_eq!(run("exec >&- 2>&-; sleep 0.1; exit 4").await, Exit::Code(4));
+}
+
+#[tokio::test]
+async fn a_command_has_no_input() {
+    alone("a_command_has_no_input", &[], async {
+        let ours = fs::read_link("/proc/self/fd/0").unwrap();
+        assert_ne!(ours, Path::new("/dev/null"), "else this proves nothing");
+        assert_eq!(run("[ $(readlink /proc/$$/fd/0) = /dev/null ]").await, Exit::Code(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flood_neither_blocks_nor_grows() {
+    alone("a_flood_neither_blocks_nor_grows", &[], async {
+        assert_eq!(run("echo warm up").await, Exit::Code(0));
+        let before = peak_memory();
+        assert_eq!(run("yes $(printf %0999d 0) | head -c 200000000").await, Exit::Code(0));
+        assert_eq!(run("head -c 200000000 /dev/zero >&2").await, Exit::Code(0));
+        let grown = peak_memory() - before;
+        assert!(grown < 8 << 20, "grew by {grown} bytes");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flood_leaves_the_thread_to_others_too() {
+    let (logged, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let count = logged.clone();
+    let _logging = capture(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        io::sink()
+    });
+    let highest = most.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            highest.fetch_max(logged.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(run("yes | head -c 400000; yes | head -c 400000 >&2").await, Exit::Code(0));
+    other.abort();
+    let most = most.load(Ordering::Relaxed);
+    assert!((1..1000).contains(&most), "{most} lines were logged while a ready task waited");
+}
+
+#[tokio::test]
+async fn a_halt_asks_the_whole_group_and_waits_for_the_grace() {
+    let room = tempfile::tempdir().unwrap();
+    let script = "trap 'sleep 0.3; touch saved; exit 7' TERM; (trap 'touch asked; exit' TERM; touch in; wait_for_ever) & \
+        touch up; wait_for_ever";
+    let halted = Halted::once(room.path(), script, LONG, &["in", "up"]).await;
+    assert_eq!(halted.exit, Exit::Code(7));
+    assert!(room.path().join("asked").exists() && room.path().join("saved").exists());
+}
+
+#[tokio::test]
+async fn a_shell_that_ends_at_once_does_not_cost_its_program_the_grace() {
+    let room = tempfile::tempdir().unwrap();
+    let script = "sh -c 'trap \"sleep 0.5; touch saved; exit\" TERM; touch up; while :; do sleep 0.1; done' & wait";
+    let halted = Halted::once(room.path(), script, LONG, &["up"]).await;
+    assert_eq!(halted.exit, Exit::Signal(15));
+    assert!(room.path().join("saved").exists());
+}
+
+#[tokio::test]
+async fn a_command_that_ignores_the_halt_is_killed_with_its_group_after_the_grace() {
+    let room = tempfile::tempdir().unwrap();
+    let script = "trap '' TERM; sh -c 'echo $$ > child; touch up; sleep 600' & wait_for_ever";
+    let halted = Halted::once(room.path(), script, S, &["up"]).await;
+    assert_eq!(halted.exit, Exit::Signal(9));
+    assert!(halted.took >= S, "{:?}", halted.took);
+    assert!(!lives(room.path(), "child"));
+}
+
+#[tokio::test]
+async fn a_halt_before_the_start_ends_the_command_too() {
+    let halt = CancellationToken::new();
+    halt.cancel();
+    assert_eq!(in_time(Processes::new().run(sh("sleep 600"), halt)).await, Ok(Exit::Signal(15)));
+}
+
+#[tokio::test]
+async fn a_stopped_command_is_killed_all_the_same() {
+    let room = tempfile::tempdir().unwrap();
+    let script = "(until grep -q '^State:.T' /proc/$$/status; do sleep 0.01; done; touch up) & kill -STOP $$; exit 0";
+    let halted = Halted::once(room.path(), script, S, &["up"]).await;
+    assert_eq!(halted.exit, Exit::Signal(9));
+}
+
+#[tokio::test]
+async fn a_grandchild_does_not_outlive_the_command() {
+    let room = tempfile::tempdir().unwrap();
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    // It ignores TERM and holds no output, so nothing but the KILL of the group ends it.
+    let started = Instant::now();
+    let script = "(trap '' TERM; exec sleep 600) >&- 2>&- & echo $! > child; exit 3";
+    assert_eq!(exit_of(in_room(room.path(), script)).await, Exit::Code(3));
+    assert!(!lives(room.path(), "child"));
+    assert!(started.elapsed() < SOON);
+    assert_eq!(logs.warnings(), 1, "the leak is told");
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_the_output_is_waited_for_only_so_long() {
+    let room = tempfile::tempdir().unwrap();
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    let started = Instant::now();
+    let script = "sleep 600 & echo $! > child; printf 'the last word'";
+    assert_eq!(exit_of(in_room(room.path(), script)).await, Exit::Code(0));
+    let took = started.elapsed();
+    assert!((2 * S..SOON).contains(&took), "{took:?}");
+    assert!(!lives(room.path(), "child"));
+    assert_eq!(logs.lines("stdout"), ["the last word"]);
+    assert_eq!(logs.warnings(), 1, "the leak is told");
+}
+
+#[tokio::test]
+async fn output_written_just_before_the_end_is_not_lost() {
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    assert_eq!(run("seq 1 10000; exit 0").await, Exit::Code(0));
+    assert_eq!(logs.lines("stdout").len(), 10000);
+    assert_eq!(logs.warnings(), 0);
+}
+
+#[tokio::test]
+async fn a_dropped_run_kills_the_whole_group() {
+    let room = tempfile::tempdir().unwrap();
+    let script = "echo $$ > leader; sh -c 'echo $$ > child; touch up; sleep 600' & wait_for_ever";
+    let command = in_room(room.path(), script);
+    let running = tokio::spawn(async move { Processes::new().run(command, CancellationToken::new()).await });
+    until("it runs", || room.path().join("up").exists()).await;
+    assert!(lives(room.path(), "leader") && lives(room.path(), "child"));
+    running.abort();
+    assert!(in_time(running).await.unwrap_err().is_cancelled());
+    until("all of it is gone", || !lives(room.path(), "leader") && !lives(room.path(), "child")).await;
+}
+
+#[tokio::test]
+async fn a_daemon_does_not_outlive_the_command() {
+    alone("a_daemon_does_not_outlive_the_command", &[], async {
+        let room = tempfile::tempdir().unwrap();
+        let processes = Processes::adopting().unwrap();
+        let run = |script: &str| processes.run(in_room(room.path(), script), CancellationToken::new());
+
+        assert_eq!(in_time(run(&format!("{DAEMON}; exit 3"))).await, Ok(Exit::Code(3)));
+        assert!(!lives(room.path(), "daemon") && !lives(room.path(), "its_child"), "left at the end");
+
+        forget_daemon(room.path());
+        let halted = Halted::by(&processes, room.path(), &format!("{DAEMON}; wait_for_ever"), S, &["daemon_up"]).await;
+        assert_eq!(halted.exit, Exit::Signal(15));
+        assert!(!lives(room.path(), "daemon") && !lives(room.path(), "its_child"), "left by a halt");
+
+        forget_daemon(room.path());
+        let dropped = timeout(S, run(&format!("{DAEMON}; wait_for_ever"))).await;
+        assert!(dropped.is_err() && room.path().join("daemon_up").exists());
+        let gone = || !lives(room.path(), "daemon") && !lives(room.path(), "its_child");
+        until("what a dropped run left is gone", gone).await;
+        until("all are reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_daemon_is_spared_while_another_command_runs_whose_it_may_be() {
+    alone("a_daemon_is_spared_while_another_command_runs_whose_it_may_be", &[], async {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let processes = Arc::new(Processes::adopting().unwrap());
+        let (other, halt) = (processes.clone(), CancellationToken::new());
+        let (command, halted) = (in_room(two.path(), "touch up; wait_for_ever"), halt.clone());
+        let other = tokio::spawn(async move { other.run(command, halted).await });
+        until("the other runs", || two.path().join("up").exists()).await;
+
+        let ended = processes.run(in_room(one.path(), DAEMON), CancellationToken::new());
+        assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
+        assert!(lives(one.path(), "daemon"));
+        halt.cancel();
+        assert_eq!(in_time(other).await.unwrap(), Ok(Exit::Signal(15)));
+        assert!(!lives(one.path(), "daemon"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_helper_in_our_own_group_is_spared() {
+    alone("a_helper_in_our_own_group_is_spared", &[], async {
+        let mut helper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let processes = Processes::adopting().unwrap();
+        let ended = processes.run(sh("exit 0"), CancellationToken::new());
+        assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
+        assert_eq!(helper.try_wait().unwrap(), None);
+        helper.kill().unwrap();
+        until("even it is reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_exit_status_is_right_and_no_zombie_is_left() {
+    alone("every_exit_status_is_right_and_no_zombie_is_left", &[], many_commands_with_orphans()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn as_pid_1_every_exit_status_is_right_and_no_zombie_is_left() {
+    let unshare = ["unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc"];
+    alone("as_pid_1_every_exit_status_is_right_and_no_zombie_is_left", &unshare, async {
+        assert_eq!(std::process::id(), 1);
+        many_commands_with_orphans().await;
+    })
+    .await;
+}
+
+async fn many_commands_with_orphans() {
+    let processes = Arc::new(Processes::adopting().unwrap());
+    let mut running = JoinSet::new();
+    for code in 0..200 {
+        let processes = processes.clone();
+        // Orphans that end before the command, about when it does, and never.
+        let script =
+            format!("setsid true & setsid sleep 0.01 & (setsid sleep 600 >&- 2>&- &) ; sleep 0.01; exit {code}");
+        running.spawn(async move { (code, processes.run(sh(&script), CancellationToken::new()).await) });
+        if running.len() >= 8 {
+            let (code, exit) = in_time(running.join_next()).await.unwrap().unwrap();
+            assert_eq!(exit, Ok(Exit::Code(code)));
+        }
+    }
+    while let Some(ended) = in_time(running.join_next()).await {
+        let (code, exit) = ended.unwrap();
+        assert_eq!(exit, Ok(Exit::Code(code)));
+    }
+    until("nobody is left", || children().is_empty()).await;
+}
+
+/// A shell with what the scripts need.
+fn sh(script: &str) -> Command {
+    let script = format!("wait_for_ever() {{ while :; do sleep 0.05; done; }}; {script}");
+    Command { program: "sh".into(), args: vec!["-c".into(), script.into()], env: vec![], stop_grace: LONG }
+}
+
+/// The same, in a directory.
+fn in_room(room: &Path, script: &str) -> Command {
+    sh(&format!("cd '{}'; {script}", room.display()))
+}
+
+/// Leaves the group and the family of the command, and says so in files.
+const DAEMON: &str = "(setsid sh -c 'trap \"\" TERM HUP; sleep 600 & echo $! > its_child; echo $$ > daemon; touch daemon_up; \
+    wait' >&- 2>&- &); until [ -e daemon_up ]; do sleep 0.01; done";
+
+fn forget_daemon(room: &Path) {
+    for file in ["daemon", "its_child", "daemon_up"] {
+        fs::remove_file(room.join(file)).unwrap();
+    }
+}
+
+async fn run(script: &str) -> Exit {
+    exit_of(sh(script)).await
+}
+
+async fn exit_of(command: Command) -> Exit {
+    in_time(Processes::new().run(command, CancellationToken::new())).await.unwrap()
+}
+
+struct Halted {
+    exit: Exit,
+    /// Since the halt.
+    took: Duration,
+}
+
+impl Halted {
+    /// Runs the script and halts it once these files are there.
+    async fn once(room: &Path, script: &str, stop_grace: Duration, files: &[&str]) -> Self {
+        Self::by(&Processes::new(), room, script, stop_grace, files).await
+    }
+
+    async fn by(processes: &Processes, room: &Path, script: &str, stop_grace: Duration, files: &[&str]) -> Self {
+        let halt = CancellationToken::new();
+        let halting = async {
+            until("the command is ready", || files.iter().all(|file| room.join(file).exists())).await;
+            halt.cancel();
+            Instant::now()
+        };
+        let running = processes.run(Command { stop_grace, ..in_room(room, script) }, halt.clone());
+        let (exit, halted_at) = in_time(async { tokio::join!(running, halting) }).await;
+        Self { exit: exit.unwrap(), took: halted_at.elapsed() }
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    timeout(3 * SOON, work).await.expect("this takes too long")
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < SOON, "waited too long until {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Does the process live, whose number is in this file?
+fn lives(room: &Path, file: &str) -> bool {
+    let pid = fs::read_to_string(room.join(file)).unwrap();
+    let stat = fs::read(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat);
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Ours, zombies included.
+fn children() -> Vec<String> {
+    let us = std::process::id().to_string();
+    let stats = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("stat")).ok());
+    let stats = stats.map(|stat| String::from_utf8_lossy(&stat).into_owned());
+    stats.filter(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&us))).collect()
+}
+
+/// Of this process, in bytes.
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Set in a test that runs in a process of its own.
+const ALONE: &str = "THEIRS";
+
+/// Runs the test called `name` in a process of its own, by starting it again.
+async fn alone(name: &str, through: &[&str], test: impl Future<Output = ()>) {
+    #[expect(clippy::disallowed_methods, reason = "the environment of the test, not of the program")]
+    if std::env::var_os(ALONE).is_some() {
+        return in_time(test).await;
+    }
+    let us = std::env::current_exe().unwrap();
+    let name = format!("process::{name}");
+    let words: Vec<_> = through.iter().map(OsString::from).chain([us.into(), name.into()]).collect();
+    let mut command = tokio::process::Command::new(&words[0]);
+    command.args(&words[1..]).args(["--exact", "--nocapture", "--test-threads=1"]).kill_on_drop(true);
+    command.stdin(Stdio::piped()).env(ALONE, "theirs").env("LEASEHOLD_TEST", "ours");
+    let output = timeout(6 * SOON, command.output()).await.expect("it has a limit of its own").unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complained}");
+}
+
+/// Of this thread, until the guard is dropped.
+fn capture<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) -> DefaultGuard {
+    // While there is one subscriber only, `tracing` asks a thread's own whether a new callsite is of interest, once
+    // for all threads: a test without a subscriber would switch the callsite off for those with one.
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+    tracing::subscriber::set_default(tracing_subscriber::fmt().json().with_writer(writer).finish())
+}
+
+/// What was logged while it was captured.
+#[derive(Debug, Clone, Default)]
+struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    fn capture(&self) -> DefaultGuard {
+        let logs = self.clone();
+        capture(move || logs.clone())
+    }
+
+    fn events(&self) -> Vec<serde_json::Value> {
+        let logged = self.0.lock().unwrap();
+        logged.split_inclusive(|byte| *byte == b'\n').map(|event| serde_json::from_slice(event).unwrap()).collect()
+    }
+
+    /// What the command wrote.
+    fn lines(&self, stream: &str) -> Vec<String> {
+        let events = self.events();
+        let lines = events.iter().filter(|event| event["target"] == "command" && event["fields"]["stream"] == stream);
+        lines.map(|event| event["fields"]["line"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn warnings(&self) -> usize {
+        self.events().iter().filter(|event| event["level"] == "WARN").count()
+    }
+}
+
+impl Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

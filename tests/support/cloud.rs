@@ -1,0 +1,198 @@
+//! A bucket whose notifications go to a queue with a dead-letter queue, on a real server; and the real binary.
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
+use aws_sdk_sqs::types::QueueAttributeName;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::aws;
+use super::servers::Ministack;
+
+/// Nothing in these tests takes as long as this, unless it hangs.
+pub const LIMIT: Duration = Duration::from_mins(1);
+
+pub struct Cloud {
+    pub endpoint: String,
+    pub sqs: aws_sdk_sqs::Client,
+    pub s3: aws_sdk_s3::Client,
+    pub bucket: String,
+    pub queue_url: String,
+    pub dead_letter_queue_url: String,
+    /// For whatever a command wants to leave behind.
+    pub notes: TempDir,
+}
+
+impl Cloud {
+    pub async fn new(max_receive_count: u32) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let endpoint = Ministack::shared().await.endpoint();
+        let config = aws::config(&endpoint);
+        let sqs = aws_sdk_sqs::Client::new(&config);
+        let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
+        let s3 = aws_sdk_s3::Client::from_conf(s3);
+        let name = format!("e2e-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+
+        let dead_letter_queue_url = create_queue(&sqs, &format!("{name}-dlq")).await;
+        let dead_letter_arn = arn(&sqs, &dead_letter_queue_url).await;
+        let queue_url = create_queue(&sqs, &name).await;
+        let redrive =
+            serde_json::json!({ "deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": max_receive_count });
+        let set = sqs.set_queue_attributes().queue_url(&queue_url);
+        set.attributes(QueueAttributeName::RedrivePolicy, redrive.to_string())
+            .send()
+            .await
+            .expect("attributes are set");
+
+        s3.create_bucket().bucket(&name).send().await.expect("a bucket is made");
+        let to_queue = QueueConfiguration::builder().queue_arn(arn(&sqs, &queue_url).await);
+        let to_queue = to_queue.events(Event::S3ObjectCreated).build().expect("it is whole");
+        let notifications = NotificationConfiguration::builder().queue_configurations(to_queue).build();
+        let put = s3.put_bucket_notification_configuration().bucket(&name);
+        put.notification_configuration(notifications).send().await.expect("notifications are set");
+        // The test event that S3 sends now.
+        sqs.purge_queue().queue_url(&queue_url).send().await.expect("the queue is emptied");
+
+        let notes = tempfile::tempdir().expect("a temporary directory");
+        Self { endpoint, sqs, s3, bucket: name, queue_url, dead_letter_queue_url, notes }
+    }
+
+    pub async fn put(&self, key: &str, bytes: &'static [u8]) {
+        let put = self.s3.put_object().bucket(&self.bucket).key(key).body(bytes.to_vec().into());
+        put.send().await.expect("the object is put");
+    }
+
+    /// How many messages are visible, and how many in flight.
+    pub async fn counts(&self) -> (u32, u32) {
+        counts(&self.sqs, &self.queue_url).await
+    }
+
+    pub async fn dead_letters(&self) -> (u32, u32) {
+        counts(&self.sqs, &self.dead_letter_queue_url).await
+    }
+
+    /// `leasehold run` on the queue, with `script` as a shell's; `flags` are separated by spaces.
+    pub fn run(&self, flags: &str, script: &str) -> Leasehold {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+        command.arg("run").args(["--queue-url", &self.queue_url]).args(flags.split_whitespace());
+        command.arg("--termination-log").arg(self.notes.path().join("termination-log"));
+        command.arg("--work-dir").arg(self.notes.path());
+        command.args(["--", "sh", "-c", script]).current_dir(self.notes.path());
+        command.env("AWS_ENDPOINT_URL", &self.endpoint).env("AWS_REGION", "us-east-1");
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        Leasehold::start(command)
+    }
+
+    /// What the command wrote into a file of its current directory, once it is there.
+    pub async fn note(&self, name: &str) -> String {
+        eventually(&format!("the command writes {name}"), async || {
+            let text = std::fs::read_to_string(self.notes.path().join(name)).ok()?;
+            text.ends_with('\n').then(|| text.trim_end().to_owned())
+        })
+        .await
+    }
+}
+
+async fn create_queue(sqs: &aws_sdk_sqs::Client, name: &str) -> String {
+    let queue = sqs.create_queue().queue_name(name).send().await.expect("a queue is made");
+    queue.queue_url.expect("it has a URL")
+}
+
+async fn attribute(sqs: &aws_sdk_sqs::Client, queue_url: &str, name: QueueAttributeName) -> String {
+    let asked = sqs.get_queue_attributes().queue_url(queue_url).attribute_names(name.clone());
+    let attributes = asked.send().await.expect("attributes are told").attributes.expect("there are some");
+    attributes[&name].clone()
+}
+
+async fn arn(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> String {
+    attribute(sqs, queue_url, QueueAttributeName::QueueArn).await
+}
+
+async fn counts(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> (u32, u32) {
+    let count = async |name| attribute(sqs, queue_url, name).await.parse().expect("a number");
+    (
+        count(QueueAttributeName::ApproximateNumberOfMessages).await,
+        count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible).await,
+    )
+}
+
+/// Asks until there is an answer, within [`LIMIT`].
+pub async fn eventually<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(started.elapsed() < LIMIT, "waited for {LIMIT:?} in vain: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The real binary, running.
+pub struct Leasehold {
+    child: Child,
+}
+
+/// The real binary, after its end.
+pub struct Left {
+    pub status: ExitStatus,
+    /// The log, a JSON object a line.
+    pub log: Vec<serde_json::Value>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Leasehold {
+    pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        // What a developer's shell has set must not change what is tested.
+        for name in ["AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "RUST_LOG"] {
+            command.env_remove(name);
+        }
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        Self { child: command.spawn().expect("the binary starts") }
+    }
+
+    pub fn pid(&self) -> i32 {
+        let id = self.child.id().expect("it runs");
+        i32::try_from(id).expect("a pid")
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("it runs");
+    }
+
+    pub async fn left(self) -> Left {
+        let ended = timeout(LIMIT, self.child.wait_with_output()).await.expect("it ends").expect("it is waited for");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        let (stdout, stderr) = (text(ended.stdout), text(ended.stderr));
+        let lines = stdout.lines().filter(|line| line.starts_with('{'));
+        let log = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        Left { status: ended.status, log, stdout, stderr }
+    }
+}
+
+impl Left {
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("{}\n{}{}", self.status, self.stdout, self.stderr))
+    }
+
+    /// The one record with this text.
+    pub fn record(&self, message: &str) -> &serde_json::Value {
+        let mut found = self.log.iter().filter(|record| record["message"] == message);
+        let first = found.next().unwrap_or_else(|| panic!("no record '{message}' in\n{}", self.stdout));
+        assert!(found.next().is_none(), "several records '{message}' in\n{}", self.stdout);
+        first
+    }
+}
+
+/// Is there such a process, not counting zombies?
+pub fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}

@@ -1,0 +1,17 @@
+//! What the tests share.
+
+pub mod aws;
+pub mod cloud;
+pub mod journey;
+pub mod servers;
+
+/// An S3 notification about one object.
+pub fn object_created(key: &str) -> String {
+    serde_json::json!({ "Records": [{
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "eventName": "ObjectCreated:Put",
+        "s3": { "bucket": { "name": "inbox" }, "object": { "key": key, "size": 4, "eTag": "e" } },
+    }]})
+    .to_string()
+}

@@ -1,0 +1,96 @@
+//! Real servers for tests, on 127.0.0.1; gone when the test process is, however it ends.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep};
+
+/// How long a server may take until it listens; generous, since a busy machine is no defect of ours.
+const READY: Duration = Duration::from_mins(1);
+
+/// A server in a process group of its own; dropping it kills the group.
+pub struct Server {
+    shell: Child,
+    pub port: u16,
+}
+
+impl Server {
+    /// Runs `command`, which makes its server listen on `port`, and waits until it does.
+    pub async fn start(command: &Command, port: u16) -> Self {
+        // The shell reads from a pipe that we hold: it ends with us, even if we are killed. The server's
+        // own end is the shell's too.
+        const UNDER_A_SHELL: &str = r#"{ "$@"; kill -KILL 0; } & read -r _; kill -KILL 0"#;
+        let mut log = tempfile::tempfile().unwrap();
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", UNDER_A_SHELL, "sh"]).arg(command.get_program()).args(command.get_args());
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.process_group(0).stdin(Stdio::piped());
+        shell.stdout(log.try_clone().unwrap()).stderr(log.try_clone().unwrap());
+        let mut server = Self { shell: shell.spawn().unwrap(), port };
+
+        let limit = Instant::now() + READY;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+            let ended = server.shell.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < limit,
+                "{} does not listen on port {port}; it says:\n{}",
+                command.get_program().display(),
+                read(&mut log)
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        // Not long: the shell's answer is a KILL, to itself too.
+        let _ = self.shell.wait();
+    }
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn read(log: &mut File) -> String {
+    let mut text = String::new();
+    log.rewind().unwrap();
+    log.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// SQS, S3 and STS (PyPI, `ministack`).
+pub struct Ministack(Server);
+
+impl Ministack {
+    /// One of its own, for a test that stops it.
+    pub async fn start() -> Self {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/ministack");
+        assert!(program.exists(), "{} is missing: run the tests by tests/run, which installs it", program.display());
+        let port = free_port();
+        let mut command = Command::new(program);
+        command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string());
+        Self(Server::start(&command, port).await)
+    }
+
+    /// The one that the tests of this process share; each makes queues and buckets with names of its own.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Ministack> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.0.port)
+    }
+}
