@@ -11,3 +11,4 @@ mod lifecycle_table;
 mod notification;
 mod process;
 mod queue_contract;
+mod simulation;
