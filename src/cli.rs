@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::job::route::EventFilter;
+use crate::telemetry::attempts::Place;
 use crate::telemetry::logs::LogFormat;
+use crate::work::fetch::MissingObject;
 
 /// Holds an SQS message's lease while a command works on its S3 object; deletes it on success only.
 #[derive(Debug, Parser)]
@@ -30,6 +32,14 @@ pub struct RunArgs {
     /// The SQS queue, standard or FIFO
     #[arg(long, env = "LEASEHOLD_QUEUE_URL", value_name = "URL")]
     pub queue_url: String,
+
+    /// Read only from buckets of this account
+    #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
+    pub expected_bucket_owner: Option<String>,
+
+    /// Where each failed attempt leaves a JSON object that says why: PREFIX/<message id>/<receive count>.json
+    #[arg(long, env = "LEASEHOLD_ATTEMPTS", value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
+    pub attempts: Option<Place>,
 
     #[command(flatten)]
     pub work: WorkArgs,
@@ -85,6 +95,14 @@ pub struct WorkArgs {
     /// Where files live while they are processed [default: the system's temporary directory]
     #[arg(long, env = "LEASEHOLD_WORK_DIR", value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
     pub work_dir: PathBuf,
+
+    /// What to make of an object that is gone or was overwritten [default: retry if gone, fail if overwritten]
+    #[arg(long, env = "LEASEHOLD_MISSING_OBJECT", value_enum, help_heading = WORK)]
+    pub missing_object: Option<MissingObject>,
+
+    /// The buckets to read from; objects of others are a permanent failure [default: any]
+    #[arg(long, env = "LEASEHOLD_BUCKETS", value_name = "BUCKET,...", value_delimiter = ',', help_heading = WORK)]
+    pub buckets: Vec<String>,
 
     /// Exit codes with which the command says that this input will never work
     #[arg(long, env = "LEASEHOLD_PERMANENT_EXIT_CODES", value_name = "CODE,...", default_value = "65", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..=255), help_heading = WORK)]
@@ -192,15 +210,17 @@ fn environment() -> impl Iterator<Item = (String, OsString)> {
 
 /// A complaint about the first variable that looks like ours and is none: a silent typo costs days.
 fn unknown_variable(names: impl Iterator<Item = String>) -> Option<String> {
+    let ours: Vec<String> = names.filter(|name| name.starts_with("LEASEHOLD_") && !is_service_variable(name)).collect();
+    if ours.is_empty() {
+        return None;
+    }
     let known: Vec<String> = Cli::command()
         .get_subcommands()
         .flat_map(|action| {
             action.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect::<Vec<_>>()
         })
         .collect();
-    let unknown = names
-        .filter(|name| name.starts_with("LEASEHOLD_") && !is_service_variable(name))
-        .find(|name| !known.contains(name))?;
+    let unknown = ours.into_iter().find(|name| !known.contains(name))?;
     let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &unknown))?;
     Some(format!("environment variable '{unknown}' is no setting of leasehold: did you mean '{nearest}'?"))
 }

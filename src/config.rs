@@ -11,9 +11,11 @@ use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::ports::sqs;
+use crate::telemetry::attempts::Place;
 use crate::telemetry::logs::{Identity, LogFormat};
 use crate::telemetry::termination::TerminationLog;
 use crate::work::CommandLine;
+use crate::work::fetch::FetchPolicy;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +61,9 @@ fn show(duration: &Duration) -> String {
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
+    /// An account's number.
+    pub expected_bucket_owner: Option<String>,
+    pub attempts: Option<Place>,
     pub work: WorkConfig,
 }
 
@@ -76,6 +81,7 @@ pub struct LocalConfig {
 pub struct WorkConfig {
     pub settings: Settings,
     pub command: CommandLine,
+    pub fetch: FetchPolicy,
     pub work_dir: PathBuf,
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
@@ -95,7 +101,9 @@ impl TryFrom<RunArgs> for RunConfig {
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         sqs::check_queue_url(&args.queue_url).map_err(ConfigError::QueueUrl)?;
         let defaults = Defaults { wait: SECOND * 10, retry_min: SECOND * 10, retry_max: MINUTE * 15 };
-        Ok(Self { work: work(args.work, &defaults, sqs::is_fifo(&args.queue_url))?, queue_url: args.queue_url })
+        let fifo = sqs::is_fifo(&args.queue_url);
+        let RunArgs { queue_url, expected_bucket_owner, attempts, work: args } = args;
+        Ok(Self { queue_url, expected_bucket_owner, attempts, work: work(args, &defaults, fifo)? })
     }
 }
 
@@ -164,6 +172,7 @@ fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, C
             stop,
         },
         command: CommandLine { program: command.next().expect("clap requires COMMAND"), args: command.collect() },
+        fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets },
         work_dir: args.work_dir,
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use comfy_table::{Table, presets};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,7 @@ pub async fn run(
     let bench = Bench {
         store: Arc::new(folder),
         runner,
+        fetch: work.fetch,
         outbox: outbox.map(|outbox| Arc::new(FolderOutbox::new(outbox)) as Arc<dyn Outbox>),
         command: work.command,
         work_dir: work.work_dir,
@@ -116,8 +118,9 @@ impl Watch {
     }
 }
 
+#[async_trait]
 impl Telemetry for Watch {
-    fn tell(&self, report: &Report) {
+    async fn tell(&self, report: &Report) {
         match report {
             Report::Started(subject) => log_started(subject),
             Report::Ended(ended) => {

@@ -16,6 +16,7 @@ use leasehold::ports::s3::S3;
 use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{Runner, aws};
 use leasehold::telemetry::Told;
+use leasehold::telemetry::attempts::AttemptHistory;
 use leasehold::telemetry::logs::{self, LogFormat};
 use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
 use leasehold::work::Bench;
@@ -67,16 +68,19 @@ fn refuse(why: &str) -> ExitCode {
 
 fn run(config: RunConfig) -> Result<ExitCode, String> {
     check(&config.work)?;
-    let RunConfig { queue_url, work } = config;
+    let RunConfig { queue_url, expected_bucket_owner, attempts, work } = config;
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
     let _logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout());
     runtime()?.block_on(async {
         let stop = stop_requested().map_err(|error| format!("signals cannot be received: {error}"))?;
         let aws = aws::load(&queue_url, cli::ca_bundle()).await.map_err(|error| error.to_string())?;
+        let s3 = Arc::new(S3::new(&aws, expected_bucket_owner));
+        let attempts = attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
         let clock = Clock::start();
         let bench = Bench {
-            store: Arc::new(S3::new(&aws)),
+            store: s3.clone(),
             runner: runner()?,
+            fetch: work.fetch,
             outbox: None,
             command: work.command,
             work_dir: work.work_dir,
@@ -87,7 +91,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url)),
             worker: Arc::new(bench),
-            telemetry: Arc::new(Told::new(work.termination_log)),
+            telemetry: Arc::new(Told::new(work.termination_log, attempts)),
             clock,
         };
         let outcome = supervisor::run(world, work.settings, stop.cancelled_owned()).await;
@@ -118,7 +122,11 @@ fn check(work: &WorkConfig) -> Result<(), String> {
 }
 
 fn check_work_dir(path: &Path) -> std::io::Result<()> {
-    tempfile::tempdir_in(path).map(drop)
+    use nix::unistd::{AccessFlags, access};
+    if !path.metadata()?.is_dir() {
+        return Err(std::io::ErrorKind::NotADirectory.into());
+    }
+    access(path, AccessFlags::W_OK | AccessFlags::X_OK).map_err(std::io::Error::from)
 }
 
 fn default_format(out: &impl IsTerminal) -> LogFormat {

@@ -168,6 +168,49 @@ async fn a_missing_object_is_retried_and_an_overwritten_one_is_not_worked_on() {
 }
 
 #[tokio::test]
+async fn a_missing_object_may_be_ignored() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("gone", b"x").await;
+    cloud.s3.delete_object().bucket(&cloud.bucket).key("gone").send().await.expect("deleted");
+    let left = cloud.run("--missing-object ignore", "exit 1").run_to(0).await;
+    assert_eq!(left.record("message deleted")["outcome"], "objects_gone");
+    assert_eq!(cloud.counts().await, (0, 0));
+}
+
+#[tokio::test]
+async fn an_object_of_a_foreign_bucket_is_not_read() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let left = cloud.run("--buckets orders,invoices", "exit 0").run_to(65).await;
+    let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
+    assert!(error.contains(&format!("bucket {} is none of --buckets orders,invoices", cloud.bucket)), "{error}");
+}
+
+#[tokio::test]
+async fn each_failed_attempt_leaves_a_record_of_why() {
+    let cloud = Cloud::new(2).await;
+    cloud.put("k", b"x").await;
+    let flags = format!("--retry-min 1s --retry-max 1s --attempts s3://{}/attempts", cloud.bucket);
+    // The attempts are in the same bucket, and no event about them reaches the queue's only message.
+    let first = cloud.run(&flags, "echo disk on fire >&2; exit 3").run_to(1).await;
+    let id = first.record("message kept")["message_id"].as_str().expect("an id").to_owned();
+    let get = cloud.s3.get_object().bucket(&cloud.bucket).key(format!("attempts/{id}/1.json")).send().await;
+    let bytes = get.expect("it was written").body.collect().await.expect("readable").into_bytes();
+    let record: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+    assert_eq!((&record["outcome"], &record["exit_code"]), (&"command_failed".into(), &3.into()));
+    assert_eq!((&record["stderr"], &record["receive_count"]), (&serde_json::json!(["disk on fire"]), &1.into()));
+    assert_eq!(record["final_attempt"], false);
+}
+
+#[tokio::test]
+async fn an_attempt_that_cannot_be_recorded_changes_nothing() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let left = cloud.run("--attempts s3://no-such-bucket/attempts", "exit 3").run_to(1).await;
+    assert!(left.log.iter().any(|record| record["message"] == "the attempt was not recorded"), "{}", left.stdout);
+}
+
+#[tokio::test]
 async fn what_cannot_work_is_refused_before_anything_is_received() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;

@@ -46,7 +46,7 @@ const OBJECT_CREATED: &str = include_str!("fixtures/s3-put.json");
 const TEST_EVENT: &str = include_str!("fixtures/s3-test-event.json");
 
 fn processed(outcome: Outcome) -> Event {
-    Event::Processed(Processed { outcome, exit: None, said: None, spent: Spent::default() })
+    Event::Processed(Processed { outcome, exit: None, said: None, last_words: Vec::new(), spent: Spent::default() })
 }
 
 fn exited(code: i32) -> Event {
@@ -71,6 +71,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Processed(exit 65)", exited(65)),
         ("Processed(exit 75)", exited(75)),
         ("Processed(fetch failed)", processed(Outcome::Failed(Failure::Fetch("503".into())))),
+        ("Processed(objects gone)", processed(Outcome::ObjectsGone)),
         ("Processed(halted)", processed(Outcome::Failed(Failure::Halted))),
         ("LeaseLost", Event::LeaseLost("expired".into())),
         ("LeaseExhausted", Event::LeaseExhausted),
@@ -205,7 +206,7 @@ proptest! {
                 (succeeded, spoilt, deletes) = (got.delivery.body == TEST_EVENT, false, 0);
             }
             if let (Event::Processed(processed), "Processing") = (&event, phase) {
-                succeeded = processed.outcome == Outcome::Finished;
+                succeeded = matches!(processed.outcome, Outcome::Finished | Outcome::ObjectsGone);
             }
             let spoils = matches!(event, Event::LeaseLost(_) | Event::LeaseExhausted | Event::Overdue(Limit::Work));
             spoilt |= spoils && phase == "Processing";

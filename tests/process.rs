@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use leasehold::job::verdict::Exit;
 use leasehold::ports::process::{Processes, find_program};
-use leasehold::ports::{Command, Runner};
+use leasehold::ports::{Command, Runner, StartError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,7 @@ async fn a_command_that_cannot_start_says_what_to_change() {
     ] {
         let command =
             Command { program: program.into(), args: args.into_iter().map(OsString::from).collect(), ..sh("") };
-        let refused = in_time(Processes::new().run(command, CancellationToken::new())).await.unwrap_err();
+        let refused = in_time(ran_to(&Processes::new(), command, CancellationToken::new())).await.unwrap_err();
         assert!(refused.to_string().contains(why), "{refused}");
     }
 }
@@ -206,7 +206,7 @@ async fn a_command_that_ignores_the_halt_is_killed_with_its_group_after_the_grac
 async fn a_halt_before_the_start_ends_the_command_too() {
     let halt = CancellationToken::new();
     halt.cancel();
-    assert_eq!(in_time(Processes::new().run(sh("sleep 600"), halt)).await, Ok(Exit::Signal(15)));
+    assert_eq!(in_time(ran_to(&Processes::new(), sh("sleep 600"), halt)).await, Ok(Exit::Signal(15)));
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn a_dropped_run_kills_the_whole_group() {
     let room = tempfile::tempdir().unwrap();
     let script = "echo $$ > leader; sh -c 'echo $$ > child; touch up; sleep 600' & wait_for_ever";
     let command = in_room(room.path(), script);
-    let running = tokio::spawn(async move { Processes::new().run(command, CancellationToken::new()).await });
+    let running = tokio::spawn(async move { ran_to(&Processes::new(), command, CancellationToken::new()).await });
     until("it runs", || room.path().join("up").exists()).await;
     assert!(lives(room.path(), "leader") && lives(room.path(), "child"));
     running.abort();
@@ -273,7 +273,7 @@ async fn a_daemon_does_not_outlive_the_command() {
     alone("a_daemon_does_not_outlive_the_command", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
-        let run = |script: &str| processes.run(in_room(room.path(), script), CancellationToken::new());
+        let run = |script: &str| ran_to(&processes, in_room(room.path(), script), CancellationToken::new());
 
         assert_eq!(in_time(run(&format!("{DAEMON}; exit 3"))).await, Ok(Exit::Code(3)));
         assert!(!lives(room.path(), "daemon") && !lives(room.path(), "its_child"), "left at the end");
@@ -300,10 +300,10 @@ async fn a_daemon_is_spared_while_another_command_runs_whose_it_may_be() {
         let processes = Arc::new(Processes::adopting().unwrap());
         let (other, halt) = (processes.clone(), CancellationToken::new());
         let (command, halted) = (in_room(two.path(), "touch up; wait_for_ever"), halt.clone());
-        let other = tokio::spawn(async move { other.run(command, halted).await });
+        let other = tokio::spawn(async move { ran_to(&other, command, halted).await });
         until("the other runs", || two.path().join("up").exists()).await;
 
-        let ended = processes.run(in_room(one.path(), DAEMON), CancellationToken::new());
+        let ended = ran_to(&processes, in_room(one.path(), DAEMON), CancellationToken::new());
         assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
         assert!(lives(one.path(), "daemon"));
         halt.cancel();
@@ -318,7 +318,7 @@ async fn a_helper_in_our_own_group_is_spared() {
     alone("a_helper_in_our_own_group_is_spared", &[], async {
         let mut helper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let processes = Processes::adopting().unwrap();
-        let ended = processes.run(sh("exit 0"), CancellationToken::new());
+        let ended = ran_to(&processes, sh("exit 0"), CancellationToken::new());
         assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
         assert_eq!(helper.try_wait().unwrap(), None);
         helper.kill().unwrap();
@@ -350,7 +350,7 @@ async fn many_commands_with_orphans() {
         // Orphans that end before the command, about when it does, and never.
         let script =
             format!("setsid true & setsid sleep 0.01 & (setsid sleep 600 >&- 2>&- &) ; sleep 0.01; exit {code}");
-        running.spawn(async move { (code, processes.run(sh(&script), CancellationToken::new()).await) });
+        running.spawn(async move { (code, ran_to(&processes, sh(&script), CancellationToken::new()).await) });
         if running.len() >= 8 {
             let (code, exit) = in_time(running.join_next()).await.unwrap().unwrap();
             assert_eq!(exit, Ok(Exit::Code(code)));
@@ -389,7 +389,7 @@ async fn run(script: &str) -> Exit {
 }
 
 async fn exit_of(command: Command) -> Exit {
-    in_time(Processes::new().run(command, CancellationToken::new())).await.unwrap()
+    in_time(ran_to(&Processes::new(), command, CancellationToken::new())).await.unwrap()
 }
 
 struct Halted {
@@ -411,7 +411,7 @@ impl Halted {
             halt.cancel();
             Instant::now()
         };
-        let running = processes.run(Command { stop_grace, ..in_room(room, script) }, halt.clone());
+        let running = ran_to(processes, Command { stop_grace, ..in_room(room, script) }, halt.clone());
         let (exit, halted_at) = in_time(async { tokio::join!(running, halting) }).await;
         Self { exit: exit.unwrap(), took: halted_at.elapsed() }
     }
@@ -517,4 +517,8 @@ impl Write for Logs {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+async fn ran_to(processes: &Processes, command: Command, halt: CancellationToken) -> Result<Exit, StartError> {
+    processes.run(command, halt).await.map(|exited| exited.exit)
 }

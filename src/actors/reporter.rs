@@ -30,7 +30,7 @@ impl Actor for Reporter {
 
     async fn handle(&self, _: ActorRef<Message>, message: Message, (): &mut ()) -> Result<(), ActorProcessingErr> {
         let Message::Tell(report) = message;
-        self.telemetry.tell(&report);
+        self.telemetry.tell(&report).await;
         Ok(())
     }
 }

@@ -67,6 +67,8 @@ pub struct Processed {
     pub exit: Option<Exit>,
     /// What the command said of itself.
     pub said: Option<String>,
+    /// The last lines of its standard error.
+    pub last_words: Vec<String>,
     pub spent: Spent,
 }
 
@@ -215,6 +217,7 @@ struct InHand {
     records: Vec<Record>,
     exit: Option<Exit>,
     said: Option<String>,
+    last_words: Vec<String>,
     spent: Spent,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
@@ -434,6 +437,7 @@ impl Run {
             records,
             exit: None,
             said: None,
+            last_words: Vec::new(),
             judged_at: None,
         };
         let mut step = if self.leaving.is_some() {
@@ -538,6 +542,7 @@ impl InHand {
     fn processed(&mut self, processed: Processed) {
         self.exit = processed.exit;
         self.said = processed.said;
+        self.last_words = processed.last_words;
         self.spent = Spent { receive: self.spent.receive, ..processed.spent };
     }
 
@@ -547,6 +552,7 @@ impl InHand {
             settlement,
             exit: self.exit,
             said: self.said,
+            last_words: self.last_words,
             spent: Spent {
                 settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
                 total: now.saturating_sub(self.received.received_at),

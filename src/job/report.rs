@@ -57,6 +57,8 @@ pub struct Ended {
     pub exit: Option<Exit>,
     /// What the command said of itself, see `JOB_RESULT_FILE`.
     pub said: Option<String>,
+    /// The last lines of its standard error.
+    pub last_words: Vec<String>,
     pub spent: Spent,
 }
 
@@ -81,6 +83,7 @@ impl Ended {
             Settlement::Deleted(Completion::Succeeded) => "succeeded",
             Settlement::Deleted(Completion::NothingToDo(Nothing::TestEvent)) => "test_event",
             Settlement::Deleted(Completion::NothingToDo(Nothing::Ignored)) => "ignored",
+            Settlement::Deleted(Completion::NothingToDo(Nothing::ObjectsGone)) => "objects_gone",
             Settlement::Kept(reason, _) => reason.label(),
         }
     }

@@ -41,6 +41,8 @@ pub struct Said {
 pub enum Outcome {
     /// The command exited 0 for each object, and what it wrote was published.
     Finished,
+    /// No object is left to work on (`--missing-object ignore`).
+    ObjectsGone,
     /// The first thing that went wrong; nothing after it was tried.
     Failed(Failure),
 }
@@ -87,6 +89,8 @@ pub enum Nothing {
     TestEvent,
     /// No event in it is work (`--events`).
     Ignored,
+    /// The objects are gone, and that is as it should be (`--missing-object ignore`).
+    ObjectsGone,
 }
 
 /// Why a message may be deleted.
@@ -295,6 +299,10 @@ impl RetryPolicy {
     pub fn judge(&self, delivery: &Delivery, outcome: Outcome) -> Verdict {
         let failure = match outcome {
             Outcome::Finished => return Verdict::Delete(Completed::new(delivery, Completion::Succeeded)),
+            Outcome::ObjectsGone => {
+                let why = Completion::NothingToDo(Nothing::ObjectsGone);
+                return Verdict::Delete(Completed::new(delivery, why));
+            }
             Outcome::Failed(failure) => failure,
         };
         let (reason, said) = match failure {

@@ -117,7 +117,10 @@ impl Listed {
 #[async_trait]
 impl ObjectStore for Folder {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        let retryable = |error: io::Error| FetchError::Retryable(format!("{}: {error}", object.key));
+        let retryable = |error: io::Error| {
+            let why = format!("{}: {error}", object.key);
+            if error.kind() == io::ErrorKind::NotFound { FetchError::Missing(why) } else { FetchError::Retryable(why) }
+        };
         let permanent = |why: &str| FetchError::Permanent(format!("{}: {why}", object.key));
         let path = below(&self.root, &object.key).ok_or_else(|| permanent(NO_PATH))?;
         // Once more without symbolic links.
@@ -131,7 +134,7 @@ impl ObjectStore for Folder {
             return Err(permanent("not a file"));
         }
         if object.etag.as_ref().is_some_and(|told| *told != etag(&metadata)) {
-            return Err(permanent("it was overwritten since the event"));
+            return Err(FetchError::Overwritten(format!("{}: it was overwritten since the event", object.key)));
         }
         Ok(ObjectBody { size: Some(metadata.len()), bytes: Box::pin(file) })
     }
@@ -316,7 +319,7 @@ mod tests {
             let answer = content(&folder, &object(key)).await;
             assert!(matches!(answer, Err(FetchError::Permanent(_))), "{key:?}: {answer:?}");
         }
-        assert!(matches!(content(&folder, &object("missing")).await, Err(FetchError::Retryable(_))));
+        assert!(matches!(content(&folder, &object("missing")).await, Err(FetchError::Missing(_))));
     }
 
     #[tokio::test]
@@ -325,7 +328,7 @@ mod tests {
         let folder = Folder::new(root.path()).unwrap();
         let listed = folder.list().unwrap().remove(0);
         fs::write(root.path().join("a"), "newer").unwrap();
-        assert!(matches!(content(&folder, &listed.object).await, Err(FetchError::Permanent(_))));
+        assert!(matches!(content(&folder, &listed.object).await, Err(FetchError::Overwritten(_))));
     }
 
     #[tokio::test]

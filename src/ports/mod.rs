@@ -93,12 +93,25 @@ pub struct ObjectBody {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// May work later; a missing object too, since S3's events can outrun a replication or a restore.
+    /// There is none (404): deleted since, or, as S3's events can outrun a replication, not there yet.
+    #[error("{0}")]
+    Missing(String),
+    /// There is another one (412): overwritten since the event.
+    #[error("{0}")]
+    Overwritten(String),
+    /// May work later.
     #[error("{0}")]
     Retryable(String),
-    /// Will never work: archived, or overwritten since the event.
+    /// Will never work: archived, or a name that is none.
     #[error("{0}")]
     Permanent(String),
+}
+
+/// Where a record can be left.
+#[async_trait]
+pub trait ObjectWriter: Send + Sync {
+    /// Writes the object, in place of an earlier one; the error says why not.
+    async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String>;
 }
 
 /// Where results go: somebody who publishes what the command wrote into `JOB_OUTPUT_DIR`.
@@ -118,7 +131,7 @@ pub trait Runner: Send + Sync {
     /// Runs the command to its end. When `halt` is cancelled, or the returned future is dropped, the
     /// command's whole process group is ended: in the first case by TERM, `stop_grace`, KILL; in the
     /// second by KILL. When this returns, nothing of the command is left.
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exit, StartError>;
+    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError>;
 }
 
 /// A command, as data.
@@ -132,6 +145,14 @@ pub struct Command {
     pub stop_grace: Duration,
 }
 
+/// A command that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exited {
+    pub exit: Exit,
+    /// The last lines that it wrote to its standard error, the oldest first.
+    pub last_words: Vec<String>,
+}
+
 /// The command could not be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{program}: {why}")]
@@ -141,6 +162,8 @@ pub struct StartError {
 }
 
 /// Somebody who passes on what a run has to tell. Nothing waits for it, and nothing depends on it.
+#[async_trait]
 pub trait Telemetry: Send + Sync {
-    fn tell(&self, report: &Report);
+    /// Returns when it is told, or given up; the next report waits for that.
+    async fn tell(&self, report: &Report);
 }

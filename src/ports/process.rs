@@ -12,12 +12,12 @@
 //!
 //! Not `tokio::process` then: its `wait` reaps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{self, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{env, fmt, fs, io};
 
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, warn};
 
-use super::{Command, Runner, StartError};
+use super::{Command, Exited, Runner, StartError};
 use crate::job::verdict::Exit;
 
 /// How long output may still come after the command has ended. What was written before its end is read in
@@ -48,6 +48,10 @@ const KILL_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a forwarded line may be, in bytes; the rest of it is dropped.
 const MAX_LINE: usize = 8 * 1024;
+
+/// How many of the last lines of the standard error are kept, and how much of each, in characters.
+const LAST_LINES: usize = 20;
+const LAST_LINE_LENGTH: usize = 1000;
 
 /// The next look, if no SIGCHLD comes before: while waiting for an end that may be hours away …
 const SLOW_TICK: Duration = Duration::from_millis(500);
@@ -115,7 +119,7 @@ impl Processes {
 
 #[async_trait]
 impl Runner for Processes {
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exit, StartError> {
+    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError> {
         let (mut running, mut output) = self.start(&command).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {
             () = running.leader_has_ended() => false,
@@ -136,7 +140,7 @@ impl Runner for Processes {
         }
         let exit = running.end().await;
         output.drain().await;
-        Ok(exit)
+        Ok(Exited { exit, last_words: output.last_words() })
     }
 }
 
@@ -187,6 +191,9 @@ impl Running {
 
     /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the leader.
     async fn end(&mut self) -> Exit {
+        if let Some(exit) = self.end_at_once() {
+            return exit;
+        }
         let mut left = self.kill();
         if self.leader_ended() && !left.is_empty() {
             warn!(processes = %Names(&left), "the command has ended but left processes running; killing them");
@@ -199,7 +206,18 @@ impl Running {
         if !left.is_empty() {
             warn!(processes = %Names(&left), "KILL did not end what the command left running");
         }
+        self.reap(&mut leaders())
+    }
+
+    /// The usual end, without a look at every process of the machine: the leader has ended, no other command runs, and
+    /// a subreaper whose only child is that leader has no further descendant.
+    fn end_at_once(&mut self) -> Option<Exit> {
         let mut leaders = leaders();
+        let alone = self.adopting && leaders.len() == 1 && self.leader_ended() && children() == [self.leader];
+        alone.then(|| self.reap(&mut leaders))
+    }
+
+    fn reap(&mut self, leaders: &mut BTreeSet<i32>) -> Exit {
         let status = self.child.try_wait().ok().flatten().expect("the leader has ended, and nobody else reaps it");
         leaders.remove(&self.leader);
         status.code().map(Exit::Code).or(status.signal().map(Exit::Signal)).expect("ended by exit or by a signal")
@@ -231,11 +249,36 @@ impl Drop for Running {
 /// Reaps orphans, and ends what commands left behind whose run was dropped.
 async fn reap_orphans(mut signals: unix::Signal) {
     loop {
-        sweep(&leaders(), None);
+        sweep_if_due(&leaders());
         let _ = timeout(SLOW_TICK, signals.recv()).await;
         // A storm of orphans costs some looks a second, not one for each of them.
         sleep(QUICK_TICK).await;
     }
+}
+
+/// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended, or, while no command
+/// runs, is there any?
+fn sweep_if_due(leaders: &BTreeSet<i32>) {
+    let is_due = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
+        Err(Errno::ECHILD) => false,
+        Ok(WaitStatus::StillAlive) => leaders.is_empty(),
+        // A leader is reaped by its own run; who stands behind it in the kernel's list is seen at the next look.
+        Ok(status) => status.pid().is_none_or(|pid| !leaders.contains(&pid.as_raw())),
+        // nix has no word for an end by a real-time signal.
+        Err(_) => true,
+    };
+    if is_due {
+        sweep(leaders, None);
+    }
+}
+
+/// Our children, ended or not; empty if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
+fn children() -> Vec<i32> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    // A thread may have ended since; its children are another thread's now, and then the list is not the one that is
+    // hoped for.
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 /// Reaps the orphans that have ended; if no command runs but the one that is `ending`, KILLs the others. Returns those.
@@ -299,14 +342,34 @@ impl fmt::Display for Names<'_> {
 struct Output {
     forwarders: JoinSet<()>,
     enough: CancellationToken,
+    last_words: LastWords,
+}
+
+/// The last lines of the standard error.
+#[derive(Clone, Default)]
+struct LastWords(Arc<Mutex<VecDeque<String>>>);
+
+impl LastWords {
+    fn add(&self, line: &str) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == LAST_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line.chars().take(LAST_LINE_LENGTH).collect());
+    }
 }
 
 impl Output {
     fn of(stdout: ChildStdout, stderr: ChildStderr) -> Self {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
-        forwarders.spawn(forward(stdout, "stdout", enough.clone()).in_current_span());
-        forwarders.spawn(forward(stderr, "stderr", enough.clone()).in_current_span());
-        Self { forwarders, enough }
+        let last_words = LastWords::default();
+        forwarders.spawn(forward(stdout, "stdout", enough.clone(), None).in_current_span());
+        forwarders.spawn(forward(stderr, "stderr", enough.clone(), Some(last_words.clone())).in_current_span());
+        Self { forwarders, enough, last_words }
+    }
+
+    fn last_words(&self) -> Vec<String> {
+        self.last_words.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Waits until both streams have been closed and forwarded, and no longer than [`DRAIN`].
@@ -319,7 +382,12 @@ impl Output {
 }
 
 /// Logs line by line until the stream is closed or it is `enough`. Never holds more than one line and one chunk.
-async fn forward(pipe: impl AsyncRead + Unpin, stream: &'static str, enough: CancellationToken) {
+async fn forward(
+    pipe: impl AsyncRead + Unpin,
+    stream: &'static str,
+    enough: CancellationToken,
+    last_words: Option<LastWords>,
+) {
     let mut pipe = BufReader::new(pipe);
     let (mut line, mut cut) = (Vec::new(), 0);
     loop {
@@ -334,7 +402,7 @@ async fn forward(pipe: impl AsyncRead + Unpin, stream: &'static str, enough: Can
             line.extend_from_slice(&text[..kept]);
             cut += text.len() - kept;
             if text.len() < piece.len() {
-                tell(stream, &line, cut);
+                tell(stream, &line, cut, last_words.as_ref());
                 line.clear();
                 cut = 0;
                 // A flood must not keep this thread from the heartbeat.
@@ -345,12 +413,15 @@ async fn forward(pipe: impl AsyncRead + Unpin, stream: &'static str, enough: Can
         pipe.consume(read);
     }
     if !line.is_empty() {
-        tell(stream, &line, cut);
+        tell(stream, &line, cut, last_words.as_ref());
     }
 }
 
-fn tell(stream: &'static str, line: &[u8], cut: usize) {
+fn tell(stream: &'static str, line: &[u8], cut: usize, last_words: Option<&LastWords>) {
     let text = String::from_utf8_lossy(line);
+    if let Some(last_words) = last_words {
+        last_words.add(&text);
+    }
     let marker = if cut > 0 { format!(" [cut here: {cut} more bytes]") } else { String::new() };
     info!(target: "command", stream, line = %format_args!("{text}{marker}"));
 }

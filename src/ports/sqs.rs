@@ -3,6 +3,7 @@
 //! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send a
 //! delete again after the stop began.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +25,9 @@ pub struct Sqs {
     queue_url: String,
     /// Host and port that the requests go to, for errors.
     host: String,
+    /// Of the request that is out, or whose answer was lost: a FIFO queue gives the same message to a retry that
+    /// names it, which would be hidden until its visibility timeout ends otherwise (`ReceiveRequestAttemptId`).
+    attempt: Mutex<Option<String>>,
 }
 
 impl Sqs {
@@ -40,7 +44,13 @@ impl Sqs {
         }
         let endpoint = custom.as_ref().unwrap_or(&queue_url);
         let host = aws::host_of(endpoint).unwrap_or(endpoint).to_owned();
-        Self { client: aws_sdk_sqs::Client::from_conf(builder.build()), queue_url, host }
+        Self { client: aws_sdk_sqs::Client::from_conf(builder.build()), queue_url, host, attempt: Mutex::default() }
+    }
+
+    fn attempt(&self) -> Option<String> {
+        let mut attempt = self.attempt.lock().expect("nothing panics while holding it");
+        let id = || format!("{:032x}", fastrand::u128(..));
+        is_fifo(&self.queue_url).then(|| attempt.get_or_insert_with(id).clone())
     }
 
     /// What failed, with which words, and what to change where we know it.
@@ -74,12 +84,16 @@ impl Queue for Sqs {
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
             .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
             .message_attribute_names(TRACEPARENT)
+            .set_receive_request_attempt_id(self.attempt())
             .customize()
             .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
             .send()
             .await;
         match answer {
-            Ok(answer) => answer.messages.into_iter().flatten().next().map(delivery).transpose(),
+            Ok(answer) => {
+                *self.attempt.lock().expect("nothing panics while holding it") = None;
+                answer.messages.into_iter().flatten().next().map(delivery).transpose()
+            }
             Err(error) => {
                 let failure = Failure::of(&error);
                 let text = self.describe("ReceiveMessage", &failure);

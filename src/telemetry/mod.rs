@@ -1,12 +1,14 @@
 //! What a run tells, and where: log records, and the termination message that Kubernetes shows.
 
+pub mod attempts;
 pub mod logs;
 pub mod termination;
 mod text;
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use tracing::{error, info, warn};
 
 use crate::job::lifecycle::{RunOutcome, Settlement};
@@ -14,34 +16,40 @@ use crate::job::notification::Object;
 use crate::job::report::{Ended, Report, Subject};
 use crate::job::verdict::{Exit, KeepReason};
 use crate::ports::Telemetry;
+use attempts::AttemptHistory;
 use termination::{TerminationLog, TerminationMessage};
 
 /// A pod's telemetry.
 pub struct Told {
     termination_log: TerminationLog,
-    told_of_a_message: Mutex<bool>,
+    attempts: Option<AttemptHistory>,
+    has_a_message: AtomicBool,
 }
 
 impl Told {
-    pub fn new(termination_log: TerminationLog) -> Self {
-        Self { termination_log, told_of_a_message: Mutex::new(false) }
+    pub fn new(termination_log: TerminationLog, attempts: Option<AttemptHistory>) -> Self {
+        Self { termination_log, attempts, has_a_message: AtomicBool::new(false) }
     }
 }
 
+#[async_trait]
 impl Telemetry for Told {
-    fn tell(&self, report: &Report) {
+    async fn tell(&self, report: &Report) {
         match report {
             Report::Started(subject) => log_started(subject),
             Report::Ended(ended) => {
                 let now = SystemTime::now();
                 log_ended(ended, now);
                 self.termination_log.write(&TerminationMessage::ended(ended, now));
-                *self.told_of_a_message.lock().expect("nothing panics while holding it") = true;
+                self.has_a_message.store(true, Ordering::Relaxed);
+                if let Some(attempts) = &self.attempts {
+                    attempts.add(ended, now).await;
+                }
             }
             Report::Left(outcome) => {
                 log_left(outcome);
                 // The last message's record stays, unless there is none or something worse came after it.
-                let told = *self.told_of_a_message.lock().expect("nothing panics while holding it");
+                let told = self.has_a_message.load(Ordering::Relaxed);
                 if !told || !matches!(outcome, RunOutcome::Finished | RunOutcome::Kept(_)) {
                     self.termination_log.write(&TerminationMessage::left(outcome));
                 }
@@ -69,7 +77,8 @@ pub fn log_started(subject: &Subject) {
 
 /// One wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
-    let Ended { subject, settlement, exit, said, spent } = ended;
+    // The last words were logged when they were said.
+    let Ended { subject, settlement, exit, said, last_words: _, spent } = ended;
     let object: Option<&Object> = subject.objects.first();
     // tracing wants a level at compile time, and the fields each time.
     macro_rules! record {

@@ -19,8 +19,9 @@ use crate::job::notification::Record;
 use crate::job::report::Spent;
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
-use crate::ports::{Command, ObjectStore, Outbox, Runner};
+use crate::ports::{Command, Exited, ObjectStore, Outbox, Runner};
 use contract::Given;
+use fetch::{FetchPolicy, Fetched};
 use workspace::Workspace;
 
 /// Somebody who does the work on a message.
@@ -35,6 +36,7 @@ pub trait Worker: Send + Sync {
 pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
     pub runner: Arc<dyn Runner>,
+    pub fetch: FetchPolicy,
     /// Who publishes what the command wrote, if somebody does.
     pub outbox: Option<Arc<dyn Outbox>>,
     pub command: CommandLine,
@@ -55,8 +57,11 @@ pub struct CommandLine {
 /// What is known of the work so far.
 #[derive(Default)]
 struct Progress {
+    /// Has the command run on an object?
+    ran: bool,
     exit: Option<Exit>,
     said: Said,
+    last_words: Vec<String>,
     spent: Spent,
 }
 
@@ -88,7 +93,11 @@ impl Worker for Bench {
                 break;
             }
         }
-        Processed { outcome, exit: progress.exit, said: progress.said.reason, spent: progress.spent }
+        if outcome == Outcome::Finished && !progress.ran {
+            outcome = Outcome::ObjectsGone;
+        }
+        let Progress { exit, said, last_words, spent, ran: _ } = progress;
+        Processed { outcome, exit, said: said.reason, last_words, spent }
     }
 }
 
@@ -101,11 +110,13 @@ impl Bench {
         halt: &CancellationToken,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
-        let Progress { exit, said, spent } = progress;
+        let Progress { ran, exit, said, last_words, spent } = progress;
         let (input, output) = (space.input(), space.output());
 
-        let fetched = fetch::fetch(self.store.as_ref(), &record.object, &input);
-        unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await??;
+        let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &record.object, &input);
+        if unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? == Fetched::Gone {
+            return Ok(());
+        }
 
         let given = Given {
             job_id: &self.job_id,
@@ -124,9 +135,11 @@ impl Bench {
         if halt.is_cancelled() {
             return Err(Failure::Halted);
         }
-        let ran = self.timed(&mut spent.command, self.runner.run(command, halt.clone())).await;
-        let ended = ran.map_err(|error| Failure::Start(error.to_string()))?;
+        let ended = self.timed(&mut spent.command, self.runner.run(command, halt.clone())).await;
+        let Exited { exit: ended, last_words: words } = ended.map_err(|error| Failure::Start(error.to_string()))?;
+        *ran = true;
         *exit = Some(ended);
+        *last_words = words;
         *said = contract::said(&space.result_file());
         if ended != Exit::Code(0) {
             return Err(Failure::Exit(ended, said.clone()));

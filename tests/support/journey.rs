@@ -16,7 +16,8 @@ use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{Exit, OnStop, Retry, RetryPolicy};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, MemoryQueue};
-use leasehold::ports::{Command, FetchError, ObjectBody, ObjectStore, Queue, Runner, StartError, Telemetry};
+use leasehold::ports::{Command, Exited, FetchError, ObjectBody, ObjectStore, Queue, Runner, StartError, Telemetry};
+use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::{Bench, CommandLine};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -96,7 +97,7 @@ impl FakeCommand {
 
 #[async_trait]
 impl Runner for FakeCommand {
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exit, StartError> {
+    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError> {
         let does = {
             let mut does = self.does.lock().expect("not poisoned");
             if does.len() > 1 { does.pop() } else { does.last().copied() }
@@ -121,7 +122,7 @@ impl Runner for FakeCommand {
             Does::Panics => panic!("a bug, made on purpose"),
         };
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
-        Ok(exit)
+        Ok(Exited { exit, last_words: vec!["last words".to_owned()] })
     }
 }
 
@@ -152,8 +153,9 @@ pub struct FakeTelemetry {
     pub panics: bool,
 }
 
+#[async_trait]
 impl Telemetry for FakeTelemetry {
-    fn tell(&self, report: &Report) {
+    async fn tell(&self, report: &Report) {
         assert!(!self.panics, "a bug, made on purpose");
         self.told.lock().expect("not poisoned").push(report.clone());
     }
@@ -164,6 +166,7 @@ pub struct Journey {
     pub queue: MemoryQueue,
     pub command: FakeCommand,
     pub store: FakeStore,
+    pub fetch: FetchPolicy,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
     work_dir: TempDir,
@@ -208,6 +211,7 @@ impl Journey {
             queue: queue.clone(),
             command: command.clone(),
             store: FakeStore::default(),
+            fetch: FetchPolicy::default(),
             telemetry: Arc::default(),
             settings: settings(),
             work_dir: tempfile::tempdir().expect("a temporary directory"),
@@ -228,6 +232,7 @@ impl Journey {
         let bench = Bench {
             store: Arc::new(self.store),
             runner: Arc::new(self.command),
+            fetch: self.fetch,
             outbox: None,
             command: CommandLine { program: "command".into(), args: Vec::new() },
             work_dir: self.work_dir.path().to_owned(),
