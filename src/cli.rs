@@ -37,7 +37,7 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,
 
-    /// Where each failed attempt leaves a JSON object that says why: PREFIX/<message id>/<receive count>.json
+    /// Where each failed attempt leaves a JSON object that says why: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, env = "LEASEHOLD_ATTEMPTS", value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
     pub attempts: Option<Place>,
 
@@ -279,7 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn every_flag_has_its_variable() {
         Cli::command().debug_assert();
+        for action in Cli::command().get_subcommands() {
+            for arg in action.get_arguments() {
+                let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else { continue };
+                let variable = format!("LEASEHOLD_{}", flag.replace('-', "_").to_uppercase());
+                assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@
 //! one order, and "what now?" is answered in one place, which is pure (`job::lifecycle`).
 //!
 //! Architecture invariant: a handler never waits for the world. It starts an owned task that tells
-//! ([`tell_when_done`]) and returns, so a stop is always heard.
+//! (`tell_when_done`) and returns, so a stop is always heard.
 
 pub mod heartbeat;
 pub mod processor;
