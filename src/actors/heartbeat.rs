@@ -190,6 +190,7 @@ impl Keeper {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(DeleteError::Refused(why))) => {
                     warn!(message_id = %self.received.delivery.message_id, error = why, "the queue refused the delete: the message will come back");
+                    self.lease = self.lease.lost();
                     return Err(NotDeleted::LeaseLost);
                 }
                 Ok(Err(DeleteError::Transient(why))) => why,
