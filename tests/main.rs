@@ -11,4 +11,5 @@ mod lifecycle_table;
 mod notification;
 mod process;
 mod queue_contract;
+mod search;
 mod simulation;

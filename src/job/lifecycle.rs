@@ -180,7 +180,7 @@ impl fmt::Display for RunOutcome {
 }
 
 /// One pod's journey: its messages, one at a time, each to its verdict.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     policy: Policy,
     phase: Phase,
@@ -192,7 +192,7 @@ pub struct Job {
 }
 
 /// Where the journey is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Phase {
     Receiving,
     Processing(InHand),
@@ -211,7 +211,7 @@ enum Leaving {
 }
 
 /// The message in hand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct InHand {
     received: Received,
     records: Vec<Record>,
