@@ -1,0 +1,61 @@
+//! Whatever a message's body is: reading it never panics, and never decides to delete what was not understood.
+
+#![no_main]
+
+#[path = "../../src/job/mod.rs"]
+#[expect(dead_code, reason = "of the core, this is about what happens to a body")]
+mod job;
+
+use std::time::Duration;
+
+use job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use job::lifecycle::{Effect, Event, Job, Policy};
+use job::notification::{Notification, parse};
+use job::route::{EventFilter, Route, route};
+use job::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let body = String::from_utf8_lossy(bytes);
+    let read = parse(&body);
+    assert_eq!(read, parse(&body), "the same body means the same");
+    if let Ok(Notification::Records(records)) = &read {
+        assert!(!records.is_empty(), "no record, and so nothing to do: that was guessed");
+        for record in records {
+            assert!(![&record.event, &record.object.bucket, &record.object.key].iter().any(|text| text.is_empty()));
+        }
+    }
+
+    let events = EventFilter::default();
+    let policy = Policy {
+        events: events.clone(),
+        retry: RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Release, permanent_exit_codes: vec![65] },
+        max_duration: Duration::from_secs(600),
+        max_messages: 1,
+        fifo: false,
+    };
+    let delivery = Delivery {
+        message_id: MessageId::new("m"),
+        receipt: ReceiptHandle::new("r"),
+        body: body.into_owned(),
+        receive_count: 1,
+        traceparent: None,
+    };
+    let (asked_at, received_at, redrive) = (Duration::ZERO, Duration::ZERO, Redrive::Unknown);
+    let received = Received { delivery, asked_at, received_at, redrive };
+    let effects = Job::start(policy).job.step(Duration::ZERO, Event::Received(Box::new(received))).effects;
+
+    let decided = effects.iter().find_map(|effect| match effect {
+        Effect::Process(work) => Some(Ok(work.records.clone())),
+        Effect::Settle(verdict) => Some(Err(verdict)),
+        _ => None,
+    });
+    match (read.map(|notification| route(notification, &events)), decided) {
+        (Err(_), Some(Err(Verdict::Keep(..)))) => {}
+        (Ok(Route::Nothing(why)), Some(Err(Verdict::Delete(proof)))) => {
+            assert_eq!(proof.why(), Completion::NothingToDo(why));
+        }
+        (Ok(Route::Work(records)), Some(Ok(work))) => assert_eq!(records, work),
+        (read, decided) => panic!("{read:?}, and so {decided:?}"),
+    }
+});
