@@ -70,16 +70,21 @@ fn read(log: &mut File) -> String {
     text
 }
 
+/// What tests/run has installed for `server`.
+fn installed(server: &str, program: &str) -> Command {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv").join(server).join("bin").join(program);
+    assert!(program.exists(), "{} is missing: run the tests by tests/run, which installs it", program.display());
+    Command::new(program)
+}
+
 /// SQS, S3 and STS (PyPI, `ministack`).
 pub struct Ministack(Server);
 
 impl Ministack {
     /// One of its own, for a test that stops it.
     pub async fn start() -> Self {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/ministack");
-        assert!(program.exists(), "{} is missing: run the tests by tests/run, which installs it", program.display());
         let port = free_port();
-        let mut command = Command::new(program);
+        let mut command = installed("ministack", "ministack");
         command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string());
         Self(Server::start(&command, port).await)
     }
@@ -87,6 +92,28 @@ impl Ministack {
     /// The one that the tests of this process share; each makes queues and buckets with names of its own.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Ministack> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.0.port)
+    }
+}
+
+/// SQS and S3 by another hand (PyPI, `moto`); slow, so for the queue's contract only.
+pub struct Moto(Server);
+
+impl Moto {
+    async fn start() -> Self {
+        let port = free_port();
+        let mut command = installed("moto", "moto_server");
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        Self(Server::start(&command, port).await)
+    }
+
+    /// The one that the tests of this process share; each makes queues with names of its own.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Moto> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
     }
 
