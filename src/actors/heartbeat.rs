@@ -36,6 +36,8 @@ pub struct VisibilityHeartbeat {
     pub supervisor: ActorRef<Event>,
     pub strategy: Strategy,
     pub visibility: Duration,
+    /// How long a stop may take: work is halted that much before SQS's ceiling.
+    pub stop: Duration,
 }
 
 #[derive(Default)]
@@ -69,7 +71,13 @@ impl Actor for VisibilityHeartbeat {
                 let (verdicts, verdicts_in) = mpsc::unbounded_channel();
                 let withdrawn = CancellationToken::new();
                 let lease = Lease::taken(self.strategy, self.visibility, received.asked_at);
-                let keeper = Keeper { hand: self.clone(), received: *received, lease, withdrawn: withdrawn.clone() };
+                let keeper = Keeper {
+                    hand: self.clone(),
+                    received: *received,
+                    lease,
+                    halt_by: Some(lease.halt_by(self.stop)),
+                    withdrawn: withdrawn.clone(),
+                };
                 let keeper =
                     tell_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, keeper.keep(verdicts_in));
                 state.held = Some(Held { verdicts, withdrawn, _keeper: keeper });
@@ -99,6 +107,8 @@ struct Keeper {
     hand: VisibilityHeartbeat,
     received: Received,
     lease: Lease,
+    /// When to say that SQS's ceiling is near; `None` once that was said.
+    halt_by: Option<Duration>,
     withdrawn: CancellationToken,
 }
 
@@ -125,10 +135,12 @@ impl Keeper {
             let Some(beat_at) = beats.next_at(&self.lease) else {
                 return judged(verdicts).await;
             };
+            let halt_by = self.halt_by;
             tokio::select! {
                 // A verdict first: a beat that is not needed any more is not sent.
                 biased;
                 verdict = judged(verdicts) => return verdict,
+                () = self.hand.clock.sleep_until(halt_by.unwrap_or_default()), if halt_by.is_some() => self.exhausted(),
                 () = self.hand.clock.sleep_until(beat_at) => self.beat(&mut beats).await,
             }
         }
@@ -141,7 +153,8 @@ impl Keeper {
             return self.lose("it ended before it was extended".to_owned());
         }
         let Some(by) = self.lease.extension(asked_at) else {
-            return self.exhausted(beats);
+            self.lease = self.lease.without_beats();
+            return beats.succeeded();
         };
         match self.change_visibility(by).await {
             Ok(()) if self.lease.is_held(self.hand.clock.now()) => {
@@ -152,7 +165,11 @@ impl Keeper {
             // Somebody else may have received the message in between; this answer does not tell.
             Ok(()) => self.lose("the extension was answered after the lease had ended".to_owned()),
             Err(VisibilityError::NotInFlight(why)) => self.lose(why),
-            Err(VisibilityError::AtCeiling(_)) => self.exhausted(beats),
+            Err(VisibilityError::AtCeiling(_)) => {
+                self.lease = self.lease.without_beats();
+                beats.succeeded();
+                self.exhausted();
+            }
             Err(VisibilityError::Transient(why)) => {
                 let now = self.hand.clock.now();
                 beats.failed(now, self.hand.visibility / 6);
@@ -167,9 +184,8 @@ impl Keeper {
         self.tell(Event::LeaseLost(why));
     }
 
-    fn exhausted(&mut self, beats: &mut Beats) {
-        self.lease = self.lease.exhausted();
-        beats.succeeded();
+    fn exhausted(&mut self) {
+        self.halt_by = None;
         self.tell(Event::LeaseExhausted);
     }
 

@@ -137,7 +137,7 @@ impl Actor for Supervisor {
 
     async fn pre_start(&self, me: ActorRef<Event>, done: Self::Arguments) -> Result<State, ActorProcessingErr> {
         let World { queue, worker, telemetry, clock } = self.world.clone();
-        let Settings { polling, strategy, .. } = self.settings;
+        let Settings { polling, strategy, stop, .. } = self.settings;
         let cell = me.get_cell();
         let (reporter, _) = Actor::spawn_linked(None, Reporter { telemetry }, (), cell.clone()).await?;
         let heartbeat = VisibilityHeartbeat {
@@ -146,6 +146,7 @@ impl Actor for Supervisor {
             supervisor: me.clone(),
             strategy,
             visibility: polling.visibility,
+            stop: stop.grace + stop.reserve,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
         let (processor, _) =

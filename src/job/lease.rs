@@ -63,8 +63,13 @@ impl Lease {
         self.expires_at.unwrap_or_default().saturating_sub(now)
     }
 
+    /// When work has to be halted for its end, which may take as long as `stop`, to come before SQS's ceiling.
+    pub fn halt_by(&self, stop: Duration) -> Duration {
+        (self.asked_at + CEILING).saturating_sub(ON_ITS_WAY + stop)
+    }
+
     /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not lengthen the
-    /// lease any more, because SQS's ceiling is near.
+    /// lease: SQS's ceiling is near, or a fixed length is less than what the receive gave.
     pub fn extension(&self, now: Duration) -> Option<Duration> {
         let want = match self.strategy {
             Strategy::Heartbeat => self.visibility,
@@ -91,9 +96,9 @@ impl Lease {
         Self { next_beat_at, expires_at: Some(asked_at + by), ..*self }
     }
 
-    /// SQS allows no further extension: what is left is all there is.
+    /// No further extension is asked for: what is left is all there is.
     #[must_use]
-    pub fn exhausted(&self) -> Self {
+    pub fn without_beats(&self) -> Self {
         Self { next_beat_at: None, ..*self }
     }
 
@@ -102,12 +107,15 @@ impl Lease {
         Self { next_beat_at: None, expires_at: None, ..*self }
     }
 
-    /// What SQS would still accept, in whole seconds. One second is left for the request's way there.
+    /// What SQS would still accept, in whole seconds.
     fn room(&self, now: Duration) -> Duration {
-        let room = CEILING.saturating_sub(now.saturating_sub(self.asked_at) + Duration::from_secs(1));
+        let room = CEILING.saturating_sub(now.saturating_sub(self.asked_at) + ON_ITS_WAY);
         Duration::from_secs(room.as_secs())
     }
 }
+
+/// How long a request may be on its way.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -153,6 +161,18 @@ mod tests {
         assert_eq!(lease.extension(11 * S), Some(640 * S));
         let lease = lease.extended(11 * S, 640 * S);
         assert_eq!((lease.next_beat_at(), lease.expires_at()), (None, Some(651 * S)));
+    }
+
+    #[test]
+    fn a_fixed_lease_that_is_long_enough_is_not_extended() {
+        let lease = Lease::taken(Strategy::Fixed(640 * S), 900 * S, 10 * S);
+        assert_eq!(lease.extension(11 * S), None);
+        assert_eq!((lease.without_beats().next_beat_at(), lease.without_beats().expires_at()), (None, Some(910 * S)));
+    }
+
+    #[test]
+    fn work_is_halted_in_time_for_the_ceiling() {
+        assert_eq!(heartbeat().halt_by(30 * S), 10 * S + CEILING - 31 * S);
     }
 
     #[test]
