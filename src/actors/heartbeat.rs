@@ -261,8 +261,9 @@ impl Keeper {
         if self.lease.is_held(now) { Return::Within(self.lease.left(now)) } else { Return::Unknown }
     }
 
+    /// Not waited for past the lease's end: by then the answer tells nothing.
     async fn change_visibility(&self, visibility: Duration) -> Result<(), VisibilityError> {
-        let limit = self.try_limit();
+        let limit = self.try_limit().min(self.lease.left(self.hand.clock.now()));
         let call = self.hand.queue.change_visibility(&self.received.delivery.receipt, visibility);
         tokio::time::timeout(limit, call)
             .await
