@@ -1,6 +1,9 @@
 //! Log records: one flat JSON object a line, or text for a person.
 
 use std::io::Write;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use json_subscriber::JsonLayer;
 use tracing::{Level, Subscriber, error};
@@ -26,11 +29,31 @@ pub struct Identity {
     pub pod_name: String,
 }
 
-/// Starts logging to `out`. What is not yet written when the guard is dropped is written then, within a second.
+/// Writes what is not yet written when it is dropped, as far as somebody reads it soon.
+pub struct LogGuard(Option<WorkerGuard>);
+
+impl Drop for LogGuard {
+    /// On a thread of its own: where nobody reads, `WorkerGuard` complains of that on the standard output, where
+    /// nobody reads, and so would keep the program from ever ending.
+    fn drop(&mut self) {
+        let guard = self.0.take();
+        let (done, is_done) = mpsc::channel();
+        let flush = move || {
+            drop(guard);
+            // Whoever waited for it may be gone.
+            let _ = done.send(());
+        };
+        if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_ok() {
+            let _ = is_done.recv_timeout(FLUSH_LIMIT);
+        }
+    }
+}
+
+/// Starts logging to `out`.
 ///
 /// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
 /// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`.
-pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Write + Send + 'static) -> WorkerGuard {
+pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Write + Send + 'static) -> LogGuard {
     let (out, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
     let layer = match format {
         LogFormat::Json => json(identity, move || out.clone()).boxed(),
@@ -42,8 +65,11 @@ pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Wri
     tracing_subscriber::registry().with(filter).with(layer.with_filter(no_secrets)).init();
     // A bug is told where everything else is.
     std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
-    guard
+    LogGuard(Some(guard))
 }
+
+/// A little longer than `WorkerGuard` itself waits.
+const FLUSH_LIMIT: Duration = Duration::from_millis(1200);
 
 /// A line of the command is at most 8 KiB, so this is at most 32 MiB.
 const QUEUE: usize = 4096;
