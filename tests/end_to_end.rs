@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually, is_alive};
+use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 
 #[tokio::test]
 async fn an_object_put_into_the_bucket_is_processed_and_its_message_is_gone() {
@@ -60,28 +60,6 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
 }
 
 #[tokio::test]
-async fn sigterm_stops_the_work_in_order_and_deletes_nothing() {
-    let cloud = Cloud::new(5).await;
-    cloud.put("k", b"x").await;
-    // A child of the command that ignores TERM, and the command itself, which exits 0 on TERM.
-    let script = "(trap '' TERM; echo $$ > /dev/null; exec sleep 1000) & echo $! > child; \
-                  trap 'exit 0' TERM; echo $$ > command; while :; do sleep 0.05; done";
-    let run = cloud.run("--termination-grace 6s --wait 1s", script);
-    let child: i32 = cloud.note("child").await.parse().expect("a pid");
-    let command: i32 = cloud.note("command").await.parse().expect("a pid");
-    assert!(is_alive(child) && is_alive(command));
-
-    let asked = Instant::now();
-    run.signal(Signal::SIGTERM);
-    run.signal(Signal::SIGTERM);
-    let left = run.run_to(143).await;
-    assert!(asked.elapsed() < Duration::from_secs(6), "the stop took {:?}", asked.elapsed());
-    assert!(!is_alive(child) && !is_alive(command), "something of the command is left");
-    assert_eq!(cloud.counts().await, (1, 0), "it is visible again at once");
-    assert_eq!(left.record("message kept")["outcome"], "stopped");
-}
-
-#[tokio::test]
 async fn sigterm_while_the_queue_is_empty_ends_the_run() {
     let cloud = Cloud::new(5).await;
     let run = cloud.run("--wait 2s", "exit 0");
@@ -100,41 +78,12 @@ async fn sigterm_while_the_queue_is_empty_ends_the_run() {
 }
 
 #[tokio::test]
-async fn after_sigkill_the_message_comes_back_when_its_lease_ends() {
-    let cloud = Cloud::new(5).await;
-    cloud.put("k", b"x").await;
-    let run = cloud.run("--visibility-timeout 3s", "echo $$ > command; exec sleep 1000");
-    let command: i32 = cloud.note("command").await.parse().expect("a pid");
-    let killed = Instant::now();
-    run.signal(Signal::SIGKILL);
-    let left = run.left().await;
-    assert_eq!(left.status.code(), None);
-    // Nobody was there to end it; in a pod the kernel ends the whole container.
-    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(command), Signal::SIGKILL).expect("it still ran");
-
-    cloud.run("--visibility-timeout 3s", "exit 0").run_to(0).await;
-    assert_eq!(cloud.counts().await, (0, 0));
-    let back_after = killed.elapsed();
-    assert!(back_after < Duration::from_secs(8), "the message came back after {back_after:?}");
-}
-
-#[tokio::test]
 async fn work_longer_than_three_leases_stays_ours() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let run = cloud.run("--visibility-timeout 3s", "echo > started; sleep 10");
     cloud.note("started").await;
-    let rival = async {
-        loop {
-            let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).wait_time_seconds(1);
-            let got = asked.send().await.expect("an answer").messages.unwrap_or_default();
-            assert!(got.is_empty(), "somebody else received it");
-        }
-    };
-    let left = tokio::select! {
-        left = run.left() => left,
-        () = rival => unreachable!("it asks for ever"),
-    };
+    let left = cloud.left_alone(run).await;
     assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)));
     let ended = left.record("message deleted");
     assert!(ended["command_s"].as_f64().expect("a number") >= 10.0);
@@ -149,41 +98,6 @@ async fn a_fixed_lease_holds_without_beats() {
     cloud.note("started").await;
     assert_eq!(run.left().await.code(), 0);
     assert_eq!(cloud.counts().await, (0, 0));
-}
-
-#[tokio::test]
-async fn a_missing_object_is_retried_and_an_overwritten_one_is_not_worked_on() {
-    let cloud = Cloud::new(5).await;
-    cloud.put("gone", b"x").await;
-    cloud.s3.delete_object().bucket(&cloud.bucket).key("gone").send().await.expect("deleted");
-    let left = cloud.run("", "exit 0").run_to(75).await;
-    let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
-    assert!(error.contains(&format!("s3://{}/gone", cloud.bucket)), "{error}");
-
-    let cloud = Cloud::new(5).await;
-    cloud.put("k", b"first").await;
-    cloud.put("k", b"second").await;
-    let left = cloud.run("", "exit 0").run_to(65).await;
-    assert_eq!(left.record("message kept")["outcome"], "unreadable");
-}
-
-#[tokio::test]
-async fn a_missing_object_may_be_ignored() {
-    let cloud = Cloud::new(5).await;
-    cloud.put("gone", b"x").await;
-    cloud.s3.delete_object().bucket(&cloud.bucket).key("gone").send().await.expect("deleted");
-    let left = cloud.run("--missing-object ignore", "exit 1").run_to(0).await;
-    assert_eq!(left.record("message deleted")["outcome"], "objects_gone");
-    assert_eq!(cloud.counts().await, (0, 0));
-}
-
-#[tokio::test]
-async fn an_object_of_a_foreign_bucket_is_not_read() {
-    let cloud = Cloud::new(5).await;
-    cloud.put("k", b"x").await;
-    let left = cloud.run("--buckets orders,invoices", "exit 0").run_to(65).await;
-    let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
-    assert!(error.contains(&format!("bucket {} is none of --buckets orders,invoices", cloud.bucket)), "{error}");
 }
 
 #[tokio::test]
@@ -276,16 +190,6 @@ async fn a_misspelt_variable_is_refused() {
     assert!(left.stderr.contains("did you mean 'LEASEHOLD_MAX_DURATION'?"), "{}", left.stderr);
 }
 
-#[tokio::test]
-async fn a_queue_that_does_not_answer_ends_the_run_with_69() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    // Port 1 of this machine: nobody listens there.
-    command.args(["run", "--queue-url", "http://127.0.0.1:1/000000000000/q", "--receive-give-up", "1s", "--", "true"]);
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_REGION", "us-east-1");
-    let left = Leasehold::start(command).run_to(69).await;
-    assert!(left.stdout.contains("127.0.0.1:1"), "{}", left.stdout);
-}
-
 /// `leasehold local` as in the README, in the repository.
 fn local(arguments: &[&str], outbox: &Path) -> Leasehold {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
@@ -327,13 +231,4 @@ async fn ctrl_c_rehearses_the_ordered_stop() {
     let left = run.run_to(1).await;
     assert!(left.stdout.contains("0 of 4 files succeeded"), "{}", left.stdout);
     assert!(left.stdout.contains("stopped") && left.stdout.contains("not started"), "{}", left.stdout);
-}
-
-impl Leasehold {
-    /// Waits for its end, which must be this.
-    async fn run_to(self, code: i32) -> Left {
-        let left = self.left().await;
-        assert_eq!(left.code(), code, "{}{}", left.stdout, left.stderr);
-        left
-    }
 }

@@ -11,5 +11,6 @@ mod lifecycle_table;
 mod notification;
 mod process;
 mod queue_contract;
+mod scenarios;
 mod search;
 mod simulation;

@@ -4,12 +4,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use leasehold::job::verdict::Exit;
@@ -18,7 +18,8 @@ use leasehold::ports::{Command, Runner, StartError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::subscriber::DefaultGuard;
+
+use crate::support::logs::{Logs, capture};
 
 const S: Duration = Duration::from_secs(1);
 /// For what takes no time at all, on a machine that is busy with something else.
@@ -471,52 +472,6 @@ async fn alone(name: &str, through: &[&str], test: impl Future<Output = ()>) {
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complained}");
-}
-
-/// Of this thread, until the guard is dropped.
-fn capture<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) -> DefaultGuard {
-    // While there is one subscriber only, `tracing` asks a thread's own whether a new callsite is of interest, once
-    // for all threads: a test without a subscriber would switch the callsite off for those with one.
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
-    tracing::subscriber::set_default(tracing_subscriber::fmt().json().with_writer(writer).finish())
-}
-
-/// What was logged while it was captured.
-#[derive(Debug, Clone, Default)]
-struct Logs(Arc<Mutex<Vec<u8>>>);
-
-impl Logs {
-    fn capture(&self) -> DefaultGuard {
-        let logs = self.clone();
-        capture(move || logs.clone())
-    }
-
-    fn events(&self) -> Vec<serde_json::Value> {
-        let logged = self.0.lock().unwrap();
-        logged.split_inclusive(|byte| *byte == b'\n').map(|event| serde_json::from_slice(event).unwrap()).collect()
-    }
-
-    /// What the command wrote.
-    fn lines(&self, stream: &str) -> Vec<String> {
-        let events = self.events();
-        let lines = events.iter().filter(|event| event["target"] == "command" && event["fields"]["stream"] == stream);
-        lines.map(|event| event["fields"]["line"].as_str().unwrap().to_owned()).collect()
-    }
-
-    fn warnings(&self) -> usize {
-        self.events().iter().filter(|event| event["level"] == "WARN").count()
-    }
-}
-
-impl Write for Logs {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 async fn ran_to(processes: &Processes, command: Command, halt: CancellationToken) -> Result<Exit, StartError> {

@@ -911,7 +911,7 @@ impl Acting<'_> {
     }
 
     fn exhausted(&mut self) {
-        self.keeper().lease = self.keeper().lease.exhausted();
+        self.keeper().lease = self.keeper().lease.without_beats();
         self.told.push(Event::LeaseExhausted);
     }
 

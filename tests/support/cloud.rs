@@ -76,16 +76,48 @@ impl Cloud {
         counts(&self.sqs, &self.dead_letter_queue_url).await
     }
 
+    pub async fn send(&self, body: String) {
+        let send = self.sqs.send_message().queue_url(&self.queue_url).message_body(body);
+        send.send().await.expect("the message is sent");
+    }
+
+    /// Waits for the end of a run, while somebody else asks for messages and gets none.
+    pub async fn left_alone(&self, run: Leasehold) -> Left {
+        let rival = async {
+            loop {
+                let asked = self.sqs.receive_message().queue_url(&self.queue_url).wait_time_seconds(1);
+                let got = asked.send().await.expect("an answer").messages.unwrap_or_default();
+                assert!(got.is_empty(), "somebody else received it");
+            }
+        };
+        tokio::select! {
+            left = run.left() => left,
+            () = rival => unreachable!("it asks for ever"),
+        }
+    }
+
     /// `leasehold run` on the queue, with `script` as a shell's; `flags` are separated by spaces.
     pub fn run(&self, flags: &str, script: &str) -> Leasehold {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+        Leasehold::start(self.command(&[], flags, script))
+    }
+
+    /// The same as a command to change; it is run through the program `through`, if there is one.
+    pub fn command(&self, through: &[&str], flags: &str, script: &str) -> Command {
+        let program = [through, &[env!("CARGO_BIN_EXE_leasehold")]].concat();
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]);
         command.arg("run").args(["--queue-url", &self.queue_url]).args(flags.split_whitespace());
         command.arg("--termination-log").arg(self.notes.path().join("termination-log"));
         command.arg("--work-dir").arg(self.notes.path());
         command.args(["--", "sh", "-c", script]).current_dir(self.notes.path());
         command.env("AWS_ENDPOINT_URL", &self.endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        Leasehold::start(command)
+        command
+    }
+
+    /// Leaves a file for the command.
+    pub fn tell(&self, name: &str) {
+        std::fs::write(self.notes.path().join(name), "").expect("it is written");
     }
 
     /// What the command wrote into a file of its current directory, once it is there.
@@ -174,6 +206,20 @@ impl Leasehold {
         let lines = stdout.lines().filter(|line| line.starts_with('{'));
         let log = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
         Left { status: ended.status, log, stdout, stderr }
+    }
+}
+
+impl Leasehold {
+    /// Its exit code, although nobody reads what it writes.
+    pub async fn ends_unread(mut self) -> Option<i32> {
+        timeout(LIMIT, self.child.wait()).await.expect("it ends").expect("it is waited for").code()
+    }
+
+    /// Waits for its end, which must be this.
+    pub async fn run_to(self, code: i32) -> Left {
+        let left = self.left().await;
+        assert_eq!(left.code(), code, "{}{}", left.stdout, left.stderr);
+        left
     }
 }
 

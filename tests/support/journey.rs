@@ -2,31 +2,65 @@
 //! clock that may be paused.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::actors::receiver::Polling;
 use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
+use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::{Policy, RunOutcome};
 use leasehold::job::notification::Object;
 use leasehold::job::report::{Ended, Report};
 use leasehold::job::route::EventFilter;
-use leasehold::job::verdict::{Exit, OnStop, Retry, RetryPolicy};
+use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy};
 use leasehold::ports::clock::Clock;
-use leasehold::ports::memory::{Call, Entry, MemoryQueue};
-use leasehold::ports::{Command, Exited, FetchError, ObjectBody, ObjectStore, Queue, Runner, StartError, Telemetry};
+use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
+use leasehold::ports::{
+    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Queue, ReceiveError, Runner, StartError,
+    Telemetry, VisibilityError,
+};
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::{Bench, CommandLine};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use super::object_created;
 
 pub const S: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_mins(1);
 pub const VISIBILITY: Duration = Duration::from_mins(2);
 pub const GRACE: Duration = Duration::from_secs(30);
+
+/// A standard queue whose messages are dead letters after three receives.
+pub fn queue_with(bodies: &[&str]) -> MemoryQueue {
+    queue_of(Kind::Standard, 3, bodies)
+}
+
+pub fn queue_of(kind: Kind, max_receive_count: u32, bodies: &[&str]) -> MemoryQueue {
+    let queue = MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() });
+    for body in bodies {
+        queue.send(*body);
+    }
+    queue
+}
+
+/// With one message, about one object.
+pub fn queue() -> MemoryQueue {
+    queue_with(&[&object_created("k")])
+}
+
+/// A command that takes 5 seconds.
+pub fn exits(code: i32) -> FakeCommand {
+    FakeCommand::new(Does::Exits(5 * S, code))
+}
+
+pub fn throttled() -> VisibilityError {
+    VisibilityError::Transient("throttled".to_owned())
+}
 
 /// The settings of a run without any flags.
 pub fn settings() -> Settings {
@@ -53,6 +87,10 @@ pub fn settings() -> Settings {
 pub enum Does {
     /// Takes so long, and exits so.
     Exits(Duration, i32),
+    /// Takes so long, and is killed by such a signal.
+    Dies(Duration, i32),
+    /// Takes so long and exits 0; told to end before that, it takes so long, and exits 0 all the same.
+    Succeeds(Duration, Duration),
     /// Works until TERM, then takes so long, and exits so.
     EndsOnTerm(Duration, i32),
     /// Not even KILL seems to help.
@@ -90,6 +128,18 @@ impl FakeCommand {
         self.ran.lock().expect("not poisoned").len()
     }
 
+    /// When the last run ended.
+    pub fn ended(&self) -> Instant {
+        self.last().ended.expect("it ended")
+    }
+
+    /// What it got as this variable, in each run.
+    pub fn got(&self, name: &str) -> Vec<String> {
+        let ran = self.ran.lock().expect("not poisoned");
+        let got = ran.iter().filter_map(|ran| ran.command.env.iter().find(|(variable, _)| variable == name));
+        got.map(|(_, value)| value.to_str().expect("UTF-8").to_owned()).collect()
+    }
+
     pub fn last(&self) -> Ran {
         self.ran.lock().expect("not poisoned").last().expect("it ran").clone()
     }
@@ -113,17 +163,27 @@ impl Runner for FakeCommand {
                 () = sleep(after) => Exit::Code(code),
                 () = halt.cancelled() => Exit::Signal(15),
             },
-            Does::EndsOnTerm(after, code) => {
-                halt.cancelled().await;
-                sleep(after.min(grace)).await;
-                if after < grace { Exit::Code(code) } else { Exit::Signal(9) }
-            }
+            Does::Dies(after, signal) => tokio::select! {
+                () = sleep(after) => Exit::Signal(signal),
+                () = halt.cancelled() => Exit::Signal(15),
+            },
+            Does::Succeeds(after, ending) => tokio::select! {
+                () = sleep(after) => Exit::Code(0),
+                exit = ends_on_term(&halt, grace, ending, 0) => exit,
+            },
+            Does::EndsOnTerm(after, code) => ends_on_term(&halt, grace, after, code).await,
             Does::Hangs => std::future::pending().await,
             Does::Panics => panic!("a bug, made on purpose"),
         };
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
         Ok(Exited { exit, last_words: vec!["last words".to_owned()] })
     }
+}
+
+async fn ends_on_term(halt: &CancellationToken, grace: Duration, after: Duration, code: i32) -> Exit {
+    halt.cancelled().await;
+    sleep(after.min(grace)).await;
+    if after < grace { Exit::Code(code) } else { Exit::Signal(9) }
 }
 
 /// A store that has every object, or fails.
@@ -146,26 +206,74 @@ impl ObjectStore for FakeStore {
     }
 }
 
+/// A queue, and what happens to us before and after each call of it.
+pub struct Around {
+    pub queue: MemoryQueue,
+    pub before: Hook,
+    pub after: Hook,
+}
+
+pub type Hook = Box<dyn Fn(Call) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+impl Around {
+    pub fn new(queue: &MemoryQueue) -> Self {
+        let nothing = || -> Hook { Box::new(|_| Box::pin(async {})) };
+        Self { queue: queue.clone(), before: nothing(), after: nothing() }
+    }
+}
+
+#[async_trait]
+impl Queue for Around {
+    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+        (self.before)(Call::Receive).await;
+        let answer = self.queue.receive(wait, visibility).await;
+        (self.after)(Call::Receive).await;
+        answer
+    }
+
+    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+        (self.before)(Call::ChangeVisibility(visibility)).await;
+        let answer = self.queue.change_visibility(receipt, visibility).await;
+        (self.after)(Call::ChangeVisibility(visibility)).await;
+        answer
+    }
+
+    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
+        (self.before)(Call::Delete).await;
+        let answer = self.queue.delete(permit).await;
+        (self.after)(Call::Delete).await;
+        answer
+    }
+
+    async fn redrive(&self) -> Redrive {
+        self.queue.redrive().await
+    }
+}
+
 /// Remembers what was told; or fails at it.
 #[derive(Default)]
 pub struct FakeTelemetry {
     pub told: Mutex<Vec<Report>>,
     pub panics: bool,
+    pub hangs: bool,
 }
 
 #[async_trait]
 impl Telemetry for FakeTelemetry {
     async fn tell(&self, report: &Report) {
         assert!(!self.panics, "a bug, made on purpose");
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
         self.told.lock().expect("not poisoned").push(report.clone());
     }
 }
 
 /// One run.
 pub struct Journey {
-    pub queue: MemoryQueue,
-    pub command: FakeCommand,
-    pub store: FakeStore,
+    pub queue: Arc<dyn Queue>,
+    pub command: Arc<dyn Runner>,
+    pub store: Arc<dyn ObjectStore>,
     pub fetch: FetchPolicy,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
@@ -208,9 +316,9 @@ impl Arrived {
 impl Journey {
     pub fn new(queue: &MemoryQueue, command: &FakeCommand) -> Self {
         Self {
-            queue: queue.clone(),
-            command: command.clone(),
-            store: FakeStore::default(),
+            queue: Arc::new(queue.clone()),
+            command: Arc::new(command.clone()),
+            store: Arc::new(FakeStore::default()),
             fetch: FetchPolicy::default(),
             telemetry: Arc::default(),
             settings: settings(),
@@ -228,10 +336,20 @@ impl Journey {
     }
 
     pub async fn run_until(self, stop: impl Future<Output = ()> + Send + 'static) -> Arrived {
+        // No journey of these tests is longer than a day.
+        self.run_for(24 * 60 * MINUTE, stop).await.expect("the run ends")
+    }
+
+    /// KILLed after this long: the pod's grace was over, its node is gone. `None` if it had not ended before.
+    pub async fn run_for(
+        self,
+        killed_after: Duration,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Option<Arrived> {
         let clock = Clock::start();
         let bench = Bench {
-            store: Arc::new(self.store),
-            runner: Arc::new(self.command),
+            store: self.store,
+            runner: self.command,
             fetch: self.fetch,
             outbox: None,
             command: CommandLine { program: "command".into(), args: Vec::new() },
@@ -240,16 +358,13 @@ impl Journey {
             stop_grace: self.settings.stop.grace,
             clock,
         };
-        let queue: Arc<dyn Queue> = Arc::new(self.queue);
-        let world = World { queue, worker: Arc::new(bench), telemetry: self.telemetry.clone(), clock };
+        let telemetry = self.telemetry.clone();
+        let world = World { queue: self.queue, worker: Arc::new(bench), telemetry: self.telemetry, clock };
         let started = Instant::now();
-        // No journey of these tests is longer than a day.
-        let limit = Duration::from_hours(24);
-        let run = supervisor::run(world, self.settings, stop);
-        let outcome = tokio::time::timeout(limit, run).await.expect("the run ends");
+        let outcome = timeout(killed_after, supervisor::run(world, self.settings, stop)).await.ok()?;
         let left = std::fs::read_dir(self.work_dir.path()).expect("readable").count();
         assert_eq!(left, 0, "something was left in the work directory");
-        Arrived { outcome, took: started.elapsed(), telemetry: self.telemetry }
+        Some(Arrived { outcome, took: started.elapsed(), telemetry })
     }
 }
 

@@ -2,7 +2,9 @@
 
 pub mod aws;
 pub mod cloud;
+pub mod http;
 pub mod journey;
+pub mod logs;
 pub mod servers;
 
 /// An S3 notification about one object.

@@ -1,0 +1,23 @@
+//! Ways in which programs like this one lose messages, do work twice, hang, or delete what failed.
+//!
+//! Each was taken from a real defect of a real program, has a number for life, and is a test that is named after
+//! it. Virtual time where that is enough; real processes and a real server where they are the point.
+
+mod completion;
+mod lease;
+mod receive;
+mod stop;
+mod work;
+
+use leasehold::cli::{Action, Cli};
+use leasehold::config::RunConfig;
+
+/// What `leasehold run` makes of these flags: the settings, or its complaint.
+fn configured(flags: &str) -> Result<RunConfig, String> {
+    use clap::Parser;
+    let start = ["leasehold", "run", "--queue-url", "http://localhost:4566/000000000000/q"];
+    let words = start.into_iter().chain(flags.split_whitespace()).chain(["--", "true"]);
+    let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+    let Action::Run(args) = cli.action else { panic!("it is a run") };
+    RunConfig::try_from(*args).map_err(|error| error.to_string())
+}
