@@ -5,6 +5,7 @@
 mod support;
 
 mod architecture;
+mod chaos;
 mod end_to_end;
 mod journey;
 mod lifecycle_table;

@@ -62,7 +62,7 @@ impl Cloud {
         Self { endpoint, sqs, s3, bucket: name, queue_url, dead_letter_queue_url, notes }
     }
 
-    pub async fn put(&self, key: &str, bytes: &'static [u8]) {
+    pub async fn put(&self, key: &str, bytes: &[u8]) {
         let put = self.s3.put_object().bucket(&self.bucket).key(key).body(bytes.to_vec().into());
         put.send().await.expect("the object is put");
     }
@@ -203,7 +203,8 @@ impl Leasehold {
         let ended = timeout(LIMIT, self.child.wait_with_output()).await.expect("it ends").expect("it is waited for");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
         let (stdout, stderr) = (text(ended.stdout), text(ended.stderr));
-        let lines = stdout.lines().filter(|line| line.starts_with('{'));
+        // Of a process that was KILLed the last line may be half.
+        let lines = stdout.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
         let log = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
         Left { status: ended.status, log, stdout, stderr }
     }

@@ -1,13 +1,14 @@
 //! Real servers for tests, on 127.0.0.1; gone when the test process is, however it ends.
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use tempfile::NamedTempFile;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
@@ -115,6 +116,27 @@ impl Moto {
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Moto> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.0.port)
+    }
+}
+
+/// A proxy that knows AWS's protocols and breaks what it is told to break (PyPI, `microburst`).
+pub struct Microburst(Server);
+
+impl Microburst {
+    /// In front of the server at `upstream`; of `rules` the first that matches a request is applied to it.
+    pub async fn start(upstream: &str, rules: &[serde_json::Value]) -> Self {
+        let mut config = NamedTempFile::new().unwrap();
+        // JSON is YAML.
+        write!(config, "{}", serde_json::json!({ "rules": rules })).unwrap();
+        let port = free_port();
+        let mut command = installed("microburst", "microburst");
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--upstream", upstream]);
+        command.arg("--config").arg(config.path());
+        Self(Server::start(&command, port).await)
     }
 
     pub fn endpoint(&self) -> String {
