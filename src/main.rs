@@ -8,7 +8,7 @@ use std::sync::Arc;
 use leasehold::actors::supervisor::{self, World};
 use leasehold::cli::{self, Action, Cli};
 use leasehold::config::{LocalConfig, RunConfig, WorkConfig};
-use leasehold::job::lifecycle::RunOutcome;
+use leasehold::job::verdict::RunOutcome;
 use leasehold::local;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::process::{Processes, find_program};

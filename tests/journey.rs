@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::RunOutcome;
-use leasehold::job::verdict::{OnStop, Retry};
+use leasehold::job::verdict::{OnStop, Retry, RunOutcome};
 use leasehold::ports::Queue;
 use leasehold::ports::memory::Fault;
 use tokio::time::{Instant, sleep};

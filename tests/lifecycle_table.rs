@@ -4,13 +4,12 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
-use leasehold::job::lifecycle::{
-    Effect, Event, Job, Limit, NotDeleted, Policy, Processed, ReceiveFailure, Return, RunOutcome, Settlement, Step,
-};
+use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
 use leasehold::job::report::{Report, Spent};
 use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{
-    Completion, Exit, Failure, KeepReason, OnStop, Outcome, Release, Retry, RetryPolicy, Role, Said, Verdict,
+    Completion, Exit, Failure, KeepReason, OnStop, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
+    RunOutcome, Said, Settlement, Verdict,
 };
 use proptest::prelude::*;
 

@@ -16,13 +16,12 @@ use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::lease::{CEILING, Lease, Strategy};
-use leasehold::job::lifecycle::{
-    Effect, Event, Job, Limit, NotDeleted, Policy, Processed, ReceiveFailure, Return, RunOutcome, Settlement, Step,
-};
+use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
 use leasehold::job::report::{Report, Spent};
 use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{
-    Completed, Exit, Failure, KeepReason, OnStop, Outcome, Release, Retry, RetryPolicy, Role, Said, Verdict,
+    Completed, Exit, Failure, KeepReason, OnStop, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
+    RunOutcome, Said, Settlement, Verdict,
 };
 use leasehold::ports::memory::Kind;
 

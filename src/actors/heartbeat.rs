@@ -16,8 +16,8 @@ use tracing::{debug, warn};
 use super::{pauses, tell_when_done};
 use crate::job::delivery::Received;
 use crate::job::lease::{Lease, Strategy};
-use crate::job::lifecycle::{Event, NotDeleted, Return, Settlement};
-use crate::job::verdict::{Completed, Release, Role, Verdict};
+use crate::job::lifecycle::{Event, NotDeleted};
+use crate::job::verdict::{Completed, Release, Return, Role, Settlement, Verdict};
 use crate::ports::clock::Clock;
 use crate::ports::{DeleteError, Queue, VisibilityError};
 

@@ -11,8 +11,8 @@ use tracing::warn;
 
 use super::{pauses, tell_when_done};
 use crate::job::delivery::{Received, Redrive};
-use crate::job::lifecycle::{Event, ReceiveFailure};
-use crate::job::verdict::Role;
+use crate::job::lifecycle::Event;
+use crate::job::verdict::{ReceiveFailure, Role};
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, ReceiveError};
 

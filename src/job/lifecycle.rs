@@ -11,14 +11,16 @@
 //! Architecture invariant: every event has an answer in every phase, written out; an event that comes
 //! late or twice changes nothing.
 
-use std::fmt;
 use std::time::Duration;
 
 use super::delivery::Received;
 use super::notification::{Record, parse};
 use super::report::{Ended, Report, Spent, Subject};
 use super::route::{EventFilter, Route, route};
-use super::verdict::{Completed, Completion, Exit, KeepReason, Outcome, RetryPolicy, Role, Verdict};
+use super::verdict::{
+    Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, RetryPolicy, Return, Role, RunOutcome,
+    Settlement, Verdict,
+};
 
 /// What is decided before the first event and never changes.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,15 +52,6 @@ pub enum Event {
     ActorDied(Role),
 }
 
-/// Why nothing was received.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReceiveFailure {
-    /// `--receive-give-up` is over.
-    GaveUp(String),
-    /// Trying again is pointless.
-    Misconfigured(String),
-}
-
 /// The work on a message has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processed {
@@ -81,24 +74,6 @@ pub enum NotDeleted {
     LeaseLost,
     /// The queue kept failing.
     GaveUp(String),
-}
-
-/// What became of a message with us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settlement {
-    Deleted(Completion),
-    Kept(KeepReason, Return),
-}
-
-/// When a kept message is visible again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Return {
-    /// It was released with this delay.
-    After(Duration),
-    /// Its visibility timeout runs out in this time.
-    Within(Duration),
-    /// It may be somebody else's already.
-    Unknown,
 }
 
 /// Something wished for.
@@ -139,44 +114,6 @@ pub struct Work {
     pub records: Vec<Record>,
     /// When the work will be halted, on the run's clock.
     pub deadline_at: Duration,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RunOutcome {
-    /// Nothing was kept: all messages succeeded, or there was none.
-    Finished,
-    /// The last message that was kept was kept for this reason.
-    Kept(KeepReason),
-    ReceiveFailed(ReceiveFailure),
-    ActorDied(Role),
-    /// A bug in the supervisor itself.
-    SupervisorDied,
-}
-
-impl RunOutcome {
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Finished => 0,
-            Self::Kept(reason) => reason.exit_code(),
-            Self::ReceiveFailed(ReceiveFailure::GaveUp(_)) => 69,
-            Self::ReceiveFailed(ReceiveFailure::Misconfigured(_)) => 78,
-            Self::ActorDied(_) | Self::SupervisorDied => 70,
-        }
-    }
-}
-
-impl fmt::Display for RunOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Finished => f.write_str("nothing was kept"),
-            Self::Kept(reason) => reason.fmt(f),
-            Self::ReceiveFailed(ReceiveFailure::GaveUp(why)) => write!(f, "no message could be received: {why}"),
-            Self::ReceiveFailed(ReceiveFailure::Misconfigured(why)) => why.fmt(f),
-            Self::ActorDied(role) => KeepReason::ActorDied(*role).fmt(f),
-            Self::SupervisorDied => f.write_str("a bug in leasehold: its supervisor died"),
-        }
-    }
 }
 
 /// One pod's journey: its messages, one at a time, each to its verdict.

@@ -5,9 +5,8 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::delivery::{MessageId, Received, Redrive};
-use super::lifecycle::{Return, RunOutcome, Settlement};
 use super::notification::{Object, Record};
-use super::verdict::{Completion, Exit, Nothing};
+use super::verdict::{Completion, Exit, Nothing, Return, RunOutcome, Settlement};
 
 /// One thing to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]

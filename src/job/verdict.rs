@@ -266,6 +266,24 @@ pub enum Verdict {
     Keep(KeepReason, Release),
 }
 
+/// What became of a message with us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    Deleted(Completion),
+    Kept(KeepReason, Return),
+}
+
+/// When a kept message is visible again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// It was released with this delay.
+    After(Duration),
+    /// Its visibility timeout runs out in this time.
+    Within(Duration),
+    /// It may be somebody else's already.
+    Unknown,
+}
+
 /// How a kept message comes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -371,6 +389,53 @@ fn backoff(min: Duration, max: Duration, message: &MessageId, receive_count: u32
     (message, receive_count).hash(&mut hasher);
     let share = f64::from((hasher.finish() >> 32) as u32) / f64::from(u32::MAX);
     min + most.saturating_sub(min).mul_f64(share)
+}
+
+/// Why nothing was received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiveFailure {
+    /// `--receive-give-up` is over.
+    GaveUp(String),
+    /// Trying again is pointless.
+    Misconfigured(String),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// Nothing was kept: all messages succeeded, or there was none.
+    Finished,
+    /// The last message that was kept was kept for this reason.
+    Kept(KeepReason),
+    ReceiveFailed(ReceiveFailure),
+    ActorDied(Role),
+    /// A bug in the supervisor itself.
+    SupervisorDied,
+}
+
+impl RunOutcome {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Finished => 0,
+            Self::Kept(reason) => reason.exit_code(),
+            Self::ReceiveFailed(ReceiveFailure::GaveUp(_)) => 69,
+            Self::ReceiveFailed(ReceiveFailure::Misconfigured(_)) => 78,
+            Self::ActorDied(_) | Self::SupervisorDied => 70,
+        }
+    }
+}
+
+impl fmt::Display for RunOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => f.write_str("nothing was kept"),
+            Self::Kept(reason) => reason.fmt(f),
+            Self::ReceiveFailed(ReceiveFailure::GaveUp(why)) => write!(f, "no message could be received: {why}"),
+            Self::ReceiveFailed(ReceiveFailure::Misconfigured(why)) => why.fmt(f),
+            Self::ActorDied(role) => KeepReason::ActorDied(*role).fmt(f),
+            Self::SupervisorDied => f.write_str("a bug in leasehold: its supervisor died"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use tracing::warn;
 
 use super::logs::Identity;
 use super::{exit_code, signal};
-use crate::job::lifecycle::Settlement;
 use crate::job::report::Ended;
+use crate::job::verdict::Settlement;
 use crate::ports::ObjectWriter;
 
 /// A bucket and a prefix in it, as `s3://BUCKET/PREFIX`.

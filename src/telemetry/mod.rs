@@ -11,10 +11,9 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tracing::{error, info, warn};
 
-use crate::job::lifecycle::{RunOutcome, Settlement};
 use crate::job::notification::Object;
 use crate::job::report::{Ended, Report, Subject};
-use crate::job::verdict::{Exit, KeepReason};
+use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
 use termination::{TerminationLog, TerminationMessage};

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use tracing::warn;
 
 use super::{exit_code, signal};
-use crate::job::lifecycle::RunOutcome;
 use crate::job::report::Ended;
+use crate::job::verdict::RunOutcome;
 
 /// Kubernetes reads no more than this from a container's termination message, in bytes.
 const MOST: usize = 4096;

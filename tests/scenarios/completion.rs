@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::{RunOutcome, Settlement};
-use leasehold::job::verdict::{Completion, Exit, Role};
+use leasehold::job::verdict::{Completion, Exit, Role, RunOutcome, Settlement};
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{DeleteError, VisibilityError};
 use nix::sys::signal::Signal;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use leasehold::job::delivery::Redrive;
-use leasehold::job::lifecycle::{ReceiveFailure, RunOutcome};
+use leasehold::job::verdict::{ReceiveFailure, RunOutcome};
 use leasehold::ports::ReceiveError;
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use tokio::process::Command;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold::job::lifecycle::RunOutcome;
+use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::Queue;
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use nix::sys::signal::Signal;

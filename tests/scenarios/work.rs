@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
-use leasehold::job::lifecycle::RunOutcome;
 use leasehold::job::notification::Object;
+use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::s3::S3;
 use leasehold::ports::{FetchError, ObjectBody, ObjectStore};
 use leasehold::work::fetch::MissingObject;

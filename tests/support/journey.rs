@@ -11,11 +11,11 @@ use leasehold::actors::receiver::Polling;
 use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::{Policy, RunOutcome};
+use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
 use leasehold::job::report::{Ended, Report};
 use leasehold::job::route::EventFilter;
-use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy};
+use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
