@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use json_subscriber::JsonLayer;
-use tracing::{Level, Subscriber, error};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing::{Level, Subscriber, error, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -29,17 +29,29 @@ pub struct Identity {
     pub pod_name: String,
 }
 
-/// Writes what is not yet written when it is dropped, as far as somebody reads it soon.
-pub struct LogGuard(Option<WorkerGuard>);
+/// When it is dropped, it tells how many records were lost and writes what is not yet written, as far as somebody
+/// reads it soon.
+pub struct LogGuard {
+    writing: Option<WorkerGuard>,
+    dropped: ErrorCounter,
+}
+
+impl LogGuard {
+    /// Counts the records that were lost, because nobody read those before them in time.
+    pub fn dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
+    }
+}
 
 impl Drop for LogGuard {
     /// On a thread of its own: where nobody reads, `WorkerGuard` complains of that on the standard output, where
     /// nobody reads, and so would keep the program from ever ending.
     fn drop(&mut self) {
-        let guard = self.0.take();
+        let (writing, dropped) = (self.writing.take(), self.dropped());
         let (done, is_done) = mpsc::channel();
         let flush = move || {
-            drop(guard);
+            tell(&dropped);
+            drop(writing);
             // Whoever waited for it may be gone.
             let _ = done.send(());
         };
@@ -49,12 +61,29 @@ impl Drop for LogGuard {
     }
 }
 
+/// The last record, for which there may have to become room first: it is tried as long as `WorkerGuard` tries.
+fn tell(dropped: &ErrorCounter) {
+    let dropped_lines = dropped.dropped_lines();
+    if dropped_lines == 0 {
+        return;
+    }
+    for _ in 0..10 {
+        let before = dropped.dropped_lines();
+        warn!(dropped_lines, "records were lost: nobody read the log in time");
+        if dropped.dropped_lines() == before {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Starts logging to `out`.
 ///
 /// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
 /// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`.
 pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Write + Send + 'static) -> LogGuard {
-    let (out, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
+    let (out, writing) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
+    let guard = LogGuard { writing: Some(writing), dropped: out.error_counter() };
     let layer = match format {
         LogFormat::Json => json(identity, move || out.clone()).boxed(),
         LogFormat::Text => fmt::layer().with_ansi(false).event_format(Text).with_writer(move || out.clone()).boxed(),
@@ -65,7 +94,7 @@ pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Wri
     tracing_subscriber::registry().with(filter).with(layer.with_filter(no_secrets)).init();
     // A bug is told where everything else is.
     std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
-    LogGuard(Some(guard))
+    guard
 }
 
 /// A little longer than `WorkerGuard` itself waits.

@@ -375,6 +375,39 @@ async fn s50_a_flood_of_output_neither_blocks_the_command_nor_costs_the_lease() 
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
+/// What does not fit between it and a log that nobody reads for a while is dropped, and the log's end says how much.
+#[tokio::test]
+async fn s50_the_log_tells_how_many_records_nobody_read_in_time() {
+    const LINES: usize = 12_000;
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let script =
+        format!("yes $(printf %0500d 0) | head -n {LINES}; echo > flooded; until [ -e go ]; do sleep 0.05; done");
+    let mut run = cloud.run("", &script);
+    cloud.note("flooded").await;
+    // As many as wait at most: from here on there is room for every record.
+    run.reads(4096).await;
+    cloud.tell("go");
+    let left = run.run_to(0).await;
+    left.record("message deleted");
+    let seen = left.log.iter().filter(|record| record["stream"] == "stdout").count();
+    let told = left.log.last().expect("it has an end");
+    assert_eq!(
+        (&told["level"], &told["message"]),
+        (&"WARN".into(), &"records were lost: nobody read the log in time".into())
+    );
+    assert!(seen < LINES, "nothing was lost, and so nothing is proved");
+    assert_eq!(told["dropped_lines"], LINES - seen);
+}
+
+#[tokio::test]
+async fn s50_a_log_that_was_read_says_nothing_of_lost_records() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let left = cloud.run("", "yes | head -n 500").run_to(0).await;
+    assert!(left.log.iter().all(|record| record.get("dropped_lines").is_none()), "{}", left.stdout);
+}
+
 /// A message too long for an argument or a variable: the command is told the facts, each short enough, and all of them
 /// in a file; the body itself goes nowhere.
 #[tokio::test]

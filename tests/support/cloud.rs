@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
 use aws_sdk_sqs::types::QueueAttributeName;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -168,6 +169,8 @@ pub async fn eventually<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
 /// The real binary, running.
 pub struct Leasehold {
     child: Child,
+    /// What was read of its log so far.
+    read: Vec<u8>,
 }
 
 /// The real binary, after its end.
@@ -187,7 +190,7 @@ impl Leasehold {
             command.env_remove(name);
         }
         command.env("AWS_EC2_METADATA_DISABLED", "true");
-        Self { child: command.spawn().expect("the binary starts") }
+        Self { child: command.spawn().expect("the binary starts"), read: Vec::new() }
     }
 
     pub fn pid(&self) -> i32 {
@@ -202,7 +205,7 @@ impl Leasehold {
     pub async fn left(self) -> Left {
         let ended = timeout(LIMIT, self.child.wait_with_output()).await.expect("it ends").expect("it is waited for");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        let (stdout, stderr) = (text(ended.stdout), text(ended.stderr));
+        let (stdout, stderr) = (text([self.read, ended.stdout].concat()), text(ended.stderr));
         // Of a process that was KILLed the last line may be half.
         let lines = stdout.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
         let log = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -211,6 +214,20 @@ impl Leasehold {
 }
 
 impl Leasehold {
+    /// Reads so many lines of its log, and leaves the rest unread.
+    pub async fn reads(&mut self, lines: usize) {
+        let stdout = self.child.stdout.as_mut().expect("it is piped");
+        let reading = async {
+            let mut left = lines;
+            while left > 0 {
+                let start = self.read.len();
+                assert!(stdout.read_buf(&mut self.read).await.expect("it is read") > 0, "the log ended");
+                left = left.saturating_sub(self.read[start..].split(|byte| *byte == b'\n').count() - 1);
+            }
+        };
+        timeout(LIMIT, reading).await.expect("it writes so much");
+    }
+
     /// Its exit code, although nobody reads what it writes.
     pub async fn ends_unread(mut self) -> Option<i32> {
         timeout(LIMIT, self.child.wait()).await.expect("it ends").expect("it is waited for").code()
