@@ -113,7 +113,7 @@ pub enum Failure {
     Refused { code: Option<String>, message: Option<String>, status: u16 },
     /// The call cannot be made like this: no credentials, no CA bundle.
     Misconfigured(String),
-    /// No answer: network, TLS, out of time, or credentials that cannot be had just now.
+    /// No answer, or none that can be read: network, TLS, out of time, or credentials that cannot be had just now.
     Unanswered(String),
 }
 
@@ -122,11 +122,20 @@ impl Failure {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        if let SdkError::ServiceError(refused) = error {
+        if let SdkError::ServiceError(answer) = error {
+            let status = answer.raw().status();
+            // For the SDK that is an error of the service too.
+            if status.is_success() {
+                let why = causes(error);
+                return Self::Unanswered(format!(
+                    "HTTP {} came with something that cannot be read: {why}",
+                    status.as_u16()
+                ));
+            }
             return Self::Refused {
-                code: refused.err().code().map(str::to_owned),
-                message: refused.err().message().map(one_line),
-                status: refused.raw().status().as_u16(),
+                code: answer.err().code().map(str::to_owned),
+                message: answer.err().message().map(one_line),
+                status: status.as_u16(),
             };
         }
         if let SdkError::ConstructionFailure(_) = error {

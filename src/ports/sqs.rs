@@ -447,6 +447,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_success_that_cannot_be_read_is_no_refusal() {
+        for body in ["<html>Sign in to the network</html>", r#"{"Messages":[{"MessageId":"m","#] {
+            let received = sqs(&Canned::new(200, None, body)).receive(S, 30 * S).await;
+            let text = "ReceiveMessage on jobs at sqs.eu-west-1.amazonaws.com failed: HTTP 200 came with something that \
+                        cannot be read: ";
+            assert!(
+                matches!(&received, Err(ReceiveError::Transient(why)) if why.starts_with(text) && why.len() > text.len()),
+                "{received:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
     async fn every_call_is_one_request() {
         let server = Canned::new(503, None, "");
         let queue = sqs(&server);
