@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
+use leasehold::job::report::Used;
 use leasehold::job::verdict::{OnStop, Retry, RunOutcome};
 use leasehold::ports::Queue;
 use leasehold::ports::memory::Fault;
 use tokio::time::{Instant, sleep};
 
 use crate::support::journey::{
-    Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_with, throttled,
+    Does, FakeCommand, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes, exits, queue, queue_with, throttled,
 };
 use crate::support::object_created;
 
@@ -21,6 +22,14 @@ async fn a_success_is_deleted() {
     assert_eq!(arrived.outcomes(), ["succeeded"]);
     assert!(queue.is_drained());
     assert_eq!(arrived.ended()[0].spent.command, 5 * S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_of_the_greediest() {
+    let (queue, command) = (queue_with(&[include_str!("fixtures/s3-many-records.json")]), exits(0));
+    let arrived = Journey::new(&queue, &command).run().await;
+    let used = Used { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
+    assert_eq!((command.runs(), arrived.ended()[0].used), (2, Some(used)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,7 @@ use crate::support::logs::{Logs, capture};
 const S: Duration = Duration::from_secs(1);
 /// For what takes no time at all, on a machine that is busy with something else.
 const SOON: Duration = Duration::from_secs(20);
+const MIB: u64 = 1024 * 1024;
 /// Never waited for.
 const LONG: Duration = Duration::from_mins(10);
 
@@ -40,6 +41,16 @@ async fn how_the_command_ended_is_told() {
     ] {
         assert_eq!(run(script).await, exit, "{script}");
     }
+}
+
+#[tokio::test]
+async fn what_the_command_used_is_told_with_what_it_started() {
+    let processes = Processes::new();
+    let used = async |script| in_time(processes.run(sh(script), CancellationToken::new())).await.unwrap().used;
+    let greedy = used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await;
+    let modest = used("exit 0").await;
+    assert!(greedy.peak_memory >= 256 * MIB && modest.peak_memory < 256 * MIB, "{greedy:?} {modest:?}");
+    assert!(greedy.cpu > modest.cpu + Duration::from_millis(10), "{greedy:?} {modest:?}");
 }
 
 #[tokio::test]

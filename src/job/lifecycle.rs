@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::delivery::Received;
 use super::notification::{Record, parse};
-use super::report::{Ended, Report, Spent, Subject};
+use super::report::{Ended, Report, Spent, Subject, Used};
 use super::route::{EventFilter, Route, route};
 use super::verdict::{
     Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, RetryPolicy, Return, Role, RunOutcome,
@@ -63,6 +63,8 @@ pub struct Processed {
     /// The last lines of its standard error.
     pub last_words: Vec<String>,
     pub spent: Spent,
+    /// `None` if no command ran.
+    pub used: Option<Used>,
 }
 
 /// A message that was to be deleted is still there.
@@ -156,6 +158,7 @@ struct InHand {
     said: Option<String>,
     last_words: Vec<String>,
     spent: Spent,
+    used: Option<Used>,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
 }
@@ -375,6 +378,7 @@ impl Run {
             exit: None,
             said: None,
             last_words: Vec::new(),
+            used: None,
             judged_at: None,
         };
         let mut step = if self.leaving.is_some() {
@@ -481,6 +485,7 @@ impl InHand {
         self.said = processed.said;
         self.last_words = processed.last_words;
         self.spent = Spent { receive: self.spent.receive, ..processed.spent };
+        self.used = processed.used;
     }
 
     fn ended(self, now: Duration, settlement: Settlement) -> Ended {
@@ -495,6 +500,7 @@ impl InHand {
                 total: now.saturating_sub(self.received.received_at),
                 ..self.spent
             },
+            used: self.used,
         }
     }
 }

@@ -59,6 +59,8 @@ pub struct Ended {
     /// The last lines of its standard error.
     pub last_words: Vec<String>,
     pub spent: Spent,
+    /// `None` if no command ran.
+    pub used: Option<Used>,
 }
 
 /// Where the time went.
@@ -73,6 +75,24 @@ pub struct Spent {
     pub settle: Duration,
     /// From the receive to the end.
     pub total: Duration,
+}
+
+/// What the commands of a message took from the machine, as `wait4(2)` counts it: each command's first process and
+/// all below it that were waited for. A process whose parent did not wait for it is not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// User and system time together, of all commands.
+    pub cpu: Duration,
+    /// The most that one process had in memory at a time (its resident set), in bytes. Never less than our own at
+    /// the command's start, because between fork and exec the kernel takes us for it.
+    pub peak_memory: u64,
+}
+
+impl Used {
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { cpu: self.cpu + other.cpu, peak_memory: self.peak_memory.max(other.peak_memory) }
+    }
 }
 
 impl Ended {

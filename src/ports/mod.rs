@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
-use crate::job::report::Report;
+use crate::job::report::{Report, Used};
 use crate::job::verdict::{DeletePermit, Exit};
 
 /// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per delivery.
@@ -149,6 +149,7 @@ pub struct Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exited {
     pub exit: Exit,
+    pub used: Used,
     /// The last lines that it wrote to its standard error, the oldest first.
     pub last_words: Vec<String>,
 }

@@ -35,8 +35,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, warn};
+use wait4::{ResUse, try_wait4_pid};
 
 use super::{Command, Exited, Runner, StartError};
+use crate::job::report::Used;
 use crate::job::verdict::Exit;
 
 /// How long output may still come after the command has ended. What was written before its end is read in
@@ -110,7 +112,7 @@ impl Processes {
         drop(leaders);
 
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let running = Running { child, leader, signals, adopting: self.reaper.is_some() };
+        let running = Running { leader, signals, adopting: self.reaper.is_some() };
         let stdout = ChildStdout::from_std(stdout.expect("stdout is piped"))?;
         let stderr = ChildStderr::from_std(stderr.expect("stderr is piped"))?;
         Ok((running, Output::of(stdout, stderr)))
@@ -138,15 +140,14 @@ impl Runner for Processes {
                 () = halt.cancelled() => {}
             }
         }
-        let exit = running.end().await;
+        let (exit, used) = running.end().await;
         output.drain().await;
-        Ok(Exited { exit, last_words: output.last_words() })
+        Ok(Exited { exit, used, last_words: output.last_words() })
     }
 }
 
 /// A command that is not reaped yet. Dropping it KILLs its group.
 struct Running {
-    child: process::Child,
     /// Its pid, which is its group's number too.
     leader: i32,
     signals: unix::Signal,
@@ -190,9 +191,9 @@ impl Running {
     }
 
     /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the leader.
-    async fn end(&mut self) -> Exit {
-        if let Some(exit) = self.end_at_once() {
-            return exit;
+    async fn end(&mut self) -> (Exit, Used) {
+        if let Some(ended) = self.end_at_once() {
+            return ended;
         }
         let mut left = self.kill();
         if self.leader_ended() && !left.is_empty() {
@@ -211,16 +212,19 @@ impl Running {
 
     /// The usual end, without a look at every process of the machine: the leader has ended, no other command runs, and
     /// a subreaper whose only child is that leader has no further descendant.
-    fn end_at_once(&mut self) -> Option<Exit> {
+    fn end_at_once(&self) -> Option<(Exit, Used)> {
         let mut leaders = leaders();
         let alone = self.adopting && leaders.len() == 1 && self.leader_ended() && children() == [self.leader];
         alone.then(|| self.reap(&mut leaders))
     }
 
-    fn reap(&mut self, leaders: &mut BTreeSet<i32>) -> Exit {
-        let status = self.child.try_wait().ok().flatten().expect("the leader has ended, and nobody else reaps it");
+    fn reap(&self, leaders: &mut BTreeSet<i32>) -> (Exit, Used) {
+        let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
+        let ResUse { status, rusage } = reaped.expect("the leader has ended, and nobody else reaps it");
         leaders.remove(&self.leader);
-        status.code().map(Exit::Code).or(status.signal().map(Exit::Signal)).expect("ended by exit or by a signal")
+        let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
+        let used = Used { cpu: rusage.utime + rusage.stime, peak_memory: rusage.maxrss };
+        (exit.expect("ended by exit or by a signal"), used)
     }
 
     /// KILLs the group and, if no other command runs, the orphans. Returns who lived until now, less the leader.

@@ -77,7 +77,7 @@ pub fn log_started(subject: &Subject) {
 /// One wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
-    let Ended { subject, settlement, exit, said, last_words: _, spent } = ended;
+    let Ended { subject, settlement, exit, said, last_words: _, spent, used } = ended;
     let object: Option<&Object> = subject.objects.first();
     // tracing wants a level at compile time, and the fields each time.
     macro_rules! record {
@@ -104,6 +104,8 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 publish_s = spent.publish.as_secs_f64(),
                 settle_s = spent.settle.as_secs_f64(),
                 total_s = spent.total.as_secs_f64(),
+                cpu_s = used.map(|used| used.cpu.as_secs_f64()),
+                peak_memory_bytes = used.map(|used| used.peak_memory),
                 $text
             )
         };

@@ -39,7 +39,7 @@ where
 }
 
 /// What only a machine that reads JSON wants.
-const FOR_MACHINES: [&str; 14] = [
+const FOR_MACHINES: [&str; 16] = [
     "message_id",
     "max_receive_count",
     "bucket",
@@ -54,6 +54,8 @@ const FOR_MACHINES: [&str; 14] = [
     "command_s",
     "publish_s",
     "settle_s",
+    "cpu_s",
+    "peak_memory_bytes",
 ];
 
 #[derive(Default)]

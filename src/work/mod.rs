@@ -16,7 +16,7 @@ use tracing::{Instrument, info_span};
 
 use crate::job::lifecycle::{Processed, Work};
 use crate::job::notification::Record;
-use crate::job::report::Spent;
+use crate::job::report::{Spent, Used};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Runner};
@@ -63,6 +63,7 @@ struct Progress {
     said: Said,
     last_words: Vec<String>,
     spent: Spent,
+    used: Option<Used>,
 }
 
 #[async_trait]
@@ -96,8 +97,8 @@ impl Worker for Bench {
         if outcome == Outcome::Finished && !progress.ran {
             outcome = Outcome::ObjectsGone;
         }
-        let Progress { exit, said, last_words, spent, ran: _ } = progress;
-        Processed { outcome, exit, said: said.reason, last_words, spent }
+        let Progress { exit, said, last_words, spent, used, ran: _ } = progress;
+        Processed { outcome, exit, said: said.reason, last_words, spent, used }
     }
 }
 
@@ -110,7 +111,7 @@ impl Bench {
         halt: &CancellationToken,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
-        let Progress { ran, exit, said, last_words, spent } = progress;
+        let Progress { ran, exit, said, last_words, spent, used } = progress;
         let (input, output) = (space.input(), space.output());
 
         let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &record.object, &input);
@@ -136,9 +137,11 @@ impl Bench {
             return Err(Failure::Halted);
         }
         let ended = self.timed(&mut spent.command, self.runner.run(command, halt.clone())).await;
-        let Exited { exit: ended, last_words: words } = ended.map_err(|error| Failure::Start(error.to_string()))?;
+        let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
+        let Exited { exit: ended, used: more, last_words: words } = ended;
         *ran = true;
         *exit = Some(ended);
+        *used = Some(used.map_or(more, |used| used.and(more)));
         *last_words = words;
         *said = contract::said(&space.result_file());
         if ended != Exit::Code(0) {

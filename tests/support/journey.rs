@@ -13,7 +13,7 @@ use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
-use leasehold::job::report::{Ended, Report};
+use leasehold::job::report::{Ended, Report, Used};
 use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
@@ -99,6 +99,9 @@ pub enum Does {
     Panics,
 }
 
+/// What each pretended command takes from the machine.
+pub const USED: Used = Used { cpu: S, peak_memory: 1024 * 1024 };
+
 /// A command that only pretends, and remembers.
 #[derive(Clone)]
 pub struct FakeCommand {
@@ -176,7 +179,7 @@ impl Runner for FakeCommand {
             Does::Panics => panic!("a bug, made on purpose"),
         };
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
-        Ok(Exited { exit, last_words: vec!["last words".to_owned()] })
+        Ok(Exited { exit, used: USED, last_words: vec!["last words".to_owned()] })
     }
 }
 
