@@ -6,6 +6,7 @@ mod support;
 
 mod architecture;
 mod chaos;
+mod deploy;
 mod end_to_end;
 mod journey;
 mod lifecycle_table;

@@ -72,7 +72,7 @@ fn read(log: &mut File) -> String {
 }
 
 /// What tests/run has installed for `server`.
-fn installed(server: &str, program: &str) -> Command {
+pub fn installed(server: &str, program: &str) -> Command {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv").join(server).join("bin").join(program);
     assert!(program.exists(), "{} is missing: run the tests by tests/run, which installs it", program.display());
     Command::new(program)

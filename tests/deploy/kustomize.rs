@@ -1,0 +1,257 @@
+//! The manifests: every overlay and component is built, and each object is one that Kubernetes and KEDA take as it is meant.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::manifests::{build, complaints, only};
+use crate::support::servers::installed;
+
+const OVERLAYS: [&str; 4] = ["heartbeat", "fixed", "spot", "local"];
+
+const COMPONENTS: [&str; 6] =
+    ["network-policy", "irsa", "pod-identity", "pushgateway", "service-monitor", "pod-monitor"];
+
+fn kustomize() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize")
+}
+
+fn overlay(name: &str) -> Vec<Value> {
+    build(&kustomize().join("overlays").join(name))
+}
+
+/// What a user's own kustomization makes of ours. `kustomization` is the text below `resources`, which has paths from the
+/// folder of ours as `../PATH`.
+fn user(kustomization: &str) -> Vec<Value> {
+    let folder = TempDir::new().unwrap();
+    let copied = Command::new("cp").arg("-R").arg(kustomize()).arg(folder.path()).status().unwrap();
+    assert!(copied.success());
+    let own = folder.path().join("kustomize/own");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(own.join("kustomization.yaml"), kustomization).unwrap();
+    build(&own)
+}
+
+fn with_components(components: &[&str]) -> Vec<Value> {
+    let components: Vec<_> = components.iter().map(|name| format!("../components/{name}")).collect();
+    user(&json!({ "resources": ["../base"], "components": components }).to_string())
+}
+
+fn folders(below: &str) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(kustomize().join(below)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn container(objects: &[Value]) -> &Value {
+    &only(objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"]["containers"][0]
+}
+
+fn env<'a>(objects: &'a [Value], name: &str) -> &'a str {
+    let env = container(objects)["env"].as_array().unwrap();
+    env.iter().find(|variable| variable["name"] == name).unwrap()["value"].as_str().unwrap()
+}
+
+#[test]
+fn kubectl_is_new_enough() {
+    let version = installed("kubernetes", "kubectl").args(["version", "--client", "--output=json"]).output().unwrap();
+    let version: Value = serde_json::from_slice(&version.stdout).unwrap();
+    let minor = version["clientVersion"]["minor"].as_str().unwrap();
+    let is_new = minor.trim_end_matches('+').parse::<u32>().unwrap() >= 27;
+    assert!(is_new, "kubectl 1.{minor} cannot build these: 1.27 or later is needed; Debian 12's 1.20 is too old");
+}
+
+#[test]
+fn every_overlay_is_valid() {
+    assert_eq!(folders("overlays"), OVERLAYS.map(str::to_owned).into());
+    let objects = OVERLAYS.map(overlay).concat();
+    assert_eq!(complaints(&objects), [""; 0]);
+}
+
+#[test]
+fn every_component_is_valid_alone_and_with_all_others() {
+    assert_eq!(folders("components"), COMPONENTS.map(str::to_owned).into());
+    let alone = COMPONENTS.map(|name| with_components(&[name])).concat();
+    assert_eq!(complaints(&[alone, with_components(&COMPONENTS)].concat()), [""; 0]);
+}
+
+/// Where an object names another one, by that one's kind.
+const REFERENCES: [(&str, &str); 11] = [
+    ("ConfigMap", "/spec/jobTargetRef/template/spec/containers/0/envFrom/0/configMapRef/name"),
+    ("ConfigMap", "/spec/jobTargetRef/template/spec/volumes/1/configMap/name"),
+    ("ConfigMap", "/spec/jobTemplate/spec/template/spec/containers/0/env/0/valueFrom/configMapKeyRef/name"),
+    ("Secret", "/spec/jobTargetRef/template/spec/containers/0/envFrom/1/secretRef/name"),
+    ("Secret", "/spec/secretTargetRef/0/name"),
+    ("Secret", "/spec/secretTargetRef/1/name"),
+    ("ServiceAccount", "/spec/jobTargetRef/template/spec/serviceAccountName"),
+    ("TriggerAuthentication", "/spec/triggers/0/authenticationRef/name"),
+    ("Deployment", "/spec/selector/app.kubernetes.io~1name"),
+    ("Deployment", "/spec/selector/matchLabels/app.kubernetes.io~1name"),
+    ("Deployment", "/spec/egress/2/to/0/podSelector/matchLabels/app.kubernetes.io~1name"),
+];
+
+/// Each name that an object is called by, and how many there were.
+fn check_references(objects: &[Value]) -> usize {
+    let names = |kind: &str| -> Vec<&Value> {
+        objects.iter().filter(|object| object["kind"] == kind).map(|object| &object["metadata"]["name"]).collect()
+    };
+    let mut found = 0;
+    for (kind, path) in REFERENCES {
+        for object in objects {
+            let Some(name) = object.pointer(path).filter(|_| object["kind"] != "PodMonitor") else { continue };
+            found += 1;
+            assert!(
+                names(kind).contains(&name),
+                "{} calls the {kind} {name}; there are {:?}",
+                object["kind"],
+                names(kind)
+            );
+        }
+    }
+    found
+}
+
+#[test]
+fn every_name_that_is_called_exists_with_a_prefix_too() {
+    // The Pushgateway is called by its label, which no prefix changes.
+    assert_eq!(check_references(&overlay("local")), 11 - 1);
+    let prefixed = user(r#"{ "resources": ["../overlays/local"], "namePrefix": "orders-" }"#);
+    let but_the_pushgateway: Vec<_> = prefixed.into_iter().filter(|object| object["kind"] != "Service").collect();
+    let objects: Vec<_> = but_the_pushgateway.into_iter().filter(|object| object["kind"] != "Deployment").collect();
+    assert_eq!(check_references(&objects), 8);
+    assert_eq!(only(&objects, "ScaledJob")["metadata"]["name"], "orders-leasehold");
+}
+
+#[test]
+fn the_defaults_are_those_that_keda_needs() {
+    for name in OVERLAYS {
+        let objects = overlay(name);
+        let spec = &only(&objects, "ScaledJob")["spec"];
+        assert_eq!(
+            spec["scalingStrategy"],
+            json!({ "strategy": "accurate", "pendingPodConditions": ["Ready"] }),
+            "{name}"
+        );
+        let metadata = &spec["triggers"][0]["metadata"];
+        assert_eq!((&metadata["queueLength"], &metadata["scaleOnInFlight"]), (&json!("1"), &json!("false")));
+        assert_eq!(spec["rollout"], json!({ "strategy": "gradual" }));
+        assert_eq!((&spec["minReplicaCount"], &spec["maxReplicaCount"]), (&json!(0), &json!(10)));
+        let pod = &spec["jobTargetRef"]["template"]["spec"];
+        assert_eq!((&spec["jobTargetRef"]["backoffLimit"], &pod["restartPolicy"]), (&json!(0), &json!("Never")));
+        assert_eq!(pod["containers"].as_array().unwrap().len(), 1, "KEDA reads the environment of the first");
+        let probe = &pod["containers"][0]["readinessProbe"];
+        assert_eq!((&probe["periodSeconds"], &probe["failureThreshold"]), (&json!(1), &json!(1)));
+        assert_eq!(pod["containers"][0]["livenessProbe"], Value::Null);
+    }
+}
+
+#[test]
+fn every_container_may_do_nothing_that_it_need_not() {
+    let objects = with_components(&COMPONENTS);
+    let mut pods = vec![&only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"]];
+    pods.push(&only(&objects, "Deployment")["spec"]["template"]["spec"]);
+    let sweep = overlay("heartbeat");
+    pods.push(&only(&sweep, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]);
+    for pod in pods {
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(pod["enableServiceLinks"], false);
+        let containers = [&pod["initContainers"], &pod["containers"]].into_iter().filter_map(Value::as_array).flatten();
+        for container in containers {
+            assert_eq!(
+                container["securityContext"],
+                json!({
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": { "drop": ["ALL"] },
+                })
+            );
+            assert!(container["resources"]["requests"].is_object() && container["resources"]["limits"].is_object());
+        }
+    }
+}
+
+#[test]
+fn what_is_said_twice_is_a_copy() {
+    let objects = overlay("heartbeat");
+    assert_eq!(env(&objects, "LEASEHOLD_TERMINATION_GRACE"), "120s");
+    assert_eq!(env(&objects, "LEASEHOLD_WORK_DIR_LIMIT"), "2Gi");
+    assert_eq!(env(&overlay("spot"), "LEASEHOLD_TERMINATION_GRACE"), "90s");
+
+    // A user's patch comes first.
+    let objects = user(
+        r"
+resources: [../overlays/heartbeat]
+patches:
+- target: {kind: ScaledJob}
+  patch: |-
+    - {op: replace, path: /spec/jobTargetRef/template/spec/terminationGracePeriodSeconds, value: 3600}
+    - {op: replace, path: /spec/jobTargetRef/template/spec/volumes/2/emptyDir/sizeLimit, value: 50Gi}
+- target: {kind: ConfigMap, name: leasehold-settings}
+  patch: |-
+    - {op: replace, path: /data/AWS_REGION, value: ap-southeast-2}
+transformers: [../last]
+",
+    );
+    assert_eq!(env(&objects, "LEASEHOLD_TERMINATION_GRACE"), "3600s");
+    assert_eq!(env(&objects, "LEASEHOLD_WORK_DIR_LIMIT"), "50Gi");
+    assert_eq!(container(&objects)["resources"]["requests"]["ephemeral-storage"], "50Gi");
+    let trigger = &only(&objects, "ScaledJob")["spec"]["triggers"][0]["metadata"];
+    assert_eq!(
+        (&trigger["awsRegion"], &trigger["queueURLFromEnv"]),
+        (&json!("ap-southeast-2"), &json!("LEASEHOLD_QUEUE_URL"))
+    );
+    assert_eq!(complaints(&objects), [""; 0]);
+}
+
+#[test]
+fn a_pod_that_is_scraped_does_not_push() {
+    let objects = with_components(&["network-policy", "pushgateway", "pod-monitor"]);
+    let settings = objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
+    assert!(settings["data"].get("LEASEHOLD_PUSHGATEWAY").is_none());
+    assert!(!objects.iter().any(|object| object["kind"] == "CronJob"), "there is nothing to sweep");
+    assert_eq!(only(&objects, "NetworkPolicy")["spec"]["ingress"], json!([{ "ports": [{ "port": "metrics" }] }]));
+}
+
+#[test]
+fn with_pod_identity_the_network_policy_lets_the_agent_be_asked() {
+    let agent = json!({
+        "to": [{ "ipBlock": { "cidr": "169.254.170.23/32" } }, { "ipBlock": { "cidr": "fd00:ec2::23/128" } }],
+        "ports": [{ "port": 80 }],
+    });
+    let egress = |components: &[&str]| only(&with_components(components), "NetworkPolicy")["spec"]["egress"].clone();
+    assert!(egress(&["network-policy", "pod-identity"]).as_array().unwrap().contains(&agent));
+    assert!(!egress(&["network-policy"]).as_array().unwrap().contains(&agent));
+}
+
+#[test]
+fn what_the_customary_samples_get_wrong_is_refused() {
+    let good = only(&overlay("heartbeat"), "ScaledJob").clone();
+    let cases = [
+        ("/spec", "cooldownPeriod", json!(300), "unknown field `cooldownPeriod`"),
+        ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "unknown field `scaleTargetRef`"),
+        ("/spec", "triggers", json!([]), "invalid length 0"),
+        ("/spec/rollout", "strategy", json!("default"), "unknown variant `default`"),
+        ("/spec/triggers/0/metadata", "queueLength", json!(1), "expected a string"),
+        ("/spec/triggers/0/metadata", "scaleOnInflight", json!("false"), "unknown field `scaleOnInflight`"),
+        ("/spec/jobTargetRef", "pollingInterval", json!(30), "'pollingInterval' was unexpected"),
+        ("/spec/jobTargetRef/template/spec", "gracePeriod", json!(30), "'gracePeriod' was unexpected"),
+        ("/spec/jobTargetRef/template/spec/containers/0", "image", json!({}), "image: "),
+    ];
+    let mut objects = vec![good.clone()];
+    for (number, (path, field, value, _)) in cases.iter().enumerate() {
+        let mut wrong = good.clone();
+        wrong.pointer_mut(path).unwrap()[field] = value.clone();
+        wrong["metadata"]["name"] = format!("case-{number}").into();
+        objects.push(wrong);
+    }
+    let complaints = complaints(&objects);
+    for (number, (_, field, _, complaint)) in cases.iter().enumerate() {
+        let name = format!("case-{number}");
+        let refused = complaints.iter().any(|line| line.contains(&name) && line.contains(complaint));
+        assert!(refused, "{field}: {complaints:#?}");
+    }
+    assert!(complaints.iter().all(|line| line.contains("case-")), "the good one is refused: {complaints:#?}");
+}

@@ -1,0 +1,284 @@
+//! Kubernetes objects: built by kustomize, and refused where Kubernetes or KEDA would refuse or ignore something.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::support::servers::installed;
+
+/// The objects of the kustomization in `folder`.
+pub fn build(folder: &Path) -> Vec<Value> {
+    // What kubectl prints does without the parts of YAML on which readers differ.
+    const TO_JSON: &str = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
+    let built = run(installed("kubernetes", "kubectl").arg("kustomize").arg(folder), "");
+    assert!(built.status.success(), "{}: {}", folder.display(), String::from_utf8_lossy(&built.stderr));
+    let yaml = String::from_utf8(built.stdout).unwrap();
+    let converted = run(installed("kubernetes", "python").args(["-c", TO_JSON]), &yaml);
+    serde_json::from_slice(&converted.stdout).unwrap()
+}
+
+fn run(command: &mut Command, input: &str) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is installed");
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// The one object of this kind.
+pub fn only<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let found: Vec<_> = objects.iter().filter(|object| object["kind"] == kind).collect();
+    assert_eq!(found.len(), 1, "{kind}");
+    found[0]
+}
+
+/// The oldest Kubernetes whose schema takes all that we use (before, a `podFailurePolicy` without conditions was refused), and
+/// the newest that there is a schema of.
+const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
+
+/// What is wrong with the objects, strictly read: a line each, with the object's name.
+pub fn complaints(objects: &[Value]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let mut core = Vec::new();
+    for object in objects {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let refused = match object["kind"].as_str().unwrap() {
+            "ScaledJob" => {
+                let job = &object["spec"]["jobTargetRef"];
+                core.push(
+                    json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "spec": job }),
+                );
+                read::<ScaledJob>(object)
+            }
+            "TriggerAuthentication" => read::<TriggerAuthentication>(object),
+            "PodMonitor" => read::<PodMonitor>(object),
+            "ServiceMonitor" => read::<ServiceMonitor>(object),
+            _ => {
+                core.push(object.clone());
+                Ok(())
+            }
+        };
+        complaints.extend(refused.err().map(|error| format!("{} {name}: {error}", object["kind"])));
+    }
+    // JSON is YAML.
+    let documents: Vec<_> = core.iter().map(Value::to_string).collect();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(documents.join("\n---\n").as_bytes()).unwrap();
+    for version in KUBERNETES {
+        let mut validate = installed("kubernetes", "kubernetes-validate");
+        let validated = run(validate.args(["--strict", "--quiet", "-k", version]).arg(file.path()), "");
+        // That there is no schema for a kind is a warning, and a complaint to us.
+        let said = String::from_utf8([validated.stdout, validated.stderr].concat()).unwrap();
+        assert!(validated.status.success() || !said.is_empty(), "it refuses without a word");
+        complaints.extend(said.lines().map(str::to_owned));
+    }
+    complaints
+}
+
+fn read<Spec: DeserializeOwned>(object: &Value) -> Result<(), serde_json::Error> {
+    serde_json::from_value::<Object<Spec>>(object.clone()).map(drop)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Object<Spec> {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Metadata {
+    name: String,
+    namespace: String,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// As KEDA 2.20 has it, less what is deprecated or means nothing for an SQS queue.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct ScaledJob {
+    job_target_ref: Value,
+    triggers: [Trigger; 1],
+    polling_interval: Option<u32>,
+    min_replica_count: Option<u32>,
+    max_replica_count: Option<u32>,
+    successful_jobs_history_limit: Option<u32>,
+    failed_jobs_history_limit: Option<u32>,
+    env_source_container_name: Option<String>,
+    rollout: Option<Rollout>,
+    scaling_strategy: Option<ScalingStrategy>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Rollout {
+    strategy: Option<RolloutStrategy>,
+    propagation_policy: Option<PropagationPolicy>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum RolloutStrategy {
+    Gradual,
+    Immediate,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum PropagationPolicy {
+    Foreground,
+    Background,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct ScalingStrategy {
+    strategy: Option<Strategy>,
+    pending_pod_conditions: Option<Vec<String>>,
+    custom_scaling_queue_length_deduction: Option<i32>,
+    custom_scaling_running_job_percentage: Option<String>,
+}
+
+/// `default` is left out: 2.20.0 and 2.20.1 refuse it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Strategy {
+    Custom,
+    Accurate,
+    Eager,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Trigger {
+    r#type: AwsSqsQueue,
+    name: Option<String>,
+    metadata: AwsSqsQueueMetadata,
+    authentication_ref: AuthenticationRef,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AwsSqsQueue {
+    AwsSqsQueue,
+}
+
+/// KEDA ignores other names, and refuses what is no string.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct AwsSqsQueueMetadata {
+    #[serde(rename = "queueURL")]
+    queue_url: Option<String>,
+    #[serde(rename = "queueURLFromEnv")]
+    queue_url_from_env: Option<String>,
+    queue_length: String,
+    activation_queue_length: Option<String>,
+    aws_region: String,
+    aws_endpoint: Option<String>,
+    scale_on_in_flight: Option<String>,
+    scale_on_delayed: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct AuthenticationRef {
+    name: String,
+    kind: Option<AuthenticationKind>,
+}
+
+#[derive(Deserialize)]
+enum AuthenticationKind {
+    TriggerAuthentication,
+    ClusterTriggerAuthentication,
+}
+
+/// As KEDA 2.20 has it, with the ways to AWS that we use.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct TriggerAuthentication {
+    pod_identity: Option<PodIdentity>,
+    secret_target_ref: Option<Vec<SecretTargetRef>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct PodIdentity {
+    provider: Provider,
+    identity_owner: Option<IdentityOwner>,
+    role_arn: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Provider {
+    Aws,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum IdentityOwner {
+    Keda,
+    Workload,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct SecretTargetRef {
+    parameter: String,
+    name: String,
+    key: String,
+}
+
+/// As the Prometheus Operator has them, with the fields that we use.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct PodMonitor {
+    selector: Selector,
+    pod_metrics_endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct ServiceMonitor {
+    selector: Selector,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Selector {
+    match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Endpoint {
+    port: String,
+    interval: Option<String>,
+    honor_labels: Option<bool>,
+}
