@@ -76,6 +76,10 @@ pub struct WorkArgs {
     #[arg(long, env = "LEASEHOLD_MAX_DURATION", value_name = "TIME", default_value = "10m", value_parser = time, help_heading = LEASE)]
     pub max_duration: Duration,
 
+    /// How long the command may print nothing and report no progress; then it is halted and retried [default: any time]
+    #[arg(long, env = "LEASEHOLD_STALL_TIMEOUT", value_name = "TIME", value_parser = time, help_heading = LEASE)]
+    pub stall_timeout: Option<Duration>,
+
     /// How long to wait for a message before the queue counts as empty [default: 10s; local: 0s]
     #[arg(long, env = "LEASEHOLD_WAIT", value_name = "TIME", value_parser = time, help_heading = RECEIVE)]
     pub wait: Option<Duration>,

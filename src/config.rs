@@ -45,6 +45,11 @@ pub enum ConfigError {
         show(.wait), show(.reserve), show(.termination_grace)
     )]
     Wait { wait: Duration, reserve: Duration, termination_grace: Duration },
+    #[error(
+        "--stall-timeout {} has no effect: by then the work is over --max-duration {}",
+        show(.stall_timeout), show(.max_duration)
+    )]
+    StallTimeout { stall_timeout: Duration, max_duration: Duration },
     #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
@@ -83,6 +88,7 @@ pub struct WorkConfig {
     pub command: CommandLine,
     pub fetch: FetchPolicy,
     pub work_dir: PathBuf,
+    pub stall_timeout: Option<Duration>,
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
     pub termination_log: TerminationLog,
@@ -141,6 +147,15 @@ fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, C
         return Err(ConfigError::Zero("max-duration"));
     }
 
+    if let Some(stall_timeout) = args.stall_timeout {
+        if stall_timeout.is_zero() {
+            return Err(ConfigError::Zero("stall-timeout"));
+        }
+        if stall_timeout >= args.max_duration {
+            return Err(ConfigError::StallTimeout { stall_timeout, max_duration: args.max_duration });
+        }
+    }
+
     // The lease counts from before the request: a request no longer than a third of it leaves time to work.
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(visibility / 3).as_secs());
     let polling = Polling { visibility, wait, longest_poll, give_up: args.receive_give_up };
@@ -174,6 +189,7 @@ fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, C
         command: CommandLine { program: command.next().expect("clap requires COMMAND"), args: command.collect() },
         fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets },
         work_dir: args.work_dir,
+        stall_timeout: args.stall_timeout,
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,
         termination_log: args.termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At),

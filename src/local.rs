@@ -56,6 +56,7 @@ pub async fn run(
         work_dir: work.work_dir,
         job_id: work.identity.job_id,
         stop_grace: work.settings.stop.grace,
+        stall_timeout: work.stall_timeout,
         clock,
     };
     let world = World { queue: Arc::new(queue.clone()), worker: Arc::new(bench), telemetry: telemetry.clone(), clock };
@@ -128,7 +129,7 @@ impl Telemetry for Watch {
                 self.ended(ended);
             }
             // A run is not worth a word here, only its message is.
-            Report::Left(_) => {}
+            Report::Progressed(_) | Report::Left(_) => {}
         }
     }
 }

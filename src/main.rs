@@ -86,6 +86,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             work_dir: work.work_dir,
             job_id: work.identity.job_id,
             stop_grace: work.settings.stop.grace,
+            stall_timeout: work.stall_timeout,
             clock,
         };
         let world = World {

@@ -102,6 +102,22 @@ async fn a_fixed_lease_holds_without_beats() {
 }
 
 #[tokio::test]
+async fn a_command_that_hangs_is_halted_and_its_progress_was_told() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let script = r#"echo '{"progress":0.4,"text":"loading"}' >> "$JOB_RESULT_FILE"; sleep 600"#;
+    let left = cloud.run("--stall-timeout 2s --retry-min 1s --retry-max 1s", script).run_to(1).await;
+    let progress = left.record("progress");
+    assert_eq!(
+        (&progress["progress"], &progress["text"], &progress["key"]),
+        (&0.4.into(), &"loading".into(), &"k".into())
+    );
+    let kept = left.record("message kept");
+    assert_eq!((&kept["outcome"], &kept["progress"]), (&"stalled".into(), &0.4.into()));
+    assert_eq!(cloud.counts().await.1, 1);
+}
+
+#[tokio::test]
 async fn each_failed_attempt_leaves_a_record_of_why() {
     let cloud = Cloud::new(2).await;
     cloud.put("k", b"x").await;
@@ -138,6 +154,8 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
         ("--termination-grace 9s", "--wait 10s does not fit"),
         ("--retry-min 1h --retry-max 1m", "--retry-min 1h is over --retry-max 1m"),
         ("--permanent-exit-codes 0", "--permanent-exit-codes: 0 cannot be permanent"),
+        ("--stall-timeout 0s", "--stall-timeout must be more than nothing"),
+        ("--stall-timeout 10m", "--stall-timeout 10m has no effect"),
         ("--events ObjectCreate:*", "did you mean ObjectCreated:*?"),
         ("--max-messages 0", "--max-messages"),
         ("--queue-url orders", "--queue-url"),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
-use leasehold::job::report::Used;
+use leasehold::job::report::{Progress, Used};
 use leasehold::job::verdict::{OnStop, Retry, RunOutcome};
 use leasehold::ports::Queue;
 use leasehold::ports::memory::Fault;
@@ -111,6 +111,33 @@ async fn work_over_its_limit_is_halted_and_retried() {
     assert_eq!(command.last().ended.expect("it ended") - started, 10 * MINUTE + 3 * S);
     assert_eq!(deletes(&queue), 0, "exit 0 after TERM proves nothing");
     assert!(changes(&queue, started).last().is_some_and(|(_, delay)| *delay >= 10 * S));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_gives_no_sign_of_life_any_more_is_halted_and_retried() {
+    let (queue, command) = (queue(), FakeCommand::new(Does::Prints(50 * S, 3)));
+    let mut journey = Journey::new(&queue, &command);
+    journey.stall_timeout = Some(MINUTE);
+    let started = Instant::now();
+    let arrived = journey.run().await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stalled"], 1));
+    let halted = command.ended() - started;
+    assert!((210 * S..=212 * S).contains(&halted), "halted after {halted:?}, and the last line came after 150s");
+    assert_eq!(deletes(&queue), 0, "exit 0 after TERM proves nothing");
+    assert!(changes(&queue, started).last().is_some_and(|(_, delay)| *delay >= 10 * S));
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_is_a_sign_of_life_and_is_told() {
+    let body = include_str!("fixtures/s3-many-records.json");
+    let (queue, command) = (queue_with(&[body]), FakeCommand::new(Does::Progresses(50 * S, 2)));
+    let mut journey = Journey::new(&queue, &command);
+    journey.stall_timeout = Some(MINUTE);
+    let arrived = journey.run().await;
+    assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 2));
+    let progress = |share| Progress { share: Some(share), text: Some("loading".to_owned()) };
+    assert_eq!(arrived.telemetry.progress(), [progress(0.25), progress(0.5), progress(0.75), progress(1.0)]);
+    assert_eq!(arrived.ended()[0].progress, Some(progress(1.0)));
 }
 
 #[tokio::test(start_paused = true)]

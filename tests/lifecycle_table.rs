@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
-use leasehold::job::report::{Report, Spent};
+use leasehold::job::report::{Progress, Report, Spent};
 use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{
     Completion, Exit, Failure, KeepReason, OnStop, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
@@ -72,6 +72,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("QueueEmpty", Event::QueueEmpty),
         ("ReceiveFailed(gave up)", Event::ReceiveFailed(ReceiveFailure::GaveUp("503".into()))),
         ("ReceiveFailed(misconfigured)", Event::ReceiveFailed(ReceiveFailure::Misconfigured("no queue".into()))),
+        ("Progressed", Event::Progressed(Progress { share: Some(0.4), text: None })),
+        ("Stalled", Event::Stalled),
         ("Processed(finished)", processed(Outcome::Finished)),
         ("Processed(exit 1)", exited(1)),
         ("Processed(exit 65)", exited(65)),
@@ -127,6 +129,7 @@ fn in_words(effect: &Effect) -> String {
         Effect::Settle(Verdict::Delete(completed)) => format!("Settle(Delete({:?}))", completed.why()),
         Effect::Settle(Verdict::Keep(why, release)) => format!("Settle(Keep({}, {release:?}))", why.label()),
         Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
+        Effect::Report(Report::Progressed(_)) => "Report(Progressed)".to_owned(),
         Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
         Effect::Report(Report::Left(_)) => "Report(Left)".to_owned(),
         Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),
@@ -214,7 +217,10 @@ proptest! {
             if let (Event::Processed(processed), "Processing") = (&event, phase) {
                 succeeded = matches!(processed.outcome, Outcome::Finished | Outcome::ObjectsGone);
             }
-            let spoils = matches!(event, Event::LeaseLost(_) | Event::LeaseExhausted | Event::Overdue(Limit::Work));
+            let spoils = matches!(
+                event,
+                Event::LeaseLost(_) | Event::LeaseExhausted | Event::Stalled | Event::Overdue(Limit::Work)
+            );
             spoilt |= spoils && phase == "Processing";
             let ends = matches!(event, Event::StopRequested | Event::ActorDied(_));
             ended |= ends && event != Event::ActorDied(Role::Reporter);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use leasehold::job::verdict::Exit;
 use leasehold::ports::process::{Processes, find_program};
-use leasehold::ports::{Command, Runner, StartError};
+use leasehold::ports::{Command, Pulse, Runner, StartError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,9 @@ async fn how_the_command_ended_is_told() {
 #[tokio::test]
 async fn what_the_command_used_is_told_with_what_it_started() {
     let processes = Processes::new();
-    let used = async |script| in_time(processes.run(sh(script), CancellationToken::new())).await.unwrap().used;
+    let used = async |script| {
+        in_time(processes.run(sh(script), CancellationToken::new(), Pulse::default())).await.unwrap().used
+    };
     let greedy = used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await;
     let modest = used("exit 0").await;
     assert!(greedy.peak_memory >= 256 * MIB && modest.peak_memory < 256 * MIB, "{greedy:?} {modest:?}");
@@ -134,6 +136,16 @@ async fn binary_output_is_fine() {
     let _logging = logs.capture();
     assert_eq!(run("head -c 300000 /dev/urandom; head -c 300000 /dev/urandom >&2; exit 3").await, Exit::Code(3));
     assert!(!logs.lines("stdout").is_empty());
+}
+
+#[tokio::test]
+async fn whatever_the_command_prints_is_a_sign_of_life() {
+    for (script, is_sign) in [("printf .", true), ("echo oops >&2", true), ("exit 0", false)] {
+        let (processes, pulse) = (Processes::new(), Pulse::default());
+        in_time(processes.run(sh(script), CancellationToken::new(), pulse.clone())).await.unwrap();
+        assert_eq!(pulse.take(), is_sign, "{script}");
+        assert!(!pulse.take(), "it is asked about what came since");
+    }
 }
 
 #[tokio::test]
@@ -486,5 +498,5 @@ async fn alone(name: &str, through: &[&str], test: impl Future<Output = ()>) {
 }
 
 async fn ran_to(processes: &Processes, command: Command, halt: CancellationToken) -> Result<Exit, StartError> {
-    processes.run(command, halt).await.map(|exited| exited.exit)
+    processes.run(command, halt, Pulse::default()).await.map(|exited| exited.exit)
 }

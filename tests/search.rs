@@ -310,6 +310,7 @@ enum PodMove {
     Beats,
     RetriesDelete,
     CommandExits(i32),
+    CommandStalls,
     LimitIsOver,
     Stop,
     Kill,
@@ -323,6 +324,7 @@ impl PodMove {
             Self::PollFails
             | Self::PollingGivesUp
             | Self::CallFails
+            | Self::CommandStalls
             | Self::LimitIsOver
             | Self::Kill
             | Self::Dies(_) => true,
@@ -552,6 +554,9 @@ impl Pod {
             add(PodMove::CommandExits(0));
             add(PodMove::CommandExits(1));
         }
+        if self.command == Command::Running {
+            add(PodMove::CommandStalls);
+        }
         if self.limit.is_some() {
             add(PodMove::LimitIsOver);
         }
@@ -667,6 +672,7 @@ impl Acting<'_> {
             }
             PodMove::RetriesDelete => self.delete()?,
             PodMove::CommandExits(code) => self.command_exits(code),
+            PodMove::CommandStalls => self.told.push(Event::Stalled),
             PodMove::LimitIsOver => {
                 let limit = self.pod.limit.take().expect("one runs");
                 self.told.push(Event::Overdue(limit));

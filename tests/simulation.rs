@@ -14,13 +14,13 @@ use leasehold::actors::receiver::Polling;
 use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::{Processed, Work};
+use leasehold::job::lifecycle::{Event, Processed, Work};
 use leasehold::job::report::Spent;
 use leasehold::job::verdict::{DeletePermit, Exit, Failure, Outcome, Retry, Said};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Fault, Kind, MemoryQueue, Standing};
 use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
-use leasehold::work::Worker;
+use leasehold::work::{Tell, Worker};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -186,7 +186,7 @@ impl Drop for Running<'_> {
 
 #[async_trait]
 impl Worker for RandomWork {
-    async fn process(&self, work: Work, halt: CancellationToken) -> Processed {
+    async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed {
         let message = work.received.delivery.message_id.to_string();
         let running = Running::start(self, &message);
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
@@ -196,6 +196,14 @@ impl Worker for RandomWork {
             4 => Exit::Code(75),
             _ => Exit::Signal(9),
         };
+        let stalls = self.chance.one_in(8);
+        let ends = async {
+            sleep(length).await;
+            if stalls {
+                tell(Event::Stalled);
+                std::future::pending::<()>().await;
+            }
+        };
         let (exit, halted) = tokio::select! {
             biased;
             () = halt.cancelled() => {
@@ -204,7 +212,7 @@ impl Worker for RandomWork {
                 // Many programs exit 0 on TERM, half way; that proves nothing.
                 (if ending < self.stop_grace { Exit::Code(0) } else { Exit::Signal(9) }, true)
             }
-            () = sleep(length) => (exit, false),
+            () = ends => (exit, false),
         };
         drop(running);
         let succeeded = exit == Exit::Code(0);

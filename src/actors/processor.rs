@@ -50,7 +50,11 @@ impl Actor for Processor {
                 let halt = CancellationToken::new();
                 state.halt = Some(halt.clone().drop_guard());
                 let worker = self.worker.clone();
-                let work = async move { Event::Processed(worker.process(*work, halt).await) };
+                let supervisor = self.supervisor.clone();
+                let work = async move {
+                    let tell = move |event| drop(supervisor.cast(event));
+                    Event::Processed(worker.process(*work, halt, &tell).await)
+                };
                 state.work = Some(tell_when_done(self.supervisor.clone(), Role::Processor, work));
             }
             Message::Halt => state.halt = None,

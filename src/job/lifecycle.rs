@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::delivery::Received;
 use super::notification::{Record, parse};
-use super::report::{Ended, Report, Spent, Subject, Used};
+use super::report::{Ended, Progress, Progressed, Report, Spent, Subject, Used};
 use super::route::{EventFilter, Route, route};
 use super::verdict::{
     Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, RetryPolicy, Return, Role, RunOutcome,
@@ -34,11 +34,15 @@ pub struct Policy {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     Received(Box<Received>),
     QueueEmpty,
     ReceiveFailed(ReceiveFailure),
+    /// The command says how far it is.
+    Progressed(Progress),
+    /// The command printed nothing and made no progress for as long as `--stall-timeout`.
+    Stalled,
     Processed(Processed),
     /// The lease cannot be proved any more.
     LeaseLost(String),
@@ -156,6 +160,7 @@ struct InHand {
     records: Vec<Record>,
     exit: Option<Exit>,
     said: Option<String>,
+    progress: Option<Progress>,
     last_words: Vec<String>,
     spent: Spent,
     used: Option<Used>,
@@ -236,6 +241,8 @@ impl Run {
                 self.leave(None)
             }
             Event::StopRequested
+            | Event::Progressed(_)
+            | Event::Stalled
             | Event::Processed(_)
             | Event::LeaseLost(_)
             | Event::LeaseExhausted
@@ -249,6 +256,12 @@ impl Run {
     /// The work runs.
     fn processing(mut self, mut hand: InHand, event: Event) -> Step {
         match event {
+            Event::Progressed(progress) => {
+                hand.progress = Some(progress.clone());
+                let progressed = Progressed { subject: hand.subject(), progress };
+                self.go(Phase::Processing(hand), vec![Effect::Report(Report::Progressed(Box::new(progressed)))])
+            }
+            Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let verdict = self.policy.retry.judge(&hand.received.delivery, processed.outcome.clone());
                 hand.processed(processed);
@@ -311,6 +324,8 @@ impl Run {
             Event::Received(_)
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
+            | Event::Progressed(_)
+            | Event::Stalled
             | Event::LeaseLost(_)
             | Event::LeaseExhausted
             | Event::Settled(_)
@@ -346,6 +361,8 @@ impl Run {
             | Event::Received(_)
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
+            | Event::Progressed(_)
+            | Event::Stalled
             | Event::Processed(_)
             | Event::LeaseLost(_)
             | Event::LeaseExhausted
@@ -377,6 +394,7 @@ impl Run {
             records,
             exit: None,
             said: None,
+            progress: None,
             last_words: Vec::new(),
             used: None,
             judged_at: None,
@@ -480,6 +498,10 @@ impl Run {
 }
 
 impl InHand {
+    fn subject(&self) -> Subject {
+        Subject::new(&self.received, &self.records)
+    }
+
     fn processed(&mut self, processed: Processed) {
         self.exit = processed.exit;
         self.said = processed.said;
@@ -490,10 +512,11 @@ impl InHand {
 
     fn ended(self, now: Duration, settlement: Settlement) -> Ended {
         Ended {
-            subject: Subject::new(&self.received, &self.records),
+            subject: self.subject(),
             settlement,
             exit: self.exit,
             said: self.said,
+            progress: self.progress,
             last_words: self.last_words,
             spent: Spent {
                 settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),

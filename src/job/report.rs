@@ -9,10 +9,12 @@ use super::notification::{Object, Record};
 use super::verdict::{Completion, Exit, Nothing, Return, RunOutcome, Settlement};
 
 /// One thing to tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Report {
     /// A message is in hand and its work begins.
     Started(Subject),
+    /// The command says how far it is; told about once a second, if there is something new.
+    Progressed(Box<Progressed>),
     /// A message is settled.
     Ended(Box<Ended>),
     /// The last thing a run tells.
@@ -47,8 +49,23 @@ impl Subject {
     }
 }
 
+/// How far the work on a message is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progressed {
+    pub subject: Subject,
+    pub progress: Progress,
+}
+
+/// What the command says of its progress, see `JOB_RESULT_FILE`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    /// How much of the message's work is done, all its objects counted alike: from 0 to 1.
+    pub share: Option<f64>,
+    pub text: Option<String>,
+}
+
 /// One message, from its receive to its end with us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     pub subject: Subject,
     pub settlement: Settlement,
@@ -56,6 +73,8 @@ pub struct Ended {
     pub exit: Option<Exit>,
     /// What the command said of itself, see `JOB_RESULT_FILE`.
     pub said: Option<String>,
+    /// What it said last of its progress.
+    pub progress: Option<Progress>,
     /// The last lines of its standard error.
     pub last_words: Vec<String>,
     pub spent: Spent,

@@ -118,6 +118,8 @@ pub enum KeepReason {
     DeleteFailed(String),
     /// Over `--max-duration`.
     TimedOut,
+    /// No output and no progress for `--stall-timeout`.
+    Stalled,
     /// The lease could not be proved any more while the work ran.
     LeaseLost(String),
     /// The work succeeded, but the lease ended before the delete.
@@ -143,6 +145,7 @@ impl KeepReason {
             Self::PublishFailed(_) => "publish_failed",
             Self::DeleteFailed(_) => "delete_failed",
             Self::TimedOut => "timed_out",
+            Self::Stalled => "stalled",
             Self::LeaseLost(_) => "lease_lost",
             Self::LostAfterSuccess => "lost_after_success",
             Self::LeaseExhausted => "lease_exhausted",
@@ -162,7 +165,7 @@ impl KeepReason {
             | Self::LeaseLost(_)
             | Self::LostAfterSuccess
             | Self::LeaseExhausted => 75,
-            Self::CommandNotStarted(_) | Self::CommandFailed(_) | Self::TimedOut => 1,
+            Self::CommandNotStarted(_) | Self::CommandFailed(_) | Self::TimedOut | Self::Stalled => 1,
             Self::Stopped => 143,
             Self::ActorDied(_) => 70,
         }
@@ -183,7 +186,8 @@ impl KeepReason {
             | Self::Temporary
             | Self::PublishFailed(_)
             | Self::DeleteFailed(_)
-            | Self::TimedOut => false,
+            | Self::TimedOut
+            | Self::Stalled => false,
         }
     }
 }
@@ -201,6 +205,7 @@ impl fmt::Display for KeepReason {
             Self::PublishFailed(why) => write!(f, "the command's output could not be published: {why}"),
             Self::DeleteFailed(why) => write!(f, "the work succeeded but the message could not be deleted: {why}"),
             Self::TimedOut => f.write_str("the work took longer than --max-duration"),
+            Self::Stalled => f.write_str("the command printed nothing and made no progress for --stall-timeout"),
             Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
             Self::LostAfterSuccess => {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
@@ -367,6 +372,7 @@ impl RetryPolicy {
             | KeepReason::PublishFailed(_)
             | KeepReason::DeleteFailed(_)
             | KeepReason::TimedOut
+            | KeepReason::Stalled
             | KeepReason::ActorDied(_) => match self.retry {
                 Retry::Backoff { min, max } => {
                     Release::After(backoff(min, max, &delivery.message_id, delivery.receive_count))

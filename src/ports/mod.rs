@@ -16,6 +16,8 @@ pub mod sqs;
 use std::ffi::OsString;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -131,7 +133,22 @@ pub trait Runner: Send + Sync {
     /// Runs the command to its end. When `halt` is cancelled, or the returned future is dropped, the
     /// command's whole process group is ended: in the first case by TERM, `stop_grace`, KILL; in the
     /// second by KILL. When this returns, nothing of the command is left.
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError>;
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError>;
+}
+
+/// Beats whenever a command prints something.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<AtomicBool>);
+
+impl Pulse {
+    pub fn beat(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Has it beaten since it was last asked?
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// A command, as data.

@@ -37,7 +37,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, warn};
 use wait4::{ResUse, try_wait4_pid};
 
-use super::{Command, Exited, Runner, StartError};
+use super::{Command, Exited, Pulse, Runner, StartError};
 use crate::job::report::Used;
 use crate::job::verdict::Exit;
 
@@ -94,7 +94,7 @@ impl Processes {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the command inherits the environment, less what is ours")]
-    fn start(&self, command: &Command) -> io::Result<(Running, Output)> {
+    fn start(&self, command: &Command, pulse: &Pulse) -> io::Result<(Running, Output)> {
         // Before the start, so that no end is missed.
         let signals = unix::signal(SignalKind::child())?;
         let mut program = process::Command::new(&command.program);
@@ -115,14 +115,15 @@ impl Processes {
         let running = Running { leader, signals, adopting: self.reaper.is_some() };
         let stdout = ChildStdout::from_std(stdout.expect("stdout is piped"))?;
         let stderr = ChildStderr::from_std(stderr.expect("stderr is piped"))?;
-        Ok((running, Output::of(stdout, stderr)))
+        Ok((running, Output::of(stdout, stderr, pulse)))
     }
 }
 
 #[async_trait]
 impl Runner for Processes {
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError> {
-        let (mut running, mut output) = self.start(&command).map_err(|err| start_error(&command.program, &err))?;
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+        let (mut running, mut output) =
+            self.start(&command, &pulse).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {
             () = running.leader_has_ended() => false,
             () = halt.cancelled() => true,
@@ -364,11 +365,13 @@ impl LastWords {
 }
 
 impl Output {
-    fn of(stdout: ChildStdout, stderr: ChildStderr) -> Self {
+    fn of(stdout: ChildStdout, stderr: ChildStderr, pulse: &Pulse) -> Self {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
         let last_words = LastWords::default();
-        forwarders.spawn(forward(stdout, "stdout", enough.clone(), None).in_current_span());
-        forwarders.spawn(forward(stderr, "stderr", enough.clone(), Some(last_words.clone())).in_current_span());
+        forwarders.spawn(forward(stdout, "stdout", enough.clone(), pulse.clone(), None).in_current_span());
+        forwarders.spawn(
+            forward(stderr, "stderr", enough.clone(), pulse.clone(), Some(last_words.clone())).in_current_span(),
+        );
         Self { forwarders, enough, last_words }
     }
 
@@ -390,6 +393,7 @@ async fn forward(
     pipe: impl AsyncRead + Unpin,
     stream: &'static str,
     enough: CancellationToken,
+    pulse: Pulse,
     last_words: Option<LastWords>,
 ) {
     let mut pipe = BufReader::new(pipe);
@@ -400,6 +404,7 @@ async fn forward(
             () = enough.cancelled() => break,
         };
         let Ok(chunk @ [_, ..]) = chunk else { break };
+        pulse.beat();
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
             let text = piece.strip_suffix(b"\n").unwrap_or(piece);
             let kept = text.len().min(MAX_LINE - line.len());

@@ -36,6 +36,8 @@ impl Telemetry for Told {
     async fn tell(&self, report: &Report) {
         match report {
             Report::Started(subject) => log_started(subject),
+            // The log has it already, but not as often.
+            Report::Progressed(_) => {}
             Report::Ended(ended) => {
                 let now = SystemTime::now();
                 log_ended(ended, now);
@@ -77,7 +79,7 @@ pub fn log_started(subject: &Subject) {
 /// One wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
-    let Ended { subject, settlement, exit, said, last_words: _, spent, used } = ended;
+    let Ended { subject, settlement, exit, said, progress, last_words: _, spent, used } = ended;
     let object: Option<&Object> = subject.objects.first();
     // tracing wants a level at compile time, and the fields each time.
     macro_rules! record {
@@ -96,6 +98,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 exit_code = exit.and_then(exit_code),
                 signal = exit.and_then(signal),
                 said = said.as_deref(),
+                progress = progress.as_ref().and_then(|progress| progress.share),
                 error = ended.error(),
                 next = ended.next(now),
                 receive_s = spent.receive.as_secs_f64(),

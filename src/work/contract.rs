@@ -2,6 +2,8 @@
 //! any language, version 1.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::workspace::Workspace;
 use crate::job::delivery::Received;
 use crate::job::notification::Record;
+use crate::job::report::Progress;
 use crate::job::verdict::Said;
 
 /// What a command is told about its job.
@@ -86,19 +89,50 @@ struct ResultLine {
     #[serde(default, deserialize_with = "duration")]
     retry_after: Option<Duration>,
     reason: Option<String>,
+    #[serde(default, deserialize_with = "share")]
+    progress: Option<f64>,
+    text: Option<String>,
 }
 
-/// What the command left in its result file: the last complete line that is what it should be. A command
-/// that says nothing, or nonsense, has said nothing.
-pub fn said(result_file: &Path) -> Said {
-    let Ok(text) = std::fs::read(result_file) else { return Said::default() };
-    let text = String::from_utf8_lossy(&text);
-    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-    let last = complete.lines().rev().find_map(|line| serde_json::from_str::<ResultLine>(line).ok());
-    last.map_or_else(Said::default, |line| Said {
-        retry_after: line.retry_after,
-        reason: line.reason.map(|reason| reason.chars().take(LONGEST_REASON).collect()),
-    })
+/// What the command left in its result file.
+#[derive(Debug, Default, PartialEq)]
+pub struct ResultFile {
+    pub said: Said,
+    pub progress: Option<Progress>,
+}
+
+/// What the complete lines of the result file say: of each field the last value counts, and a line that is not what it
+/// should be says nothing. Only the file's end is read, however long it is.
+pub fn read_result_file(path: &Path) -> ResultFile {
+    let tail = || {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LONGEST_TAIL)))?;
+        let mut tail = Vec::new();
+        file.take(LONGEST_TAIL).read_to_end(&mut tail)?;
+        std::io::Result::Ok(String::from_utf8_lossy(&tail).into_owned())
+    };
+    let tail = tail().unwrap_or_default();
+    let complete = tail.rfind('\n').map_or("", |end| &tail[..end]);
+    let lines: Vec<ResultLine> = complete.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let short = |text: &String| text.chars().take(LONGEST_TEXT).collect();
+    let share = lines.iter().rev().find_map(|line| line.progress);
+    let text = lines.iter().rev().find_map(|line| line.text.as_ref().map(short));
+    ResultFile {
+        said: Said {
+            retry_after: lines.iter().rev().find_map(|line| line.retry_after),
+            reason: lines.iter().rev().find_map(|line| line.reason.as_ref().map(short)),
+        },
+        progress: (share.is_some() || text.is_some()).then_some(Progress { share, text }),
+    }
+}
+
+/// A number from 0 to 1.
+fn share<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    match Option::<f64>::deserialize(deserializer)? {
+        Some(share) if !(0.0..=1.0).contains(&share) => Err(serde::de::Error::custom("not from 0 to 1")),
+        share => Ok(share),
+    }
 }
 
 /// `"5m"` or a number of seconds.
@@ -117,26 +151,49 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<
 }
 
 /// In characters: a reason goes into logs and a termination message of 4096 bytes.
-const LONGEST_REASON: usize = 500;
+const LONGEST_TEXT: usize = 500;
+
+/// In bytes: thousands of lines.
+const LONGEST_TAIL: u64 = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn said_in(text: &str) -> Said {
+    fn read(text: &str) -> ResultFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        said(file.path())
+        read_result_file(file.path())
     }
 
     #[test]
-    fn the_last_complete_line_wins() {
+    fn of_each_field_the_last_complete_line_wins() {
         let minutes = |n| Some(Duration::from_mins(n));
-        assert_eq!(said_in("{\"retry_after\":\"5m\"}\n{\"retry_after\":120}\n").retry_after, minutes(2));
-        assert_eq!(said_in("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"9").retry_after, minutes(5));
-        assert_eq!(said_in("{\"retry_after\":\"5m\"}\nnonsense\n").retry_after, minutes(5));
-        assert_eq!(said_in("{\"reason\":\"no columns\"}\n").reason.as_deref(), Some("no columns"));
-        assert_eq!(said_in("{\"retry_after\":-1}\n"), Said::default());
-        assert_eq!(said(Path::new("/nonexistent")), Said::default());
+        let said = |text| read(text).said;
+        assert_eq!(said("{\"retry_after\":\"5m\"}\n{\"retry_after\":120}\n").retry_after, minutes(2));
+        assert_eq!(said("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"9").retry_after, minutes(5));
+        assert_eq!(said("{\"retry_after\":\"5m\"}\nnonsense\n").retry_after, minutes(5));
+        assert_eq!(said("{\"reason\":\"no columns\"}\n{\"progress\":1}\n").reason.as_deref(), Some("no columns"));
+        assert_eq!(read("{\"retry_after\":-1}\n"), ResultFile::default());
+        assert_eq!(read_result_file(Path::new("/nonexistent")), ResultFile::default());
+    }
+
+    #[test]
+    fn progress_is_a_number_from_0_to_1_and_a_text() {
+        let progress = |text: &str| read(text).progress.map(|progress| (progress.share, progress.text));
+        let loading = Some("loading".to_owned());
+        assert_eq!(progress("{\"progress\":0.4,\"text\":\"loading\"}\n"), Some((Some(0.4), loading.clone())));
+        assert_eq!(progress("{\"text\":\"loading\"}\n{\"progress\":1}\n"), Some((Some(1.0), loading)));
+        for nonsense in ["40", "-0.1", "\"0.4\"", "1e999"] {
+            assert_eq!(progress(&format!("{{\"progress\":{nonsense}}}\n")), None, "{nonsense}");
+        }
+        assert_eq!(progress("{\"reason\":\"no columns\"}\n"), None);
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_file_is_read() {
+        let lines = "{\"reason\":\"first\"}\n".to_owned() + &"{\"progress\":0.5}\n".repeat(100_000);
+        assert_eq!(read(&lines).said.reason, None);
+        assert_eq!(read(&lines).progress.and_then(|progress| progress.share), Some(0.5));
     }
 }

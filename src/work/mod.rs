@@ -2,6 +2,7 @@
 
 pub mod contract;
 pub mod fetch;
+pub mod liveness;
 pub mod workspace;
 
 use std::ffi::OsString;
@@ -14,14 +15,15 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-use crate::job::lifecycle::{Processed, Work};
+use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
 use crate::job::report::{Spent, Used};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
-use crate::ports::{Command, Exited, ObjectStore, Outbox, Runner};
+use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Runner};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
+use liveness::Watch;
 use workspace::Workspace;
 
 /// Somebody who does the work on a message.
@@ -29,8 +31,11 @@ use workspace::Workspace;
 pub trait Worker: Send + Sync {
     /// Works on every object of the message, one after another, until the first failure or until halted. When this
     /// returns, or is dropped, nothing of the work goes on.
-    async fn process(&self, work: Work, halt: CancellationToken) -> Processed;
+    async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed;
 }
+
+/// Hears what happens while the work goes on: progress, or a stall.
+pub type Tell = dyn Fn(Event) + Send + Sync;
 
 /// The worker that runs the user's command: everything that it needs, laid out.
 pub struct Bench {
@@ -44,6 +49,8 @@ pub struct Bench {
     pub job_id: String,
     /// What the command gets between TERM and KILL.
     pub stop_grace: Duration,
+    /// How long the command may give no sign of life.
+    pub stall_timeout: Option<Duration>,
     pub clock: Clock,
 }
 
@@ -69,10 +76,10 @@ struct Progress {
 #[async_trait]
 impl Worker for Bench {
     /// When this returns, the command is gone and so is everything on the disk.
-    async fn process(&self, work: Work, halt: CancellationToken) -> Processed {
+    async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed {
         let mut progress = Progress::default();
         let mut outcome = Outcome::Finished;
-        for record in &work.records {
+        for (done, record) in work.records.iter().enumerate() {
             let span = info_span!(
                 parent: None, "work",
                 message_id = %work.received.delivery.message_id,
@@ -87,7 +94,16 @@ impl Worker for Bench {
                     break;
                 }
             };
-            let processed = self.process_record(&work, record, &space, &halt, &mut progress).instrument(span).await;
+            let watch = Watch {
+                clock: self.clock,
+                stall_timeout: self.stall_timeout,
+                result_file: &space.result_file(),
+                pulse: Pulse::default(),
+                objects: (done, work.records.len()),
+                tell,
+            };
+            let processed = self.process_record(&work, record, &space, &watch, &halt, &mut progress);
+            let processed = processed.instrument(span).await;
             space.remove().await;
             if let Err(failure) = processed {
                 outcome = Outcome::Failed(failure);
@@ -108,6 +124,7 @@ impl Bench {
         work: &Work,
         record: &Record,
         space: &Workspace,
+        watch: &Watch<'_>,
         halt: &CancellationToken,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
@@ -136,14 +153,15 @@ impl Bench {
         if halt.is_cancelled() {
             return Err(Failure::Halted);
         }
-        let ended = self.timed(&mut spent.command, self.runner.run(command, halt.clone())).await;
+        let running = self.runner.run(command, halt.clone(), watch.pulse.clone());
+        let ended = self.timed(&mut spent.command, watch.over(running)).await;
         let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
         let Exited { exit: ended, used: more, last_words: words } = ended;
         *ran = true;
         *exit = Some(ended);
         *used = Some(used.map_or(more, |used| used.and(more)));
         *last_words = words;
-        *said = contract::said(&space.result_file());
+        *said = contract::read_result_file(&space.result_file()).said;
         if ended != Exit::Code(0) {
             return Err(Failure::Exit(ended, said.clone()));
         }

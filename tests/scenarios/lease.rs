@@ -9,7 +9,7 @@ use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::lease::{CEILING, Lease};
 use leasehold::job::verdict::{KeepReason, Retry, RunOutcome};
 use leasehold::ports::memory::{Call, Fault, Kind};
-use leasehold::ports::{Command, DeleteError, Exited, Queue, Runner, StartError, VisibilityError};
+use leasehold::ports::{Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
@@ -255,8 +255,8 @@ struct ThenFrozen(FakeCommand);
 
 #[async_trait]
 impl Runner for ThenFrozen {
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError> {
-        let exited = self.0.run(command, halt).await;
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+        let exited = self.0.run(command, halt, pulse).await;
         advance(2 * VISIBILITY).await;
         exited
     }

@@ -1,7 +1,9 @@
 //! A run through the real supervisor and actors, with a queue in memory, a command that only pretends, and a
 //! clock that may be paused.
 
+use std::fs::OpenOptions;
 use std::future::Future;
+use std::io::Write;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,13 +15,13 @@ use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
-use leasehold::job::report::{Ended, Report, Used};
+use leasehold::job::report::{Ended, Progress, Report, Used};
 use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
-    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Queue, ReceiveError, Runner, StartError,
+    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Pulse, Queue, ReceiveError, Runner, StartError,
     Telemetry, VisibilityError,
 };
 use leasehold::work::fetch::FetchPolicy;
@@ -93,6 +95,10 @@ pub enum Does {
     Succeeds(Duration, Duration),
     /// Works until TERM, then takes so long, and exits so.
     EndsOnTerm(Duration, i32),
+    /// Prints a line so often, so many times; then it is silent until TERM.
+    Prints(Duration, u32),
+    /// Says so often how far it is, in so many steps; then it exits 0.
+    Progresses(Duration, u32),
     /// Not even KILL seems to help.
     Hangs,
     /// A bug in us.
@@ -150,12 +156,13 @@ impl FakeCommand {
 
 #[async_trait]
 impl Runner for FakeCommand {
-    async fn run(&self, command: Command, halt: CancellationToken) -> Result<Exited, StartError> {
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
         let does = {
             let mut does = self.does.lock().expect("not poisoned");
             if does.len() > 1 { does.pop() } else { does.last().copied() }
         };
         let grace = command.stop_grace;
+        let result_file = command.env.iter().find(|(name, _)| name == "JOB_RESULT_FILE").map(|(_, path)| path.clone());
         let index = {
             let mut ran = self.ran.lock().expect("not poisoned");
             ran.push(Ran { command, ended: None });
@@ -175,6 +182,23 @@ impl Runner for FakeCommand {
                 exit = ends_on_term(&halt, grace, ending, 0) => exit,
             },
             Does::EndsOnTerm(after, code) => ends_on_term(&halt, grace, after, code).await,
+            Does::Prints(every, times) => {
+                for _ in 0..times {
+                    sleep(every).await;
+                    pulse.beat();
+                }
+                ends_on_term(&halt, grace, Duration::ZERO, 0).await
+            }
+            Does::Progresses(every, steps) => {
+                let result_file = result_file.expect("it is always given");
+                for step in 1..=steps {
+                    sleep(every).await;
+                    let line = serde_json::json!({ "progress": f64::from(step) / f64::from(steps), "text": "loading" });
+                    let mut file = OpenOptions::new().append(true).create(true).open(&result_file).expect("writable");
+                    writeln!(file, "{line}").expect("writable");
+                }
+                Exit::Code(0)
+            }
             Does::Hangs => std::future::pending().await,
             Does::Panics => panic!("a bug, made on purpose"),
         };
@@ -280,6 +304,7 @@ pub struct Journey {
     pub fetch: FetchPolicy,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
+    pub stall_timeout: Option<Duration>,
     work_dir: TempDir,
 }
 
@@ -295,9 +320,19 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let ended = told.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
-            Report::Started(_) | Report::Left(_) => None,
+            Report::Started(_) | Report::Progressed(_) | Report::Left(_) => None,
         });
         ended.collect()
+    }
+
+    /// What was told of progress, in order.
+    pub fn progress(&self) -> Vec<Progress> {
+        let told = self.told.lock().expect("not poisoned");
+        let progress = told.iter().filter_map(|report| match report {
+            Report::Progressed(progressed) => Some(progressed.progress.clone()),
+            Report::Started(_) | Report::Ended(_) | Report::Left(_) => None,
+        });
+        progress.collect()
     }
 
     /// The outcomes of all its messages, in order.
@@ -325,6 +360,7 @@ impl Journey {
             fetch: FetchPolicy::default(),
             telemetry: Arc::default(),
             settings: settings(),
+            stall_timeout: None,
             work_dir: tempfile::tempdir().expect("a temporary directory"),
         }
     }
@@ -359,6 +395,7 @@ impl Journey {
             work_dir: self.work_dir.path().to_owned(),
             job_id: "job".to_owned(),
             stop_grace: self.settings.stop.grace,
+            stall_timeout: self.stall_timeout,
             clock,
         };
         let telemetry = self.telemetry.clone();

@@ -1,0 +1,99 @@
+//! Alive: does the command still give signs of life, and how far does it say that it is?
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
+use tracing::info;
+
+use super::Tell;
+use super::contract::read_result_file;
+use crate::job::lifecycle::Event;
+use crate::job::report::Progress;
+use crate::ports::Pulse;
+use crate::ports::clock::Clock;
+
+/// How often to look at the command.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Progress goes into the log no more often than this; everybody else gets all of it.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+/// Watches one command: tells each new progress, and once that it has stalled.
+pub struct Watch<'a> {
+    pub clock: Clock,
+    pub stall_timeout: Option<Duration>,
+    pub result_file: &'a Path,
+    pub pulse: Pulse,
+    /// How many objects of the message were done before, and how many it has.
+    pub objects: (usize, usize),
+    pub tell: &'a Tell,
+}
+
+/// What was seen so far.
+#[derive(Default)]
+struct Seen {
+    /// Of the result file: its length and when it was written.
+    stamp: Option<(u64, SystemTime)>,
+    progress: Option<Progress>,
+    logged_at: Option<Duration>,
+    is_logged: bool,
+    sign_at: Duration,
+    stalled: bool,
+}
+
+impl Watch<'_> {
+    pub async fn over<T>(&self, command: impl Future<Output = T>) -> T {
+        let mut command = pin!(command);
+        let mut seen = Seen { sign_at: self.clock.now(), ..Seen::default() };
+        loop {
+            match timeout(LOOK, &mut command).await {
+                Ok(ended) => {
+                    self.look_at_progress(&mut seen);
+                    return ended;
+                }
+                Err(_) => self.look(&mut seen),
+            }
+        }
+    }
+
+    fn look(&self, seen: &mut Seen) {
+        let now = self.clock.now();
+        let progressed = self.look_at_progress(seen);
+        if self.pulse.take() || progressed {
+            seen.sign_at = now;
+        }
+        if let (Some(progress), false) = (&seen.progress, seen.is_logged)
+            && seen.logged_at.is_none_or(|logged_at| now.saturating_sub(logged_at) >= LOG_PAUSE)
+        {
+            info!(progress = progress.share, text = progress.text, "progress");
+            (seen.logged_at, seen.is_logged) = (Some(now), true);
+        }
+        let silent = now.saturating_sub(seen.sign_at);
+        if self.stall_timeout.is_some_and(|limit| silent >= limit) && !seen.stalled {
+            seen.stalled = true;
+            (self.tell)(Event::Stalled);
+        }
+    }
+
+    /// Is there something new?
+    fn look_at_progress(&self, seen: &mut Seen) -> bool {
+        let Ok(file) = self.result_file.metadata() else { return false };
+        let Ok(written) = file.modified() else { return false };
+        if seen.stamp.replace((file.len(), written)) == Some((file.len(), written)) {
+            return false;
+        }
+        let Some(progress) = read_result_file(self.result_file).progress else { return false };
+        #[expect(clippy::cast_precision_loss, reason = "a message has few objects")]
+        let of_all = |share: f64| (self.objects.0 as f64 + share) / self.objects.1 as f64;
+        let progress = Progress { share: progress.share.map(of_all), ..progress };
+        if seen.progress.as_ref() == Some(&progress) {
+            return false;
+        }
+        (self.tell)(Event::Progressed(progress.clone()));
+        (seen.progress, seen.is_logged) = (Some(progress), false);
+        true
+    }
+}
