@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use comfy_table::{Table, presets};
+use indicatif::MultiProgress;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -23,6 +24,7 @@ use crate::ports::clock::Clock;
 use crate::ports::folder::{Folder, FolderError, FolderOutbox};
 use crate::ports::memory::{Kind, MemoryQueue, Standing};
 use crate::ports::{Outbox, Runner, Telemetry};
+use crate::telemetry::bars::Bars;
 use crate::telemetry::{log_ended, log_started};
 use crate::work::Bench;
 
@@ -33,6 +35,7 @@ const MAX_RECEIVE_COUNT: u32 = 3;
 pub async fn run(
     config: LocalConfig,
     runner: Arc<dyn Runner>,
+    screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
     let LocalConfig { inbox, outbox, concurrency, work } = config;
@@ -41,7 +44,8 @@ pub async fn run(
     let dead_letters = "dead-letters".to_owned();
     let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVE_COUNT, queue: dead_letters };
     let queue = MemoryQueue::new(Kind::Standard, redrive);
-    let telemetry = Arc::new(Watch::new(files.iter().map(|file| file.object.key.clone())));
+    let telemetry =
+        Arc::new(Watch::new(files.iter().map(|file| file.object.key.clone()), Bars::new(screen, files.len())));
     for file in &files {
         queue.send(file.notification());
     }
@@ -79,9 +83,10 @@ pub async fn run(
     Ok(summary)
 }
 
-/// Logs as a pod does, and keeps count.
+/// Logs as a pod does, draws bars, and keeps count.
 struct Watch {
     files: Mutex<BTreeMap<String, File>>,
+    bars: Bars,
 }
 
 /// What became of one file.
@@ -97,8 +102,8 @@ struct File {
 }
 
 impl Watch {
-    fn new(keys: impl Iterator<Item = String>) -> Self {
-        Self { files: Mutex::new(keys.map(|key| (key, File::default())).collect()) }
+    fn new(keys: impl Iterator<Item = String>, bars: Bars) -> Self {
+        Self { files: Mutex::new(keys.map(|key| (key, File::default())).collect()), bars }
     }
 
     fn ended(&self, ended: &Ended) {
@@ -123,13 +128,18 @@ impl Watch {
 impl Telemetry for Watch {
     async fn tell(&self, report: &Report) {
         match report {
-            Report::Started(subject) => log_started(subject),
+            Report::Started(subject) => {
+                log_started(subject);
+                self.bars.started(subject);
+            }
+            Report::Progressed(progressed) => self.bars.progressed(progressed),
             Report::Ended(ended) => {
                 log_ended(ended, SystemTime::now());
+                self.bars.ended(ended);
                 self.ended(ended);
             }
             // A run is not worth a word here, only its message is.
-            Report::Progressed(_) | Report::Left(_) => {}
+            Report::Left(_) => {}
         }
     }
 }

@@ -17,6 +17,7 @@ use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{Runner, aws};
 use leasehold::telemetry::Told;
 use leasehold::telemetry::attempts::AttemptHistory;
+use leasehold::telemetry::bars;
 use leasehold::telemetry::logs::{self, LogFormat};
 use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
 use leasehold::work::Bench;
@@ -107,10 +108,11 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
 fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
     check(&config.work)?;
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
-    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), std::io::stderr());
+    let (screen, above) = bars::screen(format == LogFormat::Text);
+    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), above);
     runtime()?.block_on(async {
         let stop = stop_requested().map_err(|error| format!("signals cannot be received: {error}"))?;
-        let summary = local::run(config, runner()?, stop).await.map_err(|error| error.to_string())?;
+        let summary = local::run(config, runner()?, screen, stop).await.map_err(|error| error.to_string())?;
         println!("{summary}");
         Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
     })

@@ -1,8 +1,11 @@
 //! The real binary, real servers, real signals.
 
+use std::io::Read;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -250,4 +253,37 @@ async fn ctrl_c_rehearses_the_ordered_stop() {
     let left = run.run_to(1).await;
     assert!(left.stdout.contains("0 of 4 files succeeded"), "{}", left.stdout);
     assert!(left.stdout.contains("stopped") && left.stdout.contains("not started"), "{}", left.stdout);
+}
+
+#[tokio::test]
+async fn a_terminal_shows_a_bar_for_each_file_and_one_for_all() {
+    let outbox = tempfile::tempdir().expect("a temporary directory");
+    let seen = outbox.path().join("seen");
+    let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    let OpenptyResult { master, slave } = openpty(Some(&size), None).expect("a terminal");
+    let script = format!(
+        r#"echo '{{"progress":0.45,"text":"loading"}}' >> "$JOB_RESULT_FILE"; until [ -e {} ]; do sleep 0.05; done"#,
+        seen.display()
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["local", "examples/inbox", "--", "sh", "-c", &script]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(slave)).env("TERM", "xterm");
+    let mut child = command.kill_on_drop(true).spawn().expect("the binary starts");
+    drop(command);
+    let reader = tokio::task::spawn_blocking(move || {
+        let (mut master, mut screen, mut some) = (std::fs::File::from(master), String::new(), [0; 4096]);
+        // A terminal that nobody writes to any more is an error.
+        while let Ok(read @ 1..) = master.read(&mut some) {
+            screen.push_str(&String::from_utf8_lossy(&some[..read]));
+            if screen.contains("45%") {
+                std::fs::write(&seen, "").expect("it is written");
+            }
+        }
+        screen
+    });
+    let ended = tokio::time::timeout(Duration::from_mins(1), child.wait()).await.expect("it ends").expect("it is told");
+    let screen = reader.await.expect("no panic");
+    assert!(ended.success(), "{screen}");
+    assert!(screen.contains("loading") && screen.contains("1 of 4 files"), "{screen}");
+    assert!(screen.contains("message deleted"), "the log is above the bars: {screen}");
 }

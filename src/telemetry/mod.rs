@@ -1,6 +1,7 @@
 //! What a run tells, and where: log records, and the termination message that Kubernetes shows.
 
 pub mod attempts;
+pub mod bars;
 pub mod logs;
 pub mod termination;
 mod text;
