@@ -3,7 +3,7 @@
 //! It is the queue of `leasehold local`, of our own journey tests and of users' offline tests. The rules
 //! are those which LocalStack's tests recorded against AWS, else those of AWS's documentation; where both
 //! are silent or disagree, the answer that is worst for the caller: a fake that is kinder than SQS lies.
-//! `tests/queue_contract.rs` asserts the same of this queue and of a real server.
+//! `tests/queue_contract` asserts the same of this queue and of a real server.
 //!
 //! Not played: retention, delayed sends, deduplication, disorder and duplicates in standard queues.
 

@@ -1,0 +1,132 @@
+//! The guarantees: of each world, and of what can still come of it.
+
+use leasehold::job::verdict::OnStop;
+
+use super::Setting;
+use super::message::Standing;
+use super::moves::{Move, PodMove};
+use super::pod::{Call, Command, Doing, Pod, Poll};
+use super::world::World;
+
+/// What is not as it was promised.
+pub type Broken = String;
+
+impl World {
+    /// The guarantees.
+    pub fn check(&self, setting: &Setting) -> Result<(), Broken> {
+        if let Standing::Hidden { until } = self.message.standing
+            && until > self.now + setting.longest_hidden()
+        {
+            return Err(format!("the message is hidden until {until:?}"));
+        }
+        let mut working = 0;
+        for pod in self.pods.iter().flatten() {
+            if let Some(believed) = pod.believes(self.now) {
+                let is_so = match self.message.standing {
+                    // By this pod, whose answer is still out: a delete has been checked already.
+                    Standing::Deleted => true,
+                    Standing::Hidden { .. } => believed == self.message.receives,
+                    Standing::Visible | Standing::Dead => false,
+                };
+                if !is_so {
+                    return Err(format!(
+                        "receipt {believed} is believed held, but the message is {:?}",
+                        self.message.standing
+                    ));
+                }
+                working += u32::from(pod.command != Command::None);
+            }
+            let lost = pod.keeper.as_ref().is_some_and(|keeper| keeper.lease.expires_at().is_none());
+            if lost && pod.core.job.phase() == "Processing" {
+                return Err("the lease is lost, and the work goes on".to_owned());
+            }
+            if pod.stopped && pod.command == Command::Running {
+                return Err("the pod was asked to stop, and the work goes on".to_owned());
+            }
+        }
+        if working > 1 {
+            return Err("two commands run while both pods believe that the message is theirs".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The moves of a kind world: everything asked is answered, the work succeeds, and nobody waits in vain.
+fn kind_move(world: &World) -> Option<Move> {
+    let kind = |(i, pod): (usize, &Option<Pod>)| {
+        let pod = pod.as_ref()?;
+        let call = pod.keeper.as_ref().and_then(|keeper| keeper.call);
+        let chosen = match (pod.poll, call, pod.command) {
+            (Some(Poll { brings: None, .. }), _, _) if world.message.standing == Standing::Visible => {
+                PodMove::PollComesThrough
+            }
+            (Some(_), _, _) => PodMove::PollIsAnswered,
+            (None, Some(Call { answer: None, .. }), _) => PodMove::CallComesThrough { hides_again: false },
+            (None, Some(Call { answer: Some(_), .. }), _) => PodMove::CallIsAnswered,
+            (None, None, Command::Running | Command::Halting) => PodMove::CommandExits(0),
+            (None, None, Command::None) => match pod.keeper.as_ref().map(|keeper| &keeper.doing) {
+                Some(Doing::Deleting { .. }) => PodMove::RetriesDelete,
+                _ => PodMove::LimitIsOver,
+            },
+        };
+        Some(Move::Of(i, chosen))
+    };
+    world.pods.iter().enumerate().find_map(kind)
+}
+
+/// Nothing is answered any more and the command does not end: only time goes on.
+fn dead_move(world: &World, i: usize) -> Move {
+    let limited = world.pods[i].as_ref().is_some_and(|pod| pod.limit.is_some());
+    if limited { Move::Of(i, PodMove::LimitIsOver) } else { Move::Tick }
+}
+
+/// Once asked to stop a pod ends: without any further tick in a kind world, and by its limits alone in a dead one.
+/// A message in hand, or on its way, is then visible at once, if that was asked for.
+pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Broken> {
+    let stopped = before.after(setting, Move::Of(i, PodMove::Stop))?;
+    let mut dead = stopped.clone();
+    for _ in 0..6 {
+        if dead.pods[i].is_some() {
+            dead = dead.after(setting, dead_move(&dead, i))?;
+        }
+    }
+    let mut kind = stopped;
+    for _ in 0..12 {
+        if let Some(chosen) = kind_move(&kind) {
+            kind = kind.after(setting, chosen)?;
+        }
+    }
+    if dead.pods[i].is_some() || kind.pods[i].is_some() {
+        return Err("a pod that was asked to stop does not end".to_owned());
+    }
+    let comes_back = before.pods[i].as_ref().is_some_and(|pod| match pod.core.job.phase() {
+        // Unless the answer that brought it was lost: then nobody has its receipt.
+        "Receiving" => pod.poll.is_some_and(|poll| {
+            let may_bring =
+                poll.brings == Some(before.message.receives) || before.message.standing == Standing::Visible;
+            may_bring && before.now < poll.asked_at + setting.visibility
+        }),
+        "Processing" => pod.believes(before.now).is_some(),
+        _ => false,
+    });
+    let is_hidden = matches!(kind.message.standing, Standing::Hidden { .. });
+    if comes_back && is_hidden && setting.policy.retry.on_stop == OnStop::Release {
+        return Err("a pod that was asked to stop leaves its message hidden".to_owned());
+    }
+    Ok(())
+}
+
+/// If from here on all goes well, then the message ends: deleted after a success, or as a dead letter.
+pub fn check_end(setting: &Setting, world: &World) -> Result<(), Broken> {
+    let mut world = world.clone();
+    for _ in 0..60 {
+        let chosen = match (kind_move(&world), world.message.standing) {
+            (Some(chosen), _) => chosen,
+            (None, Standing::Visible) => Move::Start(0),
+            (None, Standing::Hidden { .. }) => Move::Tick,
+            (None, Standing::Deleted | Standing::Dead) => return Ok(()),
+        };
+        world = world.after(setting, chosen)?;
+    }
+    Err("the message does not end, although all goes well".to_owned())
+}

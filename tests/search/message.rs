@@ -1,0 +1,99 @@
+//! The message, as a model of SQS's rules: those of `ports/memory.rs`.
+
+use std::time::Duration;
+
+use leasehold::job::lease::CEILING;
+use leasehold::ports::memory::Kind;
+
+use super::Setting;
+
+/// After so many receives the next one makes it a dead letter.
+pub const MAX_RECEIVES: u32 = 2;
+
+/// The message, as SQS has it.
+#[derive(Clone, Hash)]
+pub struct Message {
+    pub standing: Standing,
+    /// How often it was received. A delivery's receipt is the count that it had.
+    pub receives: u32,
+    pub received_at: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Standing {
+    Visible,
+    Hidden { until: Duration },
+    Deleted,
+    Dead,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Request {
+    Change(Duration),
+    Delete,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Answer {
+    Ok,
+    NotInFlight,
+    AtCeiling,
+    Refused,
+}
+
+impl Message {
+    pub fn receive(&mut self, setting: &Setting, now: Duration) -> Option<u32> {
+        if self.standing != Standing::Visible {
+            return None;
+        }
+        if self.receives == MAX_RECEIVES {
+            self.standing = Standing::Dead;
+            return None;
+        }
+        self.standing = Standing::Hidden { until: now + setting.visibility };
+        self.receives += 1;
+        self.received_at = now;
+        Some(self.receives)
+    }
+
+    /// `hides_again`: whether an extension that comes too late hides the message again is disputed.
+    pub fn answer(&mut self, kind: Kind, now: Duration, receipt: u32, request: Request, hides_again: bool) -> Answer {
+        let stale = receipt != self.receives;
+        match (request, self.standing) {
+            (Request::Change(_), Standing::Deleted | Standing::Dead) => Answer::NotInFlight,
+            (Request::Change(to), Standing::Hidden { .. }) if !stale => {
+                if now + to > self.received_at + CEILING {
+                    return Answer::AtCeiling;
+                }
+                self.hide(now, to);
+                Answer::Ok
+            }
+            (Request::Delete, Standing::Hidden { .. }) if !stale => {
+                self.standing = Standing::Deleted;
+                Answer::Ok
+            }
+            (Request::Change(_), Standing::Hidden { .. } | Standing::Visible) if kind == Kind::Fifo => {
+                Answer::NotInFlight
+            }
+            (Request::Delete, Standing::Hidden { .. } | Standing::Visible) if kind == Kind::Fifo => Answer::Refused,
+            (Request::Change(to), Standing::Visible) if !stale && hides_again => {
+                self.hide(now, to);
+                Answer::Ok
+            }
+            (Request::Delete, Standing::Visible) if !stale => {
+                self.standing = Standing::Deleted;
+                Answer::Ok
+            }
+            // A yes that means nothing.
+            (Request::Change(_) | Request::Delete, _) => Answer::Ok,
+        }
+    }
+
+    fn hide(&mut self, now: Duration, to: Duration) {
+        self.standing = if to.is_zero() { Standing::Visible } else { Standing::Hidden { until: now + to } };
+    }
+
+    pub fn is_gone(&self) -> bool {
+        matches!(self.standing, Standing::Deleted | Standing::Dead)
+    }
+}

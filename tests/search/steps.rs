@@ -1,0 +1,66 @@
+//! The job of a pod, shared by all worlds in which it is the same.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt::{self, Write};
+use std::hash::{DefaultHasher, Hasher};
+use std::rc::Rc;
+use std::time::Duration;
+
+use leasehold::job::lifecycle::{Effect, Event, Job, Step};
+use leasehold::job::verdict::{Completed, Verdict};
+
+/// A job and its fingerprint: two with the same one are the same.
+pub struct Core {
+    pub job: Job,
+    pub print: u64,
+    /// What it wished for when it came to be. They stay here, because a [`Completed`] cannot be copied.
+    pub effects: Vec<Effect>,
+}
+
+impl Core {
+    pub fn of(Step { job, effects }: Step) -> Rc<Self> {
+        Rc::new(Self { print: print(&job), job, effects })
+    }
+
+    pub fn verdict(&self) -> &Verdict {
+        for effect in &self.effects {
+            if let Effect::Settle(verdict) = effect {
+                return verdict;
+            }
+        }
+        unreachable!("only who gave one is asked for it")
+    }
+
+    pub fn completed(&self) -> &Completed {
+        match self.verdict() {
+            Verdict::Delete(completed) => completed,
+            Verdict::Keep(..) => unreachable!("only who wished for a delete is asked for it"),
+        }
+    }
+}
+
+/// A hash of what [`fmt::Debug`] writes.
+pub fn print(what: &impl fmt::Debug) -> u64 {
+    struct Print(DefaultHasher);
+    impl Write for Print {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.write(text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut print = Print(DefaultHasher::new());
+    write!(print, "{what:?}").unwrap();
+    print.0.finish()
+}
+
+/// Every step of a job that was ever asked for: the same one is asked for in many worlds.
+#[derive(Default)]
+pub struct Steps(RefCell<HashMap<(u64, u64, Duration), Rc<Core>>>);
+
+impl Steps {
+    pub fn after(&self, core: &Core, now: Duration, event: &Event) -> Rc<Core> {
+        let step = || Core::of(core.job.clone().step(now, event.clone()));
+        self.0.borrow_mut().entry((core.print, print(event), now)).or_insert_with(step).clone()
+    }
+}

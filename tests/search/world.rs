@@ -1,0 +1,138 @@
+//! The message and two pods, and what a move makes of them.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use leasehold::job::lifecycle::Job;
+
+use super::Setting;
+use super::hands::Acting;
+use super::invariants::Broken;
+use super::message::{Answer, Message, Request, Standing};
+use super::moves::Move;
+use super::pod::{Command, Pod, room};
+use super::steps::Core;
+
+/// All there is.
+#[derive(Clone)]
+pub struct World {
+    pub now: Duration,
+    pub message: Message,
+    pub pods: [Option<Pod>; 2],
+    /// Requests for whose answer nobody waits any more; they may still come through.
+    pub strays: Vec<(u32, Request)>,
+    /// Receipts under which a command succeeded, as bits.
+    pub successes: u32,
+    /// How much may still go wrong; [`World::NO_LIMIT`] is never used up.
+    pub faults: u32,
+}
+
+impl World {
+    pub const NO_LIMIT: u32 = u32::MAX;
+
+    pub fn new(faults: u32) -> Self {
+        let message = Message { standing: Standing::Visible, receives: 0, received_at: Duration::ZERO };
+        Self { now: Duration::ZERO, message, pods: [None, None], strays: Vec::new(), successes: 0, faults }
+    }
+
+    /// What is after a move; or which guarantee it broke.
+    pub fn after(&self, setting: &Setting, chosen: Move) -> Result<Self, Broken> {
+        let mut world = self.clone();
+        match chosen {
+            Move::Tick => world.now += setting.tick,
+            Move::StrayComesThrough(i) => {
+                let (receipt, request) = world.strays.remove(i);
+                world.comes_through(setting, receipt, request, false)?;
+            }
+            Move::Start(i) => {
+                let pod = Pod {
+                    started_at: world.now,
+                    core: Core::of(Job::start(setting.policy.clone())),
+                    poll: None,
+                    finishing: false,
+                    keeper: None,
+                    command: Command::None,
+                    limit: None,
+                    succeeded: false,
+                    stopped: false,
+                };
+                let mut acting = Acting {
+                    setting,
+                    world: &mut world,
+                    pod,
+                    over: None,
+                    told: Vec::new(),
+                    delete_was_answered: false,
+                };
+                acting.carry_out()?;
+                let pod = acting.pod;
+                world.pods[i] = Some(pod);
+            }
+            Move::Of(i, chosen) => {
+                let pod = world.pods[i].take().expect("only a pod that runs has moves");
+                if chosen.is_fault() && world.faults != Self::NO_LIMIT {
+                    world.faults = world.faults.saturating_sub(1);
+                }
+                let mut acting = Acting {
+                    setting,
+                    world: &mut world,
+                    pod,
+                    over: None,
+                    told: Vec::new(),
+                    delete_was_answered: false,
+                };
+                let lives = acting.act(chosen)?;
+                let pod = acting.pod;
+                world.pods[i] = lives.then_some(pod);
+            }
+        }
+        world.tidy();
+        world.check(setting)?;
+        Ok(world)
+    }
+
+    pub fn comes_through(
+        &mut self,
+        setting: &Setting,
+        receipt: u32,
+        request: Request,
+        hides_again: bool,
+    ) -> Result<Answer, Broken> {
+        let was_gone = self.message.is_gone();
+        let answer = self.message.answer(setting.kind, self.now, receipt, request, hides_again);
+        if self.message.standing == Standing::Deleted && !was_gone && self.successes & (1 << receipt) == 0 {
+            return Err(format!("receipt {receipt} deleted the message without a success"));
+        }
+        Ok(answer)
+    }
+
+    /// Worlds that differ only in what makes no difference any more become the same.
+    fn tidy(&mut self) {
+        if matches!(self.message.standing, Standing::Hidden { until } if until <= self.now) {
+            self.message.standing = Standing::Visible;
+        }
+        let (is_gone, receives) = (self.message.is_gone(), self.message.receives);
+        self.strays.retain(|(receipt, _)| !is_gone && *receipt == receives);
+        self.strays.sort_unstable_by_key(|(_, request)| match request {
+            Request::Change(to) => Some(*to),
+            Request::Delete => None,
+        });
+        self.strays.dedup();
+    }
+
+    /// Points in time matter only as seen from now, and which of two pods is which does not.
+    pub fn key(&self, setting: &Setting) -> u64 {
+        let mut pods = self.pods.each_ref().map(|pod| pod.as_ref().map(|pod| pod.key(setting, self.now)));
+        pods.sort_unstable();
+        let mut hasher = DefaultHasher::new();
+        let standing = match self.message.standing {
+            Standing::Hidden { until } => Standing::Hidden { until: until - self.now },
+            same @ (Standing::Visible | Standing::Deleted | Standing::Dead) => same,
+        };
+        let room = room(setting, self.now, self.message.received_at);
+        // Only the last receipt deletes.
+        let has_succeeded = self.successes & (1 << self.message.receives) != 0;
+        (standing, self.message.receives, room, has_succeeded, &self.strays, self.faults, pods).hash(&mut hasher);
+        hasher.finish()
+    }
+}
