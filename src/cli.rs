@@ -25,6 +25,8 @@ pub enum Action {
     Run(Box<RunArgs>),
     /// The same without AWS: every file of a folder becomes an object and a message
     Local(Box<LocalArgs>),
+    /// Copy this program into a folder, for a container whose image does not have it
+    Install(InstallArgs),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +62,13 @@ pub struct LocalArgs {
 
     #[command(flatten)]
     pub work: WorkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The folder that gets the file `leasehold`: a volume that both containers mount
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 #[derive(Debug, Args)]

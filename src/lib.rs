@@ -18,13 +18,15 @@
 //! - [`ports`] is the world, in our own words, and its adapters: SQS, S3, processes; a queue in memory
 //!   and a folder as a bucket, which obey the same rules.
 //! - [`telemetry`] is what a run tells: logs and the termination message.
-//! - [`cli`] and [`config`] are the way in; [`local`] runs the same actors on a folder.
+//! - [`cli`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
+//!   into an image that does not have it.
 //!
 //! Architecture invariant: `job ← ports ← work ← actors ← main`; `tests/architecture.rs` holds the walls.
 
 pub mod actors;
 pub mod cli;
 pub mod config;
+pub mod install;
 pub mod job;
 pub mod local;
 pub mod ports;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use leasehold::actors::supervisor::{self, World};
 use leasehold::cli::{self, Action, Cli};
 use leasehold::config::{LocalConfig, RunConfig, WorkConfig};
+use leasehold::install::install;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::local;
 use leasehold::ports::clock::Clock;
@@ -55,6 +56,13 @@ fn main() -> ExitCode {
             .map_err(|error| error.to_string())
             .and_then(run_local)
             .unwrap_or_else(|why| refuse(&why)),
+        Action::Install(args) => match install(&args.folder) {
+            Ok(place) => {
+                println!("installed {}", place.display());
+                ExitCode::SUCCESS
+            }
+            Err(error) => refuse(&format!("cannot install into {}: {error}", args.folder.display())),
+        },
     }
 }
 

@@ -1,4 +1,5 @@
 //! What a cluster and an account are given: everything below deploy/.
 
+mod install;
 mod kustomize;
 mod manifests;
