@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::job::route::EventFilter;
@@ -108,6 +109,10 @@ pub struct WorkArgs {
     /// Where files live while they are processed [default: the system's temporary directory]
     #[arg(long, env = "LEASEHOLD_WORK_DIR", value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
     pub work_dir: PathBuf,
+
+    /// How much may be in there, as an emptyDir's sizeLimit says it; what does not fit is not fetched [default: what is free]
+    #[arg(long, env = "LEASEHOLD_WORK_DIR_LIMIT", value_name = "SIZE", value_parser = size, help_heading = WORK)]
+    pub work_dir_limit: Option<ByteSize>,
 
     /// What to make of an object that is gone or was overwritten [default: retry if gone, fail if overwritten]
     #[arg(long, env = "LEASEHOLD_MISSING_OBJECT", value_enum, help_heading = WORK)]
@@ -263,9 +268,23 @@ fn time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))
 }
 
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error| format!("{error}; write for example 500Mi or 20Gi"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_written_as_in_kubernetes() {
+        for (text, bytes) in [("20Gi", 20 << 30), ("500Mi", 500 << 20), ("1500M", 1_500_000_000), ("123", 123)] {
+            assert_eq!(size(text), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "much", "10 parsecs", "-1"] {
+            assert!(size(text).unwrap_err().contains("20Gi"), "{text}");
+        }
+    }
 
     #[test]
     fn a_misspelt_variable_is_refused_with_the_nearest_name() {

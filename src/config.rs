@@ -16,6 +16,7 @@ use crate::telemetry::logs::{Identity, LogFormat};
 use crate::telemetry::termination::TerminationLog;
 use crate::work::CommandLine;
 use crate::work::fetch::FetchPolicy;
+use crate::work::workspace::WorkDir;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,7 +88,7 @@ pub struct WorkConfig {
     pub settings: Settings,
     pub command: CommandLine,
     pub fetch: FetchPolicy,
-    pub work_dir: PathBuf,
+    pub work_dir: WorkDir,
     pub stall_timeout: Option<Duration>,
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
@@ -187,8 +188,8 @@ fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, C
             stop,
         },
         command: CommandLine { program: command.next().expect("clap requires COMMAND"), args: command.collect() },
-        fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets },
-        work_dir: args.work_dir,
+        fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets, ..FetchPolicy::default() },
+        work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
         stall_timeout: args.stall_timeout,
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,

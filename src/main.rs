@@ -129,7 +129,7 @@ fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
 /// What can be seen to be wrong before a message is received costs no message an attempt.
 fn check(work: &WorkConfig) -> Result<(), String> {
     find_program(&work.command.program).map_err(|error| error.to_string())?;
-    check_work_dir(&work.work_dir).map_err(|error| format!("--work-dir {}: {error}", work.work_dir.display()))
+    check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
 }
 
 fn check_work_dir(path: &Path) -> std::io::Result<()> {

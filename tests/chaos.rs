@@ -78,7 +78,7 @@ async fn chaos(mut rng: Rng) {
     let watched = watch(witness.clone(), cloud.endpoint.clone()).await;
     let network = Microburst::start(&watched, &faults(&mut rng)).await;
     let endpoint = network.endpoint();
-    let (keys, ()) = tokio::join!(put_objects(&cloud, &mut rng), warm_up(&cloud, &endpoint));
+    let (keys, ()) = tokio::join!(put_objects(&cloud, &mut rng), aws::warm_up(&endpoint));
 
     let pods = run_pods(&cloud, &endpoint, &mut rng).await;
 
@@ -162,15 +162,6 @@ async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
     }
     assert_eq!((keys.len(), cloud.counts().await), (MESSAGES, (MESSAGES.try_into().unwrap(), 0)));
     keys
-}
-
-/// microburst reads the descriptions of all services when it is first called, and answers nobody for seconds.
-async fn warm_up(cloud: &Cloud, endpoint: &str) {
-    let config = aws::config(endpoint);
-    let sqs = aws_sdk_sqs::Client::new(&config);
-    sqs.get_queue_attributes().queue_url(&cloud.queue_url).send().await.unwrap();
-    let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
-    aws_sdk_s3::Client::from_conf(s3).list_buckets().send().await.unwrap();
 }
 
 /// Starts pods as KEDA does, one a message and so many at most, until the queue is empty and all of them are gone.

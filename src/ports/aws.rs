@@ -173,7 +173,7 @@ impl Failure {
 }
 
 /// The causes of an SDK's error on one line, without its own "dispatch failure: other" and the like.
-fn causes(error: &(dyn Error + 'static)) -> String {
+pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line: Vec<String> = Vec::new();
     for source in sources(error).skip(1).filter(|source| !source.is::<ConnectorError>()) {
         let text = one_line(&source.to_string());

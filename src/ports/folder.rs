@@ -5,16 +5,21 @@
 
 use std::fs::{self, Metadata};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError};
+use super::{ByteStream, FetchError, ObjectBody, ObjectStore, Outbox, PublishError};
 use crate::job::notification::Object;
 
 /// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
@@ -117,6 +122,26 @@ impl Listed {
 #[async_trait]
 impl ObjectStore for Folder {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
+        let (file, size, etag) = self.file(object).await?;
+        Ok(ObjectBody {
+            size,
+            etag: Some(etag),
+            checksum: None,
+            bytes: ReaderStream::with_capacity(file, CHUNK).boxed(),
+        })
+    }
+
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError> {
+        let (mut file, ..) = self.file(object).await?;
+        let retryable = |error: io::Error| FetchError::Retryable(format!("{}: {error}", object.key));
+        file.seek(io::SeekFrom::Start(range.start)).await.map_err(retryable)?;
+        Ok(ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK).boxed())
+    }
+}
+
+impl Folder {
+    /// The open file, its size, and its etag.
+    async fn file(&self, object: &Object) -> Result<(File, u64, String), FetchError> {
         let retryable = |error: io::Error| {
             let why = format!("{}: {error}", object.key);
             if error.kind() == io::ErrorKind::NotFound { FetchError::Missing(why) } else { FetchError::Retryable(why) }
@@ -128,17 +153,21 @@ impl ObjectStore for Folder {
         if !path.starts_with(&self.root) {
             return Err(permanent("it is outside of the folder"));
         }
-        let file = tokio::fs::File::open(path).await.map_err(retryable)?;
+        let file = File::open(path).await.map_err(retryable)?;
         let metadata = file.metadata().await.map_err(retryable)?;
         if !metadata.is_file() {
             return Err(permanent("not a file"));
         }
-        if object.etag.as_ref().is_some_and(|told| *told != etag(&metadata)) {
+        let etag = etag(&metadata);
+        if object.etag.as_ref().is_some_and(|told| *told != etag) {
             return Err(FetchError::Overwritten(format!("{}: it was overwritten since the event", object.key)));
         }
-        Ok(ObjectBody { size: Some(metadata.len()), bytes: Box::pin(file) })
+        Ok((file, metadata.len(), etag))
     }
 }
+
+/// In bytes.
+const CHUNK: usize = 256 * 1024;
 
 /// A folder for results: those for an object come into a folder named by its key.
 ///
@@ -234,7 +263,7 @@ fn form_urlencoded(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use futures_util::TryStreamExt;
 
     use super::*;
 
@@ -253,9 +282,8 @@ mod tests {
     }
 
     async fn content(folder: &Folder, object: &Object) -> Result<String, FetchError> {
-        let mut text = String::new();
-        folder.open(object).await?.bytes.read_to_string(&mut text).await.unwrap();
-        Ok(text)
+        let chunks: Vec<_> = folder.open(object).await?.bytes.try_collect().await.unwrap();
+        Ok(String::from_utf8(chunks.concat()).unwrap())
     }
 
     /// Everything in the folder, hidden or not, with its content.
@@ -279,6 +307,8 @@ mod tests {
         let keys: Vec<_> = listed.iter().map(|file| (file.object.key.as_str(), file.object.size)).collect();
         assert_eq!(keys, [("b-a.txt", Some(2)), ("b/c.txt", Some(1)), ("z", Some(0))]);
         assert_eq!(content(&folder, &listed[1].object).await.as_deref(), Ok("c"));
+        let part: Vec<_> = folder.open_range(&listed[0].object, 1..2).await.unwrap().try_collect().await.unwrap();
+        assert_eq!(part.concat(), b"b");
     }
 
     #[test]

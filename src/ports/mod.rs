@@ -6,6 +6,7 @@
 //! client), and only `process` starts or signals a process.
 
 pub mod aws;
+pub mod checksum;
 pub mod clock;
 pub mod folder;
 pub mod memory;
@@ -14,20 +15,23 @@ pub mod s3;
 pub mod sqs;
 
 use std::ffi::OsString;
+use std::io;
+use std::ops::Range;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::AsyncRead;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
 use crate::job::report::{Report, Used};
 use crate::job::verdict::{DeletePermit, Exit};
+use checksum::Checksum;
 
 /// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per delivery.
 ///
@@ -84,13 +88,23 @@ pub enum DeleteError {
 pub trait ObjectStore: Send + Sync {
     /// Opens exactly the object that the event told of: its version, else its eTag.
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError>;
+
+    /// Opens some bytes of it, which are there. Without a version or an eTag it may have become another one.
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError>;
 }
 
-/// An object's bytes, as a stream.
+/// Bytes as they come; none after an error.
+pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
+
+/// An object's bytes, and what the store tells of them before they come.
 pub struct ObjectBody {
-    /// In bytes, if the store tells.
-    pub size: Option<u64>,
-    pub bytes: Pin<Box<dyn AsyncRead + Send>>,
+    /// In bytes.
+    pub size: u64,
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// If it is one that can be compared with that of the bytes.
+    pub checksum: Option<Checksum>,
+    pub bytes: ByteStream,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

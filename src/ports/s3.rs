@@ -1,12 +1,22 @@
 //! Objects in S3, or in anything that speaks its protocol.
 
+use std::io;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
+use aws_sdk_s3::config::ResponseChecksumValidation;
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
+use aws_sdk_s3::types::ChecksumType;
+use aws_smithy_types::byte_stream;
+use futures_util::stream::{self, StreamExt};
+use tracing::debug;
 
 use super::aws::{self, Failure};
-use super::{FetchError, ObjectBody, ObjectStore, ObjectWriter};
+use super::checksum::{Algorithm, Checksum};
+use super::{ByteStream, FetchError, ObjectBody, ObjectStore, ObjectWriter};
 use crate::job::notification::Object;
 
 /// The buckets of S3.
@@ -30,28 +40,91 @@ impl S3 {
         self.client.get_or_init(|| {
             // Of an endpoint other than AWS's own no bucket has a host name, so it is put into the path.
             let in_path = aws::custom_endpoint(&self.config, "S3").is_some();
-            let config = aws_sdk_s3::config::Builder::from(&self.config).force_path_style(in_path).build();
-            aws_sdk_s3::Client::from_conf(config)
+            let config = aws_sdk_s3::config::Builder::from(&self.config)
+                .force_path_style(in_path)
+                // Whoever reads compares the checksum: the SDK sees only the bytes of one answer.
+                .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+            aws_sdk_s3::Client::from_conf(config.build())
         })
+    }
+
+    /// A request for exactly the object that the event told of.
+    fn get(&self, object: &Object) -> GetObjectFluentBuilder {
+        let get = self.client().get_object().bucket(&object.bucket).key(&object.key);
+        let get = get.set_expected_bucket_owner(self.expected_owner.clone());
+        match (&object.version_id, &object.etag) {
+            (Some(version), _) => get.version_id(version),
+            (None, Some(etag)) => get.if_match(format!("\"{etag}\"")),
+            (None, None) => get,
+        }
     }
 }
 
 #[async_trait]
 impl ObjectStore for S3 {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        let get = self.client().get_object().bucket(&object.bucket).key(&object.key);
-        let get = get.set_expected_bucket_owner(self.expected_owner.clone());
-        let get = match (&object.version_id, &object.etag) {
-            (Some(version), _) => get.version_id(version),
-            (None, Some(etag)) => get.if_match(format!("\"{etag}\"")),
-            (None, None) => get,
-        };
-        let answer = get.send().await.map_err(|error| classified(object, &Failure::of(&error)))?;
+        // The SDK's own parameter would make it check the bytes too.
+        let get = self.get(object).customize();
+        let get = get.mutate_request(|request| drop(request.headers_mut().insert("x-amz-checksum-mode", "ENABLED")));
+        let mut answer = get.send().await.map_err(|error| classified(object, &Failure::of(&error)))?;
+        let size = answer.content_length.and_then(|length| length.try_into().ok());
+        // Proxies may take the length away. Of another object than was put into the bucket, the event knows nothing.
+        let told = object.size.filter(|_| object.version_id.is_some() || object.etag.is_some());
+        let untold = || FetchError::Retryable(format!("{}: the answer does not tell its size", named(object)));
+        let size = size.or(told).ok_or_else(untold)?;
         Ok(ObjectBody {
-            size: answer.content_length.and_then(|length| length.try_into().ok()),
-            bytes: Box::pin(answer.body.into_async_read()),
+            size,
+            etag: answer.e_tag.take().map(|etag| etag.trim_matches('"').to_owned()).filter(|etag| !etag.is_empty()),
+            checksum: checksum(object, &mut answer),
+            bytes: chunks(answer.body),
         })
     }
+
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError> {
+        let Range { start, end } = range;
+        let get = self.get(object).range(format!("bytes={start}-{}", end - 1));
+        let answer = get.send().await.map_err(|error| classified(object, &Failure::of(&error)))?;
+        let told = answer.content_range.unwrap_or_default();
+        if !told.starts_with(&format!("bytes {start}-")) {
+            let what = named(object);
+            return Err(FetchError::Retryable(format!("{what}: asked for bytes {start}-, the answer has {told:?}")));
+        }
+        Ok(chunks(answer.body))
+    }
+}
+
+/// The checksum that the bytes of an answer must have, if there is one that can be told from them.
+fn checksum(object: &Object, answer: &mut GetObjectOutput) -> Option<Checksum> {
+    let known = [
+        (Algorithm::Crc64Nvme, answer.checksum_crc64_nvme.take()),
+        (Algorithm::Crc32C, answer.checksum_crc32_c.take()),
+        (Algorithm::Crc32, answer.checksum_crc32.take()),
+        (Algorithm::Sha256, answer.checksum_sha256.take()),
+        (Algorithm::Sha1, answer.checksum_sha1.take()),
+    ];
+    let found = known.into_iter().find_map(|(algorithm, value)| Some(Checksum { algorithm, value: value? }));
+    // A composite one is a hash of the parts' hashes, `<Base64>-<parts>`: nobody tells where the parts ended.
+    let is_composite =
+        |found: &Checksum| answer.checksum_type == Some(ChecksumType::Composite) || found.value.contains('-');
+    match found {
+        Some(found) if !is_composite(&found) => Some(found),
+        Some(found) => {
+            debug!(object = named(object), checksum = ?found, "a checksum of parts: only the size can be compared");
+            None
+        }
+        None => {
+            debug!(object = named(object), "no checksum is kept: only the size can be compared");
+            None
+        }
+    }
+}
+
+fn chunks(body: byte_stream::ByteStream) -> ByteStream {
+    let next = |mut body: byte_stream::ByteStream| async {
+        let chunk = body.next().await?;
+        Some((chunk.map_err(|error| io::Error::other(aws::causes(&error))), body))
+    };
+    stream::unfold(body, next).boxed()
 }
 
 #[async_trait]
@@ -69,11 +142,16 @@ impl ObjectWriter for S3 {
     }
 }
 
-/// What a failed GetObject means for the message, and what to change where we know it.
-fn classified(object: &Object, failure: &Failure) -> FetchError {
+fn named(object: &Object) -> String {
     let Object { bucket, key, version_id, .. } = object;
     let version = version_id.as_ref().map(|version| format!(" (version {version})")).unwrap_or_default();
-    let what = format!("object s3://{bucket}/{key}{version}");
+    format!("s3://{bucket}/{key}{version}")
+}
+
+/// What a failed GetObject means for the message, and what to change where we know it.
+fn classified(object: &Object, failure: &Failure) -> FetchError {
+    let Object { bucket, version_id, .. } = object;
+    let what = format!("object {}", named(object));
     let (code, message, status) = match failure {
         Failure::Refused { code, message, status } => {
             (code.as_deref().unwrap_or("no code"), message.as_deref().unwrap_or("no reason given"), *status)
@@ -105,8 +183,6 @@ fn classified(object: &Object, failure: &Failure) -> FetchError {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::super::aws::testing::Canned;
     use super::*;
 
@@ -160,13 +236,20 @@ mod tests {
         assert_eq!(unanswered, FetchError::Retryable("object s3://b/k could not be asked for: refused".into()));
     }
 
-    #[tokio::test]
-    async fn an_object_is_a_stream_of_its_bytes() {
-        let server = Canned::new(200, None, "some bytes");
-        let mut body = S3::new(&server.config(), None).open(&object(None)).await.unwrap();
-        let mut text = String::new();
-        body.bytes.read_to_string(&mut text).await.unwrap();
-        assert_eq!(text, "some bytes");
+    #[test]
+    fn only_a_checksum_of_the_whole_is_told() {
+        let told = |answer: GetObjectOutput| checksum(&object(None), &mut { answer });
+        let is = |algorithm, value: &str| Some(Checksum { algorithm, value: value.to_owned() });
+        let answer = GetObjectOutput::builder;
+        assert_eq!(told(answer().checksum_crc64_nvme("a=").build()), is(Algorithm::Crc64Nvme, "a="));
+        assert_eq!(told(answer().checksum_crc32("a=").build()), is(Algorithm::Crc32, "a="));
+        assert_eq!(told(answer().checksum_crc32_c("a=").build()), is(Algorithm::Crc32C, "a="));
+        assert_eq!(told(answer().checksum_sha1("a=").build()), is(Algorithm::Sha1, "a="));
+        let whole = answer().checksum_sha256("a=").checksum_type(ChecksumType::FullObject);
+        assert_eq!(told(whole.build()), is(Algorithm::Sha256, "a="));
+        assert_eq!(told(answer().checksum_crc32("a=-3").build()), None);
+        assert_eq!(told(answer().checksum_crc32("a=").checksum_type(ChecksumType::Composite).build()), None);
+        assert_eq!(told(answer().build()), None);
     }
 
     #[tokio::test]

@@ -7,7 +7,6 @@ pub mod workspace;
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +23,7 @@ use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Runner};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
 use liveness::Watch;
-use workspace::Workspace;
+use workspace::{WorkDir, Workspace};
 
 /// Somebody who does the work on a message.
 #[async_trait]
@@ -45,7 +44,7 @@ pub struct Bench {
     /// Who publishes what the command wrote, if somebody does.
     pub outbox: Option<Arc<dyn Outbox>>,
     pub command: CommandLine,
-    pub work_dir: PathBuf,
+    pub work_dir: WorkDir,
     pub job_id: String,
     /// What the command gets between TERM and KILL.
     pub stop_grace: Duration,
@@ -131,7 +130,7 @@ impl Bench {
         let Progress { ran, exit, said, last_words, spent, used } = progress;
         let (input, output) = (space.input(), space.output());
 
-        let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &record.object, &input);
+        let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &self.work_dir, &record.object, &input);
         if unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? == Fetched::Gone {
             return Ok(());
         }

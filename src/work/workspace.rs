@@ -1,8 +1,58 @@
 //! The place on the disk where the files of one object live while it is worked on.
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
+use bytesize::ByteSize;
+use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
+use walkdir::WalkDir;
+
+/// Where workspaces are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkDir {
+    pub path: PathBuf,
+    /// How many bytes may be in it, if somebody counts them: an emptyDir's limit is seen in no file system.
+    pub limit: Option<u64>,
+}
+
+impl WorkDir {
+    /// Is there room for a file of so many bytes? Says what is missing, and what to change. Blocks.
+    pub fn check_room(&self, bytes: u64) -> Result<(), String> {
+        let free = statvfs(&self.path).map_err(|errno| self.failed(&errno.into()))?;
+        // The types differ between systems.
+        #[expect(clippy::useless_conversion, reason = "not on every system")]
+        let free = u64::from(free.blocks_available()).saturating_mul(free.fragment_size().into());
+        if bytes > free {
+            let free = ByteSize(free);
+            return Err(self.said(&format!("{free} are free: give its volume more room")));
+        }
+        let Some(limit) = self.limit else { return Ok(()) };
+        let used = self.used();
+        if used.saturating_add(bytes) > limit {
+            let (used, limit) = (ByteSize(used), ByteSize(limit));
+            let advice = "raise it together with the volume's sizeLimit";
+            return Err(self.said(&format!("{used} of --work-dir-limit {limit} are used: {advice}")));
+        }
+        Ok(())
+    }
+
+    /// On the disk, in bytes. What goes away while it is counted does not count.
+    fn used(&self) -> u64 {
+        const BLOCK: u64 = 512; // stat(2)
+        let entries = WalkDir::new(&self.path).into_iter().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * BLOCK).sum()
+    }
+
+    pub fn failed(&self, error: &io::Error) -> String {
+        self.said(&error.to_string())
+    }
+
+    fn said(&self, what: &str) -> String {
+        format!("--work-dir {}: {what}", self.path.display())
+    }
+}
 
 /// Removed when dropped, on every path out.
 ///
@@ -21,15 +71,15 @@ pub struct Workspace {
 
 impl Workspace {
     /// A fresh place below `work_dir` for the object `key`; the error names the directory and the flag.
-    pub fn create(work_dir: &Path, key: &str) -> Result<Self, String> {
+    pub fn create(work_dir: &WorkDir, key: &str) -> Result<Self, String> {
         let create = || {
-            let root = tempfile::Builder::new().prefix("leasehold-").tempdir_in(work_dir)?;
+            let root = tempfile::Builder::new().prefix("leasehold-").tempdir_in(&work_dir.path)?;
             for directory in ["input", "output", "tmp"] {
                 std::fs::create_dir(root.path().join(directory))?;
             }
             Ok(Self { root, name: file_name(key) })
         };
-        create().map_err(|error: std::io::Error| format!("--work-dir {}: {error}", work_dir.display()))
+        create().map_err(|error: io::Error| work_dir.failed(&error))
     }
 
     pub fn job_file(&self) -> PathBuf {
@@ -73,7 +123,32 @@ fn file_name(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
     use super::*;
+
+    fn work_dir(path: &Path, limit: Option<u64>) -> WorkDir {
+        WorkDir { path: path.to_owned(), limit }
+    }
+
+    #[test]
+    fn room_is_what_is_free_and_what_the_limit_leaves() {
+        let home = tempfile::tempdir().unwrap();
+        let empty = work_dir(home.path(), None).used();
+        let limited = work_dir(home.path(), Some(empty + 10_000));
+        assert_eq!((limited.check_room(0), limited.check_room(10_000)), (Ok(()), Ok(())));
+        let error = limited.check_room(10_001).unwrap_err();
+        assert!(error.contains(" of --work-dir-limit ") && error.contains("sizeLimit"), "{error}");
+        let mut file = std::fs::File::create(home.path().join("x")).unwrap();
+        file.write_all(&[1; 4096]).and_then(|()| file.sync_all()).unwrap();
+        limited.check_room(10_000).unwrap_err();
+        limited.check_room(10_000 - 4096).unwrap();
+
+        let error = work_dir(home.path(), None).check_room(u64::MAX).unwrap_err();
+        let named = format!("--work-dir {}: ", home.path().display());
+        assert!(error.starts_with(&named) && error.ends_with("are free: give its volume more room"), "{error}");
+    }
 
     #[test]
     fn a_file_name_is_never_the_raw_key() {
@@ -97,7 +172,7 @@ mod tests {
     #[test]
     fn nothing_is_left_behind() {
         let home = tempfile::tempdir().unwrap();
-        let space = Workspace::create(home.path(), "k").unwrap();
+        let space = Workspace::create(&work_dir(home.path(), None), "k").unwrap();
         std::fs::write(space.input(), "x").unwrap();
         drop(space);
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
@@ -105,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_missing_work_dir_is_named() {
-        let error = Workspace::create(Path::new("/nonexistent/work"), "k").err().unwrap();
+        let error = Workspace::create(&work_dir(Path::new("/nonexistent/work"), None), "k").err().unwrap();
         assert!(error.starts_with("--work-dir /nonexistent/work: "), "{error}");
     }
 }

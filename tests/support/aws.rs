@@ -12,3 +12,11 @@ pub fn config(endpoint: &str) -> SdkConfig {
         .http_client(aws_smithy_http_client::Builder::new().build_http())
         .build()
 }
+
+/// microburst reads the descriptions of all services when it is first called, and answers nobody for seconds.
+pub async fn warm_up(endpoint: &str) {
+    let config = config(endpoint);
+    aws_sdk_sqs::Client::new(&config).list_queues().send().await.expect("an answer");
+    let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
+    aws_sdk_s3::Client::from_conf(s3).list_buckets().send().await.expect("an answer");
+}

@@ -4,11 +4,13 @@
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Write;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt};
 use leasehold::actors::receiver::Polling;
 use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
@@ -21,10 +23,11 @@ use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, Ru
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
-    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Pulse, Queue, ReceiveError, Runner, StartError,
-    Telemetry, VisibilityError,
+    ByteStream, Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Pulse, Queue, ReceiveError, Runner,
+    StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::fetch::FetchPolicy;
+use leasehold::work::workspace::WorkDir;
 use leasehold::work::{Bench, CommandLine};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -229,7 +232,17 @@ impl Default for FakeStore {
 impl ObjectStore for FakeStore {
     async fn open(&self, _: &Object) -> Result<ObjectBody, FetchError> {
         sleep(self.after).await;
-        self.answer.clone().map(|bytes| ObjectBody { size: Some(bytes.len() as u64), bytes: Box::pin(bytes) })
+        let whole = |bytes: &'static [u8]| ObjectBody {
+            size: bytes.len() as u64,
+            etag: None,
+            checksum: None,
+            bytes: stream::iter([Ok(bytes.into())]).boxed(),
+        };
+        self.answer.clone().map(whole)
+    }
+
+    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<ByteStream, FetchError> {
+        unreachable!("its streams do not break");
     }
 }
 
@@ -392,7 +405,7 @@ impl Journey {
             fetch: self.fetch,
             outbox: None,
             command: CommandLine { program: "command".into(), args: Vec::new() },
-            work_dir: self.work_dir.path().to_owned(),
+            work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },
             job_id: "job".to_owned(),
             stop_grace: self.settings.stop.grace,
             stall_timeout: self.stall_timeout,

@@ -1,0 +1,26 @@
+//! Our fetch alone, for `tests/measure_fetch`; the settings of the AWS SDK are in the environment.
+//!
+//! `fetch STREAMS BUCKET KEY FILE`
+
+use std::path::PathBuf;
+
+use leasehold::job::notification::Object;
+use leasehold::ports::aws;
+use leasehold::ports::s3::S3;
+use leasehold::work::fetch::{FetchPolicy, fetch};
+use leasehold::work::workspace::WorkDir;
+use tokio::runtime::Builder;
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let mut arg = || args.next().expect("fetch STREAMS BUCKET KEY FILE");
+    let policy = FetchPolicy { streams: arg().parse().expect("a number"), ..FetchPolicy::default() };
+    let (bucket, key, path) = (arg(), arg(), PathBuf::from(arg()));
+    let object = Object { bucket, key, version_id: None, etag: None, size: None, sequencer: None };
+    let work_dir = WorkDir { path: path.parent().expect("a file in a folder").to_owned(), limit: None };
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let config = aws::load("http://localhost/0/q", None).await.expect("settings");
+        fetch(&S3::new(&config, None), &policy, &work_dir, &object, &path).await.expect("it is fetched");
+    });
+}
