@@ -1,6 +1,7 @@
 //! The command line. Also the only reader of the environment: every flag has its `LEASEHOLD_<FLAG>`.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub enum Action {
     Local(Box<LocalArgs>),
     /// Copy this program into a folder, for a container whose image does not have it
     Install(InstallArgs),
+    /// Delete from a Pushgateway what pods left there that are gone
+    Sweep(SweepArgs),
 }
 
 #[derive(Debug, Args)]
@@ -45,7 +48,55 @@ pub struct RunArgs {
     pub attempts: Option<Place>,
 
     #[command(flatten)]
+    pub pushgateway: PushgatewayArgs,
+
+    /// How often to push the metrics to --pushgateway
+    #[arg(long, env = "LEASEHOLD_PUSH_INTERVAL", value_name = "TIME", default_value = "15s", value_parser = time, help_heading = METRICS)]
+    pub push_interval: Duration,
+
+    /// The namespace in the metrics' key at --pushgateway [default: the pod's]
+    #[arg(long, env = "LEASEHOLD_NAMESPACE", value_name = "NAME", help_heading = METRICS)]
+    pub namespace: Option<String>,
+
+    /// Serve /metrics, /healthz and /readyz there
+    #[arg(long, env = "LEASEHOLD_LISTEN", value_name = "IP:PORT", help_heading = METRICS)]
+    pub listen: Option<SocketAddr>,
+
+    #[command(flatten)]
     pub work: WorkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PushgatewayArgs {
+    /// The Prometheus Pushgateway
+    #[arg(long, env = "LEASEHOLD_PUSHGATEWAY", value_name = "URL", help_heading = METRICS)]
+    pub pushgateway: Option<String>,
+
+    /// The job under which the metrics are kept at --pushgateway
+    #[arg(long, env = "LEASEHOLD_PUSHGATEWAY_JOB", value_name = "NAME", default_value = "leasehold", help_heading = METRICS)]
+    pub pushgateway_job: String,
+
+    /// A file that holds user:password for --pushgateway
+    #[arg(long, env = "LEASEHOLD_PUSHGATEWAY_BASIC_AUTH_FILE", value_name = "FILE", help_heading = METRICS)]
+    pub pushgateway_basic_auth_file: Option<PathBuf>,
+
+    /// A file that holds the bearer token for --pushgateway
+    #[arg(long, env = "LEASEHOLD_PUSHGATEWAY_BEARER_TOKEN_FILE", value_name = "FILE", conflicts_with = "pushgateway_basic_auth_file", help_heading = METRICS)]
+    pub pushgateway_bearer_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    #[command(flatten)]
+    pub pushgateway: PushgatewayArgs,
+
+    /// How long ago a pod must have finished, or fallen silent; several scrape intervals of Prometheus
+    #[arg(long, env = "LEASEHOLD_OLDER_THAN", value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub older_than: Duration,
+
+    /// [default: text on a terminal, else json]
+    #[arg(long, env = "LEASEHOLD_LOG_FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Args)]
@@ -177,6 +228,7 @@ const WORK: &str = "Work";
 const STOP: &str = "Stop";
 const RETRY: &str = "Retry";
 const REPORT: &str = "Report";
+const METRICS: &str = "Metrics and probes";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum VisibilityArg {
@@ -259,7 +311,8 @@ fn is_service_variable(name: &str) -> bool {
         || name.strip_suffix("_PORT").and_then(|name| name.rsplit_once("_PORT_")).is_some_and(|(_, rest)| of_a_port(rest))
 }
 
-fn host_name() -> String {
+/// The host's, which in Kubernetes is the pod's.
+pub fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     name.unwrap_or_else(|| "unknown".to_owned())
 }

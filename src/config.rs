@@ -1,18 +1,20 @@
 //! Settings that have been checked: against their own limits, against each other, and against what SQS and
 //! the pod allow. Pure: what is wrong is found before anything is received.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::actors::receiver::Polling;
 use crate::actors::supervisor::{Settings, StopBudget};
-use crate::cli::{LocalArgs, OnStopArg, RetryArg, RunArgs, VisibilityArg, WorkArgs};
+use crate::cli::{LocalArgs, OnStopArg, PushgatewayArgs, RetryArg, RunArgs, SweepArgs, VisibilityArg, WorkArgs};
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
-use crate::ports::sqs;
+use crate::ports::{http, sqs};
 use crate::telemetry::attempts::Place;
 use crate::telemetry::logs::{Identity, LogFormat};
+use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
 use crate::work::CommandLine;
 use crate::work::fetch::FetchPolicy;
@@ -57,6 +59,14 @@ pub enum ConfigError {
     RetryTooLong(Duration),
     #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
     PermanentExitCode(i32, &'static str),
+    #[error("--pushgateway {0:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091")]
+    Pushgateway(String),
+    #[error("--pushgateway is missing: which one is to be swept?")]
+    NoPushgateway,
+    #[error("--pushgateway-{flag} {}: {why}", .path.display())]
+    PushgatewaySecret { flag: &'static str, path: PathBuf, why: String },
+    #[error("--push-interval {} is under 1s", show(.0))]
+    PushInterval(Duration),
 }
 
 fn show(duration: &Duration) -> String {
@@ -70,7 +80,27 @@ pub struct RunConfig {
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
     pub attempts: Option<Place>,
+    pub pushgateway: Option<PushgatewayConfig>,
+    pub push_interval: Duration,
+    pub namespace: Option<String>,
+    pub listen: Option<SocketAddr>,
     pub work: WorkConfig,
+}
+
+/// Where the metrics go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushgatewayConfig {
+    pub url: String,
+    pub job: String,
+    pub credentials: Option<Credentials>,
+}
+
+/// `leasehold sweep`.
+#[derive(Debug, Clone)]
+pub struct SweepConfig {
+    pub pushgateway: PushgatewayConfig,
+    pub older_than: Duration,
+    pub log_format: Option<LogFormat>,
 }
 
 /// `leasehold local`.
@@ -109,9 +139,57 @@ impl TryFrom<RunArgs> for RunConfig {
         sqs::check_queue_url(&args.queue_url).map_err(ConfigError::QueueUrl)?;
         let defaults = Defaults { wait: SECOND * 10, retry_min: SECOND * 10, retry_max: MINUTE * 15 };
         let fifo = sqs::is_fifo(&args.queue_url);
-        let RunArgs { queue_url, expected_bucket_owner, attempts, work: args } = args;
-        Ok(Self { queue_url, expected_bucket_owner, attempts, work: work(args, &defaults, fifo)? })
+        let RunArgs {
+            queue_url,
+            expected_bucket_owner,
+            attempts,
+            pushgateway: to,
+            push_interval,
+            namespace,
+            listen,
+            work: args,
+        } = args;
+        if push_interval < SECOND {
+            return Err(ConfigError::PushInterval(push_interval));
+        }
+        Ok(Self {
+            queue_url,
+            expected_bucket_owner,
+            attempts,
+            pushgateway: pushgateway(to)?,
+            push_interval,
+            namespace,
+            listen,
+            work: work(args, &defaults, fifo)?,
+        })
     }
+}
+
+impl TryFrom<SweepArgs> for SweepConfig {
+    type Error = ConfigError;
+
+    fn try_from(args: SweepArgs) -> Result<Self, ConfigError> {
+        let SweepArgs { pushgateway: of, older_than, log_format } = args;
+        let pushgateway = pushgateway(of)?.ok_or(ConfigError::NoPushgateway)?;
+        Ok(Self { pushgateway, older_than, log_format })
+    }
+}
+
+fn pushgateway(args: PushgatewayArgs) -> Result<Option<PushgatewayConfig>, ConfigError> {
+    let Some(url) = args.pushgateway else { return Ok(None) };
+    if !http::is_url(&url) {
+        return Err(ConfigError::Pushgateway(url));
+    }
+    let basic = args.pushgateway_basic_auth_file.map(|path| ("basic-auth-file", Credentials::Basic(path)));
+    let bearer = args.pushgateway_bearer_token_file.map(|path| ("bearer-token-file", Credentials::Bearer(path)));
+    let credentials = basic.or(bearer);
+    if let Some((flag, credentials)) = &credentials {
+        credentials.header().map_err(|why| {
+            let (Credentials::Basic(path) | Credentials::Bearer(path)) = credentials;
+            ConfigError::PushgatewaySecret { flag, path: path.clone(), why }
+        })?;
+    }
+    Ok(Some(PushgatewayConfig { url, job: args.pushgateway_job, credentials: credentials.map(|(_, it)| it) }))
 }
 
 impl TryFrom<LocalArgs> for LocalConfig {

@@ -17,7 +17,7 @@
 //! - [`work`] is what the Processor does: fetch, run, publish, and the contract with the command.
 //! - [`ports`] is the world, in our own words, and its adapters: SQS, S3, processes; a queue in memory
 //!   and a folder as a bucket, which obey the same rules.
-//! - [`telemetry`] is what a run tells: logs and the termination message.
+//! - [`telemetry`] is what a run tells: logs, metrics, the termination message, the probes' answers.
 //! - [`cli`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
 //!   into an image that does not have it.
 //!

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::actors::supervisor::{self, World};
+use crate::actors::vitals::Vitals;
 use crate::config::LocalConfig;
 use crate::job::delivery::Redrive;
-use crate::job::report::{Ended, Report};
+use crate::job::report::{Ended, Noted, Report};
 use crate::job::verdict::Settlement;
 use crate::ports::clock::Clock;
 use crate::ports::folder::{Folder, FolderError, FolderOutbox};
@@ -63,7 +64,13 @@ pub async fn run(
         stall_timeout: work.stall_timeout,
         clock,
     };
-    let world = World { queue: Arc::new(queue.clone()), worker: Arc::new(bench), telemetry: telemetry.clone(), clock };
+    let world = World {
+        queue: Arc::new(queue.clone()),
+        worker: Arc::new(bench),
+        telemetry: telemetry.clone(),
+        clock,
+        vitals: Vitals::default(),
+    };
 
     let mut pods = JoinSet::new();
     for _ in 0..concurrency.min(files.len()) {
@@ -139,9 +146,11 @@ impl Telemetry for Watch {
                 self.ended(ended);
             }
             // A run is not worth a word here, only its message is.
-            Report::Left(_) => {}
+            Report::LettingGo(_) | Report::Left(_) => {}
         }
     }
+
+    fn note(&self, _: Noted) {}
 }
 
 /// What became of every file.

@@ -4,29 +4,36 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use leasehold::actors::supervisor::{self, World};
+use leasehold::actors::vitals::Vitals;
 use leasehold::cli::{self, Action, Cli};
-use leasehold::config::{LocalConfig, RunConfig, WorkConfig};
+use leasehold::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use leasehold::install::install;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::local;
 use leasehold::ports::clock::Clock;
+use leasehold::ports::http::Http;
 use leasehold::ports::process::{Processes, find_program};
 use leasehold::ports::s3::S3;
-use leasehold::ports::sqs::Sqs;
+use leasehold::ports::sqs::{self, Sqs};
 use leasehold::ports::{Runner, aws};
 use leasehold::telemetry::Told;
 use leasehold::telemetry::attempts::AttemptHistory;
 use leasehold::telemetry::bars;
-use leasehold::telemetry::logs::{self, LogFormat};
+use leasehold::telemetry::listen::{self, Pages, Readiness};
+use leasehold::telemetry::logs::{self, Identity, LogFormat};
+use leasehold::telemetry::metrics::Metrics;
+use leasehold::telemetry::push::{self, Pusher, Pushgateway, Swept};
 use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
 use leasehold::work::Bench;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
-/// EX_CONFIG of sysexits(3).
+/// EX_UNAVAILABLE and EX_CONFIG of sysexits(3).
+const UNAVAILABLE: u8 = 69;
 const MISCONFIGURED: u8 = 78;
 
 fn main() -> ExitCode {
@@ -63,6 +70,10 @@ fn main() -> ExitCode {
             }
             Err(error) => refuse(&format!("cannot install into {}: {error}", args.folder.display())),
         },
+        Action::Sweep(args) => SweepConfig::try_from(args)
+            .map_err(|error| error.to_string())
+            .and_then(sweep)
+            .unwrap_or_else(|why| refuse(&why)),
     }
 }
 
@@ -77,11 +88,34 @@ fn refuse(why: &str) -> ExitCode {
 
 fn run(config: RunConfig) -> Result<ExitCode, String> {
     check(&config.work)?;
-    let RunConfig { queue_url, expected_bucket_owner, attempts, work } = config;
+    let RunConfig {
+        queue_url,
+        expected_bucket_owner,
+        attempts,
+        pushgateway: gateway,
+        push_interval,
+        namespace,
+        listen,
+        work,
+    } = config;
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
-    let _logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout());
+    let logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout());
     runtime()?.block_on(async {
-        let stop = stop_requested().map_err(|error| format!("signals cannot be received: {error}"))?;
+        let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
+        let stop = stop_requested(Some(&metrics))?;
+        let readiness = Arc::new(Readiness::new(stop.clone()));
+        let vitals = Vitals::default();
+        let pages = Pages {
+            metrics: gateway.is_none().then(|| metrics.clone()),
+            readiness: readiness.clone(),
+            vitals: vitals.clone(),
+        };
+        let _listening = match listen {
+            Some(address) => {
+                Some(listen::serve(address, pages).await.map_err(|error| format!("--listen {address}: {error}"))?)
+            }
+            None => None,
+        };
         let aws = aws::load(&queue_url, cli::ca_bundle()).await.map_err(|error| error.to_string())?;
         let s3 = Arc::new(S3::new(&aws, expected_bucket_owner));
         let attempts = attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
@@ -101,15 +135,55 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url)),
             worker: Arc::new(bench),
-            telemetry: Arc::new(Told::new(work.termination_log, attempts)),
+            telemetry: Arc::new(Told::new(work.termination_log, attempts, metrics.clone(), readiness)),
             clock,
+            vitals,
         };
+        let namespace = namespace.or_else(pods_namespace);
+        let pusher = gateway.map(|gateway| {
+            Pusher::start(pushgateway(gateway), metrics.clone(), namespace, work.identity.pod_name, push_interval)
+        });
+        let push_limit = work.settings.stop.push();
         let outcome = supervisor::run(world, work.settings, stop.cancelled_owned()).await;
+        metrics.finished(outcome.exit_code(), SystemTime::now());
+        if let Some(pusher) = pusher {
+            pusher.finish(push_limit).await;
+        }
         if outcome == RunOutcome::SupervisorDied {
             // The Reporter went with it.
             eprintln!("leasehold: {outcome}");
         }
         Ok(ExitCode::from(outcome.exit_code()))
+    })
+}
+
+/// Kubernetes tells a pod its namespace in a file.
+fn pods_namespace() -> Option<String> {
+    let namespace = std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
+    Some(namespace.trim().to_owned()).filter(|namespace| !namespace.is_empty())
+}
+
+fn pushgateway(config: PushgatewayConfig) -> Pushgateway {
+    let PushgatewayConfig { url, job, credentials } = config;
+    Pushgateway::new(Http::new(cli::ca_bundle()), &url, job, credentials)
+}
+
+fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
+    let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
+    let identity = Identity { job_id: cli::host_name(), pod_name: cli::host_name() };
+    let format = log_format.unwrap_or(default_format(&std::io::stdout()));
+    let _logs = logs::start(format, &identity, &cli::log_filter(), std::io::stdout());
+    runtime()?.block_on(async {
+        match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
+            Ok(Swept { found, deleted, failed }) => {
+                info!(found, deleted, failed, "swept");
+                Ok(ExitCode::from(u8::from(failed > 0)))
+            }
+            Err(error) => {
+                error!(error, "nothing could be swept");
+                Ok(ExitCode::from(UNAVAILABLE))
+            }
+        }
     })
 }
 
@@ -119,7 +193,7 @@ fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
     let (screen, above) = bars::screen(format == LogFormat::Text);
     let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), above);
     runtime()?.block_on(async {
-        let stop = stop_requested().map_err(|error| format!("signals cannot be received: {error}"))?;
+        let stop = stop_requested(None)?;
         let summary = local::run(config, runner()?, screen, stop).await.map_err(|error| error.to_string())?;
         println!("{summary}");
         Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
@@ -160,15 +234,18 @@ fn runner() -> Result<Arc<dyn Runner>, String> {
 
 /// Cancelled by the first SIGTERM, SIGINT or SIGQUIT; a further one changes nothing. As PID 1 we would not
 /// hear them at all without a handler.
-fn stop_requested() -> std::io::Result<CancellationToken> {
+fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, String> {
     let requested = CancellationToken::new();
     for (kind, name) in
         [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT"), (SignalKind::quit(), "SIGQUIT")]
     {
-        let mut signals = signal(kind)?;
-        let requested = requested.clone();
+        let mut signals = signal(kind).map_err(|error| format!("{name} cannot be received: {error}"))?;
+        let (requested, metrics) = (requested.clone(), metrics.cloned());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
+                if let Some(metrics) = &metrics {
+                    metrics.stopped(name);
+                }
                 if requested.is_cancelled() {
                     info!(signal = name, "already stopping");
                 } else {

@@ -36,6 +36,7 @@ fn received(body: &str) -> Event {
         receipt: ReceiptHandle::new("r"),
         body: body.to_owned(),
         receive_count: 1,
+        sent_at: None,
         traceparent: None,
     };
     Event::Received(Box::new(Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown }))
@@ -130,6 +131,7 @@ fn in_words(effect: &Effect) -> String {
         Effect::Settle(Verdict::Keep(why, release)) => format!("Settle(Keep({}, {release:?}))", why.label()),
         Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
         Effect::Report(Report::Progressed(_)) => "Report(Progressed)".to_owned(),
+        Effect::Report(Report::LettingGo(_)) => "Report(LettingGo)".to_owned(),
         Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
         Effect::Report(Report::Left(_)) => "Report(Left)".to_owned(),
         Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),

@@ -10,6 +10,7 @@ mod deploy;
 mod end_to_end;
 mod journey;
 mod lifecycle_table;
+mod metrics;
 mod notification;
 mod process;
 mod queue_contract;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use leasehold::actors::receiver::Polling;
 use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
+use leasehold::actors::vitals::Vitals;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::{Event, Processed, Work};
@@ -364,6 +365,7 @@ async fn run_pod(
         worker: Arc::new(worker),
         telemetry: Arc::new(FakeTelemetry::default()),
         clock,
+        vitals: Vitals::default(),
     };
 
     let stopped_after = (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,9 +17,10 @@ use super::{pauses, tell_when_done};
 use crate::job::delivery::Received;
 use crate::job::lease::{Lease, Strategy};
 use crate::job::lifecycle::{Event, NotDeleted};
+use crate::job::report::{Delete, Extension, Noted};
 use crate::job::verdict::{Completed, Release, Return, Role, Settlement, Verdict};
 use crate::ports::clock::Clock;
-use crate::ports::{DeleteError, Queue, VisibilityError};
+use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
 
 #[derive(Debug)]
 pub enum Message {
@@ -33,7 +34,8 @@ pub enum Message {
 pub struct VisibilityHeartbeat {
     pub queue: Arc<dyn Queue>,
     pub clock: Clock,
-    pub supervisor: ActorRef<Event>,
+    pub supervisor: DerivedActorRef<Event>,
+    pub telemetry: Arc<dyn Telemetry>,
     pub strategy: Strategy,
     pub visibility: Duration,
     /// How long a stop may take: work is halted that much before SQS's ceiling.
@@ -115,7 +117,9 @@ struct Keeper {
 impl Keeper {
     async fn keep(mut self, mut verdicts: mpsc::UnboundedReceiver<Verdict>) -> Event {
         loop {
-            match self.beat_until_judged(&mut verdicts).await {
+            let verdict = self.beat_until_judged(&mut verdicts).await;
+            self.note(Noted::LeaseLeft(self.lease.left(self.hand.clock.now())));
+            match verdict {
                 Verdict::Keep(why, release) => {
                     return Event::Settled(Settlement::Kept(why, self.release(release).await));
                 }
@@ -160,17 +164,20 @@ impl Keeper {
             Ok(()) if self.lease.is_held(self.hand.clock.now()) => {
                 debug!(message_id = %self.received.delivery.message_id, visibility_s = by.as_secs(), "lease extended");
                 self.lease = self.lease.extended(asked_at, by);
+                self.note(Noted::Extension(Extension::Extended));
                 beats.succeeded();
             }
             // Somebody else may have received the message in between; this answer does not tell.
             Ok(()) => self.lose("the extension was answered after the lease had ended".to_owned()),
             Err(VisibilityError::NotInFlight(why)) => self.lose(why),
             Err(VisibilityError::AtCeiling(_)) => {
+                self.note(Noted::Extension(Extension::AtCeiling));
                 self.lease = self.lease.without_beats();
                 beats.succeeded();
                 self.exhausted();
             }
             Err(VisibilityError::Transient(why)) => {
+                self.note(Noted::Extension(Extension::Failed));
                 let now = self.hand.clock.now();
                 beats.failed(now, self.hand.visibility / 6);
                 let lease_left_s = self.lease.left(now).as_secs_f64();
@@ -180,6 +187,7 @@ impl Keeper {
     }
 
     fn lose(&mut self, why: String) {
+        self.note(Noted::Extension(Extension::LeaseLost));
         self.lease = self.lease.lost();
         self.tell(Event::LeaseLost(why));
     }
@@ -197,14 +205,20 @@ impl Keeper {
         let mut beats = Beats::default();
         loop {
             if self.withdrawn.is_cancelled() {
+                self.note(Noted::Delete(Delete::Withdrawn));
                 return Err(NotDeleted::Withdrawn);
             }
             let Some(permit) = completed.permit(&self.lease, clock.now()) else {
+                self.note(Noted::Delete(Delete::LeaseLost));
                 return Err(NotDeleted::LeaseLost);
             };
             let why = match tokio::time::timeout(self.try_limit(), queue.delete(permit)).await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => {
+                    self.note(Noted::Delete(Delete::Deleted));
+                    return Ok(());
+                }
                 Ok(Err(DeleteError::Refused(why))) => {
+                    self.note(Noted::Delete(Delete::Refused));
                     warn!(message_id = %self.received.delivery.message_id, error = why, "the queue refused the delete: the message will come back");
                     self.lease = self.lease.lost();
                     return Err(NotDeleted::LeaseLost);
@@ -212,6 +226,7 @@ impl Keeper {
                 Ok(Err(DeleteError::Transient(why))) => why,
                 Err(_) => format!("no answer within {:?}", self.try_limit()),
             };
+            self.note(Noted::Delete(Delete::Failed));
             if clock.now() >= give_up_at {
                 return Err(NotDeleted::GaveUp(why));
             }
@@ -273,6 +288,10 @@ impl Keeper {
     /// No single try may use up the time of the next beat.
     fn try_limit(&self) -> Duration {
         LONGEST_TRY.min(self.hand.visibility / 3)
+    }
+
+    fn note(&self, noted: Noted) {
+        self.hand.telemetry.note(noted);
     }
 
     fn tell(&self, event: Event) {

@@ -19,12 +19,13 @@ pub mod processor;
 pub mod receiver;
 pub mod reporter;
 pub mod supervisor;
+pub mod vitals;
 
 use std::future::Future;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use ractor::ActorRef;
+use ractor::DerivedActorRef;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::lifecycle::Event;
@@ -32,7 +33,7 @@ use crate::job::verdict::Role;
 
 /// Runs `work` and tells the supervisor its event; a panic in it is the actor's death.
 fn tell_when_done(
-    supervisor: ActorRef<Event>,
+    supervisor: DerivedActorRef<Event>,
     role: Role,
     work: impl Future<Output = Event> + Send + 'static,
 ) -> AbortOnDropHandle<()> {

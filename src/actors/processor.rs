@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -20,7 +20,7 @@ pub enum Message {
 
 pub struct Processor {
     pub worker: Arc<dyn Worker>,
-    pub supervisor: ActorRef<Event>,
+    pub supervisor: DerivedActorRef<Event>,
 }
 
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -12,9 +12,10 @@ use tracing::warn;
 use super::{pauses, tell_when_done};
 use crate::job::delivery::{Received, Redrive};
 use crate::job::lifecycle::Event;
+use crate::job::report::Noted;
 use crate::job::verdict::{ReceiveFailure, Role};
 use crate::ports::clock::Clock;
-use crate::ports::{Queue, ReceiveError};
+use crate::ports::{Queue, ReceiveError, Telemetry};
 
 #[derive(Debug)]
 pub enum Message {
@@ -28,7 +29,8 @@ pub enum Message {
 pub struct Receiver {
     pub queue: Arc<dyn Queue>,
     pub clock: Clock,
-    pub supervisor: ActorRef<Event>,
+    pub supervisor: DerivedActorRef<Event>,
+    pub telemetry: Arc<dyn Telemetry>,
     pub polling: Polling,
 }
 
@@ -98,7 +100,7 @@ impl Actor for Receiver {
 
 /// Asks until there is a message, the wait is over, or the errors do not end.
 async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCell<Redrive>>) -> Event {
-    let Receiver { queue, clock, polling, .. } = receiver;
+    let Receiver { queue, clock, polling, telemetry, .. } = receiver;
     let mut left = polling.wait;
     let mut failing_since = None;
     let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
@@ -112,6 +114,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCe
                 return Event::Received(Box::new(Received { delivery, asked_at, received_at, redrive }));
             }
             Ok(None) => {
+                telemetry.note(Noted::ReceivedNothing);
                 failing_since = None;
                 // What was asked for counts, not what passed: a server that answers early is not asked in a hot loop.
                 left = left.saturating_sub(wait);
@@ -121,6 +124,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCe
             }
             Err(ReceiveError::Misconfigured(why)) => return Event::ReceiveFailed(ReceiveFailure::Misconfigured(why)),
             Err(ReceiveError::Transient(why)) => {
+                telemetry.note(Noted::ReceiveFailed);
                 let failing_since = *failing_since.get_or_insert(asked_at);
                 if clock.now().saturating_sub(failing_since) >= polling.give_up {
                     return Event::ReceiveFailed(ReceiveFailure::GaveUp(why));

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error};
@@ -13,6 +13,7 @@ use super::heartbeat::{self, VisibilityHeartbeat};
 use super::processor::{self, Processor};
 use super::receiver::{self, Polling, Receiver};
 use super::reporter::{self, Reporter};
+use super::vitals::Vitals;
 use crate::job::lease::Strategy;
 use crate::job::lifecycle::{Effect, Event, Job, Limit, Policy, Step};
 use crate::job::verdict::{Role, RunOutcome};
@@ -47,7 +48,7 @@ impl StopBudget {
 
     /// Joining a beat and releasing the message.
     fn settle(&self) -> Duration {
-        self.reserve * 2 / 5
+        self.reserve * 3 / 10
     }
 
     /// Stopping the hands.
@@ -57,7 +58,12 @@ impl StopBudget {
 
     /// The last words.
     fn report(&self) -> Duration {
-        (self.reserve * 3 / 10).min(Duration::from_secs(3))
+        self.reserve / 5
+    }
+
+    /// The last push of the metrics, after the run.
+    pub fn push(&self) -> Duration {
+        self.reserve / 5
     }
 }
 
@@ -68,20 +74,24 @@ pub struct World {
     pub worker: Arc<dyn Worker>,
     pub telemetry: Arc<dyn Telemetry>,
     pub clock: Clock,
+    /// Who wants to know whether the actors live finds them there.
+    pub vitals: Vitals,
 }
 
 /// One pod's run, from its first request for a message to its last word. `stop` is a request to stop in order.
 pub async fn run(world: World, settings: Settings, stop: impl Future<Output = ()> + Send + 'static) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
+    let vitals = world.vitals.clone();
     let supervisor = Supervisor { world, settings };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
         return RunOutcome::SupervisorDied;
     };
-    let _kill = KillOnDrop(supervisor.get_cell());
+    vitals.add(supervisor.clone());
+    let _alive = Alive { supervisor: supervisor.clone(), vitals };
     let _stopper = AbortOnDropHandle::new(tokio::spawn(async move {
         stop.await;
         // A run that is over has nothing to stop.
-        let _ = supervisor.cast(Event::StopRequested);
+        let _ = supervisor.cast(Event::StopRequested.into());
     }));
     let outcome = outcome.await.unwrap_or(RunOutcome::SupervisorDied);
     let _ = ended.await;
@@ -89,11 +99,41 @@ pub async fn run(world: World, settings: Settings, stop: impl Future<Output = ()
 }
 
 /// A run that is dropped ends at once, as a pod that is KILLed does: nothing of it lives on.
-struct KillOnDrop(ActorCell);
+struct Alive {
+    supervisor: ActorRef<Message>,
+    vitals: Vitals,
+}
 
-impl Drop for KillOnDrop {
+impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.kill();
+        self.vitals.remove(&self.supervisor);
+        self.supervisor.kill();
+    }
+}
+
+/// What a supervisor hears.
+#[derive(Debug)]
+pub(super) enum Message {
+    Happened(Event),
+    /// Do all hands live?
+    AreYouWell(RpcReplyPort<bool>),
+}
+
+impl From<Event> for Message {
+    fn from(event: Event) -> Self {
+        Self::Happened(event)
+    }
+}
+
+/// The way back, which ractor wants for a [`ractor::DerivedActorRef`].
+impl TryFrom<Message> for Event {
+    type Error = Message;
+
+    fn try_from(message: Message) -> Result<Self, Message> {
+        match message {
+            Message::Happened(event) => Ok(event),
+            Message::AreYouWell(_) => Err(message),
+        }
     }
 }
 
@@ -118,6 +158,12 @@ struct Hands {
 }
 
 impl Hands {
+    fn live(&self) -> bool {
+        let hands =
+            [self.receiver.get_cell(), self.heartbeat.get_cell(), self.processor.get_cell(), self.reporter.get_cell()];
+        hands.iter().all(|hand| hand.get_status() < ActorStatus::Stopping)
+    }
+
     fn role(&self, id: ActorId) -> Option<Role> {
         [
             (self.receiver.get_id(), Role::Receiver),
@@ -131,27 +177,29 @@ impl Hands {
 }
 
 impl Actor for Supervisor {
-    type Msg = Event;
+    type Msg = Message;
     type State = State;
     type Arguments = oneshot::Sender<RunOutcome>;
 
-    async fn pre_start(&self, me: ActorRef<Event>, done: Self::Arguments) -> Result<State, ActorProcessingErr> {
-        let World { queue, worker, telemetry, clock } = self.world.clone();
+    async fn pre_start(&self, me: ActorRef<Message>, done: Self::Arguments) -> Result<State, ActorProcessingErr> {
+        let World { queue, worker, telemetry, clock, .. } = self.world.clone();
         let Settings { polling, strategy, stop, .. } = self.settings;
         let cell = me.get_cell();
-        let (reporter, _) = Actor::spawn_linked(None, Reporter { telemetry }, (), cell.clone()).await?;
+        let (reporter, _) =
+            Actor::spawn_linked(None, Reporter { telemetry: telemetry.clone() }, (), cell.clone()).await?;
         let heartbeat = VisibilityHeartbeat {
             queue: queue.clone(),
             clock,
-            supervisor: me.clone(),
+            supervisor: me.get_derived(),
+            telemetry: telemetry.clone(),
             strategy,
             visibility: polling.visibility,
             stop: stop.grace + stop.reserve,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
         let (processor, _) =
-            Actor::spawn_linked(None, Processor { worker, supervisor: me.clone() }, (), cell.clone()).await?;
-        let receiver = Receiver { queue, clock, supervisor: me.clone(), polling };
+            Actor::spawn_linked(None, Processor { worker, supervisor: me.get_derived() }, (), cell.clone()).await?;
+        let receiver = Receiver { queue, clock, supervisor: me.get_derived(), telemetry, polling };
         let (receiver, _) = Actor::spawn_linked(None, receiver, (), cell).await?;
 
         let mut state = State {
@@ -164,17 +212,25 @@ impl Actor for Supervisor {
         Ok(state)
     }
 
-    async fn handle(&self, me: ActorRef<Event>, event: Event, state: &mut State) -> Result<(), ActorProcessingErr> {
-        let job = state.job.take().expect("a step gives a job back");
-        debug!(phase = job.phase(), ?event);
-        let step = job.step(self.world.clock.now(), event);
-        self.carry_out(&me, state, step).await;
+    async fn handle(
+        &self,
+        me: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Happened(event) => self.happened(&me, event, state).await,
+            Message::AreYouWell(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(state.hands.live());
+            }
+        }
         Ok(())
     }
 
     async fn handle_supervisor_evt(
         &self,
-        me: ActorRef<Event>,
+        me: ActorRef<Message>,
         event: SupervisionEvent,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
@@ -187,14 +243,21 @@ impl Actor for Supervisor {
         // Once the sender is taken, the hands are being stopped.
         if let Some(role) = role.filter(|_| state.done.is_some()) {
             error!(actor = %role, error = why, "an actor died: this is a bug in leasehold");
-            return self.handle(me, Event::ActorDied(role), state).await;
+            self.happened(&me, Event::ActorDied(role), state).await;
         }
         Ok(())
     }
 }
 
 impl Supervisor {
-    async fn carry_out(&self, me: &ActorRef<Event>, state: &mut State, step: Step) {
+    async fn happened(&self, me: &ActorRef<Message>, event: Event, state: &mut State) {
+        let job = state.job.take().expect("a step gives a job back");
+        debug!(phase = job.phase(), ?event);
+        let step = job.step(self.world.clock.now(), event);
+        self.carry_out(me, state, step).await;
+    }
+
+    async fn carry_out(&self, me: &ActorRef<Message>, state: &mut State, step: Step) {
         state.job = Some(step.job);
         for effect in step.effects {
             let hands = &state.hands;
@@ -232,7 +295,7 @@ impl Supervisor {
         }
     }
 
-    fn tell_when_over(&self, me: &ActorRef<Event>, limit: Limit) -> AbortOnDropHandle<()> {
+    fn tell_when_over(&self, me: &ActorRef<Message>, limit: Limit) -> AbortOnDropHandle<()> {
         let Settings { policy, polling, stop, .. } = &self.settings;
         let length = match limit {
             Limit::Work => policy.max_duration,
@@ -243,7 +306,7 @@ impl Supervisor {
         let me = me.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(length).await;
-            let _ = me.cast(Event::Overdue(limit));
+            let _ = me.cast(Event::Overdue(limit).into());
         }))
     }
 

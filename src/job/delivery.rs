@@ -1,7 +1,7 @@
 //! 1 Received: one handing-out of a message by the queue.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The queue's own name for a message; the same at every delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ pub struct Delivery {
     /// How often the message has been received, this time included: 1 = first
     /// (SQS's `ApproximateReceiveCount`).
     pub receive_count: u32,
+    /// When it was sent, by the queue's clock (SQS's `SentTimestamp`).
+    pub sent_at: Option<SystemTime>,
     /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
     pub traceparent: Option<String>,
 }
@@ -139,6 +141,7 @@ mod tests {
             receipt: ReceiptHandle::new("secret-handle"),
             body: "secret-body".into(),
             receive_count: 1,
+            sent_at: None,
             traceparent: None,
         };
         assert!(!format!("{delivery:?} {:?}", delivery.receipt).contains("secret"));

@@ -166,6 +166,8 @@ struct InHand {
     used: Option<Used>,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
+    /// Was it told that the message will not be deleted?
+    letting_go: bool,
 }
 
 /// What comes after an event.
@@ -398,6 +400,7 @@ impl Run {
             last_words: Vec::new(),
             used: None,
             judged_at: None,
+            letting_go: false,
         };
         let mut step = if self.leaving.is_some() {
             self.keep(hand, KeepReason::Stopped)
@@ -425,8 +428,10 @@ impl Run {
         self.go(Phase::Settling(hand, unsettled), vec![Effect::Withdraw, Effect::Await(Limit::Settle)])
     }
 
-    fn halt(self, hand: InHand, why: KeepReason) -> Step {
-        self.go(Phase::Halting(hand, why), vec![Effect::Halt, Effect::Await(Limit::Halt)])
+    fn halt(self, mut hand: InHand, why: KeepReason) -> Step {
+        let mut effects = vec![Effect::Halt, Effect::Await(Limit::Halt)];
+        effects.extend(hand.letting_go());
+        self.go(Phase::Halting(hand, why), effects)
     }
 
     fn keep(self, hand: InHand, why: KeepReason) -> Step {
@@ -450,7 +455,9 @@ impl Run {
             Verdict::Delete(_) => KeepReason::DeleteFailed("no answer within the time left for the stop".to_owned()),
             Verdict::Keep(why, _) => why.clone(),
         };
+        let letting_go = if let Verdict::Keep(..) = &verdict { hand.letting_go() } else { None };
         let mut effects = vec![Effect::Settle(verdict)];
+        effects.extend(letting_go);
         if self.leaving.is_some() {
             effects.push(Effect::Await(Limit::Settle));
         }
@@ -500,6 +507,12 @@ impl Run {
 impl InHand {
     fn subject(&self) -> Subject {
         Subject::new(&self.received, &self.records)
+    }
+
+    /// To be told once.
+    fn letting_go(&mut self) -> Option<Effect> {
+        let told = std::mem::replace(&mut self.letting_go, true);
+        (!told).then(|| Effect::Report(Report::LettingGo(self.received.delivery.message_id.clone())))
     }
 
     fn processed(&mut self, processed: Processed) {

@@ -15,10 +15,73 @@ pub enum Report {
     Started(Subject),
     /// The command says how far it is; told about once a second, if there is something new.
     Progressed(Box<Progressed>),
+    /// The message in hand will not be deleted: its work is being ended, or it is being released.
+    LettingGo(MessageId),
     /// A message is settled.
     Ended(Box<Ended>),
     /// The last thing a run tells.
     Left(RunOutcome),
+}
+
+/// Something that is worth a count but no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// A request for a message brought none.
+    ReceivedNothing,
+    /// A request for a message failed, and may be repeated.
+    ReceiveFailed,
+    /// A beat was answered, or was not.
+    Extension(Extension),
+    /// A message that was to be deleted.
+    Delete(Delete),
+    /// How much of the lease was left when the verdict came.
+    LeaseLeft(Duration),
+}
+
+/// What became of a beat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    Extended,
+    /// It may be repeated while the lease lasts.
+    Failed,
+    LeaseLost,
+    AtCeiling,
+}
+
+impl Extension {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Extended => "extended",
+            Self::Failed => "failed",
+            Self::LeaseLost => "lease_lost",
+            Self::AtCeiling => "at_ceiling",
+        }
+    }
+}
+
+/// What became of a delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delete {
+    Deleted,
+    /// It may be repeated while the lease lasts.
+    Failed,
+    Refused,
+    /// Not sent: the lease had ended.
+    LeaseLost,
+    /// Not sent: a stop came first.
+    Withdrawn,
+}
+
+impl Delete {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::LeaseLost => "lease_lost",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
 }
 
 /// Which message it is about.
@@ -28,6 +91,8 @@ pub struct Subject {
     /// 1 = first.
     pub receive_count: u32,
     pub redrive: Redrive,
+    /// By the queue's clock.
+    pub sent_at: Option<SystemTime>,
     pub traceparent: Option<String>,
     /// SHA-256 of the body in hexadecimal; the body itself is told to nobody.
     pub body_sha256: String,
@@ -42,6 +107,7 @@ impl Subject {
             message_id: delivery.message_id.clone(),
             receive_count: delivery.receive_count,
             redrive: received.redrive.clone(),
+            sent_at: delivery.sent_at,
             traceparent: delivery.traceparent.clone(),
             body_sha256: hex::encode(Sha256::digest(&delivery.body)),
             objects: records.iter().map(|record| record.object.clone()).collect(),

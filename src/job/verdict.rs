@@ -456,6 +456,7 @@ mod tests {
             receipt: ReceiptHandle::new("r"),
             body: String::new(),
             receive_count,
+            sent_at: None,
             traceparent: None,
         }
     }

@@ -1,12 +1,11 @@
-//! What the AWS adapters share: one configuration, one HTTP client, one reading of failed calls.
+//! What the AWS adapters share: one configuration, one reading of failed calls.
 //!
 //! Credentials come from the SDK's whole chain: environment, profile, web identity (IRSA), container
 //! (ECS, EKS Pod Identity), instance metadata. `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_<SERVICE>` are
 //! the SDK's own too.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -14,21 +13,12 @@ use aws_config::meta::region::ProvideRegion;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_http_client::{Builder, Connector};
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
-};
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::service_config::ServiceConfigKey;
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+
+use super::http::{CaBundleError, OneClient, host_of, is_url};
 
 /// Until a connection stands, its name looked up and TLS agreed.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -46,7 +36,7 @@ pub async fn load(queue_url: &str, ca_bundle: Option<PathBuf>) -> Result<SdkConf
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_LIMIT).operation_attempt_timeout(ATTEMPT_LIMIT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .http_client(OneClient(Arc::new(Clients::new(ca_bundle))))
+        .http_client(OneClient::new(ca_bundle))
         .timeout_config(timeouts);
     let of_queue = || region_of(queue_url).map(|region| Region::new(region.to_owned()));
     // Left to the SDK only if neither says it: its chain ends at the instance's metadata, which can take seconds.
@@ -59,7 +49,7 @@ pub async fn load(queue_url: &str, ca_bundle: Option<PathBuf>) -> Result<SdkConf
     }
     // The SDK finds out at each request, and then quotes all of it: the receipt handle too.
     for endpoint in ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(&config, service)) {
-        if !is_http(&endpoint) {
+        if !is_url(&endpoint) {
             return Err(LoadError::Endpoint(endpoint));
         }
     }
@@ -93,17 +83,6 @@ pub fn region_of(queue_url: &str) -> Option<&str> {
     let before_queue = host.split_once(".queue.amazonaws.com").map(|(region, _)| region);
     let mut after_sqs = host.split('.').skip_while(|label| !matches!(*label, "sqs" | "sqs-fips")).skip(1);
     before_queue.or_else(|| after_sqs.next()).filter(is_region)
-}
-
-/// Host and port of a URL.
-pub fn host_of(url: &str) -> Option<&str> {
-    url.split_once("://")?.1.split(['/', '?', '#']).next().filter(|host| !host.is_empty())
-}
-
-/// A URL that a request can be sent to, as far as its scheme and host say.
-pub fn is_http(url: &str) -> bool {
-    let host_is_sound = |host: &str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
-    (url.starts_with("http://") || url.starts_with("https://")) && host_of(url).is_some_and(host_is_sound)
 }
 
 /// Why a call failed, as far as all services tell it alike.
@@ -193,113 +172,18 @@ fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dy
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The one HTTP client of all services and of the credential chain.
-#[derive(Debug)]
-struct OneClient(Arc<Clients>);
-
-impl HttpClient for OneClient {
-    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
-        let (clients, settings, components) = (self.0.clone(), settings.clone(), components.clone());
-        SharedHttpConnector::new(ByScheme { clients, settings, components })
-    }
-}
-
-/// Sends a request by plain TCP or by TLS, as its URL says.
-#[derive(Debug)]
-struct ByScheme {
-    clients: Arc<Clients>,
-    settings: HttpConnectorSettings,
-    components: RuntimeComponents,
-}
-
-impl HttpConnector for ByScheme {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = if request.uri().starts_with("https:") { self.clients.tls() } else { Ok(&self.clients.plain) };
-        match client {
-            Ok(client) => client.http_connector(&self.settings, &self.components).call(request),
-            Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Clients {
-    ca_bundle: Option<PathBuf>,
-    /// Never through a proxy: credentials of containers and instances are served here.
-    plain: SharedHttpClient,
-    /// Made for the first https request: reading the certificates takes as long as all the rest of the start.
-    tls: OnceLock<Result<SharedHttpClient, CaBundleError>>,
-}
-
-impl Clients {
-    fn new(ca_bundle: Option<PathBuf>) -> Self {
-        Self { ca_bundle, plain: Builder::new().build_http(), tls: OnceLock::new() }
-    }
-
-    fn tls(&self) -> Result<&SharedHttpClient, CaBundleError> {
-        self.tls.get_or_init(|| trusted(self.ca_bundle.as_deref()).map(tls_client)).as_ref().map_err(Clone::clone)
-    }
-}
-
-/// A client for https that trusts `certificates` (PEM) and heeds `HTTPS_PROXY` and `NO_PROXY`.
-fn tls_client(certificates: Vec<u8>) -> SharedHttpClient {
-    let trust = TrustStore::empty().with_pem_certificate(certificates);
-    let context = TlsContext::builder().with_trust_store(trust).build().expect("certificates are not looked at yet");
-    Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder().proxy_config(ProxyConfig::from_env());
-        connector.set_connector_settings(settings.cloned());
-        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
-        connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
-    })
-}
-
-/// Where distributions keep their certificates: Debian and Alpine, Fedora and Amazon Linux, SUSE, others.
-const CA_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum CaBundleError {
-    #[error(
-        "no CA bundle is where distributions keep it ({}): install ca-certificates or set AWS_CA_BUNDLE",
-        CA_BUNDLES[0]
-    )]
-    None,
-    #[error("the CA bundle {0} cannot be read: {1} (set AWS_CA_BUNDLE or SSL_CERT_FILE to another)")]
-    Unreadable(PathBuf, String),
-    #[error("the CA bundle {0} holds no certificate (set AWS_CA_BUNDLE or SSL_CERT_FILE to another)")]
-    Empty(PathBuf),
-}
-
-/// The certificates of the configured bundle, else of the first that is there.
-fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
-    let usual = || CA_BUNDLES.iter().map(Path::new).find(|path| path.exists());
-    let path = configured.or_else(usual).ok_or(CaBundleError::None)?;
-    let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
-    let usable = usable(&String::from_utf8_lossy(&bundle));
-    if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable.into_bytes()) }
-}
-
-/// The certificates that rustls can read: the SDK panics at the first that it cannot.
-fn usable(bundle: &str) -> String {
-    let is_usable = |section: &&str| {
-        CertificateDer::from_pem_slice(section.as_bytes())
-            .is_ok_and(|certificate| RootCertStore::empty().add(certificate).is_ok())
-    };
-    bundle.split_inclusive("-----END CERTIFICATE-----").filter(is_usable).collect()
-}
-
 /// Configurations for the adapters' tests, without environment or network.
 #[cfg(test)]
 pub(super) mod testing {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use aws_credential_types::Credentials;
     use aws_credential_types::provider::SharedCredentialsProvider;
-    use aws_smithy_runtime_api::client::http::http_client_fn;
+    use aws_smithy_runtime_api::client::http::{
+        HttpClient, HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
     use aws_smithy_types::body::SdkBody;
 
     use super::*;
@@ -339,7 +223,7 @@ pub(super) mod testing {
 
     /// The real client.
     pub fn real(ca_bundle: Option<PathBuf>) -> SdkConfig {
-        config(OneClient(Arc::new(Clients::new(ca_bundle))))
+        config(OneClient::new(ca_bundle))
     }
 
     fn config(client: impl HttpClient + 'static) -> SdkConfig {
@@ -356,8 +240,6 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use aws_smithy_runtime_api::client::runtime_components::RuntimeComponentsBuilder;
-    use aws_smithy_types::config_bag::ConfigBag;
     use aws_smithy_types::error::ErrorMetadata;
 
     use super::*;
@@ -383,42 +265,6 @@ mod tests {
         for (queue_url, region) in table {
             assert_eq!(region_of(queue_url), region, "{queue_url}");
         }
-    }
-
-    #[test]
-    fn an_endpoint_needs_scheme_and_host() {
-        for good in ["http://localhost:4566", "https://[::1]:443/", "http://a.b/c d", "https://x?y"] {
-            assert!(is_http(good), "{good}");
-        }
-        for bad in ["localhost:4566", "//localhost", "http://", "http:///q", "ftp://a/b", "http://a b/c", "http://u@h/"]
-        {
-            assert!(!is_http(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_bundle_is_freed_of_what_would_make_the_sdk_panic() {
-        const GOOD: &str = "-----BEGIN CERTIFICATE-----\n\
-        MIIBbzCCARWgAwIBAgIUVhAExumwYnG/s6XNegjPuyL4yjYwCgYIKoZIzj0EAwIw\n\
-        DDEKMAgGA1UEAwwBdDAgFw0yNjExMjIwNjMxNTBaGA8yMTI2MTAyOTA2MzE1MFow\n\
-        DDEKMAgGA1UEAwwBdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFFy2OhMa4VR\n\
-        Tgk99HdZKEaTzsITNmZoEzgzQ0wnUOn1avzaMmuxF9KB9I3f7V7JaPF/lAjYsLcq\n\
-        G25FBmEmTl6jUzBRMB0GA1UdDgQWBBQEgKYsKpcCM2F2gtjsMuA0S/q1ODAfBgNV\n\
-        HSMEGDAWgBQEgKYsKpcCM2F2gtjsMuA0S/q1ODAPBgNVHRMBAf8EBTADAQH/MAoG\n\
-        CCqGSM49BAMCA0gAMEUCIQCA7Refjh/WHLUXu0WDN3Nk2hTN4NQ59Ip8uk4USVF4\n\
-        RwIgAWvMtXWpn3M91x8Ydtvk0aIHQm5JtQZ1I4ic9+NAgDo=\n\
-        -----END CERTIFICATE-----";
-        let not_base64 = "-----BEGIN CERTIFICATE-----\n****\n-----END CERTIFICATE-----\n";
-        let not_a_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        let unfinished = "\n-----BEGIN CERTIFICATE-----\nAAAA\n";
-        let mixed = format!("{not_base64}{not_a_certificate}# a comment\n{GOOD}\n{not_base64}{GOOD}{unfinished}");
-        let left = usable(&mixed);
-        assert_eq!(left.matches("BEGIN").count(), 2);
-        assert!(left.contains(GOOD));
-        assert_eq!(usable(""), "");
-        // The SDK parses it when the connector is made, and would panic here.
-        let client = tls_client(left.into_bytes());
-        assert!(client.validate_base_client_config(&RuntimeComponentsBuilder::new("test"), &ConfigBag::base()).is_ok());
     }
 
     #[test]

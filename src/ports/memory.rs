@@ -355,6 +355,7 @@ impl State {
                 receipt: ReceiptHandle::new(format!("{number}-{}", message.receive_count)),
                 body: message.body.clone(),
                 receive_count: message.receive_count,
+                sent_at: None,
                 traceparent: None,
             });
         }

@@ -2,13 +2,14 @@
 //!
 //! Errors are classified here, at the border; a variant exists only if somebody acts on it.
 //!
-//! Architecture invariant: an SDK is named in its adapter only (`sqs`, `s3`, and `aws`, their shared
-//! client), and only `process` starts or signals a process.
+//! Architecture invariant: an SDK is named in its adapter only (`sqs`, `s3`, and `aws` and `http`, which
+//! they share), and only `process` starts or signals a process.
 
 pub mod aws;
 pub mod checksum;
 pub mod clock;
 pub mod folder;
+pub mod http;
 pub mod memory;
 pub mod process;
 pub mod s3;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
-use crate::job::report::{Report, Used};
+use crate::job::report::{Noted, Report, Used};
 use crate::job::verdict::{DeletePermit, Exit};
 use checksum::Checksum;
 
@@ -198,4 +199,7 @@ pub struct StartError {
 pub trait Telemetry: Send + Sync {
     /// Returns when it is told, or given up; the next report waits for that.
     async fn tell(&self, report: &Report);
+
+    /// Counts. Returns at once.
+    fn note(&self, noted: Noted);
 }

@@ -4,7 +4,7 @@
 //! delete again after the stop began.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
@@ -15,7 +15,7 @@ use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName
 use tracing::warn;
 
 use super::aws::{self, ATTEMPT_LIMIT, Failure};
-use super::{DeleteError, Queue, ReceiveError, VisibilityError};
+use super::{DeleteError, Queue, ReceiveError, VisibilityError, http};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, traceparent_from_xray};
 use crate::job::verdict::DeletePermit;
 
@@ -43,7 +43,7 @@ impl Sqs {
             builder = builder.endpoint_url(origin_of(&queue_url));
         }
         let endpoint = custom.as_ref().unwrap_or(&queue_url);
-        let host = aws::host_of(endpoint).unwrap_or(endpoint).to_owned();
+        let host = http::host_of(endpoint).unwrap_or(endpoint).to_owned();
         Self { client: aws_sdk_sqs::Client::from_conf(builder.build()), queue_url, host, attempt: Mutex::default() }
     }
 
@@ -82,6 +82,7 @@ impl Queue for Sqs {
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
             .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
             .message_attribute_names(TRACEPARENT)
             .set_receive_request_attempt_id(self.attempt())
@@ -173,7 +174,7 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
             && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     let path = &queue_url[origin_of(queue_url).len()..];
-    let problem = if !aws::is_http(queue_url) {
+    let problem = if !http::is_url(queue_url) {
         "has no http or https and a host"
     } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
         "does not end in /account/queue-name"
@@ -190,7 +191,8 @@ pub fn is_fifo(queue_url: &str) -> bool {
     queue_url.strip_suffix(".fifo").is_some()
 }
 
-fn queue_name(queue_url: &str) -> &str {
+/// The last part of a queue's URL.
+pub fn queue_name(queue_url: &str) -> &str {
     queue_url.rsplit('/').next().unwrap_or(queue_url)
 }
 
@@ -202,7 +204,7 @@ fn origin_of(url: &str) -> &str {
 
 /// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
 fn is_aws_default(queue_url: &str) -> bool {
-    let (Some(host), Some(region)) = (aws::host_of(queue_url), aws::region_of(queue_url)) else { return false };
+    let (Some(host), Some(region)) = (http::host_of(queue_url), aws::region_of(queue_url)) else { return false };
     let host = host.strip_suffix(".cn").unwrap_or(host);
     host == format!("sqs.{region}.amazonaws.com")
         || host == format!("{region}.queue.amazonaws.com")
@@ -224,6 +226,8 @@ fn delivery(message: Message) -> Result<Delivery, ReceiveError> {
     let traceparent =
         traceparent.or_else(|| system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray));
     let count = system(MessageSystemAttributeName::ApproximateReceiveCount).and_then(|count| count.parse().ok());
+    // In milliseconds since 1970.
+    let sent_at = system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
         return Err(ReceiveError::Transient("the queue sent a message without an id or a receipt handle".into()));
     };
@@ -232,6 +236,7 @@ fn delivery(message: Message) -> Result<Delivery, ReceiveError> {
         receipt: ReceiptHandle::new(receipt),
         body: message.body.unwrap_or_default(),
         receive_count: count.unwrap_or(1),
+        sent_at: sent_at.map(|sent_at| SystemTime::UNIX_EPOCH + Duration::from_millis(sent_at)),
         traceparent,
     })
 }
@@ -404,6 +409,7 @@ mod tests {
             receipt: ReceiptHandle::new(HANDLE),
             body: String::new(),
             receive_count: 1,
+            sent_at: None,
             traceparent: None,
         };
         let Verdict::Delete(completed) = policy.judge(&delivery, Outcome::Finished) else { panic!("it finished") };

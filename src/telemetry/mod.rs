@@ -1,11 +1,15 @@
-//! What a run tells, and where: log records, and the termination message that Kubernetes shows.
+//! What a run tells, and where: log records, metrics, the termination message that Kubernetes shows, the probes' answers.
 
 pub mod attempts;
 pub mod bars;
+pub mod listen;
 pub mod logs;
+pub mod metrics;
+pub mod push;
 pub mod termination;
 mod text;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
@@ -13,22 +17,31 @@ use async_trait::async_trait;
 use tracing::{error, info, warn};
 
 use crate::job::notification::Object;
-use crate::job::report::{Ended, Report, Subject};
+use crate::job::report::{Ended, Noted, Report, Subject};
 use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
+use listen::Readiness;
+use metrics::Metrics;
 use termination::{TerminationLog, TerminationMessage};
 
 /// A pod's telemetry.
 pub struct Told {
     termination_log: TerminationLog,
     attempts: Option<AttemptHistory>,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
     has_a_message: AtomicBool,
 }
 
 impl Told {
-    pub fn new(termination_log: TerminationLog, attempts: Option<AttemptHistory>) -> Self {
-        Self { termination_log, attempts, has_a_message: AtomicBool::new(false) }
+    pub fn new(
+        termination_log: TerminationLog,
+        attempts: Option<AttemptHistory>,
+        metrics: Arc<Metrics>,
+        readiness: Arc<Readiness>,
+    ) -> Self {
+        Self { termination_log, attempts, metrics, readiness, has_a_message: AtomicBool::new(false) }
     }
 }
 
@@ -36,11 +49,18 @@ impl Told {
 impl Telemetry for Told {
     async fn tell(&self, report: &Report) {
         match report {
-            Report::Started(subject) => log_started(subject),
+            Report::Started(subject) => {
+                self.readiness.hold(&subject.message_id);
+                self.metrics.started(subject, SystemTime::now());
+                log_started(subject);
+            }
             // The log has it already, but not as often.
-            Report::Progressed(_) => {}
+            Report::Progressed(progressed) => self.metrics.progressed(progressed),
+            Report::LettingGo(message) => self.readiness.let_go(message),
             Report::Ended(ended) => {
                 let now = SystemTime::now();
+                self.readiness.let_go(&ended.subject.message_id);
+                self.metrics.ended(ended);
                 log_ended(ended, now);
                 self.termination_log.write(&TerminationMessage::ended(ended, now));
                 self.has_a_message.store(true, Ordering::Relaxed);
@@ -57,6 +77,10 @@ impl Telemetry for Told {
                 }
             }
         }
+    }
+
+    fn note(&self, noted: Noted) {
+        self.metrics.note(noted);
     }
 }
 

@@ -188,6 +188,7 @@ impl Acting<'_> {
             receipt: ReceiptHandle::new(receipt.to_string()),
             body: object_created("k"),
             receive_count: receipt,
+            sent_at: None,
             traceparent: None,
         };
         let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };

@@ -13,11 +13,12 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use leasehold::actors::receiver::Polling;
 use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
+use leasehold::actors::vitals::Vitals;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
-use leasehold::job::report::{Ended, Progress, Report, Used};
+use leasehold::job::report::{Ended, Noted, Progress, Report, Used};
 use leasehold::job::route::EventFilter;
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
@@ -307,6 +308,8 @@ impl Telemetry for FakeTelemetry {
         }
         self.told.lock().expect("not poisoned").push(report.clone());
     }
+
+    fn note(&self, _: Noted) {}
 }
 
 /// One run.
@@ -333,7 +336,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let ended = told.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
-            Report::Started(_) | Report::Progressed(_) | Report::Left(_) => None,
+            Report::Started(_) | Report::Progressed(_) | Report::LettingGo(_) | Report::Left(_) => None,
         });
         ended.collect()
     }
@@ -343,7 +346,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let progress = told.iter().filter_map(|report| match report {
             Report::Progressed(progressed) => Some(progressed.progress.clone()),
-            Report::Started(_) | Report::Ended(_) | Report::Left(_) => None,
+            Report::Started(_) | Report::LettingGo(_) | Report::Ended(_) | Report::Left(_) => None,
         });
         progress.collect()
     }
@@ -412,7 +415,13 @@ impl Journey {
             clock,
         };
         let telemetry = self.telemetry.clone();
-        let world = World { queue: self.queue, worker: Arc::new(bench), telemetry: self.telemetry, clock };
+        let world = World {
+            queue: self.queue,
+            worker: Arc::new(bench),
+            telemetry: self.telemetry,
+            clock,
+            vitals: Vitals::default(),
+        };
         let started = Instant::now();
         let outcome = timeout(killed_after, supervisor::run(world, self.settings, stop)).await.ok()?;
         let left = std::fs::read_dir(self.work_dir.path()).expect("readable").count();

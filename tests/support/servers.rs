@@ -143,3 +143,21 @@ impl Microburst {
         format!("http://127.0.0.1:{}", self.0.port)
     }
 }
+
+/// Debian's `prometheus-pushgateway`.
+pub struct Pushgateway(Server);
+
+impl Pushgateway {
+    /// `web_config` is for TLS and passwords.
+    pub async fn start(web_config: Option<&Path>) -> Self {
+        let port = free_port();
+        let mut command = Command::new("prometheus-pushgateway");
+        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        command.args(web_config.map(|path| format!("--web.config.file={}", path.display())));
+        Self(Server::start(&command, port).await)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.0.port)
+    }
+}

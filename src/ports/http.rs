@@ -1,0 +1,255 @@
+//! HTTP for everything that this program asks: plain, or TLS that trusts the configured certificates.
+//!
+//! The SDK's own client, for AWS and, as [`Http`], for servers that are not AWS: one TLS library, one CA bundle, one
+//! place where a proxy is heeded.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector, ConnectorBuilder};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::byte_stream::ByteStream;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+/// Asks servers that are not AWS.
+#[derive(Debug)]
+pub struct Http {
+    ca_bundle: Option<PathBuf>,
+    plain: Connector,
+    /// Made for the first https request.
+    tls: OnceLock<Result<Connector, CaBundleError>>,
+}
+
+/// What a server answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Http {
+    /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
+    pub fn new(ca_bundle: Option<PathBuf>) -> Self {
+        Self { ca_bundle, plain: Connector::builder().build_http(), tls: OnceLock::new() }
+    }
+
+    /// Sends one request and reads all of its answer, within `limit`. The error says why there is none.
+    pub async fn send(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&'static str, String)],
+        body: impl Into<SdkBody>,
+        limit: Duration,
+    ) -> Result<Answer, String> {
+        let mut request = HttpRequest::new(body.into());
+        let set = request.set_method(method).map_err(|error| error.to_string());
+        set.and_then(|()| request.set_uri(url).map_err(|error| format!("{url}: {error}")))?;
+        for (name, value) in headers {
+            request.headers_mut().try_insert(*name, value.clone()).map_err(|error| format!("{name}: {error}"))?;
+        }
+        let asked = async {
+            let answer = self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
+            let status = answer.status().as_u16();
+            let body = ByteStream::new(answer.into_body()).collect().await.map_err(|error| causes(&error))?;
+            Ok(Answer { status, body: String::from_utf8_lossy(&body.into_bytes()).into_owned() })
+        };
+        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    }
+
+    fn connector(&self, url: &str) -> Result<&Connector, String> {
+        if !url.starts_with("https:") {
+            return Ok(&self.plain);
+        }
+        let tls = self.tls.get_or_init(|| {
+            let context = tls_context(trusted(self.ca_bundle.as_deref())?);
+            Ok(tls_connector(Connector::builder(), &context))
+        });
+        tls.as_ref().map_err(CaBundleError::to_string)
+    }
+}
+
+/// Host and port of a URL.
+pub fn host_of(url: &str) -> Option<&str> {
+    url.split_once("://")?.1.split(['/', '?', '#']).next().filter(|host| !host.is_empty())
+}
+
+/// A URL that a request can be sent to, as far as its scheme and host say.
+pub fn is_url(url: &str) -> bool {
+    let host_is_sound = |host: &str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
+    (url.starts_with("http://") || url.starts_with("https://")) && host_of(url).is_some_and(host_is_sound)
+}
+
+/// The causes of a failed request on one line.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |&error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The one HTTP client of all AWS services and of the credential chain.
+#[derive(Debug)]
+pub struct OneClient(Arc<Clients>);
+
+impl OneClient {
+    /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
+    pub fn new(ca_bundle: Option<PathBuf>) -> Self {
+        Self(Arc::new(Clients { ca_bundle, plain: Builder::new().build_http(), tls: OnceLock::new() }))
+    }
+}
+
+impl HttpClient for OneClient {
+    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+        let (clients, settings, components) = (self.0.clone(), settings.clone(), components.clone());
+        SharedHttpConnector::new(ByScheme { clients, settings, components })
+    }
+}
+
+/// Sends a request by plain TCP or by TLS, as its URL says.
+#[derive(Debug)]
+struct ByScheme {
+    clients: Arc<Clients>,
+    settings: HttpConnectorSettings,
+    components: RuntimeComponents,
+}
+
+impl HttpConnector for ByScheme {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = if request.uri().starts_with("https:") { self.clients.tls() } else { Ok(&self.clients.plain) };
+        match client {
+            Ok(client) => client.http_connector(&self.settings, &self.components).call(request),
+            Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Clients {
+    ca_bundle: Option<PathBuf>,
+    /// Never through a proxy: credentials of containers and instances are served here.
+    plain: SharedHttpClient,
+    /// Made for the first https request: reading the certificates takes as long as all the rest of the start.
+    tls: OnceLock<Result<SharedHttpClient, CaBundleError>>,
+}
+
+impl Clients {
+    fn tls(&self) -> Result<&SharedHttpClient, CaBundleError> {
+        self.tls.get_or_init(|| trusted(self.ca_bundle.as_deref()).map(tls_client)).as_ref().map_err(Clone::clone)
+    }
+}
+
+/// A client for https that trusts `certificates` (PEM).
+fn tls_client(certificates: Vec<u8>) -> SharedHttpClient {
+    let context = tls_context(certificates);
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder();
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        tls_connector(connector, &context)
+    })
+}
+
+fn tls_context(certificates: Vec<u8>) -> TlsContext {
+    let trust = TrustStore::empty().with_pem_certificate(certificates);
+    TlsContext::builder().with_trust_store(trust).build().expect("certificates are not looked at yet")
+}
+
+/// Heeds `HTTPS_PROXY` and `NO_PROXY`.
+fn tls_connector(connector: ConnectorBuilder, context: &TlsContext) -> Connector {
+    let connector = connector.proxy_config(ProxyConfig::from_env());
+    connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
+}
+
+/// Where distributions keep their certificates: Debian and Alpine, Fedora and Amazon Linux, SUSE, others.
+const CA_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CaBundleError {
+    #[error(
+        "no CA bundle is where distributions keep it ({}): install ca-certificates or set AWS_CA_BUNDLE",
+        CA_BUNDLES[0]
+    )]
+    None,
+    #[error("the CA bundle {0} cannot be read: {1} (set AWS_CA_BUNDLE or SSL_CERT_FILE to another)")]
+    Unreadable(PathBuf, String),
+    #[error("the CA bundle {0} holds no certificate (set AWS_CA_BUNDLE or SSL_CERT_FILE to another)")]
+    Empty(PathBuf),
+}
+
+/// The certificates of the configured bundle, else of the first that is there.
+fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
+    let usual = || CA_BUNDLES.iter().map(Path::new).find(|path| path.exists());
+    let path = configured.or_else(usual).ok_or(CaBundleError::None)?;
+    let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
+    let usable = usable(&String::from_utf8_lossy(&bundle));
+    if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable.into_bytes()) }
+}
+
+/// The certificates that rustls can read: the SDK panics at the first that it cannot.
+fn usable(bundle: &str) -> String {
+    let is_usable = |section: &&str| {
+        CertificateDer::from_pem_slice(section.as_bytes())
+            .is_ok_and(|certificate| RootCertStore::empty().add(certificate).is_ok())
+    };
+    bundle.split_inclusive("-----END CERTIFICATE-----").filter(is_usable).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_smithy_runtime_api::client::runtime_components::RuntimeComponentsBuilder;
+    use aws_smithy_types::config_bag::ConfigBag;
+
+    use super::*;
+
+    #[test]
+    fn a_url_needs_scheme_and_host() {
+        for good in ["http://localhost:4566", "https://[::1]:443/", "http://a.b/c d", "https://x?y"] {
+            assert!(is_url(good), "{good}");
+        }
+        for bad in ["localhost:4566", "//localhost", "http://", "http:///q", "ftp://a/b", "http://a b/c", "http://u@h/"]
+        {
+            assert!(!is_url(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_is_freed_of_what_would_make_the_sdk_panic() {
+        const GOOD: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBbzCCARWgAwIBAgIUVhAExumwYnG/s6XNegjPuyL4yjYwCgYIKoZIzj0EAwIw\n\
+        DDEKMAgGA1UEAwwBdDAgFw0yNjExMjIwNjMxNTBaGA8yMTI2MTAyOTA2MzE1MFow\n\
+        DDEKMAgGA1UEAwwBdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFFy2OhMa4VR\n\
+        Tgk99HdZKEaTzsITNmZoEzgzQ0wnUOn1avzaMmuxF9KB9I3f7V7JaPF/lAjYsLcq\n\
+        G25FBmEmTl6jUzBRMB0GA1UdDgQWBBQEgKYsKpcCM2F2gtjsMuA0S/q1ODAfBgNV\n\
+        HSMEGDAWgBQEgKYsKpcCM2F2gtjsMuA0S/q1ODAPBgNVHRMBAf8EBTADAQH/MAoG\n\
+        CCqGSM49BAMCA0gAMEUCIQCA7Refjh/WHLUXu0WDN3Nk2hTN4NQ59Ip8uk4USVF4\n\
+        RwIgAWvMtXWpn3M91x8Ydtvk0aIHQm5JtQZ1I4ic9+NAgDo=\n\
+        -----END CERTIFICATE-----";
+        let not_base64 = "-----BEGIN CERTIFICATE-----\n****\n-----END CERTIFICATE-----\n";
+        let not_a_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let unfinished = "\n-----BEGIN CERTIFICATE-----\nAAAA\n";
+        let mixed = format!("{not_base64}{not_a_certificate}# a comment\n{GOOD}\n{not_base64}{GOOD}{unfinished}");
+        let left = usable(&mixed);
+        assert_eq!(left.matches("BEGIN").count(), 2);
+        assert!(left.contains(GOOD));
+        assert_eq!(usable(""), "");
+        // The SDK parses it when the connector is made, and would panic here.
+        let client = tls_client(left.into_bytes());
+        assert!(client.validate_base_client_config(&RuntimeComponentsBuilder::new("test"), &ConfigBag::base()).is_ok());
+    }
+}

@@ -1,0 +1,334 @@
+//! What a run counts, for Prometheus.
+//!
+//! A pod counts from nothing and is gone after one message, so `rate()` over these says nothing; `grafana/README.md` has
+//! the expressions that do. Labels come from closed sets: no key, no message id, no error text. With one job type there are at
+//! most [`MOST_SERIES`] series, since a Pushgateway keeps them for every pod.
+//!
+//! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with another group's.
+
+use std::time::{Duration, SystemTime};
+
+use prometheus::{
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder,
+};
+use tracing_appender::non_blocking::ErrorCounter;
+
+use crate::job::report::{Ended, Noted, Progressed, Subject};
+use crate::job::verdict::{KeepReason, Return, Settlement};
+
+/// How many series one pod of one job type has at most.
+pub const MOST_SERIES: usize = 60;
+
+/// The job type of messages that no entry of a file of job types claims.
+const DEFAULT_JOB_TYPE: &str = "default";
+
+/// The metrics of one process.
+pub struct Metrics {
+    registry: Registry,
+    dropped: ErrorCounter,
+    run_finished: GaugeVec,
+    run_exit_code: GaugeVec,
+    messages_received: Counter,
+    messages_in_flight: Gauge,
+    message_retries: Counter,
+    empty_receives: Counter,
+    receive_errors: Counter,
+    first_receive_lag: Histogram,
+    receive_count: GaugeVec,
+    max_receive_count: GaugeVec,
+    messages_processed: CounterVec,
+    failures: CounterVec,
+    processing_duration: HistogramVec,
+    phase: CounterVec,
+    object_bytes: CounterVec,
+    progress: GaugeVec,
+    command_cpu: CounterVec,
+    command_peak_memory: GaugeVec,
+    log_lines_dropped: Counter,
+    visibility_extensions: CounterVec,
+    lease_remaining: GaugeVec,
+    leases_lost: Counter,
+    releases: CounterVec,
+    deletes: CounterVec,
+    work_discarded: CounterVec,
+    stops: CounterVec,
+    pushes: CounterVec,
+    push_interval: GaugeVec,
+}
+
+impl Metrics {
+    /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of each; `dropped` counts the log
+    /// records that were lost.
+    #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
+    pub fn new(queue: &str, dropped: ErrorCounter, now: SystemTime) -> Self {
+        let of = Definitions(
+            Registry::new_custom(None, Some([("queue".to_owned(), queue.to_owned())].into()))
+                .expect("a label's name is fixed"),
+        );
+        let build_info = of.gauges("build_info", "Always 1; the label says which leasehold this is.", &["version"]);
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        of.counter("jobs_launched_total", "Runs that began: one for each pod.").inc();
+        of.gauge("run_started_timestamp_seconds", "When the run began, in seconds since 1970.").set(unix(now));
+        Self {
+            run_finished: of.gauges(
+                "run_finished_timestamp_seconds",
+                "When the run ended, in seconds since 1970; missing while it runs, and of a pod that died without a last word.",
+                &[],
+            ),
+            run_exit_code: of.gauges("run_exit_code", "The exit code of a run that ended.", &[]),
+            messages_received: of.counter("messages_received_total", "Messages received."),
+            messages_in_flight: of.gauge("messages_in_flight", "Messages in hand now."),
+            message_retries: of.counter("message_retries_total", "Messages received that had been received before."),
+            empty_receives: of.counter("empty_receives_total", "Requests for a message that brought none."),
+            receive_errors: of.counter("receive_errors_total", "Requests for a message that failed and were repeated."),
+            first_receive_lag: of.histogram(
+                "first_receive_lag_seconds",
+                "From a message's sending to its first receive, in seconds.",
+                &[5.0, 30.0, 300.0, 3600.0],
+            ),
+            receive_count: of.gauges(
+                "receive_count",
+                "How often the last message had been received; 1 is the first time.",
+                &[],
+            ),
+            max_receive_count: of.gauges(
+                "max_receive_count",
+                "After how many receives the queue moves a message to its dead-letter queue (maxReceiveCount); missing if it has none.",
+                &[],
+            ),
+            messages_processed: of.counters(
+                "messages_processed_total",
+                "Messages that were settled, by what became of them.",
+                &["job_type", "outcome"],
+            ),
+            failures: of.counters(
+                "failures_total",
+                "Messages that were kept because something failed (not because of a stop), and whether that was the last attempt before the dead-letter queue.",
+                &["job_type", "reason", "final_attempt"],
+            ),
+            processing_duration: of.histograms(
+                "processing_duration_seconds",
+                "From a message's receive to its settlement, in seconds; only of messages that were work.",
+                &["job_type"],
+                &[10.0, 60.0, 600.0, 3600.0, 14_400.0, 43_200.0],
+            ),
+            phase: of.counters(
+                "phase_seconds_total",
+                "Time spent on messages, in seconds: receive (mostly waiting), fetch, command, publish, settle.",
+                &["job_type", "phase"],
+            ),
+            object_bytes: of.counters(
+                "object_bytes_total",
+                "Bytes of the objects that were worked on.",
+                &["job_type"],
+            ),
+            progress: of.gauges(
+                "progress_ratio",
+                "How far the command says it is with the last message, from 0 to 1; missing if it does not say.",
+                &["job_type"],
+            ),
+            command_cpu: of.counters(
+                "command_cpu_seconds_total",
+                "User and system time of the commands, in seconds.",
+                &["job_type"],
+            ),
+            command_peak_memory: of.gauges(
+                "command_peak_memory_bytes",
+                "The most that one process of the last message's commands had in memory, in bytes.",
+                &["job_type"],
+            ),
+            log_lines_dropped: of.counter(
+                "log_lines_dropped_total",
+                "Log records that were lost because nobody read the log in time.",
+            ),
+            visibility_extensions: of.counters(
+                "visibility_extensions_total",
+                "Beats, by what became of them: extended, failed (and repeated), lease_lost, at_ceiling (SQS's 12 hours).",
+                &["result"],
+            ),
+            lease_remaining: of.gauges(
+                "lease_remaining_seconds",
+                "How much of the lease was left when the last message was judged, in seconds.",
+                &[],
+            ),
+            leases_lost: of.counter("leases_lost_total", "Leases that ended before their message was settled."),
+            releases: of.counters(
+                "releases_total",
+                "Messages that were made visible again before their visibility timeout, by why they were kept.",
+                &["cause"],
+            ),
+            deletes: of.counters(
+                "deletes_total",
+                "Deletes, by what became of them: deleted, failed (and repeated), refused, lease_lost and withdrawn (not sent).",
+                &["result"],
+            ),
+            work_discarded: of.counters(
+                "work_discarded_seconds_total",
+                "Time spent on work that has to be done again, in seconds, by why.",
+                &["job_type", "reason"],
+            ),
+            stops: of.counters("stops_total", "Requests to stop, by signal.", &["signal"]),
+            push_interval: of.gauges(
+                "push_interval_seconds",
+                "How often the metrics are pushed, in seconds; whoever is silent for much longer is gone.",
+                &[],
+            ),
+            pushes: of.counters("pushes_total", "Pushes to the Pushgateway, by result: pushed, failed.", &["result"]),
+            dropped,
+            registry: of.0,
+        }
+    }
+
+    pub fn started(&self, subject: &Subject, now: SystemTime) {
+        self.messages_received.inc();
+        self.messages_in_flight.inc();
+        self.receive_count.with_label_values::<&str>(&[]).set(subject.receive_count.into());
+        if let Some(max) = subject.redrive.max_receive_count() {
+            self.max_receive_count.with_label_values::<&str>(&[]).set(max.into());
+        }
+        match subject.sent_at {
+            _ if subject.receive_count > 1 => self.message_retries.inc(),
+            // Two clocks, so it may seem to come before it was sent.
+            Some(sent_at) => self.first_receive_lag.observe(seconds(now.duration_since(sent_at).unwrap_or_default())),
+            None => {}
+        }
+    }
+
+    pub fn progressed(&self, progressed: &Progressed) {
+        if let Some(share) = progressed.progress.share {
+            self.progress.with_label_values(&[DEFAULT_JOB_TYPE]).set(share);
+        }
+    }
+
+    pub fn ended(&self, ended: &Ended) {
+        let Ended { subject, settlement, spent, .. } = ended;
+        let job_type = DEFAULT_JOB_TYPE;
+        self.messages_in_flight.dec();
+        self.messages_processed.with_label_values(&[job_type, ended.outcome()]).inc();
+        if !subject.objects.is_empty() {
+            self.processing_duration.with_label_values(&[job_type]).observe(seconds(spent.total));
+            let bytes: u64 = subject.objects.iter().filter_map(|object| object.size).sum();
+            #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
+            self.object_bytes.with_label_values(&[job_type]).inc_by(bytes as f64);
+        }
+        if let Some(used) = ended.used {
+            self.command_cpu.with_label_values(&[job_type]).inc_by(seconds(used.cpu));
+            #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
+            self.command_peak_memory.with_label_values(&[job_type]).set(used.peak_memory as f64);
+        }
+        let phases = [
+            ("receive", spent.receive),
+            ("fetch", spent.fetch),
+            ("command", spent.command),
+            ("publish", spent.publish),
+            ("settle", spent.settle),
+        ];
+        for (phase, spent) in phases {
+            self.phase.with_label_values(&[job_type, phase]).inc_by(seconds(spent));
+        }
+        let Settlement::Kept(reason, returns) = settlement else { return };
+        let discarded = seconds(spent.fetch + spent.command + spent.publish);
+        self.work_discarded.with_label_values(&[job_type, reason.label()]).inc_by(discarded);
+        if let Return::After(_) = returns {
+            self.releases.with_label_values(&[reason.label()]).inc();
+        }
+        if let KeepReason::LeaseLost(_) | KeepReason::LostAfterSuccess = reason {
+            self.leases_lost.inc();
+        }
+        if *reason != KeepReason::Stopped {
+            let is_final = subject.redrive.is_final(subject.receive_count);
+            self.failures.with_label_values(&[job_type, reason.label(), if is_final { "true" } else { "false" }]).inc();
+        }
+    }
+
+    pub fn note(&self, noted: Noted) {
+        match noted {
+            Noted::ReceivedNothing => self.empty_receives.inc(),
+            Noted::ReceiveFailed => self.receive_errors.inc(),
+            Noted::Extension(extension) => self.visibility_extensions.with_label_values(&[extension.label()]).inc(),
+            Noted::Delete(delete) => self.deletes.with_label_values(&[delete.label()]).inc(),
+            Noted::LeaseLeft(left) => self.lease_remaining.with_label_values::<&str>(&[]).set(seconds(left)),
+        }
+    }
+
+    /// `signal` is its name: `SIGTERM`.
+    pub fn stopped(&self, signal: &str) {
+        self.stops.with_label_values(&[signal]).inc();
+    }
+
+    /// The run ended `now`.
+    pub fn finished(&self, exit_code: u8, now: SystemTime) {
+        self.run_finished.with_label_values::<&str>(&[]).set(unix(now));
+        self.run_exit_code.with_label_values::<&str>(&[]).set(exit_code.into());
+    }
+
+    /// They are pushed, so often.
+    pub fn pushes_every(&self, interval: Duration) {
+        self.push_interval.with_label_values::<&str>(&[]).set(seconds(interval));
+    }
+
+    /// A push came through, or did not.
+    pub fn pushed(&self, is_pushed: bool) {
+        self.pushes.with_label_values(&[if is_pushed { "pushed" } else { "failed" }]).inc();
+    }
+
+    /// In Prometheus' text format, version 0.0.4, without timestamps (a Pushgateway refuses those).
+    pub fn text(&self) -> String {
+        self.log_lines_dropped.reset();
+        #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float")]
+        self.log_lines_dropped.inc_by(self.dropped.dropped_lines() as f64);
+        let mut text = Vec::new();
+        // Only a metric without a name or a series cannot be written, and a registry has none.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// Makes metrics and registers them.
+struct Definitions(Registry);
+
+impl Definitions {
+    fn registered<M: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+        let metric = metric.expect("names and labels are fixed, and a test makes all");
+        self.0.register(Box::new(metric.clone())).expect("no name is there twice");
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Counter {
+        self.registered(Counter::with_opts(opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.registered(CounterVec::new(opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.registered(Gauge::with_opts(opts(name, help)))
+    }
+
+    /// Without a value until it is set, also if it has no labels.
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.registered(GaugeVec::new(opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.registered(Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.registered(HistogramVec::new(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec()), labels))
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("leasehold_{name}"), help)
+}
+
+/// With milliseconds, which is as much as anybody reads.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+fn unix(at: SystemTime) -> f64 {
+    seconds(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}

@@ -1,0 +1,137 @@
+//! The metrics themselves.
+
+use std::time::{Duration, SystemTime};
+
+use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::notification::Object;
+use leasehold::job::report::{Delete, Ended, Extension, Noted, Progress, Progressed, Spent, Subject, Used};
+use leasehold::job::verdict::{Completion, Exit, KeepReason, Return, Settlement};
+use leasehold::telemetry::metrics::{MOST_SERIES, Metrics};
+use tracing_appender::non_blocking::NonBlockingBuilder;
+
+use super::value;
+
+const S: Duration = Duration::from_secs(1);
+
+fn metrics() -> Metrics {
+    let (_, log) = NonBlockingBuilder::default().finish(std::io::sink());
+    drop(log);
+    let (nobody_writes, _log) = NonBlockingBuilder::default().finish(std::io::sink());
+    Metrics::new("orders", nobody_writes.error_counter(), SystemTime::UNIX_EPOCH + 1_000 * S)
+}
+
+fn subject(receive_count: u32) -> Subject {
+    let object = Object {
+        bucket: "inbox".to_owned(),
+        key: "k".to_owned(),
+        version_id: None,
+        etag: None,
+        size: Some(1_000_000),
+        sequencer: None,
+    };
+    Subject {
+        message_id: MessageId::new("m"),
+        receive_count,
+        redrive: Redrive::DeadLetter { max_receive_count: 3, queue: "orders-dlq".to_owned() },
+        sent_at: Some(SystemTime::UNIX_EPOCH + 988 * S),
+        traceparent: None,
+        body_sha256: String::new(),
+        objects: vec![object],
+    }
+}
+
+fn ended(receive_count: u32, settlement: Settlement) -> Ended {
+    Ended {
+        subject: subject(receive_count),
+        settlement,
+        exit: Some(Exit::Code(1)),
+        said: None,
+        progress: None,
+        last_words: Vec::new(),
+        spent: Spent {
+            receive: S / 2,
+            fetch: 2 * S,
+            command: 70 * S,
+            publish: S,
+            settle: S / 100,
+            total: Duration::from_millis(73_010),
+        },
+        used: Some(Used { cpu: 60 * S, peak_memory: 5_000_000 }),
+    }
+}
+
+/// One message after another, with everything that can be told of them.
+fn eventful(metrics: &Metrics) {
+    for noted in [
+        Noted::ReceivedNothing,
+        Noted::ReceiveFailed,
+        Noted::Extension(Extension::Extended),
+        Noted::Extension(Extension::Failed),
+        Noted::Extension(Extension::LeaseLost),
+        Noted::Extension(Extension::AtCeiling),
+        Noted::Delete(Delete::Deleted),
+        Noted::Delete(Delete::Failed),
+        Noted::LeaseLeft(80 * S),
+    ] {
+        metrics.note(noted);
+    }
+    let failed = KeepReason::CommandFailed(Exit::Code(1));
+    metrics.started(&subject(1), SystemTime::UNIX_EPOCH + 1_000 * S);
+    metrics.ended(&ended(1, Settlement::Kept(failed.clone(), Return::After(10 * S))));
+    metrics.started(&subject(3), SystemTime::UNIX_EPOCH + 1_100 * S);
+    metrics.ended(&ended(3, Settlement::Deleted(Completion::Succeeded)));
+    let progress = Progress { share: Some(0.4), text: None };
+    metrics.progressed(&Progressed { subject: subject(3), progress });
+    metrics.stopped("SIGTERM");
+    metrics.pushes_every(15 * S);
+    metrics.pushed(true);
+    metrics.pushed(false);
+    metrics.finished(0, SystemTime::UNIX_EPOCH + 1_200 * S);
+}
+
+/// A Pushgateway answers 400 to a push whose types or help texts are not those of another group, so they can never
+/// change: a clash between two versions of leasehold shows here.
+#[test]
+fn names_types_and_help_texts_are_as_they_ever_were() {
+    let metrics = metrics();
+    eventful(&metrics);
+    let text = metrics.text().replace(env!("CARGO_PKG_VERSION"), "VERSION");
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn one_pod_has_few_series() {
+    let metrics = metrics();
+    eventful(&metrics);
+    let text = metrics.text();
+    let series = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(series <= MOST_SERIES, "{series} series");
+}
+
+#[test]
+fn a_failure_is_told_from_a_stop_and_a_last_attempt_from_others() {
+    let metrics = metrics();
+    let failed = || KeepReason::CommandFailed(Exit::Code(1));
+    for (receive_count, why, returns) in [
+        (1, failed(), Return::After(S)),
+        (3, failed(), Return::After(S)),
+        (1, KeepReason::Stopped, Return::After(Duration::ZERO)),
+        (1, KeepReason::LeaseLost("late".to_owned()), Return::Unknown),
+    ] {
+        metrics.started(&subject(receive_count), SystemTime::UNIX_EPOCH + 1_000 * S);
+        metrics.ended(&ended(receive_count, Settlement::Kept(why, returns)));
+    }
+    let text = metrics.text();
+    let of = |series: &str| value(&text, &format!("leasehold_{series}"));
+    assert_eq!(of(r#"failures_total{reason="command_failed",final_attempt="false"}"#), Some(1.0));
+    assert_eq!(of(r#"failures_total{reason="command_failed",final_attempt="true"}"#), Some(1.0));
+    assert_eq!(of(r#"failures_total{reason="stopped"}"#), None);
+    assert_eq!(of(r#"messages_processed_total{outcome="stopped"}"#), Some(1.0));
+    assert_eq!(of(r#"work_discarded_seconds_total{reason="stopped"}"#), Some(73.0));
+    assert_eq!(of(r#"releases_total{cause="stopped"}"#), Some(1.0));
+    assert_eq!(of(r#"releases_total{cause="lease_lost"}"#), None);
+    assert_eq!((of("leases_lost_total"), of("messages_in_flight")), (Some(1.0), Some(0.0)));
+    assert_eq!((of("messages_received_total"), of("message_retries_total")), (Some(4.0), Some(1.0)));
+    assert_eq!(of("first_receive_lag_seconds_count"), Some(3.0));
+    assert_eq!(of("first_receive_lag_seconds_sum"), Some(36.0));
+}

@@ -1,0 +1,193 @@
+//! `--pushgateway` and `leasehold sweep`, against the real one.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use leasehold::ports::http::Http as Client;
+use nix::sys::signal::Signal;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use super::{get, value};
+use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::http::Http;
+use crate::support::servers::Pushgateway;
+
+/// The series of one pod.
+async fn pushed(gateway: &Pushgateway, pod: &str) -> String {
+    let all = get(&format!("{}/metrics", gateway.url())).await.unwrap().body;
+    let of_pod = format!(r#"instance="{pod}""#);
+    all.split_inclusive('\n').filter(|line| line.contains(&of_pod)).collect()
+}
+
+fn sweep(gateway: &Pushgateway, flags: &str) -> Leasehold {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.args(["sweep", "--pushgateway", &gateway.url()]).args(flags.split_whitespace());
+    Leasehold::start(command)
+}
+
+fn swept(left: &Left) -> (u64, u64) {
+    let record = left.record("swept");
+    (record["found"].as_u64().unwrap(), record["deleted"].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn a_pod_that_is_gone_has_left_its_metrics() {
+    let gateway = Pushgateway::start(None).await;
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"12345").await;
+    let flags = format!("--pushgateway {} --namespace files --pod-name pod-1", gateway.url());
+    cloud.run(&flags, "sleep 0.1").run_to(0).await;
+    let text = pushed(&gateway, "pod-1").await;
+    let of = |series: &str| value(&text, &format!("leasehold_{series}"));
+    assert_eq!(of(r#"messages_processed_total{outcome="succeeded",job="leasehold",namespace="files"}"#), Some(1.0));
+    assert_eq!((of("jobs_launched_total"), of("run_exit_code")), (Some(1.0), Some(0.0)));
+    assert_eq!((of("object_bytes_total"), of("push_interval_seconds")), (Some(5.0), Some(15.0)));
+    assert_eq!(of(r#"deletes_total{result="deleted"}"#), Some(1.0));
+    assert!(of(r#"phase_seconds_total{phase="command"}"#).unwrap() >= 0.1, "{text}");
+    assert!(of("lease_remaining_seconds").unwrap() > 100.0, "{text}");
+    assert_eq!(of("first_receive_lag_seconds_count"), Some(1.0));
+    assert!(of("command_peak_memory_bytes").unwrap() > 100_000.0, "{text}");
+    let (started, finished) = (of("run_started_timestamp_seconds"), of("run_finished_timestamp_seconds"));
+    assert!(finished.unwrap() - started.unwrap() >= 0.1, "{text}");
+}
+
+#[tokio::test]
+async fn a_pod_that_works_for_long_is_seen_while_it_works() {
+    let gateway = Pushgateway::start(None).await;
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let flags = format!("--pushgateway {} --push-interval 1s --pod-name pod-1", gateway.url());
+    let run = cloud.run(&flags, "until [ -e go ]; do sleep 0.05; done");
+    eventually("a pod at work is seen", async || {
+        (value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight") == Some(1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(value(&pushed(&gateway, "pod-1").await, "leasehold_run_finished_timestamp_seconds"), None);
+    cloud.tell("go");
+    run.run_to(0).await;
+    assert_eq!(value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight"), Some(0.0));
+}
+
+/// Dead, silent, or refusing: outcomes, exit codes and the stop are as without one.
+#[tokio::test]
+async fn a_gateway_that_does_not_take_the_metrics_changes_nothing() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let refusing = Http::start(|_| (400, "inconsistent help".to_owned())).await;
+    let dead = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let gateways = [
+        (format!("http://{dead}"), "refused"),
+        (format!("http://{}", silent.local_addr().unwrap()), "within"),
+        (refusing.endpoint.clone(), "HTTP 400: inconsistent help"),
+    ];
+    for (url, why) in gateways {
+        let cloud = Cloud::new(5).await;
+        cloud.put("k", b"x").await;
+        cloud.put("l", b"x").await;
+        let flags = format!("--pushgateway {url} --push-interval 1s");
+        let left = cloud.run(&flags, "exit 0").run_to(0).await;
+        assert!(left.stdout.contains(why), "no {why:?} in\n{}", left.stdout);
+
+        let run = cloud.run(&format!("{flags} --wait 1s --termination-grace 9s"), "echo up > up; sleep 60");
+        cloud.note("up").await;
+        let asked_at = Instant::now();
+        run.signal(Signal::SIGTERM);
+        run.run_to(143).await;
+        assert!(asked_at.elapsed() < Duration::from_secs(9), "{url}: {:?}", asked_at.elapsed());
+        assert_eq!(cloud.counts().await, (1, 0), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_behind_tls_and_a_password_takes_them() {
+    let secrets = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(secrets.path().join(name), text).unwrap();
+        secrets.path().join(name).display().to_string()
+    };
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (file("cert.pem", &made.cert.pem()), file("key.pem", &made.signing_key.serialize_pem()));
+    // bcrypt, cost 4, of "secret".
+    let password = "$2b$04$Ct3BCZW5JI84mtWJLaE2sOC4IzT3N/b7KmiXU.BsqzjIBqs3UnrdC";
+    let config = format!(
+        "tls_server_config:\n  cert_file: {certificate}\n  key_file: {key}\nbasic_auth_users:\n  pod: {password}\n"
+    );
+    let gateway = Pushgateway::start(Some(Path::new(&file("web.yml", &config)))).await;
+    let url = gateway.url().replace("http:", "https:");
+
+    let cloud = Cloud::new(5).await;
+    for (content, finds_group) in [("pod:wrong", false), ("pod:secret\n", true)] {
+        cloud.put("k", b"x").await;
+        let auth = file("auth", content);
+        let flags = format!("--pushgateway {url} --pushgateway-basic-auth-file {auth} --pod-name pod-1");
+        let mut command = cloud.command(&[], &flags, "exit 0");
+        command.env("AWS_CA_BUNDLE", &certificate);
+        let left = Leasehold::start(command).run_to(0).await;
+        assert_eq!(left.stdout.contains("HTTP 401"), !finds_group, "{}", left.stdout);
+
+        let http = Client::new(Some(certificate.clone().into()));
+        let authorization = [("authorization", "Basic cG9kOnNlY3JldA==".to_owned())];
+        let asked = http.send("GET", &format!("{url}/metrics"), &authorization, "", Duration::from_secs(5)).await;
+        assert_eq!(asked.unwrap().body.contains(r#"instance="pod-1""#), finds_group);
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_deletes_what_pods_left_that_are_gone_and_nothing_else() {
+    let gateway = Pushgateway::start(None).await;
+    let cloud = Cloud::new(5).await;
+    let flags = format!("--pushgateway {} --wait 0s --pod-name", gateway.url());
+    cloud.run(&format!("{flags} finished"), "exit 0").run_to(0).await;
+    cloud.run(&format!("{flags} other-job --pushgateway-job other"), "exit 0").run_to(0).await;
+    cloud.put("k", b"x").await;
+    let killed = cloud.run(&format!("{flags} a/killed:pod"), "echo up > up; sleep 60");
+    cloud.note("up").await;
+    eventually("it is pushed", async || (!pushed(&gateway, "a/killed:pod").await.is_empty()).then_some(())).await;
+    killed.signal(Signal::SIGKILL);
+    let _ = killed.ends_unread().await;
+
+    // Nothing is old enough.
+    assert_eq!(swept(&sweep(&gateway, "").run_to(0).await), (2, 0));
+    // One has finished; the other has not been silent for 20 of its intervals.
+    assert_eq!(swept(&sweep(&gateway, "--older-than 0s").run_to(0).await), (2, 1));
+    assert_eq!(pushed(&gateway, "finished").await, "");
+    assert!(!pushed(&gateway, "a/killed:pod").await.is_empty());
+    assert!(!pushed(&gateway, "other-job").await.is_empty());
+
+    // The same pod, had it pushed more often.
+    let text = "# TYPE leasehold_push_interval_seconds gauge\nleasehold_push_interval_seconds 0\n";
+    let group = format!("{}/metrics/job/leasehold/instance@base64/YS9raWxsZWQ6cG9k", gateway.url());
+    let push = Client::new(None).send("PUT", &group, &[], text, Duration::from_secs(5)).await;
+    assert_eq!(push.unwrap().status, 200);
+    assert_eq!(swept(&sweep(&gateway, "--older-than 0s").run_to(0).await), (1, 1));
+    assert_eq!(pushed(&gateway, "a/killed:pod").await, "");
+    assert!(!pushed(&gateway, "other-job").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_sweep_without_a_gateway_says_so() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let dead = silent.local_addr().unwrap();
+    drop(silent);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.args(["sweep", "--pushgateway", &format!("http://{dead}")]);
+    assert_eq!(Leasehold::start(command).run_to(69).await.record("nothing could be swept")["level"], "ERROR");
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_are_refused() {
+    let cloud = Cloud::new(5).await;
+    for (flags, why) in [
+        ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is no URL of a server"),
+        (
+            "--pushgateway http://127.0.0.1:1 --pushgateway-bearer-token-file /nonexistent",
+            "--pushgateway-bearer-token-file /nonexistent: No such file",
+        ),
+        ("--push-interval 100ms", "--push-interval 100ms is under 1s"),
+    ] {
+        let left = cloud.run(flags, "exit 0").run_to(78).await;
+        assert!(left.stderr.contains(why), "{}", left.stderr);
+    }
+}
