@@ -270,6 +270,44 @@ async fn s46_an_object_of_a_foreign_bucket_is_not_read() {
     assert!(error.contains(&format!("bucket {} is none of --buckets orders,invoices", cloud.bucket)), "{error}");
 }
 
+/// A bucket may be gone, and its name be somebody else's by now. Whose it must be is said in every request, and S3
+/// refuses (S3 user guide, "Verifying bucket ownership"); no test server does, so this one is scripted.
+#[tokio::test]
+async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let s3 = Http::start({
+        let heads = heads.clone();
+        move |head| {
+            let head = head.to_lowercase();
+            let expected = head.lines().find_map(|line| line.strip_prefix("x-amz-expected-bucket-owner: "));
+            let is_refused = expected.is_some_and(|owner| owner != "111122223333");
+            heads.lock().unwrap().push(head.clone());
+            let denied = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+            if is_refused { (403, denied.to_owned()) } else { (200, "x".to_owned()) }
+        }
+    })
+    .await;
+    let run = async |flags: &str, code| {
+        let cloud = Cloud::new(5).await;
+        cloud.put("k", b"x").await;
+        let mut command = cloud.command(&[], flags, "exit 3");
+        command.env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
+        heads.lock().unwrap().clear();
+        let left = Leasehold::start(command).run_to(code).await;
+        (left.record("message kept")["outcome"].clone(), std::mem::take(&mut *heads.lock().unwrap()))
+    };
+    let flags = "--attempts s3://attempts/a --expected-bucket-owner";
+    assert_eq!(run(&format!("{flags} 444455556666"), 75).await.0, "fetch_failed");
+    let (outcome, heads) = run(&format!("{flags} 111122223333"), 1).await;
+    assert_eq!(outcome, "command_failed");
+    // The object, and the record of the attempt.
+    assert!(heads[0].starts_with("get ") && heads.last().unwrap().starts_with("put "), "{heads:?}");
+    assert!(heads.iter().all(|head| head.contains("x-amz-expected-bucket-owner: 111122223333")), "{heads:?}");
+    let (outcome, heads) = run("", 1).await;
+    assert_eq!(outcome, "command_failed");
+    assert!(heads.iter().all(|head| !head.contains("expected-bucket-owner")), "{heads:?}");
+}
+
 /// A message of many records is one message: the first that fails keeps it as a whole, and at the next delivery all of
 /// them are worked on again. (To remember those that were done is for a store that does not exist yet.)
 #[tokio::test(start_paused = true)]
