@@ -477,8 +477,11 @@ mod tests {
     fn the_backoff_doubles_is_jittered_and_capped() {
         for count in 1..20 {
             let most = (10 * S * 2u32.pow(count)).min(900 * S);
-            let delays: Vec<_> =
-                (0..200).map(|i| backoff(10 * S, 900 * S, &MessageId::new(format!("m{i}")), count)).collect();
+            let delay = |i| match policy().keep(&delivery(&format!("m{i}"), count), KeepReason::TimedOut) {
+                Verdict::Keep(_, Release::After(delay)) => delay,
+                other @ (Verdict::Keep(..) | Verdict::Delete(_)) => panic!("{other:?}"),
+            };
+            let delays: Vec<_> = (0..200).map(delay).collect();
             assert!(delays.iter().all(|delay| (10 * S..=most).contains(delay)), "count {count}: {delays:?}");
             let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
             assert!(*high - *low > (most - 10 * S).mul_f64(0.9), "count {count} is not spread: {low:?} to {high:?}");

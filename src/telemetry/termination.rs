@@ -104,6 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_line_is_as_long_as_kubernetes_reads_and_no_longer() {
+        let line = |length: usize| TerminationMessage::new("x", 1, &"x".repeat(length)).to_line().len();
+        let lengths: Vec<_> = (3900..4200).map(line).collect();
+        assert_eq!(lengths.iter().max(), Some(&MOST));
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_out_whole() {
         for length in [10, 4000, 4096, 100_000] {
             let fields = vec![("outcome", json!("x")), ("error", json!("\u{1}".repeat(length))), ("size", json!(7))];

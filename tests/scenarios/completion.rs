@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::support::cloud::{Cloud, is_alive};
 use crate::support::journey::{
-    Around, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_of,
+    Around, Does, FakeCommand, FakeTelemetry, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_of,
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
@@ -227,6 +227,19 @@ async fn s21_a_panic_in_the_work_keeps_the_message_and_lets_it_go() {
     let arrived = Journey::new(&queue, &command).run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["actor_died"], 70));
     assert_eq!((changes(&queue, started).len(), deletes(&queue)), (1, 0));
+}
+
+/// A panic in an actor itself, not in what it has started, is heard too, and told as the bug it is.
+#[tokio::test(start_paused = true)]
+async fn s21_the_death_of_an_actor_is_told() {
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    let (queue, command) = (queue(), exits(0));
+    let mut journey = Journey::new(&queue, &command);
+    journey.telemetry = FakeTelemetry { panics: true, ..FakeTelemetry::default() }.into();
+    assert_eq!(journey.run().await.outcome, RunOutcome::Finished, "nobody needs the Reporter");
+    let complaints = logs.complaints();
+    assert!(complaints.contains(&"an actor died: this is a bug in leasehold".to_owned()), "{complaints:?}");
 }
 
 /// Killed from outside (out of memory, the node gone): nothing of us runs any more, so the lease ends by itself, and it

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::lease::{CEILING, Lease};
 use leasehold::job::verdict::{KeepReason, Retry, RunOutcome};
-use leasehold::ports::memory::{Call, Fault, Kind};
+use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, advance, sleep};
@@ -139,6 +139,20 @@ async fn s05_an_extension_answered_after_the_deadline_is_a_loss() {
     assert_eq!(command.ended() - started, VISIBILITY / 3 + VISIBILITY + 3 * S, "the command is halted");
 }
 
+/// One that is granted in time counts from before it was asked for: the queue may have counted from then.
+#[tokio::test(start_paused = true)]
+async fn s05_an_extension_counts_from_before_it_was_asked_for() {
+    let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
+    queue.fault_change_visibility(Fault::AnswerDelayed(3 * S));
+    for _ in 0..1000 {
+        queue.fault_change_visibility(Fault::Error(throttled()));
+    }
+    let started = Instant::now();
+    assert_eq!(Journey::new(&queue, &command).run().await.outcomes(), ["lease_lost"]);
+    assert_eq!(changes(&queue, started)[1].0, 2 * VISIBILITY / 3, "the next beat");
+    assert_eq!(command.ended() - started, VISIBILITY / 3 + VISIBILITY + 3 * S, "the lease's end, and TERM");
+}
+
 /// "Message does not exist or is not available" is the end of a lease at once: the command is ended, and nothing more
 /// is asked of the queue.
 #[tokio::test(start_paused = true)]
@@ -189,6 +203,25 @@ async fn s08_a_short_default_timeout_of_the_queue_does_not_cost_the_lease() {
     cloud.note("started").await;
     assert_eq!(cloud.left_alone(run).await.code(), 0);
     assert_eq!(cloud.counts().await, (0, 0));
+}
+
+/// Nor does an answer that is long on its way: the lease counts from before the request, so its first beat is due so much
+/// sooner; and if the answer takes as long as the lease, then nothing was ever held.
+#[tokio::test(start_paused = true)]
+async fn s08_a_lease_counts_from_before_the_message_was_asked_for() {
+    for (on_its_way, first_beat) in [(S, VISIBILITY / 3), (MINUTE, MINUTE)] {
+        let (queue, command) = (queue(), FakeCommand::new(Does::Exits(3 * MINUTE, 0)));
+        queue.fault_receive(Fault::AnswerDelayed(on_its_way));
+        let started = Instant::now();
+        assert_eq!(Journey::new(&queue, &command).run().await.outcomes(), ["succeeded"]);
+        assert_eq!(changes(&queue, started)[0], (first_beat, VISIBILITY));
+    }
+    let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
+    queue.fault_receive(Fault::AnswerDelayed(VISIBILITY));
+    let started = Instant::now();
+    let arrived = Journey::new(&queue, &command).run().await;
+    assert_eq!((arrived.outcomes(), arrived.took), (vec!["lease_lost"], VISIBILITY));
+    assert_eq!((changes(&queue, started), deletes(&queue)), (vec![], 0));
 }
 
 /// One message is fetched at a time, so none waits in our hands for its lease to run out: the others are anybody's.
@@ -289,13 +322,10 @@ async fn s11_a_process_frozen_for_longer_than_its_lease_does_not_delete() {
     }
 }
 
-/// The same when the delete is all that is left to do: it waits for a beat, or for its next try, and that is when we are
-/// frozen.
-#[tokio::test(start_paused = true)]
-async fn s11_a_process_frozen_just_before_its_delete_does_not_delete() {
-    let (held, command) = (queue(), FakeCommand::new(Does::Exits(VISIBILITY / 3 + S, 0)));
-    let mut frozen_in_a_beat = Around::new(&held);
-    frozen_in_a_beat.after = Box::new(|call| {
+/// A queue whose user is frozen during each beat, a while after the queue took it.
+fn frozen_in_a_beat(queue: &MemoryQueue) -> Around {
+    let mut around = Around::new(queue);
+    around.after = Box::new(|call| {
         Box::pin(async move {
             if matches!(call, Call::ChangeVisibility(_)) {
                 sleep(3 * S).await;
@@ -303,8 +333,16 @@ async fn s11_a_process_frozen_just_before_its_delete_does_not_delete() {
             }
         })
     });
+    around
+}
+
+/// The same when the delete is all that is left to do: it waits for a beat, or for its next try, and that is when we are
+/// frozen.
+#[tokio::test(start_paused = true)]
+async fn s11_a_process_frozen_just_before_its_delete_does_not_delete() {
+    let (held, command) = (queue(), FakeCommand::new(Does::Exits(VISIBILITY / 3 + S, 0)));
     let mut journey = Journey::new(&held, &command);
-    journey.queue = Arc::new(frozen_in_a_beat);
+    journey.queue = Arc::new(frozen_in_a_beat(&held));
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lost_after_success"], 75));
     assert_eq!((deletes(&held), held.counts().visible), (0, 1));
@@ -324,6 +362,22 @@ async fn s11_a_process_frozen_just_before_its_delete_does_not_delete() {
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lost_after_success"], 75));
     assert_eq!((deletes(&held), held.counts().visible), (1, 1), "the one that failed, and no other");
+}
+
+/// And when a release is all that is left to do: to hide the message, or to show it, is the other pod's affair by then.
+#[tokio::test(start_paused = true)]
+async fn s11_a_process_frozen_just_before_its_release_does_not_release() {
+    for kind in [Kind::Standard, Kind::Fifo] {
+        let (held, command) =
+            (queue_of(kind, 3, &[&object_created("k")]), FakeCommand::new(Does::Exits(VISIBILITY / 3 + S, 1)));
+        let mut journey = Journey::new(&held, &command);
+        journey.queue = Arc::new(frozen_in_a_beat(&held));
+        let started = Instant::now();
+        let arrived = journey.run().await;
+        assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["command_failed"], 1));
+        assert_eq!(changes(&held, started), [(VISIBILITY / 3, VISIBILITY)], "the beat, and no release");
+        assert_eq!(held.counts().visible, 1);
+    }
 }
 
 /// The same with the real program: stopped (SIGSTOP) while its command succeeds, and continued when the lease is over.

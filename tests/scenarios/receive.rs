@@ -1,16 +1,18 @@
 //! 36 to 42: receiving, the queue, and who starts us.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use leasehold::job::delivery::Redrive;
 use leasehold::job::verdict::{ReceiveFailure, RunOutcome};
-use leasehold::ports::ReceiveError;
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
+use leasehold::ports::sqs::Sqs;
+use leasehold::ports::{Queue, ReceiveError};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
+use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::journey::{Does, FakeCommand, Journey, MINUTE, S, changes, deletes, exits, queue, queue_with};
@@ -88,6 +90,35 @@ async fn s38_a_queue_that_does_not_answer_ends_the_run_with_69() {
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_REGION", "us-east-1");
     let left = Leasehold::start(command).run_to(69).await;
     assert!(left.stdout.contains("127.0.0.1:1"), "{}", left.stdout);
+}
+
+/// An answer that is lost may have brought a message, whose group then waits behind it. On a FIFO queue the retry is the
+/// same attempt by name, so SQS gives the same message to it (SQS API, `ReceiveRequestAttemptId`); what was answered is
+/// followed by an attempt of its own.
+#[tokio::test]
+async fn s38_a_receive_that_is_retried_on_a_fifo_queue_is_the_same_attempt() {
+    let attempts = Arc::new(Mutex::new(Vec::new()));
+    let server = Http::start({
+        let attempts = attempts.clone();
+        move |request| {
+            let (_, body) = request.split_once("\r\n\r\n").unwrap();
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            let mut attempts = attempts.lock().unwrap();
+            attempts.push(body["ReceiveRequestAttemptId"].as_str().map(str::to_owned));
+            if attempts.len() < 3 { (503, String::new()) } else { (200, "{}".to_owned()) }
+        }
+    })
+    .await;
+    let receive = async |queue: &Sqs| queue.receive(Duration::ZERO, 30 * S).await;
+    let fifo = Sqs::new(&aws::config(&server.endpoint), format!("{}/000000000000/q.fifo", server.endpoint));
+    assert!(receive(&fifo).await.is_err() && receive(&fifo).await.is_err());
+    assert!(receive(&fifo).await.is_ok() && receive(&fifo).await.is_ok());
+    let standard = Sqs::new(&aws::config(&server.endpoint), format!("{}/000000000000/q", server.endpoint));
+    assert!(receive(&standard).await.is_ok());
+
+    let attempts = attempts.lock().unwrap();
+    let [Some(first), Some(second), Some(third), Some(next), None] = &attempts[..] else { panic!("{attempts:?}") };
+    assert!(first == second && second == third && third != next, "{attempts:?}");
 }
 
 /// Credentials that expire while the command works are renewed, and nobody notices; if they cannot be had any more, the

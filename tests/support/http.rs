@@ -13,7 +13,8 @@ pub struct Http {
 }
 
 impl Http {
-    /// `answer` gives status and body for a request's head: `GET /path HTTP/1.1`, and a header a line.
+    /// `answer` gives status and body for a request: `GET /path HTTP/1.1`, a header a line, and after an empty line the
+    /// body.
     pub async fn start(answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -30,7 +31,7 @@ impl Http {
 
 async fn serve(mut connection: TcpStream, answer: &impl Fn(&str) -> (u16, String)) -> std::io::Result<()> {
     let mut request = Vec::new();
-    while !request.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+    while !is_whole(&request) {
         if connection.read_buf(&mut request).await? == 0 {
             return Ok(());
         }
@@ -40,4 +41,12 @@ async fn serve(mut connection: TcpStream, answer: &impl Fn(&str) -> (u16, String
     let head = format!("HTTP/1.1 {status} As the test says\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
     connection.write_all((head + &body).as_bytes()).await?;
     connection.shutdown().await
+}
+
+fn is_whole(request: &[u8]) -> bool {
+    let request = String::from_utf8_lossy(request);
+    let Some((head, body)) = request.split_once("\r\n\r\n") else { return false };
+    let head = head.to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    body.len() >= length.unwrap_or(0)
 }
