@@ -153,6 +153,10 @@ pub struct WorkArgs {
     #[arg(long, env = "LEASEHOLD_EVENTS", value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
     pub events: EventFilter,
 
+    /// A body that is no S3 notification is work as it is: the command gets it as its input
+    #[arg(long, env = "LEASEHOLD_ACCEPT_RAW", help_heading = RECEIVE)]
+    pub accept_raw: bool,
+
     /// How long errors of the queue are retried before leaving with exit code 69
     #[arg(long, env = "LEASEHOLD_RECEIVE_GIVE_UP", value_name = "TIME", default_value = "2m", value_parser = time, help_heading = RECEIVE)]
     pub receive_give_up: Duration,
@@ -164,6 +168,10 @@ pub struct WorkArgs {
     /// How much may be in there, as an emptyDir's sizeLimit says it; what does not fit is not fetched [default: what is free]
     #[arg(long, env = "LEASEHOLD_WORK_DIR_LIMIT", value_name = "SIZE", value_parser = size, help_heading = WORK)]
     pub work_dir_limit: Option<ByteSize>,
+
+    /// How the command gets the object
+    #[arg(long, env = "LEASEHOLD_INPUT", value_enum, default_value = "file", help_heading = WORK)]
+    pub input: InputArg,
 
     /// What to make of an object that is gone or was overwritten [default: retry if gone, fail if overwritten]
     #[arg(long, env = "LEASEHOLD_MISSING_OBJECT", value_enum, help_heading = WORK)]
@@ -236,6 +244,16 @@ pub enum VisibilityArg {
     Heartbeat,
     /// One extension to --max-duration and the stop, right after the receive
     Fixed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InputArg {
+    /// As a file, whose path is in JOB_INPUT
+    File,
+    /// As its standard input, too
+    Stdin,
+    /// Not at all: it is not fetched
+    None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,20 +3,23 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::actors::receiver::Polling;
 use crate::actors::supervisor::{Settings, StopBudget};
-use crate::cli::{LocalArgs, OnStopArg, PushgatewayArgs, RetryArg, RunArgs, SweepArgs, VisibilityArg, WorkArgs};
+use crate::cli::{
+    InputArg, LocalArgs, OnStopArg, PushgatewayArgs, RetryArg, RunArgs, SweepArgs, VisibilityArg, WorkArgs,
+};
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
+use crate::job::route::{CommandLine, Input, Limits, Task};
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::ports::{http, sqs};
 use crate::telemetry::attempts::Place;
 use crate::telemetry::logs::{Identity, LogFormat};
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
-use crate::work::CommandLine;
 use crate::work::fetch::FetchPolicy;
 use crate::work::workspace::WorkDir;
 
@@ -53,6 +56,8 @@ pub enum ConfigError {
         show(.stall_timeout), show(.max_duration)
     )]
     StallTimeout { stall_timeout: Duration, max_duration: Duration },
+    #[error("--accept-raw gives the command the message's body, and --input none gives it nothing")]
+    NoInput,
     #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
@@ -116,10 +121,8 @@ pub struct LocalConfig {
 #[derive(Debug, Clone)]
 pub struct WorkConfig {
     pub settings: Settings,
-    pub command: CommandLine,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
-    pub stall_timeout: Option<Duration>,
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
     pub termination_log: TerminationLog,
@@ -237,46 +240,58 @@ fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, C
 
     // The lease counts from before the request: a request no longer than a third of it leaves time to work.
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(visibility / 3).as_secs());
-    let polling = Polling { visibility, wait, longest_poll, give_up: args.receive_give_up };
-    let stop = stop_budget(&args, longest_poll)?;
+    let polling = Polling { wait, longest_poll, give_up: args.receive_give_up };
+    let (stop_grace, stop) = stop_budget(&args, longest_poll)?;
 
-    let kept_for_the_stop = stop.grace + stop.reserve + longest_poll + SECOND;
+    let kept_for_the_stop = stop_grace + stop.reserve + longest_poll + SECOND;
     let most = CEILING.saturating_sub(kept_for_the_stop);
     if args.max_duration > most {
         return Err(ConfigError::MaxDuration { max_duration: args.max_duration, most });
     }
     let strategy = match args.visibility {
         VisibilityArg::Heartbeat => Strategy::Heartbeat,
-        VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(args.max_duration + stop.grace + stop.reserve)),
+        VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(args.max_duration + stop_grace + stop.reserve)),
     };
     let retry = retry_policy(&args, defaults)?;
+    if args.accept_raw && args.input == InputArg::None {
+        return Err(ConfigError::NoInput);
+    }
 
     let mut command = args.command.into_iter();
     Ok(WorkConfig {
         settings: Settings {
             policy: Policy {
                 events: args.events,
-                retry,
-                max_duration: args.max_duration,
+                accept_raw: args.accept_raw,
+                task: Arc::new(Task {
+                    command: CommandLine {
+                        program: command.next().expect("clap requires COMMAND"),
+                        args: command.collect(),
+                    },
+                    input: match args.input {
+                        InputArg::File => Input::File,
+                        InputArg::Stdin => Input::Stdin,
+                        InputArg::None => Input::None,
+                    },
+                    stall_timeout: args.stall_timeout,
+                }),
+                limits: Limits { strategy, visibility, max_duration: args.max_duration, stop_grace, retry },
                 max_messages: args.max_messages,
                 fifo,
             },
-            strategy,
             polling,
             stop,
         },
-        command: CommandLine { program: command.next().expect("clap requires COMMAND"), args: command.collect() },
         fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets, ..FetchPolicy::default() },
         work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
-        stall_timeout: args.stall_timeout,
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,
         termination_log: args.termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At),
     })
 }
 
-/// Every stop path fits the pod's grace, or the run is not begun.
-fn stop_budget(args: &WorkArgs, longest_poll: Duration) -> Result<StopBudget, ConfigError> {
+/// What the command gets of the pod's grace, and what is kept: every stop path fits it, or the run is not begun.
+fn stop_budget(args: &WorkArgs, longest_poll: Duration) -> Result<(Duration, StopBudget), ConfigError> {
     let termination_grace = args.termination_grace;
     if termination_grace.is_zero() {
         return Err(ConfigError::Zero("termination-grace"));
@@ -289,7 +304,7 @@ fn stop_budget(args: &WorkArgs, longest_poll: Duration) -> Result<StopBudget, Co
     if longest_poll + reserve > termination_grace {
         return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace });
     }
-    Ok(StopBudget { grace, reserve })
+    Ok((grace, StopBudget { reserve }))
 }
 
 fn retry_policy(args: &WorkArgs, defaults: &Defaults) -> Result<RetryPolicy, ConfigError> {

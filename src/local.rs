@@ -57,11 +57,8 @@ pub async fn run(
         runner,
         fetch: work.fetch,
         outbox: outbox.map(|outbox| Arc::new(FolderOutbox::new(outbox)) as Arc<dyn Outbox>),
-        command: work.command,
         work_dir: work.work_dir,
         job_id: work.identity.job_id,
-        stop_grace: work.settings.stop.grace,
-        stall_timeout: work.stall_timeout,
         clock,
     };
     let world = World {

@@ -125,11 +125,8 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             runner: runner()?,
             fetch: work.fetch,
             outbox: None,
-            command: work.command,
             work_dir: work.work_dir,
             job_id: work.identity.job_id,
-            stop_grace: work.settings.stop.grace,
-            stall_timeout: work.stall_timeout,
             clock,
         };
         let world = World {
@@ -202,7 +199,7 @@ fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
 
 /// What can be seen to be wrong before a message is received costs no message an attempt.
 fn check(work: &WorkConfig) -> Result<(), String> {
-    find_program(&work.command.program).map_err(|error| error.to_string())?;
+    find_program(&work.settings.policy.task.command.program).map_err(|error| error.to_string())?;
     check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
 }
 

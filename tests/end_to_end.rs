@@ -105,6 +105,20 @@ async fn a_fixed_lease_holds_without_beats() {
 }
 
 #[tokio::test]
+async fn any_message_may_be_the_commands_standard_input() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"an object").await;
+    cloud.run("--input stdin", "cat > seen").run_to(0).await;
+    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"), b"an object");
+
+    cloud.send("no JSON, but \u{1f980}".to_owned()).await;
+    let script = r#"cat > seen; cmp seen "$JOB_INPUT" && [ -z "$JOB_BUCKET" ]"#;
+    let left = cloud.run("--accept-raw --input stdin", script).run_to(0).await;
+    assert_eq!(left.record("message deleted")["outcome"], "succeeded");
+    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("seen")).unwrap(), "no JSON, but \u{1f980}");
+}
+
+#[tokio::test]
 async fn a_command_that_hangs_is_halted_and_its_progress_was_told() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
@@ -159,6 +173,7 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
         ("--permanent-exit-codes 0", "--permanent-exit-codes: 0 cannot be permanent"),
         ("--stall-timeout 0s", "--stall-timeout must be more than nothing"),
         ("--stall-timeout 10m", "--stall-timeout 10m has no effect"),
+        ("--accept-raw --input none", "--input none gives it nothing"),
         ("--events ObjectCreate:*", "did you mean ObjectCreated:*?"),
         ("--max-messages 0", "--max-messages"),
         ("--queue-url orders", "--queue-url"),

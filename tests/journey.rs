@@ -1,16 +1,20 @@
 //! Whole journeys through the real actors, on a paused clock.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
 use leasehold::job::report::{Progress, Used};
+use leasehold::job::route::{Input, Task};
 use leasehold::job::verdict::{OnStop, Retry, RunOutcome};
-use leasehold::ports::Queue;
 use leasehold::ports::memory::Fault;
+use leasehold::ports::{FetchError, Queue};
 use tokio::time::{Instant, sleep};
 
 use crate::support::journey::{
-    Does, FakeCommand, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes, exits, queue, queue_with, throttled,
+    Does, FakeCommand, FakeStore, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes, exits, queue, queue_with,
+    task, throttled,
 };
 use crate::support::object_created;
 
@@ -58,6 +62,47 @@ async fn the_command_gets_what_the_contract_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_command_gets_its_input_as_was_asked_for() {
+    for input in [Input::File, Input::Stdin, Input::None] {
+        let (queue, command) = (queue(), exits(0));
+        let mut journey = Journey::new(&queue, &command);
+        journey.settings.policy.task = Task { input, ..task() }.into();
+        assert_eq!(journey.run().await.outcomes(), ["succeeded"]);
+        let path = command.got("JOB_INPUT").pop().map(PathBuf::from);
+        assert_eq!(path.is_some(), input != Input::None);
+        assert_eq!(command.last().command.stdin, path.filter(|_| input == Input::Stdin));
+        assert_eq!(command.got("JOB_KEY"), ["k"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_not_wanted_is_not_fetched_and_yet_only_of_our_buckets() {
+    for (buckets, outcome) in [(vec![], "succeeded"), (vec!["other".to_owned()], "unreadable")] {
+        let (queue, command) = (queue(), exits(0));
+        let mut journey = Journey::new(&queue, &command);
+        let gone = Err(FetchError::Missing("404".to_owned()));
+        journey.store = Arc::new(FakeStore { answer: gone, ..FakeStore::default() });
+        journey.settings.policy.task = Task { input: Input::None, ..task() }.into();
+        journey.fetch.buckets = buckets;
+        assert_eq!(journey.run().await.outcomes(), [outcome]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_no_notification_is_work_if_that_was_asked_for() {
+    let (queue, command) = (queue_with(&["hello"]), exits(0));
+    let mut journey = Journey::new(&queue, &command);
+    journey.settings.policy.accept_raw = true;
+    let arrived = journey.run().await;
+    assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 1));
+    assert!(queue.is_drained());
+    for (name, known) in [("JOB_MESSAGE_ID", 1), ("JOB_INPUT", 1), ("JOB_BUCKET", 0), ("JOB_KEY", 0), ("JOB_EVENT", 0)]
+    {
+        assert_eq!(command.got(name).len(), known, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn work_longer_than_its_lease_is_extended_each_third_and_stays_ours() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
     let started = Instant::now();
@@ -83,7 +128,7 @@ async fn work_longer_than_its_lease_is_extended_each_third_and_stays_ours() {
 async fn a_fixed_lease_is_one_extension() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
     let mut journey = Journey::new(&queue, &command);
-    journey.settings.strategy = Strategy::Fixed(630 * S);
+    journey.settings.policy.limits.strategy = Strategy::Fixed(630 * S);
     let started = Instant::now();
     let arrived = journey.run().await;
     assert_eq!(arrived.outcomes(), ["succeeded"]);
@@ -94,7 +139,7 @@ async fn a_fixed_lease_is_one_extension() {
 async fn a_kept_message_says_in_plain_words_what_happens_next() {
     let (queue, command) = (queue(), exits(1));
     let mut journey = Journey::new(&queue, &command);
-    journey.settings.policy.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
+    journey.settings.policy.limits.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
     let ended = journey.run().await.ended().remove(0);
     let noon = humantime::parse_rfc3339("2026-11-22T12:03:00Z").expect("a time");
     let next = "attempt 1 of 3, visible again 12:03:20Z, then dead-letter queue dlq";
@@ -117,7 +162,7 @@ async fn work_over_its_limit_is_halted_and_retried() {
 async fn a_command_that_gives_no_sign_of_life_any_more_is_halted_and_retried() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Prints(50 * S, 3)));
     let mut journey = Journey::new(&queue, &command);
-    journey.stall_timeout = Some(MINUTE);
+    journey.settings.policy.task = Task { stall_timeout: Some(MINUTE), ..task() }.into();
     let started = Instant::now();
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stalled"], 1));
@@ -132,7 +177,7 @@ async fn progress_is_a_sign_of_life_and_is_told() {
     let body = include_str!("fixtures/s3-many-records.json");
     let (queue, command) = (queue_with(&[body]), FakeCommand::new(Does::Progresses(50 * S, 2)));
     let mut journey = Journey::new(&queue, &command);
-    journey.stall_timeout = Some(MINUTE);
+    journey.settings.policy.task = Task { stall_timeout: Some(MINUTE), ..task() }.into();
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 2));
     let progress = |share| Progress { share: Some(share), text: Some("loading".to_owned()) };
@@ -144,7 +189,7 @@ async fn progress_is_a_sign_of_life_and_is_told() {
 async fn a_stop_may_leave_the_message_to_expire() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
     let mut journey = Journey::new(&queue, &command);
-    journey.settings.policy.retry.on_stop = OnStop::Expire;
+    journey.settings.policy.limits.retry.on_stop = OnStop::Expire;
     let arrived = journey.run_and_stop_after(S).await;
     assert_eq!((arrived.outcome.exit_code(), queue.counts().in_flight), (143, 1));
 }

@@ -6,27 +6,26 @@ use std::time::Duration;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
 use leasehold::job::report::{Progress, Report, Spent};
-use leasehold::job::route::EventFilter;
+use leasehold::job::route::Limits;
 use leasehold::job::verdict::{
-    Completion, Exit, Failure, KeepReason, OnStop, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
+    Completion, Exit, Failure, KeepReason, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
     RunOutcome, Said, Settlement, Verdict,
 };
 use proptest::prelude::*;
+
+use crate::support::journey::settings;
 
 const S: Duration = Duration::from_secs(1);
 
 fn policy(max_messages: u32) -> Policy {
     Policy {
-        events: EventFilter::default(),
         // No range, so no jitter in the table.
-        retry: RetryPolicy {
-            retry: Retry::Backoff { min: 10 * S, max: 10 * S },
-            on_stop: OnStop::Release,
-            permanent_exit_codes: vec![65],
+        limits: Limits {
+            retry: RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..settings().policy.limits.retry },
+            ..settings().policy.limits
         },
-        max_duration: 600 * S,
         max_messages,
-        fifo: false,
+        ..settings().policy
     }
 }
 
@@ -125,7 +124,7 @@ fn walk(max_messages: u32, events: impl IntoIterator<Item = Event>) -> Job {
 
 fn in_words(effect: &Effect) -> String {
     match effect {
-        Effect::Hold(_) => "Hold".to_owned(),
+        Effect::Hold(..) => "Hold".to_owned(),
         Effect::Process(_) => "Process".to_owned(),
         Effect::Settle(Verdict::Delete(completed)) => format!("Settle(Delete({:?}))", completed.why()),
         Effect::Settle(Verdict::Keep(why, release)) => format!("Settle(Keep({}, {release:?}))", why.label()),

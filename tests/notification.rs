@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use leasehold::job::notification::{Notification, Record, parse};
-use leasehold::job::route::{EventFilter, Route, route};
+use leasehold::job::route::{Content, EventFilter, Route, route};
 use leasehold::job::verdict::Nothing;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -219,9 +219,9 @@ fn only_records_that_are_work_are_routed_and_in_order() {
     let (_, body) = fixtures().into_iter().find(|(name, _)| name == "s3-many-records.json").unwrap();
     let all = records(&body);
     let routed = route(parse(&body).unwrap(), &EventFilter::default());
-    assert_eq!(routed, Route::Work(vec![all[0].clone(), all[2].clone()]));
+    assert_eq!(routed, Route::Work(Content::Objects(vec![all[0].clone(), all[2].clone()])));
     let removed: EventFilter = "s3:ObjectRemoved:*".parse().unwrap();
-    assert_eq!(route(parse(&body).unwrap(), &removed), Route::Work(vec![all[1].clone()]));
+    assert_eq!(route(parse(&body).unwrap(), &removed), Route::Work(Content::Objects(vec![all[1].clone()])));
 }
 
 #[test]

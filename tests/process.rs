@@ -164,6 +164,18 @@ async fn a_command_has_no_input() {
 }
 
 #[tokio::test]
+async fn a_command_may_have_a_file_as_its_input() {
+    let room = tempfile::tempdir().unwrap();
+    let stdin = room.path().join("stdin");
+    fs::write(&stdin, "some bytes\n").unwrap();
+    let command =
+        |stdin| Command { stdin: Some(stdin), ..sh("read -r line; [ \"$line\" = 'some bytes' ] && ! read -r line") };
+    assert_eq!(exit_of(command(stdin)).await, Exit::Code(0));
+    let missing = command(room.path().join("missing"));
+    assert!(in_time(ran_to(&Processes::new(), missing, CancellationToken::new())).await.is_err());
+}
+
+#[tokio::test]
 async fn a_flood_neither_blocks_nor_grows() {
     alone("a_flood_neither_blocks_nor_grows", &[], async {
         assert_eq!(run("echo warm up").await, Exit::Code(0));
@@ -390,7 +402,7 @@ async fn many_commands_with_orphans() {
 /// A shell with what the scripts need.
 fn sh(script: &str) -> Command {
     let script = format!("wait_for_ever() {{ while :; do sleep 0.05; done; }}; {script}");
-    Command { program: "sh".into(), args: vec!["-c".into(), script.into()], env: vec![], stop_grace: LONG }
+    Command { program: "sh".into(), args: vec!["-c".into(), script.into()], env: vec![], stdin: None, stop_grace: LONG }
 }
 
 /// The same, in a directory.

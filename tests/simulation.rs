@@ -342,22 +342,24 @@ async fn run_pod(
     let mut settings: Settings = settings();
     settings.policy.fifo = kind == Kind::Fifo;
     settings.policy.max_messages = chance.number(1..4);
-    settings.policy.max_duration = max_duration;
+    settings.policy.limits.max_duration = max_duration;
     if chance.one_in(4) {
-        settings.policy.retry.retry = Retry::Expire;
+        settings.policy.limits.retry.retry = Retry::Expire;
     }
-    settings.stop = StopBudget { grace: grace - reserve, reserve };
+    settings.policy.limits.stop_grace = grace - reserve;
+    settings.stop = StopBudget { reserve };
+    settings.policy.limits.visibility = visibility;
     if chance.one_in(4) {
-        settings.strategy = Strategy::Fixed(Duration::from_secs((max_duration + grace).as_secs() + 1));
+        settings.policy.limits.strategy = Strategy::Fixed(Duration::from_secs((max_duration + grace).as_secs() + 1));
     }
-    settings.polling = Polling { visibility, wait: longest_poll, longest_poll, give_up: MINUTE };
+    settings.polling = Polling { wait: longest_poll, longest_poll, give_up: MINUTE };
 
     let clock = Clock::start();
     let worker = RandomWork {
         chance: chance.clone(),
         pod,
         longest: max_duration.mul_f64(1.3),
-        stop_grace: settings.stop.grace,
+        stop_grace: settings.policy.limits.stop_grace,
         chronicle: chronicle.clone(),
     };
     let world = World {

@@ -6,12 +6,14 @@
 #[expect(dead_code, reason = "of the core, this is about what happens to a body")]
 mod job;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use job::lease::Strategy;
 use job::lifecycle::{Effect, Event, Job, Policy};
 use job::notification::{Notification, parse};
-use job::route::{EventFilter, Route, route};
+use job::route::{CommandLine, EventFilter, Input, Limits, Route, Task, route};
 use job::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
 use libfuzzer_sys::fuzz_target;
 
@@ -29,8 +31,19 @@ fuzz_target!(|bytes: &[u8]| {
     let events = EventFilter::default();
     let policy = Policy {
         events: events.clone(),
-        retry: RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Release, permanent_exit_codes: vec![65] },
-        max_duration: Duration::from_secs(600),
+        accept_raw: false,
+        task: Arc::new(Task {
+            command: CommandLine { program: "true".into(), args: Vec::new() },
+            input: Input::File,
+            stall_timeout: None,
+        }),
+        limits: Limits {
+            strategy: Strategy::Heartbeat,
+            visibility: Duration::from_secs(120),
+            max_duration: Duration::from_secs(600),
+            stop_grace: Duration::from_secs(20),
+            retry: RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Release, permanent_exit_codes: vec![65] },
+        },
         max_messages: 1,
         fifo: false,
     };
@@ -46,7 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
     let effects = Job::start(policy).job.step(Duration::ZERO, Event::Received(Box::new(received))).effects;
 
     let decided = effects.iter().find_map(|effect| match effect {
-        Effect::Process(work) => Some(Ok(work.records.clone())),
+        Effect::Process(work) => Some(Ok(work.content.clone())),
         Effect::Settle(verdict) => Some(Err(verdict)),
         _ => None,
     });
@@ -55,7 +68,7 @@ fuzz_target!(|bytes: &[u8]| {
         (Ok(Route::Nothing(why)), Some(Err(Verdict::Delete(proof)))) => {
             assert_eq!(proof.why(), Completion::NothingToDo(why));
         }
-        (Ok(Route::Work(records)), Some(Ok(work))) => assert_eq!(records, work),
+        (Ok(Route::Work(content)), Some(Ok(work))) => assert_eq!(content, work),
         (read, decided) => panic!("{read:?}, and so {decided:?}"),
     }
 });

@@ -15,16 +15,17 @@ use tracing::{debug, warn};
 
 use super::{pauses, tell_when_done};
 use crate::job::delivery::Received;
-use crate::job::lease::{Lease, Strategy};
+use crate::job::lease::Lease;
 use crate::job::lifecycle::{Event, NotDeleted};
 use crate::job::report::{Delete, Extension, Noted};
+use crate::job::route::Limits;
 use crate::job::verdict::{Completed, Release, Return, Role, Settlement, Verdict};
 use crate::ports::clock::Clock;
 use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
 
 #[derive(Debug)]
 pub enum Message {
-    Hold(Box<Received>),
+    Hold(Box<Received>, Limits),
     Settle(Verdict),
     /// Send no delete from now on.
     Withdraw,
@@ -36,10 +37,10 @@ pub struct VisibilityHeartbeat {
     pub clock: Clock,
     pub supervisor: DerivedActorRef<Event>,
     pub telemetry: Arc<dyn Telemetry>,
-    pub strategy: Strategy,
-    pub visibility: Duration,
-    /// How long a stop may take: work is halted that much before SQS's ceiling.
-    pub stop: Duration,
+    /// For how long a receive hides a message.
+    pub received_for: Duration,
+    /// How long a stop may take after the command's end.
+    pub reserve: Duration,
 }
 
 #[derive(Default)]
@@ -69,15 +70,17 @@ impl Actor for VisibilityHeartbeat {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Hold(received) => {
+            Message::Hold(received, limits) => {
                 let (verdicts, verdicts_in) = mpsc::unbounded_channel();
                 let withdrawn = CancellationToken::new();
-                let lease = Lease::taken(self.strategy, self.visibility, received.asked_at);
+                let lease = Lease::taken(limits.strategy, self.received_for, received.asked_at);
+                let lease = lease.extended_by(limits.visibility);
                 let keeper = Keeper {
                     hand: self.clone(),
                     received: *received,
                     lease,
-                    halt_by: Some(lease.halt_by(self.stop)),
+                    visibility: limits.visibility.min(self.received_for),
+                    halt_by: Some(lease.halt_by(limits.stop_grace + self.reserve)),
                     withdrawn: withdrawn.clone(),
                 };
                 let keeper =
@@ -109,6 +112,8 @@ struct Keeper {
     hand: VisibilityHeartbeat,
     received: Received,
     lease: Lease,
+    /// The least that the lease is long when it is new.
+    visibility: Duration,
     /// When to say that SQS's ceiling is near; `None` once that was said.
     halt_by: Option<Duration>,
     withdrawn: CancellationToken,
@@ -179,7 +184,7 @@ impl Keeper {
             Err(VisibilityError::Transient(why)) => {
                 self.note(Noted::Extension(Extension::Failed));
                 let now = self.hand.clock.now();
-                beats.failed(now, self.hand.visibility / 6);
+                beats.failed(now, self.visibility / 6);
                 let lease_left_s = self.lease.left(now).as_secs_f64();
                 warn!(message_id = %self.received.delivery.message_id, error = why, lease_left_s, "extending the lease failed and will be retried");
             }
@@ -200,8 +205,8 @@ impl Keeper {
     /// Deletes, and beats between the tries. Gives up after as long as one lease.
     async fn delete(&mut self, completed: &Completed) -> Result<(), NotDeleted> {
         let VisibilityHeartbeat { queue, clock, .. } = self.hand.clone();
-        let give_up_at = clock.now() + self.hand.visibility;
-        let mut pause = pauses(FIRST_PAUSE, self.hand.visibility / 3);
+        let give_up_at = clock.now() + self.visibility;
+        let mut pause = pauses(FIRST_PAUSE, self.visibility / 3);
         let mut beats = Beats::default();
         loop {
             if self.withdrawn.is_cancelled() {
@@ -287,7 +292,7 @@ impl Keeper {
 
     /// No single try may use up the time of the next beat.
     fn try_limit(&self) -> Duration {
-        LONGEST_TRY.min(self.hand.visibility / 3)
+        LONGEST_TRY.min(self.visibility / 3)
     }
 
     fn note(&self, noted: Noted) {

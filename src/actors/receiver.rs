@@ -31,14 +31,14 @@ pub struct Receiver {
     pub clock: Clock,
     pub supervisor: DerivedActorRef<Event>,
     pub telemetry: Arc<dyn Telemetry>,
+    /// How long the message is hidden at first.
+    pub visibility: Duration,
     pub polling: Polling,
 }
 
 /// How to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Polling {
-    /// How long the message is hidden at first.
-    pub visibility: Duration,
     /// How long to wait before the queue counts as empty.
     pub wait: Duration,
     /// The longest a single request may wait.
@@ -100,14 +100,14 @@ impl Actor for Receiver {
 
 /// Asks until there is a message, the wait is over, or the errors do not end.
 async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCell<Redrive>>) -> Event {
-    let Receiver { queue, clock, polling, telemetry, .. } = receiver;
+    let Receiver { queue, clock, visibility, polling, telemetry, .. } = receiver;
     let mut left = polling.wait;
     let mut failing_since = None;
     let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         let asked_at = clock.now();
         let wait = left.min(polling.longest_poll);
-        match queue.receive(wait, polling.visibility).await {
+        match queue.receive(wait, visibility).await {
             Ok(Some(delivery)) => {
                 let received_at = clock.now();
                 let redrive = redrive.get_or_init(|| read_redrive(queue)).await.clone();

@@ -14,8 +14,8 @@ use super::processor::{self, Processor};
 use super::receiver::{self, Polling, Receiver};
 use super::reporter::{self, Reporter};
 use super::vitals::Vitals;
-use crate::job::lease::Strategy;
 use crate::job::lifecycle::{Effect, Event, Job, Limit, Policy, Step};
+use crate::job::route::Limits;
 use crate::job::verdict::{Role, RunOutcome};
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, Telemetry};
@@ -25,7 +25,6 @@ use crate::work::Worker;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub policy: Policy,
-    pub strategy: Strategy,
     pub polling: Polling,
     pub stop: StopBudget,
 }
@@ -34,8 +33,6 @@ pub struct Settings {
 /// the way in and out: the log's last lines are written after everything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopBudget {
-    /// What the command gets between TERM and KILL.
-    pub grace: Duration,
     /// What is kept for everything after the command.
     pub reserve: Duration,
 }
@@ -144,6 +141,8 @@ struct Supervisor {
 
 struct State {
     job: Option<Job>,
+    /// Of the message in hand.
+    limits: Limits,
     hands: Hands,
     /// Tells that the current limit is over; at most one runs.
     limit: Option<AbortOnDropHandle<()>>,
@@ -183,7 +182,8 @@ impl Actor for Supervisor {
 
     async fn pre_start(&self, me: ActorRef<Message>, done: Self::Arguments) -> Result<State, ActorProcessingErr> {
         let World { queue, worker, telemetry, clock, .. } = self.world.clone();
-        let Settings { polling, strategy, stop, .. } = self.settings;
+        let Settings { ref policy, polling, stop } = self.settings;
+        let visibility = policy.limits.visibility;
         let cell = me.get_cell();
         let (reporter, _) =
             Actor::spawn_linked(None, Reporter { telemetry: telemetry.clone() }, (), cell.clone()).await?;
@@ -192,23 +192,23 @@ impl Actor for Supervisor {
             clock,
             supervisor: me.get_derived(),
             telemetry: telemetry.clone(),
-            strategy,
-            visibility: polling.visibility,
-            stop: stop.grace + stop.reserve,
+            received_for: visibility,
+            reserve: stop.reserve,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
         let (processor, _) =
             Actor::spawn_linked(None, Processor { worker, supervisor: me.get_derived() }, (), cell.clone()).await?;
-        let receiver = Receiver { queue, clock, supervisor: me.get_derived(), telemetry, polling };
+        let receiver = Receiver { queue, clock, supervisor: me.get_derived(), telemetry, visibility, polling };
         let (receiver, _) = Actor::spawn_linked(None, receiver, (), cell).await?;
 
         let mut state = State {
             job: None,
+            limits: policy.limits.clone(),
             hands: Hands { receiver, heartbeat, processor, reporter },
             limit: None,
             done: Some(done),
         };
-        self.carry_out(&me, &mut state, Job::start(self.settings.policy.clone())).await;
+        self.carry_out(&me, &mut state, Job::start(policy.clone())).await;
         Ok(state)
     }
 
@@ -268,14 +268,17 @@ impl Supervisor {
                     hands.receiver.cast(receiver::Message::Poll).is_ok()
                 }
                 Effect::StopPolling => hands.receiver.cast(receiver::Message::Finish).is_ok(),
-                Effect::Hold(received) => hands.heartbeat.cast(heartbeat::Message::Hold(received)).is_ok(),
+                Effect::Hold(received, limits) => {
+                    state.limits = limits.clone();
+                    hands.heartbeat.cast(heartbeat::Message::Hold(received, limits)).is_ok()
+                }
                 Effect::Process(work) => hands.processor.cast(processor::Message::Process(work)).is_ok(),
                 Effect::Halt => hands.processor.cast(processor::Message::Halt).is_ok(),
                 Effect::Settle(verdict) => hands.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
                 Effect::Withdraw => hands.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
                 Effect::Report(report) => hands.reporter.cast(reporter::Message::Tell(report)).is_ok(),
                 Effect::Await(limit) => {
-                    state.limit = Some(self.tell_when_over(me, limit));
+                    state.limit = Some(self.tell_when_over(me, limit, &state.limits));
                     true
                 }
                 Effect::Leave(outcome) => {
@@ -295,11 +298,11 @@ impl Supervisor {
         }
     }
 
-    fn tell_when_over(&self, me: &ActorRef<Message>, limit: Limit) -> AbortOnDropHandle<()> {
-        let Settings { policy, polling, stop, .. } = &self.settings;
+    fn tell_when_over(&self, me: &ActorRef<Message>, limit: Limit, limits: &Limits) -> AbortOnDropHandle<()> {
+        let Settings { polling, stop, .. } = &self.settings;
         let length = match limit {
-            Limit::Work => policy.max_duration,
-            Limit::Halt => stop.grace + stop.reap(),
+            Limit::Work => limits.max_duration,
+            Limit::Halt => limits.stop_grace + stop.reap(),
             Limit::Settle => stop.settle(),
             Limit::LastPoll => polling.longest_poll + stop.reap(),
         };

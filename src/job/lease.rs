@@ -43,6 +43,17 @@ impl Lease {
         }
     }
 
+    /// The same, to be extended by `visibility`. If that is not what the receive gave, the first beat is due at once.
+    #[must_use]
+    pub fn extended_by(self, visibility: Duration) -> Self {
+        match self.strategy {
+            Strategy::Heartbeat if visibility != self.visibility => {
+                Self { visibility, next_beat_at: Some(self.asked_at), ..self }
+            }
+            Strategy::Heartbeat | Strategy::Fixed(_) => self,
+        }
+    }
+
     /// When to ask for the next extension; `None` if none is due any more.
     pub fn next_beat_at(&self) -> Option<Duration> {
         self.next_beat_at
@@ -69,14 +80,16 @@ impl Lease {
     }
 
     /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not lengthen the
-    /// lease: SQS's ceiling is near, or a fixed length is less than what the receive gave.
+    /// lease: SQS's ceiling is near, or a fixed length is less than what the receive gave. Only the first beat
+    /// of a job type whose leases are shorter shortens it.
     pub fn extension(&self, now: Duration) -> Option<Duration> {
         let want = match self.strategy {
             Strategy::Heartbeat => self.visibility,
             Strategy::Fixed(length) => length,
         };
         let ask = want.min(self.room(now));
-        self.expires_at.is_some_and(|expires_at| now + ask > expires_at).then_some(ask)
+        let shortens = self.strategy == Strategy::Heartbeat && self.next_beat_at == Some(self.asked_at);
+        self.expires_at.is_some_and(|expires_at| now + ask > expires_at || shortens).then_some(ask)
     }
 
     /// `delay` as far as SQS allows it at `now`, in whole seconds, rounded up.
@@ -168,6 +181,18 @@ mod tests {
         let lease = Lease::taken(Strategy::Fixed(640 * S), 900 * S, 10 * S);
         assert_eq!(lease.extension(11 * S), None);
         assert_eq!((lease.without_beats().next_beat_at(), lease.without_beats().expires_at()), (None, Some(910 * S)));
+    }
+
+    #[test]
+    fn a_lease_of_another_length_than_the_receive_gave_is_asked_for_at_once() {
+        for length in [30 * S, 600 * S] {
+            let lease = heartbeat().extended_by(length);
+            assert_eq!((lease.next_beat_at(), lease.expires_at()), (Some(10 * S), Some(130 * S)));
+            assert_eq!(lease.extension(11 * S), Some(length));
+            let lease = lease.extended(11 * S, length);
+            assert_eq!((lease.next_beat_at(), lease.expires_at()), (Some(11 * S + length / 3), Some(11 * S + length)));
+        }
+        assert_eq!(heartbeat().extended_by(120 * S), heartbeat());
     }
 
     #[test]

@@ -11,23 +11,25 @@
 //! Architecture invariant: every event has an answer in every phase, written out; an event that comes
 //! late or twice changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::delivery::Received;
-use super::notification::{Record, parse};
+use super::notification::parse;
 use super::report::{Ended, Progress, Progressed, Report, Spent, Subject, Used};
-use super::route::{EventFilter, Route, route};
+use super::route::{Content, EventFilter, Limits, Route, Task, route};
 use super::verdict::{
-    Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, RetryPolicy, Return, Role, RunOutcome,
-    Settlement, Verdict,
+    Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement, Verdict,
 };
 
 /// What is decided before the first event and never changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     pub events: EventFilter,
-    pub retry: RetryPolicy,
-    pub max_duration: Duration,
+    /// Is a body that is no S3 notification work as it is?
+    pub accept_raw: bool,
+    pub task: Arc<Task>,
+    pub limits: Limits,
     pub max_messages: u32,
     /// A FIFO queue keeps the rest of a group waiting behind a kept message: this pod leaves then.
     pub fifo: bool,
@@ -88,7 +90,7 @@ pub enum Effect {
     Poll,
     /// Ask for no further message; the answer to the last request is still awaited.
     StopPolling,
-    Hold(Box<Received>),
+    Hold(Box<Received>, Limits),
     Process(Box<Work>),
     Halt,
     Settle(Verdict),
@@ -116,8 +118,9 @@ pub enum Limit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Work {
     pub received: Received,
-    /// Never empty.
-    pub records: Vec<Record>,
+    pub content: Content,
+    pub task: Arc<Task>,
+    pub stop_grace: Duration,
     /// When the work will be halted, on the run's clock.
     pub deadline_at: Duration,
 }
@@ -157,7 +160,8 @@ enum Leaving {
 #[derive(Debug, Clone)]
 struct InHand {
     received: Received,
-    records: Vec<Record>,
+    /// `None` if there is nothing to work on.
+    content: Option<Content>,
     exit: Option<Exit>,
     said: Option<String>,
     progress: Option<Progress>,
@@ -265,7 +269,7 @@ impl Run {
             }
             Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
-                let verdict = self.policy.retry.judge(&hand.received.delivery, processed.outcome.clone());
+                let verdict = self.policy.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
                 hand.processed(processed);
                 self.settle(hand, verdict)
             }
@@ -377,23 +381,26 @@ impl Run {
 
     fn received(mut self, received: Received) -> Step {
         self.left = self.left.saturating_sub(1);
-        let notification = parse(&received.delivery.body).map(|notification| route(notification, &self.policy.events));
-        let (records, verdict) = match notification {
-            Ok(Route::Work(records)) => (records, None),
+        let routed = match parse(&received.delivery.body) {
+            Ok(notification) => Ok(route(notification, &self.policy.events)),
+            Err(_) if self.policy.accept_raw => Ok(Route::Work(Content::Body)),
+            Err(why) => Err(why),
+        };
+        let (content, verdict) = match routed {
+            Ok(Route::Work(content)) => (Some(content), None),
             Ok(Route::Nothing(why)) => {
-                (Vec::new(), Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
+                (None, Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
             }
             Err(why) => {
                 let why = KeepReason::NotANotification(why.to_string());
-                (Vec::new(), Some(self.policy.retry.keep(&received.delivery, why)))
+                (None, Some(self.policy.limits.retry.keep(&received.delivery, why)))
             }
         };
-        let hold = Effect::Hold(Box::new(received.clone()));
-        let started = Effect::Report(Report::Started(Subject::new(&received, &records)));
+        let hold = Effect::Hold(Box::new(received.clone()), self.policy.limits.clone());
         let hand = InHand {
             spent: Spent { receive: received.received_at.saturating_sub(received.asked_at), ..Spent::default() },
             received,
-            records,
+            content,
             exit: None,
             said: None,
             progress: None,
@@ -402,15 +409,19 @@ impl Run {
             judged_at: None,
             letting_go: false,
         };
+        let started = Effect::Report(Report::Started(hand.subject()));
         let mut step = if self.leaving.is_some() {
             self.keep(hand, KeepReason::Stopped)
         } else if let Some(verdict) = verdict {
             self.settle(hand, verdict)
         } else {
+            let content = hand.content.clone().expect("what is not settled is worked on");
             let work = Work {
                 received: hand.received.clone(),
-                records: hand.records.clone(),
-                deadline_at: hand.received.received_at + self.policy.max_duration,
+                content,
+                task: self.policy.task.clone(),
+                stop_grace: self.policy.limits.stop_grace,
+                deadline_at: hand.received.received_at + self.policy.limits.max_duration,
             };
             self.go(Phase::Processing(hand), vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)])
         };
@@ -438,7 +449,7 @@ impl Run {
         if why == KeepReason::ActorDied(Role::VisibilityHeartbeat) {
             return self.settled(hand, Settlement::Kept(why, Return::Unknown));
         }
-        let verdict = self.policy.retry.keep(&hand.received.delivery, why);
+        let verdict = self.policy.limits.retry.keep(&hand.received.delivery, why);
         self.settle(hand, verdict)
     }
 
@@ -506,7 +517,7 @@ impl Run {
 
 impl InHand {
     fn subject(&self) -> Subject {
-        Subject::new(&self.received, &self.records)
+        Subject::new(&self.received, self.content.as_ref().map_or(&[], Content::records))
     }
 
     /// To be told once.

@@ -1,10 +1,13 @@
-//! 3 Routed: which of the records are work.
+//! 3 Routed: which of the records are work, what is run on them, and within which limits.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
+use super::lease::Strategy;
 use super::notification::{Notification, Record};
-use super::verdict::Nothing;
+use super::verdict::{Nothing, RetryPolicy};
 
 /// What can be asked for: all that S3 itself can be asked for (S3 API, `Event` of a notification
 /// configuration).
@@ -102,11 +105,68 @@ fn known(name: &str) -> Result<&'static str, BadEventFilter> {
     Err(BadEventFilter::Unknown { name: name.to_owned(), nearest })
 }
 
-/// What a notification asks of us.
+/// What is run on a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    pub command: CommandLine,
+    pub input: Input,
+    /// How long the command may give no sign of life; for ever if `None`.
+    pub stall_timeout: Option<Duration>,
+}
+
+/// The user's command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    pub program: OsString,
+    pub args: Vec<OsString>,
+}
+
+/// How the command gets what it works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// As a file.
+    File,
+    /// As a file that is its standard input, too.
+    Stdin,
+    /// Not at all: it is not even fetched.
+    None,
+}
+
+/// The limits within which a message is held and worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    pub strategy: Strategy,
+    /// Length of the lease with [`Strategy::Heartbeat`].
+    pub visibility: Duration,
+    pub max_duration: Duration,
+    /// What the command gets between TERM and KILL.
+    pub stop_grace: Duration,
+    pub retry: RetryPolicy,
+}
+
+/// What a message is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// In the notification's order; never empty.
+    Objects(Vec<Record>),
+    /// The body itself, which is no S3 notification (`--accept-raw`).
+    Body,
+}
+
+impl Content {
+    /// None for a body.
+    pub fn records(&self) -> &[Record] {
+        match self {
+            Self::Objects(records) => records,
+            Self::Body => &[],
+        }
+    }
+}
+
+/// What a message asks of us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// In the notification's order; never empty.
-    Work(Vec<Record>),
+    Work(Content),
     Nothing(Nothing),
 }
 
@@ -117,7 +177,7 @@ pub fn route(notification: Notification, events: &EventFilter) -> Route {
         Notification::Records(records) => records,
     };
     let work: Vec<_> = records.into_iter().filter(|record| events.is_work(&record.event)).collect();
-    if work.is_empty() { Route::Nothing(Nothing::Ignored) } else { Route::Work(work) }
+    if work.is_empty() { Route::Nothing(Nothing::Ignored) } else { Route::Work(Content::Objects(work)) }
 }
 
 #[cfg(test)]

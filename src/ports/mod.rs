@@ -18,7 +18,7 @@ pub mod sqs;
 use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -173,6 +173,8 @@ pub struct Command {
     pub args: Vec<OsString>,
     /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone).
     pub env: Vec<(OsString, OsString)>,
+    /// What it reads from its standard input; nothing if `None`.
+    pub stdin: Option<PathBuf>,
     /// How long it may take to end after TERM.
     pub stop_grace: Duration,
 }

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{self, Stdio};
@@ -97,9 +98,10 @@ impl Processes {
     fn start(&self, command: &Command, pulse: &Pulse) -> io::Result<(Running, Output)> {
         // Before the start, so that no end is missed.
         let signals = unix::signal(SignalKind::child())?;
+        let stdin = command.stdin.as_ref().map(File::open).transpose()?.map_or_else(Stdio::null, Stdio::from);
         let mut program = process::Command::new(&command.program);
         program.args(&command.args).process_group(0);
-        program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        program.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_")) {
             program.env_remove(name);
         }

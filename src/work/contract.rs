@@ -14,13 +14,16 @@ use super::workspace::Workspace;
 use crate::job::delivery::Received;
 use crate::job::notification::Record;
 use crate::job::report::Progress;
+use crate::job::route::Input;
 use crate::job::verdict::Said;
 
 /// What a command is told about its job.
 pub struct Given<'a> {
     pub job_id: &'a str,
     pub received: &'a Received,
-    pub record: &'a Record,
+    /// `None` if the body itself is the work.
+    pub record: Option<&'a Record>,
+    pub input: Input,
     /// When the work will be halted.
     pub deadline: SystemTime,
     pub space: &'a Workspace,
@@ -59,23 +62,23 @@ impl Given<'_> {
     /// Only what is known is there: a name without a value is left out.
     fn facts(&self) -> Map<String, Value> {
         let Received { delivery, redrive, .. } = self.received;
-        let Record { event, object } = self.record;
+        let (event, object) = self.record.map(|record| (&record.event, &record.object)).unzip();
         let path = |path: &Path| json!(path.to_string_lossy());
         let facts = [
             ("version", json!(1)),
             ("id", json!(self.job_id)),
             ("message_id", json!(delivery.message_id.as_str())),
             ("event", json!(event)),
-            ("bucket", json!(object.bucket)),
-            ("key", json!(object.key)),
-            ("version_id", json!(object.version_id)),
-            ("etag", json!(object.etag)),
-            ("size", json!(object.size)),
+            ("bucket", json!(object.map(|object| &object.bucket))),
+            ("key", json!(object.map(|object| &object.key))),
+            ("version_id", json!(object.and_then(|object| object.version_id.as_ref()))),
+            ("etag", json!(object.and_then(|object| object.etag.as_ref()))),
+            ("size", json!(object.and_then(|object| object.size))),
             ("receive_count", json!(delivery.receive_count)),
             ("max_receive_count", json!(redrive.max_receive_count())),
             ("final_attempt", json!(redrive.is_final(delivery.receive_count))),
             ("deadline", json!(humantime::format_rfc3339_seconds(self.deadline).to_string())),
-            ("input", path(&self.space.input())),
+            ("input", if self.input == Input::None { Value::Null } else { path(&self.space.input()) }),
             ("output_dir", if self.publishes { path(&self.space.output()) } else { Value::Null }),
             ("result_file", path(&self.space.result_file())),
         ];

@@ -66,10 +66,7 @@ pub async fn fetch(
     object: &Object,
     path: &Path,
 ) -> Result<Fetched, Failure> {
-    if !policy.buckets.is_empty() && !policy.buckets.contains(&object.bucket) {
-        let buckets = policy.buckets.join(",");
-        return Err(Failure::Unreadable(format!("bucket {} is none of --buckets {buckets}", object.bucket)));
-    }
+    check_bucket(policy, object)?;
     let fetched = match store.open(object).await {
         Ok(body) => save(store, policy.streams, work_dir, object, body, path).await,
         Err(error) => Err(error),
@@ -89,6 +86,15 @@ pub async fn fetch(
             Ok(Fetched::Gone)
         }
     }
+}
+
+/// Whether the object is read or not: it is from a bucket that we are to touch.
+pub fn check_bucket(policy: &FetchPolicy, object: &Object) -> Result<(), Failure> {
+    if policy.buckets.is_empty() || policy.buckets.contains(&object.bucket) {
+        return Ok(());
+    }
+    let buckets = policy.buckets.join(",");
+    Err(Failure::Unreadable(format!("bucket {} is none of --buckets {buckets}", object.bucket)))
 }
 
 /// Writes what was opened to the disk, and compares it with what was told of it.

@@ -5,7 +5,6 @@ pub mod fetch;
 pub mod liveness;
 pub mod workspace;
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,6 +16,7 @@ use tracing::{Instrument, info_span};
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
 use crate::job::report::{Spent, Used};
+use crate::job::route::{Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Runner};
@@ -43,27 +43,15 @@ pub struct Bench {
     pub fetch: FetchPolicy,
     /// Who publishes what the command wrote, if somebody does.
     pub outbox: Option<Arc<dyn Outbox>>,
-    pub command: CommandLine,
     pub work_dir: WorkDir,
     pub job_id: String,
-    /// What the command gets between TERM and KILL.
-    pub stop_grace: Duration,
-    /// How long the command may give no sign of life.
-    pub stall_timeout: Option<Duration>,
     pub clock: Clock,
-}
-
-/// The user's command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandLine {
-    pub program: OsString,
-    pub args: Vec<OsString>,
 }
 
 /// What is known of the work so far.
 #[derive(Default)]
 struct Progress {
-    /// Has the command run on an object?
+    /// Has the command run?
     ran: bool,
     exit: Option<Exit>,
     said: Said,
@@ -78,15 +66,20 @@ impl Worker for Bench {
     async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed {
         let mut progress = Progress::default();
         let mut outcome = Outcome::Finished;
-        for (done, record) in work.records.iter().enumerate() {
+        let items: Vec<Option<&Record>> = match &work.content {
+            Content::Objects(records) => records.iter().map(Some).collect(),
+            Content::Body => vec![None],
+        };
+        for (done, record) in items.iter().copied().enumerate() {
+            let object = record.map(|record| &record.object);
             let span = info_span!(
                 parent: None, "work",
                 message_id = %work.received.delivery.message_id,
                 receive_count = work.received.delivery.receive_count,
-                bucket = record.object.bucket,
-                key = record.object.key,
+                bucket = object.map(|object| &object.bucket),
+                key = object.map(|object| &object.key),
             );
-            let space = match Workspace::create(&self.work_dir, &record.object.key) {
+            let space = match Workspace::create(&self.work_dir, object.map_or("message", |object| &object.key)) {
                 Ok(space) => space,
                 Err(why) => {
                     outcome = Outcome::Failed(Failure::Start(why));
@@ -95,13 +88,13 @@ impl Worker for Bench {
             };
             let watch = Watch {
                 clock: self.clock,
-                stall_timeout: self.stall_timeout,
+                stall_timeout: work.task.stall_timeout,
                 result_file: &space.result_file(),
                 pulse: Pulse::default(),
-                objects: (done, work.records.len()),
+                objects: (done, items.len()),
                 tell,
             };
-            let processed = self.process_record(&work, record, &space, &watch, &halt, &mut progress);
+            let processed = self.process_item(&work, record, &space, &watch, &halt, &mut progress);
             let processed = processed.instrument(span).await;
             space.remove().await;
             if let Err(failure) = processed {
@@ -118,10 +111,11 @@ impl Worker for Bench {
 }
 
 impl Bench {
-    async fn process_record(
+    /// `record` is `None` for the message's body itself.
+    async fn process_item(
         &self,
         work: &Work,
-        record: &Record,
+        record: Option<&Record>,
         space: &Workspace,
         watch: &Watch<'_>,
         halt: &CancellationToken,
@@ -130,24 +124,35 @@ impl Bench {
         let Progress { ran, exit, said, last_words, spent, used } = progress;
         let (input, output) = (space.input(), space.output());
 
-        let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &self.work_dir, &record.object, &input);
-        if unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? == Fetched::Gone {
-            return Ok(());
+        let Task { command, input: how, .. } = work.task.as_ref();
+        match (record, how) {
+            (Some(record), Input::File | Input::Stdin) => {
+                let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &self.work_dir, &record.object, &input);
+                if unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? == Fetched::Gone {
+                    return Ok(());
+                }
+            }
+            (Some(record), Input::None) => fetch::check_bucket(&self.fetch, &record.object)?,
+            (None, _) => std::fs::write(&input, &work.received.delivery.body)
+                .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())))?,
         }
 
         let given = Given {
             job_id: &self.job_id,
             received: &work.received,
             record,
+            input: *how,
             deadline: self.wall_clock(work.deadline_at),
             space,
-            publishes: self.outbox.is_some(),
+            // Results are named after an object.
+            publishes: self.outbox.is_some() && record.is_some(),
         };
         let command = Command {
-            program: self.command.program.clone(),
-            args: self.command.args.clone(),
+            program: command.program.clone(),
+            args: command.args.clone(),
             env: given.write().map_err(Failure::Start)?,
-            stop_grace: self.stop_grace,
+            stdin: (*how == Input::Stdin).then_some(input),
+            stop_grace: work.stop_grace,
         };
         if halt.is_cancelled() {
             return Err(Failure::Halted);
@@ -165,7 +170,7 @@ impl Bench {
             return Err(Failure::Exit(ended, said.clone()));
         }
 
-        if let Some(outbox) = &self.outbox {
+        if let (Some(outbox), Some(record)) = (&self.outbox, record) {
             let published = outbox.publish(&record.object, &output);
             let published = unless_halted(halt, self.timed(&mut spent.publish, published)).await?;
             published.map_err(|error| Failure::Publish(error.to_string()))?;

@@ -27,8 +27,8 @@ fn a_delete_that_comes_too_late(kind: Kind) -> (MemoryQueue, Journey) {
     let (queue, command) = (queue_of(kind, 3, &[&object_created("k")]), FakeCommand::new(Does::Exits(11 * S / 2, 0)));
     queue.fault_delete(Fault::RequestDelayed(S));
     let mut journey = Journey::new(&queue, &command);
-    journey.settings.polling.visibility = 6 * S;
-    journey.settings.strategy = Strategy::Fixed(6 * S);
+    journey.settings.policy.limits.visibility = 6 * S;
+    journey.settings.policy.limits.strategy = Strategy::Fixed(6 * S);
     (queue, journey)
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::lease::{CEILING, Lease};
+use leasehold::job::route::Limits;
 use leasehold::job::verdict::{KeepReason, Retry, RunOutcome};
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError};
@@ -56,7 +57,7 @@ async fn s02_a_heartbeat_does_not_undo_the_delay_of_a_failure() {
         let (queue, command) = (queue(), FakeCommand::new(Does::Exits(VISIBILITY / 3 + S, 1)));
         queue.fault_change_visibility(fault);
         let mut journey = Journey::new(&queue, &command);
-        journey.settings.policy.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
+        journey.settings.policy.limits.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
         let started = Instant::now();
         let arrived = journey.run().await;
         assert_eq!(arrived.took, VISIBILITY / 3 + 3 * S, "the release waits for the beat's answer");
@@ -177,8 +178,8 @@ async fn s07_a_visibility_shorter_than_a_beat_is_refused_and_the_period_is_deriv
     }
     for seconds in (3..=60).chain([600, 43_200]) {
         let config = configured(&format!("--visibility-timeout {seconds}s")).unwrap();
-        let visibility = config.work.settings.polling.visibility;
-        let beat = Lease::taken(config.work.settings.strategy, visibility, Duration::ZERO).next_beat_at().unwrap();
+        let Limits { strategy, visibility, .. } = config.work.settings.policy.limits;
+        let beat = Lease::taken(strategy, visibility, Duration::ZERO).next_beat_at().unwrap();
         assert!(beat >= S && beat <= visibility / 3, "{visibility:?} is extended after {beat:?}");
     }
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
@@ -250,16 +251,16 @@ async fn s10_work_beyond_twelve_hours_is_halted_before_the_ceiling() {
     for visibility in [3 * S, VISIBILITY, 20 * MINUTE, 11 * 60 * MINUTE, CEILING] {
         let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(15 * S, 0)));
         let mut journey = Journey::new(&queue, &command);
-        journey.settings.policy.max_duration = 24 * 60 * MINUTE;
-        journey.settings.polling.visibility = visibility;
-        let stop = journey.settings.stop;
+        journey.settings.policy.limits.max_duration = 24 * 60 * MINUTE;
+        journey.settings.policy.limits.visibility = visibility;
+        let stop = journey.settings.policy.limits.stop_grace + journey.settings.stop.reserve;
         let started = Instant::now();
         let arrived = journey.run().await;
         assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lease_exhausted"], 75), "{visibility:?}");
         let ended = command.ended() - started;
         assert!(ended < CEILING, "with leases of {visibility:?} the command outlived the twelve hours");
         let halted = ended - 15 * S;
-        let earliest = CEILING - stop.grace - stop.reserve - 2 * S;
+        let earliest = CEILING - stop - 2 * S;
         assert!(halted > earliest, "with leases of {visibility:?} it was halted after {halted:?} already");
         assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
     }

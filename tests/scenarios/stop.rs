@@ -64,7 +64,7 @@ async fn s25_a_stop_while_the_command_works_keeps_the_lease_until_it_has_ended_a
     for code in [0, 1, 65, 75] {
         let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(15 * S, code)));
         let mut journey = Journey::new(&queue, &command);
-        journey.settings.polling.visibility = 6 * S;
+        journey.settings.policy.limits.visibility = 6 * S;
         let started = Instant::now();
         let rival = tokio::spawn({
             let queue = queue.clone();

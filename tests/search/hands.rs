@@ -126,9 +126,9 @@ impl Acting<'_> {
                     self.poll();
                 }
                 Effect::StopPolling => self.pod.finishing = true,
-                Effect::Hold(received) => {
+                Effect::Hold(received, limits) => {
                     let receipt = received.delivery.receive_count;
-                    let lease = Lease::taken(self.setting.strategy, self.setting.visibility, received.asked_at);
+                    let lease = Lease::taken(limits.strategy, self.setting.visibility(), received.asked_at);
                     self.pod.succeeded = false;
                     self.pod.keeper = Some(Keeper {
                         receipt,
@@ -244,7 +244,7 @@ impl Acting<'_> {
                 self.release();
             }
             Verdict::Delete(_) => {
-                let give_up_at = now + self.setting.visibility;
+                let give_up_at = now + self.setting.visibility();
                 self.keeper().doing = Doing::Deleting { verdict, give_up_at };
                 self.delete()?;
             }

@@ -104,13 +104,13 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
         "Receiving" => pod.poll.is_some_and(|poll| {
             let may_bring =
                 poll.brings == Some(before.message.receives) || before.message.standing == Standing::Visible;
-            may_bring && before.now < poll.asked_at + setting.visibility
+            may_bring && before.now < poll.asked_at + setting.visibility()
         }),
         "Processing" => pod.believes(before.now).is_some(),
         _ => false,
     });
     let is_hidden = matches!(kind.message.standing, Standing::Hidden { .. });
-    if comes_back && is_hidden && setting.policy.retry.on_stop == OnStop::Release {
+    if comes_back && is_hidden && setting.policy.limits.retry.on_stop == OnStop::Release {
         return Err("a pod that was asked to stop leaves its message hidden".to_owned());
     }
     Ok(())

@@ -50,7 +50,7 @@ impl Message {
             self.standing = Standing::Dead;
             return None;
         }
-        self.standing = Standing::Hidden { until: now + setting.visibility };
+        self.standing = Standing::Hidden { until: now + setting.visibility() };
         self.receives += 1;
         self.received_at = now;
         Some(self.receives)

@@ -22,9 +22,11 @@ use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
-use leasehold::job::route::EventFilter;
+use leasehold::job::route::Limits;
 use leasehold::job::verdict::{OnStop, Retry, RetryPolicy};
 use leasehold::ports::memory::Kind;
+
+use crate::support::journey::settings;
 
 use invariants::{check_end, check_stop};
 use moves::{Move, PodMove};
@@ -37,8 +39,6 @@ const S: Duration = Duration::from_secs(1);
 struct Setting {
     kind: Kind,
     policy: Policy,
-    strategy: Strategy,
-    visibility: Duration,
     tick: Duration,
     steps: Steps,
 }
@@ -46,27 +46,25 @@ struct Setting {
 impl Setting {
     /// A lease of three ticks, so that a beat is due at each.
     fn new() -> Self {
-        let retry = RetryPolicy {
-            retry: Retry::Backoff { min: 10 * S, max: 10 * S },
-            on_stop: OnStop::Release,
-            permanent_exit_codes: vec![65],
-        };
-        let policy =
-            Policy { events: EventFilter::default(), retry, max_duration: 60 * S, max_messages: 1, fifo: false };
+        let Policy { limits, .. } = settings().policy;
+        let retry = RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..limits.retry };
+        let limits = Limits { visibility: 30 * S, max_duration: 60 * S, retry, ..limits };
         Self {
             kind: Kind::Standard,
-            policy,
-            strategy: Strategy::Heartbeat,
-            visibility: 30 * S,
+            policy: Policy { limits, ..settings().policy },
             tick: 10 * S,
             steps: Steps::default(),
         }
     }
 
+    fn visibility(&self) -> Duration {
+        self.policy.limits.visibility
+    }
+
     /// No message is ever hidden for longer than this.
     fn longest_hidden(&self) -> Duration {
-        match self.strategy {
-            Strategy::Heartbeat => self.visibility,
+        match self.policy.limits.strategy {
+            Strategy::Heartbeat => self.visibility(),
             Strategy::Fixed(length) => length,
         }
     }
@@ -151,9 +149,9 @@ fn no_setting_breaks_a_guarantee() {
     fifo.policy.fifo = true;
 
     let mut left_to_expire = Setting::new();
-    left_to_expire.strategy = Strategy::Fixed(40 * S);
-    left_to_expire.policy.retry.retry = Retry::Expire;
-    left_to_expire.policy.retry.on_stop = OnStop::Expire;
+    left_to_expire.policy.limits.strategy = Strategy::Fixed(40 * S);
+    left_to_expire.policy.limits.retry.retry = Retry::Expire;
+    left_to_expire.policy.limits.retry.on_stop = OnStop::Expire;
 
     let mut twice = Setting::new();
     twice.policy.max_messages = 2;
@@ -168,7 +166,8 @@ fn no_setting_breaks_a_guarantee() {
 #[test]
 fn the_ceiling_breaks_no_guarantee() {
     let hour = Duration::from_hours(1);
-    let setting = Setting { visibility: 9 * hour, tick: 3 * hour, ..Setting::new() };
+    let mut setting = Setting { tick: 3 * hour, ..Setting::new() };
+    setting.policy.limits.visibility = 9 * hour;
     let worlds = search(&setting, 1, 11);
     assert!(worlds > 60_000, "only {worlds} worlds");
 }

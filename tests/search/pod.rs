@@ -83,7 +83,7 @@ impl Pod {
         let limit = self.limit.map(|limit| limit as u8);
         (self.core.print, self.finishing, self.command, limit, self.succeeded, self.stopped).hash(&mut hasher);
         // A lease that was asked for longer ago than it lasts is none, however long ago it was.
-        self.poll.map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility))).hash(&mut hasher);
+        self.poll.map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility()))).hash(&mut hasher);
         let age = now - self.started_at;
         let in_future = |at: Duration| at.saturating_sub(age);
         if let Some(Keeper { receipt, lease, withdrawn, verdict, doing, call }) = &self.keeper {
@@ -109,7 +109,7 @@ impl Pod {
 
 /// What is left of the twelve hours; as long as it is far more than a lease, how much makes no difference.
 pub fn room(setting: &Setting, now: Duration, received_at: Duration) -> Duration {
-    CEILING.saturating_sub(now - received_at).min(100 * setting.visibility)
+    CEILING.saturating_sub(now - received_at).min(100 * setting.visibility())
 }
 
 impl Keeper {

@@ -19,7 +19,7 @@ use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
 use leasehold::job::report::{Ended, Noted, Progress, Report, Used};
-use leasehold::job::route::EventFilter;
+use leasehold::job::route::{CommandLine, EventFilter, Input, Limits, Task};
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
@@ -27,9 +27,9 @@ use leasehold::ports::{
     ByteStream, Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Pulse, Queue, ReceiveError, Runner,
     StartError, Telemetry, VisibilityError,
 };
+use leasehold::work::Bench;
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::workspace::WorkDir;
-use leasehold::work::{Bench, CommandLine};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -68,23 +68,35 @@ pub fn throttled() -> VisibilityError {
     VisibilityError::Transient("throttled".to_owned())
 }
 
+/// A command called `command`, without any flags.
+pub fn task() -> Task {
+    let command = CommandLine { program: "command".into(), args: Vec::new() };
+    Task { command, input: Input::File, stall_timeout: None }
+}
+
 /// The settings of a run without any flags.
 pub fn settings() -> Settings {
     Settings {
         policy: Policy {
             events: EventFilter::default(),
-            retry: RetryPolicy {
-                retry: Retry::Backoff { min: 10 * S, max: 15 * MINUTE },
-                on_stop: OnStop::Release,
-                permanent_exit_codes: vec![65],
+            accept_raw: false,
+            task: Arc::new(task()),
+            limits: Limits {
+                strategy: Strategy::Heartbeat,
+                visibility: VISIBILITY,
+                max_duration: 10 * MINUTE,
+                stop_grace: 20 * S,
+                retry: RetryPolicy {
+                    retry: Retry::Backoff { min: 10 * S, max: 15 * MINUTE },
+                    on_stop: OnStop::Release,
+                    permanent_exit_codes: vec![65],
+                },
             },
-            max_duration: 10 * MINUTE,
             max_messages: 1,
             fifo: false,
         },
-        strategy: Strategy::Heartbeat,
-        polling: Polling { visibility: VISIBILITY, wait: 10 * S, longest_poll: 10 * S, give_up: 2 * MINUTE },
-        stop: StopBudget { grace: 20 * S, reserve: 10 * S },
+        polling: Polling { wait: 10 * S, longest_poll: 10 * S, give_up: 2 * MINUTE },
+        stop: StopBudget { reserve: 10 * S },
     }
 }
 
@@ -320,7 +332,6 @@ pub struct Journey {
     pub fetch: FetchPolicy,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
-    pub stall_timeout: Option<Duration>,
     work_dir: TempDir,
 }
 
@@ -376,7 +387,6 @@ impl Journey {
             fetch: FetchPolicy::default(),
             telemetry: Arc::default(),
             settings: settings(),
-            stall_timeout: None,
             work_dir: tempfile::tempdir().expect("a temporary directory"),
         }
     }
@@ -407,11 +417,8 @@ impl Journey {
             runner: self.command,
             fetch: self.fetch,
             outbox: None,
-            command: CommandLine { program: "command".into(), args: Vec::new() },
             work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },
             job_id: "job".to_owned(),
-            stop_grace: self.settings.stop.grace,
-            stall_timeout: self.stall_timeout,
             clock,
         };
         let telemetry = self.telemetry.clone();
