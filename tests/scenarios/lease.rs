@@ -221,7 +221,8 @@ async fn s08_a_lease_counts_from_before_the_message_was_asked_for() {
     queue.fault_receive(Fault::AnswerDelayed(VISIBILITY));
     let started = Instant::now();
     let arrived = Journey::new(&queue, &command).run().await;
-    assert_eq!((arrived.outcomes(), arrived.took), (vec!["lease_lost"], VISIBILITY));
+    assert_eq!(arrived.outcomes(), ["lease_lost"]);
+    assert!(arrived.took <= VISIBILITY + 3 * S, "whether the command had begun or not: {:?}", arrived.took);
     assert_eq!((changes(&queue, started), deletes(&queue)), (vec![], 0));
 }
 
