@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use leasehold::actors::supervisor::{self, World};
 use leasehold::actors::vitals::Vitals;
@@ -99,7 +99,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         work,
     } = config;
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
-    let logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout());
+    let logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout(), work.settings.stop.log());
     runtime()?.block_on(async {
         let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
         let stop = stop_requested(Some(&metrics))?;
@@ -169,7 +169,7 @@ fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
     let identity = Identity { job_id: cli::host_name(), pod_name: cli::host_name() };
     let format = log_format.unwrap_or(default_format(&std::io::stdout()));
-    let _logs = logs::start(format, &identity, &cli::log_filter(), std::io::stdout());
+    let _logs = logs::start(format, &identity, &cli::log_filter(), std::io::stdout(), Duration::from_secs(1));
     runtime()?.block_on(async {
         match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
             Ok(Swept { found, deleted, failed }) => {
@@ -188,7 +188,8 @@ fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
     check(&config.work)?;
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
     let (screen, above) = bars::screen(format == LogFormat::Text);
-    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), above);
+    let limit = config.work.settings.stop.log();
+    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), above, limit);
     runtime()?.block_on(async {
         let stop = stop_requested(None)?;
         let summary = local::run(config, runner()?, screen, stop).await.map_err(|error| error.to_string())?;

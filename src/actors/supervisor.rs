@@ -29,8 +29,7 @@ pub struct Settings {
     pub stop: StopBudget,
 }
 
-/// How long each part of a stop may take; together no longer than the pod's grace. A tenth of the reserve is left for
-/// the way in and out: the log's last lines are written after everything else.
+/// How long each part of a stop may take after the command: together no longer than the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopBudget {
     /// What is kept for everything after the command.
@@ -45,12 +44,12 @@ impl StopBudget {
 
     /// Joining a beat and releasing the message.
     fn settle(&self) -> Duration {
-        self.reserve * 3 / 10
+        self.reserve * 2 / 5
     }
 
     /// Stopping the hands.
     fn hands(&self) -> Duration {
-        self.reserve / 10
+        self.reserve / 20
     }
 
     /// The last words.
@@ -61,6 +60,11 @@ impl StopBudget {
     /// The last push of the metrics, after the run.
     pub fn push(&self) -> Duration {
         self.reserve / 5
+    }
+
+    /// The log's last lines, which are written after everything else.
+    pub fn log(&self) -> Duration {
+        self.reserve / 20
     }
 }
 
@@ -329,6 +333,22 @@ impl Supervisor {
         let reporter = hands.reporter.get_cell();
         if reporter.drain_and_wait(Some(self.settings.stop.report())).await.is_err() {
             reporter.kill();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_stop_are_no_longer_than_its_reserve() {
+        for seconds in [1, 3, 10] {
+            let reserve = Duration::from_secs(seconds);
+            let stop = StopBudget { reserve };
+            let parts = [stop.reap(), stop.settle(), stop.hands(), stop.report(), stop.push(), stop.log()];
+            assert_eq!(parts.iter().sum::<Duration>(), reserve);
+            assert!(parts.iter().all(|part| *part >= reserve / 20));
         }
     }
 }

@@ -34,6 +34,7 @@ pub struct Identity {
 pub struct LogGuard {
     writing: Option<WorkerGuard>,
     dropped: ErrorCounter,
+    limit: Duration,
 }
 
 impl LogGuard {
@@ -56,7 +57,7 @@ impl Drop for LogGuard {
             let _ = done.send(());
         };
         if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_ok() {
-            let _ = is_done.recv_timeout(FLUSH_LIMIT);
+            let _ = is_done.recv_timeout(self.limit);
         }
     }
 }
@@ -80,10 +81,17 @@ fn tell(dropped: &ErrorCounter) {
 /// Starts logging to `out`.
 ///
 /// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
-/// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`.
-pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Write + Send + 'static) -> LogGuard {
+/// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`. At the end what is not
+/// written yet has as long as `limit` to be read, and a second at most.
+pub fn start(
+    format: LogFormat,
+    identity: &Identity,
+    filter: &str,
+    out: impl Write + Send + 'static,
+    limit: Duration,
+) -> LogGuard {
     let (out, writing) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
-    let guard = LogGuard { writing: Some(writing), dropped: out.error_counter() };
+    let guard = LogGuard { writing: Some(writing), dropped: out.error_counter(), limit };
     let layer = match format {
         LogFormat::Json => json(identity, move || out.clone()).boxed(),
         LogFormat::Text => fmt::layer().with_ansi(false).event_format(Text).with_writer(move || out.clone()).boxed(),
@@ -96,9 +104,6 @@ pub fn start(format: LogFormat, identity: &Identity, filter: &str, out: impl Wri
     std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
     guard
 }
-
-/// A little longer than `WorkerGuard` itself waits.
-const FLUSH_LIMIT: Duration = Duration::from_millis(1200);
 
 /// A line of the command is at most 8 KiB, so this is at most 32 MiB.
 const QUEUE: usize = 4096;
