@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::job::route::EventFilter;
-use crate::telemetry::attempts::Place;
+use crate::ports::place::{Place, Template};
 use crate::telemetry::logs::LogFormat;
 use crate::work::fetch::MissingObject;
 
@@ -42,6 +42,11 @@ pub struct RunArgs {
     /// Read only from buckets of this account
     #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,
+
+    /// Where results go: what the command wrote into JOB_OUTPUT_DIR. PREFIX may have {key}, {name}, {stem},
+    /// {message_id} and {job_type} in it
+    #[arg(long, env = "LEASEHOLD_OUTPUT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
+    pub output: Option<Template>,
 
     /// Where each failed attempt leaves a JSON object that says why: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, env = "LEASEHOLD_ATTEMPTS", value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]

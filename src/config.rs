@@ -15,8 +15,8 @@ use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::route::{CommandLine, Input, Limits, Task};
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
+use crate::ports::place::{Place, Template};
 use crate::ports::{http, sqs};
-use crate::telemetry::attempts::Place;
 use crate::telemetry::logs::{Identity, LogFormat};
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
@@ -84,6 +84,7 @@ pub struct RunConfig {
     pub queue_url: String,
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
+    pub output: Option<Template>,
     pub attempts: Option<Place>,
     pub pushgateway: Option<PushgatewayConfig>,
     pub push_interval: Duration,
@@ -145,6 +146,7 @@ impl TryFrom<RunArgs> for RunConfig {
         let RunArgs {
             queue_url,
             expected_bucket_owner,
+            output,
             attempts,
             pushgateway: to,
             push_interval,
@@ -158,6 +160,7 @@ impl TryFrom<RunArgs> for RunConfig {
         Ok(Self {
             queue_url,
             expected_bucket_owner,
+            output,
             attempts,
             pushgateway: pushgateway(to)?,
             push_interval,

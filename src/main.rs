@@ -18,7 +18,7 @@ use leasehold::ports::http::Http;
 use leasehold::ports::process::{Processes, find_program};
 use leasehold::ports::s3::S3;
 use leasehold::ports::sqs::{self, Sqs};
-use leasehold::ports::{Runner, aws};
+use leasehold::ports::{Outbox, Runner, aws};
 use leasehold::telemetry::Told;
 use leasehold::telemetry::attempts::AttemptHistory;
 use leasehold::telemetry::bars;
@@ -28,6 +28,7 @@ use leasehold::telemetry::metrics::Metrics;
 use leasehold::telemetry::push::{self, Pusher, Pushgateway, Swept};
 use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
 use leasehold::work::Bench;
+use leasehold::work::publish::S3Outbox;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -91,6 +92,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
     let RunConfig {
         queue_url,
         expected_bucket_owner,
+        output,
         attempts,
         pushgateway: gateway,
         push_interval,
@@ -124,7 +126,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             store: s3.clone(),
             runner: runner()?,
             fetch: work.fetch,
-            outbox: None,
+            outbox: output.map(|place| Arc::new(S3Outbox { writer: s3.clone(), place }) as Arc<dyn Outbox>),
             work_dir: work.work_dir,
             job_id: work.identity.job_id,
             clock,

@@ -178,6 +178,9 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
         ("--max-messages 0", "--max-messages"),
         ("--queue-url orders", "--queue-url"),
         ("--work-dir /nonexistent", "--work-dir /nonexistent"),
+        ("--work-dir-limit much", "write for example 500Mi or 20Gi"),
+        ("--output results", "write for example s3://bucket/prefix"),
+        ("--output s3://results/{keys}", "{keys} is none of {key}, {name}, {stem}, {message_id}, {job_type}"),
     ] {
         let left = refused(&cloud, flags).await;
         assert!(left.stderr.contains(complaint), "{flags}: {}", left.stderr);

@@ -45,14 +45,15 @@ const OBJECT_CREATED: &str = include_str!("fixtures/s3-put.json");
 const TEST_EVENT: &str = include_str!("fixtures/s3-test-event.json");
 
 fn processed(outcome: Outcome) -> Event {
-    Event::Processed(Processed {
+    Event::Processed(Box::new(Processed {
         outcome,
         exit: None,
         said: None,
         last_words: Vec::new(),
         spent: Spent::default(),
         used: None,
-    })
+        published: None,
+    }))
 }
 
 fn exited(code: i32) -> Event {

@@ -13,6 +13,7 @@ mod lifecycle_table;
 mod metrics;
 mod notification;
 mod process;
+mod publish;
 mod queue_contract;
 mod scenarios;
 mod search;

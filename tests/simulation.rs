@@ -221,7 +221,15 @@ impl Worker for RandomWork {
         let ends = &mut chronicle.seen.entry((self.pod, message)).or_default().ends;
         ends.push((Instant::now(), succeeded && !halted));
         let outcome = if succeeded { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, Said::default())) };
-        Processed { outcome, exit: Some(exit), said: None, last_words: Vec::new(), spent: Spent::default(), used: None }
+        Processed {
+            outcome,
+            exit: Some(exit),
+            said: None,
+            last_words: Vec::new(),
+            spent: Spent::default(),
+            used: None,
+            published: None,
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Actor for Processor {
                 let supervisor = self.supervisor.clone();
                 let work = async move {
                     let tell = move |event| drop(supervisor.cast(event));
-                    Event::Processed(worker.process(*work, halt, &tell).await)
+                    Event::Processed(Box::new(worker.process(*work, halt, &tell).await))
                 };
                 state.work = Some(tell_when_done(self.supervisor.clone(), Role::Processor, work));
             }

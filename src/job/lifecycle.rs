@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::delivery::Received;
 use super::notification::parse;
-use super::report::{Ended, Progress, Progressed, Report, Spent, Subject, Used};
+use super::report::{Ended, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
 use super::route::{Content, EventFilter, Limits, Route, Task, route};
 use super::verdict::{
     Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement, Verdict,
@@ -45,7 +45,7 @@ pub enum Event {
     Progressed(Progress),
     /// The command printed nothing and made no progress for as long as `--stall-timeout`.
     Stalled,
-    Processed(Processed),
+    Processed(Box<Processed>),
     /// The lease cannot be proved any more.
     LeaseLost(String),
     /// SQS's ceiling of 12 hours is near: the lease cannot be extended any more.
@@ -71,6 +71,8 @@ pub struct Processed {
     pub spent: Spent,
     /// `None` if no command ran.
     pub used: Option<Used>,
+    /// `None` if nothing was to be published, or it did not come to that.
+    pub published: Option<Manifest>,
 }
 
 /// A message that was to be deleted is still there.
@@ -168,6 +170,7 @@ struct InHand {
     last_words: Vec<String>,
     spent: Spent,
     used: Option<Used>,
+    published: Option<Manifest>,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
     /// Was it told that the message will not be deleted?
@@ -270,7 +273,7 @@ impl Run {
             Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let verdict = self.policy.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
-                hand.processed(processed);
+                hand.processed(*processed);
                 self.settle(hand, verdict)
             }
             Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)),
@@ -302,7 +305,7 @@ impl Run {
     fn halting(mut self, mut hand: InHand, why: KeepReason, event: Event) -> Step {
         match event {
             Event::Processed(processed) => {
-                hand.processed(processed);
+                hand.processed(*processed);
                 self.keep(hand, why)
             }
             // A Processor that does not answer is as good as dead: it gets no further message.
@@ -406,6 +409,7 @@ impl Run {
             progress: None,
             last_words: Vec::new(),
             used: None,
+            published: None,
             judged_at: None,
             letting_go: false,
         };
@@ -532,6 +536,7 @@ impl InHand {
         self.last_words = processed.last_words;
         self.spent = Spent { receive: self.spent.receive, ..processed.spent };
         self.used = processed.used;
+        self.published = processed.published;
     }
 
     fn ended(self, now: Duration, settlement: Settlement) -> Ended {
@@ -548,6 +553,7 @@ impl InHand {
                 ..self.spent
             },
             used: self.used,
+            published: self.published,
         }
     }
 }

@@ -146,6 +146,8 @@ pub struct Ended {
     pub spent: Spent,
     /// `None` if no command ran.
     pub used: Option<Used>,
+    /// `None` if nothing was to be published, or it did not come to that.
+    pub published: Option<Manifest>,
 }
 
 /// Where the time went.
@@ -177,6 +179,49 @@ impl Used {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { cpu: self.cpu + other.cpu, peak_memory: self.peak_memory.max(other.peak_memory) }
+    }
+}
+
+/// What was published of what the commands wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// How many files.
+    pub files: u64,
+    /// All of them together.
+    pub bytes: u64,
+    /// The first of them: a report has to end somewhere.
+    pub first: Vec<Published>,
+}
+
+/// A file that was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Where it is now: `s3://bucket/key`, or a path.
+    pub to: String,
+    pub bytes: u64,
+    /// Such as `CRC64NVME:sB0ELBDWEWM=`, if one was made.
+    pub checksum: Option<String>,
+    /// Without quotes, if the store gave one.
+    pub etag: Option<String>,
+}
+
+impl Manifest {
+    /// How many files are named.
+    pub const LONGEST: usize = 20;
+
+    pub fn add(&mut self, published: Published) {
+        self.files += 1;
+        self.bytes += published.bytes;
+        if self.first.len() < Self::LONGEST {
+            self.first.push(published);
+        }
+    }
+
+    pub fn append(&mut self, more: Self) {
+        self.files += more.files;
+        self.bytes += more.bytes;
+        self.first.extend(more.first);
+        self.first.truncate(Self::LONGEST);
     }
 }
 

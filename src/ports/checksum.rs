@@ -1,5 +1,12 @@
 //! The checksums that S3 keeps of whole objects.
 
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use crc_fast::CrcAlgorithm;
@@ -20,6 +27,19 @@ impl Algorithm {
     /// Can the checksum of the whole be made of its parts' ones?
     pub fn is_of_parts(self) -> bool {
         matches!(self, Self::Crc64Nvme | Self::Crc32 | Self::Crc32C)
+    }
+}
+
+/// As S3 calls it.
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Crc64Nvme => "CRC64NVME",
+            Self::Crc32 => "CRC32",
+            Self::Crc32C => "CRC32C",
+            Self::Sha1 => "SHA1",
+            Self::Sha256 => "SHA256",
+        })
     }
 }
 
@@ -49,6 +69,20 @@ impl Hasher {
             Algorithm::Sha1 => Self::Sha1(Sha1::new()),
             Algorithm::Sha256 => Self::Sha256(Sha256::new()),
         }
+    }
+
+    /// Of these bytes of a file, which are there. Blocks.
+    pub fn of_file(algorithm: Algorithm, path: &Path, range: Range<u64>) -> io::Result<Self> {
+        const BUFFER: usize = 256 << 10;
+        let file = File::open(path)?;
+        let mut hasher = Self::new(algorithm);
+        let mut buffer = Vec::new();
+        for at in range.clone().step_by(BUFFER) {
+            buffer.resize(usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER)), 0);
+            file.read_exact_at(&mut buffer, at)?;
+            hasher.update(&buffer);
+        }
+        Ok(hasher)
     }
 
     pub fn update(&mut self, bytes: &[u8]) {

@@ -19,8 +19,9 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{ByteStream, FetchError, ObjectBody, ObjectStore, Outbox, PublishError};
+use super::{ByteStream, FetchError, ObjectBody, ObjectStore, Outbox, PublishError, Results};
 use crate::job::notification::Object;
+use crate::job::report::{Manifest, Published};
 
 /// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
 #[derive(Debug, Clone)]
@@ -186,25 +187,35 @@ impl FolderOutbox {
 
 #[async_trait]
 impl Outbox for FolderOutbox {
-    async fn publish(&self, object: &Object, directory: &Path) -> Result<(), PublishError> {
-        let failed = |why: String| PublishError(format!("{}: {why}", object.key));
-        let target = below(&self.root, &object.key).ok_or_else(|| failed(NO_PATH.into()))?;
-        let directory = directory.to_owned();
+    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+        let key = &results.object.key;
+        let failed = |why: String| PublishError(format!("{key}: {why}"));
+        let target = below(&self.root, key).ok_or_else(|| failed(NO_PATH.into()))?;
+        let directory = results.directory.to_owned();
         // Whoever gives up waiting may remove the directory, so from then on nothing may be published.
         let given_up = CancellationToken::new();
         let _on_drop = given_up.clone().drop_guard();
-        let published = tokio::task::spawn_blocking(move || replace(&target, &directory, &given_up)).await;
+        let published = tokio::task::spawn_blocking(move || replace(&target, &directory, &given_up));
+        let published = halt.run_until_cancelled(published).await.ok_or_else(|| failed("halted".into()))?;
         published.map_err(io::Error::from).and_then(|done| done).map_err(|error| failed(error.to_string()))
     }
 }
 
 /// Puts a copy of `directory` in the place of `target`.
-fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io::Result<()> {
+fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io::Result<Manifest> {
     let parent = target.parent().expect("a target is below its root");
     fs::create_dir_all(parent)?;
     let workshop = tempfile::Builder::new().prefix(".leasehold-").tempdir_in(parent)?;
     let (new, old) = (workshop.path().join("new"), workshop.path().join("old"));
-    copy(directory, &new)?;
+    let mut manifest = Manifest::default();
+    fs::create_dir(&new)?;
+    for file in files_below(directory)? {
+        let (from, to) = (directory.join(&file.name), new.join(&file.name));
+        fs::create_dir_all(to.parent().expect("it is below the new folder"))?;
+        let bytes = fs::copy(from, to)?;
+        let to = target.join(&file.name).display().to_string();
+        manifest.add(Published { to, bytes, checksum: None, etag: None });
+    }
     if given_up.is_cancelled() {
         return Err(io::Error::other("nobody waits for it any more"));
     }
@@ -217,23 +228,35 @@ fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io:
     fs::rename(&new, target).inspect_err(|_| {
         // Better the earlier result than none; the error that is told is the first.
         let _ = fs::rename(&old, target);
-    })
+    })?;
+    Ok(manifest)
 }
 
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in WalkDir::new(from) {
+/// A file below a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its path there, with `/` between the names.
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// All files below a folder, by name. What is neither a file nor a folder is an error: a link may lead anywhere, and a
+/// pipe has no end. Blocks.
+pub fn files_below(folder: &Path) -> io::Result<Vec<Found>> {
+    let mut files = Vec::new();
+    for entry in WalkDir::new(folder) {
         let entry = entry?;
-        let to = to.join(entry.path().strip_prefix(from).expect("a walk stays below its root"));
-        if entry.file_type().is_dir() {
-            fs::create_dir(to)?;
-        } else if entry.file_type().is_file() {
-            fs::copy(entry.path(), to)?;
-        } else {
-            // A link may lead anywhere, and a pipe has no end.
-            return Err(io::Error::other(format!("{} is neither a file nor a folder", entry.path().display())));
+        let failed = |why: &str| io::Error::other(format!("{}: {why}", entry.path().display()));
+        if entry.file_type().is_file() {
+            let name = entry.path().strip_prefix(folder).expect("a walk stays below its root");
+            let name = name.to_str().ok_or_else(|| failed("its name is not UTF-8"))?.to_owned();
+            files.push(Found { name, bytes: entry.metadata()?.len() });
+        } else if !entry.file_type().is_dir() {
+            return Err(failed("it is neither a file nor a folder"));
         }
     }
-    Ok(())
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
 }
 
 const NO_PATH: &str = "a name in the key is empty, `.` or `..`, so it is no path in a folder";
@@ -266,6 +289,7 @@ mod tests {
     use futures_util::TryStreamExt;
 
     use super::*;
+    use crate::job::delivery::MessageId;
 
     fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
@@ -361,14 +385,20 @@ mod tests {
         assert!(matches!(content(&folder, &listed.object).await, Err(FetchError::Overwritten(_))));
     }
 
+    async fn publish(outbox: &FolderOutbox, key: &str, directory: &Path) -> Result<Manifest, PublishError> {
+        let (object, message_id) = (object(key), MessageId::new("m"));
+        let results = Results { object: &object, message_id: &message_id, job_type: "default", directory };
+        outbox.publish(&results, &CancellationToken::new()).await
+    }
+
     #[tokio::test]
     async fn a_result_takes_the_place_of_the_earlier_one_as_a_whole() {
         let out = tempfile::tempdir().unwrap();
         let outbox = FolderOutbox::new(out.path().join("results"));
         let (first, second) = (folder_with(&[("x", "1"), ("only/first", "1")]), folder_with(&[("x", "2")]));
-        outbox.publish(&object("in/a.txt"), first.path()).await.unwrap();
+        publish(&outbox, "in/a.txt", first.path()).await.unwrap();
         assert_eq!(tree(out.path()), ["results/in/a.txt/only/first: 1", "results/in/a.txt/x: 1"]);
-        outbox.publish(&object("in/a.txt"), second.path()).await.unwrap();
+        publish(&outbox, "in/a.txt", second.path()).await.unwrap();
         assert_eq!(tree(out.path()), ["results/in/a.txt/x: 2"]);
     }
 
@@ -378,8 +408,8 @@ mod tests {
         let outbox = FolderOutbox::new(out.path());
         let (first, second) = (folder_with(&[("x", "1")]), folder_with(&[("x", "2")]));
         std::os::unix::fs::symlink("x", second.path().join("z")).unwrap();
-        outbox.publish(&object("a"), first.path()).await.unwrap();
-        outbox.publish(&object("a"), second.path()).await.unwrap_err();
+        publish(&outbox, "a", first.path()).await.unwrap();
+        publish(&outbox, "a", second.path()).await.unwrap_err();
         assert_eq!(tree(out.path()), ["a/x: 1"]);
     }
 
@@ -390,7 +420,7 @@ mod tests {
         let before = tree(out.path());
         for (root, key) in [("results", "../a"), ("results", "/a"), ("results", "a//b"), ("", "a.txt")] {
             let outbox = FolderOutbox::new(out.path().join(root));
-            outbox.publish(&object(key), result.path()).await.unwrap_err();
+            publish(&outbox, key, result.path()).await.unwrap_err();
         }
         assert_eq!(tree(out.path()), before);
     }

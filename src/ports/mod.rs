@@ -11,6 +11,7 @@ pub mod clock;
 pub mod folder;
 pub mod http;
 pub mod memory;
+pub mod place;
 pub mod process;
 pub mod s3;
 pub mod sqs;
@@ -28,9 +29,9 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
+use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
-use crate::job::report::{Noted, Report, Used};
+use crate::job::report::{Manifest, Noted, Report, Used};
 use crate::job::verdict::{DeletePermit, Exit};
 use checksum::Checksum;
 
@@ -124,18 +125,52 @@ pub enum FetchError {
     Permanent(String),
 }
 
-/// Where a record can be left.
+/// Where records and files can be left.
 #[async_trait]
 pub trait ObjectWriter: Send + Sync {
     /// Writes the object, in place of an earlier one; the error says why not.
     async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String>;
+
+    /// Writes a file as an object, in place of an earlier one; the error says why not. When `halt` is cancelled, it is
+    /// given up, and the earlier one stays.
+    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String>;
+}
+
+/// A file, and which object it is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Upload<'a> {
+    pub bucket: &'a str,
+    pub key: &'a str,
+    pub path: &'a Path,
+    /// How many there are in the file.
+    pub bytes: u64,
+    /// Its MIME type.
+    pub content_type: &'a str,
+}
+
+/// What the store says of a file that it took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uploaded {
+    /// Without quotes.
+    pub etag: Option<String>,
+    pub checksum: Checksum,
 }
 
 /// Where results go: somebody who publishes what the command wrote into `JOB_OUTPUT_DIR`.
 #[async_trait]
 pub trait Outbox: Send + Sync {
-    /// Publishes everything below `directory` as the results for `object`; all of it or an error.
-    async fn publish(&self, object: &Object, directory: &Path) -> Result<(), PublishError>;
+    /// Publishes all files below the directory; all of them or an error. A symbolic link, or anything else that is
+    /// neither a file nor a folder, is an error. When `halt` is cancelled, it is given up, with an error.
+    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError>;
+}
+
+/// What a command wrote, and for which job.
+#[derive(Debug, Clone, Copy)]
+pub struct Results<'a> {
+    pub object: &'a Object,
+    pub message_id: &'a MessageId,
+    pub job_type: &'a str,
+    pub directory: &'a Path,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,21 +2,25 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_s3::config::ResponseChecksumValidation;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
-use aws_sdk_s3::types::ChecksumType;
-use aws_smithy_types::byte_stream;
-use futures_util::stream::{self, StreamExt};
-use tracing::debug;
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
+use aws_smithy_types::byte_stream::{self, Length};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
 use super::aws::{self, Failure};
-use super::checksum::{Algorithm, Checksum};
-use super::{ByteStream, FetchError, ObjectBody, ObjectStore, ObjectWriter};
+use super::checksum::{Algorithm, Checksum, Hasher};
+use super::{ByteStream, FetchError, ObjectBody, ObjectStore, ObjectWriter, Upload, Uploaded};
 use crate::job::notification::Object;
 
 /// The buckets of S3.
@@ -74,7 +78,7 @@ impl ObjectStore for S3 {
         let size = size.or(told).ok_or_else(untold)?;
         Ok(ObjectBody {
             size,
-            etag: answer.e_tag.take().map(|etag| etag.trim_matches('"').to_owned()).filter(|etag| !etag.is_empty()),
+            etag: answer.e_tag.as_deref().map(unquoted).filter(|etag| !etag.is_empty()),
             checksum: checksum(object, &mut answer),
             bytes: chunks(answer.body),
         })
@@ -132,14 +136,176 @@ impl ObjectWriter for S3 {
     async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String> {
         let put = self.client().put_object().bucket(bucket).key(key).content_type("application/json");
         let put = put.set_expected_bucket_owner(self.expected_owner.clone()).body(bytes.into());
-        put.send().await.map(drop).map_err(|error| match Failure::of(&error) {
-            Failure::Refused { code, message, status } => {
-                let (code, message) = (code.unwrap_or_else(|| format!("HTTP {status}")), message.unwrap_or_default());
-                format!("s3://{bucket}/{key}: {code}: {message} (the pod's role must allow s3:PutObject)")
-            }
-            Failure::Misconfigured(why) | Failure::Unanswered(why) => format!("s3://{bucket}/{key}: {why}"),
-        })
+        put.send().await.map(drop).map_err(|error| unwritten(bucket, key, &Failure::of(&error)))
     }
+
+    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
+        let Upload { bucket, key, .. } = upload;
+        let halted = || format!("s3://{bucket}/{key}: halted");
+        if halt.is_cancelled() {
+            return Err(halted());
+        }
+        if upload.bytes < IN_PARTS_FROM {
+            return halt.run_until_cancelled(self.upload_whole(upload)).await.unwrap_or_else(|| Err(halted()));
+        }
+        // Begun, it has to be ended: so its name is waited for.
+        let id = self.begin_parts(upload).await?;
+        let uploaded = halt.run_until_cancelled(self.upload_parts(upload, &id)).await.unwrap_or_else(|| Err(halted()));
+        if uploaded.is_err() {
+            self.abort_parts(upload, &id).await;
+        }
+        uploaded
+    }
+}
+
+/// An object of this size or more is uploaded in parts, in bytes: each can be tried again by itself.
+const IN_PARTS_FROM: u64 = 32 << 20;
+
+/// The least that a part has, in bytes.
+const PART: u64 = 16 << 20;
+
+/// S3 takes no more parts than this (S3 User Guide, "Amazon S3 multipart upload limits").
+const MOST_PARTS: u64 = 10_000;
+
+/// How many parts are on their way at a time.
+const STREAMS: usize = 4;
+
+/// What is read of a file at a time, in bytes.
+const BUFFER: usize = 256 << 10;
+
+/// Until an attempt at one request of an upload is answered; that it stalls is noticed long before.
+const UPLOAD_LIMIT: Duration = Duration::from_mins(10);
+
+/// An upload that is given up is not worth more of a stop.
+const ABORT_LIMIT: Duration = Duration::from_secs(2);
+
+impl S3 {
+    async fn upload_whole(&self, upload: &Upload<'_>) -> Result<Uploaded, String> {
+        let Upload { bucket, key, path, bytes, content_type } = *upload;
+        let hasher = hashed(path, 0..bytes).await?;
+        let put = self.client().put_object().bucket(bucket).key(key).content_type(content_type);
+        let put = put.set_expected_bucket_owner(self.expected_owner.clone());
+        let put = put.checksum_crc64_nvme(hasher.clone().value()).body(body(path, 0..bytes).await?);
+        let answer = put.customize().config_override(patient()).send().await;
+        let answer = answer.map_err(|error| unwritten(bucket, key, &Failure::of(&error)))?;
+        Ok(Uploaded { etag: answer.e_tag.as_deref().map(unquoted), checksum: checksum_of(hasher) })
+    }
+
+    async fn begin_parts(&self, upload: &Upload<'_>) -> Result<String, String> {
+        let Upload { bucket, key, content_type, .. } = *upload;
+        let begin = self.client().create_multipart_upload().bucket(bucket).key(key).content_type(content_type);
+        let begin = begin.set_expected_bucket_owner(self.expected_owner.clone());
+        let begin = begin.checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).checksum_type(ChecksumType::FullObject);
+        let answer = begin.send().await.map_err(|error| unwritten(bucket, key, &Failure::of(&error)))?;
+        answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the upload got no id"))
+    }
+
+    async fn upload_parts(&self, upload: &Upload<'_>, id: &str) -> Result<Uploaded, String> {
+        let Upload { bucket, key, bytes, .. } = *upload;
+        let part = PART.max(bytes.div_ceil(MOST_PARTS));
+        let ranges = (0..bytes.div_ceil(part)).map(|n| n * part..((n + 1) * part).min(bytes));
+        let parts = (1..).zip(ranges).map(|(number, range)| self.upload_part(upload, id, number, range));
+        // In order, whichever is ready first.
+        let parts: Vec<_> = stream::iter(parts).buffered(STREAMS).try_collect().await?;
+
+        let mut whole = Hasher::new(Algorithm::Crc64Nvme);
+        for (_, hasher) in &parts {
+            whole.append(hasher);
+        }
+        let parts =
+            CompletedMultipartUpload::builder().set_parts(Some(parts.into_iter().map(|(part, _)| part).collect()));
+        let complete = self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
+        let complete = complete.set_expected_bucket_owner(self.expected_owner.clone()).multipart_upload(parts.build());
+        let complete = complete.set_mpu_object_size(bytes.try_into().ok()).customize().config_override(patient());
+        let answer = complete.send().await.map_err(|error| unwritten(bucket, key, &Failure::of(&error)))?;
+        let whole = checksum_of(whole);
+        // Each part was compared by S3; of the whole, some servers know only a hash of the parts' hashes.
+        match answer.checksum_crc64_nvme.filter(|value| !value.contains('-')) {
+            Some(value) if value != whole.value => {
+                Err(format!("s3://{bucket}/{key}: CRC64NVME of what was put together is {value}, not {}", whole.value))
+            }
+            Some(_) | None => Ok(Uploaded { etag: answer.e_tag.as_deref().map(unquoted), checksum: whole }),
+        }
+    }
+
+    async fn upload_part(
+        &self,
+        upload: &Upload<'_>,
+        id: &str,
+        number: i32,
+        range: Range<u64>,
+    ) -> Result<(CompletedPart, Hasher), String> {
+        let Upload { bucket, key, path, .. } = *upload;
+        let hasher = hashed(path, range.clone()).await?;
+        let checksum = hasher.clone().value();
+        let part = self.client().upload_part().bucket(bucket).key(key).upload_id(id).part_number(number);
+        let part = part.set_expected_bucket_owner(self.expected_owner.clone());
+        let part = part.checksum_crc64_nvme(&checksum).body(body(path, range).await?);
+        let answer = part.customize().config_override(patient()).send().await;
+        let answer = answer.map_err(|error| unwritten(bucket, key, &Failure::of(&error)))?;
+        let part = CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag).checksum_crc64_nvme(checksum);
+        Ok((part.build(), hasher))
+    }
+
+    /// So that nobody pays for parts of what will never be an object.
+    async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
+        let Upload { bucket, key, .. } = *upload;
+        let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
+        let abort = abort.set_expected_bucket_owner(self.expected_owner.clone()).send();
+        let why = match tokio::time::timeout(ABORT_LIMIT, abort).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => unwritten(bucket, key, &Failure::of(&error)),
+            Err(_) => format!("s3://{bucket}/{key}: no answer within {ABORT_LIMIT:?}"),
+        };
+        warn!(why, "parts of an upload are left: a lifecycle rule with AbortIncompleteMultipartUpload removes them");
+    }
+}
+
+/// Bytes on their way may take longer than an answer.
+fn patient() -> aws_sdk_s3::config::Builder {
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(UPLOAD_LIMIT).build();
+    aws_sdk_s3::Config::builder().timeout_config(timeouts)
+}
+
+/// Before it is sent, so that what is stored is what was on the disk.
+async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
+    let of = path.to_owned();
+    let hashed = tokio::task::spawn_blocking(move || Hasher::of_file(Algorithm::Crc64Nvme, &of, range)).await;
+    hashed.map_err(io::Error::from).and_then(|hashed| hashed).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Read while it is sent, and again if it has to be sent again.
+async fn body(path: &Path, range: Range<u64>) -> Result<byte_stream::ByteStream, String> {
+    let body = byte_stream::ByteStream::read_from().path(path).buffer_size(BUFFER);
+    let body = body.offset(range.start).length(Length::Exact(range.end - range.start)).build().await;
+    body.map_err(|error| format!("{}: {}", path.display(), aws::causes(&error)))
+}
+
+fn checksum_of(hasher: Hasher) -> Checksum {
+    Checksum { algorithm: Algorithm::Crc64Nvme, value: hasher.value() }
+}
+
+fn unquoted(etag: &str) -> String {
+    etag.trim_matches('"').to_owned()
+}
+
+/// Why an object was not written, and what to change where we know it.
+fn unwritten(bucket: &str, key: &str, failure: &Failure) -> String {
+    let why = match failure {
+        Failure::Refused { code, message, status } => {
+            let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
+            let message = message.as_deref().unwrap_or("no reason given");
+            match code.as_str() {
+                "AccessDenied" | "HTTP 403" => format!(
+                    "{code}: {message} (the pod's role must allow s3:PutObject, and kms:GenerateDataKey if it is \
+                     encrypted with a KMS key)"
+                ),
+                _ => format!("{code}: {message}"),
+            }
+        }
+        Failure::Misconfigured(why) | Failure::Unanswered(why) => why.clone(),
+    };
+    format!("s3://{bucket}/{key}: {why}")
 }
 
 fn named(object: &Object) -> String {

@@ -3,7 +3,6 @@
 //! SQS lets nobody add to a message, so a dead-letter queue holds only what was sent. Whoever opens it finds
 //! here what became of each delivery: `<prefix>/<message id>/<receive count>.json`. (The idea is RabbitMQ's `x-death`.)
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,33 +10,11 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::logs::Identity;
-use super::{exit_code, signal};
+use super::{exit_code, manifest, signal};
 use crate::job::report::Ended;
 use crate::job::verdict::Settlement;
 use crate::ports::ObjectWriter;
-
-/// A bucket and a prefix in it, as `s3://BUCKET/PREFIX`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    bucket: String,
-    /// Without a slash at its end; may be empty.
-    prefix: String,
-}
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (bucket, prefix) =
-            text.strip_prefix("s3://").map(|rest| rest.split_once('/').unwrap_or((rest, ""))).unzip();
-        match (bucket, prefix) {
-            (Some(bucket), Some(prefix)) if !bucket.is_empty() => {
-                Ok(Self { bucket: bucket.to_owned(), prefix: prefix.trim_end_matches('/').to_owned() })
-            }
-            (_, _) => Err("write for example s3://bucket/attempts".to_owned()),
-        }
-    }
-}
+use crate::ports::place::Place;
 
 /// Writes one object for each failed attempt.
 pub struct AttemptHistory {
@@ -58,10 +35,10 @@ impl AttemptHistory {
     pub async fn add(&self, ended: &Ended, now: SystemTime) {
         let Some(record) = self.record(ended, now) else { return };
         let subject = &ended.subject;
-        let Place { bucket, prefix } = &self.place;
-        let slash = if prefix.is_empty() { "" } else { "/" };
-        let key = format!("{prefix}{slash}{}/{}.json", subject.message_id, subject.receive_count);
-        let written = tokio::time::timeout(LIMIT, self.writer.put(bucket, &key, record.to_string().into_bytes())).await;
+        let key = self.place.key(&format!("{}/{}.json", subject.message_id, subject.receive_count));
+        let written =
+            tokio::time::timeout(LIMIT, self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()))
+                .await;
         if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}"))) {
             warn!(message_id = %subject.message_id, error, "the attempt was not recorded");
         }
@@ -89,21 +66,7 @@ impl AttemptHistory {
             "next": ended.next(now),
             "total_s": ended.spent.total.as_secs_f64(),
             "stderr": ended.last_words,
+            "published": ended.published.as_ref().map(manifest),
         }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_a_bucket_and_a_prefix() {
-        let place = |bucket: &str, prefix: &str| Place { bucket: bucket.to_owned(), prefix: prefix.to_owned() };
-        assert_eq!("s3://b/attempts/of/orders/".parse(), Ok(place("b", "attempts/of/orders")));
-        assert_eq!("s3://b".parse(), Ok(place("b", "")));
-        for text in ["b/attempts", "s3:///attempts", "https://b/attempts", ""] {
-            assert!(text.parse::<Place>().is_err(), "{text}");
-        }
     }
 }

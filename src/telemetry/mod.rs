@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use crate::job::notification::Object;
-use crate::job::report::{Ended, Noted, Report, Subject};
+use crate::job::report::{Ended, Manifest, Noted, Published, Report, Subject};
 use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
@@ -104,7 +105,7 @@ pub fn log_started(subject: &Subject) {
 /// One wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
-    let Ended { subject, settlement, exit, said, progress, last_words: _, spent, used } = ended;
+    let Ended { subject, settlement, exit, said, progress, last_words: _, spent, used, published } = ended;
     let object: Option<&Object> = subject.objects.first();
     // tracing wants a level at compile time, and the fields each time.
     macro_rules! record {
@@ -134,6 +135,9 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 total_s = spent.total.as_secs_f64(),
                 cpu_s = used.map(|used| used.cpu.as_secs_f64()),
                 peak_memory_bytes = used.map(|used| used.peak_memory),
+                published = published.as_ref().map(|published| published.files),
+                published_bytes = published.as_ref().map(|published| published.bytes),
+                manifest = published.as_ref().map(|published| manifest(published).to_string()),
                 $text
             )
         };
@@ -145,6 +149,13 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
         Settlement::Kept(..) if subject.redrive.is_final(subject.receive_count) => record!(error, "message kept"),
         Settlement::Kept(..) => record!(warn, "message kept"),
     }
+}
+
+/// The first of the published files.
+fn manifest(published: &Manifest) -> Value {
+    let entry =
+        |file: &Published| json!({ "to": file.to, "bytes": file.bytes, "checksum": file.checksum, "etag": file.etag });
+    published.first.iter().map(entry).collect()
 }
 
 fn log_left(outcome: &RunOutcome) {

@@ -139,10 +139,10 @@ async fn save(
     });
     let got = whole.map(Hasher::value).unwrap_or_default();
     if got != value {
-        let why = format!("{name}: {algorithm:?} of its {size} bytes is {got}, and should be {value}");
+        let why = format!("{name}: {algorithm} of its {size} bytes is {got}, and should be {value}");
         return Err(FetchError::Retryable(why));
     }
-    debug!(object = name, size, ?algorithm, value, "the bytes are those that were stored");
+    debug!(object = name, size, %algorithm, value, "the bytes are those that were stored");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 pub mod contract;
 pub mod fetch;
 pub mod liveness;
+pub mod publish;
 pub mod workspace;
 
 use std::future::Future;
@@ -15,11 +16,11 @@ use tracing::{Instrument, info_span};
 
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
-use crate::job::report::{Spent, Used};
+use crate::job::report::{Manifest, Spent, Used};
 use crate::job::route::{Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
-use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Runner};
+use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
 use liveness::Watch;
@@ -58,6 +59,7 @@ struct Progress {
     last_words: Vec<String>,
     spent: Spent,
     used: Option<Used>,
+    published: Option<Manifest>,
 }
 
 #[async_trait]
@@ -105,8 +107,8 @@ impl Worker for Bench {
         if outcome == Outcome::Finished && !progress.ran {
             outcome = Outcome::ObjectsGone;
         }
-        let Progress { exit, said, last_words, spent, used, ran: _ } = progress;
-        Processed { outcome, exit, said: said.reason, last_words, spent, used }
+        let Progress { exit, said, last_words, spent, used, published, ran: _ } = progress;
+        Processed { outcome, exit, said: said.reason, last_words, spent, used, published }
     }
 }
 
@@ -121,7 +123,7 @@ impl Bench {
         halt: &CancellationToken,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
-        let Progress { ran, exit, said, last_words, spent, used } = progress;
+        let Progress { ran, exit, said, last_words, spent, used, published } = progress;
         let (input, output) = (space.input(), space.output());
 
         let Task { command, input: how, .. } = work.task.as_ref();
@@ -171,9 +173,18 @@ impl Bench {
         }
 
         if let (Some(outbox), Some(record)) = (&self.outbox, record) {
-            let published = outbox.publish(&record.object, &output);
-            let published = unless_halted(halt, self.timed(&mut spent.publish, published)).await?;
-            published.map_err(|error| Failure::Publish(error.to_string()))?;
+            let results = Results {
+                object: &record.object,
+                message_id: &work.received.delivery.message_id,
+                job_type: JOB_TYPE,
+                directory: &output,
+            };
+            // It ends by itself when it is halted: what is half published is cleaned up.
+            match self.timed(&mut spent.publish, outbox.publish(&results, halt)).await {
+                Ok(manifest) => published.get_or_insert_default().append(manifest),
+                Err(_) if halt.is_cancelled() => return Err(Failure::Halted),
+                Err(error) => return Err(Failure::Publish(error.to_string())),
+            }
         }
         Ok(())
     }
@@ -194,6 +205,9 @@ impl Bench {
         SystemTime::now() + at.saturating_sub(self.clock.now())
     }
 }
+
+/// The type of all jobs.
+const JOB_TYPE: &str = "default";
 
 async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::select! {

@@ -57,6 +57,7 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
             total: Duration::from_millis(73_010),
         },
         used: Some(Used { cpu: 60 * S, peak_memory: 5_000_000 }),
+        published: None,
     }
 }
 

@@ -526,7 +526,7 @@ async fn s49_bytes_that_are_not_those_that_were_stored_are_a_failed_fetch() {
         assert_eq!(fetched(&store, &object(None, None)).await.unwrap(), bytes);
         let store = Breaking { checksum, ..Breaking::new(changed.clone(), usize::MAX) };
         let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else { panic!("{algorithm:?}") };
-        assert!(why.starts_with(&format!("s3://b/k: {algorithm:?} of its 2000000 bytes is ")), "{why}");
+        assert!(why.starts_with(&format!("s3://b/k: {algorithm} of its 2000000 bytes is ")), "{why}");
     }
 }
 
@@ -569,7 +569,7 @@ async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_notic
     let left = run(&changed).run_to(75).await;
     let kept = left.record("message kept");
     assert_eq!(kept["outcome"], "fetch_failed");
-    assert!(kept["error"].as_str().unwrap().contains("Crc32 of its 3000000 bytes is "), "{kept}");
+    assert!(kept["error"].as_str().unwrap().contains("CRC32 of its 3000000 bytes is "), "{kept}");
     assert!(!changed.notes.path().join("got").exists());
 }
 

@@ -208,7 +208,15 @@ impl Acting<'_> {
         let exit = Exit::Code(code);
         let outcome = if code == 0 { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, Said::default())) };
         let (said, last_words, spent) = (None, Vec::new(), Spent::default());
-        self.told.push(Event::Processed(Processed { outcome, exit: Some(exit), said, last_words, spent, used: None }));
+        self.told.push(Event::Processed(Box::new(Processed {
+            outcome,
+            exit: Some(exit),
+            said,
+            last_words,
+            spent,
+            used: None,
+            published: None,
+        })));
     }
 
     /// Nobody waits any more for the call that is out.

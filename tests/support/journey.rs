@@ -24,8 +24,8 @@ use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, Ru
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
-    ByteStream, Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Pulse, Queue, ReceiveError, Runner,
-    StartError, Telemetry, VisibilityError,
+    ByteStream, Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, ReceiveError,
+    Runner, StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::Bench;
 use leasehold::work::fetch::FetchPolicy;
@@ -330,6 +330,7 @@ pub struct Journey {
     pub command: Arc<dyn Runner>,
     pub store: Arc<dyn ObjectStore>,
     pub fetch: FetchPolicy,
+    pub outbox: Option<Arc<dyn Outbox>>,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
     work_dir: TempDir,
@@ -385,6 +386,7 @@ impl Journey {
             command: Arc::new(command.clone()),
             store: Arc::new(FakeStore::default()),
             fetch: FetchPolicy::default(),
+            outbox: None,
             telemetry: Arc::default(),
             settings: settings(),
             work_dir: tempfile::tempdir().expect("a temporary directory"),
@@ -416,7 +418,7 @@ impl Journey {
             store: self.store,
             runner: self.command,
             fetch: self.fetch,
-            outbox: None,
+            outbox: self.outbox,
             work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },
             job_id: "job".to_owned(),
             clock,

@@ -1,0 +1,180 @@
+//! Places in S3, as the flags name them: `s3://BUCKET/PREFIX`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A bucket and a prefix in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub bucket: String,
+    /// Without a slash at its end; may be empty.
+    pub prefix: String,
+}
+
+impl Place {
+    /// The key of what is called `name` at this place.
+    pub fn key(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) }
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix("s3://").ok_or("write for example s3://bucket/prefix")?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        // S3 User Guide, "General purpose bucket naming rules"; older buckets may have capitals and underscores too.
+        let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        if bucket.is_empty() || !bucket.bytes().all(is_sound) {
+            return Err(format!("{bucket:?} is no name of a bucket; write for example s3://bucket/prefix"));
+        }
+        Ok(Self { bucket: bucket.to_owned(), prefix: prefix.trim_end_matches('/').to_owned() })
+    }
+}
+
+/// A place that is another one for each job: `s3://results/{job_type}/{stem}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    bucket: String,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Value(Value),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Value {
+    Key,
+    Name,
+    Stem,
+    MessageId,
+    JobType,
+}
+
+impl Value {
+    const ALL: [Self; 5] = [Self::Key, Self::Name, Self::Stem, Self::MessageId, Self::JobType];
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "{key}",
+            Self::Name => "{name}",
+            Self::Stem => "{stem}",
+            Self::MessageId => "{message_id}",
+            Self::JobType => "{job_type}",
+        })
+    }
+}
+
+/// What a template is filled with.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// The object's key: `in/orders.csv` has the name `orders.csv` and the stem `orders`.
+    pub key: &'a str,
+    pub message_id: &'a str,
+    pub job_type: &'a str,
+}
+
+impl Template {
+    pub fn place(&self, job: Job<'_>) -> Place {
+        let name = job.key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        // A dot in front is no beginning of an extension.
+        let stem = name.rfind('.').filter(|dot| *dot > 0).map_or(name, |dot| &name[..dot]);
+        let text = |piece: &Piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Value(Value::Key) => job.key.to_owned(),
+            Piece::Value(Value::Name) => name.to_owned(),
+            Piece::Value(Value::Stem) => stem.to_owned(),
+            Piece::Value(Value::MessageId) => job.message_id.to_owned(),
+            Piece::Value(Value::JobType) => job.job_type.to_owned(),
+        };
+        let prefix: String = self.pieces.iter().map(text).collect();
+        Place { bucket: self.bucket.clone(), prefix: prefix.trim_end_matches('/').to_owned() }
+    }
+}
+
+impl FromStr for Template {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Place { bucket, prefix } = text.parse()?;
+        let known = || Value::ALL.map(|value| value.to_string()).join(", ");
+        let mut pieces = Vec::new();
+        let mut rest = prefix.as_str();
+        while let Some(brace) = rest.find(['{', '}']) {
+            let (before, from) = rest.split_at(brace);
+            let end = from.find('}').filter(|end| *end > 0);
+            let name = &from[..=end.ok_or_else(|| format!("a brace is alone in {text}; known are {}", known()))?];
+            let value = Value::ALL.into_iter().find(|value| value.to_string() == name);
+            pieces.push(Piece::Text(before.to_owned()));
+            pieces.push(Piece::Value(value.ok_or_else(|| format!("{name} is none of {}", known()))?));
+            rest = &from[name.len()..];
+        }
+        pieces.push(Piece::Text(rest.to_owned()));
+        Ok(Self { bucket, pieces })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_bucket_and_a_prefix() {
+        let place = |bucket: &str, prefix: &str| Place { bucket: bucket.to_owned(), prefix: prefix.to_owned() };
+        assert_eq!("s3://b/attempts/of/orders/".parse(), Ok(place("b", "attempts/of/orders")));
+        assert_eq!("s3://b".parse(), Ok(place("b", "")));
+        for text in ["b/attempts", "s3:///attempts", "https://b/attempts", "", "s3://b{key}/x", "s3://a b"] {
+            assert!(text.parse::<Place>().unwrap_err().contains("s3://bucket/prefix"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_below_the_prefix() {
+        let key = |place: &str| place.parse::<Place>().unwrap().key("x/y");
+        assert_eq!((key("s3://b/p/"), key("s3://b")), ("p/x/y".to_owned(), "x/y".to_owned()));
+    }
+
+    #[test]
+    fn a_template_is_filled_for_each_job() {
+        let filled = |template: &str, key: &str| {
+            let job = Job { key, message_id: "m-1", job_type: "orders" };
+            template.parse::<Template>().unwrap().place(job).prefix
+        };
+        for (template, key, prefix) in [
+            ("s3://b", "in/a.csv", ""),
+            ("s3://b/out/", "in/a.csv", "out"),
+            ("s3://b/out/{key}", "in/a.csv", "out/in/a.csv"),
+            ("s3://b/{job_type}/{message_id}/", "in/a.csv", "orders/m-1"),
+            ("s3://b/{name}-{stem}", "in/a.tar.gz", "a.tar.gz-a.tar"),
+            ("s3://b/{stem}", "in/plain", "plain"),
+            ("s3://b/{stem}", ".hidden", ".hidden"),
+            ("s3://b/{name}", "folder/", "folder"),
+            ("s3://b/x{name}", "/", "x"),
+            ("s3://b/{key}", "a{name}b", "a{name}b"),
+            ("s3://b/{stem}", "ü b/ö.é", "ö"),
+        ] {
+            assert_eq!(filled(template, key), prefix, "{template} {key}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_cannot_be_filled_is_refused() {
+        for (template, complaint) in [
+            ("s3://b/{keys}", "{keys} is none of {key}, {name}, {stem}, {message_id}, {job_type}"),
+            ("s3://b/{}", "{} is none of"),
+            ("s3://b/{key", "a brace is alone in s3://b/{key; known are {key}, "),
+            ("s3://b/key}", "a brace is alone"),
+            ("s3://b/{{key}}", "{{key} is none of"),
+            ("s3://{key}/x", "\"{key}\" is no name of a bucket"),
+        ] {
+            let error = template.parse::<Template>().unwrap_err();
+            assert!(error.contains(complaint), "{template}: {error}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Published: what the command wrote, as objects.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::job::report::{Manifest, Published};
+use crate::ports::folder::{Found, files_below};
+use crate::ports::place::{Job, Template};
+use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
+
+/// A place in S3 for results. Each file becomes an object, its path below `JOB_OUTPUT_DIR` the end of the key.
+///
+/// S3 has no transactions: of results that could not be published as a whole, some objects may be there. The message is
+/// kept then, and the next attempt writes the same keys.
+pub struct S3Outbox {
+    pub writer: Arc<dyn ObjectWriter>,
+    pub place: Template,
+}
+
+/// How many files are on their way at a time.
+const FILES: usize = 4;
+
+#[async_trait]
+impl Outbox for S3Outbox {
+    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+        let Results { object, message_id, job_type, directory } = *results;
+        let place = self.place.place(Job { key: &object.key, message_id: message_id.as_str(), job_type });
+        let files = {
+            let directory = directory.to_owned();
+            tokio::task::spawn_blocking(move || files_below(&directory)).await
+        };
+        let files = files.map_err(std::io::Error::from).and_then(|files| files);
+        let files = files.map_err(|error| PublishError(error.to_string()))?;
+
+        // The first failure gives up the others too, and they clean up before they are gone.
+        let give_up = halt.child_token();
+        let upload = async |Found { name, bytes }: Found| {
+            let (key, path) = (place.key(&name), directory.join(&name));
+            let content_type = mime_guess::from_path(&name).first_or_octet_stream();
+            let content_type = content_type.essence_str();
+            let upload = Upload { bucket: &place.bucket, key: &key, path: &path, bytes, content_type };
+            let uploaded = self.writer.upload(&upload, &give_up).await.inspect_err(|_| give_up.cancel())?;
+            let checksum = uploaded.checksum;
+            Ok::<_, String>(Published {
+                to: format!("s3://{}/{key}", place.bucket),
+                bytes,
+                checksum: Some(format!("{}:{}", checksum.algorithm, checksum.value)),
+                etag: uploaded.etag,
+            })
+        };
+        let mut uploads = stream::iter(files).map(upload).buffer_unordered(FILES);
+        let (mut done, mut failed) = (Vec::new(), None);
+        while let Some(uploaded) = uploads.next().await {
+            match uploaded {
+                Ok(published) => done.push(published),
+                // What comes after the first is that it was given up.
+                Err(why) => failed = failed.or(Some(why)),
+            }
+        }
+        if let Some(why) = failed {
+            return Err(PublishError(why));
+        }
+        done.sort_by(|a, b| a.to.cmp(&b.to));
+        let mut manifest = Manifest::default();
+        for published in done {
+            manifest.add(published);
+        }
+        Ok(manifest)
+    }
+}
