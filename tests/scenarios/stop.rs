@@ -25,10 +25,14 @@ const MS: Duration = Duration::from_millis(1);
 /// other is sent.
 #[tokio::test(start_paused = true)]
 async fn s23_a_stop_during_the_long_poll_awaits_it() {
-    let (queue, command) = (queue_with(&[]), exits(0));
-    let arrived = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
-    assert_eq!(arrived.outcome, RunOutcome::Finished);
-    assert_eq!((arrived.took, queue.calls().len()), (10 * S, 1));
+    for wait in [10 * S, MINUTE] {
+        let (queue, command) = (queue_with(&[]), exits(0));
+        let mut journey = Journey::new(&queue, &command);
+        journey.settings.polling.wait = wait;
+        let arrived = journey.run_and_stop_after(2 * S).await;
+        assert_eq!(arrived.outcome, RunOutcome::Finished);
+        assert_eq!((arrived.took, queue.calls().len()), (10 * S, 1));
+    }
 }
 
 /// A message that comes then is released at once, and worked on by somebody else.
@@ -43,6 +47,16 @@ async fn s23_a_message_that_comes_after_the_stop_is_released_at_once() {
     let arrived = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
     assert_eq!((arrived.outcome.exit_code(), command.runs()), (143, 0));
     assert_eq!((arrived.took, queue.counts().visible), (5 * S, 1));
+}
+
+/// An answer that never comes is not waited for any longer than an empty one would have taken.
+#[tokio::test(start_paused = true)]
+async fn s23_a_poll_that_is_never_answered_does_not_outlast_the_grace() {
+    let (queue, command) = (queue(), exits(0));
+    queue.fault_receive(Fault::RequestDelayed(24 * 60 * MINUTE));
+    let arrived = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
+    assert_eq!((arrived.outcome, command.runs(), queue.counts().visible), (RunOutcome::Finished, 0, 1));
+    assert!((12 * S..2 * S + GRACE).contains(&arrived.took), "the stop took {:?}", arrived.took - 2 * S);
 }
 
 /// TERM while the object is fetched: the download is aborted, the command is not started, the message is there for
