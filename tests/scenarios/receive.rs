@@ -82,6 +82,21 @@ async fn s38_receiving_is_retried_for_a_while_and_not_in_a_hot_loop() {
     assert_eq!((arrived.outcomes(), queue.is_drained()), (vec!["succeeded"], true));
 }
 
+/// What counts is how long nothing but errors came: two with good answers between them are two short ones.
+#[tokio::test(start_paused = true)]
+async fn s38_errors_with_good_answers_between_them_do_not_add_up() {
+    let (queue, command) = (queue_with(&[]), exits(0));
+    queue.fault_receive(Fault::Error(transient("503")));
+    for _ in 0..20 {
+        queue.fault_receive(Fault::RequestDelayed(Duration::ZERO));
+    }
+    queue.fault_receive(Fault::Error(transient("503")));
+    let mut journey = Journey::new(&queue, &command);
+    journey.settings.polling.wait = 5 * MINUTE;
+    let arrived = journey.run().await;
+    assert_eq!((arrived.outcome, queue.calls().len()), (RunOutcome::Finished, 32));
+}
+
 #[tokio::test]
 async fn s38_a_queue_that_does_not_answer_ends_the_run_with_69() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));

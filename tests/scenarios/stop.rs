@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::Queue;
+use leasehold::ports::ReceiveError;
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -47,6 +48,17 @@ async fn s23_a_message_that_comes_after_the_stop_is_released_at_once() {
     let arrived = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
     assert_eq!((arrived.outcome.exit_code(), command.runs()), (143, 0));
     assert_eq!((arrived.took, queue.counts().visible), (5 * S, 1));
+}
+
+/// TERM between two requests that fail: there is nothing to wait for, and no further request.
+#[tokio::test(start_paused = true)]
+async fn s23_a_stop_while_receiving_fails_ends_at_once() {
+    let (queue, command) = (queue(), exits(0));
+    for _ in 0..1000 {
+        queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned())));
+    }
+    let arrived = Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
+    assert_eq!((arrived.outcome, arrived.took, command.runs()), (RunOutcome::Finished, 30 * S, 0));
 }
 
 /// An answer that never comes is not waited for any longer than an empty one would have taken.
