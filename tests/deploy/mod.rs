@@ -1,5 +1,8 @@
 //! What a cluster and an account are given: everything below deploy/.
 
+mod cloudformation;
+mod identity;
 mod install;
 mod kustomize;
 mod manifests;
+mod stack;

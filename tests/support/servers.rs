@@ -101,11 +101,12 @@ impl Ministack {
     }
 }
 
-/// SQS and S3 by another hand (PyPI, `moto`); slow, so for the queue's contract only.
+/// SQS and S3 by another hand, and IAM and CloudFormation (PyPI, `moto`); slow, so for what only it can.
 pub struct Moto(Server);
 
 impl Moto {
-    async fn start() -> Self {
+    /// One of its own, for a test that makes it refuse.
+    pub async fn start() -> Self {
         let port = free_port();
         let mut command = installed("moto", "moto_server");
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);

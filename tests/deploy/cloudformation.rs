@@ -1,0 +1,211 @@
+//! The CloudFormation template: it is sound, a real engine makes of it what leasehold needs, and its roles allow what is
+//! needed and no more.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde_json::{Value, json};
+
+use super::stack::{Stack, actions, without};
+use crate::support::cloud::{Cloud, Leasehold, eventually};
+use crate::support::http::Http;
+use crate::support::servers::installed;
+
+#[test]
+fn the_linter_finds_nothing() {
+    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/cloudformation/leasehold.yaml");
+    let linted = installed("moto", "cfn-lint").arg(template).output().unwrap();
+    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
+}
+
+#[tokio::test]
+async fn an_object_put_into_the_bucket_of_the_template_is_processed() {
+    let stack = Stack::deploy(&["MaxReceiveCount=7"]).await;
+    let cloud = &stack.cloud;
+    cloud.put("elsewhere/not work", b"x").await;
+    cloud.put("in/Zürich.csv", b"a,b\n").await;
+    eventually("S3 told the queue", async || (cloud.counts().await == (2, 0)).then_some(())).await;
+    let left = stack.run_as_worker("--max-messages 9 --wait 1s", r#"cat "$JOB_INPUT" > seen"#).await;
+    assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{}{}", left.stdout, left.stderr);
+    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).unwrap(), b"a,b\n");
+    let mut outcomes: Vec<_> = left.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
+    outcomes.dedup();
+    assert_eq!(outcomes, ["test_event", "succeeded"], "S3's own test comes first, and nothing from elsewhere");
+
+    let asked = cloud.sqs.get_queue_attributes().queue_url(&cloud.queue_url).attribute_names(QueueAttributeName::All);
+    let queue = asked.send().await.unwrap().attributes.unwrap();
+    let redrive: Value = serde_json::from_str(&queue[&QueueAttributeName::RedrivePolicy]).unwrap();
+    assert_eq!(redrive["maxReceiveCount"].to_string().trim_matches('"'), "7");
+    assert_eq!(queue[&QueueAttributeName::ReceiveMessageWaitTimeSeconds], "20");
+    let asked = cloud.sqs.get_queue_attributes().queue_url(&cloud.dead_letter_queue_url);
+    let dead_letters = asked.attribute_names(QueueAttributeName::All).send().await.unwrap().attributes.unwrap();
+    let retention = |queue: &std::collections::HashMap<QueueAttributeName, String>| -> u32 {
+        queue[&QueueAttributeName::MessageRetentionPeriod].parse().unwrap()
+    };
+    assert!(retention(&dead_letters) > retention(&queue), "a dead letter's age counts from its first sending");
+}
+
+/// What can be asked of leasehold, as far as it asks AWS for something.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Feature {
+    Work,
+    Versions,
+    Retries,
+    MissingObjects,
+    Attempts,
+}
+
+impl Feature {
+    const ALL: [Self; 5] = [Self::Work, Self::Versions, Self::Retries, Self::MissingObjects, Self::Attempts];
+
+    /// The actions without which it does not work, by the statement that allows them.
+    fn needs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Work => &[
+                ("Messages", "sqs:ReceiveMessage"),
+                ("Messages", "sqs:DeleteMessage"),
+                ("Messages", "sqs:GetQueueAttributes"),
+                ("Objects", "s3:GetObject"),
+            ],
+            Self::Versions => &[("Objects", "s3:GetObjectVersion")],
+            Self::Retries => &[("Messages", "sqs:ChangeMessageVisibility")],
+            Self::MissingObjects => &[("MissingObjects", "s3:ListBucket")],
+            Self::Attempts => &[("Attempts", "s3:PutObject")],
+        }
+    }
+
+    /// Whether it works now; `forbidden` is what the role was forbidden.
+    async fn works(self, stack: &Stack, forbidden: Option<(&str, &str)>) -> Result<(), String> {
+        let cloud = &stack.cloud;
+        drain(cloud).await;
+        let flags = "--receive-give-up 1s --retry-min 1s --retry-max 1s --wait 1s --visibility-timeout 12s";
+        let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+        match self {
+            Self::Work => {
+                put_work(cloud, 1).await;
+                let left = stack.run_as_worker(flags, "true").await;
+                check(left.code() == 0 && cloud.counts().await == (0, 0), &left.stdout)?;
+                check(left.record("message deleted")["max_receive_count"] == 5, &left.stdout)
+            }
+            Self::Versions => {
+                let put = cloud.s3.put_object().bucket(&cloud.bucket).key("in/k").body(b"first".to_vec().into());
+                let version = put.send().await.unwrap().version_id.unwrap();
+                put_work(cloud, 2).await;
+                drain(cloud).await;
+                cloud.send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version }))).await;
+                let left = stack.run_as_worker(flags, r#"cp "$JOB_INPUT" version"#).await;
+                let got = std::fs::read(cloud.notes.path().join("version")).unwrap_or_default();
+                check(left.code() == 0 && got == b"first", &left.stdout)
+            }
+            Self::Retries => {
+                put_work(cloud, 1).await;
+                let left = stack.run_as_worker(flags, "exit 3").await;
+                let refused = left.stdout.contains("the message could not be released");
+                check(left.code() == 1 && !refused, &left.stdout)
+            }
+            Self::MissingObjects => {
+                // Moto tells everybody what is not there. S3 tells who may list, and says "forbidden" to others.
+                let may_list = forbidden != Some(("MissingObjects", "s3:ListBucket"));
+                let (status, code) = if may_list { (404, "NoSuchKey") } else { (403, "AccessDenied") };
+                let s3 = Http::start(move |_| (status, format!("<Error><Code>{code}</Code></Error>"))).await;
+                cloud.send(created(&cloud.bucket, &json!({ "key": "in/gone" }))).await;
+                let mut command = cloud.command(&[], &format!("{flags} --missing-object ignore"), "true");
+                command.envs(&stack.worker.credentials).env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
+                let left = stack.guarded(Leasehold::start(command).left()).await;
+                check(left.code() == 0 && left.stdout.contains("objects_gone"), &left.stdout)
+            }
+            Self::Attempts => {
+                put_work(cloud, 1).await;
+                let flags = format!("{flags} --attempts s3://{}/attempts", cloud.bucket);
+                let left = stack.run_as_worker(&flags, "exit 3").await;
+                let kept = left.record("message kept");
+                let key = format!("attempts/{}/1.json", kept["message_id"].as_str().unwrap());
+                let get = cloud.s3.get_object().bucket(&cloud.bucket).key(key).send().await;
+                check(get.is_ok(), &left.stdout)
+            }
+        }
+    }
+}
+
+/// Puts an object, and waits until there are so many messages: S3 takes its time to tell. There can be more, if the put
+/// was tried twice.
+async fn put_work(cloud: &Cloud, messages: u32) {
+    cloud.put("in/k", b"x").await;
+    eventually("S3 told the queue", async || {
+        let visible = cloud.counts().await.0;
+        if visible > messages {
+            take_out(cloud, 1).await;
+        }
+        (visible == messages).then_some(())
+    })
+    .await;
+}
+
+/// Takes out all messages, those too that are hidden still. (To purge is allowed once a minute.)
+async fn drain(cloud: &Cloud) {
+    eventually("the queue is empty", async || {
+        take_out(cloud, 10).await;
+        (cloud.counts().await == (0, 0)).then_some(())
+    })
+    .await;
+}
+
+async fn take_out(cloud: &Cloud, at_most: i32) {
+    let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).wait_time_seconds(0);
+    for message in asked.max_number_of_messages(at_most).send().await.unwrap().messages.unwrap_or_default() {
+        let delete = cloud.sqs.delete_message().queue_url(&cloud.queue_url);
+        delete.receipt_handle(message.receipt_handle.unwrap()).send().await.unwrap();
+    }
+}
+
+fn created(bucket: &str, object: &Value) -> String {
+    let entry = json!({
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "eventName": "ObjectCreated:Put",
+        "s3": { "bucket": { "name": bucket }, "object": object },
+    });
+    json!({ "Records": [entry] }).to_string()
+}
+
+#[tokio::test]
+async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
+    let stack = Stack::deploy(&["OutputPrefix="]).await;
+    let document = &stack.worker.document;
+    let allowed: BTreeSet<_> = actions(document).into_iter().collect();
+    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs());
+    let needed: BTreeSet<_> = needed.map(|(sid, action)| ((*sid).to_owned(), (*action).to_owned())).collect();
+    assert_eq!(allowed, needed);
+
+    for feature in Feature::ALL {
+        let works = feature.works(&stack, None).await;
+        assert!(works.is_ok(), "{feature:?} does not work: {works:?}");
+        for (sid, action) in feature.needs() {
+            stack.set_policy(&stack.worker, &without(document, sid, action)).await;
+            let works = feature.works(&stack, Some((sid, action))).await;
+            assert!(works.is_err(), "{feature:?} works without {action} of {sid}");
+        }
+        stack.set_policy(&stack.worker, document).await;
+    }
+}
+
+#[tokio::test]
+async fn kedas_role_may_ask_for_the_length_and_nothing_else() {
+    let stack = Stack::deploy(&[]).await;
+    let sqs = stack.sqs_as(&stack.keda);
+    let url = &stack.cloud.queue_url;
+    let length = async || {
+        let asked = sqs.get_queue_attributes().queue_url(url);
+        let asked = asked.attribute_names(QueueAttributeName::ApproximateNumberOfMessages);
+        stack.guarded(asked.send()).await.is_ok()
+    };
+    assert!(length().await);
+    assert!(stack.guarded(sqs.receive_message().queue_url(url).send()).await.is_err());
+    assert!(stack.guarded(sqs.purge_queue().queue_url(url).send()).await.is_err());
+    let dead_letters = sqs.get_queue_attributes().queue_url(&stack.cloud.dead_letter_queue_url);
+    assert!(stack.guarded(dead_letters.send()).await.is_err(), "another queue");
+    assert_eq!(actions(&stack.keda.document), [("Length".to_owned(), "sqs:GetQueueAttributes".to_owned())]);
+    stack.set_policy(&stack.keda, &without(&stack.keda.document, "Length", "sqs:GetQueueAttributes")).await;
+    assert!(!length().await);
+}
