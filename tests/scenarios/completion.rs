@@ -122,6 +122,19 @@ async fn s16_a_delete_that_a_fifo_queue_refuses_is_told_as_not_deleted() {
     assert_eq!(queue.counts().visible, 1, "it will be redelivered");
 }
 
+/// A refusal is final, whatever our own clock says of the lease: it is not asked again, and no lease is believed in.
+#[tokio::test(start_paused = true)]
+async fn s16_a_delete_that_is_refused_is_not_tried_again() {
+    let (queue, command) = (queue(), exits(0));
+    queue.fault_delete(Fault::Error(DeleteError::Refused("the receipt handle has expired".to_owned())));
+    let started = Instant::now();
+    let arrived = Journey::new(&queue, &command).run().await;
+    assert_eq!((arrived.outcomes(), arrived.took), (vec!["lost_after_success"], 5 * S));
+    assert_eq!((deletes(&queue), changes(&queue, started)), (1, vec![]));
+    let next = arrived.ended()[0].next(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert!(next.contains("visible again when its visibility timeout ends"), "{next}");
+}
+
 /// A standard queue says yes to a delete by an old handle, and deletes nothing: that cannot be found out. So a delete
 /// that worked is never taken for "exactly once": the other pod, which has the message by then, works on it as well.
 #[tokio::test(start_paused = true)]
