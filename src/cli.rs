@@ -48,6 +48,15 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_OUTPUT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub output: Option<Template>,
 
+    /// Where finished work is recorded, so that a redelivery of it is not done again
+    #[arg(long, env = "LEASEHOLD_IDEMPOTENCY", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
+    pub idempotency: Option<Place>,
+
+    /// The message attribute that says what the sender calls a piece of work [default: a FIFO queue's deduplication
+    /// id, else the object and its version]
+    #[arg(long, env = "LEASEHOLD_IDEMPOTENCY_KEY", value_name = "ATTRIBUTE", requires = "idempotency", help_heading = WORK)]
+    pub idempotency_key: Option<String>,
+
     /// Where each failed attempt leaves a JSON object that says why: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, env = "LEASEHOLD_ATTEMPTS", value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
     pub attempts: Option<Place>,

@@ -85,6 +85,9 @@ pub struct RunConfig {
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
     pub output: Option<Template>,
+    pub idempotency: Option<Place>,
+    /// A message attribute's name.
+    pub idempotency_key: Option<String>,
     pub attempts: Option<Place>,
     pub pushgateway: Option<PushgatewayConfig>,
     pub push_interval: Duration,
@@ -147,6 +150,8 @@ impl TryFrom<RunArgs> for RunConfig {
             queue_url,
             expected_bucket_owner,
             output,
+            idempotency,
+            idempotency_key,
             attempts,
             pushgateway: to,
             push_interval,
@@ -161,6 +166,8 @@ impl TryFrom<RunArgs> for RunConfig {
             queue_url,
             expected_bucket_owner,
             output,
+            idempotency,
+            idempotency_key,
             attempts,
             pushgateway: pushgateway(to)?,
             push_interval,

@@ -53,6 +53,7 @@ pub async fn run(
 
     let clock = Clock::start();
     let bench = Bench {
+        idempotency: None,
         store: Arc::new(folder),
         runner,
         fetch: work.fetch,

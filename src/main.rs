@@ -28,6 +28,7 @@ use leasehold::telemetry::metrics::Metrics;
 use leasehold::telemetry::push::{self, Pusher, Pushgateway, Swept};
 use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
 use leasehold::work::Bench;
+use leasehold::work::idempotency::Idempotency;
 use leasehold::work::publish::S3Outbox;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -93,6 +94,8 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         queue_url,
         expected_bucket_owner,
         output,
+        idempotency,
+        idempotency_key,
         attempts,
         pushgateway: gateway,
         push_interval,
@@ -122,7 +125,16 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         let s3 = Arc::new(S3::new(&aws, expected_bucket_owner));
         let attempts = attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
         let clock = Clock::start();
+        let idempotency = idempotency.map(|place| Idempotency {
+            records: s3.clone(),
+            place,
+            queue: queue_url.clone(),
+            owner: work.identity.pod_name.clone(),
+            time_to_live: work.settings.policy.limits.visibility,
+            clock,
+        });
         let bench = Bench {
+            idempotency,
             store: s3.clone(),
             runner: runner()?,
             fetch: work.fetch,
@@ -132,7 +144,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             clock,
         };
         let world = World {
-            queue: Arc::new(Sqs::new(&aws, queue_url)),
+            queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(idempotency_key)),
             worker: Arc::new(bench),
             telemetry: Arc::new(Told::new(work.termination_log, attempts, metrics.clone(), readiness)),
             clock,

@@ -8,6 +8,7 @@ mod architecture;
 mod chaos;
 mod deploy;
 mod end_to_end;
+mod idempotency;
 mod journey;
 mod lifecycle_table;
 mod metrics;

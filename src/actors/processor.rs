@@ -25,9 +25,10 @@ pub struct Processor {
 
 #[derive(Default)]
 pub struct State {
+    /// Dropped first: of an actor that is killed the work ends at once, without a halt.
+    work: Option<AbortOnDropHandle<()>>,
     /// Dropping it halts the work.
     halt: Option<DropGuard>,
-    work: Option<AbortOnDropHandle<()>>,
 }
 
 impl Actor for Processor {

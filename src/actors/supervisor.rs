@@ -108,6 +108,9 @@ struct Alive {
 impl Drop for Alive {
     fn drop(&mut self) {
         self.vitals.remove(&self.supervisor);
+        for hand in self.supervisor.get_children() {
+            hand.kill();
+        }
         self.supervisor.kill();
     }
 }

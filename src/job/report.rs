@@ -233,6 +233,7 @@ impl Ended {
             Settlement::Deleted(Completion::NothingToDo(Nothing::TestEvent)) => "test_event",
             Settlement::Deleted(Completion::NothingToDo(Nothing::Ignored)) => "ignored",
             Settlement::Deleted(Completion::NothingToDo(Nothing::ObjectsGone)) => "objects_gone",
+            Settlement::Deleted(Completion::AlreadyDone) => "already_done",
             Settlement::Kept(reason, _) => reason.label(),
         }
     }

@@ -43,6 +43,8 @@ pub enum Outcome {
     Finished,
     /// No object is left to work on (`--missing-object ignore`).
     ObjectsGone,
+    /// A record says that an earlier delivery finished the work (`--idempotency`).
+    AlreadyDone,
     /// The first thing that went wrong; nothing after it was tried.
     Failed(Failure),
 }
@@ -58,6 +60,10 @@ pub enum Failure {
     Start(String),
     Exit(Exit, Said),
     Publish(String),
+    /// The idempotency record could not be read or written.
+    Record(String),
+    /// Another pod has claimed the work since.
+    Superseded(String),
     /// Halted on request before it ended by itself.
     Halted,
 }
@@ -99,6 +105,8 @@ pub enum Completion {
     /// The command exited 0 while nobody had asked it to stop.
     Succeeded,
     NothingToDo(Nothing),
+    /// A record says that the command exited 0 for an earlier delivery.
+    AlreadyDone,
 }
 
 /// Why a message is kept.
@@ -114,6 +122,8 @@ pub enum KeepReason {
     /// The command said that it may work later (exit code 75).
     Temporary,
     PublishFailed(String),
+    /// What is done, or under way, could not be recorded (`--idempotency`).
+    NotRecorded(String),
     /// The work succeeded, but the queue did not take the delete.
     DeleteFailed(String),
     /// Over `--max-duration`.
@@ -143,6 +153,7 @@ impl KeepReason {
             Self::Permanent(_) => "permanent",
             Self::Temporary => "temporary",
             Self::PublishFailed(_) => "publish_failed",
+            Self::NotRecorded(_) => "not_recorded",
             Self::DeleteFailed(_) => "delete_failed",
             Self::TimedOut => "timed_out",
             Self::Stalled => "stalled",
@@ -160,6 +171,7 @@ impl KeepReason {
             Self::NotANotification(_) | Self::Unreadable(_) | Self::Permanent(_) => 65,
             Self::FetchFailed(_)
             | Self::PublishFailed(_)
+            | Self::NotRecorded(_)
             | Self::DeleteFailed(_)
             | Self::Temporary
             | Self::LeaseLost(_)
@@ -185,6 +197,7 @@ impl KeepReason {
             | Self::Permanent(_)
             | Self::Temporary
             | Self::PublishFailed(_)
+            | Self::NotRecorded(_)
             | Self::DeleteFailed(_)
             | Self::TimedOut
             | Self::Stalled => false,
@@ -203,6 +216,7 @@ impl fmt::Display for KeepReason {
             Self::Permanent(exit) => write!(f, "the command says that this input will never work ({exit})"),
             Self::Temporary => f.write_str("the command asks to be retried later (exit code 75)"),
             Self::PublishFailed(why) => write!(f, "the command's output could not be published: {why}"),
+            Self::NotRecorded(why) => write!(f, "the idempotency record failed: {why}"),
             Self::DeleteFailed(why) => write!(f, "the work succeeded but the message could not be deleted: {why}"),
             Self::TimedOut => f.write_str("the work took longer than --max-duration"),
             Self::Stalled => f.write_str("the command printed nothing and made no progress for --stall-timeout"),
@@ -326,6 +340,7 @@ impl RetryPolicy {
                 let why = Completion::NothingToDo(Nothing::ObjectsGone);
                 return Verdict::Delete(Completed::new(delivery, why));
             }
+            Outcome::AlreadyDone => return Verdict::Delete(Completed::new(delivery, Completion::AlreadyDone)),
             Outcome::Failed(failure) => failure,
         };
         let (reason, said) = match failure {
@@ -333,6 +348,8 @@ impl RetryPolicy {
             Failure::Unreadable(why) => (KeepReason::Unreadable(why), Said::default()),
             Failure::Start(why) => (KeepReason::CommandNotStarted(why), Said::default()),
             Failure::Publish(why) => (KeepReason::PublishFailed(why), Said::default()),
+            Failure::Record(why) => (KeepReason::NotRecorded(why), Said::default()),
+            Failure::Superseded(why) => (KeepReason::LeaseLost(why), Said::default()),
             Failure::Exit(Exit::Code(TEMPORARY), said) => (KeepReason::Temporary, said),
             Failure::Exit(exit @ Exit::Code(code), said) if self.permanent_exit_codes.contains(&code) => {
                 (KeepReason::Permanent(exit), said)
@@ -370,6 +387,7 @@ impl RetryPolicy {
             | KeepReason::CommandFailed(_)
             | KeepReason::Temporary
             | KeepReason::PublishFailed(_)
+            | KeepReason::NotRecorded(_)
             | KeepReason::DeleteFailed(_)
             | KeepReason::TimedOut
             | KeepReason::Stalled
@@ -457,6 +475,7 @@ mod tests {
             body: String::new(),
             receive_count,
             sent_at: None,
+            idempotency_key: None,
             traceparent: None,
         }
     }

@@ -356,6 +356,7 @@ impl State {
                 body: message.body.clone(),
                 receive_count: message.receive_count,
                 sent_at: None,
+                idempotency_key: None,
                 traceparent: None,
             });
         }

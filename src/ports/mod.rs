@@ -156,6 +156,49 @@ pub struct Uploaded {
     pub checksum: Checksum,
 }
 
+/// Small objects that several pods read and write: each write on a condition, so that of two at the same time one fails.
+#[async_trait]
+pub trait Records: Send + Sync {
+    /// `None` if there is no such record.
+    async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError>;
+
+    /// Writes the record if the condition holds, and returns its new eTag. If an error leaves it open whether it was
+    /// written, who wants to know has to read it.
+    async fn write(
+        &self,
+        bucket: &str,
+        key: &str,
+        bytes: Vec<u8>,
+        condition: Condition<'_>,
+    ) -> Result<String, RecordError>;
+}
+
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub bytes: Vec<u8>,
+    pub etag: String,
+    /// How long ago it was written, in whole seconds, by the store's own clock; zero if the store does not tell.
+    pub age: Duration,
+}
+
+/// When a record may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition<'a> {
+    /// There is none.
+    Absent,
+    /// It has this eTag.
+    Unchanged(&'a str),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    #[error("somebody else wrote the record")]
+    ConditionFailed,
+    #[error("{0}")]
+    Retryable(String),
+}
+
 /// Where results go: somebody who publishes what the command wrote into `JOB_OUTPUT_DIR`.
 #[async_trait]
 pub trait Outbox: Send + Sync {

@@ -1,5 +1,7 @@
 //! Objects in S3, or in anything that speaks its protocol.
 
+mod records;
+
 use std::io;
 use std::ops::Range;
 use std::path::Path;

@@ -28,6 +28,8 @@ pub struct Sqs {
     /// Of the request that is out, or whose answer was lost: a FIFO queue gives the same message to a retry that
     /// names it, which would be hidden until its visibility timeout ends otherwise (`ReceiveRequestAttemptId`).
     attempt: Mutex<Option<String>>,
+    /// The message attribute that says what the sender calls a piece of work.
+    key_attribute: Option<String>,
 }
 
 impl Sqs {
@@ -44,7 +46,15 @@ impl Sqs {
         }
         let endpoint = custom.as_ref().unwrap_or(&queue_url);
         let host = http::host_of(endpoint).unwrap_or(endpoint).to_owned();
-        Self { client: aws_sdk_sqs::Client::from_conf(builder.build()), queue_url, host, attempt: Mutex::default() }
+        let client = aws_sdk_sqs::Client::from_conf(builder.build());
+        Self { client, queue_url, host, attempt: Mutex::default(), key_attribute: None }
+    }
+
+    /// The same queue, whose senders name a piece of work in this message attribute. Without one a FIFO queue's
+    /// `MessageDeduplicationId` names it.
+    #[must_use]
+    pub fn with_key_attribute(self, key_attribute: Option<String>) -> Self {
+        Self { key_attribute, ..self }
     }
 
     fn attempt(&self) -> Option<String> {
@@ -84,7 +94,9 @@ impl Queue for Sqs {
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
             .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
             .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
+            .message_system_attribute_names(MessageSystemAttributeName::MessageDeduplicationId)
             .message_attribute_names(TRACEPARENT)
+            .message_attribute_names(self.key_attribute.as_deref().unwrap_or(TRACEPARENT))
             .set_receive_request_attempt_id(self.attempt())
             .customize()
             .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
@@ -93,7 +105,13 @@ impl Queue for Sqs {
         match answer {
             Ok(answer) => {
                 *self.attempt.lock().expect("nothing panics while holding it") = None;
-                answer.messages.into_iter().flatten().next().map(delivery).transpose()
+                answer
+                    .messages
+                    .into_iter()
+                    .flatten()
+                    .next()
+                    .map(|message| delivery(message, self.key_attribute.as_deref()))
+                    .transpose()
             }
             Err(error) => {
                 let failure = Failure::of(&error);
@@ -219,13 +237,16 @@ fn seconds(duration: Duration) -> i32 {
 /// The message attribute of a sender that propagates a W3C trace context.
 const TRACEPARENT: &str = "traceparent";
 
-fn delivery(message: Message) -> Result<Delivery, ReceiveError> {
+fn delivery(message: Message, key_attribute: Option<&str>) -> Result<Delivery, ReceiveError> {
     let system = |name| message.attributes().and_then(|all| all.get(&name)).map(String::as_str);
     let sent = message.message_attributes().and_then(|all| all.get(TRACEPARENT)?.string_value());
     let traceparent = sent.filter(|sent| is_traceparent(sent)).map(str::to_owned);
     let traceparent =
         traceparent.or_else(|| system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray));
     let count = system(MessageSystemAttributeName::ApproximateReceiveCount).and_then(|count| count.parse().ok());
+    let named = key_attribute.and_then(|name| message.message_attributes()?.get(name)?.string_value());
+    let idempotency_key = named.or_else(|| system(MessageSystemAttributeName::MessageDeduplicationId));
+    let idempotency_key = idempotency_key.map(str::to_owned);
     // In milliseconds since 1970.
     let sent_at = system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
@@ -237,6 +258,7 @@ fn delivery(message: Message) -> Result<Delivery, ReceiveError> {
         body: message.body.unwrap_or_default(),
         receive_count: count.unwrap_or(1),
         sent_at: sent_at.map(|sent_at| SystemTime::UNIX_EPOCH + Duration::from_millis(sent_at)),
+        idempotency_key,
         traceparent,
     })
 }
@@ -410,6 +432,7 @@ mod tests {
             body: String::new(),
             receive_count: 1,
             sent_at: None,
+            idempotency_key: None,
             traceparent: None,
         };
         let Verdict::Delete(completed) = policy.judge(&delivery, Outcome::Finished) else { panic!("it finished") };

@@ -2,17 +2,19 @@
 
 pub mod contract;
 pub mod fetch;
+pub mod idempotency;
 pub mod liveness;
 pub mod publish;
 pub mod workspace;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, info, info_span};
 
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
@@ -23,6 +25,7 @@ use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
+use idempotency::{Claim, Idempotency};
 use liveness::Watch;
 use workspace::{WorkDir, Workspace};
 
@@ -42,6 +45,8 @@ pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
     pub runner: Arc<dyn Runner>,
     pub fetch: FetchPolicy,
+    /// Where finished work is recorded, if it is.
+    pub idempotency: Option<Idempotency>,
     /// Who publishes what the command wrote, if somebody does.
     pub outbox: Option<Arc<dyn Outbox>>,
     pub work_dir: WorkDir,
@@ -54,12 +59,27 @@ pub struct Bench {
 struct Progress {
     /// Has the command run?
     ran: bool,
+    /// Was an object's work recognised as done?
+    already_done: bool,
     exit: Option<Exit>,
     said: Said,
     last_words: Vec<String>,
     spent: Spent,
     used: Option<Used>,
     published: Option<Manifest>,
+}
+
+/// One thing to work on.
+#[derive(Clone, Copy)]
+struct Item<'a> {
+    work: &'a Work,
+    /// Of those in the message, from 0.
+    number: usize,
+    /// `None` for the message's body itself.
+    record: Option<&'a Record>,
+    space: &'a Workspace,
+    watch: &'a Watch<'a>,
+    halt: &'a CancellationToken,
 }
 
 #[async_trait]
@@ -96,8 +116,8 @@ impl Worker for Bench {
                 objects: (done, items.len()),
                 tell,
             };
-            let processed = self.process_item(&work, record, &space, &watch, &halt, &mut progress);
-            let processed = processed.instrument(span).await;
+            let item = Item { work: &work, number: done, record, space: &space, watch: &watch, halt: &halt };
+            let processed = self.claimed(item, &mut progress).instrument(span).await;
             space.remove().await;
             if let Err(failure) = processed {
                 outcome = Outcome::Failed(failure);
@@ -105,25 +125,60 @@ impl Worker for Bench {
             }
         }
         if outcome == Outcome::Finished && !progress.ran {
-            outcome = Outcome::ObjectsGone;
+            outcome = if progress.already_done { Outcome::AlreadyDone } else { Outcome::ObjectsGone };
         }
-        let Progress { exit, said, last_words, spent, used, published, ran: _ } = progress;
+        let Progress { exit, said, last_words, spent, used, published, ran: _, already_done: _ } = progress;
         Processed { outcome, exit, said: said.reason, last_words, spent, used, published }
     }
 }
 
 impl Bench {
-    /// `record` is `None` for the message's body itself.
-    async fn process_item(
-        &self,
-        work: &Work,
-        record: Option<&Record>,
-        space: &Workspace,
-        watch: &Watch<'_>,
-        halt: &CancellationToken,
-        progress: &mut Progress,
-    ) -> Result<(), Failure> {
-        let Progress { ran, exit, said, last_words, spent, used, published } = progress;
+    /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does at the same time.
+    async fn claimed(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
+        let Some(idempotency) = &self.idempotency else {
+            return self.process_item(item, progress).await;
+        };
+        let Item { work, number, record, watch, halt, .. } = item;
+        let claim = idempotency.claim(&work.received.delivery, number, record);
+        let mut held = match unless_halted(halt, claim).await?? {
+            Claim::Ours(held) => held,
+            Claim::Done => {
+                info!("an earlier delivery has finished this work: it is not done again");
+                progress.already_done = true;
+                return Ok(());
+            }
+        };
+        let mut lost = None;
+        let processed = {
+            let mut processing = pin!(self.process_item(item, progress));
+            loop {
+                tokio::select! {
+                    processed = &mut processing => break processed,
+                    why = held.keep(), if lost.is_none() => {
+                        (watch.tell)(Event::LeaseLost(why.clone()));
+                        lost = Some(why);
+                    }
+                }
+            }
+        };
+        match (lost, processed) {
+            (Some(why), _) => Err(Failure::Superseded(why)),
+            (None, Err(failure)) => {
+                held.release().await;
+                Err(failure)
+            }
+            // It may have ended by the TERM that was sent to it.
+            (None, Ok(())) if halt.is_cancelled() => {
+                held.release().await;
+                Err(Failure::Halted)
+            }
+            (None, Ok(())) => unless_halted(halt, held.done()).await?,
+        }
+    }
+
+    async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
+        let Item { work, number: _, record, space, watch, halt } = item;
+        let Progress { ran, exit, said, last_words, spent, used, published, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
 
         let Task { command, input: how, .. } = work.task.as_ref();

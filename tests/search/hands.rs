@@ -189,6 +189,7 @@ impl Acting<'_> {
             body: object_created("k"),
             receive_count: receipt,
             sent_at: None,
+            idempotency_key: None,
             traceparent: None,
         };
         let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };

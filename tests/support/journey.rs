@@ -29,12 +29,14 @@ use leasehold::ports::{
 };
 use leasehold::work::Bench;
 use leasehold::work::fetch::FetchPolicy;
+use leasehold::work::idempotency::Idempotency;
 use leasehold::work::workspace::WorkDir;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::object_created;
+use super::records::MemoryRecords;
 
 pub const S: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_mins(1);
@@ -333,6 +335,8 @@ pub struct Journey {
     pub outbox: Option<Arc<dyn Outbox>>,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
+    /// Where finished work is recorded, if it is.
+    pub records: Option<MemoryRecords>,
     work_dir: TempDir,
 }
 
@@ -389,6 +393,7 @@ impl Journey {
             outbox: None,
             telemetry: Arc::default(),
             settings: settings(),
+            records: None,
             work_dir: tempfile::tempdir().expect("a temporary directory"),
         }
     }
@@ -414,7 +419,16 @@ impl Journey {
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Option<Arrived> {
         let clock = Clock::start();
+        let idempotency = self.records.map(|records| Idempotency {
+            records: Arc::new(records),
+            place: "s3://records/done".parse().expect("a place"),
+            queue: "queue".to_owned(),
+            owner: "pod".to_owned(),
+            time_to_live: self.settings.policy.limits.visibility,
+            clock,
+        });
         let bench = Bench {
+            idempotency,
             store: self.store,
             runner: self.command,
             fetch: self.fetch,

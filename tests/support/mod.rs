@@ -5,6 +5,7 @@ pub mod cloud;
 pub mod http;
 pub mod journey;
 pub mod logs;
+pub mod records;
 pub mod servers;
 
 /// An S3 notification about one object.

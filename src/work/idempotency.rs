@@ -1,0 +1,324 @@
+//! Finished work is recognised and not done again; the same work is not done twice at a time.
+//!
+//! One record for each piece of work, in S3, written on a condition only: no table, no lock service.
+//!
+//! ```text
+//!            claim                    the work succeeded
+//! (none) ────────────► in progress ───────────────────────► done: a redelivery is deleted without running
+//!                       │   ▲   │
+//!                expired│   │   │ the work failed or was stopped
+//!            or released│   │   ▼
+//!                       └───┴─ released
+//! ```
+//!
+//! SQS cannot say "this delivery is no longer yours" before it is too late; a record can. Whoever claims it anew changes its
+//! eTag, and then the refresh of the one before fails: that **is** a lost lease.
+//!
+//! A record in progress expires when it was not refreshed for its time to live, by the store's own clock, never by a pod's.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use crate::job::delivery::Delivery;
+use crate::job::notification::{Object, Record};
+use crate::job::verdict::Failure;
+use crate::ports::clock::Clock;
+use crate::ports::place::Place;
+use crate::ports::{Condition, Entry, RecordError, Records};
+
+/// The records of one queue's work.
+#[derive(Clone)]
+pub struct Idempotency {
+    pub records: Arc<dyn Records>,
+    pub place: Place,
+    /// The queue's URL: two pipelines on the same objects must not hide each other's work.
+    pub queue: String,
+    /// Who we are, for whoever reads a record.
+    pub owner: String,
+    /// How long a claim lasts that is not refreshed.
+    pub time_to_live: Duration,
+    pub clock: Clock,
+}
+
+/// What there is to do.
+pub enum Claim {
+    /// Nothing: an earlier delivery finished this.
+    Done,
+    /// The work, and nobody else does it while this is refreshed.
+    Ours(Box<Held>),
+}
+
+/// A record that is ours.
+pub struct Held {
+    of: Idempotency,
+    key: String,
+    /// Different for each claim, so that our own write whose answer was lost is recognised.
+    nonce: String,
+    etag: String,
+    about: About,
+    /// On the run's clock; counted from before the request that wrote the record.
+    expires_at: Duration,
+    refresh_at: Duration,
+}
+
+/// The content of a record.
+#[derive(Debug, Serialize, Deserialize)]
+struct Content {
+    version: u32,
+    state: State,
+    nonce: String,
+    owner: String,
+    /// In seconds.
+    time_to_live: u64,
+    written: String,
+    #[serde(flatten)]
+    about: About,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    InProgress,
+    Released,
+    Done,
+}
+
+/// For whoever reads a record; leasehold itself does not.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct About {
+    queue: String,
+    message_id: String,
+    receive_count: u32,
+    bucket: Option<String>,
+    key: Option<String>,
+}
+
+impl Idempotency {
+    /// Claims the work on the `number`th object of a message. Waits while a living pod has it: to give the message back
+    /// instead would burn its receives.
+    pub async fn claim(&self, delivery: &Delivery, number: usize, record: Option<&Record>) -> Result<Claim, Failure> {
+        let mut held = Held {
+            of: self.clone(),
+            key: self.place.key(&self.name(delivery, number, record)),
+            nonce: format!("{:016x}", fastrand::u64(..)),
+            etag: String::new(),
+            about: About {
+                queue: self.queue.clone(),
+                message_id: delivery.message_id.to_string(),
+                receive_count: delivery.receive_count,
+                bucket: record.map(|record| record.object.bucket.clone()),
+                key: record.map(|record| record.object.key.clone()),
+            },
+            expires_at: Duration::ZERO,
+            refresh_at: Duration::ZERO,
+        };
+        let (mut seen, mut waits, mut pauses): (Option<String>, _, _) = (None, false, pauses());
+        loop {
+            let condition = seen.as_deref().map_or(Condition::Absent, Condition::Unchanged);
+            match held.write(State::InProgress, condition).await {
+                Ok(()) => return Ok(Claim::Ours(Box::new(held))),
+                // Somebody was faster, or an answer to us was lost.
+                Err(RecordError::ConditionFailed) => {}
+                Err(RecordError::Retryable(why)) => {
+                    pause(&mut pauses, why).await?;
+                    continue;
+                }
+            }
+            seen = loop {
+                let asked_at = self.clock.now();
+                let entry = match self.records.read(&self.place.bucket, &held.key).await {
+                    Ok(Some(entry)) => entry,
+                    Ok(None) => break None,
+                    Err(error) => {
+                        pause(&mut pauses, error.to_string()).await?;
+                        continue;
+                    }
+                };
+                match held.meaning(&entry)? {
+                    Meaning::Done => return Ok(Claim::Done),
+                    Meaning::Ours => {
+                        // It was written so long before it was asked for, or a little longer.
+                        held.is_written(asked_at.saturating_sub(entry.age + SECOND), entry.etag);
+                        return Ok(Claim::Ours(Box::new(held)));
+                    }
+                    Meaning::Free => break Some(entry.etag),
+                    Meaning::Taken { owner, left } => {
+                        if !waits {
+                            info!(owner, "another pod is at this work: waiting for its end");
+                            waits = true;
+                        }
+                        tokio::time::sleep(left.min(LONGEST_WAIT)).await;
+                    }
+                }
+            };
+        }
+    }
+
+    /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and what
+    /// tells one event about it from another.
+    fn name(&self, delivery: &Delivery, number: usize, record: Option<&Record>) -> String {
+        let of = |object: &Object| {
+            serde_json::json!([
+                object.bucket,
+                object.key,
+                object.version_id.as_ref().or(object.etag.as_ref()),
+                object.sequencer,
+            ])
+        };
+        let named = match (&delivery.idempotency_key, record) {
+            (Some(key), _) => serde_json::json!([self.queue, key, number]),
+            (None, Some(record)) => serde_json::json!([self.queue, of(&record.object)]),
+            // A body of its own kind is one message's.
+            (None, None) => serde_json::json!([self.queue, delivery.message_id.as_str()]),
+        };
+        format!("{}.json", hex::encode(Sha256::digest(named.to_string())))
+    }
+}
+
+/// What a record that was read says to who wants to claim it.
+enum Meaning {
+    Done,
+    Ours,
+    Free,
+    Taken { owner: String, left: Duration },
+}
+
+impl Held {
+    /// Refreshes the claim, again and again, until it is lost. Returns why.
+    pub async fn keep(&mut self) -> String {
+        let mut pauses = pauses();
+        loop {
+            self.of.clock.sleep_until(self.refresh_at.min(self.expires_at)).await;
+            if self.of.clock.now() >= self.expires_at {
+                return "its record could not be refreshed in time".to_owned();
+            }
+            match self.rewrite(State::InProgress).await {
+                Ok(()) => pauses = self::pauses(),
+                Err(RecordError::ConditionFailed) => return "another pod has claimed its record".to_owned(),
+                Err(RecordError::Retryable(why)) => {
+                    warn!(error = why, "refreshing the idempotency record failed and will be retried");
+                    self.refresh_at = self.of.clock.now() + pauses.next().unwrap_or(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// The work succeeded. After this, nobody does it again.
+    pub async fn done(mut self) -> Result<(), Failure> {
+        let mut pauses = pauses();
+        loop {
+            if self.of.clock.now() >= self.expires_at {
+                return Err(Failure::Superseded("its record expired before the work could be recorded".to_owned()));
+            }
+            match self.rewrite(State::Done).await {
+                Ok(()) => return Ok(()),
+                Err(RecordError::ConditionFailed) => {
+                    return Err(Failure::Superseded("another pod has claimed its record".to_owned()));
+                }
+                Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
+            }
+        }
+    }
+
+    /// The work did not succeed: the next one need not wait. What cannot be released expires.
+    pub async fn release(mut self) {
+        match timeout(RELEASE_LIMIT, self.rewrite(State::Released)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the idempotency record was not released: it expires"),
+            Err(_) => debug!("the idempotency record was not released in time: it expires"),
+        }
+    }
+
+    /// Writes over our own record; also over the one that we wrote without hearing of it.
+    async fn rewrite(&mut self, state: State) -> Result<(), RecordError> {
+        let etag = self.etag.clone();
+        match self.write(state, Condition::Unchanged(&etag)).await {
+            Err(RecordError::ConditionFailed) => {}
+            written => return written,
+        }
+        let Some(entry) = self.of.records.read(&self.of.place.bucket, &self.key).await? else {
+            return Err(RecordError::ConditionFailed);
+        };
+        match serde_json::from_slice::<Content>(&entry.bytes) {
+            Ok(content) if content.nonce == self.nonce => self.write(state, Condition::Unchanged(&entry.etag)).await,
+            Ok(_) | Err(_) => Err(RecordError::ConditionFailed),
+        }
+    }
+
+    async fn write(&mut self, state: State, condition: Condition<'_>) -> Result<(), RecordError> {
+        let asked_at = self.of.clock.now();
+        let content = Content {
+            version: 1,
+            state,
+            nonce: self.nonce.clone(),
+            owner: self.of.owner.clone(),
+            time_to_live: self.of.time_to_live.as_secs(),
+            written: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            about: self.about.clone(),
+        };
+        let bytes = serde_json::to_vec(&content).expect("its fields are text and numbers");
+        let written = self.of.records.write(&self.of.place.bucket, &self.key, bytes, condition);
+        let written = timeout(TRY_LIMIT, written).await;
+        let etag =
+            written.unwrap_or_else(|_| Err(RecordError::Retryable(format!("no answer within {TRY_LIMIT:?}"))))?;
+        self.is_written(asked_at, etag);
+        Ok(())
+    }
+
+    fn is_written(&mut self, asked_at: Duration, etag: String) {
+        self.etag = etag;
+        self.expires_at = asked_at + self.of.time_to_live;
+        self.refresh_at = asked_at + self.of.time_to_live / 3;
+    }
+
+    fn meaning(&self, entry: &Entry) -> Result<Meaning, Failure> {
+        let content: Content = serde_json::from_slice(&entry.bytes).map_err(|error| {
+            let Place { bucket, .. } = &self.of.place;
+            Failure::Record(format!("s3://{bucket}/{} is no idempotency record of leasehold's: {error}", self.key))
+        })?;
+        // Ages are whole seconds, rounded down.
+        let time_to_live = Duration::from_secs(content.time_to_live) + SECOND;
+        Ok(match content.state {
+            State::Done => Meaning::Done,
+            State::Released => Meaning::Free,
+            State::InProgress if content.nonce == self.nonce => Meaning::Ours,
+            State::InProgress if entry.age > time_to_live => Meaning::Free,
+            State::InProgress => {
+                Meaning::Taken { owner: content.owner, left: time_to_live.saturating_sub(entry.age) + SECOND }
+            }
+        })
+    }
+}
+
+/// Before the next try of what may pass; an error after so many.
+async fn pause(pauses: &mut impl Iterator<Item = Duration>, why: String) -> Result<(), Failure> {
+    let Some(pause) = pauses.next() else { return Err(Failure::Record(why)) };
+    debug!(error = why, "the idempotency record will be asked for again");
+    tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE).with_jitter();
+    pauses.with_max_times(8).build()
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest a single request may take.
+const TRY_LIMIT: Duration = Duration::from_secs(5);
+
+/// A release is not worth more of a pod's last seconds.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long until a record that is another pod's is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);

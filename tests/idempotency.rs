@@ -1,0 +1,327 @@
+//! Finished work is recognised, and no two pods do the same work at a time: journeys on a paused clock; then the same
+//! rules on real servers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use leasehold::job::report::Ended;
+use leasehold::job::verdict::RunOutcome;
+use leasehold::ports::memory::{Call, MemoryQueue};
+use leasehold::ports::s3::S3;
+use leasehold::ports::{Condition, Entry, RecordError, Records};
+use tokio::time::{Instant, sleep};
+
+use crate::support::aws;
+use crate::support::cloud::Cloud;
+use crate::support::journey::{
+    Around, Arrived, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
+};
+use crate::support::object_created;
+use crate::support::records::{Fault, MemoryRecords};
+use crate::support::servers::{Ministack, Moto};
+
+fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords) -> Journey {
+    let mut journey = Journey::new(queue, command);
+    journey.records = Some(records.clone());
+    journey
+}
+
+/// Two notifications of one upload, as S3 may send them.
+fn twice() -> MemoryQueue {
+    queue_with(&[&object_created("k"), &object_created("k")])
+}
+
+fn outcomes(arrived: &Arrived) -> Vec<&'static str> {
+    arrived.ended().iter().map(Ended::outcome).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redelivery_of_finished_work_is_deleted_without_running() {
+    let (queue, command, records) = (twice(), exits(0), MemoryRecords::default());
+    let mut first = pod(&queue, &command, &records);
+    first.settings.policy.max_messages = 2;
+    let arrived = first.run().await;
+    assert_eq!(
+        (arrived.outcome.clone(), outcomes(&arrived)),
+        (RunOutcome::Finished, vec!["succeeded", "already_done"])
+    );
+    assert_eq!((command.runs(), deletes(&queue), records.state().as_deref()), (1, 2, Some("done")));
+}
+
+/// The pod is gone between the record and the delete.
+#[tokio::test(start_paused = true)]
+async fn work_that_was_recorded_but_not_deleted_is_not_done_again() {
+    let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
+    let mut first = pod(&queue, &command, &records);
+    let mut frozen = Around::new(&queue);
+    frozen.before = Box::new(|call| {
+        Box::pin(async move {
+            if call == Call::Delete {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    first.queue = Arc::new(frozen);
+    assert!(first.run_for(6 * S, std::future::pending()).await.is_none());
+    assert_eq!((records.state().as_deref(), deletes(&queue)), (Some("done"), 0));
+
+    let mut second = pod(&queue, &command, &records);
+    second.settings.polling.wait = 3 * MINUTE;
+    assert_eq!(outcomes(&second.run().await), ["already_done"]);
+    assert_eq!((command.runs(), queue.is_drained()), (1, true));
+}
+
+/// The pod is gone between its command's success and the record: it has to be done again.
+#[tokio::test(start_paused = true)]
+async fn work_that_was_not_recorded_is_done_again() {
+    let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
+    records.script([Fault::None, Fault::Refused, Fault::Refused, Fault::Refused]);
+    assert!(pod(&queue, &command, &records).run_for(5 * S, std::future::pending()).await.is_none());
+    assert_eq!((command.runs(), records.state().as_deref(), deletes(&queue)), (1, Some("in_progress"), 0));
+
+    let mut second = pod(&queue, &command, &records);
+    second.settings.polling.wait = 3 * MINUTE;
+    assert_eq!(outcomes(&second.run().await), ["succeeded"]);
+    assert_eq!((command.runs(), queue.is_drained()), (2, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_failed_is_done_again_at_once() {
+    let (queue, records) = (queue(), MemoryRecords::default());
+    let command = FakeCommand::sequence([Does::Exits(S, 1), Does::Exits(S, 0)]);
+    assert_eq!(outcomes(&pod(&queue, &command, &records).run().await), ["command_failed"]);
+    assert_eq!(records.state().as_deref(), Some("released"));
+    let mut second = pod(&queue, &command, &records);
+    second.settings.polling.wait = MINUTE;
+    let arrived = second.run().await;
+    assert_eq!((outcomes(&arrived), arrived.ended()[0].spent.total), (vec!["succeeded"], S));
+    assert_eq!(records.state().as_deref(), Some("done"));
+}
+
+/// To give the message back would burn its receives; and its handle is the newest, the owner's may be stale.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_finds_a_living_owner_keeps_its_lease_and_waits() {
+    let (queue, records) = (twice(), MemoryRecords::default());
+    let command = FakeCommand::new(Does::Exits(7 * MINUTE, 0));
+    let (first, second) = tokio::join!(pod(&queue, &command, &records).run(), async {
+        sleep(S).await;
+        pod(&queue, &command, &records).run().await
+    });
+    assert_eq!((outcomes(&first), outcomes(&second)), (vec!["succeeded"], vec!["already_done"]));
+    assert_eq!((command.runs(), second.ended()[0].subject.receive_count), (1, 1));
+    assert!((7 * MINUTE..7 * MINUTE + 15 * S).contains(&second.took), "{:?}", second.took);
+    assert!(queue.is_drained());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_pod_stops_in_time_and_without_running() {
+    let (queue, records) = (twice(), MemoryRecords::default());
+    let command = FakeCommand::new(Does::Exits(7 * MINUTE, 0));
+    let (_, second) = tokio::join!(pod(&queue, &command, &records).run(), async {
+        sleep(S).await;
+        pod(&queue, &command, &records).run_and_stop_after(MINUTE).await
+    });
+    assert_eq!((outcomes(&second), command.runs()), (vec!["stopped"], 1));
+    assert!(second.took < MINUTE + S, "{:?}", second.took);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_pod_began_is_taken_over_when_its_record_expires() {
+    let (queue, records) = (twice(), MemoryRecords::default());
+    let command = FakeCommand::new(Does::Exits(5 * MINUTE, 0));
+    let started = Instant::now();
+    let dead = pod(&queue, &command, &records).run_for(MINUTE, std::future::pending()).await;
+    assert!(dead.is_none());
+    assert_eq!(records.state().as_deref(), Some("in_progress"));
+    let arrived = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 2));
+    // It last refreshed the record after a third of its lease.
+    let taken_over = started.elapsed() - 5 * MINUTE;
+    let expires = VISIBILITY / 3 + VISIBILITY;
+    assert!((expires..expires + 15 * S).contains(&taken_over), "{taken_over:?}");
+}
+
+/// Of many that wait for the same dead pod's record, one does the work.
+#[tokio::test(start_paused = true)]
+async fn a_takeover_has_one_winner() {
+    let bodies = vec![object_created("k"); 6];
+    let queue = queue_with(&bodies.iter().map(String::as_str).collect::<Vec<_>>());
+    let (records, command) = (MemoryRecords::default(), FakeCommand::new(Does::Exits(4 * MINUTE, 0)));
+    assert!(pod(&queue, &command, &records).run_for(MINUTE, std::future::pending()).await.is_none());
+    let waiting = (0..5).map(|_| pod(&queue, &command, &records).run());
+    let arrived = futures_util::future::join_all(waiting).await;
+    let mut outcomes: Vec<_> = arrived.iter().flat_map(outcomes).collect();
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["already_done", "already_done", "already_done", "already_done", "succeeded"]);
+    assert_eq!(command.runs(), 2);
+}
+
+/// The fence that SQS cannot give: a pod that cannot reach the records loses to the one that takes over, although its SQS
+/// lease holds.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_is_a_lost_lease() {
+    let (queue, records) = (twice(), MemoryRecords::default());
+    let cut_off = records.another();
+    let (slow, quick) = (FakeCommand::new(Does::Succeeds(9 * MINUTE, 2 * S)), exits(0));
+    let (first, second) = tokio::join!(pod(&queue, &slow, &cut_off).run(), async {
+        sleep(S).await;
+        cut_off.unreachable.store(true, Ordering::Relaxed);
+        pod(&queue, &quick, &records).run().await
+    });
+    assert_eq!((outcomes(&first), outcomes(&second)), (vec!["lease_lost"], vec!["succeeded"]));
+    assert!(slow.ended() < quick.ended(), "they worked at the same time");
+    assert_eq!(records.state().as_deref(), Some("done"));
+}
+
+/// Whatever write it is: the claim, a refresh, the end.
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_answer_is_lost_is_recognised_as_ours() {
+    for lost in 0..4 {
+        let (queue, records) = (queue(), MemoryRecords::default());
+        // Two refreshes.
+        let command = FakeCommand::new(Does::Exits(MINUTE + 30 * S, 0));
+        records.script((0..lost).map(|_| Fault::None).chain([Fault::AnswerLost, Fault::AnswerLost]));
+        let arrived = pod(&queue, &command, &records).run().await;
+        assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 1), "write {lost}");
+        assert_eq!((records.state().as_deref(), records.len()), (Some("done"), 1), "write {lost}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_that_pass_cost_nothing() {
+    let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
+    records.script([Fault::Refused, Fault::Refused, Fault::None, Fault::Refused, Fault::Refused]);
+    let arrived = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&arrived), records.state().as_deref()), (vec!["succeeded"], Some("done")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_records_nothing_runs_and_nothing_is_deleted() {
+    let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
+    records.unreachable.store(true, Ordering::Relaxed);
+    let arrived = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&arrived), arrived.outcome.exit_code()), (vec!["not_recorded"], 75));
+    assert_eq!((command.runs(), deletes(&queue)), (0, 0));
+}
+
+/// The work is done, but nobody could know: so it is kept and done again.
+#[tokio::test(start_paused = true)]
+async fn work_that_could_not_be_recorded_is_kept() {
+    let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
+    let down = records.unreachable.clone();
+    let (arrived, ()) = tokio::join!(pod(&queue, &command, &records).run(), async {
+        sleep(S).await;
+        down.store(true, Ordering::Relaxed);
+    });
+    assert_eq!((outcomes(&arrived), deletes(&queue)), (vec!["not_recorded"], 0));
+}
+
+/// A command that exits 0 because it was told to end has not finished.
+#[tokio::test(start_paused = true)]
+async fn an_exit_0_after_term_is_not_recorded_as_done() {
+    let (queue, records) = (queue(), MemoryRecords::default());
+    let command = FakeCommand::sequence([Does::Succeeds(MINUTE, S), Does::Exits(S, 0)]);
+    let stopped = pod(&queue, &command, &records).run_and_stop_after(30 * S).await;
+    assert_eq!((outcomes(&stopped), records.state().as_deref()), (vec!["stopped"], Some("released")));
+    let again = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&again), command.runs()), (vec!["succeeded"], 2));
+}
+
+/// Other objects, and a message of several.
+#[tokio::test(start_paused = true)]
+async fn each_object_is_work_of_its_own() {
+    let many = include_str!("fixtures/s3-many-records.json");
+    let (queue, records, command) =
+        (queue_with(&[many, many, &object_created("k")]), MemoryRecords::default(), exits(0));
+    let mut journey = pod(&queue, &command, &records);
+    journey.settings.policy.max_messages = 3;
+    assert_eq!(outcomes(&journey.run().await), ["succeeded", "already_done", "succeeded"]);
+    assert_eq!((command.runs(), records.len()), (3, 3));
+}
+
+/// A record that somebody else left there is no reason to delete a message.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_none_keeps_the_message() {
+    let (queue, records, command) = (twice(), MemoryRecords::default(), exits(0));
+    pod(&queue, &command, &records).run().await;
+    records.overwrite(b"{\"state\":\"finished\"}");
+    let arrived = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&arrived), command.runs()), (vec!["not_recorded"], 1));
+}
+
+/// The same on everything that keeps records.
+async fn records_keep_their_rules(records: &dyn Records, bucket: &str) {
+    assert_eq!(records.read(bucket, "p/a").await, Ok(None));
+    let stale = records.write(bucket, "p/a", b"0".to_vec(), Condition::Unchanged("\"none\"")).await;
+    assert_eq!(stale, Err(RecordError::ConditionFailed), "there is none to be unchanged");
+
+    let etag = records.write(bucket, "p/a", b"1".to_vec(), Condition::Absent).await.unwrap();
+    assert_eq!(records.write(bucket, "p/a", b"2".to_vec(), Condition::Absent).await, Err(RecordError::ConditionFailed));
+    let Entry { bytes, etag: read, age } = records.read(bucket, "p/a").await.unwrap().unwrap();
+    assert_eq!((bytes.as_slice(), &read), (b"1".as_slice(), &etag));
+    assert!(age <= 2 * S, "{age:?}");
+
+    let newer = records.write(bucket, "p/a", b"3".to_vec(), Condition::Unchanged(&etag)).await.unwrap();
+    let stale = records.write(bucket, "p/a", b"4".to_vec(), Condition::Unchanged(&etag)).await;
+    assert_eq!(stale, Err(RecordError::ConditionFailed));
+    let entry = records.read(bucket, "p/a").await.unwrap().unwrap();
+    assert_eq!((entry.bytes, entry.etag), (b"3".to_vec(), newer));
+
+    let claims = (0..8).map(|n: u8| records.write(bucket, "p/b", vec![n], Condition::Absent));
+    let claims = futures_util::future::join_all(claims).await;
+    assert_eq!(claims.iter().filter(|claim| claim.is_ok()).count(), 1, "{claims:?}");
+
+    // By the store's clock: a record grows older.
+    let older = async {
+        loop {
+            let entry = records.read(bucket, "p/a").await.unwrap().unwrap();
+            if entry.age >= S {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(10 * S, older).await.expect("its age is told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_in_memory_keep_their_rules() {
+    records_keep_their_rules(&MemoryRecords::default(), "records").await;
+}
+
+async fn records_of(endpoint: &str) {
+    let config = aws::config(endpoint);
+    let bucket = format!("records-{:x}", std::process::id());
+    let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
+    aws_sdk_s3::Client::from_conf(s3).create_bucket().bucket(&bucket).send().await.expect("a bucket is made");
+    records_keep_their_rules(&S3::new(&config, None), &bucket).await;
+}
+
+#[tokio::test]
+async fn records_in_ministack_keep_their_rules() {
+    records_of(&Ministack::shared().await.endpoint()).await;
+}
+
+#[tokio::test]
+async fn records_in_moto_keep_their_rules() {
+    records_of(&Moto::shared().await.endpoint()).await;
+}
+
+#[tokio::test]
+async fn the_binary_does_not_do_finished_work_again() {
+    let cloud = Cloud::new(5).await;
+    let records = format!("{}-records", cloud.bucket);
+    cloud.s3.create_bucket().bucket(&records).send().await.expect("a bucket is made");
+    for _ in 0..2 {
+        cloud.send(object_created("k").replace("inbox", &cloud.bucket).replace("\"eTag\":\"e\",", "")).await;
+    }
+    let put = cloud.s3.put_object().bucket(&cloud.bucket).key("k").body(b"x".to_vec().into()).send();
+    put.await.expect("the object is put");
+    let flags = format!("--idempotency s3://{records}/done --max-messages 2");
+    let left = cloud.run(&flags, "echo ran >> runs").run_to(0).await;
+    let settled = left.log.iter().filter(|record| record["message"] == "message deleted");
+    let outcomes: Vec<_> = settled.map(|record| record["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["succeeded", "already_done"], "{}", left.stdout);
+    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("runs")).unwrap(), "ran\n");
+}
