@@ -194,13 +194,19 @@ pub(super) mod testing {
         status: u16,
         query_error: Option<&'static str>,
         body: String,
+        after: Duration,
         pub requests: Arc<AtomicUsize>,
     }
 
     impl Canned {
         /// `query_error` is the value of the header that carries SQS's older error codes.
         pub fn new(status: u16, query_error: Option<&'static str>, body: impl Into<String>) -> Self {
-            Self { status, query_error, body: body.into(), requests: Arc::default() }
+            Self { status, query_error, body: body.into(), after: Duration::ZERO, requests: Arc::default() }
+        }
+
+        /// Takes its time for each answer.
+        pub fn after(self, after: Duration) -> Self {
+            Self { after, ..self }
         }
 
         pub fn config(&self) -> SdkConfig {
@@ -217,7 +223,11 @@ pub(super) mod testing {
             if let Some(code) = self.query_error {
                 response.headers_mut().insert("x-amzn-query-error", code);
             }
-            HttpConnectorFuture::ready(Ok(response))
+            let after = self.after;
+            HttpConnectorFuture::new(async move {
+                tokio::time::sleep(after).await;
+                Ok(response)
+            })
         }
     }
 

@@ -488,6 +488,14 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_long_poll_may_take_as_long_as_it_waits_and_not_much_longer() {
+        let slow = |after| sqs(&Canned::new(200, None, "{}").after(after));
+        assert_eq!(slow(25 * S).receive(20 * S, 30 * S).await, Ok(None));
+        let late = slow(35 * S).receive(20 * S, 30 * S).await;
+        assert!(matches!(late, Err(ReceiveError::Transient(_))), "{late:?}");
+    }
+
     #[tokio::test]
     async fn every_call_is_one_request() {
         let server = Canned::new(503, None, "");

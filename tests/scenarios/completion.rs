@@ -98,6 +98,17 @@ async fn s15_no_delete_is_retried_after_a_stop() {
     assert_eq!(queue.counts().visible, 1);
 }
 
+/// … nor is its next try, or any beat until then, waited for: the message is let go at once …
+#[tokio::test(start_paused = true)]
+async fn s15_a_stop_between_two_tries_of_a_delete_lets_the_message_go_at_once() {
+    let (queue, command) = (queue(), exits(0));
+    for _ in 0..1000 {
+        queue.fault_delete(Fault::Error(unavailable()));
+    }
+    let arrived = Journey::new(&queue, &command).run_and_stop_after(MINUTE).await;
+    assert_eq!((arrived.outcome.exit_code(), arrived.took, queue.counts().visible), (143, MINUTE, 1));
+}
+
 /// … and one that was not sent yet, because a beat was still on its way, is not sent any more.
 #[tokio::test(start_paused = true)]
 async fn s15_a_delete_that_was_not_sent_when_the_stop_came_is_not_sent_any_more() {
