@@ -1,6 +1,7 @@
 //! Seeing it: what is counted, where it goes, and that none of it changes an outcome.
 
 mod counts;
+mod dashboard;
 mod probes;
 mod pushgateway;
 

@@ -1,0 +1,518 @@
+#!/usr/bin/env python3
+"""Writes dashboard.json: `python3 grafana/dashboard.py`. Change this, not the JSON; a test compares them.
+
+An expression is written here once and is in the JSON forty times, and a panel that takes forty lines there takes three here.
+"""
+
+import json
+from pathlib import Path
+
+# A pod, wherever its series come from.
+POD = "job, namespace, instance"
+# What the variables at the top of the dashboard choose.
+CHOSEN = 'namespace=~"$namespace", queue=~"$queue"'
+CHOSEN_JOBS = CHOSEN + ', job_type=~"$job_type"'
+
+
+def series(metric, *labels, chosen=CHOSEN):
+    return f"leasehold_{metric}{{{', '.join([chosen, *labels])}}}"
+
+
+def of_jobs(metric, *labels):
+    return series(metric, *labels, chosen=CHOSEN_JOBS)
+
+
+def counted(series, time="$__range", by=""):
+    """What was counted in a time, true also for pods that lived seconds; README.md explains it."""
+    by = f" by ({by})" if by else ""
+    return f"sum{by} (last_over_time({series}[{time}]) - (last_over_time({series}[1h] offset {time}) or last_over_time({series}[{time}]) * 0))"
+
+
+def each(series, by=""):
+    """The same for each bar of a panel over time."""
+    return counted(series, "$__interval", by)
+
+
+def or_0(expression):
+    return f"{expression} or vector(0)"
+
+
+def quantile(q, buckets):
+    return f"histogram_quantile({q}, {buckets})"
+
+
+def finished(time, seconds):
+    return f"last_over_time({series('run_finished_timestamp_seconds')}[{time}]) > time() - {seconds}"
+
+
+def found_nothing(time, seconds):
+    received = f"last_over_time({series('messages_received_total')}[{time}])"
+    return f"count(({finished(time, seconds)}) and on ({POD}) {received} == 0)"
+
+
+def alive(series_of_pods):
+    """Of pods that have not finished and pushed lately. Pods that are scraped push never."""
+    silent = f"time() - push_time_seconds > on ({POD}) 4 * {series('push_interval_seconds')} + 120"
+    return f"{series_of_pods} unless on ({POD}) {series('run_finished_timestamp_seconds')} unless on ({POD}) ({silent})"
+
+
+# Pods that pushed last in the chosen time, did not say that they finished, and are silent.
+DIED = (
+    f"last_over_time({series('run_started_timestamp_seconds')}[$__range])"
+    f" unless on ({POD}) last_over_time({series('run_finished_timestamp_seconds')}[$__range])"
+    f" and on ({POD}) ((last_over_time(push_time_seconds[$__range]) > time() - $__range_s)"
+    f" < on ({POD}) time() - 120 - 4 * last_over_time({series('push_interval_seconds')}[$__range]))"
+)
+
+
+def cloudwatch(metric, queues="${queue:pipe}", statistics="average|maximum|sum"):
+    """By the names of the two exporters that there are: YACE's label is dimension_QueueName, the official one's queue_name."""
+
+    def named(label):
+        name = f"aws_sqs_{metric}_({statistics})"
+        return f'label_replace({{__name__=~"{name}", {label}=~"{queues}"}}, "queue", "$1", "{label}", "(.+)")'
+
+    return f"{named('queue_name')} or {named('dimension_QueueName')}"
+
+
+# KEDA names a trigger after its queue, with a dash for the dot of `.fifo`.
+KEDA = (
+    'label_replace(label_replace(keda_scaler_metrics_value{metric=~"s[0-9]+-aws-sqs-(${queue:pipe})"},'
+    ' "queue", "$1", "metric", "s[0-9]+-aws-sqs-(.+)"), "queue", "$1.fifo", "metric", "s[0-9]+-aws-sqs-(.+)-fifo")'
+)
+WAITING = f"max by (queue) ({KEDA} or {cloudwatch('approximate_number_of_messages_visible')})"
+
+# Pods of Jobs that KEDA made.
+OF_SCALED_JOBS = (
+    'kube_pod_owner{owner_kind="Job", namespace=~"$namespace"} and on (namespace, owner_name)'
+    ' label_replace(kube_job_owner{owner_kind="ScaledJob"}, "owner_name", "$1", "job_name", "(.+)")'
+)
+
+PROMETHEUS = {"type": "prometheus", "uid": "${datasource}"}
+panels = []
+# Where the next panel goes, on a grid of 24 columns.
+place = {"x": 0, "y": 0, "h": 0}
+
+
+def row(title, height):
+    place.update(x=0, y=place["y"] + place["h"], h=1)
+    panels.append({"id": len(panels) + 1, "type": "row", "title": title, "collapsed": False, "panels": [],
+                   "gridPos": {"x": 0, "y": place["y"], "w": 24, "h": 1}})
+    place.update(y=place["y"] + 1, h=height)
+
+
+def line(height):
+    """Another line of panels in the same row."""
+    place.update(x=0, y=place["y"] + place["h"], h=height)
+
+
+def panel(kind, width, title, description, queries, *, defaults, overrides=(), options, **more):
+    panels.append({
+        "id": len(panels) + 1, "type": kind, "title": title, "description": description, "datasource": PROMETHEUS,
+        "gridPos": {"x": place["x"], "y": place["y"], "w": width, "h": place["h"]},
+        "targets": [{"refId": chr(ord("A") + n), "datasource": PROMETHEUS, **query} for n, query in enumerate(queries)],
+        "fieldConfig": {"defaults": defaults, "overrides": list(overrides)},
+        "options": options, **more,
+    })
+    place["x"] += width
+
+
+def thresholds(*steps):
+    return {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in steps]}
+
+
+PLAIN = thresholds(("text", None))
+NONE = thresholds(("green", None), ("red", 1))
+FEW = thresholds(("green", None), ("orange", 1))
+LAST = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+
+
+def override(matcher, name, **properties):
+    return {"matcher": {"id": matcher, "options": name}, "properties": [{"id": id, "value": value} for id, value in properties.items()]}
+
+
+def colours(names):
+    return [override("byName", name, color={"mode": "fixed", "fixedColor": colour}) for name, colour in names.items()]
+
+
+OUTCOMES = colours({
+    "succeeded": "green", "ignored": "#888888", "test_event": "#aaaaaa", "objects_gone": "#666666", "stopped": "blue",
+    "command_failed": "red", "permanent": "dark-red", "temporary": "yellow", "timed_out": "orange", "stalled": "dark-orange",
+    "lease_lost": "purple", "lost_after_success": "dark-purple",
+})
+
+
+def numbers(width, title, description, *values):
+    """Numbers below each other: (name, expression, unit, thresholds) each."""
+    panel("stat", width, title, description,
+          [{"expr": expr, "legendFormat": name, "instant": True} for name, expr, _, _ in values],
+          # A quantile of nothing is not a number.
+          defaults={"noValue": "-", "mappings": [{"type": "special", "options": {"match": "nan", "result": {"text": "-"}}}]},
+          overrides=[override("byFrameRefID", chr(ord("A") + n), unit=unit, thresholds=steps) for n, (_, _, unit, steps) in enumerate(values)],
+          options={"reduceOptions": LAST, "orientation": "horizontal", "textMode": "value_and_name", "colorMode": "value", "graphMode": "none"})
+
+
+def over_time(width, title, description, queries, custom, calcs, every, unit, overrides):
+    panel("timeseries", width, title, description,
+          [{"expr": expr, "legendFormat": name, "range": True, "interval": every} for name, expr in queries],
+          defaults={"unit": unit, "min": 0, "custom": custom}, overrides=overrides,
+          options={"legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": calcs},
+                   "tooltip": {"mode": "multi", "sort": "desc"}},
+          # A bar stands for one interval, and the next one's begins where it ends.
+          interval=every)
+
+
+def bars(width, title, description, *queries, every="2m", unit="short", overrides=(), stacked=True):
+    custom = {"drawStyle": "bars", "barAlignment": -1, "fillOpacity": 80, "lineWidth": 0,
+              "stacking": {"mode": "normal" if stacked else "none", "group": "A"}}
+    over_time(width, title, description, queries, custom, ["sum"], every, unit, overrides)
+
+
+def lines(width, title, description, *queries, every="1m", unit="short", calcs=("lastNotNull", "max")):
+    custom = {"drawStyle": "line", "fillOpacity": 10, "lineWidth": 1, "showPoints": "auto"}
+    over_time(width, title, description, queries, custom, list(calcs), every, unit, ())
+
+
+def ranking(width, title, description, name, expr, unit="short", colour="blue"):
+    panel("bargauge", width, title, description, [{"expr": expr, "legendFormat": name, "instant": True}],
+          defaults={"unit": unit, "min": 0, "thresholds": thresholds((colour, None)), "color": {"mode": "thresholds"}},
+          options={"reduceOptions": LAST, "orientation": "horizontal", "displayMode": "basic", "valueMode": "color", "showUnfilled": True})
+
+
+def table(width, title, description, *columns, without=()):
+    """Columns of (name, expression, unit), joined by their labels; sorted by the first."""
+    value = "Value" if len(columns) == 1 else "Value #{}"
+    names = {value.format(chr(ord("A") + n)): name for n, (name, _, _) in enumerate(columns)}
+    panel("table", width, title, description,
+          [{"expr": expr, "instant": True, "format": "table"} for _, expr, _ in columns],
+          defaults={}, overrides=[override("byName", name, unit=unit) for name, _, unit in columns],
+          options={"showHeader": True, "cellHeight": "sm", "sortBy": [{"displayName": columns[0][0], "desc": True}]},
+          transformations=[{"id": "merge", "options": {}}, {"id": "organize", "options": {
+              "excludeByName": {name: True for name in ("Time", "__name__", "job", *without)}, "renameByName": names}}])
+
+
+row("Now", 6)
+numbers(
+    6, "Is work being done?",
+    "Pods that hold a message now; then, in the chosen time, pods, messages, and pods that left because the queue was empty. "
+    "Bad: nothing at work while messages wait: see the row 'Platform': are Jobs made, do their pods start? If most pods find "
+    'nothing, KEDA starts too many: strategy accurate, scaleOnInFlight "false" and pendingPodConditions, as in deploy/.',
+    ("at work now", or_0(f"sum({alive(series('messages_in_flight'))})"), "short", PLAIN),
+    ("pods launched", or_0(counted(series("jobs_launched_total"))), "short", PLAIN),
+    ("messages received", or_0(counted(series("messages_received_total"))), "short", PLAIN),
+    ("pods found nothing", or_0(found_nothing("$__range", "$__range_s")), "short", PLAIN),
+)
+numbers(
+    6, "Is it succeeding?",
+    "Messages in the chosen time. One that failed was kept because something went wrong; a stop is no failure. Bad: see the row "
+    "'Why it fails' for the reason, then search the log for outcome=REASON: its records have the command's own words.",
+    ("succeeded", or_0(counted(of_jobs("messages_processed_total", 'outcome="succeeded"'))), "short", PLAIN),
+    ("failed", or_0(counted(of_jobs("failures_total"))), "short", FEW),
+    ("share that failed",
+     f"({or_0(counted(of_jobs('failures_total')))}) / ({counted(of_jobs('messages_processed_total'))} > 0)",
+     "percentunit", thresholds(("green", None), ("orange", 0.05), ("red", 0.2))),
+    ("stopped", or_0(counted(of_jobs("messages_processed_total", 'outcome="stopped"'))), "short", PLAIN),
+)
+numbers(
+    6, "Is it keeping up?",
+    "Messages that wait, as KEDA or CloudWatch counts them (a dash if neither is scraped); within what time nearly all new messages "
+    "were received; and messages that came again. Bad: raise the ScaledJob's maxReplicaCount, or find out in the row "
+    "'Platform' why pods do not start.",
+    ("waiting now", f"sum({WAITING})", "short", PLAIN),
+    ("95 % received within", quantile(0.95, counted(series("first_receive_lag_seconds_bucket"), by="le")), "s",
+     thresholds(("green", None), ("orange", 300), ("red", 3600))),
+    ("received again", or_0(counted(series("message_retries_total"))), "short", PLAIN),
+)
+numbers(
+    6, "Is anything lost or stuck?",
+    "Bad: anything above 0 but the last. Leases lost: see the row 'Leases'. Last attempts failed: these messages are dead letters "
+    "at their next receive; see the row 'Receive counts'. Pods that died silently said no last word (out of memory, node "
+    "lost): see the row 'Pods'. One that is at work for longer than the command ever takes is stuck: its progress is there.",
+    ("leases lost", or_0(counted(series("leases_lost_total"))), "short", NONE),
+    ("last attempts failed", or_0(counted(of_jobs("failures_total", 'final_attempt="true"'))), "short", NONE),
+    ("pods died silently", or_0(f"count({DIED})"), "short", NONE),
+    ("longest at work", f"max(time() - ({alive(series('run_started_timestamp_seconds'))}))", "s", PLAIN),
+)
+line(9)
+bars(
+    16, "What became of the messages",
+    "Every message that was settled. Bad: anything but green that goes on; single retries are normal. leasehold's README, "
+    "'Observe', lists the outcomes.",
+    ("{{outcome}}", each(of_jobs("messages_processed_total"), "outcome")), overrides=OUTCOMES,
+)
+lines(
+    8, "At work, and waiting",
+    "Pods that hold a message, and messages that wait. Bad: more and more wait while those at work stay at the ScaledJob's "
+    "maxReplicaCount (raise it), or while none are at work (see the row 'Platform').",
+    ("at work", f"sum({alive(series('messages_in_flight'))})"), ("waiting in {{queue}}", WAITING),
+)
+
+row("Outcomes over time", 8)
+bars(
+    8, "Pods, and what they found",
+    "Pods that were launched, messages that they received, and pods that found nothing. Bad: many that found nothing: each "
+    "is a Job for nothing. See what KEDA counts (row 'Platform') and its settings in deploy/.",
+    ("launched", each(series("jobs_launched_total"))), ("messages", each(series("messages_received_total"))),
+    ("found nothing", found_nothing("$__interval", "$__interval_ms / 1000")), stacked=False,
+)
+by = "namespace, queue, job_type"
+table(
+    8, "By queue and job type", "The chosen time. Bad: one that fails more than the others: go on with it alone (choose it at the top).",
+    ("failed", counted(of_jobs("failures_total"), by=by), "short"),
+    ("succeeded", counted(of_jobs("messages_processed_total", 'outcome="succeeded"'), by=by), "short"),
+    ("stopped", counted(of_jobs("messages_processed_total", 'outcome="stopped"'), by=by), "short"),
+    ("time thrown away", counted(of_jobs("work_discarded_seconds_total"), by=by), "s"),
+)
+bars(
+    8, "Per day",
+    "From the recording rules, so that months are read quickly; empty without rules.yml. Bad: a day unlike the others.",
+    ("{{outcome}}", f"sum by (outcome) (sum_over_time(leasehold:messages_processed:increase1m{{{CHOSEN_JOBS}}}[1d]))"),
+    every="1d", overrides=OUTCOMES,
+)
+
+row("Why it fails", 8)
+bars(
+    9, "Failures by reason",
+    "Bad: one that goes on. command_failed, permanent, temporary, timed_out, stalled: the command; read its lines in the log, or the attempt records "
+    "(--attempts). fetch_failed, unreadable: S3, or the object. delete_failed, publish_failed, lease_lost: AWS or the way "
+    "there; see the errors beside. not_a_notification: somebody else sends to this queue.",
+    ("{{reason}}", each(of_jobs("failures_total"), "reason")), overrides=OUTCOMES,
+)
+ranking(
+    5, "Reasons", "The same, of all the chosen time. Bad: the longest; begin with it.",
+    "{{reason}}", f"sort_desc({counted(of_jobs('failures_total'), by='reason')})", colour="red",
+)
+ranking(
+    5, "Exit codes of the pods",
+    "Pods that ended in the chosen time. Bad: 78: a setting is wrong or there is no such queue, and every pod will fail until that is "
+    "corrected. 69: SQS cannot be reached. 70: a bug in leasehold. 143: stopped. All are in leasehold's README.",
+    "exit {{code}}",
+    f'count_values("code", last_over_time({series("run_exit_code")}[$__range]) and on ({POD}) {finished("$__range", "$__range_s")})',
+)
+bars(
+    5, "Requests to SQS that failed",
+    "Nearly all are repeated. Bad: more than a few: throttling, a network policy, expired credentials; the log has the words.",
+    ("receive", each(series("receive_errors_total"))),
+    ("extend", each(series("visibility_extensions_total", 'result="failed"'))),
+    ("delete", each(series("deletes_total", 'result=~"failed|refused"'))),
+)
+
+row("Durations", 8)
+durations = each(of_jobs("processing_duration_seconds_bucket"), "le, job_type")
+lines(
+    7, "Processing duration",
+    "From receive to settlement; half of the messages take less than p50, 95 % less than p95. Between the buckets (10 s, 1 min, "
+    "10 min, 1 h, 4 h, 12 h) it is interpolated. Bad: p95 near --max-duration: raise that, or make the command faster.",
+    ("p50 {{job_type}}", quantile(0.5, durations)), ("p95 {{job_type}}", quantile(0.95, durations)), every="10m", unit="s",
+)
+bars(
+    7, "Where the time goes",
+    "Bad: much receive (pods wait for nothing: a shorter --wait, or KEDA starts too many), much fetch (the network, or "
+    "S3 in another region), much settle (SQS answers slowly).",
+    ("{{phase}}", each(of_jobs("phase_seconds_total"), "phase")), unit="s",
+)
+messages = counted(of_jobs("messages_processed_total"), by="job_type")
+ranking(
+    5, "Mean of a message, by phase", "The chosen time. Bad: other than is usual for this job type.", "{{job_type}}: {{phase}}",
+    f"{counted(of_jobs('phase_seconds_total'), by='job_type, phase')} / on (job_type) group_left () ({messages} > 0)", unit="s",
+)
+lag = each(series("first_receive_lag_seconds_bucket"), "le")
+lines(
+    5, "First receive",
+    "How long new messages waited. Bad: it grows: pods are too few or start too slowly, see 'Is it keeping up?'.",
+    ("p50", quantile(0.5, lag)), ("p95", quantile(0.95, lag)), every="10m", unit="s",
+)
+
+row("Leases and visibility", 8)
+bars(
+    6, "Extensions",
+    "Beats. A failed one is repeated. Bad: lease_lost: the command was halted, and somebody else may have the message. "
+    "at_ceiling: SQS's 12 hours are over; work that takes so long must be split.",
+    ("{{result}}", each(series("visibility_extensions_total"), "result")),
+    overrides=colours({"extended": "green", "failed": "orange", "lease_lost": "purple", "at_ceiling": "red"}),
+)
+lines(
+    6, "Lease left at the verdict, the least",
+    "Bad: near 0: beats come late. Is the CPU limit too low, does the node stall, is SQS slow? Raise --visibility-timeout "
+    "meanwhile.",
+    ("{{queue}}", f"min by (queue) (last_over_time({series('lease_remaining_seconds')}[$__interval]))"), every="2m", unit="s", calcs=["min"],
+)
+bars(
+    6, "Deletes and releases",
+    "What the queue was asked when a message was settled. Bad: deletes that were refused, or not sent because the lease was "
+    "lost: that work will be done again.",
+    ("delete: {{result}}", each(series("deletes_total"), "result")), ("release: {{cause}}", each(series("releases_total"), "cause")),
+    overrides=colours({"delete: deleted": "green"}),
+)
+bars(
+    6, "Work thrown away",
+    "Time that has to be spent again, by why. Bad: much of stopped: deployments or spot nodes end long work; any lease_lost.",
+    ("{{reason}}", each(of_jobs("work_discarded_seconds_total"), "reason")), unit="s", overrides=OUTCOMES,
+)
+
+row("Receive counts, and what nears the dead-letter queue", 8)
+ranking(
+    6, "How often the last messages had been received",
+    "Of each pod the last message; 1 is a first attempt. Bad: many above 1: each failure costs a receive, and so does each "
+    "stop and each pod that dies.",
+    "receive {{count}}", f'count_values("count", last_over_time({series("receive_count")}[$__range]))',
+)
+bars(
+    9, "Failures, and which were the last attempt",
+    "Bad: any last attempt: the message becomes a dead letter. Read why (log, or --attempts), repair, then redrive.",
+    ("comes back", each(of_jobs("failures_total", 'final_attempt="false"'))),
+    ("last attempt", each(of_jobs("failures_total", 'final_attempt="true"'))),
+    overrides=colours({"comes back": "orange", "last attempt": "red"}),
+)
+table(
+    9, "Pods whose last message had one attempt left, or none",
+    "Find the pod (column instance) in the log: its records name the message and the object. Bad: the same object again and again.",
+    ("received", f"last_over_time({series('receive_count')}[$__range])"
+                 f" >= on ({POD}, queue) last_over_time({series('max_receive_count')}[$__range]) - 1", "short"),
+)
+
+row("Resources of the commands", 8)
+lines(
+    6, "CPU",
+    "Cores that were busy on average. It is counted when a message ends, so long work shows late and at once. Bad: as much as the "
+    "containers' limits allow.",
+    ("{{job_type}}", f"{each(of_jobs('command_cpu_seconds_total'), 'job_type')} / ($__interval_ms / 1000)"), every="2m",
+)
+lines(
+    6, "Peak memory of one process",
+    "The largest of all pods. Bad: near the container's limit: there the kernel kills the whole pod, leasehold too.",
+    ("{{job_type}}", f"max by (job_type) (last_over_time({of_jobs('command_peak_memory_bytes')}[$__interval]))"),
+    every="2m", unit="bytes", calcs=["max"],
+)
+bars(
+    6, "Bytes of objects", "Bad: unlike other days: ask who uploads.",
+    ("{{job_type}}", each(of_jobs("object_bytes_total"), "job_type")), unit="bytes",
+)
+command = each(of_jobs("phase_seconds_total", 'phase="command"'), "job_type")
+lines(
+    6, "Bytes per second of the command", "Bad: it falls: the command, or what it depends on, has become slow.",
+    ("{{job_type}}", f"{each(of_jobs('object_bytes_total'), 'job_type')} / ({command} > 0)"), every="10m", unit="Bps",
+)
+
+row("Pods: at work, stopped, died without a last word", 8)
+table(
+    9, "At work now",
+    "Bad: for longer than the command ever takes, and its progress stands still: set --stall-timeout. Progress is missing if the "
+    "command does not say it (JOB_RESULT_FILE).",
+    ("at work", f"time() - ({alive(series('run_started_timestamp_seconds'))})", "s"),
+    ("progress", alive(of_jobs("progress_ratio")), "percentunit"),
+    ("received", alive(series("receive_count")), "short"), without=["job_type"],
+)
+table(
+    9, "Died without a last word",
+    "Pods that did not say that they finished, and are silent for two minutes and four of their push intervals. Bad: any: out of memory "
+    "(which kills the whole pod), evicted, their node lost; or the Pushgateway was away at their end. `kubectl describe pod` and the "
+    "row 'Platform' say which. Their message comes back when its visibility timeout ends.",
+    ("last heard of", f"last_over_time(push_time_seconds[$__range]) * 1000 and on ({POD}) ({DIED})", "dateTimeFromNow"),
+)
+bars(
+    6, "Stops",
+    "Pods that were asked to stop. Bad: many at once: a deployment (rollout.strategy must be gradual), a drain, spot nodes "
+    "taken back.",
+    ("{{signal}}", each(series("stops_total"), "signal")),
+)
+line(7)
+lines(
+    8, "Groups at the Pushgateway",
+    "One for each pod that was not swept yet. Bad: they grow, and the oldest finished hours ago: `leasehold sweep` does not run.",
+    ("groups", f"count({series('build_info')})"),
+    ("hours since the oldest finished", f"(time() - min({series('run_finished_timestamp_seconds')})) / 3600"),
+)
+bars(
+    8, "What was not told",
+    "Pushes that failed (a later one tells), and log lines that were lost. Bad: more than a few. Pushes: is the Pushgateway "
+    "overloaded, does it refuse (its log)? Lines: whoever reads the pods' output is too slow.",
+    ("failed pushes", each(series("pushes_total", 'result="failed"'))), ("lost log lines", each(series("log_lines_dropped_total"))),
+)
+table(
+    8, "Versions", "Of the pods of the chosen time. Bad: an old one long after a deployment.",
+    ("pods", f"count by (namespace, queue, version) (last_over_time({series('build_info')}[$__range]))", "short"),
+)
+
+row("Platform: KEDA, Kubernetes, SQS (where they are scraped)", 8)
+lines(
+    6, "What KEDA counts",
+    "Bad: none, while messages wait (its role, the queue's URL, the region), or a number that never changes (its errors beside).",
+    ("{{queue}}", f"max by (queue) ({KEDA})"),
+    ("active: {{scaledObject}}", 'max by (scaledObject) (keda_scaler_active{type="scaledjob"})'),
+)
+lines(
+    6, "KEDA's errors and delays",
+    "Errors per second, seconds to ask SQS, seconds that its loop is late. Bad: any error: `kubectl describe scaledjob`, and the "
+    "operator's log.",
+    ("asking for {{scaledObject}}", 'sum by (scaledObject) (rate(keda_scaler_detail_errors_total{type="scaledjob"}[$__rate_interval]))'),
+    ("{{scaledJob}}", "sum by (scaledJob) (rate(keda_scaled_job_errors_total[$__rate_interval]))"),
+    ("seconds to ask", 'max(keda_scaler_metrics_latency_seconds{type="scaledjob"})'),
+    ("seconds late", 'max(keda_internal_scale_loop_latency_seconds{type="scaledjob"})'),
+)
+lines(
+    6, "Pods of ScaledJobs by phase",
+    "Bad: Pending for long: no node has room, the image cannot be pulled, a volume is missing. `kubectl describe pod` says it.",
+    ("{{phase}}", f"sum by (phase) (kube_pod_status_phase * on (namespace, pod) group_left () ({OF_SCALED_JOBS}))"),
+)
+lines(
+    6, "Why their containers wait, or ended",
+    "Bad: OOMKilled: raise the memory limit. ImagePullBackOff: the image's name, the registry. CreateContainerConfigError: a "
+    "Secret or ConfigMap is missing. Error is any exit code but 0, see 'Exit codes of the pods'.",
+    ("{{reason}}", 'sum by (reason) (kube_pod_container_status_terminated_reason{reason!="Completed"}'
+                   f" * on (namespace, pod) group_left () ({OF_SCALED_JOBS})) > 0"),
+    ("waits: {{reason}}", "sum by (reason) (kube_pod_container_status_waiting_reason"
+                          f" * on (namespace, pod) group_left () ({OF_SCALED_JOBS})) > 0"),
+)
+line(8)
+lines(
+    8, "Queue depth",
+    "By CloudWatch, some minutes old. Bad: visible grows; or in flight stays although no pod is at work: pods died with messages, "
+    "which come back when their visibility timeouts end.",
+    ("visible: {{queue}}", f"max by (queue) ({cloudwatch('approximate_number_of_messages_visible')})"),
+    ("in flight: {{queue}}", f"max by (queue) ({cloudwatch('approximate_number_of_messages_not_visible')})"),
+)
+lines(
+    8, "Age of the oldest message",
+    "By CloudWatch. Bad: near the queue's retention period, after which SQS drops messages silently.",
+    ("{{queue}}", f"max by (queue) ({cloudwatch('approximate_age_of_oldest_message', statistics='average|maximum')})"), unit="s",
+)
+lines(
+    8, "Dead letters",
+    "By CloudWatch: visible messages of queues with dlq or dead-letter in their name. Bad: any. Read why (--attempts), repair, redrive.",
+    ("{{queue}}", f"max by (queue) ({cloudwatch('approximate_number_of_messages_visible', queues='.*(dlq|dead-letter).*')})"),
+)
+
+
+def variable(name, label, values):
+    """Of several values, or all: then also those of pods that do not have the label."""
+    return {"name": name, "label": label, "type": "query", "datasource": PROMETHEUS, "query": {"query": values, "refId": name},
+            "definition": values, "refresh": 2, "sort": 1, "multi": True, "includeAll": True, "allValue": ".*",
+            "current": {"text": ["All"], "value": ["$__all"]}}
+
+
+dashboard = {
+    "uid": "leasehold",
+    "title": "leasehold",
+    "description": "Jobs that KEDA starts for messages about S3 objects. Counts are of the chosen time, true also for pods that lived seconds.",
+    "tags": ["keda", "leasehold", "sqs"],
+    "schemaVersion": 39,
+    "editable": True,
+    "graphTooltip": 1,
+    "refresh": "1m",
+    "time": {"from": "now-6h", "to": "now"},
+    "templating": {"list": [
+        {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
+        variable("namespace", "Namespace", "label_values(leasehold_build_info, namespace)"),
+        variable("queue", "Queue", 'label_values(leasehold_build_info{namespace=~"$namespace"}, queue)'),
+        variable("job_type", "Job type", f"label_values(leasehold_messages_processed_total{{{CHOSEN}}}, job_type)"),
+    ]},
+    "annotations": {"list": [
+        {"name": "Stops", "datasource": PROMETHEUS, "enable": True, "iconColor": "orange", "step": "2m",
+         "expr": f"{each(series('stops_total'), 'namespace, queue, signal')} > 0", "titleFormat": "{{signal}}",
+         "textFormat": "pods of {{queue}} were asked to stop", "tagKeys": "namespace,queue"},
+    ]},
+    "panels": panels,
+}
+
+Path(__file__).with_name("dashboard.json").write_text(json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n")
