@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::job::route::EventFilter;
+use crate::job_types::JobTypesFile;
 use crate::ports::place::{Place, Template};
 use crate::telemetry::logs::LogFormat;
 use crate::work::fetch::MissingObject;
@@ -27,6 +30,8 @@ pub enum Action {
     Run(Box<RunArgs>),
     /// The same without AWS: every file of a folder becomes an object and a message
     Local(Box<LocalArgs>),
+    /// Print the JSON Schema of the file that --job-types reads, for editors
+    Schema,
     /// Copy this program into a folder, for a container whose image does not have it
     Install(InstallArgs),
     /// Delete from a Pushgateway what pods left there that are gone
@@ -137,7 +142,7 @@ pub struct InstallArgs {
     pub folder: PathBuf,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct WorkArgs {
     /// How the message is kept invisible to others while the work runs
     #[arg(long, env = "LEASEHOLD_VISIBILITY", value_enum, default_value = "heartbeat", help_heading = LEASE)]
@@ -182,6 +187,10 @@ pub struct WorkArgs {
     /// How much may be in there, as an emptyDir's sizeLimit says it; what does not fit is not fetched [default: what is free]
     #[arg(long, env = "LEASEHOLD_WORK_DIR_LIMIT", value_name = "SIZE", value_parser = size, help_heading = WORK)]
     pub work_dir_limit: Option<ByteSize>,
+
+    /// A file of job types: commands and settings for some of the messages, YAML or TOML
+    #[arg(long, env = "LEASEHOLD_JOB_TYPES", value_name = "FILE", value_parser = JobTypesFile::load, help_heading = WORK)]
+    pub job_types: Option<JobTypesFile>,
 
     /// How the command gets the object
     #[arg(long, env = "LEASEHOLD_INPUT", value_enum, default_value = "file", help_heading = WORK)]
@@ -239,8 +248,8 @@ pub struct WorkArgs {
     #[arg(long, env = "LEASEHOLD_TERMINATION_LOG", value_name = "FILE", help_heading = REPORT)]
     pub termination_log: Option<PathBuf>,
 
-    /// What to run on each object
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// What to run on each object; with --job-types on those of no job type, or on none
+    #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
@@ -252,7 +261,8 @@ const RETRY: &str = "Retry";
 const REPORT: &str = "Report";
 const METRICS: &str = "Metrics and probes";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum VisibilityArg {
     /// A short lease, extended at each third of it
     Heartbeat,
@@ -260,7 +270,8 @@ pub enum VisibilityArg {
     Fixed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum InputArg {
     /// As a file, whose path is in JOB_INPUT
     File,
@@ -276,7 +287,8 @@ pub enum OnStopArg {
     Expire,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum RetryArg {
     Backoff,
     Expire,
@@ -349,7 +361,7 @@ pub fn host_name() -> String {
     name.unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+pub fn time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))
 }
 

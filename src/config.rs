@@ -1,6 +1,7 @@
 //! Settings that have been checked: against their own limits, against each other, and against what SQS and
 //! the pod allow. Pure: what is wrong is found before anything is received.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use crate::cli::{
 };
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
-use crate::job::route::{CommandLine, Input, Limits, Task};
+use crate::job::route::{CommandLine, EventFilter, Input, JobType, Limits, Match, Task};
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
+use crate::job_types::{Entry, MatchEntry, Time};
 use crate::ports::place::{Place, Template};
 use crate::ports::{http, sqs};
 use crate::telemetry::logs::{Identity, LogFormat};
@@ -62,6 +64,18 @@ pub enum ConfigError {
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
     RetryTooLong(Duration),
+    #[error("job type {name}: {why}")]
+    JobType { name: String, why: Box<Self> },
+    #[error("--job-types: the file has none")]
+    NoJobTypes,
+    #[error("--job-types: {0} is the name of two")]
+    SameName(String),
+    #[error("--job-types: {name} is never reached: {other}, which is before it, takes every message")]
+    NeverReached { name: String, other: String },
+    #[error("it has no command, and COMMAND is not given for all")]
+    NoCommand,
+    #[error("it matches {event}, which is no work: messages about it are deleted unless --events {events} names it")]
+    EventIsNoWork { event: &'static str, events: EventFilter },
     #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
     PermanentExitCode(i32, &'static str),
     #[error("--pushgateway {0:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091")]
@@ -218,79 +232,44 @@ impl TryFrom<LocalArgs> for LocalConfig {
     }
 }
 
-fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, ConfigError> {
-    let visibility = args.visibility_timeout;
+fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, ConfigError> {
+    let entries = args.job_types.take().map(|file| file.job_types);
     let wait = args.wait.unwrap_or(defaults.wait);
-    for (flag, value) in [("--visibility-timeout", visibility), ("--wait", wait)] {
-        if value.subsec_nanos() > 0 {
-            return Err(ConfigError::Fraction { flag, value });
-        }
-    }
-    if visibility < SHORTEST_VISIBILITY {
-        return Err(ConfigError::VisibilityTooShort(visibility));
-    }
-    if visibility > CEILING {
-        return Err(ConfigError::VisibilityTooLong(visibility));
+    if wait.subsec_nanos() > 0 {
+        return Err(ConfigError::Fraction { flag: "--wait", value: wait });
     }
     if args.max_messages == 0 {
         return Err(ConfigError::Zero("max-messages"));
     }
-    if args.max_duration.is_zero() {
-        return Err(ConfigError::Zero("max-duration"));
+    if args.termination_grace.is_zero() {
+        return Err(ConfigError::Zero("termination-grace"));
     }
-
-    if let Some(stall_timeout) = args.stall_timeout {
-        if stall_timeout.is_zero() {
-            return Err(ConfigError::Zero("stall-timeout"));
-        }
-        if stall_timeout >= args.max_duration {
-            return Err(ConfigError::StallTimeout { stall_timeout, max_duration: args.max_duration });
-        }
-    }
-
+    let reserve = (args.termination_grace / 3).min(LONGEST_RESERVE);
     // The lease counts from before the request: a request no longer than a third of it leaves time to work.
-    let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(visibility / 3).as_secs());
-    let polling = Polling { wait, longest_poll, give_up: args.receive_give_up };
-    let (stop_grace, stop) = stop_budget(&args, longest_poll)?;
-
-    let kept_for_the_stop = stop_grace + stop.reserve + longest_poll + SECOND;
-    let most = CEILING.saturating_sub(kept_for_the_stop);
-    if args.max_duration > most {
-        return Err(ConfigError::MaxDuration { max_duration: args.max_duration, most });
+    let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(args.visibility_timeout / 3).as_secs());
+    let limits = limits(&args, defaults, reserve, longest_poll)?;
+    if longest_poll + reserve > args.termination_grace {
+        return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace: args.termination_grace });
     }
-    let strategy = match args.visibility {
-        VisibilityArg::Heartbeat => Strategy::Heartbeat,
-        VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(args.max_duration + stop_grace + stop.reserve)),
+    let job_types = match entries {
+        Some(entries) => job_types(entries, &args, defaults, reserve, longest_poll)?,
+        None => Vec::new(),
     };
-    let retry = retry_policy(&args, defaults)?;
-    if args.accept_raw && args.input == InputArg::None {
-        return Err(ConfigError::NoInput);
-    }
+    let task = task(&args, Task::DEFAULT.to_owned(), true)?;
 
-    let mut command = args.command.into_iter();
     Ok(WorkConfig {
         settings: Settings {
             policy: Policy {
                 events: args.events,
                 accept_raw: args.accept_raw,
-                task: Arc::new(Task {
-                    command: CommandLine {
-                        program: command.next().expect("clap requires COMMAND"),
-                        args: command.collect(),
-                    },
-                    input: match args.input {
-                        InputArg::File => Input::File,
-                        InputArg::Stdin => Input::Stdin,
-                        InputArg::None => Input::None,
-                    },
-                    stall_timeout: args.stall_timeout,
-                }),
-                limits: Limits { strategy, visibility, max_duration: args.max_duration, stop_grace, retry },
+                job_types,
+                task: task.map(Arc::new),
+                limits,
                 max_messages: args.max_messages,
                 fifo,
             },
-            polling,
-            stop,
+            polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
+            stop: StopBudget { reserve },
         },
         fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets, ..FetchPolicy::default() },
         work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
@@ -300,21 +279,136 @@ fn work(args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, C
     })
 }
 
-/// What the command gets of the pod's grace, and what is kept: every stop path fits it, or the run is not begun.
-fn stop_budget(args: &WorkArgs, longest_poll: Duration) -> Result<(Duration, StopBudget), ConfigError> {
-    let termination_grace = args.termination_grace;
-    if termination_grace.is_zero() {
-        return Err(ConfigError::Zero("termination-grace"));
+/// Each job type is the flags, less what it says otherwise: so the same holds for it as for them.
+fn job_types(
+    entries: Vec<Entry>,
+    args: &WorkArgs,
+    defaults: &Defaults,
+    reserve: Duration,
+    longest_poll: Duration,
+) -> Result<Vec<JobType>, ConfigError> {
+    let mut job_types: Vec<JobType> = Vec::new();
+    for entry in entries {
+        let name = entry.name.0.clone();
+        if job_types.iter().any(|other| other.task.name == name) {
+            return Err(ConfigError::SameName(name));
+        }
+        if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
+            return Err(ConfigError::NeverReached { name, other: other.task.name.clone() });
+        }
+        let job_type = job_type(entry, args.clone(), defaults, reserve, longest_poll);
+        job_types.push(job_type.map_err(|why| ConfigError::JobType { name, why: Box::new(why) })?);
     }
-    let reserve = (termination_grace / 3).min(LONGEST_RESERVE);
-    let grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(reserve));
-    if grace + reserve > termination_grace {
-        return Err(ConfigError::StopGrace { stop_grace: grace, reserve, termination_grace });
+    if job_types.is_empty() { Err(ConfigError::NoJobTypes) } else { Ok(job_types) }
+}
+
+fn job_type(
+    entry: Entry,
+    mut args: WorkArgs,
+    defaults: &Defaults,
+    reserve: Duration,
+    longest_poll: Duration,
+) -> Result<JobType, ConfigError> {
+    // Destructured, so that no field can be forgotten.
+    let Entry {
+        name,
+        r#match: MatchEntry { bucket, key, event },
+        command,
+        input,
+        visibility,
+        visibility_timeout,
+        max_duration,
+        stall_timeout,
+        stop_grace,
+        retry,
+        retry_min,
+        retry_max,
+        permanent_exit_codes,
+    } = entry;
+    let matches = Match { bucket, key: key.map(|key| key.0), event: event.map(|events| events.0) };
+    if let Some(event) = matches.event.as_ref().and_then(|events| args.events.first_not_covered(events)) {
+        return Err(ConfigError::EventIsNoWork { event, events: args.events });
     }
-    if longest_poll + reserve > termination_grace {
-        return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace });
+    let time = |time: Option<Time>| time.map(|time| time.0);
+    args.command = command.map_or(args.command, |words| words.into_iter().map(OsString::from).collect());
+    args.input = input.unwrap_or(args.input);
+    args.visibility = visibility.unwrap_or(args.visibility);
+    args.visibility_timeout = time(visibility_timeout).unwrap_or(args.visibility_timeout);
+    args.max_duration = time(max_duration).unwrap_or(args.max_duration);
+    // That of the flags need not fit a type whose work is short.
+    args.stall_timeout = time(stall_timeout).or(args.stall_timeout.filter(|inherited| *inherited < args.max_duration));
+    args.stop_grace = time(stop_grace).or(args.stop_grace);
+    args.retry = retry.unwrap_or(args.retry);
+    args.retry_min = time(retry_min).or(args.retry_min);
+    args.retry_max = time(retry_max).or(args.retry_max);
+    if let Some(codes) = permanent_exit_codes {
+        args.permanent_exit_codes = codes.into_iter().map(i32::from).collect();
     }
-    Ok((grace, StopBudget { reserve }))
+    let limits = limits(&args, defaults, reserve, longest_poll)?;
+    let task = task(&args, name.0, matches.takes_all())?.ok_or(ConfigError::NoCommand)?;
+    Ok(JobType { matches, task: Arc::new(task), limits })
+}
+
+/// What is run; `None` without a command.
+fn task(args: &WorkArgs, name: String, may_get_bodies: bool) -> Result<Option<Task>, ConfigError> {
+    if args.accept_raw && may_get_bodies && args.input == InputArg::None {
+        return Err(ConfigError::NoInput);
+    }
+    let Some((program, words)) = args.command.split_first() else { return Ok(None) };
+    Ok(Some(Task {
+        name,
+        command: CommandLine { program: program.clone(), args: words.to_vec() },
+        input: match args.input {
+            InputArg::File => Input::File,
+            InputArg::Stdin => Input::Stdin,
+            InputArg::None => Input::None,
+        },
+        stall_timeout: args.stall_timeout,
+    }))
+}
+
+/// Every stop path fits the pod's grace and SQS's ceiling, or the run is not begun.
+fn limits(
+    args: &WorkArgs,
+    defaults: &Defaults,
+    reserve: Duration,
+    longest_poll: Duration,
+) -> Result<Limits, ConfigError> {
+    let WorkArgs { max_duration, termination_grace, .. } = *args;
+    let visibility = args.visibility_timeout;
+    if visibility.subsec_nanos() > 0 {
+        return Err(ConfigError::Fraction { flag: "--visibility-timeout", value: visibility });
+    }
+    if visibility < SHORTEST_VISIBILITY {
+        return Err(ConfigError::VisibilityTooShort(visibility));
+    }
+    if visibility > CEILING {
+        return Err(ConfigError::VisibilityTooLong(visibility));
+    }
+    if max_duration.is_zero() {
+        return Err(ConfigError::Zero("max-duration"));
+    }
+    if let Some(stall_timeout) = args.stall_timeout {
+        if stall_timeout.is_zero() {
+            return Err(ConfigError::Zero("stall-timeout"));
+        }
+        if stall_timeout >= max_duration {
+            return Err(ConfigError::StallTimeout { stall_timeout, max_duration });
+        }
+    }
+    let stop_grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(reserve));
+    if stop_grace + reserve > termination_grace {
+        return Err(ConfigError::StopGrace { stop_grace, reserve, termination_grace });
+    }
+    let most = CEILING.saturating_sub(stop_grace + reserve + longest_poll + SECOND);
+    if max_duration > most {
+        return Err(ConfigError::MaxDuration { max_duration, most });
+    }
+    let strategy = match args.visibility {
+        VisibilityArg::Heartbeat => Strategy::Heartbeat,
+        VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(max_duration + stop_grace + reserve)),
+    };
+    Ok(Limits { strategy, visibility, max_duration, stop_grace, retry: retry_policy(args, defaults)? })
 }
 
 fn retry_policy(args: &WorkArgs, defaults: &Defaults) -> Result<RetryPolicy, ConfigError> {

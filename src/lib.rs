@@ -18,7 +18,7 @@
 //! - [`ports`] is the world, in our own words, and its adapters: SQS, S3, processes; a queue in memory
 //!   and a folder as a bucket, which obey the same rules.
 //! - [`telemetry`] is what a run tells: logs, metrics, the termination message, the probes' answers.
-//! - [`cli`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
+//! - [`cli`], [`job_types`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
 //!   into an image that does not have it.
 //!
 //! Architecture invariant: `job ← ports ← work ← actors ← main`; `tests/architecture.rs` holds the walls.
@@ -28,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod install;
 pub mod job;
+pub mod job_types;
 pub mod local;
 pub mod ports;
 pub mod telemetry;

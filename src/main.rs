@@ -11,7 +11,9 @@ use leasehold::actors::vitals::Vitals;
 use leasehold::cli::{self, Action, Cli};
 use leasehold::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use leasehold::install::install;
+use leasehold::job::lifecycle::Policy;
 use leasehold::job::verdict::RunOutcome;
+use leasehold::job_types::JobTypesFile;
 use leasehold::local;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::http::Http;
@@ -60,6 +62,11 @@ fn main() -> ExitCode {
                 termination_log.write(&misconfigured(&why));
                 refuse(&why)
             })
+        }
+        Action::Schema => {
+            let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
+            println!("{schema}");
+            ExitCode::SUCCESS
         }
         Action::Local(args) => LocalConfig::try_from(*args)
             .map_err(|error| error.to_string())
@@ -214,7 +221,10 @@ fn run_local(config: LocalConfig) -> Result<ExitCode, String> {
 
 /// What can be seen to be wrong before a message is received costs no message an attempt.
 fn check(work: &WorkConfig) -> Result<(), String> {
-    find_program(&work.settings.policy.task.command.program).map_err(|error| error.to_string())?;
+    let Policy { task, job_types, .. } = &work.settings.policy;
+    for task in task.iter().chain(job_types.iter().map(|it| &it.task)) {
+        find_program(&task.command.program).map_err(|error| error.to_string())?;
+    }
     check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
 }
 

@@ -66,7 +66,7 @@ async fn the_command_gets_its_input_as_was_asked_for() {
     for input in [Input::File, Input::Stdin, Input::None] {
         let (queue, command) = (queue(), exits(0));
         let mut journey = Journey::new(&queue, &command);
-        journey.settings.policy.task = Task { input, ..task() }.into();
+        journey.settings.policy.task = Some(Arc::new(Task { input, ..task() }));
         assert_eq!(journey.run().await.outcomes(), ["succeeded"]);
         let path = command.got("JOB_INPUT").pop().map(PathBuf::from);
         assert_eq!(path.is_some(), input != Input::None);
@@ -82,7 +82,7 @@ async fn an_object_that_is_not_wanted_is_not_fetched_and_yet_only_of_our_buckets
         let mut journey = Journey::new(&queue, &command);
         let gone = Err(FetchError::Missing("404".to_owned()));
         journey.store = Arc::new(FakeStore { answer: gone, ..FakeStore::default() });
-        journey.settings.policy.task = Task { input: Input::None, ..task() }.into();
+        journey.settings.policy.task = Some(Arc::new(Task { input: Input::None, ..task() }));
         journey.fetch.buckets = buckets;
         assert_eq!(journey.run().await.outcomes(), [outcome]);
     }
@@ -162,7 +162,7 @@ async fn work_over_its_limit_is_halted_and_retried() {
 async fn a_command_that_gives_no_sign_of_life_any_more_is_halted_and_retried() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Prints(50 * S, 3)));
     let mut journey = Journey::new(&queue, &command);
-    journey.settings.policy.task = Task { stall_timeout: Some(MINUTE), ..task() }.into();
+    journey.settings.policy.task = Some(Arc::new(Task { stall_timeout: Some(MINUTE), ..task() }));
     let started = Instant::now();
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stalled"], 1));
@@ -177,7 +177,7 @@ async fn progress_is_a_sign_of_life_and_is_told() {
     let body = include_str!("fixtures/s3-many-records.json");
     let (queue, command) = (queue_with(&[body]), FakeCommand::new(Does::Progresses(50 * S, 2)));
     let mut journey = Journey::new(&queue, &command);
-    journey.settings.policy.task = Task { stall_timeout: Some(MINUTE), ..task() }.into();
+    journey.settings.policy.task = Some(Arc::new(Task { stall_timeout: Some(MINUTE), ..task() }));
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 2));
     let progress = |share| Progress { share: Some(share), text: Some("loading".to_owned()) };

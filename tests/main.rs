@@ -9,6 +9,7 @@ mod chaos;
 mod deploy;
 mod end_to_end;
 mod idempotency;
+mod job_types;
 mod journey;
 mod lifecycle_table;
 mod metrics;

@@ -32,11 +32,13 @@ fuzz_target!(|bytes: &[u8]| {
     let policy = Policy {
         events: events.clone(),
         accept_raw: false,
-        task: Arc::new(Task {
+        job_types: Vec::new(),
+        task: Some(Arc::new(Task {
+            name: Task::DEFAULT.to_owned(),
             command: CommandLine { program: "true".into(), args: Vec::new() },
             input: Input::File,
             stall_timeout: None,
-        }),
+        })),
         limits: Limits {
             strategy: Strategy::Heartbeat,
             visibility: Duration::from_secs(120),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::delivery::Received;
 use super::notification::parse;
 use super::report::{Ended, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
-use super::route::{Content, EventFilter, Limits, Route, Task, route};
+use super::route::{Content, EventFilter, JobType, Limits, Route, Task, job_type, route};
 use super::verdict::{
     Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement, Verdict,
 };
@@ -28,7 +28,9 @@ pub struct Policy {
     pub events: EventFilter,
     /// Is a body that is no S3 notification work as it is?
     pub accept_raw: bool,
-    pub task: Arc<Task>,
+    pub job_types: Vec<JobType>,
+    /// For messages of no job type; without it they are kept.
+    pub task: Option<Arc<Task>>,
     pub limits: Limits,
     pub max_messages: u32,
     /// A FIFO queue keeps the rest of a group waiting behind a kept message: this pod leaves then.
@@ -164,6 +166,9 @@ struct InHand {
     received: Received,
     /// `None` if there is nothing to work on.
     content: Option<Content>,
+    /// `None` if there is nothing to run.
+    task: Option<Arc<Task>>,
+    limits: Limits,
     exit: Option<Exit>,
     said: Option<String>,
     progress: Option<Progress>,
@@ -272,7 +277,7 @@ impl Run {
             }
             Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
-                let verdict = self.policy.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
+                let verdict = hand.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
                 hand.processed(*processed);
                 self.settle(hand, verdict)
             }
@@ -389,21 +394,37 @@ impl Run {
             Err(_) if self.policy.accept_raw => Ok(Route::Work(Content::Body)),
             Err(why) => Err(why),
         };
-        let (content, verdict) = match routed {
-            Ok(Route::Work(content)) => (Some(content), None),
+        let mut limits = self.policy.limits.clone();
+        let (content, task, verdict) = match routed {
+            Ok(Route::Work(content)) => {
+                let picked = job_type(&self.policy.job_types, &content).and_then(|job_type| {
+                    limits = job_type.map_or(&self.policy.limits, |it| &it.limits).clone();
+                    let task = job_type.map(|it| &it.task).or(self.policy.task.as_ref());
+                    task.cloned().ok_or_else(|| "none takes it, and there is no command for all others".to_owned())
+                });
+                match picked {
+                    Ok(task) => (Some(content), Some(task), None),
+                    Err(why) => {
+                        let verdict = limits.retry.keep(&received.delivery, KeepReason::NoJobType(why));
+                        (Some(content), None, Some(verdict))
+                    }
+                }
+            }
             Ok(Route::Nothing(why)) => {
-                (None, Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
+                (None, None, Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
             }
             Err(why) => {
                 let why = KeepReason::NotANotification(why.to_string());
-                (None, Some(self.policy.limits.retry.keep(&received.delivery, why)))
+                (None, None, Some(limits.retry.keep(&received.delivery, why)))
             }
         };
-        let hold = Effect::Hold(Box::new(received.clone()), self.policy.limits.clone());
+        let hold = Effect::Hold(Box::new(received.clone()), limits.clone());
         let hand = InHand {
             spent: Spent { receive: received.received_at.saturating_sub(received.asked_at), ..Spent::default() },
             received,
             content,
+            task,
+            limits,
             exit: None,
             said: None,
             progress: None,
@@ -419,13 +440,12 @@ impl Run {
         } else if let Some(verdict) = verdict {
             self.settle(hand, verdict)
         } else {
-            let content = hand.content.clone().expect("what is not settled is worked on");
             let work = Work {
                 received: hand.received.clone(),
-                content,
-                task: self.policy.task.clone(),
-                stop_grace: self.policy.limits.stop_grace,
-                deadline_at: hand.received.received_at + self.policy.limits.max_duration,
+                content: hand.content.clone().expect("what is not settled is worked on"),
+                task: hand.task.clone().expect("what is worked on has a task"),
+                stop_grace: hand.limits.stop_grace,
+                deadline_at: hand.received.received_at + hand.limits.max_duration,
             };
             self.go(Phase::Processing(hand), vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)])
         };
@@ -453,7 +473,7 @@ impl Run {
         if why == KeepReason::ActorDied(Role::VisibilityHeartbeat) {
             return self.settled(hand, Settlement::Kept(why, Return::Unknown));
         }
-        let verdict = self.policy.limits.retry.keep(&hand.received.delivery, why);
+        let verdict = hand.limits.retry.keep(&hand.received.delivery, why);
         self.settle(hand, verdict)
     }
 
@@ -521,7 +541,8 @@ impl Run {
 
 impl InHand {
     fn subject(&self) -> Subject {
-        Subject::new(&self.received, self.content.as_ref().map_or(&[], Content::records))
+        let records = self.content.as_ref().map_or(&[][..], Content::records);
+        Subject::new(&self.received, records, self.task.as_ref().map(|task| task.name.clone()))
     }
 
     /// To be told once.

@@ -96,12 +96,14 @@ pub struct Subject {
     pub traceparent: Option<String>,
     /// SHA-256 of the body in hexadecimal; the body itself is told to nobody.
     pub body_sha256: String,
+    /// `default` if there is no other; `None` if there is nothing to run.
+    pub job_type: Option<String>,
     /// The objects to work on, in order; empty if there is nothing to do.
     pub objects: Vec<Object>,
 }
 
 impl Subject {
-    pub(super) fn new(received: &Received, records: &[Record]) -> Self {
+    pub(super) fn new(received: &Received, records: &[Record], job_type: Option<String>) -> Self {
         let delivery = &received.delivery;
         Self {
             message_id: delivery.message_id.clone(),
@@ -110,6 +112,7 @@ impl Subject {
             sent_at: delivery.sent_at,
             traceparent: delivery.traceparent.clone(),
             body_sha256: hex::encode(Sha256::digest(&delivery.body)),
+            job_type,
             objects: records.iter().map(|record| record.object.clone()).collect(),
         }
     }

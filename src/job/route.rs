@@ -1,9 +1,12 @@
-//! 3 Routed: which of the records are work, what is run on them, and within which limits.
+//! 3 Routed: which of the records are work, of which job type they are, so what is run on them and within which limits.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use globset::{GlobBuilder, GlobMatcher};
 
 use super::lease::Strategy;
 use super::notification::{Notification, Record};
@@ -60,6 +63,11 @@ impl EventFilter {
             None => event == *asked,
         })
     }
+
+    /// The first event that the other asks for and this does not.
+    pub fn first_not_covered(&self, other: &Self) -> Option<&'static str> {
+        other.0.iter().find(|asked| !self.is_work(asked)).copied()
+    }
 }
 
 /// There is an object to work on: it was created, or it came back from an archive.
@@ -105,13 +113,90 @@ fn known(name: &str) -> Result<&'static str, BadEventFilter> {
     Err(BadEventFilter::Unknown { name: name.to_owned(), nearest })
 }
 
+/// Messages of a kind, and how they are worked on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobType {
+    pub matches: Match,
+    pub task: Arc<Task>,
+    pub limits: Limits,
+}
+
+/// Which messages: all that is said must be so.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Match {
+    pub bucket: Option<String>,
+    pub key: Option<KeyGlob>,
+    pub event: Option<EventFilter>,
+}
+
+impl Match {
+    /// Does it leave nothing for others?
+    pub fn takes_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn takes(&self, Record { event, object }: &Record) -> bool {
+        self.bucket.as_ref().is_none_or(|bucket| *bucket == object.bucket)
+            && self.key.as_ref().is_none_or(|key| key.0.is_match(&object.key))
+            && self.event.as_ref().is_none_or(|events| events.is_work(event))
+    }
+}
+
+/// A pattern for a whole key: `*` and `?` stand for what is within one folder, `**` for folders.
+#[derive(Clone)]
+pub struct KeyGlob(GlobMatcher);
+
+impl FromStr for KeyGlob {
+    type Err = String;
+
+    fn from_str(glob: &str) -> Result<Self, String> {
+        let glob = GlobBuilder::new(glob).literal_separator(true).build().map_err(|error| error.to_string())?;
+        Ok(Self(glob.compile_matcher()))
+    }
+}
+
+impl PartialEq for KeyGlob {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.glob() == other.0.glob()
+    }
+}
+
+impl fmt::Debug for KeyGlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0.glob().glob())
+    }
+}
+
+/// The first of them that takes a message; `None` if none does. A message is one piece of work, so all its objects
+/// must be of one type: the error says which are not. A body has no object, so only a type that takes all takes it.
+pub fn job_type<'a>(types: &'a [JobType], content: &Content) -> Result<Option<&'a JobType>, String> {
+    let records = match content {
+        Content::Objects(records) => records,
+        Content::Body => return Ok(types.iter().find(|it| it.matches.takes_all())),
+    };
+    let mut taken = records.iter().map(|record| types.iter().find(|it| it.matches.takes(record)));
+    let first = taken.next().flatten();
+    let name = |it: Option<&JobType>| it.map_or(Task::DEFAULT, |it| it.task.name.as_str()).to_owned();
+    match taken.map(name).find(|other| *other != name(first)) {
+        None => Ok(first),
+        Some(other) => Err(format!("its objects are of different job types, {} and {other}", name(first))),
+    }
+}
+
 /// What is run on a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
+    /// The job type's, or [`Task::DEFAULT`].
+    pub name: String,
     pub command: CommandLine,
     pub input: Input,
     /// How long the command may give no sign of life; for ever if `None`.
     pub stall_timeout: Option<Duration>,
+}
+
+impl Task {
+    /// The name of what is run on messages of no job type.
+    pub const DEFAULT: &str = "default";
 }
 
 /// The user's command.
@@ -201,7 +286,9 @@ mod tests {
         ] {
             assert_eq!(created.is_work(event), is_work, "{event}");
         }
+        assert_eq!(created.first_not_covered(&filter("ObjectCreated:Copy").unwrap()), None);
         let put = filter("ObjectCreated:Put").unwrap();
+        assert_eq!(put.first_not_covered(&created), Some("ObjectCreated:*"));
         assert!(put.is_work("ObjectCreated:Put") && !put.is_work("ObjectCreated:PutTagging"));
     }
 

@@ -113,6 +113,8 @@ pub enum Completion {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeepReason {
     NotANotification(String),
+    /// No command is for this message.
+    NoJobType(String),
     FetchFailed(String),
     Unreadable(String),
     CommandNotStarted(String),
@@ -146,6 +148,7 @@ impl KeepReason {
     pub fn label(&self) -> &'static str {
         match self {
             Self::NotANotification(_) => "not_a_notification",
+            Self::NoJobType(_) => "no_job_type",
             Self::FetchFailed(_) => "fetch_failed",
             Self::Unreadable(_) => "unreadable",
             Self::CommandNotStarted(_) => "command_not_started",
@@ -168,7 +171,7 @@ impl KeepReason {
     /// The exit code of a run whose last kept message was kept for this reason (sysexits(3) where it has a word).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NotANotification(_) | Self::Unreadable(_) | Self::Permanent(_) => 65,
+            Self::NotANotification(_) | Self::NoJobType(_) | Self::Unreadable(_) | Self::Permanent(_) => 65,
             Self::FetchFailed(_)
             | Self::PublishFailed(_)
             | Self::NotRecorded(_)
@@ -190,6 +193,7 @@ impl KeepReason {
                 true
             }
             Self::NotANotification(_)
+            | Self::NoJobType(_)
             | Self::FetchFailed(_)
             | Self::Unreadable(_)
             | Self::CommandNotStarted(_)
@@ -209,6 +213,7 @@ impl fmt::Display for KeepReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotANotification(why) => write!(f, "the message is no S3 notification: {why}"),
+            Self::NoJobType(why) => write!(f, "the message is of no job type: {why}"),
             Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
             Self::Unreadable(why) => write!(f, "the object cannot be read: {why}"),
             Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
@@ -376,12 +381,13 @@ impl RetryPolicy {
                 OnStop::Expire => Release::Expire,
             },
             // Waiting makes nothing better, so the dead-letter queue may have it soon.
-            KeepReason::NotANotification(_) | KeepReason::Unreadable(_) | KeepReason::Permanent(_) => {
-                match self.retry {
-                    Retry::Backoff { min, .. } => Release::After(min),
-                    Retry::Expire => Release::Expire,
-                }
-            }
+            KeepReason::NotANotification(_)
+            | KeepReason::NoJobType(_)
+            | KeepReason::Unreadable(_)
+            | KeepReason::Permanent(_) => match self.retry {
+                Retry::Backoff { min, .. } => Release::After(min),
+                Retry::Expire => Release::Expire,
+            },
             KeepReason::FetchFailed(_)
             | KeepReason::CommandNotStarted(_)
             | KeepReason::CommandFailed(_)

@@ -59,6 +59,7 @@ impl AttemptHistory {
             "pod_name": self.identity.pod_name,
             "bucket": object.map(|object| &object.bucket),
             "key": object.map(|object| &object.key),
+            "job_type": subject.job_type,
             "outcome": ended.outcome(),
             "exit_code": ended.exit.and_then(exit_code),
             "signal": ended.exit.and_then(signal),

@@ -14,13 +14,11 @@ use prometheus::{
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::job::report::{Ended, Noted, Progressed, Subject};
+use crate::job::route::Task;
 use crate::job::verdict::{KeepReason, Return, Settlement};
 
 /// How many series one pod of one job type has at most.
 pub const MOST_SERIES: usize = 60;
-
-/// The job type of messages that no entry of a file of job types claims.
-const DEFAULT_JOB_TYPE: &str = "default";
 
 /// The metrics of one process.
 pub struct Metrics {
@@ -196,16 +194,16 @@ impl Metrics {
 
     pub fn progressed(&self, progressed: &Progressed) {
         if let Some(share) = progressed.progress.share {
-            self.progress.with_label_values(&[DEFAULT_JOB_TYPE]).set(share);
+            self.progress.with_label_values(&[job_type(&progressed.subject)]).set(share);
         }
     }
 
     pub fn ended(&self, ended: &Ended) {
         let Ended { subject, settlement, spent, .. } = ended;
-        let job_type = DEFAULT_JOB_TYPE;
+        let job_type = job_type(subject);
         self.messages_in_flight.dec();
         self.messages_processed.with_label_values(&[job_type, ended.outcome()]).inc();
-        if !subject.objects.is_empty() {
+        if subject.job_type.is_some() {
             self.processing_duration.with_label_values(&[job_type]).observe(seconds(spent.total));
             let bytes: u64 = subject.objects.iter().filter_map(|object| object.size).sum();
             #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
@@ -331,4 +329,9 @@ fn seconds(duration: Duration) -> f64 {
 
 fn unix(at: SystemTime) -> f64 {
     seconds(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+/// A message with nothing to run counts among those of no job type.
+fn job_type(subject: &Subject) -> &str {
+    subject.job_type.as_deref().unwrap_or(Task::DEFAULT)
 }

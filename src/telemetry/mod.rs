@@ -96,6 +96,7 @@ pub fn log_started(subject: &Subject) {
         key = object.map(|object| object.key.as_str()),
         size = object.and_then(|object| object.size),
         objects = subject.objects.len(),
+        job_type = subject.job_type,
         body_sha256 = subject.body_sha256,
         trace_id = trace_id(subject),
         "message started"
@@ -118,6 +119,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 key = object.map(|object| object.key.as_str()),
                 size = object.and_then(|object| object.size),
                 objects = subject.objects.len(),
+                job_type = subject.job_type,
                 body_sha256 = subject.body_sha256,
                 trace_id = trace_id(subject),
                 outcome = ended.outcome(),

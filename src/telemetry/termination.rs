@@ -62,6 +62,7 @@ impl TerminationMessage {
             ("bucket", json!(object.map(|object| &object.bucket))),
             ("key", json!(object.map(|object| &object.key))),
             ("error", json!(ended.error())),
+            ("job_type", json!(subject.job_type)),
             ("size", json!(object.and_then(|object| object.size))),
             ("body_sha256", json!(subject.body_sha256)),
         ];

@@ -14,7 +14,7 @@ use super::workspace::Workspace;
 use crate::job::delivery::Received;
 use crate::job::notification::Record;
 use crate::job::report::Progress;
-use crate::job::route::Input;
+use crate::job::route::{Input, Task};
 use crate::job::verdict::Said;
 
 /// What a command is told about its job.
@@ -23,7 +23,7 @@ pub struct Given<'a> {
     pub received: &'a Received,
     /// `None` if the body itself is the work.
     pub record: Option<&'a Record>,
-    pub input: Input,
+    pub task: &'a Task,
     /// When the work will be halted.
     pub deadline: SystemTime,
     pub space: &'a Workspace,
@@ -67,6 +67,7 @@ impl Given<'_> {
         let facts = [
             ("version", json!(1)),
             ("id", json!(self.job_id)),
+            ("type", json!(self.task.name)),
             ("message_id", json!(delivery.message_id.as_str())),
             ("event", json!(event)),
             ("bucket", json!(object.map(|object| &object.bucket))),
@@ -78,7 +79,7 @@ impl Given<'_> {
             ("max_receive_count", json!(redrive.max_receive_count())),
             ("final_attempt", json!(redrive.is_final(delivery.receive_count))),
             ("deadline", json!(humantime::format_rfc3339_seconds(self.deadline).to_string())),
-            ("input", if self.input == Input::None { Value::Null } else { path(&self.space.input()) }),
+            ("input", if self.task.input == Input::None { Value::Null } else { path(&self.space.input()) }),
             ("output_dir", if self.publishes { path(&self.space.output()) } else { Value::Null }),
             ("result_file", path(&self.space.result_file())),
         ];

@@ -198,7 +198,7 @@ impl Bench {
             job_id: &self.job_id,
             received: &work.received,
             record,
-            input: *how,
+            task: &work.task,
             deadline: self.wall_clock(work.deadline_at),
             space,
             // Results are named after an object.
@@ -231,7 +231,7 @@ impl Bench {
             let results = Results {
                 object: &record.object,
                 message_id: &work.received.delivery.message_id,
-                job_type: JOB_TYPE,
+                job_type: &work.task.name,
                 directory: &output,
             };
             // It ends by itself when it is halted: what is half published is cleaned up.
@@ -260,9 +260,6 @@ impl Bench {
         SystemTime::now() + at.saturating_sub(self.clock.now())
     }
 }
-
-/// The type of all jobs.
-const JOB_TYPE: &str = "default";
 
 async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::select! {

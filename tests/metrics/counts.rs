@@ -30,6 +30,7 @@ fn subject(receive_count: u32) -> Subject {
         sequencer: None,
     };
     Subject {
+        job_type: Some("default".to_owned()),
         message_id: MessageId::new("m"),
         receive_count,
         redrive: Redrive::DeadLetter { max_receive_count: 3, queue: "orders-dlq".to_owned() },

@@ -13,7 +13,7 @@ use leasehold::cli::{Action, Cli};
 use leasehold::config::RunConfig;
 
 /// What `leasehold run` makes of these flags: the settings, or its complaint.
-fn configured(flags: &str) -> Result<RunConfig, String> {
+pub fn configured(flags: &str) -> Result<RunConfig, String> {
     use clap::Parser;
     let start = ["leasehold", "run", "--queue-url", "http://localhost:4566/000000000000/q"];
     let words = start.into_iter().chain(flags.split_whitespace()).chain(["--", "true"]);

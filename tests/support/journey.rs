@@ -73,7 +73,7 @@ pub fn throttled() -> VisibilityError {
 /// A command called `command`, without any flags.
 pub fn task() -> Task {
     let command = CommandLine { program: "command".into(), args: Vec::new() };
-    Task { command, input: Input::File, stall_timeout: None }
+    Task { name: Task::DEFAULT.to_owned(), command, input: Input::File, stall_timeout: None }
 }
 
 /// The settings of a run without any flags.
@@ -82,7 +82,8 @@ pub fn settings() -> Settings {
         policy: Policy {
             events: EventFilter::default(),
             accept_raw: false,
-            task: Arc::new(task()),
+            job_types: Vec::new(),
+            task: Some(Arc::new(task())),
             limits: Limits {
                 strategy: Strategy::Heartbeat,
                 visibility: VISIBILITY,

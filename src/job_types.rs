@@ -1,0 +1,132 @@
+//! The file of job types (`--job-types`), as it is written. What it says is checked against everything else in
+//! [`crate::config`].
+
+use std::path::Path;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::Deserialize;
+
+use crate::cli::{InputArg, RetryArg, VisibilityArg};
+use crate::job::route::{BadEventFilter, EventFilter, KeyGlob, Task};
+
+/// What leasehold does with which messages: the first job type that matches a message says how it is worked on.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(title = "leasehold's job types")]
+pub struct JobTypesFile {
+    #[schemars(length(min = 1))]
+    pub job_types: Vec<Entry>,
+}
+
+/// A job type. What it does not say is as the flag of the same name says.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Entry {
+    pub name: Name,
+    #[serde(default)]
+    pub r#match: MatchEntry,
+    /// What to run on each object, as a list: the program and its arguments.
+    #[schemars(length(min = 1))]
+    pub command: Option<Vec<String>>,
+    pub input: Option<InputArg>,
+    pub visibility: Option<VisibilityArg>,
+    pub visibility_timeout: Option<Time>,
+    pub max_duration: Option<Time>,
+    pub stall_timeout: Option<Time>,
+    pub stop_grace: Option<Time>,
+    pub retry: Option<RetryArg>,
+    pub retry_min: Option<Time>,
+    pub retry_max: Option<Time>,
+    /// Exit codes with which the command says that this input will never work.
+    pub permanent_exit_codes: Option<Vec<u8>>,
+}
+
+/// Which messages: all that is said must be so. Where nothing is said, every message.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MatchEntry {
+    /// A bucket's name.
+    pub bucket: Option<String>,
+    pub key: Option<Key>,
+    pub event: Option<Events>,
+}
+
+/// The type's name in logs and metrics, and in JOB_TYPE.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$"))]
+pub struct Name(pub String);
+
+/// A pattern for the whole key: `*` and `?` stand for what is within one folder, `**` for folders, `{a,b}` for either.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String")]
+pub struct Key(pub KeyGlob);
+
+/// S3's names of events, as for `--events`: `ObjectCreated:*,ObjectRestore:Completed`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String")]
+pub struct Events(pub EventFilter);
+
+/// A length of time, such as `90s`, `10m` or `2h30m`.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+pub struct Time(pub Duration);
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !(1..=63).contains(&name.len()) || !name.chars().all(is_plain) {
+            return Err("a name is 1 to 63 letters, digits, dots, hyphens or underscores");
+        }
+        if name == Task::DEFAULT {
+            return Err("the name default is that of messages of no job type");
+        }
+        Ok(Self(name))
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = String;
+
+    fn try_from(glob: String) -> Result<Self, String> {
+        glob.parse().map(Self)
+    }
+}
+
+impl TryFrom<String> for Events {
+    type Error = BadEventFilter;
+
+    fn try_from(events: String) -> Result<Self, BadEventFilter> {
+        events.parse().map(Self)
+    }
+}
+
+impl TryFrom<String> for Time {
+    type Error = String;
+
+    fn try_from(time: String) -> Result<Self, String> {
+        crate::cli::time(&time).map(Self)
+    }
+}
+
+impl JobTypesFile {
+    /// YAML or TOML, by the file's name. The error says what is wrong, and in which line and column.
+    pub fn load(path: &str) -> Result<Self, String> {
+        let read = || std::fs::read_to_string(path).map_err(|error| error.to_string());
+        match Path::new(path).extension().and_then(|extension| extension.to_str()) {
+            Some("yaml" | "yml") => serde_saphyr::from_str(&read()?).map_err(|error| error.to_string()),
+            Some("toml") => toml::from_str(&read()?).map_err(|error| error.to_string()),
+            Some(_) | None => Err("expected a file whose name ends in .yaml, .yml or .toml".to_owned()),
+        }
+    }
+
+    /// JSON Schema, for editors.
+    pub fn schema() -> Schema {
+        schema_for!(Self)
+    }
+}

@@ -1,0 +1,297 @@
+//! Job types: what their file may say, which message is of which, and that what they say takes effect.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use leasehold::cli::Cli;
+use leasehold::job::lease::Strategy;
+use leasehold::job::notification::{Object, Record};
+use leasehold::job::route::{CommandLine, Content, Input, JobType, Limits, Match, Task, job_type};
+use leasehold::job::verdict::{Retry, RunOutcome};
+use leasehold::job_types::JobTypesFile;
+use leasehold::ports::Queue;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::scenarios::configured;
+use crate::support::cloud::Cloud;
+use crate::support::journey::{
+    Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_with, settings, task,
+};
+use crate::support::object_created;
+
+const YAML: &str = "examples/job-types.yaml";
+const TOML: &str = "examples/job-types.toml";
+
+#[test]
+fn the_schema_tells_an_editor_what_may_be_written() {
+    let schema = serde_json::to_value(JobTypesFile::schema()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let sample: toml::Value = toml::from_str(&fs::read_to_string(TOML).unwrap()).unwrap();
+    let sample = serde_json::to_value(sample).unwrap();
+    let complaints: Vec<_> = validator.iter_errors(&sample).map(|error| error.to_string()).collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+    for (name, nonsense) in
+        [("visibilty", json!("fixed")), ("visibility", json!("never")), ("name", json!("a b")), ("command", json!([]))]
+    {
+        let mut sample = sample.clone();
+        sample["job-types"][0][name] = nonsense;
+        assert!(!validator.is_valid(&sample), "{name}");
+    }
+    insta::assert_snapshot!("schema", serde_json::to_string_pretty(&schema).unwrap());
+}
+
+#[test]
+fn yaml_and_toml_say_the_same() {
+    let config = |file| configured(&format!("--job-types {file}")).unwrap().work.settings.policy.job_types;
+    let types = config(YAML);
+    assert_eq!(types, config(TOML));
+    let [videos, exports] = &types[..] else { panic!("{types:?}") };
+    let Limits { strategy, visibility, max_duration, stop_grace, .. } = videos.limits;
+    assert_eq!((strategy, visibility, max_duration), (Strategy::Heartbeat, 5 * MINUTE, 6 * 60 * MINUTE));
+    assert_eq!((stop_grace, videos.task.stall_timeout), (20 * S, Some(10 * MINUTE)));
+    assert_eq!(videos.limits.retry.permanent_exit_codes, [65, 66]);
+    // Fifteen seconds of it are the stop's.
+    assert_eq!(exports.limits.strategy, Strategy::Fixed(105 * S));
+    assert_eq!((exports.limits.retry.retry, exports.limits.stop_grace), (Retry::Expire, 5 * S));
+    let command = CommandLine { program: "python3".into(), args: vec!["load.py".into(), "--fast".into()] };
+    assert_eq!((exports.task.input, &exports.task.command), (Input::Stdin, &command));
+}
+
+#[test]
+fn with_job_types_there_need_be_no_command_for_all_other_messages() {
+    let run =
+        |flags: &str| Cli::try_parse_from(["leasehold", "run", "--queue-url", "q"].into_iter().chain(flags.split(' ')));
+    assert!(run("--job-types examples/job-types.yaml").is_ok());
+    assert!(run("--wait 1s").unwrap_err().to_string().contains("<COMMAND>"));
+}
+
+/// What is refused in a file of job types, and where; `flags` are what else is asked for.
+fn refused(name: &str, text: &str, flags: &str) -> String {
+    let room = tempfile::tempdir().unwrap();
+    let file = room.path().join(name);
+    fs::write(&file, text).unwrap();
+    configured(&format!("--job-types {} {flags}", file.display())).unwrap_err()
+}
+
+#[test]
+fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
+    for (line, place, complaint) in [
+        ("visibilty: fixed", "line 3 column 5", "unknown field `visibilty`, expected one of name, match,"),
+        ("visibility: never", "line 3 column 17", "unknown variant `never`, expected one of heartbeat, fixed"),
+        ("max-duration: soon", "line 3 column 19", "write for example 90s, 10m or 2h30m"),
+        ("match: { event: ObjectCreate:x }", "line 3 column 21", "did you mean ObjectCreated:*?"),
+        ("match: { key: 'in/[.pdf' }", "line 3 column 19", "unclosed character class"),
+        ("permanent-exit-codes: [256]", "line 3 column 28", "u8"),
+        ("name: twice", "line 3 column 5", "duplicate"),
+        ("command: python3", "line 3 column 14", "sequence"),
+    ] {
+        let complained = refused("types.yaml", &format!("job-types:\n  - name: one\n    {line}\n"), "");
+        assert!(complained.contains(place) && complained.contains(complaint), "{line}: {complained}");
+        assert!(complained.contains("types.yaml") && complained.contains("--job-types"), "{complained}");
+    }
+    let complained = refused("types.yaml", "job-types:\n  - name: default\n", "");
+    assert!(complained.contains("line 2 column 11") && complained.contains("no job type"), "{complained}");
+    let complained = refused("types.toml", "[[job-types]]\nname = \"one\"\nmax-duration = \"soon\"\n", "");
+    assert!(complained.contains("line 3, column 16") && complained.contains("2h30m"), "{complained}");
+    assert!(refused("types.json", "{}", "").contains(".yaml, .yml or .toml"));
+    assert!(configured("--job-types /nonexistent/types.yaml").unwrap_err().contains("No such file"));
+}
+
+#[test]
+fn what_holds_for_the_flags_holds_for_each_job_type() {
+    for (line, flags, complaint) in [
+        ("visibility-timeout: 2s", "", "job type one: --visibility-timeout 2s is under 3s"),
+        ("visibility-timeout: 2500ms", "", "job type one: --visibility-timeout 2s 500ms has a fraction"),
+        ("max-duration: 12h", "", "job type one: --max-duration 12h is over"),
+        ("stop-grace: 29s", "", "job type one: --stop-grace 29s does not fit"),
+        ("stall-timeout: 10m", "", "job type one: --stall-timeout 10m has no effect"),
+        ("retry-min: 1h", "--retry-max 1m", "job type one: --retry-min 1h is over --retry-max 1m"),
+        ("permanent-exit-codes: [75]", "", "job type one: --permanent-exit-codes: 75 cannot be permanent"),
+        ("input: none", "--accept-raw", "job type one: --accept-raw gives"),
+        ("command: []", "", "job type one: it has no command, and COMMAND is not given for all"),
+        (
+            "match: { event: 'ObjectRemoved:*' }",
+            "",
+            "job type one: it matches ObjectRemoved:*, which is no work: messages about it are deleted unless \
+             --events ObjectCreated:*,ObjectRestore:Completed names it",
+        ),
+    ] {
+        let text = format!("job-types:\n  - name: one\n    {line}\n");
+        let complained = refused("types.yaml", &text, flags);
+        assert!(complained.contains(complaint), "{line}: {complained}");
+    }
+    let two = |second: &str| format!("job-types:\n  - name: one\n  - name: {second}\n");
+    assert!(refused("types.yaml", &two("one"), "").contains("one is the name of two"));
+    assert!(refused("types.yaml", &two("two"), "").contains("two is never reached: one"));
+    assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has none"));
+}
+
+fn typed(name: &str, matches: Match) -> JobType {
+    JobType { matches, task: Arc::new(Task { name: name.to_owned(), ..task() }), limits: settings().policy.limits }
+}
+
+fn by_key(name: &str, glob: &str) -> JobType {
+    typed(name, Match { key: Some(glob.parse().unwrap()), ..Match::default() })
+}
+
+fn record(bucket: &str, key: &str, event: &str) -> Record {
+    let object = Object {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        version_id: None,
+        etag: None,
+        size: None,
+        sequencer: None,
+    };
+    Record { event: event.to_owned(), object }
+}
+
+#[test]
+fn the_first_that_matches_in_all_that_it_says_takes_the_message() {
+    let types = [
+        typed("b", Match { bucket: Some("b".to_owned()), ..Match::default() }),
+        typed("put", Match { event: Some("ObjectCreated:Put".parse().unwrap()), ..by_key("", "in/*").matches }),
+        by_key("csv", "**/*.{csv,tsv}"),
+        by_key("flat", "in/?"),
+    ];
+    for (bucket, key, event, name) in [
+        ("b", "in/x.csv", "ObjectCreated:Put", Some("b")),
+        ("a", "in/x.csv", "ObjectCreated:Put", Some("put")),
+        ("a", "in/x.csv", "ObjectCreated:Copy", Some("csv")),
+        ("a", "in/deep/x.tsv", "ObjectCreated:Put", Some("csv")),
+        ("a", "x.csv", "ObjectCreated:Copy", Some("csv")),
+        ("a", "in/x", "ObjectCreated:Copy", Some("flat")),
+        ("a", "in/xy", "ObjectCreated:Copy", None),
+        ("a", "in/deep/x", "ObjectCreated:Put", None),
+        ("B", "", "ObjectCreated:Put", None),
+    ] {
+        let content = Content::Objects(vec![record(bucket, key, event)]);
+        let taken = job_type(&types, &content).unwrap();
+        assert_eq!(taken.map(|it| it.task.name.as_str()), name, "{bucket} {key} {event}");
+    }
+}
+
+#[test]
+fn a_message_is_of_one_job_type_or_refused() {
+    let types = [by_key("csv", "*.csv"), by_key("pdf", "*.pdf")];
+    let of = |keys: &[&str]| {
+        let records = keys.iter().map(|key| record("b", key, "ObjectCreated:Put")).collect();
+        let taken = job_type(&types, &Content::Objects(records));
+        taken.map(|it| it.map(|it| it.task.name.clone()))
+    };
+    assert_eq!(of(&["a.csv", "b.csv"]), Ok(Some("csv".to_owned())));
+    assert_eq!(of(&["a", "b"]), Ok(None));
+    let mixed = |a: &str, b: &str| Err(format!("its objects are of different job types, {a} and {b}"));
+    assert_eq!(of(&["a.csv", "b.csv", "c.pdf"]), mixed("csv", "pdf"));
+    assert_eq!(of(&["a.csv", "b"]), mixed("csv", "default"));
+    assert_eq!(of(&["a", "b.pdf"]), mixed("default", "pdf"));
+}
+
+#[test]
+fn only_a_job_type_that_takes_everything_takes_a_body() {
+    let (csv, rest) = (by_key("csv", "**"), typed("rest", Match::default()));
+    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body), Ok(None));
+    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body), Ok(Some(&rest)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
+    let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(MINUTE, 0)));
+    let mut journey = Journey::new(&queue, &command);
+    let mut job_type = by_key("keys", "k");
+    job_type.task = Arc::new(Task {
+        name: "keys".to_owned(),
+        command: CommandLine { program: "special".into(), args: vec!["--fast".into()] },
+        input: Input::None,
+        stall_timeout: None,
+    });
+    job_type.limits.max_duration = 3 * MINUTE;
+    job_type.limits.stop_grace = 7 * S;
+    job_type.limits.retry.retry = Retry::Backoff { min: 33 * S, max: 33 * S };
+    journey.settings.policy.job_types = vec![job_type];
+    let started = Instant::now();
+    let arrived = journey.run().await;
+    assert_eq!(arrived.outcomes(), ["timed_out"]);
+    assert_eq!(command.ended() - started, 3 * MINUTE + 7 * S, "its --max-duration and its --stop-grace");
+    assert_eq!(changes(&queue, started).last().map(|(_, delay)| *delay), Some(33 * S), "its --retry-min");
+    let ran = command.last().command;
+    assert_eq!((ran.program, ran.args, ran.stop_grace), ("special".into(), vec!["--fast".into()], 7 * S));
+    assert_eq!((command.got("JOB_TYPE"), command.got("JOB_INPUT")), (vec!["keys".to_owned()], vec![]));
+    assert_eq!(arrived.ended()[0].subject.job_type.as_deref(), Some("keys"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leases_of_a_job_type_are_as_long_as_it_says_from_the_first_beat_on() {
+    for visibility in [6 * S, 30 * MINUTE] {
+        let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
+        let mut journey = Journey::new(&queue, &command);
+        let mut job_type = by_key("keys", "k");
+        job_type.limits.visibility = visibility;
+        journey.settings.policy.job_types = vec![job_type];
+        let started = Instant::now();
+        let rival = tokio::spawn({
+            let queue = queue.clone();
+            async move {
+                sleep(S).await;
+                while started.elapsed() < 9 * MINUTE {
+                    assert_eq!(queue.receive(20 * S, VISIBILITY).await, Ok(None), "{:?}", started.elapsed());
+                }
+            }
+        });
+        assert_eq!(journey.run().await.outcomes(), ["succeeded"]);
+        rival.await.expect("nobody else gets it");
+        let changes = changes(&queue, started);
+        assert_eq!(changes[0], (Duration::ZERO, visibility));
+        let beats = 9 * MINUTE.as_secs() / (visibility / 3).as_secs();
+        assert!(changes.len() as u64 >= beats && changes.iter().all(|(_, to)| *to == visibility), "{changes:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_no_job_type_is_a_permanent_failure_if_there_is_no_command_for_it() {
+    let (queue, command) = (queue_with(&[&object_created("other")]), exits(0));
+    let mut journey = Journey::new(&queue, &command);
+    journey.settings.policy.job_types = vec![by_key("keys", "k")];
+    journey.settings.policy.task = None;
+    let arrived = journey.run().await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["no_job_type"], 65));
+    assert!(matches!(arrived.outcome, RunOutcome::Kept(_)));
+    assert_eq!((command.runs(), deletes(&queue), queue.counts().in_flight), (0, 0, 1));
+    let ended = &arrived.ended()[0];
+    assert_eq!(ended.subject.objects.len(), 1, "it is told which object nobody works on");
+    assert!(ended.error().is_some_and(|error| error.contains("no command for all others")));
+}
+
+#[tokio::test]
+async fn each_job_type_has_its_own_command() {
+    let cloud = Cloud::new(5).await;
+    let types = cloud.notes.path().join("types.yaml");
+    let text = r#"job-types:
+  - name: numbers
+    match: { key: "*.num" }
+    command: [sh, -c, 'echo "$JOB_TYPE" > numbers']
+  - name: words
+    match: { key: "in/**" }
+    command: [sh, -c, 'exit 66']
+    permanent-exit-codes: [66]
+"#;
+    fs::write(&types, text).unwrap();
+    let flags = format!("--job-types {} --retry-min 1s", types.display());
+    cloud.put("1.num", b"1").await;
+    let left = cloud.run(&flags, "exit 1").run_to(0).await;
+    assert_eq!(fs::read_to_string(cloud.notes.path().join("numbers")).unwrap(), "numbers\n");
+    assert_eq!(left.record("message deleted")["job_type"], "numbers");
+
+    cloud.put("in/a/word", b"w").await;
+    let left = cloud.run(&flags, "exit 1").run_to(65).await;
+    let kept = left.record("message kept");
+    assert_eq!((&kept["outcome"], &kept["job_type"]), (&"permanent".into(), &"words".into()));
+
+    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.put("other", b"o").await;
+    let left = cloud.run(&flags, "exit 0").run_to(0).await;
+    assert_eq!(left.record("message deleted")["job_type"], "default");
+}
