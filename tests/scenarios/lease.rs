@@ -177,10 +177,13 @@ async fn s07_a_visibility_shorter_than_a_beat_is_refused_and_the_period_is_deriv
         assert!(refused.contains("--visibility-timeout") && refused.contains("under 3s"), "{refused}");
     }
     for seconds in (3..=60).chain([600, 43_200]) {
-        let config = configured(&format!("--visibility-timeout {seconds}s")).unwrap();
-        let Limits { strategy, visibility, .. } = config.work.settings.policy.limits;
+        let settings = configured(&format!("--visibility-timeout {seconds}s --wait 10m")).unwrap().work.settings;
+        let Limits { strategy, visibility, .. } = settings.policy.limits;
         let beat = Lease::taken(strategy, visibility, Duration::ZERO).next_beat_at().unwrap();
         assert!(beat >= S && beat <= visibility / 3, "{visibility:?} is extended after {beat:?}");
+        // The lease counts from before the poll, which the queue answers within 20 s.
+        let poll = settings.polling.longest_poll;
+        assert!(poll >= S && poll <= visibility / 3 && poll <= 20 * S, "{visibility:?} is polled for {poll:?}");
     }
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
     let mut journey = Journey::new(&queue, &command);
