@@ -44,6 +44,10 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_QUEUE_URL", value_name = "URL")]
     pub queue_url: String,
 
+    /// How many messages to process side by side; --max-messages is how many in all
+    #[arg(long, env = "LEASEHOLD_CONCURRENCY", value_name = "N", default_value = "1", help_heading = RECEIVE)]
+    pub concurrency: usize,
+
     /// Read only from buckets of this account
     #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,

@@ -60,6 +60,8 @@ pub enum ConfigError {
     StallTimeout { stall_timeout: Duration, max_duration: Duration },
     #[error("--accept-raw gives the command the message's body, and --input none gives it nothing")]
     NoInput,
+    #[error("--concurrency {concurrency} has no effect: no more than --max-messages {max_messages} are received")]
+    Concurrency { concurrency: usize, max_messages: u32 },
     #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
@@ -96,6 +98,7 @@ fn show(duration: &Duration) -> String {
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
+    pub concurrency: usize,
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
     pub output: Option<Template>,
@@ -163,6 +166,7 @@ impl TryFrom<RunArgs> for RunConfig {
         let RunArgs {
             queue_url,
             expected_bucket_owner,
+            concurrency,
             output,
             idempotency,
             idempotency_key,
@@ -173,12 +177,19 @@ impl TryFrom<RunArgs> for RunConfig {
             listen,
             work: args,
         } = args;
+        if concurrency == 0 {
+            return Err(ConfigError::Zero("concurrency"));
+        }
+        if usize::try_from(args.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
+            return Err(ConfigError::Concurrency { concurrency, max_messages: args.max_messages });
+        }
         if push_interval < SECOND {
             return Err(ConfigError::PushInterval(push_interval));
         }
         Ok(Self {
             queue_url,
             expected_bucket_owner,
+            concurrency,
             output,
             idempotency,
             idempotency_key,

@@ -100,6 +100,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
     let RunConfig {
         queue_url,
         expected_bucket_owner,
+        concurrency,
         output,
         idempotency,
         idempotency_key,
@@ -162,7 +163,7 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             Pusher::start(pushgateway(gateway), metrics.clone(), namespace, work.identity.pod_name, push_interval)
         });
         let push_limit = work.settings.stop.push();
-        let outcome = supervisor::run(world, work.settings, stop.cancelled_owned()).await;
+        let outcome = supervisor::run_side_by_side(world, work.settings, concurrency, stop).await;
         metrics.finished(outcome.exit_code(), SystemTime::now());
         if let Some(pusher) = pusher {
             pusher.finish(push_limit).await;

@@ -119,6 +119,19 @@ async fn any_message_may_be_the_commands_standard_input() {
 }
 
 #[tokio::test]
+async fn several_messages_are_worked_on_side_by_side() {
+    let cloud = Cloud::new(5).await;
+    for n in 0..6 {
+        cloud.put(&format!("k{n}"), b"x").await;
+    }
+    // Each waits until there are three of them.
+    let script = r#"echo > "at-$JOB_KEY"; until [ $(ls at-* | wc -l) -ge 3 ]; do sleep 0.05; done; setsid sleep 600 &"#;
+    let left = cloud.run("--concurrency 3 --max-messages 5 --wait 1s", script).run_to(0).await;
+    let deleted = left.log.iter().filter(|record| record["message"] == "message deleted").count();
+    assert_eq!((deleted, cloud.counts().await), (5, (1, 0)));
+}
+
+#[tokio::test]
 async fn a_command_that_hangs_is_halted_and_its_progress_was_told() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
@@ -171,6 +184,8 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
         ("--termination-grace 9s", "--wait 10s does not fit"),
         ("--retry-min 1h --retry-max 1m", "--retry-min 1h is over --retry-max 1m"),
         ("--permanent-exit-codes 0", "--permanent-exit-codes: 0 cannot be permanent"),
+        ("--concurrency 0", "--concurrency must be more than nothing"),
+        ("--concurrency 2", "--concurrency 2 has no effect: no more than --max-messages 1"),
         ("--stall-timeout 0s", "--stall-timeout must be more than nothing"),
         ("--stall-timeout 10m", "--stall-timeout 10m has no effect"),
         ("--accept-raw --input none", "--input none gives it nothing"),

@@ -8,13 +8,13 @@ use leasehold::job::lease::Strategy;
 use leasehold::job::report::{Progress, Used};
 use leasehold::job::route::{Input, Task};
 use leasehold::job::verdict::{OnStop, Retry, RunOutcome};
-use leasehold::ports::memory::Fault;
+use leasehold::ports::memory::{Fault, MemoryQueue};
 use leasehold::ports::{FetchError, Queue};
 use tokio::time::{Instant, sleep};
 
 use crate::support::journey::{
-    Does, FakeCommand, FakeStore, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes, exits, queue, queue_with,
-    task, throttled,
+    Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes, exits, queue,
+    queue_with, task, throttled,
 };
 use crate::support::object_created;
 
@@ -205,6 +205,47 @@ async fn several_messages_are_drained_one_after_another() {
     assert_eq!(arrived.outcomes(), ["succeeded", "permanent", "succeeded"]);
     assert_eq!(arrived.outcome.exit_code(), 65);
     assert_eq!(queue.counts().visible, 1, "the fourth is for somebody else");
+}
+
+/// A journey of four at a time through so many messages.
+fn side_by_side(messages: usize, max_messages: u32, does: Does) -> (MemoryQueue, FakeCommand, Journey) {
+    let bodies: Vec<_> = (0..messages).map(|n| object_created(&format!("k{n}"))).collect();
+    let queue = queue_with(&bodies.iter().map(String::as_str).collect::<Vec<_>>());
+    let command = FakeCommand::new(does);
+    let mut journey = Journey::new(&queue, &command);
+    journey.settings.policy.max_messages = max_messages;
+    journey.concurrency = 4;
+    (queue, command, journey)
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_are_drained_side_by_side() {
+    let (queue, command, journey) = side_by_side(10, 100, Does::Exits(5 * S, 0));
+    let started = Instant::now();
+    let arrived = journey.run().await;
+    assert_eq!((arrived.outcome, command.runs()), (RunOutcome::Finished, 10));
+    assert!(queue.is_drained());
+    assert_eq!(command.ended() - started, 15 * S, "ten of 5 s, four at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn max_messages_is_how_many_are_received_in_all() {
+    for max_messages in [1, 6] {
+        let (queue, command, journey) = side_by_side(10, max_messages, Does::Exits(5 * S, 65));
+        let arrived = journey.run().await;
+        assert_eq!(arrived.outcome.exit_code(), 65);
+        assert_eq!((arrived.outcomes().len(), command.runs()), (max_messages as usize, max_messages as usize));
+        assert_eq!(queue.counts().visible, 10 - max_messages as usize, "the others were never received");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_of_several_takes_no_longer_than_of_one() {
+    let (queue, command, journey) = side_by_side(10, 100, Does::EndsOnTerm(15 * S, 0));
+    let arrived = journey.run_and_stop_after(7 * S).await;
+    assert_eq!((arrived.outcome.exit_code(), arrived.outcomes()), (143, vec!["stopped"; 4]));
+    assert!(arrived.took <= 7 * S + GRACE, "{:?}", arrived.took);
+    assert_eq!((command.runs(), deletes(&queue), queue.counts().visible), (4, 0, 10));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
@@ -34,6 +34,8 @@ pub struct Receiver {
     /// How long the message is hidden at first.
     pub visibility: Duration,
     pub polling: Polling,
+    /// A permit for each message that may be received.
+    pub left: Arc<Semaphore>,
 }
 
 /// How to ask.
@@ -100,7 +102,10 @@ impl Actor for Receiver {
 
 /// Asks until there is a message, the wait is over, or the errors do not end.
 async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCell<Redrive>>) -> Event {
-    let Receiver { queue, clock, visibility, polling, telemetry, .. } = receiver;
+    let Receiver { queue, clock, visibility, polling, telemetry, left: permits, .. } = receiver;
+    let Ok(permit) = permits.try_acquire() else {
+        return Event::QueueEmpty;
+    };
     let mut left = polling.wait;
     let mut failing_since = None;
     let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
@@ -109,6 +114,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCe
         let wait = left.min(polling.longest_poll);
         match queue.receive(wait, visibility).await {
             Ok(Some(delivery)) => {
+                permit.forget();
                 let received_at = clock.now();
                 let redrive = redrive.get_or_init(|| read_redrive(queue)).await.clone();
                 return Event::Received(Box::new(Received { delivery, asked_at, received_at, redrive }));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error};
 
@@ -79,11 +81,45 @@ pub struct World {
     pub vitals: Vitals,
 }
 
+/// So many runs side by side in one pod. They share the world, and together they receive `--max-messages`; each is
+/// stopped within the same budget, all at the same time.
+pub async fn run_side_by_side(
+    world: World,
+    settings: Settings,
+    concurrency: usize,
+    stop: CancellationToken,
+) -> RunOutcome {
+    let left = may_be_received(&settings);
+    let runs =
+        (0..concurrency).map(|_| run_of(world.clone(), settings.clone(), left.clone(), stop.clone().cancelled_owned()));
+    let mut runs: JoinSet<RunOutcome> = runs.collect();
+    let mut outcome = RunOutcome::Finished;
+    while let Some(ended) = runs.join_next().await {
+        outcome = outcome.and_then(ended.unwrap_or(RunOutcome::SupervisorDied));
+    }
+    outcome
+}
+
 /// One pod's run, from its first request for a message to its last word. `stop` is a request to stop in order.
 pub async fn run(world: World, settings: Settings, stop: impl Future<Output = ()> + Send + 'static) -> RunOutcome {
+    let left = may_be_received(&settings);
+    run_of(world, settings, left, stop).await
+}
+
+fn may_be_received(settings: &Settings) -> Arc<Semaphore> {
+    let most = usize::try_from(settings.policy.max_messages).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))
+}
+
+async fn run_of(
+    world: World,
+    settings: Settings,
+    left: Arc<Semaphore>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
     let vitals = world.vitals.clone();
-    let supervisor = Supervisor { world, settings };
+    let supervisor = Supervisor { world, settings, left };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
         return RunOutcome::SupervisorDied;
     };
@@ -144,6 +180,8 @@ impl TryFrom<Message> for Event {
 struct Supervisor {
     world: World,
     settings: Settings,
+    /// A permit for each message that may be received, by all runs of the pod together.
+    left: Arc<Semaphore>,
 }
 
 struct State {
@@ -205,7 +243,15 @@ impl Actor for Supervisor {
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
         let (processor, _) =
             Actor::spawn_linked(None, Processor { worker, supervisor: me.get_derived() }, (), cell.clone()).await?;
-        let receiver = Receiver { queue, clock, supervisor: me.get_derived(), telemetry, visibility, polling };
+        let receiver = Receiver {
+            queue,
+            clock,
+            supervisor: me.get_derived(),
+            telemetry,
+            visibility,
+            polling,
+            left: self.left.clone(),
+        };
         let (receiver, _) = Actor::spawn_linked(None, receiver, (), cell).await?;
 
         let mut state = State {

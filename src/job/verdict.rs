@@ -444,6 +444,19 @@ pub enum RunOutcome {
 }
 
 impl RunOutcome {
+    /// How several runs ended together, of which `other` ended last: the worst kind counts, and of two of a kind the last.
+    #[must_use]
+    pub fn and_then(self, other: Self) -> Self {
+        let badness = |outcome: &Self| match outcome {
+            Self::Finished => 0,
+            Self::Kept(_) => 1,
+            Self::ReceiveFailed(_) => 2,
+            Self::ActorDied(_) => 3,
+            Self::SupervisorDied => 4,
+        };
+        if badness(&self) > badness(&other) { self } else { other }
+    }
+
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Finished => 0,
@@ -530,6 +543,20 @@ mod tests {
         assert!(matches!(release, Some(Release::After(delay)) if (10 * S..=20 * S).contains(&delay)));
         assert_eq!(judged(Outcome::Failed(Failure::Exit(Exit::Signal(9), Said::default()))).1, 1);
         assert_eq!(judged(Outcome::Failed(Failure::Fetch("503".into()))).1, 75);
+    }
+
+    #[test]
+    fn of_several_runs_the_worst_counts_and_of_a_kind_the_last() {
+        use RunOutcome::{ActorDied, Finished, Kept, ReceiveFailed, SupervisorDied};
+        let failed = || ReceiveFailed(ReceiveFailure::GaveUp("503".into()));
+        let ascending = [Finished, Kept(KeepReason::Stopped), failed(), ActorDied(Role::Receiver), SupervisorDied];
+        for (i, better) in ascending.iter().enumerate() {
+            for worse in &ascending[i..] {
+                assert_eq!(better.clone().and_then(worse.clone()), *worse);
+                assert_eq!(worse.clone().and_then(better.clone()), *worse);
+            }
+        }
+        assert_eq!(Kept(KeepReason::Stopped).and_then(Kept(KeepReason::TimedOut)), Kept(KeepReason::TimedOut));
     }
 
     #[test]

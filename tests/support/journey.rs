@@ -34,6 +34,7 @@ use leasehold::work::workspace::WorkDir;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::object_created;
 use super::records::MemoryRecords;
@@ -336,6 +337,7 @@ pub struct Journey {
     pub outbox: Option<Arc<dyn Outbox>>,
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
+    pub concurrency: usize,
     /// Where finished work is recorded, if it is.
     pub records: Option<MemoryRecords>,
     work_dir: TempDir,
@@ -394,6 +396,7 @@ impl Journey {
             outbox: None,
             telemetry: Arc::default(),
             settings: settings(),
+            concurrency: 1,
             records: None,
             work_dir: tempfile::tempdir().expect("a temporary directory"),
         }
@@ -447,7 +450,19 @@ impl Journey {
             vitals: Vitals::default(),
         };
         let started = Instant::now();
-        let outcome = timeout(killed_after, supervisor::run(world, self.settings, stop)).await.ok()?;
+        let run = async {
+            if self.concurrency == 1 {
+                return supervisor::run(world, self.settings, stop).await;
+            }
+            let token = CancellationToken::new();
+            let stopper = token.clone();
+            let _stopper = AbortOnDropHandle::new(tokio::spawn(async move {
+                stop.await;
+                stopper.cancel();
+            }));
+            supervisor::run_side_by_side(world, self.settings, self.concurrency, token).await
+        };
+        let outcome = timeout(killed_after, run).await.ok()?;
         let left = std::fs::read_dir(self.work_dir.path()).expect("readable").count();
         assert_eq!(left, 0, "something was left in the work directory");
         Some(Arrived { outcome, took: started.elapsed(), telemetry })
