@@ -337,10 +337,10 @@ fn pauses() -> impl Iterator<Item = Duration> {
 /// In bytes; an object of this size or more is fetched by several streams.
 const PARALLEL_FROM: u64 = 64 << 20;
 
-const STREAMS: usize = 4;
+const STREAMS: usize = 8;
 
 /// What a stream takes at a time, in bytes.
-const PART: u64 = 16 << 20;
+const PART: u64 = 8 << 20;
 
 /// What is written at a time, in bytes, and less than a stream's next chunk more.
 const BATCH: u64 = 512 << 10;

@@ -539,7 +539,7 @@ async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
     assert!(fetched(&store, &object(None, None)).await.unwrap() == bytes, "they differ");
     let ranges = store.ranges();
     assert_eq!(ranges[0], 0..bytes.len() as u64);
-    let parts: Vec<_> = (1..4).map(|n: u64| bytes.len() as u64 - n * (16 << 20)).collect();
+    let parts: Vec<_> = (1..8).map(|n: u64| bytes.len() as u64 - n * (8 << 20)).collect();
     assert!(parts.iter().all(|start| ranges.iter().any(|range| range.start == *start)), "{ranges:?}");
 }
 
