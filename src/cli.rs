@@ -57,6 +57,14 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_OUTPUT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub output: Option<Template>,
 
+    /// Where partial state is kept: what the command wrote into JOB_CHECKPOINT_DIR is there again at the next attempt
+    #[arg(long, env = "LEASEHOLD_CHECKPOINT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
+    pub checkpoint: Option<Place>,
+
+    /// How often it is saved while the command runs [default: only when it ends without success]
+    #[arg(long, env = "LEASEHOLD_CHECKPOINT_INTERVAL", value_name = "TIME", value_parser = time, requires = "checkpoint", help_heading = WORK)]
+    pub checkpoint_interval: Option<Duration>,
+
     /// Where finished work is recorded, so that a redelivery of it is not done again
     #[arg(long, env = "LEASEHOLD_IDEMPOTENCY", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<Place>,

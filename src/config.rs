@@ -62,6 +62,11 @@ pub enum ConfigError {
     NoInput,
     #[error("--concurrency {concurrency} has no effect: no more than --max-messages {max_messages} are received")]
     Concurrency { concurrency: usize, max_messages: u32 },
+    #[error(
+        "--max-duration {} is over {}, which takes several deliveries: with --checkpoint each goes on from the one before, but only with --visibility heartbeat",
+        show(.max_duration), show(.most)
+    )]
+    FixedOverDeliveries { max_duration: Duration, most: Duration },
     #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
@@ -102,6 +107,8 @@ pub struct RunConfig {
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
     pub output: Option<Template>,
+    pub checkpoint: Option<Place>,
+    pub checkpoint_interval: Option<Duration>,
     pub idempotency: Option<Place>,
     /// A message attribute's name.
     pub idempotency_key: Option<String>,
@@ -154,6 +161,8 @@ struct Defaults {
     wait: Duration,
     retry_min: Duration,
     retry_max: Duration,
+    /// Can work go on at the next delivery?
+    resumes: bool,
 }
 
 impl TryFrom<RunArgs> for RunConfig {
@@ -161,13 +170,20 @@ impl TryFrom<RunArgs> for RunConfig {
 
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         sqs::check_queue_url(&args.queue_url).map_err(ConfigError::QueueUrl)?;
-        let defaults = Defaults { wait: SECOND * 10, retry_min: SECOND * 10, retry_max: MINUTE * 15 };
+        let defaults = Defaults {
+            wait: SECOND * 10,
+            retry_min: SECOND * 10,
+            retry_max: MINUTE * 15,
+            resumes: args.checkpoint.is_some(),
+        };
         let fifo = sqs::is_fifo(&args.queue_url);
         let RunArgs {
             queue_url,
             expected_bucket_owner,
             concurrency,
             output,
+            checkpoint,
+            checkpoint_interval,
             idempotency,
             idempotency_key,
             attempts,
@@ -183,6 +199,9 @@ impl TryFrom<RunArgs> for RunConfig {
         if usize::try_from(args.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
             return Err(ConfigError::Concurrency { concurrency, max_messages: args.max_messages });
         }
+        if checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
+            return Err(ConfigError::Zero("checkpoint-interval"));
+        }
         if push_interval < SECOND {
             return Err(ConfigError::PushInterval(push_interval));
         }
@@ -191,6 +210,8 @@ impl TryFrom<RunArgs> for RunConfig {
             expected_bucket_owner,
             concurrency,
             output,
+            checkpoint,
+            checkpoint_interval,
             idempotency,
             idempotency_key,
             attempts,
@@ -234,7 +255,7 @@ impl TryFrom<LocalArgs> for LocalConfig {
     type Error = ConfigError;
 
     fn try_from(args: LocalArgs) -> Result<Self, ConfigError> {
-        let defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: SECOND * 5 };
+        let defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: SECOND * 5, resumes: false };
         if args.concurrency == 0 {
             return Err(ConfigError::Zero("concurrency"));
         }
@@ -276,6 +297,7 @@ fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfi
                 job_types,
                 task: task.map(Arc::new),
                 limits,
+                resumes: defaults.resumes,
                 max_messages: args.max_messages,
                 fifo,
             },
@@ -413,7 +435,11 @@ fn limits(
     }
     let most = CEILING.saturating_sub(stop_grace + reserve + longest_poll + SECOND);
     if max_duration > most {
-        return Err(ConfigError::MaxDuration { max_duration, most });
+        match (defaults.resumes, args.visibility) {
+            (false, _) => return Err(ConfigError::MaxDuration { max_duration, most }),
+            (true, VisibilityArg::Fixed) => return Err(ConfigError::FixedOverDeliveries { max_duration, most }),
+            (true, VisibilityArg::Heartbeat) => {}
+        }
     }
     let strategy = match args.visibility {
         VisibilityArg::Heartbeat => Strategy::Heartbeat,

@@ -53,6 +53,7 @@ pub async fn run(
 
     let clock = Clock::start();
     let bench = Bench {
+        checkpoints: None,
         idempotency: None,
         store: Arc::new(folder),
         runner,

@@ -20,7 +20,7 @@ use leasehold::ports::http::Http;
 use leasehold::ports::process::{Processes, find_program};
 use leasehold::ports::s3::S3;
 use leasehold::ports::sqs::{self, Sqs};
-use leasehold::ports::{Outbox, Runner, aws};
+use leasehold::ports::{Outbox, Runner, Telemetry, aws};
 use leasehold::telemetry::Told;
 use leasehold::telemetry::attempts::AttemptHistory;
 use leasehold::telemetry::bars;
@@ -30,6 +30,7 @@ use leasehold::telemetry::metrics::Metrics;
 use leasehold::telemetry::push::{self, Pusher, Pushgateway, Swept};
 use leasehold::telemetry::termination::{TerminationLog, TerminationMessage};
 use leasehold::work::Bench;
+use leasehold::work::checkpoint::{Checkpoints, Forgetting};
 use leasehold::work::idempotency::Idempotency;
 use leasehold::work::publish::S3Outbox;
 use tokio::signal::unix::{SignalKind, signal};
@@ -102,6 +103,8 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         expected_bucket_owner,
         concurrency,
         output,
+        checkpoint,
+        checkpoint_interval,
         idempotency,
         idempotency_key,
         attempts,
@@ -141,7 +144,10 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             time_to_live: work.settings.policy.limits.visibility,
             clock,
         });
+        let checkpoints =
+            checkpoint.map(|place| Checkpoints { storage: s3.clone(), place, interval: checkpoint_interval, clock });
         let bench = Bench {
+            checkpoints: checkpoints.clone(),
             idempotency,
             store: s3.clone(),
             runner: runner()?,
@@ -151,10 +157,15 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
             job_id: work.identity.job_id,
             clock,
         };
+        let told = Told::new(work.termination_log, attempts, metrics.clone(), readiness);
+        let telemetry: Arc<dyn Telemetry> = match checkpoints {
+            Some(checkpoints) => Arc::new(Forgetting { checkpoints, told }),
+            None => Arc::new(told),
+        };
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(idempotency_key)),
             worker: Arc::new(bench),
-            telemetry: Arc::new(Told::new(work.termination_log, attempts, metrics.clone(), readiness)),
+            telemetry,
             clock,
             vitals,
         };

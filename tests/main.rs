@@ -6,6 +6,7 @@ mod support;
 
 mod architecture;
 mod chaos;
+mod checkpoint;
 mod deploy;
 mod end_to_end;
 mod idempotency;

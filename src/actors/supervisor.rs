@@ -334,6 +334,10 @@ impl Supervisor {
                     state.limit = Some(self.tell_when_over(me, limit, &state.limits));
                     true
                 }
+                Effect::Shorten(left) => {
+                    state.limit = Some(tell_after(me, left, Limit::Work));
+                    true
+                }
                 Effect::Leave(outcome) => {
                     state.limit = None;
                     self.stop_hands(hands).await;
@@ -359,11 +363,7 @@ impl Supervisor {
             Limit::Settle => stop.settle(),
             Limit::LastPoll => polling.longest_poll + stop.reap(),
         };
-        let me = me.clone();
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            tokio::time::sleep(length).await;
-            let _ = me.cast(Event::Overdue(limit).into());
-        }))
+        tell_after(me, length, limit)
     }
 
     /// In order, each within its limit: a hand that does not end by then is killed.
@@ -384,6 +384,14 @@ impl Supervisor {
             reporter.kill();
         }
     }
+}
+
+fn tell_after(me: &ActorRef<Message>, length: Duration, limit: Limit) -> AbortOnDropHandle<()> {
+    let me = me.clone();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        tokio::time::sleep(length).await;
+        let _ = me.cast(Event::Overdue(limit).into());
+    }))
 }
 
 #[cfg(test)]

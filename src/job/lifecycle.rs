@@ -32,6 +32,9 @@ pub struct Policy {
     /// For messages of no job type; without it they are kept.
     pub task: Option<Arc<Task>>,
     pub limits: Limits,
+    /// Is partial state kept, so that the next pod can go on when SQS's ceiling is near? `--max-duration` is the time of all
+    /// deliveries together then.
+    pub resumes: bool,
     pub max_messages: u32,
     /// A FIFO queue keeps the rest of a group waiting behind a kept message: this pod leaves then.
     pub fifo: bool,
@@ -43,6 +46,8 @@ pub enum Event {
     Received(Box<Received>),
     QueueEmpty,
     ReceiveFailed(ReceiveFailure),
+    /// The work goes on from a checkpoint, after earlier deliveries worked so long.
+    Resumed(Duration),
     /// The command says how far it is.
     Progressed(Progress),
     /// The command printed nothing and made no progress for as long as `--stall-timeout`.
@@ -101,6 +106,8 @@ pub enum Effect {
     /// The stop has begun: issue no delete any more, retry none, and settle within the reserve.
     Withdraw,
     Await(Limit),
+    /// The work that is awaited has only so much time left.
+    Shorten(Duration),
     Report(Report),
     Leave(RunOutcome),
 }
@@ -255,6 +262,7 @@ impl Run {
                 self.leave(None)
             }
             Event::StopRequested
+            | Event::Resumed(_)
             | Event::Progressed(_)
             | Event::Stalled
             | Event::Processed(_)
@@ -270,6 +278,11 @@ impl Run {
     /// The work runs.
     fn processing(mut self, mut hand: InHand, event: Event) -> Step {
         match event {
+            Event::Resumed(worked) => {
+                let deadline_at = hand.received.received_at + hand.limits.max_duration;
+                let left = deadline_at.saturating_sub(worked + self.now);
+                self.go(Phase::Processing(hand), vec![Effect::Shorten(left)])
+            }
             Event::Progressed(progress) => {
                 hand.progress = Some(progress.clone());
                 let progressed = Progressed { subject: hand.subject(), progress };
@@ -282,6 +295,7 @@ impl Run {
                 self.settle(hand, verdict)
             }
             Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)),
+            Event::LeaseExhausted if self.policy.resumes => self.halt(hand, KeepReason::HandedOver),
             Event::LeaseExhausted => self.halt(hand, KeepReason::LeaseExhausted),
             Event::Overdue(Limit::Work) => self.halt(hand, KeepReason::TimedOut),
             Event::StopRequested => {
@@ -338,6 +352,7 @@ impl Run {
             Event::Received(_)
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
+            | Event::Resumed(_)
             | Event::Progressed(_)
             | Event::Stalled
             | Event::LeaseLost(_)
@@ -375,6 +390,7 @@ impl Run {
             | Event::Received(_)
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
+            | Event::Resumed(_)
             | Event::Progressed(_)
             | Event::Stalled
             | Event::Processed(_)

@@ -138,6 +138,8 @@ pub enum KeepReason {
     LostAfterSuccess,
     /// Near SQS's ceiling of 12 hours.
     LeaseExhausted,
+    /// Near SQS's ceiling of 12 hours, and the next pod goes on from the checkpoint.
+    HandedOver,
     /// We were asked to stop.
     Stopped,
     ActorDied(Role),
@@ -163,6 +165,7 @@ impl KeepReason {
             Self::LeaseLost(_) => "lease_lost",
             Self::LostAfterSuccess => "lost_after_success",
             Self::LeaseExhausted => "lease_exhausted",
+            Self::HandedOver => "handed_over",
             Self::Stopped => "stopped",
             Self::ActorDied(_) => "actor_died",
         }
@@ -179,7 +182,8 @@ impl KeepReason {
             | Self::Temporary
             | Self::LeaseLost(_)
             | Self::LostAfterSuccess
-            | Self::LeaseExhausted => 75,
+            | Self::LeaseExhausted
+            | Self::HandedOver => 75,
             Self::CommandNotStarted(_) | Self::CommandFailed(_) | Self::TimedOut | Self::Stalled => 1,
             Self::Stopped => 143,
             Self::ActorDied(_) => 70,
@@ -189,9 +193,12 @@ impl KeepReason {
     /// Is there no more sense in working for this pod?
     pub fn ends_the_run(&self) -> bool {
         match self {
-            Self::LeaseLost(_) | Self::LostAfterSuccess | Self::LeaseExhausted | Self::Stopped | Self::ActorDied(_) => {
-                true
-            }
+            Self::LeaseLost(_)
+            | Self::LostAfterSuccess
+            | Self::LeaseExhausted
+            | Self::HandedOver
+            | Self::Stopped
+            | Self::ActorDied(_) => true,
             Self::NotANotification(_)
             | Self::NoJobType(_)
             | Self::FetchFailed(_)
@@ -230,6 +237,9 @@ impl fmt::Display for KeepReason {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
             }
             Self::LeaseExhausted => f.write_str("SQS hides a message for 12 hours at most, and they are over"),
+            Self::HandedOver => {
+                f.write_str("SQS hides a message for 12 hours at most: the next pod goes on from the checkpoint")
+            }
             Self::Stopped => f.write_str("asked to stop"),
             Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} died"),
         }
@@ -375,7 +385,7 @@ impl RetryPolicy {
             // It may be somebody else's by now.
             KeepReason::LeaseLost(_) | KeepReason::LostAfterSuccess => Release::Expire,
             // The next pod can go on at once, with twelve hours of its own.
-            KeepReason::LeaseExhausted => Release::After(Duration::ZERO),
+            KeepReason::LeaseExhausted | KeepReason::HandedOver => Release::After(Duration::ZERO),
             KeepReason::Stopped => match self.on_stop {
                 OnStop::Release => Release::After(Duration::ZERO),
                 OnStop::Expire => Release::Expire,

@@ -156,6 +156,16 @@ pub struct Uploaded {
     pub checksum: Checksum,
 }
 
+/// All that can be done with objects.
+#[async_trait]
+pub trait Storage: ObjectStore + ObjectWriter {
+    /// The keys that begin with `prefix`: the first thousand of them. The error says why not.
+    async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String>;
+
+    /// The object is gone afterwards, also if there was none; the error says why not.
+    async fn delete(&self, bucket: &str, key: &str) -> Result<(), String>;
+}
+
 /// Small objects that several pods read and write: each write on a condition, so that of two at the same time one fails.
 #[async_trait]
 pub trait Records: Send + Sync {

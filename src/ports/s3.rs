@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use super::aws::{self, Failure};
 use super::checksum::{Algorithm, Checksum, Hasher};
-use super::{ByteStream, FetchError, ObjectBody, ObjectStore, ObjectWriter, Upload, Uploaded};
+use super::{ByteStream, FetchError, ObjectBody, ObjectStore, ObjectWriter, Storage, Upload, Uploaded};
 use crate::job::notification::Object;
 
 /// The buckets of S3.
@@ -160,6 +160,28 @@ impl ObjectWriter for S3 {
     }
 }
 
+#[async_trait]
+impl Storage for S3 {
+    async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String> {
+        let list = self.client().list_objects_v2().bucket(bucket).prefix(prefix);
+        let list = list.set_expected_bucket_owner(self.expected_owner.clone());
+        let answer = list.send().await.map_err(|error| {
+            let why = Failure::of(&error);
+            format!("s3://{bucket}/{prefix}: {}", refused(&why, "s3:ListBucket"))
+        })?;
+        Ok(answer.contents.into_iter().flatten().filter_map(|object| object.key).collect())
+    }
+
+    async fn delete(&self, bucket: &str, key: &str) -> Result<(), String> {
+        let delete = self.client().delete_object().bucket(bucket).key(key);
+        let delete = delete.set_expected_bucket_owner(self.expected_owner.clone());
+        delete.send().await.map(drop).map_err(|error| {
+            let why = Failure::of(&error);
+            format!("s3://{bucket}/{key}: {}", refused(&why, "s3:DeleteObject"))
+        })
+    }
+}
+
 /// An object of this size or more is uploaded in parts, in bytes: each can be tried again by itself.
 const IN_PARTS_FROM: u64 = 32 << 20;
 
@@ -293,21 +315,23 @@ fn unquoted(etag: &str) -> String {
 
 /// Why an object was not written, and what to change where we know it.
 fn unwritten(bucket: &str, key: &str, failure: &Failure) -> String {
-    let why = match failure {
+    let permissions = "s3:PutObject, and kms:GenerateDataKey if it is encrypted with a KMS key";
+    format!("s3://{bucket}/{key}: {}", refused(failure, permissions))
+}
+
+/// Why a request failed, and which permissions it needs.
+fn refused(failure: &Failure, permissions: &str) -> String {
+    match failure {
         Failure::Refused { code, message, status } => {
             let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
             let message = message.as_deref().unwrap_or("no reason given");
             match code.as_str() {
-                "AccessDenied" | "HTTP 403" => format!(
-                    "{code}: {message} (the pod's role must allow s3:PutObject, and kms:GenerateDataKey if it is \
-                     encrypted with a KMS key)"
-                ),
+                "AccessDenied" | "HTTP 403" => format!("{code}: {message} (the pod's role must allow {permissions})"),
                 _ => format!("{code}: {message}"),
             }
         }
         Failure::Misconfigured(why) | Failure::Unanswered(why) => why.clone(),
-    };
-    format!("s3://{bucket}/{key}: {why}")
+    }
 }
 
 fn named(object: &Object) -> String {

@@ -233,7 +233,7 @@ impl Metrics {
         if let KeepReason::LeaseLost(_) | KeepReason::LostAfterSuccess = reason {
             self.leases_lost.inc();
         }
-        if *reason != KeepReason::Stopped {
+        if !matches!(reason, KeepReason::Stopped | KeepReason::HandedOver) {
             let is_final = subject.redrive.is_final(subject.receive_count);
             self.failures.with_label_values(&[job_type, reason.label(), if is_final { "true" } else { "false" }]).inc();
         }

@@ -146,7 +146,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     }
     match settlement {
         Settlement::Deleted(_) => record!(info, "message deleted"),
-        Settlement::Kept(KeepReason::Stopped, _) => record!(info, "message kept"),
+        Settlement::Kept(KeepReason::Stopped | KeepReason::HandedOver, _) => record!(info, "message kept"),
         Settlement::Kept(KeepReason::ActorDied(_), _) => record!(error, "message kept"),
         Settlement::Kept(..) if subject.redrive.is_final(subject.receive_count) => record!(error, "message kept"),
         Settlement::Kept(..) => record!(warn, "message kept"),

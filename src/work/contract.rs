@@ -29,6 +29,8 @@ pub struct Given<'a> {
     pub space: &'a Workspace,
     /// Will somebody publish what is written to `JOB_OUTPUT_DIR`?
     pub publishes: bool,
+    /// Is what is written to `JOB_CHECKPOINT_DIR` there again for the next delivery?
+    pub resumes: bool,
 }
 
 impl Given<'_> {
@@ -81,6 +83,7 @@ impl Given<'_> {
             ("deadline", json!(humantime::format_rfc3339_seconds(self.deadline).to_string())),
             ("input", if self.task.input == Input::None { Value::Null } else { path(&self.space.input()) }),
             ("output_dir", if self.publishes { path(&self.space.output()) } else { Value::Null }),
+            ("checkpoint_dir", if self.resumes { path(&self.space.checkpoint()) } else { Value::Null }),
             ("result_file", path(&self.space.result_file())),
         ];
         facts.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()

@@ -1,5 +1,6 @@
 //! What the Processor does with a message, as plain async functions: fetch, run, publish.
 
+pub mod checkpoint;
 pub mod contract;
 pub mod fetch;
 pub mod idempotency;
@@ -14,8 +15,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, info, info_span, warn};
 
+use crate::job::delivery::Received;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
 use crate::job::report::{Manifest, Spent, Used};
@@ -23,6 +25,7 @@ use crate::job::route::{Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
+use checkpoint::Checkpoints;
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
 use idempotency::{Claim, Idempotency};
@@ -45,6 +48,8 @@ pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
     pub runner: Arc<dyn Runner>,
     pub fetch: FetchPolicy,
+    /// Where partial state is kept, if it is.
+    pub checkpoints: Option<Checkpoints>,
     /// Where finished work is recorded, if it is.
     pub idempotency: Option<Idempotency>,
     /// Who publishes what the command wrote, if somebody does.
@@ -80,6 +85,10 @@ struct Item<'a> {
     space: &'a Workspace,
     watch: &'a Watch<'a>,
     halt: &'a CancellationToken,
+    /// What the command gets between TERM and KILL.
+    stop_grace: Duration,
+    /// When the work will be halted, on the run's clock.
+    deadline_at: Duration,
 }
 
 #[async_trait]
@@ -116,7 +125,16 @@ impl Worker for Bench {
                 objects: (done, items.len()),
                 tell,
             };
-            let item = Item { work: &work, number: done, record, space: &space, watch: &watch, halt: &halt };
+            let item = Item {
+                work: &work,
+                number: done,
+                record,
+                space: &space,
+                watch: &watch,
+                halt: &halt,
+                stop_grace: work.stop_grace,
+                deadline_at: work.deadline_at,
+            };
             let processed = self.claimed(item, &mut progress).instrument(span).await;
             space.remove().await;
             if let Err(failure) = processed {
@@ -136,7 +154,7 @@ impl Bench {
     /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does at the same time.
     async fn claimed(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
         let Some(idempotency) = &self.idempotency else {
-            return self.process_item(item, progress).await;
+            return self.resumed(item, progress).await;
         };
         let Item { work, number, record, watch, halt, .. } = item;
         let claim = idempotency.claim(&work.received.delivery, number, record);
@@ -150,7 +168,7 @@ impl Bench {
         };
         let mut lost = None;
         let processed = {
-            let mut processing = pin!(self.process_item(item, progress));
+            let mut processing = pin!(self.resumed(item, progress));
             loop {
                 tokio::select! {
                     processed = &mut processing => break processed,
@@ -176,8 +194,54 @@ impl Bench {
         }
     }
 
+    /// Goes on from the last checkpoint, if there is one, and sees to it that there is one for the next delivery.
+    async fn resumed(&self, mut item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
+        let Some(checkpoints) = &self.checkpoints else {
+            return self.process_item(item, progress).await;
+        };
+        let Item { work, number, space, watch, halt, .. } = item;
+        let Received { delivery, received_at, .. } = &work.received;
+        let restored = checkpoints.restore(delivery, number, *received_at, &self.work_dir, space);
+        let restored = unless_halted(halt, self.timed(&mut progress.spent.fetch, restored)).await?;
+        let mut checkpoint = restored?;
+        if !checkpoint.worked.is_zero() {
+            (watch.tell)(Event::Resumed(checkpoint.worked));
+            item.deadline_at = item.deadline_at.saturating_sub(checkpoint.worked);
+        }
+        // What is not the command's is the checkpoint's.
+        item.stop_grace = work.stop_grace / 2;
+
+        let over = CancellationToken::new();
+        let working = async {
+            let processed = self.process_item(item, progress).await;
+            over.cancel();
+            processed
+        };
+        let (processed, ()) = tokio::join!(working, checkpoint.save_until(&over));
+        if processed.is_err() || halt.is_cancelled() {
+            let give_up = CancellationToken::new();
+            let limit = async {
+                halt.cancelled().await;
+                tokio::time::sleep(checkpoint::limit(work.stop_grace / 2)).await;
+                give_up.cancel();
+                std::future::pending::<()>().await;
+            };
+            let saved = tokio::select! {
+                saved = checkpoint.save(&give_up) => saved,
+                () = limit => unreachable!("it is for ever"),
+            };
+            if let Err(error) = saved {
+                warn!(
+                    error,
+                    "the checkpoint was not saved: the next delivery goes on from the one before, if there is one"
+                );
+            }
+        }
+        processed
+    }
+
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let Item { work, number: _, record, space, watch, halt } = item;
+        let Item { work, number: _, record, space, watch, halt, stop_grace, deadline_at } = item;
         let Progress { ran, exit, said, last_words, spent, used, published, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
 
@@ -199,17 +263,18 @@ impl Bench {
             received: &work.received,
             record,
             task: &work.task,
-            deadline: self.wall_clock(work.deadline_at),
+            deadline: self.wall_clock(deadline_at),
             space,
             // Results are named after an object.
             publishes: self.outbox.is_some() && record.is_some(),
+            resumes: self.checkpoints.is_some(),
         };
         let command = Command {
             program: command.program.clone(),
             args: command.args.clone(),
             env: given.write().map_err(Failure::Start)?,
             stdin: (*how == Input::Stdin).then_some(input),
-            stop_grace: work.stop_grace,
+            stop_grace,
         };
         if halt.is_cancelled() {
             return Err(Failure::Halted);

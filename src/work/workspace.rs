@@ -62,6 +62,8 @@ impl WorkDir {
 /// ├── input/NAME        JOB_INPUT
 /// ├── output/           JOB_OUTPUT_DIR
 /// ├── result.jsonl      JOB_RESULT_FILE, if the command writes it
+/// ├── checkpoint/       JOB_CHECKPOINT_DIR, if partial state is kept
+/// ├── checkpoint.tar    the same on its way
 /// └── tmp/              TMPDIR
 /// ```
 pub struct Workspace {
@@ -96,6 +98,14 @@ impl Workspace {
 
     pub fn result_file(&self) -> PathBuf {
         self.root.path().join("result.jsonl")
+    }
+
+    pub fn checkpoint(&self) -> PathBuf {
+        self.root.path().join("checkpoint")
+    }
+
+    pub fn archive(&self) -> PathBuf {
+        self.root.path().join("checkpoint.tar")
     }
 
     pub fn tmp(&self) -> PathBuf {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::lease::Lease;
-use leasehold::job::lifecycle::{Effect, Event, NotDeleted, Processed};
+use leasehold::job::lifecycle::{Effect, Event, Limit, NotDeleted, Processed};
 use leasehold::job::report::{Report, Spent};
 use leasehold::job::verdict::{
     Exit, Failure, KeepReason, Outcome, ReceiveFailure, Release, Return, Role, RunOutcome, Said, Settlement, Verdict,
@@ -147,6 +147,7 @@ impl Acting<'_> {
                 Effect::Settle(_) => self.settle(core.clone())?,
                 Effect::Withdraw => self.withdraw()?,
                 Effect::Await(limit) => self.pod.limit = Some(*limit),
+                Effect::Shorten(_) => self.pod.limit = Some(Limit::Work),
                 Effect::Report(Report::Ended(ended)) => {
                     let is_deleted = matches!(ended.settlement, Settlement::Deleted(_));
                     if is_deleted && !self.delete_was_answered {

@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Write;
 use std::ops::Range;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use leasehold::ports::{
     Runner, StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::Bench;
+use leasehold::work::checkpoint::{Checkpoints, Forgetting};
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
 use leasehold::work::workspace::WorkDir;
@@ -36,6 +38,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::bucket::MemoryBucket;
 use super::object_created;
 use super::records::MemoryRecords;
 
@@ -96,6 +99,7 @@ pub fn settings() -> Settings {
                     permanent_exit_codes: vec![65],
                 },
             },
+            resumes: false,
             max_messages: 1,
             fifo: false,
         },
@@ -119,6 +123,8 @@ pub enum Does {
     Prints(Duration, u32),
     /// Says so often how far it is, in so many steps; then it exits 0.
     Progresses(Duration, u32),
+    /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at the last.
+    Resumes(Duration, u32),
     /// Not even KILL seems to help.
     Hangs,
     /// A bug in us.
@@ -182,7 +188,10 @@ impl Runner for FakeCommand {
             if does.len() > 1 { does.pop() } else { does.last().copied() }
         };
         let grace = command.stop_grace;
-        let result_file = command.env.iter().find(|(name, _)| name == "JOB_RESULT_FILE").map(|(_, path)| path.clone());
+        let env = command.env.clone();
+        let command_env =
+            |name: &str| env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
+        let result_file = command_env("JOB_RESULT_FILE");
         let index = {
             let mut ran = self.ran.lock().expect("not poisoned");
             ran.push(Ran { command, ended: None });
@@ -218,6 +227,22 @@ impl Runner for FakeCommand {
                     writeln!(file, "{line}").expect("writable");
                 }
                 Exit::Code(0)
+            }
+            Does::Resumes(step, steps) => {
+                let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
+                let file = Path::new(&directory).join("steps").join("done");
+                std::fs::create_dir_all(file.parent().expect("it has one")).expect("writable");
+                let done =
+                    || std::fs::read_to_string(&file).ok().map_or(0, |text| text.parse::<u32>().expect("a number"));
+                loop {
+                    if done() == steps {
+                        break Exit::Code(0);
+                    }
+                    if halt.run_until_cancelled(sleep(step)).await.is_none() {
+                        break Exit::Signal(15);
+                    }
+                    std::fs::write(&file, (done() + 1).to_string()).expect("writable");
+                }
             }
             Does::Hangs => std::future::pending().await,
             Does::Panics => panic!("a bug, made on purpose"),
@@ -328,6 +353,20 @@ impl Telemetry for FakeTelemetry {
     fn note(&self, _: Noted) {}
 }
 
+/// The same for two.
+struct Shared(Arc<FakeTelemetry>);
+
+#[async_trait]
+impl Telemetry for Shared {
+    async fn tell(&self, report: &Report) {
+        self.0.tell(report).await;
+    }
+
+    fn note(&self, noted: Noted) {
+        self.0.note(noted);
+    }
+}
+
 /// One run.
 pub struct Journey {
     pub queue: Arc<dyn Queue>,
@@ -338,6 +377,8 @@ pub struct Journey {
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
     pub concurrency: usize,
+    /// Where checkpoints are kept, if they are, and how often they are saved.
+    pub checkpoints: Option<(MemoryBucket, Option<Duration>)>,
     /// Where finished work is recorded, if it is.
     pub records: Option<MemoryRecords>,
     work_dir: TempDir,
@@ -397,6 +438,7 @@ impl Journey {
             telemetry: Arc::default(),
             settings: settings(),
             concurrency: 1,
+            checkpoints: None,
             records: None,
             work_dir: tempfile::tempdir().expect("a temporary directory"),
         }
@@ -423,6 +465,12 @@ impl Journey {
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Option<Arrived> {
         let clock = Clock::start();
+        let checkpoints = self.checkpoints.map(|(storage, interval)| Checkpoints {
+            storage: Arc::new(storage),
+            place: "s3://state/of".parse().expect("a place"),
+            interval,
+            clock,
+        });
         let idempotency = self.records.map(|records| Idempotency {
             records: Arc::new(records),
             place: "s3://records/done".parse().expect("a place"),
@@ -432,6 +480,7 @@ impl Journey {
             clock,
         });
         let bench = Bench {
+            checkpoints: checkpoints.clone(),
             idempotency,
             store: self.store,
             runner: self.command,
@@ -445,7 +494,10 @@ impl Journey {
         let world = World {
             queue: self.queue,
             worker: Arc::new(bench),
-            telemetry: self.telemetry,
+            telemetry: match checkpoints {
+                Some(checkpoints) => Arc::new(Forgetting { checkpoints, told: Shared(self.telemetry) }),
+                None => self.telemetry,
+            },
             clock,
             vitals: Vitals::default(),
         };

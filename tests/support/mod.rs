@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod aws;
+pub mod bucket;
 pub mod cloud;
 pub mod http;
 pub mod journey;

@@ -12,7 +12,7 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::date_time::Format;
 
-use super::S3;
+use super::{S3, refused};
 use crate::ports::aws::Failure;
 use crate::ports::{Condition, Entry, RecordError, Records};
 
@@ -75,17 +75,8 @@ fn is_missing(failure: &Failure) -> bool {
 }
 
 /// Everything else may pass: 409 is a conflict with a write at the same time, and a permission may be given yet.
-fn failed(bucket: &str, key: &str, failure: &Failure, permission: &str) -> RecordError {
-    let why = match failure {
-        Failure::Refused { code, message, status } => {
-            let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
-            let advice =
-                if *status == 403 { format!(" (the pod's role must allow {permission})") } else { String::new() };
-            format!("{code}: {}{advice}", message.as_deref().unwrap_or("no reason given"))
-        }
-        Failure::Misconfigured(why) | Failure::Unanswered(why) => why.clone(),
-    };
-    RecordError::Retryable(format!("s3://{bucket}/{key}: {why}"))
+fn failed(bucket: &str, key: &str, failure: &Failure, permissions: &str) -> RecordError {
+    RecordError::Retryable(format!("s3://{bucket}/{key}: {}", refused(failure, permissions)))
 }
 
 /// What the store's own clock said, which the SDK does not tell.

@@ -1,0 +1,346 @@
+//! Partial state: what a command left in `JOB_CHECKPOINT_DIR` is there again when the next delivery starts.
+//!
+//! A checkpoint is one tar archive, so a reader never sees half of one: `<prefix>/<message id>/<object>/<receive count>.tar`.
+//! Each delivery writes under its own receive count: a pod that has lost its lease overwrites nothing of the one that has it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use walkdir::WalkDir;
+
+use super::fetch::{self, FetchPolicy};
+use super::workspace::{WorkDir, Workspace};
+use crate::job::delivery::{Delivery, MessageId};
+use crate::job::notification::Object;
+use crate::job::report::{Noted, Report};
+use crate::job::verdict::{Completion, Failure, Settlement};
+use crate::ports::clock::Clock;
+use crate::ports::place::Place;
+use crate::ports::{Storage, Telemetry, Upload};
+
+/// Where checkpoints are, and how often they are saved while the command runs.
+#[derive(Clone)]
+pub struct Checkpoints {
+    pub storage: Arc<dyn Storage>,
+    pub place: Place,
+    /// Only at the end if `None`.
+    pub interval: Option<Duration>,
+    pub clock: Clock,
+}
+
+/// The checkpoint of one object's work.
+pub struct Checkpoint<'a> {
+    of: &'a Checkpoints,
+    space: &'a Workspace,
+    /// Where this delivery saves.
+    key: String,
+    /// What is there now that the next delivery would find: ours, or the one that was restored.
+    saved: Option<String>,
+    /// How long earlier deliveries worked.
+    pub worked: Duration,
+    /// When this one began, on the run's clock.
+    began_at: Duration,
+    /// What was in the directory when it was last saved or restored.
+    seen: Contents,
+}
+
+/// The first entry of an archive.
+#[derive(Debug, Serialize, Deserialize)]
+struct About {
+    version: u32,
+    /// By all deliveries until then, in seconds.
+    worked_s: u64,
+}
+
+/// Enough to see that something has changed: length and time of change of each file.
+type Contents = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
+
+impl Checkpoints {
+    /// Fills the workspace's checkpoint directory with what the last delivery saved, if one did.
+    pub async fn restore<'a>(
+        &'a self,
+        delivery: &Delivery,
+        number: usize,
+        began_at: Duration,
+        work_dir: &WorkDir,
+        space: &'a Workspace,
+    ) -> Result<Checkpoint<'a>, Failure> {
+        let folder = self.place.key(&format!("{}/{number}/", delivery.message_id));
+        let directory = space.checkpoint();
+        fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
+        let mut checkpoint = Checkpoint {
+            of: self,
+            space,
+            key: format!("{folder}{}.tar", delivery.receive_count),
+            saved: None,
+            worked: Duration::ZERO,
+            began_at,
+            seen: Contents::new(),
+        };
+        let keys = self.storage.list(&self.place.bucket, &folder).await.map_err(Failure::Fetch)?;
+        let count = |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
+        let before = keys.into_iter().filter(|key| count(key).is_some_and(|count| count < delivery.receive_count));
+        let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
+
+        let Place { bucket, .. } = &self.place;
+        let object = Object {
+            bucket: bucket.clone(),
+            key: last.clone(),
+            version_id: None,
+            etag: None,
+            size: None,
+            sequencer: None,
+        };
+        let archive = space.archive();
+        fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), work_dir, &object, &archive).await?;
+        let into = directory.clone();
+        let unpacked = tokio::task::spawn_blocking(move || {
+            let about = unpack(&archive, &into)?;
+            fs::remove_file(archive)?;
+            Ok((about, contents(&into)))
+        });
+        let unpacked = unpacked.await.map_err(io::Error::from).and_then(|unpacked| unpacked);
+        let (about, seen) = unpacked.map_err(|error| {
+            Failure::Fetch(format!(
+                "the checkpoint s3://{bucket}/{last} cannot be restored: {error}; without it, the work starts afresh"
+            ))
+        })?;
+        checkpoint.worked = Duration::from_secs(about.worked_s);
+        info!(checkpoint = last, worked_s = about.worked_s, files = seen.len(), "going on from a checkpoint");
+        checkpoint.seen = seen;
+        checkpoint.saved = Some(last);
+        Ok(checkpoint)
+    }
+
+    /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle rule.
+    async fn forget(&self, message: &MessageId) {
+        let Place { bucket, .. } = &self.place;
+        let dropped = async {
+            for key in self.storage.list(bucket, &self.place.key(&format!("{message}/"))).await? {
+                self.storage.delete(bucket, &key).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = timeout(FORGET_LIMIT, dropped).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        {
+            warn!(message_id = %message, error, "the checkpoints of a message that is done were not dropped");
+        }
+    }
+}
+
+impl Checkpoint<'_> {
+    /// Saves every interval, if there is one, until it is `over`.
+    pub async fn save_until(&mut self, over: &CancellationToken) {
+        let Some(interval) = self.of.interval else { return };
+        while over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+            match self.save(over).await {
+                Ok(()) => {}
+                Err(_) if over.is_cancelled() => {}
+                Err(error) => warn!(error, "the checkpoint was not saved, and this will be tried again"),
+            }
+        }
+    }
+
+    /// Saves what is in the directory now, unless that is saved already. Given up when `give_up` is cancelled.
+    ///
+    /// All or nothing: until the new one is there, the one before it is what the next delivery finds.
+    pub async fn save(&mut self, give_up: &CancellationToken) -> Result<(), String> {
+        let (directory, archive) = (self.space.checkpoint(), self.space.archive());
+        let worked = self.worked + self.of.clock.now().saturating_sub(self.began_at);
+        let (packed, seen) = (archive.clone(), self.seen.clone());
+        let packed = tokio::task::spawn_blocking(move || {
+            let contents = contents(&directory);
+            if contents.is_empty() || contents == seen {
+                return Ok(None);
+            }
+            let about = About { version: 1, worked_s: worked.as_secs() };
+            pack(&directory, &about, &packed).map(|bytes| Some((contents, bytes)))
+        });
+        let packed = packed.await.map_err(io::Error::from).and_then(|packed| packed);
+        let Some((contents, bytes)) = packed.map_err(|error| format!("JOB_CHECKPOINT_DIR: {error}"))? else {
+            return Ok(());
+        };
+
+        let Place { bucket, .. } = &self.of.place;
+        let upload = Upload { bucket, key: &self.key, path: &archive, bytes, content_type: "application/x-tar" };
+        let uploaded = self.of.storage.upload(&upload, give_up).await;
+        // The workspace is removed as a whole soon: room is all that this is about.
+        let _ = fs::remove_file(&archive);
+        uploaded?;
+        self.seen = contents;
+        let before = self.saved.replace(self.key.clone()).filter(|before| *before != self.key);
+        info!(checkpoint = self.key, bytes, worked_s = worked.as_secs(), "checkpoint saved");
+        if let Some(before) = before {
+            // A second one is no harm: the one with the greatest receive count is restored.
+            let _ = give_up.run_until_cancelled(self.of.storage.delete(bucket, &before)).await;
+        }
+        Ok(())
+    }
+}
+
+fn contents(directory: &Path) -> Contents {
+    let entries = WalkDir::new(directory).min_depth(1).into_iter().flatten();
+    let known = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        let name = entry.path().strip_prefix(directory).ok()?.to_owned();
+        Some((name, (metadata.len(), metadata.modified().ok())))
+    });
+    known.collect()
+}
+
+/// Writes all below `directory` into an archive; returns the archive's length, in bytes. A file that changes meanwhile is
+/// saved as far as it was when it was looked at.
+fn pack(directory: &Path, about: &About, archive: &Path) -> io::Result<u64> {
+    let mut tar = tar::Builder::new(io::BufWriter::with_capacity(BUFFER, File::create(archive)?));
+    let text = serde_json::to_vec(about)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(text.len() as u64);
+    header.set_mode(0o600);
+    tar.append_data(&mut header, ABOUT, text.as_slice())?;
+
+    for entry in WalkDir::new(directory).min_depth(1).sort_by_file_name() {
+        let entry = entry?;
+        let path = entry.path();
+        let name = Path::new(DATA).join(path.strip_prefix(directory).map_err(io::Error::other)?);
+        let metadata = entry.metadata()?;
+        let mut header = tar::Header::new_gnu();
+        header.set_metadata(&metadata);
+        let kind = entry.file_type();
+        if kind.is_file() {
+            // No more and no less than the header says, whatever becomes of the file.
+            let bytes = File::open(path)?.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
+            tar.append_data(&mut header, name, bytes)?;
+        } else if kind.is_symlink() {
+            tar.append_link(&mut header, name, fs::read_link(path)?)?;
+        } else if kind.is_dir() {
+            tar.append_data(&mut header, name, io::empty())?;
+        }
+        // Sockets and pipes are no state.
+    }
+    let mut file = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.flush()?;
+    Ok(file.metadata()?.len())
+}
+
+fn unpack(archive: &Path, directory: &Path) -> io::Result<About> {
+    let mut archive = tar::Archive::new(io::BufReader::with_capacity(BUFFER, File::open(archive)?));
+    archive.set_preserve_mtime(true);
+    let mut entries = archive.entries()?;
+    let first = entries.next().ok_or_else(|| io::Error::other("it is empty"))??;
+    if first.path()? != Path::new(ABOUT) {
+        return Err(io::Error::other(format!("it does not begin with {ABOUT}")));
+    }
+    let about: About = serde_json::from_reader(first)?;
+    for entry in entries {
+        let mut entry = entry?;
+        let name = entry.path()?.strip_prefix(DATA).map_err(io::Error::other)?.to_owned();
+        entry.set_preserve_permissions(true);
+        let kind = entry.header().entry_type();
+        let to = directory.join(&name);
+        if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(io::Error::other(format!("it has a file {}", name.display())));
+        }
+        if kind.is_dir() { fs::create_dir_all(&to)? } else { entry.unpack(&to).map(drop)? }
+    }
+    Ok(about)
+}
+
+/// How long a save may take that has so much of a stop: an upload that is given up has to tidy up, too.
+pub fn limit(of_the_stop: Duration) -> Duration {
+    of_the_stop.saturating_sub(TIDYING_UP).max(of_the_stop / 2)
+}
+
+const TIDYING_UP: Duration = Duration::from_secs(2);
+
+/// The names of what is in an archive.
+const ABOUT: &str = "leasehold.json";
+const DATA: &str = "data";
+
+const BUFFER: usize = 256 << 10;
+
+/// Tidying up is not worth more of a pod's last seconds.
+const FORGET_LIMIT: Duration = Duration::from_secs(1);
+
+/// Passes on all that is told, and drops the checkpoints of messages that are done: only then, since until its message is
+/// deleted a job may have to be done again.
+pub struct Forgetting<T> {
+    pub checkpoints: Checkpoints,
+    pub told: T,
+}
+
+#[async_trait]
+impl<T: Telemetry> Telemetry for Forgetting<T> {
+    async fn tell(&self, report: &Report) {
+        self.told.tell(report).await;
+        if let Report::Ended(ended) = report
+            && let Settlement::Deleted(Completion::Succeeded | Completion::AlreadyDone) = ended.settlement
+        {
+            self.checkpoints.forget(&ended.subject.message_id).await;
+        }
+    }
+
+    fn note(&self, noted: Noted) {
+        self.told.note(noted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed_and_unpacked(directory: &Path) -> io::Result<(tempfile::TempDir, About)> {
+        let home = tempfile::tempdir()?;
+        let (archive, into) = (home.path().join("a.tar"), home.path().join("into"));
+        fs::create_dir(&into)?;
+        let bytes = pack(directory, &About { version: 1, worked_s: 7 }, &archive)?;
+        assert_eq!(bytes, fs::metadata(&archive)?.len());
+        let about = unpack(&archive, &into)?;
+        Ok((home, about))
+    }
+
+    #[test]
+    fn what_is_packed_is_unpacked() {
+        let from = tempfile::tempdir().unwrap();
+        let deep = "x".repeat(90);
+        fs::create_dir_all(from.path().join("empty")).unwrap();
+        fs::create_dir_all(from.path().join(&deep).join(&deep)).unwrap();
+        let (long, nothing) = (from.path().join(&deep).join(&deep).join("file"), from.path().join("nothing"));
+        fs::write(&long, vec![7; 1 << 20]).unwrap();
+        fs::write(nothing, "").unwrap();
+        std::os::unix::fs::symlink("nothing", from.path().join("link")).unwrap();
+        let (home, about) = packed_and_unpacked(from.path()).unwrap();
+        let into = home.path().join("into");
+        assert_eq!((contents(&into).len(), about.worked_s), (6, 7));
+        assert_eq!(fs::read(into.join(&deep).join(&deep).join("file")).unwrap(), vec![7; 1 << 20]);
+        assert_eq!(fs::read_link(into.join("link")).unwrap(), Path::new("nothing"));
+    }
+
+    #[test]
+    fn an_archive_leads_nowhere_else() {
+        let home = tempfile::tempdir().unwrap();
+        let (archive, into) = (home.path().join("a.tar"), home.path().join("into"));
+        fs::create_dir(&into).unwrap();
+        let mut tar = tar::Builder::new(File::create(&archive).unwrap());
+        let about = serde_json::to_vec(&About { version: 1, worked_s: 0 }).unwrap();
+        for (name, bytes) in [(ABOUT, about.as_slice()), ("data/../../out", b"x".as_slice())] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            // As `append_data` would refuse it.
+            header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_cksum();
+            tar.append(&header, bytes).unwrap();
+        }
+        tar.finish().unwrap();
+        assert!(unpack(&archive, &into).unwrap_err().to_string().contains("out"));
+        assert!(!home.path().join("out").exists());
+    }
+}

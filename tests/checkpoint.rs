@@ -1,0 +1,169 @@
+//! Partial state: work goes on where the last delivery ended. Journeys on a paused clock; then the real binary.
+
+use std::time::Duration;
+
+use leasehold::job::verdict::RunOutcome;
+use leasehold::ports::memory::MemoryQueue;
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+
+use crate::support::bucket::MemoryBucket;
+use crate::support::cloud::Cloud;
+use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, queue};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn pod(queue: &MemoryQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
+    let mut journey = Journey::new(queue, command);
+    journey.checkpoints = Some((bucket.clone(), None));
+    journey.settings.policy.resumes = true;
+    journey.settings.polling.wait = 20 * MINUTE;
+    journey
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_was_stopped_goes_on_where_it_was() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    let stopped = pod(&queue, &command, &bucket).run_and_stop_after(4 * MINUTE + 30 * S).await;
+    assert_eq!(stopped.outcomes(), ["stopped"]);
+    assert_eq!(bucket.keys(), ["of/message-1/0/1.tar"]);
+
+    let resumed = pod(&queue, &command, &bucket).run().await;
+    assert_eq!((resumed.outcomes(), resumed.took), (vec!["succeeded"], 4 * MINUTE));
+    assert!(queue.is_drained());
+    assert_eq!(bucket.keys(), Vec::<String>::new(), "what is done needs no checkpoint");
+}
+
+/// SQS hides a message for 12 hours at most. `--max-duration` is the time of all deliveries together.
+#[tokio::test(start_paused = true)]
+async fn a_job_of_13_hours_finishes_across_two_pods() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(HOUR, 13));
+    let long = |mut journey: Journey| {
+        journey.settings.policy.limits.max_duration = 20 * HOUR;
+        journey
+    };
+    let started = Instant::now();
+    let first = long(pod(&queue, &command, &bucket)).run().await;
+    assert_eq!((first.outcomes(), first.outcome.exit_code()), (vec!["handed_over"], 75));
+    assert!(first.took > 11 * HOUR && first.took < 12 * HOUR, "{:?}", first.took);
+
+    let second = long(pod(&queue, &command, &bucket)).run().await;
+    assert_eq!((second.outcome.clone(), second.outcomes()), (RunOutcome::Finished, vec!["succeeded"]));
+    // The step that was under way is the only one that was done twice.
+    assert_eq!(second.took, 2 * HOUR);
+    assert!(started.elapsed() < 14 * HOUR && command.runs() == 2);
+    assert!(queue.is_drained() && bucket.keys().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_is_for_all_deliveries_together() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    let short = |mut journey: Journey| {
+        journey.settings.policy.limits.max_duration = 6 * MINUTE;
+        journey
+    };
+    let first = short(pod(&queue, &command, &bucket)).run_and_stop_after(4 * MINUTE + 30 * S).await;
+    assert_eq!(first.outcomes(), ["stopped"]);
+    let second = short(pod(&queue, &command, &bucket)).run().await;
+    assert_eq!((second.outcomes(), second.took), (vec!["timed_out"], MINUTE + 30 * S));
+}
+
+/// Without a last word there is what was saved at the last interval.
+#[tokio::test(start_paused = true)]
+async fn work_of_a_pod_that_was_killed_goes_on_from_the_last_interval() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    let mut first = pod(&queue, &command, &bucket);
+    first.checkpoints = Some((bucket.clone(), Some(90 * S)));
+    assert!(first.run_for(4 * MINUTE + 10 * S, std::future::pending()).await.is_none());
+
+    let started = Instant::now();
+    let second = pod(&queue, &command, &bucket).run().await;
+    // It was last saved after 3 minutes, with 2 or 3 of 8 steps; the message is visible again within two minutes.
+    assert_eq!(second.outcomes(), ["succeeded"]);
+    let worked = second.ended()[0].spent.command;
+    assert!(worked == 5 * MINUTE || worked == 6 * MINUTE, "{worked:?} of {:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_failed_goes_on_where_it_was() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::sequence([Does::Resumes(MINUTE, 8), Does::Resumes(MINUTE, 8)]);
+    let mut first = pod(&queue, &command, &bucket);
+    first.settings.policy.limits.max_duration = 5 * MINUTE + 30 * S;
+    assert_eq!(first.run().await.outcomes(), ["timed_out"]);
+    assert_eq!(pod(&queue, &command, &bucket).run().await.ended()[0].spent.command, 3 * MINUTE);
+}
+
+/// A store that is too slow costs the state, and nothing else: the stop is in time, and what was saved before stays.
+#[tokio::test(start_paused = true)]
+async fn a_save_that_takes_too_long_is_given_up_within_the_grace() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    let first = pod(&queue, &command, &bucket).run_and_stop_after(2 * MINUTE + 30 * S).await;
+    assert_eq!((first.outcomes(), bucket.keys().len()), (vec!["stopped"], 1));
+
+    bucket.uploads_take(HOUR);
+    let second = pod(&queue, &command, &bucket).run_and_stop_after(2 * MINUTE + 30 * S).await;
+    assert_eq!((second.outcomes(), bucket.keys()), (vec!["stopped"], vec!["of/message-1/0/1.tar".to_owned()]));
+    assert!(second.took < 2 * MINUTE + 30 * S + GRACE, "{:?}", second.took);
+
+    bucket.uploads_take(Duration::ZERO);
+    let third = pod(&queue, &command, &bucket).run().await;
+    assert_eq!((third.outcomes(), third.took), (vec!["succeeded"], 6 * MINUTE));
+}
+
+/// A pod that lost its lease saves what it has too, but not over what the pod has that got the message.
+#[tokio::test(start_paused = true)]
+async fn the_newest_delivery_is_gone_on_from() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    for stop_after in [90 * S, 150 * S] {
+        pod(&queue, &command, &bucket).run_and_stop_after(stop_after).await;
+    }
+    assert_eq!(bucket.keys(), ["of/message-1/0/2.tar"], "the one before is dropped");
+    // Late, from the first delivery, with less in it.
+    bucket.insert("of/message-1/0/1.tar", b"no archive");
+    let third = pod(&queue, &command, &bucket).run().await;
+    assert_eq!((third.outcomes(), third.took), (vec!["succeeded"], 5 * MINUTE));
+    assert_eq!(bucket.keys(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_is_none_keeps_the_message_and_says_where_it_is() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    pod(&queue, &command, &bucket).run_and_stop_after(90 * S).await;
+    bucket.insert("of/message-1/0/1.tar", b"half of one");
+    let second = pod(&queue, &command, &bucket).run().await;
+    assert_eq!((second.outcomes(), command.runs()), (vec!["fetch_failed"], 1));
+    let error = second.ended()[0].error().unwrap();
+    assert!(error.contains("s3://state/of/message-1/0/1.tar cannot be restored"), "{error}");
+}
+
+#[tokio::test]
+async fn the_binary_goes_on_from_a_checkpoint() {
+    let cloud = Cloud::new(5).await;
+    let state = format!("{}-state", cloud.bucket);
+    cloud.s3.create_bucket().bucket(&state).send().await.expect("a bucket is made");
+    cloud.put("k", b"x").await;
+    let flags = format!("--checkpoint s3://{state}/of --checkpoint-interval 1h");
+    let script = r#"cd "$JOB_CHECKPOINT_DIR"; if [ -e deep/state ]; then cat deep/state; ls -l deep/tool; exit 0; fi
+        mkdir deep; echo half way > deep/state; touch deep/tool; chmod 755 deep/tool; ln -s state deep/link
+        echo up > "$OLDPWD/up"; sleep 60"#;
+    let run = cloud.run(&flags, script);
+    cloud.note("up").await;
+    run.signal(Signal::SIGTERM);
+    let left = run.run_to(143).await;
+    assert_eq!(left.record("checkpoint saved")["worked_s"], 0);
+
+    let left = cloud.run(&flags, script).run_to(0).await;
+    let lines: Vec<_> = left.log.iter().filter_map(|record| record["line"].as_str()).collect();
+    assert!(lines[0] == "half way" && lines[1].starts_with("-rwxr-xr-x"), "{lines:?}");
+    assert_eq!(left.record("going on from a checkpoint")["files"], 4);
+    let kept = cloud.s3.list_objects_v2().bucket(&state).send().await.unwrap();
+    assert_eq!(kept.key_count, Some(0), "what is done needs no checkpoint");
+}
