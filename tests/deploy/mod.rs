@@ -2,6 +2,7 @@
 
 mod cloudformation;
 mod identity;
+mod image;
 mod install;
 mod kustomize;
 mod manifests;

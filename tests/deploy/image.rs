@@ -1,0 +1,208 @@
+//! The image, as far as it can be made without a registry: a root folder with what the Dockerfile copies into its last stage
+//! and what a kubelet mounts, and in it the static binary as PID 1 of nobody in particular. Names are looked up by DNS, and
+//! SQS and S3 are behind TLS under their own names.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::process::Command;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::support::cloud::{Cloud, Leasehold, eventually};
+
+/// Both are AWS's own.
+const SQS: &str = "sqs.us-east-1.amazonaws.com";
+const S3: &str = "s3.us-east-1.amazonaws.com";
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What tests/run has built by deploy/build-static.
+fn static_binary() -> PathBuf {
+    let binary = Path::new(env!("CARGO_BIN_EXE_leasehold")).with_file_name("leasehold-static");
+    assert!(binary.exists(), "{} is missing: run the tests by tests/run, which builds it", binary.display());
+    binary
+}
+
+/// The last stage of the Dockerfile, a line each.
+fn last_stage() -> Vec<String> {
+    let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
+    let (_, stage) = dockerfile.rsplit_once("FROM ").unwrap();
+    stage.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+/// A network as a pod sees it: a server of names, and AWS behind TLS.
+struct Aws {
+    address: Ipv4Addr,
+    certificate: String,
+    _serving: [AbortOnDropHandle<()>; 2],
+}
+
+impl Aws {
+    /// In front of the server at `upstream`.
+    async fn start(upstream: &str) -> Self {
+        // Of our own, since the ports are given.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, 83, high, low);
+        let made = rcgen::generate_simple_self_signed([SQS, S3].map(str::to_owned)).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let privileged = "only root may listen on ports 53 and 443";
+        let https = TcpListener::bind((address, 443)).await.expect(privileged);
+        let dns = UdpSocket::bind((address, 53)).await.expect(privileged);
+        let upstream = upstream.trim_start_matches("http://").to_owned();
+        let serving = [
+            tokio::spawn(pass_on(https, TlsAcceptor::from(Arc::new(tls)), upstream)),
+            tokio::spawn(answer(dns, address)),
+        ];
+        Self { address, certificate: made.cert.pem(), _serving: serving.map(AbortOnDropHandle::new) }
+    }
+}
+
+async fn pass_on(listener: TcpListener, tls: TlsAcceptor, upstream: String) {
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let (tls, upstream) = (tls.clone(), upstream.clone());
+        tokio::spawn(async move {
+            let mut server = TcpStream::connect(upstream).await?;
+            copy_bidirectional(&mut tls.accept(client).await?, &mut server).await
+        });
+    }
+}
+
+/// Every name has this address, and no other.
+async fn answer(socket: UdpSocket, address: Ipv4Addr) {
+    const HEAD: usize = 12;
+    const TYPE_A: [u8; 2] = [0, 1];
+    let mut buffer = [0; 512];
+    loop {
+        let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
+        let labels = buffer[HEAD..length].iter().position(|byte| *byte == 0).unwrap();
+        let question = &buffer[HEAD..HEAD + labels + 5];
+        let answers = u8::from(question[labels + 1..labels + 3] == TYPE_A);
+        let id = &buffer[..2];
+        // A response, with recursion; one question, so many answers.
+        let mut packet = [id, &[0x81, 0x80, 0, 1, 0, answers, 0, 0, 0, 0], question].concat();
+        if answers > 0 {
+            // The name of the question; A, IN, 60 s, four bytes.
+            packet.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+            packet.extend(address.octets());
+        }
+        let _ = socket.send_to(&packet, client).await;
+    }
+}
+
+/// The image's files, and those that a kubelet brings.
+struct Container {
+    root: TempDir,
+}
+
+impl Container {
+    fn new(aws: Option<&Aws>) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path.trim_start_matches('/'));
+        for line in last_stage().iter().filter(|line| line.starts_with("COPY ")) {
+            let (_, to) = line.rsplit_once(' ').unwrap();
+            std::fs::create_dir_all(at(to).parent().unwrap()).unwrap();
+            match to {
+                "/leasehold" => drop(std::fs::copy(static_binary(), at(to)).unwrap()),
+                "/etc/ssl/certs/ca-certificates.crt" => {
+                    std::fs::write(at(to), aws.map_or("", |aws| &aws.certificate)).unwrap();
+                }
+                _ => panic!("what is {to}?"),
+            }
+        }
+        if let Some(aws) = aws {
+            std::fs::write(at("/etc/resolv.conf"), format!("nameserver {}\n", aws.address)).unwrap();
+        }
+        for folder in ["/proc", "/dev", "/work"] {
+            std::fs::create_dir(at(folder)).unwrap();
+        }
+        std::os::unix::fs::chown(at("/work"), Some(65532), Some(65532)).expect("only root may do that");
+        Self { root }
+    }
+
+    /// `leasehold ARGUMENTS` as PID 1, as the user of the Dockerfile.
+    fn command(&self, arguments: &[&str]) -> Command {
+        const MOUNT_AND_CHANGE: &str = r#"mount -t proc proc "$1/proc" && : > "$1/dev/null" && mount --bind /dev/null "$1/dev/null" &&
+            root=$1 && shift && exec chroot --userspec=65532:65532 "$root" /leasehold "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--fork", "--pid", "--kill-child=KILL", "--", "sh", "-c", MOUNT_AND_CHANGE, "sh"]);
+        command.arg(self.root.path()).args(arguments);
+        command
+    }
+
+    /// `leasehold run` on the queue, as a pod runs it.
+    fn run(&self, cloud: &Cloud, arguments: &[&str]) -> Leasehold {
+        let queue = format!("https://{SQS}/000000000000/{}", cloud.bucket);
+        let mut command = self.command(&["run", "--queue-url", &queue, "--work-dir", "/work", "--wait", "1s"]);
+        command.arg("--").args(arguments);
+        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        // Its own name; but a bucket's is a path there, since the certificate is for one host.
+        command.env("AWS_ENDPOINT_URL_S3", format!("https://{S3}"));
+        Leasehold::start(command)
+    }
+}
+
+#[test]
+fn the_last_stage_is_two_files_a_user_and_an_entrypoint() {
+    let copied = |line: &&String| !line.starts_with("COPY ");
+    let stage = last_stage();
+    let rest: Vec<_> = stage.iter().filter(copied).map(String::as_str).collect();
+    assert_eq!(rest, ["scratch", "USER 65532:65532", r#"ENTRYPOINT ["/leasehold"]"#]);
+    assert_eq!(stage.len() - rest.len(), 2);
+}
+
+#[tokio::test]
+async fn in_an_empty_root_names_tls_sqs_and_s3_work() {
+    let cloud = Cloud::new(5).await;
+    let aws = Aws::start(&cloud.endpoint).await;
+    let container = Container::new(Some(&aws));
+    cloud.put("k", b"some bytes").await;
+    // There is no other program in there.
+    let left = container.run(&cloud, &["/leasehold", "--version"]).run_to(0).await;
+    assert_eq!(left.record("message deleted")["size"], 10);
+    let line = left.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
+    assert!(line["line"].as_str().unwrap().starts_with("leasehold "));
+    assert_eq!(cloud.counts().await, (0, 0));
+
+    // As PID 1 it hears TERM, and hands it on.
+    cloud.put("k", b"x").await;
+    let idle = format!("https://{SQS}/000000000000/{}-dlq", cloud.bucket);
+    let command =
+        ["/leasehold", "run", "--queue-url", &idle, "--wait", "1h", "--work-dir", "/work", "--", "/leasehold"];
+    let run = container.run(&cloud, &command);
+    eventually("the message is in flight", async || (cloud.counts().await == (0, 1)).then_some(())).await;
+    let started = eventually("it runs as PID 1", async || {
+        let children = format!("/proc/{0}/task/{0}/children", run.pid());
+        std::fs::read_to_string(children).ok()?.trim().parse::<i32>().ok()
+    })
+    .await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(started), Signal::SIGTERM).unwrap();
+    let left = run.run_to(143).await;
+    assert_eq!(left.record("message kept")["outcome"], "stopped");
+    assert_eq!(cloud.counts().await, (1, 0));
+}
+
+#[tokio::test]
+async fn from_an_empty_root_it_installs_itself() {
+    let container = Container::new(None);
+    let installed: Output = container.command(&["install", "/work"]).output().await.unwrap();
+    assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    let copy = container.root.path().join("work/leasehold");
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(static_binary()).unwrap());
+    let version = std::process::Command::new(copy).arg("--version").output().unwrap();
+    assert!(version.status.success());
+}
