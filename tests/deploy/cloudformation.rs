@@ -54,10 +54,23 @@ enum Feature {
     Retries,
     MissingObjects,
     Attempts,
+    Output,
+    Idempotency,
 }
 
+/// Spares storage until a lifecycle rule clears up; nothing fails without it.
+const CLEARS_UP: (&str, &str) = ("Output", "s3:AbortMultipartUpload");
+
 impl Feature {
-    const ALL: [Self; 5] = [Self::Work, Self::Versions, Self::Retries, Self::MissingObjects, Self::Attempts];
+    const ALL: [Self; 7] = [
+        Self::Work,
+        Self::Versions,
+        Self::Retries,
+        Self::MissingObjects,
+        Self::Attempts,
+        Self::Output,
+        Self::Idempotency,
+    ];
 
     /// The actions without which it does not work, by the statement that allows them.
     fn needs(self) -> &'static [(&'static str, &'static str)] {
@@ -72,6 +85,8 @@ impl Feature {
             Self::Retries => &[("Messages", "sqs:ChangeMessageVisibility")],
             Self::MissingObjects => &[("MissingObjects", "s3:ListBucket")],
             Self::Attempts => &[("Attempts", "s3:PutObject")],
+            Self::Output => &[("Output", "s3:PutObject")],
+            Self::Idempotency => &[("Idempotency", "s3:GetObject"), ("Idempotency", "s3:PutObject")],
         }
     }
 
@@ -124,6 +139,28 @@ impl Feature {
                 let get = cloud.s3.get_object().bucket(&cloud.bucket).key(key).send().await;
                 check(get.is_ok(), &left.stdout)
             }
+            Self::Output => {
+                put_work(cloud, 1).await;
+                let flags = format!("{flags} --output s3://{}/out", cloud.bucket);
+                let left = stack.run_as_worker(&flags, r#"echo x > "$JOB_OUTPUT_DIR/result""#).await;
+                check(left.code() == 0, &left.stdout)?;
+                let get = cloud.s3.get_object().bucket(&cloud.bucket).key("out/result").send().await;
+                check(get.is_ok(), &left.stdout)
+            }
+            Self::Idempotency => {
+                let put = cloud.s3.put_object().bucket(&cloud.bucket).key("in/k").body(b"x".to_vec().into());
+                let version = put.send().await.unwrap().version_id.unwrap();
+                eventually("S3 told the queue", async || (cloud.counts().await.0 > 0).then_some(())).await;
+                drain(cloud).await;
+                let flags = format!("{flags} --idempotency s3://{}/done", cloud.bucket);
+                for outcome in ["succeeded", "already_done"] {
+                    cloud.send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version }))).await;
+                    let left = stack.run_as_worker(&flags, "true").await;
+                    let ended = left.log.iter().find(|record| record["message"] == "message deleted");
+                    check(left.code() == 0 && ended.is_some_and(|ended| ended["outcome"] == outcome), &left.stdout)?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -171,10 +208,10 @@ fn created(bucket: &str, object: &Value) -> String {
 
 #[tokio::test]
 async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
-    let stack = Stack::deploy(&["OutputPrefix="]).await;
+    let stack = Stack::deploy(&["IdempotencyPrefix=done/"]).await;
     let document = &stack.worker.document;
     let allowed: BTreeSet<_> = actions(document).into_iter().collect();
-    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs());
+    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain([&CLEARS_UP]);
     let needed: BTreeSet<_> = needed.map(|(sid, action)| ((*sid).to_owned(), (*action).to_owned())).collect();
     assert_eq!(allowed, needed);
 
