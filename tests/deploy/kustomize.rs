@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::CommandFactory;
+use leasehold::cli::Cli;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -204,6 +206,38 @@ transformers: [../last]
         (&json!("ap-southeast-2"), &json!("LEASEHOLD_QUEUE_URL"))
     );
     assert_eq!(complaints(&objects), [""; 0]);
+}
+
+/// Flags that the overlay for spot nodes is ready for before leasehold is.
+const TO_COME: [&str; 2] = ["LEASEHOLD_CHECKPOINT", "LEASEHOLD_CHECKPOINT_INTERVAL"];
+
+#[test]
+fn every_setting_is_one_that_leasehold_knows() {
+    let actions = Cli::command();
+    let known: BTreeSet<_> = actions
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|arg| arg.get_env()?.to_str())
+        .chain(TO_COME)
+        .collect();
+    for name in OVERLAYS {
+        let objects = overlay(name);
+        let settings = objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
+        let settings = settings["data"].as_object().unwrap().keys().map(String::as_str);
+        let env =
+            container(&objects)["env"].as_array().unwrap().iter().map(|variable| variable["name"].as_str().unwrap());
+        for setting in settings.chain(env).filter(|name| name.starts_with("LEASEHOLD_")) {
+            assert!(known.contains(setting), "{name}: {setting}");
+        }
+    }
+}
+
+#[test]
+fn prometheus_takes_the_scrape_settings() {
+    let file = kustomize().join("components/pushgateway/scrape-config.yaml");
+    let checked = Command::new("promtool").args(["check", "config"]).arg(&file).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(std::fs::read_to_string(file).unwrap().contains("\n  honor_labels: true\n"));
 }
 
 #[test]
