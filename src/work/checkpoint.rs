@@ -208,16 +208,27 @@ fn pack(directory: &Path, about: &About, archive: &Path) -> io::Result<u64> {
     tar.append_data(&mut header, ABOUT, text.as_slice())?;
 
     for entry in WalkDir::new(directory).min_depth(1).sort_by_file_name() {
-        let entry = entry?;
+        // What is gone since it was listed is no state any more.
+        let entry = match entry {
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => continue,
+            entry => entry?,
+        };
         let path = entry.path();
         let name = Path::new(DATA).join(path.strip_prefix(directory).map_err(io::Error::other)?);
-        let metadata = entry.metadata()?;
+        let metadata = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
         let mut header = tar::Header::new_gnu();
         header.set_metadata(&metadata);
         let kind = entry.file_type();
         if kind.is_file() {
+            let file = match File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file?,
+            };
             // No more and no less than the header says, whatever becomes of the file.
-            let bytes = File::open(path)?.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
+            let bytes = file.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
             tar.append_data(&mut header, name, bytes)?;
         } else if kind.is_symlink() {
             tar.append_link(&mut header, name, fs::read_link(path)?)?;

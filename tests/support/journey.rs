@@ -241,7 +241,10 @@ impl Runner for FakeCommand {
                     if halt.run_until_cancelled(sleep(step)).await.is_none() {
                         break Exit::Signal(15);
                     }
-                    std::fs::write(&file, (done() + 1).to_string()).expect("writable");
+                    // It may be saved at any moment.
+                    let whole = file.with_extension("new");
+                    std::fs::write(&whole, (done() + 1).to_string()).expect("writable");
+                    std::fs::rename(whole, &file).expect("writable");
                 }
             }
             Does::Hangs => std::future::pending().await,
