@@ -208,9 +208,6 @@ transformers: [../last]
     assert_eq!(complaints(&objects), [""; 0]);
 }
 
-/// Flags that the overlay for spot nodes is ready for before leasehold is.
-const TO_COME: [&str; 2] = ["LEASEHOLD_CHECKPOINT", "LEASEHOLD_CHECKPOINT_INTERVAL"];
-
 #[test]
 fn every_setting_is_one_that_leasehold_knows() {
     let actions = Cli::command();
@@ -218,7 +215,6 @@ fn every_setting_is_one_that_leasehold_knows() {
         .get_subcommands()
         .flat_map(clap::Command::get_arguments)
         .filter_map(|arg| arg.get_env()?.to_str())
-        .chain(TO_COME)
         .collect();
     for name in OVERLAYS {
         let objects = overlay(name);

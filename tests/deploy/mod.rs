@@ -7,3 +7,4 @@ mod install;
 mod kustomize;
 mod manifests;
 mod stack;
+mod walk;
