@@ -1,6 +1,7 @@
 //! Settings that have been checked: against their own limits, against each other, and against what SQS and
 //! the pod allow. Pure: what is wrong is found before anything is received.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -149,6 +150,8 @@ pub struct LocalConfig {
 #[derive(Debug, Clone)]
 pub struct WorkConfig {
     pub settings: Settings,
+    /// Of job types that have one of their own, by their names.
+    pub outputs: HashMap<String, Template>,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
     pub identity: Identity,
@@ -283,6 +286,8 @@ fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfi
     if longest_poll + reserve > args.termination_grace {
         return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace: args.termination_grace });
     }
+    let outputs = entries.iter().flatten();
+    let outputs = outputs.filter_map(|entry| Some((entry.name.0.clone(), entry.output.clone()?.0))).collect();
     let job_types = match entries {
         Some(entries) => job_types(entries, &args, defaults, reserve, longest_poll)?,
         None => Vec::new(),
@@ -304,6 +309,7 @@ fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfi
             polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
             stop: StopBudget { reserve },
         },
+        outputs,
         fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets, ..FetchPolicy::default() },
         work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
@@ -353,6 +359,7 @@ fn job_type(
         max_duration,
         stall_timeout,
         stop_grace,
+        output: _,
         retry,
         retry_min,
         retry_max,

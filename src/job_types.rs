@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::cli::{InputArg, RetryArg, VisibilityArg};
 use crate::job::route::{BadEventFilter, EventFilter, KeyGlob, Task};
+use crate::ports::place::Template;
 
 /// What leasehold does with which messages: the first job type that matches a message says how it is worked on.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -35,6 +36,7 @@ pub struct Entry {
     pub max_duration: Option<Time>,
     pub stall_timeout: Option<Time>,
     pub stop_grace: Option<Time>,
+    pub output: Option<Output>,
     pub retry: Option<RetryArg>,
     pub retry_min: Option<Time>,
     pub retry_max: Option<Time>,
@@ -70,6 +72,12 @@ pub struct Key(pub KeyGlob);
 #[schemars(with = "String")]
 pub struct Events(pub EventFilter);
 
+/// Where results go, as for `--output`: `s3://results/{job_type}/{stem}`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(with = "String")]
+pub struct Output(pub Template);
+
 /// A length of time, such as `90s`, `10m` or `2h30m`.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
@@ -103,6 +111,14 @@ impl TryFrom<String> for Events {
 
     fn try_from(events: String) -> Result<Self, BadEventFilter> {
         events.parse().map(Self)
+    }
+}
+
+impl TryFrom<String> for Output {
+    type Error = String;
+
+    fn try_from(output: String) -> Result<Self, String> {
+        output.parse().map(Self)
     }
 }
 

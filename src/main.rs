@@ -146,13 +146,15 @@ fn run(config: RunConfig) -> Result<ExitCode, String> {
         });
         let checkpoints =
             checkpoint.map(|place| Checkpoints { storage: s3.clone(), place, interval: checkpoint_interval, clock });
+        let outbox = |place| Arc::new(S3Outbox { writer: s3.clone(), place }) as Arc<dyn Outbox>;
         let bench = Bench {
             checkpoints: checkpoints.clone(),
             idempotency,
             store: s3.clone(),
             runner: runner()?,
             fetch: work.fetch,
-            outbox: output.map(|place| Arc::new(S3Outbox { writer: s3.clone(), place }) as Arc<dyn Outbox>),
+            outbox: output.map(outbox),
+            outboxes: work.outputs.into_iter().map(|(job_type, place)| (job_type, outbox(place))).collect(),
             work_dir: work.work_dir,
             job_id: work.identity.job_id,
             clock,

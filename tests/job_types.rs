@@ -84,6 +84,7 @@ fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
         ("max-duration: soon", "line 3 column 19", "write for example 90s, 10m or 2h30m"),
         ("match: { event: ObjectCreate:x }", "line 3 column 21", "did you mean ObjectCreated:*?"),
         ("match: { key: 'in/[.pdf' }", "line 3 column 19", "unclosed character class"),
+        ("output: s3://results/{kee}", "line 3 column 13", "{kee} is none of {key}"),
         ("permanent-exit-codes: [256]", "line 3 column 28", "u8"),
         ("name: twice", "line 3 column 5", "duplicate"),
         ("command: python3", "line 3 column 14", "sequence"),
@@ -272,19 +273,24 @@ async fn each_job_type_has_its_own_command() {
     let text = r#"job-types:
   - name: numbers
     match: { key: "*.num" }
-    command: [sh, -c, 'echo "$JOB_TYPE" > numbers']
+    command: [sh, -c, 'echo "$JOB_TYPE" > "$JOB_OUTPUT_DIR/numbers"']
+    output: s3://BUCKET/{job_type}/{stem}
   - name: words
     match: { key: "in/**" }
-    command: [sh, -c, 'exit 66']
+    command: [sh, -c, '[ -z "$JOB_OUTPUT_DIR" ] && exit 66']
     permanent-exit-codes: [66]
 "#;
+    let text = text.replace("BUCKET", &cloud.bucket);
     fs::write(&types, text).unwrap();
     let flags = format!("--job-types {} --retry-min 1s", types.display());
     cloud.put("1.num", b"1").await;
     let left = cloud.run(&flags, "exit 1").run_to(0).await;
-    assert_eq!(fs::read_to_string(cloud.notes.path().join("numbers")).unwrap(), "numbers\n");
+    let result = cloud.s3.get_object().bucket(&cloud.bucket).key("numbers/1/numbers").send().await.unwrap();
+    assert_eq!(result.body.collect().await.unwrap().into_bytes(), "numbers\n");
     assert_eq!(left.record("message deleted")["job_type"], "numbers");
 
+    // The result is in a bucket that sends events.
+    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
     cloud.put("in/a/word", b"w").await;
     let left = cloud.run(&flags, "exit 1").run_to(65).await;
     let kept = left.record("message kept");

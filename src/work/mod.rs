@@ -8,6 +8,7 @@ pub mod liveness;
 pub mod publish;
 pub mod workspace;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub struct Bench {
     pub idempotency: Option<Idempotency>,
     /// Who publishes what the command wrote, if somebody does.
     pub outbox: Option<Arc<dyn Outbox>>,
+    /// Who does it instead for some job types, by their names.
+    pub outboxes: HashMap<String, Arc<dyn Outbox>>,
     pub work_dir: WorkDir,
     pub job_id: String,
     pub clock: Clock,
@@ -244,6 +247,7 @@ impl Bench {
         let Item { work, number: _, record, space, watch, halt, stop_grace, deadline_at } = item;
         let Progress { ran, exit, said, last_words, spent, used, published, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
+        let outbox = self.outboxes.get(&work.task.name).or(self.outbox.as_ref());
 
         let Task { command, input: how, .. } = work.task.as_ref();
         match (record, how) {
@@ -266,7 +270,7 @@ impl Bench {
             deadline: self.wall_clock(deadline_at),
             space,
             // Results are named after an object.
-            publishes: self.outbox.is_some() && record.is_some(),
+            publishes: outbox.is_some() && record.is_some(),
             resumes: self.checkpoints.is_some(),
         };
         let command = Command {
@@ -292,7 +296,7 @@ impl Bench {
             return Err(Failure::Exit(ended, said.clone()));
         }
 
-        if let (Some(outbox), Some(record)) = (&self.outbox, record) {
+        if let (Some(outbox), Some(record)) = (outbox, record) {
             let results = Results {
                 object: &record.object,
                 message_id: &work.received.delivery.message_id,

@@ -1,6 +1,7 @@
 //! A run through the real supervisor and actors, with a queue in memory, a command that only pretends, and a
 //! clock that may be paused.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Write;
@@ -489,6 +490,7 @@ impl Journey {
             runner: self.command,
             fetch: self.fetch,
             outbox: self.outbox,
+            outboxes: HashMap::new(),
             work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },
             job_id: "job".to_owned(),
             clock,
