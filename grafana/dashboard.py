@@ -22,10 +22,13 @@ def of_jobs(metric, *labels):
     return series(metric, *labels, chosen=CHOSEN_JOBS)
 
 
+def by_pod(series, time):
+    """What each pod counted in a time, true also for one that lived seconds; README.md explains it."""
+    return f"last_over_time({series}[{time}]) - (last_over_time({series}[1h] offset {time}) or last_over_time({series}[{time}]) * 0)"
+
+
 def counted(series, time="$__range", by=""):
-    """What was counted in a time, true also for pods that lived seconds; README.md explains it."""
-    by = f" by ({by})" if by else ""
-    return f"sum{by} (last_over_time({series}[{time}]) - (last_over_time({series}[1h] offset {time}) or last_over_time({series}[{time}]) * 0))"
+    return f"sum{f' by ({by})' if by else ''} ({by_pod(series, time)})"
 
 
 def each(series, by=""):
@@ -65,7 +68,7 @@ DIED = (
 )
 
 
-def cloudwatch(metric, queues="${queue:pipe}", statistics="average|maximum|sum"):
+def cloudwatch(metric, statistics="average|maximum|sum", queues=".+"):
     """By the names of the two exporters that there are: YACE's label is dimension_QueueName, the official one's queue_name."""
 
     def named(label):
@@ -75,12 +78,17 @@ def cloudwatch(metric, queues="${queue:pipe}", statistics="average|maximum|sum")
     return f"{named('queue_name')} or {named('dimension_QueueName')}"
 
 
+def of_ours(series_of_queues):
+    """Of queues that pods asked within a day: CloudWatch knows everybody's, and the dead-letter queues."""
+    return f"({series_of_queues}) and on (queue) last_over_time({series('build_info')}[1d])"
+
+
 # KEDA names a trigger after its queue, with a dash for the dot of `.fifo`.
 KEDA = (
-    'label_replace(label_replace(keda_scaler_metrics_value{metric=~"s[0-9]+-aws-sqs-(${queue:pipe})"},'
+    'label_replace(label_replace(keda_scaler_metrics_value{type="scaledjob", metric=~"s[0-9]+-aws-sqs-(${queue:pipe})"},'
     ' "queue", "$1", "metric", "s[0-9]+-aws-sqs-(.+)"), "queue", "$1.fifo", "metric", "s[0-9]+-aws-sqs-(.+)-fifo")'
 )
-WAITING = f"max by (queue) ({KEDA} or {cloudwatch('approximate_number_of_messages_visible')})"
+WAITING = f"max by (queue) ({KEDA} or {of_ours(cloudwatch('approximate_number_of_messages_visible'))})"
 
 # Pods of Jobs that KEDA made.
 OF_SCALED_JOBS = (
@@ -250,10 +258,11 @@ lines(
 row("Outcomes over time", 8)
 bars(
     8, "Pods, and what they found",
-    "Pods that were launched, messages that they received, and pods that found nothing. Bad: many that found nothing: each "
+    "Pods that were launched, messages that they received, pods that found nothing, and requests that brought none. Bad: many that found nothing: each "
     "is a Job for nothing. See what KEDA counts (row 'Platform') and its settings in deploy/.",
     ("launched", each(series("jobs_launched_total"))), ("messages", each(series("messages_received_total"))),
-    ("found nothing", found_nothing("$__interval", "$__interval_ms / 1000")), stacked=False,
+    ("found nothing", found_nothing("$__interval", "$__interval_ms / 1000")),
+    ("empty requests", each(series("empty_receives_total"))), stacked=False,
 )
 by = "namespace, queue, job_type"
 table(
@@ -351,11 +360,12 @@ bars(
 )
 
 row("Receive counts, and what nears the dead-letter queue", 8)
+that_received = f"and on ({POD}) ({by_pod(series('messages_received_total'), '$__range')}) > 0"
 ranking(
     6, "How often the last messages had been received",
     "Of each pod the last message; 1 is a first attempt. Bad: many above 1: each failure costs a receive, and so does each "
     "stop and each pod that dies.",
-    "receive {{count}}", f'count_values("count", last_over_time({series("receive_count")}[$__range]))',
+    "receive {{count}}", f'count_values("count", last_over_time({series("receive_count")}[$__range]) {that_received})',
 )
 bars(
     9, "Failures, and which were the last attempt",
@@ -368,7 +378,7 @@ table(
     9, "Pods whose last message had one attempt left, or none",
     "Find the pod (column instance) in the log: its records name the message and the object. Bad: the same object again and again.",
     ("received", f"last_over_time({series('receive_count')}[$__range])"
-                 f" >= on ({POD}, queue) last_over_time({series('max_receive_count')}[$__range]) - 1", "short"),
+                 f" >= on ({POD}, queue) last_over_time({series('max_receive_count')}[$__range]) - 1 {that_received}", "short"),
 )
 
 row("Resources of the commands", 8)
@@ -469,13 +479,13 @@ lines(
     8, "Queue depth",
     "By CloudWatch, some minutes old. Bad: visible grows; or in flight stays although no pod is at work: pods died with messages, "
     "which come back when their visibility timeouts end.",
-    ("visible: {{queue}}", f"max by (queue) ({cloudwatch('approximate_number_of_messages_visible')})"),
-    ("in flight: {{queue}}", f"max by (queue) ({cloudwatch('approximate_number_of_messages_not_visible')})"),
+    ("visible: {{queue}}", f"max by (queue) ({of_ours(cloudwatch('approximate_number_of_messages_visible'))})"),
+    ("in flight: {{queue}}", f"max by (queue) ({of_ours(cloudwatch('approximate_number_of_messages_not_visible'))})"),
 )
 lines(
     8, "Age of the oldest message",
     "By CloudWatch. Bad: near the queue's retention period, after which SQS drops messages silently.",
-    ("{{queue}}", f"max by (queue) ({cloudwatch('approximate_age_of_oldest_message', statistics='average|maximum')})"), unit="s",
+    ("{{queue}}", f"max by (queue) ({of_ours(cloudwatch('approximate_age_of_oldest_message', 'average|maximum'))})"), unit="s",
 )
 lines(
     8, "Dead letters",

@@ -1,13 +1,94 @@
 //! `grafana/`: the dashboard and the rules.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
-fn grafana(file: &str) -> PathBuf {
+pub fn grafana(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("grafana").join(file)
+}
+
+/// A question that a panel asks.
+pub struct Query {
+    pub panel: String,
+    pub legend: String,
+    /// With Grafana's variables.
+    expr: String,
+}
+
+impl Query {
+    /// All is chosen, and the time is so many seconds; a bar's too.
+    pub fn of(&self, seconds: u32) -> String {
+        let variables = [
+            ("$__interval_ms", format!("{seconds}000")),
+            ("$__range_s", seconds.to_string()),
+            ("$__interval", format!("{seconds}s")),
+            ("$__rate_interval", format!("{seconds}s")),
+            ("$__range", format!("{seconds}s")),
+            ("${queue:pipe}", ".*".to_owned()),
+            ("$namespace", ".*".to_owned()),
+            ("$queue", ".*".to_owned()),
+            ("$job_type", ".*".to_owned()),
+        ];
+        variables.iter().fold(self.expr.clone(), |expr, (name, value)| expr.replace(name, value))
+    }
+
+    /// Is it about the time of one bar?
+    pub fn is_of_a_bar(&self) -> bool {
+        self.expr.contains("$__interval")
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Of all panels; a column of a table is a legend too.
+pub fn queries() -> Vec<Query> {
+    let of_panel = |panel: &Value| -> Vec<Query> {
+        let targets = panel["targets"].as_array().unwrap();
+        let columns = &panel["transformations"][1]["options"]["renameByName"];
+        let legend = |target: &Value| {
+            let value =
+                if targets.len() == 1 { "Value".to_owned() } else { format!("Value #{}", text(&target["refId"])) };
+            match columns[value].as_str() {
+                Some(column) => format!("{column}: {{{{queue}}}} {{{{instance}}}}"),
+                None => text(&target["legendFormat"]),
+            }
+        };
+        let query = |target: &Value| Query {
+            panel: text(&panel["title"]),
+            legend: legend(target),
+            expr: text(&target["expr"]),
+        };
+        targets.iter().map(query).collect()
+    };
+    panels(&dashboard()).into_iter().flat_map(of_panel).collect()
+}
+
+/// What else the dashboard asks: for its variables and annotations.
+pub fn beside_the_panels() -> Vec<Query> {
+    let dashboard = dashboard();
+    let annotations = dashboard["annotations"]["list"].as_array().unwrap().iter();
+    let annotations = annotations.map(|annotation| Query {
+        panel: text(&annotation["name"]),
+        legend: text(&annotation["textFormat"]),
+        expr: text(&annotation["expr"]),
+    });
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
+    let variables = variables.filter(|variable| variable["type"] == "query").map(|variable| {
+        let asked = text(&variable["query"]["query"]);
+        let asked = asked.strip_prefix("label_values(").and_then(|asked| asked.strip_suffix(')')).unwrap();
+        let (series, label) = asked.rsplit_once(", ").unwrap();
+        Query {
+            panel: text(&variable["name"]),
+            legend: format!("{{{{{label}}}}}"),
+            expr: format!("group by ({label}) ({series})"),
+        }
+    });
+    annotations.chain(variables).collect()
 }
 
 fn dashboard() -> Value {
@@ -70,4 +151,73 @@ fn the_rules_are_valid_and_fire_when_they_should_and_only_then() {
     for file in ["counts.yml", "alerts.yml"] {
         run("promtool", &[Path::new("test"), Path::new("rules"), &grafana("tests").join(file)]);
     }
+}
+
+/// Name, and what a row of the table in README.md must say of it: type, labels, meaning.
+fn metrics() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>, &'static str)> {
+    let exposed = include_str!("snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap");
+    let metric = |text: &'static str| {
+        let (name, rest) = text.split_once(' ').unwrap();
+        let (help, rest) = rest.split_once('\n').unwrap();
+        let kind = rest.lines().next().unwrap().rsplit(' ').next().unwrap();
+        let labels = rest.split("=\"").filter_map(|before| before.rsplit(['{', ',']).next());
+        let labels = labels.filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+        let labels = labels.filter(|label| !["queue", "le"].contains(label)).collect();
+        (name, (kind, labels, help))
+    };
+    exposed.split("# HELP ").skip(1).map(metric).collect()
+}
+
+#[test]
+fn the_table_has_every_metric_as_it_is_and_a_panel_that_shows_it() {
+    let readme = std::fs::read_to_string(grafana("README.md")).unwrap();
+    let queries = queries();
+    let mut rows = readme.lines().filter(|line| line.starts_with("| `leasehold_"));
+    for (name, (kind, labels, help)) in metrics() {
+        let row = rows.next().unwrap_or_else(|| panic!("{name} is missing"));
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!((cells[0], cells[1], cells[3]), (&*format!("`{name}`"), kind, help));
+        assert_eq!(
+            cells[2].split([' ', ',', '`']).filter(|label| !label.is_empty()).collect::<BTreeSet<_>>(),
+            labels,
+            "{name}"
+        );
+        for panel in cells[4].split("; ") {
+            let shows = |query: &Query| query.panel == panel && query.expr.contains(name);
+            assert!(queries.iter().any(shows), "{panel:?} does not show {name}");
+        }
+    }
+    assert_eq!(rows.next(), None);
+}
+
+#[test]
+fn whatever_is_asked_for_is_exposed() {
+    let metrics = metrics();
+    for file in ["dashboard.json", "rules.yml", "README.md"] {
+        let text = std::fs::read_to_string(grafana(file)).unwrap().replace("\\\"", "\"");
+        for asked in text.split("leasehold_").skip(1) {
+            let end = asked.find(|character: char| !character.is_ascii_lowercase() && character != '_').unwrap();
+            let name = format!("leasehold_{}", asked[..end].trim_end_matches("_bucket"));
+            let (_, labels, _) = metrics.get(&*name).unwrap_or_else(|| panic!("{file}: there is no {name}"));
+            let Some(matchers) = asked[end..].strip_prefix('{') else { continue };
+            for matcher in matchers.split_once('}').unwrap().0.split(", ") {
+                let label = matcher.split(['=', '!']).next().unwrap();
+                let is_there = ["namespace", "queue"].contains(&label) || labels.contains(label);
+                assert!(is_there, "{file}: {name} has no label {label}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
+    let rules = std::fs::read_to_string(grafana("rules.yml")).unwrap();
+    let named = |prefix: &str, text: &str| -> Vec<String> {
+        text.lines().filter_map(|line| Some(line.trim().strip_prefix(prefix)?.to_owned())).collect()
+    };
+    let alerts = named("- alert: ", &rules);
+    let runbooks: Vec<_> = alerts.iter().map(|alert| format!("README.md#{}", alert.to_lowercase())).collect();
+    assert_eq!(named("runbook_url: ", &rules), runbooks);
+    let readme = std::fs::read_to_string(grafana("README.md")).unwrap();
+    assert_eq!(named("### ", &readme).into_iter().collect::<BTreeSet<_>>(), alerts.into_iter().collect());
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
@@ -160,5 +160,39 @@ impl Pushgateway {
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.0.port)
+    }
+}
+
+/// Debian's `prometheus`, which scrapes every second.
+pub struct Prometheus {
+    server: Server,
+    _folder: TempDir,
+}
+
+impl Prometheus {
+    /// `targets` are scraped, each a job of its own name and `host:port`, and `rules` are loaded.
+    pub async fn start(targets: &[(&str, &str)], rules: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let targets = targets.iter().map(|(job, address)| {
+            serde_json::json!({ "job_name": job, "honor_labels": true, "static_configs": [{ "targets": [address] }] })
+        });
+        let config = serde_json::json!({
+            "global": { "scrape_interval": "1s", "scrape_timeout": "1s" },
+            "rule_files": [rules],
+            "scrape_configs": targets.collect::<Vec<_>>(),
+        });
+        // JSON is YAML.
+        let file = folder.path().join("prometheus.yml");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let port = free_port();
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", file.display()));
+        command.arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()));
+        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        Self { server: Server::start(&command, port).await, _folder: folder }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.server.port)
     }
 }
