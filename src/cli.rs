@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -308,7 +308,26 @@ pub enum RetryArg {
 
 /// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
 pub fn parse() -> Result<Cli, clap::Error> {
-    let cli = Cli::try_parse()?;
+    checked(Cli::try_parse()?)
+}
+
+/// The same for a program that does the work itself: there is no COMMAND.
+pub fn parse_without_command() -> Result<Cli, clap::Error> {
+    let hidden = |action: clap::Command| action.mut_arg("command", |arg| arg.hide(true));
+    let mut program = Cli::command().mut_subcommand("run", hidden).mut_subcommand("local", hidden);
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|action| action == "run" || action == "local") {
+        if words.iter().any(|word| word == "--") {
+            let complaint = "this program does the work itself: it takes no COMMAND";
+            return Err(program.error(clap::error::ErrorKind::UnknownArgument, complaint));
+        }
+        // clap can be told that an argument is not required only where it was told that it is.
+        words.extend(["--".into(), "the work".into()]);
+    }
+    checked(Cli::from_arg_matches(&program.try_get_matches_from(words)?)?)
+}
+
+fn checked(cli: Cli) -> Result<Cli, clap::Error> {
     if let Some(complaint) = unknown_variable(environment().map(|(name, _)| name)) {
         return Err(Cli::command().error(clap::error::ErrorKind::UnknownArgument, complaint));
     }

@@ -21,14 +21,18 @@
 //! - [`cli`], [`job_types`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
 //!   into an image that does not have it.
 //!
+//! - [`app`] is the program, and [`library`] the way to one whose work is a Rust function.
+//!
 //! Architecture invariant: `job ← ports ← work ← actors ← main`; `tests/architecture.rs` holds the walls.
 
 pub mod actors;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod install;
 pub mod job;
 pub mod job_types;
+pub mod library;
 pub mod local;
 pub mod ports;
 pub mod telemetry;

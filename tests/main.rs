@@ -12,6 +12,7 @@ mod end_to_end;
 mod idempotency;
 mod job_types;
 mod journey;
+mod library;
 mod lifecycle_table;
 mod metrics;
 mod notification;

@@ -47,7 +47,7 @@ async fn how_the_command_ended_is_told() {
 async fn what_the_command_used_is_told_with_what_it_started() {
     let processes = Processes::new();
     let used = async |script| {
-        in_time(processes.run(sh(script), CancellationToken::new(), Pulse::default())).await.unwrap().used
+        in_time(processes.run(sh(script), CancellationToken::new(), Pulse::default())).await.unwrap().used.unwrap()
     };
     let greedy = used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await;
     let modest = used("exit 0").await;

@@ -271,7 +271,8 @@ pub struct Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exited {
     pub exit: Exit,
-    pub used: Used,
+    /// `None` if nobody counted.
+    pub used: Option<Used>,
     /// The last lines that it wrote to its standard error, the oldest first.
     pub last_words: Vec<String>,
 }

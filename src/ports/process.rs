@@ -145,7 +145,7 @@ impl Runner for Processes {
         }
         let (exit, used) = running.end().await;
         output.drain().await;
-        Ok(Exited { exit, used, last_words: output.last_words() })
+        Ok(Exited { exit, used: Some(used), last_words: output.last_words() })
     }
 }
 

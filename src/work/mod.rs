@@ -289,7 +289,7 @@ impl Bench {
         let Exited { exit: ended, used: more, last_words: words } = ended;
         *ran = true;
         *exit = Some(ended);
-        *used = Some(used.map_or(more, |used| used.and(more)));
+        *used = used.zip(more).map(|(used, more)| used.and(more)).or(*used).or(more);
         *last_words = words;
         *said = contract::read_result_file(&space.result_file()).said;
         if ended != Exit::Code(0) {

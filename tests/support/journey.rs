@@ -252,7 +252,7 @@ impl Runner for FakeCommand {
             Does::Panics => panic!("a bug, made on purpose"),
         };
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
-        Ok(Exited { exit, used: USED, last_words: vec!["last words".to_owned()] })
+        Ok(Exited { exit, used: Some(USED), last_words: vec!["last words".to_owned()] })
     }
 }
 

@@ -1,0 +1,301 @@
+//! The program. Wiring only: arguments → configuration → ports → supervisor → signals → exit code.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::actors::supervisor::{self, World};
+use crate::actors::vitals::Vitals;
+use crate::cli::{self, Action, Cli};
+use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
+use crate::install::install;
+use crate::job::lifecycle::Policy;
+use crate::job::verdict::RunOutcome;
+use crate::job_types::JobTypesFile;
+use crate::local;
+use crate::ports::clock::Clock;
+use crate::ports::http::Http;
+use crate::ports::process::{Processes, find_program};
+use crate::ports::s3::S3;
+use crate::ports::sqs::{self, Sqs};
+use crate::ports::{Outbox, Runner, Telemetry, aws};
+use crate::telemetry::Told;
+use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::bars;
+use crate::telemetry::listen::{self, Pages, Readiness};
+use crate::telemetry::logs::{self, Identity, LogFormat};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::push::{self, Pusher, Pushgateway, Swept};
+use crate::telemetry::termination::{TerminationLog, TerminationMessage};
+use crate::work::Bench;
+use crate::work::checkpoint::{Checkpoints, Forgetting};
+use crate::work::idempotency::Idempotency;
+use crate::work::publish::S3Outbox;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// EX_UNAVAILABLE and EX_CONFIG of sysexits(3).
+const UNAVAILABLE: u8 = 69;
+const MISCONFIGURED: u8 = 78;
+
+/// All of the program. Without `own`, the user's command is run; else that, and there is no COMMAND on the command line.
+pub fn main(own: Option<Arc<dyn Runner>>) -> ExitCode {
+    let parsed = if own.is_some() { cli::parse_without_command() } else { cli::parse() };
+    let Cli { action } = match parsed {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // A reader of `--help` that is gone is no error of ours.
+            let _ = answer.print();
+            return if answer.use_stderr() {
+                TerminationLog::Kubernetes.write(&misconfigured(&answer.to_string()));
+                ExitCode::from(MISCONFIGURED)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match action {
+        Action::Run(args) => {
+            let termination_log = args.work.termination_log.clone();
+            RunConfig::try_from(*args)
+                .map_err(|error| error.to_string())
+                .and_then(|config| run(config, own))
+                .unwrap_or_else(|why| {
+                    let termination_log = termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
+                    termination_log.write(&misconfigured(&why));
+                    refuse(&why)
+                })
+        }
+        Action::Schema => {
+            let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
+            println!("{schema}");
+            ExitCode::SUCCESS
+        }
+        Action::Local(args) => LocalConfig::try_from(*args)
+            .map_err(|error| error.to_string())
+            .and_then(|config| run_local(config, own))
+            .unwrap_or_else(|why| refuse(&why)),
+        Action::Install(args) => match install(&args.folder) {
+            Ok(place) => {
+                println!("installed {}", place.display());
+                ExitCode::SUCCESS
+            }
+            Err(error) => refuse(&format!("cannot install into {}: {error}", args.folder.display())),
+        },
+        Action::Sweep(args) => SweepConfig::try_from(args)
+            .map_err(|error| error.to_string())
+            .and_then(sweep)
+            .unwrap_or_else(|why| refuse(&why)),
+    }
+}
+
+fn misconfigured(why: &str) -> TerminationMessage {
+    TerminationMessage::new("misconfigured", MISCONFIGURED, why)
+}
+
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("leasehold: {why}");
+    ExitCode::from(MISCONFIGURED)
+}
+
+fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+    check(&config.work, own.is_none())?;
+    let RunConfig {
+        queue_url,
+        expected_bucket_owner,
+        concurrency,
+        output,
+        checkpoint,
+        checkpoint_interval,
+        idempotency,
+        idempotency_key,
+        attempts,
+        pushgateway: gateway,
+        push_interval,
+        namespace,
+        listen,
+        work,
+    } = config;
+    let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
+    let logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout(), work.settings.stop.log());
+    runtime()?.block_on(async {
+        let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
+        let stop = stop_requested(Some(&metrics))?;
+        let readiness = Arc::new(Readiness::new(stop.clone()));
+        let vitals = Vitals::default();
+        let pages = Pages {
+            metrics: gateway.is_none().then(|| metrics.clone()),
+            readiness: readiness.clone(),
+            vitals: vitals.clone(),
+        };
+        let _listening = match listen {
+            Some(address) => {
+                Some(listen::serve(address, pages).await.map_err(|error| format!("--listen {address}: {error}"))?)
+            }
+            None => None,
+        };
+        let aws = aws::load(&queue_url, cli::ca_bundle()).await.map_err(|error| error.to_string())?;
+        let s3 = Arc::new(S3::new(&aws, expected_bucket_owner));
+        let attempts = attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
+        let clock = Clock::start();
+        let idempotency = idempotency.map(|place| Idempotency {
+            records: s3.clone(),
+            place,
+            queue: queue_url.clone(),
+            owner: work.identity.pod_name.clone(),
+            time_to_live: work.settings.policy.limits.visibility,
+            clock,
+        });
+        let checkpoints =
+            checkpoint.map(|place| Checkpoints { storage: s3.clone(), place, interval: checkpoint_interval, clock });
+        let outbox = |place| Arc::new(S3Outbox { writer: s3.clone(), place }) as Arc<dyn Outbox>;
+        let bench = Bench {
+            checkpoints: checkpoints.clone(),
+            idempotency,
+            store: s3.clone(),
+            runner: own.map_or_else(runner, Ok)?,
+            fetch: work.fetch,
+            outbox: output.map(outbox),
+            outboxes: work.outputs.into_iter().map(|(job_type, place)| (job_type, outbox(place))).collect(),
+            work_dir: work.work_dir,
+            job_id: work.identity.job_id,
+            clock,
+        };
+        let told = Told::new(work.termination_log, attempts, metrics.clone(), readiness);
+        let telemetry: Arc<dyn Telemetry> = match checkpoints {
+            Some(checkpoints) => Arc::new(Forgetting { checkpoints, told }),
+            None => Arc::new(told),
+        };
+        let world = World {
+            queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(idempotency_key)),
+            worker: Arc::new(bench),
+            telemetry,
+            clock,
+            vitals,
+        };
+        let namespace = namespace.or_else(pods_namespace);
+        let pusher = gateway.map(|gateway| {
+            Pusher::start(pushgateway(gateway), metrics.clone(), namespace, work.identity.pod_name, push_interval)
+        });
+        let push_limit = work.settings.stop.push();
+        let outcome = supervisor::run_side_by_side(world, work.settings, concurrency, stop).await;
+        metrics.finished(outcome.exit_code(), SystemTime::now());
+        if let Some(pusher) = pusher {
+            pusher.finish(push_limit).await;
+        }
+        if outcome == RunOutcome::SupervisorDied {
+            // The Reporter went with it.
+            eprintln!("leasehold: {outcome}");
+        }
+        Ok(ExitCode::from(outcome.exit_code()))
+    })
+}
+
+/// Kubernetes tells a pod its namespace in a file.
+fn pods_namespace() -> Option<String> {
+    let namespace = std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
+    Some(namespace.trim().to_owned()).filter(|namespace| !namespace.is_empty())
+}
+
+fn pushgateway(config: PushgatewayConfig) -> Pushgateway {
+    let PushgatewayConfig { url, job, credentials } = config;
+    Pushgateway::new(Http::new(cli::ca_bundle()), &url, job, credentials)
+}
+
+fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
+    let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
+    let identity = Identity { job_id: cli::host_name(), pod_name: cli::host_name() };
+    let format = log_format.unwrap_or(default_format(&std::io::stdout()));
+    let _logs = logs::start(format, &identity, &cli::log_filter(), std::io::stdout(), Duration::from_secs(1));
+    runtime()?.block_on(async {
+        match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
+            Ok(Swept { found, deleted, failed }) => {
+                info!(found, deleted, failed, "swept");
+                Ok(ExitCode::from(u8::from(failed > 0)))
+            }
+            Err(error) => {
+                error!(error, "nothing could be swept");
+                Ok(ExitCode::from(UNAVAILABLE))
+            }
+        }
+    })
+}
+
+fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+    check(&config.work, own.is_none())?;
+    let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
+    let (screen, above) = bars::screen(format == LogFormat::Text);
+    let limit = config.work.settings.stop.log();
+    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), above, limit);
+    runtime()?.block_on(async {
+        let stop = stop_requested(None)?;
+        let runner = own.map_or_else(runner, Ok)?;
+        let summary = local::run(config, runner, screen, stop).await.map_err(|error| error.to_string())?;
+        println!("{summary}");
+        Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
+    })
+}
+
+/// What can be seen to be wrong before a message is received costs no message an attempt.
+fn check(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
+    let Policy { task, job_types, .. } = &work.settings.policy;
+    for task in task.iter().chain(job_types.iter().map(|it| &it.task)).filter(|_| runs_commands) {
+        find_program(&task.command.program).map_err(|error| error.to_string())?;
+    }
+    check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
+}
+
+fn check_work_dir(path: &Path) -> std::io::Result<()> {
+    use nix::unistd::{AccessFlags, access};
+    if !path.metadata()?.is_dir() {
+        return Err(std::io::ErrorKind::NotADirectory.into());
+    }
+    access(path, AccessFlags::W_OK | AccessFlags::X_OK).map_err(std::io::Error::from)
+}
+
+fn default_format(out: &impl IsTerminal) -> LogFormat {
+    if out.is_terminal() { LogFormat::Text } else { LogFormat::Json }
+}
+
+/// Two threads, so that something busy in one does not delay a beat in the other.
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime could not be started: {error}"))
+}
+
+fn runner() -> Result<Arc<dyn Runner>, String> {
+    let processes = Processes::adopting().map_err(|error| format!("orphans could not be adopted: {error}"))?;
+    Ok(Arc::new(processes))
+}
+
+/// Cancelled by the first SIGTERM, SIGINT or SIGQUIT; a further one changes nothing. As PID 1 we would not
+/// hear them at all without a handler.
+fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, String> {
+    let requested = CancellationToken::new();
+    for (kind, name) in
+        [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT"), (SignalKind::quit(), "SIGQUIT")]
+    {
+        let mut signals = signal(kind).map_err(|error| format!("{name} cannot be received: {error}"))?;
+        let (requested, metrics) = (requested.clone(), metrics.cloned());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if let Some(metrics) = &metrics {
+                    metrics.stopped(name);
+                }
+                if requested.is_cancelled() {
+                    info!(signal = name, "already stopping");
+                } else {
+                    info!(signal = name, "stopping in order: nothing is deleted from now on");
+                    requested.cancel();
+                }
+            }
+        });
+    }
+    Ok(requested)
+}

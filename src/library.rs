@@ -1,0 +1,170 @@
+//! leasehold as a library: the work is a Rust function instead of a command.
+//!
+//! ```no_run
+//! use leasehold::library::{Failure, Job, Work, async_trait};
+//!
+//! struct Resize;
+//!
+//! #[async_trait]
+//! impl Work for Resize {
+//!     async fn process(&self, job: Job) -> Result<(), Failure> {
+//!         let image = tokio::fs::read(job.input()?).await?;
+//!         println!("{} bytes of {:?}, attempt {}", image.len(), job.key, job.receive_count);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     leasehold::library::main(Resize)
+//! }
+//! ```
+//!
+//! Such a program has leasehold's own command line, less the COMMAND: `my-program run --queue-url …`,
+//! `my-program local ./inbox`. Everything holds for it that holds for a command: the lease, the verdicts, the stop, results,
+//! checkpoints. The difference is that a function cannot be KILLed: it must not block a thread for long, and after
+//! `--stop-grace` it is dropped at its next `.await`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::timeout;
+pub use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, error};
+
+use crate::app;
+use crate::job::verdict::Exit;
+use crate::ports::{Command, Exited, Pulse, Runner, StartError};
+
+/// Work on one object.
+#[async_trait]
+pub trait Work: Send + Sync + 'static {
+    /// Success deletes the message, once no object of it is left. A panic is a failure.
+    async fn process(&self, job: Job) -> Result<(), Failure>;
+}
+
+/// Why the message is kept.
+#[derive(Debug)]
+pub enum Failure {
+    /// It may work later: after this delay, or after the usual backoff.
+    Temporary { reason: String, retry_after: Option<Duration> },
+    /// This input will never work: redrive takes the message to the dead-letter queue.
+    Permanent(String),
+    /// Anything else: retried with backoff.
+    Failed(String),
+}
+
+/// What cannot be foreseen is worth another attempt.
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What there is to do: the facts that a command finds in `JOB_FILE`.
+#[derive(Debug, Clone, Deserialize)]
+#[non_exhaustive]
+pub struct Job {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub job_type: String,
+    pub message_id: String,
+    /// 1 = first attempt.
+    pub receive_count: u32,
+    /// The queue's `maxReceiveCount`, if it is known.
+    pub max_receive_count: Option<u32>,
+    /// Is this the last attempt before the dead-letter queue?
+    pub final_attempt: Option<bool>,
+    /// None of these if the message is no S3 notification (`--accept-raw`).
+    pub bucket: Option<String>,
+    pub key: Option<String>,
+    pub version_id: Option<String>,
+    pub etag: Option<String>,
+    /// In bytes.
+    pub size: Option<u64>,
+    pub event: Option<String>,
+    /// When the work will be halted, RFC 3339.
+    pub deadline: String,
+    input: Option<PathBuf>,
+    /// Where to write results, if somebody publishes them.
+    pub output_dir: Option<PathBuf>,
+    /// Where to keep partial state (`--checkpoint`).
+    pub checkpoint_dir: Option<PathBuf>,
+    result_file: PathBuf,
+    /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after that counts for nothing.
+    #[serde(skip)]
+    pub halt: CancellationToken,
+    #[serde(skip)]
+    pulse: Pulse,
+}
+
+impl Job {
+    /// The object as a file; an error with `--input none`.
+    pub fn input(&self) -> Result<&Path, Failure> {
+        self.input.as_deref().ok_or_else(|| Failure::Failed("the object is not fetched: --input none".to_owned()))
+    }
+
+    /// Tells how much is done, from 0 to 1, for the log and the metrics. It is a sign of life for `--stall-timeout` too.
+    pub fn progress(&self, share: f64, text: &str) {
+        self.pulse.beat();
+        self.say(&json!({ "progress": share.clamp(0.0, 1.0), "text": text }));
+    }
+
+    /// What cannot be said is not worth a failure.
+    fn say(&self, line: &serde_json::Value) {
+        let file = OpenOptions::new().append(true).create(true).open(&self.result_file);
+        let _ = file.and_then(|mut file| writeln!(file, "{line}"));
+    }
+}
+
+/// The whole of a program whose work is `work`: command line, environment, signals, exit code.
+pub fn main(work: impl Work) -> ExitCode {
+    app::main(Some(Arc::new(InProcess(Arc::new(work)))))
+}
+
+/// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds for both.
+pub struct InProcess<W>(pub Arc<W>);
+
+#[async_trait]
+impl<W: Work> Runner for InProcess<W> {
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+        let job = read_job(&command).map_err(|why| StartError { program: "the work".to_owned(), why })?;
+        let job = Job { halt: halt.clone(), pulse, ..job };
+        let (work, working_on) = (self.0.clone(), job.clone());
+        let mut working =
+            AbortOnDropHandle::new(tokio::spawn(async move { work.process(working_on).await }.in_current_span()));
+        let ended = tokio::select! {
+            ended = &mut working => Some(ended),
+            () = halt.cancelled() => timeout(command.stop_grace, &mut working).await.ok(),
+        };
+        let (code, reason, retry_after) = match ended {
+            Some(Ok(Ok(()))) => (0, None, None),
+            Some(Ok(Err(Failure::Temporary { reason, retry_after }))) => (75, Some(reason), retry_after),
+            Some(Ok(Err(Failure::Permanent(reason)))) => (65, Some(reason), None),
+            Some(Ok(Err(Failure::Failed(reason)))) => (1, Some(reason), None),
+            Some(Err(panic)) => (101, Some(format!("the work panicked: {panic}")), None),
+            None => {
+                error!("the work did not end within --stop-grace and is dropped");
+                return Ok(Exited { exit: Exit::Signal(9), used: None, last_words: Vec::new() });
+            }
+        };
+        if reason.is_some() || retry_after.is_some() {
+            job.say(&json!({ "reason": reason, "retry_after": retry_after.map(|delay| delay.as_secs_f64()) }));
+        }
+        Ok(Exited { exit: Exit::Code(code), used: None, last_words: reason.into_iter().collect() })
+    }
+}
+
+fn read_job(command: &Command) -> Result<Job, String> {
+    let file = command.env.iter().find_map(|(name, path)| (name == "JOB_FILE").then_some(path));
+    let file = file.ok_or("JOB_FILE is not set")?;
+    let text = std::fs::read_to_string(file).map_err(|error| format!("JOB_FILE: {error}"))?;
+    serde_json::from_str(&text).map_err(|error| format!("JOB_FILE: {error}"))
+}

@@ -1,0 +1,121 @@
+//! Work that is a Rust function: what it answers, and what is done with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leasehold::library::{Failure, InProcess, Job, Work, async_trait};
+use leasehold::ports::memory::Call;
+use tokio::time::sleep;
+
+use crate::support::journey::{Arrived, Journey, MINUTE, S, exits, queue};
+
+/// Does what it is told, and remembers nothing.
+struct Does<F>(F);
+
+#[async_trait]
+impl<F: AsyncFnTask> Work for Does<F> {
+    async fn process(&self, job: Job) -> Result<(), Failure> {
+        self.0.call(job).await
+    }
+}
+
+#[async_trait]
+trait AsyncFnTask: Send + Sync + 'static {
+    async fn call(&self, job: Job) -> Result<(), Failure>;
+}
+
+macro_rules! work {
+    (|$job:ident| $body:expr) => {{
+        struct It;
+        #[async_trait]
+        impl AsyncFnTask for It {
+            async fn call(&self, $job: Job) -> Result<(), Failure> {
+                $body
+            }
+        }
+        Does(It)
+    }};
+}
+
+async fn journey(work: impl Work, stop_after: Duration) -> (Arrived, Vec<Call>) {
+    let queue = queue();
+    let mut journey = Journey::new(&queue, &exits(0));
+    journey.command = Arc::new(InProcess(Arc::new(work)));
+    let arrived = journey.run_and_stop_after(stop_after).await;
+    (arrived, queue.calls().into_iter().map(|entry| entry.call).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_deletes() {
+    let work = work!(|job| {
+        assert_eq!(std::fs::read(job.input()?)?, b"data");
+        assert_eq!((job.key.as_deref(), job.receive_count, job.size), (Some("k"), 1, Some(4)));
+        Ok(())
+    });
+    let (arrived, calls) = journey(work, MINUTE).await;
+    assert_eq!((arrived.outcomes(), calls.contains(&Call::Delete)), (vec!["succeeded"], true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn temporary_chooses_its_delay() {
+    let work =
+        work!(|_job| Err(Failure::Temporary { reason: "the database is down".to_owned(), retry_after: Some(90 * S) }));
+    let (arrived, calls) = journey(work, MINUTE).await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["temporary"], 75));
+    assert!(calls.contains(&Call::ChangeVisibility(90 * S)) && !calls.contains(&Call::Delete), "{calls:?}");
+    let error = arrived.ended()[0].error().unwrap();
+    assert!(error.ends_with(": the database is down"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn permanent_is_kept_for_the_dead_letter_queue() {
+    let (arrived, calls) = journey(work!(|_job| Err(Failure::Permanent("no image".to_owned()))), MINUTE).await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["permanent"], 65));
+    assert!(!calls.contains(&Call::Delete));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_any_kind_and_a_panic_are_failures() {
+    let (arrived, _) = journey(work!(|_job| Ok(std::fs::read("/nonexistent").map(drop)?)), MINUTE).await;
+    assert_eq!(arrived.outcomes(), ["command_failed"]);
+    assert!(arrived.ended()[0].error().unwrap().contains("No such file"));
+    let (arrived, calls) = journey(work!(|_job| panic!("a bug in the work")), MINUTE).await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["command_failed"], 1));
+    assert!(!calls.contains(&Call::Delete));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_heard_and_success_after_it_counts_for_nothing() {
+    let work = work!(|job| {
+        job.halt.cancelled().await;
+        Ok(())
+    });
+    let (arrived, calls) = journey(work, MINUTE).await;
+    assert_eq!((arrived.outcomes(), arrived.took), (vec!["stopped"], MINUTE));
+    assert!(!calls.contains(&Call::Delete));
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_does_not_hear_a_stop_is_dropped() {
+    let work = work!(|_job| {
+        sleep(60 * MINUTE).await;
+        Ok(())
+    });
+    let (arrived, calls) = journey(work, MINUTE).await;
+    assert_eq!((arrived.outcomes(), arrived.took), (vec!["stopped"], MINUTE + 20 * S));
+    assert!(!calls.contains(&Call::Delete));
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_is_told() {
+    let work = work!(|job| {
+        for step in 1..=4 {
+            sleep(3 * S).await;
+            job.progress(f64::from(step) / 4.0, "resizing");
+        }
+        Ok(())
+    });
+    let (arrived, _) = journey(work, MINUTE).await;
+    let shares: Vec<_> = arrived.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
+    assert_eq!(shares, [0.25, 0.5, 0.75, 1.0]);
+}
