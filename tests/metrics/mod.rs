@@ -4,6 +4,7 @@ mod counts;
 mod dashboard;
 mod probes;
 mod pushgateway;
+mod records;
 mod truth;
 
 use std::time::Duration;

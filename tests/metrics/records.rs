@@ -1,0 +1,102 @@
+//! Log records and the termination message, of the real binary.
+
+use std::collections::BTreeSet;
+
+use aws_sdk_sqs::types::{MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
+use serde_json::Value;
+
+use crate::support::cloud::{Cloud, Left};
+
+const TRACE_ID: &str = "5759e988bd862e3fe1be46a994272793";
+
+fn notification(cloud: &Cloud, key: &str) -> String {
+    serde_json::json!({ "Records": [{
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "eventName": "ObjectCreated:Put",
+        "s3": { "bucket": { "name": cloud.bucket }, "object": { "key": key, "size": 5 } },
+    }]})
+    .to_string()
+}
+
+/// Sends a message about the object `k`, of which S3 itself told nothing.
+async fn send_traced(cloud: &Cloud, name: &str, value: &str) {
+    cloud.put("k", b"12345").await;
+    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    let send = cloud.sqs.send_message().queue_url(&cloud.queue_url).message_body(notification(cloud, "k"));
+    let send = if name == "AWSTraceHeader" {
+        let header = MessageSystemAttributeValue::builder().data_type("String").string_value(value).build().unwrap();
+        send.message_system_attributes(MessageSystemAttributeNameForSends::AwsTraceHeader, header)
+    } else {
+        let attribute = MessageAttributeValue::builder().data_type("String").string_value(value).build().unwrap();
+        send.message_attributes(name, attribute)
+    };
+    send.send().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_trace_is_read_and_logged_and_handed_to_the_command() {
+    let traceparent = format!("00-{TRACE_ID}-53995c3f42cd8ad8-01");
+    for (name, value) in [
+        ("traceparent", &*traceparent),
+        ("AWSTraceHeader", "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"),
+    ] {
+        let cloud = Cloud::new(5).await;
+        send_traced(&cloud, name, value).await;
+        let left = cloud.run("", r#"echo "$TRACEPARENT" > trace"#).run_to(0).await;
+        assert_eq!(cloud.note("trace").await, traceparent, "{name}");
+        for record in ["message started", "message deleted"] {
+            assert_eq!(left.record(record)["trace_id"], TRACE_ID, "{name}, {record}");
+        }
+    }
+}
+
+/// Fields of a record, less those that are not there.
+fn fields(record: &Value) -> impl Iterator<Item = String> {
+    record.as_object().unwrap().iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.clone())
+}
+
+#[tokio::test]
+async fn the_readme_has_every_field_of_a_messages_records() {
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme.split_once("| field | |\n").unwrap();
+    let rows = table.lines().take_while(|line| line.starts_with('|')).skip(1);
+    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
+    let documented: BTreeSet<_> = names.map(str::to_owned).collect();
+
+    let cloud = Cloud::new(5).await;
+    let mut logged = BTreeSet::new();
+    let output = format!("--output s3://{}/results", cloud.bucket);
+    let progress = r#"echo '{"progress":0.5,"text":"half"}' >> "$JOB_RESULT_FILE""#;
+    let scripts = [
+        (0, format!("echo done; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2")),
+        (1, r#"echo '{"reason":"no such column"}' >> "$JOB_RESULT_FILE"; exit 3"#.to_owned()),
+        (1, "kill -KILL $$".to_owned()),
+    ];
+    for (code, script) in scripts {
+        send_traced(&cloud, "traceparent", &format!("00-{TRACE_ID}-53995c3f42cd8ad8-01")).await;
+        let left: Left = cloud.run(&output, &script).run_to(code).await;
+        logged.extend(left.log.iter().flat_map(fields));
+    }
+    // That nobody reads the log is a test of its own.
+    logged.insert("dropped_lines".to_owned());
+    assert_eq!(logged, documented);
+}
+
+/// Kubernetes cuts a longer one anywhere, and then it is no JSON.
+#[tokio::test]
+async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object_is_called() {
+    let cloud = Cloud::new(5).await;
+    // As JSON a control character takes six bytes.
+    for (length, fits) in [(10, true), (1_000, false)] {
+        let key = "%01".repeat(length);
+        cloud.send(notification(&cloud, &key)).await;
+        cloud.run("--input none", "exit 65").run_to(65).await;
+        let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
+        assert!(message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'), "{message}");
+        let fields: Value = serde_json::from_str(&message).unwrap();
+        assert_eq!((&fields["outcome"], &fields["exit_code"]), (&"permanent".into(), &65.into()));
+        assert_eq!(fields.get("key").and_then(Value::as_str), fits.then_some(&*"\u{1}".repeat(length)));
+        assert!(fields["error"].as_str().unwrap().contains("never work"), "{message}");
+    }
+}
