@@ -56,13 +56,14 @@ enum Feature {
     Attempts,
     Output,
     Idempotency,
+    Checkpoints,
 }
 
 /// Spares storage until a lifecycle rule clears up; nothing fails without it.
 const CLEARS_UP: (&str, &str) = ("Output", "s3:AbortMultipartUpload");
 
 impl Feature {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Work,
         Self::Versions,
         Self::Retries,
@@ -70,6 +71,7 @@ impl Feature {
         Self::Attempts,
         Self::Output,
         Self::Idempotency,
+        Self::Checkpoints,
     ];
 
     /// The actions without which it does not work, by the statement that allows them.
@@ -87,6 +89,9 @@ impl Feature {
             Self::Attempts => &[("Attempts", "s3:PutObject")],
             Self::Output => &[("Output", "s3:PutObject")],
             Self::Idempotency => &[("Idempotency", "s3:GetObject"), ("Idempotency", "s3:PutObject")],
+            Self::Checkpoints => {
+                &[("Checkpoints", "s3:GetObject"), ("Checkpoints", "s3:PutObject"), ("Checkpoints", "s3:DeleteObject")]
+            }
         }
     }
 
@@ -163,6 +168,19 @@ impl Feature {
                 }
                 Ok(())
             }
+            Self::Checkpoints => {
+                put_work(cloud, 1).await;
+                let flags = format!("{flags} --checkpoint s3://{}/checkpoints", cloud.bucket);
+                let script =
+                    r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#;
+                let kept = stack.run_as_worker(&flags, script).await;
+                check(kept.code() == 1, &kept.stdout)?;
+                eventually("it is visible", async || (cloud.counts().await.0 == 1).then_some(())).await;
+                let left = stack.run_as_worker(&flags, script).await;
+                check(left.code() == 0, &left.stdout)?;
+                let listed = cloud.s3.list_objects_v2().bucket(&cloud.bucket).prefix("checkpoints/").send().await;
+                check(listed.unwrap().key_count == Some(0), "the checkpoint is not dropped")
+            }
         }
     }
 }
@@ -210,7 +228,7 @@ fn created(bucket: &str, object: &Value) -> String {
 
 #[tokio::test]
 async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
-    let stack = Stack::deploy(&["IdempotencyPrefix=done/"]).await;
+    let stack = Stack::deploy(&["IdempotencyPrefix=done/", "CheckpointPrefix=checkpoints/"]).await;
     let document = &stack.worker.document;
     let allowed: BTreeSet<_> = actions(document).into_iter().collect();
     let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain([&CLEARS_UP]);
