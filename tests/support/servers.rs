@@ -153,7 +153,8 @@ impl Pushgateway {
     pub async fn start(web_config: Option<&Path>) -> Self {
         let port = free_port();
         let mut command = Command::new("prometheus-pushgateway");
-        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        // Debian's keeps what it has in a file of the whole machine.
+        command.args([&format!("--web.listen-address=127.0.0.1:{port}"), "--persistence.file="]);
         command.args(web_config.map(|path| format!("--web.config.file={}", path.display())));
         Self(Server::start(&command, port).await)
     }
