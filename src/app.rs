@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::actors::supervisor::{self, World};
 use crate::actors::vitals::Vitals;
-use crate::cli::{self, Action, Cli};
+use crate::check::{self, Finding, Findings, Severity, StopTimeline};
+use crate::cli::{self, Action, CheckArgs, CheckFormat, Cli};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use crate::install::install;
 use crate::job::lifecycle::Policy;
@@ -69,6 +70,7 @@ pub fn main(own: Option<Arc<dyn Runner>>) -> ExitCode {
                     refuse(&why)
                 })
         }
+        Action::Check(args) => check(*args, own.is_none()).unwrap_or_else(|why| refuse(&why)),
         Action::Schema => {
             let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
             println!("{schema}");
@@ -92,6 +94,42 @@ pub fn main(own: Option<Arc<dyn Runner>>) -> ExitCode {
     }
 }
 
+/// Prints what is wrong; the exit code says how bad the worst is.
+fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
+    let CheckArgs { manifest, format, strict, run } = args;
+    let mut findings = Findings::default();
+    if let Some(path) = manifest {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("--manifest {file}: {error}"))?;
+        let objects = check::manifest::parse(&text).map_err(|error| format!("--manifest {file}: {error}"))?;
+        findings.add(check::manifest::findings(&file, &objects));
+    }
+    if run.queue_url.is_some() {
+        match RunConfig::try_from(run) {
+            Ok(config) => {
+                let mut found = check::settings::findings("the flags", &config);
+                found.extend(
+                    check_machine(&config.work, runs_commands)
+                        .err()
+                        .map(|why| Finding::error("this machine", why, "correct it")),
+                );
+                found.extend(runtime()?.block_on(check::live::findings(&config, cli::ca_bundle())));
+                findings.add(Findings { findings: found, stops: vec![StopTimeline::of("the stop", &config)] });
+            }
+            Err(error) => findings.add(vec![Finding::error("the flags", error.to_string(), "correct it")].into()),
+        }
+    }
+    match format {
+        CheckFormat::Text => println!("{findings}"),
+        CheckFormat::Json => println!("{}", serde_json::to_string(&findings).expect("findings are JSON")),
+    }
+    Ok(ExitCode::from(if findings.count(Severity::Error) > 0 {
+        MISCONFIGURED
+    } else {
+        u8::from(strict && findings.count(Severity::Warning) > 0)
+    }))
+}
+
 fn misconfigured(why: &str) -> TerminationMessage {
     TerminationMessage::new("misconfigured", MISCONFIGURED, why)
 }
@@ -102,7 +140,7 @@ fn refuse(why: &str) -> ExitCode {
 }
 
 fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
-    check(&config.work, own.is_none())?;
+    check_machine(&config.work, own.is_none())?;
     let RunConfig {
         queue_url,
         expected_bucket_owner,
@@ -225,7 +263,7 @@ fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
 }
 
 fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
-    check(&config.work, own.is_none())?;
+    check_machine(&config.work, own.is_none())?;
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
     let (screen, above) = bars::screen(format == LogFormat::Text);
     let limit = config.work.settings.stop.log();
@@ -240,7 +278,7 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
 }
 
 /// What can be seen to be wrong before a message is received costs no message an attempt.
-fn check(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
+fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
     let Policy { task, job_types, .. } = &work.settings.policy;
     for task in task.iter().chain(job_types.iter().map(|it| &it.task)).filter(|_| runs_commands) {
         find_program(&task.command.program).map_err(|error| error.to_string())?;

@@ -1,12 +1,14 @@
 //! The command line. Also the only reader of the environment: every flag has its `LEASEHOLD_<FLAG>`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::builder::Resettable;
+use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -28,7 +30,9 @@ pub struct Cli {
 pub enum Action {
     /// Receive a message, run the command on its object, delete the message if that succeeded
     Run(Box<RunArgs>),
-    /// The same without AWS: every file of a folder becomes an object and a message
+    /// Look for what is wrong with the queue, the permissions and the manifest, without receiving anything
+    Check(Box<CheckArgs>),
+    /// What run does, without AWS: every file of a folder becomes an object and a message
     Local(Box<LocalArgs>),
     /// Print the JSON Schema of the file that --job-types reads, for editors
     Schema,
@@ -41,8 +45,8 @@ pub enum Action {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The SQS queue, standard or FIFO
-    #[arg(long, env = "LEASEHOLD_QUEUE_URL", value_name = "URL")]
-    pub queue_url: String,
+    #[arg(long, env = "LEASEHOLD_QUEUE_URL", value_name = "URL", required = true)]
+    pub queue_url: Option<String>,
 
     /// How many messages to process side by side; --max-messages is how many in all
     #[arg(long, env = "LEASEHOLD_CONCURRENCY", value_name = "N", default_value = "1", help_heading = RECEIVE)]
@@ -95,6 +99,35 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub work: WorkArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present("manifest")))]
+#[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url"])))]
+pub struct CheckArgs {
+    /// A file of Kubernetes objects, as `kubectl kustomize` prints them: look at its ScaledJobs. Without --queue-url at
+    /// nothing else
+    #[arg(long, env = "LEASEHOLD_MANIFEST", value_name = "FILE", help_heading = CHECK)]
+    pub manifest: Option<PathBuf>,
+
+    /// How the findings are printed
+    #[arg(long, env = "LEASEHOLD_FORMAT", value_enum, default_value = "text", help_heading = CHECK)]
+    pub format: CheckFormat,
+
+    /// Exit with 1 if there are warnings
+    #[arg(long, env = "LEASEHOLD_STRICT", help_heading = CHECK)]
+    pub strict: bool,
+
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckFormat {
+    /// A line for each finding
+    Text,
+    /// One object
+    Json,
 }
 
 #[derive(Debug, Args)]
@@ -265,6 +298,7 @@ pub struct WorkArgs {
     pub command: Vec<OsString>,
 }
 
+const CHECK: &str = "Check";
 const LEASE: &str = "Lease";
 const RECEIVE: &str = "Receive";
 const WORK: &str = "Work";
@@ -332,6 +366,34 @@ fn checked(cli: Cli) -> Result<Cli, clap::Error> {
         return Err(Cli::command().error(clap::error::ErrorKind::UnknownArgument, complaint));
     }
     Ok(cli)
+}
+
+/// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after `run`, which outrank them.
+/// Our own environment plays no part.
+pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) -> Result<RunArgs, String> {
+    if let Some(complaint) = unknown_variable(variables.keys().cloned()) {
+        return Err(complaint);
+    }
+    let command = RunArgs::augment_args(Command::new("run")).no_binary_name(true).args_override_self(true);
+    let from_environment: Vec<OsString> = command
+        .get_arguments()
+        .filter_map(|arg| {
+            let value = variables.get(arg.get_env()?.to_str()?)?;
+            let flag = format!("--{}", arg.get_long()?);
+            if matches!(arg.get_action(), ArgAction::SetTrue) {
+                return (value == "true").then(|| flag.into());
+            }
+            Some(format!("{flag}={value}").into())
+        })
+        .collect();
+    let command = command.mut_args(|arg| arg.env(Resettable::Reset));
+    let words = from_environment.into_iter().chain(words.iter().map(OsString::from));
+    let first_line = |error: clap::Error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    };
+    let matches = command.try_get_matches_from(words).map_err(first_line)?;
+    RunArgs::from_arg_matches(&matches).map_err(first_line)
 }
 
 /// `RUST_LOG`, or what a pod's log should hold: not the spans that ractor opens around each of its handlers.

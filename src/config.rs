@@ -29,6 +29,8 @@ use crate::work::workspace::WorkDir;
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    #[error("--queue-url is missing: which one?")]
+    NoQueue,
     #[error("--queue-url: {0}")]
     QueueUrl(String),
     #[error("--visibility-timeout {} is under 3s: no beat could come in time", show(.0))]
@@ -172,14 +174,12 @@ impl TryFrom<RunArgs> for RunConfig {
     type Error = ConfigError;
 
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
-        sqs::check_queue_url(&args.queue_url).map_err(ConfigError::QueueUrl)?;
         let defaults = Defaults {
             wait: SECOND * 10,
             retry_min: SECOND * 10,
             retry_max: MINUTE * 15,
             resumes: args.checkpoint.is_some(),
         };
-        let fifo = sqs::is_fifo(&args.queue_url);
         let RunArgs {
             queue_url,
             expected_bucket_owner,
@@ -196,6 +196,9 @@ impl TryFrom<RunArgs> for RunConfig {
             listen,
             work: args,
         } = args;
+        let queue_url = queue_url.ok_or(ConfigError::NoQueue)?;
+        sqs::check_queue_url(&queue_url).map_err(ConfigError::QueueUrl)?;
+        let fifo = sqs::is_fifo(&queue_url);
         if concurrency == 0 {
             return Err(ConfigError::Zero("concurrency"));
         }

@@ -133,7 +133,11 @@ impl TryFrom<String> for Time {
 impl JobTypesFile {
     /// YAML or TOML, by the file's name. The error says what is wrong, and in which line and column.
     pub fn load(path: &str) -> Result<Self, String> {
-        let read = || std::fs::read_to_string(path).map_err(|error| error.to_string());
+        Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))
+    }
+
+    /// The same of a file that is read from elsewhere.
+    pub fn parse(path: &str, read: impl FnOnce() -> Result<String, String>) -> Result<Self, String> {
         match Path::new(path).extension().and_then(|extension| extension.to_str()) {
             Some("yaml" | "yml") => serde_saphyr::from_str(&read()?).map_err(|error| error.to_string()),
             Some("toml") => toml::from_str(&read()?).map_err(|error| error.to_string()),

@@ -18,6 +18,7 @@
 //! - [`ports`] is the world, in our own words, and its adapters: SQS, S3, processes; a queue in memory
 //!   and a folder as a bucket, which obey the same rules.
 //! - [`telemetry`] is what a run tells: logs, metrics, the termination message, the probes' answers.
+//! - [`check`] says what is wrong with the queue and the manifest before anything is received.
 //! - [`cli`], [`job_types`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
 //!   into an image that does not have it.
 //!
@@ -27,6 +28,7 @@
 
 pub mod actors;
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod install;

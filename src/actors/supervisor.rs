@@ -49,6 +49,11 @@ impl StopBudget {
         self.reserve * 2 / 5
     }
 
+    /// From KILL to a message that is released.
+    pub fn released(&self) -> Duration {
+        self.reap() + self.settle()
+    }
+
     /// Stopping the hands.
     fn hands(&self) -> Duration {
         self.reserve / 20

@@ -64,6 +64,12 @@ impl EventFilter {
         })
     }
 
+    /// Can an event of this family (`ObjectCreated:*`) or name be work?
+    pub fn overlaps(&self, asked: &str) -> bool {
+        let family = asked.strip_suffix('*');
+        self.is_work(asked) || family.is_some_and(|family| self.0.iter().any(|ours| ours.starts_with(family)))
+    }
+
     /// The first event that the other asks for and this does not.
     pub fn first_not_covered(&self, other: &Self) -> Option<&'static str> {
         other.0.iter().find(|asked| !self.is_work(asked)).copied()

@@ -3,6 +3,7 @@
 //! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send a
 //! delete again after the stop began.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,11 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{Builder, Region};
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use tracing::warn;
 
 use super::aws::{self, ATTEMPT_LIMIT, Failure};
@@ -61,6 +67,59 @@ impl Sqs {
         let mut attempt = self.attempt.lock().expect("nothing panics while holding it");
         let id = || format!("{:032x}", fastrand::u128(..));
         is_fifo(&self.queue_url).then(|| attempt.get_or_insert_with(id).clone())
+    }
+
+    /// The attributes of a queue by their names in SQS's API; `None` if there is no such queue. The error says why they are
+    /// not known.
+    pub async fn attributes(&self, queue_url: &str) -> Result<Option<BTreeMap<String, String>>, String> {
+        let asked = self.client.get_queue_attributes().queue_url(queue_url).attribute_names(QueueAttributeName::All);
+        match asked.send().await {
+            Ok(answer) => {
+                let attributes = answer.attributes.into_iter().flatten();
+                Ok(Some(attributes.map(|(name, value)| (name.as_str().to_owned(), value)).collect()))
+            }
+            Err(error) => {
+                let failure = Failure::of(&error);
+                let is_gone = |code: &str| matches!(plain(code), "NonExistentQueue" | "QueueDoesNotExist");
+                if matches!(&failure, Failure::Refused { code: Some(code), .. } if is_gone(code)) {
+                    return Ok(None);
+                }
+                Err(self.describe("GetQueueAttributes", &failure))
+            }
+        }
+    }
+
+    /// May we extend and release? Asked with a handle that never was one.
+    pub async fn may_change_visibility(&self) -> Probed {
+        let call = self.client.change_message_visibility().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
+        self.probed("ChangeMessageVisibility", call.visibility_timeout(0).send().await)
+    }
+
+    /// May we delete? Asked with a handle that never was one, so nothing is.
+    pub async fn may_delete(&self) -> Probed {
+        let call = self.client.delete_message().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
+        self.probed("DeleteMessage", call.send().await)
+    }
+
+    fn probed<T, E>(&self, call: &str, answer: Result<T, SdkError<E, HttpResponse>>) -> Probed
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let Err(error) = answer else { return Probed { permission: Permission::Allowed, date: None } };
+        let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
+        let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()?.try_into().ok());
+        let failure = Failure::of(&error);
+        let text = self.describe(call, &failure);
+        let permission = match (&failure, Meaning::of(&failure)) {
+            (Failure::Refused { .. }, Meaning::NotInFlight) => Permission::Allowed,
+            (Failure::Refused { .. }, Meaning::Hopeless) | (Failure::Refused { code: None, status: 403, .. }, _) => {
+                Permission::Denied(text)
+            }
+            (Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_), _) => {
+                Permission::Unknown(text)
+            }
+        };
+        Probed { permission, date }
     }
 
     /// What failed, with which words, and what to change where we know it.
@@ -183,6 +242,25 @@ impl Queue for Sqs {
     }
 }
 
+/// No queue ever gave it out.
+const NO_HANDLE: &str = "leasehold-check";
+
+/// What a call told that could do nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probed {
+    pub permission: Permission,
+    /// SQS's clock, if it said it.
+    pub date: Option<SystemTime>,
+}
+
+/// Whether a call is allowed; the texts say why not, or why that is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    Allowed,
+    Denied(String),
+    Unknown(String),
+}
+
 /// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a queue's name.
 pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
     let is_name = |name: &str| {
@@ -268,6 +346,13 @@ fn is_traceparent(text: &str) -> bool {
     let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
     let parts: Vec<&str> = text.split('-').collect();
     parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]) && parts.into_iter().all(is_hex)
+}
+
+/// What a queue's attribute `RedrivePolicy` says.
+pub fn redrive_in(policy: Option<&str>) -> Redrive {
+    policy
+        .filter(|policy| !policy.is_empty())
+        .map_or(Redrive::None, |policy| redrive_of(policy).unwrap_or(Redrive::Unknown))
 }
 
 /// Reads `{"deadLetterTargetArn": "arn:…:name", "maxReceiveCount": 5}`; SQS gives the count as it was set, a

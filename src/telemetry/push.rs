@@ -47,6 +47,11 @@ impl Pushgateway {
         Self { http, url: url.trim_end_matches('/').to_owned(), job, credentials }
     }
 
+    /// Asks whether it is ready. The error says why it is not.
+    pub async fn reach(&self) -> Result<(), String> {
+        self.send("GET", "/-/ready", String::new()).await.map(drop)
+    }
+
     async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer, String> {
         let mut headers = vec![("content-type", "text/plain; version=0.0.4".to_owned())];
         if let Some(credentials) = &self.credentials {

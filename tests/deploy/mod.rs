@@ -1,5 +1,6 @@
 //! What a cluster and an account are given: everything below deploy/.
 
+mod check;
 mod cloudformation;
 mod identity;
 mod image;

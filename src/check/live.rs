@@ -1,0 +1,203 @@
+//! Asks the world what the rest looks at. Nothing is received, and nothing is changed.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::Finding;
+use super::queue::{self, QueueFacts};
+use crate::config::{PushgatewayConfig, RunConfig};
+use crate::job::delivery::Redrive;
+use crate::job::notification::Object;
+use crate::ports::http::Http;
+use crate::ports::s3::{Notification, S3};
+use crate::ports::sqs::{self, Permission, Sqs};
+use crate::ports::{FetchError, ObjectStore, aws};
+use crate::telemetry::push::Pushgateway;
+
+/// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version 4": five minutes).
+const SKEW_REFUSED: Duration = Duration::from_mins(5);
+
+/// More than a slow answer explains.
+const SKEW_NOTICED: Duration = Duration::from_secs(30);
+
+/// What is wrong with what a run with these settings would use.
+pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(gateway) = config.pushgateway.clone() {
+        findings.extend(reach(gateway, ca_bundle.clone()).await);
+    }
+    let aws = match aws::load(&config.queue_url, ca_bundle).await {
+        Ok(aws) => aws,
+        Err(error) => {
+            findings.push(Finding::error("AWS", error.to_string(), "without it nothing can be asked"));
+            return findings;
+        }
+    };
+    let sqs = Sqs::new(&aws, config.queue_url.clone());
+    let s3 = S3::new(&aws, config.expected_bucket_owner.clone());
+    findings.extend(permissions(&sqs, config).await);
+    let arn = match sqs.attributes(&config.queue_url).await {
+        Ok(Some(attributes)) => {
+            let arn = attributes.get("QueueArn").cloned();
+            let redrive = sqs::redrive_in(attributes.get("RedrivePolicy").map(String::as_str));
+            let dead_letter = match &redrive {
+                Redrive::DeadLetter { queue, .. } => sqs.attributes(&sibling(&config.queue_url, queue)).await,
+                Redrive::None | Redrive::Unknown => Ok(None),
+            };
+            let facts = QueueFacts { attributes, redrive, dead_letter };
+            findings.extend(queue::findings(&config.queue_url, &facts, config));
+            arn
+        }
+        Ok(None) => {
+            let change = "check --queue-url, its account and its region";
+            let place = format!("queue {}", sqs::queue_name(&config.queue_url));
+            findings.push(Finding::error(place, "it does not exist", change));
+            return findings;
+        }
+        Err(why) => {
+            let change = "allow sqs:GetQueueAttributes: without it no message is known to be on its last attempt";
+            findings.push(Finding::unchecked("the queue's attributes", why, change));
+            None
+        }
+    };
+    if config.work.fetch.buckets.is_empty() {
+        let change = "name the buckets with --buckets";
+        findings.push(Finding::unchecked("buckets", "their notifications and s3:GetObject were not looked at", change));
+    }
+    for bucket in &config.work.fetch.buckets {
+        findings.extend(of_bucket(&s3, bucket, arn.as_deref(), config).await);
+    }
+    findings
+}
+
+/// Same account, same region: SQS wants it of a dead-letter queue.
+fn sibling(queue_url: &str, name: &str) -> String {
+    format!("{}{name}", &queue_url[..queue_url.len() - sqs::queue_name(queue_url).len()])
+}
+
+async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
+    let place = |call: &str| format!("queue {}, sqs:{call}", sqs::queue_name(&config.queue_url));
+    let mut findings = vec![Finding::unchecked(
+        place("ReceiveMessage"),
+        "it was not called, since a receive counts as an attempt; nor was kms:Decrypt, which an encrypted queue needs",
+        "the pod's role must allow them",
+    )];
+    for (call, answer) in
+        [("ChangeMessageVisibility", sqs.may_change_visibility().await), ("DeleteMessage", sqs.may_delete().await)]
+    {
+        match answer.permission {
+            Permission::Allowed => {}
+            Permission::Denied(why) => {
+                findings.push(Finding::error(place(call), why, "allow it in the pod's role"));
+            }
+            Permission::Unknown(why) => {
+                findings.push(Finding::unchecked(place(call), why, "look at the endpoint and the credentials"));
+            }
+        }
+        findings.extend(answer.date.and_then(|date| of_clock(date, SystemTime::now())));
+    }
+    findings
+}
+
+/// Their clock against ours.
+fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
+    let skew = theirs.duration_since(ours).unwrap_or_else(|error| error.duration());
+    let what = || format!("it is {}s off SQS's", skew.as_secs());
+    let change = "synchronise it (chrony, or the node's Amazon Time Sync)";
+    if skew > SKEW_REFUSED {
+        let what = format!("{}, and AWS refuses signatures that are more than 5m off", what());
+        Some(Finding::error("this machine's clock", what, change))
+    } else {
+        (skew > SKEW_NOTICED).then(|| Finding::warning("this machine's clock", what(), change))
+    }
+}
+
+async fn of_bucket(s3: &S3, bucket: &str, queue_arn: Option<&str>, config: &RunConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let place = format!("bucket {bucket}");
+    let mut prefix = String::new();
+    match (s3.notifications(bucket).await, queue_arn) {
+        (Ok(notifications), Some(arn)) => {
+            let to_us: Vec<_> = notifications.to_queues.iter().filter(|one| one.queue_arn == arn).collect();
+            if let Some(first) = to_us.first() {
+                prefix.clone_from(&first.prefix);
+            }
+            let is_work =
+                |one: &&Notification| one.events.iter().any(|event| config.work.settings.policy.events.overlaps(event));
+            if to_us.is_empty() && notifications.others {
+                let what = "it tells EventBridge or SNS, not the queue itself";
+                findings.push(Finding::unchecked(
+                    &place,
+                    what,
+                    "look whether their rule or subscription reaches the queue",
+                ));
+            } else if to_us.is_empty() {
+                let change = format!("add a notification to {arn}");
+                findings.push(Finding::error(&place, "it does not tell the queue of new objects", change));
+            } else if !to_us.iter().any(is_work) {
+                let change = "make the notification's events and --events agree";
+                findings.push(Finding::error(
+                    &place,
+                    "of the events that it tells none is work, so all are deleted",
+                    change,
+                ));
+            }
+        }
+        (Ok(_), None) => {}
+        (Err(why), _) => {
+            let change = "allow s3:GetBucketNotification to whoever runs this check; the pod does without it";
+            findings.push(Finding::unchecked(format!("{place}, notifications"), why, change));
+        }
+    }
+    let absent = Object {
+        bucket: bucket.to_owned(),
+        key: format!("{prefix}leasehold-check/no-such-object"),
+        version_id: None,
+        etag: None,
+        size: None,
+        sequencer: None,
+    };
+    match s3.open(&absent).await {
+        Ok(_) | Err(FetchError::Missing(_)) => {}
+        Err(FetchError::Retryable(why) | FetchError::Permanent(why) | FetchError::Overwritten(why)) => {
+            let change = "allow s3:GetObject, and s3:ListBucket for an honest 404";
+            findings.push(Finding::warning(format!("{place}, s3:GetObject"), why, change));
+        }
+    }
+    findings
+}
+
+async fn reach(config: PushgatewayConfig, ca_bundle: Option<PathBuf>) -> Option<Finding> {
+    let PushgatewayConfig { url, job, credentials } = config;
+    let asked = Pushgateway::new(Http::new(ca_bundle), &url, job, credentials).reach().await;
+    let change = "correct --pushgateway, or start it; a run works without it, but is not counted";
+    asked.err().map(|why| Finding::warning(format!("--pushgateway {url}"), why, change))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity::{Error, Warning};
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_told_either_way() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_hours(1);
+        let told = |seconds: i64| {
+            let skew = Duration::from_secs(seconds.unsigned_abs());
+            of_clock(if seconds < 0 { now - skew } else { now + skew }, now).map(|finding| finding.severity)
+        };
+        for (seconds, severity) in
+            [(0, None), (-30, None), (31, Some(Warning)), (-31, Some(Warning)), (301, Some(Error)), (-301, Some(Error))]
+        {
+            assert_eq!(told(seconds), severity, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_queue_is_beside_its_source() {
+        assert_eq!(
+            sibling("https://sqs.eu-west-1.amazonaws.com/1/orders", "dlq"),
+            "https://sqs.eu-west-1.amazonaws.com/1/dlq"
+        );
+    }
+}

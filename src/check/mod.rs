@@ -1,0 +1,140 @@
+//! `leasehold check`: what is wrong before the first message is lost.
+//!
+//! Facts in, findings out: [`manifest`], [`queue`] and [`settings`] are pure, and [`live`] is what asks the world. It consumes no
+//! message.
+
+pub mod live;
+pub mod manifest;
+pub mod queue;
+pub mod settings;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::RunConfig;
+
+/// Worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Something does not work, or loses a message.
+    Error,
+    /// Something wastes pods, attempts or time.
+    Warning,
+    /// Nobody could see whether it is right.
+    Unchecked,
+}
+
+/// One thing that is wrong or could not be seen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    pub severity: Severity,
+    /// The queue, the flag or the field.
+    #[serde(rename = "where")]
+    pub place: String,
+    pub what: String,
+    pub change: String,
+}
+
+impl Finding {
+    pub fn error(place: impl Into<String>, what: impl Into<String>, change: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, place: place.into(), what: what.into(), change: change.into() }
+    }
+
+    pub fn warning(place: impl Into<String>, what: impl Into<String>, change: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(place, what, change) }
+    }
+
+    pub fn unchecked(place: impl Into<String>, what: impl Into<String>, change: impl Into<String>) -> Self {
+        Self { severity: Severity::Unchecked, ..Self::error(place, what, change) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Unchecked => "unchecked",
+        };
+        write!(f, "{severity:<9} {}: {}: {}", self.place, self.what, self.change)
+    }
+}
+
+/// A stop while a command runs, in seconds after SIGTERM.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StopTimeline {
+    /// Whose settings.
+    #[serde(rename = "where")]
+    pub place: String,
+    pub kill_by_s: f64,
+    pub released_by_s: f64,
+    pub exit_by_s: f64,
+}
+
+impl StopTimeline {
+    pub fn of(place: impl Into<String>, config: &RunConfig) -> Self {
+        let settings = &config.work.settings;
+        let of_types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
+        let kill = of_types.fold(settings.policy.limits.stop_grace, Duration::max);
+        let after = |more: Duration| (kill + more).as_secs_f64();
+        Self {
+            place: place.into(),
+            kill_by_s: after(Duration::ZERO),
+            released_by_s: after(settings.stop.released()),
+            exit_by_s: after(settings.stop.reserve),
+        }
+    }
+}
+
+impl fmt::Display for StopTimeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, kill_by_s, released_by_s, exit_by_s } = self;
+        write!(
+            f,
+            "stop      {place}: TERM 0 s → KILL by {kill_by_s} s → released by {released_by_s} s → exit by {exit_by_s} s"
+        )
+    }
+}
+
+/// All that was found, worst first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Findings {
+    pub findings: Vec<Finding>,
+    pub stops: Vec<StopTimeline>,
+}
+
+impl Findings {
+    pub fn add(&mut self, other: Self) {
+        self.findings.extend(other.findings);
+        self.stops.extend(other.stops);
+        self.findings.sort();
+        self.findings.dedup();
+    }
+
+    pub fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == severity).count()
+    }
+}
+
+impl From<Vec<Finding>> for Findings {
+    fn from(findings: Vec<Finding>) -> Self {
+        Self { findings, stops: Vec::new() }
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            writeln!(f, "{finding}")?;
+        }
+        for stop in &self.stops {
+            writeln!(f, "{stop}")?;
+        }
+        let [errors, warnings, unchecked] =
+            [Severity::Error, Severity::Warning, Severity::Unchecked].map(|severity| self.count(severity));
+        write!(f, "{errors} errors, {warnings} warnings, {unchecked} could not be checked")
+    }
+}

@@ -1,0 +1,160 @@
+//! A queue and its dead-letter queue, against the settings of a run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Finding;
+use crate::config::RunConfig;
+use crate::job::delivery::Redrive;
+use crate::job::route::Limits;
+use crate::job::verdict::Retry;
+use crate::ports::sqs;
+
+/// What GetQueueAttributes told.
+pub type Attributes = BTreeMap<String, String>;
+
+/// What is known of the queues.
+#[derive(Debug, Clone)]
+pub struct QueueFacts {
+    /// The queue's, by their names in SQS's API.
+    pub attributes: Attributes,
+    /// As the attributes say it.
+    pub redrive: Redrive,
+    /// Of the dead-letter queue; the error says why there are none, `None` that it does not exist.
+    pub dead_letter: Result<Option<Attributes>, String>,
+}
+
+/// Below it a message is given up after one bad moment: a stop and a crash cost an attempt too.
+const FEW_ATTEMPTS: u32 = 3;
+
+/// What is wrong with the queue `queue_url`.
+pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<Finding> {
+    let name = sqs::queue_name(queue_url);
+    let place = |what: &str| format!("queue {name}, {what}");
+    let mut findings = Vec::new();
+    let retention = seconds(&facts.attributes, "MessageRetentionPeriod");
+    let worst = worst_attempt(config);
+    if let Some(retention) = retention.filter(|retention| *retention < worst) {
+        findings.push(Finding::error(
+            place("MessageRetentionPeriod"),
+            format!(
+                "{} is less than one attempt with its retry takes ({}): the message expires while it is worked on",
+                show(retention),
+                show(worst)
+            ),
+            format!("set it above {}, or lower --max-duration and --retry-max", show(worst)),
+        ));
+    }
+    if facts.attributes.get("KmsMasterKeyId").is_some_and(|key| key.ends_with("alias/aws/sqs")) {
+        findings.push(Finding::error(
+            place("KmsMasterKeyId"),
+            "S3 may not use AWS's own key for SQS, so no event arrives",
+            "use a key of your own whose policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
+        ));
+    }
+    match &facts.redrive {
+        Redrive::None => findings.push(Finding::error(
+            place("RedrivePolicy"),
+            "there is no dead-letter queue: what always fails is tried until it expires, and is lost",
+            "set one, with maxReceiveCount 5",
+        )),
+        Redrive::Unknown => findings.push(Finding::unchecked(
+            place("RedrivePolicy"),
+            "it could not be read",
+            "look whether it names a dead-letter queue and a maxReceiveCount",
+        )),
+        Redrive::DeadLetter { max_receive_count, queue } => {
+            if *max_receive_count < FEW_ATTEMPTS {
+                findings.push(Finding::warning(
+                    place("RedrivePolicy"),
+                    format!("maxReceiveCount {max_receive_count} is few: each stop and each crash costs a receive too"),
+                    "set it to 5, on spot nodes to 10",
+                ));
+            }
+            let all = worst * *max_receive_count;
+            if let Some(retention) = retention.filter(|retention| worst <= *retention && *retention < all) {
+                findings.push(Finding::warning(
+                    place("MessageRetentionPeriod"),
+                    format!("{max_receive_count} attempts may take {}, and after {} the message is gone without having reached {queue}",
+                        show(all), show(retention)),
+                    format!("set it above {}, or lower --max-duration, --retry-max or maxReceiveCount", show(all)),
+                ));
+            }
+            findings.extend(dead_letter(name, queue, facts, retention));
+        }
+    }
+    findings
+}
+
+fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Duration>) -> Vec<Finding> {
+    let place = |what: &str| format!("dead-letter queue {queue}{what}");
+    let attributes = match &facts.dead_letter {
+        Ok(Some(attributes)) => attributes,
+        Ok(None) => {
+            return vec![Finding::error(
+                place(""),
+                format!("it does not exist: what is given up by {name} has nowhere to go"),
+                "make it, or correct deadLetterTargetArn in the queue's RedrivePolicy",
+            )];
+        }
+        Err(why) => {
+            return vec![Finding::unchecked(
+                place(""),
+                why,
+                format!("look whether it keeps messages longer than {name}, and allows {name} as its source"),
+            )];
+        }
+    };
+    let mut findings = Vec::new();
+    let kept = seconds(attributes, "MessageRetentionPeriod");
+    // FIFO queues count anew from the move.
+    if let (Some(kept), Some(retention), false) = (kept, retention, sqs::is_fifo(name))
+        && kept <= retention
+    {
+        findings.push(Finding::error(
+            place(", MessageRetentionPeriod"),
+            format!("{} is not longer than the {} of {name}, and counts from the first send: a dead letter may be gone as it \
+                     arrives", show(kept), show(retention)),
+            "set it to 14 days (1209600)",
+        ));
+    }
+    let arn = facts.attributes.get("QueueArn").map_or("", String::as_str);
+    if attributes.get("RedriveAllowPolicy").is_some_and(|policy| !allows(policy, arn)) {
+        findings.push(Finding::error(
+            place(", RedriveAllowPolicy"),
+            format!("it does not allow {name} as its source"),
+            format!("add {arn} to its sourceQueueArns"),
+        ));
+    }
+    findings
+}
+
+/// Does this policy (`{"redrivePermission": "byQueue", "sourceQueueArns": […]}`) take the queue's dead letters?
+fn allows(policy: &str, arn: &str) -> bool {
+    let Ok(policy) = serde_json::from_str::<serde_json::Value>(policy) else { return true };
+    match policy["redrivePermission"].as_str() {
+        Some("denyAll") => false,
+        Some("byQueue") => policy["sourceQueueArns"].as_array().is_some_and(|arns| arns.iter().any(|one| one == arn)),
+        Some(_) | None => true,
+    }
+}
+
+/// The longest that one attempt can take, until the message is visible again.
+fn worst_attempt(config: &RunConfig) -> Duration {
+    let settings = &config.work.settings;
+    let limits = settings.policy.job_types.iter().map(|job_type| &job_type.limits).chain([&settings.policy.limits]);
+    let hidden_after = |limits: &Limits| match limits.retry.retry {
+        Retry::Backoff { max, .. } => max,
+        Retry::Expire => limits.visibility,
+    };
+    let longest = limits.map(|limits| limits.max_duration + limits.stop_grace + hidden_after(limits));
+    longest.max().unwrap_or_default() + settings.stop.reserve
+}
+
+fn seconds(attributes: &Attributes, name: &str) -> Option<Duration> {
+    attributes.get(name)?.parse().ok().map(Duration::from_secs)
+}
+
+fn show(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}

@@ -1,0 +1,32 @@
+//! The settings of a run, as far as they can be right one by one and still do harm.
+
+use std::time::Duration;
+
+use super::Finding;
+use crate::config::RunConfig;
+use crate::job::lease::Strategy;
+
+/// A request may take this long and the lease must outlive it, with a second try.
+const SHORT_LEASE: Duration = Duration::from_secs(30);
+
+/// What is questionable about settings that [`RunConfig`] took. `place` says whose they are.
+pub fn findings(place: &str, config: &RunConfig) -> Vec<Finding> {
+    let settings = &config.work.settings;
+    let mut findings = Vec::new();
+    if settings.polling.wait < Duration::from_secs(1) {
+        findings.push(Finding::warning(
+            format!("{place}, --wait"),
+            "a short poll asks some of SQS's servers only, and may find nothing although there is a message",
+            "set it to 1s or more",
+        ));
+    }
+    let limits = &settings.policy.limits;
+    if limits.strategy == Strategy::Heartbeat && limits.visibility < SHORT_LEASE {
+        findings.push(Finding::warning(
+            format!("{place}, --visibility-timeout"),
+            format!("with {:?} one slow request is enough to lose the lease", limits.visibility),
+            "set it to 30s or more; it is extended at each third of it",
+        ));
+    }
+    findings
+}

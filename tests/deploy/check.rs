@@ -1,0 +1,346 @@
+//! `leasehold check`. Our own manifests are the good example, and each finding is one change away from them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use aws_sdk_sqs::types::QueueAttributeName;
+use leasehold::check::queue::{self, QueueFacts};
+use leasehold::check::{Finding, Severity, manifest};
+use leasehold::cli::container_args;
+use leasehold::config::RunConfig;
+use leasehold::job::delivery::Redrive;
+use serde_json::{Value, json};
+
+use super::manifests::build;
+use super::stack::{Stack, without};
+use crate::support::cloud::{Cloud, Leasehold, Left};
+use crate::support::servers::Pushgateway;
+
+fn good() -> Vec<Value> {
+    static GOOD: OnceLock<Vec<Value>> = OnceLock::new();
+    GOOD.get_or_init(|| build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize/overlays/heartbeat")))
+        .clone()
+}
+
+/// Puts `value` at a JSON pointer of the ScaledJob, or removes what is there (`null`).
+fn change(objects: &mut [Value], pointer: &str, value: Value) {
+    let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    let parent = scaled_job.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer} has no parent"));
+    if let Value::Array(list) = parent {
+        list[name.parse::<usize>().unwrap()] = value;
+    } else if value.is_null() {
+        parent.as_object_mut().unwrap().remove(name).unwrap_or_else(|| panic!("{pointer} is not there"));
+    } else {
+        parent[name] = value;
+    }
+}
+
+const JOB: &str = "/spec/jobTargetRef";
+const POD: &str = "/spec/jobTargetRef/template/spec";
+const CONTAINER: &str = "/spec/jobTargetRef/template/spec/containers/0";
+const TRIGGER: &str = "/spec/triggers/0/metadata";
+
+#[test]
+fn each_finding_is_one_change_away_from_the_good_manifest() {
+    use Severity::{Error, Unchecked, Warning};
+    let at = |root: &str, rest: &str| format!("{root}{rest}");
+    let variable = |name: &str, value: &str| {
+        let objects = good();
+        let scaled_job = objects.iter().find(|object| object["kind"] == "ScaledJob").unwrap();
+        let mut env = scaled_job.pointer(&at(CONTAINER, "/env")).unwrap().as_array().unwrap().clone();
+        env.retain(|variable| variable["name"] != name);
+        env.push(json!({ "name": name, "value": value }));
+        (at(CONTAINER, "/env"), json!(env))
+    };
+    let table = [
+        (("/spec/cooldownPeriod".into(), json!(300)), Error, "spec.cooldownPeriod: no field of a ScaledJob"),
+        (("/spec/scaleTargetRef".into(), json!({})), Error, "jobTargetRef, a whole Job's spec"),
+        (("/spec/maxReplicas".into(), json!(3)), Error, "did you mean maxReplicaCount?"),
+        ((at(JOB, "/pollingInterval"), json!(30)), Error, "move it to spec.pollingInterval"),
+        ((at(JOB, "/triggers"), json!([])), Error, "move it to spec.triggers"),
+        (("/spec/triggers".into(), Value::Null), Error, "spec.triggers: it is missing"),
+        (("/spec/triggers/0/type".into(), json!("aws-sqs")), Error, "none is of type aws-sqs-queue"),
+        (("/spec/triggers/0/metricType".into(), json!("Value")), Error, "metricType"),
+        (("/spec/rollout".into(), Value::Null), Error, "rollout.strategy: it is immediate"),
+        (("/spec/rollout/strategy".into(), json!("immediate")), Error, "rollout.strategy: it is immediate"),
+        (("/spec/rollout/strategy".into(), json!("default")), Error, "KEDA refuses \"default\""),
+        (("/spec/minReplicaCount".into(), json!(1)), Warning, "minReplicaCount"),
+        (("/spec/scalingStrategy/pendingPodConditions".into(), Value::Null), Warning, "gets a twin"),
+        ((at(CONTAINER, "/readinessProbe"), Value::Null), Warning, "without a readinessProbe"),
+        ((at(CONTAINER, "/readinessProbe/httpGet/path"), json!("/healthz")), Warning, "ask /readyz"),
+        ((at(CONTAINER, "/readinessProbe/periodSeconds"), json!(10)), Warning, "periodSeconds"),
+        ((at(CONTAINER, "/livenessProbe"), json!({})), Warning, "livenessProbe"),
+        ((at(CONTAINER, "/lifecycle"), json!({ "preStop": {} })), Warning, "lifecycle.preStop"),
+        (("/spec/scalingStrategy".into(), Value::Null), Error, "new messages wait until running Jobs have ended"),
+        (("/spec/scalingStrategy/strategy".into(), json!("eager")), Error, "messages that others work on"),
+        (("/spec/scalingStrategy/strategy".into(), json!("exact")), Error, "KEDA has no \"exact\""),
+        (("/spec/scalingStrategy/strategy".into(), json!("custom")), Unchecked, "numbers of yours"),
+        ((at(TRIGGER, "/scaleOnInFlight"), json!("true")), Error, "each poll makes a Job"),
+        ((at(TRIGGER, "/scaleOnInFlight"), Value::Null), Error, "each poll makes a Job"),
+        ((at(TRIGGER, "/scaleOnInflight"), json!("false")), Error, "did you mean scaleOnInFlight?"),
+        ((at(TRIGGER, "/queueLength"), Value::Null), Error, "one pod for five messages"),
+        ((at(TRIGGER, "/queueLength"), json!(1)), Error, "write it in quotes: \"1\""),
+        ((at(TRIGGER, "/activationQueueLength"), json!("2")), Warning, "2 messages or fewer never start"),
+        ((at(TRIGGER, "/awsRegion"), Value::Null), Error, "metadata.awsRegion"),
+        ((at(TRIGGER, "/queueURLFromEnv"), Value::Null), Error, "metadata.queueURL"),
+        ((at(POD, "/restartPolicy"), Value::Null), Error, "KEDA sets OnFailure"),
+        ((at(POD, "/restartPolicy"), json!("OnFailure")), Error, "OnFailure starts the container again"),
+        ((at(JOB, "/backoffLimit"), Value::Null), Warning, "it is 6, the default"),
+        ((at(JOB, "/backoffLimit"), json!(3)), Warning, "it is 3"),
+        ((at(JOB, "/parallelism"), json!(2)), Warning, "KEDA counts Jobs"),
+        ((at(POD, "/terminationGracePeriodSeconds"), json!(60)), Error, "the stop is planned to take 120s"),
+        ((at(POD, "/terminationGracePeriodSeconds"), Value::Null), Error, "the kubelet kills after 30s"),
+        ((at(POD, "/terminationGracePeriodSeconds"), json!(300)), Warning, "the stop takes 120s of the 300s"),
+        ((at(JOB, "/activeDeadlineSeconds"), json!(600)), Error, "spec.jobTargetRef.activeDeadlineSeconds"),
+        ((at(POD, "/activeDeadlineSeconds"), json!(600)), Error, "template.spec.activeDeadlineSeconds"),
+        ((at(POD, "/volumes/2/emptyDir/sizeLimit"), json!("1Gi")), Warning, "LEASEHOLD_WORK_DIR_LIMIT"),
+        ((at(CONTAINER, "/envFrom/0/configMapRef/name"), json!("other")), Unchecked, "settings from ConfigMap other"),
+        ((at(CONTAINER, "/command"), json!(["/leasehold", "run", "--max-duraton=1h"])), Error, "--max-duraton"),
+        (variable("LEASEHOLD_STOP_GRACE", "3m"), Error, "does not fit"),
+        (variable("LEASEHOLD_MAX_DURATON", "1h"), Error, "did you mean 'LEASEHOLD_MAX_DURATION'?"),
+        (variable("LEASEHOLD_WAIT", "0s"), Warning, "a short poll"),
+        (variable("LEASEHOLD_VISIBILITY_TIMEOUT", "20s"), Warning, "one slow request"),
+        (variable("LEASEHOLD_JOB_TYPES", "/types.yaml"), Unchecked, "/types.yaml is in the container"),
+    ];
+    assert_eq!(manifest::findings("good", &good()).findings, []);
+    for ((pointer, value), severity, text) in table {
+        let mut objects = good();
+        change(&mut objects, &pointer, value.clone());
+        let findings = manifest::findings("bad", &objects).findings;
+        let is_told = |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
+        assert!(findings.iter().any(is_told), "{pointer} = {value}: {text:?} is not among {findings:#?}");
+        // What follows from it may be told too, but nothing worse than it.
+        assert!(findings.iter().all(|finding| finding.severity >= severity), "{pointer} = {value}: {findings:#?}");
+    }
+}
+
+#[test]
+fn our_overlays_are_good() {
+    for overlay in ["fixed", "spot", "local"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize/overlays").join(overlay);
+        let findings = manifest::findings(overlay, &build(&folder)).findings;
+        assert!(findings.iter().all(|finding| finding.severity == Severity::Unchecked), "{overlay}: {findings:#?}");
+    }
+}
+
+fn check(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.arg("check").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
+}
+
+#[test]
+fn the_customary_sample_is_told_what_is_wrong_with_it() {
+    let checked = check(&["--manifest", "tests/fixtures/customary-scaled-job.yaml"]);
+    assert_eq!(checked.status.code(), Some(78));
+    insta::assert_snapshot!(String::from_utf8(checked.stdout).unwrap());
+}
+
+#[test]
+fn the_exit_code_and_the_object_say_how_bad_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |objects: &[Value]| {
+        let path = folder.path().join("manifest.yaml");
+        // JSON is YAML.
+        std::fs::write(&path, objects.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let manifest = file(&good());
+    let checked = check(&["--manifest", &manifest, "--strict"]);
+    assert_eq!(checked.status.code(), Some(0));
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(
+        said,
+        "stop      ScaledJob leasehold, the stop: TERM 0 s → KILL by 110 s → released by 115 s → exit by 120 s\n\
+         0 errors, 0 warnings, 0 could not be checked\n"
+    );
+
+    let mut objects = good();
+    change(&mut objects, "/spec/minReplicaCount", json!(1));
+    let manifest = file(&objects);
+    assert_eq!(check(&["--manifest", &manifest]).status.code(), Some(0));
+    assert_eq!(check(&["--manifest", &manifest, "--strict"]).status.code(), Some(1));
+
+    change(&mut objects, "/spec/rollout", Value::Null);
+    let checked = check(&["--manifest", &file(&objects), "--format", "json"]);
+    assert_eq!(checked.status.code(), Some(78));
+    let told: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(told["findings"][0]["severity"], "error");
+    assert_eq!(told["findings"][0]["where"], "ScaledJob leasehold, spec.rollout.strategy");
+    assert_eq!(told["findings"][1]["severity"], "warning");
+    assert_eq!(told["stops"][0]["exit_by_s"], 120.0);
+}
+
+#[test]
+fn what_cannot_be_read_is_refused() {
+    let checked = check(&["--manifest", "nowhere.yaml"]);
+    assert_eq!(checked.status.code(), Some(78));
+    assert!(String::from_utf8(checked.stderr).unwrap().contains("nowhere.yaml: No such file"));
+    assert_eq!(check(&[]).status.code(), Some(78));
+}
+
+const QUEUE_URL: &str = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders";
+
+fn good_queue() -> QueueFacts {
+    let attributes = |all: &[(&str, &str)]| all.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    QueueFacts {
+        attributes: attributes(&[
+            ("MessageRetentionPeriod", "345600"),
+            ("QueueArn", "arn:aws:sqs:eu-central-1:123456789012:orders"),
+        ]),
+        redrive: Redrive::DeadLetter { max_receive_count: 5, queue: "dlq".into() },
+        dead_letter: Ok(Some(attributes(&[("MessageRetentionPeriod", "1209600")]))),
+    }
+}
+
+type Change = Box<dyn Fn(&mut QueueFacts)>;
+
+fn of_queue(facts: &QueueFacts, flags: &str) -> Vec<Finding> {
+    let words: Vec<String> = flags.split_whitespace().chain(["--", "true"]).map(str::to_owned).collect();
+    let variables = BTreeMap::from([("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())]);
+    let config = RunConfig::try_from(container_args(&variables, &words).unwrap()).unwrap();
+    queue::findings(QUEUE_URL, facts, &config)
+}
+
+#[test]
+fn each_finding_is_one_change_away_from_the_good_queue() {
+    use Severity::{Error, Unchecked, Warning};
+    let dead_letter = |facts: &mut QueueFacts, name: &str, value: &str| {
+        let Ok(Some(attributes)) = &mut facts.dead_letter else { unreachable!() };
+        attributes.insert(name.into(), value.into());
+    };
+    let set =
+        |facts: &mut QueueFacts, name: &str, value: &str| drop(facts.attributes.insert(name.into(), value.into()));
+    let table: [(&str, Change, Severity, &str); 13] = [
+        ("", Box::new(|it| it.redrive = Redrive::None), Error, "there is no dead-letter queue"),
+        ("", Box::new(|it| it.redrive = Redrive::Unknown), Unchecked, "RedrivePolicy"),
+        (
+            "",
+            Box::new(|it| it.redrive = Redrive::DeadLetter { max_receive_count: 2, queue: "dlq".into() }),
+            Warning,
+            "is few",
+        ),
+        ("", Box::new(|it| it.dead_letter = Ok(None)), Error, "it does not exist"),
+        ("", Box::new(|it| it.dead_letter = Err("not permitted".into())), Unchecked, "not permitted"),
+        (
+            "",
+            Box::new(move |it| dead_letter(it, "MessageRetentionPeriod", "345600")),
+            Error,
+            "is not longer than the 4days",
+        ),
+        (
+            "",
+            Box::new(move |it| dead_letter(it, "RedriveAllowPolicy", r#"{"redrivePermission":"denyAll"}"#)),
+            Error,
+            "does not allow orders",
+        ),
+        (
+            "",
+            Box::new(move |it| {
+                dead_letter(
+                    it,
+                    "RedriveAllowPolicy",
+                    r#"{"redrivePermission":"byQueue","sourceQueueArns":["arn:other"]}"#,
+                );
+            }),
+            Error,
+            "add arn:aws:sqs:eu-central-1:123456789012:orders",
+        ),
+        ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "600")), Error, "expires while it is worked on"),
+        ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "3600")), Warning, "without having reached dlq"),
+        ("--max-duration 11h --retry-max 12h", Box::new(|_| ()), Warning, "without having reached dlq"),
+        ("", Box::new(move |it| set(it, "KmsMasterKeyId", "alias/aws/sqs")), Error, "S3 may not use AWS's own key"),
+        (
+            "--retry expire --visibility-timeout 12h --max-duration 11h",
+            Box::new(|_| ()),
+            Warning,
+            "5 attempts may take 4days 19h",
+        ),
+    ];
+    assert_eq!(of_queue(&good_queue(), ""), []);
+    for (flags, change, severity, text) in table {
+        let mut facts = good_queue();
+        change(&mut facts);
+        let findings = of_queue(&facts, flags);
+        assert_eq!(findings.len(), 1, "{text}: {findings:#?}");
+        assert_eq!(findings[0].severity, severity, "{text}");
+        assert!(findings[0].to_string().contains(text), "{:?} lacks {text:?}", findings[0].to_string());
+    }
+}
+
+/// `leasehold check --format json` on a live queue.
+async fn check_live(cloud: &Cloud, flags: &str, credentials: &BTreeMap<String, String>) -> (Left, Vec<String>) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.args(["check", "--format", "json", "--queue-url", &cloud.queue_url]).args(flags.split_whitespace());
+    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").envs(credentials);
+    let left = Leasehold::start(command).left().await;
+    let told: Value = serde_json::from_str(&left.stdout).unwrap_or_else(|error| panic!("{error}: {}", left.stderr));
+    let text = |finding: &Value| {
+        let of = |field: &str| finding[field].as_str().unwrap().to_owned();
+        format!("{} {}: {}", of("severity"), of("where"), of("what"))
+    };
+    let lines = told["findings"].as_array().unwrap().iter().map(text).collect();
+    (left, lines)
+}
+
+async fn set(cloud: &Cloud, queue_url: &str, name: QueueAttributeName, value: &str) {
+    let set = cloud.sqs.set_queue_attributes().queue_url(queue_url).attributes(name, value);
+    set.send().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_live_queue_is_looked_at_and_no_message_is_received() {
+    let cloud = Cloud::new(5).await;
+    let anybody = BTreeMap::new();
+    let gateway = Pushgateway::start(None).await;
+    cloud.send("left alone".into()).await;
+    let dlq = cloud.dead_letter_queue_url.clone();
+    set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
+    let flags = format!("--buckets {} --pushgateway {}", cloud.bucket, gateway.url());
+    let (left, lines) = check_live(&cloud, &flags, &anybody).await;
+    assert_eq!(left.code(), 0, "{lines:#?}");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].starts_with("unchecked") && lines[0].contains("sqs:ReceiveMessage"), "{lines:#?}");
+
+    set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "3600").await;
+    set(&cloud, &cloud.queue_url, QueueAttributeName::MessageRetentionPeriod, "7200").await;
+    let events = "--events ObjectRemoved:*";
+    let away = format!("--buckets {},no-such-bucket --pushgateway http://127.0.0.1:1 {events}", cloud.bucket);
+    let (left, lines) = check_live(&cloud, &away, &anybody).await;
+    assert_eq!(left.code(), 78);
+    for text in [
+        "1h is not longer than the 2h",
+        "none is work, so all are deleted",
+        "--pushgateway http://127.0.0.1:1",
+        "without having reached",
+        "bucket no-such-bucket",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
+    }
+    assert_eq!(cloud.counts().await, (1, 0), "the message was touched");
+}
+
+#[tokio::test]
+async fn what_the_role_does_not_allow_is_told() {
+    let stack = Stack::deploy(&[]).await;
+    let credentials = &stack.worker.credentials;
+    let flags = format!("--buckets {}", stack.cloud.bucket);
+    let (_, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
+    assert!(lines.iter().all(|line| !line.starts_with("error")), "{lines:#?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("unchecked bucket") && line.contains("notifications")),
+        "{lines:#?}"
+    );
+    for action in ["sqs:DeleteMessage", "sqs:ChangeMessageVisibility"] {
+        let (sid, _) =
+            super::stack::actions(&stack.worker.document).into_iter().find(|(_, one)| one == action).unwrap();
+        stack.set_policy(&stack.worker, &without(&stack.worker.document, &sid, action)).await;
+        let (left, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
+        let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("error")).collect();
+        assert!(errors.len() == 1 && errors[0].contains(action), "{action}: {lines:#?}");
+        assert_eq!(left.code(), 78);
+    }
+}
