@@ -1,15 +1,19 @@
 //! Finished work is recognised, and no two pods do the same work at a time: journeys on a paused clock; then the same
 //! rules on real servers.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle};
 use leasehold::job::report::Ended;
 use leasehold::job::verdict::RunOutcome;
+use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, MemoryQueue};
 use leasehold::ports::s3::S3;
 use leasehold::ports::{Condition, Entry, RecordError, Records};
+use leasehold::work::idempotency::{Claim, Idempotency};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aws;
@@ -324,4 +328,130 @@ async fn the_binary_does_not_do_finished_work_again() {
     let outcomes: Vec<_> = settled.map(|record| record["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["succeeded", "already_done"], "{}", left.stdout);
     assert_eq!(std::fs::read_to_string(cloud.notes.path().join("runs")).unwrap(), "ran\n");
+}
+
+/// The records as one pod reaches them in bad weather: answers are late, or lost, or there are none.
+struct Weather {
+    records: MemoryRecords,
+    chance: Mutex<fastrand::Rng>,
+}
+
+impl Weather {
+    /// Does what is asked for happen, and is the answer heard?
+    async fn passes(&self) -> (bool, bool) {
+        let (slow, luck) = {
+            let mut chance = self.chance.lock().unwrap();
+            (Duration::from_millis(chance.u64(0..4000) * u64::from(chance.bool())), chance.u8(0..10))
+        };
+        sleep(slow).await;
+        (luck > 0, luck > 1)
+    }
+}
+
+fn reset() -> RecordError {
+    RecordError::Retryable("the connection was reset".to_owned())
+}
+
+#[async_trait]
+impl Records for Weather {
+    async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
+        let (_, is_heard) = self.passes().await;
+        let read = self.records.read(bucket, key).await;
+        if is_heard { read } else { Err(reset()) }
+    }
+
+    async fn write(&self, bucket: &str, key: &str, bytes: Vec<u8>, on: Condition<'_>) -> Result<String, RecordError> {
+        let (happens, is_heard) = self.passes().await;
+        if !happens {
+            return Err(reset());
+        }
+        let written = self.records.write(bucket, key, bytes, on).await;
+        let (_, is_in_time) = self.passes().await;
+        if is_heard && is_in_time { written } else { Err(reset()) }
+    }
+}
+
+/// What happened to one piece of work in one world.
+#[derive(Default)]
+struct Log {
+    at_work: usize,
+    done: usize,
+    broken: Vec<&'static str>,
+}
+
+/// A pod that claims the work, and works, fails, loses or dies.
+async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
+    let delivery = Delivery {
+        message_id: MessageId::new("m"),
+        receipt: ReceiptHandle::new("r"),
+        body: String::new(),
+        receive_count: 1,
+        sent_at: None,
+        idempotency_key: Some("k".to_owned()),
+        traceparent: None,
+    };
+    sleep(Duration::from_secs(chance.u64(0..300))).await;
+    let Ok(Claim::Ours(mut held)) = idempotency.claim(&delivery, 0, None).await else { return };
+    {
+        let mut log = log.lock().unwrap();
+        log.at_work += 1;
+        if log.at_work > 1 {
+            log.broken.push("two pods are at the same work");
+        }
+        if log.done > 0 {
+            log.broken.push("work is done again that was recorded as done");
+        }
+    }
+    let length = Duration::from_secs(chance.u64(0..600));
+    let is_kept = tokio::select! {
+        _ = held.keep() => false,
+        () = sleep(length) => true,
+    };
+    log.lock().unwrap().at_work -= 1;
+    match chance.u8(0..4) {
+        _ if !is_kept => {}
+        // Dead, without a last word.
+        0 => {}
+        1 => held.release().await,
+        _ => {
+            if held.done().await.is_ok() {
+                log.lock().unwrap().done += 1;
+            }
+        }
+    }
+}
+
+/// Random worlds of three pods at a time and one piece of work. A seed says everything about a world.
+#[test]
+fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
+    let (mut finished, worlds) = (0, 1000);
+    for seed in 0..worlds {
+        // The jitter of the retries, too.
+        fastrand::seed(seed);
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let log = Arc::new(Mutex::new(Log::default()));
+        runtime.block_on(async {
+            let records = MemoryRecords::default();
+            for _ in 0..4 {
+                let pods = (0..3).map(|_| {
+                    let weather = Weather { records: records.another(), chance: Mutex::new(chance.fork()) };
+                    let idempotency = Idempotency {
+                        records: Arc::new(weather),
+                        place: "s3://records/done".parse().unwrap(),
+                        queue: "queue".to_owned(),
+                        owner: "pod".to_owned(),
+                        time_to_live: VISIBILITY,
+                        clock: Clock::start(),
+                    };
+                    random_pod(idempotency, chance.fork(), log.clone())
+                });
+                futures_util::future::join_all(pods.collect::<Vec<_>>()).await;
+            }
+        });
+        let log = log.lock().unwrap();
+        assert!(log.broken.is_empty() && log.done <= 1, "seed {seed}: {:?}, done {} times", log.broken, log.done);
+        finished += log.done;
+    }
+    assert!(finished > worlds as usize / 2, "only {finished} of {worlds} worlds finished their work");
 }

@@ -162,7 +162,7 @@ pub struct Swept {
 }
 
 /// Deletes the groups of pods that finished more than `older_than` ago, and of pods that died without a last word: silent
-/// for that long too, and for [`SILENT_INTERVALS`] of their own push intervals. Groups of other jobs are not touched.
+/// for that long too, and for 20 of their own push intervals. Groups of other jobs are not touched.
 pub async fn sweep(gateway: &Pushgateway, older_than: Duration, now: SystemTime) -> Result<Swept, String> {
     let answer = gateway.send("GET", "/api/v1/metrics", String::new()).await?;
     let groups: Groups = serde_json::from_str(&answer.body)
