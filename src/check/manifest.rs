@@ -1,6 +1,6 @@
 //! Kubernetes objects: what KEDA and Kubernetes take without a word, and what it does.
 //!
-//! Of KEDA 2.20: `apis/keda/v1alpha1/scaledjob_types.go` and `pkg/scalers/aws_sqs_queue_scaler.go`.
+//! The fields are those of KEDA 2.20's CustomResourceDefinition of a ScaledJob.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,7 +46,7 @@ struct ScaledJob<'a> {
 }
 
 /// The fields of a ScaledJob's spec.
-const SPEC: [&str; 12] = [
+const SPEC: [&str; 11] = [
     "jobTargetRef",
     "triggers",
     "pollingInterval",
@@ -58,7 +58,6 @@ const SPEC: [&str; 12] = [
     "minReplicaCount",
     "maxReplicaCount",
     "scalingStrategy",
-    "suspend",
 ];
 
 /// Fields of other kinds that are found in a ScaledJob's spec, and what is true instead.
@@ -123,7 +122,7 @@ impl<'a> ScaledJob<'a> {
                 findings.push(Finding::error(place, "KEDA has no such field", change));
             }
         }
-        for field in names(self.job).filter(|field| SPEC.contains(field) && *field != "suspend") {
+        for field in names(self.job).filter(|field| SPEC.contains(field)) {
             findings.push(Finding::error(
                 self.at(&format!("spec.jobTargetRef.{field}")),
                 "it is nested too deep: a Job has no such field",

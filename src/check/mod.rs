@@ -135,6 +135,6 @@ impl fmt::Display for Findings {
         }
         let [errors, warnings, unchecked] =
             [Severity::Error, Severity::Warning, Severity::Unchecked].map(|severity| self.count(severity));
-        write!(f, "{errors} errors, {warnings} warnings, {unchecked} could not be checked")
+        write!(f, "errors: {errors}, warnings: {warnings}, could not be checked: {unchecked}")
     }
 }

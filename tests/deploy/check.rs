@@ -154,7 +154,7 @@ fn the_exit_code_and_the_object_say_how_bad_it_is() {
     assert_eq!(
         said,
         "stop      ScaledJob leasehold, the stop: TERM 0 s → KILL by 110 s → released by 115 s → exit by 120 s\n\
-         0 errors, 0 warnings, 0 could not be checked\n"
+         errors: 0, warnings: 0, could not be checked: 0\n"
     );
 
     let mut objects = good();
