@@ -91,7 +91,7 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
                 findings.push(Finding::error(place(call), why, "allow it in the pod's role"));
             }
             Permission::Unknown(why) => {
-                findings.push(Finding::unchecked(place(call), why, "look at the endpoint and the credentials"));
+                findings.push(Finding::error(place(call), why, "look at the endpoint and the credentials"));
             }
         }
         findings.extend(answer.date.and_then(|date| of_clock(date, SystemTime::now())));

@@ -133,7 +133,7 @@ fn check(arguments: &[&str]) -> Output {
 
 #[test]
 fn the_customary_sample_is_told_what_is_wrong_with_it() {
-    let checked = check(&["--manifest", "tests/fixtures/customary-scaled-job.yaml"]);
+    let checked = check(&["--manifest", "tests/deploy/customary-scaled-job.yaml"]);
     assert_eq!(checked.status.code(), Some(78));
     insta::assert_snapshot!(String::from_utf8(checked.stdout).unwrap());
 }

@@ -36,7 +36,7 @@ impl Observatory {
     /// KEDA sees `queue`.
     async fn start(queue: &str) -> Self {
         let gateway = Pushgateway::start(None).await;
-        let platform = include_str!("../fixtures/platform.prom").replace("QUEUE", queue);
+        let platform = include_str!("platform.prom").replace("QUEUE", queue);
         let platform = Http::start(move |_| (200, platform.clone())).await;
         let address = |url: &str| url.trim_start_matches("http://").to_owned();
         let targets = [("pushgateway", &*address(&gateway.url())), ("platform", &*address(&platform.endpoint))];
