@@ -424,8 +424,9 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
 /// Random worlds of three pods at a time and one piece of work. A seed says everything about a world.
 #[test]
 fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
-    let (mut finished, worlds) = (0, 1000);
-    for seed in 0..worlds {
+    const WORLDS: usize = 1000;
+    let mut finished = 0;
+    for seed in (0u64..).take(WORLDS) {
         // The jitter of the retries, too.
         fastrand::seed(seed);
         let mut chance = fastrand::Rng::with_seed(seed);
@@ -453,5 +454,5 @@ fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
         assert!(log.broken.is_empty() && log.done <= 1, "seed {seed}: {:?}, done {} times", log.broken, log.done);
         finished += log.done;
     }
-    assert!(finished > worlds as usize / 2, "only {finished} of {worlds} worlds finished their work");
+    assert!(finished > WORLDS / 2, "only {finished} of {WORLDS} worlds finished their work");
 }
