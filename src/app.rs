@@ -9,10 +9,9 @@ use std::time::{Duration, SystemTime};
 use crate::actors::supervisor::{self, World};
 use crate::actors::vitals::Vitals;
 use crate::check::{self, Finding, Findings, Severity, StopTimeline};
-use crate::cli::{self, Action, CheckArgs, CheckFormat, Cli};
+use crate::cli::{self, Action, CheckArgs, CheckFormat, Cli, environment};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use crate::install::install;
-use crate::job::lifecycle::Policy;
 use crate::job::verdict::RunOutcome;
 use crate::job_types::JobTypesFile;
 use crate::local;
@@ -21,7 +20,7 @@ use crate::ports::http::Http;
 use crate::ports::process::{Processes, find_program};
 use crate::ports::s3::S3;
 use crate::ports::sqs::{self, Sqs};
-use crate::ports::{Outbox, Runner, Telemetry, aws};
+use crate::ports::{Runner, aws};
 use crate::telemetry::Told;
 use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::bars;
@@ -113,7 +112,7 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
                         .err()
                         .map(|why| Finding::error("this machine", why, "correct it")),
                 );
-                found.extend(runtime()?.block_on(check::live::findings(&config, cli::ca_bundle())));
+                found.extend(runtime()?.block_on(check::live::findings(&config, environment::ca_bundle())));
                 findings.add(Findings { findings: found, stops: vec![StopTimeline::of("the stop", &config)] });
             }
             Err(error) => findings.add(vec![Finding::error("the flags", error.to_string(), "correct it")].into()),
@@ -141,45 +140,31 @@ fn refuse(why: &str) -> ExitCode {
 
 fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_machine(&config.work, own.is_none())?;
-    let RunConfig {
-        queue_url,
-        expected_bucket_owner,
-        concurrency,
-        output,
-        checkpoint,
-        checkpoint_interval,
-        idempotency,
-        idempotency_key,
-        attempts,
-        pushgateway: gateway,
-        push_interval,
-        namespace,
-        listen,
-        work,
-    } = config;
+    let RunConfig { queue_url, records, work, .. } = config;
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
-    let logs = logs::start(format, &work.identity, &cli::log_filter(), std::io::stdout(), work.settings.stop.log());
+    let logs =
+        logs::start(format, &work.identity, &environment::log_filter(), std::io::stdout(), work.settings.stop.log());
     runtime()?.block_on(async {
         let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
         let stop = stop_requested(Some(&metrics))?;
         let readiness = Arc::new(Readiness::new(stop.clone()));
         let vitals = Vitals::default();
         let pages = Pages {
-            metrics: gateway.is_none().then(|| metrics.clone()),
+            metrics: config.pushgateway.is_none().then(|| metrics.clone()),
             readiness: readiness.clone(),
             vitals: vitals.clone(),
         };
-        let _listening = match listen {
+        let _listening = match config.metrics.listen {
             Some(address) => {
                 Some(listen::serve(address, pages).await.map_err(|error| format!("--listen {address}: {error}"))?)
             }
             None => None,
         };
-        let aws = aws::load(&queue_url, cli::ca_bundle()).await.map_err(|error| error.to_string())?;
-        let s3 = Arc::new(S3::new(&aws, expected_bucket_owner));
-        let attempts = attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
+        let aws = aws::load(&queue_url, environment::ca_bundle()).await.map_err(|error| error.to_string())?;
+        let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner));
+        let attempts = records.attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
         let clock = Clock::start();
-        let idempotency = idempotency.map(|place| Idempotency {
+        let idempotency = records.idempotency.map(|place| Idempotency {
             records: s3.clone(),
             place,
             queue: queue_url.clone(),
@@ -187,39 +172,39 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             time_to_live: work.settings.policy.limits.visibility,
             clock,
         });
-        let checkpoints =
-            checkpoint.map(|place| Checkpoints { storage: s3.clone(), place, interval: checkpoint_interval, clock });
-        let outbox = |place| Arc::new(S3Outbox { writer: s3.clone(), place }) as Arc<dyn Outbox>;
+        let checkpoints = Checkpoints { storage: s3.clone(), clock };
         let bench = Bench {
-            checkpoints: checkpoints.clone(),
+            checkpoints: Some(checkpoints.clone()),
             idempotency,
             store: s3.clone(),
             runner: own.map_or_else(runner, Ok)?,
             fetch: work.fetch,
-            outbox: output.map(outbox),
-            outboxes: work.outputs.into_iter().map(|(job_type, place)| (job_type, outbox(place))).collect(),
+            outbox: Some(Arc::new(S3Outbox { writer: s3.clone() })),
             work_dir: work.work_dir,
             job_id: work.identity.job_id,
             clock,
         };
         let told = Told::new(work.termination_log, attempts, metrics.clone(), readiness);
-        let telemetry: Arc<dyn Telemetry> = match checkpoints {
-            Some(checkpoints) => Arc::new(Forgetting { checkpoints, told }),
-            None => Arc::new(told),
-        };
+        let tasks = work.settings.policy.tasks().cloned().collect();
         let world = World {
-            queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(idempotency_key)),
+            queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),
             worker: Arc::new(bench),
-            telemetry,
+            telemetry: Arc::new(Forgetting { checkpoints, tasks, told }),
             clock,
             vitals,
         };
-        let namespace = namespace.or_else(pods_namespace);
-        let pusher = gateway.map(|gateway| {
-            Pusher::start(pushgateway(gateway), metrics.clone(), namespace, work.identity.pod_name, push_interval)
+        let namespace = config.metrics.namespace.or_else(pods_namespace);
+        let pusher = config.pushgateway.map(|gateway| {
+            Pusher::start(
+                pushgateway(gateway),
+                metrics.clone(),
+                namespace,
+                work.identity.pod_name,
+                config.metrics.push_interval,
+            )
         });
         let push_limit = work.settings.stop.push();
-        let outcome = supervisor::run_side_by_side(world, work.settings, concurrency, stop).await;
+        let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
         metrics.finished(outcome.exit_code(), SystemTime::now());
         if let Some(pusher) = pusher {
             pusher.finish(push_limit).await;
@@ -240,14 +225,14 @@ fn pods_namespace() -> Option<String> {
 
 fn pushgateway(config: PushgatewayConfig) -> Pushgateway {
     let PushgatewayConfig { url, job, credentials } = config;
-    Pushgateway::new(Http::new(cli::ca_bundle()), &url, job, credentials)
+    Pushgateway::new(Http::new(environment::ca_bundle()), &url, job, credentials)
 }
 
 fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
-    let identity = Identity { job_id: cli::host_name(), pod_name: cli::host_name() };
+    let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
     let format = log_format.unwrap_or(default_format(&std::io::stdout()));
-    let _logs = logs::start(format, &identity, &cli::log_filter(), std::io::stdout(), Duration::from_secs(1));
+    let _logs = logs::start(format, &identity, &environment::log_filter(), std::io::stdout(), Duration::from_secs(1));
     runtime()?.block_on(async {
         match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
             Ok(Swept { found, deleted, failed }) => {
@@ -267,7 +252,7 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
     let (screen, above) = bars::screen(format == LogFormat::Text);
     let limit = config.work.settings.stop.log();
-    let _logs = logs::start(format, &config.work.identity, &cli::log_filter(), above, limit);
+    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, limit);
     runtime()?.block_on(async {
         let stop = stop_requested(None)?;
         let runner = own.map_or_else(runner, Ok)?;
@@ -279,8 +264,7 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
 
 /// What can be seen to be wrong before a message is received costs no message an attempt.
 fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
-    let Policy { task, job_types, .. } = &work.settings.policy;
-    for task in task.iter().chain(job_types.iter().map(|it| &it.task)).filter(|_| runs_commands) {
+    for task in work.settings.policy.tasks().filter(|_| runs_commands) {
         find_program(&task.command.program).map_err(|error| error.to_string())?;
     }
     check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))

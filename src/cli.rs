@@ -1,4 +1,6 @@
-//! The command line. Also the only reader of the environment: every flag has its `LEASEHOLD_<FLAG>`.
+//! The command line: every flag has its `LEASEHOLD_<FLAG>`.
+
+pub mod environment;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,9 +14,9 @@ use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Sub
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::job::place::{Place, Template};
 use crate::job::route::EventFilter;
 use crate::job_types::JobTypesFile;
-use crate::ports::place::{Place, Template};
 use crate::telemetry::logs::LogFormat;
 use crate::work::fetch::MissingObject;
 
@@ -56,6 +58,25 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,
 
+    #[command(flatten)]
+    pub places: PlaceArgs,
+
+    #[command(flatten)]
+    pub records: RecordArgs,
+
+    #[command(flatten)]
+    pub pushgateway: PushgatewayArgs,
+
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+
+    #[command(flatten)]
+    pub work: WorkArgs,
+}
+
+/// Where in S3 the command's files go.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlaceArgs {
     /// Where results go: what the command wrote into JOB_OUTPUT_DIR. PREFIX may have {key}, {name}, {stem},
     /// {message_id} and {job_type} in it
     #[arg(long, env = "LEASEHOLD_OUTPUT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
@@ -68,7 +89,11 @@ pub struct RunArgs {
     /// How often it is saved while the command runs [default: only when it ends without success]
     #[arg(long, env = "LEASEHOLD_CHECKPOINT_INTERVAL", value_name = "TIME", value_parser = time, requires = "checkpoint", help_heading = WORK)]
     pub checkpoint_interval: Option<Duration>,
+}
 
+/// Where in S3 our own records go.
+#[derive(Debug, Clone, Args)]
+pub struct RecordArgs {
     /// Where finished work is recorded, so that a redelivery of it is not done again
     #[arg(long, env = "LEASEHOLD_IDEMPOTENCY", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<Place>,
@@ -81,10 +106,10 @@ pub struct RunArgs {
     /// Where each failed attempt leaves a JSON object that says why: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, env = "LEASEHOLD_ATTEMPTS", value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
     pub attempts: Option<Place>,
+}
 
-    #[command(flatten)]
-    pub pushgateway: PushgatewayArgs,
-
+#[derive(Debug, Clone, Args)]
+pub struct MetricsArgs {
     /// How often to push the metrics to --pushgateway
     #[arg(long, env = "LEASEHOLD_PUSH_INTERVAL", value_name = "TIME", default_value = "15s", value_parser = time, help_heading = METRICS)]
     pub push_interval: Duration,
@@ -96,9 +121,6 @@ pub struct RunArgs {
     /// Serve /metrics, /healthz and /readyz there
     #[arg(long, env = "LEASEHOLD_LISTEN", value_name = "IP:PORT", help_heading = METRICS)]
     pub listen: Option<SocketAddr>,
-
-    #[command(flatten)]
-    pub work: WorkArgs,
 }
 
 #[derive(Debug, Args)]
@@ -278,11 +300,11 @@ pub struct WorkArgs {
     pub retry_max: Option<Duration>,
 
     /// Who we are, in every log record [default: the host name]
-    #[arg(long, env = "LEASEHOLD_JOB_ID", value_name = "ID", default_value_t = host_name(), hide_default_value = true, help_heading = REPORT)]
+    #[arg(long, env = "LEASEHOLD_JOB_ID", value_name = "ID", default_value_t = environment::host_name(), hide_default_value = true, help_heading = REPORT)]
     pub job_id: String,
 
     /// The pod, in every log record [default: the host name, which in Kubernetes is the pod's]
-    #[arg(long, env = "LEASEHOLD_POD_NAME", value_name = "NAME", default_value_t = host_name(), hide_default_value = true, help_heading = REPORT)]
+    #[arg(long, env = "LEASEHOLD_POD_NAME", value_name = "NAME", default_value_t = environment::host_name(), hide_default_value = true, help_heading = REPORT)]
     pub pod_name: String,
 
     /// [default: text on a terminal, else json]
@@ -362,7 +384,7 @@ pub fn parse_without_command() -> Result<Cli, clap::Error> {
 }
 
 fn checked(cli: Cli) -> Result<Cli, clap::Error> {
-    if let Some(complaint) = unknown_variable(environment().map(|(name, _)| name)) {
+    if let Some(complaint) = environment::unknown_variable(environment::all().map(|(name, _)| name)) {
         return Err(Cli::command().error(clap::error::ErrorKind::UnknownArgument, complaint));
     }
     Ok(cli)
@@ -371,7 +393,7 @@ fn checked(cli: Cli) -> Result<Cli, clap::Error> {
 /// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after `run`, which outrank them.
 /// Our own environment plays no part.
 pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) -> Result<RunArgs, String> {
-    if let Some(complaint) = unknown_variable(variables.keys().cloned()) {
+    if let Some(complaint) = environment::unknown_variable(variables.keys().cloned()) {
         return Err(complaint);
     }
     let command = RunArgs::augment_args(Command::new("run")).no_binary_name(true).args_override_self(true);
@@ -396,64 +418,6 @@ pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) ->
     RunArgs::from_arg_matches(&matches).map_err(first_line)
 }
 
-/// `RUST_LOG`, or what a pod's log should hold: not the spans that ractor opens around each of its handlers.
-pub fn log_filter() -> String {
-    variable("RUST_LOG").and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info,ractor=error".to_owned())
-}
-
-/// The file of certificate authorities that other AWS tools would use, if one is set.
-pub fn ca_bundle() -> Option<PathBuf> {
-    ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(variable).map(PathBuf::from)
-}
-
-fn variable(name: &str) -> Option<OsString> {
-    environment().find_map(|(variable, value)| (variable == name && !value.is_empty()).then_some(value))
-}
-
-#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
-fn environment() -> impl Iterator<Item = (String, OsString)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-}
-
-/// A complaint about the first variable that looks like ours and is none: a silent typo costs days.
-fn unknown_variable(names: impl Iterator<Item = String>) -> Option<String> {
-    let ours: Vec<String> = names.filter(|name| name.starts_with("LEASEHOLD_") && !is_service_variable(name)).collect();
-    if ours.is_empty() {
-        return None;
-    }
-    let known: Vec<String> = Cli::command()
-        .get_subcommands()
-        .flat_map(|action| {
-            action.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect::<Vec<_>>()
-        })
-        .collect();
-    let unknown = ours.into_iter().find(|name| !known.contains(name))?;
-    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &unknown))?;
-    Some(format!("environment variable '{unknown}' is no setting of leasehold: did you mean '{nearest}'?"))
-}
-
-/// Kubernetes sets such variables in every pod beside a Service called `leasehold` or `leasehold-…`.
-fn is_service_variable(name: &str) -> bool {
-    let of_a_port = |rest: &str| {
-        let mut parts = rest.split('_');
-        parts.next().is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
-            && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
-            && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
-    };
-    name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || name.ends_with("_PORT")
-        || name.rsplit_once("_PORT_").is_some_and(|(_, rest)| of_a_port(rest))
-        // LEASEHOLD_PORT_80_TCP_PORT splits at its last _PORT, which is its end.
-        || name.strip_suffix("_PORT").and_then(|name| name.rsplit_once("_PORT_")).is_some_and(|(_, rest)| of_a_port(rest))
-}
-
-/// The host's, which in Kubernetes is the pod's.
-pub fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    name.unwrap_or_else(|| "unknown".to_owned())
-}
-
 pub fn time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))
 }
@@ -474,30 +438,6 @@ mod tests {
         for text in ["", "much", "10 parsecs", "-1"] {
             assert!(size(text).unwrap_err().contains("20Gi"), "{text}");
         }
-    }
-
-    #[test]
-    fn a_misspelt_variable_is_refused_with_the_nearest_name() {
-        let complaint = |name: &str| unknown_variable([name.to_owned()].into_iter());
-        assert!(complaint("LEASEHOLD_MAX_DURATON").unwrap().contains("did you mean 'LEASEHOLD_MAX_DURATION'?"));
-        assert_eq!(complaint("LEASEHOLD_MAX_DURATION"), None);
-        assert_eq!(complaint("PATH"), None);
-    }
-
-    #[test]
-    fn the_variables_of_a_service_are_not_ours() {
-        for name in [
-            "LEASEHOLD_SERVICE_HOST",
-            "LEASEHOLD_PUSHGATEWAY_SERVICE_HOST",
-            "LEASEHOLD_PUSHGATEWAY_SERVICE_PORT_HTTP",
-            "LEASEHOLD_PUSHGATEWAY_PORT",
-            "LEASEHOLD_PUSHGATEWAY_PORT_9091_TCP",
-            "LEASEHOLD_PUSHGATEWAY_PORT_9091_TCP_ADDR",
-            "LEASEHOLD_PUSHGATEWAY_PORT_9091_TCP_PORT",
-        ] {
-            assert!(is_service_variable(name), "{name}");
-        }
-        assert!(!is_service_variable("LEASEHOLD_EXPORT_TCP"));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Settings that have been checked: against their own limits, against each other, and against what SQS and
 //! the pod allow. Pure: what is wrong is found before anything is received.
 
-use std::collections::HashMap;
+mod error;
+
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,115 +11,32 @@ use std::time::Duration;
 use crate::actors::receiver::Polling;
 use crate::actors::supervisor::{Settings, StopBudget};
 use crate::cli::{
-    InputArg, LocalArgs, OnStopArg, PushgatewayArgs, RetryArg, RunArgs, SweepArgs, VisibilityArg, WorkArgs,
+    InputArg, LocalArgs, MetricsArgs, OnStopArg, PlaceArgs, PushgatewayArgs, RecordArgs, RetryArg, RunArgs, SweepArgs,
+    VisibilityArg, WorkArgs,
 };
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
-use crate::job::route::{CommandLine, EventFilter, Input, JobType, Limits, Match, Task};
+use crate::job::route::{Checkpointing, CommandLine, Input, JobType, Limits, Match, Task};
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::job_types::{Entry, MatchEntry, Time};
-use crate::ports::place::{Place, Template};
 use crate::ports::{http, sqs};
 use crate::telemetry::logs::{Identity, LogFormat};
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
 use crate::work::fetch::FetchPolicy;
 use crate::work::workspace::WorkDir;
+pub use error::ConfigError;
 
-/// A setting that cannot work. Its text names the flags and the numbers.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    #[error("--queue-url is missing: which one?")]
-    NoQueue,
-    #[error("--queue-url: {0}")]
-    QueueUrl(String),
-    #[error("--visibility-timeout {} is under 3s: no beat could come in time", show(.0))]
-    VisibilityTooShort(Duration),
-    #[error("--visibility-timeout {} is over the 12h for which SQS hides a message", show(.0))]
-    VisibilityTooLong(Duration),
-    #[error("{flag} {} has a fraction of a second, and SQS counts whole seconds", show(.value))]
-    Fraction { flag: &'static str, value: Duration },
-    #[error("--{0} must be more than nothing")]
-    Zero(&'static str),
-    #[error(
-        "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop",
-        show(.max_duration), show(.most), show(&CEILING.saturating_sub(*.most))
-    )]
-    MaxDuration { max_duration: Duration, most: Duration },
-    #[error(
-        "--stop-grace {} does not fit: with the {} that leasehold needs to release the message and report, it is over --termination-grace {}",
-        show(.stop_grace), show(.reserve), show(.termination_grace)
-    )]
-    StopGrace { stop_grace: Duration, reserve: Duration, termination_grace: Duration },
-    #[error(
-        "--wait {} does not fit: a request for a message is awaited in a stop, and with the {} that leasehold needs after it that is over --termination-grace {}",
-        show(.wait), show(.reserve), show(.termination_grace)
-    )]
-    Wait { wait: Duration, reserve: Duration, termination_grace: Duration },
-    #[error(
-        "--stall-timeout {} has no effect: by then the work is over --max-duration {}",
-        show(.stall_timeout), show(.max_duration)
-    )]
-    StallTimeout { stall_timeout: Duration, max_duration: Duration },
-    #[error("--accept-raw gives the command the message's body, and --input none gives it nothing")]
-    NoInput,
-    #[error("--concurrency {concurrency} has no effect: no more than --max-messages {max_messages} are received")]
-    Concurrency { concurrency: usize, max_messages: u32 },
-    #[error(
-        "--max-duration {} is over {}, which takes several deliveries: with --checkpoint each goes on from the one before, but only with --visibility heartbeat",
-        show(.max_duration), show(.most)
-    )]
-    FixedOverDeliveries { max_duration: Duration, most: Duration },
-    #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
-    RetryRange { min: Duration, max: Duration },
-    #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
-    RetryTooLong(Duration),
-    #[error("job type {name}: {why}")]
-    JobType { name: String, why: Box<Self> },
-    #[error("--job-types: the file has none")]
-    NoJobTypes,
-    #[error("--job-types: {0} is the name of two")]
-    SameName(String),
-    #[error("--job-types: {name} is never reached: {other}, which is before it, takes every message")]
-    NeverReached { name: String, other: String },
-    #[error("it has no command, and COMMAND is not given for all")]
-    NoCommand,
-    #[error("it matches {event}, which is no work: messages about it are deleted unless --events {events} names it")]
-    EventIsNoWork { event: &'static str, events: EventFilter },
-    #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
-    PermanentExitCode(i32, &'static str),
-    #[error("--pushgateway {0:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091")]
-    Pushgateway(String),
-    #[error("--pushgateway is missing: which one is to be swept?")]
-    NoPushgateway,
-    #[error("--pushgateway-{flag} {}: {why}", .path.display())]
-    PushgatewaySecret { flag: &'static str, path: PathBuf, why: String },
-    #[error("--push-interval {} is under 1s", show(.0))]
-    PushInterval(Duration),
-}
-
-fn show(duration: &Duration) -> String {
-    humantime::format_duration(*duration).to_string()
-}
-
-/// `leasehold run`.
+/// `leasehold run`. Groups of flags that need no check beyond their own are as the command line has them.
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
     pub concurrency: usize,
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
-    pub output: Option<Template>,
-    pub checkpoint: Option<Place>,
-    pub checkpoint_interval: Option<Duration>,
-    pub idempotency: Option<Place>,
-    /// A message attribute's name.
-    pub idempotency_key: Option<String>,
-    pub attempts: Option<Place>,
+    pub records: RecordArgs,
     pub pushgateway: Option<PushgatewayConfig>,
-    pub push_interval: Duration,
-    pub namespace: Option<String>,
-    pub listen: Option<SocketAddr>,
+    pub metrics: MetricsArgs,
     pub work: WorkConfig,
 }
 
@@ -152,8 +69,6 @@ pub struct LocalConfig {
 #[derive(Debug, Clone)]
 pub struct WorkConfig {
     pub settings: Settings,
-    /// Of job types that have one of their own, by their names.
-    pub outputs: HashMap<String, Template>,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
     pub identity: Identity,
@@ -161,72 +76,30 @@ pub struct WorkConfig {
     pub termination_log: TerminationLog,
 }
 
-/// What is different on a laptop, where nobody wants to wait.
-struct Defaults {
-    wait: Duration,
-    retry_min: Duration,
-    retry_max: Duration,
-    /// Can work go on at the next delivery?
-    resumes: bool,
-}
-
 impl TryFrom<RunArgs> for RunConfig {
     type Error = ConfigError;
 
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
-        let defaults = Defaults {
-            wait: SECOND * 10,
-            retry_min: SECOND * 10,
-            retry_max: MINUTE * 15,
-            resumes: args.checkpoint.is_some(),
-        };
-        let RunArgs {
-            queue_url,
-            expected_bucket_owner,
-            concurrency,
-            output,
-            checkpoint,
-            checkpoint_interval,
-            idempotency,
-            idempotency_key,
-            attempts,
-            pushgateway: to,
-            push_interval,
-            namespace,
-            listen,
-            work: args,
-        } = args;
+        let RunArgs { queue_url, concurrency, expected_bucket_owner, places, records, pushgateway: to, metrics, work } =
+            args;
         let queue_url = queue_url.ok_or(ConfigError::NoQueue)?;
         sqs::check_queue_url(&queue_url).map_err(ConfigError::QueueUrl)?;
-        let fifo = sqs::is_fifo(&queue_url);
         if concurrency == 0 {
             return Err(ConfigError::Zero("concurrency"));
         }
-        if usize::try_from(args.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
-            return Err(ConfigError::Concurrency { concurrency, max_messages: args.max_messages });
+        if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
+            return Err(ConfigError::Concurrency { concurrency, max_messages: work.max_messages });
         }
-        if checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
+        if places.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
             return Err(ConfigError::Zero("checkpoint-interval"));
         }
-        if push_interval < SECOND {
-            return Err(ConfigError::PushInterval(push_interval));
+        if metrics.push_interval < SECOND {
+            return Err(ConfigError::PushInterval(metrics.push_interval));
         }
-        Ok(Self {
-            queue_url,
-            expected_bucket_owner,
-            concurrency,
-            output,
-            checkpoint,
-            checkpoint_interval,
-            idempotency,
-            idempotency_key,
-            attempts,
-            pushgateway: pushgateway(to)?,
-            push_interval,
-            namespace,
-            listen,
-            work: work(args, &defaults, fifo)?,
-        })
+        let pushgateway = pushgateway(to)?;
+        let fifo = sqs::is_fifo(&queue_url);
+        let work = checked(work, places, IN_A_POD, fifo)?;
+        Ok(Self { queue_url, concurrency, expected_bucket_owner, records, pushgateway, metrics, work })
     }
 }
 
@@ -261,16 +134,16 @@ impl TryFrom<LocalArgs> for LocalConfig {
     type Error = ConfigError;
 
     fn try_from(args: LocalArgs) -> Result<Self, ConfigError> {
-        let defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: SECOND * 5, resumes: false };
-        if args.concurrency == 0 {
+        let LocalArgs { inbox, outbox, concurrency, work } = args;
+        if concurrency == 0 {
             return Err(ConfigError::Zero("concurrency"));
         }
-        let LocalArgs { inbox, outbox, concurrency, work: args } = args;
-        Ok(Self { inbox, outbox, concurrency, work: work(args, &defaults, false)? })
+        let work = checked(work, PlaceArgs::default(), ON_A_LAPTOP, false)?;
+        Ok(Self { inbox, outbox, concurrency, work })
     }
 }
 
-fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfig, ConfigError> {
+fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool) -> Result<WorkConfig, ConfigError> {
     let entries = args.job_types.take().map(|file| file.job_types);
     let wait = args.wait.unwrap_or(defaults.wait);
     if wait.subsec_nanos() > 0 {
@@ -285,17 +158,15 @@ fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfi
     let reserve = (args.termination_grace / 3).min(LONGEST_RESERVE);
     // The lease counts from before the request: a request no longer than a third of it leaves time to work.
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(args.visibility_timeout / 3).as_secs());
-    let limits = limits(&args, defaults, reserve, longest_poll)?;
+    let flags = Flags { args, places, defaults, reserve, longest_poll };
+    let limits = flags.limits()?;
+    let Flags { args, .. } = &flags;
     if longest_poll + reserve > args.termination_grace {
         return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace: args.termination_grace });
     }
-    let outputs = entries.iter().flatten();
-    let outputs = outputs.filter_map(|entry| Some((entry.name.0.clone(), entry.output.clone()?.0))).collect();
-    let job_types = match entries {
-        Some(entries) => job_types(entries, &args, defaults, reserve, longest_poll)?,
-        None => Vec::new(),
-    };
-    let task = task(&args, Task::DEFAULT.to_owned(), true)?;
+    let job_types = entries.map_or(Ok(Vec::new()), |entries| flags.job_types(entries))?;
+    let task = flags.task(Task::DEFAULT.to_owned(), true)?;
+    let Flags { args, .. } = flags;
 
     Ok(WorkConfig {
         settings: Settings {
@@ -305,14 +176,12 @@ fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfi
                 job_types,
                 task: task.map(Arc::new),
                 limits,
-                resumes: defaults.resumes,
                 max_messages: args.max_messages,
                 fifo,
             },
             polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
             stop: StopBudget { reserve },
         },
-        outputs,
         fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets, ..FetchPolicy::default() },
         work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
@@ -321,168 +190,188 @@ fn work(mut args: WorkArgs, defaults: &Defaults, fifo: bool) -> Result<WorkConfi
     })
 }
 
-/// Each job type is the flags, less what it says otherwise: so the same holds for it as for them.
-fn job_types(
-    entries: Vec<Entry>,
-    args: &WorkArgs,
-    defaults: &Defaults,
+/// What is different on a laptop, where nobody wants to wait.
+#[derive(Clone, Copy)]
+struct Defaults {
+    wait: Duration,
+    retry_min: Duration,
+    retry_max: Duration,
+}
+
+const IN_A_POD: Defaults =
+    Defaults { wait: Duration::from_secs(10), retry_min: Duration::from_secs(10), retry_max: Duration::from_mins(15) };
+const ON_A_LAPTOP: Defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: Duration::from_secs(5) };
+
+/// What the work on a message depends on. A job type's are the flags, less what it says otherwise: so the same holds for
+/// it as for them.
+#[derive(Clone)]
+struct Flags {
+    args: WorkArgs,
+    places: PlaceArgs,
+    defaults: Defaults,
     reserve: Duration,
     longest_poll: Duration,
-) -> Result<Vec<JobType>, ConfigError> {
-    let mut job_types: Vec<JobType> = Vec::new();
-    for entry in entries {
-        let name = entry.name.0.clone();
-        if job_types.iter().any(|other| other.task.name == name) {
-            return Err(ConfigError::SameName(name));
-        }
-        if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
-            return Err(ConfigError::NeverReached { name, other: other.task.name.clone() });
-        }
-        let job_type = job_type(entry, args.clone(), defaults, reserve, longest_poll);
-        job_types.push(job_type.map_err(|why| ConfigError::JobType { name, why: Box::new(why) })?);
-    }
-    if job_types.is_empty() { Err(ConfigError::NoJobTypes) } else { Ok(job_types) }
 }
 
-fn job_type(
-    entry: Entry,
-    mut args: WorkArgs,
-    defaults: &Defaults,
-    reserve: Duration,
-    longest_poll: Duration,
-) -> Result<JobType, ConfigError> {
-    // Destructured, so that no field can be forgotten.
-    let Entry {
-        name,
-        r#match: MatchEntry { bucket, key, event },
-        command,
-        input,
-        visibility,
-        visibility_timeout,
-        max_duration,
-        stall_timeout,
-        stop_grace,
-        output: _,
-        retry,
-        retry_min,
-        retry_max,
-        permanent_exit_codes,
-    } = entry;
-    let matches = Match { bucket, key: key.map(|key| key.0), event: event.map(|events| events.0) };
-    if let Some(event) = matches.event.as_ref().and_then(|events| args.events.first_not_covered(events)) {
-        return Err(ConfigError::EventIsNoWork { event, events: args.events });
+impl Flags {
+    fn job_types(&self, entries: Vec<Entry>) -> Result<Vec<JobType>, ConfigError> {
+        let mut job_types: Vec<JobType> = Vec::new();
+        for entry in entries {
+            let name = entry.name.0.clone();
+            if job_types.iter().any(|other| other.task.name == name) {
+                return Err(ConfigError::SameName(name));
+            }
+            if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
+                return Err(ConfigError::NeverReached { name, other: other.task.name.clone() });
+            }
+            let job_type = self.clone().job_type(entry);
+            job_types.push(job_type.map_err(|why| ConfigError::JobType { name, why: Box::new(why) })?);
+        }
+        if job_types.is_empty() { Err(ConfigError::NoJobTypes) } else { Ok(job_types) }
     }
-    let time = |time: Option<Time>| time.map(|time| time.0);
-    args.command = command.map_or(args.command, |words| words.into_iter().map(OsString::from).collect());
-    args.input = input.unwrap_or(args.input);
-    args.visibility = visibility.unwrap_or(args.visibility);
-    args.visibility_timeout = time(visibility_timeout).unwrap_or(args.visibility_timeout);
-    args.max_duration = time(max_duration).unwrap_or(args.max_duration);
-    // That of the flags need not fit a type whose work is short.
-    args.stall_timeout = time(stall_timeout).or(args.stall_timeout.filter(|inherited| *inherited < args.max_duration));
-    args.stop_grace = time(stop_grace).or(args.stop_grace);
-    args.retry = retry.unwrap_or(args.retry);
-    args.retry_min = time(retry_min).or(args.retry_min);
-    args.retry_max = time(retry_max).or(args.retry_max);
-    if let Some(codes) = permanent_exit_codes {
-        args.permanent_exit_codes = codes.into_iter().map(i32::from).collect();
-    }
-    let limits = limits(&args, defaults, reserve, longest_poll)?;
-    let task = task(&args, name.0, matches.takes_all())?.ok_or(ConfigError::NoCommand)?;
-    Ok(JobType { matches, task: Arc::new(task), limits })
-}
 
-/// What is run; `None` without a command.
-fn task(args: &WorkArgs, name: String, may_get_bodies: bool) -> Result<Option<Task>, ConfigError> {
-    if args.accept_raw && may_get_bodies && args.input == InputArg::None {
-        return Err(ConfigError::NoInput);
+    fn job_type(mut self, entry: Entry) -> Result<JobType, ConfigError> {
+        // Destructured, so that no field can be forgotten.
+        let Entry {
+            name,
+            r#match: MatchEntry { bucket, key, event },
+            command,
+            input,
+            visibility,
+            visibility_timeout,
+            max_duration,
+            stall_timeout,
+            stop_grace,
+            output,
+            retry,
+            retry_min,
+            retry_max,
+            permanent_exit_codes,
+        } = entry;
+        let matches = Match { bucket, key: key.map(|key| key.0), event: event.map(|events| events.0) };
+        let Self { args, places, .. } = &mut self;
+        if let Some(event) = matches.event.as_ref().and_then(|events| args.events.first_not_covered(events)) {
+            return Err(ConfigError::EventIsNoWork { event, events: args.events.clone() });
+        }
+        let time = |time: Option<Time>| time.map(|time| time.0);
+        if let Some(words) = command {
+            args.command = words.into_iter().map(OsString::from).collect();
+        }
+        args.input = input.unwrap_or(args.input);
+        args.visibility = visibility.unwrap_or(args.visibility);
+        args.visibility_timeout = time(visibility_timeout).unwrap_or(args.visibility_timeout);
+        args.max_duration = time(max_duration).unwrap_or(args.max_duration);
+        // That of the flags need not fit a type whose work is short.
+        let inherited = args.stall_timeout.filter(|inherited| *inherited < args.max_duration);
+        args.stall_timeout = time(stall_timeout).or(inherited);
+        args.stop_grace = time(stop_grace).or(args.stop_grace);
+        places.output = output.map(|output| output.0).or(places.output.take());
+        args.retry = retry.unwrap_or(args.retry);
+        args.retry_min = time(retry_min).or(args.retry_min);
+        args.retry_max = time(retry_max).or(args.retry_max);
+        if let Some(codes) = permanent_exit_codes {
+            args.permanent_exit_codes = codes.into_iter().map(i32::from).collect();
+        }
+        let limits = self.limits()?;
+        let task = self.task(name.0, matches.takes_all())?.ok_or(ConfigError::NoCommand)?;
+        Ok(JobType { matches, task: Arc::new(task), limits })
     }
-    let Some((program, words)) = args.command.split_first() else { return Ok(None) };
-    Ok(Some(Task {
-        name,
-        command: CommandLine { program: program.clone(), args: words.to_vec() },
-        input: match args.input {
-            InputArg::File => Input::File,
-            InputArg::Stdin => Input::Stdin,
-            InputArg::None => Input::None,
-        },
-        stall_timeout: args.stall_timeout,
-    }))
-}
 
-/// Every stop path fits the pod's grace and SQS's ceiling, or the run is not begun.
-fn limits(
-    args: &WorkArgs,
-    defaults: &Defaults,
-    reserve: Duration,
-    longest_poll: Duration,
-) -> Result<Limits, ConfigError> {
-    let WorkArgs { max_duration, termination_grace, .. } = *args;
-    let visibility = args.visibility_timeout;
-    if visibility.subsec_nanos() > 0 {
-        return Err(ConfigError::Fraction { flag: "--visibility-timeout", value: visibility });
-    }
-    if visibility < SHORTEST_VISIBILITY {
-        return Err(ConfigError::VisibilityTooShort(visibility));
-    }
-    if visibility > CEILING {
-        return Err(ConfigError::VisibilityTooLong(visibility));
-    }
-    if max_duration.is_zero() {
-        return Err(ConfigError::Zero("max-duration"));
-    }
-    if let Some(stall_timeout) = args.stall_timeout {
-        if stall_timeout.is_zero() {
-            return Err(ConfigError::Zero("stall-timeout"));
+    /// What is run; `None` without a command.
+    fn task(&self, name: String, may_get_bodies: bool) -> Result<Option<Task>, ConfigError> {
+        let Self { args, places, .. } = self;
+        if args.accept_raw && may_get_bodies && args.input == InputArg::None {
+            return Err(ConfigError::NoInput);
         }
-        if stall_timeout >= max_duration {
-            return Err(ConfigError::StallTimeout { stall_timeout, max_duration });
-        }
+        let Some((program, words)) = args.command.split_first() else { return Ok(None) };
+        Ok(Some(Task {
+            name,
+            command: CommandLine { program: program.clone(), args: words.to_vec() },
+            input: match args.input {
+                InputArg::File => Input::File,
+                InputArg::Stdin => Input::Stdin,
+                InputArg::None => Input::None,
+            },
+            stall_timeout: args.stall_timeout,
+            output: places.output.clone(),
+            checkpoint: places
+                .checkpoint
+                .clone()
+                .map(|place| Checkpointing { place, interval: places.checkpoint_interval }),
+        }))
     }
-    let stop_grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(reserve));
-    if stop_grace + reserve > termination_grace {
-        return Err(ConfigError::StopGrace { stop_grace, reserve, termination_grace });
-    }
-    let most = CEILING.saturating_sub(stop_grace + reserve + longest_poll + SECOND);
-    if max_duration > most {
-        match (defaults.resumes, args.visibility) {
-            (false, _) => return Err(ConfigError::MaxDuration { max_duration, most }),
-            (true, VisibilityArg::Fixed) => return Err(ConfigError::FixedOverDeliveries { max_duration, most }),
-            (true, VisibilityArg::Heartbeat) => {}
-        }
-    }
-    let strategy = match args.visibility {
-        VisibilityArg::Heartbeat => Strategy::Heartbeat,
-        VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(max_duration + stop_grace + reserve)),
-    };
-    Ok(Limits { strategy, visibility, max_duration, stop_grace, retry: retry_policy(args, defaults)? })
-}
 
-fn retry_policy(args: &WorkArgs, defaults: &Defaults) -> Result<RetryPolicy, ConfigError> {
-    let min = args.retry_min.unwrap_or(defaults.retry_min.min(args.retry_max.unwrap_or(defaults.retry_min)));
-    let max = args.retry_max.unwrap_or(defaults.retry_max.max(min));
-    if min > max {
-        return Err(ConfigError::RetryRange { min, max });
-    }
-    if max > CEILING {
-        return Err(ConfigError::RetryTooLong(max));
-    }
-    for (code, meaning) in [(0, "success"), (75, "temporary")] {
-        if args.permanent_exit_codes.contains(&code) {
-            return Err(ConfigError::PermanentExitCode(code, meaning));
+    /// Every stop path fits the pod's grace and SQS's ceiling, or the run is not begun.
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let Self { ref args, ref places, reserve, longest_poll, .. } = *self;
+        let WorkArgs { max_duration, termination_grace, .. } = *args;
+        let visibility = args.visibility_timeout;
+        if visibility.subsec_nanos() > 0 {
+            return Err(ConfigError::Fraction { flag: "--visibility-timeout", value: visibility });
         }
+        if visibility < SHORTEST_VISIBILITY {
+            return Err(ConfigError::VisibilityTooShort(visibility));
+        }
+        if visibility > CEILING {
+            return Err(ConfigError::VisibilityTooLong(visibility));
+        }
+        if max_duration.is_zero() {
+            return Err(ConfigError::Zero("max-duration"));
+        }
+        if let Some(stall_timeout) = args.stall_timeout {
+            if stall_timeout.is_zero() {
+                return Err(ConfigError::Zero("stall-timeout"));
+            }
+            if stall_timeout >= max_duration {
+                return Err(ConfigError::StallTimeout { stall_timeout, max_duration });
+            }
+        }
+        let stop_grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(reserve));
+        if stop_grace + reserve > termination_grace {
+            return Err(ConfigError::StopGrace { stop_grace, reserve, termination_grace });
+        }
+        let most = CEILING.saturating_sub(stop_grace + reserve + longest_poll + SECOND);
+        if max_duration > most {
+            match (places.checkpoint.is_some(), args.visibility) {
+                (false, _) => return Err(ConfigError::MaxDuration { max_duration, most }),
+                (true, VisibilityArg::Fixed) => return Err(ConfigError::FixedOverDeliveries { max_duration, most }),
+                (true, VisibilityArg::Heartbeat) => {}
+            }
+        }
+        let strategy = match args.visibility {
+            VisibilityArg::Heartbeat => Strategy::Heartbeat,
+            VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(max_duration + stop_grace + reserve)),
+        };
+        Ok(Limits { strategy, visibility, max_duration, stop_grace, retry: self.retry_policy()? })
     }
-    Ok(RetryPolicy {
-        retry: match args.retry {
-            RetryArg::Backoff => Retry::Backoff { min, max },
-            RetryArg::Expire => Retry::Expire,
-        },
-        on_stop: match args.on_stop {
-            OnStopArg::Release => OnStop::Release,
-            OnStopArg::Expire => OnStop::Expire,
-        },
-        permanent_exit_codes: args.permanent_exit_codes.clone(),
-    })
+
+    fn retry_policy(&self) -> Result<RetryPolicy, ConfigError> {
+        let Self { args, defaults, .. } = self;
+        let min = args.retry_min.unwrap_or(defaults.retry_min.min(args.retry_max.unwrap_or(defaults.retry_min)));
+        let max = args.retry_max.unwrap_or(defaults.retry_max.max(min));
+        if min > max {
+            return Err(ConfigError::RetryRange { min, max });
+        }
+        if max > CEILING {
+            return Err(ConfigError::RetryTooLong(max));
+        }
+        for (code, meaning) in [(0, "success"), (75, "temporary")] {
+            if args.permanent_exit_codes.contains(&code) {
+                return Err(ConfigError::PermanentExitCode(code, meaning));
+            }
+        }
+        Ok(RetryPolicy {
+            retry: match args.retry {
+                RetryArg::Backoff => Retry::Backoff { min, max },
+                RetryArg::Expire => Retry::Expire,
+            },
+            on_stop: match args.on_stop {
+                OnStopArg::Release => OnStop::Release,
+                OnStopArg::Expire => OnStop::Expire,
+            },
+            permanent_exit_codes: args.permanent_exit_codes.clone(),
+        })
+    }
 }
 
 fn whole_seconds(duration: Duration) -> Duration {
@@ -490,7 +379,6 @@ fn whole_seconds(duration: Duration) -> Duration {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
 
 /// A third of it is a second, the least that SQS counts.
 const SHORTEST_VISIBILITY: Duration = Duration::from_secs(3);

@@ -8,8 +8,8 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::Deserialize;
 
 use crate::cli::{InputArg, RetryArg, VisibilityArg};
+use crate::job::place::Template;
 use crate::job::route::{BadEventFilter, EventFilter, KeyGlob, Task};
-use crate::ports::place::Template;
 
 /// What leasehold does with which messages: the first job type that matches a message says how it is worked on.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

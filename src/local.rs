@@ -3,7 +3,7 @@
 //! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by side as
 //! `--concurrency` says, each as short-lived as a pod.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -59,8 +59,6 @@ pub async fn run(
         runner,
         fetch: work.fetch,
         outbox: outbox.map(|outbox| Arc::new(FolderOutbox::new(outbox)) as Arc<dyn Outbox>),
-        // A place in S3 is not for here.
-        outboxes: HashMap::new(),
         work_dir: work.work_dir,
         job_id: work.identity.job_id,
         clock,

@@ -16,7 +16,6 @@ const HOUR: Duration = Duration::from_hours(1);
 fn pod(queue: &MemoryQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.checkpoints = Some((bucket.clone(), None));
-    journey.settings.policy.resumes = true;
     journey.settings.polling.wait = 20 * MINUTE;
     journey
 }

@@ -207,7 +207,7 @@ async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
         name: "keys".to_owned(),
         command: CommandLine { program: "special".into(), args: vec!["--fast".into()] },
         input: Input::None,
-        stall_timeout: None,
+        ..task()
     });
     job_type.limits.max_duration = 3 * MINUTE;
     job_type.limits.stop_grace = 7 * S;

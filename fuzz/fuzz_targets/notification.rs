@@ -38,6 +38,8 @@ fuzz_target!(|bytes: &[u8]| {
             command: CommandLine { program: "true".into(), args: Vec::new() },
             input: Input::File,
             stall_timeout: None,
+            output: None,
+            checkpoint: None,
         })),
         limits: Limits {
             strategy: Strategy::Heartbeat,
@@ -54,6 +56,8 @@ fuzz_target!(|bytes: &[u8]| {
         receipt: ReceiptHandle::new("r"),
         body: body.into_owned(),
         receive_count: 1,
+        sent_at: None,
+        idempotency_key: None,
         traceparent: None,
     };
     let (asked_at, received_at, redrive) = (Duration::ZERO, Duration::ZERO, Redrive::Unknown);

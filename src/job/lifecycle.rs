@@ -32,12 +32,16 @@ pub struct Policy {
     /// For messages of no job type; without it they are kept.
     pub task: Option<Arc<Task>>,
     pub limits: Limits,
-    /// Is partial state kept, so that the next pod can go on when SQS's ceiling is near? `--max-duration` is the time of all
-    /// deliveries together then.
-    pub resumes: bool,
     pub max_messages: u32,
     /// A FIFO queue keeps the rest of a group waiting behind a kept message: this pod leaves then.
     pub fifo: bool,
+}
+
+impl Policy {
+    /// All that may be run.
+    pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.task.iter().chain(self.job_types.iter().map(|it| &it.task))
+    }
 }
 
 /// Something that happened.
@@ -295,7 +299,7 @@ impl Run {
                 self.settle(hand, verdict)
             }
             Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)),
-            Event::LeaseExhausted if self.policy.resumes => self.halt(hand, KeepReason::HandedOver),
+            Event::LeaseExhausted if hand.resumes() => self.halt(hand, KeepReason::HandedOver),
             Event::LeaseExhausted => self.halt(hand, KeepReason::LeaseExhausted),
             Event::Overdue(Limit::Work) => self.halt(hand, KeepReason::TimedOut),
             Event::StopRequested => {
@@ -559,6 +563,11 @@ impl InHand {
     fn subject(&self) -> Subject {
         let records = self.content.as_ref().map_or(&[][..], Content::records);
         Subject::new(&self.received, records, self.task.as_ref().map(|task| task.name.clone()))
+    }
+
+    /// Can the next delivery go on where this one ends?
+    fn resumes(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| task.checkpoint.is_some())
     }
 
     /// To be told once.

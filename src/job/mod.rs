@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod lease;
 pub mod lifecycle;
 pub mod notification;
+pub mod place;
 pub mod report;
 pub mod route;
 pub mod verdict;

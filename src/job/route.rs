@@ -10,6 +10,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use super::lease::Strategy;
 use super::notification::{Notification, Record};
+use super::place::{Place, Template};
 use super::verdict::{Nothing, RetryPolicy};
 
 /// What can be asked for: all that S3 itself can be asked for (S3 API, `Event` of a notification
@@ -198,6 +199,19 @@ pub struct Task {
     pub input: Input,
     /// How long the command may give no sign of life; for ever if `None`.
     pub stall_timeout: Option<Duration>,
+    /// Where in S3 results go, if they go there.
+    pub output: Option<Template>,
+    /// Where partial state is kept, if it is: the next pod can go on then, when SQS's ceiling is near, and `--max-duration` is
+    /// the time of all deliveries together.
+    pub checkpoint: Option<Checkpointing>,
+}
+
+/// Partial state is kept between deliveries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpointing {
+    pub place: Place,
+    /// How often it is saved while the command runs; only at the end if `None`.
+    pub interval: Option<Duration>,
 }
 
 impl Task {

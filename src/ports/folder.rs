@@ -387,7 +387,7 @@ mod tests {
 
     async fn publish(outbox: &FolderOutbox, key: &str, directory: &Path) -> Result<Manifest, PublishError> {
         let (object, message_id) = (object(key), MessageId::new("m"));
-        let results = Results { object: &object, message_id: &message_id, job_type: "default", directory };
+        let results = Results { object: &object, message_id: &message_id, job_type: "default", to: None, directory };
         outbox.publish(&results, &CancellationToken::new()).await
     }
 

@@ -11,7 +11,6 @@ pub mod clock;
 pub mod folder;
 pub mod http;
 pub mod memory;
-pub mod place;
 pub mod process;
 pub mod s3;
 pub mod sqs;
@@ -31,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
+use crate::job::place::Template;
 use crate::job::report::{Manifest, Noted, Report, Used};
 use crate::job::verdict::{DeletePermit, Exit};
 use checksum::Checksum;
@@ -212,6 +212,11 @@ pub enum RecordError {
 /// Where results go: somebody who publishes what the command wrote into `JOB_OUTPUT_DIR`.
 #[async_trait]
 pub trait Outbox: Send + Sync {
+    /// Would it publish something, if the task says this place for results, or none?
+    fn takes(&self, _: Option<&Template>) -> bool {
+        true
+    }
+
     /// Publishes all files below the directory; all of them or an error. A symbolic link, or anything else that is
     /// neither a file nor a folder, is an error. When `halt` is cancelled, it is given up, with an error.
     async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError>;
@@ -223,6 +228,8 @@ pub struct Results<'a> {
     pub object: &'a Object,
     pub message_id: &'a MessageId,
     pub job_type: &'a str,
+    /// The place in S3 that the task says.
+    pub to: Option<&'a Template>,
     pub directory: &'a Path,
 }
 

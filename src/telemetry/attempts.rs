@@ -11,10 +11,10 @@ use tracing::warn;
 
 use super::logs::Identity;
 use super::{exit_code, manifest, signal};
+use crate::job::place::Place;
 use crate::job::report::Ended;
 use crate::job::verdict::Settlement;
 use crate::ports::ObjectWriter;
-use crate::ports::place::Place;
 
 /// Writes one object for each failed attempt.
 pub struct AttemptHistory {

@@ -21,25 +21,24 @@ use super::fetch::{self, FetchPolicy};
 use super::workspace::{WorkDir, Workspace};
 use crate::job::delivery::{Delivery, MessageId};
 use crate::job::notification::Object;
+use crate::job::place::Place;
 use crate::job::report::{Noted, Report};
+use crate::job::route::{Checkpointing, Task};
 use crate::job::verdict::{Completion, Failure, Settlement};
 use crate::ports::clock::Clock;
-use crate::ports::place::Place;
 use crate::ports::{Storage, Telemetry, Upload};
 
-/// Where checkpoints are, and how often they are saved while the command runs.
+/// Whoever keeps the checkpoints, at the places that tasks name.
 #[derive(Clone)]
 pub struct Checkpoints {
     pub storage: Arc<dyn Storage>,
-    pub place: Place,
-    /// Only at the end if `None`.
-    pub interval: Option<Duration>,
     pub clock: Clock,
 }
 
 /// The checkpoint of one object's work.
 pub struct Checkpoint<'a> {
     of: &'a Checkpoints,
+    how: &'a Checkpointing,
     space: &'a Workspace,
     /// Where this delivery saves.
     key: String,
@@ -68,17 +67,19 @@ impl Checkpoints {
     /// Fills the workspace's checkpoint directory with what the last delivery saved, if one did.
     pub async fn restore<'a>(
         &'a self,
+        how: &'a Checkpointing,
         delivery: &Delivery,
         number: usize,
         began_at: Duration,
         work_dir: &WorkDir,
         space: &'a Workspace,
     ) -> Result<Checkpoint<'a>, Failure> {
-        let folder = self.place.key(&format!("{}/{number}/", delivery.message_id));
+        let folder = how.place.key(&format!("{}/{number}/", delivery.message_id));
         let directory = space.checkpoint();
         fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
         let mut checkpoint = Checkpoint {
             of: self,
+            how,
             space,
             key: format!("{folder}{}.tar", delivery.receive_count),
             saved: None,
@@ -86,12 +87,12 @@ impl Checkpoints {
             began_at,
             seen: Contents::new(),
         };
-        let keys = self.storage.list(&self.place.bucket, &folder).await.map_err(Failure::Fetch)?;
+        let keys = self.storage.list(&how.place.bucket, &folder).await.map_err(Failure::Fetch)?;
         let count = |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
         let before = keys.into_iter().filter(|key| count(key).is_some_and(|count| count < delivery.receive_count));
         let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
 
-        let Place { bucket, .. } = &self.place;
+        let Place { bucket, .. } = &how.place;
         let object = Object {
             bucket: bucket.clone(),
             key: last.clone(),
@@ -122,10 +123,10 @@ impl Checkpoints {
     }
 
     /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle rule.
-    async fn forget(&self, message: &MessageId) {
-        let Place { bucket, .. } = &self.place;
+    async fn forget(&self, how: &Checkpointing, message: &MessageId) {
+        let Place { bucket, .. } = &how.place;
         let dropped = async {
-            for key in self.storage.list(bucket, &self.place.key(&format!("{message}/"))).await? {
+            for key in self.storage.list(bucket, &how.place.key(&format!("{message}/"))).await? {
                 self.storage.delete(bucket, &key).await?;
             }
             Ok(())
@@ -140,7 +141,7 @@ impl Checkpoints {
 impl Checkpoint<'_> {
     /// Saves every interval, if there is one, until it is `over`.
     pub async fn save_until(&mut self, over: &CancellationToken) {
-        let Some(interval) = self.of.interval else { return };
+        let Some(interval) = self.how.interval else { return };
         while over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
             match self.save(over).await {
                 Ok(()) => {}
@@ -170,7 +171,7 @@ impl Checkpoint<'_> {
             return Ok(());
         };
 
-        let Place { bucket, .. } = &self.of.place;
+        let Place { bucket, .. } = &self.how.place;
         let upload = Upload { bucket, key: &self.key, path: &archive, bytes, content_type: "application/x-tar" };
         let uploaded = self.of.storage.upload(&upload, give_up).await;
         // The workspace is removed as a whole soon: room is all that this is about.
@@ -285,6 +286,7 @@ const FORGET_LIMIT: Duration = Duration::from_secs(1);
 /// deleted a job may have to be done again.
 pub struct Forgetting<T> {
     pub checkpoints: Checkpoints,
+    pub tasks: Vec<Arc<Task>>,
     pub told: T,
 }
 
@@ -294,8 +296,10 @@ impl<T: Telemetry> Telemetry for Forgetting<T> {
         self.told.tell(report).await;
         if let Report::Ended(ended) = report
             && let Settlement::Deleted(Completion::Succeeded | Completion::AlreadyDone) = ended.settlement
+            && let Some(task) = self.tasks.iter().find(|task| Some(&task.name) == ended.subject.job_type.as_ref())
+            && let Some(how) = &task.checkpoint
         {
-            self.checkpoints.forget(&ended.subject.message_id).await;
+            self.checkpoints.forget(how, &ended.subject.message_id).await;
         }
     }
 

@@ -27,9 +27,9 @@ use tracing::{debug, info, warn};
 
 use crate::job::delivery::Delivery;
 use crate::job::notification::{Object, Record};
+use crate::job::place::Place;
 use crate::job::verdict::Failure;
 use crate::ports::clock::Clock;
-use crate::ports::place::Place;
 use crate::ports::{Condition, Entry, RecordError, Records};
 
 /// The records of one queue's work.

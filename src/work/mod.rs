@@ -8,7 +8,6 @@ pub mod liveness;
 pub mod publish;
 pub mod workspace;
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use crate::job::delivery::Received;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
 use crate::job::report::{Manifest, Spent, Used};
-use crate::job::route::{Content, Input, Task};
+use crate::job::route::{Checkpointing, Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
@@ -49,14 +48,12 @@ pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
     pub runner: Arc<dyn Runner>,
     pub fetch: FetchPolicy,
-    /// Where partial state is kept, if it is.
+    /// Who keeps partial state, if somebody does.
     pub checkpoints: Option<Checkpoints>,
     /// Where finished work is recorded, if it is.
     pub idempotency: Option<Idempotency>,
     /// Who publishes what the command wrote, if somebody does.
     pub outbox: Option<Arc<dyn Outbox>>,
-    /// Who does it instead for some job types, by their names.
-    pub outboxes: HashMap<String, Arc<dyn Outbox>>,
     pub work_dir: WorkDir,
     pub job_id: String,
     pub clock: Clock,
@@ -199,12 +196,12 @@ impl Bench {
 
     /// Goes on from the last checkpoint, if there is one, and sees to it that there is one for the next delivery.
     async fn resumed(&self, mut item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let Some(checkpoints) = &self.checkpoints else {
+        let Some((checkpoints, how)) = self.checkpointing(&item.work.task) else {
             return self.process_item(item, progress).await;
         };
         let Item { work, number, space, watch, halt, .. } = item;
         let Received { delivery, received_at, .. } = &work.received;
-        let restored = checkpoints.restore(delivery, number, *received_at, &self.work_dir, space);
+        let restored = checkpoints.restore(how, delivery, number, *received_at, &self.work_dir, space);
         let restored = unless_halted(halt, self.timed(&mut progress.spent.fetch, restored)).await?;
         let mut checkpoint = restored?;
         if !checkpoint.worked.is_zero() {
@@ -243,11 +240,15 @@ impl Bench {
         processed
     }
 
+    fn checkpointing<'a>(&'a self, task: &'a Task) -> Option<(&'a Checkpoints, &'a Checkpointing)> {
+        self.checkpoints.as_ref().zip(task.checkpoint.as_ref())
+    }
+
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
         let Item { work, number: _, record, space, watch, halt, stop_grace, deadline_at } = item;
         let Progress { ran, exit, said, last_words, spent, used, published, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
-        let outbox = self.outboxes.get(&work.task.name).or(self.outbox.as_ref());
+        let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
 
         let Task { command, input: how, .. } = work.task.as_ref();
         match (record, how) {
@@ -271,7 +272,7 @@ impl Bench {
             space,
             // Results are named after an object.
             publishes: outbox.is_some() && record.is_some(),
-            resumes: self.checkpoints.is_some(),
+            resumes: self.checkpointing(&work.task).is_some(),
         };
         let command = Command {
             program: command.program.clone(),
@@ -301,6 +302,7 @@ impl Bench {
                 object: &record.object,
                 message_id: &work.received.delivery.message_id,
                 job_type: &work.task.name,
+                to: work.task.output.as_ref(),
                 directory: &output,
             };
             // It ends by itself when it is halted: what is half published is cleaned up.

@@ -6,18 +6,17 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::job::place::{Template, Values};
 use crate::job::report::{Manifest, Published};
 use crate::ports::folder::{Found, files_below};
-use crate::ports::place::{Job, Template};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
 
-/// A place in S3 for results. Each file becomes an object, its path below `JOB_OUTPUT_DIR` the end of the key.
+/// The places in S3 that tasks name for their results. Each file becomes an object, its path below `JOB_OUTPUT_DIR` the end of the key.
 ///
 /// S3 has no transactions: of results that could not be published as a whole, some objects may be there. The message is
 /// kept then, and the next attempt writes the same keys.
 pub struct S3Outbox {
     pub writer: Arc<dyn ObjectWriter>,
-    pub place: Template,
 }
 
 /// How many files are on their way at a time.
@@ -25,9 +24,14 @@ const FILES: usize = 4;
 
 #[async_trait]
 impl Outbox for S3Outbox {
+    fn takes(&self, to: Option<&Template>) -> bool {
+        to.is_some()
+    }
+
     async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
-        let Results { object, message_id, job_type, directory } = *results;
-        let place = self.place.place(Job { key: &object.key, message_id: message_id.as_str(), job_type });
+        let Results { object, message_id, job_type, to, directory } = *results;
+        let Some(to) = to else { return Ok(Manifest::default()) };
+        let place = to.place(Values { key: &object.key, message_id: message_id.as_str(), job_type });
         let files = {
             let directory = directory.to_owned();
             tokio::task::spawn_blocking(move || files_below(&directory)).await

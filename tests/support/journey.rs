@@ -1,7 +1,6 @@
 //! A run through the real supervisor and actors, with a queue in memory, a command that only pretends, and a
 //! clock that may be paused.
 
-use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::future::Future;
 use std::io::Write;
@@ -21,7 +20,7 @@ use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
 use leasehold::job::report::{Ended, Noted, Progress, Report, Used};
-use leasehold::job::route::{CommandLine, EventFilter, Input, Limits, Task};
+use leasehold::job::route::{Checkpointing, CommandLine, EventFilter, Input, Limits, Task};
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
@@ -78,7 +77,14 @@ pub fn throttled() -> VisibilityError {
 /// A command called `command`, without any flags.
 pub fn task() -> Task {
     let command = CommandLine { program: "command".into(), args: Vec::new() };
-    Task { name: Task::DEFAULT.to_owned(), command, input: Input::File, stall_timeout: None }
+    Task {
+        name: Task::DEFAULT.to_owned(),
+        command,
+        input: Input::File,
+        stall_timeout: None,
+        output: None,
+        checkpoint: None,
+    }
 }
 
 /// The settings of a run without any flags.
@@ -100,7 +106,6 @@ pub fn settings() -> Settings {
                     permanent_exit_codes: vec![65],
                 },
             },
-            resumes: false,
             max_messages: 1,
             fifo: false,
         },
@@ -464,17 +469,19 @@ impl Journey {
 
     /// KILLed after this long: the pod's grace was over, its node is gone. `None` if it had not ended before.
     pub async fn run_for(
-        self,
+        mut self,
         killed_after: Duration,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Option<Arrived> {
         let clock = Clock::start();
-        let checkpoints = self.checkpoints.map(|(storage, interval)| Checkpoints {
-            storage: Arc::new(storage),
-            place: "s3://state/of".parse().expect("a place"),
-            interval,
-            clock,
+        let policy = &mut self.settings.policy;
+        let checkpoints = self.checkpoints.map(|(storage, interval)| {
+            let place = "s3://state/of".parse().expect("a place");
+            Arc::make_mut(policy.task.as_mut().expect("there is one")).checkpoint =
+                Some(Checkpointing { place, interval });
+            Checkpoints { storage: Arc::new(storage), clock }
         });
+        let tasks = policy.tasks().cloned().collect();
         let idempotency = self.records.map(|records| Idempotency {
             records: Arc::new(records),
             place: "s3://records/done".parse().expect("a place"),
@@ -490,7 +497,6 @@ impl Journey {
             runner: self.command,
             fetch: self.fetch,
             outbox: self.outbox,
-            outboxes: HashMap::new(),
             work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },
             job_id: "job".to_owned(),
             clock,
@@ -500,7 +506,7 @@ impl Journey {
             queue: self.queue,
             worker: Arc::new(bench),
             telemetry: match checkpoints {
-                Some(checkpoints) => Arc::new(Forgetting { checkpoints, told: Shared(self.telemetry) }),
+                Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, told: Shared(self.telemetry) }),
                 None => self.telemetry,
             },
             clock,

@@ -73,7 +73,7 @@ impl fmt::Display for Value {
 
 /// What a template is filled with.
 #[derive(Debug, Clone, Copy)]
-pub struct Job<'a> {
+pub struct Values<'a> {
     /// The object's key: `in/orders.csv` has the name `orders.csv` and the stem `orders`.
     pub key: &'a str,
     pub message_id: &'a str,
@@ -81,17 +81,17 @@ pub struct Job<'a> {
 }
 
 impl Template {
-    pub fn place(&self, job: Job<'_>) -> Place {
-        let name = job.key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    pub fn place(&self, values: Values<'_>) -> Place {
+        let name = values.key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         // A dot in front is no beginning of an extension.
         let stem = name.rfind('.').filter(|dot| *dot > 0).map_or(name, |dot| &name[..dot]);
         let text = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
-            Piece::Value(Value::Key) => job.key.to_owned(),
+            Piece::Value(Value::Key) => values.key.to_owned(),
             Piece::Value(Value::Name) => name.to_owned(),
             Piece::Value(Value::Stem) => stem.to_owned(),
-            Piece::Value(Value::MessageId) => job.message_id.to_owned(),
-            Piece::Value(Value::JobType) => job.job_type.to_owned(),
+            Piece::Value(Value::MessageId) => values.message_id.to_owned(),
+            Piece::Value(Value::JobType) => values.job_type.to_owned(),
         };
         let prefix: String = self.pieces.iter().map(text).collect();
         Place { bucket: self.bucket.clone(), prefix: prefix.trim_end_matches('/').to_owned() }
@@ -143,8 +143,8 @@ mod tests {
     #[test]
     fn a_template_is_filled_for_each_job() {
         let filled = |template: &str, key: &str| {
-            let job = Job { key, message_id: "m-1", job_type: "orders" };
-            template.parse::<Template>().unwrap().place(job).prefix
+            let values = Values { key, message_id: "m-1", job_type: "orders" };
+            template.parse::<Template>().unwrap().place(values).prefix
         };
         for (template, key, prefix) in [
             ("s3://b", "in/a.csv", ""),

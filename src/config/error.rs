@@ -1,0 +1,83 @@
+//! What can be wrong with the settings.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::job::lease::CEILING;
+use crate::job::route::EventFilter;
+
+/// A setting that cannot work. Its text names the flags and the numbers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--queue-url is missing: which one?")]
+    NoQueue,
+    #[error("--queue-url: {0}")]
+    QueueUrl(String),
+    #[error("--visibility-timeout {} is under 3s: no beat could come in time", show(.0))]
+    VisibilityTooShort(Duration),
+    #[error("--visibility-timeout {} is over the 12h for which SQS hides a message", show(.0))]
+    VisibilityTooLong(Duration),
+    #[error("{flag} {} has a fraction of a second, and SQS counts whole seconds", show(.value))]
+    Fraction { flag: &'static str, value: Duration },
+    #[error("--{0} must be more than nothing")]
+    Zero(&'static str),
+    #[error(
+        "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop",
+        show(.max_duration), show(.most), show(&CEILING.saturating_sub(*.most))
+    )]
+    MaxDuration { max_duration: Duration, most: Duration },
+    #[error(
+        "--stop-grace {} does not fit: with the {} that leasehold needs to release the message and report, it is over --termination-grace {}",
+        show(.stop_grace), show(.reserve), show(.termination_grace)
+    )]
+    StopGrace { stop_grace: Duration, reserve: Duration, termination_grace: Duration },
+    #[error(
+        "--wait {} does not fit: a request for a message is awaited in a stop, and with the {} that leasehold needs after it that is over --termination-grace {}",
+        show(.wait), show(.reserve), show(.termination_grace)
+    )]
+    Wait { wait: Duration, reserve: Duration, termination_grace: Duration },
+    #[error(
+        "--stall-timeout {} has no effect: by then the work is over --max-duration {}",
+        show(.stall_timeout), show(.max_duration)
+    )]
+    StallTimeout { stall_timeout: Duration, max_duration: Duration },
+    #[error("--accept-raw gives the command the message's body, and --input none gives it nothing")]
+    NoInput,
+    #[error("--concurrency {concurrency} has no effect: no more than --max-messages {max_messages} are received")]
+    Concurrency { concurrency: usize, max_messages: u32 },
+    #[error(
+        "--max-duration {} is over {}, which takes several deliveries: with --checkpoint each goes on from the one before, but only with --visibility heartbeat",
+        show(.max_duration), show(.most)
+    )]
+    FixedOverDeliveries { max_duration: Duration, most: Duration },
+    #[error("--retry-min {} is over --retry-max {}", show(.min), show(.max))]
+    RetryRange { min: Duration, max: Duration },
+    #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
+    RetryTooLong(Duration),
+    #[error("job type {name}: {why}")]
+    JobType { name: String, why: Box<Self> },
+    #[error("--job-types: the file has none")]
+    NoJobTypes,
+    #[error("--job-types: {0} is the name of two")]
+    SameName(String),
+    #[error("--job-types: {name} is never reached: {other}, which is before it, takes every message")]
+    NeverReached { name: String, other: String },
+    #[error("it has no command, and COMMAND is not given for all")]
+    NoCommand,
+    #[error("it matches {event}, which is no work: messages about it are deleted unless --events {events} names it")]
+    EventIsNoWork { event: &'static str, events: EventFilter },
+    #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
+    PermanentExitCode(i32, &'static str),
+    #[error("--pushgateway {0:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091")]
+    Pushgateway(String),
+    #[error("--pushgateway is missing: which one is to be swept?")]
+    NoPushgateway,
+    #[error("--pushgateway-{flag} {}: {why}", .path.display())]
+    PushgatewaySecret { flag: &'static str, path: PathBuf, why: String },
+    #[error("--push-interval {} is under 1s", show(.0))]
+    PushInterval(Duration),
+}
+
+fn show(duration: &Duration) -> String {
+    humantime::format_duration(*duration).to_string()
+}
