@@ -82,9 +82,10 @@ pub struct PlaceArgs {
     #[arg(long, env = "LEASEHOLD_OUTPUT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub output: Option<Template>,
 
-    /// Where partial state is kept: what the command wrote into JOB_CHECKPOINT_DIR is there again at the next attempt
+    /// Where partial state is kept: what the command wrote into JOB_CHECKPOINT_DIR is there again at the next attempt.
+    /// PREFIX as for --output
     #[arg(long, env = "LEASEHOLD_CHECKPOINT", value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
-    pub checkpoint: Option<Place>,
+    pub checkpoint: Option<Template>,
 
     /// How often it is saved while the command runs [default: only when it ends without success]
     #[arg(long, env = "LEASEHOLD_CHECKPOINT_INTERVAL", value_name = "TIME", value_parser = time, requires = "checkpoint", help_heading = WORK)]

@@ -16,6 +16,7 @@ use crate::cli::{
 };
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
+use crate::job::place::Template;
 use crate::job::route::{Checkpointing, CommandLine, Input, JobType, Limits, Match, Task};
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::job_types::{Entry, MatchEntry, Time};
@@ -89,9 +90,6 @@ impl TryFrom<RunArgs> for RunConfig {
         }
         if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
             return Err(ConfigError::Concurrency { concurrency, max_messages: work.max_messages });
-        }
-        if places.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
-            return Err(ConfigError::Zero("checkpoint-interval"));
         }
         if metrics.push_interval < SECOND {
             return Err(ConfigError::PushInterval(metrics.push_interval));
@@ -217,15 +215,19 @@ impl Flags {
     fn job_types(&self, entries: Vec<Entry>) -> Result<Vec<JobType>, ConfigError> {
         let mut job_types: Vec<JobType> = Vec::new();
         for entry in entries {
-            let name = entry.name.0.clone();
+            let (name, said_at) = (entry.name.0.clone(), entry.said_at.clone());
+            let at = said_at.name();
             if job_types.iter().any(|other| other.task.name == name) {
-                return Err(ConfigError::SameName(name));
+                return Err(ConfigError::SameName { name, at });
             }
             if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
-                return Err(ConfigError::NeverReached { name, other: other.task.name.clone() });
+                return Err(ConfigError::NeverReached { name, at, other: other.task.name.clone() });
             }
-            let job_type = self.clone().job_type(entry);
-            job_types.push(job_type.map_err(|why| ConfigError::JobType { name, why: Box::new(why) })?);
+            let refused = |why: ConfigError| {
+                let at = said_at.what(&why.to_string());
+                ConfigError::JobType { name, at, why: Box::new(why) }
+            };
+            job_types.push(self.clone().job_type(entry).map_err(refused)?);
         }
         if job_types.is_empty() { Err(ConfigError::NoJobTypes) } else { Ok(job_types) }
     }
@@ -243,10 +245,13 @@ impl Flags {
             stall_timeout,
             stop_grace,
             output,
+            checkpoint,
+            checkpoint_interval,
             retry,
             retry_min,
             retry_max,
             permanent_exit_codes,
+            said_at: _,
         } = entry;
         let matches = Match { bucket, key: key.map(|key| key.0), event: event.map(|events| events.0) };
         let Self { args, places, .. } = &mut self;
@@ -265,7 +270,9 @@ impl Flags {
         let inherited = args.stall_timeout.filter(|inherited| *inherited < args.max_duration);
         args.stall_timeout = time(stall_timeout).or(inherited);
         args.stop_grace = time(stop_grace).or(args.stop_grace);
-        places.output = output.map(|output| output.0).or(places.output.take());
+        places.output = output.map(|place| place.0).or(places.output.take());
+        places.checkpoint = checkpoint.map(|place| place.0).or(places.checkpoint.take());
+        places.checkpoint_interval = time(checkpoint_interval).or(places.checkpoint_interval);
         args.retry = retry.unwrap_or(args.retry);
         args.retry_min = time(retry_min).or(args.retry_min);
         args.retry_max = time(retry_max).or(args.retry_max);
@@ -282,6 +289,17 @@ impl Flags {
         let Self { args, places, .. } = self;
         if args.accept_raw && may_get_bodies && args.input == InputArg::None {
             return Err(ConfigError::NoInput);
+        }
+        if places.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
+            return Err(ConfigError::Zero("checkpoint-interval"));
+        }
+        if places.checkpoint_interval.is_some() && places.checkpoint.is_none() {
+            return Err(ConfigError::NoCheckpoint);
+        }
+        for (flag, place) in [("--checkpoint", &places.checkpoint)] {
+            if args.accept_raw && may_get_bodies && place.as_ref().is_some_and(Template::needs_object) {
+                return Err(ConfigError::NoObject(flag));
+            }
         }
         let Some((program, words)) = args.command.split_first() else { return Ok(None) };
         Ok(Some(Task {

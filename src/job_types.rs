@@ -1,11 +1,14 @@
 //! The file of job types (`--job-types`), as it is written. What it says is checked against everything else in
 //! [`crate::config`].
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::cli::{InputArg, RetryArg, VisibilityArg};
 use crate::job::place::Template;
@@ -36,12 +39,55 @@ pub struct Entry {
     pub max_duration: Option<Time>,
     pub stall_timeout: Option<Time>,
     pub stop_grace: Option<Time>,
-    pub output: Option<Output>,
+    /// Where results go.
+    pub output: Option<S3Place>,
+    /// Where partial state is kept; with it max-duration is the time of all attempts together, and may be over 12 hours.
+    pub checkpoint: Option<S3Place>,
+    /// How often it is saved while the command runs.
+    pub checkpoint_interval: Option<Time>,
     pub retry: Option<RetryArg>,
     pub retry_min: Option<Time>,
     pub retry_max: Option<Time>,
     /// Exit codes with which the command says that this input will never work.
     pub permanent_exit_codes: Option<Vec<u8>>,
+    #[serde(skip)]
+    pub said_at: SaidAt,
+}
+
+/// Where in the file an entry says what, by the settings' names.
+#[derive(Debug, Clone, Default)]
+pub struct SaidAt(BTreeMap<String, At>);
+
+/// A place in the file. Both count from 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct At {
+    pub line: usize,
+    pub column: usize,
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {} column {}", self.line, self.column)
+    }
+}
+
+impl SaidAt {
+    pub fn name(&self) -> At {
+        self.0.get("name").copied().unwrap_or_default()
+    }
+
+    /// Where the first setting is said that a complaint names (`--max-duration 13h is over …`); if none is, the entry's name.
+    pub fn what(&self, complaint: &str) -> At {
+        let mut named = complaint.split([' ', ':']).filter_map(|word| self.0.get(word.strip_prefix("--")?));
+        named.next().copied().unwrap_or_else(|| self.name())
+    }
+}
+
+/// The file, as far as it says where something is said.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Located<T> {
+    job_types: Vec<BTreeMap<String, T>>,
 }
 
 /// Which messages: all that is said must be so. Where nothing is said, every message.
@@ -72,11 +118,12 @@ pub struct Key(pub KeyGlob);
 #[schemars(with = "String")]
 pub struct Events(pub EventFilter);
 
-/// Where results go, as for `--output`: `s3://results/{job_type}/{stem}`.
+/// A place in S3, which may have `{key}`, `{name}`, `{stem}`, `{message_id}` and `{job_type}` in it:
+/// `s3://results/{job_type}/{stem}`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(with = "String")]
-pub struct Output(pub Template);
+pub struct S3Place(pub Template);
 
 /// A length of time, such as `90s`, `10m` or `2h30m`.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
@@ -114,11 +161,11 @@ impl TryFrom<String> for Events {
     }
 }
 
-impl TryFrom<String> for Output {
+impl TryFrom<String> for S3Place {
     type Error = String;
 
-    fn try_from(output: String) -> Result<Self, String> {
-        output.parse().map(Self)
+    fn try_from(place: String) -> Result<Self, String> {
+        place.parse().map(Self)
     }
 }
 
@@ -139,10 +186,37 @@ impl JobTypesFile {
     /// The same of a file that is read from elsewhere.
     pub fn parse(path: &str, read: impl FnOnce() -> Result<String, String>) -> Result<Self, String> {
         match Path::new(path).extension().and_then(|extension| extension.to_str()) {
-            Some("yaml" | "yml") => serde_saphyr::from_str(&read()?).map_err(|error| error.to_string()),
-            Some("toml") => toml::from_str(&read()?).map_err(|error| error.to_string()),
+            Some("yaml" | "yml") => Self::from_yaml(&read()?).map_err(|error| error.to_string()),
+            Some("toml") => Self::from_toml(&read()?).map_err(|error| error.to_string()),
             Some(_) | None => Err("expected a file whose name ends in .yaml, .yml or .toml".to_owned()),
         }
+    }
+
+    fn from_yaml(text: &str) -> Result<Self, serde_saphyr::Error> {
+        let file: Self = serde_saphyr::from_str(text)?;
+        let located: Located<serde_saphyr::Spanned<IgnoredAny>> = serde_saphyr::from_str(text)?;
+        let number = |number| usize::try_from(number).unwrap_or_default();
+        Ok(file.located(located, |value| At {
+            line: number(value.referenced.line()),
+            column: number(value.referenced.column()),
+        }))
+    }
+
+    fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        let file: Self = toml::from_str(text)?;
+        let located: Located<toml::Spanned<IgnoredAny>> = toml::from_str(text)?;
+        Ok(file.located(located, |value| {
+            let before = &text[..value.span().start];
+            let line = before.rsplit('\n').next().unwrap_or_default();
+            At { line: before.matches('\n').count() + 1, column: line.chars().count() + 1 }
+        }))
+    }
+
+    fn located<T>(mut self, located: Located<T>, at: impl Fn(&T) -> At) -> Self {
+        for (entry, said) in self.job_types.iter_mut().zip(located.job_types) {
+            entry.said_at = SaidAt(said.iter().map(|(name, value)| (name.clone(), at(value))).collect());
+        }
+        self
     }
 
     /// JSON Schema, for editors.

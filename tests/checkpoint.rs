@@ -7,9 +7,11 @@ use leasehold::ports::memory::MemoryQueue;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
+use crate::scenarios::configured;
 use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::Cloud;
-use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, queue};
+use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, queue, queue_with};
+use crate::support::object_created;
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -54,6 +56,50 @@ async fn a_job_of_13_hours_finishes_across_two_pods() {
     assert_eq!(second.took, 2 * HOUR);
     assert!(started.elapsed() < 14 * HOUR && command.runs() == 2);
     assert!(queue.is_drained() && bucket.keys().is_empty());
+}
+
+/// It is the job type's own checkpoint that counts, in a pod that takes messages of both kinds.
+#[tokio::test(start_paused = true)]
+async fn only_work_of_the_job_type_with_a_checkpoint_is_handed_over() {
+    let room = tempfile::tempdir().unwrap();
+    let types = room.path().join("types.yaml");
+    let text = r#"job-types:
+  - name: long
+    match: { key: "long/**" }
+    checkpoint: s3://state/{job_type}/{stem}
+    max-duration: 20h
+  - name: short
+    match: { key: "short/**" }
+    max-duration: 11h
+"#;
+    std::fs::write(&types, text).unwrap();
+    let bucket = MemoryBucket::default();
+    let pod = |queue: &MemoryQueue, command: &FakeCommand| {
+        let mut journey = Journey::new(queue, command);
+        journey.settings = configured(&format!("--job-types {}", types.display())).unwrap().work.settings;
+        journey.checkpoints = Some((bucket.clone(), None));
+        journey
+    };
+
+    let (queue, command) = (queue_with(&[&object_created("long/k.csv")]), FakeCommand::new(Does::Resumes(HOUR, 13)));
+    let first = pod(&queue, &command).run().await;
+    assert_eq!(first.outcomes(), ["handed_over"]);
+    assert!(first.took > 11 * HOUR && first.took < 12 * HOUR, "{:?}", first.took);
+    assert_eq!(bucket.keys(), ["long/k/message-1/0/1.tar"]);
+    let second = pod(&queue, &command).run().await;
+    assert_eq!((second.outcomes(), second.took), (vec!["succeeded"], 2 * HOUR));
+    assert!(queue.is_drained() && bucket.keys().is_empty());
+
+    for (max_duration, outcome) in [(None, "timed_out"), (Some(20 * HOUR), "lease_exhausted")] {
+        let queue = queue_with(&[&object_created("short/k.csv")]);
+        let command = FakeCommand::new(Does::Exits(13 * HOUR, 0));
+        let mut journey = pod(&queue, &command);
+        let limits = &mut journey.settings.policy.job_types[1].limits;
+        // More than its file may say: the ceiling counts all the same.
+        limits.max_duration = max_duration.unwrap_or(limits.max_duration);
+        assert_eq!(journey.run().await.outcomes(), [outcome]);
+        assert_eq!((command.got("JOB_CHECKPOINT_DIR"), bucket.keys()), (vec![], vec![]));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,4 +209,42 @@ async fn the_binary_goes_on_from_a_checkpoint() {
     assert_eq!(left.record("going on from a checkpoint")["files"], 4);
     let kept = cloud.s3.list_objects_v2().bucket(&state).send().await.unwrap();
     assert_eq!(kept.key_count, Some(0), "what is done needs no checkpoint");
+}
+
+#[tokio::test]
+async fn a_job_type_has_its_own_place_for_checkpoints() {
+    let cloud = Cloud::new(5).await;
+    let state = format!("{}-state", cloud.bucket);
+    cloud.s3.create_bucket().bucket(&state).send().await.expect("a bucket is made");
+    let types = cloud.notes.path().join("types.yaml");
+    let text = "job-types:
+  - name: long
+    match: { key: 'long/**' }
+    checkpoint: s3://STATE/{job_type}/{stem}
+    checkpoint-interval: 1h
+    max-duration: 20h
+";
+    std::fs::write(&types, text.replace("STATE", &state)).unwrap();
+    let flags = format!("--job-types {}", types.display());
+    let script = r#"[ "$JOB_TYPE" = long ] || { [ -z "${JOB_CHECKPOINT_DIR+set}" ]; exit; }
+        cd "$JOB_CHECKPOINT_DIR"; if [ -e state ]; then cat state; exit 0; fi
+        echo half way > state; echo up > "$OLDPWD/up"; sleep 60"#;
+    cloud.put("long/film.mp4", b"x").await;
+    let run = cloud.run(&flags, script);
+    cloud.note("up").await;
+    run.signal(Signal::SIGTERM);
+    let left = run.run_to(143).await;
+    let saved = left.record("checkpoint saved")["checkpoint"].as_str().unwrap().to_owned();
+    assert!(saved.starts_with("long/film/") && saved.ends_with("/0/1.tar"), "{saved}");
+    cloud.s3.head_object().bucket(&state).key(&saved).send().await.expect("it is there");
+
+    let left = cloud.run(&flags, script).run_to(0).await;
+    assert_eq!(left.record("going on from a checkpoint")["checkpoint"], saved);
+    assert!(left.log.iter().any(|record| record["line"] == "half way"));
+    let kept = cloud.s3.list_objects_v2().bucket(&state).send().await.unwrap();
+    assert_eq!(kept.key_count, Some(0), "what is done needs no checkpoint");
+
+    cloud.put("short/k", b"x").await;
+    let left = cloud.run(&flags, script).run_to(0).await;
+    assert_eq!(left.record("message deleted")["job_type"], "default");
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use leasehold::cli::Cli;
+use leasehold::config::RunConfig;
 use leasehold::job::lease::Strategy;
 use leasehold::job::notification::{Object, Record};
-use leasehold::job::route::{CommandLine, Content, Input, JobType, Limits, Match, Task, job_type};
+use leasehold::job::place::Values;
+use leasehold::job::route::{Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, Task, job_type};
 use leasehold::job::verdict::{Retry, RunOutcome};
 use leasehold::job_types::JobTypesFile;
 use leasehold::ports::Queue;
@@ -29,8 +31,7 @@ const TOML: &str = "examples/job-types.toml";
 fn the_schema_tells_an_editor_what_may_be_written() {
     let schema = serde_json::to_value(JobTypesFile::schema()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let sample: toml::Value = toml::from_str(&fs::read_to_string(TOML).unwrap()).unwrap();
-    let sample = serde_json::to_value(sample).unwrap();
+    let sample: serde_json::Value = toml::from_str(&fs::read_to_string(TOML).unwrap()).unwrap();
     let complaints: Vec<_> = validator.iter_errors(&sample).map(|error| error.to_string()).collect();
     assert!(complaints.is_empty(), "{complaints:?}");
     for (name, nonsense) in
@@ -50,9 +51,11 @@ fn yaml_and_toml_say_the_same() {
     assert_eq!(types, config(TOML));
     let [videos, exports] = &types[..] else { panic!("{types:?}") };
     let Limits { strategy, visibility, max_duration, stop_grace, .. } = videos.limits;
-    assert_eq!((strategy, visibility, max_duration), (Strategy::Heartbeat, 5 * MINUTE, 6 * 60 * MINUTE));
+    assert_eq!((strategy, visibility, max_duration), (Strategy::Heartbeat, 5 * MINUTE, 20 * 60 * MINUTE));
     assert_eq!((stop_grace, videos.task.stall_timeout), (20 * S, Some(10 * MINUTE)));
     assert_eq!(videos.limits.retry.permanent_exit_codes, [65, 66]);
+    assert_eq!(videos.task.checkpoint.as_ref().and_then(|how| how.interval), Some(10 * MINUTE));
+    assert_eq!(exports.task.checkpoint, None);
     // Fifteen seconds of it are the stop's.
     assert_eq!(exports.limits.strategy, Strategy::Fixed(105 * S));
     assert_eq!((exports.limits.retry.retry, exports.limits.stop_grace), (Retry::Expire, 5 * S));
@@ -68,12 +71,17 @@ fn with_job_types_there_need_be_no_command_for_all_other_messages() {
     assert!(run("--wait 1s").unwrap_err().to_string().contains("<COMMAND>"));
 }
 
-/// What is refused in a file of job types, and where; `flags` are what else is asked for.
-fn refused(name: &str, text: &str, flags: &str) -> String {
+/// What a file of job types comes to; `flags` are what else is asked for.
+fn read(name: &str, text: &str, flags: &str) -> Result<RunConfig, String> {
     let room = tempfile::tempdir().unwrap();
     let file = room.path().join(name);
     fs::write(&file, text).unwrap();
-    configured(&format!("--job-types {} {flags}", file.display())).unwrap_err()
+    configured(&format!("--job-types {} {flags}", file.display()))
+}
+
+/// What is refused in it, and where.
+fn refused(name: &str, text: &str, flags: &str) -> String {
+    read(name, text, flags).unwrap_err()
 }
 
 #[test]
@@ -85,6 +93,8 @@ fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
         ("match: { event: ObjectCreate:x }", "line 3 column 21", "did you mean ObjectCreated:*?"),
         ("match: { key: 'in/[.pdf' }", "line 3 column 19", "unclosed character class"),
         ("output: s3://results/{kee}", "line 3 column 13", "{kee} is none of {key}"),
+        ("checkpoint: state/of", "line 3 column 17", "write for example s3://bucket/prefix"),
+        ("checkpoint-interval: often", "line 3 column 26", "write for example 90s, 10m or 2h30m"),
         ("permanent-exit-codes: [256]", "line 3 column 28", "u8"),
         ("name: twice", "line 3 column 5", "duplicate"),
         ("command: python3", "line 3 column 14", "sequence"),
@@ -128,6 +138,72 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
     assert!(refused("types.yaml", &two("one"), "").contains("one is the name of two"));
     assert!(refused("types.yaml", &two("two"), "").contains("two is never reached: one"));
     assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has none"));
+}
+
+/// Where a job type says what cannot be, or where the type is if what cannot be is the flags'.
+#[test]
+fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
+    for (lines, flags, place, complaint) in [
+        ("max-duration: 13h", "", "line 3 column 19", "only with --checkpoint may it be more"),
+        ("# A remark.\n\n    max-duration: 13h", "", "line 5 column 19", "--max-duration 13h is over"),
+        (
+            "checkpoint-interval: 1m",
+            "",
+            "line 3 column 26",
+            "--checkpoint-interval has no effect: there is no --checkpoint",
+        ),
+        (
+            "checkpoint: s3://state\n    checkpoint-interval: 0s",
+            "",
+            "line 4 column 26",
+            "--checkpoint-interval must be more than nothing",
+        ),
+        (
+            "checkpoint: s3://state\n    visibility: fixed\n    max-duration: 13h",
+            "",
+            "line 5 column 19",
+            "only with --visibility heartbeat",
+        ),
+        (
+            "visibility: fixed",
+            "--checkpoint s3://state --max-duration 13h",
+            "line 3 column 17",
+            "only with --visibility",
+        ),
+        ("checkpoint: 's3://state/{key}'", "--accept-raw", "line 3 column 17", "messages without an object"),
+        ("retry: expire\n    retry-min: 1h", "--retry-max 1m", "line 4 column 16", "--retry-min 1h is over"),
+        ("command: []", "", "line 2 column 11", "it has no command"),
+    ] {
+        let complained = refused("types.yaml", &format!("job-types:\n  - name: one\n    {lines}\n"), flags);
+        let expected = format!("--job-types, {place}: job type one: ");
+        assert!(complained.starts_with(&expected) && complained.contains(complaint), "{lines}: {complained}");
+    }
+    let toml = "[[job-types]]\nname = \"one\"\nmatch = { key = \"ü\" }\n\n[[job-types]]\nname = \"two\"\nmax-duration = \"13h\"\n";
+    let complained = refused("types.toml", toml, "");
+    assert!(complained.starts_with("--job-types, line 7 column 16: job type two: --max-duration"), "{complained}");
+    let twice = "job-types:\n  - name: one\n    match: { key: x }\n  - name: one\n";
+    assert!(refused("types.yaml", twice, "").starts_with("--job-types, line 4 column 11: one is the name of two"));
+}
+
+#[test]
+fn work_of_a_job_type_may_take_longer_than_12_hours_if_it_is_kept_somewhere() {
+    let of = |config: RunConfig| {
+        let [one] = &config.work.settings.policy.job_types[..] else { panic!("there is one") };
+        let Checkpointing { place, interval } = one.task.checkpoint.clone().expect("it is kept somewhere");
+        let values = Values { key: Some("in/film.mp4"), message_id: "m", job_type: "one" };
+        (one.limits.max_duration, place.place(values).key("x"), interval)
+    };
+    let (day, minute) = (24 * 60 * MINUTE, Some(MINUTE));
+    for (lines, flags, key, interval) in [
+        ("checkpoint: 's3://own/{job_type}/{stem}'", "", "one/film/x", None),
+        ("checkpoint: s3://own/of\n    checkpoint-interval: 1m", "", "of/x", minute),
+        ("checkpoint: s3://own/of", "--checkpoint s3://all/{job_type} --checkpoint-interval 1m", "of/x", minute),
+        ("checkpoint-interval: 1m", "--checkpoint s3://all/{job_type}", "one/x", minute),
+        ("input: file", "--checkpoint s3://all/{job_type}", "one/x", None),
+    ] {
+        let text = format!("job-types:\n  - name: one\n    max-duration: 24h\n    {lines}\n");
+        assert_eq!(of(read("types.yaml", &text, flags).unwrap()), (day, key.to_owned(), interval), "{lines} {flags}");
+    }
 }
 
 fn typed(name: &str, matches: Match) -> JobType {

@@ -1,32 +1,36 @@
 //! Every phase × every event, as one table that a reviewer reads; and what no sequence of events may do.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
 use leasehold::job::report::{Progress, Report, Spent};
-use leasehold::job::route::Limits;
+use leasehold::job::route::{Checkpointing, JobType, Limits, Match, Task};
 use leasehold::job::verdict::{
     Completion, Exit, Failure, KeepReason, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
     RunOutcome, Said, Settlement, Verdict,
 };
 use proptest::prelude::*;
 
-use crate::support::journey::settings;
+use crate::support::journey::{settings, task};
 
 const S: Duration = Duration::from_secs(1);
 
 fn policy(max_messages: u32) -> Policy {
-    Policy {
-        // No range, so no jitter in the table.
-        limits: Limits {
-            retry: RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..settings().policy.limits.retry },
-            ..settings().policy.limits
-        },
-        max_messages,
-        ..settings().policy
-    }
+    // No range, so no jitter in the table.
+    let limits = Limits {
+        retry: RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..settings().policy.limits.retry },
+        ..settings().policy.limits
+    };
+    let checkpoint = Some(Checkpointing { place: "s3://state/{job_type}".parse().unwrap(), interval: None });
+    let long = JobType {
+        matches: Match { key: Some("long/**".parse().unwrap()), ..Match::default() },
+        task: Arc::new(Task { name: "long".to_owned(), checkpoint, ..task() }),
+        limits: limits.clone(),
+    };
+    Policy { job_types: vec![long], limits, max_messages, ..settings().policy }
 }
 
 fn received(body: &str) -> Event {
@@ -108,6 +112,7 @@ fn events() -> Vec<(&'static str, Event)> {
 /// The phases, each as the events that lead to it.
 fn phases() -> Vec<(&'static str, Vec<Event>)> {
     let got = || received(OBJECT_CREATED);
+    let got_long = || received(&OBJECT_CREATED.replace("incoming/", "long/"));
     vec![
         ("Receiving", vec![]),
         ("Receiving, asked to stop", vec![Event::StopRequested]),
@@ -115,6 +120,8 @@ fn phases() -> Vec<(&'static str, Vec<Event>)> {
         ("Halting, asked to stop", vec![got(), Event::StopRequested]),
         ("Halting, timed out", vec![got(), Event::Overdue(Limit::Work)]),
         ("Halting, lease lost", vec![got(), Event::LeaseLost("expired".into())]),
+        ("Halting, at SQS's ceiling", vec![got(), Event::LeaseExhausted]),
+        ("Halting, at SQS's ceiling, of a job type with a checkpoint", vec![got_long(), Event::LeaseExhausted]),
         ("Settling a success", vec![got(), processed(Outcome::Finished)]),
         ("Settling a success, asked to stop", vec![got(), processed(Outcome::Finished), Event::StopRequested]),
         ("Settling a failure", vec![got(), exited(1)]),

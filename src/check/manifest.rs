@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Finding, Findings, StopTimeline, settings};
 use crate::cli;
 use crate::config::RunConfig;
+use crate::job::lease::CEILING;
 use crate::job_types::JobTypesFile;
 
 /// Reads a file of YAML documents; empty ones are left out.
@@ -462,7 +463,7 @@ impl<'a> ScaledJob<'a> {
             ));
         }
         let longest = settings.policy.job_types.iter().map(|job_type| job_type.limits.max_duration);
-        let longest = longest.fold(settings.policy.limits.max_duration, Duration::max);
+        let longest = longest.fold(settings.policy.limits.max_duration, Duration::max).min(CEILING);
         let rounds = settings.policy.max_messages.div_ceil(u32::try_from(config.concurrency).unwrap_or(1).max(1));
         let whole = (settings.polling.wait + longest) * rounds + stop;
         for (field, deadline) in [

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::job::lease::CEILING;
 use crate::job::route::EventFilter;
+use crate::job_types::At;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +23,7 @@ pub enum ConfigError {
     #[error("--{0} must be more than nothing")]
     Zero(&'static str),
     #[error(
-        "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop",
+        "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop; only with --checkpoint may it be more",
         show(.max_duration), show(.most), show(&CEILING.saturating_sub(*.most))
     )]
     MaxDuration { max_duration: Duration, most: Duration },
@@ -43,6 +44,12 @@ pub enum ConfigError {
     StallTimeout { stall_timeout: Duration, max_duration: Duration },
     #[error("--accept-raw gives the command the message's body, and --input none gives it nothing")]
     NoInput,
+    #[error("--checkpoint-interval has no effect: there is no --checkpoint")]
+    NoCheckpoint,
+    #[error(
+        "{0} has {{key}}, {{name}} or {{stem}} in it, and with --accept-raw there are messages without an object: {{message_id}} is always there"
+    )]
+    NoObject(&'static str),
     #[error("--concurrency {concurrency} has no effect: no more than --max-messages {max_messages} are received")]
     Concurrency { concurrency: usize, max_messages: u32 },
     #[error(
@@ -54,14 +61,14 @@ pub enum ConfigError {
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
     RetryTooLong(Duration),
-    #[error("job type {name}: {why}")]
-    JobType { name: String, why: Box<Self> },
+    #[error("--job-types, {at}: job type {name}: {why}")]
+    JobType { name: String, at: At, why: Box<Self> },
     #[error("--job-types: the file has none")]
     NoJobTypes,
-    #[error("--job-types: {0} is the name of two")]
-    SameName(String),
-    #[error("--job-types: {name} is never reached: {other}, which is before it, takes every message")]
-    NeverReached { name: String, other: String },
+    #[error("--job-types, {at}: {name} is the name of two")]
+    SameName { name: String, at: At },
+    #[error("--job-types, {at}: {name} is never reached: {other}, which is before it, takes every message")]
+    NeverReached { name: String, at: At, other: String },
     #[error("it has no command, and COMMAND is not given for all")]
     NoCommand,
     #[error("it matches {event}, which is no work: messages about it are deleted unless --events {events} names it")]

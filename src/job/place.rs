@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A bucket and a prefix in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub bucket: String,
     /// Without a slash at its end; may be empty.
@@ -74,20 +74,26 @@ impl fmt::Display for Value {
 /// What a template is filled with.
 #[derive(Debug, Clone, Copy)]
 pub struct Values<'a> {
-    /// The object's key: `in/orders.csv` has the name `orders.csv` and the stem `orders`.
-    pub key: &'a str,
+    /// The object's key, if there is one: `in/orders.csv` has the name `orders.csv` and the stem `orders`.
+    pub key: Option<&'a str>,
     pub message_id: &'a str,
     pub job_type: &'a str,
 }
 
 impl Template {
+    /// Has it a value in it that only an object has?
+    pub fn needs_object(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece, Piece::Value(Value::Key | Value::Name | Value::Stem)))
+    }
+
     pub fn place(&self, values: Values<'_>) -> Place {
-        let name = values.key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let key = values.key.unwrap_or_default();
+        let name = key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         // A dot in front is no beginning of an extension.
         let stem = name.rfind('.').filter(|dot| *dot > 0).map_or(name, |dot| &name[..dot]);
         let text = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
-            Piece::Value(Value::Key) => values.key.to_owned(),
+            Piece::Value(Value::Key) => key.to_owned(),
             Piece::Value(Value::Name) => name.to_owned(),
             Piece::Value(Value::Stem) => stem.to_owned(),
             Piece::Value(Value::MessageId) => values.message_id.to_owned(),
@@ -143,7 +149,7 @@ mod tests {
     #[test]
     fn a_template_is_filled_for_each_job() {
         let filled = |template: &str, key: &str| {
-            let values = Values { key, message_id: "m-1", job_type: "orders" };
+            let values = Values { key: Some(key), message_id: "m-1", job_type: "orders" };
             template.parse::<Template>().unwrap().place(values).prefix
         };
         for (template, key, prefix) in [

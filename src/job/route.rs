@@ -10,7 +10,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use super::lease::Strategy;
 use super::notification::{Notification, Record};
-use super::place::{Place, Template};
+use super::place::Template;
 use super::verdict::{Nothing, RetryPolicy};
 
 /// What can be asked for: all that S3 itself can be asked for (S3 API, `Event` of a notification
@@ -209,7 +209,7 @@ pub struct Task {
 /// Partial state is kept between deliveries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpointing {
-    pub place: Place,
+    pub place: Template,
     /// How often it is saved while the command runs; only at the end if `None`.
     pub interval: Option<Duration>,
 }

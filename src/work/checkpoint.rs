@@ -19,10 +19,11 @@ use walkdir::WalkDir;
 
 use super::fetch::{self, FetchPolicy};
 use super::workspace::{WorkDir, Workspace};
-use crate::job::delivery::{Delivery, MessageId};
-use crate::job::notification::Object;
-use crate::job::place::Place;
-use crate::job::report::{Noted, Report};
+use crate::job::delivery::Received;
+use crate::job::lifecycle::Work;
+use crate::job::notification::{Object, Record};
+use crate::job::place::{Place, Values};
+use crate::job::report::{Noted, Report, Subject};
 use crate::job::route::{Checkpointing, Task};
 use crate::job::verdict::{Completion, Failure, Settlement};
 use crate::ports::clock::Clock;
@@ -38,8 +39,9 @@ pub struct Checkpoints {
 /// The checkpoint of one object's work.
 pub struct Checkpoint<'a> {
     of: &'a Checkpoints,
-    how: &'a Checkpointing,
+    interval: Option<Duration>,
     space: &'a Workspace,
+    bucket: String,
     /// Where this delivery saves.
     key: String,
     /// What is there now that the next delivery would find: ours, or the one that was restored.
@@ -67,32 +69,39 @@ impl Checkpoints {
     /// Fills the workspace's checkpoint directory with what the last delivery saved, if one did.
     pub async fn restore<'a>(
         &'a self,
-        how: &'a Checkpointing,
-        delivery: &Delivery,
+        how: &Checkpointing,
+        work: &Work,
         number: usize,
-        began_at: Duration,
+        record: Option<&Record>,
         work_dir: &WorkDir,
         space: &'a Workspace,
     ) -> Result<Checkpoint<'a>, Failure> {
-        let folder = how.place.key(&format!("{}/{number}/", delivery.message_id));
+        let Received { delivery, received_at, .. } = &work.received;
+        let place = how.place.place(Values {
+            key: record.map(|record| record.object.key.as_str()),
+            message_id: delivery.message_id.as_str(),
+            job_type: &work.task.name,
+        });
+        let folder = place.key(&format!("{}/{number}/", delivery.message_id));
         let directory = space.checkpoint();
         fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
         let mut checkpoint = Checkpoint {
             of: self,
-            how,
+            interval: how.interval,
             space,
+            bucket: place.bucket,
             key: format!("{folder}{}.tar", delivery.receive_count),
             saved: None,
             worked: Duration::ZERO,
-            began_at,
+            began_at: *received_at,
             seen: Contents::new(),
         };
-        let keys = self.storage.list(&how.place.bucket, &folder).await.map_err(Failure::Fetch)?;
+        let keys = self.storage.list(&checkpoint.bucket, &folder).await.map_err(Failure::Fetch)?;
         let count = |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
         let before = keys.into_iter().filter(|key| count(key).is_some_and(|count| count < delivery.receive_count));
         let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
 
-        let Place { bucket, .. } = &how.place;
+        let bucket = checkpoint.bucket.clone();
         let object = Object {
             bucket: bucket.clone(),
             key: last.clone(),
@@ -123,11 +132,20 @@ impl Checkpoints {
     }
 
     /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle rule.
-    async fn forget(&self, how: &Checkpointing, message: &MessageId) {
-        let Place { bucket, .. } = &how.place;
+    async fn forget(&self, how: &Checkpointing, job_type: &str, subject: &Subject) {
+        let message = &subject.message_id;
+        let place = |key| how.place.place(Values { key, message_id: message.as_str(), job_type });
+        let mut places: Vec<Place> = subject.objects.iter().map(|object| place(Some(object.key.as_str()))).collect();
+        if places.is_empty() {
+            places.push(place(None));
+        }
+        places.sort();
+        places.dedup();
         let dropped = async {
-            for key in self.storage.list(bucket, &how.place.key(&format!("{message}/"))).await? {
-                self.storage.delete(bucket, &key).await?;
+            for place in places {
+                for key in self.storage.list(&place.bucket, &place.key(&format!("{message}/"))).await? {
+                    self.storage.delete(&place.bucket, &key).await?;
+                }
             }
             Ok(())
         };
@@ -141,7 +159,7 @@ impl Checkpoints {
 impl Checkpoint<'_> {
     /// Saves every interval, if there is one, until it is `over`.
     pub async fn save_until(&mut self, over: &CancellationToken) {
-        let Some(interval) = self.how.interval else { return };
+        let Some(interval) = self.interval else { return };
         while over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
             match self.save(over).await {
                 Ok(()) => {}
@@ -171,7 +189,7 @@ impl Checkpoint<'_> {
             return Ok(());
         };
 
-        let Place { bucket, .. } = &self.how.place;
+        let bucket = &self.bucket;
         let upload = Upload { bucket, key: &self.key, path: &archive, bytes, content_type: "application/x-tar" };
         let uploaded = self.of.storage.upload(&upload, give_up).await;
         // The workspace is removed as a whole soon: room is all that this is about.
@@ -299,7 +317,7 @@ impl<T: Telemetry> Telemetry for Forgetting<T> {
             && let Some(task) = self.tasks.iter().find(|task| Some(&task.name) == ended.subject.job_type.as_ref())
             && let Some(how) = &task.checkpoint
         {
-            self.checkpoints.forget(how, &ended.subject.message_id).await;
+            self.checkpoints.forget(how, &task.name, &ended.subject).await;
         }
     }
 

@@ -17,7 +17,6 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::job::delivery::Received;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::Record;
 use crate::job::report::{Manifest, Spent, Used};
@@ -199,9 +198,8 @@ impl Bench {
         let Some((checkpoints, how)) = self.checkpointing(&item.work.task) else {
             return self.process_item(item, progress).await;
         };
-        let Item { work, number, space, watch, halt, .. } = item;
-        let Received { delivery, received_at, .. } = &work.received;
-        let restored = checkpoints.restore(how, delivery, number, *received_at, &self.work_dir, space);
+        let Item { work, number, record, space, watch, halt, .. } = item;
+        let restored = checkpoints.restore(how, work, number, record, &self.work_dir, space);
         let restored = unless_halted(halt, self.timed(&mut progress.spent.fetch, restored)).await?;
         let mut checkpoint = restored?;
         if !checkpoint.worked.is_zero() {

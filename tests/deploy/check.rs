@@ -117,6 +117,23 @@ fn each_finding_is_one_change_away_from_the_good_manifest() {
     }
 }
 
+/// SQS hides a message for 12 hours at most: then the next pod goes on.
+#[test]
+fn a_pod_need_not_live_longer_than_its_message_is_hidden() {
+    for (hours, is_enough) in [(11, false), (13, true)] {
+        let mut objects = good();
+        change(&mut objects, &format!("{JOB}/activeDeadlineSeconds"), json!(hours * 3600));
+        for (name, value) in [("LEASEHOLD_CHECKPOINT", "s3://state/of"), ("LEASEHOLD_MAX_DURATION", "30h")] {
+            let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
+            let env = scaled_job.pointer_mut(&format!("{CONTAINER}/env")).unwrap().as_array_mut().unwrap();
+            env.retain(|variable| variable["name"] != name);
+            env.push(json!({ "name": name, "value": value }));
+        }
+        let findings = manifest::findings("long", &objects).findings;
+        assert_eq!(findings.is_empty(), is_enough, "{hours} h: {findings:#?}");
+    }
+}
+
 #[test]
 fn our_overlays_are_good() {
     for overlay in ["fixed", "spot", "local"] {
