@@ -1,6 +1,8 @@
 //! Job types: what their file may say, which message is of which, and that what they say takes effect.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use leasehold::job_types::JobTypesFile;
 use leasehold::ports::Queue;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
+use walkdir::WalkDir;
 
 use crate::scenarios::configured;
 use crate::support::cloud::Cloud;
@@ -32,8 +35,6 @@ fn the_schema_tells_an_editor_what_may_be_written() {
     let schema = serde_json::to_value(JobTypesFile::schema()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let sample: serde_json::Value = toml::from_str(&fs::read_to_string(TOML).unwrap()).unwrap();
-    let complaints: Vec<_> = validator.iter_errors(&sample).map(|error| error.to_string()).collect();
-    assert!(complaints.is_empty(), "{complaints:?}");
     for (name, nonsense) in
         [("visibilty", json!("fixed")), ("visibility", json!("never")), ("name", json!("a b")), ("command", json!([]))]
     {
@@ -42,6 +43,50 @@ fn the_schema_tells_an_editor_what_may_be_written() {
         assert!(!validator.is_valid(&sample), "{name}");
     }
     insta::assert_snapshot!("schema", serde_json::to_string_pretty(&schema).unwrap());
+}
+
+/// The samples of job types in a document, or the whole of a file of them: each with its format, `yaml` or `toml`.
+fn samples(path: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(path).unwrap();
+    let format = path.extension().unwrap().to_str().unwrap();
+    if format != "md" {
+        return vec![(format.to_owned(), text)];
+    }
+    // What is between fences is every second piece, and begins with its format.
+    let fenced = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+    let samples = fenced.filter(|(format, text)| matches!(*format, "yaml" | "toml") && text.contains("job-types:"));
+    samples.map(|(format, text)| (format.to_owned(), text.to_owned())).collect()
+}
+
+#[test]
+fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
+    let printed = Command::new(env!("CARGO_BIN_EXE_leasehold")).arg("schema").output().unwrap().stdout;
+    let validator = jsonschema::validator_for(&serde_json::from_slice(&printed).unwrap()).unwrap();
+    let room = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    let places = ["README.md", "deploy", "examples", "grafana"];
+    for entry in places.into_iter().flat_map(WalkDir::new) {
+        let path = entry.unwrap().into_path();
+        let is_file_of_types = path.file_stem().is_some_and(|stem| stem == "job-types");
+        if !is_file_of_types && path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        for (format, text) in samples(&path) {
+            let file = room.path().join("types").with_extension(&format);
+            fs::write(&file, &text).unwrap();
+            configured(&format!("--job-types {}", file.display()))
+                .unwrap_or_else(|why| panic!("{path:?}: {why}\n{text}"));
+            let sample: serde_json::Value = match format.as_str() {
+                "yaml" => serde_saphyr::from_str(&text).unwrap(),
+                _ => toml::from_str(&text).unwrap(),
+            };
+            let complaints: Vec<_> = validator.iter_errors(&sample).map(|error| error.to_string()).collect();
+            assert!(complaints.is_empty(), "{path:?}: {complaints:?}\n{text}");
+            seen.push(path.display().to_string());
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["README.md", "deploy/kustomize/base/job-types.yaml", TOML, YAML]);
 }
 
 #[test]
