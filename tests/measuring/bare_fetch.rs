@@ -1,6 +1,6 @@
 //! The least that fetches an object with the SDK: what `tests/measure_fetch` compares leasehold with.
 //!
-//! `bare ENDPOINT BUCKET KEY FILE`
+//! `bare_fetch ENDPOINT BUCKET KEY FILE`
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let mut arg = || args.next().expect("bare ENDPOINT BUCKET KEY FILE");
+    let mut arg = || args.next().expect("bare_fetch ENDPOINT BUCKET KEY FILE");
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("us-east-1"))
