@@ -330,17 +330,22 @@ async fn a_daemon_does_not_outlive_the_command() {
 }
 
 #[tokio::test]
-async fn a_daemon_is_spared_while_another_command_runs_whose_it_may_be() {
-    alone("a_daemon_is_spared_while_another_command_runs_whose_it_may_be", &[], async {
+async fn while_another_command_runs_only_a_daemon_is_spared_for_it_may_be_the_others() {
+    let name = "while_another_command_runs_only_a_daemon_is_spared_for_it_may_be_the_others";
+    alone(name, &[], async {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let processes = Arc::new(Processes::adopting().unwrap());
         let (other, halt) = (processes.clone(), CancellationToken::new());
         let (command, halted) = (in_room(two.path(), "touch up; wait_for_ever"), halt.clone());
         let other = tokio::spawn(async move { ran_to(&other, command, halted).await });
         until("the other runs", || two.path().join("up").exists()).await;
+        let run = |script| ran_to(&processes, in_room(one.path(), script), CancellationToken::new());
 
-        let ended = ran_to(&processes, in_room(one.path(), DAEMON), CancellationToken::new());
-        assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
+        let of_its_group = "sleep 600 >&- 2>&- & echo $! > child; exit 3";
+        assert_eq!(in_time(run(of_its_group)).await, Ok(Exit::Code(3)));
+        assert!(!lives(one.path(), "child"));
+
+        assert_eq!(in_time(run(DAEMON)).await, Ok(Exit::Code(0)));
         assert!(lives(one.path(), "daemon"));
         halt.cancel();
         assert_eq!(in_time(other).await.unwrap(), Ok(Exit::Signal(15)));

@@ -213,12 +213,16 @@ impl Running {
         self.reap(&mut leaders())
     }
 
-    /// The usual end, without a look at every process of the machine: the leader has ended, no other command runs, and
-    /// a subreaper whose only child is that leader has no further descendant.
+    /// The usual end, without a look at every process of the machine: the leader has ended, and a subreaper whose
+    /// children are all leaders has no orphan, so nobody is left of the command.
     fn end_at_once(&self) -> Option<(Exit, Used)> {
         let mut leaders = leaders();
-        let alone = self.adopting && leaders.len() == 1 && self.leader_ended() && children() == [self.leader];
-        alone.then(|| self.reap(&mut leaders))
+        // In this order: from its end on, what the leader has left is our child.
+        let at_once = self.adopting && self.leader_ended() && {
+            let children = children();
+            children.contains(&self.leader) && children.iter().all(|child| leaders.contains(child))
+        };
+        at_once.then(|| self.reap(&mut leaders))
     }
 
     fn reap(&self, leaders: &mut BTreeSet<i32>) -> (Exit, Used) {
@@ -282,8 +286,8 @@ fn sweep_if_due(leaders: &BTreeSet<i32>) {
 /// Our children, ended or not; empty if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
 fn children() -> Vec<i32> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    // A thread may have ended since; its children are another thread's now, and then the list is not the one that is
-    // hoped for.
+    // What a thread that has ended since had started is another thread's now, and may be missing here; orphans are the
+    // first thread's, which never ends before us.
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
