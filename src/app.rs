@@ -12,7 +12,6 @@ use crate::check::{self, Finding, Findings, Severity, StopTimeline};
 use crate::cli::{self, Action, CheckArgs, CheckFormat, Cli, environment};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use crate::install::install;
-use crate::job::verdict::RunOutcome;
 use crate::job_types::JobTypesFile;
 use crate::local;
 use crate::ports::clock::Clock;
@@ -184,12 +183,12 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             job_id: work.identity.job_id,
             clock,
         };
-        let told = Told::new(work.termination_log, attempts, metrics.clone(), readiness);
+        let told = Arc::new(Told::new(work.termination_log, attempts, metrics.clone(), readiness));
         let tasks = work.settings.policy.tasks().cloned().collect();
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),
             worker: Arc::new(bench),
-            telemetry: Arc::new(Forgetting { checkpoints, tasks, told }),
+            telemetry: Arc::new(Forgetting { checkpoints, tasks, told: told.clone() }),
             clock,
             vitals,
         };
@@ -205,13 +204,10 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
         });
         let push_limit = work.settings.stop.push();
         let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
+        told.left(&outcome);
         metrics.finished(outcome.exit_code(), SystemTime::now());
         if let Some(pusher) = pusher {
             pusher.finish(push_limit).await;
-        }
-        if outcome == RunOutcome::SupervisorDied {
-            // The Reporter went with it.
-            eprintln!("leasehold: {outcome}");
         }
         Ok(ExitCode::from(outcome.exit_code()))
     })

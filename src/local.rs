@@ -145,7 +145,7 @@ impl Telemetry for Watch {
                 self.ended(ended);
             }
             // A run is not worth a word here, only its message is.
-            Report::LettingGo(_) | Report::Left(_) => {}
+            Report::LettingGo(_) => {}
         }
     }
 

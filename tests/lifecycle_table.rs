@@ -144,7 +144,6 @@ fn in_words(effect: &Effect) -> String {
         Effect::Report(Report::Progressed(_)) => "Report(Progressed)".to_owned(),
         Effect::Report(Report::LettingGo(_)) => "Report(LettingGo)".to_owned(),
         Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
-        Effect::Report(Report::Left(_)) => "Report(Left)".to_owned(),
         Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),
         Effect::Poll | Effect::StopPolling | Effect::Halt | Effect::Withdraw | Effect::Await(_) => {
             format!("{effect:?}")

@@ -546,7 +546,7 @@ impl Run {
             (_, None, Some(why)) => RunOutcome::Kept(why.clone()),
             (_, None, None) => RunOutcome::Finished,
         };
-        self.go(Phase::Done, vec![Effect::Report(Report::Left(outcome.clone())), Effect::Leave(outcome)])
+        self.go(Phase::Done, vec![Effect::Leave(outcome)])
     }
 
     fn stay(self, phase: Phase) -> Step {

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::delivery::{MessageId, Received, Redrive};
 use super::notification::{Object, Record};
-use super::verdict::{Completion, Exit, Nothing, Return, RunOutcome, Settlement};
+use super::verdict::{Completion, Exit, Nothing, Return, Settlement};
 
 /// One thing to tell.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,8 +19,6 @@ pub enum Report {
     LettingGo(MessageId),
     /// A message is settled.
     Ended(Box<Ended>),
-    /// The last thing a run tells.
-    Left(RunOutcome),
 }
 
 /// Something that is worth a count but no record.

@@ -9,8 +9,7 @@ pub mod push;
 pub mod termination;
 mod text;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -32,7 +31,18 @@ pub struct Told {
     attempts: Option<AttemptHistory>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
-    has_a_message: AtomicBool,
+    recorded: Mutex<Recorded>,
+}
+
+/// What the termination message is about.
+#[derive(Default, PartialEq)]
+enum Recorded {
+    #[default]
+    Nothing,
+    /// A message that was deleted, the last of them.
+    Deleted,
+    /// The last message that was kept. It stays, whatever else succeeds: it is why the pod fails.
+    Kept,
 }
 
 impl Told {
@@ -42,7 +52,37 @@ impl Told {
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
     ) -> Self {
-        Self { termination_log, attempts, metrics, readiness, has_a_message: AtomicBool::new(false) }
+        Self { termination_log, attempts, metrics, readiness, recorded: Mutex::default() }
+    }
+
+    /// The last thing that is told: how all runs of the pod have ended together.
+    pub fn left(&self, outcome: &RunOutcome) {
+        log_left(outcome);
+        let recorded = self.recorded();
+        let is_told = match outcome {
+            RunOutcome::Finished => *recorded != Recorded::Nothing,
+            RunOutcome::Kept(_) => *recorded == Recorded::Kept,
+            RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => false,
+        };
+        if !is_told {
+            self.termination_log.write(&TerminationMessage::left(outcome));
+        }
+    }
+
+    fn record(&self, ended: &Ended, now: SystemTime) {
+        let mut recorded = self.recorded();
+        let new = match ended.settlement {
+            Settlement::Deleted(_) => Recorded::Deleted,
+            Settlement::Kept(..) => Recorded::Kept,
+        };
+        if *recorded != Recorded::Kept || new == Recorded::Kept {
+            self.termination_log.write(&TerminationMessage::ended(ended, now));
+            *recorded = new;
+        }
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,18 +103,9 @@ impl Telemetry for Told {
                 self.readiness.let_go(&ended.subject.message_id);
                 self.metrics.ended(ended);
                 log_ended(ended, now);
-                self.termination_log.write(&TerminationMessage::ended(ended, now));
-                self.has_a_message.store(true, Ordering::Relaxed);
+                self.record(ended, now);
                 if let Some(attempts) = &self.attempts {
                     attempts.add(ended, now).await;
-                }
-            }
-            Report::Left(outcome) => {
-                log_left(outcome);
-                // The last message's record stays, unless there is none or something worse came after it.
-                let told = self.has_a_message.load(Ordering::Relaxed);
-                if !told || !matches!(outcome, RunOutcome::Finished | RunOutcome::Kept(_)) {
-                    self.termination_log.write(&TerminationMessage::left(outcome));
                 }
             }
         }

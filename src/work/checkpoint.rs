@@ -302,14 +302,14 @@ const FORGET_LIMIT: Duration = Duration::from_secs(1);
 
 /// Passes on all that is told, and drops the checkpoints of messages that are done: only then, since until its message is
 /// deleted a job may have to be done again.
-pub struct Forgetting<T> {
+pub struct Forgetting {
     pub checkpoints: Checkpoints,
     pub tasks: Vec<Arc<Task>>,
-    pub told: T,
+    pub told: Arc<dyn Telemetry>,
 }
 
 #[async_trait]
-impl<T: Telemetry> Telemetry for Forgetting<T> {
+impl Telemetry for Forgetting {
     async fn tell(&self, report: &Report) {
         self.told.tell(report).await;
         if let Report::Ended(ended) = report

@@ -100,3 +100,19 @@ async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object
         assert!(fields["error"].as_str().unwrap().contains("never work"), "{message}");
     }
 }
+
+#[tokio::test]
+async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succeeded() {
+    let cloud = Cloud::new(5).await;
+    for key in ["bad", "good"] {
+        cloud.send(notification(&cloud, key)).await;
+    }
+    let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
+    let left = cloud.run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script).run_to(65).await;
+    assert_eq!(left.record("message deleted")["key"], "good");
+    let leaving: Vec<_> = left.log.iter().filter(|record| record["message"] == "leaving").collect();
+    assert_eq!((leaving.len(), &leaving[0]["exit"]), (1, &65.into()));
+    let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
+    let fields: Value = serde_json::from_str(&message).unwrap();
+    assert_eq!((&fields["key"], &fields["outcome"]), (&"bad".into(), &"permanent".into()));
+}

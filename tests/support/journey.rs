@@ -362,20 +362,6 @@ impl Telemetry for FakeTelemetry {
     fn note(&self, _: Noted) {}
 }
 
-/// The same for two.
-struct Shared(Arc<FakeTelemetry>);
-
-#[async_trait]
-impl Telemetry for Shared {
-    async fn tell(&self, report: &Report) {
-        self.0.tell(report).await;
-    }
-
-    fn note(&self, noted: Noted) {
-        self.0.note(noted);
-    }
-}
-
 /// One run.
 pub struct Journey {
     pub queue: Arc<dyn Queue>,
@@ -405,7 +391,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let ended = told.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
-            Report::Started(_) | Report::Progressed(_) | Report::LettingGo(_) | Report::Left(_) => None,
+            Report::Started(_) | Report::Progressed(_) | Report::LettingGo(_) => None,
         });
         ended.collect()
     }
@@ -415,7 +401,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let progress = told.iter().filter_map(|report| match report {
             Report::Progressed(progressed) => Some(progressed.progress.clone()),
-            Report::Started(_) | Report::LettingGo(_) | Report::Ended(_) | Report::Left(_) => None,
+            Report::Started(_) | Report::LettingGo(_) | Report::Ended(_) => None,
         });
         progress.collect()
     }
@@ -506,7 +492,7 @@ impl Journey {
             queue: self.queue,
             worker: Arc::new(bench),
             telemetry: match checkpoints {
-                Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, told: Shared(self.telemetry) }),
+                Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, told: self.telemetry }),
                 None => self.telemetry,
             },
             clock,
