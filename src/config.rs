@@ -287,6 +287,7 @@ impl Flags {
     /// What is run; `None` without a command.
     fn task(&self, name: String, may_get_bodies: bool) -> Result<Option<Task>, ConfigError> {
         let Self { args, places, .. } = self;
+        let Some((program, words)) = args.command.split_first() else { return Ok(None) };
         if args.accept_raw && may_get_bodies && args.input == InputArg::None {
             return Err(ConfigError::NoInput);
         }
@@ -296,12 +297,11 @@ impl Flags {
         if places.checkpoint_interval.is_some() && places.checkpoint.is_none() {
             return Err(ConfigError::NoCheckpoint);
         }
-        for (flag, place) in [("--checkpoint", &places.checkpoint)] {
+        for (flag, place) in [("--output", &places.output), ("--checkpoint", &places.checkpoint)] {
             if args.accept_raw && may_get_bodies && place.as_ref().is_some_and(Template::needs_object) {
                 return Err(ConfigError::NoObject(flag));
             }
         }
-        let Some((program, words)) = args.command.split_first() else { return Ok(None) };
         Ok(Some(Task {
             name,
             command: CommandLine { program: program.clone(), args: words.to_vec() },

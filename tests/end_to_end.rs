@@ -189,6 +189,7 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
         ("--stall-timeout 0s", "--stall-timeout must be more than nothing"),
         ("--stall-timeout 10m", "--stall-timeout 10m has no effect"),
         ("--accept-raw --input none", "--input none gives it nothing"),
+        ("--accept-raw --output s3://results/{stem}", "--output has {key}, {name} or {stem} in it"),
         ("--events ObjectCreate:*", "did you mean ObjectCreated:*?"),
         ("--max-messages 0", "--max-messages"),
         ("--queue-url orders", "--queue-url"),

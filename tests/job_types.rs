@@ -216,6 +216,7 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
             "only with --visibility",
         ),
         ("checkpoint: 's3://state/{key}'", "--accept-raw", "line 3 column 17", "messages without an object"),
+        ("output: 's3://results/{name}'", "--accept-raw", "line 3 column 13", "{message_id} is always there"),
         ("retry: expire\n    retry-min: 1h", "--retry-max 1m", "line 4 column 16", "--retry-min 1h is over"),
         ("command: []", "", "line 2 column 11", "it has no command"),
     ] {

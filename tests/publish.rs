@@ -78,6 +78,21 @@ async fn results_that_cannot_be_published_keep_the_message() {
     }
 }
 
+/// A body is no object, but what comes of it is a result all the same.
+#[tokio::test]
+async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
+    let cloud = Cloud::new(5).await;
+    let bucket = results_of(&cloud).await;
+    cloud.send("a body".to_owned()).await;
+    let flags = format!("--accept-raw --output s3://{bucket}/{{job_type}}/{{message_id}}");
+    let left = cloud.run(&flags, r#"cp "$JOB_INPUT" "$JOB_OUTPUT_DIR/seen""#).run_to(0).await;
+    let ended = left.record("message deleted");
+    let key = format!("default/{}/seen", ended["message_id"].as_str().unwrap());
+    assert_eq!((ended["published"].as_u64(), keys(&cloud, &bucket).await), (Some(1), vec![key.clone()]));
+    let get = cloud.s3.get_object().bucket(&bucket).key(key).send().await.unwrap();
+    assert_eq!(get.body.collect().await.unwrap().to_vec(), b"a body");
+}
+
 /// Without `--output` nobody publishes, and the command is not told of a place for results.
 #[tokio::test]
 async fn without_an_outbox_there_is_no_place_for_results() {

@@ -188,7 +188,7 @@ impl FolderOutbox {
 #[async_trait]
 impl Outbox for FolderOutbox {
     async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
-        let key = &results.object.key;
+        let key = results.object.map_or(results.message_id.as_str(), |object| &object.key);
         let failed = |why: String| PublishError(format!("{key}: {why}"));
         let target = below(&self.root, key).ok_or_else(|| failed(NO_PATH.into()))?;
         let directory = results.directory.to_owned();
@@ -387,7 +387,8 @@ mod tests {
 
     async fn publish(outbox: &FolderOutbox, key: &str, directory: &Path) -> Result<Manifest, PublishError> {
         let (object, message_id) = (object(key), MessageId::new("m"));
-        let results = Results { object: &object, message_id: &message_id, job_type: "default", to: None, directory };
+        let results =
+            Results { object: Some(&object), message_id: &message_id, job_type: "default", to: None, directory };
         outbox.publish(&results, &CancellationToken::new()).await
     }
 

@@ -225,7 +225,8 @@ pub trait Outbox: Send + Sync {
 /// What a command wrote, and for which job.
 #[derive(Debug, Clone, Copy)]
 pub struct Results<'a> {
-    pub object: &'a Object,
+    /// `None` if the message's body itself was the work.
+    pub object: Option<&'a Object>,
     pub message_id: &'a MessageId,
     pub job_type: &'a str,
     /// The place in S3 that the task says.

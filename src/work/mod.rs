@@ -268,8 +268,7 @@ impl Bench {
             task: &work.task,
             deadline: self.wall_clock(deadline_at),
             space,
-            // Results are named after an object.
-            publishes: outbox.is_some() && record.is_some(),
+            publishes: outbox.is_some(),
             resumes: self.checkpointing(&work.task).is_some(),
         };
         let command = Command {
@@ -295,9 +294,9 @@ impl Bench {
             return Err(Failure::Exit(ended, said.clone()));
         }
 
-        if let (Some(outbox), Some(record)) = (outbox, record) {
+        if let Some(outbox) = outbox {
             let results = Results {
-                object: &record.object,
+                object: record.map(|record| &record.object),
                 message_id: &work.received.delivery.message_id,
                 job_type: &work.task.name,
                 to: work.task.output.as_ref(),

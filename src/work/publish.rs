@@ -31,7 +31,11 @@ impl Outbox for S3Outbox {
     async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
         let Results { object, message_id, job_type, to, directory } = *results;
         let Some(to) = to else { return Ok(Manifest::default()) };
-        let place = to.place(Values { key: Some(&object.key), message_id: message_id.as_str(), job_type });
+        let place = to.place(Values {
+            key: object.map(|object| object.key.as_str()),
+            message_id: message_id.as_str(),
+            job_type,
+        });
         let files = {
             let directory = directory.to_owned();
             tokio::task::spawn_blocking(move || files_below(&directory)).await
