@@ -1,6 +1,7 @@
 //! Fetched: the object, exactly as the event told of it, as a file.
 
 use std::fs::File;
+use std::future::Future;
 use std::io;
 use std::mem;
 use std::ops::Range;
@@ -13,8 +14,8 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use futures_util::StreamExt;
-use futures_util::future::{try_join, try_join_all};
-use tokio::task::JoinHandle;
+use futures_util::future::{Either, ready, try_join, try_join_all};
+use tokio::task::JoinError;
 use tracing::{debug, info, warn};
 
 use super::workspace::WorkDir;
@@ -263,7 +264,7 @@ impl Download<'_> {
         sink: Sink,
     ) -> Result<(Sink, Option<String>), FetchError> {
         let mut at = sink.at;
-        let mut writing = tokio::task::spawn_blocking(|| Ok(sink));
+        let mut writing = Either::Left(ready(Ok(Ok(sink))));
         loop {
             let (mut batch, begun_at) = (Vec::new(), at);
             let ended = loop {
@@ -284,14 +285,17 @@ impl Download<'_> {
                 }
             };
             let sink = self.written(writing).await?;
-            writing = tokio::task::spawn_blocking(move || sink.write(&batch));
+            writing = Either::Right(tokio::task::spawn_blocking(move || sink.write(&batch)));
             if let Some(broken) = ended {
                 return Ok((self.written(writing).await?, broken));
             }
         }
     }
 
-    async fn written(&self, writing: JoinHandle<io::Result<Sink>>) -> Result<Sink, FetchError> {
+    async fn written(
+        &self,
+        writing: impl Future<Output = Result<io::Result<Sink>, JoinError>>,
+    ) -> Result<Sink, FetchError> {
         let written = writing.await.map_err(io::Error::from).and_then(|written| written);
         written.map_err(|error| FetchError::Retryable(self.work_dir.failed(&error)))
     }
