@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::actors::supervisor::{self, World};
 use crate::actors::vitals::Vitals;
 use crate::check::{self, Finding, Findings, Severity, StopTimeline};
-use crate::cli::{self, Action, CheckArgs, CheckFormat, Cli, environment};
+use crate::cli::{Action, CheckArgs, CheckFormat, Cli, environment};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use crate::install::install;
 use crate::job_types::JobTypesFile;
@@ -40,9 +40,8 @@ use tracing::{error, info};
 const UNAVAILABLE: u8 = 69;
 const MISCONFIGURED: u8 = 78;
 
-/// All of the program. Without `own`, the user's command is run; else that, and there is no COMMAND on the command line.
-pub fn main(own: Option<Arc<dyn Runner>>) -> ExitCode {
-    let parsed = if own.is_some() { cli::parse_without_command() } else { cli::parse() };
+/// All of the program, after its command line. Without `own`, the user's command is run; else that.
+pub fn main(parsed: Result<Cli, clap::Error>, own: Option<Arc<dyn Runner>>) -> ExitCode {
     let Cli { action } = match parsed {
         Ok(cli) => cli,
         Err(answer) => {

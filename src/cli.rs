@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::Resettable;
-use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -368,15 +369,29 @@ pub fn parse() -> Result<Cli, clap::Error> {
     checked(Cli::try_parse()?)
 }
 
-/// The same for a program that does the work itself: there is no COMMAND.
-pub fn parse_without_command() -> Result<Cli, clap::Error> {
-    let hidden = |action: clap::Command| action.mut_arg("command", |arg| arg.hide(true));
-    let mut program = Cli::command().mut_subcommand("run", hidden).mut_subcommand("local", hidden);
-    let mut words: Vec<OsString> = std::env::args_os().collect();
+/// The same for a program that does the work itself: there is no COMMAND, and flags may have other defaults, given as
+/// their names without dashes and their values. `words` begin with the program's own.
+pub fn parse_without_command(
+    name: &'static str,
+    defaults: &[(&'static str, &'static str)],
+    mut words: Vec<OsString>,
+) -> Result<Cli, clap::Error> {
+    let hidden = |action: Command| action.mut_arg("command", |arg| arg.hide(true));
+    let mut program = Cli::command().name(name).bin_name(name);
+    program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
+    for &(flag, value) in defaults {
+        let is_it = |arg: &Arg| arg.get_long() == Some(flag);
+        if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
+            let complaint = format!("this program gives --{flag} a default, but there is no such flag");
+            return Err(program.error(ErrorKind::UnknownArgument, complaint));
+        }
+        let with_default = |arg: Arg| if is_it(&arg) { arg.default_value(value).required(false) } else { arg };
+        program = program.mut_subcommands(|action| action.mut_args(with_default));
+    }
     if words.get(1).is_some_and(|action| action == "run" || action == "local") {
         if words.iter().any(|word| word == "--") {
             let complaint = "this program does the work itself: it takes no COMMAND";
-            return Err(program.error(clap::error::ErrorKind::UnknownArgument, complaint));
+            return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         // clap can be told that an argument is not required only where it was told that it is.
         words.extend(["--".into(), "the work".into()]);
@@ -386,7 +401,7 @@ pub fn parse_without_command() -> Result<Cli, clap::Error> {
 
 fn checked(cli: Cli) -> Result<Cli, clap::Error> {
     if let Some(complaint) = environment::unknown_variable(environment::all().map(|(name, _)| name)) {
-        return Err(Cli::command().error(clap::error::ErrorKind::UnknownArgument, complaint));
+        return Err(Cli::command().error(ErrorKind::UnknownArgument, complaint));
     }
     Ok(cli)
 }
@@ -439,6 +454,30 @@ mod tests {
         for text in ["", "much", "10 parsecs", "-1"] {
             assert!(size(text).unwrap_err().contains("20Gi"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_program_of_its_own_has_defaults_that_a_flag_outranks() {
+        let parse = |defaults: &[(&'static str, &'static str)], words: &str| {
+            let words = words.split(' ').map(OsString::from).collect();
+            parse_without_command("resize", defaults, words).map_err(|error| error.to_string())
+        };
+        let longest = |cli: Result<Cli, String>| {
+            let Action::Run(args) = cli.unwrap().action else { panic!("it is run") };
+            args.work.max_duration
+        };
+        let defaults =
+            [("max-duration", "2h"), ("queue-url", "https://sqs.us-east-1.amazonaws.com/1/q"), ("accept-raw", "true")];
+        assert_eq!(longest(parse(&defaults, "resize run")), Duration::from_hours(2));
+        assert_eq!(longest(parse(&defaults, "resize run --max-duration 3h")), Duration::from_hours(3));
+        assert!(matches!(parse(&defaults, "resize local in").unwrap().action, Action::Local(_)));
+
+        let error = |defaults, words| parse(defaults, words).unwrap_err();
+        assert!(error(&[("max-durations", "2h")], "resize run").contains("gives --max-durations a default"));
+        assert!(error(&[("max-duration", "2 fortnights")], "resize local in").contains("--max-duration"));
+        assert!(error(&[], "resize run -- true").contains("takes no COMMAND"));
+        assert!(error(&[], "resize run").contains("Usage: resize run"));
+        assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
     }
 
     #[test]

@@ -39,9 +39,9 @@ pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, error};
 
-use crate::app;
 use crate::job::verdict::Exit;
 use crate::ports::{Command, Exited, Pulse, Runner, StartError};
+use crate::{app, cli};
 
 /// Work on one object.
 #[async_trait]
@@ -126,7 +126,52 @@ impl Job {
 
 /// The whole of a program whose work is `work`: command line, environment, signals, exit code.
 pub fn main(work: impl Work) -> ExitCode {
-    app::main(Some(Arc::new(InProcess(Arc::new(work)))))
+    Program::new(work).main()
+}
+
+/// A program with a name and defaults of its own.
+///
+/// ```no_run
+/// # use leasehold::library::{Failure, Job, Program, Work, async_trait};
+/// # struct Resize;
+/// # #[async_trait]
+/// # impl Work for Resize {
+/// #     async fn process(&self, _: Job) -> Result<(), Failure> { Ok(()) }
+/// # }
+/// fn main() -> std::process::ExitCode {
+///     Program::new(Resize).name("resize").default("max-duration", "2h").default("input", "file").main()
+/// }
+/// ```
+pub struct Program {
+    work: Arc<dyn Runner>,
+    name: &'static str,
+    defaults: Vec<(&'static str, &'static str)>,
+}
+
+impl Program {
+    pub fn new(work: impl Work) -> Self {
+        Self { work: Arc::new(InProcess(Arc::new(work))), name: "leasehold", defaults: Vec::new() }
+    }
+
+    /// What it is called in its help.
+    #[must_use]
+    pub fn name(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
+    /// What `--flag` is where neither the command line nor `LEASEHOLD_FLAG` says it, written as there. [`main`](Self::main)
+    /// refuses a flag that does not exist.
+    #[must_use]
+    pub fn default(mut self, flag: &'static str, value: &'static str) -> Self {
+        self.defaults.push((flag, value));
+        self
+    }
+
+    /// Runs it to its end; what it returns is what the pod's restarts depend on.
+    pub fn main(self) -> ExitCode {
+        let Self { work, name, defaults } = self;
+        app::main(cli::parse_without_command(name, &defaults, std::env::args_os().collect()), Some(work))
+    }
 }
 
 /// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds for both.

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    leasehold::app::main(None)
+    leasehold::app::main(leasehold::cli::parse(), None)
 }
