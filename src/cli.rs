@@ -1,6 +1,7 @@
 //! The command line: every flag has its `LEASEHOLD_<FLAG>`.
 
 pub mod environment;
+pub mod values;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,8 +13,7 @@ use bytesize::ByteSize;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use values::{InputArg, OnStopArg, RetryArg, VisibilityArg, size, time};
 
 use crate::job::place::{Place, Template};
 use crate::job::route::EventFilter;
@@ -331,39 +331,6 @@ const RETRY: &str = "Retry";
 const REPORT: &str = "Report";
 const METRICS: &str = "Metrics and probes";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum VisibilityArg {
-    /// A short lease, extended at each third of it
-    Heartbeat,
-    /// One extension to --max-duration and the stop, right after the receive
-    Fixed,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum InputArg {
-    /// As a file, whose path is in JOB_INPUT
-    File,
-    /// As its standard input, too
-    Stdin,
-    /// Not at all: it is not fetched
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnStopArg {
-    Release,
-    Expire,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RetryArg {
-    Backoff,
-    Expire,
-}
-
 /// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
 pub fn parse() -> Result<Cli, clap::Error> {
     checked(Cli::try_parse()?)
@@ -434,27 +401,9 @@ pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) ->
     RunArgs::from_arg_matches(&matches).map_err(first_line)
 }
 
-pub fn time(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))
-}
-
-fn size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|error| format!("{error}; write for example 500Mi or 20Gi"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_written_as_in_kubernetes() {
-        for (text, bytes) in [("20Gi", 20 << 30), ("500Mi", 500 << 20), ("1500M", 1_500_000_000), ("123", 123)] {
-            assert_eq!(size(text), Ok(ByteSize(bytes)), "{text}");
-        }
-        for text in ["", "much", "10 parsecs", "-1"] {
-            assert!(size(text).unwrap_err().contains("20Gi"), "{text}");
-        }
-    }
 
     #[test]
     fn a_program_of_its_own_has_defaults_that_a_flag_outranks() {

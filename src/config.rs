@@ -10,10 +10,8 @@ use std::time::Duration;
 
 use crate::actors::receiver::Polling;
 use crate::actors::supervisor::{Settings, StopBudget};
-use crate::cli::{
-    InputArg, LocalArgs, MetricsArgs, OnStopArg, PlaceArgs, PushgatewayArgs, RecordArgs, RetryArg, RunArgs, SweepArgs,
-    VisibilityArg, WorkArgs,
-};
+use crate::cli::values::{InputArg, OnStopArg, RetryArg, VisibilityArg};
+use crate::cli::{LocalArgs, MetricsArgs, PlaceArgs, PushgatewayArgs, RecordArgs, RunArgs, SweepArgs, WorkArgs};
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::place::Template;

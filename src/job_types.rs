@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::cli::{InputArg, RetryArg, VisibilityArg};
+use crate::cli::values::{InputArg, RetryArg, VisibilityArg, time};
 use crate::job::place::Template;
 use crate::job::route::{BadEventFilter, EventFilter, KeyGlob, Task};
 
@@ -172,8 +172,8 @@ impl TryFrom<String> for S3Place {
 impl TryFrom<String> for Time {
     type Error = String;
 
-    fn try_from(time: String) -> Result<Self, String> {
-        crate::cli::time(&time).map(Self)
+    fn try_from(text: String) -> Result<Self, String> {
+        time(&text).map(Self)
     }
 }
 
