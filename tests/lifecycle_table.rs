@@ -78,7 +78,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("QueueEmpty", Event::QueueEmpty),
         ("ReceiveFailed(gave up)", Event::ReceiveFailed(ReceiveFailure::GaveUp("503".into()))),
         ("ReceiveFailed(misconfigured)", Event::ReceiveFailed(ReceiveFailure::Misconfigured("no queue".into()))),
-        ("Resumed", Event::Resumed(100 * S)),
+        ("Resumed(a while)", Event::Resumed(100 * S)),
+        ("Resumed(all its time)", Event::Resumed(10_000 * S)),
         ("Progressed", Event::Progressed(Progress { share: Some(0.4), text: None })),
         ("Stalled", Event::Stalled),
         ("Processed(finished)", processed(Outcome::Finished)),
@@ -86,14 +87,20 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Processed(exit 65)", exited(65)),
         ("Processed(exit 75)", exited(75)),
         ("Processed(fetch failed)", processed(Outcome::Failed(Failure::Fetch("503".into())))),
+        ("Processed(publish failed)", processed(Outcome::Failed(Failure::Publish("503".into())))),
+        ("Processed(not recorded)", processed(Outcome::Failed(Failure::Record("503".into())))),
+        ("Processed(superseded)", processed(Outcome::Failed(Failure::Superseded("412".into())))),
         ("Processed(objects gone)", processed(Outcome::ObjectsGone)),
         ("Processed(already done)", processed(Outcome::AlreadyDone)),
         ("Processed(halted)", processed(Outcome::Failed(Failure::Halted))),
         ("LeaseLost", Event::LeaseLost("expired".into())),
         ("LeaseExhausted", Event::LeaseExhausted),
         ("Settled(deleted)", Event::Settled(Settlement::Deleted(Completion::Succeeded))),
+        ("Settled(deleted: already done)", Event::Settled(Settlement::Deleted(Completion::AlreadyDone))),
         ("Settled(kept: command failed)", kept(KeepReason::CommandFailed(Exit::Code(1)))),
         ("Settled(kept: stopped)", kept(KeepReason::Stopped)),
+        ("Settled(kept: handed over)", kept(KeepReason::HandedOver)),
+        ("Settled(kept: lease lost)", kept(KeepReason::LeaseLost("superseded".into()))),
         ("NotDeleted(withdrawn)", Event::NotDeleted(NotDeleted::Withdrawn)),
         ("NotDeleted(lease lost)", Event::NotDeleted(NotDeleted::LeaseLost)),
         ("NotDeleted(gave up)", Event::NotDeleted(NotDeleted::GaveUp("503".into()))),
@@ -112,6 +119,7 @@ fn events() -> Vec<(&'static str, Event)> {
 /// The phases, each as the events that lead to it.
 fn phases() -> Vec<(&'static str, Vec<Event>)> {
     let got = || received(OBJECT_CREATED);
+    let superseded = || processed(Outcome::Failed(Failure::Superseded("412".into())));
     let got_long = || received(&OBJECT_CREATED.replace("incoming/", "long/"));
     vec![
         ("Receiving", vec![]),
@@ -119,11 +127,13 @@ fn phases() -> Vec<(&'static str, Vec<Event>)> {
         ("Processing", vec![got()]),
         ("Halting, asked to stop", vec![got(), Event::StopRequested]),
         ("Halting, timed out", vec![got(), Event::Overdue(Limit::Work)]),
+        ("Halting, stalled", vec![got(), Event::Stalled]),
         ("Halting, lease lost", vec![got(), Event::LeaseLost("expired".into())]),
         ("Halting, at SQS's ceiling", vec![got(), Event::LeaseExhausted]),
         ("Halting, at SQS's ceiling, of a job type with a checkpoint", vec![got_long(), Event::LeaseExhausted]),
         ("Settling a success", vec![got(), processed(Outcome::Finished)]),
         ("Settling a success, asked to stop", vec![got(), processed(Outcome::Finished), Event::StopRequested]),
+        ("Settling what another pod has claimed", vec![got(), superseded()]),
         ("Settling a failure", vec![got(), exited(1)]),
         ("Done", vec![Event::QueueEmpty]),
     ]
