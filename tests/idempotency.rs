@@ -10,7 +10,7 @@ use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle};
 use leasehold::job::report::Ended;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::clock::Clock;
-use leasehold::ports::memory::{Call, MemoryQueue};
+use leasehold::ports::memory::MemoryQueue;
 use leasehold::ports::s3::S3;
 use leasehold::ports::{Condition, Entry, RecordError, Records};
 use leasehold::work::idempotency::{Claim, Idempotency};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::aws;
 use crate::support::cloud::Cloud;
 use crate::support::journey::{
-    Around, Arrived, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
+    Arrived, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
 };
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
@@ -51,43 +51,6 @@ async fn a_redelivery_of_finished_work_is_deleted_without_running() {
         (RunOutcome::Finished, vec!["succeeded", "already_done"])
     );
     assert_eq!((command.runs(), deletes(&queue), records.state().as_deref()), (1, 2, Some("done")));
-}
-
-/// The pod is gone between the record and the delete.
-#[tokio::test(start_paused = true)]
-async fn work_that_was_recorded_but_not_deleted_is_not_done_again() {
-    let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
-    let mut first = pod(&queue, &command, &records);
-    let mut frozen = Around::new(&queue);
-    frozen.before = Box::new(|call| {
-        Box::pin(async move {
-            if call == Call::Delete {
-                std::future::pending::<()>().await;
-            }
-        })
-    });
-    first.queue = Arc::new(frozen);
-    assert!(first.run_for(6 * S, std::future::pending()).await.is_none());
-    assert_eq!((records.state().as_deref(), deletes(&queue)), (Some("done"), 0));
-
-    let mut second = pod(&queue, &command, &records);
-    second.settings.polling.wait = 3 * MINUTE;
-    assert_eq!(outcomes(&second.run().await), ["already_done"]);
-    assert_eq!((command.runs(), queue.is_drained()), (1, true));
-}
-
-/// The pod is gone between its command's success and the record: it has to be done again.
-#[tokio::test(start_paused = true)]
-async fn work_that_was_not_recorded_is_done_again() {
-    let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
-    records.script([Fault::None, Fault::Refused, Fault::Refused, Fault::Refused]);
-    assert!(pod(&queue, &command, &records).run_for(5 * S, std::future::pending()).await.is_none());
-    assert_eq!((command.runs(), records.state().as_deref(), deletes(&queue)), (1, Some("in_progress"), 0));
-
-    let mut second = pod(&queue, &command, &records);
-    second.settings.polling.wait = 3 * MINUTE;
-    assert_eq!(outcomes(&second.run().await), ["succeeded"]);
-    assert_eq!((command.runs(), queue.is_drained()), (2, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,38 +107,6 @@ async fn what_a_dead_pod_began_is_taken_over_when_its_record_expires() {
     let taken_over = started.elapsed() - 5 * MINUTE;
     let expires = VISIBILITY / 3 + VISIBILITY;
     assert!((expires..expires + 15 * S).contains(&taken_over), "{taken_over:?}");
-}
-
-/// Of many that wait for the same dead pod's record, one does the work.
-#[tokio::test(start_paused = true)]
-async fn a_takeover_has_one_winner() {
-    let bodies = vec![object_created("k"); 6];
-    let queue = queue_with(&bodies.iter().map(String::as_str).collect::<Vec<_>>());
-    let (records, command) = (MemoryRecords::default(), FakeCommand::new(Does::Exits(4 * MINUTE, 0)));
-    assert!(pod(&queue, &command, &records).run_for(MINUTE, std::future::pending()).await.is_none());
-    let waiting = (0..5).map(|_| pod(&queue, &command, &records).run());
-    let arrived = futures_util::future::join_all(waiting).await;
-    let mut outcomes: Vec<_> = arrived.iter().flat_map(outcomes).collect();
-    outcomes.sort_unstable();
-    assert_eq!(outcomes, ["already_done", "already_done", "already_done", "already_done", "succeeded"]);
-    assert_eq!(command.runs(), 2);
-}
-
-/// The fence that SQS cannot give: a pod that cannot reach the records loses to the one that takes over, although its SQS
-/// lease holds.
-#[tokio::test(start_paused = true)]
-async fn a_refresh_that_fails_is_a_lost_lease() {
-    let (queue, records) = (twice(), MemoryRecords::default());
-    let cut_off = records.another();
-    let (slow, quick) = (FakeCommand::new(Does::Succeeds(9 * MINUTE, 2 * S)), exits(0));
-    let (first, second) = tokio::join!(pod(&queue, &slow, &cut_off).run(), async {
-        sleep(S).await;
-        cut_off.unreachable.store(true, Ordering::Relaxed);
-        pod(&queue, &quick, &records).run().await
-    });
-    assert_eq!((outcomes(&first), outcomes(&second)), (vec!["lease_lost"], vec!["succeeded"]));
-    assert!(slow.ended() < quick.ended(), "they worked at the same time");
-    assert_eq!(records.state().as_deref(), Some("done"));
 }
 
 /// Whatever write it is: the claim, a refresh, the end.

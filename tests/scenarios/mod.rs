@@ -4,13 +4,25 @@
 //! it. Virtual time where that is enough; real processes and a real server where they are the point.
 
 mod completion;
+mod fetch;
 mod lease;
+mod partial_state;
 mod receive;
+mod records;
 mod stop;
 mod work;
 
 use leasehold::cli::{Action, Cli};
 use leasehold::config::RunConfig;
+use serde_json::Value;
+
+use crate::support::object_created;
+
+/// One record of a notification.
+fn record(key: &str) -> Value {
+    let mut body: Value = serde_json::from_str(&object_created(key)).unwrap();
+    body["Records"][0].take()
+}
 
 /// What `leasehold run` makes of these flags: the settings, or its complaint.
 pub fn configured(flags: &str) -> Result<RunConfig, String> {

@@ -1,24 +1,20 @@
 //! 43 to 52: the event, the object, the command, and what is told of it.
 
-use std::io;
 use std::ops::Range;
 use std::path::{Component, Path};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use fastrand::Rng;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::TryStreamExt;
 use leasehold::job::notification::Object;
-use leasehold::job::verdict::{Failure, RunOutcome};
-use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
+use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::s3::S3;
 use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore};
-use leasehold::work::fetch::{FetchPolicy, Fetched, MissingObject, fetch};
-use leasehold::work::workspace::WorkDir;
+use leasehold::work::fetch::MissingObject;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::record;
 use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::http::Http;
@@ -26,12 +22,6 @@ use crate::support::journey::{
     Does, FakeCommand, FakeStore, FakeTelemetry, GRACE, Journey, MINUTE, S, deletes, exits, queue, queue_with,
 };
 use crate::support::object_created;
-use crate::support::servers::Microburst;
-
-fn record(key: &str) -> Value {
-    let mut body: Value = serde_json::from_str(&object_created(key)).unwrap();
-    body["Records"][0].take()
-}
 
 /// S3's test event, and events that nobody asked for, are no error: there is nothing to do, so the message is deleted.
 #[tokio::test(start_paused = true)]
@@ -309,7 +299,7 @@ async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
 }
 
 /// A message of many records is one message: the first that fails keeps it as a whole, and at the next delivery all of
-/// them are worked on again. (To remember those that were done is for a store that does not exist yet.)
+/// them are worked on again.
 #[tokio::test(start_paused = true)]
 async fn s47_one_record_that_fails_keeps_the_whole_message() {
     let body = json!({ "Records": [record("a"), record("b"), record("c")] }).to_string();
@@ -325,9 +315,8 @@ async fn s47_one_record_that_fails_keeps_the_whole_message() {
     assert!(queue.is_drained());
 }
 
-/// Notifications come twice and out of order. What is promised today is "at least once": each is worked on, in the
-/// order of delivery, and none is dropped for its sequencer. (To recognise finished work is for a store that does not
-/// exist yet.)
+/// Notifications come twice and out of order. What is promised is "at least once": each is worked on, in the order of
+/// delivery, and none is dropped for its sequencer.
 #[tokio::test(start_paused = true)]
 async fn s48_duplicate_and_reordered_notifications_are_each_worked_on() {
     let about = |sequencer: &str, etag: &str| {
@@ -343,234 +332,6 @@ async fn s48_duplicate_and_reordered_notifications_are_each_worked_on() {
     assert_eq!(journey.run().await.outcomes(), ["succeeded"; 3]);
     assert_eq!(command.got("JOB_ETAG"), ["second", "first", "second"]);
     assert!(queue.is_drained() && deletes(&queue) == 3);
-}
-
-/// A disk without room for the object is a failed fetch, to be retried elsewhere; nothing is left on the disk.
-#[tokio::test]
-async fn s49_a_full_disk_is_a_failed_fetch_and_leaves_nothing_behind() {
-    static LARGE: [u8; 200_000] = [b'x'; 200_000];
-    let cloud = Cloud::new(5).await;
-    cloud.put("large", &LARGE).await;
-    let disk = tempfile::tempdir().unwrap();
-    // A disk of 64 KiB, which only this run sees.
-    let small_disk = r#"mount -t tmpfs -o size=64k tmpfs "$DISK" || exit 99
-        "$@" --work-dir "$DISK" -- true; code=$?; ls -A "$DISK" > left; exit $code"#;
-    let mut command = tokio::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", small_disk, "sh"]);
-    command.args([env!("CARGO_BIN_EXE_leasehold"), "run", "--queue-url", &cloud.queue_url]);
-    command.env("DISK", disk.path()).current_dir(cloud.notes.path());
-    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-    let left = Leasehold::start(command).run_to(75).await;
-    let kept = left.record("message kept");
-    assert_eq!(kept["outcome"], "fetch_failed");
-    let error = kept["error"].as_str().unwrap();
-    let (disk, name) = (disk.path().display(), format!("s3://{}/large", cloud.bucket));
-    assert!(
-        error.ends_with(&format!(
-            "{name} is 195.3 KiB: --work-dir {disk}: 64.0 KiB are free: give its volume more room"
-        )),
-        "{error}"
-    );
-    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("left")).unwrap(), "");
-    assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
-}
-
-/// An emptyDir's limit is seen in no file system, so it is told; what does not fit is not begun.
-#[tokio::test]
-async fn s49_an_object_over_the_work_dirs_limit_is_a_failed_fetch() {
-    let cloud = Cloud::new(5).await;
-    cloud.put("large", &vec![b'x'; 200_000]).await;
-    let left = cloud.run("--work-dir-limit 100Ki", "exit 0").run_to(75).await;
-    let kept = left.record("message kept");
-    assert_eq!(kept["outcome"], "fetch_failed");
-    let error = kept["error"].as_str().unwrap();
-    assert!(
-        error.contains("/large is 195.3 KiB: ") && error.contains(" of --work-dir-limit 100.0 KiB are used"),
-        "{error}"
-    );
-}
-
-/// An object whose streams break.
-struct Breaking {
-    bytes: Bytes,
-    /// How many bytes a stream brings before it breaks.
-    lives: usize,
-    /// Or it ends as if it were whole.
-    ends: bool,
-    checksum: Option<Checksum>,
-    /// What became of it while it was fetched.
-    becomes: Option<FetchError>,
-    /// How each stream was asked for, and when.
-    asked: Mutex<Vec<(Object, Range<u64>, Instant)>>,
-}
-
-impl Breaking {
-    fn new(bytes: impl Into<Bytes>, lives: usize) -> Self {
-        let (checksum, becomes, asked) = (None, None, Mutex::default());
-        Self { bytes: bytes.into(), lives, ends: false, checksum, becomes, asked }
-    }
-
-    fn stream(&self, object: &Object, range: Range<usize>) -> ByteStream {
-        let told = range.start as u64..range.end as u64;
-        self.asked.lock().unwrap().push((object.clone(), told, Instant::now()));
-        let lives = self.lives.min(range.len());
-        let chunks: Vec<_> =
-            self.bytes.slice(range)[..lives].chunks(300_000).map(Bytes::copy_from_slice).map(Ok).collect();
-        let breaks = (lives == self.lives && !self.ends).then(|| Err(io::ErrorKind::ConnectionReset.into()));
-        stream::iter(chunks.into_iter().chain(breaks)).boxed()
-    }
-
-    fn ranges(&self) -> Vec<Range<u64>> {
-        self.asked.lock().unwrap().iter().map(|(_, range, _)| range.clone()).collect()
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Breaking {
-    async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        let (etag, checksum) = (Some("of-the-answer".to_owned()), self.checksum.clone());
-        let bytes = self.stream(object, 0..self.bytes.len());
-        Ok(ObjectBody { size: self.bytes.len() as u64, etag, checksum, bytes })
-    }
-
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError> {
-        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-        assert!(!range.is_empty());
-        match &self.becomes {
-            Some(error) => Err(error.clone()),
-            None => Ok(self.stream(object, range)),
-        }
-    }
-}
-
-/// Fetches it, and gives back what is on the disk then.
-async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> {
-    let home = tempfile::tempdir().unwrap();
-    let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
-    assert_eq!(fetch(store, &FetchPolicy::default(), &work_dir, object, &path).await?, Fetched::Here);
-    Ok(std::fs::read(path).unwrap())
-}
-
-fn object(version_id: Option<&str>, etag: Option<&str>) -> Object {
-    let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-    Object { bucket: "b".into(), key: "k".into(), version_id, etag, size: None, sequencer: None }
-}
-
-/// Bytes that are nowhere the same for long.
-fn noise(length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    Rng::with_seed(49).fill(&mut bytes);
-    bytes
-}
-
-fn checksum(algorithm: Algorithm, bytes: &[u8]) -> Checksum {
-    let mut hasher = Hasher::new(algorithm);
-    hasher.update(bytes);
-    Checksum { algorithm, value: hasher.value() }
-}
-
-/// A stream that breaks is followed by one from where it broke, of the same object; however often, while it gets on.
-#[tokio::test(start_paused = true)]
-async fn s49_a_stream_that_breaks_goes_on_where_it_broke() {
-    for (told, pinned) in [
-        (object(None, None), object(None, Some("of-the-answer"))),
-        (object(None, Some("e")), object(None, Some("e"))),
-        (object(Some("v"), None), object(Some("v"), Some("of-the-answer"))),
-    ] {
-        for ends in [false, true] {
-            let bytes = noise(100);
-            let crc = Some(checksum(Algorithm::Crc64Nvme, &bytes));
-            let store = Breaking { ends, checksum: crc, ..Breaking::new(bytes.clone(), 7) };
-            assert_eq!(fetched(&store, &told).await, Ok(bytes));
-            let starts: Vec<_> = (0..100).step_by(7).map(|start| start..100).collect();
-            assert_eq!(store.ranges(), starts);
-            assert!(store.asked.lock().unwrap()[1..].iter().all(|(object, ..)| *object == pinned));
-        }
-    }
-}
-
-/// Streams that bring nothing are not asked for without end: the fetch has failed, and says how far it came.
-#[tokio::test(start_paused = true)]
-async fn s49_streams_that_bring_nothing_are_a_failed_fetch() {
-    let store = Breaking::new(noise(100), 0);
-    let began = Instant::now();
-    let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else { panic!("it was fetched") };
-    assert_eq!(why, "s3://b/k broke off at byte 0: connection reset");
-    assert_eq!(store.ranges(), vec![0..100; 6]);
-    assert!(S < began.elapsed() && began.elapsed() < 15 * S, "{:?}", began.elapsed());
-}
-
-/// An object that is overwritten, or gone, while it is fetched is what it would have been before.
-#[tokio::test(start_paused = true)]
-async fn s49_an_object_that_changes_half_way_is_not_put_together_of_two() {
-    let text = || "why".to_owned();
-    for (becomes, failure) in [
-        (FetchError::Overwritten(text()), Failure::Unreadable(text())),
-        (FetchError::Missing(text()), Failure::Fetch(text())),
-    ] {
-        let store = Breaking { becomes: Some(becomes), ..Breaking::new(noise(100), 7) };
-        assert_eq!(fetched(&store, &object(None, None)).await, Err(failure));
-    }
-}
-
-/// Bytes that do not hash to what was stored are a failed fetch, whatever S3 hashed them with.
-#[tokio::test(start_paused = true)]
-async fn s49_bytes_that_are_not_those_that_were_stored_are_a_failed_fetch() {
-    let bytes = noise(2_000_000);
-    let mut changed = bytes.clone();
-    changed[1_500_000] ^= 1;
-    for algorithm in [Algorithm::Crc64Nvme, Algorithm::Crc32, Algorithm::Crc32C, Algorithm::Sha1, Algorithm::Sha256] {
-        let checksum = Some(checksum(algorithm, &bytes));
-        let store = Breaking { checksum: checksum.clone(), ..Breaking::new(bytes.clone(), usize::MAX) };
-        assert_eq!(fetched(&store, &object(None, None)).await.unwrap(), bytes);
-        let store = Breaking { checksum, ..Breaking::new(changed.clone(), usize::MAX) };
-        let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else { panic!("{algorithm:?}") };
-        assert!(why.starts_with(&format!("s3://b/k: {algorithm} of its 2000000 bytes is ")), "{why}");
-    }
-}
-
-/// A large object comes over several connections, of which each may break; every byte once, and all of them verified.
-#[tokio::test(start_paused = true)]
-async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
-    let bytes = Bytes::from(noise(65 << 20));
-    let checksum = Some(checksum(Algorithm::Crc64Nvme, &bytes));
-    let store = Breaking { checksum, ..Breaking::new(bytes.clone(), 5_000_000) };
-    assert!(fetched(&store, &object(None, None)).await.unwrap() == bytes, "they differ");
-    let ranges = store.ranges();
-    assert_eq!(ranges[0], 0..bytes.len() as u64);
-    let parts: Vec<_> = (1..8).map(|n: u64| bytes.len() as u64 - n * (8 << 20)).collect();
-    assert!(parts.iter().all(|start| ranges.iter().any(|range| range.start == *start)), "{ranges:?}");
-}
-
-/// The same over real connections to a real server: one that is cut is followed by another, and bytes that change on
-/// the way are noticed before the command sees them.
-#[tokio::test]
-async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_noticed() {
-    let (cut, changed) = (Cloud::new(5).await, Cloud::new(5).await);
-    let rule = |cloud: &Cloud, response| json!({ "service": "s3", "operation": "GetObject", "resource": cloud.bucket, "times": 2, "response": response });
-    let rules = [rule(&cut, json!({ "abort_frac": 0.5 })), rule(&changed, json!({ "corrupt_bytes": 8 }))];
-    let network = Microburst::start(&cut.endpoint, &rules).await;
-    aws::warm_up(&network.endpoint()).await;
-    let run = |cloud: &Cloud| {
-        let mut command = cloud.command(&[], "", r#"cp "$JOB_INPUT" got"#);
-        command.env("AWS_ENDPOINT_URL_S3", network.endpoint());
-        Leasehold::start(command)
-    };
-
-    let bytes = noise(3_000_000);
-    cut.put("k", &bytes).await;
-    let left = run(&cut).run_to(0).await;
-    assert!(std::fs::read(cut.notes.path().join("got")).unwrap() == bytes, "they differ");
-    let resumed = left.log.iter().filter(|record| record["message"] == "the fetch goes on from there");
-    assert_eq!(resumed.count(), 2, "{}", left.stdout);
-
-    changed.put("k", &bytes).await;
-    let left = run(&changed).run_to(75).await;
-    let kept = left.record("message kept");
-    assert_eq!(kept["outcome"], "fetch_failed");
-    assert!(kept["error"].as_str().unwrap().contains("CRC32 of its 3000000 bytes is "), "{kept}");
-    assert!(!changed.notes.path().join("got").exists());
 }
 
 /// A command that floods its output, with long lines and short ones, text and not, while nobody reads our log, is not

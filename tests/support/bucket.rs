@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub struct MemoryBucket {
     objects: Arc<Mutex<BTreeMap<String, Bytes>>>,
     upload_takes: Arc<Mutex<Duration>>,
+    uploads: Arc<AtomicUsize>,
 }
 
 impl MemoryBucket {
@@ -33,8 +35,22 @@ impl MemoryBucket {
         *self.upload_takes.lock().expect("not poisoned") = time;
     }
 
-    fn get(&self, key: &str) -> Option<Bytes> {
+    /// How many came to their end.
+    pub fn uploads(&self) -> usize {
+        self.uploads.load(Ordering::Relaxed)
+    }
+
+    pub fn get(&self, key: &str) -> Option<Bytes> {
         self.objects.lock().expect("not poisoned").get(key).cloned()
+    }
+
+    pub fn remove(&self, key: &str) {
+        self.objects.lock().expect("not poisoned").remove(key);
+    }
+
+    /// What is answered to who asks for an object with these bytes.
+    pub fn body(bytes: Bytes) -> ObjectBody {
+        ObjectBody { size: bytes.len() as u64, etag: None, checksum: None, bytes: stream::iter([Ok(bytes)]).boxed() }
     }
 }
 
@@ -42,8 +58,7 @@ impl MemoryBucket {
 impl ObjectStore for MemoryBucket {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
         let bytes = self.get(&object.key).ok_or_else(|| FetchError::Missing(format!("no {}", object.key)))?;
-        let size = bytes.len() as u64;
-        Ok(ObjectBody { size, etag: None, checksum: None, bytes: stream::iter([Ok(bytes)]).boxed() })
+        Ok(Self::body(bytes))
     }
 
     async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<ByteStream, FetchError> {
@@ -64,6 +79,7 @@ impl ObjectWriter for MemoryBucket {
         let bytes = std::fs::read(Path::new(upload.path)).map_err(|error| error.to_string())?;
         assert_eq!(bytes.len() as u64, upload.bytes);
         self.insert(upload.key, &bytes);
+        self.uploads.fetch_add(1, Ordering::Relaxed);
         let value = Hasher::new(Algorithm::Crc64Nvme).value();
         Ok(Uploaded { etag: None, checksum: Checksum { algorithm: Algorithm::Crc64Nvme, value } })
     }
@@ -76,7 +92,7 @@ impl Storage for MemoryBucket {
     }
 
     async fn delete(&self, _: &str, key: &str) -> Result<(), String> {
-        self.objects.lock().expect("not poisoned").remove(key);
+        self.remove(key);
         Ok(())
     }
 }

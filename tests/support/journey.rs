@@ -129,6 +129,8 @@ pub enum Does {
     Prints(Duration, u32),
     /// Says so often how far it is, in so many steps; then it exits 0.
     Progresses(Duration, u32),
+    /// Takes so long, writes a file of results, and exits 0.
+    Writes(Duration),
     /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at the last.
     Resumes(Duration, u32),
     /// Not even KILL seems to help.
@@ -234,6 +236,14 @@ impl Runner for FakeCommand {
                 }
                 Exit::Code(0)
             }
+            Does::Writes(after) => tokio::select! {
+                () = sleep(after) => {
+                    let directory = command_env("JOB_OUTPUT_DIR").expect("it is given");
+                    std::fs::write(Path::new(&directory).join("results.csv"), "1;2").expect("writable");
+                    Exit::Code(0)
+                }
+                () = halt.cancelled() => Exit::Signal(15),
+            },
             Does::Resumes(step, steps) => {
                 let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
                 let file = Path::new(&directory).join("steps").join("done");

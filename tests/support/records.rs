@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::ports::{Condition, Entry, RecordError, Records};
@@ -42,7 +43,7 @@ pub enum Fault {
 
 impl MemoryRecords {
     pub fn another(&self) -> Self {
-        Self { shelf: self.shelf.clone(), unreachable: Arc::default() }
+        Self { shelf: self.shelf.clone(), ..Self::default() }
     }
 
     /// One after another for the next writes.
@@ -65,6 +66,38 @@ impl MemoryRecords {
         }
     }
 
+    /// What is there now, whatever the weather.
+    pub fn now(&self, bucket: &str, key: &str) -> Option<Entry> {
+        let found = self.locked().records.get(&format!("{bucket}/{key}")).cloned();
+        found.map(|Record { bytes, etag, written }| {
+            let age = Duration::from_secs(written.elapsed().as_secs());
+            Entry { bytes, etag, age }
+        })
+    }
+
+    /// Writes at once, whatever the weather.
+    pub fn write_now(
+        &self,
+        bucket: &str,
+        key: &str,
+        bytes: Vec<u8>,
+        condition: Condition<'_>,
+    ) -> Result<String, RecordError> {
+        let mut kept = self.locked();
+        let key = format!("{bucket}/{key}");
+        let is_met = match (condition, kept.records.get(&key)) {
+            (Condition::Absent, found) => found.is_none(),
+            (Condition::Unchanged(etag), found) => found.is_some_and(|found| found.etag == etag),
+        };
+        if !is_met {
+            return Err(RecordError::ConditionFailed);
+        }
+        kept.writes += 1;
+        let etag = format!("\"{}\"", kept.writes);
+        kept.records.insert(key, Record { bytes, etag: etag.clone(), written: Instant::now() });
+        Ok(etag)
+    }
+
     pub fn len(&self) -> usize {
         self.locked().records.len()
     }
@@ -83,11 +116,7 @@ impl MemoryRecords {
 impl Records for MemoryRecords {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
         self.reach()?;
-        let found = self.locked().records.get(&format!("{bucket}/{key}")).cloned();
-        Ok(found.map(|Record { bytes, etag, written }| {
-            let age = std::time::Duration::from_secs(written.elapsed().as_secs());
-            Entry { bytes, etag, age }
-        }))
+        Ok(self.now(bucket, key))
     }
 
     async fn write(
@@ -98,22 +127,11 @@ impl Records for MemoryRecords {
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
         self.reach()?;
-        let mut kept = self.locked();
-        let fault = kept.faults.pop_front().unwrap_or(Fault::None);
+        let fault = self.locked().faults.pop_front().unwrap_or(Fault::None);
         if let Fault::Refused = fault {
             return Err(RecordError::Retryable("503 SlowDown".to_owned()));
         }
-        let key = format!("{bucket}/{key}");
-        let is_met = match (condition, kept.records.get(&key)) {
-            (Condition::Absent, found) => found.is_none(),
-            (Condition::Unchanged(etag), found) => found.is_some_and(|found| found.etag == etag),
-        };
-        if !is_met {
-            return Err(RecordError::ConditionFailed);
-        }
-        kept.writes += 1;
-        let etag = format!("\"{}\"", kept.writes);
-        kept.records.insert(key, Record { bytes, etag: etag.clone(), written: Instant::now() });
+        let etag = self.write_now(bucket, key, bytes, condition)?;
         match fault {
             Fault::AnswerLost => Err(RecordError::Retryable("the connection was reset".to_owned())),
             Fault::None | Fault::Refused => Ok(etag),

@@ -1,0 +1,124 @@
+//! 53 to 56: work that is recorded (`--idempotency`), and what becomes of it at the worst of moments.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leasehold::ports::memory::{Call, MemoryQueue};
+use leasehold::work::publish::S3Outbox;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::record;
+use crate::support::bucket::MemoryBucket;
+use crate::support::journey::{Around, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, queue, queue_with};
+use crate::support::object_created;
+use crate::support::records::{Fault, MemoryRecords};
+
+/// With a record of its work, and a place for its results.
+fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords, results: &MemoryBucket) -> Journey {
+    let mut journey = Journey::new(queue, command);
+    journey.records = Some(records.clone());
+    journey.outbox = Some(Arc::new(S3Outbox { writer: Arc::new(results.clone()) }));
+    let task = journey.settings.policy.task.as_mut().expect("there is one");
+    Arc::make_mut(task).output = Some("s3://results/{key}".parse().unwrap());
+    journey.settings.polling.wait = 10 * MINUTE;
+    journey
+}
+
+/// With a record of each, those that were done are not done again.
+#[tokio::test(start_paused = true)]
+async fn s47_objects_that_were_done_are_not_done_again_with_the_rest_of_their_message() {
+    let body = json!({ "Records": [record("a"), record("b"), record("c")] }).to_string();
+    let (queue, records) = (queue_with(&[&body]), MemoryRecords::default());
+    let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 1), Does::Exits(S, 0)]);
+    for outcome in ["command_failed", "succeeded"] {
+        let pod = pod(&queue, &command, &records, &MemoryBucket::default());
+        assert_eq!(pod.run().await.outcomes(), [outcome]);
+    }
+    assert_eq!(command.got("JOB_KEY"), ["a", "b", "b", "c"]);
+    assert!(queue.is_drained());
+}
+
+/// A stop while results are on their way gives them up. Nothing is deleted, nothing is recorded as done; the record is free
+/// at once, so the next delivery need not wait for its end, and publishes all of them.
+#[tokio::test(start_paused = true)]
+async fn s53_a_stop_during_publish_keeps_the_message_and_frees_its_record() {
+    let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Writes(5 * S));
+    results.uploads_take(MINUTE);
+    let stopped = pod(&queue, &command, &records, &results).run_and_stop_after(30 * S).await;
+    assert_eq!((stopped.outcomes(), stopped.took), (vec!["stopped"], 30 * S));
+    assert_eq!((deletes(&queue), records.state().as_deref()), (0, Some("released")));
+    assert_eq!(results.keys(), Vec::<String>::new());
+
+    results.uploads_take(Duration::ZERO);
+    let again = pod(&queue, &command, &records, &results).run().await;
+    assert_eq!((again.outcomes(), again.ended()[0].spent.total.as_secs()), (vec!["succeeded"], 5));
+    assert_eq!((command.runs(), records.state().as_deref()), (2, Some("done")));
+    assert_eq!(results.keys(), ["k/results.csv"]);
+    assert!(queue.is_drained());
+}
+
+/// The pod is gone after its results were published, and before that was recorded: nobody can know, so the work is done
+/// again, over the same results; but not before the record of the dead pod has expired.
+#[tokio::test(start_paused = true)]
+async fn s54_a_crash_between_publish_and_the_record_does_the_work_again() {
+    let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Writes(5 * S));
+    records.script([Fault::None, Fault::Refused, Fault::Refused, Fault::Refused]);
+    let started = Instant::now();
+    let dead = pod(&queue, &command, &records, &results).run_for(5 * S + S / 2, std::future::pending()).await;
+    assert!(dead.is_none());
+    assert_eq!((results.keys(), records.state().as_deref()), (vec!["k/results.csv".to_owned()], Some("in_progress")));
+    assert_eq!(deletes(&queue), 0);
+
+    let again = pod(&queue, &command, &records, &results).run().await;
+    assert_eq!((again.outcomes(), records.state().as_deref()), (vec!["succeeded"], Some("done")));
+    assert!(started.elapsed() > VISIBILITY + 5 * S, "{:?}", started.elapsed());
+    assert_eq!((command.runs(), results.keys()), (2, vec!["k/results.csv".to_owned()]));
+    assert!(queue.is_drained());
+}
+
+/// The pod is gone between the record and the delete: the redelivery is recognised, and deleted without running.
+#[tokio::test(start_paused = true)]
+async fn s55_a_crash_between_the_record_and_the_delete_does_not_do_the_work_again() {
+    let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Writes(5 * S));
+    let mut first = pod(&queue, &command, &records, &results);
+    let mut frozen = Around::new(&queue);
+    frozen.before = Box::new(|call| {
+        Box::pin(async move {
+            if call == Call::Delete {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    first.queue = Arc::new(frozen);
+    assert!(first.run_for(6 * S, std::future::pending()).await.is_none());
+    assert_eq!((records.state().as_deref(), deletes(&queue)), (Some("done"), 0));
+
+    let second = pod(&queue, &command, &records, &results).run().await;
+    assert_eq!((second.outcomes(), command.runs()), (vec!["already_done"], 1));
+    assert_eq!((queue.is_drained(), deletes(&queue)), (true, 1));
+}
+
+/// Of many that wait for the same dead pod's record, one does the work, and it alone publishes.
+#[tokio::test(start_paused = true)]
+async fn s56_a_takeover_has_one_winner() {
+    let bodies = vec![object_created("k"); 6];
+    let queue = queue_with(&bodies.iter().map(String::as_str).collect::<Vec<_>>());
+    let (records, results) = (MemoryRecords::default(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Writes(4 * MINUTE));
+    let pod = || {
+        let mut pod = pod(&queue, &command, &records, &results);
+        pod.settings.polling.wait = 10 * S;
+        pod
+    };
+    assert!(pod().run_for(MINUTE, std::future::pending()).await.is_none());
+    let waiting = (0..5).map(|_| pod().run());
+    let arrived = futures_util::future::join_all(waiting).await;
+    let mut outcomes: Vec<_> = arrived.iter().flat_map(super::super::support::journey::Arrived::outcomes).collect();
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["already_done", "already_done", "already_done", "already_done", "succeeded"]);
+    assert_eq!((command.runs(), results.uploads()), (2, 1));
+}
