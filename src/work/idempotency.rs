@@ -132,7 +132,7 @@ impl Idempotency {
             }
             seen = loop {
                 let asked_at = self.clock.now();
-                let entry = match self.records.read(&self.place.bucket, &held.key).await {
+                let entry = match self.read(&held.key).await {
                     Ok(Some(entry)) => entry,
                     Ok(None) => break None,
                     Err(error) => {
@@ -158,6 +158,10 @@ impl Idempotency {
                 }
             };
         }
+    }
+
+    async fn read(&self, key: &str) -> Result<Option<Entry>, RecordError> {
+        in_time(self.records.read(&self.place.bucket, key)).await
     }
 
     /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and what
@@ -194,11 +198,15 @@ impl Held {
     pub async fn keep(&mut self) -> String {
         let mut pauses = pauses();
         loop {
-            self.of.clock.sleep_until(self.refresh_at.min(self.expires_at)).await;
-            if self.of.clock.now() >= self.expires_at {
-                return "its record could not be refreshed in time".to_owned();
-            }
-            match self.rewrite(State::InProgress).await {
+            let (clock, expires_at) = (self.of.clock, self.expires_at);
+            clock.sleep_until(self.refresh_at.min(expires_at)).await;
+            let refreshed = tokio::select! {
+                // Also while a request is out: then the record may be claimed by another.
+                biased;
+                () = clock.sleep_until(expires_at) => return "its record could not be refreshed in time".to_owned(),
+                refreshed = self.rewrite(State::InProgress) => refreshed,
+            };
+            match refreshed {
                 Ok(()) => pauses = self::pauses(),
                 Err(RecordError::ConditionFailed) => return "another pod has claimed its record".to_owned(),
                 Err(RecordError::Retryable(why)) => {
@@ -242,7 +250,7 @@ impl Held {
             Err(RecordError::ConditionFailed) => {}
             written => return written,
         }
-        let Some(entry) = self.of.records.read(&self.of.place.bucket, &self.key).await? else {
+        let Some(entry) = self.of.read(&self.key).await? else {
             return Err(RecordError::ConditionFailed);
         };
         match serde_json::from_slice::<Content>(&entry.bytes) {
@@ -264,10 +272,7 @@ impl Held {
         };
         let bytes = serde_json::to_vec(&content).expect("its fields are text and numbers");
         let written = self.of.records.write(&self.of.place.bucket, &self.key, bytes, condition);
-        let written = timeout(TRY_LIMIT, written).await;
-        let etag =
-            written.unwrap_or_else(|_| Err(RecordError::Retryable(format!("no answer within {TRY_LIMIT:?}"))))?;
-        self.is_written(asked_at, etag);
+        self.is_written(asked_at, in_time(written).await?);
         Ok(())
     }
 
@@ -294,6 +299,12 @@ impl Held {
             }
         })
     }
+}
+
+/// A single request.
+async fn in_time<T>(asked: impl Future<Output = Result<T, RecordError>>) -> Result<T, RecordError> {
+    let answer = timeout(TRY_LIMIT, asked).await;
+    answer.unwrap_or_else(|_| Err(RecordError::Retryable(format!("no answer within {TRY_LIMIT:?}"))))
 }
 
 /// Before the next try of what may pass; an error after so many.

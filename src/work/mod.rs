@@ -9,7 +9,6 @@ pub mod publish;
 pub mod workspace;
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -151,7 +150,7 @@ impl Worker for Bench {
 
 impl Bench {
     /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does at the same time.
-    async fn claimed(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
+    async fn claimed(&self, mut item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
         let Some(idempotency) = &self.idempotency else {
             return self.resumed(item, progress).await;
         };
@@ -165,16 +164,21 @@ impl Bench {
                 return Ok(());
             }
         };
+        let ours = halt.child_token();
+        item.halt = &ours;
         let mut lost = None;
         let processed = {
-            let mut processing = pin!(self.resumed(item, progress));
+            let mut processing = Box::pin(self.resumed(item, progress));
             loop {
                 tokio::select! {
-                    processed = &mut processing => break processed,
+                    // Nothing is begun, neither a command nor an upload, by who has lost the record meanwhile.
+                    biased;
                     why = held.keep(), if lost.is_none() => {
                         (watch.tell)(Event::LeaseLost(why.clone()));
+                        ours.cancel();
                         lost = Some(why);
                     }
+                    processed = &mut processing => break processed,
                 }
             }
         };

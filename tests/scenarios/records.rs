@@ -1,12 +1,13 @@
 //! 53 to 56: work that is recorded (`--idempotency`), and what becomes of it at the worst of moments.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use leasehold::ports::memory::{Call, MemoryQueue};
 use leasehold::work::publish::S3Outbox;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::record;
 use crate::support::bucket::MemoryBucket;
@@ -23,6 +24,11 @@ fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords, resu
     Arc::make_mut(task).output = Some("s3://results/{key}".parse().unwrap());
     journey.settings.polling.wait = 10 * MINUTE;
     journey
+}
+
+/// Two notifications of one upload, as S3 may send them.
+fn twice() -> MemoryQueue {
+    queue_with(&[&object_created("k"), &object_created("k")])
 }
 
 /// With a record of each, those that were done are not done again.
@@ -121,4 +127,27 @@ async fn s56_a_takeover_has_one_winner() {
     outcomes.sort_unstable();
     assert_eq!(outcomes, ["already_done", "already_done", "already_done", "already_done", "succeeded"]);
     assert_eq!((command.runs(), results.uploads()), (2, 1));
+}
+
+/// The owner lives, but reaches the store no more: it gives its work up before another may claim it, although SQS would let
+/// it go on. So it does not publish, and the other does. The same if what it asks is not refused, but never answered.
+#[tokio::test(start_paused = true)]
+async fn s56_an_owner_that_reaches_its_record_no_more_is_over_before_it_is_taken_over() {
+    for is_silent in [false, true] {
+        let (queue, records, results) = (twice(), MemoryRecords::default(), MemoryBucket::default());
+        let cut_off = records.another();
+        if is_silent {
+            // Two claims; and a refresh of which it does not hear, so that it has to read.
+            records.script([Fault::None, Fault::None, Fault::AnswerLost]);
+        }
+        let (slow, quick) = (FakeCommand::new(Does::Succeeds(9 * MINUTE, 2 * S)), FakeCommand::new(Does::Writes(S)));
+        let (first, second) = tokio::join!(pod(&queue, &slow, &cut_off, &results).run(), async {
+            sleep(S).await;
+            if is_silent { &cut_off.silent } else { &cut_off.unreachable }.store(true, Ordering::Relaxed);
+            pod(&queue, &quick, &records, &results).run().await
+        });
+        assert_eq!((first.outcomes(), second.outcomes()), (vec!["lease_lost"], vec!["succeeded"]));
+        assert!(slow.ended() - 2 * S < quick.ended() - S, "it was not told to end before the other began");
+        assert_eq!((records.state().as_deref(), results.uploads()), (Some("done"), 1));
+    }
 }
