@@ -343,7 +343,7 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
         _ if !is_kept => {}
         // Dead, without a last word.
         0 => {}
-        1 => held.release().await,
+        1 => held.release(S).await,
         _ => {
             if held.done().await.is_ok() {
                 log.lock().unwrap().done += 1;

@@ -234,9 +234,9 @@ impl Held {
         }
     }
 
-    /// The work did not succeed: the next one need not wait. What cannot be released expires.
-    pub async fn release(mut self) {
-        match timeout(RELEASE_LIMIT, self.rewrite(State::Released)).await {
+    /// The work did not succeed: the next one need not wait. What cannot be released within the limit expires.
+    pub async fn release(mut self, limit: Duration) {
+        match timeout(limit, self.rewrite(State::Released)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(%error, "the idempotency record was not released: it expires"),
             Err(_) => debug!("the idempotency record was not released in time: it expires"),
@@ -307,6 +307,11 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, RecordError>>) -> Resu
     answer.unwrap_or_else(|_| Err(RecordError::Retryable(format!("no answer within {TRY_LIMIT:?}"))))
 }
 
+/// How long a release may take that has so much of a stop: a tenth, but not more than a second.
+pub fn limit(of_the_stop: Duration) -> Duration {
+    (of_the_stop / 10).min(SECOND)
+}
+
 /// Before the next try of what may pass; an error after so many.
 async fn pause(pauses: &mut impl Iterator<Item = Duration>, why: String) -> Result<(), Failure> {
     let Some(pause) = pauses.next() else { return Err(Failure::Record(why)) };
@@ -327,9 +332,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The longest a single request may take.
 const TRY_LIMIT: Duration = Duration::from_secs(5);
-
-/// A release is not worth more of a pod's last seconds.
-const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long until a record that is another pod's is looked at again.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);

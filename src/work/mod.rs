@@ -164,6 +164,9 @@ impl Bench {
                 return Ok(());
             }
         };
+        // What is not the work's is the release's.
+        let release = idempotency::limit(item.stop_grace);
+        item.stop_grace -= release;
         let ours = halt.child_token();
         item.halt = &ours;
         let mut lost = None;
@@ -185,12 +188,12 @@ impl Bench {
         match (lost, processed) {
             (Some(why), _) => Err(Failure::Superseded(why)),
             (None, Err(failure)) => {
-                held.release().await;
+                held.release(release).await;
                 Err(failure)
             }
             // It may have ended by the TERM that was sent to it.
             (None, Ok(())) if halt.is_cancelled() => {
-                held.release().await;
+                held.release(release).await;
                 Err(Failure::Halted)
             }
             (None, Ok(())) => unless_halted(halt, held.done()).await?,
@@ -211,7 +214,7 @@ impl Bench {
             item.deadline_at = item.deadline_at.saturating_sub(checkpoint.worked);
         }
         // What is not the command's is the checkpoint's.
-        item.stop_grace = work.stop_grace / 2;
+        item.stop_grace /= 2;
 
         let over = CancellationToken::new();
         let working = async {
@@ -224,7 +227,7 @@ impl Bench {
             let give_up = CancellationToken::new();
             let limit = async {
                 halt.cancelled().await;
-                tokio::time::sleep(checkpoint::limit(work.stop_grace / 2)).await;
+                tokio::time::sleep(checkpoint::limit(item.stop_grace)).await;
                 give_up.cancel();
                 std::future::pending::<()>().await;
             };

@@ -15,6 +15,8 @@ use crate::support::journey::{Around, Does, FakeCommand, Journey, MINUTE, S, VIS
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
 
+const HOUR: Duration = Duration::from_hours(1);
+
 /// With a record of its work, and a place for its results.
 fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords, results: &MemoryBucket) -> Journey {
     let mut journey = Journey::new(queue, command);
@@ -43,6 +45,20 @@ async fn s47_objects_that_were_done_are_not_done_again_with_the_rest_of_their_me
     }
     assert_eq!(command.got("JOB_KEY"), ["a", "b", "b", "c"]);
     assert!(queue.is_drained());
+}
+
+/// A command that ignores TERM is KILLed early enough to release its record, however long the store takes for that: else the
+/// Processor would count as dead.
+#[tokio::test(start_paused = true)]
+async fn s26_a_record_that_cannot_be_released_does_not_hold_up_the_end() {
+    let (queue, records) = (queue(), MemoryRecords::default());
+    records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(HOUR); 40]));
+    let mut pod = pod(&queue, &FakeCommand::new(Does::EndsOnTerm(MINUTE, 0)), &records, &MemoryBucket::default());
+    pod.settings.policy.limits.max_duration = MINUTE;
+    pod.settings.stop.reserve = 5 * S;
+    let arrived = pod.run().await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["timed_out"], 1));
+    assert_eq!((arrived.took, deletes(&queue)), (MINUTE + 20 * S, 0));
 }
 
 /// A stop while results are on their way gives them up. Nothing is deleted, nothing is recorded as done; the record is free

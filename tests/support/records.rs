@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::ports::{Condition, Entry, RecordError, Records};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// One pod's way to the records. A clone is the same way; [`MemoryRecords::another`] is another pod's.
 #[derive(Clone, Default)]
@@ -41,6 +41,7 @@ pub enum Fault {
     Refused,
     /// It is written, but nobody is told.
     AnswerLost,
+    AnswerDelayed(Duration),
 }
 
 impl MemoryRecords {
@@ -139,6 +140,10 @@ impl Records for MemoryRecords {
         let etag = self.write_now(bucket, key, bytes, condition)?;
         match fault {
             Fault::AnswerLost => Err(RecordError::Retryable("the connection was reset".to_owned())),
+            Fault::AnswerDelayed(time) => {
+                sleep(time).await;
+                Ok(etag)
+            }
             Fault::None | Fault::Refused => Ok(etag),
         }
     }
