@@ -196,7 +196,8 @@ impl Bench {
                 held.release(release).await;
                 Err(Failure::Halted)
             }
-            (None, Ok(())) => unless_halted(halt, held.done()).await?,
+            // It was done before any stop, which has time enough to say so.
+            (None, Ok(())) => unless_halted_for(halt, work.stop_grace / 2, held.done()).await?,
         }
     }
 
@@ -337,9 +338,24 @@ impl Bench {
 }
 
 async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
+    unless_halted_for(halt, Duration::ZERO, work).await
+}
+
+/// Unless it was halted so long ago.
+async fn unless_halted_for<T>(
+    halt: &CancellationToken,
+    time: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let halted = async {
+        halt.cancelled().await;
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
+    };
     tokio::select! {
         biased;
-        () = halt.cancelled() => Err(Failure::Halted),
+        () = halted => Err(Failure::Halted),
         done = work => Ok(done),
     }
 }

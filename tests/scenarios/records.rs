@@ -11,7 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use super::record;
 use crate::support::bucket::MemoryBucket;
-use crate::support::journey::{Around, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, queue, queue_with};
+use crate::support::journey::{
+    Around, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
+};
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
 
@@ -45,6 +47,33 @@ async fn s47_objects_that_were_done_are_not_done_again_with_the_rest_of_their_me
     }
     assert_eq!(command.got("JOB_KEY"), ["a", "b", "b", "c"]);
     assert!(queue.is_drained());
+}
+
+/// A stop between success and delete: that the work is done, which was on its way to the record, is still written. So the
+/// message is let go, and the next delivery finds nothing to do.
+#[tokio::test(start_paused = true)]
+async fn s15_a_stop_after_success_leaves_the_work_recorded_as_done() {
+    let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
+    // The claim; and the end, which is tried twice.
+    records.script([Fault::None, Fault::Refused, Fault::AnswerDelayed(3 * S)]);
+    let results = MemoryBucket::default();
+    let stopped = pod(&queue, &command, &records, &results).run_and_stop_after(5 * S + S / 20).await;
+    assert_eq!((stopped.outcomes(), records.state().as_deref()), (vec!["stopped"], Some("done")));
+    assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
+    assert!(stopped.took < 10 * S, "{:?}", stopped.took);
+    assert_eq!(pod(&queue, &command, &records, &results).run().await.outcomes(), ["already_done"]);
+    assert_eq!((command.runs(), queue.is_drained()), (1, true));
+}
+
+/// A store that does not answer costs the record, and not the stop.
+#[tokio::test(start_paused = true)]
+async fn s15_a_success_that_cannot_be_recorded_does_not_hold_up_a_stop() {
+    let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
+    records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(HOUR); 40]));
+    let stopped = pod(&queue, &exits(0), &records, &results).run_and_stop_after(6 * S).await;
+    assert_eq!((stopped.outcomes(), stopped.outcome.exit_code()), (vec!["stopped"], 143));
+    assert!(stopped.took <= 16 * S, "{:?}", stopped.took);
+    assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
 /// A command that ignores TERM is KILLed early enough to release its record, however long the store takes for that: else the
