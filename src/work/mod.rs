@@ -338,7 +338,11 @@ impl Bench {
 }
 
 async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
-    unless_halted_for(halt, Duration::ZERO, work).await
+    tokio::select! {
+        biased;
+        () = halt.cancelled() => Err(Failure::Halted),
+        done = work => Ok(done),
+    }
 }
 
 /// Unless it was halted so long ago.
@@ -349,9 +353,7 @@ async fn unless_halted_for<T>(
 ) -> Result<T, Failure> {
     let halted = async {
         halt.cancelled().await;
-        if !time.is_zero() {
-            tokio::time::sleep(time).await;
-        }
+        tokio::time::sleep(time).await;
     };
     tokio::select! {
         biased;
