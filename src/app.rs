@@ -93,7 +93,7 @@ pub fn main(parsed: Result<Cli, clap::Error>, own: Option<Arc<dyn Runner>>) -> E
 
 /// Prints what is wrong; the exit code says how bad the worst is.
 fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
-    let CheckArgs { manifest, format, strict, run } = args;
+    let CheckArgs { manifest, format, strict, mut run } = args;
     let mut findings = Findings::default();
     if let Some(path) = manifest {
         let file = path.display().to_string();
@@ -101,12 +101,17 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
         let objects = check::manifest::parse(&text).map_err(|error| format!("--manifest {file}: {error}"))?;
         findings.add(check::manifest::findings(&file, &objects));
     }
+    // What would be done with the messages can be looked at without what it is done by.
+    let has_command = !run.work.command.is_empty() || run.work.job_types.is_some();
+    if !has_command {
+        run.work.command.push("command".into());
+    }
     if run.queue_url.is_some() {
         match RunConfig::try_from(run) {
             Ok(config) => {
                 let mut found = check::settings::findings("the flags", &config);
                 found.extend(
-                    check_machine(&config.work, runs_commands)
+                    check_machine(&config.work, runs_commands && has_command)
                         .err()
                         .map(|why| Finding::error("this machine", why, "correct it")),
                 );

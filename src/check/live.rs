@@ -1,15 +1,18 @@
 //! Asks the world what the rest looks at. Nothing is received, and nothing is changed.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::Finding;
+use super::places::{self, Written};
 use super::queue::{self, QueueFacts};
 use crate::config::{PushgatewayConfig, RunConfig};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
 use crate::ports::http::Http;
-use crate::ports::s3::{Notification, S3};
+use crate::ports::s3::S3;
+use crate::ports::s3::probes::{Notification, Notifications};
 use crate::ports::sqs::{self, Permission, Sqs};
 use crate::ports::{FetchError, ObjectStore, aws};
 use crate::telemetry::push::Pushgateway;
@@ -64,8 +67,40 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
         let change = "name the buckets with --buckets";
         findings.push(Finding::unchecked("buckets", "their notifications and s3:GetObject were not looked at", change));
     }
-    for bucket in &config.work.fetch.buckets {
-        findings.extend(of_bucket(&s3, bucket, arn.as_deref(), config).await);
+    let written = places::written(config);
+    let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
+    let buckets = &sources | &written.iter().map(|one| one.to.bucket.as_str()).collect();
+    for bucket in buckets {
+        let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
+        let told = s3.notifications(bucket).await;
+        if sources.contains(bucket) {
+            findings.extend(of_source(&s3, bucket, &told, arn.as_deref(), config).await);
+        }
+        match (&told, arn.as_deref()) {
+            (Ok(told), Some(arn)) => {
+                let work = &config.work.settings.policy.events;
+                findings.extend(there.into_iter().flat_map(|one| places::findings(one, told, arn, work)));
+            }
+            (Ok(_), None) => {
+                let what = "whether it becomes work could not be seen: which queue is ours is not known";
+                let change = "allow sqs:GetQueueAttributes";
+                findings.extend(there.into_iter().map(|one| Finding::unchecked(one.to_string(), what, change)));
+            }
+            (Err(why), _) => {
+                let place = format!("bucket {bucket}, notifications");
+                let change = if there.is_empty() {
+                    "allow s3:GetBucketNotification to whoever runs this check; the pod does without it".to_owned()
+                } else {
+                    let there: Vec<_> = there.into_iter().map(Written::to_string).collect();
+                    format!(
+                        "allow s3:GetBucketNotification to whoever runs this check, or look by hand whether the queue is \
+                         told of what is written there, which would become work: {}",
+                        there.join("; ")
+                    )
+                };
+                findings.push(Finding::unchecked(place, why, change));
+            }
+        }
     }
     findings
 }
@@ -112,41 +147,41 @@ fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
     }
 }
 
-async fn of_bucket(s3: &S3, bucket: &str, queue_arn: Option<&str>, config: &RunConfig) -> Vec<Finding> {
+/// A bucket that objects are read from.
+async fn of_source(
+    s3: &S3,
+    bucket: &str,
+    told: &Result<Notifications, String>,
+    queue_arn: Option<&str>,
+    config: &RunConfig,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let place = format!("bucket {bucket}");
     let mut prefix = String::new();
-    match (s3.notifications(bucket).await, queue_arn) {
-        (Ok(notifications), Some(arn)) => {
-            let to_us: Vec<_> = notifications.to_queues.iter().filter(|one| one.queue_arn == arn).collect();
-            if let Some(first) = to_us.first() {
-                prefix.clone_from(&first.prefix);
-            }
-            let is_work =
-                |one: &&Notification| one.events.iter().any(|event| config.work.settings.policy.events.overlaps(event));
-            if to_us.is_empty() && notifications.others {
-                let what = "it tells EventBridge or SNS, not the queue itself";
-                findings.push(Finding::unchecked(
-                    &place,
-                    what,
-                    "look whether their rule or subscription reaches the queue",
-                ));
-            } else if to_us.is_empty() {
-                let change = format!("add a notification to {arn}");
-                findings.push(Finding::error(&place, "it does not tell the queue of new objects", change));
-            } else if !to_us.iter().any(is_work) {
-                let change = "make the notification's events and --events agree";
-                findings.push(Finding::error(
-                    &place,
-                    "of the events that it tells none is work, so all are deleted",
-                    change,
-                ));
-            }
+    if let (Ok(told), Some(arn)) = (told, queue_arn) {
+        let to_us: Vec<_> = told.to(arn).collect();
+        if let Some(first) = to_us.first() {
+            prefix.clone_from(&first.prefix);
         }
-        (Ok(_), None) => {}
-        (Err(why), _) => {
-            let change = "allow s3:GetBucketNotification to whoever runs this check; the pod does without it";
-            findings.push(Finding::unchecked(format!("{place}, notifications"), why, change));
+        let is_work =
+            |one: &&Notification| one.events.iter().any(|event| config.work.settings.policy.events.overlaps(event));
+        if to_us.is_empty() && told.others {
+            let what = "it tells EventBridge or SNS, not the queue itself";
+            findings.push(Finding::unchecked(
+                &place,
+                what,
+                "look whether their rule or subscription reaches the queue",
+            ));
+        } else if to_us.is_empty() {
+            let change = format!("add a notification to {arn}");
+            findings.push(Finding::error(&place, "it does not tell the queue of new objects", change));
+        } else if !to_us.iter().any(is_work) {
+            let change = "make the notification's events and --events agree";
+            findings.push(Finding::error(
+                &place,
+                "of the events that it tells none is work, so all are deleted",
+                change,
+            ));
         }
     }
     let absent = Object {

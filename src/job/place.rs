@@ -36,7 +36,7 @@ impl FromStr for Place {
 /// A place that is another one for each job: `s3://results/{job_type}/{stem}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    bucket: String,
+    pub bucket: String,
     pieces: Vec<Piece>,
 }
 
@@ -86,6 +86,21 @@ impl Template {
         self.pieces.iter().any(|piece| matches!(piece, Piece::Value(Value::Key | Value::Name | Value::Stem)))
     }
 
+    /// How every key at this place begins, as far as that is known before there is a job. Of the object's key the beginning
+    /// is: `key_begins`.
+    pub fn beginning(&self, key_begins: &str, job_type: &str) -> String {
+        let mut beginning = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => beginning.push_str(text),
+                Piece::Value(Value::JobType) => beginning.push_str(job_type),
+                Piece::Value(Value::Key) => return beginning + key_begins,
+                Piece::Value(Value::Name | Value::Stem | Value::MessageId) => return beginning,
+            }
+        }
+        if beginning.is_empty() { beginning } else { beginning + "/" }
+    }
+
     pub fn place(&self, values: Values<'_>) -> Place {
         let key = values.key.unwrap_or_default();
         let name = key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
@@ -101,6 +116,23 @@ impl Template {
         };
         let prefix: String = self.pieces.iter().map(text).collect();
         Place { bucket: self.bucket.clone(), prefix: prefix.trim_end_matches('/').to_owned() }
+    }
+}
+
+/// The same for each job.
+impl From<Place> for Template {
+    fn from(Place { bucket, prefix }: Place) -> Self {
+        Self { bucket, pieces: vec![Piece::Text(prefix)] }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/", self.bucket)?;
+        self.pieces.iter().try_for_each(|piece| match piece {
+            Piece::Text(text) => f.write_str(text),
+            Piece::Value(value) => value.fmt(f),
+        })
     }
 }
 
@@ -166,6 +198,24 @@ mod tests {
             ("s3://b/{stem}", "ü b/ö.é", "ö"),
         ] {
             assert_eq!(filled(template, key), prefix, "{template} {key}");
+        }
+    }
+
+    #[test]
+    fn how_the_keys_of_a_template_begin_is_known_before_there_is_a_job() {
+        let begins = |template: &str| template.parse::<Template>().unwrap().beginning("in/", "orders");
+        for (template, beginning) in [
+            ("s3://b", ""),
+            ("s3://b/out/", "out/"),
+            ("s3://b/out-{message_id}/x", "out-"),
+            ("s3://b/{job_type}", "orders/"),
+            ("s3://b/{job_type}/of/{stem}", "orders/of/"),
+            ("s3://b/done/{key}", "done/in/"),
+            ("s3://b/{name}", ""),
+        ] {
+            assert_eq!(begins(template), beginning, "{template}");
+            let template = template.trim_end_matches('/');
+            assert_eq!(template.parse::<Template>().unwrap().to_string().trim_end_matches('/'), template);
         }
     }
 

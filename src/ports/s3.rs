@@ -1,5 +1,6 @@
 //! Objects in S3, or in anything that speaks its protocol.
 
+pub mod probes;
 mod records;
 
 use std::io;
@@ -14,9 +15,7 @@ use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
-use aws_sdk_s3::types::{
-    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, FilterRule, FilterRuleName,
-};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use aws_smithy_types::byte_stream::{self, Length};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio_util::sync::CancellationToken;
@@ -56,28 +55,6 @@ impl S3 {
         })
     }
 
-    /// Whom a bucket tells of its events. The error says why that is not known.
-    pub async fn notifications(&self, bucket: &str) -> Result<Notifications, String> {
-        let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
-        let answer = asked.set_expected_bucket_owner(self.expected_owner.clone()).send().await;
-        let answer = answer.map_err(|error| match Failure::of(&error) {
-            Failure::Refused { code, message, status } => {
-                let code = code.unwrap_or_else(|| format!("HTTP {status}"));
-                format!("{code}: {}", message.as_deref().unwrap_or("no reason given"))
-            }
-            Failure::Misconfigured(why) | Failure::Unanswered(why) => why,
-        })?;
-        let others = answer.event_bridge_configuration.is_some() || !answer.topic_configurations().is_empty();
-        let to_queues = answer.queue_configurations.unwrap_or_default().into_iter().map(|one| {
-            let rules = one.filter.and_then(|filter| filter.key?.filter_rules).unwrap_or_default();
-            let is_prefix = |rule: &&FilterRule| rule.name() == Some(&FilterRuleName::Prefix);
-            let prefix = rules.iter().find(is_prefix).and_then(FilterRule::value).unwrap_or_default().to_owned();
-            let events = one.events.iter().map(|event| event.as_str().trim_start_matches("s3:").to_owned()).collect();
-            Notification { queue_arn: one.queue_arn, events, prefix }
-        });
-        Ok(Notifications { to_queues: to_queues.collect(), others })
-    }
-
     /// A request for exactly the object that the event told of.
     fn get(&self, object: &Object) -> GetObjectFluentBuilder {
         let get = self.client().get_object().bucket(&object.bucket).key(&object.key);
@@ -88,23 +65,6 @@ impl S3 {
             (None, None) => get,
         }
     }
-}
-
-/// Whom a bucket tells of its events.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notifications {
-    pub to_queues: Vec<Notification>,
-    /// EventBridge, or topics of SNS.
-    pub others: bool,
-}
-
-/// Events of the keys below a prefix go to a queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notification {
-    pub queue_arn: String,
-    /// As `ObjectCreated:*`.
-    pub events: Vec<String>,
-    pub prefix: String,
 }
 
 #[async_trait]

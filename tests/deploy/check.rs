@@ -5,6 +5,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use aws_sdk_s3::types::{
+    Event, FilterRule, FilterRuleName, NotificationConfiguration, NotificationConfigurationFilter, QueueConfiguration,
+    S3KeyFilter,
+};
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::check::queue::{self, QueueFacts};
 use leasehold::check::{Finding, Severity, manifest};
@@ -15,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::manifests::build;
 use super::stack::{Stack, without};
-use crate::support::cloud::{Cloud, Leasehold, Left};
+use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 use crate::support::servers::Pushgateway;
 
 fn good() -> Vec<Value> {
@@ -338,6 +342,98 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
         assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
     }
     assert_eq!(cloud.counts().await, (1, 0), "the message was touched");
+}
+
+/// A notification of the bucket to the queue, as `ObjectCreated:* of in/*.csv`, instead of the one that it has.
+async fn notify(cloud: &Cloud, told: &str) {
+    let (events, keys) = told.split_once(" of ").unwrap();
+    let (prefix, suffix) = keys.split_once('*').unwrap();
+    let rules = [(FilterRuleName::Prefix, prefix), (FilterRuleName::Suffix, suffix)];
+    let rules = rules.into_iter().filter(|(_, value)| !value.is_empty());
+    let rules = rules.map(|(name, value)| FilterRule::builder().name(name).value(value).build()).collect();
+    let filter = S3KeyFilter::builder().set_filter_rules(Some(rules)).build();
+    let to_queue = QueueConfiguration::builder().id("ours").queue_arn(cloud.queue_arn().await);
+    let to_queue = to_queue.filter(NotificationConfigurationFilter::builder().key(filter).build());
+    let events = events.split('+').map(|event| Event::from(format!("s3:{event}").as_str())).collect();
+    let to_queue = to_queue.set_events(Some(events)).build().unwrap();
+    let all = NotificationConfiguration::builder().queue_configurations(to_queue).build();
+    let put = cloud.s3.put_bucket_notification_configuration().bucket(&cloud.bucket);
+    put.notification_configuration(all).send().await.unwrap();
+    // The test event that S3 sends now.
+    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+}
+
+/// Of each it is seen on a run whether it is true.
+#[tokio::test]
+async fn what_is_written_must_not_become_work() {
+    let result = r#"mkdir -p "$JOB_OUTPUT_DIR/in"; echo x > "$JOB_OUTPUT_DIR/in/result.csv""#;
+    let state = r#"echo x > "$JOB_CHECKPOINT_DIR/half"; exit 3"#;
+    let all = "ObjectCreated:* of *";
+    let inbox = "ObjectCreated:* of in/*";
+    for (told, flags, script, finding, makes_work) in [
+        (all, "--output s3://{}/out", result, "error --output s3://{}/out", true),
+        (all, "--attempts s3://{}/attempts", "exit 65", "error --attempts s3://{}/attempts", true),
+        (all, "--idempotency s3://{}/done", "true", "error --idempotency s3://{}/done", true),
+        (all, "--checkpoint s3://{}/state", state, "error --checkpoint s3://{}/state", true),
+        (inbox, "--output s3://{}/in/done", result, "error --output s3://{}/in/done", true),
+        (inbox, "--output s3://{}/{key}", result, "error --output s3://{}/{key}", true),
+        (inbox, "--output s3://{}/in-{key}", result, "", false),
+        (inbox, "--output s3://{}/out --attempts s3://{}/inn --checkpoint s3://{}/i/n", result, "", false),
+        // It depends on what the command calls its files.
+        (inbox, "--output s3://{}", result, "warning --output s3://{}/", true),
+        ("ObjectCreated:* of *.csv", "--output s3://{}/out", result, "warning --output s3://{}/out", true),
+        ("ObjectCreated:* of *.csv", "--attempts s3://{}/attempts", "exit 65", "", false),
+        ("ObjectCreated:* of *.json", "--attempts s3://{}/attempts", "exit 65", "error --attempts", true),
+        ("ObjectCreated:Copy of *", "--output s3://{}/out", result, "", false),
+        (
+            "ObjectCreated:Copy+ObjectRemoved:* of *",
+            "--checkpoint s3://{}/state --max-messages 2 --retry-max 1s --wait 3s",
+            // The second attempt is done, and its checkpoint is dropped.
+            r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#,
+            "warning --checkpoint s3://{}/state: what is written there starts pods for nothing (ObjectRemoved:Delete",
+            true,
+        ),
+    ] {
+        let case = format!("{told}: {flags}");
+        let cloud = Cloud::new(5).await;
+        set(&cloud, &cloud.dead_letter_queue_url, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
+        cloud.put("in/k", b"x").await;
+        notify(&cloud, told).await;
+        let named = |text: &str| text.replace("{}", &cloud.bucket);
+        let (left, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
+        let of_places: Vec<_> = lines.iter().filter(|line| line.contains(" --")).collect();
+        if finding.is_empty() {
+            assert!(of_places.is_empty(), "{case}: {of_places:#?}");
+        } else {
+            assert!(of_places.len() == 1 && of_places[0].starts_with(&named(finding)), "{case}: {of_places:#?}");
+            assert!(of_places[0].contains("notification \"ours\" (Object"), "{case}: {of_places:#?}");
+        }
+        assert_eq!(left.code(), if finding.starts_with("error") { 78 } else { 0 }, "{case}");
+
+        let record = json!({
+            "eventVersion": "2.1",
+            "eventSource": "aws:s3",
+            "eventName": "ObjectCreated:Put",
+            "s3": { "bucket": { "name": cloud.bucket }, "object": { "key": "in/k" } },
+        });
+        cloud.send(json!({ "Records": [record] }).to_string()).await;
+        let run = format!("--input none --retry-min 1s {}", named(flags));
+        cloud.run(&run, script).left().await;
+        // S3 may take its time to tell: what is told of a copy comes after all else.
+        if !makes_work {
+            let copy = cloud.s3.copy_object().bucket(&cloud.bucket).key("in/copy.csv");
+            copy.copy_source(format!("{}/in/k", cloud.bucket)).send().await.unwrap();
+        }
+        let made = eventually(&format!("{case}: a message"), async || another_message(&cloud).await).await;
+        assert_eq!(!made.contains("in/copy.csv"), makes_work, "{case}: {made}");
+    }
+}
+
+/// One that is not about the object that was worked on.
+async fn another_message(cloud: &Cloud) -> Option<String> {
+    let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).max_number_of_messages(10);
+    let bodies = asked.send().await.unwrap().messages.unwrap_or_default().into_iter().filter_map(|one| one.body);
+    bodies.into_iter().find(|body| !body.contains(r#""in/k""#))
 }
 
 #[tokio::test]

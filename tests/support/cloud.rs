@@ -68,6 +68,10 @@ impl Cloud {
         put.send().await.expect("the object is put");
     }
 
+    pub async fn queue_arn(&self) -> String {
+        arn(&self.sqs, &self.queue_url).await
+    }
+
     /// How many messages are visible, and how many in flight.
     pub async fn counts(&self) -> (u32, u32) {
         counts(&self.sqs, &self.queue_url).await

@@ -1,0 +1,161 @@
+//! The places in S3 that a run writes to, against those whom their buckets tell: what is written must not become work.
+
+use std::fmt;
+
+use super::Finding;
+use crate::config::RunConfig;
+use crate::job::place::Template;
+use crate::job::route::{EventFilter, Task};
+use crate::ports::s3::probes::{Notification, Notifications};
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Output,
+    Checkpoint,
+    Idempotency,
+    Attempts,
+}
+
+impl Kind {
+    /// What S3 tells of it, if it is asked.
+    fn events(self) -> &'static [&'static str] {
+        const PUT: &str = "ObjectCreated:Put";
+        const IN_PARTS: &str = "ObjectCreated:CompleteMultipartUpload";
+        match self {
+            Self::Output => &[PUT, IN_PARTS],
+            Self::Checkpoint => &[PUT, IN_PARTS, "ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated"],
+            Self::Idempotency | Self::Attempts => &[PUT],
+        }
+    }
+
+    /// How its keys end; results are called what the command likes.
+    fn ending(self) -> Option<&'static str> {
+        match self {
+            Self::Output => None,
+            Self::Checkpoint => Some(".tar"),
+            Self::Idempotency | Self::Attempts => Some(".json"),
+        }
+    }
+}
+
+/// The flag's name.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Output => "output",
+            Self::Checkpoint => "checkpoint",
+            Self::Idempotency => "idempotency",
+            Self::Attempts => "attempts",
+        })
+    }
+}
+
+/// A place, and who writes there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub kind: Kind,
+    pub to: Template,
+    /// The tasks' names.
+    pub by: Vec<String>,
+}
+
+/// Where a run with these settings writes.
+pub fn written(config: &RunConfig) -> Vec<Written> {
+    let tasks = || config.work.settings.policy.tasks();
+    let of_all = |kind, place: &Option<_>| {
+        let by = tasks().map(|task| task.name.clone()).collect();
+        place.clone().map(|place| Written { kind, to: Template::from(place), by })
+    };
+    let mut all = Vec::new();
+    all.extend(of_all(Kind::Idempotency, &config.records.idempotency));
+    all.extend(of_all(Kind::Attempts, &config.records.attempts));
+    for task in tasks() {
+        let output = task.output.as_ref().map(|to| (Kind::Output, to));
+        let checkpoint = task.checkpoint.as_ref().map(|how| (Kind::Checkpoint, &how.place));
+        for (kind, to) in output.into_iter().chain(checkpoint) {
+            match all.iter_mut().find(|one| one.kind == kind && one.to == *to) {
+                Some(same) => same.by.push(task.name.clone()),
+                None => all.push(Written { kind, to: to.clone(), by: vec![task.name.clone()] }),
+            }
+        }
+    }
+    all
+}
+
+/// What is written to `written` and becomes a message of the queue `queue_arn`. `notifications` are those of its bucket, and
+/// `work` is what a message must be about to be worked on.
+pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &str, work: &EventFilter) -> Vec<Finding> {
+    let bucket = &written.to.bucket;
+    let mut findings = Vec::new();
+    for notification in notifications.to(queue_arn) {
+        let Some(is_certain) = written.is_told(notification) else { continue };
+        let told = written.kind.events().iter().filter(|event| notification.tells(event));
+        let told: Vec<_> = told.copied().collect();
+        if told.is_empty() {
+            continue;
+        }
+        let whom = format!("bucket {bucket} tells the queue by its notification {}", shown(notification));
+        let change = "write to another bucket or prefix, or narrow the notification's prefix to where the work arrives";
+        let place = written.to_string();
+        findings.push(match (told.iter().any(|event| work.is_work(event)), is_certain) {
+            (true, true) => {
+                let what = format!("what is written there becomes work, and so each job makes another: {whom}");
+                Finding::error(place, what, change)
+            }
+            (true, false) => {
+                let what = format!("what is written there becomes work if its key is such: {whom}");
+                Finding::warning(place, what, change)
+            }
+            (false, _) => {
+                let what = format!("what is written there starts pods for nothing ({}): {whom}", told.join(", "));
+                Finding::warning(place, what, change)
+            }
+        });
+    }
+    if notifications.others {
+        let what = format!("bucket {bucket} tells EventBridge or SNS, too: what their rules pass on could not be seen");
+        findings.push(Finding::unchecked(
+            written.to_string(),
+            what,
+            "look whether they tell the queue of what is written there: it would become work",
+        ));
+    }
+    findings
+}
+
+impl Written {
+    /// Do the keys that are written have the beginning and the end that a notification asks for? `None` if not; false if it
+    /// depends on the job or on the names that the command gives.
+    fn is_told(&self, notification: &Notification) -> Option<bool> {
+        let Notification { prefix, suffix, .. } = notification;
+        let begin = self.by.iter().filter_map(|task| {
+            // An object that this notification told of has a key that begins so.
+            let beginning = self.to.beginning(prefix, task);
+            let is_certain = beginning.starts_with(prefix);
+            (is_certain || prefix.starts_with(&beginning)).then_some(is_certain)
+        });
+        let end = match self.kind.ending() {
+            _ if suffix.is_empty() => Some(true),
+            Some(ending) if ending.ends_with(suffix) => Some(true),
+            Some(ending) if !suffix.ends_with(ending) => None,
+            Some(_) | None => Some(false),
+        };
+        Some(begin.max()? && end?)
+    }
+}
+
+/// As whoever set it would know it again.
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, to, by } = self;
+        let of_types = matches!(kind, Kind::Output | Kind::Checkpoint) && !by.iter().any(|name| name == Task::DEFAULT);
+        if of_types { write!(f, "job type {}, {kind} {to}", by.join(", ")) } else { write!(f, "--{kind} {to}") }
+    }
+}
+
+/// `"results" (ObjectCreated:* of in/*.csv)`
+fn shown(notification: &Notification) -> String {
+    let Notification { id, events, prefix, suffix, .. } = notification;
+    format!("{id:?} ({} of {prefix}*{suffix})", events.join(", "))
+}
