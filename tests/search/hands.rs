@@ -72,8 +72,15 @@ impl Acting<'_> {
                 self.after_beat()?;
             }
             PodMove::RetriesDelete => self.delete()?,
-            PodMove::CommandExits(code) => self.command_exits(code),
+            PodMove::CommandExits(code) => self.command_exits(code)?,
             PodMove::CommandStalls => self.told.push(Event::Stalled),
+            PodMove::WriteArrives => self.write_arrives()?,
+            PodMove::WriteIsAnswered => self.write_is_answered()?,
+            PodMove::WriteFails => self.write_fails(),
+            PodMove::Looks => self.looks()?,
+            PodMove::Refreshes => self.refreshes(),
+            PodMove::RecordExpires => self.loses_the_record(),
+            PodMove::Publishes => self.publishes(),
             PodMove::LimitIsOver => {
                 let limit = self.pod.limit.take().expect("one runs");
                 self.told.push(Event::Overdue(limit));
@@ -84,6 +91,7 @@ impl Acting<'_> {
             }
             PodMove::Kill => {
                 self.let_stray();
+                self.let_write_stray();
                 return Ok(false);
             }
             PodMove::Dies(role) => {
@@ -93,7 +101,10 @@ impl Acting<'_> {
                         self.let_stray();
                         self.pod.keeper = None;
                     }
-                    Role::Processor => self.pod.command = Command::None,
+                    Role::Processor => {
+                        self.let_write_stray();
+                        (self.pod.command, self.pod.work) = (Command::None, None);
+                    }
                     Role::Reporter => {}
                 }
                 self.told.push(Event::ActorDied(role));
@@ -110,6 +121,7 @@ impl Acting<'_> {
         }
         if self.over.is_some() {
             self.let_stray();
+            self.let_write_stray();
         }
         Ok(self.over.is_none())
     }
@@ -130,6 +142,7 @@ impl Acting<'_> {
                     let receipt = received.delivery.receive_count;
                     let lease = Lease::taken(limits.strategy, self.setting.visibility(), received.asked_at);
                     self.pod.succeeded = false;
+                    self.pod.work = None;
                     self.pod.keeper = Some(Keeper {
                         receipt,
                         lease,
@@ -142,8 +155,14 @@ impl Acting<'_> {
                 Effect::Process(_) if self.pod.stopped || self.pod.command != Command::None => {
                     return Err("a command is started after the stop, or beside another one".to_owned());
                 }
+                Effect::Process(_) if self.setting.records => self.claim(),
                 Effect::Process(_) => self.pod.command = Command::Running,
-                Effect::Halt if self.pod.command == Command::Running => self.pod.command = Command::Halting,
+                Effect::Halt => {
+                    if self.pod.command == Command::Running {
+                        self.pod.command = Command::Halting;
+                    }
+                    self.work_is_halted();
+                }
                 Effect::Settle(_) => self.settle(core.clone())?,
                 Effect::Withdraw => self.withdraw()?,
                 Effect::Await(limit) => self.pod.limit = Some(*limit),
@@ -154,7 +173,7 @@ impl Acting<'_> {
                         return Err("a message is told to be deleted, and nobody said so".to_owned());
                     }
                 }
-                Effect::Halt | Effect::Report(_) => {}
+                Effect::Report(_) => {}
                 Effect::Leave(outcome) => self.over = Some(outcome.clone()),
             }
         }
@@ -199,26 +218,37 @@ impl Acting<'_> {
     }
 
     /// Many programs exit 0 on TERM, half way.
-    fn command_exits(&mut self, code: i32) {
-        if code == 0 && self.pod.command == Command::Running {
+    fn command_exits(&mut self, code: i32) -> Result<(), Broken> {
+        let was_halted = std::mem::replace(&mut self.pod.command, Command::None) == Command::Halting;
+        let succeeded = code == 0 && !was_halted;
+        if succeeded {
             self.pod.succeeded = true;
             if let Some(keeper) = &self.pod.keeper {
                 self.world.successes |= 1 << keeper.receipt;
             }
         }
-        self.pod.command = Command::None;
+        if self.pod.work.is_some() {
+            return self.command_has_exited(succeeded, was_halted);
+        }
         let exit = Exit::Code(code);
-        let outcome = if code == 0 { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, Said::default())) };
+        self.processed(if code == 0 {
+            Outcome::Finished
+        } else {
+            Outcome::Failed(Failure::Exit(exit, Said::default()))
+        });
+        Ok(())
+    }
+
+    pub fn processed(&mut self, outcome: Outcome) {
+        let exit = match &outcome {
+            Outcome::Finished => Some(Exit::Code(0)),
+            Outcome::Failed(Failure::Exit(exit, _)) => Some(*exit),
+            Outcome::Failed(_) | Outcome::ObjectsGone | Outcome::AlreadyDone => None,
+        };
         let (said, last_words, spent) = (None, Vec::new(), Spent::default());
-        self.told.push(Event::Processed(Box::new(Processed {
-            outcome,
-            exit: Some(exit),
-            said,
-            last_words,
-            spent,
-            used: None,
-            published: None,
-        })));
+        let (used, published) = (None, None);
+        let processed = Processed { outcome, exit, said, last_words, spent, used, published };
+        self.told.push(Event::Processed(Box::new(processed)));
     }
 
     /// Nobody waits any more for the call that is out.

@@ -1,11 +1,14 @@
 //! The guarantees: of each world, and of what can still come of it.
 
+use std::time::Duration;
+
 use leasehold::job::verdict::OnStop;
 
 use super::Setting;
 use super::message::Standing;
 use super::moves::{Move, PodMove};
-use super::pod::{Call, Command, Doing, Pod, Poll};
+use super::pod::{Call, Command, Doing, Keeper, Pod, Poll};
+use super::records::{Stage, Work, Write};
 use super::world::World;
 
 /// What is not as it was promised.
@@ -20,6 +23,13 @@ impl World {
             return Err(format!("the message is hidden until {until:?}"));
         }
         let mut working = 0;
+        let owners = self.pods.iter().flatten().filter(|pod| {
+            let owns = |work: &Work| work.stage == Stage::Working && work.is_believed(self.now);
+            pod.work.as_ref().is_some_and(owns)
+        });
+        if owners.count() > 1 {
+            return Err("two commands run while both pods believe that the record is theirs".to_owned());
+        }
         for pod in self.pods.iter().flatten() {
             if let Some(believed) = pod.believes(self.now) {
                 let is_so = match self.message.standing {
@@ -55,6 +65,9 @@ impl World {
 fn kind_move(world: &World) -> Option<Move> {
     let kind = |(i, pod): (usize, &Option<Pod>)| {
         let pod = pod.as_ref()?;
+        if let Some(chosen) = pod.work.as_ref().and_then(|work| kind_move_of_work(world, pod, work)) {
+            return chosen.map(|chosen| Move::Of(i, chosen));
+        }
         let call = pod.keeper.as_ref().and_then(|keeper| keeper.call);
         let chosen = match (pod.poll, call, pod.command) {
             (Some(Poll { brings: None, .. }), _, _) if world.message.standing == Standing::Visible => {
@@ -72,6 +85,25 @@ fn kind_move(world: &World) -> Option<Move> {
         Some(Move::Of(i, chosen))
     };
     world.pods.iter().enumerate().find_map(kind)
+}
+
+/// `None` if it is the command's move, or the record's: then it is no matter of the work. Within, `None` if only time helps.
+#[expect(clippy::option_option, reason = "as said")]
+fn kind_move_of_work(world: &World, pod: &Pod, work: &Work) -> Option<Option<PodMove>> {
+    let is_due = |at: Duration| at <= world.now - pod.started_at;
+    let chosen = match (work.write, work.stage) {
+        (Some(Write { answer: None, .. }), _) => PodMove::WriteArrives,
+        (Some(Write { answer: Some(_), .. }), _) => PodMove::WriteIsAnswered,
+        (None, Stage::Looking) if pod.keeper.as_ref().and_then(Keeper::next_beat_at).is_some_and(is_due) => {
+            PodMove::Beats
+        }
+        (None, Stage::Looking) if world.record.is_taken(world.now) => return Some(None),
+        (None, Stage::Looking) => PodMove::Looks,
+        (None, Stage::Publishing) => PodMove::Publishes,
+        (None, Stage::Working | Stage::Lost) => return None,
+        (None, Stage::Claiming | Stage::Recording | Stage::Releasing(_)) => unreachable!("a write is out"),
+    };
+    Some(Some(chosen))
 }
 
 /// Nothing is answered any more and the command does not end: only time goes on.

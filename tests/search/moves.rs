@@ -5,7 +5,8 @@ use leasehold::ports::memory::Kind;
 
 use super::Setting;
 use super::message::{Request, Standing};
-use super::pod::{Call, Command, Doing, Pod};
+use super::pod::{Call, Command, Doing, Keeper, Pod};
+use super::records::{Stage, TIME_TO_LIVE, Work, Write};
 use super::world::World;
 
 /// What may happen next.
@@ -13,6 +14,7 @@ use super::world::World;
 pub enum Move {
     Tick,
     StrayComesThrough(usize),
+    StrayWriteArrives(usize),
     Start(usize),
     Of(usize, PodMove),
 }
@@ -33,6 +35,14 @@ pub enum PodMove {
     RetriesDelete,
     CommandExits(i32),
     CommandStalls,
+    WriteArrives,
+    WriteIsAnswered,
+    /// As [`PodMove::CallFails`].
+    WriteFails,
+    Looks,
+    Refreshes,
+    RecordExpires,
+    Publishes,
     LimitIsOver,
     Stop,
     Kill,
@@ -47,6 +57,7 @@ impl PodMove {
             | Self::PollingGivesUp
             | Self::CallFails
             | Self::CommandStalls
+            | Self::WriteFails
             | Self::LimitIsOver
             | Self::Kill
             | Self::Dies(_) => true,
@@ -57,6 +68,12 @@ impl PodMove {
             | Self::Beats
             | Self::RetriesDelete
             | Self::CommandExits(_)
+            | Self::WriteArrives
+            | Self::WriteIsAnswered
+            | Self::Looks
+            | Self::Refreshes
+            | Self::RecordExpires
+            | Self::Publishes
             | Self::Stop => false,
         }
     }
@@ -71,8 +88,11 @@ impl World {
         }
         moves.push(Move::Tick);
         moves.extend((0..self.strays.len()).map(Move::StrayComesThrough));
+        moves.extend((0..self.stray_writes.len()).map(Move::StrayWriteArrives));
+        let is_wanted =
+            if setting.records { self.message.standing == Standing::Visible } else { !self.message.is_gone() };
         if let Some(free) = self.pods.iter().position(Option::is_none)
-            && !self.message.is_gone()
+            && is_wanted
         {
             moves.push(Move::Start(free));
         }
@@ -90,7 +110,69 @@ impl World {
 }
 
 impl Pod {
+    /// What happens at once where the queue is no matter: it answers, and nothing gets lost.
+    pub fn prompt_move(&self, world: &World) -> Option<PodMove> {
+        if let Some(poll) = &self.poll {
+            let is_there = poll.brings.is_none() && world.message.standing == Standing::Visible;
+            return Some(if is_there { PodMove::PollComesThrough } else { PodMove::PollIsAnswered });
+        }
+        let keeper = self.keeper.as_ref()?;
+        match &keeper.call {
+            Some(Call { answer: None, .. }) => Some(PodMove::CallComesThrough { hides_again: false }),
+            Some(Call { answer: Some(_), .. }) => Some(PodMove::CallIsAnswered),
+            None => matches!(keeper.doing, Doing::Deleting { .. }).then_some(PodMove::RetriesDelete),
+        }
+    }
+
+    /// The work, its record and the pod's end; all else is prompt.
+    fn moves_of_work(&self, work: Option<&Work>, world: &World, mut add: impl FnMut(PodMove)) {
+        let beat_at = self.keeper.as_ref().and_then(Keeper::next_beat_at);
+        if beat_at.is_some_and(|at| at <= world.now - self.started_at) {
+            add(PodMove::Beats);
+        }
+        if self.command != Command::None {
+            add(PodMove::CommandExits(0));
+            add(PodMove::CommandExits(1));
+        }
+        if let Some(work) = work {
+            match work.write {
+                Some(Write { answer: None, .. }) => {
+                    add(PodMove::WriteArrives);
+                    add(PodMove::WriteFails);
+                }
+                Some(Write { answer: Some(_), .. }) => {
+                    add(PodMove::WriteIsAnswered);
+                    add(PodMove::WriteFails);
+                }
+                None => {}
+            }
+            let is_held = matches!(work.stage, Stage::Working | Stage::Publishing);
+            let is_due = work.is_believed(world.now) && world.now + TIME_TO_LIVE * 2 / 3 >= work.expires_at;
+            match work.stage {
+                Stage::Looking => add(PodMove::Looks),
+                Stage::Publishing => add(PodMove::Publishes),
+                Stage::Claiming | Stage::Working | Stage::Recording | Stage::Releasing(_) | Stage::Lost => {}
+            }
+            if is_held && is_due && work.write.is_none() {
+                add(PodMove::Refreshes);
+            }
+            if is_held && !work.is_believed(world.now) {
+                add(PodMove::RecordExpires);
+            }
+        }
+        if self.limit.is_some() {
+            add(PodMove::LimitIsOver);
+        }
+        if !self.stopped {
+            add(PodMove::Stop);
+        }
+        add(PodMove::Kill);
+    }
+
     fn moves(&self, world: &World, setting: &Setting, mut add: impl FnMut(PodMove)) {
+        if setting.records {
+            return self.moves_of_work(self.work.as_ref(), world, add);
+        }
         if let Some(poll) = &self.poll {
             if poll.brings.is_none() && world.message.standing == Standing::Visible {
                 add(PodMove::PollComesThrough);

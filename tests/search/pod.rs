@@ -10,6 +10,7 @@ use leasehold::job::verdict::{KeepReason, Verdict};
 
 use super::Setting;
 use super::message::{Answer, Request};
+use super::records::{Record, Work};
 use super::steps::Core;
 
 /// One pod: a job and its hands. Points in time within the job and its lease are on the run's clock.
@@ -21,6 +22,8 @@ pub struct Pod {
     pub finishing: bool,
     pub keeper: Option<Keeper>,
     pub command: Command,
+    /// With records only.
+    pub work: Option<Work>,
     pub limit: Option<Limit>,
     /// The command has succeeded under the receipt that is held.
     pub succeeded: bool,
@@ -78,10 +81,13 @@ impl Pod {
         (holds && keeper.lease.is_held(now - self.started_at)).then_some(keeper.receipt)
     }
 
-    pub fn key(&self, setting: &Setting, now: Duration) -> u64 {
+    pub fn key(&self, setting: &Setting, record: &Record, now: Duration) -> u64 {
         let mut hasher = DefaultHasher::new();
         let limit = self.limit.map(|limit| limit as u8);
         (self.core.print, self.finishing, self.command, limit, self.succeeded, self.stopped).hash(&mut hasher);
+        if let Some(work) = &self.work {
+            work.hash(record, now, &mut hasher);
+        }
         // A lease that was asked for longer ago than it lasts is none, however long ago it was.
         self.poll.map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility()))).hash(&mut hasher);
         let age = now - self.started_at;

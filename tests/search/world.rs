@@ -11,6 +11,7 @@ use super::invariants::Broken;
 use super::message::{Answer, Message, Request, Standing};
 use super::moves::Move;
 use super::pod::{Command, Pod, room};
+use super::records::{Record, State, TIME_TO_LIVE, Write};
 use super::steps::Core;
 
 /// All there is.
@@ -21,6 +22,13 @@ pub struct World {
     pub pods: [Option<Pod>; 2],
     /// Requests for whose answer nobody waits any more; they may still come through.
     pub strays: Vec<(u32, Request)>,
+    pub record: Record,
+    /// How many there were.
+    pub claims: u32,
+    /// Whose results are published.
+    pub finished: Vec<u32>,
+    /// As `strays`, to the store.
+    pub stray_writes: Vec<Write>,
     /// Receipts under which a command succeeded, as bits.
     pub successes: u32,
     /// How much may still go wrong; [`World::NO_LIMIT`] is never used up.
@@ -32,17 +40,46 @@ impl World {
 
     pub fn new(faults: u32) -> Self {
         let message = Message { standing: Standing::Visible, receives: 0, received_at: Duration::ZERO };
-        Self { now: Duration::ZERO, message, pods: [None, None], strays: Vec::new(), successes: 0, faults }
+        Self {
+            now: Duration::ZERO,
+            message,
+            pods: [None, None],
+            strays: Vec::new(),
+            record: Record::ABSENT,
+            claims: 0,
+            finished: Vec::new(),
+            stray_writes: Vec::new(),
+            successes: 0,
+            faults,
+        }
     }
 
     /// What is after a move; or which guarantee it broke.
     pub fn after(&self, setting: &Setting, chosen: Move) -> Result<Self, Broken> {
+        let mut world = self.once(setting, chosen)?;
+        if setting.records {
+            let prompt = |world: &Self| {
+                let of = |(i, pod): (usize, &Option<Pod>)| Some(Move::Of(i, pod.as_ref()?.prompt_move(world)?));
+                world.pods.iter().enumerate().find_map(of)
+            };
+            while let Some(prompt) = prompt(&world) {
+                world = world.once(setting, prompt)?;
+            }
+        }
+        Ok(world)
+    }
+
+    fn once(&self, setting: &Setting, chosen: Move) -> Result<Self, Broken> {
         let mut world = self.clone();
         match chosen {
             Move::Tick => world.now += setting.tick,
             Move::StrayComesThrough(i) => {
                 let (receipt, request) = world.strays.remove(i);
                 world.comes_through(setting, receipt, request, false)?;
+            }
+            Move::StrayWriteArrives(i) => {
+                let write = world.stray_writes.remove(i);
+                let _ = world.record(write)?;
             }
             Move::Start(i) => {
                 let pod = Pod {
@@ -52,6 +89,7 @@ impl World {
                     finishing: false,
                     keeper: None,
                     command: Command::None,
+                    work: None,
                     limit: None,
                     succeeded: false,
                     stopped: false,
@@ -103,6 +141,9 @@ impl World {
         if self.message.standing == Standing::Deleted && !was_gone && self.successes & (1 << receipt) == 0 {
             return Err(format!("receipt {receipt} deleted the message without a success"));
         }
+        if setting.records && self.message.standing == Standing::Deleted && self.record.state != State::Done {
+            return Err(format!("the message is deleted, and its record is {:?}", self.record.state));
+        }
         Ok(answer)
     }
 
@@ -118,11 +159,13 @@ impl World {
             Request::Delete => None,
         });
         self.strays.dedup();
+        let version = self.record.version;
+        self.stray_writes.retain(|write| !is_gone && write.seen == version);
     }
 
     /// Points in time matter only as seen from now, and which of two pods is which does not.
     pub fn key(&self, setting: &Setting) -> u64 {
-        let mut pods = self.pods.each_ref().map(|pod| pod.as_ref().map(|pod| pod.key(setting, self.now)));
+        let mut pods = self.pods.each_ref().map(|pod| pod.as_ref().map(|pod| pod.key(setting, &self.record, self.now)));
         pods.sort_unstable();
         let mut hasher = DefaultHasher::new();
         let standing = match self.message.standing {
@@ -133,6 +176,20 @@ impl World {
         // Only the last receipt deletes.
         let has_succeeded = self.successes & (1 << self.message.receives) != 0;
         (standing, self.message.receives, room, has_succeeded, &self.strays, self.faults, pods).hash(&mut hasher);
+        let age = (self.now - self.record.written).min(2 * TIME_TO_LIVE);
+        let mut strays: Vec<_> = self.stray_writes.iter().map(|write| self.stray_key(setting, write)).collect();
+        strays.sort_unstable();
+        (self.record.state, (self.record.state == State::InProgress).then_some(age), strays).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Whose it is matters, as far as it is a pod's that lives.
+    fn stray_key(&self, setting: &Setting, write: &Write) -> u64 {
+        let living = |pod: &Pod| pod.work.is_some_and(|work| work.claim == write.by);
+        let pod = self.pods.iter().flatten().find(|pod| living(pod));
+        let mut hasher = DefaultHasher::new();
+        let pod = pod.map(|pod| pod.key(setting, &self.record, self.now));
+        (write.state, write.by == self.record.by, self.finished.contains(&write.by), pod).hash(&mut hasher);
         hasher.finish()
     }
 }
