@@ -1,0 +1,342 @@
+//! One world: its queue, its store, its weather, and the pods that come and go.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use leasehold::actors::receiver::Polling;
+use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
+use leasehold::actors::vitals::Vitals;
+use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::lease::Strategy;
+use leasehold::job::lifecycle::Policy;
+use leasehold::job::report::{Noted, Report};
+use leasehold::job::route::{Checkpointing, Input, Task};
+use leasehold::job::verdict::Retry;
+use leasehold::ports::clock::Clock;
+use leasehold::ports::memory::{Fault, Kind, MemoryQueue, Standing};
+use leasehold::ports::{DeleteError, ReceiveError, Telemetry, VisibilityError};
+use leasehold::work::checkpoint::{Checkpoints, Forgetting};
+use leasehold::work::fetch::FetchPolicy;
+use leasehold::work::idempotency::Idempotency;
+use leasehold::work::publish::S3Outbox;
+use leasehold::work::workspace::WorkDir;
+use leasehold::work::{Bench, Worker};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::chance::{Chance, Weather};
+use super::chronicle::{Chronicle, Features};
+use super::command::RandomWork;
+use super::queue::Watched;
+use super::store::{Fate, Shelves, Store};
+use crate::support::journey::{MINUTE, S, settings, task};
+use crate::support::object_created;
+
+/// What happened in it, and what was broken.
+pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
+    let chance = Chance::of(seed);
+    let weather = [Weather::Calm, Weather::Rough, Weather::Wild][chance.number(0..3) as usize];
+    let max_receive_count = chance.number(2..6);
+    let kind = if chance.one_in(4) { Kind::Fifo } else { Kind::Standard };
+    let features = features(&chance);
+    let queue = MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() });
+    let mut chronicle = Chronicle::of(features);
+    for n in 0..chance.number(1..4) {
+        // Of the real work there are two notifications of one object, too.
+        let object = format!("k{}", if features.is_some() { n % 2 } else { n });
+        let id = queue.send_in_group(object_created(&object), format!("g{}", n % 2));
+        chronicle.objects.insert(id.to_string(), object);
+    }
+    let sent = chronicle.objects.clone();
+    let place = Place {
+        queue: queue.clone(),
+        shelves: Shelves::default(),
+        work_dir: features.map(|_| Arc::new(in_memory())),
+        chance: chance.clone(),
+        weather,
+        kind,
+        chronicle: Arc::new(Mutex::new(chronicle)),
+    };
+
+    let storm = tokio::spawn(weather_of(queue.clone(), chance.clone(), weather));
+    let mut pods = JoinSet::new();
+    let started = Instant::now();
+    let mut pod = 0;
+    // KEDA: a pod a visible message, at most three at once. What is left after two days is lost.
+    while let Ok(Standing::Visible) = timeout(48 * 60 * MINUTE, queue.visible_or_drained()).await {
+        if pods.len() < 3 {
+            pod += 1;
+            pods.spawn(place.clone().run_pod(pod));
+        }
+        tokio::select! {
+            biased;
+            Some(ended) = pods.join_next(), if pods.len() == 3 => ended.expect("a pod does not panic"),
+            () = sleep(chance.millis(1..5000)) => {}
+        }
+        while let Some(ended) = pods.try_join_next() {
+            ended.expect("a pod does not panic");
+        }
+        if started.elapsed() > 48 * 60 * MINUTE {
+            break;
+        }
+    }
+    storm.abort();
+    pods.join_all().await;
+
+    let mut chronicle = place.chronicle.lock().unwrap();
+    let mut broken = std::mem::take(&mut chronicle.broken);
+    if !queue.is_drained() {
+        broken.push(format!("{:?} are left after {:?}", queue.counts(), started.elapsed()));
+    }
+    let dead = queue.dead_letters();
+    for letter in &dead {
+        if letter.receive_count < max_receive_count {
+            broken.push(format!("{} is dead after {} receives", letter.message_id, letter.receive_count));
+        }
+    }
+    let is_dead = |message: &str| dead.iter().any(|letter| letter.message_id == MessageId::new(message));
+    for (id, object) in &sent {
+        let succeeded = chronicle
+            .seen
+            .iter()
+            .any(|((_, message), seen)| message == id && seen.ends.iter().any(|(_, succeeded)| *succeeded));
+        if !is_dead(id) && !succeeded && !chronicle.is_done(object) {
+            broken.push(format!("{id} is gone without a success"));
+        }
+    }
+    for key in place.shelves.checkpoints() {
+        let message = key.split('/').nth(1).expect("a message");
+        // Where requests get lost, what cannot be dropped is left to a lifecycle rule.
+        if weather == Weather::Calm && !is_dead(message) {
+            broken.push(format!("{key} is left, and its message is done"));
+        }
+    }
+    let broken = broken.into_iter().map(|what| format!("{weather:?} {kind:?} {features:?}: {what}"));
+    (std::mem::take(&mut chronicle.trace), broken.collect())
+}
+
+/// In every fourth world the work is the real one, with some of what it can do beyond running a command.
+fn features(chance: &Chance) -> Option<Features> {
+    if !chance.one_in(4) {
+        return None;
+    }
+    let interval = chance.one_in(2).then(|| chance.millis(1000..200_000));
+    let [records, results, state] = [(); 3].map(|()| !chance.one_in(3));
+    Some(Features { records, results, state, interval: interval.filter(|_| state) })
+}
+
+/// A directory that need not be written to a disk, where the system has such a one.
+fn in_memory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
+/// Faults of the queue, as they come.
+async fn weather_of(queue: MemoryQueue, chance: Chance, weather: Weather) {
+    let slowest = match weather {
+        Weather::Calm => return,
+        Weather::Rough => 800,
+        Weather::Wild => 300_000,
+    };
+    let transient = || VisibilityError::Transient("503".to_owned());
+    loop {
+        sleep(chance.millis(0..60_000)).await;
+        for _ in 0..chance.number(0..4) {
+            let slow = chance.millis(0..slowest);
+            match chance.number(0..9) {
+                0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
+                1 if weather == Weather::Wild => {
+                    queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient("reset".to_owned())));
+                }
+                2 => queue.fault_change_visibility(Fault::Error(transient())),
+                3 => queue.fault_change_visibility(Fault::AnswerLost(transient())),
+                4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
+                5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
+                6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
+                7 => queue.fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".to_owned()))),
+                _ => queue.fault_delete(Fault::AnswerDelayed(slow)),
+            }
+        }
+    }
+}
+
+/// Where pods run.
+#[derive(Clone)]
+struct Place {
+    queue: MemoryQueue,
+    shelves: Shelves,
+    /// With the real work only.
+    work_dir: Option<Arc<TempDir>>,
+    chance: Chance,
+    weather: Weather,
+    kind: Kind,
+    chronicle: Arc<Mutex<Chronicle>>,
+}
+
+impl Place {
+    async fn run_pod(self, pod: u32) {
+        let Self { ref queue, ref chance, weather, kind, ref chronicle, .. } = self;
+        let features = chronicle.lock().unwrap().features;
+        let visibility = Duration::from_secs(u64::from(chance.number(3..180)));
+        let grace = Duration::from_secs(u64::from(chance.number(3..60)));
+        let reserve = (grace / 3).min(10 * S);
+        let max_duration = chance.millis(1000..900_000);
+        let longest_poll = Duration::from_secs((visibility / 3).min(grace - reserve).min(20 * S).as_secs());
+        let mut settings: Settings = settings();
+        settings.policy.fifo = kind == Kind::Fifo;
+        settings.policy.max_messages = chance.number(1..4);
+        settings.policy.limits.max_duration = max_duration;
+        if chance.one_in(4) {
+            settings.policy.limits.retry.retry = Retry::Expire;
+        }
+        settings.policy.limits.stop_grace = grace - reserve;
+        settings.stop = StopBudget { reserve };
+        settings.policy.limits.visibility = visibility;
+        if chance.one_in(4) {
+            let length = Duration::from_secs((max_duration + grace).as_secs() + 1);
+            settings.policy.limits.strategy = Strategy::Fixed(length);
+        }
+        settings.polling = Polling { wait: longest_poll, longest_poll, give_up: MINUTE };
+        let checkpoint = features.filter(|features| features.state).map(|Features { interval, .. }| {
+            let place = "s3://state/of".parse().expect("a place");
+            Checkpointing { place, interval }
+        });
+        let results = features.is_some_and(|features| features.results);
+        let output = results.then(|| "s3://results/{key}/{message_id}".parse().expect("a place"));
+        let task = Arc::new(Task { input: Input::None, output, checkpoint, ..task() });
+        settings.policy.task = Some(task);
+
+        let clock = Clock::start();
+        let fate = Fate {
+            chance: chance.clone(),
+            weather: if features.is_some() { weather } else { Weather::Calm },
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+        };
+        let work = RandomWork {
+            chance: chance.clone(),
+            pod,
+            longest: max_duration.mul_f64(1.3),
+            max_duration,
+            chronicle: chronicle.clone(),
+        };
+        let told = Told { pod, max_duration, chronicle: chronicle.clone() };
+        let (worker, telemetry): (Arc<dyn Worker>, Arc<dyn Telemetry>) = match features {
+            Some(features) => self.real_work(features, &settings.policy, work, told, &fate, clock),
+            None => (Arc::new(work), Arc::new(told)),
+        };
+        let world = World {
+            queue: Arc::new(Watched { queue: queue.clone(), pod, fate: fate.clone(), chronicle: chronicle.clone() }),
+            worker,
+            telemetry,
+            clock,
+            vitals: Vitals::default(),
+        };
+
+        let stopped_after = (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));
+        let killed_after = (weather == Weather::Wild && chance.one_in(4)).then(|| chance.millis(0..600_000));
+        let stop = {
+            let (chronicle, stop) = (chronicle.clone(), fate.stop.clone());
+            async move {
+                let after = async {
+                    match stopped_after {
+                        Some(after) => sleep(after).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // Or at an instant that somebody chose.
+                stop.run_until_cancelled(after).await;
+                let mut chronicle = chronicle.lock().unwrap();
+                chronicle.note(pod, "is asked to stop");
+                chronicle.stops.insert(pod, Instant::now());
+            }
+        };
+        let run = fate.kill.run_until_cancelled(supervisor::run(world, settings, stop));
+        let ended = match killed_after {
+            None => run.await,
+            Some(after) => timeout(after, run).await.ok().flatten(),
+        };
+        let mut chronicle = chronicle.lock().unwrap();
+        let Some(outcome) = ended else {
+            // What the pod would have said, it cannot say any more.
+            return chronicle.note(pod, "is KILLed");
+        };
+        chronicle.note(pod, format!("leaves: {outcome:?}"));
+        chronicle.stops_within_its_grace(pod, grace);
+        if outcome.exit_code() == 70 {
+            chronicle.breaks(pod, format!("ended with {outcome:?}"));
+        }
+    }
+
+    /// As `app.rs` lays it out.
+    fn real_work(
+        &self,
+        features: Features,
+        policy: &Policy,
+        command: RandomWork,
+        told: Told,
+        fate: &Fate,
+        clock: Clock,
+    ) -> (Arc<dyn Worker>, Arc<dyn Telemetry>) {
+        let Self { chance, weather, .. } = self;
+        let pod = command.pod;
+        let cut_off = (*weather != Weather::Calm && chance.one_in(5)).then(|| {
+            let from = Instant::now() + chance.millis(0..600_000);
+            from..from + chance.millis(0..600_000)
+        });
+        let store = Arc::new(Store {
+            shelves: self.shelves.clone(),
+            pod,
+            fate: fate.clone(),
+            cut_off,
+            chronicle: self.chronicle.clone(),
+        });
+        let checkpoints = Checkpoints { storage: store.clone(), clock };
+        let idempotency = features.records.then(|| Idempotency {
+            records: store.clone(),
+            place: "s3://records/done".parse().expect("a place"),
+            queue: "queue".to_owned(),
+            owner: format!("pod {pod}"),
+            time_to_live: policy.limits.visibility,
+            clock,
+        });
+        let work_dir = self.work_dir.as_ref().expect("the work is real").path().to_owned();
+        let bench = Bench {
+            store: store.clone(),
+            runner: Arc::new(command),
+            fetch: FetchPolicy::default(),
+            checkpoints: Some(checkpoints.clone()),
+            idempotency,
+            outbox: Some(Arc::new(S3Outbox { writer: store.clone() })),
+            work_dir: WorkDir { path: work_dir, limit: None },
+            job_id: format!("pod {pod}"),
+            clock,
+        };
+        (
+            Arc::new(bench),
+            Arc::new(Forgetting { checkpoints, tasks: policy.tasks().cloned().collect(), told: Arc::new(told) }),
+        )
+    }
+}
+
+/// What one pod tells of its messages.
+struct Told {
+    pod: u32,
+    max_duration: Duration,
+    chronicle: Arc<Mutex<Chronicle>>,
+}
+
+#[async_trait]
+impl Telemetry for Told {
+    async fn tell(&self, report: &Report) {
+        let Report::Ended(ended) = report else { return };
+        let mut chronicle = self.chronicle.lock().unwrap();
+        let message = ended.subject.message_id.to_string();
+        chronicle.note(self.pod, format!("tells of {message}: {:?}", ended.settlement));
+        chronicle.times_out_in_its_time(self.pod, &message, &ended.settlement, self.max_duration);
+    }
+
+    fn note(&self, _: Noted) {}
+}
