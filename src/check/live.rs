@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::Finding;
-use super::places::{self, Written};
+use super::places::{self, Kind, Written};
 use super::queue::{self, QueueFacts};
 use crate::config::{PushgatewayConfig, RunConfig};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
+use crate::ports::aws::{self, Permission};
 use crate::ports::http::Http;
 use crate::ports::s3::S3;
-use crate::ports::s3::probes::{Notification, Notifications};
-use crate::ports::sqs::{self, Permission, Sqs};
-use crate::ports::{FetchError, ObjectStore, aws};
+use crate::ports::s3::probes::{Action, Notification, Notifications};
+use crate::ports::sqs::{self, Sqs};
+use crate::ports::{FetchError, ObjectStore};
 use crate::telemetry::push::Pushgateway;
 
 /// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version 4": five minutes).
@@ -70,9 +71,15 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
     let written = places::written(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
     let buckets = &sources | &written.iter().map(|one| one.to.bucket.as_str()).collect();
+    let mut key_begins = String::new();
     for bucket in buckets {
         let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
         let told = s3.notifications(bucket).await;
+        if let (Ok(told), Some(arn)) = (&told, arn.as_deref())
+            && let Some(first) = told.to(arn).next()
+        {
+            key_begins.clone_from(&first.prefix);
+        }
         if sources.contains(bucket) {
             findings.extend(of_source(&s3, bucket, &told, arn.as_deref(), config).await);
         }
@@ -101,6 +108,41 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
                 findings.push(Finding::unchecked(place, why, change));
             }
         }
+    }
+    for one in &written {
+        findings.extend(of_place(&s3, one, &key_begins).await);
+    }
+    findings
+}
+
+/// What the role may do where a run writes.
+async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for key in written.samples(key_begins) {
+        let mut may_list = true;
+        for (action, severity) in written.kind.needs() {
+            let place = format!("{written}, {action}");
+            match s3.may(*action, &written.to.bucket, &key).await {
+                Permission::Allowed => {}
+                Permission::Denied(why) if *action == Action::Get && !may_list => {
+                    let why = format!("{why} (without s3:ListBucket that is said of what is not there, too)");
+                    findings.push(Finding::unchecked(place, why, "allow s3:ListBucket, and check again"));
+                }
+                Permission::Denied(why) => {
+                    may_list &= *action != Action::List;
+                    let change = "allow it in the pod's role, or correct the bucket's name or region".to_owned();
+                    findings.push(Finding { severity: *severity, place, what: why, change });
+                }
+                Permission::Unknown(why) => {
+                    let change = "look at the endpoint, and check again";
+                    findings.push(Finding::unchecked(place, why, change));
+                }
+            }
+        }
+    }
+    if written.kind == Kind::Checkpoint {
+        let what = "it was not called: of what is not there it leaves a marker in a bucket with versions";
+        findings.push(Finding::unchecked(format!("{written}, s3:DeleteObject"), what, "the pod's role must allow it"));
     }
     findings
 }

@@ -1,12 +1,13 @@
 //! The places in S3 that a run writes to, against those whom their buckets tell: what is written must not become work.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::Finding;
+use super::{Finding, Severity};
 use crate::config::RunConfig;
-use crate::job::place::Template;
+use crate::job::place::{Template, Values};
 use crate::job::route::{EventFilter, Task};
-use crate::ports::s3::probes::{Notification, Notifications};
+use crate::ports::s3::probes::{Action, Notification, Notifications};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,20 @@ impl Kind {
             Self::Output => None,
             Self::Checkpoint => Some(".tar"),
             Self::Idempotency | Self::Attempts => Some(".json"),
+        }
+    }
+
+    /// What the pod's role must be allowed there, as far as that can be tried, and how bad it is if it is not.
+    pub fn needs(self) -> &'static [(Action, Severity)] {
+        use Severity::{Error, Warning};
+        match self {
+            // Without the second, parts of what was given up are left.
+            Self::Output => &[(Action::Put, Error), (Action::Abort, Warning)],
+            Self::Checkpoint => &[(Action::List, Error), (Action::Get, Error), (Action::Put, Error)],
+            // Without the first, a record that is gone again looks as if it were not given to us.
+            Self::Idempotency => &[(Action::List, Warning), (Action::Get, Error), (Action::Put, Error)],
+            // The work is done all the same.
+            Self::Attempts => &[(Action::Put, Warning)],
         }
     }
 }
@@ -125,6 +140,19 @@ pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &st
 }
 
 impl Written {
+    /// Keys like those of what is written there, of which there is no object. `key_begins` is how those of the jobs' objects do.
+    pub fn samples(&self, key_begins: &str) -> BTreeSet<String> {
+        let key = format!("{key_begins}{NO_NAME}");
+        let name = match self.kind {
+            Kind::Output => NO_NAME.to_owned(),
+            Kind::Checkpoint => format!("{NO_NAME}/0/0.tar"),
+            Kind::Idempotency => format!("{NO_NAME}.json"),
+            Kind::Attempts => format!("{NO_NAME}/0.json"),
+        };
+        let sample = |job_type| self.to.place(Values { key: Some(&key), message_id: NO_NAME, job_type }).key(&name);
+        self.by.iter().map(|task| sample(task)).collect()
+    }
+
     /// Do the keys that are written have the beginning and the end that a notification asks for? `None` if not; false if it
     /// depends on the job or on the names that the command gives.
     fn is_told(&self, notification: &Notification) -> Option<bool> {
@@ -144,6 +172,9 @@ impl Written {
         Some(begin.max()? && end?)
     }
 }
+
+/// Of no object, no message and no file.
+const NO_NAME: &str = "leasehold-check";
 
 /// As whoever set it would know it again.
 impl fmt::Display for Written {

@@ -96,6 +96,14 @@ pub enum Failure {
     Unanswered(String),
 }
 
+/// Whether a call is allowed; the texts say why not, or why that is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    Allowed,
+    Denied(String),
+    Unknown(String),
+}
+
 impl Failure {
     pub fn of<E>(error: &SdkError<E, HttpResponse>) -> Self
     where

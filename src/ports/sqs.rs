@@ -20,7 +20,7 @@ use aws_smithy_types::date_time::Format;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use tracing::warn;
 
-use super::aws::{self, ATTEMPT_LIMIT, Failure};
+use super::aws::{self, ATTEMPT_LIMIT, Failure, Permission};
 use super::{DeleteError, Queue, ReceiveError, VisibilityError, http};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, traceparent_from_xray};
 use crate::job::verdict::DeletePermit;
@@ -251,14 +251,6 @@ pub struct Probed {
     pub permission: Permission,
     /// SQS's clock, if it said it.
     pub date: Option<SystemTime>,
-}
-
-/// Whether a call is allowed; the texts say why not, or why that is not known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Permission {
-    Allowed,
-    Denied(String),
-    Unknown(String),
 }
 
 /// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a queue's name.

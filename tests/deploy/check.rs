@@ -401,7 +401,8 @@ async fn what_is_written_must_not_become_work() {
         notify(&cloud, told).await;
         let named = |text: &str| text.replace("{}", &cloud.bucket);
         let (left, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
-        let of_places: Vec<_> = lines.iter().filter(|line| line.contains(" --")).collect();
+        let of_places: Vec<_> = lines.iter().filter(|line| line.contains("what is written there")).collect();
+        assert!(!lines.iter().any(|line| line.contains("s3:PutObject")), "{case}: {lines:#?}");
         if finding.is_empty() {
             assert!(of_places.is_empty(), "{case}: {of_places:#?}");
         } else {
@@ -456,4 +457,62 @@ async fn what_the_role_does_not_allow_is_told() {
         assert!(errors.len() == 1 && errors[0].contains(action), "{action}: {lines:#?}");
         assert_eq!(left.code(), 78);
     }
+}
+
+/// Of the bucket, too: neither an object nor a beginning of one nor a marker is left.
+#[tokio::test]
+async fn what_the_role_may_not_do_where_it_writes_is_told() {
+    let stack = Stack::deploy(&["IdempotencyPrefix=done/", "CheckpointPrefix=checkpoints/"]).await;
+    let (cloud, credentials) = (&stack.cloud, &stack.worker.credentials);
+    let document = &stack.worker.document;
+    let bucket = &cloud.bucket;
+    let before = cloud.counts().await;
+    let mut credentials = credentials.clone();
+    credentials.insert("AWS_MAX_ATTEMPTS".to_owned(), "1".to_owned());
+    let places = format!(
+        "--output s3://{bucket}/out/{{key}} --attempts s3://{bucket}/attempts --idempotency s3://{bucket}/done \
+         --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}"
+    );
+    let of_places = async |flags: &str| {
+        let (_, lines) = stack.guarded(check_live(cloud, flags, &credentials)).await;
+        let is_of_place = |line: &String| line.contains(" --") || line.contains(" job type ");
+        // Moto knows no answer about an upload that is not there, if it is allowed.
+        let lines = lines.into_iter().filter(|line| !line.ends_with("HTTP 500: no reason given"));
+        lines.filter(is_of_place).collect::<Vec<_>>()
+    };
+    let lines = of_places(&places).await;
+    assert!(lines.iter().all(|line| line.starts_with("unchecked")), "{lines:#?}");
+    let untried = format!("unchecked --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}, s3:DeleteObject: ");
+    assert!(lines.iter().any(|line| line.starts_with(&untried)), "{lines:#?}");
+
+    for (sid, action, told) in [
+        ("Output", "s3:PutObject", &["error --output"][..]),
+        ("Output", "s3:AbortMultipartUpload", &["warning --output"]),
+        ("Attempts", "s3:PutObject", &["warning --attempts"]),
+        ("Checkpoints", "s3:GetObject", &["error --checkpoint"]),
+        ("Checkpoints", "s3:PutObject", &["error --checkpoint"]),
+        ("Idempotency", "s3:GetObject", &["error --idempotency"]),
+        ("Idempotency", "s3:PutObject", &["error --idempotency"]),
+        ("MissingObjects", "s3:ListBucket", &["error --checkpoint", "warning --idempotency"]),
+    ] {
+        stack.set_policy(&stack.worker, &without(document, sid, action)).await;
+        let lines: Vec<_> = of_places(&places).await.into_iter().filter(|line| !line.starts_with(&untried)).collect();
+        let is_told = |(line, told): (&String, &&str)| line.starts_with(*told) && line.contains(action);
+        assert!(lines.len() == told.len() && lines.iter().zip(told).all(is_told), "{sid}, {action}: {lines:#?}");
+    }
+    stack.set_policy(&stack.worker, document).await;
+
+    let types = cloud.notes.path().join("types.yaml");
+    let text = format!("job-types: [{{name: videos, command: [\"true\"], output: \"s3://{bucket}/elsewhere\"}}]");
+    std::fs::write(&types, text).unwrap();
+    let lines = of_places(&format!("--job-types {} --output s3://{bucket}/out", types.display())).await;
+    let told = format!("error job type videos, output s3://{bucket}/elsewhere, s3:PutObject: s3://{bucket}/elsewhere/");
+    assert!(lines.len() == 2 && lines[0].starts_with(&told), "{lines:#?}");
+    let lines = of_places("--output s3://no-such-bucket-of-ours/out").await;
+    assert!(lines[0].starts_with("error") && lines[0].contains("s3:PutObject"), "{lines:#?}");
+
+    let versions = cloud.s3.list_object_versions().bucket(bucket).send().await.unwrap();
+    assert!(versions.versions().is_empty() && versions.delete_markers().is_empty(), "{versions:?}");
+    assert_eq!(cloud.s3.list_multipart_uploads().bucket(bucket).send().await.unwrap().uploads(), []);
+    assert_eq!(cloud.counts().await, before);
 }

@@ -1,9 +1,11 @@
 //! What `leasehold check` asks of a bucket: nothing is changed by it.
 
-use aws_sdk_s3::types::{FilterRule, FilterRuleName};
+use std::fmt;
+
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, FilterRule, FilterRuleName};
 
 use super::S3;
-use crate::ports::aws::Failure;
+use crate::ports::aws::{Failure, Permission};
 
 /// Whom a bucket tells of its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,13 +50,7 @@ impl S3 {
     pub async fn notifications(&self, bucket: &str) -> Result<Notifications, String> {
         let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
         let answer = asked.set_expected_bucket_owner(self.expected_owner.clone()).send().await;
-        let answer = answer.map_err(|error| match Failure::of(&error) {
-            Failure::Refused { code, message, status } => {
-                let code = code.unwrap_or_else(|| format!("HTTP {status}"));
-                format!("{code}: {}", message.as_deref().unwrap_or("no reason given"))
-            }
-            Failure::Misconfigured(why) | Failure::Unanswered(why) => why,
-        })?;
+        let answer = answer.map_err(|error| said(&Failure::of(&error)))?;
         let others = answer.event_bridge_configuration.is_some() || !answer.topic_configurations().is_empty();
         let to_queues = answer.queue_configurations.unwrap_or_default().into_iter().map(|one| {
             let rules = one.filter.and_then(|filter| filter.key?.filter_rules).unwrap_or_default();
@@ -73,12 +69,113 @@ impl S3 {
         });
         Ok(Notifications { to_queues: to_queues.collect(), others })
     }
+
+    /// May we do this with an object of such a key? `key` must be none that exists.
+    ///
+    /// Whether a caller may is looked at before whether there is what he asks for, so what is not there tells it: the object to
+    /// read, and the upload in parts to complete or to abort.
+    pub async fn may(&self, action: Action, bucket: &str, key: &str) -> Permission {
+        let (client, owner) = (self.client(), self.expected_owner.clone());
+        let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
+        let failure = match action {
+            Action::List => {
+                let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
+                list.set_expected_bucket_owner(owner).send().await.err().map(|error| Failure::of(&error))
+            }
+            Action::Get => {
+                let get = client.get_object().bucket(bucket).key(key);
+                get.set_expected_bucket_owner(owner).send().await.err().map(|error| Failure::of(&error))
+            }
+            Action::Put => {
+                let part = CompletedPart::builder().part_number(1).e_tag(NO_UPLOAD).build();
+                let parts = CompletedMultipartUpload::builder().parts(part).build();
+                let put = client.complete_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
+                put.multipart_upload(parts)
+                    .set_expected_bucket_owner(owner)
+                    .send()
+                    .await
+                    .err()
+                    .map(|error| Failure::of(&error))
+            }
+            Action::Abort => {
+                let abort = client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
+                abort.set_expected_bucket_owner(owner).send().await.err().map(|error| Failure::of(&error))
+            }
+        };
+        let Some(failure) = failure else { return Permission::Allowed };
+        let what = || format!("s3://{bucket}/{key}: {}", said(&failure));
+        match &failure {
+            Failure::Refused { status: 404, code, .. } if code.as_deref() != Some("NoSuchBucket") => {
+                Permission::Allowed
+            }
+            Failure::Refused { status: ..500, .. } => Permission::Denied(what()),
+            Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => Permission::Unknown(what()),
+        }
+    }
+}
+
+/// No bucket ever gave it out.
+const NO_UPLOAD: &str = "leasehold-check";
+
+/// What a role can be allowed and [`S3::may`] can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    List,
+    Get,
+    Put,
+    Abort,
+}
+
+/// IAM's name for it.
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::List => "s3:ListBucket",
+            Self::Get => "s3:GetObject",
+            Self::Put => "s3:PutObject",
+            Self::Abort => "s3:AbortMultipartUpload",
+        })
+    }
+}
+
+fn said(failure: &Failure) -> String {
+    match failure {
+        Failure::Refused { code, message, status } => {
+            let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
+            format!("{code}: {}", message.as_deref().unwrap_or("no reason given"))
+        }
+        Failure::Misconfigured(why) | Failure::Unanswered(why) => why.clone(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::aws::testing::Canned;
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_there_tells_what_is_allowed() {
+        for (status, code, is) in [
+            (404, "NoSuchUpload", "allowed"),
+            (404, "NoSuchKey", "allowed"),
+            (403, "AccessDenied", "denied"),
+            (403, "InvalidAccessKeyId", "denied"),
+            (404, "NoSuchBucket", "denied"),
+            (301, "PermanentRedirect", "denied"),
+            (501, "NotImplemented", "unknown"),
+        ] {
+            for action in [Action::List, Action::Get, Action::Put, Action::Abort] {
+                let body = format!("<Error><Code>{code}</Code><Message>Said S3</Message></Error>");
+                let told = S3::new(&Canned::new(status, None, body).config(), None).may(action, "b", "out/k").await;
+                let (told, why) = match told {
+                    Permission::Allowed => ("allowed", format!("s3://b/out/k: {code}: Said S3")),
+                    Permission::Denied(why) => ("denied", why),
+                    Permission::Unknown(why) => ("unknown", why),
+                };
+                assert_eq!((told, why), (is, format!("s3://b/out/k: {code}: Said S3")), "{action}");
+            }
+        }
+    }
 
     /// S3 tells a filter's names with capitals, which its own API does not know.
     #[tokio::test]
