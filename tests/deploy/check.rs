@@ -34,7 +34,8 @@ fn change(objects: &mut [Value], pointer: &str, value: Value) {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     let parent = scaled_job.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer} has no parent"));
     if let Value::Array(list) = parent {
-        list[name.parse::<usize>().unwrap()] = value;
+        let number = name.parse().unwrap();
+        list.splice(number..list.len().min(number + 1), [value]);
     } else if value.is_null() {
         parent.as_object_mut().unwrap().remove(name).unwrap_or_else(|| panic!("{pointer} is not there"));
     } else {
@@ -68,9 +69,23 @@ fn each_finding_is_one_change_away_from_the_good_manifest() {
         (("/spec/triggers".into(), Value::Null), Error, "spec.triggers: it is missing"),
         (("/spec/triggers/0/type".into(), json!("aws-sqs")), Error, "none is of type aws-sqs-queue"),
         (("/spec/triggers/0/metricType".into(), json!("Value")), Error, "metricType"),
+        (("/spec/triggers/0/authenticationRef".into(), Value::Null), Error, "KEDA has nothing to sign with"),
+        (("/spec/triggers/0/authenticationRef/kind".into(), json!("Secret")), Error, "KEDA has no \"Secret\""),
+        (("/spec/triggers/0/authenticationRef/names".into(), json!("x")), Error, "did you mean name?"),
+        (("/spec/triggers/0/useCachedMetrics".into(), json!(true)), Warning, "it is outdated"),
+        (("/spec/triggers/1".into(), json!({ "type": "cron" })), Warning, "a pod receives from one queue"),
+        (("/spec/rolloutStrategy".into(), json!("gradual")), Warning, "write rollout.strategy"),
+        (("/spec/rollout/propagationPolicy".into(), json!("orphan")), Error, "set it to foreground or background"),
+        (("/spec/rollout".into(), json!("gradual")), Error, "\"gradual\" is no object"),
+        (("/spec/pollingInterval".into(), json!("10")), Error, "\"10\" is no integer"),
+        (("/spec/envSourceContainerName".into(), json!(1)), Error, "write it in quotes: \"1\""),
+        (("/spec/triggers".into(), json!({})), Error, "{} is no list"),
+        (("/spec/scalingStrategy/pendingPodConditions".into(), json!("Ready")), Error, "is no list of strings"),
+        (("/spec/scalingStrategy/pendingPods".into(), json!([])), Error, "did you mean pendingPodConditions?"),
+        (("/spec/scalingStrategy/multipleScalersCalculation".into(), json!("max")), Warning, "there is one queue"),
         (("/spec/rollout".into(), Value::Null), Error, "rollout.strategy: it is immediate"),
         (("/spec/rollout/strategy".into(), json!("immediate")), Error, "rollout.strategy: it is immediate"),
-        (("/spec/rollout/strategy".into(), json!("default")), Error, "KEDA refuses \"default\""),
+        (("/spec/rollout/strategy".into(), json!("default")), Error, "KEDA has no \"default\""),
         (("/spec/minReplicaCount".into(), json!(1)), Warning, "minReplicaCount"),
         (("/spec/scalingStrategy/pendingPodConditions".into(), Value::Null), Warning, "gets a twin"),
         ((at(CONTAINER, "/readinessProbe"), Value::Null), Warning, "without a readinessProbe"),
@@ -81,10 +96,12 @@ fn each_finding_is_one_change_away_from_the_good_manifest() {
         (("/spec/scalingStrategy".into(), Value::Null), Error, "new messages wait until running Jobs have ended"),
         (("/spec/scalingStrategy/strategy".into(), json!("eager")), Error, "messages that others work on"),
         (("/spec/scalingStrategy/strategy".into(), json!("exact")), Error, "KEDA has no \"exact\""),
+        (("/spec/scalingStrategy/strategy".into(), json!("default")), Error, "new messages wait until running Jobs"),
         (("/spec/scalingStrategy/strategy".into(), json!("custom")), Unchecked, "numbers of yours"),
         ((at(TRIGGER, "/scaleOnInFlight"), json!("true")), Error, "each poll makes a Job"),
         ((at(TRIGGER, "/scaleOnInFlight"), Value::Null), Error, "each poll makes a Job"),
         ((at(TRIGGER, "/scaleOnInflight"), json!("false")), Error, "did you mean scaleOnInFlight?"),
+        ((at(TRIGGER, "/identityOwner"), json!("operator")), Warning, "a TriggerAuthentication with podIdentity"),
         ((at(TRIGGER, "/queueLength"), Value::Null), Error, "one pod for five messages"),
         ((at(TRIGGER, "/queueLength"), json!(1)), Error, "write it in quotes: \"1\""),
         ((at(TRIGGER, "/activationQueueLength"), json!("2")), Warning, "2 messages or fewer never start"),

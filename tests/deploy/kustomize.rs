@@ -260,12 +260,12 @@ fn with_pod_identity_the_network_policy_lets_the_agent_be_asked() {
 fn what_the_customary_samples_get_wrong_is_refused() {
     let good = only(&overlay("heartbeat"), "ScaledJob").clone();
     let cases = [
-        ("/spec", "cooldownPeriod", json!(300), "unknown field `cooldownPeriod`"),
-        ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "unknown field `scaleTargetRef`"),
-        ("/spec", "triggers", json!([]), "invalid length 0"),
-        ("/spec/rollout", "strategy", json!("default"), "unknown variant `default`"),
-        ("/spec/triggers/0/metadata", "queueLength", json!(1), "expected a string"),
-        ("/spec/triggers/0/metadata", "scaleOnInflight", json!("false"), "unknown field `scaleOnInflight`"),
+        ("/spec", "cooldownPeriod", json!(300), "spec.cooldownPeriod: no field of a ScaledJob"),
+        ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "spec.scaleTargetRef: no field of a ScaledJob"),
+        ("/spec", "triggers", json!([]), "none is of type aws-sqs-queue"),
+        ("/spec/rollout", "strategy", json!("default"), "KEDA has no \"default\""),
+        ("/spec/triggers/0/metadata", "queueLength", json!(1), "1 is no string"),
+        ("/spec/triggers/0/metadata", "scaleOnInflight", json!("false"), "did you mean scaleOnInFlight?"),
         ("/spec/jobTargetRef", "pollingInterval", json!(30), "'pollingInterval' was unexpected"),
         ("/spec/jobTargetRef/template/spec", "gracePeriod", json!(30), "'gracePeriod' was unexpected"),
         ("/spec/jobTargetRef/template/spec/containers/0", "image", json!({}), "image: "),

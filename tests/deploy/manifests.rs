@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::slice;
 
+use leasehold::check::{Severity, manifest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -54,7 +56,11 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
                 core.push(
                     json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "spec": job }),
                 );
-                read::<ScaledJob>(object)
+                let findings = manifest::findings("", slice::from_ref(object)).findings.into_iter();
+                // Of this one alone: what others tell it is not looked at here.
+                let findings = findings.filter(|finding| finding.severity != Severity::Unchecked);
+                complaints.extend(findings.map(|finding| finding.to_string()));
+                read::<Value>(object)
             }
             "TriggerAuthentication" => read::<TriggerAuthentication>(object),
             "PodMonitor" => read::<PodMonitor>(object),
@@ -103,111 +109,6 @@ struct Metadata {
     namespace: String,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
-}
-
-/// As KEDA 2.20 has it, less what is deprecated or means nothing for an SQS queue.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be checked")]
-struct ScaledJob {
-    job_target_ref: Value,
-    triggers: [Trigger; 1],
-    polling_interval: Option<u32>,
-    min_replica_count: Option<u32>,
-    max_replica_count: Option<u32>,
-    successful_jobs_history_limit: Option<u32>,
-    failed_jobs_history_limit: Option<u32>,
-    env_source_container_name: Option<String>,
-    rollout: Option<Rollout>,
-    scaling_strategy: Option<ScalingStrategy>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be checked")]
-struct Rollout {
-    strategy: Option<RolloutStrategy>,
-    propagation_policy: Option<PropagationPolicy>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum RolloutStrategy {
-    Gradual,
-    Immediate,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum PropagationPolicy {
-    Foreground,
-    Background,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be checked")]
-struct ScalingStrategy {
-    strategy: Option<Strategy>,
-    pending_pod_conditions: Option<Vec<String>>,
-    custom_scaling_queue_length_deduction: Option<i32>,
-    custom_scaling_running_job_percentage: Option<String>,
-}
-
-/// `default` is left out: 2.20.0 and 2.20.1 refuse it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Strategy {
-    Custom,
-    Accurate,
-    Eager,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be checked")]
-struct Trigger {
-    r#type: AwsSqsQueue,
-    name: Option<String>,
-    metadata: AwsSqsQueueMetadata,
-    authentication_ref: AuthenticationRef,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum AwsSqsQueue {
-    AwsSqsQueue,
-}
-
-/// KEDA ignores other names, and refuses what is no string.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be checked")]
-struct AwsSqsQueueMetadata {
-    #[serde(rename = "queueURL")]
-    queue_url: Option<String>,
-    #[serde(rename = "queueURLFromEnv")]
-    queue_url_from_env: Option<String>,
-    queue_length: String,
-    activation_queue_length: Option<String>,
-    aws_region: String,
-    aws_endpoint: Option<String>,
-    scale_on_in_flight: Option<String>,
-    scale_on_delayed: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(dead_code, reason = "read to be checked")]
-struct AuthenticationRef {
-    name: String,
-    kind: Option<AuthenticationKind>,
-}
-
-#[derive(Deserialize)]
-enum AuthenticationKind {
-    TriggerAuthentication,
-    ClusterTriggerAuthentication,
 }
 
 /// As KEDA 2.20 has it, with the ways to AWS that we use.
