@@ -13,7 +13,7 @@ use comfy_table::{Table, presets};
 use indicatif::MultiProgress;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
 use crate::actors::vitals::Vitals;
@@ -39,7 +39,19 @@ pub async fn run(
     screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
-    let LocalConfig { inbox, outbox, concurrency, work } = config;
+    let LocalConfig { inbox, outbox, concurrency, mut work } = config;
+    let mut stateless = Vec::new();
+    for job_type in &mut work.settings.policy.job_types {
+        // Nobody may hand over what nobody goes on with.
+        if job_type.task.checkpoint.is_some() {
+            Arc::make_mut(&mut job_type.task).checkpoint = None;
+            stateless.push(job_type.task.name.as_str());
+        }
+    }
+    if !stateless.is_empty() {
+        let job_types = stateless.join(", ");
+        warn!(job_types, "no partial state is kept here: each attempt starts afresh, and may take 12 hours at most");
+    }
     let folder = Folder::new(&inbox)?;
     let files = folder.list()?;
     let dead_letters = "dead-letters".to_owned();
