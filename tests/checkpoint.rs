@@ -20,6 +20,7 @@ use crate::support::cloud::Cloud;
 use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, queue, queue_with};
 use crate::support::logs::Logs;
 use crate::support::object_created;
+use crate::support::records::MemoryRecords;
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -204,6 +205,29 @@ async fn the_newest_delivery_is_gone_on_from() {
     bucket.insert("of/message-1/0/1.tar", b"no archive");
     let third = pod(&queue, &command, &bucket).run().await;
     assert_eq!((third.outcomes(), third.took), (vec!["succeeded"], 5 * MINUTE));
+    assert_eq!(bucket.keys(), Vec::<String>::new());
+}
+
+/// Two notifications of one upload: what the work on the first one left is dropped, too, when the second one has done it.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_of_what_another_message_finished_is_dropped() {
+    let (queue, bucket, records) =
+        (queue_with(&[&object_created("k"), &object_created("k")]), MemoryBucket::default(), MemoryRecords::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    let pod = || {
+        let mut pod = pod(&queue, &command, &bucket);
+        pod.records = Some(records.clone());
+        pod
+    };
+    let mut first = pod();
+    first.settings.policy.limits.max_duration = 90 * S;
+    assert_eq!(
+        (first.run().await.outcomes(), bucket.keys()),
+        (vec!["timed_out"], vec!["of/message-1/0/1.tar".to_owned()])
+    );
+    let mut second = pod();
+    second.settings.policy.max_messages = 2;
+    assert_eq!(second.run().await.outcomes(), ["succeeded", "already_done"]);
     assert_eq!(bucket.keys(), Vec::<String>::new());
 }
 

@@ -310,9 +310,9 @@ struct Log {
     broken: Vec<&'static str>,
 }
 
-/// A pod that claims the work, and works, fails, loses or dies.
-async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
-    let delivery = Delivery {
+/// A message whose sender calls its work `k`.
+fn delivery() -> Delivery {
+    Delivery {
         message_id: MessageId::new("m"),
         receipt: ReceiptHandle::new("r"),
         body: String::new(),
@@ -320,9 +320,38 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
         sent_at: None,
         idempotency_key: Some("k".to_owned()),
         traceparent: None,
-    };
+    }
+}
+
+fn idempotency(records: impl Records + 'static) -> Idempotency {
+    Idempotency {
+        records: Arc::new(records),
+        place: "s3://records/done".parse().unwrap(),
+        queue: "queue".to_owned(),
+        owner: "pod".to_owned(),
+        time_to_live: VISIBILITY,
+        clock: Clock::start(),
+    }
+}
+
+/// At its end, not when the request that is out then has ended.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
+    for seed in 0..8 {
+        fastrand::seed(seed);
+        let records = MemoryRecords::default();
+        records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(10 * MINUTE); 100]));
+        let Ok(Claim::Ours(mut held)) = idempotency(records).claim(&delivery(), 0, None).await else { panic!("taken") };
+        let claimed = Instant::now();
+        assert_eq!(held.keep().await, "its record could not be refreshed in time");
+        assert_eq!(claimed.elapsed(), VISIBILITY, "seed {seed}");
+    }
+}
+
+/// A pod that claims the work, and works, fails, loses or dies.
+async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
     sleep(Duration::from_secs(chance.u64(0..300))).await;
-    let Ok(Claim::Ours(mut held)) = idempotency.claim(&delivery, 0, None).await else { return };
+    let Ok(Claim::Ours(mut held)) = idempotency.claim(&delivery(), 0, None).await else { return };
     {
         let mut log = log.lock().unwrap();
         log.at_work += 1;
@@ -368,15 +397,7 @@ fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
             for _ in 0..4 {
                 let pods = (0..3).map(|_| {
                     let weather = Weather { records: records.another(), chance: Mutex::new(chance.fork()) };
-                    let idempotency = Idempotency {
-                        records: Arc::new(weather),
-                        place: "s3://records/done".parse().unwrap(),
-                        queue: "queue".to_owned(),
-                        owner: "pod".to_owned(),
-                        time_to_live: VISIBILITY,
-                        clock: Clock::start(),
-                    };
-                    random_pod(idempotency, chance.fork(), log.clone())
+                    random_pod(idempotency(weather), chance.fork(), log.clone())
                 });
                 futures_util::future::join_all(pods.collect::<Vec<_>>()).await;
             }
