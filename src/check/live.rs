@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Finding;
 use super::places::{self, Kind, Written};
-use super::queue::{self, QueueFacts};
+use super::queue::{self, Attributes, QueueFacts};
 use crate::config::{PushgatewayConfig, RunConfig};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
@@ -40,9 +40,8 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
     let sqs = Sqs::new(&aws, config.queue_url.clone());
     let s3 = S3::new(&aws, config.expected_bucket_owner.clone());
     findings.extend(permissions(&sqs, config).await);
-    let arn = match sqs.attributes(&config.queue_url).await {
+    let attributes = match sqs.attributes(&config.queue_url).await {
         Ok(Some(attributes)) => {
-            let arn = attributes.get("QueueArn").cloned();
             let redrive = sqs::redrive_in(attributes.get("RedrivePolicy").map(String::as_str));
             let dead_letter = match &redrive {
                 Redrive::DeadLetter { queue, .. } => sqs.attributes(&sibling(&config.queue_url, queue)).await,
@@ -50,7 +49,7 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
             };
             let facts = QueueFacts { attributes, redrive, dead_letter };
             findings.extend(queue::findings(&config.queue_url, &facts, config));
-            arn
+            facts.attributes
         }
         Ok(None) => {
             let change = "check --queue-url, its account and its region";
@@ -61,9 +60,10 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
         Err(why) => {
             let change = "allow sqs:GetQueueAttributes: without it no message is known to be on its last attempt";
             findings.push(Finding::unchecked("the queue's attributes", why, change));
-            None
+            Attributes::new()
         }
     };
+    let arn = attributes.get("QueueArn").map(String::as_str);
     if config.work.fetch.buckets.is_empty() {
         let change = "name the buckets with --buckets";
         findings.push(Finding::unchecked("buckets", "their notifications and s3:GetObject were not looked at", change));
@@ -75,15 +75,17 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
     for bucket in buckets {
         let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
         let told = s3.notifications(bucket).await;
-        if let (Ok(told), Some(arn)) = (&told, arn.as_deref())
+        if let (Ok(told), Some(arn)) = (&told, arn)
             && let Some(first) = told.to(arn).next()
         {
             key_begins.clone_from(&first.prefix);
+            findings.extend(queue::sending(&config.queue_url, &attributes, bucket));
         }
+        findings.extend(of_encryption(&s3, bucket).await);
         if sources.contains(bucket) {
-            findings.extend(of_source(&s3, bucket, &told, arn.as_deref(), config).await);
+            findings.extend(of_source(&s3, bucket, &told, arn, config).await);
         }
-        match (&told, arn.as_deref()) {
+        match (&told, arn) {
             (Ok(told), Some(arn)) => {
                 let work = &config.work.settings.policy.events;
                 findings.extend(there.into_iter().flat_map(|one| places::findings(one, told, arn, work)));
@@ -113,6 +115,20 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
         findings.extend(of_place(&s3, one, &key_begins).await);
     }
     findings
+}
+
+/// Whose key is needed besides.
+async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
+    let place = format!("bucket {bucket}, encryption");
+    let needs = "the pod's role needs kms:Decrypt to read and kms:GenerateDataKey to write";
+    match s3.kms_key(bucket).await {
+        Ok(None) => None,
+        Ok(Some(key)) => {
+            let what = format!("whether the pod may use the KMS key {key} could not be seen");
+            Some(Finding::unchecked(place, what, format!("{needs}, and the key's policy must let it")))
+        }
+        Err(why) => Some(Finding::unchecked(place, why, format!("if it is with a KMS key, {needs}"))),
+    }
 }
 
 /// What the role may do where a run writes.

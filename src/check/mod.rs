@@ -1,11 +1,12 @@
 //! `leasehold check`: what is wrong before the first message is lost.
 //!
-//! Facts in, findings out: [`manifest`], [`queue`], [`places`] and [`settings`] are pure, and [`live`] is what asks the world. It
-//! consumes no message.
+//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`places`] and [`settings`] are pure, and [`live`] is what asks the
+//! world. It consumes no message.
 
 pub mod live;
 pub mod manifest;
 pub mod places;
+pub mod policy;
 pub mod queue;
 pub mod settings;
 

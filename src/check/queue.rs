@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Finding;
+use super::{Finding, policy};
 use crate::config::RunConfig;
 use crate::job::delivery::Redrive;
 use crate::job::route::Limits;
@@ -45,12 +45,18 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
             format!("set it above {}, or lower --max-duration and --retry-max", show(worst)),
         ));
     }
-    if facts.attributes.get("KmsMasterKeyId").is_some_and(|key| key.ends_with("alias/aws/sqs")) {
-        findings.push(Finding::error(
+    match facts.attributes.get("KmsMasterKeyId") {
+        Some(key) if key.ends_with("alias/aws/sqs") => findings.push(Finding::error(
             place("KmsMasterKeyId"),
             "S3 may not use AWS's own key for SQS, so no event arrives",
             "use a key of your own whose policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
-        ));
+        )),
+        Some(key) if !key.is_empty() => findings.push(Finding::unchecked(
+            place("KmsMasterKeyId"),
+            format!("whether S3 and the pod may use the key {key} could not be seen"),
+            "its policy must give s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt, and the pod's role needs kms:Decrypt",
+        )),
+        Some(_) | None => {}
     }
     match &facts.redrive {
         Redrive::None => findings.push(Finding::error(
@@ -84,6 +90,31 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
         }
     }
     findings
+}
+
+/// May S3 tell the queue of what happens in this bucket?
+pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option<Finding> {
+    let place = format!("queue {}, Policy", sqs::queue_name(queue_url));
+    let arn = attributes.get("QueueArn").map_or("", String::as_str);
+    let may_send = match attributes.get("Policy").filter(|policy| !policy.is_empty()) {
+        Some(policy) => policy::lets_s3_send(policy, arn, bucket),
+        // Others than AWS do without.
+        None => Some(!sqs::is_at_aws(queue_url)),
+    };
+    let change = format!(
+        "allow s3.amazonaws.com sqs:SendMessage with the condition that aws:SourceArn is the ARN of bucket {bucket}"
+    );
+    match may_send {
+        Some(true) => None,
+        Some(false) => {
+            let what = format!("S3 may not send, so nothing that happens in bucket {bucket} arrives");
+            Some(Finding::error(place, what, change))
+        }
+        None => {
+            let what = format!("whether S3 may send what happens in bucket {bucket} depends on what is not known here");
+            Some(Finding::unchecked(place, what, change))
+        }
+    }
 }
 
 fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Duration>) -> Vec<Finding> {

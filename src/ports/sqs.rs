@@ -279,6 +279,12 @@ pub fn is_fifo(queue_url: &str) -> bool {
     queue_url.strip_suffix(".fifo").is_some()
 }
 
+/// Is it a queue of AWS, and not of something that speaks its protocol?
+pub fn is_at_aws(queue_url: &str) -> bool {
+    let host = http::host_of(queue_url).unwrap_or_default();
+    [".amazonaws.com", ".amazonaws.com.cn"].iter().any(|domain| host.ends_with(domain))
+}
+
 /// The last part of a queue's URL.
 pub fn queue_name(queue_url: &str) -> &str {
     queue_url.rsplit('/').next().unwrap_or(queue_url)

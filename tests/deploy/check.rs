@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use aws_sdk_s3::types::{
     Event, FilterRule, FilterRuleName, NotificationConfiguration, NotificationConfigurationFilter, QueueConfiguration,
-    S3KeyFilter,
+    S3KeyFilter, ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration,
+    ServerSideEncryptionRule,
 };
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::check::queue::{self, QueueFacts};
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use super::manifests::build;
 use super::stack::{Stack, without};
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
-use crate::support::servers::Pushgateway;
+use crate::support::servers::{Ministack, Pushgateway};
 
 fn good() -> Vec<Value> {
     static GOOD: OnceLock<Vec<Value>> = OnceLock::new();
@@ -251,7 +252,7 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
     };
     let set =
         |facts: &mut QueueFacts, name: &str, value: &str| drop(facts.attributes.insert(name.into(), value.into()));
-    let table: [(&str, Change, Severity, &str); 13] = [
+    let table: [(&str, Change, Severity, &str); 14] = [
         ("", Box::new(|it| it.redrive = Redrive::None), Error, "there is no dead-letter queue"),
         ("", Box::new(|it| it.redrive = Redrive::Unknown), Unchecked, "RedrivePolicy"),
         (
@@ -290,6 +291,7 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
         ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "3600")), Warning, "without having reached dlq"),
         ("--max-duration 11h --retry-max 12h", Box::new(|_| ()), Warning, "without having reached dlq"),
         ("", Box::new(move |it| set(it, "KmsMasterKeyId", "alias/aws/sqs")), Error, "S3 may not use AWS's own key"),
+        ("", Box::new(move |it| set(it, "KmsMasterKeyId", "alias/ours")), Unchecked, "may use the key alias/ours"),
         (
             "--retry expire --visibility-timeout 12h --max-duration 11h",
             Box::new(|_| ()),
@@ -306,6 +308,14 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
         assert_eq!(findings[0].severity, severity, "{text}");
         assert!(findings[0].to_string().contains(text), "{:?} lacks {text:?}", findings[0].to_string());
     }
+}
+
+#[test]
+fn at_aws_a_queue_without_a_policy_hears_nothing() {
+    let attributes = good_queue().attributes;
+    let found = queue::sending(QUEUE_URL, &attributes, "incoming").unwrap();
+    assert!(found.severity == Severity::Error && found.what.contains("bucket incoming"), "{found}");
+    assert_eq!(queue::sending("http://localhost:4566/123456789012/orders", &attributes, "incoming"), None);
 }
 
 /// `leasehold check --format json` on a live queue.
@@ -343,6 +353,16 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].starts_with("unchecked") && lines[0].contains("sqs:ReceiveMessage"), "{lines:#?}");
 
+    let with_key = ServerSideEncryptionByDefault::builder().sse_algorithm(ServerSideEncryption::AwsKms);
+    let with_key = with_key.kms_master_key_id("alias/ours").build().unwrap();
+    let rule = ServerSideEncryptionRule::builder().apply_server_side_encryption_by_default(with_key).build();
+    let encryption = ServerSideEncryptionConfiguration::builder().rules(rule).build().unwrap();
+    let put = cloud.s3.put_bucket_encryption().bucket(&cloud.bucket);
+    put.server_side_encryption_configuration(encryption).send().await.unwrap();
+    let (_, lines) = check_live(&cloud, &flags, &anybody).await;
+    let is_told = |line: &String| line.starts_with("unchecked") && line.contains("may use the KMS key alias/ours");
+    assert!(lines.len() == 2 && lines.iter().any(is_told), "{lines:#?}");
+
     set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "3600").await;
     set(&cloud, &cloud.queue_url, QueueAttributeName::MessageRetentionPeriod, "7200").await;
     let events = "--events ObjectRemoved:*";
@@ -359,6 +379,79 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
         assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
     }
     assert_eq!(cloud.counts().await, (1, 0), "the message was touched");
+}
+
+/// Of each it is seen whether an event arrives.
+#[tokio::test]
+async fn whether_s3_may_send_is_read_in_the_queues_policy() {
+    let server = Ministack::strict().await;
+    let cloud = Cloud::at(server.endpoint(), 5).await;
+    set(&cloud, &cloud.dead_letter_queue_url, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
+    let arn = cloud.queue_arn().await;
+    let account = arn.split(':').nth(4).unwrap();
+    let bucket = format!("arn:aws:s3:::{}", cloud.bucket);
+    let allow = |part: &str, value: Value| {
+        let mut statement = json!({
+            "Effect": "Allow",
+            "Principal": { "Service": "s3.amazonaws.com" },
+            "Action": "sqs:SendMessage",
+            "Resource": arn,
+            "Condition": { "ArnEquals": { "aws:SourceArn": bucket }, "StringEquals": { "aws:SourceAccount": account } },
+        });
+        statement[part] = value;
+        statement
+    };
+    let deny = |part: &str, value: Value| {
+        let mut statement = allow("Effect", json!("Deny"));
+        statement["Principal"] = json!("*");
+        statement[part] = value;
+        statement
+    };
+    let good = allow("Effect", json!("Allow"));
+    for (number, (statements, arrives)) in [
+        (vec![good.clone()], true),
+        (vec![allow("Action", json!(["SQS:Send*", "sqs:ReceiveMessage"]))], true),
+        (vec![allow("Action", json!("sqs:ReceiveMessage"))], false),
+        (vec![allow("Principal", json!("*"))], true),
+        (vec![allow("Principal", json!({ "Service": ["sns.amazonaws.com", "s3.amazonaws.com"] }))], true),
+        (vec![allow("Principal", json!({ "Service": "sns.amazonaws.com" }))], false),
+        (vec![allow("Resource", json!(format!("{arn}-dlq")))], false),
+        (vec![allow("Resource", json!("arn:aws:sqs:*"))], true),
+        (vec![allow("Condition", json!({ "ArnLike": { "aws:SourceArn": "arn:aws:s3:*:*:e2e-?*" } }))], true),
+        (vec![allow("Condition", json!({ "StringEquals": { "aws:SourceArn": "arn:aws:s3:::e2e-*" } }))], false),
+        (vec![allow("Condition", json!({ "ArnEquals": { "AWS:SourceArn": ["arn:aws:s3:::a", bucket] } }))], true),
+        (vec![allow("Condition", json!({ "ArnEquals": { "aws:SourceArn": "arn:aws:s3:::another" } }))], false),
+        (vec![good.clone(), deny("Condition", json!({}))], false),
+        (vec![good.clone(), deny("Condition", json!({ "ArnEquals": { "aws:SourceArn": "arn:aws:s3:::x" } }))], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let with = async |statements: &[Value]| {
+            let policy = json!({ "Version": "2012-10-17", "Statement": statements }).to_string();
+            set(&cloud, &cloud.queue_url, QueueAttributeName::Policy, &policy).await;
+        };
+        with(&statements).await;
+        let (left, lines) = check_live(&cloud, &format!("--buckets {}", cloud.bucket), &BTreeMap::new()).await;
+        let told: Vec<_> = lines.iter().filter(|line| line.contains(", Policy: ")).collect();
+        if arrives {
+            assert!(told.is_empty() && left.code() == 0, "{statements:#?}: {lines:#?}");
+        } else {
+            assert!(
+                told.len() == 1 && told[0].starts_with("error") && left.code() == 78,
+                "{statements:#?}: {lines:#?}"
+            );
+        }
+        cloud.put(&format!("first-{number}"), b"x").await;
+        with(std::slice::from_ref(&good)).await;
+        cloud.put(&format!("second-{number}"), b"x").await;
+        let wanted = format!("second-{number}");
+        let mut bodies = Vec::new();
+        while !bodies.iter().any(|body: &String| body.contains(&wanted)) {
+            bodies.push(eventually("an event", async || another_message(&cloud).await).await);
+        }
+        assert_eq!(bodies.iter().any(|body| body.contains(&format!("first-{number}"))), arrives, "{statements:#?}");
+    }
 }
 
 /// A notification of the bucket to the queue, as `ObjectCreated:* of in/*.csv`, instead of the one that it has.
@@ -449,7 +542,7 @@ async fn what_is_written_must_not_become_work() {
 
 /// One that is not about the object that was worked on.
 async fn another_message(cloud: &Cloud) -> Option<String> {
-    let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).max_number_of_messages(10);
+    let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url);
     let bodies = asked.send().await.unwrap().messages.unwrap_or_default().into_iter().filter_map(|one| one.body);
     bodies.into_iter().find(|body| !body.contains(r#""in/k""#))
 }

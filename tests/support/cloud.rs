@@ -31,8 +31,11 @@ pub struct Cloud {
 
 impl Cloud {
     pub async fn new(max_receive_count: u32) -> Self {
+        Self::at(Ministack::shared().await.endpoint(), max_receive_count).await
+    }
+
+    pub async fn at(endpoint: String, max_receive_count: u32) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let endpoint = Ministack::shared().await.endpoint();
         let config = aws::config(&endpoint);
         let sqs = aws_sdk_sqs::Client::new(&config);
         let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
@@ -44,14 +47,23 @@ impl Cloud {
         let queue_url = create_queue(&sqs, &name).await;
         let redrive =
             serde_json::json!({ "deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": max_receive_count });
+        let queue_arn = arn(&sqs, &queue_url).await;
+        let policy = serde_json::json!({ "Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": { "Service": "s3.amazonaws.com" },
+            "Action": "sqs:SendMessage",
+            "Resource": queue_arn,
+            "Condition": { "ArnEquals": { "aws:SourceArn": format!("arn:aws:s3:::{name}") } },
+        }] });
         let set = sqs.set_queue_attributes().queue_url(&queue_url);
         set.attributes(QueueAttributeName::RedrivePolicy, redrive.to_string())
+            .attributes(QueueAttributeName::Policy, policy.to_string())
             .send()
             .await
             .expect("attributes are set");
 
         s3.create_bucket().bucket(&name).send().await.expect("a bucket is made");
-        let to_queue = QueueConfiguration::builder().queue_arn(arn(&sqs, &queue_url).await);
+        let to_queue = QueueConfiguration::builder().queue_arn(queue_arn);
         let to_queue = to_queue.events(Event::S3ObjectCreated).build().expect("it is whole");
         let notifications = NotificationConfiguration::builder().queue_configurations(to_queue).build();
         let put = s3.put_bucket_notification_configuration().bucket(&name);

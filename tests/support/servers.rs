@@ -84,9 +84,18 @@ pub struct Ministack(Server);
 impl Ministack {
     /// One of its own, for a test that stops it.
     pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// One that looks at policies.
+    pub async fn strict() -> Self {
+        Self::with(&[("AUTH", "true")]).await
+    }
+
+    async fn with(settings: &[(&str, &str)]) -> Self {
         let port = free_port();
         let mut command = installed("ministack", "ministack");
-        command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string());
+        command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string()).envs(settings.iter().copied());
         Self(Server::start(&command, port).await)
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, FilterRule, FilterRuleName};
 
 use super::S3;
+use super::records::is_missing;
 use crate::ports::aws::{Failure, Permission};
 
 /// Whom a bucket tells of its events.
@@ -68,6 +69,23 @@ impl S3 {
             }
         });
         Ok(Notifications { to_queues: to_queues.collect(), others })
+    }
+
+    /// The KMS key with which a bucket encrypts what nobody says otherwise of. The error says why that is not known.
+    pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
+        let asked = self.client().get_bucket_encryption().bucket(bucket);
+        let answer = asked.set_expected_bucket_owner(self.expected_owner.clone()).send().await;
+        let rules = match answer {
+            Ok(answer) => answer.server_side_encryption_configuration.map(|all| all.rules).unwrap_or_default(),
+            Err(error) => {
+                let failure = Failure::of(&error);
+                // Missing: none has been set.
+                if is_missing(&failure) { Vec::new() } else { return Err(said(&failure)) }
+            }
+        };
+        let mut keys = rules.into_iter().filter_map(|rule| rule.apply_server_side_encryption_by_default);
+        let key = keys.find(|one| one.sse_algorithm.as_str().starts_with("aws:kms"));
+        Ok(key.map(|key| key.kms_master_key_id.unwrap_or_else(|| "aws/s3".to_owned())))
     }
 
     /// May we do this with an object of such a key? `key` must be none that exists.

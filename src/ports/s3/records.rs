@@ -70,7 +70,8 @@ impl Records for S3 {
     }
 }
 
-fn is_missing(failure: &Failure) -> bool {
+/// The bucket is there, and what is asked of it is not.
+pub(super) fn is_missing(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { status: 404, code, .. } if code.as_deref() != Some("NoSuchBucket"))
 }
 
