@@ -109,6 +109,32 @@ async fn what_a_dead_pod_began_is_taken_over_when_its_record_expires() {
     assert!((expires..expires + 15 * S).contains(&taken_over), "{taken_over:?}");
 }
 
+/// There may be errors each time it looks at the record; those that passed do not count.
+#[tokio::test(start_paused = true)]
+async fn a_waiting_pod_outlives_any_number_of_errors_that_pass() {
+    let (queue, records) = (twice(), MemoryRecords::default());
+    let command = FakeCommand::new(Does::Exits(9 * MINUTE, 0));
+    let waiting = records.another();
+    let weather = async {
+        for _ in 0..8 {
+            sleep(MINUTE).await;
+            waiting.unreachable.store(true, Ordering::Relaxed);
+            sleep(11 * S).await;
+            waiting.unreachable.store(false, Ordering::Relaxed);
+        }
+    };
+    let (first, second, ()) = tokio::join!(
+        pod(&queue, &command, &records).run(),
+        async {
+            sleep(S).await;
+            pod(&queue, &command, &waiting).run().await
+        },
+        weather
+    );
+    assert_eq!((outcomes(&first), outcomes(&second)), (vec!["succeeded"], vec!["already_done"]));
+    assert_eq!(command.runs(), 1);
+}
+
 /// Whatever write it is: the claim, a refresh, the end.
 #[tokio::test(start_paused = true)]
 async fn a_write_whose_answer_is_lost_is_recognised_as_ours() {

@@ -133,13 +133,15 @@ impl Idempotency {
             seen = loop {
                 let asked_at = self.clock.now();
                 let entry = match self.read(&held.key).await {
-                    Ok(Some(entry)) => entry,
-                    Ok(None) => break None,
+                    Ok(entry) => entry,
                     Err(error) => {
                         pause(&mut pauses, error.to_string()).await?;
                         continue;
                     }
                 };
+                // A wait may take hours: errors count only while there are no answers.
+                pauses = self::pauses();
+                let Some(entry) = entry else { break None };
                 match held.meaning(&entry)? {
                     Meaning::Done => return Ok(Claim::Done),
                     Meaning::Ours => {
