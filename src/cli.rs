@@ -101,7 +101,7 @@ pub struct RecordArgs {
     pub idempotency: Option<Place>,
 
     /// The message attribute that says what the sender calls a piece of work [default: a FIFO queue's deduplication
-    /// id, else the object and its version]
+    /// id unless it is made of the body, else the event]
     #[arg(long, env = "LEASEHOLD_IDEMPOTENCY_KEY", value_name = "ATTRIBUTE", requires = "idempotency", help_heading = WORK)]
     pub idempotency_key: Option<String>,
 

@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle};
 use leasehold::job::report::Ended;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::MemoryQueue;
 use leasehold::ports::s3::S3;
-use leasehold::ports::{Condition, Entry, RecordError, Records};
+use leasehold::ports::sqs::Sqs;
+use leasehold::ports::{Condition, Entry, Queue, RecordError, Records};
 use leasehold::work::idempotency::{Claim, Idempotency};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::aws;
@@ -34,6 +37,14 @@ fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords) -> J
 /// Two notifications of one upload, as S3 may send them.
 fn twice() -> MemoryQueue {
     queue_with(&[&object_created("k"), &object_created("k")])
+}
+
+/// A notification that something happened to `k`.
+fn event(name: &str, sequencer: Option<&str>) -> String {
+    let mut body: Value = serde_json::from_str(&object_created("k")).unwrap();
+    body["Records"][0]["eventName"] = name.into();
+    body["Records"][0]["s3"]["object"]["sequencer"] = sequencer.into();
+    body.to_string()
 }
 
 fn outcomes(arrived: &Arrived) -> Vec<&'static str> {
@@ -201,6 +212,74 @@ async fn each_object_is_work_of_its_own() {
     assert_eq!((command.runs(), records.len()), (3, 3));
 }
 
+/// S3 numbers puts and deletes only. Without a number nothing tells another event from another notification of the same.
+#[tokio::test(start_paused = true)]
+async fn each_event_about_an_object_is_work_of_its_own() {
+    let events = [
+        event("ObjectCreated:Put", Some("1")),
+        event("ObjectCreated:Put", Some("2")),
+        event("ObjectCreated:Copy", Some("2")),
+        event("ObjectTagging:Put", None),
+        event("ObjectTagging:Put", None),
+        event("ObjectRestore:Completed", None),
+    ];
+    let (records, command) = (MemoryRecords::default(), exits(0));
+    let mut journey = pod(&queue_with(&events.each_ref().map(String::as_str)), &command, &records);
+    journey.settings.policy.events = "ObjectCreated:*,ObjectTagging:*,ObjectRestore:Completed".parse().unwrap();
+    journey.settings.policy.max_messages = 6;
+    assert_eq!(outcomes(&journey.run().await), ["succeeded"; 6]);
+    assert_eq!((command.runs(), records.len()), (6, 6));
+}
+
+/// Who sends notifications of his own may tell of the key and no more.
+#[tokio::test(start_paused = true)]
+async fn uploads_of_which_only_the_key_is_told_are_work_of_their_own() {
+    let minimal = include_str!("fixtures/minimal.json");
+    let (records, command) = (MemoryRecords::default(), exits(0));
+    let mut journey = pod(&queue_with(&[minimal, minimal]), &command, &records);
+    journey.settings.policy.max_messages = 2;
+    assert_eq!(outcomes(&journey.run().await), ["succeeded", "succeeded"]);
+}
+
+/// The message is the same then.
+#[tokio::test(start_paused = true)]
+async fn a_redelivery_is_recognised_by_its_message_where_events_have_no_number() {
+    let tagged = |key: &str| {
+        let mut body: Value = serde_json::from_str(&event("ObjectTagging:Put", None)).unwrap();
+        body["Records"][0]["s3"]["object"]["key"] = key.into();
+        body["Records"][0].take()
+    };
+    let body = json!({ "Records": [tagged("a"), tagged("a"), tagged("b")] }).to_string();
+    let (queue, records) = (queue_with(&[&body]), MemoryRecords::default());
+    let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 0), Does::Exits(S, 1), Does::Exits(S, 0)]);
+    for outcome in ["command_failed", "succeeded"] {
+        let mut journey = pod(&queue, &command, &records);
+        journey.settings.policy.events = "ObjectTagging:*".parse().unwrap();
+        journey.settings.polling.wait = MINUTE;
+        assert_eq!(outcomes(&journey.run().await), [outcome]);
+    }
+    assert_eq!(command.got("JOB_KEY"), ["a", "a", "b", "b"]);
+}
+
+/// By S3, by a store that speaks as S3 does, and by EventBridge.
+#[tokio::test(start_paused = true)]
+async fn an_upload_is_the_same_work_whoever_tells_of_it() {
+    let eventbridge = json!({
+        "source": "aws.s3",
+        "detail-type": "Object Created",
+        "detail": {
+            "bucket": { "name": "inbox" },
+            "object": { "key": "k", "size": 4, "etag": "e", "sequencer": "1" },
+            "reason": "PutObject",
+        },
+    });
+    let told = [object_created("k"), event("s3:ObjectCreated:Put", Some("1")), eventbridge.to_string()];
+    let (records, command) = (MemoryRecords::default(), exits(0));
+    let mut journey = pod(&queue_with(&told.each_ref().map(String::as_str)), &command, &records);
+    journey.settings.policy.max_messages = 3;
+    assert_eq!(outcomes(&journey.run().await), ["succeeded", "already_done", "already_done"]);
+}
+
 /// A record that somebody else left there is no reason to delete a message.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_is_none_keeps_the_message() {
@@ -267,6 +346,38 @@ async fn records_in_ministack_keep_their_rules() {
 #[tokio::test]
 async fn records_in_moto_keep_their_rules() {
     records_of(&Moto::shared().await.endpoint()).await;
+}
+
+/// What a FIFO queue makes of the body is no name of the work: the same body on another day is other work.
+async fn names_on_a_fifo_queue(endpoint: &str) {
+    let config = aws::config(endpoint);
+    let client = aws_sdk_sqs::Client::new(&config);
+    let create = client.create_queue().queue_name(format!("names-{:x}.fifo", std::process::id()));
+    let create = create.attributes(QueueAttributeName::FifoQueue, "true");
+    let create = create.attributes(QueueAttributeName::ContentBasedDeduplication, "true");
+    let url = create.send().await.expect("a queue is made").queue_url.expect("it has a URL");
+    for (group, body, id) in [("a", "é", None), ("b", "named", Some("order-7"))] {
+        let send = client.send_message().queue_url(&url).message_group_id(group).message_body(body);
+        send.set_message_deduplication_id(id.map(str::to_owned)).send().await.expect("the message is sent");
+    }
+    let queue = Sqs::new(&config, url);
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let delivery = queue.receive(5 * S, MINUTE).await.expect("an answer").expect("a message");
+        names.push((delivery.body, delivery.idempotency_key));
+    }
+    names.sort();
+    assert_eq!(names, [("named".to_owned(), Some("order-7".to_owned())), ("é".to_owned(), None)]);
+}
+
+#[tokio::test]
+async fn a_deduplication_id_that_is_made_of_the_body_is_no_name_in_ministack() {
+    names_on_a_fifo_queue(&Ministack::shared().await.endpoint()).await;
+}
+
+#[tokio::test]
+async fn a_deduplication_id_that_is_made_of_the_body_is_no_name_in_moto() {
+    names_on_a_fifo_queue(&Moto::shared().await.endpoint()).await;
 }
 
 #[tokio::test]

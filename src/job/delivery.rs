@@ -55,7 +55,8 @@ pub struct Delivery {
     pub receive_count: u32,
     /// When it was sent, by the queue's clock (SQS's `SentTimestamp`).
     pub sent_at: Option<SystemTime>,
-    /// What the sender calls this piece of work (`--idempotency-key`, or SQS's `MessageDeduplicationId`).
+    /// What the sender calls this piece of work (`--idempotency-key`, or SQS's `MessageDeduplicationId` if
+    /// the sender chose it).
     pub idempotency_key: Option<String>,
     /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
     pub traceparent: Option<String>,

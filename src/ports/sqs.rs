@@ -18,6 +18,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use super::aws::{self, ATTEMPT_LIMIT, Failure, Permission};
@@ -57,7 +58,8 @@ impl Sqs {
     }
 
     /// The same queue, whose senders name a piece of work in this message attribute. Without one a FIFO queue's
-    /// `MessageDeduplicationId` names it.
+    /// `MessageDeduplicationId` names it, if somebody chose it: with content-based deduplication it is the SHA-256 of the body
+    /// (SQS API, `SendMessage`), and the same body on another day is other work.
     #[must_use]
     pub fn with_key_attribute(self, key_attribute: Option<String>) -> Self {
         Self { key_attribute, ..self }
@@ -321,8 +323,9 @@ fn delivery(message: Message, key_attribute: Option<&str>) -> Result<Delivery, R
         traceparent.or_else(|| system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray));
     let count = system(MessageSystemAttributeName::ApproximateReceiveCount).and_then(|count| count.parse().ok());
     let named = key_attribute.and_then(|name| message.message_attributes()?.get(name)?.string_value());
-    let idempotency_key = named.or_else(|| system(MessageSystemAttributeName::MessageDeduplicationId));
-    let idempotency_key = idempotency_key.map(str::to_owned);
+    let is_chosen = |id: &&str| *id != hex::encode(Sha256::digest(message.body().unwrap_or_default()));
+    let deduplication_id = system(MessageSystemAttributeName::MessageDeduplicationId).filter(is_chosen);
+    let idempotency_key = named.or(deduplication_id).map(str::to_owned);
     // In milliseconds since 1970.
     let sent_at = system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::job::delivery::Delivery;
-use crate::job::notification::{Object, Record};
+use crate::job::notification::Record;
 use crate::job::place::Place;
 use crate::job::verdict::Failure;
 use crate::ports::clock::Clock;
@@ -166,22 +166,24 @@ impl Idempotency {
         in_time(self.records.read(&self.place.bucket, key)).await
     }
 
-    /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and what
-    /// tells one event about it from another.
+    /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and the
+    /// event about it.
     fn name(&self, delivery: &Delivery, number: usize, record: Option<&Record>) -> String {
-        let of = |object: &Object| {
-            serde_json::json!([
-                object.bucket,
-                object.key,
-                object.version_id.as_ref().or(object.etag.as_ref()),
-                object.sequencer,
-            ])
+        let message_id = delivery.message_id.as_str();
+        let of = |Record { event, object }: &Record| {
+            let version = object.version_id.as_ref().or(object.etag.as_ref());
+            // S3 numbers puts and deletes only. Of all others nothing but the message tells one from the next.
+            let which = match &object.sequencer {
+                Some(sequencer) => serde_json::json!(sequencer),
+                None => serde_json::json!([message_id, number]),
+            };
+            serde_json::json!([self.queue, event, object.bucket, object.key, version, which])
         };
         let named = match (&delivery.idempotency_key, record) {
             (Some(key), _) => serde_json::json!([self.queue, key, number]),
-            (None, Some(record)) => serde_json::json!([self.queue, of(&record.object)]),
+            (None, Some(record)) => of(record),
             // A body of its own kind is one message's.
-            (None, None) => serde_json::json!([self.queue, delivery.message_id.as_str()]),
+            (None, None) => serde_json::json!([self.queue, message_id]),
         };
         format!("{}.json", hex::encode(Sha256::digest(named.to_string())))
     }

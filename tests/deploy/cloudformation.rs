@@ -161,7 +161,9 @@ impl Feature {
                 drain(cloud).await;
                 let flags = format!("{flags} --idempotency s3://{}/done", cloud.bucket);
                 for outcome in ["succeeded", "already_done"] {
-                    cloud.send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version }))).await;
+                    cloud
+                        .send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version, "sequencer": "1" })))
+                        .await;
                     let left = stack.run_as_worker(&flags, "true").await;
                     let ended = left.log.iter().find(|record| record["message"] == "message deleted");
                     check(left.code() == 0 && ended.is_some_and(|ended| ended["outcome"] == outcome), &left.stdout)?;

@@ -15,7 +15,7 @@ pub fn object_created(key: &str) -> String {
         "eventVersion": "2.1",
         "eventSource": "aws:s3",
         "eventName": "ObjectCreated:Put",
-        "s3": { "bucket": { "name": "inbox" }, "object": { "key": key, "size": 4, "eTag": "e" } },
+        "s3": { "bucket": { "name": "inbox" }, "object": { "key": key, "size": 4, "eTag": "e", "sequencer": "1" } },
     }]})
     .to_string()
 }
