@@ -4,9 +4,11 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::OFlag;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -112,7 +114,8 @@ pub struct ResultFile {
 /// should be says nothing. Only the file's end is read, however long it is.
 pub fn read_result_file(path: &Path) -> ResultFile {
     let tail = || {
-        let mut file = File::open(path)?;
+        // What the command put there may be a pipe, and opening or reading that may wait for ever.
+        let mut file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LONGEST_TAIL)))?;
         let mut tail = Vec::new();
@@ -195,6 +198,16 @@ mod tests {
             assert_eq!(progress(&format!("{{\"progress\":{nonsense}}}\n")), None, "{nonsense}");
         }
         assert_eq!(progress("{\"reason\":\"no columns\"}\n"), None);
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        let pipe = home.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(read_result_file(&pipe)));
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(ResultFile::default()));
     }
 
     #[test]
