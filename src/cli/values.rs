@@ -40,10 +40,14 @@ pub enum RetryArg {
     Expire,
 }
 
-/// `90s`, `2h30m`.
+/// `90s`, `2h30m`; a year at most, since no message lives longer than two weeks.
 pub fn time(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))
+    let time =
+        humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))?;
+    if time > LONGEST { Err("it is over a year".to_owned()) } else { Ok(time) }
 }
+
+const LONGEST: Duration = Duration::from_hours(366 * 24);
 
 /// `500Mi`, `20Gi`, as in Kubernetes.
 pub fn size(text: &str) -> Result<ByteSize, String> {
@@ -53,6 +57,16 @@ pub fn size(text: &str) -> Result<ByteSize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_written_with_their_units() {
+        assert_eq!(time("2h30m"), Ok(Duration::from_mins(150)));
+        assert_eq!(time("366d"), Ok(LONGEST));
+        assert!(time("90").unwrap_err().contains("2h30m"));
+        for text in ["367d", "9000y", "18446744073709551615s"] {
+            assert_eq!(time(text), Err("it is over a year".to_owned()), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_written_as_in_kubernetes() {
