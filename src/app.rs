@@ -1,5 +1,6 @@
 //! The program. Wiring only: arguments → configuration → ports → supervisor → signals → exit code.
 
+use std::future::Future;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ use crate::work::Bench;
 use crate::work::checkpoint::{Checkpoints, Forgetting};
 use crate::work::idempotency::Idempotency;
 use crate::work::publish::S3Outbox;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -115,7 +117,8 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
                         .err()
                         .map(|why| Finding::error("this machine", why, "correct it")),
                 );
-                found.extend(runtime()?.block_on(check::live::findings(&config, environment::ca_bundle())));
+                let live = check::live::findings(&config, environment::ca_bundle());
+                found.extend(block_on(live, Duration::ZERO)?);
                 findings.add(Findings { findings: found, stops: vec![StopTimeline::of("the stop", &config)] });
             }
             Err(error) => findings.add(vec![Finding::error("the flags", error.to_string(), "correct it")].into()),
@@ -147,7 +150,8 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
     let logs =
         logs::start(format, &work.identity, &environment::log_filter(), std::io::stdout(), work.settings.stop.log());
-    runtime()?.block_on(async {
+    let tidy = work.settings.stop.tidy();
+    let run = async {
         let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
         let stop = stop_requested(Some(&metrics))?;
         let readiness = Arc::new(Readiness::new(stop.clone()));
@@ -214,7 +218,8 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             pusher.finish(push_limit).await;
         }
         Ok(ExitCode::from(outcome.exit_code()))
-    })
+    };
+    block_on(run, tidy)?
 }
 
 /// Kubernetes tells a pod its namespace in a file.
@@ -233,7 +238,7 @@ fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
     let format = log_format.unwrap_or(default_format(&std::io::stdout()));
     let _logs = logs::start(format, &identity, &environment::log_filter(), std::io::stdout(), Duration::from_secs(1));
-    runtime()?.block_on(async {
+    let sweep = async {
         match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
             Ok(Swept { found, deleted, failed }) => {
                 info!(found, deleted, failed, "swept");
@@ -244,22 +249,24 @@ fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
                 Ok(ExitCode::from(UNAVAILABLE))
             }
         }
-    })
+    };
+    block_on(sweep, Duration::ZERO)?
 }
 
 fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_machine(&config.work, own.is_none())?;
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
     let (screen, above) = bars::screen(format == LogFormat::Text);
-    let limit = config.work.settings.stop.log();
-    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, limit);
-    runtime()?.block_on(async {
-        let stop = stop_requested(None)?;
+    let stop = config.work.settings.stop;
+    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, stop.log());
+    let run = async {
+        let stopped = stop_requested(None)?;
         let runner = own.map_or_else(runner, Ok)?;
-        let summary = local::run(config, runner, screen, stop).await.map_err(|error| error.to_string())?;
+        let summary = local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())?;
         println!("{summary}");
         Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
-    })
+    };
+    block_on(run, stop.tidy())?
 }
 
 /// What can be seen to be wrong before a message is received costs no message an attempt.
@@ -282,13 +289,20 @@ fn default_format(out: &impl IsTerminal) -> LogFormat {
     if out.is_terminal() { LogFormat::Text } else { LogFormat::Json }
 }
 
-/// Two threads, so that something busy in one does not delay a beat in the other.
-fn runtime() -> Result<tokio::runtime::Runtime, String> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs it to its end. A thread that is still busy for it then (removing files, asking a name server that does not answer)
+/// has so much time, and is left behind.
+///
+/// Two threads, so that what is busy for a moment in one does not delay a beat in the other. It is no licence to block:
+/// tokio does not promise that the other one takes over.
+fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, String> {
+    let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| format!("the runtime could not be started: {error}"))
+        .map_err(|error| format!("the runtime could not be started: {error}"))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(patience);
+    Ok(done)
 }
 
 fn runner() -> Result<Arc<dyn Runner>, String> {
@@ -320,4 +334,26 @@ fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, S
         });
     }
     Ok(requested)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_stuck_does_not_hold_up_the_exit() {
+        let (stuck, until_let_go) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let work = async {
+                tokio::task::spawn_blocking(move || until_let_go.recv());
+                7
+            };
+            let _ = done.send(block_on(work, Duration::from_millis(50)));
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(7)));
+        drop(stuck);
+    }
 }

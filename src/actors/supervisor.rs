@@ -61,12 +61,17 @@ impl StopBudget {
 
     /// The last words.
     fn report(&self) -> Duration {
-        self.reserve / 5
+        self.reserve * 3 / 20
     }
 
     /// The last push of the metrics, after the run.
     pub fn push(&self) -> Duration {
         self.reserve / 5
+    }
+
+    /// What still runs on other threads, above all the removal of files; what is not done by then is left.
+    pub fn tidy(&self) -> Duration {
+        self.reserve / 20
     }
 
     /// The log's last lines, which are written after everything else.
@@ -408,7 +413,7 @@ mod tests {
         for seconds in [1, 3, 10] {
             let reserve = Duration::from_secs(seconds);
             let stop = StopBudget { reserve };
-            let parts = [stop.reap(), stop.settle(), stop.hands(), stop.report(), stop.push(), stop.log()];
+            let parts = [stop.reap(), stop.settle(), stop.hands(), stop.report(), stop.push(), stop.tidy(), stop.log()];
             assert_eq!(parts.iter().sum::<Duration>(), reserve);
             assert!(parts.iter().all(|part| *part >= reserve / 20));
         }

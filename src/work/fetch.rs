@@ -111,10 +111,7 @@ async fn save(
     let name = format!("s3://{}/{}", object.bucket, object.key);
     let new_file = {
         let (work_dir, path) = (work_dir.clone(), path.to_owned());
-        move || {
-            work_dir.check_room(size)?;
-            File::create_new(path).map_err(|error| work_dir.failed(&error))
-        }
+        move || work_dir.new_file(&path, size)
     };
     let file = tokio::task::spawn_blocking(new_file).await.unwrap_or_else(|panic| Err(panic.to_string()));
     let download = Download {

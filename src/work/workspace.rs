@@ -1,12 +1,17 @@
 //! The place on the disk where the files of one object live while it is worked on.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bytesize::ByteSize;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use walkdir::WalkDir;
 
 /// Where workspaces are.
@@ -36,6 +41,21 @@ impl WorkDir {
             return Err(self.said(&format!("{used} of --work-dir-limit {limit} are used: {advice}")));
         }
         Ok(())
+    }
+
+    /// A new file at `path`, somewhere in here, with room for so many bytes that nobody else takes. Blocks.
+    pub fn new_file(&self, path: &Path, bytes: u64) -> Result<File, String> {
+        // Side by side (`--concurrency`) two would see the same room.
+        static TAKING: Mutex<()> = Mutex::new(());
+        let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_room(bytes)?;
+        let file = File::create_new(path).map_err(|error| self.failed(&error))?;
+        let Some(length) = i64::try_from(bytes).ok().filter(|length| *length > 0) else { return Ok(file) };
+        match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
+            // Not every file system can: then it is as it comes.
+            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(file),
+            Err(errno) => Err(self.failed(&errno.into())),
+        }
     }
 
     /// On the disk, in bytes. What goes away while it is counted does not count.
@@ -112,10 +132,9 @@ impl Workspace {
         self.root.path().join("tmp")
     }
 
-    /// Removes everything without holding up the runtime, however much it is.
-    pub async fn remove(self) {
-        // A panic in there has nothing left to clean.
-        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    /// Removes everything without holding up the runtime, however much it is, and whether or not it is awaited.
+    pub fn remove(self) -> JoinHandle<()> {
+        tokio::task::spawn_blocking(move || drop(self))
     }
 }
 
@@ -134,7 +153,6 @@ fn file_name(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::path::Path;
 
     use super::*;
 
@@ -158,6 +176,18 @@ mod tests {
         let error = work_dir(home.path(), None).check_room(u64::MAX).unwrap_err();
         let named = format!("--work-dir {}: ", home.path().display());
         assert!(error.starts_with(&named) && error.ends_with("are free: give its volume more room"), "{error}");
+    }
+
+    #[test]
+    fn room_is_given_to_one_only() {
+        let home = tempfile::tempdir().unwrap();
+        let empty = work_dir(home.path(), None).used();
+        let limited = work_dir(home.path(), Some(empty + 1_500_000));
+        let first = limited.new_file(&home.path().join("first"), 1_000_000).unwrap();
+        assert_eq!(first.metadata().unwrap().len(), 0);
+        let error = limited.new_file(&home.path().join("second"), 1_000_000).unwrap_err();
+        assert!(error.contains("--work-dir-limit"), "{error}");
+        limited.new_file(&home.path().join("none"), 0).unwrap();
     }
 
     #[test]
