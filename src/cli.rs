@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use values::{InputArg, OnStopArg, RetryArg, VisibilityArg, size, time};
 
 use crate::job::place::{Place, Template};
@@ -55,7 +56,7 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_CONCURRENCY", value_name = "N", default_value = "1", help_heading = RECEIVE)]
     pub concurrency: usize,
 
-    /// Read only from buckets of this account
+    /// The account to which all buckets must belong, those of results and records too
     #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,
 
@@ -343,7 +344,9 @@ pub fn parse_without_command(
     defaults: &[(&'static str, &'static str)],
     mut words: Vec<OsString>,
 ) -> Result<Cli, clap::Error> {
-    let hidden = |action: Command| action.mut_arg("command", |arg| arg.hide(true));
+    let hidden = |action: Command| {
+        action.mut_arg("command", |arg| arg.hide(true)).mut_arg("permanent_exit_codes", |arg| arg.hide(true))
+    };
     let mut program = Cli::command().name(name).bin_name(name);
     program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
     for &(flag, value) in defaults {
@@ -363,7 +366,33 @@ pub fn parse_without_command(
         // clap can be told that an argument is not required only where it was told that it is.
         words.extend(["--".into(), "the work".into()]);
     }
-    checked(Cli::from_arg_matches(&program.try_get_matches_from(words)?)?)
+    let matches = program.try_get_matches_from_mut(words)?;
+    let cli = checked(Cli::from_arg_matches(&matches)?)?;
+    match commands_business(&cli, &matches) {
+        Some(setting) => {
+            let complaint = format!("{setting}: this program does the work itself, there is no command to say that of");
+            Err(program.error(ErrorKind::ArgumentConflict, complaint))
+        }
+        None => Ok(cli),
+    }
+}
+
+/// A setting that is said and makes sense for a command only.
+fn commands_business(cli: &Cli, matches: &ArgMatches) -> Option<String> {
+    let work = match &cli.action {
+        Action::Run(args) => &args.work,
+        Action::Local(args) => &args.work,
+        Action::Check(_) | Action::Schema | Action::Install(_) | Action::Sweep(_) => return None,
+    };
+    let said = matches.subcommand()?.1.value_source("permanent_exit_codes");
+    if said.is_some_and(|source| source != ValueSource::DefaultValue) {
+        return Some("--permanent-exit-codes".to_owned());
+    }
+    work.job_types.iter().flat_map(|file| &file.job_types).find_map(|entry| {
+        let said = entry.command.as_ref().map(|_| "command");
+        let setting = said.or(entry.permanent_exit_codes.as_ref().map(|_| "permanent-exit-codes"))?;
+        Some(format!("--job-types, {}: {setting}", entry.said_at.what(&format!("--{setting}"))))
+    })
 }
 
 fn checked(cli: Cli) -> Result<Cli, clap::Error> {
@@ -421,10 +450,18 @@ mod tests {
         assert_eq!(longest(parse(&defaults, "resize run --max-duration 3h")), Duration::from_hours(3));
         assert!(matches!(parse(&defaults, "resize local in").unwrap().action, Action::Local(_)));
 
-        let error = |defaults, words| parse(defaults, words).unwrap_err();
+        let error = |defaults: &[_], words: &str| parse(defaults, words).unwrap_err();
         assert!(error(&[("max-durations", "2h")], "resize run").contains("gives --max-durations a default"));
         assert!(error(&[("max-duration", "2 fortnights")], "resize local in").contains("--max-duration"));
         assert!(error(&[], "resize run -- true").contains("takes no COMMAND"));
+        assert!(
+            error(&[], "resize local in --permanent-exit-codes 1").contains("--permanent-exit-codes: this program")
+        );
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("types.yaml");
+        std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
+        let said = error(&[], &format!("resize local in --job-types {}", file.display()));
+        assert!(said.contains("--job-types, line 3 column 12: command: this program does"), "{said}");
         assert!(error(&[], "resize run").contains("Usage: resize run"));
         assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
     }

@@ -21,8 +21,9 @@
 //!
 //! Such a program has leasehold's own command line, less the COMMAND: `my-program run --queue-url …`,
 //! `my-program local ./inbox`. Everything holds for it that holds for a command: the lease, the verdicts, the stop, results,
-//! checkpoints. The difference is that a function cannot be KILLed: it must not block a thread for long, and after
-//! `--stop-grace` it is dropped at its next `.await`.
+//! checkpoints. It runs on threads of its own, so that a function which computes for minutes costs no lease. The difference is
+//! that a function cannot be KILLed: after `--stop-grace` it is dropped at its next `.await`, and one that comes to none is left
+//! behind when the process ends.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -34,6 +35,7 @@ use std::time::Duration;
 pub use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::runtime::{Handle, Runtime};
 use tokio::time::timeout;
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -143,14 +145,14 @@ pub fn main(work: impl Work) -> ExitCode {
 /// }
 /// ```
 pub struct Program {
-    work: Arc<dyn Runner>,
+    work: Arc<dyn Work>,
     name: &'static str,
     defaults: Vec<(&'static str, &'static str)>,
 }
 
 impl Program {
     pub fn new(work: impl Work) -> Self {
-        Self { work: Arc::new(InProcess(Arc::new(work))), name: "leasehold", defaults: Vec::new() }
+        Self { work: Arc::new(work), name: "leasehold", defaults: Vec::new() }
     }
 
     /// What it is called in its help.
@@ -170,21 +172,30 @@ impl Program {
     /// Runs it to its end; what it returns is what the pod's restarts depend on.
     pub fn main(self) -> ExitCode {
         let Self { work, name, defaults } = self;
-        app::main(cli::parse_without_command(name, &defaults, std::env::args_os().collect()), Some(work))
+        let parsed = cli::parse_without_command(name, &defaults, std::env::args_os().collect());
+        // Not on the threads that hold the lease: tokio does not promise that a beat comes while one of them is busy.
+        let threads = Runtime::new().expect("threads can be started");
+        let exit_code = app::main(parsed, Some(Arc::new(InProcess { work, threads: threads.handle().clone() })));
+        threads.shutdown_background();
+        exit_code
     }
 }
 
 /// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds for both.
-pub struct InProcess<W>(pub Arc<W>);
+pub struct InProcess {
+    pub work: Arc<dyn Work>,
+    /// Where it runs.
+    pub threads: Handle,
+}
 
 #[async_trait]
-impl<W: Work> Runner for InProcess<W> {
+impl Runner for InProcess {
     async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
         let job = read_job(&command).map_err(|why| StartError { program: "the work".to_owned(), why })?;
         let job = Job { halt: halt.clone(), pulse, ..job };
-        let (work, working_on) = (self.0.clone(), job.clone());
-        let mut working =
-            AbortOnDropHandle::new(tokio::spawn(async move { work.process(working_on).await }.in_current_span()));
+        let (work, working_on) = (self.work.clone(), job.clone());
+        let working = async move { work.process(working_on).await }.in_current_span();
+        let mut working = AbortOnDropHandle::new(self.threads.spawn(working));
         let ended = tokio::select! {
             ended = &mut working => Some(ended),
             () = halt.cancelled() => timeout(command.stop_grace, &mut working).await.ok(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use leasehold::library::{Failure, InProcess, Job, Work, async_trait};
 use leasehold::ports::memory::Call;
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use crate::support::journey::{Arrived, Journey, MINUTE, S, exits, queue};
@@ -40,7 +41,7 @@ macro_rules! work {
 async fn journey(work: impl Work, stop_after: Duration) -> (Arrived, Vec<Call>) {
     let queue = queue();
     let mut journey = Journey::new(&queue, &exits(0));
-    journey.command = Arc::new(InProcess(Arc::new(work)));
+    journey.command = Arc::new(InProcess { work: Arc::new(work), threads: Handle::current() });
     let arrived = journey.run_and_stop_after(stop_after).await;
     (arrived, queue.calls().into_iter().map(|entry| entry.call).collect())
 }

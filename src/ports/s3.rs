@@ -38,7 +38,7 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Reads only from buckets of the account `expected_owner`, if it is given.
+    /// Touches only buckets of the account `expected_owner`, if it is given.
     pub fn new(config: &SdkConfig, expected_owner: Option<String>) -> Self {
         Self { config: config.clone(), expected_owner, client: OnceLock::new() }
     }
@@ -327,7 +327,10 @@ fn refused(failure: &Failure, permissions: &str) -> String {
             let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
             let message = message.as_deref().unwrap_or("no reason given");
             match code.as_str() {
-                "AccessDenied" | "HTTP 403" => format!("{code}: {message} (the pod's role must allow {permissions})"),
+                "AccessDenied" | "HTTP 403" => format!(
+                    "{code}: {message} (the pod's role must allow {permissions}; and if --expected-bucket-owner is said, \
+                     the bucket must be of that account)"
+                ),
                 _ => format!("{code}: {message}"),
             }
         }
