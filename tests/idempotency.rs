@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle};
 use leasehold::job::report::Ended;
-use leasehold::job::verdict::RunOutcome;
+use leasehold::job::verdict::{Failure, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::MemoryQueue;
 use leasehold::ports::s3::S3;
@@ -483,6 +483,27 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
         assert_eq!(held.keep().await, "its record could not be refreshed in time");
         assert_eq!(claimed.elapsed(), VISIBILITY, "seed {seed}");
     }
+}
+
+/// Whatever a clock says: who finds another's claim in the record has lost it, and leaves it as it is.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_another_has_claimed_is_not_written_over() {
+    let records = MemoryRecords::default();
+    let Ok(Claim::Ours(held)) = idempotency(records.clone()).claim(&delivery(), 0, None).await else { panic!("taken") };
+    let theirs = records.claimed_by_another();
+    assert!(matches!(held.done().await, Err(Failure::Superseded(_))));
+    assert_eq!(records.one(), theirs);
+}
+
+/// A read that is never answered is one that failed.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_silent_is_not_waited_for_without_end() {
+    let records = MemoryRecords::default();
+    assert!(idempotency(records.clone()).claim(&delivery(), 0, None).await.is_ok());
+    records.silent.store(true, Ordering::Relaxed);
+    let (other, delivery) = (idempotency(records), delivery());
+    let claim = tokio::time::timeout(2 * MINUTE, other.claim(&delivery, 0, None)).await;
+    assert!(matches!(claim.expect("it ends"), Err(Failure::Record(_))));
 }
 
 /// A pod that claims the work, and works, fails, loses or dies.

@@ -62,6 +62,23 @@ impl MemoryRecords {
         Some(record["state"].as_str().expect("it has a state").to_owned())
     }
 
+    /// The bytes of the one record there is.
+    pub fn one(&self) -> Vec<u8> {
+        self.locked().records.values().next().expect("there is one").bytes.clone()
+    }
+
+    /// Another pod claims the one record there is, and this is what it wrote.
+    pub fn claimed_by_another(&self) -> Vec<u8> {
+        let mut claim: serde_json::Value = serde_json::from_slice(&self.one()).expect("JSON");
+        claim["nonce"] = "another".into();
+        let mut kept = self.locked();
+        kept.writes += 1;
+        let etag = format!("\"{}\"", kept.writes);
+        let record = kept.records.values_mut().next().expect("there is one");
+        (record.bytes, record.etag) = (claim.to_string().into_bytes(), etag);
+        record.bytes.clone()
+    }
+
     /// Somebody else writes over the one record there is.
     pub fn overwrite(&self, bytes: &[u8]) {
         for record in self.locked().records.values_mut() {
