@@ -176,7 +176,6 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             place,
             queue: queue_url.clone(),
             owner: work.identity.pod_name.clone(),
-            time_to_live: work.settings.policy.limits.visibility,
             clock,
         });
         let checkpoints = Checkpoints { storage: s3.clone(), clock };

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle};
 use leasehold::job::report::Ended;
+use leasehold::job::route::{JobType, Match};
 use leasehold::job::verdict::{Failure, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::MemoryQueue;
@@ -118,6 +119,28 @@ async fn what_a_dead_pod_began_is_taken_over_when_its_record_expires() {
     let taken_over = started.elapsed() - 5 * MINUTE;
     let expires = VISIBILITY / 3 + VISIBILITY;
     assert!((expires..expires + 15 * S).contains(&taken_over), "{taken_over:?}");
+}
+
+/// Which is the job type's, where it has one of its own.
+#[tokio::test(start_paused = true)]
+async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
+    let (queue, records) = (queue(), MemoryRecords::default());
+    let command = FakeCommand::new(Does::Exits(5 * MINUTE, 0));
+    let pod = || {
+        let mut pod = pod(&queue, &command, &records);
+        let policy = &mut pod.settings.policy;
+        let mut limits = policy.limits.clone();
+        limits.visibility = MINUTE;
+        policy.job_types = vec![JobType { matches: Match::default(), task: policy.task.clone().unwrap(), limits }];
+        policy.limits.visibility = 60 * MINUTE;
+        pod.settings.polling.wait = 5 * MINUTE;
+        pod
+    };
+    let dead = pod().run_for(MINUTE / 2, std::future::pending()).await;
+    assert!(dead.is_none());
+    let arrived = pod().run().await;
+    assert_eq!((outcomes(&arrived), arrived.ended()[0].subject.receive_count), (vec!["succeeded"], 2));
+    assert!(arrived.took < MINUTE + 5 * MINUTE + 15 * S, "{:?}", arrived.took);
 }
 
 /// There may be errors each time it looks at the record; those that passed do not count.
@@ -466,7 +489,6 @@ fn idempotency(records: impl Records + 'static) -> Idempotency {
         place: "s3://records/done".parse().unwrap(),
         queue: "queue".to_owned(),
         owner: "pod".to_owned(),
-        time_to_live: VISIBILITY,
         clock: Clock::start(),
     }
 }
@@ -478,7 +500,9 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
         fastrand::seed(seed);
         let records = MemoryRecords::default();
         records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(10 * MINUTE); 100]));
-        let Ok(Claim::Ours(mut held)) = idempotency(records).claim(&delivery(), 0, None).await else { panic!("taken") };
+        let Ok(Claim::Ours(mut held)) = idempotency(records).claim(&delivery(), 0, None, VISIBILITY).await else {
+            panic!("taken")
+        };
         let claimed = Instant::now();
         assert_eq!(held.keep().await, "its record could not be refreshed in time");
         assert_eq!(claimed.elapsed(), VISIBILITY, "seed {seed}");
@@ -489,7 +513,9 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_record_that_another_has_claimed_is_not_written_over() {
     let records = MemoryRecords::default();
-    let Ok(Claim::Ours(held)) = idempotency(records.clone()).claim(&delivery(), 0, None).await else { panic!("taken") };
+    let Ok(Claim::Ours(held)) = idempotency(records.clone()).claim(&delivery(), 0, None, VISIBILITY).await else {
+        panic!("taken")
+    };
     let theirs = records.claimed_by_another();
     assert!(matches!(held.done().await, Err(Failure::Superseded(_))));
     assert_eq!(records.one(), theirs);
@@ -499,17 +525,17 @@ async fn a_record_that_another_has_claimed_is_not_written_over() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_silent_is_not_waited_for_without_end() {
     let records = MemoryRecords::default();
-    assert!(idempotency(records.clone()).claim(&delivery(), 0, None).await.is_ok());
+    assert!(idempotency(records.clone()).claim(&delivery(), 0, None, VISIBILITY).await.is_ok());
     records.silent.store(true, Ordering::Relaxed);
     let (other, delivery) = (idempotency(records), delivery());
-    let claim = tokio::time::timeout(2 * MINUTE, other.claim(&delivery, 0, None)).await;
+    let claim = tokio::time::timeout(2 * MINUTE, other.claim(&delivery, 0, None, VISIBILITY)).await;
     assert!(matches!(claim.expect("it ends"), Err(Failure::Record(_))));
 }
 
 /// A pod that claims the work, and works, fails, loses or dies.
 async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
     sleep(Duration::from_secs(chance.u64(0..300))).await;
-    let Ok(Claim::Ours(mut held)) = idempotency.claim(&delivery(), 0, None).await else { return };
+    let Ok(Claim::Ours(mut held)) = idempotency.claim(&delivery(), 0, None, VISIBILITY).await else { return };
     {
         let mut log = log.lock().unwrap();
         log.at_work += 1;

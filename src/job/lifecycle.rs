@@ -135,6 +135,8 @@ pub struct Work {
     pub received: Received,
     pub content: Content,
     pub task: Arc<Task>,
+    /// Length of the message's lease with [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
+    pub visibility: Duration,
     pub stop_grace: Duration,
     /// When the work will be halted, on the run's clock.
     pub deadline_at: Duration,
@@ -464,6 +466,7 @@ impl Run {
                 received: hand.received.clone(),
                 content: hand.content.clone().expect("what is not settled is worked on"),
                 task: hand.task.clone().expect("what is worked on has a task"),
+                visibility: hand.limits.visibility,
                 stop_grace: hand.limits.stop_grace,
                 deadline_at: hand.received.received_at + hand.limits.max_duration,
             };

@@ -41,8 +41,6 @@ pub struct Idempotency {
     pub queue: String,
     /// Who we are, for whoever reads a record.
     pub owner: String,
-    /// How long a claim lasts that is not refreshed.
-    pub time_to_live: Duration,
     pub clock: Clock,
 }
 
@@ -60,6 +58,8 @@ pub struct Held {
     key: String,
     /// Different for each claim, so that our own write whose answer was lost is recognised.
     nonce: String,
+    /// How long it lasts when it is not refreshed.
+    time_to_live: Duration,
     etag: String,
     about: About,
     /// On the run's clock; counted from before the request that wrote the record.
@@ -100,13 +100,20 @@ struct About {
 }
 
 impl Idempotency {
-    /// Claims the work on the `number`th object of a message. Waits while a living pod has it: to give the message back
-    /// instead would burn its receives.
-    pub async fn claim(&self, delivery: &Delivery, number: usize, record: Option<&Record>) -> Result<Claim, Failure> {
+    /// Claims the work on the `number`th object of a message, for as long as the message's lease: nobody waits for the dead
+    /// longer than SQS does. Waits while a living pod has it: to give the message back instead would burn its receives.
+    pub async fn claim(
+        &self,
+        delivery: &Delivery,
+        number: usize,
+        record: Option<&Record>,
+        time_to_live: Duration,
+    ) -> Result<Claim, Failure> {
         let mut held = Held {
             of: self.clone(),
             key: self.place.key(&self.name(delivery, number, record)),
             nonce: format!("{:016x}", fastrand::u64(..)),
+            time_to_live,
             etag: String::new(),
             about: About {
                 queue: self.queue.clone(),
@@ -270,7 +277,7 @@ impl Held {
             state,
             nonce: self.nonce.clone(),
             owner: self.of.owner.clone(),
-            time_to_live: self.of.time_to_live.as_secs(),
+            time_to_live: self.time_to_live.as_secs(),
             written: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             about: self.about.clone(),
         };
@@ -282,8 +289,8 @@ impl Held {
 
     fn is_written(&mut self, asked_at: Duration, etag: String) {
         self.etag = etag;
-        self.expires_at = asked_at + self.of.time_to_live;
-        self.refresh_at = asked_at + self.of.time_to_live / 3;
+        self.expires_at = asked_at + self.time_to_live;
+        self.refresh_at = asked_at + self.time_to_live / 3;
     }
 
     fn meaning(&self, entry: &Entry) -> Result<Meaning, Failure> {

@@ -159,7 +159,7 @@ impl Bench {
             return self.resumed(item, progress).await;
         };
         let Item { work, number, record, watch, halt, .. } = item;
-        let claim = idempotency.claim(&work.received.delivery, number, record);
+        let claim = idempotency.claim(&work.received.delivery, number, record, work.visibility);
         let mut held = match unless_halted(halt, claim).await?? {
             Claim::Ours(held) => held,
             Claim::Done => {

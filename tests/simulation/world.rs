@@ -299,7 +299,6 @@ impl Place {
             place: "s3://records/done".parse().expect("a place"),
             queue: "queue".to_owned(),
             owner: format!("pod {pod}"),
-            time_to_live: policy.limits.visibility,
             clock,
         });
         let work_dir = self.work_dir.as_ref().expect("the work is real").path().to_owned();

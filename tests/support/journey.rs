@@ -483,7 +483,6 @@ impl Journey {
             place: "s3://records/done".parse().expect("a place"),
             queue: "queue".to_owned(),
             owner: "pod".to_owned(),
-            time_to_live: self.settings.policy.limits.visibility,
             clock,
         });
         let bench = Bench {
