@@ -125,48 +125,15 @@ impl Idempotency {
             expires_at: Duration::ZERO,
             refresh_at: Duration::ZERO,
         };
-        let (mut seen, mut waits, mut pauses): (Option<String>, _, _) = (None, false, pauses());
-        loop {
-            let condition = seen.as_deref().map_or(Condition::Absent, Condition::Unchanged);
-            match held.write(State::InProgress, condition).await {
-                Ok(()) => return Ok(Claim::Ours(Box::new(held))),
-                // Somebody was faster, or an answer to us was lost.
-                Err(RecordError::ConditionFailed) => {}
-                Err(RecordError::Retryable(why)) => {
-                    pause(&mut pauses, why).await?;
-                    continue;
-                }
-            }
-            seen = loop {
-                let asked_at = self.clock.now();
-                let entry = match self.read(&held.key).await {
-                    Ok(entry) => entry,
-                    Err(error) => {
-                        pause(&mut pauses, error.to_string()).await?;
-                        continue;
-                    }
-                };
-                // A wait may take hours: errors count only while there are no answers.
-                pauses = self::pauses();
-                let Some(entry) = entry else { break None };
-                match held.meaning(&entry)? {
-                    Meaning::Done => return Ok(Claim::Done),
-                    Meaning::Ours => {
-                        // It was written so long before it was asked for, or a little longer.
-                        held.is_written(asked_at.saturating_sub(entry.age + SECOND), entry.etag);
-                        return Ok(Claim::Ours(Box::new(held)));
-                    }
-                    Meaning::Free => break Some(entry.etag),
-                    Meaning::Taken { owner, left } => {
-                        if !waits {
-                            info!(owner, "another pod is at this work: waiting for its end");
-                            waits = true;
-                        }
-                        tokio::time::sleep(left.min(LONGEST_WAIT)).await;
-                    }
-                }
+        let mut seen = None;
+        while !held.try_write(seen.as_deref()).await? {
+            seen = match held.wait_until_free().await? {
+                Found::Done => return Ok(Claim::Done),
+                Found::Ours => break,
+                Found::Free(etag) => etag,
             };
         }
+        Ok(Claim::Ours(Box::new(held)))
     }
 
     async fn read(&self, key: &str) -> Result<Option<Entry>, RecordError> {
@@ -204,7 +171,65 @@ enum Meaning {
     Taken { owner: String, left: Duration },
 }
 
+/// What there is when nobody else is at the work.
+enum Found {
+    Done,
+    /// A write of ours had come through, and its answer had not.
+    Ours,
+    /// The eTag of what may be written over, if there is something.
+    Free(Option<String>),
+}
+
 impl Held {
+    /// Writes the claim over the record with the eTag that was seen. False if somebody was faster, or if an answer to us was lost.
+    async fn try_write(&mut self, seen: Option<&str>) -> Result<bool, Failure> {
+        let condition = seen.map_or(Condition::Absent, Condition::Unchanged);
+        let mut pauses = pauses();
+        loop {
+            match self.write(State::InProgress, condition).await {
+                Ok(()) => return Ok(true),
+                Err(RecordError::ConditionFailed) => return Ok(false),
+                Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
+            }
+        }
+    }
+
+    async fn wait_until_free(&mut self) -> Result<Found, Failure> {
+        let mut waits = false;
+        loop {
+            let (asked_at, entry) = self.look().await?;
+            let Some(entry) = entry else { return Ok(Found::Free(None)) };
+            match self.meaning(&entry)? {
+                Meaning::Done => return Ok(Found::Done),
+                Meaning::Ours => {
+                    // It was written so long before it was asked for, or a little longer.
+                    self.is_written(asked_at.saturating_sub(entry.age + SECOND), entry.etag);
+                    return Ok(Found::Ours);
+                }
+                Meaning::Free => return Ok(Found::Free(Some(entry.etag))),
+                Meaning::Taken { owner, left } => {
+                    if !waits {
+                        info!(owner, "another pod is at this work: waiting for its end");
+                        waits = true;
+                    }
+                    tokio::time::sleep(left.min(LONGEST_WAIT)).await;
+                }
+            }
+        }
+    }
+
+    /// The record, and when it was asked for. A wait may take hours: errors count only while there is no answer.
+    async fn look(&self) -> Result<(Duration, Option<Entry>), Failure> {
+        let mut pauses = pauses();
+        loop {
+            let asked_at = self.of.clock.now();
+            match self.of.read(&self.key).await {
+                Ok(entry) => return Ok((asked_at, entry)),
+                Err(error) => pause(&mut pauses, error.to_string()).await?,
+            }
+        }
+    }
+
     /// Refreshes the claim, again and again, until it is lost. Returns why.
     pub async fn keep(&mut self) -> String {
         let mut pauses = pauses();
