@@ -71,10 +71,21 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
     let written = places::written(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
     let buckets = &sources | &written.iter().map(|one| one.to.bucket.as_str()).collect();
-    let mut key_begins = String::new();
+    let (mut key_begins, mut missing) = (String::new(), BTreeSet::new());
     for bucket in buckets {
         let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
-        let told = s3.notifications(bucket).await;
+        let told = match s3.notifications(bucket).await {
+            Ok(Some(told)) => Ok(told),
+            Ok(None) => {
+                let named: Vec<_> = sources.get(bucket).map(|_| "--buckets".to_owned()).into_iter().collect();
+                let named = [named, there.into_iter().map(Written::to_string).collect()].concat().join(", ");
+                let what = format!("it does not exist, and is named by {named}");
+                findings.push(Finding::error(format!("bucket {bucket}"), what, "make it, or correct its name"));
+                missing.insert(bucket);
+                continue;
+            }
+            Err(why) => Err(why),
+        };
         if let (Ok(told), Some(arn)) = (&told, arn)
             && let Some(first) = told.to(arn).next()
         {
@@ -85,36 +96,43 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
         if sources.contains(bucket) {
             findings.extend(of_source(&s3, bucket, &told, arn, config).await);
         }
-        match (&told, arn) {
-            (Ok(told), Some(arn)) => {
-                let work = &config.work.settings.policy.events;
-                findings.extend(there.into_iter().flat_map(|one| places::findings(one, told, arn, work)));
-            }
-            (Ok(_), None) => {
-                let what = "whether it becomes work could not be seen: which queue is ours is not known";
-                let change = "allow sqs:GetQueueAttributes";
-                findings.extend(there.into_iter().map(|one| Finding::unchecked(one.to_string(), what, change)));
-            }
-            (Err(why), _) => {
-                let place = format!("bucket {bucket}, notifications");
-                let change = if there.is_empty() {
-                    "allow s3:GetBucketNotification to whoever runs this check; the pod does without it".to_owned()
-                } else {
-                    let there: Vec<_> = there.into_iter().map(Written::to_string).collect();
-                    format!(
-                        "allow s3:GetBucketNotification to whoever runs this check, or look by hand whether the queue is \
-                         told of what is written there, which would become work: {}",
-                        there.join("; ")
-                    )
-                };
-                findings.push(Finding::unchecked(place, why, change));
-            }
-        }
+        findings.extend(of_written(bucket, &there, told, arn, config));
     }
-    for one in &written {
+    for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
         findings.extend(of_place(&s3, one, &key_begins).await);
     }
     findings
+}
+
+/// Does what is written into a bucket become work?
+fn of_written(
+    bucket: &str,
+    there: &[&Written],
+    told: Result<Notifications, String>,
+    queue_arn: Option<&str>,
+    config: &RunConfig,
+) -> Vec<Finding> {
+    let place = format!("bucket {bucket}, notifications");
+    let allow = "allow s3:GetBucketNotification to whoever runs this check";
+    let all = there.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let look = format!("look whether the queue is told of what is written there, which would become work: {all}");
+    match (told, queue_arn) {
+        (Ok(told), Some(arn)) => {
+            let work = &config.work.settings.policy.events;
+            let mut findings: Vec<_> = there.iter().flat_map(|one| places::findings(one, &told, arn, work)).collect();
+            if told.others && !there.is_empty() {
+                let what = "it tells EventBridge or SNS, too, and what these pass on could not be seen";
+                findings.push(Finding::unchecked(place, what, look));
+            }
+            findings
+        }
+        (Ok(_), None) if there.is_empty() => Vec::new(),
+        (Ok(_), None) => vec![Finding::unchecked(place, "which of the queues is ours is not known", look)],
+        (Err(why), _) if there.is_empty() => {
+            vec![Finding::unchecked(place, why, format!("{allow}; the pod does without it"))]
+        }
+        (Err(why), _) => vec![Finding::unchecked(place, why, format!("{allow}, or {look}"))],
+    }
 }
 
 /// Whose key is needed besides.

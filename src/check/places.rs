@@ -128,14 +128,6 @@ pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &st
             }
         });
     }
-    if notifications.others {
-        let what = format!("bucket {bucket} tells EventBridge or SNS, too: what their rules pass on could not be seen");
-        findings.push(Finding::unchecked(
-            written.to_string(),
-            what,
-            "look whether they tell the queue of what is written there: it would become work",
-        ));
-    }
     findings
 }
 

@@ -47,11 +47,18 @@ impl Notification {
 }
 
 impl S3 {
-    /// Whom a bucket tells of its events. The error says why that is not known.
-    pub async fn notifications(&self, bucket: &str) -> Result<Notifications, String> {
+    /// Whom a bucket tells of its events; `None` if there is no such bucket. The error says why that is not known.
+    pub async fn notifications(&self, bucket: &str) -> Result<Option<Notifications>, String> {
         let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
         let answer = asked.set_expected_bucket_owner(self.expected_owner.clone()).send().await;
-        let answer = answer.map_err(|error| said(&Failure::of(&error)))?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let failure = Failure::of(&error);
+                let is_gone = matches!(&failure, Failure::Refused { code: Some(code), .. } if code == "NoSuchBucket");
+                return if is_gone { Ok(None) } else { Err(said(&failure)) };
+            }
+        };
         let others = answer.event_bridge_configuration.is_some() || !answer.topic_configurations().is_empty();
         let to_queues = answer.queue_configurations.unwrap_or_default().into_iter().map(|one| {
             let rules = one.filter.and_then(|filter| filter.key?.filter_rules).unwrap_or_default();
@@ -68,7 +75,7 @@ impl S3 {
                 suffix: value(FilterRuleName::Suffix.as_str()),
             }
         });
-        Ok(Notifications { to_queues: to_queues.collect(), others })
+        Ok(Some(Notifications { to_queues: to_queues.collect(), others }))
     }
 
     /// The KMS key with which a bucket encrypts what nobody says otherwise of. The error says why that is not known.
@@ -211,7 +218,8 @@ mod tests {
             prefix: "in/".into(),
             suffix: ".csv".into(),
         };
-        assert_eq!(told, Notifications { to_queues: vec![notification.clone()], others: false });
+        assert_eq!(told, Some(Notifications { to_queues: vec![notification.clone()], others: false }));
+        let told = told.unwrap();
         assert!(notification.tells("ObjectCreated:Put") && !notification.tells("ObjectRemoved:Delete"));
         assert!(told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification]) && told.to("another").next().is_none());
     }
