@@ -149,6 +149,37 @@ async fn the_limit_is_for_all_deliveries_together() {
     assert_eq!((second.outcomes(), second.took), (vec!["timed_out"], MINUTE + 30 * S));
 }
 
+/// A command that hangs, and so changes nothing, would else have twelve hours at each delivery.
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_delivery_counts_although_it_left_nothing() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Exits(HOUR, 0));
+    let short = |mut journey: Journey| {
+        journey.settings.policy.limits.max_duration = 6 * MINUTE;
+        journey
+    };
+    let first = short(pod(&queue, &command, &bucket)).run_and_stop_after(4 * MINUTE).await;
+    assert_eq!((first.outcomes(), bucket.keys().len()), (vec!["stopped"], 1));
+    let second = short(pod(&queue, &command, &bucket)).run().await;
+    assert_eq!((second.outcomes(), second.took), (vec!["timed_out"], 2 * MINUTE));
+}
+
+/// A save that is on its way when the stop comes may be all that there is time for.
+#[tokio::test(start_paused = true)]
+async fn a_stop_lets_the_save_of_an_interval_come_to_its_end() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+    bucket.uploads_take(12 * S);
+    let mut first = pod(&queue, &command, &bucket);
+    first.checkpoints = Some((bucket.clone(), Some(100 * S)));
+    let first = first.run_and_stop_after(105 * S).await;
+    assert_eq!((first.outcomes(), bucket.keys().len()), (vec!["stopped"], 1));
+    assert!(first.took < 105 * S + GRACE, "{:?}", first.took);
+
+    let second = pod(&queue, &command, &bucket).run().await;
+    assert_eq!((second.outcomes(), second.took), (vec!["succeeded"], 7 * MINUTE));
+}
+
 /// Without a last word there is what was saved at the last interval.
 #[tokio::test(start_paused = true)]
 async fn work_of_a_pod_that_was_killed_goes_on_from_the_last_interval() {

@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use walkdir::WalkDir;
 
+use super::Item;
 use super::fetch::{self, FetchPolicy};
 use super::workspace::{WorkDir, Workspace};
 use crate::job::delivery::Received;
-use crate::job::lifecycle::Work;
-use crate::job::notification::{Object, Record};
+use crate::job::notification::Object;
 use crate::job::place::{Place, Values};
 use crate::job::report::{Noted, Report, Subject};
 use crate::job::route::{Checkpointing, Task};
@@ -40,6 +40,7 @@ pub struct Checkpoints {
 pub struct Checkpoint<'a> {
     of: &'a Checkpoints,
     interval: Option<Duration>,
+    work_dir: &'a WorkDir,
     space: &'a Workspace,
     bucket: String,
     /// Where this delivery saves.
@@ -52,6 +53,15 @@ pub struct Checkpoint<'a> {
     began_at: Duration,
     /// What was in the directory when it was last saved or restored.
     seen: Contents,
+}
+
+/// When there is something to save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Save {
+    /// If something in the directory has changed.
+    Changes,
+    /// Always: how long this delivery worked counts, too.
+    Last,
 }
 
 /// The first entry of an archive.
@@ -67,15 +77,13 @@ type Contents = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
 
 impl Checkpoints {
     /// Fills the workspace's checkpoint directory with what the last delivery saved, if one did.
-    pub async fn restore<'a>(
+    pub(super) async fn restore<'a>(
         &'a self,
         how: &Checkpointing,
-        work: &Work,
-        number: usize,
-        record: Option<&Record>,
-        work_dir: &WorkDir,
-        space: &'a Workspace,
+        item: Item<'a>,
+        work_dir: &'a WorkDir,
     ) -> Result<Checkpoint<'a>, Failure> {
+        let Item { work, number, record, space, halt, .. } = item;
         let Received { delivery, received_at, .. } = &work.received;
         let place = how.place.place(Values {
             key: record.map(|record| record.object.key.as_str()),
@@ -88,6 +96,7 @@ impl Checkpoints {
         let mut checkpoint = Checkpoint {
             of: self,
             interval: how.interval,
+            work_dir,
             space,
             bucket: place.bucket,
             key: format!("{folder}{}.tar", delivery.receive_count),
@@ -112,9 +121,10 @@ impl Checkpoints {
         };
         let archive = space.archive();
         fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), work_dir, &object, &archive).await?;
-        let into = directory.clone();
+        let (into, room, halt) = (directory.clone(), work_dir.clone(), halt.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
-            let about = unpack(&archive, &into)?;
+            room.check_room(archive.metadata()?.len()).map_err(io::Error::other)?;
+            let about = unpack(&archive, &into, &halt)?;
             fs::remove_file(archive)?;
             Ok((about, contents(&into)))
         });
@@ -157,32 +167,33 @@ impl Checkpoints {
 }
 
 impl Checkpoint<'_> {
-    /// Saves every interval, if there is one, until it is `over`.
-    pub async fn save_until(&mut self, over: &CancellationToken) {
+    /// Saves every interval, if there is one, until it is `over`. A save that is on its way then is finished: it may be all
+    /// that there is time for.
+    pub async fn save_until(&mut self, over: &CancellationToken, give_up: &CancellationToken) {
         let Some(interval) = self.interval else { return };
         while over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
-            match self.save(over).await {
-                Ok(()) => {}
-                Err(_) if over.is_cancelled() => {}
-                Err(error) => warn!(error, "the checkpoint was not saved, and this will be tried again"),
+            if let Err(error) = self.save(Save::Changes, give_up).await {
+                warn!(error, "the checkpoint was not saved, and this will be tried again");
             }
         }
     }
 
-    /// Saves what is in the directory now, unless that is saved already. Given up when `give_up` is cancelled.
+    /// Saves what is in the directory now. Given up when `give_up` is cancelled.
     ///
     /// All or nothing: until the new one is there, the one before it is what the next delivery finds.
-    pub async fn save(&mut self, give_up: &CancellationToken) -> Result<(), String> {
+    pub async fn save(&mut self, save: Save, give_up: &CancellationToken) -> Result<(), String> {
         let (directory, archive) = (self.space.checkpoint(), self.space.archive());
         let worked = self.worked + self.of.clock.now().saturating_sub(self.began_at);
-        let (packed, seen) = (archive.clone(), self.seen.clone());
+        let about = About { version: 1, worked_s: worked.as_secs() };
+        let (packed, room, seen) = (archive.clone(), self.work_dir.clone(), self.seen.clone());
+        let too_late = give_up.clone();
         let packed = tokio::task::spawn_blocking(move || {
             let contents = contents(&directory);
-            if contents.is_empty() || contents == seen {
+            if save == Save::Changes && contents == seen {
                 return Ok(None);
             }
-            let about = About { version: 1, worked_s: worked.as_secs() };
-            pack(&directory, &about, &packed).map(|bytes| Some((contents, bytes)))
+            room.check_room(contents.values().map(|(bytes, _)| bytes).sum()).map_err(io::Error::other)?;
+            pack(&directory, &about, &packed, &too_late).map(|bytes| Some((contents, bytes)))
         });
         let packed = packed.await.map_err(io::Error::from).and_then(|packed| packed);
         let Some((contents, bytes)) = packed.map_err(|error| format!("JOB_CHECKPOINT_DIR: {error}"))? else {
@@ -218,7 +229,7 @@ fn contents(directory: &Path) -> Contents {
 
 /// Writes all below `directory` into an archive; returns the archive's length, in bytes. A file that changes meanwhile is
 /// saved as far as it was when it was looked at.
-fn pack(directory: &Path, about: &About, archive: &Path) -> io::Result<u64> {
+fn pack(directory: &Path, about: &About, archive: &Path, give_up: &CancellationToken) -> io::Result<u64> {
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(BUFFER, File::create(archive)?));
     let text = serde_json::to_vec(about)?;
     let mut header = tar::Header::new_gnu();
@@ -248,7 +259,7 @@ fn pack(directory: &Path, about: &About, archive: &Path) -> io::Result<u64> {
             };
             // No more and no less than the header says, whatever becomes of the file.
             let bytes = file.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
-            tar.append_data(&mut header, name, bytes)?;
+            tar.append_data(&mut header, name, Until { bytes, give_up })?;
         } else if kind.is_symlink() {
             tar.append_link(&mut header, name, fs::read_link(path)?)?;
         } else if kind.is_dir() {
@@ -261,8 +272,9 @@ fn pack(directory: &Path, about: &About, archive: &Path) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
-fn unpack(archive: &Path, directory: &Path) -> io::Result<About> {
-    let mut archive = tar::Archive::new(io::BufReader::with_capacity(BUFFER, File::open(archive)?));
+fn unpack(archive: &Path, directory: &Path, give_up: &CancellationToken) -> io::Result<About> {
+    let bytes = io::BufReader::with_capacity(BUFFER, Until { bytes: File::open(archive)?, give_up });
+    let mut archive = tar::Archive::new(bytes);
     archive.set_preserve_mtime(true);
     let mut entries = archive.entries()?;
     let first = entries.next().ok_or_else(|| io::Error::other("it is empty"))??;
@@ -276,12 +288,31 @@ fn unpack(archive: &Path, directory: &Path) -> io::Result<About> {
         entry.set_preserve_permissions(true);
         let kind = entry.header().entry_type();
         let to = directory.join(&name);
-        if !name.components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(io::Error::other(format!("it has a file {}", name.display())));
+        // Whoever may write to the bucket may not write to everything here.
+        let leads_elsewhere = !name.components().all(|part| matches!(part, Component::Normal(_)))
+            || name.ancestors().skip(1).any(|parent| directory.join(parent).is_symlink())
+            || !(kind.is_file() || kind.is_dir() || kind.is_symlink());
+        if leads_elsewhere {
+            return Err(io::Error::other(format!("it has {}, which may lead elsewhere", name.display())));
         }
         if kind.is_dir() { fs::create_dir_all(&to)? } else { entry.unpack(&to).map(drop)? }
     }
     Ok(about)
+}
+
+/// Bytes that end with an error when it is too late for them.
+struct Until<'a, R> {
+    bytes: R,
+    give_up: &'a CancellationToken,
+}
+
+impl<R: Read> Read for Until<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.give_up.is_cancelled() {
+            return Err(io::Error::other("there was no time for all of it"));
+        }
+        self.bytes.read(buffer)
+    }
 }
 
 /// How long a save may take that has so much of a stop: an upload that is given up has to tidy up, too.
@@ -334,9 +365,10 @@ mod tests {
         let home = tempfile::tempdir()?;
         let (archive, into) = (home.path().join("a.tar"), home.path().join("into"));
         fs::create_dir(&into)?;
-        let bytes = pack(directory, &About { version: 1, worked_s: 7 }, &archive)?;
+        let never = CancellationToken::new();
+        let bytes = pack(directory, &About { version: 1, worked_s: 7 }, &archive, &never)?;
         assert_eq!(bytes, fs::metadata(&archive)?.len());
-        let about = unpack(&archive, &into)?;
+        let about = unpack(&archive, &into, &never)?;
         Ok((home, about))
     }
 
@@ -357,23 +389,63 @@ mod tests {
         assert_eq!(fs::read_link(into.join("link")).unwrap(), Path::new("nothing"));
     }
 
-    #[test]
-    fn an_archive_leads_nowhere_else() {
+    /// An archive with these files, then a link to a folder outside, and then a file behind that link.
+    fn with_a_link_and(names: &[&str]) -> (tempfile::TempDir, io::Result<About>) {
         let home = tempfile::tempdir().unwrap();
-        let (archive, into) = (home.path().join("a.tar"), home.path().join("into"));
+        let (archive, into, outside) =
+            (home.path().join("a.tar"), home.path().join("into"), home.path().join("outside"));
         fs::create_dir(&into).unwrap();
+        fs::create_dir(&outside).unwrap();
         let mut tar = tar::Builder::new(File::create(&archive).unwrap());
-        let about = serde_json::to_vec(&About { version: 1, worked_s: 0 }).unwrap();
-        for (name, bytes) in [(ABOUT, about.as_slice()), ("data/../../out", b"x".as_slice())] {
+        let mut add = |name: &str, bytes: &[u8]| {
             let mut header = tar::Header::new_gnu();
             header.set_size(bytes.len() as u64);
             // As `append_data` would refuse it.
             header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
             tar.append(&header, bytes).unwrap();
+        };
+        add(ABOUT, &serde_json::to_vec(&About { version: 1, worked_s: 0 }).unwrap());
+        for name in names {
+            add(name, b"x");
         }
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, "data/link", &outside).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        tar.append_data(&mut header, "data/link/file", b"x".as_slice()).unwrap();
         tar.finish().unwrap();
-        assert!(unpack(&archive, &into).unwrap_err().to_string().contains("out"));
-        assert!(!home.path().join("out").exists());
+        let unpacked = unpack(&archive, &into, &CancellationToken::new());
+        (home, unpacked)
+    }
+
+    #[test]
+    fn an_archive_leads_nowhere_else() {
+        for (names, culprit) in [(&["data/../../outside/file"][..], "outside/file"), (&[], "link/file")] {
+            let (home, unpacked) = with_a_link_and(names);
+            let error = unpacked.unwrap_err().to_string();
+            assert!(error.contains(culprit), "{error}");
+            assert_eq!(fs::read_dir(home.path().join("outside")).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn what_it_is_too_late_for_is_given_up_between_two_blocks() {
+        let from = tempfile::tempdir().unwrap();
+        fs::write(from.path().join("file"), "x").unwrap();
+        let too_late = CancellationToken::new();
+        let about = About { version: 1, worked_s: 7 };
+        let archive = from.path().with_extension("tar");
+        pack(from.path(), &about, &archive, &too_late).unwrap();
+        too_late.cancel();
+        for given_up in [
+            pack(from.path(), &about, &archive, &too_late).map(drop),
+            unpack(&archive, from.path(), &too_late).map(drop),
+        ] {
+            assert!(given_up.unwrap_err().to_string().contains("no time"));
+        }
+        fs::remove_file(archive).unwrap();
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::job::lifecycle::{Event, Processed, Work};
@@ -24,7 +25,7 @@ use crate::job::route::{Checkpointing, Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
-use checkpoint::Checkpoints;
+use checkpoint::{Checkpoints, Save};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
 use idempotency::{Claim, Idempotency};
@@ -210,16 +211,24 @@ impl Bench {
         let Some((checkpoints, how)) = self.checkpointing(&item.work.task) else {
             return self.process_item(item, progress).await;
         };
-        let Item { work, number, record, space, watch, halt, .. } = item;
-        let restored = checkpoints.restore(how, work, number, record, &self.work_dir, space);
+        let Item { watch, halt, .. } = item;
+        let restored = checkpoints.restore(how, item, &self.work_dir);
         let restored = unless_halted(halt, self.timed(&mut progress.spent.fetch, restored)).await?;
         let mut checkpoint = restored?;
         if !checkpoint.worked.is_zero() {
             (watch.tell)(Event::Resumed(checkpoint.worked));
             item.deadline_at = item.deadline_at.saturating_sub(checkpoint.worked);
         }
-        // What is not the command's is the checkpoint's.
+        // Half of a stop is the command's. What it does not need of that, and the other half, is the checkpoint's.
         item.stop_grace /= 2;
+        let (halted, limit) = (halt.clone(), item.stop_grace + checkpoint::limit(item.stop_grace));
+        let give_up = CancellationToken::new();
+        let too_late = give_up.clone();
+        let _limit = AbortOnDropHandle::new(tokio::spawn(async move {
+            halted.cancelled().await;
+            tokio::time::sleep(limit).await;
+            too_late.cancel();
+        }));
 
         let over = CancellationToken::new();
         let working = async {
@@ -227,25 +236,14 @@ impl Bench {
             over.cancel();
             processed
         };
-        let (processed, ()) = tokio::join!(working, checkpoint.save_until(&over));
-        if processed.is_err() || halt.is_cancelled() {
-            let give_up = CancellationToken::new();
-            let limit = async {
-                halt.cancelled().await;
-                tokio::time::sleep(checkpoint::limit(item.stop_grace)).await;
-                give_up.cancel();
-                std::future::pending::<()>().await;
-            };
-            let saved = tokio::select! {
-                saved = checkpoint.save(&give_up) => saved,
-                () = limit => unreachable!("it is for ever"),
-            };
-            if let Err(error) = saved {
-                warn!(
-                    error,
-                    "the checkpoint was not saved: the next delivery goes on from the one before, if there is one"
-                );
-            }
+        let (processed, ()) = tokio::join!(working, checkpoint.save_until(&over, &give_up));
+        if (processed.is_err() || halt.is_cancelled())
+            && let Err(error) = checkpoint.save(Save::Last, &give_up).await
+        {
+            warn!(
+                error,
+                "the checkpoint was not saved: the next delivery goes on from the one before, if there is one"
+            );
         }
         processed
     }

@@ -78,7 +78,10 @@ pub struct State {
 #[derive(Debug, Clone)]
 pub struct Saved {
     pub key: String,
-    pub state: State,
+    /// By which delivery.
+    pub by: u32,
+    /// `None` if nothing but its time was there to save.
+    pub state: Option<State>,
     /// How long was worked until then, by all deliveries.
     pub worked: Duration,
     pub from: Instant,

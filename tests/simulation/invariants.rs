@@ -5,7 +5,7 @@ use std::time::Duration;
 use leasehold::job::verdict::{KeepReason, Settlement};
 use tokio::time::Instant;
 
-use super::chronicle::{Chronicle, Record, State};
+use super::chronicle::{Chronicle, Record, Saved, State};
 use super::command::RESULTS;
 
 /// Whole seconds are what a checkpoint tells of how long was worked, so each delivery may gain one.
@@ -112,24 +112,16 @@ impl Chronicle {
     pub fn goes_on_from_what_was_saved_last(&mut self, pod: u32, message: &str, receive: u32, found: Option<State>) {
         let received = self.seen(pod, message).received.expect("it was received");
         let all = self.saved.get(message).cloned().unwrap_or_default();
-        let earlier = || all.iter().filter(|saved| saved.state.receive < receive);
+        let earlier = || all.iter().filter(|saved| saved.by < receive);
         let mut there = earlier().filter(|saved| saved.until.is_none_or(|until| until >= received));
         let latest = earlier().filter(|saved| saved.from <= received && saved.until.is_none());
-        let latest = latest.map(|saved| saved.state.receive).max();
-        match found {
-            None => {
-                if let Some(latest) = latest {
-                    self.breaks(pod, format!("starts {message} afresh, although delivery {latest} saved"));
-                }
-            }
-            Some(state) => {
-                if !there.any(|saved| saved.state == state) {
-                    self.breaks(pod, format!("goes on with {message} from {state:?}, which nobody saved: {all:?}"));
-                }
-                if latest.is_some_and(|latest| latest > state.receive) {
-                    self.breaks(pod, format!("goes on with {message} from {state:?}, and there is one of {latest:?}"));
-                }
-            }
+        let latest = latest.map(|saved| saved.by).max();
+        let is_of = |saved: &Saved| saved.state == found && latest.is_none_or(|latest| saved.by >= latest);
+        if !there.any(is_of) && (found.is_some() || latest.is_some()) {
+            self.breaks(
+                pod,
+                format!("goes on with {message} from {found:?}; the last to save was {latest:?}: {all:?}"),
+            );
         }
     }
 

@@ -201,8 +201,9 @@ impl ObjectWriter for Store {
                 let mut chronicle = chronicle.lock().unwrap();
                 let seen = chronicle.seen(pod, &message);
                 let worked = seen.worked + seen.received.expect("it was received").elapsed();
-                let state = seen.state.expect("what is saved is there");
-                Saved { key: key.clone(), state, worked, from: Instant::now(), until: None }
+                let by = key.rsplit('/').next().and_then(|name| name.strip_suffix(".tar")?.parse().ok());
+                let by = by.expect("a receive count");
+                Saved { key: key.clone(), by, state: seen.state, worked, from: Instant::now(), until: None }
             };
             let state = self.shelves.state.clone();
             let carried = self.carry(move || {
