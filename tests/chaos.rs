@@ -35,7 +35,7 @@ const PODS: usize = 8;
 /// Nobody ends in the dead-letter queue because pods were killed.
 const RECEIVES: u32 = 1000;
 /// The pods' `--termination-grace`.
-const GRACE: Duration = Duration::from_secs(3);
+const GRACE: Duration = Duration::from_secs(6);
 /// For a machine that is busy with something else.
 const MARGIN: Duration = Duration::from_secs(5);
 /// No run takes as long, unless something hangs.
