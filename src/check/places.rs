@@ -43,9 +43,11 @@ impl Kind {
     pub fn needs(self) -> &'static [(Action, Severity)] {
         use Severity::{Error, Warning};
         match self {
-            // Without the second, parts of what was given up are left.
+            // Without the last, parts of what was given up are left.
             Self::Output => &[(Action::Put, Error), (Action::Abort, Warning)],
-            Self::Checkpoint => &[(Action::List, Error), (Action::Get, Error), (Action::Put, Error)],
+            Self::Checkpoint => {
+                &[(Action::List, Error), (Action::Get, Error), (Action::Put, Error), (Action::Abort, Warning)]
+            }
             // Without the first, a record that is gone again looks as if it were not given to us.
             Self::Idempotency => &[(Action::List, Warning), (Action::Get, Error), (Action::Put, Error)],
             // The work is done all the same.

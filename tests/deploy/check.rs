@@ -616,6 +616,7 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
         ("Attempts", "s3:PutObject", &["warning --attempts"]),
         ("Checkpoints", "s3:GetObject", &["error --checkpoint"]),
         ("Checkpoints", "s3:PutObject", &["error --checkpoint"]),
+        ("Checkpoints", "s3:AbortMultipartUpload", &["warning --checkpoint"]),
         ("Idempotency", "s3:GetObject", &["error --idempotency"]),
         ("Idempotency", "s3:PutObject", &["error --idempotency"]),
         ("MissingObjects", "s3:ListBucket", &["error --checkpoint", "warning --idempotency"]),

@@ -60,7 +60,8 @@ enum Feature {
 }
 
 /// Spares storage until a lifecycle rule clears up; nothing fails without it.
-const CLEARS_UP: (&str, &str) = ("Output", "s3:AbortMultipartUpload");
+const CLEARS_UP: [(&str, &str); 2] =
+    [("Output", "s3:AbortMultipartUpload"), ("Checkpoints", "s3:AbortMultipartUpload")];
 
 impl Feature {
     const ALL: [Self; 8] = [
@@ -233,7 +234,7 @@ async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
     let stack = Stack::deploy(&["IdempotencyPrefix=done/", "CheckpointPrefix=checkpoints/"]).await;
     let document = &stack.worker.document;
     let allowed: BTreeSet<_> = actions(document).into_iter().collect();
-    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain([&CLEARS_UP]);
+    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain(&CLEARS_UP);
     let needed: BTreeSet<_> = needed.map(|(sid, action)| ((*sid).to_owned(), (*action).to_owned())).collect();
     assert_eq!(allowed, needed);
 
