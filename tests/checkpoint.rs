@@ -180,6 +180,16 @@ async fn a_stop_lets_the_save_of_an_interval_come_to_its_end() {
     assert_eq!((second.outcomes(), second.took), (vec!["succeeded"], 7 * MINUTE));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_success_does_not_wait_for_the_save_of_an_interval() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    bucket.uploads_take(HOUR);
+    let mut pod = pod(&queue, &FakeCommand::new(Does::Resumes(MINUTE, 2)), &bucket);
+    pod.checkpoints = Some((bucket.clone(), Some(100 * S)));
+    let ended = pod.run().await;
+    assert_eq!((ended.outcomes(), ended.took, bucket.keys().len()), (vec!["succeeded"], 2 * MINUTE, 0));
+}
+
 /// Without a last word there is what was saved at the last interval.
 #[tokio::test(start_paused = true)]
 async fn work_of_a_pod_that_was_killed_goes_on_from_the_last_interval() {

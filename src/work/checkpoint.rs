@@ -172,8 +172,10 @@ impl Checkpoint<'_> {
     pub async fn save_until(&mut self, over: &CancellationToken, give_up: &CancellationToken) {
         let Some(interval) = self.interval else { return };
         while over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
-            if let Err(error) = self.save(Save::Changes, give_up).await {
-                warn!(error, "the checkpoint was not saved, and this will be tried again");
+            match self.save(Save::Changes, give_up).await {
+                Ok(()) => {}
+                Err(_) if give_up.is_cancelled() => {}
+                Err(error) => warn!(error, "the checkpoint was not saved, and this will be tried again"),
             }
         }
     }

@@ -234,6 +234,10 @@ impl Bench {
         let working = async {
             let processed = self.process_item(item, progress).await;
             over.cancel();
+            if processed.is_ok() && !halt.is_cancelled() {
+                // Nobody goes on from what is done.
+                give_up.cancel();
+            }
             processed
         };
         let (processed, ()) = tokio::join!(working, checkpoint.save_until(&over, &give_up));
