@@ -104,7 +104,7 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
         findings.add(check::manifest::findings(&file, &objects));
     }
     // What would be done with the messages can be looked at without what it is done by.
-    let has_command = !run.work.command.is_empty() || run.work.job_types.is_some();
+    let has_command = runs_commands && (!run.work.command.is_empty() || run.work.job_types.is_some());
     if !has_command {
         run.work.command.push("command".into());
     }
@@ -113,7 +113,7 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
             Ok(config) => {
                 let mut found = check::settings::findings("the flags", &config);
                 found.extend(
-                    check_machine(&config.work, runs_commands && has_command)
+                    check_machine(&config.work, has_command)
                         .err()
                         .map(|why| Finding::error("this machine", why, "correct it")),
                 );

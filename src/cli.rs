@@ -382,7 +382,9 @@ fn commands_business(cli: &Cli, matches: &ArgMatches) -> Option<String> {
     let work = match &cli.action {
         Action::Run(args) => &args.work,
         Action::Local(args) => &args.work,
-        Action::Check(_) | Action::Schema | Action::Install(_) | Action::Sweep(_) => return None,
+        // It would read a container of this program as one of leasehold's.
+        Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
+        Action::Schema | Action::Install(_) | Action::Sweep(_) => return None,
     };
     let said = matches.subcommand()?.1.value_source("permanent_exit_codes");
     if said.is_some_and(|source| source != ValueSource::DefaultValue) {
@@ -462,6 +464,7 @@ mod tests {
         std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
         let said = error(&[], &format!("resize local in --job-types {}", file.display()));
         assert!(said.contains("--job-types, line 3 column 12: command: this program does"), "{said}");
+        assert!(error(&[], "resize check --manifest m.yaml").contains("--manifest: this program"));
         assert!(error(&[], "resize run").contains("Usage: resize run"));
         assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
     }

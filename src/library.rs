@@ -173,29 +173,60 @@ impl Program {
     pub fn main(self) -> ExitCode {
         let Self { work, name, defaults } = self;
         let parsed = cli::parse_without_command(name, &defaults, std::env::args_os().collect());
-        // Not on the threads that hold the lease: tokio does not promise that a beat comes while one of them is busy.
-        let threads = Runtime::new().expect("threads can be started");
-        let exit_code = app::main(parsed, Some(Arc::new(InProcess { work, threads: threads.handle().clone() })));
-        threads.shutdown_background();
-        exit_code
+        app::main(parsed, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
     }
 }
 
 /// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds for both.
 pub struct InProcess {
     pub work: Arc<dyn Work>,
-    /// Where it runs.
-    pub threads: Handle,
+    pub threads: Threads,
+}
+
+/// Where a piece of work runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// On new ones for each. A function that is busy delays no beat, which tokio does not promise among tasks of one runtime;
+    /// and one that never ends is in nobody's way.
+    OfItsOwn,
+    /// On those of whoever runs it, for tests.
+    Shared,
+}
+
+impl Threads {
+    fn start(self) -> std::io::Result<Started> {
+        let own = (self == Self::OfItsOwn).then(Runtime::new).transpose()?;
+        Ok(Started(own))
+    }
+}
+
+/// Dropped without waiting for whom it ran.
+struct Started(Option<Runtime>);
+
+impl Started {
+    fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |own| own.handle().clone())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(own) = self.0.take() {
+            own.shutdown_background();
+        }
+    }
 }
 
 #[async_trait]
 impl Runner for InProcess {
     async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
-        let job = read_job(&command).map_err(|why| StartError { program: "the work".to_owned(), why })?;
+        let start_error = |why| StartError { program: "the work".to_owned(), why };
+        let job = read_job(&command).map_err(start_error)?;
         let job = Job { halt: halt.clone(), pulse, ..job };
         let (work, working_on) = (self.work.clone(), job.clone());
         let working = async move { work.process(working_on).await }.in_current_span();
-        let mut working = AbortOnDropHandle::new(self.threads.spawn(working));
+        let threads = self.threads.start().map_err(|error| start_error(error.to_string()))?;
+        let mut working = AbortOnDropHandle::new(threads.handle().spawn(working));
         let ended = tokio::select! {
             ended = &mut working => Some(ended),
             () = halt.cancelled() => timeout(command.stop_grace, &mut working).await.ok(),

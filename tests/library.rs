@@ -1,12 +1,15 @@
 //! Work that is a Rust function: what it answers, and what is done with it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use leasehold::library::{Failure, InProcess, Job, Work, async_trait};
+use leasehold::job::verdict::Exit;
+use leasehold::library::{Failure, InProcess, Job, Threads, Work, async_trait};
 use leasehold::ports::memory::Call;
-use tokio::runtime::Handle;
-use tokio::time::sleep;
+use leasehold::ports::{Command, Pulse, Runner};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::journey::{Arrived, Journey, MINUTE, S, exits, queue};
 
@@ -41,7 +44,7 @@ macro_rules! work {
 async fn journey(work: impl Work, stop_after: Duration) -> (Arrived, Vec<Call>) {
     let queue = queue();
     let mut journey = Journey::new(&queue, &exits(0));
-    journey.command = Arc::new(InProcess { work: Arc::new(work), threads: Handle::current() });
+    journey.command = Arc::new(InProcess { work: Arc::new(work), threads: Threads::Shared });
     let arrived = journey.run_and_stop_after(stop_after).await;
     (arrived, queue.calls().into_iter().map(|entry| entry.call).collect())
 }
@@ -119,4 +122,56 @@ async fn progress_is_told() {
     let (arrived, _) = journey(work, MINUTE).await;
     let shares: Vec<_> = arrived.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
     assert_eq!(shares, [0.25, 0.5, 0.75, 1.0]);
+}
+
+/// Blocks a thread for ever, but for its last call.
+struct Blocks(Arc<AtomicUsize>);
+
+#[async_trait]
+impl Work for Blocks {
+    async fn process(&self, _: Job) -> Result<(), Failure> {
+        if self.0.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[tokio::test]
+async fn functions_that_never_end_are_in_nobodys_way() {
+    let room = tempfile::tempdir().unwrap();
+    let job_file = room.path().join("job.json");
+    let job = serde_json::json!({
+        "id": "id", "type": "default", "message_id": "m", "receive_count": 1, "deadline": "2026-01-01T00:00:00Z",
+        "result_file": room.path().join("result.jsonl"),
+    });
+    std::fs::write(&job_file, job.to_string()).unwrap();
+    let threads = std::thread::available_parallelism().unwrap().get();
+    let left = Arc::new(AtomicUsize::new(threads));
+    let work = InProcess { work: Arc::new(Blocks(left.clone())), threads: Threads::OfItsOwn };
+    let run = |halt: &CancellationToken| {
+        let command = Command {
+            program: "the work".into(),
+            args: Vec::new(),
+            env: vec![("JOB_FILE".into(), job_file.clone().into())],
+            stdin: None,
+            stop_grace: Duration::from_millis(50),
+        };
+        work.run(command, halt.clone(), Pulse::default())
+    };
+    for blocked in 0..threads {
+        let halt = CancellationToken::new();
+        let once_it_blocks = async {
+            while left.load(Ordering::Relaxed) == threads - blocked {
+                sleep(Duration::from_millis(5)).await;
+            }
+            halt.cancel();
+        };
+        let (ended, ()) = tokio::join!(run(&halt), once_it_blocks);
+        assert_eq!(ended.unwrap().exit, Exit::Signal(9));
+    }
+    let last = timeout(MINUTE, run(&CancellationToken::new())).await.expect("it is not behind the others");
+    assert_eq!(last.unwrap().exit, Exit::Code(0));
 }
