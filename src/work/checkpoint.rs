@@ -197,7 +197,9 @@ impl Checkpoint<'_> {
             room.check_room(contents.values().map(|(bytes, _)| bytes).sum()).map_err(io::Error::other)?;
             pack(&directory, &about, &packed, &too_late).map(|bytes| Some((contents, bytes)))
         });
-        let packed = packed.await.map_err(io::Error::from).and_then(|packed| packed);
+        // Of very many files even the list takes its time. The thread ends soon after.
+        let packed = give_up.run_until_cancelled(packed).await.ok_or(NO_TIME)?;
+        let packed = packed.map_err(io::Error::from).and_then(|packed| packed);
         let Some((contents, bytes)) = packed.map_err(|error| format!("JOB_CHECKPOINT_DIR: {error}"))? else {
             return Ok(());
         };
@@ -302,6 +304,8 @@ fn unpack(archive: &Path, directory: &Path, give_up: &CancellationToken) -> io::
     Ok(about)
 }
 
+const NO_TIME: &str = "there was no time for all of it";
+
 /// Bytes that end with an error when it is too late for them.
 struct Until<'a, R> {
     bytes: R,
@@ -311,7 +315,7 @@ struct Until<'a, R> {
 impl<R: Read> Read for Until<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.give_up.is_cancelled() {
-            return Err(io::Error::other("there was no time for all of it"));
+            return Err(io::Error::other(NO_TIME));
         }
         self.bytes.read(buffer)
     }

@@ -345,8 +345,11 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, RecordError>>) -> Resu
 
 /// How long a release may take that has so much of a stop: a tenth, but not more than a second.
 pub fn limit(of_the_stop: Duration) -> Duration {
-    (of_the_stop / 10).min(SECOND)
+    (of_the_stop / 10).min(RELEASE)
 }
+
+/// How long a release may take.
+pub const RELEASE: Duration = SECOND;
 
 /// Before the next try of what may pass; an error after so many.
 async fn pause(pauses: &mut impl Iterator<Item = Duration>, why: String) -> Result<(), Failure> {

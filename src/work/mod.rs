@@ -66,6 +66,8 @@ struct Progress {
     ran: bool,
     /// Was an object's work recognised as done?
     already_done: bool,
+    /// Was the last object's work done, results included, before anybody halted it?
+    in_time: bool,
     exit: Option<Exit>,
     said: Said,
     last_words: Vec<String>,
@@ -148,7 +150,7 @@ impl Worker for Bench {
         if outcome == Outcome::Finished && !progress.ran {
             outcome = if progress.already_done { Outcome::AlreadyDone } else { Outcome::ObjectsGone };
         }
-        let Progress { exit, said, last_words, spent, used, published, ran: _, already_done: _ } = progress;
+        let Progress { exit, said, last_words, spent, used, published, .. } = progress;
         Processed { outcome, exit, said: said.reason, last_words, spent, used, published }
     }
 }
@@ -193,11 +195,12 @@ impl Bench {
         match (lost, processed) {
             (Some(why), _) => Err(Failure::Superseded(why)),
             (None, Err(failure)) => {
+                let release = if halt.is_cancelled() { release } else { idempotency::RELEASE };
                 held.release(release).await;
                 Err(failure)
             }
             // It may have ended by the TERM that was sent to it.
-            (None, Ok(())) if halt.is_cancelled() => {
+            (None, Ok(())) if !progress.in_time => {
                 held.release(release).await;
                 Err(Failure::Halted)
             }
@@ -234,14 +237,14 @@ impl Bench {
         let working = async {
             let processed = self.process_item(item, progress).await;
             over.cancel();
-            if processed.is_ok() && !halt.is_cancelled() {
+            if processed.is_ok() && progress.in_time {
                 // Nobody goes on from what is done.
                 give_up.cancel();
             }
             processed
         };
         let (processed, ()) = tokio::join!(working, checkpoint.save_until(&over, &give_up));
-        if (processed.is_err() || halt.is_cancelled())
+        if (processed.is_err() || !progress.in_time)
             && let Err(error) = checkpoint.save(Save::Last, &give_up).await
         {
             warn!(
@@ -258,7 +261,7 @@ impl Bench {
 
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
         let Item { work, number: _, record, space, watch, halt, stop_grace, deadline_at } = item;
-        let Progress { ran, exit, said, last_words, spent, used, published, already_done: _ } = progress;
+        let Progress { ran, exit, said, last_words, spent, used, published, in_time, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
         let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
 
@@ -267,6 +270,7 @@ impl Bench {
             (Some(record), Input::File | Input::Stdin) => {
                 let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &self.work_dir, &record.object, &input);
                 if unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? == Fetched::Gone {
+                    *in_time = !halt.is_cancelled();
                     return Ok(());
                 }
             }
@@ -323,6 +327,7 @@ impl Bench {
                 Err(error) => return Err(Failure::Publish(error.to_string())),
             }
         }
+        *in_time = !halt.is_cancelled();
         Ok(())
     }
 
