@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytesize::ByteSize;
 use nix::errno::Errno;
@@ -45,9 +45,7 @@ impl WorkDir {
 
     /// A new file at `path`, somewhere in here, with room for so many bytes that nobody else takes. Blocks.
     pub fn new_file(&self, path: &Path, bytes: u64) -> Result<File, String> {
-        // Side by side (`--concurrency`) two would see the same room.
-        static TAKING: Mutex<()> = Mutex::new(());
-        let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = alone();
         self.check_room(bytes)?;
         let file = File::create_new(path).map_err(|error| self.failed(&error))?;
         let Some(length) = i64::try_from(bytes).ok().filter(|length| *length > 0) else { return Ok(file) };
@@ -72,6 +70,13 @@ impl WorkDir {
     fn said(&self, what: &str) -> String {
         format!("--work-dir {}: {what}", self.path.display())
     }
+}
+
+/// Only one at a time takes room, or else two would see the same side by side (`--concurrency`); and nobody removes a
+/// workspace in which a file is just being made for work that was halted meanwhile.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Removed when dropped, on every path out.
@@ -135,6 +140,14 @@ impl Workspace {
     /// Removes everything without holding up the runtime, however much it is, and whether or not it is awaited.
     pub fn remove(self) -> JoinHandle<()> {
         tokio::task::spawn_blocking(move || drop(self))
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        let _alone = alone();
+        // What cannot be removed goes with the pod.
+        let _ = std::fs::remove_dir_all(self.root.path());
     }
 }
 
@@ -215,6 +228,21 @@ mod tests {
         let space = Workspace::create(&work_dir(home.path(), None), "k").unwrap();
         std::fs::write(space.input(), "x").unwrap();
         drop(space);
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_made_while_all_is_removed_goes_too() {
+        let home = tempfile::tempdir().unwrap();
+        for _ in 0..300 {
+            let place = work_dir(home.path(), None);
+            let space = Workspace::create(&place, "k").unwrap();
+            let input = space.input();
+            std::thread::scope(|scope| {
+                scope.spawn(move || drop(place.new_file(&input, 1)));
+                scope.spawn(move || drop(space));
+            });
+        }
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
     }
 
