@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_file_that_is_made_while_all_is_removed_goes_too() {
         let home = tempfile::tempdir().unwrap();
-        for _ in 0..300 {
+        for _ in 0..3000 {
             let place = work_dir(home.path(), None);
             let space = Workspace::create(&place, "k").unwrap();
             let input = space.input();
