@@ -1,5 +1,7 @@
 //! The program. Wiring only: arguments → configuration → ports → supervisor → signals → exit code.
 
+pub mod signals;
+
 use std::future::Future;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -33,17 +35,17 @@ use crate::work::Bench;
 use crate::work::checkpoint::{Checkpoints, Forgetting};
 use crate::work::idempotency::Idempotency;
 use crate::work::publish::S3Outbox;
+use signals::{Inherited, stop_requested};
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 /// EX_UNAVAILABLE and EX_CONFIG of sysexits(3).
 const UNAVAILABLE: u8 = 69;
 const MISCONFIGURED: u8 = 78;
 
-/// All of the program, after its command line. Without `own`, the user's command is run; else that.
-pub fn main(parsed: Result<Cli, clap::Error>, own: Option<Arc<dyn Runner>>) -> ExitCode {
+/// All of the program, after its command line. Without `own`, the user's command is run; else that. `signals` is what
+/// [`signals::block`] returned on the first line of `main`.
+pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Arc<dyn Runner>>) -> ExitCode {
     let Cli { action } = match parsed {
         Ok(cli) => cli,
         Err(answer) => {
@@ -57,6 +59,10 @@ pub fn main(parsed: Result<Cli, clap::Error>, own: Option<Arc<dyn Runner>>) -> E
             };
         }
     };
+    // Only these two hold messages.
+    if !matches!(action, Action::Run(_) | Action::Local(_)) {
+        signals.restore();
+    }
     match action {
         Action::Run(args) => {
             let termination_log = args.work.termination_log.clone();
@@ -307,32 +313,6 @@ fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, S
 fn runner() -> Result<Arc<dyn Runner>, String> {
     let processes = Processes::adopting().map_err(|error| format!("orphans could not be adopted: {error}"))?;
     Ok(Arc::new(processes))
-}
-
-/// Cancelled by the first SIGTERM, SIGINT or SIGQUIT; a further one changes nothing. As PID 1 we would not
-/// hear them at all without a handler.
-fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, String> {
-    let requested = CancellationToken::new();
-    for (kind, name) in
-        [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT"), (SignalKind::quit(), "SIGQUIT")]
-    {
-        let mut signals = signal(kind).map_err(|error| format!("{name} cannot be received: {error}"))?;
-        let (requested, metrics) = (requested.clone(), metrics.cloned());
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                if let Some(metrics) = &metrics {
-                    metrics.stopped(name);
-                }
-                if requested.is_cancelled() {
-                    info!(signal = name, "already stopping");
-                } else {
-                    info!(signal = name, "stopping in order: nothing is deleted from now on");
-                    requested.cancel();
-                }
-            }
-        });
-    }
-    Ok(requested)
 }
 
 #[cfg(test)]

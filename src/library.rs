@@ -171,9 +171,10 @@ impl Program {
 
     /// Runs it to its end; what it returns is what the pod's restarts depend on.
     pub fn main(self) -> ExitCode {
+        let signals = app::signals::block();
         let Self { work, name, defaults } = self;
         let parsed = cli::parse_without_command(name, &defaults, std::env::args_os().collect());
-        app::main(parsed, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
+        app::main(signals, parsed, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
     }
 }
 

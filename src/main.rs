@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    leasehold::app::main(leasehold::cli::parse(), None)
+    let signals = leasehold::app::signals::block();
+    leasehold::app::main(signals, leasehold::cli::parse(), None)
 }

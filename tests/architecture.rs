@@ -77,7 +77,8 @@ fn each_sdk_has_one_home() {
 
 #[test]
 fn only_one_file_starts_or_signals_a_process() {
-    assert_free_of("", &["process::Command", "killpg", "sys::signal"], &["ports/process.rs"]);
+    assert_free_of("", &["process::Command", "killpg", "signal::kill"], &["ports/process.rs"]);
+    assert_free_of("", &["sys::signal"], &["ports/process.rs", "app/signals.rs"]);
 }
 
 #[test]

@@ -99,6 +99,10 @@ pub async fn run_side_by_side(
     concurrency: usize,
     stop: CancellationToken,
 ) -> RunOutcome {
+    if stop.is_cancelled() {
+        // Nobody wants a message any more: none is asked for.
+        return RunOutcome::Finished;
+    }
     let left = may_be_received(&settings);
     let runs =
         (0..concurrency).map(|_| run_of(world.clone(), settings.clone(), left.clone(), stop.clone().cancelled_owned()));

@@ -198,7 +198,7 @@ async fn s28_further_signals_neither_restart_the_stop_nor_cut_it_short() {
     assert!(!is_alive(child) && !is_alive(command), "something of the command is left");
     cloud.note("saved").await;
     assert_eq!((&left.record("message kept")["outcome"], cloud.counts().await), (&"stopped".into(), (1, 0)));
-    let again = left.log.iter().filter(|record| record["message"] == "already stopping").count();
+    let again = left.log.iter().filter(|record| record["message"] == "already shutting down").count();
     assert!(again > 0, "no further signal was heard: {}", left.stdout);
 }
 
@@ -234,6 +234,55 @@ async fn s30_as_pid_1_no_zombie_is_left_and_the_exit_is_the_commands() {
     let left = Leasehold::start(cloud.command(&own_world, "", script)).run_to(1).await;
     assert_eq!(left.record("message kept")["exit_code"], 3);
     assert!(left.log.iter().all(|record| record["level"] != "WARN" || record["message"] == "message kept"));
+}
+
+/// A TERM that comes before the handlers are installed is heard: nothing is deleted after it. Here it is pending when the
+/// program starts, which is as early as a signal can come.
+#[tokio::test]
+async fn s83_a_term_before_the_handlers_are_there_is_heard() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let early = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); \
+                 os.kill(os.getpid(), signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])";
+    let run = Leasehold::start(cloud.command(&["python3", "-c", early], "--wait 10s", "echo > ran"));
+    let left = run.left().await;
+    assert!(left.code() == 0 || left.code() == 143, "{}{}", left.stdout, left.stderr);
+    left.record("shutting down: no more messages will be deleted");
+    assert!(!cloud.notes.path().join("ran").exists(), "the command ran after a stop was asked for");
+    assert_eq!(cloud.counts().await, (1, 0));
+}
+
+/// HUP is a request to stop like TERM; signals that ask for nothing change nothing, although by default they kill.
+#[tokio::test]
+async fn s84_a_hangup_stops_and_other_signals_change_nothing() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let script = "trap 'echo > termed; exit 1' TERM; echo $$ > command; while :; do sleep 0.05; done";
+    let run = cloud.run("--wait 1s", script);
+    let command: i32 = cloud.note("command").await.parse().unwrap();
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGVTALRM, Signal::SIGPROF, Signal::SIGIO]
+    {
+        run.signal(signal);
+    }
+    run.signal(Signal::SIGHUP);
+    let left = run.run_to(143).await;
+    cloud.note("termed").await;
+    assert!(!is_alive(command), "the command is left");
+    assert_eq!((&left.record("message kept")["outcome"], cloud.counts().await), (&"stopped".into(), (1, 0)));
+}
+
+/// What nohup(1) wants ignored stays ignored: the run outlives the terminal that it was started from.
+#[tokio::test]
+async fn s84_a_hangup_that_is_to_be_ignored_is() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let run =
+        Leasehold::start(cloud.command(&["nohup"], "--wait 1s", "echo > up; until [ -e go ]; do sleep 0.05; done"));
+    cloud.note("up").await;
+    run.signal(Signal::SIGHUP);
+    cloud.tell("go");
+    run.run_to(0).await;
+    assert_eq!(cloud.counts().await, (0, 0));
 }
 
 /// A queue, and one pod that passes through everything that a stop can meet: a poll until the message comes after a

@@ -1,0 +1,100 @@
+//! The signals that ask for a graceful shutdown, and those that must not end us.
+//!
+//! The kernel drops a signal that reaches PID 1 before PID 1 has a handler for it (signal(7), pid_namespaces(7)), and
+//! Kubernetes sends SIGTERM once. A *blocked* signal stays pending instead. So [`block`] is the first line of `main`, and what
+//! arrived since is delivered as soon as [`Stop::requested`] has its handlers. A command starts with an empty mask: the
+//! standard library clears it.
+
+use std::fs;
+use std::sync::Arc;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::telemetry::metrics::Metrics;
+
+/// These ask for a graceful shutdown. As PID 1 we hear them only with a handler.
+const STOPS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+
+/// These stay as they are: faults of our own, what the runtime listens to, and a terminal's job control.
+const LEFT_ALONE: [Signal; 16] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGTRAP,
+    Signal::SIGSYS,
+    Signal::SIGABRT,
+    Signal::SIGCHLD,
+    Signal::SIGPIPE,
+    Signal::SIGTSTP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGCONT,
+    Signal::SIGWINCH,
+    Signal::SIGURG,
+    Signal::SIGXCPU,
+];
+
+/// The mask of signals that the process was started with.
+#[derive(Debug, Clone, Copy)]
+pub struct Inherited(SigSet);
+
+/// Blocks every signal that would end this process without a shutdown, in this thread and in those it starts. SIGUSR1, SIGUSR2,
+/// SIGALRM and the real-time signals stay blocked for ever: they would end a run and leave its message hidden.
+#[must_use]
+pub fn block() -> Inherited {
+    let mut blocked = SigSet::all();
+    for signal in LEFT_ALONE {
+        blocked.remove(signal);
+    }
+    // It can fail on a wrong argument only, and this one is constant.
+    Inherited(blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty()))
+}
+
+impl Inherited {
+    /// For subcommands that hold no message: Ctrl-C ends them.
+    pub fn restore(self) {
+        let _ = self.0.thread_set_mask();
+    }
+}
+
+/// Cancelled by the first signal that asks for a graceful shutdown; a further one changes nothing. Must be called in the main
+/// thread, which is the one that signals are delivered to: in all others they stay blocked.
+pub fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, String> {
+    let requested = CancellationToken::new();
+    let mut heard = SigSet::empty();
+    for kind in STOPS.into_iter().filter(|kind| !(*kind == Signal::SIGHUP && is_ignored(Signal::SIGHUP))) {
+        let name = kind.as_str();
+        let mut signals = signal(SignalKind::from_raw(kind as i32))
+            .map_err(|error| format!("a handler for {name} could not be installed: {error}"))?;
+        heard.add(kind);
+        let (requested, metrics) = (requested.clone(), metrics.cloned());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if let Some(metrics) = &metrics {
+                    metrics.stopped(name);
+                }
+                if requested.is_cancelled() {
+                    info!(signal = name, "already shutting down");
+                } else {
+                    info!(signal = name, "shutting down: no more messages will be deleted");
+                    requested.cancel();
+                }
+            }
+        });
+    }
+    heard.thread_unblock().map_err(|errno| format!("signals could not be unblocked: {errno}"))?;
+    Ok(requested)
+}
+
+/// Did whoever started us want it ignored, as nohup(1) does with SIGHUP? From `SigIgn` of proc_pid_status(5), a mask in
+/// hexadecimal, the lowest bit signal 1.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal as u32 - 1) & 1 == 1
+}
