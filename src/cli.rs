@@ -4,17 +4,17 @@ pub mod environment;
 pub mod values;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::builder::Resettable;
+use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use values::{InputArg, OnStopArg, RetryArg, VisibilityArg, size, time};
+use values::{BucketName, InputArg, List, OnStopArg, RetryArg, VisibilityArg, size, time};
 
 use crate::job::place::{Place, Template};
 use crate::job::route::EventFilter;
@@ -140,7 +140,7 @@ pub struct CheckArgs {
     pub format: CheckFormat,
 
     /// Exit with 1 if there are warnings
-    #[arg(long, env = "LEASEHOLD_STRICT", help_heading = CHECK)]
+    #[arg(long, env = "LEASEHOLD_STRICT", value_parser = BoolishValueParser::new(), help_heading = CHECK)]
     pub strict: bool,
 
     #[command(flatten)]
@@ -242,9 +242,13 @@ pub struct WorkArgs {
     #[arg(long, env = "LEASEHOLD_EVENTS", value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
     pub events: EventFilter,
 
-    /// A body that is no S3 notification is work as it is: the command gets it as its input
-    #[arg(long, env = "LEASEHOLD_ACCEPT_RAW", help_heading = RECEIVE)]
+    /// A body that is not an S3 notification is work as it is: the command gets it as its input
+    #[arg(long, env = "LEASEHOLD_ACCEPT_RAW", value_parser = BoolishValueParser::new(), help_heading = RECEIVE)]
     pub accept_raw: bool,
+
+    /// An empty object whose key ends in / is work too: consoles make one for a folder
+    #[arg(long, env = "LEASEHOLD_ACCEPT_FOLDERS", value_parser = BoolishValueParser::new(), help_heading = RECEIVE)]
+    pub accept_folders: bool,
 
     /// How long errors of the queue are retried before leaving with exit code 69
     #[arg(long, env = "LEASEHOLD_RECEIVE_GIVE_UP", value_name = "TIME", default_value = "2m", value_parser = time, help_heading = RECEIVE)]
@@ -271,12 +275,12 @@ pub struct WorkArgs {
     pub missing_object: Option<MissingObject>,
 
     /// The buckets to read from; objects of others are a permanent failure [default: any]
-    #[arg(long, env = "LEASEHOLD_BUCKETS", value_name = "BUCKET,...", value_delimiter = ',', help_heading = WORK)]
-    pub buckets: Vec<String>,
+    #[arg(long, env = "LEASEHOLD_BUCKETS", value_name = "BUCKET,...", help_heading = WORK)]
+    pub buckets: Vec<List<BucketName>>,
 
     /// Exit codes with which the command says that this input will never work
-    #[arg(long, env = "LEASEHOLD_PERMANENT_EXIT_CODES", value_name = "CODE,...", default_value = "65", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..=255), help_heading = WORK)]
-    pub permanent_exit_codes: Vec<i32>,
+    #[arg(long, env = "LEASEHOLD_PERMANENT_EXIT_CODES", value_name = "CODE,...", default_value = "65", help_heading = WORK)]
+    pub permanent_exit_codes: Vec<List<u8>>,
 
     /// The pod's terminationGracePeriodSeconds
     #[arg(long, env = "LEASEHOLD_TERMINATION_GRACE", value_name = "TIME", default_value = "30s", value_parser = time, help_heading = STOP)]
@@ -334,7 +338,23 @@ const METRICS: &str = "Metrics and probes";
 
 /// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
 pub fn parse() -> Result<Cli, clap::Error> {
-    checked(Cli::try_parse()?)
+    let matches = empty_is_unset(Cli::command()).try_get_matches()?;
+    checked(Cli::from_arg_matches(&matches)?)
+}
+
+/// Charts set variables to nothing where they mean that they are not set.
+fn empty_is_unset(program: Command) -> Command {
+    let empty: Vec<OsString> =
+        environment::all().filter_map(|(name, value)| value.is_empty().then(|| name.into())).collect();
+    if empty.is_empty() {
+        return program;
+    }
+    program.mut_subcommands(move |action| {
+        action.mut_args(|arg| {
+            let is_empty = |variable: &OsStr| empty.iter().any(|name| name == variable);
+            if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+        })
+    })
 }
 
 /// The same for a program that does the work itself: there is no COMMAND, and flags may have other defaults, given as
@@ -347,7 +367,7 @@ pub fn parse_without_command(
     let hidden = |action: Command| {
         action.mut_arg("command", |arg| arg.hide(true)).mut_arg("permanent_exit_codes", |arg| arg.hide(true))
     };
-    let mut program = Cli::command().name(name).bin_name(name);
+    let mut program = empty_is_unset(Cli::command()).name(name).bin_name(name);
     program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
@@ -414,10 +434,11 @@ pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) ->
     let from_environment: Vec<OsString> = command
         .get_arguments()
         .filter_map(|arg| {
-            let value = variables.get(arg.get_env()?.to_str()?)?;
+            let value = variables.get(arg.get_env()?.to_str()?).filter(|value| !value.is_empty())?;
             let flag = format!("--{}", arg.get_long()?);
             if matches!(arg.get_action(), ArgAction::SetTrue) {
-                return (value == "true").then(|| flag.into());
+                let is_set = BoolishValueParser::new().parse_ref(&command, Some(arg), OsStr::new(value));
+                return is_set.unwrap_or(false).then(|| flag.into());
             }
             Some(format!("{flag}={value}").into())
         })

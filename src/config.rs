@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use crate::actors::receiver::Polling;
 use crate::actors::supervisor::{Settings, StopBudget};
-use crate::cli::values::{InputArg, OnStopArg, RetryArg, VisibilityArg};
+use crate::cli::values::{InputArg, List, OnStopArg, RetryArg, VisibilityArg};
 use crate::cli::{LocalArgs, MetricsArgs, PlaceArgs, PushgatewayArgs, RecordArgs, RunArgs, SweepArgs, WorkArgs};
+use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::place::Template;
-use crate::job::route::{Checkpointing, CommandLine, Input, JobType, Limits, Match, Task};
+use crate::job::route::{Checkpointing, CommandLine, Input, JobType, Limits, Match, Selection, Task};
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::job_types::{Entry, MatchEntry, Time};
 use crate::ports::{http, sqs};
@@ -162,12 +163,15 @@ fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool
     }
     let job_types = entries.map_or(Ok(Vec::new()), |entries| flags.job_types(entries))?;
     let task = flags.task(Task::DEFAULT.to_owned(), true)?;
+    if let Some(task) = &task {
+        check_removals(&flags.args.events, task, &job_types)?;
+    }
     let Flags { args, .. } = flags;
 
     Ok(WorkConfig {
         settings: Settings {
             policy: Policy {
-                events: args.events,
+                selection: Selection { events: args.events, folders: args.accept_folders },
                 accept_raw: args.accept_raw,
                 job_types,
                 task: task.map(Arc::new),
@@ -178,7 +182,11 @@ fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool
             polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
             stop: StopBudget { reserve },
         },
-        fetch: FetchPolicy { missing: args.missing_object, buckets: args.buckets, ..FetchPolicy::default() },
+        fetch: FetchPolicy {
+            missing: args.missing_object,
+            buckets: args.buckets.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect(),
+            ..FetchPolicy::default()
+        },
         work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,
@@ -225,7 +233,11 @@ impl Flags {
                 let at = said_at.what(&why.to_string());
                 ConfigError::JobType { name, at, why: Box::new(why) }
             };
-            job_types.push(self.clone().job_type(entry).map_err(refused)?);
+            let job_type = self.clone().job_type(entry).and_then(|it| {
+                let events = it.matches.event.as_ref().unwrap_or(&self.args.events);
+                check_removals(events, &it.task, &job_types).map(|()| it)
+            });
+            job_types.push(job_type.map_err(refused)?);
         }
         if job_types.is_empty() { Err(ConfigError::NoJobTypes) } else { Ok(job_types) }
     }
@@ -275,7 +287,7 @@ impl Flags {
         args.retry_min = time(retry_min).or(args.retry_min);
         args.retry_max = time(retry_max).or(args.retry_max);
         if let Some(codes) = permanent_exit_codes {
-            args.permanent_exit_codes = codes.into_iter().map(i32::from).collect();
+            args.permanent_exit_codes = vec![List(codes)];
         }
         let limits = self.limits()?;
         let task = self.task(name.0, matches.takes_all())?.ok_or(ConfigError::NoCommand)?;
@@ -371,8 +383,10 @@ impl Flags {
         if max > CEILING {
             return Err(ConfigError::RetryTooLong(max));
         }
+        let permanent_exit_codes: Vec<i32> =
+            args.permanent_exit_codes.iter().flat_map(|list| list.0.iter().copied().map(i32::from)).collect();
         for (code, meaning) in [(0, "success"), (75, "temporary")] {
-            if args.permanent_exit_codes.contains(&code) {
+            if permanent_exit_codes.contains(&code) {
                 return Err(ConfigError::PermanentExitCode(code, meaning));
             }
         }
@@ -385,8 +399,22 @@ impl Flags {
                 OnStopArg::Release => OnStop::Release,
                 OnStopArg::Expire => OnStop::Expire,
             },
-            permanent_exit_codes: args.permanent_exit_codes.clone(),
+            permanent_exit_codes,
         })
+    }
+}
+
+/// What was removed cannot be fetched. A task that fetches may be asked for such events only if job types before it take them all.
+fn check_removals(events: &EventFilter, task: &Task, before: &[JobType]) -> Result<(), ConfigError> {
+    if task.input == Input::None {
+        return Ok(());
+    }
+    let takes_all = |Match { bucket, key, event: events }: &Match, event: &str| {
+        bucket.is_none() && key.is_none() && events.as_ref().is_none_or(|events| events.is_work(event))
+    };
+    match events.removals().find(|event| !before.iter().any(|it| takes_all(&it.matches, event))) {
+        Some(event) => Err(ConfigError::Removal(event)),
+        None => Ok(()),
     }
 }
 

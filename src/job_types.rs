@@ -178,17 +178,19 @@ impl TryFrom<String> for Time {
 }
 
 impl JobTypesFile {
-    /// YAML or TOML, by the file's name. The error says what is wrong, and in which line and column.
+    /// TOML if the file's name ends so, else YAML, and so JSON. The error says what is wrong, and in which line and column.
     pub fn load(path: &str) -> Result<Self, String> {
         Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))
     }
 
     /// The same of a file that is read from elsewhere.
     pub fn parse(path: &str, read: impl FnOnce() -> Result<String, String>) -> Result<Self, String> {
+        let text = read()?;
+        // A byte order mark is invisible, and editors on Windows write it.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         match Path::new(path).extension().and_then(|extension| extension.to_str()) {
-            Some("yaml" | "yml") => Self::from_yaml(&read()?).map_err(|error| error.to_string()),
-            Some("toml") => Self::from_toml(&read()?).map_err(|error| error.to_string()),
-            Some(_) | None => Err("expected a file whose name ends in .yaml, .yml or .toml".to_owned()),
+            Some("toml") => Self::from_toml(text).map_err(|error| error.to_string()),
+            Some(_) | None => Self::from_yaml(text).map_err(|error| error.to_string()),
         }
     }
 

@@ -248,7 +248,8 @@ async fn each_event_about_an_object_is_work_of_its_own() {
     ];
     let (records, command) = (MemoryRecords::default(), exits(0));
     let mut journey = pod(&queue_with(&events.each_ref().map(String::as_str)), &command, &records);
-    journey.settings.policy.events = "ObjectCreated:*,ObjectTagging:*,ObjectRestore:Completed".parse().unwrap();
+    journey.settings.policy.selection.events =
+        "ObjectCreated:*,ObjectTagging:*,ObjectRestore:Completed".parse().unwrap();
     journey.settings.policy.max_messages = 6;
     assert_eq!(outcomes(&journey.run().await), ["succeeded"; 6]);
     assert_eq!((command.runs(), records.len()), (6, 6));
@@ -277,7 +278,7 @@ async fn a_redelivery_is_recognised_by_its_message_where_events_have_no_number()
     let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 0), Does::Exits(S, 1), Does::Exits(S, 0)]);
     for outcome in ["command_failed", "succeeded"] {
         let mut journey = pod(&queue, &command, &records);
-        journey.settings.policy.events = "ObjectTagging:*".parse().unwrap();
+        journey.settings.policy.selection.events = "ObjectTagging:*".parse().unwrap();
         journey.settings.polling.wait = MINUTE;
         assert_eq!(outcomes(&journey.run().await), [outcome]);
     }

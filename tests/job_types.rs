@@ -152,8 +152,43 @@ fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
     assert!(complained.contains("line 2 column 11") && complained.contains("no job type"), "{complained}");
     let complained = refused("types.toml", "[[job-types]]\nname = \"one\"\nmax-duration = \"soon\"\n", "");
     assert!(complained.contains("line 3, column 16") && complained.contains("2h30m"), "{complained}");
-    assert!(refused("types.json", "{}", "").contains(".yaml, .yml or .toml"));
+    assert!(refused("types.json", "{}", "").contains("job-types"));
     assert!(configured("--job-types /nonexistent/types.yaml").unwrap_err().contains("No such file"));
+}
+
+/// Files as ConfigMaps and editors on Windows have them.
+#[test]
+fn a_file_may_have_any_name_a_byte_order_mark_and_crlf() {
+    let text = "job-types:\n- name: csv\n  match: { key: '**/*.csv' }\n  command: [a]\n";
+    let json = r#"{"job-types":[{"name":"csv","match":{"key":"**/*.csv"},"command":["a"]}]}"#;
+    for (name, text) in [
+        ("types.yml", text.to_owned()),
+        ("job-types", text.to_owned()),
+        ("types.yaml", text.replace('\n', "\r\n")),
+        ("types.yaml", format!("\u{feff}{text}")),
+        ("types.json", json.to_owned()),
+    ] {
+        let policy = read(name, &text, "").unwrap().work.settings.policy;
+        assert_eq!(policy.job_types[0].matches, by_key("csv", "**/*.csv").matches, "{name}");
+    }
+}
+
+/// An object that was removed cannot be fetched.
+#[test]
+fn a_removal_is_worked_on_without_a_fetch_or_refused() {
+    let removals = "--events ObjectCreated:*,ObjectRemoved:*";
+    let complaint = "--events ObjectRemoved:* means that the object is gone, and --input fetches it: add --input none";
+    let of = |matches: &str, input: &str| {
+        format!("job-types:\n- name: gone\n  match: {{ {matches} }}\n  input: {input}\n  command: [a]\n")
+    };
+    let fetches = of("event: 'ObjectRemoved:*'", "file");
+    let refusal = refused("a.yaml", &fetches, removals);
+    assert!(refusal.contains("job type gone") && refusal.ends_with(complaint), "{refusal}");
+    // A command for all others may get what the type leaves.
+    let narrow = of("event: 'ObjectRemoved:*', key: 'in/*'", "none");
+    assert!(refused("a.yaml", &narrow, removals).ends_with(complaint));
+    read("a.yaml", &narrow, &format!("{removals} --input none")).unwrap();
+    read("a.yaml", &of("event: 'ObjectRemoved:*'", "none"), removals).unwrap();
 }
 
 #[test]
@@ -171,8 +206,8 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
         (
             "match: { event: 'ObjectRemoved:*' }",
             "",
-            "job type one: it matches ObjectRemoved:*, which is no work: messages about it are deleted unless \
-             --events ObjectCreated:*,ObjectRestore:Completed names it",
+            "job type one: it matches ObjectRemoved:*, which --events ObjectCreated:*,ObjectRestore:Completed does not \
+             ask for: messages about it are deleted",
         ),
     ] {
         let text = format!("job-types:\n  - name: one\n    {line}\n");
@@ -201,7 +236,7 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
             "checkpoint: s3://state\n    checkpoint-interval: 0s",
             "",
             "line 4 column 26",
-            "--checkpoint-interval must be more than nothing",
+            "--checkpoint-interval must be greater than zero",
         ),
         (
             "checkpoint: s3://state\n    visibility: fixed\n    max-duration: 13h",

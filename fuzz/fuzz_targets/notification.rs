@@ -13,7 +13,7 @@ use job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use job::lease::Strategy;
 use job::lifecycle::{Effect, Event, Job, Policy};
 use job::notification::{Notification, parse};
-use job::route::{CommandLine, EventFilter, Input, Limits, Route, Task, route};
+use job::route::{CommandLine, Input, Limits, Route, Selection, Task, route};
 use job::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
 use libfuzzer_sys::fuzz_target;
 
@@ -28,9 +28,9 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
 
-    let events = EventFilter::default();
+    let selection = Selection::default();
     let policy = Policy {
-        events: events.clone(),
+        selection: selection.clone(),
         accept_raw: false,
         job_types: Vec::new(),
         task: Some(Arc::new(Task {
@@ -69,7 +69,8 @@ fuzz_target!(|bytes: &[u8]| {
         Effect::Settle(verdict) => Some(Err(verdict)),
         _ => None,
     });
-    match (read.map(|notification| route(notification, &events)), decided) {
+    let routed = read.map_err(|why| why.to_string()).and_then(|notification| route(notification, &selection));
+    match (routed, decided) {
         (Err(_), Some(Err(Verdict::Keep(..)))) => {}
         (Ok(Route::Nothing(why)), Some(Err(Verdict::Delete(proof)))) => {
             assert_eq!(proof.why(), Completion::NothingToDo(why));

@@ -118,7 +118,7 @@ fn of_written(
     let look = format!("look whether the queue is told of what is written there, which would become work: {all}");
     match (told, queue_arn) {
         (Ok(told), Some(arn)) => {
-            let work = &config.work.settings.policy.events;
+            let work = &config.work.settings.policy.selection.events;
             let mut findings: Vec<_> = there.iter().flat_map(|one| places::findings(one, &told, arn, work)).collect();
             if told.others && !there.is_empty() {
                 let what = "it tells EventBridge or SNS, too, and what these pass on could not be seen";
@@ -239,8 +239,9 @@ async fn of_source(
         if let Some(first) = to_us.first() {
             prefix.clone_from(&first.prefix);
         }
-        let is_work =
-            |one: &&Notification| one.events.iter().any(|event| config.work.settings.policy.events.overlaps(event));
+        let is_work = |one: &&Notification| {
+            one.events.iter().any(|event| config.work.settings.policy.selection.events.overlaps(event))
+        };
         if to_us.is_empty() && told.others {
             let what = "it tells EventBridge or SNS, not the queue itself";
             findings.push(Finding::unchecked(

@@ -1,11 +1,15 @@
 //! Values as they are written, on the command line and in the file of job types alike.
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::Deserialize;
+
+use crate::job::place::is_bucket_name;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -40,6 +44,37 @@ pub enum RetryArg {
     Expire,
 }
 
+/// Values with commas between them, as people write them: with blanks, and perhaps a comma at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: FromStr<Err: Display>> FromStr for List<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let list = text.trim();
+        let list = list.strip_suffix(',').unwrap_or(list);
+        let values = list.split(',').map(|value| {
+            let value = value.trim();
+            let value = Some(value).filter(|value| !value.is_empty()).ok_or("a value between commas is empty")?;
+            value.parse().map_err(|error| format!("{value}: {error}"))
+        });
+        values.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The name of a bucket, without `s3://`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketName(pub String);
+
+impl FromStr for BucketName {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if is_bucket_name(name) { Ok(Self(name.to_owned())) } else { Err("this is not a valid bucket name") }
+    }
+}
+
 /// `90s`, `2h30m`; a year at most, since no message lives longer than two weeks.
 pub fn time(text: &str) -> Result<Duration, String> {
     let time =
@@ -66,6 +101,20 @@ mod tests {
         for text in ["367d", "9000y", "18446744073709551615s"] {
             assert_eq!(time(text), Err("it is over a year".to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn lists_are_written_as_people_write_them() {
+        let codes = |text: &str| text.parse::<List<u8>>().map(|list| list.0);
+        for text in ["65,66", "65, 66", " 65 ,66, ", "65,66,"] {
+            assert_eq!(codes(text), Ok(vec![65, 66]), "{text}");
+        }
+        for text in ["", ",", "65,,66", "65;66", "256", "-1"] {
+            assert!(codes(text).is_err(), "{text}");
+        }
+        let buckets: List<BucketName> = "one, two".parse().unwrap();
+        assert_eq!(buckets.0, ["one", "two"].map(|name| BucketName(name.to_owned())));
+        assert!("s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::job_types::At;
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("--queue-url is missing: which one?")]
+    #[error("--queue-url is required")]
     NoQueue,
     #[error("--queue-url: {0}")]
     QueueUrl(String),
@@ -20,7 +20,7 @@ pub enum ConfigError {
     VisibilityTooLong(Duration),
     #[error("{flag} {} has a fraction of a second, and SQS counts whole seconds", show(.value))]
     Fraction { flag: &'static str, value: Duration },
-    #[error("--{0} must be more than nothing")]
+    #[error("--{0} must be greater than zero")]
     Zero(&'static str),
     #[error(
         "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop; only with --checkpoint may it be more",
@@ -71,8 +71,10 @@ pub enum ConfigError {
     NeverReached { name: String, at: At, other: String },
     #[error("it has no command, and COMMAND is not given for all")]
     NoCommand,
-    #[error("it matches {event}, which is no work: messages about it are deleted unless --events {events} names it")]
+    #[error("it matches {event}, which --events {events} does not ask for: messages about it are deleted")]
     EventIsNoWork { event: &'static str, events: EventFilter },
+    #[error("--events {0} means that the object is gone, and --input fetches it: add --input none")]
+    Removal(&'static str),
     #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
     PermanentExitCode(i32, &'static str),
     #[error("--pushgateway {0:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091")]

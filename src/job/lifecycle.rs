@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::delivery::Received;
 use super::notification::parse;
 use super::report::{Ended, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
-use super::route::{Content, EventFilter, JobType, Limits, Route, Task, job_type, route};
+use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
 use super::verdict::{
     Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement, Verdict,
 };
@@ -25,7 +25,7 @@ use super::verdict::{
 /// What is decided before the first event and never changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    pub events: EventFilter,
+    pub selection: Selection,
     /// Is a body that is no S3 notification work as it is?
     pub accept_raw: bool,
     pub job_types: Vec<JobType>,
@@ -412,9 +412,9 @@ impl Run {
     fn received(mut self, received: Received) -> Step {
         self.left = self.left.saturating_sub(1);
         let routed = match parse(&received.delivery.body) {
-            Ok(notification) => Ok(route(notification, &self.policy.events)),
+            Ok(notification) => route(notification, &self.policy.selection),
             Err(_) if self.policy.accept_raw => Ok(Route::Work(Content::Body)),
-            Err(why) => Err(why),
+            Err(why) => Err(why.to_string()),
         };
         let mut limits = self.policy.limits.clone();
         let (content, task, verdict) = match routed {
@@ -435,10 +435,7 @@ impl Run {
             Ok(Route::Nothing(why)) => {
                 (None, None, Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
             }
-            Err(why) => {
-                let why = KeepReason::NotANotification(why.to_string());
-                (None, None, Some(limits.retry.keep(&received.delivery, why)))
-            }
+            Err(why) => (None, None, Some(limits.retry.keep(&received.delivery, KeepReason::NotANotification(why)))),
         };
         let hold = Effect::Hold(Box::new(received.clone()), limits.clone());
         let hand = InHand {

@@ -6,6 +6,8 @@
 //! searched and replayed.
 
 pub mod delivery;
+pub mod event;
+pub mod key_glob;
 pub mod lease;
 pub mod lifecycle;
 pub mod notification;

@@ -19,6 +19,8 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
+use super::place::is_bucket_name;
+
 /// What a message body says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
@@ -63,9 +65,9 @@ pub struct NotANotification(pub String);
 pub fn parse(body: &str) -> Result<Notification, NotANotification> {
     // A byte order mark is invisible, and some tools write it; RFC 8259, 8.1 allows us to ignore it.
     let body = json(body.strip_prefix('\u{feff}').unwrap_or(body), "the body")?;
-    match text(&body, "Type")? {
+    match text(&body, "Type")?.as_deref() {
         Some("Notification") => {
-            let message = json(required(&body, "Message")?, "SNS's Message")?;
+            let message = json(&required(&body, "Message")?, "SNS's Message")?;
             // Once only: a Message within a Message is nothing that S3 or EventBridge sends.
             notification(&message).map_err(|why| refused(format!("in SNS's Message: {why}")))
         }
@@ -96,21 +98,25 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
 
 /// One entry of S3's `Records`.
 fn from_s3(record: &Value) -> Result<Record, NotANotification> {
-    // Other stores put their own name in front (`minio:s3`, `ceph:s3`); hand-made messages may have none.
-    if text(record, "eventSource")?.is_some_and(|source| !source.ends_with(":s3")) {
+    // Other stores put their own name in front (`minio:s3`, `ceph:s3`), and count versions of their own; hand-made messages may
+    // have neither.
+    let source = text(record, "eventSource")?;
+    if source.as_ref().is_some_and(|source| !source.ends_with(":s3")) {
         return Err(refused("eventSource is not aws:s3"));
     }
-    require_major(record, "eventVersion", "2")?;
+    if source.is_none_or(|source| source == "aws:s3") {
+        require_major(record, "eventVersion", "2")?;
+    }
     let event = required(record, "eventName")?;
     Ok(Record {
-        event: event.strip_prefix("s3:").filter(|name| !name.is_empty()).unwrap_or(event).to_owned(),
+        event: event.strip_prefix("s3:").filter(|name| !name.is_empty()).unwrap_or(&event).to_owned(),
         object: Object {
-            bucket: required(record, "s3.bucket.name")?.to_owned(),
-            key: decoded(required(record, "s3.object.key")?)?,
-            version_id: text(record, "s3.object.versionId")?.map(str::to_owned),
-            etag: text(record, "s3.object.eTag")?.and_then(unquoted),
+            bucket: bucket(required(record, "s3.bucket.name")?)?,
+            key: within_limits(decoded(&required(record, "s3.object.key")?)?)?,
+            version_id: text(record, "s3.object.versionId")?.map(Cow::into_owned),
+            etag: text(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
             size: size(record, "s3.object.size"),
-            sequencer: text(record, "s3.object.sequencer")?.map(str::to_owned),
+            sequencer: text(record, "s3.object.sequencer")?.map(Cow::into_owned),
         },
     })
 }
@@ -121,20 +127,20 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
 /// were tried with keys such as `%2B%20%%%.png`, only this worked
 /// (aws-solutions-library-samples/guidance-for-medialake-on-aws#21).
 fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
-    if text(body, "source")? != Some("aws.s3") {
+    if text(body, "source")?.as_deref() != Some("aws.s3") {
         return Err(refused("source is not aws.s3"));
     }
     require_major(body, "detail.event-version", "1")?;
     let (reason, deletion) = (text(body, "detail.reason")?, text(body, "detail.deletion-type")?);
     Ok(Record {
-        event: s3_name(required(body, "detail-type")?, reason, deletion).into_owned(),
+        event: s3_name(&required(body, "detail-type")?, reason.as_deref(), deletion.as_deref()).into_owned(),
         object: Object {
-            bucket: required(body, "detail.bucket.name")?.to_owned(),
-            key: required(body, "detail.object.key")?.to_owned(),
-            version_id: text(body, "detail.object.version-id")?.map(str::to_owned),
-            etag: text(body, "detail.object.etag")?.and_then(unquoted),
+            bucket: bucket(required(body, "detail.bucket.name")?)?,
+            key: within_limits(required(body, "detail.object.key")?.into_owned())?,
+            version_id: text(body, "detail.object.version-id")?.map(Cow::into_owned),
+            etag: text(body, "detail.object.etag")?.and_then(|etag| unquoted(&etag)),
             size: size(body, "detail.object.size"),
-            sequencer: text(body, "detail.object.sequencer")?.map(str::to_owned),
+            sequencer: text(body, "detail.object.sequencer")?.map(Cow::into_owned),
         },
     })
 }
@@ -142,7 +148,7 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
 /// S3's own name for an event that EventBridge tells of.
 ///
 /// A reason that is new to us stays in its family, as `Other`. An event type that is new to us keeps its
-/// name, less the spaces: it is no event that `--events` can have asked for.
+/// name, less the spaces: it is unknown then, and its message is kept.
 fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str>) -> Cow<'a, str> {
     let name = match (detail_type, reason, deletion) {
         ("Object Created", Some("PutObject"), _) => "ObjectCreated:Put",
@@ -175,18 +181,35 @@ fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str
 
 /// A key as S3 encodes it: a space as `+`, then everything unusual as `%` and the hexadecimal bytes of
 /// its UTF-8. Decoded once: what still looks encoded afterwards is the key's own.
+///
+/// Some stores and senders do not encode. Where the key has something in it that an encoder never leaves, it is taken as it is:
+/// to decode it would be to work on another object.
 fn decoded(key: &str) -> Result<String, NotANotification> {
-    let spaced = key.replace('+', " ");
+    let is_left_by_encoders = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
     let begins_with_hex =
         |text: &str| text.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
-    // Then the sender did not encode, and to decode all the same would be to work on another object.
-    if !spaced.split('%').skip(1).all(begins_with_hex) {
-        return Err(refused("s3.object.key is not url-encoded: it has a % without two hexadecimal digits"));
+    let is_encoded = key.bytes().all(is_left_by_encoders) && key.split('%').skip(1).all(begins_with_hex);
+    if !is_encoded {
+        return Ok(key.to_owned());
     }
-    match percent_decode_str(&spaced).decode_utf8() {
+    match percent_decode_str(&key.replace('+', " ")).decode_utf8() {
         Ok(key) => Ok(key.into_owned()),
         Err(_) => Err(refused("s3.object.key does not decode to UTF-8")),
     }
+}
+
+/// S3 User Guide, "Naming Amazon S3 objects": a key is 1 to 1,024 bytes long.
+fn within_limits(key: String) -> Result<String, NotANotification> {
+    const LONGEST: usize = 1024;
+    match key.len() {
+        1..=LONGEST => Ok(key),
+        bytes => Err(refused(format!("the object's key has {bytes} bytes, and S3 allows {LONGEST}"))),
+    }
+}
+
+/// A name and nothing else: of an ARN, or of a name with a slash in it, the message would choose the host that is asked.
+fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
+    if is_bucket_name(&name) { Ok(name.into_owned()) } else { Err(refused("the bucket's name is not valid")) }
 }
 
 /// S3's HTTP answers have eTags in quotes, and some stores copy them into their events.
@@ -200,26 +223,30 @@ fn size(json: &Value, path: &str) -> Option<u64> {
     size.as_u64().or_else(|| size.as_str()?.parse().ok())
 }
 
-/// Refuses a version with another major part than `major`; hand-made messages may have none.
+/// Refuses a version with another major part than `major`; hand-made messages may have none, or a number.
 fn require_major(json: &Value, path: &str, major: &str) -> Result<(), NotANotification> {
-    match text(json, path)?.map(|version| version.split('.').next()) {
-        Some(found) if found != Some(major) => Err(refused(format!("{path} is not {major}.x"))),
+    let version = match at(json, path) {
+        Some(Value::Number(number)) => Some(Cow::Owned(number.to_string())),
+        Some(_) | None => text(json, path)?,
+    };
+    match version {
+        Some(version) if version.split('.').next() != Some(major) => Err(refused(format!("{path} is not {major}.x"))),
         Some(_) | None => Ok(()),
     }
 }
 
-fn required<'a>(json: &'a Value, path: &str) -> Result<&'a str, NotANotification> {
+fn required<'a>(json: &'a Value, path: &str) -> Result<Cow<'a, str>, NotANotification> {
     text(json, path)?.ok_or_else(|| refused(format!("{path} is missing")))
 }
 
-/// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty.
-fn text<'a>(json: &'a Value, path: &str) -> Result<Option<&'a str>, NotANotification> {
+/// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty. A whole number is taken as its digits,
+/// which is what tools make of a text of digits.
+fn text<'a>(json: &'a Value, path: &str) -> Result<Option<Cow<'a, str>>, NotANotification> {
     match at(json, path) {
         None => Ok(None),
-        Some(value) => match value.as_str() {
-            Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-            None => Err(refused(format!("{path} is not a string"))),
-        },
+        Some(Value::String(text)) => Ok(Some(Cow::Borrowed(text.as_str())).filter(|text| !text.is_empty())),
+        Some(Value::Number(number)) if !number.is_f64() => Ok(Some(Cow::Owned(number.to_string()))),
+        Some(_) => Err(refused(format!("{path} is not a string"))),
     }
 }
 

@@ -24,13 +24,18 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         let rest = text.strip_prefix("s3://").ok_or("write for example s3://bucket/prefix")?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        // S3 User Guide, "General purpose bucket naming rules"; older buckets may have capitals and underscores too.
-        let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-        if bucket.is_empty() || !bucket.bytes().all(is_sound) {
-            return Err(format!("{bucket:?} is no name of a bucket; write for example s3://bucket/prefix"));
+        if !is_bucket_name(bucket) {
+            return Err(format!("{bucket:?} is not a valid bucket name; write for example s3://bucket/prefix"));
         }
         Ok(Self { bucket: bucket.to_owned(), prefix: prefix.trim_end_matches('/').to_owned() })
     }
+}
+
+/// S3 User Guide, "General purpose bucket naming rules". Older buckets may have capitals and underscores, and up to 255
+/// characters; other stores allow names of fewer than 3.
+pub fn is_bucket_name(name: &str) -> bool {
+    let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (1..=255).contains(&name.len()) && name.bytes().all(is_sound) && !name.starts_with('.') && !name.contains("..")
 }
 
 /// A place that is another one for each job: `s3://results/{job_type}/{stem}`.
@@ -227,7 +232,7 @@ mod tests {
             ("s3://b/{key", "a brace is alone in s3://b/{key; known are {key}, "),
             ("s3://b/key}", "a brace is alone"),
             ("s3://b/{{key}}", "{{key} is none of"),
-            ("s3://{key}/x", "\"{key}\" is no name of a bucket"),
+            ("s3://{key}/x", "\"{key}\" is not a valid bucket name"),
         ] {
             let error = template.parse::<Template>().unwrap_err();
             assert!(error.contains(complaint), "{template}: {error}");

@@ -219,7 +219,9 @@ impl KeepReason {
 impl fmt::Display for KeepReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotANotification(why) => write!(f, "the message is no S3 notification: {why}"),
+            Self::NotANotification(why) => {
+                write!(f, "the message is not an S3 notification that leasehold understands: {why}")
+            }
             Self::NoJobType(why) => write!(f, "the message is of no job type: {why}"),
             Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
             Self::Unreadable(why) => write!(f, "the object cannot be read: {why}"),

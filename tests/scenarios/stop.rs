@@ -152,7 +152,7 @@ async fn s27_a_budget_over_the_grace_is_refused_and_every_accepted_one_is_kept()
         ("--termination-grace 30s --stop-grace 21s", "--stop-grace 21s does not fit"),
         ("--termination-grace 3s --stop-grace 3s --wait 0s", "--stop-grace 3s does not fit"),
         ("--termination-grace 12s --wait 9s", "--wait 9s does not fit"),
-        ("--termination-grace 0s", "--termination-grace must be more than nothing"),
+        ("--termination-grace 0s", "--termination-grace must be greater than zero"),
     ] {
         let refused = configured(flags).unwrap_err();
         assert!(refused.contains(complaint), "{flags}: {refused}");

@@ -20,7 +20,7 @@ use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
 use leasehold::job::report::{Ended, Noted, Progress, Report, Used};
-use leasehold::job::route::{Checkpointing, CommandLine, EventFilter, Input, Limits, Task};
+use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
@@ -91,7 +91,7 @@ pub fn task() -> Task {
 pub fn settings() -> Settings {
     Settings {
         policy: Policy {
-            events: EventFilter::default(),
+            selection: Selection::default(),
             accept_raw: false,
             job_types: Vec::new(),
             task: Some(Arc::new(task())),

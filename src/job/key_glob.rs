@@ -1,0 +1,130 @@
+//! 3 Routed: patterns for keys.
+
+use std::fmt;
+use std::str::{self, FromStr};
+
+use globset::GlobBuilder;
+use regex_automata::meta::Regex;
+use regex_automata::util::syntax;
+
+/// A pattern for a whole key: `*` and `?` stand for what is within one folder, `**` for folders, `[a-z]` for one character,
+/// `{a,b}` for either. A backslash takes the next character as it is.
+#[derive(Clone)]
+pub struct KeyGlob {
+    glob: String,
+    regex: Regex,
+}
+
+impl KeyGlob {
+    pub fn matches(&self, key: &str) -> bool {
+        self.regex.is_match(key)
+    }
+}
+
+/// globset reads the pattern and translates it. It matches bytes, though (a path is not always text), so that its `?` is half of
+/// an `é`. A key is text: the translation is compiled for characters instead.
+impl FromStr for KeyGlob {
+    type Err = String;
+
+    fn from_str(glob: &str) -> Result<Self, String> {
+        let parsed = GlobBuilder::new(glob).literal_separator(true).build().map_err(|error| error.to_string())?;
+        let regex = parsed.regex().strip_prefix("(?-u)").unwrap_or(parsed.regex());
+        let regex = Regex::builder()
+            .syntax(syntax::Config::new().dot_matches_new_line(true))
+            .build(&for_characters(regex))
+            .map_err(|error| error.to_string())?;
+        Ok(Self { glob: glob.to_owned(), regex })
+    }
+}
+
+/// `\xc3\xa9`, which is how globset writes the bytes of an `é`, as `é`.
+fn for_characters(regex: &str) -> String {
+    let mut written = Vec::with_capacity(regex.len());
+    let mut rest = regex.as_bytes();
+    loop {
+        rest = match rest {
+            [b'\\', b'x', digits @ ..] if let Some(byte) = byte_above_ascii(digits) => {
+                written.push(byte);
+                &digits[2..]
+            }
+            // An escaped backslash begins nothing.
+            [b'\\', escaped, rest @ ..] => {
+                written.extend([b'\\', *escaped]);
+                rest
+            }
+            [byte, rest @ ..] => {
+                written.push(*byte);
+                rest
+            }
+            [] => break,
+        }
+    }
+    String::from_utf8(written).unwrap_or_else(|_| regex.to_owned())
+}
+
+fn byte_above_ascii(digits: &[u8]) -> Option<u8> {
+    let byte = u8::from_str_radix(str::from_utf8(digits.get(..2)?).ok()?, 16).ok()?;
+    Some(byte).filter(|byte| !byte.is_ascii())
+}
+
+impl PartialEq for KeyGlob {
+    fn eq(&self, other: &Self) -> bool {
+        self.glob == other.glob
+    }
+}
+
+impl fmt::Debug for KeyGlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.glob)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_people_write() {
+        for (glob, key, matches) in [
+            ("**/*.csv", "a.csv", true),
+            ("**/*.csv", "in/b/a.csv", true),
+            ("*.csv", "in/a.csv", false),
+            ("*.csv", ".csv", true),
+            ("in/**", "in/a/b", true),
+            ("in/**", "in", false),
+            ("in/**/x", "in/x", true),
+            ("in/*", "in/a/b", false),
+            ("in/a b.csv", "in/a b.csv", true),
+            ("in/*.csv", "in/a\nb.csv", true),
+            ("uploads/**/*.{mp4,mov}", "uploads/a/b.mov", true),
+            ("a\\[1\\].csv", "a[1].csv", true),
+            ("a\\\\xc3.csv", "a\\xc3.csv", true),
+            ("a?c", "a/c", false),
+            ("(a|b)+.$", "(a|b)+.$", true),
+            ("a.csv", "axcsv", false),
+            ("In/*", "in/x", false),
+        ] {
+            assert_eq!(glob.parse::<KeyGlob>().unwrap().matches(key), matches, "{glob} {key}");
+        }
+        assert!("in/[a".parse::<KeyGlob>().unwrap_err().contains("in/[a"));
+    }
+
+    #[test]
+    fn a_character_is_one_whatever_its_bytes() {
+        for (glob, key, matches) in [
+            ("in/?.csv", "in/é.csv", true),
+            ("in/?.csv", "in/éé.csv", false),
+            ("in/??.csv", "in/日本.csv", true),
+            ("in/?", "in/😀", true),
+            ("in/[äöü].csv", "in/ö.csv", true),
+            ("in/[äöü].csv", "in/é.csv", false),
+            ("in/[!a].csv", "in/é.csv", true),
+            ("in/[а-я].csv", "in/ж.csv", true),
+            ("in/{Ä,ä}*.csv", "in/ä1.csv", true),
+            ("**/日本/*", "a/日本/x", true),
+            ("ä\\xc3", "äxc3", true),
+        ] {
+            assert_eq!(glob.parse::<KeyGlob>().unwrap().matches(key), matches, "{glob} {key}");
+        }
+    }
+}
