@@ -181,7 +181,7 @@ impl Keeper {
                 beats.succeeded();
                 self.exhausted();
             }
-            Err(VisibilityError::Transient(why)) => {
+            Err(VisibilityError::Transient(why) | VisibilityError::Unclear(why)) => {
                 self.note(Noted::Extension(Extension::Failed));
                 let now = self.hand.clock.now();
                 beats.failed(now, self.visibility / 6);
@@ -248,7 +248,8 @@ impl Keeper {
         }
     }
 
-    /// Lets the message go. What cannot be released runs out by itself.
+    /// Releases the message. What cannot be released runs out by itself; and so does what may have been released, because a
+    /// second release would act on whoever received the message after the first.
     async fn release(&mut self, release: Release) -> Return {
         let Release::After(delay) = release else {
             return self.runs_out();
@@ -267,6 +268,10 @@ impl Keeper {
                 Err(VisibilityError::NotInFlight(_)) => return Return::Unknown,
                 Err(VisibilityError::AtCeiling(_)) => return self.runs_out(),
                 Err(VisibilityError::Transient(why)) => why,
+                Err(VisibilityError::Unclear(why)) => {
+                    warn!(message_id = %self.received.delivery.message_id, error = why, "the release was not answered: the message is visible again when its visibility timeout ends, or sooner");
+                    return self.within(delay);
+                }
             };
             if self.hand.clock.now() >= give_up_at {
                 warn!(message_id = %self.received.delivery.message_id, error = why, "the message could not be released: its visibility timeout has to run out");
@@ -281,13 +286,18 @@ impl Keeper {
         if self.lease.is_held(now) { Return::Within(self.lease.left(now)) } else { Return::Unknown }
     }
 
+    /// After the lease, or after `delay` if the queue was asked for that and may have heard it.
+    fn within(&self, delay: Duration) -> Return {
+        Return::Within(self.lease.left(self.hand.clock.now()).max(delay))
+    }
+
     /// Not waited for past the lease's end: by then the answer tells nothing.
     async fn change_visibility(&self, visibility: Duration) -> Result<(), VisibilityError> {
         let limit = self.try_limit().min(self.lease.left(self.hand.clock.now()));
         let call = self.hand.queue.change_visibility(&self.received.delivery.receipt, visibility);
         tokio::time::timeout(limit, call)
             .await
-            .unwrap_or_else(|_| Err(VisibilityError::Transient(format!("no answer within {limit:?}"))))
+            .unwrap_or_else(|_| Err(VisibilityError::Unclear(format!("no answer within {limit:?}"))))
     }
 
     /// No single try may use up the time of the next beat.

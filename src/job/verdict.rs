@@ -314,7 +314,7 @@ pub enum Settlement {
 pub enum Return {
     /// It was released with this delay.
     After(Duration),
-    /// Its visibility timeout runs out in this time.
+    /// Its visibility timeout runs out in this time, or sooner if a release came through whose answer was lost.
     Within(Duration),
     /// It may be somebody else's already.
     Unknown,

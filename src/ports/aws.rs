@@ -159,6 +159,31 @@ impl Failure {
     }
 }
 
+/// May a call that failed have done what it asks for all the same? Not if it was never sent, or refused for its own sake.
+pub fn may_have_come_through<E>(error: &SdkError<E, HttpResponse>) -> bool
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    match error {
+        SdkError::ConstructionFailure(_) => false,
+        SdkError::DispatchFailure(_) => {
+            let never_sent = |source: &(dyn Error + 'static)| {
+                let connecting = source.downcast_ref::<hyper_util::client::legacy::Error>();
+                source.is::<CredentialsError>()
+                    || source.is::<CaBundleError>()
+                    || connecting.is_some_and(hyper_util::client::legacy::Error::is_connect)
+            };
+            !sources(error).any(never_sent)
+        }
+        SdkError::ServiceError(answer) => {
+            let status = answer.raw().status();
+            let throttled = answer.err().code().is_some_and(|code| code.contains("Throttl"));
+            (status.is_server_error() || status.is_success()) && !throttled
+        }
+        _ => true,
+    }
+}
+
 /// The causes of an SDK's error on one line, without its own "dispatch failure: other" and the like.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line: Vec<String> = Vec::new();

@@ -72,8 +72,13 @@ pub enum VisibilityError {
     /// Hidden for 12 hours in all would be exceeded.
     #[error("SQS's ceiling of 12 hours is reached: {0}")]
     AtCeiling(String),
+    /// Nothing was changed; the same call may succeed later.
     #[error("{0}")]
     Transient(String),
+    /// No answer, or none that says whether something was changed. An extension may be repeated. A release may not: it may have
+    /// made the message visible, and then a second one acts on whoever received it since.
+    #[error("{0}")]
+    Unclear(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -200,6 +200,7 @@ impl Queue for Sqs {
         Err(match Meaning::of(&failure) {
             Meaning::NotInFlight => VisibilityError::NotInFlight(text),
             Meaning::AtCeiling => VisibilityError::AtCeiling(text),
+            _ if aws::may_have_come_through(&error) => VisibilityError::Unclear(text),
             // Not even a missing permission ends a lease before its time.
             Meaning::Hopeless | Meaning::MayPass => VisibilityError::Transient(text),
         })
@@ -589,10 +590,40 @@ mod tests {
         assert!(matches!(delete(&queue).await, Err(DeleteError::Transient(_))));
         assert_eq!(server.requests.load(Ordering::Relaxed), 1);
         let receipt = ReceiptHandle::new(HANDLE);
-        assert!(matches!(queue.change_visibility(&receipt, S).await, Err(VisibilityError::Transient(_))));
+        assert!(matches!(queue.change_visibility(&receipt, S).await, Err(VisibilityError::Unclear(_))));
         assert_eq!(server.requests.load(Ordering::Relaxed), 2);
         assert!(matches!(queue.receive(S, S).await, Err(ReceiveError::Transient(_))));
         assert_eq!(server.requests.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_may_have_been_made_is_told_from_one_that_was_not() {
+        let changed = async |server: Canned| {
+            let config = sqs(&server);
+            match config.change_visibility(&ReceiptHandle::new(HANDLE), S).await {
+                Err(VisibilityError::Unclear(_)) => "unclear",
+                Err(VisibilityError::Transient(_)) => "not made",
+                other => panic!("{other:?}"),
+            }
+        };
+        let throttled = r#"{"__type":"com.amazonaws.sqs#RequestThrottled","message":"slow down"}"#;
+        let denied = r#"{"__type":"com.amazonaws.sqs#AccessDenied","message":"no"}"#;
+        for (status, body, meaning) in [
+            (400, throttled, "not made"),
+            (503, throttled, "not made"),
+            (403, denied, "not made"),
+            (429, "", "not made"),
+            (500, "", "unclear"),
+            (502, "<html>", "unclear"),
+            (503, r#"{"__type":"ServiceUnavailable"}"#, "unclear"),
+        ] {
+            assert_eq!(changed(Canned::new(status, None, body)).await, meaning, "{status} {body}");
+        }
+        // Nobody listens there, so nothing was sent.
+        let nowhere = real(None).into_builder().endpoint_url("http://127.0.0.1:1").build();
+        let queue = Sqs::new(&nowhere, "http://127.0.0.1:1/1/jobs".into());
+        let refused = queue.change_visibility(&ReceiptHandle::new(HANDLE), S).await;
+        assert!(matches!(refused, Err(VisibilityError::Transient(_))), "{refused:?}");
     }
 
     #[tokio::test]

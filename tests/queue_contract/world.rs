@@ -44,7 +44,7 @@ pub trait World: Sized {
             Ok(()) => Answer::Ok,
             Err(VisibilityError::NotInFlight(_)) => Answer::NotInFlight,
             Err(VisibilityError::AtCeiling(_)) => Answer::AtCeiling,
-            Err(VisibilityError::Transient(_)) => Answer::Transient,
+            Err(VisibilityError::Transient(_) | VisibilityError::Unclear(_)) => Answer::Transient,
         }
     }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::job::lease::{CEILING, Lease};
 use leasehold::job::route::Limits;
-use leasehold::job::verdict::{KeepReason, Retry, RunOutcome};
+use leasehold::job::verdict::{KeepReason, Retry, Return, RunOutcome, Settlement};
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError};
 use nix::sys::signal::Signal;
@@ -79,7 +79,7 @@ async fn s03_a_transient_failure_of_an_extension_is_retried_with_jitter_and_cost
         let _logging = logs.capture();
         let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
         queue.fault_change_visibility(Fault::Error(throttled()));
-        queue.fault_change_visibility(Fault::AnswerLost(VisibilityError::Transient("503".to_owned())));
+        queue.fault_change_visibility(Fault::AnswerLost(VisibilityError::Unclear("503".to_owned())));
         queue.fault_change_visibility(Fault::Error(VisibilityError::Transient("no such host".to_owned())));
         queue.fault_change_visibility(Fault::RequestDelayed(MINUTE));
         let started = Instant::now();
@@ -441,4 +441,31 @@ async fn s12_a_second_pod_receives_what_the_first_still_works_on() {
     assert_eq!(first.got("JOB_RECEIVE_COUNT"), ["1"]);
     assert_eq!(second.got("JOB_RECEIVE_COUNT"), ["2"]);
     assert!(queue.is_drained() && deletes(&queue) == 1);
+}
+
+/// A release whose answer is lost may have come through, and then the message is somebody else's: it is not sent again, and what
+/// is said of the message's return holds either way.
+#[tokio::test(start_paused = true)]
+async fn s85_a_release_that_may_have_come_through_is_not_sent_again() {
+    let unclear = || VisibilityError::Unclear("reset".to_owned());
+    for fault in [Fault::AnswerLost(unclear()), Fault::Error(unclear()), Fault::RequestDelayed(MINUTE)] {
+        let logs = Logs::default();
+        let _logging = logs.capture();
+        let (queue, command) = (queue(), exits(1));
+        queue.fault_change_visibility(fault.clone());
+        let started = Instant::now();
+        let arrived = Journey::new(&queue, &command).run().await;
+        assert_eq!(arrived.outcomes(), ["command_failed"]);
+        assert_eq!(changes(&queue, started).len(), 1, "{fault:?}");
+        let Settlement::Kept(_, Return::Within(left)) = arrived.ended()[0].settlement else { panic!("{fault:?}") };
+        let back = queue.receive(20 * S, VISIBILITY).await;
+        let mut back = back.unwrap();
+        while back.is_none() {
+            back = queue.receive(20 * S, VISIBILITY).await.unwrap();
+        }
+        assert!(Instant::now() <= started + arrived.took + left, "{fault:?}: it was said to be back within {left:?}");
+        let complaint =
+            "the release was not answered: the message is visible again when its visibility timeout ends, or sooner";
+        assert_eq!(logs.complaints(), [complaint]);
+    }
 }

@@ -67,6 +67,7 @@ impl Acting<'_> {
                 self.let_stray();
                 self.answered(None)?;
             }
+            PodMove::ReleaseIsRefused => self.release_is_refused()?,
             PodMove::Beats => {
                 self.beat();
                 self.after_beat()?;
@@ -281,7 +282,7 @@ impl Acting<'_> {
             Verdict::Keep(why, Release::After(delay)) => {
                 let (why, delay) = (why.clone(), *delay);
                 self.keeper().doing = Doing::Releasing { why, delay, give_up_at: now + 10 * S };
-                self.release();
+                self.release()?;
             }
             Verdict::Delete(_) => {
                 let give_up_at = now + self.setting.visibility();
@@ -327,17 +328,34 @@ impl Acting<'_> {
         Ok(())
     }
 
-    fn release(&mut self) {
+    fn release_is_refused(&mut self) -> Result<(), Broken> {
+        let now = self.now();
+        let keeper = self.keeper();
+        keeper.call = None;
+        let Doing::Releasing { why, give_up_at, .. } = &keeper.doing else { unreachable!("it is released") };
+        if now >= *give_up_at {
+            let why = why.clone();
+            self.kept(why, Return::Unknown);
+            return Ok(());
+        }
+        self.release()
+    }
+
+    fn release(&mut self) -> Result<(), Broken> {
         let now = self.now();
         let keeper = self.pod.keeper.as_ref().expect("a message is held");
         let Doing::Releasing { why, delay, .. } = &keeper.doing else { unreachable!("there was a verdict") };
         if keeper.lease.is_held(now) {
+            if keeper.receipt != self.world.message.receives {
+                return Err("a release is sent for a message that another pod has received since".to_owned());
+            }
             let delay = keeper.lease.release_delay(*delay, now);
             self.send(Request::Change(delay));
         } else {
             let why = why.clone();
             self.kept(why, Return::Unknown);
         }
+        Ok(())
     }
 
     fn beat(&mut self) {
@@ -368,13 +386,13 @@ impl Acting<'_> {
         let keeper = self.keeper();
         let call = keeper.call.take();
         match (&keeper.doing, call.map(|call| call.request), answer) {
-            (Doing::Releasing { why, delay, give_up_at }, _, answer) => {
+            (Doing::Releasing { why, delay, .. }, _, answer) => {
                 let (why, delay) = (why.clone(), *delay);
                 match answer {
                     Some(Answer::Ok) => self.kept(why, Return::After(delay)),
                     Some(Answer::NotInFlight | Answer::AtCeiling | Answer::Refused) => self.kept(why, Return::Unknown),
-                    None if now >= *give_up_at => self.kept(why, Return::Unknown),
-                    None => self.release(),
+                    // It may have come through: a second one would act on whoever received the message since.
+                    None => self.kept(why, Return::Unknown),
                 }
                 Ok(())
             }

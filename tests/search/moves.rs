@@ -31,6 +31,8 @@ pub enum PodMove {
     CallIsAnswered,
     /// No answer, in time or at all, or one that says nothing. The request may have come through, or may later.
     CallFails,
+    /// The queue says no for now, to a release: nothing was changed.
+    ReleaseIsRefused,
     Beats,
     RetriesDelete,
     CommandExits(i32),
@@ -56,6 +58,7 @@ impl PodMove {
             Self::PollFails
             | Self::PollingGivesUp
             | Self::CallFails
+            | Self::ReleaseIsRefused
             | Self::CommandStalls
             | Self::WriteFails
             | Self::LimitIsOver
@@ -189,6 +192,9 @@ impl Pod {
                         world.message.standing == Standing::Visible && world.message.receives == keeper.receipt;
                     if is_late && *request != Request::Delete && setting.kind == Kind::Standard {
                         add(PodMove::CallComesThrough { hides_again: true });
+                    }
+                    if matches!(keeper.doing, Doing::Releasing { .. }) {
+                        add(PodMove::ReleaseIsRefused);
                     }
                     add(PodMove::CallFails);
                 }

@@ -48,6 +48,15 @@ impl Chronicle {
         }
     }
 
+    /// With an old handle it would hide or free what somebody else has: after a release that may have come through nothing is
+    /// asked of the queue any more.
+    pub fn changes_only_what_it_holds(&mut self, pod: u32, message: &str) {
+        let holder = self.holder[message];
+        if holder != pod {
+            self.breaks(pod, format!("changes the visibility of {message}, which pod {holder} has received since"));
+        }
+    }
+
     /// Whose lease was lost, by force of the weather, may still be ending its command. Nobody else.
     pub fn works_on_nothing_that_another_holds(&mut self, pod: u32, message: &str) {
         for other in self.running.get(message).cloned().unwrap_or_default() {

@@ -38,6 +38,11 @@ impl Queue for Watched {
 
     async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
         let asked_at = Instant::now();
+        {
+            let mut chronicle = self.chronicle.lock().unwrap();
+            let message = chronicle.receipts[receipt.expose()].clone();
+            chronicle.changes_only_what_it_holds(self.pod, &message);
+        }
         let answer = self.queue.change_visibility(receipt, visibility).await;
         let mut chronicle = self.chronicle.lock().unwrap();
         let message = chronicle.receipts[receipt.expose()].clone();
@@ -47,7 +52,8 @@ impl Queue for Watched {
             // A success that comes too late tells nothing.
             Ok(()) if Instant::now() < *lease => *lease = asked_at + visibility,
             Err(VisibilityError::NotInFlight(_)) => *lease = Instant::now(),
-            Ok(()) | Err(VisibilityError::AtCeiling(_) | VisibilityError::Transient(_)) => {}
+            Ok(())
+            | Err(VisibilityError::AtCeiling(_) | VisibilityError::Transient(_) | VisibilityError::Unclear(_)) => {}
         }
         answer
     }

@@ -140,18 +140,19 @@ async fn weather_of(queue: MemoryQueue, chance: Chance, weather: Weather) {
         Weather::Rough => 800,
         Weather::Wild => 300_000,
     };
-    let transient = || VisibilityError::Transient("503".to_owned());
+    let unclear = || VisibilityError::Unclear("503".to_owned());
     loop {
         sleep(chance.millis(0..60_000)).await;
         for _ in 0..chance.number(0..4) {
             let slow = chance.millis(0..slowest);
-            match chance.number(0..9) {
+            match chance.number(0..10) {
                 0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
                 1 if weather == Weather::Wild => {
                     queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient("reset".to_owned())));
                 }
-                2 => queue.fault_change_visibility(Fault::Error(transient())),
-                3 => queue.fault_change_visibility(Fault::AnswerLost(transient())),
+                2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient("throttled".to_owned()))),
+                3 => queue.fault_change_visibility(Fault::AnswerLost(unclear())),
+                9 => queue.fault_change_visibility(Fault::Error(unclear())),
                 4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
                 5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
                 6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
