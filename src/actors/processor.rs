@@ -1,14 +1,17 @@
 //! 5 The work: fetches each object, runs the command on it, publishes what it wrote.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::tell_when_done;
-use crate::job::lifecycle::{Event, Work};
-use crate::job::verdict::Role;
+use crate::job::lifecycle::{Event, Processed, Work};
+use crate::job::verdict::{Failure, Role};
 use crate::work::Worker;
 
 #[derive(Debug)]
@@ -54,7 +57,10 @@ impl Actor for Processor {
                 let supervisor = self.supervisor.clone();
                 let work = async move {
                     let tell = move |event| drop(supervisor.cast(event));
-                    Event::Processed(Box::new(worker.process(*work, halt, &tell).await))
+                    // What one message brings to light must not end the others. What the work held, its command above all, is
+                    // gone with it: it was dropped on the way here.
+                    let processed = AssertUnwindSafe(worker.process(*work, halt, &tell)).catch_unwind().await;
+                    Event::Processed(Box::new(processed.unwrap_or_else(|panic| panicked(panic.as_ref()))))
                 };
                 state.work = Some(tell_when_done(self.supervisor.clone(), Role::Processor, work));
             }
@@ -72,3 +78,13 @@ impl Actor for Processor {
         Ok(())
     }
 }
+
+fn panicked(panic: &(dyn Any + Send)) -> Processed {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let why =
+        text.and_then(|text| text.lines().next()).unwrap_or("no reason given").chars().take(LONGEST_REASON).collect();
+    Processed::failed(Failure::Panicked(why))
+}
+
+/// The log has all of it.
+const LONGEST_REASON: usize = 200;

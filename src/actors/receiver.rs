@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Semaphore, SetOnce};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{pauses, tell_when_done};
 use crate::job::delivery::{Received, Redrive};
@@ -52,7 +52,8 @@ pub struct Polling {
 #[derive(Default)]
 pub struct State {
     finish: CancellationToken,
-    redrive: Arc<OnceCell<Redrive>>,
+    /// Once it is known.
+    redrive: Arc<SetOnce<Redrive>>,
     poll: Option<AbortOnDropHandle<()>>,
     reading_redrive: Option<AbortOnDropHandle<()>>,
 }
@@ -78,9 +79,13 @@ impl Actor for Receiver {
                 state.poll = Some(tell_when_done(self.supervisor.clone(), Role::Receiver, poll));
                 if state.reading_redrive.is_none() {
                     // Beside the long poll, so that it costs no message any time.
-                    let (queue, redrive) = (self.queue.clone(), state.redrive.clone());
+                    let (queue, known, supervisor) =
+                        (self.queue.clone(), state.redrive.clone(), self.supervisor.clone());
                     state.reading_redrive = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                        redrive.get_or_init(|| read_redrive(queue)).await;
+                        let redrive = read_redrive(queue).await;
+                        let _ = known.set(redrive.clone());
+                        // For the message that did not wait for it.
+                        let _ = supervisor.cast(Event::RedriveKnown(redrive));
                     })));
                 }
             }
@@ -101,7 +106,7 @@ impl Actor for Receiver {
 }
 
 /// Asks until there is a message, the wait is over, or the errors do not end.
-async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCell<Redrive>>) -> Event {
+async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnce<Redrive>>) -> Event {
     let Receiver { queue, clock, visibility, polling, telemetry, left: permits, .. } = receiver;
     let Ok(permit) = permits.try_acquire() else {
         return Event::QueueEmpty;
@@ -116,7 +121,8 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCe
             Ok(Some(delivery)) => {
                 permit.forget();
                 let received_at = clock.now();
-                let redrive = redrive.get_or_init(|| read_redrive(queue)).await.clone();
+                let redrive = tokio::time::timeout(REDRIVE_PATIENCE, redrive.wait()).await;
+                let redrive = redrive.cloned().unwrap_or(Redrive::Unknown);
                 return Event::Received(Box::new(Received { delivery, asked_at, received_at, redrive }));
             }
             Ok(None) => {
@@ -147,11 +153,19 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<OnceCe
     }
 }
 
+/// Asks until there is an answer: a last attempt that is not known as one helps nobody.
 async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
-    let redrive = tokio::time::timeout(REDRIVE_LIMIT, queue.redrive()).await.unwrap_or_else(|_| {
-        warn!("the queue's RedrivePolicy was not answered within {REDRIVE_LIMIT:?}");
-        Redrive::Unknown
-    });
+    let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
+    let redrive = loop {
+        let answer = tokio::time::timeout(REDRIVE_LIMIT, queue.redrive()).await;
+        let why = match answer {
+            Ok(Ok(redrive)) => break redrive,
+            Ok(Err(why)) => why,
+            Err(_) => format!("no answer within {REDRIVE_LIMIT:?}"),
+        };
+        debug!(why, "the queue's RedrivePolicy could not be read, and will be asked for again");
+        tokio::time::sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+    };
     match &redrive {
         Redrive::None => {
             warn!(
@@ -159,7 +173,7 @@ async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
             );
         }
         Redrive::DeadLetter { max_receive_count, .. } if *max_receive_count < FEWEST_RECEIVES => {
-            warn!(max_receive_count, "few receives until the dead-letter queue: each stop of a pod costs one too");
+            warn!(max_receive_count, "maxReceiveCount is low: every stop of a pod also uses up one receive");
         }
         Redrive::DeadLetter { .. } | Redrive::Unknown => {}
     }
@@ -173,4 +187,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const FEWEST_RECEIVES: u32 = 3;
 
 /// A message may wait this long for its redrive policy: well inside a third of the shortest lease.
-const REDRIVE_LIMIT: Duration = Duration::from_millis(800);
+const REDRIVE_PATIENCE: Duration = Duration::from_millis(800);
+
+/// For one answer.
+const REDRIVE_LIMIT: Duration = Duration::from_secs(10);

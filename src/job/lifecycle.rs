@@ -14,12 +14,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::delivery::Received;
+use super::delivery::{Received, Redrive};
 use super::notification::parse;
 use super::report::{Ended, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
 use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
 use super::verdict::{
-    Completed, Completion, Exit, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement, Verdict,
+    Completed, Completion, Exit, Failure, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement,
+    Verdict,
 };
 
 /// What is decided before the first event and never changes.
@@ -50,6 +51,8 @@ pub enum Event {
     Received(Box<Received>),
     QueueEmpty,
     ReceiveFailed(ReceiveFailure),
+    /// The queue has said what becomes of a message that keeps failing. A message need not wait for that.
+    RedriveKnown(Redrive),
     /// The work goes on from a checkpoint, after earlier deliveries worked so long.
     Resumed(Duration),
     /// The command says how far it is.
@@ -84,6 +87,21 @@ pub struct Processed {
     pub used: Option<Used>,
     /// `None` if nothing was to be published, or it did not come to that.
     pub published: Option<Manifest>,
+}
+
+impl Processed {
+    /// Of work of which nothing else is known.
+    pub fn failed(failure: Failure) -> Self {
+        Self {
+            outcome: Outcome::Failed(failure),
+            exit: None,
+            said: None,
+            last_words: Vec::new(),
+            spent: Spent::default(),
+            used: None,
+            published: None,
+        }
+    }
 }
 
 /// A message that was to be deleted is still there.
@@ -268,6 +286,7 @@ impl Run {
                 self.leave(None)
             }
             Event::StopRequested
+            | Event::RedriveKnown(_)
             | Event::Resumed(_)
             | Event::Progressed(_)
             | Event::Stalled
@@ -294,6 +313,7 @@ impl Run {
                 let progressed = Progressed { subject: hand.subject(), progress };
                 self.go(Phase::Processing(hand), vec![Effect::Report(Report::Progressed(Box::new(progressed)))])
             }
+            Event::RedriveKnown(redrive) => self.stay(Phase::Processing(hand.redriven(redrive))),
             Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let verdict = hand.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
@@ -355,6 +375,7 @@ impl Run {
                 self.leaving = self.leaving.or(Some(Leaving::Stopped));
                 self.stay(Phase::Halting(hand, why))
             }
+            Event::RedriveKnown(redrive) => self.stay(Phase::Halting(hand.redriven(redrive), why)),
             Event::Received(_)
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
@@ -374,6 +395,7 @@ impl Run {
     fn settling(mut self, hand: InHand, unsettled: KeepReason, event: Event) -> Step {
         match event {
             Event::Settled(settlement) => self.settled(hand, settlement),
+            Event::RedriveKnown(redrive) => self.stay(Phase::Settling(hand.redriven(redrive), unsettled)),
             Event::NotDeleted(NotDeleted::Withdrawn) => {
                 let why = match self.leaving {
                     Some(Leaving::ActorDied(role)) => KeepReason::ActorDied(role),
@@ -563,6 +585,11 @@ impl InHand {
     fn subject(&self) -> Subject {
         let records = self.content.as_ref().map_or(&[][..], Content::records);
         Subject::new(&self.received, records, self.task.as_ref().map(|task| task.name.clone()))
+    }
+
+    fn redriven(mut self, redrive: Redrive) -> Self {
+        self.received.redrive = redrive;
+        self
     }
 
     /// Can the next delivery go on where this one ends?

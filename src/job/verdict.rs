@@ -66,6 +66,8 @@ pub enum Failure {
     Superseded(String),
     /// Halted on request before it ended by itself.
     Halted,
+    /// A bug in leasehold, or in a library of it, that this message brought to light.
+    Panicked(String),
 }
 
 /// One of the supervisor's hands.
@@ -142,6 +144,8 @@ pub enum KeepReason {
     HandedOver,
     /// We were asked to stop.
     Stopped,
+    /// The work on this message panicked; nothing is wrong with the others.
+    Panicked(String),
     ActorDied(Role),
 }
 
@@ -167,6 +171,7 @@ impl KeepReason {
             Self::LeaseExhausted => "lease_exhausted",
             Self::HandedOver => "handed_over",
             Self::Stopped => "stopped",
+            Self::Panicked(_) => "panicked",
             Self::ActorDied(_) => "actor_died",
         }
     }
@@ -186,7 +191,7 @@ impl KeepReason {
             | Self::HandedOver => 75,
             Self::CommandNotStarted(_) | Self::CommandFailed(_) | Self::TimedOut | Self::Stalled => 1,
             Self::Stopped => 143,
-            Self::ActorDied(_) => 70,
+            Self::Panicked(_) | Self::ActorDied(_) => 70,
         }
     }
 
@@ -211,7 +216,8 @@ impl KeepReason {
             | Self::NotRecorded(_)
             | Self::DeleteFailed(_)
             | Self::TimedOut
-            | Self::Stalled => false,
+            | Self::Stalled
+            | Self::Panicked(_) => false,
         }
     }
 }
@@ -243,6 +249,7 @@ impl fmt::Display for KeepReason {
                 f.write_str("SQS hides a message for 12 hours at most: the next pod goes on from the checkpoint")
             }
             Self::Stopped => f.write_str("asked to stop"),
+            Self::Panicked(why) => write!(f, "a bug in leasehold: the work on this message panicked: {why}"),
             Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} died"),
         }
     }
@@ -374,6 +381,7 @@ impl RetryPolicy {
             Failure::Exit(exit, said) => (KeepReason::CommandFailed(exit), said),
             // Nobody halts work that is not being stopped; if it happens all the same, it is no success.
             Failure::Halted => (KeepReason::Stopped, Said::default()),
+            Failure::Panicked(why) => (KeepReason::Panicked(why), Said::default()),
         };
         match (&reason, said.retry_after) {
             (KeepReason::Temporary, Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
@@ -409,6 +417,7 @@ impl RetryPolicy {
             | KeepReason::DeleteFailed(_)
             | KeepReason::TimedOut
             | KeepReason::Stalled
+            | KeepReason::Panicked(_)
             | KeepReason::ActorDied(_) => match self.retry {
                 Retry::Backoff { min, max } => {
                     Release::After(backoff(min, max, &delivery.message_id, delivery.receive_count))

@@ -290,8 +290,8 @@ impl Queue for MemoryQueue {
         .await
     }
 
-    async fn redrive(&self) -> Redrive {
-        self.lock().redrive.clone()
+    async fn redrive(&self) -> Result<Redrive, String> {
+        Ok(self.lock().redrive.clone())
     }
 }
 

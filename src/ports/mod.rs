@@ -50,8 +50,9 @@ pub trait Queue: Send + Sync {
 
     async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError>;
 
-    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot be read.
-    async fn redrive(&self) -> Redrive;
+    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot ever be read. The error says why there was no
+    /// answer, and is worth asking again.
+    async fn redrive(&self) -> Result<Redrive, String>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -221,7 +221,7 @@ impl Queue for Sqs {
         })
     }
 
-    async fn redrive(&self) -> Redrive {
+    async fn redrive(&self) -> Result<Redrive, String> {
         let answer = self
             .client
             .get_queue_attributes()
@@ -229,19 +229,24 @@ impl Queue for Sqs {
             .attribute_names(QueueAttributeName::RedrivePolicy)
             .send()
             .await;
-        let policy = match &answer {
-            Ok(answer) => answer.attributes().and_then(|all| all.get(&QueueAttributeName::RedrivePolicy)),
+        let answer = match answer {
+            Ok(answer) => answer,
             Err(error) => {
-                let why = self.describe("GetQueueAttributes", &Failure::of(error));
+                let failure = Failure::of(&error);
+                let why = self.describe("GetQueueAttributes", &failure);
+                if Meaning::of(&failure) != Meaning::Hopeless {
+                    return Err(why);
+                }
                 warn!(why, "the redrive policy is not known: no message can be called the last attempt");
-                return Redrive::Unknown;
+                return Ok(Redrive::Unknown);
             }
         };
-        let Some(policy) = policy.filter(|policy| !policy.is_empty()) else { return Redrive::None };
-        redrive_of(policy).unwrap_or_else(|| {
+        let policy = answer.attributes().and_then(|all| all.get(&QueueAttributeName::RedrivePolicy));
+        let redrive = redrive_in(policy.map(String::as_str));
+        if redrive == Redrive::Unknown {
             warn!(policy, "the redrive policy cannot be read: no message can be called the last attempt");
-            Redrive::Unknown
-        })
+        }
+        Ok(redrive)
     }
 }
 
@@ -654,11 +659,12 @@ mod tests {
         ];
         for (policy, redrive) in table {
             let body = serde_json::json!({ "Attributes": { "RedrivePolicy": policy } }).to_string();
-            assert_eq!(&sqs(&Canned::new(200, None, body)).redrive().await, redrive, "{policy}");
+            assert_eq!(sqs(&Canned::new(200, None, body)).redrive().await.as_ref(), Ok(redrive), "{policy}");
         }
-        assert_eq!(sqs(&Canned::new(200, None, "{}")).redrive().await, Redrive::None);
+        assert_eq!(sqs(&Canned::new(200, None, "{}")).redrive().await, Ok(Redrive::None));
         let denied = r#"{"__type":"AccessDeniedException"}"#;
-        assert_eq!(sqs(&Canned::new(400, None, denied)).redrive().await, Redrive::Unknown);
+        assert_eq!(sqs(&Canned::new(400, None, denied)).redrive().await, Ok(Redrive::Unknown));
+        assert!(sqs(&Canned::new(503, None, "")).redrive().await.is_err());
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::workspace::Workspace;
-use crate::job::delivery::Received;
+use crate::job::delivery::{Received, Redrive};
 use crate::job::notification::Record;
 use crate::job::report::Progress;
 use crate::job::route::{Input, Task};
@@ -81,7 +81,7 @@ impl Given<'_> {
             ("size", json!(object.and_then(|object| object.size))),
             ("receive_count", json!(delivery.receive_count)),
             ("max_receive_count", json!(redrive.max_receive_count())),
-            ("final_attempt", json!(redrive.is_final(delivery.receive_count))),
+            ("final_attempt", json!((*redrive != Redrive::Unknown).then(|| redrive.is_final(delivery.receive_count)))),
             ("deadline", json!(humantime::format_rfc3339_seconds(self.deadline).to_string())),
             ("input", if self.task.input == Input::None { Value::Null } else { path(&self.space.input()) }),
             ("output_dir", if self.publishes { path(&self.space.output()) } else { Value::Null }),

@@ -328,8 +328,8 @@ async fn a_message_in_flight_for_the_last_time_can_be_deleted<W: World>() {
 
 async fn the_redrive_policy_is_told<W: World>() {
     let world: W = standard().await;
-    assert_eq!(world.queue().redrive().await, Redrive::None);
+    assert_eq!(world.queue().redrive().await, Ok(Redrive::None));
     let world = W::with_queue(Kind::Standard, Some(3)).await;
     let queue = world.dead_letter_queue();
-    assert_eq!(world.queue().redrive().await, Redrive::DeadLetter { max_receive_count: 3, queue });
+    assert_eq!(world.queue().redrive().await, Ok(Redrive::DeadLetter { max_receive_count: 3, queue }));
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::cloud::{Cloud, is_alive};
 use crate::support::journey::{
     Around, Does, FakeCommand, FakeTelemetry, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_of,
+    queue_with,
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
@@ -249,8 +250,21 @@ async fn s21_a_panic_in_the_work_keeps_the_message_and_lets_it_go() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Panics));
     let started = Instant::now();
     let arrived = Journey::new(&queue, &command).run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["actor_died"], 70));
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["panicked"], 70));
     assert_eq!((changes(&queue, started).len(), deletes(&queue)), (1, 0));
+}
+
+/// What one message brings to light is not the others' end: they are worked on, and the run says that there was a bug.
+#[tokio::test(start_paused = true)]
+async fn s86_a_panic_at_one_message_does_not_end_the_good_ones_behind_it() {
+    let queue = queue_with(&["a", "b", "c"].map(object_created).each_ref().map(String::as_str));
+    let command = FakeCommand::sequence([Does::Panics, Does::Exits(S, 0)]);
+    let mut journey = Journey::new(&queue, &command);
+    journey.settings.policy.max_messages = 3;
+    let arrived = journey.run().await;
+    assert_eq!(arrived.outcomes(), ["panicked", "succeeded", "succeeded"]);
+    assert_eq!((arrived.outcome.exit_code(), deletes(&queue)), (70, 2));
+    assert!(arrived.outcome.to_string().contains("a bug, made on purpose"), "{}", arrived.outcome);
 }
 
 /// A panic in an actor itself, not in what it has started, is heard too, and told as the bug it is.

@@ -15,7 +15,9 @@ use tokio::time::{Instant, sleep};
 use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold, eventually};
 use crate::support::http::Http;
-use crate::support::journey::{Does, FakeCommand, Journey, MINUTE, S, changes, deletes, exits, queue, queue_with};
+use crate::support::journey::{
+    Around, Does, FakeCommand, Journey, MINUTE, S, changes, deletes, exits, queue, queue_of, queue_with,
+};
 use crate::support::logs::Logs;
 use crate::support::object_created;
 
@@ -265,4 +267,20 @@ async fn s42_a_queue_without_a_dead_letter_queue_is_warned_about() {
     let _logging = logs.capture();
     Journey::new(&queue_with(&[]), &command).run().await;
     assert_eq!(logs.complaints(), [""; 0]);
+}
+
+/// A redrive policy that the queue is slow to tell costs the message no time, and is asked for again while the work runs: that it
+/// was the last attempt is known at the end.
+#[tokio::test(start_paused = true)]
+async fn s87_a_redrive_policy_that_comes_late_is_known_at_the_end() {
+    let (queue, command) = (queue_of(Kind::Standard, 1, &[&object_created("k")]), exits(1));
+    let mut slow = Around::new(&queue);
+    (slow.silent_about_redrive, slow.redrive_takes) = (2.into(), S);
+    let mut journey = Journey::new(&queue, &command);
+    journey.queue = Arc::new(slow);
+    let arrived = journey.run().await;
+    assert_eq!(command.got("JOB_FINAL_ATTEMPT"), [] as [&str; 0], "it was not known yet");
+    assert!(arrived.took < 6 * S + S, "the message waited for it: {:?}", arrived.took);
+    let next = arrived.ended()[0].next(SystemTime::UNIX_EPOCH).unwrap();
+    assert!(next.ends_with("this was the last: the next receive moves it to dead-letter queue dlq"), "{next}");
 }

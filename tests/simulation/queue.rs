@@ -74,7 +74,7 @@ impl Queue for Watched {
         answer
     }
 
-    async fn redrive(&self) -> Redrive {
+    async fn redrive(&self) -> Result<Redrive, String> {
         self.queue.redrive().await
     }
 }

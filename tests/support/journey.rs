@@ -7,6 +7,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -312,6 +313,9 @@ pub struct Around {
     pub queue: MemoryQueue,
     pub before: Hook,
     pub after: Hook,
+    /// How often the queue does not say what its redrive policy is, each time after as long.
+    pub silent_about_redrive: AtomicU32,
+    pub redrive_takes: Duration,
 }
 
 pub type Hook = Box<dyn Fn(Call) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -319,7 +323,13 @@ pub type Hook = Box<dyn Fn(Call) -> Pin<Box<dyn Future<Output = ()> + Send>> + S
 impl Around {
     pub fn new(queue: &MemoryQueue) -> Self {
         let nothing = || -> Hook { Box::new(|_| Box::pin(async {})) };
-        Self { queue: queue.clone(), before: nothing(), after: nothing() }
+        Self {
+            queue: queue.clone(),
+            before: nothing(),
+            after: nothing(),
+            silent_about_redrive: AtomicU32::new(0),
+            redrive_takes: Duration::ZERO,
+        }
     }
 }
 
@@ -346,8 +356,13 @@ impl Queue for Around {
         answer
     }
 
-    async fn redrive(&self) -> Redrive {
-        self.queue.redrive().await
+    async fn redrive(&self) -> Result<Redrive, String> {
+        sleep(self.redrive_takes).await;
+        let is_silent = |left: u32| left.checked_sub(1);
+        match self.silent_about_redrive.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_silent) {
+            Ok(_) => Err("503".to_owned()),
+            Err(_) => self.queue.redrive().await,
+        }
     }
 }
 
