@@ -180,7 +180,7 @@ where
             let throttled = answer.err().code().is_some_and(|code| code.contains("Throttl"));
             (status.is_server_error() || status.is_success()) && !throttled
         }
-        _ => true,
+        SdkError::TimeoutError(_) | SdkError::ResponseError(_) | _ => true,
     }
 }
 

@@ -390,9 +390,10 @@ impl Acting<'_> {
                 let (why, delay) = (why.clone(), *delay);
                 match answer {
                     Some(Answer::Ok) => self.kept(why, Return::After(delay)),
-                    Some(Answer::NotInFlight | Answer::AtCeiling | Answer::Refused) => self.kept(why, Return::Unknown),
-                    // It may have come through: a second one would act on whoever received the message since.
-                    None => self.kept(why, Return::Unknown),
+                    // Without an answer it may have come through: a second one would act on whoever received the message since.
+                    Some(Answer::NotInFlight | Answer::AtCeiling | Answer::Refused) | None => {
+                        self.kept(why, Return::Unknown);
+                    }
                 }
                 Ok(())
             }
