@@ -1,0 +1,57 @@
+//! Which file a command's program is, and what to change if it cannot be started.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::{env, io};
+
+use nix::errno::Errno;
+
+use crate::ports::StartError;
+
+/// The file that will be run: looked for in PATH, unless `program` has a slash in it. For a check before any work.
+pub fn find_program(program: &OsStr) -> Result<PathBuf, StartError> {
+    which::which(program).map_err(|_| {
+        let why = if file_of(program).is_some() { Errno::EACCES } else { Errno::ENOENT };
+        start_error(program, &why.into())
+    })
+}
+
+/// Executable or not.
+#[expect(clippy::disallowed_methods, reason = "PATH is searched as the kernel would")]
+fn file_of(program: &OsStr) -> Option<PathBuf> {
+    if is_path(program) {
+        return Some(PathBuf::from(program)).filter(|file| file.exists());
+    }
+    env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(program)).find(|file| file.is_file())
+}
+
+fn is_path(program: &OsStr) -> bool {
+    program.as_encoded_bytes().contains(&b'/')
+}
+
+/// What the kernel says, in words that tell what to change.
+pub(super) fn start_error(program: &OsStr, err: &io::Error) -> StartError {
+    let file = file_of(program);
+    let why = match err.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) if file.is_some() => "what runs it is missing in this image: the interpreter in its first \
+            line (#!), or its dynamic loader"
+            .into(),
+        Some(Errno::ENOENT) if is_path(program) => "no such file".into(),
+        Some(Errno::ENOENT) => "not found in PATH".into(),
+        Some(Errno::EACCES) if file.is_some_and(|file| file.is_dir()) => "is a directory".into(),
+        Some(Errno::EACCES) => "not executable; try `chmod +x`, and a volume that is not mounted noexec".into(),
+        Some(Errno::ENOEXEC) => {
+            let arch = env::consts::ARCH;
+            format!(
+                "neither a program for this processor ({arch}) nor a script with an interpreter in its first line (#!)"
+            )
+        }
+        Some(Errno::E2BIG) => {
+            "its arguments and environment are too large for the kernel; read data from a file (JOB_FILE) instead"
+                .into()
+        }
+        Some(Errno::EAGAIN) => "no more processes are allowed here: the pod's or the user's limit is reached".into(),
+        _ => err.to_string(),
+    };
+    StartError { program: program.to_string_lossy().into_owned(), why }
+}
