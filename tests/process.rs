@@ -330,22 +330,81 @@ async fn a_daemon_does_not_outlive_the_command() {
 }
 
 #[tokio::test]
-async fn while_another_command_runs_only_a_daemon_is_spared_for_it_may_be_the_others() {
-    let name = "while_another_command_runs_only_a_daemon_is_spared_for_it_may_be_the_others";
-    alone(name, &[], async {
+async fn a_daemon_ends_with_its_command_while_others_run() {
+    alone("a_daemon_ends_with_its_command_while_others_run", &[], async {
+        let home = tempfile::tempdir().unwrap();
+        let processes = Arc::new(Processes::adopting().unwrap());
+        let other = home.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let halt = CancellationToken::new();
+        let running = tokio::spawn({
+            let (processes, halt) = (processes.clone(), halt.clone());
+            let command = job(&other, "other", &format!("{DAEMON}; touch up; wait_for_ever"));
+            async move { ran_to(&processes, command, halt).await }
+        });
+        until("the other runs", || other.join("up").exists()).await;
+        let without_mark = DAEMON.replace("setsid sh -c", "setsid env -u JOB_FILE sh -c");
+        let below_a_marked_one = DAEMON.replace("sleep 600 &", "env -u JOB_FILE sleep 600 &");
+        let holds_the_output = DAEMON.replace(">&- 2>&-", "");
+        for (name, daemon, end) in [
+            ("it", DAEMON, "exit 3"),
+            ("its child", &below_a_marked_one, "exit 3"),
+            ("it holds the output", &holds_the_output, "exit 3"),
+            ("halted", DAEMON, "touch up; wait_for_ever"),
+            (
+                "halted, without a mark",
+                &without_mark.replace("(setsid", "setsid").replace("&);", "&"),
+                "touch up; wait_for_ever",
+            ),
+        ] {
+            let room = home.path().join(name);
+            fs::create_dir(&room).unwrap();
+            let halt = CancellationToken::new();
+            let command = job(&room, name, &format!("{daemon}; date +%s.%N > ended; {end}"));
+            let halting = async {
+                until("it runs", || room.join("ended").exists()).await;
+                if end != "exit 3" {
+                    halt.cancel();
+                }
+            };
+            let (exit, ()) = in_time(async { tokio::join!(ran_to(&processes, command, halt.clone()), halting) }).await;
+            assert_eq!(exit, Ok(if end == "exit 3" { Exit::Code(3) } else { Exit::Signal(15) }), "{name}");
+            assert!(!lives(&room, "daemon") && !lives(&room, "its_child"), "{name}");
+        }
+        let room = home.path().join("dropped");
+        fs::create_dir(&room).unwrap();
+        let command = job(&room, "dropped", &format!("{DAEMON}; touch up; wait_for_ever"));
+        let dropped = tokio::spawn({
+            let processes = processes.clone();
+            async move { ran_to(&processes, command, CancellationToken::new()).await }
+        });
+        until("it runs", || room.join("up").exists()).await;
+        dropped.abort();
+        until("it is gone", || !lives(&room, "daemon") && !lives(&room, "its_child")).await;
+
+        assert!(lives(&other, "daemon") && lives(&other, "its_child"), "they are the other's");
+        halt.cancel();
+        assert_eq!(in_time(running).await.unwrap(), Ok(Exit::Signal(15)));
+        assert!(!lives(&other, "daemon") && !lives(&other, "its_child"));
+        until("all are reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+/// What shows neither the variable nor a parent who had it.
+#[tokio::test]
+async fn a_daemon_that_could_be_anybodys_ends_when_no_command_runs() {
+    alone("a_daemon_that_could_be_anybodys_ends_when_no_command_runs", &[], async {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let processes = Arc::new(Processes::adopting().unwrap());
         let (other, halt) = (processes.clone(), CancellationToken::new());
         let (command, halted) = (in_room(two.path(), "touch up; wait_for_ever"), halt.clone());
         let other = tokio::spawn(async move { ran_to(&other, command, halted).await });
         until("the other runs", || two.path().join("up").exists()).await;
-        let run = |script| ran_to(&processes, in_room(one.path(), script), CancellationToken::new());
-
-        let of_its_group = "sleep 600 >&- 2>&- & echo $! > child; exit 3";
-        assert_eq!(in_time(run(of_its_group)).await, Ok(Exit::Code(3)));
-        assert!(!lives(one.path(), "child"));
-
-        assert_eq!(in_time(run(DAEMON)).await, Ok(Exit::Code(0)));
+        assert_eq!(
+            in_time(ran_to(&processes, in_room(one.path(), DAEMON), CancellationToken::new())).await,
+            Ok(Exit::Code(0))
+        );
         assert!(lives(one.path(), "daemon"));
         halt.cancel();
         assert_eq!(in_time(other).await.unwrap(), Ok(Exit::Signal(15)));
@@ -413,6 +472,11 @@ fn sh(script: &str) -> Command {
 /// The same, in a directory.
 fn in_room(room: &Path, script: &str) -> Command {
     sh(&format!("cd '{}'; {script}", room.display()))
+}
+
+/// The same, as the command of a job.
+fn job(room: &Path, name: &str, script: &str) -> Command {
+    Command { env: vec![("JOB_FILE".into(), format!("/work/{name}/job.json").into())], ..in_room(room, script) }
 }
 
 /// Leaves the group and the family of the command, and says so in files.

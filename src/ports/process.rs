@@ -5,8 +5,7 @@
 //! - A command is a process group, and its leader is reaped last of all: as long as the leader is a zombie,
 //!   the kernel gives the group's number to nobody else, so a signal to the group cannot hit a stranger.
 //! - What leaves the group (`setsid`, a double fork) comes to us once its parent has ended, because we are
-//!   PID 1 or a child subreaper. To whom such an orphan belonged cannot be told any more, so orphans are
-//!   KILLed when no other command runs.
+//!   PID 1 or a child subreaper, and is KILLed with its command: see [`orphans`].
 //! - Reaping happens under the lock that is held across a start, and a command's leader is reaped by its own
 //!   run only. So no exit status is ever taken by the reaper, and no pid is reused between look and KILL.
 //!
@@ -17,7 +16,6 @@ mod output;
 mod program;
 mod table;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{self, Stdio};
@@ -28,7 +26,7 @@ use async_trait::async_trait;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, timeout};
@@ -40,7 +38,7 @@ use wait4::{ResUse, try_wait4_pid};
 use super::{Command, Exited, Pulse, Runner, StartError};
 use crate::job::report::Used;
 use crate::job::verdict::Exit;
-use orphans::{children, leaders, reap_orphans, sweep};
+use orphans::{Commands, Family, Stage, commands, reap_orphans, sweep};
 use output::Output;
 pub use program::find_program;
 use program::start_error;
@@ -93,11 +91,11 @@ impl Processes {
         }
         program.envs(command.env.iter().map(|(name, value)| (name, value)));
 
-        let mut leaders = leaders();
+        let mut commands = commands();
         let mut child = program.spawn()?;
-        let leader = i32::try_from(child.id()).expect("a pid is a positive i32");
-        leaders.insert(leader);
-        drop(leaders);
+        let leader = child.id().cast_signed();
+        commands.insert(leader, Family::new(Stage::Runs, mark(command)));
+        drop(commands);
 
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let running = Running { leader, signals, adopting: self.reaper.is_some() };
@@ -105,6 +103,12 @@ impl Processes {
         let stderr = ChildStderr::from_std(stderr.expect("stderr is piped"))?;
         Ok((running, Output::of(stdout, stderr, pulse)))
     }
+}
+
+/// What only this command and all that it starts have in their environment: `JOB_FILE`, which is in a folder of its own.
+fn mark(command: &Command) -> Option<Vec<u8>> {
+    let (name, value) = command.env.iter().find(|(name, _)| name == "JOB_FILE")?;
+    Some([name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
 }
 
 #[async_trait]
@@ -117,6 +121,7 @@ impl Runner for Processes {
             () = halt.cancelled() => true,
         };
         if halted {
+            running.look();
             // All of the group, also when the leader is gone: a shell that TERM ends at once must not cost the
             // program it started the time to save its state.
             running.signal(Signal::SIGTERM);
@@ -124,8 +129,9 @@ impl Runner for Processes {
                 warn!(grace = ?command.stop_grace, "the command did not end in time after TERM; killing it");
             }
         } else {
+            let ending = async { tokio::join!(output.drain(), running.end_escaped()) };
             tokio::select! {
-                () = output.drain() => {}
+                _ = ending => {}
                 () = halt.cancelled() => {}
             }
         }
@@ -156,11 +162,6 @@ impl Running {
         waitid(Id::Pid(Pid::from_raw(self.leader)), peek) != Ok(WaitStatus::StillAlive)
     }
 
-    /// The group but its leader, as far as it lives.
-    fn members(&self) -> Vec<Process> {
-        Process::all().filter(|it| it.group == self.leader && it.pid != self.leader && !it.is_zombie).collect()
-    }
-
     async fn leader_has_ended(&mut self) {
         while !self.leader_ended() {
             self.child_ended(SLOW_TICK).await;
@@ -169,7 +170,7 @@ impl Running {
 
     async fn group_has_ended(&mut self) {
         self.leader_has_ended().await;
-        while !self.members().is_empty() {
+        while !Process::in_group(self.leader).is_empty() {
             self.child_ended(QUICK_TICK).await;
         }
     }
@@ -177,6 +178,32 @@ impl Running {
     /// Waits until a child may have ended, and no longer than `tick`.
     async fn child_ended(&mut self, tick: Duration) {
         let _ = timeout(tick, self.signals.recv()).await;
+    }
+
+    /// Remembers whom the command has started: that is hard to see once it has ended.
+    fn look(&self) {
+        if self.adopting {
+            orphans::attribute(&mut commands(), &Process::all().collect::<Vec<_>>(), getpid().as_raw());
+        }
+    }
+
+    /// KILLs what has left the group of a command whose leader has ended. The rest may still write its last lines.
+    async fn end_escaped(&mut self) {
+        let began_at = Instant::now();
+        let mut escaped = self.kill_escaped();
+        if !escaped.is_empty() {
+            warn!(processes = %Names(&escaped), "the command has ended but left processes running; killing them");
+        }
+        while !escaped.is_empty() && began_at.elapsed() < KILL_LIMIT {
+            self.child_ended(QUICK_TICK).await;
+            escaped = self.kill_escaped();
+        }
+    }
+
+    fn kill_escaped(&self) -> Vec<Process> {
+        let mut commands = commands();
+        self.set(&mut commands, Stage::Ends);
+        if !self.adopting || orphans::are_none(&commands) { Vec::new() } else { sweep(&mut commands) }
     }
 
     /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the leader.
@@ -196,49 +223,58 @@ impl Running {
         if !left.is_empty() {
             warn!(processes = %Names(&left), "KILL did not end what the command left running");
         }
-        self.reap(&mut leaders())
+        self.reap(&mut commands())
     }
 
     /// The usual end, without a look at every process of the machine: the leader has ended, and a subreaper whose
     /// children are all leaders has no orphan, so nobody is left of the command.
     fn end_at_once(&self) -> Option<(Exit, Used)> {
-        let mut leaders = leaders();
+        let mut commands = commands();
         // In this order: from its end on, what the leader has left is our child.
-        let at_once = self.adopting && self.leader_ended() && {
-            let children = children();
-            children.contains(&self.leader) && children.iter().all(|child| leaders.contains(child))
-        };
-        at_once.then(|| self.reap(&mut leaders))
+        let at_once = self.adopting && self.leader_ended() && orphans::are_none(&commands);
+        at_once.then(|| self.reap(&mut commands))
     }
 
-    fn reap(&self, leaders: &mut BTreeSet<i32>) -> (Exit, Used) {
+    fn reap(&self, commands: &mut Commands) -> (Exit, Used) {
         let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
         let ResUse { status, rusage } = reaped.expect("the leader has ended, and nobody else reaps it");
-        leaders.remove(&self.leader);
+        commands.remove(&self.leader);
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
         let used = Used { cpu: rusage.utime + rusage.stime, peak_memory: rusage.maxrss };
         (exit.expect("ended by exit or by a signal"), used)
     }
 
-    /// KILLs the group and, if no other command runs, the orphans. Returns who lived until now, less the leader.
+    /// KILLs the group and whom it lost. Returns who lived until now, less the leader.
     fn kill(&self) -> Vec<Process> {
-        let leaders = leaders();
-        let mut left = self.members();
+        let mut commands = commands();
+        self.set(&mut commands, Stage::Ends);
+        let mut left = Process::in_group(self.leader);
         self.signal(Signal::SIGKILL);
         if self.adopting {
-            left.extend(sweep(&leaders, Some(self.leader)).into_iter().filter(|it| it.group != self.leader));
+            left.extend(sweep(&mut commands));
         }
         left
+    }
+
+    fn set(&self, commands: &mut Commands, stage: Stage) {
+        if let Some(family) = commands.get_mut(&self.leader) {
+            family.stage = stage;
+        }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // If it was reaped, then the number may be somebody else's by now.
-        if leaders().contains(&self.leader) {
+        if commands().contains_key(&self.leader) {
             self.kill();
-            // From here on it is an orphan like any other, and the reaper's.
-            leaders().remove(&self.leader);
+            let mut commands = commands();
+            if self.adopting {
+                // What is left is the reaper's.
+                self.set(&mut commands, Stage::Dropped);
+            } else {
+                commands.remove(&self.leader);
+            }
         }
     }
 }

@@ -1,30 +1,70 @@
-//! What has left its command's group: reaped when it has ended, and ended when nobody runs to whom it may belong.
+//! What has left its command's group: reaped when it has ended, and ended with its command.
+//!
+//! It becomes our child once its parent has ended. To which of the commands that run side by side it belongs is seen by
+//! the environment that it has inherited, or by the processes that it descends from. What shows neither (another user's, or
+//! a daemon that cleared its environment and whose parent is gone) is ended when no command runs to which it may belong.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fs, iter};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgrp, getpid};
 use tokio::signal::unix;
 use tokio::time::{sleep, timeout};
 
-use super::table::Process;
+use super::table::{Process, ProcessId};
 use super::{QUICK_TICK, SLOW_TICK};
 
-/// The leaders that run or are not reaped yet. Children belong to the process, not to a value, and so does this.
-static LEADERS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+/// The commands that run or are not reaped yet, by their leaders.
+pub(super) type Commands = BTreeMap<i32, Family>;
 
-pub(super) fn leaders() -> MutexGuard<'static, BTreeSet<i32>> {
-    LEADERS.lock().unwrap_or_else(PoisonError::into_inner)
+/// Children belong to the process, not to a value, and so does this.
+static COMMANDS: Mutex<Commands> = Mutex::new(Commands::new());
+
+pub(super) fn commands() -> MutexGuard<'static, Commands> {
+    COMMANDS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who belongs to a command.
+pub(super) struct Family {
+    pub(super) stage: Stage,
+    /// A variable that only this command's processes have, as the kernel shows it: `NAME=value`.
+    mark: Option<Vec<u8>>,
+    /// Processes that once had the mark or a parent in here.
+    members: BTreeSet<ProcessId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Runs,
+    /// From now on nothing of it may be left.
+    Ends,
+    /// The same, but nobody waits for it but the reaper.
+    Dropped,
+}
+
+impl Family {
+    pub(super) fn new(stage: Stage, mark: Option<Vec<u8>>) -> Self {
+        Self { stage, mark, members: BTreeSet::new() }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Ends | Stage::Dropped)
+    }
+
+    fn has(&self, process: &Process, environment: &[u8]) -> bool {
+        let is_marked = |mark: &Vec<u8>| environment.split(|byte| *byte == 0).any(|variable| variable == mark);
+        self.members.contains(&process.id()) || self.mark.as_ref().is_some_and(is_marked)
+    }
 }
 
 /// Reaps orphans, and ends what commands left behind whose run was dropped.
 pub(super) async fn reap_orphans(mut signals: unix::Signal) {
     loop {
-        sweep_if_due(&leaders());
+        sweep_if_due(&mut commands());
         let _ = timeout(SLOW_TICK, signals.recv()).await;
         // A storm of orphans costs some looks a second, not one for each of them.
         sleep(QUICK_TICK).await;
@@ -33,22 +73,61 @@ pub(super) async fn reap_orphans(mut signals: unix::Signal) {
 
 /// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended, or, while no command
 /// runs, is there any?
-fn sweep_if_due(leaders: &BTreeSet<i32>) {
+fn sweep_if_due(commands: &mut Commands) {
+    if commands.values().any(|family| family.stage == Stage::Dropped) {
+        return end_dropped(commands);
+    }
     let is_due = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
         Err(Errno::ECHILD) => false,
-        Ok(WaitStatus::StillAlive) => leaders.is_empty(),
+        Ok(WaitStatus::StillAlive) => are_idle(commands),
         // A leader is reaped by its own run; who stands behind it in the kernel's list is seen at the next look.
-        Ok(status) => status.pid().is_none_or(|pid| !leaders.contains(&pid.as_raw())),
+        Ok(status) => status.pid().is_none_or(|pid| !commands.contains_key(&pid.as_raw())),
         // nix has no word for an end by a real-time signal.
         Err(_) => true,
     };
     if is_due {
-        sweep(leaders, None);
+        sweep(commands);
     }
 }
 
-/// Our children, ended or not; empty if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
-pub(super) fn children() -> Vec<i32> {
+/// KILLs the commands whose run was dropped, and reaps their leaders once nobody else is left of them.
+fn end_dropped(commands: &mut Commands) {
+    let dropped: Vec<_> =
+        commands.iter().filter(|(_, family)| family.stage == Stage::Dropped).map(|(leader, _)| *leader).collect();
+    for leader in &dropped {
+        let _ = killpg(Pid::from_raw(*leader), Signal::SIGKILL);
+    }
+    if !sweep(commands).is_empty() {
+        return;
+    }
+    for leader in dropped {
+        let leader_lives = || wait(leader, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive);
+        if Process::in_group(leader).is_empty() && !leader_lives() {
+            let _ = wait(leader, WaitPidFlag::empty());
+            commands.remove(&leader);
+        }
+    }
+}
+
+/// Does no command run but those that are ending?
+fn are_idle(commands: &Commands) -> bool {
+    commands.values().all(|family| family.stage != Stage::Runs)
+}
+
+/// Has this child of ours ended?
+fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
+    waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | more)
+}
+
+/// Has nobody left a group? Only our children are asked for, which is cheap; an orphan is one of them.
+pub(super) fn are_none(commands: &Commands) -> bool {
+    // Not if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
+    let children = children();
+    !children.is_empty() && children.iter().all(|child| commands.contains_key(child))
+}
+
+/// Our children, ended or not.
+fn children() -> Vec<i32> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     // What a thread that has ended since had started is another thread's now, and may be missing here; orphans are the
     // first thread's, which never ends before us.
@@ -56,16 +135,51 @@ pub(super) fn children() -> Vec<i32> {
     lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Reaps the orphans that have ended; if no command runs but the one that is `ending`, KILLs the others. Returns those.
-pub(super) fn sweep(leaders: &BTreeSet<i32>, ending: Option<i32>) -> Vec<Process> {
-    let idle = leaders.iter().all(|&leader| Some(leader) == ending);
+/// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending; all of them, if no other
+/// command runs. Returns those.
+///
+/// What is in a command's group is left to whoever ends that command.
+pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     let (us, our_group) = (getpid().as_raw(), getpgrp().as_raw());
-    let orphans = Process::all().filter(|it| it.parent == us && !leaders.contains(&it.pid));
+    let processes: Vec<_> = Process::all().collect();
+    let is_idle = are_idle(commands);
+    if !is_idle {
+        attribute(commands, &processes, us);
+    }
+    let is_over =
+        |it: &Process| is_idle || commands.values().any(|family| family.is_over() && family.members.contains(&it.id()));
+    let orphans = processes.into_iter().filter(|it| it.parent == us && !commands.contains_key(&it.pid));
     let killed = orphans.filter(|orphan| {
-        let pid = Pid::from_raw(orphan.pid);
         // The kernel's word that this is our child, alive, and so its number its own; everything else is reaped by this.
-        let lives = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) == Ok(WaitStatus::StillAlive);
-        lives && idle && orphan.group != our_group && kill(pid, Signal::SIGKILL).is_ok()
+        let lives = wait(orphan.pid, WaitPidFlag::empty()) == Ok(WaitStatus::StillAlive);
+        let is_spared = orphan.group == our_group || commands.contains_key(&orphan.group);
+        lives && !is_spared && is_over(orphan) && kill(Pid::from_raw(orphan.pid), Signal::SIGKILL).is_ok()
     });
     killed.collect()
+}
+
+/// Notes to which commands the processes below `root` belong: while a parent lives, its children's descent can be seen.
+pub(super) fn attribute(commands: &mut Commands, processes: &[Process], root: i32) {
+    let mut children: BTreeMap<i32, Vec<&Process>> = BTreeMap::new();
+    for process in processes {
+        children.entry(process.parent).or_default().push(process);
+    }
+    let below =
+        |parent: i32, of: Option<i32>| children.get(&parent).into_iter().flatten().copied().zip(iter::repeat(of));
+    let mut open: Vec<(&Process, Option<i32>)> = below(root, None).collect();
+    while let Some((process, of)) = open.pop() {
+        let of = of.or_else(|| family_of(commands, process));
+        if let Some(family) = of.and_then(|leader| commands.get_mut(&leader)) {
+            family.members.insert(process.id());
+        }
+        open.extend(below(process.pid, of));
+    }
+}
+
+fn family_of(commands: &Commands, process: &Process) -> Option<i32> {
+    let by_group = [process.pid, process.group].into_iter().find(|leader| commands.contains_key(leader));
+    by_group.or_else(|| {
+        let environment = process.environment();
+        commands.iter().find_map(|(leader, family)| family.has(process, &environment).then_some(*leader))
+    })
 }

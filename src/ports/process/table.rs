@@ -10,7 +10,12 @@ pub(super) struct Process {
     pub(super) is_zombie: bool,
     pub(super) parent: i32,
     pub(super) group: i32,
+    /// In ticks since the machine's start.
+    started: u64,
 }
+
+/// Unlike its number, nobody else's afterwards.
+pub(super) type ProcessId = (i32, u64);
 
 impl Process {
     pub(super) fn all() -> impl Iterator<Item = Self> {
@@ -18,6 +23,20 @@ impl Process {
             entry.file_name().to_str()?.parse::<i32>().ok()?;
             Self::parse(&String::from_utf8_lossy(&fs::read(entry.path().join("stat")).ok()?))
         })
+    }
+
+    /// Those in a group that live, its leader left out.
+    pub(super) fn in_group(leader: i32) -> Vec<Self> {
+        Self::all().filter(|it| it.group == leader && it.pid != leader && !it.is_zombie).collect()
+    }
+
+    pub(super) fn id(&self) -> ProcessId {
+        (self.pid, self.started)
+    }
+
+    /// What it was started with, `NAME=value` and a NUL each; empty if we may not see it.
+    pub(super) fn environment(&self) -> Vec<u8> {
+        fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default()
     }
 
     fn parse(stat: &str) -> Option<Self> {
@@ -31,6 +50,8 @@ impl Process {
             is_zombie: matches!(rest.next()?, "Z" | "X"),
             parent: rest.next()?.parse().ok()?,
             group: rest.next()?.parse().ok()?,
+            // The 22nd field of all.
+            started: rest.nth(16)?.parse().ok()?,
         })
     }
 }
@@ -51,7 +72,9 @@ mod tests {
 
     #[test]
     fn a_process_may_have_any_name() {
-        let parsed = Process::parse("12 (a) Z (b) S 3 4 5 6 7");
-        assert_eq!(parsed, Some(Process { pid: 12, name: "a) Z (b".into(), is_zombie: false, parent: 3, group: 4 }));
+        let stat = "12 (a) Z (b) S 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 2222 23 24";
+        let process = Process::parse(stat).unwrap();
+        assert_eq!((process.name.as_str(), process.parent, process.group), ("a) Z (b", 3, 4));
+        assert_eq!((process.id(), process.is_zombie), ((12, 2222), false));
     }
 }
