@@ -339,7 +339,7 @@ fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, S
 }
 
 fn runner() -> Result<Arc<dyn Runner>, String> {
-    let processes = Processes::adopting().map_err(|error| format!("orphans could not be adopted: {error}"))?;
+    let processes = Processes::guarded().map_err(|error| format!("orphans could not be adopted: {error}"))?;
     Ok(Arc::new(processes))
 }
 

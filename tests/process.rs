@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,6 +16,9 @@ use std::time::Duration;
 use leasehold::job::verdict::Exit;
 use leasehold::ports::process::{Processes, find_program};
 use leasehold::ports::{Command, Pulse, Runner, StartError};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::unistd::Pid;
+use tokio::signal::unix::{self, SignalKind};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -413,6 +417,60 @@ async fn a_daemon_that_could_be_anybodys_ends_when_no_command_runs() {
     .await;
 }
 
+/// The binary, for it is KILLed: by itself, and with its process group.
+#[tokio::test]
+async fn a_command_does_not_outlive_us() {
+    for (signal, group) in [(Signal::SIGKILL, false), (Signal::SIGKILL, true), (Signal::SIGABRT, false)] {
+        let room = tempfile::tempdir().unwrap();
+        fs::create_dir(room.path().join("inbox")).unwrap();
+        fs::write(room.path().join("inbox/file"), "x").unwrap();
+        let in_group = "sh -c 'echo $$ > in_group; while :; do sleep 0.05; done' &";
+        let script = format!("cd $OUT; {in_group} {DAEMON}; echo $$ > leader; touch up; while :; do sleep 0.05; done");
+        let mut us = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
+        us.arg("local").arg(room.path().join("inbox")).args(["--", "sh", "-c", &script]).env("OUT", room.path());
+        let mut us = us.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("it runs", || ["up", "in_group"].iter().all(|file| room.path().join(file).exists())).await;
+        let all = ["leader", "in_group", "daemon", "its_child"];
+        assert!(all.iter().all(|file| lives(room.path(), file)));
+        let pid = Pid::from_raw(us.id().unwrap().cast_signed());
+        if group {
+            killpg(pid, signal).unwrap();
+        } else {
+            kill(pid, signal).unwrap();
+        }
+        assert_eq!(in_time(us.wait()).await.unwrap().signal(), Some(signal as i32));
+        until("all of it is gone", || !all.iter().any(|file| lives(room.path(), file))).await;
+    }
+}
+
+/// What is blocked or ignored stays so in what is started, unless somebody sees to it.
+#[tokio::test]
+async fn the_command_hears_all_signals_whatever_we_hear() {
+    alone("the_command_hears_all_signals_whatever_we_hear", &[], signals_of_a_command()).await;
+}
+
+#[tokio::test]
+async fn as_pid_1_the_command_hears_all_signals_whatever_we_hear() {
+    alone("as_pid_1_the_command_hears_all_signals_whatever_we_hear", &AS_PID_1, async {
+        assert_eq!(std::process::id(), 1);
+        signals_of_a_command().await;
+    })
+    .await;
+}
+
+async fn signals_of_a_command() {
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined1()];
+    let _heard: Vec<_> = kinds.iter().map(|kind| unix::signal(*kind).unwrap()).collect();
+    SigSet::all().thread_block().unwrap();
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    assert_eq!(run("exec grep -E '^Sig(Blk|Ign):' /proc/self/status").await, Exit::Code(0));
+    let mask = |line: &String| u64::from_str_radix(line.rsplit(':').next().unwrap().trim(), 16).unwrap();
+    let masks: Vec<_> = logs.lines("stdout").iter().map(mask).collect();
+    // The two from 32 on are the C library's own, which it ignores in what it spawns.
+    assert_eq!((masks[0], masks[1] & 0x7fff_ffff), (0, 0), "{masks:x?}");
+}
+
 #[tokio::test]
 async fn a_helper_in_our_own_group_is_spared() {
     alone("a_helper_in_our_own_group_is_spared", &[], async {
@@ -434,8 +492,7 @@ async fn every_exit_status_is_right_and_no_zombie_is_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn as_pid_1_every_exit_status_is_right_and_no_zombie_is_left() {
-    let unshare = ["unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc"];
-    alone("as_pid_1_every_exit_status_is_right_and_no_zombie_is_left", &unshare, async {
+    alone("as_pid_1_every_exit_status_is_right_and_no_zombie_is_left", &AS_PID_1, async {
         assert_eq!(std::process::id(), 1);
         many_commands_with_orphans().await;
     })
@@ -556,6 +613,8 @@ fn peak_memory() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
+
+const AS_PID_1: [&str; 6] = ["unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc"];
 
 /// Set in a test that runs in a process of its own.
 const ALONE: &str = "THEIRS";

@@ -10,21 +10,26 @@
 //!   run only. So no exit status is ever taken by the reaper, and no pid is reused between look and KILL.
 //!
 //! Not `tokio::process` then: its `wait` reaps.
+//!
+//! And nothing of it outlives us, even if we are KILLed: see [`guard`](mod@guard).
 
+mod guard;
 mod orphans;
 mod output;
 mod program;
 mod table;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{self, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{env, io};
 
 use async_trait::async_trait;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
 use tokio::process::{ChildStderr, ChildStdout};
@@ -38,7 +43,9 @@ use wait4::{ResUse, try_wait4_pid};
 use super::{Command, Exited, Pulse, Runner, StartError};
 use crate::job::report::Used;
 use crate::job::verdict::Exit;
-use orphans::{Commands, Family, Stage, commands, reap_orphans, sweep};
+use guard::Guard;
+pub use guard::guard;
+use orphans::{Commands, Family, MARK, Stage, commands, reap_orphans, sweep};
 use output::Output;
 pub use program::find_program;
 use program::start_error;
@@ -55,6 +62,7 @@ const QUICK_TICK: Duration = Duration::from_millis(20);
 /// Runs commands, any number of them at a time.
 pub struct Processes {
     reaper: Option<AbortOnDropHandle<()>>,
+    guard: Option<Arc<Guard>>,
 }
 
 impl Processes {
@@ -64,7 +72,7 @@ impl Processes {
     /// For a process that has children of its own, a test for example.
     #[expect(clippy::new_without_default, reason = "`adopting` is what a program wants; it should not be missed")]
     pub fn new() -> Self {
-        Self { reaper: None }
+        Self { reaper: None, guard: None }
     }
 
     /// Becomes the subreaper of all that its commands start, reaps orphans, and KILLs those that outlive the commands.
@@ -75,7 +83,21 @@ impl Processes {
     pub fn adopting() -> io::Result<Self> {
         set_child_subreaper(true)?;
         let reaper = tokio::spawn(reap_orphans(unix::signal(SignalKind::child())?));
-        Ok(Self { reaper: Some(AbortOnDropHandle::new(reaper)) })
+        Ok(Self { reaper: Some(AbortOnDropHandle::new(reaper)), guard: None })
+    }
+
+    /// The same, and nothing of a command outlives us, whatever ends us. For `leasehold` itself, because it starts its own
+    /// program a second time, which calls [`guard`](guard()).
+    pub fn guarded() -> io::Result<Self> {
+        let processes = Self::adopting()?;
+        if getpid().as_raw() == 1 {
+            return Ok(processes);
+        }
+        let guard = Guard::start();
+        if let Err(error) = &guard {
+            warn!(%error, "the guard could not be started: if leasehold is KILLed, its command goes on");
+        }
+        Ok(Self { guard: guard.ok().map(Arc::new), ..processes })
     }
 
     #[expect(clippy::disallowed_methods, reason = "the command inherits the environment, less what is ours")]
@@ -92,23 +114,35 @@ impl Processes {
         program.envs(command.env.iter().map(|(name, value)| (name, value)));
 
         let mut commands = commands();
-        let mut child = program.spawn()?;
+        let mut child = spawn(&mut program)?;
         let leader = child.id().cast_signed();
         commands.insert(leader, Family::new(Stage::Runs, mark(command)));
         drop(commands);
+        if let Some(guard) = &self.guard {
+            guard.starts(leader);
+        }
 
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let running = Running { leader, signals, adopting: self.reaper.is_some() };
+        let running = Running { leader, signals, adopting: self.reaper.is_some(), guard: self.guard.clone() };
         let stdout = ChildStdout::from_std(stdout.expect("stdout is piped"))?;
         let stderr = ChildStderr::from_std(stderr.expect("stderr is piped"))?;
         Ok((running, Output::of(stdout, stderr, pulse)))
     }
 }
 
-/// What only this command and all that it starts have in their environment: `JOB_FILE`, which is in a folder of its own.
+/// Starts the program with no signal blocked, whatever this thread blocks: `std` hands the thread's mask on.
+fn spawn(program: &mut process::Command) -> io::Result<process::Child> {
+    let ours = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let child = program.spawn();
+    ours.thread_set_mask()?;
+    child
+}
+
+/// What only this command and all that it starts have in their environment.
 fn mark(command: &Command) -> Option<Vec<u8>> {
-    let (name, value) = command.env.iter().find(|(name, _)| name == "JOB_FILE")?;
-    Some([name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
+    let variable =
+        |(name, value): &(OsString, OsString)| [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat();
+    command.env.iter().map(variable).find(|variable| variable.starts_with(MARK))
 }
 
 #[async_trait]
@@ -147,6 +181,7 @@ struct Running {
     leader: i32,
     signals: unix::Signal,
     adopting: bool,
+    guard: Option<Arc<Guard>>,
 }
 
 impl Running {
@@ -239,6 +274,9 @@ impl Running {
         let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
         let ResUse { status, rusage } = reaped.expect("the leader has ended, and nobody else reaps it");
         commands.remove(&self.leader);
+        if let Some(guard) = &self.guard {
+            guard.reaped(self.leader);
+        }
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
         let used = Used { cpu: rusage.utime + rusage.stime, peak_memory: rusage.maxrss };
         (exit.expect("ended by exit or by a signal"), used)

@@ -21,6 +21,9 @@ use super::{QUICK_TICK, SLOW_TICK};
 /// The commands that run or are not reaped yet, by their leaders.
 pub(super) type Commands = BTreeMap<i32, Family>;
 
+/// Of the variable that only a command's own processes have: it names a folder that is nobody else's.
+pub(super) const MARK: &[u8] = b"JOB_FILE=";
+
 /// Children belong to the process, not to a value, and so does this.
 static COMMANDS: Mutex<Commands> = Mutex::new(Commands::new());
 
@@ -44,6 +47,8 @@ pub(super) enum Stage {
     Ends,
     /// The same, but nobody waits for it but the reaper.
     Dropped,
+    /// No command, but a helper of ours: it is nobody's orphan.
+    Guards,
 }
 
 impl Family {
@@ -51,13 +56,29 @@ impl Family {
         Self { stage, mark, members: BTreeSet::new() }
     }
 
+    /// As seen from outside, when all that is known of a command is its leader.
+    pub(super) fn of_leader(leader: i32) -> Self {
+        let process = Process::of(leader);
+        let environment = process.as_ref().map(Process::environment).unwrap_or_default();
+        let mark = environment.split(|byte| *byte == 0).find(|variable| variable.starts_with(MARK)).map(<[u8]>::to_vec);
+        Self { members: process.iter().map(Process::id).collect(), ..Self::new(Stage::Runs, mark) }
+    }
+
+    pub(super) fn includes(&self, process: &Process) -> bool {
+        self.members.contains(&process.id())
+    }
+
     fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Ends | Stage::Dropped)
     }
 
+    fn is_guard(&self) -> bool {
+        self.stage == Stage::Guards
+    }
+
     fn has(&self, process: &Process, environment: &[u8]) -> bool {
         let is_marked = |mark: &Vec<u8>| environment.split(|byte| *byte == 0).any(|variable| variable == mark);
-        self.members.contains(&process.id()) || self.mark.as_ref().is_some_and(is_marked)
+        self.includes(process) || self.mark.as_ref().is_some_and(is_marked)
     }
 }
 
@@ -81,7 +102,7 @@ fn sweep_if_due(commands: &mut Commands) {
         Err(Errno::ECHILD) => false,
         Ok(WaitStatus::StillAlive) => are_idle(commands),
         // A leader is reaped by its own run; who stands behind it in the kernel's list is seen at the next look.
-        Ok(status) => status.pid().is_none_or(|pid| !commands.contains_key(&pid.as_raw())),
+        Ok(status) => status.pid().is_none_or(|pid| commands.get(&pid.as_raw()).is_none_or(Family::is_guard)),
         // nix has no word for an end by a real-time signal.
         Err(_) => true,
     };
@@ -141,13 +162,14 @@ fn children() -> Vec<i32> {
 /// What is in a command's group is left to whoever ends that command.
 pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     let (us, our_group) = (getpid().as_raw(), getpgrp().as_raw());
+    // A guard that has ended is an orphan like any other.
+    commands.retain(|pid, family| !family.is_guard() || wait(*pid, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive));
     let processes: Vec<_> = Process::all().collect();
     let is_idle = are_idle(commands);
     if !is_idle {
         attribute(commands, &processes, us);
     }
-    let is_over =
-        |it: &Process| is_idle || commands.values().any(|family| family.is_over() && family.members.contains(&it.id()));
+    let is_over = |it: &Process| is_idle || commands.values().any(|family| family.is_over() && family.includes(it));
     let orphans = processes.into_iter().filter(|it| it.parent == us && !commands.contains_key(&it.pid));
     let killed = orphans.filter(|orphan| {
         // The kernel's word that this is our child, alive, and so its number its own; everything else is reaped by this.

@@ -19,10 +19,12 @@ pub(super) type ProcessId = (i32, u64);
 
 impl Process {
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
-            entry.file_name().to_str()?.parse::<i32>().ok()?;
-            Self::parse(&String::from_utf8_lossy(&fs::read(entry.path().join("stat")).ok()?))
-        })
+        let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter_map(|name| Self::of(name.to_str()?.parse().ok()?))
+    }
+
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        Self::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
     }
 
     /// Those in a group that live, its leader left out.
