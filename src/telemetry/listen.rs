@@ -22,7 +22,7 @@ use crate::job::delivery::MessageId;
 
 /// Is a message held? Not any more once a stop was asked for, or once it is being let go.
 ///
-/// For KEDA's `pendingPodConditions: ["Ready"]`: a pod that has not received yet counts as pending, and so does one that is
+/// For KEDA's `pendingPodConditions: ["ContainersReady"]`: a pod that has not received yet counts as pending, and so does one that is
 /// about to leave.
 #[derive(Debug)]
 pub struct Readiness {

@@ -133,7 +133,7 @@ fn the_defaults_are_those_that_keda_needs() {
         let spec = &only(&objects, "ScaledJob")["spec"];
         assert_eq!(
             spec["scalingStrategy"],
-            json!({ "strategy": "accurate", "pendingPodConditions": ["Ready"] }),
+            json!({ "strategy": "accurate", "pendingPodConditions": ["ContainersReady"] }),
             "{name}"
         );
         let metadata = &spec["triggers"][0]["metadata"];

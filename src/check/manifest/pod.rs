@@ -76,7 +76,7 @@ impl ScaledJob<'_> {
         if path == "/readyz" && !self.listens(container) {
             findings.push(Finding::error(
                 format!("{place}, readinessProbe"),
-                "nothing answers it, so the pod never is Ready, and counts as pending as long as it runs",
+                "nothing answers it, so the pod never is ready, and counts as pending as long as it runs",
                 "set LEASEHOLD_LISTEN, for example to 0.0.0.0:9464",
             ));
         }

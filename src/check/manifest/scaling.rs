@@ -6,6 +6,13 @@ use super::ScaledJob;
 use super::fields::{self, METADATA};
 use crate::check::Finding;
 
+/// The conditions that are true on every pod that works (Kubernetes, "Pod Lifecycle", "Pod conditions").
+const CONDITIONS: [&str; 5] =
+    ["PodScheduled", "PodReadyToStartContainers", "Initialized", WAIT_FOR_A_PROBE[0], WAIT_FOR_A_PROBE[1]];
+
+/// Those of them that follow the readinessProbe.
+const WAIT_FOR_A_PROBE: [&str; 2] = ["ContainersReady", "Ready"];
+
 impl ScaledJob<'_> {
     pub fn scaling(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
@@ -32,20 +39,52 @@ impl ScaledJob<'_> {
                 "remove it",
             ));
         }
-        let waits_for_ready =
-            scaling["pendingPodConditions"].as_array().is_some_and(|all| all.iter().any(|it| it == "Ready"));
-        if waits_for_ready && !self.containers().any(|container| container["readinessProbe"].is_object()) {
+        findings.extend(self.pending_conditions());
+        findings
+    }
+
+    /// Which pods KEDA counts as pending: those without all of these conditions.
+    fn pending_conditions(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let place = || self.at("spec.scalingStrategy.pendingPodConditions");
+        let scaling = &self.spec["scalingStrategy"];
+        let conditions: Vec<&str> =
+            scaling["pendingPodConditions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let gates = self.pod["readinessGates"].as_array().into_iter().flatten();
+        let gates: Vec<_> = gates.map(|gate| &gate["conditionType"]).collect();
+        for condition in &conditions {
+            if gates.iter().any(|gate| *gate == condition) {
+                let what = format!("whether and when somebody sets {condition} could not be seen");
+                findings.push(Finding::unchecked(place(), what, "[ContainersReady] needs nobody else"));
+            } else if !CONDITIONS.contains(condition) {
+                let what = format!(
+                    "Kubernetes never sets {condition:?} to true on a pod that works, so KEDA counts every running Job \
+                     as pending and starts none for the next message"
+                );
+                findings.push(Finding::error(place(), what, "set it to [ContainersReady]"));
+            }
+        }
+        if conditions.contains(&"Ready") {
             findings.push(Finding::warning(
-                self.at("spec.scalingStrategy.pendingPodConditions"),
-                "without a readinessProbe a pod is Ready as soon as it runs, and gets a twin before it has received",
+                place(),
+                "when a node is lost, Kubernetes sets only Ready to False: KEDA counts each dead pod as pending and starts \
+                 no Job for its message until the Node object is removed",
+                "set it to [ContainersReady], which stays as it was",
+            ));
+        }
+        let waits = conditions.iter().any(|condition| WAIT_FOR_A_PROBE.contains(condition));
+        if waits && !self.containers().any(|container| container["readinessProbe"].is_object()) {
+            findings.push(Finding::warning(
+                place(),
+                "without a readinessProbe a pod is ready as soon as it runs, and gets a twin before it has received",
                 "give the container a readinessProbe on /readyz, every second",
             ));
         }
-        if scaling["strategy"] == "accurate" && !waits_for_ready {
+        if scaling["strategy"] == "accurate" && !waits {
             findings.push(Finding::warning(
-                self.at("spec.scalingStrategy.pendingPodConditions"),
+                place(),
                 "a pod that runs but has not received yet gets a twin",
-                "set it to [Ready], with a readinessProbe on /readyz",
+                "set it to [ContainersReady], with a readinessProbe on /readyz",
             ));
         }
         findings
@@ -140,7 +179,7 @@ impl ScaledJob<'_> {
             (None | Some("default"), false) => Some(Finding::error(
                 place,
                 "with the default strategy and \"false\" new messages wait until running Jobs have ended",
-                "set scalingStrategy.strategy to accurate, with pendingPodConditions [Ready]",
+                "set scalingStrategy.strategy to accurate, with pendingPodConditions [ContainersReady]",
             )),
             (Some("eager"), _) => Some(Finding::error(
                 self.at("spec.scalingStrategy.strategy"),
