@@ -1,6 +1,8 @@
 //! What a cluster and an account are given: everything below deploy/.
 
 mod check;
+mod check_manifest;
+mod check_variants;
 mod cloudformation;
 mod identity;
 mod image;

@@ -1,147 +1,254 @@
 //! What the container that runs leasehold is told, as far as it can be read in the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{ScaledJob, names};
-use crate::check::{Finding, Findings, StopTimeline, settings};
+use super::ScaledJob;
+use super::environment::{Environment, is_known};
+use super::files::File;
+use super::probes;
+use super::start::{Start, Starter};
+use crate::check::{Finding, Findings, Severity, StopTimeline, settings};
 use crate::cli;
 use crate::config::RunConfig;
 use crate::job_types::JobTypesFile;
+use crate::telemetry::termination::TerminationLog;
 
-impl ScaledJob<'_> {
-    /// What the container that runs leasehold is told, against what the pod and the Job are.
-    pub fn container(&self) -> Findings {
-        let runs_leasehold = |container: &&Value| {
-            let words = words(container);
-            words.iter().take(2).any(|word| word.rsplit('/').next() == Some("leasehold"))
-                || words.first().is_some_and(|word| word == "run")
-                || self.variables(container).0.keys().any(|name| name.starts_with("LEASEHOLD_"))
+/// The container that runs leasehold, and its settings as far as they are known.
+pub struct Container<'a> {
+    pub value: &'a Value,
+    pub place: String,
+    pub environment: Environment,
+    /// `None` if it is not known, or not right.
+    pub config: Option<RunConfig>,
+    /// Settings whose value the file does not have, by their variables.
+    unknown: BTreeSet<String>,
+    /// Those that are flags of the command.
+    flags: BTreeSet<String>,
+}
+
+impl Container<'_> {
+    /// The settings, if the file says each of these variables, or that it is not set.
+    pub fn config_if_known(&self, variables: &[&str]) -> Option<&RunConfig> {
+        let is_known = |variable: &&str| {
+            let is_set = self.environment.known(variable).is_some() || !self.environment.has_unseen;
+            self.flags.contains(*variable) || is_set && !self.unknown.contains(*variable)
         };
-        let place = self.at("containers");
-        let Some(container) = self.containers().find(runs_leasehold) else {
+        self.config.as_ref().filter(|_| variables.iter().all(is_known))
+    }
+
+    /// Where the pod receives from.
+    pub fn queue_url(&self) -> Option<&str> {
+        Some(self.config_if_known(&["LEASEHOLD_QUEUE_URL"])?.queue_url.as_str())
+    }
+
+    /// The region that the pod takes, if a variable says it.
+    pub fn region(&self) -> Option<&str> {
+        self.environment.known("AWS_REGION").or_else(|| self.environment.known("AWS_DEFAULT_REGION"))
+    }
+}
+
+impl<'a> ScaledJob<'a> {
+    /// The container that runs leasehold, if there is one, and what is wrong with how it does.
+    pub fn container(&self) -> (Option<Container<'a>>, Findings) {
+        let place = self.at("spec.jobTargetRef.template.spec.containers");
+        let mut looked_at: Vec<_> = self.containers().map(|container| self.look_at(container)).collect();
+        // What is wrong with the others keeps the pod from starting, too.
+        let init_containers = self.pod["initContainers"].as_array().into_iter().flatten();
+        let init_containers: Vec<_> = init_containers.map(|container| self.look_at(container)).collect();
+        let of_others = looked_at.iter().chain(&init_containers).flat_map(|(_, _, findings)| findings);
+        let of_others = of_others.filter(|finding| finding.severity == Severity::Error).cloned();
+        let mut all = Findings::from(of_others.collect::<Vec<_>>());
+        let runs = looked_at.iter().position(|(_, start, _)| matches!(start, Start::Leasehold(_)));
+        let is_set =
+            |(container, _, _): &(Container, Start, Vec<Finding>)| container.environment.settings().next().is_some();
+        let Some(found) = runs.or_else(|| looked_at.iter().position(is_set)) else {
             let change = "start the command by leasehold: command: [leasehold, run, --, …]";
-            return vec![Finding::unchecked(place, "none seems to run leasehold", change)].into();
+            all.findings.push(Finding::unchecked(place, "none seems to run leasehold", change));
+            return (None, all);
         };
-        let place = self.at(&format!("container {}", container["name"].as_str().unwrap_or("without a name")));
-        let mut all = Findings::from(self.probes(&place, container));
-        let (mut variables, elsewhere) = self.variables(container);
-        for name in &elsewhere {
-            all.findings.push(Finding::unchecked(
-                &place,
-                format!("settings from {name} are not in the file"),
-                "render it together with the ScaledJob",
-            ));
+        let (mut container, start, findings) = looked_at.swap_remove(found);
+        all.findings.extend(findings);
+        let command = format!("{}, command", container.place);
+        let words = match start {
+            Start::Leasehold(words) => Some(words),
+            Start::Image => Some(Vec::new()),
+            Start::Other(program) => {
+                let what = format!(
+                    "it starts {program}, not leasehold, although LEASEHOLD_ variables are set: no message is received, and KEDA starts \
+                     such a pod at every poll"
+                );
+                let change = "write leasehold before it: command: [leasehold, run, --, …]";
+                all.findings.push(Finding::error(command, what, change));
+                None
+            }
+            Start::Unseen(what) => {
+                let what = format!("whether it starts leasehold could not be seen: {what} is not in the file");
+                let change = "look whether it ends in exec leasehold run, or the message is not released at a stop";
+                all.findings.push(Finding::unchecked(command, what, change));
+                None
+            }
+        };
+        if let Some(words) = words {
+            all.add(self.settings(&mut container, words));
         }
-        let job_types = variables.get("LEASEHOLD_JOB_TYPES").cloned();
-        let job_types = job_types.and_then(|path| Some((self.mounted(container, &path)?, path)));
-        if job_types.is_some() {
-            variables.remove("LEASEHOLD_JOB_TYPES");
+        all.add(probes::findings(&container).into());
+        all.add(self.budgets(&container).into());
+        all.add(self.work_dir(&container).into());
+        all.add(Vec::from_iter(termination_message(&container)).into());
+        (Some(container), all)
+    }
+
+    fn look_at(&self, value: &'a Value) -> (Container<'a>, Start, Vec<Finding>) {
+        let place = self.at(&format!("container {}", value["name"].as_str().unwrap_or("without a name")));
+        let (mut environment, mut findings) = self.environment(&place, value);
+        let place_of_command = format!("{place}, command");
+        let mut starter = Starter { place: place_of_command, environment: &mut environment, findings: Vec::new() };
+        let start = starter.start(value);
+        findings.append(&mut starter.findings);
+        let container =
+            Container { value, place, environment, config: None, unknown: BTreeSet::new(), flags: BTreeSet::new() };
+        (container, start, findings)
+    }
+
+    /// Reads the settings as leasehold would; `words` are those after `run`.
+    fn settings(&self, container: &mut Container, words: Vec<String>) -> Findings {
+        let mut all = Findings::default();
+        let place = container.place.clone();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            container.environment.settings().partition(|(_, value)| is_known(value));
+        let mut variables: BTreeMap<String, String> =
+            known.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        container.unknown = unknown.into_iter().map(|(name, _)| name.clone()).collect();
+        let words = flags(words, &mut variables, container);
+        // That of the pod, not of this machine.
+        if !variables.contains_key("LEASEHOLD_WORK_DIR") {
+            let temporary = container.environment.known("TMPDIR").unwrap_or("/tmp").to_owned();
+            variables.insert("LEASEHOLD_WORK_DIR".to_owned(), temporary);
         }
-        // What is in the container's other files cannot be read from here.
+        let is_said = variables.contains_key("LEASEHOLD_QUEUE_URL") || container.flags.contains("LEASEHOLD_QUEUE_URL");
+        if !is_said && (container.unknown.contains("LEASEHOLD_QUEUE_URL") || container.environment.has_unseen) {
+            let any = "https://sqs.eu-west-1.amazonaws.com/123456789012/unknown";
+            variables.insert("LEASEHOLD_QUEUE_URL".to_owned(), any.to_owned());
+        }
+        let mut job_types = None;
         for name in
             ["LEASEHOLD_JOB_TYPES", "LEASEHOLD_PUSHGATEWAY_BASIC_AUTH_FILE", "LEASEHOLD_PUSHGATEWAY_BEARER_TOKEN_FILE"]
         {
-            if let Some(path) = variables.remove(name) {
-                let place = format!("{place}, {name}");
-                let change = "check it where it is: leasehold check in the pod";
-                all.findings.push(Finding::unchecked(place, format!("{path} is in the container"), change));
+            let Some(path) = variables.remove(name) else { continue };
+            let place = format!("{place}, {name}");
+            match self.file(container.value, &path) {
+                File::Text(text) if name == "LEASEHOLD_JOB_TYPES" => job_types = Some((text, path)),
+                File::Text(_) => {}
+                File::Missing(what) => {
+                    let change = "the pod would exit with 78: correct the path, or add it there";
+                    all.findings.push(Finding::error(place, format!("{path} is not there: {what}"), change));
+                }
+                File::Elsewhere => {
+                    let change = "check it where it is: leasehold check in the pod";
+                    all.findings.push(Finding::unchecked(place, format!("{path} is in the container"), change));
+                }
             }
         }
-        if !variables.contains_key("LEASEHOLD_QUEUE_URL") && !elsewhere.is_empty() {
-            variables.insert(
-                "LEASEHOLD_QUEUE_URL".to_owned(),
-                "https://sqs.eu-west-1.amazonaws.com/123456789012/unknown".to_owned(),
-            );
-        }
-        let config = cli::container_args(&variables, &flags(container)).and_then(|mut args| {
+        let args = cli::container_args(&variables, &words).and_then(|mut args| {
             if let Some((text, path)) = job_types {
                 let file = JobTypesFile::parse(&path, || Ok(text));
                 args.work.job_types = Some(file.map_err(|why| format!("--job-types {path}: {why}"))?);
             }
-            RunConfig::try_from(args).map_err(|error| error.to_string())
+            Ok(args)
         });
+        // What is wrong between two settings may be right with those that are not in the file.
+        let is_complete =
+            container.unknown.iter().all(|name| NAMES.contains(&name.as_str())) && !container.environment.has_unseen;
+        let refused = if is_complete { Severity::Error } else { Severity::Unchecked };
+        let config = args
+            .map_err(|why| (Severity::Error, why))
+            .and_then(|args| RunConfig::try_from(args).map_err(|why| (refused, why.to_string())));
         match config {
             Ok(config) => {
                 all.findings.extend(settings::findings(&place, &config));
-                all.findings.extend(self.budgets(&place, container, &config));
-                all.stops.push(StopTimeline::of(self.at("the stop"), &config));
+                if container.region().is_some() || !container.environment.has_unseen {
+                    all.findings.extend(region_of_the_queue(container, &config));
+                }
+                container.config = Some(config);
+                if let Some(config) = container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE"]) {
+                    all.stops.push(StopTimeline::of(self.at("the stop"), config));
+                }
             }
-            Err(why) => all.findings.push(Finding::error(&place, why, "the pod would exit with 78: correct it")),
+            Err((severity, why)) => {
+                let change = "the pod would exit with 78: correct it";
+                all.findings.push(Finding { severity, ..Finding::error(&place, why, change) });
+            }
         }
         all
     }
-
-    pub fn listens(&self, container: &Value) -> bool {
-        let (variables, elsewhere) = self.variables(container);
-        let said = variables.contains_key("LEASEHOLD_LISTEN") || !elsewhere.is_empty();
-        said || words(container).iter().any(|word| word.starts_with("--listen"))
-    }
-
-    /// A file of the container that is in a ConfigMap of ours.
-    fn mounted(&self, container: &Value, path: &str) -> Option<String> {
-        let mounts = container["volumeMounts"].as_array()?;
-        let below =
-            |mount: &Value| path.strip_prefix(mount["mountPath"].as_str()?)?.strip_prefix('/').map(str::to_owned);
-        let (mount, file) = mounts.iter().find_map(|mount| Some((mount, below(mount)?)))?;
-        let volume = self.pod["volumes"].as_array()?.iter().find(|one| one["name"] == mount["name"])?;
-        let name = volume["configMap"].get("name")?;
-        let map = self.others.iter().find(|it| it["kind"] == "ConfigMap" && it["metadata"]["name"] == *name)?;
-        Some(map["data"].get(&file)?.as_str()?.to_owned())
-    }
-
-    /// The container's variables as far as the file has them, and what has the others.
-    fn variables(&self, container: &Value) -> (BTreeMap<String, String>, Vec<String>) {
-        let (mut variables, mut elsewhere) = (BTreeMap::new(), Vec::new());
-        let data_of = |kind: &str, name: &Value| {
-            self.others.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == *name)
-        };
-        for from in container["envFrom"].as_array().into_iter().flatten() {
-            let name = &from["configMapRef"]["name"];
-            let prefix = from["prefix"].as_str().unwrap_or_default();
-            match data_of("ConfigMap", name) {
-                Some(map) => variables.extend(
-                    names(&map["data"])
-                        .filter_map(|key| Some((format!("{prefix}{key}"), map["data"][key].as_str()?.to_owned()))),
-                ),
-                None => elsewhere.extend(name.as_str().map(|name| format!("ConfigMap {name}"))),
-            }
-        }
-        for variable in container["env"].as_array().into_iter().flatten() {
-            let Some(name) = variable["name"].as_str().filter(|name| name.starts_with("LEASEHOLD_")) else { continue };
-            if let Some(value) = variable["value"].as_str() {
-                variables.insert(name.to_owned(), value.to_owned());
-                continue;
-            }
-            let from = &variable["valueFrom"];
-            let reference = &from["configMapKeyRef"];
-            let value = data_of("ConfigMap", &reference["name"]);
-            let value = value.and_then(|map| map["data"][reference["key"].as_str()?].as_str());
-            match value {
-                Some(value) => drop(variables.insert(name.to_owned(), value.to_owned())),
-                // A field of the pod is known only when it is there, and none that we need.
-                None if from["fieldRef"].is_object() => drop(variables.remove(name)),
-                None => elsewhere.push(format!("{name}'s valueFrom")),
-            }
-        }
-        (variables, elsewhere)
-    }
 }
 
-/// A container's command and arguments.
-fn words(container: &Value) -> Vec<String> {
-    let list = |field: &str| container[field].as_array().into_iter().flatten();
-    list("command").chain(list("args")).filter_map(Value::as_str).map(str::to_owned).collect()
+/// Kubernetes reads the termination message from one file, and leasehold writes it into one.
+fn termination_message(container: &Container) -> Option<Finding> {
+    let read = container.value["terminationMessagePath"].as_str().unwrap_or(TERMINATION_LOG);
+    let config = container.config_if_known(&["LEASEHOLD_TERMINATION_LOG"])?;
+    let written = match &config.work.termination_log {
+        TerminationLog::Kubernetes => TERMINATION_LOG,
+        TerminationLog::At(path) => path.to_str()?,
+    };
+    (written != read).then(|| {
+        Finding::warning(
+            format!("{}, terminationMessagePath", container.place),
+            format!(
+                "Kubernetes reads {read} and leasehold writes {written}: kubectl describe pod does not say why a pod failed"
+            ),
+            "remove terminationMessagePath and LEASEHOLD_TERMINATION_LOG, or set both to one file",
+        )
+    })
 }
 
-/// What of that follows `run`, with a command in any case: without arguments the image has it.
-fn flags(container: &Value) -> Vec<String> {
-    let words = words(container);
-    let run = words.iter().take_while(|word| *word != "--").position(|word| word == "run");
-    let mut flags: Vec<String> = run.map(|run| words[run + 1..].to_vec()).unwrap_or_default();
-    if !flags.iter().any(|word| word == "--") {
-        flags.extend(["--".to_owned(), "command".to_owned()]);
+/// Settings that are only names: nothing is right or wrong with what they are.
+const NAMES: [&str; 3] = ["LEASEHOLD_JOB_ID", "LEASEHOLD_POD_NAME", "LEASEHOLD_NAMESPACE"];
+
+/// Where Kubernetes looks unless a container says otherwise.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// SQS refuses a request that is signed for another region.
+fn region_of_the_queue(container: &Container, config: &RunConfig) -> Option<Finding> {
+    container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
+    let (signed, of_queue) = (container.region()?, crate::ports::aws::region_of(&config.queue_url)?);
+    let is_custom =
+        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| container.environment.known(name).is_some());
+    (signed != of_queue && !is_custom).then(|| {
+        let what = format!("it is {signed}, and the queue is in {of_queue}: SQS refuses every request");
+        Finding::error(format!("{}, AWS_REGION", container.place), what, format!("set it to {of_queue}"))
+    })
+}
+
+/// The words after `run` as leasehold gets them, with a command in any case: without arguments the image has it. A flag whose value
+/// is not known is left out.
+fn flags(words: Vec<String>, variables: &mut BTreeMap<String, String>, container: &mut Container) -> Vec<String> {
+    let variable_of = |flag: &str| format!("LEASEHOLD_{}", flag[2..].replace('-', "_").to_uppercase());
+    let name_of = |word: &str| Some(word.split_once('=').map_or(word, |(flag, _)| flag).to_owned());
+    let name_of = |word: &str| name_of(word).filter(|flag| flag.starts_with("--") && is_known(flag));
+    let mut flags: Vec<String> = Vec::new();
+    let mut words = words.into_iter();
+    for word in words.by_ref().take_while(|word| word != "--") {
+        if is_known(&word) {
+            container.flags.extend(name_of(&word).map(|flag| variable_of(&flag)));
+            flags.push(word);
+            continue;
+        }
+        let flag = name_of(&word).or_else(|| flags.pop_if(|flag| flag.starts_with("--") && !flag.contains('=')));
+        match flag.map(|flag| variable_of(&flag)) {
+            Some(variable) => {
+                variables.remove(&variable);
+                container.flags.remove(&variable);
+                container.unknown.insert(variable);
+            }
+            // It may be any flag.
+            None => container.environment.has_unseen = true,
+        }
     }
+    let command: Vec<String> = words.collect();
+    flags.push("--".to_owned());
+    flags.extend(if command.is_empty() { vec!["command".to_owned()] } else { command });
     flags
 }

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::environment::quoted;
 use super::{ScaledJob, names};
 use crate::check::Finding;
 
@@ -14,6 +15,9 @@ pub enum Shape {
     Any,
     Text,
     Texts,
+    /// Names with texts.
+    TextMap,
+    Truth,
     Number,
     OneOf(&'static [&'static str]),
     Object(&'static [Field]),
@@ -24,7 +28,7 @@ pub enum Shape {
     Foreign(&'static str),
 }
 
-use Shape::{Any, Foreign, List, Number, Object, OneOf, Outdated, Text, Texts};
+use Shape::{Any, Foreign, List, Number, Object, OneOf, Outdated, Text, TextMap, Texts, Truth};
 
 const SPEC: &[Field] = &[
     ("jobTargetRef", Any),
@@ -83,10 +87,35 @@ pub const METADATA: &[Field] = &[
     ("awsSecretAccessKeyFromEnv", Outdated("refer to a TriggerAuthentication with secretTargetRef instead")),
 ];
 
+/// Those that are looked at of what is Kubernetes' own; of the others it says itself what is wrong.
+const JOB: &[Field] = &[
+    ("backoffLimit", Number),
+    ("parallelism", Number),
+    ("completions", Number),
+    ("activeDeadlineSeconds", Number),
+    ("ttlSecondsAfterFinished", Number),
+    ("suspend", Truth),
+];
+const POD: &[Field] =
+    &[("terminationGracePeriodSeconds", Number), ("activeDeadlineSeconds", Number), ("nodeSelector", TextMap)];
+const METADATA_OF_OBJECT: &[Field] = &[("labels", TextMap), ("annotations", TextMap)];
+
 /// What KEDA or Kubernetes would ignore or refuse.
 pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
     let mut findings = Vec::new();
-    object(&|field| scaled_job.at(field), "spec", scaled_job.spec, SPEC, &mut findings);
+    let at = |field: &str| scaled_job.at(field);
+    object(&at, "spec", scaled_job.spec, SPEC, &mut findings);
+    let template = &scaled_job.job["template"];
+    for (path, value, known) in [
+        ("metadata", scaled_job.metadata, METADATA_OF_OBJECT),
+        ("spec.jobTargetRef", scaled_job.job, JOB),
+        ("spec.jobTargetRef.template.metadata", &template["metadata"], METADATA_OF_OBJECT),
+        ("spec.jobTargetRef.template.spec", &template["spec"], POD),
+    ] {
+        for (name, shape) in known.iter().filter(|(name, _)| !value[*name].is_null()) {
+            field(&at, &format!("{path}.{name}"), &value[*name], shape, &mut findings);
+        }
+    }
     for field in names(scaled_job.job).filter(|field| real(SPEC).any(|real| real == *field)) {
         findings.push(Finding::error(
             scaled_job.at(&format!("spec.jobTargetRef.{field}")),
@@ -128,14 +157,21 @@ pub fn object(
 
 fn field(at: &dyn Fn(&str) -> String, path: &str, value: &Value, shape: &'static Shape, findings: &mut Vec<Finding>) {
     let refused = |what: &str| format!("{value} is no {what}, and Kubernetes refuses it");
-    let quoted = || format!("write it in quotes: \"{}\"", value.to_string().trim_matches('"'));
     let found = match shape {
         Any => None,
-        Text => (!value.is_string()).then(|| Finding::error(at(path), refused("string"), quoted())),
+        Text => (!value.is_string()).then(|| Finding::error(at(path), refused("string"), quoted(value))),
         Texts => {
             let is_list = value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
             (!is_list).then(|| Finding::error(at(path), refused("list of strings"), "write it as one"))
         }
+        TextMap => {
+            for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+                field(at, &format!("{path}.{name}"), value, &Text, findings);
+            }
+            (!value.is_object()).then(|| Finding::error(at(path), refused("object"), "write names and texts"))
+        }
+        Truth => (!value.is_boolean())
+            .then(|| Finding::error(at(path), refused("boolean"), "write true or false without quotes")),
         Number => {
             (!value.is_u64()).then(|| Finding::error(at(path), refused("integer"), "write a number without quotes"))
         }

@@ -5,9 +5,14 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::ScaledJob;
+use super::container::Container;
+use super::files::Mount;
 use crate::check::Finding;
 use crate::config::RunConfig;
 use crate::job::lease::CEILING;
+
+/// Who starts the pods of a Job unless it says otherwise.
+const JOB_CONTROLLER: &str = "kubernetes.io/job-controller";
 
 impl ScaledJob<'_> {
     pub fn pod(&self) -> Vec<Finding> {
@@ -44,118 +49,158 @@ impl ScaledJob<'_> {
             ));
         }
         for field in ["parallelism", "completions"] {
-            if self.job[field].as_u64().is_some_and(|count| count > 1) {
+            let count = self.job[field].as_u64();
+            if count.is_some_and(|count| count > 1) {
                 findings.push(Finding::warning(
                     self.at(&format!("spec.jobTargetRef.{field}")),
                     "KEDA counts Jobs, not pods: the others find nothing",
                     "set it to 1",
                 ));
             }
-        }
-        findings
-    }
-
-    pub fn probes(&self, place: &str, container: &Value) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        if container["livenessProbe"].is_object() {
-            findings.push(Finding::warning(
-                format!("{place}, livenessProbe"),
-                "when it fails the work is killed, and the message's attempt is lost",
-                "remove it: a command that hangs is what --max-duration and --stall-timeout are for",
-            ));
-        }
-        let probe = &container["readinessProbe"];
-        let path = &probe["httpGet"]["path"];
-        if probe.is_object() && path.is_string() && path != "/readyz" {
-            findings.push(Finding::warning(
-                format!("{place}, readinessProbe"),
-                format!("{path} does not tell whether a message is held"),
-                "ask /readyz",
-            ));
-        }
-        if path == "/readyz" && !self.listens(container) {
-            findings.push(Finding::error(
-                format!("{place}, readinessProbe"),
-                "nothing answers it, so the pod never is ready, and counts as pending as long as it runs",
-                "set LEASEHOLD_LISTEN, for example to 0.0.0.0:9464",
-            ));
-        }
-        if probe.is_object() && probe["periodSeconds"].as_u64().unwrap_or(10) > 2 {
-            findings.push(Finding::warning(
-                format!("{place}, readinessProbe.periodSeconds"),
-                "until it is asked, a pod that holds a message counts as pending",
-                "set it to 1",
-            ));
-        }
-        if container["lifecycle"]["preStop"].is_object() {
-            findings.push(Finding::warning(
-                format!("{place}, lifecycle.preStop"),
-                "its time is taken from terminationGracePeriodSeconds before leasehold gets TERM",
-                "remove it, or lower LEASEHOLD_TERMINATION_GRACE by what it takes",
-            ));
-        }
-        findings
-    }
-
-    /// The times that the pod and the Job allow, against those that leasehold was told.
-    pub fn budgets(&self, place: &str, container: &Value, config: &RunConfig) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let settings = &config.work.settings;
-        let stop = settings.policy.limits.stop_grace + settings.stop.reserve;
-        let types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace + settings.stop.reserve);
-        let stop = types.fold(stop, Duration::max).max(settings.polling.longest_poll + settings.stop.reserve);
-        let grace = Duration::from_secs(self.pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
-        if stop > grace {
-            findings.push(Finding::error(
-                self.at("spec.jobTargetRef.template.spec.terminationGracePeriodSeconds"),
-                format!("the stop is planned to take {stop:?}, and the kubelet kills after {grace:?}: the message is not released"),
-                format!("set it to {} or more, or LEASEHOLD_TERMINATION_GRACE to {}s", seconds(stop), grace.as_secs()),
-            ));
-        } else if stop < grace {
-            findings.push(Finding::warning(
-                format!("{place}, LEASEHOLD_TERMINATION_GRACE"),
-                format!("the stop takes {stop:?} of the {grace:?} that the pod has"),
-                format!("set it to {}s, so that the command gets the rest", grace.as_secs()),
-            ));
-        }
-        let longest = settings.policy.job_types.iter().map(|job_type| job_type.limits.max_duration);
-        let longest = longest.fold(settings.policy.limits.max_duration, Duration::max).min(CEILING);
-        let rounds = settings.policy.max_messages.div_ceil(u32::try_from(config.concurrency).unwrap_or(1).max(1));
-        let whole = (settings.polling.wait + longest) * rounds + stop;
-        for (field, deadline) in [
-            ("spec.jobTargetRef.activeDeadlineSeconds", &self.job["activeDeadlineSeconds"]),
-            ("spec.jobTargetRef.template.spec.activeDeadlineSeconds", &self.pod["activeDeadlineSeconds"]),
-        ] {
-            if let Some(deadline) = deadline.as_u64().filter(|deadline| Duration::from_secs(*deadline) < whole) {
+            if count == Some(0) {
                 findings.push(Finding::error(
-                    self.at(field),
-                    format!("after {deadline}s the pod is stopped, although its work may take {whole:?} with the stop"),
-                    format!("remove it, or set it above {}", seconds(whole)),
+                    self.at(&format!("spec.jobTargetRef.{field}")),
+                    "it is 0: KEDA makes Jobs, and none of them ever starts a pod",
+                    "set it to 1",
                 ));
             }
         }
-        findings.extend(self.work_dir(place, container, config));
+        if self.job["suspend"] == true {
+            findings.push(Finding::error(
+                self.at("spec.jobTargetRef.suspend"),
+                "KEDA makes Jobs, and none of them ever starts a pod",
+                "remove it; to pause, annotate the ScaledJob with autoscaling.keda.sh/paused: \"true\"",
+            ));
+        }
+        if let Some(manager) = self.job["managedBy"].as_str().filter(|manager| *manager != JOB_CONTROLLER) {
+            findings.push(Finding::unchecked(
+                self.at("spec.jobTargetRef.managedBy"),
+                format!("whether {manager} starts the pods could not be seen; Kubernetes does not"),
+                "remove it",
+            ));
+        }
+        if self.pod["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+            findings.push(Finding::error(
+                self.at("spec.jobTargetRef.template.spec.schedulingGates"),
+                "no pod is put on a node until somebody removes its gates; until then its Job counts as pending",
+                "remove them",
+            ));
+        }
         findings
     }
 
-    fn work_dir(&self, place: &str, container: &Value, config: &RunConfig) -> Option<Finding> {
-        let mounts = container["volumeMounts"].as_array()?;
-        let holds = |mount: &&Value| {
-            mount["mountPath"].as_str().is_some_and(|path| config.work.work_dir.path.starts_with(path))
-        };
-        let volume = &mounts.iter().find(holds)?["name"];
-        let volume = self.pod["volumes"].as_array()?.iter().find(|one| one["name"] == *volume)?;
-        let size = volume["emptyDir"]["sizeLimit"].as_str()?;
-        let size: bytesize::ByteSize = size.parse().ok()?;
-        let fits = config.work.work_dir.limit.is_some_and(|limit| limit <= size.as_u64());
-        (!fits).then(|| {
+    /// Containers beside the one that runs leasehold.
+    pub fn beside(&self, container: &Container) -> Vec<Finding> {
+        let others = self.containers().filter(|other| !std::ptr::eq(*other, container.value));
+        let finding = |other: &Value| {
+            let name = other["name"].as_str().unwrap_or("without a name");
             Finding::warning(
-                format!("{place}, LEASEHOLD_WORK_DIR_LIMIT"),
+                self.at(&format!("container {name}")),
+                "a Job ends when all its containers have: if this one goes on after leasehold, the Job never completes, and a message \
+                 waits for each",
+                "move it to initContainers, with restartPolicy: Always; Kubernetes then stops it after leasehold",
+            )
+        };
+        others.map(finding).collect()
+    }
+
+    /// The times that the pod and the Job allow, against those that leasehold was told.
+    pub fn budgets(&self, container: &Container) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let place = &container.place;
+        let grace = Duration::from_secs(self.pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
+        if let Some(config) = container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE", "LEASEHOLD_STOP_GRACE"]) {
+            let stop = longest_stop(config);
+            if stop > grace {
+                findings.push(Finding::error(
+                    self.at("spec.jobTargetRef.template.spec.terminationGracePeriodSeconds"),
+                    format!("the stop is planned to take {stop:?}, and the kubelet kills after {grace:?}: the message is not released"),
+                    format!("set it to {} or more, or LEASEHOLD_TERMINATION_GRACE to {}s", seconds(stop), grace.as_secs()),
+                ));
+            } else if stop < grace {
+                findings.push(Finding::warning(
+                    format!("{place}, LEASEHOLD_TERMINATION_GRACE"),
+                    format!("the stop takes {stop:?} of the {grace:?} that the pod has"),
+                    format!("set it to {}s, so that the command gets the rest", grace.as_secs()),
+                ));
+            }
+        }
+        if let Some(config) = container.config_if_known(&["LEASEHOLD_MAX_DURATION", "LEASEHOLD_MAX_MESSAGES"]) {
+            let settings = &config.work.settings;
+            let longest = settings.policy.job_types.iter().map(|job_type| job_type.limits.max_duration);
+            let longest = longest.fold(settings.policy.limits.max_duration, Duration::max).min(CEILING);
+            let rounds = settings.policy.max_messages.div_ceil(u32::try_from(config.concurrency).unwrap_or(1).max(1));
+            let whole = (settings.polling.wait + longest).saturating_mul(rounds).saturating_add(longest_stop(config));
+            for (field, deadline) in [
+                ("spec.jobTargetRef.activeDeadlineSeconds", &self.job["activeDeadlineSeconds"]),
+                ("spec.jobTargetRef.template.spec.activeDeadlineSeconds", &self.pod["activeDeadlineSeconds"]),
+            ] {
+                if let Some(deadline) = deadline.as_u64().filter(|deadline| Duration::from_secs(*deadline) < whole) {
+                    findings.push(Finding::error(
+                        self.at(field),
+                        format!(
+                            "after {deadline}s the pod is stopped, although its work may take {whole:?} with the stop"
+                        ),
+                        format!("remove it, or set it above {}", seconds(whole)),
+                    ));
+                }
+            }
+        }
+        findings
+    }
+
+    /// Can leasehold write where it works, and does it know how much?
+    pub fn work_dir(&self, container: &Container) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let Some(config) = container.config_if_known(&["LEASEHOLD_WORK_DIR"]) else { return findings };
+        let path = &config.work.work_dir.path;
+        let place = format!("{}, LEASEHOLD_WORK_DIR", container.place);
+        let exits = "every pod exits with 78";
+        let change = "mount an emptyDir, and set LEASEHOLD_WORK_DIR to where it is";
+        let Some(Mount { volume, rest, is_read_only }) = self.mount(container.value, path) else {
+            if container.value["securityContext"]["readOnlyRootFilesystem"] == true {
+                let what = format!("the root is read-only and no volume is mounted at {}: {exits}", path.display());
+                findings.push(Finding::error(place, what, change));
+            }
+            return findings;
+        };
+        let name = volume["name"].as_str().unwrap_or_default();
+        if is_read_only {
+            let what = format!("{} is on the volume {name}, which is read-only there: {exits}", path.display());
+            findings.push(Finding::error(place, what, change));
+            return findings;
+        }
+        let makers = self.pod["initContainers"].as_array().into_iter().flatten();
+        let is_made = makers.filter_map(|maker| maker["volumeMounts"].as_array()).flatten();
+        let is_made = is_made.into_iter().any(|mount| mount["name"] == *name);
+        if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !is_made {
+            let what = format!(
+                "the volume {name} is empty when a pod starts, and nobody makes {} in it: {exits}",
+                rest.display()
+            );
+            findings.push(Finding::error(place, what, "set it to the volume's mountPath"));
+        }
+        let size = volume["emptyDir"]["sizeLimit"].as_str().and_then(|size| size.parse::<bytesize::ByteSize>().ok());
+        let limited = container.config_if_known(&["LEASEHOLD_WORK_DIR_LIMIT"]);
+        if let (Some(size), Some(config)) = (size, limited)
+            && config.work.work_dir.limit.is_none_or(|limit| limit > size.as_u64())
+        {
+            findings.push(Finding::warning(
+                format!("{}, LEASEHOLD_WORK_DIR_LIMIT", container.place),
                 format!("it is not within the sizeLimit {size} of the work directory's volume, over which the pod is evicted"),
                 "set it to the sizeLimit",
-            )
-        })
+            ));
+        }
+        findings
     }
+}
+
+/// The longest that a stop is planned to take.
+fn longest_stop(config: &RunConfig) -> Duration {
+    let settings = &config.work.settings;
+    let types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
+    let stop = types.fold(settings.policy.limits.stop_grace, Duration::max).max(settings.polling.longest_poll);
+    stop + settings.stop.reserve
 }
 
 fn seconds(duration: Duration) -> u64 {

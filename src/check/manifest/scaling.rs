@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::ScaledJob;
-use super::fields::{self, METADATA};
 use crate::check::Finding;
 
 /// The conditions that are true on every pod that works (Kubernetes, "Pod Lifecycle", "Pod conditions").
@@ -16,19 +15,15 @@ const WAIT_FOR_A_PROBE: [&str; 2] = ["ContainersReady", "Ready"];
 impl ScaledJob<'_> {
     pub fn scaling(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        match self.spec["rollout"]["strategy"].as_str() {
-            None | Some("immediate") => findings.push(Finding::error(
-                self.at("spec.rollout.strategy"),
-                "it is immediate, KEDA's default: each edit of this object stops every pod that works",
-                "set it to gradual",
-            )),
-            Some(_) => {}
-        }
-        if self.spec["minReplicaCount"].as_u64().is_some_and(|count| count > 0) {
+        findings.extend(self.rollout());
+        findings.extend(self.replicas());
+        if let Some(paused) =
+            self.metadata["annotations"]["autoscaling.keda.sh/paused"].as_str().filter(|value| !is_false(value))
+        {
             findings.push(Finding::warning(
-                self.at("spec.minReplicaCount"),
-                "so many Jobs are kept running at all times, which find the queue empty at every poll",
-                "set it to 0",
+                self.at("metadata.annotations"),
+                format!("autoscaling.keda.sh/paused is {paused:?}: KEDA starts no Job"),
+                "remove it when messages shall be worked on",
             ));
         }
         let scaling = &self.spec["scalingStrategy"];
@@ -40,6 +35,69 @@ impl ScaledJob<'_> {
             ));
         }
         findings.extend(self.pending_conditions());
+        findings
+    }
+
+    /// What becomes of the pods that work when the object is edited.
+    fn rollout(&self) -> Option<Finding> {
+        let new = self.spec["rollout"]["strategy"].as_str();
+        // KEDA takes the outdated field if it is there.
+        let old = self.spec["rolloutStrategy"].as_str().filter(|strategy| !strategy.is_empty());
+        let place = |field: &str| self.at(&format!("spec.{field}"));
+        match (old, new) {
+            (Some("gradual"), _) | (None, Some("gradual")) => None,
+            (Some("immediate"), Some("gradual")) => Some(Finding::error(
+                place("rolloutStrategy"),
+                "KEDA takes this outdated field, immediate, and not rollout.strategy: each edit of this object stops every pod that \
+                 works",
+                "remove it",
+            )),
+            (Some("immediate"), _) => Some(Finding::error(
+                place("rolloutStrategy"),
+                "it is immediate: each edit of this object stops every pod that works",
+                "remove it, and set rollout.strategy to gradual",
+            )),
+            (None, None | Some("immediate")) => Some(Finding::error(
+                place("rollout.strategy"),
+                "it is immediate, KEDA's default: each edit of this object stops every pod that works",
+                "set it to gradual",
+            )),
+            (Some(old), _) => {
+                let what = format!("KEDA has no {old:?}");
+                Some(Finding::error(place("rolloutStrategy"), what, "remove it, and set rollout.strategy to gradual"))
+            }
+            // It is told where the fields are.
+            (None, Some(_)) => None,
+        }
+    }
+
+    fn replicas(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let least = self.spec["minReplicaCount"].as_u64().unwrap_or(0);
+        let most = self.spec["maxReplicaCount"].as_u64().unwrap_or(100);
+        if least > 0 {
+            findings.push(Finding::warning(
+                self.at("spec.minReplicaCount"),
+                "so many Jobs are kept running at all times, which find the queue empty at every poll",
+                "set it to 0",
+            ));
+        }
+        if most == 0 {
+            findings.push(Finding::error(
+                self.at("spec.maxReplicaCount"),
+                "it is 0, and Kubernetes refuses the object",
+                "set it to 1 or more",
+            ));
+        } else if least >= most {
+            findings.push(Finding::error(
+                self.at("spec.maxReplicaCount"),
+                format!(
+                    "KEDA keeps {most} Jobs running without messages (minReplicaCount {least}), and has room for none that a message \
+                     starts"
+                ),
+                "set minReplicaCount to 0",
+            ));
+        }
         findings
     }
 
@@ -90,85 +148,8 @@ impl ScaledJob<'_> {
         findings
     }
 
-    pub fn triggers(&self) -> Vec<Finding> {
-        let Some(triggers) = self.spec["triggers"].as_array() else {
-            let change = "add an aws-sqs-queue trigger there, beside jobTargetRef";
-            return vec![Finding::error(self.at("spec.triggers"), "it is missing: nothing starts a Job", change)];
-        };
-        let of_sqs = |trigger: &&(usize, &Value)| trigger.1["type"] == "aws-sqs-queue";
-        let numbered: Vec<_> = triggers.iter().enumerate().collect();
-        let of_sqs: Vec<_> = numbered.iter().filter(of_sqs).collect();
-        if of_sqs.is_empty() {
-            return vec![Finding::error(self.at("spec.triggers"), "none is of type aws-sqs-queue", "add one")];
-        }
-        let mut findings: Vec<_> = of_sqs.iter().flat_map(|(number, trigger)| self.trigger(*number, trigger)).collect();
-        if triggers.len() > 1 {
-            findings.push(Finding::warning(
-                self.at("spec.triggers"),
-                "a pod receives from one queue: for what the others count it finds nothing",
-                "give each queue a ScaledJob of its own",
-            ));
-        }
-        findings
-    }
-
-    fn trigger(&self, number: usize, trigger: &Value) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let metadata = &trigger["metadata"];
-        let place = |field: &str| self.at(&format!("spec.triggers[{number}].{field}"));
-        fields::object(
-            &|field| self.at(field),
-            &format!("spec.triggers[{number}].metadata"),
-            metadata,
-            METADATA,
-            &mut findings,
-        );
-        let value = |name: &str| metadata[name].as_str().map_or_else(|| metadata[name].to_string(), str::to_owned);
-        let is_set = |name: &str| !metadata[name].is_null();
-        if !is_set("queueURL") && !is_set("queueURLFromEnv") {
-            findings.push(Finding::error(
-                place("metadata.queueURL"),
-                "it is missing",
-                "set it, or queueURLFromEnv: LEASEHOLD_QUEUE_URL",
-            ));
-        }
-        if !is_set("awsRegion") {
-            findings.push(Finding::error(
-                place("metadata.awsRegion"),
-                "it is missing, and KEDA needs it",
-                "set it to the queue's region",
-            ));
-        }
-        let as_itself = trigger["authenticationRef"]["name"].is_string()
-            || is_set("awsAccessKeyIDFromEnv")
-            || value("identityOwner") == "operator";
-        if !as_itself {
-            findings.push(Finding::error(
-                place("authenticationRef"),
-                "it is missing, so KEDA has nothing to sign with, and never learns the queue's length",
-                "name a TriggerAuthentication, for example with podIdentity: {provider: aws}",
-            ));
-        }
-        if !is_set("queueLength") {
-            findings.push(Finding::error(
-                place("metadata.queueLength"),
-                "it is 5, KEDA's default: one pod for five messages",
-                "set it to \"1\", or to --max-messages",
-            ));
-        }
-        if is_set("activationQueueLength") && value("activationQueueLength") != "0" {
-            findings.push(Finding::warning(
-                place("metadata.activationQueueLength"),
-                format!("{} messages or fewer never start a Job", value("activationQueueLength")),
-                "remove it",
-            ));
-        }
-        findings.extend(self.pairing(&place("metadata.scaleOnInFlight"), value("scaleOnInFlight") != "false"));
-        findings
-    }
-
     /// Which strategies count messages in flight, and which must not.
-    fn pairing(&self, place: &str, in_flight: bool) -> Option<Finding> {
+    pub fn pairing(&self, place: &str, in_flight: bool) -> Option<Finding> {
         let strategy = &self.spec["scalingStrategy"]["strategy"];
         match (strategy.as_str(), in_flight) {
             (Some("accurate"), true) => Some(Finding::error(
@@ -195,4 +176,9 @@ impl ScaledJob<'_> {
             (None | Some(_), _) => None,
         }
     }
+}
+
+/// As Go reads a truth value: that is how KEDA reads an annotation.
+fn is_false(text: &str) -> bool {
+    matches!(text, "0" | "f" | "F" | "false" | "FALSE" | "False")
 }

@@ -1,0 +1,264 @@
+//! A container's environment, as far as the file has it.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::{ScaledJob, names};
+use crate::check::Finding;
+
+/// No longer value fits an environment (`MAX_ARG_STRLEN` of Linux); one that names others twice could grow without end.
+const LONGEST: usize = 128 * 1024;
+
+/// Stands in a text for what only the cluster knows.
+pub const UNKNOWN: char = '\u{fffc}';
+
+pub fn is_known(text: &str) -> bool {
+    !text.contains(UNKNOWN)
+}
+
+/// The variables, and whether there may be more.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    values: BTreeMap<String, String>,
+    /// Something that is not in the file may set any variable.
+    pub has_unseen: bool,
+}
+
+impl Environment {
+    /// The value of a variable; `None` if it is not set.
+    pub fn get(&self, name: &str) -> Option<String> {
+        let unseen = self.has_unseen.then(|| UNKNOWN.to_string());
+        self.values.get(name).cloned().or(unseen)
+    }
+
+    /// The value, if the file has it and it is not empty.
+    pub fn known(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str).filter(|value| is_known(value) && !value.is_empty())
+    }
+
+    pub fn set(&mut self, name: &str, value: String) {
+        let value = if value.len() > LONGEST { UNKNOWN.to_string() } else { value };
+        self.values.insert(name.to_owned(), value);
+    }
+
+    /// The settings of leasehold that are set here.
+    pub fn settings(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.values.iter().filter(|(name, _)| name.starts_with("LEASEHOLD_"))
+    }
+
+    /// With `$(NAME)` replaced by the variable, and `$$` by `$`, as Kubernetes does in `env`, `command` and `args`.
+    pub fn expand(&self, text: &str) -> String {
+        let mut expanded = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            expanded.push_str(before);
+            rest = after;
+            if let Some(after) = rest.strip_prefix('$') {
+                expanded.push('$');
+                rest = after;
+            } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+                match self.get(name) {
+                    Some(value) => expanded.push_str(&value),
+                    None => expanded.extend(["$(", name, ")"]),
+                }
+                rest = after;
+            } else {
+                expanded.push('$');
+            }
+            if expanded.len() > LONGEST {
+                return UNKNOWN.to_string();
+            }
+        }
+        expanded + rest
+    }
+}
+
+impl<'a> ScaledJob<'a> {
+    /// The environment of one of the pod's containers; what is wrong with it is told as of `place`.
+    pub fn environment(&self, place: &str, container: &Value) -> (Environment, Vec<Finding>) {
+        let mut environment = Environment::default();
+        let mut findings = Vec::new();
+        for from in container["envFrom"].as_array().into_iter().flatten() {
+            let prefix = from["prefix"].as_str().unwrap_or_default();
+            for (kind, reference) in [("ConfigMap", &from["configMapRef"]), ("Secret", &from["secretRef"])] {
+                let Some(name) = reference["name"].as_str() else { continue };
+                let Some(object) = self.object(kind, name) else {
+                    environment.has_unseen = true;
+                    if reference["optional"] != true {
+                        findings.push(self.absent(place, kind, name, NO_JOB));
+                    }
+                    continue;
+                };
+                for (key, value) in data(object) {
+                    environment.set(&format!("{prefix}{key}"), value);
+                }
+            }
+        }
+        for variable in container["env"].as_array().into_iter().flatten() {
+            let Some(name) = variable["name"].as_str() else { continue };
+            let value = match &variable["value"] {
+                Value::Null => self.value_from(place, name, &variable["valueFrom"], &mut findings),
+                Value::String(text) => environment.expand(text),
+                other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                    let what = format!("its value {other} is no string, and Kubernetes refuses the object");
+                    findings.push(Finding::error(format!("{place}, env {name}"), what, quoted(other)));
+                    other.to_string()
+                }
+            };
+            environment.set(name, value);
+        }
+        (environment, findings)
+    }
+
+    fn value_from(&self, place: &str, variable: &str, from: &Value, findings: &mut Vec<Finding>) -> String {
+        let place = format!("{place}, env {variable}");
+        let unknown = UNKNOWN.to_string();
+        for (kind, reference) in [("ConfigMap", &from["configMapKeyRef"]), ("Secret", &from["secretKeyRef"])] {
+            let (Some(name), Some(key)) = (reference["name"].as_str(), reference["key"].as_str()) else { continue };
+            let optional = reference["optional"] == true;
+            let Some(object) = self.object(kind, name) else {
+                let absent = self.absent(&place, kind, name, NO_JOB);
+                // Only of what concerns us; a password that the command reads is not our business.
+                if !optional && (absent.severity == super::Severity::Error || variable.starts_with("LEASEHOLD_")) {
+                    findings.push(absent);
+                }
+                return unknown;
+            };
+            if let Some(value) = data(object).remove(key) {
+                return value;
+            }
+            if !optional {
+                let what = format!("{kind} {name} has no key {key}, so its pods never start");
+                findings.push(Finding::error(&place, what, "correct the key, or add it there"));
+            }
+            return unknown;
+        }
+        // A field of the pod is known when it is there, and none that we need.
+        let is_there = from.is_null() || from["fieldRef"].is_object();
+        if !is_there && variable.starts_with("LEASEHOLD_") {
+            let what = "where its value comes from is not in the file";
+            findings.push(Finding::unchecked(&place, what, "check it where it is: leasehold check in the pod"));
+        }
+        if from.is_null() { String::new() } else { unknown }
+    }
+
+    /// The object of this name in the file, of the ScaledJob's namespace as far as both say theirs.
+    pub fn object(&self, kind: &str, name: &str) -> Option<&'a Value> {
+        self.of_kind(kind).find(|object| object["metadata"]["name"] == name)
+    }
+
+    pub fn of_kind(&self, kind: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+        let (kind, namespace) = (kind.to_owned(), self.namespace);
+        let is_here = move |object: &&Value| {
+            let other = object["metadata"]["namespace"].as_str();
+            object["kind"] == kind && (namespace.is_none() || other.is_none() || namespace == other)
+        };
+        self.others.iter().filter(is_here)
+    }
+
+    /// What to say of an object that is called and is not in the file: an error if another one in it must be meant, since nothing
+    /// calls that one by its name.
+    pub fn absent(&self, place: &str, kind: &str, name: &str, effect: &str) -> Finding {
+        let mut called = Vec::new();
+        references(self.spec, kind, &mut called);
+        let unused = self.of_kind(kind).filter_map(|object| Some((object, object["metadata"]["name"].as_str()?)));
+        let unused = unused.filter(|(_, other)| !called.contains(other));
+        let is_meant = |(object, other): &(&Value, &str)| {
+            let is_near = strsim::normalized_damerau_levenshtein(name, other) > 0.6;
+            is_near || data(object).keys().any(|key| key.starts_with("LEASEHOLD_"))
+        };
+        let distance = |(_, other): &(&Value, &str)| strsim::damerau_levenshtein(name, other);
+        if let Some((_, meant)) = unused.filter(is_meant).min_by_key(distance) {
+            let what = format!("the file has no {kind} {name}: {effect}");
+            return Finding::error(place, what, format!("did you mean {meant}?"));
+        }
+        let what = format!("settings from {kind} {name} are not in the file");
+        Finding::unchecked(place, what, "render it together with the ScaledJob")
+    }
+}
+
+/// What KEDA does with a container whose environment it cannot read.
+const NO_JOB: &str = "KEDA sets the ScaledJob's Ready to False and starts no Job";
+
+pub const NO_POD: &str = "its pods never start";
+
+/// How to write what is no string. Only of an integer it is known how it is written: `on` is true, and 0755 is a fraction.
+pub fn quoted(value: &Value) -> String {
+    if value.is_i64() || value.is_u64() {
+        format!("write it in quotes: \"{value}\"")
+    } else {
+        "write it in quotes".to_owned()
+    }
+}
+
+/// The names that are called in `value`, of objects of this kind.
+fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
+    let fields: &[(&str, &str)] = match kind {
+        "ConfigMap" => &[("configMapRef", "name"), ("configMapKeyRef", "name"), ("configMap", "name")],
+        "Secret" => &[("secretRef", "name"), ("secretKeyRef", "name"), ("secret", "secretName"), ("secret", "name")],
+        "TriggerAuthentication" | "ClusterTriggerAuthentication" => &[("authenticationRef", "name")],
+        _ => &[],
+    };
+    match value {
+        Value::Object(object) => {
+            for (field, value) in object {
+                let called = fields.iter().filter(|(of, _)| of == field);
+                names.extend(called.filter_map(|(_, name)| value[name].as_str()));
+                references(value, kind, names);
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|value| references(value, kind, names)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// What is in a ConfigMap or a Secret.
+pub fn data(object: &Value) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let decoded = |value: &Value| {
+        let bytes = STANDARD.decode(value.as_str()?.split_whitespace().collect::<String>()).ok()?;
+        String::from_utf8(bytes).ok()
+    };
+    let is_secret = object["kind"] == "Secret";
+    let of_data = names(&object["data"]).map(|key| {
+        let value = &object["data"][key];
+        let value = if is_secret { decoded(value).unwrap_or_else(|| UNKNOWN.to_string()) } else { text(value) };
+        (key.to_owned(), value)
+    });
+    let of_string_data = names(&object["stringData"]).map(|key| (key.to_owned(), text(&object["stringData"][key])));
+    of_data.chain(of_string_data).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_expanded_as_kubernetes_does_it() {
+        let mut environment = Environment::default();
+        environment.set("A", "1".into());
+        environment.set("SECRET", UNKNOWN.to_string());
+        for (text, expanded) in [
+            ("x$(A)y", "x1y"),
+            ("$(A)$(A)", "11"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$1"),
+            ("$(B)", "$(B)"),
+            ("$A ${A} $", "$A ${A} $"),
+            ("$(A", "$(A"),
+            ("--key=$(SECRET)", "--key=\u{fffc}"),
+        ] {
+            assert_eq!(environment.expand(text), expanded, "{text}");
+        }
+        environment.has_unseen = true;
+        assert_eq!(environment.expand("$(B)"), UNKNOWN.to_string());
+        // Each twice the one before, which is over the memory of this machine at the sixtieth.
+        for _ in 0..60 {
+            environment.set("A", environment.expand("$(A)$(A)"));
+        }
+        assert!(!is_known(&environment.expand("$(A)")));
+    }
+}

@@ -1,0 +1,87 @@
+//! The files of a container: what is mounted where, and what of it is in the file of objects.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::ScaledJob;
+use super::environment::{NO_POD, UNKNOWN, data};
+use crate::check::Finding;
+
+/// A volume where a container has it.
+pub struct Mount<'a> {
+    pub volume: &'a Value,
+    /// Below the volume.
+    pub rest: PathBuf,
+    pub is_read_only: bool,
+}
+
+/// What a container's file is, as far as the objects say it.
+pub enum File {
+    Text(String),
+    /// It is in a ConfigMap of ours, which has no such key.
+    Missing(String),
+    Elsewhere,
+}
+
+/// The kinds of volumes that nobody in the pod may write to.
+const NEVER_WRITABLE: [&str; 4] = ["configMap", "secret", "projected", "downwardAPI"];
+
+impl ScaledJob<'_> {
+    /// The volume that a path of a container is on.
+    pub fn mount(&self, container: &Value, path: &Path) -> Option<Mount<'_>> {
+        let mounts = container["volumeMounts"].as_array()?.iter();
+        let of_path = mounts.filter_map(|mount| Some((mount, Path::new(mount["mountPath"].as_str()?))));
+        let deepest = of_path.filter(|(_, at)| path.starts_with(at)).max_by_key(|(_, at)| at.components().count());
+        let (mount, at) = deepest?;
+        let volume = self.pod["volumes"].as_array()?.iter().find(|volume| volume["name"] == mount["name"])?;
+        let below = path.strip_prefix(at).ok()?;
+        let rest = match mount["subPath"].as_str() {
+            Some(sub_path) => Path::new(sub_path).join(below),
+            None => below.to_owned(),
+        };
+        let is_read_only = mount["readOnly"] == true || NEVER_WRITABLE.iter().any(|kind| volume[*kind].is_object());
+        Some(Mount { volume, rest, is_read_only })
+    }
+
+    /// What is in a file of a container, if it comes from a ConfigMap among the objects.
+    pub fn file(&self, container: &Value, path: &str) -> File {
+        let Some(Mount { volume, rest, .. }) = self.mount(container, Path::new(path)) else { return File::Elsewhere };
+        let source = &volume["configMap"];
+        let map = source["name"].as_str().and_then(|name| self.object("ConfigMap", name));
+        let (Some(map), Some(rest)) = (map, rest.to_str()) else { return File::Elsewhere };
+        let items = source["items"].as_array();
+        let item =
+            items.map(|items| items.iter().find(|item| item["path"] == rest).and_then(|item| item["key"].as_str()));
+        let key = item.unwrap_or(Some(rest));
+        let text = key.and_then(|key| data(map).remove(key));
+        match text {
+            Some(text) if !text.contains(UNKNOWN) => File::Text(text),
+            Some(_) => File::Elsewhere,
+            None => {
+                let name = map["metadata"]["name"].as_str().unwrap_or_default();
+                File::Missing(format!("ConfigMap {name} has no {rest}"))
+            }
+        }
+    }
+
+    /// The volumes whose ConfigMap or Secret must be another one of the file.
+    pub fn volumes(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for (number, volume) in self.pod["volumes"].as_array().into_iter().flatten().enumerate() {
+            let place = self.at(&format!("spec.jobTargetRef.template.spec.volumes[{number}]"));
+            let called = [
+                ("ConfigMap", &volume["configMap"], &volume["configMap"]["name"]),
+                ("Secret", &volume["secret"], &volume["secret"]["secretName"]),
+            ];
+            for (kind, source, name) in called {
+                let Some(name) = name.as_str().filter(|name| self.object(kind, name).is_none()) else { continue };
+                let absent = self.absent(&place, kind, name, NO_POD);
+                if absent.severity == crate::check::Severity::Error && source["optional"] != true {
+                    findings.push(absent);
+                }
+            }
+        }
+        findings
+    }
+}

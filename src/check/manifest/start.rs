@@ -1,0 +1,245 @@
+//! How a container starts leasehold: by itself, through other programs, or not at all.
+
+use serde_json::Value;
+
+use super::environment::{Environment, is_known, quoted};
+use super::shell::{self, assignment};
+use crate::check::Finding;
+
+/// What a container's command and arguments come to.
+#[derive(Debug, PartialEq)]
+pub enum Start {
+    /// leasehold, with these words after `run`.
+    Leasehold(Vec<String>),
+    /// What the image says, and that is not in the file.
+    Image,
+    /// Another program, to which nobody gives a message.
+    Other(String),
+    /// What cannot be looked into.
+    Unseen(String),
+}
+
+/// Programs that start the next one in their own place, or pass signals on to it.
+const TRANSPARENT: [&str; 16] = [
+    "tini",
+    "tini-static",
+    "dumb-init",
+    "catatonit",
+    "nice",
+    "ionice",
+    "chrt",
+    "taskset",
+    "numactl",
+    "prlimit",
+    "setpriv",
+    "gosu",
+    "su-exec",
+    "s6-setuidgid",
+    "stdbuf",
+    "nohup",
+];
+
+const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
+
+/// Words before a command that belong to the shell.
+const KEYWORDS: [&str; 11] = ["if", "then", "elif", "else", "while", "until", "do", "{", "!", "time", "command"];
+
+/// Looks at what a container starts.
+pub struct Starter<'a> {
+    pub place: String,
+    pub environment: &'a mut Environment,
+    pub findings: Vec<Finding>,
+}
+
+impl Starter<'_> {
+    pub fn start(&mut self, container: &Value) -> Start {
+        let command = self.words(container, "command");
+        let args = self.words(container, "args");
+        if !command.is_empty() {
+            return self.program(&[command, args].concat());
+        }
+        let unseen = |this: &mut Self, what: &str| {
+            let change = "look whether it is [leasehold, run, --], or set command";
+            this.findings.push(Finding::unchecked(&this.place, what, change));
+        };
+        match args.first().map(String::as_str) {
+            // Of an image whose entrypoint is leasehold, as that of deploy/Dockerfile.
+            Some("run") => Start::Leasehold(args[1..].to_vec()),
+            Some(flag) if flag.starts_with("--") => {
+                unseen(self, "the image's entrypoint is not in the file; to it these are flags");
+                Start::Leasehold(args)
+            }
+            Some(_) if args.iter().any(|word| named(word) == "leasehold") => self.program(&args),
+            Some(_) => {
+                unseen(self, "the image's entrypoint is not in the file; to it these are arguments");
+                Start::Image
+            }
+            None => {
+                unseen(self, "the image's entrypoint is not in the file");
+                Start::Image
+            }
+        }
+    }
+
+    fn words(&mut self, container: &Value, field: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for word in container[field].as_array().into_iter().flatten() {
+            if let Some(text) = word.as_str() {
+                words.push(self.environment.expand(text));
+            } else {
+                let what = format!("{word} is no string, and Kubernetes refuses the object");
+                self.findings.push(Finding::error(&self.place, what, quoted(word)));
+                words.push(word.to_string());
+            }
+        }
+        words
+    }
+
+    fn program(&mut self, words: &[String]) -> Start {
+        let Some((first, rest)) = words.split_first() else { return Start::Unseen("nothing".to_owned()) };
+        if !is_known(first) {
+            return Start::Unseen("a program whose name is not in the file".to_owned());
+        }
+        let name = named(first);
+        if name == "leasehold" {
+            return match rest.first() {
+                Some(run) if run == "run" => Start::Leasehold(rest[1..].to_vec()),
+                Some(other) if !is_known(other) => Start::Unseen("leasehold with an unknown subcommand".to_owned()),
+                Some(other) => Start::Other(format!("leasehold {other}, without run")),
+                None => Start::Other("leasehold without run".to_owned()),
+            };
+        }
+        if SHELLS.contains(&name) {
+            return self.shell(first, rest);
+        }
+        if name == "busybox" {
+            return self.program(rest);
+        }
+        if name == "env" {
+            let program = rest.iter().position(|word| !word.starts_with('-') && assignment(word).is_none());
+            let (before, program) = rest.split_at(program.unwrap_or(rest.len()));
+            for (name, value) in before.iter().filter_map(|word| assignment(word)) {
+                self.environment.set(name, value.to_owned());
+            }
+            return self.program(program);
+        }
+        let leasehold = rest.windows(2).position(|two| named(&two[0]) == "leasehold" && two[1] == "run");
+        if TRANSPARENT.contains(&name) {
+            let is_program = |word: &String| {
+                let name = named(word);
+                [&SHELLS[..], &TRANSPARENT, &["leasehold", "env", "busybox"]].concat().contains(&name)
+            };
+            let behind_dashes = rest.iter().position(|word| word == "--").map(|dashes| dashes + 1);
+            let program = rest.iter().position(is_program).or(behind_dashes);
+            let program = program.or_else(|| rest.iter().position(|word| !word.starts_with('-')));
+            return self.program(&rest[program.unwrap_or(rest.len())..]);
+        }
+        let unchecked = |what: String, change: &str| Finding::unchecked(&self.place, what, change);
+        if let Some(at) = leasehold {
+            let what = format!("whether {first} passes signals on to leasehold could not be seen");
+            let finding = unchecked(what, "it must start leasehold by exec, or the message is not released at a stop");
+            self.findings.push(finding);
+            return Start::Leasehold(rest[at + 2..].to_vec());
+        }
+        match rest {
+            // A program that links leasehold has its flags, and no command.
+            [run, flags @ ..] if run == "run" && flags.first().is_none_or(|flag| flag.starts_with("--")) => {
+                let what = format!("whether leasehold is in {first} could not be seen");
+                let finding = unchecked(what, "start the command by leasehold: command: [leasehold, run, --, …]");
+                self.findings.push(finding);
+                Start::Leasehold(flags.to_vec())
+            }
+            _ if name.contains("entrypoint") || matches!(name.rsplit_once('.'), Some((_, "sh" | "bash"))) => {
+                Start::Unseen(format!("the script {first}"))
+            }
+            _ => Start::Other(first.clone()),
+        }
+    }
+
+    /// `sh -c LINE [$0 [$1 …]]`, or a script.
+    fn shell(&mut self, shell: &str, words: &[String]) -> Start {
+        let mut is_line = false;
+        let mut words = words.iter();
+        let line = loop {
+            match words.next() {
+                // They have a value of their own.
+                Some(option) if matches!(option.as_str(), "-o" | "+o" | "-O" | "+O" | "--rcfile" | "--init-file") => {
+                    words.next();
+                }
+                Some(option) if option.starts_with("--") && option.len() > 2 => {}
+                Some(option) if option.starts_with(['-', '+']) => {
+                    is_line |= option.contains('c');
+                    if option.ends_with('o') {
+                        words.next();
+                    }
+                }
+                other => break other,
+            }
+        };
+        let Some(line) = line else { return Start::Other(format!("{shell} without a command")) };
+        if !is_line {
+            return Start::Unseen(format!("the script {line}"));
+        }
+        let arguments: Vec<String> = words.cloned().collect();
+        let Some(commands) = shell::parse(line, &arguments, self.environment) else {
+            return Start::Unseen(format!("the line that {shell} gets"));
+        };
+        let handles_signals = commands.iter().any(|command| command.words[0] == "trap");
+        let mut starts = None;
+        for (number, command) in commands.iter().enumerate() {
+            let skipped = |word: &&String| KEYWORDS.contains(&word.as_str()) || assignment(word).is_some();
+            let mut words = &command.words[command.words.iter().take_while(skipped).count()..];
+            let mut is_exec = false;
+            if words.first().is_some_and(|word| word == "exec") {
+                is_exec = !command.is_forked;
+                words = &words[1..];
+            }
+            let findings = std::mem::take(&mut self.findings);
+            let start = if words.is_empty() { Start::Unseen(String::new()) } else { self.program(words) };
+            let within = std::mem::replace(&mut self.findings, findings);
+            if let Start::Leasehold(_) = start {
+                for (name, value) in command.words.iter().map_while(|word| assignment(word)) {
+                    self.environment.set(name, value.to_owned());
+                }
+                self.findings.extend(within);
+                if !is_exec {
+                    let is_alone = commands.len() == 1 && !command.is_forked;
+                    self.findings.push(self.without_exec(shell, handles_signals, is_alone));
+                }
+                return start;
+            }
+            if is_exec && !words.is_empty() || number + 1 == commands.len() {
+                // What else the line is about.
+                starts.get_or_insert(start);
+            }
+        }
+        match starts {
+            Some(Start::Other(program)) if is_known(line) && !line.contains("leasehold") => Start::Other(program),
+            Some(Start::Other(_) | Start::Unseen(_) | Start::Image | Start::Leasehold(_)) | None => {
+                Start::Unseen(format!("the line that {shell} gets"))
+            }
+        }
+    }
+
+    fn without_exec(&self, shell: &str, handles_signals: bool, is_alone: bool) -> Finding {
+        let change = "write exec before leasehold, and nothing after its command";
+        if handles_signals {
+            let what = format!("whether the traps of {shell} pass SIGTERM on to leasehold could not be seen");
+            Finding::unchecked(&self.place, what, change)
+        } else if is_alone {
+            let what = format!("without exec {shell} may stay before leasehold, and a stop does not reach leasehold");
+            Finding::warning(&self.place, what, change)
+        } else {
+            let what = format!(
+                "{shell} stays before leasehold and does not pass SIGTERM on: a stop ends in SIGKILL, and the message is back only \
+                 when its lease ends"
+            );
+            Finding::error(&self.place, what, change)
+        }
+    }
+}
+
+/// The program's name in a word that starts it.
+fn named(word: &str) -> &str {
+    word.rsplit('/').next().unwrap_or(word)
+}

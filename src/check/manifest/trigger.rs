@@ -1,0 +1,309 @@
+//! Which queue KEDA counts, as whom, and how many messages are a Job.
+
+use serde_json::Value;
+
+use super::ScaledJob;
+use super::container::Container;
+use super::environment::{Environment, is_known};
+use super::fields::{self, METADATA};
+use crate::check::Finding;
+use crate::ports::{aws, sqs};
+
+/// How many messages KEDA takes for one Job unless it is told.
+const QUEUE_LENGTH: i64 = 5;
+
+impl ScaledJob<'_> {
+    /// `container` is the one that runs leasehold.
+    pub fn triggers(&self, container: Option<&Container>) -> Vec<Finding> {
+        let Some(triggers) = self.spec["triggers"].as_array() else {
+            let change = "add an aws-sqs-queue trigger there, beside jobTargetRef";
+            return vec![Finding::error(self.at("spec.triggers"), "it is missing: nothing starts a Job", change)];
+        };
+        let of_sqs = triggers.iter().enumerate().filter(|(_, trigger)| trigger["type"] == "aws-sqs-queue");
+        let of_sqs: Vec<_> = of_sqs.collect();
+        if of_sqs.is_empty() {
+            return vec![Finding::error(self.at("spec.triggers"), "none is of type aws-sqs-queue", "add one")];
+        }
+        let mut findings = Vec::new();
+        for (number, value) in of_sqs {
+            let trigger = Trigger { number, value, metadata: &value["metadata"] };
+            findings.extend(self.trigger(&trigger, container));
+        }
+        if triggers.len() > 1 {
+            findings.push(Finding::warning(
+                self.at("spec.triggers"),
+                "a pod receives from one queue: for what the others count it finds nothing",
+                "give each queue a ScaledJob of its own",
+            ));
+        }
+        findings
+    }
+
+    fn trigger(&self, trigger: &Trigger, container: Option<&Container>) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let path = format!("spec.triggers[{}].metadata", trigger.number);
+        fields::object(&|field| self.at(field), &path, trigger.metadata, METADATA, &mut findings);
+        let place = |field: &str| self.at(&format!("spec.triggers[{}].{field}", trigger.number));
+
+        let environment = self.keda_reads(container, trigger, &mut findings);
+        let queue = match (trigger.text("queueURL"), trigger.text("queueURLFromEnv")) {
+            (Some(url), _) => Some(url),
+            (None, Some(variable)) => environment.and_then(|environment| environment.get(&variable)),
+            (None, None) => {
+                let change = "set it, or queueURLFromEnv: LEASEHOLD_QUEUE_URL";
+                findings.push(Finding::error(place("metadata.queueURL"), "it is missing", change));
+                None
+            }
+        };
+        let queue = queue.filter(|queue| is_known(queue));
+        findings
+            .extend(queue.as_deref().and_then(|queue| compare_queues(&place("metadata.queueURL"), queue, container)));
+        findings.extend(self.authentication(trigger, &place("authenticationRef")));
+        findings.extend(self.region(trigger, queue.as_deref(), container, &place("metadata.awsRegion")));
+        findings.extend(queue_length(trigger, container, &place("metadata.queueLength")));
+        findings.extend(activation(trigger, &place("metadata.activationQueueLength")));
+        for name in ["scaleOnInFlight", "scaleOnDelayed"] {
+            if let Some(value) = trigger.text(name).filter(|value| value != "true" && value != "false") {
+                findings.push(Finding::error(
+                    place(&format!("metadata.{name}")),
+                    format!("KEDA cannot read {value:?}: its default holds, or it starts no Job at all"),
+                    "set it to \"true\" or \"false\"",
+                ));
+            }
+        }
+        if trigger.text("scaleOnDelayed").as_deref() == Some("true") {
+            findings.push(Finding::warning(
+                place("metadata.scaleOnDelayed"),
+                "a message that is delayed cannot be received: KEDA starts an empty pod for it at each poll",
+                "remove it",
+            ));
+        }
+        let in_flight = trigger.text("scaleOnInFlight").as_deref() != Some("false");
+        findings.extend(self.pairing(&place("metadata.scaleOnInFlight"), in_flight));
+        findings
+    }
+
+    /// The environment that KEDA reads: of the container of envSourceContainerName, else of the first. What it looks for there
+    /// and does not find is told.
+    fn keda_reads(
+        &self,
+        container: Option<&Container>,
+        trigger: &Trigger,
+        findings: &mut Vec<Finding>,
+    ) -> Option<Environment> {
+        let from_env = ["queueURLFromEnv", "awsAccessKeyIDFromEnv", "awsSecretAccessKeyFromEnv"];
+        let instead = [Some("queueURL"), None, None];
+        let from_env = from_env.into_iter().zip(instead);
+        let needed: Vec<_> = from_env
+            .filter(|(_, instead)| instead.is_none_or(|instead| trigger.text(instead).is_none()))
+            .filter_map(|(field, _)| Some((field, trigger.text(field)?)))
+            .collect();
+        if needed.is_empty() {
+            return None;
+        }
+        let said = self.spec["envSourceContainerName"].as_str().filter(|name| !name.is_empty());
+        let source = match said {
+            Some(name) => self.containers().find(|container| container["name"] == name),
+            None => self.containers().next(),
+        };
+        let ours = container.and_then(|container| container.value["name"].as_str());
+        let instead =
+            || ours.map_or_else(|| "name one of the pod's containers".to_owned(), |name| format!("set it to {name}"));
+        let Some(source) = source else {
+            findings.push(Finding::error(
+                self.at("spec.envSourceContainerName"),
+                format!("the pod has no container {}: KEDA starts no Job", said.unwrap_or("at all")),
+                instead(),
+            ));
+            return None;
+        };
+        let name = source["name"].as_str().unwrap_or("without a name");
+        let (environment, _) = self.environment(&self.at(&format!("container {name}")), source);
+        for (field, variable) in needed {
+            if environment.get(&variable).is_some_and(|value| !value.is_empty()) {
+                continue;
+            }
+            let which = if said.is_some() { "envSourceContainerName says" } else { "is the first" };
+            let has_it = container.is_some_and(|container| container.environment.known(&variable).is_some());
+            let change = match ours {
+                Some(ours) if has_it => format!("set envSourceContainerName to {ours}, or put that container first"),
+                Some(_) | None if field == "queueURLFromEnv" => {
+                    "set it to LEASEHOLD_QUEUE_URL, and that in the container".to_owned()
+                }
+                Some(_) | None => format!("set {variable} in the container"),
+            };
+            findings.push(Finding::error(
+                self.at(&format!("spec.triggers[{}].metadata.{field}", trigger.number)),
+                format!("KEDA reads {variable} from container {name}, which {which}, and it is not set there: KEDA starts no Job"),
+                change,
+            ));
+        }
+        Some(environment)
+    }
+
+    fn authentication(&self, trigger: &Trigger, place: &str) -> Vec<Finding> {
+        let reference = &trigger.value["authenticationRef"];
+        let is_operator = trigger.text("identityOwner").as_deref() == Some("operator");
+        let Some(name) = reference["name"].as_str() else {
+            let as_itself = trigger.text("awsAccessKeyIDFromEnv").is_some() || is_operator;
+            let missing = || {
+                Finding::error(
+                    place,
+                    "it is missing, so KEDA has nothing to sign with, and never learns the queue's length",
+                    "name a TriggerAuthentication, for example with podIdentity: {provider: aws}",
+                )
+            };
+            return (!as_itself).then(missing).into_iter().collect();
+        };
+        let kinds = ["TriggerAuthentication", "ClusterTriggerAuthentication"];
+        let kind = reference["kind"].as_str().unwrap_or(kinds[0]);
+        if !kinds.contains(&kind) || self.authentication_object(kind, name).is_some() {
+            return Vec::new();
+        }
+        let what = format!("the file has no {kind} {name}: without it KEDA sets Ready to False and starts no Job");
+        if let Some(other) = kinds.into_iter().find(|other| self.authentication_object(other, name).is_some()) {
+            return vec![Finding::error(
+                place,
+                format!("{what}; it has a {other} of that name"),
+                format!("set kind to {other}"),
+            )];
+        }
+        let there: Vec<_> = self.others.iter().filter(|object| object["kind"] == kind).collect();
+        let others: Vec<_> = there.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
+        vec![if others.is_empty() {
+            let change = "render it together with the ScaledJob";
+            Finding::unchecked(place, format!("{kind} {name} is not in the file"), change)
+        } else if others.contains(&name) {
+            Finding::error(
+                place,
+                format!("{what}; that of the file is in another namespace"),
+                "put both into one namespace",
+            )
+        } else {
+            Finding::error(place, what, format!("did you mean {}?", others.join(" or ")))
+        }]
+    }
+
+    /// The whole cluster's have no namespace.
+    fn authentication_object(&self, kind: &str, name: &str) -> Option<&Value> {
+        if kind == "TriggerAuthentication" {
+            return self.object(kind, name);
+        }
+        self.others.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+    }
+
+    fn region(
+        &self,
+        trigger: &Trigger,
+        queue: Option<&str>,
+        container: Option<&Container>,
+        place: &str,
+    ) -> Option<Finding> {
+        let Some(region) = trigger.text("awsRegion") else {
+            let reference = &trigger.value["authenticationRef"];
+            let kind = reference["kind"].as_str().unwrap_or("TriggerAuthentication");
+            let object = reference["name"].as_str().and_then(|name| self.authentication_object(kind, name));
+            // One of its parameters may be the region.
+            let is_there =
+                object.is_some_and(|object| object["spec"].to_string().contains("\"parameter\":\"awsRegion\""));
+            let change = "set it to the queue's region";
+            return (!is_there).then(|| Finding::error(place, "it is missing, and KEDA needs it", change));
+        };
+        let of_queue = queue.and_then(aws::region_of).map(|region| (region, "the queue's URL says"));
+        let of_pod = container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
+        let pods_queue = container.and_then(Container::queue_url).and_then(aws::region_of);
+        let pods_queue = pods_queue.map(|region| (region, "the URL of the pod's queue says"));
+        let (other, whose) =
+            [of_queue, of_pod, pods_queue].into_iter().flatten().find(|(other, _)| *other != region)?;
+        let what = format!(
+            "it is {region}, and {whose} {other}: KEDA asks in a region that does not have the queue, and starts no Job"
+        );
+        Some(Finding::error(place, what, format!("set it to {other}")))
+    }
+}
+
+struct Trigger<'a> {
+    number: usize,
+    value: &'a Value,
+    metadata: &'a Value,
+}
+
+impl Trigger<'_> {
+    /// A value as KEDA reads it: without blanks around it, and one that is empty is not set.
+    fn text(&self, name: &str) -> Option<String> {
+        let text = match &self.metadata[name] {
+            Value::Null => return None,
+            Value::String(text) => text.trim().to_owned(),
+            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => other.to_string(),
+        };
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+/// Is the queue that KEDA counts the one that the pods receive from?
+fn compare_queues(place: &str, keda: &str, container: Option<&Container>) -> Option<Finding> {
+    let account_and_name = |url: &str| {
+        let (_, rest) = url.split_once("://")?;
+        let parts: Vec<_> = rest.split('/').skip(1).map(str::to_owned).collect();
+        <[String; 2]>::try_from(parts).ok().filter(|parts| !parts[1].is_empty())
+    };
+    let is_url = keda.contains("://");
+    let counted = account_and_name(keda);
+    if is_url && counted.is_none() {
+        let what = format!("KEDA wants https://HOST/ACCOUNT/NAME, not {keda}, and starts no Job");
+        return Some(Finding::error(place, what, "set it to the queue's URL"));
+    }
+    let received = container?.queue_url()?;
+    let is_same = match (counted, account_and_name(received)) {
+        (Some(counted), Some(received)) => counted == received,
+        // KEDA takes the name alone, too.
+        _ => sqs::queue_name(keda) == sqs::queue_name(received),
+    };
+    (!is_same).then(|| {
+        let what = format!(
+            "KEDA counts {keda}, and the pods receive from {received}: they find nothing, or nothing starts them"
+        );
+        Finding::error(place, what, "write queueURLFromEnv: LEASEHOLD_QUEUE_URL, so that there is one place")
+    })
+}
+
+fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &str) -> Option<Finding> {
+    let text = trigger.text("queueLength");
+    let Some(length) = text.as_deref().map_or(Some(QUEUE_LENGTH), number) else {
+        let what = format!("KEDA cannot read {:?} as a number, and starts no Job", text.unwrap_or_default());
+        return Some(Finding::error(place, what, "set it to \"1\", or to --max-messages"));
+    };
+    if length < 1 {
+        let what = format!("with {length} KEDA never starts a Job, and says that all is well");
+        return Some(Finding::error(place, what, "set it to \"1\", or to --max-messages"));
+    }
+    let most = container.and_then(|container| container.config_if_known(&["LEASEHOLD_MAX_MESSAGES"]));
+    let most = most.map(|config| i64::from(config.work.settings.policy.max_messages));
+    if text.is_none() && most.is_none_or(|most| most < length) {
+        let change = "set it to \"1\", or to --max-messages";
+        return Some(Finding::error(place, "it is 5, KEDA's default: one pod for five messages", change));
+    }
+    most.filter(|most| *most < length).map(|most| {
+        let what = format!(
+            "KEDA starts one pod for {length} messages, and a pod takes {most} (--max-messages): the others wait"
+        );
+        Finding::error(place, what, format!("set it to \"{most}\", or LEASEHOLD_MAX_MESSAGES to {length}"))
+    })
+}
+
+fn activation(trigger: &Trigger, place: &str) -> Option<Finding> {
+    let text = trigger.text("activationQueueLength")?;
+    match number(&text) {
+        None => {
+            let what = format!("KEDA cannot read {text:?} as a number, and starts no Job");
+            Some(Finding::error(place, what, "remove it"))
+        }
+        Some(length) => (length > 0)
+            .then(|| Finding::warning(place, format!("{length} messages or fewer never start a Job"), "remove it")),
+    }
+}
+
+/// As JSON has integers: that is how KEDA reads them.
+fn number(text: &str) -> Option<i64> {
+    serde_json::from_str(text).ok()
+}

@@ -1,0 +1,437 @@
+//! `leasehold check --manifest`, of variants that a cluster takes without a word: what never works, makes pods for nothing or leaves
+//! messages waiting is told, what is right in another way is not, and what the file does not have is unchecked.
+
+use leasehold::check::{Finding, Severity, manifest};
+use serde_json::{Value, json};
+
+use super::check_manifest::{CONTAINER, JOB, POD, TRIGGER, change, good};
+
+/// The good manifest with some changes, and whatever else a case does to the objects.
+fn changed(changes: &[(&str, Value)]) -> Vec<Value> {
+    let mut objects = good();
+    for (pointer, value) in changes {
+        change(&mut objects, pointer, value.clone());
+    }
+    objects
+}
+
+/// A variable of the container, set to `value`, or removed (`null`).
+fn variable(objects: &mut [Value], name: &str, value: &Value) {
+    let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
+    let env = scaled_job.pointer_mut(&format!("{CONTAINER}/env")).unwrap().as_array_mut().unwrap();
+    env.retain(|variable| variable["name"] != name);
+    if !value.is_null() {
+        env.push(json!({ "name": name, "value": value }));
+    }
+}
+
+/// A setting of the ConfigMap, set to `value`, or removed (`null`).
+fn setting(objects: &mut [Value], name: &str, value: Value) {
+    let map = objects.iter_mut().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
+    if value.is_null() {
+        map["data"].as_object_mut().unwrap().remove(name).unwrap();
+    } else {
+        map["data"][name] = value;
+    }
+}
+
+#[track_caller]
+fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
+    let findings = manifest::findings("bad", objects).findings;
+    let is_told = |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
+    assert!(findings.iter().any(is_told), "{case}: {text:?} is not among {findings:#?}");
+    assert!(findings.iter().all(|finding| finding.severity >= severity), "{case}: {findings:#?}");
+}
+
+#[track_caller]
+fn assert_good(case: &str, objects: &[Value]) {
+    assert_eq!(manifest::findings(case, objects).findings, [], "{case}");
+}
+
+/// A JSON pointer, the value to put there, how bad that is, and a part of what is said.
+type Case<'a> = (String, Value, Severity, &'a str);
+
+fn at(root: &str, rest: &str) -> String {
+    format!("{root}{rest}")
+}
+
+#[track_caller]
+fn assert_all_told(cases: &[Case]) {
+    for (pointer, value, severity, text) in cases {
+        assert_told(&format!("{pointer} = {value}"), &changed(&[(pointer, value.clone())]), *severity, text);
+    }
+}
+
+// Kubernetes and KEDA took each of these without a word (Kubernetes 1.36, KEDA 2.20.2), or of its kind.
+
+#[test]
+fn what_keda_counts_wrongly_is_told() {
+    use Severity::{Error, Warning};
+    assert_all_told(&[
+        ("/spec/minReplicaCount".into(), json!(12), Error, "has room for none that a message starts"),
+        ("/spec/minReplicaCount".into(), json!(10), Error, "KEDA keeps 10 Jobs running"),
+        ("/spec/maxReplicaCount".into(), json!(0), Error, "Kubernetes refuses"),
+        ("/spec/rolloutStrategy".into(), json!("immediate"), Error, "and not rollout.strategy"),
+        ("/spec/rolloutStrategy".into(), json!("Gradual"), Error, "KEDA has no \"Gradual\""),
+        ("/spec/envSourceContainerName".into(), json!("worker"), Error, "the pod has no container worker"),
+        (
+            "/metadata/annotations".into(),
+            json!({ "autoscaling.keda.sh/paused": "true" }),
+            Warning,
+            "KEDA starts no Job",
+        ),
+        ("/metadata/annotations".into(), json!({ "a": true }), Error, "true is no string"),
+        ("/spec/triggers/0/authenticationRef/name".into(), json!("leasehld"), Error, "did you mean leasehold?"),
+        (
+            "/spec/triggers/0/authenticationRef/kind".into(),
+            json!("ClusterTriggerAuthentication"),
+            Error,
+            "set kind to Trigger",
+        ),
+        (at(TRIGGER, "/queueURLFromEnv"), json!("QUEUE_URL"), Error, "it is not set there: KEDA starts no Job"),
+        (
+            at(TRIGGER, "/queueURLFromEnv"),
+            json!("LEASEHOLD_WORK_DIR"),
+            Error,
+            "KEDA counts /work, and the pods receive",
+        ),
+        (
+            at(TRIGGER, "/queueURL"),
+            json!("https://sqs.eu-central-1.amazonaws.com/123456789012/other"),
+            Error,
+            "KEDA counts",
+        ),
+        (
+            at(TRIGGER, "/queueURL"),
+            json!("https://sqs.eu-central-1.amazonaws.com/210987654321/leasehold"),
+            Error,
+            "KEDA counts",
+        ),
+        (at(TRIGGER, "/queueURL"), json!("other"), Error, "KEDA counts other"),
+        (
+            at(TRIGGER, "/queueURL"),
+            json!("https://sqs.eu-central-1.amazonaws.com/leasehold"),
+            Error,
+            "https://HOST/ACCOUNT/NAME",
+        ),
+        (
+            at(TRIGGER, "/queueURL"),
+            json!("https://sqs.eu-west-1.amazonaws.com/123456789012/leasehold"),
+            Error,
+            "URL says eu-west-1",
+        ),
+        (
+            at(TRIGGER, "/awsRegion"),
+            json!("eu-west-1"),
+            Error,
+            "it is eu-west-1, and the queue's URL says eu-central-1",
+        ),
+        (at(TRIGGER, "/queueLength"), json!("0"), Error, "with 0 KEDA never starts a Job"),
+        (at(TRIGGER, "/queueLength"), json!("-1"), Error, "with -1 KEDA never starts a Job"),
+        (at(TRIGGER, "/queueLength"), json!("one"), Error, "cannot read \"one\" as a number"),
+        (at(TRIGGER, "/queueLength"), json!("1.5"), Error, "cannot read \"1.5\""),
+        (at(TRIGGER, "/queueLength"), json!(""), Error, "it is 5, KEDA's default"),
+        (at(TRIGGER, "/queueLength"), json!("10"), Error, "one pod for 10 messages, and a pod takes 1"),
+        (at(TRIGGER, "/activationQueueLength"), json!("few"), Error, "cannot read \"few\""),
+        (at(TRIGGER, "/scaleOnInFlight"), json!("no"), Error, "cannot read \"no\""),
+        (at(TRIGGER, "/scaleOnInFlight"), json!("False"), Error, "cannot read \"False\""),
+        (at(TRIGGER, "/scaleOnDelayed"), json!("true"), Warning, "a message that is delayed cannot be received"),
+    ]);
+}
+
+#[test]
+fn what_never_starts_ends_or_becomes_ready_is_told() {
+    use Severity::{Error, Unchecked, Warning};
+    assert_all_told(&[
+        (at(JOB, "/suspend"), json!(true), Error, "none of them ever starts a pod"),
+        (at(JOB, "/suspend"), json!("true"), Error, "is no boolean"),
+        (at(JOB, "/parallelism"), json!(0), Error, "none of them ever starts a pod"),
+        (at(JOB, "/completions"), json!(0), Error, "none of them ever starts a pod"),
+        (at(JOB, "/activeDeadlineSeconds"), json!("300"), Error, "is no integer"),
+        (at(POD, "/schedulingGates"), json!([{ "name": "quota" }]), Error, "no pod is put on a node"),
+        (at(POD, "/nodeSelector"), json!({ "spot": true }), Error, "true is no string"),
+        (at(POD, "/containers/1"), sidecar(), Warning, "a Job ends when all its containers have"),
+        (at(POD, "/volumes/1/configMap/name"), json!("leasehold-samples"), Error, "its pods never start"),
+        (
+            at(CONTAINER, "/readinessProbe/initialDelaySeconds"),
+            json!(60),
+            Warning,
+            "it is 60: a pod that holds a message",
+        ),
+        (at(CONTAINER, "/readinessProbe/successThreshold"), json!(5), Warning, "it is 5: a pod that holds a message"),
+        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(8080), Error, "it asks port 8080"),
+        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("http"), Error, "the container has no port http"),
+        (at(CONTAINER, "/ports/0/containerPort"), json!(9465), Error, "it asks port 9465, and LEASEHOLD_LISTEN is"),
+        (at(CONTAINER, "/readinessProbe/httpGet/scheme"), json!("HTTPS"), Error, "leasehold answers HTTP only"),
+        (
+            at(CONTAINER, "/readinessProbe"),
+            json!({ "tcpSocket": { "port": 9464 }, "periodSeconds": 1 }),
+            Warning,
+            "is open before",
+        ),
+        (
+            at(CONTAINER, "/readinessProbe"),
+            json!({ "grpc": { "port": 9464 }, "periodSeconds": 1 }),
+            Error,
+            "does not answer it",
+        ),
+        (
+            at(CONTAINER, "/startupProbe"),
+            json!({ "httpGet": { "path": "/healthz", "port": 9464 } }),
+            Warning,
+            "startupProbe",
+        ),
+        (at(CONTAINER, "/terminationMessagePath"), json!("/tmp/end"), Warning, "Kubernetes reads /tmp/end"),
+        (at(CONTAINER, "/volumeMounts/2/mountPath"), json!("/scratch"), Error, "no volume is mounted at /work"),
+        (at(CONTAINER, "/volumeMounts/2/readOnly"), json!(true), Error, "which is read-only there"),
+        (at(CONTAINER, "/volumeMounts/2/name"), json!("sample"), Error, "which is read-only there"),
+        (
+            at(CONTAINER, "/volumeMounts/1/mountPath"),
+            json!("/samples"),
+            Unchecked,
+            "/sample/job-types.yaml is in the container",
+        ),
+    ]);
+}
+
+#[test]
+fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
+    use Severity::{Error, Warning};
+    let shell = |line: &str| json!(["/bin/sh", "-c", line]);
+    assert_all_told(&[
+        (
+            at(CONTAINER, "/command"),
+            shell("leasehold run -- python3 x.py; echo done"),
+            Error,
+            "does not pass SIGTERM on",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            shell("cd /app && leasehold run -- python3 x.py"),
+            Error,
+            "does not pass SIGTERM on",
+        ),
+        (at(CONTAINER, "/command"), shell("exec leasehold run -- x | tee log"), Error, "does not pass SIGTERM on"),
+        (at(CONTAINER, "/command"), shell("leasehold run -- x & wait"), Error, "does not pass SIGTERM on"),
+        (at(CONTAINER, "/command"), shell("leasehold run -- python3 x.py"), Warning, "without exec"),
+        (at(CONTAINER, "/command"), shell("exec leasehold run --stop-grace 300s -- x"), Error, "--stop-grace"),
+        (at(CONTAINER, "/command"), shell("exec python3 x.py"), Error, "it starts python3, not leasehold"),
+        (
+            at(CONTAINER, "/command"),
+            json!(["python3", "/sample/process.py"]),
+            Error,
+            "it starts python3, not leasehold",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            json!(["tini", "--", "python3", "x.py"]),
+            Error,
+            "it starts python3, not leasehold",
+        ),
+        (at(CONTAINER, "/command"), json!(["npm", "run", "start"]), Error, "it starts npm, not leasehold"),
+        (at(CONTAINER, "/command"), json!(["leasehold", "local", "in"]), Error, "leasehold local, without run"),
+        (at(CONTAINER, "/command"), json!(["leasehold", "run", "--wait", 5, "--", "x"]), Error, "5 is no string"),
+    ]);
+}
+
+#[test]
+fn keda_reads_the_environment_of_the_first_container() {
+    let mut objects = good();
+    let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
+    let containers = scaled_job.pointer_mut(&at(POD, "/containers")).unwrap().as_array_mut().unwrap();
+    containers.insert(0, sidecar());
+    assert_told("a sidecar before it", &objects, Severity::Error, "set envSourceContainerName to leasehold");
+    change(&mut objects, "/spec/envSourceContainerName", json!("leasehold"));
+    assert_told("and the name", &objects, Severity::Warning, "a Job ends when all its containers have");
+}
+
+fn sidecar() -> Value {
+    json!({ "name": "proxy", "image": "envoy", "env": [{ "name": "A", "value": "1" }] })
+}
+
+#[test]
+fn settings_are_read_wherever_they_are() {
+    use Severity::{Error, Unchecked, Warning};
+    let told = |case: &str, change: &dyn Fn(&mut Vec<Value>), severity: Severity, text: &str| {
+        let mut objects = good();
+        change(&mut objects);
+        assert_told(case, &objects, severity, text);
+    };
+    let in_settings =
+        |name: &'static str, value: Value| move |objects: &mut Vec<Value>| setting(objects, name, value.clone());
+    let in_env = |name: &'static str, value: Value| move |objects: &mut Vec<Value>| variable(objects, name, &value);
+    told("listens elsewhere", &in_settings("LEASEHOLD_LISTEN", json!("0.0.0.0:9000")), Error, "it asks port 9464");
+    told(
+        "listens inside",
+        &in_settings("LEASEHOLD_LISTEN", json!("127.0.0.1:9464")),
+        Error,
+        "where the kubelet does not ask",
+    );
+    told("no work directory", &in_settings("LEASEHOLD_WORK_DIR", Value::Null), Error, "no volume is mounted at /tmp");
+    told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "nobody makes a in it");
+    told("another region", &in_settings("AWS_REGION", json!("us-east-1")), Error, "the pod's AWS_REGION is us-east-1");
+    told("job types elsewhere", &in_settings("LEASEHOLD_JOB_TYPES", json!("/sample/t.yaml")), Error, "has no t.yaml");
+    told(
+        "a termination log",
+        &in_env("LEASEHOLD_TERMINATION_LOG", json!("/work/end")),
+        Warning,
+        "leasehold writes /work/end",
+    );
+    told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value 120 is no string");
+    told("a truth", &in_env("DEBUG", json!(true)), Error, "true is no string");
+    let init = |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
+    told("a number in an init container", &init, Error, "container install, command: 1 is no string");
+    told(
+        "a key that is not there",
+        &reference("configMapKeyRef", "leasehold-settings", "NO_KEY"),
+        Error,
+        "has no key NO_KEY",
+    );
+    told(
+        "a map that is not there",
+        &reference("configMapKeyRef", "leasehold-setting", "AWS_REGION"),
+        Unchecked,
+        "ConfigMap leasehold-setting",
+    );
+    told("a field of the node", &reference("resourceFieldRef", "", ""), Unchecked, "where its value comes from");
+    told(
+        "a secret",
+        &reference("secretKeyRef", "limits", "max"),
+        Unchecked,
+        "settings from Secret limits are not in the file",
+    );
+}
+
+/// LEASEHOLD_MAX_DURATION from elsewhere.
+fn reference(kind: &'static str, name: &'static str, key: &'static str) -> impl Fn(&mut Vec<Value>) {
+    move |objects| {
+        let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
+        let env = scaled_job.pointer_mut(&format!("{CONTAINER}/env")).unwrap().as_array_mut().unwrap();
+        let from = json!({ kind: { "name": name, "key": key } });
+        env.push(json!({ "name": "LEASEHOLD_MAX_DURATION", "valueFrom": from }));
+    }
+}
+
+/// Nothing is said to be wrong for what the file does not have, only that it does not.
+#[test]
+fn what_is_not_in_the_file_is_unchecked() {
+    let only_unchecked =
+        |case: &str, objects: &[Value], text: &str| assert_told(case, objects, Severity::Unchecked, text);
+    let others = |kind: &str| good().into_iter().filter(|object| object["kind"] != kind).collect::<Vec<_>>();
+    only_unchecked("without settings", &others("ConfigMap"), "settings from ConfigMap leasehold-settings");
+    only_unchecked(
+        "without authentication",
+        &others("TriggerAuthentication"),
+        "TriggerAuthentication leasehold is not",
+    );
+    let secret = json!([{ "secretRef": { "name": "settings" } }]);
+    let mut objects = changed(&[(&format!("{CONTAINER}/envFrom"), secret.clone())]);
+    objects.retain(|object| object["kind"] != "ConfigMap");
+    change(&mut objects, &format!("{CONTAINER}/env"), json!([]));
+    only_unchecked("all from a Secret", &objects, "settings from Secret settings");
+    let optional = json!([{ "configMapRef": { "name": "leasehold-settings" } }, { "configMapRef": { "name": "x", "optional": true } }]);
+    assert_good("an optional one", &changed(&[(&format!("{CONTAINER}/envFrom"), optional)]));
+
+    for (command, text) in [
+        (json!(["/app/start.sh"]), "the script /app/start.sh is not in the file"),
+        (json!(["sh", "/app/start"]), "the script /app/start is not in the file"),
+        (json!(["/docker-entrypoint.sh", "leasehold", "run", "--", "x"]), "passes signals on to leasehold"),
+        (json!(["sh", "-c", "$START"]), "the line that sh gets"),
+        (json!(["sh", "-c", "trap 'kill $!' TERM; leasehold run -- x & wait"]), "whether the traps of sh"),
+        (json!(["/app/resize", "run"]), "whether leasehold is in /app/resize could not be seen"),
+        (Value::Null, "the image's entrypoint is not in the file"),
+    ] {
+        only_unchecked(&command.to_string(), &changed(&[(&format!("{CONTAINER}/command"), command.clone())]), text);
+    }
+    let mut objects = changed(&[(&format!("{CONTAINER}/command"), Value::Null)]);
+    change(&mut objects, &format!("{CONTAINER}/args"), json!(["python3", "process.py"]));
+    only_unchecked("arguments alone", &objects, "to it these are arguments");
+    change(&mut objects, &format!("{CONTAINER}/args"), json!(["run", "--", "python3", "process.py"]));
+    assert_good("arguments for our own image", &objects);
+    change(&mut objects, &format!("{CONTAINER}/args"), json!(["run", "--max-duraton=1h", "--", "python3"]));
+    assert_told("arguments that are wrong", &objects, Severity::Error, "--max-duraton");
+}
+
+#[test]
+fn a_secret_of_the_file_is_read() {
+    let from = json!([{ "configMapRef": { "name": "leasehold-settings" } }, { "secretRef": { "name": "more" }, "prefix": "LEASEHOLD_" }]);
+    let mut objects = changed(&[(&format!("{CONTAINER}/envFrom"), from)]);
+    // 9h
+    objects.push(json!({ "kind": "Secret", "metadata": { "name": "more" }, "data": { "MAX_DURATION": "OWg=" } }));
+    assert_good("a longer time", &objects);
+    change(&mut objects, &format!("{JOB}/activeDeadlineSeconds"), json!(9000));
+    assert_told("and a deadline", &objects, Severity::Error, "after 9000s the pod is stopped");
+    objects.pop();
+    objects.push(json!({ "kind": "Secret", "metadata": { "name": "more" }, "stringData": { "MAX_DURATION": "30m" } }));
+    assert_good("a shorter time", &objects);
+    // Of another namespace.
+    objects.last_mut().unwrap()["metadata"]["namespace"] = json!("elsewhere");
+    assert_told("elsewhere", &objects, Severity::Unchecked, "settings from Secret more");
+}
+
+#[test]
+fn each_scaled_job_of_the_file_is_looked_at() {
+    let scaled_job = |name: &str, url: &str| {
+        let mut object = good().into_iter().find(|object| object["kind"] == "ScaledJob").unwrap();
+        object["metadata"]["name"] = json!(name);
+        let mut objects = vec![object];
+        variable(&mut objects, "LEASEHOLD_QUEUE_URL", &json!(url));
+        objects.pop().unwrap()
+    };
+    let mut objects = good();
+    let other = "https://sqs.eu-central-1.amazonaws.com/123456789012/other";
+    objects.push(scaled_job("second", other));
+    assert_good("two queues", &objects);
+    objects.push(scaled_job("third", other));
+    assert_told("one queue for two", &objects, Severity::Warning, "ScaledJob second has the same queue");
+
+    let text = json!({ "kind": "List", "items": [{ "kind": "ScaledJobList", "items": good() }] }).to_string();
+    let objects = manifest::parse(&text).unwrap();
+    assert_good("a list of lists", &objects);
+}
+
+#[test]
+fn what_is_right_in_another_way_is_not_told() {
+    let shell = |words: &[&str]| json!(words);
+    for (pointer, value) in [
+        ("/spec/envSourceContainerName".into(), json!("leasehold")),
+        ("/metadata/annotations".into(), json!({ "autoscaling.keda.sh/paused": "false" })),
+        (at(TRIGGER, "/queueURL"), json!("https://sqs.eu-central-1.amazonaws.com/123456789012/leasehold")),
+        (at(TRIGGER, "/queueURL"), json!("https://eu-central-1.queue.amazonaws.com/123456789012/leasehold")),
+        (at(TRIGGER, "/queueURL"), json!("leasehold")),
+        (at(TRIGGER, "/queueLength"), json!(" 1 ")),
+        (at(JOB, "/suspend"), json!(false)),
+        (at(JOB, "/parallelism"), json!(1)),
+        (at(POD, "/initContainers/1"), json!({ "name": "proxy", "image": "envoy", "restartPolicy": "Always" })),
+        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(9464)),
+        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("9464")),
+        (at(CONTAINER, "/terminationMessagePath"), json!("/dev/termination-log")),
+        (
+            at(CONTAINER, "/command"),
+            shell(&["/bin/sh", "-c", "cd /sample && exec leasehold run -- python3 process.py"]),
+        ),
+        (at(CONTAINER, "/command"), shell(&["bash", "-euo", "pipefail", "-c", "exec leasehold run -- x"])),
+        (at(CONTAINER, "/command"), shell(&["sh", "-c", "exec \"$@\"", "sh", "leasehold", "run", "--", "x"])),
+        (at(CONTAINER, "/command"), shell(&["tini", "-g", "--", "leasehold", "run", "--", "x"])),
+        (at(CONTAINER, "/command"), shell(&["env", "A=b", "leasehold", "run", "--", "x"])),
+        (
+            at(CONTAINER, "/command"),
+            shell(&["leasehold", "run", "--max-duration=$(LEASEHOLD_MAX_DURATION)", "--", "x"]),
+        ),
+    ] {
+        assert_good(&format!("{pointer} = {value}"), &changed(&[(&pointer, value.clone())]));
+    }
+    // A temporary directory of the pod's own.
+    let mut objects = good();
+    setting(&mut objects, "LEASEHOLD_WORK_DIR", Value::Null);
+    setting(&mut objects, "TMPDIR", json!("/work"));
+    assert_good("TMPDIR", &objects);
+    // Five messages a pod.
+    let mut objects = changed(&[(&format!("{TRIGGER}/queueLength"), json!("5"))]);
+    setting(&mut objects, "LEASEHOLD_MAX_MESSAGES", json!("5"));
+    assert_good("queueLength 5", &objects);
+    // The outdated field alone holds.
+    let mut objects = changed(&[("/spec/rollout", Value::Null)]);
+    change(&mut objects, "/spec/rolloutStrategy", json!("gradual"));
+    assert_told("rolloutStrategy", &objects, Severity::Warning, "write rollout.strategy");
+}
