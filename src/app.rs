@@ -15,6 +15,7 @@ use crate::check::{self, Finding, Findings, Severity, StopTimeline};
 use crate::cli::{Action, CheckArgs, CheckFormat, Cli, environment};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use crate::install::install;
+use crate::job::route::Task;
 use crate::job_types::JobTypesFile;
 use crate::local;
 use crate::ports::clock::Clock;
@@ -278,7 +279,13 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
 fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
     check_threads()?;
     for task in work.settings.policy.tasks().filter(|_| runs_commands) {
-        find_program(&task.command.program).map_err(|error| error.to_string())?;
+        find_program(&task.command.program).map_err(|why| match &work.job_types_file {
+            Some(file) if task.name != Task::DEFAULT => {
+                let name = &task.name;
+                format!("job type {name} of {file}: {why}: this image does not have it, or {file} should name another command")
+            }
+            Some(_) | None => format!("the command: {why}"),
+        })?;
     }
     check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
 }

@@ -71,6 +71,8 @@ pub struct WorkConfig {
     pub settings: Settings,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
+    /// Where the job types are.
+    pub job_types_file: Option<String>,
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
     pub termination_log: TerminationLog,
@@ -141,7 +143,7 @@ impl TryFrom<LocalArgs> for LocalConfig {
 }
 
 fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool) -> Result<WorkConfig, ConfigError> {
-    let entries = args.job_types.take().map(|file| file.job_types);
+    let (entries, job_types_file) = args.job_types.take().map(|file| (file.job_types, file.path)).unzip();
     let wait = args.wait.unwrap_or(defaults.wait);
     if wait.subsec_nanos() > 0 {
         return Err(ConfigError::Fraction { flag: "--wait", value: wait });
@@ -188,6 +190,7 @@ fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool
             ..FetchPolicy::default()
         },
         work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
+        job_types_file: job_types_file.flatten(),
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,
         termination_log: args.termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At),

@@ -21,6 +21,9 @@ use crate::job::route::{BadEventFilter, EventFilter, KeyGlob, Task};
 pub struct JobTypesFile {
     #[schemars(length(min = 1))]
     pub job_types: Vec<Entry>,
+    /// Where it is, if it was loaded.
+    #[serde(skip)]
+    pub path: Option<String>,
 }
 
 /// A job type. What it does not say is as the flag of the same name says.
@@ -180,7 +183,8 @@ impl TryFrom<String> for Time {
 impl JobTypesFile {
     /// TOML if the file's name ends so, else YAML, and so JSON. The error says what is wrong, and in which line and column.
     pub fn load(path: &str) -> Result<Self, String> {
-        Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))
+        let file = Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))?;
+        Ok(Self { path: Some(path.to_owned()), ..file })
     }
 
     /// The same of a file that is read from elsewhere.

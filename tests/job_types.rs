@@ -116,6 +116,32 @@ fn with_job_types_there_need_be_no_command_for_all_other_messages() {
     assert!(run("--wait 1s").unwrap_err().to_string().contains("<COMMAND>"));
 }
 
+/// KEDA starts such a pod again at every poll: its error must lead to the line that is to be changed.
+#[test]
+fn a_program_that_is_not_in_the_image_is_told_with_its_job_type_and_file() {
+    let room = tempfile::tempdir().unwrap();
+    let (file, termination_log) = (room.path().join("types.yaml"), room.path().join("termination-log"));
+    fs::write(&file, "job-types: [{name: csv, command: [python-of-nobody, x.py]}]").unwrap();
+    let refused = |command: &[&str]| {
+        let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+        leasehold.args(["run", "--queue-url", "http://127.0.0.1:9/1/q", "--job-types"]).arg(&file);
+        leasehold.arg("--termination-log").arg(&termination_log).args(command);
+        let refused = leasehold.output().unwrap();
+        assert_eq!(refused.status.code(), Some(78));
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains("-of-nobody: not found in PATH"), "{said}");
+        let told = fs::read_to_string(&termination_log).unwrap();
+        (said, told)
+    };
+    let expected = format!("job type csv of {}: python-of-nobody: not found in PATH", file.display());
+    let (said, told) = refused(&["--", "true"]);
+    assert!(said.contains(&expected) && told.contains(&expected), "{said} {told}");
+
+    fs::write(&file, "job-types: [{name: csv, match: {bucket: b}, command: ['true']}]").unwrap();
+    let (said, _) = refused(&["--", "ruby-of-nobody"]);
+    assert!(said.contains("the command: ruby-of-nobody: not found in PATH"), "{said}");
+}
+
 /// What a file of job types comes to; `flags` are what else is asked for.
 fn read(name: &str, text: &str, flags: &str) -> Result<RunConfig, String> {
     let room = tempfile::tempdir().unwrap();

@@ -208,6 +208,34 @@ transformers: [../last]
     assert_eq!(complaints(&objects), [""; 0]);
 }
 
+/// A patch of one's own: whatever it leaves out of `resources`, the room on the node is asked for.
+#[test]
+fn resources_may_be_replaced_as_a_whole() {
+    for (resources, kept) in [
+        ("{}", "/requests"),
+        ("{limits: {memory: 8Gi}}", "/limits/memory"),
+        ("{requests: {cpu: 2}}", "/requests/cpu"),
+        ("{requests: {cpu: 2, memory: 4Gi}, limits: {memory: 4Gi}}", "/requests/memory"),
+    ] {
+        let objects = user(&format!(
+            r"
+resources: [../overlays/heartbeat]
+patches:
+- target: {{kind: ScaledJob}}
+  patch: |-
+    - {{op: replace, path: /spec/jobTargetRef/template/spec/containers/0/resources, value: {resources}}}
+transformers: [../last]
+"
+        ));
+        let container = container(&objects);
+        assert_eq!(container["resources"]["requests"]["ephemeral-storage"], "2Gi", "{resources}");
+        assert!(container["resources"].pointer(kept).is_some(), "{resources}");
+        let pod = &only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"];
+        assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
+        assert_eq!(complaints(&objects), [""; 0], "{resources}");
+    }
+}
+
 #[test]
 fn every_setting_is_one_that_leasehold_knows() {
     let actions = Cli::command();
