@@ -1,6 +1,7 @@
 //! Partial state: work goes on where the last delivery ended. Journeys on a paused clock; then the real binary.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::{Args, FromArgMatches};
@@ -9,14 +10,18 @@ use leasehold::cli::LocalArgs;
 use leasehold::config::LocalConfig;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::local;
+use leasehold::ports::Storage;
 use leasehold::ports::memory::MemoryQueue;
+use leasehold::ports::s3::S3;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::scenarios::configured;
+use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::Cloud;
+use crate::support::http::Http;
 use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, queue, queue_with};
 use crate::support::logs::Logs;
 use crate::support::object_created;
@@ -344,4 +349,35 @@ async fn a_job_type_has_its_own_place_for_checkpoints() {
     cloud.put("short/k", b"x").await;
     let left = cloud.run(&flags, script).run_to(0).await;
     assert_eq!(left.record("message deleted")["job_type"], "default");
+}
+
+#[tokio::test]
+async fn all_names_are_listed_and_a_list_without_an_end_is_an_error() {
+    let page = |names: std::ops::Range<u32>, next: Option<&str>| {
+        let contents = names.map(|name| format!("<Contents><Key>of/{name}.tar</Key></Contents>"));
+        let contents = contents.collect::<Vec<_>>().concat();
+        let next = next.map(|next| format!("<NextContinuationToken>{next}</NextContinuationToken>"));
+        let truncated = next.is_some();
+        format!(
+            "<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{contents}{}</ListBucketResult>",
+            next.unwrap_or_default()
+        )
+    };
+    let pages = Http::start(move |request| {
+        let second = request.lines().next().unwrap().contains("continuation-token=more");
+        (200, if second { page(1000..1500, None) } else { page(0..1000, Some("more")) })
+    })
+    .await;
+    let listed = S3::new(&aws::config(&pages.endpoint), None).list("b", "of/").await.unwrap();
+    assert_eq!((listed.len(), listed.last().unwrap().as_str()), (1500, "of/1499.tar"));
+
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let endless = Http::start(move |_| {
+        let token = count.fetch_add(1, Ordering::Relaxed).to_string();
+        (200, page(0..0, Some(&token)))
+    })
+    .await;
+    S3::new(&aws::config(&endless.endpoint), None).list("b", "of/").await.unwrap_err();
+    assert_eq!(asked.load(Ordering::Relaxed), 100);
 }

@@ -165,7 +165,7 @@ pub struct Uploaded {
 /// All that can be done with objects.
 #[async_trait]
 pub trait Storage: ObjectStore + ObjectWriter {
-    /// The keys that begin with `prefix`: the first thousand of them. The error says why not.
+    /// All keys that begin with `prefix`. The error says why not.
     async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String>;
 
     /// The object is gone afterwards, also if there was none; the error says why not.

@@ -166,11 +166,17 @@ impl Storage for S3 {
     async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String> {
         let list = self.client().list_objects_v2().bucket(bucket).prefix(prefix);
         let list = list.set_expected_bucket_owner(self.expected_owner.clone());
-        let answer = list.send().await.map_err(|error| {
-            let why = Failure::of(&error);
-            format!("s3://{bucket}/{prefix}: {}", refused(&why, "s3:ListBucket"))
-        })?;
-        Ok(answer.contents.into_iter().flatten().filter_map(|object| object.key).collect())
+        let mut keys = Vec::new();
+        let mut pages = list.into_paginator().send();
+        for _ in 0..MOST_PAGES {
+            let Some(page) = pages.next().await else { return Ok(keys) };
+            let page = page.map_err(|error| {
+                let why = Failure::of(&error);
+                format!("s3://{bucket}/{prefix}: {}", refused(&why, "s3:ListBucket"))
+            })?;
+            keys.extend(page.contents.into_iter().flatten().filter_map(|object| object.key));
+        }
+        Err(format!("s3://{bucket}/{prefix}: there are more than {} objects", keys.len()))
     }
 
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), String> {
@@ -182,6 +188,9 @@ impl Storage for S3 {
         })
     }
 }
+
+/// A page has a thousand keys. A list must end, whatever the store answers.
+const MOST_PAGES: usize = 100;
 
 /// An object of this size or more is uploaded in parts, in bytes: each can be tried again by itself.
 const IN_PARTS_FROM: u64 = 32 << 20;
