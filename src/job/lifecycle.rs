@@ -305,7 +305,7 @@ impl Run {
         match event {
             Event::Resumed(worked) => {
                 let deadline_at = hand.received.received_at + hand.limits.max_duration;
-                let left = deadline_at.saturating_sub(worked + self.now);
+                let left = deadline_at.saturating_sub(worked).saturating_sub(self.now);
                 self.go(Phase::Processing(hand), vec![Effect::Shorten(left)])
             }
             Event::Progressed(progress) => {

@@ -3,15 +3,17 @@
 //! A checkpoint is one tar archive, so a reader never sees half of one: `<prefix>/<message id>/<object>/<receive count>.tar`.
 //! Each delivery writes under its own receive count: a pod that has lost its lease overwrites nothing of the one that has it.
 
+mod archive;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Component, Path, PathBuf};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,6 +30,7 @@ use crate::job::route::{Checkpointing, Task};
 use crate::job::verdict::{Completion, Failure, Settlement};
 use crate::ports::clock::Clock;
 use crate::ports::{Storage, Telemetry, Upload};
+use archive::{About, Identity, NO_TIME, Packed, Unpacked};
 
 /// Whoever keeps the checkpoints, at the places that tasks name.
 #[derive(Clone)]
@@ -51,8 +54,12 @@ pub struct Checkpoint<'a> {
     pub worked: Duration,
     /// When this one began, on the run's clock.
     began_at: Duration,
+    /// The directory as it was made.
+    identity: Identity,
     /// What was in the directory when it was last saved or restored.
     seen: Contents,
+    /// Was it reported that there are links which are not saved?
+    links_reported: bool,
 }
 
 /// When there is something to save.
@@ -64,16 +71,14 @@ pub enum Save {
     Last,
 }
 
-/// The first entry of an archive.
-#[derive(Debug, Serialize, Deserialize)]
-struct About {
-    version: u32,
-    /// By all deliveries until then, in seconds.
-    worked_s: u64,
+/// What is in the directory.
+#[derive(Debug, Clone, Default)]
+struct Contents {
+    /// Enough to see that something has changed: length and time of change of each file.
+    files: BTreeMap<PathBuf, (u64, Option<SystemTime>)>,
+    /// In bytes. A hole takes no room, neither here nor in an archive.
+    on_disk: u64,
 }
-
-/// Enough to see that something has changed: length and time of change of each file.
-type Contents = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
 
 impl Checkpoints {
     /// Fills the workspace's checkpoint directory with what the last delivery saved, if one did.
@@ -93,6 +98,7 @@ impl Checkpoints {
         let folder = place.key(&format!("{}/{number}/", delivery.message_id));
         let directory = space.checkpoint();
         fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
+        let identity = Identity::of(&directory).map_err(|why| Failure::Start(format!("JOB_CHECKPOINT_DIR: {why}")))?;
         let mut checkpoint = Checkpoint {
             of: self,
             interval: how.interval,
@@ -103,7 +109,9 @@ impl Checkpoints {
             saved: None,
             worked: Duration::ZERO,
             began_at: *received_at,
-            seen: Contents::new(),
+            identity,
+            seen: Contents::default(),
+            links_reported: false,
         };
         let keys = self.storage.list(&checkpoint.bucket, &folder).await.map_err(Failure::Fetch)?;
         let count = |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
@@ -123,19 +131,23 @@ impl Checkpoints {
         fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), work_dir, &object, &archive).await?;
         let (into, room, halt) = (directory.clone(), work_dir.clone(), halt.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
-            room.check_room(archive.metadata()?.len()).map_err(io::Error::other)?;
-            let about = unpack(&archive, &into, &halt)?;
-            fs::remove_file(archive)?;
-            Ok((about, contents(&into)))
+            let unpacked = archive::unpack(&archive, &into, &room, &halt)?;
+            // The workspace is removed as a whole soon: room is all that this is about.
+            let _ = fs::remove_file(archive);
+            Ok((unpacked, Contents::of(&into)))
         });
-        let unpacked = unpacked.await.map_err(io::Error::from).and_then(|unpacked| unpacked);
-        let (about, seen) = unpacked.map_err(|error| {
+        let unpacked = unpacked.await.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
+        let (Unpacked { about, links_left_out }, seen) = unpacked.map_err(|why| {
             Failure::Fetch(format!(
-                "the checkpoint s3://{bucket}/{last} cannot be restored: {error}; without it, the work starts afresh"
+                "the checkpoint s3://{bucket}/{last} cannot be restored: {why}; without it, the work starts afresh"
             ))
         })?;
         checkpoint.worked = Duration::from_secs(about.worked_s);
-        info!(checkpoint = last, worked_s = about.worked_s, files = seen.len(), "going on from a checkpoint");
+        let files = seen.files.len();
+        info!(checkpoint = last, worked_s = about.worked_s, files, "going on from a checkpoint");
+        if links_left_out > 0 {
+            warn!(links_left_out, "links that lead out of JOB_CHECKPOINT_DIR were not restored");
+        }
         checkpoint.seen = seen;
         checkpoint.saved = Some(last);
         Ok(checkpoint)
@@ -186,23 +198,33 @@ impl Checkpoint<'_> {
     pub async fn save(&mut self, save: Save, give_up: &CancellationToken) -> Result<(), String> {
         let (directory, archive) = (self.space.checkpoint(), self.space.archive());
         let worked = self.worked + self.of.clock.now().saturating_sub(self.began_at);
-        let about = About { version: 1, worked_s: worked.as_secs() };
+        let about = About::new(worked.as_secs());
         let (packed, room, seen) = (archive.clone(), self.work_dir.clone(), self.seen.clone());
-        let too_late = give_up.clone();
+        let (identity, too_late) = (self.identity, give_up.clone());
         let packed = tokio::task::spawn_blocking(move || {
-            let contents = contents(&directory);
-            if save == Save::Changes && contents == seen {
+            // Looked at first: a directory that was removed must not be taken for one that is empty.
+            let is_another = Identity::of(&directory)? != identity;
+            let contents = Contents::of(&directory);
+            if save == Save::Changes && contents.files == seen.files {
                 return Ok(None);
             }
-            room.check_room(contents.values().map(|(bytes, _)| bytes).sum()).map_err(io::Error::other)?;
-            pack(&directory, &about, &packed, &too_late).map(|bytes| Some((contents, bytes)))
+            if is_another && contents.files.is_empty() && !seen.files.is_empty() {
+                return Err("it was replaced by an empty one".to_owned());
+            }
+            room.check_room(contents.on_disk)?;
+            archive::pack(&directory, about, &packed, &too_late).map(|packed| Some((contents, packed)))
         });
         // Of very many files even the list takes its time. The thread ends soon after.
         let packed = give_up.run_until_cancelled(packed).await.ok_or(NO_TIME)?;
-        let packed = packed.map_err(io::Error::from).and_then(|packed| packed);
-        let Some((contents, bytes)) = packed.map_err(|error| format!("JOB_CHECKPOINT_DIR: {error}"))? else {
+        let packed = packed.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
+        let Some((contents, Packed { bytes, links_left_out })) =
+            packed.map_err(|why| format!("JOB_CHECKPOINT_DIR: {why}"))?
+        else {
             return Ok(());
         };
+        if links_left_out > 0 && !std::mem::replace(&mut self.links_reported, true) {
+            warn!(links_left_out, "links that lead out of JOB_CHECKPOINT_DIR are not saved");
+        }
 
         let bucket = &self.bucket;
         let upload = Upload { bucket, key: &self.key, path: &archive, bytes, content_type: "application/x-tar" };
@@ -221,103 +243,16 @@ impl Checkpoint<'_> {
     }
 }
 
-fn contents(directory: &Path) -> Contents {
-    let entries = WalkDir::new(directory).min_depth(1).into_iter().flatten();
-    let known = entries.filter_map(|entry| {
-        let metadata = entry.metadata().ok()?;
-        let name = entry.path().strip_prefix(directory).ok()?.to_owned();
-        Some((name, (metadata.len(), metadata.modified().ok())))
-    });
-    known.collect()
-}
-
-/// Writes all below `directory` into an archive; returns the archive's length, in bytes. A file that changes meanwhile is
-/// saved as far as it was when it was looked at.
-fn pack(directory: &Path, about: &About, archive: &Path, give_up: &CancellationToken) -> io::Result<u64> {
-    let mut tar = tar::Builder::new(io::BufWriter::with_capacity(BUFFER, File::create(archive)?));
-    let text = serde_json::to_vec(about)?;
-    let mut header = tar::Header::new_gnu();
-    header.set_size(text.len() as u64);
-    header.set_mode(0o600);
-    tar.append_data(&mut header, ABOUT, text.as_slice())?;
-
-    for entry in WalkDir::new(directory).min_depth(1).sort_by_file_name() {
-        // What is gone since it was listed is no state any more.
-        let entry = match entry {
-            Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => continue,
-            entry => entry?,
-        };
-        let path = entry.path();
-        let name = Path::new(DATA).join(path.strip_prefix(directory).map_err(io::Error::other)?);
-        let metadata = match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            metadata => metadata?,
-        };
-        let mut header = tar::Header::new_gnu();
-        header.set_metadata(&metadata);
-        let kind = entry.file_type();
-        if kind.is_file() {
-            let file = match File::open(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                file => file?,
-            };
-            // No more and no less than the header says, whatever becomes of the file.
-            let bytes = file.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
-            tar.append_data(&mut header, name, Until { bytes, give_up })?;
-        } else if kind.is_symlink() {
-            tar.append_link(&mut header, name, fs::read_link(path)?)?;
-        } else if kind.is_dir() {
-            tar.append_data(&mut header, name, io::empty())?;
+impl Contents {
+    fn of(directory: &Path) -> Self {
+        let mut contents = Self::default();
+        for entry in WalkDir::new(directory).follow_root_links(false).min_depth(1).into_iter().flatten() {
+            let (Ok(metadata), Ok(name)) = (entry.metadata(), entry.path().strip_prefix(directory)) else { continue };
+            let on_disk = metadata.blocks().saturating_mul(512).min(metadata.len());
+            contents.on_disk = contents.on_disk.saturating_add(on_disk);
+            contents.files.insert(name.to_owned(), (metadata.len(), metadata.modified().ok()));
         }
-        // Sockets and pipes are no state.
-    }
-    let mut file = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.flush()?;
-    Ok(file.metadata()?.len())
-}
-
-fn unpack(archive: &Path, directory: &Path, give_up: &CancellationToken) -> io::Result<About> {
-    let bytes = io::BufReader::with_capacity(BUFFER, Until { bytes: File::open(archive)?, give_up });
-    let mut archive = tar::Archive::new(bytes);
-    archive.set_preserve_mtime(true);
-    let mut entries = archive.entries()?;
-    let first = entries.next().ok_or_else(|| io::Error::other("it is empty"))??;
-    if first.path()? != Path::new(ABOUT) {
-        return Err(io::Error::other(format!("it does not begin with {ABOUT}")));
-    }
-    let about: About = serde_json::from_reader(first)?;
-    for entry in entries {
-        let mut entry = entry?;
-        let name = entry.path()?.strip_prefix(DATA).map_err(io::Error::other)?.to_owned();
-        entry.set_preserve_permissions(true);
-        let kind = entry.header().entry_type();
-        let to = directory.join(&name);
-        // Whoever may write to the bucket may not write to everything here.
-        let leads_elsewhere = !name.components().all(|part| matches!(part, Component::Normal(_)))
-            || name.ancestors().skip(1).any(|parent| directory.join(parent).is_symlink())
-            || !(kind.is_file() || kind.is_dir() || kind.is_symlink());
-        if leads_elsewhere {
-            return Err(io::Error::other(format!("it has {}, which may lead elsewhere", name.display())));
-        }
-        if kind.is_dir() { fs::create_dir_all(&to)? } else { entry.unpack(&to).map(drop)? }
-    }
-    Ok(about)
-}
-
-const NO_TIME: &str = "there was no time for all of it";
-
-/// Bytes that end with an error when it is too late for them.
-struct Until<'a, R> {
-    bytes: R,
-    give_up: &'a CancellationToken,
-}
-
-impl<R: Read> Read for Until<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.give_up.is_cancelled() {
-            return Err(io::Error::other(NO_TIME));
-        }
-        self.bytes.read(buffer)
+        contents
     }
 }
 
@@ -327,12 +262,6 @@ pub fn limit(of_the_stop: Duration) -> Duration {
 }
 
 const TIDYING_UP: Duration = Duration::from_secs(2);
-
-/// The names of what is in an archive.
-const ABOUT: &str = "leasehold.json";
-const DATA: &str = "data";
-
-const BUFFER: usize = 256 << 10;
 
 /// Tidying up is not worth more of a pod's last seconds.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
@@ -360,98 +289,5 @@ impl Telemetry for Forgetting {
 
     fn note(&self, noted: Noted) {
         self.told.note(noted);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn packed_and_unpacked(directory: &Path) -> io::Result<(tempfile::TempDir, About)> {
-        let home = tempfile::tempdir()?;
-        let (archive, into) = (home.path().join("a.tar"), home.path().join("into"));
-        fs::create_dir(&into)?;
-        let never = CancellationToken::new();
-        let bytes = pack(directory, &About { version: 1, worked_s: 7 }, &archive, &never)?;
-        assert_eq!(bytes, fs::metadata(&archive)?.len());
-        let about = unpack(&archive, &into, &never)?;
-        Ok((home, about))
-    }
-
-    #[test]
-    fn what_is_packed_is_unpacked() {
-        let from = tempfile::tempdir().unwrap();
-        let deep = "x".repeat(90);
-        fs::create_dir_all(from.path().join("empty")).unwrap();
-        fs::create_dir_all(from.path().join(&deep).join(&deep)).unwrap();
-        let (long, nothing) = (from.path().join(&deep).join(&deep).join("file"), from.path().join("nothing"));
-        fs::write(&long, vec![7; 1 << 20]).unwrap();
-        fs::write(nothing, "").unwrap();
-        std::os::unix::fs::symlink("nothing", from.path().join("link")).unwrap();
-        let (home, about) = packed_and_unpacked(from.path()).unwrap();
-        let into = home.path().join("into");
-        assert_eq!((contents(&into).len(), about.worked_s), (6, 7));
-        assert_eq!(fs::read(into.join(&deep).join(&deep).join("file")).unwrap(), vec![7; 1 << 20]);
-        assert_eq!(fs::read_link(into.join("link")).unwrap(), Path::new("nothing"));
-    }
-
-    /// An archive with these files, then a link to a folder outside, and then a file behind that link.
-    fn with_a_link_and(names: &[&str]) -> (tempfile::TempDir, io::Result<About>) {
-        let home = tempfile::tempdir().unwrap();
-        let (archive, into, outside) =
-            (home.path().join("a.tar"), home.path().join("into"), home.path().join("outside"));
-        fs::create_dir(&into).unwrap();
-        fs::create_dir(&outside).unwrap();
-        let mut tar = tar::Builder::new(File::create(&archive).unwrap());
-        let mut add = |name: &str, bytes: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            // As `append_data` would refuse it.
-            header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
-            header.set_cksum();
-            tar.append(&header, bytes).unwrap();
-        };
-        add(ABOUT, &serde_json::to_vec(&About { version: 1, worked_s: 0 }).unwrap());
-        for name in names {
-            add(name, b"x");
-        }
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        tar.append_link(&mut header, "data/link", &outside).unwrap();
-        let mut header = tar::Header::new_gnu();
-        header.set_size(1);
-        tar.append_data(&mut header, "data/link/file", b"x".as_slice()).unwrap();
-        tar.finish().unwrap();
-        let unpacked = unpack(&archive, &into, &CancellationToken::new());
-        (home, unpacked)
-    }
-
-    #[test]
-    fn an_archive_leads_nowhere_else() {
-        for (names, culprit) in [(&["data/../../outside/file"][..], "outside/file"), (&[], "link/file")] {
-            let (home, unpacked) = with_a_link_and(names);
-            let error = unpacked.unwrap_err().to_string();
-            assert!(error.contains(culprit), "{error}");
-            assert_eq!(fs::read_dir(home.path().join("outside")).unwrap().count(), 0);
-        }
-    }
-
-    #[test]
-    fn what_it_is_too_late_for_is_given_up_between_two_blocks() {
-        let from = tempfile::tempdir().unwrap();
-        fs::write(from.path().join("file"), "x").unwrap();
-        let too_late = CancellationToken::new();
-        let about = About { version: 1, worked_s: 7 };
-        let archive = from.path().with_extension("tar");
-        pack(from.path(), &about, &archive, &too_late).unwrap();
-        too_late.cancel();
-        for given_up in [
-            pack(from.path(), &about, &archive, &too_late).map(drop),
-            unpack(&archive, from.path(), &too_late).map(drop),
-        ] {
-            assert!(given_up.unwrap_err().to_string().contains("no time"));
-        }
-        fs::remove_file(archive).unwrap();
     }
 }

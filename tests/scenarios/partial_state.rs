@@ -1,11 +1,11 @@
-//! 57: what a command has done so far (`--checkpoint`), half written.
+//! 57, 67 to 69: what a command has done so far (`--checkpoint`): half written, lost, or written by somebody else.
 
 use std::time::Duration;
 
 use leasehold::ports::memory::MemoryQueue;
 
 use crate::support::bucket::MemoryBucket;
-use crate::support::journey::{Does, FakeCommand, Journey, MINUTE, S, deletes, queue};
+use crate::support::journey::{Does, FakeCommand, Instead, Journey, MINUTE, S, deletes, queue};
 
 fn pod(queue: &MemoryQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
     let mut journey = Journey::new(queue, command);
@@ -48,4 +48,49 @@ async fn s57_half_of_an_archive_is_not_gone_on_from() {
 
     bucket.insert(key, &whole);
     assert_eq!(pod(&queue, &command, &bucket).run().await.outcomes(), ["succeeded"]);
+}
+
+/// A command that removes its directory, or puts something else there, has not said that there is no state.
+#[tokio::test(start_paused = true)]
+async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing() {
+    for replaced in [Instead::Gone, Instead::File, Instead::Link, Instead::Empty] {
+        let (queue, bucket) = (queue(), MemoryBucket::default());
+        let command = FakeCommand::sequence([
+            Does::Resumes(MINUTE, 8),
+            // Long enough for a save in between.
+            Does::LosesState(replaced, 2 * MINUTE, 75),
+            Does::Resumes(MINUTE, 8),
+        ]);
+        pod(&queue, &command, &bucket).run_and_stop_after(3 * MINUTE + 30 * S).await;
+        let key = "of/message-1/0/1.tar";
+        let good = bucket.get(key).unwrap();
+        assert_eq!(pod(&queue, &command, &bucket).run().await.outcomes(), ["temporary"]);
+        assert_eq!((bucket.keys(), bucket.get(key).unwrap()), (vec![key.to_owned()], good), "{replaced:?}");
+
+        let third = pod(&queue, &command, &bucket).run().await;
+        assert_eq!((third.outcomes(), third.ended()[0].spent.command), (vec!["succeeded"], 5 * MINUTE));
+    }
+}
+
+/// What another version of leasehold wrote, or somebody who means harm, is not restored, and nothing of it is quoted.
+#[tokio::test(start_paused = true)]
+async fn s68_an_archive_that_is_not_ours_is_not_restored() {
+    for (about, problem) in [
+        (r#"{"version":9,"worked_s":0}"#, "it is of version 9"),
+        (r#"{"version":1,"worked_s":18446744073709551615}"#, "longer than the 14 days"),
+        (r#"{"version":1,"worked_s":"hidden"}"#, "no worked_s in seconds"),
+    ] {
+        let (queue, bucket) = (queue(), MemoryBucket::default());
+        let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
+        pod(&queue, &command, &bucket).run_and_stop_after(100 * S).await;
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(about.len() as u64);
+        tar.append_data(&mut header, "leasehold.json", about.as_bytes()).unwrap();
+        bucket.insert("of/message-1/0/1.tar", &tar.into_inner().unwrap());
+        let second = pod(&queue, &command, &bucket).run().await;
+        assert_eq!((second.outcomes(), command.runs(), deletes(&queue)), (vec!["fetch_failed"], 1, 0));
+        let error = second.ended()[0].error().unwrap();
+        assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
+    }
 }

@@ -134,10 +134,21 @@ pub enum Does {
     Writes(Duration),
     /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at the last.
     Resumes(Duration, u32),
+    /// Removes its checkpoint directory, and makes another one if it should; then it takes so long, and exits so.
+    LosesState(Instead, Duration, i32),
     /// Not even KILL seems to help.
     Hangs,
     /// A bug in us.
     Panics,
+}
+
+/// What comes into the place of a directory that was removed.
+#[derive(Debug, Clone, Copy)]
+pub enum Instead {
+    Gone,
+    File,
+    Link,
+    Empty,
 }
 
 /// What each pretended command takes from the machine.
@@ -262,6 +273,21 @@ impl Runner for FakeCommand {
                     let whole = file.with_extension("new");
                     std::fs::write(&whole, (done() + 1).to_string()).expect("writable");
                     std::fs::rename(whole, &file).expect("writable");
+                }
+            }
+            Does::LosesState(replaced, after, code) => {
+                let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
+                let moved = Path::new(&directory).with_file_name("moved");
+                std::fs::rename(&directory, &moved).expect("it is there");
+                match replaced {
+                    Instead::Gone => {}
+                    Instead::File => std::fs::write(&directory, "x").expect("writable"),
+                    Instead::Link => std::os::unix::fs::symlink(&moved, &directory).expect("writable"),
+                    Instead::Empty => std::fs::create_dir(&directory).expect("writable"),
+                }
+                tokio::select! {
+                    () = sleep(after) => Exit::Code(code),
+                    () = halt.cancelled() => Exit::Signal(15),
                 }
             }
             Does::Hangs => std::future::pending().await,
