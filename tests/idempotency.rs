@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::support::aws;
 use crate::support::cloud::Cloud;
+use crate::support::http::Http;
 use crate::support::journey::{
     Arrived, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
 };
@@ -304,14 +305,62 @@ async fn an_upload_is_the_same_work_whoever_tells_of_it() {
     assert_eq!(outcomes(&journey.run().await), ["succeeded", "already_done", "already_done"]);
 }
 
-/// A record that somebody else left there is no reason to delete a message.
+/// A record that somebody else left there, or another version of leasehold, is no reason to delete a message.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_is_none_keeps_the_message() {
-    let (queue, records, command) = (twice(), MemoryRecords::default(), exits(0));
-    pod(&queue, &command, &records).run().await;
-    records.overwrite(b"{\"state\":\"finished\"}");
+async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
+    let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
+    let mut first = pod(&queue, &command, &records);
+    first.settings.policy.limits.max_duration = S;
+    first.run().await;
+    let ours: Value = serde_json::from_slice(&records.one()).unwrap();
+    for (field, value, problem) in [
+        ("version", json!(9), "is of version 9, and this leasehold reads version 1 only"),
+        ("version", json!("hidden"), "not an idempotency record"),
+        ("version", json!(null), "not an idempotency record"),
+        ("state", json!("hidden"), "not an idempotency record"),
+        ("time_to_live", json!(u64::MAX), "longer than the 12 hours of a lease"),
+        ("time_to_live", json!(-1), "not an idempotency record"),
+    ] {
+        let (mut record, queue) = (ours.clone(), queue_with(&[&object_created("k")]));
+        (record["state"], record[field]) = (json!("done"), value);
+        records.overwrite(record.to_string().as_bytes());
+        let arrived = pod(&queue, &command, &records).run().await;
+        assert_eq!((outcomes(&arrived), deletes(&queue)), (vec!["not_recorded"], 0), "{record}");
+        let error = arrived.ended()[0].error().unwrap();
+        assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
+    }
+    assert_eq!(command.runs(), 1);
+}
+
+/// Waiting does not help where something is not allowed, and it would end without saying so.
+#[tokio::test]
+async fn a_store_that_refuses_for_good_is_named_at_once() {
+    let refuses = Http::start(|_| (403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>".into())).await;
+    let s3 = S3::new(&aws::config(&refuses.endpoint), None);
+    let read = s3.read("b", "k").await.unwrap_err();
+    let written = s3.write("b", "k", Vec::new(), Condition::Absent).await.unwrap_err();
+    for (error, permission) in [(read, "s3:GetObject"), (written, "s3:PutObject")] {
+        assert!(matches!(error, RecordError::Refused(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("AccessDenied") && text.contains(permission), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_without_an_end_is_not_read() {
+    let long = Http::start(|_| (200, "x".repeat(1 << 20))).await;
+    let error = S3::new(&aws::config(&long.endpoint), None).read("b", "k").await.unwrap_err().to_string();
+    assert!(error.contains("s3://b/k: it is longer than the 65536 bytes of a record"), "{error}");
+}
+
+/// Neither does a store that refuses every write cost a loop without an end, nor is the work done without a record.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_refuses_every_write_keeps_the_message() {
+    let (queue, command) = (queue(), exits(0));
+    let records = MemoryRecords::default();
+    records.script([Fault::ConditionFailed; 20]);
     let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), command.runs()), (vec!["not_recorded"], 1));
+    assert_eq!((outcomes(&arrived), command.runs()), (vec!["not_recorded"], 0));
 }
 
 /// The same on everything that keeps records.

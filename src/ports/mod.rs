@@ -211,6 +211,9 @@ pub enum Condition<'a> {
 pub enum RecordError {
     #[error("somebody else wrote the record")]
     ConditionFailed,
+    /// Not allowed (403): asking again is pointless until somebody changes that.
+    #[error("{0}")]
+    Refused(String),
     #[error("{0}")]
     Retryable(String),
 }

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::job::delivery::Delivery;
+use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::place::Place;
 use crate::job::verdict::Failure;
@@ -125,13 +126,17 @@ impl Idempotency {
             expires_at: Duration::ZERO,
             refresh_at: Duration::ZERO,
         };
-        let mut seen = None;
+        let (mut seen, mut pauses) = (None, pauses());
         while !held.try_write(seen.as_deref()).await? {
-            seen = match held.wait_until_free().await? {
+            let free = match held.wait_until_free().await? {
                 Found::Done => return Ok(Claim::Done),
                 Found::Ours => break,
                 Found::Free(etag) => etag,
             };
+            if free == seen {
+                pause(&mut pauses, "the store refuses to write a record that has not changed".to_owned()).await?;
+            }
+            seen = free;
         }
         Ok(Claim::Ours(Box::new(held)))
     }
@@ -189,6 +194,7 @@ impl Held {
             match self.write(State::InProgress, condition).await {
                 Ok(()) => return Ok(true),
                 Err(RecordError::ConditionFailed) => return Ok(false),
+                Err(RecordError::Refused(why)) => return Err(Failure::Record(why)),
                 Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
             }
         }
@@ -203,12 +209,13 @@ impl Held {
                 Meaning::Done => return Ok(Found::Done),
                 Meaning::Ours => {
                     // It was written so long before it was asked for, or a little longer.
-                    self.is_written(asked_at.saturating_sub(entry.age + SECOND), entry.etag);
+                    self.is_written(asked_at.saturating_sub(entry.age).saturating_sub(SECOND), entry.etag);
                     return Ok(Found::Ours);
                 }
                 Meaning::Free => return Ok(Found::Free(Some(entry.etag))),
                 Meaning::Taken { owner, left } => {
                     if !waits {
+                        let owner: String = owner.chars().take(LONGEST_OWNER).collect();
                         info!(owner, "another pod is at this work: waiting for its end");
                         waits = true;
                     }
@@ -225,6 +232,7 @@ impl Held {
             let asked_at = self.of.clock.now();
             match self.of.read(&self.key).await {
                 Ok(entry) => return Ok((asked_at, entry)),
+                Err(RecordError::Refused(why)) => return Err(Failure::Record(why)),
                 Err(error) => pause(&mut pauses, error.to_string()).await?,
             }
         }
@@ -245,7 +253,8 @@ impl Held {
             match refreshed {
                 Ok(()) => pauses = self::pauses(),
                 Err(RecordError::ConditionFailed) => return "another pod has claimed its record".to_owned(),
-                Err(RecordError::Retryable(why)) => {
+                // A permission may be given again while the work runs.
+                Err(RecordError::Retryable(why) | RecordError::Refused(why)) => {
                     warn!(error = why, "refreshing the idempotency record failed and will be retried");
                     self.refresh_at = self.of.clock.now() + pauses.next().unwrap_or(LONGEST_PAUSE);
                 }
@@ -265,7 +274,7 @@ impl Held {
                 Err(RecordError::ConditionFailed) => {
                     return Err(Failure::Superseded("another pod has claimed its record".to_owned()));
                 }
-                Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
+                Err(RecordError::Retryable(why) | RecordError::Refused(why)) => pause(&mut pauses, why).await?,
             }
         }
     }
@@ -289,7 +298,7 @@ impl Held {
         let Some(entry) = self.of.read(&self.key).await? else {
             return Err(RecordError::ConditionFailed);
         };
-        match serde_json::from_slice::<Content>(&entry.bytes) {
+        match Content::read(&entry.bytes) {
             Ok(content) if content.nonce == self.nonce => self.write(state, Condition::Unchanged(&entry.etag)).await,
             Ok(_) | Err(_) => Err(RecordError::ConditionFailed),
         }
@@ -298,7 +307,7 @@ impl Held {
     async fn write(&mut self, state: State, condition: Condition<'_>) -> Result<(), RecordError> {
         let asked_at = self.of.clock.now();
         let content = Content {
-            version: 1,
+            version: VERSION,
             state,
             nonce: self.nonce.clone(),
             owner: self.of.owner.clone(),
@@ -319,9 +328,9 @@ impl Held {
     }
 
     fn meaning(&self, entry: &Entry) -> Result<Meaning, Failure> {
-        let content: Content = serde_json::from_slice(&entry.bytes).map_err(|error| {
+        let content = Content::read(&entry.bytes).map_err(|why| {
             let Place { bucket, .. } = &self.of.place;
-            Failure::Record(format!("s3://{bucket}/{} is no idempotency record of leasehold's: {error}", self.key))
+            Failure::Record(format!("s3://{bucket}/{}: {why}", self.key))
         })?;
         // Ages are whole seconds, rounded down.
         let time_to_live = Duration::from_secs(content.time_to_live) + SECOND;
@@ -334,6 +343,26 @@ impl Held {
                 Meaning::Taken { owner: content.owner, left: time_to_live.saturating_sub(entry.age) + SECOND }
             }
         })
+    }
+}
+
+impl Content {
+    /// Another version may mean something else by the same words, so nothing of it is believed. The error quotes nothing.
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_slice(bytes).map_err(|_| NOT_A_RECORD)?;
+        if version != VERSION {
+            return Err(format!("the record is of version {version}, and this leasehold reads version {VERSION} only"));
+        }
+        let content: Self = serde_json::from_slice(bytes).map_err(|_| NOT_A_RECORD)?;
+        if content.time_to_live > CEILING.as_secs() {
+            let time_to_live = content.time_to_live;
+            return Err(format!("its time_to_live is {time_to_live} s, longer than the 12 hours of a lease"));
+        }
+        Ok(content)
     }
 }
 
@@ -363,6 +392,13 @@ fn pauses() -> impl Iterator<Item = Duration> {
     let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE).with_jitter();
     pauses.with_max_times(8).build()
 }
+
+const VERSION: u32 = 1;
+
+/// What is logged of who owns a record: as long as a pod's name may be.
+const LONGEST_OWNER: usize = 253;
+
+const NOT_A_RECORD: &str = "the object is not an idempotency record that leasehold wrote";
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -39,6 +39,8 @@ pub enum Fault {
     None,
     /// Nothing is written.
     Refused,
+    /// Nothing is written, as if somebody else had written.
+    ConditionFailed,
     /// It is written, but nobody is told.
     AnswerLost,
     AnswerDelayed(Duration),
@@ -154,6 +156,9 @@ impl Records for MemoryRecords {
         if let Fault::Refused = fault {
             return Err(RecordError::Retryable("503 SlowDown".to_owned()));
         }
+        if let Fault::ConditionFailed = fault {
+            return Err(RecordError::ConditionFailed);
+        }
         let etag = self.write_now(bucket, key, bytes, condition)?;
         match fault {
             Fault::AnswerLost => Err(RecordError::Retryable("the connection was reset".to_owned())),
@@ -161,7 +166,7 @@ impl Records for MemoryRecords {
                 sleep(time).await;
                 Ok(etag)
             }
-            Fault::None | Fault::Refused => Ok(etag),
+            Fault::None | Fault::Refused | Fault::ConditionFailed => Ok(etag),
         }
     }
 }

@@ -35,9 +35,16 @@ impl Records for S3 {
         };
         let age = date.since(answer.last_modified);
         let etag = answer.e_tag.unwrap_or_default();
-        let bytes = answer.body.collect().await;
-        let bytes = bytes.map_err(|error| RecordError::Retryable(format!("s3://{bucket}/{key}: {error}")))?;
-        Ok(Some(Entry { bytes: bytes.to_vec(), etag, age }))
+        let (mut body, mut bytes) = (answer.body, Vec::new());
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.map_err(|error| RecordError::Retryable(format!("s3://{bucket}/{key}: {error}")))?;
+            if bytes.len() + chunk.len() > LONGEST {
+                let why = format!("s3://{bucket}/{key}: it is longer than the {LONGEST} bytes of a record");
+                return Err(RecordError::Retryable(why));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Some(Entry { bytes, etag, age }))
     }
 
     async fn write(
@@ -70,14 +77,21 @@ impl Records for S3 {
     }
 }
 
+/// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
+const LONGEST: usize = 64 << 10;
+
 /// The bucket is there, and what is asked of it is not.
 pub(super) fn is_missing(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { status: 404, code, .. } if code.as_deref() != Some("NoSuchBucket"))
 }
 
-/// Everything else may pass: 409 is a conflict with a write at the same time, and a permission may be given yet.
+/// Everything but a missing permission may pass: 409 is a conflict with a write at the same time.
 fn failed(bucket: &str, key: &str, failure: &Failure, permissions: &str) -> RecordError {
-    RecordError::Retryable(format!("s3://{bucket}/{key}: {}", refused(failure, permissions)))
+    let why = format!("s3://{bucket}/{key}: {}", refused(failure, permissions));
+    match failure {
+        Failure::Refused { status: 403, .. } => RecordError::Refused(why),
+        Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => RecordError::Retryable(why),
+    }
 }
 
 /// What the store's own clock said, which the SDK does not tell.
@@ -88,7 +102,7 @@ impl DateHeader {
     /// Zero if it is not known.
     fn since(&self, then: Option<DateTime>) -> Duration {
         let now = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let seconds = now.zip(then).map(|(now, then)| now.secs() - then.secs());
+        let seconds = now.zip(then).map(|(now, then)| now.secs().saturating_sub(then.secs()));
         Duration::from_secs(seconds.and_then(|seconds| seconds.try_into().ok()).unwrap_or_default())
     }
 }
