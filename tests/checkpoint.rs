@@ -22,7 +22,7 @@ use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::Cloud;
 use crate::support::http::Http;
-use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, queue, queue_with};
+use crate::support::journey::{Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, queue, queue_with};
 use crate::support::logs::Logs;
 use crate::support::object_created;
 use crate::support::records::MemoryRecords;
@@ -193,6 +193,80 @@ async fn a_success_does_not_wait_for_the_save_of_an_interval() {
     pod.checkpoints = Some((bucket.clone(), Some(100 * S)));
     let ended = pod.run().await;
     assert_eq!((ended.outcomes(), ended.took, bucket.keys().len()), (vec!["succeeded"], 2 * MINUTE, 0));
+}
+
+/// A command that failed is not kept waiting by a store that does not answer, and its outcome is its own.
+#[tokio::test(start_paused = true)]
+async fn a_failure_does_not_wait_for_a_store_that_is_stuck() {
+    // With a save of the interval on its way when it fails; and near to the end of its time.
+    for (interval, max_duration) in [(None, 10 * MINUTE), (Some(100 * S), 10 * MINUTE), (None, 2 * MINUTE + 3 * S)] {
+        let (queue, bucket) = (queue(), MemoryBucket::default());
+        let command = FakeCommand::new(Does::ResumesAndExits(MINUTE, 2, 1));
+        bucket.uploads_take(HOUR);
+        let mut pod = pod(&queue, &command, &bucket);
+        pod.checkpoints = Some((bucket.clone(), interval));
+        pod.settings.policy.limits.max_duration = max_duration;
+        let ended = pod.run().await;
+        assert_eq!(
+            (ended.outcomes(), bucket.keys().len()),
+            (vec!["command_failed"], 0),
+            "{interval:?} {max_duration:?}"
+        );
+        assert!(ended.took <= 2 * MINUTE + 10 * S, "{:?}", ended.took);
+    }
+}
+
+/// A store that is slow, but not stuck, gets what the failed command left.
+#[tokio::test(start_paused = true)]
+async fn a_failure_waits_for_a_slow_save() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::ResumesAndExits(MINUTE, 2, 1));
+    bucket.uploads_take(4 * S);
+    let ended = pod(&queue, &command, &bucket).run().await;
+    assert_eq!((ended.outcomes(), ended.took, bucket.keys().len()), (vec!["command_failed"], 2 * MINUTE + 4 * S, 1));
+}
+
+/// A save of an interval that is stuck does not keep the next ones from being tried.
+#[tokio::test(start_paused = true)]
+async fn a_save_that_is_stuck_is_given_up_while_the_command_runs() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::Resumes(MINUTE, 9));
+    bucket.uploads_take(HOUR);
+    let mut first = pod(&queue, &command, &bucket);
+    first.checkpoints = Some((bucket.clone(), Some(MINUTE)));
+    let (dead, ()) = tokio::join!(first.run_for(6 * MINUTE, std::future::pending()), async {
+        tokio::time::sleep(90 * S).await;
+        bucket.uploads_take(S);
+    });
+    assert!(dead.is_none());
+    assert_eq!(bucket.keys(), ["of/message-1/0/1.tar"]);
+}
+
+/// What the store took is not work: neither a save nor a fetch takes from the time of the deliveries that follow.
+#[tokio::test(start_paused = true)]
+async fn only_the_time_of_the_command_counts() {
+    let (queue, bucket) = (queue(), MemoryBucket::default());
+    let command = FakeCommand::new(Does::ResumesAndExits(MINUTE, 6, 1));
+    let slow = |store: Duration| {
+        let mut pod = pod(&queue, &command, &bucket);
+        pod.settings.policy.limits.max_duration = 10 * MINUTE;
+        pod.store = Arc::new(FakeStore { after: store, ..FakeStore::default() });
+        pod
+    };
+    // Its time is over before the command has begun.
+    let first = slow(HOUR).run().await;
+    assert_eq!((first.outcomes(), bucket.keys().len()), (vec!["timed_out"], 0));
+    // Three minutes go to the store, six to the command.
+    let second = slow(3 * MINUTE).run().await;
+    assert_eq!((second.outcomes(), second.ended()[0].spent.total), (vec!["command_failed"], 9 * MINUTE));
+    // So there are four left.
+    let third = slow(5 * MINUTE).run().await;
+    assert_eq!((third.outcomes(), third.ended()[0].spent.total), (vec!["timed_out"], 4 * MINUTE));
+    let saved = bucket.get("of/message-1/0/2.tar").unwrap();
+    let mut archive = tar::Archive::new(saved.as_ref());
+    let about: serde_json::Value =
+        serde_json::from_reader(archive.entries().unwrap().next().unwrap().unwrap()).unwrap();
+    assert_eq!(about["worked_s"], 360);
 }
 
 /// Without a last word there is what was saved at the last interval.

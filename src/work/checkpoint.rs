@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use walkdir::WalkDir;
 
-use super::Item;
 use super::fetch::{self, FetchPolicy};
 use super::workspace::{WorkDir, Workspace};
+use super::{Item, Runtime};
 use crate::job::delivery::Received;
 use crate::job::notification::Object;
 use crate::job::place::{Place, Values};
@@ -50,10 +51,10 @@ pub struct Checkpoint<'a> {
     key: String,
     /// What is there now that the next delivery would find: ours, or the one that was restored.
     saved: Option<String>,
-    /// How long earlier deliveries worked.
+    /// How long the commands of earlier deliveries ran.
     pub worked: Duration,
-    /// When this one began, on the run's clock.
-    began_at: Duration,
+    /// That of this one.
+    runtime: &'a Runtime,
     /// The directory as it was made.
     identity: Identity,
     /// What was in the directory when it was last saved or restored.
@@ -67,7 +68,7 @@ pub struct Checkpoint<'a> {
 pub enum Save {
     /// If something in the directory has changed.
     Changes,
-    /// Always: how long this delivery worked counts, too.
+    /// Always: how long this delivery's command ran counts, too.
     Last,
 }
 
@@ -88,8 +89,8 @@ impl Checkpoints {
         item: Item<'a>,
         work_dir: &'a WorkDir,
     ) -> Result<Checkpoint<'a>, Failure> {
-        let Item { work, number, record, space, halt, .. } = item;
-        let Received { delivery, received_at, .. } = &work.received;
+        let Item { work, number, record, space, halt, runtime, .. } = item;
+        let Received { delivery, .. } = &work.received;
         let place = how.place.place(Values {
             key: record.map(|record| record.object.key.as_str()),
             message_id: delivery.message_id.as_str(),
@@ -108,7 +109,7 @@ impl Checkpoints {
             key: format!("{folder}{}.tar", delivery.receive_count),
             saved: None,
             worked: Duration::ZERO,
-            began_at: *received_at,
+            runtime,
             identity,
             seen: Contents::default(),
             links_reported: false,
@@ -179,25 +180,28 @@ impl Checkpoints {
 }
 
 impl Checkpoint<'_> {
-    /// Saves every interval, if there is one, until it is `over`. A save that is on its way then is finished: it may be all
-    /// that there is time for.
-    pub async fn save_until(&mut self, over: &CancellationToken, give_up: &CancellationToken) {
+    /// Saves every interval, if there is one, until the work is over. A save that is on its way then is finished, within
+    /// its limit: it may be all that there is time for.
+    pub async fn save_until_over(&mut self, limits: &SaveLimits<'_>) {
         let Some(interval) = self.interval else { return };
-        while over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
-            match self.save(Save::Changes, give_up).await {
+        while limits.over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+            match self.save(Save::Changes, limits).await {
                 Ok(()) => {}
-                Err(_) if give_up.is_cancelled() => {}
+                Err(_) if limits.give_up.is_cancelled() => {}
                 Err(error) => warn!(error, "the checkpoint was not saved, and this will be tried again"),
             }
         }
     }
 
-    /// Saves what is in the directory now. Given up when `give_up` is cancelled.
+    /// Saves what is in the directory now, if a command has run.
     ///
     /// All or nothing: until the new one is there, the one before it is what the next delivery finds.
-    pub async fn save(&mut self, save: Save, give_up: &CancellationToken) -> Result<(), String> {
+    pub async fn save(&mut self, save: Save, limits: &SaveLimits<'_>) -> Result<(), String> {
+        let clock = self.of.clock;
+        let Some(runtime) = self.runtime.until(clock.now()) else { return Ok(()) };
+        let worked = self.worked.saturating_add(runtime);
+        let give_up = limits.give_up;
         let (directory, archive) = (self.space.checkpoint(), self.space.archive());
-        let worked = self.worked + self.of.clock.now().saturating_sub(self.began_at);
         let about = About::new(worked.as_secs());
         let (packed, room, seen) = (archive.clone(), self.work_dir.clone(), self.seen.clone());
         let (identity, too_late) = (self.identity, give_up.clone());
@@ -228,7 +232,17 @@ impl Checkpoint<'_> {
 
         let bucket = &self.bucket;
         let upload = Upload { bucket, key: &self.key, path: &archive, bytes, content_type: "application/x-tar" };
-        let uploaded = self.of.storage.upload(&upload, give_up).await;
+        let too_late = give_up.child_token();
+        let uploaded = {
+            let mut uploading = pin!(self.of.storage.upload(&upload, &too_late));
+            tokio::select! {
+                uploaded = &mut uploading => uploaded,
+                () = limits.expire(clock, bytes) => {
+                    too_late.cancel();
+                    uploading.await.map_err(|_| "the store took too long".to_owned())
+                }
+            }
+        };
         // The workspace is removed as a whole soon: room is all that this is about.
         let _ = fs::remove_file(&archive);
         uploaded?;
@@ -255,6 +269,46 @@ impl Contents {
         contents
     }
 }
+
+/// When a save is given up.
+#[derive(Clone, Copy)]
+pub struct SaveLimits<'a> {
+    /// Cancelled when no save is of any use, or when a stop has no more time for one.
+    pub give_up: &'a CancellationToken,
+    /// Cancelled when the work has ended, with or without success.
+    pub over: &'a CancellationToken,
+    /// Cancelled when the work was told to end: then `give_up` is what counts.
+    pub halt: &'a CancellationToken,
+    /// When the work would be halted, on the run's clock.
+    pub deadline_at: Duration,
+}
+
+impl SaveLimits<'_> {
+    /// Until an upload of so many bytes has taken too long. While the command runs it holds up nobody; afterwards the
+    /// message, whose outcome is known, waits for it.
+    async fn expire(&self, clock: Clock, bytes: u64) {
+        let for_bytes = Duration::from_secs(bytes / FLOOR);
+        tokio::select! {
+            () = tokio::time::sleep(WHILE_IT_RUNS.saturating_add(for_bytes)) => return,
+            () = self.over.cancelled() => {}
+        }
+        if self.halt.is_cancelled() {
+            return std::future::pending().await;
+        }
+        let until = clock.now().saturating_add(AFTER_ITS_END).saturating_add(for_bytes);
+        clock.sleep_until(until.min(self.deadline_at.saturating_sub(BEFORE_THE_DEADLINE))).await;
+    }
+}
+
+/// What an upload may take, and a second more for each `FLOOR` bytes.
+const WHILE_IT_RUNS: Duration = Duration::from_mins(1);
+const AFTER_ITS_END: Duration = Duration::from_secs(5);
+
+/// No upload is as slow as this, in bytes a second.
+const FLOOR: u64 = 1 << 20;
+
+/// What has failed by itself has not timed out.
+const BEFORE_THE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long a save may take that has so much of a stop: an upload that is given up has to tidy up, too.
 pub fn limit(of_the_stop: Duration) -> Duration {

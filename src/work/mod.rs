@@ -9,7 +9,7 @@ pub mod publish;
 pub mod workspace;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -25,7 +25,7 @@ use crate::job::route::{Checkpointing, Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
-use checkpoint::{Checkpoints, Save};
+use checkpoint::{Checkpoints, Save, SaveLimits};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched};
 use idempotency::{Claim, Idempotency};
@@ -86,11 +86,27 @@ struct Item<'a> {
     record: Option<&'a Record>,
     space: &'a Workspace,
     watch: &'a Watch<'a>,
+    runtime: &'a Runtime,
     halt: &'a CancellationToken,
     /// What the command gets between TERM and KILL.
     stop_grace: Duration,
     /// When the work will be halted, on the run's clock.
     deadline_at: Duration,
+}
+
+/// When the command of an object ran, on the run's clock. What a store takes, to give or to take, is not its work.
+#[derive(Default)]
+struct Runtime {
+    began_at: OnceLock<Duration>,
+    ended_at: OnceLock<Duration>,
+}
+
+impl Runtime {
+    /// How long it has run until then, or did run; `None` if it has not begun.
+    fn until(&self, now: Duration) -> Option<Duration> {
+        let ended_at = self.ended_at.get().copied().unwrap_or(now);
+        self.began_at.get().map(|began_at| ended_at.saturating_sub(*began_at))
+    }
 }
 
 #[async_trait]
@@ -127,12 +143,14 @@ impl Worker for Bench {
                 objects: (done, items.len()),
                 tell,
             };
+            let runtime = Runtime::default();
             let item = Item {
                 work: &work,
                 number: done,
                 record,
                 space: &space,
                 watch: &watch,
+                runtime: &runtime,
                 halt: &halt,
                 stop_grace: work.stop_grace,
                 deadline_at: work.deadline_at,
@@ -234,6 +252,7 @@ impl Bench {
         }));
 
         let over = CancellationToken::new();
+        let limits = SaveLimits { give_up: &give_up, over: &over, halt, deadline_at: item.deadline_at };
         let working = async {
             let processed = self.process_item(item, progress).await;
             over.cancel();
@@ -243,9 +262,9 @@ impl Bench {
             }
             processed
         };
-        let (processed, ()) = tokio::join!(working, checkpoint.save_until(&over, &give_up));
+        let (processed, ()) = tokio::join!(working, checkpoint.save_until_over(&limits));
         if (processed.is_err() || !progress.in_time)
-            && let Err(error) = checkpoint.save(Save::Last, &give_up).await
+            && let Err(error) = checkpoint.save(Save::Last, &limits).await
         {
             warn!(
                 error,
@@ -260,7 +279,7 @@ impl Bench {
     }
 
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let Item { work, number: _, record, space, watch, halt, stop_grace, deadline_at } = item;
+        let Item { work, number: _, record, space, watch, runtime, halt, stop_grace, deadline_at } = item;
         let Progress { ran, exit, said, last_words, spent, used, published, in_time, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
         let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
@@ -300,7 +319,9 @@ impl Bench {
             return Err(Failure::Halted);
         }
         let running = self.runner.run(command, halt.clone(), watch.pulse.clone());
+        let _ = runtime.began_at.set(self.clock.now());
         let ended = self.timed(&mut spent.command, watch.over(running)).await;
+        let _ = runtime.ended_at.set(self.clock.now());
         let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
         let Exited { exit: ended, used: more, last_words: words } = ended;
         *ran = true;

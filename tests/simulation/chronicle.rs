@@ -67,6 +67,15 @@ pub struct Seen {
     pub published: BTreeSet<String>,
 }
 
+impl Seen {
+    /// How long the command of this delivery has run, or ran.
+    pub fn ran(&self) -> Duration {
+        let started = self.started.expect("nothing is saved before a command has run");
+        let ended = self.ends.iter().map(|(at, _)| *at).find(|at| *at >= started);
+        ended.unwrap_or_else(Instant::now) - started
+    }
+}
+
 /// What a command keeps in its checkpoint directory: who wrote it, and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {

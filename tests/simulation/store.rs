@@ -200,7 +200,7 @@ impl ObjectWriter for Store {
             let saved = {
                 let mut chronicle = chronicle.lock().unwrap();
                 let seen = chronicle.seen(pod, &message);
-                let worked = seen.worked + seen.received.expect("it was received").elapsed();
+                let worked = seen.worked + seen.ran();
                 let by = key.rsplit('/').next().and_then(|name| name.strip_suffix(".tar")?.parse().ok());
                 let by = by.expect("a receive count");
                 Saved { key: key.clone(), by, state: seen.state, worked, from: Instant::now(), until: None }

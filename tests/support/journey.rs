@@ -134,6 +134,8 @@ pub enum Does {
     Writes(Duration),
     /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at the last.
     Resumes(Duration, u32),
+    /// The same, and exits so at the last.
+    ResumesAndExits(Duration, u32, i32),
     /// Removes its checkpoint directory, and makes another one if it should; then it takes so long, and exits so.
     LosesState(Instead, Duration, i32),
     /// Not even KILL seems to help.
@@ -258,22 +260,11 @@ impl Runner for FakeCommand {
             },
             Does::Resumes(step, steps) => {
                 let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
-                let file = Path::new(&directory).join("steps").join("done");
-                std::fs::create_dir_all(file.parent().expect("it has one")).expect("writable");
-                let done =
-                    || std::fs::read_to_string(&file).ok().map_or(0, |text| text.parse::<u32>().expect("a number"));
-                loop {
-                    if done() == steps {
-                        break Exit::Code(0);
-                    }
-                    if halt.run_until_cancelled(sleep(step)).await.is_none() {
-                        break Exit::Signal(15);
-                    }
-                    // It may be saved at any moment.
-                    let whole = file.with_extension("new");
-                    std::fs::write(&whole, (done() + 1).to_string()).expect("writable");
-                    std::fs::rename(whole, &file).expect("writable");
-                }
+                resumes(Path::new(&directory), &halt, step, steps, 0).await
+            }
+            Does::ResumesAndExits(step, steps, code) => {
+                let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
+                resumes(Path::new(&directory), &halt, step, steps, code).await
             }
             Does::LosesState(replaced, after, code) => {
                 let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
@@ -296,6 +287,22 @@ impl Runner for FakeCommand {
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
         Ok(Exited { exit, used: Some(USED), last_words: vec!["last words".to_owned()] })
     }
+}
+
+async fn resumes(directory: &Path, halt: &CancellationToken, step: Duration, steps: u32, code: i32) -> Exit {
+    let file = directory.join("steps").join("done");
+    std::fs::create_dir_all(file.parent().expect("it has one")).expect("writable");
+    let done = || std::fs::read_to_string(&file).ok().map_or(0, |text| text.parse::<u32>().expect("a number"));
+    while done() < steps {
+        if halt.run_until_cancelled(sleep(step)).await.is_none() {
+            return Exit::Signal(15);
+        }
+        // It may be saved at any moment.
+        let whole = file.with_extension("new");
+        std::fs::write(&whole, (done() + 1).to_string()).expect("writable");
+        std::fs::rename(whole, &file).expect("writable");
+    }
+    Exit::Code(code)
 }
 
 async fn ends_on_term(halt: &CancellationToken, grace: Duration, after: Duration, code: i32) -> Exit {
