@@ -77,9 +77,9 @@ fn each_sdk_has_one_home() {
 
 #[test]
 fn only_one_module_starts_or_signals_a_process() {
-    let process = ["ports/process.rs", "ports/process/orphans.rs"];
+    let process = ["ports/process.rs", "ports/process/orphans.rs", "ports/process/guard.rs"];
     assert_free_of("", &["process::Command", "killpg", "signal::kill"], &process);
-    assert_free_of("", &["sys::signal"], &[process[0], process[1], "app/signals.rs"]);
+    assert_free_of("", &["sys::signal"], &[process[0], process[1], process[2], "app/signals.rs"]);
 }
 
 #[test]
