@@ -4,6 +4,8 @@
 //! (ECS, EKS Pod Identity), instance metadata. `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_<SERVICE>` are
 //! the SDK's own too.
 
+pub mod answers;
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,6 +71,28 @@ pub fn custom_endpoint(config: &SdkConfig, service: &str) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
     let of_service = config.service_config().and_then(|of| of.load_config(key.expect("all three are set")));
     of_service.or_else(|| config.endpoint_url().map(str::to_owned))
+}
+
+/// Is a bucket put into the path of its requests, instead of its host's name? `addressing_style` of the profile's section
+/// `s3` says it, or `AWS_S3_ADDRESSING_STYLE`; else custom endpoints get paths, for few of them have a host name for each
+/// bucket.
+pub fn is_path_style(config: &SdkConfig) -> bool {
+    match addressing_style(config).as_deref() {
+        Some("path") => true,
+        Some("virtual") => false,
+        Some(_) | None => custom_endpoint(config, "S3").is_some(),
+    }
+}
+
+fn addressing_style(config: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("S3").env("AWS_S3_ADDRESSING_STYLE").profile("s3").build();
+    let value = config.service_config()?.load_config(key.expect("all three are set"))?;
+    // A section of the profile comes as its lines.
+    let of_section = value.lines().find_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == "addressing_style").then(|| value.trim())
+    });
+    of_section.or_else(|| Some(value.trim()).filter(|value| !value.contains('='))).map(str::to_lowercase)
 }
 
 /// The region that a queue URL names: `https://sqs.<region>.…`, `https://<region>.queue.amazonaws.com/…`.
@@ -225,7 +249,7 @@ pub(super) mod testing {
     #[derive(Debug, Clone)]
     pub struct Canned {
         status: u16,
-        query_error: Option<&'static str>,
+        headers: Vec<(&'static str, String)>,
         body: String,
         after: Duration,
         pub requests: Arc<AtomicUsize>,
@@ -234,7 +258,18 @@ pub(super) mod testing {
     impl Canned {
         /// `query_error` is the value of the header that carries SQS's older error codes.
         pub fn new(status: u16, query_error: Option<&'static str>, body: impl Into<String>) -> Self {
-            Self { status, query_error, body: body.into(), after: Duration::ZERO, requests: Arc::default() }
+            // What AWS always sends.
+            let sent = [("x-amzn-requestid", "r"), ("x-amz-request-id", "r"), ("etag", "\"e\"")];
+            let sent = sent.into_iter().chain(query_error.map(|code| ("x-amzn-query-error", code)));
+            let headers = sent.map(|(name, value)| (name, value.to_owned())).collect();
+            Self { status, headers, body: body.into(), after: Duration::ZERO, requests: Arc::default() }
+        }
+
+        /// With this header; without it if the value is empty.
+        pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+            self.headers.retain(|(other, _)| *other != name);
+            self.headers.extend(Some((name, value.into())).filter(|(_, value)| !value.is_empty()));
+            self
         }
 
         /// Takes its time for each answer.
@@ -253,8 +288,8 @@ pub(super) mod testing {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let status = self.status.try_into().expect("a test's status is valid");
             let mut response = HttpResponse::new(status, SdkBody::from(self.body.as_str()));
-            if let Some(code) = self.query_error {
-                response.headers_mut().insert("x-amzn-query-error", code);
+            for (name, value) in &self.headers {
+                response.headers_mut().insert(*name, value.clone());
             }
             let after = self.after;
             HttpConnectorFuture::new(async move {

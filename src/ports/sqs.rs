@@ -21,6 +21,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
+use super::aws::answers::{self, Service};
 use super::aws::{self, ATTEMPT_LIMIT, Failure, Permission};
 use super::{DeleteError, Queue, ReceiveError, VisibilityError, http};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, traceparent_from_xray};
@@ -50,6 +51,9 @@ impl Sqs {
         let custom = aws::custom_endpoint(config, "SQS");
         if custom.is_none() && !is_aws_default(&queue_url) {
             builder = builder.endpoint_url(origin_of(&queue_url));
+        }
+        if let Some(client) = answers::checked(config, Service::Sqs) {
+            builder = builder.http_client(client);
         }
         let endpoint = custom.as_ref().unwrap_or(&queue_url);
         let host = http::host_of(endpoint).unwrap_or(endpoint).to_owned();
@@ -289,8 +293,7 @@ pub fn is_fifo(queue_url: &str) -> bool {
 
 /// Is it a queue of AWS, and not of something that speaks its protocol?
 pub fn is_at_aws(queue_url: &str) -> bool {
-    let host = http::host_of(queue_url).unwrap_or_default();
-    [".amazonaws.com", ".amazonaws.com.cn"].iter().any(|domain| host.ends_with(domain))
+    answers::is_at_aws(queue_url)
 }
 
 /// The last part of a queue's URL.
@@ -567,17 +570,43 @@ mod tests {
         assert_eq!(received, Err(ReceiveError::Transient(text.into())));
     }
 
+    /// A portal's page, or an answer that is cut, says neither that the queue is empty, nor that a lease was extended or a
+    /// message deleted.
     #[tokio::test]
-    async fn a_success_that_cannot_be_read_is_no_refusal() {
-        for body in ["<html>Sign in to the network</html>", r#"{"Messages":[{"MessageId":"m","#] {
-            let received = sqs(&Canned::new(200, None, body)).receive(S, 30 * S).await;
-            let text = "ReceiveMessage on jobs at sqs.eu-west-1.amazonaws.com failed: HTTP 200 came with something that \
-                        cannot be read: ";
-            assert!(
-                matches!(&received, Err(ReceiveError::Transient(why)) if why.starts_with(text) && why.len() > text.len()),
-                "{received:?}"
-            );
+    async fn a_success_that_does_not_come_from_sqs_is_no_answer() {
+        const PAGE: &str = "<html>Sign in to the network</html>";
+        let receipt = ReceiptHandle::new(HANDLE);
+        for (server, problem) in [
+            (Canned::new(200, None, PAGE), "its body is not a JSON object"),
+            (Canned::new(200, None, r#"{"Messages":[{"MessageId":"m","#), "its body is not a JSON object"),
+            (Canned::new(200, None, "[]"), "its body is not a JSON object"),
+            (Canned::new(200, None, "{}").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
+            (Canned::new(200, None, "").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
+        ] {
+            let text = |call: &str| {
+                format!(
+                    "{call} on jobs at sqs.eu-west-1.amazonaws.com failed: HTTP 200 is not an answer of SQS: {problem} (does a \
+                     proxy or a portal answer in its place?)"
+                )
+            };
+            let queue = sqs(&server);
+            assert_eq!(queue.receive(S, 30 * S).await, Err(ReceiveError::Transient(text("ReceiveMessage"))));
+            let extended = queue.change_visibility(&receipt, 30 * S).await;
+            assert_eq!(extended, Err(VisibilityError::Transient(text("ChangeMessageVisibility"))));
+            assert_eq!(delete(&queue).await, Err(DeleteError::Transient(text("DeleteMessage"))));
         }
+        let empty = sqs(&Canned::new(200, None, ""));
+        assert_eq!((empty.change_visibility(&receipt, S).await, delete(&empty).await), (Ok(()), Ok(())));
+    }
+
+    /// What speaks SQS's protocol and is not SQS need not have its request ids, but has to speak it.
+    #[tokio::test]
+    async fn another_queue_than_sqs_needs_no_request_id() {
+        let at = |server: &Canned| Sqs::new(&server.config(), "http://sqs:9324/queue/q".into());
+        let without_id = |body| Canned::new(200, None, body).header("x-amzn-requestid", "");
+        assert_eq!(delete(&at(&without_id("{}"))).await, Ok(()));
+        let refused = delete(&at(&without_id("<html></html>"))).await;
+        assert!(matches!(refused, Err(DeleteError::Transient(_))), "{refused:?}");
     }
 
     #[tokio::test(start_paused = true)]
