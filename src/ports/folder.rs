@@ -19,7 +19,7 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{ByteStream, FetchError, ObjectBody, ObjectStore, Outbox, PublishError, Results};
+use super::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError, RangeBody, Results};
 use crate::job::notification::Object;
 use crate::job::report::{Manifest, Published};
 
@@ -125,18 +125,19 @@ impl ObjectStore for Folder {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
         let (file, size, etag) = self.file(object).await?;
         Ok(ObjectBody {
-            size,
+            size: Some(size),
             etag: Some(etag),
             checksum: None,
             bytes: ReaderStream::with_capacity(file, CHUNK).boxed(),
         })
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError> {
-        let (mut file, ..) = self.file(object).await?;
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        let (mut file, size, _) = self.file(object).await?;
         let retryable = |error: io::Error| FetchError::Retryable(format!("{}: {error}", object.key));
         file.seek(io::SeekFrom::Start(range.start)).await.map_err(retryable)?;
-        Ok(ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK).boxed())
+        let bytes = ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK).boxed();
+        Ok(RangeBody { start: range.start, size: Some(size), bytes })
     }
 }
 
@@ -331,7 +332,7 @@ mod tests {
         let keys: Vec<_> = listed.iter().map(|file| (file.object.key.as_str(), file.object.size)).collect();
         assert_eq!(keys, [("b-a.txt", Some(2)), ("b/c.txt", Some(1)), ("z", Some(0))]);
         assert_eq!(content(&folder, &listed[1].object).await.as_deref(), Ok("c"));
-        let part: Vec<_> = folder.open_range(&listed[0].object, 1..2).await.unwrap().try_collect().await.unwrap();
+        let part: Vec<_> = folder.open_range(&listed[0].object, 1..2).await.unwrap().bytes.try_collect().await.unwrap();
         assert_eq!(part.concat(), b"b");
     }
 

@@ -97,8 +97,9 @@ pub trait ObjectStore: Send + Sync {
     /// Opens exactly the object that the event told of: its version, else its eTag.
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError>;
 
-    /// Opens some bytes of it, which are there. Without a version or an eTag it may have become another one.
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError>;
+    /// Opens some bytes of it, which are there; all from `range.start` on if `range.end` is `u64::MAX`. Without a version or
+    /// an eTag it may have become another one.
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError>;
 }
 
 /// Bytes as they come; none after an error.
@@ -106,12 +107,21 @@ pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// An object's bytes, and what the store tells of them before they come.
 pub struct ObjectBody {
-    /// In bytes.
-    pub size: u64,
+    /// In bytes; `None` if the answer does not say it: then the bytes end where the object does, or with an error.
+    pub size: Option<u64>,
     /// Without quotes.
     pub etag: Option<String>,
     /// If it is one that can be compared with that of the bytes.
     pub checksum: Option<Checksum>,
+    pub bytes: ByteStream,
+}
+
+/// Some of an object's bytes, or all of them from a store that does not know ranges.
+pub struct RangeBody {
+    /// Where in the object they begin: where it was asked for, or before.
+    pub start: u64,
+    /// The object's, in bytes, if the answer says it.
+    pub size: Option<u64>,
     pub bytes: ByteStream,
 }
 
@@ -126,7 +136,7 @@ pub enum FetchError {
     /// May work later.
     #[error("{0}")]
     Retryable(String),
-    /// Will never work: archived, or a name that is none.
+    /// Will never work: archived, encrypted with a customer's own key, a delete marker, or a name that is none.
     #[error("{0}")]
     Permanent(String),
 }

@@ -1,28 +1,20 @@
 //! Fetched: the object, exactly as the event told of it, as a file.
 
-use std::fs::File;
-use std::future::Future;
-use std::io;
-use std::mem;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+mod download;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
-use bytes::Bytes;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
 use bytesize::ByteSize;
-use futures_util::StreamExt;
-use futures_util::future::{Either, ready, try_join, try_join_all};
-use tokio::task::JoinError;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::workspace::WorkDir;
 use crate::job::notification::Object;
 use crate::job::verdict::Failure;
-use crate::ports::checksum::{Algorithm, Checksum, Hasher};
-use crate::ports::{ByteStream, FetchError, ObjectBody, ObjectStore};
+use crate::ports::checksum::{Algorithm, Checksum};
+use crate::ports::{FetchError, ObjectBody, ObjectStore};
+use download::{Download, Stopped, UNKNOWN, Whole};
 
 /// What to make of an object that is gone, or no longer the one that the event told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -53,10 +45,19 @@ impl Default for FetchPolicy {
 }
 
 /// Is there a file now?
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fetched {
-    Here,
+    Here(FetchedObject),
     Gone,
+}
+
+/// What was fetched, which the event may say otherwise or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchedObject {
+    /// In bytes.
+    pub size: u64,
+    /// Without quotes.
+    pub etag: Option<String>,
 }
 
 /// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error.
@@ -68,12 +69,8 @@ pub async fn fetch(
     path: &Path,
 ) -> Result<Fetched, Failure> {
     check_bucket(policy, object)?;
-    let fetched = match store.open(object).await {
-        Ok(body) => save(store, policy.streams, work_dir, object, body, path).await,
-        Err(error) => Err(error),
-    };
-    let (missing, why) = match fetched {
-        Ok(()) => return Ok(Fetched::Here),
+    let (missing, why) = match save(store, policy.streams, work_dir, object, path).await {
+        Ok(fetched) => return Ok(Fetched::Here(fetched)),
         Err(FetchError::Missing(why)) => (policy.missing.unwrap_or(MissingObject::Retry), why),
         Err(FetchError::Overwritten(why)) => (policy.missing.unwrap_or(MissingObject::Fail), why),
         Err(FetchError::Retryable(why)) => return Err(Failure::Fetch(why)),
@@ -98,253 +95,87 @@ pub fn check_bucket(policy: &FetchPolicy, object: &Object) -> Result<(), Failure
     Err(Failure::Unreadable(format!("bucket {} is none of --buckets {buckets}", object.bucket)))
 }
 
-/// Writes what was opened to the disk, and compares it with what was told of it.
+/// Writes the object to the disk, and compares it with what its store says of it.
 async fn save(
     store: &dyn ObjectStore,
     streams: usize,
     work_dir: &WorkDir,
     object: &Object,
-    body: ObjectBody,
     path: &Path,
-) -> Result<(), FetchError> {
-    let ObjectBody { size, etag, checksum, bytes } = body;
+) -> Result<FetchedObject, FetchError> {
     let name = format!("s3://{}/{}", object.bucket, object.key);
+    let body = store.open(object).await?;
     let new_file = {
-        let (work_dir, path) = (work_dir.clone(), path.to_owned());
+        let (work_dir, path, size) = (work_dir.clone(), path.to_owned(), body.size.unwrap_or(0));
         move || work_dir.new_file(&path, size)
     };
     let file = tokio::task::spawn_blocking(new_file).await.unwrap_or_else(|panic| Err(panic.to_string()));
+    let file = file.map_err(|why| {
+        let size = body.size.map(|size| format!(" is {}", ByteSize(size))).unwrap_or_default();
+        FetchError::Retryable(format!("{name}{size}: {why}"))
+    })?;
+    let file = Arc::new(file);
+    match Box::pin(download(store, streams, work_dir, object, body, &file)).await {
+        Ok(fetched) => Ok(fetched),
+        Err(Stopped::Failed(error)) => Err(error),
+        Err(Stopped::NoRanges) => {
+            debug!(object = name, "the store does not know ranges: over one connection then");
+            let body = store.open(object).await?;
+            file.set_len(0).map_err(|error| FetchError::Retryable(work_dir.failed(&error)))?;
+            match Box::pin(download(store, 1, work_dir, object, body, &file)).await {
+                Ok(fetched) => Ok(fetched),
+                Err(Stopped::Failed(error)) => Err(error),
+                Err(Stopped::NoRanges) => Err(FetchError::Retryable(format!("{name}: the store does not know ranges"))),
+            }
+        }
+    }
+}
+
+async fn download(
+    store: &dyn ObjectStore,
+    streams: usize,
+    work_dir: &WorkDir,
+    object: &Object,
+    body: ObjectBody,
+    file: &Arc<File>,
+) -> Result<FetchedObject, Stopped> {
+    let ObjectBody { size, etag, checksum, bytes } = body;
     let download = Download {
         store,
         work_dir,
         // What the first answer was about is what all others must be about.
-        object: Object { etag: object.etag.clone().or(etag), ..object.clone() },
+        object: Object { etag: object.etag.clone().or(etag.clone()), ..object.clone() },
         algorithm: checksum.as_ref().map(|checksum| checksum.algorithm),
-        file: Arc::new(file.map_err(|why| FetchError::Retryable(format!("{name} is {}: {why}", ByteSize(size))))?),
-        unclaimed: Mutex::new(0..size),
+        file: file.clone(),
+        unclaimed: Mutex::new(0..size.unwrap_or(UNKNOWN)),
+        size,
     };
-    let first = download.part(0, Extent::UntilMet, Some(bytes));
     let streams = if is_divisible(size, &download.object, download.algorithm) { streams } else { 1 };
-    let others = (1..streams).map(|_| download.parts_from_the_end());
-    let (first, others) = try_join(first, try_join_all(others)).await?;
+    let Whole { size, hash } = download.run(bytes, streams).await?;
+    let fetched = FetchedObject { size, etag: etag.or_else(|| object.etag.clone()) };
 
-    let Some(Checksum { algorithm, value }) = checksum else { return Ok(()) };
-    let mut parts = [vec![first], others.concat()].concat();
-    parts.sort_by_key(|part| part.start);
-    let whole = parts.into_iter().filter_map(|part| part.hasher).reduce(|mut whole, part| {
-        whole.append(&part);
-        whole
-    });
-    let got = whole.map(Hasher::value).unwrap_or_default();
+    let Some(Checksum { algorithm, value }) = checksum else { return Ok(fetched) };
+    let got = hash.unwrap_or_default();
+    let name = format!("s3://{}/{}", object.bucket, object.key);
     if got != value {
         let why = format!("{name}: {algorithm} of its {size} bytes is {got}, and should be {value}");
-        return Err(FetchError::Retryable(why));
+        return Err(FetchError::Retryable(why).into());
     }
-    debug!(object = name, size, %algorithm, value, "the bytes are those that were stored");
-    Ok(())
-}
-
-/// An object on its way to the disk.
-///
-/// The first stream, which was opened without a range because only such an answer tells the checksum of the whole,
-/// goes forward from the start. Where it is worth it, more streams take parts from the end until they meet: nothing is
-/// fetched twice, and it does not matter which of them is slow.
-struct Download<'a> {
-    store: &'a dyn ObjectStore,
-    work_dir: &'a WorkDir,
-    object: Object,
-    algorithm: Option<Algorithm>,
-    file: Arc<File>,
-    /// From where the first stream is to where the others' parts begin.
-    unclaimed: Mutex<Range<u64>>,
-}
-
-/// How far a stream goes.
-#[derive(Clone, Copy)]
-enum Extent {
-    UntilMet,
-    To(u64),
-}
-
-/// Bytes on the disk, from `start` to where the next part starts.
-#[derive(Clone)]
-struct Part {
-    start: u64,
-    hasher: Option<Hasher>,
-}
-
-impl Download<'_> {
-    fn unclaimed(&self) -> MutexGuard<'_, Range<u64>> {
-        self.unclaimed.lock().expect("nothing panics while holding it")
-    }
-
-    fn end(&self, extent: Extent) -> u64 {
-        match extent {
-            Extent::UntilMet => self.unclaimed().end,
-            Extent::To(end) => end,
-        }
-    }
-
-    /// How many of `length` bytes that have come for byte `at` and those after it are wanted.
-    fn claim(&self, extent: Extent, at: u64, length: usize) -> usize {
-        let wanted = |end: u64| usize::try_from(end - at).unwrap_or(usize::MAX).min(length);
-        match extent {
-            Extent::UntilMet => {
-                let mut unclaimed = self.unclaimed();
-                let wanted = wanted(unclaimed.end);
-                unclaimed.start = at + wanted as u64;
-                wanted
-            }
-            Extent::To(end) => wanted(end),
-        }
-    }
-
-    /// Fetches part after part, from the end of what is unclaimed, until nothing is.
-    async fn parts_from_the_end(&self) -> Result<Vec<Part>, FetchError> {
-        let claim = || {
-            let mut unclaimed = self.unclaimed();
-            let start = unclaimed.end.saturating_sub(PART).max(unclaimed.start);
-            let end = mem::replace(&mut unclaimed.end, start);
-            (start < end).then_some((start, end))
-        };
-        let mut parts = Vec::new();
-        while let Some((start, end)) = claim() {
-            parts.push(self.part(start, Extent::To(end), None).await?);
-        }
-        Ok(parts)
-    }
-
-    /// Fetches the bytes from `start` on, over as many connections as it takes: one that breaks is followed by another,
-    /// which goes on from there, until several in a row have brought nothing.
-    async fn part(&self, start: u64, extent: Extent, mut opened: Option<ByteStream>) -> Result<Part, FetchError> {
-        let hasher = self.algorithm.map(Hasher::new);
-        let mut sink = Sink { file: self.file.clone(), at: start, hasher };
-        let mut pauses = pauses();
-        loop {
-            let (begun_at, end) = (sink.at, self.end(extent));
-            let stream = match opened.take() {
-                Some(stream) => Ok(stream),
-                None if begun_at == end => return Ok(Part { start, hasher: sink.hasher }),
-                None => self.store.open_range(&self.object, begun_at..end).await,
-            };
-            let why = match stream {
-                Ok(stream) => {
-                    let broken;
-                    (sink, broken) = self.pour(stream, extent, sink).await?;
-                    match broken {
-                        None => return Ok(Part { start, hasher: sink.hasher }),
-                        Some(why) => why,
-                    }
-                }
-                Err(FetchError::Retryable(why)) => why,
-                Err(error @ (FetchError::Missing(_) | FetchError::Overwritten(_) | FetchError::Permanent(_))) => {
-                    return Err(error);
-                }
-            };
-            if sink.at > begun_at {
-                pauses = self::pauses();
-            }
-            let Object { bucket, key, .. } = &self.object;
-            let why = format!("s3://{bucket}/{key} broke off at byte {}: {why}", sink.at);
-            let Some(pause) = pauses.next() else { return Err(FetchError::Retryable(why)) };
-            warn!(why, ?pause, "the fetch goes on from there");
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Writes what comes, to the end of the extent or until the stream breaks; then also says why it did. The next
-    /// batch is read while one is written: no thread of the runtime waits for the disk.
-    async fn pour(
-        &self,
-        mut stream: ByteStream,
-        extent: Extent,
-        sink: Sink,
-    ) -> Result<(Sink, Option<String>), FetchError> {
-        let mut at = sink.at;
-        let mut writing = Either::Left(ready(Ok(Ok(sink))));
-        loop {
-            let (mut batch, begun_at) = (Vec::new(), at);
-            let ended = loop {
-                if at == self.end(extent) {
-                    break Some(None);
-                }
-                if at - begun_at >= BATCH {
-                    break None;
-                }
-                match stream.next().await {
-                    Some(Ok(mut chunk)) => {
-                        chunk.truncate(self.claim(extent, at, chunk.len()));
-                        at += chunk.len() as u64;
-                        batch.push(chunk);
-                    }
-                    Some(Err(error)) => break Some(Some(error.to_string())),
-                    None => break Some(Some("it ended too soon".to_owned())),
-                }
-            };
-            let sink = self.written(writing).await?;
-            writing = Either::Right(tokio::task::spawn_blocking(move || sink.write(&batch)));
-            if let Some(broken) = ended {
-                return Ok((self.written(writing).await?, broken));
-            }
-        }
-    }
-
-    async fn written(
-        &self,
-        writing: impl Future<Output = Result<io::Result<Sink>, JoinError>>,
-    ) -> Result<Sink, FetchError> {
-        let written = writing.await.map_err(io::Error::from).and_then(|written| written);
-        written.map_err(|error| FetchError::Retryable(self.work_dir.failed(&error)))
-    }
+    debug!(object = name, size, %algorithm, value, "checksum verified");
+    Ok(fetched)
 }
 
 /// Is it large enough for several streams, and can it be put together? What nothing pins could be another object in each
 /// of them, and a hash that is not made of its parts' hashes needs the bytes in order.
-fn is_divisible(size: u64, object: &Object, algorithm: Option<Algorithm>) -> bool {
+fn is_divisible(size: Option<u64>, object: &Object, algorithm: Option<Algorithm>) -> bool {
     let is_pinned = object.version_id.is_some() || object.etag.is_some();
-    size >= PARALLEL_FROM && is_pinned && algorithm.is_none_or(Algorithm::is_of_parts)
-}
-
-/// Where a part goes, and how far it has come.
-struct Sink {
-    file: Arc<File>,
-    at: u64,
-    hasher: Option<Hasher>,
-}
-
-impl Sink {
-    fn write(mut self, chunks: &[Bytes]) -> io::Result<Self> {
-        for chunk in chunks {
-            if let Some(hasher) = &mut self.hasher {
-                hasher.update(chunk);
-            }
-            self.file.write_all_at(chunk, self.at)?;
-            self.at += chunk.len() as u64;
-        }
-        Ok(self)
-    }
-}
-
-/// Between connections that bring nothing.
-fn pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(200))
-        .with_max_delay(Duration::from_secs(5))
-        .with_max_times(5)
-        .with_jitter()
-        .build()
+    size.is_some_and(|size| size >= PARALLEL_FROM) && is_pinned && algorithm.is_none_or(Algorithm::is_of_parts)
 }
 
 /// In bytes; an object of this size or more is fetched by several streams.
 const PARALLEL_FROM: u64 = 64 << 20;
 
 const STREAMS: usize = 8;
-
-/// What a stream takes at a time, in bytes.
-const PART: u64 = 8 << 20;
-
-/// What is written at a time, in bytes, and less than a stream's next chunk more.
-const BATCH: u64 = 512 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -357,10 +188,11 @@ mod tests {
             Object { bucket: "b".into(), key: "k".into(), version_id, etag, size: None, sequencer: None }
         };
         let (etag, version) = (object(None, Some("e")), object(Some("v"), None));
-        assert!(is_divisible(PARALLEL_FROM, &etag, None));
-        assert!(is_divisible(PARALLEL_FROM, &version, Some(Algorithm::Crc64Nvme)));
-        assert!(!is_divisible(PARALLEL_FROM - 1, &etag, None));
-        assert!(!is_divisible(PARALLEL_FROM, &object(None, None), None));
-        assert!(!is_divisible(PARALLEL_FROM, &etag, Some(Algorithm::Sha256)));
+        assert!(is_divisible(Some(PARALLEL_FROM), &etag, None));
+        assert!(is_divisible(Some(PARALLEL_FROM), &version, Some(Algorithm::Crc64Nvme)));
+        assert!(!is_divisible(Some(PARALLEL_FROM - 1), &etag, None));
+        assert!(!is_divisible(None, &etag, None));
+        assert!(!is_divisible(Some(PARALLEL_FROM), &object(None, None), None));
+        assert!(!is_divisible(Some(PARALLEL_FROM), &etag, Some(Algorithm::Sha256)));
     }
 }

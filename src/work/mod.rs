@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::job::lifecycle::{Event, Processed, Work};
-use crate::job::notification::Record;
+use crate::job::notification::{Object, Record};
 use crate::job::report::{Manifest, Spent, Used};
 use crate::job::route::{Checkpointing, Content, Input, Task};
 use crate::job::verdict::{Exit, Failure, Outcome, Said};
@@ -27,7 +27,7 @@ use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
 use checkpoint::{Checkpoints, Save, SaveLimits};
 use contract::Given;
-use fetch::{FetchPolicy, Fetched};
+use fetch::{FetchPolicy, Fetched, FetchedObject};
 use idempotency::{Claim, Idempotency};
 use liveness::Watch;
 use workspace::{WorkDir, Workspace};
@@ -285,18 +285,32 @@ impl Bench {
         let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
 
         let Task { command, input: how, .. } = work.task.as_ref();
-        match (record, how) {
+        let fetched_record;
+        let record = match (record, how) {
             (Some(record), Input::File | Input::Stdin) => {
                 let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &self.work_dir, &record.object, &input);
-                if unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? == Fetched::Gone {
-                    *in_time = !halt.is_cancelled();
-                    return Ok(());
+                match unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? {
+                    Fetched::Here(FetchedObject { size, etag }) => {
+                        let object = Object { size: Some(size), etag, ..record.object.clone() };
+                        fetched_record = Record { object, ..record.clone() };
+                        Some(&fetched_record)
+                    }
+                    Fetched::Gone => {
+                        *in_time = !halt.is_cancelled();
+                        return Ok(());
+                    }
                 }
             }
-            (Some(record), Input::None) => fetch::check_bucket(&self.fetch, &record.object)?,
-            (None, _) => std::fs::write(&input, &work.received.delivery.body)
-                .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())))?,
-        }
+            (Some(record), Input::None) => {
+                fetch::check_bucket(&self.fetch, &record.object)?;
+                Some(record)
+            }
+            (None, _) => {
+                std::fs::write(&input, &work.received.delivery.body)
+                    .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())))?;
+                None
+            }
+        };
 
         let given = Given {
             job_id: &self.job_id,

@@ -48,10 +48,23 @@ impl WorkDir {
         let _alone = alone();
         self.check_room(bytes)?;
         let file = File::create_new(path).map_err(|error| self.failed(&error))?;
-        let Some(length) = i64::try_from(bytes).ok().filter(|length| *length > 0) else { return Ok(file) };
-        match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
+        self.take_room(&file, 0, bytes)?;
+        Ok(file)
+    }
+
+    /// Room for so many bytes more of a file in here, from `at` on, that nobody else takes. Blocks.
+    pub fn extend(&self, file: &File, at: u64, bytes: u64) -> Result<(), String> {
+        let _alone = alone();
+        self.check_room(bytes)?;
+        self.take_room(file, at, bytes)
+    }
+
+    fn take_room(&self, file: &File, at: u64, bytes: u64) -> Result<(), String> {
+        let length = i64::try_from(bytes).ok().filter(|length| *length > 0);
+        let (Ok(at), Some(length)) = (i64::try_from(at), length) else { return Ok(()) };
+        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length) {
             // Not every file system can: then it is as it comes.
-            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(file),
+            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
             Err(errno) => Err(self.failed(&errno.into())),
         }
     }

@@ -1,4 +1,4 @@
-//! 49: the way of an object to the disk.
+//! 49, and 58 and 59: the way of an object to the disk.
 
 use std::io;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use futures_util::stream::{self, StreamExt};
 use leasehold::job::notification::Object;
 use leasehold::job::verdict::Failure;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
-use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore};
-use leasehold::work::fetch::{FetchPolicy, Fetched, fetch};
+use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody};
+use leasehold::work::fetch::{FetchPolicy, Fetched, FetchedObject, fetch};
 use leasehold::work::workspace::WorkDir;
 use serde_json::json;
 use tokio::time::Instant;
@@ -76,6 +76,10 @@ struct Breaking {
     /// Or it ends as if it were whole.
     ends: bool,
     checksum: Option<Checksum>,
+    /// What the answer says of its length.
+    says: Option<u64>,
+    /// Does it answer to a range with that range, or with all that there is?
+    knows_ranges: bool,
     /// What became of it while it was fetched.
     becomes: Option<FetchError>,
     /// How each stream was asked for, and when.
@@ -84,8 +88,9 @@ struct Breaking {
 
 impl Breaking {
     fn new(bytes: impl Into<Bytes>, lives: usize) -> Self {
-        let (checksum, becomes, asked) = (None, None, Mutex::default());
-        Self { bytes: bytes.into(), lives, ends: false, checksum, becomes, asked }
+        let (checksum, becomes, asked, bytes) = (None, None, Mutex::default(), bytes.into());
+        let says = Some(bytes.len() as u64);
+        Self { bytes, lives, ends: false, checksum, says, knows_ranges: true, becomes, asked }
     }
 
     fn stream(&self, object: &Object, range: Range<usize>) -> ByteStream {
@@ -108,15 +113,17 @@ impl ObjectStore for Breaking {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
         let (etag, checksum) = (Some("of-the-answer".to_owned()), self.checksum.clone());
         let bytes = self.stream(object, 0..self.bytes.len());
-        Ok(ObjectBody { size: self.bytes.len() as u64, etag, checksum, bytes })
+        Ok(ObjectBody { size: self.says, etag, checksum, bytes })
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError> {
-        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        let end = range.end.min(self.bytes.len() as u64);
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(end).unwrap();
         assert!(!range.is_empty());
+        let range = if self.knows_ranges { range } else { 0..self.bytes.len() };
         match &self.becomes {
             Some(error) => Err(error.clone()),
-            None => Ok(self.stream(object, range)),
+            None => Ok(RangeBody { start: range.start as u64, size: self.says, bytes: self.stream(object, range) }),
         }
     }
 }
@@ -125,8 +132,11 @@ impl ObjectStore for Breaking {
 async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
-    assert_eq!(fetch(store, &FetchPolicy::default(), &work_dir, object, &path).await?, Fetched::Here);
-    Ok(std::fs::read(path).unwrap())
+    let fetched = fetch(store, &FetchPolicy::default(), &work_dir, object, &path).await?;
+    let bytes = std::fs::read(path).unwrap();
+    let etag = Some("of-the-answer".to_owned());
+    assert_eq!(fetched, Fetched::Here(FetchedObject { size: bytes.len() as u64, etag }));
+    Ok(bytes)
 }
 
 fn object(version_id: Option<&str>, etag: Option<&str>) -> Object {
@@ -220,6 +230,68 @@ async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
     assert!(parts.iter().all(|start| ranges.iter().any(|range| range.start == *start)), "{ranges:?}");
 }
 
+/// An answer that does not say its length is read to its end, whatever the event says of the object's size; one that
+/// breaks before is gone on with.
+#[tokio::test(start_paused = true)]
+async fn s58_an_answer_without_a_length_is_read_to_its_end() {
+    for size in [None, Some(0), Some(3), Some(1_000_000)] {
+        let told = Object { size, ..object(None, Some("e")) };
+        for (length, lives) in [(0, 1), (5, 100), (2_000_000, usize::MAX), (2_000_000, 700_000)] {
+            let bytes = noise(length);
+            let whole = Breaking { says: None, ..Breaking::new(bytes.clone(), lives) };
+            assert!(fetched(&whole, &told).await.unwrap() == bytes, "{size:?} {length} {lives}");
+            let checked = Breaking {
+                checksum: Some(checksum(Algorithm::Crc32, &bytes)),
+                says: None,
+                ..Breaking::new(bytes, lives)
+            };
+            fetched(&checked, &told).await.unwrap();
+        }
+    }
+}
+
+/// Bytes after the length that was said are not cut off: it is not the object that was announced.
+#[tokio::test(start_paused = true)]
+async fn s58_an_object_that_is_longer_than_it_was_said_to_be_is_a_failed_fetch() {
+    for says in [0, 3, 99] {
+        let store = Breaking { says: Some(says), ..Breaking::new(noise(100), usize::MAX) };
+        let failed = fetched(&store, &object(None, Some("e"))).await;
+        let why = format!("s3://b/k is longer than the {says} bytes that it should have");
+        assert_eq!(failed, Err(Failure::Fetch(why)));
+    }
+}
+
+/// An object of which nobody says how large it is takes no more room than there is for it.
+#[tokio::test(start_paused = true)]
+async fn s58_an_object_of_unknown_length_stays_within_the_work_dirs_limit() {
+    let home = tempfile::tempdir().unwrap();
+    let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: Some(2 << 20) }, home.path().join("k"));
+    let store = Breaking { says: None, ..Breaking::new(noise(4 << 20), usize::MAX) };
+    let failed = fetch(&store, &FetchPolicy::default(), &work_dir, &object(None, Some("e")), &path).await;
+    let Err(Failure::Fetch(why)) = failed else { panic!("{failed:?}") };
+    assert!(why.starts_with("s3://b/k: --work-dir ") && why.contains(" of --work-dir-limit 2.0 MiB are used"), "{why}");
+    assert!(path.metadata().unwrap().len() <= 2 << 20);
+}
+
+/// A server that does not know ranges answers with all that there is: a stream that breaks goes on where it broke, and a
+/// large object comes over one connection.
+#[tokio::test(start_paused = true)]
+async fn s59_a_store_without_ranges_is_read_over_one_connection() {
+    let small = noise(1000);
+    let store = Breaking { knows_ranges: false, ..Breaking::new(small.clone(), usize::MAX) };
+    assert_eq!(fetched(&store, &object(None, None)).await, Ok(small.clone()));
+    // The second stream breaks where the first did, and so on: each brings nothing new.
+    let broken = Breaking { knows_ranges: false, ..Breaking::new(small, 700) };
+    let Err(Failure::Fetch(why)) = fetched(&broken, &object(None, None)).await else { panic!("it was fetched") };
+    assert_eq!(why, "s3://b/k broke off at byte 700: connection reset");
+
+    let large = Bytes::from(noise(65 << 20));
+    let checksum = Some(checksum(Algorithm::Crc64Nvme, &large));
+    let store = Breaking { checksum, knows_ranges: false, ..Breaking::new(large.clone(), usize::MAX) };
+    assert!(fetched(&store, &object(None, None)).await.unwrap() == large, "they differ");
+    assert_eq!(*store.ranges().last().unwrap(), 0..large.len() as u64, "else it was not asked for again");
+}
+
 /// The same over real connections to a real server: one that is cut is followed by another, and bytes that change on
 /// the way are noticed before the command sees them.
 #[tokio::test]
@@ -239,7 +311,7 @@ async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_notic
     cut.put("k", &bytes).await;
     let left = run(&cut).run_to(0).await;
     assert!(std::fs::read(cut.notes.path().join("got")).unwrap() == bytes, "they differ");
-    let resumed = left.log.iter().filter(|record| record["message"] == "the fetch goes on from there");
+    let resumed = left.log.iter().filter(|record| record["message"] == "resuming the download");
     assert_eq!(resumed.count(), 2, "{}", left.stdout);
 
     changed.put("k", &bytes).await;

@@ -9,7 +9,7 @@ use futures_util::stream::TryStreamExt;
 use leasehold::job::notification::Object;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::ports::s3::S3;
-use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore};
+use leasehold::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 use leasehold::work::fetch::MissingObject;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ impl ObjectStore for Asked {
         FakeStore::default().open(object).await
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, FetchError> {
+    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
         FakeStore::default().open_range(object, range).await
     }
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use leasehold::job::notification::Object;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
 use leasehold::ports::{
-    ByteStream, Condition, Entry, FetchError, ObjectBody, ObjectStore, ObjectWriter, RecordError, Records, Storage,
+    Condition, Entry, FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, RecordError, Records, Storage,
     Upload, Uploaded,
 };
 use tokio::time::{Instant, sleep};
@@ -173,7 +173,7 @@ impl ObjectStore for Store {
         opened.map(MemoryBucket::body)
     }
 
-    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<ByteStream, FetchError> {
+    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<RangeBody, FetchError> {
         unreachable!("its streams do not break")
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use leasehold::job::notification::Object;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
-use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, ObjectWriter, Storage, Upload, Uploaded};
+use leasehold::ports::{FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, Storage, Upload, Uploaded};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Clone, Default)]
@@ -50,7 +50,12 @@ impl MemoryBucket {
 
     /// What is answered to who asks for an object with these bytes.
     pub fn body(bytes: Bytes) -> ObjectBody {
-        ObjectBody { size: bytes.len() as u64, etag: None, checksum: None, bytes: stream::iter([Ok(bytes)]).boxed() }
+        ObjectBody {
+            size: Some(bytes.len() as u64),
+            etag: None,
+            checksum: None,
+            bytes: stream::iter([Ok(bytes)]).boxed(),
+        }
     }
 }
 
@@ -61,7 +66,7 @@ impl ObjectStore for MemoryBucket {
         Ok(Self::body(bytes))
     }
 
-    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<ByteStream, FetchError> {
+    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<RangeBody, FetchError> {
         unreachable!("its streams do not break")
     }
 }

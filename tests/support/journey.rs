@@ -26,7 +26,7 @@ use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, Ru
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
-    ByteStream, Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, ReceiveError,
+    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, RangeBody, ReceiveError,
     Runner, StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::Bench;
@@ -328,7 +328,7 @@ impl ObjectStore for FakeStore {
     async fn open(&self, _: &Object) -> Result<ObjectBody, FetchError> {
         sleep(self.after).await;
         let whole = |bytes: &'static [u8]| ObjectBody {
-            size: bytes.len() as u64,
+            size: Some(bytes.len() as u64),
             etag: None,
             checksum: None,
             bytes: stream::iter([Ok(bytes.into())]).boxed(),
@@ -336,7 +336,7 @@ impl ObjectStore for FakeStore {
         self.answer.clone().map(whole)
     }
 
-    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<ByteStream, FetchError> {
+    async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<RangeBody, FetchError> {
         unreachable!("its streams do not break");
     }
 }

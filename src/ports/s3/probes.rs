@@ -50,11 +50,11 @@ impl S3 {
     /// Whom a bucket tells of its events; `None` if there is no such bucket. The error says why that is not known.
     pub async fn notifications(&self, bucket: &str) -> Result<Option<Notifications>, String> {
         let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
-        let answer = asked.set_expected_bucket_owner(self.expected_owner.clone()).send().await;
-        let answer = match answer {
+        let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
+        let answer = self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+        let answer = match answer.await {
             Ok(answer) => answer,
-            Err(error) => {
-                let failure = Failure::of(&error);
+            Err(failure) => {
                 let is_gone = matches!(&failure, Failure::Refused { code: Some(code), .. } if code == "NoSuchBucket");
                 return if is_gone { Ok(None) } else { Err(said(&failure)) };
             }
@@ -81,14 +81,13 @@ impl S3 {
     /// The KMS key with which a bucket encrypts what nobody says otherwise of. The error says why that is not known.
     pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
         let asked = self.client().get_bucket_encryption().bucket(bucket);
-        let answer = asked.set_expected_bucket_owner(self.expected_owner.clone()).send().await;
-        let rules = match answer {
+        let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
+        let answer = self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+        let rules = match answer.await {
             Ok(answer) => answer.server_side_encryption_configuration.map(|all| all.rules).unwrap_or_default(),
-            Err(error) => {
-                let failure = Failure::of(&error);
-                // Missing: none has been set.
-                if is_missing(&failure) { Vec::new() } else { return Err(said(&failure)) }
-            }
+            // Missing: none has been set.
+            Err(failure) if is_missing(&failure) => Vec::new(),
+            Err(failure) => return Err(said(&failure)),
         };
         let mut keys = rules.into_iter().filter_map(|rule| rule.apply_server_side_encryption_by_default);
         let key = keys.find(|one| one.sse_algorithm.as_str().starts_with("aws:kms"));
@@ -105,26 +104,24 @@ impl S3 {
         let failure = match action {
             Action::List => {
                 let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
-                list.set_expected_bucket_owner(owner).send().await.err().map(|error| Failure::of(&error))
+                let list = list.set_expected_bucket_owner(owner);
+                self.send(bucket, |config| list.clone().customize().config_override(config).send()).await.err()
             }
             Action::Get => {
-                let get = client.get_object().bucket(bucket).key(key);
-                get.set_expected_bucket_owner(owner).send().await.err().map(|error| Failure::of(&error))
+                let get = client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
+                self.send(bucket, |config| get.clone().customize().config_override(config).send()).await.err()
             }
             Action::Put => {
                 let part = CompletedPart::builder().part_number(1).e_tag(NO_UPLOAD).build();
                 let parts = CompletedMultipartUpload::builder().parts(part).build();
                 let put = client.complete_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
-                put.multipart_upload(parts)
-                    .set_expected_bucket_owner(owner)
-                    .send()
-                    .await
-                    .err()
-                    .map(|error| Failure::of(&error))
+                let put = put.multipart_upload(parts).set_expected_bucket_owner(owner);
+                self.send(bucket, |config| put.clone().customize().config_override(config).send()).await.err()
             }
             Action::Abort => {
                 let abort = client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
-                abort.set_expected_bucket_owner(owner).send().await.err().map(|error| Failure::of(&error))
+                let abort = abort.set_expected_bucket_owner(owner);
+                self.send(bucket, |config| abort.clone().customize().config_override(config).send()).await.err()
             }
         };
         let Some(failure) = failure else { return Permission::Allowed };

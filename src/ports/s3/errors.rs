@@ -1,0 +1,201 @@
+//! What a refusal of S3 means, and what to change where we know it.
+
+use crate::job::notification::Object;
+use crate::ports::FetchError;
+use crate::ports::aws::Failure;
+
+/// Why an object was not written.
+pub(super) fn write_error(bucket: &str, key: &str, failure: &Failure) -> String {
+    let permissions = "s3:PutObject, and kms:GenerateDataKey if it is encrypted with a KMS key";
+    format!("s3://{bucket}/{key}: {}", describe(failure, permissions))
+}
+
+/// Why a request failed, and which permissions it needs.
+pub(super) fn describe(failure: &Failure, permissions: &str) -> String {
+    match failure {
+        Failure::Refused { code, message, status } => {
+            let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
+            let message = message.as_deref().unwrap_or("no reason given");
+            let advice = match code.as_str() {
+                "AccessDenied" | "HTTP 403" => format!(
+                    " (the pod's role must allow {permissions}; and if --expected-bucket-owner is set, the bucket must be \
+                     of that account)"
+                ),
+                code if is_of_another_region(code) => format!(" ({OTHER_REGION})"),
+                _ if is_about_a_checksum(message) => format!(" ({NO_CHECKSUMS_SENT})"),
+                _ => String::new(),
+            };
+            format!("{code}: {message}{advice}")
+        }
+        Failure::Misconfigured(why) | Failure::Unanswered(why) => why.clone(),
+    }
+}
+
+const OTHER_REGION: &str = "the bucket is in another region than AWS_REGION says, and the answer does not say in which";
+const NO_CHECKSUMS_SENT: &str =
+    "if the store does not know this checksum, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required";
+const NO_CHECKSUMS_READ: &str =
+    "if the store does not know checksums, set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required";
+
+fn is_of_another_region(code: &str) -> bool {
+    matches!(
+        code,
+        "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException"
+            | "HTTP 301"
+            | "HTTP 307"
+    )
+}
+
+/// Some stores refuse what they do not know: `Unsupported header 'x-amz-checksum-mode' received for this API call.`
+fn is_about_a_checksum(message: &str) -> bool {
+    message.to_lowercase().contains("checksum")
+}
+
+/// An object as it is called in messages.
+pub(super) fn display_uri(object: &Object) -> String {
+    let Object { bucket, key, version_id, .. } = object;
+    let version = version_id.as_ref().map(|version| format!(" (version {version})")).unwrap_or_default();
+    format!("s3://{bucket}/{key}{version}")
+}
+
+/// What a failed GetObject means for the message.
+pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
+    let Object { bucket, version_id, .. } = object;
+    let what = format!("object {}", display_uri(object));
+    let (code, message, status) = match failure {
+        Failure::Refused { code, message, status } => {
+            (code.as_deref(), message.as_deref().unwrap_or("no reason given"), *status)
+        }
+        Failure::Misconfigured(why) => return FetchError::Retryable(format!("{what} cannot be asked for: {why}")),
+        Failure::Unanswered(why) => return FetchError::Retryable(format!("{what} could not be asked for: {why}")),
+    };
+    // S3 says why. A proxy's own page does not, and nothing about the object follows from it.
+    let Some(code) = code else {
+        let why = match status {
+            403 => format!("HTTP 403 {}", may_read(version_id.is_some())),
+            301 | 307 => format!("HTTP {status} ({OTHER_REGION})"),
+            _ => format!("HTTP {status}, without S3's reason (does a proxy or a portal answer in its place?)"),
+        };
+        return FetchError::Retryable(format!("{what} was not given: {why}"));
+    };
+    let words = format!("{code}: {}", message.trim_end_matches('.'));
+    match (code, status) {
+        ("InvalidObjectState", _) => {
+            FetchError::Permanent(format!("{what} is archived and must be restored first: {words}"))
+        }
+        ("InvalidRequest" | "InvalidArgument", 400) if is_about_a_checksum(message) => {
+            FetchError::Retryable(format!("{what} was not given: {words} ({NO_CHECKSUMS_READ})"))
+        }
+        // Encrypted with a key of the customer's own; not a version's id; a key that is too long.
+        ("InvalidRequest" | "InvalidArgument" | "InvalidVersionId" | "KeyTooLongError" | "InvalidBucketName", 400) => {
+            FetchError::Permanent(format!("{what} cannot be read as it is: {words}"))
+        }
+        (_, 405) => FetchError::Permanent(format!("{what} is a delete marker, not an object: {words}")),
+        (_, 412) => FetchError::Overwritten(format!("{what} was overwritten since the event: {words}")),
+        ("NoSuchBucket", _) => FetchError::Retryable(format!("bucket {bucket} does not exist: {words}")),
+        (_, 404) => FetchError::Missing(format!("{what} is missing: {words}")),
+        ("AccessDenied", _) => {
+            FetchError::Retryable(format!("{what} may not be read: {words} {}", may_read(version_id.is_some())))
+        }
+        (code, _) if is_of_another_region(code) => {
+            FetchError::Retryable(format!("{what} was not given: {words} ({OTHER_REGION})"))
+        }
+        _ => FetchError::Retryable(format!("{what} was not given: HTTP {status}, {words}")),
+    }
+}
+
+fn may_read(is_version: bool) -> String {
+    let action = if is_version { "s3:GetObjectVersion" } else { "s3:GetObject" };
+    format!(
+        "(the pod's role must allow {action}, and kms:Decrypt if it is encrypted with a KMS key; without s3:ListBucket a \
+         missing object is answered like this too)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(version: Option<&str>) -> Object {
+        Object {
+            bucket: "b".into(),
+            key: "k".into(),
+            version_id: version.map(str::to_owned),
+            etag: None,
+            size: None,
+            sequencer: None,
+        }
+    }
+
+    #[test]
+    fn a_failed_get_says_what_it_means_and_what_to_change() {
+        let refused = |version, status, code: &str| {
+            let failure = Failure::Refused { code: Some(code.into()), message: Some("Said S3.".into()), status };
+            match fetch_error(&object(version), &failure) {
+                FetchError::Retryable(text) => ("retryable", text),
+                FetchError::Permanent(text) => ("permanent", text),
+                FetchError::Missing(text) => ("missing", text),
+                FetchError::Overwritten(text) => ("overwritten", text),
+            }
+        };
+        let table = [
+            (None, 404, "NoSuchKey", "missing", "object s3://b/k is missing: NoSuchKey: Said S3"),
+            (Some("v"), 404, "NoSuchVersion", "missing", "object s3://b/k (version v) is missing: "),
+            (None, 404, "NoSuchBucket", "retryable", "bucket b does not exist: "),
+            (None, 412, "PreconditionFailed", "overwritten", "object s3://b/k was overwritten since the event: "),
+            (None, 403, "InvalidObjectState", "permanent", "object s3://b/k is archived and must be restored first: "),
+            (None, 403, "AccessDenied", "retryable", "object s3://b/k may not be read: AccessDenied: Said S3 "),
+            (None, 403, "AccessDenied", "retryable", "must allow s3:GetObject, and"),
+            (Some("v"), 403, "AccessDenied", "retryable", "must allow s3:GetObjectVersion, and"),
+            (None, 403, "AccessDenied", "retryable", "without s3:ListBucket a missing object"),
+            (None, 301, "PermanentRedirect", "retryable", "is in another region than AWS_REGION says, and the answer"),
+            (None, 400, "InvalidRequest", "permanent", "object s3://b/k cannot be read as it is: InvalidRequest: "),
+            (Some("v"), 400, "InvalidArgument", "permanent", "s3://b/k (version v) cannot be read as it is: "),
+            (
+                Some("v"),
+                405,
+                "MethodNotAllowed",
+                "permanent",
+                "s3://b/k (version v) is a delete marker, not an object: ",
+            ),
+            (None, 400, "ExpiredToken", "retryable", "object s3://b/k was not given: HTTP 400, ExpiredToken: "),
+            (None, 400, "RequestTimeout", "retryable", "object s3://b/k was not given: HTTP 400, RequestTimeout: "),
+            (None, 503, "SlowDown", "retryable", "object s3://b/k was not given: HTTP 503, SlowDown: Said S3"),
+        ];
+        for (version, status, code, kind, part) in table {
+            let (is, text) = refused(version, status, code);
+            assert_eq!(is, kind, "{text}");
+            assert!(text.contains(part), "{text:?} lacks {part:?}");
+        }
+        let unanswered = fetch_error(&object(None), &Failure::Unanswered("refused".into()));
+        assert_eq!(unanswered, FetchError::Retryable("object s3://b/k could not be asked for: refused".into()));
+    }
+
+    #[test]
+    fn a_refusal_without_s3s_reason_says_nothing_about_the_object() {
+        for (status, part) in
+            [(404, "without S3's reason"), (412, "without S3's reason"), (403, "must allow s3:GetObject,")]
+        {
+            let failure = Failure::Refused { code: None, message: None, status };
+            let error = fetch_error(&object(None), &failure);
+            assert!(matches!(&error, FetchError::Retryable(why) if why.contains(part)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_does_not_know_our_checksums_is_told_from_an_object_that_cannot_be_read() {
+        let message = "Unsupported header 'x-amz-checksum-mode' received for this API call.";
+        let failure =
+            Failure::Refused { code: Some("InvalidArgument".into()), message: Some(message.into()), status: 400 };
+        let error = fetch_error(&object(None), &failure);
+        assert!(
+            matches!(&error, FetchError::Retryable(why) if why.contains("AWS_RESPONSE_CHECKSUM_VALIDATION=when_required")),
+            "{error:?}"
+        );
+        let error = write_error("b", "k", &failure);
+        assert!(error.contains("AWS_REQUEST_CHECKSUM_CALCULATION=when_required"), "{error}");
+    }
+}

@@ -1,0 +1,107 @@
+//! Is what a store sends the object that the event is about?
+
+use super::errors::display_uri;
+use crate::job::notification::Object;
+use crate::ports::FetchError;
+
+/// What an answer says of its object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// It has S3's request id. Other stores may have none, and a proxy that answers in their place has none.
+    pub(super) is_of_s3: bool,
+    pub(super) version_id: Option<String>,
+    /// Without quotes.
+    pub(super) etag: Option<String>,
+    /// In bytes.
+    pub(super) size: Option<u64>,
+}
+
+impl Identity {
+    /// Compares it with what the event says: the version, else the eTag. The event's size counts only in an answer that has
+    /// no request id, for some stores send a size of 0, or the one that it has on their disks.
+    pub(super) fn check(&self, object: &Object) -> Result<(), FetchError> {
+        let differs = |what: &str, is: &str, expected: &str| {
+            let why = format!("{}: {what} of the answer is {is}, and of the event {expected}", display_uri(object));
+            if self.is_of_s3 && object.version_id.is_none() && object.etag.is_some() {
+                FetchError::Overwritten(why)
+            } else {
+                FetchError::Retryable(format!("{why} (does a proxy or a portal answer in the store's place?)"))
+            }
+        };
+        let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+        let is_version = match (&object.version_id, &self.version_id) {
+            (Some(expected), Some(is)) if is != expected => return Err(differs("the version", is, expected)),
+            (Some(_), Some(_)) => true,
+            (Some(_), None) | (None, _) => false,
+        };
+        match &object.etag {
+            Some(expected) if !is_version && self.etag.as_ref() != Some(expected) => {
+                return Err(differs("the eTag", &or_none(&self.etag), expected));
+            }
+            Some(_) | None => {}
+        }
+        match (object.size, self.size) {
+            (Some(expected), Some(is)) if !self.is_of_s3 && expected > 0 && is != expected => {
+                Err(differs("the size", &is.to_string(), &expected.to_string()))
+            }
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+}
+
+/// An eTag without its quotes, and without the mark of a weak one: a proxy that repacks an answer puts it there.
+pub(super) fn unquoted(etag: &str) -> Option<String> {
+    let etag = etag.trim();
+    let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
+    (!etag.is_empty()).then(|| etag.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(version_id: Option<&str>, etag: Option<&str>, size: Option<u64>) -> Object {
+        let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
+        Object { bucket: "b".into(), key: "k".into(), version_id, etag, size, sequencer: None }
+    }
+
+    fn checked(object: &Object, is_of_s3: bool, version_id: Option<&str>, etag: &str, size: u64) -> &'static str {
+        let (version_id, etag) = (version_id.map(str::to_owned), unquoted(etag));
+        match (Identity { is_of_s3, version_id, etag, size: Some(size) }).check(object) {
+            Ok(()) => "is it",
+            Err(FetchError::Overwritten(_)) => "overwritten",
+            Err(FetchError::Retryable(_)) => "retryable",
+            Err(error @ (FetchError::Missing(_) | FetchError::Permanent(_))) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn an_answer_must_be_about_the_object_of_the_event() {
+        let (pinned, version, size) =
+            (object(None, Some("e"), Some(5)), object(Some("v"), Some("e"), Some(5)), object(None, None, Some(5)));
+        for is_of_s3 in [true, false] {
+            assert_eq!(checked(&pinned, is_of_s3, None, "\"e\"", 5), "is it");
+            assert_eq!(checked(&pinned, is_of_s3, None, "W/\"e\"", 5), "is it");
+            assert_eq!(checked(&version, is_of_s3, Some("v"), "\"e\"", 5), "is it");
+            assert_eq!(checked(&version, is_of_s3, None, "\"e\"", 5), "is it");
+            assert_eq!(checked(&version, is_of_s3, Some("w"), "\"e\"", 5), "retryable");
+            assert_eq!(checked(&version, is_of_s3, None, "\"f\"", 5), "retryable");
+            assert_eq!(checked(&size, is_of_s3, None, "\"f\"", 5), "is it");
+        }
+        assert_eq!(checked(&pinned, true, None, "\"f\"", 5), "overwritten");
+        assert_eq!(checked(&pinned, false, None, "\"f\"", 5), "retryable");
+    }
+
+    #[test]
+    fn the_size_of_an_event_is_compared_where_nothing_else_proves_whose_answer_it_is() {
+        for (size, is_of_s3, of_a_proxy) in
+            [(Some(5), "is it", "retryable"), (Some(0), "is it", "is it"), (None, "is it", "is it")]
+        {
+            for etag in [Some("e"), None] {
+                let object = object(None, etag, size);
+                assert_eq!(checked(&object, true, None, "e", 7), is_of_s3, "{object:?}");
+                assert_eq!(checked(&object, false, None, "e", 7), of_a_proxy, "{object:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Files become objects: in one request, or in parts.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{Builder, RequestChecksumCalculation};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::byte_stream::{ByteStream, Length};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::S3;
+use super::errors::write_error;
+use super::identity::unquoted;
+use crate::ports::aws;
+use crate::ports::checksum::{Algorithm, Checksum, Hasher};
+use crate::ports::{ObjectWriter, Upload, Uploaded};
+
+#[async_trait]
+impl ObjectWriter for S3 {
+    async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String> {
+        let put = self.send(bucket, |config| {
+            let put = self.client().put_object().bucket(bucket).key(key).content_type("application/json");
+            let put = put.set_expected_bucket_owner(self.expected_owner.clone()).body(bytes.clone().into());
+            put.customize().config_override(self.within(config, bytes.len() as u64)).send()
+        });
+        put.await.map(drop).map_err(|why| write_error(bucket, key, &why))
+    }
+
+    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
+        let Upload { bucket, key, .. } = upload;
+        let halted = || format!("s3://{bucket}/{key}: halted");
+        if halt.is_cancelled() {
+            return Err(halted());
+        }
+        if upload.bytes < IN_PARTS_FROM {
+            return halt.run_until_cancelled(self.upload_whole(upload)).await.unwrap_or_else(|| Err(halted()));
+        }
+        // Begun, it has to be ended: so its name is waited for.
+        let id = self.begin_parts(upload).await?;
+        let uploaded = halt.run_until_cancelled(self.upload_parts(upload, &id)).await.unwrap_or_else(|| Err(halted()));
+        if uploaded.is_err() {
+            self.abort_parts(upload, &id).await;
+        }
+        uploaded
+    }
+}
+
+/// An object of this size or more is uploaded in parts, in bytes: each can be tried again by itself.
+const IN_PARTS_FROM: u64 = 32 << 20;
+
+/// The least that a part has, in bytes.
+const PART: u64 = 16 << 20;
+
+/// S3 takes no more parts than this (S3 User Guide, "Amazon S3 multipart upload limits").
+const MOST_PARTS: u64 = 10_000;
+
+/// How many parts are on their way at a time.
+const STREAMS: usize = 4;
+
+/// What is read of a file at a time, in bytes.
+const BUFFER: usize = 256 << 10;
+
+/// Slower than this, in bytes a second, an upload counts as stalled: its request is given up, and sent again.
+const SLOWEST: u64 = 64 << 10;
+
+/// How fast parts are put together at the slowest, in bytes a second: S3 needs minutes for the largest objects.
+const SLOWEST_COMPLETION: u64 = 32 << 20;
+
+/// An upload that is given up is not worth more of a stop.
+const ABORT_LIMIT: Duration = Duration::from_secs(2);
+
+impl S3 {
+    /// Each attempt at a request that sends so many bytes has a limit of its own, so that an answer that does not come costs
+    /// little beside the work. It is a third of what an answer to a read may take: three attempts take as long.
+    fn within(&self, config: Builder, bytes: u64) -> Builder {
+        let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
+        config.timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
+    }
+
+    /// Not where it is switched off (`AWS_REQUEST_CHECKSUM_CALCULATION`): some stores do not know CRC64NVME.
+    fn sends_checksums(&self) -> bool {
+        self.config.request_checksum_calculation() != Some(RequestChecksumCalculation::WhenRequired)
+    }
+
+    async fn upload_whole(&self, upload: &Upload<'_>) -> Result<Uploaded, String> {
+        let Upload { bucket, key, path, bytes, content_type } = *upload;
+        let checksum = checksum_of(hashed(path, 0..bytes).await?);
+        let sent = self.sends_checksums().then(|| checksum.value.clone());
+        let file = body(path, 0..bytes).await?;
+        let put = self.send(bucket, |config| {
+            let put = self.client().put_object().bucket(bucket).key(key).content_type(content_type);
+            let put = put.set_expected_bucket_owner(self.expected_owner.clone()).set_checksum_crc64_nvme(sent.clone());
+            let put = put.body(again(&file));
+            put.customize().config_override(self.within(config, bytes)).send()
+        });
+        let answer = put.await.map_err(|why| write_error(bucket, key, &why))?;
+        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
+        Ok(Uploaded { etag: answer.e_tag.as_deref().and_then(unquoted), checksum })
+    }
+
+    async fn begin_parts(&self, upload: &Upload<'_>) -> Result<String, String> {
+        let Upload { bucket, key, content_type, .. } = *upload;
+        let begin = self.client().create_multipart_upload().bucket(bucket).key(key).content_type(content_type);
+        let begin = begin.set_expected_bucket_owner(self.expected_owner.clone());
+        let begin = if self.sends_checksums() {
+            begin.checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).checksum_type(ChecksumType::FullObject)
+        } else {
+            begin
+        };
+        let answer =
+            self.send(bucket, |config| begin.clone().customize().config_override(self.within(config, 0)).send());
+        let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
+        answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the upload got no id"))
+    }
+
+    async fn upload_parts(&self, upload: &Upload<'_>, id: &str) -> Result<Uploaded, String> {
+        let Upload { bucket, key, bytes, .. } = *upload;
+        let part = PART.max(bytes.div_ceil(MOST_PARTS));
+        let ranges = (0..bytes.div_ceil(part)).map(|n| n * part..((n + 1) * part).min(bytes));
+        let parts = (1..).zip(ranges).map(|(number, range)| self.upload_part(upload, id, number, range));
+        // In order, whichever is ready first.
+        let parts: Vec<_> = stream::iter(parts).buffered(STREAMS).try_collect().await?;
+
+        let mut whole = Hasher::new(Algorithm::Crc64Nvme);
+        for (_, hasher) in &parts {
+            whole.append(hasher);
+        }
+        let parts =
+            CompletedMultipartUpload::builder().set_parts(Some(parts.into_iter().map(|(part, _)| part).collect()));
+        let complete = self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
+        let complete = complete.set_expected_bucket_owner(self.expected_owner.clone()).multipart_upload(parts.build());
+        let complete = complete.set_mpu_object_size(bytes.try_into().ok());
+        let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
+        let limit = TimeoutConfig::builder().operation_attempt_timeout(limit).build();
+        let answer = self.send(bucket, |config| {
+            complete.clone().customize().config_override(config.timeout_config(limit.clone())).send()
+        });
+        let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
+        let etag = answer.e_tag.as_deref().and_then(unquoted);
+        if etag.is_none() {
+            return Err(format!("s3://{bucket}/{key}: the answer to the whole upload has no eTag"));
+        }
+        let whole = checksum_of(whole);
+        // Each part was compared by S3; of the whole, some servers know only a hash of the parts' hashes.
+        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &whole)?;
+        Ok(Uploaded { etag, checksum: whole })
+    }
+
+    async fn upload_part(
+        &self,
+        upload: &Upload<'_>,
+        id: &str,
+        number: i32,
+        range: Range<u64>,
+    ) -> Result<(CompletedPart, Hasher), String> {
+        let Upload { bucket, key, path, .. } = *upload;
+        let hasher = hashed(path, range.clone()).await?;
+        let checksum = checksum_of(hasher.clone());
+        let sent = self.sends_checksums().then(|| checksum.value.clone());
+        let (bytes, file) = (range.end - range.start, body(path, range).await?);
+        let part = self.send(bucket, |config| {
+            let part = self.client().upload_part().bucket(bucket).key(key).upload_id(id).part_number(number);
+            let part = part.set_expected_bucket_owner(self.expected_owner.clone());
+            let part = part.set_checksum_crc64_nvme(sent.clone()).body(again(&file));
+            part.customize().config_override(self.within(config, bytes)).send()
+        });
+        let answer = part.await.map_err(|why| write_error(bucket, key, &why))?;
+        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
+        let part = CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag).set_checksum_crc64_nvme(sent);
+        Ok((part.build(), hasher))
+    }
+
+    /// So that nobody pays for parts of what will never be an object.
+    async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
+        let Upload { bucket, key, .. } = *upload;
+        let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
+        let abort = abort.set_expected_bucket_owner(self.expected_owner.clone());
+        let abort = self.send(bucket, |config| abort.clone().customize().config_override(config).send());
+        let why = match tokio::time::timeout(ABORT_LIMIT, abort).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(why)) => write_error(bucket, key, &why),
+            Err(_) => format!("s3://{bucket}/{key}: no answer within {ABORT_LIMIT:?}"),
+        };
+        warn!(why, "parts of an upload are left: a lifecycle rule with AbortIncompleteMultipartUpload removes them");
+    }
+}
+
+/// Before it is sent, so that what is stored is what was on the disk.
+async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
+    let of = path.to_owned();
+    let hashed = tokio::task::spawn_blocking(move || Hasher::of_file(Algorithm::Crc64Nvme, &of, range)).await;
+    hashed.map_err(io::Error::from).and_then(|hashed| hashed).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Read while it is sent, and again if it has to be sent again.
+async fn body(path: &Path, range: Range<u64>) -> Result<SdkBody, String> {
+    let body = ByteStream::read_from().path(path).buffer_size(BUFFER);
+    let body = body.offset(range.start).length(Length::Exact(range.end - range.start)).build().await;
+    body.map(ByteStream::into_inner).map_err(|error| format!("{}: {}", path.display(), aws::causes(&error)))
+}
+
+fn again(body: &SdkBody) -> ByteStream {
+    ByteStream::new(body.try_clone().expect("a file can be read again"))
+}
+
+fn checksum_of(hasher: Hasher) -> Checksum {
+    Checksum { algorithm: Algorithm::Crc64Nvme, value: hasher.value() }
+}
+
+/// Compares what the store says that it has with what was sent.
+fn same(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Result<(), String> {
+    match stored.filter(|value| !value.contains('-')) {
+        Some(stored) if stored != sent.value => {
+            Err(format!("s3://{bucket}/{key}: CRC64NVME of what was stored is {stored}, not {}", sent.value))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
