@@ -224,6 +224,9 @@ pub enum RecordError {
     /// Not allowed (403): asking again is pointless until somebody changes that.
     #[error("{0}")]
     Refused(String),
+    /// The store writes whether or not a condition holds: its records prove nothing.
+    #[error("{0}")]
+    ConditionsIgnored(String),
     #[error("{0}")]
     Retryable(String),
 }

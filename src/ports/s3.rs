@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +52,8 @@ pub struct S3 {
     expected_owner: Option<String>,
     timeout: Duration,
     regions: Regions,
+    /// Was it seen that records are written only on their conditions?
+    heeds_conditions: AtomicBool,
     /// Made when it is first needed: a pod that finds no message does without.
     client: OnceLock<aws_sdk_s3::Client>,
 }
@@ -66,6 +69,7 @@ impl S3 {
             expected_owner,
             timeout: TIMEOUT,
             regions: Regions::default(),
+            heeds_conditions: AtomicBool::default(),
             client: OnceLock::new(),
         }
     }

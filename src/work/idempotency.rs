@@ -30,6 +30,7 @@ use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::place::Place;
 use crate::job::verdict::Failure;
+
 use crate::ports::clock::Clock;
 use crate::ports::{Condition, Entry, RecordError, Records};
 
@@ -194,7 +195,7 @@ impl Held {
             match self.write(State::InProgress, condition).await {
                 Ok(()) => return Ok(true),
                 Err(RecordError::ConditionFailed) => return Ok(false),
-                Err(RecordError::Refused(why)) => return Err(Failure::Record(why)),
+                Err(RecordError::Refused(why) | RecordError::ConditionsIgnored(why)) => return Err(Failure::Record(why)),
                 Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
             }
         }
@@ -253,6 +254,7 @@ impl Held {
             match refreshed {
                 Ok(()) => pauses = self::pauses(),
                 Err(RecordError::ConditionFailed) => return "another pod has claimed its record".to_owned(),
+                Err(RecordError::ConditionsIgnored(why)) => return why,
                 // A permission may be given again while the work runs.
                 Err(RecordError::Retryable(why) | RecordError::Refused(why)) => {
                     warn!(error = why, "refreshing the idempotency record failed and will be retried");
@@ -274,6 +276,7 @@ impl Held {
                 Err(RecordError::ConditionFailed) => {
                     return Err(Failure::Superseded("another pod has claimed its record".to_owned()));
                 }
+                Err(RecordError::ConditionsIgnored(why)) => return Err(Failure::Record(why)),
                 Err(RecordError::Retryable(why) | RecordError::Refused(why)) => pause(&mut pauses, why).await?,
             }
         }

@@ -1,4 +1,4 @@
-//! 53 to 56: work that is recorded (`--idempotency`), and what becomes of it at the worst of moments.
+//! 53 to 56, and 61: work that is recorded (`--idempotency`), and what becomes of it at the worst of moments.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -195,4 +195,16 @@ async fn s56_an_owner_that_reaches_its_record_no_more_is_over_before_it_is_taken
         assert!(slow.ended() - 2 * S < quick.ended() - S, "it was not told to end before the other began");
         assert_eq!((records.state().as_deref(), results.uploads()), (Some("done"), 1));
     }
+}
+
+/// A store that ignores conditions would give the same work to two pods: nothing runs, and it is not asked again.
+#[tokio::test(start_paused = true)]
+async fn s61_a_store_that_ignores_conditions_gives_work_to_nobody() {
+    let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
+    records.script([Fault::ConditionsIgnored]);
+    let arrived = pod(&queue, &command, &records, &MemoryBucket::default()).run().await;
+    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code(), command.runs()), (vec!["not_recorded"], 75, 0));
+    let error = arrived.ended()[0].error().unwrap();
+    assert!(error.ends_with("the store ignores If-None-Match"), "{error}");
+    assert!(arrived.took < S, "it was asked again: {:?}", arrived.took);
 }

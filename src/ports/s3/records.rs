@@ -1,5 +1,6 @@
 //! Records in S3: small objects, written on a condition.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -49,11 +50,37 @@ impl Records for S3 {
         bytes: Vec<u8>,
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
-        self.write_if(bucket, key, &bytes, condition).await
+        let etag = self.write_if(bucket, key, &bytes, condition).await?;
+        if !self.heeds_conditions.load(Ordering::Relaxed) {
+            self.prove_conditions(bucket, key, &bytes).await?;
+            self.heeds_conditions.store(true, Ordering::Relaxed);
+        }
+        Ok(etag)
     }
 }
 
 impl S3 {
+    /// Some stores take a condition and do not heed it: two pods would own the same work. So the first record that was written
+    /// is written again, on conditions that do not hold; where one of these writes comes through, it changes nothing.
+    pub(super) async fn prove_conditions(&self, bucket: &str, key: &str, bytes: &[u8]) -> Result<(), RecordError> {
+        let not_absent = self.write_if(bucket, key, bytes, Condition::Absent);
+        let not_unchanged = self.write_if(bucket, key, bytes, Condition::Unchanged(NO_ETAG));
+        let (not_absent, not_unchanged) = tokio::join!(not_absent, not_unchanged);
+        for (header, answer) in [("If-None-Match", not_absent), ("If-Match", not_unchanged)] {
+            match answer {
+                Err(RecordError::ConditionFailed) => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    return Err(RecordError::ConditionsIgnored(format!(
+                        "s3://{bucket}/{key}: the store ignores {header}, so two pods could own the same work: keep the \
+                         records (--idempotency) in a store that heeds it, as S3 does"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn write_if(
         &self,
         bucket: &str,
@@ -83,6 +110,8 @@ impl S3 {
 
 /// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
 const LONGEST: usize = 64 << 10;
+/// The eTag of no record.
+pub(super) const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
 /// The bucket is there, and what is asked of it is not.
 pub(super) fn is_missing(failure: &Failure) -> bool {
@@ -107,8 +136,25 @@ fn age(date: Option<&str>, then: Option<DateTime>) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::super::super::aws::testing::Canned;
     use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_writes_whatever_the_condition_is_found_out_at_the_first_record() {
+        let server = Canned::new(200, None, "");
+        let s3 = S3::new(&server.config(), None);
+        for requests in [3, 6] {
+            let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await;
+            let why = "s3://b/k: the store ignores If-None-Match, so two pods could own the same work";
+            assert!(
+                matches!(&written, Err(RecordError::ConditionsIgnored(text)) if text.starts_with(why)),
+                "{written:?}"
+            );
+            assert_eq!(server.requests.load(Ordering::Relaxed), requests);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_record_without_an_etag_is_not_ours() {
