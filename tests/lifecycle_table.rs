@@ -54,6 +54,7 @@ fn processed(outcome: Outcome) -> Event {
         outcome,
         exit: None,
         said: None,
+        last_error: None,
         last_words: Vec::new(),
         spent: Spent::default(),
         used: None,

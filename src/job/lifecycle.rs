@@ -80,6 +80,8 @@ pub struct Processed {
     pub exit: Option<Exit>,
     /// What the command said of itself.
     pub said: Option<String>,
+    /// What kept failing when it was halted.
+    pub last_error: Option<String>,
     /// The last lines of its standard error.
     pub last_words: Vec<String>,
     pub spent: Spent,
@@ -202,6 +204,7 @@ struct InHand {
     limits: Limits,
     exit: Option<Exit>,
     said: Option<String>,
+    last_error: Option<String>,
     progress: Option<Progress>,
     last_words: Vec<String>,
     spent: Spent,
@@ -468,6 +471,7 @@ impl Run {
             limits,
             exit: None,
             said: None,
+            last_error: None,
             progress: None,
             last_words: Vec::new(),
             used: None,
@@ -606,6 +610,7 @@ impl InHand {
     fn processed(&mut self, processed: Processed) {
         self.exit = processed.exit;
         self.said = processed.said;
+        self.last_error = processed.last_error;
         self.last_words = processed.last_words;
         self.spent = Spent { receive: self.spent.receive, ..processed.spent };
         self.used = processed.used;
@@ -618,6 +623,7 @@ impl InHand {
             settlement,
             exit: self.exit,
             said: self.said,
+            last_error: self.last_error,
             progress: self.progress,
             last_words: self.last_words,
             spent: Spent {

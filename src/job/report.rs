@@ -140,6 +140,8 @@ pub struct Ended {
     pub exit: Option<Exit>,
     /// What the command said of itself, see `JOB_RESULT_FILE`.
     pub said: Option<String>,
+    /// What kept failing when the work was halted.
+    pub last_error: Option<String>,
     /// What it said last of its progress.
     pub progress: Option<Progress>,
     /// The last lines of its standard error.
@@ -239,13 +241,12 @@ impl Ended {
         }
     }
 
-    /// Why it was kept, with the command's own word for it if it gave one.
+    /// Why it was kept, with the command's own word for it if it gave one, and with what kept failing until then.
     pub fn error(&self) -> Option<String> {
         let Settlement::Kept(reason, _) = &self.settlement else { return None };
-        Some(match &self.said {
-            Some(said) => format!("{reason}: {said}"),
-            None => reason.to_string(),
-        })
+        let said = self.said.as_ref().map(|said| format!(": {said}")).unwrap_or_default();
+        let last_error = self.last_error.as_ref().map(|why| format!("; until then it kept failing: {why}"));
+        Some(format!("{reason}{said}{}", last_error.unwrap_or_default()))
     }
 
     /// What happens to the message next, in plain words, as seen at `now`; `None` if it is gone.

@@ -137,7 +137,8 @@ pub fn log_started(subject: &Subject) {
 /// One wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
-    let Ended { subject, settlement, exit, said, progress, last_words: _, spent, used, published } = ended;
+    let Ended { subject, settlement, exit, said, last_error: _, progress, last_words: _, spent, used, published } =
+        ended;
     let object: Option<&Object> = subject.objects.first();
     // tracing wants a level at compile time, and the fields each time.
     macro_rules! record {

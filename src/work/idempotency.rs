@@ -33,6 +33,7 @@ use crate::job::verdict::Failure;
 
 use crate::ports::clock::Clock;
 use crate::ports::{Condition, Entry, RecordError, Records};
+use crate::work::last_error::retrying;
 
 /// The records of one queue's work.
 #[derive(Clone)]
@@ -387,6 +388,7 @@ pub const RELEASE: Duration = SECOND;
 async fn pause(pauses: &mut impl Iterator<Item = Duration>, why: String) -> Result<(), Failure> {
     let Some(pause) = pauses.next() else { return Err(Failure::Record(why)) };
     debug!(error = why, "the idempotency record will be asked for again");
+    retrying(why);
     tokio::time::sleep(pause).await;
     Ok(())
 }

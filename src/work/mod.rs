@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod contract;
 pub mod fetch;
 pub mod idempotency;
+mod last_error;
 pub mod liveness;
 pub mod publish;
 pub mod workspace;
@@ -29,6 +30,7 @@ use checkpoint::{Checkpoints, Save, SaveLimits};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched, FetchedObject};
 use idempotency::{Claim, Idempotency};
+use last_error::with_last_error;
 use liveness::Watch;
 use workspace::{WorkDir, Workspace};
 
@@ -115,6 +117,7 @@ impl Worker for Bench {
     async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed {
         let mut progress = Progress::default();
         let mut outcome = Outcome::Finished;
+        let mut last_error = None;
         let items: Vec<Option<&Record>> = match &work.content {
             Content::Objects(records) => records.iter().map(Some).collect(),
             Content::Body => vec![None],
@@ -155,12 +158,15 @@ impl Worker for Bench {
                 stop_grace: work.stop_grace,
                 deadline_at: work.deadline_at,
             };
-            let processed = self.claimed(item, &mut progress).instrument(span).await;
+            let work = self.claimed(item, &mut progress).instrument(span);
+            let (processed, failed_last) = with_last_error(work).await;
             let removed = space.remove();
             // Who is to end has no time to wait for a hundred thousand files.
             let patience = if halt.is_cancelled() { REMOVAL } else { Duration::MAX };
             let _ = timeout(patience, removed).await;
             if let Err(failure) = processed {
+                // Every other failure says itself what went wrong.
+                last_error = failed_last.filter(|_| failure == Failure::Halted);
                 outcome = Outcome::Failed(failure);
                 break;
             }
@@ -169,7 +175,7 @@ impl Worker for Bench {
             outcome = if progress.already_done { Outcome::AlreadyDone } else { Outcome::ObjectsGone };
         }
         let Progress { exit, said, last_words, spent, used, published, .. } = progress;
-        Processed { outcome, exit, said: said.reason, last_words, spent, used, published }
+        Processed { outcome, exit, said: said.reason, last_error, last_words, spent, used, published }
     }
 }
 
@@ -391,7 +397,10 @@ async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T
     tokio::select! {
         biased;
         () = halt.cancelled() => Err(Failure::Halted),
-        done = work => Ok(done),
+        done = work => {
+            last_error::recovered();
+            Ok(done)
+        }
     }
 }
 

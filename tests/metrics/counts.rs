@@ -47,6 +47,7 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
         settlement,
         exit: Some(Exit::Code(1)),
         said: None,
+        last_error: None,
         progress: None,
         last_words: Vec::new(),
         spent: Spent {

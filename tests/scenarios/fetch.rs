@@ -1,8 +1,9 @@
-//! 49, and 58 and 59: the way of an object to the disk.
+//! 49, and 58 to 60: the way of an object to the disk.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold};
-use crate::support::journey::S;
+use crate::support::journey::{FakeStore, Journey, MINUTE, S, exits, queue};
 use crate::support::servers::Microburst;
 
 /// A disk without room for the object is a failed fetch, to be retried elsewhere; nothing is left on the disk.
@@ -290,6 +291,32 @@ async fn s59_a_store_without_ranges_is_read_over_one_connection() {
     let store = Breaking { checksum, knows_ranges: false, ..Breaking::new(large.clone(), usize::MAX) };
     assert!(fetched(&store, &object(None, None)).await.unwrap() == large, "they differ");
     assert_eq!(*store.ranges().last().unwrap(), 0..large.len() as u64, "else it was not asked for again");
+}
+
+/// When time runs out during a fetch, what kept failing until then is said; what went well is not.
+#[tokio::test(start_paused = true)]
+async fn s60_a_fetch_that_runs_out_of_time_says_what_kept_failing() {
+    let silent = FakeStore { after: 10 * MINUTE, ..FakeStore::default() };
+    let broken = Breaking { knows_ranges: true, ..Breaking::new(noise(100_000), 10_000) };
+    let whole = Breaking::new(noise(100), usize::MAX);
+    let stores: [(Arc<dyn ObjectStore>, Duration, Option<&str>); 3] = [
+        (Arc::new(silent), S, Some("; until then it kept failing: s3://inbox/k: no answer yet")),
+        (Arc::new(broken), S, Some("broke off at byte ")),
+        (Arc::new(whole), 2 * S, None),
+    ];
+    for (store, max_duration, why) in stores {
+        let mut journey = Journey::new(&queue(), &exits(0));
+        journey.store = store;
+        journey.settings.policy.limits.max_duration = max_duration;
+        let arrived = journey.run().await;
+        assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["timed_out"], 1));
+        let error = arrived.ended()[0].error().unwrap();
+        let begins = "the work took longer than --max-duration";
+        match why {
+            Some(why) => assert!(error.starts_with(begins) && error.contains(why), "{error}"),
+            None => assert_eq!(error, begins),
+        }
+    }
 }
 
 /// The same over real connections to a real server: one that is cut is followed by another, and bytes that change on

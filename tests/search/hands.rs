@@ -247,8 +247,8 @@ impl Acting<'_> {
             Outcome::Failed(_) | Outcome::ObjectsGone | Outcome::AlreadyDone => None,
         };
         let (said, last_words, spent) = (None, Vec::new(), Spent::default());
-        let (used, published) = (None, None);
-        let processed = Processed { outcome, exit, said, last_words, spent, used, published };
+        let (used, published, last_error) = (None, None, None);
+        let processed = Processed { outcome, exit, said, last_error, last_words, spent, used, published };
         self.told.push(Event::Processed(Box::new(processed)));
     }
 

@@ -129,6 +129,7 @@ impl Worker for RandomWork {
             outcome,
             exit: Some(exit),
             said: None,
+            last_error: None,
             last_words: Vec::new(),
             spent: Spent::default(),
             used: None,

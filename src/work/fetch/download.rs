@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::job::notification::Object;
 use crate::ports::checksum::{Algorithm, Hasher};
 use crate::ports::{ByteStream, FetchError, ObjectStore, RangeBody};
+use crate::work::last_error::{recovered, retrying};
 use crate::work::workspace::WorkDir;
 
 /// An object on its way to the disk.
@@ -154,6 +155,7 @@ impl Download<'_> {
             };
             let why = match stream {
                 Ok(stream) => {
+                    recovered();
                     let ended;
                     (sink, ended) = self.pour(stream, extent, sink).await?;
                     match ended {
@@ -170,6 +172,7 @@ impl Download<'_> {
             let why = format!("{} broke off at byte {}: {why}", self.name(), sink.at);
             let Some(pause) = pauses.next() else { return Err(FetchError::Retryable(why).into()) };
             warn!(why, ?pause, "resuming the download");
+            retrying(why);
             tokio::time::sleep(pause).await;
         }
     }
