@@ -175,7 +175,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             None => None,
         };
         let aws = aws::load(&queue_url, environment::ca_bundle()).await.map_err(|error| error.to_string())?;
-        let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner));
+        let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
         let attempts = records.attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
         let clock = Clock::start();
         let idempotency = records.idempotency.map(|place| Idempotency {

@@ -60,6 +60,11 @@ pub struct RunArgs {
     #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,
 
+    /// How long S3 may take to begin an answer, or to go on with one; then it is asked again. Uploads get a third of it, and
+    /// a second more for each 64 KiB
+    #[arg(long, env = "LEASEHOLD_S3_TIMEOUT", value_name = "TIME", default_value = "1m", value_parser = time, help_heading = WORK)]
+    pub s3_timeout: Duration,
+
     #[command(flatten)]
     pub places: PlaceArgs,
 

@@ -34,6 +34,7 @@ pub struct RunConfig {
     pub concurrency: usize,
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
+    pub s3_timeout: Duration,
     pub records: RecordArgs,
     pub pushgateway: Option<PushgatewayConfig>,
     pub metrics: MetricsArgs,
@@ -82,8 +83,17 @@ impl TryFrom<RunArgs> for RunConfig {
     type Error = ConfigError;
 
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
-        let RunArgs { queue_url, concurrency, expected_bucket_owner, places, records, pushgateway: to, metrics, work } =
-            args;
+        let RunArgs {
+            queue_url,
+            concurrency,
+            expected_bucket_owner,
+            s3_timeout,
+            places,
+            records,
+            pushgateway: to,
+            metrics,
+            work,
+        } = args;
         let queue_url = queue_url.ok_or(ConfigError::NoQueue)?;
         sqs::check_queue_url(&queue_url).map_err(ConfigError::QueueUrl)?;
         if concurrency == 0 {
@@ -92,13 +102,16 @@ impl TryFrom<RunArgs> for RunConfig {
         if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
             return Err(ConfigError::Concurrency { concurrency, max_messages: work.max_messages });
         }
+        if s3_timeout < SECOND {
+            return Err(ConfigError::S3Timeout(s3_timeout));
+        }
         if metrics.push_interval < SECOND {
             return Err(ConfigError::PushInterval(metrics.push_interval));
         }
         let pushgateway = pushgateway(to)?;
         let fifo = sqs::is_fifo(&queue_url);
         let work = checked(work, places, IN_A_POD, fifo)?;
-        Ok(Self { queue_url, concurrency, expected_bucket_owner, records, pushgateway, metrics, work })
+        Ok(Self { queue_url, concurrency, expected_bucket_owner, s3_timeout, records, pushgateway, metrics, work })
     }
 }
 

@@ -38,7 +38,7 @@ pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Fin
         }
     };
     let sqs = Sqs::new(&aws, config.queue_url.clone());
-    let s3 = S3::new(&aws, config.expected_bucket_owner.clone());
+    let s3 = S3::new(&aws, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
     findings.extend(permissions(&sqs, config).await);
     let attributes = match sqs.attributes(&config.queue_url).await {
         Ok(Some(attributes)) => {

@@ -85,6 +85,8 @@ pub enum ConfigError {
     PushgatewaySecret { flag: &'static str, path: PathBuf, why: String },
     #[error("--push-interval {} is under 1s", show(.0))]
     PushInterval(Duration),
+    #[error("--s3-timeout {} is under 1s", show(.0))]
+    S3Timeout(Duration),
 }
 
 fn show(duration: &Duration) -> String {
