@@ -24,7 +24,7 @@ async fn an_object_put_into_the_bucket_is_processed_and_its_message_is_gone() {
     assert_eq!((&ended["outcome"], &ended["exit_code"]), (&"succeeded".into(), &0.into()));
     assert_eq!((&ended["key"], &ended["size"]), (&"in/Zürich + Genève.csv".into(), &8.into()));
     assert_eq!((&ended["receive_count"], &ended["max_receive_count"]), (&1.into(), &5.into()));
-    assert!(ended["cpu_s"].is_f64() && ended["peak_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 100_000));
+    assert!(ended["cpu_s"].is_f64());
     let line = left.log.iter().find(|record| record["stream"] == "stdout").expect("its output is logged");
     assert_eq!((&line["line"], &line["message_id"]), (&"in/Zürich + Genève.csv".into(), &ended["message_id"]));
     assert!(left.log.iter().any(|record| record["stream"] == "stderr" && record["line"] == "oops"));

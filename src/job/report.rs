@@ -173,9 +173,9 @@ pub struct Spent {
 pub struct Used {
     /// User and system time together, of all commands.
     pub cpu: Duration,
-    /// The most that one process had in memory at a time (its resident set), in bytes. Never less than our own at
-    /// the command's start, because between fork and exec the kernel takes us for it.
-    pub peak_memory: u64,
+    /// The most that one process had in memory at a time (its resident set), in bytes. `None` if that was no more than we
+    /// had ourselves: until a process becomes the command the kernel counts our memory as its own.
+    pub peak_memory: Option<u64>,
 }
 
 impl Used {

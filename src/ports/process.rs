@@ -29,6 +29,7 @@ use std::{env, io};
 
 use async_trait::async_trait;
 use nix::sys::prctl::set_child_subreaper;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
@@ -123,11 +124,23 @@ impl Processes {
         }
 
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let running = Running { leader, signals, adopting: self.reaper.is_some(), guard: self.guard.clone() };
+        let running = Running {
+            leader,
+            signals,
+            our_peak: our_peak(),
+            adopting: self.reaper.is_some(),
+            guard: self.guard.clone(),
+        };
         let stdout = ChildStdout::from_std(stdout.expect("stdout is piped"))?;
         let stderr = ChildStderr::from_std(stderr.expect("stderr is piped"))?;
         Ok((running, Output::of(stdout, stderr, pulse)))
     }
+}
+
+fn our_peak() -> u64 {
+    const KIBIBYTE: u64 = 1024; // getrusage(2)
+    let kibibytes = getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss());
+    u64::try_from(kibibytes).unwrap_or_default() * KIBIBYTE
 }
 
 /// Starts the program with no signal blocked, whatever this thread blocks: `std` hands the thread's mask on.
@@ -180,6 +193,8 @@ struct Running {
     /// Its pid, which is its group's number too.
     leader: i32,
     signals: unix::Signal,
+    /// The most that we had in memory until it was started, in bytes.
+    our_peak: u64,
     adopting: bool,
     guard: Option<Arc<Guard>>,
 }
@@ -278,7 +293,8 @@ impl Running {
             guard.reaped(self.leader);
         }
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
-        let used = Used { cpu: rusage.utime + rusage.stime, peak_memory: rusage.maxrss };
+        let peak_memory = Some(rusage.maxrss).filter(|peak| *peak > self.our_peak);
+        let used = Used { cpu: rusage.utime + rusage.stime, peak_memory };
         (exit.expect("ended by exit or by a signal"), used)
     }
 

@@ -212,7 +212,11 @@ impl Metrics {
         if let Some(used) = ended.used {
             self.command_cpu.with_label_values(&[job_type]).inc_by(seconds(used.cpu));
             #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
-            self.command_peak_memory.with_label_values(&[job_type]).set(used.peak_memory as f64);
+            match used.peak_memory {
+                Some(bytes) => self.command_peak_memory.with_label_values(&[job_type]).set(bytes as f64),
+                // There is nothing to remove if it was never known.
+                None => drop(self.command_peak_memory.remove_label_values(&[job_type])),
+            }
         }
         let phases = [
             ("receive", spent.receive),

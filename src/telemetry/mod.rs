@@ -168,7 +168,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 settle_s = spent.settle.as_secs_f64(),
                 total_s = spent.total.as_secs_f64(),
                 cpu_s = used.map(|used| used.cpu.as_secs_f64()),
-                peak_memory_bytes = used.map(|used| used.peak_memory),
+                peak_memory_bytes = used.and_then(|used| used.peak_memory),
                 published = published.as_ref().map(|published| published.files),
                 published_bytes = published.as_ref().map(|published| published.bytes),
                 manifest = published.as_ref().map(|published| manifest(published).to_string()),

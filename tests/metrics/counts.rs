@@ -58,7 +58,7 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
             settle: S / 100,
             total: Duration::from_millis(73_010),
         },
-        used: Some(Used { cpu: 60 * S, peak_memory: 5_000_000 }),
+        used: Some(Used { cpu: 60 * S, peak_memory: Some(5_000_000) }),
         published: None,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use aws_sdk_sqs::types::{MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
 use serde_json::Value;
 
-use crate::support::cloud::{Cloud, Left};
+use crate::support::cloud::{Cloud, GREEDY, Left};
 
 const TRACE_ID: &str = "5759e988bd862e3fe1be46a994272793";
 
@@ -69,7 +69,7 @@ async fn the_readme_has_every_field_of_a_messages_records() {
     let output = format!("--output s3://{}/results", cloud.bucket);
     let progress = r#"echo '{"progress":0.5,"text":"half"}' >> "$JOB_RESULT_FILE""#;
     let scripts = [
-        (0, format!("echo done; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2")),
+        (0, format!("{GREEDY}; echo done; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2")),
         (1, r#"echo '{"reason":"no such column"}' >> "$JOB_RESULT_FILE"; exit 3"#.to_owned()),
         (1, "kill -KILL $$".to_owned()),
     ];

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use super::dashboard::{Query, beside_the_panels, grafana, queries};
 use super::get;
-use crate::support::cloud::{Cloud, Leasehold, eventually};
+use crate::support::cloud::{Cloud, GREEDY, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Prometheus, Pushgateway};
 
@@ -250,7 +250,7 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     let mut pods = vec![(drains, 1)];
     for n in 0..5 {
         works.put(&n.to_string(), b"12345").await;
-        pods.push((pod(works, &format!("works-{n}"), "", "exit 0"), 0));
+        pods.push((pod(works, &format!("works-{n}"), "", GREEDY), 0));
     }
     for n in 0..3 {
         pods.push((pod(empty, &format!("empty-{n}"), "", "exit 0"), 0));

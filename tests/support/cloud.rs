@@ -18,6 +18,9 @@ use super::servers::Ministack;
 /// Nothing in these tests takes as long as this, unless it hangs.
 pub const LIMIT: Duration = Duration::from_mins(1);
 
+/// For a command, to have more memory than leasehold: less is not known.
+pub const GREEDY: &str = "dd if=/dev/zero of=/dev/null bs=256M count=1 2>/dev/null";
+
 pub struct Cloud {
     pub endpoint: String,
     pub sqs: aws_sdk_sqs::Client,

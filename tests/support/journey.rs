@@ -154,7 +154,7 @@ pub enum Instead {
 }
 
 /// What each pretended command takes from the machine.
-pub const USED: Used = Used { cpu: S, peak_memory: 1024 * 1024 };
+pub const USED: Used = Used { cpu: S, peak_memory: Some(1024 * 1024) };
 
 /// A command that only pretends, and remembers.
 #[derive(Clone)]
