@@ -1,6 +1,7 @@
 //! Alive: does the command still give signs of life, and how far does it say that it is?
 
 use std::future::Future;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::Tell;
-use super::contract::read_result_file;
+use super::result_file::ResultFile;
 use crate::job::lifecycle::Event;
 use crate::job::report::Progress;
 use crate::ports::Pulse;
@@ -35,8 +36,8 @@ pub struct Watch<'a> {
 /// What was seen so far.
 #[derive(Default)]
 struct Seen {
-    /// Of the result file: its length and when it was written.
-    stamp: Option<(u64, SystemTime)>,
+    /// Of the result file: which one it is, its length and when it was written.
+    stamp: Option<(u64, u64, SystemTime)>,
     progress: Option<Progress>,
     logged_at: Option<Duration>,
     is_logged: bool,
@@ -82,10 +83,11 @@ impl Watch<'_> {
     fn look_at_progress(&self, seen: &mut Seen) -> bool {
         let Ok(file) = self.result_file.metadata() else { return false };
         let Ok(written) = file.modified() else { return false };
-        if seen.stamp.replace((file.len(), written)) == Some((file.len(), written)) {
+        let stamp = (file.ino(), file.len(), written);
+        if seen.stamp.replace(stamp) == Some(stamp) {
             return false;
         }
-        let Some(progress) = read_result_file(self.result_file).progress else { return false };
+        let Some(progress) = ResultFile::read(self.result_file).progress else { return false };
         #[expect(clippy::cast_precision_loss, reason = "a message has few objects")]
         let of_all = |share: f64| (self.objects.0 as f64 + share) / self.objects.1 as f64;
         let progress = Progress { share: progress.share.map(of_all), ..progress };

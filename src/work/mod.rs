@@ -7,6 +7,7 @@ pub mod idempotency;
 mod last_error;
 pub mod liveness;
 pub mod publish;
+pub mod result_file;
 pub mod workspace;
 
 use std::future::Future;
@@ -32,6 +33,7 @@ use fetch::{FetchPolicy, Fetched, FetchedObject};
 use idempotency::{Claim, Idempotency};
 use last_error::with_last_error;
 use liveness::Watch;
+use result_file::ResultFile;
 use workspace::{WorkDir, Workspace};
 
 /// Somebody who does the work on a message.
@@ -348,7 +350,11 @@ impl Bench {
         *exit = Some(ended);
         *used = used.zip(more).map(|(used, more)| used.and(more)).or(*used).or(more);
         *last_words = words;
-        *said = contract::read_result_file(&space.result_file()).said;
+        let result = ResultFile::read(&space.result_file());
+        for error in &result.complaints {
+            warn!(error, "JOB_RESULT_FILE: what is not understood is ignored");
+        }
+        *said = result.said;
         if ended != Exit::Code(0) {
             return Err(Failure::Exit(ended, said.clone()));
         }

@@ -1,0 +1,382 @@
+//! `JOB_RESULT_FILE`: what the command says of itself, as JSON objects one after another.
+//!
+//! Programs in every language write it, some by hand: an object counts as soon as it is closed, on one line or on many, with a
+//! newline after it or without. Of each field the last value counts that can be understood; what cannot costs no other field,
+//! and [`ResultFile::complaints`] names it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::job::report::Progress;
+use crate::job::verdict::Said;
+
+/// What is in the file.
+#[derive(Debug, Default, PartialEq)]
+pub struct ResultFile {
+    pub said: Said,
+    pub progress: Option<Progress>,
+    /// What cannot be understood, each kind once. Of a file that is still being written the last part may be missing.
+    pub complaints: Vec<String>,
+}
+
+/// In characters: a reason goes into logs and a termination message of 4096 bytes.
+const LONGEST_TEXT: usize = 500;
+
+/// In bytes: thousands of lines.
+const LONGEST_TAIL: u64 = 256 * 1024;
+
+/// How often something on many lines may turn out to be no object. After that each has one line only.
+const MOST_ASTRAY: usize = 50;
+
+/// How much is complained of.
+const MOST_COMPLAINTS: usize = 5;
+
+impl ResultFile {
+    /// Only the file's end is read, however long it is. A file that is not there, or is none, says nothing.
+    pub fn read(path: &Path) -> Self {
+        Self::parse(&tail(path).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut file = Self::default();
+        let text = with_numbers_only(text);
+        let (mut rest, mut astray) = (&*text, 0);
+        loop {
+            rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK);
+            if rest.is_empty() {
+                return file;
+            }
+            // What opens on each line and never closes must not be read from each line to the end.
+            let object = if astray < MOST_ASTRAY { rest } else { rest.lines().next().unwrap_or_default() };
+            let mut objects = serde_json::Deserializer::from_str(object).into_iter::<BTreeMap<String, Box<RawValue>>>();
+            match objects.next() {
+                Some(Ok(fields)) => {
+                    rest = &rest[objects.byte_offset()..];
+                    file.add(&fields);
+                }
+                Some(Err(error)) => {
+                    astray += usize::from(error.line() > 1);
+                    file.complain("not a JSON object".to_owned());
+                    rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
+                }
+                None => return file,
+            }
+        }
+    }
+
+    fn add(&mut self, fields: &BTreeMap<String, Box<RawValue>>) {
+        if let Some(delay) = self.field(fields, "retry_after", delay) {
+            self.said.retry_after = Some(delay);
+        }
+        if let Some(reason) = self.field(fields, "reason", text) {
+            self.said.reason = Some(reason);
+        }
+        if let Some(share) = self.field(fields, "progress", share) {
+            self.progress.get_or_insert_default().share = Some(share);
+        }
+        if let Some(text) = self.field(fields, "text", text) {
+            self.progress.get_or_insert_default().text = Some(text);
+        }
+    }
+
+    /// `None` if there is no such field, if it is null, or if it cannot be understood. `read` says what it should be.
+    fn field<T>(
+        &mut self,
+        fields: &BTreeMap<String, Box<RawValue>>,
+        name: &str,
+        read: fn(&Value) -> Result<T, &'static str>,
+    ) -> Option<T> {
+        let raw = fields.get(name)?;
+        // What cannot be read as a value is too large a number, or too deep in itself.
+        let value = serde_json::from_str(raw.get()).unwrap_or(Value::from(f64::MAX));
+        let wanted = match read(&value) {
+            _ if value.is_null() => return None,
+            Ok(value) => return Some(value),
+            Err(wanted) => wanted,
+        };
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "another number",
+            Value::String(_) => "another text",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        self.complain(format!("{name} is {kind}: {wanted} is understood"));
+        None
+    }
+
+    fn complain(&mut self, complaint: String) {
+        if self.complaints.len() < MOST_COMPLAINTS && !self.complaints.contains(&complaint) {
+            self.complaints.push(complaint);
+        }
+    }
+}
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The last lines, whole ones.
+fn tail(path: &Path) -> std::io::Result<String> {
+    // What the command put there may be a pipe, and opening or reading that may wait for ever.
+    let mut file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let before = file.metadata()?.len().saturating_sub(LONGEST_TAIL);
+    file.seek(SeekFrom::Start(before))?;
+    let mut tail = Vec::new();
+    file.take(LONGEST_TAIL).read_to_end(&mut tail)?;
+    let whole = if before == 0 { 0 } else { tail.iter().position(|byte| *byte == b'\n').unwrap_or(tail.len()) };
+    Ok(String::from_utf8_lossy(&tail[whole..]).into_owned())
+}
+
+/// The same with `"NaN"` in place of `NaN`, and so on: Python writes what is no JSON, and it would cost the whole object.
+fn with_numbers_only(text: &str) -> Cow<'_, str> {
+    const NO_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    if !NO_NUMBERS.iter().any(|word| text.contains(word)) {
+        return Cow::Borrowed(text);
+    }
+    let mut with_numbers = String::with_capacity(text.len() + 64);
+    let (mut rest, mut in_text) = (text, false);
+    while let Some(c) = rest.chars().next() {
+        let word = NO_NUMBERS.iter().find(|word| !in_text && rest.starts_with(**word));
+        let length = match (word, c) {
+            (Some(word), _) => {
+                with_numbers.extend(["\"", word, "\""]);
+                rest = &rest[word.len()..];
+                continue;
+            }
+            // What comes after it is not the text's end.
+            (None, '\\') if in_text => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            (None, _) => c.len_utf8(),
+        };
+        // No text goes over a line's end.
+        in_text = if c == '\n' { false } else { in_text ^ (c == '"') };
+        with_numbers.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    Cow::Owned(with_numbers)
+}
+
+fn text(value: &Value) -> Result<String, &'static str> {
+    let text = value.as_str().ok_or("a text")?;
+    Ok(text.chars().take(LONGEST_TEXT).collect())
+}
+
+/// From 0 to 1, or percent.
+fn share(value: &Value) -> Result<f64, &'static str> {
+    match value.as_f64() {
+        Some(share @ 0.0..=1.0) => Ok(share),
+        Some(percent) if percent > 1.0 && percent <= 100.0 => Ok(percent / 100.0),
+        Some(_) | None => Err("a number from 0 to 1, or up to 100 as percent,"),
+    }
+}
+
+/// `300`, `"300"`, `"5m"` or `"PT5M"`.
+fn delay(value: &Value) -> Result<Duration, &'static str> {
+    let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+    let delay = match value {
+        Value::Number(number) => number.as_f64().and_then(seconds),
+        Value::String(text) => {
+            let text = text.trim();
+            let number = || text.parse().ok().and_then(seconds);
+            number().or_else(|| humantime::parse_duration(text).ok()).or_else(|| iso_8601(text))
+        }
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    };
+    delay.ok_or("a number of seconds (300) or a time (\"5m\", \"PT5M\")")
+}
+
+/// Weeks, days, hours, minutes and seconds; nobody knows how long a month is.
+fn iso_8601(text: &str) -> Option<Duration> {
+    const DATE: &[(char, f64)] = &[('W', 604_800.0), ('D', 86_400.0)];
+    const TIME: &[(char, f64)] = &[('H', 3600.0), ('M', 60.0), ('S', 1.0)];
+    let text = text.to_ascii_uppercase();
+    let (date, time) = match text.strip_prefix('P')?.split_once('T') {
+        Some((_, "")) => return None,
+        Some(parts) => parts,
+        None => (text.strip_prefix('P')?, ""),
+    };
+    if date.is_empty() && time.is_empty() {
+        return None;
+    }
+    let seconds = |mut part: &str, units: &[(char, f64)]| {
+        let mut sum = 0.0;
+        for (unit, length) in units {
+            if let Some((number, rest)) = part.split_once(*unit) {
+                let is_plain = number.chars().all(|c| c.is_ascii_digit() || c == '.');
+                sum += number.parse::<f64>().ok().filter(|_| is_plain)? * length;
+                part = rest;
+            }
+        }
+        part.is_empty().then_some(sum)
+    };
+    Duration::try_from_secs_f64(seconds(date, DATE)? + seconds(time, TIME)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: Duration = Duration::from_mins(1);
+
+    fn read(bytes: impl AsRef<[u8]>) -> ResultFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        ResultFile::read(file.path())
+    }
+
+    fn reason(bytes: impl AsRef<[u8]>) -> Option<String> {
+        let ResultFile { said, complaints, .. } = read(bytes);
+        assert_eq!(complaints, [""; 0]);
+        said.reason
+    }
+
+    #[test]
+    fn of_each_field_the_last_value_counts() {
+        let file =
+            read("{\"retry_after\":\"5m\",\"progress\":0.1}\n{\"retry_after\":120}\n{\"reason\":\"no columns\"}\n");
+        assert_eq!((file.said.retry_after, file.said.reason.as_deref()), (Some(2 * M), Some("no columns")));
+        assert_eq!(file.progress, Some(Progress { share: Some(0.1), text: None }));
+        assert_eq!(reason("{\"reason\":\"a\"}\n{\"reason\":null}\n").as_deref(), Some("a"));
+        assert_eq!(reason("{\"reason\":\"a\",\"reason\":\"b\",\"else\":[1]}").as_deref(), Some("b"));
+        assert_eq!(ResultFile::read(Path::new("/nonexistent")), ResultFile::default());
+        assert_eq!(ResultFile::read(Path::new("/")), ResultFile::default());
+        assert_eq!(read(" \r\n\n"), ResultFile::default());
+    }
+
+    #[test]
+    fn an_object_counts_as_soon_as_it_is_closed_however_it_is_laid_out() {
+        let bad = Some("bad \u{fc}");
+        let pretty = "{\r\n  \"reason\": \"bad \u{fc}\",\r\n  \"progress\": 0.5\r\n}\r\n";
+        for text in [
+            "{\"reason\":\"bad \u{fc}\"}",
+            "{\"reason\":\"a\"}\n{\"reason\":\"bad \u{fc}\"}",
+            "{\"reason\":\"a\"}{\"reason\":\"bad \\u00fc\"}",
+            "\u{feff}{\"reason\":\"bad \u{fc}\"}\r\n",
+            "{\"reason\":\"a\"}\n\u{feff}{\"reason\":\"bad \u{fc}\"}\n",
+            pretty,
+            &format!("{{\"reason\":\"a\"}}\n{pretty}"),
+        ] {
+            assert_eq!(reason(text).as_deref(), bad, "{text}");
+        }
+        assert_eq!(reason(b"{\"reason\":\"bad \xe4\"}").as_deref(), Some("bad \u{fffd}"));
+    }
+
+    #[test]
+    fn what_is_no_object_costs_no_other_one() {
+        for (text, complaints) in [
+            ("{\"reason\":\"a\"}\n{\"reason\":\"b", 1),
+            ("nonsense\n{\"reason\":\"a\"}\nmore\n", 1),
+            ("{'reason': 'b'}\n{\"reason\":\"a\"}", 1),
+            ("[{\"reason\":\"b\"}]\n{\"reason\":\"a\"}\n7\n\"text\"\nnull\n", 1),
+            ("{\"reason\":\n{\"reason\":\"a\"}", 1),
+        ] {
+            let file = read(text);
+            assert_eq!((file.said.reason.as_deref(), file.complaints.len()), (Some("a"), complaints), "{text}");
+        }
+        // And is read once, whatever it is; from each line to the end it would take minutes.
+        for (line, times) in [("{\"a\":[\n", 30_000), ("{\"a\":{\n", 30_000), ("[", 250_000), ("\"\n", 100_000)] {
+            let file = read(line.repeat(times) + "x\n{\"reason\":\"a\"}");
+            assert_eq!((file.said.reason.as_deref(), file.complaints.len()), (Some("a"), 1), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_not_understood_costs_no_other_one_and_is_named() {
+        for (field, value, kind) in [
+            ("retry_after", "\"tomorrow\"", "another text"),
+            ("retry_after", "-1", "another number"),
+            ("retry_after", "1e999", "another number"),
+            ("retry_after", "NaN", "another text"),
+            ("retry_after", "true", "a boolean"),
+            ("retry_after", "[300]", "a list"),
+            ("progress", "\"40%\"", "another text"),
+            ("progress", "-Infinity", "another text"),
+            ("progress", "-0.1", "another number"),
+            ("progress", "101", "another number"),
+            ("progress", "{\"done\":1}", "an object"),
+            ("text", "7", "another number"),
+        ] {
+            let file = read(format!("{{\"reason\":\"say \\\"NaN\\\", NaN\",\"{field}\":{value}}}\n").repeat(3));
+            assert_eq!(file.said.reason.as_deref(), Some("say \"NaN\", NaN"), "{field} {value}");
+            assert_eq!((file.said.retry_after, file.progress), (None, None), "{field} {value}");
+            let [complaint] = &file.complaints[..] else { panic!("once: {:?}", file.complaints) };
+            assert!(complaint.starts_with(&format!("{field} is {kind}: ")) && complaint.ends_with(" is understood"));
+        }
+        let file = read("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"soon\",\"reason\":[\"a\"]}\n");
+        assert_eq!((file.said.retry_after, file.said.reason, file.complaints.len()), (Some(5 * M), None, 2));
+    }
+
+    #[test]
+    fn a_delay_is_seconds_or_a_time() {
+        let delay = |value: &str| read(format!("{{\"retry_after\":{value}}}")).said.retry_after;
+        for value in [
+            "300",
+            "300.0",
+            "3e2",
+            "\"300\"",
+            "\" 300 \"",
+            "\"5m\"",
+            "\"4m 60s\"",
+            "\"PT5M\"",
+            "\"pt300s\"",
+            "\"PT4M60.0S\"",
+        ] {
+            assert_eq!(delay(value), Some(5 * M), "{value}");
+        }
+        assert_eq!(delay("\"P1DT2H\""), Some(26 * 60 * M));
+        assert_eq!((delay("\"P1W\""), delay("0")), (Some(7 * 24 * 60 * M), Some(Duration::ZERO)));
+        for value in [
+            "\"\"",
+            "\"P\"",
+            "\"PT\"",
+            "\"P5M\"",
+            "\"PT5\"",
+            "\"PT-5M\"",
+            "\"PT5M3H\"",
+            "\"-300\"",
+            "\"inf\"",
+            "\"1e300\"",
+            "1e300",
+        ] {
+            assert_eq!(delay(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn progress_is_a_number_from_0_to_1_or_percent_and_a_text() {
+        let progress = |text: &str| read(text).progress.map(|progress| (progress.share, progress.text));
+        let loading = Some("loading".to_owned());
+        assert_eq!(progress("{\"progress\":0.4,\"text\":\"loading\"}\n"), Some((Some(0.4), loading.clone())));
+        assert_eq!(progress("{\"text\":\"loading\"}\n{\"progress\":1}\n"), Some((Some(1.0), loading)));
+        for (number, share) in [("0", 0.0), ("1", 1.0), ("40", 0.4), ("1.5", 0.015), ("100", 1.0)] {
+            assert_eq!(progress(&format!("{{\"progress\":{number}}}")), Some((Some(share), None)), "{number}");
+        }
+        assert_eq!(progress("{\"reason\":\"no columns\"}\n"), None);
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        let pipe = home.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(ResultFile::read(&pipe)));
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(ResultFile::default()));
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_file_is_read() {
+        let lines = "{\"reason\":\"first\"}\n".to_owned() + &"{\"progress\":0.5}\n".repeat(100_000);
+        let file = read(&lines);
+        assert_eq!((file.said.reason, file.complaints), (None, vec![]));
+        assert_eq!(file.progress.and_then(|progress| progress.share), Some(0.5));
+    }
+}
