@@ -101,6 +101,7 @@ impl Processed {
             last_words: Vec::new(),
             spent: Spent::default(),
             used: None,
+            last_error: None,
             published: None,
         }
     }

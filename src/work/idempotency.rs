@@ -196,7 +196,9 @@ impl Held {
             match self.write(State::InProgress, condition).await {
                 Ok(()) => return Ok(true),
                 Err(RecordError::ConditionFailed) => return Ok(false),
-                Err(RecordError::Refused(why) | RecordError::ConditionsIgnored(why)) => return Err(Failure::Record(why)),
+                Err(RecordError::Refused(why) | RecordError::ConditionsIgnored(why)) => {
+                    return Err(Failure::Record(why));
+                }
                 Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
             }
         }
