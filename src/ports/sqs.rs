@@ -592,7 +592,7 @@ mod tests {
             let queue = sqs(&server);
             assert_eq!(queue.receive(S, 30 * S).await, Err(ReceiveError::Transient(text("ReceiveMessage"))));
             let extended = queue.change_visibility(&receipt, 30 * S).await;
-            assert_eq!(extended, Err(VisibilityError::Transient(text("ChangeMessageVisibility"))));
+            assert_eq!(extended, Err(VisibilityError::Unclear(text("ChangeMessageVisibility"))));
             assert_eq!(delete(&queue).await, Err(DeleteError::Transient(text("DeleteMessage"))));
         }
         let empty = sqs(&Canned::new(200, None, ""));

@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_process_may_have_any_name() {
-        let stat = "12 (a) Z (b) S 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 2222 23 24";
+        let stat = "12 (a) Z (b) S 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 2222 23 24";
         let process = Process::parse(stat).unwrap();
         assert_eq!((process.name.as_str(), process.parent, process.group), ("a) Z (b", 3, 4));
         assert_eq!((process.id(), process.is_zombie), ((12, 2222), false));
