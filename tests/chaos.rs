@@ -2,8 +2,8 @@
 //! until the queue is empty. Then every success and every delete must have been told, and none may be missing.
 //!
 //! ```text
-//! pods ──► microburst ──► Witness ──► ministack
-//!          breaks         sees what really comes to the queue
+//! pods ──► Breaker ──► microburst ──► Witness ──► ministack
+//!          lies        breaks         sees what really comes to the queue
 //! ```
 //!
 //! A seed says what the pods, the network and the commands are to do; how it all interleaves is the machine's. A run
@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::support::aws;
-use crate::support::cloud::{Cloud, Leasehold, Left, is_alive};
+use crate::support::cloud::{Cloud, Leasehold, Left, eventually, is_alive};
 use crate::support::servers::Microburst;
 
 const MESSAGES: usize = 200;
@@ -59,6 +59,7 @@ const SCRIPT: &str = r#"
         *7.*) setsid sleep 600 > /dev/null 2>&1 & ;; # forgets a daemon
         *) sleep 0.1 ;;
     esac
+    echo "$JOB_KEY" > "$JOB_OUTPUT_DIR/result"
     echo "$JOB_KEY done" >> "$attempt"
 "#;
 
@@ -77,16 +78,26 @@ async fn chaos(mut rng: Rng) {
     let witness = Arc::new(Witness { attempts: attempts.clone(), seen: Mutex::default() });
     let watched = watch(witness.clone(), cloud.endpoint.clone()).await;
     let network = Microburst::start(&watched, &faults(&mut rng)).await;
-    let endpoint = network.endpoint();
-    let (keys, ()) = tokio::join!(put_objects(&cloud, &mut rng), aws::warm_up(&endpoint));
+    let breaker = Arc::new(Breaker::new(rng.fork()));
+    let endpoint = lie(breaker.clone(), network.endpoint()).await;
+    cloud.s3.create_bucket().bucket(results_of(&cloud)).send().await.unwrap();
+    let behind = network.endpoint();
+    let (keys, ()) = tokio::join!(put_objects(&cloud, &mut rng), aws::warm_up(&behind));
 
     let pods = run_pods(&cloud, &endpoint, &mut rng).await;
 
     assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (0, 0)));
+    assert_eq!(published(&cloud).await, keys, "each object has its result, and that is what its command wrote");
     let attempts = read_attempts(&attempts);
     let seen = std::mem::take(&mut *witness.seen.lock().unwrap());
     judge(&keys, &pods, &attempts, &seen);
-    assert_eq!(idle_faults(&endpoint).await, [Value::Null; 0], "a network that breaks nothing proves nothing");
+    assert_eq!(
+        idle_faults(&network.endpoint()).await,
+        [Value::Null; 0],
+        "a network that breaks nothing proves nothing"
+    );
+    let lies = breaker.lies.lock().unwrap().clone();
+    assert_eq!(lies.len(), Lie::ALL.len() * LIED_ABOUT.len(), "a liar that does not lie proves nothing: {lies:?}");
     assert_eq!(survivors(&cloud), [""; 0], "processes of pods that are gone");
 
     let warnings = pods.iter().map(Pod::warnings).sum::<usize>();
@@ -150,6 +161,118 @@ async fn idle_faults(endpoint: &str) -> Vec<Value> {
     rules.into_iter().filter(|rule| rule["fired_count"].as_u64().unwrap() == 0).collect()
 }
 
+/// What microburst does not do to a call: an answer that is not AWS's, or that never comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lie {
+    /// A captive portal says 200. The call does not come through.
+    Portal,
+    /// A proxy breaks an answer and makes it a page of its own, with 200. The call came through.
+    PortalAfter,
+    /// 500, although it was done.
+    ErrorAfter,
+    /// The call does not come through, and there is no answer.
+    Silence,
+    /// It comes through, and there is no answer.
+    SilenceAfter,
+    /// It comes through, and the connection ends.
+    LostAfter,
+}
+
+impl Lie {
+    const ALL: [Self; 6] =
+        [Self::Portal, Self::PortalAfter, Self::ErrorAfter, Self::Silence, Self::SilenceAfter, Self::LostAfter];
+}
+
+/// Calls that are lied about. Of a receive that is not answered its pod waits for ten seconds: microburst loses enough of them.
+const LIED_ABOUT: [&str; 4] = ["ChangeMessageVisibility", "DeleteMessage", "GET", "PUT"];
+
+/// Lies about one call in so many.
+struct Breaker {
+    rng: Mutex<Rng>,
+    /// What was lied about, how.
+    lies: Mutex<BTreeSet<(&'static str, Lie)>>,
+}
+
+impl Breaker {
+    fn new(rng: Rng) -> Self {
+        Self { rng: Mutex::new(rng), lies: Mutex::default() }
+    }
+
+    /// Each lie is told about the first calls of each kind, and from then on about one in so many.
+    fn lies_about(&self, request: &Message) -> Option<Lie> {
+        let kind = LIED_ABOUT.into_iter().find(|kind| {
+            let is_method = request.head.starts_with(&format!("{kind} /"));
+            is_method || request.call(kind).is_some()
+        })?;
+        let mut lies = self.lies.lock().unwrap();
+        let mut rng = self.rng.lock().unwrap();
+        let untold = Lie::ALL.into_iter().find(|lie| !lies.contains(&(kind, *lie)));
+        let lie = match untold {
+            Some(untold) if rng.u8(0..3) == 0 => untold,
+            _ if rng.u8(0..30) == 0 => Lie::ALL[rng.usize(0..Lie::ALL.len())],
+            _ => return None,
+        };
+        lies.insert((kind, lie));
+        Some(lie)
+    }
+}
+
+/// Puts the breaker in front of the network at `upstream`; returns where.
+async fn lie(breaker: Arc<Breaker>, upstream: String) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = upstream.strip_prefix("http://").unwrap().to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            tokio::spawn(lie_to(breaker.clone(), client, upstream.clone()));
+        }
+    });
+    endpoint
+}
+
+/// One connection, until either side ends it.
+async fn lie_to(breaker: Arc<Breaker>, client: TcpStream, upstream: String) -> Option<()> {
+    let mut client = BufReader::new(client);
+    let mut server = BufReader::new(TcpStream::connect(upstream).await.ok()?);
+    loop {
+        let request = Message::read(&mut client).await?;
+        let lie = breaker.lies_about(&request);
+        if lie == Some(Lie::Silence) {
+            // Until it is the client that ends the connection.
+            let _ = client.read_u8().await;
+            return None;
+        }
+        if lie == Some(Lie::Portal) {
+            portal("200 OK").write(&mut client).await?;
+            continue;
+        }
+        request.write(&mut server).await?;
+        let (answer, is_whole) = Message::read_some(&mut server).await?;
+        match lie {
+            None | Some(Lie::Portal | Lie::Silence) => {
+                answer.write(&mut client).await?;
+                // Microburst ends answers in their midst; then so do we.
+                is_whole.then_some(())?;
+            }
+            Some(Lie::PortalAfter) => portal("200 OK").write(&mut client).await?,
+            Some(Lie::ErrorAfter) => portal("500 Internal Server Error").write(&mut client).await?,
+            Some(Lie::SilenceAfter) => {
+                let _ = client.read_u8().await;
+                return None;
+            }
+            Some(Lie::LostAfter) => return None,
+        }
+    }
+}
+
+/// An answer of something that is not AWS.
+fn portal(status: &str) -> Message {
+    let body = b"<html><body>Please sign in to this network.</body></html>".to_vec();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n", body.len());
+    Message { head, body }
+}
+
 /// Puts the objects, of which a few are large, and returns their keys when all their notifications are in the queue.
 async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
@@ -160,8 +283,31 @@ async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
         cloud.put(&key, &bytes).await;
         keys.insert(key);
     }
-    assert_eq!((keys.len(), cloud.counts().await), (MESSAGES, (MESSAGES.try_into().unwrap(), 0)));
+    assert_eq!(keys.len(), MESSAGES);
+    // A notification comes a moment after its put was answered.
+    let all = (MESSAGES.try_into().unwrap(), 0);
+    eventually("the queue has all notifications", async || (cloud.counts().await == all).then_some(())).await;
     keys
+}
+
+/// Where the commands' results go; the queue hears nothing of it.
+fn results_of(cloud: &Cloud) -> String {
+    format!("{}-results", cloud.bucket)
+}
+
+/// The keys that have their result, which must be what the command wrote.
+async fn published(cloud: &Cloud) -> BTreeSet<String> {
+    let bucket = results_of(cloud);
+    let listed = cloud.s3.list_objects_v2().bucket(&bucket).send().await.unwrap();
+    let mut published = BTreeSet::new();
+    for object in listed.contents.unwrap_or_default() {
+        let name = object.key.unwrap();
+        let answer = cloud.s3.get_object().bucket(&bucket).key(&name).send().await.unwrap();
+        let text = String::from_utf8(answer.body.collect().await.unwrap().to_vec()).unwrap();
+        assert_eq!(name, format!("of/{}/result", text.trim_end()));
+        published.insert(text.trim_end().to_owned());
+    }
+    published
 }
 
 /// Starts pods as KEDA does, one a message and so many at most, until the queue is empty and all of them are gone.
@@ -191,6 +337,9 @@ fn pod(cloud: &Cloud, endpoint: &str, name: &str, rng: &mut Rng) -> Command {
     command.args(["--termination-grace", &format!("{}s", GRACE.as_secs()), "--retry-min", "1s", "--retry-max", "2s"]);
     command.arg("--termination-log").arg(cloud.notes.path().join(name));
     command.arg("--work-dir").arg(cloud.notes.path());
+    // Some answers never come: the pods are not to wait for each as long as they would for a slow store.
+    command.args(["--s3-timeout", "2s"]);
+    command.args(["--output", &format!("s3://{}/of/{{key}}", results_of(cloud))]);
     command.args(["--", "sh", "-c", SCRIPT]).current_dir(cloud.notes.path());
     command.env("AWS_ENDPOINT_URL", endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
@@ -383,6 +532,11 @@ impl Message {
 
     /// The next one of a connection; none if that ends first.
     async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<Self> {
+        Self::read_some(stream).await.and_then(|(message, is_whole)| is_whole.then_some(message))
+    }
+
+    /// The same, with as much of its body as there is; and whether that is all.
+    async fn read_some(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<(Self, bool)> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if stream.read_line(&mut head).await.ok()? == 0 {
@@ -391,19 +545,19 @@ impl Message {
         }
         let lowercase = head.to_lowercase();
         let header = |name: &str| lowercase.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let mut body = Vec::new();
         if header("transfer-encoding:").is_some() {
             // microburst sends a GET like this, with nothing in it.
-            let mut body = String::new();
-            while !body.ends_with("0\r\n\r\n") {
-                if stream.read_line(&mut body).await.ok()? == 0 {
-                    return None;
+            while !body.ends_with(b"0\r\n\r\n") {
+                if stream.read_until(b'\n', &mut body).await.ok()? == 0 {
+                    return Some((Self { head, body }, false));
                 }
             }
-            return Some(Self { head, body: body.into_bytes() });
+            return Some((Self { head, body }, true));
         }
-        let mut body = vec![0; header("content-length:").map_or(0, |length| length.parse().unwrap())];
-        stream.read_exact(&mut body).await.ok()?;
-        Some(Self { head, body })
+        let length = header("content-length:").map_or(0, |length| length.parse().unwrap());
+        let is_whole = stream.take(length).read_to_end(&mut body).await.is_ok_and(|read| read as u64 == length);
+        Some((Self { head, body }, is_whole))
     }
 
     async fn write(&self, stream: &mut (impl AsyncWriteExt + Unpin)) -> Option<()> {
