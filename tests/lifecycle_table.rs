@@ -158,7 +158,12 @@ fn in_words(effect: &Effect) -> String {
         Effect::Report(Report::LettingGo(_)) => "Report(LettingGo)".to_owned(),
         Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
         Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),
-        Effect::Poll | Effect::StopPolling | Effect::Halt | Effect::Withdraw | Effect::Await(_) => {
+        Effect::Poll
+        | Effect::StopPolling
+        | Effect::Halt
+        | Effect::AbortPublish
+        | Effect::Withdraw
+        | Effect::Await(_) => {
             format!("{effect:?}")
         }
     }

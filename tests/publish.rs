@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::job::report::Manifest;
+use leasehold::job::verdict::OnStop;
 use leasehold::ports::checksum::{Algorithm, Hasher};
+use leasehold::ports::memory::Fault;
 use leasehold::ports::s3::S3;
-use leasehold::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
+use leasehold::ports::{ObjectWriter, Outbox, PublishError, Results, Upload, VisibilityError};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::aws;
+use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::{Cloud, Leasehold, eventually};
-use crate::support::journey::{GRACE, Journey, MINUTE, S, deletes, exits, queue};
+use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue};
 use crate::support::servers::{Microburst, Moto};
 
 /// A bucket for results, which sends no notifications.
@@ -149,7 +152,7 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     aws::warm_up(&broken).await;
 
     let run = |cloud: &Cloud, results: &str, endpoint: &str| {
-        let flags = format!("--retry-min 1s --retry-max 1s --output s3://{results}/{{message_id}}");
+        let flags = format!("--retry-min 1s --retry-max 1s --stop-grace 4s --output s3://{results}/{{message_id}}");
         let mut command = cloud.command(&[], &flags, r#"head -c 40000000 /dev/zero > "$JOB_OUTPUT_DIR/large""#);
         command.env("AWS_ENDPOINT_URL_S3", endpoint);
         Leasehold::start(command)
@@ -189,41 +192,93 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     assert_eq!((unfinished(&slow_results).await, slow.counts().await), (0, (1, 0)));
 }
 
-/// An outbox that never gets done, and cleans up when it is halted.
-#[derive(Default)]
-struct Endless {
+/// An outbox that takes its time, and when it is given up, two seconds to clean up.
+struct Slow {
+    takes: Duration,
     cleaned_up: Mutex<Option<Instant>>,
 }
 
+impl Slow {
+    fn of(takes: Duration) -> Arc<Self> {
+        Arc::new(Self { takes, cleaned_up: Mutex::default() })
+    }
+
+    fn cleaned_up_after(&self, began: Instant) -> Option<Duration> {
+        self.cleaned_up.lock().unwrap().map(|at| at - began)
+    }
+}
+
 #[async_trait]
-impl Outbox for Endless {
+impl Outbox for Slow {
     async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
         assert!(results.directory.ends_with(Path::new("output")) && results.job_type == "default");
-        halt.cancelled().await;
+        if halt.run_until_cancelled(sleep(self.takes)).await.is_some() {
+            return Ok(Manifest { files: 1, ..Manifest::default() });
+        }
         sleep(2 * S).await;
         *self.cleaned_up.lock().unwrap() = Some(Instant::now());
         Err(PublishError("halted".to_owned()))
     }
 }
 
+const HOUR: Duration = Duration::from_hours(1);
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_the_outbox_to_clean_up_and_releases_the_message() {
-    let (queue, command, outbox) = (queue(), exits(0), Arc::new(Endless::default()));
+    let (queue, command, outbox) = (queue(), exits(0), Slow::of(HOUR));
     let mut journey = Journey::new(&queue, &command);
     journey.outbox = Some(outbox.clone());
     let began = Instant::now();
     let arrived = journey.run_and_stop_after(MINUTE).await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stopped"], 143));
-    assert_eq!(outbox.cleaned_up.lock().unwrap().map(|at| at - began), Some(MINUTE + 2 * S));
+    // All of --stop-grace, of 20 seconds.
+    assert_eq!(outbox.cleaned_up_after(began), Some(MINUTE + 20 * S));
     assert!(arrived.took < MINUTE + GRACE);
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
+}
+
+/// As long as anybody can prove that the message is ours, and not a moment longer.
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_gives_up_publishing_at_once() {
+    for lost_after in [30 * S, 65 * S] {
+        let (queue, command, outbox) = (queue(), exits(0), Slow::of(HOUR));
+        let mut journey = Journey::new(&queue, &command);
+        journey.outbox = Some(outbox.clone());
+        journey.settings.policy.limits.visibility = 6 * S;
+        journey.settings.policy.limits.retry.on_stop = OnStop::Expire;
+        let began = Instant::now();
+        let (arrived, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
+            sleep(lost_after).await;
+            // The next beat is refused.
+            queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight("received again".to_owned())));
+        });
+        let outcome = if lost_after < MINUTE { "lease_lost" } else { "stopped" };
+        assert_eq!((arrived.outcomes(), deletes(&queue)), (vec![outcome], 0));
+        let cleaned_up = outbox.cleaned_up_after(began).unwrap();
+        assert!(cleaned_up <= lost_after + 2 * S + 2 * S, "{cleaned_up:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn publishing_that_takes_too_long_is_halted_and_retried() {
     let (queue, command) = (queue(), exits(0));
     let mut journey = Journey::new(&queue, &command);
-    journey.outbox = Some(Arc::new(Endless::default()));
+    journey.outbox = Some(Slow::of(HOUR));
     assert_eq!(journey.run().await.outcomes(), ["timed_out"]);
     assert_eq!(deletes(&queue), 0);
+}
+
+/// What the command left would be lost otherwise, where no interval is configured.
+#[tokio::test(start_paused = true)]
+async fn a_stop_saves_the_checkpoint_beside_what_is_published() {
+    for (takes, keys) in [(HOUR, 1), (5 * MINUTE, 0)] {
+        let (queue, bucket) = (queue(), MemoryBucket::default());
+        let command = FakeCommand::new(Does::Resumes(MINUTE, 2));
+        let mut journey = Journey::new(&queue, &command);
+        journey.outbox = Some(Slow::of(takes));
+        journey.checkpoints = Some((bucket.clone(), None));
+        bucket.uploads_take(10 * S);
+        let arrived = journey.run_and_stop_after(2 * MINUTE + 5 * MINUTE - 5 * S).await;
+        assert_eq!((arrived.outcomes(), bucket.keys().len()), (vec!["stopped"], keys));
+    }
 }

@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
-use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::tell_when_done;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::verdict::{Failure, Role};
 use crate::work::Worker;
+use crate::work::halt::{Halt, HaltOnDrop};
 
 #[derive(Debug)]
 pub enum Message {
     Process(Box<Work>),
-    /// End the work: TERM, grace, KILL. That it has ended is told all the same.
+    /// End the work: TERM, grace, KILL. What has succeeded is still published. That it has ended is told all the same.
     Halt,
+    /// Publish nothing more.
+    AbortPublish,
 }
 
 pub struct Processor {
@@ -31,7 +33,7 @@ pub struct State {
     /// Dropped first: of an actor that is killed the work ends at once, without a halt.
     work: Option<AbortOnDropHandle<()>>,
     /// Dropping it halts the work.
-    halt: Option<DropGuard>,
+    halt: Option<HaltOnDrop>,
 }
 
 impl Actor for Processor {
@@ -51,8 +53,8 @@ impl Actor for Processor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Process(work) => {
-                let halt = CancellationToken::new();
-                state.halt = Some(halt.clone().drop_guard());
+                let halt = Halt::default();
+                state.halt = Some(halt.clone().on_drop());
                 let worker = self.worker.clone();
                 let supervisor = self.supervisor.clone();
                 let work = async move {
@@ -64,7 +66,8 @@ impl Actor for Processor {
                 };
                 state.work = Some(tell_when_done(self.supervisor.clone(), Role::Processor, work));
             }
-            Message::Halt => state.halt = None,
+            Message::Halt => state.halt.iter().for_each(|guard| guard.halt().request()),
+            Message::AbortPublish => state.halt.iter().for_each(|guard| guard.halt().abort()),
         }
         Ok(())
     }

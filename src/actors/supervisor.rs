@@ -341,6 +341,7 @@ impl Supervisor {
                 }
                 Effect::Process(work) => hands.processor.cast(processor::Message::Process(work)).is_ok(),
                 Effect::Halt => hands.processor.cast(processor::Message::Halt).is_ok(),
+                Effect::AbortPublish => hands.processor.cast(processor::Message::AbortPublish).is_ok(),
                 Effect::Settle(verdict) => hands.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
                 Effect::Withdraw => hands.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
                 Effect::Report(report) => hands.reporter.cast(reporter::Message::Tell(report)).is_ok(),

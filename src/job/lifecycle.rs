@@ -126,7 +126,10 @@ pub enum Effect {
     StopPolling,
     Hold(Box<Received>, Limits),
     Process(Box<Work>),
+    /// End the command, and begin nothing more. What has succeeded is still published, within the grace.
     Halt,
+    /// Publish nothing more: nobody can prove any more that the message is ours.
+    AbortPublish,
     Settle(Verdict),
     /// The stop has begun: issue no delete any more, retry none, and settle within the reserve.
     Withdraw,
@@ -324,7 +327,7 @@ impl Run {
                 hand.processed(*processed);
                 self.settle(hand, verdict)
             }
-            Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)),
+            Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)).and_abort_publish(),
             Event::LeaseExhausted if hand.resumes() => self.halt(hand, KeepReason::HandedOver),
             Event::LeaseExhausted => self.halt(hand, KeepReason::LeaseExhausted),
             Event::Overdue(Limit::Work) => self.halt(hand, KeepReason::TimedOut),
@@ -336,9 +339,13 @@ impl Run {
                 self.leaving = Some(Leaving::ActorDied(role));
                 self.keep(hand, KeepReason::ActorDied(role))
             }
-            Event::ActorDied(role @ (Role::Receiver | Role::VisibilityHeartbeat)) => {
+            Event::ActorDied(role @ Role::Receiver) => {
                 self.leaving = Some(Leaving::ActorDied(role));
                 self.halt(hand, KeepReason::ActorDied(role))
+            }
+            Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
+                self.leaving = Some(Leaving::ActorDied(role));
+                self.halt(hand, KeepReason::ActorDied(role)).and_abort_publish()
             }
             Event::Received(_)
             | Event::QueueEmpty
@@ -350,7 +357,8 @@ impl Run {
         }
     }
 
-    /// The work is being ended. Whatever it says from now on, the message is kept.
+    /// The work is being ended: a command by TERM, and what has succeeded by being published. Whatever it says from now on,
+    /// the message is kept.
     fn halting(mut self, mut hand: InHand, why: KeepReason, event: Event) -> Step {
         match event {
             Event::Processed(processed) => {
@@ -369,8 +377,9 @@ impl Run {
             // The reason changes, because nobody is left who could let go of the message.
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.stay(Phase::Halting(hand, KeepReason::ActorDied(role)))
+                self.stay(Phase::Halting(hand, KeepReason::ActorDied(role))).and_abort_publish()
             }
+            Event::LeaseLost(_) => self.stay(Phase::Halting(hand, why)).and_abort_publish(),
             Event::ActorDied(role @ Role::Receiver) => {
                 self.leaving = Some(Leaving::ActorDied(role));
                 self.stay(Phase::Halting(hand, why))
@@ -386,7 +395,6 @@ impl Run {
             | Event::Resumed(_)
             | Event::Progressed(_)
             | Event::Stalled
-            | Event::LeaseLost(_)
             | Event::LeaseExhausted
             | Event::Settled(_)
             | Event::NotDeleted(_)
@@ -583,6 +591,13 @@ impl Run {
     fn go(self, phase: Phase, effects: Vec<Effect>) -> Step {
         let Self { policy, left, kept, leaving, now: _ } = self;
         Step { job: Job { policy, phase, left, kept, leaving }, effects }
+    }
+}
+
+impl Step {
+    fn and_abort_publish(mut self) -> Self {
+        self.effects.insert(0, Effect::AbortPublish);
+        self
     }
 }
 

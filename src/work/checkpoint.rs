@@ -59,6 +59,8 @@ pub struct Checkpoint<'a> {
     identity: Identity,
     /// What was in the directory when it was last saved or restored.
     seen: Contents,
+    /// Is what the command left saved?
+    is_final: bool,
     /// Was it reported that there are links which are not saved?
     links_reported: bool,
 }
@@ -112,6 +114,7 @@ impl Checkpoints {
             runtime,
             identity,
             seen: Contents::default(),
+            is_final: false,
             links_reported: false,
         };
         let keys = self.storage.list(&checkpoint.bucket, &folder).await.map_err(Failure::Fetch)?;
@@ -182,13 +185,34 @@ impl Checkpoints {
 impl Checkpoint<'_> {
     /// Saves every interval, if there is one, until the work is over. A save that is on its way then is finished, within
     /// its limit: it may be all that there is time for.
+    ///
+    /// A stop while results are published may have no time left afterwards. So what the command left is saved beside them.
     pub async fn save_until_over(&mut self, limits: &SaveLimits<'_>) {
-        let Some(interval) = self.interval else { return };
-        while limits.over.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
-            match self.save(Save::Changes, limits).await {
+        let (runtime, interval) = (self.runtime, self.interval);
+        let mut stopped_while_publishing = pin!(async {
+            runtime.ended.cancelled().await;
+            limits.halt.cancelled().await;
+        });
+        loop {
+            let interval_is_over = async {
+                match interval {
+                    Some(interval) => tokio::time::sleep(interval).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let save = tokio::select! {
+                biased;
+                () = limits.over.cancelled() => return,
+                () = &mut stopped_while_publishing => Save::Last,
+                () = interval_is_over => Save::Changes,
+            };
+            match self.save(save, limits).await {
                 Ok(()) => {}
-                Err(_) if limits.give_up.is_cancelled() => {}
+                Err(_) if limits.give_up.is_cancelled() => return limits.over.cancelled().await,
                 Err(error) => warn!(error, "the checkpoint was not saved, and this will be tried again"),
+            }
+            if save == Save::Last {
+                return limits.over.cancelled().await;
             }
         }
     }
@@ -197,6 +221,9 @@ impl Checkpoint<'_> {
     ///
     /// All or nothing: until the new one is there, the one before it is what the next delivery finds.
     pub async fn save(&mut self, save: Save, limits: &SaveLimits<'_>) -> Result<(), String> {
+        if self.is_final {
+            return Ok(());
+        }
         let clock = self.of.clock;
         let Some(runtime) = self.runtime.until(clock.now()) else { return Ok(()) };
         let worked = self.worked.saturating_add(runtime);
@@ -247,6 +274,7 @@ impl Checkpoint<'_> {
         let _ = fs::remove_file(&archive);
         uploaded?;
         self.seen = contents;
+        self.is_final = save == Save::Last;
         let before = self.saved.replace(self.key.clone()).filter(|before| *before != self.key);
         info!(checkpoint = self.key, bytes, worked_s = worked.as_secs(), "checkpoint saved");
         if let Some(before) = before {
@@ -309,13 +337,6 @@ const FLOOR: u64 = 1 << 20;
 
 /// What has failed by itself has not timed out.
 const BEFORE_THE_DEADLINE: Duration = Duration::from_secs(1);
-
-/// How long a save may take that has so much of a stop: an upload that is given up has to tidy up, too.
-pub fn limit(of_the_stop: Duration) -> Duration {
-    of_the_stop.saturating_sub(TIDYING_UP).max(of_the_stop / 2)
-}
-
-const TIDYING_UP: Duration = Duration::from_secs(2);
 
 /// Tidying up is not worth more of a pod's last seconds.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);

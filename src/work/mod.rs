@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod contract;
 pub mod fetch;
+pub mod halt;
 pub mod idempotency;
 mod last_error;
 pub mod liveness;
@@ -17,7 +18,6 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::job::lifecycle::{Event, Processed, Work};
@@ -30,6 +30,7 @@ use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner}
 use checkpoint::{Checkpoints, Save, SaveLimits};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched, FetchedObject};
+use halt::{Deadline, Halt};
 use idempotency::{Claim, Idempotency};
 use last_error::with_last_error;
 use liveness::Watch;
@@ -41,7 +42,7 @@ use workspace::{WorkDir, Workspace};
 pub trait Worker: Send + Sync {
     /// Works on every object of the message, one after another, until the first failure or until halted. When this
     /// returns, or is dropped, nothing of the work goes on.
-    async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed;
+    async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed;
 }
 
 /// Hears what happens while the work goes on: progress, or a stall.
@@ -70,7 +71,7 @@ struct Progress {
     ran: bool,
     /// Was an object's work recognised as done?
     already_done: bool,
-    /// Was the last object's work done, results included, before anybody halted it?
+    /// Had the last object's command succeeded before anybody halted it, and was all of it published?
     in_time: bool,
     exit: Option<Exit>,
     said: Said,
@@ -91,7 +92,10 @@ struct Item<'a> {
     space: &'a Workspace,
     watch: &'a Watch<'a>,
     runtime: &'a Runtime,
+    /// Cancelled when a command that runs is to end, and nothing more is to begin.
     halt: &'a CancellationToken,
+    /// Cancelled when what is being published is to be given up.
+    publish_halt: &'a CancellationToken,
     /// What the command gets between TERM and KILL.
     stop_grace: Duration,
     /// When the work will be halted, on the run's clock.
@@ -103,9 +107,19 @@ struct Item<'a> {
 struct Runtime {
     began_at: OnceLock<Duration>,
     ended_at: OnceLock<Duration>,
+    ended: CancellationToken,
 }
 
 impl Runtime {
+    fn begins(&self, now: Duration) {
+        let _ = self.began_at.set(now);
+    }
+
+    fn ends(&self, now: Duration) {
+        let _ = self.ended_at.set(now);
+        self.ended.cancel();
+    }
+
     /// How long it has run until then, or did run; `None` if it has not begun.
     fn until(&self, now: Duration) -> Option<Duration> {
         let ended_at = self.ended_at.get().copied().unwrap_or(now);
@@ -116,7 +130,12 @@ impl Runtime {
 #[async_trait]
 impl Worker for Bench {
     /// When this returns, the command is gone, and what it left on the disk is gone or going.
-    async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed {
+    async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed {
+        // What is not the work's is the release's.
+        let release = self.idempotency.as_ref().map_or(Duration::ZERO, |_| idempotency::limit(work.stop_grace));
+        let stop_grace = work.stop_grace - release;
+        let publish_deadline = Deadline::after(&halt.requested, upload_limit(stop_grace), &halt.publish_aborted);
+        let record_deadline = Deadline::after(&halt.requested, work.stop_grace, &CancellationToken::new());
         let mut progress = Progress::default();
         let mut outcome = Outcome::Finished;
         let mut last_error = None;
@@ -156,15 +175,16 @@ impl Worker for Bench {
                 space: &space,
                 watch: &watch,
                 runtime: &runtime,
-                halt: &halt,
-                stop_grace: work.stop_grace,
+                halt: &halt.requested,
+                publish_halt: &publish_deadline.passed,
+                stop_grace,
                 deadline_at: work.deadline_at,
             };
-            let work = self.claimed(item, &mut progress).instrument(span);
+            let work = self.claimed(item, &record_deadline.passed, &mut progress).instrument(span);
             let (processed, failed_last) = with_last_error(work).await;
             let removed = space.remove();
             // Who is to end has no time to wait for a hundred thousand files.
-            let patience = if halt.is_cancelled() { REMOVAL } else { Duration::MAX };
+            let patience = if halt.requested.is_cancelled() { REMOVAL } else { Duration::MAX };
             let _ = timeout(patience, removed).await;
             if let Err(failure) = processed {
                 // Every other failure says itself what went wrong.
@@ -183,11 +203,16 @@ impl Worker for Bench {
 
 impl Bench {
     /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does at the same time.
-    async fn claimed(&self, mut item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
+    async fn claimed(
+        &self,
+        mut item: Item<'_>,
+        record_deadline: &CancellationToken,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
         let Some(idempotency) = &self.idempotency else {
             return self.resumed(item, progress).await;
         };
-        let Item { work, number, record, watch, halt, .. } = item;
+        let Item { work, number, record, watch, halt, publish_halt, .. } = item;
         let claim = idempotency.claim(&work.received.delivery, number, record, work.visibility);
         let mut held = match unless_halted(halt, claim).await?? {
             Claim::Ours(held) => held,
@@ -197,11 +222,9 @@ impl Bench {
                 return Ok(());
             }
         };
-        // What is not the work's is the release's.
-        let release = idempotency::limit(item.stop_grace);
-        item.stop_grace -= release;
-        let ours = halt.child_token();
-        item.halt = &ours;
+        let release = idempotency::limit(work.stop_grace);
+        let ours = Halt { requested: halt.child_token(), publish_aborted: publish_halt.child_token() };
+        (item.halt, item.publish_halt) = (&ours.requested, &ours.publish_aborted);
         let mut lost = None;
         let processed = {
             let mut processing = Box::pin(self.resumed(item, progress));
@@ -211,7 +234,7 @@ impl Bench {
                     biased;
                     why = held.keep(), if lost.is_none() => {
                         (watch.tell)(Event::LeaseLost(why.clone()));
-                        ours.cancel();
+                        ours.abort();
                         lost = Some(why);
                     }
                     processed = &mut processing => break processed,
@@ -231,7 +254,7 @@ impl Bench {
                 Err(Failure::Halted)
             }
             // It was done before any stop, which has time enough to say so.
-            (None, Ok(())) => unless_halted_for(halt, work.stop_grace / 2, held.done()).await?,
+            (None, Ok(())) => unless_halted(record_deadline, held.done()).await?,
         }
     }
 
@@ -250,17 +273,11 @@ impl Bench {
         }
         // Half of a stop is the command's. What it does not need of that, and the other half, is the checkpoint's.
         item.stop_grace /= 2;
-        let (halted, limit) = (halt.clone(), item.stop_grace + checkpoint::limit(item.stop_grace));
-        let give_up = CancellationToken::new();
-        let too_late = give_up.clone();
-        let _limit = AbortOnDropHandle::new(tokio::spawn(async move {
-            halted.cancelled().await;
-            tokio::time::sleep(limit).await;
-            too_late.cancel();
-        }));
-
+        let for_saving = item.stop_grace + upload_limit(item.stop_grace);
+        let save_deadline = Deadline::after(halt, for_saving, &CancellationToken::new());
+        let give_up = &save_deadline.passed;
         let over = CancellationToken::new();
-        let limits = SaveLimits { give_up: &give_up, over: &over, halt, deadline_at: item.deadline_at };
+        let limits = SaveLimits { give_up, over: &over, halt, deadline_at: item.deadline_at };
         let working = async {
             let processed = self.process_item(item, progress).await;
             over.cancel();
@@ -287,7 +304,7 @@ impl Bench {
     }
 
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let Item { work, number: _, record, space, watch, runtime, halt, stop_grace, deadline_at } = item;
+        let Item { work, number: _, record, space, watch, runtime, halt, publish_halt, stop_grace, deadline_at } = item;
         let Progress { ran, exit, said, last_words, spent, used, published, in_time, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
         let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
@@ -341,9 +358,10 @@ impl Bench {
             return Err(Failure::Halted);
         }
         let running = self.runner.run(command, halt.clone(), watch.pulse.clone());
-        let _ = runtime.began_at.set(self.clock.now());
+        runtime.begins(self.clock.now());
         let ended = self.timed(&mut spent.command, watch.over(running)).await;
-        let _ = runtime.ended_at.set(self.clock.now());
+        runtime.ends(self.clock.now());
+        let was_halted = halt.is_cancelled();
         let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
         let Exited { exit: ended, used: more, last_words: words } = ended;
         *ran = true;
@@ -358,6 +376,10 @@ impl Bench {
         if ended != Exit::Code(0) {
             return Err(Failure::Exit(ended, said.clone()));
         }
+        // Many programs exit 0 on TERM, half way: that proves nothing.
+        if was_halted {
+            return Err(Failure::Halted);
+        }
 
         if let Some(outbox) = outbox {
             let results = Results {
@@ -368,13 +390,13 @@ impl Bench {
                 directory: &output,
             };
             // It ends by itself when it is halted: what is half published is cleaned up.
-            match self.timed(&mut spent.publish, outbox.publish(&results, halt)).await {
+            match self.timed(&mut spent.publish, outbox.publish(&results, publish_halt)).await {
                 Ok(manifest) => published.get_or_insert_default().append(manifest),
-                Err(_) if halt.is_cancelled() => return Err(Failure::Halted),
+                Err(_) if publish_halt.is_cancelled() => return Err(Failure::Halted),
                 Err(error) => return Err(Failure::Publish(error.to_string())),
             }
         }
-        *in_time = !halt.is_cancelled();
+        *in_time = true;
         Ok(())
     }
 
@@ -410,19 +432,9 @@ async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T
     }
 }
 
-/// Unless it was halted so long ago.
-async fn unless_halted_for<T>(
-    halt: &CancellationToken,
-    time: Duration,
-    work: impl Future<Output = T>,
-) -> Result<T, Failure> {
-    let halted = async {
-        halt.cancelled().await;
-        tokio::time::sleep(time).await;
-    };
-    tokio::select! {
-        biased;
-        () = halted => Err(Failure::Halted),
-        done = work => Ok(done),
-    }
+/// How long an upload may take that has so much of a stop: one that is given up has to tidy up, too.
+fn upload_limit(of_the_stop: Duration) -> Duration {
+    of_the_stop.saturating_sub(TIDYING_UP).max(of_the_stop / 2)
 }
+
+const TIDYING_UP: Duration = Duration::from_secs(2);

@@ -84,6 +84,10 @@ impl Acting<'_> {
             PodMove::Publishes => self.publishes(),
             PodMove::LimitIsOver => {
                 let limit = self.pod.limit.take().expect("one runs");
+                if limit == Limit::Halt {
+                    // Its own limit is over before.
+                    self.publish_is_given_up();
+                }
                 self.told.push(Event::Overdue(limit));
             }
             PodMove::Stop => {
@@ -164,6 +168,7 @@ impl Acting<'_> {
                     }
                     self.work_is_halted();
                 }
+                Effect::AbortPublish => self.publish_is_given_up(),
                 Effect::Settle(_) => self.settle(core.clone())?,
                 Effect::Withdraw => self.withdraw()?,
                 Effect::Await(limit) => self.pod.limit = Some(*limit),

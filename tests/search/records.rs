@@ -295,12 +295,16 @@ impl Acting<'_> {
                 self.let_write_stray();
                 self.over(Outcome::Failed(Failure::Halted));
             }
-            Stage::Publishing => {
-                self.let_write_stray();
-                self.release_record(Ended::Halted);
-            }
-            // What is done may still be recorded.
-            Stage::Working | Stage::Recording | Stage::Releasing(_) | Stage::Lost => {}
+            // What has succeeded may still be published and recorded.
+            Stage::Working | Stage::Publishing | Stage::Recording | Stage::Releasing(_) | Stage::Lost => {}
+        }
+    }
+
+    /// Nothing more may be published.
+    pub fn publish_is_given_up(&mut self) {
+        if self.pod.work.is_some_and(|work| work.stage == Stage::Publishing) {
+            self.let_write_stray();
+            self.release_record(Ended::Halted);
         }
     }
 

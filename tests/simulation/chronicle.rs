@@ -65,6 +65,10 @@ pub struct Seen {
     pub halted: Option<Instant>,
     /// The results that the store has taken since the command's last start.
     pub published: BTreeSet<String>,
+    /// Did its work end last before the pod was asked to stop?
+    pub ended_before_the_stop: bool,
+    /// Did a request for a result or a record fail since the message was received?
+    pub store_failed: bool,
 }
 
 impl Seen {
@@ -153,8 +157,9 @@ impl Chronicle {
     /// The command that this pod runs for this message has ended.
     pub fn ended(&mut self, pod: u32, message: &str, how: &str, succeeded: bool) {
         self.note(pod, format!("ends {message}: {how}, {}", if succeeded { "a success" } else { "no success" }));
+        let is_before = !self.stops.contains_key(&pod);
         let seen = self.seen(pod, message);
-        seen.at_work = false;
+        (seen.at_work, seen.ended_before_the_stop) = (false, is_before);
         seen.ends.push((Instant::now(), succeeded));
     }
 

@@ -11,6 +11,7 @@ use leasehold::job::lifecycle::{Event, Processed, Work};
 use leasehold::job::report::Spent;
 use leasehold::job::verdict::{Exit, Failure, Outcome, Said};
 use leasehold::ports::{Command, Exited, Pulse, Runner, StartError};
+use leasehold::work::halt::Halt;
 use leasehold::work::{Tell, Worker};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -109,7 +110,7 @@ impl RandomWork {
 /// The work as a whole.
 #[async_trait]
 impl Worker for RandomWork {
-    async fn process(&self, work: Work, halt: CancellationToken, tell: &Tell) -> Processed {
+    async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed {
         let message = work.received.delivery.message_id.to_string();
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
         let stalls = self.chance.one_in(8);
@@ -122,7 +123,7 @@ impl Worker for RandomWork {
             }
             exit
         };
-        let exit = self.work(&message, stop_grace, &halt, ends).await;
+        let exit = self.work(&message, stop_grace, &halt.requested, ends).await;
         let succeeded = exit == Exit::Code(0);
         let outcome = if succeeded { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, Said::default())) };
         Processed {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::job::verdict::{KeepReason, Settlement};
+use leasehold::job::verdict::{KeepReason, Return, Settlement};
 use tokio::time::Instant;
 
 use super::chronicle::{Chronicle, Record, Saved, State};
@@ -109,6 +109,35 @@ impl Chronicle {
     pub fn publishes_only_a_success(&mut self, pod: u32, message: &str) {
         if !self.has_succeeded(pod, message) {
             self.breaks(pod, format!("publishes results of {message} without a success"));
+        }
+    }
+
+    pub fn publishes_only_while_it_holds_the_message(&mut self, pod: u32, message: &str) {
+        let lease = self.leases[&(pod, message.to_owned())];
+        if lease < Instant::now() {
+            let late = lease.elapsed();
+            self.breaks(pod, format!("publishes results of {message} {late:?} after its lease"));
+        }
+    }
+
+    /// A stop leaves its grace to work that had succeeded before, unless the store failed or the message was lost.
+    pub fn finishes_what_had_succeeded(&mut self, pod: u32, message: &str, settlement: &Settlement, grace: Duration) {
+        // What could be released had not been lost.
+        let Settlement::Kept(KeepReason::Stopped, Return::After(_)) = settlement else { return };
+        let Some(stop) = self.stops.get(&pod).copied() else { return };
+        let object = self.objects[message].clone();
+        let features = self.features();
+        let is_lost = features.records && self.records.get(&object).is_none_or(|record| record.pod != pod);
+        let had_succeeded = self.has_succeeded(pod, message) && self.seen(pod, message).ended_before_the_stop;
+        let is_excused = is_lost || self.seen(pod, message).store_failed || stop.elapsed() >= grace / 2;
+        if !had_succeeded || is_excused {
+            return;
+        }
+        let after = stop.elapsed();
+        if features.results && !self.has_published(pod, message) {
+            self.breaks(pod, format!("gives up results of {message} {after:?} after its stop, of {grace:?}"));
+        } else if features.records && !self.is_done(&object) {
+            self.breaks(pod, format!("gives up the record of {message} {after:?} after its stop, of {grace:?}"));
         }
     }
 

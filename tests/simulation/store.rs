@@ -126,7 +126,7 @@ impl Records for Store {
         let content: serde_json::Value = serde_json::from_slice(&bytes).expect("a record is JSON");
         let text = |name: &str| content[name].as_str().expect("it is there").to_owned();
         let new = Record { pod: self.pod, message: text("message_id"), nonce: text("nonce"), state: text("state") };
-        let object = text("key");
+        let (object, message) = (text("key"), text("message_id"));
         {
             let mut chronicle = self.chronicle.lock().unwrap();
             chronicle.note(self.pod, format!("writes {} into the record of {object}", new.state));
@@ -152,7 +152,9 @@ impl Records for Store {
             }
             written
         });
-        written.await.unwrap_or_else(|why| Err(RecordError::Retryable(why)))
+        let written = written.await;
+        self.chronicle.lock().unwrap().seen(self.pod, &message).store_failed |= written.is_err();
+        written.unwrap_or_else(|why| Err(RecordError::Retryable(why)))
     }
 }
 
@@ -222,14 +224,22 @@ impl ObjectWriter for Store {
                 let mut chronicle = chronicle.lock().unwrap();
                 let object = chronicle.objects[&message].clone();
                 chronicle.publishes_only_a_success(pod, &message);
+                chronicle.publishes_only_while_it_holds_the_message(pod, &message);
                 chronicle.has_the_record(pod, &object, "publishes results");
             }
+            // A stop while results are on their way, more often than it would come by itself.
+            if self.fate.weather != Weather::Calm && self.fate.chance.one_in(8) {
+                self.fate.stop.cancel();
+            }
             let results = self.shelves.results.clone();
+            let (taken, of) = (chronicle.clone(), message.clone());
             let carried = self.carry(move || {
                 results.insert(&key, &bytes);
-                chronicle.lock().unwrap().seen(pod, &message).published.insert(name);
+                taken.lock().unwrap().seen(pod, &of).published.insert(name);
             });
-            halt.run_until_cancelled(carried).await
+            let uploaded = halt.run_until_cancelled(carried).await;
+            chronicle.lock().unwrap().seen(pod, &message).store_failed |= matches!(uploaded, Some(Err(_)));
+            uploaded
         };
         self.note(format!("has uploaded {}: {uploaded:?}", upload.key));
         uploaded.unwrap_or_else(|| Err("halted".to_owned()))?;

@@ -223,7 +223,8 @@ impl Place {
             max_duration,
             chronicle: chronicle.clone(),
         };
-        let told = Told { pod, max_duration, chronicle: chronicle.clone() };
+        let stop_grace = settings.policy.limits.stop_grace;
+        let told = Told { pod, max_duration, stop_grace, chronicle: chronicle.clone() };
         let (worker, telemetry): (Arc<dyn Worker>, Arc<dyn Telemetry>) = match features {
             Some(features) => self.real_work(features, &settings.policy, work, told, &fate, clock),
             None => (Arc::new(work), Arc::new(told)),
@@ -325,6 +326,7 @@ impl Place {
 struct Told {
     pod: u32,
     max_duration: Duration,
+    stop_grace: Duration,
     chronicle: Arc<Mutex<Chronicle>>,
 }
 
@@ -336,6 +338,9 @@ impl Telemetry for Told {
         let message = ended.subject.message_id.to_string();
         chronicle.note(self.pod, format!("tells of {message}: {:?}", ended.settlement));
         chronicle.times_out_in_its_time(self.pod, &message, &ended.settlement, self.max_duration);
+        if chronicle.features.is_some() {
+            chronicle.finishes_what_had_succeeded(self.pod, &message, &ended.settlement, self.stop_grace);
+        }
     }
 
     fn note(&self, _: Noted) {}
