@@ -67,8 +67,8 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
     match action {
         Action::Run(args) => {
             let termination_log = args.work.termination_log.clone();
-            RunConfig::try_from(*args)
-                .map_err(|error| error.to_string())
+            environment::without_empty_aws_variables()
+                .and_then(|()| RunConfig::try_from(*args).map_err(|error| error.to_string()))
                 .and_then(|config| run(config, own))
                 .unwrap_or_else(|why| {
                     let termination_log = termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
@@ -76,7 +76,9 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
                     refuse(&why)
                 })
         }
-        Action::Check(args) => check(*args, own.is_none()).unwrap_or_else(|why| refuse(&why)),
+        Action::Check(args) => environment::without_empty_aws_variables()
+            .and_then(|()| check(*args, own.is_none()))
+            .unwrap_or_else(|why| refuse(&why)),
         Action::Schema => {
             let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
             println!("{schema}");
@@ -124,7 +126,8 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
                         .err()
                         .map(|why| Finding::error("this machine", why, "correct it")),
                 );
-                let live = check::live::findings(&config, environment::ca_bundle());
+                let variables = environment::aws();
+                let live = check::live::findings(&config, environment::ca_bundle(), &variables);
                 found.extend(block_on(live, Duration::ZERO)?);
                 findings.add(Findings { findings: found, stops: vec![StopTimeline::of("the stop", &config)] });
             }
@@ -174,7 +177,9 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             }
             None => None,
         };
-        let aws = aws::load(&queue_url, environment::ca_bundle()).await.map_err(|error| error.to_string())?;
+        let aws = aws::load(&queue_url, environment::ca_bundle(), &environment::aws())
+            .await
+            .map_err(|error| error.to_string())?;
         let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
         let attempts = records.attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
         let clock = Clock::start();

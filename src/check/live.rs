@@ -1,6 +1,7 @@
 //! Asks the world what the rest looks at. Nothing is received, and nothing is changed.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -25,12 +26,16 @@ const SKEW_REFUSED: Duration = Duration::from_mins(5);
 const SKEW_NOTICED: Duration = Duration::from_secs(30);
 
 /// What is wrong with what a run with these settings would use.
-pub async fn findings(config: &RunConfig, ca_bundle: Option<PathBuf>) -> Vec<Finding> {
+pub async fn findings(
+    config: &RunConfig,
+    ca_bundle: Option<PathBuf>,
+    variables: &[(String, OsString)],
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(gateway) = config.pushgateway.clone() {
         findings.extend(reach(gateway, ca_bundle.clone()).await);
     }
-    let aws = match aws::load(&config.queue_url, ca_bundle).await {
+    let aws = match aws::load(&config.queue_url, ca_bundle, variables).await {
         Ok(aws) => aws,
         Err(error) => {
             findings.push(Finding::error("AWS", error.to_string(), "without it nothing can be asked"));

@@ -1,6 +1,9 @@
 //! The environment, and who we are. Nobody else reads them.
 
-use std::ffi::OsString;
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::CommandFactory;
@@ -17,13 +20,41 @@ pub fn ca_bundle() -> Option<PathBuf> {
     ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(variable).map(PathBuf::from)
 }
 
+/// What AWS's own tools read.
+pub fn aws() -> Vec<(String, OsString)> {
+    all().filter(|(name, _)| name.starts_with("AWS_") || name == "HOME").collect()
+}
+
+/// Starts this program again, in the same process, if variables of AWS are set to nothing: charts do that for what is not
+/// wanted, and it means "not set" to every other tool. The SDK reads the environment itself, and no thread may change it.
+pub fn without_empty_aws_variables() -> Result<(), String> {
+    let (empty, others): (Vec<_>, Vec<_>) =
+        variables().partition(|(name, value)| name.as_bytes().starts_with(b"AWS_") && value.is_empty());
+    let Some((first, _)) = empty.first() else { return Ok(()) };
+    let again = || -> io::Result<Infallible> {
+        let text = |text: &OsStr| CString::new(text.as_bytes());
+        let program = std::env::current_exe()?;
+        let words = std::env::args_os().map(|word| text(&word)).collect::<Result<Vec<_>, _>>()?;
+        let set =
+            |(name, value): &(OsString, OsString)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat());
+        let variables = others.iter().map(set).collect::<Result<Vec<_>, _>>()?;
+        Ok(nix::unistd::execve(&text(program.as_os_str())?, &words, &variables)?)
+    };
+    let Err(why) = again();
+    Err(format!("{} is empty, and could not be unset: {why}", first.display()))
+}
+
 fn variable(name: &str) -> Option<OsString> {
     all().find_map(|(variable, value)| (variable == name && !value.is_empty()).then_some(value))
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 pub(super) fn all() -> impl Iterator<Item = (String, OsString)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+    variables().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+fn variables() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os()
 }
 
 /// A complaint about the first variable that looks like ours and is none: a silent typo costs days.

@@ -5,8 +5,10 @@
 //! the SDK's own too.
 
 pub mod answers;
+mod environment;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,13 +16,14 @@ use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::ProvideRegion;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::service_config::ServiceConfigKey;
 
-use super::http::{CaBundleError, OneClient, host_of, is_url};
+use super::http::{self, CaBundleError, OneClient, host_of, is_url};
 
 /// Until a connection stands, its name looked up and TLS agreed.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -31,14 +34,20 @@ pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// Loads the configuration that SQS and S3 share.
 ///
 /// The region is the environment's, else the queue URL's, else the profile's or the instance's. `ca_bundle`
-/// is a PEM file of trusted certificates; without one the distribution's is taken.
+/// is a PEM file of trusted certificates; without one the distribution's is taken. `variables` are the environment, in which
+/// nothing may be empty: the SDK would take it for a value.
 ///
 /// Read timeouts stay unset for all: connections are pooled per set of timeouts.
-pub async fn load(queue_url: &str, ca_bundle: Option<PathBuf>) -> Result<SdkConfig, LoadError> {
+pub async fn load(
+    queue_url: &str,
+    ca_bundle: Option<PathBuf>,
+    variables: &[(String, OsString)],
+) -> Result<SdkConfig, LoadError> {
+    environment::check(variables).await?;
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_LIMIT).operation_attempt_timeout(ATTEMPT_LIMIT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .http_client(OneClient::new(ca_bundle))
+        .http_client(OneClient::new(ca_bundle.clone()))
         .timeout_config(timeouts);
     let of_queue = || region_of(queue_url).map(|region| Region::new(region.to_owned()));
     // Left to the SDK only if neither says it: its chain ends at the instance's metadata, which can take seconds.
@@ -46,24 +55,43 @@ pub async fn load(queue_url: &str, ca_bundle: Option<PathBuf>) -> Result<SdkConf
         loader = loader.region(region);
     }
     let config = loader.load().await;
-    if config.region().is_none() {
-        return Err(LoadError::NoRegion);
+    match config.region() {
+        None => return Err(LoadError::NoRegion),
+        Some(region) if !environment::is_region(region.as_ref()) => {
+            let why = format!("is {:?}; it must be a region's name, as eu-west-1", region.as_ref());
+            return Err(LoadError::Setting { name: "the region".to_owned(), why });
+        }
+        Some(_) => {}
     }
     // The SDK finds out at each request, and then quotes all of it: the receipt handle too.
     for endpoint in ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(&config, service)) {
-        if !is_url(&endpoint) {
+        if !is_url(&endpoint) || !environment::is_endpoint(&endpoint) {
             return Err(LoadError::Endpoint(endpoint));
         }
     }
-    Ok(config)
+    // That of the queue is found out before anything is received anyway.
+    if let Some(path) = &ca_bundle
+        && !custom_endpoint(&config, "S3").is_some_and(|endpoint| endpoint.starts_with("http:"))
+    {
+        http::check_ca_bundle(path)?;
+    }
+    environment::check_addressing(&config)?;
+    let credentials = config.credentials_provider().map(environment::Checked).map(SharedCredentialsProvider::new);
+    let mut config = config.into_builder();
+    config.set_credentials_provider(credentials);
+    Ok(config.build())
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     #[error("no AWS region is known: set AWS_REGION")]
     NoRegion,
+    #[error("{name} {why}")]
+    Setting { name: String, why: String },
     #[error("AWS_ENDPOINT_URL, or that of a service, is {0:?}; it looks like http://localhost:4566")]
     Endpoint(String),
+    #[error(transparent)]
+    CaBundle(#[from] CaBundleError),
 }
 
 /// The endpoint that the environment or the profile sets for `service` (`SQS`, `S3`), if any.
@@ -236,7 +264,6 @@ pub(super) mod testing {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use aws_credential_types::Credentials;
-    use aws_credential_types::provider::SharedCredentialsProvider;
     use aws_smithy_runtime_api::client::http::{
         HttpClient, HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
     };

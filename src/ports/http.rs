@@ -201,6 +201,13 @@ fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
     if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable.into_bytes()) }
 }
 
+/// Is there a bundle that looks like one? All of it is read when it is first needed, which takes as long as the rest of a start.
+pub fn check_ca_bundle(path: &Path) -> Result<(), CaBundleError> {
+    let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
+    let has_certificate = String::from_utf8_lossy(&bundle).contains("-----BEGIN CERTIFICATE-----");
+    if has_certificate { Ok(()) } else { Err(CaBundleError::Empty(path.into())) }
+}
+
 /// The certificates that rustls can read: the SDK panics at the first that it cannot.
 fn usable(bundle: &str) -> String {
     let is_usable = |section: &&str| {

@@ -20,7 +20,7 @@ fn main() {
     let work_dir = WorkDir { path: path.parent().expect("a file in a folder").to_owned(), limit: None };
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let config = aws::load("http://localhost/0/q", None).await.expect("settings");
+        let config = aws::load("http://localhost/0/q", None, &[]).await.expect("settings");
         fetch(&S3::new(&config, None), &policy, &work_dir, &object, &path).await.expect("it is fetched");
     });
 }

@@ -4,6 +4,7 @@
 //! it. Virtual time where that is enough; real processes and a real server where they are the point.
 
 mod completion;
+mod environment;
 mod fetch;
 mod lease;
 mod partial_state;

@@ -206,7 +206,9 @@ impl Leasehold {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         // What a developer's shell has set must not change what is tested.
         for name in ["AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "RUST_LOG"] {
-            command.env_remove(name);
+            if !command.as_std().get_envs().any(|(of_test, _)| of_test == name) {
+                command.env_remove(name);
+            }
         }
         command.env("AWS_EC2_METADATA_DISABLED", "true");
         Self { child: command.spawn().expect("the binary starts"), read: Vec::new() }

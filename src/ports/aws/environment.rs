@@ -1,0 +1,294 @@
+//! What the environment and the profile say, looked at before anything is asked.
+//!
+//! The SDK finds out at the first request what it cannot use, which costs a message one of its receives, or panics at it: at
+//! a control character in what becomes a header, at a retry mode that it does not know.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use aws_config::SdkConfig;
+use aws_config::profile::{self, ProfileSet};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_smithy_types::checksum_config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_smithy_types::retry::RetryMode;
+use aws_types::os_shim_internal::{Env, Fs};
+
+use super::{LoadError, addressing_style, custom_endpoint};
+use crate::ports::http::host_of;
+
+/// What a setting must be.
+#[derive(Clone, Copy)]
+enum Kind {
+    Region,
+    /// Goes into a header, and is not shown.
+    Credential,
+    Attempts,
+    RetryMode,
+    RequestChecksums,
+    ResponseChecksums,
+    Addressing,
+    Text,
+}
+
+/// The variable, the same in a profile if it can be there, and what it must be.
+const SETTINGS: [(&str, Option<&str>, Kind); 25] = [
+    ("AWS_REGION", Some("region"), Kind::Region),
+    ("AWS_DEFAULT_REGION", None, Kind::Region),
+    ("AWS_ACCESS_KEY_ID", Some("aws_access_key_id"), Kind::Credential),
+    ("AWS_SECRET_ACCESS_KEY", Some("aws_secret_access_key"), Kind::Credential),
+    ("AWS_SESSION_TOKEN", Some("aws_session_token"), Kind::Credential),
+    ("AWS_CONTAINER_AUTHORIZATION_TOKEN", None, Kind::Text),
+    ("AWS_MAX_ATTEMPTS", Some("max_attempts"), Kind::Attempts),
+    ("AWS_RETRY_MODE", Some("retry_mode"), Kind::RetryMode),
+    ("AWS_REQUEST_CHECKSUM_CALCULATION", Some("request_checksum_calculation"), Kind::RequestChecksums),
+    ("AWS_RESPONSE_CHECKSUM_VALIDATION", Some("response_checksum_validation"), Kind::ResponseChecksums),
+    ("AWS_S3_ADDRESSING_STYLE", None, Kind::Addressing),
+    ("AWS_PROFILE", None, Kind::Text),
+    ("AWS_CONFIG_FILE", None, Kind::Text),
+    ("AWS_SHARED_CREDENTIALS_FILE", None, Kind::Text),
+    ("AWS_CA_BUNDLE", None, Kind::Text),
+    ("AWS_ENDPOINT_URL", Some("endpoint_url"), Kind::Text),
+    ("AWS_ENDPOINT_URL_SQS", None, Kind::Text),
+    ("AWS_ENDPOINT_URL_S3", None, Kind::Text),
+    ("AWS_ENDPOINT_URL_STS", None, Kind::Text),
+    ("AWS_ROLE_ARN", Some("role_arn"), Kind::Text),
+    ("AWS_ROLE_SESSION_NAME", Some("role_session_name"), Kind::Text),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", Some("web_identity_token_file"), Kind::Text),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, Kind::Text),
+    ("AWS_EXECUTION_ENV", None, Kind::Text),
+    ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), Kind::Text),
+];
+
+/// The first of these variables, or of the profile's settings, that cannot be used. An empty variable is one that is not set.
+pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadError> {
+    let refuse = |name: String, why: String| Err(LoadError::Setting { name, why });
+    for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
+        let Some((.., kind)) = SETTINGS.iter().find(|(variable, ..)| variable == name) else { continue };
+        let Some(value) = value.to_str() else { return refuse(name.clone(), "is not UTF-8".to_owned()) };
+        if let Some(why) = kind.problem(value) {
+            return refuse(name.clone(), why);
+        }
+    }
+    // Files that cannot be read have never said anything to the SDK either.
+    let Some(profiles) = profiles(variables).await else { return Ok(()) };
+    for (_, key, kind) in &SETTINGS {
+        let Some((key, value)) = key.and_then(|key| Some((key, profiles.get(key)?))) else { continue };
+        if let Some(why) = kind.problem(value) {
+            return refuse(format!("{key} of the profile {:?}", profiles.selected_profile()), why);
+        }
+    }
+    Ok(())
+}
+
+async fn profiles(variables: &[(String, OsString)]) -> Option<ProfileSet> {
+    let set = variables.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str()?)));
+    let set: Vec<_> = set.filter(|(_, value)| !value.is_empty()).collect();
+    #[expect(deprecated, reason = "what replaces it is in aws-runtime, which we need for nothing else")]
+    let files = profile::profile_file::ProfileFiles::default();
+    profile::load(&Fs::real(), &Env::from_slice(&set), &files, None).await.ok()
+}
+
+impl Kind {
+    /// What is wrong with a value, and what it should be.
+    fn problem(self, value: &str) -> Option<String> {
+        let is = |expected: &str| Some(format!("is {value:?}; it must be {expected}"));
+        match self {
+            Self::Region if !is_region(value) => is("a region's name, as eu-west-1"),
+            // What is not ASCII has no place in a header.
+            Self::Credential if !value.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                let why = "has a line end, a blank or another character that no credential has (is it from a file that ends \
+                           in a line end?)";
+                Some(why.to_owned())
+            }
+            Self::Attempts if !value.parse::<u32>().is_ok_and(|attempts| attempts > 0) => is("a number from 1 on"),
+            Self::RetryMode if RetryMode::from_str(value).is_err() => is("standard or adaptive"),
+            Self::RequestChecksums if RequestChecksumCalculation::from_str(value).is_err() => {
+                is("when_supported or when_required")
+            }
+            Self::ResponseChecksums if ResponseChecksumValidation::from_str(value).is_err() => {
+                is("when_supported or when_required")
+            }
+            Self::Addressing if !["auto", "path", "virtual"].contains(&value.trim().to_lowercase().as_str()) => {
+                is("auto, path or virtual")
+            }
+            Self::Text if value.chars().any(char::is_control) => Some("has a control character in it".to_owned()),
+            Self::Region
+            | Self::Credential
+            | Self::Attempts
+            | Self::RetryMode
+            | Self::RequestChecksums
+            | Self::ResponseChecksums
+            | Self::Addressing
+            | Self::Text => None,
+        }
+    }
+}
+
+/// It becomes a part of a host's name and of a signature.
+pub(super) fn is_region(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    name.len() <= 63 && name.bytes().all(is_inner) && !name.is_empty() && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// A URL that requests can be put below: its port is a number, and nothing follows its path.
+pub(super) fn is_endpoint(url: &str) -> bool {
+    let Some(host) = host_of(url) else { return false };
+    let port = match host.strip_prefix('[') {
+        // An IPv6 address.
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else { return false };
+            if address.parse::<IpAddr>().is_err() {
+                return false;
+            }
+            port
+        }
+        None => host.find(':').map_or("", |colon| &host[colon..]),
+    };
+    let path = url.split_once("://").and_then(|(_, rest)| rest.strip_prefix(host)).unwrap_or_default();
+    let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    is_port && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
+}
+
+/// A bucket cannot be in the host's name where there is none.
+pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
+    let style = addressing_style(config);
+    if let Some(why) = style.as_deref().and_then(|style| Kind::Addressing.problem(style)) {
+        return Err(LoadError::Setting { name: "addressing_style of the profile's section s3".to_owned(), why });
+    }
+    let Some(endpoint) = custom_endpoint(config, "S3") else { return Ok(()) };
+    let host = host_of(&endpoint).unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
+    if style.as_deref() == Some("virtual") && host.parse::<IpAddr>().is_ok() {
+        let name = "AWS_S3_ADDRESSING_STYLE, or addressing_style of the profile's section s3,".to_owned();
+        let why = format!("is virtual, but the endpoint of S3 is the address {host}: no bucket has a host name there");
+        return Err(LoadError::Setting { name, why });
+    }
+    Ok(())
+}
+
+/// Credentials that can be put into a header, wherever they come from: an agent or a process may say anything.
+#[derive(Debug)]
+pub(super) struct Checked(pub(super) SharedCredentialsProvider);
+
+impl ProvideCredentials for Checked {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let credentials = self.0.provide_credentials().await?;
+            let problem = |part| Kind::Credential.problem(part);
+            let problem = problem(credentials.access_key_id()).or_else(|| problem(credentials.session_token()?));
+            match problem {
+                Some(why) => Err(CredentialsError::invalid_configuration(format!("a part of them {why}"))),
+                None => Ok(credentials),
+            }
+        })
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.0.fallback_on_interrupt()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn complaint(variables: &[(&str, &str)]) -> Option<String> {
+        let variables: Vec<_> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+        check(&variables).await.err().map(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_variable_that_cannot_be_used_is_named() {
+        for (name, value, why) in [
+            ("AWS_REGION", "us-east-1\n", "is \"us-east-1\\n\"; it must be a region's name, as eu-west-1"),
+            ("AWS_DEFAULT_REGION", "us east", "it must be a region's name"),
+            ("AWS_RETRY_MODE", "legacy", "is \"legacy\"; it must be standard or adaptive"),
+            ("AWS_MAX_ATTEMPTS", "0", "is \"0\"; it must be a number from 1 on"),
+            ("AWS_MAX_ATTEMPTS", "many", "it must be a number from 1 on"),
+            ("AWS_ACCESS_KEY_ID", "AKIA\n", "has a line end, a blank or another character"),
+            ("AWS_SECRET_ACCESS_KEY", "secret ", "has a line end, a blank or another character"),
+            ("AWS_SESSION_TOKEN", "töken", "has a line end, a blank or another character"),
+            ("AWS_REQUEST_CHECKSUM_CALCULATION", "never", "it must be when_supported or when_required"),
+            ("AWS_RESPONSE_CHECKSUM_VALIDATION", "never", "it must be when_supported or when_required"),
+            ("AWS_S3_ADDRESSING_STYLE", "host", "it must be auto, path or virtual"),
+            ("AWS_ENDPOINT_URL_S3", "http://a\r", "has a control character in it"),
+            ("AWS_EXECUTION_ENV", "a\0b", "has a control character in it"),
+        ] {
+            let text = complaint(&[("PATH", "/bin\n"), (name, value)]).await.unwrap_or_default();
+            assert!(text.starts_with(&format!("{name} ")) && text.contains(why), "{name}={value:?}: {text}");
+            assert!(!text.contains("AKIA") && !text.contains("secret"), "{text}");
+            assert_eq!(complaint(&[(name, "")]).await, None, "{name}");
+        }
+        let good = [
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_RETRY_MODE", "Adaptive"),
+            ("AWS_MAX_ATTEMPTS", "5"),
+            ("AWS_SECRET_ACCESS_KEY", "a/b+c="),
+            ("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED"),
+            ("AWS_S3_ADDRESSING_STYLE", "virtual"),
+            ("AWS_LAMBDA_NOTES", "two\nlines"),
+        ];
+        assert_eq!(complaint(&good).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_setting_of_the_profile_that_cannot_be_used_is_named() {
+        let home = tempfile::tempdir().unwrap();
+        let (config, credentials) = (home.path().join("config"), home.path().join("credentials"));
+        std::fs::write(&config, "[default]\nregion = eu-west-1\n[profile a]\nretry_mode = legacy\n").unwrap();
+        std::fs::write(&credentials, "[b]\naws_access_key_id = AK\tIA\naws_secret_access_key = s\n").unwrap();
+        let files = [
+            ("AWS_CONFIG_FILE", config.to_str().unwrap()),
+            ("AWS_SHARED_CREDENTIALS_FILE", credentials.to_str().unwrap()),
+        ];
+        let of = async |profile: &str| complaint(&[&files[..], &[("AWS_PROFILE", profile)]].concat()).await;
+        assert_eq!(of("").await, None);
+        let text = of("a").await.unwrap();
+        assert_eq!(text, "retry_mode of the profile \"a\" is \"legacy\"; it must be standard or adaptive");
+        let text = of("b").await.unwrap();
+        assert!(text.starts_with("aws_access_key_id of the profile \"b\" has a line end"), "{text}");
+        assert_eq!(of("none").await, None);
+    }
+
+    #[test]
+    fn an_endpoint_is_a_url_that_requests_can_be_put_below() {
+        for good in [
+            "http://h/",
+            "http://localhost:4566",
+            "https://s3.eu-west-1.amazonaws.com",
+            "http://[::1]:9000/s3/",
+            "http://a/b-c",
+        ] {
+            assert!(is_endpoint(good), "{good}");
+        }
+        for bad in [
+            "http://a:99999999",
+            "http://a:",
+            "http://a:b",
+            "http://[::1",
+            "http://[x]:1",
+            "http://a/%zz",
+            "http://a/?x",
+            "",
+        ] {
+            assert!(!is_endpoint(bad), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_that_no_header_takes_are_no_credentials() {
+        for (token, is_good) in [(None, true), (Some("t/+="), true), (Some("t\n"), false)] {
+            let credentials = Credentials::new("a", "s", token.map(str::to_owned), None, "agent");
+            let provided = Checked(SharedCredentialsProvider::new(credentials)).provide_credentials().await;
+            assert_eq!(provided.is_ok(), is_good, "{provided:?}");
+            assert!(provided.is_ok() || matches!(provided, Err(CredentialsError::InvalidConfiguration(_))));
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! 62: what the environment says to AWS's tools.
+
+use crate::support::cloud::{Cloud, Leasehold};
+
+/// What cannot be used is found out before a message is received, by its variable's name, and no library panics at it.
+#[tokio::test]
+async fn s62_a_variable_that_cannot_be_used_costs_no_receive() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    for (name, value) in [
+        ("AWS_REGION", "us-east-1\n"),
+        ("AWS_RETRY_MODE", "legacy"),
+        ("AWS_MAX_ATTEMPTS", "0"),
+        ("AWS_SECRET_ACCESS_KEY", "test\n"),
+        ("AWS_SESSION_TOKEN", "a\u{1}b"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:99999999"),
+    ] {
+        let mut command = cloud.command(&[], "", "exit 0");
+        command.env(name, value);
+        let left = Leasehold::start(command).run_to(78).await;
+        let said = format!("{}{}", left.stdout, left.stderr);
+        assert!(said.contains(&name[..16.min(name.len())]) && !said.contains("panicked"), "{name}: {said}");
+    }
+    assert_eq!(cloud.counts().await, (1, 0));
+    let left = cloud.run("", r#"test "$JOB_RECEIVE_COUNT" = 1"#).run_to(0).await;
+    left.record("message deleted");
+}
+
+/// A variable that is set to nothing is one that is not set, as for every AWS tool: charts write `value: ""`.
+#[tokio::test]
+async fn s62_a_variable_that_is_set_to_nothing_is_not_set() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let mut command = cloud.command(&[], "", "env > variables");
+    let empty = ["AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_ROLE_ARN"];
+    let more = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_SQS", "AWS_CA_BUNDLE"];
+    for name in empty.into_iter().chain(more) {
+        command.env(name, "");
+    }
+    command.env("NOTHING", "").env("SOMETHING", "x y");
+    Leasehold::start(command).run_to(0).await;
+    let variables = std::fs::read_to_string(cloud.notes.path().join("variables")).unwrap();
+    let has = |line: &str| variables.lines().any(|other| other == line);
+    assert!(has("NOTHING=") && has("SOMETHING=x y") && has("AWS_REGION=us-east-1"), "{variables}");
+    assert!(!variables.contains("AWS_PROFILE"), "{variables}");
+}
