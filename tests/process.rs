@@ -117,6 +117,23 @@ async fn our_own_settings_do_not_reach_the_command_and_all_else_does() {
     .await;
 }
 
+/// It keeps what it prints into a pipe until there is much of it.
+#[tokio::test]
+async fn python_is_asked_to_print_at_once() {
+    alone("python_is_asked_to_print_at_once", &["env", "-u", "PYTHONUNBUFFERED"], async {
+        assert_eq!(run("[ $PYTHONUNBUFFERED = 1 ]").await, Exit::Code(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_set_for_python_stays() {
+    alone("what_is_set_for_python_stays", &["env", "PYTHONUNBUFFERED="], async {
+        assert_eq!(run("[ \"${PYTHONUNBUFFERED-unset}\" = '' ]").await, Exit::Code(0));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn output_becomes_log_lines_in_the_span_of_the_caller() {
     use tracing::Instrument;

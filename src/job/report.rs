@@ -275,6 +275,20 @@ impl Ended {
     }
 }
 
+/// As much of a text as takes so many bytes within a JSON string.
+pub fn as_json_fits(text: &str, most: usize) -> &str {
+    let mut length = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        length += match c {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            '\0'..'\u{20}' => 6,
+            _ => c.len_utf8(),
+        };
+        length > most
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
 /// `12:03:20Z`
 fn clock_time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string().split_off("2026-11-22T".len())

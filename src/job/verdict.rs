@@ -239,7 +239,9 @@ impl fmt::Display for KeepReason {
             Self::NotRecorded(why) => write!(f, "the idempotency record failed: {why}"),
             Self::DeleteFailed(why) => write!(f, "the work succeeded but the message could not be deleted: {why}"),
             Self::TimedOut => f.write_str("the work took longer than --max-duration"),
-            Self::Stalled => f.write_str("the command printed nothing and made no progress for --stall-timeout"),
+            Self::Stalled => f.write_str("the command printed nothing and made no progress for --stall-timeout; if it prints, its output waits in a \
+                 buffer: flush it, or start it with stdbuf -oL",
+            ),
             Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
             Self::LostAfterSuccess => {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")

@@ -60,6 +60,9 @@ const SLOW_TICK: Duration = Duration::from_millis(500);
 /// … and for ends that we asked for, of processes that are not our children and so send us no SIGCHLD.
 const QUICK_TICK: Duration = Duration::from_millis(20);
 
+/// Set for the command, unless it is set.
+const UNBUFFERED: &str = "PYTHONUNBUFFERED";
+
 /// Runs commands, any number of them at a time.
 pub struct Processes {
     reaper: Option<AbortOnDropHandle<()>>,
@@ -111,6 +114,10 @@ impl Processes {
         program.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_")) {
             program.env_remove(name);
+        }
+        // Python would keep what it prints until it has 8 KiB of it.
+        if env::var_os(UNBUFFERED).is_none() {
+            program.env(UNBUFFERED, "1");
         }
         program.envs(command.env.iter().map(|(name, value)| (name, value)));
 

@@ -1,24 +1,32 @@
 //! The command's standard output and error on their way into the log, line by line.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
 
+use crate::job::report::as_json_fits;
 use crate::ports::Pulse;
 
 /// How long output may still come after the command has ended. What was written before its end is read in
 /// milliseconds; after that, something the command left behind holds the pipe, perhaps for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// How long a forwarded line may be, in bytes; the rest of it is dropped.
+/// How long a forwarded line may be, in bytes, as it is written and as JSON; the rest of it is dropped. A container runtime cuts
+/// a record of more than 16 KiB in two.
 const MAX_LINE: usize = 8 * 1024;
+
+/// A line that ended in a carriage return waits this long for what overwrites it: the newline of a file from Windows …
+const OVERWRITE: Duration = Duration::from_millis(100);
+/// … and after one of them was logged the next waits longer: a progress bar is drawn ten times a second.
+const REDRAW: Duration = Duration::from_secs(10);
 
 /// How many of the last lines of the standard error are kept, and how much of each, in characters.
 const LAST_LINES: usize = 20;
@@ -49,10 +57,14 @@ impl Output {
     pub(super) fn of(stdout: ChildStdout, stderr: ChildStderr, pulse: &Pulse) -> Self {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
         let last_words = LastWords::default();
-        forwarders.spawn(forward(stdout, "stdout", enough.clone(), pulse.clone(), None).in_current_span());
-        forwarders.spawn(
-            forward(stderr, "stderr", enough.clone(), pulse.clone(), Some(last_words.clone())).in_current_span(),
-        );
+        let tail = last_words.clone();
+        let out = forward(stdout, enough.clone(), pulse.clone(), |line| log("stdout", line));
+        let err = forward(stderr, enough.clone(), pulse.clone(), move |line| {
+            tail.add(line);
+            log("stderr", line);
+        });
+        forwarders.spawn(out.in_current_span());
+        forwarders.spawn(err.in_current_span());
         Self { forwarders, enough, last_words }
     }
 
@@ -69,49 +81,208 @@ impl Output {
     }
 }
 
-/// Logs line by line until the stream is closed or it is `enough`. Never holds more than one line and one chunk.
-async fn forward(
-    pipe: impl AsyncRead + Unpin,
-    stream: &'static str,
-    enough: CancellationToken,
-    pulse: Pulse,
-    last_words: Option<LastWords>,
-) {
+fn log(stream: &'static str, line: &str) {
+    info!(target: "command", stream, line);
+}
+
+/// Passes on line by line until the stream is closed or it is `enough`. Never holds more than two lines and one chunk.
+///
+/// A carriage return ends a line, too. Of lines that overwrite each other on a screen, as those of a progress bar, the last
+/// counts; one that stays is passed on after a moment, and while more come, one every ten seconds.
+async fn forward(pipe: impl AsyncRead + Unpin, enough: CancellationToken, pulse: Pulse, mut pass_on: impl FnMut(&str)) {
     let mut pipe = BufReader::new(pipe);
-    let (mut line, mut cut) = (Vec::new(), 0);
+    let (mut line, mut overwritten) = (Line::default(), Overwritten::new());
     loop {
         let chunk = tokio::select! {
             chunk = pipe.fill_buf() => chunk,
             () = enough.cancelled() => break,
+            line = overwritten.stays() => {
+                pass_on(&line.text());
+                continue;
+            }
         };
         let Ok(chunk @ [_, ..]) = chunk else { break };
         pulse.beat();
-        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
-            let text = piece.strip_suffix(b"\n").unwrap_or(piece);
-            let kept = text.len().min(MAX_LINE - line.len());
-            line.extend_from_slice(&text[..kept]);
-            cut += text.len() - kept;
-            if text.len() < piece.len() {
-                tell(stream, &line, cut, last_words.as_ref());
-                line.clear();
-                cut = 0;
-                // A flood must not keep this thread from the heartbeat.
-                tokio::task::coop::consume_budget().await;
+        for piece in chunk.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
+            match piece {
+                [text @ .., b'\n'] => {
+                    line.add(text);
+                    if let Some(line) = overwritten.completed_by(mem::take(&mut line)) {
+                        pass_on(&line.text());
+                    }
+                }
+                [text @ .., b'\r'] => {
+                    line.add(text);
+                    overwritten.by(mem::take(&mut line));
+                }
+                text => line.add(text),
             }
+            // A flood must not keep this thread from the heartbeat.
+            tokio::task::coop::consume_budget().await;
         }
         let read = chunk.len();
         pipe.consume(read);
     }
-    if !line.is_empty() {
-        tell(stream, &line, cut, last_words.as_ref());
+    if let Some(line) = overwritten.completed_by(line).filter(|line| !line.is_empty()) {
+        pass_on(&line.text());
     }
 }
 
-fn tell(stream: &'static str, line: &[u8], cut: usize, last_words: Option<&LastWords>) {
-    let text = String::from_utf8_lossy(line);
-    if let Some(last_words) = last_words {
-        last_words.add(&text);
+/// The last line that ended in a carriage return.
+struct Overwritten {
+    line: Option<Line>,
+    /// When to pass on the one that there is by then.
+    due_at: Instant,
+    passed_on_at: Option<Instant>,
+    /// Has it been passed on as it is on the screen?
+    is_passed_on: bool,
+}
+
+impl Overwritten {
+    fn new() -> Self {
+        Self { line: None, due_at: Instant::now(), passed_on_at: None, is_passed_on: false }
     }
-    let marker = if cut > 0 { format!(" [cut here: {cut} more bytes]") } else { String::new() };
-    info!(target: "command", stream, line = %format_args!("{text}{marker}"));
+
+    /// What is blank clears the screen's line, and says nothing.
+    fn by(&mut self, line: Line) {
+        if line.is_blank() {
+            return;
+        }
+        if self.line.is_none() {
+            let now = Instant::now();
+            let redraw_at = self.passed_on_at.map_or(now, |passed_on_at| passed_on_at + REDRAW);
+            self.due_at = redraw_at.max(now + OVERWRITE);
+        }
+        (self.line, self.is_passed_on) = (Some(line), false);
+    }
+
+    /// Whether it ends with `line` or was whole itself (`\r\n`); `None` if it was passed on already.
+    fn completed_by(&mut self, line: Line) -> Option<Line> {
+        let (overwritten, is_passed_on) = (self.line.take(), mem::take(&mut self.is_passed_on));
+        if !line.is_empty() {
+            return Some(line);
+        }
+        overwritten.or((!is_passed_on).then_some(line))
+    }
+
+    async fn stays(&mut self) -> Line {
+        if self.line.is_none() {
+            return std::future::pending().await;
+        }
+        sleep_until(self.due_at).await;
+        (self.passed_on_at, self.is_passed_on) = (Some(Instant::now()), true);
+        self.line.take().unwrap_or_default()
+    }
+}
+
+/// What came of a line: its beginning, and how much of it was dropped.
+#[derive(Default)]
+struct Line {
+    bytes: Vec<u8>,
+    cut: usize,
+}
+
+impl Line {
+    fn add(&mut self, bytes: &[u8]) {
+        let kept = bytes.len().min(MAX_LINE - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        self.cut += bytes.len() - kept;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn is_blank(&self) -> bool {
+        self.bytes.trim_ascii().is_empty()
+    }
+
+    fn text(&self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes);
+        let kept = as_json_fits(&text, MAX_LINE);
+        match self.cut + text.len() - kept.len() {
+            0 => kept.to_owned(),
+            cut => format!("{kept} [cut here: {cut} more bytes]"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Writes each part when the time before it has passed, and closes. What is passed on, and after how many milliseconds.
+    async fn passed_on(parts: &[(u64, &str)]) -> Vec<(u128, String)> {
+        let (mut theirs, ours) = duplex(64 * 1024);
+        let started = Instant::now();
+        let mut lines = Vec::new();
+        let forwarding = forward(ours, CancellationToken::new(), Pulse::default(), |line| {
+            lines.push((started.elapsed().as_millis(), line.to_owned()));
+        });
+        let writing = async move {
+            for (pause, part) in parts {
+                sleep(Duration::from_millis(*pause)).await;
+                theirs.write_all(part.as_bytes()).await.unwrap();
+            }
+        };
+        tokio::join!(forwarding, writing);
+        lines
+    }
+
+    async fn lines(text: &str) -> Vec<String> {
+        passed_on(&[(0, text)]).await.into_iter().map(|(_, line)| line).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_lines_that_overwrite_each_other_the_last_counts() {
+        for (text, whole) in [
+            ("one\ntwo", vec!["one", "two"]),
+            ("one\r\n\r\ntwo\r\n", vec!["one", "", "two"]),
+            ("10%\r20%\r100%\ndone\n", vec!["100%", "done"]),
+            ("\r10%\r20%\r100%\n", vec!["100%"]),
+            ("10%\r20%\r", vec!["20%"]),
+            ("10%\r20%\r     \r", vec!["20%"]),
+            ("10%\r     \rdone\n", vec!["done"]),
+            ("\r\r\n", vec![""]),
+            ("", vec![]),
+        ] {
+            assert_eq!(lines(text).await, whole, "{text:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_progress_bar_is_seen_while_it_is_drawn_and_floods_nothing() {
+        let bars: Vec<String> = (0..=300).map(|n| format!("\r{n}|")).collect();
+        let mut parts: Vec<_> = bars.iter().map(|bar| (90, &**bar)).collect();
+        parts.push((0, "\nend\n"));
+        let lines = passed_on(&parts).await;
+        let texts: Vec<_> = lines.iter().map(|(_, line)| &**line).collect();
+        assert_eq!(texts.last(), Some(&"end"));
+        assert_eq!(texts[texts.len() - 2], "300|");
+        // After 0.1, 10.1 and 20.1 s.
+        assert_eq!(texts.len(), 5, "{lines:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bar_that_stays_is_seen_at_once_and_only_once() {
+        let lines = passed_on(&[(0, "1%\r"), (60_000, "\n"), (0, "2%\r"), (1_000, "3%\r"), (60_000, "4%\r\n")]).await;
+        let lines: Vec<_> = lines.iter().map(|(at, line)| (*at, &**line)).collect();
+        assert_eq!(lines, [(100, "1%"), (60_100, "2%"), (70_100, "3%"), (121_000, "4%")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_fits_as_json_whatever_is_in_it() {
+        for character in ["x", "\u{1b}", "\\", "\u{fffd}", "\u{1F600}"] {
+            let line = &lines(&(character.repeat(100_000) + "\n")).await[0];
+            let length = serde_json::to_string(line).unwrap().len();
+            assert!((MAX_LINE - 10..MAX_LINE + 50).contains(&length), "{character:?}: {length}");
+            let (kept, cut) = line.split_once(" [cut here: ").unwrap();
+            let cut: usize = cut.strip_suffix(" more bytes]").unwrap().parse().unwrap();
+            let lost = if character == "\u{1F600}" || character == "\u{fffd}" { 8 } else { 0 };
+            assert!((100_000 * character.len()).abs_diff(kept.len() + cut) <= lost, "{} {cut}", kept.len());
+        }
+    }
 }
