@@ -26,6 +26,7 @@ use crate::ports::folder::{Folder, FolderError, FolderOutbox};
 use crate::ports::memory::{Kind, MemoryQueue, Standing};
 use crate::ports::{Outbox, Runner, Telemetry};
 use crate::telemetry::bars::Bars;
+use crate::telemetry::plain::Plain;
 use crate::telemetry::{log_ended, log_started};
 use crate::work::Bench;
 
@@ -189,7 +190,7 @@ impl fmt::Display for Summary {
         table.load_preset(presets::NOTHING).set_header(["FILE", "OUTCOME", "ATTEMPTS", "DURATION"]);
         for (key, file) in &self.files {
             table.add_row([
-                key.clone(),
+                Plain(key).to_string(),
                 file.outcome.clone().unwrap_or_else(|| "not started".to_owned()),
                 file.attempts.to_string(),
                 format!("{:.1} s", file.worked.as_secs_f64()),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::plain::Plain;
 use crate::job::report::{Ended, Progressed, Subject};
 use crate::job::verdict::Settlement;
 
@@ -32,7 +33,7 @@ impl Bars {
     pub fn started(&self, subject: &Subject) {
         let bar = ProgressBar::new(STEPS.into()).with_style(style("{bar:20} {percent:>3}% {prefix} {elapsed} {msg}"));
         let key = subject.objects.first().map(|object| object.key.clone());
-        bar.set_prefix(key.unwrap_or_default());
+        bar.set_prefix(Plain(&key.unwrap_or_default()).to_string());
         let bar = self.screen.insert_before(&self.all, bar);
         bar.enable_steady_tick(Duration::from_millis(500));
         self.files().insert(subject.message_id.to_string(), bar);
@@ -45,7 +46,7 @@ impl Bars {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is from 0 to 1")]
             bar.set_position((share * f64::from(STEPS)) as u64);
         }
-        bar.set_message(progress.text.clone().unwrap_or_default());
+        bar.set_message(Plain(progress.text.as_deref().unwrap_or_default()).to_string());
     }
 
     pub fn ended(&self, ended: &Ended) {

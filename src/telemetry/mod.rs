@@ -5,6 +5,7 @@ pub mod bars;
 pub mod listen;
 pub mod logs;
 pub mod metrics;
+pub mod plain;
 pub mod push;
 pub mod termination;
 mod text;

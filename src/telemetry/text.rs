@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use super::plain::Plain;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -9,7 +10,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// `time LEVEL text field=value …`; a line of the command is shown as it is, behind a bar.
+/// `time LEVEL text field=value …`; a line of the command is shown behind a bar. Control characters are shown as such,
+/// wherever they come from.
 pub struct Text;
 
 impl<S, N> FormatEvent<S, N> for Text
@@ -24,13 +26,13 @@ where
         event.record(&mut fields);
         let Fields { text, line, rest } = fields;
         match line {
-            Some(line) => write!(out, "| {line}")?,
-            None => write!(out, "{text}{rest}")?,
+            Some(line) => write!(out, "| {}", Plain(&line))?,
+            None => write!(out, "{}{}", Plain(&text), Plain(&rest))?,
         }
         if *event.metadata().level() >= Level::DEBUG {
             for span in context.event_scope().into_iter().flatten() {
                 if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
-                    write!(out, " {}{{{fields}}}", span.name())?;
+                    write!(out, " {}{{{}}}", span.name(), Plain(fields))?;
                 }
             }
         }
@@ -92,5 +94,48 @@ impl Visit for Fields {
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.record(field, format_args!("{value:.3}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{info, info_span};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_and_moves_no_cursor_whoever_wrote_what_is_in_it() {
+        const EVIL: &str = "a\u{1b}[2J\r\n\u{9b}1m\u{202e}b";
+        let screen = Screen::default();
+        let out = screen.clone();
+        let subscriber = tracing_subscriber::fmt().event_format(Text).with_writer(move || out.clone());
+        tracing::subscriber::with_default(subscriber.with_max_level(Level::DEBUG).finish(), || {
+            let _span = info_span!("work", key = EVIL, error = %EVIL).entered();
+            info!(stream = "stdout", line = EVIL);
+            info!(stream = "stdout", line = %EVIL);
+            info!(key = EVIL, error = %EVIL, outcome = EVIL, "said");
+            info!("{EVIL}");
+            tracing::debug!(processes = ?EVIL, "a look");
+        });
+        let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.chars().all(|c| c == '\n' || !(c.is_control() || c == '\u{202e}')), "{text:?}");
+        assert_eq!(text.matches(r"\u{1b}[2J\r\n\u{9b}1m\u{202e}b").count(), 9, "{text}");
     }
 }

@@ -1,0 +1,38 @@
+//! Text that others wrote, for a terminal: keys, what a command prints, answers of servers.
+
+use std::fmt::{self, Write};
+
+/// Shows what would move the cursor, colour the screen or turn the direction of writing as `\u{1b}`; tabs stay.
+pub struct Plain<'a>(pub &'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if (c.is_control() && c != '\t') || turns(c) {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The direction of writing, or the line: marks, embeddings, overrides, isolates (Unicode's Bidi_Control) and separators.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_others_moves_the_cursor() {
+        let shown =
+            Plain("\u{1b}[2J a\r\nb\tc\u{7f} \u{9b}1m \u{202e}txt\u{2066} \u{2028} Zürich \u{65e5}\u{672c} e\u{301}")
+                .to_string();
+        let plain = r"\u{1b}[2J a\r\nb	c\u{7f} \u{9b}1m \u{202e}txt\u{2066} \u{2028} Zürich ";
+        assert_eq!(shown, format!("{plain}\u{65e5}\u{672c} e\u{301}"));
+    }
+}
