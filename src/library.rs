@@ -95,9 +95,9 @@ pub struct Job {
     /// When the work will be halted, RFC 3339.
     pub deadline: String,
     input: Option<PathBuf>,
-    /// Where to write results, if somebody publishes them.
+    /// Where to write results: always there, and dropped if nobody publishes them (`--output`).
     pub output_dir: Option<PathBuf>,
-    /// Where to keep partial state (`--checkpoint`).
+    /// Where to keep partial state: always there, and dropped without `--checkpoint`.
     pub checkpoint_dir: Option<PathBuf>,
     result_file: PathBuf,
     /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after that counts for nothing.

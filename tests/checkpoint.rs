@@ -136,7 +136,7 @@ async fn only_work_of_the_job_type_with_a_checkpoint_is_handed_over() {
         // More than its file may say: the ceiling counts all the same.
         limits.max_duration = max_duration.unwrap_or(limits.max_duration);
         assert_eq!(journey.run().await.outcomes(), [outcome]);
-        assert_eq!((command.got("JOB_CHECKPOINT_DIR"), bucket.keys()), (vec![], vec![]));
+        assert_eq!(bucket.keys(), [""; 0]);
     }
 }
 
@@ -402,7 +402,7 @@ async fn a_job_type_has_its_own_place_for_checkpoints() {
 ";
     std::fs::write(&types, text.replace("STATE", &state)).unwrap();
     let flags = format!("--job-types {}", types.display());
-    let script = r#"[ "$JOB_TYPE" = long ] || { [ -z "${JOB_CHECKPOINT_DIR+set}" ]; exit; }
+    let script = r#"[ "$JOB_TYPE" = long ] || { [ -z "$(ls -A "$JOB_CHECKPOINT_DIR")" ]; exit; }
         cd "$JOB_CHECKPOINT_DIR"; if [ -e state ]; then cat state; exit 0; fi
         echo half way > state; echo up > "$OLDPWD/up"; sleep 60"#;
     cloud.put("long/film.mp4", b"x").await;

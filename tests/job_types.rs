@@ -460,7 +460,7 @@ async fn each_job_type_has_its_own_command() {
     output: s3://BUCKET/{job_type}/{stem}
   - name: words
     match: { key: "in/**" }
-    command: [sh, -c, '[ -z "$JOB_OUTPUT_DIR" ] && exit 66']
+    command: [sh, -c, '[ "$JOB_TYPE" = words ] && exit 66']
     permanent-exit-codes: [66]
 "#;
     let text = text.replace("BUCKET", &cloud.bucket);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
-use crate::support::cloud::{Cloud, Leasehold, eventually};
+use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue};
 use crate::support::servers::{Microburst, Moto};
 
@@ -96,13 +96,22 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
     assert_eq!(get.body.collect().await.unwrap().to_vec(), b"a body");
 }
 
-/// Without `--output` nobody publishes, and the command is not told of a place for results.
+/// So that a script works on a laptop and in a pod.
 #[tokio::test]
-async fn without_an_outbox_there_is_no_place_for_results() {
+async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
     let cloud = Cloud::new(5).await;
-    cloud.put("k", b"x").await;
-    let left = cloud.run("", r#"[ -z "${JOB_OUTPUT_DIR+set}" ]"#).run_to(0).await;
-    assert!(left.record("message deleted").get("published").is_none());
+    let dropped = |left: &Left| {
+        let warnings = left.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
+        warnings.map(|record| record["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let write = r#"for n in 1 2 3; do echo x > "$JOB_OUTPUT_DIR/$n"; echo x > "$JOB_CHECKPOINT_DIR/$n"; done"#;
+    for (script, warnings) in [(r#"cd "$JOB_OUTPUT_DIR" && cd "$JOB_CHECKPOINT_DIR""#, 0), (write, 2)] {
+        cloud.put("k", b"x").await;
+        let left = cloud.run("", script).run_to(0).await;
+        assert!(left.record("message deleted").get("published").is_none());
+        assert_eq!(dropped(&left).len(), warnings, "{:?}", dropped(&left));
+        assert!(dropped(&left).iter().zip(["--output", "--checkpoint"]).all(|(text, flag)| text.contains(flag)));
+    }
 }
 
 /// Where large results of `cloud`'s jobs go: moto, because ministack hashes in Python, byte by byte.

@@ -22,10 +22,6 @@ pub struct Given<'a> {
     /// When the work will be halted.
     pub deadline: SystemTime,
     pub space: &'a Workspace,
-    /// Will somebody publish what is written to `JOB_OUTPUT_DIR`?
-    pub publishes: bool,
-    /// Is what is written to `JOB_CHECKPOINT_DIR` there again for the next delivery?
-    pub resumes: bool,
 }
 
 impl Given<'_> {
@@ -77,8 +73,8 @@ impl Given<'_> {
             ("final_attempt", json!((*redrive != Redrive::Unknown).then(|| redrive.is_final(delivery.receive_count)))),
             ("deadline", json!(humantime::format_rfc3339_seconds(self.deadline).to_string())),
             ("input", if self.task.input == Input::None { Value::Null } else { path(&self.space.input()) }),
-            ("output_dir", if self.publishes { path(&self.space.output()) } else { Value::Null }),
-            ("checkpoint_dir", if self.resumes { path(&self.space.checkpoint()) } else { Value::Null }),
+            ("output_dir", path(&self.space.output())),
+            ("checkpoint_dir", path(&self.space.checkpoint())),
             ("result_file", path(&self.space.result_file())),
         ];
         facts.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect()

@@ -12,6 +12,7 @@ pub mod result_file;
 pub mod workspace;
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -344,9 +345,11 @@ impl Bench {
             task: &work.task,
             deadline: self.wall_clock(deadline_at),
             space,
-            publishes: outbox.is_some(),
-            resumes: self.checkpointing(&work.task).is_some(),
         };
+        let is_resumed = self.checkpointing(&work.task).is_some();
+        if !is_resumed {
+            space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
+        }
         let command = Command {
             program: command.program.clone(),
             args: command.args.clone(),
@@ -373,6 +376,12 @@ impl Bench {
             warn!(error, "JOB_RESULT_FILE: what is not understood is ignored");
         }
         *said = result.said;
+        if outbox.is_none() && has_files(&output).await {
+            warn!("the command wrote into JOB_OUTPUT_DIR, and nobody publishes it: --output says where to");
+        }
+        if !is_resumed && has_files(&space.checkpoint()).await {
+            warn!("the command wrote into JOB_CHECKPOINT_DIR, and nobody keeps it: --checkpoint says where to");
+        }
         if ended != Exit::Code(0) {
             return Err(Failure::Exit(ended, said.clone()));
         }
@@ -415,6 +424,11 @@ impl Bench {
     fn wall_clock(&self, at: Duration) -> SystemTime {
         SystemTime::now() + at.saturating_sub(self.clock.now())
     }
+}
+
+async fn has_files(directory: &Path) -> bool {
+    let Ok(mut entries) = tokio::fs::read_dir(directory).await else { return false };
+    matches!(entries.next_entry().await, Ok(Some(_)))
 }
 
 /// How long a halt waits for the files to be removed: small beside a tenth of the shortest reserve, within which all must

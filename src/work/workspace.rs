@@ -100,7 +100,7 @@ fn alone() -> MutexGuard<'static, ()> {
 /// ├── input/NAME        JOB_INPUT
 /// ├── output/           JOB_OUTPUT_DIR
 /// ├── result.jsonl      JOB_RESULT_FILE, if the command writes it
-/// ├── checkpoint/       JOB_CHECKPOINT_DIR, if partial state is kept
+/// ├── checkpoint/       JOB_CHECKPOINT_DIR
 /// ├── checkpoint.tar    the same on its way
 /// └── tmp/              TMPDIR
 /// ```
@@ -140,6 +140,11 @@ impl Workspace {
 
     pub fn checkpoint(&self) -> PathBuf {
         self.root.path().join("checkpoint")
+    }
+
+    /// An empty one, which nobody keeps: a command that writes there must work all the same.
+    pub fn add_checkpoint(&self) -> io::Result<()> {
+        std::fs::create_dir(self.checkpoint())
     }
 
     pub fn archive(&self) -> PathBuf {

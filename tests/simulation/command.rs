@@ -32,6 +32,8 @@ pub struct RandomWork {
     pub pod: u32,
     pub longest: Duration,
     pub max_duration: Duration,
+    /// Does its task say a checkpoint?
+    pub keeps_state: bool,
     pub chronicle: Arc<Mutex<Chronicle>>,
 }
 
@@ -147,7 +149,7 @@ impl Runner for RandomWork {
             command.env.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
         let message = env["JOB_MESSAGE_ID"];
         let receive: u32 = env["JOB_RECEIVE_COUNT"].parse().unwrap();
-        let directory = env.get("JOB_CHECKPOINT_DIR").map(PathBuf::from);
+        let directory = env.get("JOB_CHECKPOINT_DIR").map(PathBuf::from).filter(|_| self.keeps_state);
         let found = directory.as_deref().map_or(Ok(None), State::read);
         let found = {
             let mut chronicle = self.chronicle.lock().unwrap();

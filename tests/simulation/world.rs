@@ -221,6 +221,7 @@ impl Place {
             pod,
             longest: max_duration.mul_f64(1.3),
             max_duration,
+            keeps_state: features.is_some_and(|features| features.state),
             chronicle: chronicle.clone(),
         };
         let stop_grace = settings.policy.limits.stop_grace;
