@@ -1,4 +1,6 @@
-//! 62: what the environment says to AWS's tools.
+//! 62 and 63: what the environment says to AWS's tools.
+
+use std::path::Path;
 
 use crate::support::cloud::{Cloud, Leasehold};
 
@@ -43,4 +45,27 @@ async fn s62_a_variable_that_is_set_to_nothing_is_not_set() {
     let has = |line: &str| variables.lines().any(|other| other == line);
     assert!(has("NOTHING=") && has("SOMETHING=x y") && has("AWS_REGION=us-east-1"), "{variables}");
     assert!(!variables.contains("AWS_PROFILE"), "{variables}");
+}
+
+/// A profile may name a program that knows the credentials, as IAM Roles Anywhere does. It is not taken for something that a
+/// command left behind.
+#[tokio::test]
+async fn s63_credentials_may_come_from_a_program() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let profile = cloud.notes.path().join("config");
+    let run = async |program: &str, code: i32| {
+        std::fs::write(&profile, format!("[default]\ncredential_process = {program}\n")).unwrap();
+        let mut command = cloud.command(&[], "--receive-give-up 1s", "exit 0");
+        command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+        command.env("AWS_CONFIG_FILE", &profile).env("AWS_SHARED_CREDENTIALS_FILE", Path::new("/dev/null"));
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        Leasehold::start(command).run_to(code).await
+    };
+    let left = run("sh -c 'echo no key here >&2; exit 3'", 69).await;
+    assert!(left.stdout.contains("no key here"), "{}", left.stdout);
+    let keys = r#"{"Version":1,"AccessKeyId":"test","SecretAccessKey":"test"}"#;
+    std::fs::write(cloud.notes.path().join("keys"), keys).unwrap();
+    let left = run(&format!("cat {}", cloud.notes.path().join("keys").display()), 0).await;
+    left.record("message deleted");
 }
