@@ -250,6 +250,43 @@ async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
     }
 }
 
+/// Another account's cluster, or another cluster of this one, gets nobody's role: a service that acts for others says for whom.
+#[tokio::test]
+async fn the_roles_trust_one_cluster_and_one_service_account() {
+    let source = |cluster: &str| {
+        json!({
+            "StringEquals": { "aws:SourceAccount": "123456789012" },
+            "ArnLike": { "aws:SourceArn": format!("arn:aws:eks:us-east-1:123456789012:cluster/{cluster}") },
+        })
+    };
+    let oidc = "OidcProvider=oidc.eks.us-east-1.amazonaws.com/id/ABC";
+    for (parameters, cluster) in
+        [(&["ClusterName=prod"][..], "prod"), (&[], "*"), (&["ClusterName=prod", oidc], "prod"), (&[oidc], "*")]
+    {
+        let stack = Stack::deploy(parameters).await;
+        for (role, subject) in [(&stack.worker, "leasehold:leasehold"), (&stack.keda, "keda:keda-operator")] {
+            let statements = role.trust["Statement"].as_array().unwrap();
+            assert_eq!(statements[0]["Condition"], source(cluster), "{parameters:?}");
+            let web_identity = json!({ "StringEquals": {
+                "oidc.eks.us-east-1.amazonaws.com/id/ABC:aud": "sts.amazonaws.com",
+                "oidc.eks.us-east-1.amazonaws.com/id/ABC:sub": format!("system:serviceaccount:{subject}"),
+            } });
+            let others: Vec<_> = statements[1..].iter().map(|statement| &statement["Condition"]).collect();
+            assert_eq!(others, if parameters.contains(&oidc) { vec![&web_identity] } else { vec![] }, "{parameters:?}");
+        }
+    }
+}
+
+/// What is put into a text or an ARN must not change what a policy says; and over plain HTTP nobody gets in.
+#[test]
+fn parameters_are_bounded_and_the_policies_demand_tls() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = folder.join("tests/deploy/template.py");
+    let template = folder.join("deploy/cloudformation/leasehold.yaml");
+    let checked = installed("moto", "python").arg(script).arg(template).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
 #[tokio::test]
 async fn kedas_role_may_ask_for_the_length_and_nothing_else() {
     let stack = Stack::deploy(&[]).await;

@@ -104,6 +104,7 @@ async fn an_sts_that_refuses_ends_the_run_with_its_own_words() {
 async fn by_pod_identity_the_agent_gives_the_role_for_the_pods_token() {
     let stack = Stack::deploy(&[]).await;
     assert_eq!(stack.worker.trust["Statement"][0]["Principal"], json!({ "Service": "pods.eks.amazonaws.com" }));
+    assert_eq!(stack.worker.trust["Statement"].as_array().unwrap().len(), 1);
 
     let answer = json!({
         "AccessKeyId": stack.worker.credentials["AWS_ACCESS_KEY_ID"],

@@ -1,0 +1,74 @@
+"""template.py TEMPLATE looks at what no emulator of CloudFormation does: what parameters take, and the policies of queues and bucket."""
+
+import re
+import sys
+
+import yaml
+
+GOOD = {
+    "Name": ["leasehold", "a1-b"],
+    "Prefix": ["in/", "a/b=1/c_d/"],
+    "OutputPrefix": ["", "out/"],
+    "AttemptsPrefix": ["", "a/"],
+    "CheckpointPrefix": ["", "c/"],
+    "IdempotencyPrefix": ["", "i/"],
+    "ClusterName": ["", "My_cluster-1"],
+    "OidcProvider": ["", "oidc.eks.eu-central-1.amazonaws.com/id/0123456789ABCDEF", "oidc.eks.cn-north-1.amazonaws.com.cn/id/0AF"],
+    "Namespace": ["leasehold", "a"],
+    "ServiceAccount": ["leasehold", "a.b-c"],
+    "KedaNamespace": ["keda"],
+    "KedaServiceAccount": ["keda-operator"],
+    "AlarmTopicArn": ["", "arn:aws:sns:eu-central-1:123456789012:alarms", "arn:aws-us-gov:sns:us-gov-west-1:123456789012:a"],
+}
+
+# What would be more than a name in a text, or a pattern in an ARN.
+BAD = ['a"b', "a*", "a?b", "a b", "${AWS::AccountId}", "a\\b", 'x"}],"Condition":{', "a\nb", "ü", "a{b}", "//"]
+
+
+class Loader(yaml.SafeLoader):
+    """Reads `!Ref Name` as "Ref Name"."""
+
+
+def function(loader, name, node):
+    if isinstance(node, yaml.ScalarNode):
+        return f"{name} {node.value}"
+    return [name, loader.construct_sequence(node, deep=True)]
+
+
+Loader.add_multi_constructor("!", function)
+
+
+def check_parameters(parameters):
+    assert {name for name, one in parameters.items() if one["Type"] == "String" and "AllowedValues" not in one} == set(GOOD)
+    for name, values in GOOD.items():
+        pattern, most = parameters[name]["AllowedPattern"], parameters[name]["MaxLength"]
+        assert pattern.startswith("^") and pattern.endswith("$"), name
+        for value in values:
+            assert re.search(pattern, value) and len(value) <= most, (name, value)
+        for value in BAD:
+            value += "/" if name.endswith("Prefix") else ""
+            assert not re.search(pattern, value), (name, value)
+    for name, parameter in parameters.items():
+        if parameter["Type"] == "Number":
+            assert parameter["MinValue"] < parameter["MaxValue"], name
+
+
+def check_tls(resources):
+    bucket = "Sub arn:${AWS::Partition}:s3:::${Name}-${AWS::AccountId}-${AWS::Region}"
+    for policy, whose, action, resource in [
+        ("QueuePolicy", {"Queues": ["Ref Queue"]}, "sqs:*", "GetAtt Queue.Arn"),
+        ("DeadLetterQueuePolicy", {"Queues": ["Ref DeadLetterQueue"]}, "sqs:*", "GetAtt DeadLetterQueue.Arn"),
+        ("BucketPolicy", {"Bucket": "Ref Bucket"}, "s3:*", [bucket, f"{bucket}/*"]),
+    ]:
+        properties = resources[policy]["Properties"]
+        assert whose.items() <= properties.items(), policy
+        denied = [one for one in properties["PolicyDocument"]["Statement"] if one["Effect"] == "Deny"]
+        condition = {"Bool": {"aws:SecureTransport": "false"}}
+        of_all = {"Sid": "TlsOnly", "Effect": "Deny", "Principal": "*", "Action": action, "Resource": resource, "Condition": condition}
+        assert denied == [of_all], (policy, denied)
+
+
+with open(sys.argv[1]) as file:
+    template = yaml.load(file, Loader)
+check_parameters(template["Parameters"])
+check_tls(template["Resources"])
