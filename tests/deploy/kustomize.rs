@@ -80,7 +80,7 @@ fn every_component_is_valid_alone_and_with_all_others() {
 }
 
 /// Where an object names another one, by that one's kind.
-const REFERENCES: [(&str, &str); 11] = [
+const REFERENCES: [(&str, &str); 12] = [
     ("ConfigMap", "/spec/jobTargetRef/template/spec/containers/0/envFrom/0/configMapRef/name"),
     ("ConfigMap", "/spec/jobTargetRef/template/spec/volumes/1/configMap/name"),
     ("ConfigMap", "/spec/jobTemplate/spec/template/spec/containers/0/env/0/valueFrom/configMapKeyRef/name"),
@@ -91,6 +91,7 @@ const REFERENCES: [(&str, &str); 11] = [
     ("TriggerAuthentication", "/spec/triggers/0/authenticationRef/name"),
     ("Deployment", "/spec/selector/app.kubernetes.io~1name"),
     ("Deployment", "/spec/selector/matchLabels/app.kubernetes.io~1name"),
+    ("Deployment", "/spec/podSelector/matchLabels/app.kubernetes.io~1name"),
     ("Deployment", "/spec/egress/2/to/0/podSelector/matchLabels/app.kubernetes.io~1name"),
 ];
 
@@ -118,10 +119,11 @@ fn check_references(objects: &[Value]) -> usize {
 #[test]
 fn every_name_that_is_called_exists_with_a_prefix_too() {
     // The Pushgateway is called by its label, which no prefix changes.
-    assert_eq!(check_references(&overlay("local")), 11 - 1);
+    assert_eq!(check_references(&overlay("local")), 12);
     let prefixed = user(r#"{ "resources": ["../overlays/local"], "namePrefix": "orders-" }"#);
-    let but_the_pushgateway: Vec<_> = prefixed.into_iter().filter(|object| object["kind"] != "Service").collect();
-    let objects: Vec<_> = but_the_pushgateway.into_iter().filter(|object| object["kind"] != "Deployment").collect();
+    let of_the_pushgateway = ["Service", "Deployment", "NetworkPolicy"];
+    let is_other = |object: &Value| !of_the_pushgateway.iter().any(|kind| object["kind"] == *kind);
+    let objects: Vec<_> = prefixed.into_iter().filter(is_other).collect();
     assert_eq!(check_references(&objects), 8);
     assert_eq!(only(&objects, "ScaledJob")["metadata"]["name"], "orders-leasehold");
 }
@@ -270,7 +272,7 @@ fn a_pod_that_is_scraped_does_not_push() {
     let settings = objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
     assert!(settings["data"].get("LEASEHOLD_PUSHGATEWAY").is_none());
     assert!(!objects.iter().any(|object| object["kind"] == "CronJob"), "there is nothing to sweep");
-    assert_eq!(only(&objects, "NetworkPolicy")["spec"]["ingress"], json!([{ "ports": [{ "port": "metrics" }] }]));
+    assert_eq!(policy(&objects, "leasehold")["ingress"], json!([{ "ports": [{ "port": "metrics" }] }]));
 }
 
 #[test]
@@ -279,9 +281,50 @@ fn with_pod_identity_the_network_policy_lets_the_agent_be_asked() {
         "to": [{ "ipBlock": { "cidr": "169.254.170.23/32" } }, { "ipBlock": { "cidr": "fd00:ec2::23/128" } }],
         "ports": [{ "port": 80 }],
     });
-    let egress = |components: &[&str]| only(&with_components(components), "NetworkPolicy")["spec"]["egress"].clone();
-    assert!(egress(&["network-policy", "pod-identity"]).as_array().unwrap().contains(&agent));
-    assert!(!egress(&["network-policy"]).as_array().unwrap().contains(&agent));
+    let asks_it = |objects: &[Value]| policy(objects, "leasehold")["egress"].as_array().unwrap().contains(&agent);
+    assert!(asks_it(&with_components(&["network-policy", "pod-identity"])));
+    assert!(!asks_it(&with_components(&["network-policy"])));
+    for (name, has_agent) in [("heartbeat", true), ("fixed", true), ("spot", true), ("local", false)] {
+        assert_eq!(asks_it(&overlay(name)), has_agent, "{name}");
+    }
+}
+
+/// A NetworkPolicy's spec.
+fn policy<'a>(objects: &'a [Value], name: &str) -> &'a Value {
+    let is_it = |object: &&Value| object["kind"] == "NetworkPolicy" && object["metadata"]["name"] == name;
+    &objects.iter().find(is_it).unwrap()["spec"]
+}
+
+/// What the documents say of it: nobody calls the pods, and they get to no port but these.
+#[test]
+fn the_network_is_as_closed_as_it_is_said_to_be() {
+    for (name, ports) in [
+        ("heartbeat", json!([53, 53, 443, 9091, 80])),
+        ("fixed", json!([53, 53, 443, 9091, 80])),
+        ("spot", json!([53, 53, 443, 9091, 80])),
+        ("local", json!([53, 53, 443, 9091, 4566])),
+    ] {
+        let objects = overlay(name);
+        let pods = policy(&objects, "leasehold");
+        assert_eq!((&pods["policyTypes"], &pods["ingress"]), (&json!(["Ingress", "Egress"]), &json!([])), "{name}");
+        let rules = pods["egress"].as_array().unwrap().iter();
+        let open: Value =
+            rules.flat_map(|rule| rule["ports"].as_array().unwrap()).map(|port| port["port"].clone()).collect();
+        assert_eq!(open, ports, "{name}");
+
+        let pushgateway = policy(&objects, "leasehold-pushgateway");
+        assert_eq!((&pushgateway["policyTypes"], &pushgateway["egress"]), (&json!(["Ingress", "Egress"]), &json!([])));
+        let [rule] = &pushgateway["ingress"].as_array().unwrap()[..] else { panic!("{name}: {pushgateway}") };
+        assert_eq!((&rule["ports"], rule["from"].as_array().unwrap().len()), (&json!([{ "port": 9091 }]), 2));
+        assert_eq!(rule["from"][0]["podSelector"], pods["podSelector"], "who is to push gets there");
+        let from_prometheus = &rule["from"][1];
+        assert!(from_prometheus["namespaceSelector"].is_object() && from_prometheus["podSelector"].is_object());
+        let workload = &only(&objects, "Deployment")["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(
+            pushgateway["podSelector"]["matchLabels"]["app.kubernetes.io/name"],
+            workload["app.kubernetes.io/name"]
+        );
+    }
 }
 
 #[test]
