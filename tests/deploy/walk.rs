@@ -145,17 +145,26 @@ async fn the_quarter_of_an_hour_leads_to_a_processed_file() {
 
 /// As far as that can be seen without a Fluent Bit: none is in a registry that tests may use.
 fn assert_fluent_bit_reads(record: &Value) {
-    let parsers = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fluent-bit/parsers.conf");
-    let parsers = fs::read_to_string(parsers).unwrap();
-    let setting = |name: &str| {
-        let line = parsers.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fluent-bit");
+    let setting = |file: &str, name: &str| {
+        let text = fs::read_to_string(folder.join(file)).unwrap();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap();
         line.trim().to_owned()
     };
-    assert_eq!(setting("Format"), "json");
-    let timestamp = record[setting("Time_Key")].as_str().unwrap();
+    assert_eq!(setting("parsers.conf", "Format"), "json");
+    let timestamp = record[setting("parsers.conf", "Time_Key")].as_str().unwrap();
     // Fluent Bit's %L is a fraction of a second, which is %f to Python.
-    let format = setting("Time_Format").replace("%L", "%f");
+    let format = setting("parsers.conf", "Time_Format").replace("%L", "%f");
     let parse = "import datetime, sys; datetime.datetime.strptime(sys.argv[1], sys.argv[2])";
     let parsed = installed("kubernetes", "python").args(["-c", parse, timestamp, &format]).status().unwrap();
     assert!(parsed.success(), "{timestamp}");
+    // The multiline parsers' key is `log`; that of the parser `cri` is `message`.
+    assert_eq!(setting("inputs.conf", "multiline.parser"), "docker, cri");
+    assert_eq!(setting("filters.conf", "Key_Name"), "log");
+    assert_eq!(setting("filters.conf", "Parser "), setting("parsers.conf", "Name"));
+    // The pods of the manifests, as the kubelet names their logs.
+    let log = "/var/log/containers/leasehold-x7k2p-9f4qd_leasehold_leasehold-0123abcd.log";
+    let tag = setting("inputs.conf", "Tag").replace('*', &log[1..].replace('/', "."));
+    let fits = |pattern: &str, text: &str| globset::Glob::new(pattern).unwrap().compile_matcher().is_match(text);
+    assert!(fits(&setting("inputs.conf", "Path"), log) && fits(&setting("filters.conf", "Match"), &tag), "{tag}");
 }
