@@ -330,7 +330,7 @@ fn record(bucket: &str, key: &str, event: &str) -> Record {
         size: None,
         sequencer: None,
     };
-    Record { event: event.to_owned(), object }
+    Record { event: event.to_owned(), object, key_as_sent: None }
 }
 
 #[test]

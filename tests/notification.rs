@@ -73,7 +73,7 @@ fn what_every_fixture_means() {
             Err(why) => writeln!(table, "    refused: {why}").unwrap(),
             Ok(Notification::Test) => writeln!(table, "    test event").unwrap(),
             Ok(Notification::Records(records)) => {
-                for Record { event, object } in records {
+                for Record { event, object, .. } in records {
                     let is_work = match (EventFilter::default().is_work(&event), event::is_s3(&event)) {
                         (true, _) => "work",
                         (false, true) => "ignored",
@@ -386,7 +386,7 @@ fn pointers(json: &Value, path: &str, found: &mut Vec<String>) {
 fn assert_nothing_is_empty(body: &str) {
     if let Ok(Notification::Records(records)) = parse(body) {
         assert!(!records.is_empty());
-        for Record { event, object } in records {
+        for Record { event, object, .. } in records {
             assert!(!event.is_empty() && !object.bucket.is_empty() && !object.key.is_empty());
             for optional in [object.version_id, object.etag, object.sequencer] {
                 assert_ne!(optional.as_deref(), Some(""));

@@ -36,6 +36,9 @@ pub struct Record {
     /// S3's name without its `s3:`, such as `ObjectCreated:Put`.
     pub event: String,
     pub object: Object,
+    /// The object's key as it stands in the event, where decoding made another of it. A sender that does not encode means this
+    /// one, and nothing in a key such as `a+b` tells.
+    pub key_as_sent: Option<String>,
 }
 
 /// An object, as the event tells of it.
@@ -108,11 +111,14 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
         require_major(record, "eventVersion", "2")?;
     }
     let event = required(record, "eventName")?;
+    let sent = required(record, "s3.object.key")?;
+    let key = within_limits(decoded(&sent)?)?;
     Ok(Record {
         event: event.strip_prefix("s3:").filter(|name| !name.is_empty()).unwrap_or(&event).to_owned(),
+        key_as_sent: (key != sent).then(|| sent.into_owned()),
         object: Object {
             bucket: bucket(required(record, "s3.bucket.name")?)?,
-            key: within_limits(decoded(&required(record, "s3.object.key")?)?)?,
+            key,
             version_id: text(record, "s3.object.versionId")?.map(Cow::into_owned),
             etag: text(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
             size: size(record, "s3.object.size"),
@@ -134,6 +140,7 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     let (reason, deletion) = (text(body, "detail.reason")?, text(body, "detail.deletion-type")?);
     Ok(Record {
         event: s3_name(&required(body, "detail-type")?, reason.as_deref(), deletion.as_deref()).into_owned(),
+        key_as_sent: None,
         object: Object {
             bucket: bucket(required(body, "detail.bucket.name")?)?,
             key: within_limits(required(body, "detail.object.key")?.into_owned())?,

@@ -34,7 +34,7 @@ impl Match {
         *self == Self::default()
     }
 
-    fn takes(&self, Record { event, object }: &Record) -> bool {
+    fn takes(&self, Record { event, object, .. }: &Record) -> bool {
         self.bucket.as_ref().is_none_or(|bucket| *bucket == object.bucket)
             && self.key.as_ref().is_none_or(|key| key.matches(&object.key))
             && self.event.as_ref().is_none_or(|events| events.is_work(event))

@@ -139,6 +139,14 @@ impl S3 {
 #[async_trait]
 impl ObjectStore for S3 {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
+        // S3 has such keys. The SDK takes them for none at all, and sends no request.
+        if object.key.trim().is_empty() {
+            let why = format!(
+                "object {}: its key is nothing but blanks, and the AWS SDK cannot ask for that",
+                display_uri(object)
+            );
+            return Err(FetchError::Permanent(why));
+        }
         let (get, encoding) = (self.get(object), Header::new("transfer-encoding"));
         let answer = self.send(&object.bucket, |config| {
             let get = get.clone().customize().config_override(config).interceptor(encoding.clone());

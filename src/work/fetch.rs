@@ -55,22 +55,32 @@ pub enum Fetched {
 /// What was fetched, which the event may say otherwise or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedObject {
+    pub key: String,
     /// In bytes.
     pub size: u64,
     /// Without quotes.
     pub etag: Option<String>,
 }
 
-/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error.
+/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error. One that is not there is looked
+/// for under `key_as_sent`, if there is such a key.
 pub async fn fetch(
     store: &dyn ObjectStore,
     policy: &FetchPolicy,
     work_dir: &WorkDir,
     object: &Object,
+    key_as_sent: Option<&str>,
     path: &Path,
 ) -> Result<Fetched, Failure> {
     check_bucket(policy, object)?;
-    let (missing, why) = match save(store, policy.streams, work_dir, object, path).await {
+    let mut saved = save(store, policy.streams, work_dir, object, path).await;
+    if let (Err(FetchError::Missing(_)), Some(key)) = (&saved, key_as_sent) {
+        let other = Object { key: key.to_owned(), ..object.clone() };
+        if let Some(fetched) = save_if_it_is_meant(store, policy.streams, work_dir, &other, path).await {
+            saved = Ok(fetched);
+        }
+    }
+    let (missing, why) = match saved {
         Ok(fetched) => return Ok(Fetched::Here(fetched)),
         Err(FetchError::Missing(why)) => (policy.missing.unwrap_or(MissingObject::Retry), why),
         Err(FetchError::Overwritten(why)) => (policy.missing.unwrap_or(MissingObject::Fail), why),
@@ -85,6 +95,27 @@ pub async fn fetch(
             Ok(Fetched::Gone)
         }
     }
+}
+
+/// The object of an event whose key was not encoded by its sender. It must be the one that the event is about, and not one that
+/// happens to be called so: of its version, its eTag, or, from a sender that knows neither, of its size.
+async fn save_if_it_is_meant(
+    store: &dyn ObjectStore,
+    streams: usize,
+    work_dir: &WorkDir,
+    object: &Object,
+    path: &Path,
+) -> Option<FetchedObject> {
+    let is_pinned = object.version_id.is_some() || object.etag.is_some();
+    if !is_pinned && object.size.is_none() {
+        return None;
+    }
+    let fetched = save(store, streams, work_dir, object, path).await.ok()?;
+    if !is_pinned && object.size != Some(fetched.size) {
+        return None;
+    }
+    info!(key = object.key, "the object was found under its key as the event has it: its sender does not encode keys");
+    Some(fetched)
 }
 
 /// Whether the object is read or not: it is from a bucket that we are to touch.
@@ -155,7 +186,7 @@ async fn download(
     };
     let streams = if is_divisible(size, &download.object, download.algorithm) { streams } else { 1 };
     let Whole { size, hash } = download.run(bytes, streams).await?;
-    let fetched = FetchedObject { size, etag: etag.or_else(|| object.etag.clone()) };
+    let fetched = FetchedObject { key: object.key.clone(), size, etag: etag.or_else(|| object.etag.clone()) };
 
     let Some(Checksum { algorithm, value }) = checksum else { return Ok(fetched) };
     let got = hash.unwrap_or_default();

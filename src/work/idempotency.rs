@@ -151,7 +151,7 @@ impl Idempotency {
     /// event about it.
     fn name(&self, delivery: &Delivery, number: usize, record: Option<&Record>) -> String {
         let message_id = delivery.message_id.as_str();
-        let of = |Record { event, object }: &Record| {
+        let of = |Record { event, object, .. }: &Record| {
             let version = object.version_id.as_ref().or(object.etag.as_ref());
             // S3 numbers puts and deletes only. Of all others nothing but the message tells one from the next.
             let which = match &object.sequencer {

@@ -314,10 +314,12 @@ impl Bench {
         let fetched_record;
         let record = match (record, how) {
             (Some(record), Input::File | Input::Stdin) => {
-                let fetched = fetch::fetch(self.store.as_ref(), &self.fetch, &self.work_dir, &record.object, &input);
+                let Record { object, key_as_sent, .. } = record;
+                let store = self.store.as_ref();
+                let fetched = fetch::fetch(store, &self.fetch, &self.work_dir, object, key_as_sent.as_deref(), &input);
                 match unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? {
-                    Fetched::Here(FetchedObject { size, etag }) => {
-                        let object = Object { size: Some(size), etag, ..record.object.clone() };
+                    Fetched::Here(FetchedObject { key, size, etag }) => {
+                        let object = Object { key, size: Some(size), etag, ..record.object.clone() };
                         fetched_record = Record { object, ..record.clone() };
                         Some(&fetched_record)
                     }

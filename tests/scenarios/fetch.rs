@@ -1,4 +1,4 @@
-//! 49, and 58 to 60: the way of an object to the disk.
+//! 49, 58 to 60 and 88: the way of an object to the disk.
 
 use std::io;
 use std::ops::Range;
@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::stream::{self, StreamExt};
-use leasehold::job::notification::Object;
+use leasehold::job::notification::{Notification, Object, Record, parse};
 use leasehold::job::verdict::Failure;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
+use leasehold::ports::s3::S3;
 use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody};
 use leasehold::work::fetch::{FetchPolicy, Fetched, FetchedObject, fetch};
 use leasehold::work::workspace::WorkDir;
@@ -133,10 +134,10 @@ impl ObjectStore for Breaking {
 async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
-    let fetched = fetch(store, &FetchPolicy::default(), &work_dir, object, &path).await?;
+    let fetched = fetch(store, &FetchPolicy::default(), &work_dir, object, None, &path).await?;
     let bytes = std::fs::read(path).unwrap();
     let etag = Some("of-the-answer".to_owned());
-    assert_eq!(fetched, Fetched::Here(FetchedObject { size: bytes.len() as u64, etag }));
+    assert_eq!(fetched, Fetched::Here(FetchedObject { key: object.key.clone(), size: bytes.len() as u64, etag }));
     Ok(bytes)
 }
 
@@ -268,7 +269,7 @@ async fn s58_an_object_of_unknown_length_stays_within_the_work_dirs_limit() {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: Some(2 << 20) }, home.path().join("k"));
     let store = Breaking { says: None, ..Breaking::new(noise(4 << 20), usize::MAX) };
-    let failed = fetch(&store, &FetchPolicy::default(), &work_dir, &object(None, Some("e")), &path).await;
+    let failed = fetch(&store, &FetchPolicy::default(), &work_dir, &object(None, Some("e")), None, &path).await;
     let Err(Failure::Fetch(why)) = failed else { panic!("{failed:?}") };
     assert!(why.starts_with("s3://b/k: --work-dir ") && why.contains(" of --work-dir-limit 2.0 MiB are used"), "{why}");
     assert!(path.metadata().unwrap().len() <= 2 << 20);
@@ -347,4 +348,47 @@ async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_notic
     assert_eq!(kept["outcome"], "fetch_failed");
     assert!(kept["error"].as_str().unwrap().contains("CRC32 of its 3000000 bytes is "), "{kept}");
     assert!(!changed.notes.path().join("got").exists());
+}
+
+/// A sender that does not encode its keys means `a+b` by `a+b`. The object is found under that key if there is none under the
+/// decoded one, and only if it is the one that the event is about.
+#[tokio::test]
+async fn s88_a_key_that_its_sender_did_not_encode_is_found() {
+    let cloud = Cloud::new(5).await;
+    let config = aws::config(&cloud.endpoint);
+    let s3 = S3::new(&config, None);
+    cloud.put("1+1=2%20.txt", b"hello").await;
+    let head = cloud.s3.head_object().bucket(&cloud.bucket).key("1+1=2%20.txt").send().await.unwrap();
+    let etag = head.e_tag.unwrap().trim_matches('"').to_owned();
+
+    let event = |etag: Option<&str>, size: Option<u64>| {
+        let object = serde_json::json!({ "key": "1+1=2%20.txt", "eTag": etag, "size": size });
+        let s3 = serde_json::json!({ "bucket": { "name": cloud.bucket }, "object": object });
+        let body = serde_json::json!({ "Records": [{ "eventName": "ObjectCreated:Put", "s3": s3 }] });
+        let Ok(Notification::Records(mut records)) = parse(&body.to_string()) else { panic!("{body}") };
+        records.remove(0)
+    };
+    let home = tempfile::tempdir().unwrap();
+    let work_dir = WorkDir { path: home.path().to_owned(), limit: None };
+    for (n, (etag, size, is_found)) in [
+        (Some(etag.as_str()), Some(5), true),
+        (Some(etag.as_str()), None, true),
+        (None, Some(5), true),
+        (None, Some(6), false),
+        (None, None, false),
+        (Some("0123456789abcdef0123456789abcdef"), Some(5), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let Record { object, key_as_sent, .. } = event(etag, size);
+        assert_eq!(object.key, "1 1=2 .txt");
+        let path = home.path().join(n.to_string());
+        let fetched = fetch(&s3, &FetchPolicy::default(), &work_dir, &object, key_as_sent.as_deref(), &path).await;
+        match fetched {
+            Ok(Fetched::Here(fetched)) => assert_eq!((fetched.key.as_str(), is_found), ("1+1=2%20.txt", true)),
+            Err(Failure::Fetch(why)) => assert!(!is_found && why.contains("1 1=2 .txt is missing"), "{n}: {why}"),
+            other => panic!("{n}: {other:?}"),
+        }
+    }
 }

@@ -38,7 +38,10 @@ async fn serve(mut connection: TcpStream, answer: &impl Fn(&str) -> (u16, String
     }
     let (status, body) = answer(&String::from_utf8_lossy(&request));
     let length = body.len();
-    let head = format!("HTTP/1.1 {status} As the test says\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    // Without an ETag no answer is taken for one of S3.
+    let head = format!(
+        "HTTP/1.1 {status} As the test says\r\nContent-Length: {length}\r\nETag: \"of the test\"\r\nConnection: close\r\n\r\n"
+    );
     connection.write_all((head + &body).as_bytes()).await?;
     connection.shutdown().await
 }
