@@ -1,4 +1,5 @@
-//! Asks the world what the rest looks at. Nothing is received, and nothing is changed.
+//! Asks the world what the rest looks at. Nothing is received, and nothing is changed but for one record of `check` itself in
+//! a store that is not S3.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,12 +12,13 @@ use super::queue::{self, Attributes, QueueFacts};
 use crate::config::{PushgatewayConfig, RunConfig};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
+use crate::job::place::Place;
 use crate::ports::aws::{self, Permission};
 use crate::ports::http::Http;
 use crate::ports::s3::S3;
 use crate::ports::s3::probes::{Action, Notification, Notifications};
 use crate::ports::sqs::{self, Sqs};
-use crate::ports::{FetchError, ObjectStore};
+use crate::ports::{FetchError, ObjectStore, RecordError};
 use crate::telemetry::push::Pushgateway;
 
 /// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version 4": five minutes).
@@ -76,7 +78,7 @@ pub async fn findings(
     let written = places::written(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
     let buckets = &sources | &written.iter().map(|one| one.to.bucket.as_str()).collect();
-    let (mut key_begins, mut missing) = (String::new(), BTreeSet::new());
+    let (mut key_begins, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
     for bucket in buckets {
         let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
         let told = match s3.notifications(bucket).await {
@@ -101,12 +103,42 @@ pub async fn findings(
         if sources.contains(bucket) {
             findings.extend(of_source(&s3, bucket, &told, arn, config).await);
         }
+        if let (Ok(told), Some(arn)) = (&told, arn) {
+            let is_quiet = |one: &&&Written| {
+                !told.others
+                    && places::findings(one, told, arn, &config.work.settings.policy.selection.events).is_empty()
+            };
+            quiet.extend(there.iter().filter(is_quiet).map(|one| (*one).clone()));
+        }
         findings.extend(of_written(bucket, &there, told, arn, config));
     }
     for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
         findings.extend(of_place(&s3, one, &key_begins).await);
     }
+    // Where a record becomes a message, the place is wrong whatever the store does.
+    if quiet.iter().any(|one| one.kind == Kind::Idempotency)
+        && let Some(place) = &config.records.idempotency
+    {
+        findings.extend(check_conditions(&s3, place).await);
+    }
     findings
+}
+
+/// Can two pods own the same work?
+async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
+    let key = place.key("leasehold-check.json");
+    match s3.check_conditions(&place.bucket, &key).await {
+        Ok(()) => None,
+        Err(RecordError::ConditionsIgnored(why)) => {
+            let change = "keep the records in a store that heeds both If-None-Match and If-Match";
+            Some(Finding::error("--idempotency", why, change))
+        }
+        Err(error @ (RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_))) => {
+            let change = "allow s3:PutObject there; the first record of a run tries it again";
+            let what = format!("whether the store heeds conditions could not be tried: {error}");
+            Some(Finding::unchecked("--idempotency", what, change))
+        }
+    }
 }
 
 /// Does what is written into a bucket become work?

@@ -396,4 +396,25 @@ mod tests {
         s3(&late).with_timeout(Duration::from_secs(40)).open(&object(None, None)).await.err().unwrap();
         assert_eq!(late.requests.load(Ordering::Relaxed), 4);
     }
+
+    /// S3 says in which region a bucket is; it is asked there once, and from then on.
+    #[tokio::test]
+    async fn a_bucket_of_another_region_is_asked_there() {
+        let moved = "<Error><Code>AuthorizationHeaderMalformed</Code><Region>ap-south-1</Region></Error>";
+        for (server, region) in [
+            (Canned::new(301, None, "").header("x-amz-bucket-region", "us-west-2"), Some("us-west-2")),
+            (Canned::new(400, None, moved), Some("ap-south-1")),
+            (Canned::new(301, None, "").header("x-amz-bucket-region", "evil.example/"), None),
+            (Canned::new(301, None, ""), None),
+            (Canned::new(301, None, "").header("x-amz-bucket-region", "eu-west-1"), None),
+        ] {
+            let s3 = s3(&server);
+            let error = s3.open(&object(None, None)).await.err().unwrap().to_string();
+            assert_eq!(s3.regions.of("b").as_ref().map(AsRef::as_ref), region, "{error}");
+            assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 2 } else { 1 }, "{error}");
+            assert!(error.contains("the bucket is in another region than AWS_REGION says"), "{error}");
+            s3.open(&object(None, None)).await.err().unwrap();
+            assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 3 } else { 2 }, "{error}");
+        }
+    }
 }

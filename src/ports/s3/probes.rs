@@ -1,4 +1,4 @@
-//! What `leasehold check` asks of a bucket: nothing is changed by it.
+//! What `leasehold check` asks of a bucket. Nothing is changed by it, but for [`S3::check_conditions`].
 
 use std::fmt;
 
@@ -6,7 +6,8 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, FilterRule, Fil
 
 use super::S3;
 use super::records::is_missing;
-use crate::ports::aws::{Failure, Permission};
+use crate::ports::aws::{self, Failure, Permission, answers};
+use crate::ports::{Condition, RecordError};
 
 /// Whom a bucket tells of its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,6 +95,19 @@ impl S3 {
         Ok(key.map(|key| key.kms_master_key_id.unwrap_or_else(|| "aws/s3".to_owned())))
     }
 
+    /// Does the store write a record only on its conditions? S3 does, and is not asked. Elsewhere it is tried with the record
+    /// `key`, which is made if there is none, and stays.
+    pub async fn check_conditions(&self, bucket: &str, key: &str) -> Result<(), RecordError> {
+        const RECORD: &[u8] = br#"{"written_by":"leasehold check"}"#;
+        if aws::custom_endpoint(&self.config, "S3").is_none_or(|endpoint| answers::is_at_aws(&endpoint)) {
+            return Ok(());
+        }
+        match self.write_if(bucket, key, RECORD, Condition::Absent).await {
+            Ok(_) | Err(RecordError::ConditionFailed) => self.prove_conditions(bucket, key, RECORD).await,
+            Err(error) => Err(error),
+        }
+    }
+
     /// May we do this with an object of such a key? `key` must be none that exists.
     ///
     /// Whether a caller may is looked at before whether there is what he asks for, so what is not there tells it: the object to
@@ -172,6 +186,8 @@ fn said(failure: &Failure) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::super::super::aws::testing::Canned;
     use super::*;
 
@@ -219,5 +235,24 @@ mod tests {
         let told = told.unwrap();
         assert!(notification.tells("ObjectCreated:Put") && !notification.tells("ObjectRemoved:Delete"));
         assert!(told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification]) && told.to("another").next().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_not_s3_must_refuse_what_its_conditions_forbid() {
+        let refused = "<Error><Code>PreconditionFailed</Code></Error>";
+        for (server, endpoint, is, requests) in [
+            (Canned::new(412, None, refused), "http://store:9000", "heeded", 3),
+            (Canned::new(200, None, ""), "http://store:9000", "ignored", 3),
+            (Canned::new(403, None, "<Error><Code>AccessDenied</Code></Error>"), "http://store:9000", "unknown", 1),
+            (Canned::new(200, None, ""), "https://bucket.vpce-1.s3.eu-west-1.vpce.amazonaws.com", "heeded", 0),
+        ] {
+            let config = server.config().into_builder().endpoint_url(endpoint).build();
+            let told = match S3::new(&config, None).check_conditions("b", "k").await {
+                Ok(()) => "heeded",
+                Err(RecordError::ConditionsIgnored(_)) => "ignored",
+                Err(RecordError::ConditionFailed | RecordError::Retryable(_)) => "unknown",
+            };
+            assert_eq!((told, server.requests.load(Ordering::Relaxed)), (is, requests), "{endpoint}");
+        }
     }
 }

@@ -81,7 +81,7 @@ impl S3 {
         Ok(())
     }
 
-    async fn write_if(
+    pub(super) async fn write_if(
         &self,
         bucket: &str,
         key: &str,
@@ -111,7 +111,7 @@ impl S3 {
 /// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
 const LONGEST: usize = 64 << 10;
 /// The eTag of no record.
-pub(super) const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
+const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
 /// The bucket is there, and what is asked of it is not.
 pub(super) fn is_missing(failure: &Failure) -> bool {
