@@ -183,6 +183,17 @@ async fn a_command_may_close_its_output() {
     assert_eq!(run("exec >&- 2>&-; sleep 0.1; exit 4").await, Exit::Code(4));
 }
 
+/// The user may be another one by then.
+#[tokio::test]
+async fn a_command_may_open_its_output_by_name() {
+    let logs = Logs::default();
+    let _logging = logs.capture();
+    let is_open = |fd: u8| format!("[ $(stat -Lc %a /proc/$$/fd/{fd}) = 666 ]");
+    let script = format!("{} && {} && echo out > /dev/stdout && echo err > /dev/stderr", is_open(1), is_open(2));
+    assert_eq!(run(&script).await, Exit::Code(0));
+    assert_eq!((logs.lines("stdout"), logs.lines("stderr")), (vec!["out".to_owned()], vec!["err".to_owned()]));
+}
+
 #[tokio::test]
 async fn a_command_has_no_input() {
     alone("a_command_has_no_input", &[], async {

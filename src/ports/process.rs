@@ -19,18 +19,21 @@ mod output;
 mod program;
 mod table;
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{self, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{env, io};
 
 use async_trait::async_trait;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
+use nix::sys::stat::{Mode, fchmod};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
 use tokio::process::{ChildStderr, ChildStdout};
@@ -111,7 +114,8 @@ impl Processes {
         let stdin = command.stdin.as_ref().map(File::open).transpose()?.map_or_else(Stdio::null, Stdio::from);
         let mut program = process::Command::new(&command.program);
         program.args(&command.args).process_group(0);
-        program.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ((stdout, its_stdout), (stderr, its_stderr)) = (output_pipe()?, output_pipe()?);
+        program.stdin(stdin).stdout(its_stdout).stderr(its_stderr);
         for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_")) {
             program.env_remove(name);
         }
@@ -122,7 +126,7 @@ impl Processes {
         program.envs(command.env.iter().map(|(name, value)| (name, value)));
 
         let mut commands = commands();
-        let mut child = spawn(&mut program)?;
+        let child = spawn(&mut program)?;
         let leader = child.id().cast_signed();
         commands.insert(leader, Family::new(Stage::Runs, mark(command)));
         drop(commands);
@@ -130,7 +134,6 @@ impl Processes {
             guard.starts(leader);
         }
 
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let running = Running {
             leader,
             signals,
@@ -138,8 +141,8 @@ impl Processes {
             adopting: self.reaper.is_some(),
             guard: self.guard.clone(),
         };
-        let stdout = ChildStdout::from_std(stdout.expect("stdout is piped"))?;
-        let stderr = ChildStderr::from_std(stderr.expect("stderr is piped"))?;
+        let stdout = ChildStdout::from_std(OwnedFd::from(stdout).into())?;
+        let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
         Ok((running, Output::of(stdout, stderr, pulse)))
     }
 }
@@ -148,6 +151,13 @@ fn our_peak() -> u64 {
     const KIBIBYTE: u64 = 1024; // getrusage(2)
     let kibibytes = getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss());
     u64::try_from(kibibytes).unwrap_or_default() * KIBIBYTE
+}
+
+/// A pipe is its maker's own, but who opens it once more as /dev/stdout may be another user by then (gosu, su-exec).
+fn output_pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (ours, its) = io::pipe()?;
+    fchmod(&its, Mode::from_bits_truncate(0o666))?;
+    Ok((ours, its))
 }
 
 /// Starts the program with no signal blocked, whatever this thread blocks: `std` hands the thread's mask on.
