@@ -1,8 +1,8 @@
 //! The place on the disk where the files of one object live while it is worked on.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +12,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tracing::warn;
 use walkdir::WalkDir;
 
 /// Where workspaces are.
@@ -92,7 +93,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removed when dropped, on every path out.
+/// Removed when dropped, on every path out. It is ours alone (0700), for the command runs as the same user.
 ///
 /// ```text
 /// leasehold-XXXXXX/
@@ -115,7 +116,7 @@ impl Workspace {
         let create = || {
             let root = tempfile::Builder::new().prefix("leasehold-").tempdir_in(&work_dir.path)?;
             for directory in ["input", "output", "tmp"] {
-                std::fs::create_dir(root.path().join(directory))?;
+                fs::create_dir(root.path().join(directory))?;
             }
             Ok(Self { root, name: file_name(key) })
         };
@@ -144,7 +145,7 @@ impl Workspace {
 
     /// An empty one, which nobody keeps: a command that writes there must work all the same.
     pub fn add_checkpoint(&self) -> io::Result<()> {
-        std::fs::create_dir(self.checkpoint())
+        fs::create_dir(self.checkpoint())
     }
 
     pub fn archive(&self) -> PathBuf {
@@ -164,8 +165,29 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         let _alone = alone();
+        let root = self.root.path();
+        let removed = fs::remove_dir_all(root).or_else(|_| {
+            open_folders(root);
+            fs::remove_dir_all(root)
+        });
         // What cannot be removed goes with the pod.
-        let _ = std::fs::remove_dir_all(self.root.path());
+        if let Err(error) = removed.or_else(|error| if root.exists() { Err(error) } else { Ok(()) }) {
+            warn!(path = %root.display(), %error, "what the command left in the work directory cannot be removed");
+        }
+    }
+}
+
+/// Without write permission for a folder nothing in it can be removed, and Go's module cache is left so.
+fn open_folders(root: &Path) {
+    const OURS: u32 = 0o700;
+    // A folder comes before what is in it.
+    let folders = WalkDir::new(root).into_iter().flatten().filter(|entry| entry.file_type().is_dir());
+    for folder in folders {
+        let Ok(mode) = folder.metadata().map(|metadata| metadata.mode()) else { continue };
+        if mode & OURS != OURS {
+            // What follows from that is told when it cannot be removed.
+            let _ = fs::set_permissions(folder.path(), Permissions::from_mode(mode | OURS));
+        }
     }
 }
 
@@ -199,7 +221,7 @@ mod tests {
         assert_eq!((limited.check_room(0), limited.check_room(10_000)), (Ok(()), Ok(())));
         let error = limited.check_room(10_001).unwrap_err();
         assert!(error.contains(" of --work-dir-limit ") && error.contains("sizeLimit"), "{error}");
-        let mut file = std::fs::File::create(home.path().join("x")).unwrap();
+        let mut file = File::create(home.path().join("x")).unwrap();
         file.write_all(&[1; 4096]).and_then(|()| file.sync_all()).unwrap();
         limited.check_room(10_000).unwrap_err();
         limited.check_room(10_000 - 4096).unwrap();
@@ -244,9 +266,29 @@ mod tests {
     fn nothing_is_left_behind() {
         let home = tempfile::tempdir().unwrap();
         let space = Workspace::create(&work_dir(home.path(), None), "k").unwrap();
-        std::fs::write(space.input(), "x").unwrap();
+        fs::write(space.input(), "x").unwrap();
         drop(space);
-        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    /// As root nothing of this stands in the way.
+    #[test]
+    fn folders_without_permissions_are_opened_before_they_are_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let deep = home.path().join("go/mod/x");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), "x").unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        set(&deep.join("file"), 0o400);
+        for folder in [&deep, &home.path().join("go/mod"), &home.path().join("go")] {
+            set(folder, 0o0);
+            std::os::unix::fs::symlink(folder, home.path().join(format!("link{}", folder.components().count())))
+                .unwrap();
+        }
+        open_folders(home.path());
+        assert!([&*deep, &home.path().join("go/mod"), &home.path().join("go")].iter().all(|it| mode(it) == 0o700));
+        assert_eq!(mode(&deep.join("file")), 0o400, "it stands in nobody's way");
     }
 
     #[test]
@@ -261,7 +303,7 @@ mod tests {
                 scope.spawn(move || drop(space));
             });
         }
-        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     }
 
     #[test]
