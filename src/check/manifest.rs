@@ -47,10 +47,14 @@ pub fn findings(file: &str, objects: &[Value]) -> Findings {
         let change = "give the rendered objects, for example the output of kubectl kustomize";
         return vec![Finding::error(file, "there is no ScaledJob in it", change)].into();
     }
-    let mut all = Findings::default();
+    let mut all = Findings::from(objects.iter().flat_map(environment::not_texts).collect::<Vec<_>>());
     let mut counted: Vec<(String, String)> = Vec::new();
     for object in scaled_jobs {
         let scaled_job = ScaledJob::new(object, objects);
+        if let Some(version) = object["apiVersion"].as_str().filter(|version| *version != "keda.sh/v1alpha1") {
+            let what = format!("KEDA does not read {version}");
+            all.add(vec![Finding::error(scaled_job.at("apiVersion"), what, "set it to keda.sh/v1alpha1")].into());
+        }
         let (container, findings) = scaled_job.container();
         all.add(findings);
         all.add(scaled_job.findings(container.as_ref()).into());

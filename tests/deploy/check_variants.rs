@@ -71,6 +71,14 @@ fn what_keda_counts_wrongly_is_told() {
         ("/spec/minReplicaCount".into(), json!(12), Error, "has room for none that a message starts"),
         ("/spec/minReplicaCount".into(), json!(10), Error, "KEDA keeps 10 Jobs running"),
         ("/spec/maxReplicaCount".into(), json!(0), Error, "Kubernetes refuses"),
+        ("/spec/pollingInterval".into(), json!(0), Error, "Kubernetes refuses"),
+        ("/apiVersion".into(), json!("keda.k8s.io/v1alpha1"), Error, "KEDA does not read keda.k8s.io/v1alpha1"),
+        (
+            at(TRIGGER, "/awsEndpoint"),
+            json!("http://emulator:4566"),
+            Error,
+            "KEDA asks emulator:4566, and the pods ask AWS",
+        ),
         ("/spec/rolloutStrategy".into(), json!("immediate"), Error, "and not rollout.strategy"),
         ("/spec/rolloutStrategy".into(), json!("Gradual"), Error, "KEDA has no \"Gradual\""),
         ("/spec/envSourceContainerName".into(), json!("worker"), Error, "the pod has no container worker"),
@@ -269,6 +277,18 @@ fn settings_are_read_wherever_they_are() {
     );
     told("no work directory", &in_settings("LEASEHOLD_WORK_DIR", Value::Null), Error, "no volume is mounted at /tmp");
     told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "nobody makes a in it");
+    told(
+        "an emulator",
+        &in_settings("AWS_ENDPOINT_URL", json!("http://emulator:4566")),
+        Error,
+        "KEDA asks AWS, and the pods",
+    );
+    told(
+        "a number as a setting",
+        &in_settings("LEASEHOLD_MAX_MESSAGES", json!(1)),
+        Error,
+        "ConfigMap leasehold-settings, data.",
+    );
     told("another region", &in_settings("AWS_REGION", json!("us-east-1")), Error, "the pod's AWS_REGION is us-east-1");
     told("job types elsewhere", &in_settings("LEASEHOLD_JOB_TYPES", json!("/sample/t.yaml")), Error, "has no t.yaml");
     told(
@@ -434,4 +454,70 @@ fn what_is_right_in_another_way_is_not_told() {
     let mut objects = changed(&[("/spec/rollout", Value::Null)]);
     change(&mut objects, "/spec/rolloutStrategy", json!("gradual"));
     assert_told("rolloutStrategy", &objects, Severity::Warning, "write rollout.strategy");
+}
+
+/// Whatever stands where something else belongs: it is read, and something is said or not.
+#[test]
+fn nothing_in_a_manifest_breaks_the_check() {
+    fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
+        all.push(at.to_owned());
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    pointers(value, &format!("{at}/{}", name.replace('~', "~0").replace('/', "~1")), all);
+                }
+            }
+            Value::Array(items) => {
+                for (number, value) in items.iter().enumerate() {
+                    pointers(value, &format!("{at}/{number}"), all);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    let nonsense = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(u64::MAX),
+        json!("--"),
+        json!("$($(A))$"),
+        json!("ü=\u{fffc}"),
+        json!([null, [], {}]),
+        json!({ "name": 1, "items": "x" }),
+    ];
+    let good = good();
+    let is_read = |object: &Value| ["ScaledJob", "ConfigMap"].iter().any(|kind| object["kind"] == *kind);
+    for (number, object) in good.iter().enumerate().filter(|(_, object)| is_read(object)) {
+        let mut all = Vec::new();
+        pointers(object, "", &mut all);
+        for pointer in all {
+            for value in &nonsense {
+                let mut objects = good.clone();
+                *objects[number].pointer_mut(&pointer).unwrap() = value.clone();
+                let _ = manifest::findings("nonsense", &objects).to_string();
+            }
+        }
+    }
+    // A shell gets nonsense too.
+    for line in [
+        "",
+        " ",
+        ";;",
+        "&&",
+        "exec",
+        "|",
+        "exec exec exec",
+        "env",
+        "tini",
+        "busybox",
+        "sh -c",
+        "sh -c 'sh -c \"$@\"' a b",
+        "A=1",
+    ] {
+        for command in [json!(["sh", "-c", line]), json!(line.split(' ').collect::<Vec<_>>())] {
+            let objects = changed(&[(&at(CONTAINER, "/command"), command)]);
+            let _ = manifest::findings("nonsense", &objects).to_string();
+        }
+    }
 }

@@ -215,6 +215,24 @@ fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
     }
 }
 
+/// What of a ConfigMap or a Secret is no text.
+pub fn not_texts(object: &Value) -> Vec<Finding> {
+    let kind = object["kind"].as_str().filter(|kind| matches!(*kind, "ConfigMap" | "Secret"));
+    let Some(kind) = kind else { return Vec::new() };
+    let name = object["metadata"]["name"].as_str().unwrap_or("without a name");
+    let of = |field: &str| {
+        let values = object[field].as_object().into_iter().flatten();
+        let not_texts = values.filter(|(_, value)| !value.is_string() && !value.is_null());
+        let finding = |(key, _): (&String, &Value)| {
+            // Its value may be secret.
+            let what = "it is no string, and Kubernetes refuses the object";
+            Finding::error(format!("{kind} {name}, {field}.{key}"), what, "write it in quotes")
+        };
+        not_texts.map(finding).collect::<Vec<_>>()
+    };
+    [of("data"), of("stringData")].concat()
+}
+
 /// What is in a ConfigMap or a Secret.
 pub fn data(object: &Value) -> BTreeMap<String, String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -19,6 +19,8 @@ pub enum Shape {
     TextMap,
     Truth,
     Number,
+    /// A number from 1 on.
+    Positive,
     OneOf(&'static [&'static str]),
     Object(&'static [Field]),
     List(&'static [Field]),
@@ -28,19 +30,19 @@ pub enum Shape {
     Foreign(&'static str),
 }
 
-use Shape::{Any, Foreign, List, Number, Object, OneOf, Outdated, Text, TextMap, Texts, Truth};
+use Shape::{Any, Foreign, List, Number, Object, OneOf, Outdated, Positive, Text, TextMap, Texts, Truth};
 
 const SPEC: &[Field] = &[
     ("jobTargetRef", Any),
     ("triggers", List(TRIGGER)),
-    ("pollingInterval", Number),
+    ("pollingInterval", Positive),
     ("successfulJobsHistoryLimit", Number),
     ("failedJobsHistoryLimit", Number),
     ("rollout", Object(ROLLOUT)),
     ("rolloutStrategy", Outdated("write rollout.strategy")),
     ("envSourceContainerName", Text),
     ("minReplicaCount", Number),
-    ("maxReplicaCount", Number),
+    ("maxReplicaCount", Positive),
     ("scalingStrategy", Object(SCALING_STRATEGY)),
     ("cooldownPeriod", Foreign("a Job ends when its work does, there is nothing to cool down: remove it")),
     ("scaleTargetRef", Foreign("a ScaledJob has jobTargetRef, a whole Job's spec: write that")),
@@ -157,6 +159,8 @@ pub fn object(
 
 fn field(at: &dyn Fn(&str) -> String, path: &str, value: &Value, shape: &'static Shape, findings: &mut Vec<Finding>) {
     let refused = |what: &str| format!("{value} is no {what}, and Kubernetes refuses it");
+    let not_a_number =
+        || (!value.is_u64()).then(|| Finding::error(at(path), refused("integer"), "write a number without quotes"));
     let found = match shape {
         Any => None,
         Text => (!value.is_string()).then(|| Finding::error(at(path), refused("string"), quoted(value))),
@@ -172,9 +176,10 @@ fn field(at: &dyn Fn(&str) -> String, path: &str, value: &Value, shape: &'static
         }
         Truth => (!value.is_boolean())
             .then(|| Finding::error(at(path), refused("boolean"), "write true or false without quotes")),
-        Number => {
-            (!value.is_u64()).then(|| Finding::error(at(path), refused("integer"), "write a number without quotes"))
+        Positive if value == 0 => {
+            Some(Finding::error(at(path), "it is 0, and Kubernetes refuses the object", "set it to 1 or more"))
         }
+        Number | Positive => not_a_number(),
         OneOf(values) => (!values.iter().any(|one| value == one)).then(|| {
             let change = format!("set it to {}", values.join(" or "));
             Finding::error(at(path), format!("KEDA has no {value}"), change)

@@ -82,13 +82,7 @@ impl ScaledJob<'_> {
                 "set it to 0",
             ));
         }
-        if most == 0 {
-            findings.push(Finding::error(
-                self.at("spec.maxReplicaCount"),
-                "it is 0, and Kubernetes refuses the object",
-                "set it to 1 or more",
-            ));
-        } else if least >= most {
+        if least >= most && most > 0 {
             findings.push(Finding::error(
                 self.at("spec.maxReplicaCount"),
                 format!(

@@ -7,7 +7,7 @@ use super::container::Container;
 use super::environment::{Environment, is_known};
 use super::fields::{self, METADATA};
 use crate::check::Finding;
-use crate::ports::{aws, sqs};
+use crate::ports::{aws, http, sqs};
 
 /// How many messages KEDA takes for one Job unless it is told.
 const QUEUE_LENGTH: i64 = 5;
@@ -58,6 +58,7 @@ impl ScaledJob<'_> {
         let queue = queue.filter(|queue| is_known(queue));
         findings
             .extend(queue.as_deref().and_then(|queue| compare_queues(&place("metadata.queueURL"), queue, container)));
+        findings.extend(compare_endpoints(&place("metadata.awsEndpoint"), trigger, container));
         findings.extend(self.authentication(trigger, &place("authenticationRef")));
         findings.extend(self.region(trigger, queue.as_deref(), container, &place("metadata.awsRegion")));
         findings.extend(queue_length(trigger, container, &place("metadata.queueLength")));
@@ -98,9 +99,6 @@ impl ScaledJob<'_> {
             .filter(|(_, instead)| instead.is_none_or(|instead| trigger.text(instead).is_none()))
             .filter_map(|(field, _)| Some((field, trigger.text(field)?)))
             .collect();
-        if needed.is_empty() {
-            return None;
-        }
         let said = self.spec["envSourceContainerName"].as_str().filter(|name| !name.is_empty());
         let source = match said {
             Some(name) => self.containers().find(|container| container["name"] == name),
@@ -109,6 +107,10 @@ impl ScaledJob<'_> {
         let ours = container.and_then(|container| container.value["name"].as_str());
         let instead =
             || ours.map_or_else(|| "name one of the pod's containers".to_owned(), |name| format!("set it to {name}"));
+        // Of no effect, if nothing is looked for there; but that the name is wrong stops KEDA all the same.
+        if needed.is_empty() && (said.is_none() || source.is_some()) {
+            return None;
+        }
         let Some(source) = source else {
             findings.push(Finding::error(
                 self.at("spec.envSourceContainerName"),
@@ -265,6 +267,27 @@ fn compare_queues(place: &str, keda: &str, container: Option<&Container>) -> Opt
         );
         Finding::error(place, what, "write queueURLFromEnv: LEASEHOLD_QUEUE_URL, so that there is one place")
     })
+}
+
+/// Does KEDA ask the service that the pods ask? An emulator may have other names for other namespaces, and AWS several.
+fn compare_endpoints(place: &str, trigger: &Trigger, container: Option<&Container>) -> Option<Finding> {
+    let environment = &container?.environment;
+    let of_pods = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"].map(|name| environment.get(name));
+    let of_pods = of_pods.into_iter().flatten().find(|url| !url.is_empty());
+    // Without a password that may be before it.
+    let host = |url: &str| http::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned();
+    let is_emulator = |url: &String| is_known(url) && !sqs::is_at_aws(url);
+    match (trigger.text("awsEndpoint"), of_pods) {
+        (None, Some(pods)) if is_emulator(&pods) => {
+            let what = format!("KEDA asks AWS, and the pods ask {} (AWS_ENDPOINT_URL)", host(&pods));
+            Some(Finding::error(place, what, "set it to that, by a name that KEDA's namespace can resolve"))
+        }
+        (Some(keda), None) if is_emulator(&keda) => {
+            let what = format!("KEDA asks {}, and the pods ask AWS", host(&keda));
+            Some(Finding::error(place, what, "remove it, or set AWS_ENDPOINT_URL in the container"))
+        }
+        (_, _) => None,
+    }
 }
 
 fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &str) -> Option<Finding> {
