@@ -250,7 +250,7 @@ mod tests {
             let told = match S3::new(&config, None).check_conditions("b", "k").await {
                 Ok(()) => "heeded",
                 Err(RecordError::ConditionsIgnored(_)) => "ignored",
-                Err(RecordError::ConditionFailed | RecordError::Retryable(_)) => "unknown",
+                Err(RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_)) => "unknown",
             };
             assert_eq!((told, server.requests.load(Ordering::Relaxed)), (is, requests), "{endpoint}");
         }
