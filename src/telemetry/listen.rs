@@ -1,6 +1,6 @@
 //! Serves `/metrics` to Prometheus, and `/healthz` and `/readyz` to the kubelet.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -66,6 +67,7 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
     let listener = TcpListener::bind(address).await?;
     let pages = Arc::new(pages);
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut connections = Connections::default();
         loop {
             // Out of file descriptors, or a connection that was closed at once: the next may be better.
             let Ok((connection, _)) = listener.accept().await else {
@@ -73,17 +75,42 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
                 continue;
             };
             let pages = pages.clone();
-            tokio::spawn(async move {
+            connections.add(tokio::spawn(async move {
                 let answer = service_fn(|request| answer(&pages, request));
                 // What breaks is the asker's connection, and it may ask again.
                 let _ = http1::Builder::new()
                     .timer(TokioTimer::new())
+                    .header_read_timeout(IDLE_LIMIT)
+                    .max_buf_size(LONGEST_REQUEST)
                     .serve_connection(TokioIo::new(connection), answer)
                     .await;
-            });
+            }));
         }
     })))
 }
+
+/// The connections that are open, oldest first. Each takes a file descriptor, and the lease needs some too: where there
+/// are too many, the oldest makes room, so that slow clients do not keep a probe from being answered.
+#[derive(Default)]
+struct Connections(VecDeque<AbortOnDropHandle<()>>);
+
+impl Connections {
+    fn add(&mut self, connection: JoinHandle<()>) {
+        self.0.retain(|connection| !connection.is_finished());
+        if self.0.len() >= MOST_CONNECTIONS {
+            self.0.pop_front();
+        }
+        self.0.push_back(AbortOnDropHandle::new(connection));
+    }
+}
+
+const MOST_CONNECTIONS: usize = 16;
+
+/// How long a connection may wait for its next request.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// In bytes; the least that hyper takes.
+const LONGEST_REQUEST: usize = 8 << 10;
 
 async fn answer(pages: &Pages, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -115,4 +142,63 @@ fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let version = "text/plain; version=0.0.4; charset=utf-8";
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(version));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn served() -> (SocketAddr, AbortOnDropHandle<()>) {
+        let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let readiness = Arc::new(Readiness::new(CancellationToken::new()));
+        let pages = Pages { metrics: None, readiness, vitals: Vitals::default() };
+        (free, serve(free, pages).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn many_slow_clients_take_few_connections_and_keep_nobody_from_an_answer() {
+        let (address, _serving) = served().await;
+        let mut slow = Vec::new();
+        for _ in 0..5 * MOST_CONNECTIONS {
+            let mut connection = TcpStream::connect(address).await.unwrap();
+            connection.write_all(b"GET /healthz HTTP/1.1\r\nX: ").await.unwrap();
+            slow.push(connection);
+        }
+        let mut probe = TcpStream::connect(address).await.unwrap();
+        probe.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        probe.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        // All but the newest are closed; what was sent to them comes back as a reset.
+        for (number, connection) in slow.iter_mut().enumerate().take(4 * MOST_CONNECTIONS) {
+            let closed = connection.read(&mut [0; 64]).await;
+            assert!(closed.is_err() || closed.is_ok_and(|read| read == 0), "{number}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_sent_away() {
+        let (address, _serving) = served().await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut answer = Vec::new();
+        // Some answer 408 first.
+        silent.read_to_end(&mut answer).await.unwrap();
+        assert!(!answer.starts_with(b"HTTP/1.1 200 "));
+    }
+
+    #[tokio::test]
+    async fn a_request_without_an_end_is_refused() {
+        let (address, _serving) = served().await;
+        let mut long = TcpStream::connect(address).await.unwrap();
+        let _ = long.write_all(format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(64 << 10)).as_bytes()).await;
+        let mut answer = Vec::new();
+        // The rest of it may be answered by a reset.
+        let _ = long.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    }
 }
