@@ -49,7 +49,7 @@ pub enum Action {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The SQS queue, standard or FIFO
-    #[arg(long, env = "LEASEHOLD_QUEUE_URL", value_name = "URL", required = true)]
+    #[arg(long, env = "LEASEHOLD_QUEUE_URL", hide_env_values = true, value_name = "URL", required = true)]
     pub queue_url: Option<String>,
 
     /// How many messages to process side by side; --max-messages is how many in all
@@ -163,7 +163,7 @@ pub enum CheckFormat {
 #[derive(Debug, Args)]
 pub struct PushgatewayArgs {
     /// The Prometheus Pushgateway
-    #[arg(long, env = "LEASEHOLD_PUSHGATEWAY", value_name = "URL", help_heading = METRICS)]
+    #[arg(long, env = "LEASEHOLD_PUSHGATEWAY", hide_env_values = true, value_name = "URL", help_heading = METRICS)]
     pub pushgateway: Option<String>,
 
     /// The job under which the metrics are kept at --pushgateway

@@ -127,6 +127,9 @@ impl TryFrom<SweepArgs> for SweepConfig {
 
 fn pushgateway(args: PushgatewayArgs) -> Result<Option<PushgatewayConfig>, ConfigError> {
     let Some(url) = args.pushgateway else { return Ok(None) };
+    if http::has_userinfo(&url) {
+        return Err(ConfigError::PushgatewayUserinfo(url));
+    }
     if !http::is_url(&url) {
         return Err(ConfigError::Pushgateway(url));
     }

@@ -11,6 +11,7 @@ use leasehold::config::LocalConfig;
 use leasehold::job::verdict::RunOutcome;
 use leasehold::local;
 use leasehold::ports::Storage;
+use leasehold::ports::http::OneClient;
 use leasehold::ports::memory::MemoryQueue;
 use leasehold::ports::s3::S3;
 use nix::sys::signal::Signal;
@@ -454,4 +455,10 @@ async fn all_names_are_listed_and_a_list_without_an_end_is_an_error() {
     .await;
     S3::new(&aws::config(&endless.endpoint), None).list("b", "of/").await.unwrap_err();
     assert_eq!(asked.load(Ordering::Relaxed), 100);
+
+    // Nor is one page read without an end: what is not an object is read into memory.
+    let long = Http::start(|_| (200, format!("<ListBucketResult>{}", " ".repeat(17 << 20)))).await;
+    let config = aws::config(&long.endpoint).into_builder().http_client(OneClient::new(None)).build();
+    let error = S3::new(&config, None).list("b", "of/").await.unwrap_err();
+    assert!(error.contains("length limit exceeded"), "{error}");
 }

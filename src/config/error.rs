@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::job::lease::CEILING;
 use crate::job::route::EventFilter;
 use crate::job_types::At;
+use crate::ports::http::without_userinfo;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,8 +78,13 @@ pub enum ConfigError {
     Removal(&'static str),
     #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
     PermanentExitCode(i32, &'static str),
-    #[error("--pushgateway {0:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091")]
+    #[error("--pushgateway {:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091", without_userinfo(.0))]
     Pushgateway(String),
+    #[error(
+        "--pushgateway {:?} has a user and a password in it: write user:password into a file, and name it with --pushgateway-basic-auth-file",
+        without_userinfo(.0)
+    )]
+    PushgatewayUserinfo(String),
     #[error("--pushgateway is missing: which one is to be swept?")]
     NoPushgateway,
     #[error("--pushgateway-{flag} {}: {why}", .path.display())]

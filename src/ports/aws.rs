@@ -23,7 +23,7 @@ use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::service_config::ServiceConfigKey;
 
-use super::http::{self, CaBundleError, OneClient, host_of, is_url};
+use super::http::{self, CaBundleError, OneClient, host_of, is_url, without_userinfo};
 
 /// Until a connection stands, its name looked up and TLS agreed.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -88,7 +88,7 @@ pub enum LoadError {
     NoRegion,
     #[error("{name} {why}")]
     Setting { name: String, why: String },
-    #[error("AWS_ENDPOINT_URL, or that of a service, is {0:?}; it looks like http://localhost:4566")]
+    #[error("AWS_ENDPOINT_URL, or that of a service, is {:?}; it looks like http://localhost:4566", without_userinfo(.0))]
     Endpoint(String),
     #[error(transparent)]
     CaBundle(#[from] CaBundleError),

@@ -19,6 +19,7 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
+use http_body_util::Limited;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -36,7 +37,23 @@ pub struct Http {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
+    /// Its beginning, if it is too long.
     pub body: String,
+    pub is_whole: bool,
+}
+
+/// How much of an answer is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerLimit {
+    pub time: Duration,
+    pub bytes: usize,
+}
+
+impl From<Duration> for AnswerLimit {
+    /// So many bytes as anybody wants to read.
+    fn from(time: Duration) -> Self {
+        Self { time, bytes: 1 << 20 }
+    }
 }
 
 impl Http {
@@ -45,28 +62,38 @@ impl Http {
         Self { ca_bundle, plain: Connector::builder().build_http(), tls: OnceLock::new() }
     }
 
-    /// Sends one request and reads all of its answer, within `limit`. The error says why there is none.
+    /// Sends one request and reads its answer, as far as the limit goes. The error says why there is none.
     pub async fn send(
         &self,
         method: &str,
         url: &str,
         headers: &[(&'static str, String)],
         body: impl Into<SdkBody>,
-        limit: Duration,
+        limit: impl Into<AnswerLimit>,
     ) -> Result<Answer, String> {
+        let AnswerLimit { time, bytes } = limit.into();
         let mut request = HttpRequest::new(body.into());
         let set = request.set_method(method).map_err(|error| error.to_string());
-        set.and_then(|()| request.set_uri(url).map_err(|error| format!("{url}: {error}")))?;
+        set.and_then(|()| request.set_uri(url).map_err(|error| format!("{}: {error}", without_userinfo(url))))?;
         for (name, value) in headers {
             request.headers_mut().try_insert(*name, value.clone()).map_err(|error| format!("{name}: {error}"))?;
         }
         let asked = async {
             let answer = self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
             let status = answer.status().as_u16();
-            let body = ByteStream::new(answer.into_body()).collect().await.map_err(|error| causes(&error))?;
-            Ok(Answer { status, body: String::from_utf8_lossy(&body.into_bytes()).into_owned() })
+            let (mut rest, mut body, mut is_whole) = (ByteStream::new(answer.into_body()), Vec::new(), true);
+            while let Some(chunk) = rest.next().await {
+                let chunk = chunk.map_err(|error| causes(&error))?;
+                let wanted = chunk.len().min(bytes - body.len());
+                body.extend_from_slice(&chunk[..wanted]);
+                if wanted < chunk.len() {
+                    is_whole = false;
+                    break;
+                }
+            }
+            Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned(), is_whole })
         };
-        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+        tokio::time::timeout(time, asked).await.unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }
 
     fn connector(&self, url: &str) -> Result<&Connector, String> {
@@ -83,13 +110,40 @@ impl Http {
 
 /// Host and port of a URL.
 pub fn host_of(url: &str) -> Option<&str> {
-    url.split_once("://")?.1.split(['/', '?', '#']).next().filter(|host| !host.is_empty())
+    let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
+    authority.rsplit('@').next().filter(|host| !host.is_empty())
 }
 
-/// A URL that a request can be sent to, as far as its scheme and host say.
+/// A URL that a request can be sent to, as far as its scheme and host say. One with a user and a password in it is not:
+/// they would be seen wherever it is written.
 pub fn is_url(url: &str) -> bool {
-    let host_is_sound = |host: &str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
-    (url.starts_with("http://") || url.starts_with("https://")) && host_of(url).is_some_and(host_is_sound)
+    let host_is_sound = |host: &str| {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if !host.ends_with(']') && port.parse::<u16>().is_ok() => name,
+            Some(_) if host.starts_with('[') && host.ends_with(']') => host,
+            Some(_) => return false,
+            None => host,
+        };
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
+    };
+    let is_http = url.starts_with("http://") || url.starts_with("https://");
+    is_http && !has_userinfo(url) && host_of(url).is_some_and(host_is_sound)
+}
+
+/// Is there a user in it, and maybe a password?
+pub fn has_userinfo(url: &str) -> bool {
+    url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?', '#']).next().is_some_and(|it| it.contains('@'))
+}
+
+/// A URL as it may be written into a text: without the user and the password that may be in it, encoded or not.
+pub fn without_userinfo(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    // A password may have anything in it, a slash too.
+    match rest.rsplit_once('@') {
+        Some((_, rest)) if scheme.is_empty() => format!("[redacted]@{rest}"),
+        Some((_, rest)) => format!("{scheme}://[redacted]@{rest}"),
+        None => url.to_owned(),
+    }
 }
 
 /// The causes of a failed request on one line.
@@ -128,11 +182,27 @@ impl HttpConnector for ByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let client = if request.uri().starts_with("https:") { self.clients.tls() } else { Ok(&self.clients.plain) };
         match client {
-            Ok(client) => client.http_connector(&self.settings, &self.components).call(request),
+            Ok(client) => {
+                let is_object = request.uri().contains("x-id=GetObject");
+                let answer = client.http_connector(&self.settings, &self.components).call(request);
+                HttpConnectorFuture::new(async move {
+                    let answer = answer.await?;
+                    // An object is read as it comes; all else is read into memory as a whole.
+                    let is_read_as_it_comes = is_object && answer.status().is_success();
+                    Ok(if is_read_as_it_comes { answer } else { answer.map(bounded) })
+                })
+            }
             Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
         }
     }
 }
+
+fn bounded(body: SdkBody) -> SdkBody {
+    SdkBody::from_body_1_x(Limited::new(body, LONGEST_ANSWER))
+}
+
+/// In bytes. The longest is a message of 1 MiB, escaped, or a thousand keys.
+const LONGEST_ANSWER: usize = 16 << 20;
 
 #[derive(Debug)]
 struct Clients {
@@ -229,10 +299,37 @@ mod tests {
         for good in ["http://localhost:4566", "https://[::1]:443/", "http://a.b/c d", "https://x?y"] {
             assert!(is_url(good), "{good}");
         }
-        for bad in ["localhost:4566", "//localhost", "http://", "http:///q", "ftp://a/b", "http://a b/c", "http://u@h/"]
-        {
+        for bad in [
+            "localhost:4566",
+            "//localhost",
+            "http://",
+            "http:///q",
+            "ftp://a/b",
+            "http://a b/c",
+            "http://u@h/",
+            "http://user:pass/word@h/",
+            "http://h:port/",
+            "http://h:/",
+            "http://:80/",
+            "http://[::1]x/",
+        ] {
             assert!(!is_url(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_url_is_written_without_user_and_password() {
+        for (url, written) in [
+            ("http://h:9091/path", "http://h:9091/path"),
+            ("http://user:secret@h:9091/path", "http://[redacted]@h:9091/path"),
+            ("http://user:se/c#r@et@h:9091", "http://[redacted]@h:9091"),
+            ("https://secret@h", "https://[redacted]@h"),
+            ("user:secret@h:9091", "[redacted]@h:9091"),
+            ("", ""),
+        ] {
+            assert_eq!(without_userinfo(url), written);
+        }
+        assert_eq!(host_of("http://user:secret@h:9091/q"), Some("h:9091"));
     }
 
     #[test]

@@ -274,7 +274,9 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
             && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     let path = &queue_url[origin_of(queue_url).len()..];
-    let problem = if !http::is_url(queue_url) {
+    let problem = if http::has_userinfo(queue_url) {
+        "has a user or a password in it"
+    } else if !http::is_url(queue_url) {
         "has no http or https and a host"
     } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
         "does not end in /account/queue-name"
@@ -282,7 +284,8 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
         return Ok(());
     };
     Err(format!(
-        "the queue URL {queue_url:?} {problem}; it looks like https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue"
+        "the queue URL {:?} {problem}; it looks like https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue",
+        http::without_userinfo(queue_url)
     ))
 }
 
@@ -728,9 +731,11 @@ mod tests {
             "https://sqs.eu-west-1.amazonaws.com/123456789012/",
             "https://sqs.eu-west-1.amazonaws.com/123456789012/q ",
             "https://sqs.eu-west-1.amazonaws.com/123456789012/q?x=y",
+            "https://user:secret@sqs.eu-west-1.amazonaws.com/123456789012/q",
+            "user:secret@localhost/123456789012/q",
         ] {
             let refused = check_queue_url(bad).expect_err(bad);
-            assert!(refused.contains("looks like https://sqs."), "{refused}");
+            assert!(refused.contains("looks like https://sqs.") && !refused.contains("secret"), "{refused}");
         }
         assert!(is_fifo("https://sqs.eu-west-1.amazonaws.com/1/q.fifo") && !is_fifo(QUEUE_URL));
     }
