@@ -137,7 +137,7 @@ fn pushgateway(args: PushgatewayArgs) -> Result<Option<PushgatewayConfig>, Confi
     let bearer = args.pushgateway_bearer_token_file.map(|path| ("bearer-token-file", Credentials::Bearer(path)));
     let credentials = basic.or(bearer);
     if let Some((flag, credentials)) = &credentials {
-        credentials.header().map_err(|why| {
+        credentials.read().map_err(|why| {
             let (Credentials::Basic(path) | Credentials::Bearer(path)) = credentials;
             ConfigError::PushgatewaySecret { flag, path: path.clone(), why }
         })?;

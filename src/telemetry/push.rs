@@ -3,6 +3,7 @@
 //! One group for each pod, `job`, `namespace` and `instance` its key: pods never overwrite each other, and each push replaces
 //! what the pod pushed before. A Pushgateway keeps groups for ever, hence [`sweep`].
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,16 +11,21 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::metrics::Metrics;
-use crate::ports::http::{Answer, Http};
+use crate::ports::http::{Answer, AnswerLimit, Http};
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(3);
+
+/// Of all groups that are kept there.
+const LISTING: AnswerLimit = AnswerLimit { time: Duration::from_secs(30), bytes: 64 << 20 };
 
 /// A Pushgateway, and the job name under which this program's groups are kept there.
 #[derive(Debug)]
@@ -49,36 +55,107 @@ impl Pushgateway {
 
     /// Asks whether it is ready. The error says why it is not.
     pub async fn reach(&self) -> Result<(), String> {
-        self.send("GET", "/-/ready", String::new()).await.map(drop)
+        self.send("GET", "/-/ready", String::new(), LIMIT.into()).await.map(drop)
     }
 
-    async fn send(&self, method: &str, path: &str, body: String) -> Result<Answer, String> {
+    async fn send(&self, method: &str, path: &str, body: String, limit: AnswerLimit) -> Result<Answer, String> {
+        let mut secret = None;
         let mut headers = vec![("content-type", "text/plain; version=0.0.4".to_owned())];
         if let Some(credentials) = &self.credentials {
-            let header = credentials.header().map_err(|error| format!("the credentials cannot be read: {error}"))?;
-            headers.push(("authorization", header));
+            let read = credentials.read().map_err(|error| format!("the credentials cannot be read: {error}"))?;
+            headers.push(("authorization", read.header()));
+            secret = Some(read);
         }
         let url = format!("{}{path}", self.url);
-        let answer = self.http.send(method, &url, &headers, body, LIMIT).await?;
+        let answer = self.http.send(method, &url, &headers, body, limit).await?;
         if (200..300).contains(&answer.status) {
             return Ok(answer);
         }
-        let words: String = answer.body.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
+        let words = secret.map_or_else(|| answer.body.clone(), |secret| secret.redacted(&answer.body));
+        let words: String = words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
+        // What is not for the eye is shown as what it is.
+        let words: String = words.chars().flat_map(visible).collect();
         Err(format!("HTTP {}: {words}", answer.status))
     }
 }
 
 impl Credentials {
-    /// The value of the header `Authorization`.
-    pub fn header(&self) -> Result<String, String> {
+    pub fn read(&self) -> Result<Secret, String> {
         let (Self::Basic(path) | Self::Bearer(path)) = self;
-        let secret = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?.trim().to_owned();
+        if text.chars().any(char::is_control) {
+            return Err("there is more than one line in it".to_owned());
+        }
         Ok(match self {
-            Self::Basic(_) => format!("Basic {}", STANDARD.encode(secret.trim())),
-            Self::Bearer(_) => format!("Bearer {}", secret.trim()),
+            Self::Basic(_) => Secret::Basic(text),
+            Self::Bearer(_) => Secret::Bearer(text),
         })
     }
 }
+
+/// Who we are. It is not written into any text.
+pub enum Secret {
+    /// `user:password`
+    Basic(String),
+    Bearer(String),
+}
+
+impl Secret {
+    /// The value of the header `Authorization`.
+    fn header(&self) -> String {
+        match self {
+            Self::Basic(text) => format!("Basic {}", STANDARD.encode(text)),
+            Self::Bearer(text) => format!("Bearer {text}"),
+        }
+    }
+
+    /// What a server answered, without what it may repeat of the secret, as it is or encoded. Nothing, if it is so short that
+    /// it cannot be told from other words.
+    fn redacted(&self, answer: &str) -> String {
+        let (Self::Basic(text) | Self::Bearer(text)) = self;
+        let password = match self {
+            Self::Basic(text) => text.split_once(':').map(|(_, password)| password),
+            Self::Bearer(_) => None,
+        };
+        let secrets: Vec<&str> =
+            [Some(text.as_str()), password].into_iter().flatten().filter(|it| !it.is_empty()).collect();
+        if secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
+            return REDACTED.to_owned();
+        }
+        let encoded = |secret: &&str| {
+            let json = serde_json::Value::from(*secret).to_string();
+            [
+                (*secret).to_owned(),
+                STANDARD.encode(secret).trim_end_matches('=').to_owned(),
+                URL_SAFE.encode(secret).trim_end_matches('=').to_owned(),
+                utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string(),
+                utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string().to_lowercase(),
+                json[1..json.len() - 1].to_owned(),
+                secret.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;"),
+                secret
+                    .replace('&', "&amp;")
+                    .replace('<', "&lt;")
+                    .replace('>', "&gt;")
+                    .replace('"', "&#34;")
+                    .replace('\'', "&#39;"),
+                hex::encode(secret),
+            ]
+        };
+        let mut forms: Vec<String> = secrets.iter().flat_map(encoded).collect();
+        // A longer one may have a shorter one in it.
+        forms.sort_by_key(|form| Reverse(form.len()));
+        forms.iter().fold(answer.to_owned(), |answer, form| answer.replace(form, REDACTED))
+    }
+}
+
+/// A character as it is, or escaped if it controls a terminal.
+fn visible(c: char) -> Vec<char> {
+    if c.is_control() { c.escape_default().collect() } else { vec![c] }
+}
+
+const REDACTED: &str = "[redacted]";
+
+const SHORTEST_SECRET: usize = 4;
 
 /// The path of a group. A value that a path cannot hold is encoded as the Pushgateway wants it.
 fn path(group: &Group) -> String {
@@ -120,7 +197,7 @@ impl Pusher {
         let pushing = tokio::spawn(async move {
             let (path, mut failing) = (path(&group), false);
             loop {
-                let pushed = gateway.send("PUT", &path, metrics.text()).await;
+                let pushed = gateway.send("PUT", &path, metrics.text(), LIMIT.into()).await;
                 metrics.pushed(pushed.is_ok());
                 // An outage is told once, not every interval.
                 match pushed {
@@ -136,7 +213,7 @@ impl Pusher {
                     () = is_last.notified() => break,
                 }
             }
-            if let Err(error) = gateway.send("PUT", &path, metrics.text()).await {
+            if let Err(error) = gateway.send("PUT", &path, metrics.text(), LIMIT.into()).await {
                 warn!(error, "the last metrics could not be pushed");
             }
         });
@@ -164,17 +241,24 @@ pub struct Swept {
 /// Deletes the groups of pods that finished more than `older_than` ago, and of pods that died without a last word: silent
 /// for that long too, and for 20 of their own push intervals. Groups of other jobs are not touched.
 pub async fn sweep(gateway: &Pushgateway, older_than: Duration, now: SystemTime) -> Result<Swept, String> {
-    let answer = gateway.send("GET", "/api/v1/metrics", String::new()).await?;
-    let groups: Groups = serde_json::from_str(&answer.body)
-        .map_err(|error| format!("{} answers as no Pushgateway does: {error}", gateway.url))?;
+    let answer = gateway.send("GET", "/api/v1/metrics", String::new(), LISTING).await?;
+    if !answer.is_whole {
+        return Err(format!("{}: the list of its groups is longer than {} bytes", gateway.url, LISTING.bytes));
+    }
+    let groups: Groups = serde_json::from_str(&answer.body).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        format!("{} answers as no Pushgateway does: it is not a list of groups at {line}:{column}", gateway.url)
+    })?;
+    // Of other jobs there may be groups of any shape.
+    let groups = groups.data.unwrap_or_default().into_iter().filter_map(|group| Pushed::of(&group));
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let mut swept = Swept::default();
-    for group in groups.data.iter().filter(|group| group.labels.get("job") == Some(&gateway.job)) {
+    for group in groups.filter(|group| group.labels.get("job") == Some(&gateway.job)) {
         swept.found += 1;
         if !group.is_left_over(older_than, now) {
             continue;
         }
-        match gateway.send("DELETE", &path(&group.labels), String::new()).await {
+        match gateway.send("DELETE", &path(&group.labels), String::new(), LIMIT.into()).await {
             Ok(_) => swept.deleted += 1,
             Err(error) => {
                 swept.failed += 1;
@@ -191,48 +275,51 @@ const SILENT_INTERVALS: f64 = 20.0;
 /// What a Pushgateway answers to `GET /api/v1/metrics`.
 #[derive(Deserialize)]
 struct Groups {
-    data: Vec<Pushed>,
+    data: Option<Vec<Value>>,
 }
 
-#[derive(Deserialize)]
+/// A group, as far as it matters. What is not known is `None`.
 struct Pushed {
     labels: Group,
     /// When it was last pushed, in seconds since 1970 by the gateway's clock.
-    push_time_seconds: Family,
-    leasehold_run_finished_timestamp_seconds: Option<Family>,
-    leasehold_push_interval_seconds: Option<Family>,
+    last_push_at: Option<f64>,
+    finished_at: Option<f64>,
+    push_interval: Option<f64>,
 }
 
-#[derive(Deserialize)]
-struct Family {
-    metrics: Vec<Sample>,
-}
-
-#[derive(Deserialize)]
-struct Sample {
-    value: String,
-}
-
-impl Family {
-    fn value(&self) -> Option<f64> {
-        self.metrics.first()?.value.parse().ok()
+impl Pushed {
+    /// `None` if nobody can tell which group it is: a metric called `labels` takes the place of the labels.
+    fn of(group: &Value) -> Option<Self> {
+        let labels = group.get("labels")?.as_object()?.iter();
+        let labels = labels.map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+        let value = |metric: &str| {
+            let value = group.get(metric)?.get("metrics")?.get(0)?.get("value")?;
+            value.as_f64().or_else(|| value.as_str()?.parse().ok()).filter(|value: &f64| value.is_finite())
+        };
+        Some(Self {
+            labels: labels.collect::<Option<_>>()?,
+            last_push_at: value("push_time_seconds"),
+            finished_at: value("leasehold_run_finished_timestamp_seconds"),
+            push_interval: value("leasehold_push_interval_seconds"),
+        })
     }
 }
 
 impl Pushed {
     fn is_left_over(&self, older_than: Duration, now: f64) -> bool {
         let older_than = older_than.as_secs_f64();
-        let value = |family: &Option<Family>| family.as_ref().and_then(Family::value);
-        if let Some(finished_at) = value(&self.leasehold_run_finished_timestamp_seconds) {
+        if let Some(finished_at) = self.finished_at {
             return finished_at + older_than < now;
         }
-        let silent = SILENT_INTERVALS * value(&self.leasehold_push_interval_seconds).unwrap_or_default();
-        self.push_time_seconds.value().is_some_and(|pushed_at| pushed_at + silent.max(older_than) < now)
+        let silent = SILENT_INTERVALS * self.push_interval.unwrap_or_default();
+        self.last_push_at.is_some_and(|pushed_at| pushed_at + silent.max(older_than) < now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -248,14 +335,15 @@ mod tests {
     #[test]
     fn a_group_is_left_over_when_its_pod_is_surely_gone() {
         let is_left_over = |finished: Option<&str>, pushed: &str, interval: Option<&str>| {
-            let family = |value: &str| Family { metrics: vec![Sample { value: value.to_owned() }] };
-            let pushed = Pushed {
-                labels: Group::new(),
-                push_time_seconds: family(pushed),
-                leasehold_run_finished_timestamp_seconds: finished.map(family),
-                leasehold_push_interval_seconds: interval.map(family),
-            };
-            pushed.is_left_over(Duration::from_mins(10), 10_000.0)
+            let family = |value: &str| json!({ "type": "GAUGE", "metrics": [{ "labels": {}, "value": value }] });
+            let mut group = json!({ "labels": { "job": "leasehold" }, "push_time_seconds": family(pushed) });
+            if let Some(finished) = finished {
+                group["leasehold_run_finished_timestamp_seconds"] = family(finished);
+            }
+            if let Some(interval) = interval {
+                group["leasehold_push_interval_seconds"] = family(interval);
+            }
+            Pushed::of(&group).unwrap().is_left_over(Duration::from_mins(10), 10_000.0)
         };
         assert!(is_left_over(Some("9399"), "9399", Some("15")), "it finished long enough ago");
         assert!(!is_left_over(Some("9401"), "9401", Some("15")), "it finished just now");
@@ -263,5 +351,49 @@ mod tests {
         assert!(!is_left_over(None, "9401", Some("15")), "it was heard of just now");
         assert!(!is_left_over(None, "9399", Some("60")), "it pushes so seldom that it may live");
         assert!(is_left_over(None, "8799", Some("60")), "it would have pushed by now");
+    }
+
+    #[test]
+    fn a_group_of_another_shape_is_not_taken_for_one_of_ours() {
+        let family = json!({ "type": "GAUGE", "help": "", "metrics": [{ "labels": {}, "value": "1" }] });
+        for group in [
+            json!(null),
+            json!("x"),
+            json!({}),
+            json!({ "labels": null }),
+            json!({ "labels": family, "push_time_seconds": family }),
+            json!({ "labels": { "job": 7 } }),
+        ] {
+            assert!(Pushed::of(&group).is_none(), "{group}");
+        }
+        for unknown in [json!(null), json!(7), json!({ "metrics": [] }), json!({ "metrics": [{ "count": "1" }] })] {
+            let pushed = Pushed::of(&json!({ "labels": { "job": "leasehold" }, "push_time_seconds": unknown }));
+            assert!(!pushed.unwrap().is_left_over(Duration::ZERO, 1e12), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_repeats_of_a_secret_is_not_seen() {
+        let basic = Secret::Basic("user:p<4>&\"s/s".to_owned());
+        let bearer = Secret::Bearer("token-of-ours".to_owned());
+        for (secret, answer) in [
+            (&basic, basic.header()),
+            (&basic, "user:p<4>&\"s/s".to_owned()),
+            (&basic, "the password p<4>&\"s/s is wrong".to_owned()),
+            (&basic, "p%3C4%3E%26%22s%2Fs".to_owned()),
+            (&basic, "p&lt;4&gt;&amp;&#34;s/s".to_owned()),
+            (&basic, r#"{"password":"p<4>&\"s/s"}"#.to_owned()),
+            (&basic, STANDARD.encode("p<4>&\"s/s")),
+            (&bearer, bearer.header()),
+            (&bearer, URL_SAFE.encode("token-of-ours")),
+        ] {
+            let seen = secret.redacted(&answer);
+            assert!(seen.contains(REDACTED), "{seen}");
+            for part in ["s/s", "s%2Fs", "token", "dXNlc", "cDw0", "dG9r"] {
+                assert!(!seen.contains(part), "{seen}");
+            }
+        }
+        assert_eq!(bearer.redacted("inconsistent help"), "inconsistent help");
+        assert_eq!(Secret::Basic("user:a".to_owned()).redacted("a bad day"), REDACTED);
     }
 }

@@ -181,6 +181,9 @@ async fn settings_that_cannot_work_are_refused() {
     let cloud = Cloud::new(5).await;
     for (flags, why) in [
         ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is no URL of a server"),
+        ("--pushgateway http://user:s3cr3t@gateway:9091", "name it with --pushgateway-basic-auth-file"),
+        ("--pushgateway user:s3cr3t@gateway:9091", "\"[redacted]@gateway:9091\" has a user and a password in it"),
+        ("--pushgateway http://user:s3cr3t/@gateway:9091", "\"http://[redacted]@gateway:9091\" is no URL of a server"),
         (
             "--pushgateway http://127.0.0.1:1 --pushgateway-bearer-token-file /nonexistent",
             "--pushgateway-bearer-token-file /nonexistent: No such file",
@@ -188,6 +191,78 @@ async fn settings_that_cannot_work_are_refused() {
         ("--push-interval 100ms", "--push-interval 100ms is under 1s"),
     ] {
         let left = cloud.run(flags, "exit 0").run_to(78).await;
-        assert!(left.stderr.contains(why), "{}", left.stderr);
+        assert!(left.stderr.contains(why) && !left.stderr.contains("s3cr3t"), "{}", left.stderr);
     }
+}
+
+#[tokio::test]
+async fn the_help_does_not_show_what_urls_are_set_to() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    command.args(["run", "--help"]);
+    command
+        .env("LEASEHOLD_PUSHGATEWAY", "http://user:s3cr3t@gateway")
+        .env("LEASEHOLD_QUEUE_URL", "http://user:s3cr3t@sqs");
+    let left = Leasehold::start(command).run_to(0).await;
+    assert!(left.stdout.contains("LEASEHOLD_PUSHGATEWAY") && !left.stdout.contains("s3cr3t"), "{}", left.stdout);
+}
+
+/// A refusal is told, but not what it repeats of our own password.
+#[tokio::test]
+async fn a_password_that_a_gateway_repeats_is_not_told() {
+    let echoes = Http::start(|request| {
+        let authorization = request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("none");
+        (400, format!("no user for {authorization}, \u{1b}[31mthat is user:s3cr3t"))
+    })
+    .await;
+    let secrets = tempfile::tempdir().unwrap();
+    let cloud = Cloud::new(5).await;
+    for (flag, content) in [("basic-auth-file", "user:s3cr3t\n"), ("bearer-token-file", "s3cr3t")] {
+        let file = secrets.path().join(flag);
+        std::fs::write(&file, content).unwrap();
+        let flags = format!("--pushgateway {} --pushgateway-{flag} {}", echoes.endpoint, file.display());
+        let left = cloud.run(&format!("{flags} --wait 0s"), "exit 0").run_to(0).await;
+        let told = left.record("the last metrics could not be pushed")["error"].as_str().unwrap().to_owned();
+        assert!(told.starts_with("HTTP 400: no user for ") && told.contains("[redacted]"), "{told}");
+        for secret in ["s3cr3t", "dXNlcjpzM2NyM3", "czNjcjN0", "\u{1b}"] {
+            assert!(!left.stdout.contains(secret), "{}", left.stdout);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_read_as_far_as_its_limit() {
+    let long = Http::start(|_| (200, "x".repeat(3 << 20))).await;
+    let answer = Client::new(None).send("GET", &long.endpoint, &[], "", Duration::from_secs(30)).await.unwrap();
+    assert_eq!((answer.body.len(), answer.is_whole), (1 << 20, false));
+    let short = Http::start(|_| (200, "x".repeat(1 << 20))).await;
+    let answer = Client::new(None).send("GET", &short.endpoint, &[], "", Duration::from_secs(30)).await.unwrap();
+    assert_eq!((answer.body.len(), answer.is_whole), (1 << 20, true));
+}
+
+/// A metric that is called `labels` takes the place of the labels in what the gateway answers.
+#[tokio::test]
+async fn a_sweep_survives_groups_of_any_shape() {
+    let gateway = Pushgateway::start(None).await;
+    let put = async |group: &str, text: &str| {
+        let url = format!("{}/metrics/{group}", gateway.url());
+        let put = Client::new(None).send("PUT", &url, &[], text.to_owned(), Duration::from_secs(5)).await;
+        assert_eq!(put.unwrap().status, 200);
+    };
+    let finished =
+        "# TYPE leasehold_run_finished_timestamp_seconds gauge\nleasehold_run_finished_timestamp_seconds 1000\n";
+    put("job/leasehold/instance/old", finished).await;
+    put("job/other/instance/x", "# TYPE labels gauge\nlabels{kind=\"a\"} 3\n").await;
+    put(
+        "job/other/instance/y",
+        "# TYPE push gauge\npush NaN\n# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n",
+    )
+    .await;
+    put(
+        "job/leasehold/instance/strange",
+        "# TYPE leasehold_run_finished_timestamp_seconds gauge\nleasehold_run_finished_timestamp_seconds NaN\n",
+    )
+    .await;
+    assert_eq!(swept(&sweep(&gateway, "").run_to(0).await), (2, 1));
+    assert_eq!(pushed(&gateway, "old").await, "");
+    assert!(!pushed(&gateway, "x").await.is_empty());
 }
