@@ -158,7 +158,7 @@ impl Telemetry for Watch {
                 self.ended(ended);
             }
             // A run is not worth a word here, only its message is.
-            Report::LettingGo(_) => {}
+            Report::Held(_) | Report::LettingGo(_) => {}
         }
     }
 

@@ -121,6 +121,7 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self, mut verdicts: mpsc::UnboundedReceiver<Verdict>) -> Event {
+        self.report_lease();
         loop {
             let verdict = self.beat_until_judged(&mut verdicts).await;
             self.note(Noted::LeaseLeft(self.lease.left(self.hand.clock.now())));
@@ -170,6 +171,7 @@ impl Keeper {
                 debug!(message_id = %self.received.delivery.message_id, visibility_s = by.as_secs(), "lease extended");
                 self.lease = self.lease.extended(asked_at, by);
                 self.note(Noted::Extension(Extension::Extended));
+                self.report_lease();
                 beats.succeeded();
             }
             // Somebody else may have received the message in between; this answer does not tell.
@@ -307,6 +309,12 @@ impl Keeper {
 
     fn note(&self, noted: Noted) {
         self.hand.telemetry.note(noted);
+    }
+
+    fn report_lease(&self) {
+        if let Some(until) = self.lease.expires_at() {
+            self.tell(Event::Held(until));
+        }
     }
 
     fn tell(&self, event: Event) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::delivery::{Received, Redrive};
 use super::notification::parse;
-use super::report::{Ended, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
+use super::report::{Ended, Held, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
 use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
 use super::verdict::{
     Completed, Completion, Exit, Failure, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement,
@@ -60,6 +60,8 @@ pub enum Event {
     /// The command printed nothing and made no progress for as long as `--stall-timeout`.
     Stalled,
     Processed(Box<Processed>),
+    /// The lease lasts until then, on the run's clock, and longer than before.
+    Held(Duration),
     /// The lease cannot be proved any more.
     LeaseLost(String),
     /// SQS's ceiling of 12 hours is near: the lease cannot be extended any more.
@@ -298,6 +300,7 @@ impl Run {
             | Event::Progressed(_)
             | Event::Stalled
             | Event::Processed(_)
+            | Event::Held(_)
             | Event::LeaseLost(_)
             | Event::LeaseExhausted
             | Event::Settled(_)
@@ -321,6 +324,10 @@ impl Run {
                 self.go(Phase::Processing(hand), vec![Effect::Report(Report::Progressed(Box::new(progressed)))])
             }
             Event::RedriveKnown(redrive) => self.stay(Phase::Processing(hand.redriven(redrive))),
+            Event::Held(until) => {
+                let held = hand.held(until.saturating_sub(self.now));
+                self.go(Phase::Processing(hand), vec![held])
+            }
             Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let verdict = hand.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
@@ -389,6 +396,10 @@ impl Run {
                 self.stay(Phase::Halting(hand, why))
             }
             Event::RedriveKnown(redrive) => self.stay(Phase::Halting(hand.redriven(redrive), why)),
+            Event::Held(until) => {
+                let held = hand.held(until.saturating_sub(self.now));
+                self.go(Phase::Halting(hand, why), vec![held])
+            }
             Event::Received(_)
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
@@ -434,6 +445,7 @@ impl Run {
             | Event::Progressed(_)
             | Event::Stalled
             | Event::Processed(_)
+            | Event::Held(_)
             | Event::LeaseLost(_)
             | Event::LeaseExhausted
             | Event::Overdue(Limit::Work | Limit::Halt | Limit::LastPoll)
@@ -602,6 +614,10 @@ impl Step {
 }
 
 impl InHand {
+    fn held(&self, remaining: Duration) -> Effect {
+        Effect::Report(Report::Held(Box::new(Held { subject: self.subject(), remaining })))
+    }
+
     fn subject(&self) -> Subject {
         let records = self.content.as_ref().map_or(&[][..], Content::records);
         Subject::new(&self.received, records, self.task.as_ref().map(|task| task.name.clone()))

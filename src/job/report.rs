@@ -13,6 +13,8 @@ use super::verdict::{Completion, Exit, Nothing, Return, Settlement};
 pub enum Report {
     /// A message is in hand and its work begins.
     Started(Subject),
+    /// The lease of the message lasts longer than before.
+    Held(Box<Held>),
     /// The command says how far it is; told about once a second, if there is something new.
     Progressed(Box<Progressed>),
     /// The message in hand will not be deleted: its work is being ended, or it is being released.
@@ -114,6 +116,22 @@ impl Subject {
             objects: records.iter().map(|record| record.object.clone()).collect(),
         }
     }
+
+    /// `attempt 2 of 5`
+    pub fn attempt(&self) -> String {
+        match self.redrive.max_receive_count() {
+            Some(max) => format!("attempt {} of {max}", self.receive_count),
+            None => format!("attempt {}", self.receive_count),
+        }
+    }
+}
+
+/// A message that stays hidden.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    pub subject: Subject,
+    /// If nobody extends the lease again.
+    pub remaining: Duration,
 }
 
 /// How far the work on a message is.
@@ -252,11 +270,7 @@ impl Ended {
     /// What happens to the message next, in plain words, as seen at `now`; `None` if it is gone.
     pub fn next(&self, now: SystemTime) -> Option<String> {
         let Settlement::Kept(_, comes_back) = &self.settlement else { return None };
-        let attempt = self.subject.receive_count;
-        let attempt = match self.subject.redrive.max_receive_count() {
-            Some(max) => format!("attempt {attempt} of {max}"),
-            None => format!("attempt {attempt}"),
-        };
+        let attempt = self.subject.attempt();
         let visible = match comes_back {
             Return::After(delay) if delay.is_zero() => "visible again now".to_owned(),
             Return::After(delay) => format!("visible again {}", clock_time(now + *delay)),
@@ -290,6 +304,6 @@ pub fn as_json_fits(text: &str, most: usize) -> &str {
 }
 
 /// `12:03:20Z`
-fn clock_time(at: SystemTime) -> String {
+pub fn clock_time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string().split_off("2026-11-22T".len())
 }

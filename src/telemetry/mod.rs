@@ -10,6 +10,7 @@ pub mod push;
 pub mod termination;
 mod text;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -17,8 +18,9 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
+use crate::job::delivery::MessageId;
 use crate::job::notification::Object;
-use crate::job::report::{Ended, Manifest, Noted, Published, Report, Subject};
+use crate::job::report::{Ended, Held, Manifest, Noted, Published, Report, Subject};
 use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
@@ -32,18 +34,33 @@ pub struct Told {
     attempts: Option<AttemptHistory>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
-    recorded: Mutex<Recorded>,
+    messages: Mutex<Messages>,
 }
 
-/// What the termination message is about.
-#[derive(Default, PartialEq)]
-enum Recorded {
-    #[default]
-    Nothing,
-    /// A message that was deleted, the last of them.
-    Deleted,
-    /// The last message that was kept. It stays, whatever else succeeds: it is why the pod fails.
-    Kept,
+/// What the termination message may be about.
+#[derive(Default)]
+struct Messages {
+    /// The first that was received first, each with the time when it is visible again if nothing happens any more.
+    in_progress: Vec<(Subject, Option<SystemTime>)>,
+    /// The last that was kept. It stays, whatever else succeeds: it is why the pod fails.
+    kept: Option<TerminationMessage>,
+    /// The last that was deleted.
+    deleted: Option<TerminationMessage>,
+}
+
+impl Messages {
+    /// What a pod that ends here is to leave behind; `None` if nothing was received.
+    fn termination_message(&self) -> Option<Cow<'_, TerminationMessage>> {
+        let ended = self.kept.as_ref().or(self.deleted.as_ref()).map(Cow::Borrowed);
+        self.in_progress.first().map_or(ended, |(subject, visible_at)| {
+            let others = self.in_progress.len() - 1;
+            Some(Cow::Owned(TerminationMessage::in_progress(subject, others, *visible_at)))
+        })
+    }
+
+    fn forget(&mut self, message: &MessageId) {
+        self.in_progress.retain(|(subject, _)| subject.message_id != *message);
+    }
 }
 
 impl Told {
@@ -53,37 +70,59 @@ impl Told {
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
     ) -> Self {
-        Self { termination_log, attempts, metrics, readiness, recorded: Mutex::default() }
+        Self { termination_log, attempts, metrics, readiness, messages: Mutex::default() }
     }
 
     /// The last thing that is told: how all runs of the pod have ended together.
     pub fn left(&self, outcome: &RunOutcome) {
         log_left(outcome);
-        let recorded = self.recorded();
-        let is_told = match outcome {
-            RunOutcome::Finished => *recorded != Recorded::Nothing,
-            RunOutcome::Kept(_) => *recorded == Recorded::Kept,
-            RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => false,
+        let message = {
+            let mut messages = self.messages();
+            // Who is in the middle of something has died, and the outcome says so.
+            messages.in_progress.clear();
+            match outcome {
+                RunOutcome::Finished => messages.termination_message().map(Cow::into_owned),
+                RunOutcome::Kept(_) => messages.kept.clone(),
+                RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => None,
+            }
         };
-        if !is_told {
-            self.termination_log.write(&TerminationMessage::left(outcome));
+        self.termination_log.write(&message.unwrap_or_else(|| TerminationMessage::left(outcome)));
+    }
+
+    fn started(&self, subject: &Subject) {
+        let mut messages = self.messages();
+        messages.in_progress.push((subject.clone(), None));
+        self.write(&messages);
+    }
+
+    fn held(&self, held: &Held, now: SystemTime) {
+        let mut messages = self.messages();
+        let message = messages.in_progress.iter_mut().find(|(it, _)| it.message_id == held.subject.message_id);
+        if let Some((_, visible_at)) = message {
+            *visible_at = Some(now + held.remaining);
+            self.write(&messages);
         }
     }
 
-    fn record(&self, ended: &Ended, now: SystemTime) {
-        let mut recorded = self.recorded();
-        let new = match ended.settlement {
-            Settlement::Deleted(_) => Recorded::Deleted,
-            Settlement::Kept(..) => Recorded::Kept,
-        };
-        if *recorded != Recorded::Kept || new == Recorded::Kept {
-            self.termination_log.write(&TerminationMessage::ended(ended, now));
-            *recorded = new;
+    fn ended(&self, ended: &Ended, now: SystemTime) {
+        let mut messages = self.messages();
+        messages.forget(&ended.subject.message_id);
+        let message = Some(TerminationMessage::ended(ended, now));
+        match ended.settlement {
+            Settlement::Deleted(_) => messages.deleted = message,
+            Settlement::Kept(..) => messages.kept = message,
+        }
+        self.write(&messages);
+    }
+
+    fn write(&self, messages: &Messages) {
+        if let Some(message) = messages.termination_message() {
+            self.termination_log.write(&message);
         }
     }
 
-    fn recorded(&self) -> MutexGuard<'_, Recorded> {
-        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    fn messages(&self) -> MutexGuard<'_, Messages> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,7 +134,9 @@ impl Telemetry for Told {
                 self.readiness.hold(&subject.message_id);
                 self.metrics.started(subject, SystemTime::now());
                 log_started(subject);
+                self.started(subject);
             }
+            Report::Held(held) => self.held(held, SystemTime::now()),
             // The log has it already, but not as often.
             Report::Progressed(progressed) => self.metrics.progressed(progressed),
             Report::LettingGo(message) => self.readiness.let_go(message),
@@ -104,7 +145,7 @@ impl Telemetry for Told {
                 self.readiness.let_go(&ended.subject.message_id);
                 self.metrics.ended(ended);
                 log_ended(ended, now);
-                self.record(ended, now);
+                self.ended(ended, now);
                 if let Some(attempts) = &self.attempts {
                     attempts.add(ended, now).await;
                 }
@@ -219,5 +260,90 @@ fn signal(exit: Exit) -> Option<i32> {
     match exit {
         Exit::Code(_) => None,
         Exit::Signal(signal) => Some(signal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::job::delivery::Redrive;
+    use crate::job::report::Spent;
+    use crate::job::verdict::{Completion, Return};
+
+    fn subject(key: &str) -> Subject {
+        Subject {
+            message_id: MessageId::new(key),
+            receive_count: 2,
+            redrive: Redrive::Unknown,
+            sent_at: None,
+            traceparent: None,
+            body_sha256: String::new(),
+            job_type: None,
+            objects: Vec::new(),
+        }
+    }
+
+    fn ended(key: &str, settlement: Settlement) -> Ended {
+        Ended {
+            subject: subject(key),
+            settlement,
+            exit: None,
+            said: None,
+            progress: None,
+            last_words: Vec::new(),
+            spent: Spent::default(),
+            used: None,
+            last_error: None,
+            published: None,
+        }
+    }
+
+    /// Message, outcome, and how many others are in progress.
+    fn left_behind(messages: &Messages) -> (String, String, u64) {
+        let line = messages.termination_message().unwrap().to_line();
+        let fields: Value = serde_json::from_str(&line).unwrap();
+        let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
+        (text("message_id"), text("outcome"), fields["others_in_progress"].as_u64().unwrap_or_default())
+    }
+
+    #[test]
+    fn what_is_in_progress_comes_before_what_was_kept_and_that_before_what_was_deleted() {
+        let home = tempfile::tempdir().unwrap();
+        let (log, _writing) = tracing_appender::non_blocking(std::io::sink());
+        let metrics = Arc::new(Metrics::new("q", log.error_counter(), SystemTime::now()));
+        let readiness = Arc::new(Readiness::new(tokio_util::sync::CancellationToken::new()));
+        let told = Told::new(TerminationLog::At(home.path().join("log")), None, metrics, readiness);
+        let now = SystemTime::now();
+        let kept = || Settlement::Kept(KeepReason::Stalled, Return::After(Duration::ZERO));
+        let deleted = || Settlement::Deleted(Completion::Succeeded);
+        let said = |id: &str, outcome: &str, others| (id.to_owned(), outcome.to_owned(), others);
+        let is_now = |expected| {
+            assert_eq!(left_behind(&told.messages()), expected);
+            let written = std::fs::read_to_string(home.path().join("log")).unwrap();
+            assert_eq!(written, told.messages().termination_message().unwrap().to_line());
+        };
+
+        for key in ["a", "b", "c"] {
+            told.started(&subject(key));
+        }
+        is_now(said("a", "in_progress", 2));
+        told.ended(&ended("a", kept()), now);
+        is_now(said("b", "in_progress", 1));
+        told.ended(&ended("b", deleted()), now);
+        is_now(said("c", "in_progress", 0));
+        told.held(&Held { subject: subject("c"), remaining: Duration::from_mins(2) }, now);
+        told.held(&Held { subject: subject("a"), remaining: Duration::from_mins(2) }, now);
+        is_now(said("c", "in_progress", 0));
+        told.ended(&ended("c", deleted()), now);
+        is_now(said("a", "stalled", 0));
+        // The next message of the same pod (`--max-messages`).
+        told.started(&subject("d"));
+        is_now(said("d", "in_progress", 0));
+        told.ended(&ended("d", deleted()), now);
+        is_now(said("a", "stalled", 0));
+        told.left(&RunOutcome::Kept(KeepReason::Stalled));
+        is_now(said("a", "stalled", 0));
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tracing::warn;
 
 use super::{exit_code, signal};
-use crate::job::report::Ended;
+use crate::job::report::{Ended, Subject, clock_time};
 use crate::job::verdict::RunOutcome;
 
 /// Kubernetes reads no more than this from a container's termination message, in bytes.
@@ -30,9 +30,14 @@ impl TerminationLog {
             Self::Kubernetes => (PathBuf::from("/dev/termination-log"), false),
             Self::At(path) => (path.clone(), true),
         };
-        let mut options = OpenOptions::new();
-        let written = options.write(true).truncate(true).create(create).open(&path);
-        match written.and_then(|mut file| file.write_all(message.to_line().as_bytes())) {
+        let line = message.to_line();
+        let write = || {
+            // Not truncated first: who is killed in between would leave nothing.
+            let mut file = OpenOptions::new().write(true).truncate(false).create(create).open(&path)?;
+            file.write_all(line.as_bytes())?;
+            if file.metadata()?.is_file() { file.set_len(line.len() as u64) } else { Ok(()) }
+        };
+        match write() {
             Err(error) if create || error.kind() != std::io::ErrorKind::NotFound => {
                 warn!(path = %path.display(), %error, "the termination message was not written");
             }
@@ -42,6 +47,7 @@ impl TerminationLog {
 }
 
 /// One JSON object.
+#[derive(Debug, Clone)]
 pub struct TerminationMessage {
     /// The most important first: a message that is too long loses fields from its end.
     fields: Vec<(&'static str, Value)>,
@@ -65,6 +71,32 @@ impl TerminationMessage {
             ("job_type", json!(subject.job_type)),
             ("size", json!(object.and_then(|object| object.size))),
             ("body_sha256", json!(subject.body_sha256)),
+        ];
+        Self { fields }
+    }
+
+    /// While the work goes on: nobody can write another one when the pod is killed.
+    pub fn in_progress(subject: &Subject, others: usize, visible_at: Option<SystemTime>) -> Self {
+        let object = subject.objects.first();
+        let visible = match visible_at {
+            Some(at) => format!("by {}", clock_time(at)),
+            None => "when its visibility timeout ends".to_owned(),
+        };
+        let attempt = subject.attempt();
+        let next = format!(
+            "{attempt}; if this is the final message, the pod was killed and the message is visible again {visible}"
+        );
+        let fields = vec![
+            ("outcome", json!("in_progress")),
+            ("message_id", json!(subject.message_id.as_str())),
+            ("receive_count", json!(subject.receive_count)),
+            ("next", json!(next)),
+            ("bucket", json!(object.map(|object| &object.bucket))),
+            ("key", json!(object.map(|object| &object.key))),
+            ("job_type", json!(subject.job_type)),
+            ("size", json!(object.and_then(|object| object.size))),
+            ("body_sha256", json!(subject.body_sha256)),
+            ("others_in_progress", json!(Some(others).filter(|others| *others > 0))),
         ];
         Self { fields }
     }
@@ -109,6 +141,17 @@ mod tests {
         let line = |length: usize| TerminationMessage::new("x", 1, &"x".repeat(length)).to_line().len();
         let lengths: Vec<_> = (3900..4200).map(line).collect();
         assert_eq!(lengths.iter().max(), Some(&MOST));
+    }
+
+    #[test]
+    fn a_shorter_message_leaves_nothing_of_a_longer_one() {
+        let home = tempfile::tempdir().unwrap();
+        let log = TerminationLog::At(home.path().join("log"));
+        for length in [1000, 10] {
+            let message = TerminationMessage::new("x", 1, &"x".repeat(length));
+            log.write(&message);
+            assert_eq!(std::fs::read_to_string(home.path().join("log")).unwrap(), message.to_line());
+        }
     }
 
     #[test]

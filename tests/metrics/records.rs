@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use aws_sdk_sqs::types::{MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
 use serde_json::Value;
 
-use crate::support::cloud::{Cloud, GREEDY, Left};
+use crate::support::cloud::{Cloud, GREEDY, Left, eventually};
 
 const TRACE_ID: &str = "5759e988bd862e3fe1be46a994272793";
 
@@ -115,4 +115,30 @@ async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succe
     let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
     let fields: Value = serde_json::from_str(&message).unwrap();
     assert_eq!((&fields["key"], &fields["outcome"]), (&"bad".into(), &"permanent".into()));
+}
+
+/// Nobody can write another one then; and while beats come, it says when the message is visible again after the last of them.
+#[tokio::test]
+async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_visible_again() {
+    let cloud = Cloud::new(5).await;
+    let path = cloud.notes.path().join("termination-log");
+    let left_behind = || {
+        let message = std::fs::read_to_string(&path).ok()?;
+        serde_json::from_str::<Value>(&message).ok().filter(|fields| fields["next"].as_str().is_some())
+    };
+    cloud.send(notification(&cloud, "a/b c")).await;
+    let run = cloud.run("--input none --visibility-timeout 3s", "echo up > up; sleep 600");
+    cloud.note("up").await;
+    let visible =
+        |fields: &Value| fields["next"].as_str()?.split_once(" visible again by ").map(|(_, at)| at.to_owned());
+    let first = eventually("the lease is said", async || visible(&left_behind()?)).await;
+    let later = eventually("a beat is said", async || visible(&left_behind()?).filter(|at| *at != first)).await;
+    assert!(later.len() == "12:03:20Z".len() && later.ends_with('Z'), "{later}");
+    run.signal(nix::sys::signal::Signal::SIGKILL);
+    let _ = run.ends_unread().await;
+    let fields = left_behind().expect("it is whole");
+    assert_eq!((&fields["outcome"], &fields["key"]), (&"in_progress".into(), &"a/b c".into()));
+    assert_eq!((&fields["bucket"], &fields["receive_count"]), (&(&*cloud.bucket).into(), &1.into()));
+    let next = fields["next"].as_str().unwrap();
+    assert!(next.starts_with("attempt 1 of 5; if this is the final message, the pod was killed"), "{next}");
 }

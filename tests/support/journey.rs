@@ -449,7 +449,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let ended = told.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
-            Report::Started(_) | Report::Progressed(_) | Report::LettingGo(_) => None,
+            Report::Started(_) | Report::Held(_) | Report::Progressed(_) | Report::LettingGo(_) => None,
         });
         ended.collect()
     }
@@ -459,7 +459,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let progress = told.iter().filter_map(|report| match report {
             Report::Progressed(progressed) => Some(progressed.progress.clone()),
-            Report::Started(_) | Report::LettingGo(_) | Report::Ended(_) => None,
+            Report::Started(_) | Report::Held(_) | Report::LettingGo(_) | Report::Ended(_) => None,
         });
         progress.collect()
     }
