@@ -18,6 +18,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use md5::Md5;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
@@ -340,13 +341,18 @@ fn delivery(message: Message, key_attribute: Option<&str>) -> Result<Delivery, R
     let idempotency_key = named.or(deduplication_id).map(str::to_owned);
     // In milliseconds since 1970.
     let sent_at = system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
+    let body = message.body.unwrap_or_default();
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
         return Err(ReceiveError::Transient("the queue sent a message without an id or a receipt handle".into()));
     };
+    // As the SDKs for Java and Go do: bytes that changed on the way may be anybody's work.
+    if message.md5_of_body.is_some_and(|md5| !md5.eq_ignore_ascii_case(&hex::encode(Md5::digest(&body)))) {
+        return Err(ReceiveError::Transient(format!("message {id} has another body than its MD5 says")));
+    }
     Ok(Delivery {
         message_id: MessageId::new(id),
         receipt: ReceiptHandle::new(receipt),
-        body: message.body.unwrap_or_default(),
+        body,
         receive_count: count.unwrap_or(1),
         sent_at: sent_at.map(|sent_at| SystemTime::UNIX_EPOCH + Duration::from_millis(sent_at)),
         idempotency_key,
@@ -676,6 +682,20 @@ mod tests {
         assert_eq!(delivery.traceparent.as_deref(), Some(traceparent));
         assert!(is_traceparent(traceparent));
         assert_eq!(sqs(&Canned::new(200, None, "{}")).receive(S, 30 * S).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_changed_on_the_way_is_no_delivery() {
+        let of = |md5: &str| {
+            let message =
+                format!(r#"{{"Messages":[{{"MessageId":"m","ReceiptHandle":"h","Body":"b","MD5OfBody":"{md5}"}}]}}"#);
+            Canned::new(200, None, message)
+        };
+        let good = sqs(&of("92eb5ffee6ae2fec3ad71c777531578f")).receive(S, 30 * S).await;
+        assert_eq!(good.unwrap().unwrap().body, "b");
+        let changed = sqs(&of("0cc175b9c0f1b6a831c399e269772661")).receive(S, 30 * S).await;
+        let why = "message m has another body than its MD5 says";
+        assert_eq!(changed, Err(ReceiveError::Transient(why.into())));
     }
 
     #[tokio::test]
