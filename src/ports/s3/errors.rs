@@ -69,6 +69,11 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
         Failure::Refused { code, message, status } => {
             (code.as_deref(), message.as_deref().unwrap_or("no reason given"), *status)
         }
+        Failure::Misconfigured(why) if object.key.trim().is_empty() => {
+            return FetchError::Permanent(format!(
+                "{what} has a key of blanks only, which the AWS SDK does not send: {why}"
+            ));
+        }
         Failure::Misconfigured(why) => return FetchError::Retryable(format!("{what} cannot be asked for: {why}")),
         Failure::Unanswered(why) => return FetchError::Retryable(format!("{what} could not be asked for: {why}")),
     };
@@ -170,6 +175,10 @@ mod tests {
             assert_eq!(is, kind, "{text}");
             assert!(text.contains(part), "{text:?} lacks {part:?}");
         }
+        let blanks = Object { key: "  ".into(), ..object(None) };
+        let unsent = Failure::Misconfigured("key was missing".into());
+        assert!(matches!(fetch_error(&blanks, &unsent), FetchError::Permanent(_)));
+        assert!(matches!(fetch_error(&object(None), &unsent), FetchError::Retryable(_)));
         let unanswered = fetch_error(&object(None), &Failure::Unanswered("refused".into()));
         assert_eq!(unanswered, FetchError::Retryable("object s3://b/k could not be asked for: refused".into()));
     }

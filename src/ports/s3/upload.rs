@@ -73,6 +73,9 @@ const SLOWEST: u64 = 64 << 10;
 /// How fast parts are put together at the slowest, in bytes a second: S3 needs minutes for the largest objects.
 const SLOWEST_COMPLETION: u64 = 32 << 20;
 
+/// Until an attempt to begin is answered: a stop waits for it.
+const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+
 /// An upload that is given up is not worth more of a stop.
 const ABORT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -114,8 +117,10 @@ impl S3 {
         } else {
             begin
         };
-        let answer =
-            self.send(bucket, |config| begin.clone().customize().config_override(self.within(config, 0)).send());
+        let limit = TimeoutConfig::builder().operation_attempt_timeout(BEGIN_LIMIT.min(self.timeout)).build();
+        let answer = self.send(bucket, |config| {
+            begin.clone().customize().config_override(config.timeout_config(limit.clone())).send()
+        });
         let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
         answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the upload got no id"))
     }
