@@ -36,11 +36,13 @@ async fn serve(mut connection: TcpStream, answer: &impl Fn(&str) -> (u16, String
             return Ok(());
         }
     }
-    let (status, body) = answer(&String::from_utf8_lossy(&request));
+    let request = String::from_utf8_lossy(&request);
+    let (status, body) = answer(&request);
     let length = body.len();
-    // Without an ETag no answer is taken for one of S3.
+    // Without an ETag no answer is taken for one of S3, and none for the object of another one.
+    let etag = request.lines().find_map(|line| line.strip_prefix("if-match: ")).unwrap_or("\"of the test\"");
     let head = format!(
-        "HTTP/1.1 {status} As the test says\r\nContent-Length: {length}\r\nETag: \"of the test\"\r\nConnection: close\r\n\r\n"
+        "HTTP/1.1 {status} As the test says\r\nContent-Length: {length}\r\nETag: {etag}\r\nConnection: close\r\n\r\n"
     );
     connection.write_all((head + &body).as_bytes()).await?;
     connection.shutdown().await
