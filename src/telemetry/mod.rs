@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::job::delivery::MessageId;
 use crate::job::notification::Object;
-use crate::job::report::{Ended, Held, Manifest, Noted, Published, Report, Subject};
+use crate::job::report::{Ended, Held, Manifest, Noted, Published, Report, Subject, as_json_fits};
 use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
@@ -182,6 +182,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     let Ended { subject, settlement, exit, said, last_error: _, progress, last_words: _, spent, used, published } =
         ended;
     let object: Option<&Object> = subject.objects.first();
+    let error = ended.error();
     // tracing wants a level at compile time, and the fields each time.
     macro_rules! record {
         ($level:ident, $text:literal) => {
@@ -201,7 +202,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 signal = exit.and_then(signal),
                 said = said.as_deref(),
                 progress = progress.as_ref().and_then(|progress| progress.share),
-                error = ended.error(),
+                error = error.as_deref().map(|error| as_json_fits(error, LONGEST_ERROR)),
                 next = ended.next(now),
                 receive_s = spent.receive.as_secs_f64(),
                 fetch_s = spent.fetch.as_secs_f64(),
@@ -213,7 +214,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 peak_memory_bytes = used.and_then(|used| used.peak_memory),
                 published = published.as_ref().map(|published| published.files),
                 published_bytes = published.as_ref().map(|published| published.bytes),
-                manifest = published.as_ref().map(|published| manifest(published).to_string()),
+                manifest = published.as_ref().map(manifest),
                 $text
             )
         };
@@ -227,11 +228,25 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     }
 }
 
-/// The first of the published files.
-fn manifest(published: &Manifest) -> Value {
+/// As JSON within JSON, in bytes. A container runtime cuts a record of more than 16 KiB in two, and a key alone may take 6.
+const LONGEST_MANIFEST: usize = 4 * 1024;
+const LONGEST_ERROR: usize = 2 * 1024;
+
+/// The first of the published files, as many as fit.
+fn manifest(published: &Manifest) -> String {
     let entry =
         |file: &Published| json!({ "to": file.to, "bytes": file.bytes, "checksum": file.checksum, "etag": file.etag });
-    published.first.iter().map(entry).collect()
+    let mut entries: Vec<Value> = Vec::new();
+    let mut manifest = Value::from(entries.clone()).to_string();
+    for file in &published.first {
+        entries.push(entry(file));
+        let longer = Value::from(entries.clone()).to_string();
+        if as_json_fits(&longer, LONGEST_MANIFEST).len() < longer.len() {
+            break;
+        }
+        manifest = longer;
+    }
+    manifest
 }
 
 fn log_left(outcome: &RunOutcome) {
@@ -345,5 +360,53 @@ mod tests {
         is_now(said("a", "stalled", 0));
         told.left(&RunOutcome::Kept(KeepReason::Stalled));
         is_now(said("a", "stalled", 0));
+    }
+
+    /// The end of a message with everything that is long.
+    #[test]
+    fn a_record_is_whole_for_a_container_runtime() {
+        let published = |n: u64| Published {
+            to: format!("s3://results/{}/{n}", "ü".repeat(400)),
+            bytes: u64::MAX,
+            checksum: Some("CRC64NVME:sB0ELBDWEWM=".to_owned()),
+            etag: Some("x".repeat(40)),
+        };
+        let object = Object {
+            bucket: "b".repeat(63),
+            key: "\u{1}".repeat(1024),
+            version_id: None,
+            etag: None,
+            size: Some(u64::MAX),
+            sequencer: None,
+        };
+        let settlement = Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
+        let mut ended = ended("m", settlement);
+        ended.subject.objects = vec![object];
+        ended.said = Some("\u{1}".repeat(500));
+        ended.published = Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
+        let record: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let out = record.clone();
+        let writer = move || Shared(out.clone());
+        tracing::subscriber::with_default(tracing_subscriber::fmt().json().with_writer(writer).finish(), || {
+            log_ended(&ended, SystemTime::now());
+        });
+        let record = record.lock().unwrap();
+        // Less what every record has: who speaks.
+        assert!((10_000..15_800).contains(&record.len()), "{} bytes", record.len());
+        let fields: Value = serde_json::from_slice(&record).unwrap();
+        let manifest: Value = serde_json::from_str(fields["fields"]["manifest"].as_str().unwrap()).unwrap();
+        assert_eq!(manifest.as_array().map(Vec::len), Some(4));
+    }
+
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 }
