@@ -5,13 +5,13 @@
 //! - A command is a process group, and its leader is reaped last of all: as long as the leader is a zombie,
 //!   the kernel gives the group's number to nobody else, so a signal to the group cannot hit a stranger.
 //! - What leaves the group (`setsid`, a double fork) comes to us once its parent has ended, because we are
-//!   PID 1 or a child subreaper, and is KILLed with its command: see [`orphans`].
+//!   PID 1 or a child subreaper, and is KILLed with its command: see `orphans.rs`.
 //! - Reaping happens under the lock that is held across a start, and a command's leader is reaped by its own
 //!   run only. So no exit status is ever taken by the reaper, and no pid is reused between look and KILL.
 //!
 //! Not `tokio::process` then: its `wait` reaps.
 //!
-//! And nothing of it outlives us, even if we are KILLed: see [`guard`](mod@guard).
+//! And nothing of it outlives us, even if we are KILLed: see `guard.rs`.
 
 mod guard;
 mod orphans;
@@ -94,7 +94,7 @@ impl Processes {
     }
 
     /// The same, and nothing of a command outlives us, whatever ends us. For `leasehold` itself, because it starts its own
-    /// program a second time, which calls [`guard`](guard()).
+    /// program a second time, which calls [`guard()`].
     pub fn guarded() -> io::Result<Self> {
         let processes = Self::adopting()?;
         if getpid().as_raw() == 1 {
