@@ -108,7 +108,7 @@ fn end(commands: &mut Commands) {
     let us = process::id().cast_signed();
     let (mut looks, mut in_vain) = (0..KILL_LIMIT.as_millis() / QUICK_TICK.as_millis(), 0);
     // Twice, since a process may move to another parent while we look from one to the next.
-    while in_vain < 2 && looks.next().is_some() {
+    while !commands.is_empty() && in_vain < 2 && looks.next().is_some() {
         let processes: Vec<_> = Process::all().collect();
         // From the first processes of the machine or the container on, whose parent is nobody.
         attribute(commands, &processes, 0);
