@@ -88,7 +88,7 @@ fn what_keda_counts_wrongly_is_told() {
             Warning,
             "KEDA starts no Job",
         ),
-        ("/metadata/annotations".into(), json!({ "a": true }), Error, "true is no string"),
+        ("/metadata/annotations".into(), json!({ "a": true }), Error, "true is not a string"),
         ("/spec/triggers/0/authenticationRef/name".into(), json!("leasehld"), Error, "did you mean leasehold?"),
         (
             "/spec/triggers/0/authenticationRef/kind".into(),
@@ -152,12 +152,12 @@ fn what_never_starts_ends_or_becomes_ready_is_told() {
     use Severity::{Error, Unchecked, Warning};
     assert_all_told(&[
         (at(JOB, "/suspend"), json!(true), Error, "none of them ever starts a pod"),
-        (at(JOB, "/suspend"), json!("true"), Error, "is no boolean"),
+        (at(JOB, "/suspend"), json!("true"), Error, "is not a boolean"),
         (at(JOB, "/parallelism"), json!(0), Error, "none of them ever starts a pod"),
         (at(JOB, "/completions"), json!(0), Error, "none of them ever starts a pod"),
-        (at(JOB, "/activeDeadlineSeconds"), json!("300"), Error, "is no integer"),
-        (at(POD, "/schedulingGates"), json!([{ "name": "quota" }]), Error, "no pod is put on a node"),
-        (at(POD, "/nodeSelector"), json!({ "spot": true }), Error, "true is no string"),
+        (at(JOB, "/activeDeadlineSeconds"), json!("300"), Error, "is not an integer"),
+        (at(POD, "/schedulingGates"), json!([{ "name": "quota" }]), Error, "no pod starts until its gates"),
+        (at(POD, "/nodeSelector"), json!({ "spot": true }), Error, "true is not a string"),
         (at(POD, "/containers/1"), sidecar(), Warning, "a Job ends when all its containers have"),
         (at(POD, "/volumes/1/configMap/name"), json!("leasehold-samples"), Error, "its pods never start"),
         (
@@ -238,7 +238,7 @@ fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
         ),
         (at(CONTAINER, "/command"), json!(["npm", "run", "start"]), Error, "it starts npm, not leasehold"),
         (at(CONTAINER, "/command"), json!(["leasehold", "local", "in"]), Error, "leasehold local, without run"),
-        (at(CONTAINER, "/command"), json!(["leasehold", "run", "--wait", 5, "--", "x"]), Error, "5 is no string"),
+        (at(CONTAINER, "/command"), json!(["leasehold", "run", "--wait", 5, "--", "x"]), Error, "5 is not a string"),
     ]);
 }
 
@@ -276,7 +276,7 @@ fn settings_are_read_wherever_they_are() {
         "where the kubelet does not ask",
     );
     told("no work directory", &in_settings("LEASEHOLD_WORK_DIR", Value::Null), Error, "no volume is mounted at /tmp");
-    told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "nobody makes a in it");
+    told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "so a is not there");
     told(
         "an emulator",
         &in_settings("AWS_ENDPOINT_URL", json!("http://emulator:4566")),
@@ -297,10 +297,10 @@ fn settings_are_read_wherever_they_are() {
         Warning,
         "leasehold writes /work/end",
     );
-    told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value 120 is no string");
-    told("a truth", &in_env("DEBUG", json!(true)), Error, "true is no string");
+    told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value 120 is not a string");
+    told("a truth", &in_env("DEBUG", json!(true)), Error, "true is not a string");
     let init = |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
-    told("a number in an init container", &init, Error, "container install, command: 1 is no string");
+    told("a number in an init container", &init, Error, "container install, command: 1 is not a string");
     told(
         "a key that is not there",
         &reference("configMapKeyRef", "leasehold-settings", "NO_KEY"),
@@ -320,6 +320,31 @@ fn settings_are_read_wherever_they_are() {
         Unchecked,
         "settings from Secret limits are not in the file",
     );
+}
+
+#[test]
+fn job_types_are_read_as_they_are_mounted() {
+    let mounted = |file: &str, mount: Value, items: Value| {
+        let mut objects = changed(&[(&at(CONTAINER, "/volumeMounts/1"), mount)]);
+        change(&mut objects, &at(POD, "/volumes/1/configMap/items"), items);
+        setting(&mut objects, "LEASEHOLD_JOB_TYPES", json!(file));
+        objects
+    };
+    let alone = json!({ "name": "sample", "mountPath": "/etc/types.yaml", "subPath": "job-types.yaml" });
+    let renamed = json!([{ "key": "job-types.yaml", "path": "a/types.yaml" }]);
+    let whole = json!({ "name": "sample", "mountPath": "/sample" });
+    let mut cases = [
+        mounted("/etc/types.yaml", alone, json!([{ "key": "job-types.yaml", "path": "job-types.yaml" }])),
+        mounted("/sample/a/types.yaml", whole.clone(), renamed.clone()),
+    ];
+    for objects in &mut cases {
+        assert_good("as it is", objects);
+        let map = objects.iter_mut().find(|object| object["metadata"]["name"] == "leasehold-sample").unwrap();
+        map["data"]["job-types.yaml"] = json!("job-types: [{name: csv, max-duraton: 5m}]");
+        assert_told("a typo in it", objects, Severity::Error, "max-duraton");
+    }
+    let objects = mounted("/sample/job-types.yaml", whole, renamed);
+    assert_told("under its old name", &objects, Severity::Error, "/sample/job-types.yaml is not there");
 }
 
 /// LEASEHOLD_MAX_DURATION from elsewhere.
@@ -426,6 +451,8 @@ fn what_is_right_in_another_way_is_not_told() {
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(9464)),
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("9464")),
         (at(CONTAINER, "/terminationMessagePath"), json!("/dev/termination-log")),
+        // The kubelet makes a subPath.
+        (at(CONTAINER, "/volumeMounts/2/subPath"), json!("a")),
         (
             at(CONTAINER, "/command"),
             shell(&["/bin/sh", "-c", "cd /sample && exec leasehold run -- python3 process.py"]),

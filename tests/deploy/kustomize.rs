@@ -335,7 +335,7 @@ fn what_the_customary_samples_get_wrong_is_refused() {
         ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "spec.scaleTargetRef: no field of a ScaledJob"),
         ("/spec", "triggers", json!([]), "none is of type aws-sqs-queue"),
         ("/spec/rollout", "strategy", json!("default"), "KEDA has no \"default\""),
-        ("/spec/triggers/0/metadata", "queueLength", json!(1), "1 is no string"),
+        ("/spec/triggers/0/metadata", "queueLength", json!(1), "1 is not a string"),
         ("/spec/triggers/0/metadata", "scaleOnInflight", json!("false"), "did you mean scaleOnInFlight?"),
         ("/spec/jobTargetRef", "pollingInterval", json!(30), "'pollingInterval' was unexpected"),
         ("/spec/jobTargetRef/template/spec", "gracePeriod", json!(30), "'gracePeriod' was unexpected"),

@@ -103,7 +103,7 @@ impl<'a> ScaledJob<'a> {
                 Value::Null => self.value_from(place, name, &variable["valueFrom"], &mut findings),
                 Value::String(text) => environment.expand(text),
                 other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-                    let what = format!("its value {other} is no string, and Kubernetes refuses the object");
+                    let what = format!("its value {other} is not a string, and Kubernetes refuses the object");
                     findings.push(Finding::error(format!("{place}, env {name}"), what, quoted(other)));
                     other.to_string()
                 }
@@ -185,7 +185,7 @@ const NO_JOB: &str = "KEDA sets the ScaledJob's Ready to False and starts no Job
 
 pub const NO_POD: &str = "its pods never start";
 
-/// How to write what is no string. Only of an integer it is known how it is written: `on` is true, and 0755 is a fraction.
+/// How to write what is not a string. Only of an integer it is known how it is written: `on` is true, and 0755 is a fraction.
 pub fn quoted(value: &Value) -> String {
     if value.is_i64() || value.is_u64() {
         format!("write it in quotes: \"{value}\"")
@@ -225,7 +225,7 @@ pub fn not_texts(object: &Value) -> Vec<Finding> {
         let not_texts = values.filter(|(_, value)| !value.is_string() && !value.is_null());
         let finding = |(key, _): (&String, &Value)| {
             // Its value may be secret.
-            let what = "it is no string, and Kubernetes refuses the object";
+            let what = "it is not a string, and Kubernetes refuses the object";
             Finding::error(format!("{kind} {name}, {field}.{key}"), what, "write it in quotes")
         };
         not_texts.map(finding).collect::<Vec<_>>()

@@ -142,7 +142,11 @@ pub fn object(
 ) {
     let Some(fields) = value.as_object() else {
         if !value.is_null() {
-            findings.push(Finding::error(at(path), format!("{value} is no object"), "write fields and their values"));
+            findings.push(Finding::error(
+                at(path),
+                format!("{value} is not an object"),
+                "write fields and their values",
+            ));
         }
         return;
     };
@@ -158,24 +162,24 @@ pub fn object(
 }
 
 fn field(at: &dyn Fn(&str) -> String, path: &str, value: &Value, shape: &'static Shape, findings: &mut Vec<Finding>) {
-    let refused = |what: &str| format!("{value} is no {what}, and Kubernetes refuses it");
+    let refused = |what: &str| format!("{value} is not {what}, and Kubernetes refuses it");
     let not_a_number =
-        || (!value.is_u64()).then(|| Finding::error(at(path), refused("integer"), "write a number without quotes"));
+        || (!value.is_u64()).then(|| Finding::error(at(path), refused("an integer"), "write a number without quotes"));
     let found = match shape {
         Any => None,
-        Text => (!value.is_string()).then(|| Finding::error(at(path), refused("string"), quoted(value))),
+        Text => (!value.is_string()).then(|| Finding::error(at(path), refused("a string"), quoted(value))),
         Texts => {
             let is_list = value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
-            (!is_list).then(|| Finding::error(at(path), refused("list of strings"), "write it as one"))
+            (!is_list).then(|| Finding::error(at(path), refused("a list of strings"), "write it as one"))
         }
         TextMap => {
             for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
                 field(at, &format!("{path}.{name}"), value, &Text, findings);
             }
-            (!value.is_object()).then(|| Finding::error(at(path), refused("object"), "write names and texts"))
+            (!value.is_object()).then(|| Finding::error(at(path), refused("an object"), "write names and texts"))
         }
         Truth => (!value.is_boolean())
-            .then(|| Finding::error(at(path), refused("boolean"), "write true or false without quotes")),
+            .then(|| Finding::error(at(path), refused("a boolean"), "write true or false without quotes")),
         Positive if value == 0 => {
             Some(Finding::error(at(path), "it is 0, and Kubernetes refuses the object", "set it to 1 or more"))
         }
@@ -195,7 +199,7 @@ fn field(at: &dyn Fn(&str) -> String, path: &str, value: &Value, shape: &'static
                 }
                 None
             }
-            None => Some(Finding::error(at(path), refused("list"), "write it as one")),
+            None => Some(Finding::error(at(path), refused("a list"), "write it as one")),
         },
         Outdated(change) => Some(Finding::warning(at(path), "it is outdated, or means nothing for a queue", *change)),
         Foreign(change) => {

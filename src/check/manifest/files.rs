@@ -11,7 +11,9 @@ use crate::check::Finding;
 /// A volume where a container has it.
 pub struct Mount<'a> {
     pub volume: &'a Value,
-    /// Below the volume.
+    /// Of the volume only this is mounted.
+    sub_path: &'a str,
+    /// Below where it is mounted.
     pub rest: PathBuf,
     pub is_read_only: bool,
 }
@@ -29,24 +31,25 @@ const NEVER_WRITABLE: [&str; 4] = ["configMap", "secret", "projected", "downward
 
 impl ScaledJob<'_> {
     /// The volume that a path of a container is on.
-    pub fn mount(&self, container: &Value, path: &Path) -> Option<Mount<'_>> {
+    pub fn mount<'a>(&'a self, container: &'a Value, path: &Path) -> Option<Mount<'a>> {
         let mounts = container["volumeMounts"].as_array()?.iter();
         let of_path = mounts.filter_map(|mount| Some((mount, Path::new(mount["mountPath"].as_str()?))));
         let deepest = of_path.filter(|(_, at)| path.starts_with(at)).max_by_key(|(_, at)| at.components().count());
         let (mount, at) = deepest?;
         let volume = self.pod["volumes"].as_array()?.iter().find(|volume| volume["name"] == mount["name"])?;
-        let below = path.strip_prefix(at).ok()?;
-        let rest = match mount["subPath"].as_str() {
-            Some(sub_path) => Path::new(sub_path).join(below),
-            None => below.to_owned(),
-        };
+        let rest = path.strip_prefix(at).ok()?.to_owned();
+        let sub_path = mount["subPath"].as_str().unwrap_or_default();
         let is_read_only = mount["readOnly"] == true || NEVER_WRITABLE.iter().any(|kind| volume[*kind].is_object());
-        Some(Mount { volume, rest, is_read_only })
+        Some(Mount { volume, sub_path, rest, is_read_only })
     }
 
     /// What is in a file of a container, if it comes from a ConfigMap among the objects.
     pub fn file(&self, container: &Value, path: &str) -> File {
-        let Some(Mount { volume, rest, .. }) = self.mount(container, Path::new(path)) else { return File::Elsewhere };
+        let Some(Mount { volume, sub_path, rest, .. }) = self.mount(container, Path::new(path)) else {
+            return File::Elsewhere;
+        };
+        // Not joined if nothing is below: that would end in a slash.
+        let rest = if rest.as_os_str().is_empty() { PathBuf::from(sub_path) } else { Path::new(sub_path).join(rest) };
         let source = &volume["configMap"];
         let map = source["name"].as_str().and_then(|name| self.object("ConfigMap", name));
         let (Some(map), Some(rest)) = (map, rest.to_str()) else { return File::Elsewhere };

@@ -82,7 +82,7 @@ impl ScaledJob<'_> {
         if self.pod["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
             findings.push(Finding::error(
                 self.at("spec.jobTargetRef.template.spec.schedulingGates"),
-                "no pod is put on a node until somebody removes its gates; until then its Job counts as pending",
+                "no pod starts until its gates are removed, and until then its Job counts as pending",
                 "remove them",
             ));
         }
@@ -157,7 +157,7 @@ impl ScaledJob<'_> {
         let place = format!("{}, LEASEHOLD_WORK_DIR", container.place);
         let exits = "every pod exits with 78";
         let change = "mount an emptyDir, and set LEASEHOLD_WORK_DIR to where it is";
-        let Some(Mount { volume, rest, is_read_only }) = self.mount(container.value, path) else {
+        let Some(Mount { volume, rest, is_read_only, .. }) = self.mount(container.value, path) else {
             if container.value["securityContext"]["readOnlyRootFilesystem"] == true {
                 let what = format!("the root is read-only and no volume is mounted at {}: {exits}", path.display());
                 findings.push(Finding::error(place, what, change));
@@ -174,10 +174,8 @@ impl ScaledJob<'_> {
         let is_made = makers.filter_map(|maker| maker["volumeMounts"].as_array()).flatten();
         let is_made = is_made.into_iter().any(|mount| mount["name"] == *name);
         if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !is_made {
-            let what = format!(
-                "the volume {name} is empty when a pod starts, and nobody makes {} in it: {exits}",
-                rest.display()
-            );
+            let what =
+                format!("the volume {name} is empty when a pod starts, so {} is not there: {exits}", rest.display());
             findings.push(Finding::error(place, what, "set it to the volume's mountPath"));
         }
         let size = volume["emptyDir"]["sizeLimit"].as_str().and_then(|size| size.parse::<bytesize::ByteSize>().ok());

@@ -106,8 +106,12 @@ impl ScaledJob<'_> {
         let gates: Vec<_> = gates.map(|gate| &gate["conditionType"]).collect();
         for condition in &conditions {
             if gates.iter().any(|gate| *gate == condition) {
-                let what = format!("whether and when somebody sets {condition} could not be seen");
-                findings.push(Finding::unchecked(place(), what, "[ContainersReady] needs nobody else"));
+                let what = format!("who sets {condition}, and when, could not be seen");
+                findings.push(Finding::unchecked(
+                    place(),
+                    what,
+                    "set it to [ContainersReady], which Kubernetes sets itself",
+                ));
             } else if !CONDITIONS.contains(condition) {
                 let what = format!(
                     "Kubernetes never sets {condition:?} to true on a pod that works, so KEDA counts every running Job \

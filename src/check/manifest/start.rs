@@ -87,7 +87,7 @@ impl Starter<'_> {
             if let Some(text) = word.as_str() {
                 words.push(self.environment.expand(text));
             } else {
-                let what = format!("{word} is no string, and Kubernetes refuses the object");
+                let what = format!("{word} is not a string, and Kubernetes refuses the object");
                 self.findings.push(Finding::error(&self.place, what, quoted(word)));
                 words.push(word.to_string());
             }
