@@ -189,6 +189,8 @@ fn what_never_starts_ends_or_becomes_ready_is_told() {
             Warning,
             "startupProbe",
         ),
+        (at(CONTAINER, "/args"), json!("--wait 5s"), Error, "args: it is not a list"),
+        (at(CONTAINER, "/env"), json!({ "LEASEHOLD_TERMINATION_GRACE": "120s" }), Error, "env: it is not a list"),
         (at(CONTAINER, "/terminationMessagePath"), json!("/tmp/end"), Warning, "Kubernetes reads /tmp/end"),
         (at(CONTAINER, "/volumeMounts/2/mountPath"), json!("/scratch"), Error, "no volume is mounted at /work"),
         (at(CONTAINER, "/volumeMounts/2/readOnly"), json!(true), Error, "which is read-only there"),

@@ -107,6 +107,12 @@ impl<'a> ScaledJob<'a> {
         let mut starter = Starter { place: place_of_command, environment: &mut environment, findings: Vec::new() };
         let start = starter.start(value);
         findings.append(&mut starter.findings);
+        for field in ["command", "args", "env", "envFrom", "ports", "volumeMounts"] {
+            if !value[field].is_null() && !value[field].is_array() {
+                let what = "it is not a list, and Kubernetes refuses the object";
+                findings.push(Finding::error(format!("{place}, {field}"), what, "write it as a list"));
+            }
+        }
         let container =
             Container { value, place, environment, config: None, unknown: BTreeSet::new(), flags: BTreeSet::new() };
         (container, start, findings)
