@@ -221,7 +221,7 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
 
     set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "3600").await;
     set(&cloud, &cloud.queue_url, QueueAttributeName::MessageRetentionPeriod, "7200").await;
-    let events = "--events ObjectRemoved:*";
+    let events = "--events ObjectRemoved:* --input none";
     let away = "--pushgateway http://127.0.0.1:1 --output s3://no-such-bucket/out";
     let away = format!("--buckets {},no-such-bucket {away} {events}", cloud.bucket);
     let (left, lines) = check_live(&cloud, &away, &anybody).await;

@@ -472,6 +472,6 @@ async fn s35_each_stop_costs_exactly_one_receive_and_only_the_queue_counts() {
         Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
     }
     assert_eq!((command.runs(), queue.dead_letters()[0].receive_count), (2, 2), "two stops were enough");
-    let warned = "few receives until the dead-letter queue: each stop of a pod costs one too";
+    let warned = "maxReceiveCount is low: every stop of a pod also uses up one receive";
     assert!(logs.complaints().iter().any(|complaint| complaint == warned), "{:?}", logs.complaints());
 }
