@@ -11,6 +11,7 @@ pub mod publish;
 pub mod result_file;
 pub mod workspace;
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -128,6 +129,16 @@ impl Runtime {
     }
 }
 
+/// What the command works on.
+enum Provided<'a> {
+    /// As it was fetched, which the event may say otherwise.
+    Object(Cow<'a, Record>),
+    /// The message's body.
+    Body,
+    /// The object is gone, and that is as it should be.
+    Nothing,
+}
+
 #[async_trait]
 impl Worker for Bench {
     /// When this returns, the command is gone, and what it left on the disk is gone or going.
@@ -182,7 +193,7 @@ impl Worker for Bench {
                 deadline_at: work.deadline_at,
             };
             let work = self.claimed(item, &record_deadline.passed, &mut progress).instrument(span);
-            let (processed, failed_last) = with_last_error(work).await;
+            let (processed, failed_last) = Box::pin(with_last_error(work)).await;
             let removed = space.remove();
             // Who is to end has no time to wait for a hundred thousand files.
             let patience = if halt.requested.is_cancelled() { REMOVAL } else { Duration::MAX };
@@ -305,45 +316,25 @@ impl Bench {
     }
 
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let Item { work, number: _, record, space, watch, runtime, halt, publish_halt, stop_grace, deadline_at } = item;
+        let Item { work, space, watch, runtime, halt, publish_halt, stop_grace, deadline_at, .. } = item;
         let Progress { ran, exit, said, last_words, spent, used, published, in_time, already_done: _ } = progress;
         let (input, output) = (space.input(), space.output());
         let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
 
         let Task { command, input: how, .. } = work.task.as_ref();
-        let fetched_record;
-        let record = match (record, how) {
-            (Some(record), Input::File | Input::Stdin) => {
-                let Record { object, key_as_sent, .. } = record;
-                let store = self.store.as_ref();
-                let fetched = fetch::fetch(store, &self.fetch, &self.work_dir, object, key_as_sent.as_deref(), &input);
-                match unless_halted(halt, self.timed(&mut spent.fetch, fetched)).await?? {
-                    Fetched::Here(FetchedObject { key, size, etag }) => {
-                        let object = Object { key, size: Some(size), etag, ..record.object.clone() };
-                        fetched_record = Record { object, ..record.clone() };
-                        Some(&fetched_record)
-                    }
-                    Fetched::Gone => {
-                        *in_time = !halt.is_cancelled();
-                        return Ok(());
-                    }
-                }
-            }
-            (Some(record), Input::None) => {
-                fetch::check_bucket(&self.fetch, &record.object)?;
-                Some(record)
-            }
-            (None, _) => {
-                std::fs::write(&input, &work.received.delivery.body)
-                    .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())))?;
-                None
+        let record = match self.provide_input(item, &mut spent.fetch).await? {
+            Provided::Object(record) => Some(record),
+            Provided::Body => None,
+            Provided::Nothing => {
+                *in_time = !halt.is_cancelled();
+                return Ok(());
             }
         };
 
         let given = Given {
             job_id: &self.job_id,
             received: &work.received,
-            record,
+            record: record.as_deref(),
             task: &work.task,
             deadline: self.wall_clock(deadline_at),
             space,
@@ -394,7 +385,7 @@ impl Bench {
 
         if let Some(outbox) = outbox {
             let results = Results {
-                object: record.map(|record| &record.object),
+                object: record.as_deref().map(|record| &record.object),
                 message_id: &work.received.delivery.message_id,
                 job_type: &work.task.name,
                 to: work.task.output.as_ref(),
@@ -409,6 +400,31 @@ impl Bench {
         }
         *in_time = true;
         Ok(())
+    }
+
+    /// Puts what the command works on where it finds it.
+    async fn provide_input<'a>(&self, item: Item<'a>, spent: &mut Duration) -> Result<Provided<'a>, Failure> {
+        let Item { work, record, space, halt, .. } = item;
+        let input = space.input();
+        let Some(record) = record else {
+            return std::fs::write(&input, &work.received.delivery.body)
+                .map(|()| Provided::Body)
+                .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())));
+        };
+        let Record { event, object, key_as_sent } = record;
+        if work.task.input == Input::None {
+            fetch::check_bucket(&self.fetch, object)?;
+            return Ok(Provided::Object(Cow::Borrowed(record)));
+        }
+        let store = self.store.as_ref();
+        let fetched = fetch::fetch(store, &self.fetch, &self.work_dir, object, key_as_sent.as_deref(), &input);
+        Ok(match unless_halted(halt, self.timed(spent, fetched)).await?? {
+            Fetched::Here(FetchedObject { key, size, etag }) => {
+                let object = Object { key, size: Some(size), etag, ..object.clone() };
+                Provided::Object(Cow::Owned(Record { event: event.clone(), object, key_as_sent: None }))
+            }
+            Fetched::Gone => Provided::Nothing,
+        })
     }
 
     /// Adds the time that `work` takes to `spent`, also if it is dropped half way.
