@@ -1,4 +1,4 @@
-//! 13 to 22: success, failure, and everything in between.
+//! 13 to 22, and 71: success, failure, and everything in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -256,7 +256,7 @@ async fn s21_a_panic_in_the_work_keeps_the_message_and_lets_it_go() {
 
 /// What one message brings to light is not the others' end: they are worked on, and the run says that there was a bug.
 #[tokio::test(start_paused = true)]
-async fn s86_a_panic_at_one_message_does_not_end_the_good_ones_behind_it() {
+async fn s71_a_panic_at_one_message_does_not_end_the_good_ones_behind_it() {
     let queue = queue_with(&["a", "b", "c"].map(object_created).each_ref().map(String::as_str));
     let command = FakeCommand::sequence([Does::Panics, Does::Exits(S, 0)]);
     let mut journey = Journey::new(&queue, &command);

@@ -1,4 +1,4 @@
-//! 49, 58 to 60 and 88: the way of an object to the disk.
+//! 49, 58 to 60 and 73: the way of an object to the disk.
 
 use std::io;
 use std::ops::Range;
@@ -353,7 +353,7 @@ async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_notic
 /// A sender that does not encode its keys means `a+b` by `a+b`. The object is found under that key if there is none under the
 /// decoded one, and only if it is the one that the event is about.
 #[tokio::test]
-async fn s88_a_key_that_its_sender_did_not_encode_is_found() {
+async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
     let cloud = Cloud::new(5).await;
     let config = aws::config(&cloud.endpoint);
     let s3 = S3::new(&config, None);

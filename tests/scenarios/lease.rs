@@ -1,4 +1,4 @@
-//! 1 to 12: the lease.
+//! 1 to 12, and 66: the lease.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -446,7 +446,7 @@ async fn s12_a_second_pod_receives_what_the_first_still_works_on() {
 /// A release whose answer is lost may have come through, and then the message is somebody else's: it is not sent again, and what
 /// is said of the message's return holds either way.
 #[tokio::test(start_paused = true)]
-async fn s85_a_release_that_may_have_come_through_is_not_sent_again() {
+async fn s66_a_release_that_may_have_come_through_is_not_sent_again() {
     let unclear = || VisibilityError::Unclear("reset".to_owned());
     for fault in [Fault::AnswerLost(unclear()), Fault::Error(unclear()), Fault::RequestDelayed(MINUTE)] {
         let logs = Logs::default();

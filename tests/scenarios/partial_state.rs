@@ -1,4 +1,4 @@
-//! 57, 67 to 69: what a command has done so far (`--checkpoint`): half written, lost, or written by somebody else.
+//! 57, 67 and 68: what a command has done so far (`--checkpoint`): half written, lost, or written by somebody else.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! 36 to 42: receiving, the queue, and who starts us.
+//! 36 to 42, and 72: receiving, the queue, and who starts us.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -272,7 +272,7 @@ async fn s42_a_queue_without_a_dead_letter_queue_is_warned_about() {
 /// A redrive policy that the queue is slow to tell costs the message no time, and is asked for again while the work runs: that it
 /// was the last attempt is known at the end.
 #[tokio::test(start_paused = true)]
-async fn s87_a_redrive_policy_that_comes_late_is_known_at_the_end() {
+async fn s72_a_redrive_policy_that_comes_late_is_known_at_the_end() {
     let (queue, command) = (queue_of(Kind::Standard, 1, &[&object_created("k")]), exits(1));
     let mut slow = Around::new(&queue);
     (slow.silent_about_redrive, slow.redrive_takes) = (2.into(), S);

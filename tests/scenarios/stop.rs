@@ -1,4 +1,4 @@
-//! 23 to 35: the stop. Some of these are about how the program is deployed; then its part is that the stop is safe at
+//! 23 to 35, 64 and 65: the stop. Some of these are about how the program is deployed; then its part is that the stop is safe at
 //! whatever instant it comes, and however little time there is for it.
 
 use std::sync::Arc;
@@ -239,7 +239,7 @@ async fn s30_as_pid_1_no_zombie_is_left_and_the_exit_is_the_commands() {
 /// A TERM that comes before the handlers are installed is heard: nothing is deleted after it. Here it is pending when the
 /// program starts, which is as early as a signal can come.
 #[tokio::test]
-async fn s83_a_term_before_the_handlers_are_there_is_heard() {
+async fn s64_a_term_before_the_handlers_are_there_is_heard() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let early = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); \
@@ -254,7 +254,7 @@ async fn s83_a_term_before_the_handlers_are_there_is_heard() {
 
 /// HUP is a request to stop like TERM; signals that ask for nothing change nothing, although by default they kill.
 #[tokio::test]
-async fn s84_a_hangup_stops_and_other_signals_change_nothing() {
+async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = "trap 'echo > termed; exit 1' TERM; echo $$ > command; while :; do sleep 0.05; done";
@@ -273,7 +273,7 @@ async fn s84_a_hangup_stops_and_other_signals_change_nothing() {
 
 /// What nohup(1) wants ignored stays ignored: the run outlives the terminal that it was started from.
 #[tokio::test]
-async fn s84_a_hangup_that_is_to_be_ignored_is() {
+async fn s65_a_hangup_that_is_to_be_ignored_is() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let run =
