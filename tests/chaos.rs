@@ -76,10 +76,12 @@ async fn chaos(mut rng: Rng) {
     let attempts = cloud.notes.path().join("attempts");
     std::fs::create_dir(&attempts).unwrap();
     let witness = Arc::new(Witness { attempts: attempts.clone(), seen: Mutex::default() });
-    let watched = watch(witness.clone(), cloud.endpoint.clone()).await;
+    let watching = witness.clone();
+    let watched = in_front_of(&cloud.endpoint, move |client, server| pass_on(watching.clone(), client, server)).await;
     let network = Microburst::start(&watched, &faults(&mut rng)).await;
     let breaker = Arc::new(Breaker::new(rng.fork()));
-    let endpoint = lie(breaker.clone(), network.endpoint()).await;
+    let lying = breaker.clone();
+    let endpoint = in_front_of(&network.endpoint(), move |client, server| lie_to(lying.clone(), client, server)).await;
     cloud.s3.create_bucket().bucket(results_of(&cloud)).send().await.unwrap();
     let behind = network.endpoint();
     let (keys, ()) = tokio::join!(put_objects(&cloud, &mut rng), aws::warm_up(&behind));
@@ -215,20 +217,6 @@ impl Breaker {
         lies.insert((kind, lie));
         Some(lie)
     }
-}
-
-/// Puts the breaker in front of the network at `upstream`; returns where.
-async fn lie(breaker: Arc<Breaker>, upstream: String) -> String {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let upstream = upstream.strip_prefix("http://").unwrap().to_owned();
-    tokio::spawn(async move {
-        loop {
-            let (client, _) = listener.accept().await.unwrap();
-            tokio::spawn(lie_to(breaker.clone(), client, upstream.clone()));
-        }
-    });
-    endpoint
 }
 
 /// One connection, until either side ends it.
@@ -566,15 +554,18 @@ impl Message {
     }
 }
 
-/// Puts the witness in front of the server at `upstream`; returns where.
-async fn watch(witness: Arc<Witness>, upstream: String) -> String {
+/// Stands in front of the server at `upstream`, and hands each connection to `serve`; returns where.
+async fn in_front_of<F>(upstream: &str, serve: impl Fn(TcpStream, String) -> F + Send + 'static) -> String
+where
+    F: Future<Output = Option<()>> + Send + 'static,
+{
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let upstream = upstream.strip_prefix("http://").unwrap().to_owned();
     tokio::spawn(async move {
         loop {
             let (client, _) = listener.accept().await.unwrap();
-            tokio::spawn(pass_on(witness.clone(), client, upstream.clone()));
+            tokio::spawn(serve(client, upstream.clone()));
         }
     });
     endpoint

@@ -570,7 +570,7 @@ fn in_room(room: &Path, script: &str) -> Command {
 
 /// The same, as the command of a job.
 fn job(room: &Path, name: &str, script: &str) -> Command {
-    Command { env: vec![("JOB_FILE".into(), format!("/work/{name}/job.json").into())], ..in_room(room, script) }
+    Command { env: vec![("JOB_FILE".into(), format!("/jobs/{name}/job.json").into())], ..in_room(room, script) }
 }
 
 /// Leaves the group and the family of the command, and says so in files.

@@ -170,12 +170,16 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
         attribute(commands, &processes, us);
     }
     let is_over = |it: &Process| is_idle || commands.values().any(|family| family.is_over() && family.includes(it));
-    let orphans = processes.into_iter().filter(|it| it.parent == us && !commands.contains_key(&it.pid));
+    // In our own group is what others here have started and wait for, such as a profile's `credential_process`.
+    let is_ours = |it: &Process| it.group == our_group || commands.contains_key(&it.pid);
+    let orphans = processes.into_iter().filter(|it| it.parent == us && !is_ours(it));
     let killed = orphans.filter(|orphan| {
         // The kernel's word that this is our child, alive, and so its number its own; everything else is reaped by this.
         let lives = wait(orphan.pid, WaitPidFlag::empty()) == Ok(WaitStatus::StillAlive);
-        let is_spared = orphan.group == our_group || commands.contains_key(&orphan.group);
-        lives && !is_spared && is_over(orphan) && kill(Pid::from_raw(orphan.pid), Signal::SIGKILL).is_ok()
+        lives
+            && !commands.contains_key(&orphan.group)
+            && is_over(orphan)
+            && kill(Pid::from_raw(orphan.pid), Signal::SIGKILL).is_ok()
     });
     killed.collect()
 }
