@@ -3,7 +3,7 @@
 pub mod signals;
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
             .unwrap_or_else(|why| refuse(&why)),
         Action::Schema => {
             let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
-            println!("{schema}");
+            say(std::io::stdout(), &schema);
             ExitCode::SUCCESS
         }
         Action::Local(args) => LocalConfig::try_from(*args)
@@ -90,7 +90,7 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
             .unwrap_or_else(|why| refuse(&why)),
         Action::Install(args) => match install(&args.folder) {
             Ok(place) => {
-                println!("installed {}", place.display());
+                say(std::io::stdout(), &format!("installed {}", place.display()));
                 ExitCode::SUCCESS
             }
             Err(error) => refuse(&format!("cannot install into {}: {error}", args.folder.display())),
@@ -104,6 +104,7 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
 
 /// Prints what is wrong; the exit code says how bad the worst is.
 fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
+    check_threads()?;
     let CheckArgs { manifest, format, strict, mut run } = args;
     let mut findings = Findings::default();
     if let Some(path) = manifest {
@@ -135,8 +136,8 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
         }
     }
     match format {
-        CheckFormat::Text => println!("{findings}"),
-        CheckFormat::Json => println!("{}", serde_json::to_string(&findings).expect("findings are JSON")),
+        CheckFormat::Text => say(std::io::stdout(), &findings.to_string()),
+        CheckFormat::Json => say(std::io::stdout(), &serde_json::to_string(&findings).expect("findings are JSON")),
     }
     Ok(ExitCode::from(if findings.count(Severity::Error) > 0 {
         MISCONFIGURED
@@ -145,16 +146,22 @@ fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
     }))
 }
 
+/// A line for the person who asked. That nobody reads it any more (`leasehold … | head`) changes nothing else.
+fn say(mut to: impl Write, line: &str) {
+    let _ = writeln!(to, "{line}");
+}
+
 fn misconfigured(why: &str) -> TerminationMessage {
     TerminationMessage::new("misconfigured", MISCONFIGURED, why)
 }
 
 fn refuse(why: &str) -> ExitCode {
-    eprintln!("leasehold: {why}");
+    say(std::io::stderr(), &format!("leasehold: {why}"));
     ExitCode::from(MISCONFIGURED)
 }
 
 fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+    check_threads()?;
     check_machine(&config.work, own.is_none())?;
     let RunConfig { queue_url, records, work, .. } = config;
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
@@ -245,6 +252,7 @@ fn pushgateway(config: PushgatewayConfig) -> Pushgateway {
 }
 
 fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
+    check_threads()?;
     let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
     let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
     let format = log_format.unwrap_or(default_format(&std::io::stdout()));
@@ -265,6 +273,7 @@ fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
 }
 
 fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+    check_threads()?;
     check_machine(&config.work, own.is_none())?;
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
     let (screen, above) = bars::screen(format == LogFormat::Text);
@@ -274,7 +283,7 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
         let stopped = stop_requested(None)?;
         let runner = own.map_or_else(runner, Ok)?;
         let summary = local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())?;
-        println!("{summary}");
+        say(std::io::stdout(), &summary.to_string());
         Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
     };
     block_on(run, stop.tidy())?
@@ -282,7 +291,6 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
 
 /// What can be seen to be wrong before a message is received costs no message an attempt.
 fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
-    check_threads()?;
     for task in work.settings.policy.tasks().filter(|_| runs_commands) {
         find_program(&task.command.program).map_err(|why| match &work.job_types_file {
             Some(file) if task.name != Task::DEFAULT => {
@@ -316,7 +324,7 @@ fn check_threads() -> Result<(), String> {
     match refused {
         None => Ok(()),
         Some(error) => Err(format!(
-            "only {count} of {THREADS} threads can be started ({error}): raise the limit of processes (ulimit -u, or the \
+            "only {count} of {THREADS} threads can be started here ({error}): raise the limit of processes (ulimit -u, or the \
              pod's pids limit)"
         )),
     }

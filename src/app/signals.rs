@@ -8,6 +8,7 @@
 use std::fs;
 use std::sync::Arc;
 
+use nix::libc::{SIGRTMAX, SIGRTMIN};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -42,8 +43,7 @@ const LEFT_ALONE: [Signal; 16] = [
 #[derive(Debug, Clone, Copy)]
 pub struct Inherited(SigSet);
 
-/// Blocks every signal that would end this process without a shutdown, in this thread and in those it starts. SIGUSR1, SIGUSR2,
-/// SIGALRM and the real-time signals stay blocked for ever: they would end a run and leave its message hidden.
+/// Blocks every signal that would end this process without a shutdown, in this thread and in those it starts.
 #[must_use]
 pub fn block() -> Inherited {
     let mut blocked = SigSet::all();
@@ -65,12 +65,10 @@ impl Inherited {
 /// thread, which is the one that signals are delivered to: in all others they stay blocked.
 pub fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, String> {
     let requested = CancellationToken::new();
-    let mut heard = SigSet::empty();
-    for kind in STOPS.into_iter().filter(|kind| !(*kind == Signal::SIGHUP && is_ignored(Signal::SIGHUP))) {
+    for kind in STOPS.into_iter().filter(|kind| *kind != Signal::SIGHUP || !is_ignored(Signal::SIGHUP)) {
         let name = kind.as_str();
         let mut signals = signal(SignalKind::from_raw(kind as i32))
             .map_err(|error| format!("a handler for {name} could not be installed: {error}"))?;
-        heard.add(kind);
         let (requested, metrics) = (requested.clone(), metrics.cloned());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
@@ -86,7 +84,16 @@ pub fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToke
             }
         });
     }
-    heard.thread_unblock().map_err(|errno| format!("signals could not be unblocked: {errno}"))?;
+    // What else would end a run and leave its message hidden is heard, too, and means nothing. A handler of its own, and no lasting
+    // block: while a command is started the mask is empty, and an ignored signal would stay ignored in the command.
+    let all = SigSet::all();
+    let others = all.iter().filter(|kind| !LEFT_ALONE.contains(kind) && !STOPS.contains(kind));
+    let others = others.map(|kind| kind as i32).chain(SIGRTMIN()..=SIGRTMAX());
+    for number in others {
+        // There are no handlers for SIGKILL and SIGSTOP.
+        let _ = signal(SignalKind::from_raw(number));
+    }
+    all.thread_unblock().map_err(|errno| format!("signals could not be unblocked: {errno}"))?;
     Ok(requested)
 }
 

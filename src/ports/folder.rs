@@ -21,6 +21,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError, RangeBody, Results};
 use crate::job::notification::Object;
+use crate::job::place::is_bucket_name;
 use crate::job::report::{Manifest, Published};
 
 /// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
@@ -44,14 +45,14 @@ pub struct Listed {
 pub struct FolderError(pub String);
 
 impl Folder {
-    /// The bucket's name is the folder's.
+    /// The bucket's name is the folder's, as far as a bucket can have it.
     pub fn new(root: &Path) -> Result<Self, FolderError> {
         let failed = |why: &dyn std::fmt::Display| FolderError(format!("{}: {why}", root.display()));
         let root = root.canonicalize().map_err(|error| failed(&error))?;
         if !root.is_dir() {
             return Err(failed(&"not a folder"));
         }
-        let bucket = root.file_name().map_or("root".into(), |name| name.to_string_lossy().into_owned());
+        let bucket = bucket_name(&root.file_name().unwrap_or_default().to_string_lossy());
         Ok(Self { root, bucket })
     }
 
@@ -285,6 +286,16 @@ fn form_urlencoded(key: &str) -> String {
     utf8_percent_encode(key, ENCODED).to_string().replace(' ', "+")
 }
 
+/// A folder may be called anything, and a bucket may not.
+fn bucket_name(folder: &str) -> String {
+    if is_bucket_name(folder) {
+        return folder.to_owned();
+    }
+    let sound = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
+    let name: String = folder.chars().map(sound).take(255).collect();
+    if name.is_empty() { "root".to_owned() } else { name }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::TryStreamExt;
@@ -321,6 +332,23 @@ mod tests {
                 format!("{name}: {}", fs::read_to_string(file.path()).unwrap())
             })
             .collect()
+    }
+
+    #[test]
+    fn a_bucket_is_called_like_its_folder_as_far_as_it_can_be() {
+        for (folder, bucket) in [
+            ("inbox", "inbox"),
+            ("My Files", "My-Files"),
+            ("ü", "-"),
+            ("a%20b", "a-20b"),
+            (".hidden", "-hidden"),
+            ("..", "--"),
+            ("arn:aws:s3:::x", "arn-aws-s3---x"),
+            ("", "root"),
+        ] {
+            assert_eq!(bucket_name(folder), bucket, "{folder}");
+            assert!(is_bucket_name(&bucket_name(folder)), "{folder}");
+        }
     }
 
     #[tokio::test]

@@ -370,10 +370,14 @@ impl Bench {
         }
         *said = result.said;
         if outbox.is_none() && has_files(&output).await {
-            warn!("the command wrote into JOB_OUTPUT_DIR, and nobody publishes it: --output says where to");
+            warn!(
+                "the command wrote into JOB_OUTPUT_DIR, and nobody publishes it: --output (of local: --outbox) says where to"
+            );
         }
         if !is_resumed && has_files(&space.checkpoint()).await {
-            warn!("the command wrote into JOB_CHECKPOINT_DIR, and nobody keeps it: --checkpoint says where to");
+            warn!(
+                "the command wrote into JOB_CHECKPOINT_DIR, and nobody keeps it: --checkpoint says where to (local keeps none)"
+            );
         }
         if ended != Exit::Code(0) {
             return Err(Failure::Exit(ended, said.clone()));
