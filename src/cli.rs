@@ -14,7 +14,7 @@ use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use values::{BucketName, InputArg, List, OnStopArg, RetryArg, VisibilityArg, size, time};
+use values::{BucketName, InputArg, List, OnStopArg, RetryArg, VisibilityArg, account, attribute, size, time};
 
 use crate::job::place::{Place, Template};
 use crate::job::route::EventFilter;
@@ -57,7 +57,7 @@ pub struct RunArgs {
     pub concurrency: usize,
 
     /// The account to which all buckets must belong, those of results and records too
-    #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", help_heading = WORK)]
+    #[arg(long, env = "LEASEHOLD_EXPECTED_BUCKET_OWNER", value_name = "ACCOUNT", value_parser = account, help_heading = WORK)]
     pub expected_bucket_owner: Option<String>,
 
     /// How long S3 may take to begin an answer, or to go on with one; then it is asked again. Uploads get a third of it, and
@@ -108,7 +108,7 @@ pub struct RecordArgs {
 
     /// The message attribute that says what the sender calls a piece of work [default: a FIFO queue's deduplication
     /// id unless it is made of the body, else the event]
-    #[arg(long, env = "LEASEHOLD_IDEMPOTENCY_KEY", value_name = "ATTRIBUTE", requires = "idempotency", help_heading = WORK)]
+    #[arg(long, env = "LEASEHOLD_IDEMPOTENCY_KEY", value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK)]
     pub idempotency_key: Option<String>,
 
     /// Where each failed attempt leaves a JSON object that says why: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json

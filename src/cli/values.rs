@@ -75,6 +75,21 @@ impl FromStr for BucketName {
     }
 }
 
+/// The number of an AWS account.
+pub fn account(text: &str) -> Result<String, &'static str> {
+    let number = text.trim();
+    let is_one = number.len() == 12 && number.bytes().all(|byte| byte.is_ascii_digit());
+    if is_one { Ok(number.to_owned()) } else { Err("an AWS account is a number of 12 digits") }
+}
+
+/// The name of a message attribute (SQS API, `MessageAttributeValue`).
+pub fn attribute(text: &str) -> Result<String, &'static str> {
+    let name = text.trim();
+    let is_sound = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    let is_one = (1..=256).contains(&name.len()) && name.chars().all(is_sound);
+    if is_one { Ok(name.to_owned()) } else { Err("a message attribute's name is 1 to 256 letters, digits, _, - or .") }
+}
+
 /// `90s`, `2h30m`; a year at most, since no message lives longer than two weeks.
 pub fn time(text: &str) -> Result<Duration, String> {
     let time =
@@ -115,6 +130,18 @@ mod tests {
         let buckets: List<BucketName> = "one, two".parse().unwrap();
         assert_eq!(buckets.0, ["one", "two"].map(|name| BucketName(name.to_owned())));
         assert!("s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name"));
+    }
+
+    #[test]
+    fn accounts_and_attributes_are_what_aws_takes() {
+        assert_eq!(account("123456789012\n"), Ok("123456789012".to_owned()));
+        assert_eq!(attribute(" order-id "), Ok("order-id".to_owned()));
+        for text in ["", "abc", "12345678901", "1234567890123"] {
+            assert!(account(text).is_err(), "{text}");
+        }
+        for text in ["", "a b", "a\nb", &"x".repeat(257)] {
+            assert!(attribute(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -43,10 +43,10 @@ const OF_S3: [&str; 31] = [
 
 /// What other stores can be asked for besides: MinIO ("Bucket notifications"), and Ceph ("S3 bucket notifications
 /// compatibility"). A message about one of these that nobody asked for is kept: only S3's own events are known to mean nothing.
-const OF_OTHER_STORES: [&str; 26] = [
+const OF_OTHER_STORES: [&str; 27] = [
     "BucketCreated:*",
     "BucketRemoved:*",
-    "ILM:DelMarkerExpirationDelete",
+    "LifecycleDelMarkerExpiration:Delete",
     "ObjectAccessed:*",
     "ObjectAccessed:Attributes",
     "ObjectAccessed:Get",
@@ -69,6 +69,7 @@ const OF_OTHER_STORES: [&str; 26] = [
     "Replication:OperationCompletedReplication",
     "Scanner:*",
     "Scanner:BigPrefix",
+    "Scanner:LargeVersions",
     "Scanner:ManyVersions",
 ];
 
@@ -83,7 +84,7 @@ const NO_CREATIONS: [&str; 4] = [
 
 /// After these there is no object to fetch.
 const REMOVALS: [&str; 5] = [
-    "ILM:DelMarkerExpirationDelete",
+    "LifecycleDelMarkerExpiration:",
     "LifecycleExpiration:",
     "ObjectLifecycle:Expiration:",
     "ObjectRemoved:",
@@ -136,7 +137,10 @@ impl EventFilter {
 
     /// The events it asks for after which there is no object.
     pub fn removals(&self) -> impl Iterator<Item = &'static str> {
-        self.0.iter().copied().filter(|asked| REMOVALS.iter().any(|removal| asked.starts_with(removal)))
+        self.0
+            .iter()
+            .copied()
+            .filter(|asked| REMOVALS.iter().any(|removal| asked.starts_with(removal) || *asked == "ObjectLifecycle:*"))
     }
 
     /// The first event that the other asks for and this does not.

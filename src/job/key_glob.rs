@@ -27,7 +27,11 @@ impl FromStr for KeyGlob {
     type Err = String;
 
     fn from_str(glob: &str) -> Result<Self, String> {
-        let parsed = GlobBuilder::new(glob).literal_separator(true).build().map_err(|error| error.to_string())?;
+        let parsed = GlobBuilder::new(glob)
+            .literal_separator(true)
+            .empty_alternates(true)
+            .build()
+            .map_err(|error| error.to_string())?;
         let regex = parsed.regex().strip_prefix("(?-u)").unwrap_or(parsed.regex());
         let regex = Regex::builder()
             .syntax(syntax::Config::new().dot_matches_new_line(true))
@@ -97,6 +101,8 @@ mod tests {
             ("in/a b.csv", "in/a b.csv", true),
             ("in/*.csv", "in/a\nb.csv", true),
             ("uploads/**/*.{mp4,mov}", "uploads/a/b.mov", true),
+            ("in/*.csv{,.gz}", "in/a.csv", true),
+            ("in/*.csv{,.gz}", "in/a.csv.gz", true),
             ("a\\[1\\].csv", "a[1].csv", true),
             ("a\\\\xc3.csv", "a\\xc3.csv", true),
             ("a?c", "a/c", false),

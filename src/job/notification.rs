@@ -112,17 +112,17 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
     }
     let event = required(record, "eventName")?;
     let sent = required(record, "s3.object.key")?;
-    let key = within_limits(decoded(&sent)?)?;
+    let key = within_limits(decoded(&sent))?;
     Ok(Record {
         event: event.strip_prefix("s3:").filter(|name| !name.is_empty()).unwrap_or(&event).to_owned(),
         key_as_sent: (key != sent).then(|| sent.into_owned()),
         object: Object {
             bucket: bucket(required(record, "s3.bucket.name")?)?,
             key,
-            version_id: text(record, "s3.object.versionId")?.map(Cow::into_owned),
-            etag: text(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
+            version_id: header_value(record, "s3.object.versionId")?,
+            etag: header_value(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
             size: size(record, "s3.object.size"),
-            sequencer: text(record, "s3.object.sequencer")?.map(Cow::into_owned),
+            sequencer: sequencer(record, "s3.object.sequencer"),
         },
     })
 }
@@ -144,10 +144,10 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
         object: Object {
             bucket: bucket(required(body, "detail.bucket.name")?)?,
             key: within_limits(required(body, "detail.object.key")?.into_owned())?,
-            version_id: text(body, "detail.object.version-id")?.map(Cow::into_owned),
-            etag: text(body, "detail.object.etag")?.and_then(|etag| unquoted(&etag)),
+            version_id: header_value(body, "detail.object.version-id")?,
+            etag: header_value(body, "detail.object.etag")?.and_then(|etag| unquoted(&etag)),
             size: size(body, "detail.object.size"),
-            sequencer: text(body, "detail.object.sequencer")?.map(Cow::into_owned),
+            sequencer: sequencer(body, "detail.object.sequencer"),
         },
     })
 }
@@ -191,18 +191,16 @@ fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str
 ///
 /// Some stores and senders do not encode. Where the key has something in it that an encoder never leaves, it is taken as it is:
 /// to decode it would be to work on another object.
-fn decoded(key: &str) -> Result<String, NotANotification> {
+fn decoded(key: &str) -> String {
     let is_left_by_encoders = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
     let begins_with_hex =
         |text: &str| text.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
     let is_encoded = key.bytes().all(is_left_by_encoders) && key.split('%').skip(1).all(begins_with_hex);
     if !is_encoded {
-        return Ok(key.to_owned());
+        return key.to_owned();
     }
-    match percent_decode_str(&key.replace('+', " ")).decode_utf8() {
-        Ok(key) => Ok(key.into_owned()),
-        Err(_) => Err(refused("s3.object.key does not decode to UTF-8")),
-    }
+    // S3's keys are UTF-8: what decodes to something else was not encoded.
+    percent_decode_str(&key.replace('+', " ")).decode_utf8().map_or_else(|_| key.to_owned(), Cow::into_owned)
 }
 
 /// S3 User Guide, "Naming Amazon S3 objects": a key is 1 to 1,024 bytes long.
@@ -219,9 +217,25 @@ fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
     if is_bucket_name(&name) { Ok(name.into_owned()) } else { Err(refused("the bucket's name is not valid")) }
 }
 
-/// S3's HTTP answers have eTags in quotes, and some stores copy them into their events.
+/// A version's id or an eTag: each goes into a request, and the SDK panics at one that does not fit there. S3 User Guide, "How S3
+/// Versioning works": an id is at most 1,024 bytes long.
+fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotification> {
+    match text(json, path)? {
+        Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => {
+            Err(refused(format!("{path} is not one that S3 gives")))
+        }
+        value => Ok(value.map(Cow::into_owned)),
+    }
+}
+
+/// Only compared with others; what cannot be compared is no reason to refuse the message.
+fn sequencer(json: &Value, path: &str) -> Option<String> {
+    text(json, path).ok().flatten().map(Cow::into_owned)
+}
+
+/// S3's HTTP answers have eTags in quotes, and some stores copy them into their events; a proxy may have made them weak.
 fn unquoted(etag: &str) -> Option<String> {
-    Some(etag.trim_matches('"')).filter(|etag| !etag.is_empty()).map(str::to_owned)
+    Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"')).filter(|etag| !etag.is_empty()).map(str::to_owned)
 }
 
 /// Ceph's manual has sizes as text. What is no size at all is no reason to refuse the message.

@@ -22,7 +22,11 @@ impl FromStr for Place {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
         let rest = text.strip_prefix("s3://").ok_or("write for example s3://bucket/prefix")?;
+        if rest.contains(char::is_control) {
+            return Err("it has a line end or another control character in it".to_owned());
+        }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if !is_bucket_name(bucket) {
             return Err(format!("{bucket:?} is not a valid bucket name; write for example s3://bucket/prefix"));

@@ -161,8 +161,13 @@ pub fn route(notification: Notification, selection: &Selection) -> Result<Route,
     if let Some(unknown) = records.iter().find(|it| !events.is_work(&it.event) && !event::is_s3(&it.event)) {
         return Err(event::unknown(&unknown.event));
     }
-    let is_folder = |record: &Record| record.object.size == Some(0) && record.object.key.ends_with('/');
+    // Some stores say a size of 0 of what is not empty.
+    let is_empty = |record: &Record| record.object.etag.as_deref().is_none_or(|etag| etag == ETAG_OF_NOTHING);
+    let is_folder = |it: &Record| it.object.size == Some(0) && it.object.key.ends_with('/') && is_empty(it);
     let work: Vec<_> =
         records.into_iter().filter(|it| events.is_work(&it.event) && (*folders || !is_folder(it))).collect();
     Ok(if work.is_empty() { Route::Nothing(Nothing::Ignored) } else { Route::Work(Content::Objects(work)) })
 }
+
+/// The MD5 of no bytes.
+const ETAG_OF_NOTHING: &str = "d41d8cd98f00b204e9800998ecf8427e";

@@ -62,8 +62,8 @@ pub struct FetchedObject {
     pub etag: Option<String>,
 }
 
-/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error. One that is not there is looked
-/// for under `key_as_sent`, if there is such a key.
+/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error. One that is not there, or not as
+/// the event says, is looked for under `key_as_sent`, if there is such a key.
 pub async fn fetch(
     store: &dyn ObjectStore,
     policy: &FetchPolicy,
@@ -74,7 +74,8 @@ pub async fn fetch(
 ) -> Result<Fetched, Failure> {
     check_bucket(policy, object)?;
     let mut saved = save(store, policy.streams, work_dir, object, path).await;
-    if let (Err(FetchError::Missing(_)), Some(key)) = (&saved, key_as_sent) {
+    // Overwritten is what another object under the decoded key looks like.
+    if let (Err(FetchError::Missing(_) | FetchError::Overwritten(_)), Some(key)) = (&saved, key_as_sent) {
         let other = Object { key: key.to_owned(), ..object.clone() };
         if let Some(fetched) = save_if_it_is_meant(store, policy.streams, work_dir, &other, path).await {
             saved = Ok(fetched);

@@ -391,4 +391,12 @@ async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
             other => panic!("{n}: {other:?}"),
         }
     }
+
+    // Also if another object is called as the key decodes.
+    cloud.put("1 1=2 .txt", b"another one").await;
+    let Record { object, key_as_sent, .. } = event(Some(&etag), Some(5));
+    let path = home.path().join("beside");
+    let fetched = fetch(&s3, &FetchPolicy::default(), &work_dir, &object, key_as_sent.as_deref(), &path).await;
+    let Ok(Fetched::Here(fetched)) = fetched else { panic!("{fetched:?}") };
+    assert_eq!((fetched.key.as_str(), fetched.size), ("1+1=2%20.txt", 5));
 }
