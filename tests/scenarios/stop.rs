@@ -257,13 +257,20 @@ async fn s64_a_term_before_the_handlers_are_there_is_heard() {
 async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    let script = "trap 'echo > termed; exit 1' TERM; echo $$ > command; while :; do sleep 0.05; done";
-    let run = cloud.run("--wait 1s", script);
-    let command: i32 = cloud.note("command").await.parse().unwrap();
+    cloud.put("l", b"x").await;
+    let script = "[ -e first ] || { echo up > first; until [ -e go ]; do sleep 0.05; done; exit 0; }; \
+                  trap 'echo > termed; exit 1' TERM; echo $$ > command; while :; do sleep 0.05; done";
+    // These tests may themselves have been started by nohup.
+    let heard = ["env", "--default-signal=HUP"];
+    let run = Leasehold::start(cloud.command(&heard, "--wait 1s --max-messages 2", script));
+    cloud.note("first").await;
     for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGVTALRM, Signal::SIGPROF, Signal::SIGIO]
     {
         run.signal(signal);
     }
+    // One that only waits would be delivered when the next command is started.
+    cloud.tell("go");
+    let command: i32 = cloud.note("command").await.parse().unwrap();
     run.signal(Signal::SIGHUP);
     let left = run.run_to(143).await;
     cloud.note("termed").await;
