@@ -3,6 +3,8 @@
 //! The SDK's own client, for AWS and, as [`Http`], for servers that are not AWS: one TLS library, one CA bundle, one
 //! place where a proxy is heeded.
 
+pub mod secrets;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -23,6 +25,7 @@ use http_body_util::Limited;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use secrets::{secrets_of, without_secrets};
 
 /// Asks servers that are not AWS.
 #[derive(Debug)]
@@ -184,12 +187,17 @@ impl HttpConnector for ByScheme {
         match client {
             Ok(client) => {
                 let is_object = request.uri().contains("x-id=GetObject");
+                // S3 may report that it failed with 200.
+                let may_fail_late = request.method() == "POST" && request.uri().contains("uploadId=");
+                let secrets = secrets_of(&request);
                 let answer = client.http_connector(&self.settings, &self.components).call(request);
                 HttpConnectorFuture::new(async move {
                     let answer = answer.await?;
+                    let is_success = answer.status().is_success();
                     // An object is read as it comes; all else is read into memory as a whole.
-                    let is_read_as_it_comes = is_object && answer.status().is_success();
-                    Ok(if is_read_as_it_comes { answer } else { answer.map(bounded) })
+                    let answer = if is_object && is_success { return Ok(answer) } else { answer.map(bounded) };
+                    let is_quoted = !is_success || may_fail_late;
+                    if is_quoted { without_secrets(answer, &secrets).await } else { Ok(answer) }
                 })
             }
             Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),

@@ -279,7 +279,7 @@ mod tests {
 
     use futures_util::TryStreamExt;
 
-    use super::super::aws::testing::Canned;
+    use super::super::aws::testing::{Canned, real};
     use super::super::{ObjectWriter, Upload};
     use super::*;
 
@@ -415,6 +415,53 @@ mod tests {
             assert!(error.contains("the bucket is in another region than AWS_REGION says"), "{error}");
             s3.open(&object(None, None)).await.err().unwrap();
             assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 3 } else { 2 }, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_endpoint_repeats_of_our_headers_is_in_no_failure() {
+        use aws_credential_types::Credentials;
+        use aws_credential_types::provider::SharedCredentialsProvider;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let mut heads = Vec::new();
+            for status in ["403 Forbidden", "200 OK"] {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(connection.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let body = format!("<Error><Code>AccessDenied</Code><Message>denied {head}</Message></Error>");
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+                connection.write_all(answer.as_bytes()).await.unwrap();
+                heads.push(head);
+            }
+            heads
+        });
+        let credentials = Credentials::new("AKID", "key", Some("token-of-the-session".to_owned()), None, "test");
+        let config = real(None)
+            .into_builder()
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .endpoint_url(endpoint)
+            .build();
+        let config = aws_sdk_s3::config::Builder::from(&config)
+            .force_path_style(true)
+            .retry_config(aws_sdk_s3::config::retry::RetryConfig::disabled())
+            .build();
+        let client = aws_sdk_s3::Client::from_conf(config);
+        let read = client.get_object().bucket("b").key("k").send().await.unwrap_err();
+        let finished = client.complete_multipart_upload().bucket("b").key("k").upload_id("u").send().await.unwrap_err();
+        let failures = [Failure::of(&read), Failure::of(&finished)];
+        for (head, failure) in server.await.unwrap().iter().zip(failures) {
+            assert!(head.contains("token-of-the-session") && head.contains("Signature="), "{head}");
+            let text = format!("{failure:?}");
+            assert!(text.contains("denied") && text.contains("AccessDenied"), "{text}");
+            assert!(!text.contains("token-of-the-session") && !text.contains("Signature="), "{text}");
         }
     }
 }

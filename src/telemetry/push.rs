@@ -3,7 +3,6 @@
 //! One group for each pod, `job`, `namespace` and `instance` its key: pods never overwrite each other, and each push replaces
 //! what the pod pushed before. A Pushgateway keeps groups for ever, hence [`sweep`].
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -19,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::metrics::Metrics;
+use crate::ports::http::secrets::{self, REDACTED};
 use crate::ports::http::{Answer, AnswerLimit, Http};
 
 /// How long one request may take.
@@ -122,29 +121,7 @@ impl Secret {
         if secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
             return REDACTED.to_owned();
         }
-        let encoded = |secret: &&str| {
-            let json = serde_json::Value::from(*secret).to_string();
-            [
-                (*secret).to_owned(),
-                STANDARD.encode(secret).trim_end_matches('=').to_owned(),
-                URL_SAFE.encode(secret).trim_end_matches('=').to_owned(),
-                utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string(),
-                utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string().to_lowercase(),
-                json[1..json.len() - 1].to_owned(),
-                secret.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;"),
-                secret
-                    .replace('&', "&amp;")
-                    .replace('<', "&lt;")
-                    .replace('>', "&gt;")
-                    .replace('"', "&#34;")
-                    .replace('\'', "&#39;"),
-                hex::encode(secret),
-            ]
-        };
-        let mut forms: Vec<String> = secrets.iter().flat_map(encoded).collect();
-        // A longer one may have a shorter one in it.
-        forms.sort_by_key(|form| Reverse(form.len()));
-        forms.iter().fold(answer.to_owned(), |answer, form| answer.replace(form, REDACTED))
+        secrets::redacted(answer, &secrets)
     }
 }
 
@@ -153,8 +130,7 @@ fn visible(c: char) -> Vec<char> {
     if c.is_control() { c.escape_default().collect() } else { vec![c] }
 }
 
-const REDACTED: &str = "[redacted]";
-
+/// A shorter one cannot be told from other words.
 const SHORTEST_SECRET: usize = 4;
 
 /// The path of a group. A value that a path cannot hold is encoded as the Pushgateway wants it.
