@@ -30,6 +30,7 @@ use crate::telemetry::bars;
 use crate::telemetry::listen::{self, Pages, Readiness};
 use crate::telemetry::logs::{self, Identity, LogFormat};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::plain::PlainLines;
 use crate::telemetry::push::{self, Pusher, Pushgateway, Swept};
 use crate::telemetry::termination::{TerminationLog, TerminationMessage};
 use crate::work::Bench;
@@ -156,7 +157,7 @@ fn misconfigured(why: &str) -> TerminationMessage {
 }
 
 fn refuse(why: &str) -> ExitCode {
-    say(std::io::stderr(), &format!("leasehold: {why}"));
+    say(std::io::stderr(), &format!("leasehold: {}", PlainLines(why)));
     ExitCode::from(MISCONFIGURED)
 }
 

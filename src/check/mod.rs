@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::RunConfig;
+use crate::telemetry::plain::Plain;
 
 /// Worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -61,7 +62,8 @@ impl fmt::Display for Finding {
             Severity::Warning => "warning",
             Severity::Unchecked => "unchecked",
         };
-        write!(f, "{severity:<9} {}: {}: {}", self.place, self.what, self.change)
+        let [place, what, change] = [&self.place, &self.what, &self.change].map(|text| Plain(text));
+        write!(f, "{severity:<9} {place}: {what}: {change}")
     }
 }
 
@@ -94,6 +96,7 @@ impl StopTimeline {
 impl fmt::Display for StopTimeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, kill_by_s, released_by_s, exit_by_s } = self;
+        let place = Plain(place);
         write!(
             f,
             "stop      {place}: TERM 0 s → KILL by {kill_by_s} s → released by {released_by_s} s → exit by {exit_by_s} s"
@@ -138,5 +141,21 @@ impl fmt::Display for Findings {
         let [errors, warnings, unchecked] =
             [Severity::Error, Severity::Warning, Severity::Unchecked].map(|severity| self.count(severity));
         write!(f, "errors: {errors}, warnings: {warnings}, could not be checked: {unchecked}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_a_manifest_does_not_reach_the_terminal_as_it_is() {
+        let stop =
+            StopTimeline { place: "job \u{1b}[2J".to_owned(), kill_by_s: 20.0, released_by_s: 25.0, exit_by_s: 30.0 };
+        let findings = vec![Finding::error("job \u{1b}[2J", "what\n\u{9b}2J", "ch\u{202e}ange")];
+        let text = Findings { findings, stops: vec![stop] }.to_string();
+        assert!(text.starts_with(r"error     job \u{1b}[2J: what\n\u{9b}2J: ch\u{202e}ange"), "{text}");
+        assert!(text.contains(r"stop      job \u{1b}[2J: TERM"), "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
     }
 }

@@ -18,6 +18,21 @@ impl fmt::Display for Plain<'_> {
     }
 }
 
+/// The same of a text of several lines, which it keeps.
+pub struct PlainLines<'a>(pub &'a str);
+
+impl fmt::Display for PlainLines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, line) in self.0.split('\n').enumerate() {
+            if number > 0 {
+                f.write_char('\n')?;
+            }
+            Plain(line).fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
 /// The direction of writing, or the line: marks, embeddings, overrides, isolates (Unicode's Bidi_Control) and separators.
 fn turns(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -34,5 +49,6 @@ mod tests {
                 .to_string();
         let plain = r"\u{1b}[2J a\r\nb	c\u{7f} \u{9b}1m \u{202e}txt\u{2066} \u{2028} Zürich ";
         assert_eq!(shown, format!("{plain}\u{65e5}\u{672c} e\u{301}"));
+        assert_eq!(PlainLines("\u{1b}[2J\n\n a\r\n").to_string(), "\\u{1b}[2J\n\n a\\r\n");
     }
 }

@@ -299,8 +299,12 @@ fn settings_are_read_wherever_they_are() {
         Warning,
         "leasehold writes /work/end",
     );
-    told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value 120 is not a string");
-    told("a truth", &in_env("DEBUG", json!(true)), Error, "true is not a string");
+    told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value is not a string");
+    let mut objects = good();
+    variable(&mut objects, "DB_PASSWORD", &json!(53_731_337));
+    let findings = format!("{:?}", manifest::findings("a number as a password", &objects));
+    assert!(findings.contains("env DB_PASSWORD") && !findings.contains("53731337"), "{findings}");
+    told("a truth", &in_env("DEBUG", json!(true)), Error, "its value is not a string");
     let init = |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
     told("a number in an init container", &init, Error, "container install, command: 1 is not a string");
     told(

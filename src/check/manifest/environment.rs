@@ -103,8 +103,9 @@ impl<'a> ScaledJob<'a> {
                 Value::Null => self.value_from(place, name, &variable["valueFrom"], &mut findings),
                 Value::String(text) => environment.expand(text),
                 other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-                    let what = format!("its value {other} is not a string, and Kubernetes refuses the object");
-                    findings.push(Finding::error(format!("{place}, env {name}"), what, quoted(other)));
+                    // It may be secret.
+                    let what = "its value is not a string, and Kubernetes refuses the object";
+                    findings.push(Finding::error(format!("{place}, env {name}"), what, "write it in quotes"));
                     other.to_string()
                 }
             };
