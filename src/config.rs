@@ -130,6 +130,9 @@ fn pushgateway(args: PushgatewayArgs) -> Result<Option<PushgatewayConfig>, Confi
     if http::has_userinfo(&url) {
         return Err(ConfigError::PushgatewayUserinfo(url));
     }
+    if url.contains(['?', '#']) {
+        return Err(ConfigError::PushgatewayQuery);
+    }
     if !http::is_url(&url) {
         return Err(ConfigError::Pushgateway(url));
     }

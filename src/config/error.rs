@@ -85,6 +85,10 @@ pub enum ConfigError {
         without_userinfo(.0)
     )]
     PushgatewayUserinfo(String),
+    #[error(
+        "--pushgateway has a query in it, behind which no path fits: leave it out (a token belongs in a file that --pushgateway-bearer-token-file names)"
+    )]
+    PushgatewayQuery,
     #[error("--pushgateway is missing: which one is to be swept?")]
     NoPushgateway,
     #[error("--pushgateway-{flag} {}: {why}", .path.display())]

@@ -142,9 +142,10 @@ pub fn has_userinfo(url: &str) -> bool {
 pub fn without_userinfo(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
     // A password may have anything in it, a slash too.
-    match rest.rsplit_once('@') {
-        Some((_, rest)) if scheme.is_empty() => format!("[redacted]@{rest}"),
-        Some((_, rest)) => format!("{scheme}://[redacted]@{rest}"),
+    let ends = rest.rfind('@').map(|at| at + 1).max(rest.rfind("%40").map(|at| at + 3));
+    match ends.map(|end| &rest[end..]) {
+        Some(rest) if scheme.is_empty() => format!("[redacted]@{rest}"),
+        Some(rest) => format!("{scheme}://[redacted]@{rest}"),
         None => url.to_owned(),
     }
 }
@@ -333,6 +334,7 @@ mod tests {
             ("http://user:se/c#r@et@h:9091", "http://[redacted]@h:9091"),
             ("https://secret@h", "https://[redacted]@h"),
             ("user:secret@h:9091", "[redacted]@h:9091"),
+            ("http://user%3Asecret%40h:9091", "http://[redacted]@h:9091"),
             ("", ""),
         ] {
             assert_eq!(without_userinfo(url), written);

@@ -183,6 +183,8 @@ async fn settings_that_cannot_work_are_refused() {
         ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is no URL of a server"),
         ("--pushgateway http://user:s3cr3t@gateway:9091", "name it with --pushgateway-basic-auth-file"),
         ("--pushgateway user:s3cr3t@gateway:9091", "\"[redacted]@gateway:9091\" has a user and a password in it"),
+        ("--pushgateway http://gateway:9091/?token=s3cr3t", "has a query in it"),
+        ("--pushgateway http://user:1#s3cr3t@gateway:9091", "has a query in it"),
         ("--pushgateway http://user:s3cr3t/@gateway:9091", "\"http://[redacted]@gateway:9091\" is no URL of a server"),
         (
             "--pushgateway http://127.0.0.1:1 --pushgateway-bearer-token-file /nonexistent",

@@ -12,12 +12,14 @@ use aws_config::profile::{self, ProfileSet};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::checksum_config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_smithy_types::retry::RetryMode;
 use aws_types::os_shim_internal::{Env, Fs};
 
 use super::{LoadError, addressing_style, custom_endpoint};
-use crate::ports::http::host_of;
+use crate::ports::http::{host_of, is_url};
 
 /// What a setting must be.
 #[derive(Clone, Copy)]
@@ -30,11 +32,15 @@ enum Kind {
     RequestChecksums,
     ResponseChecksums,
     Addressing,
+    /// A server. The SDK logs what it cannot read, so a password in it is not for the SDK to see; it is not shown either.
+    Endpoint,
+    /// The same, with a path and maybe a query. The SDK panics where it has no scheme.
+    Address,
     Text,
 }
 
 /// The variable, the same in a profile if it can be there, and what it must be.
-const SETTINGS: [(&str, Option<&str>, Kind); 25] = [
+const SETTINGS: [(&str, Option<&str>, Kind); 26] = [
     ("AWS_REGION", Some("region"), Kind::Region),
     ("AWS_DEFAULT_REGION", None, Kind::Region),
     ("AWS_ACCESS_KEY_ID", Some("aws_access_key_id"), Kind::Credential),
@@ -50,14 +56,15 @@ const SETTINGS: [(&str, Option<&str>, Kind); 25] = [
     ("AWS_CONFIG_FILE", None, Kind::Text),
     ("AWS_SHARED_CREDENTIALS_FILE", None, Kind::Text),
     ("AWS_CA_BUNDLE", None, Kind::Text),
-    ("AWS_ENDPOINT_URL", Some("endpoint_url"), Kind::Text),
-    ("AWS_ENDPOINT_URL_SQS", None, Kind::Text),
-    ("AWS_ENDPOINT_URL_S3", None, Kind::Text),
-    ("AWS_ENDPOINT_URL_STS", None, Kind::Text),
+    ("AWS_ENDPOINT_URL", Some("endpoint_url"), Kind::Endpoint),
+    ("AWS_ENDPOINT_URL_SQS", None, Kind::Endpoint),
+    ("AWS_ENDPOINT_URL_S3", None, Kind::Endpoint),
+    ("AWS_ENDPOINT_URL_STS", None, Kind::Endpoint),
+    ("AWS_EC2_METADATA_SERVICE_ENDPOINT", Some("ec2_metadata_service_endpoint"), Kind::Endpoint),
     ("AWS_ROLE_ARN", Some("role_arn"), Kind::Text),
     ("AWS_ROLE_SESSION_NAME", Some("role_session_name"), Kind::Text),
     ("AWS_WEB_IDENTITY_TOKEN_FILE", Some("web_identity_token_file"), Kind::Text),
-    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, Kind::Text),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, Kind::Address),
     ("AWS_EXECUTION_ENV", None, Kind::Text),
     ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), Kind::Text),
 ];
@@ -114,6 +121,15 @@ impl Kind {
             Self::Addressing if !["auto", "path", "virtual"].contains(&value.trim().to_lowercase().as_str()) => {
                 is("auto, path or virtual")
             }
+            Self::Endpoint if !is_url(value) || !is_endpoint(value) => {
+                let why = "is not the URL of a server; it looks like http://localhost:4566, without a user, a password or \
+                           a query";
+                Some(why.to_owned())
+            }
+            Self::Address if !is_address(value) => {
+                let why = "is not a URL; it looks like http://localhost:8080/credentials, without a user or a password";
+                Some(why.to_owned())
+            }
             Self::Text if value.chars().any(char::is_control) => Some("has a control character in it".to_owned()),
             Self::Region
             | Self::Credential
@@ -122,6 +138,8 @@ impl Kind {
             | Self::RequestChecksums
             | Self::ResponseChecksums
             | Self::Addressing
+            | Self::Endpoint
+            | Self::Address
             | Self::Text => None,
         }
     }
@@ -150,6 +168,12 @@ pub(super) fn is_endpoint(url: &str) -> bool {
     let path = url.split_once("://").and_then(|(_, rest)| rest.strip_prefix(host)).unwrap_or_default();
     let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
     is_port && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
+}
+
+/// A URL that can be asked. What looks like the end of a password is in none.
+fn is_address(url: &str) -> bool {
+    let is_readable = HttpRequest::new(SdkBody::empty()).set_uri(url).is_ok();
+    is_url(url) && is_readable && !["@", "%40", "#"].iter().any(|part| url.contains(part))
 }
 
 /// A bucket cannot be in the host's name where there is none.
@@ -218,7 +242,7 @@ mod tests {
             ("AWS_REQUEST_CHECKSUM_CALCULATION", "never", "it must be when_supported or when_required"),
             ("AWS_RESPONSE_CHECKSUM_VALIDATION", "never", "it must be when_supported or when_required"),
             ("AWS_S3_ADDRESSING_STYLE", "host", "it must be auto, path or virtual"),
-            ("AWS_ENDPOINT_URL_S3", "http://a\r", "has a control character in it"),
+            ("AWS_ENDPOINT_URL_S3", "http://a\r", "is not the URL of a server"),
             ("AWS_EXECUTION_ENV", "a\0b", "has a control character in it"),
         ] {
             let text = complaint(&[("PATH", "/bin\n"), (name, value)]).await.unwrap_or_default();
@@ -239,10 +263,57 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_url_with_a_password_is_refused_and_not_shown() {
+        let variables = [
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT_URL_SQS",
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_ENDPOINT_URL_STS",
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        ];
+        for variable in variables {
+            for url in [
+                "http://user:s3cr3t@h:1",
+                "http://user:s3cr3t@h:1/path",
+                "http://user:s3cr3t#pw@h",
+                "http://user:1#s3cr3t@h",
+                "http://user:s3cr3t/pw@h",
+                "http://user:1/s3cr3t@h",
+                "http://user:1?s3cr3t@h",
+                "http://user:1/s3cr3t%40h",
+                "http://user:s3cr3t?@h",
+                "http://user:s3cr3t pw@h",
+                "http://user:s3cr3t^pw@h",
+                "http://user:s3cr3t{@h",
+                "http://user:s3cr3tü@h",
+                "http://user%3As3cr3t%40h:1",
+                "http://user:s3cr3t",
+                "user:s3cr3t@127.0.0.1:1",
+                "s3cr3t.local",
+                "127.0.0.1",
+                "127.0.0.1:1/s3cr3t",
+                "/s3cr3t",
+                "http://",
+                "http://h/s3cr3t\n",
+                "http://h/s3cr3t {}",
+            ] {
+                let text = complaint(&[(variable, url)]).await.unwrap_or_default();
+                let why = "it looks like http://localhost:";
+                assert!(text.starts_with(&format!("{variable} is not ")) && text.contains(why), "{url}: {text:?}");
+                assert!(!text.contains("s3cr3t"), "{text}");
+            }
+            assert_eq!(complaint(&[(variable, "http://169.254.170.23:80/v1/credentials")]).await, None, "{variable}");
+        }
+        let with_query = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "https://[::1]:8080/get-credentials?role=a%2Fb&x=1");
+        assert_eq!(complaint(&[with_query]).await, None);
+    }
+
+    #[tokio::test]
     async fn a_setting_of_the_profile_that_cannot_be_used_is_named() {
         let home = tempfile::tempdir().unwrap();
         let (config, credentials) = (home.path().join("config"), home.path().join("credentials"));
-        std::fs::write(&config, "[default]\nregion = eu-west-1\n[profile a]\nretry_mode = legacy\n").unwrap();
+        std::fs::write(&config, "[default]\nregion = eu-west-1\n[profile a]\nretry_mode = legacy\n[profile c]\nendpoint_url = http://u:p@h\n").unwrap();
         std::fs::write(&credentials, "[b]\naws_access_key_id = AK\tIA\naws_secret_access_key = s\n").unwrap();
         let files = [
             ("AWS_CONFIG_FILE", config.to_str().unwrap()),
@@ -252,6 +323,8 @@ mod tests {
         assert_eq!(of("").await, None);
         let text = of("a").await.unwrap();
         assert_eq!(text, "retry_mode of the profile \"a\" is \"legacy\"; it must be standard or adaptive");
+        let text = of("c").await.unwrap();
+        assert!(text.starts_with("endpoint_url of the profile \"c\" is not the URL of a server"), "{text}");
         let text = of("b").await.unwrap();
         assert!(text.starts_with("aws_access_key_id of the profile \"b\" has a line end"), "{text}");
         assert_eq!(of("none").await, None);
