@@ -1,6 +1,7 @@
 //! The command line: every flag has its `LEASEHOLD_<FLAG>`.
 
 pub mod environment;
+mod errors;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use errors::fit_to_print;
 use values::{BucketName, InputArg, List, OnStopArg, RetryArg, VisibilityArg, account, attribute, size, time};
 
 use crate::job::place::{Place, Template};
@@ -343,8 +345,8 @@ const METRICS: &str = "Metrics and probes";
 
 /// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
 pub fn parse() -> Result<Cli, clap::Error> {
-    let matches = empty_is_unset(Cli::command()).try_get_matches()?;
-    checked(Cli::from_arg_matches(&matches)?)
+    let matches = empty_is_unset(Cli::command()).try_get_matches().map_err(fit_to_print)?;
+    checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)
 }
 
 /// Charts set variables to nothing where they mean that they are not set.
@@ -391,8 +393,8 @@ pub fn parse_without_command(
         // clap can be told that an argument is not required only where it was told that it is.
         words.extend(["--".into(), "the work".into()]);
     }
-    let matches = program.try_get_matches_from_mut(words)?;
-    let cli = checked(Cli::from_arg_matches(&matches)?)?;
+    let matches = program.try_get_matches_from_mut(words).map_err(fit_to_print)?;
+    let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
     match commands_business(&cli, &matches) {
         Some(setting) => {
             let complaint = format!("{setting}: this program does the work itself, there is no command to say that of");
@@ -451,7 +453,7 @@ pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) ->
     let command = command.mut_args(|arg| arg.env(Resettable::Reset));
     let words = from_environment.into_iter().chain(words.iter().map(OsString::from));
     let first_line = |error: clap::Error| {
-        let text = error.to_string();
+        let text = fit_to_print(error).to_string();
         text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
     };
     let matches = command.try_get_matches_from(words).map_err(first_line)?;

@@ -1,0 +1,109 @@
+//! What clap quotes of the command line and the environment may hold a password, or move the cursor.
+
+use std::error::Error;
+
+use clap::error::{ContextKind, ContextValue};
+
+use crate::ports::http::without_userinfo;
+use crate::telemetry::plain::{Plain, PlainLines};
+
+/// The same complaint, fit for a terminal and a log.
+pub(super) fn fit_to_print(mut error: clap::Error) -> clap::Error {
+    let mut changed = Vec::new();
+    for (kind, value) in error.context() {
+        let ContextValue::String(text) = value else { continue };
+        let shown = Plain(&without_userinfo(text)).to_string();
+        if shown != *text {
+            changed.push((kind, shown));
+        }
+    }
+    let has_changed = !changed.is_empty();
+    for (kind, shown) in changed {
+        error.insert(kind, ContextValue::String(shown));
+        // It quotes the same once more.
+        error.remove(ContextKind::Suggested);
+    }
+    // Why a value cannot be parsed is the parser's own text, which may quote a part of it, and cannot be replaced in place.
+    let Some(why) = error.source().map(ToString::to_string) else { return error };
+    let shown = PlainLines(&why).to_string();
+    if !has_changed && shown == why {
+        return error;
+    }
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        Some(_) | None => "",
+    };
+    let (value, flag) = (text(ContextKind::InvalidValue), text(ContextKind::InvalidArg));
+    let why = if value.contains(WITHOUT) { String::new() } else { format!(": {shown}") };
+    let message = format!("invalid value '{value}' for '{flag}'{why}\n\nFor more information, try '--help'.\n");
+    clap::Error::raw(error.kind(), message)
+}
+
+/// How [`without_userinfo`] shows that it has taken something away.
+const WITHOUT: &str = "[redacted]@";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::super::Cli;
+    use super::*;
+
+    fn complaint(words: &[&str]) -> String {
+        let all = ["leasehold", "run", "--queue-url", "https://h/1/q"].iter().chain(words);
+        let error = fit_to_print(Cli::command().try_get_matches_from(all).unwrap_err());
+        // As a terminal gets it, with colours.
+        let text = error.render().ansi().to_string();
+        for part in ["s3cr3t", "\u{1b}[2J", "\u{9b}"] {
+            assert!(!text.contains(part), "{words:?}: {text:?}");
+        }
+        error.to_string()
+    }
+
+    #[test]
+    fn a_password_in_a_value_is_not_repeated() {
+        for (flag, value) in [
+            ("--output", "https://user:s3cr3t@bucket/x"),
+            ("--output", "s3://user:s3cr3t@bucket/x"),
+            ("--output", "s3://user:s3cr3t%40bucket/x"),
+            ("--attempts", "s3://user:s3/cr3t@bucket/x"),
+            ("--listen", "http://user:s3cr3t@127.0.0.1:1"),
+            ("--buckets", "https://user:s3cr3t@bucket"),
+            ("--concurrency", "user:s3cr3t@1"),
+            ("--input", "user:s3cr3t@file"),
+        ] {
+            let flag_and_value = format!("{flag}={value}");
+            let text = complaint(&[&flag_and_value, "--", "true"]);
+            assert!(text.contains("[redacted]@") && text.contains(flag), "{text}");
+        }
+        assert!(complaint(&["user:s3cr3t@h"]).contains("unexpected argument '[redacted]@h'"));
+    }
+
+    #[test]
+    fn what_would_move_the_cursor_is_shown_as_what_it_is() {
+        for words in [
+            &["--output", "s3://\u{1b}[2J", "--", "true"][..],
+            &["--\u{1b}[2J"],
+            &["--wait", "\u{9b}2J"],
+            &["\u{1b}[2J"],
+        ] {
+            let text = complaint(words);
+            assert!(text.contains("\\u{1b}[2J") || text.contains("\\u{9b}2J"), "{text}");
+        }
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("types.yaml");
+        std::fs::write(&file, "job-types:\n- {name: a, \"b\\e[2J\": 1}\n").unwrap();
+        let text = complaint(&["--job-types", file.to_str().unwrap()]);
+        assert!(text.contains("--job-types") && text.contains("b\\u{1b}[2J"), "{text}");
+    }
+
+    #[test]
+    fn a_harmless_complaint_is_claps_own() {
+        let complaint = |words: &[&str]| Cli::command().try_get_matches_from(words).unwrap_err();
+        for words in
+            [&["leasehold", "run", "--wait", "90"][..], &["leasehold", "run", "--wiat", "1s"], &["leasehold", "rum"]]
+        {
+            assert_eq!(fit_to_print(complaint(words)).to_string(), complaint(words).to_string());
+        }
+    }
+}
