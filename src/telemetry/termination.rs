@@ -2,9 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use nix::fcntl::OFlag;
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
@@ -32,8 +34,12 @@ impl TerminationLog {
         };
         let line = message.to_line();
         let write = || {
-            // Not truncated first: who is killed in between would leave nothing.
-            let mut file = OpenOptions::new().write(true).truncate(false).create(create).open(&path)?;
+            let mut options = OpenOptions::new();
+            // Not truncated first: a process that is killed in between would leave nothing.
+            options.write(true).truncate(false).create(create);
+            // A FIFO that has no reader, or a slow one, must not hold up the run.
+            options.custom_flags(OFlag::O_NONBLOCK.bits());
+            let mut file = options.open(&path)?;
             file.write_all(line.as_bytes())?;
             if file.metadata()?.is_file() { file.set_len(line.len() as u64) } else { Ok(()) }
         };
@@ -152,6 +158,30 @@ mod tests {
             log.write(&message);
             assert_eq!(std::fs::read_to_string(home.path().join("log")).unwrap(), message.to_line());
         }
+    }
+
+    #[test]
+    fn a_fifo_gets_the_message_if_it_has_a_reader_and_holds_up_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let message = TerminationMessage::new("x", 1, "y");
+        let write = || {
+            let (done, is_done) = std::sync::mpsc::channel();
+            let (log, message) = (TerminationLog::At(path.clone()), message.clone());
+            std::thread::spawn(move || {
+                log.write(&message);
+                let _ = done.send(());
+            });
+            is_done.recv_timeout(std::time::Duration::from_mins(1)).expect("the write returns");
+        };
+        write();
+        let flags = OFlag::O_NONBLOCK.bits();
+        let mut reader = OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+        write();
+        let mut seen = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut seen).unwrap();
+        assert_eq!(seen, message.to_line());
     }
 
     #[test]
