@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytesize::ByteSize;
 use tracing::{debug, info};
 
-use super::last_error::{recovered, retrying};
+use super::last_error::{recovered, watched};
 use super::workspace::WorkDir;
 use crate::job::notification::Object;
 use crate::job::verdict::Failure;
@@ -137,8 +137,7 @@ async fn save(
     path: &Path,
 ) -> Result<FetchedObject, FetchError> {
     let name = format!("s3://{}/{}", object.bucket, object.key);
-    retrying(format!("{name}: no answer yet"));
-    let body = store.open(object).await?;
+    let body = watched(store.open(object), || format!("{name}: no answer yet")).await?;
     recovered();
     let new_file = {
         let (work_dir, path, size) = (work_dir.clone(), path.to_owned(), body.size.unwrap_or(0));

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
 
 tokio::task_local! {
     static LAST_ERROR: RefCell<Option<String>>;
@@ -17,6 +19,21 @@ pub fn retrying(why: impl Into<String>) {
     // Without anybody to report it to, it is only in the log.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(why.into())));
 }
+
+/// Does the work, which counts as failing once it has taken longer than a service takes to answer. A failure within it says
+/// more, and stays.
+pub async fn watched<T>(work: impl Future<Output = T>, why: impl FnOnce() -> String) -> T {
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(SLOW, &mut work).await {
+        return done;
+    }
+    let _ = LAST_ERROR.try_with(|last| {
+        last.borrow_mut().get_or_insert_with(why);
+    });
+    work.await
+}
+
+const SLOW: Duration = Duration::from_secs(5);
 
 /// What failed was done.
 pub fn recovered() {
@@ -40,5 +57,19 @@ mod tests {
             None
         );
         retrying("nobody hears it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_only_begun_has_not_failed() {
+        let halted_after = |time: Duration, failing: Option<&'static str>| {
+            with_last_error(tokio::time::timeout(time, async move {
+                failing.into_iter().for_each(retrying);
+                watched(std::future::pending::<()>(), || "no answer yet".to_owned()).await;
+            }))
+        };
+        assert_eq!(halted_after(Duration::from_millis(200), None).await.1, None);
+        assert_eq!(halted_after(Duration::from_mins(1), None).await.1, Some("no answer yet".to_owned()));
+        assert_eq!(halted_after(Duration::from_mins(1), Some("HTTP 503")).await.1, Some("HTTP 503".to_owned()));
+        assert_eq!(watched(async { 7 }, || "it is done".to_owned()).await, 7);
     }
 }
