@@ -43,17 +43,24 @@ const MOST_COMPLAINTS: usize = 5;
 impl ResultFile {
     /// Only the file's end is read, however long it is. A file that is not there, or is none, says nothing.
     pub fn read(path: &Path) -> Self {
-        Self::parse(&tail(path).unwrap_or_default())
+        let tail = tail(path).unwrap_or_default();
+        let (mut file, objects) = Self::parse(&tail.text);
+        if tail.is_cut && objects == 0 {
+            file.complain(format!("its last {} KiB have no whole object", LONGEST_TAIL / 1024));
+        }
+        file
     }
 
-    fn parse(text: &str) -> Self {
-        let mut file = Self::default();
+    /// Returns the number of objects, too.
+    fn parse(text: &str) -> (Self, usize) {
+        let (mut file, mut count) = (Self::default(), 0);
         let text = with_numbers_only(text);
+        let text = with_whole_characters(&text);
         let (mut rest, mut astray) = (&*text, 0);
         loop {
             rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK);
             if rest.is_empty() {
-                return file;
+                return (file, count);
             }
             // What opens on each line and never closes must not be read from each line to the end.
             let object = if astray < MOST_ASTRAY { rest } else { rest.lines().next().unwrap_or_default() };
@@ -61,6 +68,7 @@ impl ResultFile {
             match objects.next() {
                 Some(Ok(fields)) => {
                     rest = &rest[objects.byte_offset()..];
+                    count += 1;
                     file.add(&fields);
                 }
                 Some(Err(error)) => {
@@ -68,7 +76,7 @@ impl ResultFile {
                     file.complain("not a JSON object".to_owned());
                     rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
                 }
-                None => return file,
+                None => return (file, count),
             }
         }
     }
@@ -96,20 +104,19 @@ impl ResultFile {
         read: fn(&Value) -> Result<T, &'static str>,
     ) -> Option<T> {
         let raw = fields.get(name)?;
-        // What cannot be read as a value is too large a number, or too deep in itself.
-        let value = serde_json::from_str(raw.get()).unwrap_or(Value::from(f64::MAX));
+        // What cannot be read as a value is too large a number, or too deep in itself. Null is never what is wanted.
+        let value = serde_json::from_str(raw.get()).unwrap_or_default();
         let wanted = match read(&value) {
-            _ if value.is_null() => return None,
+            _ if raw.get() == "null" => return None,
             Ok(value) => return Some(value),
             Err(wanted) => wanted,
         };
-        let kind = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "another number",
-            Value::String(_) => "another text",
-            Value::Array(_) => "a list",
-            Value::Object(_) => "an object",
+        let kind = match raw.get().as_bytes().first() {
+            Some(b't' | b'f') => "a boolean",
+            Some(b'"') => "another text",
+            Some(b'[') => "a list",
+            Some(b'{') => "an object",
+            Some(_) | None => "another number",
         };
         self.complain(format!("{name} is {kind}: {wanted} is understood"));
         None
@@ -124,16 +131,31 @@ impl ResultFile {
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The last lines, whole ones.
-fn tail(path: &Path) -> std::io::Result<String> {
+#[derive(Default)]
+struct Tail {
+    text: String,
+    /// There is more before it, which is not read.
+    is_cut: bool,
+}
+
+/// The last objects. The first of them is whole unless the file is laid out strangely.
+fn tail(path: &Path) -> std::io::Result<Tail> {
     // What the command put there may be a pipe, and opening or reading that may wait for ever.
     let mut file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let before = file.metadata()?.len().saturating_sub(LONGEST_TAIL);
     file.seek(SeekFrom::Start(before))?;
     let mut tail = Vec::new();
     file.take(LONGEST_TAIL).read_to_end(&mut tail)?;
-    let whole = if before == 0 { 0 } else { tail.iter().position(|byte| *byte == b'\n').unwrap_or(tail.len()) };
-    Ok(String::from_utf8_lossy(&tail[whole..]).into_owned())
+    let is_cut = before > 0;
+    let start = if is_cut { first_boundary(&tail) } else { 0 };
+    Ok(Tail { text: String::from_utf8_lossy(&tail[start..]).into_owned(), is_cut })
+}
+
+/// Where a line begins, or an object right behind another one.
+fn first_boundary(tail: &[u8]) -> usize {
+    let line = tail.iter().position(|byte| *byte == b'\n').unwrap_or(tail.len());
+    let opens = |end: usize| tail[end + 1..].trim_ascii_start().first() == Some(&b'{');
+    (0..line).find(|end| tail[*end] == b'}' && opens(*end)).map_or(line, |end| end + 1)
 }
 
 /// The same with `"NaN"` in place of `NaN`, and so on: Python writes what is no JSON, and it would cost the whole object.
@@ -162,6 +184,41 @@ fn with_numbers_only(text: &str) -> Cow<'_, str> {
         rest = &rest[length..];
     }
     Cow::Owned(with_numbers)
+}
+
+/// The same with `\ufffd` in place of each half of a character: Python writes `\udcff` for a file name's byte that is not UTF-8.
+fn with_whole_characters(text: &str) -> Cow<'_, str> {
+    if !["\\ud", "\\uD"].iter().any(|half| text.contains(half)) {
+        return Cow::Borrowed(text);
+    }
+    let mut whole = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(backslash) = rest.find('\\') {
+        whole.push_str(&rest[..backslash]);
+        rest = &rest[backslash..];
+        let pair = matches!((unit(rest), rest.get(6..).and_then(unit)), (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)));
+        let (kept, length) = match unit(rest) {
+            Some(_) if pair => (&rest[..12], 12),
+            Some(0xD800..=0xDFFF) => ("\\ufffd", 6),
+            Some(_) => (&rest[..6], 6),
+            // What comes after it is no escape's beginning.
+            None => {
+                let length = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
+                (&rest[..length], length)
+            }
+        };
+        whole.push_str(kept);
+        rest = &rest[length..];
+    }
+    whole.push_str(rest);
+    Cow::Owned(whole)
+}
+
+/// Of UTF-16, if an escape like `\u00fc` comes first.
+fn unit(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    // `from_str_radix` takes a sign, too.
+    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
 }
 
 fn text(value: &Value) -> Result<String, &'static str> {
@@ -297,6 +354,7 @@ mod tests {
             ("retry_after", "NaN", "another text"),
             ("retry_after", "true", "a boolean"),
             ("retry_after", "[300]", "a list"),
+            ("retry_after", ("[".repeat(500) + &"]".repeat(500)).as_str(), "a list"),
             ("progress", "\"40%\"", "another text"),
             ("progress", "-Infinity", "another text"),
             ("progress", "-0.1", "another number"),
@@ -378,5 +436,50 @@ mod tests {
         let file = read(&lines);
         assert_eq!((file.said.reason, file.complaints), (None, vec![]));
         assert_eq!(file.progress.and_then(|progress| progress.share), Some(0.5));
+    }
+
+    #[test]
+    fn a_long_file_needs_no_lines() {
+        for between in ["", " ", "\t\r"] {
+            for end in ["", "\n"] {
+                let object = format!("{{\"progress\":0.5}}{between}");
+                let file = read(object.repeat(30_000) + "{\"reason\":\"down\",\"retry_after\":\"5m\"}" + end);
+                assert_eq!((file.said.reason.as_deref(), file.said.retry_after), (Some("down"), Some(5 * M)));
+                assert_eq!(file.complaints, [""; 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_longer_than_what_is_read_is_complained_of() {
+        for end in ["]}", "]}\n", "]", ""] {
+            let file = read("{\"reason\":\"down\",\"rows\":[".to_owned() + &"1,".repeat(200_000) + "1" + end);
+            assert_eq!(file.complaints, ["its last 256 KiB have no whole object"], "{end:?}");
+        }
+        // Whole objects may say nothing that is looked for.
+        assert_eq!(read("{\"step\":1}\n".repeat(30_000)), ResultFile::default());
+    }
+
+    #[test]
+    fn half_a_character_costs_nothing_but_itself() {
+        for (written, read) in [
+            (r"a\udcffb", "a\u{fffd}b"),
+            (r"a\uD83Db", "a\u{fffd}b"),
+            (r"\ud83d\ude00", "\u{1f600}"),
+            (r"\ud83d\ud83d\ude00", "\u{fffd}\u{1f600}"),
+            (r"\ud83d\u0041\udcff", "\u{fffd}A\u{fffd}"),
+            (r"\\udcff", r"\udcff"),
+            (r"\\\udcff", "\\\u{fffd}"),
+        ] {
+            assert_eq!(
+                reason(format!("{{\"a\\udcff\":1,\"reason\":\"{written}\"}}")).as_deref(),
+                Some(read),
+                "{written}"
+            );
+        }
+        for broken in [r"\ud", r"\ud8\u00", r"\ud+00", "\\ud\u{fc}\u{fc}"] {
+            let file = read(format!("{{\"reason\":\"{broken}\"}}\n{{\"reason\":\"a\"}}"));
+            assert_eq!(file.said.reason.as_deref(), Some("a"), "{broken}");
+        }
     }
 }
