@@ -380,7 +380,8 @@ async fn a_daemon_ends_with_its_command_while_others_run() {
         let halt = CancellationToken::new();
         let running = tokio::spawn({
             let (processes, halt) = (processes.clone(), halt.clone());
-            let command = job(&other, "other", &format!("{DAEMON}; touch up; wait_for_ever"));
+            let script = format!("{DAEMON}; touch up; wait_for_ever");
+            let command = Command { stop_grace: S, ..job(&other, "other", &script) };
             async move { ran_to(&processes, command, halt).await }
         });
         until("the other runs", || other.join("up").exists()).await;
@@ -401,7 +402,8 @@ async fn a_daemon_ends_with_its_command_while_others_run() {
             let room = home.path().join(name);
             fs::create_dir(&room).unwrap();
             let halt = CancellationToken::new();
-            let command = job(&room, name, &format!("{daemon}; date +%s.%N > ended; {end}"));
+            let script = format!("{daemon}; date +%s.%N > ended; {end}");
+            let command = Command { stop_grace: S, ..job(&room, name, &script) };
             let halting = async {
                 until("it runs", || room.join("ended").exists()).await;
                 if end != "exit 3" {
@@ -427,6 +429,63 @@ async fn a_daemon_ends_with_its_command_while_others_run() {
         halt.cancel();
         assert_eq!(in_time(running).await.unwrap(), Ok(Exit::Signal(15)));
         assert!(!lives(&other, "daemon") && !lives(&other, "its_child"));
+        until("all are reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+/// `timeout` moves to a group of its own, and so does what a shell with job control starts.
+#[tokio::test]
+async fn a_halt_asks_whom_the_command_started_in_groups_of_their_own() {
+    alone("a_halt_asks_whom_the_command_started_in_groups_of_their_own", &[], async {
+        let home = tempfile::tempdir().unwrap();
+        let processes = Arc::new(Processes::adopting().unwrap());
+        let other = home.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let worker = |name: &str| {
+            format!(
+                "sh -c 'trap \"sleep 0.5; touch {name}_saved; exit\" TERM; touch {name}; while :; do sleep 0.05; done'"
+            )
+        };
+        let halt_other = CancellationToken::new();
+        let running = tokio::spawn({
+            let (processes, halt) = (processes.clone(), halt_other.clone());
+            let command = job(&other, "other", &format!("setsid {} & wait", worker("other")));
+            async move { ran_to(&processes, command, halt).await }
+        });
+        until("the other runs", || other.join("other").exists()).await;
+
+        let (timed, daemon) = (worker("timed"), worker("daemon"));
+        let script = format!("(setsid {daemon} &); timeout 600 setsid {timed}; exit 1");
+        let halted = job(home.path(), "halted", &script);
+        let halt = CancellationToken::new();
+        let halting = async {
+            until("all are ready", || ["timed", "daemon"].iter().all(|file| home.path().join(file).exists())).await;
+            halt.cancel();
+        };
+        let (exit, ()) = in_time(async { tokio::join!(ran_to(&processes, halted, halt.clone()), halting) }).await;
+        assert_eq!(exit, Ok(Exit::Signal(15)));
+        assert!(["timed_saved", "daemon_saved"].iter().all(|file| home.path().join(file).exists()));
+        assert!(!other.join("other_saved").exists(), "it is another command's");
+
+        halt_other.cancel();
+        assert_eq!(in_time(running).await.unwrap(), Ok(Exit::Signal(15)));
+        assert!(other.join("other_saved").exists());
+        until("all are reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_ignores_the_halt_in_a_group_of_its_own_is_killed_after_the_grace() {
+    alone("what_ignores_the_halt_in_a_group_of_its_own_is_killed_after_the_grace", &[], async {
+        let room = tempfile::tempdir().unwrap();
+        let processes = Processes::adopting().unwrap();
+        let script = "setsid sh -c 'trap \"\" TERM; echo $$ > child; touch up; sleep 600' & wait";
+        let halted = Halted::by(&processes, room.path(), script, S, &["up"]).await;
+        assert_eq!(halted.exit, Exit::Signal(15));
+        assert!(halted.took >= S, "{:?}", halted.took);
+        assert!(!lives(room.path(), "child"));
         until("all are reaped", || children().is_empty()).await;
     })
     .await;

@@ -32,7 +32,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg};
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
@@ -185,11 +185,10 @@ impl Runner for Processes {
             () = halt.cancelled() => true,
         };
         if halted {
-            running.look();
-            // All of the group, also when the leader is gone: a shell that TERM ends at once must not cost the
-            // program it started the time to save its state.
-            running.signal(Signal::SIGTERM);
-            if timeout(command.stop_grace, running.group_has_ended()).await.is_err() {
+            // All of it, also when the leader is gone: a shell that TERM ends at once must not cost the program it
+            // started the time to save its state.
+            running.terminate();
+            if timeout(command.stop_grace, running.family_has_ended()).await.is_err() {
                 warn!(grace = ?command.stop_grace, "the command did not end in time after TERM; killing it");
             }
         } else {
@@ -235,9 +234,9 @@ impl Running {
         }
     }
 
-    async fn group_has_ended(&mut self) {
+    async fn family_has_ended(&mut self) {
         self.leader_has_ended().await;
-        while !Process::in_group(self.leader).is_empty() {
+        while !self.family(&mut commands()).is_empty() {
             self.child_ended(QUICK_TICK).await;
         }
     }
@@ -247,11 +246,27 @@ impl Running {
         let _ = timeout(tick, self.signals.recv()).await;
     }
 
-    /// Remembers whom the command has started: that is hard to see once it has ended.
-    fn look(&self) {
-        if self.adopting {
-            orphans::attribute(&mut commands(), &Process::all().collect::<Vec<_>>(), getpid().as_raw());
+    /// Asks the command to end, and whom it has started: `timeout`, job control and daemons leave its group.
+    fn terminate(&self) {
+        // Until they are signalled none of them is reaped here. Elsewhere they may be, by parents that are not ours.
+        let mut commands = commands();
+        let family = self.family(&mut commands);
+        self.signal(Signal::SIGTERM);
+        for process in family.iter().filter(|it| it.group != self.leader) {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGTERM);
         }
+    }
+
+    /// Who lives of the command, less the leader. Whom it has started is remembered: that is hard to see once it has ended.
+    fn family(&self, commands: &mut Commands) -> Vec<Process> {
+        let mut processes: Vec<_> = Process::all().collect();
+        if self.adopting {
+            orphans::attribute(commands, &processes, getpid().as_raw());
+        }
+        let family = commands.get(&self.leader);
+        let is_of = |it: &Process| it.group == self.leader || family.is_some_and(|family| family.includes(it));
+        processes.retain(|it| it.pid != self.leader && !it.is_zombie && is_of(it));
+        processes
     }
 
     /// KILLs what has left the group of a command whose leader has ended. The rest may still write its last lines.
@@ -278,13 +293,16 @@ impl Running {
         if let Some(ended) = self.end_at_once() {
             return ended;
         }
+        // In this order here, too: what a leader leaves that ends while we look would not be seen.
+        let mut ended = self.leader_ended();
         let mut left = self.kill();
-        if self.leader_ended() && !left.is_empty() {
+        if ended && !left.is_empty() {
             warn!(processes = %Names(&left), "the command has ended but left processes running; killing them");
         }
         let killed_at = Instant::now();
-        while !self.leader_ended() || (!left.is_empty() && killed_at.elapsed() < KILL_LIMIT) {
+        while !ended || (!left.is_empty() && killed_at.elapsed() < KILL_LIMIT) {
             self.child_ended(QUICK_TICK).await;
+            ended = self.leader_ended();
             left = self.kill();
         }
         if !left.is_empty() {
@@ -319,10 +337,13 @@ impl Running {
     fn kill(&self) -> Vec<Process> {
         let mut commands = commands();
         self.set(&mut commands, Stage::Ends);
-        let mut left = Process::in_group(self.leader);
+        // Whose parent lives is no orphan yet: it is KILLed at a later look, once that parent is gone.
+        let mut left = self.family(&mut commands);
         self.signal(Signal::SIGKILL);
         if self.adopting {
-            left.extend(sweep(&mut commands));
+            let orphans = sweep(&mut commands);
+            left.retain(|it| !orphans.contains(it));
+            left.extend(orphans);
         }
         left
     }
