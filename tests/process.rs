@@ -493,22 +493,75 @@ async fn what_ignores_the_halt_in_a_group_of_its_own_is_killed_after_the_grace()
 
 /// What shows neither the variable nor a parent who had it.
 #[tokio::test]
-async fn a_daemon_that_could_be_anybodys_ends_when_no_command_runs() {
-    alone("a_daemon_that_could_be_anybodys_ends_when_no_command_runs", &[], async {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it() {
+    let name = "a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it";
+    alone(name, &[], async {
+        let [one, two, three] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let processes = Arc::new(Processes::adopting().unwrap());
-        let (other, halt) = (processes.clone(), CancellationToken::new());
-        let (command, halted) = (in_room(two.path(), "touch up; wait_for_ever"), halt.clone());
-        let other = tokio::spawn(async move { ran_to(&other, command, halted).await });
+        let waits = |room: &Path, halt: &CancellationToken| {
+            let command = Command { stop_grace: S, ..in_room(room, "touch up; wait_for_ever") };
+            let (processes, halt) = (processes.clone(), halt.clone());
+            tokio::spawn(async move { ran_to(&processes, command, halt).await })
+        };
+        let (halt, halt_later) = (CancellationToken::new(), CancellationToken::new());
+        let earlier = waits(two.path(), &halt);
         until("the other runs", || two.path().join("up").exists()).await;
-        assert_eq!(
-            in_time(ran_to(&processes, in_room(one.path(), DAEMON), CancellationToken::new())).await,
-            Ok(Exit::Code(0))
-        );
+        let daemon = ran_to(&processes, in_room(one.path(), DAEMON), CancellationToken::new());
+        assert_eq!(in_time(daemon).await, Ok(Exit::Code(0)));
+        let later = waits(three.path(), &halt_later);
+        until("the third runs", || three.path().join("up").exists()).await;
         assert!(lives(one.path(), "daemon"));
         halt.cancel();
-        assert_eq!(in_time(other).await.unwrap(), Ok(Exit::Signal(15)));
-        assert!(!lives(one.path(), "daemon"));
+        assert_eq!(in_time(earlier).await.unwrap(), Ok(Exit::Signal(15)));
+        until("it has ended", || !lives(one.path(), "daemon") && !lives(one.path(), "its_child")).await;
+        assert!(!later.is_finished(), "it has begun after the daemon");
+        halt_later.cancel();
+        assert_eq!(in_time(later).await.unwrap(), Ok(Exit::Signal(15)));
+    })
+    .await;
+}
+
+/// As a server does that shows its state in its title.
+#[tokio::test]
+async fn whose_a_daemon_is_stays_known_when_its_environment_no_longer_shows_it() {
+    alone("whose_a_daemon_is_stays_known_when_its_environment_no_longer_shows_it", &[], async {
+        let home = tempfile::tempdir().unwrap();
+        let processes = Arc::new(Processes::adopting().unwrap());
+        let (other, command) = (processes.clone(), in_room(home.path(), "touch up; wait_for_ever"));
+        let other = tokio::spawn(async move { ran_to(&other, command, CancellationToken::new()).await });
+        until("the other runs", || home.path().join("up").exists()).await;
+        let mut ended = false;
+        // A busy machine may look late, but not that late.
+        for seconds in [1, 5, 15] {
+            let room = tempfile::tempdir_in(home.path()).unwrap();
+            let daemon =
+                format!("echo $$ > daemon; sleep {seconds}; exec env -i sh -c \"touch cleared; sleep 600; true\"");
+            let script = format!("(setsid sh -c '{daemon}' >&- 2>&- &); until [ -e cleared ]; do sleep 0.01; done");
+            assert_eq!(
+                in_time(ran_to(&processes, job(room.path(), "it", &script), CancellationToken::new())).await,
+                Ok(Exit::Code(0))
+            );
+            ended = !lives(room.path(), "daemon");
+            if ended {
+                break;
+            }
+        }
+        assert!(ended && !other.is_finished());
+        other.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_halt_asks_a_daemon_that_no_other_command_can_have_started() {
+    alone("a_halt_asks_a_daemon_that_no_other_command_can_have_started", &[], async {
+        let room = tempfile::tempdir().unwrap();
+        let processes = Processes::adopting().unwrap();
+        let daemon = "trap \"sleep 0.5; touch saved; exit\" TERM; touch up; while :; do sleep 0.05; done";
+        let script = format!("(env -i PATH=\"$PATH\" setsid sh -c '{daemon}' >&- 2>&- &); wait_for_ever");
+        let halted = Halted::by(&processes, room.path(), &script, LONG, &["up"]).await;
+        assert_eq!(halted.exit, Exit::Signal(15));
+        assert!(room.path().join("saved").exists());
     })
     .await;
 }

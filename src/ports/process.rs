@@ -128,7 +128,7 @@ impl Processes {
         let mut commands = commands();
         let child = spawn(&mut program)?;
         let leader = child.id().cast_signed();
-        commands.insert(leader, Family::new(Stage::Runs, mark(command)));
+        commands.insert(leader, Family::new(leader, Stage::Runs, mark(command)));
         drop(commands);
         if let Some(guard) = &self.guard {
             guard.starts(leader);
@@ -264,7 +264,11 @@ impl Running {
             orphans::attribute(commands, &processes, getpid().as_raw());
         }
         let family = commands.get(&self.leader);
-        let is_of = |it: &Process| it.group == self.leader || family.is_some_and(|family| family.includes(it));
+        let is_of = |it: &Process| {
+            it.group == self.leader
+                || family.is_some_and(|family| family.includes(it))
+                || (self.adopting && orphans::is_left_to(self.leader, commands, it))
+        };
         processes.retain(|it| it.pid != self.leader && !it.is_zombie && is_of(it));
         processes
     }

@@ -46,7 +46,8 @@ impl Guard {
         program.stdin(OwnedFd::from(its_end)).stdout(Stdio::null()).stderr(Stdio::null());
         let mut commands = commands();
         let child = program.spawn()?;
-        commands.insert(child.id().cast_signed(), Family::new(Stage::Guards, None));
+        let pid = child.id().cast_signed();
+        commands.insert(pid, Family::new(pid, Stage::Guards, None));
         Ok(Self { child, news: Mutex::new(news) })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! It becomes our child once its parent has ended. To which of the commands that run side by side it belongs is seen by
 //! the environment that it has inherited, or by the processes that it descends from. What shows neither (another user's, or
-//! a daemon that cleared its environment and whose parent is gone) is ended when no command runs to which it may belong.
+//! a daemon that cleared its environment and whose parent is gone) is ended when no command runs that had begun before it did.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,6 +34,8 @@ pub(super) fn commands() -> MutexGuard<'static, Commands> {
 /// Who belongs to a command.
 pub(super) struct Family {
     pub(super) stage: Stage,
+    /// When its leader was started, in ticks since the machine's start: what is older is not of this command.
+    since: u64,
     /// A variable that only this command's processes have, as the kernel shows it: `NAME=value`.
     mark: Option<Vec<u8>>,
     /// Processes that once had the mark or a parent in here.
@@ -52,8 +54,10 @@ pub(super) enum Stage {
 }
 
 impl Family {
-    pub(super) fn new(stage: Stage, mark: Option<Vec<u8>>) -> Self {
-        Self { stage, mark, members: BTreeSet::new() }
+    /// Of a leader that is not reaped yet.
+    pub(super) fn new(leader: i32, stage: Stage, mark: Option<Vec<u8>>) -> Self {
+        let since = Process::of(leader).map_or(0, |leader| leader.started);
+        Self { stage, since, mark, members: BTreeSet::new() }
     }
 
     /// As seen from outside, when all that is known of a command is its leader.
@@ -61,11 +65,16 @@ impl Family {
         let process = Process::of(leader);
         let environment = process.as_ref().map(Process::environment).unwrap_or_default();
         let mark = environment.split(|byte| *byte == 0).find(|variable| variable.starts_with(MARK)).map(<[u8]>::to_vec);
-        Self { members: process.iter().map(Process::id).collect(), ..Self::new(Stage::Runs, mark) }
+        Self { members: process.iter().map(Process::id).collect(), ..Self::new(leader, Stage::Runs, mark) }
     }
 
     pub(super) fn includes(&self, process: &Process) -> bool {
         self.members.contains(&process.id())
+    }
+
+    /// Does it run, and did it when this process was started?
+    fn may_have_started(&self, process: &Process) -> bool {
+        self.stage == Stage::Runs && self.since <= process.started
     }
 
     fn is_over(&self) -> bool {
@@ -92,15 +101,16 @@ pub(super) async fn reap_orphans(mut signals: unix::Signal) {
     }
 }
 
-/// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended, or, while no command
-/// runs, is there any?
+/// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended, is there one of which
+/// nobody knows whose it is, or, while no command runs, is there any?
 fn sweep_if_due(commands: &mut Commands) {
     if commands.values().any(|family| family.stage == Stage::Dropped) {
         return end_dropped(commands);
     }
     let is_due = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
         Err(Errno::ECHILD) => false,
-        Ok(WaitStatus::StillAlive) => are_idle(commands),
+        // It may still show whose it is: what changes its title overwrites its environment.
+        Ok(WaitStatus::StillAlive) => are_idle(commands) || !are_known(commands),
         // A leader is reaped by its own run; who stands behind it in the kernel's list is seen at the next look.
         Ok(status) => status.pid().is_none_or(|pid| commands.get(&pid.as_raw()).is_none_or(Family::is_guard)),
         // nix has no word for an end by a real-time signal.
@@ -142,9 +152,36 @@ fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
 
 /// Has nobody left a group? Only our children are asked for, which is cheap; an orphan is one of them.
 pub(super) fn are_none(commands: &Commands) -> bool {
+    no_child_but_leaders(commands, |_| false)
+}
+
+/// Is it known of all orphans whose they are?
+fn are_known(commands: &Commands) -> bool {
+    let our_group = getpgrp().as_raw();
+    no_child_but_leaders(commands, |it| it.group == our_group || is_included(commands, it))
+}
+
+fn no_child_but_leaders(commands: &Commands, or: impl Fn(&Process) -> bool) -> bool {
     // Not if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
     let children = children();
-    !children.is_empty() && children.iter().all(|child| commands.contains_key(child))
+    let is_so = |pid: &i32| commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| or(&it));
+    !children.is_empty() && children.iter().all(is_so)
+}
+
+fn is_included(commands: &Commands, process: &Process) -> bool {
+    commands.values().any(|family| family.includes(process))
+}
+
+/// Is it an orphan of which nobody knows whose it is, and did no other command run that may have started it?
+pub(super) fn is_left_to(leader: i32, commands: &Commands, process: &Process) -> bool {
+    let is_orphan = process.parent == getpid().as_raw()
+        && process.group != getpgrp().as_raw()
+        && ![process.pid, process.group].iter().any(|pid| commands.contains_key(pid));
+    let may_be = |family: &Family| family.may_have_started(process);
+    is_orphan
+        && !is_included(commands, process)
+        && commands.get(&leader).is_some_and(|family| family.since <= process.started)
+        && !commands.iter().any(|(other, family)| *other != leader && may_be(family))
 }
 
 /// Our children, ended or not.
@@ -156,8 +193,8 @@ fn children() -> Vec<i32> {
     lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending; all of them, if no other
-/// command runs. Returns those.
+/// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending, and those that no command
+/// which runs can have started. Returns those.
 ///
 /// What is in a command's group is left to whoever ends that command.
 pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
@@ -165,11 +202,13 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     // A guard that has ended is an orphan like any other.
     commands.retain(|pid, family| !family.is_guard() || wait(*pid, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive));
     let processes: Vec<_> = Process::all().collect();
-    let is_idle = are_idle(commands);
-    if !is_idle {
+    if !are_idle(commands) {
         attribute(commands, &processes, us);
     }
-    let is_over = |it: &Process| is_idle || commands.values().any(|family| family.is_over() && family.includes(it));
+    let is_over = |it: &Process| {
+        commands.values().any(|family| family.is_over() && family.includes(it))
+            || !commands.values().any(|family| family.may_have_started(it))
+    };
     // In our own group is what others here have started and wait for, such as a profile's `credential_process`.
     let is_ours = |it: &Process| it.group == our_group || commands.contains_key(&it.pid);
     let orphans = processes.into_iter().filter(|it| it.parent == us && !is_ours(it));

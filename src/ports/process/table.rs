@@ -11,7 +11,7 @@ pub(super) struct Process {
     pub(super) parent: i32,
     pub(super) group: i32,
     /// In ticks since the machine's start.
-    started: u64,
+    pub(super) started: u64,
 }
 
 /// Unlike its number, nobody else's afterwards.
