@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{fs, iter};
 
 use nix::errno::Errno;
@@ -13,7 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgrp, getpid};
 use tokio::signal::unix;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::table::{Process, ProcessId};
 use super::{QUICK_TICK, SLOW_TICK};
@@ -23,6 +24,9 @@ pub(super) type Commands = BTreeMap<i32, Family>;
 
 /// Of the variable that only a command's own processes have: it names a folder that is nobody else's.
 pub(super) const MARK: &[u8] = b"JOB_FILE=";
+
+/// How long what has ended in our own group may wait for whoever started it.
+const UNCLAIMED: Duration = Duration::from_secs(2);
 
 /// Children belong to the process, not to a value, and so does this.
 static COMMANDS: Mutex<Commands> = Mutex::new(Commands::new());
@@ -93,11 +97,28 @@ impl Family {
 
 /// Reaps orphans, and ends what commands left behind whose run was dropped.
 pub(super) async fn reap_orphans(mut signals: unix::Signal) {
+    let mut helper = None;
     loop {
-        sweep_if_due(&mut commands());
+        {
+            let mut commands = commands();
+            sweep_if_due(&mut commands);
+            reap_helper(&mut helper);
+        }
         let _ = timeout(SLOW_TICK, signals.recv()).await;
         // A storm of orphans costs some looks a second, not one for each of them.
         sleep(QUICK_TICK).await;
+    }
+}
+
+/// Reaps a helper of a wrapper script that ended with `exec leasehold`, for nobody else does. Who has started a process here,
+/// in our group too, has reaped it long before.
+fn reap_helper(seen: &mut Option<(Pid, Instant)>) {
+    let ours = Id::PGid(getpgrp());
+    let ended = waitid(ours, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT);
+    let pid = ended.ok().and_then(|status| status.pid());
+    *seen = pid.map(|pid| seen.filter(|(before, _)| *before == pid).unwrap_or_else(|| (pid, Instant::now())));
+    if let Some((pid, _)) = seen.filter(|(_, since)| since.elapsed() >= UNCLAIMED) {
+        let _ = wait(pid.as_raw(), WaitPidFlag::empty());
     }
 }
 
@@ -152,7 +173,10 @@ fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
 
 /// Has nobody left a group? Only our children are asked for, which is cheap; an orphan is one of them.
 pub(super) fn are_none(commands: &Commands) -> bool {
-    no_child_but_leaders(commands, |_| false)
+    let our_group = getpgrp().as_raw();
+    // A helper that is older than every command is of none.
+    let oldest = commands.values().filter(|family| !family.is_guard()).map(|family| family.since).min();
+    no_child_but_leaders(commands, |it| it.group == our_group && oldest.is_none_or(|oldest| it.started < oldest))
 }
 
 /// Is it known of all orphans whose they are?
@@ -210,7 +234,8 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
             || !commands.values().any(|family| family.may_have_started(it))
     };
     // In our own group is what others here have started and wait for, such as a profile's `credential_process`.
-    let is_ours = |it: &Process| it.group == our_group || commands.contains_key(&it.pid);
+    let is_theirs = |it: &Process| it.group == our_group && !is_included(commands, it);
+    let is_ours = |it: &Process| is_theirs(it) || commands.contains_key(&it.pid);
     let orphans = processes.into_iter().filter(|it| it.parent == us && !is_ours(it));
     let killed = orphans.filter(|orphan| {
         // The kernel's word that this is our child, alive, and so its number its own; everything else is reaped by this.
