@@ -592,6 +592,25 @@ async fn a_command_does_not_outlive_us() {
     }
 }
 
+/// Somebody may have meant all processes.
+#[tokio::test]
+async fn a_guard_that_is_stopped_does_not_keep_us_from_ending() {
+    let room = tempfile::tempdir().unwrap();
+    fs::create_dir(room.path().join("inbox")).unwrap();
+    fs::write(room.path().join("inbox/file"), "x").unwrap();
+    let script = "for pid in $(cat /proc/$PPID/task/*/children); do \
+        if [ $pid != $$ ] && grep -q end-commands /proc/$pid/cmdline; then kill -STOP $pid; echo $pid > $OUT/guard; fi; done";
+    let mut us = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    us.arg("local").arg(room.path().join("inbox")).args(["--", "sh", "-c", script]).env("OUT", room.path());
+    let mut us = us.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let ended = timeout(SOON, us.wait()).await;
+    let guard = fs::read_to_string(room.path().join("guard")).expect("it was stopped");
+    if lives(room.path(), "guard") {
+        kill(Pid::from_raw(guard.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    assert_eq!(ended.expect("it hangs").unwrap().code(), Some(0));
+}
+
 /// What is blocked or ignored stays so in what is started, unless somebody sees to it.
 #[tokio::test]
 async fn the_command_hears_all_signals_whatever_we_hear() {

@@ -69,13 +69,25 @@ impl Guard {
 }
 
 impl Drop for Guard {
-    /// It has nothing to end then, and is gone before we are.
+    /// It is gone before we are, and has nothing to end but what a dropped run may have left.
     fn drop(&mut self) {
         let news = self.news.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = news.shutdown(std::net::Shutdown::Both);
         let mut commands = commands();
+        // If it was reaped, then the number may be somebody else's by now.
+        if commands.remove(&self.child.id().cast_signed()).is_none() {
+            return;
+        }
+        let looks = if commands.is_empty() { 0 } else { KILL_LIMIT.as_millis() / QUICK_TICK.as_millis() };
+        for _ in 0..looks {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(QUICK_TICK);
+        }
+        // Stopped (SIGSTOP), it would never end by itself.
+        let _ = self.child.kill();
         let _ = self.child.wait();
-        commands.remove(&self.child.id().cast_signed());
     }
 }
 
