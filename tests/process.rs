@@ -17,7 +17,7 @@ use leasehold::job::verdict::Exit;
 use leasehold::ports::process::{Processes, find_program};
 use leasehold::ports::{Command, Pulse, Runner, StartError};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -653,6 +653,25 @@ async fn a_helper_in_our_own_group_is_spared() {
         assert_eq!(helper.try_wait().unwrap(), None);
         helper.kill().unwrap();
         until("even it is reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+/// Unlike a helper: it shows whose it is.
+#[tokio::test]
+async fn a_commands_own_process_in_our_group_ends_with_the_command() {
+    alone("a_commands_own_process_in_our_group_ends_with_the_command", &[], async {
+        let room = tempfile::tempdir().unwrap();
+        let processes = Processes::adopting().unwrap();
+        let python = "import os, sys, time; os.setpgid(0, int(sys.argv[1])); open(\"up\", \"w\"); time.sleep(600)";
+        let script = format!(
+            "(python3 -c '{python}' {} >&- 2>&- & echo $! > child); until [ -e up ]; do sleep 0.01; done",
+            getpgrp()
+        );
+        let ended = ran_to(&processes, job(room.path(), "it", &script), CancellationToken::new());
+        assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
+        assert!(!lives(room.path(), "child"));
+        until("it is reaped", || children().is_empty()).await;
     })
     .await;
 }
