@@ -329,6 +329,7 @@ fn record(bucket: &str, key: &str, event: &str) -> Record {
         etag: None,
         size: None,
         sequencer: None,
+        is_from_aws: false,
     };
     Record { event: event.to_owned(), object, key_as_sent: None }
 }

@@ -297,6 +297,16 @@ fn fields_of_secondary_use_may_be_numbers() {
 }
 
 #[test]
+fn only_an_event_that_names_aws_is_from_aws() {
+    let mut body = from_s3("key");
+    for (source, is_from_aws) in [(json!("aws:s3"), true), (json!("minio:s3"), false), (json!(null), false)] {
+        body["Records"][0]["eventSource"] = source;
+        assert_eq!(records(&body.to_string())[0].object.is_from_aws, is_from_aws);
+    }
+    assert!(records(&from_eventbridge("key").to_string())[0].object.is_from_aws);
+}
+
+#[test]
 fn a_key_that_was_not_encoded_is_taken_as_it_is() {
     for key in ["50% off + 5%.txt", "a b+c", "ä+b", "q\"+", "100%2x+", "50%ff+.txt"] {
         assert_eq!(only_key(&from_s3(key)), key);

@@ -305,6 +305,7 @@ async fn of_source(
         etag: None,
         size: None,
         sequencer: None,
+        is_from_aws: false,
     };
     match s3.open(&absent).await {
         Ok(_) | Err(FetchError::Missing(_)) => {}

@@ -54,6 +54,8 @@ pub struct Object {
     pub size: Option<u64>,
     /// Orders the events of one key; hexadecimal.
     pub sequencer: Option<String>,
+    /// The event names AWS as its source. Other stores name themselves, and some send a size that is not the object's.
+    pub is_from_aws: bool,
 }
 
 /// Why a body is no S3 notification. Never quotes the body: it may be anybody's data.
@@ -107,7 +109,8 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
     if source.as_ref().is_some_and(|source| !source.ends_with(":s3")) {
         return Err(refused("eventSource is not aws:s3"));
     }
-    if source.is_none_or(|source| source == "aws:s3") {
+    let is_from_aws = source.as_ref().is_some_and(|source| source == "aws:s3");
+    if is_from_aws || source.is_none() {
         require_major(record, "eventVersion", "2")?;
     }
     let event = required(record, "eventName")?;
@@ -123,6 +126,7 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
             etag: header_value(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
             size: size(record, "s3.object.size"),
             sequencer: sequencer(record, "s3.object.sequencer"),
+            is_from_aws,
         },
     })
 }
@@ -148,6 +152,7 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
             etag: header_value(body, "detail.object.etag")?.and_then(|etag| unquoted(&etag)),
             size: size(body, "detail.object.size"),
             sequencer: sequencer(body, "detail.object.sequencer"),
+            is_from_aws: true,
         },
     })
 }

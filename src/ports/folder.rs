@@ -83,6 +83,7 @@ impl Folder {
             etag: Some(etag(&metadata)),
             size: Some(metadata.len()),
             sequencer: Some(format!("{:018X}", nanoseconds(modified))),
+            is_from_aws: false,
         };
         Ok(Listed { object, modified })
     }
@@ -314,7 +315,15 @@ mod tests {
     }
 
     fn object(key: &str) -> Object {
-        Object { bucket: "b".into(), key: key.into(), version_id: None, etag: None, size: None, sequencer: None }
+        Object {
+            bucket: "b".into(),
+            key: key.into(),
+            version_id: None,
+            etag: None,
+            size: None,
+            sequencer: None,
+            is_from_aws: false,
+        }
     }
 
     async fn content(folder: &Folder, object: &Object) -> Result<String, FetchError> {

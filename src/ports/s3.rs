@@ -168,7 +168,7 @@ impl ObjectStore for S3 {
         identity.check(object)?;
         let checksum = checksum(object, &mut answer);
         let ends_by_itself = encoding.value().is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"));
-        let size = match identity.size {
+        let size = match identity.size.or_else(|| identity.expected_size(object)) {
             Some(size) => Some(size),
             // Its end is seen, or a cut is noticed when the checksum is compared.
             None if ends_by_itself || checksum.is_some() => None,
@@ -285,7 +285,15 @@ mod tests {
 
     fn object(etag: Option<&str>, size: Option<u64>) -> Object {
         let etag = etag.map(str::to_owned);
-        Object { bucket: "b".into(), key: "k".into(), version_id: None, etag, size, sequencer: None }
+        Object {
+            bucket: "b".into(),
+            key: "k".into(),
+            version_id: None,
+            etag,
+            size,
+            sequencer: None,
+            is_from_aws: false,
+        }
     }
 
     fn s3(server: &Canned) -> S3 {
@@ -349,6 +357,37 @@ mod tests {
                 "{error:?}"
             );
         }
+    }
+
+    /// With the right eTag, even.
+    #[tokio::test(start_paused = true)]
+    async fn a_part_of_an_object_is_not_taken_for_all_of_it() {
+        let event = Object { is_from_aws: true, ..object(Some("e"), Some(5)) };
+        let good =
+            |status, body: &str| Canned::new(status, None, body).header("content-length", body.len().to_string());
+        for (server, problem) in [
+            (good(206, "hel").header("content-range", "bytes 0-2/5"), "it is a part, and all was asked for"),
+            (good(206, "hello").header("content-range", "bytes 0-4/5"), "it is a part, and all was asked for"),
+            (good(206, "hel"), "it is a part, and all was asked for"),
+            (good(200, "hel").header("content-range", "bytes 0-2/5"), "it is a part, and all was asked for"),
+            (good(200, "hel"), "the size of the answer is 3, and of the event 5"),
+            (good(200, ""), "the size of the answer is 0, and of the event 5"),
+        ] {
+            let error = s3(&server).open(&event).await.err();
+            assert!(matches!(&error, Some(FetchError::Retryable(why)) if why.contains(problem)), "{error:?}");
+        }
+        let unnamed = s3(&good(206, "llo")).open_range(&event, 2..5).await.err();
+        assert!(
+            matches!(&unnamed, Some(FetchError::Retryable(why)) if why.contains("does not say which part it is")),
+            "{unnamed:?}"
+        );
+        // Nobody says how long a chunked answer is, but for the event.
+        let chunked = good(200, "hel").header("content-length", "").header("transfer-encoding", "chunked");
+        let body = s3(&chunked).open(&event).await.map_err(|error| error.to_string()).unwrap();
+        assert_eq!(body.size, Some(5));
+        let other = Object { is_from_aws: false, ..event };
+        let body = s3(&good(200, "hel")).open(&other).await.map_err(|error| error.to_string()).unwrap();
+        assert_eq!(body.size, Some(3));
     }
 
     #[tokio::test(start_paused = true)]

@@ -378,6 +378,7 @@ mod tests {
             etag: None,
             size: Some(u64::MAX),
             sequencer: None,
+            is_from_aws: false,
         };
         let settlement = Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
         let mut ended = ended("m", settlement);

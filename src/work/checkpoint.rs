@@ -130,6 +130,7 @@ impl Checkpoints {
             etag: None,
             size: None,
             sequencer: None,
+            is_from_aws: false,
         };
         let archive = space.archive();
         fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), work_dir, &object, None, &archive).await?;

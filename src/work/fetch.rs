@@ -219,7 +219,15 @@ mod tests {
     fn only_a_large_object_that_can_be_put_together_is_divided() {
         let object = |version_id: Option<&str>, etag: Option<&str>| {
             let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-            Object { bucket: "b".into(), key: "k".into(), version_id, etag, size: None, sequencer: None }
+            Object {
+                bucket: "b".into(),
+                key: "k".into(),
+                version_id,
+                etag,
+                size: None,
+                sequencer: None,
+                is_from_aws: false,
+            }
         };
         let (etag, version) = (object(None, Some("e")), object(Some("v"), None));
         assert!(is_divisible(Some(PARALLEL_FROM), &etag, None));

@@ -16,7 +16,7 @@ fn main() {
     let mut arg = || args.next().expect("fetch STREAMS BUCKET KEY FILE");
     let policy = FetchPolicy { streams: arg().parse().expect("a number"), ..FetchPolicy::default() };
     let (bucket, key, path) = (arg(), arg(), PathBuf::from(arg()));
-    let object = Object { bucket, key, version_id: None, etag: None, size: None, sequencer: None };
+    let object = Object { bucket, key, version_id: None, etag: None, size: None, sequencer: None, is_from_aws: false };
     let work_dir = WorkDir { path: path.parent().expect("a file in a folder").to_owned(), limit: None };
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {

@@ -28,6 +28,7 @@ fn subject(receive_count: u32) -> Subject {
         etag: None,
         size: Some(1_000_000),
         sequencer: None,
+        is_from_aws: false,
     };
     Subject {
         job_type: Some("default".to_owned()),

@@ -143,7 +143,7 @@ async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> 
 
 fn object(version_id: Option<&str>, etag: Option<&str>) -> Object {
     let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-    Object { bucket: "b".into(), key: "k".into(), version_id, etag, size: None, sequencer: None }
+    Object { bucket: "b".into(), key: "k".into(), version_id, etag, size: None, sequencer: None, is_from_aws: false }
 }
 
 /// Bytes that are nowhere the same for long.

@@ -204,6 +204,7 @@ async fn s46_s3_is_asked_for_exactly_the_object_of_the_event() {
         etag: version.is_none().then(|| "abc".to_owned()),
         size: None,
         sequencer: None,
+        is_from_aws: false,
     };
     let error = async |key| s3.open(&object(key, None)).await.err();
     let denied = error("k-denied").await;

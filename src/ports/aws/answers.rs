@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | request id, at AWS's own hosts | `x-amzn-requestid` | `x-amz-request-id` |
 //! | eTag | | of GetObject, PutObject and UploadPart |
+//! | a part of the object | | only if the request has a range |
 //! | body | empty, or a JSON object | of PUT and DELETE: empty; of others, GetObject excepted: XML, and not HTML |
 //!
 //! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS have request ids of other
@@ -93,6 +94,8 @@ struct Expected {
     service: Service,
     request_id: bool,
     etag: bool,
+    /// Only a part of it was asked for.
+    part: bool,
     body: Body,
 }
 
@@ -115,7 +118,8 @@ impl Expected {
             (Service::S3, "DELETE") => (false, Body::Empty),
             (Service::S3, _) => (false, Body::Xml),
         };
-        Self { service, request_id: is_at_aws(request.uri()), etag, body }
+        let part = request.headers().contains_key("range");
+        Self { service, request_id: is_at_aws(request.uri()), etag, part, body }
     }
 
     /// The answer as it is, if it is a refusal or what it must be.
@@ -129,10 +133,10 @@ impl Expected {
         if !status.is_success() {
             return Ok(answer);
         }
-        let problem = self.missing_header(&answer).or_else(|| {
-            let body = answer.body().bytes().unwrap_or_default();
-            self.body.problem(body)
-        });
+        let problem = self
+            .wrong_part(&answer)
+            .or_else(|| self.missing_header(&answer))
+            .or_else(|| self.body.problem(answer.body().bytes().unwrap_or_default()));
         match problem {
             None => Ok(answer),
             Some(problem) => {
@@ -146,6 +150,15 @@ impl Expected {
                 );
                 Err(ConnectorError::other(why.into(), Some(ErrorKind::TransientError)))
             }
+        }
+    }
+
+    fn wrong_part(self, answer: &HttpResponse) -> Option<String> {
+        let (is_part, names_it) = (answer.status().as_u16() == 206, answer.headers().contains_key("content-range"));
+        if (is_part || names_it) && !self.part {
+            Some("it is a part, and all was asked for".to_owned())
+        } else {
+            (is_part && !names_it).then(|| "it does not say which part it is".to_owned())
         }
     }
 

@@ -132,6 +132,7 @@ mod tests {
             etag: None,
             size: None,
             sequencer: None,
+            is_from_aws: false,
         }
     }
 

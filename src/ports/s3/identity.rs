@@ -17,8 +17,7 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Compares it with what the event says: the version, else the eTag. The event's size counts only in an answer that has
-    /// no request id, for some stores send a size of 0, or the one that it has on their disks.
+    /// Compares it with what the event says: the version, else the eTag, and the size.
     pub(super) fn check(&self, object: &Object) -> Result<(), FetchError> {
         let differs = |what: &str, is: &str, expected: &str| {
             let why = format!("{}: {what} of the answer is {is}, and of the event {expected}", display_uri(object));
@@ -40,12 +39,23 @@ impl Identity {
             }
             Some(_) | None => {}
         }
-        match (object.size, self.size) {
-            (Some(expected), Some(is)) if !self.is_of_s3 && expected > 0 && is != expected => {
-                Err(differs("the size", &is.to_string(), &expected.to_string()))
-            }
+        match (self.expected_size(object), self.size) {
+            // With the right eTag it was not overwritten: it was cut.
+            (Some(expected), Some(is)) if is != expected => Err(FetchError::Retryable(format!(
+                "{}: the size of the answer is {is}, and of the event {expected} (does a proxy or a portal answer in the \
+                 store's place, or cut what the store sends?)",
+                display_uri(object)
+            ))),
             (Some(_) | None, _) => Ok(()),
         }
+    }
+
+    /// How many bytes the answer must have, if the event says it reliably. Some stores send a size of 0, or the one that the
+    /// object has on their disks, and an event that pins nothing means what is there now: theirs counts only in an answer that
+    /// has no request id.
+    pub(super) fn expected_size(&self, object: &Object) -> Option<u64> {
+        let is_pinned = object.version_id.is_some() || object.etag.is_some();
+        object.size.filter(|size| *size > 0 && (object.is_from_aws && is_pinned || !self.is_of_s3))
     }
 }
 
@@ -62,7 +72,7 @@ mod tests {
 
     fn object(version_id: Option<&str>, etag: Option<&str>, size: Option<u64>) -> Object {
         let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-        Object { bucket: "b".into(), key: "k".into(), version_id, etag, size, sequencer: None }
+        Object { bucket: "b".into(), key: "k".into(), version_id, etag, size, sequencer: None, is_from_aws: false }
     }
 
     fn checked(object: &Object, is_of_s3: bool, version_id: Option<&str>, etag: &str, size: u64) -> &'static str {
@@ -93,7 +103,22 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_an_event_is_compared_where_nothing_else_proves_whose_answer_it_is() {
+    fn the_size_of_an_event_of_aws_is_compared_if_it_pins_the_object() {
+        for (size, is) in [(Some(5), "retryable"), (Some(7), "is it"), (Some(0), "is it"), (None, "is it")] {
+            for (version, etag) in [(None, Some("e")), (Some("v"), Some("e")), (Some("v"), None)] {
+                let object = Object { is_from_aws: true, ..object(version, etag, size) };
+                for is_of_s3 in [true, false] {
+                    assert_eq!(checked(&object, is_of_s3, version, "e", 7), is, "{object:?}");
+                }
+            }
+        }
+        let current = Object { is_from_aws: true, ..object(None, None, Some(5)) };
+        assert_eq!(checked(&current, true, None, "e", 7), "is it");
+        assert_eq!(checked(&current, false, None, "e", 7), "retryable");
+    }
+
+    #[test]
+    fn the_size_of_another_stores_event_is_compared_where_nothing_else_proves_whose_answer_it_is() {
         for (size, is_of_s3, of_a_proxy) in
             [(Some(5), "is it", "retryable"), (Some(0), "is it", "is it"), (None, "is it", "is it")]
         {
