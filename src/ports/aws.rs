@@ -260,8 +260,8 @@ fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dy
 /// Configurations for the adapters' tests, without environment or network.
 #[cfg(test)]
 pub(super) mod testing {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use aws_credential_types::Credentials;
     use aws_smithy_runtime_api::client::http::{
@@ -280,6 +280,8 @@ pub(super) mod testing {
         body: String,
         after: Duration,
         pub requests: Arc<AtomicUsize>,
+        /// The names of the last request's headers.
+        pub sent: Arc<Mutex<Vec<String>>>,
     }
 
     impl Canned {
@@ -289,7 +291,8 @@ pub(super) mod testing {
             let sent = [("x-amzn-requestid", "r"), ("x-amz-request-id", "r"), ("etag", "\"e\"")];
             let sent = sent.into_iter().chain(query_error.map(|code| ("x-amzn-query-error", code)));
             let headers = sent.map(|(name, value)| (name, value.to_owned())).collect();
-            Self { status, headers, body: body.into(), after: Duration::ZERO, requests: Arc::default() }
+            let body = body.into();
+            Self { status, headers, body, after: Duration::ZERO, requests: Arc::default(), sent: Arc::default() }
         }
 
         /// With this header; without it if the value is empty.
@@ -311,8 +314,10 @@ pub(super) mod testing {
     }
 
     impl HttpConnector for Canned {
-        fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let sent = request.headers().iter().map(|(name, _)| name.to_owned()).collect();
+            *self.sent.lock().expect("nothing panics while holding it") = sent;
             let status = self.status.try_into().expect("a test's status is valid");
             let mut response = HttpResponse::new(status, SdkBody::from(self.body.as_str()));
             for (name, value) in &self.headers {

@@ -126,7 +126,7 @@ impl S3 {
     }
 
     async fn upload_parts(&self, upload: &Upload<'_>, id: &str) -> Result<Uploaded, String> {
-        let Upload { bucket, key, bytes, .. } = *upload;
+        let Upload { bytes, .. } = *upload;
         let part = PART.max(bytes.div_ceil(MOST_PARTS));
         let ranges = (0..bytes.div_ceil(part)).map(|n| n * part..((n + 1) * part).min(bytes));
         let parts = (1..).zip(ranges).map(|(number, range)| self.upload_part(upload, id, number, range));
@@ -137,11 +137,24 @@ impl S3 {
         for (_, hasher) in &parts {
             whole.append(hasher);
         }
-        let parts =
-            CompletedMultipartUpload::builder().set_parts(Some(parts.into_iter().map(|(part, _)| part).collect()));
+        let parts = parts.into_iter().map(|(part, _)| part).collect();
+        self.complete_parts(upload, id, parts, &checksum_of(whole)).await
+    }
+
+    async fn complete_parts(
+        &self,
+        upload: &Upload<'_>,
+        id: &str,
+        parts: Vec<CompletedPart>,
+        whole: &Checksum,
+    ) -> Result<Uploaded, String> {
+        let Upload { bucket, key, bytes, .. } = *upload;
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts));
         let complete = self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
         let complete = complete.set_expected_bucket_owner(self.expected_owner.clone()).multipart_upload(parts.build());
-        let complete = complete.set_mpu_object_size(bytes.try_into().ok());
+        // What does not know our checksums need not know this either.
+        let size = bytes.try_into().ok().filter(|_| self.sends_checksums());
+        let complete = complete.set_mpu_object_size(size);
         let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
         let limit = TimeoutConfig::builder().operation_attempt_timeout(limit).build();
         let answer = self.send(bucket, |config| {
@@ -152,10 +165,9 @@ impl S3 {
         if etag.is_none() {
             return Err(format!("s3://{bucket}/{key}: the answer to the whole upload has no eTag"));
         }
-        let whole = checksum_of(whole);
         // Each part was compared by S3; of the whole, some servers know only a hash of the parts' hashes.
-        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &whole)?;
-        Ok(Uploaded { etag, checksum: whole })
+        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), whole)?;
+        Ok(Uploaded { etag, checksum: whole.clone() })
     }
 
     async fn upload_part(
@@ -226,5 +238,32 @@ fn same(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Resul
             Err(format!("s3://{bucket}/{key}: CRC64NVME of what was stored is {stored}, not {}", sent.value))
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::aws::testing::Canned;
+    use super::*;
+
+    /// Stores that do not know our checksums refuse what came to S3 after them.
+    #[tokio::test]
+    async fn nothing_that_only_s3_knows_is_sent_with_parts_where_checksums_are_switched_off() {
+        let path = Path::new("big");
+        let upload = Upload { bucket: "b", key: "k", path, bytes: 34_000_000, content_type: "text/plain" };
+        for (calculation, is_sent) in
+            [(RequestChecksumCalculation::WhenSupported, true), (RequestChecksumCalculation::WhenRequired, false)]
+        {
+            let server =
+                Canned::new(200, None, "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>");
+            let config = server.config().into_builder().request_checksum_calculation(calculation).build();
+            let whole = checksum_of(Hasher::new(Algorithm::Crc64Nvme));
+            let uploaded = S3::new(&config, None).complete_parts(&upload, "id", Vec::new(), &whole).await;
+            assert!(uploaded.is_ok(), "{:?}", uploaded.err());
+            let sent = server.sent.lock().unwrap();
+            let has = |text: &str| sent.iter().any(|name| name.contains(text));
+            assert_eq!(has("x-amz-mp-object-size"), is_sent, "{sent:?}");
+            assert!(is_sent || !has("checksum"), "{sent:?}");
+        }
     }
 }
