@@ -589,6 +589,13 @@ mod tests {
             (Canned::new(200, None, PAGE), "its body is not a JSON object"),
             (Canned::new(200, None, r#"{"Messages":[{"MessageId":"m","#), "its body is not a JSON object"),
             (Canned::new(200, None, "[]"), "its body is not a JSON object"),
+            (Canned::new(200, None, r#"{"error":"upstream"}"#), "its body has a member that no answer of SQS has"),
+            (
+                Canned::new(200, None, r#"{"__type":"x#AccessDenied"}"#),
+                "its body has a member that no answer of SQS has",
+            ),
+            (Canned::new(200, None, r#"{"status":"ok"}"#), "its body has a member that no answer of SQS has"),
+            (Canned::new(200, None, r#"{"Error":{"Code":"x"}}"#), "its body has a member that no answer of SQS has"),
             (Canned::new(200, None, "{}").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
             (Canned::new(200, None, "").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
         ] {
@@ -604,8 +611,10 @@ mod tests {
             assert_eq!(extended, Err(VisibilityError::Unclear(text("ChangeMessageVisibility"))));
             assert_eq!(delete(&queue).await, Err(DeleteError::Transient(text("DeleteMessage"))));
         }
-        let empty = sqs(&Canned::new(200, None, ""));
-        assert_eq!((empty.change_visibility(&receipt, S).await, delete(&empty).await), (Ok(()), Ok(())));
+        for body in ["", "{}", r#"{"ResponseMetadata":{"RequestId":"r"}}"#] {
+            let empty = sqs(&Canned::new(200, None, body));
+            assert_eq!((empty.change_visibility(&receipt, S).await, delete(&empty).await), (Ok(()), Ok(())));
+        }
     }
 
     /// What speaks SQS's protocol and is not SQS need not have its request ids, but has to speak it.

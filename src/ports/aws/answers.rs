@@ -8,10 +8,12 @@
 //! | request id, at AWS's own hosts | `x-amzn-requestid` | `x-amz-request-id` |
 //! | eTag | | of GetObject, PutObject and UploadPart |
 //! | a part of the object | | only if the request has a range |
-//! | body | empty, or a JSON object | of PUT and DELETE: empty; of others, GetObject excepted: XML, and not HTML |
+//! | body | empty, or a JSON object of members that SQS has, and none of an error | of PUT and DELETE: empty; of others, GetObject excepted: XML, and not HTML |
 //!
 //! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS have request ids of other
 //! names, and some queues have none. At a host that is not AWS's no request id is asked for.
+
+use std::collections::BTreeMap;
 
 use aws_config::SdkConfig;
 use aws_smithy_runtime_api::box_error::BoxError;
@@ -183,8 +185,16 @@ impl Body {
             Self::Object => (true, ""),
             Self::Empty => (text.is_empty(), "its body is not empty"),
             Self::Json => {
-                let is_object = || text.starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(text).is_ok();
-                (text.is_empty() || is_object(), "its body is not a JSON object")
+                let members = || serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(text).ok();
+                let members = if text.is_empty() { Some(BTreeMap::new()) } else { members() };
+                let is_of_sqs = |name: &String| {
+                    name.starts_with(|first: char| first.is_ascii_uppercase())
+                        && !["Code", "Error", "Errors", "Fault", "Message", "Status"].contains(&name.as_str())
+                };
+                match members {
+                    None => (false, "its body is not a JSON object"),
+                    Some(members) => (members.keys().all(is_of_sqs), "its body has a member that no answer of SQS has"),
+                }
             }
             Self::Xml => {
                 let is_html = begins("<html") || begins("<!doctype");
