@@ -129,7 +129,7 @@ async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
     let key = place.key("leasehold-check.json");
     match s3.check_conditions(&place.bucket, &key).await {
         Ok(()) => None,
-        Err(RecordError::ConditionsIgnored(why)) => {
+        Err(RecordError::ConditionsUnsupported(why)) => {
             let change = "keep the records in a store that heeds both If-None-Match and If-Match";
             Some(Finding::error("--idempotency", why, change))
         }

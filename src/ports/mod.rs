@@ -221,12 +221,12 @@ pub enum Condition<'a> {
 pub enum RecordError {
     #[error("somebody else wrote the record")]
     ConditionFailed,
-    /// Not allowed (403): asking again is pointless until somebody changes that.
+    /// Not allowed, or not possible: asking again is pointless until somebody changes that.
     #[error("{0}")]
     Refused(String),
-    /// The store writes whether or not a condition holds: its records prove nothing.
+    /// The store writes whether or not a condition holds, so that its records prove nothing, or refuses conditions.
     #[error("{0}")]
-    ConditionsIgnored(String),
+    ConditionsUnsupported(String),
     #[error("{0}")]
     Retryable(String),
 }

@@ -196,7 +196,7 @@ impl Held {
             match self.write(State::InProgress, condition).await {
                 Ok(()) => return Ok(true),
                 Err(RecordError::ConditionFailed) => return Ok(false),
-                Err(RecordError::Refused(why) | RecordError::ConditionsIgnored(why)) => {
+                Err(RecordError::Refused(why) | RecordError::ConditionsUnsupported(why)) => {
                     return Err(Failure::Record(why));
                 }
                 Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
@@ -257,7 +257,7 @@ impl Held {
             match refreshed {
                 Ok(()) => pauses = self::pauses(),
                 Err(RecordError::ConditionFailed) => return "another pod has claimed its record".to_owned(),
-                Err(RecordError::ConditionsIgnored(why)) => return why,
+                Err(RecordError::ConditionsUnsupported(why)) => return why,
                 // A permission may be given again while the work runs.
                 Err(RecordError::Retryable(why) | RecordError::Refused(why)) => {
                     warn!(error = why, "refreshing the idempotency record failed and will be retried");
@@ -279,7 +279,7 @@ impl Held {
                 Err(RecordError::ConditionFailed) => {
                     return Err(Failure::Superseded("another pod has claimed its record".to_owned()));
                 }
-                Err(RecordError::ConditionsIgnored(why)) => return Err(Failure::Record(why)),
+                Err(RecordError::ConditionsUnsupported(why)) => return Err(Failure::Record(why)),
                 Err(RecordError::Retryable(why) | RecordError::Refused(why)) => pause(&mut pauses, why).await?,
             }
         }

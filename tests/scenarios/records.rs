@@ -268,7 +268,7 @@ async fn s56_an_owner_that_reaches_its_record_no_more_is_over_before_it_is_taken
 #[tokio::test(start_paused = true)]
 async fn s61_a_store_that_ignores_conditions_gives_work_to_nobody() {
     let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
-    records.script([Fault::ConditionsIgnored]);
+    records.script([Fault::ConditionsUnsupported]);
     let arrived = pod(&queue, &command, &records, &MemoryBucket::default()).run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code(), command.runs()), (vec!["not_recorded"], 75, 0));
     let error = arrived.ended()[0].error().unwrap();

@@ -42,7 +42,7 @@ pub enum Fault {
     /// Nothing is written, as if somebody else had written.
     ConditionFailed,
     /// The store is seen to write whether or not the condition holds.
-    ConditionsIgnored,
+    ConditionsUnsupported,
     /// It is written, but nobody is told.
     AnswerLost,
     AnswerDelayed(Duration),
@@ -163,8 +163,8 @@ impl Records for MemoryRecords {
         }
         let etag = self.write_now(bucket, key, bytes, condition)?;
         match fault {
-            Fault::ConditionsIgnored => {
-                Err(RecordError::ConditionsIgnored("the store ignores If-None-Match".to_owned()))
+            Fault::ConditionsUnsupported => {
+                Err(RecordError::ConditionsUnsupported("the store ignores If-None-Match".to_owned()))
             }
             Fault::AnswerLost => Err(RecordError::Retryable("the connection was reset".to_owned())),
             Fault::AnswerDelayed(time) => {

@@ -49,8 +49,15 @@ fn is_of_another_region(code: &str) -> bool {
     )
 }
 
+/// A store that cannot check our signature says nothing about what was asked: `Please use AWS4-HMAC-SHA256`,
+/// `Authorization header is invalid`, `x-amz-content-sha256 must be …`.
+pub(super) fn is_about_the_signature(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["authorization", "aws4", "x-amz-content-sha256"].iter().any(|text| message.contains(text))
+}
+
 /// Some stores refuse what they do not know: `Unsupported header 'x-amz-checksum-mode' received for this API call.`
-fn is_about_a_checksum(message: &str) -> bool {
+pub(super) fn is_about_a_checksum(message: &str) -> bool {
     message.to_lowercase().contains("checksum")
 }
 

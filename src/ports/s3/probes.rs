@@ -249,7 +249,7 @@ mod tests {
             let config = server.config().into_builder().endpoint_url(endpoint).build();
             let told = match S3::new(&config, None).check_conditions("b", "k").await {
                 Ok(()) => "heeded",
-                Err(RecordError::ConditionsIgnored(_)) => "ignored",
+                Err(RecordError::ConditionsUnsupported(_)) => "ignored",
                 Err(RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_)) => "unknown",
             };
             assert_eq!((told, server.requests.load(Ordering::Relaxed)), (is, requests), "{endpoint}");

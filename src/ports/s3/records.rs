@@ -8,7 +8,7 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
 use super::S3;
-use super::errors::describe;
+use super::errors::{describe, is_about_a_checksum, is_about_the_signature};
 use super::headers::Header;
 use crate::ports::aws::Failure;
 use crate::ports::{Condition, Entry, RecordError, Records};
@@ -71,9 +71,8 @@ impl S3 {
                 Err(RecordError::ConditionFailed) => {}
                 Err(error) => return Err(error),
                 Ok(_) => {
-                    return Err(RecordError::ConditionsIgnored(format!(
-                        "s3://{bucket}/{key}: the store ignores {header}, so two pods could own the same work: keep the \
-                         records (--idempotency) in a store that heeds it, as S3 does"
+                    return Err(RecordError::ConditionsUnsupported(format!(
+                        "s3://{bucket}/{key}: the store ignores {header}, so two pods could own the same work: {ELSEWHERE}"
                     )));
                 }
             }
@@ -103,6 +102,13 @@ impl S3 {
             Err(failure) if matches!(failure, Failure::Refused { status: 412, .. }) || is_missing(&failure) => {
                 Err(RecordError::ConditionFailed)
             }
+            // One that has heeded conditions does not refuse them for good.
+            Err(failure) if is_for_good(&failure) && !self.heeds_conditions.load(Ordering::Relaxed) => {
+                Err(RecordError::ConditionsUnsupported(format!(
+                    "s3://{bucket}/{key}: {} (the store may not know If-None-Match and If-Match: {ELSEWHERE})",
+                    describe(&failure, "s3:PutObject")
+                )))
+            }
             Err(failure) => Err(failed(bucket, key, &failure, "s3:PutObject")),
         }
     }
@@ -110,6 +116,7 @@ impl S3 {
 
 /// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
 const LONGEST: usize = 64 << 10;
+const ELSEWHERE: &str = "keep the records (--idempotency) in a store that heeds both, as S3 does";
 /// The eTag of no record.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
@@ -118,11 +125,26 @@ pub(super) fn is_missing(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { status: 404, code: Some(code), .. } if code != "NoSuchBucket")
 }
 
-/// Everything but a missing permission may pass: 409 is a conflict with a write at the same time.
+/// Does the store say that it cannot do this? A proxy's own page does not. No write is answered by 304.
+fn is_for_good(failure: &Failure) -> bool {
+    match failure {
+        Failure::Refused { status: 304, .. } | Failure::Refused { code: Some(_), status: 405 | 501, .. } => true,
+        Failure::Refused { code: Some(code), message, status: 400 } => {
+            let message = message.as_deref().unwrap_or_default();
+            matches!(code.as_str(), "InvalidArgument" | "InvalidRequest" | "NotImplemented")
+                && !is_about_the_signature(message)
+                && !is_about_a_checksum(message)
+        }
+        Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => false,
+    }
+}
+
+/// All else may pass: 409 is a conflict with a write at the same time.
 fn failed(bucket: &str, key: &str, failure: &Failure, permissions: &str) -> RecordError {
     let why = format!("s3://{bucket}/{key}: {}", describe(failure, permissions));
     match failure {
         Failure::Refused { status: 403, .. } => RecordError::Refused(why),
+        failure if is_for_good(failure) => RecordError::Refused(why),
         Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => RecordError::Retryable(why),
     }
 }
@@ -149,10 +171,42 @@ mod tests {
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await;
             let why = "s3://b/k: the store ignores If-None-Match, so two pods could own the same work";
             assert!(
-                matches!(&written, Err(RecordError::ConditionsIgnored(text)) if text.starts_with(why)),
+                matches!(&written, Err(RecordError::ConditionsUnsupported(text)) if text.starts_with(why)),
                 "{written:?}"
             );
             assert_eq!(server.requests.load(Ordering::Relaxed), requests);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_refuses_conditions_for_good_is_named_at_once() {
+        let error =
+            |code: &str, message: &str| format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+        let not_implemented =
+            error("NotImplemented", "A header you provided implies functionality that is not implemented");
+        let unsupported = error("InvalidArgument", "Unsupported header If-None-Match");
+        for (status, body, is_for_good) in [
+            (501, not_implemented.clone(), true),
+            (400, not_implemented, true),
+            (400, unsupported, true),
+            (400, error("InvalidRequest", "If-None-Match"), true),
+            (405, error("MethodNotAllowed", "No."), true),
+            (304, String::new(), true),
+            (400, error("InvalidRequest", "Please use AWS4-HMAC-SHA256."), false),
+            (400, error("RequestTimeout", "Idle."), false),
+            (409, error("ConditionalRequestConflict", "Another write."), false),
+            (501, "<html>Not here</html>".to_owned(), false),
+            (503, error("SlowDown", "Slow down."), false),
+        ] {
+            let s3 = S3::new(&Canned::new(status, None, body.as_str()).config(), None);
+            let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
+            assert_eq!(matches!(written, RecordError::ConditionsUnsupported(_)), is_for_good, "{body}: {written:?}");
+            let advice = "keep the records (--idempotency) in a store that heeds both, as S3 does";
+            assert_eq!(written.to_string().contains(advice), is_for_good, "{written}");
+            // A store that has heeded them is only asked again.
+            s3.heeds_conditions.store(true, Ordering::Relaxed);
+            let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
+            assert_eq!(matches!(written, RecordError::Refused(_)), is_for_good, "{body}: {written:?}");
         }
     }
 
