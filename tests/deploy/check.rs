@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::check_manifest::{change, good};
 use super::stack::{Stack, without};
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::http::Http;
 use crate::support::servers::{Ministack, Pushgateway};
 
 fn check(arguments: &[&str]) -> Output {
@@ -188,6 +189,34 @@ async fn check_live(cloud: &Cloud, flags: &str, credentials: &BTreeMap<String, S
     };
     let lines = told["findings"].as_array().unwrap().iter().map(text).collect();
     (left, lines)
+}
+
+/// Many stores have no notifications: a record of the check's own becomes no message there, so conditions are tried. Where
+/// notifications are kept from the check, it says that they were not.
+#[tokio::test]
+async fn a_store_that_ignores_conditions_is_found_out_also_without_notifications() {
+    let cloud = Cloud::new(5).await;
+    let ignores = |status, code: &'static str| {
+        Http::start(move |request| {
+            let is_asked = request.lines().next().is_some_and(|line| line.contains("?notification"));
+            let answer = if is_asked { format!("<Error><Code>{code}</Code></Error>") } else { String::new() };
+            (if is_asked { status } else { 200 }, answer)
+        })
+    };
+    for (server, finding) in [
+        (
+            ignores(501, "NotImplemented").await,
+            "error --idempotency: s3://records/done/leasehold-check.json: the store ignores",
+        ),
+        (
+            ignores(403, "AccessDenied").await,
+            "unchecked --idempotency: whether the store heeds conditions was not tried",
+        ),
+    ] {
+        let endpoint = [("AWS_ENDPOINT_URL_S3".to_owned(), server.endpoint.clone())].into();
+        let (_, lines) = check_live(&cloud, "--idempotency s3://records/done", &endpoint).await;
+        assert!(lines.iter().any(|line| line.starts_with(finding)), "{lines:#?}");
+    }
 }
 
 async fn set(cloud: &Cloud, queue_url: &str, name: QueueAttributeName, value: &str) {

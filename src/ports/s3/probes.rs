@@ -47,17 +47,37 @@ impl Notification {
     }
 }
 
+/// Why a bucket's notifications are not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotificationsError {
+    /// The store has none.
+    #[error("{0}")]
+    NotImplemented(String),
+    #[error("{0}")]
+    Unknown(String),
+}
+
 impl S3 {
-    /// Whom a bucket tells of its events; `None` if there is no such bucket. The error says why that is not known.
-    pub async fn notifications(&self, bucket: &str) -> Result<Option<Notifications>, String> {
+    /// Whom a bucket tells of its events; `None` if there is no such bucket.
+    pub async fn notifications(&self, bucket: &str) -> Result<Option<Notifications>, NotificationsError> {
         let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
         let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
         let answer = self.send(bucket, |config| asked.clone().customize().config_override(config).send());
         let answer = match answer.await {
             Ok(answer) => answer,
             Err(failure) => {
-                let is_gone = matches!(&failure, Failure::Refused { code: Some(code), .. } if code == "NoSuchBucket");
-                return if is_gone { Ok(None) } else { Err(said(&failure)) };
+                let why = said(&failure);
+                return match failure {
+                    Failure::Refused { code: Some(code), .. } if code == "NoSuchBucket" => Ok(None),
+                    Failure::Refused { code: Some(code), status, .. }
+                        if (status == 501 || code == "NotImplemented") && !self.is_at_aws() =>
+                    {
+                        Err(NotificationsError::NotImplemented(why))
+                    }
+                    Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
+                        Err(NotificationsError::Unknown(why))
+                    }
+                };
             }
         };
         let others = answer.event_bridge_configuration.is_some() || !answer.topic_configurations().is_empty();
@@ -95,11 +115,16 @@ impl S3 {
         Ok(key.map(|key| key.kms_master_key_id.unwrap_or_else(|| "aws/s3".to_owned())))
     }
 
+    /// Is it S3, and not another store?
+    pub fn is_at_aws(&self) -> bool {
+        aws::custom_endpoint(&self.config, "S3").is_none_or(|endpoint| answers::is_at_aws(&endpoint))
+    }
+
     /// Does the store write a record only on its conditions? S3 does, and is not asked. Elsewhere it is tried with the record
     /// `key`, which is made if there is none, and stays.
     pub async fn check_conditions(&self, bucket: &str, key: &str) -> Result<(), RecordError> {
         const RECORD: &[u8] = br#"{"written_by":"leasehold check"}"#;
-        if aws::custom_endpoint(&self.config, "S3").is_none_or(|endpoint| answers::is_at_aws(&endpoint)) {
+        if self.is_at_aws() {
             return Ok(());
         }
         match self.write_if(bucket, key, RECORD, Condition::Absent).await {
@@ -235,6 +260,22 @@ mod tests {
         let told = told.unwrap();
         assert!(notification.tells("ObjectCreated:Put") && !notification.tells("ObjectRemoved:Delete"));
         assert!(told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification]) && told.to("another").next().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_without_notifications_is_told_from_one_that_does_not_show_them() {
+        for (status, code, endpoint, is_without) in [
+            (501, "NotImplemented", "http://store:9000", true),
+            (400, "NotImplemented", "http://store:9000", true),
+            (501, "NotImplemented", "https://s3.eu-west-1.amazonaws.com", false),
+            (403, "AccessDenied", "http://store:9000", false),
+            (503, "SlowDown", "http://store:9000", false),
+        ] {
+            let server = Canned::new(status, None, format!("<Error><Code>{code}</Code></Error>"));
+            let config = server.config().into_builder().endpoint_url(endpoint).build();
+            let error = S3::new(&config, None).notifications("b").await.unwrap_err();
+            assert_eq!(matches!(error, NotificationsError::NotImplemented(_)), is_without, "{error:?}");
+        }
     }
 
     #[tokio::test]
