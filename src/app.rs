@@ -45,10 +45,23 @@ use tracing::{error, info};
 const UNAVAILABLE: u8 = 69;
 const MISCONFIGURED: u8 = 78;
 
-/// All of the program, after its command line. Without `own`, the user's command is run; else that. `signals` is what
-/// [`signals::block`] returned on the first line of `main`.
-pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Arc<dyn Runner>>) -> ExitCode {
-    let Cli { action } = match parsed {
+/// All of the program. Without `own`, the user's command is run; else that. `signals` is what [`signals::block`] returned on
+/// the first line of `main`; `parse` reads the command line, and the files that it names.
+pub fn main(
+    signals: Inherited,
+    parse: impl FnOnce() -> Result<Cli, clap::Error>,
+    own: Option<Arc<dyn Runner>>,
+) -> ExitCode {
+    // Only these two hold messages.
+    if !std::env::args_os().nth(1).is_some_and(|action| action == "run" || action == "local") {
+        signals.restore();
+    }
+    // The program may start again here: nothing may have been read from its standard input.
+    if let Err(why) = environment::without_empty_aws_variables() {
+        TerminationLog::Kubernetes.write(&misconfigured(&why));
+        return refuse(&why);
+    }
+    let Cli { action } = match parse() {
         Ok(cli) => cli,
         Err(answer) => {
             // A reader of `--help` that is gone is no error of ours.
@@ -61,15 +74,11 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
             };
         }
     };
-    // Only these two hold messages.
-    if !matches!(action, Action::Run(_) | Action::Local(_)) {
-        signals.restore();
-    }
     match action {
         Action::Run(args) => {
             let termination_log = args.work.termination_log.clone();
-            environment::without_empty_aws_variables()
-                .and_then(|()| RunConfig::try_from(*args).map_err(|error| error.to_string()))
+            RunConfig::try_from(*args)
+                .map_err(|error| error.to_string())
                 .and_then(|config| run(config, own))
                 .unwrap_or_else(|why| {
                     let termination_log = termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
@@ -77,9 +86,7 @@ pub fn main(signals: Inherited, parsed: Result<Cli, clap::Error>, own: Option<Ar
                     refuse(&why)
                 })
         }
-        Action::Check(args) => environment::without_empty_aws_variables()
-            .and_then(|()| check(*args, own.is_none()))
-            .unwrap_or_else(|why| refuse(&why)),
+        Action::Check(args) => check(*args, own.is_none()).unwrap_or_else(|why| refuse(&why)),
         Action::Schema => {
             let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
             say(std::io::stdout(), &schema);

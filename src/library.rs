@@ -173,8 +173,8 @@ impl Program {
     pub fn main(self) -> ExitCode {
         let signals = app::signals::block();
         let Self { work, name, defaults } = self;
-        let parsed = cli::parse_without_command(name, &defaults, std::env::args_os().collect());
-        app::main(signals, parsed, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
+        let parse = || cli::parse_without_command(name, &defaults, std::env::args_os().collect());
+        app::main(signals, parse, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
     }
 }
 

@@ -47,6 +47,22 @@ async fn s62_a_variable_that_is_set_to_nothing_is_not_set() {
     assert!(!variables.contains("AWS_PROFILE"), "{variables}");
 }
 
+/// To unset such a variable the program starts again, and then finds all that it has not read yet: job types may come
+/// through a pipe.
+#[tokio::test]
+async fn s62_what_comes_through_standard_input_is_still_there_after_a_variable_was_unset() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let types = r#"{"job-types": [{"name": "all", "match": {"key": "**"}, "command": ["touch", "ran"]}]}"#;
+    std::fs::write(cloud.notes.path().join("types.yaml"), types).unwrap();
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", "cat types.yaml | \"$@\"", "sh", env!("CARGO_BIN_EXE_leasehold"), "run"]);
+    command.args(["--queue-url", &cloud.queue_url, "--job-types", "/dev/stdin"]).current_dir(cloud.notes.path());
+    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1").env("AWS_PROFILE", "");
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    Leasehold::start(command).run_to(0).await.record("message deleted");
+}
+
 /// A profile may name a program that knows the credentials, as IAM Roles Anywhere does. It is not taken for something that a
 /// command left behind.
 #[tokio::test]
