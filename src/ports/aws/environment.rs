@@ -110,7 +110,10 @@ impl Kind {
                            in a line end?)";
                 Some(why.to_owned())
             }
-            Self::Attempts if !value.parse::<u32>().is_ok_and(|attempts| attempts > 0) => is("a number from 1 on"),
+            // The SDK counts up to it before the first request.
+            Self::Attempts if !value.parse().is_ok_and(|attempts: u32| (1..=100).contains(&attempts)) => {
+                is("a number from 1 to 100")
+            }
             Self::RetryMode if RetryMode::from_str(value).is_err() => is("standard or adaptive"),
             Self::RequestChecksums if RequestChecksumCalculation::from_str(value).is_err() => {
                 is("when_supported or when_required")
@@ -234,8 +237,9 @@ mod tests {
             ("AWS_REGION", "us-east-1\n", "is \"us-east-1\\n\"; it must be a region's name, as eu-west-1"),
             ("AWS_DEFAULT_REGION", "us east", "it must be a region's name"),
             ("AWS_RETRY_MODE", "legacy", "is \"legacy\"; it must be standard or adaptive"),
-            ("AWS_MAX_ATTEMPTS", "0", "is \"0\"; it must be a number from 1 on"),
-            ("AWS_MAX_ATTEMPTS", "many", "it must be a number from 1 on"),
+            ("AWS_MAX_ATTEMPTS", "0", "is \"0\"; it must be a number from 1 to 100"),
+            ("AWS_MAX_ATTEMPTS", "many", "it must be a number from 1 to 100"),
+            ("AWS_MAX_ATTEMPTS", "2147483647", "it must be a number from 1 to 100"),
             ("AWS_ACCESS_KEY_ID", "AKIA\n", "has a line end, a blank or another character"),
             ("AWS_SECRET_ACCESS_KEY", "secret ", "has a line end, a blank or another character"),
             ("AWS_SESSION_TOKEN", "töken", "has a line end, a blank or another character"),
@@ -253,7 +257,7 @@ mod tests {
         let good = [
             ("AWS_REGION", "eu-west-1"),
             ("AWS_RETRY_MODE", "Adaptive"),
-            ("AWS_MAX_ATTEMPTS", "5"),
+            ("AWS_MAX_ATTEMPTS", "100"),
             ("AWS_SECRET_ACCESS_KEY", "a/b+c="),
             ("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED"),
             ("AWS_S3_ADDRESSING_STYLE", "virtual"),
