@@ -76,6 +76,7 @@ pub async fn load(
         http::check_ca_bundle(path)?;
     }
     environment::check_addressing(&config)?;
+    environment::check_variants(&config)?;
     let credentials = config.credentials_provider().map(environment::Checked).map(SharedCredentialsProvider::new);
     let mut config = config.into_builder();
     config.set_credentials_provider(credentials);
@@ -186,7 +187,8 @@ impl Failure {
     /// Credentials and CA bundles fail where the network does; the difference is in the error's sources.
     fn of_unanswered(error: &(dyn Error + 'static)) -> Self {
         let why = causes(error);
-        if sources(error).any(<dyn Error>::is::<CaBundleError>) {
+        // So the SDK's rules of endpoints begin what they refuse.
+        if sources(error).any(<dyn Error>::is::<CaBundleError>) || why.starts_with("Invalid Configuration: ") {
             return Self::Misconfigured(why);
         }
         let Some(credentials) = sources(error).find_map(<dyn Error>::downcast_ref::<CredentialsError>) else {

@@ -51,7 +51,8 @@ impl Sqs {
         }
         let custom = aws::custom_endpoint(config, "SQS");
         if custom.is_none() && !is_aws_default(&queue_url) {
-            builder = builder.endpoint_url(origin_of(&queue_url));
+            // It is a host of FIPS or dualstack already, or of somebody who has none.
+            builder = builder.endpoint_url(origin_of(&queue_url)).use_fips(false).use_dual_stack(false);
         }
         if let Some(client) = answers::checked(config, Service::Sqs) {
             builder = builder.http_client(client);
@@ -615,6 +616,28 @@ mod tests {
             let empty = sqs(&Canned::new(200, None, body));
             assert_eq!((empty.change_visibility(&receipt, S).await, delete(&empty).await), (Ok(()), Ok(())));
         }
+    }
+
+    /// The SDK refuses to make a FIPS or dualstack host of a given one.
+    #[tokio::test]
+    async fn a_queue_at_a_host_of_its_own_is_asked_there_whatever_hosts_others_are_asked_at() {
+        let server = Canned::new(200, None, "{}");
+        let config = server.config().into_builder().use_fips(true).use_dual_stack(true).build();
+        for url in [
+            QUEUE_URL,
+            "https://sqs-fips.us-east-2.amazonaws.com/1/q",
+            "https://sqs.eu-west-1.api.aws/1/q",
+            "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com/1/q",
+            "http://localhost:4566/1/q",
+        ] {
+            assert_eq!(Sqs::new(&config, url.into()).receive(S, 30 * S).await, Ok(None), "{url}");
+        }
+        let config = config.into_builder().endpoint_url("http://localhost:4566").build();
+        let received = Sqs::new(&config, QUEUE_URL.into()).receive(S, 30 * S).await;
+        assert!(
+            matches!(&received, Err(ReceiveError::Misconfigured(why)) if why.contains("custom endpoint")),
+            "{received:?}"
+        );
     }
 
     /// What speaks SQS's protocol and is not SQS need not have its request ids, but has to speak it.

@@ -196,6 +196,23 @@ pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// The SDK cannot make a FIPS or dualstack host of an endpoint that it is given.
+pub(super) fn check_variants(config: &SdkConfig) -> Result<(), LoadError> {
+    let variants =
+        [("AWS_USE_FIPS_ENDPOINT", config.use_fips()), ("AWS_USE_DUALSTACK_ENDPOINT", config.use_dual_stack())];
+    for (name, _) in variants.into_iter().filter(|(_, is_on)| *is_on == Some(true)) {
+        for service in ["SQS", "S3"] {
+            if custom_endpoint(config, service).is_some() {
+                let why = format!(
+                    "is true, but AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_{service} names an endpoint: unset one of the two"
+                );
+                return Err(LoadError::Setting { name: name.to_owned(), why });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Credentials that can be put into a header, wherever they come from: an agent or a process may say anything.
 #[derive(Debug)]
 pub(super) struct Checked(pub(super) SharedCredentialsProvider);
@@ -357,6 +374,18 @@ mod tests {
         ] {
             assert!(!is_endpoint(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn fips_and_dualstack_are_refused_with_an_endpoint() {
+        let config = || SdkConfig::builder().use_fips(true);
+        assert_eq!(check_variants(&config().build()), Ok(()));
+        assert_eq!(check_variants(&SdkConfig::builder().endpoint_url("http://h").use_fips(false).build()), Ok(()));
+        let refused = check_variants(&config().endpoint_url("http://h").build()).unwrap_err().to_string();
+        assert!(refused.starts_with("AWS_USE_FIPS_ENDPOINT is true, but AWS_ENDPOINT_URL or"), "{refused}");
+        let dualstack = SdkConfig::builder().use_dual_stack(true).endpoint_url("http://h").build();
+        let refused = check_variants(&dualstack).unwrap_err().to_string();
+        assert!(refused.starts_with("AWS_USE_DUALSTACK_ENDPOINT is true, but"), "{refused}");
     }
 
     #[tokio::test]
