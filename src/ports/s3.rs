@@ -185,8 +185,20 @@ impl ObjectStore for S3 {
         let Range { start, end } = range;
         let end = if end == u64::MAX { String::new() } else { (end - 1).to_string() };
         let get = self.get(object).range(format!("bytes={start}-{end}"));
-        let answer = self.send(&object.bucket, |config| get.clone().customize().config_override(config).send());
-        let answer = answer.await.map_err(|failure| fetch_error(object, &failure))?;
+        let range = Header::new("content-range");
+        let answer = self.send(&object.bucket, |config| {
+            get.clone().customize().config_override(config).interceptor(range.clone()).send()
+        });
+        let answer = match answer.await {
+            Ok(answer) => answer,
+            // All bytes have come, only their end had not.
+            Err(Failure::Refused { status: 416, .. })
+                if range.value().as_deref().and_then(size_of_all) == Some(start) =>
+            {
+                return Ok(RangeBody { start, size: Some(start), bytes: stream::empty().boxed() });
+            }
+            Err(failure) => return Err(fetch_error(object, &failure)),
+        };
         let what = display_uri(object);
         let etag = answer.e_tag.as_deref().and_then(unquoted);
         if object.etag.is_some() && etag != object.etag {
@@ -209,6 +221,11 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (start, _) = range.split_once('-')?;
     Some((start.parse().ok()?, if size == "*" { None } else { Some(size.parse().ok()?) }))
+}
+
+/// How many bytes the object has of which a range was asked that it does not have: `bytes */10`.
+fn size_of_all(text: &str) -> Option<u64> {
+    text.strip_prefix("bytes */")?.parse().ok()
 }
 
 /// The checksum that the bytes of an answer must have, if there is one that can be told from them.
@@ -388,6 +405,23 @@ mod tests {
         let other = Object { is_from_aws: false, ..event };
         let body = s3(&good(200, "hel")).open(&other).await.map_err(|error| error.to_string()).unwrap();
         assert_eq!(body.size, Some(3));
+    }
+
+    /// A connection that breaks after the last byte of a body of unknown length: what follows it is nothing.
+    #[tokio::test]
+    async fn a_range_that_begins_at_the_end_is_empty() {
+        let refused = "<Error><Code>InvalidRange</Code></Error>";
+        for (range, is_empty) in
+            [("bytes */5", true), ("bytes */4", false), ("bytes */6", false), ("bytes */x", false), ("", false)]
+        {
+            let server = Canned::new(416, None, refused).header("content-range", range);
+            let followed = s3(&server).open_range(&object(Some("e"), None), 5..u64::MAX).await;
+            let followed = followed.map_err(|error| error.to_string());
+            assert_eq!(followed.is_ok(), is_empty, "{range}: {:?}", followed.err());
+            if let Ok(RangeBody { start, size, bytes }) = followed {
+                assert_eq!((start, size, bytes.count().await), (5, Some(5), 0));
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
