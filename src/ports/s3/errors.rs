@@ -101,10 +101,20 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
         ("InvalidRequest" | "InvalidArgument", 400) if is_about_a_checksum(message) => {
             FetchError::Retryable(format!("{what} was not given: {words} ({NO_CHECKSUMS_READ})"))
         }
-        // Encrypted with a key of the customer's own; not a version's id; a key that is too long.
-        ("InvalidRequest" | "InvalidArgument" | "InvalidVersionId" | "KeyTooLongError" | "InvalidBucketName", 400) => {
-            FetchError::Permanent(format!("{what} cannot be read as it is: {words}"))
+        ("InvalidRequest" | "InvalidArgument", 400) if is_about_the_signature(message) => {
+            FetchError::Retryable(format!("{what} was not given: {words} (look at the endpoint and the credentials)"))
         }
+        // Encrypted with a key of the customer's own; not a version's id; a key that is too long or not possible.
+        (
+            "InvalidRequest"
+            | "InvalidArgument"
+            | "InvalidVersionId"
+            | "KeyTooLongError"
+            | "InvalidBucketName"
+            | "InvalidURI"
+            | "XMinioInvalidObjectName",
+            400,
+        ) => FetchError::Permanent(format!("{what} cannot be read as it is: {words}")),
         (_, 405) => FetchError::Permanent(format!("{what} is a delete marker, not an object: {words}")),
         (_, 412) => FetchError::Overwritten(format!("{what} was overwritten since the event: {words}")),
         ("NoSuchBucket", _) => FetchError::Retryable(format!("bucket {bucket} does not exist: {words}")),
@@ -164,9 +174,11 @@ mod tests {
             (None, 403, "AccessDenied", "retryable", "must allow s3:GetObject, and"),
             (Some("v"), 403, "AccessDenied", "retryable", "must allow s3:GetObjectVersion, and"),
             (None, 403, "AccessDenied", "retryable", "without s3:ListBucket a missing object"),
-            (None, 301, "PermanentRedirect", "retryable", "is in another region than AWS_REGION says, and the answer"),
+            (None, 301, "PermanentRedirect", "retryable", "is in another region than AWS_REGION says: set it to"),
             (None, 400, "InvalidRequest", "permanent", "object s3://b/k cannot be read as it is: InvalidRequest: "),
             (Some("v"), 400, "InvalidArgument", "permanent", "s3://b/k (version v) cannot be read as it is: "),
+            (None, 400, "InvalidURI", "permanent", "object s3://b/k cannot be read as it is: "),
+            (None, 400, "XMinioInvalidObjectName", "permanent", "object s3://b/k cannot be read as it is: "),
             (
                 Some("v"),
                 405,
@@ -199,6 +211,21 @@ mod tests {
             let failure = Failure::Refused { code: None, message: None, status };
             let error = fetch_error(&object(None), &failure);
             assert!(matches!(&error, FetchError::Retryable(why) if why.contains(part)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_our_signature_says_nothing_about_the_object() {
+        for message in [
+            "Authorization header is invalid",
+            "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.",
+            "Missing required header for this request: x-amz-content-sha256",
+        ] {
+            for code in ["InvalidRequest", "InvalidArgument"] {
+                let failure = Failure::Refused { code: Some(code.into()), message: Some(message.into()), status: 400 };
+                let error = fetch_error(&object(None), &failure);
+                assert!(matches!(error, FetchError::Retryable(_)), "{error:?}");
+            }
         }
     }
 
