@@ -38,7 +38,7 @@ use super::aws::{self, Failure};
 use super::checksum::{Algorithm, Checksum};
 use super::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
 use crate::job::notification::Object;
-use errors::{describe, display_uri, fetch_error};
+use errors::{describe, display_uri, fetch_error, refused_there_too};
 use headers::Header;
 use identity::{Identity, unquoted};
 use regions::Regions;
@@ -109,14 +109,22 @@ impl S3 {
             Err(error) => error,
         };
         let asked = self.regions.of(bucket).or_else(|| self.config.region().cloned());
-        match regions::named(&error).filter(|region| Some(region) != asked.as_ref()) {
+        let error = match regions::named(&error).filter(|region| Some(region) != asked.as_ref()) {
             Some(region) => {
                 info!(bucket, %region, "the bucket is in another region than AWS_REGION says: asking there");
                 self.regions.learn(bucket, region);
-                request(self.regions.config(bucket)).await.map_err(|error| Failure::of(&error))
+                match request(self.regions.config(bucket)).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => error,
+                }
             }
-            None => Err(Failure::of(&error)),
-        }
+            None => error,
+        };
+        let failure = Failure::of(&error);
+        Err(match self.regions.of(bucket) {
+            Some(region) => refused_there_too(failure, region.as_ref()),
+            None => failure,
+        })
     }
 
     /// A request for exactly the object that the event is about.
@@ -486,8 +494,13 @@ mod tests {
             assert_eq!(s3.regions.of("b").as_ref().map(AsRef::as_ref), region, "{error}");
             assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 2 } else { 1 }, "{error}");
             assert!(error.contains("the bucket is in another region than AWS_REGION says"), "{error}");
-            s3.open(&object(None, None)).await.err().unwrap();
+            let again = s3.open(&object(None, None)).await.err().unwrap().to_string();
             assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 3 } else { 2 }, "{error}");
+            for error in [error, again] {
+                let there = region.map(|region| format!("it was asked in {region}, which an answer had named"));
+                assert_eq!(error.contains("it was asked in"), region.is_some(), "{error}");
+                assert!(error.contains(&there.unwrap_or_default()), "{error}");
+            }
         }
     }
 

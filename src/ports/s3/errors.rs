@@ -31,11 +31,28 @@ pub(super) fn describe(failure: &Failure, permissions: &str) -> String {
     }
 }
 
-const OTHER_REGION: &str = "the bucket is in another region than AWS_REGION says, and the answer does not say in which";
+const OTHER_REGION: &str = "the bucket is in another region than AWS_REGION says: set it to the bucket's";
 const NO_CHECKSUMS_SENT: &str =
     "if the store does not know this checksum, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required";
 const NO_CHECKSUMS_READ: &str =
     "if the store does not know checksums, set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required";
+
+/// A refusal that came from the region that an earlier answer had named.
+pub(super) fn refused_there_too(failure: Failure, region: &str) -> Failure {
+    match failure {
+        Failure::Refused { code, message, status } => {
+            let named = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
+            // A page without S3's code stays one.
+            if !is_of_another_region(&named) {
+                return Failure::Refused { code, message, status };
+            }
+            let message = message.map(|message| format!("{message}; ")).unwrap_or_default();
+            let message = format!("{message}it was asked in {region}, which an answer had named");
+            Failure::Refused { code: Some(named), message: Some(message), status }
+        }
+        failure @ (Failure::Misconfigured(_) | Failure::Unanswered(_)) => failure,
+    }
+}
 
 fn is_of_another_region(code: &str) -> bool {
     matches!(
@@ -204,17 +221,6 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_without_s3s_reason_says_nothing_about_the_object() {
-        for (status, part) in
-            [(404, "without S3's reason"), (412, "without S3's reason"), (403, "must allow s3:GetObject,")]
-        {
-            let failure = Failure::Refused { code: None, message: None, status };
-            let error = fetch_error(&object(None), &failure);
-            assert!(matches!(&error, FetchError::Retryable(why) if why.contains(part)), "{error:?}");
-        }
-    }
-
-    #[test]
     fn a_refusal_of_our_signature_says_nothing_about_the_object() {
         for message in [
             "Authorization header is invalid",
@@ -226,6 +232,17 @@ mod tests {
                 let error = fetch_error(&object(None), &failure);
                 assert!(matches!(error, FetchError::Retryable(_)), "{error:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_refusal_without_s3s_reason_says_nothing_about_the_object() {
+        for (status, part) in
+            [(404, "without S3's reason"), (412, "without S3's reason"), (403, "must allow s3:GetObject,")]
+        {
+            let failure = Failure::Refused { code: None, message: None, status };
+            let error = fetch_error(&object(None), &failure);
+            assert!(matches!(&error, FetchError::Retryable(why) if why.contains(part)), "{error:?}");
         }
     }
 
