@@ -5,6 +5,7 @@
 //! the SDK's own too.
 
 pub mod answers;
+mod credentials;
 mod environment;
 
 use std::error::Error;
@@ -77,7 +78,10 @@ pub async fn load(
     }
     environment::check_addressing(&config)?;
     environment::check_variants(&config)?;
-    let credentials = config.credentials_provider().map(environment::Checked).map(SharedCredentialsProvider::new);
+    let profile = variables.iter().find(|(name, value)| name == "AWS_PROFILE" && !value.is_empty());
+    let profile = profile.map(|(_, value)| value.to_string_lossy().into_owned());
+    let credentials = config.credentials_provider().map(|inner| credentials::Checked::new(inner, profile));
+    let credentials = credentials.map(SharedCredentialsProvider::new);
     let mut config = config.into_builder();
     config.set_credentials_provider(credentials);
     Ok(config.build())

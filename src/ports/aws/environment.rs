@@ -9,9 +9,6 @@ use std::str::FromStr;
 
 use aws_config::SdkConfig;
 use aws_config::profile::{self, ProfileSet};
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::checksum_config::{RequestChecksumCalculation, ResponseChecksumValidation};
@@ -213,29 +210,9 @@ pub(super) fn check_variants(config: &SdkConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Credentials that can be put into a header, wherever they come from: an agent or a process may say anything.
-#[derive(Debug)]
-pub(super) struct Checked(pub(super) SharedCredentialsProvider);
-
-impl ProvideCredentials for Checked {
-    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
-    where
-        Self: 'a,
-    {
-        future::ProvideCredentials::new(async {
-            let credentials = self.0.provide_credentials().await?;
-            let problem = |part| Kind::Credential.problem(part);
-            let problem = problem(credentials.access_key_id()).or_else(|| problem(credentials.session_token()?));
-            match problem {
-                Some(why) => Err(CredentialsError::invalid_configuration(format!("a part of them {why}"))),
-                None => Ok(credentials),
-            }
-        })
-    }
-
-    fn fallback_on_interrupt(&self) -> Option<Credentials> {
-        self.0.fallback_on_interrupt()
-    }
+/// Why a part of credentials cannot be put into a header.
+pub(super) fn credential_problem(part: &str) -> Option<String> {
+    Kind::Credential.problem(part)
 }
 
 #[cfg(test)]
@@ -386,15 +363,5 @@ mod tests {
         let dualstack = SdkConfig::builder().use_dual_stack(true).endpoint_url("http://h").build();
         let refused = check_variants(&dualstack).unwrap_err().to_string();
         assert!(refused.starts_with("AWS_USE_DUALSTACK_ENDPOINT is true, but"), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn credentials_that_no_header_takes_are_no_credentials() {
-        for (token, is_good) in [(None, true), (Some("t/+="), true), (Some("t\n"), false)] {
-            let credentials = Credentials::new("a", "s", token.map(str::to_owned), None, "agent");
-            let provided = Checked(SharedCredentialsProvider::new(credentials)).provide_credentials().await;
-            assert_eq!(provided.is_ok(), is_good, "{provided:?}");
-            assert!(provided.is_ok() || matches!(provided, Err(CredentialsError::InvalidConfiguration(_))));
-        }
     }
 }

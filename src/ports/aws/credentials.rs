@@ -1,0 +1,120 @@
+//! Credentials as we need them, wherever they come from: an agent or a process may say anything.
+
+use std::sync::OnceLock;
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+
+use super::{causes, environment};
+
+/// Credentials that can be put into a header.
+///
+/// What no retry cures is said at every call: the SDK has the reason only for the first one, whichever that is.
+#[derive(Debug)]
+pub(super) struct Checked {
+    inner: SharedCredentialsProvider,
+    /// What `AWS_PROFILE` says.
+    profile: Option<String>,
+    misconfigured: OnceLock<String>,
+}
+
+impl Checked {
+    pub(super) fn new(inner: SharedCredentialsProvider, profile: Option<String>) -> Self {
+        Self { inner, profile, misconfigured: OnceLock::new() }
+    }
+
+    fn read(&self, error: CredentialsError) -> CredentialsError {
+        if let Some(why) = self.misconfigured.get() {
+            return CredentialsError::invalid_configuration(why.clone());
+        }
+        let text = causes(&error);
+        // A process may write there what nobody else shall read.
+        let (why, stderr) = text.split_once(" Stderr: ").map_or((text.as_str(), None), |(why, rest)| (why, Some(rest)));
+        let why = match stderr {
+            Some(_) => format!("{why} (what it wrote to stderr is not shown: run credential_process by hand)"),
+            None => why.to_owned(),
+        };
+        if is_misconfigured(&error, &why) {
+            let profile = self.profile.as_ref().map(|name| format!(" (AWS_PROFILE is {name:?})")).unwrap_or_default();
+            let why = self.misconfigured.get_or_init(|| format!("{why}{profile}"));
+            return CredentialsError::invalid_configuration(why.clone());
+        }
+        if stderr.is_some() { CredentialsError::provider_error(why) } else { error }
+    }
+}
+
+/// A profile that is not there or refers to itself; a program that cannot be run, as a shell says it (POSIX, "Exit Status for
+/// Commands"); a setting of the instance's metadata.
+fn is_misconfigured(error: &CredentialsError, why: &str) -> bool {
+    let is_said = |text: &&str| why.contains(text);
+    matches!(error, CredentialsError::InvalidConfiguration(_))
+        || ["exit status: 126.", "exit status: 127.", "endpoint mode"].iter().any(is_said)
+}
+
+impl ProvideCredentials for Checked {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let credentials = self.inner.provide_credentials().await.map_err(|error| self.read(error))?;
+            let problem = environment::credential_problem(credentials.access_key_id())
+                .or_else(|| environment::credential_problem(credentials.session_token()?));
+            match problem {
+                Some(why) => Err(CredentialsError::invalid_configuration(format!("a part of them {why}"))),
+                None => Ok(credentials),
+            }
+        })
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.inner.fallback_on_interrupt()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn credentials_that_no_header_takes_are_no_credentials() {
+        for (token, is_good) in [(None, true), (Some("t/+="), true), (Some("t\n"), false)] {
+            let credentials = Credentials::new("a", "s", token.map(str::to_owned), None, "agent");
+            let provided = Checked::new(SharedCredentialsProvider::new(credentials), None).provide_credentials().await;
+            assert_eq!(provided.is_ok(), is_good, "{provided:?}");
+            assert!(provided.is_ok() || matches!(provided, Err(CredentialsError::InvalidConfiguration(_))));
+        }
+    }
+
+    fn said(checked: &Checked, error: CredentialsError) -> (bool, String) {
+        let error = checked.read(error);
+        (matches!(error, CredentialsError::InvalidConfiguration(_)), causes(&error))
+    }
+
+    fn checked(profile: Option<&str>) -> Checked {
+        let nobody = SharedCredentialsProvider::new(Credentials::new("a", "s", None, None, "test"));
+        Checked::new(nobody, profile.map(str::to_owned))
+    }
+
+    #[test]
+    fn what_no_retry_cures_is_said_at_every_call() {
+        let checked = checked(Some("nonesuch"));
+        let (is_misconfigured, why) = said(&checked, CredentialsError::provider_error("STS answered 503"));
+        assert!(!is_misconfigured, "{why}");
+        let first = said(&checked, CredentialsError::invalid_configuration("the profile is not defined"));
+        assert_eq!(first, (true, "the profile is not defined (AWS_PROFILE is \"nonesuch\")".to_owned()));
+        assert_eq!(said(&checked, CredentialsError::not_loaded("nothing is set")), first);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_a_misconfiguration_and_nothing_it_writes_is_shown() {
+        for (status, is_misconfigured) in [(127, true), (126, true), (1, false), (12, false)] {
+            let text =
+                format!("external process exited with code exit status: {status}. Stderr: exit status: 127. s3cr3t");
+            let (is, why) = said(&checked(None), CredentialsError::provider_error(text));
+            assert_eq!(is, is_misconfigured, "{why}");
+            assert!(why.contains(&format!("exit status: {status}.")) && !why.contains("s3cr3t"), "{why}");
+        }
+    }
+}
