@@ -13,8 +13,6 @@
 //! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS have request ids of other
 //! names, and some queues have none. At a host that is not AWS's no request id is asked for.
 
-use std::collections::BTreeMap;
-
 use aws_config::SdkConfig;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
@@ -28,7 +26,6 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::ErrorKind;
-use serde::de::IgnoredAny;
 
 use crate::ports::http::host_of;
 
@@ -185,8 +182,8 @@ impl Body {
             Self::Object => (true, ""),
             Self::Empty => (text.is_empty(), "its body is not empty"),
             Self::Json => {
-                let members = || serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(text).ok();
-                let members = if text.is_empty() { Some(BTreeMap::new()) } else { members() };
+                let members = || serde_json::from_slice::<serde_json::Map<_, _>>(text).ok();
+                let members = if text.is_empty() { Some(serde_json::Map::new()) } else { members() };
                 let is_of_sqs = |name: &String| {
                     name.starts_with(|first: char| first.is_ascii_uppercase())
                         && !["Code", "Error", "Errors", "Fault", "Message", "Status"].contains(&name.as_str())
