@@ -97,8 +97,15 @@ pub fn start(
         LogFormat::Text => fmt::layer().with_ansi(false).event_format(Text).with_writer(move || out.clone()).boxed(),
     };
     let filter: Targets = filter.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
-    // At this level the SDK logs whole requests, receipt handles included.
-    let no_secrets = filter_fn(|record| *record.level() != Level::TRACE || !record.target().starts_with("aws_"));
+    let no_secrets = filter_fn(|record| {
+        // At this level the SDK logs whole requests, receipt handles included.
+        let is_trace = *record.level() == Level::TRACE && record.target().starts_with("aws_");
+        // And here what a credential_process wrote to stderr; the reason is in our own lines.
+        let is_of_process = ["aws_config::profile::credentials", "aws_config::meta::credentials"]
+            .iter()
+            .any(|target| record.target().starts_with(target));
+        !is_trace && !is_of_process
+    });
     tracing_subscriber::registry().with(filter).with(layer.with_filter(no_secrets)).init();
     // A bug is told where everything else is.
     std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));

@@ -70,22 +70,25 @@ async fn s63_credentials_may_come_from_a_program() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let profile = cloud.notes.path().join("config");
-    let run = async |program: &str, code: i32| {
+    let run = async |name: &str, program: &str, code: i32| {
         std::fs::write(&profile, format!("[default]\ncredential_process = {program}\n")).unwrap();
         let mut command = cloud.command(&[], "--receive-give-up 1s", "exit 0");
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+        command.env("AWS_PROFILE", name);
         command.env("AWS_CONFIG_FILE", &profile).env("AWS_SHARED_CREDENTIALS_FILE", Path::new("/dev/null"));
         command.env("AWS_EC2_METADATA_DISABLED", "true");
         Leasehold::start(command).run_to(code).await
     };
-    let left = run("sh -c 'echo no key here >&2; exit 3'", 69).await;
+    let left = run("default", "sh -c 'echo no key here >&2; exit 3'", 69).await;
     assert!(left.stdout.contains("exit status: 3"), "{}", left.stdout);
     // It may be a secret.
     assert!(!left.stdout.contains("no key here"), "{}", left.stdout);
-    let left = run("/nonexistent/program", 78).await;
+    let left = run("default", "/nonexistent/program", 78).await;
     assert!(left.stdout.contains("exit status: 127"), "{}", left.stdout);
     let keys = r#"{"Version":1,"AccessKeyId":"test","SecretAccessKey":"test"}"#;
     std::fs::write(cloud.notes.path().join("keys"), keys).unwrap();
-    let left = run(&format!("cat {}", cloud.notes.path().join("keys").display()), 0).await;
+    let left = run("nonesuch", "true", 78).await;
+    assert!(left.stdout.contains("AWS_PROFILE is \\\"nonesuch\\\""), "{}", left.stdout);
+    let left = run("default", &format!("cat {}", cloud.notes.path().join("keys").display()), 0).await;
     left.record("message deleted");
 }

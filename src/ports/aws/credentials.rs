@@ -25,10 +25,11 @@ impl Checked {
     }
 
     fn read(&self, error: CredentialsError) -> CredentialsError {
-        if let Some(why) = self.misconfigured.get() {
+        let text = causes(&error);
+        // So the SDK speaks of a profile whose reason another call got.
+        if let Some(why) = self.misconfigured.get().filter(|_| text.contains("already taken")) {
             return CredentialsError::invalid_configuration(why.clone());
         }
-        let text = causes(&error);
         // A process may write there what nobody else shall read.
         let (why, stderr) = text.split_once(" Stderr: ").map_or((text.as_str(), None), |(why, rest)| (why, Some(rest)));
         let why = match stderr {
@@ -39,6 +40,12 @@ impl Checked {
             let profile = self.profile.as_ref().map(|name| format!(" (AWS_PROFILE is {name:?})")).unwrap_or_default();
             let why = self.misconfigured.get_or_init(|| format!("{why}{profile}"));
             return CredentialsError::invalid_configuration(why.clone());
+        }
+        // Nobody else has any, either, or they would have been taken.
+        if let (CredentialsError::CredentialsNotLoaded(_), Some(name)) = (&error, &self.profile) {
+            let why =
+                || format!("no credentials: AWS_PROFILE is {name:?}, and no such profile has any that can be used");
+            return CredentialsError::invalid_configuration(self.misconfigured.get_or_init(why).clone());
         }
         if stderr.is_some() { CredentialsError::provider_error(why) } else { error }
     }
@@ -104,7 +111,22 @@ mod tests {
         assert!(!is_misconfigured, "{why}");
         let first = said(&checked, CredentialsError::invalid_configuration("the profile is not defined"));
         assert_eq!(first, (true, "the profile is not defined (AWS_PROFILE is \"nonesuch\")".to_owned()));
-        assert_eq!(said(&checked, CredentialsError::not_loaded("nothing is set")), first);
+        let taken =
+            || CredentialsError::unhandled("profile file credentials provider initialization error already taken");
+        assert_eq!(said(&checked, taken()), first);
+        // What may pass is not taken for it.
+        assert!(!said(&checked, CredentialsError::provider_error("STS answered 503")).0);
+    }
+
+    #[test]
+    fn a_profile_that_has_no_credentials_is_named() {
+        let not_loaded = || CredentialsError::not_loaded("no providers in chain provided credentials");
+        let (is_misconfigured, why) = said(&checked(Some("nonesuch")), not_loaded());
+        assert!(is_misconfigured && why.contains("AWS_PROFILE is \"nonesuch\""), "{why}");
+        let nonesuch = checked(Some("nonesuch"));
+        let first = said(&nonesuch, not_loaded());
+        assert_eq!(said(&nonesuch, CredentialsError::unhandled("initialization error already taken")), first);
+        assert!(matches!(checked(None).read(not_loaded()), CredentialsError::CredentialsNotLoaded(_)));
     }
 
     #[test]
