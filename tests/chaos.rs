@@ -616,7 +616,7 @@ fn judge(keys: &BTreeSet<String>, pods: &[Pod], attempts: &BTreeMap<Delivery, At
         let is_as_told = match record["outcome"].as_str().unwrap() {
             "succeeded" => is_deleted,
             // Whether the delete was done is not known to a pod that was not answered, or that stopped asking.
-            "lost_after_success" | "delete_failed" => attempt.done,
+            "lost_after_success" | "delete_failed" | "publish_failed" => attempt.done,
             "stopped" => true,
             "lease_lost" => !is_deleted,
             _ => !attempt.done,

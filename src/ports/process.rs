@@ -21,7 +21,7 @@ mod table;
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -31,7 +31,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg};
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -147,10 +146,14 @@ impl Processes {
     }
 }
 
+/// The most that we have had in memory, in bytes: what a process that we start counts as its own until its exec. Not
+/// `getrusage(2)`'s, which has that of whoever started us in it, in the same way. See proc_pid_status(5).
 fn our_peak() -> u64 {
-    const KIBIBYTE: u64 = 1024; // getrusage(2)
-    let kibibytes = getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss());
-    u64::try_from(kibibytes).unwrap_or_default() * KIBIBYTE
+    const KIBIBYTE: u64 = 1024;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    // The kernel counts pages for each processor, and adds them up now and then.
+    peak.map_or(u64::MAX, |kibibytes: u64| kibibytes.saturating_mul(KIBIBYTE) + (1 << 20))
 }
 
 /// A pipe is its maker's own, but who opens it once more as /dev/stdout may be another user by then (gosu, su-exec).
