@@ -26,6 +26,9 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::http::{self, CaBundleError, OneClient, host_of, is_url, without_userinfo};
 
+/// Modules of the SDK that log what a `credential_process` wrote to its standard error. The reason of a failure is in our own lines.
+pub const QUOTES_A_PROCESS: [&str; 2] = ["aws_config::profile::credentials", "aws_config::meta::credentials"];
+
 /// Until a connection stands, its name looked up and TLS agreed.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 

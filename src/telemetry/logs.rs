@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use super::text::Text;
+use crate::ports::aws::QUOTES_A_PROCESS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -100,10 +101,7 @@ pub fn start(
     let no_secrets = filter_fn(|record| {
         // At this level the SDK logs whole requests, receipt handles included.
         let is_trace = *record.level() == Level::TRACE && record.target().starts_with("aws_");
-        // And here what a credential_process wrote to stderr; the reason is in our own lines.
-        let is_of_process = ["aws_config::profile::credentials", "aws_config::meta::credentials"]
-            .iter()
-            .any(|target| record.target().starts_with(target));
+        let is_of_process = QUOTES_A_PROCESS.iter().any(|target| record.target().starts_with(target));
         !is_trace && !is_of_process
     });
     tracing_subscriber::registry().with(filter).with(layer.with_filter(no_secrets)).init();
