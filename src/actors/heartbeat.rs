@@ -251,7 +251,7 @@ impl Keeper {
     }
 
     /// Releases the message. What cannot be released runs out by itself; and so does what may have been released, because a
-    /// second release would act on whoever received the message after the first.
+    /// second release would act on the pod that received the message after the first.
     async fn release(&mut self, release: Release) -> Return {
         let Release::After(delay) = release else {
             return self.runs_out();
