@@ -597,7 +597,6 @@ fn judge(keys: &BTreeSet<String>, pods: &[Pod], attempts: &BTreeMap<Delivery, At
     assert_eq!(&worked_on, keys, "each object's work has succeeded");
 
     // Each delivery that was worked on has one record, unless its pod was KILLed.
-    let killed: BTreeSet<_> = pods.iter().filter(|pod| pod.was_killed()).map(|pod| pod.name.as_str()).collect();
     let mut records: BTreeMap<Delivery, &Value> = BTreeMap::new();
     for record in pods.iter().flat_map(|pod| &pod.left.log) {
         if record["message"] == "message deleted" || record["message"] == "message kept" {
@@ -607,9 +606,11 @@ fn judge(keys: &BTreeSet<String>, pods: &[Pod], attempts: &BTreeMap<Delivery, At
         }
     }
     for (delivery, attempt) in attempts {
-        let was_killed = killed.contains(attempt.pod.as_str());
         let Some(record) = records.get(delivery) else {
-            assert!(was_killed, "{delivery:?}: {attempt:?}, and no record");
+            let pod = pods.iter().find(|pod| pod.name == attempt.pod).expect("a pod that was started");
+            let Left { stdout, stderr, .. } = &pod.left;
+            let left = format!("{:?}, left with {}:\n{stdout}{stderr}", pod.signalled, pod.left.code());
+            assert!(pod.was_killed(), "{delivery:?}: {attempt:?}, and no record; {left}");
             continue;
         };
         let is_deleted = deleted.contains(delivery);
