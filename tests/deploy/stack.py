@@ -8,6 +8,8 @@ import sys
 import boto3
 import yaml
 
+from intrinsics import Loader
+
 TEMPLATE = pathlib.Path(__file__).parents[2] / "deploy/cloudformation/leasehold.yaml"
 REGION = "us-east-1"
 
@@ -76,19 +78,6 @@ def finish_bucket(outputs, parameters):
             ]}},
         } for one in bucket["NotificationConfiguration"]["QueueConfigurations"]]},
     )
-
-
-class Loader(yaml.SafeLoader):
-    """Reads `!Ref Name` as "Ref Name"."""
-
-
-def function(loader, name, node):
-    if isinstance(node, yaml.ScalarNode):
-        return f"{name} {node.value}"
-    return [name, loader.construct_sequence(node, deep=True)]
-
-
-Loader.add_multi_constructor("!", function)
 
 
 deploy(sys.argv[2:])

@@ -5,6 +5,8 @@ import sys
 
 import yaml
 
+from intrinsics import Loader
+
 GOOD = {
     "Name": ["leasehold", "a1-b"],
     "Prefix": ["in/", "a/b=1/c_d/"],
@@ -23,19 +25,6 @@ GOOD = {
 
 # What would be more than a name in a text, or a pattern in an ARN.
 BAD = ['a"b', "a*", "a?b", "a b", "${AWS::AccountId}", "a\\b", 'x"}],"Condition":{', "a\nb", "ü", "a{b}", "//"]
-
-
-class Loader(yaml.SafeLoader):
-    """Reads `!Ref Name` as "Ref Name"."""
-
-
-def function(loader, name, node):
-    if isinstance(node, yaml.ScalarNode):
-        return f"{name} {node.value}"
-    return [name, loader.construct_sequence(node, deep=True)]
-
-
-Loader.add_multi_constructor("!", function)
 
 
 def check_parameters(parameters):
