@@ -43,7 +43,7 @@ pub async fn run(
     let LocalConfig { inbox, outbox, concurrency, mut work } = config;
     let mut stateless = Vec::new();
     for job_type in &mut work.settings.policy.job_types {
-        // Nobody may hand over what nobody goes on with.
+        // Without checkpoints there is nothing to resume, so a job type must not hand over.
         if job_type.task.checkpoint.is_some() {
             Arc::make_mut(&mut job_type.task).checkpoint = None;
             stateless.push(job_type.task.name.as_str());

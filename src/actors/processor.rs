@@ -17,7 +17,7 @@ use crate::work::halt::{Halt, HaltOnDrop};
 #[derive(Debug)]
 pub enum Message {
     Process(Box<Work>),
-    /// End the work: TERM, grace, KILL. What has succeeded is still published. That it has ended is told all the same.
+    /// End the work: TERM, grace, KILL. What has succeeded is still published. Its end is reported all the same.
     Halt,
     /// Publish nothing more.
     AbortPublish,
