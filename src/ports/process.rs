@@ -127,10 +127,11 @@ impl Processes {
         let mut commands = commands();
         let child = spawn(&mut program)?;
         let leader = child.id().cast_signed();
-        commands.insert(leader, Family::new(leader, Stage::Runs, mark(command)));
+        let mark = mark(command);
+        commands.insert(leader, Family::new(leader, Stage::Runs, mark.clone()));
         drop(commands);
         if let Some(guard) = &self.guard {
-            guard.starts(leader);
+            guard.starts(leader, mark.as_deref());
         }
 
         let running = Running {

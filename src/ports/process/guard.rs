@@ -51,18 +51,22 @@ impl Guard {
         Ok(Self { child, news: Mutex::new(news) })
     }
 
-    pub(super) fn starts(&self, leader: i32) {
-        self.tell(leader);
+    /// `mark` is the variable that only this command's processes have. Read from /proc it would be nothing for a while: a process
+    /// shows no environment from the moment that its program is loaded until that begins.
+    pub(super) fn starts(&self, leader: i32, mark: Option<&[u8]>) {
+        self.send(leader, mark.unwrap_or_default());
     }
 
     pub(super) fn reaped(&self, leader: i32) {
-        self.tell(-leader);
+        self.send(-leader, &[]);
     }
 
-    fn tell(&self, leader: i32) {
+    fn send(&self, leader: i32, mark: &[u8]) {
+        let length = u32::try_from(mark.len()).unwrap_or(u32::MAX);
+        let message = [&leader.to_ne_bytes(), &length.to_ne_bytes(), mark].concat();
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        // No more than eight bytes in a socket that is empty or broken.
-        if let Err(error) = news.write_all(&leader.to_ne_bytes()) {
+        // Some hundred bytes, into a socket that is empty or broken.
+        if let Err(error) = news.write_all(&message) {
             warn!(%error, "the guard is gone: if leasehold is KILLed, its command goes on");
         }
     }
@@ -98,19 +102,27 @@ pub fn guard(argument: Option<&OsStr>) -> Option<ExitCode> {
         let _ = SigSet::all().thread_block();
         let mut commands = Commands::new();
         let mut news = io::stdin().lock();
-        let mut leader = [0; 4];
-        while news.read_exact(&mut leader).is_ok() {
-            hear(&mut commands, i32::from_ne_bytes(leader));
+        while let Ok((leader, mark)) = receive(&mut news) {
+            hear(&mut commands, leader, mark);
         }
         end(&mut commands);
         ExitCode::SUCCESS
     })
 }
 
-/// A command's number when it starts, and its negative when it is reaped.
-fn hear(commands: &mut Commands, leader: i32) {
+/// A command's number and mark when it starts; its negative when it is reaped.
+fn receive(news: &mut impl Read) -> io::Result<(i32, Vec<u8>)> {
+    let (mut leader, mut length, mut mark) = ([0; 4], [0; 4], Vec::new());
+    news.read_exact(&mut leader)?;
+    news.read_exact(&mut length)?;
+    news.take(u32::from_ne_bytes(length).into()).read_to_end(&mut mark)?;
+    Ok((i32::from_ne_bytes(leader), mark))
+}
+
+fn hear(commands: &mut Commands, leader: i32, mark: Vec<u8>) {
     if leader > 0 {
-        commands.insert(leader, Family::of_leader(leader));
+        let mark = Some(mark).filter(|mark| !mark.is_empty());
+        commands.insert(leader, Family::of_leader(leader, mark));
     } else {
         commands.remove(&-leader);
     }

@@ -64,12 +64,10 @@ impl Family {
         Self { stage, since, mark, members: BTreeSet::new() }
     }
 
-    /// As seen from outside, when all that is known of a command is its leader.
-    pub(super) fn of_leader(leader: i32) -> Self {
-        let process = Process::of(leader);
-        let environment = process.as_ref().map(Process::environment).unwrap_or_default();
-        let mark = environment.split(|byte| *byte == 0).find(|variable| variable.starts_with(MARK)).map(<[u8]>::to_vec);
-        Self { members: process.iter().map(Process::id).collect(), ..Self::new(leader, Stage::Runs, mark) }
+    /// As seen from outside, by who has not started it.
+    pub(super) fn of_leader(leader: i32, mark: Option<Vec<u8>>) -> Self {
+        let members = Process::of(leader).iter().map(Process::id).collect();
+        Self { members, ..Self::new(leader, Stage::Runs, mark) }
     }
 
     pub(super) fn includes(&self, process: &Process) -> bool {
