@@ -19,7 +19,7 @@ use crate::actors::supervisor::{self, World};
 use crate::actors::vitals::Vitals;
 use crate::config::LocalConfig;
 use crate::job::delivery::Redrive;
-use crate::job::report::{Ended, Noted, Report};
+use crate::job::report::{Ended, Observation, Report};
 use crate::job::verdict::Settlement;
 use crate::ports::clock::Clock;
 use crate::ports::folder::{Folder, FolderError, FolderOutbox};
@@ -162,7 +162,7 @@ impl Telemetry for Watch {
         }
     }
 
-    fn note(&self, _: Noted) {}
+    fn record(&self, _: Observation) {}
 }
 
 /// What became of every file.

@@ -26,6 +26,7 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::support::asked_for;
 use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually, is_alive};
 use crate::support::servers::Microburst;
@@ -113,12 +114,6 @@ async fn chaos(mut rng: Rng) {
         attempts.values().filter(|attempt| attempt.done).count(),
         seen.deletes.len(),
     );
-}
-
-/// A number from the environment of the test.
-#[expect(clippy::disallowed_methods, reason = "the environment of the test, not of the program")]
-fn asked_for(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 /// What the network does to each kind of call: each fault hits the first call, and from then on one in so many.

@@ -94,7 +94,7 @@ async fn work_longer_than_three_leases_stays_ours() {
 }
 
 #[tokio::test]
-async fn a_fixed_lease_holds_without_beats() {
+async fn a_fixed_lease_holds_without_extensions() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let flags = "--visibility fixed --visibility-timeout 3s --max-duration 30s";

@@ -16,7 +16,7 @@ use leasehold::ports::memory::MemoryQueue;
 use leasehold::ports::s3::S3;
 use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{Condition, Entry, Queue, RecordError, Records};
-use leasehold::work::idempotency::{Claim, Idempotency};
+use leasehold::work::idempotency::{Claimed, Idempotency};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -550,11 +550,11 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
         fastrand::seed(seed);
         let records = MemoryRecords::default();
         records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(10 * MINUTE); 100]));
-        let Ok(Claim::Ours(mut held)) = idempotency(records).claim(&delivery(), 0, None, VISIBILITY).await else {
+        let Ok(Claimed::Ours(mut held)) = idempotency(records).claim(&delivery(), 0, None, VISIBILITY).await else {
             panic!("taken")
         };
         let claimed = Instant::now();
-        assert_eq!(held.keep().await, "its record could not be refreshed in time");
+        assert_eq!(held.refresh().await, "its record could not be refreshed in time");
         assert_eq!(claimed.elapsed(), VISIBILITY, "seed {seed}");
     }
 }
@@ -563,7 +563,7 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_record_that_another_has_claimed_is_not_written_over() {
     let records = MemoryRecords::default();
-    let Ok(Claim::Ours(held)) = idempotency(records.clone()).claim(&delivery(), 0, None, VISIBILITY).await else {
+    let Ok(Claimed::Ours(held)) = idempotency(records.clone()).claim(&delivery(), 0, None, VISIBILITY).await else {
         panic!("taken")
     };
     let theirs = records.claimed_by_another();
@@ -585,7 +585,7 @@ async fn a_store_that_is_silent_is_not_waited_for_without_end() {
 /// A pod that claims the work, and works, fails, loses or dies.
 async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
     sleep(Duration::from_secs(chance.u64(0..300))).await;
-    let Ok(Claim::Ours(mut held)) = idempotency.claim(&delivery(), 0, None, VISIBILITY).await else { return };
+    let Ok(Claimed::Ours(mut held)) = idempotency.claim(&delivery(), 0, None, VISIBILITY).await else { return };
     {
         let mut log = log.lock().unwrap();
         log.at_work += 1;
@@ -598,7 +598,7 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
     }
     let length = Duration::from_secs(chance.u64(0..600));
     let is_kept = tokio::select! {
-        _ = held.keep() => false,
+        _ = held.refresh() => false,
         () = sleep(length) => true,
     };
     log.lock().unwrap().at_work -= 1;

@@ -16,6 +16,7 @@ mod library;
 mod lifecycle_table;
 mod metrics;
 mod notification;
+mod owner_tables;
 mod process;
 mod publish;
 mod queue_contract;

@@ -1,25 +1,24 @@
-//! 4 Held: extends the message's visibility while the work runs; then deletes the message or lets it go.
+//! 4 Held: carries out what [`job::keeper`](crate::job::keeper) says: extends the message's visibility while the work runs, then deletes
+//! the message or releases it.
 //!
 //! It is the one owner of the receipt handle: every call that takes it is made here, one after another.
-//! So a late beat cannot undo a release, none is in flight when a release or a delete is sent, and while a
-//! delete has to be retried the same hand keeps the lease alive.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::{pauses, tell_when_done};
-use crate::job::delivery::Received;
+use super::tell_when_done;
+use crate::job::delivery::{Delivery, Received};
+use crate::job::keeper::{Answer, Input, Keeper, Next};
 use crate::job::lease::Lease;
-use crate::job::lifecycle::{Event, NotDeleted};
-use crate::job::report::{Delete, Extension, Noted};
+use crate::job::lifecycle::Event;
 use crate::job::route::Limits;
-use crate::job::verdict::{Completed, Release, Return, Role, Settlement, Verdict};
+use crate::job::verdict::{Role, Verdict};
 use crate::ports::clock::Clock;
 use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
 
@@ -49,9 +48,15 @@ pub struct State {
 }
 
 struct Held {
-    verdicts: mpsc::UnboundedSender<Verdict>,
-    withdrawn: CancellationToken,
-    _keeper: AbortOnDropHandle<()>,
+    inputs: mpsc::UnboundedSender<Input>,
+    _holding: AbortOnDropHandle<()>,
+}
+
+impl Held {
+    fn hand_in(&self, input: Input) {
+        // A task that is gone has reported its death: the core knows.
+        let _ = self.inputs.send(input);
+    }
 }
 
 impl Actor for VisibilityHeartbeat {
@@ -70,31 +75,14 @@ impl Actor for VisibilityHeartbeat {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Hold(received, limits) => {
-                let (verdicts, verdicts_in) = mpsc::unbounded_channel();
-                let withdrawn = CancellationToken::new();
-                let lease = Lease::taken(limits.strategy, self.received_for, received.asked_at);
-                let lease = lease.extended_by(limits.visibility);
-                let keeper = Keeper {
-                    hand: self.clone(),
-                    received: *received,
-                    lease,
-                    visibility: limits.visibility.min(self.received_for),
-                    halt_by: Some(lease.halt_by(limits.stop_grace + self.reserve)),
-                    withdrawn: withdrawn.clone(),
-                };
-                let keeper =
-                    tell_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, keeper.keep(verdicts_in));
-                state.held = Some(Held { verdicts, withdrawn, _keeper: keeper });
-            }
+            Message::Hold(received, limits) => state.held = Some(self.hold(*received, &limits)),
             Message::Settle(verdict) => {
                 let held = state.held.as_ref().expect("the core settles only what it had held");
-                // A keeper that is gone has told its death: the core knows.
-                let _ = held.verdicts.send(verdict);
+                held.hand_in(Input::Verdict(verdict));
             }
             Message::Withdraw => {
                 if let Some(held) = &state.held {
-                    held.withdrawn.cancel();
+                    held.hand_in(Input::Withdraw);
                 }
             }
         }
@@ -107,263 +95,122 @@ impl Actor for VisibilityHeartbeat {
     }
 }
 
+impl VisibilityHeartbeat {
+    fn hold(&self, Received { delivery, asked_at, .. }: Received, limits: &Limits) -> Held {
+        let lease = Lease::taken(limits.strategy, self.received_for, asked_at).extended_by(limits.visibility);
+        let visibility = limits.visibility.min(self.received_for);
+        let stop = limits.stop_grace + self.reserve;
+        let keeper = Keeper::new(delivery.message_id.clone(), lease, visibility, stop);
+        let (inputs, inputs_in) = mpsc::unbounded_channel();
+        let holding = Holding { actor: self.clone(), delivery, keeper, inputs: inputs_in };
+        let holding = tell_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, holding.until_settled());
+        Held { inputs, _holding: holding }
+    }
+}
+
 /// Holds one message until it is settled.
-struct Keeper {
-    hand: VisibilityHeartbeat,
-    received: Received,
-    lease: Lease,
-    /// The least that the lease is long when it is new.
-    visibility: Duration,
-    /// When to say that SQS's ceiling is near; `None` once that was said.
-    halt_by: Option<Duration>,
-    withdrawn: CancellationToken,
+struct Holding {
+    actor: VisibilityHeartbeat,
+    delivery: Delivery,
+    keeper: Keeper,
+    inputs: mpsc::UnboundedReceiver<Input>,
 }
 
-impl Keeper {
-    async fn keep(mut self, mut verdicts: mpsc::UnboundedReceiver<Verdict>) -> Event {
-        self.report_lease();
+impl Holding {
+    async fn until_settled(mut self) -> Event {
+        let VisibilityHeartbeat { queue, clock, supervisor, telemetry, .. } = self.actor.clone();
+        let (queue, receipt, message_id) = (queue.as_ref(), &self.delivery.receipt, &self.delivery.message_id);
         loop {
-            let verdict = self.beat_until_judged(&mut verdicts).await;
-            self.note(Noted::LeaseLeft(self.lease.left(self.hand.clock.now())));
-            match verdict {
-                Verdict::Keep(why, release) => {
-                    return Event::Settled(Settlement::Kept(why, self.release(release).await));
+            // All that has happened, before anything is done: a stop that was heard is ahead of a delete.
+            while let Ok(input) = self.inputs.try_recv() {
+                self.keeper.handle(clock.now(), input);
+            }
+            let input = match self.keeper.next(clock.now()) {
+                Next::Extend { by, limit } => {
+                    let answer = answered(limit, queue.change_visibility(receipt, by)).await;
+                    let lease_left_s = self.keeper.state().lease.left(clock.now()).as_secs_f64();
+                    match &answer {
+                        Answer::Failed(error) | Answer::Unclear(error) => {
+                            warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
+                        }
+                        Answer::Accepted => debug!(%message_id, visibility_s = by.as_secs(), "lease extended"),
+                        Answer::NotInFlight(_) | Answer::AtCeiling(_) => {}
+                    }
+                    Input::Answered(answer)
                 }
-                Verdict::Delete(completed) => match self.delete(&completed).await {
-                    Ok(()) => return Event::Settled(Settlement::Deleted(completed.why())),
-                    // What becomes of it then is for the core to say.
-                    Err(not_deleted) => self.tell(Event::NotDeleted(not_deleted)),
-                },
-            }
-        }
-    }
-
-    /// Beats until there is a verdict.
-    async fn beat_until_judged(&mut self, verdicts: &mut mpsc::UnboundedReceiver<Verdict>) -> Verdict {
-        let mut beats = Beats::default();
-        loop {
-            let Some(beat_at) = beats.next_at(&self.lease) else {
-                return judged(verdicts).await;
-            };
-            let halt_by = self.halt_by;
-            tokio::select! {
-                // A verdict first: a beat that is not needed any more is not sent.
-                biased;
-                verdict = judged(verdicts) => return verdict,
-                () = self.hand.clock.sleep_until(halt_by.unwrap_or_default()), if halt_by.is_some() => self.exhausted(),
-                () = self.hand.clock.sleep_until(beat_at) => self.beat(&mut beats).await,
-            }
-        }
-    }
-
-    /// One beat. An error that may pass is retried while the lease lasts.
-    async fn beat(&mut self, beats: &mut Beats) {
-        let asked_at = self.hand.clock.now();
-        if !self.lease.is_held(asked_at) {
-            return self.lose("it ended before it was extended".to_owned());
-        }
-        let Some(by) = self.lease.extension(asked_at) else {
-            self.lease = self.lease.without_beats();
-            return beats.succeeded();
-        };
-        match self.change_visibility(by).await {
-            Ok(()) if self.lease.is_held(self.hand.clock.now()) => {
-                debug!(message_id = %self.received.delivery.message_id, visibility_s = by.as_secs(), "lease extended");
-                self.lease = self.lease.extended(asked_at, by);
-                self.note(Noted::Extension(Extension::Extended));
-                self.report_lease();
-                beats.succeeded();
-            }
-            // Somebody else may have received the message in between; this answer does not tell.
-            Ok(()) => self.lose("the extension was answered after the lease had ended".to_owned()),
-            Err(VisibilityError::NotInFlight(why)) => self.lose(why),
-            Err(VisibilityError::AtCeiling(_)) => {
-                self.note(Noted::Extension(Extension::AtCeiling));
-                self.lease = self.lease.without_beats();
-                beats.succeeded();
-                self.exhausted();
-            }
-            Err(VisibilityError::Transient(why) | VisibilityError::Unclear(why)) => {
-                self.note(Noted::Extension(Extension::Failed));
-                let now = self.hand.clock.now();
-                beats.failed(now, self.visibility / 6);
-                let lease_left_s = self.lease.left(now).as_secs_f64();
-                warn!(message_id = %self.received.delivery.message_id, error = why, lease_left_s, "extending the lease failed and will be retried");
-            }
-        }
-    }
-
-    fn lose(&mut self, why: String) {
-        self.note(Noted::Extension(Extension::LeaseLost));
-        self.lease = self.lease.lost();
-        self.tell(Event::LeaseLost(why));
-    }
-
-    fn exhausted(&mut self) {
-        self.halt_by = None;
-        self.tell(Event::LeaseExhausted);
-    }
-
-    /// Deletes, and beats between the tries. Gives up after as long as one lease.
-    async fn delete(&mut self, completed: &Completed) -> Result<(), NotDeleted> {
-        let VisibilityHeartbeat { queue, clock, .. } = self.hand.clone();
-        let give_up_at = clock.now() + self.visibility;
-        let mut pause = pauses(FIRST_PAUSE, self.visibility / 3);
-        let mut beats = Beats::default();
-        loop {
-            if self.withdrawn.is_cancelled() {
-                self.note(Noted::Delete(Delete::Withdrawn));
-                return Err(NotDeleted::Withdrawn);
-            }
-            let Some(permit) = completed.permit(&self.lease, clock.now()) else {
-                self.note(Noted::Delete(Delete::LeaseLost));
-                return Err(NotDeleted::LeaseLost);
-            };
-            let why = match tokio::time::timeout(self.try_limit(), queue.delete(permit)).await {
-                Ok(Ok(())) => {
-                    self.note(Noted::Delete(Delete::Deleted));
-                    return Ok(());
+                Next::Release { delay, limit } => {
+                    let answer = answered(limit, queue.change_visibility(receipt, delay)).await;
+                    match &answer {
+                        Answer::Unclear(error) => {
+                            warn!(%message_id, error, "the release was not answered: the message is visible again when its visibility timeout ends, or sooner");
+                        }
+                        Answer::Failed(error) => {
+                            warn!(%message_id, error, "the release failed: unless a retry succeeds, the visibility timeout has to run out");
+                        }
+                        Answer::Accepted | Answer::NotInFlight(_) | Answer::AtCeiling(_) => {}
+                    }
+                    Input::Answered(answer)
                 }
-                Ok(Err(DeleteError::Refused(why))) => {
-                    self.note(Noted::Delete(Delete::Refused));
-                    warn!(message_id = %self.received.delivery.message_id, error = why, "the queue refused the delete: the message will come back");
-                    self.lease = self.lease.lost();
-                    return Err(NotDeleted::LeaseLost);
+                Next::Delete { permit, limit } => {
+                    let answer = answered(limit, queue.delete(permit)).await;
+                    match &answer {
+                        Answer::NotInFlight(error) => {
+                            warn!(%message_id, error, "the queue refused the delete: the message will come back");
+                        }
+                        Answer::Failed(error) | Answer::Unclear(error) | Answer::AtCeiling(error) => {
+                            warn!(%message_id, error, "the delete failed and will be retried");
+                        }
+                        Answer::Accepted => {}
+                    }
+                    Input::Answered(answer)
                 }
-                Ok(Err(DeleteError::Transient(why))) => why,
-                Err(_) => format!("no answer within {:?}", self.try_limit()),
-            };
-            self.note(Noted::Delete(Delete::Failed));
-            if clock.now() >= give_up_at {
-                return Err(NotDeleted::GaveUp(why));
-            }
-            warn!(message_id = %self.received.delivery.message_id, error = why, "the delete failed and will be retried");
-            let retry_at = clock.now() + pause.next().unwrap_or(FIRST_PAUSE);
-            while let Some(beat_at) = beats.next_at(&self.lease) {
-                tokio::select! {
+                Next::Report(event) => {
+                    // The supervisor outlives its actors; if it is gone there is nobody to report to.
+                    let _ = supervisor.cast(event);
+                    continue;
+                }
+                Next::Observe(observation) => {
+                    telemetry.record(observation);
+                    continue;
+                }
+                Next::Settled(settlement) => return Event::Settled(settlement),
+                Next::Wait { until } => tokio::select! {
                     biased;
-                    () = self.withdrawn.cancelled() => break,
-                    () = clock.sleep_until(retry_at) => break,
-                    () = clock.sleep_until(beat_at) => self.beat(&mut beats).await,
-                }
-            }
-        }
-    }
-
-    /// Releases the message. What cannot be released runs out by itself; and so does what may have been released, because a
-    /// second release would act on the pod that received the message after the first.
-    async fn release(&mut self, release: Release) -> Return {
-        let Release::After(delay) = release else {
-            return self.runs_out();
-        };
-        let mut pause = pauses(FIRST_PAUSE, FIRST_PAUSE * 8);
-        let give_up_at = self.hand.clock.now() + RELEASE_LIMIT;
-        loop {
-            let now = self.hand.clock.now();
-            if !self.lease.is_held(now) {
-                // It may be somebody else's, and hiding it from them is not ours to do.
-                return Return::Unknown;
-            }
-            let delay = self.lease.release_delay(delay, now);
-            let why = match self.change_visibility(delay).await {
-                Ok(()) => return Return::After(delay),
-                Err(VisibilityError::NotInFlight(_)) => return Return::Unknown,
-                Err(VisibilityError::AtCeiling(_)) => return self.runs_out(),
-                Err(VisibilityError::Transient(why)) => why,
-                Err(VisibilityError::Unclear(why)) => {
-                    warn!(message_id = %self.received.delivery.message_id, error = why, "the release was not answered: the message is visible again when its visibility timeout ends, or sooner");
-                    return self.within(delay);
-                }
+                    Some(input) = self.inputs.recv() => input,
+                    () = clock.sleep_until(until.unwrap_or_default()), if until.is_some() => continue,
+                    // Nobody can hand in anything any more: this task is about to be dropped.
+                    else => std::future::pending().await,
+                },
             };
-            if self.hand.clock.now() >= give_up_at {
-                warn!(message_id = %self.received.delivery.message_id, error = why, "the message could not be released: its visibility timeout has to run out");
-                return self.runs_out();
-            }
-            tokio::time::sleep(pause.next().unwrap_or(FIRST_PAUSE)).await;
+            self.keeper.handle(clock.now(), input);
         }
     }
+}
 
-    fn runs_out(&self) -> Return {
-        let now = self.hand.clock.now();
-        if self.lease.is_held(now) { Return::Within(self.lease.left(now)) } else { Return::Unknown }
+async fn answered<E: Into<Answer>>(limit: Duration, call: impl Future<Output = Result<(), E>>) -> Answer {
+    match timeout(limit, call).await {
+        Ok(Ok(())) => Answer::Accepted,
+        Ok(Err(error)) => error.into(),
+        Err(_) => Answer::Unclear(format!("no answer within {limit:?}")),
     }
+}
 
-    /// After the lease, or after `delay` if the queue was asked for that and may have heard it.
-    fn within(&self, delay: Duration) -> Return {
-        Return::Within(self.lease.left(self.hand.clock.now()).max(delay))
-    }
-
-    /// Not waited for past the lease's end: by then the answer tells nothing.
-    async fn change_visibility(&self, visibility: Duration) -> Result<(), VisibilityError> {
-        let limit = self.try_limit().min(self.lease.left(self.hand.clock.now()));
-        let call = self.hand.queue.change_visibility(&self.received.delivery.receipt, visibility);
-        tokio::time::timeout(limit, call)
-            .await
-            .unwrap_or_else(|_| Err(VisibilityError::Unclear(format!("no answer within {limit:?}"))))
-    }
-
-    /// No single try may use up the time of the next beat.
-    fn try_limit(&self) -> Duration {
-        LONGEST_TRY.min(self.visibility / 3)
-    }
-
-    fn note(&self, noted: Noted) {
-        self.hand.telemetry.note(noted);
-    }
-
-    fn report_lease(&self) {
-        if let Some(until) = self.lease.expires_at() {
-            self.tell(Event::Held(until));
+impl From<VisibilityError> for Answer {
+    fn from(error: VisibilityError) -> Self {
+        match error {
+            VisibilityError::NotInFlight(why) => Self::NotInFlight(why),
+            VisibilityError::AtCeiling(why) => Self::AtCeiling(why),
+            VisibilityError::Transient(why) => Self::Failed(why),
+            VisibilityError::Unclear(why) => Self::Unclear(why),
         }
     }
-
-    fn tell(&self, event: Event) {
-        // The supervisor outlives its hands; if it is gone there is nobody to tell.
-        let _ = self.hand.supervisor.cast(event);
-    }
 }
 
-/// When to beat next: as the lease says, or sooner after a failure.
-#[derive(Default)]
-struct Beats {
-    retry: Option<Retry>,
-}
-
-struct Retry {
-    at: Duration,
-    pauses: Box<dyn Iterator<Item = Duration> + Send>,
-}
-
-impl Beats {
-    /// On the run's clock; `None` if the lease is lost. Its end is something to wake for too.
-    fn next_at(&self, lease: &Lease) -> Option<Duration> {
-        let next_at = self.retry.as_ref().map(|retry| retry.at).or(lease.next_beat_at());
-        lease.expires_at().map(|expires_at| next_at.unwrap_or(expires_at).min(expires_at))
-    }
-
-    fn failed(&mut self, now: Duration, longest: Duration) {
-        let retry = self.retry.get_or_insert_with(|| Retry { at: now, pauses: Box::new(pauses(FIRST_PAUSE, longest)) });
-        retry.at = now + retry.pauses.next().unwrap_or(longest);
-    }
-
-    fn succeeded(&mut self) {
-        self.retry = None;
+impl From<DeleteError> for Answer {
+    fn from(error: DeleteError) -> Self {
+        match error {
+            DeleteError::Refused(why) => Self::NotInFlight(why),
+            DeleteError::Transient(why) => Self::Failed(why),
+        }
     }
 }
-
-/// The next verdict. Waits for ever if there can be none any more: then this task is about to be dropped.
-async fn judged(verdicts: &mut mpsc::UnboundedReceiver<Verdict>) -> Verdict {
-    match verdicts.recv().await {
-        Some(verdict) => verdict,
-        None => std::future::pending().await,
-    }
-}
-
-/// The longest a single call may take.
-const LONGEST_TRY: Duration = Duration::from_secs(5);
-
-/// The pause after the first failed try.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
-/// How long a release is retried; what is left then runs out by itself.
-const RELEASE_LIMIT: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::{pauses, tell_when_done};
 use crate::job::delivery::{Received, Redrive};
 use crate::job::lifecycle::Event;
-use crate::job::report::Noted;
+use crate::job::report::Observation;
 use crate::job::verdict::{ReceiveFailure, Role};
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, ReceiveError, Telemetry};
@@ -126,7 +126,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnc
                 return Event::Received(Box::new(Received { delivery, asked_at, received_at, redrive }));
             }
             Ok(None) => {
-                telemetry.note(Noted::ReceivedNothing);
+                telemetry.record(Observation::ReceivedNothing);
                 failing_since = None;
                 // What was asked for counts, not what passed: a server that answers early is not asked in a hot loop.
                 left = left.saturating_sub(wait);
@@ -136,7 +136,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnc
             }
             Err(ReceiveError::Misconfigured(why)) => return Event::ReceiveFailed(ReceiveFailure::Misconfigured(why)),
             Err(ReceiveError::Transient(why)) => {
-                telemetry.note(Noted::ReceiveFailed);
+                telemetry.record(Observation::ReceiveFailed);
                 let failing_since = *failing_since.get_or_insert(asked_at);
                 if clock.now().saturating_sub(failing_since) >= polling.give_up {
                     return Event::ReceiveFailed(ReceiveFailure::GaveUp(why));

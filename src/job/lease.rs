@@ -11,7 +11,7 @@ pub const CEILING: Duration = Duration::from_hours(12);
 pub enum Strategy {
     /// A short lease, extended at each third of it.
     Heartbeat,
-    /// One extension to this length, right after the receive; then no beats.
+    /// One extension to this length, right after the receive; then none.
     Fixed(Duration),
 }
 
@@ -21,7 +21,7 @@ pub struct Lease {
     strategy: Strategy,
     visibility: Duration,
     asked_at: Duration,
-    next_beat_at: Option<Duration>,
+    extend_at: Option<Duration>,
     /// `None` once lost: it is never trusted again, whatever the queue says later.
     expires_at: Option<Duration>,
 }
@@ -30,33 +30,27 @@ impl Lease {
     /// The lease that a receive gives: `visibility` long, counted from before we asked for it.
     #[must_use]
     pub fn taken(strategy: Strategy, visibility: Duration, asked_at: Duration) -> Self {
-        let next_beat_at = match strategy {
+        let extend_at = match strategy {
             Strategy::Heartbeat => asked_at + visibility / 3,
             Strategy::Fixed(_) => asked_at,
         };
-        Self {
-            strategy,
-            visibility,
-            asked_at,
-            next_beat_at: Some(next_beat_at),
-            expires_at: Some(asked_at + visibility),
-        }
+        Self { strategy, visibility, asked_at, extend_at: Some(extend_at), expires_at: Some(asked_at + visibility) }
     }
 
-    /// The same, to be extended by `visibility`. If that is not what the receive gave, the first beat is due at once.
+    /// The same, to be extended by `visibility`. If that is not what the receive gave, the first extension is due at once.
     #[must_use]
     pub fn extended_by(self, visibility: Duration) -> Self {
         match self.strategy {
             Strategy::Heartbeat if visibility != self.visibility => {
-                Self { visibility, next_beat_at: Some(self.asked_at), ..self }
+                Self { visibility, extend_at: Some(self.asked_at), ..self }
             }
             Strategy::Heartbeat | Strategy::Fixed(_) => self,
         }
     }
 
     /// When to ask for the next extension; `None` if none is due any more.
-    pub fn next_beat_at(&self) -> Option<Duration> {
-        self.next_beat_at
+    pub fn extend_at(&self) -> Option<Duration> {
+        self.extend_at
     }
 
     /// From here on the message may be somebody else's; `None` once it is lost.
@@ -80,7 +74,7 @@ impl Lease {
     }
 
     /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not lengthen the
-    /// lease: SQS's ceiling is near, or a fixed length is less than what the receive gave. Only the first beat
+    /// lease: SQS's ceiling is near, or a fixed length is less than what the receive gave. Only the first extension
     /// of a job type whose leases are shorter shortens it.
     pub fn extension(&self, now: Duration) -> Option<Duration> {
         let want = match self.strategy {
@@ -88,7 +82,7 @@ impl Lease {
             Strategy::Fixed(length) => length,
         };
         let ask = want.min(self.room(now));
-        let shortens = self.strategy == Strategy::Heartbeat && self.next_beat_at == Some(self.asked_at);
+        let shortens = self.strategy == Strategy::Heartbeat && self.extend_at == Some(self.asked_at);
         self.expires_at.is_some_and(|expires_at| now + ask > expires_at || shortens).then_some(ask)
     }
 
@@ -102,22 +96,22 @@ impl Lease {
     /// answer came: we never believe that we hold the message for longer than SQS does.
     #[must_use]
     pub fn extended(&self, asked_at: Duration, by: Duration) -> Self {
-        let next_beat_at = match self.strategy {
+        let extend_at = match self.strategy {
             Strategy::Heartbeat => Some(asked_at + by.min(self.visibility) / 3),
             Strategy::Fixed(_) => None,
         };
-        Self { next_beat_at, expires_at: Some(asked_at + by), ..*self }
+        Self { extend_at, expires_at: Some(asked_at + by), ..*self }
     }
 
     /// No further extension is asked for: what is left is all there is.
     #[must_use]
-    pub fn without_beats(&self) -> Self {
-        Self { next_beat_at: None, ..*self }
+    pub fn without_extensions(&self) -> Self {
+        Self { extend_at: None, ..*self }
     }
 
     #[must_use]
     pub fn lost(&self) -> Self {
-        Self { next_beat_at: None, expires_at: None, ..*self }
+        Self { extend_at: None, expires_at: None, ..*self }
     }
 
     /// What SQS would still accept, in whole seconds.
@@ -141,9 +135,9 @@ mod tests {
     }
 
     #[test]
-    fn a_beat_is_due_at_each_third() {
-        assert_eq!(heartbeat().next_beat_at(), Some(50 * S));
-        assert_eq!(heartbeat().extended(50 * S, 120 * S).next_beat_at(), Some(90 * S));
+    fn an_extension_is_due_at_each_third() {
+        assert_eq!(heartbeat().extend_at(), Some(50 * S));
+        assert_eq!(heartbeat().extended(50 * S, 120 * S).extend_at(), Some(90 * S));
     }
 
     #[test]
@@ -157,40 +151,43 @@ mod tests {
     fn nothing_past_twelve_hours_is_asked_for() {
         let mut lease = heartbeat();
         let mut asked = 0;
-        while let Some(at) = lease.next_beat_at() {
+        while let Some(at) = lease.extend_at() {
             let Some(by) = lease.extension(at) else { break };
             assert!(at + by < 10 * S + CEILING, "SQS would refuse {by:?} at {at:?}");
             lease = lease.extended(at, by);
             asked += 1;
         }
-        assert!(asked >= 12 * 60 * 60 / 41, "the lease lasted {asked} beats only");
+        assert!(asked >= 12 * 60 * 60 / 41, "the lease lasted {asked} extensions only");
         assert!(lease.expires_at() >= Some(10 * S + CEILING - 3 * S), "held until {:?} only", lease.expires_at());
     }
 
     #[test]
     fn a_fixed_lease_is_extended_once_and_at_once() {
         let lease = Lease::taken(Strategy::Fixed(640 * S), 120 * S, 10 * S);
-        assert_eq!(lease.next_beat_at(), Some(10 * S));
+        assert_eq!(lease.extend_at(), Some(10 * S));
         assert_eq!(lease.extension(11 * S), Some(640 * S));
         let lease = lease.extended(11 * S, 640 * S);
-        assert_eq!((lease.next_beat_at(), lease.expires_at()), (None, Some(651 * S)));
+        assert_eq!((lease.extend_at(), lease.expires_at()), (None, Some(651 * S)));
     }
 
     #[test]
     fn a_fixed_lease_that_is_long_enough_is_not_extended() {
         let lease = Lease::taken(Strategy::Fixed(640 * S), 900 * S, 10 * S);
         assert_eq!(lease.extension(11 * S), None);
-        assert_eq!((lease.without_beats().next_beat_at(), lease.without_beats().expires_at()), (None, Some(910 * S)));
+        assert_eq!(
+            (lease.without_extensions().extend_at(), lease.without_extensions().expires_at()),
+            (None, Some(910 * S))
+        );
     }
 
     #[test]
     fn a_lease_of_another_length_than_the_receive_gave_is_asked_for_at_once() {
         for length in [30 * S, 600 * S] {
             let lease = heartbeat().extended_by(length);
-            assert_eq!((lease.next_beat_at(), lease.expires_at()), (Some(10 * S), Some(130 * S)));
+            assert_eq!((lease.extend_at(), lease.expires_at()), (Some(10 * S), Some(130 * S)));
             assert_eq!(lease.extension(11 * S), Some(length));
             let lease = lease.extended(11 * S, length);
-            assert_eq!((lease.next_beat_at(), lease.expires_at()), (Some(11 * S + length / 3), Some(11 * S + length)));
+            assert_eq!((lease.extend_at(), lease.expires_at()), (Some(11 * S + length / 3), Some(11 * S + length)));
         }
         assert_eq!(heartbeat().extended_by(120 * S), heartbeat());
     }
@@ -204,7 +201,7 @@ mod tests {
     fn a_lost_lease_stays_lost() {
         let lost = heartbeat().lost();
         assert!(!lost.is_held(Duration::ZERO));
-        assert_eq!((lost.next_beat_at(), lost.extension(20 * S), lost.left(20 * S)), (None, None, Duration::ZERO));
+        assert_eq!((lost.extend_at(), lost.extension(20 * S), lost.left(20 * S)), (None, None, Duration::ZERO));
     }
 
     #[test]

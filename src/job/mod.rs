@@ -5,8 +5,11 @@
 //! name ends in `_at`), handed in by whoever owns the clock; so every decision can be tabled,
 //! searched and replayed.
 
+pub mod backoff;
+pub mod claim;
 pub mod delivery;
 pub mod event;
+pub mod keeper;
 pub mod key_glob;
 pub mod lease;
 pub mod lifecycle;

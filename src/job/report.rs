@@ -25,22 +25,22 @@ pub enum Report {
 
 /// Something that is worth a count but no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Noted {
+pub enum Observation {
     /// A request for a message brought none.
     ReceivedNothing,
     /// A request for a message failed, and may be repeated.
     ReceiveFailed,
-    /// A beat was answered, or was not.
-    Extension(Extension),
+    /// An extension was answered, or was not.
+    Extend(ExtendResult),
     /// A message that was to be deleted.
-    Delete(Delete),
+    Delete(DeleteResult),
     /// How much of the lease was left when the verdict came.
     LeaseLeft(Duration),
 }
 
-/// What became of a beat.
+/// What became of an extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extension {
+pub enum ExtendResult {
     Extended,
     /// It may be repeated while the lease lasts.
     Failed,
@@ -48,7 +48,7 @@ pub enum Extension {
     AtCeiling,
 }
 
-impl Extension {
+impl ExtendResult {
     pub fn label(self) -> &'static str {
         match self {
             Self::Extended => "extended",
@@ -61,7 +61,7 @@ impl Extension {
 
 /// What became of a delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delete {
+pub enum DeleteResult {
     Deleted,
     /// It may be repeated while the lease lasts.
     Failed,
@@ -72,7 +72,7 @@ pub enum Delete {
     Withdrawn,
 }
 
-impl Delete {
+impl DeleteResult {
     pub fn label(self) -> &'static str {
         match self {
             Self::Deleted => "deleted",

@@ -5,10 +5,10 @@
 //! without a lease that is still held ([`Completed::permit`]).
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use super::delivery::{Delivery, MessageId, ReceiptHandle};
+use super::backoff::backoff;
+use super::delivery::{Delivery, ReceiptHandle};
 use super::lease::Lease;
 
 /// How a command ended.
@@ -259,9 +259,8 @@ impl fmt::Display for KeepReason {
 
 /// Proof that the work succeeded while nobody had asked it to stop.
 ///
-/// Not `Clone`, its fields private, its only constructor private to the core: "delete only on success"
-/// is checked by the compiler.
-#[derive(Debug, PartialEq, Eq)]
+/// Its fields are private and its only constructor is private to the core: "delete only on success" is checked by the compiler.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
     receipt: ReceiptHandle,
     why: Completion,
@@ -305,7 +304,7 @@ pub enum Release {
 }
 
 /// What becomes of a message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Delete(Completed),
     Keep(KeepReason, Release),
@@ -431,19 +430,6 @@ impl RetryPolicy {
     }
 }
 
-/// A delay between `min` and `min * 2^receive_count`, at most `max`: exponential, with full jitter
-/// (AWS Architecture Blog, "Exponential Backoff And Jitter").
-///
-/// The jitter is derived from the message and its count: messages that failed together spread out, and
-/// a journey can be replayed.
-fn backoff(min: Duration, max: Duration, message: &MessageId, receive_count: u32) -> Duration {
-    let most = 2u32.checked_pow(receive_count).map_or(max, |factor| min.saturating_mul(factor)).min(max);
-    let mut hasher = DefaultHasher::new();
-    (message, receive_count).hash(&mut hasher);
-    let share = f64::from((hasher.finish() >> 32) as u32) / f64::from(u32::MAX);
-    min + most.saturating_sub(min).mul_f64(share)
-}
-
 /// Why nothing was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiveFailure {
@@ -507,6 +493,7 @@ impl fmt::Display for RunOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::delivery::MessageId;
 
     const S: Duration = Duration::from_secs(1);
 
@@ -532,22 +519,6 @@ mod tests {
 
     fn exited(code: i32, retry_after: Option<Duration>) -> Outcome {
         Outcome::Failed(Failure::Exit(Exit::Code(code), Said { retry_after, reason: None }))
-    }
-
-    #[test]
-    fn the_backoff_doubles_is_jittered_and_capped() {
-        for count in 1..20 {
-            let most = (10 * S * 2u32.pow(count)).min(900 * S);
-            let delay = |i| match policy().keep(&delivery(&format!("m{i}"), count), KeepReason::TimedOut) {
-                Verdict::Keep(_, Release::After(delay)) => delay,
-                other @ (Verdict::Keep(..) | Verdict::Delete(_)) => panic!("{other:?}"),
-            };
-            let delays: Vec<_> = (0..200).map(delay).collect();
-            assert!(delays.iter().all(|delay| (10 * S..=most).contains(delay)), "count {count}: {delays:?}");
-            let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
-            assert!(*high - *low > (most - 10 * S).mul_f64(0.9), "count {count} is not spread: {low:?} to {high:?}");
-        }
-        assert!(backoff(10 * S, 900 * S, &MessageId::new("m"), u32::MAX) <= 900 * S);
     }
 
     #[test]

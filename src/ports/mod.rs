@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
 use crate::job::place::Template;
-use crate::job::report::{Manifest, Noted, Report, Used};
+use crate::job::report::{Manifest, Observation, Report, Used};
 use crate::job::verdict::{DeletePermit, Exit};
 use checksum::Checksum;
 
@@ -322,5 +322,5 @@ pub trait Telemetry: Send + Sync {
     async fn tell(&self, report: &Report);
 
     /// Counts. Returns at once.
-    fn note(&self, noted: Noted);
+    fn record(&self, observation: Observation);
 }

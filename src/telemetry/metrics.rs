@@ -13,7 +13,7 @@ use prometheus::{
 };
 use tracing_appender::non_blocking::ErrorCounter;
 
-use crate::job::report::{Ended, Noted, Progressed, Subject};
+use crate::job::report::{Ended, Observation, Progressed, Subject};
 use crate::job::route::Task;
 use crate::job::verdict::{KeepReason, Return, Settlement};
 
@@ -243,13 +243,13 @@ impl Metrics {
         }
     }
 
-    pub fn note(&self, noted: Noted) {
-        match noted {
-            Noted::ReceivedNothing => self.empty_receives.inc(),
-            Noted::ReceiveFailed => self.receive_errors.inc(),
-            Noted::Extension(extension) => self.visibility_extensions.with_label_values(&[extension.label()]).inc(),
-            Noted::Delete(delete) => self.deletes.with_label_values(&[delete.label()]).inc(),
-            Noted::LeaseLeft(left) => self.lease_remaining.with_label_values::<&str>(&[]).set(seconds(left)),
+    pub fn record(&self, observation: Observation) {
+        match observation {
+            Observation::ReceivedNothing => self.empty_receives.inc(),
+            Observation::ReceiveFailed => self.receive_errors.inc(),
+            Observation::Extend(extension) => self.visibility_extensions.with_label_values(&[extension.label()]).inc(),
+            Observation::Delete(delete) => self.deletes.with_label_values(&[delete.label()]).inc(),
+            Observation::LeaseLeft(left) => self.lease_remaining.with_label_values::<&str>(&[]).set(seconds(left)),
         }
     }
 

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::job::delivery::MessageId;
 use crate::job::notification::Object;
-use crate::job::report::{Ended, Held, Manifest, Noted, Published, Report, Subject, as_json_fits};
+use crate::job::report::{Ended, Held, Manifest, Observation, Published, Report, Subject, as_json_fits};
 use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
@@ -153,8 +153,8 @@ impl Telemetry for Told {
         }
     }
 
-    fn note(&self, noted: Noted) {
-        self.metrics.note(noted);
+    fn record(&self, observation: Observation) {
+        self.metrics.record(observation);
     }
 }
 

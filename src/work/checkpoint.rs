@@ -26,7 +26,7 @@ use super::{Item, Runtime};
 use crate::job::delivery::Received;
 use crate::job::notification::Object;
 use crate::job::place::{Place, Values};
-use crate::job::report::{Noted, Report, Subject};
+use crate::job::report::{Observation, Report, Subject};
 use crate::job::route::{Checkpointing, Task};
 use crate::job::verdict::{Completion, Failure, Settlement};
 use crate::ports::clock::Clock;
@@ -363,7 +363,7 @@ impl Telemetry for Forgetting {
         }
     }
 
-    fn note(&self, noted: Noted) {
-        self.told.note(noted);
+    fn record(&self, observation: Observation) {
+        self.told.record(observation);
     }
 }

@@ -1,38 +1,28 @@
 //! Finished work is recognised and not done again; the same work is not done twice at a time.
 //!
-//! One record for each piece of work, in S3, written on a condition only: no table, no lock service.
+//! One record for each piece of work, in S3, written on a condition only: no table, no lock service. What its owner does next is decided
+//! in [`job::claim`](crate::job::claim) and carried out here.
 //!
-//! ```text
-//!            claim                    the work succeeded
-//! (none) ────────────► in progress ───────────────────────► done: a redelivery is deleted without running
-//!                       │   ▲   │
-//!                expired│   │   │ the work failed or was stopped
-//!            or released│   │   ▼
-//!                       └───┴─ released
-//! ```
-//!
-//! SQS cannot say "this delivery is no longer yours" before it is too late; a record can. Whoever claims it anew changes its
-//! eTag, and then the refresh of the one before fails: that **is** a lost lease.
+//! SQS cannot say "this delivery is no longer yours" before it is too late; a record can.
 //!
 //! A record in progress expires when it was not refreshed for its time to live, by the store's own clock, never by a pod's.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Report, Seen};
 use crate::job::delivery::Delivery;
 use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::place::Place;
 use crate::job::verdict::Failure;
-
 use crate::ports::clock::Clock;
-use crate::ports::{Condition, Entry, RecordError, Records};
+use crate::ports::{Condition, RecordError, Records};
 use crate::work::last_error::retrying;
 
 /// The records of one queue's work.
@@ -48,33 +38,31 @@ pub struct Idempotency {
 }
 
 /// What there is to do.
-pub enum Claim {
+pub enum Claimed {
     /// Nothing: an earlier delivery finished this.
-    Done,
+    AlreadyDone,
     /// The work, and nobody else does it while this is refreshed.
-    Ours(Box<Held>),
+    Ours(Box<OwnRecord>),
 }
 
-/// A record that is ours.
-pub struct Held {
+/// The record of work that we want to do, or do.
+pub struct OwnRecord {
     of: Idempotency,
     key: String,
     /// Different for each claim, so that our own write whose answer was lost is recognised.
     nonce: String,
     /// How long it lasts when it is not refreshed.
     time_to_live: Duration,
-    etag: String,
     about: About,
-    /// On the run's clock; counted from before the request that wrote the record.
-    expires_at: Duration,
-    refresh_at: Duration,
+    claim: Claim,
 }
 
 /// The content of a record.
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     version: u32,
-    state: State,
+    #[serde(with = "State")]
+    state: RecordState,
     nonce: String,
     owner: String,
     /// In seconds.
@@ -84,8 +72,10 @@ struct Content {
     about: About,
 }
 
+/// A [`RecordState`], as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[serde(remote = "RecordState")]
 enum State {
     InProgress,
     Released,
@@ -111,13 +101,12 @@ impl Idempotency {
         number: usize,
         record: Option<&Record>,
         time_to_live: Duration,
-    ) -> Result<Claim, Failure> {
-        let mut held = Held {
+    ) -> Result<Claimed, Failure> {
+        let mut own = OwnRecord {
             of: self.clone(),
             key: self.place.key(&self.name(delivery, number, record)),
             nonce: format!("{:016x}", fastrand::u64(..)),
             time_to_live,
-            etag: String::new(),
             about: About {
                 queue: self.queue.clone(),
                 message_id: delivery.message_id.to_string(),
@@ -125,26 +114,14 @@ impl Idempotency {
                 bucket: record.map(|record| record.object.bucket.clone()),
                 key: record.map(|record| record.object.key.clone()),
             },
-            expires_at: Duration::ZERO,
-            refresh_at: Duration::ZERO,
+            claim: Claim::new(delivery.message_id.clone(), time_to_live, self.clock.now()),
         };
-        let (mut seen, mut pauses) = (None, pauses());
-        while !held.try_write(seen.as_deref()).await? {
-            let free = match held.wait_until_free().await? {
-                Found::Done => return Ok(Claim::Done),
-                Found::Ours => break,
-                Found::Free(etag) => etag,
-            };
-            if free == seen {
-                pause(&mut pauses, "the store refuses to write a record that has not changed".to_owned()).await?;
-            }
-            seen = free;
+        match own.next_milestone().await {
+            Milestone::AlreadyDone => Ok(Claimed::AlreadyDone),
+            Milestone::Claimed | Milestone::Over(Ok(())) => Ok(Claimed::Ours(Box::new(own))),
+            Milestone::Over(Err(failure)) => Err(failure),
+            Milestone::Lost(why) => Err(Failure::Superseded(why)),
         }
-        Ok(Claim::Ours(Box::new(held)))
-    }
-
-    async fn read(&self, key: &str) -> Result<Option<Entry>, RecordError> {
-        in_time(self.records.read(&self.place.bucket, key)).await
     }
 
     /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and the
@@ -170,148 +147,88 @@ impl Idempotency {
     }
 }
 
-/// What a record that was read says to who wants to claim it.
-enum Meaning {
-    Done,
-    Ours,
-    Free,
-    Taken { owner: String, left: Duration },
-}
-
-/// What there is when nobody else is at the work.
-enum Found {
-    Done,
-    /// A write of ours had come through, and its answer had not.
-    Ours,
-    /// The eTag of what may be written over, if there is something.
-    Free(Option<String>),
-}
-
-impl Held {
-    /// Writes the claim over the record with the eTag that was seen. False if somebody was faster, or if an answer to us was lost.
-    async fn try_write(&mut self, seen: Option<&str>) -> Result<bool, Failure> {
-        let condition = seen.map_or(Condition::Absent, Condition::Unchanged);
-        let mut pauses = pauses();
-        loop {
-            match self.write(State::InProgress, condition).await {
-                Ok(()) => return Ok(true),
-                Err(RecordError::ConditionFailed) => return Ok(false),
-                Err(RecordError::Refused(why) | RecordError::ConditionsUnsupported(why)) => {
-                    return Err(Failure::Record(why));
-                }
-                Err(RecordError::Retryable(why)) => pause(&mut pauses, why).await?,
-            }
-        }
-    }
-
-    async fn wait_until_free(&mut self) -> Result<Found, Failure> {
-        let mut waits = false;
-        loop {
-            let (asked_at, entry) = self.look().await?;
-            let Some(entry) = entry else { return Ok(Found::Free(None)) };
-            match self.meaning(&entry)? {
-                Meaning::Done => return Ok(Found::Done),
-                Meaning::Ours => {
-                    // It was written so long before it was asked for, or a little longer.
-                    self.is_written(asked_at.saturating_sub(entry.age).saturating_sub(SECOND), entry.etag);
-                    return Ok(Found::Ours);
-                }
-                Meaning::Free => return Ok(Found::Free(Some(entry.etag))),
-                Meaning::Taken { owner, left } => {
-                    if !waits {
-                        let owner: String = owner.chars().take(LONGEST_OWNER).collect();
-                        info!(owner, "another pod is at this work: waiting for its end");
-                        waits = true;
-                    }
-                    tokio::time::sleep(left.min(LONGEST_WAIT)).await;
-                }
-            }
-        }
-    }
-
-    /// The record, and when it was asked for. A wait may take hours: errors count only while there is no answer.
-    async fn look(&self) -> Result<(Duration, Option<Entry>), Failure> {
-        let mut pauses = pauses();
-        loop {
-            let asked_at = self.of.clock.now();
-            match self.of.read(&self.key).await {
-                Ok(entry) => return Ok((asked_at, entry)),
-                Err(RecordError::Refused(why)) => return Err(Failure::Record(why)),
-                Err(error) => pause(&mut pauses, error.to_string()).await?,
-            }
-        }
-    }
-
+impl OwnRecord {
     /// Refreshes the claim, again and again, until it is lost. Returns why.
-    pub async fn keep(&mut self) -> String {
-        let mut pauses = pauses();
+    pub async fn refresh(&mut self) -> String {
         loop {
-            let (clock, expires_at) = (self.of.clock, self.expires_at);
-            clock.sleep_until(self.refresh_at.min(expires_at)).await;
-            let refreshed = tokio::select! {
-                // Also while a request is out: then the record may be claimed by another.
-                biased;
-                () = clock.sleep_until(expires_at) => return "its record could not be refreshed in time".to_owned(),
-                refreshed = self.rewrite(State::InProgress) => refreshed,
-            };
-            match refreshed {
-                Ok(()) => pauses = self::pauses(),
-                Err(RecordError::ConditionFailed) => return "another pod has claimed its record".to_owned(),
-                Err(RecordError::ConditionsUnsupported(why)) => return why,
-                // A permission may be given again while the work runs.
-                Err(RecordError::Retryable(why) | RecordError::Refused(why)) => {
-                    warn!(error = why, "refreshing the idempotency record failed and will be retried");
-                    self.refresh_at = self.of.clock.now() + pauses.next().unwrap_or(LONGEST_PAUSE);
-                }
+            if let Milestone::Lost(why) = self.next_milestone().await {
+                return why;
             }
         }
     }
 
     /// The work succeeded. After this, nobody does it again.
     pub async fn done(mut self) -> Result<(), Failure> {
-        let mut pauses = pauses();
-        loop {
-            if self.of.clock.now() >= self.expires_at {
-                return Err(Failure::Superseded("its record expired before the work could be recorded".to_owned()));
-            }
-            match self.rewrite(State::Done).await {
-                Ok(()) => return Ok(()),
-                Err(RecordError::ConditionFailed) => {
-                    return Err(Failure::Superseded("another pod has claimed its record".to_owned()));
-                }
-                Err(RecordError::ConditionsUnsupported(why)) => return Err(Failure::Record(why)),
-                Err(RecordError::Retryable(why) | RecordError::Refused(why)) => pause(&mut pauses, why).await?,
-            }
-        }
+        self.claim.handle(self.of.clock.now(), Input::Succeeded);
+        self.over().await
     }
 
     /// The work did not succeed: the next one need not wait. What cannot be released within the limit expires.
     pub async fn release(mut self, limit: Duration) {
-        match timeout(limit, self.rewrite(State::Released)).await {
+        self.claim.handle(self.of.clock.now(), Input::Ended);
+        match timeout(limit, self.over()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, "the idempotency record was not released: it expires"),
+            Ok(Err(error)) => debug!(?error, "the idempotency record was not released: it expires"),
             Err(_) => debug!("the idempotency record was not released in time: it expires"),
         }
     }
 
-    /// Writes over our own record; also over the one that we wrote without hearing of it.
-    async fn rewrite(&mut self, state: State) -> Result<(), RecordError> {
-        let etag = self.etag.clone();
-        match self.write(state, Condition::Unchanged(&etag)).await {
-            Err(RecordError::ConditionFailed) => {}
-            written => return written,
-        }
-        let Some(entry) = self.of.read(&self.key).await? else {
-            return Err(RecordError::ConditionFailed);
-        };
-        match Content::read(&entry.bytes) {
-            Ok(content) if content.nonce == self.nonce => self.write(state, Condition::Unchanged(&entry.etag)).await,
-            Ok(_) | Err(_) => Err(RecordError::ConditionFailed),
+    async fn over(&mut self) -> Result<(), Failure> {
+        loop {
+            if let Milestone::Over(result) = self.next_milestone().await {
+                return result;
+            }
         }
     }
 
-    async fn write(&mut self, state: State, condition: Condition<'_>) -> Result<(), RecordError> {
-        let asked_at = self.of.clock.now();
+    /// Does what is to be done, until there is something that the work has to know.
+    async fn next_milestone(&mut self) -> Milestone {
+        let clock = self.of.clock;
+        loop {
+            let answer = match self.claim.next(clock.now()) {
+                Next::Read { limit } => in_time(limit, self.read()).await,
+                Next::Write { state, over, limit } => in_time(limit, self.write(state, over.as_deref())).await,
+                Next::Wait { until } => {
+                    clock.sleep_until(until).await;
+                    continue;
+                }
+                Next::Report(Report::Waiting { owner }) => {
+                    let owner: String = owner.chars().take(LONGEST_OWNER).collect();
+                    info!(owner, "another pod is at this work: waiting for its end");
+                    continue;
+                }
+                Next::Report(Report::Retrying(error)) => {
+                    debug!(error, "the idempotency record will be asked for again");
+                    retrying(error);
+                    continue;
+                }
+                Next::Report(Report::RefreshFailed(error)) => {
+                    warn!(error, "refreshing the idempotency record failed and will be retried");
+                    continue;
+                }
+                Next::Report(Report::Reached(milestone)) => return milestone,
+            };
+            self.claim.handle(clock.now(), Input::Answered(answer));
+        }
+    }
+
+    async fn read(&self) -> Result<Answer, RecordError> {
+        let Place { bucket, .. } = &self.of.place;
+        let Some(entry) = self.of.records.read(bucket, &self.key).await? else { return Ok(Answer::Read(None)) };
+        Ok(match Content::read(&entry.bytes) {
+            Ok(content) => Answer::Read(Some(Seen {
+                state: content.state,
+                is_ours: content.nonce == self.nonce,
+                owner: content.owner,
+                etag: entry.etag,
+                age: entry.age,
+                time_to_live: Duration::from_secs(content.time_to_live),
+            })),
+            Err(why) => Answer::Useless(format!("s3://{bucket}/{}: {why}", self.key)),
+        })
+    }
+
+    async fn write(&self, state: RecordState, over: Option<&str>) -> Result<Answer, RecordError> {
         let content = Content {
             version: VERSION,
             state,
@@ -322,33 +239,8 @@ impl Held {
             about: self.about.clone(),
         };
         let bytes = serde_json::to_vec(&content).expect("its fields are text and numbers");
-        let written = self.of.records.write(&self.of.place.bucket, &self.key, bytes, condition);
-        self.is_written(asked_at, in_time(written).await?);
-        Ok(())
-    }
-
-    fn is_written(&mut self, asked_at: Duration, etag: String) {
-        self.etag = etag;
-        self.expires_at = asked_at + self.time_to_live;
-        self.refresh_at = asked_at + self.time_to_live / 3;
-    }
-
-    fn meaning(&self, entry: &Entry) -> Result<Meaning, Failure> {
-        let content = Content::read(&entry.bytes).map_err(|why| {
-            let Place { bucket, .. } = &self.of.place;
-            Failure::Record(format!("s3://{bucket}/{}: {why}", self.key))
-        })?;
-        // Ages are whole seconds, rounded down.
-        let time_to_live = Duration::from_secs(content.time_to_live) + SECOND;
-        Ok(match content.state {
-            State::Done => Meaning::Done,
-            State::Released => Meaning::Free,
-            State::InProgress if content.nonce == self.nonce => Meaning::Ours,
-            State::InProgress if entry.age > time_to_live => Meaning::Free,
-            State::InProgress => {
-                Meaning::Taken { owner: content.owner, left: time_to_live.saturating_sub(entry.age) + SECOND }
-            }
-        })
+        let condition = over.map_or(Condition::Absent, Condition::Unchanged);
+        self.of.records.write(&self.of.place.bucket, &self.key, bytes, condition).await.map(Answer::Written)
     }
 }
 
@@ -373,9 +265,15 @@ impl Content {
 }
 
 /// A single request.
-async fn in_time<T>(asked: impl Future<Output = Result<T, RecordError>>) -> Result<T, RecordError> {
-    let answer = timeout(TRY_LIMIT, asked).await;
-    answer.unwrap_or_else(|_| Err(RecordError::Retryable(format!("no answer within {TRY_LIMIT:?}"))))
+async fn in_time(limit: Duration, request: impl Future<Output = Result<Answer, RecordError>>) -> Answer {
+    match timeout(limit, request).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(RecordError::ConditionFailed)) => Answer::ConditionFailed,
+        Ok(Err(RecordError::Refused(why))) => Answer::Refused(why),
+        Ok(Err(RecordError::ConditionsUnsupported(why))) => Answer::Useless(why),
+        Ok(Err(RecordError::Retryable(why))) => Answer::Failed(why),
+        Err(_) => Answer::Failed(format!("no answer within {limit:?}")),
+    }
 }
 
 /// How long a release may take that has so much of a stop: a tenth, but not more than a second.
@@ -386,20 +284,6 @@ pub fn limit(of_the_stop: Duration) -> Duration {
 /// How long a release may take.
 pub const RELEASE: Duration = SECOND;
 
-/// Before the next try of what may pass; an error after so many.
-async fn pause(pauses: &mut impl Iterator<Item = Duration>, why: String) -> Result<(), Failure> {
-    let Some(pause) = pauses.next() else { return Err(Failure::Record(why)) };
-    debug!(error = why, "the idempotency record will be asked for again");
-    retrying(why);
-    tokio::time::sleep(pause).await;
-    Ok(())
-}
-
-fn pauses() -> impl Iterator<Item = Duration> {
-    let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE).with_jitter();
-    pauses.with_max_times(8).build()
-}
-
 const VERSION: u32 = 1;
 
 /// What is logged of who owns a record: as long as a pod's name may be.
@@ -408,12 +292,3 @@ const LONGEST_OWNER: usize = 253;
 const NOT_A_RECORD: &str = "the object is not an idempotency record that leasehold wrote";
 
 const SECOND: Duration = Duration::from_secs(1);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// The longest a single request may take.
-const TRY_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long until a record that is another pod's is looked at again.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);

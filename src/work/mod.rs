@@ -33,7 +33,7 @@ use checkpoint::{Checkpoints, Save, SaveLimits};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched, FetchedObject};
 use halt::{Deadline, Halt};
-use idempotency::{Claim, Idempotency};
+use idempotency::{Claimed, Idempotency};
 use last_error::with_last_error;
 use liveness::Watch;
 use result_file::ResultFile;
@@ -226,9 +226,9 @@ impl Bench {
         };
         let Item { work, number, record, watch, halt, publish_halt, .. } = item;
         let claim = idempotency.claim(&work.received.delivery, number, record, work.visibility);
-        let mut held = match unless_halted(halt, claim).await?? {
-            Claim::Ours(held) => held,
-            Claim::Done => {
+        let mut own = match unless_halted(halt, claim).await?? {
+            Claimed::Ours(own) => own,
+            Claimed::AlreadyDone => {
                 info!("an earlier delivery has finished this work: it is not done again");
                 progress.already_done = true;
                 return Ok(());
@@ -244,7 +244,7 @@ impl Bench {
                 tokio::select! {
                     // Nothing is begun, neither a command nor an upload, by who has lost the record meanwhile.
                     biased;
-                    why = held.keep(), if lost.is_none() => {
+                    why = own.refresh(), if lost.is_none() => {
                         (watch.tell)(Event::LeaseLost(why.clone()));
                         ours.abort();
                         lost = Some(why);
@@ -257,16 +257,16 @@ impl Bench {
             (Some(why), _) => Err(Failure::Superseded(why)),
             (None, Err(failure)) => {
                 let release = if halt.is_cancelled() { release } else { idempotency::RELEASE };
-                held.release(release).await;
+                own.release(release).await;
                 Err(failure)
             }
             // It may have ended by the TERM that was sent to it.
             (None, Ok(())) if !progress.in_time => {
-                held.release(release).await;
+                own.release(release).await;
                 Err(Failure::Halted)
             }
             // It was done before any stop, which has time enough to say so.
-            (None, Ok(())) => unless_halted(record_deadline, held.done()).await?,
+            (None, Ok(())) => unless_halted(record_deadline, own.done()).await?,
         }
     }
 

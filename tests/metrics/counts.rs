@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::notification::Object;
-use leasehold::job::report::{Delete, Ended, Extension, Noted, Progress, Progressed, Spent, Subject, Used};
+use leasehold::job::report::{
+    DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, Spent, Subject, Used,
+};
 use leasehold::job::verdict::{Completion, Exit, KeepReason, Return, Settlement};
 use leasehold::telemetry::metrics::{MOST_SERIES, Metrics};
 use tracing_appender::non_blocking::NonBlockingBuilder;
@@ -66,18 +68,18 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
 
 /// One message after another, with everything that can be told of them.
 fn eventful(metrics: &Metrics) {
-    for noted in [
-        Noted::ReceivedNothing,
-        Noted::ReceiveFailed,
-        Noted::Extension(Extension::Extended),
-        Noted::Extension(Extension::Failed),
-        Noted::Extension(Extension::LeaseLost),
-        Noted::Extension(Extension::AtCeiling),
-        Noted::Delete(Delete::Deleted),
-        Noted::Delete(Delete::Failed),
-        Noted::LeaseLeft(80 * S),
+    for observation in [
+        Observation::ReceivedNothing,
+        Observation::ReceiveFailed,
+        Observation::Extend(ExtendResult::Extended),
+        Observation::Extend(ExtendResult::Failed),
+        Observation::Extend(ExtendResult::LeaseLost),
+        Observation::Extend(ExtendResult::AtCeiling),
+        Observation::Delete(DeleteResult::Deleted),
+        Observation::Delete(DeleteResult::Failed),
+        Observation::LeaseLeft(80 * S),
     ] {
-        metrics.note(noted);
+        metrics.record(observation);
     }
     let failed = KeepReason::CommandFailed(Exit::Code(1));
     metrics.started(&subject(1), SystemTime::UNIX_EPOCH + 1_000 * S);

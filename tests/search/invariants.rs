@@ -1,14 +1,14 @@
 //! The guarantees: of each world, and of what can still come of it.
 
-use std::time::Duration;
+use std::collections::HashSet;
 
 use leasehold::job::verdict::OnStop;
 
 use super::Setting;
 use super::message::Standing;
 use super::moves::{Move, PodMove};
-use super::pod::{Call, Command, Doing, Keeper, Pod, Poll};
-use super::records::{Stage, Work, Write};
+use super::pod::{Command, Pod, Poll};
+use super::records::{Stage, Work};
 use super::world::World;
 
 /// What is not as it was promised.
@@ -23,10 +23,11 @@ impl World {
             return Err(format!("the message is hidden until {until:?}"));
         }
         let mut working = 0;
-        let owners = self.pods.iter().flatten().filter(|pod| {
-            let owns = |work: &Work| work.stage == Stage::Working && work.is_believed(self.now);
-            pod.work.as_ref().is_some_and(owns)
-        });
+        let owners = self
+            .pods
+            .iter()
+            .flatten()
+            .filter(|pod| pod.work.as_ref().is_some_and(|work| work.owns(self.now - pod.started_at)));
         if owners.count() > 1 {
             return Err("two commands run while both pods believe that the record is theirs".to_owned());
         }
@@ -46,7 +47,7 @@ impl World {
                 }
                 working += u32::from(pod.command != Command::None);
             }
-            let lost = pod.keeper.as_ref().is_some_and(|keeper| keeper.lease.expires_at().is_none());
+            let lost = pod.holding.as_ref().is_some_and(|holding| holding.keeper.state().lease.expires_at().is_none());
             if lost && pod.core.job.phase() == "Processing" {
                 return Err("the lease is lost, and the work goes on".to_owned());
             }
@@ -68,19 +69,21 @@ fn kind_move(world: &World) -> Option<Move> {
         if let Some(chosen) = pod.work.as_ref().and_then(|work| kind_move_of_work(world, pod, work)) {
             return chosen.map(|chosen| Move::Of(i, chosen));
         }
-        let call = pod.keeper.as_ref().and_then(|keeper| keeper.call);
+        let holding = pod.holding.as_ref();
+        let call = holding.filter(|holding| holding.request().is_some()).map(|holding| holding.answer);
+        let acts = holding.is_some_and(|holding| holding.acts(world.now - pod.started_at));
         let chosen = match (pod.poll, call, pod.command) {
             (Some(Poll { brings: None, .. }), _, _) if world.message.standing == Standing::Visible => {
                 PodMove::PollComesThrough
             }
             (Some(_), _, _) => PodMove::PollIsAnswered,
-            (None, Some(Call { answer: None, .. }), _) => PodMove::CallComesThrough { hides_again: false },
-            (None, Some(Call { answer: Some(_), .. }), _) => PodMove::CallIsAnswered,
+            (None, Some(None), _) => PodMove::CallComesThrough { hides_again: false },
+            (None, Some(Some(_)), _) => PodMove::CallIsAnswered,
+            (None, None, _) if acts => PodMove::Keeps,
             (None, None, Command::Running | Command::Halting) => PodMove::CommandExits(0),
-            (None, None, Command::None) => match pod.keeper.as_ref().map(|keeper| &keeper.doing) {
-                Some(Doing::Deleting { .. }) => PodMove::RetriesDelete,
-                _ => PodMove::LimitIsOver,
-            },
+            (None, None, Command::None) if pod.limit.is_some() => PodMove::LimitIsOver,
+            // Only time helps: a call is made again after a while.
+            (None, None, Command::None) => return None,
         };
         Some(Move::Of(i, chosen))
     };
@@ -90,18 +93,17 @@ fn kind_move(world: &World) -> Option<Move> {
 /// `None` if it is the command's move, or the record's: then it is no matter of the work. Within, `None` if only time helps.
 #[expect(clippy::option_option, reason = "as said")]
 fn kind_move_of_work(world: &World, pod: &Pod, work: &Work) -> Option<Option<PodMove>> {
-    let is_due = |at: Duration| at <= world.now - pod.started_at;
-    let chosen = match (work.write, work.stage) {
-        (Some(Write { answer: None, .. }), _) => PodMove::WriteArrives,
-        (Some(Write { answer: Some(_), .. }), _) => PodMove::WriteIsAnswered,
-        (None, Stage::Looking) if pod.keeper.as_ref().and_then(Keeper::next_beat_at).is_some_and(is_due) => {
-            PodMove::Beats
-        }
-        (None, Stage::Looking) if world.record.is_taken(world.now) => return Some(None),
-        (None, Stage::Looking) => PodMove::Looks,
-        (None, Stage::Publishing) => PodMove::Publishes,
-        (None, Stage::Working | Stage::Lost) => return None,
-        (None, Stage::Claiming | Stage::Recording | Stage::Releasing(_)) => unreachable!("a write is out"),
+    let now = world.now - pod.started_at;
+    let chosen = match (work.call(), &work.answer) {
+        _ if pod.holding.as_ref().is_some_and(|holding| holding.request().is_some()) => return None,
+        _ if pod.holding.as_ref().is_some_and(|holding| holding.acts(now)) => PodMove::Keeps,
+        (Some(_), None) => PodMove::RequestArrives,
+        (Some(_), Some(_)) => PodMove::RequestIsAnswered,
+        (None, _) if work.acts(now) => PodMove::Claims,
+        (None, _) if work.stage == Stage::Publish => PodMove::Publishes,
+        (None, _) if pod.command != Command::None => return None,
+        // For the end of another pod's record, or of a pause.
+        (None, _) => return Some(None),
     };
     Some(Some(chosen))
 }
@@ -124,7 +126,12 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
     }
     let mut kind = stopped;
     for _ in 0..12 {
-        if let Some(chosen) = kind_move(&kind) {
+        // A call that is made again after a pause is not waited for.
+        let over = || {
+            let limited = kind.pods[i].as_ref().is_some_and(|pod| pod.limit.is_some());
+            limited.then_some(Move::Of(i, PodMove::LimitIsOver))
+        };
+        if let Some(chosen) = kind_move(&kind).or_else(over) {
             kind = kind.after(setting, chosen)?;
         }
     }
@@ -148,15 +155,28 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
     Ok(())
 }
 
-/// If from here on all goes well, then the message ends: deleted after a success, or as a dead letter.
-pub fn check_end(setting: &Setting, world: &World) -> Result<(), Broken> {
+/// If from here on all goes well, then the message ends: deleted after a success, or as a dead letter. `ends` are the worlds of
+/// which that is known.
+pub fn check_end(setting: &Setting, world: &World, ends: &mut HashSet<u64>) -> Result<(), Broken> {
     let mut world = world.clone();
-    for _ in 0..60 {
+    if world.faults != World::NO_LIMIT {
+        world.faults = 0;
+    }
+    let mut path = Vec::new();
+    for _ in 0..100 {
+        let key = world.key(setting);
+        path.push(key);
         let chosen = match (kind_move(&world), world.message.standing) {
-            (Some(chosen), _) => chosen,
-            (None, Standing::Visible) => Move::Start(0),
-            (None, Standing::Hidden { .. }) => Move::Tick,
-            (None, Standing::Deleted | Standing::Dead) => return Ok(()),
+            _ if ends.contains(&key) => None,
+            (Some(chosen), _) => Some(chosen),
+            (None, _) if world.pods.iter().any(Option::is_some) => Some(Move::Tick),
+            (None, Standing::Visible) => Some(Move::Start(0)),
+            (None, Standing::Hidden { .. }) => Some(Move::Tick),
+            (None, Standing::Deleted | Standing::Dead) => None,
+        };
+        let Some(chosen) = chosen else {
+            ends.extend(path);
+            return Ok(());
         };
         world = world.after(setting, chosen)?;
     }

@@ -1,12 +1,13 @@
 //! What may happen next, whatever came before.
 
+use leasehold::job::keeper::{Call, Phase};
 use leasehold::job::verdict::Role;
 use leasehold::ports::memory::Kind;
 
 use super::Setting;
-use super::message::{Request, Standing};
-use super::pod::{Call, Command, Doing, Keeper, Pod};
-use super::records::{Stage, TIME_TO_LIVE, Work, Write};
+use super::message::Standing;
+use super::pod::{Command, Pod};
+use super::records::{Stage, Work};
 use super::world::World;
 
 /// What may happen next.
@@ -33,17 +34,16 @@ pub enum PodMove {
     CallFails,
     /// The queue says no for now, to a release: nothing was changed.
     ReleaseIsRefused,
-    Beats,
-    RetriesDelete,
+    /// The owner of the lease does what is to be done now.
+    Keeps,
     CommandExits(i32),
     CommandStalls,
-    WriteArrives,
-    WriteIsAnswered,
+    /// The owner of the record does what is to be done now.
+    Claims,
+    RequestArrives,
+    RequestIsAnswered,
     /// As [`PodMove::CallFails`].
-    WriteFails,
-    Looks,
-    Refreshes,
-    RecordExpires,
+    RequestFails,
     Publishes,
     LimitIsOver,
     Stop,
@@ -60,7 +60,7 @@ impl PodMove {
             | Self::CallFails
             | Self::ReleaseIsRefused
             | Self::CommandStalls
-            | Self::WriteFails
+            | Self::RequestFails
             | Self::LimitIsOver
             | Self::Kill
             | Self::Dies(_) => true,
@@ -68,14 +68,11 @@ impl PodMove {
             Self::PollComesThrough
             | Self::PollIsAnswered
             | Self::CallIsAnswered
-            | Self::Beats
-            | Self::RetriesDelete
+            | Self::Keeps
             | Self::CommandExits(_)
-            | Self::WriteArrives
-            | Self::WriteIsAnswered
-            | Self::Looks
-            | Self::Refreshes
-            | Self::RecordExpires
+            | Self::Claims
+            | Self::RequestArrives
+            | Self::RequestIsAnswered
             | Self::Publishes
             | Self::Stop => false,
         }
@@ -119,48 +116,42 @@ impl Pod {
             let is_there = poll.brings.is_none() && world.message.standing == Standing::Visible;
             return Some(if is_there { PodMove::PollComesThrough } else { PodMove::PollIsAnswered });
         }
-        let keeper = self.keeper.as_ref()?;
-        match &keeper.call {
-            Some(Call { answer: None, .. }) => Some(PodMove::CallComesThrough { hides_again: false }),
-            Some(Call { answer: Some(_), .. }) => Some(PodMove::CallIsAnswered),
-            None => matches!(keeper.doing, Doing::Deleting { .. }).then_some(PodMove::RetriesDelete),
+        let holding = self.holding.as_ref()?;
+        match (holding.request(), holding.answer) {
+            (Some(_), None) => Some(PodMove::CallComesThrough { hides_again: false }),
+            (Some(_), Some(_)) => Some(PodMove::CallIsAnswered),
+            // Not an extension: that may be late.
+            (None, _) => {
+                let keeps = !matches!(holding.keeper.state().phase, Phase::Holding);
+                (keeps && holding.acts(world.now - self.started_at)).then_some(PodMove::Keeps)
+            }
         }
     }
 
     /// The work, its record and the pod's end; all else is prompt.
     fn moves_of_work(&self, work: Option<&Work>, world: &World, mut add: impl FnMut(PodMove)) {
-        let beat_at = self.keeper.as_ref().and_then(Keeper::next_beat_at);
-        if beat_at.is_some_and(|at| at <= world.now - self.started_at) {
-            add(PodMove::Beats);
+        if self.holding.as_ref().is_some_and(|holding| holding.acts(world.now - self.started_at)) {
+            add(PodMove::Keeps);
         }
         if self.command != Command::None {
             add(PodMove::CommandExits(0));
             add(PodMove::CommandExits(1));
         }
         if let Some(work) = work {
-            match work.write {
-                Some(Write { answer: None, .. }) => {
-                    add(PodMove::WriteArrives);
-                    add(PodMove::WriteFails);
+            match (work.call(), &work.answer) {
+                (Some(_), None) => {
+                    add(PodMove::RequestArrives);
+                    add(PodMove::RequestFails);
                 }
-                Some(Write { answer: Some(_), .. }) => {
-                    add(PodMove::WriteIsAnswered);
-                    add(PodMove::WriteFails);
+                (Some(_), Some(_)) => {
+                    add(PodMove::RequestIsAnswered);
+                    add(PodMove::RequestFails);
                 }
-                None => {}
+                (None, _) if work.acts(world.now - self.started_at) => add(PodMove::Claims),
+                (None, _) => {}
             }
-            let is_held = matches!(work.stage, Stage::Working | Stage::Publishing);
-            let is_due = work.is_believed(world.now) && world.now + TIME_TO_LIVE * 2 / 3 >= work.expires_at;
-            match work.stage {
-                Stage::Looking => add(PodMove::Looks),
-                Stage::Publishing => add(PodMove::Publishes),
-                Stage::Claiming | Stage::Working | Stage::Recording | Stage::Releasing(_) | Stage::Lost => {}
-            }
-            if is_held && is_due && work.write.is_none() {
-                add(PodMove::Refreshes);
-            }
-            if is_held && !work.is_believed(world.now) {
-                add(PodMove::RecordExpires);
+            if work.stage == Stage::Publish {
+                add(PodMove::Publishes);
             }
         }
         if self.limit.is_some() {
@@ -184,32 +175,26 @@ impl Pod {
             add(PodMove::PollFails);
             add(PodMove::PollingGivesUp);
         }
-        if let Some(keeper) = &self.keeper {
-            match &keeper.call {
-                Some(Call { answer: None, request, .. }) => {
+        if let Some(holding) = &self.holding {
+            match (holding.keeper.state().call, holding.answer) {
+                (Some(call), None) => {
                     add(PodMove::CallComesThrough { hides_again: false });
                     let is_late =
-                        world.message.standing == Standing::Visible && world.message.receives == keeper.receipt;
-                    if is_late && *request != Request::Delete && setting.kind == Kind::Standard {
+                        world.message.standing == Standing::Visible && world.message.receives == holding.receipt;
+                    if is_late && call != Call::Delete && setting.kind == Kind::Standard {
                         add(PodMove::CallComesThrough { hides_again: true });
                     }
-                    if matches!(keeper.doing, Doing::Releasing { .. }) {
+                    if let Call::Release(_) = call {
                         add(PodMove::ReleaseIsRefused);
                     }
                     add(PodMove::CallFails);
                 }
-                Some(Call { answer: Some(_), .. }) => {
+                (Some(_), Some(_)) => {
                     add(PodMove::CallIsAnswered);
                     add(PodMove::CallFails);
                 }
-                None => {
-                    if keeper.next_beat_at().is_some_and(|at| at <= world.now - self.started_at) {
-                        add(PodMove::Beats);
-                    }
-                    if matches!(keeper.doing, Doing::Deleting { .. }) {
-                        add(PodMove::RetriesDelete);
-                    }
-                }
+                (None, _) if holding.acts(world.now - self.started_at) => add(PodMove::Keeps),
+                (None, _) => {}
             }
         }
         if self.command != Command::None {

@@ -1,26 +1,28 @@
-//! One pod: a real job with a real lease, and hands that are played.
+//! One pod: a real job and a real keeper of its lease, and what is on its way to them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
-use leasehold::job::lease::{CEILING, Lease};
+use leasehold::job::backoff::Again;
+use leasehold::job::keeper::{Call, Input, Keeper, Next, Phase, State};
+use leasehold::job::lease::CEILING;
 use leasehold::job::lifecycle::Limit;
-use leasehold::job::verdict::{KeepReason, Verdict};
+use leasehold::job::verdict::{Settlement, Verdict};
 
 use super::Setting;
 use super::message::{Answer, Request};
 use super::records::{Record, Work};
-use super::steps::Core;
+use super::steps::{Core, print};
 
-/// One pod: a job and its hands. Points in time within the job and its lease are on the run's clock.
+/// One pod: a job and its actors. Points in time within the job and its lease are on the run's clock.
 #[derive(Clone)]
 pub struct Pod {
     pub started_at: Duration,
     pub core: Rc<Core>,
     pub poll: Option<Poll>,
     pub finishing: bool,
-    pub keeper: Option<Keeper>,
+    pub holding: Option<Holding>,
     pub command: Command,
     /// With records only.
     pub work: Option<Work>,
@@ -45,40 +47,26 @@ pub enum Command {
     Halting,
 }
 
-/// The VisibilityHeartbeat's task, see there.
+/// The VisibilityHeartbeat's task: what it has, and what is on its way to it.
 #[derive(Clone)]
-pub struct Keeper {
+pub struct Holding {
     pub receipt: u32,
-    pub lease: Lease,
-    pub withdrawn: bool,
-    /// Not taken yet, because a beat is out.
-    pub verdict: Option<Rc<Core>>,
-    pub doing: Doing,
-    /// The call that is out.
-    pub call: Option<Call>,
-}
-
-#[derive(Clone)]
-pub enum Doing {
-    Holding,
-    Deleting { verdict: Rc<Core>, give_up_at: Duration },
-    Releasing { why: KeepReason, delay: Duration, give_up_at: Duration },
-}
-
-#[derive(Clone, Copy, Hash)]
-pub struct Call {
-    pub request: Request,
-    pub asked_at: Duration,
-    /// Given by the queue and on its way back; none as long as the request has not come through.
+    pub keeper: Keeper,
+    /// To the call that is out: given by the queue and on its way back. None as long as the call has not come through.
     pub answer: Option<Answer>,
+    /// What happened while a call is out, in order.
+    pub inputs: Vec<Input>,
+    /// Has the queue said that the message is deleted?
+    pub delete_was_accepted: bool,
 }
 
 impl Pod {
-    /// The receipt under which this pod believes that the message is its own, and does not let go of it.
+    /// The receipt under which this pod believes that the message is its own, and does not release it.
     pub fn believes(&self, now: Duration) -> Option<u32> {
-        let keeper = self.keeper.as_ref()?;
-        let holds = matches!(keeper.doing, Doing::Holding | Doing::Deleting { .. });
-        (holds && keeper.lease.is_held(now - self.started_at)).then_some(keeper.receipt)
+        let Holding { keeper, receipt, .. } = self.holding.as_ref()?;
+        let state = keeper.state();
+        let holds = matches!(state.phase, Phase::Holding | Phase::Deleting { .. });
+        (holds && state.lease.is_held(now - self.started_at)).then_some(*receipt)
     }
 
     pub fn key(&self, setting: &Setting, record: &Record, now: Duration) -> u64 {
@@ -86,28 +74,12 @@ impl Pod {
         let limit = self.limit.map(|limit| limit as u8);
         (self.core.print, self.finishing, self.command, limit, self.succeeded, self.stopped).hash(&mut hasher);
         if let Some(work) = &self.work {
-            work.hash(record, now, &mut hasher);
+            work.hash(setting, record, now - self.started_at, &mut hasher);
         }
         // A lease that was asked for longer ago than it lasts is none, however long ago it was.
         self.poll.map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility()))).hash(&mut hasher);
-        let age = now - self.started_at;
-        let in_future = |at: Duration| at.saturating_sub(age);
-        if let Some(Keeper { receipt, lease, withdrawn, verdict, doing, call }) = &self.keeper {
-            let is_held = lease.is_held(age);
-            (receipt, lease.expires_at().map(in_future), lease.next_beat_at().map(in_future)).hash(&mut hasher);
-            (room(setting, now, self.started_at), withdrawn).hash(&mut hasher);
-            // When it was asked for makes a difference to an extension, and to no other call.
-            call.map(|call| (call.request, call.answer, is_held.then_some(age - call.asked_at))).hash(&mut hasher);
-            let verdict = verdict.as_deref().map(|verdict| match verdict.verdict() {
-                Verdict::Delete(_) => "delete",
-                Verdict::Keep(why, _) => why.label(),
-            });
-            let doing = match doing {
-                Doing::Holding => None,
-                Doing::Deleting { give_up_at, .. } => Some((None, in_future(*give_up_at))),
-                Doing::Releasing { delay, give_up_at, .. } => Some((Some(*delay), in_future(*give_up_at))),
-            };
-            (verdict, doing).hash(&mut hasher);
+        if let Some(holding) = &self.holding {
+            holding.hash(setting, now - self.started_at, &mut hasher);
         }
         hasher.finish()
     }
@@ -118,11 +90,56 @@ pub fn room(setting: &Setting, now: Duration, received_at: Duration) -> Duration
     CEILING.saturating_sub(now - received_at).min(100 * setting.visibility())
 }
 
-impl Keeper {
-    /// On the run's clock; a try that failed is made again at any time.
-    pub fn next_beat_at(&self) -> Option<Duration> {
-        let beats = matches!(self.doing, Doing::Holding | Doing::Deleting { .. });
-        let next_at = self.lease.next_beat_at().filter(|_| beats);
-        self.lease.expires_at().filter(|_| beats).map(|end| next_at.unwrap_or(end).min(end))
+impl Holding {
+    /// Is anything to be done at `now`, on the run's clock?
+    pub fn acts(&self, now: Duration) -> bool {
+        !matches!(self.keeper.clone().next(now), Next::Wait { .. })
+    }
+
+    pub fn request(&self) -> Option<Request> {
+        self.keeper.state().call.map(|call| match call {
+            Call::Extend { by, .. } => Request::Change(by),
+            Call::Release(delay) => Request::Change(delay),
+            Call::Delete => Request::Delete,
+        })
+    }
+
+    /// Points in time matter only as seen from now. A try that failed is made again at some tick, however often it has failed.
+    fn hash(&self, setting: &Setting, now: Duration, hasher: &mut impl Hasher) {
+        let tick = setting.tick.as_nanos();
+        let ticks = |at: Duration| at.saturating_sub(now).as_nanos().div_ceil(tick);
+        let Self { receipt, keeper, answer, inputs, delete_was_accepted } = self;
+        let State { lease, phase, withdrawn, halt_by, extend_again, call } = keeper.state();
+        (delete_was_accepted, receipt, answer, withdrawn, lease.expires_at().map(ticks), lease.extend_at().map(ticks))
+            .hash(hasher);
+        let room = room(setting, now, Duration::ZERO);
+        (room, halt_by.map(|at| at.saturating_sub(now).min(100 * setting.visibility()))).hash(hasher);
+        extend_again.map(|Again { at, .. }| ticks(at)).hash(hasher);
+        match call {
+            // One that was asked for longer ago than it lasts gives no lease, however long ago it was.
+            Some(Call::Extend { by, asked_at }) => (by, (now - *asked_at).min(*by)).hash(hasher),
+            Some(Call::Release(delay)) => delay.hash(hasher),
+            Some(Call::Delete) | None => call.is_some().hash(hasher),
+        }
+        match phase {
+            Phase::Holding | Phase::Over => matches!(phase, Phase::Over).hash(hasher),
+            Phase::Deleting { completed, give_up_at, again } => {
+                (print(&completed.why()), ticks(*give_up_at), ticks(again.at)).hash(hasher);
+            }
+            Phase::Releasing { why, delay, give_up_at, again } => {
+                (why.label(), delay, ticks(*give_up_at), ticks(again.at)).hash(hasher);
+            }
+            Phase::Expiring(why) => ("expiring", why.label()).hash(hasher),
+            Phase::Settled(Settlement::Kept(why, _)) => ("settled", why.label()).hash(hasher),
+            Phase::Settled(Settlement::Deleted(why)) => print(why).hash(hasher),
+        }
+        for input in inputs {
+            match input {
+                Input::Withdraw => 0.hash(hasher),
+                Input::Verdict(Verdict::Keep(why, release)) => (why.label(), print(release)).hash(hasher),
+                Input::Verdict(Verdict::Delete(completed)) => print(&completed.why()).hash(hasher),
+                Input::Answered(_) => unreachable!("the call is out"),
+            }
+        }
     }
 }

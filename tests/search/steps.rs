@@ -8,35 +8,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use leasehold::job::lifecycle::{Effect, Event, Job, Step};
-use leasehold::job::verdict::{Completed, Verdict};
 
 /// A job and its fingerprint: two with the same one are the same.
 pub struct Core {
     pub job: Job,
     pub print: u64,
-    /// What it wished for when it came to be. They stay here, because a [`Completed`] cannot be copied.
+    /// What it wished for when it came to be.
     pub effects: Vec<Effect>,
 }
 
 impl Core {
     pub fn of(Step { job, effects }: Step) -> Rc<Self> {
         Rc::new(Self { print: print(&job), job, effects })
-    }
-
-    pub fn verdict(&self) -> &Verdict {
-        for effect in &self.effects {
-            if let Effect::Settle(verdict) = effect {
-                return verdict;
-            }
-        }
-        unreachable!("only who gave one is asked for it")
-    }
-
-    pub fn completed(&self) -> &Completed {
-        match self.verdict() {
-            Verdict::Delete(completed) => completed,
-            Verdict::Keep(..) => unreachable!("only who wished for a delete is asked for it"),
-        }
     }
 }
 

@@ -3,15 +3,16 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use leasehold::job::claim::RecordState;
 use leasehold::job::lifecycle::Job;
 
 use super::Setting;
-use super::hands::Acting;
+use super::acting::Acting;
 use super::invariants::Broken;
 use super::message::{Answer, Message, Request, Standing};
 use super::moves::Move;
 use super::pod::{Command, Pod, room};
-use super::records::{Record, State, TIME_TO_LIVE, Write};
+use super::records::{Record, TIME_TO_LIVE, Write};
 use super::steps::Core;
 
 /// All there is.
@@ -87,21 +88,14 @@ impl World {
                     core: Core::of(Job::start(setting.policy.clone())),
                     poll: None,
                     finishing: false,
-                    keeper: None,
+                    holding: None,
                     command: Command::None,
                     work: None,
                     limit: None,
                     succeeded: false,
                     stopped: false,
                 };
-                let mut acting = Acting {
-                    setting,
-                    world: &mut world,
-                    pod,
-                    over: None,
-                    told: Vec::new(),
-                    delete_was_answered: false,
-                };
+                let mut acting = Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
                 acting.carry_out()?;
                 let pod = acting.pod;
                 world.pods[i] = Some(pod);
@@ -111,14 +105,7 @@ impl World {
                 if chosen.is_fault() && world.faults != Self::NO_LIMIT {
                     world.faults = world.faults.saturating_sub(1);
                 }
-                let mut acting = Acting {
-                    setting,
-                    world: &mut world,
-                    pod,
-                    over: None,
-                    told: Vec::new(),
-                    delete_was_answered: false,
-                };
+                let mut acting = Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
                 let lives = acting.act(chosen)?;
                 let pod = acting.pod;
                 world.pods[i] = lives.then_some(pod);
@@ -141,7 +128,8 @@ impl World {
         if self.message.standing == Standing::Deleted && !was_gone && self.successes & (1 << receipt) == 0 {
             return Err(format!("receipt {receipt} deleted the message without a success"));
         }
-        if setting.records && self.message.standing == Standing::Deleted && self.record.state != State::Done {
+        if setting.records && self.message.standing == Standing::Deleted && self.record.state != Some(RecordState::Done)
+        {
             return Err(format!("the message is deleted, and its record is {:?}", self.record.state));
         }
         Ok(answer)
@@ -179,13 +167,13 @@ impl World {
         let age = (self.now - self.record.written).min(2 * TIME_TO_LIVE);
         let mut strays: Vec<_> = self.stray_writes.iter().map(|write| self.stray_key(setting, write)).collect();
         strays.sort_unstable();
-        (self.record.state, (self.record.state == State::InProgress).then_some(age), strays).hash(&mut hasher);
+        (self.record.state, self.record.is_in_progress().then_some(age), strays).hash(&mut hasher);
         hasher.finish()
     }
 
     /// Whose it is matters, as far as it is a pod's that lives.
     fn stray_key(&self, setting: &Setting, write: &Write) -> u64 {
-        let living = |pod: &Pod| pod.work.is_some_and(|work| work.claim == write.by);
+        let living = |pod: &Pod| pod.work.as_ref().is_some_and(|work| work.number == write.by);
         let pod = self.pods.iter().flatten().find(|pod| living(pod));
         let mut hasher = DefaultHasher::new();
         let pod = pod.map(|pod| pod.key(setting, &self.record, self.now));

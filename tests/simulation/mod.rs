@@ -18,13 +18,8 @@ mod queue;
 mod store;
 mod world;
 
+use crate::support::asked_for;
 use world::world;
-
-/// A number from the environment of the test.
-#[expect(clippy::disallowed_methods, reason = "the environment of the test, not of the program")]
-fn asked_for(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
-}
 
 /// What happened in the world of this seed, and what was broken there.
 fn of_seed(seed: u64) -> (Vec<String>, Vec<String>) {

@@ -10,7 +10,7 @@ use leasehold::actors::vitals::Vitals;
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
-use leasehold::job::report::{Noted, Report};
+use leasehold::job::report::{Observation, Report};
 use leasehold::job::route::{Checkpointing, Input, Task};
 use leasehold::job::verdict::Retry;
 use leasehold::ports::clock::Clock;
@@ -344,5 +344,5 @@ impl Telemetry for Told {
         }
     }
 
-    fn note(&self, _: Noted) {}
+    fn record(&self, _: Observation) {}
 }

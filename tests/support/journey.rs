@@ -20,7 +20,7 @@ use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
-use leasehold::job::report::{Ended, Noted, Progress, Report, Used};
+use leasehold::job::report::{Ended, Observation, Progress, Report, Used};
 use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
 use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
 use leasehold::ports::clock::Clock;
@@ -417,7 +417,7 @@ impl Telemetry for FakeTelemetry {
         self.told.lock().expect("not poisoned").push(report.clone());
     }
 
-    fn note(&self, _: Noted) {}
+    fn record(&self, _: Observation) {}
 }
 
 /// One run.

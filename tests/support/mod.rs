@@ -9,6 +9,12 @@ pub mod logs;
 pub mod records;
 pub mod servers;
 
+/// A number from the environment of the test.
+#[expect(clippy::disallowed_methods, reason = "the environment of the test, not of the program")]
+pub fn asked_for(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
 /// An S3 notification about one object.
 pub fn object_created(key: &str) -> String {
     serde_json::json!({ "Records": [{

@@ -1,0 +1,286 @@
+//! The owner of a lease and the owner of an idempotency record: every state × every input, as two tables that a reviewer reads.
+
+use std::fmt::{Debug, Write};
+use std::time::Duration;
+
+use leasehold::job::claim::{self, Claim, RecordState, Request, Seen};
+use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold::job::keeper::{self, Answer, Input, Keeper};
+use leasehold::job::lease::{CEILING, Lease, Strategy};
+use leasehold::job::lifecycle::{Effect, Event, Job, Processed};
+use leasehold::job::verdict::{KeepReason, Outcome, Release, Verdict};
+
+use crate::support::journey::settings;
+use crate::support::object_created;
+
+const S: Duration = Duration::from_secs(1);
+
+/// What is done at some time: a step of the clock, or an input.
+#[derive(Clone)]
+enum Then<I> {
+    /// Until the clock shows this: whatever is due in between is done, and is not answered.
+    At(Duration),
+    Input(I),
+}
+use Then::{At, Input as In};
+
+enum Does {
+    /// In words.
+    This(String),
+    /// For an input, and if there is none, until then.
+    Wait(Option<Duration>),
+}
+
+/// Decides from inputs and the time alone.
+trait Machine: Clone {
+    type Input: Clone;
+    fn handle(&mut self, now: Duration, input: Self::Input);
+    fn next(&mut self, now: Duration) -> Does;
+    /// Can this happen now?
+    fn may_hear(&self, input: &Self::Input) -> bool;
+
+    /// All that it does until it waits, and until when.
+    fn does(&mut self, now: Duration) -> (Vec<String>, Option<Duration>) {
+        let mut done = Vec::new();
+        loop {
+            match self.next(now) {
+                Does::Wait(until) => return (done, until),
+                Does::This(what) => done.push(what),
+            }
+        }
+    }
+
+    fn walk(&mut self, path: Vec<Then<Self::Input>>) -> Duration {
+        let mut now = Duration::ZERO;
+        self.does(now);
+        for then in path {
+            match then {
+                At(at) => now = at,
+                In(input) => self.handle(now, input),
+            }
+            self.does(now);
+        }
+        now
+    }
+}
+
+fn table<M: Machine>(
+    start: &M,
+    states: Vec<(&str, Vec<Then<M::Input>>)>,
+    happens: &[(&str, Then<M::Input>)],
+) -> String {
+    let mut table = "What is not listed changes nothing.\n".to_owned();
+    for (name, path) in states {
+        writeln!(table, "\n{name}").unwrap();
+        let mut machine = start.clone();
+        let at = machine.walk(path);
+        let (_, waited_until) = machine.does(at);
+        for (what, then) in happens {
+            let (mut machine, mut now) = (machine.clone(), at);
+            match then.clone() {
+                // Only what is due.
+                At(_) => match waited_until {
+                    Some(until) => now = until,
+                    None => continue,
+                },
+                In(input) if machine.may_hear(&input) => machine.handle(now, input),
+                In(_) => continue,
+            }
+            let (done, until) = machine.does(now);
+            if done.is_empty() && until == waited_until {
+                continue;
+            }
+            // A pause has jitter.
+            let wait = match until {
+                Some(until) if until.subsec_nanos() > 0 => format!("wait for {}", pause(until - now)),
+                Some(until) => format!("wait until {until:?}"),
+                None => "wait".to_owned(),
+            };
+            writeln!(table, "  {what:24} {}", [done, vec![wait]].concat().join(", ")).unwrap();
+        }
+    }
+    table
+}
+
+fn pause(pause: Duration) -> &'static str {
+    if pause < S { "less than 1s" } else { "some seconds" }
+}
+
+impl Machine for Keeper {
+    type Input = Input;
+
+    fn handle(&mut self, now: Duration, input: Input) {
+        Self::handle(self, now, input);
+    }
+
+    fn may_hear(&self, input: &Input) -> bool {
+        match input {
+            Input::Answered(_) => self.state().call.is_some(),
+            Input::Verdict(_) | Input::Withdraw => true,
+        }
+    }
+
+    fn next(&mut self, now: Duration) -> Does {
+        Does::This(match Self::next(self, now) {
+            keeper::Next::Wait { until } => return Does::Wait(until),
+            keeper::Next::Extend { by, limit } => format!("Extend({by:?}) within {limit:?}"),
+            keeper::Next::Release { delay, limit } => format!("Release({delay:?}) within {limit:?}"),
+            keeper::Next::Delete { limit, .. } => format!("Delete within {limit:?}"),
+            keeper::Next::Report(event) => debug(&event),
+            keeper::Next::Observe(observation) => format!("count {}", debug(&observation)),
+            keeper::Next::Settled(settlement) => format!("Settled({})", debug(&settlement)),
+        })
+    }
+}
+
+fn debug(what: &impl Debug) -> String {
+    format!("{what:?}").replace("\"503\"", "..")
+}
+
+/// The proof that only the core makes.
+fn success() -> Verdict {
+    let delivery = Delivery {
+        message_id: MessageId::new("m"),
+        receipt: ReceiptHandle::new("r"),
+        body: object_created("k"),
+        receive_count: 1,
+        sent_at: None,
+        idempotency_key: None,
+        traceparent: None,
+    };
+    let received = Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown };
+    let mut processed = Processed::failed(leasehold::job::verdict::Failure::Halted);
+    processed.outcome = Outcome::Finished;
+    let job = Job::start(settings().policy).job.step(S, Event::Received(Box::new(received))).job;
+    let effects = job.step(2 * S, Event::Processed(Box::new(processed))).effects;
+    let verdict = effects.into_iter().find_map(|effect| if let Effect::Settle(it) = effect { Some(it) } else { None });
+    verdict.expect("it succeeded")
+}
+
+#[test]
+fn the_owner_of_a_lease_answers_every_input_in_every_state() {
+    let keep = |release| Input::Verdict(Verdict::Keep(KeepReason::Stopped, release));
+    let answered = |answer| In(Input::Answered(answer));
+    let failed = || answered(Answer::Failed("503".to_owned()));
+    let delete = || In(Input::Verdict(success()));
+    let happens = [
+        ("due", At(S)),
+        ("Verdict(delete)", delete()),
+        ("Verdict(keep)", In(keep(Release::After(10 * S)))),
+        ("Verdict(keep, expire)", In(keep(Release::Expire))),
+        ("Withdraw", In(Input::Withdraw)),
+        ("Accepted", answered(Answer::Accepted)),
+        ("NotInFlight", answered(Answer::NotInFlight("503".to_owned()))),
+        ("AtCeiling", answered(Answer::AtCeiling("503".to_owned()))),
+        ("Failed", failed()),
+        ("Unclear", answered(Answer::Unclear("503".to_owned()))),
+    ];
+    let states = vec![
+        ("Holding", vec![]),
+        ("Holding, an extension is out", vec![At(10 * S)]),
+        ("Holding, an extension is out and the lease has ended meanwhile", vec![At(10 * S), At(30 * S)]),
+        ("Holding, an extension failed", vec![At(10 * S), failed()]),
+        ("Holding, the lease has ended", vec![At(30 * S)]),
+        ("Holding, near SQS's ceiling", vec![At(10 * S), answered(Answer::AtCeiling("503".to_owned()))]),
+        ("Holding, an extension is out and a success waits", vec![At(10 * S), delete()]),
+        ("Deleting", vec![At(5 * S), delete()]),
+        ("Deleting, withdrawn meanwhile", vec![At(5 * S), delete(), In(Input::Withdraw)]),
+        ("Deleting, to be tried again", vec![At(5 * S), delete(), failed()]),
+        ("Deleting, an extension is out", vec![At(9 * S), delete(), At(10 * S), failed(), At(11 * S)]),
+        ("Releasing", vec![At(5 * S), In(keep(Release::After(10 * S)))]),
+        ("Releasing, to be tried again", vec![At(5 * S), In(keep(Release::After(10 * S))), failed()]),
+        ("Over", vec![At(5 * S), In(keep(Release::Expire))]),
+    ];
+    let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
+    let keeper = Keeper::new(MessageId::new("m"), lease, 30 * S, CEILING - 3600 * S);
+    insta::assert_snapshot!("keeper", table(&keeper, states, &happens));
+}
+
+impl Machine for Claim {
+    type Input = claim::Input;
+
+    fn handle(&mut self, now: Duration, input: claim::Input) {
+        Self::handle(self, now, input);
+    }
+
+    fn may_hear(&self, input: &claim::Input) -> bool {
+        use claim::Answer::{ConditionFailed, Failed, Read, Refused, Useless, Written};
+        match (self.state().call.map(|call| call.request), input) {
+            (None, claim::Input::Answered(_))
+            | (Some(Request::Read), claim::Input::Answered(Written(_) | ConditionFailed))
+            | (Some(Request::Write(_)), claim::Input::Answered(Read(_))) => false,
+            (
+                Some(_),
+                claim::Input::Answered(Written(_) | ConditionFailed | Read(_) | Refused(_) | Useless(_) | Failed(_)),
+            )
+            | (_, claim::Input::Succeeded | claim::Input::Ended) => true,
+        }
+    }
+
+    fn next(&mut self, now: Duration) -> Does {
+        if self.state().call.is_some() {
+            return Does::Wait(None);
+        }
+        Does::This(match Self::next(self, now) {
+            claim::Next::Wait { until } => return Does::Wait(Some(until).filter(|at| *at < Duration::MAX)),
+            claim::Next::Read { limit } => format!("Read within {limit:?}"),
+            claim::Next::Write { state, over, limit } => {
+                format!("Write({state:?}) over {} within {limit:?}", over.as_deref().unwrap_or("nothing"))
+            }
+            claim::Next::Report(claim::Report::Reached(milestone)) => debug(&milestone),
+            claim::Next::Report(report) => debug(&report),
+        })
+    }
+}
+
+#[test]
+fn the_owner_of_a_record_answers_every_input_in_every_state() {
+    use claim::{Answer, Input};
+
+    let answered = |answer| In(Input::Answered(answer));
+    let seen = |state, is_ours, age| {
+        let (owner, etag) = (if is_ours { "us" } else { "them" }.to_owned(), "seen".to_owned());
+        answered(Answer::Read(Some(Seen { state, is_ours, owner, etag, age, time_to_live: 30 * S })))
+    };
+    let written = || answered(Answer::Written("ours".to_owned()));
+    let failed = || answered(Answer::Failed("503".to_owned()));
+    let refused = || answered(Answer::ConditionFailed);
+    let happens = [
+        ("due", At(S)),
+        ("Written", written()),
+        ("ConditionFailed", refused()),
+        ("Read(nothing)", answered(Answer::Read(None))),
+        ("Read(theirs)", seen(RecordState::InProgress, false, 5 * S)),
+        ("Read(theirs, expired)", seen(RecordState::InProgress, false, 40 * S)),
+        ("Read(ours)", seen(RecordState::InProgress, true, 5 * S)),
+        ("Read(released)", seen(RecordState::Released, false, 5 * S)),
+        ("Read(done)", seen(RecordState::Done, false, 5 * S)),
+        ("Refused", answered(Answer::Refused("503".to_owned()))),
+        ("Useless", answered(Answer::Useless("503".to_owned()))),
+        ("Failed", failed()),
+        ("Succeeded", In(Input::Succeeded)),
+        ("Ended", In(Input::Ended)),
+    ];
+    let taken = || seen(RecordState::InProgress, false, 5 * S);
+    let states = vec![
+        ("Claiming", vec![]),
+        ("Claiming, to be tried again", vec![failed()]),
+        ("Looking", vec![refused()]),
+        ("Looking, another pod has it", vec![refused(), taken()]),
+        ("Looking again", vec![refused(), taken(), At(10 * S)]),
+        ("Held", vec![written()]),
+        ("Held, a refresh is out", vec![written(), At(10 * S)]),
+        ("Held, a refresh is out and the record has expired meanwhile", vec![written(), At(10 * S), At(30 * S)]),
+        ("Held, a refresh was refused", vec![written(), At(10 * S), refused()]),
+        ("Held, its new eTag was read", vec![written(), At(10 * S), refused(), seen(RecordState::InProgress, true, S)]),
+        ("Held, a refresh failed", vec![written(), At(10 * S), failed()]),
+        ("Recording", vec![written(), At(5 * S), In(Input::Succeeded)]),
+        ("Recording, to be tried again", vec![written(), At(5 * S), In(Input::Succeeded), failed()]),
+        ("Recording, refused", vec![written(), At(5 * S), In(Input::Succeeded), refused()]),
+        ("Recording, expired", vec![written(), At(5 * S), In(Input::Succeeded), At(40 * S)]),
+        ("Releasing", vec![written(), At(5 * S), In(Input::Ended)]),
+        ("Over", vec![written(), At(5 * S), In(Input::Ended), written()]),
+    ];
+    let claim = Claim::new(MessageId::new("m"), 30 * S, Duration::ZERO);
+    insta::assert_snapshot!("claim", table(&claim, states, &happens));
+}
