@@ -24,7 +24,7 @@ use crate::ports::process::{Processes, find_program};
 use crate::ports::s3::S3;
 use crate::ports::sqs::{self, Sqs};
 use crate::ports::{Runner, aws};
-use crate::telemetry::Told;
+use crate::telemetry::PodTelemetry;
 use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::bars;
 use crate::telemetry::listen::{self, Pages, Readiness};
@@ -217,7 +217,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             job_id: work.identity.job_id,
             clock,
         };
-        let told = Arc::new(Told::new(work.termination_log, attempts, metrics.clone(), readiness));
+        let told = Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
         let tasks = work.settings.policy.tasks().cloned().collect();
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),

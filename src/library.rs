@@ -41,7 +41,7 @@ pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, error};
 
-use crate::job::verdict::Exit;
+use crate::job::outcome::Exit;
 use crate::ports::{Command, Exited, Pulse, Runner, StartError};
 use crate::{app, cli};
 

@@ -8,7 +8,7 @@ use clap::{Args, FromArgMatches};
 use indicatif::MultiProgress;
 use leasehold::cli::LocalArgs;
 use leasehold::config::LocalConfig;
-use leasehold::job::verdict::RunOutcome;
+use leasehold::job::run_outcome::RunOutcome;
 use leasehold::local;
 use leasehold::ports::Storage;
 use leasehold::ports::http::OneClient;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
-use leasehold::job::report::{Progress, Used};
+use leasehold::job::report::{Progress, ResourceUsage};
 use leasehold::job::route::{Input, Task};
-use leasehold::job::verdict::{OnStop, Retry, RunOutcome};
+use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::verdict::{OnStop, Retry};
 use leasehold::ports::memory::{Fault, MemoryQueue};
 use leasehold::ports::{FetchError, Queue};
 use tokio::time::{Instant, sleep};
@@ -32,7 +33,7 @@ async fn a_success_is_deleted() {
 async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_of_the_greediest() {
     let (queue, command) = (queue_with(&[include_str!("fixtures/s3-many-records.json")]), exits(0));
     let arrived = Journey::new(&queue, &command).run().await;
-    let used = Used { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
+    let used = ResourceUsage { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
     assert_eq!((command.runs(), arrived.ended()[0].used), (2, Some(used)));
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use leasehold::job::verdict::Exit;
+use leasehold::job::outcome::Exit;
 use leasehold::library::{Failure, InProcess, Job, Threads, Work, async_trait};
 use leasehold::ports::memory::Call;
 use leasehold::ports::{Command, Pulse, Runner};

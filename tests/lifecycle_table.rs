@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold::job::keep_reason::{KeepReason, Role};
 use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
-use leasehold::job::report::{Progress, Report, Spent};
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
+use leasehold::job::report::{Progress, Report, Timings};
 use leasehold::job::route::{Checkpointing, JobType, Limits, Match, Task};
-use leasehold::job::verdict::{
-    Completion, Exit, Failure, KeepReason, Outcome, ReceiveFailure, Release, Retry, RetryPolicy, Return, Role,
-    RunOutcome, Said, Settlement, Verdict,
-};
+use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
+use leasehold::job::verdict::{Completion, Release, Retry, RetryPolicy, Return, Settlement, Verdict};
 use proptest::prelude::*;
 
 use crate::support::journey::{settings, task};
@@ -56,14 +56,14 @@ fn processed(outcome: Outcome) -> Event {
         said: None,
         last_error: None,
         last_words: Vec::new(),
-        spent: Spent::default(),
+        spent: Timings::default(),
         used: None,
         published: None,
     }))
 }
 
 fn exited(code: i32) -> Event {
-    processed(Outcome::Failed(Failure::Exit(Exit::Code(code), Said::default())))
+    processed(Outcome::Failed(Failure::Exit(Exit::Code(code), CommandReport::default())))
 }
 
 fn kept(why: KeepReason) -> Event {

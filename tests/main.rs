@@ -20,6 +20,7 @@ mod owner_tables;
 mod process;
 mod publish;
 mod queue_contract;
+mod readme;
 mod scenarios;
 mod search;
 mod simulation;

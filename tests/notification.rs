@@ -7,8 +7,8 @@ use std::path::Path;
 
 use leasehold::job::event::{self, EventFilter};
 use leasehold::job::notification::{Notification, Record, parse};
+use leasehold::job::outcome::NoWorkReason;
 use leasehold::job::route::{Content, Route, Selection, route};
-use leasehold::job::verdict::Nothing;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -253,7 +253,7 @@ fn an_unknown_event_is_never_nothing_to_do() {
     // No creation, although it is called one.
     of_minio["Records"][0]["eventName"] = "s3:ObjectCreated:PutTagging".into();
     let routed = route(parse(&of_minio.to_string()).unwrap(), &Selection::default());
-    assert_eq!(routed, Ok(Route::Nothing(Nothing::Ignored)));
+    assert_eq!(routed, Ok(Route::Nothing(NoWorkReason::Ignored)));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn the_folder_that_a_console_makes_is_work_only_if_asked_for() {
         body["Records"][0]["s3"]["object"]["size"] = size;
         route(parse(&body.to_string()).unwrap(), &Selection { folders, ..Selection::default() }).unwrap()
     };
-    assert_eq!(routed(json!(0), false), Route::Nothing(Nothing::Ignored));
+    assert_eq!(routed(json!(0), false), Route::Nothing(NoWorkReason::Ignored));
     for (size, folders) in [(json!(0), true), (json!(1), false), (json!(null), false)] {
         assert!(matches!(routed(size, folders), Route::Work(_)));
     }
@@ -335,8 +335,8 @@ fn what_s3_does_not_allow_is_refused_at_the_border() {
 fn nothing_to_do_says_why() {
     let acl = only("ObjectAcl:Put");
     let created = parse(&from_s3("key").to_string()).unwrap();
-    assert_eq!(route(created, &acl), Ok(Route::Nothing(Nothing::Ignored)));
-    assert_eq!(route(Notification::Test, &acl), Ok(Route::Nothing(Nothing::TestEvent)));
+    assert_eq!(route(created, &acl), Ok(Route::Nothing(NoWorkReason::Ignored)));
+    assert_eq!(route(Notification::Test, &acl), Ok(Route::Nothing(NoWorkReason::TestEvent)));
 }
 
 /// Words that mean something to us, or nearly.

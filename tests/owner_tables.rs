@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use leasehold::job::claim::{self, Claim, RecordState, Request, Seen};
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::keeper::{self, Answer, Input, Keeper};
 use leasehold::job::lease::{CEILING, Lease, Strategy};
 use leasehold::job::lifecycle::{Effect, Event, Job, Processed};
-use leasehold::job::verdict::{KeepReason, Outcome, Release, Verdict};
+use leasehold::job::outcome::Outcome;
+use leasehold::job::verdict::{Release, Verdict};
 
 use crate::support::journey::settings;
 use crate::support::object_created;
@@ -149,7 +151,7 @@ fn success() -> Verdict {
         traceparent: None,
     };
     let received = Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown };
-    let mut processed = Processed::failed(leasehold::job::verdict::Failure::Halted);
+    let mut processed = Processed::failed(leasehold::job::outcome::Failure::Halted);
     processed.outcome = Outcome::Finished;
     let job = Job::start(settings().policy).job.step(S, Event::Received(Box::new(received))).job;
     let effects = job.step(2 * S, Event::Processed(Box::new(processed))).effects;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use leasehold::job::verdict::Exit;
+use leasehold::job::outcome::Exit;
 use leasehold::ports::process::{Processes, find_program};
 use leasehold::ports::{Command, Pulse, Runner, StartError};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};

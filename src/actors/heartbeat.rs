@@ -14,11 +14,12 @@ use tracing::{debug, warn};
 
 use super::tell_when_done;
 use crate::job::delivery::{Delivery, Received};
+use crate::job::keep_reason::Role;
 use crate::job::keeper::{Answer, Input, Keeper, Next};
 use crate::job::lease::Lease;
 use crate::job::lifecycle::Event;
 use crate::job::route::Limits;
-use crate::job::verdict::{Role, Verdict};
+use crate::job::verdict::Verdict;
 use crate::ports::clock::Clock;
 use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
 

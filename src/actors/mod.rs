@@ -28,8 +28,8 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use ractor::DerivedActorRef;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
-use crate::job::verdict::Role;
 
 /// Runs `work` and tells the supervisor its event; a panic in it is the actor's death.
 fn tell_when_done(

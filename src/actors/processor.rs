@@ -9,8 +9,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::tell_when_done;
+use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Event, Processed, Work};
-use crate::job::verdict::{Failure, Role};
+use crate::job::outcome::Failure;
 use crate::work::Worker;
 use crate::work::halt::{Halt, HaltOnDrop};
 

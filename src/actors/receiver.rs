@@ -11,9 +11,10 @@ use tracing::{debug, warn};
 
 use super::{pauses, tell_when_done};
 use crate::job::delivery::{Received, Redrive};
+use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
 use crate::job::report::Observation;
-use crate::job::verdict::{ReceiveFailure, Role};
+use crate::job::run_outcome::ReceiveFailure;
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, ReceiveError, Telemetry};
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::backoff::Again;
 use super::delivery::MessageId;
-use super::verdict::Failure;
+use super::outcome::Failure;
 
 /// The owner of the record of one piece of work. All points in time are on the run's clock.
 #[derive(Debug, Clone)]

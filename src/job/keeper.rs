@@ -24,10 +24,11 @@ use std::time::Duration;
 
 use super::backoff::{Again, FIRST_PAUSE};
 use super::delivery::MessageId;
+use super::keep_reason::KeepReason;
 use super::lease::Lease;
 use super::lifecycle::{Event, NotDeleted};
 use super::report::{DeleteResult, ExtendResult, Observation};
-use super::verdict::{Completed, DeletePermit, KeepReason, Release, Return, Settlement, Verdict};
+use super::verdict::{Completed, DeletePermit, Release, Return, Settlement, Verdict};
 
 /// The owner of the lease of one message. All points in time are on the run's clock.
 #[derive(Debug, Clone)]

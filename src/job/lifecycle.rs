@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::delivery::{Received, Redrive};
+use super::keep_reason::{KeepReason, Role};
 use super::notification::parse;
-use super::report::{Ended, Held, Manifest, Progress, Progressed, Report, Spent, Subject, Used};
+use super::outcome::{Exit, Failure, Outcome};
+use super::report::{Ended, Held, Manifest, Progress, Progressed, Report, ResourceUsage, Subject, Timings};
 use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
-use super::verdict::{
-    Completed, Completion, Exit, Failure, KeepReason, Outcome, ReceiveFailure, Return, Role, RunOutcome, Settlement,
-    Verdict,
-};
+use super::run_outcome::{ReceiveFailure, RunOutcome};
+use super::verdict::{Completed, Completion, Return, Settlement, Verdict};
 
 /// What is decided before the first event and never changes.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,9 +86,9 @@ pub struct Processed {
     pub last_error: Option<String>,
     /// The last lines of its standard error.
     pub last_words: Vec<String>,
-    pub spent: Spent,
+    pub spent: Timings,
     /// `None` if no command ran.
-    pub used: Option<Used>,
+    pub used: Option<ResourceUsage>,
     /// `None` if nothing was to be published, or it did not come to that.
     pub published: Option<Manifest>,
 }
@@ -101,7 +101,7 @@ impl Processed {
             exit: None,
             said: None,
             last_words: Vec::new(),
-            spent: Spent::default(),
+            spent: Timings::default(),
             used: None,
             last_error: None,
             published: None,
@@ -213,8 +213,8 @@ struct InHand {
     last_error: Option<String>,
     progress: Option<Progress>,
     last_words: Vec<String>,
-    spent: Spent,
-    used: Option<Used>,
+    spent: Timings,
+    used: Option<ResourceUsage>,
     published: Option<Manifest>,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
@@ -485,7 +485,7 @@ impl Run {
         };
         let hold = Effect::Hold(Box::new(received.clone()), limits.clone());
         let hand = InHand {
-            spent: Spent { receive: received.received_at.saturating_sub(received.asked_at), ..Spent::default() },
+            spent: Timings { receive: received.received_at.saturating_sub(received.asked_at), ..Timings::default() },
             received,
             content,
             task,
@@ -571,7 +571,7 @@ impl Run {
         let go_on = match settlement {
             Settlement::Deleted(_) => true,
             Settlement::Kept(why, _) => {
-                let go_on = !why.ends_the_run() && !self.policy.fifo;
+                let go_on = !why.row().ends_the_run && !self.policy.fifo;
                 self.kept = Some(why);
                 go_on
             }
@@ -644,7 +644,7 @@ impl InHand {
         self.said = processed.said;
         self.last_error = processed.last_error;
         self.last_words = processed.last_words;
-        self.spent = Spent { receive: self.spent.receive, ..processed.spent };
+        self.spent = Timings { receive: self.spent.receive, ..processed.spent };
         self.used = processed.used;
         self.published = processed.published;
     }
@@ -658,7 +658,7 @@ impl InHand {
             last_error: self.last_error,
             progress: self.progress,
             last_words: self.last_words,
-            spent: Spent {
+            spent: Timings {
                 settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
                 total: now.saturating_sub(self.received.received_at),
                 ..self.spent

@@ -1,4 +1,4 @@
-//! 7 Told: what logs, metrics and the termination message are made from.
+//! 7 PodTelemetry: what logs, metrics and the termination message are made from.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,7 +6,8 @@ use sha2::{Digest, Sha256};
 
 use super::delivery::{MessageId, Received, Redrive};
 use super::notification::{Object, Record};
-use super::verdict::{Completion, Exit, Nothing, Return, Settlement};
+use super::outcome::{Exit, NoWorkReason};
+use super::verdict::{Completion, Return, Settlement};
 
 /// One thing to tell.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,16 +165,16 @@ pub struct Ended {
     pub progress: Option<Progress>,
     /// The last lines of its standard error.
     pub last_words: Vec<String>,
-    pub spent: Spent,
+    pub spent: Timings,
     /// `None` if no command ran.
-    pub used: Option<Used>,
+    pub used: Option<ResourceUsage>,
     /// `None` if nothing was to be published, or it did not come to that.
     pub published: Option<Manifest>,
 }
 
 /// Where the time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Spent {
+pub struct Timings {
     /// From asking for a message to having it; most of it is waiting.
     pub receive: Duration,
     pub fetch: Duration,
@@ -188,7 +189,7 @@ pub struct Spent {
 /// What the commands of a message took from the machine, as `wait4(2)` counts it: each command's first process and
 /// all below it that were waited for. A process whose parent did not wait for it is not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Used {
+pub struct ResourceUsage {
     /// User and system time together, of all commands.
     pub cpu: Duration,
     /// The most that one process had in memory at a time (its resident set), in bytes. `None` if that was no more than we
@@ -196,7 +197,7 @@ pub struct Used {
     pub peak_memory: Option<u64>,
 }
 
-impl Used {
+impl ResourceUsage {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { cpu: self.cpu + other.cpu, peak_memory: self.peak_memory.max(other.peak_memory) }
@@ -249,14 +250,7 @@ impl Manifest {
 impl Ended {
     /// What became of it, in one word from a closed set.
     pub fn outcome(&self) -> &'static str {
-        match &self.settlement {
-            Settlement::Deleted(Completion::Succeeded) => "succeeded",
-            Settlement::Deleted(Completion::NothingToDo(Nothing::TestEvent)) => "test_event",
-            Settlement::Deleted(Completion::NothingToDo(Nothing::Ignored)) => "ignored",
-            Settlement::Deleted(Completion::NothingToDo(Nothing::ObjectsGone)) => "objects_gone",
-            Settlement::Deleted(Completion::AlreadyDone) => "already_done",
-            Settlement::Kept(reason, _) => reason.label(),
-        }
+        outcome_label(&self.settlement)
     }
 
     /// Why it was kept, with the command's own word for it if it gave one, and with what kept failing until then.
@@ -286,6 +280,18 @@ impl Ended {
             Redrive::Unknown => return Some(format!("{attempt}, {visible}")),
         };
         Some(format!("{attempt}, {visible}, {then}"))
+    }
+}
+
+/// What became of a message, in one word from a closed set.
+pub fn outcome_label(settlement: &Settlement) -> &'static str {
+    match settlement {
+        Settlement::Deleted(Completion::Succeeded) => "succeeded",
+        Settlement::Deleted(Completion::NothingToDo(NoWorkReason::TestEvent)) => "test_event",
+        Settlement::Deleted(Completion::NothingToDo(NoWorkReason::Ignored)) => "ignored",
+        Settlement::Deleted(Completion::NothingToDo(NoWorkReason::ObjectsGone)) => "objects_gone",
+        Settlement::Deleted(Completion::AlreadyDone) => "already_done",
+        Settlement::Kept(reason, _) => reason.label(),
     }
 }
 

@@ -9,8 +9,9 @@ pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
 use super::notification::{Notification, Record};
+use super::outcome::NoWorkReason;
 use super::place::Template;
-use super::verdict::{Nothing, RetryPolicy};
+use super::verdict::RetryPolicy;
 
 /// Messages of a kind, and how they are worked on.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,7 +140,7 @@ impl Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     Work(Content),
-    Nothing(Nothing),
+    Nothing(NoWorkReason),
 }
 
 /// Which records are work.
@@ -154,7 +155,7 @@ pub struct Selection {
 /// of events that S3 has.
 pub fn route(notification: Notification, selection: &Selection) -> Result<Route, String> {
     let records = match notification {
-        Notification::Test => return Ok(Route::Nothing(Nothing::TestEvent)),
+        Notification::Test => return Ok(Route::Nothing(NoWorkReason::TestEvent)),
         Notification::Records(records) => records,
     };
     let Selection { events, folders } = selection;
@@ -166,7 +167,7 @@ pub fn route(notification: Notification, selection: &Selection) -> Result<Route,
     let is_folder = |it: &Record| it.object.size == Some(0) && it.object.key.ends_with('/') && is_empty(it);
     let work: Vec<_> =
         records.into_iter().filter(|it| events.is_work(&it.event) && (*folders || !is_folder(it))).collect();
-    Ok(if work.is_empty() { Route::Nothing(Nothing::Ignored) } else { Route::Work(Content::Objects(work)) })
+    Ok(if work.is_empty() { Route::Nothing(NoWorkReason::Ignored) } else { Route::Work(Content::Objects(work)) })
 }
 
 /// The MD5 of no bytes.

@@ -480,7 +480,8 @@ mod tests {
 
     use super::*;
     use crate::job::lease::{Lease, Strategy};
-    use crate::job::verdict::{OnStop, Outcome, Retry, RetryPolicy, Verdict};
+    use crate::job::outcome::Outcome;
+    use crate::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
 
     const S: Duration = Duration::from_secs(1);
 

@@ -30,9 +30,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
+use crate::job::outcome::Exit;
 use crate::job::place::Template;
-use crate::job::report::{Manifest, Observation, Report, Used};
-use crate::job::verdict::{DeletePermit, Exit};
+use crate::job::report::{Manifest, Observation, Report, ResourceUsage};
+use crate::job::verdict::DeletePermit;
 use checksum::Checksum;
 
 /// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per delivery.
@@ -302,7 +303,7 @@ pub struct Command {
 pub struct Exited {
     pub exit: Exit,
     /// `None` if nobody counted.
-    pub used: Option<Used>,
+    pub used: Option<ResourceUsage>,
     /// The last lines that it wrote to its standard error, the oldest first.
     pub last_words: Vec<String>,
 }

@@ -44,8 +44,8 @@ use tracing::warn;
 use wait4::{ResUse, try_wait4_pid};
 
 use super::{Command, Exited, Pulse, Runner, StartError};
-use crate::job::report::Used;
-use crate::job::verdict::Exit;
+use crate::job::outcome::Exit;
+use crate::job::report::ResourceUsage;
 use guard::Guard;
 pub use guard::guard;
 use orphans::{Commands, Family, MARK, Stage, commands, reap_orphans, sweep};
@@ -297,7 +297,7 @@ impl Running {
     }
 
     /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the leader.
-    async fn end(&mut self) -> (Exit, Used) {
+    async fn end(&mut self) -> (Exit, ResourceUsage) {
         if let Some(ended) = self.end_at_once() {
             return ended;
         }
@@ -321,14 +321,14 @@ impl Running {
 
     /// The usual end, without a look at every process of the machine: the leader has ended, and a subreaper whose
     /// children are all leaders has no orphan, so nobody is left of the command.
-    fn end_at_once(&self) -> Option<(Exit, Used)> {
+    fn end_at_once(&self) -> Option<(Exit, ResourceUsage)> {
         let mut commands = commands();
         // In this order: from its end on, what the leader has left is our child.
         let at_once = self.adopting && self.leader_ended() && orphans::are_none(&commands);
         at_once.then(|| self.reap(&mut commands))
     }
 
-    fn reap(&self, commands: &mut Commands) -> (Exit, Used) {
+    fn reap(&self, commands: &mut Commands) -> (Exit, ResourceUsage) {
         let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
         let ResUse { status, rusage } = reaped.expect("the leader has ended, and nobody else reaps it");
         commands.remove(&self.leader);
@@ -337,7 +337,7 @@ impl Running {
         }
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
         let peak_memory = Some(rusage.maxrss).filter(|peak| *peak > self.our_peak);
-        let used = Used { cpu: rusage.utime + rusage.stime, peak_memory };
+        let used = ResourceUsage { cpu: rusage.utime + rusage.stime, peak_memory };
         (exit.expect("ended by exit or by a signal"), used)
     }
 

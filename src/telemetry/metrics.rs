@@ -13,9 +13,10 @@ use prometheus::{
 };
 use tracing_appender::non_blocking::ErrorCounter;
 
+use crate::job::keep_reason::{Severity, Visible};
 use crate::job::report::{Ended, Observation, Progressed, Subject};
 use crate::job::route::Task;
-use crate::job::verdict::{KeepReason, Return, Settlement};
+use crate::job::verdict::{Return, Settlement};
 
 /// How many series one pod of one job type has at most.
 pub const MOST_SERIES: usize = 60;
@@ -234,10 +235,11 @@ impl Metrics {
         if let Return::After(_) = returns {
             self.releases.with_label_values(&[reason.label()]).inc();
         }
-        if let KeepReason::LeaseLost(_) | KeepReason::LostAfterSuccess = reason {
+        let row = reason.row();
+        if row.visible == Visible::ByItself {
             self.leases_lost.inc();
         }
-        if !matches!(reason, KeepReason::Stopped | KeepReason::HandedOver) {
+        if row.severity != Severity::AsPlanned {
             let is_final = subject.redrive.is_final(subject.receive_count);
             self.failures.with_label_values(&[job_type, reason.label(), if is_final { "true" } else { "false" }]).inc();
         }

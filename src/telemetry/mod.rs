@@ -19,9 +19,12 @@ use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use crate::job::delivery::MessageId;
+use crate::job::keep_reason::Severity;
 use crate::job::notification::Object;
+use crate::job::outcome::Exit;
 use crate::job::report::{Ended, Held, Manifest, Observation, Published, Report, Subject, as_json_fits};
-use crate::job::verdict::{Exit, KeepReason, RunOutcome, Settlement};
+use crate::job::run_outcome::RunOutcome;
+use crate::job::verdict::Settlement;
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
 use listen::Readiness;
@@ -29,7 +32,7 @@ use metrics::Metrics;
 use termination::{TerminationLog, TerminationMessage};
 
 /// A pod's telemetry.
-pub struct Told {
+pub struct PodTelemetry {
     termination_log: TerminationLog,
     attempts: Option<AttemptHistory>,
     metrics: Arc<Metrics>,
@@ -63,7 +66,7 @@ impl Messages {
     }
 }
 
-impl Told {
+impl PodTelemetry {
     pub fn new(
         termination_log: TerminationLog,
         attempts: Option<AttemptHistory>,
@@ -127,7 +130,7 @@ impl Told {
 }
 
 #[async_trait]
-impl Telemetry for Told {
+impl Telemetry for PodTelemetry {
     async fn tell(&self, report: &Report) {
         match report {
             Report::Started(subject) => {
@@ -219,12 +222,15 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
             )
         };
     }
+    let is_final = subject.redrive.is_final(subject.receive_count);
     match settlement {
         Settlement::Deleted(_) => record!(info, "message deleted"),
-        Settlement::Kept(KeepReason::Stopped | KeepReason::HandedOver, _) => record!(info, "message kept"),
-        Settlement::Kept(KeepReason::ActorDied(_), _) => record!(error, "message kept"),
-        Settlement::Kept(..) if subject.redrive.is_final(subject.receive_count) => record!(error, "message kept"),
-        Settlement::Kept(..) => record!(warn, "message kept"),
+        Settlement::Kept(reason, _) => match reason.row().severity {
+            Severity::AsPlanned => record!(info, "message kept"),
+            Severity::Bug => record!(error, "message kept"),
+            Severity::Failure if is_final => record!(error, "message kept"),
+            Severity::Failure => record!(warn, "message kept"),
+        },
     }
 }
 
@@ -284,7 +290,8 @@ mod tests {
 
     use super::*;
     use crate::job::delivery::Redrive;
-    use crate::job::report::Spent;
+    use crate::job::keep_reason::KeepReason;
+    use crate::job::report::Timings;
     use crate::job::verdict::{Completion, Return};
 
     fn subject(key: &str) -> Subject {
@@ -308,7 +315,7 @@ mod tests {
             said: None,
             progress: None,
             last_words: Vec::new(),
-            spent: Spent::default(),
+            spent: Timings::default(),
             used: None,
             last_error: None,
             published: None,
@@ -329,7 +336,7 @@ mod tests {
         let (log, _writing) = tracing_appender::non_blocking(std::io::sink());
         let metrics = Arc::new(Metrics::new("q", log.error_counter(), SystemTime::now()));
         let readiness = Arc::new(Readiness::new(tokio_util::sync::CancellationToken::new()));
-        let told = Told::new(TerminationLog::At(home.path().join("log")), None, metrics, readiness);
+        let told = PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, metrics, readiness);
         let now = SystemTime::now();
         let kept = || Settlement::Kept(KeepReason::Stalled, Return::After(Duration::ZERO));
         let deleted = || Settlement::Deleted(Completion::Succeeded);

@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{exit_code, signal};
 use crate::job::report::{Ended, Subject, clock_time};
-use crate::job::verdict::RunOutcome;
+use crate::job::run_outcome::RunOutcome;
 
 /// Kubernetes reads no more than this from a container's termination message, in bytes.
 const MOST: usize = 4096;

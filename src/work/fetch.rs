@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::last_error::{recovered, watched};
 use super::workspace::WorkDir;
 use crate::job::notification::Object;
-use crate::job::verdict::Failure;
+use crate::job::outcome::Failure;
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{FetchError, ObjectBody, ObjectStore};
 use download::{Download, Stopped, UNKNOWN, Whole};

@@ -19,8 +19,8 @@ use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Repo
 use crate::job::delivery::Delivery;
 use crate::job::lease::CEILING;
 use crate::job::notification::Record;
+use crate::job::outcome::Failure;
 use crate::job::place::Place;
-use crate::job::verdict::Failure;
 use crate::ports::clock::Clock;
 use crate::ports::{Condition, RecordError, Records};
 use crate::work::last_error::retrying;

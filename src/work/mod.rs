@@ -24,9 +24,9 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::{Object, Record};
-use crate::job::report::{Manifest, Spent, Used};
+use crate::job::outcome::{CommandReport, Exit, Failure, Outcome};
+use crate::job::report::{Manifest, ResourceUsage, Timings};
 use crate::job::route::{Checkpointing, Content, Input, Task};
-use crate::job::verdict::{Exit, Failure, Outcome, Said};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
 use checkpoint::{Checkpoints, Save, SaveLimits};
@@ -76,10 +76,10 @@ struct Progress {
     /// Had the last object's command succeeded before anybody halted it, and was all of it published?
     in_time: bool,
     exit: Option<Exit>,
-    said: Said,
+    said: CommandReport,
     last_words: Vec<String>,
-    spent: Spent,
-    used: Option<Used>,
+    spent: Timings,
+    used: Option<ResourceUsage>,
     published: Option<Manifest>,
 }
 

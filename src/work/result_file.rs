@@ -16,13 +16,13 @@ use nix::fcntl::OFlag;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::job::outcome::CommandReport;
 use crate::job::report::Progress;
-use crate::job::verdict::Said;
 
 /// What is in the file.
 #[derive(Debug, Default, PartialEq)]
 pub struct ResultFile {
-    pub said: Said,
+    pub said: CommandReport,
     pub progress: Option<Progress>,
     /// What cannot be understood, each kind once. Of a file that is still being written the last part may be missing.
     pub complaints: Vec<String>,

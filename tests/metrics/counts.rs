@@ -3,11 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
+use leasehold::job::outcome::Exit;
 use leasehold::job::report::{
-    DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, Spent, Subject, Used,
+    DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, ResourceUsage, Subject, Timings,
 };
-use leasehold::job::verdict::{Completion, Exit, KeepReason, Return, Settlement};
+use leasehold::job::verdict::{Completion, Return, Settlement};
 use leasehold::telemetry::metrics::{MOST_SERIES, Metrics};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 
@@ -53,7 +55,7 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
         last_error: None,
         progress: None,
         last_words: Vec::new(),
-        spent: Spent {
+        spent: Timings {
             receive: S / 2,
             fetch: 2 * S,
             command: 70 * S,
@@ -61,7 +63,7 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
             settle: S / 100,
             total: Duration::from_millis(73_010),
         },
-        used: Some(Used { cpu: 60 * S, peak_memory: Some(5_000_000) }),
+        used: Some(ResourceUsage { cpu: 60 * S, peak_memory: Some(5_000_000) }),
         published: None,
     }
 }

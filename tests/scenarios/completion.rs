@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leasehold::job::keep_reason::Role;
 use leasehold::job::lease::Strategy;
-use leasehold::job::verdict::{Completion, Exit, Role, RunOutcome, Settlement};
+use leasehold::job::outcome::Exit;
+use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::verdict::{Completion, Settlement};
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{DeleteError, VisibilityError};
 use nix::sys::signal::Signal;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::stream::{self, StreamExt};
 use leasehold::job::notification::{Notification, Object, Record, parse};
-use leasehold::job::verdict::Failure;
+use leasehold::job::outcome::Failure;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
 use leasehold::ports::s3::S3;
 use leasehold::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody};

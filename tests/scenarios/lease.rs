@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
+use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::lease::{CEILING, Lease};
 use leasehold::job::route::Limits;
-use leasehold::job::verdict::{KeepReason, Retry, Return, RunOutcome, Settlement};
+use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::verdict::{Retry, Return, Settlement};
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError};
 use nix::sys::signal::Signal;

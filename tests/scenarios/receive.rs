@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use leasehold::job::delivery::Redrive;
-use leasehold::job::verdict::{ReceiveFailure, RunOutcome};
+use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{Queue, ReceiveError};

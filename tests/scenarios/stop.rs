@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold::job::verdict::RunOutcome;
+use leasehold::job::run_outcome::RunOutcome;
 use leasehold::ports::Queue;
 use leasehold::ports::ReceiveError;
 use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::stream::TryStreamExt;
 use leasehold::job::notification::Object;
-use leasehold::job::verdict::RunOutcome;
+use leasehold::job::run_outcome::RunOutcome;
 use leasehold::ports::s3::S3;
 use leasehold::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 use leasehold::work::fetch::MissingObject;

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold::job::keep_reason::Role;
 use leasehold::job::keeper::{self, Call, Input, Keeper, Next};
 use leasehold::job::lease::Lease;
 use leasehold::job::lifecycle::{Effect, Event, Limit, Processed};
-use leasehold::job::report::Spent;
-use leasehold::job::verdict::{Exit, Failure, Outcome, ReceiveFailure, Role, RunOutcome, Said, Settlement};
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
+use leasehold::job::report::Timings;
+use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
+use leasehold::job::verdict::Settlement;
 
 use super::invariants::Broken;
 use super::message::{Answer, MAX_RECEIVES, Standing};
@@ -223,7 +226,7 @@ impl Acting<'_> {
         self.processed(if code == 0 {
             Outcome::Finished
         } else {
-            Outcome::Failed(Failure::Exit(exit, Said::default()))
+            Outcome::Failed(Failure::Exit(exit, CommandReport::default()))
         });
         Ok(())
     }
@@ -234,7 +237,7 @@ impl Acting<'_> {
             Outcome::Failed(Failure::Exit(exit, _)) => Some(*exit),
             Outcome::Failed(_) | Outcome::ObjectsGone | Outcome::AlreadyDone => None,
         };
-        let (said, last_words, spent) = (None, Vec::new(), Spent::default());
+        let (said, last_words, spent) = (None, Vec::new(), Timings::default());
         let (used, published, last_error) = (None, None, None);
         let processed = Processed { outcome, exit, said, last_error, last_words, spent, used, published };
         self.told.push(Event::Processed(Box::new(processed)));

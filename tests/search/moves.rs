@@ -1,7 +1,7 @@
 //! What may happen next, whatever came before.
 
+use leasehold::job::keep_reason::Role;
 use leasehold::job::keeper::{Call, Phase};
-use leasehold::job::verdict::Role;
 use leasehold::ports::memory::Kind;
 
 use super::Setting;

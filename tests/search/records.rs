@@ -8,7 +8,7 @@ use leasehold::job::backoff::Again;
 use leasehold::job::claim::{Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State};
 use leasehold::job::delivery::MessageId;
 use leasehold::job::lifecycle::Event;
-use leasehold::job::verdict::{Exit, Failure, Outcome, Said};
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
 
 use super::Setting;
 use super::acting::Acting;
@@ -328,7 +328,7 @@ impl Acting<'_> {
 
     fn released(&mut self, ended: Ended) {
         self.over(Outcome::Failed(match ended {
-            Ended::Failed => Failure::Exit(Exit::Code(1), Said::default()),
+            Ended::Failed => Failure::Exit(Exit::Code(1), CommandReport::default()),
             Ended::Halted => Failure::Halted,
         }));
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::job::lifecycle::{Event, Processed, Work};
-use leasehold::job::report::Spent;
-use leasehold::job::verdict::{Exit, Failure, Outcome, Said};
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
+use leasehold::job::report::Timings;
 use leasehold::ports::{Command, Exited, Pulse, Runner, StartError};
 use leasehold::work::halt::Halt;
 use leasehold::work::{Tell, Worker};
@@ -127,14 +127,15 @@ impl Worker for RandomWork {
         };
         let exit = self.work(&message, stop_grace, &halt.requested, ends).await;
         let succeeded = exit == Exit::Code(0);
-        let outcome = if succeeded { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, Said::default())) };
+        let outcome =
+            if succeeded { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, CommandReport::default())) };
         Processed {
             outcome,
             exit: Some(exit),
             said: None,
             last_error: None,
             last_words: Vec::new(),
-            spent: Spent::default(),
+            spent: Timings::default(),
             used: None,
             published: None,
         }

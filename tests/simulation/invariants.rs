@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use leasehold::job::verdict::{KeepReason, Return, Settlement};
+use leasehold::job::keep_reason::KeepReason;
+use leasehold::job::verdict::{Return, Settlement};
 use tokio::time::Instant;
 
 use super::chronicle::{Chronicle, Record, Saved, State};

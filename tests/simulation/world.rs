@@ -225,7 +225,7 @@ impl Place {
             chronicle: chronicle.clone(),
         };
         let stop_grace = settings.policy.limits.stop_grace;
-        let told = Told { pod, max_duration, stop_grace, chronicle: chronicle.clone() };
+        let told = PodTelemetry { pod, max_duration, stop_grace, chronicle: chronicle.clone() };
         let (worker, telemetry): (Arc<dyn Worker>, Arc<dyn Telemetry>) = match features {
             Some(features) => self.real_work(features, &settings.policy, work, told, &fate, clock),
             None => (Arc::new(work), Arc::new(told)),
@@ -279,7 +279,7 @@ impl Place {
         features: Features,
         policy: &Policy,
         command: RandomWork,
-        told: Told,
+        told: PodTelemetry,
         fate: &Fate,
         clock: Clock,
     ) -> (Arc<dyn Worker>, Arc<dyn Telemetry>) {
@@ -324,7 +324,7 @@ impl Place {
 }
 
 /// What one pod tells of its messages.
-struct Told {
+struct PodTelemetry {
     pod: u32,
     max_duration: Duration,
     stop_grace: Duration,
@@ -332,7 +332,7 @@ struct Told {
 }
 
 #[async_trait]
-impl Telemetry for Told {
+impl Telemetry for PodTelemetry {
     async fn tell(&self, report: &Report) {
         let Report::Ended(ended) = report else { return };
         let mut chronicle = self.chronicle.lock().unwrap();

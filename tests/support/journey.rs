@@ -20,9 +20,11 @@ use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
-use leasehold::job::report::{Ended, Observation, Progress, Report, Used};
+use leasehold::job::outcome::Exit;
+use leasehold::job::report::{Ended, Observation, Progress, Report, ResourceUsage};
 use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
-use leasehold::job::verdict::{DeletePermit, Exit, OnStop, Retry, RetryPolicy, RunOutcome};
+use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
@@ -154,7 +156,7 @@ pub enum Instead {
 }
 
 /// What each pretended command takes from the machine.
-pub const USED: Used = Used { cpu: S, peak_memory: Some(1024 * 1024) };
+pub const USED: ResourceUsage = ResourceUsage { cpu: S, peak_memory: Some(1024 * 1024) };
 
 /// A command that only pretends, and remembers.
 #[derive(Clone)]

@@ -1,0 +1,176 @@
+//! 7 Judged: why a message is kept, and all that follows from it: one row a reason.
+
+use std::fmt;
+
+use super::outcome::Exit;
+
+/// One of the supervisor's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Receiver,
+    VisibilityHeartbeat,
+    Processor,
+    Reporter,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Receiver => "Receiver",
+            Self::VisibilityHeartbeat => "VisibilityHeartbeat",
+            Self::Processor => "Processor",
+            Self::Reporter => "Reporter",
+        })
+    }
+}
+
+/// Why a message is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeepReason {
+    NotANotification(String),
+    /// No command is for this message.
+    NoJobType(String),
+    FetchFailed(String),
+    Unreadable(String),
+    CommandNotStarted(String),
+    CommandFailed(Exit),
+    /// The command said that this input will never work (`--permanent-exit-codes`).
+    Permanent(Exit),
+    /// The command said that it may work later (exit code 75).
+    Temporary,
+    PublishFailed(String),
+    /// What is done, or under way, could not be recorded (`--idempotency`).
+    NotRecorded(String),
+    /// The work succeeded, but the queue did not take the delete.
+    DeleteFailed(String),
+    /// Over `--max-duration`.
+    TimedOut,
+    /// No output and no progress for `--stall-timeout`.
+    Stalled,
+    /// The lease could not be proved any more while the work ran.
+    LeaseLost(String),
+    /// The work succeeded, but the lease ended before the delete.
+    LostAfterSuccess,
+    /// Near SQS's ceiling of 12 hours.
+    LeaseExhausted,
+    /// Near SQS's ceiling of 12 hours, and the next pod goes on from the checkpoint.
+    HandedOver,
+    /// We were asked to stop.
+    Stopped,
+    /// The work on this message panicked; nothing is wrong with the others.
+    Panicked(String),
+    ActorDied(Role),
+}
+
+/// All that follows from a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Its name in logs, metrics and the termination message: from a closed set.
+    pub label: &'static str,
+    /// Of a run whose last kept message was kept for this reason (sysexits(3) where it has a word).
+    pub exit_code: u8,
+    pub visible: Visible,
+    /// Is there no more sense in working for this pod?
+    pub ends_the_run: bool,
+    pub severity: Severity,
+}
+
+/// When the message is visible again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visible {
+    /// The next pod can go on, with twelve hours of its own.
+    AtOnce,
+    /// As `--on-stop` says.
+    AfterStop,
+    /// Waiting makes nothing better, so the dead-letter queue may have it soon.
+    Soon,
+    AfterBackoff,
+    /// When its visibility timeout has run out: it may be somebody else's by now.
+    ByItself,
+}
+
+/// What it is to whoever reads of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    Failure,
+    /// Nobody has to look at it.
+    AsPlanned,
+    /// Of leasehold itself: somebody has to look at it.
+    Bug,
+}
+
+impl KeepReason {
+    #[rustfmt::skip]
+    pub fn row(&self) -> Row {
+        use Severity::{AsPlanned, Bug, Failure};
+        use Visible::{AfterBackoff, AfterStop, AtOnce, ByItself, Soon};
+
+        let row = |label, exit_code, visible, ends_the_run, severity| Row { label, exit_code, visible, ends_the_run, severity };
+        match self {
+            //                                label                exit  visible       ends   severity
+            Self::NotANotification(_)  => row("not_a_notification",  65, Soon,         false, Failure),
+            Self::NoJobType(_)         => row("no_job_type",         65, Soon,         false, Failure),
+            Self::FetchFailed(_)       => row("fetch_failed",        75, AfterBackoff, false, Failure),
+            Self::Unreadable(_)        => row("unreadable",          65, Soon,         false, Failure),
+            Self::CommandNotStarted(_) => row("command_not_started",  1, AfterBackoff, false, Failure),
+            Self::CommandFailed(_)     => row("command_failed",       1, AfterBackoff, false, Failure),
+            Self::Permanent(_)         => row("permanent",           65, Soon,         false, Failure),
+            Self::Temporary            => row("temporary",           75, AfterBackoff, false, Failure),
+            Self::PublishFailed(_)     => row("publish_failed",      75, AfterBackoff, false, Failure),
+            Self::NotRecorded(_)       => row("not_recorded",        75, AfterBackoff, false, Failure),
+            Self::DeleteFailed(_)      => row("delete_failed",       75, AfterBackoff, false, Failure),
+            Self::TimedOut             => row("timed_out",            1, AfterBackoff, false, Failure),
+            Self::Stalled              => row("stalled",              1, AfterBackoff, false, Failure),
+            Self::LeaseLost(_)         => row("lease_lost",          75, ByItself,     true,  Failure),
+            Self::LostAfterSuccess     => row("lost_after_success",  75, ByItself,     true,  Failure),
+            Self::LeaseExhausted       => row("lease_exhausted",     75, AtOnce,       true,  Failure),
+            Self::HandedOver           => row("handed_over",         75, AtOnce,       true,  AsPlanned),
+            Self::Stopped              => row("stopped",            143, AfterStop,    true,  AsPlanned),
+            Self::Panicked(_)          => row("panicked",            70, AfterBackoff, false, Bug),
+            Self::ActorDied(_)         => row("actor_died",          70, AfterBackoff, true,  Bug),
+        }
+    }
+
+    pub fn label(&self) -> &'static str {
+        self.row().label
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        self.row().exit_code
+    }
+}
+
+impl fmt::Display for KeepReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotANotification(why) => {
+                write!(f, "the message is not an S3 notification that leasehold understands: {why}")
+            }
+            Self::NoJobType(why) => write!(f, "the message is of no job type: {why}"),
+            Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
+            Self::Unreadable(why) => write!(f, "the object cannot be read: {why}"),
+            Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
+            Self::CommandFailed(exit) => write!(f, "the command failed with {exit}"),
+            Self::Permanent(exit) => write!(f, "the command says that this input will never work ({exit})"),
+            Self::Temporary => f.write_str("the command asks to be retried later (exit code 75)"),
+            Self::PublishFailed(why) => write!(f, "the command's output could not be published: {why}"),
+            Self::NotRecorded(why) => write!(f, "the idempotency record failed: {why}"),
+            Self::DeleteFailed(why) => write!(f, "the work succeeded but the message could not be deleted: {why}"),
+            Self::TimedOut => f.write_str("the work took longer than --max-duration"),
+            Self::Stalled => f.write_str("the command printed nothing and made no progress for --stall-timeout; if it prints, its output waits in a \
+                 buffer: flush it, or start it with stdbuf -oL",
+            ),
+            Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
+            Self::LostAfterSuccess => {
+                f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
+            }
+            Self::LeaseExhausted => f.write_str("SQS hides a message for 12 hours at most, and they are over"),
+            Self::HandedOver => {
+                f.write_str("SQS hides a message for 12 hours at most: the next pod goes on from the checkpoint")
+            }
+            Self::Stopped => f.write_str("asked to stop"),
+            Self::Panicked(why) => write!(f, "a bug in leasehold: the work on this message panicked: {why}"),
+            Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} died"),
+        }
+    }
+}

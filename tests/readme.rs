@@ -1,0 +1,102 @@
+//! What the README says of outcomes and exit codes is what the program does.
+
+use std::collections::BTreeMap;
+
+use leasehold::job::keep_reason::{KeepReason, Role};
+use leasehold::job::outcome::{Exit, NoWorkReason};
+use leasehold::job::report::outcome_label;
+use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
+use leasehold::job::verdict::{Completion, Return, Settlement};
+
+/// Every way to end with a message, and how the program then exits.
+fn settlements() -> Vec<(Settlement, u8)> {
+    let why = String::new;
+    let reasons = [
+        KeepReason::NotANotification(why()),
+        KeepReason::NoJobType(why()),
+        KeepReason::FetchFailed(why()),
+        KeepReason::Unreadable(why()),
+        KeepReason::CommandNotStarted(why()),
+        KeepReason::CommandFailed(Exit::Code(1)),
+        KeepReason::Permanent(Exit::Code(65)),
+        KeepReason::Temporary,
+        KeepReason::PublishFailed(why()),
+        KeepReason::NotRecorded(why()),
+        KeepReason::DeleteFailed(why()),
+        KeepReason::TimedOut,
+        KeepReason::Stalled,
+        KeepReason::LeaseLost(why()),
+        KeepReason::LostAfterSuccess,
+        KeepReason::LeaseExhausted,
+        KeepReason::HandedOver,
+        KeepReason::Stopped,
+        KeepReason::Panicked(why()),
+        KeepReason::ActorDied(Role::Receiver),
+    ];
+    // Whoever adds a reason is told here that the list above has to have it.
+    let is_listed = |reason: &KeepReason| match reason {
+        KeepReason::NotANotification(_)
+        | KeepReason::NoJobType(_)
+        | KeepReason::FetchFailed(_)
+        | KeepReason::Unreadable(_)
+        | KeepReason::CommandNotStarted(_)
+        | KeepReason::CommandFailed(_)
+        | KeepReason::Permanent(_)
+        | KeepReason::Temporary
+        | KeepReason::PublishFailed(_)
+        | KeepReason::NotRecorded(_)
+        | KeepReason::DeleteFailed(_)
+        | KeepReason::TimedOut
+        | KeepReason::Stalled
+        | KeepReason::LeaseLost(_)
+        | KeepReason::LostAfterSuccess
+        | KeepReason::LeaseExhausted
+        | KeepReason::HandedOver
+        | KeepReason::Stopped
+        | KeepReason::Panicked(_)
+        | KeepReason::ActorDied(_) => true,
+    };
+    assert!(reasons.iter().all(is_listed));
+    let completions = [
+        Completion::Succeeded,
+        Completion::AlreadyDone,
+        Completion::NothingToDo(NoWorkReason::TestEvent),
+        Completion::NothingToDo(NoWorkReason::Ignored),
+        Completion::NothingToDo(NoWorkReason::ObjectsGone),
+    ];
+    let deleted = completions.map(|why| (Settlement::Deleted(why), RunOutcome::Finished.exit_code()));
+    let kept = reasons.map(|why| {
+        let exit_code = RunOutcome::Kept(why.clone()).exit_code();
+        (Settlement::Kept(why, Return::Unknown), exit_code)
+    });
+    deleted.into_iter().chain(kept).collect()
+}
+
+#[test]
+fn each_exit_code_has_its_outcomes() {
+    let mut codes: BTreeMap<u8, Vec<&str>> = BTreeMap::new();
+    for (settlement, exit_code) in settlements() {
+        codes.entry(exit_code).or_default().push(outcome_label(&settlement));
+    }
+    let why = String::new;
+    for failure in [ReceiveFailure::GaveUp(why()), ReceiveFailure::Misconfigured(why())] {
+        codes.entry(RunOutcome::ReceiveFailed(failure).exit_code()).or_default();
+    }
+    for outcomes in codes.values_mut() {
+        outcomes.sort_unstable();
+    }
+
+    let readme = include_str!("../README.md");
+    let (_, table) =
+        readme.split_once("| code | means | outcomes |\n|---|---|---|\n").expect("the table of exit codes");
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    let said: BTreeMap<u8, Vec<&str>> = rows
+        .map(|row| {
+            let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let mut outcomes: Vec<_> = cells[2].split('`').skip(1).step_by(2).collect();
+            outcomes.sort_unstable();
+            (cells[0].parse().unwrap(), outcomes)
+        })
+        .collect();
+    assert_eq!(said, codes);
+}
