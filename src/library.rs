@@ -240,13 +240,13 @@ impl Runner for InProcess {
             Some(Err(panic)) => (101, Some(format!("the work panicked: {panic}")), None),
             None => {
                 error!("the work did not end within --stop-grace and is dropped");
-                return Ok(Exited { exit: Exit::Signal(9), used: None, last_words: Vec::new() });
+                return Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() });
             }
         };
         if reason.is_some() || retry_after.is_some() {
             job.say(&json!({ "reason": reason, "retry_after": retry_after.map(|delay| delay.as_secs_f64()) }));
         }
-        Ok(Exited { exit: Exit::Code(code), used: None, last_words: reason.into_iter().collect() })
+        Ok(Exited { exit: Exit::Code(code), usage: None, stderr_tail: reason.into_iter().collect() })
     }
 }
 

@@ -133,7 +133,7 @@ impl Watch {
         file.succeeded = matches!(ended.settlement, Settlement::Deleted(_));
         file.outcome = Some(ended.outcome().to_owned());
         file.attempts = ended.subject.receive_count;
-        file.worked += ended.spent.total;
+        file.worked += ended.work.timings.total;
         let done = files.values().filter(|file| file.succeeded).count();
         info!(succeeded = done, files = files.len(), "progress");
     }

@@ -259,10 +259,10 @@ async fn only_the_time_of_the_command_counts() {
     assert_eq!((first.outcomes(), bucket.keys().len()), (vec!["timed_out"], 0));
     // Three minutes go to the store, six to the command.
     let second = slow(3 * MINUTE).run().await;
-    assert_eq!((second.outcomes(), second.ended()[0].spent.total), (vec!["command_failed"], 9 * MINUTE));
+    assert_eq!((second.outcomes(), second.ended()[0].work.timings.total), (vec!["command_failed"], 9 * MINUTE));
     // So there are four left.
     let third = slow(5 * MINUTE).run().await;
-    assert_eq!((third.outcomes(), third.ended()[0].spent.total), (vec!["timed_out"], 4 * MINUTE));
+    assert_eq!((third.outcomes(), third.ended()[0].work.timings.total), (vec!["timed_out"], 4 * MINUTE));
     let saved = bucket.get("of/message-1/0/2.tar").unwrap();
     let mut archive = tar::Archive::new(saved.as_ref());
     let about: serde_json::Value =
@@ -282,7 +282,7 @@ async fn work_of_a_pod_that_was_killed_goes_on_from_the_last_interval() {
     let second = pod(&queue, &command, &bucket).run().await;
     // It was last saved after 3 minutes and 20 seconds, with 3 of 8 steps; the message is visible again within two minutes.
     assert_eq!(second.outcomes(), ["succeeded"]);
-    assert_eq!(second.ended()[0].spent.command, 5 * MINUTE);
+    assert_eq!(second.ended()[0].work.timings.command, 5 * MINUTE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,7 +292,7 @@ async fn work_that_failed_goes_on_where_it_was() {
     let mut first = pod(&queue, &command, &bucket);
     first.settings.policy.limits.max_duration = 5 * MINUTE + 30 * S;
     assert_eq!(first.run().await.outcomes(), ["timed_out"]);
-    assert_eq!(pod(&queue, &command, &bucket).run().await.ended()[0].spent.command, 3 * MINUTE);
+    assert_eq!(pod(&queue, &command, &bucket).run().await.ended()[0].work.timings.command, 3 * MINUTE);
 }
 
 /// A store that is too slow costs the state, and nothing else: the stop is in time, and what was saved before stays.

@@ -76,7 +76,7 @@ async fn work_that_failed_is_done_again_at_once() {
     let mut second = pod(&queue, &command, &records);
     second.settings.polling.wait = MINUTE;
     let arrived = second.run().await;
-    assert_eq!((outcomes(&arrived), arrived.ended()[0].spent.total), (vec!["succeeded"], S));
+    assert_eq!((outcomes(&arrived), arrived.ended()[0].work.timings.total), (vec!["succeeded"], S));
     assert_eq!(records.state().as_deref(), Some("done"));
 }
 

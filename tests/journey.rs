@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::job::lease::Strategy;
-use leasehold::job::report::{Progress, ResourceUsage};
+use leasehold::job::outcome::ResourceUsage;
+use leasehold::job::report::Progress;
 use leasehold::job::route::{Input, Task};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{OnStop, Retry};
@@ -26,7 +27,7 @@ async fn a_success_is_deleted() {
     assert_eq!(arrived.outcome, RunOutcome::Finished);
     assert_eq!(arrived.outcomes(), ["succeeded"]);
     assert!(queue.is_drained());
-    assert_eq!(arrived.ended()[0].spent.command, 5 * S);
+    assert_eq!(arrived.ended()[0].work.timings.command, 5 * S);
 }
 
 #[tokio::test(start_paused = true)]
@@ -34,7 +35,7 @@ async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_o
     let (queue, command) = (queue_with(&[include_str!("fixtures/s3-many-records.json")]), exits(0));
     let arrived = Journey::new(&queue, &command).run().await;
     let used = ResourceUsage { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
-    assert_eq!((command.runs(), arrived.ended()[0].used), (2, Some(used)));
+    assert_eq!((command.runs(), arrived.ended()[0].work.usage), (2, Some(used)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::keep_reason::{KeepReason, Role};
 use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
-use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
-use leasehold::job::report::{Progress, Report, Timings};
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
+use leasehold::job::report::{Progress, Report};
 use leasehold::job::route::{Checkpointing, JobType, Limits, Match, Task};
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::job::verdict::{Completion, Release, Retry, RetryPolicy, Return, Settlement, Verdict};
@@ -50,16 +50,7 @@ const OBJECT_CREATED: &str = include_str!("fixtures/s3-put.json");
 const TEST_EVENT: &str = include_str!("fixtures/s3-test-event.json");
 
 fn processed(outcome: Outcome) -> Event {
-    Event::Processed(Box::new(Processed {
-        outcome,
-        exit: None,
-        said: None,
-        last_error: None,
-        last_words: Vec::new(),
-        spent: Timings::default(),
-        used: None,
-        published: None,
-    }))
+    Event::Processed(Box::new(Processed { outcome, work: WorkRecord::default() }))
 }
 
 fn exited(code: i32) -> Event {

@@ -54,7 +54,7 @@ async fn what_the_command_used_is_told_with_what_it_started() {
         let processes = Processes::new();
         let used = async |script| {
             let running = processes.run(sh(script), CancellationToken::new(), Pulse::default());
-            in_time(running).await.unwrap().used.unwrap()
+            in_time(running).await.unwrap().usage.unwrap()
         };
         let greedy = used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await;
         let modest = used("exit 0").await;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use leasehold::job::report::Manifest;
+use leasehold::job::outcome::Manifest;
 use leasehold::job::verdict::OnStop;
 use leasehold::ports::checksum::{Algorithm, Hasher};
 use leasehold::ports::memory::Fault;

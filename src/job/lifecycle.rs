@@ -17,8 +17,8 @@ use std::time::Duration;
 use super::delivery::{Received, Redrive};
 use super::keep_reason::{KeepReason, Role};
 use super::notification::parse;
-use super::outcome::{Exit, Failure, Outcome};
-use super::report::{Ended, Held, Manifest, Progress, Progressed, Report, ResourceUsage, Subject, Timings};
+use super::outcome::{Failure, Outcome, Timings, WorkRecord};
+use super::report::{Ended, Held, Progress, Progressed, Report, Subject};
 use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
 use super::run_outcome::{ReceiveFailure, RunOutcome};
 use super::verdict::{Completed, Completion, Return, Settlement, Verdict};
@@ -78,34 +78,13 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processed {
     pub outcome: Outcome,
-    /// How the last command ended, if one ran.
-    pub exit: Option<Exit>,
-    /// What the command said of itself.
-    pub said: Option<String>,
-    /// What kept failing when it was halted.
-    pub last_error: Option<String>,
-    /// The last lines of its standard error.
-    pub last_words: Vec<String>,
-    pub spent: Timings,
-    /// `None` if no command ran.
-    pub used: Option<ResourceUsage>,
-    /// `None` if nothing was to be published, or it did not come to that.
-    pub published: Option<Manifest>,
+    pub work: WorkRecord,
 }
 
 impl Processed {
     /// Of work of which nothing else is known.
     pub fn failed(failure: Failure) -> Self {
-        Self {
-            outcome: Outcome::Failed(failure),
-            exit: None,
-            said: None,
-            last_words: Vec::new(),
-            spent: Timings::default(),
-            used: None,
-            last_error: None,
-            published: None,
-        }
+        Self { outcome: Outcome::Failed(failure), work: WorkRecord::default() }
     }
 }
 
@@ -208,14 +187,8 @@ struct InHand {
     /// `None` if there is nothing to run.
     task: Option<Arc<Task>>,
     limits: Limits,
-    exit: Option<Exit>,
-    said: Option<String>,
-    last_error: Option<String>,
     progress: Option<Progress>,
-    last_words: Vec<String>,
-    spent: Timings,
-    used: Option<ResourceUsage>,
-    published: Option<Manifest>,
+    work: WorkRecord,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
     /// Was it told that the message will not be deleted?
@@ -330,8 +303,9 @@ impl Run {
             }
             Event::Stalled => self.halt(hand, KeepReason::Stalled),
             Event::Processed(processed) => {
-                let verdict = hand.limits.retry.judge(&hand.received.delivery, processed.outcome.clone());
-                hand.processed(*processed);
+                let Processed { outcome, work } = *processed;
+                let verdict = hand.limits.retry.judge(&hand.received.delivery, outcome);
+                hand.processed(work);
                 self.settle(hand, verdict)
             }
             Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)).and_abort_publish(),
@@ -369,7 +343,7 @@ impl Run {
     fn halting(mut self, mut hand: InHand, why: KeepReason, event: Event) -> Step {
         match event {
             Event::Processed(processed) => {
-                hand.processed(*processed);
+                hand.processed(processed.work);
                 self.keep(hand, why)
             }
             // A Processor that does not answer is as good as dead: it gets no further message.
@@ -484,19 +458,15 @@ impl Run {
             Err(why) => (None, None, Some(limits.retry.keep(&received.delivery, KeepReason::NotANotification(why)))),
         };
         let hold = Effect::Hold(Box::new(received.clone()), limits.clone());
+        let receive = received.received_at.saturating_sub(received.asked_at);
+        let timings = Timings { receive, ..Timings::default() };
         let hand = InHand {
-            spent: Timings { receive: received.received_at.saturating_sub(received.asked_at), ..Timings::default() },
+            work: WorkRecord { timings, ..WorkRecord::default() },
             received,
             content,
             task,
             limits,
-            exit: None,
-            said: None,
-            last_error: None,
             progress: None,
-            last_words: Vec::new(),
-            used: None,
-            published: None,
             judged_at: None,
             letting_go: false,
         };
@@ -639,32 +609,22 @@ impl InHand {
         (!told).then(|| Effect::Report(Report::LettingGo(self.received.delivery.message_id.clone())))
     }
 
-    fn processed(&mut self, processed: Processed) {
-        self.exit = processed.exit;
-        self.said = processed.said;
-        self.last_error = processed.last_error;
-        self.last_words = processed.last_words;
-        self.spent = Timings { receive: self.spent.receive, ..processed.spent };
-        self.used = processed.used;
-        self.published = processed.published;
+    fn processed(&mut self, work: WorkRecord) {
+        let timings = Timings { receive: self.work.timings.receive, ..work.timings };
+        self.work = WorkRecord { timings, ..work };
     }
 
     fn ended(self, now: Duration, settlement: Settlement) -> Ended {
+        let timings = Timings {
+            settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
+            total: now.saturating_sub(self.received.received_at),
+            ..self.work.timings
+        };
         Ended {
             subject: self.subject(),
             settlement,
-            exit: self.exit,
-            said: self.said,
-            last_error: self.last_error,
             progress: self.progress,
-            last_words: self.last_words,
-            spent: Timings {
-                settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
-                total: now.saturating_sub(self.received.received_at),
-                ..self.spent
-            },
-            used: self.used,
-            published: self.published,
+            work: WorkRecord { timings, ..self.work },
         }
     }
 }

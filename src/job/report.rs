@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::delivery::{MessageId, Received, Redrive};
 use super::notification::{Object, Record};
-use super::outcome::{Exit, NoWorkReason};
+use super::outcome::{NoWorkReason, WorkRecord};
 use super::verdict::{Completion, Return, Settlement};
 
 /// One thing to tell.
@@ -155,96 +155,9 @@ pub struct Progress {
 pub struct Ended {
     pub subject: Subject,
     pub settlement: Settlement,
-    /// How the last command ended, if one ran.
-    pub exit: Option<Exit>,
-    /// What the command said of itself, see `JOB_RESULT_FILE`.
-    pub said: Option<String>,
-    /// What kept failing when the work was halted.
-    pub last_error: Option<String>,
-    /// What it said last of its progress.
+    /// What the command said last of its progress.
     pub progress: Option<Progress>,
-    /// The last lines of its standard error.
-    pub last_words: Vec<String>,
-    pub spent: Timings,
-    /// `None` if no command ran.
-    pub used: Option<ResourceUsage>,
-    /// `None` if nothing was to be published, or it did not come to that.
-    pub published: Option<Manifest>,
-}
-
-/// Where the time went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Timings {
-    /// From asking for a message to having it; most of it is waiting.
-    pub receive: Duration,
-    pub fetch: Duration,
-    pub command: Duration,
-    pub publish: Duration,
-    /// From the verdict to the queue's last answer.
-    pub settle: Duration,
-    /// From the receive to the end.
-    pub total: Duration,
-}
-
-/// What the commands of a message took from the machine, as `wait4(2)` counts it: each command's first process and
-/// all below it that were waited for. A process whose parent did not wait for it is not in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ResourceUsage {
-    /// User and system time together, of all commands.
-    pub cpu: Duration,
-    /// The most that one process had in memory at a time (its resident set), in bytes. `None` if that was no more than we
-    /// had ourselves: until a process becomes the command the kernel counts our memory as its own.
-    pub peak_memory: Option<u64>,
-}
-
-impl ResourceUsage {
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self { cpu: self.cpu + other.cpu, peak_memory: self.peak_memory.max(other.peak_memory) }
-    }
-}
-
-/// What was published of what the commands wrote.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Manifest {
-    /// How many files.
-    pub files: u64,
-    /// All of them together.
-    pub bytes: u64,
-    /// The first of them: a report has to end somewhere.
-    pub first: Vec<Published>,
-}
-
-/// A file that was published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
-    /// Where it is now: `s3://bucket/key`, or a path.
-    pub to: String,
-    pub bytes: u64,
-    /// Such as `CRC64NVME:sB0ELBDWEWM=`, if one was made.
-    pub checksum: Option<String>,
-    /// Without quotes, if the store gave one.
-    pub etag: Option<String>,
-}
-
-impl Manifest {
-    /// How many files are named.
-    pub const LONGEST: usize = 20;
-
-    pub fn add(&mut self, published: Published) {
-        self.files += 1;
-        self.bytes += published.bytes;
-        if self.first.len() < Self::LONGEST {
-            self.first.push(published);
-        }
-    }
-
-    pub fn append(&mut self, more: Self) {
-        self.files += more.files;
-        self.bytes += more.bytes;
-        self.first.extend(more.first);
-        self.first.truncate(Self::LONGEST);
-    }
+    pub work: WorkRecord,
 }
 
 impl Ended {
@@ -256,8 +169,8 @@ impl Ended {
     /// Why it was kept, with the command's own word for it if it gave one, and with what kept failing until then.
     pub fn error(&self) -> Option<String> {
         let Settlement::Kept(reason, _) = &self.settlement else { return None };
-        let said = self.said.as_ref().map(|said| format!(": {said}")).unwrap_or_default();
-        let last_error = self.last_error.as_ref().map(|why| format!("; until then it kept failing: {why}"));
+        let said = self.work.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let last_error = self.work.last_error.as_ref().map(|why| format!("; until then it kept failing: {why}"));
         Some(format!("{reason}{said}{}", last_error.unwrap_or_default()))
     }
 

@@ -21,8 +21,8 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError, RangeBody, Results};
 use crate::job::notification::Object;
+use crate::job::outcome::{Manifest, Published};
 use crate::job::place::is_bucket_name;
-use crate::job::report::{Manifest, Published};
 
 /// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
 #[derive(Debug, Clone)]

@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
-use crate::job::outcome::Exit;
+use crate::job::outcome::{Exit, Manifest, ResourceUsage};
 use crate::job::place::Template;
-use crate::job::report::{Manifest, Observation, Report, ResourceUsage};
+use crate::job::report::{Observation, Report};
 use crate::job::verdict::DeletePermit;
 use checksum::Checksum;
 
@@ -303,9 +303,9 @@ pub struct Command {
 pub struct Exited {
     pub exit: Exit,
     /// `None` if nobody counted.
-    pub used: Option<ResourceUsage>,
+    pub usage: Option<ResourceUsage>,
     /// The last lines that it wrote to its standard error, the oldest first.
-    pub last_words: Vec<String>,
+    pub stderr_tail: Vec<String>,
 }
 
 /// The command could not be started.

@@ -44,8 +44,7 @@ use tracing::warn;
 use wait4::{ResUse, try_wait4_pid};
 
 use super::{Command, Exited, Pulse, Runner, StartError};
-use crate::job::outcome::Exit;
-use crate::job::report::ResourceUsage;
+use crate::job::outcome::{Exit, ResourceUsage};
 use guard::Guard;
 pub use guard::guard;
 use orphans::{Commands, Family, MARK, Stage, commands, reap_orphans, sweep};
@@ -204,7 +203,7 @@ impl Runner for Processes {
         }
         let (exit, used) = running.end().await;
         output.drain().await;
-        Ok(Exited { exit, used: Some(used), last_words: output.last_words() })
+        Ok(Exited { exit, usage: Some(used), stderr_tail: output.stderr_tail() })
     }
 }
 

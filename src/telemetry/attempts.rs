@@ -61,13 +61,13 @@ impl AttemptHistory {
             "key": object.map(|object| &object.key),
             "job_type": subject.job_type,
             "outcome": ended.outcome(),
-            "exit_code": ended.exit.and_then(exit_code),
-            "signal": ended.exit.and_then(signal),
+            "exit_code": ended.work.exit.and_then(exit_code),
+            "signal": ended.work.exit.and_then(signal),
             "error": ended.error(),
             "next": ended.next(now),
-            "total_s": ended.spent.total.as_secs_f64(),
-            "stderr": ended.last_words,
-            "published": ended.published.as_ref().map(manifest),
+            "total_s": ended.work.timings.total.as_secs_f64(),
+            "stderr": ended.work.stderr_tail,
+            "published": ended.work.published.as_ref().map(manifest),
         }))
     }
 }

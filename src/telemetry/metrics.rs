@@ -14,6 +14,7 @@ use prometheus::{
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::job::keep_reason::{Severity, Visible};
+use crate::job::outcome::WorkRecord;
 use crate::job::report::{Ended, Observation, Progressed, Subject};
 use crate::job::route::Task;
 use crate::job::verdict::{Return, Settlement};
@@ -200,7 +201,7 @@ impl Metrics {
     }
 
     pub fn ended(&self, ended: &Ended) {
-        let Ended { subject, settlement, spent, .. } = ended;
+        let Ended { subject, settlement, work: WorkRecord { timings: spent, usage, .. }, .. } = ended;
         let job_type = job_type(subject);
         self.messages_in_flight.dec();
         self.messages_processed.with_label_values(&[job_type, ended.outcome()]).inc();
@@ -210,7 +211,7 @@ impl Metrics {
             #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
             self.object_bytes.with_label_values(&[job_type]).inc_by(bytes as f64);
         }
-        if let Some(used) = ended.used {
+        if let Some(used) = usage {
             self.command_cpu.with_label_values(&[job_type]).inc_by(seconds(used.cpu));
             #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
             match used.peak_memory {

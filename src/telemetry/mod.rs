@@ -21,8 +21,8 @@ use tracing::{error, info, warn};
 use crate::job::delivery::MessageId;
 use crate::job::keep_reason::Severity;
 use crate::job::notification::Object;
-use crate::job::outcome::Exit;
-use crate::job::report::{Ended, Held, Manifest, Observation, Published, Report, Subject, as_json_fits};
+use crate::job::outcome::{Exit, Manifest, Published, WorkRecord};
+use crate::job::report::{Ended, Held, Observation, Report, Subject, as_json_fits};
 use crate::job::run_outcome::RunOutcome;
 use crate::job::verdict::Settlement;
 use crate::ports::Telemetry;
@@ -182,8 +182,8 @@ pub fn log_started(subject: &Subject) {
 /// One wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
-    let Ended { subject, settlement, exit, said, last_error: _, progress, last_words: _, spent, used, published } =
-        ended;
+    let Ended { subject, settlement, progress, work } = ended;
+    let WorkRecord { exit, reason: said, last_error: _, stderr_tail: _, timings: spent, usage: used, published } = work;
     let object: Option<&Object> = subject.objects.first();
     let error = ended.error();
     // tracing wants a level at compile time, and the fields each time.
@@ -291,7 +291,6 @@ mod tests {
     use super::*;
     use crate::job::delivery::Redrive;
     use crate::job::keep_reason::KeepReason;
-    use crate::job::report::Timings;
     use crate::job::verdict::{Completion, Return};
 
     fn subject(key: &str) -> Subject {
@@ -308,18 +307,7 @@ mod tests {
     }
 
     fn ended(key: &str, settlement: Settlement) -> Ended {
-        Ended {
-            subject: subject(key),
-            settlement,
-            exit: None,
-            said: None,
-            progress: None,
-            last_words: Vec::new(),
-            spent: Timings::default(),
-            used: None,
-            last_error: None,
-            published: None,
-        }
+        Ended { subject: subject(key), settlement, progress: None, work: WorkRecord::default() }
     }
 
     /// Message, outcome, and how many others are in progress.
@@ -390,8 +378,8 @@ mod tests {
         let settlement = Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
         let mut ended = ended("m", settlement);
         ended.subject.objects = vec![object];
-        ended.said = Some("\u{1}".repeat(500));
-        ended.published = Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
+        ended.work.reason = Some("\u{1}".repeat(500));
+        ended.work.published = Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
         let record: Arc<Mutex<Vec<u8>>> = Arc::default();
         let out = record.clone();
         let writer = move || Shared(out.clone());

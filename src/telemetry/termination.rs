@@ -65,11 +65,11 @@ impl TerminationMessage {
         let object = subject.objects.first();
         let fields = vec![
             ("outcome", json!(ended.outcome())),
-            ("exit_code", json!(ended.exit.and_then(exit_code))),
-            ("signal", json!(ended.exit.and_then(signal))),
+            ("exit_code", json!(ended.work.exit.and_then(exit_code))),
+            ("signal", json!(ended.work.exit.and_then(signal))),
             ("message_id", json!(subject.message_id.as_str())),
             ("receive_count", json!(subject.receive_count)),
-            ("total_s", json!(ended.spent.total.as_secs_f64())),
+            ("total_s", json!(ended.work.timings.total.as_secs_f64())),
             ("next", json!(ended.next(now))),
             ("bucket", json!(object.map(|object| &object.bucket))),
             ("key", json!(object.map(|object| &object.key))),

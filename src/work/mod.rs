@@ -24,11 +24,10 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::{Object, Record};
-use crate::job::outcome::{CommandReport, Exit, Failure, Outcome};
-use crate::job::report::{Manifest, ResourceUsage, Timings};
+use crate::job::outcome::{Exit, Failure, Outcome, WorkRecord};
 use crate::job::route::{Checkpointing, Content, Input, Task};
 use crate::ports::clock::Clock;
-use crate::ports::{Command, Exited, ObjectStore, Outbox, Pulse, Results, Runner};
+use crate::ports::{Command, ObjectStore, Outbox, Pulse, Results, Runner};
 use checkpoint::{Checkpoints, Save, SaveLimits};
 use contract::Given;
 use fetch::{FetchPolicy, Fetched, FetchedObject};
@@ -69,18 +68,11 @@ pub struct Bench {
 /// What is known of the work so far.
 #[derive(Default)]
 struct Progress {
-    /// Has the command run?
-    ran: bool,
     /// Was an object's work recognised as done?
     already_done: bool,
     /// Had the last object's command succeeded before anybody halted it, and was all of it published?
     in_time: bool,
-    exit: Option<Exit>,
-    said: CommandReport,
-    last_words: Vec<String>,
-    spent: Timings,
-    used: Option<ResourceUsage>,
-    published: Option<Manifest>,
+    record: WorkRecord,
 }
 
 /// One thing to work on.
@@ -150,7 +142,6 @@ impl Worker for Bench {
         let record_deadline = Deadline::after(&halt.requested, work.stop_grace, &CancellationToken::new());
         let mut progress = Progress::default();
         let mut outcome = Outcome::Finished;
-        let mut last_error = None;
         let items: Vec<Option<&Record>> = match &work.content {
             Content::Objects(records) => records.iter().map(Some).collect(),
             Content::Body => vec![None],
@@ -200,16 +191,15 @@ impl Worker for Bench {
             let _ = timeout(patience, removed).await;
             if let Err(failure) = processed {
                 // Every other failure says itself what went wrong.
-                last_error = failed_last.filter(|_| failure == Failure::Halted);
+                progress.record.last_error = failed_last.filter(|_| failure == Failure::Halted);
                 outcome = Outcome::Failed(failure);
                 break;
             }
         }
-        if outcome == Outcome::Finished && !progress.ran {
+        if outcome == Outcome::Finished && progress.record.exit.is_none() {
             outcome = if progress.already_done { Outcome::AlreadyDone } else { Outcome::ObjectsGone };
         }
-        let Progress { exit, said, last_words, spent, used, published, .. } = progress;
-        Processed { outcome, exit, said: said.reason, last_error, last_words, spent, used, published }
+        Processed { outcome, work: progress.record }
     }
 }
 
@@ -277,7 +267,7 @@ impl Bench {
         };
         let Item { watch, halt, .. } = item;
         let restored = checkpoints.restore(how, item, &self.work_dir);
-        let restored = unless_halted(halt, self.timed(&mut progress.spent.fetch, restored)).await?;
+        let restored = unless_halted(halt, self.timed(&mut progress.record.timings.fetch, restored)).await?;
         let mut checkpoint = restored?;
         if !checkpoint.worked.is_zero() {
             (watch.tell)(Event::Resumed(checkpoint.worked));
@@ -317,12 +307,14 @@ impl Bench {
 
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
         let Item { work, space, watch, runtime, halt, publish_halt, stop_grace, deadline_at, .. } = item;
-        let Progress { ran, exit, said, last_words, spent, used, published, in_time, already_done: _ } = progress;
+        let Progress {
+            record: WorkRecord { exit, reason, stderr_tail, timings, usage, published, .. }, in_time, ..
+        } = progress;
         let (input, output) = (space.input(), space.output());
         let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(work.task.output.as_ref()));
 
         let Task { command, input: how, .. } = work.task.as_ref();
-        let record = match self.provide_input(item, &mut spent.fetch).await? {
+        let record = match self.provide_input(item, &mut timings.fetch).await? {
             Provided::Object(record) => Some(record),
             Provided::Body => None,
             Provided::Nothing => {
@@ -355,20 +347,19 @@ impl Bench {
         }
         let running = self.runner.run(command, halt.clone(), watch.pulse.clone());
         runtime.begins(self.clock.now());
-        let ended = self.timed(&mut spent.command, watch.over(running)).await;
+        let ended = self.timed(&mut timings.command, watch.over(running)).await;
         runtime.ends(self.clock.now());
         let was_halted = halt.is_cancelled();
         let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
-        let Exited { exit: ended, used: more, last_words: words } = ended;
-        *ran = true;
+        *stderr_tail = ended.stderr_tail;
+        *usage = usage.zip(ended.usage).map(|(before, more)| before.and(more)).or(*usage).or(ended.usage);
+        let ended = ended.exit;
         *exit = Some(ended);
-        *used = used.zip(more).map(|(used, more)| used.and(more)).or(*used).or(more);
-        *last_words = words;
         let result = ResultFile::read(&space.result_file());
         for error in &result.complaints {
             warn!(error, "JOB_RESULT_FILE: what is not understood is ignored");
         }
-        *said = result.said;
+        reason.clone_from(&result.said.reason);
         if outbox.is_none() && has_files(&output).await {
             warn!(
                 "the command wrote into JOB_OUTPUT_DIR, and nobody publishes it: --output (of local: --outbox) says where to"
@@ -380,7 +371,7 @@ impl Bench {
             );
         }
         if ended != Exit::Code(0) {
-            return Err(Failure::Exit(ended, said.clone()));
+            return Err(Failure::Exit(ended, result.said));
         }
         // Many programs exit 0 on TERM, half way: that proves nothing.
         if was_halted {
@@ -396,7 +387,7 @@ impl Bench {
                 directory: &output,
             };
             // It ends by itself when it is halted: what is half published is cleaned up.
-            match self.timed(&mut spent.publish, outbox.publish(&results, publish_halt)).await {
+            match self.timed(&mut timings.publish, outbox.publish(&results, publish_halt)).await {
                 Ok(manifest) => published.get_or_insert_default().append(manifest),
                 Err(_) if publish_halt.is_cancelled() => return Err(Failure::Halted),
                 Err(error) => return Err(Failure::Publish(error.to_string())),

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::job::outcome::{Manifest, Published};
 use crate::job::place::{Template, Values};
-use crate::job::report::{Manifest, Published};
 use crate::ports::folder::{Found, files_below};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
 

@@ -5,10 +5,8 @@ use std::time::{Duration, SystemTime};
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
-use leasehold::job::outcome::Exit;
-use leasehold::job::report::{
-    DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, ResourceUsage, Subject, Timings,
-};
+use leasehold::job::outcome::{Exit, ResourceUsage, Timings, WorkRecord};
+use leasehold::job::report::{DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, Subject};
 use leasehold::job::verdict::{Completion, Return, Settlement};
 use leasehold::telemetry::metrics::{MOST_SERIES, Metrics};
 use tracing_appender::non_blocking::NonBlockingBuilder;
@@ -50,21 +48,20 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
     Ended {
         subject: subject(receive_count),
         settlement,
-        exit: Some(Exit::Code(1)),
-        said: None,
-        last_error: None,
         progress: None,
-        last_words: Vec::new(),
-        spent: Timings {
-            receive: S / 2,
-            fetch: 2 * S,
-            command: 70 * S,
-            publish: S,
-            settle: S / 100,
-            total: Duration::from_millis(73_010),
+        work: WorkRecord {
+            exit: Some(Exit::Code(1)),
+            timings: Timings {
+                receive: S / 2,
+                fetch: 2 * S,
+                command: 70 * S,
+                publish: S,
+                settle: S / 100,
+                total: Duration::from_millis(73_010),
+            },
+            usage: Some(ResourceUsage { cpu: 60 * S, peak_memory: Some(5_000_000) }),
+            ..WorkRecord::default()
         },
-        used: Some(ResourceUsage { cpu: 60 * S, peak_memory: Some(5_000_000) }),
-        published: None,
     }
 }
 

@@ -45,7 +45,7 @@ async fn s13_an_exit_0_after_the_lease_was_lost_deletes_nothing() {
     queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight("received again".to_owned())));
     let arrived = Journey::new(&queue, &command).run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lease_lost"], 75));
-    assert_eq!(arrived.ended()[0].exit, Some(Exit::Code(0)), "else this proves nothing");
+    assert_eq!(arrived.ended()[0].work.exit, Some(Exit::Code(0)), "else this proves nothing");
     assert_eq!(arrived.ended()[0].error().as_deref(), Some("the lease was lost: received again"));
     assert_eq!(deletes(&queue), 0);
 }
@@ -121,7 +121,7 @@ async fn s15_a_delete_that_was_not_sent_when_the_stop_came_is_not_sent_any_more(
     queue.fault_change_visibility(Fault::AnswerDelayed(3 * S));
     let arrived = Journey::new(&queue, &command).run_and_stop_after(beat + 2 * S).await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stopped"], 143));
-    assert_eq!(arrived.ended()[0].exit, Some(Exit::Code(0)));
+    assert_eq!(arrived.ended()[0].work.exit, Some(Exit::Code(0)));
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 

@@ -29,7 +29,7 @@ async fn s57_a_checkpoint_that_was_half_saved_when_the_pod_died_is_not_seen() {
 
     bucket.uploads_take(Duration::ZERO);
     let second = pod(&queue, &command, &bucket).run().await;
-    assert_eq!((second.outcomes(), second.ended()[0].spent.command), (vec!["succeeded"], 7 * MINUTE));
+    assert_eq!((second.outcomes(), second.ended()[0].work.timings.command), (vec!["succeeded"], 7 * MINUTE));
     assert!(queue.is_drained() && bucket.keys().is_empty());
 }
 
@@ -68,7 +68,7 @@ async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing(
         assert_eq!((bucket.keys(), bucket.get(key).unwrap()), (vec![key.to_owned()], good), "{replaced:?}");
 
         let third = pod(&queue, &command, &bucket).run().await;
-        assert_eq!((third.outcomes(), third.ended()[0].spent.command), (vec!["succeeded"], 5 * MINUTE));
+        assert_eq!((third.outcomes(), third.ended()[0].work.timings.command), (vec!["succeeded"], 5 * MINUTE));
     }
 }
 

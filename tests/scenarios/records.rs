@@ -106,7 +106,7 @@ async fn s53_a_publish_that_outlasts_a_stop_keeps_the_message_and_frees_its_reco
 
     results.uploads_take(Duration::ZERO);
     let again = pod(&queue, &command, &records, &results).run().await;
-    assert_eq!((again.outcomes(), again.ended()[0].spent.total.as_secs()), (vec!["succeeded"], 5));
+    assert_eq!((again.outcomes(), again.ended()[0].work.timings.total.as_secs()), (vec!["succeeded"], 5));
     assert_eq!((command.runs(), records.state().as_deref()), (2, Some("done")));
     assert_eq!(results.keys(), ["k/results.csv"]);
     assert!(queue.is_drained());

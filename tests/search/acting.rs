@@ -7,8 +7,7 @@ use leasehold::job::keep_reason::Role;
 use leasehold::job::keeper::{self, Call, Input, Keeper, Next};
 use leasehold::job::lease::Lease;
 use leasehold::job::lifecycle::{Effect, Event, Limit, Processed};
-use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
-use leasehold::job::report::Timings;
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::job::verdict::Settlement;
 
@@ -232,14 +231,7 @@ impl Acting<'_> {
     }
 
     pub fn processed(&mut self, outcome: Outcome) {
-        let exit = match &outcome {
-            Outcome::Finished => Some(Exit::Code(0)),
-            Outcome::Failed(Failure::Exit(exit, _)) => Some(*exit),
-            Outcome::Failed(_) | Outcome::ObjectsGone | Outcome::AlreadyDone => None,
-        };
-        let (said, last_words, spent) = (None, Vec::new(), Timings::default());
-        let (used, published, last_error) = (None, None, None);
-        let processed = Processed { outcome, exit, said, last_error, last_words, spent, used, published };
+        let processed = Processed { outcome, work: WorkRecord::default() };
         self.told.push(Event::Processed(Box::new(processed)));
     }
 

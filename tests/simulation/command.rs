@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::job::lifecycle::{Event, Processed, Work};
-use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
-use leasehold::job::report::Timings;
+use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
 use leasehold::ports::{Command, Exited, Pulse, Runner, StartError};
 use leasehold::work::halt::Halt;
 use leasehold::work::{Tell, Worker};
@@ -129,16 +128,7 @@ impl Worker for RandomWork {
         let succeeded = exit == Exit::Code(0);
         let outcome =
             if succeeded { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, CommandReport::default())) };
-        Processed {
-            outcome,
-            exit: Some(exit),
-            said: None,
-            last_error: None,
-            last_words: Vec::new(),
-            spent: Timings::default(),
-            used: None,
-            published: None,
-        }
+        Processed { outcome, work: WorkRecord { exit: Some(exit), ..WorkRecord::default() } }
     }
 }
 
@@ -193,7 +183,7 @@ impl Runner for RandomWork {
                 fs::write(Path::new(directory).join(name), message).expect("writable");
             }
         }
-        Ok(Exited { exit, used: None, last_words: Vec::new() })
+        Ok(Exited { exit, usage: None, stderr_tail: Vec::new() })
     }
 }
 

@@ -20,8 +20,8 @@ use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
-use leasehold::job::outcome::Exit;
-use leasehold::job::report::{Ended, Observation, Progress, Report, ResourceUsage};
+use leasehold::job::outcome::{Exit, ResourceUsage};
+use leasehold::job::report::{Ended, Observation, Progress, Report};
 use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy};
@@ -287,7 +287,7 @@ impl Runner for FakeCommand {
             Does::Panics => panic!("a bug, made on purpose"),
         };
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
-        Ok(Exited { exit, used: Some(USED), last_words: vec!["last words".to_owned()] })
+        Ok(Exited { exit, usage: Some(USED), stderr_tail: vec!["last words".to_owned()] })
     }
 }
 

@@ -36,7 +36,7 @@ const LAST_LINE_LENGTH: usize = 1000;
 pub(super) struct Output {
     forwarders: JoinSet<()>,
     enough: CancellationToken,
-    last_words: LastWords,
+    stderr_tail: LastWords,
 }
 
 /// The last lines of the standard error.
@@ -56,8 +56,8 @@ impl LastWords {
 impl Output {
     pub(super) fn of(stdout: ChildStdout, stderr: ChildStderr, pulse: &Pulse) -> Self {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
-        let last_words = LastWords::default();
-        let tail = last_words.clone();
+        let stderr_tail = LastWords::default();
+        let tail = stderr_tail.clone();
         let out = forward(stdout, enough.clone(), pulse.clone(), |line| log("stdout", line));
         let err = forward(stderr, enough.clone(), pulse.clone(), move |line| {
             tail.add(line);
@@ -65,11 +65,11 @@ impl Output {
         });
         forwarders.spawn(out.in_current_span());
         forwarders.spawn(err.in_current_span());
-        Self { forwarders, enough, last_words }
+        Self { forwarders, enough, stderr_tail }
     }
 
-    pub(super) fn last_words(&self) -> Vec<String> {
-        self.last_words.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    pub(super) fn stderr_tail(&self) -> Vec<String> {
+        self.stderr_tail.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Waits until both streams have been closed and forwarded, and no longer than [`DRAIN`].
