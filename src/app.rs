@@ -16,6 +16,7 @@ use crate::cli::{Action, CheckArgs, CheckFormat, Cli, environment};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
 use crate::install::install;
 use crate::job::route::Task;
+use crate::job::stop::StopPlan;
 use crate::job_types::JobTypesFile;
 use crate::local;
 use crate::ports::clock::Clock;
@@ -37,7 +38,7 @@ use crate::work::Bench;
 use crate::work::checkpoint::{Checkpoints, Forgetting};
 use crate::work::idempotency::Idempotency;
 use crate::work::publish::S3Outbox;
-use signals::{Inherited, stop_requested};
+use signals::{Inherited, since_stop, stop_requested};
 use tokio::runtime::Builder;
 use tracing::{error, info};
 
@@ -173,8 +174,13 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
     check_machine(&config.work, own.is_none())?;
     let RunConfig { queue_url, records, work, .. } = config;
     let format = work.log_format.unwrap_or(default_format(&std::io::stdout()));
-    let logs =
-        logs::start(format, &work.identity, &environment::log_filter(), std::io::stdout(), work.settings.stop.log());
+    let logs = logs::start(
+        format,
+        &work.identity,
+        &environment::log_filter(),
+        std::io::stdout(),
+        flush_limit(work.settings.stop),
+    );
     let tidy = work.settings.stop.tidy();
     let run = async {
         let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
@@ -196,7 +202,12 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             .await
             .map_err(|error| error.to_string())?;
         let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
-        let attempts = records.attempts.map(|place| AttemptHistory::new(s3.clone(), place, work.identity.clone()));
+        let attempts = records.attempts.map(|place| AttemptHistory {
+            writer: s3.clone(),
+            place,
+            identity: work.identity.clone(),
+            limit: work.settings.stop.attempt_record(),
+        });
         let clock = Clock::start();
         let idempotency = records.idempotency.map(|place| Idempotency {
             records: s3.clone(),
@@ -234,14 +245,14 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
                 namespace,
                 work.identity.pod_name,
                 config.metrics.push_interval,
+                work.settings.stop.push(),
             )
         });
-        let push_limit = work.settings.stop.push();
         let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
         told.left(&outcome);
         metrics.finished(outcome.exit_code(), SystemTime::now());
         if let Some(pusher) = pusher {
-            pusher.finish(push_limit).await;
+            pusher.finish().await;
         }
         Ok(ExitCode::from(outcome.exit_code()))
     };
@@ -264,7 +275,8 @@ fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
     let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
     let format = log_format.unwrap_or(default_format(&std::io::stdout()));
-    let _logs = logs::start(format, &identity, &environment::log_filter(), std::io::stdout(), Duration::from_secs(1));
+    let _logs =
+        logs::start(format, &identity, &environment::log_filter(), std::io::stdout(), || Duration::from_secs(1));
     let sweep = async {
         match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
             Ok(Swept { found, deleted, failed }) => {
@@ -286,7 +298,7 @@ fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCo
     let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
     let (screen, above) = bars::screen(format == LogFormat::Text);
     let stop = config.work.settings.stop;
-    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, stop.log());
+    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, flush_limit(stop));
     let run = async {
         let stopped = stop_requested(None)?;
         let runner = own.map_or_else(runner, Ok)?;
@@ -344,6 +356,11 @@ const THREADS: usize = 6;
 /// Only making something there proves that it can be done: some file systems say that they may be written, and take nothing.
 fn check_work_dir(path: &Path) -> std::io::Result<()> {
     tempfile::Builder::new().prefix("leasehold-").tempdir_in(path)?.close()
+}
+
+/// What the log may take at the end depends on when that is.
+fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
+    move || stop.log(since_stop())
 }
 
 fn default_format(out: &impl IsTerminal) -> LogFormat {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::actors::receiver::Polling;
-use crate::actors::supervisor::{Settings, StopBudget};
+use crate::actors::supervisor::Settings;
 use crate::cli::values::{InputArg, List, OnStopArg, RetryArg, VisibilityArg};
 use crate::cli::{LocalArgs, MetricsArgs, PlaceArgs, PushgatewayArgs, RecordArgs, RunArgs, SweepArgs, WorkArgs};
 use crate::job::event::EventFilter;
@@ -17,6 +17,7 @@ use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::place::Template;
 use crate::job::route::{Checkpointing, CommandLine, Input, JobType, Limits, Match, Selection, Task};
+use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::job_types::{Entry, MatchEntry, Time};
 use crate::ports::{http, sqs};
@@ -173,14 +174,15 @@ fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool
     if args.termination_grace.is_zero() {
         return Err(ConfigError::Zero("termination-grace"));
     }
-    let reserve = (args.termination_grace / 3).min(LONGEST_RESERVE);
+    let stop = StopPlan::new(args.termination_grace);
     // The lease counts from before the request: a request no longer than a third of it leaves time to work.
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(args.visibility_timeout / 3).as_secs());
-    let flags = Flags { args, places, defaults, reserve, longest_poll };
+    let flags = Flags { args, places, defaults, stop, longest_poll };
     let limits = flags.limits()?;
     let Flags { args, .. } = &flags;
-    if longest_poll + reserve > args.termination_grace {
-        return Err(ConfigError::Wait { wait: longest_poll, reserve, termination_grace: args.termination_grace });
+    if stop.total(longest_poll) > args.termination_grace {
+        let (wait, reserve) = (longest_poll, stop.reserve);
+        return Err(ConfigError::Wait { wait, reserve, termination_grace: args.termination_grace });
     }
     let job_types = entries.map_or(Ok(Vec::new()), |entries| flags.job_types(entries))?;
     let task = flags.task(Task::DEFAULT.to_owned(), true)?;
@@ -201,7 +203,7 @@ fn checked(mut args: WorkArgs, places: PlaceArgs, defaults: Defaults, fifo: bool
                 fifo,
             },
             polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
-            stop: StopBudget { reserve },
+            stop,
         },
         fetch: FetchPolicy {
             missing: args.missing_object,
@@ -235,7 +237,7 @@ struct Flags {
     args: WorkArgs,
     places: PlaceArgs,
     defaults: Defaults,
-    reserve: Duration,
+    stop: StopPlan,
     longest_poll: Duration,
 }
 
@@ -353,7 +355,7 @@ impl Flags {
 
     /// Every stop path fits the pod's grace and SQS's ceiling, or the run is not begun.
     fn limits(&self) -> Result<Limits, ConfigError> {
-        let Self { ref args, ref places, reserve, longest_poll, .. } = *self;
+        let Self { ref args, ref places, stop, longest_poll, .. } = *self;
         let WorkArgs { max_duration, termination_grace, .. } = *args;
         let visibility = args.visibility_timeout;
         if visibility.subsec_nanos() > 0 {
@@ -376,11 +378,12 @@ impl Flags {
                 return Err(ConfigError::StallTimeout { stall_timeout, max_duration });
             }
         }
-        let stop_grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(reserve));
-        if stop_grace + reserve > termination_grace {
+        let stop_grace = args.stop_grace.unwrap_or(termination_grace.saturating_sub(stop.reserve));
+        if stop.total(stop_grace) > termination_grace {
+            let reserve = stop.reserve;
             return Err(ConfigError::StopGrace { stop_grace, reserve, termination_grace });
         }
-        let most = CEILING.saturating_sub(stop_grace + reserve + longest_poll + SECOND);
+        let most = CEILING.saturating_sub(stop.total(stop_grace) + longest_poll + SECOND);
         if max_duration > most {
             match (places.checkpoint.is_some(), args.visibility) {
                 (false, _) => return Err(ConfigError::MaxDuration { max_duration, most }),
@@ -390,7 +393,7 @@ impl Flags {
         }
         let strategy = match args.visibility {
             VisibilityArg::Heartbeat => Strategy::Heartbeat,
-            VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(max_duration + stop_grace + reserve)),
+            VisibilityArg::Fixed => Strategy::Fixed(whole_seconds(max_duration + stop.total(stop_grace))),
         };
         Ok(Limits { strategy, visibility, max_duration, stop_grace, retry: self.retry_policy()? })
     }
@@ -451,6 +454,3 @@ const SHORTEST_VISIBILITY: Duration = Duration::from_secs(3);
 
 /// SQS answers a long poll within 20 s (`WaitTimeSeconds`).
 const LONGEST_POLL: Duration = Duration::from_secs(20);
-
-/// What is kept of the pod's grace for the release and the last words; less if the grace is under 30 s.
-const LONGEST_RESERVE: Duration = Duration::from_secs(10);

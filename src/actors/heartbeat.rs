@@ -19,6 +19,7 @@ use crate::job::keeper::{Answer, Input, Keeper, Next};
 use crate::job::lease::Lease;
 use crate::job::lifecycle::Event;
 use crate::job::route::Limits;
+use crate::job::stop::StopPlan;
 use crate::job::verdict::Verdict;
 use crate::ports::clock::Clock;
 use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
@@ -39,8 +40,7 @@ pub struct VisibilityHeartbeat {
     pub telemetry: Arc<dyn Telemetry>,
     /// For how long a receive hides a message.
     pub received_for: Duration,
-    /// How long a stop may take after the command's end.
-    pub reserve: Duration,
+    pub stop: StopPlan,
 }
 
 #[derive(Default)]
@@ -100,7 +100,7 @@ impl VisibilityHeartbeat {
     fn hold(&self, Received { delivery, asked_at, .. }: Received, limits: &Limits) -> Held {
         let lease = Lease::taken(limits.strategy, self.received_for, asked_at).extended_by(limits.visibility);
         let visibility = limits.visibility.min(self.received_for);
-        let stop = limits.stop_grace + self.reserve;
+        let stop = self.stop.total(limits.stop_grace);
         let keeper = Keeper::new(delivery.message_id.clone(), lease, visibility, stop);
         let (inputs, inputs_in) = mpsc::unbounded_channel();
         let holding = Holding { actor: self.clone(), delivery, keeper, inputs: inputs_in };

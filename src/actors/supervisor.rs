@@ -20,6 +20,7 @@ use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Effect, Event, Job, Limit, Policy, Step};
 use crate::job::route::Limits;
 use crate::job::run_outcome::RunOutcome;
+use crate::job::stop::StopPlan;
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, Telemetry};
 use crate::work::Worker;
@@ -29,56 +30,7 @@ use crate::work::Worker;
 pub struct Settings {
     pub policy: Policy,
     pub polling: Polling,
-    pub stop: StopBudget,
-}
-
-/// How long each part of a stop may take after the command: together no longer than the reserve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StopBudget {
-    /// What is kept for everything after the command.
-    pub reserve: Duration,
-}
-
-impl StopBudget {
-    /// From KILL to a command that is gone.
-    fn reap(&self) -> Duration {
-        self.reserve / 10
-    }
-
-    /// Joining a beat and releasing the message.
-    fn settle(&self) -> Duration {
-        self.reserve * 2 / 5
-    }
-
-    /// From KILL to a message that is released.
-    pub fn released(&self) -> Duration {
-        self.reap() + self.settle()
-    }
-
-    /// Stopping the hands.
-    fn hands(&self) -> Duration {
-        self.reserve / 20
-    }
-
-    /// The last words.
-    fn report(&self) -> Duration {
-        self.reserve * 3 / 20
-    }
-
-    /// The last push of the metrics, after the run.
-    pub fn push(&self) -> Duration {
-        self.reserve / 5
-    }
-
-    /// What still runs on other threads, above all the removal of files; what is not done by then is left.
-    pub fn tidy(&self) -> Duration {
-        self.reserve / 20
-    }
-
-    /// The log's last lines, which are written after everything else.
-    pub fn log(&self) -> Duration {
-        self.reserve / 20
-    }
+    pub stop: StopPlan,
 }
 
 /// The world that a run acts on.
@@ -253,7 +205,7 @@ impl Actor for Supervisor {
             supervisor: me.get_derived(),
             telemetry: telemetry.clone(),
             received_for: visibility,
-            reserve: stop.reserve,
+            stop,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
         let (processor, _) =
@@ -375,9 +327,9 @@ impl Supervisor {
         let Settings { polling, stop, .. } = &self.settings;
         let length = match limit {
             Limit::Work => limits.max_duration,
-            Limit::Halt => limits.stop_grace + stop.reap(),
+            Limit::Halt => stop.halt(limits.stop_grace),
             Limit::Settle => stop.settle(),
-            Limit::LastPoll => polling.longest_poll + stop.reap(),
+            Limit::LastPoll => stop.last_poll(polling.longest_poll),
         };
         tell_after(me, length, limit)
     }
@@ -390,7 +342,7 @@ impl Supervisor {
             hands.heartbeat.get_cell(), // no call is made any more
         ];
         for hand in order {
-            if hand.stop_and_wait(None, Some(self.settings.stop.hands() / 3)).await.is_err() {
+            if hand.stop_and_wait(None, Some(self.settings.stop.actor())).await.is_err() {
                 hand.kill();
             }
         }
@@ -408,20 +360,4 @@ fn tell_after(me: &ActorRef<Message>, length: Duration, limit: Limit) -> AbortOn
         tokio::time::sleep(length).await;
         let _ = me.cast(Event::Overdue(limit).into());
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_parts_of_a_stop_are_no_longer_than_its_reserve() {
-        for seconds in [1, 3, 10] {
-            let reserve = Duration::from_secs(seconds);
-            let stop = StopBudget { reserve };
-            let parts = [stop.reap(), stop.settle(), stop.hands(), stop.report(), stop.push(), stop.tidy(), stop.log()];
-            assert_eq!(parts.iter().sum::<Duration>(), reserve);
-            assert!(parts.iter().all(|part| *part >= reserve / 20));
-        }
-    }
 }

@@ -6,15 +6,25 @@
 //! standard library clears it.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use nix::libc::{SIGRTMAX, SIGRTMIN};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::telemetry::metrics::Metrics;
+
+/// Signals are the process's, and so is this.
+static STOP_REQUESTED_AT: OnceLock<Instant> = OnceLock::new();
+
+/// How long ago a graceful shutdown was asked for, if it was.
+pub fn since_stop() -> Option<Duration> {
+    STOP_REQUESTED_AT.get().map(Instant::elapsed)
+}
 
 /// These ask for a graceful shutdown. As PID 1 we hear them only with a handler.
 const STOPS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
@@ -79,6 +89,7 @@ pub fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToke
                     info!(signal = name, "already shutting down");
                 } else {
                     info!(signal = name, "shutting down: no more messages will be deleted");
+                    STOP_REQUESTED_AT.get_or_init(Instant::now);
                     requested.cancel();
                 }
             }

@@ -67,14 +67,21 @@ impl fmt::Display for Finding {
     }
 }
 
-/// A stop while a command runs, in seconds after SIGTERM.
+/// A stop while a command runs, in seconds after SIGTERM: when each part of it is over at the latest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StopTimeline {
     /// Whose settings.
     #[serde(rename = "where")]
     pub place: String,
     pub kill_by_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_by_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_by_s: Option<f64>,
     pub released_by_s: f64,
+    pub reported_by_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pushed_by_s: Option<f64>,
     pub exit_by_s: f64,
 }
 
@@ -82,25 +89,38 @@ impl StopTimeline {
     pub fn of(place: impl Into<String>, config: &RunConfig) -> Self {
         let settings = &config.work.settings;
         let of_types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
-        let kill = of_types.fold(settings.policy.limits.stop_grace, Duration::max);
-        let after = |more: Duration| (kill + more).as_secs_f64();
+        let stop_grace = of_types.fold(settings.policy.limits.stop_grace, Duration::max);
+        let is_checkpointed = settings.policy.tasks().any(|task| task.checkpoint.is_some());
+        let timeline = settings.stop.timeline(stop_grace, config.records.idempotency.is_some(), is_checkpointed);
         Self {
             place: place.into(),
-            kill_by_s: after(Duration::ZERO),
-            released_by_s: after(settings.stop.released()),
-            exit_by_s: after(settings.stop.reserve),
+            kill_by_s: timeline.killed.as_secs_f64(),
+            checkpoint_by_s: timeline.saved.map(|by| by.as_secs_f64()),
+            record_by_s: timeline.record_released.map(|by| by.as_secs_f64()),
+            released_by_s: timeline.released.as_secs_f64(),
+            reported_by_s: timeline.reported.as_secs_f64(),
+            pushed_by_s: config.pushgateway.as_ref().map(|_| timeline.pushed.as_secs_f64()),
+            exit_by_s: timeline.exited.as_secs_f64(),
         }
     }
 }
 
 impl fmt::Display for StopTimeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, kill_by_s, released_by_s, exit_by_s } = self;
-        let place = Plain(place);
-        write!(
-            f,
-            "stop      {place}: TERM 0 s → KILL by {kill_by_s} s → released by {released_by_s} s → exit by {exit_by_s} s"
-        )
+        let parts = [
+            ("KILL", Some(self.kill_by_s)),
+            ("checkpoint", self.checkpoint_by_s),
+            ("record", self.record_by_s),
+            ("released", Some(self.released_by_s)),
+            ("reported", Some(self.reported_by_s)),
+            ("pushed", self.pushed_by_s),
+            ("exit", Some(self.exit_by_s)),
+        ];
+        write!(f, "stop      {}: TERM 0 s", Plain(&self.place))?;
+        parts
+            .iter()
+            .filter_map(|(what, by)| Some((what, (*by)?)))
+            .try_for_each(|(what, by)| write!(f, " → {what} by {by} s"))
     }
 }
 
@@ -150,8 +170,16 @@ mod tests {
 
     #[test]
     fn a_name_from_a_manifest_does_not_reach_the_terminal_as_it_is() {
-        let stop =
-            StopTimeline { place: "job \u{1b}[2J".to_owned(), kill_by_s: 20.0, released_by_s: 25.0, exit_by_s: 30.0 };
+        let stop = StopTimeline {
+            place: "job \u{1b}[2J".to_owned(),
+            kill_by_s: 20.0,
+            checkpoint_by_s: None,
+            record_by_s: None,
+            released_by_s: 25.0,
+            reported_by_s: 27.0,
+            pushed_by_s: None,
+            exit_by_s: 30.0,
+        };
         let findings = vec![Finding::error("job \u{1b}[2J", "what\n\u{9b}2J", "ch\u{202e}ange")];
         let text = Findings { findings, stops: vec![stop] }.to_string();
         assert!(text.starts_with(r"error     job \u{1b}[2J: what\n\u{9b}2J: ch\u{202e}ange"), "{text}");

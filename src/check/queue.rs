@@ -178,8 +178,9 @@ fn worst_attempt(config: &RunConfig) -> Duration {
         Retry::Backoff { max, .. } => max,
         Retry::Expire => limits.visibility,
     };
-    let longest = limits.map(|limits| limits.max_duration + limits.stop_grace + hidden_after(limits));
-    longest.max().unwrap_or_default() + settings.stop.reserve
+    let longest =
+        limits.map(|limits| limits.max_duration + settings.stop.total(limits.stop_grace) + hidden_after(limits));
+    longest.max().unwrap_or_default()
 }
 
 fn seconds(attributes: &Attributes, name: &str) -> Option<Duration> {

@@ -20,4 +20,5 @@ pub mod place;
 pub mod report;
 pub mod route;
 pub mod run_outcome;
+pub mod stop;
 pub mod verdict;

@@ -18,28 +18,25 @@ use crate::ports::ObjectWriter;
 
 /// Writes one object for each failed attempt.
 pub struct AttemptHistory {
-    writer: Arc<dyn ObjectWriter>,
-    place: Place,
-    identity: Identity,
+    pub writer: Arc<dyn ObjectWriter>,
+    pub place: Place,
+    pub identity: Identity,
+    /// How long the record may take: a pod's last seconds are worth more.
+    pub limit: Duration,
 }
 
-/// A record is not worth more of a pod's last seconds.
-const LIMIT: Duration = Duration::from_secs(2);
-
 impl AttemptHistory {
-    pub fn new(writer: Arc<dyn ObjectWriter>, place: Place, identity: Identity) -> Self {
-        Self { writer, place, identity }
-    }
-
     /// Adds an attempt that ended `now`, if it failed. An error is a warning: it changes nothing.
     pub async fn add(&self, ended: &Ended, now: SystemTime) {
         let Some(record) = self.record(ended, now) else { return };
         let subject = &ended.subject;
         let key = self.place.key(&format!("{}/{}.json", subject.message_id, subject.receive_count));
-        let written =
-            tokio::time::timeout(LIMIT, self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()))
-                .await;
-        if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}"))) {
+        let written = tokio::time::timeout(
+            self.limit,
+            self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()),
+        )
+        .await;
+        if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.limit))) {
             warn!(message_id = %subject.message_id, error, "the attempt was not recorded");
         }
     }

@@ -35,7 +35,7 @@ pub struct Identity {
 pub struct LogGuard {
     writing: Option<WorkerGuard>,
     dropped: ErrorCounter,
-    limit: Duration,
+    limit: Box<dyn Fn() -> Duration>,
 }
 
 impl LogGuard {
@@ -58,7 +58,7 @@ impl Drop for LogGuard {
             let _ = done.send(());
         };
         if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_ok() {
-            let _ = is_done.recv_timeout(self.limit);
+            let _ = is_done.recv_timeout((self.limit)());
         }
     }
 }
@@ -83,16 +83,16 @@ fn tell(dropped: &ErrorCounter) {
 ///
 /// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
 /// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`. At the end what is not
-/// written yet has as long as `limit` to be read, and a second at most.
+/// written yet has as long as `limit` then says to be read, and a second at most.
 pub fn start(
     format: LogFormat,
     identity: &Identity,
     filter: &str,
     out: impl Write + Send + 'static,
-    limit: Duration,
+    limit: impl Fn() -> Duration + 'static,
 ) -> LogGuard {
     let (out, writing) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
-    let guard = LogGuard { writing: Some(writing), dropped: out.error_counter(), limit };
+    let guard = LogGuard { writing: Some(writing), dropped: out.error_counter(), limit: Box::new(limit) };
     let layer = match format {
         LogFormat::Json => json(identity, move || out.clone()).boxed(),
         LogFormat::Text => fmt::layer().with_ansi(false).event_format(Text).with_writer(move || out.clone()).boxed(),

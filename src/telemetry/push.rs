@@ -153,17 +153,19 @@ fn path(group: &Group) -> String {
 /// Pushes at once, then every interval, and a last time when it is told to.
 pub struct Pusher {
     last: Arc<Notify>,
+    last_limit: Duration,
     pushing: AbortOnDropHandle<()>,
 }
 
 impl Pusher {
-    /// `namespace` and `instance` tell this pod from others.
+    /// `namespace` and `instance` tell this pod from others. At the end the last push has `last_limit`, with all that it waits for.
     pub fn start(
         gateway: Pushgateway,
         metrics: Arc<Metrics>,
         namespace: Option<String>,
         instance: String,
         interval: Duration,
+        last_limit: Duration,
     ) -> Self {
         let labels = [("job", Some(gateway.job.clone())), ("namespace", namespace), ("instance", Some(instance))];
         let group: Group = labels.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
@@ -189,18 +191,18 @@ impl Pusher {
                     () = is_last.notified() => break,
                 }
             }
-            if let Err(error) = gateway.send("PUT", &path, metrics.text(), LIMIT.into()).await {
+            if let Err(error) = gateway.send("PUT", &path, metrics.text(), last_limit.into()).await {
                 warn!(error, "the last metrics could not be pushed");
             }
         });
-        Self { last, pushing: AbortOnDropHandle::new(pushing) }
+        Self { last, last_limit, pushing: AbortOnDropHandle::new(pushing) }
     }
 
-    /// The last push, given up after `limit`. A push that is out is awaited first, so that it cannot overwrite the last one.
-    pub async fn finish(self, limit: Duration) {
+    /// The last push. A push that is out is awaited first, so that it cannot overwrite the last one.
+    pub async fn finish(self) {
         self.last.notify_one();
-        if tokio::time::timeout(limit, self.pushing).await.is_err() {
-            warn!("the last metrics could not be pushed within {limit:?}");
+        if tokio::time::timeout(self.last_limit, self.pushing).await.is_err() {
+            warn!("the last metrics could not be pushed within {:?}", self.last_limit);
         }
     }
 }

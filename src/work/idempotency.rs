@@ -276,19 +276,9 @@ async fn in_time(limit: Duration, request: impl Future<Output = Result<Answer, R
     }
 }
 
-/// How long a release may take that has so much of a stop: a tenth, but not more than a second.
-pub fn limit(of_the_stop: Duration) -> Duration {
-    (of_the_stop / 10).min(RELEASE)
-}
-
-/// How long a release may take.
-pub const RELEASE: Duration = SECOND;
-
 const VERSION: u32 = 1;
 
 /// What is logged of who owns a record: as long as a pod's name may be.
 const LONGEST_OWNER: usize = 253;
 
 const NOT_A_RECORD: &str = "the object is not an idempotency record that leasehold wrote";
-
-const SECOND: Duration = Duration::from_secs(1);

@@ -26,6 +26,7 @@ use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{Exit, Failure, Outcome, WorkRecord};
 use crate::job::route::{Checkpointing, Content, Input, Task};
+use crate::job::stop::{RECORD_RELEASE, WorkStop};
 use crate::ports::clock::Clock;
 use crate::ports::{Command, ObjectStore, Outbox, Pulse, Results, Runner};
 use checkpoint::{Checkpoints, Save, SaveLimits};
@@ -90,8 +91,7 @@ struct Item<'a> {
     halt: &'a CancellationToken,
     /// Cancelled when what is being published is to be given up.
     publish_halt: &'a CancellationToken,
-    /// What the command gets between TERM and KILL.
-    stop_grace: Duration,
+    stop: WorkStop,
     /// When the work will be halted, on the run's clock.
     deadline_at: Duration,
 }
@@ -135,11 +135,10 @@ enum Provided<'a> {
 impl Worker for Bench {
     /// When this returns, the command is gone, and what it left on the disk is gone or going.
     async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed {
-        // What is not the work's is the release's.
-        let release = self.idempotency.as_ref().map_or(Duration::ZERO, |_| idempotency::limit(work.stop_grace));
-        let stop_grace = work.stop_grace - release;
-        let publish_deadline = Deadline::after(&halt.requested, upload_limit(stop_grace), &halt.publish_aborted);
-        let record_deadline = Deadline::after(&halt.requested, work.stop_grace, &CancellationToken::new());
+        let is_checkpointed = self.checkpointing(&work.task).is_some();
+        let stop = WorkStop::new(work.stop_grace, self.idempotency.is_some(), is_checkpointed);
+        let publish_deadline = Deadline::after(&halt.requested, stop.publish, &halt.publish_aborted);
+        let record_deadline = Deadline::after(&halt.requested, stop.record, &CancellationToken::new());
         let mut progress = Progress::default();
         let mut outcome = Outcome::Finished;
         let items: Vec<Option<&Record>> = match &work.content {
@@ -180,7 +179,7 @@ impl Worker for Bench {
                 runtime: &runtime,
                 halt: &halt.requested,
                 publish_halt: &publish_deadline.passed,
-                stop_grace,
+                stop,
                 deadline_at: work.deadline_at,
             };
             let work = self.claimed(item, &record_deadline.passed, &mut progress).instrument(span);
@@ -214,7 +213,7 @@ impl Bench {
         let Some(idempotency) = &self.idempotency else {
             return self.resumed(item, progress).await;
         };
-        let Item { work, number, record, watch, halt, publish_halt, .. } = item;
+        let Item { work, number, record, watch, halt, publish_halt, stop, .. } = item;
         let claim = idempotency.claim(&work.received.delivery, number, record, work.visibility);
         let mut own = match unless_halted(halt, claim).await?? {
             Claimed::Ours(own) => own,
@@ -224,7 +223,6 @@ impl Bench {
                 return Ok(());
             }
         };
-        let release = idempotency::limit(work.stop_grace);
         let ours = Halt { requested: halt.child_token(), publish_aborted: publish_halt.child_token() };
         (item.halt, item.publish_halt) = (&ours.requested, &ours.publish_aborted);
         let mut lost = None;
@@ -246,13 +244,13 @@ impl Bench {
         match (lost, processed) {
             (Some(why), _) => Err(Failure::Superseded(why)),
             (None, Err(failure)) => {
-                let release = if halt.is_cancelled() { release } else { idempotency::RELEASE };
+                let release = if halt.is_cancelled() { stop.release } else { RECORD_RELEASE };
                 own.release(release).await;
                 Err(failure)
             }
             // It may have ended by the TERM that was sent to it.
             (None, Ok(())) if !progress.in_time => {
-                own.release(release).await;
+                own.release(stop.release).await;
                 Err(Failure::Halted)
             }
             // It was done before any stop, which has time enough to say so.
@@ -273,10 +271,7 @@ impl Bench {
             (watch.tell)(Event::Resumed(checkpoint.worked));
             item.deadline_at = item.deadline_at.saturating_sub(checkpoint.worked);
         }
-        // Half of a stop is the command's. What it does not need of that, and the other half, is the checkpoint's.
-        item.stop_grace /= 2;
-        let for_saving = item.stop_grace + upload_limit(item.stop_grace);
-        let save_deadline = Deadline::after(halt, for_saving, &CancellationToken::new());
+        let save_deadline = Deadline::after(halt, item.stop.save, &CancellationToken::new());
         let give_up = &save_deadline.passed;
         let over = CancellationToken::new();
         let limits = SaveLimits { give_up, over: &over, halt, deadline_at: item.deadline_at };
@@ -306,7 +301,7 @@ impl Bench {
     }
 
     async fn process_item(&self, item: Item<'_>, progress: &mut Progress) -> Result<(), Failure> {
-        let Item { work, space, watch, runtime, halt, publish_halt, stop_grace, deadline_at, .. } = item;
+        let Item { work, space, watch, runtime, halt, publish_halt, stop, deadline_at, .. } = item;
         let Progress {
             record: WorkRecord { exit, reason, stderr_tail, timings, usage, published, .. }, in_time, ..
         } = progress;
@@ -340,7 +335,7 @@ impl Bench {
             args: command.args.clone(),
             env: given.write().map_err(Failure::Start)?,
             stdin: (*how == Input::Stdin).then_some(input),
-            stop_grace,
+            stop_grace: stop.command,
         };
         if halt.is_cancelled() {
             return Err(Failure::Halted);
@@ -458,10 +453,3 @@ async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T
         }
     }
 }
-
-/// How long an upload may take that has so much of a stop: one that is given up has to tidy up, too.
-fn upload_limit(of_the_stop: Duration) -> Duration {
-    of_the_stop.saturating_sub(TIDYING_UP).max(of_the_stop / 2)
-}
-
-const TIDYING_UP: Duration = Duration::from_secs(2);

@@ -49,7 +49,8 @@ fn the_exit_code_and_the_object_say_how_bad_it_is() {
     let said = String::from_utf8(checked.stdout).unwrap();
     assert_eq!(
         said,
-        "stop      ScaledJob leasehold, the stop: TERM 0 s → KILL by 110 s → released by 115 s → exit by 120 s\n\
+        "stop      ScaledJob leasehold, the stop: TERM 0 s → KILL by 110 s → released by 115 s → reported by 117 s \
+         → pushed by 119 s → exit by 120 s\n\
          errors: 0, warnings: 0, could not be checked: 0\n"
     );
 

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::actors::receiver::Polling;
-use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
+use leasehold::actors::supervisor::{self, Settings, World};
 use leasehold::actors::vitals::Vitals;
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::report::{Observation, Report};
 use leasehold::job::route::{Checkpointing, Input, Task};
+use leasehold::job::stop::StopPlan;
 use leasehold::job::verdict::Retry;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Fault, Kind, MemoryQueue, Standing};
@@ -193,7 +194,7 @@ impl Place {
             settings.policy.limits.retry.retry = Retry::Expire;
         }
         settings.policy.limits.stop_grace = grace - reserve;
-        settings.stop = StopBudget { reserve };
+        settings.stop = StopPlan { termination_grace: grace, reserve };
         settings.policy.limits.visibility = visibility;
         if chance.one_in(4) {
             let length = Duration::from_secs((max_duration + grace).as_secs() + 1);

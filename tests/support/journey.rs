@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use leasehold::actors::receiver::Polling;
-use leasehold::actors::supervisor::{self, Settings, StopBudget, World};
+use leasehold::actors::supervisor::{self, Settings, World};
 use leasehold::actors::vitals::Vitals;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
@@ -24,6 +24,7 @@ use leasehold::job::outcome::{Exit, ResourceUsage};
 use leasehold::job::report::{Ended, Observation, Progress, Report};
 use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
 use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::stop::StopPlan;
 use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy};
 use leasehold::ports::clock::Clock;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
@@ -113,7 +114,7 @@ pub fn settings() -> Settings {
             fifo: false,
         },
         polling: Polling { wait: 10 * S, longest_poll: 10 * S, give_up: 2 * MINUTE },
-        stop: StopBudget { reserve: 10 * S },
+        stop: StopPlan { termination_grace: 30 * S, reserve: 10 * S },
     }
 }
 

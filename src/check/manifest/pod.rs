@@ -198,7 +198,7 @@ fn longest_stop(config: &RunConfig) -> Duration {
     let settings = &config.work.settings;
     let types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
     let stop = types.fold(settings.policy.limits.stop_grace, Duration::max).max(settings.polling.longest_poll);
-    stop + settings.stop.reserve
+    settings.stop.total(stop)
 }
 
 fn seconds(duration: Duration) -> u64 {
