@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
-use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle};
+use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::outcome::Failure;
-use leasehold::job::report::Ended;
+use leasehold::job::report::{Ended, Subject};
 use leasehold::job::route::{JobType, Match};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::ports::clock::Clock;
@@ -522,15 +522,17 @@ struct Log {
 }
 
 /// A message whose sender calls its work `k`.
-fn delivery() -> Delivery {
-    Delivery {
+fn subject() -> Subject {
+    Subject {
         message_id: MessageId::new("m"),
-        receipt: ReceiptHandle::new("r"),
-        body: String::new(),
         receive_count: 1,
+        redrive: Redrive::Unknown,
         sent_at: None,
         idempotency_key: Some("k".to_owned()),
         traceparent: None,
+        body_sha256: String::new(),
+        job_type: None,
+        objects: Vec::new(),
     }
 }
 
@@ -551,7 +553,7 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
         fastrand::seed(seed);
         let records = MemoryRecords::default();
         records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(10 * MINUTE); 100]));
-        let Ok(Claimed::Ours(mut held)) = idempotency(records).claim(&delivery(), 0, None, VISIBILITY).await else {
+        let Ok(Claimed::Ours(mut held)) = idempotency(records).claim(&subject(), 0, None, VISIBILITY).await else {
             panic!("taken")
         };
         let claimed = Instant::now();
@@ -564,7 +566,7 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_record_that_another_has_claimed_is_not_written_over() {
     let records = MemoryRecords::default();
-    let Ok(Claimed::Ours(held)) = idempotency(records.clone()).claim(&delivery(), 0, None, VISIBILITY).await else {
+    let Ok(Claimed::Ours(held)) = idempotency(records.clone()).claim(&subject(), 0, None, VISIBILITY).await else {
         panic!("taken")
     };
     let theirs = records.claimed_by_another();
@@ -576,17 +578,17 @@ async fn a_record_that_another_has_claimed_is_not_written_over() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_silent_is_not_waited_for_without_end() {
     let records = MemoryRecords::default();
-    assert!(idempotency(records.clone()).claim(&delivery(), 0, None, VISIBILITY).await.is_ok());
+    assert!(idempotency(records.clone()).claim(&subject(), 0, None, VISIBILITY).await.is_ok());
     records.silent.store(true, Ordering::Relaxed);
-    let (other, delivery) = (idempotency(records), delivery());
-    let claim = tokio::time::timeout(2 * MINUTE, other.claim(&delivery, 0, None, VISIBILITY)).await;
+    let (other, subject) = (idempotency(records), subject());
+    let claim = tokio::time::timeout(2 * MINUTE, other.claim(&subject, 0, None, VISIBILITY)).await;
     assert!(matches!(claim.expect("it ends"), Err(Failure::Record(_))));
 }
 
 /// A pod that claims the work, and works, fails, loses or dies.
 async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
     sleep(Duration::from_secs(chance.u64(0..300))).await;
-    let Ok(Claimed::Ours(mut held)) = idempotency.claim(&delivery(), 0, None, VISIBILITY).await else { return };
+    let Ok(Claimed::Ours(mut held)) = idempotency.claim(&subject(), 0, None, VISIBILITY).await else { return };
     {
         let mut log = log.lock().unwrap();
         log.at_work += 1;

@@ -379,8 +379,8 @@ fn a_message_is_of_one_job_type_or_refused() {
 #[test]
 fn only_a_job_type_that_takes_everything_takes_a_body() {
     let (csv, rest) = (by_key("csv", "**"), typed("rest", Match::default()));
-    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body), Ok(None));
-    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body), Ok(Some(&rest)));
+    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body(String::new())), Ok(None));
+    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body(String::new())), Ok(Some(&rest)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::fmt::{Debug, Write};
 use std::time::Duration;
 
 use leasehold::job::claim::{self, Claim, RecordState, Request, Seen};
-use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold::job::delivery::{Delivery, DeliveryId, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::keeper::{self, Answer, Input, Keeper};
 use leasehold::job::lease::{CEILING, Lease, Strategy};
@@ -194,7 +194,12 @@ fn the_owner_of_a_lease_answers_every_input_in_every_state() {
         ("Over", vec![At(5 * S), In(keep(Release::Expire))]),
     ];
     let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
-    let keeper = Keeper::new(MessageId::new("m"), lease, 30 * S, CEILING - 3600 * S);
+    let keeper = Keeper::new(
+        DeliveryId { message_id: MessageId::new("m"), receive_count: 1 },
+        lease,
+        30 * S,
+        CEILING - 3600 * S,
+    );
     insta::assert_snapshot!("keeper", table(&keeper, states, &happens));
 }
 

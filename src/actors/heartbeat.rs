@@ -13,12 +13,11 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::tell_when_done;
-use crate::job::delivery::{Delivery, Received};
+use crate::job::delivery::{MessageId, ReceiptHandle};
 use crate::job::keep_reason::Role;
 use crate::job::keeper::{Answer, Input, Keeper, Next};
 use crate::job::lease::Lease;
-use crate::job::lifecycle::Event;
-use crate::job::route::Limits;
+use crate::job::lifecycle::{Event, Hold};
 use crate::job::stop::StopPlan;
 use crate::job::verdict::Verdict;
 use crate::ports::clock::Clock;
@@ -26,7 +25,7 @@ use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
 
 #[derive(Debug)]
 pub enum Message {
-    Hold(Box<Received>, Limits),
+    Hold(Box<Hold>),
     Settle(Verdict),
     /// Send no delete from now on.
     Withdraw,
@@ -76,7 +75,7 @@ impl Actor for VisibilityHeartbeat {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Hold(received, limits) => state.held = Some(self.hold(*received, &limits)),
+            Message::Hold(hold) => state.held = Some(self.hold(*hold)),
             Message::Settle(verdict) => {
                 let held = state.held.as_ref().expect("the core settles only what it had held");
                 held.hand_in(Input::Verdict(verdict));
@@ -97,13 +96,13 @@ impl Actor for VisibilityHeartbeat {
 }
 
 impl VisibilityHeartbeat {
-    fn hold(&self, Received { delivery, asked_at, .. }: Received, limits: &Limits) -> Held {
+    fn hold(&self, Hold { delivery, receipt, asked_at, limits }: Hold) -> Held {
         let lease = Lease::taken(limits.strategy, self.received_for, asked_at).extended_by(limits.visibility);
         let visibility = limits.visibility.min(self.received_for);
-        let stop = self.stop.total(limits.stop_grace);
-        let keeper = Keeper::new(delivery.message_id.clone(), lease, visibility, stop);
+        let message_id = delivery.message_id.clone();
+        let keeper = Keeper::new(delivery, lease, visibility, self.stop.total(limits.stop_grace));
         let (inputs, inputs_in) = mpsc::unbounded_channel();
-        let holding = Holding { actor: self.clone(), delivery, keeper, inputs: inputs_in };
+        let holding = Holding { actor: self.clone(), message_id, receipt, keeper, inputs: inputs_in };
         let holding = tell_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, holding.until_settled());
         Held { inputs, _holding: holding }
     }
@@ -112,7 +111,8 @@ impl VisibilityHeartbeat {
 /// Holds one message until it is settled.
 struct Holding {
     actor: VisibilityHeartbeat,
-    delivery: Delivery,
+    message_id: MessageId,
+    receipt: ReceiptHandle,
     keeper: Keeper,
     inputs: mpsc::UnboundedReceiver<Input>,
 }
@@ -120,7 +120,7 @@ struct Holding {
 impl Holding {
     async fn until_settled(mut self) -> Event {
         let VisibilityHeartbeat { queue, clock, supervisor, telemetry, .. } = self.actor.clone();
-        let (queue, receipt, message_id) = (queue.as_ref(), &self.delivery.receipt, &self.delivery.message_id);
+        let (queue, receipt, message_id) = (queue.as_ref(), &self.receipt, &self.message_id);
         loop {
             // All that has happened, before anything is done: a stop that was heard is ahead of a delete.
             while let Ok(input) = self.inputs.try_recv() {
@@ -153,7 +153,7 @@ impl Holding {
                     Input::Answered(answer)
                 }
                 Next::Delete { permit, limit } => {
-                    let answer = answered(limit, queue.delete(permit)).await;
+                    let answer = answered(limit, queue.delete(receipt, permit)).await;
                     match &answer {
                         Answer::NotInFlight(error) => {
                             warn!(%message_id, error, "the queue refused the delete: the message will come back");

@@ -288,9 +288,9 @@ impl Supervisor {
                     hands.receiver.cast(receiver::Message::Poll).is_ok()
                 }
                 Effect::StopPolling => hands.receiver.cast(receiver::Message::Finish).is_ok(),
-                Effect::Hold(received, limits) => {
-                    state.limits = limits.clone();
-                    hands.heartbeat.cast(heartbeat::Message::Hold(received, limits)).is_ok()
+                Effect::Hold(hold) => {
+                    state.limits = hold.limits.clone();
+                    hands.heartbeat.cast(heartbeat::Message::Hold(hold)).is_ok()
                 }
                 Effect::Process(work) => hands.processor.cast(processor::Message::Process(work)).is_ok(),
                 Effect::Halt => hands.processor.cast(processor::Message::Halt).is_ok(),

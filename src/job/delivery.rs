@@ -23,8 +23,8 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// The key to one delivery. Whoever holds it can extend, release or delete, so it is never printed.
-#[derive(Clone, PartialEq, Eq)]
+/// The key to one delivery. Whoever holds it can extend, release or delete: so it has one owner, and is never printed.
+#[derive(PartialEq, Eq)]
 pub struct ReceiptHandle(String);
 
 impl ReceiptHandle {
@@ -44,8 +44,16 @@ impl fmt::Debug for ReceiptHandle {
     }
 }
 
+/// Which handing-out of which message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveryId {
+    pub message_id: MessageId,
+    /// 1 = first.
+    pub receive_count: u32,
+}
+
 /// One handing-out of a message.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Delivery {
     pub message_id: MessageId,
     pub receipt: ReceiptHandle,
@@ -62,6 +70,12 @@ pub struct Delivery {
     pub traceparent: Option<String>,
 }
 
+impl Delivery {
+    pub fn id(&self) -> DeliveryId {
+        DeliveryId { message_id: self.message_id.clone(), receive_count: self.receive_count }
+    }
+}
+
 /// The body may be anybody's data: it is not printed either.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,7 +87,7 @@ impl fmt::Debug for Delivery {
 }
 
 /// A delivery and when it came to us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     pub delivery: Delivery,
     /// Just before the request that brought it was sent. SQS hid the message no earlier, so a lease

@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::backoff::{Again, FIRST_PAUSE};
-use super::delivery::MessageId;
+use super::delivery::DeliveryId;
 use super::keep_reason::KeepReason;
 use super::lease::Lease;
 use super::lifecycle::{Event, NotDeleted};
@@ -33,7 +33,7 @@ use super::verdict::{Completed, DeletePermit, Release, Return, Settlement, Verdi
 /// The owner of the lease of one message. All points in time are on the run's clock.
 #[derive(Debug, Clone)]
 pub struct Keeper {
-    message_id: MessageId,
+    delivery: DeliveryId,
     /// The least that the lease is long when it is new.
     visibility: Duration,
     state: State,
@@ -146,13 +146,16 @@ pub enum Next<'a> {
 
 #[derive(Debug, Clone)]
 enum Report {
-    Event(Event),
+    Held(Duration),
+    LeaseLost(String),
+    LeaseExhausted,
+    NotDeleted(NotDeleted),
     Observation(Observation),
 }
 
 impl Keeper {
     /// Takes the lease of a message, which is `visibility` long when it is new. The work has to be halted `stop` before SQS's ceiling.
-    pub fn new(message_id: MessageId, lease: Lease, visibility: Duration, stop: Duration) -> Self {
+    pub fn new(delivery: DeliveryId, lease: Lease, visibility: Duration, stop: Duration) -> Self {
         let state = State {
             lease,
             phase: Phase::Holding,
@@ -161,7 +164,7 @@ impl Keeper {
             extend_again: None,
             call: None,
         };
-        let mut keeper = Self { message_id, visibility, state, reports: VecDeque::new() };
+        let mut keeper = Self { delivery, visibility, state, reports: VecDeque::new() };
         keeper.report_lease();
         keeper
     }
@@ -174,9 +177,10 @@ impl Keeper {
     pub fn handle(&mut self, now: Duration, input: Input) {
         match input {
             Input::Withdraw => self.state.withdrawn = true,
-            Input::Verdict(verdict) if self.state.phase == Phase::Holding => self.judged(now, verdict),
-            // There is one already.
-            Input::Verdict(_) => {}
+            // There is one already, or it is about another message.
+            Input::Verdict(_) if self.state.phase != Phase::Holding => {}
+            Input::Verdict(Verdict::Delete(completed)) if !completed.is_of(&self.delivery) => {}
+            Input::Verdict(verdict) => self.judged(now, verdict),
             Input::Answered(answer) => match self.state.call.take() {
                 Some(Call::Extend { by, asked_at }) => self.extend_answered(now, by, asked_at, answer),
                 Some(Call::Release(delay)) => self.release_answered(now, delay, &answer),
@@ -191,7 +195,10 @@ impl Keeper {
         loop {
             if let Some(report) = self.reports.pop_front() {
                 return match report {
-                    Report::Event(event) => Next::Report(event),
+                    Report::Held(until) => Next::Report(Event::Held(until)),
+                    Report::LeaseLost(why) => Next::Report(Event::LeaseLost(why)),
+                    Report::LeaseExhausted => Next::Report(Event::LeaseExhausted),
+                    Report::NotDeleted(why) => Next::Report(Event::NotDeleted(why)),
                     Report::Observation(observation) => Next::Observe(observation),
                 };
             }
@@ -306,7 +313,7 @@ impl Keeper {
             Answer::Failed(_) | Answer::Unclear(_) => {
                 self.observe(Observation::Extend(ExtendResult::Failed));
                 let again = self.state.extend_again.unwrap_or_default();
-                self.state.extend_again = Some(again.after(now, self.visibility / 6, &self.message_id));
+                self.state.extend_again = Some(again.after(now, self.visibility / 6, &self.delivery.message_id));
             }
         }
     }
@@ -324,7 +331,7 @@ impl Keeper {
             }
             Answer::AtCeiling(why) | Answer::Failed(why) | Answer::Unclear(why) => {
                 let gives_up = *give_up_at <= now;
-                *again = again.after(now, self.visibility / 3, &self.message_id);
+                *again = again.after(now, self.visibility / 3, &self.delivery.message_id);
                 self.observe(Observation::Delete(DeleteResult::Failed));
                 if gives_up {
                     self.keeps_holding(NotDeleted::GaveUp(why));
@@ -344,7 +351,7 @@ impl Keeper {
             Answer::AtCeiling(_) => runs_out,
             Answer::Failed(_) if *give_up_at <= now => runs_out,
             Answer::Failed(_) => {
-                *again = again.after(now, FIRST_PAUSE * 8, &self.message_id);
+                *again = again.after(now, FIRST_PAUSE * 8, &self.delivery.message_id);
                 return;
             }
             // After the lease, or after the delay if the queue heard of it.
@@ -361,13 +368,13 @@ impl Keeper {
     fn lose(&mut self, why: String) {
         self.observe(Observation::Extend(ExtendResult::LeaseLost));
         self.state.lease = self.state.lease.lost();
-        self.report(Event::LeaseLost(why));
+        self.report(Report::LeaseLost(why));
     }
 
     /// To be said once.
     fn exhausted(&mut self) {
         if self.state.halt_by.take().is_some() {
-            self.report(Event::LeaseExhausted);
+            self.report(Report::LeaseExhausted);
         }
     }
 
@@ -388,21 +395,21 @@ impl Keeper {
     /// What becomes of the message then is for the core to say.
     fn keeps_holding(&mut self, why: NotDeleted) {
         self.state.phase = Phase::Holding;
-        self.report(Event::NotDeleted(why));
+        self.report(Report::NotDeleted(why));
     }
 
     fn report_lease(&mut self) {
         if let Some(until) = self.state.lease.expires_at() {
-            self.report(Event::Held(until));
+            self.report(Report::Held(until));
         }
     }
 
-    fn report(&mut self, event: Event) {
-        self.reports.push_back(Report::Event(event));
+    fn report(&mut self, report: Report) {
+        self.reports.push_back(report);
     }
 
     fn observe(&mut self, observation: Observation) {
-        self.reports.push_back(Report::Observation(observation));
+        self.report(Report::Observation(observation));
     }
 
     /// Not waited for past the lease's end: by then the answer tells nothing.

@@ -14,10 +14,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::delivery::{Received, Redrive};
+use sha2::{Digest, Sha256};
+
+use super::delivery::{Delivery, DeliveryId, ReceiptHandle, Received, Redrive};
 use super::keep_reason::{KeepReason, Role};
-use super::notification::parse;
-use super::outcome::{Failure, Outcome, Timings, WorkRecord};
+use super::notification::{Record, parse};
+use super::outcome::{Failure, NoWorkReason, Outcome, Timings, WorkRecord};
 use super::report::{Ended, Held, Progress, Progressed, Report, Subject};
 use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
 use super::run_outcome::{ReceiveFailure, RunOutcome};
@@ -39,6 +41,34 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// What a message with this body is, and within which limits it is held.
+    fn assign(&self, body: String) -> (Assignment, Limits) {
+        let routed = match parse(&body) {
+            Ok(notification) => route(notification, &self.selection),
+            Err(_) if self.accept_raw => Ok(Route::Work(Content::Body(body))),
+            Err(why) => Err(why.to_string()),
+        };
+        let otherwise = |assignment| (assignment, self.limits.clone());
+        let content = match routed {
+            Ok(Route::Work(content)) => content,
+            Ok(Route::Nothing(why)) => return otherwise(Assignment::NothingToDo(why)),
+            Err(why) => return otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new())),
+        };
+        let (task, limits) = match job_type(&self.job_types, &content) {
+            Ok(Some(job_type)) => (Ok(job_type.task.clone()), &job_type.limits),
+            Ok(None) => {
+                let none = || "none takes it, and there is no command for all others".to_owned();
+                (self.task.clone().ok_or_else(none), &self.limits)
+            }
+            Err(why) => (Err(why), &self.limits),
+        };
+        let assignment = match task {
+            Ok(task) => Assignment::Work(content, task),
+            Err(why) => Assignment::Keep(KeepReason::NoJobType(why), content.records().to_vec()),
+        };
+        (assignment, limits.clone())
+    }
+
     /// All that may be run.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.task.iter().chain(self.job_types.iter().map(|it| &it.task))
@@ -46,7 +76,7 @@ impl Policy {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub enum Event {
     Received(Box<Received>),
     QueueEmpty,
@@ -105,7 +135,7 @@ pub enum Effect {
     Poll,
     /// Ask for no further message; the answer to the last request is still awaited.
     StopPolling,
-    Hold(Box<Received>, Limits),
+    Hold(Box<Hold>),
     Process(Box<Work>),
     /// End the command, and begin nothing more. What has succeeded is still published, within the grace.
     Halt,
@@ -134,10 +164,20 @@ pub enum Limit {
     LastPoll,
 }
 
+/// The lease that is to be held.
+#[derive(Debug, PartialEq)]
+pub struct Hold {
+    pub delivery: DeliveryId,
+    pub receipt: ReceiptHandle,
+    /// Just before the request that brought the message was sent.
+    pub asked_at: Duration,
+    pub limits: Limits,
+}
+
 /// What the Processor is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Work {
-    pub received: Received,
+    pub subject: Arc<Subject>,
     pub content: Content,
     pub task: Arc<Task>,
     /// Length of the message's lease with [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
@@ -163,11 +203,11 @@ pub struct Job {
 #[derive(Debug, Clone)]
 enum Phase {
     Receiving,
-    Processing(InHand),
+    Processing(InFlight),
     /// The work is being ended; why the message is kept is decided.
-    Halting(InHand, KeepReason),
+    Halting(InFlight, KeepReason),
     /// The verdict is given; why the message counts as kept should no answer come.
-    Settling(InHand, KeepReason),
+    Settling(InFlight, KeepReason),
     Done,
 }
 
@@ -178,21 +218,28 @@ enum Leaving {
     ActorDied(Role),
 }
 
-/// The message in hand.
+/// The message that is in flight for us.
 #[derive(Debug, Clone)]
-struct InHand {
-    received: Received,
-    /// `None` if there is nothing to work on.
-    content: Option<Content>,
-    /// `None` if there is nothing to run.
-    task: Option<Arc<Task>>,
+struct InFlight {
+    subject: Arc<Subject>,
+    /// `--max-duration` counts from here.
+    received_at: Duration,
+    /// Can the next delivery go on where this one ends?
+    resumes: bool,
     limits: Limits,
     progress: Option<Progress>,
     work: WorkRecord,
     /// When the verdict was first given.
     judged_at: Option<Duration>,
-    /// Was it told that the message will not be deleted?
-    letting_go: bool,
+    /// Was it reported that the message will not be deleted?
+    releasing: bool,
+}
+
+/// What a message is to us.
+enum Assignment {
+    Work(Content, Arc<Task>),
+    NothingToDo(NoWorkReason),
+    Keep(KeepReason, Vec<Record>),
 }
 
 /// What comes after an event.
@@ -216,9 +263,9 @@ impl Job {
         let run = Run { policy, left, kept, leaving, now };
         match phase {
             Phase::Receiving => run.receiving(event),
-            Phase::Processing(hand) => run.processing(hand, event),
-            Phase::Halting(hand, why) => run.halting(hand, why, event),
-            Phase::Settling(hand, unsettled) => run.settling(hand, unsettled, event),
+            Phase::Processing(current) => run.processing(current, event),
+            Phase::Halting(current, why) => run.halting(current, why, event),
+            Phase::Settling(current, unsettled) => run.settling(current, unsettled, event),
             Phase::Done => run.stay(Phase::Done),
         }
     }
@@ -284,49 +331,49 @@ impl Run {
     }
 
     /// The work runs.
-    fn processing(mut self, mut hand: InHand, event: Event) -> Step {
+    fn processing(mut self, mut current: InFlight, event: Event) -> Step {
         match event {
             Event::Resumed(worked) => {
-                let deadline_at = hand.received.received_at + hand.limits.max_duration;
+                let deadline_at = current.received_at + current.limits.max_duration;
                 let left = deadline_at.saturating_sub(worked).saturating_sub(self.now);
-                self.go(Phase::Processing(hand), vec![Effect::Shorten(left)])
+                self.go(Phase::Processing(current), vec![Effect::Shorten(left)])
             }
             Event::Progressed(progress) => {
-                hand.progress = Some(progress.clone());
-                let progressed = Progressed { subject: hand.subject(), progress };
-                self.go(Phase::Processing(hand), vec![Effect::Report(Report::Progressed(Box::new(progressed)))])
+                current.progress = Some(progress.clone());
+                let progressed = Progressed { subject: current.subject.clone(), progress };
+                self.go(Phase::Processing(current), vec![Effect::Report(Report::Progressed(Box::new(progressed)))])
             }
-            Event::RedriveKnown(redrive) => self.stay(Phase::Processing(hand.redriven(redrive))),
+            Event::RedriveKnown(redrive) => self.stay(Phase::Processing(current.redriven(redrive))),
             Event::Held(until) => {
-                let held = hand.held(until.saturating_sub(self.now));
-                self.go(Phase::Processing(hand), vec![held])
+                let held = current.held(until.saturating_sub(self.now));
+                self.go(Phase::Processing(current), vec![held])
             }
-            Event::Stalled => self.halt(hand, KeepReason::Stalled),
+            Event::Stalled => self.halt(current, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let Processed { outcome, work } = *processed;
-                let verdict = hand.limits.retry.judge(&hand.received.delivery, outcome);
-                hand.processed(work);
-                self.settle(hand, verdict)
+                let verdict = current.limits.retry.judge(&current.subject.delivery(), outcome);
+                current.processed(work);
+                self.settle(current, verdict)
             }
-            Event::LeaseLost(why) => self.halt(hand, KeepReason::LeaseLost(why)).and_abort_publish(),
-            Event::LeaseExhausted if hand.resumes() => self.halt(hand, KeepReason::HandedOver),
-            Event::LeaseExhausted => self.halt(hand, KeepReason::LeaseExhausted),
-            Event::Overdue(Limit::Work) => self.halt(hand, KeepReason::TimedOut),
+            Event::LeaseLost(why) => self.halt(current, KeepReason::LeaseLost(why)).and_abort_publish(),
+            Event::LeaseExhausted if current.resumes => self.halt(current, KeepReason::HandedOver),
+            Event::LeaseExhausted => self.halt(current, KeepReason::LeaseExhausted),
+            Event::Overdue(Limit::Work) => self.halt(current, KeepReason::TimedOut),
             Event::StopRequested => {
                 self.leaving = Some(Leaving::Stopped);
-                self.halt(hand, KeepReason::Stopped)
+                self.halt(current, KeepReason::Stopped)
             }
             Event::ActorDied(role @ Role::Processor) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.keep(hand, KeepReason::ActorDied(role))
+                self.keep(current, KeepReason::ActorDied(role))
             }
             Event::ActorDied(role @ Role::Receiver) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.halt(hand, KeepReason::ActorDied(role))
+                self.halt(current, KeepReason::ActorDied(role))
             }
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.halt(hand, KeepReason::ActorDied(role)).and_abort_publish()
+                self.halt(current, KeepReason::ActorDied(role)).and_abort_publish()
             }
             Event::Received(_)
             | Event::QueueEmpty
@@ -334,45 +381,45 @@ impl Run {
             | Event::Settled(_)
             | Event::NotDeleted(_)
             | Event::Overdue(Limit::Halt | Limit::Settle | Limit::LastPoll)
-            | Event::ActorDied(Role::Reporter) => self.stay(Phase::Processing(hand)),
+            | Event::ActorDied(Role::Reporter) => self.stay(Phase::Processing(current)),
         }
     }
 
     /// The work is being ended: a command by TERM, and what has succeeded by being published. Whatever it says from now on,
     /// the message is kept.
-    fn halting(mut self, mut hand: InHand, why: KeepReason, event: Event) -> Step {
+    fn halting(mut self, mut current: InFlight, why: KeepReason, event: Event) -> Step {
         match event {
             Event::Processed(processed) => {
-                hand.processed(processed.work);
-                self.keep(hand, why)
+                current.processed(processed.work);
+                self.keep(current, why)
             }
             // A Processor that does not answer is as good as dead: it gets no further message.
             Event::Overdue(Limit::Halt) => {
                 self.leaving = self.leaving.or(Some(Leaving::ActorDied(Role::Processor)));
-                self.keep(hand, why)
+                self.keep(current, why)
             }
             Event::ActorDied(role @ Role::Processor) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.keep(hand, why)
+                self.keep(current, why)
             }
             // The reason changes, because nobody is left who could let go of the message.
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.stay(Phase::Halting(hand, KeepReason::ActorDied(role))).and_abort_publish()
+                self.stay(Phase::Halting(current, KeepReason::ActorDied(role))).and_abort_publish()
             }
-            Event::LeaseLost(_) => self.stay(Phase::Halting(hand, why)).and_abort_publish(),
+            Event::LeaseLost(_) => self.stay(Phase::Halting(current, why)).and_abort_publish(),
             Event::ActorDied(role @ Role::Receiver) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.stay(Phase::Halting(hand, why))
+                self.stay(Phase::Halting(current, why))
             }
             Event::StopRequested => {
                 self.leaving = self.leaving.or(Some(Leaving::Stopped));
-                self.stay(Phase::Halting(hand, why))
+                self.stay(Phase::Halting(current, why))
             }
-            Event::RedriveKnown(redrive) => self.stay(Phase::Halting(hand.redriven(redrive), why)),
+            Event::RedriveKnown(redrive) => self.stay(Phase::Halting(current.redriven(redrive), why)),
             Event::Held(until) => {
-                let held = hand.held(until.saturating_sub(self.now));
-                self.go(Phase::Halting(hand, why), vec![held])
+                let held = current.held(until.saturating_sub(self.now));
+                self.go(Phase::Halting(current, why), vec![held])
             }
             Event::Received(_)
             | Event::QueueEmpty
@@ -384,32 +431,32 @@ impl Run {
             | Event::Settled(_)
             | Event::NotDeleted(_)
             | Event::Overdue(Limit::Work | Limit::Settle | Limit::LastPoll)
-            | Event::ActorDied(Role::Reporter) => self.stay(Phase::Halting(hand, why)),
+            | Event::ActorDied(Role::Reporter) => self.stay(Phase::Halting(current, why)),
         }
     }
 
     /// The VisibilityHeartbeat deletes the message or lets it go.
-    fn settling(mut self, hand: InHand, unsettled: KeepReason, event: Event) -> Step {
+    fn settling(mut self, current: InFlight, unsettled: KeepReason, event: Event) -> Step {
         match event {
-            Event::Settled(settlement) => self.settled(hand, settlement),
-            Event::RedriveKnown(redrive) => self.stay(Phase::Settling(hand.redriven(redrive), unsettled)),
+            Event::Settled(settlement) => self.settled(current, settlement),
+            Event::RedriveKnown(redrive) => self.stay(Phase::Settling(current.redriven(redrive), unsettled)),
             Event::NotDeleted(NotDeleted::Withdrawn) => {
                 let why = match self.leaving {
                     Some(Leaving::ActorDied(role)) => KeepReason::ActorDied(role),
                     Some(Leaving::Stopped) | None => KeepReason::Stopped,
                 };
-                self.keep_after_all(hand, why)
+                self.keep_after_all(current, why)
             }
-            Event::NotDeleted(NotDeleted::LeaseLost) => self.keep_after_all(hand, KeepReason::LostAfterSuccess),
-            Event::NotDeleted(NotDeleted::GaveUp(why)) => self.keep_after_all(hand, KeepReason::DeleteFailed(why)),
-            Event::Overdue(Limit::Settle) => self.settled(hand, Settlement::Kept(unsettled, Return::Unknown)),
+            Event::NotDeleted(NotDeleted::LeaseLost) => self.keep_after_all(current, KeepReason::LostAfterSuccess),
+            Event::NotDeleted(NotDeleted::GaveUp(why)) => self.keep_after_all(current, KeepReason::DeleteFailed(why)),
+            Event::Overdue(Limit::Settle) => self.settled(current, Settlement::Kept(unsettled, Return::Unknown)),
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.settled(hand, Settlement::Kept(KeepReason::ActorDied(role), Return::Unknown))
+                self.settled(current, Settlement::Kept(KeepReason::ActorDied(role), Return::Unknown))
             }
-            Event::StopRequested if self.leaving.is_none() => self.withdraw(hand, unsettled, Leaving::Stopped),
+            Event::StopRequested if self.leaving.is_none() => self.withdraw(current, unsettled, Leaving::Stopped),
             Event::ActorDied(role @ (Role::Receiver | Role::Processor)) if self.leaving.is_none() => {
-                self.withdraw(hand, unsettled, Leaving::ActorDied(role))
+                self.withdraw(current, unsettled, Leaving::ActorDied(role))
             }
             Event::StopRequested
             | Event::Received(_)
@@ -424,67 +471,62 @@ impl Run {
             | Event::LeaseExhausted
             | Event::Overdue(Limit::Work | Limit::Halt | Limit::LastPoll)
             | Event::ActorDied(Role::Receiver | Role::Processor | Role::Reporter) => {
-                self.stay(Phase::Settling(hand, unsettled))
+                self.stay(Phase::Settling(current, unsettled))
             }
         }
     }
 
     fn received(mut self, received: Received) -> Step {
         self.left = self.left.saturating_sub(1);
-        let routed = match parse(&received.delivery.body) {
-            Ok(notification) => route(notification, &self.policy.selection),
-            Err(_) if self.policy.accept_raw => Ok(Route::Work(Content::Body)),
-            Err(why) => Err(why.to_string()),
+        // Taken apart once: the handle goes to whoever holds the lease, and the body is the work or goes away after its hash.
+        let Received { delivery, asked_at, received_at, redrive } = received;
+        let id = delivery.id();
+        let Delivery { message_id, receipt, body, receive_count, sent_at, idempotency_key, traceparent } = delivery;
+        let body_sha256 = hex::encode(Sha256::digest(&body));
+        let (assignment, limits) = self.policy.assign(body);
+        let (records, job_type) = match &assignment {
+            Assignment::Work(content, task) => (content.records(), Some(task.name.clone())),
+            Assignment::Keep(_, records) => (&records[..], None),
+            Assignment::NothingToDo(_) => (&[][..], None),
         };
-        let mut limits = self.policy.limits.clone();
-        let (content, task, verdict) = match routed {
-            Ok(Route::Work(content)) => {
-                let picked = job_type(&self.policy.job_types, &content).and_then(|job_type| {
-                    limits = job_type.map_or(&self.policy.limits, |it| &it.limits).clone();
-                    let task = job_type.map(|it| &it.task).or(self.policy.task.as_ref());
-                    task.cloned().ok_or_else(|| "none takes it, and there is no command for all others".to_owned())
-                });
-                match picked {
-                    Ok(task) => (Some(content), Some(task), None),
-                    Err(why) => {
-                        let verdict = limits.retry.keep(&received.delivery, KeepReason::NoJobType(why));
-                        (Some(content), None, Some(verdict))
-                    }
-                }
-            }
-            Ok(Route::Nothing(why)) => {
-                (None, None, Some(Verdict::Delete(Completed::new(&received.delivery, Completion::NothingToDo(why)))))
-            }
-            Err(why) => (None, None, Some(limits.retry.keep(&received.delivery, KeepReason::NotANotification(why)))),
-        };
-        let hold = Effect::Hold(Box::new(received.clone()), limits.clone());
-        let receive = received.received_at.saturating_sub(received.asked_at);
-        let timings = Timings { receive, ..Timings::default() };
-        let hand = InHand {
-            work: WorkRecord { timings, ..WorkRecord::default() },
-            received,
-            content,
-            task,
+        let subject = Arc::new(Subject {
+            message_id,
+            receive_count,
+            redrive,
+            sent_at,
+            idempotency_key,
+            traceparent,
+            body_sha256,
+            job_type,
+            objects: records.iter().map(|record| record.object.clone()).collect(),
+        });
+        let timings = Timings { receive: received_at.saturating_sub(asked_at), ..Timings::default() };
+        let hold = Effect::Hold(Box::new(Hold { delivery: id.clone(), receipt, asked_at, limits: limits.clone() }));
+        let started = Effect::Report(Report::Started(subject.clone()));
+        let mut current = InFlight {
+            subject: subject.clone(),
+            received_at,
+            resumes: false,
             limits,
             progress: None,
+            work: WorkRecord { timings, ..WorkRecord::default() },
             judged_at: None,
-            letting_go: false,
+            releasing: false,
         };
-        let started = Effect::Report(Report::Started(hand.subject()));
-        let mut step = if self.leaving.is_some() {
-            self.keep(hand, KeepReason::Stopped)
-        } else if let Some(verdict) = verdict {
-            self.settle(hand, verdict)
-        } else {
-            let work = Work {
-                received: hand.received.clone(),
-                content: hand.content.clone().expect("what is not settled is worked on"),
-                task: hand.task.clone().expect("what is worked on has a task"),
-                visibility: hand.limits.visibility,
-                stop_grace: hand.limits.stop_grace,
-                deadline_at: hand.received.received_at + hand.limits.max_duration,
-            };
-            self.go(Phase::Processing(hand), vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)])
+        let mut step = match assignment {
+            _ if self.leaving.is_some() => self.keep(current, KeepReason::Stopped),
+            Assignment::Keep(why, _) => self.keep(current, why),
+            Assignment::NothingToDo(why) => {
+                let completed = Completed::new(&id, Completion::NothingToDo(why));
+                self.settle(current, Verdict::Delete(completed))
+            }
+            Assignment::Work(content, task) => {
+                current.resumes = task.checkpoint.is_some();
+                let Limits { visibility, stop_grace, max_duration, .. } = current.limits;
+                let deadline_at = received_at + max_duration;
+                let work = Work { subject, content, task, visibility, stop_grace, deadline_at };
+                self.go(Phase::Processing(current), vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)])
+            }
         };
         step.effects.splice(0..0, [hold, started]);
         step
@@ -495,49 +537,49 @@ impl Run {
         self.go(Phase::Receiving, vec![Effect::StopPolling, Effect::Await(Limit::LastPoll)])
     }
 
-    fn withdraw(mut self, hand: InHand, unsettled: KeepReason, why: Leaving) -> Step {
+    fn withdraw(mut self, current: InFlight, unsettled: KeepReason, why: Leaving) -> Step {
         self.leaving = Some(why);
-        self.go(Phase::Settling(hand, unsettled), vec![Effect::Withdraw, Effect::Await(Limit::Settle)])
+        self.go(Phase::Settling(current, unsettled), vec![Effect::Withdraw, Effect::Await(Limit::Settle)])
     }
 
-    fn halt(self, mut hand: InHand, why: KeepReason) -> Step {
+    fn halt(self, mut current: InFlight, why: KeepReason) -> Step {
         let mut effects = vec![Effect::Halt, Effect::Await(Limit::Halt)];
-        effects.extend(hand.letting_go());
-        self.go(Phase::Halting(hand, why), effects)
+        effects.extend(current.reports_release());
+        self.go(Phase::Halting(current, why), effects)
     }
 
-    fn keep(self, hand: InHand, why: KeepReason) -> Step {
+    fn keep(self, current: InFlight, why: KeepReason) -> Step {
         if why == KeepReason::ActorDied(Role::VisibilityHeartbeat) {
-            return self.settled(hand, Settlement::Kept(why, Return::Unknown));
+            return self.settled(current, Settlement::Kept(why, Return::Unknown));
         }
-        let verdict = hand.limits.retry.keep(&hand.received.delivery, why);
-        self.settle(hand, verdict)
+        let verdict = current.limits.retry.keep(&current.subject.delivery(), why);
+        self.settle(current, verdict)
     }
 
     /// A limit for the settlement that runs already goes on running.
-    fn keep_after_all(self, hand: InHand, why: KeepReason) -> Step {
-        let mut step = self.keep(hand, why);
+    fn keep_after_all(self, current: InFlight, why: KeepReason) -> Step {
+        let mut step = self.keep(current, why);
         step.effects.retain(|effect| *effect != Effect::Await(Limit::Settle));
         step
     }
 
-    fn settle(self, mut hand: InHand, verdict: Verdict) -> Step {
-        hand.judged_at = hand.judged_at.or(Some(self.now));
+    fn settle(self, mut current: InFlight, verdict: Verdict) -> Step {
+        current.judged_at = current.judged_at.or(Some(self.now));
         let unsettled = match &verdict {
             Verdict::Delete(_) => KeepReason::DeleteFailed("no answer within the time left for the stop".to_owned()),
             Verdict::Keep(why, _) => why.clone(),
         };
-        let letting_go = if let Verdict::Keep(..) = &verdict { hand.letting_go() } else { None };
+        let letting_go = if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };
         let mut effects = vec![Effect::Settle(verdict)];
         effects.extend(letting_go);
         if self.leaving.is_some() {
             effects.push(Effect::Await(Limit::Settle));
         }
-        self.go(Phase::Settling(hand, unsettled), effects)
+        self.go(Phase::Settling(current, unsettled), effects)
     }
 
-    fn settled(mut self, hand: InHand, settlement: Settlement) -> Step {
-        let ended = Effect::Report(Report::Ended(Box::new(hand.ended(self.now, settlement.clone()))));
+    fn settled(mut self, current: InFlight, settlement: Settlement) -> Step {
+        let ended = Effect::Report(Report::Ended(Box::new(current.ended(self.now, settlement.clone()))));
         let go_on = match settlement {
             Settlement::Deleted(_) => true,
             Settlement::Kept(why, _) => {
@@ -583,30 +625,20 @@ impl Step {
     }
 }
 
-impl InHand {
+impl InFlight {
     fn held(&self, remaining: Duration) -> Effect {
-        Effect::Report(Report::Held(Box::new(Held { subject: self.subject(), remaining })))
-    }
-
-    fn subject(&self) -> Subject {
-        let records = self.content.as_ref().map_or(&[][..], Content::records);
-        Subject::new(&self.received, records, self.task.as_ref().map(|task| task.name.clone()))
+        Effect::Report(Report::Held(Box::new(Held { subject: self.subject.clone(), remaining })))
     }
 
     fn redriven(mut self, redrive: Redrive) -> Self {
-        self.received.redrive = redrive;
+        Arc::make_mut(&mut self.subject).redrive = redrive;
         self
     }
 
-    /// Can the next delivery go on where this one ends?
-    fn resumes(&self) -> bool {
-        self.task.as_ref().is_some_and(|task| task.checkpoint.is_some())
-    }
-
-    /// To be told once.
-    fn letting_go(&mut self) -> Option<Effect> {
-        let told = std::mem::replace(&mut self.letting_go, true);
-        (!told).then(|| Effect::Report(Report::LettingGo(self.received.delivery.message_id.clone())))
+    /// Once.
+    fn reports_release(&mut self) -> Option<Effect> {
+        let was_reported = std::mem::replace(&mut self.releasing, true);
+        (!was_reported).then(|| Effect::Report(Report::LettingGo(self.subject.message_id.clone())))
     }
 
     fn processed(&mut self, work: WorkRecord) {
@@ -617,14 +649,9 @@ impl InHand {
     fn ended(self, now: Duration, settlement: Settlement) -> Ended {
         let timings = Timings {
             settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
-            total: now.saturating_sub(self.received.received_at),
+            total: now.saturating_sub(self.received_at),
             ..self.work.timings
         };
-        Ended {
-            subject: self.subject(),
-            settlement,
-            progress: self.progress,
-            work: WorkRecord { timings, ..self.work },
-        }
+        Ended { subject: self.subject, settlement, progress: self.progress, work: WorkRecord { timings, ..self.work } }
     }
 }

@@ -1,11 +1,10 @@
 //! 7 PodTelemetry: what logs, metrics and the termination message are made from.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sha2::{Digest, Sha256};
-
-use super::delivery::{MessageId, Received, Redrive};
-use super::notification::{Object, Record};
+use super::delivery::{DeliveryId, MessageId, Redrive};
+use super::notification::Object;
 use super::outcome::{NoWorkReason, WorkRecord};
 use super::verdict::{Completion, Return, Settlement};
 
@@ -13,7 +12,7 @@ use super::verdict::{Completion, Return, Settlement};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
     /// A message is in hand and its work begins.
-    Started(Subject),
+    Started(Arc<Subject>),
     /// The lease of the message lasts longer than before.
     Held(Box<Held>),
     /// The command says how far it is; told about once a second, if there is something new.
@@ -94,6 +93,8 @@ pub struct Subject {
     pub redrive: Redrive,
     /// By the queue's clock.
     pub sent_at: Option<SystemTime>,
+    /// What the sender calls this piece of work, see [`Delivery`](super::delivery::Delivery).
+    pub idempotency_key: Option<String>,
     pub traceparent: Option<String>,
     /// SHA-256 of the body in hexadecimal; the body itself is told to nobody.
     pub body_sha256: String,
@@ -104,18 +105,8 @@ pub struct Subject {
 }
 
 impl Subject {
-    pub(super) fn new(received: &Received, records: &[Record], job_type: Option<String>) -> Self {
-        let delivery = &received.delivery;
-        Self {
-            message_id: delivery.message_id.clone(),
-            receive_count: delivery.receive_count,
-            redrive: received.redrive.clone(),
-            sent_at: delivery.sent_at,
-            traceparent: delivery.traceparent.clone(),
-            body_sha256: hex::encode(Sha256::digest(&delivery.body)),
-            job_type,
-            objects: records.iter().map(|record| record.object.clone()).collect(),
-        }
+    pub fn delivery(&self) -> DeliveryId {
+        DeliveryId { message_id: self.message_id.clone(), receive_count: self.receive_count }
     }
 
     /// `attempt 2 of 5`
@@ -130,7 +121,7 @@ impl Subject {
 /// A message that stays hidden.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Held {
-    pub subject: Subject,
+    pub subject: Arc<Subject>,
     /// If nobody extends the lease again.
     pub remaining: Duration,
 }
@@ -138,7 +129,7 @@ pub struct Held {
 /// How far the work on a message is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progressed {
-    pub subject: Subject,
+    pub subject: Arc<Subject>,
     pub progress: Progress,
 }
 
@@ -153,7 +144,7 @@ pub struct Progress {
 /// One message, from its receive to its end with us.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
-    pub subject: Subject,
+    pub subject: Arc<Subject>,
     pub settlement: Settlement,
     /// What the command said last of its progress.
     pub progress: Option<Progress>,

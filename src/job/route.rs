@@ -47,7 +47,7 @@ impl Match {
 pub fn job_type<'a>(types: &'a [JobType], content: &Content) -> Result<Option<&'a JobType>, String> {
     let records = match content {
         Content::Objects(records) => records,
-        Content::Body => return Ok(types.iter().find(|it| it.matches.takes_all())),
+        Content::Body(_) => return Ok(types.iter().find(|it| it.matches.takes_all())),
     };
     let mut taken = records.iter().map(|record| types.iter().find(|it| it.matches.takes(record)));
     let first = taken.next().flatten();
@@ -122,8 +122,8 @@ pub struct Limits {
 pub enum Content {
     /// In the notification's order; never empty.
     Objects(Vec<Record>),
-    /// The body itself, which is no S3 notification (`--accept-raw`).
-    Body,
+    /// The body itself, which is not an S3 notification (`--accept-raw`).
+    Body(String),
 }
 
 impl Content {
@@ -131,7 +131,7 @@ impl Content {
     pub fn records(&self) -> &[Record] {
         match self {
             Self::Objects(records) => records,
-            Self::Body => &[],
+            Self::Body(_) => &[],
         }
     }
 }

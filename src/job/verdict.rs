@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::backoff::backoff;
-use super::delivery::{Delivery, ReceiptHandle};
+use super::delivery::DeliveryId;
 use super::keep_reason::{KeepReason, Visible};
 use super::lease::Lease;
 use super::outcome::{CommandReport, Exit, Failure, NoWorkReason, Outcome};
@@ -27,13 +27,17 @@ pub enum Completion {
 /// Its fields are private and its only constructor is private to the core: "delete only on success" is checked by the compiler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
-    receipt: ReceiptHandle,
+    delivery: DeliveryId,
     why: Completion,
 }
 
 impl Completed {
-    pub(super) fn new(delivery: &Delivery, why: Completion) -> Self {
-        Self { receipt: delivery.receipt.clone(), why }
+    pub(super) fn new(delivery: &DeliveryId, why: Completion) -> Self {
+        Self { delivery: delivery.clone(), why }
+    }
+
+    pub fn is_of(&self, delivery: &DeliveryId) -> bool {
+        self.delivery == *delivery
     }
 
     pub fn why(&self) -> Completion {
@@ -43,20 +47,14 @@ impl Completed {
     /// The right to send one DeleteMessage now; `None` once the lease cannot be proved any more, so that a
     /// process that was frozen between success and delete does not delete what somebody else works on.
     pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit<'_>> {
-        lease.is_held(now).then_some(DeletePermit { receipt: &self.receipt })
+        lease.is_held(now).then_some(DeletePermit { _completed: self })
     }
 }
 
 /// The right to send one DeleteMessage. `Queue::delete` takes nothing else.
 #[derive(Debug)]
 pub struct DeletePermit<'a> {
-    receipt: &'a ReceiptHandle,
-}
-
-impl DeletePermit<'_> {
-    pub fn receipt(&self) -> &ReceiptHandle {
-        self.receipt
-    }
+    _completed: &'a Completed,
 }
 
 /// When a kept message becomes visible again.
@@ -123,7 +121,7 @@ const TEMPORARY: i32 = 75;
 
 impl RetryPolicy {
     /// The verdict on work that ended by itself.
-    pub fn judge(&self, delivery: &Delivery, outcome: Outcome) -> Verdict {
+    pub fn judge(&self, delivery: &DeliveryId, outcome: Outcome) -> Verdict {
         let failure = match outcome {
             Outcome::Finished => return Verdict::Delete(Completed::new(delivery, Completion::Succeeded)),
             Outcome::ObjectsGone => {
@@ -156,7 +154,7 @@ impl RetryPolicy {
     }
 
     /// Keep, and come back when this reason says so.
-    pub fn keep(&self, delivery: &Delivery, reason: KeepReason) -> Verdict {
+    pub fn keep(&self, delivery: &DeliveryId, reason: KeepReason) -> Verdict {
         let release = match (reason.row().visible, self.retry) {
             (Visible::ByItself, _) | (Visible::Soon | Visible::AfterBackoff, Retry::Expire) => Release::Expire,
             (Visible::AtOnce, _) => Release::After(Duration::ZERO),
@@ -180,16 +178,8 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn delivery(id: &str, receive_count: u32) -> Delivery {
-        Delivery {
-            message_id: MessageId::new(id),
-            receipt: ReceiptHandle::new("r"),
-            body: String::new(),
-            receive_count,
-            sent_at: None,
-            idempotency_key: None,
-            traceparent: None,
-        }
+    fn delivery(id: &str, receive_count: u32) -> DeliveryId {
+        DeliveryId { message_id: MessageId::new(id), receive_count }
     }
 
     fn policy() -> RetryPolicy {

@@ -267,7 +267,7 @@ impl Queue for MemoryQueue {
     async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
         let (queue, entry) = (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
         let fault = self.lock().change_faults.pop_front();
-        let receipt = receipt.clone();
+        let receipt = on_the_way(receipt);
         on_the_wire(fault, async move {
             queue.change(|state, now| {
                 state.log[entry].acted_at = Some(now);
@@ -277,10 +277,10 @@ impl Queue for MemoryQueue {
         .await
     }
 
-    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
-        let (queue, entry) = (self.clone(), self.asked(Call::Delete, Some(permit.receipt())));
+    async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit<'_>) -> Result<(), DeleteError> {
+        let (queue, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
         let fault = self.lock().delete_faults.pop_front();
-        let receipt = permit.receipt().clone();
+        let receipt = on_the_way(receipt);
         on_the_wire(fault, async move {
             queue.change(|state, now| {
                 state.log[entry].acted_at = Some(now);
@@ -293,6 +293,11 @@ impl Queue for MemoryQueue {
     async fn redrive(&self) -> Result<Redrive, String> {
         Ok(self.lock().redrive.clone())
     }
+}
+
+/// A handle as a request carries it.
+fn on_the_way(receipt: &ReceiptHandle) -> ReceiptHandle {
+    ReceiptHandle::new(receipt.expose())
 }
 
 /// Sends a request and waits for its answer. The request is a task of its own: once sent it comes through,
@@ -503,9 +508,11 @@ mod tests {
 
     async fn delete(queue: &MemoryQueue, delivery: &Delivery) -> Result<(), DeleteError> {
         let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
-        let Verdict::Delete(completed) = policy.judge(delivery, Outcome::Finished) else { panic!("not completed") };
+        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+            panic!("not completed")
+        };
         let lease = Lease::taken(Strategy::Heartbeat, S, Duration::ZERO);
-        queue.delete(completed.permit(&lease, Duration::ZERO).unwrap()).await
+        queue.delete(&delivery.receipt, completed.permit(&lease, Duration::ZERO).unwrap()).await
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,7 +49,7 @@ pub trait Queue: Send + Sync {
     /// Hides the message for `visibility` from now on, in place of what was left; zero makes it visible.
     async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError>;
 
-    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError>;
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit<'_>) -> Result<(), DeleteError>;
 
     /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot ever be read. The error says why there was no
     /// answer, and is worth asking again.

@@ -212,8 +212,7 @@ impl Queue for Sqs {
         })
     }
 
-    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
-        let receipt = permit.receipt();
+    async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit<'_>) -> Result<(), DeleteError> {
         let answer =
             self.client.delete_message().queue_url(&self.queue_url).receipt_handle(receipt.expose()).send().await;
         let Err(error) = answer else { return Ok(()) };
@@ -541,9 +540,9 @@ mod tests {
             idempotency_key: None,
             traceparent: None,
         };
-        let Verdict::Delete(completed) = policy.judge(&delivery, Outcome::Finished) else { panic!("it finished") };
+        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else { panic!("it finished") };
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
-        queue.delete(completed.permit(&lease, S).expect("held")).await
+        queue.delete(&delivery.receipt, completed.permit(&lease, S).expect("held")).await
     }
 
     #[tokio::test]

@@ -299,6 +299,7 @@ mod tests {
             receive_count: 2,
             redrive: Redrive::Unknown,
             sent_at: None,
+            idempotency_key: None,
             traceparent: None,
             body_sha256: String::new(),
             job_type: None,
@@ -307,7 +308,7 @@ mod tests {
     }
 
     fn ended(key: &str, settlement: Settlement) -> Ended {
-        Ended { subject: subject(key), settlement, progress: None, work: WorkRecord::default() }
+        Ended { subject: Arc::new(subject(key)), settlement, progress: None, work: WorkRecord::default() }
     }
 
     /// Message, outcome, and how many others are in progress.
@@ -343,8 +344,8 @@ mod tests {
         is_now(said("b", "in_progress", 1));
         told.ended(&ended("b", deleted()), now);
         is_now(said("c", "in_progress", 0));
-        told.held(&Held { subject: subject("c"), remaining: Duration::from_mins(2) }, now);
-        told.held(&Held { subject: subject("a"), remaining: Duration::from_mins(2) }, now);
+        told.held(&Held { subject: Arc::new(subject("c")), remaining: Duration::from_mins(2) }, now);
+        told.held(&Held { subject: Arc::new(subject("a")), remaining: Duration::from_mins(2) }, now);
         is_now(said("c", "in_progress", 0));
         told.ended(&ended("c", deleted()), now);
         is_now(said("a", "stalled", 0));
@@ -377,7 +378,7 @@ mod tests {
         };
         let settlement = Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
         let mut ended = ended("m", settlement);
-        ended.subject.objects = vec![object];
+        Arc::make_mut(&mut ended.subject).objects = vec![object];
         ended.work.reason = Some("\u{1}".repeat(500));
         ended.work.published = Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
         let record: Arc<Mutex<Vec<u8>>> = Arc::default();

@@ -23,7 +23,6 @@ use walkdir::WalkDir;
 use super::fetch::{self, FetchPolicy};
 use super::workspace::{WorkDir, Workspace};
 use super::{Item, Runtime};
-use crate::job::delivery::Received;
 use crate::job::notification::Object;
 use crate::job::outcome::Failure;
 use crate::job::place::{Place, Values};
@@ -93,13 +92,13 @@ impl Checkpoints {
         work_dir: &'a WorkDir,
     ) -> Result<Checkpoint<'a>, Failure> {
         let Item { work, number, record, space, halt, runtime, .. } = item;
-        let Received { delivery, .. } = &work.received;
+        let subject = &work.subject;
         let place = how.place.place(Values {
             key: record.map(|record| record.object.key.as_str()),
-            message_id: delivery.message_id.as_str(),
+            message_id: subject.message_id.as_str(),
             job_type: &work.task.name,
         });
-        let folder = place.key(&format!("{}/{number}/", delivery.message_id));
+        let folder = place.key(&format!("{}/{number}/", subject.message_id));
         let directory = space.checkpoint();
         fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
         let identity = Identity::of(&directory).map_err(|why| Failure::Start(format!("JOB_CHECKPOINT_DIR: {why}")))?;
@@ -109,7 +108,7 @@ impl Checkpoints {
             work_dir,
             space,
             bucket: place.bucket,
-            key: format!("{folder}{}.tar", delivery.receive_count),
+            key: format!("{folder}{}.tar", subject.receive_count),
             saved: None,
             worked: Duration::ZERO,
             runtime,
@@ -120,7 +119,7 @@ impl Checkpoints {
         };
         let keys = self.storage.list(&checkpoint.bucket, &folder).await.map_err(Failure::Fetch)?;
         let count = |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
-        let before = keys.into_iter().filter(|key| count(key).is_some_and(|count| count < delivery.receive_count));
+        let before = keys.into_iter().filter(|key| count(key).is_some_and(|count| count < subject.receive_count));
         let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
 
         let bucket = checkpoint.bucket.clone();

@@ -8,14 +8,15 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::workspace::Workspace;
-use crate::job::delivery::{Received, Redrive};
+use crate::job::delivery::Redrive;
 use crate::job::notification::Record;
+use crate::job::report::Subject;
 use crate::job::route::{Input, Task};
 
 /// What a command is told about its job.
 pub struct Given<'a> {
     pub job_id: &'a str,
-    pub received: &'a Received,
+    pub subject: &'a Subject,
     /// `None` if the body itself is the work.
     pub record: Option<&'a Record>,
     pub task: &'a Task,
@@ -46,7 +47,7 @@ impl Given<'_> {
         env.retain(|(_, value)| !value.as_encoded_bytes().contains(&0));
         env.push(("JOB_FILE".into(), job_file.into()));
         env.push(("TMPDIR".into(), self.space.tmp().into()));
-        if let Some(traceparent) = &self.received.delivery.traceparent {
+        if let Some(traceparent) = &self.subject.traceparent {
             env.push(("TRACEPARENT".into(), traceparent.into()));
         }
         Ok(env)
@@ -54,23 +55,23 @@ impl Given<'_> {
 
     /// Only what is known is there: a name without a value is left out.
     fn facts(&self) -> Map<String, Value> {
-        let Received { delivery, redrive, .. } = self.received;
+        let Subject { message_id, receive_count, redrive, .. } = self.subject;
         let (event, object) = self.record.map(|record| (&record.event, &record.object)).unzip();
         let path = |path: &Path| json!(path.to_string_lossy());
         let facts = [
             ("version", json!(1)),
             ("id", json!(self.job_id)),
             ("type", json!(self.task.name)),
-            ("message_id", json!(delivery.message_id.as_str())),
+            ("message_id", json!(message_id.as_str())),
             ("event", json!(event)),
             ("bucket", json!(object.map(|object| &object.bucket))),
             ("key", json!(object.map(|object| &object.key))),
             ("version_id", json!(object.and_then(|object| object.version_id.as_ref()))),
             ("etag", json!(object.and_then(|object| object.etag.as_ref()))),
             ("size", json!(object.and_then(|object| object.size))),
-            ("receive_count", json!(delivery.receive_count)),
+            ("receive_count", json!(receive_count)),
             ("max_receive_count", json!(redrive.max_receive_count())),
-            ("final_attempt", json!((*redrive != Redrive::Unknown).then(|| redrive.is_final(delivery.receive_count)))),
+            ("final_attempt", json!((*redrive != Redrive::Unknown).then(|| redrive.is_final(*receive_count)))),
             ("deadline", json!(humantime::format_rfc3339_seconds(self.deadline).to_string())),
             ("input", if self.task.input == Input::None { Value::Null } else { path(&self.space.input()) }),
             ("output_dir", path(&self.space.output())),

@@ -16,11 +16,11 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Report, Seen};
-use crate::job::delivery::Delivery;
 use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::outcome::Failure;
 use crate::job::place::Place;
+use crate::job::report::Subject;
 use crate::ports::clock::Clock;
 use crate::ports::{Condition, RecordError, Records};
 use crate::work::last_error::retrying;
@@ -97,24 +97,24 @@ impl Idempotency {
     /// longer than SQS does. Waits while a living pod has it: to give the message back instead would burn its receives.
     pub async fn claim(
         &self,
-        delivery: &Delivery,
+        subject: &Subject,
         number: usize,
         record: Option<&Record>,
         time_to_live: Duration,
     ) -> Result<Claimed, Failure> {
         let mut own = OwnRecord {
             of: self.clone(),
-            key: self.place.key(&self.name(delivery, number, record)),
+            key: self.place.key(&self.name(subject, number, record)),
             nonce: format!("{:016x}", fastrand::u64(..)),
             time_to_live,
             about: About {
                 queue: self.queue.clone(),
-                message_id: delivery.message_id.to_string(),
-                receive_count: delivery.receive_count,
+                message_id: subject.message_id.to_string(),
+                receive_count: subject.receive_count,
                 bucket: record.map(|record| record.object.bucket.clone()),
                 key: record.map(|record| record.object.key.clone()),
             },
-            claim: Claim::new(delivery.message_id.clone(), time_to_live, self.clock.now()),
+            claim: Claim::new(subject.message_id.clone(), time_to_live, self.clock.now()),
         };
         match own.next_milestone().await {
             Milestone::AlreadyDone => Ok(Claimed::AlreadyDone),
@@ -126,8 +126,8 @@ impl Idempotency {
 
     /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and the
     /// event about it.
-    fn name(&self, delivery: &Delivery, number: usize, record: Option<&Record>) -> String {
-        let message_id = delivery.message_id.as_str();
+    fn name(&self, subject: &Subject, number: usize, record: Option<&Record>) -> String {
+        let message_id = subject.message_id.as_str();
         let of = |Record { event, object, .. }: &Record| {
             let version = object.version_id.as_ref().or(object.etag.as_ref());
             // S3 numbers puts and deletes only. Of all others nothing but the message tells one from the next.
@@ -137,7 +137,7 @@ impl Idempotency {
             };
             serde_json::json!([self.queue, event, object.bucket, object.key, version, which])
         };
-        let named = match (&delivery.idempotency_key, record) {
+        let named = match (&subject.idempotency_key, record) {
             (Some(key), _) => serde_json::json!([self.queue, key, number]),
             (None, Some(record)) => of(record),
             // A body of its own kind is one message's.

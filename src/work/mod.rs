@@ -143,14 +143,14 @@ impl Worker for Bench {
         let mut outcome = Outcome::Finished;
         let items: Vec<Option<&Record>> = match &work.content {
             Content::Objects(records) => records.iter().map(Some).collect(),
-            Content::Body => vec![None],
+            Content::Body(_) => vec![None],
         };
         for (done, record) in items.iter().copied().enumerate() {
             let object = record.map(|record| &record.object);
             let span = info_span!(
                 parent: None, "work",
-                message_id = %work.received.delivery.message_id,
-                receive_count = work.received.delivery.receive_count,
+                message_id = %work.subject.message_id,
+                receive_count = work.subject.receive_count,
                 bucket = object.map(|object| &object.bucket),
                 key = object.map(|object| &object.key),
             );
@@ -214,7 +214,7 @@ impl Bench {
             return self.resumed(item, progress).await;
         };
         let Item { work, number, record, watch, halt, publish_halt, stop, .. } = item;
-        let claim = idempotency.claim(&work.received.delivery, number, record, work.visibility);
+        let claim = idempotency.claim(&work.subject, number, record, work.visibility);
         let mut own = match unless_halted(halt, claim).await?? {
             Claimed::Ours(own) => own,
             Claimed::AlreadyDone => {
@@ -320,7 +320,7 @@ impl Bench {
 
         let given = Given {
             job_id: &self.job_id,
-            received: &work.received,
+            subject: &work.subject,
             record: record.as_deref(),
             task: &work.task,
             deadline: self.wall_clock(deadline_at),
@@ -376,7 +376,7 @@ impl Bench {
         if let Some(outbox) = outbox {
             let results = Results {
                 object: record.as_deref().map(|record| &record.object),
-                message_id: &work.received.delivery.message_id,
+                message_id: &work.subject.message_id,
                 job_type: &work.task.name,
                 to: work.task.output.as_ref(),
                 directory: &output,
@@ -397,7 +397,8 @@ impl Bench {
         let Item { work, record, space, halt, .. } = item;
         let input = space.input();
         let Some(record) = record else {
-            return std::fs::write(&input, &work.received.delivery.body)
+            let body = if let Content::Body(body) = &work.content { body.as_str() } else { "" };
+            return std::fs::write(&input, body)
                 .map(|()| Provided::Body)
                 .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())));
         };

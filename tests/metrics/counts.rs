@@ -1,5 +1,6 @@
 //! The metrics themselves.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use leasehold::job::delivery::{MessageId, Redrive};
@@ -38,6 +39,7 @@ fn subject(receive_count: u32) -> Subject {
         receive_count,
         redrive: Redrive::DeadLetter { max_receive_count: 3, queue: "orders-dlq".to_owned() },
         sent_at: Some(SystemTime::UNIX_EPOCH + 988 * S),
+        idempotency_key: None,
         traceparent: None,
         body_sha256: String::new(),
         objects: vec![object],
@@ -46,7 +48,7 @@ fn subject(receive_count: u32) -> Subject {
 
 fn ended(receive_count: u32, settlement: Settlement) -> Ended {
     Ended {
-        subject: subject(receive_count),
+        subject: Arc::new(subject(receive_count)),
         settlement,
         progress: None,
         work: WorkRecord {
@@ -86,7 +88,7 @@ fn eventful(metrics: &Metrics) {
     metrics.started(&subject(3), SystemTime::UNIX_EPOCH + 1_100 * S);
     metrics.ended(&ended(3, Settlement::Deleted(Completion::Succeeded)));
     let progress = Progress { share: Some(0.4), text: None };
-    metrics.progressed(&Progressed { subject: subject(3), progress });
+    metrics.progressed(&Progressed { subject: Arc::new(subject(3)), progress });
     metrics.stopped("SIGTERM");
     metrics.pushes_every(15 * S);
     metrics.pushed(true);

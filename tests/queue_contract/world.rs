@@ -55,9 +55,11 @@ pub trait World: Sized {
 
     async fn delete(&self, delivery: &Delivery) -> Answer {
         let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
-        let Verdict::Delete(completed) = policy.judge(delivery, Outcome::Finished) else { panic!("not completed") };
+        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+            panic!("not completed")
+        };
         let lease = Lease::taken(Strategy::Heartbeat, LONG, Duration::ZERO);
-        match self.queue().delete(completed.permit(&lease, Duration::ZERO).unwrap()).await {
+        match self.queue().delete(&delivery.receipt, completed.permit(&lease, Duration::ZERO).unwrap()).await {
             Ok(()) => Answer::Ok,
             Err(DeleteError::Refused(_)) => Answer::Refused,
             Err(DeleteError::Transient(_)) => Answer::Transient,

@@ -6,7 +6,7 @@ use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Red
 use leasehold::job::keep_reason::Role;
 use leasehold::job::keeper::{self, Call, Input, Keeper, Next};
 use leasehold::job::lease::Lease;
-use leasehold::job::lifecycle::{Effect, Event, Limit, Processed};
+use leasehold::job::lifecycle::{Effect, Event, Hold, Limit, Processed};
 use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::job::verdict::Settlement;
@@ -115,7 +115,7 @@ impl Acting<'_> {
         while !self.told.is_empty() {
             let event = self.told.remove(0);
             let now = self.world.now - self.pod.started_at;
-            self.pod.core = self.setting.steps.after(&self.pod.core, now, &event);
+            self.pod.core = self.setting.steps.after(&self.pod.core, now, event);
             self.carry_out()?;
         }
         if self.over.is_some() != (self.pod.core.job.phase() == "Done") {
@@ -140,14 +140,15 @@ impl Acting<'_> {
                     self.poll();
                 }
                 Effect::StopPolling => self.pod.finishing = true,
-                Effect::Hold(received, limits) => {
-                    let receipt = received.delivery.receive_count;
-                    let lease = Lease::taken(limits.strategy, self.setting.visibility(), received.asked_at);
+                Effect::Hold(hold) => {
+                    let Hold { delivery, asked_at, limits, .. } = hold.as_ref();
+                    let receipt = delivery.receive_count;
+                    let lease = Lease::taken(limits.strategy, self.setting.visibility(), *asked_at);
                     self.pod.succeeded = false;
                     self.pod.work = None;
                     let lease = lease.extended_by(limits.visibility);
-                    let (message_id, visibility) = (received.delivery.message_id.clone(), self.setting.visibility());
-                    let keeper = Keeper::new(message_id, lease, visibility, limits.stop_grace + RESERVE);
+                    let visibility = self.setting.visibility();
+                    let keeper = Keeper::new(delivery.clone(), lease, visibility, limits.stop_grace + RESERVE);
                     self.pod.holding =
                         Some(Holding { receipt, keeper, answer: None, inputs: Vec::new(), delete_was_accepted: false });
                     self.reports();
@@ -282,9 +283,8 @@ impl Acting<'_> {
         let holding = self.pod.holding.as_mut().expect("a message is held");
         match holding.keeper.next(now) {
             Next::Report(event) => self.told.push(event),
-            Next::Delete { permit, .. } => {
-                let its_own = permit.receipt().expose() == holding.receipt.to_string();
-                if !(its_own && holds && succeeded && !stopped) {
+            Next::Delete { .. } => {
+                if !(holds && succeeded && !stopped) {
                     return Err("a delete without a success, without the lease or after the stop".to_owned());
                 }
             }

@@ -42,8 +42,9 @@ pub fn print(what: &impl fmt::Debug) -> u64 {
 pub struct Steps(RefCell<HashMap<(u64, u64, Duration), Rc<Core>>>);
 
 impl Steps {
-    pub fn after(&self, core: &Core, now: Duration, event: &Event) -> Rc<Core> {
-        let step = || Core::of(core.job.clone().step(now, event.clone()));
-        self.0.borrow_mut().entry((core.print, print(event), now)).or_insert_with(step).clone()
+    pub fn after(&self, core: &Core, now: Duration, event: Event) -> Rc<Core> {
+        let key = (core.print, print(&event), now);
+        let step = || Core::of(core.job.clone().step(now, event));
+        self.0.borrow_mut().entry(key).or_insert_with(step).clone()
     }
 }

@@ -112,7 +112,7 @@ impl RandomWork {
 #[async_trait]
 impl Worker for RandomWork {
     async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed {
-        let message = work.received.delivery.message_id.to_string();
+        let message = work.subject.message_id.to_string();
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
         let stalls = self.chance.one_in(8);
         let (exit, stop_grace) = (self.exit(), work.stop_grace);

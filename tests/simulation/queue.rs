@@ -58,18 +58,18 @@ impl Queue for Watched {
         answer
     }
 
-    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
         self.fate.may_end().await;
         let message = {
             let mut chronicle = self.chronicle.lock().unwrap();
-            let message = chronicle.receipts[permit.receipt().expose()].clone();
+            let message = chronicle.receipts[receipt.expose()].clone();
             chronicle.note(self.pod, format!("deletes {message}"));
             chronicle.deletes_only_what_is_done(self.pod, &message);
             chronicle.deletes_nothing_after_its_stop(self.pod, &message);
             chronicle.deletes_only_what_it_holds(self.pod, &message);
             message
         };
-        let answer = self.queue.delete(permit).await;
+        let answer = self.queue.delete(receipt, permit).await;
         self.chronicle.lock().unwrap().note(self.pod, format!("has deleted {message}: {answer:?}"));
         answer
     }

@@ -385,9 +385,9 @@ impl Queue for Around {
         answer
     }
 
-    async fn delete(&self, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
         (self.before)(Call::Delete).await;
-        let answer = self.queue.delete(permit).await;
+        let answer = self.queue.delete(receipt, permit).await;
         (self.after)(Call::Delete).await;
         answer
     }
