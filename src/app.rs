@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::actors::supervisor::{self, World};
-use crate::actors::vitals::Vitals;
 use crate::check::{self, Finding, Findings, Severity, StopTimeline};
 use crate::cli::{Action, CheckArgs, CheckFormat, Cli, environment};
 use crate::config::{LocalConfig, PushgatewayConfig, RunConfig, SweepConfig, WorkConfig};
@@ -20,6 +19,7 @@ use crate::job::stop::StopPlan;
 use crate::job_types::JobTypesFile;
 use crate::local;
 use crate::ports::clock::Clock;
+use crate::ports::health::Health;
 use crate::ports::http::Http;
 use crate::ports::process::{Processes, find_program};
 use crate::ports::s3::S3;
@@ -186,11 +186,11 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
         let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
         let stop = stop_requested(Some(&metrics))?;
         let readiness = Arc::new(Readiness::new(stop.clone()));
-        let vitals = Vitals::default();
+        let health = Health::default();
         let pages = Pages {
             metrics: config.pushgateway.is_none().then(|| metrics.clone()),
             readiness: readiness.clone(),
-            vitals: vitals.clone(),
+            health: health.clone(),
         };
         let _listening = match config.metrics.listen {
             Some(address) => {
@@ -235,7 +235,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             worker: Arc::new(bench),
             telemetry: Arc::new(Forgetting { checkpoints, tasks, told: told.clone() }),
             clock,
-            vitals,
+            health,
         };
         let namespace = config.metrics.namespace.or_else(pods_namespace);
         let pusher = config.pushgateway.map(|gateway| {

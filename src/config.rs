@@ -8,8 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::actors::receiver::Polling;
-use crate::actors::supervisor::Settings;
 use crate::cli::values::{InputArg, List, OnStopArg, RetryArg, VisibilityArg};
 use crate::cli::{LocalArgs, MetricsArgs, PlaceArgs, PushgatewayArgs, RecordArgs, RunArgs, SweepArgs, WorkArgs};
 use crate::job::event::EventFilter;
@@ -17,6 +15,7 @@ use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::place::Template;
 use crate::job::route::{Checkpointing, CommandLine, Input, JobType, Limits, Match, Selection, Task};
+use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::job_types::{Entry, MatchEntry, Time};

@@ -3,7 +3,7 @@
 //! stop that never deletes.
 //!
 //! ```text
-//! message in ─► parsed ─► routed ─► held ─► object fetched ─► command run ─► outputs published ─► judged ─► deleted or let go ─► told
+//! message in ─► parsed ─► routed ─► held ─► object fetched ─► command run ─► outputs published ─► judged ─► deleted or released ─► reported
 //! Receiver      job/      job/      Visibility   └────────────── Processor ─────────────────┘      job/     VisibilityHeartbeat   Reporter
 //!                                   Heartbeat
 //! ```
@@ -12,12 +12,11 @@
 //!
 //! - [`job`] is the core: what an event means now, as pure functions over values. Start with
 //!   [`job::lifecycle`], and then see in [`job::verdict`] why nothing but success can delete.
-//! - [`actors`] are the hands: four actors that carry out what the core wishes, and the supervisor to
-//!   whom they tell what happened.
+//! - [`actors`] are four actors that carry out the core's effects, and the supervisor they report to.
 //! - [`work`] is what the Processor does: fetch, run, publish, and the contract with the command.
 //! - [`ports`] is the world, in our own words, and its adapters: SQS, S3, processes; a queue in memory
 //!   and a folder as a bucket, which obey the same rules.
-//! - [`telemetry`] is what a run tells: logs, metrics, the termination message, the probes' answers.
+//! - [`telemetry`] is what a run reports: logs, metrics, the termination message, the probes' answers.
 //! - [`check`] says what is wrong with the queue and the manifest before anything is received.
 //! - [`cli`], [`job_types`] and [`config`] are the way in; [`local`] runs the same actors on a folder; [`install`] brings the binary
 //!   into an image that does not have it.

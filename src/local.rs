@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
-use crate::actors::vitals::Vitals;
 use crate::config::LocalConfig;
 use crate::job::delivery::Redrive;
 use crate::job::report::{Ended, Observation, Report};
 use crate::job::verdict::Settlement;
 use crate::ports::clock::Clock;
 use crate::ports::folder::{Folder, FolderError, FolderOutbox};
+use crate::ports::health::Health;
 use crate::ports::memory::{Kind, MemoryQueue, Standing};
 use crate::ports::{Outbox, Runner, Telemetry};
 use crate::telemetry::bars::Bars;
@@ -81,7 +81,7 @@ pub async fn run(
         worker: Arc::new(bench),
         telemetry: telemetry.clone(),
         clock,
-        vitals: Vitals::default(),
+        health: Health::default(),
     };
 
     let mut pods = JoinSet::new();

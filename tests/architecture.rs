@@ -69,6 +69,13 @@ fn the_actors_know_the_world_through_its_ports_only() {
 }
 
 #[test]
+fn what_reports_and_what_is_configured_knows_no_actors() {
+    for folder in ["telemetry", "check", "cli", "config", "cli.rs", "config.rs", "job_types.rs"] {
+        assert_free_of(folder, &["crate::actors", "ractor::"], &[]);
+    }
+}
+
+#[test]
 fn each_sdk_has_one_home() {
     assert_free_of("", &["aws_sdk_sqs"], &["ports/sqs.rs"]);
     let s3 = ["ports/s3.rs", "ports/s3/probes.rs", "ports/s3/records.rs", "ports/s3/regions.rs", "ports/s3/upload.rs"];
@@ -87,4 +94,24 @@ fn only_one_module_starts_or_signals_a_process() {
 #[test]
 fn only_the_core_makes_the_proof_that_deletes() {
     assert_free_of("", &["Completed::new", "Completed {"], &["job/verdict.rs", "job/lifecycle.rs"]);
+}
+
+/// The files that README names under "Read the code in an hour", in its order, without their tests.
+#[test]
+fn the_hour() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, hour) = readme.split_once("## Read the code in an hour").expect("the section");
+    let files = hour.lines().filter_map(|line| {
+        let (number, item) = line.split_once(". [`")?;
+        number.parse::<u32>().ok()?;
+        Some(item.split_once('`')?.0)
+    });
+    let lines = |file: &str| {
+        let text = fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        text.lines().take_while(|line| *line != "#[cfg(test)]").count()
+    };
+    let lines: Vec<_> = files.map(|file| (file, lines(file))).collect();
+    assert!(lines.len() > 5, "{lines:?}");
+    assert!(lines.iter().map(|(_, lines)| lines).sum::<usize>() < 2000, "{lines:?}");
 }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::tell_when_done;
+use super::report_when_done;
 use crate::job::delivery::{MessageId, ReceiptHandle};
 use crate::job::keep_reason::Role;
 use crate::job::keeper::{Answer, Input, Keeper, Next};
@@ -103,7 +103,7 @@ impl VisibilityHeartbeat {
         let keeper = Keeper::new(delivery, lease, visibility, self.stop.total(limits.stop_grace));
         let (inputs, inputs_in) = mpsc::unbounded_channel();
         let holding = Holding { actor: self.clone(), message_id, receipt, keeper, inputs: inputs_in };
-        let holding = tell_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, holding.until_settled());
+        let holding = report_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, holding.until_settled());
         Held { inputs, _holding: holding }
     }
 }

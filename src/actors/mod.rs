@@ -1,4 +1,4 @@
-//! The hands and their supervisor: a star, not a chain.
+//! Four actors that carry out the core's effects, and the supervisor they report to: a star, not a chain.
 //!
 //! ```text
 //!                       Supervisor     (Job, Event) ── Job::step ──► (Job, [Effect])
@@ -8,18 +8,17 @@
 //!        Receiver   VisibilityHeartbeat   Processor     Reporter
 //! ```
 //!
-//! The hands never talk to each other. All events meet in the supervisor's one mailbox, so they are in
+//! The four never talk to each other. All events meet in the supervisor's one mailbox, so they are in
 //! one order, and "what now?" is answered in one place, which is pure (`job::lifecycle`).
 //!
-//! Architecture invariant: a handler never waits for the world. It starts an owned task that tells
-//! (`tell_when_done`) and returns, so a stop is always heard.
+//! Architecture invariant: a handler never waits for the world. It starts an owned task that reports
+//! (`report_when_done`) and returns, so a stop is always heard.
 
 pub mod heartbeat;
 pub mod processor;
 pub mod receiver;
 pub mod reporter;
 pub mod supervisor;
-pub mod vitals;
 
 use std::future::Future;
 use std::time::Duration;
@@ -31,8 +30,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
 
-/// Runs `work` and tells the supervisor its event; a panic in it is the actor's death.
-fn tell_when_done(
+/// Runs `work` and reports its event to the supervisor; a panic in it is the actor's death.
+fn report_when_done(
     supervisor: DerivedActorRef<Event>,
     role: Role,
     work: impl Future<Output = Event> + Send + 'static,
@@ -40,13 +39,13 @@ fn tell_when_done(
     AbortOnDropHandle::new(tokio::spawn(async move {
         let work = AbortOnDropHandle::new(tokio::spawn(work));
         let event = work.await.unwrap_or(Event::ActorDied(role));
-        // The supervisor outlives its hands; if it is gone there is nobody to tell.
+        // The supervisor outlives its actors; if it is gone there is nobody to report to.
         let _ = supervisor.cast(event);
     }))
 }
 
-/// The pauses between tries of one call: doubling, jittered, without end; whoever waits has a limit.
-fn pauses(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> {
+/// The backoff between tries of one call: doubling, jittered, without end; whoever waits has a limit.
+fn backoff(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(first)
         .with_max_delay(longest)

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::tell_when_done;
+use super::report_when_done;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::outcome::Failure;
@@ -65,7 +65,7 @@ impl Actor for Processor {
                     let processed = AssertUnwindSafe(worker.process(*work, halt, &tell)).catch_unwind().await;
                     Event::Processed(Box::new(processed.unwrap_or_else(|panic| panicked(panic.as_ref()))))
                 };
-                state.work = Some(tell_when_done(self.supervisor.clone(), Role::Processor, work));
+                state.work = Some(report_when_done(self.supervisor.clone(), Role::Processor, work));
             }
             Message::Halt => state.halt.iter().for_each(|guard| guard.halt().request()),
             Message::AbortPublish => state.halt.iter().for_each(|guard| guard.halt().abort()),

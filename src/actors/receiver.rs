@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::{pauses, tell_when_done};
+use super::{backoff, report_when_done};
 use crate::job::delivery::{Received, Redrive};
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
 use crate::job::report::Observation;
 use crate::job::run_outcome::ReceiveFailure;
+use crate::job::settings::Polling;
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, ReceiveError, Telemetry};
 
@@ -37,17 +38,6 @@ pub struct Receiver {
     pub polling: Polling,
     /// A permit for each message that may be received.
     pub left: Arc<Semaphore>,
-}
-
-/// How to ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Polling {
-    /// How long to wait before the queue counts as empty.
-    pub wait: Duration,
-    /// The longest a single request may wait.
-    pub longest_poll: Duration,
-    /// How long transient errors are retried.
-    pub give_up: Duration,
 }
 
 #[derive(Default)]
@@ -77,7 +67,7 @@ impl Actor for Receiver {
         match message {
             Message::Poll => {
                 let poll = poll(self.clone(), state.finish.clone(), state.redrive.clone());
-                state.poll = Some(tell_when_done(self.supervisor.clone(), Role::Receiver, poll));
+                state.poll = Some(report_when_done(self.supervisor.clone(), Role::Receiver, poll));
                 if state.reading_redrive.is_none() {
                     // Beside the long poll, so that it costs no message any time.
                     let (queue, known, supervisor) =
@@ -114,7 +104,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnc
     };
     let mut left = polling.wait;
     let mut failing_since = None;
-    let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut pause = backoff(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         let asked_at = clock.now();
         let wait = left.min(polling.longest_poll);
@@ -156,7 +146,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnc
 
 /// Asks until there is an answer: a last attempt that is not known as one helps nobody.
 async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
-    let mut pause = pauses(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut pause = backoff(FIRST_PAUSE, LONGEST_PAUSE);
     let redrive = loop {
         let answer = tokio::time::timeout(REDRIVE_LIMIT, queue.redrive()).await;
         let why = match answer {

@@ -4,6 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use ractor::rpc::CallResult;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -13,25 +15,17 @@ use tracing::{debug, error};
 
 use super::heartbeat::{self, VisibilityHeartbeat};
 use super::processor::{self, Processor};
-use super::receiver::{self, Polling, Receiver};
+use super::receiver::{self, Receiver};
 use super::reporter::{self, Reporter};
-use super::vitals::Vitals;
 use crate::job::keep_reason::Role;
-use crate::job::lifecycle::{Effect, Event, Job, Limit, Policy, Step};
+use crate::job::lifecycle::{Effect, Event, Job, Limit, Step};
 use crate::job::route::Limits;
 use crate::job::run_outcome::RunOutcome;
-use crate::job::stop::StopPlan;
+use crate::job::settings::Settings;
 use crate::ports::clock::Clock;
+use crate::ports::health::{Health, Ping};
 use crate::ports::{Queue, Telemetry};
 use crate::work::Worker;
-
-/// What a run is decided by.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub policy: Policy,
-    pub polling: Polling,
-    pub stop: StopPlan,
-}
 
 /// The world that a run acts on.
 #[derive(Clone)]
@@ -41,7 +35,7 @@ pub struct World {
     pub telemetry: Arc<dyn Telemetry>,
     pub clock: Clock,
     /// Who wants to know whether the actors live finds them there.
-    pub vitals: Vitals,
+    pub health: Health,
 }
 
 /// So many runs side by side in one pod. They share the world, and together they receive `--max-messages`; each is
@@ -85,13 +79,13 @@ async fn run_of(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
-    let vitals = world.vitals.clone();
+    let health = world.health.clone();
     let supervisor = Supervisor { world, settings, left };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
         return RunOutcome::SupervisorDied;
     };
-    vitals.add(supervisor.clone());
-    let _alive = Alive { supervisor: supervisor.clone(), vitals };
+    let _registered = health.register(Arc::new(Alive(supervisor.clone())));
+    let _alive = KillOnDrop(supervisor.clone());
     let _stopper = AbortOnDropHandle::new(tokio::spawn(async move {
         stop.await;
         // A run that is over has nothing to stop.
@@ -103,27 +97,35 @@ async fn run_of(
 }
 
 /// A run that is dropped ends at once, as a pod that is KILLed does: nothing of it lives on.
-struct Alive {
-    supervisor: ActorRef<Message>,
-    vitals: Vitals,
-}
+struct KillOnDrop(ActorRef<Message>);
 
-impl Drop for Alive {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        self.vitals.remove(&self.supervisor);
-        for hand in self.supervisor.get_children() {
-            hand.kill();
+        for actor in self.0.get_children() {
+            actor.kill();
         }
-        self.supervisor.kill();
+        self.0.kill();
     }
 }
 
+struct Alive(ActorRef<Message>);
+
+#[async_trait]
+impl Ping for Alive {
+    async fn ping(&self) -> bool {
+        matches!(self.0.call(Message::Ping, Some(PING_LIMIT)).await, Ok(CallResult::Success(true)))
+    }
+}
+
+/// A supervisor's handlers return at once.
+const PING_LIMIT: Duration = Duration::from_secs(1);
+
 /// What a supervisor hears.
 #[derive(Debug)]
-pub(super) enum Message {
+enum Message {
     Happened(Event),
-    /// Do all hands live?
-    AreYouWell(RpcReplyPort<bool>),
+    /// Do all actors live?
+    Ping(RpcReplyPort<bool>),
 }
 
 impl From<Event> for Message {
@@ -139,7 +141,7 @@ impl TryFrom<Message> for Event {
     fn try_from(message: Message) -> Result<Self, Message> {
         match message {
             Message::Happened(event) => Ok(event),
-            Message::AreYouWell(_) => Err(message),
+            Message::Ping(_) => Err(message),
         }
     }
 }
@@ -153,26 +155,26 @@ struct Supervisor {
 
 struct State {
     job: Option<Job>,
-    /// Of the message in hand.
+    /// Of the message in flight.
     limits: Limits,
-    hands: Hands,
+    actors: Actors,
     /// Tells that the current limit is over; at most one runs.
     limit: Option<AbortOnDropHandle<()>>,
     done: Option<oneshot::Sender<RunOutcome>>,
 }
 
-struct Hands {
+struct Actors {
     receiver: ActorRef<receiver::Message>,
     heartbeat: ActorRef<heartbeat::Message>,
     processor: ActorRef<processor::Message>,
     reporter: ActorRef<reporter::Message>,
 }
 
-impl Hands {
+impl Actors {
     fn live(&self) -> bool {
-        let hands =
+        let actors =
             [self.receiver.get_cell(), self.heartbeat.get_cell(), self.processor.get_cell(), self.reporter.get_cell()];
-        hands.iter().all(|hand| hand.get_status() < ActorStatus::Stopping)
+        actors.iter().all(|actor| actor.get_status() < ActorStatus::Stopping)
     }
 
     fn role(&self, id: ActorId) -> Option<Role> {
@@ -183,7 +185,7 @@ impl Hands {
             (self.reporter.get_id(), Role::Reporter),
         ]
         .into_iter()
-        .find_map(|(hand, role)| (hand == id).then_some(role))
+        .find_map(|(actor, role)| (actor == id).then_some(role))
     }
 }
 
@@ -224,7 +226,7 @@ impl Actor for Supervisor {
         let mut state = State {
             job: None,
             limits: policy.limits.clone(),
-            hands: Hands { receiver, heartbeat, processor, reporter },
+            actors: Actors { receiver, heartbeat, processor, reporter },
             limit: None,
             done: Some(done),
         };
@@ -240,9 +242,9 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Happened(event) => self.happened(&me, event, state).await,
-            Message::AreYouWell(reply) => {
+            Message::Ping(reply) => {
                 // Whoever asked may have gone.
-                let _ = reply.send(state.hands.live());
+                let _ = reply.send(state.actors.live());
             }
         }
         Ok(())
@@ -259,8 +261,8 @@ impl Actor for Supervisor {
             SupervisionEvent::ActorFailed(cell, why) => (cell, why.to_string()),
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };
-        let role = state.hands.role(died.get_id());
-        // Once the sender is taken, the hands are being stopped.
+        let role = state.actors.role(died.get_id());
+        // Once the sender is taken, the actors are being stopped.
         if let Some(role) = role.filter(|_| state.done.is_some()) {
             error!(actor = %role, error = why, "an actor died: this is a bug in leasehold");
             self.happened(&me, Event::ActorDied(role), state).await;
@@ -280,24 +282,24 @@ impl Supervisor {
     async fn carry_out(&self, me: &ActorRef<Message>, state: &mut State, step: Step) {
         state.job = Some(step.job);
         for effect in step.effects {
-            let hands = &state.hands;
+            let actors = &state.actors;
             let heard = match effect {
                 Effect::Poll => {
                     // The limits of a message end with it.
                     state.limit = None;
-                    hands.receiver.cast(receiver::Message::Poll).is_ok()
+                    actors.receiver.cast(receiver::Message::Poll).is_ok()
                 }
-                Effect::StopPolling => hands.receiver.cast(receiver::Message::Finish).is_ok(),
+                Effect::StopPolling => actors.receiver.cast(receiver::Message::Finish).is_ok(),
                 Effect::Hold(hold) => {
                     state.limits = hold.limits.clone();
-                    hands.heartbeat.cast(heartbeat::Message::Hold(hold)).is_ok()
+                    actors.heartbeat.cast(heartbeat::Message::Hold(hold)).is_ok()
                 }
-                Effect::Process(work) => hands.processor.cast(processor::Message::Process(work)).is_ok(),
-                Effect::Halt => hands.processor.cast(processor::Message::Halt).is_ok(),
-                Effect::AbortPublish => hands.processor.cast(processor::Message::AbortPublish).is_ok(),
-                Effect::Settle(verdict) => hands.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
-                Effect::Withdraw => hands.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
-                Effect::Report(report) => hands.reporter.cast(reporter::Message::Tell(report)).is_ok(),
+                Effect::Process(work) => actors.processor.cast(processor::Message::Process(work)).is_ok(),
+                Effect::Halt => actors.processor.cast(processor::Message::Halt).is_ok(),
+                Effect::AbortPublish => actors.processor.cast(processor::Message::AbortPublish).is_ok(),
+                Effect::Settle(verdict) => actors.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
+                Effect::Withdraw => actors.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
+                Effect::Report(report) => actors.reporter.cast(reporter::Message::Tell(report)).is_ok(),
                 Effect::Await(limit) => {
                     state.limit = Some(self.tell_when_over(me, limit, &state.limits));
                     true
@@ -308,7 +310,7 @@ impl Supervisor {
                 }
                 Effect::Leave(outcome) => {
                     state.limit = None;
-                    self.stop_hands(hands).await;
+                    self.stop_actors(actors).await;
                     if let Some(done) = state.done.take() {
                         let _ = done.send(outcome);
                     }
@@ -334,20 +336,20 @@ impl Supervisor {
         tell_after(me, length, limit)
     }
 
-    /// In order, each within its limit: a hand that does not end by then is killed.
-    async fn stop_hands(&self, hands: &Hands) {
+    /// In order, each within its limit: an actor that does not end by then is killed.
+    async fn stop_actors(&self, actors: &Actors) {
         let order: [ActorCell; 3] = [
-            hands.receiver.get_cell(),  // nothing new comes in
-            hands.processor.get_cell(), // the command is gone
-            hands.heartbeat.get_cell(), // no call is made any more
+            actors.receiver.get_cell(),  // nothing new comes in
+            actors.processor.get_cell(), // the command is gone
+            actors.heartbeat.get_cell(), // no call is made any more
         ];
-        for hand in order {
-            if hand.stop_and_wait(None, Some(self.settings.stop.actor())).await.is_err() {
-                hand.kill();
+        for actor in order {
+            if actor.stop_and_wait(None, Some(self.settings.stop.actor())).await.is_err() {
+                actor.kill();
             }
         }
         // The last word is said.
-        let reporter = hands.reporter.get_cell();
+        let reporter = actors.reporter.get_cell();
         if reporter.drain_and_wait(Some(self.settings.stop.report())).await.is_err() {
             reporter.kill();
         }

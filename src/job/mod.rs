@@ -20,5 +20,6 @@ pub mod place;
 pub mod report;
 pub mod route;
 pub mod run_outcome;
+pub mod settings;
 pub mod stop;
 pub mod verdict;

@@ -9,6 +9,7 @@ pub mod aws;
 pub mod checksum;
 pub mod clock;
 pub mod folder;
+pub mod health;
 pub mod http;
 pub mod memory;
 pub mod process;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::metrics::Metrics;
-use crate::actors::vitals::Vitals;
 use crate::job::delivery::MessageId;
+use crate::ports::health::Health;
 
 /// Is a message held? Not any more once a stop was asked for, or once it is being let go.
 ///
@@ -59,7 +59,7 @@ pub struct Pages {
     /// None if they are pushed: whoever scraped them as well would count everything twice.
     pub metrics: Option<Arc<Metrics>>,
     pub readiness: Arc<Readiness>,
-    pub vitals: Vitals,
+    pub health: Health,
 }
 
 /// Serves until it is dropped. The error is that of listening on `address`.
@@ -122,7 +122,7 @@ async fn answer(pages: &Pages, request: Request<Incoming>) -> Result<Response<Fu
             let why = "the metrics are pushed (--pushgateway): scraped as well they would count twice\n";
             text(StatusCode::NOT_FOUND, why.to_owned())
         }
-        ("/healthz", _) => yes_or_no(pages.vitals.are_good().await, "the actors answer", "an actor does not answer"),
+        ("/healthz", _) => yes_or_no(pages.health.is_healthy().await, "the actors answer", "an actor does not answer"),
         ("/readyz", _) => yes_or_no(pages.readiness.is_ready(), "a message is held", "no message is held"),
         (_, _) => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
     })
@@ -156,7 +156,7 @@ mod tests {
     async fn served() -> (SocketAddr, AbortOnDropHandle<()>) {
         let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let readiness = Arc::new(Readiness::new(CancellationToken::new()));
-        let pages = Pages { metrics: None, readiness, vitals: Vitals::default() };
+        let pages = Pages { metrics: None, readiness, health: Health::default() };
         (free, serve(free, pages).await.unwrap())
     }
 

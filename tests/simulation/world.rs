@@ -4,17 +4,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use leasehold::actors::receiver::Polling;
-use leasehold::actors::supervisor::{self, Settings, World};
-use leasehold::actors::vitals::Vitals;
+use leasehold::actors::supervisor::{self, World};
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
 use leasehold::job::report::{Observation, Report};
 use leasehold::job::route::{Checkpointing, Input, Task};
+use leasehold::job::settings::{Polling, Settings};
 use leasehold::job::stop::StopPlan;
 use leasehold::job::verdict::Retry;
 use leasehold::ports::clock::Clock;
+use leasehold::ports::health::Health;
 use leasehold::ports::memory::{Fault, Kind, MemoryQueue, Standing};
 use leasehold::ports::{DeleteError, ReceiveError, Telemetry, VisibilityError};
 use leasehold::work::checkpoint::{Checkpoints, Forgetting};
@@ -236,7 +236,7 @@ impl Place {
             worker,
             telemetry,
             clock,
-            vitals: Vitals::default(),
+            health: Health::default(),
         };
 
         let stopped_after = (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));

@@ -13,9 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
-use leasehold::actors::receiver::Polling;
-use leasehold::actors::supervisor::{self, Settings, World};
-use leasehold::actors::vitals::Vitals;
+use leasehold::actors::supervisor::{self, World};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::Strategy;
 use leasehold::job::lifecycle::Policy;
@@ -24,9 +22,11 @@ use leasehold::job::outcome::{Exit, ResourceUsage};
 use leasehold::job::report::{Ended, Observation, Progress, Report};
 use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
 use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::settings::{Polling, Settings};
 use leasehold::job::stop::StopPlan;
 use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy};
 use leasehold::ports::clock::Clock;
+use leasehold::ports::health::Health;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
     Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, RangeBody, ReceiveError,
@@ -556,7 +556,7 @@ impl Journey {
                 None => self.telemetry,
             },
             clock,
-            vitals: Vitals::default(),
+            health: Health::default(),
         };
         let started = Instant::now();
         let run = async {
