@@ -34,7 +34,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::plain::PlainLines;
 use crate::telemetry::push::{self, Pusher, Pushgateway, Swept};
 use crate::telemetry::termination::{TerminationLog, TerminationMessage};
-use crate::work::Bench;
+use crate::work::CommandWorker;
 use crate::work::checkpoint::{Checkpoints, Forgetting};
 use crate::work::idempotency::Idempotency;
 use crate::work::publish::S3Outbox;
@@ -217,7 +217,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             clock,
         });
         let checkpoints = Checkpoints { storage: s3.clone(), clock };
-        let bench = Bench {
+        let worker = CommandWorker {
             checkpoints: Some(checkpoints.clone()),
             idempotency,
             store: s3.clone(),
@@ -232,7 +232,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
         let tasks = work.settings.policy.tasks().cloned().collect();
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),
-            worker: Arc::new(bench),
+            worker: Arc::new(worker),
             telemetry: Arc::new(Forgetting { checkpoints, tasks, told: told.clone() }),
             clock,
             health,

@@ -28,7 +28,7 @@ use crate::ports::{Outbox, Runner, Telemetry};
 use crate::telemetry::bars::Bars;
 use crate::telemetry::plain::Plain;
 use crate::telemetry::{log_ended, log_started};
-use crate::work::Bench;
+use crate::work::CommandWorker;
 
 /// How often a file is tried before it counts as poison.
 const MAX_RECEIVE_COUNT: u32 = 3;
@@ -65,7 +65,7 @@ pub async fn run(
     }
 
     let clock = Clock::start();
-    let bench = Bench {
+    let worker = CommandWorker {
         checkpoints: None,
         idempotency: None,
         store: Arc::new(folder),
@@ -78,7 +78,7 @@ pub async fn run(
     };
     let world = World {
         queue: Arc::new(queue.clone()),
-        worker: Arc::new(bench),
+        worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
         health: Health::default(),

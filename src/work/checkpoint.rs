@@ -21,8 +21,8 @@ use tracing::{info, warn};
 use walkdir::WalkDir;
 
 use super::fetch::{self, FetchPolicy};
+use super::item::{Item, Runtime};
 use super::workspace::{WorkDir, Workspace};
-use super::{Item, Runtime};
 use crate::job::notification::Object;
 use crate::job::outcome::Failure;
 use crate::job::place::{Place, Values};
@@ -89,9 +89,10 @@ impl Checkpoints {
         &'a self,
         how: &Checkpointing,
         item: Item<'a>,
+        halt: &CancellationToken,
         work_dir: &'a WorkDir,
     ) -> Result<Checkpoint<'a>, Failure> {
-        let Item { work, number, record, space, halt, runtime, .. } = item;
+        let Item { work, number, record, space, runtime, .. } = item;
         let subject = &work.subject;
         let place = how.place.place(Values {
             key: record.map(|record| record.object.key.as_str()),

@@ -14,7 +14,7 @@ use crate::job::report::Subject;
 use crate::job::route::{Input, Task};
 
 /// What a command is told about its job.
-pub struct Given<'a> {
+pub struct JobContext<'a> {
     pub job_id: &'a str,
     pub subject: &'a Subject,
     /// `None` if the body itself is the work.
@@ -25,7 +25,7 @@ pub struct Given<'a> {
     pub space: &'a Workspace,
 }
 
-impl Given<'_> {
+impl JobContext<'_> {
     /// Writes `JOB_FILE` and returns the environment: the same facts, each as `JOB_<NAME>`.
     pub fn write(&self) -> Result<Vec<(OsString, OsString)>, String> {
         let facts = self.facts();

@@ -22,7 +22,7 @@ use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
 use leasehold::work::publish::S3Outbox;
 use leasehold::work::workspace::WorkDir;
-use leasehold::work::{Bench, Worker};
+use leasehold::work::{CommandWorker, Worker};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -306,7 +306,7 @@ impl Place {
             clock,
         });
         let work_dir = self.work_dir.as_ref().expect("the work is real").path().to_owned();
-        let bench = Bench {
+        let worker = CommandWorker {
             store: store.clone(),
             runner: Arc::new(command),
             fetch: FetchPolicy::default(),
@@ -318,7 +318,7 @@ impl Place {
             clock,
         };
         (
-            Arc::new(bench),
+            Arc::new(worker),
             Arc::new(Forgetting { checkpoints, tasks: policy.tasks().cloned().collect(), told: Arc::new(told) }),
         )
     }

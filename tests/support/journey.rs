@@ -32,7 +32,7 @@ use leasehold::ports::{
     Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, RangeBody, ReceiveError,
     Runner, StartError, Telemetry, VisibilityError,
 };
-use leasehold::work::Bench;
+use leasehold::work::CommandWorker;
 use leasehold::work::checkpoint::{Checkpoints, Forgetting};
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
@@ -536,7 +536,7 @@ impl Journey {
             owner: "pod".to_owned(),
             clock,
         });
-        let bench = Bench {
+        let worker = CommandWorker {
             checkpoints: checkpoints.clone(),
             idempotency,
             store: self.store,
@@ -550,7 +550,7 @@ impl Journey {
         let telemetry = self.telemetry.clone();
         let world = World {
             queue: self.queue,
-            worker: Arc::new(bench),
+            worker: Arc::new(worker),
             telemetry: match checkpoints {
                 Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, told: self.telemetry }),
                 None => self.telemetry,
