@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use leasehold::library::{Failure, Job, Work, async_trait};
+use leasehold::{Failure, Job, Work, async_trait};
 
 struct CountLines;
 
@@ -16,5 +16,5 @@ impl Work for CountLines {
 }
 
 fn main() -> ExitCode {
-    leasehold::library::main(CountLines)
+    leasehold::main(CountLines)
 }

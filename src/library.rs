@@ -1,29 +1,4 @@
-//! leasehold as a library: the work is a Rust function instead of a command.
-//!
-//! ```no_run
-//! use leasehold::library::{Failure, Job, Work, async_trait};
-//!
-//! struct Resize;
-//!
-//! #[async_trait]
-//! impl Work for Resize {
-//!     async fn process(&self, job: Job) -> Result<(), Failure> {
-//!         let image = tokio::fs::read(job.input()?).await?;
-//!         println!("{} bytes of {:?}, attempt {}", image.len(), job.key, job.receive_count);
-//!         Ok(())
-//!     }
-//! }
-//!
-//! fn main() -> std::process::ExitCode {
-//!     leasehold::library::main(Resize)
-//! }
-//! ```
-//!
-//! Such a program has leasehold's own command line, less the COMMAND: `my-program run --queue-url …`,
-//! `my-program local ./inbox`. Everything holds for it that holds for a command: the lease, the verdicts, the stop, results,
-//! checkpoints. It runs on threads of its own, so that a function which computes for minutes costs no lease. The difference is
-//! that a function cannot be KILLed: after `--stop-grace` it is dropped at its next `.await`, and one that comes to none is left
-//! behind when the process ends.
+//! The work is a Rust function instead of a command.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -134,7 +109,7 @@ pub fn main(work: impl Work) -> ExitCode {
 /// A program with a name and defaults of its own.
 ///
 /// ```no_run
-/// # use leasehold::library::{Failure, Job, Program, Work, async_trait};
+/// # use leasehold::{Failure, Job, Program, Work, async_trait};
 /// # struct Resize;
 /// # #[async_trait]
 /// # impl Work for Resize {

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use leasehold::job::outcome::Exit;
-use leasehold::library::{Failure, InProcess, Job, Threads, Work, async_trait};
+use leasehold::library::{InProcess, Threads};
 use leasehold::ports::memory::Call;
 use leasehold::ports::{Command, Pulse, Runner};
+use leasehold::{Failure, Job, Work, async_trait};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
