@@ -71,6 +71,7 @@ impl Acting<'_> {
                 self.answered(keeper::Answer::Unclear(String::new()))?;
             }
             PodMove::ReleaseIsRefused => self.answered(keeper::Answer::Failed(String::new()))?,
+            PodMove::DeleteIsRefused => self.answered(keeper::Answer::NotInFlight(String::new()))?,
             PodMove::Keeps => self.keeps()?,
             PodMove::CommandExits(code) => self.command_exits(code)?,
             PodMove::CommandStalls => self.told.push(Event::Stalled),
@@ -319,8 +320,12 @@ impl Acting<'_> {
             }
             self.holding().delete_was_accepted = true;
         }
+        let is_over = matches!(answer, keeper::Answer::NotInFlight(_));
+        self.holding().keeper.handle(now, Input::Answered(answer));
+        if is_over && self.pod.believes(self.world.now).is_some() {
+            return Err("the queue says that the delivery is over, and the lease is believed".to_owned());
+        }
         let holding = self.holding();
-        holding.keeper.handle(now, Input::Answered(answer));
         for input in std::mem::take(&mut holding.inputs) {
             holding.keeper.handle(now, input);
         }

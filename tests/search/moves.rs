@@ -34,6 +34,8 @@ pub enum PodMove {
     CallFails,
     /// The queue says no for now, to a release: nothing was changed.
     ReleaseIsRefused,
+    /// The queue says for good that the delivery is over, as it does when somebody else purges it.
+    DeleteIsRefused,
     /// The owner of the lease does what is to be done now.
     Keeps,
     CommandExits(i32),
@@ -59,6 +61,7 @@ impl PodMove {
             | Self::PollingGivesUp
             | Self::CallFails
             | Self::ReleaseIsRefused
+            | Self::DeleteIsRefused
             | Self::CommandStalls
             | Self::RequestFails
             | Self::LimitIsOver
@@ -184,8 +187,10 @@ impl Pod {
                     if is_late && call != Call::Delete && setting.kind == Kind::Standard {
                         add(PodMove::CallComesThrough { hides_again: true });
                     }
-                    if let Call::Release(_) = call {
-                        add(PodMove::ReleaseIsRefused);
+                    match call {
+                        Call::Release(_) => add(PodMove::ReleaseIsRefused),
+                        Call::Delete => add(PodMove::DeleteIsRefused),
+                        Call::Extend { .. } => {}
                     }
                     add(PodMove::CallFails);
                 }
