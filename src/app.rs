@@ -181,7 +181,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
         std::io::stdout(),
         flush_limit(work.settings.stop),
     );
-    let tidy = work.settings.stop.tidy();
+    let plan = work.settings.stop;
     let run = async {
         let metrics = Arc::new(Metrics::new(sqs::queue_name(&queue_url), logs.dropped(), SystemTime::now()));
         let stop = stop_requested(Some(&metrics))?;
@@ -206,7 +206,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             writer: s3.clone(),
             place,
             identity: work.identity.clone(),
-            limit: work.settings.stop.attempt_record(),
+            limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
         });
         let clock = Clock::start();
         let idempotency = records.idempotency.map(|place| Idempotency {
@@ -256,7 +256,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
         }
         Ok(ExitCode::from(outcome.exit_code()))
     };
-    block_on(run, tidy)?
+    block_on(run, plan.tidy())?
 }
 
 /// Kubernetes tells a pod its namespace in a file.

@@ -211,14 +211,16 @@ impl Machine for Claim {
     }
 
     fn may_hear(&self, input: &claim::Input) -> bool {
-        use claim::Answer::{ConditionFailed, Failed, Read, Refused, Useless, Written};
+        use claim::Answer::{ConditionFailed, Failed, Read, Refused, Unreadable, Unsupported, Written};
         match (self.state().call.map(|call| call.request), input) {
             (None, claim::Input::Answered(_))
             | (Some(Request::Read), claim::Input::Answered(Written(_) | ConditionFailed))
-            | (Some(Request::Write(_)), claim::Input::Answered(Read(_))) => false,
+            | (Some(Request::Write(_)), claim::Input::Answered(Read(_) | Unreadable(_))) => false,
             (
                 Some(_),
-                claim::Input::Answered(Written(_) | ConditionFailed | Read(_) | Refused(_) | Useless(_) | Failed(_)),
+                claim::Input::Answered(
+                    Written(_) | ConditionFailed | Read(_) | Unreadable(_) | Refused(_) | Unsupported(_) | Failed(_),
+                ),
             )
             | (_, claim::Input::Succeeded | claim::Input::Ended) => true,
         }
@@ -263,7 +265,8 @@ fn the_owner_of_a_record_answers_every_input_in_every_state() {
         ("Read(released)", seen(RecordState::Released, false, 5 * S)),
         ("Read(done)", seen(RecordState::Done, false, 5 * S)),
         ("Refused", answered(Answer::Refused("503".to_owned()))),
-        ("Useless", answered(Answer::Useless("503".to_owned()))),
+        ("Unreadable", answered(Answer::Unreadable("503".to_owned()))),
+        ("Unsupported", answered(Answer::Unsupported("503".to_owned()))),
         ("Failed", failed()),
         ("Succeeded", In(Input::Succeeded)),
         ("Ended", In(Input::Ended)),
@@ -288,6 +291,6 @@ fn the_owner_of_a_record_answers_every_input_in_every_state() {
         ("Releasing", vec![written(), At(5 * S), In(Input::Ended)]),
         ("Over", vec![written(), At(5 * S), In(Input::Ended), written()]),
     ];
-    let claim = Claim::new(MessageId::new("m"), 30 * S, Duration::ZERO);
+    let claim = Claim::new(DeliveryId { message_id: MessageId::new("m"), receive_count: 1 }, 30 * S, Duration::ZERO);
     insta::assert_snapshot!("claim", table(&claim, states, &happens));
 }

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::report_when_done;
 use crate::job::delivery::{MessageId, ReceiptHandle};
 use crate::job::keep_reason::Role;
-use crate::job::keeper::{Answer, Input, Keeper, Next};
+use crate::job::keeper::{Answer, Input, Keeper, Next, Phase};
 use crate::job::lease::Lease;
 use crate::job::lifecycle::{Event, Hold};
 use crate::job::stop::StopPlan;
@@ -120,51 +120,18 @@ struct Holding {
 impl Holding {
     async fn until_settled(mut self) -> Event {
         let VisibilityHeartbeat { queue, clock, supervisor, telemetry, .. } = self.actor.clone();
-        let (queue, receipt, message_id) = (queue.as_ref(), &self.receipt, &self.message_id);
+        let (queue, receipt) = (queue.as_ref(), &self.receipt);
         loop {
             // All that has happened, before anything is done: a stop that was heard is ahead of a delete.
             while let Ok(input) = self.inputs.try_recv() {
                 self.keeper.handle(clock.now(), input);
             }
-            let input = match self.keeper.next(clock.now()) {
-                Next::Extend { by, limit } => {
-                    let answer = answered(limit, queue.change_visibility(receipt, by)).await;
-                    let lease_left_s = self.keeper.state().lease.left(clock.now()).as_secs_f64();
-                    match &answer {
-                        Answer::Failed(error) | Answer::Unclear(error) => {
-                            warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
-                        }
-                        Answer::Accepted => debug!(%message_id, visibility_s = by.as_secs(), "lease extended"),
-                        Answer::NotInFlight(_) | Answer::AtCeiling(_) => {}
-                    }
-                    Input::Answered(answer)
-                }
+            let (call, answer) = match self.keeper.next(clock.now()) {
+                Next::Extend { by, limit } => (EXTEND, answered(limit, queue.change_visibility(receipt, by)).await),
                 Next::Release { delay, limit } => {
-                    let answer = answered(limit, queue.change_visibility(receipt, delay)).await;
-                    match &answer {
-                        Answer::Unclear(error) => {
-                            warn!(%message_id, error, "the release was not answered: the message is visible again when its visibility timeout ends, or sooner");
-                        }
-                        Answer::Failed(error) => {
-                            warn!(%message_id, error, "the release failed: unless a retry succeeds, the visibility timeout has to run out");
-                        }
-                        Answer::Accepted | Answer::NotInFlight(_) | Answer::AtCeiling(_) => {}
-                    }
-                    Input::Answered(answer)
+                    (RELEASE, answered(limit, queue.change_visibility(receipt, delay)).await)
                 }
-                Next::Delete { permit, limit } => {
-                    let answer = answered(limit, queue.delete(receipt, permit)).await;
-                    match &answer {
-                        Answer::NotInFlight(error) => {
-                            warn!(%message_id, error, "the queue refused the delete: the message will come back");
-                        }
-                        Answer::Failed(error) | Answer::Unclear(error) | Answer::AtCeiling(error) => {
-                            warn!(%message_id, error, "the delete failed and will be retried");
-                        }
-                        Answer::Accepted => {}
-                    }
-                    Input::Answered(answer)
-                }
+                Next::Delete { permit, limit } => (DELETE, answered(limit, queue.delete(receipt, permit)).await),
                 Next::Report(event) => {
                     // The supervisor outlives its actors; if it is gone there is nobody to report to.
                     let _ = supervisor.cast(event);
@@ -175,18 +142,53 @@ impl Holding {
                     continue;
                 }
                 Next::Settled(settlement) => return Event::Settled(settlement),
-                Next::Wait { until } => tokio::select! {
-                    biased;
-                    Some(input) = self.inputs.recv() => input,
-                    () = clock.sleep_until(until.unwrap_or_default()), if until.is_some() => continue,
-                    // Nobody can hand in anything any more: this task is about to be dropped.
-                    else => std::future::pending().await,
-                },
+                Next::Wait { until } => {
+                    tokio::select! {
+                        biased;
+                        Some(input) = self.inputs.recv() => self.keeper.handle(clock.now(), input),
+                        () = clock.sleep_until(until.unwrap_or_default()), if until.is_some() => {}
+                        // Nobody can hand in anything any more: this task is about to be dropped.
+                        else => std::future::pending().await,
+                    }
+                    continue;
+                }
             };
-            self.keeper.handle(clock.now(), input);
+            self.keeper.handle(clock.now(), Input::Answered(answer.clone()));
+            self.log(call, &answer);
+        }
+    }
+
+    /// What came of a call, unless the core hears of it.
+    fn log(&self, call: &'static str, answer: &Answer) {
+        let (message_id, state) = (&self.message_id, self.keeper.state());
+        let lease_left_s = state.lease.left(self.actor.clock.now()).as_secs_f64();
+        match (call, answer, &state.phase) {
+            (EXTEND, Answer::Failed(error) | Answer::Unclear(error), _) => {
+                warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
+            }
+            (EXTEND, Answer::Accepted, _) if state.lease.expires_at().is_some() => {
+                debug!(%message_id, lease_left_s, "lease extended")
+            }
+            (DELETE, Answer::NotInFlight(error), _) => {
+                warn!(%message_id, error, "the queue refused the delete: the message will come back");
+            }
+            (DELETE, Answer::Failed(error) | Answer::Unclear(error), Phase::Deleting { .. }) => {
+                warn!(%message_id, error, "the delete failed and will be retried");
+            }
+            (RELEASE, Answer::Unclear(error), _) => {
+                warn!(%message_id, error, "the release was not answered: the message is visible again when its visibility timeout ends, or sooner");
+            }
+            (RELEASE, Answer::Failed(error), Phase::Settled(_)) => {
+                warn!(%message_id, error, "the message could not be released: its visibility timeout has to run out");
+            }
+            _ => {}
         }
     }
 }
+
+const EXTEND: &str = "extend";
+const RELEASE: &str = "release";
+const DELETE: &str = "delete";
 
 async fn answered<E: Into<Answer>>(limit: Duration, call: impl Future<Output = Result<(), E>>) -> Answer {
     match timeout(limit, call).await {

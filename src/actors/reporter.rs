@@ -1,4 +1,4 @@
-//! 7 PodTelemetry: passes on what happened, and has no say in it.
+//! 9 Reported: passes on what happened, and has no say in it.
 //!
 //! It has no queue and no store, nobody waits for it but the last step of the stop, and its death
 //! changes no verdict.

@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use super::delivery::MessageId;
+use super::delivery::{DeliveryId, MessageId};
 
 /// A delay between `min` and `min * 2^tries`, at most `max`: exponential, with full jitter
 /// (AWS Architecture Blog, "Exponential Backoff And Jitter").
@@ -12,10 +12,14 @@ use super::delivery::MessageId;
 /// replayed.
 pub fn backoff(min: Duration, max: Duration, message: &MessageId, tries: u32) -> Duration {
     let most = 2u32.checked_pow(tries).map_or(max, |factor| min.saturating_mul(factor)).min(max);
+    min + most.saturating_sub(min).mul_f64(share((message, tries)))
+}
+
+/// A number from 0 to 1 that looks random.
+fn share(of: impl Hash) -> f64 {
     let mut hasher = DefaultHasher::new();
-    (message, tries).hash(&mut hasher);
-    let share = f64::from((hasher.finish() >> 32) as u32) / f64::from(u32::MAX);
-    min + most.saturating_sub(min).mul_f64(share)
+    of.hash(&mut hasher);
+    f64::from((hasher.finish() >> 32) as u32) / f64::from(u32::MAX)
 }
 
 /// When a call is made, and how often it has failed.
@@ -27,10 +31,13 @@ pub struct Again {
 }
 
 impl Again {
-    /// It has failed once more.
-    pub(super) fn after(self, now: Duration, longest: Duration, message: &MessageId) -> Self {
+    /// It has failed once more. The pause doubles up to `longest`, and up to as much again is added: whoever counts failures knows
+    /// how long they take at least. Two deliveries, also of the same message, do not ask at the same moments.
+    pub(super) fn after(self, now: Duration, longest: Duration, delivery: &DeliveryId) -> Self {
+        let pause =
+            2u32.checked_pow(self.failures).map_or(longest, |factor| FIRST_PAUSE.saturating_mul(factor)).min(longest);
         let failures = self.failures.saturating_add(1);
-        Self { at: now + backoff(FIRST_PAUSE.min(longest), longest, message, failures), failures }
+        Self { at: now + pause + pause.mul_f64(share((delivery, failures))), failures }
     }
 }
 
@@ -54,5 +61,18 @@ mod tests {
             assert!(*high - *low > (most - 10 * S).mul_f64(0.9), "try {tries} is not spread: {low:?} to {high:?}");
         }
         assert!(backoff(10 * S, 900 * S, &MessageId::new("m"), u32::MAX) <= 900 * S);
+    }
+
+    #[test]
+    fn eight_failures_take_twenty_seconds_at_least_and_twice_that_at_most() {
+        let time = |receive_count| {
+            let delivery = DeliveryId { message_id: MessageId::new("m"), receive_count };
+            (0..8).fold(Again::default(), |again, _| again.after(again.at, 5 * S, &delivery)).at
+        };
+        let times: Vec<_> = (1..200).map(time).collect();
+        assert!(times.iter().all(|time| (21 * S..43 * S).contains(time)), "{times:?}");
+        assert!(times[0] != times[1], "two deliveries of a message ask at the same moments");
+        let delivery = DeliveryId { message_id: MessageId::new("m"), receive_count: 1 };
+        assert!(Again { at: S, failures: u32::MAX }.after(S, 5 * S, &delivery).at <= 11 * S);
     }
 }

@@ -19,14 +19,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::backoff::Again;
-use super::delivery::MessageId;
+use super::delivery::DeliveryId;
 use super::outcome::Failure;
 
 /// The owner of the record of one piece of work. All points in time are on the run's clock.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Of the message; the pauses between tries depend on it.
-    message_id: MessageId,
+    /// The pauses between tries depend on it.
+    delivery: DeliveryId,
     /// How long a record lasts that is not refreshed.
     time_to_live: Duration,
     state: State,
@@ -45,6 +45,8 @@ pub struct State {
     pub refresh_at: Duration,
     /// When to ask next, after failures or while the record is another's.
     pub again: Again,
+    /// How often the store refused to write over a record that had not changed.
+    pub unchanged: u32,
     /// Our own record had another eTag than we knew.
     pub surprise: Surprise,
     /// The request that is out.
@@ -131,8 +133,10 @@ pub enum Answer {
     ConditionFailed,
     /// Not allowed, or not possible, until somebody changes that.
     Refused(String),
-    /// The record proves nothing: it is not one of ours, or the store knows no conditions.
-    Useless(String),
+    /// What is there is not a record that we can read.
+    Unreadable(String),
+    /// The store does not heed conditions, so that its records prove nothing.
+    Unsupported(String),
     /// No answer, or one that says nothing. A write may have come through all the same.
     Failed(String),
 }
@@ -178,22 +182,23 @@ pub enum Milestone {
     AlreadyDone,
     /// The record is not ours any more, and so the work is not. Nothing more is done.
     Lost(String),
-    /// It is claimed, recorded or released, or not, and nothing more is done.
+    /// It is recorded or released, or could not be claimed, recorded or released. Nothing more is done.
     Over(Result<(), Failure>),
 }
 
 impl Claim {
-    pub fn new(message_id: MessageId, time_to_live: Duration, now: Duration) -> Self {
+    pub fn new(delivery: DeliveryId, time_to_live: Duration, now: Duration) -> Self {
         let state = State {
             phase: Phase::Claiming,
             etag: None,
             expires_at: Duration::ZERO,
             refresh_at: Duration::ZERO,
             again: Again { at: now, failures: 0 },
+            unchanged: 0,
             surprise: Surprise::None,
             call: None,
         };
-        Self { message_id, time_to_live, state, reports: VecDeque::new() }
+        Self { delivery, time_to_live, state, reports: VecDeque::new() }
     }
 
     pub fn state(&self) -> &State {
@@ -210,9 +215,15 @@ impl Claim {
                 let Some(Call { asked_at, .. }) = call else { return };
                 match (self.state.phase, answer) {
                     (_, Answer::Written(etag)) => self.written(now, asked_at, etag),
-                    (Phase::Claiming, Answer::ConditionFailed) => self.state.phase = Phase::Looking { waits: false },
+                    (Phase::Claiming, Answer::ConditionFailed) => {
+                        self.state.phase = Phase::Looking { waits: false };
+                        self.state.again = Again { at: now, failures: 0 };
+                    }
                     (Phase::Looking { waits }, Answer::Read(seen)) => self.looked(now, asked_at, seen, waits),
-                    (Phase::Claiming | Phase::Looking { .. }, Answer::Refused(why) | Answer::Useless(why)) => {
+                    (
+                        Phase::Claiming | Phase::Looking { .. },
+                        Answer::Refused(why) | Answer::Unreadable(why) | Answer::Unsupported(why),
+                    ) => {
                         self.over(Milestone::Over(Err(Failure::Record(why))));
                     }
                     (Phase::Claiming | Phase::Looking { .. }, Answer::Failed(why)) => self.retry(now, why),
@@ -224,10 +235,13 @@ impl Claim {
         }
     }
 
-    /// What to do at `now`. Not to be asked while a request is out.
+    /// What to do at `now`. While a request is out there is nothing else to do.
     pub fn next(&mut self, now: Duration) -> Next {
         if let Some(report) = self.reports.pop_front() {
             return Next::Report(report);
+        }
+        if self.state.call.is_some() {
+            return Next::Wait { until: Duration::MAX };
         }
         let expires_at = self.state.expires_at;
         let begins_at = match self.state.phase {
@@ -269,13 +283,15 @@ impl Claim {
     }
 
     fn begin(&mut self, phase: Phase, now: Duration, unanswered: Option<Call>) {
-        if self.state.phase == Phase::Held {
-            if unanswered.is_some() {
-                self.may_be_written();
-            }
-            self.state.phase = phase;
-            self.state.again = Again { at: now, failures: 0 };
+        if self.state.phase != Phase::Held {
+            let why = "its record is not ours any more".to_owned();
+            return self.over(Milestone::Over(Err(Failure::Superseded(why))));
         }
+        if unanswered.is_some() {
+            self.may_be_written();
+        }
+        self.state.phase = phase;
+        self.state.again = Again { at: now, failures: 0 };
     }
 
     fn written(&mut self, now: Duration, asked_at: Duration, etag: String) {
@@ -326,11 +342,19 @@ impl Claim {
     /// Nobody is at the work.
     fn free(&mut self, now: Duration, etag: Option<String>) {
         self.state.phase = Phase::Claiming;
-        if etag == self.state.etag {
-            return self.retry(now, "the store refuses to write a record that has not changed".to_owned());
+        if etag != self.state.etag {
+            self.state.etag = etag;
+            self.state.again = Again { at: now, failures: 0 };
+            return;
         }
-        self.state.etag = etag;
-        self.state.again = Again { at: now, failures: 0 };
+        let refused = Again { at: now, failures: self.state.unchanged }.after(now, LONGEST_PAUSE, &self.delivery);
+        let why = "the store refuses to write a record that has not changed".to_owned();
+        if self.state.unchanged == MOST_FAILURES {
+            return self.over(Milestone::Over(Err(Failure::Record(why))));
+        }
+        self.state.unchanged = refused.failures;
+        self.state.again = Again { at: refused.at, failures: 0 };
+        self.report(Report::Retrying(why));
     }
 
     /// What came of a request about our own record, if it was not written.
@@ -344,11 +368,12 @@ impl Claim {
                 self.state.surprise = Surprise::Unread;
                 self.state.again.at = now;
             }
-            Answer::Read(_) | Answer::ConditionFailed => {
+            // Who wrote what we cannot read was not us.
+            Answer::Read(_) | Answer::Unreadable(_) | Answer::ConditionFailed => {
                 let why = "another pod has claimed its record".to_owned();
                 self.not_ours(Failure::Superseded(why.clone()), why);
             }
-            Answer::Useless(why) => self.not_ours(Failure::Record(why.clone()), why),
+            Answer::Unsupported(why) => self.not_ours(Failure::Record(why.clone()), why),
             Answer::Refused(why) | Answer::Failed(why) => {
                 self.may_be_written();
                 self.failed(now, why);
@@ -368,7 +393,7 @@ impl Claim {
         match self.state.phase {
             // A permission may be given again while the work runs.
             Phase::Held => {
-                self.state.again = self.state.again.after(now, LONGEST_PAUSE, &self.message_id);
+                self.state.again = self.state.again.after(now, LONGEST_PAUSE, &self.delivery);
                 self.state.refresh_at = self.state.again.at;
                 self.report(Report::RefreshFailed(why));
             }
@@ -391,7 +416,7 @@ impl Claim {
         if self.state.again.failures == MOST_FAILURES {
             return self.over(Milestone::Over(Err(Failure::Record(why))));
         }
-        self.state.again = self.state.again.after(now, LONGEST_PAUSE, &self.message_id);
+        self.state.again = self.state.again.after(now, LONGEST_PAUSE, &self.delivery);
         self.report(Report::Retrying(why));
     }
 

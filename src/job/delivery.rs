@@ -45,7 +45,7 @@ impl fmt::Debug for ReceiptHandle {
 }
 
 /// Which handing-out of which message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     pub message_id: MessageId,
     /// 1 = first.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::outcome::Exit;
 
-/// One of the supervisor's hands.
+/// One of the supervisor's actors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Receiver,

@@ -206,7 +206,7 @@ impl Keeper {
                 return Next::Wait { until: None };
             }
             let again_at = match &self.state.phase {
-                Phase::Holding if self.state.halt_by.is_some_and(|at| at <= now) => {
+                Phase::Holding if self.is_exhausted(now) => {
                     self.exhausted();
                     continue;
                 }
@@ -313,7 +313,7 @@ impl Keeper {
             Answer::Failed(_) | Answer::Unclear(_) => {
                 self.observe(Observation::Extend(ExtendResult::Failed));
                 let again = self.state.extend_again.unwrap_or_default();
-                self.state.extend_again = Some(again.after(now, self.visibility / 6, &self.delivery.message_id));
+                self.state.extend_again = Some(again.after(now, self.visibility / 6, &self.delivery));
             }
         }
     }
@@ -331,7 +331,7 @@ impl Keeper {
             }
             Answer::AtCeiling(why) | Answer::Failed(why) | Answer::Unclear(why) => {
                 let gives_up = *give_up_at <= now;
-                *again = again.after(now, self.visibility / 3, &self.delivery.message_id);
+                *again = again.after(now, self.visibility / 3, &self.delivery);
                 self.observe(Observation::Delete(DeleteResult::Failed));
                 if gives_up {
                     self.keeps_holding(NotDeleted::GaveUp(why));
@@ -351,7 +351,7 @@ impl Keeper {
             Answer::AtCeiling(_) => runs_out,
             Answer::Failed(_) if *give_up_at <= now => runs_out,
             Answer::Failed(_) => {
-                *again = again.after(now, FIRST_PAUSE * 8, &self.delivery.message_id);
+                *again = again.after(now, FIRST_PAUSE * 8, &self.delivery);
                 return;
             }
             // After the lease, or after the delay if the queue heard of it.
@@ -369,6 +369,11 @@ impl Keeper {
         self.observe(Observation::Extend(ExtendResult::LeaseLost));
         self.state.lease = self.state.lease.lost();
         self.report(Report::LeaseLost(why));
+    }
+
+    /// Is SQS's ceiling near, of a lease that is not lost?
+    fn is_exhausted(&self, now: Duration) -> bool {
+        self.state.halt_by.is_some_and(|at| at <= now) && self.state.lease.expires_at().is_some()
     }
 
     /// To be said once.

@@ -1,4 +1,4 @@
-//! 7 PodTelemetry: what logs, metrics and the termination message are made from.
+//! 9 Reported: what logs, metrics and the termination message are made from.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,5 @@
-//! 8 Stopped: how the time of a stop is divided. Every wait of a stop takes its limit from here.
+//! 8 Stopped: how the time of a stop is divided. Every part of a stop takes its limit from here; what is smaller has limits of its own
+//! within these.
 //!
 //! ```text
 //! TERM                                                                              terminationGracePeriodSeconds
@@ -91,9 +92,9 @@ impl StopPlan {
         self.reserve * 3 / 20
     }
 
-    /// Of the final report: the record of a failed attempt.
-    pub fn attempt_record(&self) -> Duration {
-        self.report() * 2 / 3
+    /// The record of a failed attempt, which in a stop is part of the final report.
+    pub fn attempt_record(&self, in_a_stop: bool) -> Duration {
+        if in_a_stop { self.report() * 2 / 3 } else { ATTEMPT_RECORD }
     }
 
     /// The last push of the metrics, after the run.
@@ -106,11 +107,12 @@ impl StopPlan {
         self.reserve / 20
     }
 
-    /// The log's last lines, which are written after everything else: whatever is left, up to a second. `since_term` is `None` if nobody
-    /// asked for a stop: then there is no hurry.
+    /// The log's last lines, which are written after everything else: whatever is left but for a margin, up to a second. `since_term` is
+    /// `None` if nobody asked for a stop: then there is no hurry.
     pub fn log(&self, since_term: Option<Duration>) -> Duration {
-        let left = since_term.map_or(LONGEST_FLUSH, |since_term| self.termination_grace.saturating_sub(since_term));
-        left.clamp((self.reserve / 20).min(LONGEST_FLUSH), LONGEST_FLUSH)
+        let margin = self.reserve / 20;
+        let left = since_term.map_or(LONGEST_FLUSH, |since| self.termination_grace.saturating_sub(since + margin));
+        left.clamp((margin / 2).min(LONGEST_FLUSH), LONGEST_FLUSH)
     }
 
     /// Of a pod whose work ends within `stop_grace`.
@@ -151,6 +153,7 @@ pub const RECORD_RELEASE: Duration = Duration::from_secs(1);
 
 const LONGEST_RESERVE: Duration = Duration::from_secs(10);
 const LONGEST_FLUSH: Duration = Duration::from_secs(1);
+const ATTEMPT_RECORD: Duration = Duration::from_secs(2);
 const TIDYING_UP: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
@@ -178,7 +181,7 @@ mod tests {
             let at_the_end = plan.tidy() + plan.log(Some(plan.termination_grace));
             // Divisions are rounded down, each by less than a nanosecond.
             prop_assert!(pushed + at_the_end <= exited && exited <= plan.termination_grace, "{all:?}");
-            prop_assert!(plan.attempt_record() < plan.report());
+            prop_assert!(plan.attempt_record(true) < plan.report());
 
             // A stop while a request for a message is out.
             prop_assert!(plan.last_poll(stop_grace) + (exited - plan.halt(stop_grace)) <= plan.termination_grace);
@@ -191,7 +194,7 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!(plan.log(None), ms(1000));
         assert_eq!(plan.log(Some(ms(2000))), ms(1000));
-        assert_eq!(plan.log(Some(ms(5300))), ms(700));
-        assert_eq!(plan.log(Some(ms(6000))), ms(100));
+        assert_eq!(plan.log(Some(ms(5300))), ms(600));
+        assert_eq!(plan.log(Some(ms(6000))), ms(50));
     }
 }

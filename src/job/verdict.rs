@@ -51,7 +51,8 @@ impl Completed {
     }
 }
 
-/// The right to send one DeleteMessage. `Queue::delete` takes nothing else.
+/// The right to send one DeleteMessage. `Queue::delete` wants it beside the receipt handle, whose one owner checks that both are of the
+/// same delivery ([`Completed::is_of`]).
 #[derive(Debug)]
 pub struct DeletePermit<'a> {
     _completed: &'a Completed,

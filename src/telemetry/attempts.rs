@@ -22,7 +22,7 @@ pub struct AttemptHistory {
     pub place: Place,
     pub identity: Identity,
     /// How long the record may take: a pod's last seconds are worth more.
-    pub limit: Duration,
+    pub limit: Box<dyn Fn() -> Duration + Send + Sync>,
 }
 
 impl AttemptHistory {
@@ -30,13 +30,12 @@ impl AttemptHistory {
     pub async fn add(&self, ended: &Ended, now: SystemTime) {
         let Some(record) = self.record(ended, now) else { return };
         let subject = &ended.subject;
+        let limit = (self.limit)();
         let key = self.place.key(&format!("{}/{}.json", subject.message_id, subject.receive_count));
-        let written = tokio::time::timeout(
-            self.limit,
-            self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()),
-        )
-        .await;
-        if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.limit))) {
+        let written =
+            tokio::time::timeout(limit, self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()))
+                .await;
+        if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))) {
             warn!(message_id = %subject.message_id, error, "the attempt was not recorded");
         }
     }

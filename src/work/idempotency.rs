@@ -114,13 +114,14 @@ impl Idempotency {
                 bucket: record.map(|record| record.object.bucket.clone()),
                 key: record.map(|record| record.object.key.clone()),
             },
-            claim: Claim::new(subject.message_id.clone(), time_to_live, self.clock.now()),
+            claim: Claim::new(subject.delivery(), time_to_live, self.clock.now()),
         };
         match own.next_milestone().await {
             Milestone::AlreadyDone => Ok(Claimed::AlreadyDone),
-            Milestone::Claimed | Milestone::Over(Ok(())) => Ok(Claimed::Ours(Box::new(own))),
+            Milestone::Claimed => Ok(Claimed::Ours(Box::new(own))),
             Milestone::Over(Err(failure)) => Err(failure),
             Milestone::Lost(why) => Err(Failure::Superseded(why)),
+            Milestone::Over(Ok(())) => Err(Failure::Record("it is over before it was claimed".to_owned())),
         }
     }
 
@@ -175,8 +176,10 @@ impl OwnRecord {
 
     async fn over(&mut self) -> Result<(), Failure> {
         loop {
-            if let Milestone::Over(result) = self.next_milestone().await {
-                return result;
+            match self.next_milestone().await {
+                Milestone::Over(result) => return result,
+                Milestone::Lost(why) => return Err(Failure::Superseded(why)),
+                Milestone::Claimed | Milestone::AlreadyDone => {}
             }
         }
     }
@@ -224,7 +227,7 @@ impl OwnRecord {
                 age: entry.age,
                 time_to_live: Duration::from_secs(content.time_to_live),
             })),
-            Err(why) => Answer::Useless(format!("s3://{bucket}/{}: {why}", self.key)),
+            Err(why) => Answer::Unreadable(format!("s3://{bucket}/{}: {why}", self.key)),
         })
     }
 
@@ -270,7 +273,7 @@ async fn in_time(limit: Duration, request: impl Future<Output = Result<Answer, R
         Ok(Ok(answer)) => answer,
         Ok(Err(RecordError::ConditionFailed)) => Answer::ConditionFailed,
         Ok(Err(RecordError::Refused(why))) => Answer::Refused(why),
-        Ok(Err(RecordError::ConditionsUnsupported(why))) => Answer::Useless(why),
+        Ok(Err(RecordError::ConditionsUnsupported(why))) => Answer::Unsupported(why),
         Ok(Err(RecordError::Retryable(why))) => Answer::Failed(why),
         Err(_) => Answer::Failed(format!("no answer within {limit:?}")),
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leasehold::job::backoff::Again;
 use leasehold::job::claim::{Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State};
-use leasehold::job::delivery::MessageId;
+use leasehold::job::delivery::{DeliveryId, MessageId};
 use leasehold::job::lifecycle::Event;
 use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
 
@@ -140,9 +140,9 @@ impl Work {
         let ticks = |at: Duration| at.saturating_sub(now).as_nanos().div_ceil(tick);
         let is_last = |etag: &String| *etag == record.version.to_string();
         let Self { number, claim, stage, answer } = self;
-        let State { phase, etag, expires_at, refresh_at, again: Again { at, failures }, surprise, call } =
+        let State { phase, etag, expires_at, refresh_at, again: Again { at, failures }, unchanged, surprise, call } =
             claim.state();
-        (stage, *number == record.by, phase, etag.as_ref().map(is_last), surprise, failures).hash(hasher);
+        (stage, *number == record.by, phase, etag.as_ref().map(is_last), surprise, failures, unchanged).hash(hasher);
         (ticks(*expires_at), ticks(*refresh_at), ticks(*at)).hash(hasher);
         call.map(|call| (call.request, (now - call.asked_at).min(TIME_TO_LIVE))).hash(hasher);
         match answer {
@@ -150,7 +150,9 @@ impl Work {
             Some(Answer::Read(Some(seen))) => (seen.state, seen.is_ours, is_last(&seen.etag), seen.age).hash(hasher),
             Some(Answer::Written(etag)) => ("written", is_last(etag)).hash(hasher),
             Some(Answer::ConditionFailed) => "refused".hash(hasher),
-            Some(Answer::Refused(_) | Answer::Useless(_) | Answer::Failed(_)) => unreachable!("never given"),
+            Some(Answer::Refused(_) | Answer::Unreadable(_) | Answer::Unsupported(_) | Answer::Failed(_)) => {
+                unreachable!("never given")
+            }
         }
     }
 }
@@ -162,7 +164,8 @@ impl Acting<'_> {
 
     pub fn claim(&mut self) -> Result<(), Broken> {
         self.world.claims += 1;
-        let claim = Claim::new(MessageId::new("m"), TIME_TO_LIVE, self.now());
+        let claim =
+            Claim::new(DeliveryId { message_id: MessageId::new("m"), receive_count: 1 }, TIME_TO_LIVE, self.now());
         self.pod.work = Some(Work { number: self.world.claims, claim, stage: Stage::Claim, answer: None });
         self.milestones()
     }

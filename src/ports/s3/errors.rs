@@ -173,8 +173,7 @@ mod tests {
     #[test]
     fn a_failed_get_says_what_it_means_and_what_to_change() {
         let refused = |version, status, code: &str| {
-            let failure =
-                Failure::Refused { code: Some(code.into()), message: Some("CommandReport S3.".into()), status };
+            let failure = Failure::Refused { code: Some(code.into()), message: Some("Said S3.".into()), status };
             match fetch_error(&object(version), &failure) {
                 FetchError::Retryable(text) => ("retryable", text),
                 FetchError::Permanent(text) => ("permanent", text),
@@ -183,18 +182,12 @@ mod tests {
             }
         };
         let table = [
-            (None, 404, "NoSuchKey", "missing", "object s3://b/k is missing: NoSuchKey: CommandReport S3"),
+            (None, 404, "NoSuchKey", "missing", "object s3://b/k is missing: NoSuchKey: Said S3"),
             (Some("v"), 404, "NoSuchVersion", "missing", "object s3://b/k (version v) is missing: "),
             (None, 404, "NoSuchBucket", "retryable", "bucket b does not exist: "),
             (None, 412, "PreconditionFailed", "overwritten", "object s3://b/k was overwritten since the event: "),
             (None, 403, "InvalidObjectState", "permanent", "object s3://b/k is archived and must be restored first: "),
-            (
-                None,
-                403,
-                "AccessDenied",
-                "retryable",
-                "object s3://b/k may not be read: AccessDenied: CommandReport S3 ",
-            ),
+            (None, 403, "AccessDenied", "retryable", "object s3://b/k may not be read: AccessDenied: Said S3 "),
             (None, 403, "AccessDenied", "retryable", "must allow s3:GetObject, and"),
             (Some("v"), 403, "AccessDenied", "retryable", "must allow s3:GetObjectVersion, and"),
             (None, 403, "AccessDenied", "retryable", "without s3:ListBucket a missing object"),
@@ -212,7 +205,7 @@ mod tests {
             ),
             (None, 400, "ExpiredToken", "retryable", "object s3://b/k was not given: HTTP 400, ExpiredToken: "),
             (None, 400, "RequestTimeout", "retryable", "object s3://b/k was not given: HTTP 400, RequestTimeout: "),
-            (None, 503, "SlowDown", "retryable", "object s3://b/k was not given: HTTP 503, SlowDown: CommandReport S3"),
+            (None, 503, "SlowDown", "retryable", "object s3://b/k was not given: HTTP 503, SlowDown: Said S3"),
         ];
         for (version, status, code, kind, part) in table {
             let (is, text) = refused(version, status, code);

@@ -228,14 +228,14 @@ mod tests {
             (501, "NotImplemented", "unknown"),
         ] {
             for action in [Action::List, Action::Get, Action::Put, Action::Abort] {
-                let body = format!("<Error><Code>{code}</Code><Message>CommandReport S3</Message></Error>");
+                let body = format!("<Error><Code>{code}</Code><Message>Said S3</Message></Error>");
                 let told = S3::new(&Canned::new(status, None, body).config(), None).may(action, "b", "out/k").await;
                 let (told, why) = match told {
-                    Permission::Allowed => ("allowed", format!("s3://b/out/k: {code}: CommandReport S3")),
+                    Permission::Allowed => ("allowed", format!("s3://b/out/k: {code}: Said S3")),
                     Permission::Denied(why) => ("denied", why),
                     Permission::Unknown(why) => ("unknown", why),
                 };
-                assert_eq!((told, why), (is, format!("s3://b/out/k: {code}: CommandReport S3")), "{action}");
+                assert_eq!((told, why), (is, format!("s3://b/out/k: {code}: Said S3")), "{action}");
             }
         }
     }
