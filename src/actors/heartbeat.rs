@@ -167,7 +167,7 @@ impl Holding {
                 warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
             }
             (EXTEND, Answer::Accepted, _) if state.lease.expires_at().is_some() => {
-                debug!(%message_id, lease_left_s, "lease extended")
+                debug!(%message_id, lease_left_s, "lease extended");
             }
             (DELETE, Answer::NotInFlight(error), _) => {
                 warn!(%message_id, error, "the queue refused the delete: the message will come back");
