@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use leasehold::job::keep_reason::KeepReason;
+use leasehold::job::stop::WorkStop;
 use leasehold::job::verdict::{Return, Settlement};
 use tokio::time::Instant;
 
@@ -130,7 +131,8 @@ impl Chronicle {
         let features = self.features();
         let is_lost = features.records && self.records.get(&object).is_none_or(|record| record.pod != pod);
         let had_succeeded = self.has_succeeded(pod, message) && self.seen(pod, message).ended_before_the_stop;
-        let is_excused = is_lost || self.seen(pod, message).store_failed || stop.elapsed() >= grace / 2;
+        let time = WorkStop::new(grace, features.records, features.state).publish;
+        let is_excused = is_lost || self.seen(pod, message).store_failed || stop.elapsed() >= time;
         if !had_succeeded || is_excused {
             return;
         }
