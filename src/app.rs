@@ -228,12 +228,12 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             job_id: work.identity.job_id,
             clock,
         };
-        let told = Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
+        let telemetry = Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
         let tasks = work.settings.policy.tasks().cloned().collect();
         let world = World {
             queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),
             worker: Arc::new(worker),
-            telemetry: Arc::new(Forgetting { checkpoints, tasks, told: told.clone() }),
+            telemetry: Arc::new(Forgetting { checkpoints, tasks, telemetry: telemetry.clone() }),
             clock,
             health,
         };
@@ -249,7 +249,7 @@ fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, Stri
             )
         });
         let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
-        told.left(&outcome);
+        telemetry.left(&outcome);
         metrics.finished(outcome.exit_code(), SystemTime::now());
         if let Some(pusher) = pusher {
             pusher.finish().await;

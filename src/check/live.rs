@@ -81,8 +81,8 @@ pub async fn findings(
     let (mut key_begins, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
     for bucket in buckets {
         let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
-        let told = match s3.notifications(bucket).await {
-            Ok(Some(told)) => Ok(told),
+        let notifications = match s3.notifications(bucket).await {
+            Ok(Some(notifications)) => Ok(notifications),
             Ok(None) => {
                 let named: Vec<_> = sources.get(bucket).map(|_| "--buckets".to_owned()).into_iter().collect();
                 let named = [named, there.into_iter().map(Written::to_string).collect()].concat().join(", ");
@@ -93,27 +93,28 @@ pub async fn findings(
             }
             Err(why) => Err(why),
         };
-        if let (Ok(told), Some(arn)) = (&told, arn)
-            && let Some(first) = told.to(arn).next()
+        if let (Ok(notifications), Some(arn)) = (&notifications, arn)
+            && let Some(first) = notifications.to(arn).next()
         {
             key_begins.clone_from(&first.prefix);
             findings.extend(queue::sending(&config.queue_url, &attributes, bucket));
         }
         findings.extend(of_encryption(&s3, bucket).await);
         if sources.contains(bucket) {
-            findings.extend(of_source(&s3, bucket, &told, arn, config).await);
+            findings.extend(of_source(&s3, bucket, &notifications, arn, config).await);
         }
-        let is_quiet = |one: &&&Written| match (&told, arn) {
-            (Ok(told), Some(arn)) => {
-                !told.others
-                    && places::findings(one, told, arn, &config.work.settings.policy.selection.events).is_empty()
+        let is_quiet = |one: &&&Written| match (&notifications, arn) {
+            (Ok(notifications), Some(arn)) => {
+                !notifications.others
+                    && places::findings(one, notifications, arn, &config.work.settings.policy.selection.events)
+                        .is_empty()
             }
-            (Ok(told), None) => !told.others && told.to_queues.is_empty(),
+            (Ok(notifications), None) => !notifications.others && notifications.to_queues.is_empty(),
             (Err(NotificationsError::NotImplemented(_)), _) => true,
             (Err(NotificationsError::Unknown(_)), _) => false,
         };
         quiet.extend(there.iter().filter(is_quiet).map(|one| (*one).clone()));
-        findings.extend(of_written(bucket, &there, told, arn, config));
+        findings.extend(of_written(bucket, &there, notifications, arn, config));
     }
     for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
         findings.extend(of_place(&s3, one, &key_begins).await);
@@ -152,7 +153,7 @@ async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
 fn of_written(
     bucket: &str,
     there: &[&Written],
-    told: Result<Notifications, NotificationsError>,
+    notifications: Result<Notifications, NotificationsError>,
     queue_arn: Option<&str>,
     config: &RunConfig,
 ) -> Vec<Finding> {
@@ -160,11 +161,12 @@ fn of_written(
     let allow = "allow s3:GetBucketNotification to whoever runs this check";
     let all = there.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let look = format!("look whether the queue is told of what is written there, which would become work: {all}");
-    match (told, queue_arn) {
-        (Ok(told), Some(arn)) => {
+    match (notifications, queue_arn) {
+        (Ok(notifications), Some(arn)) => {
             let work = &config.work.settings.policy.selection.events;
-            let mut findings: Vec<_> = there.iter().flat_map(|one| places::findings(one, &told, arn, work)).collect();
-            if told.others && !there.is_empty() {
+            let mut findings: Vec<_> =
+                there.iter().flat_map(|one| places::findings(one, &notifications, arn, work)).collect();
+            if notifications.others && !there.is_empty() {
                 let what = "it tells EventBridge or SNS, too, and what these pass on could not be seen";
                 findings.push(Finding::unchecked(place, what, look));
             }
@@ -271,22 +273,22 @@ fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
 async fn of_source(
     s3: &S3,
     bucket: &str,
-    told: &Result<Notifications, NotificationsError>,
+    notifications: &Result<Notifications, NotificationsError>,
     queue_arn: Option<&str>,
     config: &RunConfig,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let place = format!("bucket {bucket}");
     let mut prefix = String::new();
-    if let (Ok(told), Some(arn)) = (told, queue_arn) {
-        let to_us: Vec<_> = told.to(arn).collect();
+    if let (Ok(notifications), Some(arn)) = (notifications, queue_arn) {
+        let to_us: Vec<_> = notifications.to(arn).collect();
         if let Some(first) = to_us.first() {
             prefix.clone_from(&first.prefix);
         }
         let is_work = |one: &&Notification| {
             one.events.iter().any(|event| config.work.settings.policy.selection.events.overlaps(event))
         };
-        if to_us.is_empty() && told.others {
+        if to_us.is_empty() && notifications.others {
             let what = "it tells EventBridge or SNS, not the queue itself";
             findings.push(Finding::unchecked(
                 &place,

@@ -158,7 +158,7 @@ pub enum Limit {
     Work,
     /// The Processor was told to halt.
     Halt,
-    /// The message is to be let go, and the pod is waiting to leave.
+    /// The message is to be released, and the pod is waiting to leave.
     Settle,
     /// The last request for a message is out, and the pod is waiting to leave.
     LastPoll,
@@ -309,7 +309,7 @@ impl Run {
             Event::ActorDied(role @ Role::Processor) if self.leaving.is_none() => {
                 self.last_poll(Leaving::ActorDied(role))
             }
-            // Nobody is left to tell of a message, or to let go of one.
+            // Nobody is left to report a message, or to release one.
             Event::ActorDied(role @ (Role::Receiver | Role::VisibilityHeartbeat)) => {
                 self.leaving = Some(Leaving::ActorDied(role));
                 self.leave(None)
@@ -402,7 +402,7 @@ impl Run {
                 self.leaving = Some(Leaving::ActorDied(role));
                 self.keep(current, why)
             }
-            // The reason changes, because nobody is left who could let go of the message.
+            // The reason changes, because nobody is left who could release the message.
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
                 self.leaving = Some(Leaving::ActorDied(role));
                 self.stay(Phase::Halting(current, KeepReason::ActorDied(role))).and_abort_publish()
@@ -569,9 +569,9 @@ impl Run {
             Verdict::Delete(_) => KeepReason::DeleteFailed("no answer within the time left for the stop".to_owned()),
             Verdict::Keep(why, _) => why.clone(),
         };
-        let letting_go = if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };
+        let releasing = if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };
         let mut effects = vec![Effect::Settle(verdict)];
-        effects.extend(letting_go);
+        effects.extend(releasing);
         if self.leaving.is_some() {
             effects.push(Effect::Await(Limit::Settle));
         }

@@ -343,18 +343,18 @@ const BEFORE_THE_DEADLINE: Duration = Duration::from_secs(1);
 /// Tidying up is not worth more of a pod's last seconds.
 const FORGET_LIMIT: Duration = Duration::from_secs(1);
 
-/// Passes on all that is told, and drops the checkpoints of messages that are done: only then, since until its message is
+/// Passes on all reports, and drops the checkpoints of messages that are done: only then, since until its message is
 /// deleted a job may have to be done again.
 pub struct Forgetting {
     pub checkpoints: Checkpoints,
     pub tasks: Vec<Arc<Task>>,
-    pub told: Arc<dyn Telemetry>,
+    pub telemetry: Arc<dyn Telemetry>,
 }
 
 #[async_trait]
 impl Telemetry for Forgetting {
     async fn tell(&self, report: &Report) {
-        self.told.tell(report).await;
+        self.telemetry.tell(report).await;
         if let Report::Ended(ended) = report
             && let Settlement::Deleted(Completion::Succeeded | Completion::AlreadyDone) = ended.settlement
             && let Some(task) = self.tasks.iter().find(|task| Some(&task.name) == ended.subject.job_type.as_ref())
@@ -365,6 +365,6 @@ impl Telemetry for Forgetting {
     }
 
     fn record(&self, observation: Observation) {
-        self.told.record(observation);
+        self.telemetry.record(observation);
     }
 }

@@ -319,7 +319,7 @@ impl Place {
         };
         (
             Arc::new(worker),
-            Arc::new(Forgetting { checkpoints, tasks: policy.tasks().cloned().collect(), told: Arc::new(told) }),
+            Arc::new(Forgetting { checkpoints, tasks: policy.tasks().cloned().collect(), telemetry: Arc::new(told) }),
         )
     }
 }

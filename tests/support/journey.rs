@@ -552,7 +552,7 @@ impl Journey {
             queue: self.queue,
             worker: Arc::new(worker),
             telemetry: match checkpoints {
-                Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, told: self.telemetry }),
+                Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, telemetry: self.telemetry }),
                 None => self.telemetry,
             },
             clock,
