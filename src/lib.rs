@@ -39,7 +39,7 @@
 //!
 //! The tour, in the order of that journey:
 //!
-//! - `job` is the core: what an event means now, as pure functions over values. Start with
+//! - `job` is the core, a crate of its own (`core/`): what an event means now, as pure functions over values. Start with
 //!   `job::lifecycle`, and then see in `job::verdict` why nothing but success can delete.
 //! - `actors` are four actors that carry out the core's effects, and the supervisor they report to.
 //! - `work` is what the Processor does: fetch, run, publish, and the contract with the command.
@@ -67,8 +67,6 @@ pub mod config;
 #[doc(hidden)]
 pub mod install;
 #[doc(hidden)]
-pub mod job;
-#[doc(hidden)]
 pub mod job_types;
 #[doc(hidden)]
 pub mod library;
@@ -81,4 +79,6 @@ pub mod telemetry;
 #[doc(hidden)]
 pub mod work;
 
+#[doc(hidden)]
+pub use leasehold_core as job;
 pub use library::{CancellationToken, Failure, Job, Program, Work, async_trait, main};

@@ -228,7 +228,7 @@ async fn an_exit_0_after_term_is_not_recorded_as_done() {
 /// Other objects, and a message of several.
 #[tokio::test(start_paused = true)]
 async fn each_object_is_work_of_its_own() {
-    let many = include_str!("fixtures/s3-many-records.json");
+    let many = include_str!("../core/tests/fixtures/s3-many-records.json");
     let (queue, records, command) =
         (queue_with(&[many, many, &object_created("k")]), MemoryRecords::default(), exits(0));
     let mut journey = pod(&queue, &command, &records);
@@ -260,7 +260,7 @@ async fn each_event_about_an_object_is_work_of_its_own() {
 /// Who sends notifications of his own may tell of the key and no more.
 #[tokio::test(start_paused = true)]
 async fn uploads_of_which_only_the_key_is_told_are_work_of_their_own() {
-    let minimal = include_str!("fixtures/minimal.json");
+    let minimal = include_str!("../core/tests/fixtures/minimal.json");
     let (records, command) = (MemoryRecords::default(), exits(0));
     let mut journey = pod(&queue_with(&[minimal, minimal]), &command, &records);
     journey.settings.policy.max_messages = 2;

@@ -32,7 +32,7 @@ async fn a_success_is_deleted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_of_the_greediest() {
-    let (queue, command) = (queue_with(&[include_str!("fixtures/s3-many-records.json")]), exits(0));
+    let (queue, command) = (queue_with(&[include_str!("../core/tests/fixtures/s3-many-records.json")]), exits(0));
     let arrived = Journey::new(&queue, &command).run().await;
     let used = ResourceUsage { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
     assert_eq!((command.runs(), arrived.ended()[0].work.usage), (2, Some(used)));
@@ -175,7 +175,7 @@ async fn a_command_that_gives_no_sign_of_life_any_more_is_halted_and_retried() {
 
 #[tokio::test(start_paused = true)]
 async fn progress_is_a_sign_of_life_and_is_told() {
-    let body = include_str!("fixtures/s3-many-records.json");
+    let body = include_str!("../core/tests/fixtures/s3-many-records.json");
     let (queue, command) = (queue_with(&[body]), FakeCommand::new(Does::Progresses(50 * S, 2)));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.task = Some(Arc::new(Task { stall_timeout: Some(MINUTE), ..task() }));

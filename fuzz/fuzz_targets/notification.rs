@@ -2,19 +2,15 @@
 
 #![no_main]
 
-#[path = "../../src/job/mod.rs"]
-#[expect(dead_code, reason = "of the core, this is about what happens to a body")]
-mod job;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
-use job::lease::Strategy;
-use job::lifecycle::{Effect, Event, Job, Policy};
-use job::notification::{Notification, parse};
-use job::route::{CommandLine, Input, Limits, Route, Selection, Task, route};
-use job::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
+use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::lease::Strategy;
+use leasehold_core::lifecycle::{Effect, Event, Job, Policy};
+use leasehold_core::notification::{Notification, parse};
+use leasehold_core::route::{CommandLine, Input, Limits, Route, Selection, Task, route};
+use leasehold_core::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -40,7 +40,7 @@ async fn s43_a_test_event_or_one_that_is_no_work_is_deleted() {
 /// runs on it, and redrive takes it to the dead-letter queue.
 #[tokio::test(start_paused = true)]
 async fn s44_a_body_that_is_no_notification_is_kept() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/tests/fixtures");
     let files = std::fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path());
     let bad = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("bad-"));
     let bodies: Vec<_> = bad.map(|path| std::fs::read_to_string(path).unwrap()).collect();

@@ -11,20 +11,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use super::values::{MINUTE, S, VISIBILITY, settings, task};
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use leasehold::actors::supervisor::{self, World};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
-use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::Policy;
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, ResourceUsage};
 use leasehold::job::report::{Ended, Observation, Progress, Report};
-use leasehold::job::route::{Checkpointing, CommandLine, Input, Limits, Selection, Task};
+use leasehold::job::route::Checkpointing;
 use leasehold::job::run_outcome::RunOutcome;
-use leasehold::job::settings::{Polling, Settings};
-use leasehold::job::stop::StopPlan;
-use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy};
+use leasehold::job::settings::Settings;
+use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::health::Health;
 use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
@@ -46,9 +44,6 @@ use super::bucket::MemoryBucket;
 use super::object_created;
 use super::records::MemoryRecords;
 
-pub const S: Duration = Duration::from_secs(1);
-pub const MINUTE: Duration = Duration::from_mins(1);
-pub const VISIBILITY: Duration = Duration::from_mins(2);
 pub const GRACE: Duration = Duration::from_secs(30);
 
 /// A standard queue whose messages are dead letters after three receives.
@@ -76,46 +71,6 @@ pub fn exits(code: i32) -> FakeCommand {
 
 pub fn throttled() -> VisibilityError {
     VisibilityError::Transient("throttled".to_owned())
-}
-
-/// A command called `command`, without any flags.
-pub fn task() -> Task {
-    let command = CommandLine { program: "command".into(), args: Vec::new() };
-    Task {
-        name: Task::DEFAULT.to_owned(),
-        command,
-        input: Input::File,
-        stall_timeout: None,
-        output: None,
-        checkpoint: None,
-    }
-}
-
-/// The settings of a run without any flags.
-pub fn settings() -> Settings {
-    Settings {
-        policy: Policy {
-            selection: Selection::default(),
-            accept_raw: false,
-            job_types: Vec::new(),
-            task: Some(Arc::new(task())),
-            limits: Limits {
-                strategy: Strategy::Heartbeat,
-                visibility: VISIBILITY,
-                max_duration: 10 * MINUTE,
-                stop_grace: 20 * S,
-                retry: RetryPolicy {
-                    retry: Retry::Backoff { min: 10 * S, max: 15 * MINUTE },
-                    on_stop: OnStop::Release,
-                    permanent_exit_codes: vec![65],
-                },
-            },
-            max_messages: 1,
-            fifo: false,
-        },
-        polling: Polling { wait: 10 * S, longest_poll: 10 * S, give_up: 2 * MINUTE },
-        stop: StopPlan { termination_grace: 30 * S, reserve: 10 * S },
-    }
 }
 
 /// What a pretended command does.

@@ -4,11 +4,11 @@
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use leasehold::job::backoff::Again;
-use leasehold::job::claim::{Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State};
-use leasehold::job::delivery::{DeliveryId, MessageId};
-use leasehold::job::lifecycle::Event;
-use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome};
+use leasehold_core::backoff::Again;
+use leasehold_core::claim::{Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State};
+use leasehold_core::delivery::{DeliveryId, MessageId};
+use leasehold_core::lifecycle::Event;
+use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome};
 
 use super::Setting;
 use super::acting::Acting;

@@ -1,8 +1,8 @@
 //! What may happen next, whatever came before.
 
-use leasehold::job::keep_reason::Role;
-use leasehold::job::keeper::{Call, Phase};
-use leasehold::ports::memory::Kind;
+use super::message::Kind;
+use leasehold_core::keep_reason::Role;
+use leasehold_core::keeper::{Call, Phase};
 
 use super::Setting;
 use super::message::Standing;

@@ -175,7 +175,7 @@ impl RetryPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::delivery::MessageId;
+    use crate::delivery::MessageId;
 
     const S: Duration = Duration::from_secs(1);
 
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_proof_is_worth_nothing_without_the_lease() {
-        use crate::job::lease::{Lease, Strategy};
+        use crate::lease::{Lease, Strategy};
         let completed = Completed::new(&delivery("m", 1), Completion::Succeeded);
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
         assert!(completed.permit(&lease, 29 * S).is_some());

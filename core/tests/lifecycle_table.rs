@@ -4,17 +4,17 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
-use leasehold::job::keep_reason::{KeepReason, Role};
-use leasehold::job::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
-use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
-use leasehold::job::report::{Progress, Report};
-use leasehold::job::route::{Checkpointing, JobType, Limits, Match, Task};
-use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
-use leasehold::job::verdict::{Completion, Release, Retry, RetryPolicy, Return, Settlement, Verdict};
+use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::keep_reason::{KeepReason, Role};
+use leasehold_core::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
+use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
+use leasehold_core::report::{Progress, Report};
+use leasehold_core::route::{Checkpointing, JobType, Limits, Match, Task};
+use leasehold_core::run_outcome::{ReceiveFailure, RunOutcome};
+use leasehold_core::verdict::{Completion, Release, Retry, RetryPolicy, Return, Settlement, Verdict};
 use proptest::prelude::*;
 
-use crate::support::journey::{settings, task};
+use crate::support::{settings, task};
 
 const S: Duration = Duration::from_secs(1);
 

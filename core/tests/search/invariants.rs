@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use leasehold::job::verdict::OnStop;
+use leasehold_core::verdict::OnStop;
 
 use super::Setting;
 use super::message::Standing;

@@ -1,6 +1,6 @@
 //! The core, exhaustively: all that two pods can do to one message.
 //!
-//! Everything here is a value: the message and its record, as models of SQS's rules (those of `ports/memory.rs`) and of S3's conditional
+//! Everything here is a value: the message and its record, as models of SQS's rules (those of `the queue in memory`) and of S3's conditional
 //! writes; and two pods at a time, each with the three machines that are shipped: a `Job`, a `Keeper` of the lease and a `Claim` of the
 //! record. What may happen next is a list of [`Move`]s, and every one of them is tried, in every order.
 //!
@@ -25,14 +25,14 @@ mod world;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::Policy;
-use leasehold::job::route::Limits;
-use leasehold::job::verdict::{OnStop, Retry, RetryPolicy};
-use leasehold::ports::memory::Kind;
+use leasehold_core::lease::Strategy;
+use leasehold_core::lifecycle::Policy;
+use leasehold_core::route::Limits;
+use leasehold_core::verdict::{OnStop, Retry, RetryPolicy};
+use message::Kind;
 
 use crate::support::asked_for;
-use crate::support::journey::settings;
+use crate::support::settings;
 
 use invariants::{check_end, check_stop};
 use moves::{Move, PodMove};

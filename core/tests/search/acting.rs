@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
-use leasehold::job::keep_reason::Role;
-use leasehold::job::keeper::{self, Call, Input, Keeper, Next};
-use leasehold::job::lease::Lease;
-use leasehold::job::lifecycle::{Effect, Event, Hold, Limit, Processed};
-use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
-use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
-use leasehold::job::verdict::Settlement;
+use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::keep_reason::Role;
+use leasehold_core::keeper::{self, Call, Input, Keeper, Next};
+use leasehold_core::lease::Lease;
+use leasehold_core::lifecycle::{Effect, Event, Hold, Limit, Processed};
+use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
+use leasehold_core::run_outcome::{ReceiveFailure, RunOutcome};
+use leasehold_core::verdict::Settlement;
 
 use super::invariants::Broken;
 use super::message::{Answer, MAX_RECEIVES, Standing};
@@ -32,6 +32,7 @@ pub struct Acting<'a> {
 
 impl Acting<'_> {
     /// Does the pod go on after this?
+    #[expect(clippy::too_many_lines, reason = "a list of what can happen")]
     pub fn act(&mut self, chosen: PodMove) -> Result<bool, Broken> {
         match chosen {
             PodMove::PollComesThrough => {

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
-use leasehold::job::lifecycle::{Effect, Event, Job, Step};
+use leasehold_core::lifecycle::{Effect, Event, Job, Step};
 
 /// A job and its fingerprint: two with the same one are the same.
 pub struct Core {

@@ -4,11 +4,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
-use leasehold::job::backoff::Again;
-use leasehold::job::keeper::{Call, Input, Keeper, Next, Phase, State};
-use leasehold::job::lease::CEILING;
-use leasehold::job::lifecycle::Limit;
-use leasehold::job::verdict::{Settlement, Verdict};
+use leasehold_core::backoff::Again;
+use leasehold_core::keeper::{Call, Input, Keeper, Next, Phase, State};
+use leasehold_core::lease::CEILING;
+use leasehold_core::lifecycle::Limit;
+use leasehold_core::verdict::{Settlement, Verdict};
 
 use super::Setting;
 use super::message::{Answer, Request};

@@ -3,17 +3,17 @@
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
-use leasehold::job::claim::{self, Claim, RecordState, Request, Seen};
-use leasehold::job::delivery::{Delivery, DeliveryId, MessageId, ReceiptHandle, Received, Redrive};
-use leasehold::job::keep_reason::KeepReason;
-use leasehold::job::keeper::{self, Answer, Input, Keeper};
-use leasehold::job::lease::{CEILING, Lease, Strategy};
-use leasehold::job::lifecycle::{Effect, Event, Job, Processed};
-use leasehold::job::outcome::Outcome;
-use leasehold::job::verdict::{Release, Verdict};
+use leasehold_core::claim::{self, Claim, RecordState, Request, Seen};
+use leasehold_core::delivery::{Delivery, DeliveryId, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::keep_reason::KeepReason;
+use leasehold_core::keeper::{self, Answer, Input, Keeper};
+use leasehold_core::lease::{CEILING, Lease, Strategy};
+use leasehold_core::lifecycle::{Effect, Event, Job, Processed};
+use leasehold_core::outcome::Outcome;
+use leasehold_core::verdict::{Release, Verdict};
 
-use crate::support::journey::settings;
 use crate::support::object_created;
+use crate::support::settings;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -151,7 +151,7 @@ fn success() -> Verdict {
         traceparent: None,
     };
     let received = Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown };
-    let mut processed = Processed::failed(leasehold::job::outcome::Failure::Halted);
+    let mut processed = Processed::failed(leasehold_core::outcome::Failure::Halted);
     processed.outcome = Outcome::Finished;
     let job = Job::start(settings().policy).job.step(S, Event::Received(Box::new(received))).job;
     let effects = job.step(2 * S, Event::Processed(Box::new(processed))).effects;

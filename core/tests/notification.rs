@@ -5,14 +5,15 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use leasehold::job::event::{self, EventFilter};
-use leasehold::job::notification::{Notification, Record, parse};
-use leasehold::job::outcome::NoWorkReason;
-use leasehold::job::route::{Content, Route, Selection, route};
+use leasehold_core::event::{self, EventFilter};
+use leasehold_core::notification::{Notification, Record, parse};
+use leasehold_core::outcome::NoWorkReason;
+use leasehold_core::route::{Content, Route, Selection, route};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// The name and the text of every fixture, in order.
+#[expect(clippy::disallowed_methods, reason = "the files of the tests, not of the core")]
 fn fixtures() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let mut fixtures: Vec<_> = fs::read_dir(folder)

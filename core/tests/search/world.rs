@@ -3,8 +3,8 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use leasehold::job::claim::RecordState;
-use leasehold::job::lifecycle::Job;
+use leasehold_core::claim::RecordState;
+use leasehold_core::lifecycle::Job;
 
 use super::Setting;
 use super::acting::Acting;

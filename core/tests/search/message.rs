@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
-use leasehold::job::lease::CEILING;
-use leasehold::ports::memory::Kind;
+use leasehold_core::lease::CEILING;
 
 use super::Setting;
+
+/// Of queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Standard,
+    Fifo,
+}
 
 /// After so many receives the next one makes it a dead letter.
 pub const MAX_RECEIVES: u32 = 2;
