@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::adapters::aws::sqs::queue_url;
+use crate::adapters::http;
 use crate::cli::values::{InputArg, List, OnStopArg, RetryArg, VisibilityArg};
 use crate::cli::{LocalArgs, MetricsArgs, PlaceArgs, PushgatewayArgs, RecordArgs, RunArgs, SweepArgs, WorkArgs};
 use crate::job::event::EventFilter;
@@ -19,7 +21,6 @@ use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 use crate::job_types::{Entry, MatchEntry, Time};
-use crate::ports::{http, sqs};
 use crate::telemetry::logs::{Identity, LogFormat};
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
@@ -95,7 +96,7 @@ impl TryFrom<RunArgs> for RunConfig {
             work,
         } = args;
         let queue_url = queue_url.ok_or(ConfigError::NoQueue)?;
-        sqs::check_queue_url(&queue_url).map_err(ConfigError::QueueUrl)?;
+        queue_url::check_queue_url(&queue_url).map_err(ConfigError::QueueUrl)?;
         if concurrency == 0 {
             return Err(ConfigError::Zero("concurrency"));
         }
@@ -109,7 +110,7 @@ impl TryFrom<RunArgs> for RunConfig {
             return Err(ConfigError::PushInterval(metrics.push_interval));
         }
         let pushgateway = pushgateway(to)?;
-        let fifo = sqs::is_fifo(&queue_url);
+        let fifo = queue_url::is_fifo(&queue_url);
         let work = checked(work, places, IN_A_POD, fifo)?;
         Ok(Self { queue_url, concurrency, expected_bucket_owner, s3_timeout, records, pushgateway, metrics, work })
     }

@@ -43,8 +43,8 @@
 //!   `job::lifecycle`, and then see in `job::verdict` why nothing but success can delete.
 //! - `actors` are four actors that carry out the core's effects, and the supervisor they report to.
 //! - `work` is what the Processor does: fetch, run, publish, and the contract with the command.
-//! - `ports` is the world, in our own words, and its adapters: SQS, S3, processes; a queue in memory
-//!   and a folder as a bucket, which obey the same rules.
+//! - `ports` is the world, in our own words.
+//! - `adapters` are what is behind it: SQS, S3, processes; a queue in memory and a folder as a bucket, which obey the same rules.
 //! - `telemetry` is what a run reports: logs, metrics, the termination message, the probes' answers.
 //! - `check` says what is wrong with the queue and the manifest before anything is received.
 //! - `cli`, `job_types` and `config` are the way in; `local` runs the same actors on a folder; `install` brings the binary
@@ -52,33 +52,36 @@
 //!
 //! - `app` is the program, and `library` what is at the root of this crate.
 //!
-//! Architecture invariant: `job ← ports ← work ← actors ← main`; `tests/architecture.rs` holds the walls.
+//! Architecture invariant: `job ← ports ← work ← actors ← app`, and `ports ← adapters ← app`; `tests/architecture.rs` holds the walls.
+
+/// All that is not the API: the files beside this one. Nobody else sees it, and so the compiler finds what nothing uses; only our
+/// own tests, which are other crates, look inside, by the feature `internals`.
+#[path = ""]
+mod inside {
+    pub mod actors;
+    pub mod adapters;
+    pub mod app;
+    pub mod check;
+    pub mod cli;
+    pub mod config;
+    pub mod install;
+    pub mod job_types;
+    pub mod library;
+    pub mod local;
+    pub mod ports;
+    pub mod telemetry;
+    pub mod work;
+
+    pub use leasehold_core as job;
+}
+
+#[cfg(not(feature = "internals"))]
+#[expect(clippy::wildcard_imports, reason = "its modules have their names here, too")]
+use inside::*;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use inside::*;
 
 #[doc(hidden)]
-pub mod actors;
-#[doc(hidden)]
-pub mod app;
-#[doc(hidden)]
-pub mod check;
-#[doc(hidden)]
-pub mod cli;
-#[doc(hidden)]
-pub mod config;
-#[doc(hidden)]
-pub mod install;
-#[doc(hidden)]
-pub mod job_types;
-#[doc(hidden)]
-pub mod library;
-#[doc(hidden)]
-pub mod local;
-#[doc(hidden)]
-pub mod ports;
-#[doc(hidden)]
-pub mod telemetry;
-#[doc(hidden)]
-pub mod work;
-
-#[doc(hidden)]
-pub use leasehold_core as job;
-pub use library::{CancellationToken, Failure, Job, Program, Work, async_trait, main};
+pub use inside::app::program;
+pub use inside::library::{CancellationToken, Failure, Job, Program, Work, async_trait, main};

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use async_trait::async_trait;
-use serde::Deserialize;
 use serde_json::json;
 use tokio::runtime::{Handle, Runtime};
 use tokio::time::timeout;
@@ -17,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, error};
 
 use crate::job::outcome::Exit;
+use crate::ports::job_facts::JobFacts;
 use crate::ports::{Command, Exited, Pulse, Runner, StartError};
 use crate::{app, cli};
 
@@ -46,11 +46,10 @@ impl<E: std::error::Error> From<E> for Failure {
 }
 
 /// What there is to do: the facts that a command finds in `JOB_FILE`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Job {
     pub id: String,
-    #[serde(rename = "type")]
     pub job_type: String,
     pub message_id: String,
     /// 1 = first attempt.
@@ -76,13 +75,43 @@ pub struct Job {
     pub checkpoint_dir: Option<PathBuf>,
     result_file: PathBuf,
     /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after that counts for nothing.
-    #[serde(skip)]
     pub halt: CancellationToken,
-    #[serde(skip)]
     pulse: Pulse,
 }
 
 impl Job {
+    fn new(facts: JobFacts, halt: CancellationToken, pulse: Pulse) -> Self {
+        let deadline = humantime::format_rfc3339_seconds(facts.deadline).to_string();
+        let JobFacts { id, job_type, message_id, receive_count, max_receive_count, final_attempt, .. } = facts;
+        let JobFacts { object, input, output_dir, checkpoint_dir, result_file, .. } = facts;
+        let (event, bucket, key, version_id, etag, size) = match object {
+            Some(it) => (Some(it.event), Some(it.bucket), Some(it.key), it.version_id, it.etag, it.size),
+            None => (None, None, None, None, None, None),
+        };
+        let (output_dir, checkpoint_dir) = (Some(output_dir), Some(checkpoint_dir));
+        Self {
+            id,
+            job_type,
+            message_id,
+            receive_count,
+            max_receive_count,
+            final_attempt,
+            bucket,
+            key,
+            version_id,
+            etag,
+            size,
+            event,
+            deadline,
+            input,
+            output_dir,
+            checkpoint_dir,
+            result_file,
+            halt,
+            pulse,
+        }
+    }
+
     /// The object as a file; an error with `--input none`.
     pub fn input(&self) -> Result<&Path, Failure> {
         self.input.as_deref().ok_or_else(|| Failure::Failed("the object is not fetched: --input none".to_owned()))
@@ -166,6 +195,7 @@ pub enum Threads {
     /// and one that never ends is in nobody's way.
     OfItsOwn,
     /// On those of whoever runs it, for tests.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "for tests on a paused clock"))]
     Shared,
 }
 
@@ -197,8 +227,7 @@ impl Drop for Started {
 impl Runner for InProcess {
     async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
         let start_error = |why| StartError { program: "the work".to_owned(), why };
-        let job = read_job(&command).map_err(start_error)?;
-        let job = Job { halt: halt.clone(), pulse, ..job };
+        let job = Job::new(command.job, halt.clone(), pulse);
         let (work, working_on) = (self.work.clone(), job.clone());
         let working = async move { work.process(working_on).await }.in_current_span();
         let threads = self.threads.start().map_err(|error| start_error(error.to_string()))?;
@@ -223,11 +252,4 @@ impl Runner for InProcess {
         }
         Ok(Exited { exit: Exit::Code(code), usage: None, stderr_tail: reason.into_iter().collect() })
     }
-}
-
-fn read_job(command: &Command) -> Result<Job, String> {
-    let file = command.env.iter().find_map(|(name, path)| (name == "JOB_FILE").then_some(path));
-    let file = file.ok_or("JOB_FILE is not set")?;
-    let text = std::fs::read_to_string(file).map_err(|error| format!("JOB_FILE: {error}"))?;
-    serde_json::from_str(&text).map_err(|error| format!("JOB_FILE: {error}"))
 }

@@ -16,18 +16,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
+use crate::adapters::local::folder::{Folder, FolderError, FolderOutbox};
+use crate::adapters::local::memory::{Kind, MemoryQueue, Standing};
 use crate::config::LocalConfig;
 use crate::job::delivery::Redrive;
 use crate::job::report::{Ended, Observation, Report};
 use crate::job::verdict::Settlement;
 use crate::ports::clock::Clock;
-use crate::ports::folder::{Folder, FolderError, FolderOutbox};
 use crate::ports::health::Health;
-use crate::ports::memory::{Kind, MemoryQueue, Standing};
 use crate::ports::{Outbox, Runner, Telemetry};
 use crate::telemetry::bars::Bars;
 use crate::telemetry::plain::Plain;
-use crate::telemetry::{log_ended, log_started};
+use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
 
 /// How often a file is tried before it counts as poison.
@@ -145,7 +145,7 @@ impl Watch {
 
 #[async_trait]
 impl Telemetry for Watch {
-    async fn tell(&self, report: &Report) {
+    async fn report(&self, report: &Report) {
         match report {
             Report::Started(subject) => {
                 log_started(subject);
@@ -158,7 +158,7 @@ impl Telemetry for Watch {
                 self.ended(ended);
             }
             // A run is not worth a word here, only its message is.
-            Report::Held(_) | Report::LettingGo(_) => {}
+            Report::Held(_) | Report::Releasing(_) => {}
         }
     }
 

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use clap::{Args, FromArgMatches};
 use indicatif::MultiProgress;
+use leasehold::adapters::aws::s3::S3;
+use leasehold::adapters::http::OneClient;
 use leasehold::cli::LocalArgs;
 use leasehold::config::LocalConfig;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::local;
 use leasehold::ports::Storage;
-use leasehold::ports::http::OneClient;
-use leasehold::ports::memory::MemoryQueue;
-use leasehold::ports::s3::S3;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,10 +26,11 @@ use crate::support::journey::{Does, FakeCommand, FakeStore, GRACE, Journey, MINU
 use crate::support::logs::Logs;
 use crate::support::object_created;
 use crate::support::records::MemoryRecords;
+use crate::support::wire::WiredQueue;
 
 const HOUR: Duration = Duration::from_hours(1);
 
-fn pod(queue: &MemoryQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
+fn pod(queue: &WiredQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.checkpoints = Some((bucket.clone(), None));
     journey.settings.polling.wait = 20 * MINUTE;
@@ -113,7 +113,7 @@ async fn only_work_of_the_job_type_with_a_checkpoint_is_handed_over() {
 "#;
     std::fs::write(&types, text).unwrap();
     let bucket = MemoryBucket::default();
-    let pod = |queue: &MemoryQueue, command: &FakeCommand| {
+    let pod = |queue: &WiredQueue, command: &FakeCommand| {
         let mut journey = Journey::new(queue, command);
         journey.settings = configured(&format!("--job-types {}", types.display())).unwrap().work.settings;
         journey.checkpoints = Some((bucket.clone(), None));

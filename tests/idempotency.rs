@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
+use leasehold::adapters::aws::s3::S3;
+use leasehold::adapters::aws::sqs::Sqs;
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::outcome::Failure;
 use leasehold::job::report::{Ended, Subject};
 use leasehold::job::route::{JobType, Match};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::ports::clock::Clock;
-use leasehold::ports::memory::MemoryQueue;
-use leasehold::ports::s3::S3;
-use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{Condition, Entry, Queue, RecordError, Records};
 use leasehold::work::idempotency::{Claimed, Idempotency};
 use serde_json::{Value, json};
@@ -30,15 +29,16 @@ use crate::support::journey::{
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
 use crate::support::servers::{Ministack, Moto};
+use crate::support::wire::WiredQueue;
 
-fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords) -> Journey {
+fn pod(queue: &WiredQueue, command: &FakeCommand, records: &MemoryRecords) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.records = Some(records.clone());
     journey
 }
 
 /// Two notifications of one upload, as S3 may send them.
-fn twice() -> MemoryQueue {
+fn twice() -> WiredQueue {
     queue_with(&[&object_created("k"), &object_created("k")])
 }
 

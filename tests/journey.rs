@@ -10,7 +10,6 @@ use leasehold::job::report::Progress;
 use leasehold::job::route::{Input, Task};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{OnStop, Retry};
-use leasehold::ports::memory::{Fault, MemoryQueue};
 use leasehold::ports::{FetchError, Queue};
 use tokio::time::{Instant, sleep};
 
@@ -19,6 +18,7 @@ use crate::support::journey::{
     queue_with, task, throttled,
 };
 use crate::support::object_created;
+use crate::support::wire::{Fault, WiredQueue};
 
 #[tokio::test(start_paused = true)]
 async fn a_success_is_deleted() {
@@ -42,7 +42,7 @@ async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_o
 async fn the_command_gets_what_the_contract_says() {
     let (queue, command) = (queue_with(&[&object_created("a+folder/r%C3%A9sum%C3%A9.csv")]), exits(0));
     Journey::new(&queue, &command).run().await;
-    let env = command.last().command.env;
+    let env = command.last().command.job.environment();
     let get = |name: &str| {
         let value = env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.to_str());
         value.flatten().unwrap_or_else(|| panic!("{name} is not set")).to_owned()
@@ -209,7 +209,7 @@ async fn several_messages_are_drained_one_after_another() {
 }
 
 /// A journey of four at a time through so many messages.
-fn side_by_side(messages: usize, max_messages: u32, does: Does) -> (MemoryQueue, FakeCommand, Journey) {
+fn side_by_side(messages: usize, max_messages: u32, does: Does) -> (WiredQueue, FakeCommand, Journey) {
     let bodies: Vec<_> = (0..messages).map(|n| object_created(&format!("k{n}"))).collect();
     let queue = queue_with(&bodies.iter().map(String::as_str).collect::<Vec<_>>());
     let command = FakeCommand::new(does);

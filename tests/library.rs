@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use leasehold::job::outcome::Exit;
 use leasehold::library::{InProcess, Threads};
-use leasehold::ports::memory::Call;
+use leasehold::ports::job_facts::JobFacts;
 use leasehold::ports::{Command, Pulse, Runner};
 use leasehold::{Failure, Job, Work, async_trait};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::facts;
 use crate::support::journey::{Arrived, Journey, MINUTE, S, exits, queue};
+use crate::support::wire::Call;
 
 /// Does what it is told, and remembers nothing.
 struct Does<F>(F);
@@ -143,12 +145,6 @@ impl Work for Blocks {
 #[tokio::test]
 async fn functions_that_never_end_are_in_nobodys_way() {
     let room = tempfile::tempdir().unwrap();
-    let job_file = room.path().join("job.json");
-    let job = serde_json::json!({
-        "id": "id", "type": "default", "message_id": "m", "receive_count": 1, "deadline": "2026-01-01T00:00:00Z",
-        "result_file": room.path().join("result.jsonl"),
-    });
-    std::fs::write(&job_file, job.to_string()).unwrap();
     let threads = std::thread::available_parallelism().unwrap().get();
     let left = Arc::new(AtomicUsize::new(threads));
     let work = InProcess { work: Arc::new(Blocks(left.clone())), threads: Threads::OfItsOwn };
@@ -156,7 +152,7 @@ async fn functions_that_never_end_are_in_nobodys_way() {
         let command = Command {
             program: "the work".into(),
             args: Vec::new(),
-            env: vec![("JOB_FILE".into(), job_file.clone().into())],
+            job: JobFacts { result_file: room.path().join("result.jsonl"), ..facts() },
             stdin: None,
             stop_grace: Duration::from_millis(50),
         };

@@ -1,6 +1,7 @@
 //! All integration tests, in one binary: linking the AWS SDK once is enough.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::too_many_lines, reason = "a test is a list of what is done and what is seen")]
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Real processes, real groups, the real clock: what `ports::process` promises about the command.
+//! Real processes, real groups, the real clock: what `adapters::process` promises about the command.
 //!
 //! What belongs to a whole process (orphans, memory) is tested in a process of its own, see [`alone`].
 
@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use leasehold::adapters::process::{Processes, find_program};
 use leasehold::job::outcome::Exit;
-use leasehold::ports::process::{Processes, find_program};
+use leasehold::ports::job_facts::JobFacts;
 use leasehold::ports::{Command, Pulse, Runner, StartError};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::{Pid, getpgrp};
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::facts;
 use crate::support::logs::{Logs, capture};
 
 const S: Duration = Duration::from_secs(1);
@@ -110,7 +112,8 @@ async fn our_own_settings_do_not_reach_the_command_and_all_else_does() {
         let logs = Logs::default();
         let _logging = logs.capture();
         let script = r#"echo "[$LEASEHOLD_TEST]"; echo "[$THEIRS]"; echo "[$JOB_ID]"; echo "[${PATH:+path}]""#;
-        let command = Command { env: vec![("JOB_ID".into(), "a b".into())], ..sh(script) };
+        let command = sh(script);
+        let command = Command { job: JobFacts { id: "a b".to_owned(), ..command.job }, ..command };
         assert_eq!(exit_of(command).await, Exit::Code(0));
         assert_eq!(logs.lines("stdout"), ["[]", "[theirs]", "[a b]", "[path]"]);
     })
@@ -506,8 +509,10 @@ async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_hav
         let (halt, halt_later) = (CancellationToken::new(), CancellationToken::new());
         let earlier = waits(two.path(), &halt);
         until("the other runs", || two.path().join("up").exists()).await;
-        let daemon = ran_to(&processes, in_room(one.path(), DAEMON), CancellationToken::new());
-        assert_eq!(in_time(daemon).await, Ok(Exit::Code(0)));
+        // By us: it appears as the child of one that has ended does.
+        let daemon = in_room(one.path(), DAEMON);
+        drop(std::process::Command::new(daemon.program).args(daemon.args).stdin(Stdio::null()).spawn().unwrap());
+        until("it is there", || one.path().join("daemon_up").exists()).await;
         let later = waits(three.path(), &halt_later);
         until("the third runs", || three.path().join("up").exists()).await;
         assert!(lives(one.path(), "daemon"));
@@ -714,7 +719,8 @@ async fn many_commands_with_orphans() {
 /// A shell with what the scripts need.
 fn sh(script: &str) -> Command {
     let script = format!("wait_for_ever() {{ while :; do sleep 0.05; done; }}; {script}");
-    Command { program: "sh".into(), args: vec!["-c".into(), script.into()], env: vec![], stdin: None, stop_grace: LONG }
+    let job = facts();
+    Command { program: "sh".into(), args: vec!["-c".into(), script.into()], job, stdin: None, stop_grace: LONG }
 }
 
 /// The same, in a directory.
@@ -724,7 +730,8 @@ fn in_room(room: &Path, script: &str) -> Command {
 
 /// The same, as the command of a job.
 fn job(room: &Path, name: &str, script: &str) -> Command {
-    Command { env: vec![("JOB_FILE".into(), format!("/jobs/{name}/job.json").into())], ..in_room(room, script) }
+    let command = in_room(room, script);
+    Command { job: JobFacts { job_file: room.join(name).with_extension("job"), ..command.job }, ..command }
 }
 
 /// Leaves the group and the family of the command, and says so in files.

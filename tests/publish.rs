@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use leasehold::adapters::aws::s3::S3;
 use leasehold::job::outcome::Manifest;
 use leasehold::job::verdict::OnStop;
 use leasehold::ports::checksum::{Algorithm, Hasher};
-use leasehold::ports::memory::Fault;
-use leasehold::ports::s3::S3;
 use leasehold::ports::{ObjectWriter, Outbox, PublishError, Results, Upload, VisibilityError};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -21,6 +20,7 @@ use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue};
 use crate::support::servers::{Microburst, Moto};
+use crate::support::wire::Fault;
 
 /// A bucket for results, which sends no notifications.
 async fn results_of(cloud: &Cloud) -> String {

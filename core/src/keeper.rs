@@ -118,7 +118,7 @@ pub enum Answer {
 
 /// What to do now.
 #[derive(Debug)]
-pub enum Next<'a> {
+pub enum Next {
     /// Hide the message for `by`. Without an answer within `limit` the call is [`Answer::Unclear`]; so for all calls.
     Extend {
         by: Duration,
@@ -130,7 +130,7 @@ pub enum Next<'a> {
         limit: Duration,
     },
     Delete {
-        permit: DeletePermit<'a>,
+        permit: DeletePermit,
         limit: Duration,
     },
     /// To the supervisor.
@@ -191,7 +191,7 @@ impl Keeper {
     }
 
     /// What to do at `now`. While a call is out there is nothing else to do.
-    pub fn next(&mut self, now: Duration) -> Next<'_> {
+    pub fn next(&mut self, now: Duration) -> Next {
         loop {
             if let Some(report) = self.reports.pop_front() {
                 return match report {
@@ -266,7 +266,7 @@ impl Keeper {
         lease.expires_at().map(|expires_at| extend_at.unwrap_or(expires_at).min(expires_at))
     }
 
-    fn delete(&mut self, now: Duration) -> Next<'_> {
+    fn delete(&mut self, now: Duration) -> Next {
         let limit = self.try_limit();
         let State { lease, phase: Phase::Deleting { completed, .. }, call, .. } = &mut self.state else {
             unreachable!("a delete is sent after a verdict only")
@@ -276,7 +276,7 @@ impl Keeper {
         Next::Delete { permit, limit }
     }
 
-    fn release(&mut self, now: Duration, delay: Duration) -> Next<'_> {
+    fn release(&mut self, now: Duration, delay: Duration) -> Next {
         self.state.call = Some(Call::Release(delay));
         Next::Release { delay, limit: self.change_limit(now) }
     }

@@ -148,6 +148,8 @@ pub enum Effect {
     /// The work that is awaited has only so much time left.
     Shorten(Duration),
     Report(Report),
+    /// The message is deleted: what was saved for another delivery of it is of no use any more.
+    DropCheckpoints(Arc<Subject>, Arc<Task>),
     Leave(RunOutcome),
 }
 
@@ -224,8 +226,8 @@ struct InFlight {
     subject: Arc<Subject>,
     /// `--max-duration` counts from here.
     received_at: Duration,
-    /// Can the next delivery go on where this one ends?
-    resumes: bool,
+    /// The task, if the next delivery can go on where this one ends.
+    checkpointed: Option<Arc<Task>>,
     limits: Limits,
     progress: Option<Progress>,
     work: WorkRecord,
@@ -356,7 +358,7 @@ impl Run {
                 self.settle(current, verdict)
             }
             Event::LeaseLost(why) => self.halt(current, KeepReason::LeaseLost(why)).and_abort_publish(),
-            Event::LeaseExhausted if current.resumes => self.halt(current, KeepReason::HandedOver),
+            Event::LeaseExhausted if current.checkpointed.is_some() => self.halt(current, KeepReason::HandedOver),
             Event::LeaseExhausted => self.halt(current, KeepReason::LeaseExhausted),
             Event::Overdue(Limit::Work) => self.halt(current, KeepReason::TimedOut),
             Event::StopRequested => {
@@ -506,7 +508,7 @@ impl Run {
         let mut current = InFlight {
             subject: subject.clone(),
             received_at,
-            resumes: false,
+            checkpointed: None,
             limits,
             progress: None,
             work: WorkRecord { timings, ..WorkRecord::default() },
@@ -521,7 +523,7 @@ impl Run {
                 self.settle(current, Verdict::Delete(completed))
             }
             Assignment::Work(content, task) => {
-                current.resumes = task.checkpoint.is_some();
+                current.checkpointed = task.checkpoint.is_some().then(|| task.clone());
                 let Limits { visibility, stop_grace, max_duration, .. } = current.limits;
                 let deadline_at = received_at + max_duration;
                 let work = Work { subject, content, task, visibility, stop_grace, deadline_at };
@@ -579,9 +581,13 @@ impl Run {
     }
 
     fn settled(mut self, current: InFlight, settlement: Settlement) -> Step {
-        let ended = Effect::Report(Report::Ended(Box::new(current.ended(self.now, settlement.clone()))));
+        let (subject, checkpointed) = (current.subject.clone(), current.checkpointed.clone());
+        let mut effects = vec![Effect::Report(Report::Ended(Box::new(current.ended(self.now, settlement.clone()))))];
         let go_on = match settlement {
-            Settlement::Deleted(_) => true,
+            Settlement::Deleted(_) => {
+                effects.extend(checkpointed.map(|task| Effect::DropCheckpoints(subject, task)));
+                true
+            }
             Settlement::Kept(why, _) => {
                 let go_on = !why.row().ends_the_run && !self.policy.fifo;
                 self.kept = Some(why);
@@ -593,7 +599,7 @@ impl Run {
         } else {
             self.leave(None)
         };
-        step.effects.insert(0, ended);
+        step.effects.splice(0..0, effects);
         step
     }
 
@@ -638,7 +644,7 @@ impl InFlight {
     /// Once.
     fn reports_release(&mut self) -> Option<Effect> {
         let was_reported = std::mem::replace(&mut self.releasing, true);
-        (!was_reported).then(|| Effect::Report(Report::LettingGo(self.subject.message_id.clone())))
+        (!was_reported).then(|| Effect::Report(Report::Releasing(self.subject.message_id.clone())))
     }
 
     fn processed(&mut self, work: WorkRecord) {

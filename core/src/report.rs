@@ -18,7 +18,7 @@ pub enum Report {
     /// The command says how far it is; told about once a second, if there is something new.
     Progressed(Box<Progressed>),
     /// The message in hand will not be deleted: its work is being ended, or it is being released.
-    LettingGo(MessageId),
+    Releasing(MessageId),
     /// A message is settled.
     Ended(Box<Ended>),
 }

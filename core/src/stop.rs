@@ -83,6 +83,11 @@ impl StopPlan {
         self.actors() / 3
     }
 
+    /// All of the end: of the three actors, and of the report.
+    pub fn end(&self) -> Duration {
+        self.actors() + self.report()
+    }
+
     fn actors(&self) -> Duration {
         self.reserve / 20
     }
@@ -90,6 +95,12 @@ impl StopPlan {
     /// The final report.
     pub fn report(&self) -> Duration {
         self.reserve * 3 / 20
+    }
+
+    /// Dropping the checkpoints of a message that is deleted, beside its report: what is not dropped by then is left to a lifecycle
+    /// rule of the bucket.
+    pub fn checkpoint_drop(&self) -> Duration {
+        self.report() * 2 / 3
     }
 
     /// The record of a failed attempt, which in a stop is part of the final report.
@@ -119,7 +130,7 @@ impl StopPlan {
     pub fn timeline(&self, stop_grace: Duration, is_recorded: bool, is_checkpointed: bool) -> Timeline {
         let work = WorkStop::new(stop_grace, is_recorded, is_checkpointed);
         let released = self.halt(stop_grace) + self.settle();
-        let reported = released + self.actors() + self.report();
+        let reported = released + self.end();
         Timeline {
             killed: work.command,
             saved: is_checkpointed.then_some(work.save),
@@ -182,6 +193,7 @@ mod tests {
             // Divisions are rounded down, each by less than a nanosecond.
             prop_assert!(pushed + at_the_end <= exited && exited <= plan.termination_grace, "{all:?}");
             prop_assert!(plan.attempt_record(true) < plan.report());
+            prop_assert!(plan.checkpoint_drop() < plan.report());
 
             // A stop while a request for a message is out.
             prop_assert!(plan.last_poll(stop_grace) + (exited - plan.halt(stop_grace)) <= plan.termination_grace);

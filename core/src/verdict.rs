@@ -46,17 +46,15 @@ impl Completed {
 
     /// The right to send one DeleteMessage now; `None` once the lease cannot be proved any more, so that a
     /// process that was frozen between success and delete does not delete what somebody else works on.
-    pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit<'_>> {
-        lease.is_held(now).then_some(DeletePermit { _completed: self })
+    pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit> {
+        lease.is_held(now).then_some(DeletePermit(()))
     }
 }
 
-/// The right to send one DeleteMessage. `Queue::delete` wants it beside the receipt handle, whose one owner checks that both are of the
+/// The right to send one DeleteMessage, which uses it up. `Queue::delete` wants it beside the receipt handle, whose one owner checks that both are of the
 /// same delivery ([`Completed::is_of`]).
 #[derive(Debug)]
-pub struct DeletePermit<'a> {
-    _completed: &'a Completed,
-}
+pub struct DeletePermit(());
 
 /// When a kept message becomes visible again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -129,6 +129,7 @@ fn phases() -> Vec<(&'static str, Vec<Make>)> {
         ("Halting, lease lost", vec![got, || Event::LeaseLost("expired".into())]),
         ("Halting, at SQS's ceiling", vec![got, || Event::LeaseExhausted]),
         ("Halting, at SQS's ceiling, of a job type with a checkpoint", vec![got_long, || Event::LeaseExhausted]),
+        ("Settling a delete of a job type with a checkpoint", vec![got_long, || processed(Outcome::Finished)]),
         ("Settling a success", vec![got, || processed(Outcome::Finished)]),
         ("Settling a success, asked to stop", vec![got, || processed(Outcome::Finished), || Event::StopRequested]),
         ("Settling what another pod has claimed", vec![got, superseded]),
@@ -151,8 +152,9 @@ fn in_words(effect: &Effect) -> String {
         Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
         Effect::Report(Report::Held(held)) => format!("Report(Held({:?}))", held.remaining),
         Effect::Report(Report::Progressed(_)) => "Report(Progressed)".to_owned(),
-        Effect::Report(Report::LettingGo(_)) => "Report(LettingGo)".to_owned(),
+        Effect::Report(Report::Releasing(_)) => "Report(Releasing)".to_owned(),
         Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
+        Effect::DropCheckpoints(..) => "DropCheckpoints".to_owned(),
         Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),
         Effect::Poll
         | Effect::StopPolling

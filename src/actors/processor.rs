@@ -3,15 +3,19 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
+use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::report_when_done;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::outcome::Failure;
+use crate::job::report::Subject;
+use crate::job::route::Task;
 use crate::work::Worker;
 use crate::work::halt::{Halt, HaltOnDrop};
 
@@ -22,11 +26,15 @@ pub enum Message {
     Halt,
     /// Publish nothing more.
     AbortPublish,
+    /// The message is deleted: what was saved for another delivery of it is dropped.
+    DropCheckpoints(Arc<Subject>, Arc<Task>),
 }
 
 pub struct Processor {
     pub worker: Arc<dyn Worker>,
     pub supervisor: DerivedActorRef<Event>,
+    /// How long that may take of one message.
+    pub checkpoint_drop: Duration,
 }
 
 #[derive(Default)]
@@ -35,6 +43,8 @@ pub struct State {
     work: Option<AbortOnDropHandle<()>>,
     /// Dropping it halts the work.
     halt: Option<HaltOnDrop>,
+    /// Dropping checkpoints, beside the next message.
+    dropping: JoinSet<()>,
 }
 
 impl Actor for Processor {
@@ -69,6 +79,11 @@ impl Actor for Processor {
             }
             Message::Halt => state.halt.iter().for_each(|guard| guard.halt().request()),
             Message::AbortPublish => state.halt.iter().for_each(|guard| guard.halt().abort()),
+            Message::DropCheckpoints(subject, task) => {
+                while state.dropping.try_join_next().is_some() {}
+                let (worker, limit) = (self.worker.clone(), self.checkpoint_drop);
+                state.dropping.spawn(async move { worker.drop_checkpoints(&subject, &task, limit).await });
+            }
         }
         Ok(())
     }
@@ -79,6 +94,7 @@ impl Actor for Processor {
         if let Some(work) = state.work.take() {
             let _ = work.await;
         }
+        while state.dropping.join_next().await.is_some() {}
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use crate::ports::Telemetry;
 
 #[derive(Debug)]
 pub enum Message {
-    Tell(Report),
+    Report(Report),
 }
 
 pub struct Reporter {
@@ -29,8 +29,8 @@ impl Actor for Reporter {
     }
 
     async fn handle(&self, _: ActorRef<Message>, message: Message, (): &mut ()) -> Result<(), ActorProcessingErr> {
-        let Message::Tell(report) = message;
-        self.telemetry.tell(&report).await;
+        let Message::Report(report) = message;
+        self.telemetry.report(&report).await;
         Ok(())
     }
 }

@@ -210,8 +210,8 @@ impl Actor for Supervisor {
             stop,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
-        let (processor, _) =
-            Actor::spawn_linked(None, Processor { worker, supervisor: me.get_derived() }, (), cell.clone()).await?;
+        let processor = Processor { worker, supervisor: me.get_derived(), checkpoint_drop: stop.checkpoint_drop() };
+        let (processor, _) = Actor::spawn_linked(None, processor, (), cell.clone()).await?;
         let receiver = Receiver {
             queue,
             clock,
@@ -299,7 +299,10 @@ impl Supervisor {
                 Effect::AbortPublish => actors.processor.cast(processor::Message::AbortPublish).is_ok(),
                 Effect::Settle(verdict) => actors.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
                 Effect::Withdraw => actors.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
-                Effect::Report(report) => actors.reporter.cast(reporter::Message::Tell(report)).is_ok(),
+                Effect::DropCheckpoints(subject, task) => {
+                    actors.processor.cast(processor::Message::DropCheckpoints(subject, task)).is_ok()
+                }
+                Effect::Report(report) => actors.reporter.cast(reporter::Message::Report(report)).is_ok(),
                 Effect::Await(limit) => {
                     state.limit = Some(self.tell_when_over(me, limit, &state.limits));
                     true
@@ -338,19 +341,21 @@ impl Supervisor {
 
     /// In order, each within its limit: an actor that does not end by then is killed.
     async fn stop_actors(&self, actors: &Actors) {
-        let order: [ActorCell; 3] = [
-            actors.receiver.get_cell(),  // nothing new comes in
-            actors.processor.get_cell(), // the command is gone
-            actors.heartbeat.get_cell(), // no call is made any more
+        let (clock, plan) = (self.world.clock, self.settings.stop);
+        let end = clock.now() + plan.end();
+        let order: [(ActorCell, Duration); 3] = [
+            (actors.receiver.get_cell(), plan.actor()), // nothing new comes in
+            (actors.processor.get_cell(), plan.actor() + plan.checkpoint_drop()), // the command is gone
+            (actors.heartbeat.get_cell(), plan.actor()), // no call is made any more
         ];
-        for actor in order {
-            if actor.stop_and_wait(None, Some(self.settings.stop.actor())).await.is_err() {
+        for (actor, limit) in order {
+            if actor.stop_and_wait(None, Some(limit)).await.is_err() {
                 actor.kill();
             }
         }
-        // The last word is said.
+        // The last word is said, beside the end of the others.
         let reporter = actors.reporter.get_cell();
-        if reporter.drain_and_wait(Some(self.settings.stop.report())).await.is_err() {
+        if reporter.drain_and_wait(Some(end.saturating_sub(clock.now()))).await.is_err() {
             reporter.kill();
         }
     }

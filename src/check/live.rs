@@ -9,15 +9,15 @@ use std::time::{Duration, SystemTime};
 use super::Finding;
 use super::places::{self, Kind, Written};
 use super::queue::{self, Attributes, QueueFacts};
+use crate::adapters::aws::s3::S3;
+use crate::adapters::aws::s3::probes::{Action, Notification, Notifications, NotificationsError};
+use crate::adapters::aws::sqs::{self, Sqs, queue_url};
+use crate::adapters::aws::{self, Permission};
+use crate::adapters::http::Http;
 use crate::config::{PushgatewayConfig, RunConfig};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
 use crate::job::place::Place;
-use crate::ports::aws::{self, Permission};
-use crate::ports::http::Http;
-use crate::ports::s3::S3;
-use crate::ports::s3::probes::{Action, Notification, Notifications, NotificationsError};
-use crate::ports::sqs::{self, Sqs};
 use crate::ports::{FetchError, ObjectStore, RecordError};
 use crate::telemetry::push::Pushgateway;
 
@@ -47,29 +47,7 @@ pub async fn findings(
     let sqs = Sqs::new(&aws, config.queue_url.clone());
     let s3 = S3::new(&aws, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
     findings.extend(permissions(&sqs, config).await);
-    let attributes = match sqs.attributes(&config.queue_url).await {
-        Ok(Some(attributes)) => {
-            let redrive = sqs::redrive_in(attributes.get("RedrivePolicy").map(String::as_str));
-            let dead_letter = match &redrive {
-                Redrive::DeadLetter { queue, .. } => sqs.attributes(&sibling(&config.queue_url, queue)).await,
-                Redrive::None | Redrive::Unknown => Ok(None),
-            };
-            let facts = QueueFacts { attributes, redrive, dead_letter };
-            findings.extend(queue::findings(&config.queue_url, &facts, config));
-            facts.attributes
-        }
-        Ok(None) => {
-            let change = "check --queue-url, its account and its region";
-            let place = format!("queue {}", sqs::queue_name(&config.queue_url));
-            findings.push(Finding::error(place, "it does not exist", change));
-            return findings;
-        }
-        Err(why) => {
-            let change = "allow sqs:GetQueueAttributes: without it no message is known to be on its last attempt";
-            findings.push(Finding::unchecked("the queue's attributes", why, change));
-            Attributes::new()
-        }
-    };
+    let Some(attributes) = of_queue(&sqs, config, &mut findings).await else { return findings };
     let arn = attributes.get("QueueArn").map(String::as_str);
     if config.work.fetch.buckets.is_empty() {
         let change = "name the buckets with --buckets";
@@ -84,10 +62,7 @@ pub async fn findings(
         let notifications = match s3.notifications(bucket).await {
             Ok(Some(notifications)) => Ok(notifications),
             Ok(None) => {
-                let named: Vec<_> = sources.get(bucket).map(|_| "--buckets".to_owned()).into_iter().collect();
-                let named = [named, there.into_iter().map(Written::to_string).collect()].concat().join(", ");
-                let what = format!("it does not exist, and is named by {named}");
-                findings.push(Finding::error(format!("bucket {bucket}"), what, "make it, or correct its name"));
+                findings.push(of_missing(bucket, sources.contains(bucket), &there));
                 missing.insert(bucket);
                 continue;
             }
@@ -119,17 +94,58 @@ pub async fn findings(
     for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
         findings.extend(of_place(&s3, one, &key_begins).await);
     }
-    if let Some(place) = config.records.idempotency.as_ref().filter(|place| !missing.contains(place.bucket.as_str())) {
-        if quiet.iter().any(|one| one.kind == Kind::Idempotency) {
-            findings.extend(check_conditions(&s3, place).await);
-        } else if !s3.is_at_aws() {
-            let what =
-                "whether the store heeds conditions was not tried: the record of the trial might become a message";
-            let change = "let this check see that the queue is not told of it; the first record of a run tries it, too";
-            findings.push(Finding::unchecked("--idempotency", what, change));
-        }
+    let recorded = config.records.idempotency.as_ref().filter(|place| !missing.contains(place.bucket.as_str()));
+    if let Some(place) = recorded {
+        let is_quiet = quiet.iter().any(|one| one.kind == Kind::Idempotency);
+        findings.extend(of_conditions(&s3, place, is_quiet).await);
     }
     findings
+}
+
+/// The queue's attributes, empty if they are not known; `None` if there is no such queue.
+async fn of_queue(sqs: &Sqs, config: &RunConfig, findings: &mut Vec<Finding>) -> Option<Attributes> {
+    match sqs.attributes(&config.queue_url).await {
+        Ok(Some(attributes)) => {
+            let redrive = sqs::redrive_in(attributes.get("RedrivePolicy").map(String::as_str));
+            let dead_letter = match &redrive {
+                Redrive::DeadLetter { queue, .. } => sqs.attributes(&sibling(&config.queue_url, queue)).await,
+                Redrive::None | Redrive::Unknown => Ok(None),
+            };
+            let facts = QueueFacts { attributes, redrive, dead_letter };
+            findings.extend(queue::findings(&config.queue_url, &facts, config));
+            Some(facts.attributes)
+        }
+        Ok(None) => {
+            let change = "check --queue-url, its account and its region";
+            let place = format!("queue {}", queue_url::queue_name(&config.queue_url));
+            findings.push(Finding::error(place, "it does not exist", change));
+            None
+        }
+        Err(why) => {
+            let change = "allow sqs:GetQueueAttributes: without it no message is known to be on its last attempt";
+            findings.push(Finding::unchecked("the queue's attributes", why, change));
+            Some(Attributes::new())
+        }
+    }
+}
+
+fn of_missing(bucket: &str, is_source: bool, written: &[&Written]) -> Finding {
+    let named = is_source.then(|| "--buckets".to_owned());
+    let named: Vec<_> = named.into_iter().chain(written.iter().map(ToString::to_string)).collect();
+    let what = format!("it does not exist, and is named by {}", named.join(", "));
+    Finding::error(format!("bucket {bucket}"), what, "make it, or correct its name")
+}
+
+/// Is it known that the store heeds conditions? It is tried only where no queue is told of what the trial writes.
+async fn of_conditions(s3: &S3, place: &Place, is_quiet: bool) -> Option<Finding> {
+    if is_quiet {
+        return check_conditions(s3, place).await;
+    }
+    (!s3.is_at_aws()).then(|| {
+        let what = "whether the store heeds conditions was not tried: the record of the trial might become a message";
+        let change = "let this check see that the queue is not told of it; the first record of a run tries it, too";
+        Finding::unchecked("--idempotency", what, change)
+    })
 }
 
 /// Can two pods own the same work?
@@ -229,11 +245,11 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
 
 /// Same account, same region: SQS wants it of a dead-letter queue.
 fn sibling(queue_url: &str, name: &str) -> String {
-    format!("{}{name}", &queue_url[..queue_url.len() - sqs::queue_name(queue_url).len()])
+    format!("{}{name}", &queue_url[..queue_url.len() - queue_url::queue_name(queue_url).len()])
 }
 
 async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
-    let place = |call: &str| format!("queue {}, sqs:{call}", sqs::queue_name(&config.queue_url));
+    let place = |call: &str| format!("queue {}, sqs:{call}", queue_url::queue_name(&config.queue_url));
     let mut findings = vec![Finding::unchecked(
         place("ReceiveMessage"),
         "it was not called, since a receive counts as an attempt; nor was kms:Decrypt, which an encrypted queue needs",

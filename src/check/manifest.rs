@@ -57,6 +57,7 @@ pub fn findings(file: &str, objects: &[Value]) -> Findings {
         }
         let (container, findings) = scaled_job.container();
         all.add(findings);
+        all.add(container.iter().flat_map(probes::findings).collect::<Vec<_>>().into());
         all.add(scaled_job.findings(container.as_ref()).into());
         let Some(queue) = container.as_ref().and_then(container::Container::queue_url) else { continue };
         if let Some((other, _)) = counted.iter().find(|(_, counted)| counted == queue) {

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Finding, Severity};
+use crate::adapters::aws::s3::probes::{Action, Notification, Notifications};
 use crate::config::RunConfig;
 use crate::job::place::{Template, Values};
 use crate::job::route::{EventFilter, Task};
-use crate::ports::s3::probes::{Action, Notification, Notifications};
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

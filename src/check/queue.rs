@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Finding, policy};
+use crate::adapters::aws::sqs::queue_url;
 use crate::config::RunConfig;
 use crate::job::delivery::Redrive;
 use crate::job::route::Limits;
 use crate::job::verdict::Retry;
-use crate::ports::sqs;
 
 /// What GetQueueAttributes told.
 pub type Attributes = BTreeMap<String, String>;
@@ -29,7 +29,7 @@ const FEW_ATTEMPTS: u32 = 3;
 
 /// What is wrong with the queue `queue_url`.
 pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<Finding> {
-    let name = sqs::queue_name(queue_url);
+    let name = queue_url::queue_name(queue_url);
     let place = |what: &str| format!("queue {name}, {what}");
     let mut findings = Vec::new();
     let retention = seconds(&facts.attributes, "MessageRetentionPeriod");
@@ -94,12 +94,12 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
 
 /// May S3 tell the queue of what happens in this bucket?
 pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option<Finding> {
-    let place = format!("queue {}, Policy", sqs::queue_name(queue_url));
+    let place = format!("queue {}, Policy", queue_url::queue_name(queue_url));
     let arn = attributes.get("QueueArn").map_or("", String::as_str);
     let may_send = match attributes.get("Policy").filter(|policy| !policy.is_empty()) {
         Some(policy) => policy::lets_s3_send(policy, arn, bucket),
         // Others than AWS do without.
-        None => Some(!sqs::is_at_aws(queue_url)),
+        None => Some(!queue_url::is_at_aws(queue_url)),
     };
     let change = format!(
         "allow s3.amazonaws.com sqs:SendMessage with the condition that aws:SourceArn is the ARN of bucket {bucket}"
@@ -139,7 +139,7 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
     let mut findings = Vec::new();
     let kept = seconds(attributes, "MessageRetentionPeriod");
     // FIFO queues count anew from the move.
-    if let (Some(kept), Some(retention), false) = (kept, retention, sqs::is_fifo(name))
+    if let (Some(kept), Some(retention), false) = (kept, retention, queue_url::is_fifo(name))
         && kept <= retention
     {
         findings.push(Finding::error(

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use clap::error::{ContextKind, ContextValue};
 
-use crate::ports::http::without_userinfo;
+use crate::adapters::http::without_userinfo;
 use crate::telemetry::plain::{Plain, PlainLines};
 
 /// The same complaint, fit for a terminal and a log.

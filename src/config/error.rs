@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::adapters::http::without_userinfo;
 use crate::job::lease::CEILING;
 use crate::job::route::EventFilter;
 use crate::job_types::At;
-use crate::ports::http::without_userinfo;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,20 +1,11 @@
 //! The world, in our own words: a queue, a store of objects, a way to run a command, a clock.
 //!
 //! Errors are classified here, at the border; a variant exists only if somebody acts on it.
-//!
-//! Architecture invariant: an SDK is named in its adapter only (`sqs`, `s3`, and `aws` and `http`, which
-//! they share), and only `process` starts or signals a process.
 
-pub mod aws;
 pub mod checksum;
 pub mod clock;
-pub mod folder;
 pub mod health;
-pub mod http;
-pub mod memory;
-pub mod process;
-pub mod s3;
-pub mod sqs;
+pub mod job_facts;
 
 use std::ffi::OsString;
 use std::io;
@@ -36,6 +27,7 @@ use crate::job::place::Template;
 use crate::job::report::{Observation, Report};
 use crate::job::verdict::DeletePermit;
 use checksum::Checksum;
+use job_facts::JobFacts;
 
 /// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per delivery.
 ///
@@ -50,7 +42,7 @@ pub trait Queue: Send + Sync {
     /// Hides the message for `visibility` from now on, in place of what was left; zero makes it visible.
     async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError>;
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit<'_>) -> Result<(), DeleteError>;
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError>;
 
     /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot ever be read. The error says why there was no
     /// answer, and is worth asking again.
@@ -291,8 +283,8 @@ impl Pulse {
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
-    /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone).
-    pub env: Vec<(OsString, OsString)>,
+    /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone), and written to `JOB_FILE`.
+    pub job: JobFacts,
     /// What it reads from its standard input; nothing if `None`.
     pub stdin: Option<PathBuf>,
     /// How long it may take to end after TERM.
@@ -321,7 +313,7 @@ pub struct StartError {
 #[async_trait]
 pub trait Telemetry: Send + Sync {
     /// Returns when it is told, or given up; the next report waits for that.
-    async fn tell(&self, report: &Report);
+    async fn report(&self, report: &Report);
 
     /// Counts. Returns at once.
     fn record(&self, observation: Observation);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::logs::Identity;
-use super::{exit_code, manifest, signal};
+use super::records::{exit_code, manifest, signal};
 use crate::job::place::Place;
 use crate::job::report::Ended;
 use crate::job::verdict::Settlement;

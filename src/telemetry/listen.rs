@@ -41,7 +41,7 @@ impl Readiness {
         self.held().insert(message.clone());
     }
 
-    pub(super) fn let_go(&self, message: &MessageId) {
+    pub(super) fn release(&self, message: &MessageId) {
         self.held().remove(message);
     }
 

@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use super::text::Text;
-use crate::ports::aws::QUOTES_A_PROCESS;
+use crate::adapters::aws::QUOTES_A_PROCESS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {

@@ -2,7 +2,7 @@
 //!
 //! A pod counts from nothing and is gone after one message, so `rate()` over these says nothing; `grafana/README.md` has
 //! the expressions that do. Labels come from closed sets: no key, no message id, no error text. With one job type there are at
-//! most [`MOST_SERIES`] series, since a Pushgateway keeps them for every pod.
+//! most 60 series, since a Pushgateway keeps them for every pod.
 //!
 //! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with another group's.
 
@@ -18,9 +18,6 @@ use crate::job::outcome::WorkRecord;
 use crate::job::report::{Ended, Observation, Progressed, Subject};
 use crate::job::route::Task;
 use crate::job::verdict::{Return, Settlement};
-
-/// How many series one pod of one job type has at most.
-pub const MOST_SERIES: usize = 60;
 
 /// The metrics of one process.
 pub struct Metrics {

@@ -17,8 +17,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::metrics::Metrics;
-use crate::ports::http::secrets::{self, REDACTED};
-use crate::ports::http::{Answer, AnswerLimit, Http};
+use crate::adapters::http::secrets::{self, REDACTED};
+use crate::adapters::http::{Answer, AnswerLimit, Http};
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(3);

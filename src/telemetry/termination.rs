@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
-use super::{exit_code, signal};
+use super::records::{exit_code, signal};
 use crate::job::report::{Ended, Subject, clock_time};
 use crate::job::run_outcome::RunOutcome;
 

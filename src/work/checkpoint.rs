@@ -14,7 +14,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -26,11 +25,10 @@ use super::workspace::{WorkDir, Workspace};
 use crate::job::notification::Object;
 use crate::job::outcome::Failure;
 use crate::job::place::{Place, Values};
-use crate::job::report::{Observation, Report, Subject};
-use crate::job::route::{Checkpointing, Task};
-use crate::job::verdict::{Completion, Settlement};
+use crate::job::report::Subject;
+use crate::job::route::Checkpointing;
 use crate::ports::clock::Clock;
-use crate::ports::{Storage, Telemetry, Upload};
+use crate::ports::{Storage, Upload};
 use archive::{About, Identity, NO_TIME, Packed, Unpacked};
 
 /// Whoever keeps the checkpoints, at the places that tasks name.
@@ -160,7 +158,7 @@ impl Checkpoints {
     }
 
     /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle rule.
-    async fn forget(&self, how: &Checkpointing, job_type: &str, subject: &Subject) {
+    pub(super) async fn drop_all(&self, how: &Checkpointing, job_type: &str, subject: &Subject, limit: Duration) {
         let message = &subject.message_id;
         let place = |key| how.place.place(Values { key, message_id: message.as_str(), job_type });
         let mut places: Vec<Place> = subject.objects.iter().map(|object| place(Some(object.key.as_str()))).collect();
@@ -177,8 +175,7 @@ impl Checkpoints {
             }
             Ok(())
         };
-        if let Err(error) = timeout(FORGET_LIMIT, dropped).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
-        {
+        if let Err(error) = timeout(limit, dropped).await.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
             warn!(message_id = %message, error, "the checkpoints of a message that is done were not dropped");
         }
     }
@@ -339,32 +336,3 @@ const FLOOR: u64 = 1 << 20;
 
 /// What has failed by itself has not timed out.
 const BEFORE_THE_DEADLINE: Duration = Duration::from_secs(1);
-
-/// Tidying up is not worth more of a pod's last seconds.
-const FORGET_LIMIT: Duration = Duration::from_secs(1);
-
-/// Passes on all reports, and drops the checkpoints of messages that are done: only then, since until its message is
-/// deleted a job may have to be done again.
-pub struct Forgetting {
-    pub checkpoints: Checkpoints,
-    pub tasks: Vec<Arc<Task>>,
-    pub telemetry: Arc<dyn Telemetry>,
-}
-
-#[async_trait]
-impl Telemetry for Forgetting {
-    async fn tell(&self, report: &Report) {
-        self.telemetry.tell(report).await;
-        if let Report::Ended(ended) = report
-            && let Settlement::Deleted(Completion::Succeeded | Completion::AlreadyDone) = ended.settlement
-            && let Some(task) = self.tasks.iter().find(|task| Some(&task.name) == ended.subject.job_type.as_ref())
-            && let Some(how) = &task.checkpoint
-        {
-            self.checkpoints.forget(how, &task.name, &ended.subject).await;
-        }
-    }
-
-    fn record(&self, observation: Observation) {
-        self.telemetry.record(observation);
-    }
-}

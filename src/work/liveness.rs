@@ -9,12 +9,14 @@ use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 use tracing::info;
 
-use super::Tell;
 use super::result_file::ResultFile;
 use crate::job::lifecycle::Event;
 use crate::job::report::Progress;
 use crate::ports::Pulse;
 use crate::ports::clock::Clock;
+
+/// Hears what happens while the work goes on: progress, or a stall.
+pub type Tell = dyn Fn(Event) + Send + Sync;
 
 /// How often to look at the command.
 const LOOK: Duration = Duration::from_secs(1);

@@ -12,7 +12,6 @@ pub mod idempotency;
 mod item;
 mod last_error;
 pub mod liveness;
-pub mod publish;
 pub mod result_file;
 mod run;
 mod stages;
@@ -27,10 +26,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-use crate::job::lifecycle::{Event, Processed, Work};
+use crate::job::lifecycle::{Processed, Work};
 use crate::job::notification::Record;
 use crate::job::outcome::{Failure, Outcome, WorkRecord};
-use crate::job::route::Content;
+use crate::job::report::Subject;
+use crate::job::route::{Content, Task};
 use crate::job::stop::WorkStop;
 use crate::ports::clock::Clock;
 use crate::ports::{ObjectStore, Outbox, Pulse, Runner};
@@ -40,6 +40,7 @@ use halt::{Deadline, Halt};
 use idempotency::Idempotency;
 use item::{Done, Item, Runtime, Until};
 use last_error::with_last_error;
+pub use liveness::Tell;
 use liveness::Watch;
 use workspace::{WorkDir, Workspace};
 
@@ -49,10 +50,10 @@ pub trait Worker: Send + Sync {
     /// Works on every object of the message, one after another, until the first failure or until halted. When this
     /// returns, or is dropped, nothing of the work goes on.
     async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed;
-}
 
-/// Hears what happens while the work goes on: progress, or a stall.
-pub type Tell = dyn Fn(Event) + Send + Sync;
+    /// Drops what was saved of the work on a message that is deleted; what is not dropped within `limit` stays.
+    async fn drop_checkpoints(&self, _: &Subject, _: &Task, _limit: Duration) {}
+}
 
 /// The worker that runs the user's command, and everything that it needs.
 pub struct CommandWorker {
@@ -77,6 +78,12 @@ impl Worker for CommandWorker {
         let mut facts = WorkRecord::default();
         let outcome = self.process_all(&work, &halt, tell, &mut facts).await.unwrap_or_else(Outcome::Failed);
         Processed { outcome, work: facts }
+    }
+
+    async fn drop_checkpoints(&self, subject: &Subject, task: &Task, limit: Duration) {
+        if let (Some(checkpoints), Some(how)) = (&self.checkpoints, &task.checkpoint) {
+            checkpoints.drop_all(how, &task.name, subject, limit).await;
+        }
     }
 }
 

@@ -74,7 +74,7 @@ impl CommandWorker {
         let command = Command {
             program: work.task.command.program.clone(),
             args: work.task.command.args.clone(),
-            env: context.write().map_err(Failure::Start)?,
+            job: context.facts(),
             stdin: (work.task.input == Input::Stdin).then(|| space.input()),
             stop_grace: stop.command,
         };

@@ -4,9 +4,9 @@
 
 use std::path::PathBuf;
 
+use leasehold::adapters::aws;
+use leasehold::adapters::aws::s3::S3;
 use leasehold::job::notification::Object;
-use leasehold::ports::aws;
-use leasehold::ports::s3::S3;
 use leasehold::work::fetch::{FetchPolicy, fetch};
 use leasehold::work::workspace::WorkDir;
 use tokio::runtime::Builder;

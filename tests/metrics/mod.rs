@@ -9,7 +9,7 @@ mod truth;
 
 use std::time::Duration;
 
-use leasehold::ports::http::{Answer, Http};
+use leasehold::adapters::http::{Answer, Http};
 
 /// A request to a server of this machine.
 async fn get(url: &str) -> Result<Answer, String> {

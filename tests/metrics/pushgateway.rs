@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use leasehold::ports::http::Http as Client;
+use leasehold::adapters::http::Http as Client;
 use nix::sys::signal::Signal;
 use tokio::net::TcpListener;
 use tokio::process::Command;

@@ -9,9 +9,9 @@ mod world;
 
 use std::time::Duration;
 
+use leasehold::adapters::local::memory::Kind;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::CEILING;
-use leasehold::ports::memory::Kind;
 use tokio::time::{Instant, sleep};
 
 use crate::support::servers::{Ministack, Moto};

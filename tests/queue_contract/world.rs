@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName;
+use leasehold::adapters::aws::sqs::Sqs;
+use leasehold::adapters::local::memory::{Kind, MemoryQueue};
 use leasehold::job::delivery::{Delivery, Redrive};
 use leasehold::job::lease::{Lease, Strategy};
 use leasehold::job::outcome::Outcome;
 use leasehold::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
-use leasehold::ports::memory::{Kind, MemoryQueue};
-use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{DeleteError, Queue, VisibilityError};
 
 use super::LONG;

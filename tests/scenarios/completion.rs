@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leasehold::adapters::local::memory::Kind;
 use leasehold::job::keep_reason::Role;
 use leasehold::job::lease::Strategy;
 use leasehold::job::outcome::Exit;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{Completion, Settlement};
-use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{DeleteError, VisibilityError};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
@@ -20,6 +20,7 @@ use crate::support::journey::{
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
+use crate::support::wire::{Call, Fault, WiredQueue};
 
 fn unavailable() -> DeleteError {
     DeleteError::Transient("503".to_owned())
@@ -27,7 +28,7 @@ fn unavailable() -> DeleteError {
 
 /// A queue whose one message we hold for six seconds, and no longer; a command that is done half a second before
 /// that; a delete that takes a second to come through.
-fn a_delete_that_comes_too_late(kind: Kind) -> (MemoryQueue, Journey) {
+fn a_delete_that_comes_too_late(kind: Kind) -> (WiredQueue, Journey) {
     let (queue, command) = (queue_of(kind, 3, &[&object_created("k")]), FakeCommand::new(Does::Exits(11 * S / 2, 0)));
     queue.fault_delete(Fault::RequestDelayed(S));
     let mut journey = Journey::new(&queue, &command);

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
+use leasehold::adapters::local::memory::Kind;
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::lease::{CEILING, Lease};
 use leasehold::job::route::Limits;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{Retry, Return, Settlement};
-use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use leasehold::ports::{Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, advance, sleep};
@@ -25,6 +25,7 @@ use crate::support::journey::{
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
+use crate::support::wire::{Call, Fault, WiredQueue};
 
 /// A beat that is on its way when the work succeeds is awaited before the delete, and after the delete there is none,
 /// however long this process lives on; no error of it is told.
@@ -333,7 +334,7 @@ async fn s11_a_process_frozen_for_longer_than_its_lease_does_not_delete() {
 }
 
 /// A queue whose user is frozen during each beat, a while after the queue took it.
-fn frozen_in_a_beat(queue: &MemoryQueue) -> Around {
+fn frozen_in_a_beat(queue: &WiredQueue) -> Around {
     let mut around = Around::new(queue);
     around.after = Box::new(|call| {
         Box::pin(async move {

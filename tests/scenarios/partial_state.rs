@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use leasehold::ports::memory::MemoryQueue;
-
 use crate::support::bucket::MemoryBucket;
 use crate::support::journey::{Does, FakeCommand, Instead, Journey, MINUTE, S, deletes, queue};
+use crate::support::wire::WiredQueue;
 
-fn pod(queue: &MemoryQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
+fn pod(queue: &WiredQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.checkpoints = Some((bucket.clone(), Some(90 * S)));
     journey.settings.polling.wait = 20 * MINUTE;

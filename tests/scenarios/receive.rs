@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use leasehold::adapters::aws::sqs::Sqs;
+use leasehold::adapters::local::memory::{Kind, MemoryQueue};
 use leasehold::job::delivery::Redrive;
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
-use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
-use leasehold::ports::sqs::Sqs;
 use leasehold::ports::{Queue, ReceiveError};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -20,6 +20,7 @@ use crate::support::journey::{
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
+use crate::support::wire::{Call, Fault, Wire};
 
 fn transient(why: &str) -> ReceiveError {
     ReceiveError::Transient(why.to_owned())
@@ -255,7 +256,7 @@ async fn s42_a_poison_message_ends_in_the_dead_letter_queue() {
 async fn s42_a_queue_without_a_dead_letter_queue_is_warned_about() {
     let logs = Logs::default();
     let _logging = logs.capture();
-    let queue = MemoryQueue::new(Kind::Standard, Redrive::None);
+    let queue = Wire::to(MemoryQueue::new(Kind::Standard, Redrive::None));
     queue.send(object_created("k"));
     let command = FakeCommand::new(Does::Exits(S, 1));
     let ended = Journey::new(&queue, &command).run().await.ended().remove(0);

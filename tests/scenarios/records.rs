@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use leasehold::ports::memory::{Call, MemoryQueue};
-use leasehold::work::publish::S3Outbox;
+use leasehold::adapters::publish::S3Outbox;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -16,11 +15,12 @@ use crate::support::journey::{
 };
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
+use crate::support::wire::{Call, WiredQueue};
 
 const HOUR: Duration = Duration::from_hours(1);
 
 /// With a record of its work, and a place for its results.
-fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords, results: &MemoryBucket) -> Journey {
+fn pod(queue: &WiredQueue, command: &FakeCommand, records: &MemoryRecords, results: &MemoryBucket) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.records = Some(records.clone());
     journey.outbox = Some(Arc::new(S3Outbox { writer: Arc::new(results.clone()) }));
@@ -31,7 +31,7 @@ fn pod(queue: &MemoryQueue, command: &FakeCommand, records: &MemoryRecords, resu
 }
 
 /// Two notifications of one upload, as S3 may send them.
-fn twice() -> MemoryQueue {
+fn twice() -> WiredQueue {
     queue_with(&[&object_created("k"), &object_created("k")])
 }
 

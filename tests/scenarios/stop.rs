@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leasehold::adapters::local::memory::Kind;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::ports::Queue;
 use leasehold::ports::ReceiveError;
-use leasehold::ports::memory::{Call, Fault, Kind, MemoryQueue};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -19,6 +19,7 @@ use crate::support::journey::{
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
+use crate::support::wire::{Call, Fault, WiredQueue};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -295,7 +296,7 @@ async fn s65_a_hangup_that_is_to_be_ignored_is() {
 /// A queue, and one pod that passes through everything that a stop can meet: a poll until the message comes after a
 /// second, two seconds of download, five of work, one and a half until the delete is answered, and a beat now and then
 /// that takes half a second. Told to end, the command takes a second and a half and says 0.
-fn eventful(flags: &str, max_receive_count: u32) -> (MemoryQueue, FakeCommand, Journey) {
+fn eventful(flags: &str, max_receive_count: u32) -> (WiredQueue, FakeCommand, Journey) {
     let queue = queue_of(Kind::Standard, max_receive_count, &[]);
     let sender = queue.clone();
     tokio::spawn(async move {
@@ -316,7 +317,7 @@ fn eventful(flags: &str, max_receive_count: u32) -> (MemoryQueue, FakeCommand, J
     (queue, command, journey)
 }
 
-fn pod(queue: &MemoryQueue, command: &FakeCommand, flags: &str) -> Journey {
+fn pod(queue: &WiredQueue, command: &FakeCommand, flags: &str) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.settings = configured(&format!("--visibility-timeout 6s {flags}")).unwrap().work.settings;
     journey.store = Arc::new(FakeStore { after: 2 * S, ..FakeStore::default() });
@@ -331,7 +332,7 @@ fn instants(step: Duration) -> impl Iterator<Item = Duration> {
 
 /// What must be true of a stop at `stop`, whenever that was: no delete is sent from then on; one that was sent before
 /// belongs to a success; and if there was none, the message is still there for another pod, which gets it done.
-async fn assert_safe(queue: &MemoryQueue, command: &FakeCommand, stop: Instant) {
+async fn assert_safe(queue: &WiredQueue, command: &FakeCommand, stop: Instant) {
     let calls = queue.calls();
     let deletes: Vec<_> = calls.iter().filter(|entry| entry.call == Call::Delete).collect();
     for delete in &deletes {

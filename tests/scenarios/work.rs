@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use futures_util::stream::TryStreamExt;
+use leasehold::adapters::aws::s3::S3;
 use leasehold::job::notification::Object;
 use leasehold::job::run_outcome::RunOutcome;
-use leasehold::ports::s3::S3;
 use leasehold::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 use leasehold::work::fetch::MissingObject;
 use serde_json::{Value, json};

@@ -136,8 +136,9 @@ impl Worker for RandomWork {
 #[async_trait]
 impl Runner for RandomWork {
     async fn run(&self, command: Command, halt: CancellationToken, _: Pulse) -> Result<Exited, StartError> {
+        let env = command.job.environment();
         let env: BTreeMap<_, _> =
-            command.env.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
+            env.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
         let message = env["JOB_MESSAGE_ID"];
         let receive: u32 = env["JOB_RECEIVE_COUNT"].parse().unwrap();
         let directory = env.get("JOB_CHECKPOINT_DIR").map(PathBuf::from).filter(|_| self.keeps_state);

@@ -6,15 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::verdict::DeletePermit;
-use leasehold::ports::memory::MemoryQueue;
 use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 use tokio::time::Instant;
 
 use super::chronicle::Chronicle;
 use super::store::Fate;
+use crate::support::wire::WiredQueue;
 
 pub struct Watched {
-    pub queue: MemoryQueue,
+    pub queue: WiredQueue,
     pub pod: u32,
     pub fate: Fate,
     pub chronicle: Arc<Mutex<Chronicle>>,
@@ -58,7 +58,7 @@ impl Queue for Watched {
         answer
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
         self.fate.may_end().await;
         let message = {
             let mut chronicle = self.chronicle.lock().unwrap();

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::actors::supervisor::{self, World};
+use leasehold::adapters::local::memory::{Kind, MemoryQueue, Standing};
+use leasehold::adapters::publish::S3Outbox;
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::lease::Strategy;
-use leasehold::job::lifecycle::Policy;
 use leasehold::job::report::{Observation, Report};
 use leasehold::job::route::{Checkpointing, Input, Task};
 use leasehold::job::settings::{Polling, Settings};
@@ -15,12 +16,10 @@ use leasehold::job::stop::StopPlan;
 use leasehold::job::verdict::Retry;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::health::Health;
-use leasehold::ports::memory::{Fault, Kind, MemoryQueue, Standing};
 use leasehold::ports::{DeleteError, ReceiveError, Telemetry, VisibilityError};
-use leasehold::work::checkpoint::{Checkpoints, Forgetting};
+use leasehold::work::checkpoint::Checkpoints;
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
-use leasehold::work::publish::S3Outbox;
 use leasehold::work::workspace::WorkDir;
 use leasehold::work::{CommandWorker, Worker};
 use tempfile::TempDir;
@@ -35,6 +34,7 @@ use super::queue::Watched;
 use super::store::{Fate, Shelves, Store};
 use crate::support::journey::{MINUTE, S, settings, task};
 use crate::support::object_created;
+use crate::support::wire::{Fault, Wire, WiredQueue};
 
 /// What happened in it, and what was broken.
 pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
@@ -43,7 +43,7 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let max_receive_count = chance.number(2..6);
     let kind = if chance.one_in(4) { Kind::Fifo } else { Kind::Standard };
     let features = features(&chance);
-    let queue = MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() });
+    let queue = Wire::to(MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() }));
     let mut chronicle = Chronicle::of(features);
     for n in 0..chance.number(1..4) {
         // Of the real work there are two notifications of one object, too.
@@ -135,7 +135,7 @@ fn in_memory() -> TempDir {
 }
 
 /// Faults of the queue, as they come.
-async fn weather_of(queue: MemoryQueue, chance: Chance, weather: Weather) {
+async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
     let slowest = match weather {
         Weather::Calm => return,
         Weather::Rough => 800,
@@ -167,7 +167,7 @@ async fn weather_of(queue: MemoryQueue, chance: Chance, weather: Weather) {
 /// Where pods run.
 #[derive(Clone)]
 struct Place {
-    queue: MemoryQueue,
+    queue: WiredQueue,
     shelves: Shelves,
     /// With the real work only.
     work_dir: Option<Arc<TempDir>>,
@@ -227,14 +227,14 @@ impl Place {
         };
         let stop_grace = settings.policy.limits.stop_grace;
         let told = PodTelemetry { pod, max_duration, stop_grace, chronicle: chronicle.clone() };
-        let (worker, telemetry): (Arc<dyn Worker>, Arc<dyn Telemetry>) = match features {
-            Some(features) => self.real_work(features, &settings.policy, work, told, &fate, clock),
-            None => (Arc::new(work), Arc::new(told)),
+        let worker: Arc<dyn Worker> = match features {
+            Some(features) => Arc::new(self.real_work(features, work, &fate, clock)),
+            None => Arc::new(work),
         };
         let world = World {
             queue: Arc::new(Watched { queue: queue.clone(), pod, fate: fate.clone(), chronicle: chronicle.clone() }),
             worker,
-            telemetry,
+            telemetry: Arc::new(told),
             clock,
             health: Health::default(),
         };
@@ -275,15 +275,7 @@ impl Place {
     }
 
     /// As `app.rs` lays it out.
-    fn real_work(
-        &self,
-        features: Features,
-        policy: &Policy,
-        command: RandomWork,
-        told: PodTelemetry,
-        fate: &Fate,
-        clock: Clock,
-    ) -> (Arc<dyn Worker>, Arc<dyn Telemetry>) {
+    fn real_work(&self, features: Features, command: RandomWork, fate: &Fate, clock: Clock) -> CommandWorker {
         let Self { chance, weather, .. } = self;
         let pod = command.pod;
         let cut_off = (*weather != Weather::Calm && chance.one_in(5)).then(|| {
@@ -297,7 +289,6 @@ impl Place {
             cut_off,
             chronicle: self.chronicle.clone(),
         });
-        let checkpoints = Checkpoints { storage: store.clone(), clock };
         let idempotency = features.records.then(|| Idempotency {
             records: store.clone(),
             place: "s3://records/done".parse().expect("a place"),
@@ -306,21 +297,17 @@ impl Place {
             clock,
         });
         let work_dir = self.work_dir.as_ref().expect("the work is real").path().to_owned();
-        let worker = CommandWorker {
+        CommandWorker {
             store: store.clone(),
             runner: Arc::new(command),
             fetch: FetchPolicy::default(),
-            checkpoints: Some(checkpoints.clone()),
+            checkpoints: Some(Checkpoints { storage: store.clone(), clock }),
             idempotency,
-            outbox: Some(Arc::new(S3Outbox { writer: store.clone() })),
+            outbox: Some(Arc::new(S3Outbox { writer: store })),
             work_dir: WorkDir { path: work_dir, limit: None },
             job_id: format!("pod {pod}"),
             clock,
-        };
-        (
-            Arc::new(worker),
-            Arc::new(Forgetting { checkpoints, tasks: policy.tasks().cloned().collect(), telemetry: Arc::new(told) }),
-        )
+        }
     }
 }
 
@@ -334,7 +321,7 @@ struct PodTelemetry {
 
 #[async_trait]
 impl Telemetry for PodTelemetry {
-    async fn tell(&self, report: &Report) {
+    async fn report(&self, report: &Report) {
         let Report::Ended(ended) = report else { return };
         let mut chronicle = self.chronicle.lock().unwrap();
         let message = ended.subject.message_id.to_string();

@@ -15,6 +15,7 @@ pub use super::values::{MINUTE, S, VISIBILITY, settings, task};
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use leasehold::actors::supervisor::{self, World};
+use leasehold::adapters::local::memory::{Kind, MemoryQueue};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, ResourceUsage};
@@ -25,13 +26,12 @@ use leasehold::job::settings::Settings;
 use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::health::Health;
-use leasehold::ports::memory::{Call, Entry, Kind, MemoryQueue};
 use leasehold::ports::{
     Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, RangeBody, ReceiveError,
     Runner, StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::CommandWorker;
-use leasehold::work::checkpoint::{Checkpoints, Forgetting};
+use leasehold::work::checkpoint::Checkpoints;
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
 use leasehold::work::workspace::WorkDir;
@@ -43,16 +43,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::bucket::MemoryBucket;
 use super::object_created;
 use super::records::MemoryRecords;
+use super::wire::{Call, Entry, Wire, WiredQueue};
 
 pub const GRACE: Duration = Duration::from_secs(30);
 
 /// A standard queue whose messages are dead letters after three receives.
-pub fn queue_with(bodies: &[&str]) -> MemoryQueue {
+pub fn queue_with(bodies: &[&str]) -> WiredQueue {
     queue_of(Kind::Standard, 3, bodies)
 }
 
-pub fn queue_of(kind: Kind, max_receive_count: u32, bodies: &[&str]) -> MemoryQueue {
-    let queue = MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() });
+pub fn queue_of(kind: Kind, max_receive_count: u32, bodies: &[&str]) -> WiredQueue {
+    let queue = Wire::to(MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() }));
     for body in bodies {
         queue.send(*body);
     }
@@ -60,7 +61,7 @@ pub fn queue_of(kind: Kind, max_receive_count: u32, bodies: &[&str]) -> MemoryQu
 }
 
 /// With one message, about one object.
-pub fn queue() -> MemoryQueue {
+pub fn queue() -> WiredQueue {
     queue_with(&[&object_created("k")])
 }
 
@@ -151,8 +152,10 @@ impl FakeCommand {
     /// What it got as this variable, in each run.
     pub fn got(&self, name: &str) -> Vec<String> {
         let ran = self.ran.lock().expect("not poisoned");
-        let got = ran.iter().filter_map(|ran| ran.command.env.iter().find(|(variable, _)| variable == name));
-        got.map(|(_, value)| value.to_str().expect("UTF-8").to_owned()).collect()
+        let got = ran
+            .iter()
+            .filter_map(|ran| ran.command.job.environment().into_iter().find(|(variable, _)| variable == name));
+        got.map(|(_, value)| value.into_string().expect("UTF-8")).collect()
     }
 
     pub fn last(&self) -> Ran {
@@ -168,7 +171,7 @@ impl Runner for FakeCommand {
             if does.len() > 1 { does.pop() } else { does.last().copied() }
         };
         let grace = command.stop_grace;
-        let env = command.env.clone();
+        let env = command.job.environment();
         let command_env =
             |name: &str| env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
         let result_file = command_env("JOB_RESULT_FILE");
@@ -301,7 +304,7 @@ impl ObjectStore for FakeStore {
 
 /// A queue, and what happens to us before and after each call of it.
 pub struct Around {
-    pub queue: MemoryQueue,
+    pub queue: WiredQueue,
     pub before: Hook,
     pub after: Hook,
     /// How often the queue does not say what its redrive policy is, each time after as long.
@@ -312,7 +315,7 @@ pub struct Around {
 pub type Hook = Box<dyn Fn(Call) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 impl Around {
-    pub fn new(queue: &MemoryQueue) -> Self {
+    pub fn new(queue: &WiredQueue) -> Self {
         let nothing = || -> Hook { Box::new(|_| Box::pin(async {})) };
         Self {
             queue: queue.clone(),
@@ -340,7 +343,7 @@ impl Queue for Around {
         answer
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit<'_>) -> Result<(), DeleteError> {
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
         (self.before)(Call::Delete).await;
         let answer = self.queue.delete(receipt, permit).await;
         (self.after)(Call::Delete).await;
@@ -367,7 +370,7 @@ pub struct FakeTelemetry {
 
 #[async_trait]
 impl Telemetry for FakeTelemetry {
-    async fn tell(&self, report: &Report) {
+    async fn report(&self, report: &Report) {
         assert!(!self.panics, "a bug, made on purpose");
         if self.hangs {
             std::future::pending::<()>().await;
@@ -407,7 +410,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let ended = told.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
-            Report::Started(_) | Report::Held(_) | Report::Progressed(_) | Report::LettingGo(_) => None,
+            Report::Started(_) | Report::Held(_) | Report::Progressed(_) | Report::Releasing(_) => None,
         });
         ended.collect()
     }
@@ -417,7 +420,7 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let progress = told.iter().filter_map(|report| match report {
             Report::Progressed(progressed) => Some(progressed.progress.clone()),
-            Report::Started(_) | Report::Held(_) | Report::LettingGo(_) | Report::Ended(_) => None,
+            Report::Started(_) | Report::Held(_) | Report::Releasing(_) | Report::Ended(_) => None,
         });
         progress.collect()
     }
@@ -439,7 +442,7 @@ impl Arrived {
 }
 
 impl Journey {
-    pub fn new(queue: &MemoryQueue, command: &FakeCommand) -> Self {
+    pub fn new(queue: &WiredQueue, command: &FakeCommand) -> Self {
         Self {
             queue: Arc::new(queue.clone()),
             command: Arc::new(command.clone()),
@@ -483,7 +486,6 @@ impl Journey {
                 Some(Checkpointing { place, interval });
             Checkpoints { storage: Arc::new(storage), clock }
         });
-        let tasks = policy.tasks().cloned().collect();
         let idempotency = self.records.map(|records| Idempotency {
             records: Arc::new(records),
             place: "s3://records/done".parse().expect("a place"),
@@ -492,7 +494,7 @@ impl Journey {
             clock,
         });
         let worker = CommandWorker {
-            checkpoints: checkpoints.clone(),
+            checkpoints,
             idempotency,
             store: self.store,
             runner: self.command,
@@ -506,10 +508,7 @@ impl Journey {
         let world = World {
             queue: self.queue,
             worker: Arc::new(worker),
-            telemetry: match checkpoints {
-                Some(checkpoints) => Arc::new(Forgetting { checkpoints, tasks, telemetry: self.telemetry }),
-                None => self.telemetry,
-            },
+            telemetry: self.telemetry,
             clock,
             health: Health::default(),
         };
@@ -533,12 +532,12 @@ impl Journey {
     }
 }
 
-pub fn deletes(queue: &MemoryQueue) -> usize {
+pub fn deletes(queue: &WiredQueue) -> usize {
     queue.calls().iter().filter(|entry| entry.call == Call::Delete).count()
 }
 
 /// Each change of visibility: when it was asked for, since `from`, and to what.
-pub fn changes(queue: &MemoryQueue, from: Instant) -> Vec<(Duration, Duration)> {
+pub fn changes(queue: &WiredQueue, from: Instant) -> Vec<(Duration, Duration)> {
     let change = |entry: Entry| match entry.call {
         Call::ChangeVisibility(to) => Some((entry.asked_at - from, to)),
         Call::Receive | Call::Delete => None,

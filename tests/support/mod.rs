@@ -8,7 +8,41 @@ pub mod journey;
 pub mod logs;
 pub mod records;
 pub mod servers;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+use leasehold::ports::job_facts::JobFacts;
+use tempfile::TempDir;
+
 #[path = "../../core/tests/support.rs"]
 mod values;
+pub mod wire;
 
 pub use values::*;
+
+/// Of a job of which nothing matters; each in a file of its own.
+pub fn facts() -> JobFacts {
+    static JOBS: AtomicU32 = AtomicU32::new(0);
+    static HOME: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
+    let home = HOME.path().join(JOBS.fetch_add(1, Ordering::Relaxed).to_string());
+    std::fs::create_dir(&home).expect("it is new");
+    JobFacts {
+        version: 1,
+        id: "id".to_owned(),
+        job_type: "default".to_owned(),
+        message_id: "m".to_owned(),
+        object: None,
+        receive_count: 1,
+        max_receive_count: None,
+        final_attempt: None,
+        deadline: SystemTime::UNIX_EPOCH,
+        input: None,
+        output_dir: home.join("output"),
+        checkpoint_dir: home.join("checkpoint"),
+        result_file: home.join("result.jsonl"),
+        job_file: home.join("job.json"),
+        temporary: home,
+        traceparent: None,
+    }
+}

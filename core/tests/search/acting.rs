@@ -171,7 +171,7 @@ impl Acting<'_> {
                 Effect::Withdraw => self.hand_in(Input::Withdraw),
                 Effect::Await(limit) => self.pod.limit = Some(*limit),
                 Effect::Shorten(_) => self.pod.limit = Some(Limit::Work),
-                Effect::Report(_) => {}
+                Effect::Report(_) | Effect::DropCheckpoints(..) => {}
                 Effect::Leave(outcome) => self.over = Some(outcome.clone()),
             }
         }

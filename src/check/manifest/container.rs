@@ -7,7 +7,6 @@ use serde_json::Value;
 use super::ScaledJob;
 use super::environment::{Environment, is_known};
 use super::files::File;
-use super::probes;
 use super::start::{Start, Starter};
 use crate::check::{Finding, Findings, Severity, StopTimeline, settings};
 use crate::cli;
@@ -93,7 +92,6 @@ impl<'a> ScaledJob<'a> {
         if let Some(words) = words {
             all.add(self.settings(&mut container, words));
         }
-        all.add(probes::findings(&container).into());
         all.add(self.budgets(&container).into());
         all.add(self.work_dir(&container).into());
         all.add(Vec::from_iter(termination_message(&container)).into());
@@ -219,7 +217,7 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 /// SQS refuses a request that is signed for another region.
 fn region_of_the_queue(container: &Container, config: &RunConfig) -> Option<Finding> {
     container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
-    let (signed, of_queue) = (container.region()?, crate::ports::aws::region_of(&config.queue_url)?);
+    let (signed, of_queue) = (container.region()?, crate::adapters::aws::region_of(&config.queue_url)?);
     let is_custom =
         ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| container.environment.known(name).is_some());
     (signed != of_queue && !is_custom).then(|| {

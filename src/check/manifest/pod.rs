@@ -16,38 +16,7 @@ const JOB_CONTROLLER: &str = "kubernetes.io/job-controller";
 
 impl ScaledJob<'_> {
     pub fn pod(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let inside = self.containers().any(|container| container["restartPolicy"].is_string());
-        let place = self.at("spec.jobTargetRef.template.spec.restartPolicy");
-        match self.pod["restartPolicy"].as_str() {
-            Some("Never") => {}
-            None => findings.push(Finding::error(
-                place,
-                format!(
-                    "it is missing{}, so KEDA sets OnFailure: the container is started again, finds nothing, and the Job \
-                     completes although the work failed",
-                    if inside { " (the container's own is another field)" } else { "" }
-                ),
-                "set it to Never, of the pod",
-            )),
-            Some(other) => findings.push(Finding::error(
-                place,
-                format!("{other} starts the container again, which receives another message or cannot start at all"),
-                "set it to Never",
-            )),
-        }
-        if self.job["backoffLimit"].as_u64() != Some(0) {
-            findings.push(Finding::warning(
-                self.at("spec.jobTargetRef.backoffLimit"),
-                format!(
-                    "{}: a retry by the Job is a new pod that receives another message; SQS retries already",
-                    self.job["backoffLimit"]
-                        .as_u64()
-                        .map_or_else(|| "it is 6, the default".to_owned(), |limit| format!("it is {limit}"))
-                ),
-                "set it to 0",
-            ));
-        }
+        let mut findings: Vec<_> = self.restarts().into_iter().chain(self.retries()).collect();
         for field in ["parallelism", "completions"] {
             let count = self.job[field].as_u64();
             if count.is_some_and(|count| count > 1) {
@@ -87,6 +56,45 @@ impl ScaledJob<'_> {
             ));
         }
         findings
+    }
+
+    /// The container, by the kubelet.
+    fn restarts(&self) -> Option<Finding> {
+        let inside = self.containers().any(|container| container["restartPolicy"].is_string());
+        let place = self.at("spec.jobTargetRef.template.spec.restartPolicy");
+        match self.pod["restartPolicy"].as_str() {
+            Some("Never") => None,
+            None => Some(Finding::error(
+                place,
+                format!(
+                    "it is missing{}, so KEDA sets OnFailure: the container is started again, finds nothing, and the Job \
+                     completes although the work failed",
+                    if inside { " (the container's own is another field)" } else { "" }
+                ),
+                "set it to Never, of the pod",
+            )),
+            Some(other) => Some(Finding::error(
+                place,
+                format!("{other} starts the container again, which receives another message or cannot start at all"),
+                "set it to Never",
+            )),
+        }
+    }
+
+    /// The pod, by the Job.
+    fn retries(&self) -> Option<Finding> {
+        (self.job["backoffLimit"].as_u64() != Some(0)).then(|| {
+            Finding::warning(
+                self.at("spec.jobTargetRef.backoffLimit"),
+                format!(
+                    "{}: a retry by the Job is a new pod that receives another message; SQS retries already",
+                    self.job["backoffLimit"]
+                        .as_u64()
+                        .map_or_else(|| "it is 6, the default".to_owned(), |limit| format!("it is {limit}"))
+                ),
+                "set it to 0",
+            )
+        })
     }
 
     /// Containers beside the one that runs leasehold.

@@ -6,8 +6,10 @@ use super::ScaledJob;
 use super::container::Container;
 use super::environment::{Environment, is_known};
 use super::fields::{self, METADATA};
+use crate::adapters::aws;
+use crate::adapters::aws::sqs::queue_url;
+use crate::adapters::http;
 use crate::check::Finding;
-use crate::ports::{aws, http, sqs};
 
 /// How many messages KEDA takes for one Job unless it is told.
 const QUEUE_LENGTH: i64 = 5;
@@ -259,7 +261,7 @@ fn compare_queues(place: &str, keda: &str, container: Option<&Container>) -> Opt
     let is_same = match (counted, account_and_name(received)) {
         (Some(counted), Some(received)) => counted == received,
         // KEDA takes the name alone, too.
-        _ => sqs::queue_name(keda) == sqs::queue_name(received),
+        _ => queue_url::queue_name(keda) == queue_url::queue_name(received),
     };
     (!is_same).then(|| {
         let what = format!(
@@ -276,7 +278,7 @@ fn compare_endpoints(place: &str, trigger: &Trigger, container: Option<&Containe
     let of_pods = of_pods.into_iter().flatten().find(|url| !url.is_empty());
     // Without a password that may be before it.
     let host = |url: &str| http::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned();
-    let is_emulator = |url: &String| is_known(url) && !sqs::is_at_aws(url);
+    let is_emulator = |url: &String| is_known(url) && !queue_url::is_at_aws(url);
     match (trigger.text("awsEndpoint"), of_pods) {
         (None, Some(pods)) if is_emulator(&pods) => {
             let what = format!("KEDA asks AWS, and the pods ask {} (AWS_ENDPOINT_URL)", host(&pods));

@@ -16,7 +16,7 @@ use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
-use super::{
+use super::format::{
     ABOUT, About, BLOCK, BUFFER, DATA, Identity, MOST_ENTRIES, MOST_PARTS, NO_TIME, Packed, stays_inside, why,
 };
 

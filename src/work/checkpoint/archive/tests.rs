@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
+use super::format::*;
 use super::pack::Data;
 use super::*;
 use crate::work::workspace::WorkDir;

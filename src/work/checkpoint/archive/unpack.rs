@@ -11,7 +11,7 @@ use std::{fs, io};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{
+use super::format::{
     ABOUT, About, BLOCK, BUFFER, CUT_OFF, DATA, EACH_LOOK, LEADS_ELSEWHERE, LONGEST_ABOUT, LONGEST_HEADER,
     LONGEST_WORK, MOST_ENTRIES, NO_TIME, NOT_ONE, Unpacked, VERSION, stays_inside, why,
 };

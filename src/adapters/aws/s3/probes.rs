@@ -6,7 +6,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, FilterRule, Fil
 
 use super::S3;
 use super::records::is_missing;
-use crate::ports::aws::{self, Failure, Permission, answers};
+use crate::adapters::aws::{self, Failure, Permission, answers};
 use crate::ports::{Condition, RecordError};
 
 /// Whom a bucket tells of its events.
@@ -213,7 +213,7 @@ fn said(failure: &Failure) -> String {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::super::aws::testing::Canned;
+    use super::super::super::testing::Canned;
     use super::*;
 
     #[tokio::test]

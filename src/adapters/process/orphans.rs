@@ -16,8 +16,8 @@ use nix::unistd::{Pid, getpgrp, getpid};
 use tokio::signal::unix;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::pace::{QUICK_TICK, SLOW_TICK};
 use super::table::{Process, ProcessId};
-use super::{QUICK_TICK, SLOW_TICK};
 
 /// The commands that run or are not reaped yet, by their leaders.
 pub(super) type Commands = BTreeMap<i32, Family>;

@@ -7,6 +7,8 @@
 pub mod answers;
 mod credentials;
 mod environment;
+pub mod s3;
+pub mod sqs;
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -33,11 +33,11 @@ use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{self, StreamExt};
 use tracing::{debug, info};
 
-use super::aws::answers::{self, Service};
-use super::aws::{self, Failure};
-use super::checksum::{Algorithm, Checksum};
-use super::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
+use super::answers::{self, Service};
+use crate::adapters::aws::{self, Failure};
 use crate::job::notification::Object;
+use crate::ports::checksum::{Algorithm, Checksum};
+use crate::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
 use errors::{describe, display_uri, fetch_error, refused_there_too};
 use headers::Header;
 use identity::{Identity, unquoted};
@@ -304,9 +304,9 @@ mod tests {
 
     use futures_util::TryStreamExt;
 
-    use super::super::aws::testing::{Canned, real};
-    use super::super::{ObjectWriter, Upload};
+    use super::super::testing::{Canned, real};
     use super::*;
+    use crate::ports::{ObjectWriter, Upload};
 
     fn object(etag: Option<&str>, size: Option<u64>) -> Object {
         let etag = etag.map(str::to_owned);

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::S3;
 use super::errors::write_error;
 use super::identity::unquoted;
-use crate::ports::aws;
+use crate::adapters::aws;
 use crate::ports::checksum::{Algorithm, Checksum, Hasher};
 use crate::ports::{ObjectWriter, Upload, Uploaded};
 
@@ -243,7 +243,7 @@ fn same(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::aws::testing::Canned;
+    use super::super::super::testing::Canned;
     use super::*;
 
     /// Stores that do not know our checksums refuse what came to S3 after them.

@@ -3,6 +3,10 @@
 //! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send a
 //! delete again after the stop began.
 
+mod message;
+pub mod queue_url;
+mod refusal;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
@@ -12,21 +16,23 @@ use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{Builder, Region};
-use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use md5::Md5;
-use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use super::aws::answers::{self, Service};
-use super::aws::{self, ATTEMPT_LIMIT, Failure, Permission};
-use super::{DeleteError, Queue, ReceiveError, VisibilityError, http};
-use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, traceparent_from_xray};
+use super::answers::{self, Service};
+use crate::adapters::aws::{self, ATTEMPT_LIMIT, Failure, Permission};
+use crate::adapters::http;
+use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::verdict::DeletePermit;
+use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
+use message::{TRACEPARENT, delivery};
+use queue_url::{is_aws_default, is_fifo, origin_of, queue_name};
+use refusal::{Meaning, advice, plain, without_handle};
 
 /// A queue at SQS.
 pub struct Sqs {
@@ -212,7 +218,7 @@ impl Queue for Sqs {
         })
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit<'_>) -> Result<(), DeleteError> {
+    async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit) -> Result<(), DeleteError> {
         let answer =
             self.client.delete_message().queue_url(&self.queue_url).receipt_handle(receipt.expose()).send().await;
         let Err(error) = answer else { return Ok(()) };
@@ -266,105 +272,9 @@ pub struct Probed {
     pub date: Option<SystemTime>,
 }
 
-/// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a queue's name.
-pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
-    let is_name = |name: &str| {
-        let plain = name.strip_suffix(".fifo").unwrap_or(name);
-        !plain.is_empty()
-            && name.len() <= 80
-            && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    let path = &queue_url[origin_of(queue_url).len()..];
-    let problem = if http::has_userinfo(queue_url) {
-        "has a user or a password in it"
-    } else if !http::is_url(queue_url) {
-        "has no http or https and a host"
-    } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
-        "does not end in /account/queue-name"
-    } else {
-        return Ok(());
-    };
-    Err(format!(
-        "the queue URL {:?} {problem}; it looks like https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue",
-        http::without_userinfo(queue_url)
-    ))
-}
-
-/// A FIFO queue's name ends so, and nobody else's may.
-pub fn is_fifo(queue_url: &str) -> bool {
-    queue_url.strip_suffix(".fifo").is_some()
-}
-
-/// Is it a queue of AWS, and not of something that speaks its protocol?
-pub fn is_at_aws(queue_url: &str) -> bool {
-    answers::is_at_aws(queue_url)
-}
-
-/// The last part of a queue's URL.
-pub fn queue_name(queue_url: &str) -> &str {
-    queue_url.rsplit('/').next().unwrap_or(queue_url)
-}
-
-/// Scheme, host and port of a URL.
-fn origin_of(url: &str) -> &str {
-    let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| rest.len() - at)).unwrap_or(0);
-    &url[..url.len() - path]
-}
-
-/// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
-fn is_aws_default(queue_url: &str) -> bool {
-    let (Some(host), Some(region)) = (http::host_of(queue_url), aws::region_of(queue_url)) else { return false };
-    let host = host.strip_suffix(".cn").unwrap_or(host);
-    host == format!("sqs.{region}.amazonaws.com")
-        || host == format!("{region}.queue.amazonaws.com")
-        || host == "queue.amazonaws.com"
-}
-
 /// SQS counts whole seconds, up to 43,200.
 fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
-}
-
-/// The message attribute of a sender that propagates a W3C trace context.
-const TRACEPARENT: &str = "traceparent";
-
-fn delivery(message: Message, key_attribute: Option<&str>) -> Result<Delivery, ReceiveError> {
-    let system = |name| message.attributes().and_then(|all| all.get(&name)).map(String::as_str);
-    let sent = message.message_attributes().and_then(|all| all.get(TRACEPARENT)?.string_value());
-    let traceparent = sent.filter(|sent| is_traceparent(sent)).map(str::to_owned);
-    let traceparent =
-        traceparent.or_else(|| system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray));
-    let count = system(MessageSystemAttributeName::ApproximateReceiveCount).and_then(|count| count.parse().ok());
-    let named = key_attribute.and_then(|name| message.message_attributes()?.get(name)?.string_value());
-    let is_chosen = |id: &&str| *id != hex::encode(Sha256::digest(message.body().unwrap_or_default()));
-    let deduplication_id = system(MessageSystemAttributeName::MessageDeduplicationId).filter(is_chosen);
-    let idempotency_key = named.or(deduplication_id).map(str::to_owned);
-    // In milliseconds since 1970.
-    let sent_at = system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
-    let body = message.body.unwrap_or_default();
-    let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
-        return Err(ReceiveError::Transient("the queue sent a message without an id or a receipt handle".into()));
-    };
-    // As the SDKs for Java and Go do: bytes that changed on the way may be anybody's work.
-    if message.md5_of_body.is_some_and(|md5| !md5.eq_ignore_ascii_case(&hex::encode(Md5::digest(&body)))) {
-        return Err(ReceiveError::Transient(format!("message {id} has another body than its MD5 says")));
-    }
-    Ok(Delivery {
-        message_id: MessageId::new(id),
-        receipt: ReceiptHandle::new(receipt),
-        body,
-        receive_count: count.unwrap_or(1),
-        sent_at: sent_at.map(|sent_at| SystemTime::UNIX_EPOCH + Duration::from_millis(sent_at)),
-        idempotency_key,
-        traceparent,
-    })
-}
-
-/// Version, trace id, parent id and flags, in hexadecimal (W3C Trace Context, section 3.2).
-fn is_traceparent(text: &str) -> bool {
-    let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let parts: Vec<&str> = text.split('-').collect();
-    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]) && parts.into_iter().all(is_hex)
 }
 
 /// What a queue's attribute `RedrivePolicy` says.
@@ -384,98 +294,13 @@ fn redrive_of(policy: &str) -> Option<Redrive> {
     Some(Redrive::DeadLetter { max_receive_count: count.try_into().ok()?, queue: queue.to_owned() })
 }
 
-/// What a failed call means, whichever it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
-    /// The delivery is over: its handle expired, or never was one.
-    NotInFlight,
-    /// Hidden for more than 12 hours would be the result.
-    AtCeiling,
-    /// The same call will be refused again: no such queue, not permitted, not known.
-    Hopeless,
-    MayPass,
-}
-
-impl Meaning {
-    fn of(failure: &Failure) -> Self {
-        match failure {
-            Failure::Refused { code, message, status: _ } => {
-                Self::of_refusal(code.as_deref().unwrap_or_default(), message.as_deref().unwrap_or_default())
-            }
-            Failure::Misconfigured(_) => Self::Hopeless,
-            Failure::Unanswered(_) => Self::MayPass,
-        }
-    }
-
-    /// By code and text, not by the SDK's variants: with a stale handle SQS answers `InvalidParameterValue`, of
-    /// which the model does not know (aws-sdk-net issue 1927).
-    fn of_refusal(code: &str, message: &str) -> Self {
-        let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-        match plain(code) {
-            "InvalidParameterValue" if says(&["beyond the limit"]) => Self::AtCeiling,
-            "InvalidParameterValue" if says(&["not available for visibility", "expired", "does not exist"]) => {
-                Self::NotInFlight
-            }
-            "MessageNotInflight" | "ReceiptHandleIsInvalid" | "InvalidIdFormat" => Self::NotInFlight,
-            "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" | "InvalidSecurity" | "AccessDenied" => {
-                Self::Hopeless
-            }
-            code if is_about_credentials(code) => Self::Hopeless,
-            // Throttling, OverLimit, Kms…, ExpiredToken, 5xx, and what nobody has seen yet.
-            _ => Self::MayPass,
-        }
-    }
-}
-
-/// An error's code without what differs between SQS's two protocols.
-fn plain(code: &str) -> &str {
-    let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
-    code.strip_suffix("Exception").unwrap_or(code)
-}
-
-fn is_about_credentials(code: &str) -> bool {
-    matches!(
-        code,
-        "InvalidClientTokenId"
-            | "InvalidAccessKeyId"
-            | "InvalidSignature"
-            | "MissingAuthenticationToken"
-            | "SignatureDoesNotMatch"
-            | "UnrecognizedClient"
-    )
-}
-
-/// What to change, in parentheses.
-fn advice(call: &str, code: &str) -> String {
-    match plain(code) {
-        "AccessDenied" => format!(" (the pod's role and the queue's policy must allow sqs:{call})"),
-        "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" => {
-            " (check --queue-url, its account and its region)".into()
-        }
-        "KmsAccessDenied" | "KMS.AccessDenied" => {
-            " (the pod's role must be allowed kms:Decrypt on the queue's key)".into()
-        }
-        code if is_about_credentials(code) => " (check the pod's credentials)".into(),
-        _ => String::new(),
-    }
-}
-
-/// SQS quotes a handle that it refuses; whoever reads the log shall not have it.
-fn without_handle(failure: Failure, receipt: &ReceiptHandle) -> Failure {
-    let hide = |text: String| text.replace(receipt.expose(), "(the receipt handle)");
-    match failure {
-        Failure::Refused { code, message, status } => Failure::Refused { code, message: message.map(hide), status },
-        Failure::Misconfigured(why) => Failure::Misconfigured(hide(why)),
-        Failure::Unanswered(why) => Failure::Unanswered(hide(why)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::aws::testing::{Canned, real};
+    use super::super::testing::{Canned, real};
     use super::*;
+    use crate::job::delivery::MessageId;
     use crate::job::lease::{Lease, Strategy};
     use crate::job::outcome::Outcome;
     use crate::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
@@ -484,45 +309,6 @@ mod tests {
     const HANDLE: &str = "AQEBsecret+/handle==";
     const STALE: &str = "Value AQEBsecret+/handle== for parameter ReceiptHandle is invalid. Reason: Message does not \
                          exist or is not available for visibility timeout change.";
-    const EXPIRED: &str = "Value AQEBsecret+/handle== for parameter ReceiptHandle is invalid. Reason: The receipt \
-                           handle has expired.";
-    const CEILING: &str = "Value 43200 for parameter VisibilityTimeout is invalid. Reason: Total VisibilityTimeout for \
-                           the message is beyond the limit [43200 seconds]";
-
-    #[test]
-    fn a_refusal_is_read_by_code_and_text() {
-        let table = [
-            ("AWS.SimpleQueueService.MessageNotInflight", "", Meaning::NotInFlight),
-            ("MessageNotInflight", "", Meaning::NotInFlight),
-            ("ReceiptHandleIsInvalid", "", Meaning::NotInFlight),
-            ("InvalidParameterValue", STALE, Meaning::NotInFlight),
-            ("InvalidParameterValueException", STALE, Meaning::NotInFlight),
-            ("InvalidParameterValue", EXPIRED, Meaning::NotInFlight),
-            ("InvalidParameterValue", CEILING, Meaning::AtCeiling),
-            ("InvalidParameterValue", "Must be >= 0 and <= 20", Meaning::MayPass),
-            ("AWS.SimpleQueueService.NonExistentQueue", "The specified queue does not exist", Meaning::Hopeless),
-            ("QueueDoesNotExist", "", Meaning::Hopeless),
-            ("InvalidAddress", "", Meaning::Hopeless),
-            ("AccessDenied", "", Meaning::Hopeless),
-            ("AccessDeniedException", "", Meaning::Hopeless),
-            ("InvalidClientTokenId", "", Meaning::Hopeless),
-            ("UnrecognizedClientException", "", Meaning::Hopeless),
-            ("SignatureDoesNotMatch", "", Meaning::Hopeless),
-            ("InvalidSignatureException", "", Meaning::Hopeless),
-            ("ExpiredToken", "The security token included in the request is expired", Meaning::MayPass),
-            ("RequestThrottled", "", Meaning::MayPass),
-            ("ThrottlingException", "", Meaning::MayPass),
-            ("OverLimit", "", Meaning::MayPass),
-            ("KmsAccessDenied", "", Meaning::MayPass),
-            ("KMS.AccessDeniedException", "", Meaning::MayPass),
-            ("InternalError", "", Meaning::MayPass),
-            ("", "", Meaning::MayPass),
-        ];
-        for (code, message, meaning) in table {
-            assert_eq!(Meaning::of_refusal(code, message), meaning, "{code}: {message}");
-        }
-    }
-
     const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
 
     fn sqs(server: &Canned) -> Sqs {
@@ -712,7 +498,6 @@ mod tests {
         assert_eq!((delivery.body.as_str(), delivery.receive_count), ("b", 3));
         let traceparent = "00-5759e988bd862e3fe1be46a994272793-53995c3f42cd8ad8-01";
         assert_eq!(delivery.traceparent.as_deref(), Some(traceparent));
-        assert!(is_traceparent(traceparent));
         assert_eq!(sqs(&Canned::new(200, None, "{}")).receive(S, 30 * S).await, Ok(None));
     }
 
@@ -765,48 +550,5 @@ mod tests {
         );
         let http = receive_from("http://127.0.0.1:1/123456789012/jobs").await;
         assert!(matches!(&http, Err(ReceiveError::Transient(why)) if why.contains("127.0.0.1:1 failed")), "{http:?}");
-    }
-
-    #[test]
-    fn a_queue_url_is_checked() {
-        for good in [QUEUE_URL, "http://localhost:4566/000000000000/my_queue-1.fifo", "http://sqs:9324/queue/q"] {
-            assert_eq!(check_queue_url(good), Ok(()));
-        }
-        for bad in [
-            "",
-            "my-queue",
-            "arn:aws:sqs:eu-west-1:123456789012:my-queue",
-            "sqs.eu-west-1.amazonaws.com/123456789012/q",
-            "https:///123456789012/q",
-            "https://sqs.eu-west-1.amazonaws.com",
-            "https://sqs.eu-west-1.amazonaws.com/q",
-            "https://sqs.eu-west-1.amazonaws.com/123456789012/",
-            "https://sqs.eu-west-1.amazonaws.com/123456789012/q ",
-            "https://sqs.eu-west-1.amazonaws.com/123456789012/q?x=y",
-            "https://user:secret@sqs.eu-west-1.amazonaws.com/123456789012/q",
-            "user:secret@localhost/123456789012/q",
-        ] {
-            let refused = check_queue_url(bad).expect_err(bad);
-            assert!(refused.contains("looks like https://sqs.") && !refused.contains("secret"), "{refused}");
-        }
-        assert!(is_fifo("https://sqs.eu-west-1.amazonaws.com/1/q.fifo") && !is_fifo(QUEUE_URL));
-    }
-
-    #[test]
-    fn only_aws_own_hosts_are_left_to_the_sdk() {
-        for default in [QUEUE_URL, "https://sqs.cn-north-1.amazonaws.com.cn/1/q", "https://queue.amazonaws.com/1/q"] {
-            assert!(is_aws_default(default), "{default}");
-        }
-        for (url, origin) in [
-            ("http://localhost:4566/1/q", "http://localhost:4566"),
-            (
-                "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com/1/q",
-                "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com",
-            ),
-            ("https://sqs-fips.us-east-2.amazonaws.com/1/q", "https://sqs-fips.us-east-2.amazonaws.com"),
-        ] {
-            assert_eq!(origin_of(url), origin);
-            assert!(!is_aws_default(url), "{url}");
-        }
     }
 }

@@ -10,7 +10,7 @@ use aws_smithy_types::date_time::Format;
 use super::S3;
 use super::errors::{describe, is_about_a_checksum, is_about_the_signature};
 use super::headers::Header;
-use crate::ports::aws::Failure;
+use crate::adapters::aws::Failure;
 use crate::ports::{Condition, Entry, RecordError, Records};
 
 #[async_trait]
@@ -160,7 +160,7 @@ fn age(date: Option<&str>, then: Option<DateTime>) -> Duration {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::super::aws::testing::Canned;
+    use super::super::super::testing::Canned;
     use super::*;
 
     #[tokio::test]

@@ -7,22 +7,23 @@
 //!
 //! Not played: retention, delayed sends, deduplication, disorder and duplicates in standard queues.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use super::{DeleteError, Queue, ReceiveError, VisibilityError};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::lease::CEILING;
 use crate::job::verdict::DeletePermit;
+use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Standard,
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "a folder is a standard queue; tests have both"))]
     Fifo,
 }
 
@@ -41,13 +42,6 @@ pub struct DeadLetter {
     pub receive_count: u32,
 }
 
-/// How many messages there are; SQS calls them `ApproximateNumberOfMessages` and `…NotVisible`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
-    pub visible: usize,
-    pub in_flight: usize,
-}
-
 /// What somebody who starts workers waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -55,38 +49,6 @@ pub enum Standing {
     Visible,
     /// No message is left, neither visible nor in flight.
     Drained,
-}
-
-/// What was asked of the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Call {
-    Receive,
-    ChangeVisibility(Duration),
-    Delete,
-}
-
-/// One call, for assertions.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub call: Call,
-    /// The message it was about; none for a handle of no message, or a receive that brought nothing.
-    pub message_id: Option<MessageId>,
-    pub asked_at: Instant,
-    /// When the request had come through and the queue did or refused it; a receive: when it ended.
-    pub acted_at: Option<Instant>,
-}
-
-/// What happens to one call on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault<E> {
-    /// The request does nothing, and this is the answer.
-    Error(E),
-    /// The request comes through after this long, even if nobody waits for its answer any more.
-    RequestDelayed(Duration),
-    /// The request comes through at once, its answer after this long.
-    AnswerDelayed(Duration),
-    /// The request comes through, but this takes the place of its answer.
-    AnswerLost(E),
 }
 
 struct Shared {
@@ -104,10 +66,6 @@ struct State {
     /// By number, so in the order of sending.
     messages: BTreeMap<u64, Message>,
     dead_letters: Vec<DeadLetter>,
-    log: Vec<Entry>,
-    receive_faults: VecDeque<Fault<ReceiveError>>,
-    change_faults: VecDeque<Fault<VisibilityError>>,
-    delete_faults: VecDeque<Fault<DeleteError>>,
 }
 
 struct Message {
@@ -122,17 +80,7 @@ struct Message {
 
 impl MemoryQueue {
     pub fn new(kind: Kind, redrive: Redrive) -> Self {
-        let state = State {
-            kind,
-            redrive,
-            sent: 0,
-            messages: BTreeMap::new(),
-            dead_letters: Vec::new(),
-            log: Vec::new(),
-            receive_faults: VecDeque::new(),
-            change_faults: VecDeque::new(),
-            delete_faults: VecDeque::new(),
-        };
+        let state = State { kind, redrive, sent: 0, messages: BTreeMap::new(), dead_letters: Vec::new() };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
 
@@ -152,18 +100,6 @@ impl MemoryQueue {
         })
     }
 
-    pub fn counts(&self) -> Counts {
-        let now = Instant::now();
-        let state = self.lock();
-        let in_flight = state.messages.values().filter(|message| message.is_in_flight(now)).count();
-        Counts { visible: state.messages.len() - in_flight, in_flight }
-    }
-
-    /// Is no message left, neither visible nor in flight?
-    pub fn is_drained(&self) -> bool {
-        self.lock().messages.is_empty()
-    }
-
     /// In the order of their coming.
     pub fn dead_letters(&self) -> Vec<DeadLetter> {
         self.lock().dead_letters.clone()
@@ -178,33 +114,8 @@ impl MemoryQueue {
         self.watch(None, look).await.expect("a watch without an end finds something")
     }
 
-    /// All calls so far, in the order of asking.
-    pub fn calls(&self) -> Vec<Entry> {
-        self.lock().log.clone()
-    }
-
-    /// The next receive meets this fault; the one after it the next that was given, and so on.
-    pub fn fault_receive(&self, fault: Fault<ReceiveError>) {
-        self.lock().receive_faults.push_back(fault);
-    }
-
-    pub fn fault_change_visibility(&self, fault: Fault<VisibilityError>) {
-        self.lock().change_faults.push_back(fault);
-    }
-
-    pub fn fault_delete(&self, fault: Fault<DeleteError>) {
-        self.lock().delete_faults.push_back(fault);
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().expect("nothing panics while it holds the state")
-    }
-
-    fn asked(&self, call: Call, receipt: Option<&ReceiptHandle>) -> usize {
-        let mut state = self.lock();
-        let message_id = receipt.and_then(|receipt| state.given_out(receipt)).map(|(number, _)| message_id(number));
-        state.log.push(Entry { call, message_id, asked_at: Instant::now(), acted_at: None });
-        state.log.len() - 1
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
@@ -239,6 +150,30 @@ impl MemoryQueue {
     }
 }
 
+/// What tests look at.
+#[cfg(feature = "internals")]
+impl MemoryQueue {
+    pub fn counts(&self) -> Counts {
+        let now = Instant::now();
+        let state = self.lock();
+        let in_flight = state.messages.values().filter(|message| message.is_in_flight(now)).count();
+        Counts { visible: state.messages.len() - in_flight, in_flight }
+    }
+
+    /// Is no message left, neither visible nor in flight?
+    pub fn is_drained(&self) -> bool {
+        self.lock().messages.is_empty()
+    }
+}
+
+/// How many messages there are; SQS calls them `ApproximateNumberOfMessages` and `…NotVisible`.
+#[cfg(feature = "internals")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    pub visible: usize,
+    pub in_flight: usize,
+}
+
 #[async_trait]
 impl Queue for MemoryQueue {
     async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
@@ -248,85 +183,29 @@ impl Queue for MemoryQueue {
         if visibility > CEILING {
             return Err(ReceiveError::Misconfigured(out_of_range("VisibilityTimeout", visibility, CEILING)));
         }
-        let (queue, entry) = (self.clone(), self.asked(Call::Receive, None));
-        let fault = self.lock().receive_faults.pop_front();
-        on_the_wire(fault, async move {
+        let queue = self.clone();
+        // A task of its own: once sent, a request comes through, whether or not anyone still waits for its answer.
+        let polled = tokio::spawn(async move {
             let until = Instant::now() + whole_seconds(wait);
-            let poll = |state: &mut State, now| state.receive(now, whole_seconds(visibility));
-            let delivery = queue.watch(Some(until), poll).await;
-            // Told to the other watchers too: from now on they wait for this delivery's expiry.
-            queue.change(|state, now| {
-                state.log[entry].message_id = delivery.as_ref().map(|delivery| delivery.message_id.clone());
-                state.log[entry].acted_at = Some(now);
-            });
-            Ok(delivery)
-        })
-        .await
+            let delivery = queue.watch(Some(until), |state, now| state.receive(now, whole_seconds(visibility))).await;
+            // The other watchers have to wait for this delivery's expiry from now on.
+            queue.shared.changed.notify_waiters();
+            delivery
+        });
+        Ok(polled.await.expect("a poll neither panics nor is aborted"))
     }
 
     async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
-        let (queue, entry) = (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
-        let fault = self.lock().change_faults.pop_front();
-        let receipt = on_the_way(receipt);
-        on_the_wire(fault, async move {
-            queue.change(|state, now| {
-                state.log[entry].acted_at = Some(now);
-                state.change_visibility(&receipt, now, whole_seconds(visibility))
-            })
-        })
-        .await
+        self.change(|state, now| state.change_visibility(receipt, now, whole_seconds(visibility)))
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit<'_>) -> Result<(), DeleteError> {
-        let (queue, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
-        let fault = self.lock().delete_faults.pop_front();
-        let receipt = on_the_way(receipt);
-        on_the_wire(fault, async move {
-            queue.change(|state, now| {
-                state.log[entry].acted_at = Some(now);
-                state.delete(&receipt, now)
-            })
-        })
-        .await
+    async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit) -> Result<(), DeleteError> {
+        self.change(|state, now| state.delete(receipt, now))
     }
 
     async fn redrive(&self) -> Result<Redrive, String> {
         Ok(self.lock().redrive.clone())
     }
-}
-
-/// A handle as a request carries it.
-fn on_the_way(receipt: &ReceiptHandle) -> ReceiptHandle {
-    ReceiptHandle::new(receipt.expose())
-}
-
-/// Sends a request and waits for its answer. The request is a task of its own: once sent it comes through,
-/// whether or not somebody still waits for the answer.
-async fn on_the_wire<T, E>(
-    fault: Option<Fault<E>>,
-    request: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> Result<T, E>
-where
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    let sent = tokio::spawn(async move {
-        match fault {
-            None => request.await,
-            Some(Fault::Error(error)) => Err(error),
-            Some(Fault::RequestDelayed(by)) => {
-                sleep(by).await;
-                request.await
-            }
-            Some(Fault::AnswerDelayed(by)) => {
-                let answer = request.await;
-                sleep(by).await;
-                answer
-            }
-            Some(Fault::AnswerLost(error)) => request.await.and(Err(error)),
-        }
-    });
-    sent.await.expect("a request neither panics nor is aborted")
 }
 
 /// What a receipt handle is worth. The numbers are the messages'.
@@ -481,7 +360,7 @@ fn out_of_range(parameter: &str, value: Duration, limit: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::job::lease::{Lease, Strategy};
@@ -559,65 +438,6 @@ mod tests {
         assert_eq!(standing(&queue).await, Standing::Visible);
         sleep(S).await;
         assert_eq!(queue.counts(), Counts { visible: 0, in_flight: 1 });
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_delayed_request_comes_through_after_its_sender_gave_up() {
-        let queue = queue_with(Kind::Standard, &["a"]);
-        let delivery = receive(&queue, 60 * S).await;
-        queue.fault_change_visibility(Fault::RequestDelayed(10 * S));
-        let asked_at = Instant::now();
-        timeout(S, queue.change_visibility(&delivery.receipt, Duration::ZERO)).await.unwrap_err();
-        assert_eq!(queue.counts(), Counts { visible: 0, in_flight: 1 });
-        assert_eq!(standing(&queue).await, Standing::Visible);
-        assert_eq!(asked_at.elapsed(), 10 * S);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_error_does_nothing_and_a_lost_answer_hides_what_was_done() {
-        let queue = queue_with(Kind::Standard, &["a"]);
-        let delivery = receive(&queue, 60 * S).await;
-        queue.fault_delete(Fault::Error(DeleteError::Transient("503".into())));
-        queue.fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".into())));
-        assert_eq!(delete(&queue, &delivery).await, Err(DeleteError::Transient("503".into())));
-        assert!(!queue.is_drained());
-        assert_eq!(delete(&queue, &delivery).await, Err(DeleteError::Transient("reset".into())));
-        assert!(queue.is_drained());
-        assert_eq!(delete(&queue, &delivery).await, Ok(()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_delayed_answer_tells_of_what_was_done_at_once() {
-        let queue = queue_with(Kind::Standard, &["a"]);
-        queue.fault_receive(Fault::AnswerDelayed(5 * S));
-        let asked_at = Instant::now();
-        let delivery = receive(&queue, 60 * S).await;
-        assert_eq!(asked_at.elapsed(), 5 * S);
-        let received =
-            Entry { call: Call::Receive, message_id: Some(delivery.message_id), asked_at, acted_at: Some(asked_at) };
-        assert_eq!(queue.calls(), [received]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_log_tells_every_call_and_whether_it_came_through() {
-        let queue = queue_with(Kind::Standard, &["a"]);
-        let delivery = receive(&queue, 60 * S).await;
-        queue.fault_change_visibility(Fault::Error(VisibilityError::Transient("503".into())));
-        queue.change_visibility(&delivery.receipt, 30 * S).await.unwrap_err();
-        sleep(S).await;
-        queue.change_visibility(&ReceiptHandle::new("2-1"), S).await.unwrap_err();
-        delete(&queue, &delivery).await.unwrap();
-        let log: Vec<_> =
-            queue.calls().into_iter().map(|e| (e.call, e.message_id.is_some(), e.acted_at.is_some())).collect();
-        assert_eq!(
-            log,
-            [
-                (Call::Receive, true, true),
-                (Call::ChangeVisibility(30 * S), true, false),
-                (Call::ChangeVisibility(S), false, true),
-                (Call::Delete, true, true),
-            ]
-        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,8 +21,8 @@ use nix::unistd::Pid;
 use tracing::warn;
 
 use super::orphans::{Commands, Family, Stage, attribute, commands};
+use super::pace::{KILL_LIMIT, QUICK_TICK};
 use super::table::Process;
-use super::{KILL_LIMIT, QUICK_TICK};
 
 /// What `leasehold` is called with to be the guard of another one.
 const ARGUMENT: &str = "end-commands-with-us";

@@ -19,10 +19,10 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError, RangeBody, Results};
 use crate::job::notification::Object;
 use crate::job::outcome::{Manifest, Published};
 use crate::job::place::is_bucket_name;
+use crate::ports::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError, RangeBody, Results};
 
 /// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::local::folder::{Found, files_below};
 use crate::job::outcome::{Manifest, Published};
 use crate::job::place::{Template, Values};
-use crate::ports::folder::{Found, files_below};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
 
 /// The places in S3 that tasks name for their results. Each file becomes an object, its path below `JOB_OUTPUT_DIR` the end of the key.

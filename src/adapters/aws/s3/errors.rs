@@ -1,8 +1,8 @@
 //! What a refusal of S3 means, and what to change where we know it.
 
+use crate::adapters::aws::Failure;
 use crate::job::notification::Object;
 use crate::ports::FetchError;
-use crate::ports::aws::Failure;
 
 /// Why an object was not written.
 pub(super) fn write_error(bucket: &str, key: &str, failure: &Failure) -> String {

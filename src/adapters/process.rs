@@ -16,6 +16,7 @@
 mod guard;
 mod orphans;
 mod output;
+mod pace;
 mod program;
 mod table;
 
@@ -43,23 +44,16 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 use wait4::{ResUse, try_wait4_pid};
 
-use super::{Command, Exited, Pulse, Runner, StartError};
 use crate::job::outcome::{Exit, ResourceUsage};
+use crate::ports::{Command, Exited, Pulse, Runner, StartError};
 use guard::Guard;
 pub use guard::guard;
 use orphans::{Commands, Family, MARK, Stage, commands, reap_orphans, sweep};
 use output::Output;
+use pace::{KILL_LIMIT, QUICK_TICK, SLOW_TICK};
 pub use program::find_program;
 use program::start_error;
 use table::{Names, Process};
-
-/// How long to wait for what was KILLed. It goes in milliseconds, unless it hangs in the kernel (a dead NFS server).
-const KILL_LIMIT: Duration = Duration::from_secs(2);
-
-/// The next look, if no SIGCHLD comes before: while waiting for an end that may be hours away …
-const SLOW_TICK: Duration = Duration::from_millis(500);
-/// … and for ends that we asked for, of processes that are not our children and so send us no SIGCHLD.
-const QUICK_TICK: Duration = Duration::from_millis(20);
 
 /// Set for the command, unless it is set.
 const UNBUFFERED: &str = "PYTHONUNBUFFERED";
@@ -75,6 +69,7 @@ impl Processes {
     /// stays a zombie.
     ///
     /// For a process that has children of its own, a test for example.
+    #[cfg(feature = "internals")]
     #[expect(clippy::new_without_default, reason = "`adopting` is what a program wants; it should not be missed")]
     pub fn new() -> Self {
         Self { reaper: None, guard: None }
@@ -121,12 +116,13 @@ impl Processes {
         if env::var_os(UNBUFFERED).is_none() {
             program.env(UNBUFFERED, "1");
         }
-        program.envs(command.env.iter().map(|(name, value)| (name, value)));
+        let environment = command.job.environment();
+        let mark = mark(&environment);
+        program.envs(environment);
 
         let mut commands = commands();
         let child = spawn(&mut program)?;
         let leader = child.id().cast_signed();
-        let mark = mark(command);
         commands.insert(leader, Family::new(leader, Stage::Runs, mark.clone()));
         drop(commands);
         if let Some(guard) = &self.guard {
@@ -172,15 +168,20 @@ fn spawn(program: &mut process::Command) -> io::Result<process::Child> {
 }
 
 /// What only this command and all that it starts have in their environment.
-fn mark(command: &Command) -> Option<Vec<u8>> {
+fn mark(environment: &[(OsString, OsString)]) -> Option<Vec<u8>> {
     let variable =
         |(name, value): &(OsString, OsString)| [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat();
-    command.env.iter().map(variable).find(|variable| variable.starts_with(MARK))
+    environment.iter().map(variable).find(|variable| variable.starts_with(MARK))
 }
 
 #[async_trait]
 impl Runner for Processes {
     async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+        let job_file = &command.job.job_file;
+        std::fs::write(job_file, command.job.to_json()).map_err(|error| StartError {
+            program: command.program.to_string_lossy().into_owned(),
+            why: format!("its JOB_FILE {}: {error}", job_file.display()),
+        })?;
         let (mut running, mut output) =
             self.start(&command, &pulse).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {

@@ -1,0 +1,108 @@
+//! What a queue's URL says.
+
+use crate::adapters::aws::{self, answers};
+use crate::adapters::http;
+
+/// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a queue's name.
+pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
+    let is_name = |name: &str| {
+        let plain = name.strip_suffix(".fifo").unwrap_or(name);
+        !plain.is_empty()
+            && name.len() <= 80
+            && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let path = &queue_url[origin_of(queue_url).len()..];
+    let problem = if http::has_userinfo(queue_url) {
+        "has a user or a password in it"
+    } else if !http::is_url(queue_url) {
+        "has no http or https and a host"
+    } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
+        "does not end in /account/queue-name"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "the queue URL {:?} {problem}; it looks like https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue",
+        http::without_userinfo(queue_url)
+    ))
+}
+
+/// A FIFO queue's name ends so, and nobody else's may.
+pub fn is_fifo(queue_url: &str) -> bool {
+    queue_url.strip_suffix(".fifo").is_some()
+}
+
+/// Is it a queue of AWS, and not of something that speaks its protocol?
+pub fn is_at_aws(queue_url: &str) -> bool {
+    answers::is_at_aws(queue_url)
+}
+
+/// The last part of a queue's URL.
+pub fn queue_name(queue_url: &str) -> &str {
+    queue_url.rsplit('/').next().unwrap_or(queue_url)
+}
+
+/// Scheme, host and port of a URL.
+pub(super) fn origin_of(url: &str) -> &str {
+    let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| rest.len() - at)).unwrap_or(0);
+    &url[..url.len() - path]
+}
+
+/// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
+pub(super) fn is_aws_default(queue_url: &str) -> bool {
+    let (Some(host), Some(region)) = (http::host_of(queue_url), aws::region_of(queue_url)) else { return false };
+    let host = host.strip_suffix(".cn").unwrap_or(host);
+    host == format!("sqs.{region}.amazonaws.com")
+        || host == format!("{region}.queue.amazonaws.com")
+        || host == "queue.amazonaws.com"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
+
+    #[test]
+    fn a_queue_url_is_checked() {
+        for good in [QUEUE_URL, "http://localhost:4566/000000000000/my_queue-1.fifo", "http://sqs:9324/queue/q"] {
+            assert_eq!(check_queue_url(good), Ok(()));
+        }
+        for bad in [
+            "",
+            "my-queue",
+            "arn:aws:sqs:eu-west-1:123456789012:my-queue",
+            "sqs.eu-west-1.amazonaws.com/123456789012/q",
+            "https:///123456789012/q",
+            "https://sqs.eu-west-1.amazonaws.com",
+            "https://sqs.eu-west-1.amazonaws.com/q",
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/",
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/q ",
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/q?x=y",
+            "https://user:secret@sqs.eu-west-1.amazonaws.com/123456789012/q",
+            "user:secret@localhost/123456789012/q",
+        ] {
+            let refused = check_queue_url(bad).expect_err(bad);
+            assert!(refused.contains("looks like https://sqs.") && !refused.contains("secret"), "{refused}");
+        }
+        assert!(is_fifo("https://sqs.eu-west-1.amazonaws.com/1/q.fifo") && !is_fifo(QUEUE_URL));
+    }
+
+    #[test]
+    fn only_aws_own_hosts_are_left_to_the_sdk() {
+        for default in [QUEUE_URL, "https://sqs.cn-north-1.amazonaws.com.cn/1/q", "https://queue.amazonaws.com/1/q"] {
+            assert!(is_aws_default(default), "{default}");
+        }
+        for (url, origin) in [
+            ("http://localhost:4566/1/q", "http://localhost:4566"),
+            (
+                "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com/1/q",
+                "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com",
+            ),
+            ("https://sqs-fips.us-east-2.amazonaws.com/1/q", "https://sqs-fips.us-east-2.amazonaws.com"),
+        ] {
+            assert_eq!(origin_of(url), origin);
+            assert!(!is_aws_default(url), "{url}");
+        }
+    }
+}

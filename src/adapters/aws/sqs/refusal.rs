@@ -1,0 +1,136 @@
+//! What a call that SQS refused, or did not answer, means.
+
+use crate::adapters::aws::Failure;
+use crate::job::delivery::ReceiptHandle;
+
+/// What a failed call means, whichever it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The delivery is over: its handle expired, or never was one.
+    NotInFlight,
+    /// Hidden for more than 12 hours would be the result.
+    AtCeiling,
+    /// The same call will be refused again: no such queue, not permitted, not known.
+    Hopeless,
+    MayPass,
+}
+
+impl Meaning {
+    pub(super) fn of(failure: &Failure) -> Self {
+        match failure {
+            Failure::Refused { code, message, status: _ } => {
+                Self::of_refusal(code.as_deref().unwrap_or_default(), message.as_deref().unwrap_or_default())
+            }
+            Failure::Misconfigured(_) => Self::Hopeless,
+            Failure::Unanswered(_) => Self::MayPass,
+        }
+    }
+
+    /// By code and text, not by the SDK's variants: with a stale handle SQS answers `InvalidParameterValue`, of
+    /// which the model does not know (aws-sdk-net issue 1927).
+    fn of_refusal(code: &str, message: &str) -> Self {
+        let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        match plain(code) {
+            "InvalidParameterValue" if says(&["beyond the limit"]) => Self::AtCeiling,
+            "InvalidParameterValue" if says(&["not available for visibility", "expired", "does not exist"]) => {
+                Self::NotInFlight
+            }
+            "MessageNotInflight" | "ReceiptHandleIsInvalid" | "InvalidIdFormat" => Self::NotInFlight,
+            "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" | "InvalidSecurity" | "AccessDenied" => {
+                Self::Hopeless
+            }
+            code if is_about_credentials(code) => Self::Hopeless,
+            // Throttling, OverLimit, Kms…, ExpiredToken, 5xx, and what nobody has seen yet.
+            _ => Self::MayPass,
+        }
+    }
+}
+
+/// An error's code without what differs between SQS's two protocols.
+pub(super) fn plain(code: &str) -> &str {
+    let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
+    code.strip_suffix("Exception").unwrap_or(code)
+}
+
+fn is_about_credentials(code: &str) -> bool {
+    matches!(
+        code,
+        "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "InvalidSignature"
+            | "MissingAuthenticationToken"
+            | "SignatureDoesNotMatch"
+            | "UnrecognizedClient"
+    )
+}
+
+/// What to change, in parentheses.
+pub(super) fn advice(call: &str, code: &str) -> String {
+    match plain(code) {
+        "AccessDenied" => format!(" (the pod's role and the queue's policy must allow sqs:{call})"),
+        "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" => {
+            " (check --queue-url, its account and its region)".into()
+        }
+        "KmsAccessDenied" | "KMS.AccessDenied" => {
+            " (the pod's role must be allowed kms:Decrypt on the queue's key)".into()
+        }
+        code if is_about_credentials(code) => " (check the pod's credentials)".into(),
+        _ => String::new(),
+    }
+}
+
+/// SQS quotes a handle that it refuses; whoever reads the log shall not have it.
+pub(super) fn without_handle(failure: Failure, receipt: &ReceiptHandle) -> Failure {
+    let hide = |text: String| text.replace(receipt.expose(), "(the receipt handle)");
+    match failure {
+        Failure::Refused { code, message, status } => Failure::Refused { code, message: message.map(hide), status },
+        Failure::Misconfigured(why) => Failure::Misconfigured(hide(why)),
+        Failure::Unanswered(why) => Failure::Unanswered(hide(why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALE: &str = "Value AQEBsecret+/handle== for parameter ReceiptHandle is invalid. Reason: Message does not \
+                         exist or is not available for visibility timeout change.";
+    const EXPIRED: &str = "Value AQEBsecret+/handle== for parameter ReceiptHandle is invalid. Reason: The receipt \
+                           handle has expired.";
+    const CEILING: &str = "Value 43200 for parameter VisibilityTimeout is invalid. Reason: Total VisibilityTimeout for \
+                           the message is beyond the limit [43200 seconds]";
+
+    #[test]
+    fn a_refusal_is_read_by_code_and_text() {
+        let table = [
+            ("AWS.SimpleQueueService.MessageNotInflight", "", Meaning::NotInFlight),
+            ("MessageNotInflight", "", Meaning::NotInFlight),
+            ("ReceiptHandleIsInvalid", "", Meaning::NotInFlight),
+            ("InvalidParameterValue", STALE, Meaning::NotInFlight),
+            ("InvalidParameterValueException", STALE, Meaning::NotInFlight),
+            ("InvalidParameterValue", EXPIRED, Meaning::NotInFlight),
+            ("InvalidParameterValue", CEILING, Meaning::AtCeiling),
+            ("InvalidParameterValue", "Must be >= 0 and <= 20", Meaning::MayPass),
+            ("AWS.SimpleQueueService.NonExistentQueue", "The specified queue does not exist", Meaning::Hopeless),
+            ("QueueDoesNotExist", "", Meaning::Hopeless),
+            ("InvalidAddress", "", Meaning::Hopeless),
+            ("AccessDenied", "", Meaning::Hopeless),
+            ("AccessDeniedException", "", Meaning::Hopeless),
+            ("InvalidClientTokenId", "", Meaning::Hopeless),
+            ("UnrecognizedClientException", "", Meaning::Hopeless),
+            ("SignatureDoesNotMatch", "", Meaning::Hopeless),
+            ("InvalidSignatureException", "", Meaning::Hopeless),
+            ("ExpiredToken", "The security token included in the request is expired", Meaning::MayPass),
+            ("RequestThrottled", "", Meaning::MayPass),
+            ("ThrottlingException", "", Meaning::MayPass),
+            ("OverLimit", "", Meaning::MayPass),
+            ("KmsAccessDenied", "", Meaning::MayPass),
+            ("KMS.AccessDeniedException", "", Meaning::MayPass),
+            ("InternalError", "", Meaning::MayPass),
+            ("", "", Meaning::MayPass),
+        ];
+        for (code, message, meaning) in table {
+            assert_eq!(Meaning::of_refusal(code, message), meaning, "{code}: {message}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `leasehold run`: the whole of a pod.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::machine::{check_machine, check_threads};
+use super::runtime::{block_on, default_format, flush_limit, runner};
+use super::signals::{since_stop, stop_requested};
+use super::sweep::pushgateway;
+use crate::actors::supervisor::{self, World};
+use crate::adapters::aws;
+use crate::adapters::aws::s3::S3;
+use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::publish::S3Outbox;
+use crate::cli::environment;
+use crate::config::RunConfig;
+use crate::ports::Runner;
+use crate::ports::clock::Clock;
+use crate::ports::health::Health;
+use crate::telemetry::PodTelemetry;
+use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::listen::{self, Pages, Readiness};
+use crate::telemetry::logs;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::push::Pusher;
+use crate::work::CommandWorker;
+use crate::work::checkpoint::Checkpoints;
+use crate::work::idempotency::Idempotency;
+
+pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+    check_threads()?;
+    check_machine(&config.work, own.is_none())?;
+    let format = config.work.log_format.unwrap_or(default_format(&std::io::stdout()));
+    let plan = config.work.settings.stop;
+    let filter = environment::log_filter();
+    let logs = logs::start(format, &config.work.identity, &filter, std::io::stdout(), flush_limit(plan));
+    let run = async {
+        let metrics =
+            Arc::new(Metrics::new(queue_url::queue_name(&config.queue_url), logs.dropped(), SystemTime::now()));
+        let stop = stop_requested(Some(&metrics))?;
+        run_pod(config, own, metrics, stop).await
+    };
+    block_on(run, plan.tidy())?
+}
+
+async fn run_pod(
+    config: RunConfig,
+    own: Option<Arc<dyn Runner>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<ExitCode, String> {
+    let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } = config;
+    let (plan, clock, health) = (work.settings.stop, Clock::start(), Health::default());
+    let readiness = Arc::new(Readiness::new(stop.clone()));
+    let pages = Pages {
+        metrics: gateway.is_none().then(|| metrics.clone()),
+        readiness: readiness.clone(),
+        health: health.clone(),
+    };
+    let _listening = listen(reporting.listen, pages).await?;
+    let variables = environment::aws();
+    let aws = aws::load(&queue_url, environment::ca_bundle(), &variables).await.map_err(|error| error.to_string())?;
+    let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
+    let attempts = records.attempts.map(|place| AttemptHistory {
+        writer: s3.clone(),
+        place,
+        identity: work.identity.clone(),
+        limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
+    });
+    let idempotency = records.idempotency.map(|place| Idempotency {
+        records: s3.clone(),
+        place,
+        queue: queue_url.clone(),
+        owner: work.identity.pod_name.clone(),
+        clock,
+    });
+    let worker = CommandWorker {
+        checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
+        idempotency,
+        store: s3.clone(),
+        runner: own.map_or_else(runner, Ok)?,
+        fetch: work.fetch,
+        outbox: Some(Arc::new(S3Outbox { writer: s3 })),
+        work_dir: work.work_dir,
+        job_id: work.identity.job_id,
+        clock,
+    };
+    let telemetry = Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
+    let world = World {
+        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),
+        worker: Arc::new(worker),
+        telemetry: telemetry.clone(),
+        clock,
+        health,
+    };
+    let namespace = reporting.namespace.or_else(pods_namespace);
+    let pod_name = work.identity.pod_name;
+    let pusher = gateway.map(|gateway| {
+        let interval = reporting.push_interval;
+        Pusher::start(pushgateway(gateway), metrics.clone(), namespace, pod_name, interval, plan.push())
+    });
+    let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
+    telemetry.left(&outcome);
+    metrics.finished(outcome.exit_code(), SystemTime::now());
+    if let Some(pusher) = pusher {
+        pusher.finish().await;
+    }
+    Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// Answers the pages at `--listen` until what it returns is dropped.
+async fn listen(address: Option<SocketAddr>, pages: Pages) -> Result<Option<AbortOnDropHandle<()>>, String> {
+    let Some(address) = address else { return Ok(None) };
+    let serving = listen::serve(address, pages).await.map_err(|error| format!("--listen {address}: {error}"))?;
+    Ok(Some(serving))
+}
+
+/// Kubernetes tells a pod its namespace in a file.
+fn pods_namespace() -> Option<String> {
+    let namespace = std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
+    Some(namespace.trim().to_owned()).filter(|namespace| !namespace.is_empty())
+}

@@ -1,0 +1,66 @@
+//! What the subcommands run on.
+
+use std::future::Future;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+
+use super::signals::since_stop;
+use crate::adapters::process::Processes;
+use crate::job::stop::StopPlan;
+use crate::ports::Runner;
+use crate::telemetry::logs::LogFormat;
+
+/// What the log may take at the end depends on when that is.
+pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
+    move || stop.log(since_stop())
+}
+
+pub fn default_format(out: &impl IsTerminal) -> LogFormat {
+    if out.is_terminal() { LogFormat::Text } else { LogFormat::Json }
+}
+
+/// Runs it to its end. A thread that is still busy for it then (removing files, asking a name server that does not answer)
+/// has so much time, and is left behind.
+///
+/// Two threads, so that what is busy for a moment in one does not delay a beat in the other. It is no licence to block:
+/// tokio does not promise that the other one takes over.
+pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, String> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime could not be started: {error}"))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(patience);
+    Ok(done)
+}
+
+pub fn runner() -> Result<Arc<dyn Runner>, String> {
+    let processes = Processes::guarded().map_err(|error| format!("orphans could not be adopted: {error}"))?;
+    Ok(Arc::new(processes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_stuck_does_not_hold_up_the_exit() {
+        let (stuck, until_released) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let work = async {
+                tokio::task::spawn_blocking(move || until_released.recv());
+                7
+            };
+            let _ = done.send(block_on(work, Duration::from_millis(50)));
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(7)));
+        drop(stuck);
+    }
+}

@@ -1,0 +1,42 @@
+//! `leasehold sweep`.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use tracing::{error, info};
+
+use super::exit::UNAVAILABLE;
+use super::machine::check_threads;
+use super::runtime::{block_on, default_format};
+use crate::adapters::http::Http;
+use crate::cli::environment;
+use crate::config::{PushgatewayConfig, SweepConfig};
+use crate::telemetry::logs::{self, Identity};
+use crate::telemetry::push::{self, Pushgateway, Swept};
+
+pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
+    check_threads()?;
+    let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
+    let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
+    let format = log_format.unwrap_or(default_format(&std::io::stdout()));
+    let _logs =
+        logs::start(format, &identity, &environment::log_filter(), std::io::stdout(), || Duration::from_secs(1));
+    let sweep = async {
+        match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
+            Ok(Swept { found, deleted, failed }) => {
+                info!(found, deleted, failed, "swept");
+                Ok(ExitCode::from(u8::from(failed > 0)))
+            }
+            Err(error) => {
+                error!(error, "nothing could be swept");
+                Ok(ExitCode::from(UNAVAILABLE))
+            }
+        }
+    };
+    block_on(sweep, Duration::ZERO)?
+}
+
+pub fn pushgateway(config: PushgatewayConfig) -> Pushgateway {
+    let PushgatewayConfig { url, job, credentials } = config;
+    Pushgateway::new(Http::new(environment::ca_bundle()), &url, job, credentials)
+}

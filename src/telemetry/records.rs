@@ -1,0 +1,213 @@
+//! The log records about a message and about the end of the run.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use tracing::{error, info, warn};
+
+use crate::job::keep_reason::Severity;
+use crate::job::notification::Object;
+use crate::job::outcome::{Exit, Manifest, Published, WorkRecord};
+use crate::job::report::{Ended, Subject, as_json_fits};
+use crate::job::run_outcome::RunOutcome;
+use crate::job::verdict::Settlement;
+
+/// One record at the start of a message.
+pub fn log_started(subject: &Subject) {
+    let object = subject.objects.first();
+    info!(
+        message_id = %subject.message_id,
+        receive_count = subject.receive_count,
+        max_receive_count = subject.redrive.max_receive_count(),
+        bucket = object.map(|object| object.bucket.as_str()),
+        key = object.map(|object| object.key.as_str()),
+        size = object.and_then(|object| object.size),
+        objects = subject.objects.len(),
+        job_type = subject.job_type,
+        body_sha256 = subject.body_sha256,
+        trace_id = trace_id(subject),
+        "message started"
+    );
+}
+
+/// One wide record at the end of a message, `now`.
+pub fn log_ended(ended: &Ended, now: SystemTime) {
+    // The last words were logged when they were said.
+    let Ended { subject, settlement, progress, work } = ended;
+    let WorkRecord { exit, reason: said, last_error: _, stderr_tail: _, timings: spent, usage: used, published } = work;
+    let object: Option<&Object> = subject.objects.first();
+    let error = ended.error();
+    // tracing wants a level at compile time, and the fields each time.
+    macro_rules! record {
+        ($level:ident, $text:literal) => {
+            $level!(
+                message_id = %subject.message_id,
+                receive_count = subject.receive_count,
+                max_receive_count = subject.redrive.max_receive_count(),
+                bucket = object.map(|object| object.bucket.as_str()),
+                key = object.map(|object| object.key.as_str()),
+                size = object.and_then(|object| object.size),
+                objects = subject.objects.len(),
+                job_type = subject.job_type,
+                body_sha256 = subject.body_sha256,
+                trace_id = trace_id(subject),
+                outcome = ended.outcome(),
+                exit_code = exit.and_then(exit_code),
+                signal = exit.and_then(signal),
+                said = said.as_deref(),
+                progress = progress.as_ref().and_then(|progress| progress.share),
+                error = error.as_deref().map(|error| as_json_fits(error, LONGEST_ERROR)),
+                next = ended.next(now),
+                receive_s = spent.receive.as_secs_f64(),
+                fetch_s = spent.fetch.as_secs_f64(),
+                command_s = spent.command.as_secs_f64(),
+                publish_s = spent.publish.as_secs_f64(),
+                settle_s = spent.settle.as_secs_f64(),
+                total_s = spent.total.as_secs_f64(),
+                cpu_s = used.map(|used| used.cpu.as_secs_f64()),
+                peak_memory_bytes = used.and_then(|used| used.peak_memory),
+                published = published.as_ref().map(|published| published.files),
+                published_bytes = published.as_ref().map(|published| published.bytes),
+                manifest = published.as_ref().map(manifest),
+                $text
+            )
+        };
+    }
+    let is_final = subject.redrive.is_final(subject.receive_count);
+    match settlement {
+        Settlement::Deleted(_) => record!(info, "message deleted"),
+        Settlement::Kept(reason, _) => match reason.row().severity {
+            Severity::AsPlanned => record!(info, "message kept"),
+            Severity::Bug => record!(error, "message kept"),
+            Severity::Failure if is_final => record!(error, "message kept"),
+            Severity::Failure => record!(warn, "message kept"),
+        },
+    }
+}
+
+/// As JSON within JSON, in bytes. A container runtime cuts a record of more than 16 KiB in two, and a key alone may take 6.
+const LONGEST_MANIFEST: usize = 4 * 1024;
+const LONGEST_ERROR: usize = 2 * 1024;
+
+/// The first of the published files, as many as fit.
+pub(super) fn manifest(published: &Manifest) -> String {
+    let entry =
+        |file: &Published| json!({ "to": file.to, "bytes": file.bytes, "checksum": file.checksum, "etag": file.etag });
+    let mut entries: Vec<Value> = Vec::new();
+    let mut manifest = Value::from(entries.clone()).to_string();
+    for file in &published.first {
+        entries.push(entry(file));
+        let longer = Value::from(entries.clone()).to_string();
+        if as_json_fits(&longer, LONGEST_MANIFEST).len() < longer.len() {
+            break;
+        }
+        manifest = longer;
+    }
+    manifest
+}
+
+pub fn log_left(outcome: &RunOutcome) {
+    let exit = outcome.exit_code();
+    match outcome {
+        RunOutcome::Finished => info!(exit, "leaving"),
+        RunOutcome::Kept(why) => info!(exit, outcome = why.label(), "leaving"),
+        RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => {
+            error!(exit, error = %outcome, "leaving");
+        }
+    }
+}
+
+fn trace_id(subject: &Subject) -> Option<&str> {
+    subject.traceparent.as_deref()?.split('-').nth(1)
+}
+
+pub(super) fn exit_code(exit: Exit) -> Option<i32> {
+    match exit {
+        Exit::Code(code) => Some(code),
+        Exit::Signal(_) => None,
+    }
+}
+
+pub(super) fn signal(exit: Exit) -> Option<i32> {
+    match exit {
+        Exit::Code(_) => None,
+        Exit::Signal(signal) => Some(signal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::job::delivery::{MessageId, Redrive};
+    use crate::job::keep_reason::KeepReason;
+    use crate::job::verdict::Return;
+
+    fn subject(key: &str) -> Subject {
+        Subject {
+            message_id: MessageId::new(key),
+            receive_count: 2,
+            redrive: Redrive::Unknown,
+            sent_at: None,
+            idempotency_key: None,
+            traceparent: None,
+            body_sha256: String::new(),
+            job_type: None,
+            objects: Vec::new(),
+        }
+    }
+
+    fn ended(key: &str, settlement: Settlement) -> Ended {
+        Ended { subject: Arc::new(subject(key)), settlement, progress: None, work: WorkRecord::default() }
+    }
+
+    /// The end of a message with everything that is long.
+    #[test]
+    fn a_record_is_whole_for_a_container_runtime() {
+        let published = |n: u64| Published {
+            to: format!("s3://results/{}/{n}", "ü".repeat(400)),
+            bytes: u64::MAX,
+            checksum: Some("CRC64NVME:sB0ELBDWEWM=".to_owned()),
+            etag: Some("x".repeat(40)),
+        };
+        let object = Object {
+            bucket: "b".repeat(63),
+            key: "\u{1}".repeat(1024),
+            version_id: None,
+            etag: None,
+            size: Some(u64::MAX),
+            sequencer: None,
+            is_from_aws: false,
+        };
+        let settlement = Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
+        let mut ended = ended("m", settlement);
+        Arc::make_mut(&mut ended.subject).objects = vec![object];
+        ended.work.reason = Some("\u{1}".repeat(500));
+        ended.work.published = Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
+        let record: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let out = record.clone();
+        let writer = move || Shared(out.clone());
+        tracing::subscriber::with_default(tracing_subscriber::fmt().json().with_writer(writer).finish(), || {
+            log_ended(&ended, SystemTime::now());
+        });
+        let record = record.lock().unwrap();
+        // Less what every record has: who speaks.
+        assert!((10_000..15_800).contains(&record.len()), "{} bytes", record.len());
+        let fields: Value = serde_json::from_slice(&record).unwrap();
+        let manifest: Value = serde_json::from_str(fields["fields"]["manifest"].as_str().unwrap()).unwrap();
+        assert_eq!(manifest.as_array().map(Vec::len), Some(4));
+    }
+
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+}

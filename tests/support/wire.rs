@@ -1,0 +1,280 @@
+//! The wire between a pod and its queue: it logs every call, and the tests say what happens to the next one on its way.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use leasehold::adapters::local::memory::MemoryQueue;
+use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
+use leasehold::job::verdict::DeletePermit;
+use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
+use tokio::time::{Instant, sleep};
+
+/// A queue, and the wire to it. Its clones are the same wire.
+#[derive(Clone)]
+pub struct Wire<Q> {
+    queue: Q,
+    state: Arc<Mutex<State>>,
+}
+
+/// The one that the pods of most tests receive from.
+pub type WiredQueue = Wire<MemoryQueue>;
+
+/// What was asked of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    Receive,
+    ChangeVisibility(Duration),
+    Delete,
+}
+
+/// One call, for assertions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub call: Call,
+    /// The message it was about; `None` for a handle that this wire never brought, or a receive that brought nothing.
+    pub message_id: Option<MessageId>,
+    pub asked_at: Instant,
+    /// When the request had come through and the queue did or refused it; a receive: when it ended.
+    pub acted_at: Option<Instant>,
+}
+
+/// What happens to one call on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault<E> {
+    /// The request does nothing, and this is the answer.
+    Error(E),
+    /// The request comes through after this long, even if nobody waits for its answer any more.
+    RequestDelayed(Duration),
+    /// The request comes through at once, its answer after this long.
+    AnswerDelayed(Duration),
+    /// The request comes through, but this takes the place of its answer.
+    AnswerLost(E),
+}
+
+#[derive(Default)]
+struct State {
+    log: Vec<Entry>,
+    /// Which message each handle is for.
+    receipts: HashMap<String, MessageId>,
+    receive_faults: VecDeque<Fault<ReceiveError>>,
+    change_faults: VecDeque<Fault<VisibilityError>>,
+    delete_faults: VecDeque<Fault<DeleteError>>,
+}
+
+impl<Q> Wire<Q> {
+    pub fn to(queue: Q) -> Self {
+        Self { queue, state: Arc::default() }
+    }
+
+    /// All calls so far, in the order of asking.
+    pub fn calls(&self) -> Vec<Entry> {
+        self.lock().log.clone()
+    }
+
+    /// The next receive meets this fault; the one after it the next that was given, and so on.
+    pub fn fault_receive(&self, fault: Fault<ReceiveError>) {
+        self.lock().receive_faults.push_back(fault);
+    }
+
+    pub fn fault_change_visibility(&self, fault: Fault<VisibilityError>) {
+        self.lock().change_faults.push_back(fault);
+    }
+
+    pub fn fault_delete(&self, fault: Fault<DeleteError>) {
+        self.lock().delete_faults.push_back(fault);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the state")
+    }
+
+    fn asked(&self, call: Call, receipt: Option<&ReceiptHandle>) -> usize {
+        let mut state = self.lock();
+        let message_id = receipt.and_then(|receipt| state.receipts.get(receipt.expose()).cloned());
+        state.log.push(Entry { call, message_id, asked_at: Instant::now(), acted_at: None });
+        state.log.len() - 1
+    }
+
+    fn acted(&self, entry: usize) {
+        self.lock().log[entry].acted_at = Some(Instant::now());
+    }
+}
+
+/// What a test asks of the queue behind it, no pod being involved.
+impl<Q> Deref for Wire<Q> {
+    type Target = Q;
+
+    fn deref(&self) -> &Q {
+        &self.queue
+    }
+}
+
+#[async_trait]
+impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
+    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+        let (wire, entry) = (self.clone(), self.asked(Call::Receive, None));
+        let fault = self.lock().receive_faults.pop_front();
+        on_its_way(fault, async move {
+            let received = wire.queue.receive(wait, visibility).await;
+            if let Ok(Some(delivery)) = &received {
+                let mut state = wire.lock();
+                state.receipts.insert(delivery.receipt.expose().to_owned(), delivery.message_id.clone());
+                state.log[entry].message_id = Some(delivery.message_id.clone());
+            }
+            wire.acted(entry);
+            received
+        })
+        .await
+    }
+
+    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+        let (wire, entry) = (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
+        let fault = self.lock().change_faults.pop_front();
+        let receipt = ReceiptHandle::new(receipt.expose());
+        on_its_way(fault, async move {
+            let changed = wire.queue.change_visibility(&receipt, visibility).await;
+            wire.acted(entry);
+            changed
+        })
+        .await
+    }
+
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
+        let (wire, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
+        let fault = self.lock().delete_faults.pop_front();
+        let receipt = ReceiptHandle::new(receipt.expose());
+        on_its_way(fault, async move {
+            let deleted = wire.queue.delete(&receipt, permit).await;
+            wire.acted(entry);
+            deleted
+        })
+        .await
+    }
+
+    async fn redrive(&self) -> Result<Redrive, String> {
+        self.queue.redrive().await
+    }
+}
+
+/// Sends a request and waits for its answer. The request is a task of its own: once sent it comes through, whether or not anyone
+/// still waits for the answer.
+async fn on_its_way<T, E>(
+    fault: Option<Fault<E>>,
+    request: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    let sent = tokio::spawn(async move {
+        match fault {
+            None => request.await,
+            Some(Fault::Error(error)) => Err(error),
+            Some(Fault::RequestDelayed(by)) => {
+                sleep(by).await;
+                request.await
+            }
+            Some(Fault::AnswerDelayed(by)) => {
+                let answer = request.await;
+                sleep(by).await;
+                answer
+            }
+            Some(Fault::AnswerLost(error)) => request.await.and(Err(error)),
+        }
+    });
+    sent.await.expect("a request neither panics nor is aborted")
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold::adapters::local::memory::{Counts, Kind, Standing};
+    use leasehold::job::lease::{Lease, Strategy};
+    use leasehold::job::outcome::Outcome;
+    use leasehold::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn with_one_message() -> WiredQueue {
+        let wire = Wire::to(MemoryQueue::new(Kind::Standard, Redrive::None));
+        wire.send("a");
+        wire
+    }
+
+    async fn receive(wire: &WiredQueue) -> Delivery {
+        wire.receive(20 * S, 60 * S).await.unwrap().unwrap()
+    }
+
+    async fn delete(wire: &WiredQueue, delivery: &Delivery) -> Result<(), DeleteError> {
+        let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+            panic!("not completed")
+        };
+        let lease = Lease::taken(Strategy::Heartbeat, S, Duration::ZERO);
+        wire.delete(&delivery.receipt, completed.permit(&lease, Duration::ZERO).unwrap()).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_request_comes_through_after_its_sender_gave_up() {
+        let queue = with_one_message();
+        let delivery = receive(&queue).await;
+        queue.fault_change_visibility(Fault::RequestDelayed(10 * S));
+        let asked_at = Instant::now();
+        timeout(S, queue.change_visibility(&delivery.receipt, Duration::ZERO)).await.unwrap_err();
+        assert_eq!(queue.counts(), Counts { visible: 0, in_flight: 1 });
+        assert_eq!(queue.visible_or_drained().await, Standing::Visible);
+        assert_eq!(asked_at.elapsed(), 10 * S);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_does_nothing_and_a_lost_answer_hides_what_was_done() {
+        let queue = with_one_message();
+        let delivery = receive(&queue).await;
+        queue.fault_delete(Fault::Error(DeleteError::Transient("503".into())));
+        queue.fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".into())));
+        assert_eq!(delete(&queue, &delivery).await, Err(DeleteError::Transient("503".into())));
+        assert!(!queue.is_drained());
+        assert_eq!(delete(&queue, &delivery).await, Err(DeleteError::Transient("reset".into())));
+        assert!(queue.is_drained());
+        assert_eq!(delete(&queue, &delivery).await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_answer_tells_of_what_was_done_at_once() {
+        let queue = with_one_message();
+        queue.fault_receive(Fault::AnswerDelayed(5 * S));
+        let asked_at = Instant::now();
+        let delivery = receive(&queue).await;
+        assert_eq!(asked_at.elapsed(), 5 * S);
+        let received =
+            Entry { call: Call::Receive, message_id: Some(delivery.message_id), asked_at, acted_at: Some(asked_at) };
+        assert_eq!(queue.calls(), [received]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_log_tells_every_call_and_whether_it_came_through() {
+        let queue = with_one_message();
+        let delivery = receive(&queue).await;
+        queue.fault_change_visibility(Fault::Error(VisibilityError::Transient("503".into())));
+        queue.change_visibility(&delivery.receipt, 30 * S).await.unwrap_err();
+        sleep(S).await;
+        queue.change_visibility(&ReceiptHandle::new("2-1"), S).await.unwrap_err();
+        delete(&queue, &delivery).await.unwrap();
+        let log: Vec<_> =
+            queue.calls().into_iter().map(|e| (e.call, e.message_id.is_some(), e.acted_at.is_some())).collect();
+        assert_eq!(
+            log,
+            [
+                (Call::Receive, true, true),
+                (Call::ChangeVisibility(30 * S), true, false),
+                (Call::ChangeVisibility(S), false, true),
+                (Call::Delete, true, true),
+            ]
+        );
+    }
+}
