@@ -404,7 +404,7 @@ lines(
     ("{{job_type}}", f"{each(of_jobs('object_bytes_total'), 'job_type')} / ({command} > 0)"), every="10m", unit="Bps",
 )
 
-row("Pods: at work, stopped, died without a last word", 8)
+row("Pods: at work, stopped, ended without reporting", 8)
 table(
     9, "At work now",
     "Bad: for longer than the command ever takes, and its progress stands still: set --stall-timeout. Progress is missing if the "
@@ -414,7 +414,7 @@ table(
     ("received", alive(series("receive_count")), "short"), without=["job_type"],
 )
 table(
-    9, "Died without a last word",
+    9, "Ended without reporting",
     "Pods that did not say that they finished, and are silent for two minutes and four of their push intervals. Bad: any: out of memory "
     "(which kills the whole pod), evicted, their node lost; or the Pushgateway was away at their end. `kubectl describe pod` and the "
     "row 'Platform' say which. Their message comes back when its visibility timeout ends.",

@@ -4,6 +4,7 @@ mod check;
 mod exit;
 mod local;
 mod machine;
+pub mod reference;
 mod run;
 mod runtime;
 pub mod signals;
@@ -13,11 +14,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::adapters::process::guard;
-use crate::cli::{self, Action, Cli, environment};
-use crate::config::{LocalConfig, RunConfig, SweepConfig};
 use crate::install::install;
-use crate::job_types::JobTypesFile;
 use crate::ports::Runner;
+use crate::settings::JobTypesFile;
+use crate::settings::errors::as_given;
+use crate::settings::resolve::{LocalConfig, RunConfig, SweepConfig};
+use crate::settings::{Action, Cli, command_line, environment};
 use crate::telemetry::termination::TerminationLog;
 use check::check;
 use exit::{MISCONFIGURED, misconfigured, refuse, say};
@@ -30,7 +32,7 @@ use sweep::sweep;
 pub fn program() -> ExitCode {
     let signals = signals::block();
     let argument = std::env::args_os().nth(1);
-    guard(argument.as_deref()).unwrap_or_else(|| main(signals, cli::parse, None))
+    guard(argument.as_deref()).unwrap_or_else(|| main(signals, command_line::parse, None))
 }
 
 /// All of the program. Without `own`, the user's command is run; else that. `signals` is what [`signals::block`] returned on
@@ -66,7 +68,7 @@ pub fn main(
         Action::Run(args) => {
             let termination_log = args.work.termination_log.clone();
             RunConfig::try_from(*args)
-                .map_err(|error| error.to_string())
+                .map_err(|error| as_given(&error.to_string()))
                 .and_then(|config| run(config, own))
                 .unwrap_or_else(|why| {
                     let termination_log = termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
@@ -80,8 +82,24 @@ pub fn main(
             say(std::io::stdout(), &schema);
             ExitCode::SUCCESS
         }
+        Action::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command_line::command(), "leasehold", &mut script);
+            say(std::io::stdout(), &String::from_utf8_lossy(&script));
+            ExitCode::SUCCESS
+        }
+        Action::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command_line::command()).render(&mut page).expect("memory takes everything");
+            say(std::io::stdout(), &String::from_utf8_lossy(&page));
+            ExitCode::SUCCESS
+        }
+        Action::Reference => {
+            say(std::io::stdout(), reference::reference().trim_end());
+            ExitCode::SUCCESS
+        }
         Action::Local(args) => LocalConfig::try_from(*args)
-            .map_err(|error| error.to_string())
+            .map_err(|error| as_given(&error.to_string()))
             .and_then(|config| run_local(config, own))
             .unwrap_or_else(|why| refuse(&why)),
         Action::Install(args) => match install(&args.folder) {
@@ -92,7 +110,7 @@ pub fn main(
             Err(error) => refuse(&format!("cannot install into {}: {error}", args.folder.display())),
         },
         Action::Sweep(args) => SweepConfig::try_from(args)
-            .map_err(|error| error.to_string())
+            .map_err(|error| as_given(&error.to_string()))
             .and_then(sweep)
             .unwrap_or_else(|why| refuse(&why)),
     }

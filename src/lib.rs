@@ -47,7 +47,7 @@
 //! - `adapters` are what is behind it: SQS, S3, processes; a queue in memory and a folder as a bucket, which obey the same rules.
 //! - `telemetry` is what a run reports: logs, metrics, the termination message, the probes' answers.
 //! - `check` says what is wrong with the queue and the manifest before anything is received.
-//! - `cli`, `job_types` and `config` are the way in; `local` runs the same actors on a folder; `install` brings the binary
+//! - `settings` is the way in: each flag, declared once; `local` runs the same actors on a folder; `install` brings the binary
 //!   into an image that does not have it.
 //!
 //! - `app` is the program, and `library` what is at the root of this crate.
@@ -62,13 +62,11 @@ mod inside {
     pub mod adapters;
     pub mod app;
     pub mod check;
-    pub mod cli;
-    pub mod config;
     pub mod install;
-    pub mod job_types;
     pub mod library;
     pub mod local;
     pub mod ports;
+    pub mod settings;
     pub mod telemetry;
     pub mod work;
 

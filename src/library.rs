@@ -15,10 +15,11 @@ pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, error};
 
+use crate::app;
 use crate::job::outcome::Exit;
 use crate::ports::job_facts::JobFacts;
 use crate::ports::{Command, Exited, Pulse, Runner, StartError};
-use crate::{app, cli};
+use crate::settings::command_line;
 
 /// Work on one object.
 #[async_trait]
@@ -177,7 +178,7 @@ impl Program {
     pub fn main(self) -> ExitCode {
         let signals = app::signals::block();
         let Self { work, name, defaults } = self;
-        let parse = || cli::parse_without_command(name, &defaults, std::env::args_os().collect());
+        let parse = || command_line::parse_without_command(name, &defaults, std::env::args_os().collect());
         app::main(signals, parse, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
     }
 }

@@ -46,12 +46,12 @@ fn the_work_knows_no_actors() {
 
 #[test]
 fn the_actors_know_the_world_through_its_ports_only() {
-    assert_free_of("actors", &["crate::adapters", "aws_", "crate::telemetry", "crate::cli"], &[]);
+    assert_free_of("actors", &["crate::adapters", "aws_", "crate::telemetry", "crate::settings"], &[]);
 }
 
 #[test]
 fn what_reports_and_what_is_configured_knows_no_actors() {
-    for folder in ["telemetry", "check", "cli", "config", "cli.rs", "config.rs", "job_types.rs"] {
+    for folder in ["telemetry", "check", "settings"] {
         assert_free_of(folder, &["crate::actors", "ractor::"], &[]);
     }
 }

@@ -8,11 +8,11 @@ use clap::{Args, FromArgMatches};
 use indicatif::MultiProgress;
 use leasehold::adapters::aws::s3::S3;
 use leasehold::adapters::http::OneClient;
-use leasehold::cli::LocalArgs;
-use leasehold::config::LocalConfig;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::local;
 use leasehold::ports::Storage;
+use leasehold::settings::LocalSettings;
+use leasehold::settings::resolve::LocalConfig;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -87,8 +87,8 @@ async fn locally_no_state_is_kept_so_nothing_is_handed_over() {
     )
     .unwrap();
     let words = ["local", inbox.to_str().unwrap(), "--job-types", types.to_str().unwrap()];
-    let matches = LocalArgs::augment_args(clap::Command::new("local")).get_matches_from(words);
-    let config = LocalConfig::try_from(LocalArgs::from_arg_matches(&matches).unwrap()).unwrap();
+    let matches = LocalSettings::augment_args(clap::Command::new("local")).get_matches_from(words);
+    let config = LocalConfig::try_from(LocalSettings::from_arg_matches(&matches).unwrap()).unwrap();
     let command = FakeCommand::new(Does::Exits(13 * HOUR, 0));
     let run = local::run(config, Arc::new(command.clone()), MultiProgress::new(), CancellationToken::new());
     let summary = run.await.unwrap().to_string();

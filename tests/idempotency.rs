@@ -607,7 +607,7 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
     log.lock().unwrap().at_work -= 1;
     match chance.u8(0..4) {
         _ if !is_kept => {}
-        // Dead, without a last word.
+        // Dead, without reporting.
         0 => {}
         1 => held.release(S).await,
         _ => {

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use leasehold::cli::Cli;
-use leasehold::config::RunConfig;
 use leasehold::job::lease::Strategy;
 use leasehold::job::notification::{Object, Record};
 use leasehold::job::place::Values;
 use leasehold::job::route::{Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, Task, job_type};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::Retry;
-use leasehold::job_types::JobTypesFile;
 use leasehold::ports::Queue;
+use leasehold::settings::Cli;
+use leasehold::settings::JobTypesFile;
+use leasehold::settings::resolve::RunConfig;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use walkdir::WalkDir;
@@ -210,7 +210,7 @@ fn a_removal_is_worked_on_without_a_fetch_or_refused() {
     };
     let fetches = of("event: 'ObjectRemoved:*'", "file");
     let refusal = refused("a.yaml", &fetches, removals);
-    assert!(refusal.contains("job type gone") && refusal.ends_with(complaint), "{refusal}");
+    assert!(refusal.contains("job type gone") && refusal.ends_with("input fetches it: add input none"), "{refusal}");
     // A command for all others may get what the type leaves.
     let narrow = of("event: 'ObjectRemoved:*', key: 'in/*'", "none");
     assert!(refused("a.yaml", &narrow, removals).ends_with(complaint));
@@ -221,15 +221,15 @@ fn a_removal_is_worked_on_without_a_fetch_or_refused() {
 #[test]
 fn what_holds_for_the_flags_holds_for_each_job_type() {
     for (line, flags, complaint) in [
-        ("visibility-timeout: 2s", "", "job type one: --visibility-timeout 2s is under 3s"),
-        ("visibility-timeout: 2500ms", "", "job type one: --visibility-timeout 2s 500ms has a fraction"),
-        ("max-duration: 12h", "", "job type one: --max-duration 12h is over"),
-        ("stop-grace: 29s", "", "job type one: --stop-grace 29s does not fit"),
-        ("stall-timeout: 10m", "", "job type one: --stall-timeout 10m has no effect"),
-        ("retry-min: 1h", "--retry-max 1m", "job type one: --retry-min 1h is over --retry-max 1m"),
-        ("permanent-exit-codes: [75]", "", "job type one: --permanent-exit-codes: 75 cannot be permanent"),
+        ("visibility-timeout: 2s", "", "job type one: visibility-timeout 2s is under 3s"),
+        ("visibility-timeout: 2500ms", "", "job type one: visibility-timeout 2.5s has a fraction"),
+        ("max-duration: 12h", "", "job type one: max-duration 12h is over"),
+        ("stop-grace: 29s", "", "job type one: stop-grace 29s does not fit"),
+        ("stall-timeout: 10m", "", "job type one: stall-timeout 10m has no effect"),
+        ("retry-min: 1h", "--retry-max 1m", "job type one: retry-min 1h is over --retry-max 1m"),
+        ("permanent-exit-codes: [75]", "", "job type one: permanent-exit-codes: 75 cannot be permanent"),
         ("input: none", "--accept-raw", "job type one: --accept-raw gives"),
-        ("command: []", "", "job type one: it has no command, and COMMAND is not given for all"),
+        ("command: []", "", "the command is empty"),
         (
             "match: { event: 'ObjectRemoved:*' }",
             "",
@@ -242,9 +242,9 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
         assert!(complained.contains(complaint), "{line}: {complained}");
     }
     let two = |second: &str| format!("job-types:\n  - name: one\n  - name: {second}\n");
-    assert!(refused("types.yaml", &two("one"), "").contains("one is the name of two"));
+    assert!(refused("types.yaml", &two("one"), "").contains("one is the name of two job types"));
     assert!(refused("types.yaml", &two("two"), "").contains("two is never reached: one"));
-    assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has none"));
+    assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has no job type"));
 }
 
 /// Where a job type says what cannot be, or where the type is if what cannot be is the flags'.
@@ -252,45 +252,41 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
 fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
     for (lines, flags, place, complaint) in [
         ("max-duration: 13h", "", "line 3 column 19", "only with --checkpoint may it be more"),
-        ("# A remark.\n\n    max-duration: 13h", "", "line 5 column 19", "--max-duration 13h is over"),
+        ("# A remark.\n\n    max-duration: 13h", "", "line 5 column 19", "max-duration 13h is over"),
         (
             "checkpoint-interval: 1m",
             "",
             "line 3 column 26",
-            "--checkpoint-interval has no effect: there is no --checkpoint",
+            "checkpoint-interval has no effect: there is no --checkpoint",
         ),
         (
             "checkpoint: s3://state\n    checkpoint-interval: 0s",
             "",
             "line 4 column 26",
-            "--checkpoint-interval must be greater than zero",
+            "checkpoint-interval must be greater than zero",
         ),
         (
             "checkpoint: s3://state\n    visibility: fixed\n    max-duration: 13h",
             "",
             "line 5 column 19",
-            "only with --visibility heartbeat",
+            "only with visibility heartbeat",
         ),
-        (
-            "visibility: fixed",
-            "--checkpoint s3://state --max-duration 13h",
-            "line 3 column 17",
-            "only with --visibility",
-        ),
+        ("visibility: fixed", "--checkpoint s3://state --max-duration 13h", "line 3 column 17", "only with visibility"),
         ("checkpoint: 's3://state/{key}'", "--accept-raw", "line 3 column 17", "messages without an object"),
         ("output: 's3://results/{name}'", "--accept-raw", "line 3 column 13", "{message_id} is always there"),
-        ("retry: expire\n    retry-min: 1h", "--retry-max 1m", "line 4 column 16", "--retry-min 1h is over"),
-        ("command: []", "", "line 2 column 11", "it has no command"),
+        ("retry: expire\n    retry-min: 1h", "--retry-max 1m", "line 4 column 16", "retry-min 1h is over"),
     ] {
         let complained = refused("types.yaml", &format!("job-types:\n  - name: one\n    {lines}\n"), flags);
-        let expected = format!("--job-types, {place}: job type one: ");
-        assert!(complained.starts_with(&expected) && complained.contains(complaint), "{lines}: {complained}");
+        let expected = format!("types.yaml, {place}: job type one: ");
+        assert!(complained.contains(&expected) && complained.contains(complaint), "{lines}: {complained}");
     }
     let toml = "[[job-types]]\nname = \"one\"\nmatch = { key = \"ü\" }\n\n[[job-types]]\nname = \"two\"\nmax-duration = \"13h\"\n";
     let complained = refused("types.toml", toml, "");
-    assert!(complained.starts_with("--job-types, line 7 column 16: job type two: --max-duration"), "{complained}");
+    assert!(complained.contains("types.toml, line 7 column 16: job type two: max-duration"), "{complained}");
     let twice = "job-types:\n  - name: one\n    match: { key: x }\n  - name: one\n";
-    assert!(refused("types.yaml", twice, "").starts_with("--job-types, line 4 column 11: one is the name of two"));
+    assert!(
+        refused("types.yaml", twice, "").contains("types.yaml, line 4 column 11: one is the name of two job types")
+    );
 }
 
 #[test]

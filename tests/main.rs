@@ -20,4 +20,5 @@ mod publish;
 mod queue_contract;
 mod readme;
 mod scenarios;
+mod settings;
 mod simulation;

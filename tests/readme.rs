@@ -2,61 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use leasehold::job::keep_reason::{KeepReason, Role};
-use leasehold::job::outcome::{Exit, NoWorkReason};
+use leasehold::job::keep_reason::KeepReason;
+use leasehold::job::outcome::NoWorkReason;
 use leasehold::job::report::outcome_label;
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::job::verdict::{Completion, Return, Settlement};
 
 /// Every way to end with a message, and how the program then exits.
 fn settlements() -> Vec<(Settlement, u8)> {
-    let why = String::new;
-    let reasons = [
-        KeepReason::NotANotification(why()),
-        KeepReason::NoJobType(why()),
-        KeepReason::FetchFailed(why()),
-        KeepReason::Unreadable(why()),
-        KeepReason::CommandNotStarted(why()),
-        KeepReason::CommandFailed(Exit::Code(1)),
-        KeepReason::Permanent(Exit::Code(65)),
-        KeepReason::Temporary,
-        KeepReason::PublishFailed(why()),
-        KeepReason::NotRecorded(why()),
-        KeepReason::DeleteFailed(why()),
-        KeepReason::TimedOut,
-        KeepReason::Stalled,
-        KeepReason::LeaseLost(why()),
-        KeepReason::LostAfterSuccess,
-        KeepReason::LeaseExhausted,
-        KeepReason::HandedOver,
-        KeepReason::Stopped,
-        KeepReason::Panicked(why()),
-        KeepReason::ActorDied(Role::Receiver),
-    ];
-    // Whoever adds a reason is told here that the list above has to have it.
-    let is_listed = |reason: &KeepReason| match reason {
-        KeepReason::NotANotification(_)
-        | KeepReason::NoJobType(_)
-        | KeepReason::FetchFailed(_)
-        | KeepReason::Unreadable(_)
-        | KeepReason::CommandNotStarted(_)
-        | KeepReason::CommandFailed(_)
-        | KeepReason::Permanent(_)
-        | KeepReason::Temporary
-        | KeepReason::PublishFailed(_)
-        | KeepReason::NotRecorded(_)
-        | KeepReason::DeleteFailed(_)
-        | KeepReason::TimedOut
-        | KeepReason::Stalled
-        | KeepReason::LeaseLost(_)
-        | KeepReason::LostAfterSuccess
-        | KeepReason::LeaseExhausted
-        | KeepReason::HandedOver
-        | KeepReason::Stopped
-        | KeepReason::Panicked(_)
-        | KeepReason::ActorDied(_) => true,
-    };
-    assert!(reasons.iter().all(is_listed));
     let completions = [
         Completion::Succeeded,
         Completion::AlreadyDone,
@@ -65,7 +18,7 @@ fn settlements() -> Vec<(Settlement, u8)> {
         Completion::NothingToDo(NoWorkReason::ObjectsGone),
     ];
     let deleted = completions.map(|why| (Settlement::Deleted(why), RunOutcome::Finished.exit_code()));
-    let kept = reasons.map(|why| {
+    let kept = KeepReason::one_of_each().into_iter().map(|why| {
         let exit_code = RunOutcome::Kept(why.clone()).exit_code();
         (Settlement::Kept(why, Return::Unknown), exit_code)
     });

@@ -96,12 +96,14 @@ pub struct CommandLine {
 
 /// How the command gets what it works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum Input {
-    /// As a file.
+    /// As a file, whose path is in JOB_INPUT
     File,
-    /// As a file that is its standard input, too.
+    /// As its standard input, too
     Stdin,
-    /// Not at all: it is not even fetched.
+    /// Not at all: it is not fetched
     None,
 }
 

@@ -110,8 +110,11 @@ pub enum Retry {
 
 /// After a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "settings", derive(clap::ValueEnum))]
 pub enum OnStop {
+    /// Make the message visible at once
     Release,
+    /// Leave it to its visibility timeout
     Expire,
 }
 

@@ -7,13 +7,14 @@ use super::exit::{MISCONFIGURED, say};
 use super::machine::{check_machine, check_threads};
 use super::runtime::block_on;
 use crate::check::{self, Finding, Findings, Severity, StopTimeline};
-use crate::cli::{CheckArgs, CheckFormat, environment};
-use crate::config::RunConfig;
+use crate::settings::errors::as_given;
+use crate::settings::resolve::RunConfig;
+use crate::settings::{CheckFormat, CheckSettings, environment};
 
 /// Prints what is wrong; the exit code says how bad the worst is.
-pub fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
+pub fn check(args: CheckSettings, runs_commands: bool) -> Result<ExitCode, String> {
     check_threads()?;
-    let CheckArgs { manifest, format, strict, mut run } = args;
+    let CheckSettings { manifest, format, strict, mut run } = args;
     let mut findings = Findings::default();
     if let Some(path) = manifest {
         let file = path.display().to_string();
@@ -22,9 +23,9 @@ pub fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
         findings.add(check::manifest::findings(&file, &objects));
     }
     // What would be done with the messages can be looked at without what it is done by.
-    let has_command = runs_commands && (!run.work.command.is_empty() || run.work.job_types.is_some());
+    let has_command = runs_commands && (!run.work.task.command.is_empty() || run.work.job_types.is_some());
     if !has_command {
-        run.work.command.push("command".into());
+        run.work.task.command.push("command".into());
     }
     if run.queue_url.is_some() {
         match RunConfig::try_from(run) {
@@ -40,7 +41,9 @@ pub fn check(args: CheckArgs, runs_commands: bool) -> Result<ExitCode, String> {
                 found.extend(block_on(live, Duration::ZERO)?);
                 findings.add(Findings { findings: found, stops: vec![StopTimeline::of("the stop", &config)] });
             }
-            Err(error) => findings.add(vec![Finding::error("the flags", error.to_string(), "correct it")].into()),
+            Err(error) => {
+                findings.add(vec![Finding::error("the flags", as_given(&error.to_string()), "correct it")].into());
+            }
         }
     }
     match format {

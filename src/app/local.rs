@@ -7,10 +7,10 @@ use super::exit::say;
 use super::machine::{check_machine, check_threads};
 use super::runtime::{block_on, default_format, flush_limit, runner};
 use super::signals::stop_requested;
-use crate::cli::environment;
-use crate::config::LocalConfig;
 use crate::local;
 use crate::ports::Runner;
+use crate::settings::environment;
+use crate::settings::resolve::LocalConfig;
 use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::adapters::process::find_program;
-use crate::config::WorkConfig;
 use crate::job::route::Task;
+use crate::settings::resolve::WorkConfig;
 
 /// Is every command there, and can files be made where the work needs them?
 pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {

@@ -9,8 +9,8 @@ use super::exit::UNAVAILABLE;
 use super::machine::check_threads;
 use super::runtime::{block_on, default_format};
 use crate::adapters::http::Http;
-use crate::cli::environment;
-use crate::config::{PushgatewayConfig, SweepConfig};
+use crate::settings::environment;
+use crate::settings::resolve::{PushgatewayConfig, SweepConfig};
 use crate::telemetry::logs::{self, Identity};
 use crate::telemetry::push::{self, Pushgateway, Swept};
 

@@ -14,11 +14,11 @@ use crate::adapters::aws::s3::probes::{Action, Notification, Notifications, Noti
 use crate::adapters::aws::sqs::{self, Sqs, queue_url};
 use crate::adapters::aws::{self, Permission};
 use crate::adapters::http::Http;
-use crate::config::{PushgatewayConfig, RunConfig};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
 use crate::job::place::Place;
 use crate::ports::{FetchError, ObjectStore, RecordError};
+use crate::settings::resolve::{PushgatewayConfig, RunConfig};
 use crate::telemetry::push::Pushgateway;
 
 /// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version 4": five minutes).

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::RunConfig;
+use crate::settings::resolve::RunConfig;
 use crate::telemetry::plain::Plain;
 
 /// Worst first.

@@ -5,9 +5,9 @@ use std::fmt;
 
 use super::{Finding, Severity};
 use crate::adapters::aws::s3::probes::{Action, Notification, Notifications};
-use crate::config::RunConfig;
 use crate::job::place::{Template, Values};
 use crate::job::route::{EventFilter, Task};
+use crate::settings::resolve::RunConfig;
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

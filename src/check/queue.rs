@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::{Finding, policy};
 use crate::adapters::aws::sqs::queue_url;
-use crate::config::RunConfig;
 use crate::job::delivery::Redrive;
 use crate::job::route::Limits;
 use crate::job::verdict::Retry;
+use crate::settings::resolve::RunConfig;
 
 /// What GetQueueAttributes told.
 pub type Attributes = BTreeMap<String, String>;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::config::RunConfig;
 use crate::job::lease::Strategy;
+use crate::settings::resolve::RunConfig;
 
 /// A request may take this long and the lease must outlive it, with a second try.
 const SHORT_LEASE: Duration = Duration::from_secs(30);

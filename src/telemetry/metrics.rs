@@ -6,8 +6,10 @@
 //!
 //! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with another group's.
 
+use std::cell::RefCell;
 use std::time::{Duration, SystemTime};
 
+use prometheus::core::{Collector, Desc};
 use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder,
 };
@@ -56,12 +58,20 @@ pub struct Metrics {
 impl Metrics {
     /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of each; `dropped` counts the log
     /// records that were lost.
-    #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
     pub fn new(queue: &str, dropped: ErrorCounter, now: SystemTime) -> Self {
-        let of = Definitions(
-            Registry::new_custom(None, Some([("queue".to_owned(), queue.to_owned())].into()))
-                .expect("a label's name is fixed"),
-        );
+        Self::define(&Definitions::new(queue), dropped, now)
+    }
+
+    /// Of each metric its name, its type, its help and its labels.
+    pub fn described() -> Vec<(Desc, &'static str)> {
+        let of = Definitions { described: Some(RefCell::default()), ..Definitions::new("") };
+        let (log, _writing) = tracing_appender::non_blocking(std::io::sink());
+        drop(Self::define(&of, log.error_counter(), SystemTime::UNIX_EPOCH));
+        of.described.map(RefCell::into_inner).unwrap_or_default()
+    }
+
+    #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
+    fn define(of: &Definitions, dropped: ErrorCounter, now: SystemTime) -> Self {
         let build_info = of.gauges("build_info", "Always 1; the label says which leasehold this is.", &["version"]);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         of.counter("jobs_launched_total", "Runs that began: one for each pod.").inc();
@@ -69,7 +79,7 @@ impl Metrics {
         Self {
             run_finished: of.gauges(
                 "run_finished_timestamp_seconds",
-                "When the run ended, in seconds since 1970; missing while it runs, and of a pod that died without a last word.",
+                "When the run ended, in seconds since 1970; missing while it runs, and of a pod that ended without reporting.",
                 &[],
             ),
             run_exit_code: of.gauges("run_exit_code", "The exit code of a run that ended.", &[]),
@@ -140,7 +150,7 @@ impl Metrics {
             ),
             visibility_extensions: of.counters(
                 "visibility_extensions_total",
-                "Beats, by what became of them: extended, failed (and repeated), lease_lost, at_ceiling (SQS's 12 hours).",
+                "Extensions of the visibility timeout, by result: extended, failed (and repeated), lease_lost, at_ceiling (SQS's 12 hours).",
                 &["result"],
             ),
             lease_remaining: of.gauges(
@@ -167,12 +177,12 @@ impl Metrics {
             stops: of.counters("stops_total", "Requests to stop, by signal.", &["signal"]),
             push_interval: of.gauges(
                 "push_interval_seconds",
-                "How often the metrics are pushed, in seconds; whoever is silent for much longer is gone.",
+                "How often the metrics are pushed, in seconds; a pod that is silent for much longer is gone.",
                 &[],
             ),
             pushes: of.counters("pushes_total", "Pushes to the Pushgateway, by result: pushed, failed.", &["result"]),
             dropped,
-            registry: of.0,
+            registry: of.registry.clone(),
         }
     }
 
@@ -287,38 +297,53 @@ impl Metrics {
 }
 
 /// Makes metrics and registers them.
-struct Definitions(Registry);
+struct Definitions {
+    registry: Registry,
+    /// If somebody wants a list.
+    described: Option<RefCell<Vec<(Desc, &'static str)>>>,
+}
 
 impl Definitions {
-    fn registered<M: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+    fn new(queue: &str) -> Self {
+        let labels = Some([("queue".to_owned(), queue.to_owned())].into());
+        let registry = Registry::new_custom(None, labels).expect("a label's name is fixed");
+        Self { registry, described: None }
+    }
+
+    fn registered<M: Collector + Clone + 'static>(&self, kind: &'static str, metric: prometheus::Result<M>) -> M {
         let metric = metric.expect("names and labels are fixed, and a test makes all");
-        self.0.register(Box::new(metric.clone())).expect("no name is there twice");
+        if let Some(described) = &self.described {
+            described.borrow_mut().extend(metric.desc().into_iter().cloned().map(|desc| (desc, kind)));
+        }
+        self.registry.register(Box::new(metric.clone())).expect("no name is there twice");
         metric
     }
 
     fn counter(&self, name: &str, help: &str) -> Counter {
-        self.registered(Counter::with_opts(opts(name, help)))
+        self.registered("counter", Counter::with_opts(opts(name, help)))
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
-        self.registered(CounterVec::new(opts(name, help), labels))
+        self.registered("counter", CounterVec::new(opts(name, help), labels))
     }
 
     fn gauge(&self, name: &str, help: &str) -> Gauge {
-        self.registered(Gauge::with_opts(opts(name, help)))
+        self.registered("gauge", Gauge::with_opts(opts(name, help)))
     }
 
     /// Without a value until it is set, also if it has no labels.
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.registered(GaugeVec::new(opts(name, help), labels))
+        self.registered("gauge", GaugeVec::new(opts(name, help), labels))
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.registered(Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())))
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.registered("histogram", Histogram::with_opts(opts))
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        self.registered(HistogramVec::new(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec()), labels))
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.registered("histogram", HistogramVec::new(opts, labels))
     }
 }
 

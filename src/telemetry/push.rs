@@ -79,6 +79,20 @@ impl Pushgateway {
 }
 
 impl Credentials {
+    /// The file at `path`, if it holds `user:password`.
+    pub fn basic(path: &str) -> Result<Self, String> {
+        Self::Basic(path.into()).readable()
+    }
+
+    /// The file at `path`, if it holds a token.
+    pub fn bearer(path: &str) -> Result<Self, String> {
+        Self::Bearer(path.into()).readable()
+    }
+
+    fn readable(self) -> Result<Self, String> {
+        self.read().map(|_| self)
+    }
+
     pub fn read(&self) -> Result<Secret, String> {
         let (Self::Basic(path) | Self::Bearer(path)) = self;
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?.trim().to_owned();
@@ -216,7 +230,7 @@ pub struct Swept {
     pub failed: usize,
 }
 
-/// Deletes the groups of pods that finished more than `older_than` ago, and of pods that died without a last word: silent
+/// Deletes the groups of pods that finished more than `older_than` ago, and of pods that ended without reporting: silent
 /// for that long too, and for 20 of their own push intervals. Groups of other jobs are not touched.
 pub async fn sweep(gateway: &Pushgateway, older_than: Duration, now: SystemTime) -> Result<Swept, String> {
     let answer = gateway.send("GET", "/api/v1/metrics", String::new(), LISTING).await?;
@@ -325,7 +339,7 @@ mod tests {
         };
         assert!(is_left_over(Some("9399"), "9399", Some("15")), "it finished long enough ago");
         assert!(!is_left_over(Some("9401"), "9401", Some("15")), "it finished just now");
-        assert!(is_left_over(None, "9399", Some("15")), "it died without a last word");
+        assert!(is_left_over(None, "9399", Some("15")), "it ended without reporting");
         assert!(!is_left_over(None, "9401", Some("15")), "it was heard of just now");
         assert!(!is_left_over(None, "9399", Some("60")), "it pushes so seldom that it may live");
         assert!(is_left_over(None, "8799", Some("60")), "it would have pushed by now");

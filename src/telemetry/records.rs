@@ -34,7 +34,7 @@ pub fn log_started(subject: &Subject) {
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
     let Ended { subject, settlement, progress, work } = ended;
-    let WorkRecord { exit, reason: said, last_error: _, stderr_tail: _, timings: spent, usage: used, published } = work;
+    let WorkRecord { exit, reason, last_error: _, stderr_tail: _, timings: spent, usage: used, published } = work;
     let object: Option<&Object> = subject.objects.first();
     let error = ended.error();
     // tracing wants a level at compile time, and the fields each time.
@@ -54,7 +54,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 outcome = ended.outcome(),
                 exit_code = exit.and_then(exit_code),
                 signal = exit.and_then(signal),
-                said = said.as_deref(),
+                reason = reason.as_deref(),
                 progress = progress.as_ref().and_then(|progress| progress.share),
                 error = error.as_deref().map(|error| as_json_fits(error, LONGEST_ERROR)),
                 next = ended.next(now),
@@ -76,7 +76,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     let is_final = subject.redrive.is_final(subject.receive_count);
     match settlement {
         Settlement::Deleted(_) => record!(info, "message deleted"),
-        Settlement::Kept(reason, _) => match reason.row().severity {
+        Settlement::Kept(why, _) => match why.row().severity {
             Severity::AsPlanned => record!(info, "message kept"),
             Severity::Bug => record!(error, "message kept"),
             Severity::Failure if is_final => record!(error, "message kept"),
@@ -84,6 +84,50 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
         },
     }
 }
+
+/// All fields that a record may have; the one at a message's end has nearly all of them.
+pub const FIELDS: [(&str, &str); 40] = [
+    ("timestamp", "When, RFC 3339"),
+    ("level", "ERROR means that a person must act"),
+    ("target", "The module that writes the record, or command"),
+    ("job_id", "As --job-id says"),
+    ("pod_name", "As --pod-name says"),
+    ("message_id", "The SQS message id"),
+    ("receive_count", "How often the message was received; 1 is the first time"),
+    ("max_receive_count", "The queue's maxReceiveCount"),
+    ("bucket", "The bucket of the first object"),
+    ("key", "Its key, decoded"),
+    ("size", "Its size in bytes"),
+    ("objects", "How many objects the message is about"),
+    ("job_type", "The job type, or default"),
+    ("body_sha256", "The SHA-256 of the message's body, in hexadecimal"),
+    ("trace_id", "The trace id of the sender's W3C trace context"),
+    ("outcome", "How the message ended, see the outcomes"),
+    ("exit_code", "The exit code of the last command"),
+    ("signal", "The signal that ended the last command"),
+    ("reason", "What the command wrote as its reason into JOB_RESULT_FILE"),
+    ("progress", "The last progress that the command reported, from 0 to 1"),
+    ("error", "Why the message was kept"),
+    ("next", "What happens to the message next"),
+    ("receive_s", "Time of the request that brought the message, in seconds"),
+    ("fetch_s", "Time of the downloads, in seconds"),
+    ("command_s", "Time of the commands, in seconds"),
+    ("publish_s", "Time of the uploads, in seconds"),
+    ("settle_s", "Time of the delete or the release, in seconds"),
+    ("total_s", "Time from the receive to the end, in seconds"),
+    ("cpu_s", "User and system time of the commands, in seconds"),
+    ("peak_memory_bytes", "The most memory that one process of the commands had"),
+    ("published", "How many files were uploaded"),
+    ("published_bytes", "How many bytes they have together"),
+    ("manifest", "The first of them, as JSON: to, bytes, checksum, etag"),
+    ("message", "The text of the record: message started, message deleted, message kept, exiting and others"),
+    ("stream", "Of a line of the command: stdout or stderr"),
+    ("line", "Of a line of the command: the line"),
+    ("name", "work, in what is logged while the work runs"),
+    ("text", "What the command wrote beside its progress"),
+    ("exit", "Of the record exiting: the exit code of leasehold itself"),
+    ("dropped_lines", "Of the last record: how many records were lost because the reader of the log was too slow"),
+];
 
 /// As JSON within JSON, in bytes. A container runtime cuts a record of more than 16 KiB in two, and a key alone may take 6.
 const LONGEST_MANIFEST: usize = 4 * 1024;
@@ -109,10 +153,10 @@ pub(super) fn manifest(published: &Manifest) -> String {
 pub fn log_left(outcome: &RunOutcome) {
     let exit = outcome.exit_code();
     match outcome {
-        RunOutcome::Finished => info!(exit, "leaving"),
-        RunOutcome::Kept(why) => info!(exit, outcome = why.label(), "leaving"),
+        RunOutcome::Finished => info!(exit, "exiting"),
+        RunOutcome::Kept(why) => info!(exit, outcome = why.label(), "exiting"),
         RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => {
-            error!(exit, error = %outcome, "leaving");
+            error!(exit, error = %outcome, "exiting");
         }
     }
 }
@@ -195,6 +239,8 @@ mod tests {
         // Less what every record has: who speaks.
         assert!((10_000..15_800).contains(&record.len()), "{} bytes", record.len());
         let fields: Value = serde_json::from_slice(&record).unwrap();
+        let known = |name: &String| FIELDS.iter().any(|(field, _)| field == name);
+        assert!(fields["fields"].as_object().unwrap().keys().all(known), "{}", fields["fields"]);
         let manifest: Value = serde_json::from_str(fields["fields"]["manifest"].as_str().unwrap()).unwrap();
         assert_eq!(manifest.as_array().map(Vec::len), Some(4));
     }

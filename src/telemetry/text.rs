@@ -49,7 +49,7 @@ const FOR_MACHINES: [&str; 16] = [
     "objects",
     "body_sha256",
     "trace_id",
-    "said",
+    "reason",
     "stream",
     "receive_s",
     "fetch_s",

@@ -11,9 +11,9 @@ use aws_sdk_s3::types::{
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::check::queue::{self, QueueFacts};
 use leasehold::check::{Finding, Severity};
-use leasehold::cli::container_args;
-use leasehold::config::RunConfig;
 use leasehold::job::delivery::Redrive;
+use leasehold::settings::command_line::container_args;
+use leasehold::settings::resolve::RunConfig;
 use serde_json::{Value, json};
 
 use super::check_manifest::{change, good};

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::CommandFactory;
-use leasehold::cli::Cli;
+use leasehold::settings::command_line::command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -240,7 +239,7 @@ transformers: [../last]
 
 #[test]
 fn every_setting_is_one_that_leasehold_knows() {
-    let actions = Cli::command();
+    let actions = command();
     let known: BTreeSet<_> = actions
         .get_subcommands()
         .flat_map(clap::Command::get_arguments)

@@ -180,15 +180,18 @@ async fn a_sweep_without_a_gateway_says_so() {
 async fn settings_that_cannot_work_are_refused() {
     let cloud = Cloud::new(5).await;
     for (flags, why) in [
-        ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is no URL of a server"),
+        ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is not the URL of a server"),
         ("--pushgateway http://user:s3cr3t@gateway:9091", "name it with --pushgateway-basic-auth-file"),
         ("--pushgateway user:s3cr3t@gateway:9091", "\"[redacted]@gateway:9091\" has a user and a password in it"),
         ("--pushgateway http://gateway:9091/?token=s3cr3t", "has a query in it"),
         ("--pushgateway http://user:1#s3cr3t@gateway:9091", "has a query in it"),
-        ("--pushgateway http://user:s3cr3t/@gateway:9091", "\"http://[redacted]@gateway:9091\" is no URL of a server"),
+        (
+            "--pushgateway http://user:s3cr3t/@gateway:9091",
+            "\"http://[redacted]@gateway:9091\" is not the URL of a server",
+        ),
         (
             "--pushgateway http://127.0.0.1:1 --pushgateway-bearer-token-file /nonexistent",
-            "--pushgateway-bearer-token-file /nonexistent: No such file",
+            "'--pushgateway-bearer-token-file <FILE>': No such file",
         ),
         ("--push-interval 100ms", "--push-interval 100ms is under 1s"),
     ] {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use aws_sdk_sqs::types::{MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
+use leasehold::telemetry::records::FIELDS;
 use serde_json::Value;
 
 use crate::support::cloud::{Cloud, GREEDY, Left, eventually};
@@ -57,13 +58,8 @@ fn fields(record: &Value) -> impl Iterator<Item = String> {
 }
 
 #[tokio::test]
-async fn the_readme_has_every_field_of_a_messages_records() {
-    let readme = include_str!("../../README.md");
-    let (_, table) = readme.split_once("| field | |\n").unwrap();
-    let rows = table.lines().take_while(|line| line.starts_with('|')).skip(1);
-    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
-    let documented: BTreeSet<_> = names.map(str::to_owned).collect();
-
+async fn the_reference_has_every_field_of_a_messages_records() {
+    let documented: BTreeSet<_> = FIELDS.iter().map(|(name, _)| (*name).to_owned()).collect();
     let cloud = Cloud::new(5).await;
     let mut logged = BTreeSet::new();
     let output = format!("--output s3://{}/results", cloud.bucket);
@@ -110,7 +106,7 @@ async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succe
     let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
     let left = cloud.run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script).run_to(65).await;
     assert_eq!(left.record("message deleted")["key"], "good");
-    let leaving: Vec<_> = left.log.iter().filter(|record| record["message"] == "leaving").collect();
+    let leaving: Vec<_> = left.log.iter().filter(|record| record["message"] == "exiting").collect();
     assert_eq!((leaving.len(), &leaving[0]["exit"]), (1, &65.into()));
     let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
     let fields: Value = serde_json::from_str(&message).unwrap();

@@ -310,7 +310,7 @@ async fn check_panels(observatory: &Observatory, queries: &[Query], queues: &Que
         told_by_bars.retain(|legend, _| truth.contains_key(legend));
         assert!(told_by_bars.is_empty() || told_by_bars == truth, "{panel}, its bars: {told_by_bars:?}");
     }
-    let died = queries.iter().find(|query| query.panel == "Died without a last word").unwrap();
+    let died = queries.iter().find(|query| query.panel == "Ended without reporting").unwrap();
     let died: Vec<_> = observatory.at(at, "{{instance}}", &died.of(RANGE)).await.into_keys().collect();
     assert_eq!(died, ["killed-1", "killed-2"]);
 }

@@ -15,8 +15,8 @@ mod work;
 
 use std::collections::BTreeMap;
 
-use leasehold::cli::{Action, Cli};
-use leasehold::config::RunConfig;
+use leasehold::settings::resolve::RunConfig;
+use leasehold::settings::{Action, Cli};
 use serde_json::Value;
 
 use crate::support::object_created;

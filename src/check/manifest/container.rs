@@ -9,9 +9,9 @@ use super::environment::{Environment, is_known};
 use super::files::File;
 use super::start::{Start, Starter};
 use crate::check::{Finding, Findings, Severity, StopTimeline, settings};
-use crate::cli;
-use crate::config::RunConfig;
-use crate::job_types::JobTypesFile;
+use crate::settings::JobTypesFile;
+use crate::settings::command_line;
+use crate::settings::resolve::RunConfig;
 use crate::telemetry::termination::TerminationLog;
 
 /// The container that runs leasehold, and its settings as far as they are known.
@@ -155,7 +155,7 @@ impl<'a> ScaledJob<'a> {
                 }
             }
         }
-        let args = cli::container_args(&variables, &words).and_then(|mut args| {
+        let args = command_line::container_args(&variables, &words).and_then(|mut args| {
             if let Some((text, path)) = job_types {
                 let file = JobTypesFile::parse(&path, || Ok(text));
                 args.work.job_types = Some(file.map_err(|why| format!("--job-types {path}: {why}"))?);

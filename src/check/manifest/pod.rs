@@ -8,8 +8,8 @@ use super::ScaledJob;
 use super::container::Container;
 use super::files::Mount;
 use crate::check::Finding;
-use crate::config::RunConfig;
 use crate::job::lease::CEILING;
+use crate::settings::resolve::RunConfig;
 
 /// Who starts the pods of a Job unless it says otherwise.
 const JOB_CONTROLLER: &str = "kubernetes.io/job-controller";

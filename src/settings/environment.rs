@@ -6,9 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use clap::CommandFactory;
-
-use super::Cli;
+use super::command_line;
 
 /// `RUST_LOG`, or what a pod's log should hold: not the spans that ractor opens around each of its handlers.
 pub fn log_filter() -> String {
@@ -63,7 +61,7 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
     if ours.is_empty() {
         return None;
     }
-    let known: Vec<String> = Cli::command()
+    let known: Vec<String> = command_line::command()
         .get_subcommands()
         .flat_map(|action| {
             action.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect::<Vec<_>>()
@@ -71,7 +69,7 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
         .collect();
     let unknown = ours.into_iter().find(|name| !known.contains(name))?;
     let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &unknown))?;
-    Some(format!("environment variable '{unknown}' is no setting of leasehold: did you mean '{nearest}'?"))
+    Some(format!("environment variable '{unknown}' is not a setting of leasehold; did you mean '{nearest}'?"))
 }
 
 /// Kubernetes sets such variables in every pod beside a Service called `leasehold` or `leasehold-…`.

@@ -1,21 +1,19 @@
 //! What can be wrong with the settings.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::adapters::http::without_userinfo;
 use crate::job::lease::CEILING;
 use crate::job::route::EventFilter;
-use crate::job_types::At;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
+pub enum SettingError {
     #[error("--queue-url is required")]
     NoQueue,
     #[error("--queue-url: {0}")]
     QueueUrl(String),
-    #[error("--visibility-timeout {} is under 3s: no beat could come in time", show(.0))]
+    #[error("--visibility-timeout {} is under 3s: no extension could come in time", show(.0))]
     VisibilityTooShort(Duration),
     #[error("--visibility-timeout {} is over the 12h for which SQS hides a message", show(.0))]
     VisibilityTooLong(Duration),
@@ -62,14 +60,14 @@ pub enum ConfigError {
     RetryRange { min: Duration, max: Duration },
     #[error("--retry-max {} is over the 12h for which SQS hides a message", show(.0))]
     RetryTooLong(Duration),
-    #[error("--job-types, {at}: job type {name}: {why}")]
-    JobType { name: String, at: At, why: Box<Self> },
-    #[error("--job-types: the file has none")]
+    #[error("--job-types {at}: job type {name}: {why}")]
+    JobType { name: String, at: String, why: String },
+    #[error("--job-types: the file has no job type")]
     NoJobTypes,
-    #[error("--job-types, {at}: {name} is the name of two")]
-    SameName { name: String, at: At },
-    #[error("--job-types, {at}: {name} is never reached: {other}, which is before it, takes every message")]
-    NeverReached { name: String, at: At, other: String },
+    #[error("--job-types {at}: {name} is the name of two job types")]
+    SameName { name: String, at: String },
+    #[error("--job-types {at}: {name} is never reached: {other}, which is before it, takes every message")]
+    NeverReached { name: String, at: String, other: String },
     #[error("it has no command, and COMMAND is not given for all")]
     NoCommand,
     #[error("it matches {event}, which --events {events} does not ask for: messages about it are deleted")]
@@ -78,7 +76,7 @@ pub enum ConfigError {
     Removal(&'static str),
     #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
     PermanentExitCode(i32, &'static str),
-    #[error("--pushgateway {:?} is no URL of a server; it looks like http://pushgateway.monitoring:9091", without_userinfo(.0))]
+    #[error("--pushgateway {:?} is not the URL of a server; it looks like http://pushgateway.monitoring:9091", without_userinfo(.0))]
     Pushgateway(String),
     #[error(
         "--pushgateway {:?} has a user and a password in it: write user:password into a file, and name it with --pushgateway-basic-auth-file",
@@ -89,16 +87,25 @@ pub enum ConfigError {
         "--pushgateway has a query in it, behind which no path fits: leave it out (a token belongs in a file that --pushgateway-bearer-token-file names)"
     )]
     PushgatewayQuery,
-    #[error("--pushgateway is missing: which one is to be swept?")]
+    #[error("--pushgateway is required: the one that is to be swept")]
     NoPushgateway,
-    #[error("--pushgateway-{flag} {}: {why}", .path.display())]
-    PushgatewaySecret { flag: &'static str, path: PathBuf, why: String },
     #[error("--push-interval {} is under 1s", show(.0))]
     PushInterval(Duration),
     #[error("--s3-timeout {} is under 1s", show(.0))]
     S3Timeout(Duration),
 }
 
+/// Rounded: nobody sets a millionth of a second.
 fn show(duration: &Duration) -> String {
-    humantime::format_duration(*duration).to_string()
+    if duration.subsec_nanos() == 0 {
+        return humantime::format_duration(*duration).to_string();
+    }
+    if duration.as_secs() == 0 {
+        return format!("{}ms", duration.as_millis());
+    }
+    let tenths = (duration.as_millis() + 50) / 100;
+    if tenths < 600 {
+        return format!("{}.{}s", tenths / 10, tenths % 10);
+    }
+    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }

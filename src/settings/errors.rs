@@ -1,14 +1,58 @@
-//! What clap quotes of the command line and the environment may hold a password, or move the cursor.
+//! Complaints in the words of who reads them: the names that they wrote, and nothing of what they wrote that is a secret or moves the
+//! cursor.
 
 use std::error::Error;
+use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue};
 
+use super::command_line::variable;
+use super::environment;
 use crate::adapters::http::without_userinfo;
 use crate::telemetry::plain::{Plain, PlainLines};
 
 /// The same complaint, fit for a terminal and a log.
-pub(super) fn fit_to_print(mut error: clap::Error) -> clap::Error {
+pub(super) fn fit_to_print(error: clap::Error) -> clap::Error {
+    let error = without_secrets(error);
+    let text = error.to_string();
+    let as_given = as_given(&text);
+    if as_given == text {
+        return error;
+    }
+    clap::Error::raw(error.kind(), as_given.trim_start_matches("error: "))
+}
+
+/// A text about flags, with those named by their variables that are set so, and not on the command line.
+pub fn as_given(text: &str) -> String {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let is_word = |flag: &str| {
+        words
+            .iter()
+            .filter_map(|word| word.to_str()?.strip_prefix("--"))
+            .any(|word| word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+    };
+    let variables: Vec<String> =
+        environment::all().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name).collect();
+    rename_flags(text, |flag| Some(variable(flag)).filter(|name| variables.contains(name) && !is_word(flag)))
+}
+
+/// A text with other names for some flags, which `name` is asked for without their dashes.
+pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
+    let mut parts = text.split("--");
+    let mut renamed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(part.len());
+        let (flag, rest) = part.split_at(end);
+        match name(flag) {
+            Some(name) => renamed.push_str(&name),
+            None => renamed.extend(["--", flag]),
+        }
+        renamed.push_str(rest);
+    }
+    renamed
+}
+
+fn without_secrets(mut error: clap::Error) -> clap::Error {
     let mut changed = Vec::new();
     for (kind, value) in error.context() {
         let ContextValue::String(text) = value else { continue };
@@ -95,6 +139,14 @@ mod tests {
         std::fs::write(&file, "job-types:\n- {name: a, \"b\\e[2J\": 1}\n").unwrap();
         let text = complaint(&["--job-types", file.to_str().unwrap()]);
         assert!(text.contains("--job-types") && text.contains("b\\u{1b}[2J"), "{text}");
+    }
+
+    #[test]
+    fn flags_get_the_names_that_they_were_given_by() {
+        let name = |flag: &str| (flag == "wait").then(|| "LEASEHOLD_WAIT".to_owned());
+        let renamed =
+            rename_flags("error: invalid value '90' for '--wait <TIME>' -- see --wait-long, --help, --", name);
+        assert_eq!(renamed, "error: invalid value '90' for 'LEASEHOLD_WAIT <TIME>' -- see --wait-long, --help, --");
     }
 
     #[test]

@@ -1,48 +1,16 @@
 //! Values as they are written, on the command line and in the file of job types alike.
 
+use std::ffi::OsString;
 use std::fmt::Display;
+use std::net::{AddrParseError, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::ValueEnum;
-use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use crate::job::place::is_bucket_name;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum VisibilityArg {
-    /// A short lease, extended at each third of it
-    Heartbeat,
-    /// One extension to --max-duration and the stop, right after the receive
-    Fixed,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum InputArg {
-    /// As a file, whose path is in JOB_INPUT
-    File,
-    /// As its standard input, too
-    Stdin,
-    /// Not at all: it is not fetched
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnStopArg {
-    Release,
-    Expire,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RetryArg {
-    Backoff,
-    Expire,
-}
 
 /// Values with commas between them, as people write them: with blanks, and perhaps a comma at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +70,35 @@ const LONGEST: Duration = Duration::from_hours(366 * 24);
 /// `500Mi`, `20Gi`, as in Kubernetes.
 pub fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|error| format!("{error}; write for example 500Mi or 20Gi"))
+}
+
+/// `IP:PORT`, or `:PORT` on all addresses.
+pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    let all = text.strip_prefix(':').and_then(|port| port.parse().ok());
+    let wrong = |error: AddrParseError| format!("{error}; write for example :9464 or 127.0.0.1:9464");
+    all.map_or_else(|| text.parse().map_err(wrong), |port| Ok((Ipv4Addr::UNSPECIFIED, port).into()))
+}
+
+/// In a file: what has its own text.
+pub fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+pub fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    time(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
+}
+
+/// A command.
+pub fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<OsString>, D::Error> {
+    let words: Vec<String> = Deserialize::deserialize(from)?;
+    if words.is_empty() {
+        return Err(D::Error::custom("the command is empty"));
+    }
+    Ok(words.into_iter().map(OsString::from).collect())
+}
+
+pub fn codes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<List<u8>>, D::Error> {
+    Ok(vec![List(Deserialize::deserialize(from)?)])
 }
 
 #[cfg(test)]

@@ -1,65 +1,40 @@
 //! The file of job types (`--job-types`), as it is written. What it says is checked against everything else in
-//! [`crate::config`].
+//! [`super::resolve`].
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
 
+use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::cli::values::{InputArg, RetryArg, VisibilityArg, time};
-use crate::job::place::Template;
-use crate::job::route::{BadEventFilter, EventFilter, KeyGlob, Task};
+use super::errors::rename_flags;
+use super::task::TaskSettings;
+use super::values;
+use crate::job::route::{EventFilter, KeyGlob, Task};
 
 /// What leasehold does with which messages: the first job type that matches a message says how it is worked on.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[schemars(title = "leasehold's job types")]
+#[schemars(title = "leasehold's job types", transform = RecursiveTransform(without_default))]
 pub struct JobTypesFile {
     #[schemars(length(min = 1))]
-    pub job_types: Vec<Entry>,
+    pub job_types: Vec<TaskSettings>,
     /// Where it is, if it was loaded.
     #[serde(skip)]
     pub path: Option<String>,
 }
 
-/// A job type. What it does not say is as the flag of the same name says.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Entry {
-    pub name: Name,
-    #[serde(default)]
-    pub r#match: MatchEntry,
-    /// What to run on each object, as a list: the program and its arguments.
-    #[schemars(length(min = 1))]
-    pub command: Option<Vec<String>>,
-    pub input: Option<InputArg>,
-    pub visibility: Option<VisibilityArg>,
-    pub visibility_timeout: Option<Time>,
-    pub max_duration: Option<Time>,
-    pub stall_timeout: Option<Time>,
-    pub stop_grace: Option<Time>,
-    /// Where results go.
-    pub output: Option<S3Place>,
-    /// Where partial state is kept; with it max-duration is the time of all attempts together, and may be over 12 hours.
-    pub checkpoint: Option<S3Place>,
-    /// How often it is saved while the command runs.
-    pub checkpoint_interval: Option<Time>,
-    pub retry: Option<RetryArg>,
-    pub retry_min: Option<Time>,
-    pub retry_max: Option<Time>,
-    /// Exit codes with which the command says that this input will never work.
-    pub permanent_exit_codes: Option<Vec<u8>>,
-    #[serde(skip)]
-    pub said_at: SaidAt,
+/// Where nothing is said, a flag says it.
+fn without_default(schema: &mut Schema) {
+    schema.remove("default");
 }
 
 /// Where in the file an entry says what, by the settings' names.
 #[derive(Debug, Clone, Default)]
-pub struct SaidAt(BTreeMap<String, At>);
+pub struct SourceMap(BTreeMap<String, At>);
 
 /// A place in the file. Both count from 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,9 +49,21 @@ impl fmt::Display for At {
     }
 }
 
-impl SaidAt {
+impl At {
+    /// `types.yaml, line 3 column 12`; without the file's name if that is not known.
+    pub fn in_file(self, path: &str) -> String {
+        if path.is_empty() { self.to_string() } else { format!("{path}, {self}") }
+    }
+}
+
+impl SourceMap {
     pub fn name(&self) -> At {
         self.0.get("name").copied().unwrap_or_default()
+    }
+
+    /// The complaint with the names of its own settings as a file has them, without the dashes of flags.
+    pub fn in_its_words(&self, complaint: &str) -> String {
+        rename_flags(complaint, |flag| self.0.contains_key(flag).then(|| flag.to_owned()))
     }
 
     /// Where the first setting is said that a complaint names (`--max-duration 13h is over …`); if none is, the entry's name.
@@ -96,11 +83,17 @@ struct Located<T> {
 /// Which messages: all that is said must be so. Where nothing is said, every message.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MatchEntry {
+pub struct Match {
     /// A bucket's name.
     pub bucket: Option<String>,
-    pub key: Option<Key>,
-    pub event: Option<Events>,
+    /// A pattern for the whole key: `*` and `?` stand for what is within one folder, `**` for folders, `{a,b}` for either.
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub key: Option<KeyGlob>,
+    /// S3's names of events, as for `--events`: `ObjectCreated:*,ObjectRestore:Completed`.
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub event: Option<EventFilter>,
 }
 
 /// The type's name in logs and metrics, and in JOB_TYPE.
@@ -109,29 +102,12 @@ pub struct MatchEntry {
 #[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$"))]
 pub struct Name(pub String);
 
-/// A pattern for the whole key: `*` and `?` stand for what is within one folder, `**` for folders, `{a,b}` for either.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(try_from = "String")]
-#[schemars(with = "String")]
-pub struct Key(pub KeyGlob);
-
-/// S3's names of events, as for `--events`: `ObjectCreated:*,ObjectRestore:Completed`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(try_from = "String")]
-#[schemars(with = "String")]
-pub struct Events(pub EventFilter);
-
-/// A place in S3, which may have `{key}`, `{name}`, `{stem}`, `{message_id}` and `{job_type}` in it:
-/// `s3://results/{job_type}/{stem}`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(try_from = "String")]
-#[schemars(with = "String")]
-pub struct S3Place(pub Template);
-
-/// A length of time, such as `90s`, `10m` or `2h30m`.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(try_from = "String")]
-pub struct Time(pub Duration);
+/// The flags': what is worked on by no job type.
+impl Default for Name {
+    fn default() -> Self {
+        Self(Task::DEFAULT.to_owned())
+    }
+}
 
 impl TryFrom<String> for Name {
     type Error = &'static str;
@@ -145,38 +121,6 @@ impl TryFrom<String> for Name {
             return Err("the name default is that of messages of no job type");
         }
         Ok(Self(name))
-    }
-}
-
-impl TryFrom<String> for Key {
-    type Error = String;
-
-    fn try_from(glob: String) -> Result<Self, String> {
-        glob.parse().map(Self)
-    }
-}
-
-impl TryFrom<String> for Events {
-    type Error = BadEventFilter;
-
-    fn try_from(events: String) -> Result<Self, BadEventFilter> {
-        events.parse().map(Self)
-    }
-}
-
-impl TryFrom<String> for S3Place {
-    type Error = String;
-
-    fn try_from(place: String) -> Result<Self, String> {
-        place.parse().map(Self)
-    }
-}
-
-impl TryFrom<String> for Time {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        time(&text).map(Self)
     }
 }
 
@@ -220,7 +164,7 @@ impl JobTypesFile {
 
     fn located<T>(mut self, located: Located<T>, at: impl Fn(&T) -> At) -> Self {
         for (entry, said) in self.job_types.iter_mut().zip(located.job_types) {
-            entry.said_at = SaidAt(said.iter().map(|(name, value)| (name.clone(), at(value))).collect());
+            entry.source = SourceMap(said.iter().map(|(name, value)| (name.clone(), at(value))).collect());
         }
         self
     }

@@ -1,0 +1,25 @@
+//! What `leasehold --version` says: the commit, its date and the target, where they are known.
+
+use std::path::Path;
+use std::process::Command;
+
+#[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts by the environment")]
+fn main() {
+    let git = |words: &[&str]| {
+        let output = Command::new("git").args(words).output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned()).filter(|text| !text.is_empty())
+    };
+    // Which commit this is changes with the log of HEAD; a file that is not there would make each build a new one.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
+    // Of an image that is built without the repository's history.
+    let given = std::env::var("BUILD_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let commit = given.or_else(|| git(&["show", "--no-patch", "--format=%h %cs"]));
+    let target = std::env::var("TARGET").expect("cargo sets it");
+    let version = env!("CARGO_PKG_VERSION");
+    let about = commit.map_or_else(|| target.clone(), |commit| format!("{commit}, {target}"));
+    println!("cargo::rustc-env=BUILD_VERSION={version} ({about})");
+}

@@ -1,0 +1,218 @@
+//! The words and the environment that the program is started with.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+
+use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+
+use super::errors::fit_to_print;
+use super::pod::CHECK;
+use super::{Action, Cli, RunSettings, environment};
+
+/// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
+pub fn parse() -> Result<Cli, clap::Error> {
+    let matches = empty_is_unset(command()).try_get_matches().map_err(fit_to_print)?;
+    checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)
+}
+
+/// The program's command line. Each flag has its variable, which nothing else names.
+pub fn command() -> Command {
+    Cli::command().mut_subcommands(with_variables).mut_subcommand("check", without_those_of_run)
+}
+
+/// `check --help` shows its own flags, and where the others are.
+fn without_those_of_run(check: Command) -> Command {
+    check.mut_args(|arg| {
+        let is_own = arg.get_help_heading() == Some(CHECK) || matches!(arg.get_id().as_str(), "help" | "queue_url");
+        if is_own { arg } else { arg.hide(true) }
+    })
+}
+
+fn with_variables(action: Command) -> Command {
+    action.mut_args(|arg| match arg.get_long() {
+        Some(flag) if flag != "help" => {
+            let variable = variable(flag);
+            arg.env(variable).hide_env(true)
+        }
+        Some(_) | None => arg,
+    })
+}
+
+/// The variable of a flag, which is given without its dashes.
+pub fn variable(flag: &str) -> String {
+    format!("LEASEHOLD_{}", flag.replace('-', "_").to_uppercase())
+}
+
+/// Charts set variables to nothing where they mean that they are not set.
+fn empty_is_unset(program: Command) -> Command {
+    let empty: Vec<OsString> =
+        environment::all().filter_map(|(name, value)| value.is_empty().then(|| name.into())).collect();
+    if empty.is_empty() {
+        return program;
+    }
+    program.mut_subcommands(move |action| {
+        action.mut_args(|arg| {
+            let is_empty = |variable: &OsStr| empty.iter().any(|name| name == variable);
+            if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+        })
+    })
+}
+
+/// The same for a program that does the work itself: there is no COMMAND, and flags may have other defaults, given as
+/// their names without dashes and their values. `words` begin with the program's own.
+pub fn parse_without_command(
+    name: &'static str,
+    defaults: &[(&'static str, &'static str)],
+    mut words: Vec<OsString>,
+) -> Result<Cli, clap::Error> {
+    let hidden = |action: Command| {
+        action.mut_arg("command", |arg| arg.hide(true)).mut_arg("permanent_exit_codes", |arg| arg.hide(true))
+    };
+    let mut program = empty_is_unset(command()).name(name).bin_name(name);
+    program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
+    for &(flag, value) in defaults {
+        let is_it = |arg: &Arg| arg.get_long() == Some(flag);
+        if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
+            let complaint = format!("this program gives --{flag} a default, but there is no such flag");
+            return Err(program.error(ErrorKind::UnknownArgument, complaint));
+        }
+        let with_default = |arg: Arg| if is_it(&arg) { arg.default_value(value).required(false) } else { arg };
+        program = program.mut_subcommands(|action| action.mut_args(with_default));
+    }
+    if words.get(1).is_some_and(|action| action == "run" || action == "local") {
+        if words.iter().any(|word| word == "--") {
+            let complaint = "this program does the work itself: it takes no COMMAND";
+            return Err(program.error(ErrorKind::UnknownArgument, complaint));
+        }
+        // clap can be told that an argument is not required only where it was told that it is.
+        words.extend(["--".into(), "the work".into()]);
+    }
+    let matches = program.try_get_matches_from_mut(words).map_err(fit_to_print)?;
+    let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
+    match command_only_setting(&cli, &matches) {
+        Some(setting) => {
+            let complaint = format!("{setting}: this program does the work itself, there is no command to say that of");
+            Err(program.error(ErrorKind::ArgumentConflict, complaint))
+        }
+        None => Ok(cli),
+    }
+}
+
+/// A setting that is said and makes sense for a command only.
+fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
+    let work = match &cli.action {
+        Action::Run(args) => &args.work,
+        Action::Local(args) => &args.work,
+        // It would read a container of this program as one of leasehold's.
+        Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
+        Action::Schema
+        | Action::Install(_)
+        | Action::Sweep(_)
+        | Action::Completions { .. }
+        | Action::Man
+        | Action::Reference => return None,
+    };
+    let said = matches.subcommand()?.1.value_source("permanent_exit_codes");
+    if said.is_some_and(|source| source != ValueSource::DefaultValue) {
+        return Some("--permanent-exit-codes".to_owned());
+    }
+    let file = work.job_types.as_ref()?;
+    let path = file.path.as_deref().unwrap_or_default();
+    file.job_types.iter().find_map(|task| {
+        let has_codes = || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
+        let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
+        let at = task.source.what(&format!("--{setting}")).in_file(path);
+        Some(format!("--job-types {at}: {setting}"))
+    })
+}
+
+fn checked(cli: Cli) -> Result<Cli, clap::Error> {
+    if let Some(complaint) = environment::unknown_variable(environment::all().map(|(name, _)| name)) {
+        return Err(Cli::command().error(ErrorKind::UnknownArgument, complaint));
+    }
+    Ok(cli)
+}
+
+/// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after `run`, which outrank them.
+/// Our own environment plays no part.
+pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) -> Result<RunSettings, String> {
+    if let Some(complaint) = environment::unknown_variable(variables.keys().cloned()) {
+        return Err(complaint);
+    }
+    let command =
+        with_variables(RunSettings::augment_args(Command::new("run"))).no_binary_name(true).args_override_self(true);
+    let from_environment: Vec<OsString> = command
+        .get_arguments()
+        .filter_map(|arg| {
+            let value = variables.get(arg.get_env()?.to_str()?).filter(|value| !value.is_empty())?;
+            let flag = format!("--{}", arg.get_long()?);
+            if matches!(arg.get_action(), ArgAction::SetTrue) {
+                let is_set = BoolishValueParser::new().parse_ref(&command, Some(arg), OsStr::new(value));
+                return is_set.unwrap_or(false).then(|| flag.into());
+            }
+            Some(format!("{flag}={value}").into())
+        })
+        .collect();
+    let command = command.mut_args(|arg| arg.env(Resettable::Reset));
+    let words = from_environment.into_iter().chain(words.iter().map(OsString::from));
+    let first_line = |error: clap::Error| {
+        let text = fit_to_print(error).to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    };
+    let matches = command.try_get_matches_from(words).map_err(first_line)?;
+    RunSettings::from_arg_matches(&matches).map_err(first_line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_program_of_its_own_has_defaults_that_a_flag_outranks() {
+        let parse = |defaults: &[(&'static str, &'static str)], words: &str| {
+            let words = words.split(' ').map(OsString::from).collect();
+            parse_without_command("resize", defaults, words).map_err(|error| error.to_string())
+        };
+        let longest = |cli: Result<Cli, String>| {
+            let Action::Run(args) = cli.unwrap().action else { panic!("it is run") };
+            args.work.task.max_duration.unwrap()
+        };
+        let defaults =
+            [("max-duration", "2h"), ("queue-url", "https://sqs.us-east-1.amazonaws.com/1/q"), ("accept-raw", "true")];
+        assert_eq!(longest(parse(&defaults, "resize run")), Duration::from_hours(2));
+        assert_eq!(longest(parse(&defaults, "resize run --max-duration 3h")), Duration::from_hours(3));
+        assert!(matches!(parse(&defaults, "resize local in").unwrap().action, Action::Local(_)));
+
+        let error = |defaults: &[_], words: &str| parse(defaults, words).unwrap_err();
+        assert!(error(&[("max-durations", "2h")], "resize run").contains("gives --max-durations a default"));
+        assert!(error(&[("max-duration", "2 fortnights")], "resize local in").contains("--max-duration"));
+        assert!(error(&[], "resize run -- true").contains("takes no COMMAND"));
+        assert!(
+            error(&[], "resize local in --permanent-exit-codes 1").contains("--permanent-exit-codes: this program")
+        );
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("types.yaml");
+        std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
+        let said = error(&[], &format!("resize local in --job-types {}", file.display()));
+        assert!(said.contains("types.yaml, line 3 column 12: command: this program does"), "{said}");
+        assert!(error(&[], "resize check --manifest m.yaml").contains("--manifest: this program"));
+        assert!(error(&[], "resize run").contains("Usage: resize run"));
+        assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        command().debug_assert();
+        for action in command().get_subcommands() {
+            for arg in action.get_arguments() {
+                let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else { continue };
+                assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable(flag).as_str()));
+            }
+        }
+    }
+}

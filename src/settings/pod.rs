@@ -1,0 +1,252 @@
+//! What is the same for all job types: of a pod, of a folder, of a sweep, of a check.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+
+use super::environment::host_name;
+use super::job_types::JobTypesFile;
+use super::task::{STOP, TaskSettings, WORK};
+use super::values::{BucketName, List, account, attribute, listen, size, time};
+use crate::job::event::EventFilter;
+use crate::job::place::Place;
+use crate::job::verdict::OnStop;
+use crate::telemetry::logs::LogFormat;
+use crate::telemetry::push::Credentials;
+use crate::work::fetch::MissingObject;
+
+#[derive(Debug, Args)]
+#[command(after_help = super::AFTER_HELP)]
+pub struct RunSettings {
+    /// The SQS queue, standard or FIFO
+    #[arg(long, value_name = "URL", required = true)]
+    pub queue_url: Option<String>,
+
+    #[command(flatten)]
+    pub work: WorkSettings,
+
+    #[command(flatten)]
+    pub records: RecordSettings,
+
+    /// The account to which all buckets must belong, those of results and records too
+    #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
+    pub expected_bucket_owner: Option<String>,
+
+    /// How long S3 may take to begin an answer, or to go on with one; then the request is repeated. Uploads get a third of it,
+    /// and a second more for each 64 KiB
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time, help_heading = WORK, hide_short_help = true)]
+    pub s3_timeout: Duration,
+
+    /// How many messages to process side by side; --max-messages is how many in all
+    #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
+    pub concurrency: usize,
+
+    #[command(flatten)]
+    pub pushgateway: PushgatewaySettings,
+
+    #[command(flatten)]
+    pub metrics: MetricsSettings,
+}
+
+/// Where in S3 our own records go.
+#[derive(Debug, Clone, Args)]
+pub struct RecordSettings {
+    /// Where finished work is recorded, so that a redelivery is recognised and not done again
+    #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
+    pub idempotency: Option<Place>,
+
+    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication id unless it is made of
+    /// the body, else the event]
+    #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
+    pub idempotency_key: Option<String>,
+
+    /// Where each failed attempt is recorded: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
+    #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
+    pub attempts: Option<Place>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct MetricsSettings {
+    /// How often to push the metrics to --pushgateway
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time, help_heading = METRICS, hide_short_help = true)]
+    pub push_interval: Duration,
+
+    /// The namespace label of the metric group at --pushgateway [default: the pod's]
+    #[arg(long, value_name = "NAME", help_heading = METRICS, hide_short_help = true)]
+    pub namespace: Option<String>,
+
+    /// Serve /metrics, /healthz and /readyz at this address
+    #[arg(long, value_name = "[IP]:PORT", value_parser = listen, help_heading = METRICS)]
+    pub listen: Option<SocketAddr>,
+}
+
+/// Its flags are those of `run` as well: they are what is checked.
+#[derive(Debug, Args)]
+#[command(after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`.")]
+#[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present("manifest")))]
+#[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url"])))]
+pub struct CheckSettings {
+    /// A file of Kubernetes objects, as `kubectl kustomize` prints them: look at its ScaledJobs. Without --queue-url at
+    /// nothing else
+    #[arg(long, value_name = "FILE", help_heading = CHECK)]
+    pub manifest: Option<PathBuf>,
+
+    /// How the findings are printed
+    #[arg(long, value_enum, default_value = "text", help_heading = CHECK)]
+    pub format: CheckFormat,
+
+    /// Exit with 1 if there are warnings
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = CHECK)]
+    pub strict: bool,
+
+    #[command(flatten)]
+    pub run: RunSettings,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckFormat {
+    /// A line for each finding
+    Text,
+    /// One object
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct PushgatewaySettings {
+    /// The Prometheus Pushgateway
+    #[arg(long, value_name = "URL", help_heading = METRICS)]
+    pub pushgateway: Option<String>,
+
+    /// The job of the metric group at --pushgateway
+    #[arg(long, value_name = "NAME", default_value = "leasehold", help_heading = METRICS, hide_short_help = true)]
+    pub pushgateway_job: String,
+
+    /// A file that holds user:password for --pushgateway
+    #[arg(long, value_name = "FILE", value_parser = Credentials::basic, help_heading = METRICS, hide_short_help = true)]
+    pub pushgateway_basic_auth_file: Option<Credentials>,
+
+    /// A file that holds the bearer token for --pushgateway
+    #[arg(long, value_name = "FILE", value_parser = Credentials::bearer, conflicts_with = "pushgateway_basic_auth_file", help_heading = METRICS, hide_short_help = true)]
+    pub pushgateway_bearer_token_file: Option<Credentials>,
+}
+
+#[derive(Debug, Args)]
+pub struct SweepSettings {
+    #[command(flatten)]
+    pub pushgateway: PushgatewaySettings,
+
+    /// How long ago a pod must have finished, or stopped to push; several scrape intervals of Prometheus
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub older_than: Duration,
+
+    /// The format of the log [default: text on a terminal, else json]
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Args)]
+pub struct LocalSettings {
+    /// The folder whose files are to be processed
+    pub inbox: PathBuf,
+
+    /// Where results go: what the command wrote into JOB_OUTPUT_DIR, in a folder named after the file
+    #[arg(long, value_name = "DIR")]
+    pub outbox: Option<PathBuf>,
+
+    /// How many files to process side by side, as that many pods would
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub concurrency: usize,
+
+    #[command(flatten)]
+    pub work: WorkSettings,
+}
+
+#[derive(Debug, Args)]
+pub struct InstallSettings {
+    /// The folder that gets the file `leasehold`: a volume that both containers mount
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct WorkSettings {
+    #[command(flatten)]
+    pub task: TaskSettings,
+
+    /// How long to wait for a message before the queue counts as empty [default: 10s; local: 0s]
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = RECEIVE)]
+    pub wait: Option<Duration>,
+
+    /// How many messages to process, one after another
+    #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
+    pub max_messages: u32,
+
+    /// The S3 events that are work; messages about others are deleted
+    #[arg(long, value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
+    pub events: EventFilter,
+
+    /// Accept a body that is not an S3 notification: the command gets it as its input
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE)]
+    pub accept_raw: bool,
+
+    /// Accept an empty object whose key ends in /, which consoles make for a folder
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE, hide_short_help = true)]
+    pub accept_folders: bool,
+
+    /// How long errors of the queue are retried before the run ends with exit code 69
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = RECEIVE, hide_short_help = true)]
+    pub receive_give_up: Duration,
+
+    /// Where files live while they are processed [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
+    pub work_dir: PathBuf,
+
+    /// How much may be in --work-dir: the sizeLimit of its emptyDir. An object that does not fit is not fetched [default: the free space]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = WORK, hide_short_help = true)]
+    pub work_dir_limit: Option<ByteSize>,
+
+    /// A file of job types: commands and settings for some of the messages, YAML or TOML
+    #[arg(long, value_name = "FILE", value_parser = JobTypesFile::load, help_heading = WORK)]
+    pub job_types: Option<JobTypesFile>,
+
+    /// How to treat an object that was deleted or overwritten since the event [default: retry if deleted, fail if overwritten]
+    #[arg(long, value_enum, help_heading = WORK)]
+    pub missing_object: Option<MissingObject>,
+
+    /// The buckets to read from; objects of others are a permanent failure [default: any]
+    #[arg(long, value_name = "BUCKET,...", help_heading = WORK)]
+    pub buckets: Vec<List<BucketName>>,
+
+    /// The pod's terminationGracePeriodSeconds
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, help_heading = STOP)]
+    pub termination_grace: Duration,
+
+    /// After SIGTERM: make the message visible at once, or let its lease run out
+    #[arg(long, value_enum, default_value = "release", help_heading = STOP)]
+    pub on_stop: OnStop,
+
+    /// The job's id in every log record [default: the host name]
+    #[arg(long, value_name = "ID", default_value_t = host_name(), hide_default_value = true, help_heading = REPORT, hide_short_help = true)]
+    pub job_id: String,
+
+    /// The pod's name in every log record [default: the host name]
+    #[arg(long, value_name = "NAME", default_value_t = host_name(), hide_default_value = true, help_heading = REPORT, hide_short_help = true)]
+    pub pod_name: String,
+
+    /// The format of the log [default: text on a terminal, else json]
+    #[arg(long, value_enum, help_heading = REPORT)]
+    pub log_format: Option<LogFormat>,
+
+    /// The file that gets the final report as well [default: /dev/termination-log, if it exists]
+    #[arg(long, value_name = "FILE", help_heading = REPORT, hide_short_help = true)]
+    pub termination_log: Option<PathBuf>,
+}
+
+const RECEIVE: &str = "Receive";
+const REPORT: &str = "Report";
+const METRICS: &str = "Metrics and probes";
+pub(super) const CHECK: &str = "Check";

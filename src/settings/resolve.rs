@@ -1,0 +1,273 @@
+//! Settings that have been checked: against their own limits, against each other, and against what SQS and
+//! the pod allow. Pure: what is wrong is found before anything is received.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::SettingError;
+use super::job_types::JobTypesFile;
+use super::pod::{
+    LocalSettings, MetricsSettings, PushgatewaySettings, RecordSettings, RunSettings, SweepSettings, WorkSettings,
+};
+use super::task::{PodRules, TaskSettings};
+use crate::adapters::aws::sqs::queue_url;
+use crate::adapters::http;
+use crate::job::event::EventFilter;
+use crate::job::lifecycle::Policy;
+use crate::job::route::{Input, JobType, Match, Selection, Task};
+use crate::job::settings::{Polling, Settings};
+use crate::job::stop::StopPlan;
+use crate::telemetry::logs::{Identity, LogFormat};
+use crate::telemetry::push::Credentials;
+use crate::telemetry::termination::TerminationLog;
+use crate::work::fetch::FetchPolicy;
+use crate::work::workspace::WorkDir;
+
+/// `leasehold run`. Groups of flags that need no check beyond their own are as the command line has them.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    pub queue_url: String,
+    pub concurrency: usize,
+    /// An account's number.
+    pub expected_bucket_owner: Option<String>,
+    pub s3_timeout: Duration,
+    pub records: RecordSettings,
+    pub pushgateway: Option<PushgatewayConfig>,
+    pub metrics: MetricsSettings,
+    pub work: WorkConfig,
+}
+
+/// Where the metrics go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushgatewayConfig {
+    pub url: String,
+    pub job: String,
+    pub credentials: Option<Credentials>,
+}
+
+/// `leasehold sweep`.
+#[derive(Debug, Clone)]
+pub struct SweepConfig {
+    pub pushgateway: PushgatewayConfig,
+    pub older_than: Duration,
+    pub log_format: Option<LogFormat>,
+}
+
+/// `leasehold local`.
+#[derive(Debug, Clone)]
+pub struct LocalConfig {
+    pub inbox: PathBuf,
+    pub outbox: Option<PathBuf>,
+    pub concurrency: usize,
+    pub work: WorkConfig,
+}
+
+/// What both have.
+#[derive(Debug, Clone)]
+pub struct WorkConfig {
+    pub settings: Settings,
+    pub fetch: FetchPolicy,
+    pub work_dir: WorkDir,
+    /// Where the job types are.
+    pub job_types_file: Option<String>,
+    pub identity: Identity,
+    pub log_format: Option<LogFormat>,
+    pub termination_log: TerminationLog,
+}
+
+impl TryFrom<RunSettings> for RunConfig {
+    type Error = SettingError;
+
+    fn try_from(args: RunSettings) -> Result<Self, SettingError> {
+        let RunSettings {
+            queue_url,
+            concurrency,
+            expected_bucket_owner,
+            s3_timeout,
+            records,
+            pushgateway: to,
+            metrics,
+            work,
+        } = args;
+        let queue_url = queue_url.ok_or(SettingError::NoQueue)?;
+        queue_url::check_queue_url(&queue_url).map_err(SettingError::QueueUrl)?;
+        if concurrency == 0 {
+            return Err(SettingError::Zero("concurrency"));
+        }
+        if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
+            return Err(SettingError::Concurrency { concurrency, max_messages: work.max_messages });
+        }
+        if s3_timeout < SECOND {
+            return Err(SettingError::S3Timeout(s3_timeout));
+        }
+        if metrics.push_interval < SECOND {
+            return Err(SettingError::PushInterval(metrics.push_interval));
+        }
+        let pushgateway = pushgateway(to)?;
+        let fifo = queue_url::is_fifo(&queue_url);
+        let work = resolve(work, IN_A_POD, fifo)?;
+        Ok(Self { queue_url, concurrency, expected_bucket_owner, s3_timeout, records, pushgateway, metrics, work })
+    }
+}
+
+impl TryFrom<SweepSettings> for SweepConfig {
+    type Error = SettingError;
+
+    fn try_from(args: SweepSettings) -> Result<Self, SettingError> {
+        let SweepSettings { pushgateway: of, older_than, log_format } = args;
+        let pushgateway = pushgateway(of)?.ok_or(SettingError::NoPushgateway)?;
+        Ok(Self { pushgateway, older_than, log_format })
+    }
+}
+
+fn pushgateway(args: PushgatewaySettings) -> Result<Option<PushgatewayConfig>, SettingError> {
+    let Some(url) = args.pushgateway else { return Ok(None) };
+    if http::has_userinfo(&url) {
+        return Err(SettingError::PushgatewayUserinfo(url));
+    }
+    if url.contains(['?', '#']) {
+        return Err(SettingError::PushgatewayQuery);
+    }
+    if !http::is_url(&url) {
+        return Err(SettingError::Pushgateway(url));
+    }
+    let credentials = args.pushgateway_basic_auth_file.or(args.pushgateway_bearer_token_file);
+    Ok(Some(PushgatewayConfig { url, job: args.pushgateway_job, credentials }))
+}
+
+impl TryFrom<LocalSettings> for LocalConfig {
+    type Error = SettingError;
+
+    fn try_from(args: LocalSettings) -> Result<Self, SettingError> {
+        let LocalSettings { inbox, outbox, concurrency, work } = args;
+        if concurrency == 0 {
+            return Err(SettingError::Zero("concurrency"));
+        }
+        let work = resolve(work, ON_A_LAPTOP, false)?;
+        Ok(Self { inbox, outbox, concurrency, work })
+    }
+}
+
+/// The rules across settings. Files were read before.
+fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkConfig, SettingError> {
+    let wait = args.wait.unwrap_or(defaults.wait);
+    if wait.subsec_nanos() > 0 {
+        return Err(SettingError::Fraction { flag: "--wait", value: wait });
+    }
+    if args.max_messages == 0 {
+        return Err(SettingError::Zero("max-messages"));
+    }
+    let termination_grace = args.termination_grace;
+    if termination_grace.is_zero() {
+        return Err(SettingError::Zero("termination-grace"));
+    }
+    let stop = StopPlan::new(termination_grace);
+    // The lease counts from before the request: a request no longer than a third of it leaves time to work.
+    let third = args.task.visibility_timeout.unwrap_or_default() / 3;
+    let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
+    let Defaults { retry_min, retry_max, .. } = defaults;
+    let pod = PodRules { stop, longest_poll, on_stop: args.on_stop, accept_raw: args.accept_raw, retry_min, retry_max };
+    let limits = args.task.limits(&pod)?;
+    if stop.total(longest_poll) > termination_grace {
+        return Err(SettingError::Wait { wait: longest_poll, reserve: stop.reserve, termination_grace });
+    }
+    let (job_types, job_types_file) = match args.job_types {
+        Some(file) => {
+            let path = file.path.clone();
+            (resolve_job_types(file, &args.task, &args.events, &pod)?, path)
+        }
+        None => (Vec::new(), None),
+    };
+    let task = args.task.task(true, &pod)?;
+    if let Some(task) = &task {
+        check_removals(&args.events, task, &job_types)?;
+    }
+    Ok(WorkConfig {
+        settings: Settings {
+            policy: Policy {
+                selection: Selection { events: args.events, folders: args.accept_folders },
+                accept_raw: args.accept_raw,
+                job_types,
+                task: task.map(Arc::new),
+                limits,
+                max_messages: args.max_messages,
+                fifo,
+            },
+            polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
+            stop,
+        },
+        fetch: FetchPolicy {
+            missing: args.missing_object,
+            buckets: args.buckets.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect(),
+            ..FetchPolicy::default()
+        },
+        work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
+        job_types_file,
+        identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
+        log_format: args.log_format,
+        termination_log: args.termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At),
+    })
+}
+
+fn resolve_job_types(
+    file: JobTypesFile,
+    flags: &TaskSettings,
+    events: &EventFilter,
+    pod: &PodRules,
+) -> Result<Vec<JobType>, SettingError> {
+    let path = file.path.unwrap_or_default();
+    let mut job_types: Vec<JobType> = Vec::new();
+    for settings in file.job_types {
+        let (name, source) = (settings.name.0.clone(), settings.source.clone());
+        let refused = |why: SettingError| {
+            let why = why.to_string();
+            let at = source.what(&why).in_file(&path);
+            SettingError::JobType { name: name.clone(), at, why: source.in_its_words(&why) }
+        };
+        let at = source.name().in_file(&path);
+        if job_types.iter().any(|other| other.task.name == name) {
+            return Err(SettingError::SameName { name, at });
+        }
+        if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
+            return Err(SettingError::NeverReached { name, at, other: other.task.name.clone() });
+        }
+        let job_type = settings.job_type(flags, events, pod).and_then(|it| {
+            let events = it.matches.event.as_ref().unwrap_or(events);
+            check_removals(events, &it.task, &job_types).map(|()| it)
+        });
+        job_types.push(job_type.map_err(refused)?);
+    }
+    if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
+}
+
+/// What is different on a laptop, where nobody wants to wait.
+#[derive(Clone, Copy)]
+struct Defaults {
+    wait: Duration,
+    retry_min: Duration,
+    retry_max: Duration,
+}
+
+const IN_A_POD: Defaults =
+    Defaults { wait: Duration::from_secs(10), retry_min: Duration::from_secs(10), retry_max: Duration::from_mins(15) };
+const ON_A_LAPTOP: Defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: Duration::from_secs(5) };
+
+/// What was removed cannot be fetched. A task that fetches may be asked for such events only if job types before it take them all.
+fn check_removals(events: &EventFilter, task: &Task, before: &[JobType]) -> Result<(), SettingError> {
+    if task.input == Input::None {
+        return Ok(());
+    }
+    let takes_all = |Match { bucket, key, event: events }: &Match, event: &str| {
+        bucket.is_none() && key.is_none() && events.as_ref().is_none_or(|events| events.is_work(event))
+    };
+    match events.removals().find(|event| !before.iter().any(|it| takes_all(&it.matches, event))) {
+        Some(event) => Err(SettingError::Removal(event)),
+        None => Ok(()),
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// SQS answers a long poll within 20 s (`WaitTimeSeconds`).
+const LONGEST_POLL: Duration = Duration::from_secs(20);

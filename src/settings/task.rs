@@ -1,0 +1,325 @@
+//! What a job type may say otherwise, and how it is checked.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::error::SettingError;
+use super::job_types::{Match, Name, SourceMap};
+use super::values::{self, List, time};
+use crate::job::event::EventFilter;
+use crate::job::lease::{CEILING, Strategy};
+use crate::job::place::Template;
+use crate::job::route::{self, Checkpointing, CommandLine, Input, JobType, Limits, Task};
+use crate::job::stop::StopPlan;
+use crate::job::verdict::{OnStop, Retry, RetryPolicy};
+
+/// A job type. What it does not say is as the flag of the same name says: the flags are the job type of all other messages.
+#[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "JobType")]
+pub struct TaskSettings {
+    #[arg(skip)]
+    pub name: Name,
+
+    #[arg(skip)]
+    #[serde(default)]
+    pub r#match: Match,
+
+    /// The program to run on each object, and its arguments; with --job-types on objects of no job type
+    #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
+    #[serde(default, deserialize_with = "values::words")]
+    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    pub command: Vec<OsString>,
+
+    /// How the command gets the object
+    #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
+    pub input: Option<Input>,
+
+    /// Where results go: what the command wrote into JOB_OUTPUT_DIR
+    ///
+    /// PREFIX may contain {key}, {name}, {stem}, {message_id} and {job_type}.
+    #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub output: Option<Template>,
+
+    /// Where checkpoints go: what the command wrote into JOB_CHECKPOINT_DIR is there again at the next attempt
+    ///
+    /// PREFIX as for --output. With checkpoints, --max-duration is the time of all attempts together and may be over 12 hours.
+    #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub checkpoint: Option<Template>,
+
+    /// How often a checkpoint is saved while the command runs [default: only when it ends without success]
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = WORK, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub checkpoint_interval: Option<Duration>,
+
+    /// Exit codes by which the command says that this input will never work
+    #[arg(long, value_name = "CODE,...", default_value = "65", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::codes")]
+    #[schemars(with = "Option<Vec<u8>>")]
+    pub permanent_exit_codes: Vec<List<u8>>,
+
+    /// How the message is kept invisible to others while the work runs
+    #[arg(long, value_enum, default_value = "heartbeat", help_heading = LEASE)]
+    pub visibility: Option<Visibility>,
+
+    /// The visibility timeout; with --visibility heartbeat it is extended at each third of it
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = LEASE)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub visibility_timeout: Option<Duration>,
+
+    /// How long the work on one message may take, from the receive; then it is stopped and retried
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, help_heading = LEASE)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub max_duration: Option<Duration>,
+
+    /// How long the command may print nothing and report no progress; then it is stopped and retried [default: any time]
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = LEASE)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub stall_timeout: Option<Duration>,
+
+    /// How long the command has between SIGTERM and SIGKILL [default: the termination grace less min(10s, a third of it)]
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = STOP)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub stop_grace: Option<Duration>,
+
+    /// After a failure: make the message visible after a growing delay, or let its visibility timeout run out
+    #[arg(long, value_enum, default_value = "backoff", help_heading = RETRY)]
+    pub retry: Option<RetryMode>,
+
+    /// The shortest delay of a retry [default: 10s; local: 1s]
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = RETRY)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub retry_min: Option<Duration>,
+
+    /// The longest delay of a retry [default: 15m; local: 5s]
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = RETRY)]
+    #[serde(default, deserialize_with = "values::duration")]
+    #[schemars(with = "Option<String>")]
+    pub retry_max: Option<Duration>,
+
+    #[arg(skip)]
+    #[serde(skip)]
+    pub source: SourceMap,
+}
+
+pub(super) const WORK: &str = "Work";
+pub(super) const LEASE: &str = "Lease";
+pub(super) const STOP: &str = "Stop";
+pub(super) const RETRY: &str = "Retry";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Visibility {
+    /// A short visibility timeout, extended at each third of it
+    Heartbeat,
+    /// One extension to --max-duration and the stop, right after the receive
+    Fixed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryMode {
+    /// Release the message with a delay that doubles at each receive
+    Backoff,
+    /// Leave the message to its visibility timeout
+    Expire,
+}
+
+/// What is the same for all job types of a pod.
+#[derive(Debug, Clone)]
+pub(super) struct PodRules {
+    pub(super) stop: StopPlan,
+    pub(super) longest_poll: Duration,
+    pub(super) on_stop: OnStop,
+    pub(super) accept_raw: bool,
+    /// Where nothing is said.
+    pub(super) retry_min: Duration,
+    pub(super) retry_max: Duration,
+}
+
+impl TaskSettings {
+    /// Its own, else the other's. Destructured, so that none can be forgotten.
+    pub(super) fn or(self, other: &Self) -> Self {
+        let Self {
+            name,
+            r#match,
+            command,
+            input,
+            output,
+            checkpoint,
+            checkpoint_interval,
+            permanent_exit_codes,
+            visibility,
+            visibility_timeout,
+            max_duration,
+            stall_timeout,
+            stop_grace,
+            retry,
+            retry_min,
+            retry_max,
+            source,
+        } = self;
+        let other = other.clone();
+        let either = |own: Vec<_>, other| if own.is_empty() { other } else { own };
+        let max_duration = max_duration.or(other.max_duration);
+        // That of the flags need not fit a type whose work is short.
+        let inherited = other.stall_timeout.filter(|inherited| max_duration.is_none_or(|longest| *inherited < longest));
+        Self {
+            name,
+            r#match,
+            command: if command.is_empty() { other.command } else { command },
+            input: input.or(other.input),
+            output: output.or(other.output),
+            checkpoint: checkpoint.or(other.checkpoint),
+            checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
+            permanent_exit_codes: either(permanent_exit_codes, other.permanent_exit_codes),
+            visibility: visibility.or(other.visibility),
+            visibility_timeout: visibility_timeout.or(other.visibility_timeout),
+            max_duration,
+            stall_timeout: stall_timeout.or(inherited),
+            stop_grace: stop_grace.or(other.stop_grace),
+            retry: retry.or(other.retry),
+            retry_min: retry_min.or(other.retry_min),
+            retry_max: retry_max.or(other.retry_max),
+            source,
+        }
+    }
+
+    /// Of a file: with what the flags say, and within what they allow.
+    pub(super) fn job_type(self, flags: &Self, events: &EventFilter, pod: &PodRules) -> Result<JobType, SettingError> {
+        let settings = self.or(flags);
+        let Match { bucket, key, event } = settings.r#match.clone();
+        let matches = route::Match { bucket, key, event };
+        if let Some(event) = matches.event.as_ref().and_then(|asked| events.first_not_covered(asked)) {
+            return Err(SettingError::EventIsNoWork { event, events: events.clone() });
+        }
+        let limits = settings.limits(pod)?;
+        let task = settings.task(matches.takes_all(), pod)?.ok_or(SettingError::NoCommand)?;
+        Ok(JobType { matches, task: Arc::new(task), limits })
+    }
+
+    /// What is run; `None` without a command.
+    pub(super) fn task(&self, may_get_bodies: bool, pod: &PodRules) -> Result<Option<Task>, SettingError> {
+        let Some((program, words)) = self.command.split_first() else { return Ok(None) };
+        let input = self.input.expect(DEFAULT);
+        let gets_bodies = pod.accept_raw && may_get_bodies;
+        if gets_bodies && input == Input::None {
+            return Err(SettingError::NoInput);
+        }
+        if self.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
+            return Err(SettingError::Zero("checkpoint-interval"));
+        }
+        if self.checkpoint_interval.is_some() && self.checkpoint.is_none() {
+            return Err(SettingError::NoCheckpoint);
+        }
+        for (flag, place) in [("--output", &self.output), ("--checkpoint", &self.checkpoint)] {
+            if gets_bodies && place.as_ref().is_some_and(Template::needs_object) {
+                return Err(SettingError::NoObject(flag));
+            }
+        }
+        let interval = self.checkpoint_interval;
+        Ok(Some(Task {
+            name: self.name.0.clone(),
+            command: CommandLine { program: program.clone(), args: words.to_vec() },
+            input,
+            stall_timeout: self.stall_timeout,
+            output: self.output.clone(),
+            checkpoint: self.checkpoint.clone().map(|place| Checkpointing { place, interval }),
+        }))
+    }
+
+    /// Every path of a stop fits the pod's grace and SQS's ceiling, or the run is not begun.
+    pub(super) fn limits(&self, pod: &PodRules) -> Result<Limits, SettingError> {
+        let PodRules { stop, longest_poll, .. } = *pod;
+        let visibility = self.visibility_timeout.expect(DEFAULT);
+        if visibility.subsec_nanos() > 0 {
+            return Err(SettingError::Fraction { flag: "--visibility-timeout", value: visibility });
+        }
+        if visibility < SHORTEST_VISIBILITY {
+            return Err(SettingError::VisibilityTooShort(visibility));
+        }
+        if visibility > CEILING {
+            return Err(SettingError::VisibilityTooLong(visibility));
+        }
+        let max_duration = self.max_duration.expect(DEFAULT);
+        if max_duration.is_zero() {
+            return Err(SettingError::Zero("max-duration"));
+        }
+        match self.stall_timeout {
+            Some(Duration::ZERO) => return Err(SettingError::Zero("stall-timeout")),
+            Some(stall_timeout) if stall_timeout >= max_duration => {
+                return Err(SettingError::StallTimeout { stall_timeout, max_duration });
+            }
+            Some(_) | None => {}
+        }
+        let termination_grace = stop.termination_grace;
+        let stop_grace = self.stop_grace.unwrap_or(termination_grace.saturating_sub(stop.reserve));
+        if stop.total(stop_grace) > termination_grace {
+            return Err(SettingError::StopGrace { stop_grace, reserve: stop.reserve, termination_grace });
+        }
+        let is_fixed = self.visibility == Some(Visibility::Fixed);
+        let most = CEILING.saturating_sub(stop.total(stop_grace) + longest_poll + SECOND);
+        if max_duration > most && self.checkpoint.is_none() {
+            return Err(SettingError::MaxDuration { max_duration, most });
+        }
+        if max_duration > most && is_fixed {
+            return Err(SettingError::FixedOverDeliveries { max_duration, most });
+        }
+        let strategy = if is_fixed {
+            Strategy::Fixed(whole_seconds(max_duration + stop.total(stop_grace)))
+        } else {
+            Strategy::Heartbeat
+        };
+        Ok(Limits { strategy, visibility, max_duration, stop_grace, retry: self.retry_policy(pod)? })
+    }
+
+    fn retry_policy(&self, pod: &PodRules) -> Result<RetryPolicy, SettingError> {
+        let min = self.retry_min.unwrap_or(pod.retry_min.min(self.retry_max.unwrap_or(pod.retry_min)));
+        let max = self.retry_max.unwrap_or(pod.retry_max.max(min));
+        if min > max {
+            return Err(SettingError::RetryRange { min, max });
+        }
+        if max > CEILING {
+            return Err(SettingError::RetryTooLong(max));
+        }
+        let codes = self.permanent_exit_codes.iter().flat_map(|list| &list.0);
+        let permanent_exit_codes: Vec<i32> = codes.copied().map(i32::from).collect();
+        for (code, meaning) in [(0, "success"), (75, "temporary")] {
+            if permanent_exit_codes.contains(&code) {
+                return Err(SettingError::PermanentExitCode(code, meaning));
+            }
+        }
+        let retry = match self.retry {
+            Some(RetryMode::Expire) => Retry::Expire,
+            Some(RetryMode::Backoff) | None => Retry::Backoff { min, max },
+        };
+        Ok(RetryPolicy { retry, on_stop: pod.on_stop, permanent_exit_codes })
+    }
+}
+
+/// Of what is not given.
+const DEFAULT: &str = "the flag has a default";
+
+fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs() + u64::from(duration.subsec_nanos() > 0))
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A third of it is a second, the least that SQS counts.
+const SHORTEST_VISIBILITY: Duration = Duration::from_secs(3);

@@ -1,0 +1,124 @@
+//! What people meet on the command line: help, reference, values as they write them, and complaints in their own words.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use leasehold::app::reference::reference;
+use leasehold::settings::RunSettings;
+use leasehold::settings::command_line::container_args;
+use leasehold::settings::resolve::RunConfig;
+
+const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
+
+fn leasehold(words: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    program.args(words).env_clear().envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap()
+}
+
+fn printed(words: &[&str]) -> String {
+    let output = leasehold(words, &[("COLUMNS", "100")]);
+    assert!(output.status.success(), "{words:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_reference_is_what_the_program_prints() {
+    let page = include_str!("../docs/reference.md");
+    assert_eq!(page, reference(), "cargo run -- reference > docs/reference.md");
+}
+
+#[test]
+fn the_short_help_fits_two_screens() {
+    let help = printed(&["run", "-h"]);
+    assert!(help.lines().count() <= 100, "{help}");
+    let headings: Vec<_> = help.lines().filter(|line| !line.starts_with(' ') && line.ends_with(':')).collect();
+    let expected =
+        ["Arguments:", "Options:", "Work:", "Lease:", "Stop:", "Retry:", "Receive:", "Report:", "Metrics and probes:"];
+    assert_eq!(headings[..expected.len()], expected);
+    for word in ["Examples:", "Exit codes:", "RUST_LOG", "AWS_REGION", "LEASEHOLD_QUEUE_URL"] {
+        assert!(help.contains(word), "{word}");
+    }
+    assert!(printed(&["check", "--help"]).lines().count() < 40, "the flags of run are not repeated");
+    assert!(printed(&["run", "--help"]).lines().count() > help.lines().count());
+}
+
+#[test]
+fn the_version_says_commit_and_target() {
+    let version = printed(&["--version"]);
+    let expected = concat!("leasehold ", env!("CARGO_PKG_VERSION"), " (");
+    assert!(version.starts_with(expected) && version.trim_end().ends_with("linux-gnu)"), "{version}");
+}
+
+#[test]
+fn completions_and_the_manual_page_are_well_formed() {
+    let mut bash = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
+    let script = printed(&["completions", "bash"]);
+    assert!(script.contains("--visibility-timeout"));
+    bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(bash.wait().unwrap().success());
+    for shell in ["zsh", "fish"] {
+        assert!(printed(&["completions", shell]).contains("visibility-timeout"));
+    }
+    let page = printed(&["man"]);
+    assert!(page.contains(".TH leasehold 1") && page.contains("EXAMPLES") | page.contains("Examples"), "{page}");
+}
+
+/// As a container has them: a `-` before the name takes it from the words.
+fn config(variables: &[(&str, &str)]) -> Result<RunConfig, String> {
+    let mut all: BTreeMap<String, String> = [("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())].into();
+    all.extend(variables.iter().map(|(name, value)| (format!("LEASEHOLD_{name}"), (*value).to_owned())));
+    let settings: RunSettings = container_args(&all, &["--".to_owned(), "true".to_owned()])?;
+    RunConfig::try_from(settings).map_err(|error| error.to_string())
+}
+
+#[test]
+fn values_are_taken_as_people_write_them() {
+    for (yes, no) in [("1", "0"), ("yes", "no"), ("True", "False"), ("on", "off"), ("TRUE", "n")] {
+        let accepts = |value| config(&[("ACCEPT_RAW", value)]).unwrap().work.settings.policy.accept_raw;
+        assert!(accepts(yes) && !accepts(no), "{yes} {no}");
+    }
+    let config = config(&[
+        ("ACCEPT_RAW", ""),
+        ("MAX_DURATION", ""),
+        ("BUCKETS", "one, two,"),
+        ("PERMANENT_EXIT_CODES", " 65 , 66,"),
+        ("LISTEN", ":9464"),
+    ])
+    .unwrap();
+    let policy = config.work.settings.policy;
+    assert!(!policy.accept_raw, "empty is unset");
+    assert_eq!(policy.limits.max_duration, Duration::from_mins(10), "empty is unset");
+    assert_eq!(policy.limits.retry.permanent_exit_codes, [65, 66]);
+    assert_eq!(config.work.fetch.buckets.len(), 2);
+    assert_eq!(config.metrics.listen.unwrap().to_string(), "0.0.0.0:9464");
+}
+
+/// A wrong value is told with what was typed, and by the name under which it was given.
+#[test]
+fn complaints_name_the_variable_or_the_flag_that_was_given() {
+    let queue = ("LEASEHOLD_QUEUE_URL", QUEUE_URL);
+    for (words, variables, complaint) in [
+        (&["run", "--", "true"][..], &[queue, ("LEASEHOLD_WAIT", "90")][..], "'90' for 'LEASEHOLD_WAIT <TIME>'"),
+        (&["run", "--wait", "80", "--", "true"], &[queue, ("LEASEHOLD_WAIT", "90")], "'80' for '--wait <TIME>'"),
+        (
+            &["run", "--", "true"],
+            &[queue, ("LEASEHOLD_STOP_GRACE", "29s"), ("LEASEHOLD_TERMINATION_GRACE", "31s")],
+            "LEASEHOLD_STOP_GRACE 29s does not fit: with the 10s that leasehold needs to release the message and report, \
+             it is over LEASEHOLD_TERMINATION_GRACE 31s",
+        ),
+        (
+            &["run", "--termination-grace", "5s", "--", "true"],
+            &[queue, ("LEASEHOLD_STOP_GRACE", "29s")],
+            "LEASEHOLD_STOP_GRACE 29s does not fit: with the 1.7s that leasehold needs to release the message and report, \
+             it is over --termination-grace 5s",
+        ),
+        (&["run", "--", "true"], &[queue, ("LEASEHOLD_ACCEPT_RAW", "perhaps")], "'perhaps' for 'LEASEHOLD_ACCEPT_RAW'"),
+        (&["run", "--", "true"], &[queue, ("LEASEHOLD_WIAT", "1s")], "did you mean 'LEASEHOLD_WAIT'?"),
+    ] {
+        let output = leasehold(words, variables);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains(complaint) && output.status.code() == Some(78), "{words:?}: {text}");
+    }
+}
