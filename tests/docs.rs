@@ -221,20 +221,19 @@ fn commands_of(line: &str) -> Vec<Vec<String>> {
         commands.last_mut().expect("there is always one").extend(word);
     };
     for c in line.chars() {
-        match (quote, c) {
-            (Some(open), _) if c == open => quote = None,
-            (Some(_), _) => word.get_or_insert_default().push(c),
-            (None, '\'' | '"') => {
+        match c {
+            _ if quote == Some(c) => quote = None,
+            '\'' | '"' if quote.is_none() => {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            (None, '#') if word.is_none() => break,
-            (None, '|' | ';' | '&') => {
+            '#' if quote.is_none() && word.is_none() => break,
+            '|' | ';' | '&' if quote.is_none() => {
                 add(&mut commands, word.take());
                 commands.push(Vec::new());
             }
-            (None, _) if c.is_whitespace() => add(&mut commands, word.take()),
-            (None, _) => word.get_or_insert_default().push(c),
+            _ if quote.is_none() && c.is_whitespace() => add(&mut commands, word.take()),
+            _ => word.get_or_insert_default().push(c),
         }
     }
     add(&mut commands, word);
