@@ -244,8 +244,8 @@ numbers(
 line(9)
 bars(
     16, "What became of the messages",
-    "Every message that was settled. Bad: anything but green that goes on; single retries are normal. leasehold's README, "
-    "'Observe', lists the outcomes.",
+    "Every message that was settled. Bad: anything but green that goes on; single retries are normal. leasehold's "
+    "docs/troubleshooting.md lists the outcomes.",
     ("{{outcome}}", each(of_jobs("messages_processed_total"), "outcome")), overrides=OUTCOMES,
 )
 lines(

@@ -71,12 +71,12 @@ fn only_one_module_starts_or_signals_a_process() {
     assert_free_of("", &["sys::signal"], &[process[0], process[1], "app/signals.rs"]);
 }
 
-/// The files that README names under "Read the code in an hour", in its order, without their tests.
+/// The files that docs/architecture.md names under "Read the code in an hour", in its order, without their tests.
 #[test]
 fn the_hour() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let (_, hour) = readme.split_once("## Read the code in an hour").expect("the section");
+    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let (_, hour) = page.split_once("## Read the code in an hour").expect("the section");
     let files = hour.lines().filter_map(|line| {
         let (number, item) = line.split_once(". [`")?;
         number.parse::<u32>().ok()?;

@@ -65,7 +65,7 @@ fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
     let validator = jsonschema::validator_for(&serde_json::from_slice(&printed).unwrap()).unwrap();
     let room = tempfile::tempdir().unwrap();
     let mut seen = Vec::new();
-    let places = ["README.md", "deploy", "examples", "grafana"];
+    let places = ["README.md", "deploy", "docs", "examples", "grafana"];
     for entry in places.into_iter().flat_map(WalkDir::new) {
         let path = entry.unwrap().into_path();
         let is_file_of_types = path.file_stem().is_some_and(|stem| stem == "job-types");
@@ -87,7 +87,7 @@ fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["README.md", "deploy/kustomize/base/job-types.yaml", TOML, YAML]);
+    assert_eq!(seen, ["deploy/kustomize/base/job-types.yaml", "docs/job-types.md", TOML, YAML]);
 }
 
 #[test]

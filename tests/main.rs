@@ -9,6 +9,7 @@ mod architecture;
 mod chaos;
 mod checkpoint;
 mod deploy;
+mod docs;
 mod end_to_end;
 mod idempotency;
 mod job_types;

@@ -58,8 +58,14 @@ fn fields(record: &Value) -> impl Iterator<Item = String> {
 }
 
 #[tokio::test]
-async fn the_reference_has_every_field_of_a_messages_records() {
+async fn the_documentation_has_every_field_of_a_messages_records() {
     let documented: BTreeSet<_> = FIELDS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let page = include_str!("../../docs/observability.md");
+    let (_, table) = page.split_once("| field | meaning |\n").unwrap();
+    let rows = table.lines().take_while(|line| line.starts_with('|')).skip(1);
+    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
+    assert_eq!(names.map(str::to_owned).collect::<BTreeSet<_>>(), documented);
+
     let cloud = Cloud::new(5).await;
     let mut logged = BTreeSet::new();
     let output = format!("--output s3://{}/results", cloud.bucket);

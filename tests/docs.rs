@@ -1,0 +1,437 @@
+//! What the documentation promises is there: links lead somewhere, examples parse, commands are accepted, and names exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use leasehold::ports::job_facts::{JobFacts, ObjectFacts};
+use leasehold::settings::Cli;
+use leasehold::settings::command_line::{command, parse_without_command};
+use serde_json::Value;
+use walkdir::WalkDir;
+
+/// These are written by a program from the code. Where they have not been written, a link to them is not followed.
+const GENERATED: [&str; 1] = ["docs/findings.md"];
+
+/// Flags of other programs that a page names by themselves.
+const FLAGS_OF_OTHERS: [&str; 2] = ["--force", "--set"];
+
+/// Kubernetes sets variables like these for a Service, and we take them for what they are.
+const VARIABLES_OF_OTHERS: [&str; 1] = ["LEASEHOLD_SERVICE_HOST"];
+
+/// A page of the documentation.
+struct Page {
+    /// From the root of the repository.
+    path: PathBuf,
+    /// Without what is between fences.
+    prose: String,
+    blocks: Vec<Block>,
+}
+
+/// What is between fences.
+struct Block {
+    /// The word behind the opening fence.
+    language: String,
+    text: String,
+}
+
+impl Page {
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let (mut prose, mut blocks, mut open) = (String::new(), Vec::new(), None::<Block>);
+        for line in text.lines() {
+            match (line.trim_start().strip_prefix("```"), open.as_mut()) {
+                (Some(language), None) => {
+                    open = Some(Block { language: language.trim().to_owned(), text: String::new() });
+                    // A fence ends a paragraph.
+                    prose.push('\n');
+                }
+                (Some(_), Some(_)) => blocks.extend(open.take()),
+                (None, Some(block)) => block.text.extend([line, "\n"]),
+                (None, None) => prose.extend([line, "\n"]),
+            }
+        }
+        assert!(open.is_none(), "{}: a fence is not closed", path.display());
+        Self { path: path.to_owned(), prose, blocks }
+    }
+
+    /// The prose in pieces: text, and what is between backticks.
+    fn pieces(&self) -> (Vec<&str>, Vec<&str>) {
+        let (mut text, mut code) = (Vec::new(), Vec::new());
+        for paragraph in self.prose.split("\n\n") {
+            let pieces: Vec<_> = paragraph.split('`').collect();
+            assert!(pieces.len() % 2 == 1, "{}: a backtick is not closed: {paragraph}", self.path.display());
+            text.extend(pieces.iter().step_by(2));
+            code.extend(pieces.iter().skip(1).step_by(2));
+        }
+        (text, code)
+    }
+
+    /// Where its links lead, as they are written.
+    fn links(&self) -> Vec<String> {
+        // The text of a link may be code, and code may look like a link.
+        let text: String = self.prose.split("\n\n").map(|paragraph| text_of(paragraph) + "\n").collect();
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        targets.map(|(target, _)| target.to_owned()).collect()
+    }
+
+    /// The names by which others link to its headings, as GitHub and mdBook make them.
+    fn anchors(&self) -> BTreeSet<String> {
+        let mut seen = BTreeMap::<String, u32>::new();
+        let headings = self.prose.lines().filter(|line| line.starts_with('#'));
+        let names = headings.map(|line| {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
+        });
+        let mut numbered = BTreeSet::new();
+        for name in names {
+            let count = seen.entry(name.clone()).or_default();
+            numbered.insert(if *count == 0 { name } else { format!("{name}-{count}") });
+            *count += 1;
+        }
+        numbered
+    }
+
+    /// All of it, to look for names.
+    fn everything(&self) -> impl Iterator<Item = &str> {
+        [self.prose.as_str()].into_iter().chain(self.blocks.iter().map(|block| block.text.as_str()))
+    }
+}
+
+/// A paragraph without what is between backticks.
+fn text_of(paragraph: &str) -> String {
+    paragraph.split('`').step_by(2).collect()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn pages() -> Vec<Page> {
+    let below = |folder: &str| -> Vec<PathBuf> {
+        let entries = WalkDir::new(root().join(folder)).sort_by_file_name().into_iter().map(Result::unwrap);
+        let paths = entries.map(|entry| entry.path().strip_prefix(root()).unwrap().to_owned());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+    };
+    let single = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"].map(PathBuf::from);
+    let folders = ["docs", "deploy", "examples", "grafana"].into_iter().flat_map(below);
+    single.into_iter().chain(folders).map(|path| Page::read(&path)).collect()
+}
+
+/// `docs/../README.md` as `README.md`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for component in path.components() {
+        if component == Component::ParentDir {
+            assert!(normal.pop(), "{} leads out of the repository", path.display());
+        } else {
+            normal.push(component);
+        }
+    }
+    normal
+}
+
+fn is_generated(path: &Path) -> bool {
+    GENERATED.iter().any(|generated| path == Path::new(generated))
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_a_heading() {
+    let mut count = 0;
+    for page in pages() {
+        let here = page.path.display();
+        for link in page.links() {
+            if link.contains("://") {
+                continue;
+            }
+            count += 1;
+            let (file, anchor) = link.split_once('#').map_or((&*link, None), |(file, anchor)| (file, Some(anchor)));
+            let folder = page.path.parent().unwrap_or(Path::new(""));
+            let target = if file.is_empty() { page.path.clone() } else { normal(&folder.join(file)) };
+            let exists = root().join(&target).exists();
+            if !exists && is_generated(&target) {
+                continue;
+            }
+            assert!(exists, "{here}: {link} leads to no file");
+            let Some(anchor) = anchor else { continue };
+            assert!(target.extension().is_some_and(|it| it == "md"), "{here}: {link}: only pages have headings");
+            let anchors = Page::read(&target).anchors();
+            assert!(anchors.contains(anchor), "{here}: {link} leads to no heading; there are {anchors:?}");
+        }
+    }
+    assert!(count > 100, "only {count} links were found");
+}
+
+#[test]
+fn the_summary_has_every_page_once() {
+    let listed: Vec<_> = Page::read(Path::new("docs/SUMMARY.md")).links();
+    let mut listed: Vec<_> = listed.iter().map(|link| normal(&Path::new("docs").join(link))).collect();
+    listed.retain(|path| path.starts_with("docs") && (root().join(path).exists() || !is_generated(path)));
+    listed.sort();
+    let pages = pages().into_iter().map(|page| page.path);
+    let mut pages: Vec<_> = pages.filter(|path| path.starts_with("docs") && !path.ends_with("SUMMARY.md")).collect();
+    pages.sort();
+    assert_eq!(listed, pages);
+}
+
+#[test]
+fn every_example_of_yaml_and_json_parses() {
+    let mut count = 0;
+    for page in pages() {
+        for Block { language, text } in &page.blocks {
+            let parsed = match language.as_str() {
+                "yaml" => serde_saphyr::from_str::<Value>(text).map(drop).map_err(|error| error.to_string()),
+                "json" => serde_json::from_str::<Value>(text).map(drop).map_err(|error| error.to_string()),
+                _ => continue,
+            };
+            count += 1;
+            parsed.unwrap_or_else(|why| panic!("{}: {why}\n{text}", page.path.display()));
+        }
+    }
+    assert!(count > 5, "only {count} examples were found");
+}
+
+#[test]
+fn every_scaled_job_passes_the_check() {
+    let room = tempfile::tempdir().unwrap();
+    let file = room.path().join("manifest.yaml");
+    let mut count = 0;
+    for page in pages() {
+        for Block { text, .. } in page.blocks.iter().filter(|block| block.text.contains("kind: ScaledJob\n")) {
+            count += 1;
+            fs::write(&file, text).unwrap();
+            let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+            let checked = check.args(["check", "--strict", "--manifest"]).arg(&file).output().unwrap();
+            let found = String::from_utf8_lossy(&checked.stdout).into_owned();
+            assert!(checked.status.success(), "{}: {found}", page.path.display());
+        }
+    }
+    assert_eq!(count, 1);
+}
+
+/// What a shell makes of a line, as far as the examples need it: words, quotes, a comment, and commands one after another.
+fn commands_of(line: &str) -> Vec<Vec<String>> {
+    let (mut commands, mut word, mut quote) = (vec![Vec::new()], None::<String>, None);
+    let add = |commands: &mut Vec<Vec<String>>, word: Option<String>| {
+        commands.last_mut().expect("there is always one").extend(word);
+    };
+    for c in line.chars() {
+        match c {
+            _ if quote == Some(c) => quote = None,
+            '\'' | '"' if quote.is_none() => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            '#' if quote.is_none() && word.is_none() => break,
+            '|' | ';' | '&' if quote.is_none() => {
+                add(&mut commands, word.take());
+                commands.push(Vec::new());
+            }
+            _ if quote.is_none() && c.is_whitespace() => add(&mut commands, word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    add(&mut commands, word);
+    commands
+}
+
+/// `LEASEHOLD_QUEUE_URL=…` as the flag that it stands for.
+fn as_flag(assignment: &str) -> Option<String> {
+    let (variable, value) = assignment.strip_prefix("LEASEHOLD_")?.split_once('=')?;
+    Some(format!("--{}={value}", variable.to_lowercase().replace('_', "-")))
+}
+
+/// The calls of leasehold in a block: `true` if it is the program of `examples/embedded.rs`.
+fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
+    let text = block.text.replace("\\\n", " ");
+    let lines = text.lines().filter_map(|line| match block.language.as_str() {
+        "sh" => Some(line),
+        "console" => line.strip_prefix("$ "),
+        _ => None,
+    });
+    let (mut calls, mut exported) = (Vec::new(), Vec::new());
+    for mut words in lines.flat_map(commands_of) {
+        let is_assignment = |word: &String| {
+            word.split_once('=').is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        };
+        if words.first().is_some_and(|word| word == "export") {
+            exported.extend(words.iter().filter_map(|word| as_flag(word)));
+            continue;
+        }
+        let of_this_call = words.iter().take_while(|word| is_assignment(word)).count();
+        let set: Vec<_> = words.drain(..of_this_call).filter_map(|word| as_flag(&word)).collect();
+        let is_cargo =
+            words.first().is_some_and(|word| word == "cargo") && words.get(1).is_some_and(|word| word == "run");
+        let is_embedded = is_cargo && words.iter().any(|word| word == "embedded");
+        if is_cargo {
+            let Some(end) = words.iter().position(|word| word == "--") else { continue };
+            words.splice(..=end, ["leasehold".to_owned()]);
+        }
+        if !words.first().is_some_and(|word| word == "leasehold" || word.ends_with("/leasehold")) {
+            continue;
+        }
+        let at = words.len().min(2);
+        words.splice(at..at, exported.iter().cloned().chain(set));
+        // Its file is read when it is parsed.
+        let file = words.iter().position(|word| word == "--job-types").map(|flag| flag + 1);
+        if let Some(word) = file.and_then(|file| words.get_mut(file)) {
+            "examples/job-types.yaml".clone_into(word);
+        }
+        calls.push((is_embedded, words));
+    }
+    calls
+}
+
+#[test]
+fn every_command_line_is_accepted() {
+    let mut count = 0;
+    for page in pages() {
+        for (is_embedded, words) in page.blocks.iter().flat_map(calls) {
+            count += 1;
+            let parsed = if is_embedded {
+                parse_without_command("embedded", &[], words.iter().map(OsString::from).collect())
+            } else {
+                Cli::try_parse_from(&words)
+            };
+            match parsed {
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {}
+                Err(error) => panic!("{}: {words:?}: {error}", page.path.display()),
+            }
+        }
+    }
+    assert!(count > 15, "only {count} command lines were found");
+}
+
+#[test]
+fn a_line_is_read_as_a_shell_reads_it() {
+    let words = |line| commands_of(line).into_iter().map(|command| command.join("|")).collect::<Vec<_>>();
+    assert_eq!(words("a 'b c' \"d\"e # f"), ["a|b c|de"]);
+    assert_eq!(words("a | b && c"), ["a", "b", "", "c"]);
+    let block = |text: &str| Block { language: "sh".into(), text: text.into() };
+    let called = |text: &str| calls(&block(text)).into_iter().map(|(_, words)| words.join(" ")).collect::<Vec<_>>();
+    assert_eq!(
+        called("export LEASEHOLD_MAX_DURATION=1h\nleasehold run -- a"),
+        ["leasehold run --max-duration=1h -- a"]
+    );
+    assert_eq!(called("LEASEHOLD_WAIT=1s ./leasehold run \\\n  -- a"), ["./leasehold run --wait=1s -- a"]);
+    assert_eq!(called("cargo run -- local in"), ["leasehold local in"]);
+    assert_eq!(called("kubectl get leasehold"), Vec::<String>::new());
+}
+
+/// All that clap knows: flags with their dashes, and variables.
+fn known() -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut flags, mut variables) = (BTreeSet::from(["--help".to_owned(), "--version".to_owned()]), BTreeSet::new());
+    for action in command().get_subcommands() {
+        flags.extend(action.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))));
+        variables.extend(action.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
+    }
+    (flags, variables)
+}
+
+#[test]
+fn every_flag_that_is_named_exists() {
+    let (flags, _) = known();
+    for page in pages() {
+        let (_, code) = page.pieces();
+        // What begins with another word is another program's.
+        for span in code.into_iter().filter(|span| span.starts_with("--") || span.starts_with("leasehold ")) {
+            // What comes after it is the command's.
+            let words = span.split_whitespace().take_while(|word| *word != "--");
+            for flag in words.filter(|word| word.starts_with("--")) {
+                let flag = flag.split('=').next().unwrap();
+                let exists = flags.contains(flag) || FLAGS_OF_OTHERS.contains(&flag);
+                assert!(exists, "{}: `{span}`: there is no {flag}", page.path.display());
+            }
+        }
+    }
+}
+
+/// The names in a text that begin so and go on with such bytes. A name that ends in `_` is the beginning of many.
+fn names<'a>(text: &'a str, prefix: &'a str, is_part: fn(u8) -> bool) -> impl Iterator<Item = &'a str> {
+    text.match_indices(prefix).filter_map(move |(at, _)| {
+        let is_within_another = text[..at].bytes().next_back().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let rest = &text.as_bytes()[at + prefix.len()..];
+        let length = rest.iter().take_while(|b| is_part(**b)).count();
+        let name = &text[at..at + prefix.len() + length];
+        (!is_within_another && !name.ends_with('_')).then_some(name)
+    })
+}
+
+fn is_of_a_variable(byte: u8) -> bool {
+    byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
+}
+
+fn is_of_a_metric(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'
+}
+
+/// Every variable that a command can get.
+fn job_variables() -> BTreeSet<String> {
+    let (text, path) = (String::new, PathBuf::new);
+    let object = ObjectFacts {
+        event: text(),
+        bucket: text(),
+        key: text(),
+        version_id: Some(text()),
+        etag: Some(text()),
+        size: Some(0),
+    };
+    let facts = JobFacts {
+        version: 1,
+        id: text(),
+        job_type: text(),
+        message_id: text(),
+        object: Some(object),
+        receive_count: 1,
+        max_receive_count: Some(1),
+        final_attempt: Some(true),
+        deadline: SystemTime::UNIX_EPOCH,
+        input: Some(path()),
+        output_dir: path(),
+        checkpoint_dir: path(),
+        result_file: path(),
+        job_file: path(),
+        temporary: path(),
+        traceparent: Some(text()),
+    };
+    facts.environment().into_iter().map(|(name, _)| name.into_string().unwrap()).collect()
+}
+
+#[test]
+fn every_variable_and_metric_that_is_named_exists() {
+    let (_, variables) = known();
+    let of_jobs = job_variables();
+    let exposed =
+        include_str!("metrics/snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap");
+    let metrics: BTreeSet<_> = exposed.split("# HELP ").skip(1).filter_map(|text| text.split(' ').next()).collect();
+    for page in pages() {
+        let here = page.path.display();
+        for text in page.everything() {
+            for name in names(text, "LEASEHOLD_", is_of_a_variable) {
+                assert!(variables.contains(name) || VARIABLES_OF_OTHERS.contains(&name), "{here}: there is no {name}");
+            }
+            for name in names(text, "JOB_", is_of_a_variable) {
+                assert!(of_jobs.contains(name), "{here}: there is no {name}");
+            }
+            for name in names(text, "leasehold_", is_of_a_metric) {
+                let name = name.trim_end_matches("_bucket");
+                assert!(metrics.contains(name), "{here}: there is no {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_contract_names_every_variable_that_a_command_gets() {
+    let page = fs::read_to_string(root().join("docs/command.md")).unwrap();
+    for name in job_variables() {
+        assert!(page.contains(&format!("`{name}`")), "docs/command.md does not name {name}");
+    }
+}
