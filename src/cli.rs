@@ -18,6 +18,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMat
 use errors::fit_to_print;
 use values::{BucketName, InputArg, List, OnStopArg, RetryArg, VisibilityArg, account, attribute, size, time};
 
+use crate::check::rules::{Explain, Rule};
 use crate::job::place::{Place, Template};
 use crate::job::route::EventFilter;
 use crate::job_types::JobTypesFile;
@@ -134,13 +135,26 @@ pub struct MetricsArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present("manifest")))]
-#[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url"])))]
+#[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present_any(["manifest", "explain"])))]
+#[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url", "explain"])))]
 pub struct CheckArgs {
-    /// A file of Kubernetes objects, as `kubectl kustomize` prints them: look at its ScaledJobs. Without --queue-url at
-    /// nothing else
+    /// A file of Kubernetes objects, as `kubectl kustomize` prints them, or - for standard input: look at its ScaledJobs.
+    /// Without --queue-url at nothing else
     #[arg(long, env = "LEASEHOLD_MANIFEST", value_name = "FILE", help_heading = CHECK)]
     pub manifest: Option<PathBuf>,
+
+    /// The CustomResourceDefinition of your cluster's KEDA, as `kubectl get crd scaledjobs.keda.sh -o yaml` prints it: check
+    /// --manifest against its fields
+    #[arg(long, env = "LEASEHOLD_CRD", value_name = "FILE", requires = "manifest", help_heading = CHECK)]
+    pub crd: Option<PathBuf>,
+
+    /// Findings to leave out, as LH222 or rollout-immediate
+    #[arg(long, env = "LEASEHOLD_IGNORE", value_name = "RULES", value_delimiter = ',', help_heading = CHECK)]
+    pub ignore: Vec<Rule>,
+
+    /// Explain a finding, and check nothing
+    #[arg(long, env = "LEASEHOLD_EXPLAIN", value_name = "RULE", help_heading = CHECK)]
+    pub explain: Option<Explain>,
 
     /// How the findings are printed
     #[arg(long, env = "LEASEHOLD_FORMAT", value_enum, default_value = "text", help_heading = CHECK)]
@@ -156,10 +170,12 @@ pub struct CheckArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CheckFormat {
-    /// A line for each finding
+    /// Two lines for each finding
     Text,
     /// One object
     Json,
+    /// A log of SARIF 2.1.0, which code hosts show beside the manifest
+    Sarif,
 }
 
 #[derive(Debug, Args)]

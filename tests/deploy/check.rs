@@ -110,7 +110,7 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
     };
     let set =
         |facts: &mut QueueFacts, name: &str, value: &str| drop(facts.attributes.insert(name.into(), value.into()));
-    let table: [(&str, Change, Severity, &str); 14] = [
+    let table: [(&str, Change, Severity, &str); 15] = [
         ("", Box::new(|it| it.redrive = Redrive::None), Error, "there is no dead-letter queue"),
         ("", Box::new(|it| it.redrive = Redrive::Unknown), Unchecked, "RedrivePolicy"),
         (
@@ -124,8 +124,14 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
         (
             "",
             Box::new(move |it| dead_letter(it, "MessageRetentionPeriod", "345600")),
-            Error,
+            Warning,
             "is not longer than the 4days",
+        ),
+        (
+            "",
+            Box::new(move |it| dead_letter(it, "MessageRetentionPeriod", "345599")),
+            Error,
+            "is shorter than the 4days",
         ),
         (
             "",
@@ -257,7 +263,7 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     let (left, lines) = check_live(&cloud, &away, &anybody).await;
     assert_eq!(left.code(), 78);
     for text in [
-        "1h is not longer than the 2h",
+        "1h is shorter than the 2h",
         "none is work, so all are deleted",
         "--pushgateway http://127.0.0.1:1",
         "without having reached",

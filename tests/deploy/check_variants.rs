@@ -1,10 +1,12 @@
 //! `leasehold check --manifest`, of variants that a cluster takes without a word: what never works, makes pods for nothing or leaves
 //! messages waiting is told, what is right in another way is not, and what the file does not have is unchecked.
 
-use leasehold::check::{Finding, Severity, manifest};
+use leasehold::check::manifest::{Manifest, Schema};
+use leasehold::check::report::Text;
+use leasehold::check::{Finding, Severity};
 use serde_json::{Value, json};
 
-use super::check_manifest::{CONTAINER, JOB, POD, TRIGGER, change, good};
+use super::check_manifest::{CONTAINER, JOB, POD, TRIGGER, change, findings, good};
 
 /// The good manifest with some changes, and whatever else a case does to the objects.
 fn changed(changes: &[(&str, Value)]) -> Vec<Value> {
@@ -37,7 +39,7 @@ fn setting(objects: &mut [Value], name: &str, value: Value) {
 
 #[track_caller]
 fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
-    let findings = manifest::findings("bad", objects).findings;
+    let findings = super::check_manifest::findings(objects);
     let is_told = |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
     assert!(findings.iter().any(is_told), "{case}: {text:?} is not among {findings:#?}");
     assert!(findings.iter().all(|finding| finding.severity >= severity), "{case}: {findings:#?}");
@@ -45,7 +47,7 @@ fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
 
 #[track_caller]
 fn assert_good(case: &str, objects: &[Value]) {
-    assert_eq!(manifest::findings(case, objects).findings, [], "{case}");
+    assert_eq!(findings(objects), [], "{case}");
 }
 
 /// A JSON pointer, the value to put there, how bad that is, and a part of what is said.
@@ -302,7 +304,7 @@ fn settings_are_read_wherever_they_are() {
     told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value is not a string");
     let mut objects = good();
     variable(&mut objects, "DB_PASSWORD", &json!(53_731_337));
-    let findings = format!("{:?}", manifest::findings("a number as a password", &objects));
+    let findings = format!("{:?}", super::check_manifest::findings(&objects));
     assert!(findings.contains("env DB_PASSWORD") && !findings.contains("53731337"), "{findings}");
     told("a truth", &in_env("DEBUG", json!(true)), Error, "its value is not a string");
     let init = |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
@@ -437,8 +439,8 @@ fn each_scaled_job_of_the_file_is_looked_at() {
     assert_told("one queue for two", &objects, Severity::Warning, "ScaledJob second has the same queue");
 
     let text = json!({ "kind": "List", "items": [{ "kind": "ScaledJobList", "items": good() }] }).to_string();
-    let objects = manifest::parse(&text).unwrap();
-    assert_good("a list of lists", &objects);
+    let manifest = Manifest::parse("list.yaml", &text, Schema::default()).unwrap();
+    assert_good("a list of lists", &manifest.objects);
 }
 
 #[test]
@@ -528,7 +530,8 @@ fn nothing_in_a_manifest_breaks_the_check() {
             for value in &nonsense {
                 let mut objects = good.clone();
                 *objects[number].pointer_mut(&pointer).unwrap() = value.clone();
-                let _ = manifest::findings("nonsense", &objects).to_string();
+                let manifest = Manifest { objects, ..Manifest::default() };
+                let _ = Text { findings: &manifest.findings(), is_coloured: false }.to_string();
             }
         }
     }
@@ -550,7 +553,8 @@ fn nothing_in_a_manifest_breaks_the_check() {
     ] {
         for command in [json!(["sh", "-c", line]), json!(line.split(' ').collect::<Vec<_>>())] {
             let objects = changed(&[(&at(CONTAINER, "/command"), command)]);
-            let _ = manifest::findings("nonsense", &objects).to_string();
+            let manifest = Manifest { objects, ..Manifest::default() };
+            let _ = Text { findings: &manifest.findings(), is_coloured: false }.to_string();
         }
     }
 }
