@@ -16,13 +16,13 @@ use leasehold::config::RunConfig;
 use leasehold::job::delivery::Redrive;
 use serde_json::{Value, json};
 
-use super::check_manifest::{change, good};
+use super::check_manifest::{change, good, recorded};
 use super::stack::{Stack, without};
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Ministack, Pushgateway};
 
-fn check(arguments: &[&str]) -> Output {
+pub fn check(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.arg("check").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
 }
@@ -98,11 +98,11 @@ fn of_queue(facts: &QueueFacts, flags: &str) -> Vec<Finding> {
     let words: Vec<String> = flags.split_whitespace().chain(["--", "true"]).map(str::to_owned).collect();
     let variables = BTreeMap::from([("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())]);
     let config = RunConfig::try_from(container_args(&variables, &words).unwrap()).unwrap();
-    queue::findings(QUEUE_URL, facts, &config)
+    recorded(queue::findings(QUEUE_URL, facts, &config))
 }
 
 #[test]
-fn each_finding_is_one_change_away_from_the_good_queue() {
+pub fn each_finding_is_one_change_away_from_the_good_queue() {
     use Severity::{Error, Unchecked, Warning};
     let dead_letter = |facts: &mut QueueFacts, name: &str, value: &str| {
         let Ok(Some(attributes)) = &mut facts.dead_letter else { unreachable!() };
@@ -175,9 +175,9 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
 }
 
 #[test]
-fn at_aws_a_queue_without_a_policy_hears_nothing() {
+pub fn at_aws_a_queue_without_a_policy_hears_nothing() {
     let attributes = good_queue().attributes;
-    let found = queue::sending(QUEUE_URL, &attributes, "incoming").unwrap();
+    let found = recorded(queue::sending(QUEUE_URL, &attributes, "incoming").into_iter().collect()).remove(0);
     assert!(found.severity == Severity::Error && found.what.contains("bucket incoming"), "{found}");
     assert_eq!(queue::sending("http://localhost:4566/123456789012/orders", &attributes, "incoming"), None);
 }

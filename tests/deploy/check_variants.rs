@@ -67,7 +67,7 @@ fn assert_all_told(cases: &[Case]) {
 // Kubernetes and KEDA took each of these without a word (Kubernetes 1.36, KEDA 2.20.2), or of its kind.
 
 #[test]
-fn what_keda_counts_wrongly_is_told() {
+pub fn what_keda_counts_wrongly_is_told() {
     use Severity::{Error, Warning};
     assert_all_told(&[
         ("/spec/minReplicaCount".into(), json!(12), Error, "has room for none that a message starts"),
@@ -150,7 +150,7 @@ fn what_keda_counts_wrongly_is_told() {
 }
 
 #[test]
-fn what_never_starts_ends_or_becomes_ready_is_told() {
+pub fn what_never_starts_ends_or_becomes_ready_is_told() {
     use Severity::{Error, Unchecked, Warning};
     assert_all_told(&[
         (at(JOB, "/suspend"), json!(true), Error, "none of them ever starts a pod"),
@@ -207,7 +207,7 @@ fn what_never_starts_ends_or_becomes_ready_is_told() {
 }
 
 #[test]
-fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
+pub fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
     use Severity::{Error, Warning};
     let shell = |line: &str| json!(["/bin/sh", "-c", line]);
     assert_all_told(&[
@@ -247,7 +247,7 @@ fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
 }
 
 #[test]
-fn keda_reads_the_environment_of_the_first_container() {
+pub fn keda_reads_the_environment_of_the_first_container() {
     let mut objects = good();
     let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
     let containers = scaled_job.pointer_mut(&at(POD, "/containers")).unwrap().as_array_mut().unwrap();
@@ -262,7 +262,7 @@ fn sidecar() -> Value {
 }
 
 #[test]
-fn settings_are_read_wherever_they_are() {
+pub fn settings_are_read_wherever_they_are() {
     use Severity::{Error, Unchecked, Warning};
     let told = |case: &str, change: &dyn Fn(&mut Vec<Value>), severity: Severity, text: &str| {
         let mut objects = good();
@@ -331,7 +331,7 @@ fn settings_are_read_wherever_they_are() {
 }
 
 #[test]
-fn job_types_are_read_as_they_are_mounted() {
+pub fn job_types_are_read_as_they_are_mounted() {
     let mounted = |file: &str, mount: Value, items: Value| {
         let mut objects = changed(&[(&at(CONTAINER, "/volumeMounts/1"), mount)]);
         change(&mut objects, &at(POD, "/volumes/1/configMap/items"), items);
@@ -367,7 +367,7 @@ fn reference(kind: &'static str, name: &'static str, key: &'static str) -> impl 
 
 /// Nothing is said to be wrong for what the file does not have, only that it does not.
 #[test]
-fn what_is_not_in_the_file_is_unchecked() {
+pub fn what_is_not_in_the_file_is_unchecked() {
     let only_unchecked =
         |case: &str, objects: &[Value], text: &str| assert_told(case, objects, Severity::Unchecked, text);
     let others = |kind: &str| good().into_iter().filter(|object| object["kind"] != kind).collect::<Vec<_>>();
@@ -406,7 +406,7 @@ fn what_is_not_in_the_file_is_unchecked() {
 }
 
 #[test]
-fn a_secret_of_the_file_is_read() {
+pub fn a_secret_of_the_file_is_read() {
     let from = json!([{ "configMapRef": { "name": "leasehold-settings" } }, { "secretRef": { "name": "more" }, "prefix": "LEASEHOLD_" }]);
     let mut objects = changed(&[(&format!("{CONTAINER}/envFrom"), from)]);
     // 9h
@@ -423,7 +423,7 @@ fn a_secret_of_the_file_is_read() {
 }
 
 #[test]
-fn each_scaled_job_of_the_file_is_looked_at() {
+pub fn each_scaled_job_of_the_file_is_looked_at() {
     let scaled_job = |name: &str, url: &str| {
         let mut object = good().into_iter().find(|object| object["kind"] == "ScaledJob").unwrap();
         object["metadata"]["name"] = json!(name);
@@ -444,7 +444,7 @@ fn each_scaled_job_of_the_file_is_looked_at() {
 }
 
 #[test]
-fn what_is_right_in_another_way_is_not_told() {
+pub fn what_is_right_in_another_way_is_not_told() {
     let shell = |words: &[&str]| json!(words);
     for (pointer, value) in [
         ("/spec/envSourceContainerName".into(), json!("leasehold")),

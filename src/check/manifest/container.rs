@@ -162,10 +162,10 @@ impl<'a> ScaledJob<'a> {
                     Location { name: format!("{}, {flag}", container.path.name), line }
                 };
                 all.findings.extend(settings::findings(&at, &config));
-                if container.region().is_some() || !container.environment.has_unseen {
-                    all.findings.extend(region_of_the_queue(container, &config));
-                }
                 container.config = Some(config);
+                if container.region().is_some() || !container.environment.has_unseen {
+                    all.findings.extend(region_of_the_queue(container));
+                }
                 if let Some(config) = container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE"]) {
                     all.stops.push(StopTimeline::of(self.at("the stop").name, config));
                 }
@@ -244,8 +244,8 @@ const NAMES: [&str; 3] = ["LEASEHOLD_JOB_ID", "LEASEHOLD_POD_NAME", "LEASEHOLD_N
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// SQS refuses a request that is signed for another region.
-fn region_of_the_queue(container: &Container, config: &RunConfig) -> Option<Finding> {
-    container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
+fn region_of_the_queue(container: &Container) -> Option<Finding> {
+    let config = container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
     let (signed, of_queue) = (container.region()?, crate::adapters::aws::region_of(&config.queue_url)?);
     let is_custom =
         ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| container.environment.known(name).is_some());

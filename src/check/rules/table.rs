@@ -95,7 +95,7 @@ rules! {
         "Without them it never learns the queue's length. Name a TriggerAuthentication:\n\n```yaml\nauthenticationRef:\n  name: \
          leasehold\n```";
     NoRegion "LH209" Error "no-region": "The trigger does not name a region",
-        "KEDA does not read it from the queue URL. Set `awsRegion`.";
+        "KEDA does not read it from the queue URL, and creates no Job without it. Set `awsRegion` to the queue's region.";
     RegionMismatch "LH210" Error "region-mismatch": "The trigger has another region than the queue or the pod",
         "KEDA asks in a region that does not have the queue, and creates no Job. Set `awsRegion` to the queue's region.";
     EnvSource "LH211" Error "env-source": "KEDA does not find a variable in the container that it reads",
@@ -199,7 +199,7 @@ rules! {
     ReadyLate "LH316" Warning "ready-late": "The readinessProbe is slow",
         "Until it succeeds the pod counts as pending, and the next message waits. Ask every second: `periodSeconds: 1`.";
     ReadinessUnseen "LH317" Unchecked "readiness-unseen": "Whether the readinessProbe knows of the message could not be seen",
-        "It runs a program. Ask `/readyz` by httpGet instead.";
+        "The probe runs a program, and the manifest does not show what it asks. Ask `/readyz` by httpGet instead.";
     TerminationMessage "LH318" Warning "termination-message": "Kubernetes reads the termination message from another file",
         "leasehold writes why a pod failed to `LEASEHOLD_TERMINATION_LOG`, and `kubectl describe pod` shows what is in \
          terminationMessagePath. Remove both settings, or set both to one file.";
@@ -223,7 +223,8 @@ rules! {
 
     // 5: the queue and its dead-letter queue (DLQ).
     QueueNotFound "LH501" Error "queue-not-found": "The queue does not exist",
-        "Check `--queue-url`, its account and its region.";
+        "SQS knows no queue of this name in this account and region. Correct `--queue-url`, or use the credentials of the \
+         queue's account.";
     QueueUnseen "LH502" Unchecked "queue-unseen": "The attributes of a queue could not be read",
         "Allow sqs:GetQueueAttributes on the queue and on the DLQ. Without it leasehold does not know which receive is the last.";
     NoDeadLetterQueue "LH503" Error "no-dead-letter-queue": "The queue has no dead-letter queue",
@@ -268,7 +269,7 @@ rules! {
 
     // 6: the buckets.
     BucketNotFound "LH601" Error "bucket-not-found": "A bucket does not exist",
-        "A flag names it. Create it, or correct its name.";
+        "A flag names it, and S3 has no bucket of that name. Create it, or correct the name.";
     BucketsNotNamed "LH602" Unchecked "buckets-not-named": "The source buckets are not known",
         "Name them with `--buckets`: then their notifications and the permission to read are checked.";
     BucketSilent "LH603" Error "bucket-silent": "The bucket does not notify the queue",
