@@ -6,9 +6,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use super::Finding;
+use aws_credential_types::provider::ProvideCredentials;
+use aws_types::SdkConfig;
+
 use super::places::{self, Kind, Written};
 use super::queue::{self, Attributes, QueueFacts};
+use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::s3::probes::{Action, Notification, Notifications, NotificationsError};
 use crate::adapters::aws::sqs::{self, Sqs, queue_url};
@@ -40,19 +43,38 @@ pub async fn findings(
     let aws = match aws::load(&config.queue_url, ca_bundle, variables).await {
         Ok(aws) => aws,
         Err(error) => {
-            findings.push(Finding::error("AWS", error.to_string(), "without it nothing can be asked"));
+            findings.push(Finding::new(Rule::AwsSetup, "AWS", error.to_string(), "without it nothing can be asked"));
             return findings;
         }
     };
+    // Said once, and not by each call.
+    if let Some(error) = no_credentials(&aws).await {
+        let change =
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in a pod give its service account a role";
+        findings.push(Finding::new(Rule::NoCredentials, "AWS credentials", error, change));
+        return findings;
+    }
     let sqs = Sqs::new(&aws, config.queue_url.clone());
     let s3 = S3::new(&aws, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
     findings.extend(permissions(&sqs, config).await);
     let Some(attributes) = of_queue(&sqs, config, &mut findings).await else { return findings };
-    let arn = attributes.get("QueueArn").map(String::as_str);
     if config.work.fetch.buckets.is_empty() {
         let change = "name the buckets with --buckets";
-        findings.push(Finding::unchecked("buckets", "their notifications and s3:GetObject were not looked at", change));
+        findings.push(Finding::new(
+            Rule::BucketsNotNamed,
+            "buckets",
+            "their notifications and s3:GetObject were not looked at",
+            change,
+        ));
     }
+    findings.extend(of_buckets(&s3, &attributes, config).await);
+    findings
+}
+
+/// What is wrong with the buckets that objects are read from or that a run writes to.
+async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let arn = attributes.get("QueueArn").map(String::as_str);
     let written = places::written(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
     let buckets = &sources | &written.iter().map(|one| one.to.bucket.as_str()).collect();
@@ -72,11 +94,11 @@ pub async fn findings(
             && let Some(first) = notifications.to(arn).next()
         {
             key_begins.clone_from(&first.prefix);
-            findings.extend(queue::sending(&config.queue_url, &attributes, bucket));
+            findings.extend(queue::sending(&config.queue_url, attributes, bucket));
         }
-        findings.extend(of_encryption(&s3, bucket).await);
+        findings.extend(of_encryption(s3, bucket).await);
         if sources.contains(bucket) {
-            findings.extend(of_source(&s3, bucket, &notifications, arn, config).await);
+            findings.extend(of_source(s3, bucket, &notifications, arn, config).await);
         }
         let is_quiet = |one: &&&Written| match (&notifications, arn) {
             (Ok(notifications), Some(arn)) => {
@@ -92,14 +114,22 @@ pub async fn findings(
         findings.extend(of_written(bucket, &there, notifications, arn, config));
     }
     for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
-        findings.extend(of_place(&s3, one, &key_begins).await);
+        findings.extend(of_place(s3, one, &key_begins).await);
     }
     let recorded = config.records.idempotency.as_ref().filter(|place| !missing.contains(place.bucket.as_str()));
     if let Some(place) = recorded {
         let is_quiet = quiet.iter().any(|one| one.kind == Kind::Idempotency);
-        findings.extend(of_conditions(&s3, place, is_quiet).await);
+        findings.extend(of_conditions(s3, place, is_quiet).await);
     }
     findings
+}
+
+/// Why there are none. Each error says more than the one around it; the lines after the first say who was asked.
+async fn no_credentials(aws: &SdkConfig) -> Option<String> {
+    let error = aws.credentials_provider()?.provide_credentials().await.err()?;
+    let all = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let lines = all.map(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+    Some(lines.collect::<Vec<_>>().join(": "))
 }
 
 /// The queue's attributes, empty if they are not known; `None` if there is no such queue.
@@ -118,12 +148,12 @@ async fn of_queue(sqs: &Sqs, config: &RunConfig, findings: &mut Vec<Finding>) ->
         Ok(None) => {
             let change = "check --queue-url, its account and its region";
             let place = format!("queue {}", queue_url::queue_name(&config.queue_url));
-            findings.push(Finding::error(place, "it does not exist", change));
+            findings.push(Finding::new(Rule::QueueNotFound, place, "it does not exist", change));
             None
         }
         Err(why) => {
             let change = "allow sqs:GetQueueAttributes: without it no message is known to be on its last attempt";
-            findings.push(Finding::unchecked("the queue's attributes", why, change));
+            findings.push(Finding::new(Rule::QueueUnseen, "the queue's attributes", why, change));
             Some(Attributes::new())
         }
     }
@@ -133,7 +163,7 @@ fn of_missing(bucket: &str, is_source: bool, written: &[&Written]) -> Finding {
     let named = is_source.then(|| "--buckets".to_owned());
     let named: Vec<_> = named.into_iter().chain(written.iter().map(ToString::to_string)).collect();
     let what = format!("it does not exist, and is named by {}", named.join(", "));
-    Finding::error(format!("bucket {bucket}"), what, "make it, or correct its name")
+    Finding::new(Rule::BucketNotFound, format!("bucket {bucket}"), what, "make it, or correct its name")
 }
 
 /// Is it known that the store heeds conditions? It is tried only where no queue is told of what the trial writes.
@@ -144,7 +174,7 @@ async fn of_conditions(s3: &S3, place: &Place, is_quiet: bool) -> Option<Finding
     (!s3.is_at_aws()).then(|| {
         let what = "whether the store heeds conditions was not tried: the record of the trial might become a message";
         let change = "let this check see that the queue is not told of it; the first record of a run tries it, too";
-        Finding::unchecked("--idempotency", what, change)
+        Finding::new(Rule::ConditionsUntried, "--idempotency", what, change)
     })
 }
 
@@ -155,12 +185,12 @@ async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
         Ok(()) => None,
         Err(RecordError::ConditionsUnsupported(why)) => {
             let change = "keep the records in a store that heeds both If-None-Match and If-Match";
-            Some(Finding::error("--idempotency", why, change))
+            Some(Finding::new(Rule::ConditionsIgnored, "--idempotency", why, change))
         }
         Err(error @ (RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_))) => {
             let change = "allow s3:PutObject there; the first record of a run tries it again";
             let what = format!("whether the store heeds conditions could not be tried: {error}");
-            Some(Finding::unchecked("--idempotency", what, change))
+            Some(Finding::new(Rule::ConditionsUntried, "--idempotency", what, change))
         }
     }
 }
@@ -184,16 +214,25 @@ fn of_written(
                 there.iter().flat_map(|one| places::findings(one, &notifications, arn, work)).collect();
             if notifications.others && !there.is_empty() {
                 let what = "it tells EventBridge or SNS, too, and what these pass on could not be seen";
-                findings.push(Finding::unchecked(place, what, look));
+                findings.push(Finding::new(Rule::NotificationsUnseen, place, what, look));
             }
             findings
         }
         (Ok(_), None) if there.is_empty() => Vec::new(),
-        (Ok(_), None) => vec![Finding::unchecked(place, "which of the queues is ours is not known", look)],
-        (Err(why), _) if there.is_empty() => {
-            vec![Finding::unchecked(place, why.to_string(), format!("{allow}; the pod does without it"))]
+        (Ok(_), None) => {
+            vec![Finding::new(Rule::NotificationsUnseen, place, "which of the queues is ours is not known", look)]
         }
-        (Err(why), _) => vec![Finding::unchecked(place, why.to_string(), format!("{allow}, or {look}"))],
+        (Err(why), _) if there.is_empty() => {
+            vec![Finding::new(
+                Rule::NotificationsUnseen,
+                place,
+                why.to_string(),
+                format!("{allow}; the pod does without it"),
+            )]
+        }
+        (Err(why), _) => {
+            vec![Finding::new(Rule::NotificationsUnseen, place, why.to_string(), format!("{allow}, or {look}"))]
+        }
     }
 }
 
@@ -205,9 +244,9 @@ async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
         Ok(None) => None,
         Ok(Some(key)) => {
             let what = format!("whether the pod may use the KMS key {key} could not be seen");
-            Some(Finding::unchecked(place, what, format!("{needs}, and the key's policy must let it")))
+            Some(Finding::new(Rule::KmsKeyUnseen, place, what, format!("{needs}, and the key's policy must let it")))
         }
-        Err(why) => Some(Finding::unchecked(place, why, format!("if it is with a KMS key, {needs}"))),
+        Err(why) => Some(Finding::new(Rule::KmsKeyUnseen, place, why, format!("if it is with a KMS key, {needs}"))),
     }
 }
 
@@ -222,23 +261,34 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
                 Permission::Allowed => {}
                 Permission::Denied(why) if *action == Action::Get && !may_list => {
                     let why = format!("{why} (without s3:ListBucket that is said of what is not there, too)");
-                    findings.push(Finding::unchecked(place, why, "allow s3:ListBucket, and check again"));
+                    findings.push(Finding::new(
+                        Rule::PermissionUnseen,
+                        place,
+                        why,
+                        "allow s3:ListBucket, and check again",
+                    ));
                 }
                 Permission::Denied(why) => {
                     may_list &= *action != Action::List;
-                    let change = "allow it in the pod's role, or correct the bucket's name or region".to_owned();
-                    findings.push(Finding { severity: *severity, place, what: why, change });
+                    let change = "allow it in the pod's role, or correct the bucket's name or region";
+                    let finding = Finding::new(Rule::WritePermission, place, why, change);
+                    findings.push(finding.with_severity(*severity));
                 }
                 Permission::Unknown(why) => {
                     let change = "look at the endpoint, and check again";
-                    findings.push(Finding::unchecked(place, why, change));
+                    findings.push(Finding::new(Rule::PermissionUnseen, place, why, change));
                 }
             }
         }
     }
     if written.kind == Kind::Checkpoint {
         let what = "it was not called: of what is not there it leaves a marker in a bucket with versions";
-        findings.push(Finding::unchecked(format!("{written}, s3:DeleteObject"), what, "the pod's role must allow it"));
+        findings.push(Finding::new(
+            Rule::PermissionUntried,
+            format!("{written}, s3:DeleteObject"),
+            what,
+            "the pod's role must allow it",
+        ));
     }
     findings
 }
@@ -250,7 +300,8 @@ fn sibling(queue_url: &str, name: &str) -> String {
 
 async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
     let place = |call: &str| format!("queue {}, sqs:{call}", queue_url::queue_name(&config.queue_url));
-    let mut findings = vec![Finding::unchecked(
+    let mut findings = vec![Finding::new(
+        Rule::PermissionUntried,
         place("ReceiveMessage"),
         "it was not called, since a receive counts as an attempt; nor was kms:Decrypt, which an encrypted queue needs",
         "the pod's role must allow them",
@@ -261,10 +312,15 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
         match answer.permission {
             Permission::Allowed => {}
             Permission::Denied(why) => {
-                findings.push(Finding::error(place(call), why, "allow it in the pod's role"));
+                findings.push(Finding::new(Rule::QueuePermission, place(call), why, "allow it in the pod's role"));
             }
             Permission::Unknown(why) => {
-                findings.push(Finding::error(place(call), why, "look at the endpoint and the credentials"));
+                findings.push(Finding::new(
+                    Rule::QueueUnanswered,
+                    place(call),
+                    why,
+                    "look at the endpoint and the credentials",
+                ));
             }
         }
         findings.extend(answer.date.and_then(|date| of_clock(date, SystemTime::now())));
@@ -279,9 +335,10 @@ fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
     let change = "synchronise it (chrony, or the node's Amazon Time Sync)";
     if skew > SKEW_REFUSED {
         let what = format!("{}, and AWS refuses signatures that are more than 5m off", what());
-        Some(Finding::error("this machine's clock", what, change))
+        Some(Finding::new(Rule::ClockSkew, "this machine's clock", what, change))
     } else {
-        (skew > SKEW_NOTICED).then(|| Finding::warning("this machine's clock", what(), change))
+        let drifts = || Finding::new(Rule::ClockSkew, "this machine's clock", what(), change);
+        (skew > SKEW_NOTICED).then(|| drifts().with_severity(Severity::Warning))
     }
 }
 
@@ -306,18 +363,25 @@ async fn of_source(
         };
         if to_us.is_empty() && notifications.others {
             let what = "it tells EventBridge or SNS, not the queue itself";
-            findings.push(Finding::unchecked(
-                &place,
+            findings.push(Finding::new(
+                Rule::NotificationsUnseen,
+                place.as_str(),
                 what,
                 "look whether their rule or subscription reaches the queue",
             ));
         } else if to_us.is_empty() {
             let change = format!("add a notification to {arn}");
-            findings.push(Finding::error(&place, "it does not tell the queue of new objects", change));
+            findings.push(Finding::new(
+                Rule::BucketSilent,
+                place.as_str(),
+                "it does not tell the queue of new objects",
+                change,
+            ));
         } else if !to_us.iter().any(is_work) {
             let change = "make the notification's events and --events agree";
-            findings.push(Finding::error(
-                &place,
+            findings.push(Finding::new(
+                Rule::EventsMismatch,
+                place.as_str(),
                 "of the events that it tells none is work, so all are deleted",
                 change,
             ));
@@ -336,7 +400,7 @@ async fn of_source(
         Ok(_) | Err(FetchError::Missing(_)) => {}
         Err(FetchError::Retryable(why) | FetchError::Permanent(why) | FetchError::Overwritten(why)) => {
             let change = "allow s3:GetObject, and s3:ListBucket for an honest 404";
-            findings.push(Finding::warning(format!("{place}, s3:GetObject"), why, change));
+            findings.push(Finding::new(Rule::ReadPermission, format!("{place}, s3:GetObject"), why, change));
         }
     }
     findings
@@ -346,7 +410,7 @@ async fn reach(config: PushgatewayConfig, ca_bundle: Option<PathBuf>) -> Option<
     let PushgatewayConfig { url, job, credentials } = config;
     let asked = Pushgateway::new(Http::new(ca_bundle), &url, job, credentials).reach().await;
     let change = "correct --pushgateway, or start it; a run works without it, but is not counted";
-    asked.err().map(|why| Finding::warning(format!("--pushgateway {url}"), why, change))
+    asked.err().map(|why| Finding::new(Rule::PushgatewayUnreachable, format!("--pushgateway {url}"), why, change))
 }
 
 #[cfg(test)]

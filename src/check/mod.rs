@@ -8,6 +8,8 @@ pub mod manifest;
 pub mod places;
 pub mod policy;
 pub mod queue;
+pub mod report;
+pub mod rules;
 pub mod settings;
 
 use std::fmt;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use self::rules::Rule;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::plain::Plain;
 
@@ -30,11 +33,55 @@ pub enum Severity {
     Unchecked,
 }
 
-/// One thing that is wrong or could not be seen.
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Unchecked => "unchecked",
+        })
+    }
+}
+
+/// The queue, the flag or the field that a finding is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    pub name: String,
+    /// In the manifest, from 1 on.
+    pub line: Option<u64>,
+}
+
+impl From<String> for Location {
+    fn from(name: String) -> Self {
+        Self { name, line: None }
+    }
+}
+
+impl From<&str> for Location {
+    fn from(name: &str) -> Self {
+        name.to_owned().into()
+    }
+}
+
+impl From<&Location> for Location {
+    fn from(location: &Location) -> Self {
+        location.clone()
+    }
+}
+
+/// One thing that is wrong or could not be seen. In the order in which they are printed: worst first, and then as they are in the
+/// file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     pub severity: Severity,
-    /// The queue, the flag or the field.
+    /// The manifest, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    pub id: &'static str,
+    pub rule: Rule,
+    /// The name of its location.
     #[serde(rename = "where")]
     pub place: String,
     pub what: String,
@@ -42,28 +89,16 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub fn error(place: impl Into<String>, what: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, place: place.into(), what: what.into(), change: change.into() }
+    pub fn new(rule: Rule, location: impl Into<Location>, what: impl Into<String>, change: impl Into<String>) -> Self {
+        let Location { name: place, line } = location.into();
+        let (severity, id) = (rule.severity(), rule.id());
+        Self { severity, file: None, line, id, rule, place, what: what.into(), change: change.into() }
     }
 
-    pub fn warning(place: impl Into<String>, what: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::error(place, what, change) }
-    }
-
-    pub fn unchecked(place: impl Into<String>, what: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { severity: Severity::Unchecked, ..Self::error(place, what, change) }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-            Severity::Unchecked => "unchecked",
-        };
-        let [place, what, change] = [&self.place, &self.what, &self.change].map(|text| Plain(text));
-        write!(f, "{severity:<9} {place}: {what}: {change}")
+    /// With another severity than its rule has.
+    #[must_use]
+    pub fn with_severity(self, severity: Severity) -> Self {
+        Self { severity, ..self }
     }
 }
 
@@ -139,6 +174,11 @@ impl Findings {
         self.findings.dedup();
     }
 
+    /// Leaves out what is not to be told.
+    pub fn ignore(&mut self, rules: &[Rule]) {
+        self.findings.retain(|finding| !rules.contains(&finding.rule));
+    }
+
     pub fn count(&self, severity: Severity) -> usize {
         self.findings.iter().filter(|finding| finding.severity == severity).count()
     }
@@ -147,43 +187,5 @@ impl Findings {
 impl From<Vec<Finding>> for Findings {
     fn from(findings: Vec<Finding>) -> Self {
         Self { findings, stops: Vec::new() }
-    }
-}
-
-impl fmt::Display for Findings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for finding in &self.findings {
-            writeln!(f, "{finding}")?;
-        }
-        for stop in &self.stops {
-            writeln!(f, "{stop}")?;
-        }
-        let [errors, warnings, unchecked] =
-            [Severity::Error, Severity::Warning, Severity::Unchecked].map(|severity| self.count(severity));
-        write!(f, "errors: {errors}, warnings: {warnings}, could not be checked: {unchecked}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_from_a_manifest_does_not_reach_the_terminal_as_it_is() {
-        let stop = StopTimeline {
-            place: "job \u{1b}[2J".to_owned(),
-            kill_by_s: 20.0,
-            checkpoint_by_s: None,
-            record_by_s: None,
-            released_by_s: 25.0,
-            reported_by_s: 27.0,
-            pushed_by_s: None,
-            exit_by_s: 30.0,
-        };
-        let findings = vec![Finding::error("job \u{1b}[2J", "what\n\u{9b}2J", "ch\u{202e}ange")];
-        let text = Findings { findings, stops: vec![stop] }.to_string();
-        assert!(text.starts_with(r"error     job \u{1b}[2J: what\n\u{9b}2J: ch\u{202e}ange"), "{text}");
-        assert!(text.contains(r"stop      job \u{1b}[2J: TERM"), "{text}");
-        assert_eq!(text.lines().count(), 3, "{text}");
     }
 }

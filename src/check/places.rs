@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Finding, Severity};
+use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::probes::{Action, Notification, Notifications};
 use crate::job::place::{Template, Values};
 use crate::job::route::{EventFilter, Task};
@@ -118,15 +118,15 @@ pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &st
         findings.push(match (told.iter().any(|event| work.is_work(event)), is_certain) {
             (true, true) => {
                 let what = format!("what is written there becomes work, and so each job makes another: {whom}");
-                Finding::error(place, what, change)
+                Finding::new(Rule::WritesBecomeWork, place, what, change)
             }
             (true, false) => {
                 let what = format!("what is written there becomes work if its key is such: {whom}");
-                Finding::warning(place, what, change)
+                Finding::new(Rule::WritesBecomeWork, place, what, change).with_severity(Severity::Warning)
             }
             (false, _) => {
                 let what = format!("what is written there starts pods for nothing ({}): {whom}", told.join(", "));
-                Finding::warning(place, what, change)
+                Finding::new(Rule::WritesStartPods, place, what, change)
             }
         });
     }

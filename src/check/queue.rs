@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Finding, policy};
+use super::{Finding, Rule, policy};
 use crate::adapters::aws::sqs::queue_url;
 use crate::job::delivery::Redrive;
 use crate::job::route::Limits;
@@ -35,7 +35,8 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
     let retention = seconds(&facts.attributes, "MessageRetentionPeriod");
     let worst = worst_attempt(config);
     if let Some(retention) = retention.filter(|retention| *retention < worst) {
-        findings.push(Finding::error(
+        findings.push(Finding::new(
+            Rule::RetentionBelowAttempt,
             place("MessageRetentionPeriod"),
             format!(
                 "{} is less than one attempt with its retry takes ({}): the message expires while it is worked on",
@@ -46,32 +47,33 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
         ));
     }
     match facts.attributes.get("KmsMasterKeyId") {
-        Some(key) if key.ends_with("alias/aws/sqs") => findings.push(Finding::error(
-            place("KmsMasterKeyId"),
+        Some(key) if key.ends_with("alias/aws/sqs") => findings.push(Finding::new(Rule::AwsManagedKey, place("KmsMasterKeyId"),
             "S3 may not use AWS's own key for SQS, so no event arrives",
             "use a key of your own whose policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
         )),
-        Some(key) if !key.is_empty() => findings.push(Finding::unchecked(
-            place("KmsMasterKeyId"),
+        Some(key) if !key.is_empty() => findings.push(Finding::new(Rule::KmsKeyUnseen, place("KmsMasterKeyId"),
             format!("whether S3 and the pod may use the key {key} could not be seen"),
             "its policy must give s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt, and the pod's role needs kms:Decrypt",
         )),
         Some(_) | None => {}
     }
     match &facts.redrive {
-        Redrive::None => findings.push(Finding::error(
+        Redrive::None => findings.push(Finding::new(
+            Rule::NoDeadLetterQueue,
             place("RedrivePolicy"),
             "there is no dead-letter queue: what always fails is tried until it expires, and is lost",
             "set one, with maxReceiveCount 5",
         )),
-        Redrive::Unknown => findings.push(Finding::unchecked(
+        Redrive::Unknown => findings.push(Finding::new(
+            Rule::QueueUnseen,
             place("RedrivePolicy"),
             "it could not be read",
             "look whether it names a dead-letter queue and a maxReceiveCount",
         )),
         Redrive::DeadLetter { max_receive_count, queue } => {
             if *max_receive_count < FEW_ATTEMPTS {
-                findings.push(Finding::warning(
+                findings.push(Finding::new(
+                    Rule::FewReceives,
                     place("RedrivePolicy"),
                     format!("maxReceiveCount {max_receive_count} is few: each stop and each crash costs a receive too"),
                     "set it to 5, on spot nodes to 10",
@@ -79,8 +81,7 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
             }
             let all = worst * *max_receive_count;
             if let Some(retention) = retention.filter(|retention| worst <= *retention && *retention < all) {
-                findings.push(Finding::warning(
-                    place("MessageRetentionPeriod"),
+                findings.push(Finding::new(Rule::RetentionBelowAttempts, place("MessageRetentionPeriod"),
                     format!("{max_receive_count} attempts may take {}, and after {} the message is gone without having reached {queue}",
                         show(all), show(retention)),
                     format!("set it above {}, or lower --max-duration, --retry-max or maxReceiveCount", show(all)),
@@ -108,11 +109,11 @@ pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option
         Some(true) => None,
         Some(false) => {
             let what = format!("S3 may not send, so nothing that happens in bucket {bucket} arrives");
-            Some(Finding::error(place, what, change))
+            Some(Finding::new(Rule::QueuePolicy, place, what, change))
         }
         None => {
             let what = format!("whether S3 may send what happens in bucket {bucket} depends on what is not known here");
-            Some(Finding::unchecked(place, what, change))
+            Some(Finding::new(Rule::QueuePolicyUnseen, place, what, change))
         }
     }
 }
@@ -122,14 +123,16 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
     let attributes = match &facts.dead_letter {
         Ok(Some(attributes)) => attributes,
         Ok(None) => {
-            return vec![Finding::error(
+            return vec![Finding::new(
+                Rule::DeadLetterQueueNotFound,
                 place(""),
                 format!("it does not exist: what is given up by {name} has nowhere to go"),
                 "make it, or correct deadLetterTargetArn in the queue's RedrivePolicy",
             )];
         }
         Err(why) => {
-            return vec![Finding::unchecked(
+            return vec![Finding::new(
+                Rule::QueueUnseen,
                 place(""),
                 why,
                 format!("look whether it keeps messages longer than {name}, and allows {name} as its source"),
@@ -142,16 +145,23 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
     if let (Some(kept), Some(retention), false) = (kept, retention, queue_url::is_fifo(name))
         && kept <= retention
     {
-        findings.push(Finding::error(
-            place(", MessageRetentionPeriod"),
-            format!("{} is not longer than the {} of {name}, and counts from the first send: a dead letter may be gone as it \
-                     arrives", show(kept), show(retention)),
-            "set it to 14 days (1209600)",
-        ));
+        let place = place(", MessageRetentionPeriod");
+        let [kept_for, in_queue] = [kept, retention].map(show);
+        let counts = "and counts from the first send: a dead letter may be gone as it arrives";
+        let change = "set it to 14 days (1209600)";
+        findings.push(if kept < retention {
+            let what = format!("{kept_for} is shorter than the {in_queue} of {name}, {counts}");
+            Finding::new(Rule::DeadLetterRetention, place, what, change)
+        } else {
+            // What both are unless somebody sets them.
+            let what = format!("{kept_for} is not longer than the {in_queue} of {name}, {counts}");
+            Finding::new(Rule::DeadLetterRetentionEqual, place, what, change)
+        });
     }
     let arn = facts.attributes.get("QueueArn").map_or("", String::as_str);
     if attributes.get("RedriveAllowPolicy").is_some_and(|policy| !allows(policy, arn)) {
-        findings.push(Finding::error(
+        findings.push(Finding::new(
+            Rule::RedriveNotAllowed,
             place(", RedriveAllowPolicy"),
             format!("it does not allow {name} as its source"),
             format!("add {arn} to its sourceQueueArns"),

@@ -2,28 +2,30 @@
 
 use std::time::Duration;
 
-use super::Finding;
+use super::{Finding, Location, Rule};
 use crate::job::lease::Strategy;
 use crate::settings::resolve::RunConfig;
 
 /// A request may take this long and the lease must outlive it, with a second try.
 const SHORT_LEASE: Duration = Duration::from_secs(30);
 
-/// What is questionable about settings that [`RunConfig`] took. `place` says whose they are.
-pub fn findings(place: &str, config: &RunConfig) -> Vec<Finding> {
+/// What is questionable about settings that [`RunConfig`] took. `at` says where a flag is.
+pub fn findings(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Finding> {
     let settings = &config.work.settings;
     let mut findings = Vec::new();
     if settings.polling.wait < Duration::from_secs(1) {
-        findings.push(Finding::warning(
-            format!("{place}, --wait"),
+        findings.push(Finding::new(
+            Rule::ShortPoll,
+            at("--wait"),
             "a short poll asks some of SQS's servers only, and may find nothing although there is a message",
             "set it to 1s or more",
         ));
     }
     let limits = &settings.policy.limits;
     if limits.strategy == Strategy::Heartbeat && limits.visibility < SHORT_LEASE {
-        findings.push(Finding::warning(
-            format!("{place}, --visibility-timeout"),
+        findings.push(Finding::new(
+            Rule::ShortLease,
+            at("--visibility-timeout"),
             format!("with {:?} one slow request is enough to lose the lease", limits.visibility),
             "set it to 30s or more; it is extended at each third of it",
         ));

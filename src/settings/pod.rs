@@ -12,6 +12,7 @@ use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{BucketName, List, account, attribute, listen, size, time};
+use crate::check::rules::{Explain, Rule};
 use crate::job::event::EventFilter;
 use crate::job::place::Place;
 use crate::job::verdict::OnStop;
@@ -87,13 +88,26 @@ pub struct MetricsSettings {
 /// Its flags are those of `run` as well: they are what is checked.
 #[derive(Debug, Args)]
 #[command(after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`.")]
-#[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present("manifest")))]
-#[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url"])))]
+#[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present_any(["manifest", "explain"])))]
+#[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url", "explain"])))]
 pub struct CheckSettings {
-    /// A file of Kubernetes objects, as `kubectl kustomize` prints them: look at its ScaledJobs. Without --queue-url at
-    /// nothing else
+    /// A file of Kubernetes objects, as `kubectl kustomize` prints them, or - for standard input: look at its ScaledJobs.
+    /// Without --queue-url at nothing else
     #[arg(long, value_name = "FILE", help_heading = CHECK)]
     pub manifest: Option<PathBuf>,
+
+    /// The CustomResourceDefinition of your cluster's KEDA, as `kubectl get crd scaledjobs.keda.sh -o yaml` prints it: check
+    /// --manifest against its fields
+    #[arg(long, value_name = "FILE", requires = "manifest", help_heading = CHECK)]
+    pub crd: Option<PathBuf>,
+
+    /// Findings to leave out, as LH222 or rollout-immediate
+    #[arg(long, value_name = "RULES", value_delimiter = ',', help_heading = CHECK)]
+    pub ignore: Vec<Rule>,
+
+    /// Explain a finding, and check nothing
+    #[arg(long, value_name = "RULE", help_heading = CHECK)]
+    pub explain: Option<Explain>,
 
     /// How the findings are printed
     #[arg(long, value_enum, default_value = "text", help_heading = CHECK)]
@@ -109,10 +123,12 @@ pub struct CheckSettings {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CheckFormat {
-    /// A line for each finding
+    /// Two lines for each finding
     Text,
     /// One object
     Json,
+    /// A log of SARIF 2.1.0, which code hosts show beside the manifest
+    Sarif,
 }
 
 #[derive(Debug, Args)]

@@ -16,13 +16,13 @@ use leasehold::settings::command_line::container_args;
 use leasehold::settings::resolve::RunConfig;
 use serde_json::{Value, json};
 
-use super::check_manifest::{change, good};
+use super::check_manifest::{change, good, recorded};
 use super::stack::{Stack, without};
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Ministack, Pushgateway};
 
-fn check(arguments: &[&str]) -> Output {
+pub fn check(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.arg("check").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
 }
@@ -98,11 +98,11 @@ fn of_queue(facts: &QueueFacts, flags: &str) -> Vec<Finding> {
     let words: Vec<String> = flags.split_whitespace().chain(["--", "true"]).map(str::to_owned).collect();
     let variables = BTreeMap::from([("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())]);
     let config = RunConfig::try_from(container_args(&variables, &words).unwrap()).unwrap();
-    queue::findings(QUEUE_URL, facts, &config)
+    recorded(queue::findings(QUEUE_URL, facts, &config))
 }
 
 #[test]
-fn each_finding_is_one_change_away_from_the_good_queue() {
+pub fn each_finding_is_one_change_away_from_the_good_queue() {
     use Severity::{Error, Unchecked, Warning};
     let dead_letter = |facts: &mut QueueFacts, name: &str, value: &str| {
         let Ok(Some(attributes)) = &mut facts.dead_letter else { unreachable!() };
@@ -110,7 +110,7 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
     };
     let set =
         |facts: &mut QueueFacts, name: &str, value: &str| drop(facts.attributes.insert(name.into(), value.into()));
-    let table: [(&str, Change, Severity, &str); 14] = [
+    let table: [(&str, Change, Severity, &str); 15] = [
         ("", Box::new(|it| it.redrive = Redrive::None), Error, "there is no dead-letter queue"),
         ("", Box::new(|it| it.redrive = Redrive::Unknown), Unchecked, "RedrivePolicy"),
         (
@@ -124,8 +124,14 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
         (
             "",
             Box::new(move |it| dead_letter(it, "MessageRetentionPeriod", "345600")),
-            Error,
+            Warning,
             "is not longer than the 4days",
+        ),
+        (
+            "",
+            Box::new(move |it| dead_letter(it, "MessageRetentionPeriod", "345599")),
+            Error,
+            "is shorter than the 4days",
         ),
         (
             "",
@@ -169,9 +175,9 @@ fn each_finding_is_one_change_away_from_the_good_queue() {
 }
 
 #[test]
-fn at_aws_a_queue_without_a_policy_hears_nothing() {
+pub fn at_aws_a_queue_without_a_policy_hears_nothing() {
     let attributes = good_queue().attributes;
-    let found = queue::sending(QUEUE_URL, &attributes, "incoming").unwrap();
+    let found = recorded(queue::sending(QUEUE_URL, &attributes, "incoming").into_iter().collect()).remove(0);
     assert!(found.severity == Severity::Error && found.what.contains("bucket incoming"), "{found}");
     assert_eq!(queue::sending("http://localhost:4566/123456789012/orders", &attributes, "incoming"), None);
 }
@@ -257,7 +263,7 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     let (left, lines) = check_live(&cloud, &away, &anybody).await;
     assert_eq!(left.code(), 78);
     for text in [
-        "1h is not longer than the 2h",
+        "1h is shorter than the 2h",
         "none is work, so all are deleted",
         "--pushgateway http://127.0.0.1:1",
         "without having reached",

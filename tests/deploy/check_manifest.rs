@@ -1,9 +1,12 @@
 //! `leasehold check --manifest`. Our own manifests are the good example, and each finding is one change away from them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use leasehold::check::{Finding, Severity, manifest};
+use leasehold::check::manifest::Manifest;
+use leasehold::check::{Finding, Severity};
 use serde_json::{Value, json};
 
 use super::manifests::build;
@@ -12,6 +15,21 @@ pub fn good() -> Vec<Value> {
     static GOOD: OnceLock<Vec<Value>> = OnceLock::new();
     GOOD.get_or_init(|| build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize/overlays/heartbeat")))
         .clone()
+}
+
+pub fn findings(objects: &[Value]) -> Vec<Finding> {
+    let manifest = Manifest { objects: objects.to_vec(), ..Manifest::default() };
+    recorded(manifest.findings().findings)
+}
+
+thread_local! {
+    /// Of which rules there were findings on this thread.
+    pub static RECORDED: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+pub fn recorded(findings: Vec<Finding>) -> Vec<Finding> {
+    RECORDED.with_borrow_mut(|all| all.extend(findings.iter().map(|finding| finding.id)));
+    findings
 }
 
 /// Puts `value` at a JSON pointer of the ScaledJob, or removes what is there (`null`).
@@ -35,7 +53,7 @@ pub const CONTAINER: &str = "/spec/jobTargetRef/template/spec/containers/0";
 pub const TRIGGER: &str = "/spec/triggers/0/metadata";
 
 #[test]
-fn each_finding_is_one_change_away_from_the_good_manifest() {
+pub fn each_finding_is_one_change_away_from_the_good_manifest() {
     use Severity::{Error, Unchecked, Warning};
     let at = |root: &str, rest: &str| format!("{root}{rest}");
     let variable = |name: &str, value: &str| {
@@ -117,11 +135,11 @@ fn each_finding_is_one_change_away_from_the_good_manifest() {
         (variable("LEASEHOLD_VISIBILITY_TIMEOUT", "20s"), Warning, "one slow request"),
         (variable("LEASEHOLD_JOB_TYPES", "/types.yaml"), Unchecked, "/types.yaml is in the container"),
     ];
-    assert_eq!(manifest::findings("good", &good()).findings, []);
+    assert_eq!(findings(&good()), []);
     for ((pointer, value), severity, text) in table {
         let mut objects = good();
         change(&mut objects, &pointer, value.clone());
-        let findings = manifest::findings("bad", &objects).findings;
+        let findings = super::check_manifest::findings(&objects);
         let is_told = |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
         assert!(findings.iter().any(is_told), "{pointer} = {value}: {text:?} is not among {findings:#?}");
         // What follows from it may be told too, but nothing worse than it.
@@ -141,7 +159,7 @@ fn a_pod_need_not_live_longer_than_its_message_is_hidden() {
             env.retain(|variable| variable["name"] != name);
             env.push(json!({ "name": name, "value": value }));
         }
-        let findings = manifest::findings("long", &objects).findings;
+        let findings = super::check_manifest::findings(&objects);
         assert_eq!(findings.is_empty(), is_enough, "{hours} h: {findings:#?}");
     }
 }
@@ -150,7 +168,7 @@ fn a_pod_need_not_live_longer_than_its_message_is_hidden() {
 fn our_overlays_are_good() {
     for overlay in ["fixed", "spot", "local"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize/overlays").join(overlay);
-        let findings = manifest::findings(overlay, &build(&folder)).findings;
+        let findings = super::check_manifest::findings(&build(&folder));
         assert!(findings.iter().all(|finding| finding.severity == Severity::Unchecked), "{overlay}: {findings:#?}");
     }
 }

@@ -1,10 +1,12 @@
 //! `leasehold check --manifest`, of variants that a cluster takes without a word: what never works, makes pods for nothing or leaves
 //! messages waiting is told, what is right in another way is not, and what the file does not have is unchecked.
 
-use leasehold::check::{Finding, Severity, manifest};
+use leasehold::check::manifest::{Manifest, Schema};
+use leasehold::check::report::Text;
+use leasehold::check::{Finding, Severity};
 use serde_json::{Value, json};
 
-use super::check_manifest::{CONTAINER, JOB, POD, TRIGGER, change, good};
+use super::check_manifest::{CONTAINER, JOB, POD, TRIGGER, change, findings, good};
 
 /// The good manifest with some changes, and whatever else a case does to the objects.
 fn changed(changes: &[(&str, Value)]) -> Vec<Value> {
@@ -37,7 +39,7 @@ fn setting(objects: &mut [Value], name: &str, value: Value) {
 
 #[track_caller]
 fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
-    let findings = manifest::findings("bad", objects).findings;
+    let findings = super::check_manifest::findings(objects);
     let is_told = |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
     assert!(findings.iter().any(is_told), "{case}: {text:?} is not among {findings:#?}");
     assert!(findings.iter().all(|finding| finding.severity >= severity), "{case}: {findings:#?}");
@@ -45,7 +47,7 @@ fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
 
 #[track_caller]
 fn assert_good(case: &str, objects: &[Value]) {
-    assert_eq!(manifest::findings(case, objects).findings, [], "{case}");
+    assert_eq!(findings(objects), [], "{case}");
 }
 
 /// A JSON pointer, the value to put there, how bad that is, and a part of what is said.
@@ -65,7 +67,7 @@ fn assert_all_told(cases: &[Case]) {
 // Kubernetes and KEDA took each of these without a word (Kubernetes 1.36, KEDA 2.20.2), or of its kind.
 
 #[test]
-fn what_keda_counts_wrongly_is_told() {
+pub fn what_keda_counts_wrongly_is_told() {
     use Severity::{Error, Warning};
     assert_all_told(&[
         ("/spec/minReplicaCount".into(), json!(12), Error, "has room for none that a message starts"),
@@ -148,7 +150,7 @@ fn what_keda_counts_wrongly_is_told() {
 }
 
 #[test]
-fn what_never_starts_ends_or_becomes_ready_is_told() {
+pub fn what_never_starts_ends_or_becomes_ready_is_told() {
     use Severity::{Error, Unchecked, Warning};
     assert_all_told(&[
         (at(JOB, "/suspend"), json!(true), Error, "none of them ever starts a pod"),
@@ -205,7 +207,7 @@ fn what_never_starts_ends_or_becomes_ready_is_told() {
 }
 
 #[test]
-fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
+pub fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
     use Severity::{Error, Warning};
     let shell = |line: &str| json!(["/bin/sh", "-c", line]);
     assert_all_told(&[
@@ -245,7 +247,7 @@ fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
 }
 
 #[test]
-fn keda_reads_the_environment_of_the_first_container() {
+pub fn keda_reads_the_environment_of_the_first_container() {
     let mut objects = good();
     let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
     let containers = scaled_job.pointer_mut(&at(POD, "/containers")).unwrap().as_array_mut().unwrap();
@@ -260,7 +262,7 @@ fn sidecar() -> Value {
 }
 
 #[test]
-fn settings_are_read_wherever_they_are() {
+pub fn settings_are_read_wherever_they_are() {
     use Severity::{Error, Unchecked, Warning};
     let told = |case: &str, change: &dyn Fn(&mut Vec<Value>), severity: Severity, text: &str| {
         let mut objects = good();
@@ -302,7 +304,7 @@ fn settings_are_read_wherever_they_are() {
     told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value is not a string");
     let mut objects = good();
     variable(&mut objects, "DB_PASSWORD", &json!(53_731_337));
-    let findings = format!("{:?}", manifest::findings("a number as a password", &objects));
+    let findings = format!("{:?}", super::check_manifest::findings(&objects));
     assert!(findings.contains("env DB_PASSWORD") && !findings.contains("53731337"), "{findings}");
     told("a truth", &in_env("DEBUG", json!(true)), Error, "its value is not a string");
     let init = |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
@@ -329,7 +331,7 @@ fn settings_are_read_wherever_they_are() {
 }
 
 #[test]
-fn job_types_are_read_as_they_are_mounted() {
+pub fn job_types_are_read_as_they_are_mounted() {
     let mounted = |file: &str, mount: Value, items: Value| {
         let mut objects = changed(&[(&at(CONTAINER, "/volumeMounts/1"), mount)]);
         change(&mut objects, &at(POD, "/volumes/1/configMap/items"), items);
@@ -365,7 +367,7 @@ fn reference(kind: &'static str, name: &'static str, key: &'static str) -> impl 
 
 /// Nothing is said to be wrong for what the file does not have, only that it does not.
 #[test]
-fn what_is_not_in_the_file_is_unchecked() {
+pub fn what_is_not_in_the_file_is_unchecked() {
     let only_unchecked =
         |case: &str, objects: &[Value], text: &str| assert_told(case, objects, Severity::Unchecked, text);
     let others = |kind: &str| good().into_iter().filter(|object| object["kind"] != kind).collect::<Vec<_>>();
@@ -404,7 +406,7 @@ fn what_is_not_in_the_file_is_unchecked() {
 }
 
 #[test]
-fn a_secret_of_the_file_is_read() {
+pub fn a_secret_of_the_file_is_read() {
     let from = json!([{ "configMapRef": { "name": "leasehold-settings" } }, { "secretRef": { "name": "more" }, "prefix": "LEASEHOLD_" }]);
     let mut objects = changed(&[(&format!("{CONTAINER}/envFrom"), from)]);
     // 9h
@@ -421,7 +423,7 @@ fn a_secret_of_the_file_is_read() {
 }
 
 #[test]
-fn each_scaled_job_of_the_file_is_looked_at() {
+pub fn each_scaled_job_of_the_file_is_looked_at() {
     let scaled_job = |name: &str, url: &str| {
         let mut object = good().into_iter().find(|object| object["kind"] == "ScaledJob").unwrap();
         object["metadata"]["name"] = json!(name);
@@ -437,12 +439,12 @@ fn each_scaled_job_of_the_file_is_looked_at() {
     assert_told("one queue for two", &objects, Severity::Warning, "ScaledJob second has the same queue");
 
     let text = json!({ "kind": "List", "items": [{ "kind": "ScaledJobList", "items": good() }] }).to_string();
-    let objects = manifest::parse(&text).unwrap();
-    assert_good("a list of lists", &objects);
+    let manifest = Manifest::parse("list.yaml", &text, Schema::default()).unwrap();
+    assert_good("a list of lists", &manifest.objects);
 }
 
 #[test]
-fn what_is_right_in_another_way_is_not_told() {
+pub fn what_is_right_in_another_way_is_not_told() {
     let shell = |words: &[&str]| json!(words);
     for (pointer, value) in [
         ("/spec/envSourceContainerName".into(), json!("leasehold")),
@@ -528,7 +530,8 @@ fn nothing_in_a_manifest_breaks_the_check() {
             for value in &nonsense {
                 let mut objects = good.clone();
                 *objects[number].pointer_mut(&pointer).unwrap() = value.clone();
-                let _ = manifest::findings("nonsense", &objects).to_string();
+                let manifest = Manifest { objects, ..Manifest::default() };
+                let _ = Text { findings: &manifest.findings(), is_coloured: false }.to_string();
             }
         }
     }
@@ -550,7 +553,8 @@ fn nothing_in_a_manifest_breaks_the_check() {
     ] {
         for command in [json!(["sh", "-c", line]), json!(line.split(' ').collect::<Vec<_>>())] {
             let objects = changed(&[(&at(CONTAINER, "/command"), command)]);
-            let _ = manifest::findings("nonsense", &objects).to_string();
+            let manifest = Manifest { objects, ..Manifest::default() };
+            let _ = Text { findings: &manifest.findings(), is_coloured: false }.to_string();
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::slice;
 
-use leasehold::check::{Severity, manifest};
+use leasehold::check::Severity;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
                 core.push(
                     json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "spec": job }),
                 );
-                let findings = manifest::findings("", slice::from_ref(object)).findings.into_iter();
+                let findings = super::check_manifest::findings(slice::from_ref(object)).into_iter();
                 // Of this one alone: what others tell it is not looked at here.
                 let findings = findings.filter(|finding| finding.severity != Severity::Unchecked);
                 complaints.extend(findings.map(|finding| finding.to_string()));

@@ -2,6 +2,7 @@
 
 mod check;
 mod check_manifest;
+mod check_rules;
 mod check_variants;
 mod cloudformation;
 mod identity;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::ScaledJob;
 use super::environment::{Environment, is_known};
 use super::files::File;
 use super::start::{Start, Starter};
-use crate::check::{Finding, Findings, Severity, StopTimeline, settings};
+use super::{ContainerPath, ScaledJob};
+use crate::check::{Finding, Findings, Location, Rule, Severity, StopTimeline, settings};
 use crate::settings::JobTypesFile;
 use crate::settings::command_line;
 use crate::settings::resolve::RunConfig;
@@ -17,7 +17,7 @@ use crate::telemetry::termination::TerminationLog;
 /// The container that runs leasehold, and its settings as far as they are known.
 pub struct Container<'a> {
     pub value: &'a Value,
-    pub place: String,
+    pub path: ContainerPath<'a>,
     pub environment: Environment,
     /// `None` if it is not known, or not right.
     pub config: Option<RunConfig>,
@@ -35,6 +35,12 @@ impl Container<'_> {
             self.flags.contains(*variable) || is_set && !self.unknown.contains(*variable)
         };
         self.config.as_ref().filter(|_| variables.iter().all(is_known))
+    }
+
+    /// Where a setting is: its variable, or the whole container.
+    pub fn variable(&self, name: &str) -> Location {
+        let line = self.environment.line(name).or_else(|| self.path.whole().line);
+        Location { name: format!("{}, {name}", self.path.name), line }
     }
 
     /// Where the pod receives from.
@@ -64,12 +70,12 @@ impl<'a> ScaledJob<'a> {
             |(container, _, _): &(Container, Start, Vec<Finding>)| container.environment.settings().next().is_some();
         let Some(found) = runs.or_else(|| looked_at.iter().position(is_set)) else {
             let change = "start the command by leasehold: command: [leasehold, run, --, …]";
-            all.findings.push(Finding::unchecked(place, "none seems to run leasehold", change));
+            all.findings.push(Finding::new(Rule::LeaseholdNotFound, place, "none seems to run leasehold", change));
             return (None, all);
         };
         let (mut container, start, findings) = looked_at.swap_remove(found);
         all.findings.extend(findings);
-        let command = format!("{}, command", container.place);
+        let command = container.path.at("command");
         let words = match start {
             Start::Leasehold(words) => Some(words),
             Start::Image => Some(Vec::new()),
@@ -79,13 +85,13 @@ impl<'a> ScaledJob<'a> {
                      such a pod at every poll"
                 );
                 let change = "write leasehold before it: command: [leasehold, run, --, …]";
-                all.findings.push(Finding::error(command, what, change));
+                all.findings.push(Finding::new(Rule::LeaseholdNotStarted, command, what, change));
                 None
             }
             Start::Unseen(what) => {
                 let what = format!("whether it starts leasehold could not be seen: {what} is not in the file");
                 let change = "look whether it ends in exec leasehold run, or the message is not released at a stop";
-                all.findings.push(Finding::unchecked(command, what, change));
+                all.findings.push(Finding::new(Rule::StartUnseen, command, what, change));
                 None
             }
         };
@@ -99,27 +105,25 @@ impl<'a> ScaledJob<'a> {
     }
 
     fn look_at(&self, value: &'a Value) -> (Container<'a>, Start, Vec<Finding>) {
-        let place = self.at(&format!("container {}", value["name"].as_str().unwrap_or("without a name")));
-        let (mut environment, mut findings) = self.environment(&place, value);
-        let place_of_command = format!("{place}, command");
-        let mut starter = Starter { place: place_of_command, environment: &mut environment, findings: Vec::new() };
+        let path = self.path_of(value);
+        let (mut environment, mut findings) = self.environment(&path, value);
+        let mut starter = Starter { place: path.at("command"), environment: &mut environment, findings: Vec::new() };
         let start = starter.start(value);
         findings.append(&mut starter.findings);
         for field in ["command", "args", "env", "envFrom", "ports", "volumeMounts"] {
             if !value[field].is_null() && !value[field].is_array() {
                 let what = "it is not a list, and Kubernetes refuses the object";
-                findings.push(Finding::error(format!("{place}, {field}"), what, "write it as a list"));
+                findings.push(Finding::new(Rule::WrongType, path.at(field), what, "write it as a list"));
             }
         }
         let container =
-            Container { value, place, environment, config: None, unknown: BTreeSet::new(), flags: BTreeSet::new() };
+            Container { value, path, environment, config: None, unknown: BTreeSet::new(), flags: BTreeSet::new() };
         (container, start, findings)
     }
 
     /// Reads the settings as leasehold would; `words` are those after `run`.
     fn settings(&self, container: &mut Container, words: Vec<String>) -> Findings {
         let mut all = Findings::default();
-        let place = container.place.clone();
         let (known, unknown): (Vec<_>, Vec<_>) =
             container.environment.settings().partition(|(_, value)| is_known(value));
         let mut variables: BTreeMap<String, String> =
@@ -136,25 +140,7 @@ impl<'a> ScaledJob<'a> {
             let any = "https://sqs.eu-west-1.amazonaws.com/123456789012/unknown";
             variables.insert("LEASEHOLD_QUEUE_URL".to_owned(), any.to_owned());
         }
-        let mut job_types = None;
-        for name in
-            ["LEASEHOLD_JOB_TYPES", "LEASEHOLD_PUSHGATEWAY_BASIC_AUTH_FILE", "LEASEHOLD_PUSHGATEWAY_BEARER_TOKEN_FILE"]
-        {
-            let Some(path) = variables.remove(name) else { continue };
-            let place = format!("{place}, {name}");
-            match self.file(container.value, &path) {
-                File::Text(text) if name == "LEASEHOLD_JOB_TYPES" => job_types = Some((text, path)),
-                File::Text(_) => {}
-                File::Missing(what) => {
-                    let change = "the pod would exit with 78: correct the path, or add it there";
-                    all.findings.push(Finding::error(place, format!("{path} is not there: {what}"), change));
-                }
-                File::Elsewhere => {
-                    let change = "check it where it is: leasehold check in the pod";
-                    all.findings.push(Finding::unchecked(place, format!("{path} is in the container"), change));
-                }
-            }
-        }
+        let job_types = self.files(container, &mut variables, &mut all.findings);
         let args = command_line::container_args(&variables, &words).and_then(|mut args| {
             if let Some((text, path)) = job_types {
                 let file = JobTypesFile::parse(&path, || Ok(text));
@@ -171,22 +157,66 @@ impl<'a> ScaledJob<'a> {
             .and_then(|args| RunConfig::try_from(args).map_err(|why| (refused, why.to_string())));
         match config {
             Ok(config) => {
-                all.findings.extend(settings::findings(&place, &config));
-                if container.region().is_some() || !container.environment.has_unseen {
-                    all.findings.extend(region_of_the_queue(container, &config));
-                }
+                let at = |flag: &str| {
+                    let line = container.variable(&variable_of(flag)).line;
+                    Location { name: format!("{}, {flag}", container.path.name), line }
+                };
+                all.findings.extend(settings::findings(&at, &config));
                 container.config = Some(config);
+                if container.region().is_some() || !container.environment.has_unseen {
+                    all.findings.extend(region_of_the_queue(container));
+                }
                 if let Some(config) = container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE"]) {
-                    all.stops.push(StopTimeline::of(self.at("the stop"), config));
+                    all.stops.push(StopTimeline::of(self.at("the stop").name, config));
                 }
             }
             Err((severity, why)) => {
-                let change = "the pod would exit with 78: correct it";
-                all.findings.push(Finding { severity, ..Finding::error(&place, why, change) });
+                all.findings.push(refusal(container, why).with_severity(severity));
             }
         }
         all
     }
+
+    /// The file of the job types and its path, if the manifest has it. The files that settings name are taken out of `variables`,
+    /// since they are not on this machine.
+    fn files(
+        &self,
+        container: &Container,
+        variables: &mut BTreeMap<String, String>,
+        findings: &mut Vec<Finding>,
+    ) -> Option<(String, String)> {
+        let mut job_types = None;
+        for name in
+            ["LEASEHOLD_JOB_TYPES", "LEASEHOLD_PUSHGATEWAY_BASIC_AUTH_FILE", "LEASEHOLD_PUSHGATEWAY_BEARER_TOKEN_FILE"]
+        {
+            let Some(path) = variables.remove(name) else { continue };
+            let place = container.variable(name);
+            match self.file(container.value, &path) {
+                File::Text(text) if name == "LEASEHOLD_JOB_TYPES" => job_types = Some((text, path)),
+                File::Text(_) => {}
+                File::Missing(what) => {
+                    let what = format!("{path} is not there: {what}");
+                    let change = "the pod would exit with 78: correct the path, or add it there";
+                    findings.push(Finding::new(Rule::KeyNotFound, place, what, change));
+                }
+                File::Elsewhere => {
+                    let what = format!("{path} is in the container");
+                    let change = "check it where it is: leasehold check in the pod";
+                    findings.push(Finding::new(Rule::NotInFile, place, what, change));
+                }
+            }
+        }
+        job_types
+    }
+}
+
+/// At the first flag that the complaint names, if a variable sets it.
+fn refusal(container: &Container, why: String) -> Finding {
+    let named = why.split([' ', ':', '\'']).find(|word| word.starts_with("--") && word.len() > 2);
+    let line = named.and_then(|flag| container.environment.line(&variable_of(flag)));
+    let whole = container.path.whole();
+    let place = Location { line: line.or(whole.line), ..whole };
+    Finding::new(Rule::SettingsRefused, place, why, "the pod would exit with 78: correct it")
 }
 
 /// Kubernetes reads the termination message from one file, and leasehold writes it into one.
@@ -198,8 +228,7 @@ fn termination_message(container: &Container) -> Option<Finding> {
         TerminationLog::At(path) => path.to_str()?,
     };
     (written != read).then(|| {
-        Finding::warning(
-            format!("{}, terminationMessagePath", container.place),
+        Finding::new(Rule::TerminationMessage, container.path.at("terminationMessagePath"),
             format!(
                 "Kubernetes reads {read} and leasehold writes {written}: kubectl describe pod does not say why a pod failed"
             ),
@@ -215,21 +244,25 @@ const NAMES: [&str; 3] = ["LEASEHOLD_JOB_ID", "LEASEHOLD_POD_NAME", "LEASEHOLD_N
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// SQS refuses a request that is signed for another region.
-fn region_of_the_queue(container: &Container, config: &RunConfig) -> Option<Finding> {
-    container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
+fn region_of_the_queue(container: &Container) -> Option<Finding> {
+    let config = container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
     let (signed, of_queue) = (container.region()?, crate::adapters::aws::region_of(&config.queue_url)?);
     let is_custom =
         ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| container.environment.known(name).is_some());
     (signed != of_queue && !is_custom).then(|| {
         let what = format!("it is {signed}, and the queue is in {of_queue}: SQS refuses every request");
-        Finding::error(format!("{}, AWS_REGION", container.place), what, format!("set it to {of_queue}"))
+        Finding::new(Rule::PodRegion, container.variable("AWS_REGION"), what, format!("set it to {of_queue}"))
     })
+}
+
+/// The variable of a flag, which begins with two dashes.
+fn variable_of(flag: &str) -> String {
+    format!("LEASEHOLD_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase())
 }
 
 /// The words after `run` as leasehold gets them, with a command in any case: without arguments the image has it. A flag whose value
 /// is not known is left out.
 fn flags(words: Vec<String>, variables: &mut BTreeMap<String, String>, container: &mut Container) -> Vec<String> {
-    let variable_of = |flag: &str| format!("LEASEHOLD_{}", flag[2..].replace('-', "_").to_uppercase());
     let name_of = |word: &str| Some(word.split_once('=').map_or(word, |(flag, _)| flag).to_owned());
     let name_of = |word: &str| name_of(word).filter(|flag| flag.starts_with("--") && is_known(flag));
     let mut flags: Vec<String> = Vec::new();

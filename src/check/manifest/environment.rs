@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{ScaledJob, names};
-use crate::check::Finding;
+use super::{ContainerPath, Manifest, ScaledJob, names};
+use crate::check::{Finding, Location, Rule};
 
 /// No longer value fits an environment (`MAX_ARG_STRLEN` of Linux); one that names others twice could grow without end.
 const LONGEST: usize = 128 * 1024;
@@ -23,6 +23,8 @@ pub fn is_known(text: &str) -> bool {
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     values: BTreeMap<String, String>,
+    /// Where the manifest sets them.
+    lines: BTreeMap<String, u64>,
     /// Something that is not in the file may set any variable.
     pub has_unseen: bool,
 }
@@ -37,6 +39,11 @@ impl Environment {
     /// The value, if the file has it and it is not empty.
     pub fn known(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str).filter(|value| is_known(value) && !value.is_empty())
+    }
+
+    /// On which line of the file it is set.
+    pub fn line(&self, name: &str) -> Option<u64> {
+        self.lines.get(name).copied()
     }
 
     pub fn set(&mut self, name: &str, value: String) {
@@ -77,8 +84,8 @@ impl Environment {
 }
 
 impl<'a> ScaledJob<'a> {
-    /// The environment of one of the pod's containers; what is wrong with it is told as of `place`.
-    pub fn environment(&self, place: &str, container: &Value) -> (Environment, Vec<Finding>) {
+    /// The environment of one of the pod's containers; what is wrong with it is told as of `path`.
+    pub fn environment(&self, path: &ContainerPath, container: &Value) -> (Environment, Vec<Finding>) {
         let mut environment = Environment::default();
         let mut findings = Vec::new();
         for from in container["envFrom"].as_array().into_iter().flatten() {
@@ -88,24 +95,31 @@ impl<'a> ScaledJob<'a> {
                 let Some(object) = self.object(kind, name) else {
                     environment.has_unseen = true;
                     if reference["optional"] != true {
-                        findings.push(self.absent(place, kind, name, NO_JOB));
+                        findings.push(self.absent(path.at("envFrom"), kind, name, NO_JOB));
                     }
                     continue;
                 };
+                let field = |key: &str| if object["stringData"][key].is_null() { "data" } else { "stringData" };
                 for (key, value) in data(object) {
-                    environment.set(&format!("{prefix}{key}"), value);
+                    let line = self.manifest.line(object, &format!("{}.{key}", field(&key)));
+                    let name = format!("{prefix}{key}");
+                    environment.lines.extend(line.map(|line| (name.clone(), line)));
+                    environment.set(&name, value);
                 }
             }
         }
-        for variable in container["env"].as_array().into_iter().flatten() {
+        for (number, variable) in container["env"].as_array().into_iter().flatten().enumerate() {
             let Some(name) = variable["name"].as_str() else { continue };
+            let line = path.at(&format!("env[{number}].value")).line;
+            let place = Location { name: format!("{}, env {name}", path.name), line };
+            environment.lines.extend(line.map(|line| (name.to_owned(), line)));
             let value = match &variable["value"] {
-                Value::Null => self.value_from(place, name, &variable["valueFrom"], &mut findings),
+                Value::Null => self.value_from(&place, name, &variable["valueFrom"], &mut findings),
                 Value::String(text) => environment.expand(text),
                 other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
                     // It may be secret.
                     let what = "its value is not a string, and Kubernetes refuses the object";
-                    findings.push(Finding::error(format!("{place}, env {name}"), what, "write it in quotes"));
+                    findings.push(Finding::new(Rule::NotAString, place, what, "write it in quotes"));
                     other.to_string()
                 }
             };
@@ -114,14 +128,13 @@ impl<'a> ScaledJob<'a> {
         (environment, findings)
     }
 
-    fn value_from(&self, place: &str, variable: &str, from: &Value, findings: &mut Vec<Finding>) -> String {
-        let place = format!("{place}, env {variable}");
+    fn value_from(&self, place: &Location, variable: &str, from: &Value, findings: &mut Vec<Finding>) -> String {
         let unknown = UNKNOWN.to_string();
         for (kind, reference) in [("ConfigMap", &from["configMapKeyRef"]), ("Secret", &from["secretKeyRef"])] {
             let (Some(name), Some(key)) = (reference["name"].as_str(), reference["key"].as_str()) else { continue };
             let optional = reference["optional"] == true;
             let Some(object) = self.object(kind, name) else {
-                let absent = self.absent(&place, kind, name, NO_JOB);
+                let absent = self.absent(place, kind, name, NO_JOB);
                 // Only of what concerns us; a password that the command reads is not our business.
                 if !optional && (absent.severity == super::Severity::Error || variable.starts_with("LEASEHOLD_")) {
                     findings.push(absent);
@@ -133,7 +146,7 @@ impl<'a> ScaledJob<'a> {
             }
             if !optional {
                 let what = format!("{kind} {name} has no key {key}, so its pods never start");
-                findings.push(Finding::error(&place, what, "correct the key, or add it there"));
+                findings.push(Finding::new(Rule::KeyNotFound, place, what, "correct the key, or add it there"));
             }
             return unknown;
         }
@@ -141,7 +154,12 @@ impl<'a> ScaledJob<'a> {
         let is_there = from.is_null() || from["fieldRef"].is_object();
         if !is_there && variable.starts_with("LEASEHOLD_") {
             let what = "where its value comes from is not in the file";
-            findings.push(Finding::unchecked(&place, what, "check it where it is: leasehold check in the pod"));
+            findings.push(Finding::new(
+                Rule::NotInFile,
+                place,
+                what,
+                "check it where it is: leasehold check in the pod",
+            ));
         }
         if from.is_null() { String::new() } else { unknown }
     }
@@ -157,12 +175,12 @@ impl<'a> ScaledJob<'a> {
             let other = object["metadata"]["namespace"].as_str();
             object["kind"] == kind && (namespace.is_none() || other.is_none() || namespace == other)
         };
-        self.others.iter().filter(is_here)
+        self.manifest.objects.iter().filter(is_here)
     }
 
     /// What to say of an object that is called and is not in the file: an error if another one in it must be meant, since nothing
     /// calls that one by its name.
-    pub fn absent(&self, place: &str, kind: &str, name: &str, effect: &str) -> Finding {
+    pub fn absent(&self, place: impl Into<Location>, kind: &str, name: &str, effect: &str) -> Finding {
         let mut called = Vec::new();
         references(self.spec, kind, &mut called);
         let unused = self.of_kind(kind).filter_map(|object| Some((object, object["metadata"]["name"].as_str()?)));
@@ -174,10 +192,10 @@ impl<'a> ScaledJob<'a> {
         let distance = |(_, other): &(&Value, &str)| strsim::damerau_levenshtein(name, other);
         if let Some((_, meant)) = unused.filter(is_meant).min_by_key(distance) {
             let what = format!("the file has no {kind} {name}: {effect}");
-            return Finding::error(place, what, format!("did you mean {meant}?"));
+            return Finding::new(Rule::ReferenceNotFound, place, what, format!("did you mean {meant}?"));
         }
         let what = format!("settings from {kind} {name} are not in the file");
-        Finding::unchecked(place, what, "render it together with the ScaledJob")
+        Finding::new(Rule::NotInFile, place, what, "render it together with the ScaledJob")
     }
 }
 
@@ -216,22 +234,26 @@ fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
     }
 }
 
-/// What of a ConfigMap or a Secret is no text.
-pub fn not_texts(object: &Value) -> Vec<Finding> {
-    let kind = object["kind"].as_str().filter(|kind| matches!(*kind, "ConfigMap" | "Secret"));
-    let Some(kind) = kind else { return Vec::new() };
-    let name = object["metadata"]["name"].as_str().unwrap_or("without a name");
-    let of = |field: &str| {
-        let values = object[field].as_object().into_iter().flatten();
-        let not_texts = values.filter(|(_, value)| !value.is_string() && !value.is_null());
-        let finding = |(key, _): (&String, &Value)| {
-            // Its value may be secret.
-            let what = "it is not a string, and Kubernetes refuses the object";
-            Finding::error(format!("{kind} {name}, {field}.{key}"), what, "write it in quotes")
+impl Manifest {
+    /// What in a ConfigMap or a Secret is not a string.
+    pub(super) fn not_texts(&self, object: &Value) -> Vec<Finding> {
+        let kind = object["kind"].as_str().filter(|kind| matches!(*kind, "ConfigMap" | "Secret"));
+        let Some(kind) = kind else { return Vec::new() };
+        let name = object["metadata"]["name"].as_str().unwrap_or("without a name");
+        let of = |field: &str| {
+            let values = object[field].as_object().into_iter().flatten();
+            let not_texts = values.filter(|(_, value)| !value.is_string() && !value.is_null());
+            let finding = |(key, _): (&String, &Value)| {
+                let field = format!("{field}.{key}");
+                let place = Location { name: format!("{kind} {name}, {field}"), line: self.line(object, &field) };
+                // Its value may be secret.
+                let what = "it is not a string, and Kubernetes refuses the object";
+                Finding::new(Rule::NotAString, place, what, "write it in quotes")
+            };
+            not_texts.map(finding).collect::<Vec<_>>()
         };
-        not_texts.map(finding).collect::<Vec<_>>()
-    };
-    [of("data"), of("stringData")].concat()
+        [of("data"), of("stringData")].concat()
+    }
 }
 
 /// What is in a ConfigMap or a Secret.

@@ -1,220 +1,190 @@
-//! The fields that a ScaledJob has: those of KEDA 2.20's CustomResourceDefinition, and the metadata of its trigger
-//! `aws-sqs-queue`.
+//! The fields of a ScaledJob, as the schema says; and what is known besides of those that are found in many samples.
 
 use serde_json::Value;
 
 use super::environment::quoted;
+use super::schema::Schema;
 use super::{ScaledJob, names};
-use crate::check::Finding;
+use crate::check::{Finding, Location, Rule, Severity};
 
-/// A field's name, and what belongs there.
-pub type Field = (&'static str, Shape);
-
-pub enum Shape {
-    /// Whatever else looks at it.
-    Any,
-    Text,
-    Texts,
-    /// Names with texts.
-    TextMap,
-    Truth,
-    Number,
-    /// A number from 1 on.
-    Positive,
-    OneOf(&'static [&'static str]),
-    Object(&'static [Field]),
-    List(&'static [Field]),
-    /// It is there, and is found in many samples, but does nothing or is on its way out: what to do instead.
-    Outdated(&'static str),
-    /// It is none, but of other kinds, and is found in many samples: what is true instead.
-    Foreign(&'static str),
-}
-
-use Shape::{Any, Foreign, List, Number, Object, OneOf, Outdated, Positive, Text, TextMap, Texts, Truth};
-
-const SPEC: &[Field] = &[
-    ("jobTargetRef", Any),
-    ("triggers", List(TRIGGER)),
-    ("pollingInterval", Positive),
-    ("successfulJobsHistoryLimit", Number),
-    ("failedJobsHistoryLimit", Number),
-    ("rollout", Object(ROLLOUT)),
-    ("rolloutStrategy", Outdated("write rollout.strategy")),
-    ("envSourceContainerName", Text),
-    ("minReplicaCount", Number),
-    ("maxReplicaCount", Positive),
-    ("scalingStrategy", Object(SCALING_STRATEGY)),
-    ("cooldownPeriod", Foreign("a Job ends when its work does, there is nothing to cool down: remove it")),
-    ("scaleTargetRef", Foreign("a ScaledJob has jobTargetRef, a whole Job's spec: write that")),
-    ("fallback", Foreign("remove it")),
-    ("advanced", Foreign("remove it; what a ScaledJob has is scalingStrategy")),
-    ("idleReplicaCount", Foreign("remove it")),
+/// Fields that a ScaledJob has and that do nothing or are on their way out (KEDA's documentation and deprecation notices): what to do
+/// instead. A path has no numbers, so that it holds for all items.
+const OUTDATED: [(&str, &str); 6] = [
+    ("spec.rolloutStrategy", "write rollout.strategy"),
+    ("spec.scalingStrategy.multipleScalersCalculation", "remove it: there is one queue"),
+    ("spec.triggers.useCachedMetrics", "remove it: a ScaledJob asks at each poll"),
+    ("spec.triggers.metadata.identityOwner", "refer to a TriggerAuthentication with podIdentity instead"),
+    ("spec.triggers.metadata.awsAccessKeyIDFromEnv", "refer to a TriggerAuthentication with secretTargetRef instead"),
+    (
+        "spec.triggers.metadata.awsSecretAccessKeyFromEnv",
+        "refer to a TriggerAuthentication with secretTargetRef instead",
+    ),
 ];
 
-const ROLLOUT: &[Field] =
-    &[("strategy", OneOf(&["gradual", "immediate"])), ("propagationPolicy", OneOf(&["foreground", "background"]))];
-
-const SCALING_STRATEGY: &[Field] = &[
-    ("strategy", OneOf(&["accurate", "default", "custom", "eager"])),
-    ("pendingPodConditions", Texts),
-    ("customScalingQueueLengthDeduction", Number),
-    ("customScalingRunningJobPercentage", Text),
-    ("multipleScalersCalculation", Outdated("remove it: there is one queue")),
+/// Fields of other kinds, mostly of ScaledObjects: what is true instead.
+const FOREIGN: [(&str, &str); 6] = [
+    ("spec.cooldownPeriod", "a Job ends when its work does, there is nothing to cool down: remove it"),
+    ("spec.scaleTargetRef", "a ScaledJob has jobTargetRef, a whole Job's spec: write that"),
+    ("spec.fallback", "remove it"),
+    ("spec.advanced", "remove it; what a ScaledJob has is scalingStrategy"),
+    ("spec.idleReplicaCount", "remove it"),
+    // The schema has it, since other triggers share it.
+    ("spec.triggers.metricType", "a ScaledJob may not have it: remove it"),
 ];
 
-const TRIGGER: &[Field] = &[
-    ("type", Text),
-    ("name", Text),
-    // Another one for each type.
-    ("metadata", Any),
-    ("authenticationRef", Object(AUTHENTICATION_REF)),
-    ("useCachedMetrics", Outdated("remove it: a ScaledJob asks at each poll")),
-    ("metricType", Foreign("a ScaledJob may not have it: remove it")),
-];
-
-const AUTHENTICATION_REF: &[Field] =
-    &[("name", Text), ("kind", OneOf(&["TriggerAuthentication", "ClusterTriggerAuthentication"]))];
-
-pub const METADATA: &[Field] = &[
-    ("queueURL", Text),
-    ("queueURLFromEnv", Text),
-    ("queueLength", Text),
-    ("activationQueueLength", Text),
-    ("awsRegion", Text),
-    ("awsEndpoint", Text),
-    ("scaleOnInFlight", Text),
-    ("scaleOnDelayed", Text),
-    ("identityOwner", Outdated("refer to a TriggerAuthentication with podIdentity instead")),
-    ("awsAccessKeyIDFromEnv", Outdated("refer to a TriggerAuthentication with secretTargetRef instead")),
-    ("awsSecretAccessKeyFromEnv", Outdated("refer to a TriggerAuthentication with secretTargetRef instead")),
-];
-
-/// Those that are looked at of what is Kubernetes' own; of the others it says itself what is wrong.
-const JOB: &[Field] = &[
-    ("backoffLimit", Number),
-    ("parallelism", Number),
-    ("completions", Number),
-    ("activeDeadlineSeconds", Number),
-    ("ttlSecondsAfterFinished", Number),
-    ("suspend", Truth),
-];
-const POD: &[Field] =
-    &[("terminationGracePeriodSeconds", Number), ("activeDeadlineSeconds", Number), ("nodeSelector", TextMap)];
-const METADATA_OF_OBJECT: &[Field] = &[("labels", TextMap), ("annotations", TextMap)];
+/// From here on a name is taken for a misspelled one (normalised Damerau-Levenshtein similarity, in lower case).
+const SIMILAR: f64 = 0.5;
 
 /// What KEDA or Kubernetes would ignore or refuse.
 pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
-    let mut findings = Vec::new();
     let at = |field: &str| scaled_job.at(field);
-    object(&at, "spec", scaled_job.spec, SPEC, &mut findings);
-    let template = &scaled_job.job["template"];
+    let schema = &scaled_job.manifest.schema;
+    let mut walk = Walk { at: &at, schema, findings: Vec::new() };
+    // A CustomResourceDefinition says of the object's own metadata only that there is some.
+    let own = Schema::default();
+    let of_metadata = &own.root()["properties"]["metadata"];
     for (path, value, known) in [
-        ("metadata", scaled_job.metadata, METADATA_OF_OBJECT),
-        ("spec.jobTargetRef", scaled_job.job, JOB),
-        ("spec.jobTargetRef.template.metadata", &template["metadata"], METADATA_OF_OBJECT),
-        ("spec.jobTargetRef.template.spec", &template["spec"], POD),
+        ("metadata", scaled_job.metadata, of_metadata),
+        ("spec", scaled_job.spec, &schema.root()["properties"]["spec"]),
     ] {
-        for (name, shape) in known.iter().filter(|(name, _)| !value[*name].is_null()) {
-            field(&at, &format!("{path}.{name}"), &value[*name], shape, &mut findings);
+        if !value.is_null() {
+            walk.value(path, value, known);
         }
     }
-    for field in names(scaled_job.job).filter(|field| real(SPEC).any(|real| real == *field)) {
-        findings.push(Finding::error(
-            scaled_job.at(&format!("spec.jobTargetRef.{field}")),
-            "it is nested too deep: a Job has no such field",
-            format!("move it to spec.{field}, beside jobTargetRef"),
-        ));
+    let mut findings = walk.findings;
+    let of_spec = &schema.root()["properties"]["spec"]["properties"];
+    let of_job = &of_spec["jobTargetRef"]["properties"];
+    for field in names(scaled_job.job).filter(|field| !of_spec[*field].is_null() && of_job[*field].is_null()) {
+        let place = scaled_job.at(&format!("spec.jobTargetRef.{field}"));
+        findings.retain(|finding| finding.place != place.name);
+        let what = "it is nested too deep: a Job has no such field";
+        let change = format!("move it to spec.{field}, beside jobTargetRef");
+        findings.push(Finding::new(Rule::NestedTooDeep, place, what, change));
     }
     if scaled_job.job.is_null() {
         let change = "write a Job's spec there";
-        findings.push(Finding::error(scaled_job.at("spec.jobTargetRef"), "it is missing", change));
+        findings.push(Finding::new(Rule::NoJobTarget, scaled_job.at("spec.jobTargetRef"), "it is missing", change));
     }
     findings
 }
 
-/// What of `value`, which is at `path`, is not as `known` says. `at` makes a path a place.
-pub fn object(
-    at: &dyn Fn(&str) -> String,
-    path: &str,
-    value: &Value,
-    known: &'static [Field],
-    findings: &mut Vec<Finding>,
-) {
-    let Some(fields) = value.as_object() else {
-        if !value.is_null() {
-            findings.push(Finding::error(
-                at(path),
-                format!("{value} is not an object"),
-                "write fields and their values",
-            ));
+/// What in a trigger's metadata, which is at `path`, is not as KEDA knows it. No CustomResourceDefinition has these fields.
+pub fn of_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<Finding> {
+    let at = |field: &str| scaled_job.at(field);
+    let schema = Schema::default();
+    let mut walk = Walk { at: &at, schema: &schema, findings: Vec::new() };
+    if !metadata.is_null() {
+        walk.value(path, metadata, schema.trigger_metadata());
+    }
+    walk.findings
+}
+
+/// Goes through a value and its schema side by side; the value says how deep.
+struct Walk<'a> {
+    at: &'a dyn Fn(&str) -> Location,
+    schema: &'a Schema,
+    findings: Vec<Finding>,
+}
+
+impl Walk<'_> {
+    fn value(&mut self, path: &str, value: &Value, known: &Value) {
+        let name = without_numbers(path);
+        if let Some((_, change)) = OUTDATED.iter().find(|(outdated, _)| *outdated == name) {
+            let what = "it is outdated, or means nothing for a queue";
+            return self.push(Rule::OutdatedField, path, what, *change);
         }
-        return;
-    };
-    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-        let path = format!("{path}.{name}");
-        if let Some((_, shape)) = known.iter().find(|(known, _)| known == name) {
-            field(at, &path, value, shape, findings);
+        if known["x-kubernetes-int-or-string"] == true {
+            return;
+        }
+        let refused = |what: &str| format!("{value} is not {what}, and Kubernetes refuses it");
+        match known["type"].as_str() {
+            Some("object") if !value.is_object() => {
+                let change = "write fields and their values";
+                self.push(Rule::WrongType, path, format!("{value} is not an object"), change);
+            }
+            Some("object") => self.object(path, value, known),
+            Some("array") => {
+                let of_strings = known["items"]["type"] == "string";
+                match value.as_array() {
+                    Some(items) if !of_strings || items.iter().all(Value::is_string) => {
+                        for (number, item) in items.iter().enumerate() {
+                            self.value(&format!("{path}[{number}]"), item, &known["items"]);
+                        }
+                    }
+                    Some(_) | None => {
+                        let what = refused(if of_strings { "a list of strings" } else { "a list" });
+                        self.push(Rule::WrongType, path, what, "write it as one");
+                    }
+                }
+            }
+            Some("string") if !value.is_string() => {
+                self.push(Rule::WrongType, path, refused("a string"), quoted(value));
+            }
+            Some("integer") if !value.is_i64() && !value.is_u64() => {
+                self.push(Rule::WrongType, path, refused("an integer"), "write a number without quotes");
+            }
+            Some("boolean") if !value.is_boolean() => {
+                self.push(Rule::WrongType, path, refused("a boolean"), "write true or false without quotes");
+            }
+            Some(_) | None => self.limits(path, value, known),
+        }
+    }
+
+    fn object(&mut self, path: &str, value: &Value, known: &Value) {
+        let is_open = known["properties"].is_null() || known["x-kubernetes-preserve-unknown-fields"] == true;
+        for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+            let path = format!("{path}.{name}");
+            let foreign = without_numbers(&path);
+            if let Some((_, change)) = FOREIGN.iter().find(|(foreign_path, _)| *foreign_path == foreign) {
+                let what = "no field of a ScaledJob: ignored, or refused by kubectl apply";
+                self.push(Rule::ForeignField, &path, what, *change);
+            } else if let Some(known) = known["properties"].get(name).or(known.get("additionalProperties")) {
+                self.value(&path, value, known);
+            } else if !is_open {
+                self.unknown(&path, name, &known["properties"]);
+            }
+        }
+    }
+
+    fn unknown(&mut self, path: &str, name: &str, known: &Value) {
+        let name = name.to_lowercase();
+        let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&known.to_lowercase(), &name);
+        let near = names(known).map(|known| (likeness(known), known)).max_by(|one, other| one.0.total_cmp(&other.0));
+        if let Some((_, near)) = near.filter(|(likeness, _)| *likeness > SIMILAR) {
+            let change = format!("did you mean {near}?");
+            return self.push(Rule::MisspelledField, path, "KEDA has no such field, and ignores it", change);
+        }
+        let (whose, severity, change) = if self.schema.is_of_cluster {
+            ("the cluster's KEDA".to_owned(), Severity::Error, "remove it")
         } else {
-            let change = format!("did you mean {}?", nearest(name, known));
-            findings.push(Finding::error(at(&path), "KEDA has no such field, and ignores it", change));
+            let change = "remove it, or give your cluster's CustomResourceDefinition by --crd";
+            (format!("KEDA {}", self.schema.version()), Rule::UnknownField.severity(), change)
+        };
+        let what = format!("{whose} has no such field, and ignores it");
+        let finding = Finding::new(Rule::UnknownField, (self.at)(path), what, change);
+        self.findings.push(finding.with_severity(severity));
+    }
+
+    /// Of a value of the right type.
+    fn limits(&mut self, path: &str, value: &Value, known: &Value) {
+        if let Some(values) = known["enum"].as_array().filter(|values| !values.contains(value)) {
+            let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();
+            let change = format!("set it to {}", values.join(" or "));
+            self.push(Rule::UnknownValue, path, format!("KEDA has no {value}"), change);
         }
+        let least = known["minimum"].as_i64();
+        if let Some(least) = least.filter(|least| value.as_i64().is_some_and(|value| value < *least)) {
+            let what = format!("it is {value}, and Kubernetes refuses the object");
+            self.push(Rule::BelowMinimum, path, what, format!("set it to {least} or more"));
+        }
+    }
+
+    fn push(&mut self, rule: Rule, path: &str, what: impl Into<String>, change: impl Into<String>) {
+        self.findings.push(Finding::new(rule, (self.at)(path), what, change));
     }
 }
 
-fn field(at: &dyn Fn(&str) -> String, path: &str, value: &Value, shape: &'static Shape, findings: &mut Vec<Finding>) {
-    let refused = |what: &str| format!("{value} is not {what}, and Kubernetes refuses it");
-    let not_a_number =
-        || (!value.is_u64()).then(|| Finding::error(at(path), refused("an integer"), "write a number without quotes"));
-    let found = match shape {
-        Any => None,
-        Text => (!value.is_string()).then(|| Finding::error(at(path), refused("a string"), quoted(value))),
-        Texts => {
-            let is_list = value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
-            (!is_list).then(|| Finding::error(at(path), refused("a list of strings"), "write it as one"))
-        }
-        TextMap => {
-            for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
-                field(at, &format!("{path}.{name}"), value, &Text, findings);
-            }
-            (!value.is_object()).then(|| Finding::error(at(path), refused("an object"), "write names and texts"))
-        }
-        Truth => (!value.is_boolean())
-            .then(|| Finding::error(at(path), refused("a boolean"), "write true or false without quotes")),
-        Positive if value == 0 => {
-            Some(Finding::error(at(path), "it is 0, and Kubernetes refuses the object", "set it to 1 or more"))
-        }
-        Number | Positive => not_a_number(),
-        OneOf(values) => (!values.iter().any(|one| value == one)).then(|| {
-            let change = format!("set it to {}", values.join(" or "));
-            Finding::error(at(path), format!("KEDA has no {value}"), change)
-        }),
-        Object(known) => {
-            object(at, path, value, known, findings);
-            None
-        }
-        List(known) => match value.as_array() {
-            Some(all) => {
-                for (number, one) in all.iter().enumerate() {
-                    object(at, &format!("{path}[{number}]"), one, known, findings);
-                }
-                None
-            }
-            None => Some(Finding::error(at(path), refused("a list"), "write it as one")),
-        },
-        Outdated(change) => Some(Finding::warning(at(path), "it is outdated, or means nothing for a queue", *change)),
-        Foreign(change) => {
-            Some(Finding::error(at(path), "no field of a ScaledJob: ignored, or refused by kubectl apply", *change))
-        }
-    };
-    findings.extend(found);
-}
-
-/// The names of the fields that are what they seem.
-fn real(fields: &'static [Field]) -> impl Iterator<Item = &'static str> {
-    fields.iter().filter(|(_, shape)| !matches!(shape, Foreign(_))).map(|(name, _)| *name)
-}
-
-fn nearest(name: &str, known: &'static [Field]) -> &'static str {
-    let distance = |known: &&str| strsim::damerau_levenshtein(&known.to_lowercase(), &name.to_lowercase());
-    real(known).min_by_key(distance).unwrap_or_default()
+/// `spec.triggers[0].name` as `spec.triggers.name`.
+fn without_numbers(path: &str) -> String {
+    path.split('.').map(|part| part.split_once('[').map_or(part, |(name, _)| name)).collect::<Vec<_>>().join(".")
 }

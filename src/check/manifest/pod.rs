@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::ScaledJob;
 use super::container::Container;
 use super::files::Mount;
-use crate::check::Finding;
+use crate::check::{Finding, Rule};
 use crate::job::lease::CEILING;
 use crate::settings::resolve::RunConfig;
 
@@ -20,14 +20,16 @@ impl ScaledJob<'_> {
         for field in ["parallelism", "completions"] {
             let count = self.job[field].as_u64();
             if count.is_some_and(|count| count > 1) {
-                findings.push(Finding::warning(
+                findings.push(Finding::new(
+                    Rule::SeveralPods,
                     self.at(&format!("spec.jobTargetRef.{field}")),
                     "KEDA counts Jobs, not pods: the others find nothing",
                     "set it to 1",
                 ));
             }
             if count == Some(0) {
-                findings.push(Finding::error(
+                findings.push(Finding::new(
+                    Rule::NoPod,
                     self.at(&format!("spec.jobTargetRef.{field}")),
                     "it is 0: KEDA makes Jobs, and none of them ever starts a pod",
                     "set it to 1",
@@ -35,21 +37,24 @@ impl ScaledJob<'_> {
             }
         }
         if self.job["suspend"] == true {
-            findings.push(Finding::error(
+            findings.push(Finding::new(
+                Rule::NoPod,
                 self.at("spec.jobTargetRef.suspend"),
                 "KEDA makes Jobs, and none of them ever starts a pod",
                 "remove it; to pause, annotate the ScaledJob with autoscaling.keda.sh/paused: \"true\"",
             ));
         }
         if let Some(manager) = self.job["managedBy"].as_str().filter(|manager| *manager != JOB_CONTROLLER) {
-            findings.push(Finding::unchecked(
+            findings.push(Finding::new(
+                Rule::ManagedElsewhere,
                 self.at("spec.jobTargetRef.managedBy"),
                 format!("whether {manager} starts the pods could not be seen; Kubernetes does not"),
                 "remove it",
             ));
         }
         if self.pod["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
-            findings.push(Finding::error(
+            findings.push(Finding::new(
+                Rule::NoPod,
                 self.at("spec.jobTargetRef.template.spec.schedulingGates"),
                 "no pod starts until its gates are removed, and until then its Job counts as pending",
                 "remove them",
@@ -64,7 +69,8 @@ impl ScaledJob<'_> {
         let place = self.at("spec.jobTargetRef.template.spec.restartPolicy");
         match self.pod["restartPolicy"].as_str() {
             Some("Never") => None,
-            None => Some(Finding::error(
+            None => Some(Finding::new(
+                Rule::RestartPolicy,
                 place,
                 format!(
                     "it is missing{}, so KEDA sets OnFailure: the container is started again, finds nothing, and the Job \
@@ -73,7 +79,8 @@ impl ScaledJob<'_> {
                 ),
                 "set it to Never, of the pod",
             )),
-            Some(other) => Some(Finding::error(
+            Some(other) => Some(Finding::new(
+                Rule::RestartPolicy,
                 place,
                 format!("{other} starts the container again, which receives another message or cannot start at all"),
                 "set it to Never",
@@ -84,7 +91,8 @@ impl ScaledJob<'_> {
     /// The pod, by the Job.
     fn retries(&self) -> Option<Finding> {
         (self.job["backoffLimit"].as_u64() != Some(0)).then(|| {
-            Finding::warning(
+            Finding::new(
+                Rule::JobRetries,
                 self.at("spec.jobTargetRef.backoffLimit"),
                 format!(
                     "{}: a retry by the Job is a new pod that receives another message; SQS retries already",
@@ -101,9 +109,9 @@ impl ScaledJob<'_> {
     pub fn beside(&self, container: &Container) -> Vec<Finding> {
         let others = self.containers().filter(|other| !std::ptr::eq(*other, container.value));
         let finding = |other: &Value| {
-            let name = other["name"].as_str().unwrap_or("without a name");
-            Finding::warning(
-                self.at(&format!("container {name}")),
+            Finding::new(
+                Rule::SecondContainer,
+                self.path_of(other).whole(),
                 "a Job ends when all its containers have: if this one goes on after leasehold, the Job never completes, and a message \
                  waits for each",
                 "move it to initContainers, with restartPolicy: Always; Kubernetes then stops it after leasehold",
@@ -115,19 +123,18 @@ impl ScaledJob<'_> {
     /// The times that the pod and the Job allow, against those that leasehold was told.
     pub fn budgets(&self, container: &Container) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let place = &container.place;
         let grace = Duration::from_secs(self.pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
         if let Some(config) = container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE", "LEASEHOLD_STOP_GRACE"]) {
             let stop = longest_stop(config);
             if stop > grace {
-                findings.push(Finding::error(
-                    self.at("spec.jobTargetRef.template.spec.terminationGracePeriodSeconds"),
+                findings.push(Finding::new(Rule::GraceTooShort, self.at("spec.jobTargetRef.template.spec.terminationGracePeriodSeconds"),
                     format!("the stop is planned to take {stop:?}, and the kubelet kills after {grace:?}: the message is not released"),
                     format!("set it to {} or more, or LEASEHOLD_TERMINATION_GRACE to {}s", seconds(stop), grace.as_secs()),
                 ));
             } else if stop < grace {
-                findings.push(Finding::warning(
-                    format!("{place}, LEASEHOLD_TERMINATION_GRACE"),
+                findings.push(Finding::new(
+                    Rule::GraceUnused,
+                    container.variable("LEASEHOLD_TERMINATION_GRACE"),
                     format!("the stop takes {stop:?} of the {grace:?} that the pod has"),
                     format!("set it to {}s, so that the command gets the rest", grace.as_secs()),
                 ));
@@ -144,7 +151,8 @@ impl ScaledJob<'_> {
                 ("spec.jobTargetRef.template.spec.activeDeadlineSeconds", &self.pod["activeDeadlineSeconds"]),
             ] {
                 if let Some(deadline) = deadline.as_u64().filter(|deadline| Duration::from_secs(*deadline) < whole) {
-                    findings.push(Finding::error(
+                    findings.push(Finding::new(
+                        Rule::DeadlineTooShort,
                         self.at(field),
                         format!(
                             "after {deadline}s the pod is stopped, although its work may take {whole:?} with the stop"
@@ -162,20 +170,20 @@ impl ScaledJob<'_> {
         let mut findings = Vec::new();
         let Some(config) = container.config_if_known(&["LEASEHOLD_WORK_DIR"]) else { return findings };
         let path = &config.work.work_dir.path;
-        let place = format!("{}, LEASEHOLD_WORK_DIR", container.place);
+        let place = container.variable("LEASEHOLD_WORK_DIR");
         let exits = "every pod exits with 78";
         let change = "mount an emptyDir, and set LEASEHOLD_WORK_DIR to where it is";
         let Some(Mount { volume, rest, is_read_only, .. }) = self.mount(container.value, path) else {
             if container.value["securityContext"]["readOnlyRootFilesystem"] == true {
                 let what = format!("the root is read-only and no volume is mounted at {}: {exits}", path.display());
-                findings.push(Finding::error(place, what, change));
+                findings.push(Finding::new(Rule::WorkDirUnusable, place, what, change));
             }
             return findings;
         };
         let name = volume["name"].as_str().unwrap_or_default();
         if is_read_only {
             let what = format!("{} is on the volume {name}, which is read-only there: {exits}", path.display());
-            findings.push(Finding::error(place, what, change));
+            findings.push(Finding::new(Rule::WorkDirUnusable, place, what, change));
             return findings;
         }
         let makers = self.pod["initContainers"].as_array().into_iter().flatten();
@@ -184,15 +192,14 @@ impl ScaledJob<'_> {
         if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !is_made {
             let what =
                 format!("the volume {name} is empty when a pod starts, so {} is not there: {exits}", rest.display());
-            findings.push(Finding::error(place, what, "set it to the volume's mountPath"));
+            findings.push(Finding::new(Rule::WorkDirUnusable, place, what, "set it to the volume's mountPath"));
         }
         let size = volume["emptyDir"]["sizeLimit"].as_str().and_then(|size| size.parse::<bytesize::ByteSize>().ok());
         let limited = container.config_if_known(&["LEASEHOLD_WORK_DIR_LIMIT"]);
         if let (Some(size), Some(config)) = (size, limited)
             && config.work.work_dir.limit.is_none_or(|limit| limit > size.as_u64())
         {
-            findings.push(Finding::warning(
-                format!("{}, LEASEHOLD_WORK_DIR_LIMIT", container.place),
+            findings.push(Finding::new(Rule::WorkDirLimit, container.variable("LEASEHOLD_WORK_DIR_LIMIT"),
                 format!("it is not within the sizeLimit {size} of the work directory's volume, over which the pod is evicted"),
                 "set it to the sizeLimit",
             ));

@@ -2,32 +2,36 @@
 
 use serde_json::Value;
 
+use super::ContainerPath;
 use super::container::Container;
-use crate::check::Finding;
+use crate::check::{Finding, Rule};
 
 /// Every second is right; what is later than this is felt by the next message.
 const PROMPT_S: u64 = 2;
 
 pub fn findings(container: &Container) -> Vec<Finding> {
-    let Container { value, place, .. } = container;
+    let Container { value, path, .. } = container;
     let mut findings = Vec::new();
     if value["livenessProbe"].is_object() {
-        findings.push(Finding::warning(
-            format!("{place}, livenessProbe"),
+        findings.push(Finding::new(
+            Rule::KillingProbe,
+            path.at("livenessProbe"),
             "when it fails the work is killed, and the message's attempt is lost",
             "remove it: a command that hangs is what --max-duration and --stall-timeout are for",
         ));
     }
     if value["startupProbe"].is_object() {
-        findings.push(Finding::warning(
-            format!("{place}, startupProbe"),
+        findings.push(Finding::new(
+            Rule::KillingProbe,
+            path.at("startupProbe"),
             "until it succeeds the readinessProbe is not asked, and when it fails the work is killed",
             "remove it",
         ));
     }
     if value["lifecycle"]["preStop"].is_object() {
-        findings.push(Finding::warning(
-            format!("{place}, lifecycle.preStop"),
+        findings.push(Finding::new(
+            Rule::PreStop,
+            path.at("lifecycle.preStop"),
             "its time is taken from terminationGracePeriodSeconds before leasehold gets TERM",
             "remove it, or lower LEASEHOLD_TERMINATION_GRACE by what it takes",
         ));
@@ -35,36 +39,37 @@ pub fn findings(container: &Container) -> Vec<Finding> {
     let probe = &value["readinessProbe"];
     if probe.is_object() {
         findings.extend(readiness_target(container, probe));
-        findings.extend(readiness_times(place, probe));
+        findings.extend(readiness_times(path, probe));
     }
     findings
 }
 
 /// Whom does it ask?
 fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
-    let place = |field: &str| format!("{}, readinessProbe{field}", container.place);
+    let place = |field: &str| container.path.at(&format!("readinessProbe{field}"));
     let get = &probe["httpGet"];
     if !get.is_object() {
         return Some(if probe["exec"].is_object() {
             let what = "whether what it runs tells that a message is held could not be seen";
-            Finding::unchecked(place(".exec"), what, "ask /readyz by httpGet, every second")
+            Finding::new(Rule::ReadinessUnseen, place(".exec"), what, "ask /readyz by httpGet, every second")
         } else if probe["tcpSocket"].is_object() {
             let what = "the port is open before a message is held, so the pod is ready too early and gets a twin";
-            Finding::warning(place(".tcpSocket"), what, "ask /readyz by httpGet")
+            Finding::new(Rule::ReadyTooEarly, place(".tcpSocket"), what, "ask /readyz by httpGet")
         } else {
             let what =
                 "leasehold does not answer it, so the pod never is ready, and counts as pending as long as it runs";
-            Finding::error(place(""), what, "ask /readyz by httpGet")
+            Finding::new(Rule::NeverReady, place(""), what, "ask /readyz by httpGet")
         });
     }
     let path = get["path"].as_str().unwrap_or("/");
     if path.split('?').next() != Some("/readyz") {
         let what = format!("{path} does not tell whether a message is held");
-        return Some(Finding::warning(place(""), what, "ask /readyz"));
+        return Some(Finding::new(Rule::ReadyTooEarly, place(""), what, "ask /readyz"));
     }
     let never = "so the pod never is ready, and counts as pending as long as it runs";
     if get["scheme"] == "HTTPS" {
-        return Some(Finding::error(
+        return Some(Finding::new(
+            Rule::NeverReady,
             place(".httpGet.scheme"),
             format!("leasehold answers HTTP only, {never}"),
             "remove it",
@@ -73,11 +78,16 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     let config = container.config_if_known(&["LEASEHOLD_LISTEN"])?;
     let Some(listen) = config.metrics.listen else {
         let change = "set LEASEHOLD_LISTEN, for example to 0.0.0.0:9464";
-        return Some(Finding::error(place(""), format!("nothing answers it, {never}"), change));
+        return Some(Finding::new(Rule::NeverReady, place(""), format!("nothing answers it, {never}"), change));
     };
     if listen.ip().is_loopback() && get["host"].is_null() {
         let what = format!("leasehold listens on {listen}, where the kubelet does not ask, {never}");
-        return Some(Finding::error(place(""), what, format!("set LEASEHOLD_LISTEN to 0.0.0.0:{}", listen.port())));
+        return Some(Finding::new(
+            Rule::NeverReady,
+            place(""),
+            what,
+            format!("set LEASEHOLD_LISTEN to 0.0.0.0:{}", listen.port()),
+        ));
     }
     let port = match get["port"].as_str().map(|name| (name, name.parse())) {
         Some((_, Ok(number))) => number,
@@ -87,7 +97,7 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
             let Some(port) = port else {
                 let what = format!("the container has no port {name}, {never}");
                 let change = format!("set it to {}", listen.port());
-                return Some(Finding::error(place(".httpGet.port"), what, change));
+                return Some(Finding::new(Rule::NeverReady, place(".httpGet.port"), what, change));
             };
             port
         }
@@ -95,16 +105,17 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     };
     (port != u64::from(listen.port())).then(|| {
         let what = format!("it asks port {port}, and LEASEHOLD_LISTEN is {listen}: nothing answers, {never}");
-        Finding::error(place(".httpGet.port"), what, format!("set it to {}", listen.port()))
+        Finding::new(Rule::NeverReady, place(".httpGet.port"), what, format!("set it to {}", listen.port()))
     })
 }
 
 /// How long until KEDA knows that a message is held?
-fn readiness_times(place: &str, probe: &Value) -> Vec<Finding> {
+fn readiness_times(path: &ContainerPath, probe: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut late = |field: &str, value: u64, right: u64| {
-        findings.push(Finding::warning(
-            format!("{place}, readinessProbe.{field}"),
+        findings.push(Finding::new(
+            Rule::ReadyLate,
+            path.at(&format!("readinessProbe.{field}")),
             format!(
                 "it is {value}: a pod that holds a message counts as pending that long, and the next message waits"
             ),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::ScaledJob;
-use crate::check::Finding;
+use crate::check::{Finding, Location, Rule};
 
 /// The conditions that are true on every pod that works (Kubernetes, "Pod Lifecycle", "Pod conditions").
 const CONDITIONS: [&str; 5] =
@@ -20,7 +20,8 @@ impl ScaledJob<'_> {
         if let Some(paused) =
             self.metadata["annotations"]["autoscaling.keda.sh/paused"].as_str().filter(|value| !is_false(value))
         {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::Paused,
                 self.at("metadata.annotations"),
                 format!("autoscaling.keda.sh/paused is {paused:?}: KEDA starts no Job"),
                 "remove it when messages shall be worked on",
@@ -28,14 +29,30 @@ impl ScaledJob<'_> {
         }
         let scaling = &self.spec["scalingStrategy"];
         if scaling["strategy"] == "default" {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::DefaultStrategy,
                 self.at("spec.scalingStrategy.strategy"),
                 "KEDA 2.20.0 and 2.20.1 refuse \"default\", although it is what they do without it",
                 "remove it",
             ));
         }
         findings.extend(self.pending_conditions());
+        findings.extend(self.old_keda());
         findings
+    }
+
+    /// The schema of a cluster tells its KEDA's version. Those before 2.19 counted no pending Job near maxReplicaCount
+    /// (kedacore/keda#7329).
+    fn old_keda(&self) -> Option<Finding> {
+        let schema = &self.manifest.schema;
+        let is_old = schema.major_and_minor()? < (2, 19) && self.spec["scalingStrategy"]["strategy"] == "accurate";
+        is_old.then(|| {
+            let what = format!(
+                "KEDA {} ignores pending Jobs near maxReplicaCount with strategy accurate, and starts pods that find nothing",
+                schema.version()
+            );
+            Finding::new(Rule::OldKeda, self.at("spec.scalingStrategy.strategy"), what, "update KEDA to 2.19 or newer")
+        })
     }
 
     /// What becomes of the pods that work when the object is edited.
@@ -46,25 +63,33 @@ impl ScaledJob<'_> {
         let place = |field: &str| self.at(&format!("spec.{field}"));
         match (old, new) {
             (Some("gradual"), _) | (None, Some("gradual")) => None,
-            (Some("immediate"), Some("gradual")) => Some(Finding::error(
+            (Some("immediate"), Some("gradual")) => Some(Finding::new(
+                Rule::RolloutImmediate,
                 place("rolloutStrategy"),
                 "KEDA takes this outdated field, immediate, and not rollout.strategy: each edit of this object stops every pod that \
                  works",
                 "remove it",
             )),
-            (Some("immediate"), _) => Some(Finding::error(
+            (Some("immediate"), _) => Some(Finding::new(
+                Rule::RolloutImmediate,
                 place("rolloutStrategy"),
                 "it is immediate: each edit of this object stops every pod that works",
                 "remove it, and set rollout.strategy to gradual",
             )),
-            (None, None | Some("immediate")) => Some(Finding::error(
+            (None, None | Some("immediate")) => Some(Finding::new(
+                Rule::RolloutImmediate,
                 place("rollout.strategy"),
                 "it is immediate, KEDA's default: each edit of this object stops every pod that works",
                 "set it to gradual",
             )),
             (Some(old), _) => {
                 let what = format!("KEDA has no {old:?}");
-                Some(Finding::error(place("rolloutStrategy"), what, "remove it, and set rollout.strategy to gradual"))
+                Some(Finding::new(
+                    Rule::UnknownValue,
+                    place("rolloutStrategy"),
+                    what,
+                    "remove it, and set rollout.strategy to gradual",
+                ))
             }
             // It is told where the fields are.
             (None, Some(_)) => None,
@@ -76,15 +101,15 @@ impl ScaledJob<'_> {
         let least = self.spec["minReplicaCount"].as_u64().unwrap_or(0);
         let most = self.spec["maxReplicaCount"].as_u64().unwrap_or(100);
         if least > 0 {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::IdleJobs,
                 self.at("spec.minReplicaCount"),
                 "so many Jobs are kept running at all times, which find the queue empty at every poll",
                 "set it to 0",
             ));
         }
         if least >= most && most > 0 {
-            findings.push(Finding::error(
-                self.at("spec.maxReplicaCount"),
+            findings.push(Finding::new(Rule::NoRoom, self.at("spec.maxReplicaCount"),
                 format!(
                     "KEDA keeps {most} Jobs running without messages (minReplicaCount {least}), and has room for none that a message \
                      starts"
@@ -107,7 +132,8 @@ impl ScaledJob<'_> {
         for condition in &conditions {
             if gates.iter().any(|gate| *gate == condition) {
                 let what = format!("who sets {condition}, and when, could not be seen");
-                findings.push(Finding::unchecked(
+                findings.push(Finding::new(
+                    Rule::ConditionUnseen,
                     place(),
                     what,
                     "set it to [ContainersReady], which Kubernetes sets itself",
@@ -117,12 +143,11 @@ impl ScaledJob<'_> {
                     "Kubernetes never sets {condition:?} to true on a pod that works, so KEDA counts every running Job \
                      as pending and starts none for the next message"
                 );
-                findings.push(Finding::error(place(), what, "set it to [ContainersReady]"));
+                findings.push(Finding::new(Rule::UnknownCondition, place(), what, "set it to [ContainersReady]"));
             }
         }
         if conditions.contains(&"Ready") {
-            findings.push(Finding::warning(
-                place(),
+            findings.push(Finding::new(Rule::ReadyCondition, place(),
                 "when a node is lost, Kubernetes sets only Ready to False: KEDA counts each dead pod as pending and starts \
                  no Job for its message until the Node object is removed",
                 "set it to [ContainersReady], which stays as it was",
@@ -130,14 +155,16 @@ impl ScaledJob<'_> {
         }
         let waits = conditions.iter().any(|condition| WAIT_FOR_A_PROBE.contains(condition));
         if waits && !self.containers().any(|container| container["readinessProbe"].is_object()) {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::NoReadinessProbe,
                 place(),
                 "without a readinessProbe a pod is ready as soon as it runs, and gets a twin before it has received",
                 "give the container a readinessProbe on /readyz, every second",
             ));
         }
         if scaling["strategy"] == "accurate" && !waits {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::NoPendingCondition,
                 place(),
                 "a pod that runs but has not received yet gets a twin",
                 "set it to [ContainersReady], with a readinessProbe on /readyz",
@@ -147,25 +174,29 @@ impl ScaledJob<'_> {
     }
 
     /// Which strategies count messages in flight, and which must not.
-    pub fn pairing(&self, place: &str, in_flight: bool) -> Option<Finding> {
+    pub fn pairing(&self, place: &Location, in_flight: bool) -> Option<Finding> {
         let strategy = &self.spec["scalingStrategy"]["strategy"];
         match (strategy.as_str(), in_flight) {
-            (Some("accurate"), true) => Some(Finding::error(
+            (Some("accurate"), true) => Some(Finding::new(
+                Rule::InFlightCounted,
                 place,
                 "with strategy accurate and \"true\", KEDA's default, each poll makes a Job for each message that is worked on",
                 "set it to \"false\"",
             )),
-            (None | Some("default"), false) => Some(Finding::error(
+            (None | Some("default"), false) => Some(Finding::new(
+                Rule::InFlightNotCounted,
                 place,
                 "with the default strategy and \"false\" new messages wait until running Jobs have ended",
                 "set scalingStrategy.strategy to accurate, with pendingPodConditions [ContainersReady]",
             )),
-            (Some("eager"), _) => Some(Finding::error(
+            (Some("eager"), _) => Some(Finding::new(
+                Rule::EagerStrategy,
                 self.at("spec.scalingStrategy.strategy"),
                 "eager makes Jobs for messages that others work on",
                 "set it to accurate, with scaleOnInFlight \"false\"",
             )),
-            (Some("custom"), _) => Some(Finding::unchecked(
+            (Some("custom"), _) => Some(Finding::new(
+                Rule::CustomStrategy,
                 self.at("spec.scalingStrategy.strategy"),
                 "what custom does depends on numbers of yours",
                 "accurate with scaleOnInFlight \"false\" makes one Job a message",

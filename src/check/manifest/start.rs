@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::environment::{Environment, is_known, quoted};
 use super::shell::{self, assignment};
-use crate::check::Finding;
+use crate::check::{Finding, Location, Rule, Severity};
 
 /// What a container's command and arguments come to.
 #[derive(Debug, PartialEq)]
@@ -46,7 +46,7 @@ const KEYWORDS: [&str; 11] = ["if", "then", "elif", "else", "while", "until", "d
 
 /// Looks at what a container starts.
 pub struct Starter<'a> {
-    pub place: String,
+    pub place: Location,
     pub environment: &'a mut Environment,
     pub findings: Vec<Finding>,
 }
@@ -60,7 +60,7 @@ impl Starter<'_> {
         }
         let unseen = |this: &mut Self, what: &str| {
             let change = "look whether it is [leasehold, run, --], or set command";
-            this.findings.push(Finding::unchecked(&this.place, what, change));
+            this.findings.push(Finding::new(Rule::StartUnseen, &this.place, what, change));
         };
         match args.first().map(String::as_str) {
             // Of an image whose entrypoint is leasehold, as that of deploy/Dockerfile.
@@ -88,7 +88,7 @@ impl Starter<'_> {
                 words.push(self.environment.expand(text));
             } else {
                 let what = format!("{word} is not a string, and Kubernetes refuses the object");
-                self.findings.push(Finding::error(&self.place, what, quoted(word)));
+                self.findings.push(Finding::new(Rule::NotAString, &self.place, what, quoted(word)));
                 words.push(word.to_string());
             }
         }
@@ -134,19 +134,18 @@ impl Starter<'_> {
             let program = program.or_else(|| rest.iter().position(|word| !word.starts_with('-')));
             return self.program(&rest[program.unwrap_or(rest.len())..]);
         }
-        let unchecked = |what: String, change: &str| Finding::unchecked(&self.place, what, change);
         if let Some(at) = leasehold {
             let what = format!("whether {first} passes signals on to leasehold could not be seen");
-            let finding = unchecked(what, "it must start leasehold by exec, or the message is not released at a stop");
-            self.findings.push(finding);
+            let change = "it must start leasehold by exec, or the message is not released at a stop";
+            self.findings.push(Finding::new(Rule::SignalsUnseen, &self.place, what, change));
             return Start::Leasehold(rest[at + 2..].to_vec());
         }
         match rest {
             // A program that links leasehold has its flags, and no command.
             [run, flags @ ..] if run == "run" && flags.first().is_none_or(|flag| flag.starts_with("--")) => {
                 let what = format!("whether leasehold is in {first} could not be seen");
-                let finding = unchecked(what, "start the command by leasehold: command: [leasehold, run, --, …]");
-                self.findings.push(finding);
+                let change = "start the command by leasehold: command: [leasehold, run, --, …]";
+                self.findings.push(Finding::new(Rule::StartUnseen, &self.place, what, change));
                 Start::Leasehold(flags.to_vec())
             }
             _ if name.contains("entrypoint") || matches!(name.rsplit_once('.'), Some((_, "sh" | "bash"))) => {
@@ -225,16 +224,16 @@ impl Starter<'_> {
         let change = "write exec before leasehold, and nothing after its command";
         if handles_signals {
             let what = format!("whether the traps of {shell} pass SIGTERM on to leasehold could not be seen");
-            Finding::unchecked(&self.place, what, change)
+            Finding::new(Rule::SignalsUnseen, &self.place, what, change)
         } else if is_alone {
             let what = format!("without exec {shell} may stay before leasehold, and a stop does not reach leasehold");
-            Finding::warning(&self.place, what, change)
+            Finding::new(Rule::SignalsLost, &self.place, what, change).with_severity(Severity::Warning)
         } else {
             let what = format!(
                 "{shell} stays before leasehold and does not pass SIGTERM on: a stop ends in SIGKILL, and the message is back only \
                  when its lease ends"
             );
-            Finding::error(&self.place, what, change)
+            Finding::new(Rule::SignalsLost, &self.place, what, change)
         }
     }
 }

@@ -5,11 +5,11 @@ use serde_json::Value;
 use super::ScaledJob;
 use super::container::Container;
 use super::environment::{Environment, is_known};
-use super::fields::{self, METADATA};
+use super::fields;
 use crate::adapters::aws;
 use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::http;
-use crate::check::Finding;
+use crate::check::{Finding, Location, Rule};
 
 /// How many messages KEDA takes for one Job unless it is told.
 const QUEUE_LENGTH: i64 = 5;
@@ -19,12 +19,22 @@ impl ScaledJob<'_> {
     pub fn triggers(&self, container: Option<&Container>) -> Vec<Finding> {
         let Some(triggers) = self.spec["triggers"].as_array() else {
             let change = "add an aws-sqs-queue trigger there, beside jobTargetRef";
-            return vec![Finding::error(self.at("spec.triggers"), "it is missing: nothing starts a Job", change)];
+            return vec![Finding::new(
+                Rule::NoTrigger,
+                self.at("spec.triggers"),
+                "it is missing: nothing starts a Job",
+                change,
+            )];
         };
         let of_sqs = triggers.iter().enumerate().filter(|(_, trigger)| trigger["type"] == "aws-sqs-queue");
         let of_sqs: Vec<_> = of_sqs.collect();
         if of_sqs.is_empty() {
-            return vec![Finding::error(self.at("spec.triggers"), "none is of type aws-sqs-queue", "add one")];
+            return vec![Finding::new(
+                Rule::NoTrigger,
+                self.at("spec.triggers"),
+                "none is of type aws-sqs-queue",
+                "add one",
+            )];
         }
         let mut findings = Vec::new();
         for (number, value) in of_sqs {
@@ -32,7 +42,8 @@ impl ScaledJob<'_> {
             findings.extend(self.trigger(&trigger, container));
         }
         if triggers.len() > 1 {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::SeveralTriggers,
                 self.at("spec.triggers"),
                 "a pod receives from one queue: for what the others count it finds nothing",
                 "give each queue a ScaledJob of its own",
@@ -44,7 +55,7 @@ impl ScaledJob<'_> {
     fn trigger(&self, trigger: &Trigger, container: Option<&Container>) -> Vec<Finding> {
         let mut findings = Vec::new();
         let path = format!("spec.triggers[{}].metadata", trigger.number);
-        fields::object(&|field| self.at(field), &path, trigger.metadata, METADATA, &mut findings);
+        findings.extend(fields::of_trigger(self, &path, trigger.metadata));
         let place = |field: &str| self.at(&format!("spec.triggers[{}].{field}", trigger.number));
 
         let environment = self.keda_reads(container, trigger, &mut findings);
@@ -53,7 +64,7 @@ impl ScaledJob<'_> {
             (None, Some(variable)) => environment.and_then(|environment| environment.get(&variable)),
             (None, None) => {
                 let change = "set it, or queueURLFromEnv: LEASEHOLD_QUEUE_URL";
-                findings.push(Finding::error(place("metadata.queueURL"), "it is missing", change));
+                findings.push(Finding::new(Rule::NoQueueUrl, place("metadata.queueURL"), "it is missing", change));
                 None
             }
         };
@@ -67,7 +78,8 @@ impl ScaledJob<'_> {
         findings.extend(activation(trigger, &place("metadata.activationQueueLength")));
         for name in ["scaleOnInFlight", "scaleOnDelayed"] {
             if let Some(value) = trigger.text(name).filter(|value| value != "true" && value != "false") {
-                findings.push(Finding::error(
+                findings.push(Finding::new(
+                    Rule::UnreadableValue,
                     place(&format!("metadata.{name}")),
                     format!("KEDA cannot read {value:?}: its default holds, or it starts no Job at all"),
                     "set it to \"true\" or \"false\"",
@@ -75,7 +87,8 @@ impl ScaledJob<'_> {
             }
         }
         if trigger.text("scaleOnDelayed").as_deref() == Some("true") {
-            findings.push(Finding::warning(
+            findings.push(Finding::new(
+                Rule::DelayedMessages,
                 place("metadata.scaleOnDelayed"),
                 "a message that is delayed cannot be received: KEDA starts an empty pod for it at each poll",
                 "remove it",
@@ -114,7 +127,8 @@ impl ScaledJob<'_> {
             return None;
         }
         let Some(source) = source else {
-            findings.push(Finding::error(
+            findings.push(Finding::new(
+                Rule::EnvSource,
                 self.at("spec.envSourceContainerName"),
                 format!("the pod has no container {}: KEDA starts no Job", said.unwrap_or("at all")),
                 instead(),
@@ -122,7 +136,7 @@ impl ScaledJob<'_> {
             return None;
         };
         let name = source["name"].as_str().unwrap_or("without a name");
-        let (environment, _) = self.environment(&self.at(&format!("container {name}")), source);
+        let (environment, _) = self.environment(&self.path_of(source), source);
         for (field, variable) in needed {
             if environment.get(&variable).is_some_and(|value| !value.is_empty()) {
                 continue;
@@ -136,8 +150,7 @@ impl ScaledJob<'_> {
                 }
                 Some(_) | None => format!("set {variable} in the container"),
             };
-            findings.push(Finding::error(
-                self.at(&format!("spec.triggers[{}].metadata.{field}", trigger.number)),
+            findings.push(Finding::new(Rule::EnvSource, self.at(&format!("spec.triggers[{}].metadata.{field}", trigger.number)),
                 format!("KEDA reads {variable} from container {name}, which {which}, and it is not set there: KEDA starts no Job"),
                 change,
             ));
@@ -145,13 +158,14 @@ impl ScaledJob<'_> {
         Some(environment)
     }
 
-    fn authentication(&self, trigger: &Trigger, place: &str) -> Vec<Finding> {
+    fn authentication(&self, trigger: &Trigger, place: &Location) -> Vec<Finding> {
         let reference = &trigger.value["authenticationRef"];
         let is_operator = trigger.text("identityOwner").as_deref() == Some("operator");
         let Some(name) = reference["name"].as_str() else {
             let as_itself = trigger.text("awsAccessKeyIDFromEnv").is_some() || is_operator;
             let missing = || {
-                Finding::error(
+                Finding::new(
+                    Rule::NoAuthentication,
                     place,
                     "it is missing, so KEDA has nothing to sign with, and never learns the queue's length",
                     "name a TriggerAuthentication, for example with podIdentity: {provider: aws}",
@@ -166,25 +180,27 @@ impl ScaledJob<'_> {
         }
         let what = format!("the file has no {kind} {name}: without it KEDA sets Ready to False and starts no Job");
         if let Some(other) = kinds.into_iter().find(|other| self.authentication_object(other, name).is_some()) {
-            return vec![Finding::error(
+            return vec![Finding::new(
+                Rule::ReferenceNotFound,
                 place,
                 format!("{what}; it has a {other} of that name"),
                 format!("set kind to {other}"),
             )];
         }
-        let there: Vec<_> = self.others.iter().filter(|object| object["kind"] == kind).collect();
+        let there: Vec<_> = self.manifest.objects.iter().filter(|object| object["kind"] == kind).collect();
         let others: Vec<_> = there.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
         vec![if others.is_empty() {
             let change = "render it together with the ScaledJob";
-            Finding::unchecked(place, format!("{kind} {name} is not in the file"), change)
+            Finding::new(Rule::NotInFile, place, format!("{kind} {name} is not in the file"), change)
         } else if others.contains(&name) {
-            Finding::error(
+            Finding::new(
+                Rule::ReferenceNotFound,
                 place,
                 format!("{what}; that of the file is in another namespace"),
                 "put both into one namespace",
             )
         } else {
-            Finding::error(place, what, format!("did you mean {}?", others.join(" or ")))
+            Finding::new(Rule::ReferenceNotFound, place, what, format!("did you mean {}?", others.join(" or ")))
         }]
     }
 
@@ -193,7 +209,7 @@ impl ScaledJob<'_> {
         if kind == "TriggerAuthentication" {
             return self.object(kind, name);
         }
-        self.others.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        self.manifest.objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
     }
 
     fn region(
@@ -201,7 +217,7 @@ impl ScaledJob<'_> {
         trigger: &Trigger,
         queue: Option<&str>,
         container: Option<&Container>,
-        place: &str,
+        place: &Location,
     ) -> Option<Finding> {
         let Some(region) = trigger.text("awsRegion") else {
             let reference = &trigger.value["authenticationRef"];
@@ -211,7 +227,8 @@ impl ScaledJob<'_> {
             let is_there =
                 object.is_some_and(|object| object["spec"].to_string().contains("\"parameter\":\"awsRegion\""));
             let change = "set it to the queue's region";
-            return (!is_there).then(|| Finding::error(place, "it is missing, and KEDA needs it", change));
+            return (!is_there)
+                .then(|| Finding::new(Rule::NoRegion, place, "it is missing, and KEDA needs it", change));
         };
         let of_queue = queue.and_then(aws::region_of).map(|region| (region, "the queue's URL says"));
         let of_pod = container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
@@ -222,7 +239,7 @@ impl ScaledJob<'_> {
         let what = format!(
             "it is {region}, and {whose} {other}: KEDA asks in a region that does not have the queue, and starts no Job"
         );
-        Some(Finding::error(place, what, format!("set it to {other}")))
+        Some(Finding::new(Rule::RegionMismatch, place, what, format!("set it to {other}")))
     }
 }
 
@@ -245,7 +262,7 @@ impl Trigger<'_> {
 }
 
 /// Is the queue that KEDA counts the one that the pods receive from?
-fn compare_queues(place: &str, keda: &str, container: Option<&Container>) -> Option<Finding> {
+fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -> Option<Finding> {
     let account_and_name = |url: &str| {
         let (_, rest) = url.split_once("://")?;
         let parts: Vec<_> = rest.split('/').skip(1).map(str::to_owned).collect();
@@ -255,7 +272,7 @@ fn compare_queues(place: &str, keda: &str, container: Option<&Container>) -> Opt
     let counted = account_and_name(keda);
     if is_url && counted.is_none() {
         let what = format!("KEDA wants https://HOST/ACCOUNT/NAME, not {keda}, and starts no Job");
-        return Some(Finding::error(place, what, "set it to the queue's URL"));
+        return Some(Finding::new(Rule::QueueUrlForm, place, what, "set it to the queue's URL"));
     }
     let received = container?.queue_url()?;
     let is_same = match (counted, account_and_name(received)) {
@@ -267,12 +284,17 @@ fn compare_queues(place: &str, keda: &str, container: Option<&Container>) -> Opt
         let what = format!(
             "KEDA counts {keda}, and the pods receive from {received}: they find nothing, or nothing starts them"
         );
-        Finding::error(place, what, "write queueURLFromEnv: LEASEHOLD_QUEUE_URL, so that there is one place")
+        Finding::new(
+            Rule::QueueMismatch,
+            place,
+            what,
+            "write queueURLFromEnv: LEASEHOLD_QUEUE_URL, so that there is one place",
+        )
     })
 }
 
 /// Does KEDA ask the service that the pods ask? An emulator may have other names for other namespaces, and AWS several.
-fn compare_endpoints(place: &str, trigger: &Trigger, container: Option<&Container>) -> Option<Finding> {
+fn compare_endpoints(place: &Location, trigger: &Trigger, container: Option<&Container>) -> Option<Finding> {
     let environment = &container?.environment;
     let of_pods = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"].map(|name| environment.get(name));
     let of_pods = of_pods.into_iter().flatten().find(|url| !url.is_empty());
@@ -282,49 +304,75 @@ fn compare_endpoints(place: &str, trigger: &Trigger, container: Option<&Containe
     match (trigger.text("awsEndpoint"), of_pods) {
         (None, Some(pods)) if is_emulator(&pods) => {
             let what = format!("KEDA asks AWS, and the pods ask {} (AWS_ENDPOINT_URL)", host(&pods));
-            Some(Finding::error(place, what, "set it to that, by a name that KEDA's namespace can resolve"))
+            Some(Finding::new(
+                Rule::EndpointMismatch,
+                place,
+                what,
+                "set it to that, by a name that KEDA's namespace can resolve",
+            ))
         }
         (Some(keda), None) if is_emulator(&keda) => {
             let what = format!("KEDA asks {}, and the pods ask AWS", host(&keda));
-            Some(Finding::error(place, what, "remove it, or set AWS_ENDPOINT_URL in the container"))
+            Some(Finding::new(
+                Rule::EndpointMismatch,
+                place,
+                what,
+                "remove it, or set AWS_ENDPOINT_URL in the container",
+            ))
         }
         (_, _) => None,
     }
 }
 
-fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &str) -> Option<Finding> {
+fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &Location) -> Option<Finding> {
     let text = trigger.text("queueLength");
     let Some(length) = text.as_deref().map_or(Some(QUEUE_LENGTH), number) else {
         let what = format!("KEDA cannot read {:?} as a number, and starts no Job", text.unwrap_or_default());
-        return Some(Finding::error(place, what, "set it to \"1\", or to --max-messages"));
+        return Some(Finding::new(Rule::UnreadableValue, place, what, "set it to \"1\", or to --max-messages"));
     };
     if length < 1 {
         let what = format!("with {length} KEDA never starts a Job, and says that all is well");
-        return Some(Finding::error(place, what, "set it to \"1\", or to --max-messages"));
+        return Some(Finding::new(Rule::QueueLengthZero, place, what, "set it to \"1\", or to --max-messages"));
     }
     let most = container.and_then(|container| container.config_if_known(&["LEASEHOLD_MAX_MESSAGES"]));
     let most = most.map(|config| i64::from(config.work.settings.policy.max_messages));
     if text.is_none() && most.is_none_or(|most| most < length) {
         let change = "set it to \"1\", or to --max-messages";
-        return Some(Finding::error(place, "it is 5, KEDA's default: one pod for five messages", change));
+        return Some(Finding::new(
+            Rule::QueueLength,
+            place,
+            "it is 5, KEDA's default: one pod for five messages",
+            change,
+        ));
     }
     most.filter(|most| *most < length).map(|most| {
         let what = format!(
             "KEDA starts one pod for {length} messages, and a pod takes {most} (--max-messages): the others wait"
         );
-        Finding::error(place, what, format!("set it to \"{most}\", or LEASEHOLD_MAX_MESSAGES to {length}"))
+        Finding::new(
+            Rule::QueueLength,
+            place,
+            what,
+            format!("set it to \"{most}\", or LEASEHOLD_MAX_MESSAGES to {length}"),
+        )
     })
 }
 
-fn activation(trigger: &Trigger, place: &str) -> Option<Finding> {
+fn activation(trigger: &Trigger, place: &Location) -> Option<Finding> {
     let text = trigger.text("activationQueueLength")?;
     match number(&text) {
         None => {
             let what = format!("KEDA cannot read {text:?} as a number, and starts no Job");
-            Some(Finding::error(place, what, "remove it"))
+            Some(Finding::new(Rule::UnreadableValue, place, what, "remove it"))
         }
-        Some(length) => (length > 0)
-            .then(|| Finding::warning(place, format!("{length} messages or fewer never start a Job"), "remove it")),
+        Some(length) => (length > 0).then(|| {
+            Finding::new(
+                Rule::ActivationThreshold,
+                place,
+                format!("{length} messages or fewer never start a Job"),
+                "remove it",
+            )
+        }),
     }
 }
 
