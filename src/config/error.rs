@@ -89,7 +89,7 @@ pub enum ConfigError {
         "--pushgateway has a query in it, behind which no path fits: leave it out (a token belongs in a file that --pushgateway-bearer-token-file names)"
     )]
     PushgatewayQuery,
-    #[error("--pushgateway is missing: which one is to be swept?")]
+    #[error("--pushgateway is required")]
     NoPushgateway,
     #[error("--pushgateway-{flag} {}: {why}", .path.display())]
     PushgatewaySecret { flag: &'static str, path: PathBuf, why: String },
