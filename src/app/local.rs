@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::exit::say;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, default_format, flush_limit, runner};
+use super::runtime::{block_on, flush_limit, log_style, runner};
 use super::signals::stop_requested;
 use crate::cli::environment;
 use crate::config::LocalConfig;
@@ -17,10 +17,11 @@ use crate::telemetry::logs::{self, LogFormat};
 pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, own.is_none())?;
-    let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
-    let (screen, above) = bars::screen(format == LogFormat::Text);
+    let style = log_style(config.work.log_format, &std::io::stderr());
+    let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
+    let (screen, above) = bars::screen(style.format == LogFormat::Text);
     let stop = config.work.settings.stop;
-    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, flush_limit(stop));
+    let _logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
     let run = async {
         let stopped = stop_requested(None)?;
         let runner = own.map_or_else(runner, Ok)?;

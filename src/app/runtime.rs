@@ -1,25 +1,33 @@
 //! What the subcommands run on.
 
 use std::future::Future;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
 use tokio::runtime::Builder;
 
 use super::signals::since_stop;
 use crate::adapters::process::Processes;
 use crate::job::stop::StopPlan;
 use crate::ports::Runner;
-use crate::telemetry::logs::LogFormat;
+use crate::telemetry::logs::{LogFormat, Style};
 
 /// What the log may take at the end depends on when that is.
 pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
     move || stop.log(since_stop())
 }
 
-pub fn default_format(out: &impl IsTerminal) -> LogFormat {
-    if out.is_terminal() { LogFormat::Text } else { LogFormat::Json }
+/// Text on a terminal, unless it is said otherwise. Coloured as other programs decide it: on a terminal, without `NO_COLOR`, or with
+/// `CLICOLOR_FORCE`.
+pub fn log_style(format: Option<LogFormat>, out: &impl RawStream) -> Style {
+    let default = if out.is_terminal() { LogFormat::Text } else { LogFormat::Json };
+    Style { format: format.unwrap_or(default), is_coloured: is_coloured(out) }
+}
+
+pub fn is_coloured(out: &impl RawStream) -> bool {
+    AutoStream::choice(out) != ColorChoice::Never
 }
 
 /// Runs it to its end. A thread that is still busy for it then (removing files, asking a name server that does not answer)
