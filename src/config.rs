@@ -64,7 +64,16 @@ pub struct LocalConfig {
     pub inbox: PathBuf,
     pub outbox: Option<PathBuf>,
     pub concurrency: usize,
+    pub verbosity: Verbosity,
     pub work: WorkConfig,
+}
+
+/// How much a person wants to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    Quiet,
+    Normal,
+    Verbose,
 }
 
 /// What both have.
@@ -153,12 +162,17 @@ impl TryFrom<LocalArgs> for LocalConfig {
     type Error = ConfigError;
 
     fn try_from(args: LocalArgs) -> Result<Self, ConfigError> {
-        let LocalArgs { inbox, outbox, concurrency, work } = args;
+        let LocalArgs { inbox, outbox, concurrency, verbose, quiet, work } = args;
         if concurrency == 0 {
             return Err(ConfigError::Zero("concurrency"));
         }
         let work = checked(work, PlaceArgs::default(), ON_A_LAPTOP, false)?;
-        Ok(Self { inbox, outbox, concurrency, work })
+        let verbosity = match (verbose, quiet) {
+            (true, _) => Verbosity::Verbose,
+            (false, true) => Verbosity::Quiet,
+            (false, false) => Verbosity::Normal,
+        };
+        Ok(Self { inbox, outbox, concurrency, verbosity, work })
     }
 }
 

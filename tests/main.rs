@@ -21,3 +21,4 @@ mod queue_contract;
 mod readme;
 mod scenarios;
 mod simulation;
+mod terminal;

@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{check_machine, check_threads};
 use super::runtime::{block_on, flush_limit, log_style, runner};
-use super::signals::{since_stop, stop_requested};
+use super::signals::{Manner, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws;
@@ -42,7 +42,7 @@ pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, 
     let run = async {
         let metrics =
             Arc::new(Metrics::new(queue_url::queue_name(&config.queue_url), logs.dropped(), SystemTime::now()));
-        let stop = stop_requested(Some(&metrics))?;
+        let stop = stop_requested(Some(&metrics), &Manner::Pod)?;
         run_pod(config, own, metrics, stop).await
     };
     block_on(run, plan.tidy())?
