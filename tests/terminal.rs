@@ -210,7 +210,7 @@ fn each_line_says_of_which_file_it_is() {
 fn ctrl_c_says_how_long_it_waits_and_once_more_it_kills() {
     let (inbox, notes) = (inbox(&["a.csv", "b.csv", "c.csv"]), tempfile::tempdir().unwrap());
     let script = format!(
-        r#"trap "" TERM; sleep 600 & echo $! > "{}/$JOB_KEY"; echo ready $JOB_KEY; wait"#,
+        r#"trap "" TERM; setsid sleep 600 & echo $! > "{}/$JOB_KEY"; echo ready $JOB_KEY; wait"#,
         notes.path().display()
     );
     let flags = "--concurrency 2 --termination-grace 10m";

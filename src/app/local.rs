@@ -3,18 +3,16 @@
 use std::io::{IsTerminal, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use console::Term;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::say;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, is_coloured, log_style, runner};
-use super::signals::{self, Manner, stop_requested};
+use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
+use super::signals::{self, Reaction, stop_requested};
 use crate::cli::environment;
 use crate::config::{LocalConfig, Verbosity};
-use crate::job::lifecycle::Policy;
 use crate::local::{self, Killable, Page};
 use crate::ports::Runner;
 use crate::telemetry::bars;
@@ -32,7 +30,7 @@ pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<Ex
     let run = async {
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
-        let stopped = stop_requested(None, &Manner::Person { kill: kill.clone(), stop_grace })?;
+        let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
         let runner = Arc::new(Killable { runner: own.map_or_else(runner, Ok)?, kill });
         local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
     };
@@ -54,9 +52,4 @@ fn default_filter(verbosity: Verbosity, is_watched: bool) -> String {
         Verbosity::Normal if is_watched => format!("warn,command=info,{signals}=info"),
         Verbosity::Normal | Verbosity::Verbose => "info".to_owned(),
     }
-}
-
-fn longest_stop_grace(policy: &Policy) -> Duration {
-    let of_types = policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
-    of_types.fold(policy.limits.stop_grace, Duration::max)
 }

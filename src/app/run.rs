@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, log_style, runner};
-use super::signals::{Manner, since_stop, stop_requested};
+use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
+use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws;
@@ -42,7 +42,8 @@ pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, 
     let run = async {
         let metrics =
             Arc::new(Metrics::new(queue_url::queue_name(&config.queue_url), logs.dropped(), SystemTime::now()));
-        let stop = stop_requested(Some(&metrics), &Manner::Pod)?;
+        let stop_grace = longest_stop_grace(&config.work.settings.policy);
+        let stop = stop_requested(Some(&metrics), &Reaction { stop_grace, kill: None })?;
         run_pod(config, own, metrics, stop).await
     };
     block_on(run, plan.tidy())?

@@ -10,6 +10,7 @@ use tokio::runtime::Builder;
 
 use super::signals::since_stop;
 use crate::adapters::process::Processes;
+use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::Runner;
 use crate::telemetry::logs::{LogFormat, Style};
@@ -49,6 +50,12 @@ pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<
 pub fn runner() -> Result<Arc<dyn Runner>, String> {
     let processes = Processes::guarded().map_err(|error| format!("orphans could not be adopted: {error}"))?;
     Ok(Arc::new(processes))
+}
+
+/// What a command may take between TERM and KILL, whichever it is.
+pub fn longest_stop_grace(policy: &Policy) -> Duration {
+    let of_types = policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
+    of_types.fold(policy.limits.stop_grace, Duration::max)
 }
 
 #[cfg(test)]

@@ -79,56 +79,54 @@ impl Inherited {
     }
 }
 
-/// What signals mean.
+/// What is done about a signal that asks for a graceful shutdown.
 #[derive(Debug, Clone)]
-pub enum Manner {
-    /// A further one changes nothing: the kubelet KILLs.
-    Pod,
-    /// Somebody at a keyboard: a further Ctrl-C cancels `kill`, and the command may take so long until then.
-    Person { kill: CancellationToken, stop_grace: Duration },
+pub struct Reaction {
+    /// How long the command may take.
+    pub stop_grace: Duration,
+    /// Cancelled by a second Ctrl-C of somebody at a keyboard. In a pod a second signal changes nothing: the kubelet KILLs.
+    pub kill: Option<CancellationToken>,
 }
 
-impl Manner {
-    fn first(&self, signal: Signal) {
-        let signal = signal.as_str();
-        match self {
-            Self::Pod => info!(signal, "shutting down: no more messages will be deleted"),
-            Self::Person { stop_grace, .. } => {
-                let seconds = stop_grace.as_secs_f64();
-                info!("stopping: waiting up to {seconds} s for the command; press Ctrl-C again to kill it");
-            }
+impl Reaction {
+    fn to_first(&self, signal: Signal) {
+        let stop_grace_s = self.stop_grace.as_secs_f64();
+        if self.kill.is_some() {
+            info!("stopping: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it");
+        } else {
+            info!(signal = signal.as_str(), stop_grace_s, "shutting down: no more messages will be deleted");
         }
     }
 
-    fn further(&self, signal: Signal) {
-        match self {
-            Self::Person { kill, .. } if signal == Signal::SIGINT => {
+    fn to_further(&self, signal: Signal) {
+        match &self.kill {
+            Some(kill) if signal == Signal::SIGINT => {
                 info!("killing the command: Ctrl-C was pressed again");
                 kill.cancel();
             }
-            Self::Person { .. } | Self::Pod => info!(signal = signal.as_str(), "already shutting down"),
+            Some(_) | None => info!(signal = signal.as_str(), "already shutting down"),
         }
     }
 }
 
 /// Cancelled by the first signal that asks for a graceful shutdown. Must be called in the main thread, which is the one that signals
 /// are delivered to: in all others they stay blocked.
-pub fn stop_requested(metrics: Option<&Arc<Metrics>>, manner: &Manner) -> Result<CancellationToken, String> {
+pub fn stop_requested(metrics: Option<&Arc<Metrics>>, reaction: &Reaction) -> Result<CancellationToken, String> {
     let requested = CancellationToken::new();
     for kind in STOPS.into_iter().filter(|kind| *kind != Signal::SIGHUP || !is_ignored(Signal::SIGHUP)) {
         let name = kind.as_str();
         let mut signals = signal(SignalKind::from_raw(kind as i32))
             .map_err(|error| format!("a handler for {name} could not be installed: {error}"))?;
-        let (requested, metrics, manner) = (requested.clone(), metrics.cloned(), manner.clone());
+        let (requested, metrics, reaction) = (requested.clone(), metrics.cloned(), reaction.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 if let Some(metrics) = &metrics {
                     metrics.stopped(name);
                 }
                 if requested.is_cancelled() {
-                    manner.further(kind);
+                    reaction.to_further(kind);
                 } else {
-                    manner.first(kind);
+                    reaction.to_first(kind);
                     STOP_REQUESTED.get_or_init(|| (Instant::now(), kind));
                     requested.cancel();
                 }

@@ -34,9 +34,9 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = *event.metadata().level();
+        let mut spans = context.event_scope().into_iter().flatten();
+        let name = spans.find_map(|span| span.extensions().get::<FileName>().map(|name| name.0.clone()));
         if let Some(line) = fields.line {
-            let spans = || context.event_scope().into_iter().flatten();
-            let name = spans().find_map(|span| span.extensions().get::<FileName>().map(|name| name.0.clone()));
             let name = name.unwrap_or_else(|| "command".to_owned());
             let colour = coloured(colour_of(&name));
             if fields.is_stderr {
@@ -51,8 +51,11 @@ where
             _ if fields.is_success => AnsiColor::Green.on_default(),
             _ => Style::new(),
         });
-        let (time, Fields { text, rest, .. }) = (clock_time(SystemTime::now()), fields);
+        let (time, Fields { text, rest, has_key, .. }) = (clock_time(SystemTime::now()), fields);
         write!(out, "{time} {style}{level:5}{style:#} {}{}", Plain(&text), Plain(&rest))?;
+        if let Some(name) = name.filter(|_| !has_key && level < Level::DEBUG) {
+            write!(out, " key=\"{name}\"")?;
+        }
         if level >= Level::DEBUG {
             for span in context.event_scope().into_iter().flatten() {
                 if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
@@ -139,6 +142,7 @@ struct Fields {
     line: Option<String>,
     is_stderr: bool,
     is_success: bool,
+    has_key: bool,
     rest: String,
 }
 
@@ -163,6 +167,7 @@ impl Visit for Fields {
         match (field.name(), value) {
             ("stream", "stderr") => self.is_stderr = true,
             ("outcome", "succeeded") => self.is_success = true,
+            ("key", _) => self.has_key = true,
             _ => {}
         }
         match field.name() {
@@ -225,21 +230,23 @@ mod tests {
         assert_eq!(lines.len(), 5, "{lines:?}");
         assert!(lines.iter().all(|line| line.chars().all(|c| !(c.is_control() || c == '\u{202e}'))), "{lines:?}");
         let shown: usize = lines.iter().map(|line| line.matches(r"\u{1b}[2J\r\n\u{9b}1m\u{202e}b").count()).sum();
-        assert_eq!(shown, 11, "{lines:?}");
+        assert_eq!(shown, 12, "{lines:?}");
     }
 
     #[test]
     fn a_line_of_the_command_says_of_which_file_it_is() {
-        let lines = logged(false, || {
+        let mut lines = logged(false, || {
             let span = info_span!("work", key = "a.csv");
             span.in_scope(|| {
                 info!(stream = "stdout", line = "hello");
                 info!(stream = "stderr", line = "oops");
+                warn!("late");
             });
             info_span!("work", key = "long/".repeat(20) + "end.csv")
                 .in_scope(|| info!(stream = "stdout", line = "hello"));
             info!(stream = "stdout", line = "nobody's");
         });
+        assert!(lines.remove(2).ends_with("WARN  late key=\"a.csv\""));
         assert_eq!(
             lines,
             ["a.csv | hello", "a.csv ! oops", "long/long/long/…ong/long/end.csv | hello", "command | nobody's"]
