@@ -3,32 +3,35 @@
 //! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by side as
 //! `--concurrency` says, each as short-lived as a pod.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+mod summary;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
-use comfy_table::{Table, presets};
 use indicatif::MultiProgress;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
-use crate::adapters::local::folder::{Folder, FolderError, FolderOutbox};
+use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, Standing};
-use crate::job::delivery::Redrive;
+use crate::adapters::local::outbox::FolderOutbox;
+use crate::job::delivery::{MessageId, Redrive};
+use crate::job::outcome::Exit;
 use crate::job::report::{Ended, Observation, Report};
-use crate::job::verdict::Settlement;
+use crate::job::route::JobType;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
-use crate::ports::{Outbox, Runner, Telemetry};
+use crate::ports::{Command, Exited, Outbox, Pulse, Runner, StartError, Telemetry};
 use crate::settings::resolve::LocalConfig;
 use crate::telemetry::bars::Bars;
-use crate::telemetry::plain::Plain;
 use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
+use summary::{Fate, File};
+pub use summary::{Page, Summary};
 
 /// How often a file is tried before it counts as poison.
 const MAX_RECEIVE_COUNT: u32 = 3;
@@ -40,29 +43,19 @@ pub async fn run(
     screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
-    let LocalConfig { inbox, outbox, concurrency, mut work } = config;
-    let mut stateless = Vec::new();
-    for job_type in &mut work.settings.policy.job_types {
-        // Without checkpoints there is nothing to resume, so a job type must not hand over.
-        if job_type.task.checkpoint.is_some() {
-            Arc::make_mut(&mut job_type.task).checkpoint = None;
-            stateless.push(job_type.task.name.as_str());
-        }
-    }
-    if !stateless.is_empty() {
-        let job_types = stateless.join(", ");
-        warn!(job_types, "no partial state is kept here: each attempt starts afresh, and may take 12 hours at most");
-    }
+    let LocalConfig { inbox, outbox, concurrency, verbosity: _, mut work } = config;
+    without_checkpoints(&mut work.settings.policy.job_types);
     let folder = Folder::new(&inbox)?;
-    let files = folder.list()?;
+    if let Some(outbox) = &outbox {
+        folder.check_outbox(outbox)?;
+    }
+    let Listing { files, skipped } = folder.list()?;
     let dead_letters = "dead-letters".to_owned();
     let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVE_COUNT, queue: dead_letters };
     let queue = MemoryQueue::new(Kind::Standard, redrive);
+    let send = |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
     let telemetry =
-        Arc::new(Watch::new(files.iter().map(|file| file.object.key.clone()), Bars::new(screen, files.len())));
-    for file in &files {
-        queue.send(file.notification());
-    }
+        Arc::new(Watch { files: Mutex::new(files.iter().map(send).collect()), bars: Bars::new(screen, files.len()) });
 
     let clock = Clock::start();
     let worker = CommandWorker {
@@ -95,51 +88,60 @@ pub async fn run(
     }
     pods.join_all().await;
 
-    let mut summary = telemetry.summary();
+    telemetry.bars.clear();
+    let mut summary = Summary { files: telemetry.files().clone(), skipped };
     for dead in queue.dead_letters() {
-        summary.is_dead(dead.message_id.as_str());
+        summary.is_dead(&dead.message_id);
     }
     Ok(summary)
 }
 
+/// Without checkpoints there is nothing to resume, so a job type must not hand over.
+fn without_checkpoints(job_types: &mut [JobType]) {
+    let mut stateless = Vec::new();
+    for job_type in job_types.iter_mut().filter(|job_type| job_type.task.checkpoint.is_some()) {
+        Arc::make_mut(&mut job_type.task).checkpoint = None;
+        stateless.push(job_type.task.name.as_str());
+    }
+    if !stateless.is_empty() {
+        let job_types = stateless.join(", ");
+        warn!(job_types, "no partial state is kept here: each attempt starts afresh, and may take 12 hours at most");
+    }
+}
+
+/// Runs commands as `runner` does, and KILLs them at once when `kill` is cancelled.
+pub struct Killable {
+    pub runner: Arc<dyn Runner>,
+    pub kill: CancellationToken,
+}
+
+#[async_trait]
+impl Runner for Killable {
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+        // What is dropped is KILLed.
+        let ended = self.kill.run_until_cancelled(self.runner.run(command, halt, pulse)).await;
+        ended.unwrap_or_else(|| Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() }))
+    }
+}
+
 /// Logs as a pod does, draws bars, and keeps count.
 struct Watch {
-    files: Mutex<BTreeMap<String, File>>,
+    files: Mutex<HashMap<MessageId, File>>,
     bars: Bars,
 }
 
-/// What became of one file.
-#[derive(Debug, Clone, Default)]
-struct File {
-    message_id: String,
-    /// `None` until its first attempt has ended.
-    outcome: Option<String>,
-    succeeded: bool,
-    attempts: u32,
-    /// In all its attempts.
-    worked: Duration,
-}
-
 impl Watch {
-    fn new(keys: impl Iterator<Item = String>, bars: Bars) -> Self {
-        Self { files: Mutex::new(keys.map(|key| (key, File::default())).collect()), bars }
+    fn files(&self) -> MutexGuard<'_, HashMap<MessageId, File>> {
+        self.files.lock().expect("nothing panics while holding it")
     }
 
     fn ended(&self, ended: &Ended) {
-        let mut files = self.files.lock().expect("nothing panics while holding it");
-        // In here a message is about one file, or, if `--events` leaves nothing of it, about none.
-        let Some(file) = ended.subject.objects.first().and_then(|object| files.get_mut(&object.key)) else { return };
-        ended.subject.message_id.as_str().clone_into(&mut file.message_id);
-        file.succeeded = matches!(ended.settlement, Settlement::Deleted(_));
-        file.outcome = Some(ended.outcome().to_owned());
-        file.attempts = ended.subject.receive_count;
-        file.worked += ended.work.timings.total;
-        let done = files.values().filter(|file| file.succeeded).count();
-        info!(succeeded = done, files = files.len(), "progress");
-    }
-
-    fn summary(&self) -> Summary {
-        Summary { files: self.files.lock().expect("nothing panics while holding it").clone() }
+        let mut files = self.files();
+        // Each message that there is was sent for a file.
+        let Some(file) = files.get_mut(&ended.subject.message_id) else { return };
+        file.ended(ended);
+        let succeeded = files.values().filter(|file| file.fate == Fate::Succeeded).count();
+        info!(succeeded, files = files.len(), "progress");
     }
 }
 
@@ -163,43 +165,4 @@ impl Telemetry for Watch {
     }
 
     fn record(&self, _: Observation) {}
-}
-
-/// What became of every file.
-#[derive(Debug, Clone)]
-pub struct Summary {
-    files: BTreeMap<String, File>,
-}
-
-impl Summary {
-    pub fn all_succeeded(&self) -> bool {
-        self.files.values().all(|file| file.succeeded)
-    }
-
-    fn is_dead(&mut self, message_id: &str) {
-        for file in self.files.values_mut().filter(|file| file.message_id == message_id) {
-            file.outcome = Some(format!("dead letter: {}", file.outcome.as_deref().unwrap_or_default()));
-        }
-    }
-}
-
-/// A table, and a line that sums it up.
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(["FILE", "OUTCOME", "ATTEMPTS", "DURATION"]);
-        for (key, file) in &self.files {
-            table.add_row([
-                Plain(key).to_string(),
-                file.outcome.clone().unwrap_or_else(|| "not started".to_owned()),
-                file.attempts.to_string(),
-                format!("{:.1} s", file.worked.as_secs_f64()),
-            ]);
-        }
-        if !self.files.is_empty() {
-            writeln!(f, "{table}\n")?;
-        }
-        let succeeded = self.files.values().filter(|file| file.succeeded).count();
-        write!(f, "{succeeded} of {} files succeeded", self.files.len())
-    }
 }

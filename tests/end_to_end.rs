@@ -256,7 +256,8 @@ fn local(arguments: &[&str], outbox: &Path) -> Leasehold {
 #[tokio::test]
 async fn the_examples_all_succeed_one_at_its_second_attempt() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
-    let left = local(&["examples/inbox", "--", "python3", "examples/summarize.py"], outbox.path()).run_to(0).await;
+    let left =
+        local(&["-v", "examples/inbox", "--", "python3", "examples/summarize.py"], outbox.path()).run_to(0).await;
     assert!(left.stdout.contains("4 of 4 files succeeded"), "{}", left.stdout);
     let twice = left.stdout.lines().find(|line| line.contains("wednesday.csv")).expect("it is in the table");
     assert!(twice.contains("succeeded  2"), "{twice}");
@@ -284,7 +285,7 @@ async fn ctrl_c_rehearses_the_ordered_stop() {
     let run = local(&["examples/inbox", "--concurrency", "2", "--", "sh", "-c", &script], outbox.path());
     eventually("a command runs", async || marker.exists().then_some(())).await;
     run.signal(Signal::SIGINT);
-    let left = run.run_to(1).await;
+    let left = run.run_to(130).await;
     assert!(left.stdout.contains("0 of 4 files succeeded"), "{}", left.stdout);
     assert!(left.stdout.contains("stopped") && left.stdout.contains("not started"), "{}", left.stdout);
 }
@@ -300,7 +301,7 @@ async fn a_terminal_shows_a_bar_for_each_file_and_one_for_all() {
         seen.display()
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["local", "examples/inbox", "--", "sh", "-c", &script]);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["local", "examples/inbox", "-v", "--", "sh", "-c", &script]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(slave)).env("TERM", "xterm");
     let mut child = command.kill_on_drop(true).spawn().expect("the binary starts");
     drop(command);

@@ -23,3 +23,4 @@ mod readme;
 mod scenarios;
 mod settings;
 mod simulation;
+mod terminal;

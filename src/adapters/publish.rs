@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::adapters::local::folder::{Found, files_below};
+use crate::adapters::local::folder::{ListedFile, files_below};
 use crate::job::outcome::{Manifest, Published};
 use crate::job::place::{Template, Values};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
@@ -45,7 +45,7 @@ impl Outbox for S3Outbox {
 
         // The first failure gives up the others too, and they clean up before they are gone.
         let give_up = halt.child_token();
-        let upload = async |Found { name, bytes }: Found| {
+        let upload = async |ListedFile { name, bytes }: ListedFile| {
             let (key, path) = (place.key(&name), directory.join(&name));
             let content_type = mime_guess::from_path(&name).first_or_octet_stream();
             let content_type = content_type.essence_str();

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use anstyle::AnsiColor;
+
 use crate::telemetry::plain::PlainLines;
 use crate::telemetry::termination::TerminationMessage;
 
@@ -20,6 +22,7 @@ pub fn misconfigured(why: &str) -> TerminationMessage {
 }
 
 pub fn refuse(why: &str) -> ExitCode {
-    say(std::io::stderr(), &format!("leasehold: {}", PlainLines(why)));
+    let red = AnsiColor::Red.on_default();
+    say(anstream::stderr(), &format!("{red}leasehold:{red:#} {}", PlainLines(why)));
     ExitCode::from(MISCONFIGURED)
 }

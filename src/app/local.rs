@@ -1,32 +1,55 @@
 //! `leasehold local`.
 
+use std::io::{IsTerminal, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use console::Term;
+use tokio_util::sync::CancellationToken;
+
 use super::exit::say;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, default_format, flush_limit, runner};
-use super::signals::stop_requested;
-use crate::local;
+use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
+use super::signals::{self, Reaction, stop_requested};
+use crate::local::{self, Killable, Page};
 use crate::ports::Runner;
 use crate::settings::environment;
-use crate::settings::resolve::LocalConfig;
+use crate::settings::resolve::{LocalConfig, Verbosity};
 use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
 
 pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, own.is_none())?;
-    let format = config.work.log_format.unwrap_or(default_format(&std::io::stderr()));
-    let (screen, above) = bars::screen(format == LogFormat::Text);
-    let stop = config.work.settings.stop;
-    let _logs = logs::start(format, &config.work.identity, &environment::log_filter(), above, flush_limit(stop));
+    let (stop, verbosity) = (config.work.settings.stop, config.verbosity);
+    let style = log_style(config.work.log_format, &stderr());
+    let is_watched = style.format == LogFormat::Text && stderr().is_terminal();
+    let filter = logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
+    let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
+    let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
     let run = async {
-        let stopped = stop_requested(None)?;
-        let runner = own.map_or_else(runner, Ok)?;
-        let summary = local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())?;
-        say(std::io::stdout(), &summary.to_string());
-        Ok(ExitCode::from(u8::from(!summary.all_succeeded())))
+        let kill = CancellationToken::new();
+        let stop_grace = longest_stop_grace(&config.work.settings.policy);
+        let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
+        let runner = Arc::new(Killable { runner: own.map_or_else(runner, Ok)?, kill });
+        local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
     };
-    block_on(run, stop.tidy())?
+    let summary = block_on(run, stop.tidy())??;
+    // What is still to be logged comes before the summary.
+    drop(logs);
+    let columns = Term::stdout().size_checked().map(|(_, columns)| columns);
+    let page = Page { columns: columns.filter(|_| stdout().is_terminal()), is_coloured: is_coloured(&stdout()) };
+    say(stdout(), &summary.text(verbosity, page));
+    let code = signals::exit_code().unwrap_or(u8::from(!summary.all_succeeded()));
+    Ok(ExitCode::from(code))
+}
+
+/// Somebody who watches the bars is told what fails, and what the command prints.
+fn default_filter(verbosity: Verbosity, is_watched: bool) -> String {
+    let signals = signals::TARGET;
+    match verbosity {
+        Verbosity::Quiet => format!("error,{signals}=info"),
+        Verbosity::Normal if is_watched => format!("warn,command=info,{signals}=info"),
+        Verbosity::Normal | Verbosity::Verbose => "info".to_owned(),
+    }
 }

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, default_format, flush_limit, runner};
-use super::signals::{since_stop, stop_requested};
+use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
+use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws;
@@ -35,14 +35,15 @@ use crate::work::idempotency::Idempotency;
 pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, own.is_none())?;
-    let format = config.work.log_format.unwrap_or(default_format(&std::io::stdout()));
+    let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
-    let filter = environment::log_filter();
-    let logs = logs::start(format, &config.work.identity, &filter, std::io::stdout(), flush_limit(plan));
+    let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
+    let logs = logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     let run = async {
         let metrics =
             Arc::new(Metrics::new(queue_url::queue_name(&config.queue_url), logs.dropped(), SystemTime::now()));
-        let stop = stop_requested(Some(&metrics))?;
+        let stop_grace = longest_stop_grace(&config.work.settings.policy);
+        let stop = stop_requested(Some(&metrics), &Reaction { stop_grace, kill: None })?;
         run_pod(config, own, metrics, stop).await
     };
     block_on(run, plan.tidy())?

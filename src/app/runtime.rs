@@ -1,25 +1,34 @@
 //! What the subcommands run on.
 
 use std::future::Future;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
 use tokio::runtime::Builder;
 
 use super::signals::since_stop;
 use crate::adapters::process::Processes;
+use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::Runner;
-use crate::telemetry::logs::LogFormat;
+use crate::telemetry::logs::{LogFormat, Style};
 
 /// What the log may take at the end depends on when that is.
 pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
     move || stop.log(since_stop())
 }
 
-pub fn default_format(out: &impl IsTerminal) -> LogFormat {
-    if out.is_terminal() { LogFormat::Text } else { LogFormat::Json }
+/// Text on a terminal, unless it is said otherwise. Coloured as other programs decide it: on a terminal, without `NO_COLOR`, or with
+/// `CLICOLOR_FORCE`.
+pub fn log_style(format: Option<LogFormat>, out: &impl RawStream) -> Style {
+    let default = if out.is_terminal() { LogFormat::Text } else { LogFormat::Json };
+    Style { format: format.unwrap_or(default), is_coloured: is_coloured(out) }
+}
+
+pub fn is_coloured(out: &impl RawStream) -> bool {
+    AutoStream::choice(out) != ColorChoice::Never
 }
 
 /// Runs it to its end. A thread that is still busy for it then (removing files, asking a name server that does not answer)
@@ -41,6 +50,12 @@ pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<
 pub fn runner() -> Result<Arc<dyn Runner>, String> {
     let processes = Processes::guarded().map_err(|error| format!("orphans could not be adopted: {error}"))?;
     Ok(Arc::new(processes))
+}
+
+/// What a command may take between TERM and KILL, whichever it is.
+pub fn longest_stop_grace(policy: &Policy) -> Duration {
+    let of_types = policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
+    of_types.fold(policy.limits.stop_grace, Duration::max)
 }
 
 #[cfg(test)]

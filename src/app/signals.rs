@@ -18,13 +18,21 @@ use tracing::info;
 
 use crate::telemetry::metrics::Metrics;
 
-/// Signals are the process's, and so is this.
-static STOP_REQUESTED_AT: OnceLock<Instant> = OnceLock::new();
+/// When a graceful shutdown was asked for, and by which signal. Signals are the process's, and so is this.
+static STOP_REQUESTED: OnceLock<(Instant, Signal)> = OnceLock::new();
 
 /// How long ago a graceful shutdown was asked for, if it was.
 pub fn since_stop() -> Option<Duration> {
-    STOP_REQUESTED_AT.get().map(Instant::elapsed)
+    STOP_REQUESTED.get().map(|(at, _)| at.elapsed())
 }
+
+/// The exit code of a program that a signal ended, as shells say it, if one asked for a graceful shutdown.
+pub fn exit_code() -> Option<u8> {
+    STOP_REQUESTED.get().and_then(|(_, signal)| u8::try_from(128 + *signal as i32).ok())
+}
+
+/// The records of this file, for a filter: whoever presses Ctrl-C wants to know what happens.
+pub const TARGET: &str = module_path!();
 
 /// These ask for a graceful shutdown. As PID 1 we hear them only with a handler.
 const STOPS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
@@ -71,25 +79,55 @@ impl Inherited {
     }
 }
 
-/// Cancelled by the first signal that asks for a graceful shutdown; a further one changes nothing. Must be called in the main
-/// thread, which is the one that signals are delivered to: in all others they stay blocked.
-pub fn stop_requested(metrics: Option<&Arc<Metrics>>) -> Result<CancellationToken, String> {
+/// What is done about a signal that asks for a graceful shutdown.
+#[derive(Debug, Clone)]
+pub struct Reaction {
+    /// How long the command may take.
+    pub stop_grace: Duration,
+    /// Cancelled by a second Ctrl-C of somebody at a keyboard. In a pod a second signal changes nothing: the kubelet KILLs.
+    pub kill: Option<CancellationToken>,
+}
+
+impl Reaction {
+    fn to_first(&self, signal: Signal) {
+        let stop_grace_s = self.stop_grace.as_secs_f64();
+        if self.kill.is_some() {
+            info!("stopping: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it");
+        } else {
+            info!(signal = signal.as_str(), stop_grace_s, "shutting down: no more messages will be deleted");
+        }
+    }
+
+    fn to_further(&self, signal: Signal) {
+        match &self.kill {
+            Some(kill) if signal == Signal::SIGINT => {
+                info!("killing the command: Ctrl-C was pressed again");
+                kill.cancel();
+            }
+            Some(_) | None => info!(signal = signal.as_str(), "already shutting down"),
+        }
+    }
+}
+
+/// Cancelled by the first signal that asks for a graceful shutdown. Must be called in the main thread, which is the one that signals
+/// are delivered to: in all others they stay blocked.
+pub fn stop_requested(metrics: Option<&Arc<Metrics>>, reaction: &Reaction) -> Result<CancellationToken, String> {
     let requested = CancellationToken::new();
     for kind in STOPS.into_iter().filter(|kind| *kind != Signal::SIGHUP || !is_ignored(Signal::SIGHUP)) {
         let name = kind.as_str();
         let mut signals = signal(SignalKind::from_raw(kind as i32))
             .map_err(|error| format!("a handler for {name} could not be installed: {error}"))?;
-        let (requested, metrics) = (requested.clone(), metrics.cloned());
+        let (requested, metrics, reaction) = (requested.clone(), metrics.cloned(), reaction.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 if let Some(metrics) = &metrics {
                     metrics.stopped(name);
                 }
                 if requested.is_cancelled() {
-                    info!(signal = name, "already shutting down");
+                    reaction.to_further(kind);
                 } else {
-                    info!(signal = name, "shutting down: no more messages will be deleted");
-                    STOP_REQUESTED_AT.get_or_init(Instant::now);
+                    reaction.to_first(kind);
+                    STOP_REQUESTED.get_or_init(|| (Instant::now(), kind));
                     requested.cancel();
                 }
             }

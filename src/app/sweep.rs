@@ -7,7 +7,7 @@ use tracing::{error, info};
 
 use super::exit::UNAVAILABLE;
 use super::machine::check_threads;
-use super::runtime::{block_on, default_format};
+use super::runtime::{block_on, log_style};
 use crate::adapters::http::Http;
 use crate::settings::environment;
 use crate::settings::resolve::{PushgatewayConfig, SweepConfig};
@@ -18,9 +18,9 @@ pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     check_threads()?;
     let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
     let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
-    let format = log_format.unwrap_or(default_format(&std::io::stdout()));
-    let _logs =
-        logs::start(format, &identity, &environment::log_filter(), std::io::stdout(), || Duration::from_secs(1));
+    let style = log_style(log_format, &std::io::stdout());
+    let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
+    let _logs = logs::start(style, &identity, filter, std::io::stdout(), || Duration::from_secs(1));
     let sweep = async {
         match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
             Ok(Swept { found, deleted, failed }) => {

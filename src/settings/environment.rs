@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use super::command_line;
 
-/// `RUST_LOG`, or what a pod's log should hold: not the spans that ractor opens around each of its handlers.
-pub fn log_filter() -> String {
-    variable("RUST_LOG").and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info,ractor=error".to_owned())
+/// `RUST_LOG`.
+pub fn log_filter() -> Option<OsString> {
+    variable("RUST_LOG")
 }
 
 /// The file of certificate authorities that other AWS tools would use, if one is set.

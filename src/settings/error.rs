@@ -87,7 +87,7 @@ pub enum SettingError {
         "--pushgateway has a query in it, behind which no path fits: leave it out (a token belongs in a file that --pushgateway-bearer-token-file names)"
     )]
     PushgatewayQuery,
-    #[error("--pushgateway is required: the one that is to be swept")]
+    #[error("--pushgateway is required")]
     NoPushgateway,
     #[error("--push-interval {} is under 1s", show(.0))]
     PushInterval(Duration),

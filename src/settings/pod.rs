@@ -166,7 +166,7 @@ pub struct SweepSettings {
 
 #[derive(Debug, Args)]
 pub struct LocalSettings {
-    /// The folder whose files are to be processed
+    /// The folder whose files are to be processed, or one file
     pub inbox: PathBuf,
 
     /// Where results go: what the command wrote into JOB_OUTPUT_DIR, in a folder named after the file
@@ -176,6 +176,14 @@ pub struct LocalSettings {
     /// How many files to process side by side, as that many pods would
     #[arg(long, value_name = "N", default_value = "1")]
     pub concurrency: usize,
+
+    /// Log every step, and list all files in the end, those that succeeded too
+    #[arg(long, short, value_parser = BoolishValueParser::new(), conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// Log nothing but errors, and print nothing but the totals
+    #[arg(long, short, value_parser = BoolishValueParser::new())]
+    pub quiet: bool,
 
     #[command(flatten)]
     pub work: WorkSettings,

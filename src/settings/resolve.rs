@@ -60,7 +60,16 @@ pub struct LocalConfig {
     pub inbox: PathBuf,
     pub outbox: Option<PathBuf>,
     pub concurrency: usize,
+    pub verbosity: Verbosity,
     pub work: WorkConfig,
+}
+
+/// How much a person wants to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    Quiet,
+    Normal,
+    Verbose,
 }
 
 /// What both have.
@@ -140,12 +149,17 @@ impl TryFrom<LocalSettings> for LocalConfig {
     type Error = SettingError;
 
     fn try_from(args: LocalSettings) -> Result<Self, SettingError> {
-        let LocalSettings { inbox, outbox, concurrency, work } = args;
+        let LocalSettings { inbox, outbox, concurrency, verbose, quiet, work } = args;
         if concurrency == 0 {
             return Err(SettingError::Zero("concurrency"));
         }
         let work = resolve(work, ON_A_LAPTOP, false)?;
-        Ok(Self { inbox, outbox, concurrency, work })
+        let verbosity = match (verbose, quiet) {
+            (true, _) => Verbosity::Verbose,
+            (false, true) => Verbosity::Quiet,
+            (false, false) => Verbosity::Normal,
+        };
+        Ok(Self { inbox, outbox, concurrency, verbosity, work })
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
-use super::plain::Plain;
+use super::plain::{Plain, shortened};
 use crate::job::report::{Ended, Progressed, Subject};
 use crate::job::verdict::Settlement;
 
@@ -25,16 +26,18 @@ pub struct Bars {
 impl Bars {
     /// For so many files. Draws nothing where there is no terminal.
     pub fn new(screen: MultiProgress, files: usize) -> Self {
-        let all = screen.add(ProgressBar::new(files as u64).with_style(style("{bar:20} {pos} of {len} files")));
+        // What is changed before it is on the screen would be drawn beside it.
+        let all = screen.add(ProgressBar::new(files as u64));
+        all.set_style(style("{bar:10} {pos} of {len} files"));
         all.tick();
         Self { screen, all, files: Mutex::default() }
     }
 
     pub fn started(&self, subject: &Subject) {
-        let bar = ProgressBar::new(STEPS.into()).with_style(style("{bar:20} {percent:>3}% {prefix} {elapsed} {msg}"));
-        let key = subject.objects.first().map(|object| object.key.clone());
-        bar.set_prefix(Plain(&key.unwrap_or_default()).to_string());
-        let bar = self.screen.insert_before(&self.all, bar);
+        let key = subject.objects.first().map_or("", |object| &object.key);
+        let bar = self.screen.insert_before(&self.all, ProgressBar::new(STEPS.into()));
+        bar.set_style(style("{bar:10} {percent:>3}% {prefix} {elapsed} {wide_msg}"));
+        bar.set_prefix(shortened(&Plain(key).to_string(), usize::from(Term::stderr().size().1 / 3)));
         bar.enable_steady_tick(Duration::from_millis(500));
         self.files().insert(subject.message_id.to_string(), bar);
     }
@@ -51,11 +54,22 @@ impl Bars {
 
     pub fn ended(&self, ended: &Ended) {
         if let Some(bar) = self.files().remove(ended.subject.message_id.as_str()) {
-            bar.finish_and_clear();
+            self.screen.remove(&bar);
         }
         if let Settlement::Deleted(_) = ended.settlement {
             self.all.inc(1);
         }
+        self.all.tick();
+    }
+
+    /// Nothing of them stays on the screen, and nothing is drawn any more.
+    pub fn clear(&self) {
+        for (_, bar) in self.files().drain() {
+            self.screen.remove(&bar);
+        }
+        self.screen.remove(&self.all);
+        // An error says that nobody sees it.
+        let _ = self.screen.clear();
     }
 
     fn files(&self) -> MutexGuard<'_, HashMap<String, ProgressBar>> {
@@ -63,18 +77,58 @@ impl Bars {
     }
 }
 
-impl Drop for Bars {
-    fn drop(&mut self) {
-        // What is left would stand in the way of the summary; an error says that nobody sees it.
-        let _ = self.screen.clear();
-    }
-}
-
 /// Where bars are drawn, if `wanted`, and a way to write above them.
 pub fn screen(wanted: bool) -> (MultiProgress, impl Write + Send + 'static) {
-    let target = if wanted { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let screen = MultiProgress::with_draw_target(target);
+    let terminal = || ProgressDrawTarget::term_like(Box::new(Terminal(Term::buffered_stderr())));
+    let screen = MultiProgress::with_draw_target(if wanted { terminal() } else { ProgressDrawTarget::hidden() });
     (screen.clone(), Above(screen))
+}
+
+/// A terminal on which there is room for the `^C` that it shows when somebody presses Ctrl-C: one that begins a line would keep the
+/// bars from being found again. That it is gone is found out elsewhere; indicatif would panic.
+#[derive(Debug)]
+struct Terminal(Term);
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        self.0.size().1.saturating_sub(2)
+    }
+
+    fn height(&self) -> u16 {
+        self.0.size().0
+    }
+
+    fn move_cursor_up(&self, lines: usize) -> io::Result<()> {
+        self.0.move_cursor_up(lines).or(Ok(()))
+    }
+
+    fn move_cursor_down(&self, lines: usize) -> io::Result<()> {
+        self.0.move_cursor_down(lines).or(Ok(()))
+    }
+
+    fn move_cursor_right(&self, columns: usize) -> io::Result<()> {
+        self.0.move_cursor_right(columns).or(Ok(()))
+    }
+
+    fn move_cursor_left(&self, columns: usize) -> io::Result<()> {
+        self.0.move_cursor_left(columns).or(Ok(()))
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        self.0.write_line(line).or(Ok(()))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.0.write_str(text).or(Ok(()))
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.0.clear_line().or(Ok(()))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush().or(Ok(()))
+    }
 }
 
 struct Above(MultiProgress);

@@ -1,21 +1,27 @@
 //! Log records: one flat JSON object a line, or text for a person.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use json_subscriber::JsonLayer;
-use tracing::{Level, Subscriber, error, warn};
+use serde_json::{Map, Value};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber, error, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_serde::fields::AsMap;
 use tracing_subscriber::filter::{Targets, filter_fn};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt};
 
-use super::text::Text;
-use crate::adapters::aws::QUOTES_A_PROCESS;
+use super::text::{FileNames, Text};
+use crate::adapters::aws::{QUOTES_A_PROCESS, QUOTES_AN_ANSWER};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -79,32 +85,93 @@ fn tell(dropped: &ErrorCounter) {
     }
 }
 
+/// Which records are written: those that `RUST_LOG` asks for (`debug`, or `info,leasehold::actors=debug`), else those that `default`
+/// does.
+pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String> {
+    let typed = rust_log.unwrap_or(default.as_ref());
+    let refused = || {
+        format!(
+            "RUST_LOG={:?} is not understood: write a level (off, error, warn, info, debug, trace), or several of \
+             target=level, with commas between them",
+            typed.to_string_lossy()
+        )
+    };
+    let directives = typed.to_str().ok_or_else(refused)?.split(',').map(str::trim).filter(|it| !it.is_empty());
+    let mut targets = Targets::new();
+    for directive in directives {
+        let (target, level) = directive.rsplit_once('=').map_or((None, directive), |(at, level)| (Some(at), level));
+        // A word alone would be a target, all of whose records are written, and those of nothing else.
+        let level: LevelFilter = level.parse().map_err(|_| refused())?;
+        targets = match target {
+            Some(target) if target.contains(|c: char| !(c.is_alphanumeric() || "_-:".contains(c))) => {
+                return Err(refused());
+            }
+            Some(target) => targets.with_target(as_compiled(target), level),
+            None => targets.with_default(level),
+        };
+    }
+    let is_quieter = targets.default_level().is_none_or(|level| level < LevelFilter::ERROR);
+    let unasked = |of: &&str| !is_quieter && !targets.iter().any(|(target, _)| of.starts_with(target));
+    let unasked: Vec<_> = CHATTERERS.into_iter().filter(unasked).collect();
+    Ok(targets.with_targets(unasked.into_iter().map(|of| (of, LevelFilter::ERROR))))
+}
+
+/// Only their errors are written, unless they are asked for by name. ractor opens a span around each of its handlers.
+const CHATTERERS: [&str; 2] = ["ractor", QUOTES_AN_ANSWER];
+
+/// Modules are known without the one that hides them.
+const INSIDE: (&str, &str) = ("leasehold::inside", "leasehold");
+
+fn as_compiled(target: &str) -> String {
+    match target.strip_prefix(INSIDE.1) {
+        Some(rest) if rest.starts_with("::") && !target.starts_with(INSIDE.0) => format!("{}{rest}", INSIDE.0),
+        Some(_) | None => target.to_owned(),
+    }
+}
+
+fn as_known(target: &str) -> String {
+    target.strip_prefix(INSIDE.0).map_or_else(|| target.to_owned(), |rest| format!("{}{rest}", INSIDE.1))
+}
+
+/// How records are written.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    pub format: LogFormat,
+    /// Only text has any.
+    pub is_coloured: bool,
+}
+
 /// Starts logging to `out`.
 ///
 /// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
-/// never the work. `filter` is what `RUST_LOG` says: `debug`, or `info,leasehold::actors=debug`. At the end what is not
-/// written yet has as long as `limit` then says to be read, and a second at most.
+/// never the work. At the end what is not written yet has as long as `limit` then says to be read, and a second at most.
 pub fn start(
-    format: LogFormat,
+    style: Style,
     identity: &Identity,
-    filter: &str,
+    filter: Targets,
     out: impl Write + Send + 'static,
     limit: impl Fn() -> Duration + 'static,
 ) -> LogGuard {
     let (out, writing) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
     let guard = LogGuard { writing: Some(writing), dropped: out.error_counter(), limit: Box::new(limit) };
-    let layer = match format {
+    let layer = match style.format {
         LogFormat::Json => json(identity, move || out.clone()).boxed(),
-        LogFormat::Text => fmt::layer().with_ansi(false).event_format(Text).with_writer(move || out.clone()).boxed(),
+        LogFormat::Text => {
+            let layer = fmt::layer().with_ansi(false).event_format(Text { is_coloured: style.is_coloured });
+            FileNames.and_then(layer.with_writer(move || out.clone())).boxed()
+        }
     };
-    let filter: Targets = filter.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
-    let no_secrets = filter_fn(|record| {
+    let most = Layer::<Registry>::max_level_hint(&filter).unwrap_or(LevelFilter::TRACE);
+    let is_written = filter_fn(move |record| {
         // At this level the SDK logs whole requests, receipt handles included.
         let is_trace = *record.level() == Level::TRACE && record.target().starts_with("aws_");
         let is_of_process = QUOTES_A_PROCESS.iter().any(|target| record.target().starts_with(target));
-        !is_trace && !is_of_process
+        // Which message a record is about is never left out.
+        let is_our_span = record.is_span() && record.target().starts_with(INSIDE.0) && *record.level() <= Level::INFO;
+        !is_trace && !is_of_process && (is_our_span || filter.would_enable(record.target(), record.level()))
     });
-    tracing_subscriber::registry().with(filter).with(layer.with_filter(no_secrets)).init();
+    let is_written = is_written.with_max_level_hint(most.max(LevelFilter::INFO));
+    tracing_subscriber::registry().with(layer.with_filter(is_written)).init();
     // A bug is told where everything else is.
     std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
     guard
@@ -122,12 +189,67 @@ where
     W: Write + 'static,
 {
     let mut layer = JsonLayer::new(out);
-    layer.with_timer("timestamp", fmt::time::SystemTime);
-    layer.with_level("level");
-    layer.with_flattened_event();
+    let Identity { job_id, pod_name } = identity.clone();
+    layer.add_multiple_dynamic_fields(move |event, _, out| {
+        // Each of them can be written as JSON.
+        for (name, value) in fields(event) {
+            let _ = out.write_field(&name, value);
+        }
+        let _ = out.write_field("job_id", &job_id);
+        let _ = out.write_field("pod_name", &pod_name);
+    });
     layer.with_top_level_flattened_span_list();
-    layer.with_target("target");
-    layer.add_static_field("job_id", identity.job_id.clone().into());
-    layer.add_static_field("pod_name", identity.pod_name.clone().into());
     layer
+}
+
+/// What a person looks for comes first.
+fn fields(event: &Event<'_>) -> Vec<(String, Value)> {
+    let mut now = String::new();
+    // Writing to a string does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
+    let metadata = event.metadata();
+    let mut fields = vec![("timestamp", Value::from(now)), ("level", Value::from(metadata.level().as_str()))];
+    let said = serde_json::to_value(event.field_map()).ok();
+    let mut rest = match said {
+        Some(Value::Object(fields)) => fields,
+        Some(_) | None => Map::new(),
+    };
+    fields.extend(["message", "outcome", "key"].into_iter().filter_map(|name| Some((name, rest.remove(name)?))));
+    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
+    fields.chain(rest).chain([("target".to_owned(), Value::from(as_known(metadata.target())))]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(typed: &str) -> Result<Targets, String> {
+        filter(Some(typed.as_ref()), "info")
+    }
+
+    #[test]
+    fn a_filter_that_is_not_understood_is_refused_and_quoted() {
+        for typed in ["debgu", "leasehold", "info,leasehold=loud", "a[span{x=1}]=debug", "=info=", "info;debug"] {
+            let refusal = targets(typed).unwrap_err();
+            assert!(refusal.contains(&format!("RUST_LOG={typed:?}")), "{refusal}");
+        }
+        assert!(targets("\u{1b}[2J").unwrap_err().contains(r"\u{1b}[2J"));
+    }
+
+    #[test]
+    fn records_of_chatterers_are_asked_for_by_name() {
+        let is_written = |typed: &str, target: &str, level: Level| targets(typed).unwrap().would_enable(target, &level);
+        for typed in ["trace", "debug", "info, leasehold=debug", "warn"] {
+            assert!(!is_written(typed, "ractor", Level::WARN), "{typed}");
+            assert!(is_written(typed, "ractor", Level::ERROR), "{typed}");
+        }
+        assert!(!is_written("off", "ractor", Level::ERROR));
+        assert!(is_written("info,ractor=debug", "ractor", Level::DEBUG));
+        assert!(!is_written("info", QUOTES_AN_ANSWER, Level::WARN));
+        assert!(is_written(&format!("info,{QUOTES_AN_ANSWER}=warn"), QUOTES_AN_ANSWER, Level::WARN));
+        assert!(is_written("off,leasehold::actors=debug", "leasehold::inside::actors::receiver", Level::DEBUG));
+        assert!(!is_written("off,leasehold::actors=debug", "leasehold::inside::work", Level::DEBUG));
+        assert!(is_written("leasehold=trace", "leasehold::inside::work", Level::TRACE));
+        assert!(filter(None, "error").unwrap().would_enable("x", &Level::ERROR));
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use unicode_truncate::UnicodeTruncateStr;
+
 /// Shows what would move the cursor, colour the screen or turn the direction of writing as `\u{1b}`; tabs stay.
 pub struct Plain<'a>(pub &'a str);
 
@@ -33,6 +35,17 @@ impl fmt::Display for PlainLines<'_> {
     }
 }
 
+/// A text in so many columns of a terminal at most, without its middle if it is longer: a file's name says most at its ends.
+pub fn shortened(text: &str, columns: usize) -> String {
+    if text.unicode_truncate(columns).0 == text {
+        return text.to_owned();
+    }
+    let rest = columns.saturating_sub(1);
+    let (beginning, _) = text.unicode_truncate(rest / 2);
+    let (end, _) = text.unicode_truncate_start(rest - rest / 2);
+    format!("{beginning}…{end}")
+}
+
 /// The direction of writing, or the line: marks, embeddings, overrides, isolates (Unicode's Bidi_Control) and separators.
 fn turns(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -41,6 +54,20 @@ fn turns(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_text_loses_its_middle() {
+        for (text, columns, shown) in [
+            ("", 3, ""),
+            ("abc", 3, "abc"),
+            ("abcdef.csv", 8, "abc….csv"),
+            ("\u{65e5}\u{672c}\u{65e5}\u{672c}", 6, "\u{65e5}…\u{672c}"),
+            ("abc", 1, "…"),
+            ("abc", 0, "…"),
+        ] {
+            assert_eq!(shortened(text, columns), shown);
+        }
+    }
 
     #[test]
     fn nothing_of_others_moves_the_cursor() {

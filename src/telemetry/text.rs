@@ -1,18 +1,28 @@
 //! Log records as text, for a person at a terminal: what happened to which file, without a machine's details.
 
+use std::collections::hash_map::DefaultHasher;
 use std::fmt::{self, Write};
+use std::hash::{BuildHasher, BuildHasherDefault};
+use std::time::SystemTime;
 
-use super::plain::Plain;
+use anstyle::{AnsiColor, Style};
 use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-/// `time LEVEL text field=value …`; a line of the command is shown behind a bar. Control characters are shown as such,
-/// wherever they come from.
-pub struct Text;
+use super::plain::{Plain, shortened};
+use crate::job::report::clock_time;
+
+/// `time LEVEL text field=value …`; a line of the command is `file | line`, and `file ! line` on its standard error. Control
+/// characters are shown as such, wherever they come from. Needs [`FileNames`] beside it.
+pub struct Text {
+    pub is_coloured: bool,
+}
 
 impl<S, N> FormatEvent<S, N> for Text
 where
@@ -20,16 +30,33 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        SystemTime.format_time(&mut out)?;
-        write!(out, " {:5} ", event.metadata().level())?;
+        let coloured = |style: Style| if self.is_coloured { style } else { Style::new() };
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let Fields { text, line, rest } = fields;
-        match line {
-            Some(line) => write!(out, "| {}", Plain(&line))?,
-            None => write!(out, "{}{}", Plain(&text), Plain(&rest))?,
+        let level = *event.metadata().level();
+        let mut spans = context.event_scope().into_iter().flatten();
+        let name = spans.find_map(|span| span.extensions().get::<FileName>().map(|name| name.0.clone()));
+        if let Some(line) = fields.line {
+            let name = name.unwrap_or_else(|| "command".to_owned());
+            let colour = coloured(colour_of(&name));
+            if fields.is_stderr {
+                let mark = coloured(AnsiColor::Yellow.on_default());
+                return writeln!(out, "{colour}{name}{colour:#} {mark}!{mark:#} {}", Plain(&line));
+            }
+            return writeln!(out, "{colour}{name} |{colour:#} {}", Plain(&line));
         }
-        if *event.metadata().level() >= Level::DEBUG {
+        let style = coloured(match level {
+            Level::ERROR => AnsiColor::Red.on_default(),
+            Level::WARN => AnsiColor::Yellow.on_default(),
+            _ if fields.is_success => AnsiColor::Green.on_default(),
+            _ => Style::new(),
+        });
+        let (time, Fields { text, rest, has_key, .. }) = (clock_time(SystemTime::now()), fields);
+        write!(out, "{time} {style}{level:5}{style:#} {}{}", Plain(&text), Plain(&rest))?;
+        if let Some(name) = name.filter(|_| !has_key && level < Level::DEBUG) {
+            write!(out, " key=\"{name}\"")?;
+        }
+        if level >= Level::DEBUG {
             for span in context.event_scope().into_iter().flatten() {
                 if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
                     write!(out, " {}{{{}}}", span.name(), Plain(fields))?;
@@ -37,6 +64,54 @@ where
             }
         }
         writeln!(out)
+    }
+}
+
+/// The same for the same file. Not red, yellow or green: they mean something.
+fn colour_of(name: &str) -> Style {
+    const COLOURS: [AnsiColor; 6] = [
+        AnsiColor::Cyan,
+        AnsiColor::Magenta,
+        AnsiColor::Blue,
+        AnsiColor::BrightCyan,
+        AnsiColor::BrightMagenta,
+        AnsiColor::BrightBlue,
+    ];
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(name);
+    let number = usize::try_from(hash % COLOURS.len() as u64).unwrap_or_default();
+    COLOURS[number].on_default()
+}
+
+/// Remembers of which file a span is: a line of the command says it.
+pub struct FileNames;
+
+/// Fit to print, in so many columns at most.
+struct FileName(String);
+
+const LONGEST_NAME: usize = 32;
+
+impl<S> Layer<S> for FileNames
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut key = Key(None);
+        attributes.record(&mut key);
+        if let (Some(key), Some(span)) = (key.0, context.span(id)) {
+            span.extensions_mut().insert(FileName(shortened(&Plain(&key).to_string(), LONGEST_NAME)));
+        }
+    }
+}
+
+struct Key(Option<String>);
+
+impl Visit for Key {
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "key" {
+            self.0 = Some(value.to_owned());
+        }
     }
 }
 
@@ -65,6 +140,9 @@ struct Fields {
     text: String,
     /// Of the command.
     line: Option<String>,
+    is_stderr: bool,
+    is_success: bool,
+    has_key: bool,
     rest: String,
 }
 
@@ -86,6 +164,12 @@ impl Visit for Fields {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
+        match (field.name(), value) {
+            ("stream", "stderr") => self.is_stderr = true,
+            ("outcome", "succeeded") => self.is_success = true,
+            ("key", _) => self.has_key = true,
+            _ => {}
+        }
         match field.name() {
             "line" | "message" | "outcome" => self.record(field, format_args!("{value}")),
             _ => self.record(field, format_args!("{value:?}")),
@@ -102,7 +186,9 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
-    use tracing::{info, info_span};
+    use tracing::{error, info, info_span, warn};
+    use tracing_subscriber::fmt;
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
@@ -119,23 +205,68 @@ mod tests {
         }
     }
 
+    /// The lines that are logged.
+    fn logged(is_coloured: bool, log: impl FnOnce()) -> Vec<String> {
+        let screen = Screen::default();
+        let out = screen.clone();
+        let layer = fmt::layer().with_ansi(false).event_format(Text { is_coloured }).with_writer(move || out.clone());
+        let subscriber = tracing_subscriber::registry().with(FileNames).with(layer);
+        tracing::subscriber::with_default(subscriber, log);
+        let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
+        text.split_terminator('\n').map(str::to_owned).collect()
+    }
+
     #[test]
     fn a_record_is_one_line_and_moves_no_cursor_whoever_wrote_what_is_in_it() {
         const EVIL: &str = "a\u{1b}[2J\r\n\u{9b}1m\u{202e}b";
-        let screen = Screen::default();
-        let out = screen.clone();
-        let subscriber = tracing_subscriber::fmt().event_format(Text).with_writer(move || out.clone());
-        tracing::subscriber::with_default(subscriber.with_max_level(Level::DEBUG).finish(), || {
+        let lines = logged(false, || {
             let _span = info_span!("work", key = EVIL, error = %EVIL).entered();
             info!(stream = "stdout", line = EVIL);
-            info!(stream = "stdout", line = %EVIL);
+            info!(stream = "stderr", line = %EVIL);
             info!(key = EVIL, error = %EVIL, outcome = EVIL, "said");
             info!("{EVIL}");
             tracing::debug!(processes = ?EVIL, "a look");
         });
-        let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(text.lines().count(), 5, "{text}");
-        assert!(text.chars().all(|c| c == '\n' || !(c.is_control() || c == '\u{202e}')), "{text:?}");
-        assert_eq!(text.matches(r"\u{1b}[2J\r\n\u{9b}1m\u{202e}b").count(), 9, "{text}");
+        assert_eq!(lines.len(), 5, "{lines:?}");
+        assert!(lines.iter().all(|line| line.chars().all(|c| !(c.is_control() || c == '\u{202e}'))), "{lines:?}");
+        let shown: usize = lines.iter().map(|line| line.matches(r"\u{1b}[2J\r\n\u{9b}1m\u{202e}b").count()).sum();
+        assert_eq!(shown, 12, "{lines:?}");
+    }
+
+    #[test]
+    fn a_line_of_the_command_says_of_which_file_it_is() {
+        let mut lines = logged(false, || {
+            let span = info_span!("work", key = "a.csv");
+            span.in_scope(|| {
+                info!(stream = "stdout", line = "hello");
+                info!(stream = "stderr", line = "oops");
+                warn!("late");
+            });
+            info_span!("work", key = "long/".repeat(20) + "end.csv")
+                .in_scope(|| info!(stream = "stdout", line = "hello"));
+            info!(stream = "stdout", line = "nobody's");
+        });
+        assert!(lines.remove(2).ends_with("WARN  late key=\"a.csv\""));
+        assert_eq!(
+            lines,
+            ["a.csv | hello", "a.csv ! oops", "long/long/long/…ong/long/end.csv | hello", "command | nobody's"]
+        );
+    }
+
+    #[test]
+    fn colours_mean_something() {
+        let log = || {
+            error!("e");
+            warn!("w");
+            info!(outcome = "succeeded", "s");
+            info!("i");
+            info_span!("work", key = "a.csv").in_scope(|| info!(stream = "stdout", line = "\u{1b}[2J"));
+        };
+        let colours = ["\u{1b}[31mERROR\u{1b}[0m e", "\u{1b}[33mWARN \u{1b}[0m w", "\u{1b}[32mINFO \u{1b}[0m s"];
+        let lines = logged(true, log);
+        assert!(lines.iter().zip(colours).all(|(line, colour)| line.contains(colour)), "{lines:?}");
+        assert!(lines[3].ends_with("Z INFO  i"), "{lines:?}");
+        assert!(lines[4].starts_with("\u{1b}[") && lines[4].ends_with(" |\u{1b}[0m \\u{1b}[2J"), "{lines:?}");
+        assert!(logged(false, log).iter().all(|line| !line.contains('\u{1b}')));
     }
 }

@@ -41,8 +41,10 @@ impl Checked {
             let why = self.misconfigured.get_or_init(|| format!("{why}{profile}"));
             return CredentialsError::invalid_configuration(why.clone());
         }
-        // Nobody else has any, either, or they would have been taken.
-        if let (CredentialsError::CredentialsNotLoaded(_), Some(name)) = (&error, &self.profile) {
+        // The instance is asked last. Nobody else has any, either, or they would have been taken.
+        let instance_has_none = why.contains("IMDS is disabled");
+        if instance_has_none || matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+            let Some(name) = &self.profile else { return CredentialsError::not_loaded(why) };
             let why =
                 || format!("no credentials: AWS_PROFILE is {name:?}, and no such profile has any that can be used");
             return CredentialsError::invalid_configuration(self.misconfigured.get_or_init(why).clone());
@@ -127,6 +129,17 @@ mod tests {
         let first = said(&nonesuch, not_loaded());
         assert_eq!(said(&nonesuch, CredentialsError::unhandled("initialization error already taken")), first);
         assert!(matches!(checked(None).read(not_loaded()), CredentialsError::CredentialsNotLoaded(_)));
+    }
+
+    #[test]
+    fn an_instance_without_a_role_is_where_nobody_has_credentials() {
+        let refused = || {
+            let imds = "failed to load IMDS session token: request forbidden: IMDS is disabled or the caller has insufficient permissions.";
+            CredentialsError::provider_error(imds)
+        };
+        assert!(matches!(checked(None).read(refused()), CredentialsError::CredentialsNotLoaded(_)));
+        let (is_misconfigured, why) = said(&checked(Some("nonesuch")), refused());
+        assert!(is_misconfigured && why.contains("AWS_PROFILE is \"nonesuch\""), "{why}");
     }
 
     #[test]

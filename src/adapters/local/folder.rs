@@ -1,12 +1,12 @@
-//! A folder as a bucket, and a folder for results.
+//! A folder as a bucket: what `leasehold local` reads.
 //!
-//! What `leasehold local` reads and writes. The events are real S3 notifications, so that a local run goes
+//! The events are real S3 notifications, so that a local run goes
 //! through the same parser as a real one.
 
-use std::fs::{self, Metadata};
+use std::fs::Metadata;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -16,20 +16,29 @@ use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
-use tokio_util::sync::CancellationToken;
 use walkdir::{DirEntry, WalkDir};
 
 use crate::job::notification::Object;
-use crate::job::outcome::{Manifest, Published};
 use crate::job::place::is_bucket_name;
-use crate::ports::{FetchError, ObjectBody, ObjectStore, Outbox, PublishError, RangeBody, Results};
+use crate::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 
-/// A folder as a bucket. An object's key is its path below the folder, with `/` between the names.
+/// A folder as a bucket, or one file of it. An object's key is its path below the folder, with `/` between the names.
 #[derive(Debug, Clone)]
 pub struct Folder {
     /// Canonical.
     root: PathBuf,
+    /// All that there is of it, if that is one file. Canonical.
+    only: Option<PathBuf>,
     bucket: String,
+}
+
+/// What is in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// By key.
+    pub files: Vec<Listed>,
+    /// How many hidden files or folders, links and pipes there are.
+    pub skipped: usize,
 }
 
 /// A file of the folder, as an object.
@@ -48,26 +57,60 @@ impl Folder {
     /// The bucket's name is the folder's, as far as a bucket can have it.
     pub fn new(root: &Path) -> Result<Self, FolderError> {
         let failed = |why: &dyn std::fmt::Display| FolderError(format!("{}: {why}", root.display()));
-        let root = root.canonicalize().map_err(|error| failed(&error))?;
-        if !root.is_dir() {
-            return Err(failed(&"not a folder"));
-        }
+        let path = root.canonicalize().map_err(|error| failed(&error))?;
+        let (root, only) = if path.is_file() {
+            (path.parent().unwrap_or(&path).to_owned(), Some(path))
+        } else if path.is_dir() {
+            (path, None)
+        } else {
+            return Err(failed(&"it is neither a folder nor a file"));
+        };
         let bucket = bucket_name(&root.file_name().unwrap_or_default().to_string_lossy());
-        Ok(Self { root, bucket })
+        Ok(Self { root, only, bucket })
     }
 
-    /// All regular files, by key; nothing whose name, or a folder's above it, starts with a dot. Blocks.
-    pub fn list(&self) -> Result<Vec<Listed>, FolderError> {
-        let hidden = |entry: &DirEntry| entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
-        let mut files = Vec::new();
-        for entry in WalkDir::new(&self.root).into_iter().filter_entry(|entry| !hidden(entry)) {
+    /// All regular files; nothing whose name, or a folder's above it, starts with a dot. Blocks.
+    pub fn list(&self) -> Result<Listing, FolderError> {
+        let (mut files, mut skipped) = (Vec::new(), 0);
+        let mut walk = WalkDir::new(self.only.as_ref().unwrap_or(&self.root)).into_iter();
+        while let Some(entry) = walk.next() {
             let entry = entry.map_err(|error| FolderError(error.to_string()))?;
-            if entry.file_type().is_file() {
+            let is_hidden = entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
+            if is_hidden && entry.file_type().is_dir() {
+                walk.skip_current_dir();
+            }
+            if entry.file_type().is_file() && !is_hidden {
                 files.push(self.listed(&entry)?);
+            } else if is_hidden || !entry.file_type().is_dir() {
+                skipped += 1;
             }
         }
         files.sort_by(|a, b| a.object.key.cmp(&b.object.key));
-        Ok(files)
+        Ok(Listing { files, skipped })
+    }
+
+    /// Results may not come to where the next run looks for its files. `outbox` need not be there yet.
+    pub fn check_outbox(&self, outbox: &Path) -> Result<(), FolderError> {
+        let failed = |why: String| FolderError(format!("--outbox {}: {why}", outbox.display()));
+        let absolute = std::path::absolute(outbox).map_err(|error| failed(error.to_string()))?;
+        let mut there = absolute.ancestors().filter_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+        let (ancestor, canonical) = there.next().ok_or_else(|| failed("no such place".to_owned()))?;
+        let to_be_made = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
+        if to_be_made.components().any(|name| name == Component::ParentDir) {
+            return Err(failed("it has .. in it behind a folder that is not there".to_owned()));
+        }
+        let outbox = canonical.join(to_be_made);
+        let root = self.root.display();
+        match &self.only {
+            Some(file) if outbox == self.root => {
+                Err(failed(format!("the folder for the results would be {}, the file itself", file.display())))
+            }
+            None if outbox == self.root => Err(failed("it is the inbox itself: choose another folder".to_owned())),
+            None if outbox.starts_with(&self.root) => {
+                Err(failed(format!("it is inside the inbox {root}, so the next run would take the results for files")))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn listed(&self, entry: &DirEntry) -> Result<Listed, FolderError> {
@@ -173,71 +216,9 @@ impl Folder {
 /// In bytes.
 const CHUNK: usize = 256 * 1024;
 
-/// A folder for results: those for an object come into a folder named by its key.
-///
-/// They appear there at once and as a whole, in place of an earlier result. What a crash leaves behind is in
-/// folders whose names start with `.leasehold-`.
-#[derive(Debug, Clone)]
-pub struct FolderOutbox {
-    root: PathBuf,
-}
-
-impl FolderOutbox {
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
-    }
-}
-
-#[async_trait]
-impl Outbox for FolderOutbox {
-    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
-        let key = results.object.map_or(results.message_id.as_str(), |object| &object.key);
-        let failed = |why: String| PublishError(format!("{key}: {why}"));
-        let target = below(&self.root, key).ok_or_else(|| failed(NO_PATH.into()))?;
-        let directory = results.directory.to_owned();
-        // Whoever gives up waiting may remove the directory, so from then on nothing may be published.
-        let given_up = CancellationToken::new();
-        let _on_drop = given_up.clone().drop_guard();
-        let published = tokio::task::spawn_blocking(move || replace(&target, &directory, &given_up));
-        let published = halt.run_until_cancelled(published).await.ok_or_else(|| failed("halted".into()))?;
-        published.map_err(io::Error::from).and_then(|done| done).map_err(|error| failed(error.to_string()))
-    }
-}
-
-/// Puts a copy of `directory` in the place of `target`.
-fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io::Result<Manifest> {
-    let parent = target.parent().expect("a target is below its root");
-    fs::create_dir_all(parent)?;
-    let workshop = tempfile::Builder::new().prefix(".leasehold-").tempdir_in(parent)?;
-    let (new, old) = (workshop.path().join("new"), workshop.path().join("old"));
-    let mut manifest = Manifest::default();
-    fs::create_dir(&new)?;
-    for file in files_below(directory)? {
-        let (from, to) = (directory.join(&file.name), new.join(&file.name));
-        fs::create_dir_all(to.parent().expect("it is below the new folder"))?;
-        let bytes = fs::copy(from, to)?;
-        let to = target.join(&file.name).display().to_string();
-        manifest.add(Published { to, bytes, checksum: None, etag: None });
-    }
-    if given_up.is_cancelled() {
-        return Err(io::Error::other("nobody waits for it any more"));
-    }
-    match fs::symlink_metadata(target) {
-        Ok(there) if there.is_dir() => fs::rename(target, &old)?,
-        Ok(_) => return Err(io::Error::other(format!("{} is there and is not a folder", target.display()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    fs::rename(&new, target).inspect_err(|_| {
-        // Better the earlier result than none; the error that is told is the first.
-        let _ = fs::rename(&old, target);
-    })?;
-    Ok(manifest)
-}
-
 /// A file below a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct ListedFile {
     /// Its path there, with `/` between the names.
     pub name: String,
     pub bytes: u64,
@@ -245,7 +226,7 @@ pub struct Found {
 
 /// All files below a folder, by name. What is neither a file nor a folder is an error: a link may lead anywhere, and a
 /// pipe has no end. Blocks.
-pub fn files_below(folder: &Path) -> io::Result<Vec<Found>> {
+pub fn files_below(folder: &Path) -> io::Result<Vec<ListedFile>> {
     let mut files = Vec::new();
     for entry in WalkDir::new(folder) {
         let entry = entry?;
@@ -253,7 +234,7 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<Found>> {
         if entry.file_type().is_file() {
             let name = entry.path().strip_prefix(folder).expect("a walk stays below its root");
             let name = name.to_str().ok_or_else(|| failed("its name is not UTF-8"))?.to_owned();
-            files.push(Found { name, bytes: entry.metadata()?.len() });
+            files.push(ListedFile { name, bytes: entry.metadata()?.len() });
         } else if !entry.file_type().is_dir() {
             return Err(failed("it is neither a file nor a folder"));
         }
@@ -262,10 +243,10 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<Found>> {
     Ok(files)
 }
 
-const NO_PATH: &str = "a name in the key is empty, `.` or `..`, so it is no path in a folder";
+pub(super) const NO_PATH: &str = "a name in the key is empty, `.` or `..`, so it is no path in a folder";
 
 /// The path of `key` below `root`; `None` if it would lead elsewhere, or to where another key leads.
-fn below(root: &Path, key: &str) -> Option<PathBuf> {
+pub(super) fn below(root: &Path, key: &str) -> Option<PathBuf> {
     let plain = key.split('/').all(|name| !matches!(name, "" | "." | ".."));
     plain.then(|| root.join(key))
 }
@@ -298,13 +279,13 @@ fn bucket_name(folder: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::fs;
+
     use futures_util::TryStreamExt;
 
     use super::*;
-    use crate::job::delivery::MessageId;
-
-    fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(in super::super) fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = root.path().join(name);
@@ -314,7 +295,7 @@ mod tests {
         root
     }
 
-    fn object(key: &str) -> Object {
+    pub(in super::super) fn object(key: &str) -> Object {
         Object {
             bucket: "b".into(),
             key: key.into(),
@@ -329,18 +310,6 @@ mod tests {
     async fn content(folder: &Folder, object: &Object) -> Result<String, FetchError> {
         let chunks: Vec<_> = folder.open(object).await?.bytes.try_collect().await.unwrap();
         Ok(String::from_utf8(chunks.concat()).unwrap())
-    }
-
-    /// Everything in the folder, hidden or not, with its content.
-    fn tree(root: &Path) -> Vec<String> {
-        let files = WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
-        let files = files.filter(|entry| entry.file_type().is_file());
-        files
-            .map(|file| {
-                let name = file.path().strip_prefix(root).unwrap().display();
-                format!("{name}: {}", fs::read_to_string(file.path()).unwrap())
-            })
-            .collect()
     }
 
     #[test]
@@ -365,12 +334,45 @@ mod tests {
         let root = folder_with(&[("b/c.txt", "c"), ("b-a.txt", "ab"), (".hidden", ""), (".git/config", ""), ("z", "")]);
         std::os::unix::fs::symlink(root.path().join("z"), root.path().join("link")).unwrap();
         let folder = Folder::new(root.path()).unwrap();
-        let listed = folder.list().unwrap();
+        let Listing { files: listed, skipped } = folder.list().unwrap();
         let keys: Vec<_> = listed.iter().map(|file| (file.object.key.as_str(), file.object.size)).collect();
         assert_eq!(keys, [("b-a.txt", Some(2)), ("b/c.txt", Some(1)), ("z", Some(0))]);
+        assert_eq!(skipped, 3, "a hidden file, a hidden folder and a link");
         assert_eq!(content(&folder, &listed[1].object).await.as_deref(), Ok("c"));
         let part: Vec<_> = folder.open_range(&listed[0].object, 1..2).await.unwrap().bytes.try_collect().await.unwrap();
         assert_eq!(part.concat(), b"b");
+    }
+
+    #[tokio::test]
+    async fn one_file_can_be_all_there_is() {
+        let root = folder_with(&[("in/a.txt", "a"), ("in/b.txt", "b"), ("in/.env", "e")]);
+        for (name, text) in [("a.txt", "a"), (".env", "e")] {
+            let folder = Folder::new(&root.path().join("in").join(name)).unwrap();
+            let Listing { files, skipped } = folder.list().unwrap();
+            assert_eq!((files.len(), skipped, files[0].object.bucket.as_str()), (1, 0, "in"));
+            assert_eq!(content(&folder, &files[0].object).await.as_deref(), Ok(text));
+        }
+        let pipe = Folder::new(Path::new("/dev/null")).unwrap_err();
+        assert!(pipe.to_string().contains("neither a folder nor a file"), "{pipe}");
+    }
+
+    #[test]
+    fn results_do_not_come_into_the_inbox() {
+        let root = folder_with(&[("in/a.txt", ""), ("in/below/b.txt", ""), ("inbox-2/c", "")]);
+        std::os::unix::fs::symlink(root.path().join("in"), root.path().join("link")).unwrap();
+        let place = |name: &str| root.path().join(name);
+        let answer = |inbox: &str, outbox: &str| {
+            Folder::new(&place(inbox)).unwrap().check_outbox(&place(outbox)).map_err(|why| why.to_string())
+        };
+        for outbox in ["in", "in/new", "in/below/new/er", "link", "link/new", "inbox-2/../in"] {
+            assert!(answer("in", outbox).unwrap_err().contains("inbox"), "{outbox}");
+        }
+        assert!(answer("in", "out/../in").unwrap_err().contains(".."));
+        for outbox in ["out", "out/new", "inbox-2", ""] {
+            assert_eq!(answer("in", outbox), Ok(()), "{outbox}");
+        }
+        assert!(answer("in/a.txt", "in").unwrap_err().contains("a.txt"));
+        assert_eq!(answer("in/a.txt", "in/results"), Ok(()));
     }
 
     #[test]
@@ -385,7 +387,7 @@ mod tests {
     #[test]
     fn a_notification_reads_like_one_of_s3() {
         let root = folder_with(&[("in/a b+c.txt", "four")]);
-        let listed = Folder::new(root.path()).unwrap().list().unwrap().remove(0);
+        let listed = Folder::new(root.path()).unwrap().list().unwrap().files.remove(0);
         let body: serde_json::Value = serde_json::from_str(&listed.notification()).unwrap();
         let record = &body["Records"][0];
         assert_eq!(record["eventVersion"], "2.1");
@@ -418,58 +420,8 @@ mod tests {
     async fn a_file_that_changed_since_its_event_is_refused() {
         let root = folder_with(&[("a", "old")]);
         let folder = Folder::new(root.path()).unwrap();
-        let listed = folder.list().unwrap().remove(0);
+        let listed = folder.list().unwrap().files.remove(0);
         fs::write(root.path().join("a"), "newer").unwrap();
         assert!(matches!(content(&folder, &listed.object).await, Err(FetchError::Overwritten(_))));
-    }
-
-    async fn publish(outbox: &FolderOutbox, key: &str, directory: &Path) -> Result<Manifest, PublishError> {
-        let (object, message_id) = (object(key), MessageId::new("m"));
-        let results =
-            Results { object: Some(&object), message_id: &message_id, job_type: "default", to: None, directory };
-        outbox.publish(&results, &CancellationToken::new()).await
-    }
-
-    #[tokio::test]
-    async fn a_result_takes_the_place_of_the_earlier_one_as_a_whole() {
-        let out = tempfile::tempdir().unwrap();
-        let outbox = FolderOutbox::new(out.path().join("results"));
-        let (first, second) = (folder_with(&[("x", "1"), ("only/first", "1")]), folder_with(&[("x", "2")]));
-        publish(&outbox, "in/a.txt", first.path()).await.unwrap();
-        assert_eq!(tree(out.path()), ["results/in/a.txt/only/first: 1", "results/in/a.txt/x: 1"]);
-        publish(&outbox, "in/a.txt", second.path()).await.unwrap();
-        assert_eq!(tree(out.path()), ["results/in/a.txt/x: 2"]);
-    }
-
-    #[tokio::test]
-    async fn a_result_that_cannot_be_copied_leaves_the_earlier_one() {
-        let out = tempfile::tempdir().unwrap();
-        let outbox = FolderOutbox::new(out.path());
-        let (first, second) = (folder_with(&[("x", "1")]), folder_with(&[("x", "2")]));
-        std::os::unix::fs::symlink("x", second.path().join("z")).unwrap();
-        publish(&outbox, "a", first.path()).await.unwrap();
-        publish(&outbox, "a", second.path()).await.unwrap_err();
-        assert_eq!(tree(out.path()), ["a/x: 1"]);
-    }
-
-    #[tokio::test]
-    async fn nothing_is_published_outside_or_over_a_file() {
-        let out = folder_with(&[("a.txt", "input"), ("results/kept", "")]);
-        let result = folder_with(&[("x", "1")]);
-        let before = tree(out.path());
-        for (root, key) in [("results", "../a"), ("results", "/a"), ("results", "a//b"), ("", "a.txt")] {
-            let outbox = FolderOutbox::new(out.path().join(root));
-            publish(&outbox, key, result.path()).await.unwrap_err();
-        }
-        assert_eq!(tree(out.path()), before);
-    }
-
-    #[test]
-    fn a_result_that_nobody_waits_for_is_not_published() {
-        let out = tempfile::tempdir().unwrap();
-        let given_up = CancellationToken::new();
-        given_up.cancel();
-        replace(&out.path().join("a"), folder_with(&[("x", "1")]).path(), &given_up).unwrap_err();
-        assert_eq!(tree(out.path()), [""; 0]);
     }
 }

@@ -36,14 +36,14 @@ const LAST_LINE_LENGTH: usize = 1000;
 pub(super) struct Output {
     forwarders: JoinSet<()>,
     enough: CancellationToken,
-    stderr_tail: LastWords,
+    stderr_tail: StderrTail,
 }
 
 /// The last lines of the standard error.
 #[derive(Clone, Default)]
-struct LastWords(Arc<Mutex<VecDeque<String>>>);
+struct StderrTail(Arc<Mutex<VecDeque<String>>>);
 
-impl LastWords {
+impl StderrTail {
     fn add(&self, line: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == LAST_LINES {
@@ -56,7 +56,7 @@ impl LastWords {
 impl Output {
     pub(super) fn of(stdout: ChildStdout, stderr: ChildStderr, pulse: &Pulse) -> Self {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
-        let stderr_tail = LastWords::default();
+        let stderr_tail = StderrTail::default();
         let tail = stderr_tail.clone();
         let out = forward(stdout, enough.clone(), pulse.clone(), |line| log("stdout", line));
         let err = forward(stderr, enough.clone(), pulse.clone(), move |line| {
