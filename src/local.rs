@@ -3,6 +3,7 @@
 //! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by side as
 //! `--concurrency` says, each as short-lived as a pod.
 
+mod kept;
 mod summary;
 
 use std::collections::HashMap;
@@ -18,23 +19,21 @@ use tracing::{info, warn};
 use crate::actors::supervisor::{self, World};
 use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, Standing};
-use crate::adapters::local::outbox::FolderOutbox;
+use crate::adapters::local::rehearsal::Rehearsal;
 use crate::job::delivery::{MessageId, Redrive};
 use crate::job::outcome::Exit;
 use crate::job::report::{Ended, Observation, Report};
-use crate::job::route::JobType;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
-use crate::ports::{Command, Exited, Outbox, Pulse, Runner, StartError, Telemetry};
+use crate::ports::{Command, Exited, Pulse, Runner, StartError, Telemetry};
 use crate::settings::resolve::LocalConfig;
+use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::bars::Bars;
 use crate::telemetry::records::{log_ended, log_started};
-use crate::work::CommandWorker;
+use crate::work::{CommandWorker, Worker};
+use kept::Kept;
 use summary::{Fate, File};
 pub use summary::{Page, Summary};
-
-/// How often a file is tried before it counts as poison.
-const MAX_RECEIVE_COUNT: u32 = 3;
 
 /// Works through the inbox until every file has succeeded or is a dead letter, or until `stop`.
 pub async fn run(
@@ -43,46 +42,56 @@ pub async fn run(
     screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
-    let LocalConfig { inbox, outbox, concurrency, verbosity: _, mut work } = config;
-    without_checkpoints(&mut work.settings.policy.job_types);
-    let folder = Folder::new(&inbox)?;
-    if let Some(outbox) = &outbox {
+    let LocalConfig { inbox, outbox, concurrency, max_receive_count, mishap, ceiling, work, .. } = &config;
+    let folder = Folder::new(inbox)?;
+    if let Some(outbox) = outbox {
         folder.check_outbox(outbox)?;
     }
     let Listing { files, skipped } = folder.list()?;
     let dead_letters = "dead-letters".to_owned();
-    let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVE_COUNT, queue: dead_letters };
-    let queue = MemoryQueue::new(Kind::Standard, redrive);
-    let send = |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
-    let telemetry =
-        Arc::new(Watch { files: Mutex::new(files.iter().map(send).collect()), bars: Bars::new(screen, files.len()) });
-
+    let redrive = Redrive::DeadLetter { max_receive_count: *max_receive_count, queue: dead_letters };
+    let queue = MemoryQueue::new(Kind::Standard, redrive).with_ceiling(*ceiling);
     let clock = Clock::start();
-    let worker = CommandWorker {
-        checkpoints: None,
-        idempotency: None,
+    let kept = Kept::of(&config, clock)?;
+    let send = |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
+    let telemetry = Arc::new(Watch {
+        files: Mutex::new(files.iter().map(send).collect()),
+        bars: Bars::new(screen, files.len()),
+        attempts: kept.attempts,
+    });
+    let worker: Arc<dyn Worker> = Arc::new(CommandWorker {
+        checkpoints: kept.checkpoints,
+        idempotency: kept.idempotency,
         store: Arc::new(folder),
         runner,
-        fetch: work.fetch,
-        outbox: outbox.map(|outbox| Arc::new(FolderOutbox::new(outbox)) as Arc<dyn Outbox>),
-        work_dir: work.work_dir,
-        job_id: work.identity.job_id,
+        fetch: work.fetch.clone(),
+        outbox: Some(Arc::new(kept.outbox)),
+        work_dir: work.work_dir.clone(),
+        job_id: work.identity.job_id.clone(),
         clock,
-    };
-    let world = World {
-        queue: Arc::new(queue.clone()),
-        worker: Arc::new(worker),
-        telemetry: telemetry.clone(),
-        clock,
-        health: Health::default(),
-    };
-
+    });
     let mut pods = JoinSet::new();
-    for _ in 0..concurrency.min(files.len()) {
-        let (world, settings, queue, stop) = (world.clone(), work.settings.clone(), queue.clone(), stop.clone());
+    for _ in 0..(*concurrency).min(files.len()) {
+        let pod = Rehearsal::new(queue.clone(), *mishap);
+        let world = World {
+            queue: Arc::new(pod.clone()),
+            worker: worker.clone(),
+            telemetry: telemetry.clone(),
+            clock,
+            health: Health::default(),
+        };
+        let (settings, queue, stop) = (work.settings.clone(), queue.clone(), stop.clone());
         pods.spawn(async move {
             while let Some(Standing::Visible) = stop.run_until_cancelled(queue.visible_or_drained()).await {
-                supervisor::run(world.clone(), settings.clone(), stop.clone().cancelled_owned()).await;
+                let run = supervisor::run(world.clone(), settings.clone(), stop.clone().cancelled_owned());
+                let is_killed = tokio::select! {
+                    _ = run => false,
+                    () = pod.until_killed() => true,
+                };
+                if is_killed {
+                    warn!("rehearsed: the pod was killed");
+                    pod.release_all().await;
+                }
             }
         });
     }
@@ -94,19 +103,6 @@ pub async fn run(
         summary.is_dead(&dead.message_id);
     }
     Ok(summary)
-}
-
-/// Without checkpoints there is nothing to resume, so a job type must not hand over.
-fn without_checkpoints(job_types: &mut [JobType]) {
-    let mut stateless = Vec::new();
-    for job_type in job_types.iter_mut().filter(|job_type| job_type.task.checkpoint.is_some()) {
-        Arc::make_mut(&mut job_type.task).checkpoint = None;
-        stateless.push(job_type.task.name.as_str());
-    }
-    if !stateless.is_empty() {
-        let job_types = stateless.join(", ");
-        warn!(job_types, "no partial state is kept here: each attempt starts afresh, and may take 12 hours at most");
-    }
 }
 
 /// Runs commands as `runner` does, and KILLs them at once when `kill` is cancelled.
@@ -128,6 +124,7 @@ impl Runner for Killable {
 struct Watch {
     files: Mutex<HashMap<MessageId, File>>,
     bars: Bars,
+    attempts: Option<AttemptHistory>,
 }
 
 impl Watch {
@@ -155,9 +152,13 @@ impl Telemetry for Watch {
             }
             Report::Progressed(progressed) => self.bars.progressed(progressed),
             Report::Ended(ended) => {
-                log_ended(ended, SystemTime::now());
+                let now = SystemTime::now();
+                log_ended(ended, now);
                 self.bars.ended(ended);
                 self.ended(ended);
+                if let Some(attempts) = &self.attempts {
+                    attempts.add(ended, now).await;
+                }
             }
             // A run is not worth a word here, only its message is.
             Report::Held(_) | Report::Releasing(_) => {}

@@ -4,18 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use clap::{Args, FromArgMatches};
-use indicatif::MultiProgress;
 use leasehold::adapters::aws::s3::S3;
 use leasehold::adapters::http::OneClient;
 use leasehold::job::run_outcome::RunOutcome;
-use leasehold::local::{self, Page};
 use leasehold::ports::Storage;
-use leasehold::settings::LocalSettings;
-use leasehold::settings::resolve::{LocalConfig, Verbosity};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::scenarios::configured;
 use crate::support::aws;
@@ -23,7 +17,6 @@ use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::Cloud;
 use crate::support::http::Http;
 use crate::support::journey::{Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, queue, queue_with};
-use crate::support::logs::Logs;
 use crate::support::object_created;
 use crate::support::records::MemoryRecords;
 use crate::support::wire::WiredQueue;
@@ -71,30 +64,6 @@ async fn a_job_of_13_hours_finishes_across_two_pods() {
     assert_eq!(second.took, 2 * HOUR);
     assert!(started.elapsed() < 14 * HOUR && command.runs() == 2);
     assert!(queue.is_drained() && bucket.keys().is_empty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn locally_no_state_is_kept_so_nothing_is_handed_over() {
-    let logs = Logs::default();
-    let _guard = logs.capture();
-    let folder = tempfile::tempdir().unwrap();
-    let (inbox, types) = (folder.path().join("inbox"), folder.path().join("types.yaml"));
-    std::fs::create_dir(&inbox).unwrap();
-    std::fs::write(inbox.join("k"), "x").unwrap();
-    std::fs::write(
-        &types,
-        "job-types: [{name: long, command: [command], max-duration: 20h, checkpoint: s3://state/of}]",
-    )
-    .unwrap();
-    let words = ["local", inbox.to_str().unwrap(), "--job-types", types.to_str().unwrap()];
-    let matches = LocalSettings::augment_args(clap::Command::new("local")).get_matches_from(words);
-    let config = LocalConfig::try_from(LocalSettings::from_arg_matches(&matches).unwrap()).unwrap();
-    let command = FakeCommand::new(Does::Exits(13 * HOUR, 0));
-    let run = local::run(config, Arc::new(command.clone()), MultiProgress::new(), CancellationToken::new());
-    let summary = run.await.unwrap().text(Verbosity::Verbose, Page { columns: None, is_coloured: false });
-    assert!(summary.contains("dead letter: lease_exhausted") && !summary.contains("handed_over"), "{summary}");
-    let warned = "no partial state is kept here: each attempt starts afresh, and may take 12 hours at most";
-    assert_eq!(logs.complaints().iter().filter(|complaint| *complaint == warned).count(), 1);
 }
 
 /// It is the job type's own checkpoint that counts, in a pod that takes messages of both kinds.

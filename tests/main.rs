@@ -15,6 +15,7 @@ mod idempotency;
 mod job_types;
 mod journey;
 mod library;
+mod local;
 mod metrics;
 mod process;
 mod publish;

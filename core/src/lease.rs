@@ -20,6 +20,8 @@ pub enum Strategy {
 pub struct Lease {
     strategy: Strategy,
     visibility: Duration,
+    /// How long the message may be hidden in all.
+    ceiling: Duration,
     asked_at: Duration,
     extend_at: Option<Duration>,
     /// `None` once lost: it is never trusted again, whatever the queue says later.
@@ -34,7 +36,14 @@ impl Lease {
             Strategy::Heartbeat => asked_at + visibility / 3,
             Strategy::Fixed(_) => asked_at,
         };
-        Self { strategy, visibility, asked_at, extend_at: Some(extend_at), expires_at: Some(asked_at + visibility) }
+        let (extend_at, expires_at) = (Some(extend_at), Some(asked_at + visibility));
+        Self { strategy, visibility, ceiling: CEILING, asked_at, extend_at, expires_at }
+    }
+
+    /// The same with another ceiling than SQS's, for a rehearsal.
+    #[must_use]
+    pub fn with_ceiling(self, ceiling: Duration) -> Self {
+        Self { ceiling, ..self }
     }
 
     /// The same, to be extended by `visibility`. If that is not what the receive gave, the first extension is due at once.
@@ -70,7 +79,7 @@ impl Lease {
 
     /// When work has to be halted for its end, which may take as long as `stop`, to come before SQS's ceiling.
     pub fn halt_by(&self, stop: Duration) -> Duration {
-        (self.asked_at + CEILING).saturating_sub(ON_ITS_WAY + stop)
+        (self.asked_at + self.ceiling).saturating_sub(ON_ITS_WAY + stop)
     }
 
     /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not lengthen the
@@ -116,7 +125,7 @@ impl Lease {
 
     /// What SQS would still accept, in whole seconds.
     fn room(&self, now: Duration) -> Duration {
-        let room = CEILING.saturating_sub(now.saturating_sub(self.asked_at) + ON_ITS_WAY);
+        let room = self.ceiling.saturating_sub(now.saturating_sub(self.asked_at) + ON_ITS_WAY);
         Duration::from_secs(room.as_secs())
     }
 }

@@ -113,6 +113,8 @@ pub struct Limits {
     pub strategy: Strategy,
     /// Length of the lease with [`Strategy::Heartbeat`].
     pub visibility: Duration,
+    /// How long the queue hides a message in all: [`CEILING`](super::lease::CEILING), or less in a rehearsal.
+    pub ceiling: Duration,
     pub max_duration: Duration,
     /// What the command gets between TERM and KILL.
     pub stop_grace: Duration,

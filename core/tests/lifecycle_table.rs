@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold_core::keep_reason::{KeepReason, Role};
+use leasehold_core::lease::CEILING;
 use leasehold_core::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
 use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
 use leasehold_core::report::{Progress, Report};
@@ -21,6 +22,7 @@ const S: Duration = Duration::from_secs(1);
 fn policy(max_messages: u32) -> Policy {
     // No range, so no jitter in the table.
     let limits = Limits {
+        ceiling: CEILING,
         retry: RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..settings().policy.limits.retry },
         ..settings().policy.limits
     };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold_core::lease::Strategy;
+use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::Policy;
 use leasehold_core::route::{CommandLine, Input, Limits, Selection, Task};
 use leasehold_core::settings::{Polling, Settings};
@@ -37,6 +37,7 @@ pub fn settings() -> Settings {
             job_types: Vec::new(),
             task: Some(Arc::new(task())),
             limits: Limits {
+                ceiling: CEILING,
                 strategy: Strategy::Heartbeat,
                 visibility: VISIBILITY,
                 max_duration: 10 * MINUTE,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
-use leasehold_core::lease::Strategy;
+use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::{Effect, Event, Job, Policy};
 use leasehold_core::notification::{Notification, parse};
 use leasehold_core::route::{CommandLine, Input, Limits, Route, Selection, Task, route};
@@ -38,6 +38,7 @@ fuzz_target!(|bytes: &[u8]| {
             checkpoint: None,
         })),
         limits: Limits {
+            ceiling: CEILING,
             strategy: Strategy::Heartbeat,
             visibility: Duration::from_secs(120),
             max_duration: Duration::from_secs(600),

@@ -97,7 +97,9 @@ impl Actor for VisibilityHeartbeat {
 
 impl VisibilityHeartbeat {
     fn hold(&self, Hold { delivery, receipt, asked_at, limits }: Hold) -> Held {
-        let lease = Lease::taken(limits.strategy, self.received_for, asked_at).extended_by(limits.visibility);
+        let lease = Lease::taken(limits.strategy, self.received_for, asked_at)
+            .extended_by(limits.visibility)
+            .with_ceiling(limits.ceiling);
         let visibility = limits.visibility.min(self.received_for);
         let message_id = delivery.message_id.clone();
         let keeper = Keeper::new(delivery, lease, visibility, self.stop.total(limits.stop_grace));

@@ -93,7 +93,7 @@ async fn run_pod(
     };
     let telemetry = Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let world = World {
-        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(records.idempotency_key)),
+        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,

@@ -211,6 +211,16 @@ pub enum Condition<'a> {
     Unchanged(&'a str),
 }
 
+impl Condition<'_> {
+    /// Which one it must have, if there must be one.
+    pub fn etag(&self) -> Option<&str> {
+        match self {
+            Self::Absent => None,
+            Self::Unchanged(etag) => Some(etag),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     #[error("somebody else wrote the record")]

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::adapters::http::without_userinfo;
-use crate::job::lease::CEILING;
 use crate::job::route::EventFilter;
 
 /// A setting that cannot work. Its text names the flags and the numbers.
@@ -22,10 +21,10 @@ pub enum SettingError {
     #[error("--{0} must be greater than zero")]
     Zero(&'static str),
     #[error(
-        "--max-duration {} is over {}: SQS hides a message for 12h at most, and {} of them are kept for the stop; only with --checkpoint may it be more",
-        show(.max_duration), show(.most), show(&CEILING.saturating_sub(*.most))
+        "--max-duration {} is over {}: SQS hides a message for {} at most, and {} of them are kept for the stop; only with --checkpoint may it be more",
+        show(.max_duration), show(.most), show(.ceiling), show(&.ceiling.saturating_sub(*.most))
     )]
-    MaxDuration { max_duration: Duration, most: Duration },
+    MaxDuration { max_duration: Duration, most: Duration, ceiling: Duration },
     #[error(
         "--stop-grace {} does not fit: with the {} that leasehold needs to release the message and report, it is over --termination-grace {}",
         show(.stop_grace), show(.reserve), show(.termination_grace)
@@ -89,6 +88,8 @@ pub enum SettingError {
     PushgatewayQuery,
     #[error("--pushgateway is required")]
     NoPushgateway,
+    #[error("--ceiling {} does not fit: it must be over --visibility-timeout, and at most 12h", show(.0))]
+    Ceiling(Duration),
     #[error("--push-interval {} is under 1s", show(.0))]
     PushInterval(Duration),
     #[error("--s3-timeout {} is under 1s", show(.0))]

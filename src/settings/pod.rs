@@ -12,6 +12,7 @@ use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{BucketName, List, account, attribute, listen, size, time};
+use crate::adapters::local::rehearsal::Mishap;
 use crate::check::rules::{Explain, Rule};
 use crate::job::event::EventFilter;
 use crate::job::place::Place;
@@ -32,6 +33,11 @@ pub struct RunSettings {
 
     #[command(flatten)]
     pub records: RecordSettings,
+
+    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication id unless it is made of
+    /// the body, else the event]
+    #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
+    pub idempotency_key: Option<String>,
 
     /// The account to which all buckets must belong, those of results and records too
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
@@ -59,11 +65,6 @@ pub struct RecordSettings {
     /// Where finished work is recorded, so that a redelivery is recognised and not done again
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<Place>,
-
-    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication id unless it is made of
-    /// the body, else the event]
-    #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
-    pub idempotency_key: Option<String>,
 
     /// Where each failed attempt is recorded: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
@@ -184,6 +185,26 @@ pub struct LocalSettings {
     /// Log nothing but errors, and print nothing but the totals
     #[arg(long, short, value_parser = BoolishValueParser::new())]
     pub quiet: bool,
+
+    /// Where checkpoints, records and results of --output are kept: s3://BUCKET/KEY is the file BUCKET/KEY in it [default: a
+    /// folder beside the outbox, or beside the inbox]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// How often a file is tried before it is a dead letter: the maxReceiveCount of the queue
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub max_receive_count: u32,
+
+    /// Let this happen once to each file, to see what your command makes of it
+    #[arg(long, value_enum, value_name = "MISHAP")]
+    pub rehearse: Option<Mishap>,
+
+    /// How long a message may be hidden in all, to see a hand-over [default: the 12h of SQS]
+    #[arg(long, value_name = "TIME", value_parser = time, hide_short_help = true)]
+    pub ceiling: Option<Duration>,
+
+    #[command(flatten)]
+    pub records: RecordSettings,
 
     #[command(flatten)]
     pub work: WorkSettings,

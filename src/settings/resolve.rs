@@ -1,7 +1,7 @@
 //! Settings that have been checked: against their own limits, against each other, and against what SQS and
 //! the pod allow. Pure: what is wrong is found before anything is received.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,9 @@ use super::pod::{
 use super::task::{PodRules, TaskSettings};
 use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::http;
+use crate::adapters::local::rehearsal::Mishap;
 use crate::job::event::EventFilter;
+use crate::job::lease::CEILING;
 use crate::job::lifecycle::Policy;
 use crate::job::route::{Input, JobType, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
@@ -33,6 +35,8 @@ pub struct RunConfig {
     pub expected_bucket_owner: Option<String>,
     pub s3_timeout: Duration,
     pub records: RecordSettings,
+    /// The message attribute that names a piece of work.
+    pub idempotency_key: Option<String>,
     pub pushgateway: Option<PushgatewayConfig>,
     pub metrics: MetricsSettings,
     pub work: WorkConfig,
@@ -61,6 +65,13 @@ pub struct LocalConfig {
     pub outbox: Option<PathBuf>,
     pub concurrency: usize,
     pub verbosity: Verbosity,
+    /// The folder in the place of S3, made if something is kept there.
+    pub state: PathBuf,
+    pub max_receive_count: u32,
+    pub mishap: Option<Mishap>,
+    /// How long a message may be hidden in all.
+    pub ceiling: Duration,
+    pub records: RecordSettings,
     pub work: WorkConfig,
 }
 
@@ -95,6 +106,7 @@ impl TryFrom<RunSettings> for RunConfig {
             expected_bucket_owner,
             s3_timeout,
             records,
+            idempotency_key,
             pushgateway: to,
             metrics,
             work,
@@ -116,7 +128,17 @@ impl TryFrom<RunSettings> for RunConfig {
         let pushgateway = pushgateway(to)?;
         let fifo = queue_url::is_fifo(&queue_url);
         let work = resolve(work, IN_A_POD, fifo)?;
-        Ok(Self { queue_url, concurrency, expected_bucket_owner, s3_timeout, records, pushgateway, metrics, work })
+        Ok(Self {
+            queue_url,
+            concurrency,
+            expected_bucket_owner,
+            s3_timeout,
+            records,
+            idempotency_key,
+            pushgateway,
+            metrics,
+            work,
+        })
     }
 }
 
@@ -149,17 +171,26 @@ impl TryFrom<LocalSettings> for LocalConfig {
     type Error = SettingError;
 
     fn try_from(args: LocalSettings) -> Result<Self, SettingError> {
-        let LocalSettings { inbox, outbox, concurrency, verbose, quiet, work } = args;
+        let LocalSettings { inbox, outbox, concurrency, verbose, quiet, .. } = args;
+        let LocalSettings { state, max_receive_count, rehearse: mishap, ceiling, records, work, .. } = args;
         if concurrency == 0 {
             return Err(SettingError::Zero("concurrency"));
         }
-        let work = resolve(work, ON_A_LAPTOP, false)?;
+        if max_receive_count == 0 {
+            return Err(SettingError::Zero("max-receive-count"));
+        }
+        let ceiling = ceiling.unwrap_or(CEILING);
+        if ceiling > CEILING || ceiling <= work.task.visibility_timeout.unwrap_or_default() {
+            return Err(SettingError::Ceiling(ceiling));
+        }
+        let work = resolve(work, Defaults { ceiling, ..ON_A_LAPTOP }, false)?;
+        let state = state.unwrap_or_else(|| beside(outbox.as_deref().unwrap_or(&inbox)));
         let verbosity = match (verbose, quiet) {
             (true, _) => Verbosity::Verbose,
             (false, true) => Verbosity::Quiet,
             (false, false) => Verbosity::Normal,
         };
-        Ok(Self { inbox, outbox, concurrency, verbosity, work })
+        Ok(Self { inbox, outbox, concurrency, verbosity, state, max_receive_count, mishap, ceiling, records, work })
     }
 }
 
@@ -180,8 +211,16 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     // The lease counts from before the request: a request no longer than a third of it leaves time to work.
     let third = args.task.visibility_timeout.unwrap_or_default() / 3;
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
-    let Defaults { retry_min, retry_max, .. } = defaults;
-    let pod = PodRules { stop, longest_poll, on_stop: args.on_stop, accept_raw: args.accept_raw, retry_min, retry_max };
+    let Defaults { ceiling, retry_min, retry_max, .. } = defaults;
+    let pod = PodRules {
+        stop,
+        longest_poll,
+        ceiling,
+        on_stop: args.on_stop,
+        accept_raw: args.accept_raw,
+        retry_min,
+        retry_max,
+    };
     let limits = args.task.limits(&pod)?;
     if stop.total(longest_poll) > termination_grace {
         return Err(SettingError::Wait { wait: longest_poll, reserve: stop.reserve, termination_grace });
@@ -255,17 +294,30 @@ fn resolve_job_types(
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
 }
 
+/// `results` has `results.state` beside it.
+fn beside(folder: &Path) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or("leasehold".as_ref()).to_owned();
+    name.push(".state");
+    folder.with_file_name(name)
+}
+
 /// What is different on a laptop, where nobody wants to wait.
 #[derive(Clone, Copy)]
 struct Defaults {
+    ceiling: Duration,
     wait: Duration,
     retry_min: Duration,
     retry_max: Duration,
 }
 
-const IN_A_POD: Defaults =
-    Defaults { wait: Duration::from_secs(10), retry_min: Duration::from_secs(10), retry_max: Duration::from_mins(15) };
-const ON_A_LAPTOP: Defaults = Defaults { wait: Duration::ZERO, retry_min: SECOND, retry_max: Duration::from_secs(5) };
+const IN_A_POD: Defaults = Defaults {
+    ceiling: CEILING,
+    wait: Duration::from_secs(10),
+    retry_min: Duration::from_secs(10),
+    retry_max: Duration::from_mins(15),
+};
+const ON_A_LAPTOP: Defaults =
+    Defaults { ceiling: CEILING, wait: Duration::ZERO, retry_min: SECOND, retry_max: Duration::from_secs(5) };
 
 /// What was removed cannot be fetched. A task that fetches may be asked for such events only if job types before it take them all.
 fn check_removals(events: &EventFilter, task: &Task, before: &[JobType]) -> Result<(), SettingError> {

@@ -145,6 +145,8 @@ pub enum RetryMode {
 pub(super) struct PodRules {
     pub(super) stop: StopPlan,
     pub(super) longest_poll: Duration,
+    /// How long the queue hides a message in all.
+    pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
     /// Where nothing is said.
@@ -245,7 +247,7 @@ impl TaskSettings {
 
     /// Every path of a stop fits the pod's grace and SQS's ceiling, or the run is not begun.
     pub(super) fn limits(&self, pod: &PodRules) -> Result<Limits, SettingError> {
-        let PodRules { stop, longest_poll, .. } = *pod;
+        let PodRules { stop, longest_poll, ceiling, .. } = *pod;
         let visibility = self.visibility_timeout.expect(DEFAULT);
         if visibility.subsec_nanos() > 0 {
             return Err(SettingError::Fraction { flag: "--visibility-timeout", value: visibility });
@@ -273,9 +275,9 @@ impl TaskSettings {
             return Err(SettingError::StopGrace { stop_grace, reserve: stop.reserve, termination_grace });
         }
         let is_fixed = self.visibility == Some(Visibility::Fixed);
-        let most = CEILING.saturating_sub(stop.total(stop_grace) + longest_poll + SECOND);
+        let most = ceiling.saturating_sub(stop.total(stop_grace) + longest_poll + SECOND);
         if max_duration > most && self.checkpoint.is_none() {
-            return Err(SettingError::MaxDuration { max_duration, most });
+            return Err(SettingError::MaxDuration { max_duration, most, ceiling });
         }
         if max_duration > most && is_fixed {
             return Err(SettingError::FixedOverDeliveries { max_duration, most });
@@ -285,7 +287,7 @@ impl TaskSettings {
         } else {
             Strategy::Heartbeat
         };
-        Ok(Limits { strategy, visibility, max_duration, stop_grace, retry: self.retry_policy(pod)? })
+        Ok(Limits { strategy, visibility, ceiling, max_duration, stop_grace, retry: self.retry_policy(pod)? })
     }
 
     fn retry_policy(&self, pod: &PodRules) -> Result<RetryPolicy, SettingError> {

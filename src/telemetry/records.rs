@@ -86,7 +86,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
 }
 
 /// All fields that a record may have; the one at a message's end has nearly all of them.
-pub const FIELDS: [(&str, &str); 40] = [
+pub const FIELDS: [(&str, &str); 41] = [
     ("timestamp", "When, RFC 3339"),
     ("level", "ERROR means that a person must act"),
     ("target", "The module that writes the record, or command"),
@@ -125,6 +125,7 @@ pub const FIELDS: [(&str, &str); 40] = [
     ("line", "Of a line of the command: the line"),
     ("name", "work, in what is logged while the work runs"),
     ("text", "What the command wrote beside its progress"),
+    ("stop_grace_s", "Of the record of a shutdown's start: how long the command has after SIGTERM, in seconds"),
     ("exit", "Of the record exiting: the exit code of leasehold itself"),
     ("dropped_lines", "Of the last record: how many records were lost because the reader of the log was too slow"),
 ];

@@ -80,8 +80,8 @@ async fn the_documentation_has_every_field_of_a_messages_records() {
         let left: Left = cloud.run(&output, &script).run_to(code).await;
         logged.extend(left.log.iter().flat_map(fields));
     }
-    // That nobody reads the log is a test of its own.
-    logged.insert("dropped_lines".to_owned());
+    // That nobody reads the log, and that a run is stopped, are tests of their own.
+    logged.extend(["dropped_lines", "stop_grace_s"].map(str::to_owned));
     assert_eq!(logged, documented);
 }
 

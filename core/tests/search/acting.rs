@@ -145,7 +145,8 @@ impl Acting<'_> {
                 Effect::Hold(hold) => {
                     let Hold { delivery, asked_at, limits, .. } = hold.as_ref();
                     let receipt = delivery.receive_count;
-                    let lease = Lease::taken(limits.strategy, self.setting.visibility(), *asked_at);
+                    let lease = Lease::taken(limits.strategy, self.setting.visibility(), *asked_at)
+                        .with_ceiling(limits.ceiling);
                     self.pod.succeeded = false;
                     self.pod.work = None;
                     let lease = lease.extended_by(limits.visibility);

@@ -61,6 +61,8 @@ struct Shared {
 struct State {
     kind: Kind,
     redrive: Redrive,
+    /// How long a message may be hidden in all.
+    ceiling: Duration,
     /// How many were sent; each message is numbered by it, from 1.
     sent: u64,
     /// By number, so in the order of sending.
@@ -80,8 +82,16 @@ struct Message {
 
 impl MemoryQueue {
     pub fn new(kind: Kind, redrive: Redrive) -> Self {
-        let state = State { kind, redrive, sent: 0, messages: BTreeMap::new(), dead_letters: Vec::new() };
+        let (messages, dead_letters) = (BTreeMap::new(), Vec::new());
+        let state = State { kind, redrive, ceiling: CEILING, sent: 0, messages, dead_letters };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
+    }
+
+    /// The same with another ceiling than SQS's 12 hours, for a rehearsal.
+    #[must_use]
+    pub fn with_ceiling(self, ceiling: Duration) -> Self {
+        self.lock().ceiling = ceiling;
+        self
     }
 
     /// In a FIFO queue all messages sent by this are of one group.
@@ -267,8 +277,9 @@ impl State {
     ) -> Result<(), VisibilityError> {
         match (self.worth(receipt, now), self.kind) {
             (Worth::InFlight(number), Kind::Standard | Kind::Fifo) => {
+                let ceiling = self.ceiling;
                 let message = self.messages.get_mut(&number).expect("a message in flight is there");
-                if visibility > CEILING || now + visibility > message.received_at + CEILING {
+                if visibility > CEILING || now + visibility > message.received_at + ceiling {
                     return Err(VisibilityError::AtCeiling(past_ceiling(visibility)));
                 }
                 message.visible_at = now + visibility;

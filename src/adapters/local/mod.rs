@@ -4,3 +4,5 @@
 pub mod folder;
 pub mod memory;
 pub mod outbox;
+pub mod rehearsal;
+pub mod store;

@@ -1,0 +1,108 @@
+//! What goes wrong in a cluster now and then, made to happen once to each message: for `leasehold local --rehearse`.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::memory::MemoryQueue;
+use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
+use crate::job::verdict::DeletePermit;
+use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
+
+/// What is rehearsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mishap {
+    /// The first extension of each message is refused, as if another pod had received it
+    LostLease,
+    /// Each message is delivered again after its success
+    Redelivery,
+    /// The pod of each message is killed a second after it began
+    Kill,
+}
+
+/// A queue in memory to which it happens, as one pod sees it.
+#[derive(Clone)]
+pub struct Rehearsal {
+    queue: MemoryQueue,
+    mishap: Option<Mishap>,
+    /// Receipt handles of first receives, to which it has not happened yet.
+    pending: Arc<Mutex<HashSet<String>>>,
+    received: Arc<Notify>,
+}
+
+impl Rehearsal {
+    pub fn new(queue: MemoryQueue, mishap: Option<Mishap>) -> Self {
+        Self { queue, mishap, pending: Arc::default(), received: Arc::default() }
+    }
+
+    /// Returns when the pod is to be killed, if that is rehearsed.
+    pub async fn until_killed(&self) {
+        if self.mishap != Some(Mishap::Kill) {
+            return std::future::pending().await;
+        }
+        while self.pending().is_empty() {
+            self.received.notified().await;
+        }
+        sleep(UNTIL_KILLED).await;
+    }
+
+    /// The pod is gone: what it held is visible again, without the wait for its visibility timeout.
+    pub async fn release_all(&self) {
+        let held: Vec<_> = self.pending().drain().collect();
+        for receipt in held {
+            // It may have been deleted meanwhile.
+            let _ = self.queue.change_visibility(&ReceiptHandle::new(receipt), Duration::ZERO).await;
+        }
+    }
+
+    /// Once for each message.
+    fn happens(&self, mishap: Mishap, receipt: &ReceiptHandle) -> bool {
+        self.mishap == Some(mishap) && self.pending().remove(receipt.expose())
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a pod works before it is killed.
+const UNTIL_KILLED: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl Queue for Rehearsal {
+    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+        let received = self.queue.receive(wait, visibility).await;
+        if let Ok(Some(delivery)) = &received
+            && delivery.receive_count == 1
+        {
+            self.pending().insert(delivery.receipt.expose().to_owned());
+            self.received.notify_one();
+        }
+        received
+    }
+
+    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+        if visibility > Duration::ZERO && self.happens(Mishap::LostLease, receipt) {
+            self.queue.change_visibility(receipt, Duration::ZERO).await?;
+            return Err(VisibilityError::NotInFlight("rehearsed: another pod has received it".to_owned()));
+        }
+        self.queue.change_visibility(receipt, visibility).await
+    }
+
+    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
+        if self.happens(Mishap::Redelivery, receipt) {
+            // At least once: the delete was accepted, and the message comes again.
+            let _ = self.queue.change_visibility(receipt, Duration::ZERO).await;
+            return Ok(());
+        }
+        self.queue.delete(receipt, permit).await
+    }
+
+    async fn redrive(&self) -> Result<Redrive, String> {
+        self.queue.redrive().await
+    }
+}

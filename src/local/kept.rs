@@ -1,0 +1,86 @@
+//! What a pod keeps in S3, kept in a folder.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::local::folder::FolderError;
+use crate::adapters::local::outbox::FolderOutbox;
+use crate::adapters::local::store::FolderStore;
+use crate::adapters::publish::S3Outbox;
+use crate::job::outcome::Manifest;
+use crate::job::place::Template;
+use crate::ports::clock::Clock;
+use crate::ports::{Outbox, PublishError, Results};
+use crate::settings::resolve::LocalConfig;
+use crate::telemetry::attempts::AttemptHistory;
+use crate::work::checkpoint::Checkpoints;
+use crate::work::idempotency::Idempotency;
+
+/// Made only if something is kept.
+pub struct Kept {
+    pub checkpoints: Option<Checkpoints>,
+    pub idempotency: Option<Idempotency>,
+    pub attempts: Option<AttemptHistory>,
+    pub outbox: LocalOutbox,
+}
+
+impl Kept {
+    pub fn of(config: &LocalConfig, clock: Clock) -> Result<Self, FolderError> {
+        let LocalConfig { outbox, state, records, work, .. } = config;
+        let is_kept = records.idempotency.is_some()
+            || records.attempts.is_some()
+            || work.settings.policy.tasks().any(|task| task.checkpoint.is_some() || task.output.is_some());
+        let failed = |error| FolderError(format!("--state {}: {error}", state.display()));
+        let store = is_kept.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);
+        let plan = work.settings.stop;
+        Ok(Self {
+            checkpoints: store.clone().map(|storage| Checkpoints { storage, clock }),
+            idempotency: records.idempotency.clone().zip(store.clone()).map(|(place, records)| Idempotency {
+                records,
+                place,
+                queue: "local".to_owned(),
+                owner: work.identity.pod_name.clone(),
+                clock,
+            }),
+            attempts: records.attempts.clone().zip(store.clone()).map(|(place, writer)| AttemptHistory {
+                writer,
+                place,
+                identity: work.identity.clone(),
+                limit: Box::new(move || plan.attempt_record(false)),
+            }),
+            outbox: LocalOutbox {
+                folder: outbox.as_ref().map(FolderOutbox::new),
+                places: store.map(|writer| S3Outbox { writer }),
+            },
+        })
+    }
+}
+
+/// Results go where the task says, else into the outbox.
+pub struct LocalOutbox {
+    folder: Option<FolderOutbox>,
+    places: Option<S3Outbox>,
+}
+
+impl LocalOutbox {
+    fn of(&self, to: Option<&Template>) -> Option<&dyn Outbox> {
+        let places = self.places.as_ref().filter(|_| to.is_some()).map(|places| places as &dyn Outbox);
+        places.or(self.folder.as_ref().map(|folder| folder as &dyn Outbox))
+    }
+}
+
+#[async_trait]
+impl Outbox for LocalOutbox {
+    fn takes(&self, to: Option<&Template>) -> bool {
+        self.of(to).is_some()
+    }
+
+    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+        match self.of(results.to) {
+            Some(outbox) => outbox.publish(results, halt).await,
+            None => Ok(Manifest::default()),
+        }
+    }
+}
