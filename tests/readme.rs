@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::outcome::NoWorkReason;
-use leasehold::job::report::outcome_label;
+use leasehold::job::report::{keep_reasons, outcome_label};
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::job::verdict::{Completion, Return, Settlement};
 
@@ -18,7 +17,7 @@ fn settlements() -> Vec<(Settlement, u8)> {
         Completion::NothingToDo(NoWorkReason::ObjectsGone),
     ];
     let deleted = completions.map(|why| (Settlement::Deleted(why), RunOutcome::Finished.exit_code()));
-    let kept = KeepReason::one_of_each().into_iter().map(|why| {
+    let kept = keep_reasons().into_iter().map(|why| {
         let exit_code = RunOutcome::Kept(why.clone()).exit_code();
         (Settlement::Kept(why, Return::Unknown), exit_code)
     });

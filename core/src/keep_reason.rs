@@ -131,33 +131,6 @@ impl KeepReason {
         }
     }
 
-    /// One of each, for tables; with an ellipsis where a reason has details.
-    pub fn one_of_each() -> Vec<Self> {
-        let why = || "…".to_owned();
-        vec![
-            Self::NotANotification(why()),
-            Self::NoJobType(why()),
-            Self::FetchFailed(why()),
-            Self::Unreadable(why()),
-            Self::CommandNotStarted(why()),
-            Self::CommandFailed(Exit::Code(1)),
-            Self::Permanent(Exit::Code(65)),
-            Self::Temporary,
-            Self::PublishFailed(why()),
-            Self::NotRecorded(why()),
-            Self::DeleteFailed(why()),
-            Self::TimedOut,
-            Self::Stalled,
-            Self::LeaseLost(why()),
-            Self::LostAfterSuccess,
-            Self::LeaseExhausted,
-            Self::HandedOver,
-            Self::Stopped,
-            Self::Panicked(why()),
-            Self::ActorDied(Role::Processor),
-        ]
-    }
-
     pub fn label(&self) -> &'static str {
         self.row().label
     }
@@ -199,46 +172,5 @@ impl fmt::Display for KeepReason {
             Self::Panicked(why) => write!(f, "a bug in leasehold: the work on this message panicked: {why}"),
             Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} died"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_of_each_is_all() {
-        let next = |reason: &KeepReason| {
-            use KeepReason::{
-                ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver, LeaseExhausted,
-                LeaseLost, LostAfterSuccess, NoJobType, NotANotification, NotRecorded, Panicked, Permanent,
-                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable,
-            };
-            // Of a new reason, the compiler asks here where it comes.
-            match reason {
-                NotANotification(_) => 0,
-                NoJobType(_) => 1,
-                FetchFailed(_) => 2,
-                Unreadable(_) => 3,
-                CommandNotStarted(_) => 4,
-                CommandFailed(_) => 5,
-                Permanent(_) => 6,
-                Temporary => 7,
-                PublishFailed(_) => 8,
-                NotRecorded(_) => 9,
-                DeleteFailed(_) => 10,
-                TimedOut => 11,
-                Stalled => 12,
-                LeaseLost(_) => 13,
-                LostAfterSuccess => 14,
-                LeaseExhausted => 15,
-                HandedOver => 16,
-                Stopped => 17,
-                Panicked(_) => 18,
-                ActorDied(_) => 19,
-            }
-        };
-        let all: Vec<_> = KeepReason::one_of_each().iter().map(next).collect();
-        assert_eq!(all, (0..20).collect::<Vec<_>>());
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::delivery::{DeliveryId, MessageId, Redrive};
+use super::keep_reason::{KeepReason, Role};
 use super::notification::Object;
-use super::outcome::{NoWorkReason, WorkRecord};
+use super::outcome::{Exit, NoWorkReason, WorkRecord};
 use super::verdict::{Completion, Return, Settlement};
 
 /// One thing to tell.
@@ -199,6 +200,33 @@ pub fn outcome_label(settlement: &Settlement) -> &'static str {
     }
 }
 
+/// One of each reason to keep a message, for tables; with an ellipsis where a reason has details.
+pub fn keep_reasons() -> Vec<KeepReason> {
+    let why = || "…".to_owned();
+    vec![
+        KeepReason::NotANotification(why()),
+        KeepReason::NoJobType(why()),
+        KeepReason::FetchFailed(why()),
+        KeepReason::Unreadable(why()),
+        KeepReason::CommandNotStarted(why()),
+        KeepReason::CommandFailed(Exit::Code(1)),
+        KeepReason::Permanent(Exit::Code(65)),
+        KeepReason::Temporary,
+        KeepReason::PublishFailed(why()),
+        KeepReason::NotRecorded(why()),
+        KeepReason::DeleteFailed(why()),
+        KeepReason::TimedOut,
+        KeepReason::Stalled,
+        KeepReason::LeaseLost(why()),
+        KeepReason::LostAfterSuccess,
+        KeepReason::LeaseExhausted,
+        KeepReason::HandedOver,
+        KeepReason::Stopped,
+        KeepReason::Panicked(why()),
+        KeepReason::ActorDied(Role::Processor),
+    ]
+}
+
 /// As much of a text as takes so many bytes within a JSON string.
 pub fn as_json_fits(text: &str, most: usize) -> &str {
     let mut length = 0;
@@ -216,4 +244,45 @@ pub fn as_json_fits(text: &str, most: usize) -> &str {
 /// `12:03:20Z`
 pub fn clock_time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string().split_off("2026-11-22T".len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_reasons_is_complete() {
+        let next = |reason: &KeepReason| {
+            use KeepReason::{
+                ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver, LeaseExhausted,
+                LeaseLost, LostAfterSuccess, NoJobType, NotANotification, NotRecorded, Panicked, Permanent,
+                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable,
+            };
+            // Of a new reason, the compiler asks here where it comes.
+            match reason {
+                NotANotification(_) => 0,
+                NoJobType(_) => 1,
+                FetchFailed(_) => 2,
+                Unreadable(_) => 3,
+                CommandNotStarted(_) => 4,
+                CommandFailed(_) => 5,
+                Permanent(_) => 6,
+                Temporary => 7,
+                PublishFailed(_) => 8,
+                NotRecorded(_) => 9,
+                DeleteFailed(_) => 10,
+                TimedOut => 11,
+                Stalled => 12,
+                LeaseLost(_) => 13,
+                LostAfterSuccess => 14,
+                LeaseExhausted => 15,
+                HandedOver => 16,
+                Stopped => 17,
+                Panicked(_) => 18,
+                ActorDied(_) => 19,
+            }
+        };
+        let all: Vec<_> = keep_reasons().iter().map(next).collect();
+        assert_eq!(all, (0..20).collect::<Vec<_>>());
+    }
 }

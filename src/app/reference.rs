@@ -5,7 +5,8 @@ use std::fmt::{self, Display, Write};
 use clap::{Arg, ArgAction, Command};
 use serde_json::Value;
 
-use crate::job::keep_reason::{KeepReason, Visible};
+use crate::job::keep_reason::Visible;
+use crate::job::report::keep_reasons;
 use crate::job::run_outcome::{ReceiveFailure, RunOutcome};
 use crate::settings::{JobTypesFile, command_line};
 use crate::telemetry::metrics::Metrics;
@@ -105,7 +106,7 @@ fn outcomes(page: &mut String) -> fmt::Result {
     ];
     let deleted =
         deleted.map(|(label, meaning)| [code(label), "deleted".to_owned(), "0".to_owned(), meaning.to_owned()]);
-    let kept = KeepReason::one_of_each().into_iter().map(|reason| {
+    let kept = keep_reasons().into_iter().map(|reason| {
         let row = reason.row();
         let visible = match row.visible {
             Visible::AtOnce => "visible at once",
@@ -121,7 +122,7 @@ fn outcomes(page: &mut String) -> fmt::Result {
 
 fn exit_codes(page: &mut String) -> fmt::Result {
     let mut codes: Vec<(u8, Vec<&str>)> = Vec::new();
-    for reason in KeepReason::one_of_each() {
+    for reason in keep_reasons() {
         let row = reason.row();
         match codes.iter_mut().find(|(code, _)| *code == row.exit_code) {
             Some((_, labels)) => labels.push(row.label),
