@@ -6,9 +6,15 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use leasehold::app::reference::reference;
+use leasehold::job::report::keep_reasons;
+use leasehold::ports::job_facts::{JobFacts, ObjectFacts};
 use leasehold::settings::RunSettings;
-use leasehold::settings::command_line::container_args;
+use leasehold::settings::command_line::{command, container_args};
 use leasehold::settings::resolve::RunConfig;
+use leasehold::telemetry::metrics::Metrics;
+use leasehold::telemetry::records::FIELDS;
+
+use crate::support::facts;
 
 const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
 
@@ -27,6 +33,40 @@ fn printed(words: &[&str]) -> String {
 fn the_reference_is_what_the_program_prints() {
     let page = include_str!("../docs/reference.md");
     assert_eq!(page, reference(), "cargo run -- reference > docs/reference.md");
+}
+
+/// What users read in programs: dashboards, alerts, log queries, scripts. docs/stability.md says what may change.
+#[test]
+fn names_that_users_rely_on_do_not_change_unnoticed() {
+    let mut names: Vec<String> = Vec::new();
+    names.extend(FIELDS.iter().map(|(field, _)| format!("log field {field}")));
+    names.extend(Metrics::described().iter().map(|(metric, kind)| {
+        let labels = metric.variable_labels.join(",");
+        format!("metric {} {kind} {{{labels}}}", metric.fq_name)
+    }));
+    names.extend(keep_reasons().iter().map(|why| format!("outcome {} exits {}", why.label(), why.exit_code())));
+    let object = ObjectFacts {
+        event: String::new(),
+        bucket: String::new(),
+        key: String::new(),
+        version_id: Some(String::new()),
+        etag: Some(String::new()),
+        size: Some(0),
+    };
+    let all = JobFacts {
+        object: Some(object),
+        max_receive_count: Some(3),
+        final_attempt: Some(false),
+        input: Some("input".into()),
+        traceparent: Some(String::new()),
+        ..facts()
+    };
+    names.extend(all.environment().iter().map(|(name, _)| format!("variable {}", name.display())));
+    for action in command().get_subcommands() {
+        let flags = action.get_arguments().filter_map(|arg| arg.get_long());
+        names.extend(flags.map(|flag| format!("flag {} --{flag}", action.get_name())));
+    }
+    insta::assert_snapshot!(names.join("\n"));
 }
 
 #[test]
