@@ -10,7 +10,9 @@ use clap::Parser;
 use leasehold::job::lease::Strategy;
 use leasehold::job::notification::{Object, Record};
 use leasehold::job::place::Values;
-use leasehold::job::route::{Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, Task, job_type};
+use leasehold::job::route::{
+    Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, MissingObject, Task, job_type,
+};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::Retry;
 use leasehold::ports::Queue;
@@ -481,4 +483,13 @@ async fn each_job_type_has_its_own_command() {
     cloud.put("other", b"o").await;
     let left = cloud.run(&flags, "exit 0").run_to(0).await;
     assert_eq!(left.record("message deleted")["job_type"], "default");
+}
+
+/// A job type may treat objects that are gone otherwise than the flags say.
+#[test]
+fn each_job_type_treats_missing_objects_as_it_says() {
+    let text = "job-types:\n- name: thumbnails\n  match: { key: '*.jpg' }\n  missing-object: ignore\n- name: others\n";
+    let policy = read("a.yaml", text, "--missing-object fail").unwrap().work.settings.policy;
+    let said: Vec<_> = policy.tasks().map(|task| task.missing_object).collect();
+    assert_eq!(said, [MissingObject::Fail, MissingObject::Ignore, MissingObject::Fail].map(Some));
 }

@@ -65,6 +65,8 @@ pub struct Task {
     pub name: String,
     pub command: CommandLine,
     pub input: Input,
+    /// Where nothing is said, a deleted object is retried, and one that was overwritten is a failure.
+    pub missing_object: Option<MissingObject>,
     /// How long the command may give no sign of life; for ever if `None`.
     pub stall_timeout: Option<Duration>,
     /// Where in S3 results go, if they go there.
@@ -92,6 +94,19 @@ impl Task {
 pub struct CommandLine {
     pub program: OsString,
     pub args: Vec<OsString>,
+}
+
+/// How to treat an object that was deleted or overwritten since the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
+pub enum MissingObject {
+    /// Keep the message: the object may come back
+    Retry,
+    /// Keep the message: the redrive policy moves it to the dead-letter queue
+    Fail,
+    /// There is nothing to do: delete the message
+    Ignore,
 }
 
 /// How the command gets what it works on.

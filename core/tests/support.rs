@@ -22,6 +22,7 @@ pub fn task() -> Task {
         name: Task::DEFAULT.to_owned(),
         command,
         input: Input::File,
+        missing_object: None,
         stall_timeout: None,
         output: None,
         checkpoint: None,

@@ -33,6 +33,7 @@ fuzz_target!(|bytes: &[u8]| {
             name: Task::DEFAULT.to_owned(),
             command: CommandLine { program: "true".into(), args: Vec::new() },
             input: Input::File,
+            missing_object: None,
             stall_timeout: None,
             output: None,
             checkpoint: None,

@@ -19,7 +19,6 @@ use crate::job::place::Place;
 use crate::job::verdict::OnStop;
 use crate::telemetry::logs::LogFormat;
 use crate::telemetry::push::Credentials;
-use crate::work::fetch::MissingObject;
 
 #[derive(Debug, Args)]
 #[command(after_help = super::AFTER_HELP)]
@@ -257,10 +256,6 @@ pub struct WorkSettings {
     /// A file of job types: commands and settings for some of the messages, YAML or TOML
     #[arg(long, value_name = "FILE", value_parser = JobTypesFile::load, help_heading = WORK)]
     pub job_types: Option<JobTypesFile>,
-
-    /// How to treat an object that was deleted or overwritten since the event [default: retry if deleted, fail if overwritten]
-    #[arg(long, value_enum, help_heading = WORK)]
-    pub missing_object: Option<MissingObject>,
 
     /// The buckets to read from; objects of others are a permanent failure [default: any]
     #[arg(long, value_name = "BUCKET,...", help_heading = WORK)]

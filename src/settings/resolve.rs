@@ -251,7 +251,6 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
             stop,
         },
         fetch: FetchPolicy {
-            missing: args.missing_object,
             buckets: args.buckets.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect(),
             ..FetchPolicy::default()
         },

@@ -14,7 +14,7 @@ use super::values::{self, List, time};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::place::Template;
-use crate::job::route::{self, Checkpointing, CommandLine, Input, JobType, Limits, Task};
+use crate::job::route::{self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task};
 use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 
@@ -67,6 +67,10 @@ pub struct TaskSettings {
     #[serde(default, deserialize_with = "values::codes")]
     #[schemars(with = "Option<Vec<u8>>")]
     pub permanent_exit_codes: Vec<List<u8>>,
+
+    /// How to treat an object that was deleted or overwritten since the event [default: retry if deleted, fail if overwritten]
+    #[arg(long, value_enum, help_heading = WORK)]
+    pub missing_object: Option<MissingObject>,
 
     /// How the message is kept invisible to others while the work runs
     #[arg(long, value_enum, default_value = "heartbeat", help_heading = LEASE)]
@@ -166,6 +170,7 @@ impl TaskSettings {
             checkpoint,
             checkpoint_interval,
             permanent_exit_codes,
+            missing_object,
             visibility,
             visibility_timeout,
             max_duration,
@@ -190,6 +195,7 @@ impl TaskSettings {
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
             permanent_exit_codes: either(permanent_exit_codes, other.permanent_exit_codes),
+            missing_object: missing_object.or(other.missing_object),
             visibility: visibility.or(other.visibility),
             visibility_timeout: visibility_timeout.or(other.visibility_timeout),
             max_duration,
@@ -239,6 +245,7 @@ impl TaskSettings {
             name: self.name.0.clone(),
             command: CommandLine { program: program.clone(), args: words.to_vec() },
             input,
+            missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
             checkpoint: self.checkpoint.clone().map(|place| Checkpointing { place, interval }),

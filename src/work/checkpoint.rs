@@ -132,7 +132,7 @@ impl Checkpoints {
             is_from_aws: false,
         };
         let archive = space.archive();
-        fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), work_dir, &object, None, &archive).await?;
+        fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), None, work_dir, &object, None, &archive).await?;
         let (into, room, halt) = (directory.clone(), work_dir.clone(), halt.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
             let unpacked = archive::unpack(&archive, &into, &room, &halt)?;

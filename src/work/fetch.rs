@@ -13,26 +13,14 @@ use super::last_error::{recovered, watched};
 use super::workspace::WorkDir;
 use crate::job::notification::Object;
 use crate::job::outcome::Failure;
+use crate::job::route::MissingObject;
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{FetchError, ObjectBody, ObjectStore};
 use download::{Download, Stopped, UNKNOWN, Whole};
 
-/// What to make of an object that is gone, or no longer the one that the event told of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum MissingObject {
-    /// Keep the message: it may come back
-    Retry,
-    /// Keep the message: redrive takes it to the dead-letter queue
-    Fail,
-    /// There is nothing to do: delete the message
-    Ignore,
-}
-
 /// Which objects are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchPolicy {
-    /// Where nothing is said, a missing object is retried, and one that was overwritten is a failure.
-    pub missing: Option<MissingObject>,
     /// The buckets to read from; any if it is empty.
     pub buckets: Vec<String>,
     /// How many connections a large object is worth.
@@ -41,7 +29,7 @@ pub struct FetchPolicy {
 
 impl Default for FetchPolicy {
     fn default() -> Self {
-        Self { missing: None, buckets: Vec::new(), streams: STREAMS }
+        Self { buckets: Vec::new(), streams: STREAMS }
     }
 }
 
@@ -67,6 +55,7 @@ pub struct FetchedObject {
 pub async fn fetch(
     store: &dyn ObjectStore,
     policy: &FetchPolicy,
+    missing: Option<MissingObject>,
     work_dir: &WorkDir,
     object: &Object,
     key_as_sent: Option<&str>,
@@ -83,8 +72,8 @@ pub async fn fetch(
     }
     let (missing, why) = match saved {
         Ok(fetched) => return Ok(Fetched::Here(fetched)),
-        Err(FetchError::Missing(why)) => (policy.missing.unwrap_or(MissingObject::Retry), why),
-        Err(FetchError::Overwritten(why)) => (policy.missing.unwrap_or(MissingObject::Fail), why),
+        Err(FetchError::Missing(why)) => (missing.unwrap_or(MissingObject::Retry), why),
+        Err(FetchError::Overwritten(why)) => (missing.unwrap_or(MissingObject::Fail), why),
         Err(FetchError::Retryable(why)) => return Err(Failure::Fetch(why)),
         Err(FetchError::Permanent(why)) => return Err(Failure::Unreadable(why)),
     };

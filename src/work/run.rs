@@ -158,7 +158,15 @@ impl CommandWorker {
             return Ok(Provided::Object(Cow::Borrowed(record)));
         }
         let store = self.store.as_ref();
-        let fetched = fetch::fetch(store, &self.fetch, &self.work_dir, object, key_as_sent.as_deref(), &input);
+        let fetched = fetch::fetch(
+            store,
+            &self.fetch,
+            work.task.missing_object,
+            &self.work_dir,
+            object,
+            key_as_sent.as_deref(),
+            &input,
+        );
         Ok(match unless_halted(until.halt, self.timed(spent, fetched)).await?? {
             Fetched::Here(FetchedObject { key, size, etag }) => {
                 let object = Object { key, size: Some(size), etag, ..object.clone() };

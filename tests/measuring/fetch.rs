@@ -21,6 +21,6 @@ fn main() {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let config = aws::load("http://localhost/0/q", None, &[]).await.expect("settings");
-        fetch(&S3::new(&config, None), &policy, &work_dir, &object, None, &path).await.expect("it is fetched");
+        fetch(&S3::new(&config, None), &policy, None, &work_dir, &object, None, &path).await.expect("it is fetched");
     });
 }

@@ -134,7 +134,7 @@ impl ObjectStore for Breaking {
 async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
-    let fetched = fetch(store, &FetchPolicy::default(), &work_dir, object, None, &path).await?;
+    let fetched = fetch(store, &FetchPolicy::default(), None, &work_dir, object, None, &path).await?;
     let bytes = std::fs::read(path).unwrap();
     let etag = Some("of-the-answer".to_owned());
     assert_eq!(fetched, Fetched::Here(FetchedObject { key: object.key.clone(), size: bytes.len() as u64, etag }));
@@ -269,7 +269,7 @@ async fn s58_an_object_of_unknown_length_stays_within_the_work_dirs_limit() {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: Some(2 << 20) }, home.path().join("k"));
     let store = Breaking { says: None, ..Breaking::new(noise(4 << 20), usize::MAX) };
-    let failed = fetch(&store, &FetchPolicy::default(), &work_dir, &object(None, Some("e")), None, &path).await;
+    let failed = fetch(&store, &FetchPolicy::default(), None, &work_dir, &object(None, Some("e")), None, &path).await;
     let Err(Failure::Fetch(why)) = failed else { panic!("{failed:?}") };
     assert!(why.starts_with("s3://b/k: --work-dir ") && why.contains(" of --work-dir-limit 2.0 MiB are used"), "{why}");
     assert!(path.metadata().unwrap().len() <= 2 << 20);
@@ -387,7 +387,8 @@ async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
         let Record { object, key_as_sent, .. } = event(etag, size);
         assert_eq!(object.key, "1 1=2 .txt");
         let path = home.path().join(n.to_string());
-        let fetched = fetch(&s3, &FetchPolicy::default(), &work_dir, &object, key_as_sent.as_deref(), &path).await;
+        let fetched =
+            fetch(&s3, &FetchPolicy::default(), None, &work_dir, &object, key_as_sent.as_deref(), &path).await;
         match fetched {
             Ok(Fetched::Here(fetched)) => assert_eq!((fetched.key.as_str(), is_found), ("1+1=2%20.txt", true)),
             Err(Failure::Fetch(why)) => assert!(!is_found && why.contains("1 1=2 .txt is missing"), "{n}: {why}"),
@@ -399,7 +400,7 @@ async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
     cloud.put("1 1=2 .txt", b"another one").await;
     let Record { object, key_as_sent, .. } = event(Some(&etag), Some(5));
     let path = home.path().join("beside");
-    let fetched = fetch(&s3, &FetchPolicy::default(), &work_dir, &object, key_as_sent.as_deref(), &path).await;
+    let fetched = fetch(&s3, &FetchPolicy::default(), None, &work_dir, &object, key_as_sent.as_deref(), &path).await;
     let Ok(Fetched::Here(fetched)) = fetched else { panic!("{fetched:?}") };
     assert_eq!((fetched.key.as_str(), fetched.size), ("1+1=2%20.txt", 5));
 }

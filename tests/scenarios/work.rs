@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use futures_util::stream::TryStreamExt;
 use leasehold::adapters::aws::s3::S3;
 use leasehold::job::notification::Object;
+use leasehold::job::route::{MissingObject, Task};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
-use leasehold::work::fetch::MissingObject;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::http::Http;
 use crate::support::journey::{
-    Does, FakeCommand, FakeStore, FakeTelemetry, GRACE, Journey, MINUTE, S, deletes, exits, queue, queue_with,
+    Does, FakeCommand, FakeStore, FakeTelemetry, GRACE, Journey, MINUTE, S, deletes, exits, queue, queue_with, task,
 };
 use crate::support::object_created;
 
@@ -165,7 +165,7 @@ async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
             let (queue, command) = (queue(), exits(0));
             let mut journey = Journey::new(&queue, &command);
             journey.store = Arc::new(FakeStore { answer: Err(error.clone()), ..FakeStore::default() });
-            journey.fetch.missing = policy;
+            journey.settings.policy.task = Some(Arc::new(Task { missing_object: policy, ..task() }));
             let arrived = journey.run().await;
             assert_eq!(
                 (arrived.outcomes(), arrived.outcome.exit_code()),
