@@ -13,20 +13,30 @@ use crate::support::servers::installed;
 
 const OVERLAYS: [&str; 4] = ["heartbeat", "fixed", "spot", "local"];
 
-const COMPONENTS: [&str; 6] =
-    ["network-policy", "irsa", "pod-identity", "pushgateway", "service-monitor", "pod-monitor"];
+const COMPONENTS: [&str; 10] = [
+    "network-policy",
+    "irsa",
+    "pod-identity",
+    "pushgateway",
+    "service-monitor",
+    "pod-monitor",
+    "prometheus-rule",
+    "dashboard",
+    "mountpoint",
+    "ephemeral-volume",
+];
 
 fn kustomize() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize")
 }
 
-fn overlay(name: &str) -> Vec<Value> {
+pub fn overlay(name: &str) -> Vec<Value> {
     build(&kustomize().join("overlays").join(name))
 }
 
 /// What a user's own kustomization makes of ours. `kustomization` is the text below `resources`, which has paths from the
 /// folder of ours as `../PATH`.
-fn user(kustomization: &str) -> Vec<Value> {
+pub fn user(kustomization: &str) -> Vec<Value> {
     let folder = TempDir::new().unwrap();
     let copied = Command::new("cp").arg("-R").arg(kustomize()).arg(folder.path()).status().unwrap();
     assert!(copied.success());

@@ -39,7 +39,8 @@ pub fn checked(objects: &[Value]) -> (Option<i32>, String) {
     (checked.status.code(), said)
 }
 
-fn run(command: &mut Command, input: &str) -> Output {
+/// Gives a program its standard input, and waits for its end.
+pub fn run(command: &mut Command, input: &str) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is installed");
     let mut stdin = child.stdin.take().unwrap();
@@ -80,6 +81,7 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
             "TriggerAuthentication" => read::<TriggerAuthentication>(object),
             "PodMonitor" => read::<PodMonitor>(object),
             "ServiceMonitor" => read::<ServiceMonitor>(object),
+            "PrometheusRule" => read::<PrometheusRule>(object),
             _ => {
                 core.push(object.clone());
                 Ok(())
@@ -181,6 +183,35 @@ struct PodMonitor {
 struct ServiceMonitor {
     selector: Selector,
     endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct PrometheusRule {
+    groups: Vec<RuleGroup>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct RuleGroup {
+    name: String,
+    interval: Option<String>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Rule {
+    alert: Option<String>,
+    record: Option<String>,
+    expr: String,
+    #[serde(rename = "for")]
+    lasting: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
