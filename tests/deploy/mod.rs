@@ -6,6 +6,8 @@ mod check_rules;
 mod check_variants;
 mod cloudformation;
 mod existing_cluster;
+mod generated;
+mod helm;
 mod identity;
 mod image;
 mod install;
