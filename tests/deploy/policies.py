@@ -12,17 +12,20 @@ ATTRIBUTES = {
     "Queue.Arn": QUEUE,
     "DeadLetterQueue.Arn": f"{QUEUE}-dlq",
     "Key.Arn": "arn:aws:kms:REGION:ACCOUNT_ID:key/KEY_ID",
+    "Bucket": "BUCKET_NAME",
 }
-# With everything that a role can be asked for. The bucket is NAME-ACCOUNT-REGION.
-EVERYTHING = {"Name": "QUEUE_NAME", "UseKmsKey": "true", "CheckpointPrefix": "checkpoints/", "IdempotencyPrefix": "done/"}
-BUCKET = "QUEUE_NAME-ACCOUNT_ID-REGION"
+# With everything that a role can be asked for.
+EVERYTHING = {"UseKmsKey": "true", "CheckpointPrefix": "checkpoints/", "IdempotencyPrefix": "done/"}
 
 
 def of_the_template(role):
     stack = Stack(ROOT / "deploy/cloudformation/leasehold.yaml", EVERYTHING, ATTRIBUTES)
     [policy] = stack.resource(role)["Policies"]
-    text = json.dumps(policy["PolicyDocument"])
-    return json.loads(text.replace(BUCKET, "BUCKET_NAME"))
+    for statement in policy["PolicyDocument"]["Statement"]:
+        # A list of one is that one.
+        if isinstance(statement["Resource"], list) and len(statement["Resource"]) == 1:
+            [statement["Resource"]] = statement["Resource"]
+    return policy["PolicyDocument"]
 
 
 def of_a_file(name):

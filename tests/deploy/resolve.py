@@ -6,7 +6,12 @@ import yaml
 
 from intrinsics import Loader
 
-PSEUDO = {"AWS::Partition": "aws", "AWS::Region": "REGION", "AWS::AccountId": "ACCOUNT_ID"}
+PSEUDO = {
+    "AWS::Partition": "aws",
+    "AWS::URLSuffix": "amazonaws.com",
+    "AWS::Region": "REGION",
+    "AWS::AccountId": "ACCOUNT_ID",
+}
 
 
 class Stack:
@@ -31,8 +36,10 @@ class Stack:
         return self.value(self.template["Outputs"][name]["Value"])
 
     def condition(self, one):
+        if isinstance(one, dict):
+            one = one["Condition"]
         if isinstance(one, str):
-            return self.condition(self.template["Conditions"][one.removeprefix("Condition ")])
+            return self.condition(self.template["Conditions"][one])
         function, arguments = one
         match function:
             case "Equals":
