@@ -54,7 +54,9 @@ fn the_file_to_paste_is_the_default_overlay_and_its_namespace() {
     assert_eq!(complaints(&[vec![namespace], pasted].concat()), [""; 0]);
 
     let edits = text.matches(" # EDIT: ").count();
-    assert!(edits > 5 && text.contains(&format!("Change the {edits} lines with \"EDIT\"")), "{edits}");
+    let page = fs::read_to_string(root().join("deploy/README.md")).unwrap();
+    assert!(edits == 7 && page.contains("seven marked lines"), "{edits}");
+    assert!(text.contains(&format!("Change the {edits} lines with \"EDIT\"")), "{edits}");
     let others = text.lines().filter(|line| !line.contains("EDIT") && !line.starts_with('#'));
     for mine in ["123456789012", "eu-central-1", "image: leasehold", "image: python"] {
         let left: Vec<_> = others.clone().filter(|line| line.contains(mine)).collect();

@@ -282,6 +282,19 @@ fn one_value_is_enough_to_render_and_another_name_changes_every_name() {
     assert!(report.rendered[1].as_ref().unwrap_err().contains("region is required"));
 }
 
+/// deploy/helm/README.md: the four values that it begins with, and the others that it shows.
+#[test]
+fn the_values_of_the_page_are_taken() {
+    let page = std::fs::read_to_string(chart().parent().unwrap().join("README.md")).unwrap();
+    let blocks: Vec<_> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let values: Vec<_> = blocks.iter().flat_map(|block| super::manifests::objects(block)).collect();
+    assert_eq!((values.len(), values[0].as_object().unwrap().len()), (3, 4));
+    for rendered in report("orders", &values).rendered {
+        let (code, said) = checked(&release(&rendered.unwrap()));
+        assert!(code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"), "{said}");
+    }
+}
+
 #[test]
 fn job_types_are_given_as_a_file_with_a_command_or_without() {
     let job_types =
