@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use aws_sdk_s3::types::{EventBridgeConfiguration, NotificationConfiguration};
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 
@@ -44,6 +45,57 @@ async fn an_object_put_into_the_bucket_of_the_template_is_processed() {
         queue[&QueueAttributeName::MessageRetentionPeriod].parse().unwrap()
     };
     assert!(retention(&dead_letters) > retention(&queue), "a dead letter's age counts from its first sending");
+}
+
+/// A FIFO queue, and a bucket that is there already: EventBridge sends what has the prefix and the suffix.
+#[tokio::test]
+async fn eventbridge_sends_to_a_fifo_queue_and_for_a_bucket_that_was_there() {
+    for parameters in [&["Fifo=true", "Suffix=.csv"][..], &["ExistingBucket=incoming", "Suffix=.csv"]] {
+        let stack = Stack::deploy(parameters).await;
+        let cloud = &stack.cloud;
+        if cloud.bucket == "incoming" {
+            // What the parameter's description asks for.
+            let on = EventBridgeConfiguration::builder().build();
+            let on = NotificationConfiguration::builder().event_bridge_configuration(on).build();
+            let put = cloud.s3.put_bucket_notification_configuration().bucket(&cloud.bucket);
+            put.notification_configuration(on).send().await.unwrap();
+        }
+        assert_eq!(cloud.queue_url.contains("leasehold.fifo"), parameters[0] == "Fifo=true");
+        for key in ["elsewhere/a.csv", "in/a.txt", "in/a.csv"] {
+            cloud.put(key, b"x").await;
+        }
+        eventually("EventBridge sends", async || (cloud.counts().await.0 == 1).then_some(())).await;
+        let left = stack.run_as_worker("--max-messages 2 --wait 1s", "true").await;
+        assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{parameters:?}: {}{}", left.stdout, left.stderr);
+        assert_eq!(left.record("message deleted")["key"], "in/a.csv");
+    }
+}
+
+/// A queue that is there already stays as it is: the stack has the roles, and a bucket if that is not there.
+#[tokio::test]
+async fn a_queue_that_was_there_is_used_and_not_changed() {
+    const QUEUE: &str = "ExistingQueueArn=arn:aws:sqs:us-east-1:123456789012:orders";
+    for parameters in [&[QUEUE][..], &[QUEUE, "ExistingBucket=incoming"]] {
+        let stack = Stack::deploy(parameters).await;
+        let cloud = &stack.cloud;
+        assert!(cloud.queue_url.ends_with("/123456789012/orders"), "{}", cloud.queue_url);
+        assert_eq!(cloud.dead_letter_queue_url, "");
+        let asked = cloud.sqs.get_queue_attributes().queue_url(&cloud.queue_url);
+        let queue = asked.attribute_names(QueueAttributeName::All).send().await.unwrap().attributes.unwrap();
+        assert!(!queue.contains_key(&QueueAttributeName::RedrivePolicy), "{queue:?}");
+
+        drain(cloud).await;
+        if parameters.len() == 1 {
+            put_work(cloud, 1).await;
+        } else {
+            cloud.put("in/k", b"x").await;
+            cloud.send(created(&cloud.bucket, &json!({ "key": "in/k" }))).await;
+        }
+        let left = stack.run_as_worker("--wait 1s", "true").await;
+        assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{parameters:?}: {}{}", left.stdout, left.stderr);
+        let attributes = stack.sqs_as(&stack.keda).get_queue_attributes().queue_url(&cloud.queue_url);
+        assert!(stack.guarded(attributes.send()).await.is_ok(), "KEDA asks for its length");
+    }
 }
 
 /// What can be asked of leasehold, as far as it asks AWS for something.

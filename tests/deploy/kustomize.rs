@@ -8,25 +8,35 @@ use leasehold::settings::command_line::command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::manifests::{build, complaints, only};
+use super::manifests::{build, checked, complaints, only};
 use crate::support::servers::installed;
 
 const OVERLAYS: [&str; 4] = ["heartbeat", "fixed", "spot", "local"];
 
-const COMPONENTS: [&str; 6] =
-    ["network-policy", "irsa", "pod-identity", "pushgateway", "service-monitor", "pod-monitor"];
+const COMPONENTS: [&str; 10] = [
+    "network-policy",
+    "irsa",
+    "pod-identity",
+    "pushgateway",
+    "service-monitor",
+    "pod-monitor",
+    "prometheus-rule",
+    "dashboard",
+    "mountpoint",
+    "ephemeral-volume",
+];
 
 fn kustomize() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize")
 }
 
-fn overlay(name: &str) -> Vec<Value> {
+pub fn overlay(name: &str) -> Vec<Value> {
     build(&kustomize().join("overlays").join(name))
 }
 
 /// What a user's own kustomization makes of ours. `kustomization` is the text below `resources`, which has paths from the
 /// folder of ours as `../PATH`.
-fn user(kustomization: &str) -> Vec<Value> {
+pub fn user(kustomization: &str) -> Vec<Value> {
     let folder = TempDir::new().unwrap();
     let copied = Command::new("cp").arg("-R").arg(kustomize()).arg(folder.path()).status().unwrap();
     assert!(copied.success());
@@ -76,6 +86,25 @@ fn every_component_is_valid_alone_and_with_all_others() {
     assert_eq!(folders("components"), COMPONENTS.map(str::to_owned).into());
     let alone = COMPONENTS.map(|name| with_components(&[name])).concat();
     assert_eq!(complaints(&[alone, with_components(&COMPONENTS)].concat()), [""; 0]);
+}
+
+/// deploy/kustomize/README.md: its kustomization, and its tables of overlays and components.
+#[test]
+fn the_page_has_a_kustomization_that_works_and_names_every_folder() {
+    let page = std::fs::read_to_string(kustomize().join("README.md")).unwrap();
+    let (_, block) = page.split_once("```yaml\n").unwrap();
+    let objects = user(block.split("```").next().unwrap());
+    assert_eq!(complaints(&objects), [""; 0]);
+    let (code, said) = checked(&objects);
+    assert_eq!(code, Some(0), "{said}");
+
+    let rows = |title: &str| -> BTreeSet<String> {
+        let (_, section) = page.split_once(&format!("\n## {title}\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        rows.map(str::to_owned).collect()
+    };
+    assert_eq!((rows("Overlays"), rows("Components")), (folders("overlays"), folders("components")));
 }
 
 /// Where an object names another one, by that one's kind.

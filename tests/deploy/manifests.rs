@@ -15,16 +15,32 @@ use crate::support::servers::installed;
 
 /// The objects of the kustomization in `folder`.
 pub fn build(folder: &Path) -> Vec<Value> {
-    // What kubectl prints does without the parts of YAML on which readers differ.
-    const TO_JSON: &str = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
     let built = run(installed("kubernetes", "kubectl").arg("kustomize").arg(folder), "");
     assert!(built.status.success(), "{}: {}", folder.display(), String::from_utf8_lossy(&built.stderr));
-    let yaml = String::from_utf8(built.stdout).unwrap();
-    let converted = run(installed("kubernetes", "python").args(["-c", TO_JSON]), &yaml);
+    objects(&String::from_utf8(built.stdout).unwrap())
+}
+
+/// The objects in a text, as the reader of YAML 1.1 sees them that kubectl and Helm have, too.
+pub fn objects(yaml: &str) -> Vec<Value> {
+    const TO_JSON: &str =
+        "import json, sys, yaml; print(json.dumps([one for one in yaml.safe_load_all(sys.stdin) if one]))";
+    let converted = run(installed("kubernetes", "python").args(["-c", TO_JSON]), yaml);
+    assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
     serde_json::from_slice(&converted.stdout).unwrap()
 }
 
-fn run(command: &mut Command, input: &str) -> Output {
+/// The exit code of `leasehold check --manifest - --strict`, and what it prints.
+pub fn checked(objects: &[Value]) -> (Option<i32>, String) {
+    let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    check.args(["check", "--strict", "--manifest", "-"]);
+    let documents: Vec<_> = objects.iter().map(Value::to_string).collect();
+    let checked = run(&mut check, &documents.join("\n---\n"));
+    let said = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
+    (checked.status.code(), said)
+}
+
+/// Gives a program its standard input, and waits for its end.
+pub fn run(command: &mut Command, input: &str) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is installed");
     let mut stdin = child.stdin.take().unwrap();
@@ -65,6 +81,7 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
             "TriggerAuthentication" => read::<TriggerAuthentication>(object),
             "PodMonitor" => read::<PodMonitor>(object),
             "ServiceMonitor" => read::<ServiceMonitor>(object),
+            "PrometheusRule" => read::<PrometheusRule>(object),
             _ => {
                 core.push(object.clone());
                 Ok(())
@@ -166,6 +183,35 @@ struct PodMonitor {
 struct ServiceMonitor {
     selector: Selector,
     endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct PrometheusRule {
+    groups: Vec<RuleGroup>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct RuleGroup {
+    name: String,
+    interval: Option<String>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(dead_code, reason = "read to be checked")]
+struct Rule {
+    alert: Option<String>,
+    record: Option<String>,
+    expr: String,
+    #[serde(rename = "for")]
+    lasting: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]

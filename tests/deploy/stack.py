@@ -6,9 +6,8 @@ import pathlib
 import sys
 
 import boto3
-import yaml
 
-from intrinsics import Loader
+from resolve import Stack
 
 TEMPLATE = pathlib.Path(__file__).parents[2] / "deploy/cloudformation/leasehold.yaml"
 REGION = "us-east-1"
@@ -22,6 +21,7 @@ def client(service):
 
 def deploy(parameters):
     parameters = dict(parameter.split("=", 1) for parameter in parameters)
+    make_what_exists(parameters)
     cloudformation = client("cloudformation")
     cloudformation.create_stack(
         StackName="leasehold",
@@ -60,24 +60,32 @@ def role(arn):
 
 def finish_bucket(outputs, parameters):
     """Moto's CloudFormation forgets a bucket's notifications and versions: they are set as the template says."""
-    template = yaml.load(TEMPLATE.read_text(), Loader)
-    parameters = {name: parameter["Default"] for name, parameter in template["Parameters"].items()} | parameters
-    queue = client("sqs").get_queue_attributes(QueueUrl=outputs["QueueUrl"], AttributeNames=["QueueArn"])
-    known = {"GetAtt Queue.Arn": queue["Attributes"]["QueueArn"]} | {f"Ref {key}": parameters[key] for key in parameters}
-    bucket = template["Resources"]["Bucket"]["Properties"]
+    attributes = {"QueuePolicy": "policy"}
+    if "ExistingQueueArn" not in parameters:
+        queue = client("sqs").get_queue_attributes(QueueUrl=outputs["QueueUrl"], AttributeNames=["QueueArn"])
+        attributes["Queue.Arn"] = queue["Attributes"]["QueueArn"]
+    bucket = Stack(TEMPLATE, parameters, attributes).resource("Bucket")
+    if bucket is None:
+        return
     client("s3").put_bucket_versioning(
         Bucket=outputs["BucketName"], VersioningConfiguration=bucket["VersioningConfiguration"]
     )
+    wanted = bucket["NotificationConfiguration"]
+    configuration = {"EventBridgeConfiguration": {}} if "EventBridgeConfiguration" in wanted else {"QueueConfigurations": [{
+        "Events": [one["Event"]],
+        "QueueArn": one["Queue"],
+        "Filter": {"Key": {"FilterRules": one["Filter"]["S3Key"]["Rules"]}},
+    } for one in wanted["QueueConfigurations"]]}
     client("s3").put_bucket_notification_configuration(
-        Bucket=outputs["BucketName"],
-        NotificationConfiguration={"QueueConfigurations": [{
-            "Events": [one["Event"]],
-            "QueueArn": known[one["Queue"]],
-            "Filter": {"Key": {"FilterRules": [
-                {"Name": rule["Name"], "Value": known[rule["Value"]]} for rule in one["Filter"]["S3Key"]["Rules"]
-            ]}},
-        } for one in bucket["NotificationConfiguration"]["QueueConfigurations"]]},
+        Bucket=outputs["BucketName"], NotificationConfiguration=configuration
     )
+
+
+def make_what_exists(parameters):
+    if "ExistingBucket" in parameters:
+        client("s3").create_bucket(Bucket=parameters["ExistingBucket"])
+    if "ExistingQueueArn" in parameters:
+        client("sqs").create_queue(QueueName=parameters["ExistingQueueArn"].split(":")[-1])
 
 
 deploy(sys.argv[2:])

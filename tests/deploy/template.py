@@ -6,10 +6,15 @@ import sys
 import yaml
 
 from intrinsics import Loader
+from resolve import Stack
 
 GOOD = {
     "Name": ["leasehold", "a1-b"],
     "Prefix": ["in/", "a/b=1/c_d/"],
+    "Suffix": ["", ".csv", "_v1.tar.gz"],
+    "ExistingBucket": ["", "incoming", "my.bucket-1"],
+    "ExistingQueueArn": ["", "arn:aws:sqs:eu-central-1:123456789012:orders", "arn:aws-cn:sqs:cn-north-1:123456789012:a_b.fifo"],
+    "ExistingKeyArn": ["", "arn:aws:kms:eu-central-1:123456789012:key/0123abcd-0000-0000-0000-000000000000"],
     "OutputPrefix": ["", "out/"],
     "AttemptsPrefix": ["", "a/"],
     "CheckpointPrefix": ["", "c/"],
@@ -51,13 +56,47 @@ def check_tls(resources):
     ]:
         properties = resources[policy]["Properties"]
         assert whose.items() <= properties.items(), policy
-        denied = [one for one in properties["PolicyDocument"]["Statement"] if one["Effect"] == "Deny"]
+        statements = [one for one in properties["PolicyDocument"]["Statement"] if isinstance(one, dict)]
+        denied = [one for one in statements if one["Effect"] == "Deny"]
         condition = {"Bool": {"aws:SecureTransport": "false"}}
         of_all = {"Sid": "TlsOnly", "Effect": "Deny", "Principal": "*", "Action": action, "Resource": resource, "Condition": condition}
         assert denied == [of_all], (policy, denied)
+
+
+class Named(dict):
+    """What CloudFormation knows of a resource only when it is made."""
+
+    def __missing__(self, name):
+        return f"<{name}>"
+
+
+def check_what_is_made(path, resources):
+    queue = {"Queue", "DeadLetterQueue", "QueuePolicy", "DeadLetterQueuePolicy", "DeadLetterAlarm"}
+    bucket = {"Bucket", "BucketPolicy"}
+    always = {"WorkerRole", "KedaRole", "AgeAlarm"}
+    bucket_is_there = {"ExistingBucket": "incoming"}
+    queue_is_there = {"ExistingQueueArn": "arn:aws:sqs:REGION:ACCOUNT_ID:orders"}
+    for parameters, made, sender in [
+        ({}, queue | bucket, "s3"),
+        ({"Fifo": "true"}, queue | bucket | {"ObjectsRule"}, "events"),
+        (bucket_is_there, queue | {"ObjectsRule"}, "events"),
+        (bucket_is_there | {"Fifo": "true"}, queue | {"ObjectsRule"}, "events"),
+        (queue_is_there, bucket, None),
+        (bucket_is_there | queue_is_there, set(), None),
+    ]:
+        stack = Stack(path, parameters, Named())
+        found = {name for name in resources if stack.resource(name) is not None}
+        assert found == made | always, (parameters, found ^ (made | always))
+        if sender:
+            statements = stack.resource("QueuePolicy")["PolicyDocument"]["Statement"]
+            allowed = [one["Principal"] for one in statements if one["Effect"] == "Allow"]
+            assert allowed == [{"Service": f"{sender}.amazonaws.com"}], (parameters, allowed)
+        url = stack.output("QueueUrl")
+        assert url == ("https://sqs.REGION.amazonaws.com/ACCOUNT_ID/orders" if "ExistingQueueArn" in parameters else "<Queue>"), url
 
 
 with open(sys.argv[1]) as file:
     template = yaml.load(file, Loader)
 check_parameters(template["Parameters"])
 check_tls(template["Resources"])
+check_what_is_made(sys.argv[1], template["Resources"])

@@ -1,4 +1,4 @@
-//! The newcomer's path: every command of deploy/README.md's quarter of an hour, with moto in place of AWS, and without a
+//! The newcomer's path: every command of deploy/first-file.md's quarter of an hour, with moto in place of AWS, and without a
 //! registry and a cluster. What would have been applied is then run.
 
 use std::collections::BTreeMap;
@@ -16,9 +16,9 @@ use crate::support::aws;
 use crate::support::cloud::Leasehold;
 use crate::support::servers::{Moto, free_port, installed};
 
-/// The commands of a section of deploy/README.md.
+/// The commands of a section of deploy/first-file.md.
 fn commands(section: &str) -> String {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md")).unwrap();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/first-file.md")).unwrap();
     let (_, section) = page.split_once(&format!("\n## {section}\n")).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
