@@ -11,6 +11,7 @@ mod checkpoint;
 mod deploy;
 mod docs;
 mod end_to_end;
+mod examples;
 mod idempotency;
 mod job_types;
 mod journey;
