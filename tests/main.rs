@@ -21,6 +21,7 @@ mod process;
 mod publish;
 mod queue_contract;
 mod readme;
+mod release;
 mod scenarios;
 mod settings;
 mod simulation;
