@@ -1,11 +1,13 @@
 //! The image, as far as it can be made without a registry: a root folder with what the Dockerfile copies into its last stage
 //! and what a kubelet mounts, and in it the static binary as PID 1 of nobody in particular. Names are looked up by DNS, and
-//! SQS and S3 are behind TLS under their own names.
+//! SQS and S3 are behind TLS under their own names. With the variable IMAGE_BUILDER the whole Dockerfile is built, and its image
+//! is what runs.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -16,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_util::task::AbortOnDropHandle;
+use walkdir::WalkDir;
 
 use crate::support::cloud::{Cloud, Leasehold, eventually};
 
@@ -34,9 +37,31 @@ fn static_binary() -> PathBuf {
     binary
 }
 
-/// The last stage of the Dockerfile, a line each.
+/// Of the image that is built whole.
+const COMMIT: &str = "0123abc 2026-11-29";
+
+/// The files of the image that IMAGE_BUILDER makes, if there is that variable: `docker build` or `buildah build`, for example.
+#[expect(clippy::disallowed_methods, reason = "it is the tests' own")]
+static BUILT: LazyLock<Option<TempDir>> = LazyLock::new(|| {
+    let builder = std::env::var("IMAGE_BUILDER").ok()?;
+    let root = tempfile::tempdir().unwrap();
+    let output = format!("type=local,dest={}", root.path().display());
+    let mut words = builder.split_whitespace();
+    let mut build = std::process::Command::new(words.next().expect("a program"));
+    build.current_dir(repository()).args(words).args(["--file", "deploy/Dockerfile", "--output", &output]);
+    let built = build.arg(format!("--build-arg=BUILD_COMMIT={COMMIT}")).arg(".").status().unwrap();
+    assert!(built.success(), "{builder}: {built}");
+    Some(root)
+});
+
+/// The one that is in the image.
+fn binary() -> PathBuf {
+    BUILT.as_ref().map_or_else(static_binary, |built| built.path().join("leasehold"))
+}
+
+/// The last stage of the Dockerfile, an instruction each.
 fn last_stage() -> Vec<String> {
-    let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
+    let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap().replace("\\\n", " ");
     let (_, stage) = dockerfile.rsplit_once("FROM ").unwrap();
     stage.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
@@ -117,7 +142,7 @@ impl Container {
             let (_, to) = line.rsplit_once(' ').unwrap();
             std::fs::create_dir_all(at(to).parent().unwrap()).unwrap();
             match to {
-                "/leasehold" => drop(std::fs::copy(static_binary(), at(to)).unwrap()),
+                "/leasehold" => drop(std::fs::copy(binary(), at(to)).unwrap()),
                 "/etc/ssl/certs/ca-certificates.crt" => {
                     std::fs::write(at(to), aws.map_or("", |aws| &aws.certificate)).unwrap();
                 }
@@ -157,12 +182,40 @@ impl Container {
 }
 
 #[test]
-fn the_last_stage_is_two_files_a_user_and_an_entrypoint() {
-    let copied = |line: &&String| !line.starts_with("COPY ");
+fn the_last_stage_is_two_files_labels_a_user_and_an_entrypoint() {
     let stage = last_stage();
-    let rest: Vec<_> = stage.iter().filter(copied).map(String::as_str).collect();
+    let (copied, rest): (Vec<_>, Vec<_>) = stage.iter().partition(|line| line.starts_with("COPY "));
+    assert_eq!(copied.len(), 2);
+    let (labels, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|line| line.starts_with("LABEL "));
     assert_eq!(rest, ["scratch", "USER 65532:65532", r#"ENTRYPOINT ["/leasehold"]"#]);
-    assert_eq!(stage.len() - rest.len(), 2);
+    for label in ["title", "description", "licenses"] {
+        assert_eq!(labels[0].matches(&format!("org.opencontainers.image.{label}=")).count(), 1, "{label}");
+    }
+}
+
+#[test]
+fn the_image_if_it_is_built_has_two_files_and_knows_its_commit() {
+    let Some(built) = BUILT.as_ref() else { return };
+    let files = WalkDir::new(built.path()).sort_by_file_name().into_iter().map(Result::unwrap);
+    let files: Vec<_> = files.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path).collect();
+    let expected = ["etc/ssl/certs/ca-certificates.crt", "leasehold"].map(|path| built.path().join(path));
+    assert_eq!(files, expected);
+    let version = std::process::Command::new(binary()).arg("--version").output().unwrap();
+    let version = String::from_utf8(version.stdout).unwrap();
+    assert!(version.contains(COMMIT) && version.contains("-unknown-linux-gnu"), "{version}");
+}
+
+#[test]
+fn the_build_gets_its_sources_and_nothing_else_of_the_repository() {
+    let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
+    let copies =
+        dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|it| !it.starts_with("--from"));
+    let sources: BTreeSet<_> = copies.flat_map(|words| words.rsplit_once(' ').unwrap().0.split(' ')).collect();
+    let ignore = std::fs::read_to_string(repository().join(".dockerignore")).unwrap();
+    let sent: BTreeSet<_> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    assert_eq!(sources, sent);
+    assert!(sent.iter().all(|path| repository().join(path).exists()));
+    assert!(ignore.lines().any(|line| line == "*"));
 }
 
 #[tokio::test]
@@ -202,7 +255,7 @@ async fn from_an_empty_root_it_installs_itself() {
     let installed: Output = container.command(&["install", "/work"]).output().await.unwrap();
     assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
     let copy = container.root.path().join("work/leasehold");
-    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(static_binary()).unwrap());
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(binary()).unwrap());
     let version = std::process::Command::new(copy).arg("--version").output().unwrap();
     assert!(version.status.success());
 }
