@@ -20,7 +20,12 @@ fn examples() -> &'static Path {
 async fn local(name: &str, command: &[&str], code: i32) -> (Left, TempDir) {
     let outbox = tempfile::tempdir().unwrap();
     let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    leasehold.current_dir(env!("CARGO_MANIFEST_DIR")).args(["local", "-v", &format!("examples/{name}/inbox"), "--outbox"]);
+    leasehold.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "local",
+        "-v",
+        &format!("examples/{name}/inbox"),
+        "--outbox",
+    ]);
     leasehold.arg(outbox.path()).arg("--").args(command);
     (Leasehold::start(leasehold).run_to(code).await, outbox)
 }

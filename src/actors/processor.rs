@@ -18,6 +18,7 @@ use crate::job::report::Subject;
 use crate::job::route::Task;
 use crate::work::Worker;
 use crate::work::halt::{Halt, HaltOnDrop};
+use crate::work::workspace::Removals;
 
 #[derive(Debug)]
 pub enum Message {
@@ -33,6 +34,7 @@ pub enum Message {
 pub struct Processor {
     pub worker: Arc<dyn Worker>,
     pub supervisor: DerivedActorRef<Event>,
+    pub removals: Removals,
     /// How long that may take of one message.
     pub checkpoint_drop: Duration,
 }
@@ -66,13 +68,14 @@ impl Actor for Processor {
             Message::Process(work) => {
                 let halt = Halt::default();
                 state.halt = Some(halt.clone().on_drop());
-                let worker = self.worker.clone();
+                let (worker, removals) = (self.worker.clone(), self.removals.clone());
                 let supervisor = self.supervisor.clone();
                 let work = async move {
                     let tell = move |event| drop(supervisor.cast(event));
                     // What one message brings to light must not end the others. What the work held, its command above all, is
                     // gone with it: it was dropped on the way here.
-                    let processed = AssertUnwindSafe(worker.process(*work, halt, &tell)).catch_unwind().await;
+                    let processing = worker.process(*work, halt, &tell, &removals);
+                    let processed = AssertUnwindSafe(processing).catch_unwind().await;
                     Event::Processed(Box::new(processed.unwrap_or_else(|panic| panicked(panic.as_ref()))))
                 };
                 state.work = Some(report_when_done(self.supervisor.clone(), Role::Processor, work));

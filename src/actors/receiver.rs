@@ -45,6 +45,8 @@ pub struct State {
     finish: CancellationToken,
     /// Once it is known.
     redrive: Arc<SetOnce<Redrive>>,
+    /// Cancelled by the first message.
+    has_received: CancellationToken,
     poll: Option<AbortOnDropHandle<()>>,
     reading_redrive: Option<AbortOnDropHandle<()>>,
 }
@@ -66,13 +68,15 @@ impl Actor for Receiver {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Poll => {
-                let poll = poll(self.clone(), state.finish.clone(), state.redrive.clone());
+                let redrive = state.redrive.clone();
+                let poll = poll(self.clone(), state.finish.clone(), redrive.clone(), state.has_received.clone());
                 state.poll = Some(report_when_done(self.supervisor.clone(), Role::Receiver, poll));
                 if state.reading_redrive.is_none() {
-                    // Beside the long poll, so that it costs no message any time.
-                    let (queue, known, supervisor) =
-                        (self.queue.clone(), state.redrive.clone(), self.supervisor.clone());
+                    let (queue, known, supervisor) = (self.queue.clone(), redrive, self.supervisor.clone());
+                    let has_received = state.has_received.clone();
                     state.reading_redrive = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                        // Beside a long poll, so that it delays no message. A pod that finds the queue empty does without.
+                        let _ = tokio::time::timeout(REDRIVE_DELAY, has_received.cancelled()).await;
                         let redrive = read_redrive(queue).await;
                         let _ = known.set(redrive.clone());
                         // For the message that did not wait for it.
@@ -97,7 +101,12 @@ impl Actor for Receiver {
 }
 
 /// Asks until there is a message, the wait is over, or the errors do not end.
-async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnce<Redrive>>) -> Event {
+async fn poll(
+    receiver: Receiver,
+    finish: CancellationToken,
+    redrive: Arc<SetOnce<Redrive>>,
+    has_received: CancellationToken,
+) -> Event {
     let Receiver { queue, clock, visibility, polling, telemetry, left: permits, .. } = receiver;
     let Ok(permit) = permits.try_acquire() else {
         return Event::QueueEmpty;
@@ -111,6 +120,7 @@ async fn poll(receiver: Receiver, finish: CancellationToken, redrive: Arc<SetOnc
         match queue.receive(wait, visibility).await {
             Ok(Some(delivery)) => {
                 permit.forget();
+                has_received.cancel();
                 let received_at = clock.now();
                 let redrive = tokio::time::timeout(REDRIVE_PATIENCE, redrive.wait()).await;
                 let redrive = redrive.cloned().unwrap_or(Redrive::Unknown);
@@ -176,6 +186,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
 /// With fewer, a deployment and a spot reclaim take an innocent message to the dead-letter queue.
 const FEWEST_RECEIVES: u32 = 3;
+
+/// A request for a message that is not answered by then is a long poll.
+const REDRIVE_DELAY: Duration = Duration::from_millis(250);
 
 /// A message may wait this long for its redrive policy: well inside a third of the shortest lease.
 const REDRIVE_PATIENCE: Duration = Duration::from_millis(800);

@@ -9,6 +9,7 @@ use ractor::rpc::CallResult;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error};
@@ -25,7 +26,8 @@ use crate::job::settings::Settings;
 use crate::ports::clock::Clock;
 use crate::ports::health::{Health, Ping};
 use crate::ports::{Queue, Telemetry};
-use crate::work::Worker;
+use crate::work::workspace::Removals;
+use crate::work::{HALTED_REMOVAL, Worker};
 
 /// The world that a run acts on.
 #[derive(Clone)]
@@ -79,20 +81,25 @@ async fn run_of(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
-    let health = world.health.clone();
-    let supervisor = Supervisor { world, settings, left };
+    let (health, removals) = (world.health.clone(), Removals::default());
+    let supervisor = Supervisor { world, settings, left, removals: removals.clone() };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
         return RunOutcome::SupervisorDied;
     };
     let _registered = health.register(Arc::new(Alive(supervisor.clone())));
     let _alive = KillOnDrop(supervisor.clone());
-    let _stopper = AbortOnDropHandle::new(tokio::spawn(async move {
+    let stopper = AbortOnDropHandle::new(tokio::spawn(async move {
         stop.await;
         // A run that is over has nothing to stop.
         let _ = supervisor.cast(Event::StopRequested.into());
     }));
     let outcome = outcome.await.unwrap_or(RunOutcome::SupervisorDied);
     let _ = ended.await;
+    // A stop does not wait until a hundred thousand files are removed.
+    tokio::select! {
+        () = removals.finished() => {}
+        _ = stopper => drop(timeout(HALTED_REMOVAL, removals.finished()).await),
+    }
     outcome
 }
 
@@ -151,6 +158,7 @@ struct Supervisor {
     settings: Settings,
     /// A permit for each message that may be received, by all runs of the pod together.
     left: Arc<Semaphore>,
+    removals: Removals,
 }
 
 struct State {
@@ -210,7 +218,12 @@ impl Actor for Supervisor {
             stop,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
-        let processor = Processor { worker, supervisor: me.get_derived(), checkpoint_drop: stop.checkpoint_drop() };
+        let processor = Processor {
+            worker,
+            supervisor: me.get_derived(),
+            removals: self.removals.clone(),
+            checkpoint_drop: stop.checkpoint_drop(),
+        };
         let (processor, _) = Actor::spawn_linked(None, processor, (), cell.clone()).await?;
         let receiver = Receiver {
             queue,

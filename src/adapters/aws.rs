@@ -57,6 +57,7 @@ pub async fn load(
         TimeoutConfig::builder().connect_timeout(CONNECT_LIMIT).operation_attempt_timeout(ATTEMPT_LIMIT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(OneClient::new(ca_bundle.clone()))
+        .no_credentials()
         .timeout_config(timeouts);
     let of_queue = || region_of(queue_url).map(|region| Region::new(region.to_owned()));
     // Left to the SDK only if neither says it: its chain ends at the instance's metadata, which can take seconds.
@@ -88,11 +89,10 @@ pub async fn load(
     environment::check_variants(&config)?;
     let profile = variables.iter().find(|(name, value)| name == "AWS_PROFILE" && !value.is_empty());
     let profile = profile.map(|(_, value)| value.to_string_lossy().into_owned());
-    let credentials = config.credentials_provider().map(|inner| credentials::Checked::new(inner, profile));
-    let credentials = credentials.map(SharedCredentialsProvider::new);
-    let mut config = config.into_builder();
-    config.set_credentials_provider(credentials);
-    Ok(config.build())
+    let has_web_identity = variables.iter().any(|(name, _)| name == "AWS_WEB_IDENTITY_TOKEN_FILE");
+    let chain = SharedCredentialsProvider::new(credentials::chain(&config, has_web_identity));
+    let credentials = SharedCredentialsProvider::new(credentials::Checked::new(chain, profile));
+    Ok(config.into_builder().credentials_provider(credentials).build())
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -276,24 +276,32 @@ fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
     let usual = || CA_BUNDLES.iter().map(Path::new).find(|path| path.exists());
     let path = configured.or_else(usual).ok_or(CaBundleError::None)?;
     let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
-    let usable = usable(&String::from_utf8_lossy(&bundle));
-    if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable.into_bytes()) }
+    let usable = usable(bundle);
+    if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable) }
 }
 
 /// Is there a bundle that looks like one? All of it is read when it is first needed, which takes as long as the rest of a start.
 pub fn check_ca_bundle(path: &Path) -> Result<(), CaBundleError> {
     let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
-    let has_certificate = String::from_utf8_lossy(&bundle).contains("-----BEGIN CERTIFICATE-----");
-    if has_certificate { Ok(()) } else { Err(CaBundleError::Empty(path.into())) }
+    if has_certificate(&bundle) { Ok(()) } else { Err(CaBundleError::Empty(path.into())) }
 }
 
-/// The certificates that rustls can read: the SDK panics at the first that it cannot.
-fn usable(bundle: &str) -> String {
-    let is_usable = |section: &&str| {
-        CertificateDer::from_pem_slice(section.as_bytes())
-            .is_ok_and(|certificate| RootCertStore::empty().add(certificate).is_ok())
-    };
-    bundle.split_inclusive("-----END CERTIFICATE-----").filter(is_usable).collect()
+/// The certificates that rustls can read: the SDK panics at the first that it cannot. In nearly every bundle that is all of them,
+/// and the bundle stays as it is.
+fn usable(bundle: Vec<u8>) -> Vec<u8> {
+    let is_readable = |certificate: CertificateDer<'_>| RootCertStore::empty().add(certificate).is_ok();
+    let all_are_usable = CertificateDer::pem_slice_iter(&bundle).all(|section| section.is_ok_and(is_readable));
+    if all_are_usable && has_certificate(&bundle) {
+        return bundle;
+    }
+    let is_usable = |section: &&str| CertificateDer::from_pem_slice(section.as_bytes()).is_ok_and(is_readable);
+    let text = String::from_utf8_lossy(&bundle);
+    text.split_inclusive("-----END CERTIFICATE-----").filter(is_usable).collect::<String>().into_bytes()
+}
+
+fn has_certificate(bundle: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    bundle.windows(BEGIN.len()).any(|window| window == BEGIN)
 }
 
 #[cfg(test)]
@@ -358,10 +366,14 @@ mod tests {
         let not_a_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let unfinished = "\n-----BEGIN CERTIFICATE-----\nAAAA\n";
         let mixed = format!("{not_base64}{not_a_certificate}# a comment\n{GOOD}\n{not_base64}{GOOD}{unfinished}");
-        let left = usable(&mixed);
+        let left = String::from_utf8(usable(mixed.into_bytes())).unwrap();
         assert_eq!(left.matches("BEGIN").count(), 2);
         assert!(left.contains(GOOD));
-        assert_eq!(usable(""), "");
+        for nothing in ["", "# no certificate\n", not_base64, not_a_certificate, unfinished] {
+            assert_eq!(usable(nothing.as_bytes().to_vec()), b"", "{nothing}");
+        }
+        let good = format!("{GOOD}\n# \u{fffd}\n{GOOD}\n");
+        assert_eq!(usable(good.clone().into_bytes()), good.into_bytes());
         // The SDK parses it when the connector is made, and would panic here.
         let client = tls_client(left.into_bytes());
         assert!(client.validate_base_client_config(&RuntimeComponentsBuilder::new("test"), &ConfigBag::base()).is_ok());

@@ -27,7 +27,7 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{self, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -61,7 +61,9 @@ const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 /// Runs commands, any number of them at a time.
 pub struct Processes {
     reaper: Option<AbortOnDropHandle<()>>,
-    guard: Option<Arc<Guard>>,
+    is_guarded: bool,
+    /// Started with the first command: a pod that finds no message needs none.
+    guard: OnceLock<Option<Arc<Guard>>>,
 }
 
 impl Processes {
@@ -72,7 +74,7 @@ impl Processes {
     #[cfg(feature = "internals")]
     #[expect(clippy::new_without_default, reason = "`adopting` is what a program wants; it should not be missed")]
     pub fn new() -> Self {
-        Self { reaper: None, guard: None }
+        Self { reaper: None, is_guarded: false, guard: OnceLock::new() }
     }
 
     /// Becomes the subreaper of all that its commands start, reaps orphans, and KILLs those that outlive the commands.
@@ -83,21 +85,24 @@ impl Processes {
     pub fn adopting() -> io::Result<Self> {
         set_child_subreaper(true)?;
         let reaper = tokio::spawn(reap_orphans(unix::signal(SignalKind::child())?));
-        Ok(Self { reaper: Some(AbortOnDropHandle::new(reaper)), guard: None })
+        Ok(Self { reaper: Some(AbortOnDropHandle::new(reaper)), is_guarded: false, guard: OnceLock::new() })
     }
 
     /// The same, and nothing of a command outlives us, whatever ends us. For `leasehold` itself, because it starts its own
     /// program a second time, which calls [`guard()`].
     pub fn guarded() -> io::Result<Self> {
-        let processes = Self::adopting()?;
-        if getpid().as_raw() == 1 {
-            return Ok(processes);
-        }
-        let guard = Guard::start();
-        if let Err(error) = &guard {
-            warn!(%error, "the guard could not be started: if leasehold is KILLed, its command goes on");
-        }
-        Ok(Self { guard: guard.ok().map(Arc::new), ..processes })
+        Ok(Self { is_guarded: getpid().as_raw() != 1, ..Self::adopting()? })
+    }
+
+    fn guard(&self) -> Option<Arc<Guard>> {
+        let start = || match Guard::start() {
+            Ok(guard) => Some(Arc::new(guard)),
+            Err(error) => {
+                warn!(%error, "the guard could not be started: if leasehold is KILLed, its command goes on");
+                None
+            }
+        };
+        if self.is_guarded { self.guard.get_or_init(start).clone() } else { None }
     }
 
     #[expect(clippy::disallowed_methods, reason = "the command inherits the environment, less what is ours")]
@@ -105,8 +110,10 @@ impl Processes {
         // Before the start, so that no end is missed.
         let signals = unix::signal(SignalKind::child())?;
         let stdin = command.stdin.as_ref().map(File::open).transpose()?.map_or_else(Stdio::null, Stdio::from);
-        let mut program = process::Command::new(&command.program);
-        program.args(&command.args).process_group(0);
+        // By its path: otherwise the child calls execve for each directory of PATH. If nothing is found, the kernel says why.
+        let path = find_program(&command.program).unwrap_or_else(|_| command.program.clone().into());
+        let mut program = process::Command::new(path);
+        program.arg0(&command.program).args(&command.args).process_group(0);
         let ((stdout, its_stdout), (stderr, its_stderr)) = (output_pipe()?, output_pipe()?);
         program.stdin(stdin).stdout(its_stdout).stderr(its_stderr);
         for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_")) {
@@ -120,22 +127,18 @@ impl Processes {
         let mark = mark(&environment);
         program.envs(environment);
 
+        let guard = self.guard();
         let mut commands = commands();
         let child = spawn(&mut program)?;
         let leader = child.id().cast_signed();
         commands.insert(leader, Family::new(leader, Stage::Runs, mark.clone()));
         drop(commands);
-        if let Some(guard) = &self.guard {
+        orphans::look_at_orphans();
+        if let Some(guard) = &guard {
             guard.starts(leader, mark.as_deref());
         }
 
-        let running = Running {
-            leader,
-            signals,
-            our_peak: our_peak(),
-            adopting: self.reaper.is_some(),
-            guard: self.guard.clone(),
-        };
+        let running = Running { leader, signals, our_peak: our_peak(), adopting: self.reaper.is_some(), guard };
         let stdout = ChildStdout::from_std(OwnedFd::from(stdout).into())?;
         let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
         Ok((running, Output::of(stdout, stderr, pulse)))
@@ -372,6 +375,7 @@ impl Drop for Running {
             if self.adopting {
                 // What is left is the reaper's.
                 self.set(&mut commands, Stage::Dropped);
+                orphans::look_at_orphans();
             } else {
                 commands.remove(&self.leader);
             }

@@ -40,10 +40,12 @@ pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, 
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let logs = logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     let run = async {
-        let metrics =
-            Arc::new(Metrics::new(queue_url::queue_name(&config.queue_url), logs.dropped(), SystemTime::now()));
+        // Thirty metrics that nobody reads are not created.
+        let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
+        let queue = queue_url::queue_name(&config.queue_url);
+        let metrics = is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
-        let stop = stop_requested(Some(&metrics), &Reaction { stop_grace, kill: None })?;
+        let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
         run_pod(config, own, metrics, stop).await
     };
     block_on(run, plan.tidy())?
@@ -52,14 +54,14 @@ pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, 
 async fn run_pod(
     config: RunConfig,
     own: Option<Arc<dyn Runner>>,
-    metrics: Arc<Metrics>,
+    metrics: Option<Arc<Metrics>>,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
     let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } = config;
     let (plan, clock, health) = (work.settings.stop, Clock::start(), Health::default());
     let readiness = Arc::new(Readiness::new(stop.clone()));
     let pages = Pages {
-        metrics: gateway.is_none().then(|| metrics.clone()),
+        metrics: metrics.clone().filter(|_| gateway.is_none()),
         readiness: readiness.clone(),
         health: health.clone(),
     };
@@ -101,13 +103,15 @@ async fn run_pod(
     };
     let namespace = reporting.namespace.or_else(pods_namespace);
     let pod_name = work.identity.pod_name;
-    let pusher = gateway.map(|gateway| {
+    let pusher = gateway.zip(metrics.clone()).map(|(gateway, metrics)| {
         let interval = reporting.push_interval;
-        Pusher::start(pushgateway(gateway), metrics.clone(), namespace, pod_name, interval, plan.push())
+        Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
     let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
     telemetry.left(&outcome);
-    metrics.finished(outcome.exit_code(), SystemTime::now());
+    if let Some(metrics) = metrics {
+        metrics.finished(outcome.exit_code(), SystemTime::now());
+    }
     if let Some(pusher) = pusher {
         pusher.finish().await;
     }

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
+use async_trait::async_trait;
 use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
 
-use super::signals::since_stop;
+use super::signals::{hear_others, since_stop};
 use crate::adapters::process::Processes;
 use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
-use crate::ports::Runner;
+use crate::ports::{Command, Exited, Pulse, Runner, StartError};
 use crate::telemetry::logs::{LogFormat, Style};
 
 /// What the log may take at the end depends on when that is.
@@ -49,7 +51,18 @@ pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<
 
 pub fn runner() -> Result<Arc<dyn Runner>, String> {
     let processes = Processes::guarded().map_err(|error| format!("orphans could not be adopted: {error}"))?;
-    Ok(Arc::new(processes))
+    Ok(Arc::new(Commands(processes)))
+}
+
+/// Runs commands while every signal has its handler.
+struct Commands(Processes);
+
+#[async_trait]
+impl Runner for Commands {
+    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+        hear_others();
+        self.0.run(command, halt, pulse).await
+    }
 }
 
 /// What a command may take between TERM and KILL, whichever it is.

@@ -6,7 +6,7 @@
 //! standard library clears it.
 
 use std::fs;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use nix::libc::{SIGRTMAX, SIGRTMIN};
@@ -133,17 +133,23 @@ pub fn stop_requested(metrics: Option<&Arc<Metrics>>, reaction: &Reaction) -> Re
             }
         });
     }
-    // What else would end a run and leave its message hidden is heard, too, and means nothing. A handler of its own, and no lasting
-    // block: while a command is started the mask is empty, and an ignored signal would stay ignored in the command.
-    let all = SigSet::all();
-    let others = all.iter().filter(|kind| !LEFT_ALONE.contains(kind) && !STOPS.contains(kind));
-    let others = others.map(|kind| kind as i32).chain(SIGRTMIN()..=SIGRTMAX());
-    for number in others {
-        // There are no handlers for SIGKILL and SIGSTOP.
-        let _ = signal(SignalKind::from_raw(number));
-    }
-    all.thread_unblock().map_err(|errno| format!("signals could not be unblocked: {errno}"))?;
+    let stops = STOPS.into_iter().collect::<SigSet>();
+    stops.thread_unblock().map_err(|errno| format!("signals could not be unblocked: {errno}"))?;
     Ok(requested)
+}
+
+/// Installs handlers, which do nothing, for all other signals that would end a run and leave its message hidden. Until then these
+/// signals are blocked, but while a command is started the mask is empty, and an ignored signal would stay ignored in the command.
+/// Only the first command waits for this: it takes more instructions than a request.
+pub fn hear_others() {
+    static HEARD: Once = Once::new();
+    HEARD.call_once(|| {
+        let others = Signal::iterator().filter(|kind| !LEFT_ALONE.contains(kind) && !STOPS.contains(kind));
+        for number in others.map(|kind| kind as i32).chain(SIGRTMIN()..=SIGRTMAX()) {
+            // There are no handlers for SIGKILL and SIGSTOP.
+            let _ = signal(SignalKind::from_raw(number));
+        }
+    });
 }
 
 /// Did whoever started us want it ignored, as nohup(1) does with SIGHUP? From `SigIgn` of proc_pid_status(5), a mask in

@@ -14,8 +14,32 @@ use super::{Action, Cli, RunSettings, environment};
 
 /// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
 pub fn parse() -> Result<Cli, clap::Error> {
-    let matches = empty_is_unset(command()).try_get_matches().map_err(fit_to_print)?;
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if let Some(parsed) = parse_run(&words, &environment::all().collect::<Vec<_>>()) {
+        return parsed;
+    }
+    let matches = empty_is_unset(command()).try_get_matches_from(words).map_err(fit_to_print)?;
     checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)
+}
+
+/// Parses `run` without building the other subcommands, which takes longer than parsing: every pod starts with it. `None` if the
+/// answer needs the others: for a help text, or to name the variable that is nearest to an unknown one.
+fn parse_run(words: &[OsString], variables: &[(String, OsString)]) -> Option<Result<Cli, clap::Error>> {
+    if words.get(1)? != "run" {
+        return None;
+    }
+    let run = with_variables(RunSettings::augment_args(Command::new("run")));
+    let is_known = |name: &str| run.get_arguments().any(|arg| arg.get_env() == Some(OsStr::new(name)));
+    if !variables.iter().all(|(name, _)| !environment::is_ours(name) || is_known(name)) {
+        return None;
+    }
+    let program = empty_is_unset(Command::new("leasehold").subcommand(run));
+    let parsed = program.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        // It shows more of the program.
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => None,
+        parsed => Some(parsed.map_err(fit_to_print)),
+    }
 }
 
 /// The program's command line. Each flag has its variable, which nothing else names.
@@ -203,6 +227,42 @@ mod tests {
         assert!(error(&[], "resize check --manifest m.yaml").contains("--manifest: this program"));
         assert!(error(&[], "resize run").contains("Usage: resize run"));
         assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
+    }
+
+    #[test]
+    fn run_alone_is_parsed_as_among_all_subcommands() {
+        let variable = |name: &str| vec![(name.to_owned(), OsString::from("1"))];
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let text = |parsed: Result<Cli, clap::Error>| match parsed {
+            Ok(cli) => format!("{cli:?}"),
+            Err(error) => error.to_string(),
+        };
+        for line in [
+            "leasehold run --queue-url https://sqs.us-east-1.amazonaws.com/1/q -- true",
+            "leasehold run --queue-url https://sqs.us-east-1.amazonaws.com/1/q --wait 3s -- true --wait",
+            "/usr/bin/leasehold run",
+            "leasehold run -- true",
+            "leasehold run --queue-url",
+            "leasehold run --queue-ur x",
+            "leasehold run --no-such-flag",
+            "leasehold run --queue-url x --wait never",
+            "leasehold run --queue-url x --queue-url y -- true",
+            "leasehold run true",
+            "leasehold run --version",
+        ] {
+            let all = empty_is_unset(command()).try_get_matches_from(words(line)).map_err(fit_to_print);
+            let all = all.and_then(|matches| Cli::from_arg_matches(&matches).map_err(fit_to_print));
+            assert_eq!(text(parse_run(&words(line), &[]).expect(line)), text(all), "{line}");
+        }
+        let run = words("leasehold run -- true");
+        assert!(parse_run(&run, &variable("LEASEHOLD_WAIT")).is_some());
+        assert!(parse_run(&run, &variable("LEASEHOLD_SERVICE_HOST")).is_some());
+        assert!(parse_run(&run, &variable("LEASEHOLD_WIAT")).is_none());
+        assert!(parse_run(&run, &variable("LEASEHOLD_INBOX")).is_none());
+        for other in ["leasehold", "leasehold local in", "leasehold --help", "leasehold run --help", "leasehold run -h"]
+        {
+            assert!(parse_run(&words(other), &[]).is_none(), "{other}");
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
 
 /// A complaint about the first variable that looks like ours and is none: a silent typo costs days.
 pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<String> {
-    let ours: Vec<String> = names.filter(|name| name.starts_with("LEASEHOLD_") && !is_service_variable(name)).collect();
+    let ours: Vec<String> = names.filter(|name| is_ours(name)).collect();
     if ours.is_empty() {
         return None;
     }
@@ -70,6 +70,11 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
     let unknown = ours.into_iter().find(|name| !known.contains(name))?;
     let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &unknown))?;
     Some(format!("environment variable '{unknown}' is not a setting of leasehold; did you mean '{nearest}'?"))
+}
+
+/// Is it a setting by its name, known or not?
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with("LEASEHOLD_") && !is_service_variable(name)
 }
 
 /// Kubernetes sets such variables in every pod beside a Service called `leasehold` or `leasehold-…`.

@@ -32,7 +32,8 @@ use termination::{TerminationLog, TerminationMessage};
 pub struct PodTelemetry {
     termination_log: TerminationLog,
     attempts: Option<AttemptHistory>,
-    metrics: Arc<Metrics>,
+    /// If somebody reads them.
+    metrics: Option<Arc<Metrics>>,
     readiness: Arc<Readiness>,
     messages: Mutex<Messages>,
 }
@@ -67,7 +68,7 @@ impl PodTelemetry {
     pub fn new(
         termination_log: TerminationLog,
         attempts: Option<AttemptHistory>,
-        metrics: Arc<Metrics>,
+        metrics: Option<Arc<Metrics>>,
         readiness: Arc<Readiness>,
     ) -> Self {
         Self { termination_log, attempts, metrics, readiness, messages: Mutex::default() }
@@ -87,6 +88,10 @@ impl PodTelemetry {
             }
         };
         self.termination_log.write(&message.unwrap_or_else(|| TerminationMessage::left(outcome)));
+    }
+
+    fn count(&self, what: impl FnOnce(&Metrics)) {
+        self.metrics.as_deref().map(what).unwrap_or_default();
     }
 
     fn started(&self, subject: &Subject) {
@@ -132,18 +137,18 @@ impl Telemetry for PodTelemetry {
         match report {
             Report::Started(subject) => {
                 self.readiness.hold(&subject.message_id);
-                self.metrics.started(subject, SystemTime::now());
+                self.count(|metrics| metrics.started(subject, SystemTime::now()));
                 log_started(subject);
                 self.started(subject);
             }
             Report::Held(held) => self.held(held, SystemTime::now()),
             // The log has it already, but not as often.
-            Report::Progressed(progressed) => self.metrics.progressed(progressed),
+            Report::Progressed(progressed) => self.count(|metrics| metrics.progressed(progressed)),
             Report::Releasing(message) => self.readiness.release(message),
             Report::Ended(ended) => {
                 let now = SystemTime::now();
                 self.readiness.release(&ended.subject.message_id);
-                self.metrics.ended(ended);
+                self.count(|metrics| metrics.ended(ended));
                 log_ended(ended, now);
                 self.ended(ended, now);
                 if let Some(attempts) = &self.attempts {
@@ -154,7 +159,7 @@ impl Telemetry for PodTelemetry {
     }
 
     fn record(&self, observation: Observation) {
-        self.metrics.record(observation);
+        self.count(|metrics| metrics.record(observation));
     }
 }
 
@@ -199,10 +204,8 @@ mod tests {
     #[test]
     fn what_is_in_progress_comes_before_what_was_kept_and_that_before_what_was_deleted() {
         let home = tempfile::tempdir().unwrap();
-        let (log, _writing) = tracing_appender::non_blocking(std::io::sink());
-        let metrics = Arc::new(Metrics::new("q", log.error_counter(), SystemTime::now()));
         let readiness = Arc::new(Readiness::new(tokio_util::sync::CancellationToken::new()));
-        let told = PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, metrics, readiness);
+        let told = PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, None, readiness);
         let now = SystemTime::now();
         let kept = || Settlement::Kept(KeepReason::Stalled, Return::After(Duration::ZERO));
         let deleted = || Settlement::Deleted(Completion::Succeeded);

@@ -32,7 +32,6 @@ impl TerminationLog {
             Self::Kubernetes => (PathBuf::from("/dev/termination-log"), false),
             Self::At(path) => (path.clone(), true),
         };
-        let line = message.to_line();
         let write = || {
             let mut options = OpenOptions::new();
             // Not truncated first: a process that is killed in between would leave nothing.
@@ -40,6 +39,7 @@ impl TerminationLog {
             // A FIFO that has no reader, or a slow one, must not hold up the run.
             options.custom_flags(OFlag::O_NONBLOCK.bits());
             let mut file = options.open(&path)?;
+            let line = message.to_line();
             file.write_all(line.as_bytes())?;
             if file.metadata()?.is_file() { file.set_len(line.len() as u64) } else { Ok(()) }
         };
@@ -125,13 +125,13 @@ impl TerminationMessage {
     /// The object as one line that always parses and is never too long: a field that does not fit is left out.
     pub fn to_line(&self) -> String {
         let mut line = Map::new();
-        for (name, value) in &self.fields {
-            if value.is_null() {
-                continue;
-            }
-            line.insert((*name).to_owned(), value.clone());
-            if Value::Object(line.clone()).to_string().len() >= MOST {
-                line.remove(*name);
+        let mut length = "{}".len();
+        for (name, value) in self.fields.iter().filter(|(_, value)| !value.is_null()) {
+            // A comma follows, or the line's end.
+            let more = name.len() + value.to_string().len() + "\"\":,".len();
+            if length + more <= MOST {
+                line.insert((*name).to_owned(), value.clone());
+                length += more;
             }
         }
         Value::Object(line).to_string() + "\n"

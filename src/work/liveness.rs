@@ -18,8 +18,12 @@ use crate::ports::clock::Clock;
 /// Hears what happens while the work goes on: progress, or a stall.
 pub type Tell = dyn Fn(Event) + Send + Sync;
 
-/// How often to look at the command.
+/// How often to look at a command that reports progress or has a stall timeout, and at every new one …
 const LOOK: Duration = Duration::from_secs(1);
+
+/// … and at one that has reported none in its first seconds: most never do, and run for hours.
+const SLOW_LOOK: Duration = Duration::from_secs(5);
+const FIRST_SECONDS: Duration = Duration::from_secs(20);
 
 /// Progress goes into the log no more often than this; everybody else gets all of it.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
@@ -50,9 +54,12 @@ struct Seen {
 impl Watch<'_> {
     pub async fn over<T>(&self, command: impl Future<Output = T>) -> T {
         let mut command = pin!(command);
-        let mut seen = Seen { sign_at: self.clock.now(), ..Seen::default() };
+        let began_at = self.clock.now();
+        let mut seen = Seen { sign_at: began_at, ..Seen::default() };
         loop {
-            match timeout(LOOK, &mut command).await {
+            let is_new = self.clock.now().saturating_sub(began_at) < FIRST_SECONDS;
+            let is_watched = is_new || self.stall_timeout.is_some() || seen.progress.is_some();
+            match timeout(if is_watched { LOOK } else { SLOW_LOOK }, &mut command).await {
                 Ok(ended) => {
                     self.look_at_progress(&mut seen);
                     return ended;

@@ -42,14 +42,14 @@ use item::{Done, Item, Runtime, Until};
 use last_error::with_last_error;
 pub use liveness::Tell;
 use liveness::Watch;
-use workspace::{WorkDir, Workspace};
+use workspace::{Removals, WorkDir, Workspace};
 
 /// Somebody who does the work on a message.
 #[async_trait]
 pub trait Worker: Send + Sync {
     /// Works on every object of the message, one after another, until the first failure or until halted. When this
-    /// returns, or is dropped, nothing of the work goes on.
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed;
+    /// returns, or is dropped, nothing of the work goes on but the removal of its files, which `removals` has.
+    async fn process(&self, work: Work, halt: Halt, tell: &Tell, removals: &Removals) -> Processed;
 
     /// Drops what was saved of the work on a message that is deleted; what is not dropped within `limit` stays.
     async fn drop_checkpoints(&self, _: &Subject, _: &Task, _limit: Duration) {}
@@ -74,9 +74,10 @@ pub struct CommandWorker {
 #[async_trait]
 impl Worker for CommandWorker {
     /// When this returns, the command is gone, and what it left on the disk is gone or going.
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed {
+    async fn process(&self, work: Work, halt: Halt, tell: &Tell, removals: &Removals) -> Processed {
         let mut facts = WorkRecord::default();
-        let outcome = self.process_all(&work, &halt, tell, &mut facts).await.unwrap_or_else(Outcome::Failed);
+        let all = self.process_all(&work, &halt, tell, removals, &mut facts);
+        let outcome = all.await.unwrap_or_else(Outcome::Failed);
         Processed { outcome, work: facts }
     }
 
@@ -94,6 +95,7 @@ impl CommandWorker {
         work: &Work,
         halt: &Halt,
         tell: &Tell,
+        removals: &Removals,
         facts: &mut WorkRecord,
     ) -> Result<Outcome, Failure> {
         let is_checkpointed = self.checkpointing(&work.task).is_some();
@@ -117,6 +119,10 @@ impl CommandWorker {
                 key = object.map(|object| &object.key),
             );
             let name = object.map_or("message", |object| &object.key);
+            let is_halted = halt.requested.run_until_cancelled(removals.finished()).await.is_none();
+            if is_halted {
+                return Err(Failure::Halted);
+            }
             let space = Workspace::create(&self.work_dir, name).map_err(Failure::Start)?;
             let watch = Watch {
                 clock: self.clock,
@@ -130,10 +136,11 @@ impl CommandWorker {
             let item = Item { work, number, record, space: &space, watch: &watch, runtime: &runtime, stop };
             let working = self.claimed(item, until, &record_deadline.passed, facts).instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
-            let removed = space.remove();
-            // Who is to end has no time to wait for a hundred thousand files.
-            let patience = if halt.requested.is_cancelled() { REMOVAL } else { Duration::MAX };
-            let _ = timeout(patience, removed).await;
+            removals.begin(space);
+            // A stop does not wait until a hundred thousand files are removed.
+            if halt.requested.is_cancelled() {
+                let _ = timeout(HALTED_REMOVAL, removals.finished()).await;
+            }
             match ended {
                 Ok(how) => done.push(how),
                 Err(failure) => {
@@ -167,7 +174,7 @@ impl CommandWorker {
 
 /// How long a halt waits for the files to be removed: small beside a tenth of the shortest reserve, within which all must
 /// be over.
-const REMOVAL: Duration = Duration::from_millis(30);
+pub const HALTED_REMOVAL: Duration = Duration::from_millis(30);
 
 async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::select! {

@@ -11,6 +11,7 @@ use leasehold::job::lifecycle::{Event, Processed, Work};
 use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
 use leasehold::ports::{Command, Exited, Pulse, Runner, StartError};
 use leasehold::work::halt::Halt;
+use leasehold::work::workspace::Removals;
 use leasehold::work::{Tell, Worker};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -111,7 +112,7 @@ impl RandomWork {
 /// The work as a whole.
 #[async_trait]
 impl Worker for RandomWork {
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell) -> Processed {
+    async fn process(&self, work: Work, halt: Halt, tell: &Tell, _: &Removals) -> Processed {
         let message = work.subject.message_id.to_string();
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
         let stalls = self.chance.one_in(8);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::chronicle::Chronicle;
 use super::store::Fate;
@@ -19,6 +19,10 @@ pub struct Watched {
     pub fate: Fate,
     pub chronicle: Arc<Mutex<Chronicle>>,
 }
+
+/// How long a call takes at least. The paused clock goes on only when no thread is removing files any more: without it, whether a pod
+/// or another one is next would depend on how fast that is.
+const MOMENT: Duration = Duration::from_millis(1);
 
 #[async_trait]
 impl Queue for Watched {
@@ -43,6 +47,7 @@ impl Queue for Watched {
             let message = chronicle.receipts[receipt.expose()].clone();
             chronicle.changes_only_what_it_holds(self.pod, &message);
         }
+        sleep(MOMENT).await;
         let answer = self.queue.change_visibility(receipt, visibility).await;
         let mut chronicle = self.chronicle.lock().unwrap();
         let message = chronicle.receipts[receipt.expose()].clone();
@@ -69,6 +74,7 @@ impl Queue for Watched {
             chronicle.deletes_only_what_it_holds(self.pod, &message);
             message
         };
+        sleep(MOMENT).await;
         let answer = self.queue.delete(receipt, permit).await;
         self.chronicle.lock().unwrap().note(self.pod, format!("has deleted {message}: {answer:?}"));
         answer

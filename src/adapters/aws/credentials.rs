@@ -2,11 +2,48 @@
 
 use std::sync::OnceLock;
 
+use aws_config::SdkConfig;
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 
 use super::{causes, environment};
+
+/// The SDK's default chain: the same providers in the same order, with the same names. The one for web identities is left out if
+/// the environment has none: it creates an STS client at once, which takes half a million instructions.
+pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsProviderChain {
+    let mut of = ProviderConfig::without_region()
+        .with_region(config.region().cloned())
+        .with_behavior_version(config.behavior_version())
+        .with_use_fips(config.use_fips())
+        .with_use_dual_stack(config.use_dual_stack());
+    if let Some(client) = config.http_client() {
+        of = of.with_http_client(client);
+    }
+    if let Some(retries) = config.retry_config() {
+        of = of.with_retry_config(retries.clone());
+    }
+    if let Some(timeouts) = config.timeout_config() {
+        of = of.with_timeout_config(timeouts.clone());
+    }
+    let profile = ProfileFileCredentialsProvider::builder().configure(&of).build();
+    let mut chain = CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
+        .or_else("Profile", profile);
+    if has_web_identity {
+        let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(&of).build();
+        chain = chain.or_else("WebIdentityToken", web_identity);
+    }
+    chain
+        .or_else("EcsContainer", EcsCredentialsProvider::builder().configure(&of).build())
+        .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&of).build())
+}
 
 /// Credentials that can be put into a header.
 ///

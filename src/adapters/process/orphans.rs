@@ -14,9 +14,10 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgrp, getpid};
 use tokio::signal::unix;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::pace::{QUICK_TICK, SLOW_TICK};
+use super::pace::{QUICK_TICK, SLOW_TICK, TICK};
 use super::table::{Process, ProcessId};
 
 /// The commands that run or are not reaped yet, by their leaders.
@@ -93,19 +94,43 @@ impl Family {
     }
 }
 
+/// A command was started, or its run was dropped.
+static CHANGED: Notify = Notify::const_new();
+
+/// Makes [`reap_orphans`] look now, and choose its interval anew.
+pub(super) fn look_at_orphans() {
+    CHANGED.notify_one();
+}
+
 /// Reaps orphans, and ends what commands left behind whose run was dropped.
 pub(super) async fn reap_orphans(mut signals: unix::Signal) {
     let mut helper = None;
     loop {
-        {
+        let tick = {
             let mut commands = commands();
             sweep_if_due(&mut commands);
             reap_helper(&mut helper);
+            tick(&commands, helper.is_some())
+        };
+        let seen = async {
+            tokio::select! {
+                _ = signals.recv() => {}
+                () = CHANGED.notified() => {}
+            }
+        };
+        if timeout(tick, seen).await.is_ok() {
+            // A storm of orphans costs some looks a second, not one for each of them.
+            sleep(QUICK_TICK).await;
         }
-        let _ = timeout(SLOW_TICK, signals.recv()).await;
-        // A storm of orphans costs some looks a second, not one for each of them.
-        sleep(QUICK_TICK).await;
     }
+}
+
+/// The orphans of a single command are its own, however late they are seen. With several commands, descent has to be seen before the
+/// parents are gone and the environment is overwritten.
+fn tick(commands: &Commands, has_helper: bool) -> Duration {
+    let is_dropped = commands.values().any(|family| family.stage == Stage::Dropped);
+    let count = commands.values().filter(|family| !family.is_guard()).count();
+    if has_helper || is_dropped || count > 1 { TICK } else { SLOW_TICK }
 }
 
 /// Reaps a helper of a wrapper script that ended with `exec leasehold`, for nobody else does. Who has started a process here,
@@ -128,8 +153,9 @@ fn sweep_if_due(commands: &mut Commands) {
     }
     let is_due = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
         Err(Errno::ECHILD) => false,
+        Ok(WaitStatus::StillAlive) if are_idle(commands) => !are_none(commands),
         // It may still show whose it is: what changes its title overwrites its environment.
-        Ok(WaitStatus::StillAlive) => are_idle(commands) || !are_known(commands),
+        Ok(WaitStatus::StillAlive) => !are_known(commands),
         // A leader is reaped by its own run; who stands behind it in the kernel's list is seen at the next look.
         Ok(status) => status.pid().is_none_or(|pid| commands.get(&pid.as_raw()).is_none_or(Family::is_guard)),
         // nix has no word for an end by a real-time signal.
@@ -184,10 +210,8 @@ fn are_known(commands: &Commands) -> bool {
 }
 
 fn no_child_but_leaders(commands: &Commands, or: impl Fn(&Process) -> bool) -> bool {
-    // Not if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
-    let children = children();
     let is_so = |pid: &i32| commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| or(&it));
-    !children.is_empty() && children.iter().all(is_so)
+    children().is_some_and(|children| children.iter().all(is_so))
 }
 
 fn is_included(commands: &Commands, process: &Process) -> bool {
@@ -206,13 +230,11 @@ pub(super) fn is_left_to(leader: i32, commands: &Commands, process: &Process) ->
         && !commands.iter().any(|(other, family)| *other != leader && may_be(family))
 }
 
-/// Our children, ended or not.
-fn children() -> Vec<i32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    // What a thread that has ended since had started is another thread's now, and may be missing here; orphans are the
-    // first thread's, which never ends before us.
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+/// The children of our first thread, ended or not. The kernel gives orphans to that thread, which never ends before us. `None` if the
+/// kernel does not list them (`CONFIG_PROC_CHILDREN`).
+fn children() -> Option<Vec<i32>> {
+    let list = fs::read_to_string(format!("/proc/self/task/{}/children", getpid())).ok()?;
+    Some(list.split(' ').filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending, and those that no command

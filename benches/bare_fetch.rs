@@ -1,4 +1,4 @@
-//! The least that fetches an object with the SDK: what `tests/measure_fetch` compares leasehold with.
+//! The least that fetches an object with the SDK: what `benches/compare-fetch` compares leasehold with.
 //!
 //! `bare_fetch ENDPOINT BUCKET KEY FILE`
 

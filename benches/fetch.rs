@@ -1,4 +1,4 @@
-//! Our fetch alone, for `tests/measure_fetch`; the settings of the AWS SDK are in the environment.
+//! Our fetch alone, for `benches/compare-fetch`; the settings of the AWS SDK are in the environment.
 //!
 //! `fetch STREAMS BUCKET KEY FILE`
 

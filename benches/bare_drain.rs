@@ -1,4 +1,4 @@
-//! The least that works off a queue with the SDK: what the server itself can do, for `tests/measure_drain`.
+//! The least that works off a queue with the SDK: what the server itself can do, for `benches/compare-drain`.
 //!
 //! `bare_drain QUEUE_URL CONCURRENCY`
 

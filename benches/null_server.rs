@@ -1,0 +1,105 @@
+//! SQS and S3 as far as `benches/run` needs them, answering at once and from memory.
+//!
+//! `null_server MESSAGES OBJECT_BYTES` prints its port. It gives each of so many messages once, about one object of so many bytes, and
+//! says when it was first asked for one: in nanoseconds since 1970.
+
+use std::io::{BufRead, BufReader, Read, Result, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{env, thread};
+
+struct World {
+    messages: usize,
+    received: AtomicUsize,
+    is_asked: AtomicBool,
+    object: Vec<u8>,
+}
+
+fn main() {
+    let number = |at| env::args().nth(at).and_then(|it| it.parse().ok()).expect("null_server MESSAGES OBJECT_BYTES");
+    let world = Arc::new(World {
+        messages: number(1),
+        received: AtomicUsize::new(0),
+        is_asked: AtomicBool::new(false),
+        object: vec![b'x'; number(2)],
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    println!("{}", listener.local_addr().expect("it is bound").port());
+    for connection in listener.incoming().flatten() {
+        let world = world.clone();
+        // A client that goes away in the middle is no matter.
+        thread::spawn(move || drop(world.serve(connection)));
+    }
+}
+
+impl World {
+    fn serve(&self, connection: TcpStream) -> Result<()> {
+        connection.set_nodelay(true)?;
+        let (mut requests, mut answers) = (BufReader::new(connection.try_clone()?), connection);
+        loop {
+            let (mut head, mut line) = (String::new(), String::new());
+            while requests.read_line(&mut line)? > 2 {
+                head.push_str(&line.to_ascii_lowercase());
+                line.clear();
+            }
+            if head.is_empty() {
+                return Ok(());
+            }
+            let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let length = header("content-length:").and_then(|it| it.parse().ok()).unwrap_or_default();
+            requests.read_exact(&mut vec![0; length])?;
+            match header("x-amz-target:") {
+                Some("amazonsqs.receivemessage") => answer(&mut answers, "", self.received().as_bytes())?,
+                Some(_) => answer(&mut answers, "", b"{}")?,
+                None => self.object(&mut answers, header("range:"))?,
+            }
+        }
+    }
+
+    fn received(&self) -> String {
+        if !self.is_asked.swap(true, Ordering::Relaxed) {
+            println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_nanos());
+        }
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        if number >= self.messages {
+            return "{}".to_owned();
+        }
+        let size = self.object.len();
+        let body = format!(
+            r#"{{"Records":[{{"eventVersion":"2.1","eventSource":"aws:s3","eventName":"ObjectCreated:Put","s3":{{"bucket":{{"name":"inbox"}},"object":{{"key":"k","size":{size},"eTag":"e"}}}}}}]}}"#
+        );
+        let body = body.replace('"', "\\\"");
+        format!(
+            r#"{{"Messages":[{{"MessageId":"m{number}","ReceiptHandle":"r{number}","Body":"{body}","Attributes":{{"ApproximateReceiveCount":"1"}}}}]}}"#
+        )
+    }
+
+    /// `range` is as in `bytes=0-99`.
+    fn object(&self, to: &mut TcpStream, range: Option<&str>) -> Result<()> {
+        let size = self.object.len();
+        let Some((first, last)) = range.and_then(bounds) else {
+            return answer(to, "etag: \"e\"\r\n", &self.object);
+        };
+        let end = size.min(last + 1);
+        let body = &self.object[first..end];
+        let head = format!(
+            "HTTP/1.1 206 Partial Content\r\netag: \"e\"\r\ncontent-range: bytes {first}-{}/{size}\r\ncontent-length: {}\r\n\r\n",
+            end - 1,
+            body.len()
+        );
+        to.write_all(head.as_bytes())?;
+        to.write_all(body)
+    }
+}
+
+fn bounds(range: &str) -> Option<(usize, usize)> {
+    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
+fn answer(to: &mut TcpStream, headers: &str, body: &[u8]) -> Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    to.write_all(&[head.as_bytes(), body].concat())
+}
