@@ -6,20 +6,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use json_subscriber::JsonLayer;
-use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber, error, warn};
+use tracing::{Level, error, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_serde::fields::AsMap;
 use tracing_subscriber::filter::{Targets, filter_fn};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
+use super::json::Json;
 use super::text::{FileNames, Text};
 use crate::adapters::aws::{QUOTES_A_PROCESS, QUOTES_AN_ANSWER};
 
@@ -129,7 +125,7 @@ fn as_compiled(target: &str) -> String {
     }
 }
 
-fn as_known(target: &str) -> String {
+pub(super) fn as_known(target: &str) -> String {
     target.strip_prefix(INSIDE.0).map_or_else(|| target.to_owned(), |rest| format!("{}{rest}", INSIDE.1))
 }
 
@@ -155,7 +151,10 @@ pub fn start(
     let (out, writing) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
     let guard = LogGuard { writing: Some(writing), dropped: out.error_counter(), limit: Box::new(limit) };
     let layer = match style.format {
-        LogFormat::Json => json(identity, move || out.clone()).boxed(),
+        LogFormat::Json => {
+            let layer = fmt::layer().fmt_fields(JsonFields::new()).event_format(Json(identity.clone()));
+            layer.with_writer(move || out.clone()).boxed()
+        }
         LogFormat::Text => {
             let layer = fmt::layer().with_ansi(false).event_format(Text { is_coloured: style.is_coloured });
             FileNames.and_then(layer.with_writer(move || out.clone())).boxed()
@@ -179,45 +178,6 @@ pub fn start(
 
 /// A line of the command is at most 8 KiB, so this is at most 32 MiB.
 const QUEUE: usize = 4096;
-
-fn json<S, W>(
-    identity: &Identity,
-    out: impl Fn() -> W + Send + Sync + 'static,
-) -> JsonLayer<S, impl Fn() -> W + Send + Sync + 'static>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    W: Write + 'static,
-{
-    let mut layer = JsonLayer::new(out);
-    let Identity { job_id, pod_name } = identity.clone();
-    layer.add_multiple_dynamic_fields(move |event, _, out| {
-        // Each of them can be written as JSON.
-        for (name, value) in fields(event) {
-            let _ = out.write_field(&name, value);
-        }
-        let _ = out.write_field("job_id", &job_id);
-        let _ = out.write_field("pod_name", &pod_name);
-    });
-    layer.with_top_level_flattened_span_list();
-    layer
-}
-
-/// What a person looks for comes first.
-fn fields(event: &Event<'_>) -> Vec<(String, Value)> {
-    let mut now = String::new();
-    // Writing to a string does not fail.
-    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
-    let metadata = event.metadata();
-    let mut fields = vec![("timestamp", Value::from(now)), ("level", Value::from(metadata.level().as_str()))];
-    let said = serde_json::to_value(event.field_map()).ok();
-    let mut rest = match said {
-        Some(Value::Object(fields)) => fields,
-        Some(_) | None => Map::new(),
-    };
-    fields.extend(["message", "outcome", "key"].into_iter().filter_map(|name| Some((name, rest.remove(name)?))));
-    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
-    fields.chain(rest).chain([("target".to_owned(), Value::from(as_known(metadata.target())))]).collect()
-}
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 pub mod attempts;
 pub mod bars;
+mod json;
 pub mod listen;
 pub mod logs;
 pub mod metrics;
