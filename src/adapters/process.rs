@@ -335,6 +335,10 @@ impl Running {
         let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
         let ResUse { status, rusage } = reaped.expect("the leader has ended, and nobody else reaps it");
         commands.remove(&self.leader);
+        if !orphans::are_idle(commands) {
+            // An orphan that only this command can have started is over now, and no SIGCHLD says so.
+            orphans::look_at_orphans();
+        }
         if let Some(guard) = &self.guard {
             guard.reaped(self.leader);
         }

@@ -94,7 +94,7 @@ impl Family {
     }
 }
 
-/// A command was started, or its run was dropped.
+/// A command was started or reaped, or its run was dropped.
 static CHANGED: Notify = Notify::const_new();
 
 /// Makes [`reap_orphans`] look now, and choose its interval anew.
@@ -186,7 +186,7 @@ fn end_dropped(commands: &mut Commands) {
 }
 
 /// Does no command run but those that are ending?
-fn are_idle(commands: &Commands) -> bool {
+pub(super) fn are_idle(commands: &Commands) -> bool {
     commands.values().all(|family| family.stage != Stage::Runs)
 }
 
