@@ -54,7 +54,7 @@ pub fn job_type<'a>(types: &'a [JobType], content: &Content) -> Result<Option<&'
     let name = |it: Option<&JobType>| it.map_or(Task::DEFAULT, |it| it.task.name.as_str()).to_owned();
     match taken.map(name).find(|other| *other != name(first)) {
         None => Ok(first),
-        Some(other) => Err(format!("its objects are of different job types, {} and {other}", name(first))),
+        Some(other) => Err(format!("its objects match different job types, {} and {other}", name(first))),
     }
 }
 
@@ -99,11 +99,11 @@ pub struct CommandLine {
 #[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum Input {
-    /// As a file, whose path is in JOB_INPUT
+    /// As a file; its path is in JOB_INPUT
     File,
-    /// As its standard input, too
+    /// As a file, and also on standard input
     Stdin,
-    /// Not at all: it is not fetched
+    /// Not at all: the object is not downloaded
     None,
 }
 

@@ -129,7 +129,7 @@ pub fn each_finding_is_one_change_away_from_the_good_manifest() {
         ((at(POD, "/volumes/2/emptyDir/sizeLimit"), json!("1Gi")), Warning, "LEASEHOLD_WORK_DIR_LIMIT"),
         ((at(CONTAINER, "/envFrom/0/configMapRef/name"), json!("other")), Error, "did you mean leasehold-settings?"),
         ((at(CONTAINER, "/command"), json!(["/leasehold", "run", "--max-duraton=1h"])), Error, "--max-duraton"),
-        (variable("LEASEHOLD_STOP_GRACE", "3m"), Error, "does not fit"),
+        (variable("LEASEHOLD_STOP_GRACE", "3m"), Error, "is too long"),
         (variable("LEASEHOLD_MAX_DURATON", "1h"), Error, "did you mean 'LEASEHOLD_MAX_DURATION'?"),
         (variable("LEASEHOLD_WAIT", "0s"), Warning, "a short poll"),
         (variable("LEASEHOLD_VISIBILITY_TIMEOUT", "20s"), Warning, "one slow request"),
