@@ -202,18 +202,18 @@ def table(width, title, description, *columns, without=()):
 row("Now", 6)
 numbers(
     6, "Is work being done?",
-    "Pods that hold a message now; then, in the chosen time, pods, messages, and pods that left because the queue was empty. "
-    "Bad: nothing at work while messages wait: see the row 'Platform': are Jobs made, do their pods start? If most pods find "
-    'nothing, KEDA starts too many: strategy accurate, scaleOnInFlight "false" and pendingPodConditions, as in deploy/.',
+    "Pods that hold a message now; then, in the chosen time, pods, messages, and pods that exited because the queue was empty. "
+    "Bad: nothing at work while messages wait: see the row 'Platform': does KEDA create Jobs, do their pods start? If most pods find "
+    'no message, KEDA creates too many: set strategy accurate, scaleOnInFlight "false" and pendingPodConditions, as in deploy/.',
     ("at work now", or_0(f"sum({alive(series('messages_in_flight'))})"), "short", PLAIN),
     ("pods launched", or_0(counted(series("jobs_launched_total"))), "short", PLAIN),
     ("messages received", or_0(counted(series("messages_received_total"))), "short", PLAIN),
-    ("pods found nothing", or_0(found_nothing("$__range", "$__range_s")), "short", PLAIN),
+    ("pods found no message", or_0(found_nothing("$__range", "$__range_s")), "short", PLAIN),
 )
 numbers(
     6, "Is it succeeding?",
-    "Messages in the chosen time. One that failed was kept because something went wrong; a stop is no failure. Bad: see the row "
-    "'Why it fails' for the reason, then search the log for outcome=REASON: its records have the command's own words.",
+    "Messages in the chosen time. A message that failed was kept because of an error; a stop is not a failure. Bad: see the row "
+    "'Why it fails' for the reason, then search the log for outcome=REASON: its records have the reason that the command gave.",
     ("succeeded", or_0(counted(of_jobs("messages_processed_total", 'outcome="succeeded"'))), "short", PLAIN),
     ("failed", or_0(counted(of_jobs("failures_total"))), "short", FEW),
     ("share that failed",
@@ -223,8 +223,8 @@ numbers(
 )
 numbers(
     6, "Is it keeping up?",
-    "Messages that wait, as KEDA or CloudWatch counts them (a dash if neither is scraped); within what time nearly all new messages "
-    "were received; and messages that came again. Bad: raise the ScaledJob's maxReplicaCount, or find out in the row "
+    "Messages that wait, as KEDA or CloudWatch counts them (a dash if neither is scraped); the time within which 95 % of new messages "
+    "were received; and messages that were received again. Bad: many: raise the ScaledJob's maxReplicaCount, or find out in the row "
     "'Platform' why pods do not start.",
     ("waiting now", f"sum({WAITING})", "short", PLAIN),
     ("95 % received within", quantile(0.95, counted(series("first_receive_lag_seconds_bucket"), by="le")), "s",
@@ -234,8 +234,8 @@ numbers(
 numbers(
     6, "Is anything lost or stuck?",
     "Bad: anything above 0 but the last. Leases lost: see the row 'Leases'. Last attempts failed: these messages are dead letters "
-    "at their next receive; see the row 'Receive counts'. Pods that died silently said no last word (out of memory, node "
-    "lost): see the row 'Pods'. One that is at work for longer than the command ever takes is stuck: its progress is there.",
+    "at their next receive; see the row 'Receive counts'. Pods that died silently sent no final report (out of memory, node "
+    "lost): see the row 'Pods'. A pod that is at work for longer than the command ever takes is stuck: that row shows its progress.",
     ("leases lost", or_0(counted(series("leases_lost_total"))), "short", NONE),
     ("last attempts failed", or_0(counted(of_jobs("failures_total", 'final_attempt="true"'))), "short", NONE),
     ("pods died silently", or_0(f"count({DIED})"), "short", NONE),
@@ -243,8 +243,8 @@ numbers(
 )
 line(9)
 bars(
-    16, "What became of the messages",
-    "Every message that was settled. Bad: anything but green that goes on; single retries are normal. leasehold's "
+    16, "Outcomes of the messages",
+    "All messages that were settled. Bad: any colour but green that persists; single retries are normal. leasehold's "
     "docs/troubleshooting.md lists the outcomes.",
     ("{{outcome}}", each(of_jobs("messages_processed_total"), "outcome")), overrides=OUTCOMES,
 )
@@ -257,24 +257,24 @@ lines(
 
 row("Outcomes over time", 8)
 bars(
-    8, "Pods, and what they found",
-    "Pods that were launched, messages that they received, pods that found nothing, and requests that brought none. Bad: many that found nothing: each "
-    "is a Job for nothing. See what KEDA counts (row 'Platform') and its settings in deploy/.",
+    8, "Pods and their receives",
+    "Pods that were launched, messages that they received, pods that found no message, and receive requests that returned none. Bad: many pods that found no message: each "
+    "is a needless Job. See what KEDA counts (row 'Platform') and its settings in deploy/.",
     ("launched", each(series("jobs_launched_total"))), ("messages", each(series("messages_received_total"))),
-    ("found nothing", found_nothing("$__interval", "$__interval_ms / 1000")),
+    ("found no message", found_nothing("$__interval", "$__interval_ms / 1000")),
     ("empty requests", each(series("empty_receives_total"))), stacked=False,
 )
 by = "namespace, queue, job_type"
 table(
-    8, "By queue and job type", "The chosen time. Bad: one that fails more than the others: go on with it alone (choose it at the top).",
+    8, "By queue and job type", "The chosen time. Bad: a job type that fails more than the others: choose it alone at the top.",
     ("failed", counted(of_jobs("failures_total"), by=by), "short"),
     ("succeeded", counted(of_jobs("messages_processed_total", 'outcome="succeeded"'), by=by), "short"),
     ("stopped", counted(of_jobs("messages_processed_total", 'outcome="stopped"'), by=by), "short"),
-    ("time thrown away", counted(of_jobs("work_discarded_seconds_total"), by=by), "s"),
+    ("time lost", counted(of_jobs("work_discarded_seconds_total"), by=by), "s"),
 )
 bars(
     8, "Per day",
-    "From the recording rules, so that months are read quickly; empty without rules.yml. Bad: a day unlike the others.",
+    "From the recording rules, so that months load quickly; empty without rules.yml. Bad: a day unlike the others.",
     ("{{outcome}}", f"sum by (outcome) (sum_over_time(leasehold:messages_processed:increase1m{{{CHOSEN_JOBS}}}[1d]))"),
     every="1d", overrides=OUTCOMES,
 )
@@ -282,25 +282,25 @@ bars(
 row("Why it fails", 8)
 bars(
     9, "Failures by reason",
-    "Bad: one that goes on. command_failed, permanent, temporary, timed_out, stalled: the command; read its lines in the log, or the attempt records "
-    "(--attempts). fetch_failed, unreadable: S3, or the object. delete_failed, publish_failed, lease_lost: AWS or the way "
-    "there; see the errors beside. not_a_notification: somebody else sends to this queue.",
+    "Bad: a reason that persists. command_failed, permanent, temporary, timed_out, stalled: the command; read its lines in the log, or the attempt records "
+    "(--attempts). fetch_failed, unreadable: S3, or the object. delete_failed, publish_failed, lease_lost: AWS or the network; "
+    "see the errors beside. not_a_notification: another sender uses this queue.",
     ("{{reason}}", each(of_jobs("failures_total"), "reason")), overrides=OUTCOMES,
 )
 ranking(
-    5, "Reasons", "The same, of all the chosen time. Bad: the longest; begin with it.",
+    5, "Reasons", "The same for the whole chosen time. Bad: the longest bar: begin with it.",
     "{{reason}}", f"sort_desc({counted(of_jobs('failures_total'), by='reason')})", colour="red",
 )
 ranking(
     5, "Exit codes of the pods",
-    "Pods that ended in the chosen time. Bad: 78: a setting is wrong or there is no such queue, and every pod will fail until that is "
-    "corrected. 69: SQS cannot be reached. 70: a bug in leasehold. 143: stopped. All are in leasehold's README.",
+    "Pods that ended in the chosen time. Bad: 78: a setting is wrong or the queue does not exist, and every pod will fail until this is "
+    "corrected. 69: SQS cannot be reached. 70: a bug in leasehold. 143: stopped. leasehold's README lists all of them.",
     "exit {{code}}",
     f'count_values("code", last_over_time({series("run_exit_code")}[$__range]) and on ({POD}) {finished("$__range", "$__range_s")})',
 )
 bars(
     5, "Requests to SQS that failed",
-    "Nearly all are repeated. Bad: more than a few: throttling, a network policy, expired credentials; the log has the words.",
+    "Nearly all are retried. Bad: more than a few: throttling, a network policy, expired credentials; the log has the error.",
     ("receive", each(series("receive_errors_total"))),
     ("extend", each(series("visibility_extensions_total", 'result="failed"'))),
     ("delete", each(series("deletes_total", 'result=~"failed|refused"'))),
@@ -316,67 +316,67 @@ lines(
 )
 bars(
     7, "Where the time goes",
-    "Bad: much receive (pods wait for nothing: a shorter --wait, or KEDA starts too many), much fetch (the network, or "
+    "Bad: much receive (pods wait for messages that do not come: shorten --wait, or KEDA creates too many pods), much fetch (the network, or "
     "S3 in another region), much settle (SQS answers slowly).",
     ("{{phase}}", each(of_jobs("phase_seconds_total"), "phase")), unit="s",
 )
 messages = counted(of_jobs("messages_processed_total"), by="job_type")
 ranking(
-    5, "Mean of a message, by phase", "The chosen time. Bad: other than is usual for this job type.", "{{job_type}}: {{phase}}",
+    5, "Mean of a message, by phase", "The chosen time. Bad: unusual for this job type.", "{{job_type}}: {{phase}}",
     f"{counted(of_jobs('phase_seconds_total'), by='job_type, phase')} / on (job_type) group_left () ({messages} > 0)", unit="s",
 )
 lag = each(series("first_receive_lag_seconds_bucket"), "le")
 lines(
     5, "First receive",
-    "How long new messages waited. Bad: it grows: pods are too few or start too slowly, see 'Is it keeping up?'.",
+    "How long new messages waited. Bad: it grows: there are too few pods, or they start too slowly, see 'Is it keeping up?'.",
     ("p50", quantile(0.5, lag)), ("p95", quantile(0.95, lag)), every="10m", unit="s",
 )
 
 row("Leases and visibility", 8)
 bars(
     6, "Extensions",
-    "Beats. A failed one is repeated. Bad: lease_lost: the command was halted, and somebody else may have the message. "
-    "at_ceiling: SQS's 12 hours are over; work that takes so long must be split.",
+    "Heartbeats: extensions of the visibility timeout. A failed one is retried. Bad: lease_lost: the command was stopped, and another pod may have the message. "
+    "at_ceiling: SQS's limit of 12 hours is reached; split such work, or use --checkpoint.",
     ("{{result}}", each(series("visibility_extensions_total"), "result")),
     overrides=colours({"extended": "green", "failed": "orange", "lease_lost": "purple", "at_ceiling": "red"}),
 )
 lines(
-    6, "Lease left at the verdict, the least",
-    "Bad: near 0: beats come late. Is the CPU limit too low, does the node stall, is SQS slow? Raise --visibility-timeout "
+    6, "Lowest remaining lease at the verdict",
+    "Bad: near 0: heartbeats come late. Is the CPU limit too low, does the node stall, is SQS slow? Raise --visibility-timeout "
     "meanwhile.",
     ("{{queue}}", f"min by (queue) (last_over_time({series('lease_remaining_seconds')}[$__interval]))"), every="2m", unit="s", calcs=["min"],
 )
 bars(
     6, "Deletes and releases",
-    "What the queue was asked when a message was settled. Bad: deletes that were refused, or not sent because the lease was "
-    "lost: that work will be done again.",
+    "Requests that settled a message. Bad: deletes that were refused, or not sent because the lease was "
+    "lost: that work will be repeated.",
     ("delete: {{result}}", each(series("deletes_total"), "result")), ("release: {{cause}}", each(series("releases_total"), "cause")),
     overrides=colours({"delete: deleted": "green"}),
 )
 bars(
-    6, "Work thrown away",
-    "Time that has to be spent again, by why. Bad: much of stopped: deployments or spot nodes end long work; any lease_lost.",
+    6, "Work lost",
+    "Time of work that has to be repeated, by reason. Bad: much stopped: deployments or spot nodes interrupt long work; any lease_lost.",
     ("{{reason}}", each(of_jobs("work_discarded_seconds_total"), "reason")), unit="s", overrides=OUTCOMES,
 )
 
-row("Receive counts, and what nears the dead-letter queue", 8)
+row("Receive counts, and messages near the dead-letter queue", 8)
 that_received = f"and on ({POD}) ({by_pod(series('messages_received_total'), '$__range')}) > 0"
 ranking(
-    6, "How often the last messages had been received",
-    "Of each pod the last message; 1 is a first attempt. Bad: many above 1: each failure costs a receive, and so does each "
-    "stop and each pod that dies.",
+    6, "Receive counts of the last messages",
+    "The last message of each pod; 1 is a first attempt. Bad: many above 1: each failure uses up one receive, and so does each "
+    "pod stop and each pod that dies.",
     "receive {{count}}", f'count_values("count", last_over_time({series("receive_count")}[$__range]) {that_received})',
 )
 bars(
-    9, "Failures, and which were the last attempt",
-    "Bad: any last attempt: the message becomes a dead letter. Read why (log, or --attempts), repair, then redrive.",
+    9, "Failures and last attempts",
+    "Bad: any last attempt: the message becomes a dead letter. Find the reason (log, or --attempts), fix it, then redrive.",
     ("comes back", each(of_jobs("failures_total", 'final_attempt="false"'))),
     ("last attempt", each(of_jobs("failures_total", 'final_attempt="true"'))),
     overrides=colours({"comes back": "orange", "last attempt": "red"}),
 )
 table(
     9, "Pods whose last message had one attempt left, or none",
-    "Find the pod (column instance) in the log: its records name the message and the object. Bad: the same object again and again.",
+    "Search the log for the pod (column instance): its records name the message and the object. Bad: the same object again and again.",
     ("received", f"last_over_time({series('receive_count')}[$__range])"
                  f" >= on ({POD}, queue) last_over_time({series('max_receive_count')}[$__range]) - 1 {that_received}", "short"),
 )
@@ -384,91 +384,91 @@ table(
 row("Resources of the commands", 8)
 lines(
     6, "CPU",
-    "Cores that were busy on average. It is counted when a message ends, so long work shows late and at once. Bad: as much as the "
-    "containers' limits allow.",
+    "Average number of busy cores. It is counted when a message ends, so long work appears late and all at once. Bad: near the "
+    "CPU limit of the containers.",
     ("{{job_type}}", f"{each(of_jobs('command_cpu_seconds_total'), 'job_type')} / ($__interval_ms / 1000)"), every="2m",
 )
 lines(
     6, "Peak memory of one process",
-    "The largest of all pods. Bad: near the container's limit: there the kernel kills the whole pod, leasehold too.",
+    "The largest of all pods. Bad: near the container's limit, at which the kernel kills the whole pod, including leasehold.",
     ("{{job_type}}", f"max by (job_type) (last_over_time({of_jobs('command_peak_memory_bytes')}[$__interval]))"),
     every="2m", unit="bytes", calcs=["max"],
 )
 bars(
-    6, "Bytes of objects", "Bad: unlike other days: ask who uploads.",
+    6, "Bytes of objects", "Bad: unlike other days: ask the uploaders.",
     ("{{job_type}}", each(of_jobs("object_bytes_total"), "job_type")), unit="bytes",
 )
 command = each(of_jobs("phase_seconds_total", 'phase="command"'), "job_type")
 lines(
-    6, "Bytes per second of the command", "Bad: it falls: the command, or what it depends on, has become slow.",
+    6, "Bytes per second of the command", "Bad: it falls: the command, or a service that it needs, has become slow.",
     ("{{job_type}}", f"{each(of_jobs('object_bytes_total'), 'job_type')} / ({command} > 0)"), every="10m", unit="Bps",
 )
 
 row("Pods: at work, stopped, ended without reporting", 8)
 table(
     9, "At work now",
-    "Bad: for longer than the command ever takes, and its progress stands still: set --stall-timeout. Progress is missing if the "
-    "command does not say it (JOB_RESULT_FILE).",
+    "Bad: a pod that is at work for longer than the command ever takes, without progress: set --stall-timeout. Progress is missing if the "
+    "command does not report it (JOB_RESULT_FILE).",
     ("at work", f"time() - ({alive(series('run_started_timestamp_seconds'))})", "s"),
     ("progress", alive(of_jobs("progress_ratio")), "percentunit"),
     ("received", alive(series("receive_count")), "short"), without=["job_type"],
 )
 table(
     9, "Ended without reporting",
-    "Pods that did not say that they finished, and are silent for two minutes and four of their push intervals. Bad: any: out of memory "
-    "(which kills the whole pod), evicted, their node lost; or the Pushgateway was away at their end. `kubectl describe pod` and the "
-    "row 'Platform' say which. Their message comes back when its visibility timeout ends.",
-    ("last heard of", f"last_over_time(push_time_seconds[$__range]) * 1000 and on ({POD}) ({DIED})", "dateTimeFromNow"),
+    "Pods that did not report their end, and have not pushed for two minutes plus four push intervals. Bad: any: out of memory "
+    "(which kills the whole pod), evicted, node lost; or the Pushgateway was down when they ended. `kubectl describe pod` and the "
+    "row 'Platform' show which. Their messages are visible again when the visibility timeout ends.",
+    ("last push", f"last_over_time(push_time_seconds[$__range]) * 1000 and on ({POD}) ({DIED})", "dateTimeFromNow"),
 )
 bars(
     6, "Stops",
-    "Pods that were asked to stop. Bad: many at once: a deployment (rollout.strategy must be gradual), a drain, spot nodes "
-    "taken back.",
+    "Pods that were asked to stop. Bad: many at once: a deployment (rollout.strategy must be gradual), a drain, reclaimed spot "
+    "nodes.",
     ("{{signal}}", each(series("stops_total"), "signal")),
 )
 line(7)
 lines(
     8, "Groups at the Pushgateway",
-    "One for each pod that was not swept yet. Bad: they grow, and the oldest finished hours ago: `leasehold sweep` does not run.",
+    "One for each pod that was not swept yet. Bad: the number grows, and the oldest finished hours ago: `leasehold sweep` does not run.",
     ("groups", f"count({series('build_info')})"),
     ("hours since the oldest finished", f"(time() - min({series('run_finished_timestamp_seconds')})) / 3600"),
 )
 bars(
-    8, "What was not told",
-    "Pushes that failed (a later one tells), and log lines that were lost. Bad: more than a few. Pushes: is the Pushgateway "
-    "overloaded, does it refuse (its log)? Lines: whoever reads the pods' output is too slow.",
+    8, "Reporting failures",
+    "Pushes that failed (a later push reports them), and log lines that were lost. Bad: more than a few. Pushes: is the Pushgateway "
+    "overloaded, or does it refuse them (see its log)? Lines: the reader of the pods' output is too slow.",
     ("failed pushes", each(series("pushes_total", 'result="failed"'))), ("lost log lines", each(series("log_lines_dropped_total"))),
 )
 table(
-    8, "Versions", "Of the pods of the chosen time. Bad: an old one long after a deployment.",
+    8, "Versions", "The versions of the pods in the chosen time. Bad: an old version long after a deployment.",
     ("pods", f"count by (namespace, queue, version) (last_over_time({series('build_info')}[$__range]))", "short"),
 )
 
 row("Platform: KEDA, Kubernetes, SQS (where they are scraped)", 8)
 lines(
     6, "What KEDA counts",
-    "Bad: none, while messages wait (its role, the queue's URL, the region), or a number that never changes (its errors beside).",
+    "Bad: none, while messages wait (check KEDA's role, the queue's URL, the region), or a number that never changes (see KEDA's errors beside).",
     ("{{queue}}", f"max by (queue) ({KEDA})"),
     ("active: {{scaledObject}}", 'max by (scaledObject) (keda_scaler_active{type="scaledjob"})'),
 )
 lines(
     6, "KEDA's errors and delays",
-    "Errors per second, seconds to ask SQS, seconds that its loop is late. Bad: any error: `kubectl describe scaledjob`, and the "
+    "Errors per second, duration of a request to SQS, delay of the scaling loop. Bad: any error: see `kubectl describe scaledjob` and the "
     "operator's log.",
-    ("asking for {{scaledObject}}", 'sum by (scaledObject) (rate(keda_scaler_detail_errors_total{type="scaledjob"}[$__rate_interval]))'),
+    ("errors: {{scaledObject}}", 'sum by (scaledObject) (rate(keda_scaler_detail_errors_total{type="scaledjob"}[$__rate_interval]))'),
     ("{{scaledJob}}", "sum by (scaledJob) (rate(keda_scaled_job_errors_total[$__rate_interval]))"),
-    ("seconds to ask", 'max(keda_scaler_metrics_latency_seconds{type="scaledjob"})'),
-    ("seconds late", 'max(keda_internal_scale_loop_latency_seconds{type="scaledjob"})'),
+    ("request duration", 'max(keda_scaler_metrics_latency_seconds{type="scaledjob"})'),
+    ("loop delay", 'max(keda_internal_scale_loop_latency_seconds{type="scaledjob"})'),
 )
 lines(
     6, "Pods of ScaledJobs by phase",
-    "Bad: Pending for long: no node has room, the image cannot be pulled, a volume is missing. `kubectl describe pod` says it.",
+    "Bad: Pending for long: no node has room, the image cannot be pulled, a volume is missing. `kubectl describe pod` shows which.",
     ("{{phase}}", f"sum by (phase) (kube_pod_status_phase * on (namespace, pod) group_left () ({OF_SCALED_JOBS}))"),
 )
 lines(
-    6, "Why their containers wait, or ended",
-    "Bad: OOMKilled: raise the memory limit. ImagePullBackOff: the image's name, the registry. CreateContainerConfigError: a "
-    "Secret or ConfigMap is missing. Error is any exit code but 0, see 'Exit codes of the pods'.",
+    6, "Why containers wait or ended",
+    "Bad: OOMKilled: raise the memory limit. ImagePullBackOff: check the image's name and the registry. CreateContainerConfigError: a "
+    "Secret or ConfigMap is missing. Error is any exit code other than 0, see 'Exit codes of the pods'.",
     ("{{reason}}", 'sum by (reason) (kube_pod_container_status_terminated_reason{reason!="Completed"}'
                    f" * on (namespace, pod) group_left () ({OF_SCALED_JOBS})) > 0"),
     ("waits: {{reason}}", "sum by (reason) (kube_pod_container_status_waiting_reason"
@@ -477,19 +477,19 @@ lines(
 line(8)
 lines(
     8, "Queue depth",
-    "By CloudWatch, some minutes old. Bad: visible grows; or in flight stays although no pod is at work: pods died with messages, "
-    "which come back when their visibility timeouts end.",
+    "From CloudWatch, some minutes old. Bad: visible grows; or in flight stays high although no pod is at work: pods died while they held messages, "
+    "which are visible again when their visibility timeouts end.",
     ("visible: {{queue}}", f"max by (queue) ({of_ours(cloudwatch('approximate_number_of_messages_visible'))})"),
     ("in flight: {{queue}}", f"max by (queue) ({of_ours(cloudwatch('approximate_number_of_messages_not_visible'))})"),
 )
 lines(
     8, "Age of the oldest message",
-    "By CloudWatch. Bad: near the queue's retention period, after which SQS drops messages silently.",
+    "From CloudWatch. Bad: near the queue's retention period, after which SQS deletes messages without notice.",
     ("{{queue}}", f"max by (queue) ({of_ours(cloudwatch('approximate_age_of_oldest_message', 'average|maximum'))})"), unit="s",
 )
 lines(
     8, "Dead letters",
-    "By CloudWatch: visible messages of queues with dlq or dead-letter in their name. Bad: any. Read why (--attempts), repair, redrive.",
+    "From CloudWatch: visible messages of queues with dlq or dead-letter in their name. Bad: any. Find the reason (--attempts), fix it, redrive.",
     ("{{queue}}", f"max by (queue) ({cloudwatch('approximate_number_of_messages_visible', queues='.*(dlq|dead-letter).*')})"),
 )
 

@@ -115,7 +115,9 @@ impl Job {
 
     /// The object as a file; an error with `--input none`.
     pub fn input(&self) -> Result<&Path, Failure> {
-        self.input.as_deref().ok_or_else(|| Failure::Failed("the object is not fetched: --input none".to_owned()))
+        self.input
+            .as_deref()
+            .ok_or_else(|| Failure::Failed("the object was not downloaded: --input is none".to_owned()))
     }
 
     /// Tells how much is done, from 0 to 1, for the log and the metrics. It is a sign of life for `--stall-timeout` too.
@@ -244,7 +246,7 @@ impl Runner for InProcess {
             Some(Ok(Err(Failure::Failed(reason)))) => (1, Some(reason), None),
             Some(Err(panic)) => (101, Some(format!("the work panicked: {panic}")), None),
             None => {
-                error!("the work did not end within --stop-grace and is dropped");
+                error!("the work did not end within --stop-grace and is cancelled");
                 return Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() });
             }
         };

@@ -352,7 +352,7 @@ async fn the_binary_goes_on_from_a_checkpoint() {
     let left = cloud.run(&flags, script).run_to(0).await;
     let lines: Vec<_> = left.log.iter().filter_map(|record| record["line"].as_str()).collect();
     assert!(lines[0] == "half way" && lines[1].starts_with("-rwxr-xr-x"), "{lines:?}");
-    assert_eq!(left.record("going on from a checkpoint")["files"], 4);
+    assert_eq!(left.record("resuming from a checkpoint")["files"], 4);
     let kept = cloud.s3.list_objects_v2().bucket(&state).send().await.unwrap();
     assert_eq!(kept.key_count, Some(0), "what is done needs no checkpoint");
 }
@@ -385,7 +385,7 @@ async fn a_job_type_has_its_own_place_for_checkpoints() {
     cloud.s3.head_object().bucket(&state).key(&saved).send().await.expect("it is there");
 
     let left = cloud.run(&flags, script).run_to(0).await;
-    assert_eq!(left.record("going on from a checkpoint")["checkpoint"], saved);
+    assert_eq!(left.record("resuming from a checkpoint")["checkpoint"], saved);
     assert!(left.log.iter().any(|record| record["line"] == "half way"));
     let kept = cloud.s3.list_objects_v2().bucket(&state).send().await.unwrap();
     assert_eq!(kept.key_count, Some(0), "what is done needs no checkpoint");

@@ -49,7 +49,10 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
     assert_eq!((&kept["outcome"], &kept["exit_code"]), (&"command_failed".into(), &3.into()));
     let next = kept["next"].as_str().expect("it says what comes next");
     assert!(next.starts_with("attempt 1 of 2, visible again "), "{next}");
-    assert!(next.ends_with(&format!("then dead-letter queue {}-dlq", cloud.bucket)), "{next}");
+    assert!(
+        next.ends_with(&format!("after the last attempt it goes to dead-letter queue {}-dlq", cloud.bucket)),
+        "{next}"
+    );
     assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
 
     // A long poll gets it as soon as it is back.
@@ -177,26 +180,29 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
     cloud.put("k", b"x").await;
     for (flags, complaint) in [
         ("--no-such-flag", "--no-such-flag"),
-        ("--visibility-timeout 2s", "--visibility-timeout 2s is under 3s"),
+        ("--visibility-timeout 2s", "--visibility-timeout 2s is too short"),
         ("--visibility-timeout soon", "--visibility-timeout"),
         ("--max-duration 12h", "--max-duration 12h is over"),
-        ("--termination-grace 9s --stop-grace 7s", "--stop-grace 7s does not fit"),
-        ("--termination-grace 9s", "--wait 10s does not fit"),
+        ("--termination-grace 9s --stop-grace 7s", "--stop-grace 7s is too long"),
+        ("--termination-grace 9s", "--wait 10s is too long"),
         ("--retry-min 1h --retry-max 1m", "--retry-min 1h is over --retry-max 1m"),
         ("--permanent-exit-codes 0", "--permanent-exit-codes: 0 cannot be permanent"),
         ("--concurrency 0", "--concurrency must be greater than zero"),
-        ("--concurrency 2", "--concurrency 2 has no effect: no more than --max-messages 1"),
+        ("--concurrency 2", "--concurrency 2 must not be greater than --max-messages 1"),
         ("--stall-timeout 0s", "--stall-timeout must be greater than zero"),
         ("--stall-timeout 10m", "--stall-timeout 10m has no effect"),
-        ("--accept-raw --input none", "--input none gives it nothing"),
-        ("--accept-raw --output s3://results/{stem}", "--output has {key}, {name} or {stem} in it"),
+        ("--accept-raw --input none", "--input none passes no input"),
+        ("--accept-raw --output s3://results/{stem}", "--output contains {key}, {name} or {stem}"),
         ("--events ObjectCreate:*", "did you mean ObjectCreated:*?"),
         ("--max-messages 0", "--max-messages"),
         ("--queue-url orders", "--queue-url"),
         ("--work-dir /nonexistent", "--work-dir /nonexistent"),
         ("--work-dir-limit much", "write for example 500Mi or 20Gi"),
         ("--output results", "write for example s3://bucket/prefix"),
-        ("--output s3://results/{keys}", "{keys} is none of {key}, {name}, {stem}, {message_id}, {job_type}"),
+        (
+            "--output s3://results/{keys}",
+            "unknown placeholder {keys}; the placeholders are {key}, {name}, {stem}, {message_id}, {job_type}",
+        ),
     ] {
         let left = refused(&cloud, flags).await;
         assert!(left.stderr.contains(complaint), "{flags}: {}", left.stderr);

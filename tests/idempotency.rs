@@ -315,7 +315,7 @@ async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
     first.run().await;
     let ours: Value = serde_json::from_slice(&records.one()).unwrap();
     for (field, value, problem) in [
-        ("version", json!(9), "is of version 9, and this leasehold reads version 1 only"),
+        ("version", json!(9), "has version 9, but this leasehold reads only version 1"),
         ("version", json!("hidden"), "not an idempotency record"),
         ("version", json!(null), "not an idempotency record"),
         ("state", json!("hidden"), "not an idempotency record"),
@@ -351,7 +351,7 @@ async fn a_store_that_refuses_for_good_is_named_at_once() {
 async fn a_record_without_an_end_is_not_read() {
     let long = Http::start(|_| (200, "x".repeat(1 << 20))).await;
     let error = S3::new(&aws::config(&long.endpoint), None).read("b", "k").await.unwrap_err().to_string();
-    assert!(error.contains("s3://b/k: it is longer than the 65536 bytes of a record"), "{error}");
+    assert!(error.contains("s3://b/k: it is longer than 65536 bytes, the limit of a record"), "{error}");
 }
 
 /// Neither does a store that refuses every write cost a loop without an end, nor is the work done without a record.
@@ -557,7 +557,7 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
             panic!("taken")
         };
         let claimed = Instant::now();
-        assert_eq!(held.refresh().await, "its record could not be refreshed in time");
+        assert_eq!(held.refresh().await, "the idempotency record could not be refreshed in time");
         assert_eq!(claimed.elapsed(), VISIBILITY, "seed {seed}");
     }
 }

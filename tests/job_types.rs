@@ -166,7 +166,7 @@ fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
         ("max-duration: soon", "line 3 column 19", "write for example 90s, 10m or 2h30m"),
         ("match: { event: ObjectCreate:x }", "line 3 column 21", "did you mean ObjectCreated:*?"),
         ("match: { key: 'in/[.pdf' }", "line 3 column 19", "unclosed character class"),
-        ("output: s3://results/{kee}", "line 3 column 13", "{kee} is none of {key}"),
+        ("output: s3://results/{kee}", "line 3 column 13", "unknown placeholder {kee}; the placeholders are {key}"),
         ("checkpoint: state/of", "line 3 column 17", "write for example s3://bucket/prefix"),
         ("checkpoint-interval: often", "line 3 column 26", "write for example 90s, 10m or 2h30m"),
         ("permanent-exit-codes: [256]", "line 3 column 28", "u8"),
@@ -206,13 +206,17 @@ fn a_file_may_have_any_name_a_byte_order_mark_and_crlf() {
 #[test]
 fn a_removal_is_worked_on_without_a_fetch_or_refused() {
     let removals = "--events ObjectCreated:*,ObjectRemoved:*";
-    let complaint = "--events ObjectRemoved:* means that the object is gone, and --input fetches it: add --input none";
+    let complaint =
+        "--events ObjectRemoved:* means that the object was deleted, so it cannot be downloaded: set --input none";
     let of = |matches: &str, input: &str| {
         format!("job-types:\n- name: gone\n  match: {{ {matches} }}\n  input: {input}\n  command: [a]\n")
     };
     let fetches = of("event: 'ObjectRemoved:*'", "file");
     let refusal = refused("a.yaml", &fetches, removals);
-    assert!(refusal.contains("job type gone") && refusal.ends_with("input fetches it: add input none"), "{refusal}");
+    assert!(
+        refusal.contains("job type gone") && refusal.ends_with("it cannot be downloaded: set input none"),
+        "{refusal}"
+    );
     // A command for all others may get what the type leaves.
     let narrow = of("event: 'ObjectRemoved:*', key: 'in/*'", "none");
     assert!(refused("a.yaml", &narrow, removals).ends_with(complaint));
@@ -223,20 +227,20 @@ fn a_removal_is_worked_on_without_a_fetch_or_refused() {
 #[test]
 fn what_holds_for_the_flags_holds_for_each_job_type() {
     for (line, flags, complaint) in [
-        ("visibility-timeout: 2s", "", "job type one: visibility-timeout 2s is under 3s"),
-        ("visibility-timeout: 2500ms", "", "job type one: visibility-timeout 2.5s has a fraction"),
+        ("visibility-timeout: 2s", "", "job type one: visibility-timeout 2s is too short for a heartbeat"),
+        ("visibility-timeout: 2500ms", "", "job type one: visibility-timeout 2.5s must be a whole number of seconds"),
         ("max-duration: 12h", "", "job type one: max-duration 12h is over"),
-        ("stop-grace: 29s", "", "job type one: stop-grace 29s does not fit"),
+        ("stop-grace: 29s", "", "job type one: stop-grace 29s is too long"),
         ("stall-timeout: 10m", "", "job type one: stall-timeout 10m has no effect"),
         ("retry-min: 1h", "--retry-max 1m", "job type one: retry-min 1h is over --retry-max 1m"),
         ("permanent-exit-codes: [75]", "", "job type one: permanent-exit-codes: 75 cannot be permanent"),
-        ("input: none", "--accept-raw", "job type one: --accept-raw gives"),
+        ("input: none", "--accept-raw", "job type one: --accept-raw passes"),
         ("command: []", "", "the command is empty"),
         (
             "match: { event: 'ObjectRemoved:*' }",
             "",
             "job type one: it matches ObjectRemoved:*, which --events ObjectCreated:*,ObjectRestore:Completed does not \
-             ask for: messages about it are deleted",
+             include: messages about it are deleted",
         ),
     ] {
         let text = format!("job-types:\n  - name: one\n    {line}\n");
@@ -244,8 +248,8 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
         assert!(complained.contains(complaint), "{line}: {complained}");
     }
     let two = |second: &str| format!("job-types:\n  - name: one\n  - name: {second}\n");
-    assert!(refused("types.yaml", &two("one"), "").contains("one is the name of two job types"));
-    assert!(refused("types.yaml", &two("two"), "").contains("two is never reached: one"));
+    assert!(refused("types.yaml", &two("one"), "").contains("two job types have the name one"));
+    assert!(refused("types.yaml", &two("two"), "").contains("job type two is never used: one"));
     assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has no job type"));
 }
 
@@ -253,14 +257,9 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
 #[test]
 fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
     for (lines, flags, place, complaint) in [
-        ("max-duration: 13h", "", "line 3 column 19", "only with --checkpoint may it be more"),
+        ("max-duration: 13h", "", "line 3 column 19", "longer work needs --checkpoint"),
         ("# A remark.\n\n    max-duration: 13h", "", "line 5 column 19", "max-duration 13h is over"),
-        (
-            "checkpoint-interval: 1m",
-            "",
-            "line 3 column 26",
-            "checkpoint-interval has no effect: there is no --checkpoint",
-        ),
+        ("checkpoint-interval: 1m", "", "line 3 column 26", "checkpoint-interval has no effect without --checkpoint"),
         (
             "checkpoint: s3://state\n    checkpoint-interval: 0s",
             "",
@@ -271,11 +270,11 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
             "checkpoint: s3://state\n    visibility: fixed\n    max-duration: 13h",
             "",
             "line 5 column 19",
-            "only with visibility heartbeat",
+            "only visibility heartbeat",
         ),
-        ("visibility: fixed", "--checkpoint s3://state --max-duration 13h", "line 3 column 17", "only with visibility"),
-        ("checkpoint: 's3://state/{key}'", "--accept-raw", "line 3 column 17", "messages without an object"),
-        ("output: 's3://results/{name}'", "--accept-raw", "line 3 column 13", "{message_id} is always there"),
+        ("visibility: fixed", "--checkpoint s3://state --max-duration 13h", "line 3 column 17", "only visibility"),
+        ("checkpoint: 's3://state/{key}'", "--accept-raw", "line 3 column 17", "a message may have no object"),
+        ("output: 's3://results/{name}'", "--accept-raw", "line 3 column 13", "use {message_id} instead"),
         ("retry: expire\n    retry-min: 1h", "--retry-max 1m", "line 4 column 16", "retry-min 1h is over"),
     ] {
         let complained = refused("types.yaml", &format!("job-types:\n  - name: one\n    {lines}\n"), flags);
@@ -286,9 +285,7 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
     let complained = refused("types.toml", toml, "");
     assert!(complained.contains("types.toml, line 7 column 16: job type two: max-duration"), "{complained}");
     let twice = "job-types:\n  - name: one\n    match: { key: x }\n  - name: one\n";
-    assert!(
-        refused("types.yaml", twice, "").contains("types.yaml, line 4 column 11: one is the name of two job types")
-    );
+    assert!(refused("types.yaml", twice, "").contains("types.yaml, line 4 column 11: two job types have the name one"));
 }
 
 #[test]
@@ -368,7 +365,7 @@ fn a_message_is_of_one_job_type_or_refused() {
     };
     assert_eq!(of(&["a.csv", "b.csv"]), Ok(Some("csv".to_owned())));
     assert_eq!(of(&["a", "b"]), Ok(None));
-    let mixed = |a: &str, b: &str| Err(format!("its objects are of different job types, {a} and {b}"));
+    let mixed = |a: &str, b: &str| Err(format!("its objects match different job types, {a} and {b}"));
     assert_eq!(of(&["a.csv", "b.csv", "c.pdf"]), mixed("csv", "pdf"));
     assert_eq!(of(&["a.csv", "b"]), mixed("csv", "default"));
     assert_eq!(of(&["a", "b.pdf"]), mixed("default", "pdf"));
@@ -446,7 +443,7 @@ async fn a_message_of_no_job_type_is_a_permanent_failure_if_there_is_no_command_
     assert_eq!((command.runs(), deletes(&queue), queue.counts().in_flight), (0, 0, 1));
     let ended = &arrived.ended()[0];
     assert_eq!(ended.subject.objects.len(), 1, "it is told which object nobody works on");
-    assert!(ended.error().is_some_and(|error| error.contains("no command for all others")));
+    assert!(ended.error().is_some_and(|error| error.contains("no COMMAND for other messages")));
 }
 
 #[tokio::test]

@@ -143,7 +143,7 @@ async fn a_kept_message_says_in_plain_words_what_happens_next() {
     journey.settings.policy.limits.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
     let ended = journey.run().await.ended().remove(0);
     let noon = humantime::parse_rfc3339("2026-11-22T12:03:00Z").expect("a time");
-    let next = "attempt 1 of 3, visible again 12:03:20Z, then dead-letter queue dlq";
+    let next = "attempt 1 of 3, visible again 12:03:20Z, after the last attempt it goes to dead-letter queue dlq";
     assert_eq!(ended.next(noon).as_deref(), Some(next));
     assert_eq!(ended.error().as_deref(), Some("the command failed with exit code 1"));
 }

@@ -120,5 +120,5 @@ async fn without_state_there_is_no_folder_for_it() {
     assert_eq!(desk.local("", "true").await.code, Some(0));
     assert!(!desk.path("state").exists());
     let left = desk.local("--ceiling 13h", "true").await;
-    assert!(left.code == Some(78) && left.log.contains("--ceiling 13h does not fit"), "{}", left.log);
+    assert!(left.code == Some(78) && left.log.contains("--ceiling 13h must be"), "{}", left.log);
 }

@@ -159,7 +159,7 @@ async fn an_over_long_line_is_cut_and_the_next_one_is_whole() {
     let _logging = logs.capture();
     assert_eq!(run("head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next").await, Exit::Code(0));
     let lines = logs.lines("stdout");
-    assert_eq!(lines[0], format!("{} [cut here: {} more bytes]", "x".repeat(8192), 1_000_000 - 8192));
+    assert_eq!(lines[0], format!("{} [truncated: {} more bytes]", "x".repeat(8192), 1_000_000 - 8192));
     assert_eq!(lines[1..], ["next"]);
 }
 

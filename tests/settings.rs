@@ -145,14 +145,14 @@ fn complaints_name_the_variable_or_the_flag_that_was_given() {
         (
             &["run", "--", "true"],
             &[queue, ("LEASEHOLD_STOP_GRACE", "29s"), ("LEASEHOLD_TERMINATION_GRACE", "31s")],
-            "LEASEHOLD_STOP_GRACE 29s does not fit: with the 10s that leasehold needs to release the message and report, \
-             it is over LEASEHOLD_TERMINATION_GRACE 31s",
+            "LEASEHOLD_STOP_GRACE 29s is too long: with the 10s that leasehold needs to release the message and to report, \
+             it exceeds LEASEHOLD_TERMINATION_GRACE 31s",
         ),
         (
             &["run", "--termination-grace", "5s", "--", "true"],
             &[queue, ("LEASEHOLD_STOP_GRACE", "29s")],
-            "LEASEHOLD_STOP_GRACE 29s does not fit: with the 1.7s that leasehold needs to release the message and report, \
-             it is over --termination-grace 5s",
+            "LEASEHOLD_STOP_GRACE 29s is too long: with the 1.7s that leasehold needs to release the message and to report, \
+             it exceeds --termination-grace 5s",
         ),
         (&["run", "--", "true"], &[queue, ("LEASEHOLD_ACCEPT_RAW", "perhaps")], "'perhaps' for 'LEASEHOLD_ACCEPT_RAW'"),
         (&["run", "--", "true"], &[queue, ("LEASEHOLD_WIAT", "1s")], "did you mean 'LEASEHOLD_WAIT'?"),

@@ -218,7 +218,7 @@ fn ctrl_c_says_how_long_it_waits_and_once_more_it_kills() {
     run.shows("ready a.csv");
     run.shows("ready b.csv");
     run.ctrl_c();
-    run.shows("stopping: waiting up to 590 s for the command; press Ctrl-C again to kill it");
+    run.shows("shutting down: waiting up to 590 s for the command; press Ctrl-C again to kill it");
     run.shows("0% a.csv");
     run.ctrl_c();
     let seen = run.ends();
@@ -245,7 +245,7 @@ fn the_exit_code_says_which_signal_it_was() {
         run.signal(signal);
         let seen = run.ends();
         assert_eq!(seen.code, Some(code), "{}", seen.screen);
-        assert!(seen.screen.contains("stopping: waiting up to 20 s"), "{}", seen.screen);
+        assert!(seen.screen.contains("shutting down: waiting up to 20 s"), "{}", seen.screen);
     }
 }
 
@@ -371,7 +371,7 @@ fn what_is_not_set_is_said_in_a_line() {
     };
     let (code, stdout, stderr) = run(None);
     assert_eq!((code, &*stdout), (Some(78), ""), "{stderr}");
-    assert_eq!(stderr, "leasehold: no AWS region is known: set AWS_REGION\n");
+    assert_eq!(stderr, "leasehold: the AWS region is not set: set AWS_REGION\n");
     let (code, stdout, _) = run(Some("us-east-1"));
     assert_eq!(code, Some(78), "{stdout}");
     let last = stdout.lines().last().expect("a record");

@@ -246,10 +246,10 @@ impl Claim {
         let expires_at = self.state.expires_at;
         let begins_at = match self.state.phase {
             Phase::Held if expires_at <= now => {
-                return self.ends(Milestone::Lost("its record could not be refreshed in time".to_owned()));
+                return self.ends(Milestone::Lost("the idempotency record could not be refreshed in time".to_owned()));
             }
             Phase::Recording if expires_at <= now => {
-                let why = "its record expired before the work could be recorded".to_owned();
+                let why = "the idempotency record expired before the work could be recorded".to_owned();
                 return self.ends(Milestone::Over(Err(Failure::Superseded(why))));
             }
             Phase::Held if self.state.surprise == Surprise::None => self.state.refresh_at.min(expires_at),
@@ -284,7 +284,7 @@ impl Claim {
 
     fn begin(&mut self, phase: Phase, now: Duration, unanswered: Option<Call>) {
         if self.state.phase != Phase::Held {
-            let why = "its record is not ours any more".to_owned();
+            let why = "the idempotency record no longer belongs to this pod".to_owned();
             return self.over(Milestone::Over(Err(Failure::Superseded(why))));
         }
         if unanswered.is_some() {
@@ -348,7 +348,7 @@ impl Claim {
             return;
         }
         let refused = Again { at: now, failures: self.state.unchanged }.after(now, LONGEST_PAUSE, &self.delivery);
-        let why = "the store refuses to write a record that has not changed".to_owned();
+        let why = "the store refuses to write the idempotency record, although it has not changed".to_owned();
         if self.state.unchanged == MOST_FAILURES {
             return self.over(Milestone::Over(Err(Failure::Record(why))));
         }
@@ -370,7 +370,7 @@ impl Claim {
             }
             // Who wrote what we cannot read was not us.
             Answer::Read(_) | Answer::Unreadable(_) | Answer::ConditionFailed => {
-                let why = "another pod has claimed its record".to_owned();
+                let why = "another pod has claimed the idempotency record".to_owned();
                 self.not_ours(Failure::Superseded(why.clone()), why);
             }
             Answer::Unsupported(why) => self.not_ours(Failure::Record(why.clone()), why),

@@ -113,7 +113,7 @@ pub(super) fn unknown(event: &str) -> String {
     let looks_like_a_name =
         event.len() <= 64 && event.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.".contains(&byte));
     let event = if looks_like_a_name { format!(" {event}") } else { String::new() };
-    format!("unknown S3 event{event}; a sender of its own must use S3's names, such as ObjectCreated:Put")
+    format!("unknown S3 event{event}; a sender other than S3 must use S3's event names, such as ObjectCreated:Put")
 }
 
 /// Which events are work (`--events`): S3's names, a `*` for all of a family.

@@ -55,7 +55,7 @@ pub enum KeepReason {
     LeaseExhausted,
     /// Near SQS's ceiling of 12 hours, and the next pod goes on from the checkpoint.
     HandedOver,
-    /// We were asked to stop.
+    /// We were leasehold was asked to stop.
     Stopped,
     /// The work on this message panicked; nothing is wrong with the others.
     Panicked(String),
@@ -146,31 +146,30 @@ impl fmt::Display for KeepReason {
             Self::NotANotification(why) => {
                 write!(f, "the message is not an S3 notification that leasehold understands: {why}")
             }
-            Self::NoJobType(why) => write!(f, "the message is of no job type: {why}"),
+            Self::NoJobType(why) => write!(f, "the message has no job type: {why}"),
             Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
             Self::Unreadable(why) => write!(f, "the object cannot be read: {why}"),
             Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
             Self::CommandFailed(exit) => write!(f, "the command failed with {exit}"),
-            Self::Permanent(exit) => write!(f, "the command says that this input will never work ({exit})"),
-            Self::Temporary => f.write_str("the command asks to be retried later (exit code 75)"),
+            Self::Permanent(exit) => write!(f, "the command reported a permanent failure ({exit})"),
+            Self::Temporary => f.write_str("the command reported a temporary failure (exit code 75)"),
             Self::PublishFailed(why) => write!(f, "the command's output could not be published: {why}"),
-            Self::NotRecorded(why) => write!(f, "the idempotency record failed: {why}"),
-            Self::DeleteFailed(why) => write!(f, "the work succeeded but the message could not be deleted: {why}"),
+            Self::NotRecorded(why) => write!(f, "the idempotency record could not be read or written: {why}"),
+            Self::DeleteFailed(why) => write!(f, "the work succeeded, but the message could not be deleted: {why}"),
             Self::TimedOut => f.write_str("the work took longer than --max-duration"),
-            Self::Stalled => f.write_str("the command printed nothing and made no progress for --stall-timeout; if it prints, its output waits in a \
-                 buffer: flush it, or start it with stdbuf -oL",
+            Self::Stalled => f.write_str("the command printed nothing and reported no progress for --stall-timeout; if it does print, its output is buffered: flush it, or start the command with stdbuf -oL",
             ),
             Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
             Self::LostAfterSuccess => {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
             }
-            Self::LeaseExhausted => f.write_str("SQS hides a message for 12 hours at most, and they are over"),
+            Self::LeaseExhausted => f.write_str("SQS hides a message for at most 12 hours after a receive, and they are over"),
             Self::HandedOver => {
-                f.write_str("SQS hides a message for 12 hours at most: the next pod goes on from the checkpoint")
+                f.write_str("SQS hides a message for at most 12 hours after a receive: the next pod resumes from the checkpoint")
             }
-            Self::Stopped => f.write_str("asked to stop"),
+            Self::Stopped => f.write_str("leasehold was asked to stop"),
             Self::Panicked(why) => write!(f, "a bug in leasehold: the work on this message panicked: {why}"),
-            Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} died"),
+            Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} actor died"),
         }
     }
 }

@@ -57,7 +57,7 @@ impl Policy {
         let (task, limits) = match job_type(&self.job_types, &content) {
             Ok(Some(job_type)) => (Ok(job_type.task.clone()), &job_type.limits),
             Ok(None) => {
-                let none = || "none takes it, and there is no command for all others".to_owned();
+                let none = || "no job type matches it, and there is no COMMAND for other messages".to_owned();
                 (self.task.clone().ok_or_else(none), &self.limits)
             }
             Err(why) => (Err(why), &self.limits),
@@ -568,7 +568,9 @@ impl Run {
     fn settle(self, mut current: InFlight, verdict: Verdict) -> Step {
         current.judged_at = current.judged_at.or(Some(self.now));
         let unsettled = match &verdict {
-            Verdict::Delete(_) => KeepReason::DeleteFailed("no answer within the time left for the stop".to_owned()),
+            Verdict::Delete(_) => {
+                KeepReason::DeleteFailed("no answer within the time left for the shutdown".to_owned())
+            }
             Verdict::Keep(why, _) => why.clone(),
         };
         let releasing = if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };

@@ -76,7 +76,9 @@ pub fn parse(body: &str) -> Result<Notification, NotANotification> {
             // Once only: a Message within a Message is nothing that S3 or EventBridge sends.
             notification(&message).map_err(|why| refused(format!("in SNS's Message: {why}")))
         }
-        Some("SubscriptionConfirmation") => Err(refused("it is an SNS subscription that waits to be confirmed")),
+        Some("SubscriptionConfirmation") => {
+            Err(refused("it is an SNS subscription confirmation; confirm the subscription"))
+        }
         Some(_) | None => notification(&body),
     }
 }
@@ -213,7 +215,7 @@ fn within_limits(key: String) -> Result<String, NotANotification> {
     const LONGEST: usize = 1024;
     match key.len() {
         1..=LONGEST => Ok(key),
-        bytes => Err(refused(format!("the object's key has {bytes} bytes, and S3 allows {LONGEST}"))),
+        bytes => Err(refused(format!("the object's key has {bytes} bytes; S3 allows 1 to {LONGEST}"))),
     }
 }
 
@@ -227,7 +229,7 @@ fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
 fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotification> {
     match text(json, path)? {
         Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => {
-            Err(refused(format!("{path} is not one that S3 gives")))
+            Err(refused(format!("{path} is longer than 1,024 bytes or contains control characters")))
         }
         value => Ok(value.map(Cow::into_owned)),
     }
@@ -283,7 +285,7 @@ fn at<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
 /// `what` in our own words, because serde_json's may quote the text: a position is enough to find it.
 fn json(text: &str, what: &str) -> Result<Value, NotANotification> {
     serde_json::from_str(text).map_err(|error| {
-        refused(format!("{what} cannot be read as JSON (line {}, column {})", error.line(), error.column()))
+        refused(format!("{what} is not valid JSON (line {}, column {})", error.line(), error.column()))
     })
 }
 

@@ -25,7 +25,7 @@ impl FromStr for Place {
         let text = text.trim();
         let rest = text.strip_prefix("s3://").ok_or("write for example s3://bucket/prefix")?;
         if rest.contains(char::is_control) {
-            return Err("it has a line end or another control character in it".to_owned());
+            return Err("it contains a line break or another control character".to_owned());
         }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if !is_bucket_name(bucket) {
@@ -156,10 +156,13 @@ impl FromStr for Template {
         while let Some(brace) = rest.find(['{', '}']) {
             let (before, from) = rest.split_at(brace);
             let end = from.find('}').filter(|end| *end > 0);
-            let name = &from[..=end.ok_or_else(|| format!("a brace is alone in {text}; known are {}", known()))?];
+            let name =
+                &from[..=end.ok_or_else(|| format!("unmatched brace in {text}; the placeholders are {}", known()))?];
             let value = Value::ALL.into_iter().find(|value| value.to_string() == name);
             pieces.push(Piece::Text(before.to_owned()));
-            pieces.push(Piece::Value(value.ok_or_else(|| format!("{name} is none of {}", known()))?));
+            pieces.push(Piece::Value(
+                value.ok_or_else(|| format!("unknown placeholder {name}; the placeholders are {}", known()))?,
+            ));
             rest = &from[name.len()..];
         }
         pieces.push(Piece::Text(rest.to_owned()));
@@ -231,11 +234,14 @@ mod tests {
     #[test]
     fn a_template_that_cannot_be_filled_is_refused() {
         for (template, complaint) in [
-            ("s3://b/{keys}", "{keys} is none of {key}, {name}, {stem}, {message_id}, {job_type}"),
-            ("s3://b/{}", "{} is none of"),
-            ("s3://b/{key", "a brace is alone in s3://b/{key; known are {key}, "),
-            ("s3://b/key}", "a brace is alone"),
-            ("s3://b/{{key}}", "{{key} is none of"),
+            (
+                "s3://b/{keys}",
+                "unknown placeholder {keys}; the placeholders are {key}, {name}, {stem}, {message_id}, {job_type}",
+            ),
+            ("s3://b/{}", "unknown placeholder {};"),
+            ("s3://b/{key", "unmatched brace in s3://b/{key; the placeholders are {key}, "),
+            ("s3://b/key}", "unmatched brace"),
+            ("s3://b/{{key}}", "unknown placeholder {{key};"),
             ("s3://{key}/x", "\"{key}\" is not a valid bucket name"),
         ] {
             let error = template.parse::<Template>().unwrap_err();

@@ -162,7 +162,7 @@ impl Ended {
     pub fn error(&self) -> Option<String> {
         let Settlement::Kept(reason, _) = &self.settlement else { return None };
         let said = self.work.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        let last_error = self.work.last_error.as_ref().map(|why| format!("; until then it kept failing: {why}"));
+        let last_error = self.work.last_error.as_ref().map(|why| format!("; last error: {why}"));
         Some(format!("{reason}{said}{}", last_error.unwrap_or_default()))
     }
 
@@ -178,10 +178,10 @@ impl Ended {
         };
         let then = match &self.subject.redrive {
             Redrive::DeadLetter { queue, .. } if self.subject.redrive.is_final(self.subject.receive_count) => {
-                format!("this was the last: the next receive moves it to dead-letter queue {queue}")
+                format!("this was the last attempt: the next receive moves it to dead-letter queue {queue}")
             }
-            Redrive::DeadLetter { queue, .. } => format!("then dead-letter queue {queue}"),
-            Redrive::None => "and again without end: the queue has no dead-letter queue".to_owned(),
+            Redrive::DeadLetter { queue, .. } => format!("after the last attempt it goes to dead-letter queue {queue}"),
+            Redrive::None => "retried until it expires: the queue has no dead-letter queue".to_owned(),
             Redrive::Unknown => return Some(format!("{attempt}, {visible}")),
         };
         Some(format!("{attempt}, {visible}, {then}"))

@@ -54,7 +54,7 @@ pub fn job_type<'a>(types: &'a [JobType], content: &Content) -> Result<Option<&'
     let name = |it: Option<&JobType>| it.map_or(Task::DEFAULT, |it| it.task.name.as_str()).to_owned();
     match taken.map(name).find(|other| *other != name(first)) {
         None => Ok(first),
-        Some(other) => Err(format!("its objects are of different job types, {} and {other}", name(first))),
+        Some(other) => Err(format!("its objects match different job types, {} and {other}", name(first))),
     }
 }
 
@@ -101,11 +101,11 @@ pub struct CommandLine {
 #[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum MissingObject {
-    /// Keep the message: the object may come back
+    /// Keep the message and retry: the object may come back
     Retry,
-    /// Keep the message: the redrive policy moves it to the dead-letter queue
+    /// Keep the message as a permanent failure, until it goes to the dead-letter queue
     Fail,
-    /// There is nothing to do: delete the message
+    /// Delete the message: there is nothing to do
     Ignore,
 }
 
@@ -114,11 +114,11 @@ pub enum MissingObject {
 #[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum Input {
-    /// As a file, whose path is in JOB_INPUT
+    /// As a file; its path is in JOB_INPUT
     File,
-    /// As its standard input, too
+    /// As a file, and also on standard input
     Stdin,
-    /// Not at all: it is not fetched
+    /// Not at all: the object is not downloaded
     None,
 }
 

@@ -54,7 +54,7 @@ impl RunOutcome {
 impl fmt::Display for RunOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Finished => f.write_str("nothing was kept"),
+            Self::Finished => f.write_str("no message was kept"),
             Self::Kept(reason) => reason.fmt(f),
             Self::ReceiveFailed(ReceiveFailure::GaveUp(why)) => write!(f, "no message could be received: {why}"),
             Self::ReceiveFailed(ReceiveFailure::Misconfigured(why)) => why.fmt(f),

@@ -114,7 +114,7 @@ pub enum Retry {
 pub enum OnStop {
     /// Make the message visible at once
     Release,
-    /// Leave it to its visibility timeout
+    /// Let its visibility timeout run out
     Expire,
 }
 

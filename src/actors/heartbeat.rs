@@ -172,16 +172,16 @@ impl Holding {
                 debug!(%message_id, lease_left_s, "lease extended");
             }
             (DELETE, Answer::NotInFlight(error), _) => {
-                warn!(%message_id, error, "the queue refused the delete: the message will come back");
+                warn!(%message_id, error, "the queue refused the delete: the message will be delivered again");
             }
             (DELETE, Answer::Failed(error) | Answer::Unclear(error), Phase::Deleting { .. }) => {
                 warn!(%message_id, error, "the delete failed and will be retried");
             }
             (RELEASE, Answer::Unclear(error), _) => {
-                warn!(%message_id, error, "the release was not answered: the message is visible again when its visibility timeout ends, or sooner");
+                warn!(%message_id, error, "no answer to the release: the message is visible again when its visibility timeout ends, or sooner");
             }
             (RELEASE, Answer::Failed(error), Phase::Settled(_)) => {
-                warn!(%message_id, error, "the message could not be released: its visibility timeout has to run out");
+                warn!(%message_id, error, "the message could not be released: it is visible again when its visibility timeout ends");
             }
             _ => {}
         }

@@ -164,17 +164,15 @@ async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
             Ok(Err(why)) => why,
             Err(_) => format!("no answer within {REDRIVE_LIMIT:?}"),
         };
-        debug!(why, "the queue's RedrivePolicy could not be read, and will be asked for again");
+        debug!(why, "reading the queue's RedrivePolicy failed and will be retried");
         tokio::time::sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
     };
     match &redrive {
         Redrive::None => {
-            warn!(
-                "the queue has no dead-letter queue: a message that always fails is retried until its retention ends"
-            );
+            warn!("the queue has no dead-letter queue: a message that always fails is retried until it expires");
         }
         Redrive::DeadLetter { max_receive_count, .. } if *max_receive_count < FEWEST_RECEIVES => {
-            warn!(max_receive_count, "maxReceiveCount is low: every stop of a pod also uses up one receive");
+            warn!(max_receive_count, "maxReceiveCount is low: every pod stop also uses up one receive");
         }
         Redrive::DeadLetter { .. } | Redrive::Unknown => {}
     }

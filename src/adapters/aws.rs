@@ -68,7 +68,7 @@ pub async fn load(
     match config.region() {
         None => return Err(LoadError::NoRegion),
         Some(region) if !environment::is_region(region.as_ref()) => {
-            let why = format!("is {:?}; it must be a region's name, as eu-west-1", region.as_ref());
+            let why = format!("is {:?}; it must be the name of a region, such as eu-west-1", region.as_ref());
             return Err(LoadError::Setting { name: "the region".to_owned(), why });
         }
         Some(_) => {}
@@ -97,11 +97,11 @@ pub async fn load(
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
-    #[error("no AWS region is known: set AWS_REGION")]
+    #[error("the AWS region is not set: set AWS_REGION")]
     NoRegion,
     #[error("{name} {why}")]
     Setting { name: String, why: String },
-    #[error("AWS_ENDPOINT_URL, or that of a service, is {:?}; it looks like http://localhost:4566", without_userinfo(.0))]
+    #[error("AWS_ENDPOINT_URL, or that of a service, is {:?}, which is not the URL of a server; write for example http://localhost:4566", without_userinfo(.0))]
     Endpoint(String),
     #[error(transparent)]
     CaBundle(#[from] CaBundleError),
@@ -180,7 +180,7 @@ impl Failure {
             if status.is_success() {
                 let why = causes(error);
                 return Self::Unanswered(format!(
-                    "HTTP {} came with something that cannot be read: {why}",
+                    "the body of an HTTP {} answer cannot be read: {why}",
                     status.as_u16()
                 ));
             }
@@ -204,7 +204,7 @@ impl Failure {
             return Self::Misconfigured(why);
         }
         let Some(credentials) = sources(error).find_map(<dyn Error>::downcast_ref::<CredentialsError>) else {
-            let advice = "AWS_CA_BUNDLE or SSL_CERT_FILE names the trusted certificates";
+            let advice = "set AWS_CA_BUNDLE or SSL_CERT_FILE to the trusted certificates";
             return Self::Unanswered(if why.contains("UnknownIssuer") { format!("{why} ({advice})") } else { why });
         };
         if let CredentialsError::CredentialsNotLoaded(_) = credentials {
@@ -213,7 +213,8 @@ impl Failure {
             return Self::Misconfigured(format!("no credentials: {advice}"));
         }
         if credentials.source().is_some_and(<dyn Error>::is::<std::io::Error>) {
-            let file = "the file of AWS_WEB_IDENTITY_TOKEN_FILE or AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+            let file =
+                "check the file that AWS_WEB_IDENTITY_TOKEN_FILE or AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names";
             return Self::Misconfigured(format!("{why} ({file})"));
         }
         let is_refused = ["AccessDenied", "IMDS is disabled"].iter().any(|text| why.contains(text));
@@ -221,7 +222,7 @@ impl Failure {
             return Self::Misconfigured(why);
         }
         // STS, the Pod Identity agent or the instance's metadata does not answer.
-        Self::Unanswered(format!("no credentials for now: {why}"))
+        Self::Unanswered(format!("no credentials at the moment: {why}"))
     }
 }
 

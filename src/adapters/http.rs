@@ -261,13 +261,13 @@ const CA_BUNDLES: [&str; 4] = [
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CaBundleError {
     #[error(
-        "no CA bundle is where distributions keep it ({}): install ca-certificates or set AWS_CA_BUNDLE",
+        "no CA bundle found in {}: install ca-certificates or set AWS_CA_BUNDLE",
         CA_BUNDLES[0]
     )]
     None,
-    #[error("the CA bundle {0} cannot be read: {1} (set AWS_CA_BUNDLE or SSL_CERT_FILE to another)")]
+    #[error("the CA bundle {0} cannot be read: {1} (correct AWS_CA_BUNDLE or SSL_CERT_FILE)")]
     Unreadable(PathBuf, String),
-    #[error("the CA bundle {0} holds no certificate (set AWS_CA_BUNDLE or SSL_CERT_FILE to another)")]
+    #[error("the CA bundle {0} contains no certificate (correct AWS_CA_BUNDLE or SSL_CERT_FILE)")]
     Empty(PathBuf),
 }
 

@@ -98,7 +98,7 @@ impl Processes {
         let start = || match Guard::start() {
             Ok(guard) => Some(Arc::new(guard)),
             Err(error) => {
-                warn!(%error, "the guard could not be started: if leasehold is KILLed, its command goes on");
+                warn!(%error, "the guard process could not be started: if leasehold gets SIGKILL, the command keeps running");
                 None
             }
         };
@@ -196,7 +196,7 @@ impl Runner for Processes {
             // started the time to save its state.
             running.terminate();
             if timeout(command.stop_grace, running.family_has_ended()).await.is_err() {
-                warn!(grace = ?command.stop_grace, "the command did not end in time after TERM; killing it");
+                warn!(grace = ?command.stop_grace, "the command did not exit within --stop-grace after SIGTERM; killing it");
             }
         } else {
             let ending = async { tokio::join!(output.drain(), running.end_escaped()) };
@@ -285,7 +285,7 @@ impl Running {
         let began_at = Instant::now();
         let mut escaped = self.kill_escaped();
         if !escaped.is_empty() {
-            warn!(processes = %Names(&escaped), "the command has ended but left processes running; killing them");
+            warn!(processes = %Names(&escaped), "the command has exited but left processes running; killing them");
         }
         while !escaped.is_empty() && began_at.elapsed() < KILL_LIMIT {
             self.child_ended(QUICK_TICK).await;
@@ -308,7 +308,7 @@ impl Running {
         let mut ended = self.leader_ended();
         let mut left = self.kill();
         if ended && !left.is_empty() {
-            warn!(processes = %Names(&left), "the command has ended but left processes running; killing them");
+            warn!(processes = %Names(&left), "the command has exited but left processes running; killing them");
         }
         let killed_at = Instant::now();
         while !ended || (!left.is_empty() && killed_at.elapsed() < KILL_LIMIT) {
@@ -317,7 +317,7 @@ impl Running {
             left = self.kill();
         }
         if !left.is_empty() {
-            warn!(processes = %Names(&left), "KILL did not end what the command left running");
+            warn!(processes = %Names(&left), "SIGKILL did not end the processes that the command left running");
         }
         self.reap(&mut commands())
     }

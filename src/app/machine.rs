@@ -12,7 +12,7 @@ pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), Strin
         find_program(&task.command.program).map_err(|why| match &work.job_types_file {
             Some(file) if task.name != Task::DEFAULT => {
                 let name = &task.name;
-                format!("job type {name} of {file}: {why}: this image does not have it, or {file} should name another command")
+                format!("job type {name} of {file}: {why}: add the command to this image, or correct it in {file}")
             }
             Some(_) | None => format!("the command: {why}"),
         })?;
@@ -46,7 +46,7 @@ pub fn check_threads() -> Result<(), String> {
     match refused {
         None => Ok(()),
         Some(error) => Err(format!(
-            "only {count} of {THREADS} threads can be started here ({error}): raise the limit of processes (ulimit -u, or the \
+            "only {count} of {THREADS} threads can be started ({error}): raise the limit of processes (ulimit -u, or the \
              pod's pids limit)"
         )),
     }

@@ -25,25 +25,28 @@ fn write(page: &mut String) -> fmt::Result {
     writeln!(page, "## Command line\n")?;
     writeln!(
         page,
-        "Every flag can be given as a variable, too: `--queue-url` as `LEASEHOLD_QUEUE_URL`. A flag outranks its"
+        "Every flag can be set by a variable, too: `--queue-url` by `LEASEHOLD_QUEUE_URL`. A flag overrides its"
     )?;
-    writeln!(page, "variable, and an empty variable is unset. An unknown `LEASEHOLD_*` variable is an error.")?;
+    writeln!(page, "variable, and an empty variable counts as unset. An unknown `LEASEHOLD_*` variable is an error.")?;
     let program = command_line::command();
     for action in program.get_subcommands().filter(|action| !action.is_hide_set()) {
         subcommand(page, action)?;
     }
     writeln!(page, "\n## Job types\n")?;
-    writeln!(page, "The file that `--job-types` names, YAML or TOML. Its schema is printed by `leasehold schema`.\n")?;
+    writeln!(page, "The YAML or TOML file for `--job-types`. `leasehold schema` prints its JSON Schema.\n")?;
     job_types(page)?;
     writeln!(page, "\n## Outcomes\n")?;
     outcomes(page)?;
     writeln!(page, "\n## Exit codes\n")?;
     exit_codes(page)?;
     writeln!(page, "\n## Log fields\n")?;
-    writeln!(page, "Of JSON records, one a line; a field without a value is left out.\n")?;
+    writeln!(
+        page,
+        "The fields of the JSON log, which has one record per line. A field without a value is left out.\n"
+    )?;
     table(page, ["field", "meaning"], FIELDS.map(|(name, meaning)| [code(name), meaning.to_owned()]))?;
     writeln!(page, "\n## Metrics\n")?;
-    writeln!(page, "All have the label `queue`.\n")?;
+    writeln!(page, "All metrics have the label `queue`.\n")?;
     let metrics = Metrics::described().into_iter().map(|(metric, kind)| {
         let labels: Vec<_> = metric.variable_labels.iter().map(code).collect();
         [code(&metric.fq_name), kind.to_owned(), labels.join(" "), metric.help]
@@ -99,10 +102,10 @@ fn job_types(page: &mut String) -> fmt::Result {
 fn outcomes(page: &mut String) -> fmt::Result {
     let deleted = [
         ("succeeded", "the command exited 0 and its results were published"),
-        ("already_done", "an idempotency record says that an earlier delivery has finished the work"),
+        ("already_done", "the idempotency record shows that an earlier delivery finished the work"),
         ("test_event", "S3's test event"),
-        ("ignored", "no event in the message is work, see `--events`"),
-        ("objects_gone", "the objects are gone, and `--missing-object ignore` says that this is right"),
+        ("ignored", "the message has no event to process, see `--events`"),
+        ("objects_gone", "the objects no longer exist, and `--missing-object ignore` is set"),
     ];
     let deleted =
         deleted.map(|(label, meaning)| [code(label), "deleted".to_owned(), "0".to_owned(), meaning.to_owned()]);
@@ -110,7 +113,7 @@ fn outcomes(page: &mut String) -> fmt::Result {
         let row = reason.row();
         let visible = match row.visible {
             Visible::AtOnce => "visible at once",
-            Visible::AfterStop => "visible as `--on-stop` says",
+            Visible::AfterStop => "visible as set by `--on-stop`",
             Visible::Soon => "visible after `--retry-min`",
             Visible::AfterBackoff => "visible after a backoff, see `--retry`",
             Visible::ByItself => "visible when its visibility timeout ends",
@@ -139,7 +142,7 @@ fn exit_codes(page: &mut String) -> fmt::Result {
     codes.sort();
     table(
         page,
-        ["exit code", "the last message that was kept, or the run"],
+        ["exit code", "outcome of the last message that was kept, or how the run ended"],
         codes.into_iter().map(|(code, labels)| [code.to_string(), labels.join(", ")]),
     )
 }

@@ -50,7 +50,8 @@ pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<
 }
 
 pub fn runner() -> Result<Arc<dyn Runner>, String> {
-    let processes = Processes::guarded().map_err(|error| format!("orphans could not be adopted: {error}"))?;
+    let processes = Processes::guarded()
+        .map_err(|error| format!("leasehold could not prepare to reap orphaned processes: {error}"))?;
     Ok(Arc::new(Commands(processes)))
 }
 

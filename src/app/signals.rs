@@ -92,7 +92,7 @@ impl Reaction {
     fn to_first(&self, signal: Signal) {
         let stop_grace_s = self.stop_grace.as_secs_f64();
         if self.kill.is_some() {
-            info!("stopping: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it");
+            info!("shutting down: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it");
         } else {
             info!(signal = signal.as_str(), stop_grace_s, "shutting down: no more messages will be deleted");
         }

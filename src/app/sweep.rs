@@ -28,7 +28,7 @@ pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
                 Ok(ExitCode::from(u8::from(failed > 0)))
             }
             Err(error) => {
-                error!(error, "nothing could be swept");
+                error!(error, "the Pushgateway could not be swept");
                 Ok(ExitCode::from(UNAVAILABLE))
             }
         }

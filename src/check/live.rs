@@ -49,8 +49,7 @@ pub async fn findings(
     };
     // Said once, and not by each call.
     if let Some(error) = no_credentials(&aws).await {
-        let change =
-            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in a pod give its service account a role";
+        let change = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in a pod, give the service account a role";
         findings.push(Finding::new(Rule::NoCredentials, "AWS credentials", error, change));
         return findings;
     }
@@ -63,7 +62,7 @@ pub async fn findings(
         findings.push(Finding::new(
             Rule::BucketsNotNamed,
             "buckets",
-            "their notifications and s3:GetObject were not looked at",
+            "their notifications and s3:GetObject were not checked",
             change,
         ));
     }
@@ -152,7 +151,7 @@ async fn of_queue(sqs: &Sqs, config: &RunConfig, findings: &mut Vec<Finding>) ->
             None
         }
         Err(why) => {
-            let change = "allow sqs:GetQueueAttributes: without it no message is known to be on its last attempt";
+            let change = "allow sqs:GetQueueAttributes: without it, leasehold does not know which attempt is the last";
             findings.push(Finding::new(Rule::QueueUnseen, "the queue's attributes", why, change));
             Some(Attributes::new())
         }
@@ -162,8 +161,8 @@ async fn of_queue(sqs: &Sqs, config: &RunConfig, findings: &mut Vec<Finding>) ->
 fn of_missing(bucket: &str, is_source: bool, written: &[&Written]) -> Finding {
     let named = is_source.then(|| "--buckets".to_owned());
     let named: Vec<_> = named.into_iter().chain(written.iter().map(ToString::to_string)).collect();
-    let what = format!("it does not exist, and is named by {}", named.join(", "));
-    Finding::new(Rule::BucketNotFound, format!("bucket {bucket}"), what, "make it, or correct its name")
+    let what = format!("it does not exist, but is set by {}", named.join(", "));
+    Finding::new(Rule::BucketNotFound, format!("bucket {bucket}"), what, "create it, or correct its name")
 }
 
 /// Is it known that the store heeds conditions? It is tried only where no queue is told of what the trial writes.
@@ -172,8 +171,8 @@ async fn of_conditions(s3: &S3, place: &Place, is_quiet: bool) -> Option<Finding
         return check_conditions(s3, place).await;
     }
     (!s3.is_at_aws()).then(|| {
-        let what = "whether the store heeds conditions was not tried: the record of the trial might become a message";
-        let change = "let this check see that the queue is not told of it; the first record of a run tries it, too";
+        let what = "conditional writes were not tested: the test record might become a message";
+        let change = "allow s3:GetBucketNotification, so that check can see that the test record does not become a message; the first record of a run tests it, too";
         Finding::new(Rule::ConditionsUntried, "--idempotency", what, change)
     })
 }
@@ -184,12 +183,12 @@ async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
     match s3.check_conditions(&place.bucket, &key).await {
         Ok(()) => None,
         Err(RecordError::ConditionsUnsupported(why)) => {
-            let change = "keep the records in a store that heeds both If-None-Match and If-Match";
+            let change = "keep the records in a store that supports If-None-Match and If-Match";
             Some(Finding::new(Rule::ConditionsIgnored, "--idempotency", why, change))
         }
         Err(error @ (RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_))) => {
-            let change = "allow s3:PutObject there; the first record of a run tries it again";
-            let what = format!("whether the store heeds conditions could not be tried: {error}");
+            let change = "allow s3:PutObject there; the first record of a run tests it, too";
+            let what = format!("conditional writes could not be tested: {error}");
             Some(Finding::new(Rule::ConditionsUntried, "--idempotency", what, change))
         }
     }
@@ -204,30 +203,35 @@ fn of_written(
     config: &RunConfig,
 ) -> Vec<Finding> {
     let place = format!("bucket {bucket}, notifications");
-    let allow = "allow s3:GetBucketNotification to whoever runs this check";
+    let allow = "allow s3:GetBucketNotification to the identity that runs check";
     let all = there.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let look = format!("look whether the queue is told of what is written there, which would become work: {all}");
+    let look = format!("check that files written there do not become messages of the queue: {all}");
     match (notifications, queue_arn) {
         (Ok(notifications), Some(arn)) => {
             let work = &config.work.settings.policy.selection.events;
             let mut findings: Vec<_> =
                 there.iter().flat_map(|one| places::findings(one, &notifications, arn, work)).collect();
             if notifications.others && !there.is_empty() {
-                let what = "it tells EventBridge or SNS, too, and what these pass on could not be seen";
+                let what = "it also notifies EventBridge or SNS, and check cannot see whether they notify the queue";
                 findings.push(Finding::new(Rule::NotificationsUnseen, place, what, look));
             }
             findings
         }
         (Ok(_), None) if there.is_empty() => Vec::new(),
         (Ok(_), None) => {
-            vec![Finding::new(Rule::NotificationsUnseen, place, "which of the queues is ours is not known", look)]
+            vec![Finding::new(
+                Rule::NotificationsUnseen,
+                place,
+                "the queue's ARN is not known, so its notifications could not be recognised",
+                look,
+            )]
         }
         (Err(why), _) if there.is_empty() => {
             vec![Finding::new(
                 Rule::NotificationsUnseen,
                 place,
                 why.to_string(),
-                format!("{allow}; the pod does without it"),
+                format!("{allow}; the pod does not need it"),
             )]
         }
         (Err(why), _) => {
@@ -243,10 +247,15 @@ async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
     match s3.kms_key(bucket).await {
         Ok(None) => None,
         Ok(Some(key)) => {
-            let what = format!("whether the pod may use the KMS key {key} could not be seen");
-            Some(Finding::new(Rule::KmsKeyUnseen, place, what, format!("{needs}, and the key's policy must let it")))
+            let what = format!("check cannot see whether the pod may use the KMS key {key}");
+            Some(Finding::new(
+                Rule::KmsKeyUnseen,
+                place,
+                what,
+                format!("{needs}, and the key's policy must allow both"),
+            ))
         }
-        Err(why) => Some(Finding::new(Rule::KmsKeyUnseen, place, why, format!("if it is with a KMS key, {needs}"))),
+        Err(why) => Some(Finding::new(Rule::KmsKeyUnseen, place, why, format!("if it uses a KMS key, {needs}"))),
     }
 }
 
@@ -260,12 +269,12 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
             match s3.may(*action, &written.to.bucket, &key).await {
                 Permission::Allowed => {}
                 Permission::Denied(why) if *action == Action::Get && !may_list => {
-                    let why = format!("{why} (without s3:ListBucket that is said of what is not there, too)");
+                    let why = format!("{why} (without s3:ListBucket, S3 answers 403 for a missing object, too)");
                     findings.push(Finding::new(
                         Rule::PermissionUnseen,
                         place,
                         why,
-                        "allow s3:ListBucket, and check again",
+                        "allow s3:ListBucket, then run check again",
                     ));
                 }
                 Permission::Denied(why) => {
@@ -275,14 +284,14 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
                     findings.push(finding.with_severity(*severity));
                 }
                 Permission::Unknown(why) => {
-                    let change = "look at the endpoint, and check again";
+                    let change = "check the endpoint, then run check again";
                     findings.push(Finding::new(Rule::PermissionUnseen, place, why, change));
                 }
             }
         }
     }
     if written.kind == Kind::Checkpoint {
-        let what = "it was not called: of what is not there it leaves a marker in a bucket with versions";
+        let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
         findings.push(Finding::new(
             Rule::PermissionUntried,
             format!("{written}, s3:DeleteObject"),
@@ -303,7 +312,7 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
     let mut findings = vec![Finding::new(
         Rule::PermissionUntried,
         place("ReceiveMessage"),
-        "it was not called, since a receive counts as an attempt; nor was kms:Decrypt, which an encrypted queue needs",
+        "it was not called, since a receive counts as an attempt; kms:Decrypt, which an encrypted queue needs, was not tested either",
         "the pod's role must allow them",
     )];
     for (call, answer) in
@@ -319,7 +328,7 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
                     Rule::QueueUnanswered,
                     place(call),
                     why,
-                    "look at the endpoint and the credentials",
+                    "check the endpoint and the credentials",
                 ));
             }
         }
@@ -331,8 +340,8 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
 /// Their clock against ours.
 fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
     let skew = theirs.duration_since(ours).unwrap_or_else(|error| error.duration());
-    let what = || format!("it is {}s off SQS's", skew.as_secs());
-    let change = "synchronise it (chrony, or the node's Amazon Time Sync)";
+    let what = || format!("it differs from the clock of SQS by {}s", skew.as_secs());
+    let change = "synchronise it, with chrony or the Amazon Time Sync Service";
     if skew > SKEW_REFUSED {
         let what = format!("{}, and AWS refuses signatures that are more than 5m off", what());
         Some(Finding::new(Rule::ClockSkew, "this machine's clock", what, change))
@@ -362,19 +371,19 @@ async fn of_source(
             one.events.iter().any(|event| config.work.settings.policy.selection.events.overlaps(event))
         };
         if to_us.is_empty() && notifications.others {
-            let what = "it tells EventBridge or SNS, not the queue itself";
+            let what = "it notifies EventBridge or SNS, but not the queue itself";
             findings.push(Finding::new(
                 Rule::NotificationsUnseen,
                 place.as_str(),
                 what,
-                "look whether their rule or subscription reaches the queue",
+                "check that their rule or subscription reaches the queue",
             ));
         } else if to_us.is_empty() {
             let change = format!("add a notification to {arn}");
             findings.push(Finding::new(
                 Rule::BucketSilent,
                 place.as_str(),
-                "it does not tell the queue of new objects",
+                "it does not notify the queue of new objects",
                 change,
             ));
         } else if !to_us.iter().any(is_work) {
@@ -382,7 +391,7 @@ async fn of_source(
             findings.push(Finding::new(
                 Rule::EventsMismatch,
                 place.as_str(),
-                "of the events that it tells none is work, so all are deleted",
+                "--events includes none of the events that it sends, so all their messages are deleted",
                 change,
             ));
         }
@@ -399,7 +408,7 @@ async fn of_source(
     match s3.open(&absent).await {
         Ok(_) | Err(FetchError::Missing(_)) => {}
         Err(FetchError::Retryable(why) | FetchError::Permanent(why) | FetchError::Overwritten(why)) => {
-            let change = "allow s3:GetObject, and s3:ListBucket for an honest 404";
+            let change = "allow s3:GetObject, and s3:ListBucket, without which S3 answers 403 for a missing object";
             findings.push(Finding::new(Rule::ReadPermission, format!("{place}, s3:GetObject"), why, change));
         }
     }
@@ -409,7 +418,7 @@ async fn of_source(
 async fn reach(config: PushgatewayConfig, ca_bundle: Option<PathBuf>) -> Option<Finding> {
     let PushgatewayConfig { url, job, credentials } = config;
     let asked = Pushgateway::new(Http::new(ca_bundle), &url, job, credentials).reach().await;
-    let change = "correct --pushgateway, or start it; a run works without it, but is not counted";
+    let change = "correct --pushgateway, or start the Pushgateway; a run works without it, but its metrics are lost";
     asked.err().map(|why| Finding::new(Rule::PushgatewayUnreachable, format!("--pushgateway {url}"), why, change))
 }
 

@@ -80,15 +80,15 @@ impl Manifest {
     fn of_objects(&self) -> Findings {
         let scaled_jobs: Vec<_> = self.objects.iter().filter(|object| object["kind"] == "ScaledJob").collect();
         if scaled_jobs.is_empty() {
-            let change = "give the rendered objects, for example the output of kubectl kustomize";
-            return vec![Finding::new(Rule::NoScaledJob, "the file", "there is no ScaledJob in it", change)].into();
+            let change = "pass the rendered objects, for example the output of kubectl kustomize";
+            return vec![Finding::new(Rule::NoScaledJob, "the file", "it has no ScaledJob", change)].into();
         }
         let mut all = Findings::from(self.objects.iter().flat_map(|object| self.not_texts(object)).collect::<Vec<_>>());
         let mut counted: Vec<(String, String)> = Vec::new();
         for object in scaled_jobs {
             let scaled_job = ScaledJob::new(object, self);
             if let Some(version) = object["apiVersion"].as_str().filter(|version| *version != "keda.sh/v1alpha1") {
-                let (place, what) = (scaled_job.at("apiVersion"), format!("KEDA does not read {version}"));
+                let (place, what) = (scaled_job.at("apiVersion"), format!("KEDA ignores {version}"));
                 all.add(vec![Finding::new(Rule::ApiVersion, place, what, "set it to keda.sh/v1alpha1")].into());
             }
             let (container, findings) = scaled_job.container();
@@ -98,7 +98,7 @@ impl Manifest {
             let Some(queue) = container.as_ref().and_then(container::Container::queue_url) else { continue };
             if let Some((other, _)) = counted.iter().find(|(_, counted)| counted == queue) {
                 let what = format!(
-                    "ScaledJob {other} has the same queue: for each message both start a Job, and one finds nothing"
+                    "ScaledJob {other} has the same queue: both create a Job for each message, and one of the two pods finds no message"
                 );
                 let place = scaled_job.at("spec.triggers");
                 all.add(vec![Finding::new(Rule::SharedQueue, place, what, "remove one of them")].into());

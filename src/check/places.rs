@@ -112,20 +112,20 @@ pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &st
         if told.is_empty() {
             continue;
         }
-        let whom = format!("bucket {bucket} tells the queue by its notification {}", shown(notification));
-        let change = "write to another bucket or prefix, or narrow the notification's prefix to where the work arrives";
+        let whom = format!("bucket {bucket} notifies the queue by its notification {}", shown(notification));
+        let change = "write to another bucket or prefix, or narrow the notification's prefix to the input objects";
         let place = written.to_string();
         findings.push(match (told.iter().any(|event| work.is_work(event)), is_certain) {
             (true, true) => {
-                let what = format!("what is written there becomes work, and so each job makes another: {whom}");
+                let what = format!("files written there become messages, so each job creates another one: {whom}");
                 Finding::new(Rule::WritesBecomeWork, place, what, change)
             }
             (true, false) => {
-                let what = format!("what is written there becomes work if its key is such: {whom}");
+                let what = format!("files written there become messages if their keys match: {whom}");
                 Finding::new(Rule::WritesBecomeWork, place, what, change).with_severity(Severity::Warning)
             }
             (false, _) => {
-                let what = format!("what is written there starts pods for nothing ({}): {whom}", told.join(", "));
+                let what = format!("files written there start pods that find no work ({}): {whom}", told.join(", "));
                 Finding::new(Rule::WritesStartPods, place, what, change)
             }
         });

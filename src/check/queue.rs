@@ -39,7 +39,7 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
             Rule::RetentionBelowAttempt,
             place("MessageRetentionPeriod"),
             format!(
-                "{} is less than one attempt with its retry takes ({}): the message expires while it is worked on",
+                "{} is shorter than one attempt with its retry delay ({}): the message expires while it is being processed",
                 show(retention),
                 show(worst)
             ),
@@ -48,12 +48,12 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
     }
     match facts.attributes.get("KmsMasterKeyId") {
         Some(key) if key.ends_with("alias/aws/sqs") => findings.push(Finding::new(Rule::AwsManagedKey, place("KmsMasterKeyId"),
-            "S3 may not use AWS's own key for SQS, so no event arrives",
-            "use a key of your own whose policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
+            "S3 cannot use the AWS managed key for SQS, so no event arrives",
+            "use SSE-SQS, or your own key with a policy that allows s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
         )),
         Some(key) if !key.is_empty() => findings.push(Finding::new(Rule::KmsKeyUnseen, place("KmsMasterKeyId"),
-            format!("whether S3 and the pod may use the key {key} could not be seen"),
-            "its policy must give s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt, and the pod's role needs kms:Decrypt",
+            format!("check cannot see whether S3 and the pod may use the key {key}"),
+            "its policy must allow s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt, and the pod's role needs kms:Decrypt",
         )),
         Some(_) | None => {}
     }
@@ -61,28 +61,28 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
         Redrive::None => findings.push(Finding::new(
             Rule::NoDeadLetterQueue,
             place("RedrivePolicy"),
-            "there is no dead-letter queue: what always fails is tried until it expires, and is lost",
-            "set one, with maxReceiveCount 5",
+            "there is no dead-letter queue: a message that always fails is retried until it expires, and is lost",
+            "set a RedrivePolicy with a dead-letter queue and maxReceiveCount 5",
         )),
         Redrive::Unknown => findings.push(Finding::new(
             Rule::QueueUnseen,
             place("RedrivePolicy"),
             "it could not be read",
-            "look whether it names a dead-letter queue and a maxReceiveCount",
+            "check that it has deadLetterTargetArn and maxReceiveCount",
         )),
         Redrive::DeadLetter { max_receive_count, queue } => {
             if *max_receive_count < FEW_ATTEMPTS {
                 findings.push(Finding::new(
                     Rule::FewReceives,
                     place("RedrivePolicy"),
-                    format!("maxReceiveCount {max_receive_count} is few: each stop and each crash costs a receive too"),
-                    "set it to 5, on spot nodes to 10",
+                    format!("maxReceiveCount {max_receive_count} is low: each pod stop and each crash also uses up one receive"),
+                    "set it to 5, or to 10 on spot nodes",
                 ));
             }
             let all = worst * *max_receive_count;
             if let Some(retention) = retention.filter(|retention| worst <= *retention && *retention < all) {
                 findings.push(Finding::new(Rule::RetentionBelowAttempts, place("MessageRetentionPeriod"),
-                    format!("{max_receive_count} attempts may take {}, and after {} the message is gone without having reached {queue}",
+                    format!("{max_receive_count} attempts may take {}, but the message expires after {} and never reaches {queue}",
                         show(all), show(retention)),
                     format!("set it above {}, or lower --max-duration, --retry-max or maxReceiveCount", show(all)),
                 ));
@@ -108,11 +108,13 @@ pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option
     match may_send {
         Some(true) => None,
         Some(false) => {
-            let what = format!("S3 may not send, so nothing that happens in bucket {bucket} arrives");
+            let what = format!("S3 may not send to the queue, so no event of bucket {bucket} arrives");
             Some(Finding::new(Rule::QueuePolicy, place, what, change))
         }
         None => {
-            let what = format!("whether S3 may send what happens in bucket {bucket} depends on what is not known here");
+            let what = format!(
+                "check cannot see whether S3 may send events of bucket {bucket}: the policy has conditions that check does not know"
+            );
             Some(Finding::new(Rule::QueuePolicyUnseen, place, what, change))
         }
     }
@@ -126,8 +128,8 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
             return vec![Finding::new(
                 Rule::DeadLetterQueueNotFound,
                 place(""),
-                format!("it does not exist: what is given up by {name} has nowhere to go"),
-                "make it, or correct deadLetterTargetArn in the queue's RedrivePolicy",
+                format!("it does not exist: SQS cannot move failed messages from {name} to it"),
+                "create it, or correct deadLetterTargetArn in the queue's RedrivePolicy",
             )];
         }
         Err(why) => {
@@ -135,7 +137,7 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
                 Rule::QueueUnseen,
                 place(""),
                 why,
-                format!("look whether it keeps messages longer than {name}, and allows {name} as its source"),
+                format!("check that it keeps messages longer than {name}, and that it allows {name} as its source"),
             )];
         }
     };
@@ -147,7 +149,8 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
     {
         let place = place(", MessageRetentionPeriod");
         let [kept_for, in_queue] = [kept, retention].map(show);
-        let counts = "and counts from the first send: a dead letter may be gone as it arrives";
+        let counts =
+            "and the retention counts from the first send: a dead letter may expire before or soon after it arrives";
         let change = "set it to 14 days (1209600)";
         findings.push(if kept < retention {
             let what = format!("{kept_for} is shorter than the {in_queue} of {name}, {counts}");

@@ -150,8 +150,8 @@ const INTRODUCTION: &str = "\
 Written by `leasehold check --explain all`; `leasehold check --explain LH222` prints one of them. `--ignore LH222` leaves a finding
 out, by its id or its name. An id never changes its meaning.
 
-An **error** does not work or loses messages, and `check` exits with 78. A **warning** wastes pods, attempts or time; with `--strict`
-the exit code is 1. **Unchecked** is what could not be seen from here.
+An **error** prevents work or loses messages, and `check` exits with code 78. A **warning** wastes pods, attempts or time; with `--strict`,
+the exit code is 1. **Unchecked** means that `check` could not see it.
 
 | id | name | severity | summary |
 |---|---|---|---|

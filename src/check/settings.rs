@@ -17,7 +17,7 @@ pub fn findings(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Findin
         findings.push(Finding::new(
             Rule::ShortPoll,
             at("--wait"),
-            "a short poll asks some of SQS's servers only, and may find nothing although there is a message",
+            "a short poll asks only some of SQS's servers, and may find no message although there is one",
             "set it to 1s or more",
         ));
     }
@@ -26,8 +26,8 @@ pub fn findings(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Findin
         findings.push(Finding::new(
             Rule::ShortLease,
             at("--visibility-timeout"),
-            format!("with {:?} one slow request is enough to lose the lease", limits.visibility),
-            "set it to 30s or more; it is extended at each third of it",
+            format!("with {:?}, one slow request is enough to lose the lease", limits.visibility),
+            "set it to 30s or more; it is extended each time a third of it has passed",
         ));
     }
     findings

@@ -65,7 +65,7 @@ pub enum VisibilityError {
     #[error("the message is no longer in flight for this receipt handle: {0}")]
     NotInFlight(String),
     /// Hidden for 12 hours in all would be exceeded.
-    #[error("SQS's ceiling of 12 hours is reached: {0}")]
+    #[error("SQS's limit of 12 hours is reached: {0}")]
     AtCeiling(String),
     /// Nothing was changed; the same call may succeed later.
     #[error("{0}")]
@@ -223,7 +223,7 @@ impl Condition<'_> {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    #[error("somebody else wrote the record")]
+    #[error("another pod wrote the record")]
     ConditionFailed,
     /// Not allowed, or not possible: asking again is pointless until somebody changes that.
     #[error("{0}")]

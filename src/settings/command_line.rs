@@ -100,7 +100,7 @@ pub fn parse_without_command(
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
         if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
-            let complaint = format!("this program gives --{flag} a default, but there is no such flag");
+            let complaint = format!("this program sets a default for --{flag}, but there is no such flag");
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         let with_default = |arg: Arg| if is_it(&arg) { arg.default_value(value).required(false) } else { arg };
@@ -108,7 +108,7 @@ pub fn parse_without_command(
     }
     if words.get(1).is_some_and(|action| action == "run" || action == "local") {
         if words.iter().any(|word| word == "--") {
-            let complaint = "this program does the work itself: it takes no COMMAND";
+            let complaint = "this program does the work itself and takes no COMMAND";
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         // clap can be told that an argument is not required only where it was told that it is.
@@ -118,7 +118,7 @@ pub fn parse_without_command(
     let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
     match command_only_setting(&cli, &matches) {
         Some(setting) => {
-            let complaint = format!("{setting}: this program does the work itself, there is no command to say that of");
+            let complaint = format!("{setting}: this program does the work itself and runs no command");
             Err(program.error(ErrorKind::ArgumentConflict, complaint))
         }
         None => Ok(cli),
@@ -213,7 +213,7 @@ mod tests {
         assert!(matches!(parse(&defaults, "resize local in").unwrap().action, Action::Local(_)));
 
         let error = |defaults: &[_], words: &str| parse(defaults, words).unwrap_err();
-        assert!(error(&[("max-durations", "2h")], "resize run").contains("gives --max-durations a default"));
+        assert!(error(&[("max-durations", "2h")], "resize run").contains("sets a default for --max-durations"));
         assert!(error(&[("max-duration", "2 fortnights")], "resize local in").contains("--max-duration"));
         assert!(error(&[], "resize run -- true").contains("takes no COMMAND"));
         assert!(

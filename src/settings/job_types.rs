@@ -15,7 +15,7 @@ use super::task::TaskSettings;
 use super::values;
 use crate::job::route::{EventFilter, KeyGlob, Task};
 
-/// What leasehold does with which messages: the first job type that matches a message says how it is worked on.
+/// Job types: the first one that matches a message sets how leasehold processes it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[schemars(title = "leasehold's job types", transform = RecursiveTransform(without_default))]
@@ -80,17 +80,18 @@ struct Located<T> {
     job_types: Vec<BTreeMap<String, T>>,
 }
 
-/// Which messages: all that is said must be so. Where nothing is said, every message.
+/// Which messages: they must match every field that is set. Without fields, all messages match.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
     /// A bucket's name.
     pub bucket: Option<String>,
-    /// A pattern for the whole key: `*` and `?` stand for what is within one folder, `**` for folders, `{a,b}` for either.
+    /// A pattern for the whole key: `*` and `?` match within one folder, `**` matches across folders, `{a,b}` matches
+    /// either.
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub key: Option<KeyGlob>,
-    /// S3's names of events, as for `--events`: `ObjectCreated:*,ObjectRestore:Completed`.
+    /// S3's event names, as for `--events`: `ObjectCreated:*,ObjectRestore:Completed`.
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub event: Option<EventFilter>,
@@ -115,10 +116,10 @@ impl TryFrom<String> for Name {
     fn try_from(name: String) -> Result<Self, Self::Error> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !(1..=63).contains(&name.len()) || !name.chars().all(is_plain) {
-            return Err("a name is 1 to 63 letters, digits, dots, hyphens or underscores");
+            return Err("a name must be 1 to 63 letters, digits, dots, hyphens or underscores");
         }
         if name == Task::DEFAULT {
-            return Err("the name default is that of messages of no job type");
+            return Err("the name default is reserved for messages that match no job type");
         }
         Ok(Self(name))
     }

@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 pub use job_types::JobTypesFile;
 pub use pod::{CheckFormat, CheckSettings, InstallSettings, LocalSettings, RunSettings, SweepSettings};
 
-/// Holds an SQS message's lease while a command works on its S3 object; deletes it on success only.
+/// Runs a command for each SQS message about an S3 object; hides the message meanwhile, and deletes it only on success.
 #[derive(Debug, Parser)]
 #[command(
     name = "leasehold",
@@ -32,15 +32,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Receive a message, run the command on its object, delete the message if that succeeded
+    /// Receive a message, run the command on its object, and delete the message if the command succeeded
     Run(Box<RunSettings>),
-    /// Look for what is wrong with the queue, the permissions and the manifest, without receiving a message
+    /// Check the queue, the permissions and the manifest for mistakes, without receiving a message
     Check(Box<CheckSettings>),
-    /// What run does, without AWS: every file of a folder becomes an object and a message
+    /// Do what run does, without AWS: each file of a folder becomes an object and a message
     Local(Box<LocalSettings>),
     /// Print the JSON Schema of the file that --job-types reads, for editors
     Schema,
-    /// Copy this program into a folder, for a container whose image does not have it
+    /// Copy this program into a folder, for a container whose image does not contain it
     Install(InstallSettings),
     /// Delete metric groups that finished or dead pods left on a Pushgateway
     Sweep(SweepSettings),
@@ -59,7 +59,7 @@ Examples:
   leasehold local ./inbox --outbox ./results -- ./process.sh
   leasehold check --manifest scaledjob.yaml --queue-url \"$QUEUE_URL\"
 
-Every flag can be given as a variable: --queue-url as LEASEHOLD_QUEUE_URL.
+Every flag can be set by a variable: --queue-url by LEASEHOLD_QUEUE_URL.
 The AWS SDK reads AWS_REGION, AWS_PROFILE, AWS_ENDPOINT_URL and others.
 RUST_LOG filters the log, for example RUST_LOG=debug.
 

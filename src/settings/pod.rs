@@ -23,7 +23,7 @@ use crate::telemetry::push::Credentials;
 #[derive(Debug, Args)]
 #[command(after_help = super::AFTER_HELP)]
 pub struct RunSettings {
-    /// The SQS queue, standard or FIFO
+    /// The URL of the SQS queue, standard or FIFO
     #[arg(long, value_name = "URL", required = true)]
     pub queue_url: Option<String>,
 
@@ -33,21 +33,21 @@ pub struct RunSettings {
     #[command(flatten)]
     pub records: RecordSettings,
 
-    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication id unless it is made of
-    /// the body, else the event]
+    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication id unless it is a
+    /// hash of the body, else the event]
     #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
     pub idempotency_key: Option<String>,
 
-    /// The account to which all buckets must belong, those of results and records too
+    /// The AWS account that must own all buckets, including those for results and records
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
     pub expected_bucket_owner: Option<String>,
 
-    /// How long S3 may take to begin an answer, or to go on with one; then the request is repeated. Uploads get a third of it,
-    /// and a second more for each 64 KiB
+    /// How long to wait for S3 to start or continue an answer; after that, the request is retried. Uploads get a
+    /// third of it, plus a second for each 64 KiB
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time, help_heading = WORK, hide_short_help = true)]
     pub s3_timeout: Duration,
 
-    /// How many messages to process side by side; --max-messages is how many in all
+    /// How many messages to process at the same time; --max-messages limits the total
     #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
     pub concurrency: usize,
 
@@ -61,11 +61,11 @@ pub struct RunSettings {
 /// Where in S3 our own records go.
 #[derive(Debug, Clone, Args)]
 pub struct RecordSettings {
-    /// Where finished work is recorded, so that a redelivery is recognised and not done again
+    /// Where to record finished work, so that a redelivered message is recognised and not processed again
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<Place>,
 
-    /// Where each failed attempt is recorded: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
+    /// Where to record each failed attempt: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
     pub attempts: Option<Place>,
 }
@@ -76,7 +76,7 @@ pub struct MetricsSettings {
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time, help_heading = METRICS, hide_short_help = true)]
     pub push_interval: Duration,
 
-    /// The namespace label of the metric group at --pushgateway [default: the pod's]
+    /// The namespace label of the metric group at --pushgateway [default: the pod's namespace]
     #[arg(long, value_name = "NAME", help_heading = METRICS, hide_short_help = true)]
     pub namespace: Option<String>,
 
@@ -91,29 +91,29 @@ pub struct MetricsSettings {
 #[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present_any(["manifest", "explain"])))]
 #[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url", "explain"])))]
 pub struct CheckSettings {
-    /// A file of Kubernetes objects, as `kubectl kustomize` prints them, or - for standard input: look at its ScaledJobs.
-    /// Without --queue-url at nothing else
+    /// Check the ScaledJobs in this file of Kubernetes objects, as `kubectl kustomize` prints them; - is standard
+    /// input. Without --queue-url, nothing else is checked
     #[arg(long, value_name = "FILE", help_heading = CHECK)]
     pub manifest: Option<PathBuf>,
 
-    /// The CustomResourceDefinition of your cluster's KEDA, as `kubectl get crd scaledjobs.keda.sh -o yaml` prints it: check
-    /// --manifest against its fields
+    /// Check the fields of --manifest against the CustomResourceDefinition of your cluster's KEDA, as `kubectl get
+    /// crd scaledjobs.keda.sh -o yaml` prints it
     #[arg(long, value_name = "FILE", requires = "manifest", help_heading = CHECK)]
     pub crd: Option<PathBuf>,
 
-    /// Findings to leave out, as LH222 or rollout-immediate
+    /// Findings to leave out, by id or name: LH222 or rollout-immediate
     #[arg(long, value_name = "RULES", value_delimiter = ',', help_heading = CHECK)]
     pub ignore: Vec<Rule>,
 
-    /// Explain a finding, and check nothing
+    /// Explain a finding, or all of them, without checking anything
     #[arg(long, value_name = "RULE", help_heading = CHECK)]
     pub explain: Option<Explain>,
 
-    /// How the findings are printed
+    /// How to print the findings
     #[arg(long, value_enum, default_value = "text", help_heading = CHECK)]
     pub format: CheckFormat,
 
-    /// Exit with 1 if there are warnings
+    /// Exit with code 1 if there are warnings
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = CHECK)]
     pub strict: bool,
 
@@ -125,19 +125,19 @@ pub struct CheckSettings {
 pub enum CheckFormat {
     /// Two lines for each finding
     Text,
-    /// One object
+    /// One JSON object
     Json,
-    /// A log of SARIF 2.1.0, which code hosts show beside the manifest
+    /// A SARIF 2.1.0 log, which code hosts show beside the lines of the manifest
     Sarif,
 }
 
 #[derive(Debug, Args)]
 pub struct PushgatewaySettings {
-    /// The Prometheus Pushgateway
+    /// The URL of the Prometheus Pushgateway
     #[arg(long, value_name = "URL", help_heading = METRICS)]
     pub pushgateway: Option<String>,
 
-    /// The job of the metric group at --pushgateway
+    /// The job label of the metric group at --pushgateway
     #[arg(long, value_name = "NAME", default_value = "leasehold", help_heading = METRICS, hide_short_help = true)]
     pub pushgateway_job: String,
 
@@ -155,7 +155,8 @@ pub struct SweepSettings {
     #[command(flatten)]
     pub pushgateway: PushgatewaySettings,
 
-    /// How long ago a pod must have finished, or stopped to push; several scrape intervals of Prometheus
+    /// Delete the groups of pods that finished or stopped pushing longer ago than this; use several scrape intervals
+    /// of Prometheus
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     pub older_than: Duration,
 
@@ -166,39 +167,40 @@ pub struct SweepSettings {
 
 #[derive(Debug, Args)]
 pub struct LocalSettings {
-    /// The folder whose files are to be processed, or one file
+    /// The folder with the files to process, or one file
     pub inbox: PathBuf,
 
-    /// Where results go: what the command wrote into JOB_OUTPUT_DIR, in a folder named after the file
+    /// Where to put the results: the files that the command wrote into JOB_OUTPUT_DIR, in a folder named after the
+    /// input file
     #[arg(long, value_name = "DIR")]
     pub outbox: Option<PathBuf>,
 
-    /// How many files to process side by side, as that many pods would
+    /// How many files to process at the same time, as that many pods would
     #[arg(long, value_name = "N", default_value = "1")]
     pub concurrency: usize,
 
-    /// Log every step, and list all files in the end, those that succeeded too
+    /// Log every step, and list all files at the end, including those that succeeded
     #[arg(long, short, value_parser = BoolishValueParser::new(), conflicts_with = "quiet")]
     pub verbose: bool,
 
-    /// Log nothing but errors, and print nothing but the totals
+    /// Log only errors, and print only the totals
     #[arg(long, short, value_parser = BoolishValueParser::new())]
     pub quiet: bool,
 
-    /// Where checkpoints, records and results of --output are kept: s3://BUCKET/KEY is the file BUCKET/KEY in it [default: a
-    /// folder beside the outbox, or beside the inbox]
+    /// Where to keep checkpoints, records and results of --output: s3://BUCKET/KEY is the file BUCKET/KEY in this
+    /// folder [default: a folder beside the outbox, or beside the inbox]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
 
-    /// How often a file is tried before it is a dead letter: the maxReceiveCount of the queue
+    /// How many times to try a file before it becomes a dead letter, as maxReceiveCount of a queue
     #[arg(long, value_name = "N", default_value = "3")]
     pub max_receive_count: u32,
 
-    /// Let this happen once to each file, to see what your command makes of it
+    /// Simulate this fault once for each file, to test how your command handles it
     #[arg(long, value_enum, value_name = "MISHAP")]
     pub rehearse: Option<Mishap>,
 
-    /// How long a message may be hidden in all, to see a hand-over [default: the 12h of SQS]
+    /// How long a message may stay hidden in total, to test a hand-over [default: SQS's 12h]
     #[arg(long, value_name = "TIME", value_parser = time, hide_short_help = true)]
     pub ceiling: Option<Duration>,
 
@@ -211,7 +213,7 @@ pub struct LocalSettings {
 
 #[derive(Debug, Args)]
 pub struct InstallSettings {
-    /// The folder that gets the file `leasehold`: a volume that both containers mount
+    /// The folder to put the file `leasehold` into: a volume that both containers mount
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 }
@@ -225,39 +227,40 @@ pub struct WorkSettings {
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = RECEIVE)]
     pub wait: Option<Duration>,
 
-    /// How many messages to process, one after another
+    /// How many messages to process at most, then exit
     #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
     pub max_messages: u32,
 
-    /// The S3 events that are work; messages about others are deleted
+    /// The S3 events to process; messages about other events are deleted
     #[arg(long, value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
     pub events: EventFilter,
 
-    /// Accept a body that is not an S3 notification: the command gets it as its input
+    /// Accept a message whose body is not an S3 notification: the command gets the body as its input
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE)]
     pub accept_raw: bool,
 
-    /// Accept an empty object whose key ends in /, which consoles make for a folder
+    /// Accept an empty object whose key ends in /, which S3 consoles create for a folder
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE, hide_short_help = true)]
     pub accept_folders: bool,
 
-    /// How long errors of the queue are retried before the run ends with exit code 69
+    /// How long to retry failing receive requests before the run ends with exit code 69
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = RECEIVE, hide_short_help = true)]
     pub receive_give_up: Duration,
 
-    /// Where files live while they are processed [default: the system's temporary directory]
+    /// The folder for files during processing [default: the system's temporary directory]
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
     pub work_dir: PathBuf,
 
-    /// How much may be in --work-dir: the sizeLimit of its emptyDir. An object that does not fit is not fetched [default: the free space]
+    /// How much --work-dir may hold: the sizeLimit of its emptyDir. An object that does not fit is not downloaded
+    /// [default: the free space]
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = WORK, hide_short_help = true)]
     pub work_dir_limit: Option<ByteSize>,
 
-    /// A file of job types: commands and settings for some of the messages, YAML or TOML
+    /// A YAML or TOML file of job types: commands and settings for some of the messages
     #[arg(long, value_name = "FILE", value_parser = JobTypesFile::load, help_heading = WORK)]
     pub job_types: Option<JobTypesFile>,
 
-    /// The buckets to read from; objects of others are a permanent failure [default: any]
+    /// The buckets to read from; an object in another bucket is a permanent failure [default: any]
     #[arg(long, value_name = "BUCKET,...", help_heading = WORK)]
     pub buckets: Vec<List<BucketName>>,
 
@@ -265,7 +268,7 @@ pub struct WorkSettings {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, help_heading = STOP)]
     pub termination_grace: Duration,
 
-    /// After SIGTERM: make the message visible at once, or let its lease run out
+    /// After SIGTERM: make the message visible at once, or let its visibility timeout run out
     #[arg(long, value_enum, default_value = "release", help_heading = STOP)]
     pub on_stop: OnStop,
 
@@ -281,7 +284,7 @@ pub struct WorkSettings {
     #[arg(long, value_enum, help_heading = REPORT)]
     pub log_format: Option<LogFormat>,
 
-    /// The file that gets the final report as well [default: /dev/termination-log, if it exists]
+    /// The file to write the final report to, in addition to the log [default: /dev/termination-log, if it exists]
     #[arg(long, value_name = "FILE", help_heading = REPORT, hide_short_help = true)]
     pub termination_log: Option<PathBuf>,
 }

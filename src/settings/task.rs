@@ -18,7 +18,8 @@ use crate::job::route::{self, Checkpointing, CommandLine, Input, JobType, Limits
 use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 
-/// A job type. What it does not say is as the flag of the same name says: the flags are the job type of all other messages.
+/// A job type. A setting that is not set here has the value of the flag of the same name. The flags apply to all
+/// messages that match no job type.
 #[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[schemars(rename = "JobType")]
@@ -30,7 +31,7 @@ pub struct TaskSettings {
     #[serde(default)]
     pub r#match: Match,
 
-    /// The program to run on each object, and its arguments; with --job-types on objects of no job type
+    /// The program to run for each object, and its arguments; with --job-types, for objects that match no job type
     #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
@@ -40,7 +41,7 @@ pub struct TaskSettings {
     #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
     pub input: Option<Input>,
 
-    /// Where results go: what the command wrote into JOB_OUTPUT_DIR
+    /// Where to upload the results: the files that the command wrote into JOB_OUTPUT_DIR
     ///
     /// PREFIX may contain {key}, {name}, {stem}, {message_id} and {job_type}.
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
@@ -48,21 +49,23 @@ pub struct TaskSettings {
     #[schemars(with = "Option<String>")]
     pub output: Option<Template>,
 
-    /// Where checkpoints go: what the command wrote into JOB_CHECKPOINT_DIR is there again at the next attempt
+    /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are restored for the next
+    /// attempt
     ///
-    /// PREFIX as for --output. With checkpoints, --max-duration is the time of all attempts together and may be over 12 hours.
+    /// PREFIX may contain the same placeholders as for --output. With checkpoints, --max-duration limits all attempts
+    /// together and may be over 12 hours.
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub checkpoint: Option<Template>,
 
-    /// How often a checkpoint is saved while the command runs [default: only when it ends without success]
+    /// How often to save a checkpoint while the command runs [default: only when it ends without success]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = WORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub checkpoint_interval: Option<Duration>,
 
-    /// Exit codes by which the command says that this input will never work
+    /// Exit codes with which the command reports a permanent failure, which a retry cannot fix
     #[arg(long, value_name = "CODE,...", default_value = "65", help_heading = WORK)]
     #[serde(default, deserialize_with = "values::codes")]
     #[schemars(with = "Option<Vec<u8>>")]
@@ -72,35 +75,37 @@ pub struct TaskSettings {
     #[arg(long, value_enum, help_heading = WORK)]
     pub missing_object: Option<MissingObject>,
 
-    /// How the message is kept invisible to others while the work runs
+    /// How the message is kept hidden from other consumers while the work runs
     #[arg(long, value_enum, default_value = "heartbeat", help_heading = LEASE)]
     pub visibility: Option<Visibility>,
 
-    /// The visibility timeout; with --visibility heartbeat it is extended at each third of it
+    /// The visibility timeout; with --visibility heartbeat, it is extended each time a third of it has passed
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub visibility_timeout: Option<Duration>,
 
-    /// How long the work on one message may take, from the receive; then it is stopped and retried
+    /// How long the work on one message may take, from the receive; after that, it is stopped and retried
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub max_duration: Option<Duration>,
 
-    /// How long the command may print nothing and report no progress; then it is stopped and retried [default: any time]
+    /// How long the command may print nothing and report no progress; after that, it is stopped and retried [default:
+    /// no limit]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub stall_timeout: Option<Duration>,
 
-    /// How long the command has between SIGTERM and SIGKILL [default: the termination grace less min(10s, a third of it)]
+    /// How long the command has between SIGTERM and SIGKILL [default: --termination-grace minus 10s, or minus a third
+    /// of it if that is less]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = STOP)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub stop_grace: Option<Duration>,
 
-    /// After a failure: make the message visible after a growing delay, or let its visibility timeout run out
+    /// After a failure: release the message with a growing delay, or let its visibility timeout run out
     #[arg(long, value_enum, default_value = "backoff", help_heading = RETRY)]
     pub retry: Option<RetryMode>,
 
@@ -129,18 +134,18 @@ pub(super) const RETRY: &str = "Retry";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Visibility {
-    /// A short visibility timeout, extended at each third of it
+    /// Extend a short visibility timeout each time a third of it has passed
     Heartbeat,
-    /// One extension to --max-duration and the stop, right after the receive
+    /// Extend once, right after the receive, to --max-duration plus the time for a shutdown
     Fixed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryMode {
-    /// Release the message with a delay that doubles at each receive
+    /// Release the message with a delay that doubles with each receive
     Backoff,
-    /// Leave the message to its visibility timeout
+    /// Let its visibility timeout run out
     Expire,
 }
 

@@ -62,7 +62,7 @@ pub fn attribute(text: &str) -> Result<String, &'static str> {
 pub fn time(text: &str) -> Result<Duration, String> {
     let time =
         humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))?;
-    if time > LONGEST { Err("it is over a year".to_owned()) } else { Ok(time) }
+    if time > LONGEST { Err("it is longer than a year".to_owned()) } else { Ok(time) }
 }
 
 const LONGEST: Duration = Duration::from_hours(366 * 24);
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(time("366d"), Ok(LONGEST));
         assert!(time("90").unwrap_err().contains("2h30m"));
         for text in ["367d", "9000y", "18446744073709551615s"] {
-            assert_eq!(time(text), Err("it is over a year".to_owned()), "{text}");
+            assert_eq!(time(text), Err("it is longer than a year".to_owned()), "{text}");
         }
     }
 

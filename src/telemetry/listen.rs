@@ -114,17 +114,17 @@ const LONGEST_REQUEST: usize = 8 << 10;
 
 async fn answer(pages: &Pages, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()));
+        return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported\n".to_owned()));
     }
     Ok(match (request.uri().path(), &pages.metrics) {
         ("/metrics", Some(metrics)) => text(StatusCode::OK, metrics.text()),
         ("/metrics", None) => {
-            let why = "the metrics are pushed (--pushgateway): scraped as well they would count twice\n";
+            let why = "the metrics are pushed to --pushgateway: scraping them, too, would count them twice\n";
             text(StatusCode::NOT_FOUND, why.to_owned())
         }
         ("/healthz", _) => yes_or_no(pages.health.is_healthy().await, "the actors answer", "an actor does not answer"),
         ("/readyz", _) => yes_or_no(pages.readiness.is_ready(), "a message is held", "no message is held"),
-        (_, _) => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
+        (_, _) => text(StatusCode::NOT_FOUND, "not found; the pages are /metrics, /healthz and /readyz\n".to_owned()),
     })
 }
 

@@ -73,7 +73,7 @@ fn tell(dropped: &ErrorCounter) {
     }
     for _ in 0..10 {
         let before = dropped.dropped_lines();
-        warn!(dropped_lines, "records were lost: nobody read the log in time");
+        warn!(dropped_lines, "log records were lost: the log was not read fast enough");
         if dropped.dropped_lines() == before {
             return;
         }
@@ -87,8 +87,7 @@ pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String
     let typed = rust_log.unwrap_or(default.as_ref());
     let refused = || {
         format!(
-            "RUST_LOG={:?} is not understood: write a level (off, error, warn, info, debug, trace), or several of \
-             target=level, with commas between them",
+            "RUST_LOG={:?} is not valid: write a level (off, error, warn, info, debug, trace), or several target=level with commas between them",
             typed.to_string_lossy()
         )
     };

@@ -72,112 +72,113 @@ impl Metrics {
 
     #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
     fn define(of: &Definitions, dropped: ErrorCounter, now: SystemTime) -> Self {
-        let build_info = of.gauges("build_info", "Always 1; the label says which leasehold this is.", &["version"]);
+        let build_info =
+            of.gauges("build_info", "Always 1; the label version is the version of leasehold.", &["version"]);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        of.counter("jobs_launched_total", "Runs that began: one for each pod.").inc();
-        of.gauge("run_started_timestamp_seconds", "When the run began, in seconds since 1970.").set(unix(now));
+        of.counter("jobs_launched_total", "Runs started, one per pod.").inc();
+        of.gauge("run_started_timestamp_seconds", "Start time of the run, in seconds since 1970.").set(unix(now));
         Self {
             run_finished: of.gauges(
                 "run_finished_timestamp_seconds",
-                "When the run ended, in seconds since 1970; missing while it runs, and of a pod that ended without reporting.",
+                "End time of the run, in seconds since 1970; missing while it runs, and for a pod that ended without reporting.",
                 &[],
             ),
-            run_exit_code: of.gauges("run_exit_code", "The exit code of a run that ended.", &[]),
+            run_exit_code: of.gauges("run_exit_code", "Exit code of a run that ended.", &[]),
             messages_received: of.counter("messages_received_total", "Messages received."),
-            messages_in_flight: of.gauge("messages_in_flight", "Messages in hand now."),
-            message_retries: of.counter("message_retries_total", "Messages received that had been received before."),
-            empty_receives: of.counter("empty_receives_total", "Requests for a message that brought none."),
-            receive_errors: of.counter("receive_errors_total", "Requests for a message that failed and were repeated."),
+            messages_in_flight: of.gauge("messages_in_flight", "Messages in flight in this pod now."),
+            message_retries: of.counter("message_retries_total", "Messages received with a receive count above 1."),
+            empty_receives: of.counter("empty_receives_total", "Receive requests that returned no message."),
+            receive_errors: of.counter("receive_errors_total", "Receive requests that failed and were retried."),
             first_receive_lag: of.histogram(
                 "first_receive_lag_seconds",
-                "From a message's sending to its first receive, in seconds.",
+                "Time from a message's send to its first receive, in seconds.",
                 &[5.0, 30.0, 300.0, 3600.0],
             ),
             receive_count: of.gauges(
                 "receive_count",
-                "How often the last message had been received; 1 is the first time.",
+                "Receive count of the last message; 1 is the first receive.",
                 &[],
             ),
             max_receive_count: of.gauges(
                 "max_receive_count",
-                "After how many receives the queue moves a message to its dead-letter queue (maxReceiveCount); missing if it has none.",
+                "Number of receives after which the queue moves a message to its dead-letter queue (maxReceiveCount); missing if it has none.",
                 &[],
             ),
             messages_processed: of.counters(
                 "messages_processed_total",
-                "Messages that were settled, by what became of them.",
+                "Messages settled, by outcome.",
                 &["job_type", "outcome"],
             ),
             failures: of.counters(
                 "failures_total",
-                "Messages that were kept because something failed (not because of a stop), and whether that was the last attempt before the dead-letter queue.",
+                "Messages kept because of a failure (not because of a stop), by reason and by whether this was the last attempt before the dead-letter queue.",
                 &["job_type", "reason", "final_attempt"],
             ),
             processing_duration: of.histograms(
                 "processing_duration_seconds",
-                "From a message's receive to its settlement, in seconds; only of messages that were work.",
+                "Time from a message's receive to its settlement, in seconds; only for messages with work.",
                 &["job_type"],
                 &[10.0, 60.0, 600.0, 3600.0, 14_400.0, 43_200.0],
             ),
             phase: of.counters(
                 "phase_seconds_total",
-                "Time spent on messages, in seconds: receive (mostly waiting), fetch, command, publish, settle.",
+                "Time spent on messages, in seconds, by phase: receive (mostly waiting), fetch, command, publish, settle.",
                 &["job_type", "phase"],
             ),
             object_bytes: of.counters(
                 "object_bytes_total",
-                "Bytes of the objects that were worked on.",
+                "Bytes of the objects that were processed.",
                 &["job_type"],
             ),
             progress: of.gauges(
                 "progress_ratio",
-                "How far the command says it is with the last message, from 0 to 1; missing if it does not say.",
+                "Progress that the command reported for the last message, from 0 to 1; missing if it reports none.",
                 &["job_type"],
             ),
             command_cpu: of.counters(
                 "command_cpu_seconds_total",
-                "User and system time of the commands, in seconds.",
+                "User and system CPU time of the commands, in seconds.",
                 &["job_type"],
             ),
             command_peak_memory: of.gauges(
                 "command_peak_memory_bytes",
-                "The most that one process of the last message's commands had in memory, in bytes.",
+                "Peak memory of the largest process of the last message's commands, in bytes.",
                 &["job_type"],
             ),
             log_lines_dropped: of.counter(
                 "log_lines_dropped_total",
-                "Log records that were lost because nobody read the log in time.",
+                "Log records lost because the log was not read fast enough.",
             ),
             visibility_extensions: of.counters(
                 "visibility_extensions_total",
-                "Extensions of the visibility timeout, by result: extended, failed (and repeated), lease_lost, at_ceiling (SQS's 12 hours).",
+                "Extensions of the visibility timeout, by result: extended, failed (and retried), lease_lost, at_ceiling (SQS's limit of 12 hours).",
                 &["result"],
             ),
             lease_remaining: of.gauges(
                 "lease_remaining_seconds",
-                "How much of the lease was left when the last message was judged, in seconds.",
+                "Remaining time of the lease at the verdict on the last message, in seconds.",
                 &[],
             ),
             leases_lost: of.counter("leases_lost_total", "Leases that ended before their message was settled."),
             releases: of.counters(
                 "releases_total",
-                "Messages that were made visible again before their visibility timeout, by why they were kept.",
+                "Messages made visible again before the end of their visibility timeout, by the reason why they were kept.",
                 &["cause"],
             ),
             deletes: of.counters(
                 "deletes_total",
-                "Deletes, by what became of them: deleted, failed (and repeated), refused, lease_lost and withdrawn (not sent).",
+                "Deletes, by result: deleted, failed (and retried), refused, lease_lost, withdrawn (not sent).",
                 &["result"],
             ),
             work_discarded: of.counters(
                 "work_discarded_seconds_total",
-                "Time spent on work that has to be done again, in seconds, by why.",
+                "Time spent on work that has to be repeated, in seconds, by reason.",
                 &["job_type", "reason"],
             ),
-            stops: of.counters("stops_total", "Requests to stop, by signal.", &["signal"]),
+            stops: of.counters("stops_total", "Stop requests, by signal.", &["signal"]),
             push_interval: of.gauges(
                 "push_interval_seconds",
-                "How often the metrics are pushed, in seconds; a pod that is silent for much longer is gone.",
+                "Interval between pushes, in seconds; a pod that has not pushed for much longer is gone.",
                 &[],
             ),
             pushes: of.counters("pushes_total", "Pushes to the Pushgateway, by result: pushed, failed.", &["result"]),

@@ -97,7 +97,7 @@ impl Credentials {
         let (Self::Basic(path) | Self::Bearer(path)) = self;
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?.trim().to_owned();
         if text.chars().any(char::is_control) {
-            return Err("there is more than one line in it".to_owned());
+            return Err("it has more than one line".to_owned());
         }
         Ok(match self {
             Self::Basic(_) => Secret::Basic(text),
@@ -193,9 +193,9 @@ impl Pusher {
                 metrics.pushed(pushed.is_ok());
                 // An outage is told once, not every interval.
                 match pushed {
-                    Ok(_) if failing => info!("the metrics are pushed again"),
+                    Ok(_) if failing => info!("pushing the metrics succeeds again"),
                     Err(ref error) if !failing => {
-                        warn!(error, "the metrics could not be pushed, and this will be tried again");
+                        warn!(error, "pushing the metrics failed and will be retried");
                     }
                     Ok(_) | Err(_) => {}
                 }
@@ -239,7 +239,10 @@ pub async fn sweep(gateway: &Pushgateway, older_than: Duration, now: SystemTime)
     }
     let groups: Groups = serde_json::from_str(&answer.body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        format!("{} answers as no Pushgateway does: it is not a list of groups at {line}:{column}", gateway.url)
+        format!(
+            "{} does not answer as a Pushgateway does: the list of groups is not valid at {line}:{column}",
+            gateway.url
+        )
     })?;
     // Of other jobs there may be groups of any shape.
     let groups = groups.data.unwrap_or_default().into_iter().filter_map(|group| Pushed::of(&group));

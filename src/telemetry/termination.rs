@@ -90,7 +90,7 @@ impl TerminationMessage {
         };
         let attempt = subject.attempt();
         let next = format!(
-            "{attempt}; if this is the final message, the pod was killed and the message is visible again {visible}"
+            "{attempt}; if this is the final report, the pod was killed and the message is visible again {visible}"
         );
         let fields = vec![
             ("outcome", json!("in_progress")),

@@ -143,14 +143,14 @@ impl Checkpoints {
         let unpacked = unpacked.await.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
         let (Unpacked { about, links_left_out }, seen) = unpacked.map_err(|why| {
             Failure::Fetch(format!(
-                "the checkpoint s3://{bucket}/{last} cannot be restored: {why}; without it, the work starts afresh"
+                "the checkpoint s3://{bucket}/{last} cannot be restored: {why}; delete it to start the work from the beginning"
             ))
         })?;
         checkpoint.worked = Duration::from_secs(about.worked_s);
         let files = seen.files.len();
-        info!(checkpoint = last, worked_s = about.worked_s, files, "going on from a checkpoint");
+        info!(checkpoint = last, worked_s = about.worked_s, files, "resuming from a checkpoint");
         if links_left_out > 0 {
-            warn!(links_left_out, "links that lead out of JOB_CHECKPOINT_DIR were not restored");
+            warn!(links_left_out, "symbolic links that point out of JOB_CHECKPOINT_DIR were not restored");
         }
         checkpoint.seen = seen;
         checkpoint.saved = Some(last);
@@ -176,7 +176,7 @@ impl Checkpoints {
             Ok(())
         };
         if let Err(error) = timeout(limit, dropped).await.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
-            warn!(message_id = %message, error, "the checkpoints of a message that is done were not dropped");
+            warn!(message_id = %message, error, "the checkpoints of a finished message were not deleted");
         }
     }
 }
@@ -208,7 +208,7 @@ impl Checkpoint<'_> {
             match self.save(save, limits).await {
                 Ok(()) => {}
                 Err(_) if limits.give_up.is_cancelled() => return limits.over.cancelled().await,
-                Err(error) => warn!(error, "the checkpoint was not saved, and this will be tried again"),
+                Err(error) => warn!(error, "saving the checkpoint failed and will be retried"),
             }
             if save == Save::Last {
                 return limits.over.cancelled().await;
@@ -253,7 +253,7 @@ impl Checkpoint<'_> {
             return Ok(());
         };
         if links_left_out > 0 && !std::mem::replace(&mut self.links_reported, true) {
-            warn!(links_left_out, "links that lead out of JOB_CHECKPOINT_DIR are not saved");
+            warn!(links_left_out, "symbolic links that point out of JOB_CHECKPOINT_DIR were not saved");
         }
 
         let bucket = &self.bucket;

@@ -81,7 +81,7 @@ pub async fn fetch(
         MissingObject::Retry => Err(Failure::Fetch(why)),
         MissingObject::Fail => Err(Failure::Unreadable(why)),
         MissingObject::Ignore => {
-            info!(why, "no work on an object that is gone (--missing-object ignore)");
+            info!(why, "skipping an object that no longer exists (--missing-object ignore)");
             Ok(Fetched::Gone)
         }
     }
@@ -104,7 +104,10 @@ async fn save_if_it_is_meant(
     if !is_pinned && object.size != Some(fetched.size) {
         return None;
     }
-    info!(key = object.key, "the object was found under its key as the event has it: its sender does not encode keys");
+    info!(
+        key = object.key,
+        "the object was found under the undecoded key of the event: the sender does not URL-encode keys"
+    );
     Some(fetched)
 }
 
@@ -114,7 +117,7 @@ pub fn check_bucket(policy: &FetchPolicy, object: &Object) -> Result<(), Failure
         return Ok(());
     }
     let buckets = policy.buckets.join(",");
-    Err(Failure::Unreadable(format!("bucket {} is none of --buckets {buckets}", object.bucket)))
+    Err(Failure::Unreadable(format!("bucket {} is not in --buckets {buckets}", object.bucket)))
 }
 
 /// Writes the object to the disk, and compares it with what its store says of it.
@@ -142,13 +145,15 @@ async fn save(
         Ok(fetched) => Ok(fetched),
         Err(Stopped::Failed(error)) => Err(error),
         Err(Stopped::NoRanges) => {
-            debug!(object = name, "the store does not know ranges: over one connection then");
+            debug!(object = name, "the store does not support ranges: downloading over one connection");
             let body = store.open(object).await?;
             file.set_len(0).map_err(|error| FetchError::Retryable(work_dir.failed(&error)))?;
             match Box::pin(download(store, 1, work_dir, object, body, &file)).await {
                 Ok(fetched) => Ok(fetched),
                 Err(Stopped::Failed(error)) => Err(error),
-                Err(Stopped::NoRanges) => Err(FetchError::Retryable(format!("{name}: the store does not know ranges"))),
+                Err(Stopped::NoRanges) => {
+                    Err(FetchError::Retryable(format!("{name}: the store does not support ranges")))
+                }
             }
         }
     }
@@ -181,7 +186,7 @@ async fn download(
     let got = hash.unwrap_or_default();
     let name = format!("s3://{}/{}", object.bucket, object.key);
     if got != value {
-        let why = format!("{name}: {algorithm} of its {size} bytes is {got}, and should be {value}");
+        let why = format!("{name}: {algorithm} of its {size} bytes is {got}, expected {value}");
         return Err(FetchError::Retryable(why).into());
     }
     debug!(object = name, size, %algorithm, value, "checksum verified");

@@ -169,8 +169,8 @@ impl OwnRecord {
         self.claim.handle(self.of.clock.now(), Input::Ended);
         match timeout(limit, self.over()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(?error, "the idempotency record was not released: it expires"),
-            Err(_) => debug!("the idempotency record was not released in time: it expires"),
+            Ok(Err(error)) => debug!(?error, "the idempotency record was not released: it remains until it expires"),
+            Err(_) => debug!("the idempotency record was not released in time: it remains until it expires"),
         }
     }
 
@@ -197,11 +197,11 @@ impl OwnRecord {
                 }
                 Next::Report(Report::Waiting { owner }) => {
                     let owner: String = owner.chars().take(LONGEST_OWNER).collect();
-                    info!(owner, "another pod is at this work: waiting for its end");
+                    info!(owner, "another pod is processing this work: waiting until it ends");
                     continue;
                 }
                 Next::Report(Report::Retrying(error)) => {
-                    debug!(error, "the idempotency record will be asked for again");
+                    debug!(error, "reading or writing the idempotency record failed and will be retried");
                     retrying(error);
                     continue;
                 }
@@ -256,7 +256,7 @@ impl Content {
         }
         let Version { version } = serde_json::from_slice(bytes).map_err(|_| NOT_A_RECORD)?;
         if version != VERSION {
-            return Err(format!("the record is of version {version}, and this leasehold reads version {VERSION} only"));
+            return Err(format!("the record has version {version}, but this leasehold reads only version {VERSION}"));
         }
         let content: Self = serde_json::from_slice(bytes).map_err(|_| NOT_A_RECORD)?;
         if content.time_to_live > CEILING.as_secs() {

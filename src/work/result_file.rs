@@ -46,7 +46,7 @@ impl ResultFile {
         let tail = tail(path).unwrap_or_default();
         let (mut file, objects) = Self::parse(&tail.text);
         if tail.is_cut && objects == 0 {
-            file.complain(format!("its last {} KiB have no whole object", LONGEST_TAIL / 1024));
+            file.complain(format!("its last {} KiB contain no complete JSON object", LONGEST_TAIL / 1024));
         }
         file
     }
@@ -113,12 +113,12 @@ impl ResultFile {
         };
         let kind = match raw.get().as_bytes().first() {
             Some(b't' | b'f') => "a boolean",
-            Some(b'"') => "another text",
+            Some(b'"') => "a string",
             Some(b'[') => "a list",
             Some(b'{') => "an object",
-            Some(_) | None => "another number",
+            Some(_) | None => "a number",
         };
-        self.complain(format!("{name} is {kind}: {wanted} is understood"));
+        self.complain(format!("{name} is {kind}, expected {wanted}"));
         None
     }
 
@@ -222,7 +222,7 @@ fn unit(text: &str) -> Option<u16> {
 }
 
 fn text(value: &Value) -> Result<String, &'static str> {
-    let text = value.as_str().ok_or("a text")?;
+    let text = value.as_str().ok_or("a string")?;
     Ok(text.chars().take(LONGEST_TEXT).collect())
 }
 
@@ -348,25 +348,25 @@ mod tests {
     #[test]
     fn a_field_that_is_not_understood_costs_no_other_one_and_is_named() {
         for (field, value, kind) in [
-            ("retry_after", "\"tomorrow\"", "another text"),
-            ("retry_after", "-1", "another number"),
-            ("retry_after", "1e999", "another number"),
-            ("retry_after", "NaN", "another text"),
+            ("retry_after", "\"tomorrow\"", "a string"),
+            ("retry_after", "-1", "a number"),
+            ("retry_after", "1e999", "a number"),
+            ("retry_after", "NaN", "a string"),
             ("retry_after", "true", "a boolean"),
             ("retry_after", "[300]", "a list"),
             ("retry_after", ("[".repeat(500) + &"]".repeat(500)).as_str(), "a list"),
-            ("progress", "\"40%\"", "another text"),
-            ("progress", "-Infinity", "another text"),
-            ("progress", "-0.1", "another number"),
-            ("progress", "101", "another number"),
+            ("progress", "\"40%\"", "a string"),
+            ("progress", "-Infinity", "a string"),
+            ("progress", "-0.1", "a number"),
+            ("progress", "101", "a number"),
             ("progress", "{\"done\":1}", "an object"),
-            ("text", "7", "another number"),
+            ("text", "7", "a number"),
         ] {
             let file = read(format!("{{\"reason\":\"say \\\"NaN\\\", NaN\",\"{field}\":{value}}}\n").repeat(3));
             assert_eq!(file.said.reason.as_deref(), Some("say \"NaN\", NaN"), "{field} {value}");
             assert_eq!((file.said.retry_after, file.progress), (None, None), "{field} {value}");
             let [complaint] = &file.complaints[..] else { panic!("once: {:?}", file.complaints) };
-            assert!(complaint.starts_with(&format!("{field} is {kind}: ")) && complaint.ends_with(" is understood"));
+            assert!(complaint.starts_with(&format!("{field} is {kind}, expected ")));
         }
         let file = read("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"soon\",\"reason\":[\"a\"]}\n");
         assert_eq!((file.said.retry_after, file.said.reason, file.complaints.len()), (Some(5 * M), None, 2));
@@ -454,7 +454,7 @@ mod tests {
     fn an_object_longer_than_what_is_read_is_complained_of() {
         for end in ["]}", "]}\n", "]", ""] {
             let file = read("{\"reason\":\"down\",\"rows\":[".to_owned() + &"1,".repeat(200_000) + "1" + end);
-            assert_eq!(file.complaints, ["its last 256 KiB have no whole object"], "{end:?}");
+            assert_eq!(file.complaints, ["its last 256 KiB contain no complete JSON object"], "{end:?}");
         }
         // Whole objects may say nothing that is looked for.
         assert_eq!(read("{\"step\":1}\n".repeat(30_000)), ResultFile::default());

@@ -94,7 +94,7 @@ impl CommandWorker {
         };
         let result = ResultFile::read(&space.result_file());
         for error in &result.complaints {
-            warn!(error, "JOB_RESULT_FILE: what is not understood is ignored");
+            warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
         facts.reason.clone_from(&result.said.reason);
         Ok((ended.exit, result.said))
@@ -103,13 +103,11 @@ impl CommandWorker {
     async fn warn_of_what_nobody_keeps(&self, item: Item<'_>, is_published: bool) {
         if !is_published && has_files(&item.space.output()).await {
             warn!(
-                "the command wrote into JOB_OUTPUT_DIR, and nobody publishes it: --output (of local: --outbox) says where to"
+                "the command wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
         if self.checkpointing(&item.work.task).is_none() && has_files(&item.space.checkpoint()).await {
-            warn!(
-                "the command wrote into JOB_CHECKPOINT_DIR, and nobody keeps it: --checkpoint says where to (local keeps none)"
-            );
+            warn!("the command wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint");
         }
     }
 

@@ -31,7 +31,7 @@ impl CommandWorker {
         let mut own = match unless_halted(halt, claim).await?? {
             Claimed::Ours(own) => own,
             Claimed::AlreadyDone => {
-                info!("an earlier delivery has finished this work: it is not done again");
+                info!("an earlier delivery finished this work: skipping it");
                 return Ok(Done::Earlier);
             }
         };
@@ -97,7 +97,7 @@ impl CommandWorker {
         {
             warn!(
                 error,
-                "the checkpoint was not saved: the next delivery goes on from the one before, if there is one"
+                "the checkpoint was not saved: the next delivery resumes from an earlier checkpoint, if there is one"
             );
         }
         done

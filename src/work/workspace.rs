@@ -34,13 +34,13 @@ impl WorkDir {
         let free = u64::from(free.blocks_available()).saturating_mul(free.fragment_size().into());
         if bytes > free {
             let free = ByteSize(free);
-            return Err(self.said(&format!("{free} are free: give its volume more room")));
+            return Err(self.said(&format!("{free} are free: enlarge its volume")));
         }
         let Some(limit) = self.limit else { return Ok(()) };
         let used = self.used();
         if used.saturating_add(bytes) > limit {
             let (used, limit) = (ByteSize(used), ByteSize(limit));
-            let advice = "raise it together with the volume's sizeLimit";
+            let advice = "raise the limit together with the volume's sizeLimit";
             return Err(self.said(&format!("{used} of --work-dir-limit {limit} are used: {advice}")));
         }
         Ok(())
@@ -222,7 +222,7 @@ impl Drop for Workspace {
         });
         // What cannot be removed goes with the pod.
         if let Err(error) = removed.or_else(|error| if root.exists() { Err(error) } else { Ok(()) }) {
-            warn!(path = %root.display(), %error, "what the command left in the work directory cannot be removed");
+            warn!(path = %root.display(), %error, "the files that the command left in the work directory cannot be removed");
         }
     }
 }
@@ -278,7 +278,7 @@ mod tests {
 
         let error = work_dir(home.path(), None).check_room(u64::MAX).unwrap_err();
         let named = format!("--work-dir {}: ", home.path().display());
-        assert!(error.starts_with(&named) && error.ends_with("are free: give its volume more room"), "{error}");
+        assert!(error.starts_with(&named) && error.ends_with("are free: enlarge its volume"), "{error}");
     }
 
     #[test]

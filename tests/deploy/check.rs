@@ -117,7 +117,7 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
             "",
             Box::new(|it| it.redrive = Redrive::DeadLetter { max_receive_count: 2, queue: "dlq".into() }),
             Warning,
-            "is few",
+            "is low",
         ),
         ("", Box::new(|it| it.dead_letter = Ok(None)), Error, "it does not exist"),
         ("", Box::new(|it| it.dead_letter = Err("not permitted".into())), Unchecked, "not permitted"),
@@ -151,10 +151,20 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
             Error,
             "add arn:aws:sqs:eu-central-1:123456789012:orders",
         ),
-        ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "600")), Error, "expires while it is worked on"),
-        ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "3600")), Warning, "without having reached dlq"),
-        ("--max-duration 11h --retry-max 12h", Box::new(|_| ()), Warning, "without having reached dlq"),
-        ("", Box::new(move |it| set(it, "KmsMasterKeyId", "alias/aws/sqs")), Error, "S3 may not use AWS's own key"),
+        (
+            "",
+            Box::new(move |it| set(it, "MessageRetentionPeriod", "600")),
+            Error,
+            "expires while it is being processed",
+        ),
+        ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "3600")), Warning, "and never reaches dlq"),
+        ("--max-duration 11h --retry-max 12h", Box::new(|_| ()), Warning, "and never reaches dlq"),
+        (
+            "",
+            Box::new(move |it| set(it, "KmsMasterKeyId", "alias/aws/sqs")),
+            Error,
+            "S3 cannot use the AWS managed key",
+        ),
         ("", Box::new(move |it| set(it, "KmsMasterKeyId", "alias/ours")), Unchecked, "may use the key alias/ours"),
         (
             "--retry expire --visibility-timeout 12h --max-duration 11h",
@@ -215,10 +225,7 @@ async fn a_store_that_ignores_conditions_is_found_out_also_without_notifications
             ignores(501, "NotImplemented").await,
             "error --idempotency: s3://records/done/leasehold-check.json: the store ignores",
         ),
-        (
-            ignores(403, "AccessDenied").await,
-            "unchecked --idempotency: whether the store heeds conditions was not tried",
-        ),
+        (ignores(403, "AccessDenied").await, "unchecked --idempotency: conditional writes were not tested"),
     ] {
         let endpoint = [("AWS_ENDPOINT_URL_S3".to_owned(), server.endpoint.clone())].into();
         let (_, lines) = check_live(&cloud, "--idempotency s3://records/done", &endpoint).await;
@@ -264,10 +271,10 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     assert_eq!(left.code(), 78);
     for text in [
         "1h is shorter than the 2h",
-        "none is work, so all are deleted",
+        "so all their messages are deleted",
         "--pushgateway http://127.0.0.1:1",
-        "without having reached",
-        "error bucket no-such-bucket: it does not exist, and is named by --buckets, --output s3://no-such-bucket/out",
+        "and never reaches",
+        "error bucket no-such-bucket: it does not exist, but is set by --buckets, --output s3://no-such-bucket/out",
     ] {
         assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
     }
@@ -393,7 +400,7 @@ async fn what_is_written_must_not_become_work() {
             "--checkpoint s3://{}/state --max-messages 2 --retry-max 1s --wait 3s",
             // The second attempt is done, and its checkpoint is dropped.
             r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#,
-            "warning --checkpoint s3://{}/state: what is written there starts pods for nothing (ObjectRemoved:Delete",
+            "warning --checkpoint s3://{}/state: files written there start pods that find no work (ObjectRemoved:Delete",
             true,
         ),
     ] {
@@ -404,7 +411,7 @@ async fn what_is_written_must_not_become_work() {
         notify(&cloud, told).await;
         let named = |text: &str| text.replace("{}", &cloud.bucket);
         let (left, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
-        let of_places: Vec<_> = lines.iter().filter(|line| line.contains("what is written there")).collect();
+        let of_places: Vec<_> = lines.iter().filter(|line| line.contains("files written there")).collect();
         assert!(!lines.iter().any(|line| line.contains("s3:PutObject")), "{case}: {lines:#?}");
         if finding.is_empty() {
             assert!(of_places.is_empty(), "{case}: {of_places:#?}");
@@ -442,9 +449,9 @@ async fn what_goes_through_eventbridge_could_not_be_seen() {
     put.notification_configuration(all).send().await.unwrap();
     let flags = format!("--output s3://{0}/out --attempts s3://{0}/attempts", cloud.bucket);
     let (_, lines) = check_live(&cloud, &flags, &BTreeMap::new()).await;
-    let told = format!("unchecked bucket {}, notifications: it tells EventBridge or SNS, too", cloud.bucket);
+    let told = format!("unchecked bucket {}, notifications: it also notifies EventBridge or SNS", cloud.bucket);
     assert_eq!(lines.iter().filter(|line| line.starts_with(&told)).count(), 1, "{lines:#?}");
-    assert!(!lines.iter().any(|line| line.contains("becomes work")), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("become messages, so")), "{lines:#?}");
 }
 
 /// One that is not about the object that was worked on.

@@ -131,7 +131,7 @@ fn what_the_tables_do_not_have_is_told() {
     let objects = with("/spec/podTopology", json!({}));
     found(&objects, Rule::UnknownField, Severity::Warning);
     let unknown = &findings(&objects)[0];
-    assert_eq!(unknown.what, "KEDA 2.20 has no such field, and ignores it");
+    assert_eq!(unknown.what, "KEDA 2.20 has no such field and ignores it");
     // The value of a variable must be a string.
     for value in [json!(1), json!(true)] {
         let env = json!([{ "name": "DEBUG", "value": value }]);
@@ -217,7 +217,7 @@ fn a_clusters_own_schema_holds() {
     assert!(checked.status.code() == Some(78) && text(&checked).contains("LH110"), "{checked:?}");
     let checked = check(&["--manifest", CUSTOMARY, "--crd", CUSTOMARY]);
     assert_eq!(checked.status.code(), Some(78));
-    assert!(String::from_utf8(checked.stderr).unwrap().contains("there is no CustomResourceDefinition"));
+    assert!(String::from_utf8(checked.stderr).unwrap().contains("it has no CustomResourceDefinition"));
 }
 
 #[test]

@@ -70,25 +70,25 @@ fn assert_all_told(cases: &[Case]) {
 pub fn what_keda_counts_wrongly_is_told() {
     use Severity::{Error, Warning};
     assert_all_told(&[
-        ("/spec/minReplicaCount".into(), json!(12), Error, "has room for none that a message starts"),
+        ("/spec/minReplicaCount".into(), json!(12), Error, "so no message can start a Job"),
         ("/spec/minReplicaCount".into(), json!(10), Error, "KEDA keeps 10 Jobs running"),
-        ("/spec/maxReplicaCount".into(), json!(0), Error, "Kubernetes refuses"),
-        ("/spec/pollingInterval".into(), json!(0), Error, "Kubernetes refuses"),
-        ("/apiVersion".into(), json!("keda.k8s.io/v1alpha1"), Error, "KEDA does not read keda.k8s.io/v1alpha1"),
+        ("/spec/maxReplicaCount".into(), json!(0), Error, "Kubernetes rejects"),
+        ("/spec/pollingInterval".into(), json!(0), Error, "Kubernetes rejects"),
+        ("/apiVersion".into(), json!("keda.k8s.io/v1alpha1"), Error, "KEDA ignores keda.k8s.io/v1alpha1"),
         (
             at(TRIGGER, "/awsEndpoint"),
             json!("http://emulator:4566"),
             Error,
-            "KEDA asks emulator:4566, and the pods ask AWS",
+            "KEDA uses emulator:4566, but the pods use AWS",
         ),
-        ("/spec/rolloutStrategy".into(), json!("immediate"), Error, "and not rollout.strategy"),
-        ("/spec/rolloutStrategy".into(), json!("Gradual"), Error, "KEDA has no \"Gradual\""),
+        ("/spec/rolloutStrategy".into(), json!("immediate"), Error, "instead of rollout.strategy"),
+        ("/spec/rolloutStrategy".into(), json!("Gradual"), Error, "KEDA does not know the value \"Gradual\""),
         ("/spec/envSourceContainerName".into(), json!("worker"), Error, "the pod has no container worker"),
         (
             "/metadata/annotations".into(),
             json!({ "autoscaling.keda.sh/paused": "true" }),
             Warning,
-            "KEDA starts no Job",
+            "KEDA creates no Job",
         ),
         ("/metadata/annotations".into(), json!({ "a": true }), Error, "true is not a string"),
         ("/spec/triggers/0/authenticationRef/name".into(), json!("leasehld"), Error, "did you mean leasehold?"),
@@ -98,12 +98,12 @@ pub fn what_keda_counts_wrongly_is_told() {
             Error,
             "set kind to Trigger",
         ),
-        (at(TRIGGER, "/queueURLFromEnv"), json!("QUEUE_URL"), Error, "it is not set there: KEDA starts no Job"),
+        (at(TRIGGER, "/queueURLFromEnv"), json!("QUEUE_URL"), Error, "it is not set there: KEDA creates no Job"),
         (
             at(TRIGGER, "/queueURLFromEnv"),
             json!("LEASEHOLD_WORK_DIR"),
             Error,
-            "KEDA counts /work, and the pods receive",
+            "KEDA counts /work, but the pods receive",
         ),
         (
             at(TRIGGER, "/queueURL"),
@@ -128,24 +128,19 @@ pub fn what_keda_counts_wrongly_is_told() {
             at(TRIGGER, "/queueURL"),
             json!("https://sqs.eu-west-1.amazonaws.com/123456789012/leasehold"),
             Error,
-            "URL says eu-west-1",
+            "URL has eu-west-1",
         ),
-        (
-            at(TRIGGER, "/awsRegion"),
-            json!("eu-west-1"),
-            Error,
-            "it is eu-west-1, and the queue's URL says eu-central-1",
-        ),
-        (at(TRIGGER, "/queueLength"), json!("0"), Error, "with 0 KEDA never starts a Job"),
-        (at(TRIGGER, "/queueLength"), json!("-1"), Error, "with -1 KEDA never starts a Job"),
-        (at(TRIGGER, "/queueLength"), json!("one"), Error, "cannot read \"one\" as a number"),
-        (at(TRIGGER, "/queueLength"), json!("1.5"), Error, "cannot read \"1.5\""),
+        (at(TRIGGER, "/awsRegion"), json!("eu-west-1"), Error, "it is eu-west-1, but the queue's URL has eu-central-1"),
+        (at(TRIGGER, "/queueLength"), json!("0"), Error, "with 0, KEDA never creates a Job"),
+        (at(TRIGGER, "/queueLength"), json!("-1"), Error, "with -1, KEDA never creates a Job"),
+        (at(TRIGGER, "/queueLength"), json!("one"), Error, "cannot parse \"one\" as a number"),
+        (at(TRIGGER, "/queueLength"), json!("1.5"), Error, "cannot parse \"1.5\""),
         (at(TRIGGER, "/queueLength"), json!(""), Error, "it is 5, KEDA's default"),
-        (at(TRIGGER, "/queueLength"), json!("10"), Error, "one pod for 10 messages, and a pod takes 1"),
-        (at(TRIGGER, "/activationQueueLength"), json!("few"), Error, "cannot read \"few\""),
-        (at(TRIGGER, "/scaleOnInFlight"), json!("no"), Error, "cannot read \"no\""),
-        (at(TRIGGER, "/scaleOnInFlight"), json!("False"), Error, "cannot read \"False\""),
-        (at(TRIGGER, "/scaleOnDelayed"), json!("true"), Warning, "a message that is delayed cannot be received"),
+        (at(TRIGGER, "/queueLength"), json!("10"), Error, "one pod for 10 messages, but a pod processes 1"),
+        (at(TRIGGER, "/activationQueueLength"), json!("few"), Error, "cannot parse \"few\""),
+        (at(TRIGGER, "/scaleOnInFlight"), json!("no"), Error, "cannot parse \"no\""),
+        (at(TRIGGER, "/scaleOnInFlight"), json!("False"), Error, "cannot parse \"False\""),
+        (at(TRIGGER, "/scaleOnDelayed"), json!("true"), Warning, "a delayed message cannot be received"),
     ]);
 }
 
@@ -153,14 +148,14 @@ pub fn what_keda_counts_wrongly_is_told() {
 pub fn what_never_starts_ends_or_becomes_ready_is_told() {
     use Severity::{Error, Unchecked, Warning};
     assert_all_told(&[
-        (at(JOB, "/suspend"), json!(true), Error, "none of them ever starts a pod"),
+        (at(JOB, "/suspend"), json!(true), Error, "they never start a pod"),
         (at(JOB, "/suspend"), json!("true"), Error, "is not a boolean"),
-        (at(JOB, "/parallelism"), json!(0), Error, "none of them ever starts a pod"),
-        (at(JOB, "/completions"), json!(0), Error, "none of them ever starts a pod"),
+        (at(JOB, "/parallelism"), json!(0), Error, "they never start a pod"),
+        (at(JOB, "/completions"), json!(0), Error, "they never start a pod"),
         (at(JOB, "/activeDeadlineSeconds"), json!("300"), Error, "is not an integer"),
-        (at(POD, "/schedulingGates"), json!([{ "name": "quota" }]), Error, "no pod starts until its gates"),
+        (at(POD, "/schedulingGates"), json!([{ "name": "quota" }]), Error, "no pod starts until its scheduling gates"),
         (at(POD, "/nodeSelector"), json!({ "spot": true }), Error, "true is not a string"),
-        (at(POD, "/containers/1"), sidecar(), Warning, "a Job ends when all its containers have"),
+        (at(POD, "/containers/1"), sidecar(), Warning, "a Job completes when all its containers have"),
         (at(POD, "/volumes/1/configMap/name"), json!("leasehold-samples"), Error, "its pods never start"),
         (
             at(CONTAINER, "/readinessProbe/initialDelaySeconds"),
@@ -169,10 +164,10 @@ pub fn what_never_starts_ends_or_becomes_ready_is_told() {
             "it is 60: a pod that holds a message",
         ),
         (at(CONTAINER, "/readinessProbe/successThreshold"), json!(5), Warning, "it is 5: a pod that holds a message"),
-        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(8080), Error, "it asks port 8080"),
+        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(8080), Error, "it uses port 8080"),
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("http"), Error, "the container has no port http"),
-        (at(CONTAINER, "/ports/0/containerPort"), json!(9465), Error, "it asks port 9465, and LEASEHOLD_LISTEN is"),
-        (at(CONTAINER, "/readinessProbe/httpGet/scheme"), json!("HTTPS"), Error, "leasehold answers HTTP only"),
+        (at(CONTAINER, "/ports/0/containerPort"), json!(9465), Error, "it uses port 9465, but LEASEHOLD_LISTEN is"),
+        (at(CONTAINER, "/readinessProbe/httpGet/scheme"), json!("HTTPS"), Error, "leasehold answers only HTTP"),
         (
             at(CONTAINER, "/readinessProbe"),
             json!({ "tcpSocket": { "port": 9464 }, "periodSeconds": 1 }),
@@ -195,8 +190,8 @@ pub fn what_never_starts_ends_or_becomes_ready_is_told() {
         (at(CONTAINER, "/env"), json!({ "LEASEHOLD_TERMINATION_GRACE": "120s" }), Error, "env: it is not a list"),
         (at(CONTAINER, "/terminationMessagePath"), json!("/tmp/end"), Warning, "Kubernetes reads /tmp/end"),
         (at(CONTAINER, "/volumeMounts/2/mountPath"), json!("/scratch"), Error, "no volume is mounted at /work"),
-        (at(CONTAINER, "/volumeMounts/2/readOnly"), json!(true), Error, "which is read-only there"),
-        (at(CONTAINER, "/volumeMounts/2/name"), json!("sample"), Error, "which is read-only there"),
+        (at(CONTAINER, "/volumeMounts/2/readOnly"), json!(true), Error, "which is mounted read-only"),
+        (at(CONTAINER, "/volumeMounts/2/name"), json!("sample"), Error, "which is mounted read-only"),
         (
             at(CONTAINER, "/volumeMounts/1/mountPath"),
             json!("/samples"),
@@ -254,7 +249,7 @@ pub fn keda_reads_the_environment_of_the_first_container() {
     containers.insert(0, sidecar());
     assert_told("a sidecar before it", &objects, Severity::Error, "set envSourceContainerName to leasehold");
     change(&mut objects, "/spec/envSourceContainerName", json!("leasehold"));
-    assert_told("and the name", &objects, Severity::Warning, "a Job ends when all its containers have");
+    assert_told("and the name", &objects, Severity::Warning, "a Job completes when all its containers have");
 }
 
 fn sidecar() -> Value {
@@ -272,20 +267,20 @@ pub fn settings_are_read_wherever_they_are() {
     let in_settings =
         |name: &'static str, value: Value| move |objects: &mut Vec<Value>| setting(objects, name, value.clone());
     let in_env = |name: &'static str, value: Value| move |objects: &mut Vec<Value>| variable(objects, name, &value);
-    told("listens elsewhere", &in_settings("LEASEHOLD_LISTEN", json!("0.0.0.0:9000")), Error, "it asks port 9464");
+    told("listens elsewhere", &in_settings("LEASEHOLD_LISTEN", json!("0.0.0.0:9000")), Error, "it uses port 9464");
     told(
         "listens inside",
         &in_settings("LEASEHOLD_LISTEN", json!("127.0.0.1:9464")),
         Error,
-        "where the kubelet does not ask",
+        "which the kubelet does not probe",
     );
     told("no work directory", &in_settings("LEASEHOLD_WORK_DIR", Value::Null), Error, "no volume is mounted at /tmp");
-    told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "so a is not there");
+    told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "so a does not exist");
     told(
         "an emulator",
         &in_settings("AWS_ENDPOINT_URL", json!("http://emulator:4566")),
         Error,
-        "KEDA asks AWS, and the pods",
+        "KEDA uses AWS, but the pods",
     );
     told(
         "a number as a setting",
@@ -321,7 +316,7 @@ pub fn settings_are_read_wherever_they_are() {
         Unchecked,
         "ConfigMap leasehold-setting",
     );
-    told("a field of the node", &reference("resourceFieldRef", "", ""), Unchecked, "where its value comes from");
+    told("a field of the node", &reference("resourceFieldRef", "", ""), Unchecked, "the source of its value");
     told(
         "a secret",
         &reference("secretKeyRef", "limits", "max"),
@@ -352,7 +347,7 @@ pub fn job_types_are_read_as_they_are_mounted() {
         assert_told("a typo in it", objects, Severity::Error, "max-duraton");
     }
     let objects = mounted("/sample/job-types.yaml", whole, renamed);
-    assert_told("under its old name", &objects, Severity::Error, "/sample/job-types.yaml is not there");
+    assert_told("under its old name", &objects, Severity::Error, "/sample/job-types.yaml does not exist");
 }
 
 /// LEASEHOLD_MAX_DURATION from elsewhere.
@@ -391,14 +386,14 @@ pub fn what_is_not_in_the_file_is_unchecked() {
         (json!(["/docker-entrypoint.sh", "leasehold", "run", "--", "x"]), "passes signals on to leasehold"),
         (json!(["sh", "-c", "$START"]), "the line that sh gets"),
         (json!(["sh", "-c", "trap 'kill $!' TERM; leasehold run -- x & wait"]), "whether the traps of sh"),
-        (json!(["/app/resize", "run"]), "whether leasehold is in /app/resize could not be seen"),
+        (json!(["/app/resize", "run"]), "check cannot see whether /app/resize runs leasehold"),
         (Value::Null, "the image's entrypoint is not in the file"),
     ] {
         only_unchecked(&command.to_string(), &changed(&[(&format!("{CONTAINER}/command"), command.clone())]), text);
     }
     let mut objects = changed(&[(&format!("{CONTAINER}/command"), Value::Null)]);
     change(&mut objects, &format!("{CONTAINER}/args"), json!(["python3", "process.py"]));
-    only_unchecked("arguments alone", &objects, "to it these are arguments");
+    only_unchecked("arguments alone", &objects, "it gets these words as arguments");
     change(&mut objects, &format!("{CONTAINER}/args"), json!(["run", "--", "python3", "process.py"]));
     assert_good("arguments for our own image", &objects);
     change(&mut objects, &format!("{CONTAINER}/args"), json!(["run", "--max-duraton=1h", "--", "python3"]));
@@ -413,7 +408,7 @@ pub fn a_secret_of_the_file_is_read() {
     objects.push(json!({ "kind": "Secret", "metadata": { "name": "more" }, "data": { "MAX_DURATION": "OWg=" } }));
     assert_good("a longer time", &objects);
     change(&mut objects, &format!("{JOB}/activeDeadlineSeconds"), json!(9000));
-    assert_told("and a deadline", &objects, Severity::Error, "after 9000s the pod is stopped");
+    assert_told("and a deadline", &objects, Severity::Error, "stops the pod after 9000s");
     objects.pop();
     objects.push(json!({ "kind": "Secret", "metadata": { "name": "more" }, "stringData": { "MAX_DURATION": "30m" } }));
     assert_good("a shorter time", &objects);

@@ -361,8 +361,8 @@ fn what_the_customary_samples_get_wrong_is_refused() {
     let cases = [
         ("/spec", "cooldownPeriod", json!(300), "spec.cooldownPeriod: no field of a ScaledJob"),
         ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "spec.scaleTargetRef: no field of a ScaledJob"),
-        ("/spec", "triggers", json!([]), "none is of type aws-sqs-queue"),
-        ("/spec/rollout", "strategy", json!("default"), "KEDA has no \"default\""),
+        ("/spec", "triggers", json!([]), "it has no trigger of type aws-sqs-queue"),
+        ("/spec/rollout", "strategy", json!("default"), "KEDA does not know the value \"default\""),
         ("/spec/triggers/0/metadata", "queueLength", json!(1), "1 is not a string"),
         ("/spec/triggers/0/metadata", "scaleOnInflight", json!("false"), "did you mean scaleOnInFlight?"),
         ("/spec/jobTargetRef", "pollingInterval", json!(30), "'pollingInterval' was unexpected"),

@@ -173,7 +173,10 @@ async fn a_sweep_without_a_gateway_says_so() {
     drop(silent);
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args(["sweep", "--pushgateway", &format!("http://{dead}")]);
-    assert_eq!(Leasehold::start(command).run_to(69).await.record("nothing could be swept")["level"], "ERROR");
+    assert_eq!(
+        Leasehold::start(command).run_to(69).await.record("the Pushgateway could not be swept")["level"],
+        "ERROR"
+    );
 }
 
 #[tokio::test]
@@ -181,10 +184,10 @@ async fn settings_that_cannot_work_are_refused() {
     let cloud = Cloud::new(5).await;
     for (flags, why) in [
         ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is not the URL of a server"),
-        ("--pushgateway http://user:s3cr3t@gateway:9091", "name it with --pushgateway-basic-auth-file"),
-        ("--pushgateway user:s3cr3t@gateway:9091", "\"[redacted]@gateway:9091\" has a user and a password in it"),
-        ("--pushgateway http://gateway:9091/?token=s3cr3t", "has a query in it"),
-        ("--pushgateway http://user:1#s3cr3t@gateway:9091", "has a query in it"),
+        ("--pushgateway http://user:s3cr3t@gateway:9091", "set --pushgateway-basic-auth-file"),
+        ("--pushgateway user:s3cr3t@gateway:9091", "\"[redacted]@gateway:9091\" contains a user and a password"),
+        ("--pushgateway http://gateway:9091/?token=s3cr3t", "must not contain a query"),
+        ("--pushgateway http://user:1#s3cr3t@gateway:9091", "must not contain a query"),
         (
             "--pushgateway http://user:s3cr3t/@gateway:9091",
             "\"http://[redacted]@gateway:9091\" is not the URL of a server",
@@ -193,7 +196,7 @@ async fn settings_that_cannot_work_are_refused() {
             "--pushgateway http://127.0.0.1:1 --pushgateway-bearer-token-file /nonexistent",
             "'--pushgateway-bearer-token-file <FILE>': No such file",
         ),
-        ("--push-interval 100ms", "--push-interval 100ms is under 1s"),
+        ("--push-interval 100ms", "--push-interval 100ms must be at least 1s"),
     ] {
         let left = cloud.run(flags, "exit 0").run_to(78).await;
         assert!(left.stderr.contains(why) && !left.stderr.contains("s3cr3t"), "{}", left.stderr);

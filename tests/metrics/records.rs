@@ -99,7 +99,7 @@ async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object
         let fields: Value = serde_json::from_str(&message).unwrap();
         assert_eq!((&fields["outcome"], &fields["exit_code"]), (&"permanent".into(), &65.into()));
         assert_eq!(fields.get("key").and_then(Value::as_str), fits.then_some(&*"\u{1}".repeat(length)));
-        assert!(fields["error"].as_str().unwrap().contains("never work"), "{message}");
+        assert!(fields["error"].as_str().unwrap().contains("permanent failure"), "{message}");
     }
 }
 
@@ -142,5 +142,5 @@ async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_v
     assert_eq!((&fields["outcome"], &fields["key"]), (&"in_progress".into(), &"a/b c".into()));
     assert_eq!((&fields["bucket"], &fields["receive_count"]), (&(&*cloud.bucket).into(), &1.into()));
     let next = fields["next"].as_str().unwrap();
-    assert!(next.starts_with("attempt 1 of 5; if this is the final message, the pod was killed"), "{next}");
+    assert!(next.starts_with("attempt 1 of 5; if this is the final report, the pod was killed"), "{next}");
 }

@@ -358,7 +358,10 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
 /// happened is not there at all.
 fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
     let truth: [(&str, &[(&str, f64)]); 17] = [
-        ("Is work being done?", &[("pods launched", 18.0), ("messages received", 16.0), ("pods found nothing", 4.0)]),
+        (
+            "Is work being done?",
+            &[("pods launched", 18.0), ("messages received", 16.0), ("pods found no message", 4.0)],
+        ),
         (
             "Is it succeeding?",
             &[("succeeded", 7.0), ("failed", 6.0), ("share that failed", 6.0 / 15.0), ("stopped", 2.0)],
@@ -369,7 +372,7 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
             &[("leases lost", 1.0), ("last attempts failed", 4.0), ("pods died silently", 2.0)],
         ),
         (
-            "What became of the messages",
+            "Outcomes of the messages",
             &[
                 ("succeeded", 7.0),
                 ("command_failed", 3.0),
@@ -380,8 +383,8 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
             ],
         ),
         (
-            "Pods, and what they found",
-            &[("launched", 18.0), ("messages", 16.0), ("found nothing", 4.0), ("empty requests", 3.0)],
+            "Pods and their receives",
+            &[("launched", 18.0), ("messages", 16.0), ("found no message", 4.0), ("empty requests", 3.0)],
         ),
         ("Failures by reason", &[("command_failed", 3.0), ("permanent", 1.0), ("temporary", 1.0), ("lease_lost", 1.0)]),
         ("Reasons", &[("command_failed", 3.0), ("permanent", 1.0), ("temporary", 1.0), ("lease_lost", 1.0)]),
@@ -406,13 +409,13 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
                 ("release: stopped", 2.0),
             ],
         ),
-        ("Failures, and which were the last attempt", &[("comes back", 2.0), ("last attempt", 4.0)]),
-        ("How often the last messages had been received", &[("receive 1", 15.0)]),
+        ("Failures and last attempts", &[("comes back", 2.0), ("last attempt", 4.0)]),
+        ("Receive counts of the last messages", &[("receive 1", 15.0)]),
         ("Bytes of objects", &[("default", 35.0)]),
         ("Stops", &[("SIGTERM", 2.0)]),
-        ("What was not told", &[("lost log lines", 0.0)]),
+        ("Reporting failures", &[("lost log lines", 0.0)]),
         ("Pods of ScaledJobs by phase", &[("Pending", 1.0), ("Failed", 1.0)]),
-        ("Why their containers wait, or ended", &[("OOMKilled", 1.0), ("waits: ImagePullBackOff", 1.0)]),
+        ("Why containers wait or ended", &[("OOMKilled", 1.0), ("waits: ImagePullBackOff", 1.0)]),
     ];
     let owned =
         |numbers: &[(&str, f64)]| numbers.iter().map(|(legend, number)| ((*legend).to_owned(), *number)).collect();

@@ -184,7 +184,7 @@ async fn s18_a_descendant_that_holds_the_output_is_killed_and_the_exit_counts() 
     assert_eq!((&left.record("message deleted")["exit_code"], cloud.counts().await), (&0.into(), (0, 0)));
     let leak = left.log.iter().find(|record| record["level"] == "WARN").expect("the leak is told");
     let text = leak["message"].as_str().unwrap();
-    assert!(text.starts_with("the command has ended but left processes running"), "{leak}");
+    assert!(text.starts_with("the command has exited but left processes running"), "{leak}");
 }
 
 /// Every exit that nobody gave a meaning, and every signal, is retryable: never deleted, back after a delay.

@@ -46,9 +46,7 @@ async fn s49_a_full_disk_is_a_failed_fetch_and_leaves_nothing_behind() {
     let error = kept["error"].as_str().unwrap();
     let (disk, name) = (disk.path().display(), format!("s3://{}/large", cloud.bucket));
     assert!(
-        error.ends_with(&format!(
-            "{name} is 195.3 KiB: --work-dir {disk}: 64.0 KiB are free: give its volume more room"
-        )),
+        error.ends_with(&format!("{name} is 195.3 KiB: --work-dir {disk}: 64.0 KiB are free: enlarge its volume")),
         "{error}"
     );
     assert_eq!(std::fs::read_to_string(cloud.notes.path().join("left")).unwrap(), "");
@@ -185,7 +183,7 @@ async fn s49_streams_that_bring_nothing_are_a_failed_fetch() {
     let store = Breaking::new(noise(100), 0);
     let began = Instant::now();
     let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else { panic!("it was fetched") };
-    assert_eq!(why, "s3://b/k broke off at byte 0: connection reset");
+    assert_eq!(why, "the download of s3://b/k was interrupted at byte 0: connection reset");
     assert_eq!(store.ranges(), vec![0..100; 6]);
     assert!(S < began.elapsed() && began.elapsed() < 15 * S, "{:?}", began.elapsed());
 }
@@ -258,7 +256,7 @@ async fn s58_an_object_that_is_longer_than_it_was_said_to_be_is_a_failed_fetch()
     for says in [0, 3, 99] {
         let store = Breaking { says: Some(says), ..Breaking::new(noise(100), usize::MAX) };
         let failed = fetched(&store, &object(None, Some("e"))).await;
-        let why = format!("s3://b/k is longer than the {says} bytes that it should have");
+        let why = format!("s3://b/k is longer than its expected {says} bytes");
         assert_eq!(failed, Err(Failure::Fetch(why)));
     }
 }
@@ -285,7 +283,7 @@ async fn s59_a_store_without_ranges_is_read_over_one_connection() {
     // The second stream breaks where the first did, and so on: each brings nothing new.
     let broken = Breaking { knows_ranges: false, ..Breaking::new(small, 700) };
     let Err(Failure::Fetch(why)) = fetched(&broken, &object(None, None)).await else { panic!("it was fetched") };
-    assert_eq!(why, "s3://b/k broke off at byte 700: connection reset");
+    assert_eq!(why, "the download of s3://b/k was interrupted at byte 700: connection reset");
 
     let large = Bytes::from(noise(65 << 20));
     let checksum = Some(checksum(Algorithm::Crc64Nvme, &large));
@@ -304,8 +302,8 @@ async fn s60_a_fetch_that_runs_out_of_time_says_what_kept_failing() {
     let whole = Breaking::new(noise(100), usize::MAX);
     let stores: [(Arc<dyn ObjectStore>, Duration, Option<&str>); 4] = [
         (silent.clone(), S, None),
-        (silent, 10 * S, Some("; until then it kept failing: s3://inbox/k: no answer yet")),
-        (Arc::new(broken), S, Some("broke off at byte ")),
+        (silent, 10 * S, Some("; last error: s3://inbox/k: no answer yet")),
+        (Arc::new(broken), S, Some("was interrupted at byte ")),
         (Arc::new(whole), 2 * S, None),
     ];
     for (store, max_duration, why) in stores {

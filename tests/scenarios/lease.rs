@@ -180,7 +180,7 @@ async fn s06_a_message_that_is_not_ours_any_more_halts_the_command_and_nothing_i
 async fn s07_a_visibility_shorter_than_a_beat_is_refused_and_the_period_is_derived() {
     for seconds in 0..=2 {
         let refused = configured(&format!("--visibility-timeout {seconds}s")).unwrap_err();
-        assert!(refused.contains("--visibility-timeout") && refused.contains("under 3s"), "{refused}");
+        assert!(refused.contains("--visibility-timeout") && refused.contains("at least 3s"), "{refused}");
     }
     for seconds in (3..=60).chain([600, 43_200]) {
         let settings = configured(&format!("--visibility-timeout {seconds}s --wait 10m")).unwrap().work.settings;
@@ -471,7 +471,7 @@ async fn s66_a_release_that_may_have_come_through_is_not_sent_again() {
         }
         assert!(Instant::now() <= started + arrived.took + left, "{fault:?}: it was said to be back within {left:?}");
         let complaint =
-            "the release was not answered: the message is visible again when its visibility timeout ends, or sooner";
+            "no answer to the release: the message is visible again when its visibility timeout ends, or sooner";
         assert_eq!(logs.complaints(), [complaint]);
     }
 }

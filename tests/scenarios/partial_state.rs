@@ -75,7 +75,7 @@ async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing(
 #[tokio::test(start_paused = true)]
 async fn s68_an_archive_that_is_not_ours_is_not_restored() {
     for (about, problem) in [
-        (r#"{"version":9,"worked_s":0}"#, "it is of version 9"),
+        (r#"{"version":9,"worked_s":0}"#, "it has version 9"),
         (r#"{"version":1,"worked_s":18446744073709551615}"#, "longer than the 14 days"),
         (r#"{"version":1,"worked_s":"hidden"}"#, "no worked_s in seconds"),
     ] {

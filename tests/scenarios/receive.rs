@@ -187,7 +187,7 @@ async fn s39_credentials_are_renewed_and_their_loss_is_the_loss_of_the_lease() {
     gone.store(true, Ordering::Relaxed);
     let left = run.run_to(75).await;
     assert_eq!(left.record("message kept")["outcome"], "lease_lost");
-    assert!(left.stdout.contains("no credentials for now"), "the cause is told: {}", left.stdout);
+    assert!(left.stdout.contains("no credentials at the moment"), "the cause is told: {}", left.stdout);
     eventually("it is back", async || (cloud.counts().await == (1, 0)).then_some(())).await;
 }
 
@@ -260,9 +260,9 @@ async fn s42_a_queue_without_a_dead_letter_queue_is_warned_about() {
     queue.send(object_created("k"));
     let command = FakeCommand::new(Does::Exits(S, 1));
     let ended = Journey::new(&queue, &command).run().await.ended().remove(0);
-    let warned = "the queue has no dead-letter queue: a message that always fails is retried until its retention ends";
+    let warned = "the queue has no dead-letter queue: a message that always fails is retried until it expires";
     assert!(logs.complaints().contains(&warned.to_owned()), "{:?}", logs.complaints());
-    assert!(ended.next(SystemTime::UNIX_EPOCH).unwrap().contains("again without end"));
+    assert!(ended.next(SystemTime::UNIX_EPOCH).unwrap().contains("retried until it expires"));
 
     let logs = Logs::default();
     let _logging = logs.capture();
@@ -283,5 +283,5 @@ async fn s72_a_redrive_policy_that_comes_late_is_known_at_the_end() {
     assert_eq!(command.got("JOB_FINAL_ATTEMPT"), [] as [&str; 0], "it was not known yet");
     assert!(arrived.took < 6 * S + S, "the message waited for it: {:?}", arrived.took);
     let next = arrived.ended()[0].next(SystemTime::UNIX_EPOCH).unwrap();
-    assert!(next.ends_with("this was the last: the next receive moves it to dead-letter queue dlq"), "{next}");
+    assert!(next.ends_with("this was the last attempt: the next receive moves it to dead-letter queue dlq"), "{next}");
 }

@@ -150,9 +150,9 @@ async fn s26_every_stop_fits_the_grace_whatever_hangs() {
 #[tokio::test(start_paused = true)]
 async fn s27_a_budget_over_the_grace_is_refused_and_every_accepted_one_is_kept() {
     for (flags, complaint) in [
-        ("--termination-grace 30s --stop-grace 21s", "--stop-grace 21s does not fit"),
-        ("--termination-grace 3s --stop-grace 3s --wait 0s", "--stop-grace 3s does not fit"),
-        ("--termination-grace 12s --wait 9s", "--wait 9s does not fit"),
+        ("--termination-grace 30s --stop-grace 21s", "--stop-grace 21s is too long"),
+        ("--termination-grace 3s --stop-grace 3s --wait 0s", "--stop-grace 3s is too long"),
+        ("--termination-grace 12s --wait 9s", "--wait 9s is too long"),
         ("--termination-grace 0s", "--termination-grace must be greater than zero"),
     ] {
         let refused = configured(flags).unwrap_err();
@@ -480,6 +480,6 @@ async fn s35_each_stop_costs_exactly_one_receive_and_only_the_queue_counts() {
         Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
     }
     assert_eq!((command.runs(), queue.dead_letters()[0].receive_count), (2, 2), "two stops were enough");
-    let warned = "maxReceiveCount is low: every stop of a pod also uses up one receive";
+    let warned = "maxReceiveCount is low: every pod stop also uses up one receive";
     assert!(logs.complaints().iter().any(|complaint| complaint == warned), "{:?}", logs.complaints());
 }

@@ -144,7 +144,7 @@ impl Expected {
                     Service::S3 => "S3",
                 };
                 let why = format!(
-                    "HTTP {} is not an answer of {name}: {problem} (does a proxy or a portal answer in its place?)",
+                    "the HTTP {} answer is not from {name}: {problem} (does a proxy or a portal answer instead?)",
                     status.as_u16()
                 );
                 Err(ConnectorError::other(why.into(), Some(ErrorKind::TransientError)))
@@ -155,9 +155,9 @@ impl Expected {
     fn wrong_part(self, answer: &HttpResponse) -> Option<String> {
         let (is_part, names_it) = (answer.status().as_u16() == 206, answer.headers().contains_key("content-range"));
         if (is_part || names_it) && !self.part {
-            Some("it is a part, and all was asked for".to_owned())
+            Some("it is partial, but the whole was requested".to_owned())
         } else {
-            (is_part && !names_it).then(|| "it does not say which part it is".to_owned())
+            (is_part && !names_it).then(|| "it has no Content-Range".to_owned())
         }
     }
 
@@ -190,7 +190,7 @@ impl Body {
                 };
                 match members {
                     None => (false, "its body is not a JSON object"),
-                    Some(members) => (members.keys().all(is_of_sqs), "its body has a member that no answer of SQS has"),
+                    Some(members) => (members.keys().all(is_of_sqs), "its body has a field that no answer of SQS has"),
                 }
             }
             Self::Xml => {

@@ -70,7 +70,7 @@ impl Checked {
         // A process may write there what nobody else shall read.
         let (why, stderr) = text.split_once(" Stderr: ").map_or((text.as_str(), None), |(why, rest)| (why, Some(rest)));
         let why = match stderr {
-            Some(_) => format!("{why} (what it wrote to stderr is not shown: run credential_process by hand)"),
+            Some(_) => format!("{why} (its stderr is not shown: run credential_process by hand to see it)"),
             None => why.to_owned(),
         };
         if is_misconfigured(&error, &why) {
@@ -82,8 +82,11 @@ impl Checked {
         let instance_has_none = why.contains("IMDS is disabled");
         if instance_has_none || matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
             let Some(name) = &self.profile else { return CredentialsError::not_loaded(why) };
-            let why =
-                || format!("no credentials: AWS_PROFILE is {name:?}, and no such profile has any that can be used");
+            let why = || {
+                format!(
+                    "no credentials: AWS_PROFILE is {name:?}, and this profile does not exist or has no usable credentials"
+                )
+            };
             return CredentialsError::invalid_configuration(self.misconfigured.get_or_init(why).clone());
         }
         if stderr.is_some() { CredentialsError::provider_error(why) } else { error }
@@ -108,7 +111,9 @@ impl ProvideCredentials for Checked {
             let problem = environment::credential_problem(credentials.access_key_id())
                 .or_else(|| environment::credential_problem(credentials.session_token()?));
             match problem {
-                Some(why) => Err(CredentialsError::invalid_configuration(format!("a part of them {why}"))),
+                Some(why) => Err(CredentialsError::invalid_configuration(format!(
+                    "the access key id or the session token {why}"
+                ))),
                 None => Ok(credentials),
             }
         })

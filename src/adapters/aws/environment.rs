@@ -100,11 +100,10 @@ impl Kind {
     fn problem(self, value: &str) -> Option<String> {
         let is = |expected: &str| Some(format!("is {value:?}; it must be {expected}"));
         match self {
-            Self::Region if !is_region(value) => is("a region's name, as eu-west-1"),
+            Self::Region if !is_region(value) => is("the name of a region, such as eu-west-1"),
             // What is not ASCII has no place in a header.
             Self::Credential if !value.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                let why = "has a line end, a blank or another character that no credential has (is it from a file that ends \
-                           in a line end?)";
+                let why = "contains a line break, a blank or another character that is not valid in a credential (does it come from a file that ends with a line break?)";
                 Some(why.to_owned())
             }
             // The SDK counts up to it before the first request.
@@ -122,15 +121,15 @@ impl Kind {
                 is("auto, path or virtual")
             }
             Self::Endpoint if !is_url(value) || !is_endpoint(value) => {
-                let why = "is not the URL of a server; it looks like http://localhost:4566, without a user, a password or \
-                           a query";
+                let why = "is not the URL of a server; write for example http://localhost:4566, without a user, a password or a query";
                 Some(why.to_owned())
             }
             Self::Address if !is_address(value) => {
-                let why = "is not a URL; it looks like http://localhost:8080/credentials, without a user or a password";
+                let why =
+                    "is not a URL; write for example http://localhost:8080/credentials, without a user or a password";
                 Some(why.to_owned())
             }
-            Self::Text if value.chars().any(char::is_control) => Some("has a control character in it".to_owned()),
+            Self::Text if value.chars().any(char::is_control) => Some("contains a control character".to_owned()),
             Self::Region
             | Self::Credential
             | Self::Attempts
@@ -187,7 +186,9 @@ pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
     if style.as_deref() == Some("virtual") && host.parse::<IpAddr>().is_ok() {
         let name = "AWS_S3_ADDRESSING_STYLE, or addressing_style of the profile's section s3,".to_owned();
-        let why = format!("is virtual, but the endpoint of S3 is the address {host}: no bucket has a host name there");
+        let why = format!(
+            "is virtual, but the S3 endpoint is the IP address {host}: set it to path or auto, since there are no bucket host names"
+        );
         return Err(LoadError::Setting { name, why });
     }
     Ok(())
@@ -228,20 +229,20 @@ mod tests {
     #[tokio::test]
     async fn a_variable_that_cannot_be_used_is_named() {
         for (name, value, why) in [
-            ("AWS_REGION", "us-east-1\n", "is \"us-east-1\\n\"; it must be a region's name, as eu-west-1"),
-            ("AWS_DEFAULT_REGION", "us east", "it must be a region's name"),
+            ("AWS_REGION", "us-east-1\n", "is \"us-east-1\\n\"; it must be the name of a region, such as eu-west-1"),
+            ("AWS_DEFAULT_REGION", "us east", "it must be the name of a region"),
             ("AWS_RETRY_MODE", "legacy", "is \"legacy\"; it must be standard or adaptive"),
             ("AWS_MAX_ATTEMPTS", "0", "is \"0\"; it must be a number from 1 to 100"),
             ("AWS_MAX_ATTEMPTS", "many", "it must be a number from 1 to 100"),
             ("AWS_MAX_ATTEMPTS", "2147483647", "it must be a number from 1 to 100"),
-            ("AWS_ACCESS_KEY_ID", "AKIA\n", "has a line end, a blank or another character"),
-            ("AWS_SECRET_ACCESS_KEY", "secret ", "has a line end, a blank or another character"),
-            ("AWS_SESSION_TOKEN", "töken", "has a line end, a blank or another character"),
+            ("AWS_ACCESS_KEY_ID", "AKIA\n", "contains a line break, a blank or another character"),
+            ("AWS_SECRET_ACCESS_KEY", "secret ", "contains a line break, a blank or another character"),
+            ("AWS_SESSION_TOKEN", "töken", "contains a line break, a blank or another character"),
             ("AWS_REQUEST_CHECKSUM_CALCULATION", "never", "it must be when_supported or when_required"),
             ("AWS_RESPONSE_CHECKSUM_VALIDATION", "never", "it must be when_supported or when_required"),
             ("AWS_S3_ADDRESSING_STYLE", "host", "it must be auto, path or virtual"),
             ("AWS_ENDPOINT_URL_S3", "http://a\r", "is not the URL of a server"),
-            ("AWS_EXECUTION_ENV", "a\0b", "has a control character in it"),
+            ("AWS_EXECUTION_ENV", "a\0b", "contains a control character"),
         ] {
             let text = complaint(&[("PATH", "/bin\n"), (name, value)]).await.unwrap_or_default();
             assert!(text.starts_with(&format!("{name} ")) && text.contains(why), "{name}={value:?}: {text}");
@@ -297,7 +298,7 @@ mod tests {
                 "http://h/s3cr3t {}",
             ] {
                 let text = complaint(&[(variable, url)]).await.unwrap_or_default();
-                let why = "it looks like http://localhost:";
+                let why = "write for example http://localhost:";
                 assert!(text.starts_with(&format!("{variable} is not ")) && text.contains(why), "{url}: {text:?}");
                 assert!(!text.contains("s3cr3t"), "{text}");
             }
@@ -324,7 +325,7 @@ mod tests {
         let text = of("c").await.unwrap();
         assert!(text.starts_with("endpoint_url of the profile \"c\" is not the URL of a server"), "{text}");
         let text = of("b").await.unwrap();
-        assert!(text.starts_with("aws_access_key_id of the profile \"b\" has a line end"), "{text}");
+        assert!(text.starts_with("aws_access_key_id of the profile \"b\" contains a line break"), "{text}");
         assert_eq!(of("none").await, None);
     }
 

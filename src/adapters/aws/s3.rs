@@ -111,7 +111,7 @@ impl S3 {
         let asked = self.regions.of(bucket).or_else(|| self.config.region().cloned());
         let error = match regions::named(&error).filter(|region| Some(region) != asked.as_ref()) {
             Some(region) => {
-                info!(bucket, %region, "the bucket is in another region than AWS_REGION says: asking there");
+                info!(bucket, %region, "the bucket is in another region than AWS_REGION: using that region");
                 self.regions.learn(bucket, region);
                 match request(self.regions.config(bucket)).await {
                     Ok(answer) => return Ok(answer),
@@ -150,7 +150,7 @@ impl ObjectStore for S3 {
         // S3 has such keys. The SDK takes them for none at all, and sends no request.
         if object.key.trim().is_empty() {
             let why = format!(
-                "object {}: its key is nothing but blanks, and the AWS SDK cannot ask for that",
+                "object {}: its key has only blanks, and the AWS SDK cannot request such a key",
                 display_uri(object)
             );
             return Err(FetchError::Permanent(why));
@@ -181,8 +181,7 @@ impl ObjectStore for S3 {
             // Its end is seen, or a cut is noticed when the checksum is compared.
             None if ends_by_itself || checksum.is_some() => None,
             None => {
-                let unknown =
-                    || FetchError::Retryable(format!("{}: the answer does not say its size", display_uri(object)));
+                let unknown = || FetchError::Retryable(format!("{}: the answer has no size", display_uri(object)));
                 Some(object.size.filter(|size| *size > 0).ok_or_else(unknown)?)
             }
         };
@@ -210,14 +209,14 @@ impl ObjectStore for S3 {
         let what = display_uri(object);
         let etag = answer.e_tag.as_deref().and_then(unquoted);
         if object.etag.is_some() && etag != object.etag {
-            let why = format!("{what} was overwritten while it was fetched: its eTag is {etag:?} now");
+            let why = format!("{what} was overwritten during the download: its eTag is now {etag:?}");
             return Err(FetchError::Overwritten(why));
         }
         let (begins, size) = match answer.content_range.as_deref() {
             // The server does not know ranges, and sends all of it.
             None => (0, answer.content_length.and_then(|length| length.try_into().ok())),
             Some(range) => content_range(range).filter(|(begins, _)| *begins == start).ok_or_else(|| {
-                FetchError::Retryable(format!("{what}: asked for bytes {start}-, the answer has {range:?}"))
+                FetchError::Retryable(format!("{what}: requested bytes {start}-, but the answer has {range:?}"))
             })?,
         };
         Ok(RangeBody { start: begins, size, bytes: chunks(answer.body) })
@@ -254,7 +253,10 @@ fn checksum(object: &Object, answer: &mut GetObjectOutput) -> Option<Checksum> {
         Some(Checksum { algorithm, value })
     });
     if found.is_none() {
-        debug!(object = display_uri(object), "the answer has no checksum of the whole: only the size can be compared");
+        debug!(
+            object = display_uri(object),
+            "the answer has no checksum of the whole object: only the size is compared"
+        );
     }
     found
 }
@@ -391,19 +393,19 @@ mod tests {
         let good =
             |status, body: &str| Canned::new(status, None, body).header("content-length", body.len().to_string());
         for (server, problem) in [
-            (good(206, "hel").header("content-range", "bytes 0-2/5"), "it is a part, and all was asked for"),
-            (good(206, "hello").header("content-range", "bytes 0-4/5"), "it is a part, and all was asked for"),
-            (good(206, "hel"), "it is a part, and all was asked for"),
-            (good(200, "hel").header("content-range", "bytes 0-2/5"), "it is a part, and all was asked for"),
-            (good(200, "hel"), "the size of the answer is 3, and of the event 5"),
-            (good(200, ""), "the size of the answer is 0, and of the event 5"),
+            (good(206, "hel").header("content-range", "bytes 0-2/5"), "it is partial, but the whole was requested"),
+            (good(206, "hello").header("content-range", "bytes 0-4/5"), "it is partial, but the whole was requested"),
+            (good(206, "hel"), "it is partial, but the whole was requested"),
+            (good(200, "hel").header("content-range", "bytes 0-2/5"), "it is partial, but the whole was requested"),
+            (good(200, "hel"), "the size is 3 in the answer, but 5 in the event"),
+            (good(200, ""), "the size is 0 in the answer, but 5 in the event"),
         ] {
             let error = s3(&server).open(&event).await.err();
             assert!(matches!(&error, Some(FetchError::Retryable(why)) if why.contains(problem)), "{error:?}");
         }
         let unnamed = s3(&good(206, "llo")).open_range(&event, 2..5).await.err();
         assert!(
-            matches!(&unnamed, Some(FetchError::Retryable(why)) if why.contains("does not say which part it is")),
+            matches!(&unnamed, Some(FetchError::Retryable(why)) if why.contains("it has no Content-Range")),
             "{unnamed:?}"
         );
         // Nobody says how long a chunked answer is, but for the event.
@@ -456,7 +458,7 @@ mod tests {
         }
         let (other, _) = uploaded(good().header("x-amz-checksum-crc64nvme", "AAAAAAAAAAA=")).await;
         assert!(
-            other.as_ref().is_err_and(|why| why.contains("CRC64NVME of what was stored is AAAAAAAAAAA=")),
+            other.as_ref().is_err_and(|why| why.contains("CRC64NVME of the stored object is AAAAAAAAAAA=")),
             "{other:?}"
         );
     }
@@ -493,12 +495,14 @@ mod tests {
             let error = s3.open(&object(None, None)).await.err().unwrap().to_string();
             assert_eq!(s3.regions.of("b").as_ref().map(AsRef::as_ref), region, "{error}");
             assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 2 } else { 1 }, "{error}");
-            assert!(error.contains("the bucket is in another region than AWS_REGION says"), "{error}");
+            assert!(error.contains("the bucket is in another region than AWS_REGION"), "{error}");
             let again = s3.open(&object(None, None)).await.err().unwrap().to_string();
             assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 3 } else { 2 }, "{error}");
             for error in [error, again] {
-                let there = region.map(|region| format!("it was asked in {region}, which an answer had named"));
-                assert_eq!(error.contains("it was asked in"), region.is_some(), "{error}");
+                let there = region.map(|region| {
+                    format!("the request was already repeated in {region}, which an earlier answer named")
+                });
+                assert_eq!(error.contains("the request was already repeated in"), region.is_some(), "{error}");
                 assert!(error.contains(&there.unwrap_or_default()), "{error}");
             }
         }

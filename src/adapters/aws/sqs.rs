@@ -248,14 +248,14 @@ impl Queue for Sqs {
                 if Meaning::of(&failure) != Meaning::Hopeless {
                     return Err(why);
                 }
-                warn!(why, "the redrive policy is not known: no message can be called the last attempt");
+                warn!(why, "the redrive policy is unknown: no message will be logged as the last attempt");
                 return Ok(Redrive::Unknown);
             }
         };
         let policy = answer.attributes().and_then(|all| all.get(&QueueAttributeName::RedrivePolicy));
         let redrive = redrive_in(policy.map(String::as_str));
         if redrive == Redrive::Unknown {
-            warn!(policy, "the redrive policy cannot be read: no message can be called the last attempt");
+            warn!(policy, "the redrive policy cannot be parsed: no message will be logged as the last attempt");
         }
         Ok(redrive)
     }
@@ -376,20 +376,20 @@ mod tests {
             (Canned::new(200, None, PAGE), "its body is not a JSON object"),
             (Canned::new(200, None, r#"{"Messages":[{"MessageId":"m","#), "its body is not a JSON object"),
             (Canned::new(200, None, "[]"), "its body is not a JSON object"),
-            (Canned::new(200, None, r#"{"error":"upstream"}"#), "its body has a member that no answer of SQS has"),
+            (Canned::new(200, None, r#"{"error":"upstream"}"#), "its body has a field that no answer of SQS has"),
             (
                 Canned::new(200, None, r#"{"__type":"x#AccessDenied"}"#),
-                "its body has a member that no answer of SQS has",
+                "its body has a field that no answer of SQS has",
             ),
-            (Canned::new(200, None, r#"{"status":"ok"}"#), "its body has a member that no answer of SQS has"),
-            (Canned::new(200, None, r#"{"Error":{"Code":"x"}}"#), "its body has a member that no answer of SQS has"),
+            (Canned::new(200, None, r#"{"status":"ok"}"#), "its body has a field that no answer of SQS has"),
+            (Canned::new(200, None, r#"{"Error":{"Code":"x"}}"#), "its body has a field that no answer of SQS has"),
             (Canned::new(200, None, "{}").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
             (Canned::new(200, None, "").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
         ] {
             let text = |call: &str| {
                 format!(
-                    "{call} on jobs at sqs.eu-west-1.amazonaws.com failed: HTTP 200 is not an answer of SQS: {problem} (does a \
-                     proxy or a portal answer in its place?)"
+                    "{call} on jobs at sqs.eu-west-1.amazonaws.com failed: the HTTP 200 answer is not from SQS: {problem} (does a \
+                     proxy or a portal answer instead?)"
                 )
             };
             let queue = sqs(&server);
@@ -511,7 +511,7 @@ mod tests {
         let good = sqs(&of("92eb5ffee6ae2fec3ad71c777531578f")).receive(S, 30 * S).await;
         assert_eq!(good.unwrap().unwrap().body, "b");
         let changed = sqs(&of("0cc175b9c0f1b6a831c399e269772661")).receive(S, 30 * S).await;
-        let why = "message m has another body than its MD5 says";
+        let why = "message m: the body does not match its MD5";
         assert_eq!(changed, Err(ReceiveError::Transient(why.into())));
     }
 

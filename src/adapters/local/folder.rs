@@ -94,20 +94,20 @@ impl Folder {
         let failed = |why: String| FolderError(format!("--outbox {}: {why}", outbox.display()));
         let absolute = std::path::absolute(outbox).map_err(|error| failed(error.to_string()))?;
         let mut there = absolute.ancestors().filter_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
-        let (ancestor, canonical) = there.next().ok_or_else(|| failed("no such place".to_owned()))?;
+        let (ancestor, canonical) = there.next().ok_or_else(|| failed("no such folder".to_owned()))?;
         let to_be_made = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
         if to_be_made.components().any(|name| name == Component::ParentDir) {
-            return Err(failed("it has .. in it behind a folder that is not there".to_owned()));
+            return Err(failed("it contains .. after a folder that does not exist".to_owned()));
         }
         let outbox = canonical.join(to_be_made);
         let root = self.root.display();
         match &self.only {
             Some(file) if outbox == self.root => {
-                Err(failed(format!("the folder for the results would be {}, the file itself", file.display())))
+                Err(failed(format!("the folder for the results would be {}, the input file itself", file.display())))
             }
             None if outbox == self.root => Err(failed("it is the inbox itself: choose another folder".to_owned())),
             None if outbox.starts_with(&self.root) => {
-                Err(failed(format!("it is inside the inbox {root}, so the next run would take the results for files")))
+                Err(failed(format!("it is inside the inbox {root}, so the next run would process the results")))
             }
             Some(_) | None => Ok(()),
         }
@@ -198,7 +198,7 @@ impl Folder {
         // Once more without symbolic links.
         let path = tokio::fs::canonicalize(path).await.map_err(retryable)?;
         if !path.starts_with(&self.root) {
-            return Err(permanent("it is outside of the folder"));
+            return Err(permanent("it is outside the folder"));
         }
         let file = File::open(path).await.map_err(retryable)?;
         let metadata = file.metadata().await.map_err(retryable)?;
@@ -207,7 +207,10 @@ impl Folder {
         }
         let etag = etag(&metadata);
         if object.etag.as_ref().is_some_and(|told| *told != etag) {
-            return Err(FetchError::Overwritten(format!("{}: it was overwritten since the event", object.key)));
+            return Err(FetchError::Overwritten(format!(
+                "{}: it was overwritten since the inbox was read",
+                object.key
+            )));
         }
         Ok((file, metadata.len(), etag))
     }
@@ -243,7 +246,7 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<ListedFile>> {
     Ok(files)
 }
 
-pub(super) const NO_PATH: &str = "a name in the key is empty, `.` or `..`, so it is no path in a folder";
+pub(super) const NO_PATH: &str = "a part of the key is empty, `.` or `..`, so it is not a path in the folder";
 
 /// The path of `key` below `root`; `None` if it would lead elsewhere, or to where another key leads.
 pub(super) fn below(root: &Path, key: &str) -> Option<PathBuf> {

@@ -58,11 +58,11 @@ fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io:
         manifest.add(Published { to, bytes, checksum: None, etag: None });
     }
     if given_up.is_cancelled() {
-        return Err(io::Error::other("nobody waits for it any more"));
+        return Err(io::Error::other("cancelled"));
     }
     match fs::symlink_metadata(target) {
         Ok(there) if there.is_dir() => fs::rename(target, &old)?,
-        Ok(_) => return Err(io::Error::other(format!("{} is there and is not a folder", target.display()))),
+        Ok(_) => return Err(io::Error::other(format!("{} exists and is not a folder", target.display()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }

@@ -18,9 +18,9 @@ use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 pub enum Mishap {
     /// The first extension of each message is refused, as if another pod had received it
     LostLease,
-    /// Each message is delivered again after its success
+    /// Each message is delivered again after it succeeded
     Redelivery,
-    /// The pod of each message is killed a second after it began
+    /// The pod of each message is killed one second after it starts
     Kill,
 }
 
@@ -88,7 +88,7 @@ impl Queue for Rehearsal {
     async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
         if visibility > Duration::ZERO && self.happens(Mishap::LostLease, receipt) {
             self.queue.change_visibility(receipt, Duration::ZERO).await?;
-            return Err(VisibilityError::NotInFlight("rehearsed: another pod has received it".to_owned()));
+            return Err(VisibilityError::NotInFlight("rehearsed: another pod has received the message".to_owned()));
         }
         self.queue.change_visibility(receipt, visibility).await
     }

@@ -45,7 +45,7 @@ impl FolderStore {
 
     fn path(&self, bucket: &str, key: &str) -> io::Result<PathBuf> {
         let path = below(&self.root, bucket).and_then(|bucket| below(&bucket, key));
-        let why = || format!("s3://{bucket}/{key} cannot be a file: a part of its name is empty, `.` or `..`");
+        let why = || format!("s3://{bucket}/{key} cannot be stored as a file: a part of its key is empty, `.` or `..`");
         path.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, why()))
     }
 
@@ -148,7 +148,7 @@ impl ObjectWriter for FolderStore {
 #[async_trait]
 impl Storage for FolderStore {
     async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String> {
-        let bucket = below(&self.root, bucket).ok_or_else(|| format!("{bucket:?} cannot be a folder"))?;
+        let bucket = below(&self.root, bucket).ok_or_else(|| format!("{bucket:?} cannot be the name of a folder"))?;
         let prefix = prefix.to_owned();
         let listed = blocking(move || {
             if !bucket.exists() {

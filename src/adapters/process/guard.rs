@@ -67,7 +67,7 @@ impl Guard {
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         // Some hundred bytes, into a socket that is empty or broken.
         if let Err(error) = news.write_all(&message) {
-            warn!(%error, "the guard is gone: if leasehold is KILLed, its command goes on");
+            warn!(%error, "the guard process died: if leasehold gets SIGKILL, the command keeps running");
         }
     }
 }

@@ -202,7 +202,7 @@ impl Line {
         let kept = as_json_fits(&text, MAX_LINE);
         match self.cut + text.len() - kept.len() {
             0 => kept.to_owned(),
-            cut => format!("{kept} [cut here: {cut} more bytes]"),
+            cut => format!("{kept} [truncated: {cut} more bytes]"),
         }
     }
 }
@@ -279,7 +279,7 @@ mod tests {
             let line = &lines(&(character.repeat(100_000) + "\n")).await[0];
             let length = serde_json::to_string(line).unwrap().len();
             assert!((MAX_LINE - 10..MAX_LINE + 50).contains(&length), "{character:?}: {length}");
-            let (kept, cut) = line.split_once(" [cut here: ").unwrap();
+            let (kept, cut) = line.split_once(" [truncated: ").unwrap();
             let cut: usize = cut.strip_suffix(" more bytes]").unwrap().parse().unwrap();
             let lost = if character == "\u{1F600}" || character == "\u{fffd}" { 8 } else { 0 };
             assert!((100_000 * character.len()).abs_diff(kept.len() + cut) <= lost, "{} {cut}", kept.len());

@@ -33,13 +33,13 @@ fn is_path(program: &OsStr) -> bool {
 pub(super) fn start_error(program: &OsStr, err: &io::Error) -> StartError {
     let file = file_of(program);
     let why = match err.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT) if file.is_some() => "what runs it is missing in this image: the interpreter in its first \
-            line (#!), or its dynamic loader"
-            .into(),
+        Some(Errno::ENOENT) if file.is_some() => {
+            "its interpreter (first line, #!) or its dynamic loader is missing in this image".into()
+        }
         Some(Errno::ENOENT) if is_path(program) => "no such file".into(),
         Some(Errno::ENOENT) => "not found in PATH".into(),
         Some(Errno::EACCES) if file.is_some_and(|file| file.is_dir()) => "is a directory".into(),
-        Some(Errno::EACCES) => "not executable; try `chmod +x`, and a volume that is not mounted noexec".into(),
+        Some(Errno::EACCES) => "not executable; try `chmod +x`, or a volume that is not mounted with noexec".into(),
         Some(Errno::ENOEXEC) => {
             let arch = env::consts::ARCH;
             format!(
@@ -50,7 +50,7 @@ pub(super) fn start_error(program: &OsStr, err: &io::Error) -> StartError {
             "its arguments and environment are too large for the kernel; read data from a file (JOB_FILE) instead"
                 .into()
         }
-        Some(Errno::EAGAIN) => "no more processes are allowed here: the pod's or the user's limit is reached".into(),
+        Some(Errno::EAGAIN) => "the pod's or the user's limit of processes is reached".into(),
         _ => err.to_string(),
     };
     StartError { program: program.to_string_lossy().into_owned(), why }

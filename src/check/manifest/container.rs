@@ -69,8 +69,13 @@ impl<'a> ScaledJob<'a> {
         let is_set =
             |(container, _, _): &(Container, Start, Vec<Finding>)| container.environment.settings().next().is_some();
         let Some(found) = runs.or_else(|| looked_at.iter().position(is_set)) else {
-            let change = "start the command by leasehold: command: [leasehold, run, --, …]";
-            all.findings.push(Finding::new(Rule::LeaseholdNotFound, place, "none seems to run leasehold", change));
+            let change = "start the command with leasehold: command: [leasehold, run, --, …]";
+            all.findings.push(Finding::new(
+                Rule::LeaseholdNotFound,
+                place,
+                "no container seems to run leasehold",
+                change,
+            ));
             return (None, all);
         };
         let (mut container, start, findings) = looked_at.swap_remove(found);
@@ -81,16 +86,16 @@ impl<'a> ScaledJob<'a> {
             Start::Image => Some(Vec::new()),
             Start::Other(program) => {
                 let what = format!(
-                    "it starts {program}, not leasehold, although LEASEHOLD_ variables are set: no message is received, and KEDA starts \
-                     such a pod at every poll"
+                    "it starts {program}, not leasehold, although LEASEHOLD_ variables are set: no message is received, and KEDA creates such a pod at every poll"
                 );
-                let change = "write leasehold before it: command: [leasehold, run, --, …]";
+                let change = "put leasehold before it: command: [leasehold, run, --, …]";
                 all.findings.push(Finding::new(Rule::LeaseholdNotStarted, command, what, change));
                 None
             }
             Start::Unseen(what) => {
-                let what = format!("whether it starts leasehold could not be seen: {what} is not in the file");
-                let change = "look whether it ends in exec leasehold run, or the message is not released at a stop";
+                let what = format!("check cannot see whether it starts leasehold: {what} is not in the file");
+                let change =
+                    "check that it ends with exec leasehold run; otherwise a stop does not release the message";
                 all.findings.push(Finding::new(Rule::StartUnseen, command, what, change));
                 None
             }
@@ -112,7 +117,7 @@ impl<'a> ScaledJob<'a> {
         findings.append(&mut starter.findings);
         for field in ["command", "args", "env", "envFrom", "ports", "volumeMounts"] {
             if !value[field].is_null() && !value[field].is_array() {
-                let what = "it is not a list, and Kubernetes refuses the object";
+                let what = "it is not a list, so Kubernetes rejects the object";
                 findings.push(Finding::new(Rule::WrongType, path.at(field), what, "write it as a list"));
             }
         }
@@ -195,13 +200,13 @@ impl<'a> ScaledJob<'a> {
                 File::Text(text) if name == "LEASEHOLD_JOB_TYPES" => job_types = Some((text, path)),
                 File::Text(_) => {}
                 File::Missing(what) => {
-                    let what = format!("{path} is not there: {what}");
-                    let change = "the pod would exit with 78: correct the path, or add it there";
+                    let what = format!("{path} does not exist: {what}");
+                    let change = "every pod would exit with code 78: correct the path, or add the file";
                     findings.push(Finding::new(Rule::KeyNotFound, place, what, change));
                 }
                 File::Elsewhere => {
-                    let what = format!("{path} is in the container");
-                    let change = "check it where it is: leasehold check in the pod";
+                    let what = format!("{path} is in the container, where check cannot read it");
+                    let change = "run leasehold check in the pod";
                     findings.push(Finding::new(Rule::NotInFile, place, what, change));
                 }
             }
@@ -216,7 +221,7 @@ fn refusal(container: &Container, why: String) -> Finding {
     let line = named.and_then(|flag| container.environment.line(&variable_of(flag)));
     let whole = container.path.whole();
     let place = Location { line: line.or(whole.line), ..whole };
-    Finding::new(Rule::SettingsRefused, place, why, "the pod would exit with 78: correct it")
+    Finding::new(Rule::SettingsRefused, place, why, "every pod would exit with code 78: correct it")
 }
 
 /// Kubernetes reads the termination message from one file, and leasehold writes it into one.
@@ -230,7 +235,7 @@ fn termination_message(container: &Container) -> Option<Finding> {
     (written != read).then(|| {
         Finding::new(Rule::TerminationMessage, container.path.at("terminationMessagePath"),
             format!(
-                "Kubernetes reads {read} and leasehold writes {written}: kubectl describe pod does not say why a pod failed"
+                "Kubernetes reads {read}, but leasehold writes {written}: kubectl describe pod does not show why a pod failed"
             ),
             "remove terminationMessagePath and LEASEHOLD_TERMINATION_LOG, or set both to one file",
         )
@@ -250,7 +255,7 @@ fn region_of_the_queue(container: &Container) -> Option<Finding> {
     let is_custom =
         ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| container.environment.known(name).is_some());
     (signed != of_queue && !is_custom).then(|| {
-        let what = format!("it is {signed}, and the queue is in {of_queue}: SQS refuses every request");
+        let what = format!("it is {signed}, but the queue is in {of_queue}: SQS refuses every request");
         Finding::new(Rule::PodRegion, container.variable("AWS_REGION"), what, format!("set it to {of_queue}"))
     })
 }

@@ -118,7 +118,7 @@ impl<'a> ScaledJob<'a> {
                 Value::String(text) => environment.expand(text),
                 other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
                     // It may be secret.
-                    let what = "its value is not a string, and Kubernetes refuses the object";
+                    let what = "its value is not a string, so Kubernetes rejects the object";
                     findings.push(Finding::new(Rule::NotAString, place, what, "write it in quotes"));
                     other.to_string()
                 }
@@ -153,13 +153,8 @@ impl<'a> ScaledJob<'a> {
         // A field of the pod is known when it is there, and none that we need.
         let is_there = from.is_null() || from["fieldRef"].is_object();
         if !is_there && variable.starts_with("LEASEHOLD_") {
-            let what = "where its value comes from is not in the file";
-            findings.push(Finding::new(
-                Rule::NotInFile,
-                place,
-                what,
-                "check it where it is: leasehold check in the pod",
-            ));
+            let what = "the source of its value is not in the file";
+            findings.push(Finding::new(Rule::NotInFile, place, what, "run leasehold check in the pod"));
         }
         if from.is_null() { String::new() } else { unknown }
     }
@@ -200,7 +195,7 @@ impl<'a> ScaledJob<'a> {
 }
 
 /// What KEDA does with a container whose environment it cannot read.
-const NO_JOB: &str = "KEDA sets the ScaledJob's Ready to False and starts no Job";
+const NO_JOB: &str = "KEDA sets the ScaledJob's Ready condition to False and creates no Job";
 
 pub const NO_POD: &str = "its pods never start";
 
@@ -247,7 +242,7 @@ impl Manifest {
                 let field = format!("{field}.{key}");
                 let place = Location { name: format!("{kind} {name}, {field}"), line: self.line(object, &field) };
                 // Its value may be secret.
-                let what = "it is not a string, and Kubernetes refuses the object";
+                let what = "it is not a string, so Kubernetes rejects the object";
                 Finding::new(Rule::NotAString, place, what, "write it in quotes")
             };
             not_texts.map(finding).collect::<Vec<_>>()

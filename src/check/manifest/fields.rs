@@ -11,8 +11,11 @@ use crate::check::{Finding, Location, Rule, Severity};
 /// instead. A path has no numbers, so that it holds for all items.
 const OUTDATED: [(&str, &str); 6] = [
     ("spec.rolloutStrategy", "write rollout.strategy"),
-    ("spec.scalingStrategy.multipleScalersCalculation", "remove it: there is one queue"),
-    ("spec.triggers.useCachedMetrics", "remove it: a ScaledJob asks at each poll"),
+    ("spec.scalingStrategy.multipleScalersCalculation", "remove it: a ScaledJob of leasehold has one queue"),
+    (
+        "spec.triggers.useCachedMetrics",
+        "remove it: it has no effect on a ScaledJob, which reads the queue at each poll",
+    ),
     ("spec.triggers.metadata.identityOwner", "refer to a TriggerAuthentication with podIdentity instead"),
     ("spec.triggers.metadata.awsAccessKeyIDFromEnv", "refer to a TriggerAuthentication with secretTargetRef instead"),
     (
@@ -23,13 +26,13 @@ const OUTDATED: [(&str, &str); 6] = [
 
 /// Fields of other kinds, mostly of ScaledObjects: what is true instead.
 const FOREIGN: [(&str, &str); 6] = [
-    ("spec.cooldownPeriod", "a Job ends when its work does, there is nothing to cool down: remove it"),
-    ("spec.scaleTargetRef", "a ScaledJob has jobTargetRef, a whole Job's spec: write that"),
+    ("spec.cooldownPeriod", "remove it: a Job ends by itself, so a cooldown has no effect"),
+    ("spec.scaleTargetRef", "use jobTargetRef, which holds the spec of a Job"),
     ("spec.fallback", "remove it"),
-    ("spec.advanced", "remove it; what a ScaledJob has is scalingStrategy"),
+    ("spec.advanced", "remove it; a ScaledJob has scalingStrategy instead"),
     ("spec.idleReplicaCount", "remove it"),
     // The schema has it, since other triggers share it.
-    ("spec.triggers.metricType", "a ScaledJob may not have it: remove it"),
+    ("spec.triggers.metricType", "remove it: a ScaledJob does not have it"),
 ];
 
 /// From here on a name is taken for a misspelled one (normalised Damerau-Levenshtein similarity, in lower case).
@@ -57,7 +60,7 @@ pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
     for field in names(scaled_job.job).filter(|field| !of_spec[*field].is_null() && of_job[*field].is_null()) {
         let place = scaled_job.at(&format!("spec.jobTargetRef.{field}"));
         findings.retain(|finding| finding.place != place.name);
-        let what = "it is nested too deep: a Job has no such field";
+        let what = "it is nested too deep: the spec of a Job has no such field";
         let change = format!("move it to spec.{field}, beside jobTargetRef");
         findings.push(Finding::new(Rule::NestedTooDeep, place, what, change));
     }
@@ -90,16 +93,16 @@ impl Walk<'_> {
     fn value(&mut self, path: &str, value: &Value, known: &Value) {
         let name = without_numbers(path);
         if let Some((_, change)) = OUTDATED.iter().find(|(outdated, _)| *outdated == name) {
-            let what = "it is outdated, or means nothing for a queue";
+            let what = "it is outdated, or has no effect for a queue";
             return self.push(Rule::OutdatedField, path, what, *change);
         }
         if known["x-kubernetes-int-or-string"] == true {
             return;
         }
-        let refused = |what: &str| format!("{value} is not {what}, and Kubernetes refuses it");
+        let refused = |what: &str| format!("{value} is not {what}, so Kubernetes rejects the object");
         match known["type"].as_str() {
             Some("object") if !value.is_object() => {
-                let change = "write fields and their values";
+                let change = "write an object, with fields and values";
                 self.push(Rule::WrongType, path, format!("{value} is not an object"), change);
             }
             Some("object") => self.object(path, value, known),
@@ -113,7 +116,7 @@ impl Walk<'_> {
                     }
                     Some(_) | None => {
                         let what = refused(if of_strings { "a list of strings" } else { "a list" });
-                        self.push(Rule::WrongType, path, what, "write it as one");
+                        self.push(Rule::WrongType, path, what, "write it as a list");
                     }
                 }
             }
@@ -136,7 +139,7 @@ impl Walk<'_> {
             let path = format!("{path}.{name}");
             let foreign = without_numbers(&path);
             if let Some((_, change)) = FOREIGN.iter().find(|(foreign_path, _)| *foreign_path == foreign) {
-                let what = "no field of a ScaledJob: ignored, or refused by kubectl apply";
+                let what = "a ScaledJob has no such field: it is ignored, or rejected by kubectl apply";
                 self.push(Rule::ForeignField, &path, what, *change);
             } else if let Some(known) = known["properties"].get(name).or(known.get("additionalProperties")) {
                 self.value(&path, value, known);
@@ -152,15 +155,15 @@ impl Walk<'_> {
         let near = names(known).map(|known| (likeness(known), known)).max_by(|one, other| one.0.total_cmp(&other.0));
         if let Some((_, near)) = near.filter(|(likeness, _)| *likeness > SIMILAR) {
             let change = format!("did you mean {near}?");
-            return self.push(Rule::MisspelledField, path, "KEDA has no such field, and ignores it", change);
+            return self.push(Rule::MisspelledField, path, "KEDA has no such field and ignores it", change);
         }
         let (whose, severity, change) = if self.schema.is_of_cluster {
             ("the cluster's KEDA".to_owned(), Severity::Error, "remove it")
         } else {
-            let change = "remove it, or give your cluster's CustomResourceDefinition by --crd";
+            let change = "remove it, or check against your cluster's CustomResourceDefinition with --crd";
             (format!("KEDA {}", self.schema.version()), Rule::UnknownField.severity(), change)
         };
-        let what = format!("{whose} has no such field, and ignores it");
+        let what = format!("{whose} has no such field and ignores it");
         let finding = Finding::new(Rule::UnknownField, (self.at)(path), what, change);
         self.findings.push(finding.with_severity(severity));
     }
@@ -170,11 +173,11 @@ impl Walk<'_> {
         if let Some(values) = known["enum"].as_array().filter(|values| !values.contains(value)) {
             let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();
             let change = format!("set it to {}", values.join(" or "));
-            self.push(Rule::UnknownValue, path, format!("KEDA has no {value}"), change);
+            self.push(Rule::UnknownValue, path, format!("KEDA does not know the value {value}"), change);
         }
         let least = known["minimum"].as_i64();
         if let Some(least) = least.filter(|least| value.as_i64().is_some_and(|value| value < *least)) {
-            let what = format!("it is {value}, and Kubernetes refuses the object");
+            let what = format!("it is {value}, so Kubernetes rejects the object");
             self.push(Rule::BelowMinimum, path, what, format!("set it to {least} or more"));
         }
     }

@@ -23,7 +23,7 @@ impl ScaledJob<'_> {
                 findings.push(Finding::new(
                     Rule::SeveralPods,
                     self.at(&format!("spec.jobTargetRef.{field}")),
-                    "KEDA counts Jobs, not pods: the others find nothing",
+                    "KEDA counts Jobs, not pods: the other pods find no message",
                     "set it to 1",
                 ));
             }
@@ -31,7 +31,7 @@ impl ScaledJob<'_> {
                 findings.push(Finding::new(
                     Rule::NoPod,
                     self.at(&format!("spec.jobTargetRef.{field}")),
-                    "it is 0: KEDA makes Jobs, and none of them ever starts a pod",
+                    "it is 0: KEDA creates Jobs, but they never start a pod",
                     "set it to 1",
                 ));
             }
@@ -40,7 +40,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::NoPod,
                 self.at("spec.jobTargetRef.suspend"),
-                "KEDA makes Jobs, and none of them ever starts a pod",
+                "KEDA creates Jobs, but they never start a pod",
                 "remove it; to pause, annotate the ScaledJob with autoscaling.keda.sh/paused: \"true\"",
             ));
         }
@@ -48,7 +48,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::ManagedElsewhere,
                 self.at("spec.jobTargetRef.managedBy"),
-                format!("whether {manager} starts the pods could not be seen; Kubernetes does not"),
+                format!("Kubernetes does not start the pods, and check cannot see whether {manager} does"),
                 "remove it",
             ));
         }
@@ -56,7 +56,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::NoPod,
                 self.at("spec.jobTargetRef.template.spec.schedulingGates"),
-                "no pod starts until its gates are removed, and until then its Job counts as pending",
+                "no pod starts until its scheduling gates are removed; until then, its Job counts as pending",
                 "remove them",
             ));
         }
@@ -73,16 +73,15 @@ impl ScaledJob<'_> {
                 Rule::RestartPolicy,
                 place,
                 format!(
-                    "it is missing{}, so KEDA sets OnFailure: the container is started again, finds nothing, and the Job \
-                     completes although the work failed",
-                    if inside { " (the container's own is another field)" } else { "" }
+                    "it is missing{}, so KEDA sets OnFailure: the container is restarted, finds no message, and the Job completes although the work failed",
+                    if inside { " (the container's restartPolicy is another field)" } else { "" }
                 ),
-                "set it to Never, of the pod",
+                "set restartPolicy: Never in the spec of the pod",
             )),
             Some(other) => Some(Finding::new(
                 Rule::RestartPolicy,
                 place,
-                format!("{other} starts the container again, which receives another message or cannot start at all"),
+                format!("{other} restarts the container, which then receives another message or cannot start at all"),
                 "set it to Never",
             )),
         }
@@ -95,7 +94,7 @@ impl ScaledJob<'_> {
                 Rule::JobRetries,
                 self.at("spec.jobTargetRef.backoffLimit"),
                 format!(
-                    "{}: a retry by the Job is a new pod that receives another message; SQS retries already",
+                    "{}: a retry by the Job is a new pod that receives another message; SQS already retries",
                     self.job["backoffLimit"]
                         .as_u64()
                         .map_or_else(|| "it is 6, the default".to_owned(), |limit| format!("it is {limit}"))
@@ -112,8 +111,7 @@ impl ScaledJob<'_> {
             Finding::new(
                 Rule::SecondContainer,
                 self.path_of(other).whole(),
-                "a Job ends when all its containers have: if this one goes on after leasehold, the Job never completes, and a message \
-                 waits for each",
+                "a Job completes when all its containers have exited: if this one keeps running after leasehold, the Job never completes, and one message waits for each such Job",
                 "move it to initContainers, with restartPolicy: Always; Kubernetes then stops it after leasehold",
             )
         };
@@ -128,15 +126,15 @@ impl ScaledJob<'_> {
             let stop = longest_stop(config);
             if stop > grace {
                 findings.push(Finding::new(Rule::GraceTooShort, self.at("spec.jobTargetRef.template.spec.terminationGracePeriodSeconds"),
-                    format!("the stop is planned to take {stop:?}, and the kubelet kills after {grace:?}: the message is not released"),
+                    format!("the shutdown is planned to take {stop:?}, but the kubelet sends SIGKILL after {grace:?}: the message is not released"),
                     format!("set it to {} or more, or LEASEHOLD_TERMINATION_GRACE to {}s", seconds(stop), grace.as_secs()),
                 ));
             } else if stop < grace {
                 findings.push(Finding::new(
                     Rule::GraceUnused,
                     container.variable("LEASEHOLD_TERMINATION_GRACE"),
-                    format!("the stop takes {stop:?} of the {grace:?} that the pod has"),
-                    format!("set it to {}s, so that the command gets the rest", grace.as_secs()),
+                    format!("the shutdown uses only {stop:?} of the {grace:?} that the pod has"),
+                    format!("set it to {}s, so that the command has more time to exit", grace.as_secs()),
                 ));
             }
         }
@@ -155,7 +153,7 @@ impl ScaledJob<'_> {
                         Rule::DeadlineTooShort,
                         self.at(field),
                         format!(
-                            "after {deadline}s the pod is stopped, although its work may take {whole:?} with the stop"
+                            "Kubernetes stops the pod after {deadline}s, but its work and the shutdown may take {whole:?}"
                         ),
                         format!("remove it, or set it above {}", seconds(whole)),
                     ));
@@ -171,18 +169,21 @@ impl ScaledJob<'_> {
         let Some(config) = container.config_if_known(&["LEASEHOLD_WORK_DIR"]) else { return findings };
         let path = &config.work.work_dir.path;
         let place = container.variable("LEASEHOLD_WORK_DIR");
-        let exits = "every pod exits with 78";
-        let change = "mount an emptyDir, and set LEASEHOLD_WORK_DIR to where it is";
+        let exits = "every pod exits with code 78";
+        let change = "mount an emptyDir, and set LEASEHOLD_WORK_DIR to its mountPath";
         let Some(Mount { volume, rest, is_read_only, .. }) = self.mount(container.value, path) else {
             if container.value["securityContext"]["readOnlyRootFilesystem"] == true {
-                let what = format!("the root is read-only and no volume is mounted at {}: {exits}", path.display());
+                let what = format!(
+                    "the root file system is read-only, and no volume is mounted at {}: {exits}",
+                    path.display()
+                );
                 findings.push(Finding::new(Rule::WorkDirUnusable, place, what, change));
             }
             return findings;
         };
         let name = volume["name"].as_str().unwrap_or_default();
         if is_read_only {
-            let what = format!("{} is on the volume {name}, which is read-only there: {exits}", path.display());
+            let what = format!("{} is on the volume {name}, which is mounted read-only: {exits}", path.display());
             findings.push(Finding::new(Rule::WorkDirUnusable, place, what, change));
             return findings;
         }
@@ -191,7 +192,7 @@ impl ScaledJob<'_> {
         let is_made = is_made.into_iter().any(|mount| mount["name"] == *name);
         if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !is_made {
             let what =
-                format!("the volume {name} is empty when a pod starts, so {} is not there: {exits}", rest.display());
+                format!("the volume {name} is empty when a pod starts, so {} does not exist: {exits}", rest.display());
             findings.push(Finding::new(Rule::WorkDirUnusable, place, what, "set it to the volume's mountPath"));
         }
         let size = volume["emptyDir"]["sizeLimit"].as_str().and_then(|size| size.parse::<bytesize::ByteSize>().ok());
@@ -200,7 +201,7 @@ impl ScaledJob<'_> {
             && config.work.work_dir.limit.is_none_or(|limit| limit > size.as_u64())
         {
             findings.push(Finding::new(Rule::WorkDirLimit, container.variable("LEASEHOLD_WORK_DIR_LIMIT"),
-                format!("it is not within the sizeLimit {size} of the work directory's volume, over which the pod is evicted"),
+                format!("it is over {size}, the sizeLimit of the work directory's volume: Kubernetes evicts a pod that exceeds the sizeLimit"),
                 "set it to the sizeLimit",
             ));
         }

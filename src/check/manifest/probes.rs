@@ -16,15 +16,15 @@ pub fn findings(container: &Container) -> Vec<Finding> {
         findings.push(Finding::new(
             Rule::KillingProbe,
             path.at("livenessProbe"),
-            "when it fails the work is killed, and the message's attempt is lost",
-            "remove it: a command that hangs is what --max-duration and --stall-timeout are for",
+            "when it fails, the kubelet kills the work, and the message loses an attempt",
+            "remove it: --max-duration and --stall-timeout stop a command that hangs",
         ));
     }
     if value["startupProbe"].is_object() {
         findings.push(Finding::new(
             Rule::KillingProbe,
             path.at("startupProbe"),
-            "until it succeeds the readinessProbe is not asked, and when it fails the work is killed",
+            "the readinessProbe does not run until it succeeds, and when it fails, the kubelet kills the work",
             "remove it",
         ));
     }
@@ -32,8 +32,8 @@ pub fn findings(container: &Container) -> Vec<Finding> {
         findings.push(Finding::new(
             Rule::PreStop,
             path.at("lifecycle.preStop"),
-            "its time is taken from terminationGracePeriodSeconds before leasehold gets TERM",
-            "remove it, or lower LEASEHOLD_TERMINATION_GRACE by what it takes",
+            "it uses up terminationGracePeriodSeconds before leasehold gets SIGTERM",
+            "remove it, or lower LEASEHOLD_TERMINATION_GRACE by its duration",
         ));
     }
     let probe = &value["readinessProbe"];
@@ -50,28 +50,28 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     let get = &probe["httpGet"];
     if !get.is_object() {
         return Some(if probe["exec"].is_object() {
-            let what = "whether what it runs tells that a message is held could not be seen";
-            Finding::new(Rule::ReadinessUnseen, place(".exec"), what, "ask /readyz by httpGet, every second")
+            let what = "it runs a program, and check cannot see whether that program tests that a message is held";
+            Finding::new(Rule::ReadinessUnseen, place(".exec"), what, "use httpGet on /readyz, every second")
         } else if probe["tcpSocket"].is_object() {
-            let what = "the port is open before a message is held, so the pod is ready too early and gets a twin";
-            Finding::new(Rule::ReadyTooEarly, place(".tcpSocket"), what, "ask /readyz by httpGet")
+            let what = "the port is open before a message is held, so the pod is ready too early, and KEDA creates a second pod for the same message";
+            Finding::new(Rule::ReadyTooEarly, place(".tcpSocket"), what, "use httpGet on /readyz")
         } else {
             let what =
-                "leasehold does not answer it, so the pod never is ready, and counts as pending as long as it runs";
-            Finding::new(Rule::NeverReady, place(""), what, "ask /readyz by httpGet")
+                "leasehold does not answer it, so the pod is never ready, and counts as pending as long as it runs";
+            Finding::new(Rule::NeverReady, place(""), what, "use httpGet on /readyz")
         });
     }
     let path = get["path"].as_str().unwrap_or("/");
     if path.split('?').next() != Some("/readyz") {
-        let what = format!("{path} does not tell whether a message is held");
-        return Some(Finding::new(Rule::ReadyTooEarly, place(""), what, "ask /readyz"));
+        let what = format!("{path} does not show whether a message is held");
+        return Some(Finding::new(Rule::ReadyTooEarly, place(""), what, "set it to /readyz"));
     }
-    let never = "so the pod never is ready, and counts as pending as long as it runs";
+    let never = "so the pod is never ready, and counts as pending as long as it runs";
     if get["scheme"] == "HTTPS" {
         return Some(Finding::new(
             Rule::NeverReady,
             place(".httpGet.scheme"),
-            format!("leasehold answers HTTP only, {never}"),
+            format!("leasehold answers only HTTP, {never}"),
             "remove it",
         ));
     }
@@ -81,7 +81,7 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
         return Some(Finding::new(Rule::NeverReady, place(""), format!("nothing answers it, {never}"), change));
     };
     if listen.ip().is_loopback() && get["host"].is_null() {
-        let what = format!("leasehold listens on {listen}, where the kubelet does not ask, {never}");
+        let what = format!("leasehold listens on {listen}, which the kubelet does not probe, {never}");
         return Some(Finding::new(
             Rule::NeverReady,
             place(""),
@@ -104,7 +104,7 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
         None => get["port"].as_u64()?,
     };
     (port != u64::from(listen.port())).then(|| {
-        let what = format!("it asks port {port}, and LEASEHOLD_LISTEN is {listen}: nothing answers, {never}");
+        let what = format!("it uses port {port}, but LEASEHOLD_LISTEN is {listen}: nothing answers, {never}");
         Finding::new(Rule::NeverReady, place(".httpGet.port"), what, format!("set it to {}", listen.port()))
     })
 }
@@ -117,7 +117,7 @@ fn readiness_times(path: &ContainerPath, probe: &Value) -> Vec<Finding> {
             Rule::ReadyLate,
             path.at(&format!("readinessProbe.{field}")),
             format!(
-                "it is {value}: a pod that holds a message counts as pending that long, and the next message waits"
+                "it is {value}: a pod that holds a message counts as pending for that time, and the next message waits"
             ),
             format!("set it to {right}"),
         ));

@@ -23,8 +23,8 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::Paused,
                 self.at("metadata.annotations"),
-                format!("autoscaling.keda.sh/paused is {paused:?}: KEDA starts no Job"),
-                "remove it when messages shall be worked on",
+                format!("autoscaling.keda.sh/paused is {paused:?}: KEDA creates no Job"),
+                "remove it to process messages",
             ));
         }
         let scaling = &self.spec["scalingStrategy"];
@@ -32,7 +32,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::DefaultStrategy,
                 self.at("spec.scalingStrategy.strategy"),
-                "KEDA 2.20.0 and 2.20.1 refuse \"default\", although it is what they do without it",
+                "KEDA 2.20.0 and 2.20.1 reject the value \"default\", although it is the default",
                 "remove it",
             ));
         }
@@ -48,7 +48,7 @@ impl ScaledJob<'_> {
         let is_old = schema.major_and_minor()? < (2, 19) && self.spec["scalingStrategy"]["strategy"] == "accurate";
         is_old.then(|| {
             let what = format!(
-                "KEDA {} ignores pending Jobs near maxReplicaCount with strategy accurate, and starts pods that find nothing",
+                "KEDA {} with strategy accurate ignores pending Jobs near maxReplicaCount, and creates pods that find no message",
                 schema.version()
             );
             Finding::new(Rule::OldKeda, self.at("spec.scalingStrategy.strategy"), what, "update KEDA to 2.19 or newer")
@@ -66,24 +66,23 @@ impl ScaledJob<'_> {
             (Some("immediate"), Some("gradual")) => Some(Finding::new(
                 Rule::RolloutImmediate,
                 place("rolloutStrategy"),
-                "KEDA takes this outdated field, immediate, and not rollout.strategy: each edit of this object stops every pod that \
-                 works",
+                "KEDA uses this outdated field, which is immediate, instead of rollout.strategy: each edit of this object stops every pod that is processing a message",
                 "remove it",
             )),
             (Some("immediate"), _) => Some(Finding::new(
                 Rule::RolloutImmediate,
                 place("rolloutStrategy"),
-                "it is immediate: each edit of this object stops every pod that works",
+                "it is immediate: each edit of this object stops every pod that is processing a message",
                 "remove it, and set rollout.strategy to gradual",
             )),
             (None, None | Some("immediate")) => Some(Finding::new(
                 Rule::RolloutImmediate,
                 place("rollout.strategy"),
-                "it is immediate, KEDA's default: each edit of this object stops every pod that works",
+                "it is immediate, KEDA's default: each edit of this object stops every pod that is processing a message",
                 "set it to gradual",
             )),
             (Some(old), _) => {
-                let what = format!("KEDA has no {old:?}");
+                let what = format!("KEDA does not know the value {old:?}");
                 Some(Finding::new(
                     Rule::UnknownValue,
                     place("rolloutStrategy"),
@@ -104,15 +103,14 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::IdleJobs,
                 self.at("spec.minReplicaCount"),
-                "so many Jobs are kept running at all times, which find the queue empty at every poll",
+                "KEDA keeps this many Jobs running at all times, and they find the queue empty at every poll",
                 "set it to 0",
             ));
         }
         if least >= most && most > 0 {
             findings.push(Finding::new(Rule::NoRoom, self.at("spec.maxReplicaCount"),
                 format!(
-                    "KEDA keeps {most} Jobs running without messages (minReplicaCount {least}), and has room for none that a message \
-                     starts"
+                    "KEDA keeps {most} Jobs running without messages (minReplicaCount {least}), so no message can start a Job"
                 ),
                 "set minReplicaCount to 0",
             ));
@@ -131,7 +129,7 @@ impl ScaledJob<'_> {
         let gates: Vec<_> = gates.map(|gate| &gate["conditionType"]).collect();
         for condition in &conditions {
             if gates.iter().any(|gate| *gate == condition) {
-                let what = format!("who sets {condition}, and when, could not be seen");
+                let what = format!("check cannot see when {condition} is set");
                 findings.push(Finding::new(
                     Rule::ConditionUnseen,
                     place(),
@@ -140,17 +138,15 @@ impl ScaledJob<'_> {
                 ));
             } else if !CONDITIONS.contains(condition) {
                 let what = format!(
-                    "Kubernetes never sets {condition:?} to true on a pod that works, so KEDA counts every running Job \
-                     as pending and starts none for the next message"
+                    "Kubernetes never sets {condition:?} to true on a running pod, so KEDA counts every running Job as pending and creates none for the next message"
                 );
                 findings.push(Finding::new(Rule::UnknownCondition, place(), what, "set it to [ContainersReady]"));
             }
         }
         if conditions.contains(&"Ready") {
             findings.push(Finding::new(Rule::ReadyCondition, place(),
-                "when a node is lost, Kubernetes sets only Ready to False: KEDA counts each dead pod as pending and starts \
-                 no Job for its message until the Node object is removed",
-                "set it to [ContainersReady], which stays as it was",
+                "when a node is lost, Kubernetes sets only Ready to False: KEDA counts each dead pod as pending and creates no Job for its message until the Node object is removed",
+                "set it to [ContainersReady], which does not change when a node is lost",
             ));
         }
         let waits = conditions.iter().any(|condition| WAIT_FOR_A_PROBE.contains(condition));
@@ -158,7 +154,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::NoReadinessProbe,
                 place(),
-                "without a readinessProbe a pod is ready as soon as it runs, and gets a twin before it has received",
+                "without a readinessProbe, a pod is ready as soon as it runs, and KEDA creates a second pod for the message that it is about to receive",
                 "give the container a readinessProbe on /readyz, every second",
             ));
         }
@@ -166,7 +162,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::NoPendingCondition,
                 place(),
-                "a pod that runs but has not received yet gets a twin",
+                "KEDA creates a second pod for the message that a running pod is about to receive",
                 "set it to [ContainersReady], with a readinessProbe on /readyz",
             ));
         }
@@ -180,26 +176,26 @@ impl ScaledJob<'_> {
             (Some("accurate"), true) => Some(Finding::new(
                 Rule::InFlightCounted,
                 place,
-                "with strategy accurate and \"true\", KEDA's default, each poll makes a Job for each message that is worked on",
+                "with strategy accurate and \"true\", KEDA's default, each poll creates another Job for each message that is being processed",
                 "set it to \"false\"",
             )),
             (None | Some("default"), false) => Some(Finding::new(
                 Rule::InFlightNotCounted,
                 place,
-                "with the default strategy and \"false\" new messages wait until running Jobs have ended",
+                "with the default strategy and \"false\", new messages wait until running Jobs have ended",
                 "set scalingStrategy.strategy to accurate, with pendingPodConditions [ContainersReady]",
             )),
             (Some("eager"), _) => Some(Finding::new(
                 Rule::EagerStrategy,
                 self.at("spec.scalingStrategy.strategy"),
-                "eager makes Jobs for messages that others work on",
+                "strategy eager creates Jobs for messages that other pods are processing",
                 "set it to accurate, with scaleOnInFlight \"false\"",
             )),
             (Some("custom"), _) => Some(Finding::new(
                 Rule::CustomStrategy,
                 self.at("spec.scalingStrategy.strategy"),
-                "what custom does depends on numbers of yours",
-                "accurate with scaleOnInFlight \"false\" makes one Job a message",
+                "the effect of strategy custom depends on your numbers",
+                "use accurate with scaleOnInFlight \"false\", which creates one Job per message",
             )),
             // The pairs that go together; and what is no strategy is told where the fields are.
             (None | Some(_), _) => None,

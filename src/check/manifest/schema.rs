@@ -29,7 +29,7 @@ impl Schema {
         let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
         let lists = documents.iter().filter_map(|document| document["items"].as_array()).flatten();
         let crd = documents.iter().chain(lists).find(|object| object["metadata"]["name"] == "scaledjobs.keda.sh");
-        let crd = crd.ok_or("there is no CustomResourceDefinition scaledjobs.keda.sh in it")?;
+        let crd = crd.ok_or("it has no CustomResourceDefinition scaledjobs.keda.sh")?;
         let versions = crd["spec"]["versions"].as_array().into_iter().flatten();
         let version = versions.into_iter().find(|version| version["name"] == "v1alpha1");
         let root = version.map(|version| &version["schema"]["openAPIV3Schema"]);

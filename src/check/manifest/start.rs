@@ -59,19 +59,19 @@ impl Starter<'_> {
             return self.program(&[command, args].concat());
         }
         let unseen = |this: &mut Self, what: &str| {
-            let change = "look whether it is [leasehold, run, --], or set command";
+            let change = "check that it is [leasehold, run, --], or set command";
             this.findings.push(Finding::new(Rule::StartUnseen, &this.place, what, change));
         };
         match args.first().map(String::as_str) {
             // Of an image whose entrypoint is leasehold, as that of deploy/Dockerfile.
             Some("run") => Start::Leasehold(args[1..].to_vec()),
             Some(flag) if flag.starts_with("--") => {
-                unseen(self, "the image's entrypoint is not in the file; to it these are flags");
+                unseen(self, "the image's entrypoint is not in the file; it gets these words as flags");
                 Start::Leasehold(args)
             }
             Some(_) if args.iter().any(|word| named(word) == "leasehold") => self.program(&args),
             Some(_) => {
-                unseen(self, "the image's entrypoint is not in the file; to it these are arguments");
+                unseen(self, "the image's entrypoint is not in the file; it gets these words as arguments");
                 Start::Image
             }
             None => {
@@ -87,7 +87,7 @@ impl Starter<'_> {
             if let Some(text) = word.as_str() {
                 words.push(self.environment.expand(text));
             } else {
-                let what = format!("{word} is not a string, and Kubernetes refuses the object");
+                let what = format!("{word} is not a string, so Kubernetes rejects the object");
                 self.findings.push(Finding::new(Rule::NotAString, &self.place, what, quoted(word)));
                 words.push(word.to_string());
             }
@@ -135,16 +135,16 @@ impl Starter<'_> {
             return self.program(&rest[program.unwrap_or(rest.len())..]);
         }
         if let Some(at) = leasehold {
-            let what = format!("whether {first} passes signals on to leasehold could not be seen");
-            let change = "it must start leasehold by exec, or the message is not released at a stop";
+            let what = format!("check cannot see whether {first} passes signals on to leasehold");
+            let change = "it must start leasehold with exec; otherwise a stop does not release the message";
             self.findings.push(Finding::new(Rule::SignalsUnseen, &self.place, what, change));
             return Start::Leasehold(rest[at + 2..].to_vec());
         }
         match rest {
             // A program that links leasehold has its flags, and no command.
             [run, flags @ ..] if run == "run" && flags.first().is_none_or(|flag| flag.starts_with("--")) => {
-                let what = format!("whether leasehold is in {first} could not be seen");
-                let change = "start the command by leasehold: command: [leasehold, run, --, …]";
+                let what = format!("check cannot see whether {first} runs leasehold");
+                let change = "start the command with leasehold: command: [leasehold, run, --, …]";
                 self.findings.push(Finding::new(Rule::StartUnseen, &self.place, what, change));
                 Start::Leasehold(flags.to_vec())
             }
@@ -221,17 +221,18 @@ impl Starter<'_> {
     }
 
     fn without_exec(&self, shell: &str, handles_signals: bool, is_alone: bool) -> Finding {
-        let change = "write exec before leasehold, and nothing after its command";
+        let change = "write exec before leasehold, and nothing after the command";
         if handles_signals {
-            let what = format!("whether the traps of {shell} pass SIGTERM on to leasehold could not be seen");
+            let what = format!("check cannot see whether the traps of {shell} pass SIGTERM on to leasehold");
             Finding::new(Rule::SignalsUnseen, &self.place, what, change)
         } else if is_alone {
-            let what = format!("without exec {shell} may stay before leasehold, and a stop does not reach leasehold");
+            let what = format!(
+                "without exec, {shell} may keep running as the parent of leasehold, and SIGTERM may not reach leasehold"
+            );
             Finding::new(Rule::SignalsLost, &self.place, what, change).with_severity(Severity::Warning)
         } else {
             let what = format!(
-                "{shell} stays before leasehold and does not pass SIGTERM on: a stop ends in SIGKILL, and the message is back only \
-                 when its lease ends"
+                "{shell} keeps running as the parent of leasehold and does not pass SIGTERM on: a stop ends with SIGKILL, and the message is visible again only when its visibility timeout ends"
             );
             Finding::new(Rule::SignalsLost, &self.place, what, change)
         }

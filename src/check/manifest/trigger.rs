@@ -22,7 +22,7 @@ impl ScaledJob<'_> {
             return vec![Finding::new(
                 Rule::NoTrigger,
                 self.at("spec.triggers"),
-                "it is missing: nothing starts a Job",
+                "it is missing: KEDA creates no Job",
                 change,
             )];
         };
@@ -32,8 +32,8 @@ impl ScaledJob<'_> {
             return vec![Finding::new(
                 Rule::NoTrigger,
                 self.at("spec.triggers"),
-                "none is of type aws-sqs-queue",
-                "add one",
+                "it has no trigger of type aws-sqs-queue",
+                "add a trigger of type aws-sqs-queue",
             )];
         }
         let mut findings = Vec::new();
@@ -45,8 +45,8 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::SeveralTriggers,
                 self.at("spec.triggers"),
-                "a pod receives from one queue: for what the others count it finds nothing",
-                "give each queue a ScaledJob of its own",
+                "a pod receives from one queue: pods that the other triggers start find no message",
+                "give each queue its own ScaledJob",
             ));
         }
         findings
@@ -81,7 +81,7 @@ impl ScaledJob<'_> {
                 findings.push(Finding::new(
                     Rule::UnreadableValue,
                     place(&format!("metadata.{name}")),
-                    format!("KEDA cannot read {value:?}: its default holds, or it starts no Job at all"),
+                    format!("KEDA cannot parse {value:?}: it uses the default, or creates no Job at all"),
                     "set it to \"true\" or \"false\"",
                 ));
             }
@@ -90,7 +90,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::DelayedMessages,
                 place("metadata.scaleOnDelayed"),
-                "a message that is delayed cannot be received: KEDA starts an empty pod for it at each poll",
+                "a delayed message cannot be received yet: at each poll, KEDA creates a pod for it that finds no message",
                 "remove it",
             ));
         }
@@ -121,7 +121,7 @@ impl ScaledJob<'_> {
         };
         let ours = container.and_then(|container| container.value["name"].as_str());
         let instead =
-            || ours.map_or_else(|| "name one of the pod's containers".to_owned(), |name| format!("set it to {name}"));
+            || ours.map_or_else(|| "set it to a container of the pod".to_owned(), |name| format!("set it to {name}"));
         // Of no effect, if nothing is looked for there; but that the name is wrong stops KEDA all the same.
         if needed.is_empty() && (said.is_none() || source.is_some()) {
             return None;
@@ -130,7 +130,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::EnvSource,
                 self.at("spec.envSourceContainerName"),
-                format!("the pod has no container {}: KEDA starts no Job", said.unwrap_or("at all")),
+                format!("the pod has no container {}: KEDA creates no Job", said.unwrap_or("at all")),
                 instead(),
             ));
             return None;
@@ -151,7 +151,7 @@ impl ScaledJob<'_> {
                 Some(_) | None => format!("set {variable} in the container"),
             };
             findings.push(Finding::new(Rule::EnvSource, self.at(&format!("spec.triggers[{}].metadata.{field}", trigger.number)),
-                format!("KEDA reads {variable} from container {name}, which {which}, and it is not set there: KEDA starts no Job"),
+                format!("KEDA reads {variable} from container {name}, which {which}, but it is not set there: KEDA creates no Job"),
                 change,
             ));
         }
@@ -167,8 +167,8 @@ impl ScaledJob<'_> {
                 Finding::new(
                     Rule::NoAuthentication,
                     place,
-                    "it is missing, so KEDA has nothing to sign with, and never learns the queue's length",
-                    "name a TriggerAuthentication, for example with podIdentity: {provider: aws}",
+                    "it is missing, so KEDA has no credentials and cannot read the queue's length",
+                    "set it to a TriggerAuthentication, for example with podIdentity: {provider: aws}",
                 )
             };
             return (!as_itself).then(missing).into_iter().collect();
@@ -178,12 +178,12 @@ impl ScaledJob<'_> {
         if !kinds.contains(&kind) || self.authentication_object(kind, name).is_some() {
             return Vec::new();
         }
-        let what = format!("the file has no {kind} {name}: without it KEDA sets Ready to False and starts no Job");
+        let what = format!("the file has no {kind} {name}: without it, KEDA sets Ready to False and creates no Job");
         if let Some(other) = kinds.into_iter().find(|other| self.authentication_object(other, name).is_some()) {
             return vec![Finding::new(
                 Rule::ReferenceNotFound,
                 place,
-                format!("{what}; it has a {other} of that name"),
+                format!("{what}; the file has a {other} of that name"),
                 format!("set kind to {other}"),
             )];
         }
@@ -196,7 +196,7 @@ impl ScaledJob<'_> {
             Finding::new(
                 Rule::ReferenceNotFound,
                 place,
-                format!("{what}; that of the file is in another namespace"),
+                format!("{what}; the one in the file is in another namespace"),
                 "put both into one namespace",
             )
         } else {
@@ -228,16 +228,16 @@ impl ScaledJob<'_> {
                 object.is_some_and(|object| object["spec"].to_string().contains("\"parameter\":\"awsRegion\""));
             let change = "set it to the queue's region";
             return (!is_there)
-                .then(|| Finding::new(Rule::NoRegion, place, "it is missing, and KEDA needs it", change));
+                .then(|| Finding::new(Rule::NoRegion, place, "it is missing, but KEDA requires it", change));
         };
-        let of_queue = queue.and_then(aws::region_of).map(|region| (region, "the queue's URL says"));
+        let of_queue = queue.and_then(aws::region_of).map(|region| (region, "the queue's URL has"));
         let of_pod = container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
         let pods_queue = container.and_then(Container::queue_url).and_then(aws::region_of);
-        let pods_queue = pods_queue.map(|region| (region, "the URL of the pod's queue says"));
+        let pods_queue = pods_queue.map(|region| (region, "the URL of the pod's queue has"));
         let (other, whose) =
             [of_queue, of_pod, pods_queue].into_iter().flatten().find(|(other, _)| *other != region)?;
         let what = format!(
-            "it is {region}, and {whose} {other}: KEDA asks in a region that does not have the queue, and starts no Job"
+            "it is {region}, but {whose} {other}: KEDA asks in a region that does not have the queue, and creates no Job"
         );
         Some(Finding::new(Rule::RegionMismatch, place, what, format!("set it to {other}")))
     }
@@ -271,7 +271,7 @@ fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -
     let is_url = keda.contains("://");
     let counted = account_and_name(keda);
     if is_url && counted.is_none() {
-        let what = format!("KEDA wants https://HOST/ACCOUNT/NAME, not {keda}, and starts no Job");
+        let what = format!("KEDA requires https://HOST/ACCOUNT/NAME, not {keda}, and creates no Job");
         return Some(Finding::new(Rule::QueueUrlForm, place, what, "set it to the queue's URL"));
     }
     let received = container?.queue_url()?;
@@ -282,13 +282,13 @@ fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -
     };
     (!is_same).then(|| {
         let what = format!(
-            "KEDA counts {keda}, and the pods receive from {received}: they find nothing, or nothing starts them"
+            "KEDA counts {keda}, but the pods receive from {received}: pods find no message, or none are created for waiting messages"
         );
         Finding::new(
             Rule::QueueMismatch,
             place,
             what,
-            "write queueURLFromEnv: LEASEHOLD_QUEUE_URL, so that there is one place",
+            "set queueURLFromEnv: LEASEHOLD_QUEUE_URL, so that KEDA and the pods use the same URL",
         )
     })
 }
@@ -303,16 +303,16 @@ fn compare_endpoints(place: &Location, trigger: &Trigger, container: Option<&Con
     let is_emulator = |url: &String| is_known(url) && !queue_url::is_at_aws(url);
     match (trigger.text("awsEndpoint"), of_pods) {
         (None, Some(pods)) if is_emulator(&pods) => {
-            let what = format!("KEDA asks AWS, and the pods ask {} (AWS_ENDPOINT_URL)", host(&pods));
+            let what = format!("KEDA uses AWS, but the pods use {} (AWS_ENDPOINT_URL)", host(&pods));
             Some(Finding::new(
                 Rule::EndpointMismatch,
                 place,
                 what,
-                "set it to that, by a name that KEDA's namespace can resolve",
+                "set it to the same endpoint, with a host name that resolves in KEDA's namespace",
             ))
         }
         (Some(keda), None) if is_emulator(&keda) => {
-            let what = format!("KEDA asks {}, and the pods ask AWS", host(&keda));
+            let what = format!("KEDA uses {}, but the pods use AWS", host(&keda));
             Some(Finding::new(
                 Rule::EndpointMismatch,
                 place,
@@ -327,11 +327,11 @@ fn compare_endpoints(place: &Location, trigger: &Trigger, container: Option<&Con
 fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &Location) -> Option<Finding> {
     let text = trigger.text("queueLength");
     let Some(length) = text.as_deref().map_or(Some(QUEUE_LENGTH), number) else {
-        let what = format!("KEDA cannot read {:?} as a number, and starts no Job", text.unwrap_or_default());
+        let what = format!("KEDA cannot parse {:?} as a number, and creates no Job", text.unwrap_or_default());
         return Some(Finding::new(Rule::UnreadableValue, place, what, "set it to \"1\", or to --max-messages"));
     };
     if length < 1 {
-        let what = format!("with {length} KEDA never starts a Job, and says that all is well");
+        let what = format!("with {length}, KEDA never creates a Job, but reports the ScaledJob as healthy");
         return Some(Finding::new(Rule::QueueLengthZero, place, what, "set it to \"1\", or to --max-messages"));
     }
     let most = container.and_then(|container| container.config_if_known(&["LEASEHOLD_MAX_MESSAGES"]));
@@ -341,13 +341,13 @@ fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &Locati
         return Some(Finding::new(
             Rule::QueueLength,
             place,
-            "it is 5, KEDA's default: one pod for five messages",
+            "it is 5, KEDA's default: KEDA creates one pod for five messages",
             change,
         ));
     }
     most.filter(|most| *most < length).map(|most| {
         let what = format!(
-            "KEDA starts one pod for {length} messages, and a pod takes {most} (--max-messages): the others wait"
+            "KEDA creates one pod for {length} messages, but a pod processes {most} (--max-messages): the others wait"
         );
         Finding::new(
             Rule::QueueLength,
@@ -362,14 +362,14 @@ fn activation(trigger: &Trigger, place: &Location) -> Option<Finding> {
     let text = trigger.text("activationQueueLength")?;
     match number(&text) {
         None => {
-            let what = format!("KEDA cannot read {text:?} as a number, and starts no Job");
+            let what = format!("KEDA cannot parse {text:?} as a number, and creates no Job");
             Some(Finding::new(Rule::UnreadableValue, place, what, "remove it"))
         }
         Some(length) => (length > 0).then(|| {
             Finding::new(
                 Rule::ActivationThreshold,
                 place,
-                format!("{length} messages or fewer never start a Job"),
+                format!("KEDA creates no Job for {length} messages or fewer"),
                 "remove it",
             )
         }),

@@ -169,7 +169,7 @@ impl Download<'_> {
             if sink.at > begun_at {
                 pauses = self::pauses();
             }
-            let why = format!("{} broke off at byte {}: {why}", self.name(), sink.at);
+            let why = format!("the download of {} was interrupted at byte {}: {why}", self.name(), sink.at);
             let Some(pause) = pauses.next() else { return Err(FetchError::Retryable(why).into()) };
             warn!(why, ?pause, "resuming the download");
             retrying(why);
@@ -181,12 +181,12 @@ impl Download<'_> {
     async fn open_at(&self, at: u64, end: u64, extent: Extent) -> Result<ByteStream, Stopped> {
         let RangeBody { start, size, bytes } = self.store.open_range(&self.object, at..end).await?;
         if start > at {
-            let why = format!("asked for bytes {at}-, the answer begins at {start}");
+            let why = format!("requested bytes {at}-, but the answer begins at {start}");
             return Err(FetchError::Retryable(why).into());
         }
         match (self.size, size) {
             (Some(was), Some(is)) if was != is => {
-                let why = format!("{} had {was} bytes and has {is} now", self.name());
+                let why = format!("{} had {was} bytes and now has {is}", self.name());
                 return Err(FetchError::Retryable(why).into());
             }
             (None, Some(size)) if matches!(extent, Extent::UntilMet) => self.unclaimed().end = size,
@@ -244,7 +244,7 @@ impl Download<'_> {
 
     /// What is not the object that was announced is no part of one.
     fn too_long(&self, size: u64) -> FetchError {
-        FetchError::Retryable(format!("{} is longer than the {size} bytes that it should have", self.name()))
+        FetchError::Retryable(format!("{} is longer than its expected {size} bytes", self.name()))
     }
 
     async fn written(

@@ -18,8 +18,7 @@ pub(super) fn describe(failure: &Failure, permissions: &str) -> String {
             let message = message.as_deref().unwrap_or("no reason given");
             let advice = match code.as_str() {
                 "AccessDenied" | "HTTP 403" => format!(
-                    " (the pod's role must allow {permissions}; and if --expected-bucket-owner is set, the bucket must be \
-                     of that account)"
+                    " (the pod's role must allow {permissions}; and if --expected-bucket-owner is set, that account must own the bucket)"
                 ),
                 code if is_of_another_region(code) => format!(" ({OTHER_REGION})"),
                 _ if is_about_a_checksum(message) => format!(" ({NO_CHECKSUMS_SENT})"),
@@ -31,11 +30,11 @@ pub(super) fn describe(failure: &Failure, permissions: &str) -> String {
     }
 }
 
-const OTHER_REGION: &str = "the bucket is in another region than AWS_REGION says: set it to the bucket's";
+const OTHER_REGION: &str = "the bucket is in another region than AWS_REGION: set AWS_REGION to the bucket's region";
 const NO_CHECKSUMS_SENT: &str =
-    "if the store does not know this checksum, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required";
+    "if the store does not support this checksum, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required";
 const NO_CHECKSUMS_READ: &str =
-    "if the store does not know checksums, set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required";
+    "if the store does not support checksums, set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required";
 
 /// A refusal that came from the region that an earlier answer had named.
 pub(super) fn refused_there_too(failure: Failure, region: &str) -> Failure {
@@ -47,7 +46,8 @@ pub(super) fn refused_there_too(failure: Failure, region: &str) -> Failure {
                 return Failure::Refused { code, message, status };
             }
             let message = message.map(|message| format!("{message}; ")).unwrap_or_default();
-            let message = format!("{message}it was asked in {region}, which an answer had named");
+            let message =
+                format!("{message}the request was already repeated in {region}, which an earlier answer named");
             Failure::Refused { code: Some(named), message: Some(message), status }
         }
         failure @ (Failure::Misconfigured(_) | Failure::Unanswered(_)) => failure,
@@ -95,20 +95,22 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
         }
         Failure::Misconfigured(why) if object.key.trim().is_empty() => {
             return FetchError::Permanent(format!(
-                "{what} has a key of blanks only, which the AWS SDK does not send: {why}"
+                "{what}: its key has only blanks, and the AWS SDK cannot request such a key: {why}"
             ));
         }
-        Failure::Misconfigured(why) => return FetchError::Retryable(format!("{what} cannot be asked for: {why}")),
-        Failure::Unanswered(why) => return FetchError::Retryable(format!("{what} could not be asked for: {why}")),
+        Failure::Misconfigured(why) => return FetchError::Retryable(format!("{what} cannot be requested: {why}")),
+        Failure::Unanswered(why) => return FetchError::Retryable(format!("{what} could not be requested: {why}")),
     };
     // S3 says why. A proxy's own page does not, and nothing about the object follows from it.
     let Some(code) = code else {
         let why = match status {
             403 => format!("HTTP 403 {}", may_read(version_id.is_some())),
             301 | 307 => format!("HTTP {status} ({OTHER_REGION})"),
-            _ => format!("HTTP {status}, without S3's reason (does a proxy or a portal answer in its place?)"),
+            _ => format!(
+                "HTTP {status}, without an S3 error code (does a proxy or a portal answer instead of the store?)"
+            ),
         };
-        return FetchError::Retryable(format!("{what} was not given: {why}"));
+        return FetchError::Retryable(format!("{what} could not be fetched: {why}"));
     };
     let words = format!("{code}: {}", message.trim_end_matches('.'));
     match (code, status) {
@@ -116,11 +118,11 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
             FetchError::Permanent(format!("{what} is archived and must be restored first: {words}"))
         }
         ("InvalidRequest" | "InvalidArgument", 400) if is_about_a_checksum(message) => {
-            FetchError::Retryable(format!("{what} was not given: {words} ({NO_CHECKSUMS_READ})"))
+            FetchError::Retryable(format!("{what} could not be fetched: {words} ({NO_CHECKSUMS_READ})"))
         }
-        ("InvalidRequest" | "InvalidArgument", 400) if is_about_the_signature(message) => {
-            FetchError::Retryable(format!("{what} was not given: {words} (look at the endpoint and the credentials)"))
-        }
+        ("InvalidRequest" | "InvalidArgument", 400) if is_about_the_signature(message) => FetchError::Retryable(
+            format!("{what} could not be fetched: {words} (check the endpoint and the credentials)"),
+        ),
         // Encrypted with a key of the customer's own; not a version's id; a key that is too long or not possible.
         (
             "InvalidRequest"
@@ -131,26 +133,25 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
             | "InvalidURI"
             | "XMinioInvalidObjectName",
             400,
-        ) => FetchError::Permanent(format!("{what} cannot be read as it is: {words}")),
+        ) => FetchError::Permanent(format!("{what} cannot be read: {words}")),
         (_, 405) => FetchError::Permanent(format!("{what} is a delete marker, not an object: {words}")),
         (_, 412) => FetchError::Overwritten(format!("{what} was overwritten since the event: {words}")),
         ("NoSuchBucket", _) => FetchError::Retryable(format!("bucket {bucket} does not exist: {words}")),
         (_, 404) => FetchError::Missing(format!("{what} is missing: {words}")),
         ("AccessDenied", _) => {
-            FetchError::Retryable(format!("{what} may not be read: {words} {}", may_read(version_id.is_some())))
+            FetchError::Retryable(format!("no permission to read {what}: {words} {}", may_read(version_id.is_some())))
         }
         (code, _) if is_of_another_region(code) => {
-            FetchError::Retryable(format!("{what} was not given: {words} ({OTHER_REGION})"))
+            FetchError::Retryable(format!("{what} could not be fetched: {words} ({OTHER_REGION})"))
         }
-        _ => FetchError::Retryable(format!("{what} was not given: HTTP {status}, {words}")),
+        _ => FetchError::Retryable(format!("{what} could not be fetched: HTTP {status}, {words}")),
     }
 }
 
 fn may_read(is_version: bool) -> String {
     let action = if is_version { "s3:GetObjectVersion" } else { "s3:GetObject" };
     format!(
-        "(the pod's role must allow {action}, and kms:Decrypt if it is encrypted with a KMS key; without s3:ListBucket a \
-         missing object is answered like this too)"
+        "(the pod's role must allow {action}, and kms:Decrypt if it is encrypted with a KMS key; without s3:ListBucket, S3 answers 403 for a missing object, too)"
     )
 }
 
@@ -187,15 +188,15 @@ mod tests {
             (None, 404, "NoSuchBucket", "retryable", "bucket b does not exist: "),
             (None, 412, "PreconditionFailed", "overwritten", "object s3://b/k was overwritten since the event: "),
             (None, 403, "InvalidObjectState", "permanent", "object s3://b/k is archived and must be restored first: "),
-            (None, 403, "AccessDenied", "retryable", "object s3://b/k may not be read: AccessDenied: Said S3 "),
+            (None, 403, "AccessDenied", "retryable", "no permission to read object s3://b/k: AccessDenied: Said S3 "),
             (None, 403, "AccessDenied", "retryable", "must allow s3:GetObject, and"),
             (Some("v"), 403, "AccessDenied", "retryable", "must allow s3:GetObjectVersion, and"),
-            (None, 403, "AccessDenied", "retryable", "without s3:ListBucket a missing object"),
-            (None, 301, "PermanentRedirect", "retryable", "is in another region than AWS_REGION says: set it to"),
-            (None, 400, "InvalidRequest", "permanent", "object s3://b/k cannot be read as it is: InvalidRequest: "),
-            (Some("v"), 400, "InvalidArgument", "permanent", "s3://b/k (version v) cannot be read as it is: "),
-            (None, 400, "InvalidURI", "permanent", "object s3://b/k cannot be read as it is: "),
-            (None, 400, "XMinioInvalidObjectName", "permanent", "object s3://b/k cannot be read as it is: "),
+            (None, 403, "AccessDenied", "retryable", "without s3:ListBucket, S3 answers 403"),
+            (None, 301, "PermanentRedirect", "retryable", "is in another region than AWS_REGION: set AWS_REGION to"),
+            (None, 400, "InvalidRequest", "permanent", "object s3://b/k cannot be read: InvalidRequest: "),
+            (Some("v"), 400, "InvalidArgument", "permanent", "s3://b/k (version v) cannot be read: "),
+            (None, 400, "InvalidURI", "permanent", "object s3://b/k cannot be read: "),
+            (None, 400, "XMinioInvalidObjectName", "permanent", "object s3://b/k cannot be read: "),
             (
                 Some("v"),
                 405,
@@ -203,9 +204,15 @@ mod tests {
                 "permanent",
                 "s3://b/k (version v) is a delete marker, not an object: ",
             ),
-            (None, 400, "ExpiredToken", "retryable", "object s3://b/k was not given: HTTP 400, ExpiredToken: "),
-            (None, 400, "RequestTimeout", "retryable", "object s3://b/k was not given: HTTP 400, RequestTimeout: "),
-            (None, 503, "SlowDown", "retryable", "object s3://b/k was not given: HTTP 503, SlowDown: Said S3"),
+            (None, 400, "ExpiredToken", "retryable", "object s3://b/k could not be fetched: HTTP 400, ExpiredToken: "),
+            (
+                None,
+                400,
+                "RequestTimeout",
+                "retryable",
+                "object s3://b/k could not be fetched: HTTP 400, RequestTimeout: ",
+            ),
+            (None, 503, "SlowDown", "retryable", "object s3://b/k could not be fetched: HTTP 503, SlowDown: Said S3"),
         ];
         for (version, status, code, kind, part) in table {
             let (is, text) = refused(version, status, code);
@@ -217,7 +224,7 @@ mod tests {
         assert!(matches!(fetch_error(&blanks, &unsent), FetchError::Permanent(_)));
         assert!(matches!(fetch_error(&object(None), &unsent), FetchError::Retryable(_)));
         let unanswered = fetch_error(&object(None), &Failure::Unanswered("refused".into()));
-        assert_eq!(unanswered, FetchError::Retryable("object s3://b/k could not be asked for: refused".into()));
+        assert_eq!(unanswered, FetchError::Retryable("object s3://b/k could not be requested: refused".into()));
     }
 
     #[test]
@@ -238,7 +245,7 @@ mod tests {
     #[test]
     fn a_refusal_without_s3s_reason_says_nothing_about_the_object() {
         for (status, part) in
-            [(404, "without S3's reason"), (412, "without S3's reason"), (403, "must allow s3:GetObject,")]
+            [(404, "without an S3 error code"), (412, "without an S3 error code"), (403, "must allow s3:GetObject,")]
         {
             let failure = Failure::Refused { code: None, message: None, status };
             let error = fetch_error(&object(None), &failure);

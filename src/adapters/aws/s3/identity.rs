@@ -20,11 +20,11 @@ impl Identity {
     /// Compares it with what the event says: the version, else the eTag, and the size.
     pub(super) fn check(&self, object: &Object) -> Result<(), FetchError> {
         let differs = |what: &str, is: &str, expected: &str| {
-            let why = format!("{}: {what} of the answer is {is}, and of the event {expected}", display_uri(object));
+            let why = format!("{}: {what} is {is} in the answer, but {expected} in the event", display_uri(object));
             if self.is_of_s3 && object.version_id.is_none() && object.etag.is_some() {
                 FetchError::Overwritten(why)
             } else {
-                FetchError::Retryable(format!("{why} (does a proxy or a portal answer in the store's place?)"))
+                FetchError::Retryable(format!("{why} (does a proxy or a portal answer instead of the store?)"))
             }
         };
         let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
@@ -42,8 +42,7 @@ impl Identity {
         match (self.expected_size(object), self.size) {
             // With the right eTag it was not overwritten: it was cut.
             (Some(expected), Some(is)) if is != expected => Err(FetchError::Retryable(format!(
-                "{}: the size of the answer is {is}, and of the event {expected} (does a proxy or a portal answer in the \
-                 store's place, or cut what the store sends?)",
+                "{}: the size is {is} in the answer, but {expected} in the event (does a proxy or a portal answer instead of the store, or truncate the answer?)",
                 display_uri(object)
             ))),
             (Some(_) | None, _) => Ok(()),

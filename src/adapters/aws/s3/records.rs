@@ -25,7 +25,7 @@ impl Records for S3 {
             Ok(answer) => answer,
             Err(failure) if is_missing(&failure) => return Ok(None),
             Err(failure) => {
-                let permission = "s3:GetObject, and s3:ListBucket to tell a record that is not there";
+                let permission = "s3:GetObject, and s3:ListBucket to recognise a missing record";
                 return Err(failed(bucket, key, &failure, permission));
             }
         };
@@ -35,7 +35,7 @@ impl Records for S3 {
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| RecordError::Retryable(format!("s3://{bucket}/{key}: {error}")))?;
             if bytes.len() + chunk.len() > LONGEST {
-                let why = format!("s3://{bucket}/{key}: it is longer than the {LONGEST} bytes of a record");
+                let why = format!("s3://{bucket}/{key}: it is longer than {LONGEST} bytes, the limit of a record");
                 return Err(RecordError::Retryable(why));
             }
             bytes.extend_from_slice(&chunk);
@@ -105,7 +105,7 @@ impl S3 {
             // One that has heeded conditions does not refuse them for good.
             Err(failure) if is_for_good(&failure) && !self.heeds_conditions.load(Ordering::Relaxed) => {
                 Err(RecordError::ConditionsUnsupported(format!(
-                    "s3://{bucket}/{key}: {} (the store may not know If-None-Match and If-Match: {ELSEWHERE})",
+                    "s3://{bucket}/{key}: {} (the store may not support If-None-Match and If-Match: {ELSEWHERE})",
                     describe(&failure, "s3:PutObject")
                 )))
             }
@@ -116,7 +116,7 @@ impl S3 {
 
 /// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
 const LONGEST: usize = 64 << 10;
-const ELSEWHERE: &str = "keep the records (--idempotency) in a store that heeds both, as S3 does";
+const ELSEWHERE: &str = "keep the records (--idempotency) in a store that supports both, such as S3";
 /// The eTag of no record.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
@@ -201,7 +201,7 @@ mod tests {
             let s3 = S3::new(&Canned::new(status, None, body.as_str()).config(), None);
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
             assert_eq!(matches!(written, RecordError::ConditionsUnsupported(_)), is_for_good, "{body}: {written:?}");
-            let advice = "keep the records (--idempotency) in a store that heeds both, as S3 does";
+            let advice = "keep the records (--idempotency) in a store that supports both, such as S3";
             assert_eq!(written.to_string().contains(advice), is_for_good, "{written}");
             // A store that has heeded them is only asked again.
             s3.heeds_conditions.store(true, Ordering::Relaxed);

@@ -35,7 +35,7 @@ impl ObjectWriter for S3 {
 
     async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
         let Upload { bucket, key, .. } = upload;
-        let halted = || format!("s3://{bucket}/{key}: halted");
+        let halted = || format!("s3://{bucket}/{key}: the upload was stopped");
         if halt.is_cancelled() {
             return Err(halted());
         }
@@ -122,7 +122,7 @@ impl S3 {
             begin.clone().customize().config_override(config.timeout_config(limit.clone())).send()
         });
         let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
-        answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the upload got no id"))
+        answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the answer has no upload id"))
     }
 
     async fn upload_parts(&self, upload: &Upload<'_>, id: &str) -> Result<Uploaded, String> {
@@ -163,7 +163,7 @@ impl S3 {
         let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
         let etag = answer.e_tag.as_deref().and_then(unquoted);
         if etag.is_none() {
-            return Err(format!("s3://{bucket}/{key}: the answer to the whole upload has no eTag"));
+            return Err(format!("s3://{bucket}/{key}: the answer to CompleteMultipartUpload has no eTag"));
         }
         // Each part was compared by S3; of the whole, some servers know only a hash of the parts' hashes.
         same(bucket, key, answer.checksum_crc64_nvme.as_deref(), whole)?;
@@ -205,7 +205,10 @@ impl S3 {
             Ok(Err(why)) => write_error(bucket, key, &why),
             Err(_) => format!("s3://{bucket}/{key}: no answer within {ABORT_LIMIT:?}"),
         };
-        warn!(why, "parts of an upload are left: a lifecycle rule with AbortIncompleteMultipartUpload removes them");
+        warn!(
+            why,
+            "an incomplete upload could not be aborted: a lifecycle rule with AbortIncompleteMultipartUpload removes its parts"
+        );
     }
 }
 
@@ -235,7 +238,7 @@ fn checksum_of(hasher: Hasher) -> Checksum {
 fn same(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Result<(), String> {
     match stored.filter(|value| !value.contains('-')) {
         Some(stored) if stored != sent.value => {
-            Err(format!("s3://{bucket}/{key}: CRC64NVME of what was stored is {stored}, not {}", sent.value))
+            Err(format!("s3://{bucket}/{key}: CRC64NVME of the stored object is {stored}, expected {}", sent.value))
         }
         Some(_) | None => Ok(()),
     }

@@ -31,7 +31,7 @@ pub(super) fn delivery(message: Message, key_attribute: Option<&str>) -> Result<
     };
     // As the SDKs for Java and Go do: bytes that changed on the way may be anybody's work.
     if message.md5_of_body.is_some_and(|md5| !md5.eq_ignore_ascii_case(&hex::encode(Md5::digest(&body)))) {
-        return Err(ReceiveError::Transient(format!("message {id} has another body than its MD5 says")));
+        return Err(ReceiveError::Transient(format!("message {id}: the body does not match its MD5")));
     }
     Ok(Delivery {
         message_id: MessageId::new(id),

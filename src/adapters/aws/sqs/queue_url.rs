@@ -13,16 +13,16 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
     };
     let path = &queue_url[origin_of(queue_url).len()..];
     let problem = if http::has_userinfo(queue_url) {
-        "has a user or a password in it"
+        "contains a user or a password"
     } else if !http::is_url(queue_url) {
-        "has no http or https and a host"
+        "does not begin with http:// or https:// and a host"
     } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
         "does not end in /account/queue-name"
     } else {
         return Ok(());
     };
     Err(format!(
-        "the queue URL {:?} {problem}; it looks like https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue",
+        "the queue URL {:?} {problem}; write for example https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue",
         http::without_userinfo(queue_url)
     ))
 }
@@ -83,7 +83,7 @@ mod tests {
             "user:secret@localhost/123456789012/q",
         ] {
             let refused = check_queue_url(bad).expect_err(bad);
-            assert!(refused.contains("looks like https://sqs.") && !refused.contains("secret"), "{refused}");
+            assert!(refused.contains("write for example https://sqs.") && !refused.contains("secret"), "{refused}");
         }
         assert!(is_fifo("https://sqs.eu-west-1.amazonaws.com/1/q.fifo") && !is_fifo(QUEUE_URL));
     }

@@ -72,7 +72,7 @@ pub(super) fn advice(call: &str, code: &str) -> String {
             " (check --queue-url, its account and its region)".into()
         }
         "KmsAccessDenied" | "KMS.AccessDenied" => {
-            " (the pod's role must be allowed kms:Decrypt on the queue's key)".into()
+            " (the pod's role must allow kms:Decrypt on the queue's KMS key)".into()
         }
         code if is_about_credentials(code) => " (check the pod's credentials)".into(),
         _ => String::new(),

@@ -89,10 +89,10 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const ABOUT: &str = "leasehold.json";
 pub(super) const DATA: &str = "data";
 
-pub const NO_TIME: &str = "there was no time for all of it";
+pub const NO_TIME: &str = "it could not be written completely in time";
 pub(super) const CUT_OFF: &str = "its end is missing";
 pub(super) const NOT_ONE: &str = "it is not an archive that leasehold wrote";
-pub(super) const LEADS_ELSEWHERE: &str = "may lead out of JOB_CHECKPOINT_DIR";
+pub(super) const LEADS_ELSEWHERE: &str = "may point out of JOB_CHECKPOINT_DIR";
 
 /// SQS keeps a message for 14 days at most; in seconds.
 pub(super) const LONGEST_WORK: u64 = 14 * 24 * 60 * 60;

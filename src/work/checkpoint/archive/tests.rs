@@ -257,9 +257,9 @@ fn only_a_whole_archive_of_our_own_version_is_restored() {
     };
     assert_eq!(with(br#"{"version":1,"worked_s":9,"more":true}"#), Ok(9));
     for (about, problem) in [
-        (&br#"{"version":9,"worked_s":0}"#[..], "it is of version 9, and this leasehold reads version 1 only"),
-        (br#"{"version":0,"worked_s":0}"#, "it is of version 0, and"),
-        (br#"{"version":9}"#, "it is of version 9, and"),
+        (&br#"{"version":9,"worked_s":0}"#[..], "it has version 9, but this leasehold reads only version 1"),
+        (br#"{"version":0,"worked_s":0}"#, "it has version 0, but"),
+        (br#"{"version":9}"#, "it has version 9, but"),
         (br#"{"worked_s":0}"#, "has no version"),
         (br#"{"version":"hidden"}"#, "has no version"),
         (b"hidden", "has no version"),

@@ -77,7 +77,7 @@ fn read(
             // Set at the end: nothing could be put into a directory that is read-only by then.
             modes.push((to.clone(), entry.header().mode().unwrap_or(0o700)));
         } else if kind.is_symlink() {
-            let target = entry.link_name().ok().flatten().ok_or_else(|| of_entry("is a link to nothing"))?;
+            let target = entry.link_name().ok().flatten().ok_or_else(|| of_entry("is a link without a target"))?;
             if !stays_inside(&name, &target) {
                 links_left_out += 1;
                 continue;
@@ -111,7 +111,7 @@ fn about(entry: tar::Entry<'_, impl Read>) -> Result<About, String> {
     entry.take(LONGEST_ABOUT).read_to_end(&mut text).map_err(|error| why(&error))?;
     let Version { version } = serde_json::from_slice(&text).map_err(|_| format!("its {ABOUT} has no version"))?;
     if version != VERSION {
-        return Err(format!("it is of version {version}, and this leasehold reads version {VERSION} only"));
+        return Err(format!("it has version {version}, but this leasehold reads only version {VERSION}"));
     }
     let about: About = serde_json::from_slice(&text).map_err(|_| format!("its {ABOUT} has no worked_s in seconds"))?;
     if about.worked_s > LONGEST_WORK {
