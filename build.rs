@@ -17,7 +17,11 @@ fn main() {
     println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
     // Of an image that is built without the repository's history.
     let given = std::env::var("BUILD_COMMIT").ok().filter(|commit| !commit.is_empty());
-    let commit = given.or_else(|| git(&["show", "--no-patch", "--format=%h %cs"]));
+    // A package may be unpacked inside of somebody's repository, whose commit says nothing about it.
+    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let real = |path: &str| Path::new(path).canonicalize().ok();
+    let is_ours = git(&["rev-parse", "--show-toplevel"]).is_some_and(|top| real(&top) == real(&here));
+    let commit = given.or_else(|| is_ours.then(|| git(&["show", "--no-patch", "--format=%h %cs"])).flatten());
     let target = std::env::var("TARGET").expect("cargo sets it");
     let version = env!("CARGO_PKG_VERSION");
     let about = commit.map_or_else(|| target.clone(), |commit| format!("{commit}, {target}"));

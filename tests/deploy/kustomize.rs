@@ -359,8 +359,8 @@ fn the_network_is_as_closed_as_it_is_said_to_be() {
 fn what_the_customary_samples_get_wrong_is_refused() {
     let good = only(&overlay("heartbeat"), "ScaledJob").clone();
     let cases = [
-        ("/spec", "cooldownPeriod", json!(300), "spec.cooldownPeriod: no field of a ScaledJob"),
-        ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "spec.scaleTargetRef: no field of a ScaledJob"),
+        ("/spec", "cooldownPeriod", json!(300), "spec.cooldownPeriod: a ScaledJob has no such field"),
+        ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "spec.scaleTargetRef: a ScaledJob has no such field"),
         ("/spec", "triggers", json!([]), "it has no trigger of type aws-sqs-queue"),
         ("/spec/rollout", "strategy", json!("default"), "KEDA does not know the value \"default\""),
         ("/spec/triggers/0/metadata", "queueLength", json!(1), "1 is not a string"),
