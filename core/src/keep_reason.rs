@@ -163,7 +163,7 @@ impl fmt::Display for KeepReason {
             Self::LostAfterSuccess => {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
             }
-            Self::LeaseExhausted => f.write_str("SQS hides a message for at most 12 hours after a receive, and they are over"),
+            Self::LeaseExhausted => f.write_str("SQS hides a message for at most 12 hours after a receive, and that time is over"),
             Self::HandedOver => {
                 f.write_str("SQS hides a message for at most 12 hours after a receive: the next pod resumes from the checkpoint")
             }

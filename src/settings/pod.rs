@@ -227,7 +227,7 @@ pub struct WorkSettings {
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = RECEIVE)]
     pub wait: Option<Duration>,
 
-    /// How many messages to process at most, then exit
+    /// How many messages to process before the run ends
     #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
     pub max_messages: u32,
 

@@ -13,7 +13,7 @@ rules! {
         "The region, an endpoint or the CA bundle is missing or malformed, so nothing at AWS was checked. A run refuses to start for \
          the same reason. Correct the variable that the finding names.";
     SettingsRefused "LH003" Error "settings-refused": "leasehold refuses these settings",
-        "A run with these flags and variables exits with 78 before it receives a message, and KEDA replaces such a pod at every \
+        "A run with these flags and variables exits with code 78 before it receives a message, and KEDA replaces such a pod at every \
          poll. Correct the setting that the finding names. The finding is unchecked instead of an error if settings that are not in the file could resolve it.";
     Machine "LH004" Error "machine": "This machine cannot run the command",
         "The command is not in PATH or not executable, or the work directory cannot be used. It concerns the machine on which \
@@ -55,16 +55,16 @@ rules! {
         "There it is an unknown field and is dropped. Fields such as `pollingInterval` and `triggers` are siblings of `jobTargetRef`:\n\n\
          ```yaml\nspec:\n  jobTargetRef: …\n  pollingInterval: 10\n  triggers: …\n```";
     ForeignField "LH110" Error "foreign-field": "A field belongs to a ScaledObject",
-        "Many samples have it, but a ScaledJob does not: it is ignored, or refused by a strict `kubectl apply`.";
+        "Many samples contain it, but a ScaledJob has no such field: it is ignored, or rejected by a strict `kubectl apply`.";
     OutdatedField "LH111" Warning "outdated-field": "A field is outdated or has no effect for one queue",
-        "KEDA still takes it. Write what the finding proposes, before a new version refuses it.";
+        "KEDA still accepts it. Follow the help of the finding before a new version rejects the field.";
     NotAString "LH112" Error "not-a-string": "A number or a boolean is used where Kubernetes accepts only strings",
         "Values of `env`, `command`, `args`, ConfigMaps and Secrets must be strings; otherwise Kubernetes rejects the object:\n\n\
          ```yaml\nenv:\n  - name: LEASEHOLD_MAX_MESSAGES\n    value: \"5\"\n```";
     ReferenceNotFound "LH113" Error "reference-not-found": "A name refers to an object that is not in the file",
         "The file has another object that is probably meant, since nothing refers to it or its name is similar. Without the object, KEDA creates no Job, or the pods never start. Correct the name, the kind or the namespace.";
     KeyNotFound "LH114" Error "key-not-found": "A ConfigMap or a Secret does not have this key",
-        "The pod never starts, or leasehold does not find its file and exits with 78. Correct the key or the path, or add it.";
+        "The pod never starts, or leasehold does not find its file and exits with code 78. Correct the key or the path, or add it.";
     NotInFile "LH115" Unchecked "not-in-file": "A referenced object is not in the file",
         "The object may contain settings that could not be checked. Render it together with the ScaledJob, or run `leasehold check` in the \
          pod.";
@@ -89,7 +89,7 @@ rules! {
         "One of them uses AWS and the other an emulator. Set both `awsEndpoint` of the trigger and `AWS_ENDPOINT_URL` of the container, \
          or neither.";
     NoAuthentication "LH208" Error "no-authentication": "KEDA has no credentials for the queue",
-        "Without them it never learns the queue's length. Set a TriggerAuthentication:\n\n```yaml\nauthenticationRef:\n  name: \
+        "Without them, KEDA cannot read the queue's length. Set a TriggerAuthentication:\n\n```yaml\nauthenticationRef:\n  name: \
          leasehold\n```";
     NoRegion "LH209" Error "no-region": "The trigger does not name a region",
         "KEDA does not read it from the queue URL, and creates no Job without it. Set `awsRegion` to the queue's region.";
@@ -109,7 +109,7 @@ rules! {
     ActivationThreshold "LH215" Warning "activation-threshold": "A few messages alone never start a Job",
         "Up to `activationQueueLength` messages wait until more arrive. Remove it.";
     DelayedMessages "LH216" Warning "delayed-messages": "KEDA counts delayed messages",
-        "A delayed message cannot be received yet: KEDA creates a pod that finds no message at each poll. Remove `scaleOnDelayed`.";
+        "A delayed message cannot be received yet: at each poll, KEDA creates a pod that finds no message. Remove `scaleOnDelayed`.";
     InFlightCounted "LH217" Error "in-flight-counted": "KEDA counts messages in flight, and creates another Job for them",
         "Strategy accurate does not subtract running Jobs, so with `scaleOnInFlight` \"true\", the default, each poll creates a Job for \
          each message that is being processed. Set it to \"false\".";
@@ -138,21 +138,21 @@ rules! {
     UnknownCondition "LH227" Error "unknown-condition": "Kubernetes never sets this pod condition",
         "KEDA counts a pod as pending until all `pendingPodConditions` are true. If a condition is never true, for example because it is misspelled or in lower case, every running Job is pending, and KEDA creates no Job for the next message.";
     ReadyCondition "LH228" Warning "ready-condition": "After the loss of a node KEDA counts its pods as pending",
-        "Kubernetes sets only `Ready` to False when a node is lost, and `ContainersReady` stays. With `Ready`, KEDA creates no Job for the messages of these pods until the Node object is removed. Use `[ContainersReady]`.";
+        "Kubernetes sets only `Ready` to False when a node is lost, and `ContainersReady` does not change. With `Ready`, KEDA creates no Job for the messages of these pods until the Node object is removed. Use `[ContainersReady]`.";
     ConditionUnseen "LH229" Unchecked "condition-unseen": "Something else sets this pod condition",
         "Kubernetes does not set a readiness gate; another controller must. Use `[ContainersReady]`, which Kubernetes sets.";
     NoReadinessProbe "LH230" Warning "no-readiness-probe": "A pod is ready before it has received",
         "Without a readinessProbe the condition is true as soon as the container runs, so KEDA creates another Job for the same message:\
          \n\n```yaml\nreadinessProbe:\n  httpGet: {path: /readyz, port: 9464}\n  periodSeconds: 1\n```";
     OldKeda "LH231" Warning "old-keda": "KEDA before 2.19 creates too many Jobs near maxReplicaCount",
-        "Before 2.19 strategy accurate ignored pending Jobs when the count came near `maxReplicaCount` (kedacore/keda#7329): it creates pods that find no message. Update KEDA. The version comes from the file given to `--crd`.";
+        "Before 2.19 strategy accurate ignored pending Jobs when the count came near `maxReplicaCount` (kedacore/keda#7329): it created pods that found no message. Update KEDA. The version comes from the file given to `--crd`.";
 
     // 3: the pod and the kubelet.
     RestartPolicy "LH301" Error "restart-policy": "Kubernetes restarts the container",
         "A restarted container receives another message, or finds no message and completes the Job although the work failed. KEDA sets OnFailure if the pod does not set Never; the container's restartPolicy is another field:\n\n```yaml\njobTargetRef:\n  \
          template:\n    spec:\n      restartPolicy: Never\n```";
     JobRetries "LH302" Warning "job-retries": "The Job retries, although SQS does",
-        "A retry by the Job is a new pod that receives another message, although KEDA did not create a pod for it. Set `backoffLimit: 0`.";
+        "A retry by the Job is a new pod, which receives another message than the failed one. SQS retries the failed message already. Set `backoffLimit: 0`.";
     SeveralPods "LH303" Warning "several-pods": "A Job has more than one pod",
         "KEDA counts Jobs, not pods: the other pods find no message. Set parallelism and completions to 1. To process several messages in one \
          pod use `--concurrency` and `--max-messages`.";
@@ -278,5 +278,5 @@ rules! {
         "The records of `--idempotency` rely on If-None-Match and If-Match. Without them, two pods may do the same work. Use a store that \
          supports both.";
     ConditionsUntried "LH612" Unchecked "conditions-untried": "Conditional writes were not tested",
-        "The test record could become a message, or could not be written. The first record of a run tests it, too.";
+        "The test record could become a message, or could not be written. The first record of a run tests them, too.";
 }
