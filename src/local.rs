@@ -83,6 +83,7 @@ pub async fn run(
         let (settings, queue, stop) = (work.settings.clone(), queue.clone(), stop.clone());
         pods.spawn(async move {
             while let Some(Standing::Visible) = stop.run_until_cancelled(queue.visible_or_drained()).await {
+                pod.begin();
                 let run = supervisor::run(world.clone(), settings.clone(), stop.clone().cancelled_owned());
                 let is_killed = tokio::select! {
                     _ = run => false,

@@ -170,29 +170,10 @@ mod tests {
 
     use serde_json::Value;
 
+    use super::records::testing::{ended, subject};
     use super::*;
-    use crate::job::delivery::Redrive;
     use crate::job::keep_reason::KeepReason;
-    use crate::job::outcome::WorkRecord;
     use crate::job::verdict::{Completion, Return};
-
-    fn subject(key: &str) -> Subject {
-        Subject {
-            message_id: MessageId::new(key),
-            receive_count: 2,
-            redrive: Redrive::Unknown,
-            sent_at: None,
-            idempotency_key: None,
-            traceparent: None,
-            body_sha256: String::new(),
-            job_type: None,
-            objects: Vec::new(),
-        }
-    }
-
-    fn ended(key: &str, settlement: Settlement) -> Ended {
-        Ended { subject: Arc::new(subject(key)), settlement, progress: None, work: WorkRecord::default() }
-    }
 
     /// Message, outcome, and how many others are in progress.
     fn left_behind(messages: &Messages) -> (String, String, u64) {

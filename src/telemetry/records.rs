@@ -180,16 +180,15 @@ pub(super) fn signal(exit: Exit) -> Option<i32> {
     }
 }
 
+/// Messages of which nothing matters but their key.
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
+pub(super) mod testing {
+    use std::sync::Arc;
 
     use super::*;
     use crate::job::delivery::{MessageId, Redrive};
-    use crate::job::keep_reason::KeepReason;
-    use crate::job::verdict::Return;
 
-    fn subject(key: &str) -> Subject {
+    pub fn subject(key: &str) -> Subject {
         Subject {
             message_id: MessageId::new(key),
             receive_count: 2,
@@ -203,9 +202,19 @@ mod tests {
         }
     }
 
-    fn ended(key: &str, settlement: Settlement) -> Ended {
+    pub fn ended(key: &str, settlement: Settlement) -> Ended {
         Ended { subject: Arc::new(subject(key)), settlement, progress: None, work: WorkRecord::default() }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::testing::ended;
+    use super::*;
+    use crate::job::keep_reason::KeepReason;
+    use crate::job::verdict::Return;
 
     /// The end of a message with everything that is long.
     #[test]

@@ -39,6 +39,11 @@ impl Rehearsal {
         Self { queue, mishap, pending: Arc::default(), received: Arc::default() }
     }
 
+    /// A new pod: what the one before it received and settled is nothing to it.
+    pub fn begin(&self) {
+        self.pending().clear();
+    }
+
     /// Returns when the pod is to be killed, if that is rehearsed.
     pub async fn until_killed(&self) {
         if self.mishap != Some(Mishap::Kill) {
@@ -104,5 +109,28 @@ impl Queue for Rehearsal {
 
     async fn redrive(&self) -> Result<Redrive, String> {
         self.queue.redrive().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::super::memory::Kind;
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_killed_for_its_own_first_receive_only() {
+        let queue = MemoryQueue::new(Kind::Standard, Redrive::None);
+        queue.send("a");
+        let pod = Rehearsal::new(queue, Some(Mishap::Kill));
+        pod.begin();
+        pod.receive(S, 60 * S).await.unwrap().unwrap();
+        timeout(2 * S, pod.until_killed()).await.expect("it is killed");
+        // It had settled its message before that.
+        pod.begin();
+        timeout(60 * S, pod.until_killed()).await.unwrap_err();
     }
 }

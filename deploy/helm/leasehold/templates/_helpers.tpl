@@ -27,7 +27,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $region -}}
 {{- end -}}
 
-{{/* "true" if there is no work of one's own. */}}
+{{/* "true" if neither a command nor job types are set. */}}
 {{- define "leasehold.isSample" -}}
 {{- if not (or .Values.command .Values.jobTypes) }}true{{ end -}}
 {{- end -}}
