@@ -1,4 +1,5 @@
-//! The least that works off a queue with the SDK: what the server itself can do, for `benches/compare-drain`.
+//! The least that works off a queue with the SDK: what the server itself can do, for
+//! `benches/compare-drain`.
 //!
 //! `bare_drain QUEUE_URL CONCURRENCY`
 
@@ -11,24 +12,32 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let mut arg = || args.next().expect("bare_drain QUEUE_URL CONCURRENCY");
     let (queue, concurrency) = (arg(), arg().parse().expect("a number"));
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime").block_on(async {
-        let http = aws_smithy_http_client::Builder::new().build_http();
-        let shared = aws_config::defaults(BehaviorVersion::latest()).http_client(http).load().await;
-        let sqs = aws_sdk_sqs::Client::new(&shared);
-        let s3 = aws_sdk_s3::config::Builder::from(&shared).force_path_style(true).build();
-        let s3 = aws_sdk_s3::Client::from_conf(s3);
-        let mut workers = JoinSet::new();
-        for _ in 0..concurrency {
-            workers.spawn(drain(sqs.clone(), s3.clone(), queue.clone()));
-        }
-        workers.join_all().await;
-    });
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(async {
+            let http = aws_smithy_http_client::Builder::new().build_http();
+            let shared =
+                aws_config::defaults(BehaviorVersion::latest()).http_client(http).load().await;
+            let sqs = aws_sdk_sqs::Client::new(&shared);
+            let s3 = aws_sdk_s3::config::Builder::from(&shared).force_path_style(true).build();
+            let s3 = aws_sdk_s3::Client::from_conf(s3);
+            let mut workers = JoinSet::new();
+            for _ in 0..concurrency {
+                workers.spawn(drain(sqs.clone(), s3.clone(), queue.clone()));
+            }
+            workers.join_all().await;
+        });
 }
 
 async fn drain(sqs: aws_sdk_sqs::Client, s3: aws_sdk_s3::Client, queue: String) {
     loop {
-        let received = sqs.receive_message().queue_url(&queue).max_number_of_messages(1).send().await;
-        let Some(message) = received.expect("an answer").messages.and_then(|messages| messages.into_iter().next())
+        let received =
+            sqs.receive_message().queue_url(&queue).max_number_of_messages(1).send().await;
+        let Some(message) =
+            received.expect("an answer").messages.and_then(|messages| messages.into_iter().next())
         else {
             return;
         };
@@ -38,6 +47,11 @@ async fn drain(sqs: aws_sdk_sqs::Client, s3: aws_sdk_s3::Client, queue: String) 
         let object = s3.get_object().bucket(bucket).key(key).send().await.expect("an object");
         object.body.collect().await.expect("its bytes");
         let handle = message.receipt_handle.expect("a handle");
-        sqs.delete_message().queue_url(&queue).receipt_handle(handle).send().await.expect("deleted");
+        sqs.delete_message()
+            .queue_url(&queue)
+            .receipt_handle(handle)
+            .send()
+            .await
+            .expect("deleted");
     }
 }

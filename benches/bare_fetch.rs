@@ -1,4 +1,5 @@
-//! The least that fetches an object with the SDK: what `benches/compare-fetch` compares leasehold with.
+//! The least that fetches an object with the SDK: what `benches/compare-fetch` compares leasehold
+//! with.
 //!
 //! `bare_fetch ENDPOINT BUCKET KEY FILE`
 

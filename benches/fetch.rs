@@ -1,4 +1,5 @@
-//! Our fetch alone, for `benches/compare-fetch`; the settings of the AWS SDK are in the environment.
+//! Our fetch alone, for `benches/compare-fetch`; the settings of the AWS SDK are in the
+//! environment.
 //!
 //! `fetch STREAMS BUCKET KEY FILE`
 
@@ -14,13 +15,26 @@ use tokio::runtime::Builder;
 fn main() {
     let mut args = std::env::args().skip(1);
     let mut arg = || args.next().expect("fetch STREAMS BUCKET KEY FILE");
-    let policy = FetchPolicy { streams: arg().parse().expect("a number"), ..FetchPolicy::default() };
+    let policy =
+        FetchPolicy { streams: arg().parse().expect("a number"), ..FetchPolicy::default() };
     let (bucket, key, path) = (arg(), arg(), PathBuf::from(arg()));
-    let object = Object { bucket, key, version_id: None, etag: None, size: None, sequencer: None, is_from_aws: false };
-    let work_dir = WorkDir { path: path.parent().expect("a file in a folder").to_owned(), limit: None };
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let object = Object {
+        bucket,
+        key,
+        version_id: None,
+        etag: None,
+        size: None,
+        sequencer: None,
+        is_from_aws: false,
+    };
+    let work_dir =
+        WorkDir { path: path.parent().expect("a file in a folder").to_owned(), limit: None };
+    let runtime =
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let config = aws::load("http://localhost/0/q", None, &[]).await.expect("settings");
-        fetch(&S3::new(&config, None), &policy, None, &work_dir, &object, None, &path).await.expect("it is fetched");
+        fetch(&S3::new(&config, None), &policy, None, &work_dir, &object, None, &path)
+            .await
+            .expect("it is fetched");
     });
 }

@@ -1,7 +1,8 @@
 //! SQS and S3 as far as `benches/run` needs them, answering at once and from memory.
 //!
-//! `null_server MESSAGES OBJECT_BYTES` prints its port. It gives each of so many messages once, about one object of so many bytes, and
-//! says when it was first asked for one: in nanoseconds since 1970.
+//! `null_server MESSAGES OBJECT_BYTES` prints its port. It gives each of so many messages once,
+//! about one object of so many bytes, and says when it was first asked for one: in nanoseconds
+//! since 1970.
 
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,5 @@
-//! The program, a file a subcommand. Wiring only: arguments → configuration → ports → supervisor → signals → exit code.
+//! The program, a file a subcommand. Wiring only: arguments → configuration → ports → supervisor →
+//! signals → exit code.
 
 mod check;
 mod exit;
@@ -35,8 +36,9 @@ pub fn program() -> ExitCode {
     guard(argument.as_deref()).unwrap_or_else(|| main(signals, command_line::parse, None))
 }
 
-/// All of the program. Without `own`, the user's command is run; else that. `signals` is what [`signals::block`] returned on
-/// the first line of `main`; `parse` reads the command line, and the files that it names.
+/// All of the program. Without `own`, the user's command is run; else that. `signals` is what
+/// [`signals::block`] returned on the first line of `main`; `parse` reads the command line, and the
+/// files that it names.
 pub fn main(
     signals: Inherited,
     parse: impl FnOnce() -> Result<Cli, clap::Error>,
@@ -71,14 +73,16 @@ pub fn main(
                 .map_err(|error| as_given(&error.to_string()))
                 .and_then(|config| run(config, own))
                 .unwrap_or_else(|why| {
-                    let termination_log = termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
+                    let termination_log =
+                        termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
                     termination_log.write(&misconfigured(&why));
                     refuse(&why)
                 })
         }
         Action::Check(args) => check(*args, own.is_none()).unwrap_or_else(|why| refuse(&why)),
         Action::Schema => {
-            let schema = serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
+            let schema =
+                serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
             say(std::io::stdout(), &schema);
             ExitCode::SUCCESS
         }
@@ -90,7 +94,9 @@ pub fn main(
         }
         Action::Man => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(command_line::command()).render(&mut page).expect("memory takes everything");
+            clap_mangen::Man::new(command_line::command())
+                .render(&mut page)
+                .expect("memory takes everything");
             say(std::io::stdout(), &String::from_utf8_lossy(&page));
             ExitCode::SUCCESS
         }
@@ -107,7 +113,9 @@ pub fn main(
                 say(std::io::stdout(), &format!("installed {}", place.display()));
                 ExitCode::SUCCESS
             }
-            Err(error) => refuse(&format!("cannot install into {}: {error}", args.folder.display())),
+            Err(error) => {
+                refuse(&format!("cannot install into {}: {error}", args.folder.display()))
+            }
         },
         Action::Sweep(args) => SweepConfig::try_from(args)
             .map_err(|error| as_given(&error.to_string()))

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Copies the running binary to `folder`/leasehold, for everybody to execute, and tells where that is.
+/// Copies the running binary to `folder`/leasehold, for everybody to execute, and tells where that
+/// is.
 ///
-/// Whoever looks sees the old file or the whole new one. Nothing but the kernel is needed: no shell, no `cp`.
+/// Whoever looks sees the old file or the whole new one. Nothing but the kernel is needed: no
+/// shell, no `cp`.
 pub fn install(folder: &Path) -> io::Result<PathBuf> {
     let place = folder.join("leasehold");
     // Not the path that the binary was started by: that may be relative, or be another file by now.

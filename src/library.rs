@@ -75,7 +75,8 @@ pub struct Job {
     /// Where to keep partial state: always there, and dropped without `--checkpoint`.
     pub checkpoint_dir: Option<PathBuf>,
     result_file: PathBuf,
-    /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after that counts for nothing.
+    /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after
+    /// that counts for nothing.
     pub halt: CancellationToken,
     pulse: Pulse,
 }
@@ -83,10 +84,20 @@ pub struct Job {
 impl Job {
     fn new(facts: JobFacts, halt: CancellationToken, pulse: Pulse) -> Self {
         let deadline = humantime::format_rfc3339_seconds(facts.deadline).to_string();
-        let JobFacts { id, job_type, message_id, receive_count, max_receive_count, final_attempt, .. } = facts;
+        let JobFacts {
+            id,
+            job_type,
+            message_id,
+            receive_count,
+            max_receive_count,
+            final_attempt,
+            ..
+        } = facts;
         let JobFacts { object, input, output_dir, checkpoint_dir, result_file, .. } = facts;
         let (event, bucket, key, version_id, etag, size) = match object {
-            Some(it) => (Some(it.event), Some(it.bucket), Some(it.key), it.version_id, it.etag, it.size),
+            Some(it) => {
+                (Some(it.event), Some(it.bucket), Some(it.key), it.version_id, it.etag, it.size)
+            }
             None => (None, None, None, None, None, None),
         };
         let (output_dir, checkpoint_dir) = (Some(output_dir), Some(checkpoint_dir));
@@ -115,12 +126,13 @@ impl Job {
 
     /// The object as a file; an error with `--input none`.
     pub fn input(&self) -> Result<&Path, Failure> {
-        self.input
-            .as_deref()
-            .ok_or_else(|| Failure::Failed("the object was not downloaded: --input is none".to_owned()))
+        self.input.as_deref().ok_or_else(|| {
+            Failure::Failed("the object was not downloaded: --input is none".to_owned())
+        })
     }
 
-    /// Tells how much is done, from 0 to 1, for the log and the metrics. It is a sign of life for `--stall-timeout` too.
+    /// Tells how much is done, from 0 to 1, for the log and the metrics. It is a sign of life for
+    /// `--stall-timeout` too.
     pub fn progress(&self, share: f64, text: &str) {
         self.pulse.beat();
         self.say(&json!({ "progress": share.clamp(0.0, 1.0), "text": text }));
@@ -168,8 +180,8 @@ impl Program {
         Self { name, ..self }
     }
 
-    /// What `--flag` is where neither the command line nor `LEASEHOLD_FLAG` says it, written as there. [`main`](Self::main)
-    /// refuses a flag that does not exist.
+    /// What `--flag` is where neither the command line nor `LEASEHOLD_FLAG` says it, written as
+    /// there. [`main`](Self::main) refuses a flag that does not exist.
     #[must_use]
     pub fn default(mut self, flag: &'static str, value: &'static str) -> Self {
         self.defaults.push((flag, value));
@@ -180,12 +192,14 @@ impl Program {
     pub fn main(self) -> ExitCode {
         let signals = app::signals::block();
         let Self { work, name, defaults } = self;
-        let parse = || command_line::parse_without_command(name, &defaults, std::env::args_os().collect());
+        let parse =
+            || command_line::parse_without_command(name, &defaults, std::env::args_os().collect());
         app::main(signals, parse, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
     }
 }
 
-/// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds for both.
+/// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds
+/// for both.
 pub struct InProcess {
     pub work: Arc<dyn Work>,
     pub threads: Threads,
@@ -194,11 +208,14 @@ pub struct InProcess {
 /// Where a piece of work runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// On new ones for each. A function that is busy delays no beat, which tokio does not promise among tasks of one runtime;
-    /// and one that never ends is in nobody's way.
+    /// On new ones for each. A function that is busy delays no beat, which tokio does not promise
+    /// among tasks of one runtime; and one that never ends is in nobody's way.
     OfItsOwn,
     /// On those of whoever runs it, for tests.
-    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "for tests on a paused clock"))]
+    #[cfg_attr(
+        not(feature = "internals"),
+        expect(dead_code, reason = "for tests on a paused clock")
+    )]
     Shared,
 }
 
@@ -228,7 +245,12 @@ impl Drop for Started {
 
 #[async_trait]
 impl Runner for InProcess {
-    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        pulse: Pulse,
+    ) -> Result<Exited, StartError> {
         let start_error = |why| StartError { program: "the work".to_owned(), why };
         let job = Job::new(command.job, halt.clone(), pulse);
         let (work, working_on) = (self.work.clone(), job.clone());
@@ -241,7 +263,9 @@ impl Runner for InProcess {
         };
         let (code, reason, retry_after) = match ended {
             Some(Ok(Ok(()))) => (0, None, None),
-            Some(Ok(Err(Failure::Temporary { reason, retry_after }))) => (75, Some(reason), retry_after),
+            Some(Ok(Err(Failure::Temporary { reason, retry_after }))) => {
+                (75, Some(reason), retry_after)
+            }
             Some(Ok(Err(Failure::Permanent(reason)))) => (65, Some(reason), None),
             Some(Ok(Err(Failure::Failed(reason)))) => (1, Some(reason), None),
             Some(Err(panic)) => (101, Some(format!("the work panicked: {panic}")), None),
@@ -253,6 +277,10 @@ impl Runner for InProcess {
         if reason.is_some() || retry_after.is_some() {
             job.say(&json!({ "reason": reason, "retry_after": retry_after.map(|delay| delay.as_secs_f64()) }));
         }
-        Ok(Exited { exit: Exit::Code(code), usage: None, stderr_tail: reason.into_iter().collect() })
+        Ok(Exited {
+            exit: Exit::Code(code),
+            usage: None,
+            stderr_tail: reason.into_iter().collect(),
+        })
     }
 }

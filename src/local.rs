@@ -1,7 +1,8 @@
-//! `leasehold local`: the same supervisor and actors, with a folder as the bucket and a queue in memory.
+//! `leasehold local`: the same supervisor and actors, with a folder as the bucket and a queue in
+//! memory.
 //!
-//! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by side as
-//! `--concurrency` says, each as short-lived as a pod.
+//! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by
+//! side as `--concurrency` says, each as short-lived as a pod.
 
 mod kept;
 mod summary;
@@ -42,18 +43,22 @@ pub async fn run(
     screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
-    let LocalConfig { inbox, outbox, concurrency, max_receive_count, mishap, ceiling, work, .. } = &config;
+    let LocalConfig {
+        inbox, outbox, concurrency, max_receive_count, mishap, ceiling, work, ..
+    } = &config;
     let folder = Folder::new(inbox)?;
     if let Some(outbox) = outbox {
         folder.check_outbox(outbox)?;
     }
     let Listing { files, skipped } = folder.list()?;
     let dead_letters = "dead-letters".to_owned();
-    let redrive = Redrive::DeadLetter { max_receive_count: *max_receive_count, queue: dead_letters };
+    let redrive =
+        Redrive::DeadLetter { max_receive_count: *max_receive_count, queue: dead_letters };
     let queue = MemoryQueue::new(Kind::Standard, redrive).with_ceiling(*ceiling);
     let clock = Clock::start();
     let kept = Kept::of(&config, clock)?;
-    let send = |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
+    let send =
+        |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
     let telemetry = Arc::new(Watch {
         files: Mutex::new(files.iter().map(send).collect()),
         bars: Bars::new(screen, files.len()),
@@ -82,9 +87,15 @@ pub async fn run(
         };
         let (settings, queue, stop) = (work.settings.clone(), queue.clone(), stop.clone());
         pods.spawn(async move {
-            while let Some(Standing::Visible) = stop.run_until_cancelled(queue.visible_or_drained()).await {
+            while let Some(Standing::Visible) =
+                stop.run_until_cancelled(queue.visible_or_drained()).await
+            {
                 pod.begin();
-                let run = supervisor::run(world.clone(), settings.clone(), stop.clone().cancelled_owned());
+                let run = supervisor::run(
+                    world.clone(),
+                    settings.clone(),
+                    stop.clone().cancelled_owned(),
+                );
                 let is_killed = tokio::select! {
                     _ = run => false,
                     () = pod.until_killed() => true,
@@ -114,10 +125,17 @@ pub struct Killable {
 
 #[async_trait]
 impl Runner for Killable {
-    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        pulse: Pulse,
+    ) -> Result<Exited, StartError> {
         // What is dropped is KILLed.
         let ended = self.kill.run_until_cancelled(self.runner.run(command, halt, pulse)).await;
-        ended.unwrap_or_else(|| Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() }))
+        ended.unwrap_or_else(|| {
+            Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() })
+        })
     }
 }
 

@@ -1,13 +1,14 @@
-//! Real pods, a real server, a network that breaks: 200 objects, and pods that are stopped and KILLed at any moment
-//! until the queue is empty. Then every success and every delete must have been told, and none may be missing.
+//! Real pods, a real server, a network that breaks: 200 objects, and pods that are stopped and
+//! KILLed at any moment until the queue is empty. Then every success and every delete must have
+//! been told, and none may be missing.
 //!
 //! ```text
 //! pods ──► Breaker ──► microburst ──► Witness ──► ministack
 //!          lies        breaks         sees what really comes to the queue
 //! ```
 //!
-//! A seed says what the pods, the network and the commands are to do; how it all interleaves is the machine's. A run
-//! that fails prints its seed: `SEED=… tests/run chaos`.
+//! A seed says what the pods, the network and the commands are to do; how it all interleaves is the
+//! machine's. A run that fails prints its seed: `SEED=… tests/run chaos`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -44,8 +45,9 @@ const LIMIT: Duration = Duration::from_mins(3);
 /// In the environment of all that belongs to a pod.
 const MARKER: &str = "CHAOS";
 
-/// What the pods run. A key is the hash of its object: so the command sees whether it got the right bytes, and its
-/// last digit says how it behaves. What it does is in a file of its own, named after the delivery.
+/// What the pods run. A key is the hash of its object: so the command sees whether it got the right
+/// bytes, and its last digit says how it behaves. What it does is in a file of its own, named after
+/// the delivery.
 const SCRIPT: &str = r#"
     attempt=attempts/$JOB_MESSAGE_ID.$JOB_RECEIVE_COUNT
     echo "$JOB_ID $JOB_KEY start" > "$attempt"
@@ -78,11 +80,17 @@ async fn chaos(mut rng: Rng) {
     std::fs::create_dir(&attempts).unwrap();
     let witness = Arc::new(Witness { attempts: attempts.clone(), seen: Mutex::default() });
     let watching = witness.clone();
-    let watched = in_front_of(&cloud.endpoint, move |client, server| pass_on(watching.clone(), client, server)).await;
+    let watched = in_front_of(&cloud.endpoint, move |client, server| {
+        pass_on(watching.clone(), client, server)
+    })
+    .await;
     let network = Microburst::start(&watched, &faults(&mut rng)).await;
     let breaker = Arc::new(Breaker::new(rng.fork()));
     let lying = breaker.clone();
-    let endpoint = in_front_of(&network.endpoint(), move |client, server| lie_to(lying.clone(), client, server)).await;
+    let endpoint = in_front_of(&network.endpoint(), move |client, server| {
+        lie_to(lying.clone(), client, server)
+    })
+    .await;
     cloud.s3.create_bucket().bucket(results_of(&cloud)).send().await.unwrap();
     let behind = network.endpoint();
     let (keys, ()) = tokio::join!(put_objects(&cloud, &mut rng), aws::warm_up(&behind));
@@ -90,7 +98,11 @@ async fn chaos(mut rng: Rng) {
     let pods = run_pods(&cloud, &endpoint, &mut rng).await;
 
     assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (0, 0)));
-    assert_eq!(published(&cloud).await, keys, "each object has its result, and that is what its command wrote");
+    assert_eq!(
+        published(&cloud).await,
+        keys,
+        "each object has its result, and that is what its command wrote"
+    );
     let attempts = read_attempts(&attempts);
     let seen = std::mem::take(&mut *witness.seen.lock().unwrap());
     judge(&keys, &pods, &attempts, &seen);
@@ -100,7 +112,11 @@ async fn chaos(mut rng: Rng) {
         "a network that breaks nothing proves nothing"
     );
     let lies = breaker.lies.lock().unwrap().clone();
-    assert_eq!(lies.len(), Lie::ALL.len() * LIED_ABOUT.len(), "a liar that does not lie proves nothing: {lies:?}");
+    assert_eq!(
+        lies.len(),
+        Lie::ALL.len() * LIED_ABOUT.len(),
+        "a liar that does not lie proves nothing: {lies:?}"
+    );
     assert_eq!(survivors(&cloud), [""; 0], "processes of pods that are gone");
 
     let warnings = pods.iter().map(Pod::warnings).sum::<usize>();
@@ -116,7 +132,8 @@ async fn chaos(mut rng: Rng) {
     );
 }
 
-/// What the network does to each kind of call: each fault hits the first call, and from then on one in so many.
+/// What the network does to each kind of call: each fault hits the first call, and from then on one
+/// in so many.
 fn faults(rng: &mut Rng) -> Vec<Value> {
     let lost_request = json!({ "reset": true });
     let lost_answer = json!({ "response": { "abort_bytes": 0 } });
@@ -151,8 +168,13 @@ fn faults(rng: &mut Rng) -> Vec<Value> {
 
 /// The rules of the network that have not broken anything.
 async fn idle_faults(endpoint: &str) -> Vec<Value> {
-    let mut network = BufReader::new(TcpStream::connect(endpoint.strip_prefix("http://").unwrap()).await.unwrap());
-    network.write_all(b"GET /_microburst/rules HTTP/1.1\r\nHost: microburst\r\n\r\n").await.unwrap();
+    let mut network = BufReader::new(
+        TcpStream::connect(endpoint.strip_prefix("http://").unwrap()).await.unwrap(),
+    );
+    network
+        .write_all(b"GET /_microburst/rules HTTP/1.1\r\nHost: microburst\r\n\r\n")
+        .await
+        .unwrap();
     let answer = Message::read(&mut network).await.unwrap();
     let rules: Vec<Value> = serde_json::from_slice(&answer.body).unwrap();
     rules.into_iter().filter(|rule| rule["fired_count"].as_u64().unwrap() == 0).collect()
@@ -176,11 +198,18 @@ enum Lie {
 }
 
 impl Lie {
-    const ALL: [Self; 6] =
-        [Self::Portal, Self::PortalAfter, Self::ErrorAfter, Self::Silence, Self::SilenceAfter, Self::LostAfter];
+    const ALL: [Self; 6] = [
+        Self::Portal,
+        Self::PortalAfter,
+        Self::ErrorAfter,
+        Self::Silence,
+        Self::SilenceAfter,
+        Self::LostAfter,
+    ];
 }
 
-/// Calls that are lied about. Of a receive that is not answered its pod waits for ten seconds: microburst loses enough of them.
+/// Calls that are lied about. Of a receive that is not answered its pod waits for ten seconds:
+/// microburst loses enough of them.
 const LIED_ABOUT: [&str; 4] = ["ChangeMessageVisibility", "DeleteMessage", "GET", "PUT"];
 
 /// Lies about one call in so many.
@@ -252,11 +281,15 @@ async fn lie_to(breaker: Arc<Breaker>, client: TcpStream, upstream: String) -> O
 /// An answer of something that is not AWS.
 fn portal(status: &str) -> Message {
     let body = b"<html><body>Please sign in to this network.</body></html>".to_vec();
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     Message { head, body }
 }
 
-/// Puts the objects, of which a few are large, and returns their keys when all their notifications are in the queue.
+/// Puts the objects, of which a few are large, and returns their keys when all their notifications
+/// are in the queue.
 async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     for n in 0..MESSAGES {
@@ -269,7 +302,10 @@ async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
     assert_eq!(keys.len(), MESSAGES);
     // A notification comes a moment after its put was answered.
     let all = (MESSAGES.try_into().unwrap(), 0);
-    eventually("the queue has all notifications", async || (cloud.counts().await == all).then_some(())).await;
+    eventually("the queue has all notifications", async || {
+        (cloud.counts().await == all).then_some(())
+    })
+    .await;
     keys
 }
 
@@ -293,7 +329,8 @@ async fn published(cloud: &Cloud) -> BTreeSet<String> {
     published
 }
 
-/// Starts pods as KEDA does, one a message and so many at most, until the queue is empty and all of them are gone.
+/// Starts pods as KEDA does, one a message and so many at most, until the queue is empty and all of
+/// them are gone.
 async fn run_pods(cloud: &Cloud, endpoint: &str, rng: &mut Rng) -> Vec<Pod> {
     let mut running = JoinSet::new();
     let mut pods = Vec::new();
@@ -313,14 +350,30 @@ async fn run_pods(cloud: &Cloud, endpoint: &str, rng: &mut Rng) -> Vec<Pod> {
 /// `leasehold` as PID 1 of a container: when it is gone, so is everything in there.
 fn pod(cloud: &Cloud, endpoint: &str, name: &str, rng: &mut Rng) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--fork", "--pid", "--mount-proc", "--kill-child=KILL", "--"]);
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--fork",
+        "--pid",
+        "--mount-proc",
+        "--kill-child=KILL",
+        "--",
+    ]);
     command.arg(env!("CARGO_BIN_EXE_leasehold")).args(["run", "--queue-url", &cloud.queue_url]);
     command.args(["--job-id", name, "--visibility-timeout", &format!("{}s", rng.u8(3..=5))]);
     command.args(["--max-messages", &rng.u8(1..=5).to_string(), "--wait", "1s"]);
-    command.args(["--termination-grace", &format!("{}s", GRACE.as_secs()), "--retry-min", "1s", "--retry-max", "2s"]);
+    command.args([
+        "--termination-grace",
+        &format!("{}s", GRACE.as_secs()),
+        "--retry-min",
+        "1s",
+        "--retry-max",
+        "2s",
+    ]);
     command.arg("--termination-log").arg(cloud.notes.path().join(name));
     command.arg("--work-dir").arg(cloud.notes.path());
-    // Some answers never come: the pods are not to wait for each as long as they would for a slow store.
+    // Some answers never come: the pods are not to wait for each as long as they would for a slow
+    // store.
     command.args(["--s3-timeout", "2s"]);
     command.args(["--output", &format!("s3://{}/of/{{key}}", results_of(cloud))]);
     command.args(["--", "sh", "-c", SCRIPT]).current_dir(cloud.notes.path());
@@ -400,12 +453,15 @@ async fn live(name: String, run: Leasehold, fate: Fate) -> Pod {
     Pod { name, signalled: Some(signalled), left }
 }
 
-/// The process with which the container begins, by its number out here: the only child of `unshare`.
+/// The process with which the container begins, by its number out here: the only child of
+/// `unshare`.
 fn init_below(unshare: i32) -> Option<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     // It is younger, so most processes need no look.
-    pids.find(|pid| *pid > unshare && status(*pid, "PPid:").is_some_and(|parent| parent == unshare.to_string()))
+    pids.find(|pid| {
+        *pid > unshare && status(*pid, "PPid:").is_some_and(|parent| parent == unshare.to_string())
+    })
 }
 
 fn catches(pid: i32, signal: Signal) -> bool {
@@ -432,8 +488,12 @@ struct Attempt {
 fn read_attempts(folder: &Path) -> BTreeMap<Delivery, Attempt> {
     let files = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
     let attempts = files.filter_map(|file| {
-        let (id, count) =
-            file.file_name().to_str().unwrap().rsplit_once('.').map(|(id, n)| (id.to_owned(), n.parse()))?;
+        let (id, count) = file
+            .file_name()
+            .to_str()
+            .unwrap()
+            .rsplit_once('.')
+            .map(|(id, n)| (id.to_owned(), n.parse()))?;
         let text = std::fs::read_to_string(file.path()).unwrap();
         assert!(!text.contains("broken"), "a command was given wrong bytes: {text}");
         // KILLed before it had said a word.
@@ -471,7 +531,8 @@ impl Witness {
     /// Asked before the request goes on to the queue.
     fn is_after_success(&self, request: &Message) -> Option<bool> {
         let (id, count) = self.delivery_to_delete(request)?;
-        let attempt = std::fs::read_to_string(self.attempts.join(format!("{id}.{count}"))).unwrap_or_default();
+        let attempt = std::fs::read_to_string(self.attempts.join(format!("{id}.{count}")))
+            .unwrap_or_default();
         Some(attempt.ends_with(" done\n"))
     }
 
@@ -489,9 +550,14 @@ impl Witness {
             let answer: Value = serde_json::from_slice(&answer.body).unwrap();
             for message in answer["Messages"].as_array().into_iter().flatten() {
                 let text = |value: &Value| value.as_str().unwrap().to_owned();
-                let count = text(&message["Attributes"]["ApproximateReceiveCount"]).parse().unwrap();
+                let count =
+                    text(&message["Attributes"]["ApproximateReceiveCount"]).parse().unwrap();
                 let delivery = (text(&message["MessageId"]), count);
-                self.seen.lock().unwrap().deliveries.insert(text(&message["ReceiptHandle"]), delivery);
+                self.seen
+                    .lock()
+                    .unwrap()
+                    .deliveries
+                    .insert(text(&message["ReceiptHandle"]), delivery);
             }
         }
         if let (Some(of), Some(after_success)) = (self.delivery_to_delete(request), after_success) {
@@ -510,7 +576,10 @@ impl Message {
     /// The body, if it is a call of this name.
     fn call(&self, name: &str) -> Option<Value> {
         let target = format!("amazonsqs.{name}\r\n").to_lowercase();
-        self.head.to_lowercase().contains(&target).then(|| serde_json::from_slice(&self.body).unwrap())
+        self.head
+            .to_lowercase()
+            .contains(&target)
+            .then(|| serde_json::from_slice(&self.body).unwrap())
     }
 
     /// The next one of a connection; none if that ends first.
@@ -527,7 +596,8 @@ impl Message {
             }
         }
         let lowercase = head.to_lowercase();
-        let header = |name: &str| lowercase.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let header =
+            |name: &str| lowercase.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let mut body = Vec::new();
         if header("transfer-encoding:").is_some() {
             // microburst sends a GET like this, with nothing in it.
@@ -539,7 +609,11 @@ impl Message {
             return Some((Self { head, body }, true));
         }
         let length = header("content-length:").map_or(0, |length| length.parse().unwrap());
-        let is_whole = stream.take(length).read_to_end(&mut body).await.is_ok_and(|read| read as u64 == length);
+        let is_whole = stream
+            .take(length)
+            .read_to_end(&mut body)
+            .await
+            .is_ok_and(|read| read as u64 == length);
         Some((Self { head, body }, is_whole))
     }
 
@@ -549,8 +623,12 @@ impl Message {
     }
 }
 
-/// Stands in front of the server at `upstream`, and hands each connection to `serve`; returns where.
-async fn in_front_of<F>(upstream: &str, serve: impl Fn(TcpStream, String) -> F + Send + 'static) -> String
+/// Stands in front of the server at `upstream`, and hands each connection to `serve`; returns
+/// where.
+async fn in_front_of<F>(
+    upstream: &str,
+    serve: impl Fn(TcpStream, String) -> F + Send + 'static,
+) -> String
 where
     F: Future<Output = Option<()>> + Send + 'static,
 {
@@ -581,14 +659,25 @@ async fn pass_on(witness: Arc<Witness>, client: TcpStream, upstream: String) -> 
 }
 
 /// What the queue saw, what the commands did and what the pods told must be the same story.
-fn judge(keys: &BTreeSet<String>, pods: &[Pod], attempts: &BTreeMap<Delivery, Attempt>, seen: &Seen) {
+fn judge(
+    keys: &BTreeSet<String>,
+    pods: &[Pod],
+    attempts: &BTreeMap<Delivery, Attempt>,
+    seen: &Seen,
+) {
     // Each message is deleted once, by a delivery whose work had succeeded.
     let too_early: Vec<_> = seen.deletes.iter().filter(|delete| !delete.after_success).collect();
     assert!(too_early.is_empty(), "deleted before their work succeeded: {too_early:?}");
-    let deleted: BTreeSet<_> = seen.deletes.iter().filter(|delete| delete.accepted).map(|delete| &delete.of).collect();
+    let deleted: BTreeSet<_> =
+        seen.deletes.iter().filter(|delete| delete.accepted).map(|delete| &delete.of).collect();
     let messages: BTreeSet<_> = deleted.iter().map(|(id, _)| id).collect();
-    assert_eq!((deleted.len(), messages.len()), (MESSAGES, MESSAGES), "deletes, and messages deleted");
-    let worked_on: BTreeSet<_> = deleted.iter().map(|delivery| attempts[*delivery].key.clone()).collect();
+    assert_eq!(
+        (deleted.len(), messages.len()),
+        (MESSAGES, MESSAGES),
+        "deletes, and messages deleted"
+    );
+    let worked_on: BTreeSet<_> =
+        deleted.iter().map(|delivery| attempts[*delivery].key.clone()).collect();
     assert_eq!(&worked_on, keys, "each object's work has succeeded");
 
     // Each delivery that was worked on has one record, unless its pod was KILLed.
@@ -602,16 +691,19 @@ fn judge(keys: &BTreeSet<String>, pods: &[Pod], attempts: &BTreeMap<Delivery, At
     }
     for (delivery, attempt) in attempts {
         let Some(record) = records.get(delivery) else {
-            let pod = pods.iter().find(|pod| pod.name == attempt.pod).expect("a pod that was started");
+            let pod =
+                pods.iter().find(|pod| pod.name == attempt.pod).expect("a pod that was started");
             let Left { stdout, stderr, .. } = &pod.left;
-            let left = format!("{:?}, left with {}:\n{stdout}{stderr}", pod.signalled, pod.left.code());
+            let left =
+                format!("{:?}, left with {}:\n{stdout}{stderr}", pod.signalled, pod.left.code());
             assert!(pod.was_killed(), "{delivery:?}: {attempt:?}, and no record; {left}");
             continue;
         };
         let is_deleted = deleted.contains(delivery);
         let is_as_told = match record["outcome"].as_str().unwrap() {
             "succeeded" => is_deleted,
-            // Whether the delete was done is not known to a pod that was not answered, or that stopped asking.
+            // Whether the delete was done is not known to a pod that was not answered, or that
+            // stopped asking.
             "lost_after_success" | "delete_failed" | "publish_failed" => attempt.done,
             "stopped" => true,
             "lease_lost" => !is_deleted,
@@ -620,12 +712,19 @@ fn judge(keys: &BTreeSet<String>, pods: &[Pod], attempts: &BTreeMap<Delivery, At
         assert!(is_as_told, "{delivery:?}: {attempt:?}, and {record}");
     }
     let mut told = records.iter().filter(|(_, record)| record["outcome"] == "succeeded");
-    assert!(told.all(|(delivery, _)| attempts.contains_key(delivery)), "a success is told that no command had");
+    assert!(
+        told.all(|(delivery, _)| attempts.contains_key(delivery)),
+        "a success is told that no command had"
+    );
 
     for Pod { name, left, .. } in pods.iter().filter(|pod| !pod.was_killed()) {
         let Left { stdout, stderr, .. } = left;
         let as_documented = [0, 1, 65, 75, 143].contains(&left.code());
-        assert!(as_documented && stderr.is_empty(), "{name} left with {}:\n{stdout}{stderr}", left.code());
+        assert!(
+            as_documented && stderr.is_empty(),
+            "{name} left with {}:\n{stdout}{stderr}",
+            left.code()
+        );
         assert!(!stdout.contains("a bug in leasehold"), "{stdout}");
     }
 }
@@ -637,7 +736,9 @@ fn survivors(cloud: &Cloud) -> Vec<String> {
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let left = pids.filter(|pid| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes()) && is_alive(*pid)
+        environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
+            && is_alive(*pid)
     });
-    left.map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()).collect()
+    left.map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+        .collect()
 }

@@ -1,4 +1,5 @@
-//! Partial state: work goes on where the last delivery ended. Journeys on a paused clock; then the real binary.
+//! Partial state: work goes on where the last delivery ended. Journeys on a paused clock; then the
+//! real binary.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,9 @@ use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::Cloud;
 use crate::support::http::Http;
-use crate::support::journey::{Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, queue, queue_with};
+use crate::support::journey::{
+    Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, queue, queue_with,
+};
 use crate::support::object_created;
 use crate::support::records::MemoryRecords;
 use crate::support::wire::WiredQueue;
@@ -44,7 +47,8 @@ async fn work_that_was_stopped_goes_on_where_it_was() {
     assert_eq!(bucket.keys(), Vec::<String>::new(), "what is done needs no checkpoint");
 }
 
-/// SQS hides a message for 12 hours at most. `--max-duration` is the time of all deliveries together.
+/// SQS hides a message for 12 hours at most. `--max-duration` is the time of all deliveries
+/// together.
 #[tokio::test(start_paused = true)]
 async fn a_job_of_13_hours_finishes_across_two_pods() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
@@ -59,7 +63,10 @@ async fn a_job_of_13_hours_finishes_across_two_pods() {
     assert!(first.took > 11 * HOUR && first.took < 12 * HOUR, "{:?}", first.took);
 
     let second = long(pod(&queue, &command, &bucket)).run().await;
-    assert_eq!((second.outcome.clone(), second.outcomes()), (RunOutcome::Finished, vec!["succeeded"]));
+    assert_eq!(
+        (second.outcome.clone(), second.outcomes()),
+        (RunOutcome::Finished, vec!["succeeded"])
+    );
     // The step that was under way is the only one that was done twice.
     assert_eq!(second.took, 2 * HOUR);
     assert!(started.elapsed() < 14 * HOUR && command.runs() == 2);
@@ -84,12 +91,14 @@ async fn only_work_of_the_job_type_with_a_checkpoint_is_handed_over() {
     let bucket = MemoryBucket::default();
     let pod = |queue: &WiredQueue, command: &FakeCommand| {
         let mut journey = Journey::new(queue, command);
-        journey.settings = configured(&format!("--job-types {}", types.display())).unwrap().work.settings;
+        journey.settings =
+            configured(&format!("--job-types {}", types.display())).unwrap().work.settings;
         journey.checkpoints = Some((bucket.clone(), None));
         journey
     };
 
-    let (queue, command) = (queue_with(&[&object_created("long/k.csv")]), FakeCommand::new(Does::Resumes(HOUR, 13)));
+    let (queue, command) =
+        (queue_with(&[&object_created("long/k.csv")]), FakeCommand::new(Does::Resumes(HOUR, 13)));
     let first = pod(&queue, &command).run().await;
     assert_eq!(first.outcomes(), ["handed_over"]);
     assert!(first.took > 11 * HOUR && first.took < 12 * HOUR, "{:?}", first.took);
@@ -162,14 +171,20 @@ async fn a_success_does_not_wait_for_the_save_of_an_interval() {
     let mut pod = pod(&queue, &FakeCommand::new(Does::Resumes(MINUTE, 2)), &bucket);
     pod.checkpoints = Some((bucket.clone(), Some(100 * S)));
     let ended = pod.run().await;
-    assert_eq!((ended.outcomes(), ended.took, bucket.keys().len()), (vec!["succeeded"], 2 * MINUTE, 0));
+    assert_eq!(
+        (ended.outcomes(), ended.took, bucket.keys().len()),
+        (vec!["succeeded"], 2 * MINUTE, 0)
+    );
 }
 
-/// A command that failed is not kept waiting by a store that does not answer, and its outcome is its own.
+/// A command that failed is not kept waiting by a store that does not answer, and its outcome is
+/// its own.
 #[tokio::test(start_paused = true)]
 async fn a_failure_does_not_wait_for_a_store_that_is_stuck() {
     // With a save of the interval on its way when it fails; and near to the end of its time.
-    for (interval, max_duration) in [(None, 10 * MINUTE), (Some(100 * S), 10 * MINUTE), (None, 2 * MINUTE + 3 * S)] {
+    for (interval, max_duration) in
+        [(None, 10 * MINUTE), (Some(100 * S), 10 * MINUTE), (None, 2 * MINUTE + 3 * S)]
+    {
         let (queue, bucket) = (queue(), MemoryBucket::default());
         let command = FakeCommand::new(Does::ResumesAndExits(MINUTE, 2, 1));
         bucket.uploads_take(HOUR);
@@ -193,7 +208,10 @@ async fn a_failure_waits_for_a_slow_save() {
     let command = FakeCommand::new(Does::ResumesAndExits(MINUTE, 2, 1));
     bucket.uploads_take(4 * S);
     let ended = pod(&queue, &command, &bucket).run().await;
-    assert_eq!((ended.outcomes(), ended.took, bucket.keys().len()), (vec!["command_failed"], 2 * MINUTE + 4 * S, 1));
+    assert_eq!(
+        (ended.outcomes(), ended.took, bucket.keys().len()),
+        (vec!["command_failed"], 2 * MINUTE + 4 * S, 1)
+    );
 }
 
 /// A save of an interval that is stuck does not keep the next ones from being tried.
@@ -212,7 +230,8 @@ async fn a_save_that_is_stuck_is_given_up_while_the_command_runs() {
     assert_eq!(bucket.keys(), ["of/message-1/0/1.tar"]);
 }
 
-/// What the store took is not work: neither a save nor a fetch takes from the time of the deliveries that follow.
+/// What the store took is not work: neither a save nor a fetch takes from the time of the
+/// deliveries that follow.
 #[tokio::test(start_paused = true)]
 async fn only_the_time_of_the_command_counts() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
@@ -228,10 +247,16 @@ async fn only_the_time_of_the_command_counts() {
     assert_eq!((first.outcomes(), bucket.keys().len()), (vec!["timed_out"], 0));
     // Three minutes go to the store, six to the command.
     let second = slow(3 * MINUTE).run().await;
-    assert_eq!((second.outcomes(), second.ended()[0].work.timings.total), (vec!["command_failed"], 9 * MINUTE));
+    assert_eq!(
+        (second.outcomes(), second.ended()[0].work.timings.total),
+        (vec!["command_failed"], 9 * MINUTE)
+    );
     // So there are four left.
     let third = slow(5 * MINUTE).run().await;
-    assert_eq!((third.outcomes(), third.ended()[0].work.timings.total), (vec!["timed_out"], 4 * MINUTE));
+    assert_eq!(
+        (third.outcomes(), third.ended()[0].work.timings.total),
+        (vec!["timed_out"], 4 * MINUTE)
+    );
     let saved = bucket.get("of/message-1/0/2.tar").unwrap();
     let mut archive = tar::Archive::new(saved.as_ref());
     let about: serde_json::Value =
@@ -249,7 +274,8 @@ async fn work_of_a_pod_that_was_killed_goes_on_from_the_last_interval() {
     assert!(first.run_for(4 * MINUTE + 10 * S, std::future::pending()).await.is_none());
 
     let second = pod(&queue, &command, &bucket).run().await;
-    // It was last saved after 3 minutes and 20 seconds, with 3 of 8 steps; the message is visible again within two minutes.
+    // It was last saved after 3 minutes and 20 seconds, with 3 of 8 steps; the message is visible
+    // again within two minutes.
     assert_eq!(second.outcomes(), ["succeeded"]);
     assert_eq!(second.ended()[0].work.timings.command, 5 * MINUTE);
 }
@@ -261,10 +287,14 @@ async fn work_that_failed_goes_on_where_it_was() {
     let mut first = pod(&queue, &command, &bucket);
     first.settings.policy.limits.max_duration = 5 * MINUTE + 30 * S;
     assert_eq!(first.run().await.outcomes(), ["timed_out"]);
-    assert_eq!(pod(&queue, &command, &bucket).run().await.ended()[0].work.timings.command, 3 * MINUTE);
+    assert_eq!(
+        pod(&queue, &command, &bucket).run().await.ended()[0].work.timings.command,
+        3 * MINUTE
+    );
 }
 
-/// A store that is too slow costs the state, and nothing else: the stop is in time, and what was saved before stays.
+/// A store that is too slow costs the state, and nothing else: the stop is in time, and what was
+/// saved before stays.
 #[tokio::test(start_paused = true)]
 async fn a_save_that_takes_too_long_is_given_up_within_the_grace() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
@@ -274,7 +304,10 @@ async fn a_save_that_takes_too_long_is_given_up_within_the_grace() {
 
     bucket.uploads_take(HOUR);
     let second = pod(&queue, &command, &bucket).run_and_stop_after(2 * MINUTE + 30 * S).await;
-    assert_eq!((second.outcomes(), bucket.keys()), (vec!["stopped"], vec!["of/message-1/0/1.tar".to_owned()]));
+    assert_eq!(
+        (second.outcomes(), bucket.keys()),
+        (vec!["stopped"], vec!["of/message-1/0/1.tar".to_owned()])
+    );
     assert!(second.took < 2 * MINUTE + 30 * S + GRACE, "{:?}", second.took);
 
     bucket.uploads_take(Duration::ZERO);
@@ -282,7 +315,8 @@ async fn a_save_that_takes_too_long_is_given_up_within_the_grace() {
     assert_eq!((third.outcomes(), third.took), (vec!["succeeded"], 6 * MINUTE));
 }
 
-/// A pod that lost its lease saves what it has too, but not over what the pod has that got the message.
+/// A pod that lost its lease saves what it has too, but not over what the pod has that got the
+/// message.
 #[tokio::test(start_paused = true)]
 async fn the_newest_delivery_is_gone_on_from() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
@@ -298,11 +332,15 @@ async fn the_newest_delivery_is_gone_on_from() {
     assert_eq!(bucket.keys(), Vec::<String>::new());
 }
 
-/// Two notifications of one upload: what the work on the first one left is dropped, too, when the second one has done it.
+/// Two notifications of one upload: what the work on the first one left is dropped, too, when the
+/// second one has done it.
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_of_what_another_message_finished_is_dropped() {
-    let (queue, bucket, records) =
-        (queue_with(&[&object_created("k"), &object_created("k")]), MemoryBucket::default(), MemoryRecords::default());
+    let (queue, bucket, records) = (
+        queue_with(&[&object_created("k"), &object_created("k")]),
+        MemoryBucket::default(),
+        MemoryRecords::default(),
+    );
     let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
     let pod = || {
         let mut pod = pod(&queue, &command, &bucket);
@@ -400,7 +438,8 @@ async fn all_names_are_listed_and_a_list_without_an_end_is_an_error() {
     let page = |names: std::ops::Range<u32>, next: Option<&str>| {
         let contents = names.map(|name| format!("<Contents><Key>of/{name}.tar</Key></Contents>"));
         let contents = contents.collect::<Vec<_>>().concat();
-        let next = next.map(|next| format!("<NextContinuationToken>{next}</NextContinuationToken>"));
+        let next =
+            next.map(|next| format!("<NextContinuationToken>{next}</NextContinuationToken>"));
         let truncated = next.is_some();
         format!(
             "<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{contents}{}</ListBucketResult>",
@@ -427,7 +466,8 @@ async fn all_names_are_listed_and_a_list_without_an_end_is_an_error() {
 
     // Nor is one page read without an end: what is not an object is read into memory.
     let long = Http::start(|_| (200, format!("<ListBucketResult>{}", " ".repeat(17 << 20)))).await;
-    let config = aws::config(&long.endpoint).into_builder().http_client(OneClient::new(None)).build();
+    let config =
+        aws::config(&long.endpoint).into_builder().http_client(OneClient::new(None)).build();
     let error = S3::new(&config, None).list("b", "of/").await.unwrap_err();
     assert!(error.contains("length limit exceeded"), "{error}");
 }

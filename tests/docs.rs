@@ -1,4 +1,5 @@
-//! What the documentation promises is there: links lead somewhere, examples parse, commands are accepted, and names exist.
+//! What the documentation promises is there: links lead somewhere, examples parse, commands are
+//! accepted, and names exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -39,12 +40,14 @@ struct Block {
 
 impl Page {
     fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = fs::read_to_string(root().join(path))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let (mut prose, mut blocks, mut open) = (String::new(), Vec::new(), None::<Block>);
         for line in text.lines() {
             match (line.trim_start().strip_prefix("```"), open.as_mut()) {
                 (Some(language), None) => {
-                    open = Some(Block { language: language.trim().to_owned(), text: String::new() });
+                    open =
+                        Some(Block { language: language.trim().to_owned(), text: String::new() });
                     // A fence ends a paragraph.
                     prose.push('\n');
                 }
@@ -62,7 +65,11 @@ impl Page {
         let (mut text, mut code) = (Vec::new(), Vec::new());
         for paragraph in self.prose.split("\n\n") {
             let pieces: Vec<_> = paragraph.split('`').collect();
-            assert!(pieces.len() % 2 == 1, "{}: a backtick is not closed: {paragraph}", self.path.display());
+            assert!(
+                pieces.len() % 2 == 1,
+                "{}: a backtick is not closed: {paragraph}",
+                self.path.display()
+            );
             text.extend(pieces.iter().step_by(2));
             code.extend(pieces.iter().skip(1).step_by(2));
         }
@@ -72,7 +79,8 @@ impl Page {
     /// Where its links lead, as they are written.
     fn links(&self) -> Vec<String> {
         // The text of a link may be code, and code may look like a link.
-        let text: String = self.prose.split("\n\n").map(|paragraph| text_of(paragraph) + "\n").collect();
+        let text: String =
+            self.prose.split("\n\n").map(|paragraph| text_of(paragraph) + "\n").collect();
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
         targets.map(|(target, _)| target.to_owned()).collect()
     }
@@ -92,7 +100,10 @@ impl Page {
             numbered.insert(if *count == 0 { name } else { format!("{name}-{count}") });
             *count += 1;
         }
-        let anchors = self.prose.lines().filter_map(|line| line.strip_prefix("<a id=\"")?.strip_suffix("\"></a>"));
+        let anchors = self
+            .prose
+            .lines()
+            .filter_map(|line| line.strip_prefix("<a id=\"")?.strip_suffix("\"></a>"));
         numbered.extend(anchors.map(str::to_owned));
         numbered
     }
@@ -114,11 +125,13 @@ fn root() -> &'static Path {
 
 fn pages() -> Vec<Page> {
     let below = |folder: &str| -> Vec<PathBuf> {
-        let entries = WalkDir::new(root().join(folder)).sort_by_file_name().into_iter().map(Result::unwrap);
+        let entries =
+            WalkDir::new(root().join(folder)).sort_by_file_name().into_iter().map(Result::unwrap);
         let paths = entries.map(|entry| entry.path().strip_prefix(root()).unwrap().to_owned());
         paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
     };
-    let single = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"].map(PathBuf::from);
+    let single =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md"].map(PathBuf::from);
     let folders = ["docs", "deploy", "examples", "grafana"].into_iter().flat_map(below);
     single.into_iter().chain(folders).map(|path| Page::read(&path)).collect()
 }
@@ -146,15 +159,23 @@ fn every_link_leads_to_a_file_and_a_heading() {
                 continue;
             }
             count += 1;
-            let (file, anchor) = link.split_once('#').map_or((&*link, None), |(file, anchor)| (file, Some(anchor)));
+            let (file, anchor) =
+                link.split_once('#').map_or((&*link, None), |(file, anchor)| (file, Some(anchor)));
             let folder = page.path.parent().unwrap_or(Path::new(""));
-            let target = if file.is_empty() { page.path.clone() } else { normal(&folder.join(file)) };
+            let target =
+                if file.is_empty() { page.path.clone() } else { normal(&folder.join(file)) };
             let exists = root().join(&target).exists();
             assert!(exists, "{here}: {link} leads to no file");
             let Some(anchor) = anchor else { continue };
-            assert!(target.extension().is_some_and(|it| it == "md"), "{here}: {link}: only pages have headings");
+            assert!(
+                target.extension().is_some_and(|it| it == "md"),
+                "{here}: {link}: only pages have headings"
+            );
             let anchors = Page::read(&target).anchors();
-            assert!(anchors.contains(anchor), "{here}: {link} leads to no heading; there are {anchors:?}");
+            assert!(
+                anchors.contains(anchor),
+                "{here}: {link} leads to no heading; there are {anchors:?}"
+            );
         }
     }
     assert!(count > 100, "only {count} links were found");
@@ -163,11 +184,13 @@ fn every_link_leads_to_a_file_and_a_heading() {
 #[test]
 fn the_summary_has_every_page_once() {
     let listed: Vec<_> = Page::read(Path::new("docs/SUMMARY.md")).links();
-    let mut listed: Vec<_> = listed.iter().map(|link| normal(&Path::new("docs").join(link))).collect();
+    let mut listed: Vec<_> =
+        listed.iter().map(|link| normal(&Path::new("docs").join(link))).collect();
     listed.retain(|path| path.starts_with("docs"));
     listed.sort();
     let pages = pages().into_iter().map(|page| page.path);
-    let mut pages: Vec<_> = pages.filter(|path| path.starts_with("docs") && !path.ends_with("SUMMARY.md")).collect();
+    let mut pages: Vec<_> =
+        pages.filter(|path| path.starts_with("docs") && !path.ends_with("SUMMARY.md")).collect();
     pages.sort();
     assert_eq!(listed, pages);
 }
@@ -178,8 +201,12 @@ fn every_example_of_yaml_and_json_parses() {
     for page in pages() {
         for Block { language, text } in &page.blocks {
             let parsed = match language.as_str() {
-                "yaml" => serde_saphyr::from_str::<Value>(text).map(drop).map_err(|error| error.to_string()),
-                "json" => serde_json::from_str::<Value>(text).map(drop).map_err(|error| error.to_string()),
+                "yaml" => serde_saphyr::from_str::<Value>(text)
+                    .map(drop)
+                    .map_err(|error| error.to_string()),
+                "json" => {
+                    serde_json::from_str::<Value>(text).map(drop).map_err(|error| error.to_string())
+                }
                 _ => continue,
             };
             count += 1;
@@ -195,12 +222,14 @@ fn every_scaled_job_passes_the_check() {
     let file = room.path().join("manifest.yaml");
     let mut count = 0;
     for page in pages() {
-        let is_one = |block: &&Block| block.language == "yaml" && block.text.contains("kind: ScaledJob\n");
+        let is_one =
+            |block: &&Block| block.language == "yaml" && block.text.contains("kind: ScaledJob\n");
         for Block { text, .. } in page.blocks.iter().filter(is_one) {
             count += 1;
             fs::write(&file, text).unwrap();
             let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-            let checked = check.args(["check", "--strict", "--manifest"]).arg(&file).output().unwrap();
+            let checked =
+                check.args(["check", "--strict", "--manifest"]).arg(&file).output().unwrap();
             let found = String::from_utf8_lossy(&checked.stdout).into_owned();
             assert!(checked.status.success(), "{}: {found}", page.path.display());
         }
@@ -208,7 +237,8 @@ fn every_scaled_job_passes_the_check() {
     assert_eq!(count, 1);
 }
 
-/// What a shell makes of a line, as far as the examples need it: words, quotes, a comment, and commands one after another.
+/// What a shell makes of a line, as far as the examples need it: words, quotes, a comment, and
+/// commands one after another.
 fn commands_of(line: &str) -> Vec<Vec<String>> {
     let (mut commands, mut word, mut quote) = (vec![Vec::new()], None::<String>, None);
     let add = |commands: &mut Vec<Vec<String>>, word: Option<String>| {
@@ -251,7 +281,8 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
     let (mut calls, mut exported) = (Vec::new(), Vec::new());
     for mut words in lines.flat_map(commands_of) {
         let is_assignment = |word: &String| {
-            word.split_once('=').is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+            word.split_once('=')
+                .is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
         };
         if words.first().is_some_and(|word| word == "export") {
             exported.extend(words.iter().filter_map(|word| as_flag(word)));
@@ -259,8 +290,8 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
         }
         let of_this_call = words.iter().take_while(|word| is_assignment(word)).count();
         let set: Vec<_> = words.drain(..of_this_call).filter_map(|word| as_flag(&word)).collect();
-        let is_cargo =
-            words.first().is_some_and(|word| word == "cargo") && words.get(1).is_some_and(|word| word == "run");
+        let is_cargo = words.first().is_some_and(|word| word == "cargo")
+            && words.get(1).is_some_and(|word| word == "run");
         let is_embedded = is_cargo && words.iter().any(|word| word == "embedded");
         if is_cargo {
             let Some(end) = words.iter().position(|word| word == "--") else { continue };
@@ -294,7 +325,11 @@ fn every_command_line_is_accepted() {
             };
             match parsed {
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+                    ) => {}
                 Err(error) => panic!("{}: {words:?}: {error}", page.path.display()),
             }
         }
@@ -304,26 +339,37 @@ fn every_command_line_is_accepted() {
 
 #[test]
 fn a_line_is_read_as_a_shell_reads_it() {
-    let words = |line| commands_of(line).into_iter().map(|command| command.join("|")).collect::<Vec<_>>();
+    let words =
+        |line| commands_of(line).into_iter().map(|command| command.join("|")).collect::<Vec<_>>();
     assert_eq!(words("a 'b c' \"d\"e # f"), ["a|b c|de"]);
     assert_eq!(words("a | b && c"), ["a", "b", "", "c"]);
     let block = |text: &str| Block { language: "sh".into(), text: text.into() };
-    let called = |text: &str| calls(&block(text)).into_iter().map(|(_, words)| words.join(" ")).collect::<Vec<_>>();
+    let called = |text: &str| {
+        calls(&block(text)).into_iter().map(|(_, words)| words.join(" ")).collect::<Vec<_>>()
+    };
     assert_eq!(
         called("export LEASEHOLD_MAX_DURATION=1h\nleasehold run -- a"),
         ["leasehold run --max-duration=1h -- a"]
     );
-    assert_eq!(called("LEASEHOLD_WAIT=1s ./leasehold run \\\n  -- a"), ["./leasehold run --wait=1s -- a"]);
+    assert_eq!(
+        called("LEASEHOLD_WAIT=1s ./leasehold run \\\n  -- a"),
+        ["./leasehold run --wait=1s -- a"]
+    );
     assert_eq!(called("cargo run -- local in"), ["leasehold local in"]);
     assert_eq!(called("kubectl get leasehold"), Vec::<String>::new());
 }
 
 /// All that clap knows: flags with their dashes, and variables.
 fn known() -> (BTreeSet<String>, BTreeSet<String>) {
-    let (mut flags, mut variables) = (BTreeSet::from(["--help".to_owned(), "--version".to_owned()]), BTreeSet::new());
+    let (mut flags, mut variables) =
+        (BTreeSet::from(["--help".to_owned(), "--version".to_owned()]), BTreeSet::new());
     for action in command().get_subcommands() {
-        flags.extend(action.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))));
-        variables.extend(action.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
+        flags.extend(
+            action.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))),
+        );
+        variables.extend(
+            action.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())),
+        );
     }
     (flags, variables)
 }
@@ -334,7 +380,9 @@ fn every_flag_that_is_named_exists() {
     for page in pages() {
         let (_, code) = page.pieces();
         // What begins with another word is another program's.
-        for span in code.into_iter().filter(|span| span.starts_with("--") || span.starts_with("leasehold ")) {
+        for span in
+            code.into_iter().filter(|span| span.starts_with("--") || span.starts_with("leasehold "))
+        {
             // What comes after it is the command's.
             let words = span.split_whitespace().take_while(|word| *word != "--");
             for flag in words.filter(|word| word.starts_with("--")) {
@@ -346,10 +394,16 @@ fn every_flag_that_is_named_exists() {
     }
 }
 
-/// The names in a text that begin so and go on with such bytes. A name that ends in `_` is the beginning of many.
-fn names<'a>(text: &'a str, prefix: &'a str, is_part: fn(u8) -> bool) -> impl Iterator<Item = &'a str> {
+/// The names in a text that begin so and go on with such bytes. A name that ends in `_` is the
+/// beginning of many.
+fn names<'a>(
+    text: &'a str,
+    prefix: &'a str,
+    is_part: fn(u8) -> bool,
+) -> impl Iterator<Item = &'a str> {
     text.match_indices(prefix).filter_map(move |(at, _)| {
-        let is_within_another = text[..at].bytes().next_back().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let is_within_another =
+            text[..at].bytes().next_back().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
         let rest = &text.as_bytes()[at + prefix.len()..];
         let length = rest.iter().take_while(|b| is_part(**b)).count();
         let name = &text[at..at + prefix.len() + length];
@@ -401,14 +455,19 @@ fn job_variables() -> BTreeSet<String> {
 fn every_variable_and_metric_that_is_named_exists() {
     let (_, variables) = known();
     let of_jobs = job_variables();
-    let exposed =
-        include_str!("metrics/snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap");
-    let metrics: BTreeSet<_> = exposed.split("# HELP ").skip(1).filter_map(|text| text.split(' ').next()).collect();
+    let exposed = include_str!(
+        "metrics/snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap"
+    );
+    let metrics: BTreeSet<_> =
+        exposed.split("# HELP ").skip(1).filter_map(|text| text.split(' ').next()).collect();
     for page in pages() {
         let here = page.path.display();
         for text in page.everything() {
             for name in names(text, "LEASEHOLD_", is_of_a_variable) {
-                assert!(variables.contains(name) || VARIABLES_OF_OTHERS.contains(&name), "{here}: there is no {name}");
+                assert!(
+                    variables.contains(name) || VARIABLES_OF_OTHERS.contains(&name),
+                    "{here}: there is no {name}"
+                );
             }
             for name in names(text, "JOB_", is_of_a_variable) {
                 assert!(of_jobs.contains(name), "{here}: there is no {name}");

@@ -16,25 +16,39 @@ use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
 async fn an_object_put_into_the_bucket_is_processed_and_its_message_is_gone() {
     let cloud = Cloud::new(5).await;
     cloud.put("in/Zürich + Genève.csv", b"a,b\n1,2\n").await;
-    let left = cloud.run("", r#"cat "$JOB_INPUT" > seen; echo "$JOB_KEY"; echo oops >&2"#).run_to(0).await;
+    let left =
+        cloud.run("", r#"cat "$JOB_INPUT" > seen; echo "$JOB_KEY"; echo oops >&2"#).run_to(0).await;
     assert_eq!(cloud.counts().await, (0, 0));
-    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"), b"a,b\n1,2\n");
+    assert_eq!(
+        std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"),
+        b"a,b\n1,2\n"
+    );
 
     let ended = left.record("message deleted");
     assert_eq!((&ended["outcome"], &ended["exit_code"]), (&"succeeded".into(), &0.into()));
     assert_eq!((&ended["key"], &ended["size"]), (&"in/Zürich + Genève.csv".into(), &8.into()));
     assert_eq!((&ended["receive_count"], &ended["max_receive_count"]), (&1.into(), &5.into()));
     assert!(ended["cpu_s"].is_f64());
-    let line = left.log.iter().find(|record| record["stream"] == "stdout").expect("its output is logged");
-    assert_eq!((&line["line"], &line["message_id"]), (&"in/Zürich + Genève.csv".into(), &ended["message_id"]));
+    let line =
+        left.log.iter().find(|record| record["stream"] == "stdout").expect("its output is logged");
+    assert_eq!(
+        (&line["line"], &line["message_id"]),
+        (&"in/Zürich + Genève.csv".into(), &ended["message_id"])
+    );
     assert!(left.log.iter().any(|record| record["stream"] == "stderr" && record["line"] == "oops"));
-    assert!(left.log.iter().all(|record| record["job_id"].is_string() && record["pod_name"].is_string()));
+    assert!(
+        left.log
+            .iter()
+            .all(|record| record["job_id"].is_string() && record["pod_name"].is_string())
+    );
     assert!(left.log.iter().all(|record| record.get("body").is_none()));
 
-    let termination = std::fs::read_to_string(cloud.notes.path().join("termination-log")).expect("it is written");
+    let termination =
+        std::fs::read_to_string(cloud.notes.path().join("termination-log")).expect("it is written");
     let termination: serde_json::Value = serde_json::from_str(&termination).expect("JSON");
     assert_eq!(termination["outcome"], "succeeded");
-    let remains: Vec<_> = std::fs::read_dir(cloud.notes.path()).expect("readable").flatten().collect();
+    let remains: Vec<_> =
+        std::fs::read_dir(cloud.notes.path()).expect("readable").flatten().collect();
     assert_eq!(remains.len(), 2, "more than the notes is left: {remains:?}");
 }
 
@@ -50,7 +64,10 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
     let next = kept["next"].as_str().expect("it says what comes next");
     assert!(next.starts_with("attempt 1 of 2, visible again "), "{next}");
     assert!(
-        next.ends_with(&format!("after the last attempt it goes to dead-letter queue {}-dlq", cloud.bucket)),
+        next.ends_with(&format!(
+            "after the last attempt it goes to dead-letter queue {}-dlq",
+            cloud.bucket
+        )),
         "{next}"
     );
     assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
@@ -61,7 +78,10 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
     let kept = left.record("message kept");
     assert_eq!((&kept["receive_count"], &kept["level"]), (&2.into(), &"ERROR".into()));
 
-    eventually("the message is visible again", async || (cloud.counts().await == (1, 0)).then_some(())).await;
+    eventually("the message is visible again", async || {
+        (cloud.counts().await == (1, 0)).then_some(())
+    })
+    .await;
     cloud.run("--wait 0s", "exit 3").run_to(0).await;
     assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (1, 0)));
 }
@@ -70,10 +90,12 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
 async fn sigterm_while_the_queue_is_empty_ends_the_run() {
     let cloud = Cloud::new(5).await;
     let run = cloud.run("--wait 2s", "exit 0");
-    // It listens to signals before it polls, and says nothing before; so ask until it has an ear for TERM.
+    // It listens to signals before it polls, and says nothing before; so ask until it has an ear
+    // for TERM.
     eventually("it handles TERM", async || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", run.pid())).ok()?;
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
+        let caught =
+            status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
         let caught = u64::from_str_radix(&caught, 16).ok()?;
         (caught & (1 << (Signal::SIGTERM as u32 - 1)) != 0).then_some(())
     })
@@ -112,13 +134,19 @@ async fn any_message_may_be_the_commands_standard_input() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"an object").await;
     cloud.run("--input stdin", "cat > seen").run_to(0).await;
-    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"), b"an object");
+    assert_eq!(
+        std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"),
+        b"an object"
+    );
 
     cloud.send("no JSON, but \u{1f980}".to_owned()).await;
     let script = r#"cat > seen; cmp seen "$JOB_INPUT" && [ -z "$JOB_BUCKET" ]"#;
     let left = cloud.run("--accept-raw --input stdin", script).run_to(0).await;
     assert_eq!(left.record("message deleted")["outcome"], "succeeded");
-    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("seen")).unwrap(), "no JSON, but \u{1f980}");
+    assert_eq!(
+        std::fs::read_to_string(cloud.notes.path().join("seen")).unwrap(),
+        "no JSON, but \u{1f980}"
+    );
 }
 
 #[tokio::test]
@@ -139,7 +167,8 @@ async fn a_command_that_hangs_is_halted_and_its_progress_was_told() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = r#"echo '{"progress":0.4,"text":"loading"}' >> "$JOB_RESULT_FILE"; sleep 600"#;
-    let left = cloud.run("--stall-timeout 2s --retry-min 1s --retry-max 1s", script).run_to(1).await;
+    let left =
+        cloud.run("--stall-timeout 2s --retry-min 1s --retry-max 1s", script).run_to(1).await;
     let progress = left.record("progress");
     assert_eq!(
         (&progress["progress"], &progress["text"], &progress["key"]),
@@ -155,14 +184,24 @@ async fn each_failed_attempt_leaves_a_record_of_why() {
     let cloud = Cloud::new(2).await;
     cloud.put("k", b"x").await;
     let flags = format!("--retry-min 1s --retry-max 1s --attempts s3://{}/attempts", cloud.bucket);
-    // The attempts are in the same bucket, and no event about them reaches the queue's only message.
+    // The attempts are in the same bucket, and no event about them reaches the queue's only
+    // message.
     let first = cloud.run(&flags, "echo disk on fire >&2; exit 3").run_to(1).await;
     let id = first.record("message kept")["message_id"].as_str().expect("an id").to_owned();
-    let get = cloud.s3.get_object().bucket(&cloud.bucket).key(format!("attempts/{id}/1.json")).send().await;
+    let get = cloud
+        .s3
+        .get_object()
+        .bucket(&cloud.bucket)
+        .key(format!("attempts/{id}/1.json"))
+        .send()
+        .await;
     let bytes = get.expect("it was written").body.collect().await.expect("readable").into_bytes();
     let record: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
     assert_eq!((&record["outcome"], &record["exit_code"]), (&"command_failed".into(), &3.into()));
-    assert_eq!((&record["stderr"], &record["receive_count"]), (&serde_json::json!(["disk on fire"]), &1.into()));
+    assert_eq!(
+        (&record["stderr"], &record["receive_count"]),
+        (&serde_json::json!(["disk on fire"]), &1.into())
+    );
     assert_eq!(record["final_attempt"], false);
 }
 
@@ -171,7 +210,11 @@ async fn an_attempt_that_cannot_be_recorded_changes_nothing() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let left = cloud.run("--attempts s3://no-such-bucket/attempts", "exit 3").run_to(1).await;
-    assert!(left.log.iter().any(|record| record["message"] == "the attempt was not recorded"), "{}", left.stdout);
+    assert!(
+        left.log.iter().any(|record| record["message"] == "the attempt was not recorded"),
+        "{}",
+        left.stdout
+    );
 }
 
 #[tokio::test]
@@ -229,7 +272,10 @@ async fn a_wrong_queue_no_credentials_and_a_missing_command_end_with_78() {
     let run = |queue_url: String, program: &str, credentials: bool| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
         command.args(["run", "--queue-url", &queue_url, "--", program]);
-        command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1").env("HOME", "/nonexistent");
+        command
+            .env("AWS_ENDPOINT_URL", &cloud.endpoint)
+            .env("AWS_REGION", "us-east-1")
+            .env("HOME", "/nonexistent");
         if credentials {
             command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
         }
@@ -255,7 +301,12 @@ async fn a_misspelt_variable_is_refused() {
 /// `leasehold local` as in the README, in the repository.
 fn local(arguments: &[&str], outbox: &Path) -> Leasehold {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("local").arg("--outbox").arg(outbox).args(arguments);
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .arg("local")
+        .arg("--outbox")
+        .arg(outbox)
+        .args(arguments);
     Leasehold::start(command)
 }
 
@@ -263,9 +314,15 @@ fn local(arguments: &[&str], outbox: &Path) -> Leasehold {
 async fn the_examples_all_succeed_one_at_its_second_attempt() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
     let left =
-        local(&["-v", "examples/inbox", "--", "python3", "examples/summarize.py"], outbox.path()).run_to(0).await;
+        local(&["-v", "examples/inbox", "--", "python3", "examples/summarize.py"], outbox.path())
+            .run_to(0)
+            .await;
     assert!(left.stdout.contains("4 of 4 files succeeded"), "{}", left.stdout);
-    let twice = left.stdout.lines().find(|line| line.contains("wednesday.csv")).expect("it is in the table");
+    let twice = left
+        .stdout
+        .lines()
+        .find(|line| line.contains("wednesday.csv"))
+        .expect("it is in the table");
     assert!(twice.contains("succeeded  2"), "{twice}");
     let totals = outbox.path().join("europe/Zürich + Genève.csv/totals.json");
     let totals: serde_json::Value =
@@ -276,9 +333,11 @@ async fn the_examples_all_succeed_one_at_its_second_attempt() {
 #[tokio::test]
 async fn a_poison_file_ends_as_a_dead_letter() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
-    let arguments = ["examples/poison", "--concurrency", "2", "--", "python3", "examples/summarize.py"];
+    let arguments =
+        ["examples/poison", "--concurrency", "2", "--", "python3", "examples/summarize.py"];
     let left = local(&arguments, outbox.path()).run_to(1).await;
-    let poison = left.stdout.lines().find(|line| line.contains("broken.csv")).expect("it is in the table");
+    let poison =
+        left.stdout.lines().find(|line| line.contains("broken.csv")).expect("it is in the table");
     assert!(poison.contains("dead letter: permanent  3"), "{poison}");
     assert!(left.stdout.contains("1 of 2 files succeeded"), "{}", left.stdout);
 }
@@ -287,13 +346,19 @@ async fn a_poison_file_ends_as_a_dead_letter() {
 async fn ctrl_c_rehearses_the_ordered_stop() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
     let marker = outbox.path().join("started");
-    let script = format!("trap 'exit 0' TERM; echo > {}; while :; do sleep 0.05; done", marker.display());
-    let run = local(&["examples/inbox", "--concurrency", "2", "--", "sh", "-c", &script], outbox.path());
+    let script =
+        format!("trap 'exit 0' TERM; echo > {}; while :; do sleep 0.05; done", marker.display());
+    let run =
+        local(&["examples/inbox", "--concurrency", "2", "--", "sh", "-c", &script], outbox.path());
     eventually("a command runs", async || marker.exists().then_some(())).await;
     run.signal(Signal::SIGINT);
     let left = run.run_to(130).await;
     assert!(left.stdout.contains("0 of 4 files succeeded"), "{}", left.stdout);
-    assert!(left.stdout.contains("stopped") && left.stdout.contains("not started"), "{}", left.stdout);
+    assert!(
+        left.stdout.contains("stopped") && left.stdout.contains("not started"),
+        "{}",
+        left.stdout
+    );
 }
 
 #[tokio::test]
@@ -307,12 +372,25 @@ async fn a_terminal_shows_a_bar_for_each_file_and_one_for_all() {
         seen.display()
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["local", "examples/inbox", "-v", "--", "sh", "-c", &script]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(slave)).env("TERM", "xterm");
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "local",
+        "examples/inbox",
+        "-v",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(slave))
+        .env("TERM", "xterm");
     let mut child = command.kill_on_drop(true).spawn().expect("the binary starts");
     drop(command);
     let reader = tokio::task::spawn_blocking(move || {
-        let (mut master, mut screen, mut some) = (std::fs::File::from(master), String::new(), [0; 4096]);
+        let (mut master, mut screen, mut some) =
+            (std::fs::File::from(master), String::new(), [0; 4096]);
         // A terminal that nobody writes to any more is an error.
         while let Ok(read @ 1..) = master.read(&mut some) {
             screen.push_str(&String::from_utf8_lossy(&some[..read]));
@@ -322,7 +400,10 @@ async fn a_terminal_shows_a_bar_for_each_file_and_one_for_all() {
         }
         screen
     });
-    let ended = tokio::time::timeout(Duration::from_mins(1), child.wait()).await.expect("it ends").expect("it is told");
+    let ended = tokio::time::timeout(Duration::from_mins(1), child.wait())
+        .await
+        .expect("it ends")
+        .expect("it is told");
     let screen = reader.await.expect("no panic");
     assert!(ended.success(), "{screen}");
     assert!(screen.contains("loading") && screen.contains("1 of 4 files"), "{screen}");

@@ -32,7 +32,10 @@ async fn local(name: &str, command: &[&str], code: i32) -> (Left, TempDir) {
 
 /// What the table says of a file.
 fn row<'a>(left: &'a Left, file: &str) -> &'a str {
-    left.stdout.lines().find(|line| line.contains(file) && line.contains("  ")).expect("it is in the table")
+    left.stdout
+        .lines()
+        .find(|line| line.contains(file) && line.contains("  "))
+        .expect("it is in the table")
 }
 
 #[tokio::test]
@@ -58,7 +61,8 @@ async fn a_refused_import_says_why_and_succeeds_after_its_delay() {
 
 #[tokio::test]
 async fn node_counts_words() {
-    // It is the only example in this language: nothing else needs it, so `tests/run` does not install it.
+    // It is the only example in this language: nothing else needs it, so `tests/run` does not
+    // install it.
     if Command::new("node").arg("--version").output().await.is_err() {
         return eprintln!("node is not installed: its example is not run");
     }
@@ -70,7 +74,8 @@ async fn node_counts_words() {
 
 #[tokio::test]
 async fn transcoding_succeeds_at_once_if_nothing_interrupts_it() {
-    let (left, outbox) = local("transcode", &["python3", "examples/transcode/transcode.py"], 0).await;
+    let (left, outbox) =
+        local("transcode", &["python3", "examples/transcode/transcode.py"], 0).await;
     assert!(left.stdout.contains("2 of 2 files succeeded"), "{}", left.stdout);
     assert!(fs::metadata(outbox.path().join("short.film/film.out")).unwrap().len() > 0);
 }
@@ -79,7 +84,9 @@ async fn transcoding_succeeds_at_once_if_nothing_interrupts_it() {
 fn transcode(home: &Path, seconds_each: &str) -> Child {
     let mut command = Command::new("python3");
     command.arg(examples().join("transcode/transcode.py")).env("SECONDS_EACH", seconds_each);
-    command.env("JOB_INPUT", examples().join("transcode/inbox/short.film")).env("PYTHONUNBUFFERED", "1");
+    command
+        .env("JOB_INPUT", examples().join("transcode/inbox/short.film"))
+        .env("PYTHONUNBUFFERED", "1");
     for (variable, name) in [("JOB_CHECKPOINT_DIR", "checkpoint"), ("JOB_OUTPUT_DIR", "output")] {
         fs::create_dir_all(home.join(name)).unwrap();
         command.env(variable, home.join(name));
@@ -108,7 +115,11 @@ async fn transcoding_continues_with_the_first_missing_segment() {
     let said = String::from_utf8(resumed.stdout).unwrap();
     assert!(resumed.status.success() && said.contains("segment 2 of 6 is there already"), "{said}");
     assert!(said.ends_with("6 segments joined\n"), "{said}");
-    assert_eq!(fs::metadata(segment(0)).unwrap().modified().unwrap(), kept, "it was not done again");
+    assert_eq!(
+        fs::metadata(segment(0)).unwrap().modified().unwrap(),
+        kept,
+        "it was not done again"
+    );
 
     let whole = tempfile::tempdir().unwrap();
     assert!(transcode(whole.path(), "0").wait_with_output().await.unwrap().status.success());
@@ -119,7 +130,9 @@ async fn transcoding_continues_with_the_first_missing_segment() {
 #[tokio::test]
 async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
     let cloud = Cloud::new(5).await;
-    cloud.put("short.film", &fs::read(examples().join("transcode/inbox/short.film")).unwrap()).await;
+    cloud
+        .put("short.film", &fs::read(examples().join("transcode/inbox/short.film")).unwrap())
+        .await;
     let state = format!("{}-state", cloud.bucket);
     cloud.s3.create_bucket().bucket(&state).send().await.unwrap();
     let script = |seconds: &str| {
@@ -129,7 +142,8 @@ async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
     let flags = format!("--checkpoint s3://{state}/transcode --retry-min 1s --retry-max 1s");
     let stopped = cloud.run(&flags, &script("0.5"));
     eventually("a segment is done", async || {
-        let mut files = walkdir::WalkDir::new(cloud.notes.path()).into_iter().filter_map(Result::ok);
+        let mut files =
+            walkdir::WalkDir::new(cloud.notes.path()).into_iter().filter_map(Result::ok);
         files.any(|file| file.path().extension().is_some_and(|it| it == "segment")).then_some(())
     })
     .await;
@@ -146,15 +160,18 @@ async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
 fn the_image_with_dependencies_copies_what_is_there_and_hears_signals() {
     let home = examples().join("pip");
     let dockerfile = fs::read_to_string(home.join("Dockerfile")).unwrap();
-    let copies =
-        dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|it| !it.starts_with("--from"));
+    let copies = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|it| !it.starts_with("--from"));
     let files: Vec<_> = copies.map(|words| words.split(' ').next().unwrap()).collect();
     assert_eq!(files, ["requirements.txt", "totals.py"]);
     assert!(files.iter().all(|name| home.join(name).exists()));
     assert!(dockerfile.contains("COPY --from=leasehold /leasehold /usr/local/bin/\n"));
     for instruction in ["ENTRYPOINT", "CMD"] {
         let line = dockerfile.lines().find_map(|line| line.strip_prefix(instruction)).unwrap();
-        let words: Vec<String> = serde_json::from_str(line).expect("a list, so that no shell is between");
+        let words: Vec<String> =
+            serde_json::from_str(line).expect("a list, so that no shell is between");
         assert!(words.len() > 1);
     }
     let requirements = fs::read_to_string(home.join("requirements.txt")).unwrap();
@@ -180,7 +197,8 @@ fn every_example_has_a_short_readme_and_a_line_in_the_list() {
         }
         count += 1;
         let readme = fs::read_to_string(folder.join("README.md")).unwrap();
-        let lines = readme.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+        let lines =
+            readme.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
         assert_eq!(lines, 5, "{name}/README.md");
     }
     assert_eq!(count, 5);

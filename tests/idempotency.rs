@@ -1,5 +1,5 @@
-//! Finished work is recognised, and no two pods do the same work at a time: journeys on a paused clock; then the same
-//! rules on real servers.
+//! Finished work is recognised, and no two pods do the same work at a time: journeys on a paused
+//! clock; then the same rules on real servers.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -80,7 +80,8 @@ async fn work_that_failed_is_done_again_at_once() {
     assert_eq!(records.state().as_deref(), Some("done"));
 }
 
-/// To give the message back would burn its receives; and its handle is the newest, the owner's may be stale.
+/// To give the message back would burn its receives; and its handle is the newest, the owner's may
+/// be stale.
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_finds_a_living_owner_keeps_its_lease_and_waits() {
     let (queue, records) = (twice(), MemoryRecords::default());
@@ -133,7 +134,8 @@ async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
         let policy = &mut pod.settings.policy;
         let mut limits = policy.limits.clone();
         limits.visibility = MINUTE;
-        policy.job_types = vec![JobType { matches: Match::default(), task: policy.task.clone().unwrap(), limits }];
+        policy.job_types =
+            vec![JobType { matches: Match::default(), task: policy.task.clone().unwrap(), limits }];
         policy.limits.visibility = 60 * MINUTE;
         pod.settings.polling.wait = 5 * MINUTE;
         pod
@@ -141,7 +143,10 @@ async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
     let dead = pod().run_for(MINUTE / 2, std::future::pending()).await;
     assert!(dead.is_none());
     let arrived = pod().run().await;
-    assert_eq!((outcomes(&arrived), arrived.ended()[0].subject.receive_count), (vec!["succeeded"], 2));
+    assert_eq!(
+        (outcomes(&arrived), arrived.ended()[0].subject.receive_count),
+        (vec!["succeeded"], 2)
+    );
     assert!(arrived.took < MINUTE + 5 * MINUTE + 15 * S, "{:?}", arrived.took);
 }
 
@@ -178,7 +183,8 @@ async fn a_write_whose_answer_is_lost_is_recognised_as_ours() {
         let (queue, records) = (queue(), MemoryRecords::default());
         // Two refreshes.
         let command = FakeCommand::new(Does::Exits(MINUTE + 30 * S, 0));
-        records.script((0..lost).map(|_| Fault::None).chain([Fault::AnswerLost, Fault::AnswerLost]));
+        records
+            .script((0..lost).map(|_| Fault::None).chain([Fault::AnswerLost, Fault::AnswerLost]));
         let arrived = pod(&queue, &command, &records).run().await;
         assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 1), "write {lost}");
         assert_eq!((records.state().as_deref(), records.len()), (Some("done"), 1), "write {lost}");
@@ -220,7 +226,10 @@ async fn an_exit_0_after_term_is_not_recorded_as_done() {
     let (queue, records) = (queue(), MemoryRecords::default());
     let command = FakeCommand::sequence([Does::Succeeds(MINUTE, S), Does::Exits(S, 0)]);
     let stopped = pod(&queue, &command, &records).run_and_stop_after(30 * S).await;
-    assert_eq!((outcomes(&stopped), records.state().as_deref()), (vec!["stopped"], Some("released")));
+    assert_eq!(
+        (outcomes(&stopped), records.state().as_deref()),
+        (vec!["stopped"], Some("released"))
+    );
     let again = pod(&queue, &command, &records).run().await;
     assert_eq!((outcomes(&again), command.runs()), (vec!["succeeded"], 2));
 }
@@ -237,7 +246,8 @@ async fn each_object_is_work_of_its_own() {
     assert_eq!((command.runs(), records.len()), (3, 3));
 }
 
-/// S3 numbers puts and deletes only. Without a number nothing tells another event from another notification of the same.
+/// S3 numbers puts and deletes only. Without a number nothing tells another event from another
+/// notification of the same.
 #[tokio::test(start_paused = true)]
 async fn each_event_about_an_object_is_work_of_its_own() {
     let events = [
@@ -277,7 +287,12 @@ async fn a_redelivery_is_recognised_by_its_message_where_events_have_no_number()
     };
     let body = json!({ "Records": [tagged("a"), tagged("a"), tagged("b")] }).to_string();
     let (queue, records) = (queue_with(&[&body]), MemoryRecords::default());
-    let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 0), Does::Exits(S, 1), Does::Exits(S, 0)]);
+    let command = FakeCommand::sequence([
+        Does::Exits(S, 0),
+        Does::Exits(S, 0),
+        Does::Exits(S, 1),
+        Does::Exits(S, 0),
+    ]);
     for outcome in ["command_failed", "succeeded"] {
         let mut journey = pod(&queue, &command, &records);
         journey.settings.policy.selection.events = "ObjectTagging:*".parse().unwrap();
@@ -299,14 +314,16 @@ async fn an_upload_is_the_same_work_whoever_tells_of_it() {
             "reason": "PutObject",
         },
     });
-    let told = [object_created("k"), event("s3:ObjectCreated:Put", Some("1")), eventbridge.to_string()];
+    let told =
+        [object_created("k"), event("s3:ObjectCreated:Put", Some("1")), eventbridge.to_string()];
     let (records, command) = (MemoryRecords::default(), exits(0));
     let mut journey = pod(&queue_with(&told.each_ref().map(String::as_str)), &command, &records);
     journey.settings.policy.max_messages = 3;
     assert_eq!(outcomes(&journey.run().await), ["succeeded", "already_done", "already_done"]);
 }
 
-/// A record that somebody else left there, or another version of leasehold, is no reason to delete a message.
+/// A record that somebody else left there, or another version of leasehold, is no reason to delete
+/// a message.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
@@ -336,7 +353,10 @@ async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
 /// Waiting does not help where something is not allowed, and it would end without saying so.
 #[tokio::test]
 async fn a_store_that_refuses_for_good_is_named_at_once() {
-    let refuses = Http::start(|_| (403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>".into())).await;
+    let refuses = Http::start(|_| {
+        (403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>".into())
+    })
+    .await;
     let s3 = S3::new(&aws::config(&refuses.endpoint), None);
     let read = s3.read("b", "k").await.unwrap_err();
     let written = s3.write("b", "k", Vec::new(), Condition::Absent).await.unwrap_err();
@@ -350,11 +370,16 @@ async fn a_store_that_refuses_for_good_is_named_at_once() {
 #[tokio::test]
 async fn a_record_without_an_end_is_not_read() {
     let long = Http::start(|_| (200, "x".repeat(1 << 20))).await;
-    let error = S3::new(&aws::config(&long.endpoint), None).read("b", "k").await.unwrap_err().to_string();
-    assert!(error.contains("s3://b/k: it is longer than 65536 bytes, the limit of a record"), "{error}");
+    let error =
+        S3::new(&aws::config(&long.endpoint), None).read("b", "k").await.unwrap_err().to_string();
+    assert!(
+        error.contains("s3://b/k: it is longer than 65536 bytes, the limit of a record"),
+        "{error}"
+    );
 }
 
-/// Neither does a store that refuses every write cost a loop without an end, nor is the work done without a record.
+/// Neither does a store that refuses every write cost a loop without an end, nor is the work done
+/// without a record.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_refuses_every_write_keeps_the_message() {
     let (queue, command) = (queue(), exits(0));
@@ -371,12 +396,16 @@ async fn records_keep_their_rules(records: &dyn Records, bucket: &str) {
     assert_eq!(stale, Err(RecordError::ConditionFailed), "there is none to be unchanged");
 
     let etag = records.write(bucket, "p/a", b"1".to_vec(), Condition::Absent).await.unwrap();
-    assert_eq!(records.write(bucket, "p/a", b"2".to_vec(), Condition::Absent).await, Err(RecordError::ConditionFailed));
+    assert_eq!(
+        records.write(bucket, "p/a", b"2".to_vec(), Condition::Absent).await,
+        Err(RecordError::ConditionFailed)
+    );
     let Entry { bytes, etag: read, age } = records.read(bucket, "p/a").await.unwrap().unwrap();
     assert_eq!((bytes.as_slice(), &read), (b"1".as_slice(), &etag));
     assert!(age <= 2 * S, "{age:?}");
 
-    let newer = records.write(bucket, "p/a", b"3".to_vec(), Condition::Unchanged(&etag)).await.unwrap();
+    let newer =
+        records.write(bucket, "p/a", b"3".to_vec(), Condition::Unchanged(&etag)).await.unwrap();
     let stale = records.write(bucket, "p/a", b"4".to_vec(), Condition::Unchanged(&etag)).await;
     assert_eq!(stale, Err(RecordError::ConditionFailed));
     let entry = records.read(bucket, "p/a").await.unwrap().unwrap();
@@ -408,7 +437,12 @@ async fn records_of(endpoint: &str) {
     let config = aws::config(endpoint);
     let bucket = format!("records-{:x}", std::process::id());
     let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
-    aws_sdk_s3::Client::from_conf(s3).create_bucket().bucket(&bucket).send().await.expect("a bucket is made");
+    aws_sdk_s3::Client::from_conf(s3)
+        .create_bucket()
+        .bucket(&bucket)
+        .send()
+        .await
+        .expect("a bucket is made");
     records_keep_their_rules(&S3::new(&config, None), &bucket).await;
 }
 
@@ -422,7 +456,8 @@ async fn records_in_moto_keep_their_rules() {
     records_of(&Moto::shared().await.endpoint()).await;
 }
 
-/// What a FIFO queue makes of the body is no name of the work: the same body on another day is other work.
+/// What a FIFO queue makes of the body is no name of the work: the same body on another day is
+/// other work.
 async fn names_on_a_fifo_queue(endpoint: &str) {
     let config = aws::config(endpoint);
     let client = aws_sdk_sqs::Client::new(&config);
@@ -432,7 +467,10 @@ async fn names_on_a_fifo_queue(endpoint: &str) {
     let url = create.send().await.expect("a queue is made").queue_url.expect("it has a URL");
     for (group, body, id) in [("a", "é", None), ("b", "named", Some("order-7"))] {
         let send = client.send_message().queue_url(&url).message_group_id(group).message_body(body);
-        send.set_message_deduplication_id(id.map(str::to_owned)).send().await.expect("the message is sent");
+        send.set_message_deduplication_id(id.map(str::to_owned))
+            .send()
+            .await
+            .expect("the message is sent");
     }
     let queue = Sqs::new(&config, url);
     let mut names = Vec::new();
@@ -460,9 +498,14 @@ async fn the_binary_does_not_do_finished_work_again() {
     let records = format!("{}-records", cloud.bucket);
     cloud.s3.create_bucket().bucket(&records).send().await.expect("a bucket is made");
     for _ in 0..2 {
-        cloud.send(object_created("k").replace("inbox", &cloud.bucket).replace("\"eTag\":\"e\",", "")).await;
+        cloud
+            .send(
+                object_created("k").replace("inbox", &cloud.bucket).replace("\"eTag\":\"e\",", ""),
+            )
+            .await;
     }
-    let put = cloud.s3.put_object().bucket(&cloud.bucket).key("k").body(b"x".to_vec().into()).send();
+    let put =
+        cloud.s3.put_object().bucket(&cloud.bucket).key("k").body(b"x".to_vec().into()).send();
     put.await.expect("the object is put");
     let flags = format!("--idempotency s3://{records}/done --max-messages 2");
     let left = cloud.run(&flags, "echo ran >> runs").run_to(0).await;
@@ -472,7 +515,8 @@ async fn the_binary_does_not_do_finished_work_again() {
     assert_eq!(std::fs::read_to_string(cloud.notes.path().join("runs")).unwrap(), "ran\n");
 }
 
-/// The records as one pod reaches them in bad weather: answers are late, or lost, or there are none.
+/// The records as one pod reaches them in bad weather: answers are late, or lost, or there are
+/// none.
 struct Weather {
     records: MemoryRecords,
     chance: Mutex<fastrand::Rng>,
@@ -483,7 +527,10 @@ impl Weather {
     async fn passes(&self) -> (bool, bool) {
         let (slow, luck) = {
             let mut chance = self.chance.lock().unwrap();
-            (Duration::from_millis(chance.u64(0..4000) * u64::from(chance.bool())), chance.u8(0..10))
+            (
+                Duration::from_millis(chance.u64(0..4000) * u64::from(chance.bool())),
+                chance.u8(0..10),
+            )
         };
         sleep(slow).await;
         (luck > 0, luck > 1)
@@ -502,7 +549,13 @@ impl Records for Weather {
         if is_heard { read } else { Err(reset()) }
     }
 
-    async fn write(&self, bucket: &str, key: &str, bytes: Vec<u8>, on: Condition<'_>) -> Result<String, RecordError> {
+    async fn write(
+        &self,
+        bucket: &str,
+        key: &str,
+        bytes: Vec<u8>,
+        on: Condition<'_>,
+    ) -> Result<String, RecordError> {
         let (happens, is_heard) = self.passes().await;
         if !happens {
             return Err(reset());
@@ -553,7 +606,9 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
         fastrand::seed(seed);
         let records = MemoryRecords::default();
         records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(10 * MINUTE); 100]));
-        let Ok(Claimed::Ours(mut held)) = idempotency(records).claim(&subject(), 0, None, VISIBILITY).await else {
+        let Ok(Claimed::Ours(mut held)) =
+            idempotency(records).claim(&subject(), 0, None, VISIBILITY).await
+        else {
             panic!("taken")
         };
         let claimed = Instant::now();
@@ -562,11 +617,14 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
     }
 }
 
-/// Whatever a clock says: who finds another's claim in the record has lost it, and leaves it as it is.
+/// Whatever a clock says: who finds another's claim in the record has lost it, and leaves it as it
+/// is.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_another_has_claimed_is_not_written_over() {
     let records = MemoryRecords::default();
-    let Ok(Claimed::Ours(held)) = idempotency(records.clone()).claim(&subject(), 0, None, VISIBILITY).await else {
+    let Ok(Claimed::Ours(held)) =
+        idempotency(records.clone()).claim(&subject(), 0, None, VISIBILITY).await
+    else {
         panic!("taken")
     };
     let theirs = records.claimed_by_another();
@@ -588,7 +646,10 @@ async fn a_store_that_is_silent_is_not_waited_for_without_end() {
 /// A pod that claims the work, and works, fails, loses or dies.
 async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
     sleep(Duration::from_secs(chance.u64(0..300))).await;
-    let Ok(Claimed::Ours(mut held)) = idempotency.claim(&subject(), 0, None, VISIBILITY).await else { return };
+    let Ok(Claimed::Ours(mut held)) = idempotency.claim(&subject(), 0, None, VISIBILITY).await
+    else {
+        return;
+    };
     {
         let mut log = log.lock().unwrap();
         log.at_work += 1;
@@ -618,7 +679,8 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
     }
 }
 
-/// Random worlds of three pods at a time and one piece of work. A seed says everything about a world.
+/// Random worlds of three pods at a time and one piece of work. A seed says everything about a
+/// world.
 #[test]
 fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
     const WORLDS: usize = 1000;
@@ -627,20 +689,30 @@ fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
         // The jitter of the retries, too.
         fastrand::seed(seed);
         let mut chance = fastrand::Rng::with_seed(seed);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
         let log = Arc::new(Mutex::new(Log::default()));
         runtime.block_on(async {
             let records = MemoryRecords::default();
             for _ in 0..4 {
                 let pods = (0..3).map(|_| {
-                    let weather = Weather { records: records.another(), chance: Mutex::new(chance.fork()) };
+                    let weather =
+                        Weather { records: records.another(), chance: Mutex::new(chance.fork()) };
                     random_pod(idempotency(weather), chance.fork(), log.clone())
                 });
                 futures_util::future::join_all(pods.collect::<Vec<_>>()).await;
             }
         });
         let log = log.lock().unwrap();
-        assert!(log.broken.is_empty() && log.done <= 1, "seed {seed}: {:?}, done {} times", log.broken, log.done);
+        assert!(
+            log.broken.is_empty() && log.done <= 1,
+            "seed {seed}: {:?}, done {} times",
+            log.broken,
+            log.done
+        );
         finished += log.done;
     }
     assert!(finished > WORLDS / 2, "only {finished} of {WORLDS} worlds finished their work");

@@ -1,4 +1,5 @@
-//! Job types: what their file may say, which message is of which, and that what they say takes effect.
+//! Job types: what their file may say, which message is of which, and that what they say takes
+//! effect.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,8 @@ use leasehold::job::lease::Strategy;
 use leasehold::job::notification::{Object, Record};
 use leasehold::job::place::Values;
 use leasehold::job::route::{
-    Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, MissingObject, Task, job_type,
+    Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, MissingObject, Task,
+    job_type,
 };
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::Retry;
@@ -26,7 +28,8 @@ use walkdir::WalkDir;
 use crate::scenarios::configured;
 use crate::support::cloud::Cloud;
 use crate::support::journey::{
-    Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_with, settings, task,
+    Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue, queue_with,
+    settings, task,
 };
 use crate::support::object_created;
 
@@ -38,9 +41,12 @@ fn the_schema_tells_an_editor_what_may_be_written() {
     let schema = serde_json::to_value(JobTypesFile::schema()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let sample: serde_json::Value = toml::from_str(&fs::read_to_string(TOML).unwrap()).unwrap();
-    for (name, nonsense) in
-        [("visibilty", json!("fixed")), ("visibility", json!("never")), ("name", json!("a b")), ("command", json!([]))]
-    {
+    for (name, nonsense) in [
+        ("visibilty", json!("fixed")),
+        ("visibility", json!("never")),
+        ("name", json!("a b")),
+        ("command", json!([])),
+    ] {
         let mut sample = sample.clone();
         sample["job-types"][0][name] = nonsense;
         assert!(!validator.is_valid(&sample), "{name}");
@@ -48,7 +54,8 @@ fn the_schema_tells_an_editor_what_may_be_written() {
     insta::assert_snapshot!("schema", serde_json::to_string_pretty(&schema).unwrap());
 }
 
-/// The samples of job types in a document, or the whole of a file of them: each with its format, `yaml` or `toml`.
+/// The samples of job types in a document, or the whole of a file of them: each with its format,
+/// `yaml` or `toml`.
 fn samples(path: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(path).unwrap();
     let format = path.extension().unwrap().to_str().unwrap();
@@ -57,13 +64,15 @@ fn samples(path: &Path) -> Vec<(String, String)> {
     }
     // What is between fences is every second piece, and begins with its format.
     let fenced = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
-    let samples = fenced.filter(|(format, text)| matches!(*format, "yaml" | "toml") && text.contains("job-types:"));
+    let samples = fenced
+        .filter(|(format, text)| matches!(*format, "yaml" | "toml") && text.contains("job-types:"));
     samples.map(|(format, text)| (format.to_owned(), text.to_owned())).collect()
 }
 
 #[test]
 fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
-    let printed = Command::new(env!("CARGO_BIN_EXE_leasehold")).arg("schema").output().unwrap().stdout;
+    let printed =
+        Command::new(env!("CARGO_BIN_EXE_leasehold")).arg("schema").output().unwrap().stdout;
     let validator = jsonschema::validator_for(&serde_json::from_slice(&printed).unwrap()).unwrap();
     let room = tempfile::tempdir().unwrap();
     let mut seen = Vec::new();
@@ -83,7 +92,8 @@ fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
                 "yaml" => serde_saphyr::from_str(&text).unwrap(),
                 _ => toml::from_str(&text).unwrap(),
             };
-            let complaints: Vec<_> = validator.iter_errors(&sample).map(|error| error.to_string()).collect();
+            let complaints: Vec<_> =
+                validator.iter_errors(&sample).map(|error| error.to_string()).collect();
             assert!(complaints.is_empty(), "{path:?}: {complaints:?}\n{text}");
             seen.push(path.display().to_string());
         }
@@ -94,12 +104,16 @@ fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
 
 #[test]
 fn yaml_and_toml_say_the_same() {
-    let config = |file| configured(&format!("--job-types {file}")).unwrap().work.settings.policy.job_types;
+    let config =
+        |file| configured(&format!("--job-types {file}")).unwrap().work.settings.policy.job_types;
     let types = config(YAML);
     assert_eq!(types, config(TOML));
     let [videos, exports] = &types[..] else { panic!("{types:?}") };
     let Limits { strategy, visibility, max_duration, stop_grace, .. } = videos.limits;
-    assert_eq!((strategy, visibility, max_duration), (Strategy::Heartbeat, 5 * MINUTE, 20 * 60 * MINUTE));
+    assert_eq!(
+        (strategy, visibility, max_duration),
+        (Strategy::Heartbeat, 5 * MINUTE, 20 * 60 * MINUTE)
+    );
     assert_eq!((stop_grace, videos.task.stall_timeout), (20 * S, Some(10 * MINUTE)));
     assert_eq!(videos.limits.retry.permanent_exit_codes, [65, 66]);
     assert_eq!(videos.task.checkpoint.as_ref().and_then(|how| how.interval), Some(10 * MINUTE));
@@ -107,23 +121,29 @@ fn yaml_and_toml_say_the_same() {
     // Fifteen seconds of it are the stop's.
     assert_eq!(exports.limits.strategy, Strategy::Fixed(105 * S));
     assert_eq!((exports.limits.retry.retry, exports.limits.stop_grace), (Retry::Expire, 5 * S));
-    let command = CommandLine { program: "python3".into(), args: vec!["load.py".into(), "--fast".into()] };
+    let command =
+        CommandLine { program: "python3".into(), args: vec!["load.py".into(), "--fast".into()] };
     assert_eq!((exports.task.input, &exports.task.command), (Input::Stdin, &command));
 }
 
 #[test]
 fn with_job_types_there_need_be_no_command_for_all_other_messages() {
-    let run =
-        |flags: &str| Cli::try_parse_from(["leasehold", "run", "--queue-url", "q"].into_iter().chain(flags.split(' ')));
+    let run = |flags: &str| {
+        Cli::try_parse_from(
+            ["leasehold", "run", "--queue-url", "q"].into_iter().chain(flags.split(' ')),
+        )
+    };
     assert!(run("--job-types examples/job-types.yaml").is_ok());
     assert!(run("--wait 1s").unwrap_err().to_string().contains("<COMMAND>"));
 }
 
-/// KEDA starts such a pod again at every poll: its error must lead to the line that is to be changed.
+/// KEDA starts such a pod again at every poll: its error must lead to the line that is to be
+/// changed.
 #[test]
 fn a_program_that_is_not_in_the_image_is_told_with_its_job_type_and_file() {
     let room = tempfile::tempdir().unwrap();
-    let (file, termination_log) = (room.path().join("types.yaml"), room.path().join("termination-log"));
+    let (file, termination_log) =
+        (room.path().join("types.yaml"), room.path().join("termination-log"));
     fs::write(&file, "job-types: [{name: csv, command: [python-of-nobody, x.py]}]").unwrap();
     let refused = |command: &[&str]| {
         let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
@@ -136,7 +156,8 @@ fn a_program_that_is_not_in_the_image_is_told_with_its_job_type_and_file() {
         let told = fs::read_to_string(&termination_log).unwrap();
         (said, told)
     };
-    let expected = format!("job type csv of {}: python-of-nobody: not found in PATH", file.display());
+    let expected =
+        format!("job type csv of {}: python-of-nobody: not found in PATH", file.display());
     let (said, told) = refused(&["--", "true"]);
     assert!(said.contains(&expected) && told.contains(&expected), "{said} {told}");
 
@@ -161,28 +182,56 @@ fn refused(name: &str, text: &str, flags: &str) -> String {
 #[test]
 fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
     for (line, place, complaint) in [
-        ("visibilty: fixed", "line 3 column 5", "unknown field `visibilty`, expected one of name, match,"),
-        ("visibility: never", "line 3 column 17", "unknown variant `never`, expected one of heartbeat, fixed"),
+        (
+            "visibilty: fixed",
+            "line 3 column 5",
+            "unknown field `visibilty`, expected one of name, match,",
+        ),
+        (
+            "visibility: never",
+            "line 3 column 17",
+            "unknown variant `never`, expected one of heartbeat, fixed",
+        ),
         ("max-duration: soon", "line 3 column 19", "write for example 90s, 10m or 2h30m"),
         ("match: { event: ObjectCreate:x }", "line 3 column 21", "did you mean ObjectCreated:*?"),
         ("match: { key: 'in/[.pdf' }", "line 3 column 19", "unclosed character class"),
-        ("output: s3://results/{kee}", "line 3 column 13", "unknown placeholder {kee}; the placeholders are {key}"),
+        (
+            "output: s3://results/{kee}",
+            "line 3 column 13",
+            "unknown placeholder {kee}; the placeholders are {key}",
+        ),
         ("checkpoint: state/of", "line 3 column 17", "write for example s3://bucket/prefix"),
         ("checkpoint-interval: often", "line 3 column 26", "write for example 90s, 10m or 2h30m"),
         ("permanent-exit-codes: [256]", "line 3 column 28", "u8"),
         ("name: twice", "line 3 column 5", "duplicate"),
         ("command: python3", "line 3 column 14", "sequence"),
     ] {
-        let complained = refused("types.yaml", &format!("job-types:\n  - name: one\n    {line}\n"), "");
-        assert!(complained.contains(place) && complained.contains(complaint), "{line}: {complained}");
-        assert!(complained.contains("types.yaml") && complained.contains("--job-types"), "{complained}");
+        let complained =
+            refused("types.yaml", &format!("job-types:\n  - name: one\n    {line}\n"), "");
+        assert!(
+            complained.contains(place) && complained.contains(complaint),
+            "{line}: {complained}"
+        );
+        assert!(
+            complained.contains("types.yaml") && complained.contains("--job-types"),
+            "{complained}"
+        );
     }
     let complained = refused("types.yaml", "job-types:\n  - name: default\n", "");
-    assert!(complained.contains("line 2 column 11") && complained.contains("no job type"), "{complained}");
-    let complained = refused("types.toml", "[[job-types]]\nname = \"one\"\nmax-duration = \"soon\"\n", "");
-    assert!(complained.contains("line 3, column 16") && complained.contains("2h30m"), "{complained}");
+    assert!(
+        complained.contains("line 2 column 11") && complained.contains("no job type"),
+        "{complained}"
+    );
+    let complained =
+        refused("types.toml", "[[job-types]]\nname = \"one\"\nmax-duration = \"soon\"\n", "");
+    assert!(
+        complained.contains("line 3, column 16") && complained.contains("2h30m"),
+        "{complained}"
+    );
     assert!(refused("types.json", "{}", "").contains("job-types"));
-    assert!(configured("--job-types /nonexistent/types.yaml").unwrap_err().contains("No such file"));
+    assert!(
+        configured("--job-types /nonexistent/types.yaml").unwrap_err().contains("No such file")
+    );
 }
 
 /// Files as ConfigMaps and editors on Windows have them.
@@ -206,15 +255,17 @@ fn a_file_may_have_any_name_a_byte_order_mark_and_crlf() {
 #[test]
 fn a_removal_is_worked_on_without_a_fetch_or_refused() {
     let removals = "--events ObjectCreated:*,ObjectRemoved:*";
-    let complaint =
-        "--events ObjectRemoved:* means that the object was deleted, so it cannot be downloaded: set --input none";
+    let complaint = "--events ObjectRemoved:* means that the object was deleted, so it cannot be downloaded: set --input none";
     let of = |matches: &str, input: &str| {
-        format!("job-types:\n- name: gone\n  match: {{ {matches} }}\n  input: {input}\n  command: [a]\n")
+        format!(
+            "job-types:\n- name: gone\n  match: {{ {matches} }}\n  input: {input}\n  command: [a]\n"
+        )
     };
     let fetches = of("event: 'ObjectRemoved:*'", "file");
     let refusal = refused("a.yaml", &fetches, removals);
     assert!(
-        refusal.contains("job type gone") && refusal.ends_with("it cannot be downloaded: set input none"),
+        refusal.contains("job type gone")
+            && refusal.ends_with("it cannot be downloaded: set input none"),
         "{refusal}"
     );
     // A command for all others may get what the type leaves.
@@ -227,13 +278,25 @@ fn a_removal_is_worked_on_without_a_fetch_or_refused() {
 #[test]
 fn what_holds_for_the_flags_holds_for_each_job_type() {
     for (line, flags, complaint) in [
-        ("visibility-timeout: 2s", "", "job type one: visibility-timeout 2s is too short for a heartbeat"),
-        ("visibility-timeout: 2500ms", "", "job type one: visibility-timeout 2.5s must be a whole number of seconds"),
+        (
+            "visibility-timeout: 2s",
+            "",
+            "job type one: visibility-timeout 2s is too short for a heartbeat",
+        ),
+        (
+            "visibility-timeout: 2500ms",
+            "",
+            "job type one: visibility-timeout 2.5s must be a whole number of seconds",
+        ),
         ("max-duration: 12h", "", "job type one: max-duration 12h is over"),
         ("stop-grace: 29s", "", "job type one: stop-grace 29s is too long"),
         ("stall-timeout: 10m", "", "job type one: stall-timeout 10m has no effect"),
         ("retry-min: 1h", "--retry-max 1m", "job type one: retry-min 1h is over --retry-max 1m"),
-        ("permanent-exit-codes: [75]", "", "job type one: permanent-exit-codes: 75 cannot be permanent"),
+        (
+            "permanent-exit-codes: [75]",
+            "",
+            "job type one: permanent-exit-codes: 75 cannot be permanent",
+        ),
         ("input: none", "--accept-raw", "job type one: --accept-raw passes"),
         ("command: []", "", "the command is empty"),
         (
@@ -258,8 +321,18 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
 fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
     for (lines, flags, place, complaint) in [
         ("max-duration: 13h", "", "line 3 column 19", "longer work needs --checkpoint"),
-        ("# A remark.\n\n    max-duration: 13h", "", "line 5 column 19", "max-duration 13h is over"),
-        ("checkpoint-interval: 1m", "", "line 3 column 26", "checkpoint-interval has no effect without --checkpoint"),
+        (
+            "# A remark.\n\n    max-duration: 13h",
+            "",
+            "line 5 column 19",
+            "max-duration 13h is over",
+        ),
+        (
+            "checkpoint-interval: 1m",
+            "",
+            "line 3 column 26",
+            "checkpoint-interval has no effect without --checkpoint",
+        ),
         (
             "checkpoint: s3://state\n    checkpoint-interval: 0s",
             "",
@@ -272,27 +345,58 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
             "line 5 column 19",
             "only visibility heartbeat",
         ),
-        ("visibility: fixed", "--checkpoint s3://state --max-duration 13h", "line 3 column 17", "only visibility"),
-        ("checkpoint: 's3://state/{key}'", "--accept-raw", "line 3 column 17", "a message may have no object"),
-        ("output: 's3://results/{name}'", "--accept-raw", "line 3 column 13", "use {message_id} instead"),
-        ("retry: expire\n    retry-min: 1h", "--retry-max 1m", "line 4 column 16", "retry-min 1h is over"),
+        (
+            "visibility: fixed",
+            "--checkpoint s3://state --max-duration 13h",
+            "line 3 column 17",
+            "only visibility",
+        ),
+        (
+            "checkpoint: 's3://state/{key}'",
+            "--accept-raw",
+            "line 3 column 17",
+            "a message may have no object",
+        ),
+        (
+            "output: 's3://results/{name}'",
+            "--accept-raw",
+            "line 3 column 13",
+            "use {message_id} instead",
+        ),
+        (
+            "retry: expire\n    retry-min: 1h",
+            "--retry-max 1m",
+            "line 4 column 16",
+            "retry-min 1h is over",
+        ),
     ] {
-        let complained = refused("types.yaml", &format!("job-types:\n  - name: one\n    {lines}\n"), flags);
+        let complained =
+            refused("types.yaml", &format!("job-types:\n  - name: one\n    {lines}\n"), flags);
         let expected = format!("types.yaml, {place}: job type one: ");
-        assert!(complained.contains(&expected) && complained.contains(complaint), "{lines}: {complained}");
+        assert!(
+            complained.contains(&expected) && complained.contains(complaint),
+            "{lines}: {complained}"
+        );
     }
     let toml = "[[job-types]]\nname = \"one\"\nmatch = { key = \"ü\" }\n\n[[job-types]]\nname = \"two\"\nmax-duration = \"13h\"\n";
     let complained = refused("types.toml", toml, "");
-    assert!(complained.contains("types.toml, line 7 column 16: job type two: max-duration"), "{complained}");
+    assert!(
+        complained.contains("types.toml, line 7 column 16: job type two: max-duration"),
+        "{complained}"
+    );
     let twice = "job-types:\n  - name: one\n    match: { key: x }\n  - name: one\n";
-    assert!(refused("types.yaml", twice, "").contains("types.yaml, line 4 column 11: two job types have the name one"));
+    assert!(
+        refused("types.yaml", twice, "")
+            .contains("types.yaml, line 4 column 11: two job types have the name one")
+    );
 }
 
 #[test]
 fn work_of_a_job_type_may_take_longer_than_12_hours_if_it_is_kept_somewhere() {
     let of = |config: RunConfig| {
         let [one] = &config.work.settings.policy.job_types[..] else { panic!("there is one") };
-        let Checkpointing { place, interval } = one.task.checkpoint.clone().expect("it is kept somewhere");
+        let Checkpointing { place, interval } =
+            one.task.checkpoint.clone().expect("it is kept somewhere");
         let values = Values { key: Some("in/film.mp4"), message_id: "m", job_type: "one" };
         (one.limits.max_duration, place.place(values).key("x"), interval)
     };
@@ -300,17 +404,30 @@ fn work_of_a_job_type_may_take_longer_than_12_hours_if_it_is_kept_somewhere() {
     for (lines, flags, key, interval) in [
         ("checkpoint: 's3://own/{job_type}/{stem}'", "", "one/film/x", None),
         ("checkpoint: s3://own/of\n    checkpoint-interval: 1m", "", "of/x", minute),
-        ("checkpoint: s3://own/of", "--checkpoint s3://all/{job_type} --checkpoint-interval 1m", "of/x", minute),
+        (
+            "checkpoint: s3://own/of",
+            "--checkpoint s3://all/{job_type} --checkpoint-interval 1m",
+            "of/x",
+            minute,
+        ),
         ("checkpoint-interval: 1m", "--checkpoint s3://all/{job_type}", "one/x", minute),
         ("input: file", "--checkpoint s3://all/{job_type}", "one/x", None),
     ] {
         let text = format!("job-types:\n  - name: one\n    max-duration: 24h\n    {lines}\n");
-        assert_eq!(of(read("types.yaml", &text, flags).unwrap()), (day, key.to_owned(), interval), "{lines} {flags}");
+        assert_eq!(
+            of(read("types.yaml", &text, flags).unwrap()),
+            (day, key.to_owned(), interval),
+            "{lines} {flags}"
+        );
     }
 }
 
 fn typed(name: &str, matches: Match) -> JobType {
-    JobType { matches, task: Arc::new(Task { name: name.to_owned(), ..task() }), limits: settings().policy.limits }
+    JobType {
+        matches,
+        task: Arc::new(Task { name: name.to_owned(), ..task() }),
+        limits: settings().policy.limits,
+    }
 }
 
 fn by_key(name: &str, glob: &str) -> JobType {
@@ -334,7 +451,13 @@ fn record(bucket: &str, key: &str, event: &str) -> Record {
 fn the_first_that_matches_in_all_that_it_says_takes_the_message() {
     let types = [
         typed("b", Match { bucket: Some("b".to_owned()), ..Match::default() }),
-        typed("put", Match { event: Some("ObjectCreated:Put".parse().unwrap()), ..by_key("", "in/*").matches }),
+        typed(
+            "put",
+            Match {
+                event: Some("ObjectCreated:Put".parse().unwrap()),
+                ..by_key("", "in/*").matches
+            },
+        ),
         by_key("csv", "**/*.{csv,tsv}"),
         by_key("flat", "in/?"),
     ];
@@ -365,7 +488,8 @@ fn a_message_is_of_one_job_type_or_refused() {
     };
     assert_eq!(of(&["a.csv", "b.csv"]), Ok(Some("csv".to_owned())));
     assert_eq!(of(&["a", "b"]), Ok(None));
-    let mixed = |a: &str, b: &str| Err(format!("its objects match different job types, {a} and {b}"));
+    let mixed =
+        |a: &str, b: &str| Err(format!("its objects match different job types, {a} and {b}"));
     assert_eq!(of(&["a.csv", "b.csv", "c.pdf"]), mixed("csv", "pdf"));
     assert_eq!(of(&["a.csv", "b"]), mixed("csv", "default"));
     assert_eq!(of(&["a", "b.pdf"]), mixed("default", "pdf"));
@@ -396,11 +520,25 @@ async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
     let started = Instant::now();
     let arrived = journey.run().await;
     assert_eq!(arrived.outcomes(), ["timed_out"]);
-    assert_eq!(command.ended() - started, 3 * MINUTE + 7 * S, "its --max-duration and its --stop-grace");
-    assert_eq!(changes(&queue, started).last().map(|(_, delay)| *delay), Some(33 * S), "its --retry-min");
+    assert_eq!(
+        command.ended() - started,
+        3 * MINUTE + 7 * S,
+        "its --max-duration and its --stop-grace"
+    );
+    assert_eq!(
+        changes(&queue, started).last().map(|(_, delay)| *delay),
+        Some(33 * S),
+        "its --retry-min"
+    );
     let ran = command.last().command;
-    assert_eq!((ran.program, ran.args, ran.stop_grace), ("special".into(), vec!["--fast".into()], 7 * S));
-    assert_eq!((command.got("JOB_TYPE"), command.got("JOB_INPUT")), (vec!["keys".to_owned()], vec![]));
+    assert_eq!(
+        (ran.program, ran.args, ran.stop_grace),
+        ("special".into(), vec!["--fast".into()], 7 * S)
+    );
+    assert_eq!(
+        (command.got("JOB_TYPE"), command.got("JOB_INPUT")),
+        (vec!["keys".to_owned()], vec![])
+    );
     assert_eq!(arrived.ended()[0].subject.job_type.as_deref(), Some("keys"));
 }
 
@@ -418,7 +556,12 @@ async fn the_leases_of_a_job_type_are_as_long_as_it_says_from_the_first_beat_on(
             async move {
                 sleep(S).await;
                 while started.elapsed() < 9 * MINUTE {
-                    assert_eq!(queue.receive(20 * S, VISIBILITY).await, Ok(None), "{:?}", started.elapsed());
+                    assert_eq!(
+                        queue.receive(20 * S, VISIBILITY).await,
+                        Ok(None),
+                        "{:?}",
+                        started.elapsed()
+                    );
                 }
             }
         });
@@ -427,7 +570,10 @@ async fn the_leases_of_a_job_type_are_as_long_as_it_says_from_the_first_beat_on(
         let changes = changes(&queue, started);
         assert_eq!(changes[0], (Duration::ZERO, visibility));
         let beats = 9 * MINUTE.as_secs() / (visibility / 3).as_secs();
-        assert!(changes.len() as u64 >= beats && changes.iter().all(|(_, to)| *to == visibility), "{changes:?}");
+        assert!(
+            changes.len() as u64 >= beats && changes.iter().all(|(_, to)| *to == visibility),
+            "{changes:?}"
+        );
     }
 }
 
@@ -465,7 +611,8 @@ async fn each_job_type_has_its_own_command() {
     let flags = format!("--job-types {} --retry-min 1s", types.display());
     cloud.put("1.num", b"1").await;
     let left = cloud.run(&flags, "exit 1").run_to(0).await;
-    let result = cloud.s3.get_object().bucket(&cloud.bucket).key("numbers/1/numbers").send().await.unwrap();
+    let result =
+        cloud.s3.get_object().bucket(&cloud.bucket).key("numbers/1/numbers").send().await.unwrap();
     assert_eq!(result.body.collect().await.unwrap().into_bytes(), "numbers\n");
     assert_eq!(left.record("message deleted")["job_type"], "numbers");
 

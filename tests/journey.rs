@@ -14,8 +14,8 @@ use leasehold::ports::{FetchError, Queue};
 use tokio::time::{Instant, sleep};
 
 use crate::support::journey::{
-    Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes, exits, queue,
-    queue_with, task, throttled,
+    Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, USED, VISIBILITY, changes, deletes,
+    exits, queue, queue_with, task, throttled,
 };
 use crate::support::object_created;
 use crate::support::wire::{Fault, WiredQueue};
@@ -32,7 +32,8 @@ async fn a_success_is_deleted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_of_the_greediest() {
-    let (queue, command) = (queue_with(&[include_str!("../core/tests/fixtures/s3-many-records.json")]), exits(0));
+    let (queue, command) =
+        (queue_with(&[include_str!("../core/tests/fixtures/s3-many-records.json")]), exits(0));
     let arrived = Journey::new(&queue, &command).run().await;
     let used = ResourceUsage { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
     assert_eq!((command.runs(), arrived.ended()[0].work.usage), (2, Some(used)));
@@ -40,11 +41,13 @@ async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_o
 
 #[tokio::test(start_paused = true)]
 async fn the_command_gets_what_the_contract_says() {
-    let (queue, command) = (queue_with(&[&object_created("a+folder/r%C3%A9sum%C3%A9.csv")]), exits(0));
+    let (queue, command) =
+        (queue_with(&[&object_created("a+folder/r%C3%A9sum%C3%A9.csv")]), exits(0));
     Journey::new(&queue, &command).run().await;
     let env = command.last().command.job.environment();
     let get = |name: &str| {
-        let value = env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.to_str());
+        let value =
+            env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.to_str());
         value.flatten().unwrap_or_else(|| panic!("{name} is not set")).to_owned()
     };
     assert_eq!(get("JOB_ID"), "job");
@@ -59,7 +62,10 @@ async fn the_command_gets_what_the_contract_says() {
     assert!(get("TMPDIR").ends_with("/tmp"));
     humantime::parse_rfc3339(&get("JOB_DEADLINE")).expect("RFC 3339");
     // They are there also if nobody publishes or keeps what is written there.
-    assert!(get("JOB_OUTPUT_DIR").ends_with("/output") && get("JOB_CHECKPOINT_DIR").ends_with("/checkpoint"));
+    assert!(
+        get("JOB_OUTPUT_DIR").ends_with("/output")
+            && get("JOB_CHECKPOINT_DIR").ends_with("/checkpoint")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,8 +103,13 @@ async fn a_body_that_is_no_notification_is_work_if_that_was_asked_for() {
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 1));
     assert!(queue.is_drained());
-    for (name, known) in [("JOB_MESSAGE_ID", 1), ("JOB_INPUT", 1), ("JOB_BUCKET", 0), ("JOB_KEY", 0), ("JOB_EVENT", 0)]
-    {
+    for (name, known) in [
+        ("JOB_MESSAGE_ID", 1),
+        ("JOB_INPUT", 1),
+        ("JOB_BUCKET", 0),
+        ("JOB_KEY", 0),
+        ("JOB_EVENT", 0),
+    ] {
         assert_eq!(command.got(name).len(), known, "{name}");
     }
 }
@@ -122,7 +133,10 @@ async fn work_longer_than_its_lease_is_extended_each_third_and_stays_ours() {
     assert_eq!(arrived.outcomes(), ["succeeded"]);
     let beats = changes(&queue, started);
     assert_eq!(beats.len(), 13, "{beats:?}");
-    assert!(beats.iter().zip(1..).all(|((at, to), n)| *at == n * VISIBILITY / 3 && *to == VISIBILITY), "{beats:?}");
+    assert!(
+        beats.iter().zip(1..).all(|((at, to), n)| *at == n * VISIBILITY / 3 && *to == VISIBILITY),
+        "{beats:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +182,10 @@ async fn a_command_that_gives_no_sign_of_life_any_more_is_halted_and_retried() {
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stalled"], 1));
     let halted = command.ended() - started;
-    assert!((210 * S..=212 * S).contains(&halted), "halted after {halted:?}, and the last line came after 150s");
+    assert!(
+        (210 * S..=212 * S).contains(&halted),
+        "halted after {halted:?}, and the last line came after 150s"
+    );
     assert_eq!(deletes(&queue), 0, "exit 0 after TERM proves nothing");
     assert!(changes(&queue, started).last().is_some_and(|(_, delay)| *delay >= 10 * S));
 }
@@ -182,7 +199,10 @@ async fn progress_is_a_sign_of_life_and_is_told() {
     let arrived = journey.run().await;
     assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 2));
     let progress = |share| Progress { share: Some(share), text: Some("loading".to_owned()) };
-    assert_eq!(arrived.telemetry.progress(), [progress(0.25), progress(0.5), progress(0.75), progress(1.0)]);
+    assert_eq!(
+        arrived.telemetry.progress(),
+        [progress(0.25), progress(0.5), progress(0.75), progress(1.0)]
+    );
     assert_eq!(arrived.ended()[0].progress, Some(progress(1.0)));
 }
 
@@ -209,7 +229,11 @@ async fn several_messages_are_drained_one_after_another() {
 }
 
 /// A journey of four at a time through so many messages.
-fn side_by_side(messages: usize, max_messages: u32, does: Does) -> (WiredQueue, FakeCommand, Journey) {
+fn side_by_side(
+    messages: usize,
+    max_messages: u32,
+    does: Does,
+) -> (WiredQueue, FakeCommand, Journey) {
     let bodies: Vec<_> = (0..messages).map(|n| object_created(&format!("k{n}"))).collect();
     let queue = queue_with(&bodies.iter().map(String::as_str).collect::<Vec<_>>());
     let command = FakeCommand::new(does);
@@ -235,8 +259,15 @@ async fn max_messages_is_how_many_are_received_in_all() {
         let (queue, command, journey) = side_by_side(10, max_messages, Does::Exits(5 * S, 65));
         let arrived = journey.run().await;
         assert_eq!(arrived.outcome.exit_code(), 65);
-        assert_eq!((arrived.outcomes().len(), command.runs()), (max_messages as usize, max_messages as usize));
-        assert_eq!(queue.counts().visible, 10 - max_messages as usize, "the others were never received");
+        assert_eq!(
+            (arrived.outcomes().len(), command.runs()),
+            (max_messages as usize, max_messages as usize)
+        );
+        assert_eq!(
+            queue.counts().visible,
+            10 - max_messages as usize,
+            "the others were never received"
+        );
     }
 }
 

@@ -65,25 +65,32 @@ async fn success_deletes() {
 
 #[tokio::test(start_paused = true)]
 async fn temporary_chooses_its_delay() {
-    let work =
-        work!(|_job| Err(Failure::Temporary { reason: "the database is down".to_owned(), retry_after: Some(90 * S) }));
+    let work = work!(|_job| Err(Failure::Temporary {
+        reason: "the database is down".to_owned(),
+        retry_after: Some(90 * S)
+    }));
     let (arrived, calls) = journey(work, MINUTE).await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["temporary"], 75));
-    assert!(calls.contains(&Call::ChangeVisibility(90 * S)) && !calls.contains(&Call::Delete), "{calls:?}");
+    assert!(
+        calls.contains(&Call::ChangeVisibility(90 * S)) && !calls.contains(&Call::Delete),
+        "{calls:?}"
+    );
     let error = arrived.ended()[0].error().unwrap();
     assert!(error.ends_with(": the database is down"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn permanent_is_kept_for_the_dead_letter_queue() {
-    let (arrived, calls) = journey(work!(|_job| Err(Failure::Permanent("no image".to_owned()))), MINUTE).await;
+    let (arrived, calls) =
+        journey(work!(|_job| Err(Failure::Permanent("no image".to_owned()))), MINUTE).await;
     assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["permanent"], 65));
     assert!(!calls.contains(&Call::Delete));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_error_of_any_kind_and_a_panic_are_failures() {
-    let (arrived, _) = journey(work!(|_job| Ok(std::fs::read("/nonexistent").map(drop)?)), MINUTE).await;
+    let (arrived, _) =
+        journey(work!(|_job| Ok(std::fs::read("/nonexistent").map(drop)?)), MINUTE).await;
     assert_eq!(arrived.outcomes(), ["command_failed"]);
     assert!(arrived.ended()[0].error().unwrap().contains("No such file"));
     let (arrived, calls) = journey(work!(|_job| panic!("a bug in the work")), MINUTE).await;
@@ -123,7 +130,8 @@ async fn progress_is_told() {
         Ok(())
     });
     let (arrived, _) = journey(work, MINUTE).await;
-    let shares: Vec<_> = arrived.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
+    let shares: Vec<_> =
+        arrived.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
     assert_eq!(shares, [0.25, 0.5, 0.75, 1.0]);
 }
 
@@ -169,6 +177,7 @@ async fn functions_that_never_end_are_in_nobodys_way() {
         let (ended, ()) = tokio::join!(run(&halt), once_it_blocks);
         assert_eq!(ended.unwrap().exit, Exit::Signal(9));
     }
-    let last = timeout(MINUTE, run(&CancellationToken::new())).await.expect("it is not behind the others");
+    let last =
+        timeout(MINUTE, run(&CancellationToken::new())).await.expect("it is not behind the others");
     assert_eq!(last.unwrap().exit, Exit::Code(0));
 }

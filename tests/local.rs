@@ -1,4 +1,5 @@
-//! `leasehold local` rehearses what a pod does: state, records, results, and what goes wrong in a cluster now and then.
+//! `leasehold local` rehearses what a pod does: state, records, results, and what goes wrong in a
+//! cluster now and then.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,11 +35,17 @@ impl Desk {
     async fn local(&self, flags: &str, script: &str) -> Left {
         let script = format!("echo >> '{}'; {script}", self.path("runs").display());
         let mut program = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-        program.arg("local").arg(self.path("inbox")).args(["--state".as_ref(), self.path("state").as_os_str()]);
+        program
+            .arg("local")
+            .arg(self.path("inbox"))
+            .args(["--state".as_ref(), self.path("state").as_os_str()]);
         program.args(["--retry-min", "0s", "--retry-max", "0s"]).args(flags.split_whitespace());
         program.args(["--", "sh", "-c", &script]).kill_on_drop(true).current_dir(self.0.path());
         let output = timeout(5 * MINUTE, program.output()).await.expect("it ends").unwrap();
-        Left { code: output.status.code(), log: String::from_utf8_lossy(&output.stderr).into_owned() }
+        Left {
+            code: output.status.code(),
+            log: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 
     fn runs(&self) -> usize {
@@ -48,9 +55,13 @@ impl Desk {
     /// Everything that is kept, by its path in the state.
     fn kept(&self) -> Vec<String> {
         let state = self.path("state");
-        let files = WalkDir::new(&state).into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
+        let files = WalkDir::new(&state)
+            .into_iter()
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_type().is_file());
         let name = |path: &Path| path.strip_prefix(&state).unwrap().to_str().unwrap().to_owned();
-        let mut kept: Vec<_> = files.map(|file| name(file.path())).filter(|name| name != ".lock").collect();
+        let mut kept: Vec<_> =
+            files.map(|file| name(file.path())).filter(|name| name != ".lock").collect();
         kept.sort();
         kept
     }
@@ -59,7 +70,8 @@ impl Desk {
 #[tokio::test]
 async fn a_job_that_fails_half_way_goes_on_from_its_checkpoint_and_leaves_none() {
     let desk = Desk::new();
-    let script = r#"[ -e "$JOB_CHECKPOINT_DIR/half" ] && exit 0; touch "$JOB_CHECKPOINT_DIR/half"; exit 1"#;
+    let script =
+        r#"[ -e "$JOB_CHECKPOINT_DIR/half" ] && exit 0; touch "$JOB_CHECKPOINT_DIR/half"; exit 1"#;
     let left = desk.local("--checkpoint s3://bucket/of/{name}", script).await;
     assert_eq!((left.code, desk.runs()), (Some(0), 2), "{}", left.log);
     assert_eq!(desk.kept(), Vec::<String>::new());
@@ -68,8 +80,7 @@ async fn a_job_that_fails_half_way_goes_on_from_its_checkpoint_and_leaves_none()
 #[tokio::test]
 async fn a_job_near_the_ceiling_is_handed_over_to_the_next_pod() {
     let desk = Desk::new();
-    let flags =
-        "--checkpoint s3://bucket/of --ceiling 12s --visibility-timeout 3s --termination-grace 3s --max-duration 5m";
+    let flags = "--checkpoint s3://bucket/of --ceiling 12s --visibility-timeout 3s --termination-grace 3s --max-duration 5m";
     // It counts to 30 in half seconds, which takes two deliveries of 8 seconds.
     let script = r#"cd "$JOB_CHECKPOINT_DIR"; n=$(cat n 2>/dev/null || echo 0)
         while [ "$n" -lt 30 ]; do sleep 0.5; n=$((n + 1)); echo $n > new; mv new n; done"#;
@@ -104,8 +115,10 @@ async fn a_lease_that_is_lost_and_a_pod_that_is_killed_cost_one_attempt() {
 #[tokio::test]
 async fn attempts_and_results_go_where_they_go_in_s3() {
     let desk = Desk::new();
-    let flags = "--attempts s3://bucket/attempts --output s3://results/{stem} --max-receive-count 2";
-    let left = desk.local(flags, r#"echo 1 > "$JOB_OUTPUT_DIR/rows"; [ "$JOB_RECEIVE_COUNT" = 2 ]"#).await;
+    let flags =
+        "--attempts s3://bucket/attempts --output s3://results/{stem} --max-receive-count 2";
+    let left =
+        desk.local(flags, r#"echo 1 > "$JOB_OUTPUT_DIR/rows"; [ "$JOB_RECEIVE_COUNT" = 2 ]"#).await;
     assert_eq!((left.code, desk.runs()), (Some(0), 2), "{}", left.log);
     assert_eq!(desk.kept(), ["bucket/attempts/message-1/1.json", "results/orders/rows"]);
     let dead = Desk::new();

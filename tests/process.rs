@@ -1,6 +1,8 @@
-//! Real processes, real groups, the real clock: what `adapters::process` promises about the command.
+//! Real processes, real groups, the real clock: what `adapters::process` promises about the
+//! command.
 //!
-//! What belongs to a whole process (orphans, memory) is tested in a process of its own, see [`alone`].
+//! What belongs to a whole process (orphans, memory) is tested in a process of its own, see
+//! [`alone`].
 
 use std::ffi::OsString;
 use std::fs;
@@ -60,12 +62,18 @@ async fn what_the_command_used_is_told_with_what_it_started() {
         };
         let greedy = used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await;
         let modest = used("exit 0").await;
-        assert!(greedy.peak_memory.is_some_and(|bytes| (256 * MIB..300 * MIB).contains(&bytes)), "{greedy:?}");
+        assert!(
+            greedy.peak_memory.is_some_and(|bytes| (256 * MIB..300 * MIB).contains(&bytes)),
+            "{greedy:?}"
+        );
         assert_eq!(modest.peak_memory, None, "a shell has less than we");
         assert!(greedy.cpu > modest.cpu + Duration::from_millis(10), "{greedy:?} {modest:?}");
 
         drop(std::hint::black_box(vec![1_u8; usize::try_from(400 * MIB).unwrap()]));
-        assert_eq!(used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await.peak_memory, None);
+        assert_eq!(
+            used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await.peak_memory,
+            None
+        );
     })
     .await;
 }
@@ -89,9 +97,14 @@ async fn a_command_that_cannot_start_says_what_to_change() {
         (file("garbage", b"\x7fELF\x02\x01\x01", 0o755), vec![], "processor"),
         (PathBuf::from("true"), huge, "too large"),
     ] {
-        let command =
-            Command { program: program.into(), args: args.into_iter().map(OsString::from).collect(), ..sh("") };
-        let refused = in_time(ran_to(&Processes::new(), command, CancellationToken::new())).await.unwrap_err();
+        let command = Command {
+            program: program.into(),
+            args: args.into_iter().map(OsString::from).collect(),
+            ..sh("")
+        };
+        let refused = in_time(ran_to(&Processes::new(), command, CancellationToken::new()))
+            .await
+            .unwrap_err();
         assert!(refused.to_string().contains(why), "{refused}");
     }
 }
@@ -159,7 +172,10 @@ async fn an_over_long_line_is_cut_and_the_next_one_is_whole() {
     let _logging = logs.capture();
     assert_eq!(run("head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next").await, Exit::Code(0));
     let lines = logs.lines("stdout");
-    assert_eq!(lines[0], format!("{} [truncated: {} more bytes]", "x".repeat(8192), 1_000_000 - 8192));
+    assert_eq!(
+        lines[0],
+        format!("{} [truncated: {} more bytes]", "x".repeat(8192), 1_000_000 - 8192)
+    );
     assert_eq!(lines[1..], ["next"]);
 }
 
@@ -167,7 +183,10 @@ async fn an_over_long_line_is_cut_and_the_next_one_is_whole() {
 async fn binary_output_is_fine() {
     let logs = Logs::default();
     let _logging = logs.capture();
-    assert_eq!(run("head -c 300000 /dev/urandom; head -c 300000 /dev/urandom >&2; exit 3").await, Exit::Code(3));
+    assert_eq!(
+        run("head -c 300000 /dev/urandom; head -c 300000 /dev/urandom >&2; exit 3").await,
+        Exit::Code(3)
+    );
     assert!(!logs.lines("stdout").is_empty());
 }
 
@@ -192,9 +211,16 @@ async fn a_command_may_open_its_output_by_name() {
     let logs = Logs::default();
     let _logging = logs.capture();
     let is_open = |fd: u8| format!("[ $(stat -Lc %a /proc/$$/fd/{fd}) = 666 ]");
-    let script = format!("{} && {} && echo out > /dev/stdout && echo err > /dev/stderr", is_open(1), is_open(2));
+    let script = format!(
+        "{} && {} && echo out > /dev/stdout && echo err > /dev/stderr",
+        is_open(1),
+        is_open(2)
+    );
     assert_eq!(run(&script).await, Exit::Code(0));
-    assert_eq!((logs.lines("stdout"), logs.lines("stderr")), (vec!["out".to_owned()], vec!["err".to_owned()]));
+    assert_eq!(
+        (logs.lines("stdout"), logs.lines("stderr")),
+        (vec!["out".to_owned()], vec!["err".to_owned()])
+    );
 }
 
 #[tokio::test]
@@ -212,8 +238,10 @@ async fn a_command_may_have_a_file_as_its_input() {
     let room = tempfile::tempdir().unwrap();
     let stdin = room.path().join("stdin");
     fs::write(&stdin, "some bytes\n").unwrap();
-    let command =
-        |stdin| Command { stdin: Some(stdin), ..sh("read -r line; [ \"$line\" = 'some bytes' ] && ! read -r line") };
+    let command = |stdin| Command {
+        stdin: Some(stdin),
+        ..sh("read -r line; [ \"$line\" = 'some bytes' ] && ! read -r line")
+    };
     assert_eq!(exit_of(command(stdin)).await, Exit::Code(0));
     let missing = command(room.path().join("missing"));
     assert!(in_time(ran_to(&Processes::new(), missing, CancellationToken::new())).await.is_err());
@@ -286,7 +314,10 @@ async fn a_command_that_ignores_the_halt_is_killed_with_its_group_after_the_grac
 async fn a_halt_before_the_start_ends_the_command_too() {
     let halt = CancellationToken::new();
     halt.cancel();
-    assert_eq!(in_time(ran_to(&Processes::new(), sh("sleep 600"), halt)).await, Ok(Exit::Signal(15)));
+    assert_eq!(
+        in_time(ran_to(&Processes::new(), sh("sleep 600"), halt)).await,
+        Ok(Exit::Signal(15))
+    );
 }
 
 #[tokio::test]
@@ -340,12 +371,16 @@ async fn a_dropped_run_kills_the_whole_group() {
     let room = tempfile::tempdir().unwrap();
     let script = "echo $$ > leader; sh -c 'echo $$ > child; touch up; sleep 600' & wait_for_ever";
     let command = in_room(room.path(), script);
-    let running = tokio::spawn(async move { ran_to(&Processes::new(), command, CancellationToken::new()).await });
+    let running =
+        tokio::spawn(
+            async move { ran_to(&Processes::new(), command, CancellationToken::new()).await },
+        );
     until("it runs", || room.path().join("up").exists()).await;
     assert!(lives(room.path(), "leader") && lives(room.path(), "child"));
     running.abort();
     assert!(in_time(running).await.unwrap_err().is_cancelled());
-    until("all of it is gone", || !lives(room.path(), "leader") && !lives(room.path(), "child")).await;
+    until("all of it is gone", || !lives(room.path(), "leader") && !lives(room.path(), "child"))
+        .await;
 }
 
 #[tokio::test]
@@ -353,15 +388,30 @@ async fn a_daemon_does_not_outlive_the_command() {
     alone("a_daemon_does_not_outlive_the_command", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
-        let run = |script: &str| ran_to(&processes, in_room(room.path(), script), CancellationToken::new());
+        let run = |script: &str| {
+            ran_to(&processes, in_room(room.path(), script), CancellationToken::new())
+        };
 
         assert_eq!(in_time(run(&format!("{DAEMON}; exit 3"))).await, Ok(Exit::Code(3)));
-        assert!(!lives(room.path(), "daemon") && !lives(room.path(), "its_child"), "left at the end");
+        assert!(
+            !lives(room.path(), "daemon") && !lives(room.path(), "its_child"),
+            "left at the end"
+        );
 
         forget_daemon(room.path());
-        let halted = Halted::by(&processes, room.path(), &format!("{DAEMON}; wait_for_ever"), S, &["daemon_up"]).await;
+        let halted = Halted::by(
+            &processes,
+            room.path(),
+            &format!("{DAEMON}; wait_for_ever"),
+            S,
+            &["daemon_up"],
+        )
+        .await;
         assert_eq!(halted.exit, Exit::Signal(15));
-        assert!(!lives(room.path(), "daemon") && !lives(room.path(), "its_child"), "left by a halt");
+        assert!(
+            !lives(room.path(), "daemon") && !lives(room.path(), "its_child"),
+            "left by a halt"
+        );
 
         forget_daemon(room.path());
         let dropped = timeout(S, run(&format!("{DAEMON}; wait_for_ever"))).await;
@@ -413,8 +463,14 @@ async fn a_daemon_ends_with_its_command_while_others_run() {
                     halt.cancel();
                 }
             };
-            let (exit, ()) = in_time(async { tokio::join!(ran_to(&processes, command, halt.clone()), halting) }).await;
-            assert_eq!(exit, Ok(if end == "exit 3" { Exit::Code(3) } else { Exit::Signal(15) }), "{name}");
+            let (exit, ()) =
+                in_time(async { tokio::join!(ran_to(&processes, command, halt.clone()), halting) })
+                    .await;
+            assert_eq!(
+                exit,
+                Ok(if end == "exit 3" { Exit::Code(3) } else { Exit::Signal(15) }),
+                "{name}"
+            );
             assert!(!lives(&room, "daemon") && !lives(&room, "its_child"), "{name}");
         }
         let room = home.path().join("dropped");
@@ -497,7 +553,8 @@ async fn what_ignores_the_halt_in_a_group_of_its_own_is_killed_after_the_grace()
 /// What shows neither the variable nor a parent who had it.
 #[tokio::test]
 async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it() {
-    let name = "a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it";
+    let name =
+        "a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it";
     alone(name, &[], async {
         let [one, two, three] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let processes = Arc::new(Processes::adopting().unwrap());
@@ -511,14 +568,21 @@ async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_hav
         until("the other runs", || two.path().join("up").exists()).await;
         // By us: it appears as the child of one that has ended does.
         let daemon = in_room(one.path(), DAEMON);
-        drop(std::process::Command::new(daemon.program).args(daemon.args).stdin(Stdio::null()).spawn().unwrap());
+        drop(
+            std::process::Command::new(daemon.program)
+                .args(daemon.args)
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
         until("it is there", || one.path().join("daemon_up").exists()).await;
         let later = waits(three.path(), &halt_later);
         until("the third runs", || three.path().join("up").exists()).await;
         assert!(lives(one.path(), "daemon"));
         halt.cancel();
         assert_eq!(in_time(earlier).await.unwrap(), Ok(Exit::Signal(15)));
-        until("it has ended", || !lives(one.path(), "daemon") && !lives(one.path(), "its_child")).await;
+        until("it has ended", || !lives(one.path(), "daemon") && !lives(one.path(), "its_child"))
+            .await;
         assert!(!later.is_finished(), "it has begun after the daemon");
         halt_later.cancel();
         assert_eq!(in_time(later).await.unwrap(), Ok(Exit::Signal(15)));
@@ -562,8 +626,10 @@ async fn a_halt_asks_a_daemon_that_no_other_command_can_have_started() {
     alone("a_halt_asks_a_daemon_that_no_other_command_can_have_started", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
-        let daemon = "trap \"sleep 0.5; touch saved; exit\" TERM; touch up; while :; do sleep 0.05; done";
-        let script = format!("(env -i PATH=\"$PATH\" setsid sh -c '{daemon}' >&- 2>&- &); wait_for_ever");
+        let daemon =
+            "trap \"sleep 0.5; touch saved; exit\" TERM; touch up; while :; do sleep 0.05; done";
+        let script =
+            format!("(env -i PATH=\"$PATH\" setsid sh -c '{daemon}' >&- 2>&- &); wait_for_ever");
         let halted = Halted::by(&processes, room.path(), &script, LONG, &["up"]).await;
         assert_eq!(halted.exit, Exit::Signal(15));
         assert!(room.path().join("saved").exists());
@@ -574,16 +640,25 @@ async fn a_halt_asks_a_daemon_that_no_other_command_can_have_started() {
 /// The binary, for it is KILLed: by itself, and with its process group.
 #[tokio::test]
 async fn a_command_does_not_outlive_us() {
-    for (signal, group) in [(Signal::SIGKILL, false), (Signal::SIGKILL, true), (Signal::SIGABRT, false)] {
+    for (signal, group) in
+        [(Signal::SIGKILL, false), (Signal::SIGKILL, true), (Signal::SIGABRT, false)]
+    {
         let room = tempfile::tempdir().unwrap();
         fs::create_dir(room.path().join("inbox")).unwrap();
         fs::write(room.path().join("inbox/file"), "x").unwrap();
         let in_group = "sh -c 'echo $$ > in_group; while :; do sleep 0.05; done' &";
-        let script = format!("cd $OUT; {in_group} {DAEMON}; echo $$ > leader; touch up; while :; do sleep 0.05; done");
+        let script = format!(
+            "cd $OUT; {in_group} {DAEMON}; echo $$ > leader; touch up; while :; do sleep 0.05; done"
+        );
         let mut us = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
-        us.arg("local").arg(room.path().join("inbox")).args(["--", "sh", "-c", &script]).env("OUT", room.path());
-        let mut us = us.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("it runs", || ["up", "in_group"].iter().all(|file| room.path().join(file).exists())).await;
+        us.arg("local")
+            .arg(room.path().join("inbox"))
+            .args(["--", "sh", "-c", &script])
+            .env("OUT", room.path());
+        let mut us =
+            us.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("it runs", || ["up", "in_group"].iter().all(|file| room.path().join(file).exists()))
+            .await;
         let all = ["leader", "in_group", "daemon", "its_child"];
         assert!(all.iter().all(|file| lives(room.path(), file)));
         let pid = Pid::from_raw(us.id().unwrap().cast_signed());
@@ -606,7 +681,10 @@ async fn a_guard_that_is_stopped_does_not_keep_us_from_ending() {
     let script = "for pid in $(cat /proc/$PPID/task/*/children); do \
         if [ $pid != $$ ] && grep -q end-commands /proc/$pid/cmdline; then kill -STOP $pid; echo $pid > $OUT/guard; fi; done";
     let mut us = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    us.arg("local").arg(room.path().join("inbox")).args(["--", "sh", "-c", script]).env("OUT", room.path());
+    us.arg("local")
+        .arg(room.path().join("inbox"))
+        .args(["--", "sh", "-c", script])
+        .env("OUT", room.path());
     let mut us = us.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let ended = timeout(SOON, us.wait()).await;
     let guard = fs::read_to_string(room.path().join("guard")).expect("it was stopped");
@@ -632,15 +710,22 @@ async fn as_pid_1_the_command_hears_all_signals_whatever_we_hear() {
 }
 
 async fn signals_of_a_command() {
-    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined1()];
+    let kinds = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::user_defined1(),
+    ];
     let _heard: Vec<_> = kinds.iter().map(|kind| unix::signal(*kind).unwrap()).collect();
     SigSet::all().thread_block().unwrap();
     let logs = Logs::default();
     let _logging = logs.capture();
     assert_eq!(run("exec grep -E '^Sig(Blk|Ign):' /proc/self/status").await, Exit::Code(0));
-    let mask = |line: &str| u64::from_str_radix(line.rsplit(':').next().unwrap().trim(), 16).unwrap();
+    let mask =
+        |line: &str| u64::from_str_radix(line.rsplit(':').next().unwrap().trim(), 16).unwrap();
     let masks: Vec<_> = logs.lines("stdout").iter().map(|line| mask(line)).collect();
-    // What was ignored before us, as a shell does for jobs in the background, is not ours to change; SIGPIPE is.
+    // What was ignored before us, as a shell does for jobs in the background, is not ours to
+    // change; SIGPIPE is.
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let ignored = mask(status.lines().find(|line| line.starts_with("SigIgn:")).unwrap());
     let inherited = ignored & !(1 << (Signal::SIGPIPE as u32 - 1));
@@ -683,7 +768,8 @@ async fn a_commands_own_process_in_our_group_ends_with_the_command() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_exit_status_is_right_and_no_zombie_is_left() {
-    alone("every_exit_status_is_right_and_no_zombie_is_left", &[], many_commands_with_orphans()).await;
+    alone("every_exit_status_is_right_and_no_zombie_is_left", &[], many_commands_with_orphans())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -701,9 +787,12 @@ async fn many_commands_with_orphans() {
     for code in 0..200 {
         let processes = processes.clone();
         // Orphans that end before the command, about when it does, and never.
-        let script =
-            format!("setsid true & setsid sleep 0.01 & (setsid sleep 600 >&- 2>&- &) ; sleep 0.01; exit {code}");
-        running.spawn(async move { (code, ran_to(&processes, sh(&script), CancellationToken::new()).await) });
+        let script = format!(
+            "setsid true & setsid sleep 0.01 & (setsid sleep 600 >&- 2>&- &) ; sleep 0.01; exit {code}"
+        );
+        running.spawn(async move {
+            (code, ran_to(&processes, sh(&script), CancellationToken::new()).await)
+        });
         if running.len() >= 8 {
             let (code, exit) = in_time(running.join_next()).await.unwrap().unwrap();
             assert_eq!(exit, Ok(Exit::Code(code)));
@@ -720,7 +809,13 @@ async fn many_commands_with_orphans() {
 fn sh(script: &str) -> Command {
     let script = format!("wait_for_ever() {{ while :; do sleep 0.05; done; }}; {script}");
     let job = facts();
-    Command { program: "sh".into(), args: vec!["-c".into(), script.into()], job, stdin: None, stop_grace: LONG }
+    Command {
+        program: "sh".into(),
+        args: vec!["-c".into(), script.into()],
+        job,
+        stdin: None,
+        stop_grace: LONG,
+    }
 }
 
 /// The same, in a directory.
@@ -731,7 +826,10 @@ fn in_room(room: &Path, script: &str) -> Command {
 /// The same, as the command of a job.
 fn job(room: &Path, name: &str, script: &str) -> Command {
     let command = in_room(room, script);
-    Command { job: JobFacts { job_file: room.join(name).with_extension("job"), ..command.job }, ..command }
+    Command {
+        job: JobFacts { job_file: room.join(name).with_extension("job"), ..command.job },
+        ..command
+    }
 }
 
 /// Leaves the group and the family of the command, and says so in files.
@@ -764,14 +862,22 @@ impl Halted {
         Self::by(&Processes::new(), room, script, stop_grace, files).await
     }
 
-    async fn by(processes: &Processes, room: &Path, script: &str, stop_grace: Duration, files: &[&str]) -> Self {
+    async fn by(
+        processes: &Processes,
+        room: &Path,
+        script: &str,
+        stop_grace: Duration,
+        files: &[&str],
+    ) -> Self {
         let halt = CancellationToken::new();
         let halting = async {
-            until("the command is ready", || files.iter().all(|file| room.join(file).exists())).await;
+            until("the command is ready", || files.iter().all(|file| room.join(file).exists()))
+                .await;
             halt.cancel();
             Instant::now()
         };
-        let running = ran_to(processes, Command { stop_grace, ..in_room(room, script) }, halt.clone());
+        let running =
+            ran_to(processes, Command { stop_grace, ..in_room(room, script) }, halt.clone());
         let (exit, halted_at) = in_time(async { tokio::join!(running, halting) }).await;
         Self { exit: exit.unwrap(), took: halted_at.elapsed() }
     }
@@ -800,9 +906,16 @@ fn lives(room: &Path, file: &str) -> bool {
 /// Ours, zombies included.
 fn children() -> Vec<String> {
     let us = std::process::id().to_string();
-    let stats = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("stat")).ok());
+    let stats = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| fs::read(entry.path().join("stat")).ok());
     let stats = stats.map(|stat| String::from_utf8_lossy(&stat).into_owned());
-    stats.filter(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&us))).collect()
+    stats
+        .filter(|stat| {
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&us))
+        })
+        .collect()
 }
 
 /// Of this process, in bytes.
@@ -812,29 +925,42 @@ fn peak_memory() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-const AS_PID_1: [&str; 6] = ["unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc"];
+const AS_PID_1: [&str; 6] =
+    ["unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc"];
 
 /// Set in a test that runs in a process of its own.
 const ALONE: &str = "THEIRS";
 
 /// Runs the test called `name` in a process of its own, by starting it again.
 async fn alone(name: &str, through: &[&str], test: impl Future<Output = ()>) {
-    #[expect(clippy::disallowed_methods, reason = "the environment of the test, not of the program")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the environment of the test, not of the program"
+    )]
     if std::env::var_os(ALONE).is_some() {
         return in_time(test).await;
     }
     let us = std::env::current_exe().unwrap();
     let name = format!("process::{name}");
-    let words: Vec<_> = through.iter().map(OsString::from).chain([us.into(), name.into()]).collect();
+    let words: Vec<_> =
+        through.iter().map(OsString::from).chain([us.into(), name.into()]).collect();
     let mut command = tokio::process::Command::new(&words[0]);
-    command.args(&words[1..]).args(["--exact", "--nocapture", "--test-threads=1"]).kill_on_drop(true);
+    command
+        .args(&words[1..])
+        .args(["--exact", "--nocapture", "--test-threads=1"])
+        .kill_on_drop(true);
     command.stdin(Stdio::piped()).env(ALONE, "theirs").env("LEASEHOLD_TEST", "ours");
-    let output = timeout(6 * SOON, command.output()).await.expect("it has a limit of its own").unwrap();
+    let output =
+        timeout(6 * SOON, command.output()).await.expect("it has a limit of its own").unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complained}");
 }
 
-async fn ran_to(processes: &Processes, command: Command, halt: CancellationToken) -> Result<Exit, StartError> {
+async fn ran_to(
+    processes: &Processes,
+    command: Command,
+    halt: CancellationToken,
+) -> Result<Exit, StartError> {
     processes.run(command, halt, Pulse::default()).await.map(|exited| exited.exit)
 }

@@ -1,4 +1,5 @@
-//! What the command wrote is published, all of it, before the message is deleted; or the message is kept.
+//! What the command wrote is published, all of it, before the message is deleted; or the message is
+//! kept.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -18,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
 use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
-use crate::support::journey::{Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue};
+use crate::support::journey::{
+    Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue,
+};
 use crate::support::servers::{Microburst, Moto};
 use crate::support::wire::Fault;
 
@@ -40,21 +43,33 @@ async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_th
     let bucket = results_of(&cloud).await;
     cloud.put("in/orders.csv", b"x").await;
     let script = r#"cd "$JOB_OUTPUT_DIR"; mkdir -p "by day/ü"; echo '{}' > totals.json; echo '1;2' > "by day/ü/1.csv"; touch none"#;
-    let left = cloud.run(&format!("--output s3://{bucket}/{{job_type}}/{{stem}}/"), script).run_to(0).await;
+    let left = cloud
+        .run(&format!("--output s3://{bucket}/{{job_type}}/{{stem}}/"), script)
+        .run_to(0)
+        .await;
 
     let below = "default/orders";
     let expected = ["by day/ü/1.csv", "none", "totals.json"].map(|name| format!("{below}/{name}"));
     assert_eq!(keys(&cloud, &bucket).await, expected);
-    let get = cloud.s3.get_object().bucket(&bucket).key(format!("{below}/totals.json")).send().await.unwrap();
+    let get = cloud
+        .s3
+        .get_object()
+        .bucket(&bucket)
+        .key(format!("{below}/totals.json"))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(get.content_type(), Some("application/json"));
     assert_eq!(get.body.collect().await.unwrap().to_vec(), b"{}\n");
-    let get = cloud.s3.get_object().bucket(&bucket).key(format!("{below}/none")).send().await.unwrap();
+    let get =
+        cloud.s3.get_object().bucket(&bucket).key(format!("{below}/none")).send().await.unwrap();
     assert_eq!(get.content_type(), Some("application/octet-stream"));
 
     let ended = left.record("message deleted");
     assert_eq!((&ended["published"], &ended["published_bytes"]), (&3.into(), &7.into()));
     let manifest: Vec<Value> = serde_json::from_str(ended["manifest"].as_str().unwrap()).unwrap();
-    let named: Vec<_> = manifest.iter().map(|file| file["to"].as_str().unwrap().to_owned()).collect();
+    let named: Vec<_> =
+        manifest.iter().map(|file| file["to"].as_str().unwrap().to_owned()).collect();
     assert_eq!(named, expected.map(|key| format!("s3://{bucket}/{key}")));
     let mut hasher = Hasher::new(Algorithm::Crc64Nvme);
     hasher.update(b"{}\n");
@@ -67,11 +82,16 @@ async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_th
 async fn results_that_cannot_be_published_keep_the_message() {
     for (bucket, script, complaint) in [
         (None, r#"echo x > "$JOB_OUTPUT_DIR/x""#, "NoSuchBucket"),
-        (Some(()), r#"ln -s /etc/passwd "$JOB_OUTPUT_DIR/x""#, "/output/x: it is neither a file nor a folder"),
+        (
+            Some(()),
+            r#"ln -s /etc/passwd "$JOB_OUTPUT_DIR/x""#,
+            "/output/x: it is neither a file nor a folder",
+        ),
         (Some(()), r#"mkfifo "$JOB_OUTPUT_DIR/x""#, "/output/x: it is neither a file nor a folder"),
     ] {
         let cloud = Cloud::new(5).await;
-        let bucket = if bucket.is_some() { results_of(&cloud).await } else { "no-such-bucket".to_owned() };
+        let bucket =
+            if bucket.is_some() { results_of(&cloud).await } else { "no-such-bucket".to_owned() };
         cloud.put("k", b"x").await;
         let left = cloud.run(&format!("--output s3://{bucket}/out"), script).run_to(75).await;
         let kept = left.record("message kept");
@@ -91,7 +111,10 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
     let left = cloud.run(&flags, r#"cp "$JOB_INPUT" "$JOB_OUTPUT_DIR/seen""#).run_to(0).await;
     let ended = left.record("message deleted");
     let key = format!("default/{}/seen", ended["message_id"].as_str().unwrap());
-    assert_eq!((ended["published"].as_u64(), keys(&cloud, &bucket).await), (Some(1), vec![key.clone()]));
+    assert_eq!(
+        (ended["published"].as_u64(), keys(&cloud, &bucket).await),
+        (Some(1), vec![key.clone()])
+    );
     let get = cloud.s3.get_object().bucket(&bucket).key(key).send().await.unwrap();
     assert_eq!(get.body.collect().await.unwrap().to_vec(), b"a body");
 }
@@ -101,20 +124,29 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
 async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
     let cloud = Cloud::new(5).await;
     let dropped = |left: &Left| {
-        let warnings = left.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
+        let warnings =
+            left.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
         warnings.map(|record| record["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let write = r#"for n in 1 2 3; do echo x > "$JOB_OUTPUT_DIR/$n"; echo x > "$JOB_CHECKPOINT_DIR/$n"; done"#;
-    for (script, warnings) in [(r#"cd "$JOB_OUTPUT_DIR" && cd "$JOB_CHECKPOINT_DIR""#, 0), (write, 2)] {
+    for (script, warnings) in
+        [(r#"cd "$JOB_OUTPUT_DIR" && cd "$JOB_CHECKPOINT_DIR""#, 0), (write, 2)]
+    {
         cloud.put("k", b"x").await;
         let left = cloud.run("", script).run_to(0).await;
         assert!(left.record("message deleted").get("published").is_none());
         assert_eq!(dropped(&left).len(), warnings, "{:?}", dropped(&left));
-        assert!(dropped(&left).iter().zip(["--output", "--checkpoint"]).all(|(text, flag)| text.contains(flag)));
+        assert!(
+            dropped(&left)
+                .iter()
+                .zip(["--output", "--checkpoint"])
+                .all(|(text, flag)| text.contains(flag))
+        );
     }
 }
 
-/// Where large results of `cloud`'s jobs go: moto, because ministack hashes in Python, byte by byte.
+/// Where large results of `cloud`'s jobs go: moto, because ministack hashes in Python, byte by
+/// byte.
 async fn large_results_of(cloud: &Cloud) -> (aws_sdk_s3::Client, String) {
     let config = aws::config(&Moto::shared().await.endpoint());
     let moto = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
@@ -123,7 +155,8 @@ async fn large_results_of(cloud: &Cloud) -> (aws_sdk_s3::Client, String) {
     (moto, bucket)
 }
 
-/// Large files go up in parts, each with its checksum, and the checksum of the whole is made of the parts' ones.
+/// Large files go up in parts, each with its checksum, and the checksum of the whole is made of the
+/// parts' ones.
 #[tokio::test]
 async fn a_large_file_is_uploaded_in_parts() {
     const BYTES: u64 = 40 << 20;
@@ -132,10 +165,19 @@ async fn a_large_file_is_uploaded_in_parts() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(BYTES).unwrap();
     let whole = Hasher::of_file(Algorithm::Crc64Nvme, file.path(), 0..BYTES).unwrap().value();
-    let upload = Upload { bucket: &bucket, key: "k", path: file.path(), bytes: BYTES, content_type: "text/plain" };
+    let upload = Upload {
+        bucket: &bucket,
+        key: "k",
+        path: file.path(),
+        bytes: BYTES,
+        content_type: "text/plain",
+    };
     let s3 = S3::new(&aws::config(&Moto::shared().await.endpoint()), None);
     let uploaded = s3.upload(&upload, &CancellationToken::new()).await.unwrap();
-    assert_eq!((uploaded.checksum.algorithm, &uploaded.checksum.value), (Algorithm::Crc64Nvme, &whole));
+    assert_eq!(
+        (uploaded.checksum.algorithm, &uploaded.checksum.value),
+        (Algorithm::Crc64Nvme, &whole)
+    );
     let head = moto.head_object().bucket(&bucket).key("k").send().await.unwrap();
     assert_eq!(head.content_length(), Some(i64::try_from(BYTES).unwrap()));
     assert_eq!(head.content_type(), Some("text/plain"));
@@ -143,15 +185,17 @@ async fn a_large_file_is_uploaded_in_parts() {
     assert_eq!(uploaded.etag.as_deref(), head.e_tag().map(|etag| etag.trim_matches('"')));
 }
 
-/// A part that fails for good fails the publishing, and leaves no parts behind; the next attempt writes the same keys.
-/// A stop while parts are on their way deletes nothing, and leaves no parts behind either.
+/// A part that fails for good fails the publishing, and leaves no parts behind; the next attempt
+/// writes the same keys. A stop while parts are on their way deletes nothing, and leaves no parts
+/// behind either.
 #[tokio::test]
 async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_the_message() {
     let (failing, slow) = (Cloud::new(5).await, Cloud::new(5).await);
     let ((moto, failing_results), (_, slow_results)) =
         (large_results_of(&failing).await, large_results_of(&slow).await);
     // microburst takes UploadPart for PutObject.
-    let rule = |bucket: &str| json!({ "service": "s3", "operation": "PutObject", "resource": bucket });
+    let rule =
+        |bucket: &str| json!({ "service": "s3", "operation": "PutObject", "resource": bucket });
     let (mut fails, mut waits) = (rule(&failing_results), rule(&slow_results));
     fails["error"] = json!({ "code": "InternalError", "status": 500 });
     waits["latency"] = 60_000.into();
@@ -161,8 +205,11 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     aws::warm_up(&broken).await;
 
     let run = |cloud: &Cloud, results: &str, endpoint: &str| {
-        let flags = format!("--retry-min 1s --retry-max 1s --stop-grace 4s --output s3://{results}/{{message_id}}");
-        let mut command = cloud.command(&[], &flags, r#"head -c 40000000 /dev/zero > "$JOB_OUTPUT_DIR/large""#);
+        let flags = format!(
+            "--retry-min 1s --retry-max 1s --stop-grace 4s --output s3://{results}/{{message_id}}"
+        );
+        let mut command =
+            cloud.command(&[], &flags, r#"head -c 40000000 /dev/zero > "$JOB_OUTPUT_DIR/large""#);
         command.env("AWS_ENDPOINT_URL_S3", endpoint);
         Leasehold::start(command)
     };
@@ -192,7 +239,10 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
 
     put(&slow).await;
     let running = run(&slow, &slow_results, &broken);
-    eventually("parts are on their way", async || (unfinished(&slow_results).await > 0).then_some(())).await;
+    eventually("parts are on their way", async || {
+        (unfinished(&slow_results).await > 0).then_some(())
+    })
+    .await;
     let asked = Instant::now();
     running.signal(Signal::SIGTERM);
     let left = running.run_to(143).await;
@@ -219,7 +269,11 @@ impl Slow {
 
 #[async_trait]
 impl Outbox for Slow {
-    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+    async fn publish(
+        &self,
+        results: &Results<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Manifest, PublishError> {
         assert!(results.directory.ends_with(Path::new("output")) && results.job_type == "default");
         if halt.run_until_cancelled(sleep(self.takes)).await.is_some() {
             return Ok(Manifest { files: 1, ..Manifest::default() });
@@ -259,7 +313,9 @@ async fn a_lost_lease_gives_up_publishing_at_once() {
         let (arrived, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
             sleep(lost_after).await;
             // The next beat is refused.
-            queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight("received again".to_owned())));
+            queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight(
+                "received again".to_owned(),
+            )));
         });
         let outcome = if lost_after < MINUTE { "lease_lost" } else { "stopped" };
         assert_eq!((arrived.outcomes(), deletes(&queue)), (vec![outcome], 0));

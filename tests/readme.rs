@@ -16,7 +16,8 @@ fn settlements() -> Vec<(Settlement, u8)> {
         Completion::NothingToDo(NoWorkReason::Ignored),
         Completion::NothingToDo(NoWorkReason::ObjectsGone),
     ];
-    let deleted = completions.map(|why| (Settlement::Deleted(why), RunOutcome::Finished.exit_code()));
+    let deleted =
+        completions.map(|why| (Settlement::Deleted(why), RunOutcome::Finished.exit_code()));
     let kept = keep_reasons().into_iter().map(|why| {
         let exit_code = RunOutcome::Kept(why.clone()).exit_code();
         (Settlement::Kept(why, Return::Unknown), exit_code)
@@ -39,8 +40,9 @@ fn each_exit_code_has_its_outcomes() {
     }
 
     let readme = include_str!("../README.md");
-    let (_, table) =
-        readme.split_once("| code | means | outcomes |\n|---|---|---|\n").expect("the table of exit codes");
+    let (_, table) = readme
+        .split_once("| code | means | outcomes |\n|---|---|---|\n")
+        .expect("the table of exit codes");
     let rows = table.lines().take_while(|line| line.starts_with('|'));
     let said: BTreeMap<u8, Vec<&str>> = rows
         .map(|row| {

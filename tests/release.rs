@@ -1,4 +1,5 @@
-//! What a release needs and its workflow assumes: metadata, small packages, pinned actions, and names that fit together.
+//! What a release needs and its workflow assumes: metadata, small packages, pinned actions, and
+//! names that fit together.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,9 +21,12 @@ fn manifest(folder: &str) -> toml::Table {
 fn workflows() -> Vec<(String, String)> {
     let folder = fs::read_dir(root().join(".github/workflows")).unwrap();
     let paths: BTreeSet<PathBuf> = folder.map(|entry| entry.unwrap().path()).collect();
-    let named = paths
-        .into_iter()
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap()));
+    let named = paths.into_iter().map(|path| {
+        (
+            path.file_name().unwrap().to_string_lossy().into_owned(),
+            fs::read_to_string(&path).unwrap(),
+        )
+    });
     named.collect()
 }
 
@@ -44,13 +48,18 @@ fn both_packages_have_what_a_registry_shows() {
         let readme = root().join(folder).join(package["readme"].as_str().unwrap());
         assert!(readme.exists(), "{} is missing", readme.display());
         // The rules of crates.io.
-        let keywords: Vec<_> = package["keywords"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+        let keywords: Vec<_> =
+            package["keywords"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
         assert!((1..=5).contains(&keywords.len()), "{keywords:?}");
         assert!(keywords.iter().all(|keyword| keyword.len() <= 20), "{keywords:?}");
         assert!((1..=5).contains(&package["categories"].as_array().unwrap().len()));
         for inherited in ["version", "edition", "rust-version", "license"] {
             assert!(workspace.get(inherited).is_some());
-            assert_eq!(package[inherited]["workspace"].as_bool(), Some(true), "{name}: {inherited}");
+            assert_eq!(
+                package[inherited]["workspace"].as_bool(),
+                Some(true),
+                "{name}: {inherited}"
+            );
         }
     }
     // Both are released together.
@@ -64,17 +73,31 @@ fn the_packages_hold_the_sources_and_little_else() {
         ("core", "leasehold-core", &["README.md"]),
     ] {
         let mut list = Command::new(env!("CARGO"));
-        let listed = run(list.args(["package", "--list", "--allow-dirty", "--locked", "--offline", "--package", name]));
-        let packaged: BTreeSet<String> = String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
+        let listed = run(list.args([
+            "package",
+            "--list",
+            "--allow-dirty",
+            "--locked",
+            "--offline",
+            "--package",
+            name,
+        ]));
+        let packaged: BTreeSet<String> =
+            String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
         let home = root().join(folder);
-        let files =
-            WalkDir::new(home.join("src")).into_iter().map(Result::unwrap).filter(|it| it.file_type().is_file());
-        let mut expected: BTreeSet<String> =
-            files.map(|file| file.path().strip_prefix(&home).unwrap().to_string_lossy().into_owned()).collect();
-        let always = ["Cargo.lock", "Cargo.toml", "Cargo.toml.orig", "LICENSE-APACHE", "LICENSE-MIT"];
+        let files = WalkDir::new(home.join("src"))
+            .into_iter()
+            .map(Result::unwrap)
+            .filter(|it| it.file_type().is_file());
+        let mut expected: BTreeSet<String> = files
+            .map(|file| file.path().strip_prefix(&home).unwrap().to_string_lossy().into_owned())
+            .collect();
+        let always =
+            ["Cargo.lock", "Cargo.toml", "Cargo.toml.orig", "LICENSE-APACHE", "LICENSE-MIT"];
         expected.extend(others.iter().chain(&always).map(|name| (*name).to_owned()));
         // The commit, where there is a history.
-        let packaged: BTreeSet<_> = packaged.into_iter().filter(|name| name != ".cargo_vcs_info.json").collect();
+        let packaged: BTreeSet<_> =
+            packaged.into_iter().filter(|name| name != ".cargo_vcs_info.json").collect();
         assert_eq!(packaged, expected, "{name}");
     }
 }
@@ -84,7 +107,10 @@ fn one_version_of_rust_builds_tests_and_ships() {
     let version = manifest("")["workspace"]["package"]["rust-version"].as_str().unwrap().to_owned();
     let image = format!("rust:{version}-bookworm");
     for path in ["deploy/Dockerfile", ".github/workflows/ci.yml"] {
-        assert!(fs::read_to_string(root().join(path)).unwrap().contains(&image), "{path} does not use {image}");
+        assert!(
+            fs::read_to_string(root().join(path)).unwrap().contains(&image),
+            "{path} does not use {image}"
+        );
     }
 }
 
@@ -93,12 +119,18 @@ fn every_action_is_pinned_by_its_commit() {
     let mut count = 0;
     for (name, text) in workflows() {
         for line in text.lines() {
-            let Some((_, action)) = line.split_once("uses: ").filter(|(_, action)| !action.starts_with("./")) else {
+            let Some((_, action)) =
+                line.split_once("uses: ").filter(|(_, action)| !action.starts_with("./"))
+            else {
                 continue;
             };
             count += 1;
-            let (commit, version) = action.split_once('@').unwrap().1.split_once(" # v").expect("the version is named");
-            assert!(commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit()), "{name}: {action}");
+            let (commit, version) =
+                action.split_once('@').unwrap().1.split_once(" # v").expect("the version is named");
+            assert!(
+                commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit()),
+                "{name}: {action}"
+            );
             assert_eq!(version.split('.').count(), 3, "{name}: {action}");
         }
     }
@@ -111,7 +143,9 @@ fn no_job_has_permissions_that_it_does_not_name() {
         let workflow: Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(workflow["permissions"], serde_json::json!({}), "{name}");
         for (job, body) in workflow["jobs"].as_object().unwrap() {
-            let permissions = body["permissions"].as_object().unwrap_or_else(|| panic!("{name}: {job} names none"));
+            let permissions = body["permissions"]
+                .as_object()
+                .unwrap_or_else(|| panic!("{name}: {job} names none"));
             // Only the job that builds nothing signs, and no job writes to the code.
             let may_sign = permissions.contains_key("id-token");
             assert!(!may_sign || ["publish", "analysis"].contains(&job.as_str()), "{name}: {job}");
@@ -125,12 +159,16 @@ fn no_job_has_permissions_that_it_does_not_name() {
     }
 }
 
-/// The last part of where `cargo binstall` looks for a target, and where it looks in there for the binary.
+/// The last part of where `cargo binstall` looks for a target, and where it looks in there for the
+/// binary.
 fn asked_for(target: &str, version: &str) -> (String, String) {
     let binstall = manifest("")["package"]["metadata"]["binstall"].clone();
     let filled = |field: &str| {
         let template = binstall[field].as_str().unwrap();
-        template.replace("{ version }", version).replace("{ target }", target).replace("{ bin }", "leasehold")
+        template
+            .replace("{ version }", version)
+            .replace("{ target }", target)
+            .replace("{ bin }", "leasehold")
     };
     let url = filled("pkg-url");
     assert!(url.starts_with(&format!("{{ repo }}/releases/download/v{version}/")), "{url}");
@@ -140,7 +178,8 @@ fn asked_for(target: &str, version: &str) -> (String, String) {
 #[test]
 fn a_release_has_the_archives_that_binstall_asks_for_with_the_same_bytes_each_time() {
     let room = tempfile::tempdir().unwrap();
-    let platforms = [("linux_amd64", "x86_64-unknown-linux-gnu"), ("linux_arm64", "aarch64-unknown-linux-gnu")];
+    let platforms =
+        [("linux_amd64", "x86_64-unknown-linux-gnu"), ("linux_arm64", "aarch64-unknown-linux-gnu")];
     for (platform, target) in platforms {
         let folder = room.path().join("out").join(platform);
         fs::create_dir_all(&folder).unwrap();
@@ -148,7 +187,11 @@ fn a_release_has_the_archives_that_binstall_asks_for_with_the_same_bytes_each_ti
     }
     for dist in ["dist", "again"] {
         let mut archives = Command::new(".github/archives");
-        archives.args(["1.2.3".as_ref(), room.path().join("out").as_path(), &room.path().join(dist)]);
+        archives.args([
+            "1.2.3".as_ref(),
+            room.path().join("out").as_path(),
+            &room.path().join(dist),
+        ]);
         run(archives.env("SOURCE_DATE_EPOCH", "1800000000"));
     }
     for (_, target) in platforms {
@@ -156,7 +199,11 @@ fn a_release_has_the_archives_that_binstall_asks_for_with_the_same_bytes_each_ti
         let packed = |dist: &str| fs::read(room.path().join(dist).join(&archive)).unwrap();
         assert_eq!(packed("dist"), packed("again"));
         let mut tar = Command::new("tar");
-        tar.arg("--extract").arg("--to-stdout").arg("--file").arg(room.path().join("dist").join(&archive)).arg(binary);
+        tar.arg("--extract")
+            .arg("--to-stdout")
+            .arg("--file")
+            .arg(room.path().join("dist").join(&archive))
+            .arg(binary);
         assert_eq!(String::from_utf8(run(&mut tar).stdout).unwrap(), target);
     }
     assert_eq!(fs::read_dir(room.path().join("dist")).unwrap().count(), 2);
@@ -178,7 +225,9 @@ fn the_notes_of_a_release_are_its_part_of_the_changelog() {
     assert_eq!(of("1.2.30").trim(), "- b\n\n### More\n\n- m");
     assert_eq!(of("1.2.3").trim(), "- a");
     let missing = notes(changelog, "1.2.4");
-    assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("## 1.2.4"));
+    assert!(
+        !missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("## 1.2.4")
+    );
     // Ours is written so.
     let own = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(notes(&own, "Unreleased").status.success());

@@ -1,4 +1,5 @@
-//! What people meet on the command line: help, reference, values as they write them, and complaints in their own words.
+//! What people meet on the command line: help, reference, values as they write them, and complaints
+//! in their own words.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -20,7 +21,13 @@ const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
 
 fn leasehold(words: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut program = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    program.args(words).env_clear().envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap()
+    program
+        .args(words)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 fn printed(words: &[&str]) -> String {
@@ -35,7 +42,8 @@ fn the_reference_is_what_the_program_prints() {
     assert_eq!(page, reference(), "cargo run -- reference > docs/reference.md");
 }
 
-/// What users read in programs: dashboards, alerts, log queries, scripts. docs/stability.md says what may change.
+/// What users read in programs: dashboards, alerts, log queries, scripts. docs/stability.md says
+/// what may change.
 #[test]
 fn names_that_users_rely_on_do_not_change_unnoticed() {
     let mut names: Vec<String> = Vec::new();
@@ -44,7 +52,11 @@ fn names_that_users_rely_on_do_not_change_unnoticed() {
         let labels = metric.variable_labels.join(",");
         format!("metric {} {kind} {{{labels}}}", metric.fq_name)
     }));
-    names.extend(keep_reasons().iter().map(|why| format!("outcome {} exits {}", why.label(), why.exit_code())));
+    names.extend(
+        keep_reasons()
+            .iter()
+            .map(|why| format!("outcome {} exits {}", why.label(), why.exit_code())),
+    );
     let object = ObjectFacts {
         event: String::new(),
         bucket: String::new(),
@@ -73,14 +85,27 @@ fn names_that_users_rely_on_do_not_change_unnoticed() {
 fn the_short_help_fits_two_screens() {
     let help = printed(&["run", "-h"]);
     assert!(help.lines().count() <= 100, "{help}");
-    let headings: Vec<_> = help.lines().filter(|line| !line.starts_with(' ') && line.ends_with(':')).collect();
-    let expected =
-        ["Arguments:", "Options:", "Work:", "Lease:", "Stop:", "Retry:", "Receive:", "Report:", "Metrics and probes:"];
+    let headings: Vec<_> =
+        help.lines().filter(|line| !line.starts_with(' ') && line.ends_with(':')).collect();
+    let expected = [
+        "Arguments:",
+        "Options:",
+        "Work:",
+        "Lease:",
+        "Stop:",
+        "Retry:",
+        "Receive:",
+        "Report:",
+        "Metrics and probes:",
+    ];
     assert_eq!(headings[..expected.len()], expected);
     for word in ["Examples:", "Exit codes:", "RUST_LOG", "AWS_REGION", "LEASEHOLD_QUEUE_URL"] {
         assert!(help.contains(word), "{word}");
     }
-    assert!(printed(&["check", "--help"]).lines().count() < 60, "the flags of run are not repeated");
+    assert!(
+        printed(&["check", "--help"]).lines().count() < 60,
+        "the flags of run are not repeated"
+    );
     assert!(printed(&["run", "--help"]).lines().count() > help.lines().count());
 }
 
@@ -88,7 +113,10 @@ fn the_short_help_fits_two_screens() {
 fn the_version_says_commit_and_target() {
     let version = printed(&["--version"]);
     let expected = concat!("leasehold ", env!("CARGO_PKG_VERSION"), " (");
-    assert!(version.starts_with(expected) && version.trim_end().ends_with("linux-gnu)"), "{version}");
+    assert!(
+        version.starts_with(expected) && version.trim_end().ends_with("linux-gnu)"),
+        "{version}"
+    );
 }
 
 #[test]
@@ -102,13 +130,19 @@ fn completions_and_the_manual_page_are_well_formed() {
         assert!(printed(&["completions", shell]).contains("visibility-timeout"));
     }
     let page = printed(&["man"]);
-    assert!(page.contains(".TH leasehold 1") && page.contains("EXAMPLES") | page.contains("Examples"), "{page}");
+    assert!(
+        page.contains(".TH leasehold 1") && page.contains("EXAMPLES") | page.contains("Examples"),
+        "{page}"
+    );
 }
 
 /// As a container has them: a `-` before the name takes it from the words.
 fn config(variables: &[(&str, &str)]) -> Result<RunConfig, String> {
-    let mut all: BTreeMap<String, String> = [("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())].into();
-    all.extend(variables.iter().map(|(name, value)| (format!("LEASEHOLD_{name}"), (*value).to_owned())));
+    let mut all: BTreeMap<String, String> =
+        [("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())].into();
+    all.extend(
+        variables.iter().map(|(name, value)| (format!("LEASEHOLD_{name}"), (*value).to_owned())),
+    );
     let settings: RunSettings = container_args(&all, &["--".to_owned(), "true".to_owned()])?;
     RunConfig::try_from(settings).map_err(|error| error.to_string())
 }
@@ -116,7 +150,8 @@ fn config(variables: &[(&str, &str)]) -> Result<RunConfig, String> {
 #[test]
 fn values_are_taken_as_people_write_them() {
     for (yes, no) in [("1", "0"), ("yes", "no"), ("True", "False"), ("on", "off"), ("TRUE", "n")] {
-        let accepts = |value| config(&[("ACCEPT_RAW", value)]).unwrap().work.settings.policy.accept_raw;
+        let accepts =
+            |value| config(&[("ACCEPT_RAW", value)]).unwrap().work.settings.policy.accept_raw;
         assert!(accepts(yes) && !accepts(no), "{yes} {no}");
     }
     let config = config(&[
@@ -140,8 +175,16 @@ fn values_are_taken_as_people_write_them() {
 fn complaints_name_the_variable_or_the_flag_that_was_given() {
     let queue = ("LEASEHOLD_QUEUE_URL", QUEUE_URL);
     for (words, variables, complaint) in [
-        (&["run", "--", "true"][..], &[queue, ("LEASEHOLD_WAIT", "90")][..], "'90' for 'LEASEHOLD_WAIT <TIME>'"),
-        (&["run", "--wait", "80", "--", "true"], &[queue, ("LEASEHOLD_WAIT", "90")], "'80' for '--wait <TIME>'"),
+        (
+            &["run", "--", "true"][..],
+            &[queue, ("LEASEHOLD_WAIT", "90")][..],
+            "'90' for 'LEASEHOLD_WAIT <TIME>'",
+        ),
+        (
+            &["run", "--wait", "80", "--", "true"],
+            &[queue, ("LEASEHOLD_WAIT", "90")],
+            "'80' for '--wait <TIME>'",
+        ),
         (
             &["run", "--", "true"],
             &[queue, ("LEASEHOLD_STOP_GRACE", "29s"), ("LEASEHOLD_TERMINATION_GRACE", "31s")],
@@ -154,8 +197,16 @@ fn complaints_name_the_variable_or_the_flag_that_was_given() {
             "LEASEHOLD_STOP_GRACE 29s is too long: with the 1.7s that leasehold needs to release the message and to report, \
              it exceeds --termination-grace 5s",
         ),
-        (&["run", "--", "true"], &[queue, ("LEASEHOLD_ACCEPT_RAW", "perhaps")], "'perhaps' for 'LEASEHOLD_ACCEPT_RAW'"),
-        (&["run", "--", "true"], &[queue, ("LEASEHOLD_WIAT", "1s")], "did you mean 'LEASEHOLD_WAIT'?"),
+        (
+            &["run", "--", "true"],
+            &[queue, ("LEASEHOLD_ACCEPT_RAW", "perhaps")],
+            "'perhaps' for 'LEASEHOLD_ACCEPT_RAW'",
+        ),
+        (
+            &["run", "--", "true"],
+            &[queue, ("LEASEHOLD_WIAT", "1s")],
+            "did you mean 'LEASEHOLD_WAIT'?",
+        ),
     ] {
         let output = leasehold(words, variables);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();

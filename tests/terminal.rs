@@ -27,7 +27,9 @@ const ROWS: u16 = 400;
 fn leasehold(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args(arguments).env("TERM", "xterm").env("HOME", "/nonexistent").stdin(Stdio::null());
-    for name in ["RUST_LOG", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI", "AWS_PROFILE", "AWS_REGION"] {
+    for name in
+        ["RUST_LOG", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI", "AWS_PROFILE", "AWS_REGION"]
+    {
         command.env_remove(name);
     }
     command
@@ -36,7 +38,12 @@ fn leasehold(arguments: &[&str]) -> Command {
 /// `leasehold local` with the flags, on a folder.
 fn local(inbox: &Path, flags: &str, script: &str) -> Command {
     let mut command = leasehold(&["local"]);
-    command.arg(inbox).args(flags.split_whitespace()).args(["--retry-min", "100ms", "--retry-max", "100ms"]);
+    command.arg(inbox).args(flags.split_whitespace()).args([
+        "--retry-min",
+        "100ms",
+        "--retry-max",
+        "100ms",
+    ]);
     command.args(["--", "sh", "-c", script]);
     command
 }
@@ -77,8 +84,12 @@ impl AtTerminal {
         command.stdin(end(&slave)).stdout(end(&slave)).stderr(Stdio::from(slave));
         let child = command.spawn().unwrap();
         let (keyboard, mut output) = (File::from(master.try_clone().unwrap()), File::from(master));
-        let shown = vt100::Parser::new(NonZero::new(ROWS).unwrap(), NonZero::new(columns).unwrap(), 0);
-        let screen = Arc::new((Mutex::new(Screen { written: Vec::new(), shown, is_over: false }), Condvar::new()));
+        let shown =
+            vt100::Parser::new(NonZero::new(ROWS).unwrap(), NonZero::new(columns).unwrap(), 0);
+        let screen = Arc::new((
+            Mutex::new(Screen { written: Vec::new(), shown, is_over: false }),
+            Condvar::new(),
+        ));
         let reading = screen.clone();
         thread::spawn(move || {
             let (screen, changed) = &*reading;
@@ -98,8 +109,14 @@ impl AtTerminal {
 
     fn wait(&self, what: &str, until: impl Fn(&Screen) -> bool) {
         let (screen, changed) = &*self.screen;
-        let waiting = changed.wait_timeout_while(screen.lock().unwrap(), LIMIT, |screen| !until(screen)).unwrap();
-        assert!(!waiting.1.timed_out(), "waited for {what} in vain:\n{}", waiting.0.shown.screen().contents());
+        let waiting = changed
+            .wait_timeout_while(screen.lock().unwrap(), LIMIT, |screen| !until(screen))
+            .unwrap();
+        assert!(
+            !waiting.1.timed_out(),
+            "waited for {what} in vain:\n{}",
+            waiting.0.shown.screen().contents()
+        );
     }
 
     fn shows(&self, text: &str) {
@@ -150,7 +167,8 @@ fn seen(columns: u16, command: Command) -> Seen {
 fn a_reader_that_is_gone_changes_nothing() {
     let inbox = inbox(&["a.csv"]);
     let check = || {
-        let mut command = leasehold(&["check", "--manifest", "deploy/kustomize/base/scaled-job.yaml"]);
+        let mut command =
+            leasehold(&["check", "--manifest", "deploy/kustomize/base/scaled-job.yaml"]);
         command.current_dir(env!("CARGO_MANIFEST_DIR"));
         command
     };
@@ -172,7 +190,10 @@ fn a_reader_that_is_gone_changes_nothing() {
         let stderr = unread.stdout(gone()).stderr(Stdio::piped()).output().unwrap();
         let complaints = String::from_utf8(stderr.stderr).unwrap();
         assert_eq!(stderr.status.code(), code, "{unread:?}: {complaints}");
-        assert!(!complaints.contains("panicked") && !complaints.contains("a bug"), "{unread:?}: {complaints}");
+        assert!(
+            !complaints.contains("panicked") && !complaints.contains("a bug"),
+            "{unread:?}: {complaints}"
+        );
         let status = command().stdout(gone()).stderr(gone()).status().unwrap();
         assert_eq!(status.code(), code, "{unread:?}");
     }
@@ -181,13 +202,22 @@ fn a_reader_that_is_gone_changes_nothing() {
 #[test]
 fn nothing_of_a_bar_stays_and_the_summary_is_last() {
     let inbox = inbox(&["a.csv", "below/b.csv", "c.csv", "d.csv"]);
-    for (columns, script, succeeded) in [(100, "exit 3", 0), (44, "exit 3", 0), (100, "exit 0", 4)] {
+    for (columns, script, succeeded) in [(100, "exit 3", 0), (44, "exit 3", 0), (100, "exit 0", 4)]
+    {
         let seen = seen(columns, local(inbox.path(), "--concurrency 2 -v", script));
-        assert!(seen.written.contains("of 4 files \r") || seen.written.contains("of 4 files  "), "{}", seen.written);
+        assert!(
+            seen.written.contains("of 4 files \r") || seen.written.contains("of 4 files  "),
+            "{}",
+            seen.written
+        );
         assert!(!seen.screen.contains('%') && !seen.screen.contains("===="), "{}", seen.screen);
         assert_eq!(seen.screen.matches("of 4 files").count(), 1, "{}", seen.screen);
         let (_, summary) = seen.screen.split_once(" FILE ").expect("the table");
-        assert!(summary.contains(&format!("\n{succeeded} of 4 files succeeded")), "{}", seen.screen);
+        assert!(
+            summary.contains(&format!("\n{succeeded} of 4 files succeeded")),
+            "{}",
+            seen.screen
+        );
         for of_the_log in ["message", "INFO", "WARN", "ERROR"] {
             assert!(!summary.contains(of_the_log), "{}", seen.screen);
         }
@@ -198,10 +228,13 @@ fn nothing_of_a_bar_stays_and_the_summary_is_last() {
 fn each_line_says_of_which_file_it_is() {
     let inbox = inbox(&["a.csv", "below/b.csv"]);
     let seen = seen(80, local(inbox.path(), "--concurrency 2", "echo hello; echo oops >&2"));
-    for line in ["a.csv | hello\n", "a.csv ! oops\n", "below/b.csv | hello\n", "below/b.csv ! oops\n"] {
+    for line in
+        ["a.csv | hello\n", "a.csv ! oops\n", "below/b.csv | hello\n", "below/b.csv ! oops\n"]
+    {
         assert!(seen.screen.contains(line), "{}", seen.screen);
     }
-    let (_, stdout, stderr) = output(local(inbox.path(), "--log-format text -q", "echo hello; exit 3"));
+    let (_, stdout, stderr) =
+        output(local(inbox.path(), "--log-format text -q", "echo hello; exit 3"));
     assert!(!stderr.contains("hello") && stderr.contains("ERROR"), "{stderr}");
     assert_eq!(stdout, "0 of 2 files succeeded\n2 failed\n");
 }
@@ -223,10 +256,15 @@ fn ctrl_c_says_how_long_it_waits_and_once_more_it_kills() {
     run.ctrl_c();
     let seen = run.ends();
     assert_eq!(seen.code, Some(130), "{}", seen.screen);
-    assert!(seen.screen.trim_end().ends_with("0 of 3 files succeeded\n2 stopped, 1 not started"), "{}", seen.screen);
+    assert!(
+        seen.screen.trim_end().ends_with("0 of 3 files succeeded\n2 stopped, 1 not started"),
+        "{}",
+        seen.screen
+    );
     assert!(!seen.screen.contains('%'), "nothing of a bar stays: {}", seen.screen);
     for file in ["a.csv", "b.csv"] {
-        let pid: i32 = std::fs::read_to_string(notes.path().join(file)).unwrap().trim().parse().unwrap();
+        let pid: i32 =
+            std::fs::read_to_string(notes.path().join(file)).unwrap().trim().parse().unwrap();
         // KILL was sent; on a busy machine the kernel takes its time.
         let gone = (0..6000).any(|_| {
             thread::sleep(Duration::from_millis(10));
@@ -260,7 +298,10 @@ fn colours_are_for_terminals_unless_somebody_says_otherwise() {
     let (red, green) = ("\u{1b}[31mERROR", "\u{1b}[32mINFO");
     let (red_cell, green_cell) = ("\u{1b}[38;5;9m", "\u{1b}[38;5;10m");
     let failed = seen(200, with("exit 3", &[])).written;
-    assert!(failed.contains(red) && failed.contains(red_cell) && failed.contains("\u{1b}[33mWARN"), "{failed}");
+    assert!(
+        failed.contains(red) && failed.contains(red_cell) && failed.contains("\u{1b}[33mWARN"),
+        "{failed}"
+    );
     let succeeded = seen(200, with("exit 0", &[])).written;
     assert!(succeeded.contains(green) && succeeded.contains(green_cell), "{succeeded}");
     let plain = seen(200, with("exit 3", &[("NO_COLOR", "1")])).written;
@@ -270,11 +311,16 @@ fn colours_are_for_terminals_unless_somebody_says_otherwise() {
     text.env("LEASEHOLD_LOG_FORMAT", "text");
     let (_, stdout, stderr) = output(text);
     assert!(!stdout.contains('\u{1b}') && !stderr.contains('\u{1b}'), "{stdout}{stderr}");
-    let (_, stdout, stderr) = output(with("exit 3", &[("CLICOLOR_FORCE", "1"), ("LEASEHOLD_LOG_FORMAT", "text")]));
+    let (_, stdout, stderr) =
+        output(with("exit 3", &[("CLICOLOR_FORCE", "1"), ("LEASEHOLD_LOG_FORMAT", "text")]));
     assert!(stdout.contains(red_cell) && stderr.contains(red), "{stdout}{stderr}");
 
     let refused = seen(80, leasehold(&["local", "/nonexistent", "--", "true"]));
-    assert!(refused.written.contains("\u{1b}[31mleasehold:\u{1b}[0m /nonexistent"), "{}", refused.written);
+    assert!(
+        refused.written.contains("\u{1b}[31mleasehold:\u{1b}[0m /nonexistent"),
+        "{}",
+        refused.written
+    );
 }
 
 #[test]
@@ -285,9 +331,19 @@ fn only_failures_have_a_row_unless_more_is_asked_for() {
     let normal = seen(80, local(inbox.path(), "--concurrency 4", script));
     let (_, summary) = normal.screen.split_once(" FILE ").expect("the table");
     let rows: Vec<_> = summary.lines().filter(|line| line.contains(".csv")).collect();
-    assert!(matches!(&rows[..], [row] if row.contains("file-07.csv") && row.contains("dead letter: command_failed")));
-    assert!(!normal.screen.contains("message deleted") && normal.screen.contains("message kept"), "{}", normal.screen);
-    assert!(summary.trim_end().ends_with("29 of 30 files succeeded\n1 failed"), "{}", normal.screen);
+    assert!(
+        matches!(&rows[..], [row] if row.contains("file-07.csv") && row.contains("dead letter: command_failed"))
+    );
+    assert!(
+        !normal.screen.contains("message deleted") && normal.screen.contains("message kept"),
+        "{}",
+        normal.screen
+    );
+    assert!(
+        summary.trim_end().ends_with("29 of 30 files succeeded\n1 failed"),
+        "{}",
+        normal.screen
+    );
 
     let all = seen(80, local(inbox.path(), "--concurrency 4 -v", "true"));
     let (log, summary) = all.screen.split_once(" FILE ").expect("the table");
@@ -307,15 +363,24 @@ fn the_table_fits_a_narrow_terminal() {
     assert_eq!(table.matches("dead letter:").count(), 2, "{table}");
     assert_eq!(table.matches("command_failed").count(), 2, "{table}");
     let wide = seen(120, local(inbox.path(), "", "exit 3"));
-    assert!(wide.screen.contains("terminal/is/wide.csv  dead letter: command_failed  3 "), "{}", wide.screen);
+    assert!(
+        wide.screen.contains("terminal/is/wide.csv  dead letter: command_failed  3 "),
+        "{}",
+        wide.screen
+    );
 }
 
 #[test]
 fn a_file_that_is_no_work_is_ignored() {
     let inbox = inbox(&["a.csv", "b.csv"]);
-    let (code, stdout, _) = output(local(inbox.path(), "--events ObjectRemoved:* --input none -v", "exit 3"));
+    let (code, stdout, _) =
+        output(local(inbox.path(), "--events ObjectRemoved:* --input none -v", "exit 3"));
     assert_eq!(code, Some(0), "{stdout}");
-    assert!(stdout.ends_with("0 of 2 files succeeded\n2 ignored\n") && stdout.contains("a.csv  ignored"), "{stdout}");
+    assert!(
+        stdout.ends_with("0 of 2 files succeeded\n2 ignored\n")
+            && stdout.contains("a.csv  ignored"),
+        "{stdout}"
+    );
 }
 
 #[test]
@@ -325,12 +390,14 @@ fn the_inbox_may_be_a_file_and_holds_no_results() {
     let (code, stdout, _) = output(local(inbox.path(), "", "true"));
     assert_eq!(code, Some(0));
     assert_eq!(stdout, "2 of 2 files succeeded\n3 skipped: hidden files, links and pipes\n");
-    let (code, stdout, _) = output(local(&inbox.path().join("a.csv"), "", r#"[ "$JOB_KEY" = a.csv ]"#));
+    let (code, stdout, _) =
+        output(local(&inbox.path().join("a.csv"), "", r#"[ "$JOB_KEY" = a.csv ]"#));
     assert_eq!((code, &*stdout), (Some(0), "1 of 1 files succeeded\n"));
 
     for outbox in ["", "b", "new"] {
         let outbox = inbox.path().join(outbox).display().to_string();
-        let (code, stdout, stderr) = output(local(inbox.path(), &format!("--outbox {outbox}"), "true"));
+        let (code, stdout, stderr) =
+            output(local(inbox.path(), &format!("--outbox {outbox}"), "true"));
         assert_eq!((code, &*stdout), (Some(78), ""), "{stderr}");
         assert!(stderr.contains("--outbox") && stderr.contains("inbox"), "{stderr}");
     }
@@ -356,16 +423,23 @@ fn a_log_filter_that_is_not_understood_is_refused() {
         let (code, _, stderr) = output(command);
         assert_eq!(code, Some(0));
         assert_eq!(stderr.contains(r#""name":"Actor""#), is_asked_for, "{filter}: {stderr}");
-        assert!(stderr.contains(r#""level":"DEBUG""#) && stderr.contains(r#""target":"leasehold::actors"#), "{stderr}");
+        assert!(
+            stderr.contains(r#""level":"DEBUG""#)
+                && stderr.contains(r#""target":"leasehold::actors"#),
+            "{stderr}"
+        );
     }
 }
 
 #[test]
 fn what_is_not_set_is_said_in_a_line() {
     let run = |region: Option<&str>| {
-        let mut command = leasehold(&["run", "--queue-url", "http://127.0.0.1:9/1/q", "--", "true"]);
+        let mut command =
+            leasehold(&["run", "--queue-url", "http://127.0.0.1:9/1/q", "--", "true"]);
         // Where no instance answers.
-        command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9").env_remove("AWS_EC2_METADATA_DISABLED");
+        command
+            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+            .env_remove("AWS_EC2_METADATA_DISABLED");
         command.envs(region.map(|region| ("AWS_REGION", region)));
         output(command)
     };
@@ -382,7 +456,10 @@ fn what_is_not_set_is_said_in_a_line() {
 #[test]
 fn a_sweep_of_no_pushgateway_is_refused() {
     let (code, stdout, stderr) = output(leasehold(&["sweep"]));
-    assert_eq!((code, &*stdout, &*stderr), (Some(78), "", "leasehold: --pushgateway is required\n"));
+    assert_eq!(
+        (code, &*stdout, &*stderr),
+        (Some(78), "", "leasehold: --pushgateway is required\n")
+    );
 }
 
 #[test]
@@ -390,19 +467,26 @@ fn records_begin_with_what_a_person_looks_for() {
     let inbox = inbox(&["a.csv"]);
     let (_, _, json) = output(local(inbox.path(), "", "echo hello; exit 3"));
     let kept = json.lines().find(|line| line.contains("message kept")).expect("it failed");
-    let names: Vec<_> = kept.split("\",\"").map(|field| field.split('"').find(|part| part.len() > 1)).collect();
+    let names: Vec<_> =
+        kept.split("\",\"").map(|field| field.split('"').find(|part| part.len() > 1)).collect();
     let first: Vec<_> = names.into_iter().flatten().take(5).collect();
     assert_eq!(first, ["timestamp", "level", "message", "outcome", "key"], "{kept}");
-    let line: serde_json::Value =
-        serde_json::from_str(json.lines().find(|line| line.contains("hello")).expect("it is logged")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(
+        json.lines().find(|line| line.contains("hello")).expect("it is logged"),
+    )
+    .unwrap();
     assert_eq!(
         (&line["key"], &line["stream"], &line["target"]),
         (&"a.csv".into(), &"stdout".into(), &"command".into())
     );
-    assert!(line["job_id"].is_string() && line["pod_name"].is_string() && line["timestamp"].is_string(), "{line}");
+    assert!(
+        line["job_id"].is_string() && line["pod_name"].is_string() && line["timestamp"].is_string(),
+        "{line}"
+    );
 
     let (_, _, text) = output(local(inbox.path(), "--log-format text", "true"));
     let record = text.lines().next().expect("a record");
-    let time: String = record.chars().take(13).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    let time: String =
+        record.chars().take(13).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     assert_eq!(time, "00:00:00Z INF", "{record}");
 }

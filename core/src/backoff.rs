@@ -8,8 +8,8 @@ use super::delivery::{DeliveryId, MessageId};
 /// A delay between `min` and `min * 2^tries`, at most `max`: exponential, with full jitter
 /// (AWS Architecture Blog, "Exponential Backoff And Jitter").
 ///
-/// The jitter is derived from the message and the number of the try: messages that failed together spread out, and a journey can be
-/// replayed.
+/// The jitter is derived from the message and the number of the try: messages that failed together
+/// spread out, and a journey can be replayed.
 pub fn backoff(min: Duration, max: Duration, message: &MessageId, tries: u32) -> Duration {
     let most = 2u32.checked_pow(tries).map_or(max, |factor| min.saturating_mul(factor)).min(max);
     min + most.saturating_sub(min).mul_f64(share((message, tries)))
@@ -31,11 +31,14 @@ pub struct Again {
 }
 
 impl Again {
-    /// It has failed once more. The pause doubles up to `longest`, and up to as much again is added: whoever counts failures knows
-    /// how long they take at least. Two deliveries, also of the same message, do not ask at the same moments.
+    /// It has failed once more. The pause doubles up to `longest`, and up to as much again is
+    /// added: whoever counts failures knows how long they take at least. Two deliveries, also of
+    /// the same message, do not ask at the same moments.
     pub(super) fn after(self, now: Duration, longest: Duration, delivery: &DeliveryId) -> Self {
-        let pause =
-            2u32.checked_pow(self.failures).map_or(longest, |factor| FIRST_PAUSE.saturating_mul(factor)).min(longest);
+        let pause = 2u32
+            .checked_pow(self.failures)
+            .map_or(longest, |factor| FIRST_PAUSE.saturating_mul(factor))
+            .min(longest);
         let failures = self.failures.saturating_add(1);
         Self { at: now + pause + pause.mul_f64(share((delivery, failures))), failures }
     }
@@ -56,9 +59,15 @@ mod tests {
             let most = (10 * S * 2u32.pow(tries)).min(900 * S);
             let delay = |i| backoff(10 * S, 900 * S, &MessageId::new(format!("m{i}")), tries);
             let delays: Vec<_> = (0..200).map(delay).collect();
-            assert!(delays.iter().all(|delay| (10 * S..=most).contains(delay)), "try {tries}: {delays:?}");
+            assert!(
+                delays.iter().all(|delay| (10 * S..=most).contains(delay)),
+                "try {tries}: {delays:?}"
+            );
             let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
-            assert!(*high - *low > (most - 10 * S).mul_f64(0.9), "try {tries} is not spread: {low:?} to {high:?}");
+            assert!(
+                *high - *low > (most - 10 * S).mul_f64(0.9),
+                "try {tries} is not spread: {low:?} to {high:?}"
+            );
         }
         assert!(backoff(10 * S, 900 * S, &MessageId::new("m"), u32::MAX) <= 900 * S);
     }

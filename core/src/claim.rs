@@ -9,9 +9,10 @@
 //!      somebody was faster                                      lost
 //! ```
 //!
-//! A record is written on a condition only: there is none, or it has the eTag that was seen last. Whoever claims it anew changes its eTag,
-//! and then the refresh of the one before fails: that **is** a lost lease. So a write is never believed to have failed: if its
-//! answer is lost, the record is read, and our own nonce in it is recognised.
+//! A record is written on a condition only: there is none, or it has the eTag that was seen last.
+//! Whoever claims it anew changes its eTag, and then the refresh of the one before fails: that
+//! **is** a lost lease. So a write is never believed to have failed: if its answer is lost, the
+//! record is read, and our own nonce in it is recognised.
 //!
 //! [`Claim::handle`] takes what happened and calls nobody; [`Claim::next`] says what to do now.
 
@@ -66,7 +67,8 @@ pub enum Phase {
     Over,
 }
 
-/// A write over our own record was refused: somebody else claimed it, or an earlier write of ours came through unheard.
+/// A write over our own record was refused: somebody else claimed it, or an earlier write of ours
+/// came through unheard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Surprise {
     None,
@@ -182,7 +184,8 @@ pub enum Milestone {
     AlreadyDone,
     /// The record is not ours any more, and so the work is not. Nothing more is done.
     Lost(String),
-    /// It is recorded or released, or could not be claimed, recorded or released. Nothing more is done.
+    /// It is recorded or released, or could not be claimed, recorded or released. Nothing more is
+    /// done.
     Over(Result<(), Failure>),
 }
 
@@ -219,17 +222,26 @@ impl Claim {
                         self.state.phase = Phase::Looking { waits: false };
                         self.state.again = Again { at: now, failures: 0 };
                     }
-                    (Phase::Looking { waits }, Answer::Read(seen)) => self.looked(now, asked_at, seen, waits),
+                    (Phase::Looking { waits }, Answer::Read(seen)) => {
+                        self.looked(now, asked_at, seen, waits);
+                    }
                     (
                         Phase::Claiming | Phase::Looking { .. },
                         Answer::Refused(why) | Answer::Unreadable(why) | Answer::Unsupported(why),
                     ) => {
                         self.over(Milestone::Over(Err(Failure::Record(why))));
                     }
-                    (Phase::Claiming | Phase::Looking { .. }, Answer::Failed(why)) => self.retry(now, why),
-                    (Phase::Claiming | Phase::Looking { .. }, Answer::ConditionFailed | Answer::Read(_))
+                    (Phase::Claiming | Phase::Looking { .. }, Answer::Failed(why)) => {
+                        self.retry(now, why);
+                    }
+                    (
+                        Phase::Claiming | Phase::Looking { .. },
+                        Answer::ConditionFailed | Answer::Read(_),
+                    )
                     | (Phase::Over, _) => {}
-                    (Phase::Held | Phase::Recording | Phase::Releasing, answer) => self.answered(now, answer),
+                    (Phase::Held | Phase::Recording | Phase::Releasing, answer) => {
+                        self.answered(now, answer);
+                    }
                 }
             }
         }
@@ -246,13 +258,18 @@ impl Claim {
         let expires_at = self.state.expires_at;
         let begins_at = match self.state.phase {
             Phase::Held if expires_at <= now => {
-                return self.ends(Milestone::Lost("the idempotency record could not be refreshed in time".to_owned()));
+                return self.ends(Milestone::Lost(
+                    "the idempotency record could not be refreshed in time".to_owned(),
+                ));
             }
             Phase::Recording if expires_at <= now => {
-                let why = "the idempotency record expired before the work could be recorded".to_owned();
+                let why =
+                    "the idempotency record expired before the work could be recorded".to_owned();
                 return self.ends(Milestone::Over(Err(Failure::Superseded(why))));
             }
-            Phase::Held if self.state.surprise == Surprise::None => self.state.refresh_at.min(expires_at),
+            Phase::Held if self.state.surprise == Surprise::None => {
+                self.state.refresh_at.min(expires_at)
+            }
             Phase::Held | Phase::Recording => self.state.again.at.min(expires_at),
             Phase::Claiming | Phase::Looking { .. } | Phase::Releasing => self.state.again.at,
             Phase::Over => Duration::MAX,
@@ -264,7 +281,9 @@ impl Claim {
             Phase::Looking { .. } => (Request::Read, TRY_LIMIT),
             Phase::Claiming => (Request::Write(RecordState::InProgress), TRY_LIMIT),
             // Once it has expired it may be claimed by another: then the work is not to go on.
-            Phase::Held => (self.rewrites(RecordState::InProgress), TRY_LIMIT.min(expires_at - now)),
+            Phase::Held => {
+                (self.rewrites(RecordState::InProgress), TRY_LIMIT.min(expires_at - now))
+            }
             Phase::Recording => (self.rewrites(RecordState::Done), TRY_LIMIT),
             Phase::Releasing | Phase::Over => (self.rewrites(RecordState::Released), TRY_LIMIT),
         };
@@ -322,8 +341,13 @@ impl Claim {
         match seen.state {
             RecordState::Done => self.over(Milestone::AlreadyDone),
             RecordState::InProgress if seen.is_ours => {
-                // A write of ours had come through unheard, so long before it was asked for, or a little longer.
-                self.is_ours(now, asked_at.saturating_sub(seen.age).saturating_sub(SECOND), seen.etag);
+                // A write of ours had come through unheard, so long before it was asked for, or a
+                // little longer.
+                self.is_ours(
+                    now,
+                    asked_at.saturating_sub(seen.age).saturating_sub(SECOND),
+                    seen.etag,
+                );
                 self.state.phase = Phase::Held;
                 self.report(Report::Reached(Milestone::Claimed));
             }
@@ -347,8 +371,13 @@ impl Claim {
             self.state.again = Again { at: now, failures: 0 };
             return;
         }
-        let refused = Again { at: now, failures: self.state.unchanged }.after(now, LONGEST_PAUSE, &self.delivery);
-        let why = "the store refuses to write the idempotency record, although it has not changed".to_owned();
+        let refused = Again { at: now, failures: self.state.unchanged }.after(
+            now,
+            LONGEST_PAUSE,
+            &self.delivery,
+        );
+        let why = "the store refuses to write the idempotency record, although it has not changed"
+            .to_owned();
         if self.state.unchanged == MOST_FAILURES {
             return self.over(Milestone::Over(Err(Failure::Record(why))));
         }
@@ -398,16 +427,20 @@ impl Claim {
                 self.report(Report::RefreshFailed(why));
             }
             Phase::Releasing => self.over(Milestone::Over(Err(Failure::Record(why)))),
-            Phase::Claiming | Phase::Looking { .. } | Phase::Recording | Phase::Over => self.retry(now, why),
+            Phase::Claiming | Phase::Looking { .. } | Phase::Recording | Phase::Over => {
+                self.retry(now, why);
+            }
         }
     }
 
     fn not_ours(&mut self, failure: Failure, why: String) {
         self.over(match self.state.phase {
             Phase::Held => Milestone::Lost(why),
-            Phase::Claiming | Phase::Looking { .. } | Phase::Recording | Phase::Releasing | Phase::Over => {
-                Milestone::Over(Err(failure))
-            }
+            Phase::Claiming
+            | Phase::Looking { .. }
+            | Phase::Recording
+            | Phase::Releasing
+            | Phase::Over => Milestone::Over(Err(failure)),
         });
     }
 

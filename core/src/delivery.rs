@@ -23,7 +23,8 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// The key to one delivery. Whoever holds it can extend, release or delete: so it has one owner, and is never printed.
+/// The key to one delivery. Whoever holds it can extend, release or delete: so it has one owner,
+/// and is never printed.
 #[derive(PartialEq, Eq)]
 pub struct ReceiptHandle(String);
 
@@ -63,8 +64,8 @@ pub struct Delivery {
     pub receive_count: u32,
     /// When it was sent, by the queue's clock (SQS's `SentTimestamp`).
     pub sent_at: Option<SystemTime>,
-    /// What the sender calls this piece of work (`--idempotency-key`, or SQS's `MessageDeduplicationId` if
-    /// the sender chose it).
+    /// What the sender calls this piece of work (`--idempotency-key`, or SQS's
+    /// `MessageDeduplicationId` if the sender chose it).
     pub idempotency_key: Option<String>,
     /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
     pub traceparent: Option<String>,
@@ -124,16 +125,23 @@ impl Redrive {
     }
 }
 
-/// The W3C form of an X-Ray header (`Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1`).
+/// The W3C form of an X-Ray header
+/// (`Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1`).
 ///
-/// `None` if the header has no root or parent; the trace id is the two hexadecimal parts of the root, joined.
+/// `None` if the header has no root or parent; the trace id is the two hexadecimal parts of the
+/// root, joined.
 pub fn traceparent_from_xray(header: &str) -> Option<String> {
-    let field = |name: &str| header.split(';').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='));
-    let is_hex = |text: &str, length: usize| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let field = |name: &str| {
+        header.split(';').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))
+    };
+    let is_hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit())
+    };
     let trace_id: String = field("Root")?.strip_prefix("1-")?.split('-').collect();
     let parent = field("Parent")?;
     let sampled = if field("Sampled") == Some("1") { "01" } else { "00" };
-    (is_hex(&trace_id, 32) && is_hex(parent, 16)).then(|| format!("00-{trace_id}-{parent}-{sampled}"))
+    (is_hex(&trace_id, 32) && is_hex(parent, 16))
+        .then(|| format!("00-{trace_id}-{parent}-{sampled}"))
 }
 
 #[cfg(test)]
@@ -143,11 +151,16 @@ mod tests {
     #[test]
     fn an_xray_header_becomes_a_traceparent() {
         assert_eq!(
-            traceparent_from_xray("Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1")
-                .as_deref(),
+            traceparent_from_xray(
+                "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
+            )
+            .as_deref(),
             Some("00-5759e988bd862e3fe1be46a994272793-53995c3f42cd8ad8-01")
         );
-        assert_eq!(traceparent_from_xray("Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"), None);
+        assert_eq!(
+            traceparent_from_xray("Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"),
+            None
+        );
         assert_eq!(traceparent_from_xray("nonsense"), None);
     }
 

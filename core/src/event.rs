@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 /// What S3 can be asked for (S3 API, `Event` of a notification configuration).
 ///
-/// A closed list, because a name with a typo would match nothing, and a message in which nothing is work
-/// is deleted. A name that S3 adds one day is covered by its family's `*`.
+/// A closed list, because a name with a typo would match nothing, and a message in which nothing is
+/// work is deleted. A name that S3 adds one day is covered by its family's `*`.
 const OF_S3: [&str; 31] = [
     "IntelligentTiering",
     "LifecycleExpiration:*",
@@ -41,8 +41,9 @@ const OF_S3: [&str; 31] = [
     "Replication:OperationReplicatedAfterThreshold",
 ];
 
-/// What other stores can be asked for besides: MinIO ("Bucket notifications"), and Ceph ("S3 bucket notifications
-/// compatibility"). A message about one of these that nobody asked for is kept: only S3's own events are known to mean nothing.
+/// What other stores can be asked for besides: MinIO ("Bucket notifications"), and Ceph ("S3 bucket
+/// notifications compatibility"). A message about one of these that nobody asked for is kept: only
+/// S3's own events are known to mean nothing.
 const OF_OTHER_STORES: [&str; 27] = [
     "BucketCreated:*",
     "BucketRemoved:*",
@@ -73,8 +74,9 @@ const OF_OTHER_STORES: [&str; 27] = [
     "Scanner:ManyVersions",
 ];
 
-/// MinIO files changes of what is said about an object under `ObjectCreated`. No object is created by them, and a job that tags
-/// its object would start itself again: they are work only where they are named.
+/// MinIO files changes of what is said about an object under `ObjectCreated`. No object is created
+/// by them, and a job that tags its object would start itself again: they are work only where they
+/// are named.
 const NO_CREATIONS: [&str; 4] = [
     "ObjectCreated:DeleteTagging",
     "ObjectCreated:PutLegalHold",
@@ -105,15 +107,21 @@ pub fn is_s3(event: &str) -> bool {
 
 /// `family:name`, and not the family alone.
 fn is_of(family: &str, event: &str) -> bool {
-    event.strip_prefix(family).and_then(|rest| rest.strip_prefix(':')).is_some_and(|name| !name.is_empty())
+    event
+        .strip_prefix(family)
+        .and_then(|rest| rest.strip_prefix(':'))
+        .is_some_and(|name| !name.is_empty())
 }
 
-/// What to say of an event that nobody knows. Quoted only if it looks like a name: the body may be anybody's data.
+/// What to say of an event that nobody knows. Quoted only if it looks like a name: the body may be
+/// anybody's data.
 pub(super) fn unknown(event: &str) -> String {
-    let looks_like_a_name =
-        event.len() <= 64 && event.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.".contains(&byte));
+    let looks_like_a_name = event.len() <= 64
+        && event.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.".contains(&byte));
     let event = if looks_like_a_name { format!(" {event}") } else { String::new() };
-    format!("unknown S3 event{event}; a sender other than S3 must use S3's event names, such as ObjectCreated:Put")
+    format!(
+        "unknown S3 event{event}; a sender other than S3 must use S3's event names, such as ObjectCreated:Put"
+    )
 }
 
 /// Which events are work (`--events`): S3's names, a `*` for all of a family.
@@ -132,15 +140,17 @@ impl EventFilter {
     /// Can an event of this family (`ObjectCreated:*`) or name be work?
     pub fn overlaps(&self, asked: &str) -> bool {
         let family = asked.strip_suffix('*');
-        self.is_work(asked) || family.is_some_and(|family| self.0.iter().any(|ours| ours.starts_with(family)))
+        self.is_work(asked)
+            || family.is_some_and(|family| self.0.iter().any(|ours| ours.starts_with(family)))
     }
 
     /// The events it asks for after which there is no object.
     pub fn removals(&self) -> impl Iterator<Item = &'static str> {
-        self.0
-            .iter()
-            .copied()
-            .filter(|asked| REMOVALS.iter().any(|removal| asked.starts_with(removal) || *asked == "ObjectLifecycle:*"))
+        self.0.iter().copied().filter(|asked| {
+            REMOVALS
+                .iter()
+                .any(|removal| asked.starts_with(removal) || *asked == "ObjectLifecycle:*")
+        })
     }
 
     /// The first event that the other asks for and this does not.
@@ -171,7 +181,8 @@ pub enum BadEventFilter {
     Unknown { name: String, nearest: &'static str },
 }
 
-/// Names with commas between them, as people write them: with blanks, and perhaps a comma at the end.
+/// Names with commas between them, as people write them: with blanks, and perhaps a comma at the
+/// end.
 impl FromStr for EventFilter {
     type Err = BadEventFilter;
 
@@ -190,7 +201,8 @@ fn parse(name: &str) -> Result<&'static str, BadEventFilter> {
     if let Some(known) = known().find(|known| *known == bare) {
         return Ok(known);
     }
-    let distance = |known: &&str| strsim::damerau_levenshtein(&bare.to_lowercase(), &known.to_lowercase());
+    let distance =
+        |known: &&str| strsim::damerau_levenshtein(&bare.to_lowercase(), &known.to_lowercase());
     let nearest = known().min_by_key(distance).expect("the list is not empty");
     Err(BadEventFilter::Unknown { name: name.to_owned(), nearest })
 }
@@ -228,8 +240,14 @@ mod tests {
     #[test]
     fn a_filter_reads_what_it_writes() {
         assert_eq!(filter(&EventFilter::default().to_string()), Ok(EventFilter::default()));
-        assert_eq!(filter(" s3:ObjectCreated:* ,\tObjectRestore:Completed"), Ok(EventFilter::default()));
-        assert_eq!(filter("ObjectCreated:*, ObjectRestore:Completed, "), Ok(EventFilter::default()));
+        assert_eq!(
+            filter(" s3:ObjectCreated:* ,\tObjectRestore:Completed"),
+            Ok(EventFilter::default())
+        );
+        assert_eq!(
+            filter("ObjectCreated:*, ObjectRestore:Completed, "),
+            Ok(EventFilter::default())
+        );
         assert_eq!(EventFilter::default().to_string(), "ObjectCreated:*,ObjectRestore:Completed");
     }
 
@@ -243,7 +261,10 @@ mod tests {
             ("s3:ObjectRestored:Completed", "ObjectRestore:Completed"),
             ("LifecycleTransition:*", "LifecycleTransition"),
         ] {
-            assert_eq!(filter(typo), Err(format!("unknown S3 event {typo}; did you mean {nearest}?")));
+            assert_eq!(
+                filter(typo),
+                Err(format!("unknown S3 event {typo}; did you mean {nearest}?"))
+            );
         }
     }
 
@@ -256,14 +277,23 @@ mod tests {
 
     #[test]
     fn only_events_of_s3_are_known_to_mean_nothing() {
-        for event in
-            ["ObjectCreated:Put", "ObjectRemoved:NewSinceThisWasWritten", "LifecycleTransition", "ObjectAcl:Put"]
-        {
+        for event in [
+            "ObjectCreated:Put",
+            "ObjectRemoved:NewSinceThisWasWritten",
+            "LifecycleTransition",
+            "ObjectAcl:Put",
+        ] {
             assert!(is_s3(event), "{event}");
         }
-        for event in
-            ["ObjectCreated", "ObjectCreatedPut", "ObjectCreated:", "PutObject", "ObjectAccessed:Get", "s3:x", ""]
-        {
+        for event in [
+            "ObjectCreated",
+            "ObjectCreatedPut",
+            "ObjectCreated:",
+            "PutObject",
+            "ObjectAccessed:Get",
+            "s3:x",
+            "",
+        ] {
             assert!(!is_s3(event), "{event}");
         }
     }

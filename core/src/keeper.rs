@@ -10,14 +10,15 @@
 //!        verdict: delete
 //! ```
 //!
-//! It extends the lease in time, also between the tries of a delete, and makes every call that takes the receipt handle, one after
-//! another: so a late extension cannot undo a release, and none is in flight when a release or a delete is sent.
+//! It extends the lease in time, also between the tries of a delete, and makes every call that
+//! takes the receipt handle, one after another: so a late extension cannot undo a release, and none
+//! is in flight when a release or a delete is sent.
 //!
-//! [`Keeper::handle`] takes what happened and calls nobody; [`Keeper::next`] says what to do now. Whoever carries it out hands in all
-//! that has happened before they ask what is next.
+//! [`Keeper::handle`] takes what happened and calls nobody; [`Keeper::next`] says what to do now.
+//! Whoever carries it out hands in all that has happened before they ask what is next.
 //!
-//! Architecture invariant: a delete is sent from [`Keeper::next`] only, and only with the proof, before any stop, and while the lease
-//! is held.
+//! Architecture invariant: a delete is sent from [`Keeper::next`] only, and only with the proof,
+//! before any stop, and while the lease is held.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -58,7 +59,8 @@ pub struct State {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
-    /// There is no verdict, or the core has not yet heard that its last one could not be carried out.
+    /// There is no verdict, or the core has not yet heard that its last one could not be carried
+    /// out.
     Holding,
     Deleting {
         completed: Completed,
@@ -119,7 +121,8 @@ pub enum Answer {
 /// What to do now.
 #[derive(Debug)]
 pub enum Next {
-    /// Hide the message for `by`. Without an answer within `limit` the call is [`Answer::Unclear`]; so for all calls.
+    /// Hide the message for `by`. Without an answer within `limit` the call is [`Answer::Unclear`];
+    /// so for all calls.
     Extend {
         by: Duration,
         limit: Duration,
@@ -154,7 +157,8 @@ enum Report {
 }
 
 impl Keeper {
-    /// Takes the lease of a message, which is `visibility` long when it is new. The work has to be halted `stop` before SQS's ceiling.
+    /// Takes the lease of a message, which is `visibility` long when it is new. The work has to be
+    /// halted `stop` before SQS's ceiling.
     pub fn new(delivery: DeliveryId, lease: Lease, visibility: Duration, stop: Duration) -> Self {
         let state = State {
             lease,
@@ -182,7 +186,9 @@ impl Keeper {
             Input::Verdict(Verdict::Delete(completed)) if !completed.is_of(&self.delivery) => {}
             Input::Verdict(verdict) => self.judged(now, verdict),
             Input::Answered(answer) => match self.state.call.take() {
-                Some(Call::Extend { by, asked_at }) => self.extend_answered(now, by, asked_at, answer),
+                Some(Call::Extend { by, asked_at }) => {
+                    self.extend_answered(now, by, asked_at, answer);
+                }
                 Some(Call::Release(delay)) => self.release_answered(now, delay, &answer),
                 Some(Call::Delete) => self.delete_answered(now, answer),
                 None => {}
@@ -224,7 +230,8 @@ impl Keeper {
                 Phase::Deleting { again, .. } => Some(again.at),
                 Phase::Releasing { why, .. } if !self.state.lease.is_held(now) => {
                     // It may be somebody else's, and hiding it from them is not ours to do.
-                    self.state.phase = Phase::Settled(Settlement::Kept(why.clone(), Return::Unknown));
+                    self.state.phase =
+                        Phase::Settled(Settlement::Kept(why.clone(), Return::Unknown));
                     continue;
                 }
                 Phase::Releasing { delay, again, .. } if again.at <= now => {
@@ -233,7 +240,8 @@ impl Keeper {
                 }
                 Phase::Releasing { again, .. } => return Next::Wait { until: Some(again.at) },
                 Phase::Expiring(why) => {
-                    self.state.phase = Phase::Settled(Settlement::Kept(why.clone(), self.runs_out(now)));
+                    self.state.phase =
+                        Phase::Settled(Settlement::Kept(why.clone(), self.runs_out(now)));
                     continue;
                 }
                 Phase::Settled(settlement) => {
@@ -245,7 +253,9 @@ impl Keeper {
             };
             let Some(extend_at) = self.extend_at() else { return Next::Wait { until: None } };
             if now < extend_at {
-                return Next::Wait { until: Some(again_at.map_or(extend_at, |at| at.min(extend_at))) };
+                return Next::Wait {
+                    until: Some(again_at.map_or(extend_at, |at| at.min(extend_at))),
+                };
             }
             if !self.state.lease.is_held(now) {
                 self.lose("it ended before it was extended".to_owned());
@@ -268,7 +278,8 @@ impl Keeper {
 
     fn delete(&mut self, now: Duration) -> Next {
         let limit = self.try_limit();
-        let State { lease, phase: Phase::Deleting { completed, .. }, call, .. } = &mut self.state else {
+        let State { lease, phase: Phase::Deleting { completed, .. }, call, .. } = &mut self.state
+        else {
             unreachable!("a delete is sent after a verdict only")
         };
         let permit = completed.permit(lease, now).expect("the lease was looked at");
@@ -285,7 +296,9 @@ impl Keeper {
         self.observe(Observation::LeaseLeft(self.state.lease.left(now)));
         let again = Again { at: now, failures: 0 };
         self.state.phase = match verdict {
-            Verdict::Delete(completed) => Phase::Deleting { completed, give_up_at: now + self.visibility, again },
+            Verdict::Delete(completed) => {
+                Phase::Deleting { completed, give_up_at: now + self.visibility, again }
+            }
             Verdict::Keep(why, Release::After(delay)) => {
                 Phase::Releasing { why, delay, give_up_at: now + RELEASE_LIMIT, again }
             }
@@ -302,7 +315,9 @@ impl Keeper {
                 self.report_lease();
             }
             // Somebody else may have received the message in between; this answer does not tell.
-            Answer::Accepted => self.lose("the extension was answered after the lease had ended".to_owned()),
+            Answer::Accepted => {
+                self.lose("the extension was answered after the lease had ended".to_owned());
+            }
             Answer::NotInFlight(why) => self.lose(why),
             Answer::AtCeiling(_) => {
                 self.observe(Observation::Extend(ExtendResult::AtCeiling));
@@ -313,13 +328,16 @@ impl Keeper {
             Answer::Failed(_) | Answer::Unclear(_) => {
                 self.observe(Observation::Extend(ExtendResult::Failed));
                 let again = self.state.extend_again.unwrap_or_default();
-                self.state.extend_again = Some(again.after(now, self.visibility / 6, &self.delivery));
+                self.state.extend_again =
+                    Some(again.after(now, self.visibility / 6, &self.delivery));
             }
         }
     }
 
     fn delete_answered(&mut self, now: Duration, answer: Answer) {
-        let Phase::Deleting { completed, give_up_at, again } = &mut self.state.phase else { return };
+        let Phase::Deleting { completed, give_up_at, again } = &mut self.state.phase else {
+            return;
+        };
         match answer {
             Answer::Accepted => {
                 self.state.phase = Phase::Settled(Settlement::Deleted(completed.why()));
@@ -340,8 +358,8 @@ impl Keeper {
         }
     }
 
-    /// What cannot be released runs out by itself; and so does what may have been released, because a second release would act on
-    /// the pod that received the message after the first.
+    /// What cannot be released runs out by itself; and so does what may have been released, because
+    /// a second release would act on the pod that received the message after the first.
     fn release_answered(&mut self, now: Duration, delay: Duration, answer: &Answer) {
         let runs_out = self.runs_out(now);
         let Phase::Releasing { why, give_up_at, again, .. } = &mut self.state.phase else { return };

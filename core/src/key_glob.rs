@@ -7,8 +7,8 @@ use globset::GlobBuilder;
 use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
 
-/// A pattern for a whole key: `*` and `?` stand for what is within one folder, `**` for folders, `[a-z]` for one character,
-/// `{a,b}` for either. A backslash takes the next character as it is.
+/// A pattern for a whole key: `*` and `?` stand for what is within one folder, `**` for folders,
+/// `[a-z]` for one character, `{a,b}` for either. A backslash takes the next character as it is.
 #[derive(Clone)]
 pub struct KeyGlob {
     glob: String,
@@ -21,8 +21,9 @@ impl KeyGlob {
     }
 }
 
-/// globset reads the pattern and translates it. It matches bytes, though (a path is not always text), so that its `?` is half of
-/// an `é`. A key is text: the translation is compiled for characters instead.
+/// globset reads the pattern and translates it. It matches bytes, though (a path is not always
+/// text), so that its `?` is half of an `é`. A key is text: the translation is compiled for
+/// characters instead.
 impl FromStr for KeyGlob {
     type Err = String;
 

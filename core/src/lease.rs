@@ -46,7 +46,8 @@ impl Lease {
         Self { ceiling, ..self }
     }
 
-    /// The same, to be extended by `visibility`. If that is not what the receive gave, the first extension is due at once.
+    /// The same, to be extended by `visibility`. If that is not what the receive gave, the first
+    /// extension is due at once.
     #[must_use]
     pub fn extended_by(self, visibility: Duration) -> Self {
         match self.strategy {
@@ -77,21 +78,23 @@ impl Lease {
         self.expires_at.unwrap_or_default().saturating_sub(now)
     }
 
-    /// When work has to be halted for its end, which may take as long as `stop`, to come before SQS's ceiling.
+    /// When work has to be halted for its end, which may take as long as `stop`, to come before
+    /// SQS's ceiling.
     pub fn halt_by(&self, stop: Duration) -> Duration {
         (self.asked_at + self.ceiling).saturating_sub(ON_ITS_WAY + stop)
     }
 
-    /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not lengthen the
-    /// lease: SQS's ceiling is near, or a fixed length is less than what the receive gave. Only the first extension
-    /// of a job type whose leases are shorter shortens it.
+    /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not
+    /// lengthen the lease: SQS's ceiling is near, or a fixed length is less than what the receive
+    /// gave. Only the first extension of a job type whose leases are shorter shortens it.
     pub fn extension(&self, now: Duration) -> Option<Duration> {
         let want = match self.strategy {
             Strategy::Heartbeat => self.visibility,
             Strategy::Fixed(length) => length,
         };
         let ask = want.min(self.room(now));
-        let shortens = self.strategy == Strategy::Heartbeat && self.extend_at == Some(self.asked_at);
+        let shortens =
+            self.strategy == Strategy::Heartbeat && self.extend_at == Some(self.asked_at);
         self.expires_at.is_some_and(|expires_at| now + ask > expires_at || shortens).then_some(ask)
     }
 
@@ -101,8 +104,8 @@ impl Lease {
         whole.min(self.room(now))
     }
 
-    /// The extension asked for at `asked_at` was accepted. It counts from when we asked, not from when the
-    /// answer came: we never believe that we hold the message for longer than SQS does.
+    /// The extension asked for at `asked_at` was accepted. It counts from when we asked, not from
+    /// when the answer came: we never believe that we hold the message for longer than SQS does.
     #[must_use]
     pub fn extended(&self, asked_at: Duration, by: Duration) -> Self {
         let extend_at = match self.strategy {
@@ -167,7 +170,11 @@ mod tests {
             asked += 1;
         }
         assert!(asked >= 12 * 60 * 60 / 41, "the lease lasted {asked} extensions only");
-        assert!(lease.expires_at() >= Some(10 * S + CEILING - 3 * S), "held until {:?} only", lease.expires_at());
+        assert!(
+            lease.expires_at() >= Some(10 * S + CEILING - 3 * S),
+            "held until {:?} only",
+            lease.expires_at()
+        );
     }
 
     #[test]
@@ -196,7 +203,10 @@ mod tests {
             assert_eq!((lease.extend_at(), lease.expires_at()), (Some(10 * S), Some(130 * S)));
             assert_eq!(lease.extension(11 * S), Some(length));
             let lease = lease.extended(11 * S, length);
-            assert_eq!((lease.extend_at(), lease.expires_at()), (Some(11 * S + length / 3), Some(11 * S + length)));
+            assert_eq!(
+                (lease.extend_at(), lease.expires_at()),
+                (Some(11 * S + length / 3), Some(11 * S + length))
+            );
         }
         assert_eq!(heartbeat().extended_by(120 * S), heartbeat());
     }
@@ -210,7 +220,10 @@ mod tests {
     fn a_lost_lease_stays_lost() {
         let lost = heartbeat().lost();
         assert!(!lost.is_held(Duration::ZERO));
-        assert_eq!((lost.extend_at(), lost.extension(20 * S), lost.left(20 * S)), (None, None, Duration::ZERO));
+        assert_eq!(
+            (lost.extend_at(), lost.extension(20 * S), lost.left(20 * S)),
+            (None, None, Duration::ZERO)
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The core: values and decisions, in the order of one message's journey.
 //!
 //! Architecture invariant: nothing in here waits, reads a clock, touches the world or knows that it
-//! is run by actors. A point in time is a [`Duration`](std::time::Duration) since the run began (its
-//! name ends in `_at`), handed in by whoever owns the clock; so every decision can be tabled,
+//! is run by actors. A point in time is a [`Duration`](std::time::Duration) since the run began
+//! (its name ends in `_at`), handed in by whoever owns the clock; so every decision can be tabled,
 //! searched and replayed.
 
 pub mod backoff;

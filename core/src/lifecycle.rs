@@ -8,8 +8,8 @@
 //!     └──────► Done        Halting ────────────────────┘
 //! ```
 //!
-//! Architecture invariant: every event has an answer in every phase, written out; an event that comes
-//! late or twice changes nothing.
+//! Architecture invariant: every event has an answer in every phase, written out; an event that
+//! comes late or twice changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,12 +52,16 @@ impl Policy {
         let content = match routed {
             Ok(Route::Work(content)) => content,
             Ok(Route::Nothing(why)) => return otherwise(Assignment::NothingToDo(why)),
-            Err(why) => return otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new())),
+            Err(why) => {
+                return otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new()));
+            }
         };
         let (task, limits) = match job_type(&self.job_types, &content) {
             Ok(Some(job_type)) => (Ok(job_type.task.clone()), &job_type.limits),
             Ok(None) => {
-                let none = || "no job type matches it, and there is no COMMAND for other messages".to_owned();
+                let none = || {
+                    "no job type matches it, and there is no COMMAND for other messages".to_owned()
+                };
                 (self.task.clone().ok_or_else(none), &self.limits)
             }
             Err(why) => (Err(why), &self.limits),
@@ -81,7 +85,8 @@ pub enum Event {
     Received(Box<Received>),
     QueueEmpty,
     ReceiveFailed(ReceiveFailure),
-    /// The queue has said what becomes of a message that keeps failing. A message need not wait for that.
+    /// The queue has said what becomes of a message that keeps failing. A message need not wait for
+    /// that.
     RedriveKnown(Redrive),
     /// The work goes on from a checkpoint, after earlier deliveries worked so long.
     Resumed(Duration),
@@ -137,7 +142,8 @@ pub enum Effect {
     StopPolling,
     Hold(Box<Hold>),
     Process(Box<Work>),
-    /// End the command, and begin nothing more. What has succeeded is still published, within the grace.
+    /// End the command, and begin nothing more. What has succeeded is still published, within the
+    /// grace.
     Halt,
     /// Publish nothing more: nobody can prove any more that the message is ours.
     AbortPublish,
@@ -182,7 +188,8 @@ pub struct Work {
     pub subject: Arc<Subject>,
     pub content: Content,
     pub task: Arc<Task>,
-    /// Length of the message's lease with [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
+    /// Length of the message's lease with
+    /// [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
     pub visibility: Duration,
     pub stop_grace: Duration,
     /// When the work will be halted, on the run's clock.
@@ -255,7 +262,13 @@ pub struct Step {
 impl Job {
     /// A run begins by asking for a message.
     pub fn start(policy: Policy) -> Step {
-        let job = Self { left: policy.max_messages, policy, phase: Phase::Receiving, kept: None, leaving: None };
+        let job = Self {
+            left: policy.max_messages,
+            policy,
+            phase: Phase::Receiving,
+            kept: None,
+            leaving: None,
+        };
         Step { job, effects: vec![Effect::Poll] }
     }
 
@@ -306,7 +319,9 @@ impl Run {
                 self.leave(Some(RunOutcome::ReceiveFailed(failure)))
             }
             // Whoever is stopping did not want a message any more.
-            Event::QueueEmpty | Event::ReceiveFailed(_) | Event::Overdue(Limit::LastPoll) => self.leave(None),
+            Event::QueueEmpty | Event::ReceiveFailed(_) | Event::Overdue(Limit::LastPoll) => {
+                self.leave(None)
+            }
             Event::StopRequested if self.leaving.is_none() => self.last_poll(Leaving::Stopped),
             Event::ActorDied(role @ Role::Processor) if self.leaving.is_none() => {
                 self.last_poll(Leaving::ActorDied(role))
@@ -343,7 +358,10 @@ impl Run {
             Event::Progressed(progress) => {
                 current.progress = Some(progress.clone());
                 let progressed = Progressed { subject: current.subject.clone(), progress };
-                self.go(Phase::Processing(current), vec![Effect::Report(Report::Progressed(Box::new(progressed)))])
+                self.go(
+                    Phase::Processing(current),
+                    vec![Effect::Report(Report::Progressed(Box::new(progressed)))],
+                )
             }
             Event::RedriveKnown(redrive) => self.stay(Phase::Processing(current.redriven(redrive))),
             Event::Held(until) => {
@@ -357,8 +375,12 @@ impl Run {
                 current.processed(work);
                 self.settle(current, verdict)
             }
-            Event::LeaseLost(why) => self.halt(current, KeepReason::LeaseLost(why)).and_abort_publish(),
-            Event::LeaseExhausted if current.checkpointed.is_some() => self.halt(current, KeepReason::HandedOver),
+            Event::LeaseLost(why) => {
+                self.halt(current, KeepReason::LeaseLost(why)).and_abort_publish()
+            }
+            Event::LeaseExhausted if current.checkpointed.is_some() => {
+                self.halt(current, KeepReason::HandedOver)
+            }
             Event::LeaseExhausted => self.halt(current, KeepReason::LeaseExhausted),
             Event::Overdue(Limit::Work) => self.halt(current, KeepReason::TimedOut),
             Event::StopRequested => {
@@ -387,8 +409,8 @@ impl Run {
         }
     }
 
-    /// The work is being ended: a command by TERM, and what has succeeded by being published. Whatever it says from now on,
-    /// the message is kept.
+    /// The work is being ended: a command by TERM, and what has succeeded by being published.
+    /// Whatever it says from now on, the message is kept.
     fn halting(mut self, mut current: InFlight, why: KeepReason, event: Event) -> Step {
         match event {
             Event::Processed(processed) => {
@@ -418,7 +440,9 @@ impl Run {
                 self.leaving = self.leaving.or(Some(Leaving::Stopped));
                 self.stay(Phase::Halting(current, why))
             }
-            Event::RedriveKnown(redrive) => self.stay(Phase::Halting(current.redriven(redrive), why)),
+            Event::RedriveKnown(redrive) => {
+                self.stay(Phase::Halting(current.redriven(redrive), why))
+            }
             Event::Held(until) => {
                 let held = current.held(until.saturating_sub(self.now));
                 self.go(Phase::Halting(current, why), vec![held])
@@ -441,7 +465,9 @@ impl Run {
     fn settling(mut self, current: InFlight, unsettled: KeepReason, event: Event) -> Step {
         match event {
             Event::Settled(settlement) => self.settled(current, settlement),
-            Event::RedriveKnown(redrive) => self.stay(Phase::Settling(current.redriven(redrive), unsettled)),
+            Event::RedriveKnown(redrive) => {
+                self.stay(Phase::Settling(current.redriven(redrive), unsettled))
+            }
             Event::NotDeleted(NotDeleted::Withdrawn) => {
                 let why = match self.leaving {
                     Some(Leaving::ActorDied(role)) => KeepReason::ActorDied(role),
@@ -449,15 +475,28 @@ impl Run {
                 };
                 self.keep_after_all(current, why)
             }
-            Event::NotDeleted(NotDeleted::LeaseLost) => self.keep_after_all(current, KeepReason::LostAfterSuccess),
-            Event::NotDeleted(NotDeleted::GaveUp(why)) => self.keep_after_all(current, KeepReason::DeleteFailed(why)),
-            Event::Overdue(Limit::Settle) => self.settled(current, Settlement::Kept(unsettled, Return::Unknown)),
+            Event::NotDeleted(NotDeleted::LeaseLost) => {
+                self.keep_after_all(current, KeepReason::LostAfterSuccess)
+            }
+            Event::NotDeleted(NotDeleted::GaveUp(why)) => {
+                self.keep_after_all(current, KeepReason::DeleteFailed(why))
+            }
+            Event::Overdue(Limit::Settle) => {
+                self.settled(current, Settlement::Kept(unsettled, Return::Unknown))
+            }
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
                 self.leaving = Some(Leaving::ActorDied(role));
-                self.settled(current, Settlement::Kept(KeepReason::ActorDied(role), Return::Unknown))
+                self.settled(
+                    current,
+                    Settlement::Kept(KeepReason::ActorDied(role), Return::Unknown),
+                )
             }
-            Event::StopRequested if self.leaving.is_none() => self.withdraw(current, unsettled, Leaving::Stopped),
-            Event::ActorDied(role @ (Role::Receiver | Role::Processor)) if self.leaving.is_none() => {
+            Event::StopRequested if self.leaving.is_none() => {
+                self.withdraw(current, unsettled, Leaving::Stopped)
+            }
+            Event::ActorDied(role @ (Role::Receiver | Role::Processor))
+                if self.leaving.is_none() =>
+            {
                 self.withdraw(current, unsettled, Leaving::ActorDied(role))
             }
             Event::StopRequested
@@ -480,10 +519,19 @@ impl Run {
 
     fn received(mut self, received: Received) -> Step {
         self.left = self.left.saturating_sub(1);
-        // Taken apart once: the handle goes to whoever holds the lease, and the body is the work or goes away after its hash.
+        // Taken apart once: the handle goes to whoever holds the lease, and the body is the work or
+        // goes away after its hash.
         let Received { delivery, asked_at, received_at, redrive } = received;
         let id = delivery.id();
-        let Delivery { message_id, receipt, body, receive_count, sent_at, idempotency_key, traceparent } = delivery;
+        let Delivery {
+            message_id,
+            receipt,
+            body,
+            receive_count,
+            sent_at,
+            idempotency_key,
+            traceparent,
+        } = delivery;
         let body_sha256 = hex::encode(Sha256::digest(&body));
         let (assignment, limits) = self.policy.assign(body);
         let (records, job_type) = match &assignment {
@@ -502,8 +550,14 @@ impl Run {
             job_type,
             objects: records.iter().map(|record| record.object.clone()).collect(),
         });
-        let timings = Timings { receive: received_at.saturating_sub(asked_at), ..Timings::default() };
-        let hold = Effect::Hold(Box::new(Hold { delivery: id.clone(), receipt, asked_at, limits: limits.clone() }));
+        let timings =
+            Timings { receive: received_at.saturating_sub(asked_at), ..Timings::default() };
+        let hold = Effect::Hold(Box::new(Hold {
+            delivery: id.clone(),
+            receipt,
+            asked_at,
+            limits: limits.clone(),
+        }));
         let started = Effect::Report(Report::Started(subject.clone()));
         let mut current = InFlight {
             subject: subject.clone(),
@@ -527,7 +581,10 @@ impl Run {
                 let Limits { visibility, stop_grace, max_duration, .. } = current.limits;
                 let deadline_at = received_at + max_duration;
                 let work = Work { subject, content, task, visibility, stop_grace, deadline_at };
-                self.go(Phase::Processing(current), vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)])
+                self.go(
+                    Phase::Processing(current),
+                    vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)],
+                )
             }
         };
         step.effects.splice(0..0, [hold, started]);
@@ -541,7 +598,10 @@ impl Run {
 
     fn withdraw(mut self, current: InFlight, unsettled: KeepReason, why: Leaving) -> Step {
         self.leaving = Some(why);
-        self.go(Phase::Settling(current, unsettled), vec![Effect::Withdraw, Effect::Await(Limit::Settle)])
+        self.go(
+            Phase::Settling(current, unsettled),
+            vec![Effect::Withdraw, Effect::Await(Limit::Settle)],
+        )
     }
 
     fn halt(self, mut current: InFlight, why: KeepReason) -> Step {
@@ -568,12 +628,13 @@ impl Run {
     fn settle(self, mut current: InFlight, verdict: Verdict) -> Step {
         current.judged_at = current.judged_at.or(Some(self.now));
         let unsettled = match &verdict {
-            Verdict::Delete(_) => {
-                KeepReason::DeleteFailed("no answer within the time left for the shutdown".to_owned())
-            }
+            Verdict::Delete(_) => KeepReason::DeleteFailed(
+                "no answer within the time left for the shutdown".to_owned(),
+            ),
             Verdict::Keep(why, _) => why.clone(),
         };
-        let releasing = if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };
+        let releasing =
+            if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };
         let mut effects = vec![Effect::Settle(verdict)];
         effects.extend(releasing);
         if self.leaving.is_some() {
@@ -584,7 +645,9 @@ impl Run {
 
     fn settled(mut self, current: InFlight, settlement: Settlement) -> Step {
         let (subject, checkpointed) = (current.subject.clone(), current.checkpointed.clone());
-        let mut effects = vec![Effect::Report(Report::Ended(Box::new(current.ended(self.now, settlement.clone()))))];
+        let mut effects = vec![Effect::Report(Report::Ended(Box::new(
+            current.ended(self.now, settlement.clone()),
+        )))];
         let go_on = match settlement {
             Settlement::Deleted(_) => {
                 effects.extend(checkpointed.map(|task| Effect::DropCheckpoints(subject, task)));
@@ -656,10 +719,17 @@ impl InFlight {
 
     fn ended(self, now: Duration, settlement: Settlement) -> Ended {
         let timings = Timings {
-            settle: self.judged_at.map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
+            settle: self
+                .judged_at
+                .map_or(Duration::ZERO, |judged_at| now.saturating_sub(judged_at)),
             total: now.saturating_sub(self.received_at),
             ..self.work.timings
         };
-        Ended { subject: self.subject, settlement, progress: self.progress, work: WorkRecord { timings, ..self.work } }
+        Ended {
+            subject: self.subject,
+            settlement,
+            progress: self.progress,
+            work: WorkRecord { timings, ..self.work },
+        }
     }
 }

@@ -11,8 +11,9 @@
 //! | SNS | `Type`: `Notification`, `Message` | as in its message, which is one of the above |
 //!
 //! Sources: S3 User Guide, "Event message structure" and "EventBridge event message structure"; SNS
-//! Developer Guide, "Parsing message formats". Both S3 pages ask for the same reading of versions: the
-//! major one must be the known one, a new minor one brings new fields and event types, to be ignored.
+//! Developer Guide, "Parsing message formats". Both S3 pages ask for the same reading of versions:
+//! the major one must be the known one, a new minor one brings new fields and event types, to be
+//! ignored.
 
 use std::borrow::Cow;
 
@@ -36,8 +37,8 @@ pub struct Record {
     /// S3's name without its `s3:`, such as `ObjectCreated:Put`.
     pub event: String,
     pub object: Object,
-    /// The object's key as it stands in the event, where decoding made another of it. A sender that does not encode means this
-    /// one, and nothing in a key such as `a+b` tells.
+    /// The object's key as it stands in the event, where decoding made another of it. A sender that
+    /// does not encode means this one, and nothing in a key such as `a+b` tells.
     pub key_as_sent: Option<String>,
 }
 
@@ -54,7 +55,8 @@ pub struct Object {
     pub size: Option<u64>,
     /// Orders the events of one key; hexadecimal.
     pub sequencer: Option<String>,
-    /// The event names AWS as its source. Other stores name themselves, and some send a size that is not the object's.
+    /// The event names AWS as its source. Other stores name themselves, and some send a size that
+    /// is not the object's.
     pub is_from_aws: bool,
 }
 
@@ -65,10 +67,11 @@ pub struct NotANotification(pub String);
 
 /// Reads a message body: all of its records, or the first reason why it is no S3 notification.
 ///
-/// An empty `Records` is such a reason: S3 never sends it, so it proves nothing, and least of all that
-/// there was nothing to do.
+/// An empty `Records` is such a reason: S3 never sends it, so it proves nothing, and least of all
+/// that there was nothing to do.
 pub fn parse(body: &str) -> Result<Notification, NotANotification> {
-    // A byte order mark is invisible, and some tools write it; RFC 8259, 8.1 allows us to ignore it.
+    // A byte order mark is invisible, and some tools write it; RFC 8259, 8.1 allows us to ignore
+    // it.
     let body = json(body.strip_prefix('\u{feff}').unwrap_or(body), "the body")?;
     match text(&body, "Type")?.as_deref() {
         Some("Notification") => {
@@ -91,7 +94,9 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
         }
         let numbered = records.iter().enumerate();
         numbered
-            .map(|(i, record)| from_s3(record).map_err(|why| refused(format!("in Records[{i}]: {why}"))))
+            .map(|(i, record)| {
+                from_s3(record).map_err(|why| refused(format!("in Records[{i}]: {why}")))
+            })
             .collect::<Result<_, _>>()
             .map(Notification::Records)
     } else if body["Event"] == "s3:TestEvent" {
@@ -99,14 +104,16 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
     } else if body.get("detail-type").is_some() {
         Ok(Notification::Records(vec![from_eventbridge(body)?]))
     } else {
-        Err(refused("it has neither Records (S3), nor detail-type (EventBridge), nor Event (S3's test event)"))
+        Err(refused(
+            "it has neither Records (S3), nor detail-type (EventBridge), nor Event (S3's test event)",
+        ))
     }
 }
 
 /// One entry of S3's `Records`.
 fn from_s3(record: &Value) -> Result<Record, NotANotification> {
-    // Other stores put their own name in front (`minio:s3`, `ceph:s3`), and count versions of their own; hand-made messages may
-    // have neither.
+    // Other stores put their own name in front (`minio:s3`, `ceph:s3`), and count versions of their
+    // own; hand-made messages may have neither.
     let source = text(record, "eventSource")?;
     if source.as_ref().is_some_and(|source| !source.ends_with(":s3")) {
         return Err(refused("eventSource is not aws:s3"));
@@ -119,7 +126,11 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
     let sent = required(record, "s3.object.key")?;
     let key = within_limits(decoded(&sent))?;
     Ok(Record {
-        event: event.strip_prefix("s3:").filter(|name| !name.is_empty()).unwrap_or(&event).to_owned(),
+        event: event
+            .strip_prefix("s3:")
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&event)
+            .to_owned(),
         key_as_sent: (key != sent).then(|| sent.into_owned()),
         object: Object {
             bucket: bucket(required(record, "s3.bucket.name")?)?,
@@ -145,7 +156,8 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     require_major(body, "detail.event-version", "1")?;
     let (reason, deletion) = (text(body, "detail.reason")?, text(body, "detail.deletion-type")?);
     Ok(Record {
-        event: s3_name(&required(body, "detail-type")?, reason.as_deref(), deletion.as_deref()).into_owned(),
+        event: s3_name(&required(body, "detail-type")?, reason.as_deref(), deletion.as_deref())
+            .into_owned(),
         key_as_sent: None,
         object: Object {
             bucket: bucket(required(body, "detail.bucket.name")?)?,
@@ -161,16 +173,20 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
 
 /// S3's own name for an event that EventBridge tells of.
 ///
-/// A reason that is new to us stays in its family, as `Other`. An event type that is new to us keeps its
-/// name, less the spaces: it is unknown then, and its message is kept.
+/// A reason that is new to us stays in its family, as `Other`. An event type that is new to us
+/// keeps its name, less the spaces: it is unknown then, and its message is kept.
 fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str>) -> Cow<'a, str> {
     let name = match (detail_type, reason, deletion) {
         ("Object Created", Some("PutObject"), _) => "ObjectCreated:Put",
         ("Object Created", Some("POST Object"), _) => "ObjectCreated:Post",
         ("Object Created", Some("CopyObject"), _) => "ObjectCreated:Copy",
-        ("Object Created", Some("CompleteMultipartUpload"), _) => "ObjectCreated:CompleteMultipartUpload",
+        ("Object Created", Some("CompleteMultipartUpload"), _) => {
+            "ObjectCreated:CompleteMultipartUpload"
+        }
         ("Object Created", _, _) => "ObjectCreated:Other",
-        ("Object Deleted", Some("Lifecycle Expiration"), Some("Permanently Deleted")) => "LifecycleExpiration:Delete",
+        ("Object Deleted", Some("Lifecycle Expiration"), Some("Permanently Deleted")) => {
+            "LifecycleExpiration:Delete"
+        }
         ("Object Deleted", Some("Lifecycle Expiration"), Some("Delete Marker Created")) => {
             "LifecycleExpiration:DeleteMarkerCreated"
         }
@@ -193,21 +209,25 @@ fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str
     name.into()
 }
 
-/// A key as S3 encodes it: a space as `+`, then everything unusual as `%` and the hexadecimal bytes of
-/// its UTF-8. Decoded once: what still looks encoded afterwards is the key's own.
+/// A key as S3 encodes it: a space as `+`, then everything unusual as `%` and the hexadecimal bytes
+/// of its UTF-8. Decoded once: what still looks encoded afterwards is the key's own.
 ///
-/// Some stores and senders do not encode. Where the key has something in it that an encoder never leaves, it is taken as it is:
-/// to decode it would be to work on another object.
+/// Some stores and senders do not encode. Where the key has something in it that an encoder never
+/// leaves, it is taken as it is: to decode it would be to work on another object.
 fn decoded(key: &str) -> String {
     let is_left_by_encoders = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
-    let begins_with_hex =
-        |text: &str| text.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
-    let is_encoded = key.bytes().all(is_left_by_encoders) && key.split('%').skip(1).all(begins_with_hex);
+    let begins_with_hex = |text: &str| {
+        text.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+    };
+    let is_encoded =
+        key.bytes().all(is_left_by_encoders) && key.split('%').skip(1).all(begins_with_hex);
     if !is_encoded {
         return key.to_owned();
     }
     // S3's keys are UTF-8: what decodes to something else was not encoded.
-    percent_decode_str(&key.replace('+', " ")).decode_utf8().map_or_else(|_| key.to_owned(), Cow::into_owned)
+    percent_decode_str(&key.replace('+', " "))
+        .decode_utf8()
+        .map_or_else(|_| key.to_owned(), Cow::into_owned)
 }
 
 /// S3 User Guide, "Naming Amazon S3 objects": a key is 1 to 1,024 bytes long.
@@ -215,22 +235,29 @@ fn within_limits(key: String) -> Result<String, NotANotification> {
     const LONGEST: usize = 1024;
     match key.len() {
         1..=LONGEST => Ok(key),
-        bytes => Err(refused(format!("the object's key has {bytes} bytes; S3 allows 1 to {LONGEST}"))),
+        bytes => {
+            Err(refused(format!("the object's key has {bytes} bytes; S3 allows 1 to {LONGEST}")))
+        }
     }
 }
 
-/// A name and nothing else: of an ARN, or of a name with a slash in it, the message would choose the host that is asked.
+/// A name and nothing else: of an ARN, or of a name with a slash in it, the message would choose
+/// the host that is asked.
 fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
-    if is_bucket_name(&name) { Ok(name.into_owned()) } else { Err(refused("the bucket's name is not valid")) }
+    if is_bucket_name(&name) {
+        Ok(name.into_owned())
+    } else {
+        Err(refused("the bucket's name is not valid"))
+    }
 }
 
-/// A version's id or an eTag: each goes into a request, and the SDK panics at one that does not fit there. S3 User Guide, "How S3
-/// Versioning works": an id is at most 1,024 bytes long.
+/// A version's id or an eTag: each goes into a request, and the SDK panics at one that does not fit
+/// there. S3 User Guide, "How S3 Versioning works": an id is at most 1,024 bytes long.
 fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotification> {
     match text(json, path)? {
-        Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => {
-            Err(refused(format!("{path} is longer than 1,024 bytes or contains control characters")))
-        }
+        Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => Err(refused(
+            format!("{path} is longer than 1,024 bytes or contains control characters"),
+        )),
         value => Ok(value.map(Cow::into_owned)),
     }
 }
@@ -240,9 +267,12 @@ fn sequencer(json: &Value, path: &str) -> Option<String> {
     text(json, path).ok().flatten().map(Cow::into_owned)
 }
 
-/// S3's HTTP answers have eTags in quotes, and some stores copy them into their events; a proxy may have made them weak.
+/// S3's HTTP answers have eTags in quotes, and some stores copy them into their events; a proxy may
+/// have made them weak.
 fn unquoted(etag: &str) -> Option<String> {
-    Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"')).filter(|etag| !etag.is_empty()).map(str::to_owned)
+    Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"'))
+        .filter(|etag| !etag.is_empty())
+        .map(str::to_owned)
 }
 
 /// Ceph's manual has sizes as text. What is no size at all is no reason to refuse the message.
@@ -251,14 +281,17 @@ fn size(json: &Value, path: &str) -> Option<u64> {
     size.as_u64().or_else(|| size.as_str()?.parse().ok())
 }
 
-/// Refuses a version with another major part than `major`; hand-made messages may have none, or a number.
+/// Refuses a version with another major part than `major`; hand-made messages may have none, or a
+/// number.
 fn require_major(json: &Value, path: &str, major: &str) -> Result<(), NotANotification> {
     let version = match at(json, path) {
         Some(Value::Number(number)) => Some(Cow::Owned(number.to_string())),
         Some(_) | None => text(json, path)?,
     };
     match version {
-        Some(version) if version.split('.').next() != Some(major) => Err(refused(format!("{path} is not {major}.x"))),
+        Some(version) if version.split('.').next() != Some(major) => {
+            Err(refused(format!("{path} is not {major}.x")))
+        }
         Some(_) | None => Ok(()),
     }
 }
@@ -267,12 +300,14 @@ fn required<'a>(json: &'a Value, path: &str) -> Result<Cow<'a, str>, NotANotific
     text(json, path)?.ok_or_else(|| refused(format!("{path} is missing")))
 }
 
-/// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty. A whole number is taken as its digits,
-/// which is what tools make of a text of digits.
+/// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty. A whole
+/// number is taken as its digits, which is what tools make of a text of digits.
 fn text<'a>(json: &'a Value, path: &str) -> Result<Option<Cow<'a, str>>, NotANotification> {
     match at(json, path) {
         None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(Cow::Borrowed(text.as_str())).filter(|text| !text.is_empty())),
+        Some(Value::String(text)) => {
+            Ok(Some(Cow::Borrowed(text.as_str())).filter(|text| !text.is_empty()))
+        }
         Some(Value::Number(number)) if !number.is_f64() => Ok(Some(Cow::Owned(number.to_string()))),
         Some(_) => Err(refused(format!("{path} is not a string"))),
     }
@@ -282,10 +317,15 @@ fn at<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(json, |json, key| json.get(key)).filter(|value| !value.is_null())
 }
 
-/// `what` in our own words, because serde_json's may quote the text: a position is enough to find it.
+/// `what` in our own words, because serde_json's may quote the text: a position is enough to find
+/// it.
 fn json(text: &str, what: &str) -> Result<Value, NotANotification> {
     serde_json::from_str(text).map_err(|error| {
-        refused(format!("{what} is not valid JSON (line {}, column {})", error.line(), error.column()))
+        refused(format!(
+            "{what} is not valid JSON (line {}, column {})",
+            error.line(),
+            error.column()
+        ))
     })
 }
 

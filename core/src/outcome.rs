@@ -105,14 +105,16 @@ pub struct Timings {
     pub total: Duration,
 }
 
-/// What the commands of a message took from the machine, as `wait4(2)` counts it: each command's first process and
-/// all below it that were waited for. A process whose parent did not wait for it is not in it.
+/// What the commands of a message took from the machine, as `wait4(2)` counts it: each command's
+/// first process and all below it that were waited for. A process whose parent did not wait for it
+/// is not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResourceUsage {
     /// User and system time together, of all commands.
     pub cpu: Duration,
-    /// The most that one process had in memory at a time (its resident set), in bytes. `None` if that was no more than we
-    /// had ourselves: until a process becomes the command the kernel counts our memory as its own.
+    /// The most that one process had in memory at a time (its resident set), in bytes. `None` if
+    /// that was no more than we had ourselves: until a process becomes the command the kernel
+    /// counts our memory as its own.
     pub peak_memory: Option<u64>,
 }
 

@@ -29,17 +29,22 @@ impl FromStr for Place {
         }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if !is_bucket_name(bucket) {
-            return Err(format!("{bucket:?} is not a valid bucket name; write for example s3://bucket/prefix"));
+            return Err(format!(
+                "{bucket:?} is not a valid bucket name; write for example s3://bucket/prefix"
+            ));
         }
         Ok(Self { bucket: bucket.to_owned(), prefix: prefix.trim_end_matches('/').to_owned() })
     }
 }
 
-/// S3 User Guide, "General purpose bucket naming rules". Older buckets may have capitals and underscores, and up to 255
-/// characters; other stores allow names of fewer than 3.
+/// S3 User Guide, "General purpose bucket naming rules". Older buckets may have capitals and
+/// underscores, and up to 255 characters; other stores allow names of fewer than 3.
 pub fn is_bucket_name(name: &str) -> bool {
     let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    (1..=255).contains(&name.len()) && name.bytes().all(is_sound) && !name.starts_with('.') && !name.contains("..")
+    (1..=255).contains(&name.len())
+        && name.bytes().all(is_sound)
+        && !name.starts_with('.')
+        && !name.contains("..")
 }
 
 /// A place that is another one for each job: `s3://results/{job_type}/{stem}`.
@@ -83,7 +88,8 @@ impl fmt::Display for Value {
 /// What a template is filled with.
 #[derive(Debug, Clone, Copy)]
 pub struct Values<'a> {
-    /// The object's key, if there is one: `in/orders.csv` has the name `orders.csv` and the stem `orders`.
+    /// The object's key, if there is one: `in/orders.csv` has the name `orders.csv` and the stem
+    /// `orders`.
     pub key: Option<&'a str>,
     pub message_id: &'a str,
     pub job_type: &'a str,
@@ -92,11 +98,13 @@ pub struct Values<'a> {
 impl Template {
     /// Has it a value in it that only an object has?
     pub fn needs_object(&self) -> bool {
-        self.pieces.iter().any(|piece| matches!(piece, Piece::Value(Value::Key | Value::Name | Value::Stem)))
+        self.pieces
+            .iter()
+            .any(|piece| matches!(piece, Piece::Value(Value::Key | Value::Name | Value::Stem)))
     }
 
-    /// How every key at this place begins, as far as that is known before there is a job. Of the object's key the beginning
-    /// is: `key_begins`.
+    /// How every key at this place begins, as far as that is known before there is a job. Of the
+    /// object's key the beginning is: `key_begins`.
     pub fn beginning(&self, key_begins: &str, job_type: &str) -> String {
         let mut beginning = String::new();
         for piece in &self.pieces {
@@ -156,13 +164,14 @@ impl FromStr for Template {
         while let Some(brace) = rest.find(['{', '}']) {
             let (before, from) = rest.split_at(brace);
             let end = from.find('}').filter(|end| *end > 0);
-            let name =
-                &from[..=end.ok_or_else(|| format!("unmatched brace in {text}; the placeholders are {}", known()))?];
+            let name = &from[..=end.ok_or_else(|| {
+                format!("unmatched brace in {text}; the placeholders are {}", known())
+            })?];
             let value = Value::ALL.into_iter().find(|value| value.to_string() == name);
             pieces.push(Piece::Text(before.to_owned()));
-            pieces.push(Piece::Value(
-                value.ok_or_else(|| format!("unknown placeholder {name}; the placeholders are {}", known()))?,
-            ));
+            pieces.push(Piece::Value(value.ok_or_else(|| {
+                format!("unknown placeholder {name}; the placeholders are {}", known())
+            })?));
             rest = &from[name.len()..];
         }
         pieces.push(Piece::Text(rest.to_owned()));
@@ -176,10 +185,15 @@ mod tests {
 
     #[test]
     fn a_place_is_a_bucket_and_a_prefix() {
-        let place = |bucket: &str, prefix: &str| Place { bucket: bucket.to_owned(), prefix: prefix.to_owned() };
+        let place = |bucket: &str, prefix: &str| Place {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+        };
         assert_eq!("s3://b/attempts/of/orders/".parse(), Ok(place("b", "attempts/of/orders")));
         assert_eq!("s3://b".parse(), Ok(place("b", "")));
-        for text in ["b/attempts", "s3:///attempts", "https://b/attempts", "", "s3://b{key}/x", "s3://a b"] {
+        for text in
+            ["b/attempts", "s3:///attempts", "https://b/attempts", "", "s3://b{key}/x", "s3://a b"]
+        {
             assert!(text.parse::<Place>().unwrap_err().contains("s3://bucket/prefix"), "{text}");
         }
     }
@@ -215,7 +229,8 @@ mod tests {
 
     #[test]
     fn how_the_keys_of_a_template_begin_is_known_before_there_is_a_job() {
-        let begins = |template: &str| template.parse::<Template>().unwrap().beginning("in/", "orders");
+        let begins =
+            |template: &str| template.parse::<Template>().unwrap().beginning("in/", "orders");
         for (template, beginning) in [
             ("s3://b", ""),
             ("s3://b/out/", "out/"),
@@ -227,7 +242,10 @@ mod tests {
         ] {
             assert_eq!(begins(template), beginning, "{template}");
             let template = template.trim_end_matches('/');
-            assert_eq!(template.parse::<Template>().unwrap().to_string().trim_end_matches('/'), template);
+            assert_eq!(
+                template.parse::<Template>().unwrap().to_string().trim_end_matches('/'),
+                template
+            );
         }
     }
 

@@ -158,10 +158,12 @@ impl Ended {
         outcome_label(&self.settlement)
     }
 
-    /// Why it was kept, with the command's own word for it if it gave one, and with what kept failing until then.
+    /// Why it was kept, with the command's own word for it if it gave one, and with what kept
+    /// failing until then.
     pub fn error(&self) -> Option<String> {
         let Settlement::Kept(reason, _) = &self.settlement else { return None };
-        let said = self.work.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let said =
+            self.work.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let last_error = self.work.last_error.as_ref().map(|why| format!("; last error: {why}"));
         Some(format!("{reason}{said}{}", last_error.unwrap_or_default()))
     }
@@ -177,11 +179,19 @@ impl Ended {
             Return::Unknown => "visible again when its visibility timeout ends".to_owned(),
         };
         let then = match &self.subject.redrive {
-            Redrive::DeadLetter { queue, .. } if self.subject.redrive.is_final(self.subject.receive_count) => {
-                format!("this was the last attempt: the next receive moves it to dead-letter queue {queue}")
+            Redrive::DeadLetter { queue, .. }
+                if self.subject.redrive.is_final(self.subject.receive_count) =>
+            {
+                format!(
+                    "this was the last attempt: the next receive moves it to dead-letter queue {queue}"
+                )
             }
-            Redrive::DeadLetter { queue, .. } => format!("after the last attempt it goes to dead-letter queue {queue}"),
-            Redrive::None => "retried until it expires: the queue has no dead-letter queue".to_owned(),
+            Redrive::DeadLetter { queue, .. } => {
+                format!("after the last attempt it goes to dead-letter queue {queue}")
+            }
+            Redrive::None => {
+                "retried until it expires: the queue has no dead-letter queue".to_owned()
+            }
             Redrive::Unknown => return Some(format!("{attempt}, {visible}")),
         };
         Some(format!("{attempt}, {visible}, {then}"))
@@ -254,9 +264,10 @@ mod tests {
     fn the_list_of_reasons_is_complete() {
         let next = |reason: &KeepReason| {
             use KeepReason::{
-                ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver, LeaseExhausted,
-                LeaseLost, LostAfterSuccess, NoJobType, NotANotification, NotRecorded, Panicked, Permanent,
-                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable,
+                ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver,
+                LeaseExhausted, LeaseLost, LostAfterSuccess, NoJobType, NotANotification,
+                NotRecorded, Panicked, Permanent, PublishFailed, Stalled, Stopped, Temporary,
+                TimedOut, Unreadable,
             };
             // Of a new reason, the compiler asks here where it comes.
             match reason {

@@ -1,4 +1,5 @@
-//! 3 Routed: which of the records are work, of which job type they are, so what is run on them and within which limits.
+//! 3 Routed: which of the records are work, of which job type they are, so what is run on them and
+//! within which limits.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -42,19 +43,26 @@ impl Match {
     }
 }
 
-/// The first of them that takes a message; `None` if none does. A message is one piece of work, so all its objects
-/// must be of one type: the error says which are not. A body has no object, so only a type that takes all takes it.
-pub fn job_type<'a>(types: &'a [JobType], content: &Content) -> Result<Option<&'a JobType>, String> {
+/// The first of them that takes a message; `None` if none does. A message is one piece of work, so
+/// all its objects must be of one type: the error says which are not. A body has no object, so only
+/// a type that takes all takes it.
+pub fn job_type<'a>(
+    types: &'a [JobType],
+    content: &Content,
+) -> Result<Option<&'a JobType>, String> {
     let records = match content {
         Content::Objects(records) => records,
         Content::Body(_) => return Ok(types.iter().find(|it| it.matches.takes_all())),
     };
     let mut taken = records.iter().map(|record| types.iter().find(|it| it.matches.takes(record)));
     let first = taken.next().flatten();
-    let name = |it: Option<&JobType>| it.map_or(Task::DEFAULT, |it| it.task.name.as_str()).to_owned();
+    let name =
+        |it: Option<&JobType>| it.map_or(Task::DEFAULT, |it| it.task.name.as_str()).to_owned();
     match taken.map(name).find(|other| *other != name(first)) {
         None => Ok(first),
-        Some(other) => Err(format!("its objects match different job types, {} and {other}", name(first))),
+        Some(other) => {
+            Err(format!("its objects match different job types, {} and {other}", name(first)))
+        }
     }
 }
 
@@ -65,14 +73,15 @@ pub struct Task {
     pub name: String,
     pub command: CommandLine,
     pub input: Input,
-    /// Where nothing is said, a deleted object is retried, and one that was overwritten is a failure.
+    /// Where nothing is said, a deleted object is retried, and one that was overwritten is a
+    /// failure.
     pub missing_object: Option<MissingObject>,
     /// How long the command may give no sign of life; for ever if `None`.
     pub stall_timeout: Option<Duration>,
     /// Where in S3 results go, if they go there.
     pub output: Option<Template>,
-    /// Where partial state is kept, if it is: the next pod can go on then, when SQS's ceiling is near, and `--max-duration` is
-    /// the time of all deliveries together.
+    /// Where partial state is kept, if it is: the next pod can go on then, when SQS's ceiling is
+    /// near, and `--max-duration` is the time of all deliveries together.
     pub checkpoint: Option<Checkpointing>,
 }
 
@@ -128,7 +137,8 @@ pub struct Limits {
     pub strategy: Strategy,
     /// Length of the lease with [`Strategy::Heartbeat`].
     pub visibility: Duration,
-    /// How long the queue hides a message in all: [`CEILING`](super::lease::CEILING), or less in a rehearsal.
+    /// How long the queue hides a message in all: [`CEILING`](super::lease::CEILING), or less in a
+    /// rehearsal.
     pub ceiling: Duration,
     pub max_duration: Duration,
     /// What the command gets between TERM and KILL.
@@ -166,27 +176,38 @@ pub enum Route {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
     pub events: EventFilter,
-    /// Is an empty object whose key ends in `/` work, as consoles and file browsers make one for a folder?
+    /// Is an empty object whose key ends in `/` work, as consoles and file browsers make one for a
+    /// folder?
     pub folders: bool,
 }
 
-/// Picks the records that are work. The error names an event that nobody knows: that a message asks for nothing may only be said
-/// of events that S3 has.
+/// Picks the records that are work. The error names an event that nobody knows: that a message asks
+/// for nothing may only be said of events that S3 has.
 pub fn route(notification: Notification, selection: &Selection) -> Result<Route, String> {
     let records = match notification {
         Notification::Test => return Ok(Route::Nothing(NoWorkReason::TestEvent)),
         Notification::Records(records) => records,
     };
     let Selection { events, folders } = selection;
-    if let Some(unknown) = records.iter().find(|it| !events.is_work(&it.event) && !event::is_s3(&it.event)) {
+    if let Some(unknown) =
+        records.iter().find(|it| !events.is_work(&it.event) && !event::is_s3(&it.event))
+    {
         return Err(event::unknown(&unknown.event));
     }
     // Some stores say a size of 0 of what is not empty.
-    let is_empty = |record: &Record| record.object.etag.as_deref().is_none_or(|etag| etag == ETAG_OF_NOTHING);
-    let is_folder = |it: &Record| it.object.size == Some(0) && it.object.key.ends_with('/') && is_empty(it);
-    let work: Vec<_> =
-        records.into_iter().filter(|it| events.is_work(&it.event) && (*folders || !is_folder(it))).collect();
-    Ok(if work.is_empty() { Route::Nothing(NoWorkReason::Ignored) } else { Route::Work(Content::Objects(work)) })
+    let is_empty =
+        |record: &Record| record.object.etag.as_deref().is_none_or(|etag| etag == ETAG_OF_NOTHING);
+    let is_folder =
+        |it: &Record| it.object.size == Some(0) && it.object.key.ends_with('/') && is_empty(it);
+    let work: Vec<_> = records
+        .into_iter()
+        .filter(|it| events.is_work(&it.event) && (*folders || !is_folder(it)))
+        .collect();
+    Ok(if work.is_empty() {
+        Route::Nothing(NoWorkReason::Ignored)
+    } else {
+        Route::Work(Content::Objects(work))
+    })
 }
 
 /// The MD5 of no bytes.

@@ -27,7 +27,8 @@ pub enum RunOutcome {
 }
 
 impl RunOutcome {
-    /// How several runs ended together, of which `other` ended last: the worst kind counts, and of two of a kind the last.
+    /// How several runs ended together, of which `other` ended last: the worst kind counts, and of
+    /// two of a kind the last.
     #[must_use]
     pub fn and_then(self, other: Self) -> Self {
         let badness = |outcome: &Self| match outcome {
@@ -56,7 +57,9 @@ impl fmt::Display for RunOutcome {
         match self {
             Self::Finished => f.write_str("no message was kept"),
             Self::Kept(reason) => reason.fmt(f),
-            Self::ReceiveFailed(ReceiveFailure::GaveUp(why)) => write!(f, "no message could be received: {why}"),
+            Self::ReceiveFailed(ReceiveFailure::GaveUp(why)) => {
+                write!(f, "no message could be received: {why}")
+            }
             Self::ReceiveFailed(ReceiveFailure::Misconfigured(why)) => why.fmt(f),
             Self::ActorDied(role) => KeepReason::ActorDied(*role).fmt(f),
             Self::SupervisorDied => f.write_str("a bug in leasehold: its supervisor died"),
@@ -72,13 +75,22 @@ mod tests {
     fn of_several_runs_the_worst_counts_and_of_a_kind_the_last() {
         use RunOutcome::{ActorDied, Finished, Kept, ReceiveFailed, SupervisorDied};
         let failed = || ReceiveFailed(ReceiveFailure::GaveUp("503".into()));
-        let ascending = [Finished, Kept(KeepReason::Stopped), failed(), ActorDied(Role::Receiver), SupervisorDied];
+        let ascending = [
+            Finished,
+            Kept(KeepReason::Stopped),
+            failed(),
+            ActorDied(Role::Receiver),
+            SupervisorDied,
+        ];
         for (i, better) in ascending.iter().enumerate() {
             for worse in &ascending[i..] {
                 assert_eq!(better.clone().and_then(worse.clone()), *worse);
                 assert_eq!(worse.clone().and_then(better.clone()), *worse);
             }
         }
-        assert_eq!(Kept(KeepReason::Stopped).and_then(Kept(KeepReason::TimedOut)), Kept(KeepReason::TimedOut));
+        assert_eq!(
+            Kept(KeepReason::Stopped).and_then(Kept(KeepReason::TimedOut)),
+            Kept(KeepReason::TimedOut)
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! 8 Stopped: how the time of a stop is divided. Every part of a stop takes its limit from here; what is smaller has limits of its own
-//! within these.
+//! 8 Stopped: how the time of a stop is divided. Every part of a stop takes its limit from here;
+//! what is smaller has limits of its own within these.
 //!
 //! ```text
 //! TERM                                                                              terminationGracePeriodSeconds
@@ -53,7 +53,8 @@ impl StopPlan {
         Self { termination_grace, reserve: (termination_grace / 3).min(LONGEST_RESERVE) }
     }
 
-    /// From TERM to the exit, when the work, or the last request for a message, may take as long as `stop_grace`.
+    /// From TERM to the exit, when the work, or the last request for a message, may take as long as
+    /// `stop_grace`.
     pub fn total(&self, stop_grace: Duration) -> Duration {
         stop_grace + self.reserve
     }
@@ -97,8 +98,8 @@ impl StopPlan {
         self.reserve * 3 / 20
     }
 
-    /// Dropping the checkpoints of a message that is deleted, beside its report: what is not dropped by then is left to a lifecycle
-    /// rule of the bucket.
+    /// Dropping the checkpoints of a message that is deleted, beside its report: what is not
+    /// dropped by then is left to a lifecycle rule of the bucket.
     pub fn checkpoint_drop(&self) -> Duration {
         self.report() * 2 / 3
     }
@@ -113,21 +114,29 @@ impl StopPlan {
         self.reserve / 5
     }
 
-    /// What still runs on other threads, above all the removal of files; what is not done by then is left.
+    /// What still runs on other threads, above all the removal of files; what is not done by then
+    /// is left.
     pub fn tidy(&self) -> Duration {
         self.reserve / 20
     }
 
-    /// The log's last lines, which are written after everything else: whatever is left but for a margin, up to a second. `since_term` is
-    /// `None` if nobody asked for a stop: then there is no hurry.
+    /// The log's last lines, which are written after everything else: whatever is left but for a
+    /// margin, up to a second. `since_term` is `None` if nobody asked for a stop: then there is no
+    /// hurry.
     pub fn log(&self, since_term: Option<Duration>) -> Duration {
         let margin = self.reserve / 20;
-        let left = since_term.map_or(LONGEST_FLUSH, |since| self.termination_grace.saturating_sub(since + margin));
+        let left = since_term
+            .map_or(LONGEST_FLUSH, |since| self.termination_grace.saturating_sub(since + margin));
         left.clamp((margin / 2).min(LONGEST_FLUSH), LONGEST_FLUSH)
     }
 
     /// Of a pod whose work ends within `stop_grace`.
-    pub fn timeline(&self, stop_grace: Duration, is_recorded: bool, is_checkpointed: bool) -> Timeline {
+    pub fn timeline(
+        &self,
+        stop_grace: Duration,
+        is_recorded: bool,
+        is_checkpointed: bool,
+    ) -> Timeline {
         let work = WorkStop::new(stop_grace, is_recorded, is_checkpointed);
         let released = self.halt(stop_grace) + self.settle();
         let reported = released + self.end();
@@ -145,7 +154,8 @@ impl StopPlan {
 
 impl WorkStop {
     pub fn new(stop_grace: Duration, is_recorded: bool, is_checkpointed: bool) -> Self {
-        let release = if is_recorded { (stop_grace / 10).min(RECORD_RELEASE) } else { Duration::ZERO };
+        let release =
+            if is_recorded { (stop_grace / 10).min(RECORD_RELEASE) } else { Duration::ZERO };
         let rest = stop_grace - release;
         // What the command does not need of its half, and the other half, is the checkpoint's.
         let command = if is_checkpointed { rest / 2 } else { rest };
@@ -154,7 +164,8 @@ impl WorkStop {
     }
 }
 
-/// How long an upload may take that has so much of a stop: one that is given up has to tidy up, too.
+/// How long an upload may take that has so much of a stop: one that is given up has to tidy up,
+/// too.
 fn upload(of_the_stop: Duration) -> Duration {
     of_the_stop.saturating_sub(TIDYING_UP).max(of_the_stop / 2)
 }

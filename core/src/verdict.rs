@@ -1,8 +1,8 @@
 //! 7 Judged: what became of the work, and so what becomes of the message.
 //!
 //! Architecture invariant: the default of everything is *keep*. [`Completed`] is the only way to a
-//! delete; it is made in this file, from success and nothing else, and it is no longer worth anything
-//! without a lease that is still held ([`Completed::permit`]).
+//! delete; it is made in this file, from success and nothing else, and it is no longer worth
+//! anything without a lease that is still held ([`Completed::permit`]).
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ pub enum Completion {
 
 /// Proof that the work succeeded while nobody had asked it to stop.
 ///
-/// Its fields are private and its only constructor is private to the core: "delete only on success" is checked by the compiler.
+/// Its fields are private and its only constructor is private to the core: "delete only on success"
+/// is checked by the compiler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
     delivery: DeliveryId,
@@ -44,15 +45,17 @@ impl Completed {
         self.why
     }
 
-    /// The right to send one DeleteMessage now; `None` once the lease cannot be proved any more, so that a
-    /// process that was frozen between success and delete does not delete what somebody else works on.
+    /// The right to send one DeleteMessage now; `None` once the lease cannot be proved any more, so
+    /// that a process that was frozen between success and delete does not delete what somebody else
+    /// works on.
     pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit> {
         lease.is_held(now).then_some(DeletePermit(()))
     }
 }
 
-/// The right to send one DeleteMessage, which uses it up. `Queue::delete` wants it beside the receipt handle, whose one owner checks that both are of the
-/// same delivery ([`Completed::is_of`]).
+/// The right to send one DeleteMessage, which uses it up. `Queue::delete` wants it beside the
+/// receipt handle, whose one owner checks that both are of the same delivery
+/// ([`Completed::is_of`]).
 #[derive(Debug)]
 pub struct DeletePermit(());
 
@@ -84,7 +87,8 @@ pub enum Settlement {
 pub enum Return {
     /// It was released with this delay.
     After(Duration),
-    /// Its visibility timeout runs out in this time, or sooner if a release came through whose answer was lost.
+    /// Its visibility timeout runs out in this time, or sooner if a release came through whose
+    /// answer was lost.
     Within(Duration),
     /// It may be somebody else's already.
     Unknown,
@@ -125,12 +129,16 @@ impl RetryPolicy {
     /// The verdict on work that ended by itself.
     pub fn judge(&self, delivery: &DeliveryId, outcome: Outcome) -> Verdict {
         let failure = match outcome {
-            Outcome::Finished => return Verdict::Delete(Completed::new(delivery, Completion::Succeeded)),
+            Outcome::Finished => {
+                return Verdict::Delete(Completed::new(delivery, Completion::Succeeded));
+            }
             Outcome::ObjectsGone => {
                 let why = Completion::NothingToDo(NoWorkReason::ObjectsGone);
                 return Verdict::Delete(Completed::new(delivery, why));
             }
-            Outcome::AlreadyDone => return Verdict::Delete(Completed::new(delivery, Completion::AlreadyDone)),
+            Outcome::AlreadyDone => {
+                return Verdict::Delete(Completed::new(delivery, Completion::AlreadyDone));
+            }
             Outcome::Failed(failure) => failure,
         };
         let (reason, said) = match failure {
@@ -141,11 +149,14 @@ impl RetryPolicy {
             Failure::Record(why) => (KeepReason::NotRecorded(why), CommandReport::default()),
             Failure::Superseded(why) => (KeepReason::LeaseLost(why), CommandReport::default()),
             Failure::Exit(Exit::Code(TEMPORARY), said) => (KeepReason::Temporary, said),
-            Failure::Exit(exit @ Exit::Code(code), said) if self.permanent_exit_codes.contains(&code) => {
+            Failure::Exit(exit @ Exit::Code(code), said)
+                if self.permanent_exit_codes.contains(&code) =>
+            {
                 (KeepReason::Permanent(exit), said)
             }
             Failure::Exit(exit, said) => (KeepReason::CommandFailed(exit), said),
-            // Nobody halts work that is not being stopped; if it happens all the same, it is no success.
+            // Nobody halts work that is not being stopped; if it happens all the same, it is no
+            // success.
             Failure::Halted => (KeepReason::Stopped, CommandReport::default()),
             Failure::Panicked(why) => (KeepReason::Panicked(why), CommandReport::default()),
         };
@@ -158,7 +169,9 @@ impl RetryPolicy {
     /// Keep, and come back when this reason says so.
     pub fn keep(&self, delivery: &DeliveryId, reason: KeepReason) -> Verdict {
         let release = match (reason.row().visible, self.retry) {
-            (Visible::ByItself, _) | (Visible::Soon | Visible::AfterBackoff, Retry::Expire) => Release::Expire,
+            (Visible::ByItself, _) | (Visible::Soon | Visible::AfterBackoff, Retry::Expire) => {
+                Release::Expire
+            }
             (Visible::AtOnce, _) => Release::After(Duration::ZERO),
             (Visible::AfterStop, _) => match self.on_stop {
                 OnStop::Release => Release::After(Duration::ZERO),
@@ -193,24 +206,40 @@ mod tests {
     }
 
     fn exited(code: i32, retry_after: Option<Duration>) -> Outcome {
-        Outcome::Failed(Failure::Exit(Exit::Code(code), CommandReport { retry_after, reason: None }))
+        Outcome::Failed(Failure::Exit(
+            Exit::Code(code),
+            CommandReport { retry_after, reason: None },
+        ))
     }
 
     #[test]
     fn the_exit_code_contract() {
         let judged = |outcome| match policy().judge(&delivery("m", 1), outcome) {
             Verdict::Delete(completed) => (format!("{:?}", completed.why()), 0, None),
-            Verdict::Keep(reason, release) => (reason.label().to_owned(), reason.exit_code(), Some(release)),
+            Verdict::Keep(reason, release) => {
+                (reason.label().to_owned(), reason.exit_code(), Some(release))
+            }
         };
         assert_eq!(judged(Outcome::Finished), ("Succeeded".into(), 0, None));
-        assert_eq!(judged(exited(66, None)), ("permanent".into(), 65, Some(Release::After(10 * S))));
-        assert_eq!(judged(exited(75, Some(300 * S))), ("temporary".into(), 75, Some(Release::After(300 * S))));
+        assert_eq!(
+            judged(exited(66, None)),
+            ("permanent".into(), 65, Some(Release::After(10 * S)))
+        );
+        assert_eq!(
+            judged(exited(75, Some(300 * S))),
+            ("temporary".into(), 75, Some(Release::After(300 * S)))
+        );
         // Only a temporary failure may choose its delay.
         assert_eq!(judged(exited(65, Some(300 * S))).2, Some(Release::After(10 * S)));
         let (label, code, release) = judged(exited(1, None));
         assert_eq!((label.as_str(), code), ("command_failed", 1));
-        assert!(matches!(release, Some(Release::After(delay)) if (10 * S..=20 * S).contains(&delay)));
-        assert_eq!(judged(Outcome::Failed(Failure::Exit(Exit::Signal(9), CommandReport::default()))).1, 1);
+        assert!(
+            matches!(release, Some(Release::After(delay)) if (10 * S..=20 * S).contains(&delay))
+        );
+        assert_eq!(
+            judged(Outcome::Failed(Failure::Exit(Exit::Signal(9), CommandReport::default()))).1,
+            1
+        );
         assert_eq!(judged(Outcome::Failed(Failure::Fetch("503".into()))).1, 75);
     }
 

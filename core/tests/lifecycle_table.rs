@@ -1,4 +1,5 @@
-//! Every phase × every event, as one table that a reviewer reads; and what no sequence of events may do.
+//! Every phase × every event, as one table that a reviewer reads; and what no sequence of events
+//! may do.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord}
 use leasehold_core::report::{Progress, Report};
 use leasehold_core::route::{Checkpointing, JobType, Limits, Match, Task};
 use leasehold_core::run_outcome::{ReceiveFailure, RunOutcome};
-use leasehold_core::verdict::{Completion, Release, Retry, RetryPolicy, Return, Settlement, Verdict};
+use leasehold_core::verdict::{
+    Completion, Release, Retry, RetryPolicy, Return, Settlement, Verdict,
+};
 use proptest::prelude::*;
 
 use crate::support::{settings, task};
@@ -23,10 +26,14 @@ fn policy(max_messages: u32) -> Policy {
     // No range, so no jitter in the table.
     let limits = Limits {
         ceiling: CEILING,
-        retry: RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..settings().policy.limits.retry },
+        retry: RetryPolicy {
+            retry: Retry::Backoff { min: 10 * S, max: 10 * S },
+            ..settings().policy.limits.retry
+        },
         ..settings().policy.limits
     };
-    let checkpoint = Some(Checkpointing { place: "s3://state/{job_type}".parse().unwrap(), interval: None });
+    let checkpoint =
+        Some(Checkpointing { place: "s3://state/{job_type}".parse().unwrap(), interval: None });
     let long = JobType {
         matches: Match { key: Some("long/**".parse().unwrap()), ..Match::default() },
         task: Arc::new(Task { name: "long".to_owned(), checkpoint, ..task() }),
@@ -45,7 +52,12 @@ fn received(body: &str) -> Event {
         idempotency_key: None,
         traceparent: None,
     };
-    Event::Received(Box::new(Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown }))
+    Event::Received(Box::new(Received {
+        delivery,
+        asked_at: S,
+        received_at: S,
+        redrive: Redrive::Unknown,
+    }))
 }
 
 const OBJECT_CREATED: &str = include_str!("fixtures/s3-put.json");
@@ -74,8 +86,15 @@ fn events() -> Vec<(&'static str, Make)> {
         ("Received(no notification)", || received("hello")),
         ("QueueEmpty", || Event::QueueEmpty),
         ("ReceiveFailed(gave up)", || Event::ReceiveFailed(ReceiveFailure::GaveUp("503".into()))),
-        ("ReceiveFailed(misconfigured)", || Event::ReceiveFailed(ReceiveFailure::Misconfigured("no queue".into()))),
-        ("RedriveKnown", || Event::RedriveKnown(Redrive::DeadLetter { max_receive_count: 3, queue: "dlq".to_owned() })),
+        ("ReceiveFailed(misconfigured)", || {
+            Event::ReceiveFailed(ReceiveFailure::Misconfigured("no queue".into()))
+        }),
+        ("RedriveKnown", || {
+            Event::RedriveKnown(Redrive::DeadLetter {
+                max_receive_count: 3,
+                queue: "dlq".to_owned(),
+            })
+        }),
         ("Resumed(a while)", || Event::Resumed(100 * S)),
         ("Resumed(all its time)", || Event::Resumed(10_000 * S)),
         ("Progressed", || Event::Progressed(Progress { share: Some(0.4), text: None })),
@@ -85,7 +104,9 @@ fn events() -> Vec<(&'static str, Make)> {
         ("Processed(exit 65)", || exited(65)),
         ("Processed(exit 75)", || exited(75)),
         ("Processed(fetch failed)", || processed(Outcome::Failed(Failure::Fetch("503".into())))),
-        ("Processed(publish failed)", || processed(Outcome::Failed(Failure::Publish("503".into())))),
+        ("Processed(publish failed)", || {
+            processed(Outcome::Failed(Failure::Publish("503".into())))
+        }),
         ("Processed(not recorded)", || processed(Outcome::Failed(Failure::Record("503".into())))),
         ("Processed(superseded)", || processed(Outcome::Failed(Failure::Superseded("412".into())))),
         ("Processed(objects gone)", || processed(Outcome::ObjectsGone)),
@@ -96,7 +117,9 @@ fn events() -> Vec<(&'static str, Make)> {
         ("LeaseLost", || Event::LeaseLost("expired".into())),
         ("LeaseExhausted", || Event::LeaseExhausted),
         ("Settled(deleted)", || Event::Settled(Settlement::Deleted(Completion::Succeeded))),
-        ("Settled(deleted: already done)", || Event::Settled(Settlement::Deleted(Completion::AlreadyDone))),
+        ("Settled(deleted: already done)", || {
+            Event::Settled(Settlement::Deleted(Completion::AlreadyDone))
+        }),
         ("Settled(kept: command failed)", || kept(KeepReason::CommandFailed(Exit::Code(1)))),
         ("Settled(kept: stopped)", || kept(KeepReason::Stopped)),
         ("Settled(kept: handed over)", || kept(KeepReason::HandedOver)),
@@ -130,10 +153,19 @@ fn phases() -> Vec<(&'static str, Vec<Make>)> {
         ("Halting, stalled", vec![got, || Event::Stalled]),
         ("Halting, lease lost", vec![got, || Event::LeaseLost("expired".into())]),
         ("Halting, at SQS's ceiling", vec![got, || Event::LeaseExhausted]),
-        ("Halting, at SQS's ceiling, of a job type with a checkpoint", vec![got_long, || Event::LeaseExhausted]),
-        ("Settling a delete of a job type with a checkpoint", vec![got_long, || processed(Outcome::Finished)]),
+        (
+            "Halting, at SQS's ceiling, of a job type with a checkpoint",
+            vec![got_long, || Event::LeaseExhausted],
+        ),
+        (
+            "Settling a delete of a job type with a checkpoint",
+            vec![got_long, || processed(Outcome::Finished)],
+        ),
         ("Settling a success", vec![got, || processed(Outcome::Finished)]),
-        ("Settling a success, asked to stop", vec![got, || processed(Outcome::Finished), || Event::StopRequested]),
+        (
+            "Settling a success, asked to stop",
+            vec![got, || processed(Outcome::Finished), || Event::StopRequested],
+        ),
         ("Settling what another pod has claimed", vec![got, superseded]),
         ("Settling a failure", vec![got, || exited(1)]),
         ("Done", vec![|| Event::QueueEmpty]),
@@ -141,15 +173,21 @@ fn phases() -> Vec<(&'static str, Vec<Make>)> {
 }
 
 fn walk(max_messages: u32, events: impl IntoIterator<Item = Event>) -> Job {
-    events.into_iter().fold(Job::start(policy(max_messages)).job, |job, event| job.step(2 * S, event).job)
+    events
+        .into_iter()
+        .fold(Job::start(policy(max_messages)).job, |job, event| job.step(2 * S, event).job)
 }
 
 fn in_words(effect: &Effect) -> String {
     match effect {
         Effect::Hold(..) => "Hold".to_owned(),
         Effect::Process(_) => "Process".to_owned(),
-        Effect::Settle(Verdict::Delete(completed)) => format!("Settle(Delete({:?}))", completed.why()),
-        Effect::Settle(Verdict::Keep(why, release)) => format!("Settle(Keep({}, {release:?}))", why.label()),
+        Effect::Settle(Verdict::Delete(completed)) => {
+            format!("Settle(Delete({:?}))", completed.why())
+        }
+        Effect::Settle(Verdict::Keep(why, release)) => {
+            format!("Settle(Keep({}, {release:?}))", why.label())
+        }
         Effect::Shorten(left) => format!("Shorten({left:?})"),
         Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
         Effect::Report(Report::Held(held)) => format!("Report(Held({:?}))", held.remaining),
@@ -183,7 +221,8 @@ fn every_phase_answers_every_event() {
             }
             let leaving = if job.is_leaving() { ", leaving" } else { "" };
             let effects: Vec<_> = effects.iter().map(in_words).collect();
-            writeln!(table, "  {event_name:32} {}{leaving}: {}", job.phase(), effects.join(", ")).unwrap();
+            writeln!(table, "  {event_name:32} {}{leaving}: {}", job.phase(), effects.join(", "))
+                .unwrap();
         }
         table.push('\n');
     }
@@ -197,7 +236,11 @@ fn a_fifo_queue_is_left_after_a_kept_message() {
         .into_iter()
         .fold(Job::start(policy).job, |job, event| job.step(2 * S, event).job);
     let effects = job.step(3 * S, kept(KeepReason::CommandFailed(Exit::Code(1)))).effects;
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Leave(outcome) if outcome.exit_code() == 1)));
+    assert!(
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Leave(outcome) if outcome.exit_code() == 1))
+    );
 }
 
 #[test]
@@ -230,8 +273,9 @@ fn a_message_that_arrives_after_the_stop_is_released_at_once() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens in whatever order: a delete is wished for at most once a message, only on success or
-    /// when there was nothing (more) to do, and never after a stop, a lost lease or an actor's death.
+    /// Whatever happens in whatever order: a delete is wished for at most once a message, only on
+    /// success or when there was nothing (more) to do, and never after a stop, a lost lease or an
+    /// actor's death.
     #[test]
     fn no_sequence_of_events_deletes_what_it_must_not(picks in prop::collection::vec(0..events().len(), 0..40)) {
         let events = events();

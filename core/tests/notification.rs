@@ -1,5 +1,5 @@
-//! From a body to records and to a route: what `job::notification` and `job::route` make of each fixture,
-//! and what holds for any body at all.
+//! From a body to records and to a route: what `job::notification` and `job::route` make of each
+//! fixture, and what holds for any body at all.
 
 use std::fmt::Write;
 use std::fs;
@@ -46,7 +46,9 @@ fn encode(key: &str) -> String {
     key.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
             b' ' => encoded.push('+'),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'*' | b'_' | b'/' => encoded.push(byte.into()),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'*' | b'_' | b'/' => {
+                encoded.push(byte.into());
+            }
             _ => write!(encoded, "%{byte:02X}").expect("a String takes any text"),
         }
         encoded
@@ -75,12 +77,18 @@ fn what_every_fixture_means() {
             Ok(Notification::Test) => writeln!(table, "    test event").unwrap(),
             Ok(Notification::Records(records)) => {
                 for Record { event, object, .. } in records {
-                    let is_work = match (EventFilter::default().is_work(&event), event::is_s3(&event)) {
-                        (true, _) => "work",
-                        (false, true) => "ignored",
-                        (false, false) => "unknown",
-                    };
-                    writeln!(table, "    {is_work}: {event} of {:?} in {}", object.key, object.bucket).unwrap();
+                    let is_work =
+                        match (EventFilter::default().is_work(&event), event::is_s3(&event)) {
+                            (true, _) => "work",
+                            (false, true) => "ignored",
+                            (false, false) => "unknown",
+                        };
+                    writeln!(
+                        table,
+                        "    {is_work}: {event} of {:?} in {}",
+                        object.key, object.bucket
+                    )
+                    .unwrap();
                     let details = [
                         ("version", object.version_id),
                         ("eTag", object.etag),
@@ -210,7 +218,11 @@ fn eventbridge_speaks_of_the_same_events_as_s3() {
         };
         for reason in reasons {
             for deletion in deletions {
-                let said = [Some(detail_type), *reason, *deletion].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let said = [Some(detail_type), *reason, *deletion]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join(", ");
                 writeln!(table, "{said:<60} {}", event(detail_type, *reason, *deletion)).unwrap();
             }
         }
@@ -220,22 +232,34 @@ fn eventbridge_speaks_of_the_same_events_as_s3() {
 
 #[test]
 fn only_records_that_are_work_are_routed_and_in_order() {
-    let (_, body) = fixtures().into_iter().find(|(name, _)| name == "s3-many-records.json").unwrap();
+    let (_, body) =
+        fixtures().into_iter().find(|(name, _)| name == "s3-many-records.json").unwrap();
     let all = records(&body);
     let routed = route(parse(&body).unwrap(), &Selection::default());
     assert_eq!(routed, Ok(Route::Work(Content::Objects(vec![all[0].clone(), all[2].clone()]))));
     let removed = only("s3:ObjectRemoved:*");
-    assert_eq!(route(parse(&body).unwrap(), &removed), Ok(Route::Work(Content::Objects(vec![all[1].clone()]))));
+    assert_eq!(
+        route(parse(&body).unwrap(), &removed),
+        Ok(Route::Work(Content::Objects(vec![all[1].clone()])))
+    );
 }
 
 fn only(events: &str) -> Selection {
     Selection { events: events.parse().unwrap(), folders: false }
 }
 
-/// A message with an event that is none of S3's is not understood, so it is kept, whatever else is in it.
+/// A message with an event that is none of S3's is not understood, so it is kept, whatever else is
+/// in it.
 #[test]
 fn an_unknown_event_is_never_nothing_to_do() {
-    for name in ["ObjectCreatedPut", "ObjectCreated", "s3:ObjectCreated", "PutObject", "ObjectAccessed:Get", "s3:"] {
+    for name in [
+        "ObjectCreatedPut",
+        "ObjectCreated",
+        "s3:ObjectCreated",
+        "PutObject",
+        "ObjectAccessed:Get",
+        "s3:",
+    ] {
         let mut body = from_s3("key");
         body["Records"][0]["eventName"] = name.into();
         let known = from_s3("other")["Records"][0].clone();
@@ -250,7 +274,10 @@ fn an_unknown_event_is_never_nothing_to_do() {
 
     let mut of_minio = from_s3("key");
     of_minio["Records"][0]["eventName"] = "s3:ObjectAccessed:Get".into();
-    assert!(matches!(route(parse(&of_minio.to_string()).unwrap(), &only("ObjectAccessed:*")), Ok(Route::Work(_))));
+    assert!(matches!(
+        route(parse(&of_minio.to_string()).unwrap(), &only("ObjectAccessed:*")),
+        Ok(Route::Work(_))
+    ));
     // No creation, although it is called one.
     of_minio["Records"][0]["eventName"] = "s3:ObjectCreated:PutTagging".into();
     let routed = route(parse(&of_minio.to_string()).unwrap(), &Selection::default());
@@ -262,14 +289,17 @@ fn the_folder_that_a_console_makes_is_work_only_if_asked_for() {
     let mut body = from_s3("reports/2026/");
     let mut routed = |size: Value, folders| {
         body["Records"][0]["s3"]["object"]["size"] = size;
-        route(parse(&body.to_string()).unwrap(), &Selection { folders, ..Selection::default() }).unwrap()
+        route(parse(&body.to_string()).unwrap(), &Selection { folders, ..Selection::default() })
+            .unwrap()
     };
     assert_eq!(routed(json!(0), false), Route::Nothing(NoWorkReason::Ignored));
     for (size, folders) in [(json!(0), true), (json!(1), false), (json!(null), false)] {
         assert!(matches!(routed(size, folders), Route::Work(_)));
     }
     // Some stores say a size of 0 of what is not empty.
-    for (etag, is_work) in [("d41d8cd98f00b204e9800998ecf8427e", false), ("5d41402abc4b2a76b9719d911017c592", true)] {
+    for (etag, is_work) in
+        [("d41d8cd98f00b204e9800998ecf8427e", false), ("5d41402abc4b2a76b9719d911017c592", true)]
+    {
         let mut body = from_s3("reports/2026/");
         body["Records"][0]["s3"]["object"]["size"] = json!(0);
         body["Records"][0]["s3"]["object"]["eTag"] = etag.into();
@@ -300,7 +330,9 @@ fn fields_of_secondary_use_may_be_numbers() {
 #[test]
 fn only_an_event_that_names_aws_is_from_aws() {
     let mut body = from_s3("key");
-    for (source, is_from_aws) in [(json!("aws:s3"), true), (json!("minio:s3"), false), (json!(null), false)] {
+    for (source, is_from_aws) in
+        [(json!("aws:s3"), true), (json!("minio:s3"), false), (json!(null), false)]
+    {
         body["Records"][0]["eventSource"] = source;
         assert_eq!(records(&body.to_string())[0].object.is_from_aws, is_from_aws);
     }
@@ -318,17 +350,30 @@ fn a_key_that_was_not_encoded_is_taken_as_it_is() {
 #[test]
 fn what_s3_does_not_allow_is_refused_at_the_border() {
     assert_eq!(only_key(&from_s3(&"a".repeat(1024))).len(), 1024);
-    for body in [from_s3(&"a".repeat(1025)), from_s3(&"%41".repeat(1025)), from_eventbridge(&"ä".repeat(513))] {
+    for body in [
+        from_s3(&"a".repeat(1025)),
+        from_s3(&"%41".repeat(1025)),
+        from_eventbridge(&"ä".repeat(513)),
+    ] {
         let why = parse(&body.to_string()).unwrap_err().to_string();
         assert!(why.contains("S3 allows 1 to 1024"), "{why}");
     }
-    for bucket in
-        ["arn:aws:s3:::b", "arn:aws:s3-object-lambda:eu-west-1:1:accesspoint/x", "a/b", "a b", "..", "x..y", "b?"]
-    {
+    for bucket in [
+        "arn:aws:s3:::b",
+        "arn:aws:s3-object-lambda:eu-west-1:1:accesspoint/x",
+        "a/b",
+        "a b",
+        "..",
+        "x..y",
+        "b?",
+    ] {
         let (mut s3, mut eventbridge) = (from_s3("k"), from_eventbridge("k"));
         s3["Records"][0]["s3"]["bucket"]["name"] = bucket.into();
         eventbridge["detail"]["bucket"]["name"] = bucket.into();
-        assert!(parse(&s3.to_string()).is_err() && parse(&eventbridge.to_string()).is_err(), "{bucket}");
+        assert!(
+            parse(&s3.to_string()).is_err() && parse(&eventbridge.to_string()).is_err(),
+            "{bucket}"
+        );
     }
 }
 
@@ -388,8 +433,10 @@ fn json_like_ours() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(6, 64, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((word.clone(), inner.clone()), 0..6)
-                .prop_map(|entries| entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            prop::collection::vec((word.clone(), inner.clone()), 0..6).prop_map(|entries| entries
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect()),
             inner.prop_map(|message| through_sns(&message)),
         ]
     })
@@ -422,7 +469,16 @@ fn assert_nothing_is_empty(body: &str) {
 #[test]
 fn no_single_replaced_value_makes_anything_empty() {
     let mut new: Vec<Value> = WORDS.into_iter().map(Value::from).collect();
-    new.extend([json!(null), json!(7), json!(-0.5), json!(true), json!([]), json!({}), json!([[]]), json!([{}])]);
+    new.extend([
+        json!(null),
+        json!(7),
+        json!(-0.5),
+        json!(true),
+        json!([]),
+        json!({}),
+        json!([[]]),
+        json!([{}]),
+    ]);
     let whole = ["s3-versioned.json", "eventbridge-created.json", "s3-test-event.json"];
     for (name, body) in fixtures().into_iter().filter(|(name, _)| whole.contains(&name.as_str())) {
         let body: Value = serde_json::from_str(&body).unwrap();

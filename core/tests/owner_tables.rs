@@ -1,4 +1,5 @@
-//! The owner of a lease and the owner of an idempotency record: every state × every input, as two tables that a reviewer reads.
+//! The owner of a lease and the owner of an idempotency record: every state × every input, as two
+//! tables that a reviewer reads.
 
 use std::fmt::{Debug, Write};
 use std::time::Duration;
@@ -94,7 +95,9 @@ fn table<M: Machine>(
             }
             // A pause has jitter.
             let wait = match until {
-                Some(until) if until.subsec_nanos() > 0 => format!("wait for {}", pause(until - now)),
+                Some(until) if until.subsec_nanos() > 0 => {
+                    format!("wait for {}", pause(until - now))
+                }
                 Some(until) => format!("wait until {until:?}"),
                 None => "wait".to_owned(),
             };
@@ -126,7 +129,9 @@ impl Machine for Keeper {
         Does::This(match Self::next(self, now) {
             keeper::Next::Wait { until } => return Does::Wait(until),
             keeper::Next::Extend { by, limit } => format!("Extend({by:?}) within {limit:?}"),
-            keeper::Next::Release { delay, limit } => format!("Release({delay:?}) within {limit:?}"),
+            keeper::Next::Release { delay, limit } => {
+                format!("Release({delay:?}) within {limit:?}")
+            }
             keeper::Next::Delete { limit, .. } => format!("Delete within {limit:?}"),
             keeper::Next::Report(event) => debug(&event),
             keeper::Next::Observe(observation) => format!("count {}", debug(&observation)),
@@ -155,7 +160,9 @@ fn success() -> Verdict {
     processed.outcome = Outcome::Finished;
     let job = Job::start(settings().policy).job.step(S, Event::Received(Box::new(received))).job;
     let effects = job.step(2 * S, Event::Processed(Box::new(processed))).effects;
-    let verdict = effects.into_iter().find_map(|effect| if let Effect::Settle(it) = effect { Some(it) } else { None });
+    let verdict = effects
+        .into_iter()
+        .find_map(|effect| if let Effect::Settle(it) = effect { Some(it) } else { None });
     verdict.expect("it succeeded")
 }
 
@@ -180,17 +187,29 @@ fn the_owner_of_a_lease_answers_every_input_in_every_state() {
     let states = vec![
         ("Holding", vec![]),
         ("Holding, an extension is out", vec![At(10 * S)]),
-        ("Holding, an extension is out and the lease has ended meanwhile", vec![At(10 * S), At(30 * S)]),
+        (
+            "Holding, an extension is out and the lease has ended meanwhile",
+            vec![At(10 * S), At(30 * S)],
+        ),
         ("Holding, an extension failed", vec![At(10 * S), failed()]),
         ("Holding, the lease has ended", vec![At(30 * S)]),
-        ("Holding, near SQS's ceiling", vec![At(10 * S), answered(Answer::AtCeiling("503".to_owned()))]),
+        (
+            "Holding, near SQS's ceiling",
+            vec![At(10 * S), answered(Answer::AtCeiling("503".to_owned()))],
+        ),
         ("Holding, an extension is out and a success waits", vec![At(10 * S), delete()]),
         ("Deleting", vec![At(5 * S), delete()]),
         ("Deleting, withdrawn meanwhile", vec![At(5 * S), delete(), In(Input::Withdraw)]),
         ("Deleting, to be tried again", vec![At(5 * S), delete(), failed()]),
-        ("Deleting, an extension is out", vec![At(9 * S), delete(), At(10 * S), failed(), At(11 * S)]),
+        (
+            "Deleting, an extension is out",
+            vec![At(9 * S), delete(), At(10 * S), failed(), At(11 * S)],
+        ),
         ("Releasing", vec![At(5 * S), In(keep(Release::After(10 * S)))]),
-        ("Releasing, to be tried again", vec![At(5 * S), In(keep(Release::After(10 * S))), failed()]),
+        (
+            "Releasing, to be tried again",
+            vec![At(5 * S), In(keep(Release::After(10 * S))), failed()],
+        ),
         ("Over", vec![At(5 * S), In(keep(Release::Expire))]),
     ];
     let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
@@ -211,7 +230,9 @@ impl Machine for Claim {
     }
 
     fn may_hear(&self, input: &claim::Input) -> bool {
-        use claim::Answer::{ConditionFailed, Failed, Read, Refused, Unreadable, Unsupported, Written};
+        use claim::Answer::{
+            ConditionFailed, Failed, Read, Refused, Unreadable, Unsupported, Written,
+        };
         match (self.state().call.map(|call| call.request), input) {
             (None, claim::Input::Answered(_))
             | (Some(Request::Read), claim::Input::Answered(Written(_) | ConditionFailed))
@@ -219,7 +240,8 @@ impl Machine for Claim {
             (
                 Some(_),
                 claim::Input::Answered(
-                    Written(_) | ConditionFailed | Read(_) | Unreadable(_) | Refused(_) | Unsupported(_) | Failed(_),
+                    Written(_) | ConditionFailed | Read(_) | Unreadable(_) | Refused(_)
+                    | Unsupported(_) | Failed(_),
                 ),
             )
             | (_, claim::Input::Succeeded | claim::Input::Ended) => true,
@@ -231,10 +253,15 @@ impl Machine for Claim {
             return Does::Wait(None);
         }
         Does::This(match Self::next(self, now) {
-            claim::Next::Wait { until } => return Does::Wait(Some(until).filter(|at| *at < Duration::MAX)),
+            claim::Next::Wait { until } => {
+                return Does::Wait(Some(until).filter(|at| *at < Duration::MAX));
+            }
             claim::Next::Read { limit } => format!("Read within {limit:?}"),
             claim::Next::Write { state, over, limit } => {
-                format!("Write({state:?}) over {} within {limit:?}", over.as_deref().unwrap_or("nothing"))
+                format!(
+                    "Write({state:?}) over {} within {limit:?}",
+                    over.as_deref().unwrap_or("nothing")
+                )
             }
             claim::Next::Report(claim::Report::Reached(milestone)) => debug(&milestone),
             claim::Next::Report(report) => debug(&report),
@@ -249,7 +276,14 @@ fn the_owner_of_a_record_answers_every_input_in_every_state() {
     let answered = |answer| In(Input::Answered(answer));
     let seen = |state, is_ours, age| {
         let (owner, etag) = (if is_ours { "us" } else { "them" }.to_owned(), "seen".to_owned());
-        answered(Answer::Read(Some(Seen { state, is_ours, owner, etag, age, time_to_live: 30 * S })))
+        answered(Answer::Read(Some(Seen {
+            state,
+            is_ours,
+            owner,
+            etag,
+            age,
+            time_to_live: 30 * S,
+        })))
     };
     let written = || answered(Answer::Written("ours".to_owned()));
     let failed = || answered(Answer::Failed("503".to_owned()));
@@ -280,17 +314,30 @@ fn the_owner_of_a_record_answers_every_input_in_every_state() {
         ("Looking again", vec![refused(), taken(), At(10 * S)]),
         ("Held", vec![written()]),
         ("Held, a refresh is out", vec![written(), At(10 * S)]),
-        ("Held, a refresh is out and the record has expired meanwhile", vec![written(), At(10 * S), At(30 * S)]),
+        (
+            "Held, a refresh is out and the record has expired meanwhile",
+            vec![written(), At(10 * S), At(30 * S)],
+        ),
         ("Held, a refresh was refused", vec![written(), At(10 * S), refused()]),
-        ("Held, its new eTag was read", vec![written(), At(10 * S), refused(), seen(RecordState::InProgress, true, S)]),
+        (
+            "Held, its new eTag was read",
+            vec![written(), At(10 * S), refused(), seen(RecordState::InProgress, true, S)],
+        ),
         ("Held, a refresh failed", vec![written(), At(10 * S), failed()]),
         ("Recording", vec![written(), At(5 * S), In(Input::Succeeded)]),
-        ("Recording, to be tried again", vec![written(), At(5 * S), In(Input::Succeeded), failed()]),
+        (
+            "Recording, to be tried again",
+            vec![written(), At(5 * S), In(Input::Succeeded), failed()],
+        ),
         ("Recording, refused", vec![written(), At(5 * S), In(Input::Succeeded), refused()]),
         ("Recording, expired", vec![written(), At(5 * S), In(Input::Succeeded), At(40 * S)]),
         ("Releasing", vec![written(), At(5 * S), In(Input::Ended)]),
         ("Over", vec![written(), At(5 * S), In(Input::Ended), written()]),
     ];
-    let claim = Claim::new(DeliveryId { message_id: MessageId::new("m"), receive_count: 1 }, 30 * S, Duration::ZERO);
+    let claim = Claim::new(
+        DeliveryId { message_id: MessageId::new("m"), receive_count: 1 },
+        30 * S,
+        Duration::ZERO,
+    );
     insta::assert_snapshot!("claim", table(&claim, states, &happens));
 }

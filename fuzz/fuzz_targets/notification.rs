@@ -1,4 +1,5 @@
-//! Whatever a message's body is: reading it never panics, and never decides to delete what was not understood.
+//! Whatever a message's body is: reading it never panics, and never decides to delete what was not
+//! understood.
 
 #![no_main]
 

@@ -1,7 +1,8 @@
-//! 4 Held: carries out what [`job::keeper`](crate::job::keeper) says: extends the message's visibility while the work runs, then deletes
-//! the message or releases it.
+//! 4 Held: carries out what [`job::keeper`](crate::job::keeper) says: extends the message's
+//! visibility while the work runs, then deletes the message or releases it.
 //!
-//! It is the one owner of the receipt handle: every call that takes it is made here, one after another.
+//! It is the one owner of the receipt handle: every call that takes it is made here, one after
+//! another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +90,11 @@ impl Actor for VisibilityHeartbeat {
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<Message>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         state.held = None;
         Ok(())
     }
@@ -104,8 +109,13 @@ impl VisibilityHeartbeat {
         let message_id = delivery.message_id.clone();
         let keeper = Keeper::new(delivery, lease, visibility, self.stop.total(limits.stop_grace));
         let (inputs, inputs_in) = mpsc::unbounded_channel();
-        let holding = Holding { actor: self.clone(), message_id, receipt, keeper, inputs: inputs_in };
-        let holding = report_when_done(self.supervisor.clone(), Role::VisibilityHeartbeat, holding.until_settled());
+        let holding =
+            Holding { actor: self.clone(), message_id, receipt, keeper, inputs: inputs_in };
+        let holding = report_when_done(
+            self.supervisor.clone(),
+            Role::VisibilityHeartbeat,
+            holding.until_settled(),
+        );
         Held { inputs, _holding: holding }
     }
 }
@@ -124,18 +134,24 @@ impl Holding {
         let VisibilityHeartbeat { queue, clock, supervisor, telemetry, .. } = self.actor.clone();
         let (queue, receipt) = (queue.as_ref(), &self.receipt);
         loop {
-            // All that has happened, before anything is done: a stop that was heard is ahead of a delete.
+            // All that has happened, before anything is done: a stop that was heard is ahead of a
+            // delete.
             while let Ok(input) = self.inputs.try_recv() {
                 self.keeper.handle(clock.now(), input);
             }
             let (call, answer) = match self.keeper.next(clock.now()) {
-                Next::Extend { by, limit } => (EXTEND, answered(limit, queue.change_visibility(receipt, by)).await),
+                Next::Extend { by, limit } => {
+                    (EXTEND, answered(limit, queue.change_visibility(receipt, by)).await)
+                }
                 Next::Release { delay, limit } => {
                     (RELEASE, answered(limit, queue.change_visibility(receipt, delay)).await)
                 }
-                Next::Delete { permit, limit } => (DELETE, answered(limit, queue.delete(receipt, permit)).await),
+                Next::Delete { permit, limit } => {
+                    (DELETE, answered(limit, queue.delete(receipt, permit)).await)
+                }
                 Next::Report(event) => {
-                    // The supervisor outlives its actors; if it is gone there is nobody to report to.
+                    // The supervisor outlives its actors; if it is gone there is nobody to report
+                    // to.
                     let _ = supervisor.cast(event);
                     continue;
                 }
@@ -192,7 +208,10 @@ const EXTEND: &str = "extend";
 const RELEASE: &str = "release";
 const DELETE: &str = "delete";
 
-async fn answered<E: Into<Answer>>(limit: Duration, call: impl Future<Output = Result<(), E>>) -> Answer {
+async fn answered<E: Into<Answer>>(
+    limit: Duration,
+    call: impl Future<Output = Result<(), E>>,
+) -> Answer {
     match timeout(limit, call).await {
         Ok(Ok(())) => Answer::Accepted,
         Ok(Err(error)) => error.into(),

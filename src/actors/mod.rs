@@ -1,4 +1,5 @@
-//! Four actors that carry out the core's effects, and the supervisor they report to: a star, not a chain.
+//! Four actors that carry out the core's effects, and the supervisor they report to: a star, not a
+//! chain.
 //!
 //! ```text
 //!                       Supervisor     (Job, Event) ── Job::step ──► (Job, [Effect])
@@ -8,11 +9,11 @@
 //!        Receiver   VisibilityHeartbeat   Processor     Reporter
 //! ```
 //!
-//! The four never talk to each other. All events meet in the supervisor's one mailbox, so they are in
-//! one order, and "what now?" is answered in one place, which is pure (`job::lifecycle`).
+//! The four never talk to each other. All events meet in the supervisor's one mailbox, so they are
+//! in one order, and "what now?" is answered in one place, which is pure (`job::lifecycle`).
 //!
-//! Architecture invariant: a handler never waits for the world. It starts an owned task that reports
-//! (`report_when_done`) and returns, so a stop is always heard.
+//! Architecture invariant: a handler never waits for the world. It starts an owned task that
+//! reports (`report_when_done`) and returns, so a stop is always heard.
 
 pub mod heartbeat;
 pub mod processor;
@@ -44,7 +45,8 @@ fn report_when_done(
     }))
 }
 
-/// The backoff between tries of one call: doubling, jittered, without end; whoever waits has a limit.
+/// The backoff between tries of one call: doubling, jittered, without end; whoever waits has a
+/// limit.
 fn backoff(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(first)

@@ -23,7 +23,8 @@ use crate::work::workspace::Removals;
 #[derive(Debug)]
 pub enum Message {
     Process(Box<Work>),
-    /// End the work: TERM, grace, KILL. What has succeeded is still published. Its end is reported all the same.
+    /// End the work: TERM, grace, KILL. What has succeeded is still published. Its end is reported
+    /// all the same.
     Halt,
     /// Publish nothing more.
     AbortPublish,
@@ -72,11 +73,13 @@ impl Actor for Processor {
                 let supervisor = self.supervisor.clone();
                 let work = async move {
                     let tell = move |event| drop(supervisor.cast(event));
-                    // What one message brings to light must not end the others. What the work held, its command above all, is
-                    // gone with it: it was dropped on the way here.
+                    // What one message brings to light must not end the others. What the work held,
+                    // its command above all, is gone with it: it was dropped on the way here.
                     let processing = worker.process(*work, halt, &tell, &removals);
                     let processed = AssertUnwindSafe(processing).catch_unwind().await;
-                    Event::Processed(Box::new(processed.unwrap_or_else(|panic| panicked(panic.as_ref()))))
+                    Event::Processed(Box::new(
+                        processed.unwrap_or_else(|panic| panicked(panic.as_ref())),
+                    ))
                 };
                 state.work = Some(report_when_done(self.supervisor.clone(), Role::Processor, work));
             }
@@ -85,14 +88,20 @@ impl Actor for Processor {
             Message::DropCheckpoints(subject, task) => {
                 while state.dropping.try_join_next().is_some() {}
                 let (worker, limit) = (self.worker.clone(), self.checkpoint_drop);
-                state.dropping.spawn(async move { worker.drop_checkpoints(&subject, &task, limit).await });
+                state
+                    .dropping
+                    .spawn(async move { worker.drop_checkpoints(&subject, &task, limit).await });
             }
         }
         Ok(())
     }
 
     /// Returns only when the command is gone, so "Processor stopped" means exactly that.
-    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<Message>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         state.halt = None;
         if let Some(work) = state.work.take() {
             let _ = work.await;
@@ -103,9 +112,16 @@ impl Actor for Processor {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Processed {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    let why =
-        text.and_then(|text| text.lines().next()).unwrap_or("no reason given").chars().take(LONGEST_REASON).collect();
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let why = text
+        .and_then(|text| text.lines().next())
+        .unwrap_or("no reason given")
+        .chars()
+        .take(LONGEST_REASON)
+        .collect();
     Processed::failed(Failure::Panicked(why))
 }
 

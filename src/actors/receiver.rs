@@ -69,19 +69,28 @@ impl Actor for Receiver {
         match message {
             Message::Poll => {
                 let redrive = state.redrive.clone();
-                let poll = poll(self.clone(), state.finish.clone(), redrive.clone(), state.has_received.clone());
+                let poll = poll(
+                    self.clone(),
+                    state.finish.clone(),
+                    redrive.clone(),
+                    state.has_received.clone(),
+                );
                 state.poll = Some(report_when_done(self.supervisor.clone(), Role::Receiver, poll));
                 if state.reading_redrive.is_none() {
-                    let (queue, known, supervisor) = (self.queue.clone(), redrive, self.supervisor.clone());
+                    let (queue, known, supervisor) =
+                        (self.queue.clone(), redrive, self.supervisor.clone());
                     let has_received = state.has_received.clone();
-                    state.reading_redrive = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                        // Beside a long poll, so that it delays no message. A pod that finds the queue empty does without.
-                        let _ = tokio::time::timeout(REDRIVE_DELAY, has_received.cancelled()).await;
-                        let redrive = read_redrive(queue).await;
-                        let _ = known.set(redrive.clone());
-                        // For the message that did not wait for it.
-                        let _ = supervisor.cast(Event::RedriveKnown(redrive));
-                    })));
+                    state.reading_redrive =
+                        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                            // Beside a long poll, so that it delays no message. A pod that finds
+                            // the queue empty does without.
+                            let _ =
+                                tokio::time::timeout(REDRIVE_DELAY, has_received.cancelled()).await;
+                            let redrive = read_redrive(queue).await;
+                            let _ = known.set(redrive.clone());
+                            // For the message that did not wait for it.
+                            let _ = supervisor.cast(Event::RedriveKnown(redrive));
+                        })));
                 }
             }
             Message::Finish => state.finish.cancel(),
@@ -90,7 +99,11 @@ impl Actor for Receiver {
     }
 
     /// A request that is out is awaited, never cancelled: SQS may be handing a message to it.
-    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<Message>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         state.finish.cancel();
         state.reading_redrive = None;
         if let Some(poll) = state.poll.take() {
@@ -124,18 +137,26 @@ async fn poll(
                 let received_at = clock.now();
                 let redrive = tokio::time::timeout(REDRIVE_PATIENCE, redrive.wait()).await;
                 let redrive = redrive.cloned().unwrap_or(Redrive::Unknown);
-                return Event::Received(Box::new(Received { delivery, asked_at, received_at, redrive }));
+                return Event::Received(Box::new(Received {
+                    delivery,
+                    asked_at,
+                    received_at,
+                    redrive,
+                }));
             }
             Ok(None) => {
                 telemetry.record(Observation::ReceivedNothing);
                 failing_since = None;
-                // What was asked for counts, not what passed: a server that answers early is not asked in a hot loop.
+                // What was asked for counts, not what passed: a server that answers early is not
+                // asked in a hot loop.
                 left = left.saturating_sub(wait);
                 if left.is_zero() || finish.is_cancelled() {
                     return Event::QueueEmpty;
                 }
             }
-            Err(ReceiveError::Misconfigured(why)) => return Event::ReceiveFailed(ReceiveFailure::Misconfigured(why)),
+            Err(ReceiveError::Misconfigured(why)) => {
+                return Event::ReceiveFailed(ReceiveFailure::Misconfigured(why));
+            }
             Err(ReceiveError::Transient(why)) => {
                 telemetry.record(Observation::ReceiveFailed);
                 let failing_since = *failing_since.get_or_insert(asked_at);
@@ -143,7 +164,11 @@ async fn poll(
                     return Event::ReceiveFailed(ReceiveFailure::GaveUp(why));
                 }
                 let pause = pause.next().unwrap_or(LONGEST_PAUSE);
-                warn!(error = why, retry_in_s = pause.as_secs_f64(), "receiving failed and will be retried");
+                warn!(
+                    error = why,
+                    retry_in_s = pause.as_secs_f64(),
+                    "receiving failed and will be retried"
+                );
                 tokio::select! {
                     biased;
                     () = tokio::time::sleep(pause) => {}
@@ -169,10 +194,15 @@ async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
     };
     match &redrive {
         Redrive::None => {
-            warn!("the queue has no dead-letter queue: a message that always fails is retried until it expires");
+            warn!(
+                "the queue has no dead-letter queue: a message that always fails is retried until it expires"
+            );
         }
         Redrive::DeadLetter { max_receive_count, .. } if *max_receive_count < FEWEST_RECEIVES => {
-            warn!(max_receive_count, "maxReceiveCount is low: every pod stop also uses up one receive");
+            warn!(
+                max_receive_count,
+                "maxReceiveCount is low: every pod stop also uses up one receive"
+            );
         }
         Redrive::DeadLetter { .. } | Redrive::Unknown => {}
     }

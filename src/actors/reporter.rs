@@ -28,7 +28,12 @@ impl Actor for Reporter {
         Ok(())
     }
 
-    async fn handle(&self, _: ActorRef<Message>, message: Message, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<Message>,
+        message: Message,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         let Message::Report(report) = message;
         self.telemetry.report(&report).await;
         Ok(())

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ractor::rpc::CallResult;
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
+use ractor::{
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort,
+    SupervisionEvent,
+};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -40,8 +43,8 @@ pub struct World {
     pub health: Health,
 }
 
-/// So many runs side by side in one pod. They share the world, and together they receive `--max-messages`; each is
-/// stopped within the same budget, all at the same time.
+/// So many runs side by side in one pod. They share the world, and together they receive
+/// `--max-messages`; each is stopped within the same budget, all at the same time.
 pub async fn run_side_by_side(
     world: World,
     settings: Settings,
@@ -53,8 +56,9 @@ pub async fn run_side_by_side(
         return RunOutcome::Finished;
     }
     let left = may_be_received(&settings);
-    let runs =
-        (0..concurrency).map(|_| run_of(world.clone(), settings.clone(), left.clone(), stop.clone().cancelled_owned()));
+    let runs = (0..concurrency).map(|_| {
+        run_of(world.clone(), settings.clone(), left.clone(), stop.clone().cancelled_owned())
+    });
     let mut runs: JoinSet<RunOutcome> = runs.collect();
     let mut outcome = RunOutcome::Finished;
     while let Some(ended) = runs.join_next().await {
@@ -63,8 +67,13 @@ pub async fn run_side_by_side(
     outcome
 }
 
-/// One pod's run, from its first request for a message to its last word. `stop` is a request to stop in order.
-pub async fn run(world: World, settings: Settings, stop: impl Future<Output = ()> + Send + 'static) -> RunOutcome {
+/// One pod's run, from its first request for a message to its last word. `stop` is a request to
+/// stop in order.
+pub async fn run(
+    world: World,
+    settings: Settings,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> RunOutcome {
     let left = may_be_received(&settings);
     run_of(world, settings, left, stop).await
 }
@@ -180,8 +189,12 @@ struct Actors {
 
 impl Actors {
     fn live(&self) -> bool {
-        let actors =
-            [self.receiver.get_cell(), self.heartbeat.get_cell(), self.processor.get_cell(), self.reporter.get_cell()];
+        let actors = [
+            self.receiver.get_cell(),
+            self.heartbeat.get_cell(),
+            self.processor.get_cell(),
+            self.reporter.get_cell(),
+        ];
         actors.iter().all(|actor| actor.get_status() < ActorStatus::Stopping)
     }
 
@@ -202,13 +215,18 @@ impl Actor for Supervisor {
     type State = State;
     type Arguments = oneshot::Sender<RunOutcome>;
 
-    async fn pre_start(&self, me: ActorRef<Message>, done: Self::Arguments) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        me: ActorRef<Message>,
+        done: Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
         let World { queue, worker, telemetry, clock, .. } = self.world.clone();
         let Settings { ref policy, polling, stop } = self.settings;
         let visibility = policy.limits.visibility;
         let cell = me.get_cell();
         let (reporter, _) =
-            Actor::spawn_linked(None, Reporter { telemetry: telemetry.clone() }, (), cell.clone()).await?;
+            Actor::spawn_linked(None, Reporter { telemetry: telemetry.clone() }, (), cell.clone())
+                .await?;
         let heartbeat = VisibilityHeartbeat {
             queue: queue.clone(),
             clock,
@@ -272,7 +290,9 @@ impl Actor for Supervisor {
         let (died, why) = match event {
             SupervisionEvent::ActorTerminated(cell, _, why) => (cell, why.unwrap_or_default()),
             SupervisionEvent::ActorFailed(cell, why) => (cell, why.to_string()),
-            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {
+                return Ok(());
+            }
         };
         let role = state.actors.role(died.get_id());
         // Once the sender is taken, the actors are being stopped.
@@ -307,15 +327,24 @@ impl Supervisor {
                     state.limits = hold.limits.clone();
                     actors.heartbeat.cast(heartbeat::Message::Hold(hold)).is_ok()
                 }
-                Effect::Process(work) => actors.processor.cast(processor::Message::Process(work)).is_ok(),
-                Effect::Halt => actors.processor.cast(processor::Message::Halt).is_ok(),
-                Effect::AbortPublish => actors.processor.cast(processor::Message::AbortPublish).is_ok(),
-                Effect::Settle(verdict) => actors.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok(),
-                Effect::Withdraw => actors.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
-                Effect::DropCheckpoints(subject, task) => {
-                    actors.processor.cast(processor::Message::DropCheckpoints(subject, task)).is_ok()
+                Effect::Process(work) => {
+                    actors.processor.cast(processor::Message::Process(work)).is_ok()
                 }
-                Effect::Report(report) => actors.reporter.cast(reporter::Message::Report(report)).is_ok(),
+                Effect::Halt => actors.processor.cast(processor::Message::Halt).is_ok(),
+                Effect::AbortPublish => {
+                    actors.processor.cast(processor::Message::AbortPublish).is_ok()
+                }
+                Effect::Settle(verdict) => {
+                    actors.heartbeat.cast(heartbeat::Message::Settle(verdict)).is_ok()
+                }
+                Effect::Withdraw => actors.heartbeat.cast(heartbeat::Message::Withdraw).is_ok(),
+                Effect::DropCheckpoints(subject, task) => actors
+                    .processor
+                    .cast(processor::Message::DropCheckpoints(subject, task))
+                    .is_ok(),
+                Effect::Report(report) => {
+                    actors.reporter.cast(reporter::Message::Report(report)).is_ok()
+                }
                 Effect::Await(limit) => {
                     state.limit = Some(self.tell_when_over(me, limit, &state.limits));
                     true
@@ -341,7 +370,12 @@ impl Supervisor {
         }
     }
 
-    fn tell_when_over(&self, me: &ActorRef<Message>, limit: Limit, limits: &Limits) -> AbortOnDropHandle<()> {
+    fn tell_when_over(
+        &self,
+        me: &ActorRef<Message>,
+        limit: Limit,
+        limits: &Limits,
+    ) -> AbortOnDropHandle<()> {
         let Settings { polling, stop, .. } = &self.settings;
         let length = match limit {
             Limit::Work => limits.max_duration,

@@ -1,8 +1,8 @@
 //! What the AWS adapters share: one configuration, one reading of failed calls.
 //!
-//! Credentials come from the SDK's whole chain: environment, profile, web identity (IRSA), container
-//! (ECS, EKS Pod Identity), instance metadata. `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_<SERVICE>` are
-//! the SDK's own too.
+//! Credentials come from the SDK's whole chain: environment, profile, web identity (IRSA),
+//! container (ECS, EKS Pod Identity), instance metadata. `AWS_ENDPOINT_URL` and
+//! `AWS_ENDPOINT_URL_<SERVICE>` are the SDK's own too.
 
 pub mod answers;
 mod credentials;
@@ -28,8 +28,10 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::http::{self, CaBundleError, OneClient, host_of, is_url, without_userinfo};
 
-/// Modules of the SDK that log what a `credential_process` wrote to its standard error. The reason of a failure is in our own lines.
-pub const QUOTES_A_PROCESS: [&str; 2] = ["aws_config::profile::credentials", "aws_config::meta::credentials"];
+/// Modules of the SDK that log what a `credential_process` wrote to its standard error. The reason
+/// of a failure is in our own lines.
+pub const QUOTES_A_PROCESS: [&str; 2] =
+    ["aws_config::profile::credentials", "aws_config::meta::credentials"];
 
 /// The SDK's records from there show a whole HTTP answer, where no instance tells it a region.
 pub const QUOTES_AN_ANSWER: &str = "aws_config::imds::region";
@@ -42,9 +44,10 @@ pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Loads the configuration that SQS and S3 share.
 ///
-/// The region is the environment's, else the queue URL's, else the profile's or the instance's. `ca_bundle`
-/// is a PEM file of trusted certificates; without one the distribution's is taken. `variables` are the environment, in which
-/// nothing may be empty: the SDK would take it for a value.
+/// The region is the environment's, else the queue URL's, else the profile's or the instance's.
+/// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
+/// `variables` are the environment, in which nothing may be empty: the SDK would take it for a
+/// value.
 ///
 /// Read timeouts stay unset for all: connections are pooled per set of timeouts.
 pub async fn load(
@@ -53,28 +56,37 @@ pub async fn load(
     variables: &[(String, OsString)],
 ) -> Result<SdkConfig, LoadError> {
     environment::check(variables).await?;
-    let timeouts =
-        TimeoutConfig::builder().connect_timeout(CONNECT_LIMIT).operation_attempt_timeout(ATTEMPT_LIMIT).build();
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .operation_attempt_timeout(ATTEMPT_LIMIT)
+        .build();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(OneClient::new(ca_bundle.clone()))
         .no_credentials()
         .timeout_config(timeouts);
     let of_queue = || region_of(queue_url).map(|region| Region::new(region.to_owned()));
-    // Left to the SDK only if neither says it: its chain ends at the instance's metadata, which can take seconds.
-    if let Some(region) = EnvironmentVariableRegionProvider::new().region().await.or_else(of_queue) {
+    // Left to the SDK only if neither says it: its chain ends at the instance's metadata, which can
+    // take seconds.
+    if let Some(region) = EnvironmentVariableRegionProvider::new().region().await.or_else(of_queue)
+    {
         loader = loader.region(region);
     }
     let config = loader.load().await;
     match config.region() {
         None => return Err(LoadError::NoRegion),
         Some(region) if !environment::is_region(region.as_ref()) => {
-            let why = format!("is {:?}; it must be the name of a region, such as eu-west-1", region.as_ref());
+            let why = format!(
+                "is {:?}; it must be the name of a region, such as eu-west-1",
+                region.as_ref()
+            );
             return Err(LoadError::Setting { name: "the region".to_owned(), why });
         }
         Some(_) => {}
     }
     // The SDK finds out at each request, and then quotes all of it: the receipt handle too.
-    for endpoint in ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(&config, service)) {
+    for endpoint in
+        ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(&config, service))
+    {
         if !is_url(&endpoint) || !environment::is_endpoint(&endpoint) {
             return Err(LoadError::Endpoint(endpoint));
         }
@@ -109,14 +121,19 @@ pub enum LoadError {
 
 /// The endpoint that the environment or the profile sets for `service` (`SQS`, `S3`), if any.
 pub fn custom_endpoint(config: &SdkConfig, service: &str) -> Option<String> {
-    let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
-    let of_service = config.service_config().and_then(|of| of.load_config(key.expect("all three are set")));
+    let key = ServiceConfigKey::builder()
+        .service_id(service)
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build();
+    let of_service =
+        config.service_config().and_then(|of| of.load_config(key.expect("all three are set")));
     of_service.or_else(|| config.endpoint_url().map(str::to_owned))
 }
 
-/// Is a bucket put into the path of its requests, instead of its host's name? `addressing_style` of the profile's section
-/// `s3` says it, or `AWS_S3_ADDRESSING_STYLE`; else custom endpoints get paths, for few of them have a host name for each
-/// bucket.
+/// Is a bucket put into the path of its requests, instead of its host's name? `addressing_style` of
+/// the profile's section `s3` says it, or `AWS_S3_ADDRESSING_STYLE`; else custom endpoints get
+/// paths, for few of them have a host name for each bucket.
 pub fn is_path_style(config: &SdkConfig) -> bool {
     match addressing_style(config).as_deref() {
         Some("path") => true,
@@ -126,27 +143,37 @@ pub fn is_path_style(config: &SdkConfig) -> bool {
 }
 
 fn addressing_style(config: &SdkConfig) -> Option<String> {
-    let key = ServiceConfigKey::builder().service_id("S3").env("AWS_S3_ADDRESSING_STYLE").profile("s3").build();
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_S3_ADDRESSING_STYLE")
+        .profile("s3")
+        .build();
     let value = config.service_config()?.load_config(key.expect("all three are set"))?;
     // A section of the profile comes as its lines.
     let of_section = value.lines().find_map(|line| {
         let (name, value) = line.split_once('=')?;
         (name.trim() == "addressing_style").then(|| value.trim())
     });
-    of_section.or_else(|| Some(value.trim()).filter(|value| !value.contains('='))).map(str::to_lowercase)
+    of_section
+        .or_else(|| Some(value.trim()).filter(|value| !value.contains('=')))
+        .map(str::to_lowercase)
 }
 
-/// The region that a queue URL names: `https://sqs.<region>.…`, `https://<region>.queue.amazonaws.com/…`.
+/// The region that a queue URL names: `https://sqs.<region>.…`,
+/// `https://<region>.queue.amazonaws.com/…`.
 pub fn region_of(queue_url: &str) -> Option<&str> {
     let host = host_of(queue_url)?;
     if host == "queue.amazonaws.com" {
         return Some("us-east-1");
     }
     let is_region = |label: &&str| {
-        label.matches('-').count() >= 2 && label.ends_with(|last: char| last.is_ascii_digit()) && !label.contains(':')
+        label.matches('-').count() >= 2
+            && label.ends_with(|last: char| last.is_ascii_digit())
+            && !label.contains(':')
     };
     let before_queue = host.split_once(".queue.amazonaws.com").map(|(region, _)| region);
-    let mut after_sqs = host.split('.').skip_while(|label| !matches!(*label, "sqs" | "sqs-fips")).skip(1);
+    let mut after_sqs =
+        host.split('.').skip_while(|label| !matches!(*label, "sqs" | "sqs-fips")).skip(1);
     before_queue.or_else(|| after_sqs.next()).filter(is_region)
 }
 
@@ -157,7 +184,8 @@ pub enum Failure {
     Refused { code: Option<String>, message: Option<String>, status: u16 },
     /// The call cannot be made like this: no credentials, no CA bundle.
     Misconfigured(String),
-    /// No answer, or none that can be read: network, TLS, out of time, or credentials that cannot be had just now.
+    /// No answer, or none that can be read: network, TLS, out of time, or credentials that cannot
+    /// be had just now.
     Unanswered(String),
 }
 
@@ -196,25 +224,32 @@ impl Failure {
         Self::of_unanswered(error)
     }
 
-    /// Credentials and CA bundles fail where the network does; the difference is in the error's sources.
+    /// Credentials and CA bundles fail where the network does; the difference is in the error's
+    /// sources.
     fn of_unanswered(error: &(dyn Error + 'static)) -> Self {
         let why = causes(error);
         // So the SDK's rules of endpoints begin what they refuse.
-        if sources(error).any(<dyn Error>::is::<CaBundleError>) || why.starts_with("Invalid Configuration: ") {
+        if sources(error).any(<dyn Error>::is::<CaBundleError>)
+            || why.starts_with("Invalid Configuration: ")
+        {
             return Self::Misconfigured(why);
         }
-        let Some(credentials) = sources(error).find_map(<dyn Error>::downcast_ref::<CredentialsError>) else {
+        let Some(credentials) =
+            sources(error).find_map(<dyn Error>::downcast_ref::<CredentialsError>)
+        else {
             let advice = "set AWS_CA_BUNDLE or SSL_CERT_FILE to the trusted certificates";
-            return Self::Unanswered(if why.contains("UnknownIssuer") { format!("{why} ({advice})") } else { why });
+            return Self::Unanswered(if why.contains("UnknownIssuer") {
+                format!("{why} ({advice})")
+            } else {
+                why
+            });
         };
         if let CredentialsError::CredentialsNotLoaded(_) = credentials {
-            let advice =
-                "give the pod a role (IRSA, EKS Pod Identity) or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+            let advice = "give the pod a role (IRSA, EKS Pod Identity) or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
             return Self::Misconfigured(format!("no credentials: {advice}"));
         }
         if credentials.source().is_some_and(<dyn Error>::is::<std::io::Error>) {
-            let file =
-                "check the file that AWS_WEB_IDENTITY_TOKEN_FILE or AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names";
+            let file = "check the file that AWS_WEB_IDENTITY_TOKEN_FILE or AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names";
             return Self::Misconfigured(format!("{why} ({file})"));
         }
         let is_refused = ["AccessDenied", "IMDS is disabled"].iter().any(|text| why.contains(text));
@@ -226,7 +261,8 @@ impl Failure {
     }
 }
 
-/// May a call that failed have done what it asks for all the same? Not if it was never sent, or refused for its own sake.
+/// May a call that failed have done what it asks for all the same? Not if it was never sent, or
+/// refused for its own sake.
 pub fn may_have_come_through<E>(error: &SdkError<E, HttpResponse>) -> bool
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -251,7 +287,8 @@ where
     }
 }
 
-/// The causes of an SDK's error on one line, without its own "dispatch failure: other" and the like.
+/// The causes of an SDK's error on one line, without its own "dispatch failure: other" and the
+/// like.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line: Vec<String> = Vec::new();
     for source in sources(error).skip(1).filter(|source| !source.is::<ConnectorError>()) {
@@ -268,7 +305,9 @@ fn one_line(text: &str) -> String {
 }
 
 /// An error and what caused it, outermost first.
-fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn sources<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
 }
 
@@ -301,13 +340,24 @@ pub(super) mod testing {
 
     impl Canned {
         /// `query_error` is the value of the header that carries SQS's older error codes.
-        pub fn new(status: u16, query_error: Option<&'static str>, body: impl Into<String>) -> Self {
+        pub fn new(
+            status: u16,
+            query_error: Option<&'static str>,
+            body: impl Into<String>,
+        ) -> Self {
             // What AWS always sends.
             let sent = [("x-amzn-requestid", "r"), ("x-amz-request-id", "r"), ("etag", "\"e\"")];
             let sent = sent.into_iter().chain(query_error.map(|code| ("x-amzn-query-error", code)));
             let headers = sent.map(|(name, value)| (name, value.to_owned())).collect();
             let body = body.into();
-            Self { status, headers, body, after: Duration::ZERO, requests: Arc::default(), sent: Arc::default() }
+            Self {
+                status,
+                headers,
+                body,
+                after: Duration::ZERO,
+                requests: Arc::default(),
+                sent: Arc::default(),
+            }
         }
 
         /// With this header; without it if the value is empty.
@@ -352,8 +402,11 @@ pub(super) mod testing {
     }
 
     fn config(client: impl HttpClient + 'static) -> SdkConfig {
-        let credentials =
-            Credentials::builder().access_key_id("a").secret_access_key("s").provider_name("test").build();
+        let credentials = Credentials::builder()
+            .access_key_id("a")
+            .secret_access_key("s")
+            .provider_name("test")
+            .build();
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .region(Region::from_static("eu-west-1"))
@@ -379,8 +432,14 @@ mod tests {
             ("https://queue.amazonaws.com/123456789012/q", Some("us-east-1")),
             ("https://sqs-fips.us-east-2.amazonaws.com/123456789012/q", Some("us-east-2")),
             ("https://sqs.eu-west-1.api.aws/123456789012/q", Some("eu-west-1")),
-            ("https://vpce-0a1b-2c3d.sqs.eu-west-1.vpce.amazonaws.com/123456789012/q", Some("eu-west-1")),
-            ("http://sqs.eu-west-1.localhost.localstack.cloud:4566/000000000000/q", Some("eu-west-1")),
+            (
+                "https://vpce-0a1b-2c3d.sqs.eu-west-1.vpce.amazonaws.com/123456789012/q",
+                Some("eu-west-1"),
+            ),
+            (
+                "http://sqs.eu-west-1.localhost.localstack.cloud:4566/000000000000/q",
+                Some("eu-west-1"),
+            ),
             ("http://localhost:4566/000000000000/q", None),
             ("http://sqs.my-own-host:9324/queue/q", None),
             ("http://sqs:9324/queue/q", None),
@@ -395,7 +454,9 @@ mod tests {
     #[test]
     fn credentials_are_told_from_the_network() {
         let of = |source: Box<dyn Error + Send + Sync>| {
-            Failure::of(&SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(ConnectorError::other(source, None)))
+            Failure::of(&SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(
+                ConnectorError::other(source, None),
+            ))
         };
         let io = || std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
         let hopeless: [CredentialsError; 4] = [
@@ -423,7 +484,9 @@ mod tests {
     #[test]
     fn causes_are_one_line_without_the_sdks_frame() {
         let io = std::io::Error::other("first line\n  second line");
-        let error = SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(ConnectorError::io(io.into()));
+        let error = SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(ConnectorError::io(
+            io.into(),
+        ));
         assert_eq!(Failure::of(&error), Failure::Unanswered("first line second line".into()));
     }
 }

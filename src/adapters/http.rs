@@ -1,7 +1,8 @@
-//! HTTP for everything that this program asks: plain, or TLS that trusts the configured certificates.
+//! HTTP for everything that this program asks: plain, or TLS that trusts the configured
+//! certificates.
 //!
-//! The SDK's own client, for AWS and, as [`Http`], for servers that are not AWS: one TLS library, one CA bundle, one
-//! place where a proxy is heeded.
+//! The SDK's own client, for AWS and, as [`Http`], for servers that are not AWS: one TLS library,
+//! one CA bundle, one place where a proxy is heeded.
 
 pub mod secrets;
 
@@ -14,7 +15,8 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector, ConnectorBuilder};
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
@@ -65,7 +67,8 @@ impl Http {
         Self { ca_bundle, plain: Connector::builder().build_http(), tls: OnceLock::new() }
     }
 
-    /// Sends one request and reads its answer, as far as the limit goes. The error says why there is none.
+    /// Sends one request and reads its answer, as far as the limit goes. The error says why there
+    /// is none.
     pub async fn send(
         &self,
         method: &str,
@@ -77,14 +80,21 @@ impl Http {
         let AnswerLimit { time, bytes } = limit.into();
         let mut request = HttpRequest::new(body.into());
         let set = request.set_method(method).map_err(|error| error.to_string());
-        set.and_then(|()| request.set_uri(url).map_err(|error| format!("{}: {error}", without_userinfo(url))))?;
+        set.and_then(|()| {
+            request.set_uri(url).map_err(|error| format!("{}: {error}", without_userinfo(url)))
+        })?;
         for (name, value) in headers {
-            request.headers_mut().try_insert(*name, value.clone()).map_err(|error| format!("{name}: {error}"))?;
+            request
+                .headers_mut()
+                .try_insert(*name, value.clone())
+                .map_err(|error| format!("{name}: {error}"))?;
         }
         let asked = async {
-            let answer = self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
+            let answer =
+                self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
             let status = answer.status().as_u16();
-            let (mut rest, mut body, mut is_whole) = (ByteStream::new(answer.into_body()), Vec::new(), true);
+            let (mut rest, mut body, mut is_whole) =
+                (ByteStream::new(answer.into_body()), Vec::new(), true);
             while let Some(chunk) = rest.next().await {
                 let chunk = chunk.map_err(|error| causes(&error))?;
                 let wanted = chunk.len().min(bytes - body.len());
@@ -96,7 +106,9 @@ impl Http {
             }
             Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned(), is_whole })
         };
-        tokio::time::timeout(time, asked).await.unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
+        tokio::time::timeout(time, asked)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }
 
     fn connector(&self, url: &str) -> Result<&Connector, String> {
@@ -117,8 +129,8 @@ pub fn host_of(url: &str) -> Option<&str> {
     authority.rsplit('@').next().filter(|host| !host.is_empty())
 }
 
-/// A URL that a request can be sent to, as far as its scheme and host say. One with a user and a password in it is not:
-/// they would be seen wherever it is written.
+/// A URL that a request can be sent to, as far as its scheme and host say. One with a user and a
+/// password in it is not: they would be seen wherever it is written.
 pub fn is_url(url: &str) -> bool {
     let host_is_sound = |host: &str| {
         let name = match host.rsplit_once(':') {
@@ -127,7 +139,8 @@ pub fn is_url(url: &str) -> bool {
             Some(_) => return false,
             None => host,
         };
-        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
     };
     let is_http = url.starts_with("http://") || url.starts_with("https://");
     is_http && !has_userinfo(url) && host_of(url).is_some_and(host_is_sound)
@@ -135,10 +148,15 @@ pub fn is_url(url: &str) -> bool {
 
 /// Is there a user in it, and maybe a password?
 pub fn has_userinfo(url: &str) -> bool {
-    url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?', '#']).next().is_some_and(|it| it.contains('@'))
+    url.split_once("://")
+        .map_or(url, |(_, rest)| rest)
+        .split(['/', '?', '#'])
+        .next()
+        .is_some_and(|it| it.contains('@'))
 }
 
-/// A URL as it may be written into a text: without the user and the password that may be in it, encoded or not.
+/// A URL as it may be written into a text: without the user and the password that may be in it,
+/// encoded or not.
 pub fn without_userinfo(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
     // A password may have anything in it, a slash too.
@@ -163,13 +181,22 @@ pub struct OneClient(Arc<Clients>);
 impl OneClient {
     /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
     pub fn new(ca_bundle: Option<PathBuf>) -> Self {
-        Self(Arc::new(Clients { ca_bundle, plain: Builder::new().build_http(), tls: OnceLock::new() }))
+        Self(Arc::new(Clients {
+            ca_bundle,
+            plain: Builder::new().build_http(),
+            tls: OnceLock::new(),
+        }))
     }
 }
 
 impl HttpClient for OneClient {
-    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
-        let (clients, settings, components) = (self.0.clone(), settings.clone(), components.clone());
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let (clients, settings, components) =
+            (self.0.clone(), settings.clone(), components.clone());
         SharedHttpConnector::new(ByScheme { clients, settings, components })
     }
 }
@@ -184,19 +211,28 @@ struct ByScheme {
 
 impl HttpConnector for ByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = if request.uri().starts_with("https:") { self.clients.tls() } else { Ok(&self.clients.plain) };
+        let client = if request.uri().starts_with("https:") {
+            self.clients.tls()
+        } else {
+            Ok(&self.clients.plain)
+        };
         match client {
             Ok(client) => {
                 let is_object = request.uri().contains("x-id=GetObject");
                 // S3 may report that it failed with 200.
-                let may_fail_late = request.method() == "POST" && request.uri().contains("uploadId=");
+                let may_fail_late =
+                    request.method() == "POST" && request.uri().contains("uploadId=");
                 let secrets = secrets_of(&request);
                 let answer = client.http_connector(&self.settings, &self.components).call(request);
                 HttpConnectorFuture::new(async move {
                     let answer = answer.await?;
                     let is_success = answer.status().is_success();
                     // An object is read as it comes; all else is read into memory as a whole.
-                    let answer = if is_object && is_success { return Ok(answer) } else { answer.map(bounded) };
+                    let answer = if is_object && is_success {
+                        return Ok(answer);
+                    } else {
+                        answer.map(bounded)
+                    };
                     let is_quoted = !is_success || may_fail_late;
                     if is_quoted { without_secrets(answer, &secrets).await } else { Ok(answer) }
                 })
@@ -218,13 +254,17 @@ struct Clients {
     ca_bundle: Option<PathBuf>,
     /// Never through a proxy: credentials of containers and instances are served here.
     plain: SharedHttpClient,
-    /// Made for the first https request: reading the certificates takes as long as all the rest of the start.
+    /// Made for the first https request: reading the certificates takes as long as all the rest of
+    /// the start.
     tls: OnceLock<Result<SharedHttpClient, CaBundleError>>,
 }
 
 impl Clients {
     fn tls(&self) -> Result<&SharedHttpClient, CaBundleError> {
-        self.tls.get_or_init(|| trusted(self.ca_bundle.as_deref()).map(tls_client)).as_ref().map_err(Clone::clone)
+        self.tls
+            .get_or_init(|| trusted(self.ca_bundle.as_deref()).map(tls_client))
+            .as_ref()
+            .map_err(Clone::clone)
     }
 }
 
@@ -241,7 +281,10 @@ fn tls_client(certificates: Vec<u8>) -> SharedHttpClient {
 
 fn tls_context(certificates: Vec<u8>) -> TlsContext {
     let trust = TrustStore::empty().with_pem_certificate(certificates);
-    TlsContext::builder().with_trust_store(trust).build().expect("certificates are not looked at yet")
+    TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .expect("certificates are not looked at yet")
 }
 
 /// Heeds `HTTPS_PROXY` and `NO_PROXY`.
@@ -250,7 +293,8 @@ fn tls_connector(connector: ConnectorBuilder, context: &TlsContext) -> Connector
     connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
 }
 
-/// Where distributions keep their certificates: Debian and Alpine, Fedora and Amazon Linux, SUSE, others.
+/// Where distributions keep their certificates: Debian and Alpine, Fedora and Amazon Linux, SUSE,
+/// others.
 const CA_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -275,28 +319,37 @@ pub enum CaBundleError {
 fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
     let usual = || CA_BUNDLES.iter().map(Path::new).find(|path| path.exists());
     let path = configured.or_else(usual).ok_or(CaBundleError::None)?;
-    let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
+    let bundle = std::fs::read(path)
+        .map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
     let usable = usable(bundle);
     if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable) }
 }
 
-/// Is there a bundle that looks like one? All of it is read when it is first needed, which takes as long as the rest of a start.
+/// Is there a bundle that looks like one? All of it is read when it is first needed, which takes as
+/// long as the rest of a start.
 pub fn check_ca_bundle(path: &Path) -> Result<(), CaBundleError> {
-    let bundle = std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
+    let bundle = std::fs::read(path)
+        .map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
     if has_certificate(&bundle) { Ok(()) } else { Err(CaBundleError::Empty(path.into())) }
 }
 
-/// The certificates that rustls can read: the SDK panics at the first that it cannot. In nearly every bundle that is all of them,
-/// and the bundle stays as it is.
+/// The certificates that rustls can read: the SDK panics at the first that it cannot. In nearly
+/// every bundle that is all of them, and the bundle stays as it is.
 fn usable(bundle: Vec<u8>) -> Vec<u8> {
-    let is_readable = |certificate: CertificateDer<'_>| RootCertStore::empty().add(certificate).is_ok();
-    let all_are_usable = CertificateDer::pem_slice_iter(&bundle).all(|section| section.is_ok_and(is_readable));
+    let is_readable =
+        |certificate: CertificateDer<'_>| RootCertStore::empty().add(certificate).is_ok();
+    let all_are_usable =
+        CertificateDer::pem_slice_iter(&bundle).all(|section| section.is_ok_and(is_readable));
     if all_are_usable && has_certificate(&bundle) {
         return bundle;
     }
-    let is_usable = |section: &&str| CertificateDer::from_pem_slice(section.as_bytes()).is_ok_and(is_readable);
+    let is_usable =
+        |section: &&str| CertificateDer::from_pem_slice(section.as_bytes()).is_ok_and(is_readable);
     let text = String::from_utf8_lossy(&bundle);
-    text.split_inclusive("-----END CERTIFICATE-----").filter(is_usable).collect::<String>().into_bytes()
+    text.split_inclusive("-----END CERTIFICATE-----")
+        .filter(is_usable)
+        .collect::<String>()
+        .into_bytes()
 }
 
 fn has_certificate(bundle: &[u8]) -> bool {
@@ -313,7 +366,8 @@ mod tests {
 
     #[test]
     fn a_url_needs_scheme_and_host() {
-        for good in ["http://localhost:4566", "https://[::1]:443/", "http://a.b/c d", "https://x?y"] {
+        for good in ["http://localhost:4566", "https://[::1]:443/", "http://a.b/c d", "https://x?y"]
+        {
             assert!(is_url(good), "{good}");
         }
         for bad in [
@@ -365,7 +419,9 @@ mod tests {
         let not_base64 = "-----BEGIN CERTIFICATE-----\n****\n-----END CERTIFICATE-----\n";
         let not_a_certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let unfinished = "\n-----BEGIN CERTIFICATE-----\nAAAA\n";
-        let mixed = format!("{not_base64}{not_a_certificate}# a comment\n{GOOD}\n{not_base64}{GOOD}{unfinished}");
+        let mixed = format!(
+            "{not_base64}{not_a_certificate}# a comment\n{GOOD}\n{not_base64}{GOOD}{unfinished}"
+        );
         let left = String::from_utf8(usable(mixed.into_bytes())).unwrap();
         assert_eq!(left.matches("BEGIN").count(), 2);
         assert!(left.contains(GOOD));
@@ -376,6 +432,13 @@ mod tests {
         assert_eq!(usable(good.clone().into_bytes()), good.into_bytes());
         // The SDK parses it when the connector is made, and would panic here.
         let client = tls_client(left.into_bytes());
-        assert!(client.validate_base_client_config(&RuntimeComponentsBuilder::new("test"), &ConfigBag::base()).is_ok());
+        assert!(
+            client
+                .validate_base_client_config(
+                    &RuntimeComponentsBuilder::new("test"),
+                    &ConfigBag::base()
+                )
+                .is_ok()
+        );
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Three rules make "nothing of the command is left" safe to promise.
 //!
-//! - A command is a process group, and its leader is reaped last of all: as long as the leader is a zombie,
-//!   the kernel gives the group's number to nobody else, so a signal to the group cannot hit a stranger.
-//! - What leaves the group (`setsid`, a double fork) comes to us once its parent has ended, because we are
-//!   PID 1 or a child subreaper, and is KILLed with its command: see `orphans.rs`.
-//! - Reaping happens under the lock that is held across a start, and a command's leader is reaped by its own
-//!   run only. So no exit status is ever taken by the reaper, and no pid is reused between look and KILL.
+//! - A command is a process group, and its leader is reaped last of all: as long as the leader is a
+//!   zombie, the kernel gives the group's number to nobody else, so a signal to the group cannot
+//!   hit a stranger.
+//! - What leaves the group (`setsid`, a double fork) comes to us once its parent has ended, because
+//!   we are PID 1 or a child subreaper, and is KILLed with its command: see `orphans.rs`.
+//! - Reaping happens under the lock that is held across a start, and a command's leader is reaped
+//!   by its own run only. So no exit status is ever taken by the reaper, and no pid is reused
+//!   between look and KILL.
 //!
 //! Not `tokio::process` then: its `wait` reaps.
 //!
@@ -67,29 +69,38 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Touches only what it started itself: what leaves its command's group lives on, and the leader of a dropped run
-    /// stays a zombie.
+    /// Touches only what it started itself: what leaves its command's group lives on, and the
+    /// leader of a dropped run stays a zombie.
     ///
     /// For a process that has children of its own, a test for example.
     #[cfg(feature = "internals")]
-    #[expect(clippy::new_without_default, reason = "`adopting` is what a program wants; it should not be missed")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "`adopting` is what a program wants; it should not be missed"
+    )]
     pub fn new() -> Self {
         Self { reaper: None, is_guarded: false, guard: OnceLock::new() }
     }
 
-    /// Becomes the subreaper of all that its commands start, reaps orphans, and KILLs those that outlive the commands.
+    /// Becomes the subreaper of all that its commands start, reaps orphans, and KILLs those that
+    /// outlive the commands.
     ///
-    /// For a process in which nothing else starts processes: they would be taken for orphans. Only what is in our
-    /// own process group is spared (helpers of a wrapper script that ended with `exec leasehold`). As PID 1 that
-    /// goes for all orphans of the container, those of a debugging session too.
+    /// For a process in which nothing else starts processes: they would be taken for orphans. Only
+    /// what is in our own process group is spared (helpers of a wrapper script that ended with
+    /// `exec leasehold`). As PID 1 that goes for all orphans of the container, those of a debugging
+    /// session too.
     pub fn adopting() -> io::Result<Self> {
         set_child_subreaper(true)?;
         let reaper = tokio::spawn(reap_orphans(unix::signal(SignalKind::child())?));
-        Ok(Self { reaper: Some(AbortOnDropHandle::new(reaper)), is_guarded: false, guard: OnceLock::new() })
+        Ok(Self {
+            reaper: Some(AbortOnDropHandle::new(reaper)),
+            is_guarded: false,
+            guard: OnceLock::new(),
+        })
     }
 
-    /// The same, and nothing of a command outlives us, whatever ends us. For `leasehold` itself, because it starts its own
-    /// program a second time, which calls [`guard()`].
+    /// The same, and nothing of a command outlives us, whatever ends us. For `leasehold` itself,
+    /// because it starts its own program a second time, which calls [`guard()`].
     pub fn guarded() -> io::Result<Self> {
         Ok(Self { is_guarded: getpid().as_raw() != 1, ..Self::adopting()? })
     }
@@ -105,18 +116,30 @@ impl Processes {
         if self.is_guarded { self.guard.get_or_init(start).clone() } else { None }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the command inherits the environment, less what is ours")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the command inherits the environment, less what is ours"
+    )]
     fn start(&self, command: &Command, pulse: &Pulse) -> io::Result<(Running, Output)> {
         // Before the start, so that no end is missed.
         let signals = unix::signal(SignalKind::child())?;
-        let stdin = command.stdin.as_ref().map(File::open).transpose()?.map_or_else(Stdio::null, Stdio::from);
-        // By its path: otherwise the child calls execve for each directory of PATH. If nothing is found, the kernel says why.
-        let path = find_program(&command.program).unwrap_or_else(|_| command.program.clone().into());
+        let stdin = command
+            .stdin
+            .as_ref()
+            .map(File::open)
+            .transpose()?
+            .map_or_else(Stdio::null, Stdio::from);
+        // By its path: otherwise the child calls execve for each directory of PATH. If nothing is
+        // found, the kernel says why.
+        let path =
+            find_program(&command.program).unwrap_or_else(|_| command.program.clone().into());
         let mut program = process::Command::new(path);
         program.arg0(&command.program).args(&command.args).process_group(0);
         let ((stdout, its_stdout), (stderr, its_stderr)) = (output_pipe()?, output_pipe()?);
         program.stdin(stdin).stdout(its_stdout).stderr(its_stderr);
-        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_")) {
+        for (name, _) in
+            env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_"))
+        {
             program.env_remove(name);
         }
         // Python would keep what it prints until it has 8 KiB of it.
@@ -138,31 +161,42 @@ impl Processes {
             guard.starts(leader, mark.as_deref());
         }
 
-        let running = Running { leader, signals, our_peak: our_peak(), adopting: self.reaper.is_some(), guard };
+        let running = Running {
+            leader,
+            signals,
+            our_peak: our_peak(),
+            adopting: self.reaper.is_some(),
+            guard,
+        };
         let stdout = ChildStdout::from_std(OwnedFd::from(stdout).into())?;
         let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
         Ok((running, Output::of(stdout, stderr, pulse)))
     }
 }
 
-/// The most that we have had in memory, in bytes: what a process that we start counts as its own until its exec. Not
-/// `getrusage(2)`'s, which has that of whoever started us in it, in the same way. See proc_pid_status(5).
+/// The most that we have had in memory, in bytes: what a process that we start counts as its own
+/// until its exec. Not `getrusage(2)`'s, which has that of whoever started us in it, in the same
+/// way. See proc_pid_status(5).
 fn our_peak() -> u64 {
     const KIBIBYTE: u64 = 1024;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
     // The kernel counts pages for each processor, and adds them up now and then.
     peak.map_or(u64::MAX, |kibibytes: u64| kibibytes.saturating_mul(KIBIBYTE) + (1 << 20))
 }
 
-/// A pipe is its maker's own, but who opens it once more as /dev/stdout may be another user by then (gosu, su-exec).
+/// A pipe is its maker's own, but who opens it once more as /dev/stdout may be another user by then
+/// (gosu, su-exec).
 fn output_pipe() -> io::Result<(PipeReader, PipeWriter)> {
     let (ours, its) = io::pipe()?;
     fchmod(&its, Mode::from_bits_truncate(0o666))?;
     Ok((ours, its))
 }
 
-/// Starts the program with no signal blocked, whatever this thread blocks: `std` hands the thread's mask on.
+/// Starts the program with no signal blocked, whatever this thread blocks: `std` hands the thread's
+/// mask on.
 fn spawn(program: &mut process::Command) -> io::Result<process::Child> {
     let ours = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let child = program.spawn();
@@ -172,14 +206,20 @@ fn spawn(program: &mut process::Command) -> io::Result<process::Child> {
 
 /// What only this command and all that it starts have in their environment.
 fn mark(environment: &[(OsString, OsString)]) -> Option<Vec<u8>> {
-    let variable =
-        |(name, value): &(OsString, OsString)| [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat();
+    let variable = |(name, value): &(OsString, OsString)| {
+        [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()
+    };
     environment.iter().map(variable).find(|variable| variable.starts_with(MARK))
 }
 
 #[async_trait]
 impl Runner for Processes {
-    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        pulse: Pulse,
+    ) -> Result<Exited, StartError> {
         let job_file = &command.job.job_file;
         std::fs::write(job_file, command.job.to_json()).map_err(|error| StartError {
             program: command.program.to_string_lossy().into_owned(),
@@ -192,8 +232,8 @@ impl Runner for Processes {
             () = halt.cancelled() => true,
         };
         if halted {
-            // All of it, also when the leader is gone: a shell that TERM ends at once must not cost the program it
-            // started the time to save its state.
+            // All of it, also when the leader is gone: a shell that TERM ends at once must not cost
+            // the program it started the time to save its state.
             running.terminate();
             if timeout(command.stop_grace, running.family_has_ended()).await.is_err() {
                 warn!(grace = ?command.stop_grace, "the command did not exit within --stop-grace after SIGTERM; killing it");
@@ -231,7 +271,8 @@ impl Running {
 
     fn leader_ended(&self) -> bool {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        // Not only `Exited` and `Signaled`: nix has no word for an end by a real-time signal and returns an error.
+        // Not only `Exited` and `Signaled`: nix has no word for an end by a real-time signal and
+        // returns an error.
         waitid(Id::Pid(Pid::from_raw(self.leader)), peek) != Ok(WaitStatus::StillAlive)
     }
 
@@ -253,9 +294,11 @@ impl Running {
         let _ = timeout(tick, self.signals.recv()).await;
     }
 
-    /// Asks the command to end, and whom it has started: `timeout`, job control and daemons leave its group.
+    /// Asks the command to end, and whom it has started: `timeout`, job control and daemons leave
+    /// its group.
     fn terminate(&self) {
-        // Until they are signalled none of them is reaped here. Elsewhere they may be, by parents that are not ours.
+        // Until they are signalled none of them is reaped here. Elsewhere they may be, by parents
+        // that are not ours.
         let mut commands = commands();
         let family = self.family(&mut commands);
         self.signal(Signal::SIGTERM);
@@ -264,7 +307,8 @@ impl Running {
         }
     }
 
-    /// Who lives of the command, less the leader. Whom it has started is remembered: that is hard to see once it has ended.
+    /// Who lives of the command, less the leader. Whom it has started is remembered: that is hard
+    /// to see once it has ended.
     fn family(&self, commands: &mut Commands) -> Vec<Process> {
         let mut processes: Vec<_> = Process::all().collect();
         if self.adopting {
@@ -280,7 +324,8 @@ impl Running {
         processes
     }
 
-    /// KILLs what has left the group of a command whose leader has ended. The rest may still write its last lines.
+    /// KILLs what has left the group of a command whose leader has ended. The rest may still write
+    /// its last lines.
     async fn end_escaped(&mut self) {
         let began_at = Instant::now();
         let mut escaped = self.kill_escaped();
@@ -296,10 +341,15 @@ impl Running {
     fn kill_escaped(&self) -> Vec<Process> {
         let mut commands = commands();
         self.set(&mut commands, Stage::Ends);
-        if !self.adopting || orphans::are_none(&commands) { Vec::new() } else { sweep(&mut commands) }
+        if !self.adopting || orphans::are_none(&commands) {
+            Vec::new()
+        } else {
+            sweep(&mut commands)
+        }
     }
 
-    /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the leader.
+    /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the
+    /// leader.
     async fn end(&mut self) -> (Exit, ResourceUsage) {
         if let Some(ended) = self.end_at_once() {
             return ended;
@@ -322,8 +372,8 @@ impl Running {
         self.reap(&mut commands())
     }
 
-    /// The usual end, without a look at every process of the machine: the leader has ended, and a subreaper whose
-    /// children are all leaders has no orphan, so nobody is left of the command.
+    /// The usual end, without a look at every process of the machine: the leader has ended, and a
+    /// subreaper whose children are all leaders has no orphan, so nobody is left of the command.
     fn end_at_once(&self) -> Option<(Exit, ResourceUsage)> {
         let mut commands = commands();
         // In this order: from its end on, what the leader has left is our child.
@@ -333,10 +383,12 @@ impl Running {
 
     fn reap(&self, commands: &mut Commands) -> (Exit, ResourceUsage) {
         let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
-        let ResUse { status, rusage } = reaped.expect("the leader has ended, and nobody else reaps it");
+        let ResUse { status, rusage } =
+            reaped.expect("the leader has ended, and nobody else reaps it");
         commands.remove(&self.leader);
         if !orphans::are_idle(commands) {
-            // An orphan that only this command can have started is over now, and no SIGCHLD says so.
+            // An orphan that only this command can have started is over now, and no SIGCHLD says
+            // so.
             orphans::look_at_orphans();
         }
         if let Some(guard) = &self.guard {
@@ -352,7 +404,8 @@ impl Running {
     fn kill(&self) -> Vec<Process> {
         let mut commands = commands();
         self.set(&mut commands, Stage::Ends);
-        // Whose parent lives is no orphan yet: it is KILLed at a later look, once that parent is gone.
+        // Whose parent lives is no orphan yet: it is KILLed at a later look, once that parent is
+        // gone.
         let mut left = self.family(&mut commands);
         self.signal(Signal::SIGKILL);
         if self.adopting {

@@ -11,10 +11,11 @@ use crate::job::outcome::{Manifest, Published};
 use crate::job::place::{Template, Values};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
 
-/// The places in S3 that tasks name for their results. Each file becomes an object, its path below `JOB_OUTPUT_DIR` the end of the key.
+/// The places in S3 that tasks name for their results. Each file becomes an object, its path below
+/// `JOB_OUTPUT_DIR` the end of the key.
 ///
-/// S3 has no transactions: of results that could not be published as a whole, some objects may be there. The message is
-/// kept then, and the next attempt writes the same keys.
+/// S3 has no transactions: of results that could not be published as a whole, some objects may be
+/// there. The message is kept then, and the next attempt writes the same keys.
 pub struct S3Outbox {
     pub writer: Arc<dyn ObjectWriter>,
 }
@@ -28,7 +29,11 @@ impl Outbox for S3Outbox {
         to.is_some()
     }
 
-    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+    async fn publish(
+        &self,
+        results: &Results<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Manifest, PublishError> {
         let Results { object, message_id, job_type, to, directory } = *results;
         let Some(to) = to else { return Ok(Manifest::default()) };
         let place = to.place(Values {
@@ -49,8 +54,10 @@ impl Outbox for S3Outbox {
             let (key, path) = (place.key(&name), directory.join(&name));
             let content_type = mime_guess::from_path(&name).first_or_octet_stream();
             let content_type = content_type.essence_str();
-            let upload = Upload { bucket: &place.bucket, key: &key, path: &path, bytes, content_type };
-            let uploaded = self.writer.upload(&upload, &give_up).await.inspect_err(|_| give_up.cancel())?;
+            let upload =
+                Upload { bucket: &place.bucket, key: &key, path: &path, bytes, content_type };
+            let uploaded =
+                self.writer.upload(&upload, &give_up).await.inspect_err(|_| give_up.cancel())?;
             let checksum = uploaded.checksum;
             Ok::<_, String>(Published {
                 to: format!("s3://{}/{key}", place.bucket),

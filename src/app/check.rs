@@ -36,8 +36,10 @@ pub fn check(args: CheckSettings, runs_commands: bool) -> Result<ExitCode, Strin
             None => Schema::default(),
         };
         let text = read(&path, "--manifest")?;
-        let file = if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() };
-        let manifest = Manifest::parse(&file, &text, schema).map_err(|error| format!("--manifest {file}: {error}"))?;
+        let file =
+            if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() };
+        let manifest = Manifest::parse(&file, &text, schema)
+            .map_err(|error| format!("--manifest {file}: {error}"))?;
         findings.add(manifest.findings());
     }
     if run.queue_url.is_some() {
@@ -69,7 +71,9 @@ fn read(path: &Path, flag: &str) -> Result<String, String> {
         std::fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
     };
     match read {
-        Ok(length) if length as u64 > LONGEST => Err(format!("{flag} {}: longer than {LONGEST} bytes", path.display())),
+        Ok(length) if length as u64 > LONGEST => {
+            Err(format!("{flag} {}: longer than {LONGEST} bytes", path.display()))
+        }
         Ok(_) => Ok(text),
         Err(error) => Err(format!("{flag} {}: {error}", path.display())),
     }
@@ -78,7 +82,8 @@ fn read(path: &Path, flag: &str) -> Result<String, String> {
 /// What is wrong with the flags, this machine and what a run would use.
 fn of_queue(mut run: RunSettings, runs_commands: bool) -> Result<Findings, String> {
     // What would be done with the messages can be looked at without what it is done by.
-    let has_command = runs_commands && (!run.work.task.command.is_empty() || run.work.job_types.is_some());
+    let has_command =
+        runs_commands && (!run.work.task.command.is_empty() || run.work.job_types.is_some());
     if !has_command {
         run.work.task.command.push("command".into());
     }

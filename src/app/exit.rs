@@ -12,7 +12,8 @@ use crate::telemetry::termination::TerminationMessage;
 pub const UNAVAILABLE: u8 = 69;
 pub const MISCONFIGURED: u8 = 78;
 
-/// A line for the person who asked. That nobody reads it any more (`leasehold … | head`) changes nothing else.
+/// A line for the person who asked. That nobody reads it any more (`leasehold … | head`) changes
+/// nothing else.
 pub fn say(mut to: impl Write, line: &str) {
     let _ = writeln!(to, "{line}");
 }

@@ -24,7 +24,8 @@ pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<Ex
     let (stop, verbosity) = (config.work.settings.stop, config.verbosity);
     let style = log_style(config.work.log_format, &stderr());
     let is_watched = style.format == LogFormat::Text && stderr().is_terminal();
-    let filter = logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
+    let filter =
+        logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
     let run = async {
@@ -38,7 +39,10 @@ pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<Ex
     // What is still to be logged comes before the summary.
     drop(logs);
     let columns = Term::stdout().size_checked().map(|(_, columns)| columns);
-    let page = Page { columns: columns.filter(|_| stdout().is_terminal()), is_coloured: is_coloured(&stdout()) };
+    let page = Page {
+        columns: columns.filter(|_| stdout().is_terminal()),
+        is_coloured: is_coloured(&stdout()),
+    };
     say(stdout(), &summary.text(verbosity, page));
     let code = signals::exit_code().unwrap_or(u8::from(!summary.all_succeeded()));
     Ok(ExitCode::from(code))

@@ -1,4 +1,5 @@
-//! Can the work be done on this machine? What can be seen to be wrong before a message is received costs no message an attempt.
+//! Can the work be done on this machine? What can be seen to be wrong before a message is received
+//! costs no message an attempt.
 
 use std::path::Path;
 
@@ -20,13 +21,15 @@ pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), Strin
     check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
 }
 
-/// Only making something there proves that it can be done: some file systems say that they may be written, and take nothing.
+/// Only making something there proves that it can be done: some file systems say that they may be
+/// written, and take nothing.
 fn check_work_dir(path: &Path) -> std::io::Result<()> {
     tempfile::Builder::new().prefix("leasehold-").tempdir_in(path)?.close()
 }
 
-/// A limit of processes (`ulimit -u`, the pod's pids) is one of threads too, and what cannot be started later would hang or
-/// panic in the midst of the work. So all are started once, at the same time.
+/// A limit of processes (`ulimit -u`, the pod's pids) is one of threads too, and what cannot be
+/// started later would hang or panic in the midst of the work. So all are started once, at the same
+/// time.
 pub fn check_threads() -> Result<(), String> {
     let mut started = Vec::new();
     let refused = loop {
@@ -52,5 +55,6 @@ pub fn check_threads() -> Result<(), String> {
     }
 }
 
-/// Two for the runtime, one for the log, two for what blocks (files, names to look up), and the command's process.
+/// Two for the runtime, one for the log, two for what blocks (files, names to look up), and the
+/// command's process.
 const THREADS: usize = 6;

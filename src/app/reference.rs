@@ -1,4 +1,5 @@
-//! `docs/reference.md`, the man page and the completions, all made of what the program knows of itself.
+//! `docs/reference.md`, the man page and the completions, all made of what the program knows of
+//! itself.
 
 use std::fmt::{self, Display, Write};
 
@@ -21,19 +22,28 @@ pub fn reference() -> String {
 
 fn write(page: &mut String) -> fmt::Result {
     writeln!(page, "# Reference\n")?;
-    writeln!(page, "This page is printed by `leasehold reference`; a test compares it with the program.\n")?;
+    writeln!(
+        page,
+        "This page is printed by `leasehold reference`; a test compares it with the program.\n"
+    )?;
     writeln!(page, "## Command line\n")?;
     writeln!(
         page,
         "Every flag can be set by a variable, too: `--queue-url` by `LEASEHOLD_QUEUE_URL`. A flag overrides its"
     )?;
-    writeln!(page, "variable, and an empty variable counts as unset. An unknown `LEASEHOLD_*` variable is an error.")?;
+    writeln!(
+        page,
+        "variable, and an empty variable counts as unset. An unknown `LEASEHOLD_*` variable is an error."
+    )?;
     let program = command_line::command();
     for action in program.get_subcommands().filter(|action| !action.is_hide_set()) {
         subcommand(page, action)?;
     }
     writeln!(page, "\n## Job types\n")?;
-    writeln!(page, "The YAML or TOML file for `--job-types`. `leasehold schema` prints its JSON Schema.\n")?;
+    writeln!(
+        page,
+        "The YAML or TOML file for `--job-types`. `leasehold schema` prints its JSON Schema.\n"
+    )?;
     job_types(page)?;
     writeln!(page, "\n## Outcomes\n")?;
     outcomes(page)?;
@@ -44,7 +54,11 @@ fn write(page: &mut String) -> fmt::Result {
         page,
         "The fields of the JSON log, which has one record per line. A field without a value is left out.\n"
     )?;
-    table(page, ["field", "meaning"], FIELDS.map(|(name, meaning)| [code(name), meaning.to_owned()]))?;
+    table(
+        page,
+        ["field", "meaning"],
+        FIELDS.map(|(name, meaning)| [code(name), meaning.to_owned()]),
+    )?;
     writeln!(page, "\n## Metrics\n")?;
     writeln!(page, "All metrics have the label `queue`.\n")?;
     let metrics = Metrics::described().into_iter().map(|(metric, kind)| {
@@ -73,7 +87,11 @@ fn subcommand(page: &mut String, action: &Command) -> fmt::Result {
         let flags = action.get_arguments().filter(shown).filter_map(|arg| {
             let is_here = arg.get_help_heading().unwrap_or("Options") == heading;
             let flag = arg.get_long().filter(|_| is_here)?;
-            let value = if matches!(arg.get_action(), ArgAction::SetTrue) { String::new() } else { value_name(arg) };
+            let value = if matches!(arg.get_action(), ArgAction::SetTrue) {
+                String::new()
+            } else {
+                value_name(arg)
+            };
             Some([code(format!("--{flag} {value}").trim_end()), default(arg), text(arg)])
         });
         table(page, ["flag", "default", "meaning"], flags.collect::<Vec<_>>())?;
@@ -87,8 +105,12 @@ fn job_types(page: &mut String) -> fmt::Result {
     let fields = |of: &Value, prefix: &str| -> Vec<[String; 2]> {
         let fields = of["properties"].as_object().into_iter().flatten();
         let field = |(name, field): (&String, &Value)| {
-            let defined = field["$ref"].as_str().and_then(|path| path.rsplit('/').next()).map(|name| &defs[name]);
-            let meaning = field["description"].as_str().or(defined.and_then(|it| it["description"].as_str()));
+            let defined = field["$ref"]
+                .as_str()
+                .and_then(|path| path.rsplit('/').next())
+                .map(|name| &defs[name]);
+            let meaning =
+                field["description"].as_str().or(defined.and_then(|it| it["description"].as_str()));
             [code(format!("{prefix}{name}")), one_line(meaning.unwrap_or_default())]
         };
         fields.map(field).collect()
@@ -107,8 +129,9 @@ fn outcomes(page: &mut String) -> fmt::Result {
         ("ignored", "the message has no event to process, see `--events`"),
         ("objects_gone", "the objects no longer exist, and `--missing-object ignore` is set"),
     ];
-    let deleted =
-        deleted.map(|(label, meaning)| [code(label), "deleted".to_owned(), "0".to_owned(), meaning.to_owned()]);
+    let deleted = deleted.map(|(label, meaning)| {
+        [code(label), "deleted".to_owned(), "0".to_owned(), meaning.to_owned()]
+    });
     let kept = keep_reasons().into_iter().map(|reason| {
         let row = reason.row();
         let visible = match row.visible {
@@ -118,7 +141,12 @@ fn outcomes(page: &mut String) -> fmt::Result {
             Visible::AfterBackoff => "visible after a backoff, see `--retry`",
             Visible::ByItself => "visible when its visibility timeout ends",
         };
-        [code(row.label), format!("kept; {visible}"), row.exit_code.to_string(), one_line(&reason.to_string())]
+        [
+            code(row.label),
+            format!("kept; {visible}"),
+            row.exit_code.to_string(),
+            one_line(&reason.to_string()),
+        ]
     });
     table(page, ["outcome", "message", "exit code", "meaning"], deleted.into_iter().chain(kept))
 }
@@ -133,8 +161,14 @@ fn exit_codes(page: &mut String) -> fmt::Result {
         }
     }
     let of = |failure| RunOutcome::ReceiveFailed(failure).exit_code();
-    codes.push((RunOutcome::Finished.exit_code(), vec!["all messages were deleted, or there was none"]));
-    codes.push((of(ReceiveFailure::GaveUp(String::new())), vec!["no message could be received for --receive-give-up"]));
+    codes.push((
+        RunOutcome::Finished.exit_code(),
+        vec!["all messages were deleted, or there was none"],
+    ));
+    codes.push((
+        of(ReceiveFailure::GaveUp(String::new())),
+        vec!["no message could be received for --receive-give-up"],
+    ));
     codes.push((
         of(ReceiveFailure::Misconfigured(String::new())),
         vec!["a setting, the queue's URL or a permission is wrong"],
@@ -153,7 +187,9 @@ fn table<const N: usize>(
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> fmt::Result {
     writeln!(page, "| {} |\n|{}", head.join(" | "), "---|".repeat(N))?;
-    rows.into_iter().try_for_each(|row| writeln!(page, "| {} |", row.map(|cell| cell.replace('|', "\\|")).join(" | ")))
+    rows.into_iter().try_for_each(|row| {
+        writeln!(page, "| {} |", row.map(|cell| cell.replace('|', "\\|")).join(" | "))
+    })
 }
 
 fn code(text: impl Display) -> String {
@@ -174,13 +210,18 @@ fn default(arg: &Arg) -> String {
     if arg.is_hide_default_value_set() || matches!(arg.get_action(), ArgAction::SetTrue) {
         return String::new();
     }
-    let values: Vec<_> = arg.get_default_values().iter().map(|value| code(value.display())).collect();
+    let values: Vec<_> =
+        arg.get_default_values().iter().map(|value| code(value.display())).collect();
     values.join(" ")
 }
 
 /// With the values that it may have.
 fn text(arg: &Arg) -> String {
-    let help = arg.get_long_help().or(arg.get_help()).map(|help| one_line(&help.to_string())).unwrap_or_default();
+    let help = arg
+        .get_long_help()
+        .or(arg.get_help())
+        .map(|help| one_line(&help.to_string()))
+        .unwrap_or_default();
     let values = arg.get_possible_values();
     if values.is_empty() || matches!(arg.get_action(), ArgAction::SetTrue) {
         return help;

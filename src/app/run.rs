@@ -38,12 +38,14 @@ pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, 
     let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
-    let logs = logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
+    let logs =
+        logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     let run = async {
         // Thirty metrics that nobody reads are not created.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
-        let metrics = is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
+        let metrics =
+            is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
         run_pod(config, own, metrics, stop).await
@@ -57,7 +59,8 @@ async fn run_pod(
     metrics: Option<Arc<Metrics>>,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
-    let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } = config;
+    let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } =
+        config;
     let (plan, clock, health) = (work.settings.stop, Clock::start(), Health::default());
     let readiness = Arc::new(Readiness::new(stop.clone()));
     let pages = Pages {
@@ -67,7 +70,9 @@ async fn run_pod(
     };
     let _listening = listen(reporting.listen, pages).await?;
     let variables = environment::aws();
-    let aws = aws::load(&queue_url, environment::ca_bundle(), &variables).await.map_err(|error| error.to_string())?;
+    let aws = aws::load(&queue_url, environment::ca_bundle(), &variables)
+        .await
+        .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
     let attempts = records.attempts.map(|place| AttemptHistory {
         writer: s3.clone(),
@@ -93,7 +98,8 @@ async fn run_pod(
         job_id: work.identity.job_id,
         clock,
     };
-    let telemetry = Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
+    let telemetry =
+        Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let world = World {
         queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
         worker: Arc::new(worker),
@@ -107,7 +113,8 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome = supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
+    let outcome =
+        supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
     telemetry.left(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());
@@ -119,14 +126,20 @@ async fn run_pod(
 }
 
 /// Answers the pages at `--listen` until what it returns is dropped.
-async fn listen(address: Option<SocketAddr>, pages: Pages) -> Result<Option<AbortOnDropHandle<()>>, String> {
+async fn listen(
+    address: Option<SocketAddr>,
+    pages: Pages,
+) -> Result<Option<AbortOnDropHandle<()>>, String> {
     let Some(address) = address else { return Ok(None) };
-    let serving = listen::serve(address, pages).await.map_err(|error| format!("--listen {address}: {error}"))?;
+    let serving = listen::serve(address, pages)
+        .await
+        .map_err(|error| format!("--listen {address}: {error}"))?;
     Ok(Some(serving))
 }
 
 /// Kubernetes tells a pod its namespace in a file.
 fn pods_namespace() -> Option<String> {
-    let namespace = std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
+    let namespace =
+        std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
     Some(namespace.trim().to_owned()).filter(|namespace| !namespace.is_empty())
 }

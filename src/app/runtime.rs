@@ -22,8 +22,8 @@ pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
     move || stop.log(since_stop())
 }
 
-/// Text on a terminal, unless it is said otherwise. Coloured as other programs decide it: on a terminal, without `NO_COLOR`, or with
-/// `CLICOLOR_FORCE`.
+/// Text on a terminal, unless it is said otherwise. Coloured as other programs decide it: on a
+/// terminal, without `NO_COLOR`, or with `CLICOLOR_FORCE`.
 pub fn log_style(format: Option<LogFormat>, out: &impl RawStream) -> Style {
     let default = if out.is_terminal() { LogFormat::Text } else { LogFormat::Json };
     Style { format: format.unwrap_or(default), is_coloured: is_coloured(out) }
@@ -33,11 +33,11 @@ pub fn is_coloured(out: &impl RawStream) -> bool {
     AutoStream::choice(out) != ColorChoice::Never
 }
 
-/// Runs it to its end. A thread that is still busy for it then (removing files, asking a name server that does not answer)
-/// has so much time, and is left behind.
+/// Runs it to its end. A thread that is still busy for it then (removing files, asking a name
+/// server that does not answer) has so much time, and is left behind.
 ///
-/// Two threads, so that what is busy for a moment in one does not delay a beat in the other. It is no licence to block:
-/// tokio does not promise that the other one takes over.
+/// Two threads, so that what is busy for a moment in one does not delay a beat in the other. It is
+/// no licence to block: tokio does not promise that the other one takes over.
 pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, String> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -50,8 +50,9 @@ pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<
 }
 
 pub fn runner() -> Result<Arc<dyn Runner>, String> {
-    let processes = Processes::guarded()
-        .map_err(|error| format!("leasehold could not prepare to reap orphaned processes: {error}"))?;
+    let processes = Processes::guarded().map_err(|error| {
+        format!("leasehold could not prepare to reap orphaned processes: {error}")
+    })?;
     Ok(Arc::new(Commands(processes)))
 }
 
@@ -60,7 +61,12 @@ struct Commands(Processes);
 
 #[async_trait]
 impl Runner for Commands {
-    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        pulse: Pulse,
+    ) -> Result<Exited, StartError> {
         hear_others();
         self.0.run(command, halt, pulse).await
     }

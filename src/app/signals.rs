@@ -1,9 +1,10 @@
 //! The signals that ask for a graceful shutdown, and those that must not end us.
 //!
-//! The kernel drops a signal that reaches PID 1 before PID 1 has a handler for it (signal(7), pid_namespaces(7)), and
-//! Kubernetes sends SIGTERM once. A *blocked* signal stays pending instead. So [`block`] is the first line of `main`, and what
-//! arrived since is delivered as soon as [`stop_requested`] has its handlers. A command starts with an empty mask: the
-//! standard library clears it.
+//! The kernel drops a signal that reaches PID 1 before PID 1 has a handler for it (signal(7),
+//! pid_namespaces(7)), and Kubernetes sends SIGTERM once. A *blocked* signal stays pending instead.
+//! So [`block`] is the first line of `main`, and what arrived since is delivered as soon as
+//! [`stop_requested`] has its handlers. A command starts with an empty mask: the standard library
+//! clears it.
 
 use std::fs;
 use std::sync::{Arc, Once, OnceLock};
@@ -18,7 +19,8 @@ use tracing::info;
 
 use crate::telemetry::metrics::Metrics;
 
-/// When a graceful shutdown was asked for, and by which signal. Signals are the process's, and so is this.
+/// When a graceful shutdown was asked for, and by which signal. Signals are the process's, and so
+/// is this.
 static STOP_REQUESTED: OnceLock<(Instant, Signal)> = OnceLock::new();
 
 /// How long ago a graceful shutdown was asked for, if it was.
@@ -26,7 +28,8 @@ pub fn since_stop() -> Option<Duration> {
     STOP_REQUESTED.get().map(|(at, _)| at.elapsed())
 }
 
-/// The exit code of a program that a signal ended, as shells say it, if one asked for a graceful shutdown.
+/// The exit code of a program that a signal ended, as shells say it, if one asked for a graceful
+/// shutdown.
 pub fn exit_code() -> Option<u8> {
     STOP_REQUESTED.get().and_then(|(_, signal)| u8::try_from(128 + *signal as i32).ok())
 }
@@ -37,7 +40,8 @@ pub const TARGET: &str = module_path!();
 /// These ask for a graceful shutdown. As PID 1 we hear them only with a handler.
 const STOPS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 
-/// These stay as they are: faults of our own, what the runtime listens to, and a terminal's job control.
+/// These stay as they are: faults of our own, what the runtime listens to, and a terminal's job
+/// control.
 const LEFT_ALONE: [Signal; 16] = [
     Signal::SIGSEGV,
     Signal::SIGBUS,
@@ -61,7 +65,8 @@ const LEFT_ALONE: [Signal; 16] = [
 #[derive(Debug, Clone, Copy)]
 pub struct Inherited(SigSet);
 
-/// Blocks every signal that would end this process without a shutdown, in this thread and in those it starts.
+/// Blocks every signal that would end this process without a shutdown, in this thread and in those
+/// it starts.
 #[must_use]
 pub fn block() -> Inherited {
     let mut blocked = SigSet::all();
@@ -84,7 +89,8 @@ impl Inherited {
 pub struct Reaction {
     /// How long the command may take.
     pub stop_grace: Duration,
-    /// Cancelled by a second Ctrl-C of somebody at a keyboard. In a pod a second signal changes nothing: the kubelet KILLs.
+    /// Cancelled by a second Ctrl-C of somebody at a keyboard. In a pod a second signal changes
+    /// nothing: the kubelet KILLs.
     pub kill: Option<CancellationToken>,
 }
 
@@ -92,9 +98,14 @@ impl Reaction {
     fn to_first(&self, signal: Signal) {
         let stop_grace_s = self.stop_grace.as_secs_f64();
         if self.kill.is_some() {
-            info!("shutting down: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it");
+            info!(
+                "shutting down: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it"
+            );
         } else {
-            info!(signal = signal.as_str(), stop_grace_s, "shutting down: no more messages will be deleted");
+            info!(
+                signal = signal.as_str(),
+                stop_grace_s, "shutting down: no more messages will be deleted"
+            );
         }
     }
 
@@ -109,15 +120,21 @@ impl Reaction {
     }
 }
 
-/// Cancelled by the first signal that asks for a graceful shutdown. Must be called in the main thread, which is the one that signals
-/// are delivered to: in all others they stay blocked.
-pub fn stop_requested(metrics: Option<&Arc<Metrics>>, reaction: &Reaction) -> Result<CancellationToken, String> {
+/// Cancelled by the first signal that asks for a graceful shutdown. Must be called in the main
+/// thread, which is the one that signals are delivered to: in all others they stay blocked.
+pub fn stop_requested(
+    metrics: Option<&Arc<Metrics>>,
+    reaction: &Reaction,
+) -> Result<CancellationToken, String> {
     let requested = CancellationToken::new();
-    for kind in STOPS.into_iter().filter(|kind| *kind != Signal::SIGHUP || !is_ignored(Signal::SIGHUP)) {
+    for kind in
+        STOPS.into_iter().filter(|kind| *kind != Signal::SIGHUP || !is_ignored(Signal::SIGHUP))
+    {
         let name = kind.as_str();
         let mut signals = signal(SignalKind::from_raw(kind as i32))
             .map_err(|error| format!("a handler for {name} could not be installed: {error}"))?;
-        let (requested, metrics, reaction) = (requested.clone(), metrics.cloned(), reaction.clone());
+        let (requested, metrics, reaction) =
+            (requested.clone(), metrics.cloned(), reaction.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 if let Some(metrics) = &metrics {
@@ -138,13 +155,15 @@ pub fn stop_requested(metrics: Option<&Arc<Metrics>>, reaction: &Reaction) -> Re
     Ok(requested)
 }
 
-/// Installs handlers, which do nothing, for all other signals that would end a run and leave its message hidden. Until then these
-/// signals are blocked, but while a command is started the mask is empty, and an ignored signal would stay ignored in the command.
-/// Only the first command waits for this: it takes more instructions than a request.
+/// Installs handlers, which do nothing, for all other signals that would end a run and leave its
+/// message hidden. Until then these signals are blocked, but while a command is started the mask is
+/// empty, and an ignored signal would stay ignored in the command. Only the first command waits for
+/// this: it takes more instructions than a request.
 pub fn hear_others() {
     static HEARD: Once = Once::new();
     HEARD.call_once(|| {
-        let others = Signal::iterator().filter(|kind| !LEFT_ALONE.contains(kind) && !STOPS.contains(kind));
+        let others =
+            Signal::iterator().filter(|kind| !LEFT_ALONE.contains(kind) && !STOPS.contains(kind));
         for number in others.map(|kind| kind as i32).chain(SIGRTMIN()..=SIGRTMAX()) {
             // There are no handlers for SIGKILL and SIGSTOP.
             let _ = signal(SignalKind::from_raw(number));
@@ -152,8 +171,8 @@ pub fn hear_others() {
     });
 }
 
-/// Did whoever started us want it ignored, as nohup(1) does with SIGHUP? From `SigIgn` of proc_pid_status(5), a mask in
-/// hexadecimal, the lowest bit signal 1.
+/// Did whoever started us want it ignored, as nohup(1) does with SIGHUP? From `SigIgn` of
+/// proc_pid_status(5), a mask in hexadecimal, the lowest bit signal 1.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -17,7 +17,8 @@ use crate::telemetry::push::{self, Pushgateway, Swept};
 pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     check_threads()?;
     let SweepConfig { pushgateway: gateway, older_than, log_format } = config;
-    let identity = Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
+    let identity =
+        Identity { job_id: environment::host_name(), pod_name: environment::host_name() };
     let style = log_style(log_format, &std::io::stdout());
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let _logs = logs::start(style, &identity, filter, std::io::stdout(), || Duration::from_secs(1));

@@ -1,5 +1,5 @@
-//! Asks the world what the rest looks at. Nothing is received, and nothing is changed but for one record of `check` itself in
-//! a store that is not S3.
+//! Asks the world what the rest looks at. Nothing is received, and nothing is changed but for one
+//! record of `check` itself in a store that is not S3.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -24,7 +24,8 @@ use crate::ports::{FetchError, ObjectStore, RecordError};
 use crate::settings::resolve::{PushgatewayConfig, RunConfig};
 use crate::telemetry::push::Pushgateway;
 
-/// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version 4": five minutes).
+/// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version
+/// 4": five minutes).
 const SKEW_REFUSED: Duration = Duration::from_mins(5);
 
 /// More than a slow answer explains.
@@ -43,7 +44,12 @@ pub async fn findings(
     let aws = match aws::load(&config.queue_url, ca_bundle, variables).await {
         Ok(aws) => aws,
         Err(error) => {
-            findings.push(Finding::new(Rule::AwsSetup, "AWS", error.to_string(), "without it nothing can be asked"));
+            findings.push(Finding::new(
+                Rule::AwsSetup,
+                "AWS",
+                error.to_string(),
+                "without it nothing can be asked",
+            ));
             return findings;
         }
     };
@@ -102,10 +108,17 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
         let is_quiet = |one: &&&Written| match (&notifications, arn) {
             (Ok(notifications), Some(arn)) => {
                 !notifications.others
-                    && places::findings(one, notifications, arn, &config.work.settings.policy.selection.events)
-                        .is_empty()
+                    && places::findings(
+                        one,
+                        notifications,
+                        arn,
+                        &config.work.settings.policy.selection.events,
+                    )
+                    .is_empty()
             }
-            (Ok(notifications), None) => !notifications.others && notifications.to_queues.is_empty(),
+            (Ok(notifications), None) => {
+                !notifications.others && notifications.to_queues.is_empty()
+            }
             (Err(NotificationsError::NotImplemented(_)), _) => true,
             (Err(NotificationsError::Unknown(_)), _) => false,
         };
@@ -115,7 +128,11 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
     for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
         findings.extend(of_place(s3, one, &key_begins).await);
     }
-    let recorded = config.records.idempotency.as_ref().filter(|place| !missing.contains(place.bucket.as_str()));
+    let recorded = config
+        .records
+        .idempotency
+        .as_ref()
+        .filter(|place| !missing.contains(place.bucket.as_str()));
     if let Some(place) = recorded {
         let is_quiet = quiet.iter().any(|one| one.kind == Kind::Idempotency);
         findings.extend(of_conditions(s3, place, is_quiet).await);
@@ -123,7 +140,8 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
     findings
 }
 
-/// Why there are none. Each error says more than the one around it; the lines after the first say who was asked.
+/// Why there are none. Each error says more than the one around it; the lines after the first say
+/// who was asked.
 async fn no_credentials(aws: &SdkConfig) -> Option<String> {
     let error = aws.credentials_provider()?.provide_credentials().await.err()?;
     let all = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
@@ -132,12 +150,18 @@ async fn no_credentials(aws: &SdkConfig) -> Option<String> {
 }
 
 /// The queue's attributes, empty if they are not known; `None` if there is no such queue.
-async fn of_queue(sqs: &Sqs, config: &RunConfig, findings: &mut Vec<Finding>) -> Option<Attributes> {
+async fn of_queue(
+    sqs: &Sqs,
+    config: &RunConfig,
+    findings: &mut Vec<Finding>,
+) -> Option<Attributes> {
     match sqs.attributes(&config.queue_url).await {
         Ok(Some(attributes)) => {
             let redrive = sqs::redrive_in(attributes.get("RedrivePolicy").map(String::as_str));
             let dead_letter = match &redrive {
-                Redrive::DeadLetter { queue, .. } => sqs.attributes(&sibling(&config.queue_url, queue)).await,
+                Redrive::DeadLetter { queue, .. } => {
+                    sqs.attributes(&sibling(&config.queue_url, queue)).await
+                }
                 Redrive::None | Redrive::Unknown => Ok(None),
             };
             let facts = QueueFacts { attributes, redrive, dead_letter };
@@ -162,10 +186,16 @@ fn of_missing(bucket: &str, is_source: bool, written: &[&Written]) -> Finding {
     let named = is_source.then(|| "--buckets".to_owned());
     let named: Vec<_> = named.into_iter().chain(written.iter().map(ToString::to_string)).collect();
     let what = format!("it does not exist, but is set by {}", named.join(", "));
-    Finding::new(Rule::BucketNotFound, format!("bucket {bucket}"), what, "create it, or correct its name")
+    Finding::new(
+        Rule::BucketNotFound,
+        format!("bucket {bucket}"),
+        what,
+        "create it, or correct its name",
+    )
 }
 
-/// Is it known that the store heeds conditions? It is tried only where no queue is told of what the trial writes.
+/// Is it known that the store heeds conditions? It is tried only where no queue is told of what the
+/// trial writes.
 async fn of_conditions(s3: &S3, place: &Place, is_quiet: bool) -> Option<Finding> {
     if is_quiet {
         return check_conditions(s3, place).await;
@@ -186,7 +216,11 @@ async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
             let change = "keep the records in a store that supports If-None-Match and If-Match";
             Some(Finding::new(Rule::ConditionsIgnored, "--idempotency", why, change))
         }
-        Err(error @ (RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_))) => {
+        Err(
+            error @ (RecordError::ConditionFailed
+            | RecordError::Refused(_)
+            | RecordError::Retryable(_)),
+        ) => {
             let change = "allow s3:PutObject there; the first record of a run tests it, too";
             let what = format!("conditional writes could not be tested: {error}");
             Some(Finding::new(Rule::ConditionsUntried, "--idempotency", what, change))
@@ -209,8 +243,10 @@ fn of_written(
     match (notifications, queue_arn) {
         (Ok(notifications), Some(arn)) => {
             let work = &config.work.settings.policy.selection.events;
-            let mut findings: Vec<_> =
-                there.iter().flat_map(|one| places::findings(one, &notifications, arn, work)).collect();
+            let mut findings: Vec<_> = there
+                .iter()
+                .flat_map(|one| places::findings(one, &notifications, arn, work))
+                .collect();
             if notifications.others && !there.is_empty() {
                 let what = "it also notifies EventBridge or SNS, and check cannot see whether they notify the queue";
                 findings.push(Finding::new(Rule::NotificationsUnseen, place, what, look));
@@ -235,7 +271,12 @@ fn of_written(
             )]
         }
         (Err(why), _) => {
-            vec![Finding::new(Rule::NotificationsUnseen, place, why.to_string(), format!("{allow}, or {look}"))]
+            vec![Finding::new(
+                Rule::NotificationsUnseen,
+                place,
+                why.to_string(),
+                format!("{allow}, or {look}"),
+            )]
         }
     }
 }
@@ -255,7 +296,12 @@ async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
                 format!("{needs}, and the key's policy must allow both"),
             ))
         }
-        Err(why) => Some(Finding::new(Rule::KmsKeyUnseen, place, why, format!("if it uses a KMS key, {needs}"))),
+        Err(why) => Some(Finding::new(
+            Rule::KmsKeyUnseen,
+            place,
+            why,
+            format!("if it uses a KMS key, {needs}"),
+        )),
     }
 }
 
@@ -269,7 +315,9 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
             match s3.may(*action, &written.to.bucket, &key).await {
                 Permission::Allowed => {}
                 Permission::Denied(why) if *action == Action::Get && !may_list => {
-                    let why = format!("{why} (without s3:ListBucket, S3 answers 403 for a missing object, too)");
+                    let why = format!(
+                        "{why} (without s3:ListBucket, S3 answers 403 for a missing object, too)"
+                    );
                     findings.push(Finding::new(
                         Rule::PermissionUnseen,
                         place,
@@ -279,7 +327,8 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
                 }
                 Permission::Denied(why) => {
                     may_list &= *action != Action::List;
-                    let change = "allow it in the pod's role, or correct the bucket's name or region";
+                    let change =
+                        "allow it in the pod's role, or correct the bucket's name or region";
                     let finding = Finding::new(Rule::WritePermission, place, why, change);
                     findings.push(finding.with_severity(*severity));
                 }
@@ -308,20 +357,27 @@ fn sibling(queue_url: &str, name: &str) -> String {
 }
 
 async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
-    let place = |call: &str| format!("queue {}, sqs:{call}", queue_url::queue_name(&config.queue_url));
+    let place =
+        |call: &str| format!("queue {}, sqs:{call}", queue_url::queue_name(&config.queue_url));
     let mut findings = vec![Finding::new(
         Rule::PermissionUntried,
         place("ReceiveMessage"),
         "it was not called, since a receive counts as an attempt; kms:Decrypt, which an encrypted queue needs, was not tested either",
         "the pod's role must allow them",
     )];
-    for (call, answer) in
-        [("ChangeMessageVisibility", sqs.may_change_visibility().await), ("DeleteMessage", sqs.may_delete().await)]
-    {
+    for (call, answer) in [
+        ("ChangeMessageVisibility", sqs.may_change_visibility().await),
+        ("DeleteMessage", sqs.may_delete().await),
+    ] {
         match answer.permission {
             Permission::Allowed => {}
             Permission::Denied(why) => {
-                findings.push(Finding::new(Rule::QueuePermission, place(call), why, "allow it in the pod's role"));
+                findings.push(Finding::new(
+                    Rule::QueuePermission,
+                    place(call),
+                    why,
+                    "allow it in the pod's role",
+                ));
             }
             Permission::Unknown(why) => {
                 findings.push(Finding::new(
@@ -368,7 +424,9 @@ async fn of_source(
             prefix.clone_from(&first.prefix);
         }
         let is_work = |one: &&Notification| {
-            one.events.iter().any(|event| config.work.settings.policy.selection.events.overlaps(event))
+            one.events
+                .iter()
+                .any(|event| config.work.settings.policy.selection.events.overlaps(event))
         };
         if to_us.is_empty() && notifications.others {
             let what = "it notifies EventBridge or SNS, but not the queue itself";
@@ -407,9 +465,16 @@ async fn of_source(
     };
     match s3.open(&absent).await {
         Ok(_) | Err(FetchError::Missing(_)) => {}
-        Err(FetchError::Retryable(why) | FetchError::Permanent(why) | FetchError::Overwritten(why)) => {
+        Err(
+            FetchError::Retryable(why) | FetchError::Permanent(why) | FetchError::Overwritten(why),
+        ) => {
             let change = "allow s3:GetObject, and s3:ListBucket, without which S3 answers 403 for a missing object";
-            findings.push(Finding::new(Rule::ReadPermission, format!("{place}, s3:GetObject"), why, change));
+            findings.push(Finding::new(
+                Rule::ReadPermission,
+                format!("{place}, s3:GetObject"),
+                why,
+                change,
+            ));
         }
     }
     findings
@@ -419,7 +484,9 @@ async fn reach(config: PushgatewayConfig, ca_bundle: Option<PathBuf>) -> Option<
     let PushgatewayConfig { url, job, credentials } = config;
     let asked = Pushgateway::new(Http::new(ca_bundle), &url, job, credentials).reach().await;
     let change = "correct --pushgateway, or start the Pushgateway; a run works without it, but its metrics are lost";
-    asked.err().map(|why| Finding::new(Rule::PushgatewayUnreachable, format!("--pushgateway {url}"), why, change))
+    asked.err().map(|why| {
+        Finding::new(Rule::PushgatewayUnreachable, format!("--pushgateway {url}"), why, change)
+    })
 }
 
 #[cfg(test)]
@@ -432,11 +499,17 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_hours(1);
         let told = |seconds: i64| {
             let skew = Duration::from_secs(seconds.unsigned_abs());
-            of_clock(if seconds < 0 { now - skew } else { now + skew }, now).map(|finding| finding.severity)
+            of_clock(if seconds < 0 { now - skew } else { now + skew }, now)
+                .map(|finding| finding.severity)
         };
-        for (seconds, severity) in
-            [(0, None), (-30, None), (31, Some(Warning)), (-31, Some(Warning)), (301, Some(Error)), (-301, Some(Error))]
-        {
+        for (seconds, severity) in [
+            (0, None),
+            (-30, None),
+            (31, Some(Warning)),
+            (-31, Some(Warning)),
+            (301, Some(Error)),
+            (-301, Some(Error)),
+        ] {
             assert_eq!(told(seconds), severity, "{seconds}");
         }
     }

@@ -1,7 +1,8 @@
 //! Kubernetes objects: what KEDA and Kubernetes take without a word, and what it does.
 //!
-//! `schema` and `fields` are what KEDA knows; `scaling`, `trigger`, `pod` and `container` say what in them does harm. What a container is
-//! told is read as Kubernetes and a shell would read it: `environment`, `start`, `shell`, `files`.
+//! `schema` and `fields` are what KEDA knows; `scaling`, `trigger`, `pod` and `container` say what
+//! in them does harm. What a container is told is read as Kubernetes and a shell would read it:
+//! `environment`, `start`, `shell`, `files`.
 
 mod container;
 mod environment;
@@ -36,10 +37,12 @@ pub struct Manifest {
 impl Manifest {
     /// Reads YAML documents; empty ones are left out.
     pub fn parse(file: &str, text: &str, schema: Schema) -> Result<Self, String> {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
         // Best effort: findings without a line are findings, too.
         let lines: Vec<Lines> = serde_saphyr::from_multiple(text).unwrap_or_default();
-        let mut manifest = Self { file: file.to_owned(), objects: Vec::new(), lines: Vec::new(), schema };
+        let mut manifest =
+            Self { file: file.to_owned(), objects: Vec::new(), lines: Vec::new(), schema };
         let is_complete = lines.len() == documents.len();
         for (number, document) in documents.into_iter().enumerate() {
             let lines = lines.get(number).filter(|_| is_complete);
@@ -78,30 +81,49 @@ impl Manifest {
     }
 
     fn of_objects(&self) -> Findings {
-        let scaled_jobs: Vec<_> = self.objects.iter().filter(|object| object["kind"] == "ScaledJob").collect();
+        let scaled_jobs: Vec<_> =
+            self.objects.iter().filter(|object| object["kind"] == "ScaledJob").collect();
         if scaled_jobs.is_empty() {
             let change = "pass the rendered objects, for example the output of kubectl kustomize";
-            return vec![Finding::new(Rule::NoScaledJob, "the file", "it has no ScaledJob", change)].into();
+            return vec![Finding::new(
+                Rule::NoScaledJob,
+                "the file",
+                "it has no ScaledJob",
+                change,
+            )]
+            .into();
         }
-        let mut all = Findings::from(self.objects.iter().flat_map(|object| self.not_texts(object)).collect::<Vec<_>>());
+        let mut all = Findings::from(
+            self.objects.iter().flat_map(|object| self.not_texts(object)).collect::<Vec<_>>(),
+        );
         let mut counted: Vec<(String, String)> = Vec::new();
         for object in scaled_jobs {
             let scaled_job = ScaledJob::new(object, self);
-            if let Some(version) = object["apiVersion"].as_str().filter(|version| *version != "keda.sh/v1alpha1") {
-                let (place, what) = (scaled_job.at("apiVersion"), format!("KEDA ignores {version}"));
-                all.add(vec![Finding::new(Rule::ApiVersion, place, what, "set it to keda.sh/v1alpha1")].into());
+            if let Some(version) =
+                object["apiVersion"].as_str().filter(|version| *version != "keda.sh/v1alpha1")
+            {
+                let (place, what) =
+                    (scaled_job.at("apiVersion"), format!("KEDA ignores {version}"));
+                all.add(
+                    vec![Finding::new(Rule::ApiVersion, place, what, "set it to keda.sh/v1alpha1")]
+                        .into(),
+                );
             }
             let (container, findings) = scaled_job.container();
             all.add(findings);
             all.add(container.iter().flat_map(probes::findings).collect::<Vec<_>>().into());
             all.add(scaled_job.findings(container.as_ref()).into());
-            let Some(queue) = container.as_ref().and_then(container::Container::queue_url) else { continue };
+            let Some(queue) = container.as_ref().and_then(container::Container::queue_url) else {
+                continue;
+            };
             if let Some((other, _)) = counted.iter().find(|(_, counted)| counted == queue) {
                 let what = format!(
                     "ScaledJob {other} has the same queue: both create a Job for each message, and one of the two pods finds no message"
                 );
                 let place = scaled_job.at("spec.triggers");
-                all.add(vec![Finding::new(Rule::SharedQueue, place, what, "remove one of them")].into());
+                all.add(
+                    vec![Finding::new(Rule::SharedQueue, place, what, "remove one of them")].into(),
+                );
             }
             counted.push((scaled_job.name.clone(), queue.to_owned()));
         }
@@ -146,19 +168,38 @@ impl<'a> ScaledJob<'a> {
     /// Where one of the pod's containers is.
     fn path_of(&self, container: &Value) -> ContainerPath<'a> {
         let all = ["containers", "initContainers"].into_iter().flat_map(|list| {
-            self.pod[list].as_array().into_iter().flatten().enumerate().map(move |(number, one)| (list, number, one))
+            self.pod[list]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .enumerate()
+                .map(move |(number, one)| (list, number, one))
         });
         let found = { all }.find(|(_, _, one)| std::ptr::eq(*one, container));
-        let path = found.map(|(list, number, _)| format!("spec.jobTargetRef.template.spec.{list}[{number}]"));
+        let path = found
+            .map(|(list, number, _)| format!("spec.jobTargetRef.template.spec.{list}[{number}]"));
         let name = container["name"].as_str().unwrap_or("without a name");
         let name = format!("ScaledJob {}, container {name}", self.name);
-        ContainerPath { name, path: path.unwrap_or_default(), object: self.object, manifest: self.manifest }
+        ContainerPath {
+            name,
+            path: path.unwrap_or_default(),
+            object: self.object,
+            manifest: self.manifest,
+        }
     }
 
     /// What is wrong besides how its container runs leasehold.
     fn findings(&self, container: Option<&container::Container>) -> Vec<Finding> {
         let beside = container.map(|container| self.beside(container)).unwrap_or_default();
-        [fields::findings(self), self.scaling(), self.triggers(container), self.pod(), self.volumes(), beside].concat()
+        [
+            fields::findings(self),
+            self.scaling(),
+            self.triggers(container),
+            self.pod(),
+            self.volumes(),
+            beside,
+        ]
+        .concat()
     }
 
     fn containers(&self) -> impl Iterator<Item = &'a Value> + use<'a> {

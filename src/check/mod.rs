@@ -1,7 +1,7 @@
 //! `leasehold check`: what is wrong before the first message is lost.
 //!
-//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`places`] and [`settings`] are pure, and [`live`] is what asks the
-//! world. It consumes no message.
+//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`places`] and [`settings`] are
+//! pure, and [`live`] is what asks the world. It consumes no message.
 
 pub mod live;
 pub mod manifest;
@@ -69,8 +69,8 @@ impl From<&Location> for Location {
     }
 }
 
-/// One thing that is wrong or could not be seen. In the order in which they are printed: worst first, and then as they are in the
-/// file.
+/// One thing that is wrong or could not be seen. In the order in which they are printed: worst
+/// first, and then as they are in the file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     pub severity: Severity,
@@ -89,10 +89,24 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub fn new(rule: Rule, location: impl Into<Location>, what: impl Into<String>, change: impl Into<String>) -> Self {
+    pub fn new(
+        rule: Rule,
+        location: impl Into<Location>,
+        what: impl Into<String>,
+        change: impl Into<String>,
+    ) -> Self {
         let Location { name: place, line } = location.into();
         let (severity, id) = (rule.severity(), rule.id());
-        Self { severity, file: None, line, id, rule, place, what: what.into(), change: change.into() }
+        Self {
+            severity,
+            file: None,
+            line,
+            id,
+            rule,
+            place,
+            what: what.into(),
+            change: change.into(),
+        }
     }
 
     /// With another severity than its rule has.
@@ -102,7 +116,8 @@ impl Finding {
     }
 }
 
-/// A stop while a command runs, in seconds after SIGTERM: when each part of it is over at the latest.
+/// A stop while a command runs, in seconds after SIGTERM: when each part of it is over at the
+/// latest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StopTimeline {
     /// Whose settings.
@@ -126,7 +141,11 @@ impl StopTimeline {
         let of_types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
         let stop_grace = of_types.fold(settings.policy.limits.stop_grace, Duration::max);
         let is_checkpointed = settings.policy.tasks().any(|task| task.checkpoint.is_some());
-        let timeline = settings.stop.timeline(stop_grace, config.records.idempotency.is_some(), is_checkpointed);
+        let timeline = settings.stop.timeline(
+            stop_grace,
+            config.records.idempotency.is_some(),
+            is_checkpointed,
+        );
         Self {
             place: place.into(),
             kill_by_s: timeline.killed.as_secs_f64(),

@@ -1,4 +1,5 @@
-//! The places in S3 that a run writes to, against those whom their buckets tell: what is written must not become work.
+//! The places in S3 that a run writes to, against those whom their buckets tell: what is written
+//! must not become work.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -25,7 +26,9 @@ impl Kind {
         const IN_PARTS: &str = "ObjectCreated:CompleteMultipartUpload";
         match self {
             Self::Output => &[PUT, IN_PARTS],
-            Self::Checkpoint => &[PUT, IN_PARTS, "ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated"],
+            Self::Checkpoint => {
+                &[PUT, IN_PARTS, "ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated"]
+            }
             Self::Idempotency | Self::Attempts => &[PUT],
         }
     }
@@ -39,17 +42,23 @@ impl Kind {
         }
     }
 
-    /// What the pod's role must be allowed there, as far as that can be tried, and how bad it is if it is not.
+    /// What the pod's role must be allowed there, as far as that can be tried, and how bad it is if
+    /// it is not.
     pub fn needs(self) -> &'static [(Action, Severity)] {
         use Severity::{Error, Warning};
         match self {
             // Without the last, parts of what was given up are left.
             Self::Output => &[(Action::Put, Error), (Action::Abort, Warning)],
-            Self::Checkpoint => {
-                &[(Action::List, Error), (Action::Get, Error), (Action::Put, Error), (Action::Abort, Warning)]
-            }
+            Self::Checkpoint => &[
+                (Action::List, Error),
+                (Action::Get, Error),
+                (Action::Put, Error),
+                (Action::Abort, Warning),
+            ],
             // Without the first, a record that is gone again looks as if it were not given to us.
-            Self::Idempotency => &[(Action::List, Warning), (Action::Get, Error), (Action::Put, Error)],
+            Self::Idempotency => {
+                &[(Action::List, Warning), (Action::Get, Error), (Action::Put, Error)]
+            }
             // The work is done all the same.
             Self::Attempts => &[(Action::Put, Warning)],
         }
@@ -100,9 +109,14 @@ pub fn written(config: &RunConfig) -> Vec<Written> {
     all
 }
 
-/// What is written to `written` and becomes a message of the queue `queue_arn`. `notifications` are those of its bucket, and
-/// `work` is what a message must be about to be worked on.
-pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &str, work: &EventFilter) -> Vec<Finding> {
+/// What is written to `written` and becomes a message of the queue `queue_arn`. `notifications` are
+/// those of its bucket, and `work` is what a message must be about to be worked on.
+pub fn findings(
+    written: &Written,
+    notifications: &Notifications,
+    queue_arn: &str,
+    work: &EventFilter,
+) -> Vec<Finding> {
     let bucket = &written.to.bucket;
     let mut findings = Vec::new();
     for notification in notifications.to(queue_arn) {
@@ -112,20 +126,30 @@ pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &st
         if told.is_empty() {
             continue;
         }
-        let whom = format!("bucket {bucket} notifies the queue by its notification {}", shown(notification));
+        let whom = format!(
+            "bucket {bucket} notifies the queue by its notification {}",
+            shown(notification)
+        );
         let change = "write to another bucket or prefix, or narrow the notification's prefix to the input objects";
         let place = written.to_string();
         findings.push(match (told.iter().any(|event| work.is_work(event)), is_certain) {
             (true, true) => {
-                let what = format!("files written there become messages, so each job creates another one: {whom}");
+                let what = format!(
+                    "files written there become messages, so each job creates another one: {whom}"
+                );
                 Finding::new(Rule::WritesBecomeWork, place, what, change)
             }
             (true, false) => {
-                let what = format!("files written there become messages if their keys match: {whom}");
-                Finding::new(Rule::WritesBecomeWork, place, what, change).with_severity(Severity::Warning)
+                let what =
+                    format!("files written there become messages if their keys match: {whom}");
+                Finding::new(Rule::WritesBecomeWork, place, what, change)
+                    .with_severity(Severity::Warning)
             }
             (false, _) => {
-                let what = format!("files written there start pods that find no work ({}): {whom}", told.join(", "));
+                let what = format!(
+                    "files written there start pods that find no work ({}): {whom}",
+                    told.join(", ")
+                );
                 Finding::new(Rule::WritesStartPods, place, what, change)
             }
         });
@@ -134,7 +158,8 @@ pub fn findings(written: &Written, notifications: &Notifications, queue_arn: &st
 }
 
 impl Written {
-    /// Keys like those of what is written there, of which there is no object. `key_begins` is how those of the jobs' objects do.
+    /// Keys like those of what is written there, of which there is no object. `key_begins` is how
+    /// those of the jobs' objects do.
     pub fn samples(&self, key_begins: &str) -> BTreeSet<String> {
         let key = format!("{key_begins}{NO_NAME}");
         let name = match self.kind {
@@ -143,12 +168,14 @@ impl Written {
             Kind::Idempotency => format!("{NO_NAME}.json"),
             Kind::Attempts => format!("{NO_NAME}/0.json"),
         };
-        let sample = |job_type| self.to.place(Values { key: Some(&key), message_id: NO_NAME, job_type }).key(&name);
+        let sample = |job_type| {
+            self.to.place(Values { key: Some(&key), message_id: NO_NAME, job_type }).key(&name)
+        };
         self.by.iter().map(|task| sample(task)).collect()
     }
 
-    /// Do the keys that are written have the beginning and the end that a notification asks for? `None` if not; false if it
-    /// depends on the job or on the names that the command gives.
+    /// Do the keys that are written have the beginning and the end that a notification asks for?
+    /// `None` if not; false if it depends on the job or on the names that the command gives.
     fn is_told(&self, notification: &Notification) -> Option<bool> {
         let Notification { prefix, suffix, .. } = notification;
         let begin = self.by.iter().filter_map(|task| {
@@ -174,8 +201,13 @@ const NO_NAME: &str = "leasehold-check";
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, to, by } = self;
-        let of_types = matches!(kind, Kind::Output | Kind::Checkpoint) && !by.iter().any(|name| name == Task::DEFAULT);
-        if of_types { write!(f, "job type {}, {kind} {to}", by.join(", ")) } else { write!(f, "--{kind} {to}") }
+        let of_types = matches!(kind, Kind::Output | Kind::Checkpoint)
+            && !by.iter().any(|name| name == Task::DEFAULT);
+        if of_types {
+            write!(f, "job type {}, {kind} {to}", by.join(", "))
+        } else {
+            write!(f, "--{kind} {to}")
+        }
     }
 }
 

@@ -4,9 +4,11 @@
 
 use serde_json::Value;
 
-/// Does a queue's policy let S3 send events of a bucket? `None` if that depends on what is not known here.
+/// Does a queue's policy let S3 send events of a bucket? `None` if that depends on what is not
+/// known here.
 ///
-/// Of IAM's rules as far as policies of queues use them (IAM User Guide, "Policy evaluation logic"): a Deny outranks every Allow.
+/// Of IAM's rules as far as policies of queues use them (IAM User Guide, "Policy evaluation
+/// logic"): a Deny outranks every Allow.
 pub fn lets_s3_send(policy: &str, queue_arn: &str, bucket: &str) -> Option<bool> {
     let policy: Value = serde_json::from_str(policy).ok()?;
     let statements = listed(&policy["Statement"]);
@@ -29,9 +31,12 @@ fn holds(statement: &Value, queue_arn: &str, bucket: &str) -> Option<bool> {
         return None;
     }
     let principal = &statement["Principal"];
-    let principals = [principal, &principal["AWS"]].into_iter().flat_map(listed).any(|one| one == "*");
-    let principals = principals || listed(&principal["Service"]).iter().any(|one| *one == "s3.amazonaws.com");
-    let action = |one: &&Value| one.as_str().is_some_and(|one| like(&one.to_lowercase(), "sqs:sendmessage"));
+    let principals =
+        [principal, &principal["AWS"]].into_iter().flat_map(listed).any(|one| one == "*");
+    let principals =
+        principals || listed(&principal["Service"]).iter().any(|one| *one == "s3.amazonaws.com");
+    let action =
+        |one: &&Value| one.as_str().is_some_and(|one| like(&one.to_lowercase(), "sqs:sendmessage"));
     let resource = |one: &&Value| one.as_str().is_some_and(|one| like(one, queue_arn));
     if !principals
         || !listed(&statement["Action"]).iter().any(action)
@@ -48,7 +53,13 @@ fn holds(statement: &Value, queue_arn: &str, bucket: &str) -> Option<bool> {
     all
 }
 
-fn condition(operator: &str, key: &str, values: &[&Value], queue_arn: &str, bucket: &str) -> Option<bool> {
+fn condition(
+    operator: &str,
+    key: &str,
+    values: &[&Value],
+    queue_arn: &str,
+    bucket: &str,
+) -> Option<bool> {
     // arn:PARTITION:sqs:REGION:ACCOUNT:NAME
     let parts: Vec<&str> = queue_arn.split(':').collect();
     let [_, partition, _, _, account, _] = parts[..] else { return None };
@@ -58,7 +69,9 @@ fn condition(operator: &str, key: &str, values: &[&Value], queue_arn: &str, buck
         "aws:securetransport" => "true".to_owned(),
         _ => return None,
     };
-    let values = || values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let values = || {
+        values.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
     let matches = match operator.trim_end_matches("IfExists") {
         "ArnEquals" | "ArnLike" | "StringLike" => values().any(|value| like(&value, &is)),
         "StringEquals" | "Bool" => values().any(|value| value == is),
@@ -79,10 +92,12 @@ fn listed(value: &Value) -> Vec<&Value> {
 
 /// With `*` for any text and `?` for any character.
 ///
-/// The policy is somebody else's text, so no pattern may take long: on a difference only the last `*` takes one character more,
-/// which is enough, since whatever an earlier one took can stay. At most the product of both lengths.
+/// The policy is somebody else's text, so no pattern may take long: on a difference only the last
+/// `*` takes one character more, which is enough, since whatever an earlier one took can stay. At
+/// most the product of both lengths.
 fn like(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
     let (mut in_pattern, mut in_text) = (0, 0);
     // After the last `*`, and where the text goes on behind what it took.
     let mut last_star = None;
@@ -137,7 +152,8 @@ mod tests {
         ] {
             assert_eq!(like(pattern, text), is_like, "{pattern} {text}");
         }
-        // A long policy with a long name: 2^60 steps if each star were tried with each of the others.
+        // A long policy with a long name: 2^60 steps if each star were tried with each of the
+        // others.
         let text = "x".repeat(2000);
         assert!(!like(&format!("{}Z", "*x".repeat(1000)), &text));
         assert!(like(&"*x".repeat(1000), &text));
@@ -168,7 +184,10 @@ mod tests {
             assert_eq!(lets_s3_send(&policy, arn, "b"), may_send, "{effect} {condition}");
         }
         // A statement alone is a list of one.
-        assert_eq!(lets_s3_send(&serde_json::json!({ "Statement": allow }).to_string(), arn, "b"), Some(true));
+        assert_eq!(
+            lets_s3_send(&serde_json::json!({ "Statement": allow }).to_string(), arn, "b"),
+            Some(true)
+        );
         assert_eq!(lets_s3_send("no JSON", arn, "b"), None);
     }
 }

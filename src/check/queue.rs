@@ -108,7 +108,8 @@ pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option
     match may_send {
         Some(true) => None,
         Some(false) => {
-            let what = format!("S3 may not send to the queue, so no event of bucket {bucket} arrives");
+            let what =
+                format!("S3 may not send to the queue, so no event of bucket {bucket} arrives");
             Some(Finding::new(Rule::QueuePolicy, place, what, change))
         }
         None => {
@@ -120,7 +121,12 @@ pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option
     }
 }
 
-fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Duration>) -> Vec<Finding> {
+fn dead_letter(
+    name: &str,
+    queue: &str,
+    facts: &QueueFacts,
+    retention: Option<Duration>,
+) -> Vec<Finding> {
     let place = |what: &str| format!("dead-letter queue {queue}{what}");
     let attributes = match &facts.dead_letter {
         Ok(Some(attributes)) => attributes,
@@ -137,7 +143,9 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
                 Rule::QueueUnseen,
                 place(""),
                 why,
-                format!("check that it keeps messages longer than {name}, and that it allows {name} as its source"),
+                format!(
+                    "check that it keeps messages longer than {name}, and that it allows {name} as its source"
+                ),
             )];
         }
     };
@@ -149,8 +157,7 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
     {
         let place = place(", MessageRetentionPeriod");
         let [kept_for, in_queue] = [kept, retention].map(show);
-        let counts =
-            "and the retention counts from the first send: a dead letter may expire before or soon after it arrives";
+        let counts = "and the retention counts from the first send: a dead letter may expire before or soon after it arrives";
         let change = "set it to 14 days (1209600)";
         findings.push(if kept < retention {
             let what = format!("{kept_for} is shorter than the {in_queue} of {name}, {counts}");
@@ -173,12 +180,15 @@ fn dead_letter(name: &str, queue: &str, facts: &QueueFacts, retention: Option<Du
     findings
 }
 
-/// Does this policy (`{"redrivePermission": "byQueue", "sourceQueueArns": […]}`) take the queue's dead letters?
+/// Does this policy (`{"redrivePermission": "byQueue", "sourceQueueArns": […]}`) take the queue's
+/// dead letters?
 fn allows(policy: &str, arn: &str) -> bool {
     let Ok(policy) = serde_json::from_str::<serde_json::Value>(policy) else { return true };
     match policy["redrivePermission"].as_str() {
         Some("denyAll") => false,
-        Some("byQueue") => policy["sourceQueueArns"].as_array().is_some_and(|arns| arns.iter().any(|one| one == arn)),
+        Some("byQueue") => policy["sourceQueueArns"]
+            .as_array()
+            .is_some_and(|arns| arns.iter().any(|one| one == arn)),
         Some(_) | None => true,
     }
 }
@@ -186,13 +196,19 @@ fn allows(policy: &str, arn: &str) -> bool {
 /// The longest that one attempt can take, until the message is visible again.
 fn worst_attempt(config: &RunConfig) -> Duration {
     let settings = &config.work.settings;
-    let limits = settings.policy.job_types.iter().map(|job_type| &job_type.limits).chain([&settings.policy.limits]);
+    let limits = settings
+        .policy
+        .job_types
+        .iter()
+        .map(|job_type| &job_type.limits)
+        .chain([&settings.policy.limits]);
     let hidden_after = |limits: &Limits| match limits.retry.retry {
         Retry::Backoff { max, .. } => max,
         Retry::Expire => limits.visibility,
     };
-    let longest =
-        limits.map(|limits| limits.max_duration + settings.stop.total(limits.stop_grace) + hidden_after(limits));
+    let longest = limits.map(|limits| {
+        limits.max_duration + settings.stop.total(limits.stop_grace) + hidden_after(limits)
+    });
     longest.max().unwrap_or_default()
 }
 

@@ -26,7 +26,8 @@ fn write(finding: &Finding, is_coloured: bool, f: &mut fmt::Formatter<'_>) -> fm
         }
         f.write_str(" ")?;
     }
-    let [place, what, change] = [&finding.place, &finding.what, &finding.change].map(|text| Plain(text));
+    let [place, what, change] =
+        [&finding.place, &finding.what, &finding.change].map(|text| Plain(text));
     write!(f, "{place}: {what}\n    help: {change}")
 }
 
@@ -53,7 +54,8 @@ impl fmt::Display for Text<'_> {
             writeln!(f, "{stop}")?;
         }
         let [errors, warnings, unchecked] =
-            [Severity::Error, Severity::Warning, Severity::Unchecked].map(|severity| findings.count(severity));
+            [Severity::Error, Severity::Warning, Severity::Unchecked]
+                .map(|severity| findings.count(severity));
         write!(f, "errors: {errors}, warnings: {warnings}, could not be checked: {unchecked}")
     }
 }
@@ -76,7 +78,8 @@ const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// A log of SARIF 2.1.0 (OASIS, "Static Analysis Results Interchange Format"), which code hosts show beside the manifest.
+/// A log of SARIF 2.1.0 (OASIS, "Static Analysis Results Interchange Format"), which code hosts
+/// show beside the manifest.
 pub fn sarif(findings: &Findings) -> Value {
     let rules: Vec<Value> = Rule::ALL
         .iter()
@@ -108,7 +111,8 @@ fn level(severity: Severity) -> &'static str {
 }
 
 fn result(finding: &Finding) -> Value {
-    let [place, what, change] = [&finding.place, &finding.what, &finding.change].map(|text| Plain(text).to_string());
+    let [place, what, change] =
+        [&finding.place, &finding.what, &finding.change].map(|text| Plain(text).to_string());
     let mut location = json!({ "logicalLocations": [{ "fullyQualifiedName": place }] });
     if let Some(file) = &finding.file {
         let path = utf8_percent_encode(file, NOT_IN_A_PATH).to_string();
@@ -144,7 +148,8 @@ mod tests {
             pushed_by_s: None,
             exit_by_s: 30.0,
         };
-        let mut finding = Finding::new(Rule::Paused, "job \u{1b}[2J", "what\n\u{9b}2J", "ch\u{202e}ange");
+        let mut finding =
+            Finding::new(Rule::Paused, "job \u{1b}[2J", "what\n\u{9b}2J", "ch\u{202e}ange");
         finding.file = Some("\u{1b}c.yaml".to_owned());
         finding.line = Some(7);
         let findings = Findings { findings: vec![finding], stops: vec![stop] };
@@ -154,10 +159,14 @@ mod tests {
         assert!(text.contains(r"stop      job \u{1b}[2J: TERM"), "{text}");
         assert_eq!(text.lines().count(), 4, "{text}");
         let coloured = Text { findings: &findings, is_coloured: true }.to_string();
-        assert!(coloured.starts_with("\u{1b}[1m\u{1b}[33mwarning[LH223]\u{1b}[0m "), "{coloured:?}");
+        assert!(
+            coloured.starts_with("\u{1b}[1m\u{1b}[33mwarning[LH223]\u{1b}[0m "),
+            "{coloured:?}"
+        );
         assert_eq!(coloured.matches('\u{1b}').count(), 3, "{coloured:?}");
         assert_eq!(
-            sarif(&findings)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"],
+            sarif(&findings)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
+                ["uri"],
             "%1Bc.yaml"
         );
     }

@@ -89,12 +89,16 @@ impl FromStr for Rule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let is_it = |rule: &&Self| [rule.id(), rule.name()].iter().any(|one| one.eq_ignore_ascii_case(text));
+        let is_it = |rule: &&Self| {
+            [rule.id(), rule.name()].iter().any(|one| one.eq_ignore_ascii_case(text))
+        };
         if let Some(rule) = Self::ALL.iter().find(is_it) {
             return Ok(*rule);
         }
-        let distance = |one: &&str| strsim::damerau_levenshtein(&one.to_lowercase(), &text.to_lowercase());
-        let nearest = Self::ALL.iter().flat_map(|rule| [rule.id(), rule.name()]).min_by_key(distance);
+        let distance =
+            |one: &&str| strsim::damerau_levenshtein(&one.to_lowercase(), &text.to_lowercase());
+        let nearest =
+            Self::ALL.iter().flat_map(|rule| [rule.id(), rule.name()]).min_by_key(distance);
         Err(format!("unknown rule: did you mean {}?", nearest.unwrap_or_default()))
     }
 }
@@ -135,7 +139,11 @@ impl fmt::Display for Explain {
                 }
                 for rule in Rule::ALL {
                     let (name, summary) = (rule.name(), rule.summary());
-                    write!(f, "\n<a id=\"{rule}\"></a>\n## {rule} {name}\n\n**{summary}** ({}). ", rule.severity())?;
+                    write!(
+                        f,
+                        "\n<a id=\"{rule}\"></a>\n## {rule} {name}\n\n**{summary}** ({}). ",
+                        rule.severity()
+                    )?;
                     writeln!(f, "{}", rule.explanation())?;
                 }
                 Ok(())

@@ -31,24 +31,33 @@ impl Kept {
         let LocalConfig { outbox, state, records, work, .. } = config;
         let is_kept = records.idempotency.is_some()
             || records.attempts.is_some()
-            || work.settings.policy.tasks().any(|task| task.checkpoint.is_some() || task.output.is_some());
+            || work
+                .settings
+                .policy
+                .tasks()
+                .any(|task| task.checkpoint.is_some() || task.output.is_some());
         let failed = |error| FolderError(format!("--state {}: {error}", state.display()));
-        let store = is_kept.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);
+        let store =
+            is_kept.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);
         let plan = work.settings.stop;
         Ok(Self {
             checkpoints: store.clone().map(|storage| Checkpoints { storage, clock }),
-            idempotency: records.idempotency.clone().zip(store.clone()).map(|(place, records)| Idempotency {
-                records,
-                place,
-                queue: "local".to_owned(),
-                owner: work.identity.pod_name.clone(),
-                clock,
+            idempotency: records.idempotency.clone().zip(store.clone()).map(|(place, records)| {
+                Idempotency {
+                    records,
+                    place,
+                    queue: "local".to_owned(),
+                    owner: work.identity.pod_name.clone(),
+                    clock,
+                }
             }),
-            attempts: records.attempts.clone().zip(store.clone()).map(|(place, writer)| AttemptHistory {
-                writer,
-                place,
-                identity: work.identity.clone(),
-                limit: Box::new(move || plan.attempt_record(false)),
+            attempts: records.attempts.clone().zip(store.clone()).map(|(place, writer)| {
+                AttemptHistory {
+                    writer,
+                    place,
+                    identity: work.identity.clone(),
+                    limit: Box::new(move || plan.attempt_record(false)),
+                }
             }),
             outbox: LocalOutbox {
                 folder: outbox.as_ref().map(FolderOutbox::new),
@@ -66,7 +75,8 @@ pub struct LocalOutbox {
 
 impl LocalOutbox {
     fn of(&self, to: Option<&Template>) -> Option<&dyn Outbox> {
-        let places = self.places.as_ref().filter(|_| to.is_some()).map(|places| places as &dyn Outbox);
+        let places =
+            self.places.as_ref().filter(|_| to.is_some()).map(|places| places as &dyn Outbox);
         places.or(self.folder.as_ref().map(|folder| folder as &dyn Outbox))
     }
 }
@@ -77,7 +87,11 @@ impl Outbox for LocalOutbox {
         self.of(to).is_some()
     }
 
-    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+    async fn publish(
+        &self,
+        results: &Results<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Manifest, PublishError> {
         match self.of(results.to) {
             Some(outbox) => outbox.publish(results, halt).await,
             None => Ok(Manifest::default()),

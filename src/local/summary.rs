@@ -59,7 +59,11 @@ impl File {
     }
 
     fn outcome(&self) -> String {
-        if self.is_dead { format!("dead letter: {}", self.outcome) } else { self.outcome.to_owned() }
+        if self.is_dead {
+            format!("dead letter: {}", self.outcome)
+        } else {
+            self.outcome.to_owned()
+        }
     }
 }
 
@@ -98,7 +102,11 @@ impl Summary {
         };
         let mut files: Vec<&File> = self.files.values().filter(is_shown).collect();
         files.sort_by(|a, b| a.key.cmp(&b.key));
-        if files.is_empty() { self.totals() } else { format!("{}\n\n{}", table(&files, page), self.totals()) }
+        if files.is_empty() {
+            self.totals()
+        } else {
+            format!("{}\n\n{}", table(&files, page), self.totals())
+        }
     }
 
     /// Each line is short enough for a narrow terminal.
@@ -110,15 +118,23 @@ impl Summary {
             (count(Fate::NotStarted), "not started"),
             (count(Fate::Ignored), "ignored"),
         ];
-        let others = others.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let others = others
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"));
         let others = others.collect::<Vec<_>>().join(", ");
         let skipped = if self.skipped > 0 {
             format!("{} skipped: hidden files, links and pipes", self.skipped)
         } else {
             String::new()
         };
-        let succeeded = format!("{} of {} files succeeded", count(Fate::Succeeded), self.files.len());
-        [succeeded, others, skipped].into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+        let succeeded =
+            format!("{} of {} files succeeded", count(Fate::Succeeded), self.files.len());
+        [succeeded, others, skipped]
+            .into_iter()
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
@@ -134,7 +150,9 @@ fn table(files: &[&File], page: Page) -> Table {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
         let columns = usize::from(columns);
         // The other columns, with a blank to the left and to the right of each.
-        columns.saturating_sub(2 + outcome + 2 + "TRIES".len() + 2 + "100.0 s".len() + 2).max(columns / 4)
+        columns
+            .saturating_sub(2 + outcome + 2 + "TRIES".len() + 2 + "100.0 s".len() + 2)
+            .max(columns / 4)
     });
     for file in files {
         let key = Plain(&file.key).to_string();
@@ -152,7 +170,10 @@ fn table(files: &[&File], page: Page) -> Table {
         ]);
     }
     for column in [0, 2, 3] {
-        table.column_mut(column).expect("there are four").set_constraint(ColumnConstraint::ContentWidth);
+        table
+            .column_mut(column)
+            .expect("there are four")
+            .set_constraint(ColumnConstraint::ContentWidth);
     }
     table
 }
@@ -162,7 +183,13 @@ mod tests {
     use super::*;
 
     fn file(key: &str, fate: Fate, outcome: &'static str) -> File {
-        File { fate, outcome, is_dead: fate == Fate::Failed, attempts: 3, ..File::new(key.to_owned()) }
+        File {
+            fate,
+            outcome,
+            is_dead: fate == Fate::Failed,
+            attempts: 3,
+            ..File::new(key.to_owned())
+        }
     }
 
     fn summary() -> Summary {
@@ -173,7 +200,11 @@ mod tests {
             file("\u{65e5}\u{672c}.csv", Fate::Ignored, "ignored"),
             File::new("late.csv".to_owned()),
         ];
-        let files = files.into_iter().enumerate().map(|(n, file)| (MessageId::new(n.to_string()), file)).collect();
+        let files = files
+            .into_iter()
+            .enumerate()
+            .map(|(n, file)| (MessageId::new(n.to_string()), file))
+            .collect();
         Summary { files, skipped: 2 }
     }
 
@@ -202,12 +233,16 @@ mod tests {
             assert!(text.contains("command_failed") && text.contains(".csv"), "{text}");
         }
         assert!(table_of(Page { columns: Some(44), is_coloured: false }).contains('…'));
-        assert!(table_of(Page { columns: None, is_coloured: false }).contains("a/rather/long/name/of/a/file.csv"));
+        assert!(
+            table_of(Page { columns: None, is_coloured: false })
+                .contains("a/rather/long/name/of/a/file.csv")
+        );
     }
 
     fn table_of(page: Page) -> String {
         let summary = summary();
-        let failed: Vec<_> = summary.files.values().filter(|file| file.fate == Fate::Failed).collect();
+        let failed: Vec<_> =
+            summary.files.values().filter(|file| file.fate == Fate::Failed).collect();
         table(&failed, page).to_string()
     }
 }

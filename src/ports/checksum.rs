@@ -78,7 +78,8 @@ impl Hasher {
         let mut hasher = Self::new(algorithm);
         let mut buffer = Vec::new();
         for at in range.clone().step_by(BUFFER) {
-            buffer.resize(usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER)), 0);
+            buffer
+                .resize(usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER)), 0);
             file.read_exact_at(&mut buffer, at)?;
             hasher.update(&buffer);
         }
@@ -93,10 +94,13 @@ impl Hasher {
         }
     }
 
-    /// Goes on with what `next` has hashed, as if it had come here; [`Algorithm::is_of_parts`] says where that works.
+    /// Goes on with what `next` has hashed, as if it had come here; [`Algorithm::is_of_parts`] says
+    /// where that works.
     pub fn append(&mut self, next: &Self) {
         match (self, next) {
-            (Self::Crc32(digest), Self::Crc32(next)) | (Self::Crc64(digest), Self::Crc64(next)) => digest.combine(next),
+            (Self::Crc32(digest), Self::Crc32(next)) | (Self::Crc64(digest), Self::Crc64(next)) => {
+                digest.combine(next);
+            }
             (this, next) => unreachable!("{next:?} cannot follow {this:?}"),
         }
     }
@@ -117,8 +121,13 @@ impl Hasher {
 mod tests {
     use super::*;
 
-    const ALL: [Algorithm; 5] =
-        [Algorithm::Crc64Nvme, Algorithm::Crc32, Algorithm::Crc32C, Algorithm::Sha1, Algorithm::Sha256];
+    const ALL: [Algorithm; 5] = [
+        Algorithm::Crc64Nvme,
+        Algorithm::Crc32,
+        Algorithm::Crc32C,
+        Algorithm::Sha1,
+        Algorithm::Sha256,
+    ];
 
     fn hasher(algorithm: Algorithm, bytes: &[u8]) -> Hasher {
         let mut hasher = Hasher::new(algorithm);
@@ -141,13 +150,18 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_crc_make_the_whole() {
-        let bytes: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+        let bytes: Vec<u8> =
+            (0..100_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
         for algorithm in ALL.into_iter().filter(|algorithm| algorithm.is_of_parts()) {
             for cuts in [[0, 0], [1, 2], [4096, 70_000], [100_000, 100_000]] {
                 let mut whole = hasher(algorithm, &bytes[..cuts[0]]);
                 whole.append(&hasher(algorithm, &bytes[cuts[0]..cuts[1]]));
                 whole.append(&hasher(algorithm, &bytes[cuts[1]..]));
-                assert_eq!(whole.value(), hasher(algorithm, &bytes).value(), "{algorithm:?} cut at {cuts:?}");
+                assert_eq!(
+                    whole.value(),
+                    hasher(algorithm, &bytes).value(),
+                    "{algorithm:?} cut at {cuts:?}"
+                );
             }
         }
     }

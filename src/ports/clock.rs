@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 /// Counts from the start of the run; time in which the machine was suspended counts too.
 ///
-/// `CLOCK_MONOTONIC`, on which timers run, stands still while a machine is suspended; SQS's clock does
-/// not. What `CLOCK_BOOTTIME` has more than `CLOCK_MONOTONIC` is that time.
+/// `CLOCK_MONOTONIC`, on which timers run, stands still while a machine is suspended; SQS's clock
+/// does not. What `CLOCK_BOOTTIME` has more than `CLOCK_MONOTONIC` is that time.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,

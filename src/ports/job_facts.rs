@@ -1,5 +1,5 @@
-//! What is told of a job to who works on it: with [`result_file`](crate::work::result_file) the public interface between leasehold
-//! and programs in any language, version 1.
+//! What is told of a job to who works on it: with [`result_file`](crate::work::result_file) the
+//! public interface between leasehold and programs in any language, version 1.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// Only what is known is there. A command finds it in `JOB_FILE` and, as `JOB_<NAME>`, in its environment.
+/// Only what is known is there. A command finds it in `JOB_FILE` and, as `JOB_<NAME>`, in its
+/// environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobFacts {
     pub version: u32,
@@ -75,13 +76,16 @@ impl JobFacts {
         let variable = |(name, value): (String, Value)| {
             let value = match value {
                 Value::String(text) => text,
-                other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-                    other.to_string()
-                }
+                other @ (Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::Array(_)
+                | Value::Object(_)) => other.to_string(),
             };
             (OsString::from(format!("JOB_{}", name.to_uppercase())), OsString::from(value))
         };
-        let mut env: Vec<_> = self.fields().into_iter().filter(|(name, _)| name != "version").map(variable).collect();
+        let mut env: Vec<_> =
+            self.fields().into_iter().filter(|(name, _)| name != "version").map(variable).collect();
         // An S3 key may hold a NUL, which no environment can: such a fact is in the file only.
         env.retain(|(_, value)| !value.as_encoded_bytes().contains(&0));
         env.push(("JOB_FILE".into(), self.job_file.clone().into()));

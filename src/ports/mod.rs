@@ -29,23 +29,39 @@ use crate::job::verdict::DeletePermit;
 use checksum::Checksum;
 use job_facts::JobFacts;
 
-/// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per delivery.
+/// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per
+/// delivery.
 ///
-/// Every call is a single attempt, limited in time by whoever calls: retries are the callers' business.
+/// Every call is a single attempt, limited in time by whoever calls: retries are the callers'
+/// business.
 #[async_trait]
 pub trait Queue: Send + Sync {
-    /// Waits up to `wait` (at most 20 s) for one message and hides it for `visibility` (whole seconds).
+    /// Waits up to `wait` (at most 20 s) for one message and hides it for `visibility` (whole
+    /// seconds).
     ///
     /// Never drop the returned future: a message may be on its way to it.
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError>;
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError>;
 
-    /// Hides the message for `visibility` from now on, in place of what was left; zero makes it visible.
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError>;
+    /// Hides the message for `visibility` from now on, in place of what was left; zero makes it
+    /// visible.
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError>;
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError>;
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError>;
 
-    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot ever be read. The error says why there was no
-    /// answer, and is worth asking again.
+    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot ever be read.
+    /// The error says why there was no answer, and is worth asking again.
     async fn redrive(&self) -> Result<Redrive, String>;
 }
 
@@ -70,8 +86,9 @@ pub enum VisibilityError {
     /// Nothing was changed; the same call may succeed later.
     #[error("{0}")]
     Transient(String),
-    /// No answer, or none that says whether something was changed. An extension may be repeated. A release may not: it may have
-    /// made the message visible, and then a second one acts on whoever received it since.
+    /// No answer, or none that says whether something was changed. An extension may be repeated. A
+    /// release may not: it may have made the message visible, and then a second one acts on whoever
+    /// received it since.
     #[error("{0}")]
     Unclear(String),
 }
@@ -91,9 +108,10 @@ pub trait ObjectStore: Send + Sync {
     /// Opens exactly the object that the event told of: its version, else its eTag.
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError>;
 
-    /// Opens some bytes of it, which are there; all from `range.start` on if `range.end` is `u64::MAX`. Without a version or
-    /// an eTag it may have become another one.
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError>;
+    /// Opens some bytes of it, which are there; all from `range.start` on if `range.end` is
+    /// `u64::MAX`. Without a version or an eTag it may have become another one.
+    async fn open_range(&self, object: &Object, range: Range<u64>)
+    -> Result<RangeBody, FetchError>;
 }
 
 /// Bytes as they come; none after an error.
@@ -101,7 +119,8 @@ pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// An object's bytes, and what the store tells of them before they come.
 pub struct ObjectBody {
-    /// In bytes; `None` if the answer does not say it: then the bytes end where the object does, or with an error.
+    /// In bytes; `None` if the answer does not say it: then the bytes end where the object does, or
+    /// with an error.
     pub size: Option<u64>,
     /// Without quotes.
     pub etag: Option<String>,
@@ -121,7 +140,8 @@ pub struct RangeBody {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// There is none (404): deleted since, or, as S3's events can outrun a replication, not there yet.
+    /// There is none (404): deleted since, or, as S3's events can outrun a replication, not there
+    /// yet.
     #[error("{0}")]
     Missing(String),
     /// There is another one (412): overwritten since the event.
@@ -130,7 +150,8 @@ pub enum FetchError {
     /// May work later.
     #[error("{0}")]
     Retryable(String),
-    /// Will never work: archived, encrypted with a customer's own key, a delete marker, or a name that is none.
+    /// Will never work: archived, encrypted with a customer's own key, a delete marker, or a name
+    /// that is none.
     #[error("{0}")]
     Permanent(String),
 }
@@ -141,9 +162,13 @@ pub trait ObjectWriter: Send + Sync {
     /// Writes the object, in place of an earlier one; the error says why not.
     async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String>;
 
-    /// Writes a file as an object, in place of an earlier one; the error says why not. When `halt` is cancelled, it is
-    /// given up, and the earlier one stays.
-    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String>;
+    /// Writes a file as an object, in place of an earlier one; the error says why not. When `halt`
+    /// is cancelled, it is given up, and the earlier one stays.
+    async fn upload(
+        &self,
+        upload: &Upload<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Uploaded, String>;
 }
 
 /// A file, and which object it is to be.
@@ -176,14 +201,15 @@ pub trait Storage: ObjectStore + ObjectWriter {
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), String>;
 }
 
-/// Small objects that several pods read and write: each write on a condition, so that of two at the same time one fails.
+/// Small objects that several pods read and write: each write on a condition, so that of two at the
+/// same time one fails.
 #[async_trait]
 pub trait Records: Send + Sync {
     /// `None` if there is no such record.
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError>;
 
-    /// Writes the record if the condition holds, and returns its new eTag. If an error leaves it open whether it was
-    /// written, who wants to know has to read it.
+    /// Writes the record if the condition holds, and returns its new eTag. If an error leaves it
+    /// open whether it was written, who wants to know has to read it.
     async fn write(
         &self,
         bucket: &str,
@@ -198,7 +224,8 @@ pub trait Records: Send + Sync {
 pub struct Entry {
     pub bytes: Vec<u8>,
     pub etag: String,
-    /// How long ago it was written, in whole seconds, by the store's own clock; zero if the store does not tell.
+    /// How long ago it was written, in whole seconds, by the store's own clock; zero if the store
+    /// does not tell.
     pub age: Duration,
 }
 
@@ -228,7 +255,8 @@ pub enum RecordError {
     /// Not allowed, or not possible: asking again is pointless until somebody changes that.
     #[error("{0}")]
     Refused(String),
-    /// The store writes whether or not a condition holds, so that its records prove nothing, or refuses conditions.
+    /// The store writes whether or not a condition holds, so that its records prove nothing, or
+    /// refuses conditions.
     #[error("{0}")]
     ConditionsUnsupported(String),
     #[error("{0}")]
@@ -243,9 +271,14 @@ pub trait Outbox: Send + Sync {
         true
     }
 
-    /// Publishes all files below the directory; all of them or an error. A symbolic link, or anything else that is
-    /// neither a file nor a folder, is an error. When `halt` is cancelled, it is given up, with an error.
-    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError>;
+    /// Publishes all files below the directory; all of them or an error. A symbolic link, or
+    /// anything else that is neither a file nor a folder, is an error. When `halt` is cancelled, it
+    /// is given up, with an error.
+    async fn publish(
+        &self,
+        results: &Results<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Manifest, PublishError>;
 }
 
 /// What a command wrote, and for which job.
@@ -267,10 +300,15 @@ pub struct PublishError(pub String);
 /// A way to run the user's command.
 #[async_trait]
 pub trait Runner: Send + Sync {
-    /// Runs the command to its end. When `halt` is cancelled, or the returned future is dropped, the
-    /// command's whole process group is ended: in the first case by TERM, `stop_grace`, KILL; in the
-    /// second by KILL. When this returns, nothing of the command is left.
-    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError>;
+    /// Runs the command to its end. When `halt` is cancelled, or the returned future is dropped,
+    /// the command's whole process group is ended: in the first case by TERM, `stop_grace`, KILL;
+    /// in the second by KILL. When this returns, nothing of the command is left.
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        pulse: Pulse,
+    ) -> Result<Exited, StartError>;
 }
 
 /// Beats whenever a command prints something.
@@ -293,7 +331,8 @@ impl Pulse {
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
-    /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone), and written to `JOB_FILE`.
+    /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone), and written to
+    /// `JOB_FILE`.
     pub job: JobFacts,
     /// What it reads from its standard input; nothing if `None`.
     pub stdin: Option<PathBuf>,

@@ -12,7 +12,8 @@ use super::errors::fit_to_print;
 use super::pod::CHECK;
 use super::{Action, Cli, RunSettings, environment};
 
-/// The flags and variables given, parsed one by one. What does not parse is told with the flag's name.
+/// The flags and variables given, parsed one by one. What does not parse is told with the flag's
+/// name.
 pub fn parse() -> Result<Cli, clap::Error> {
     let words: Vec<OsString> = std::env::args_os().collect();
     if let Some(parsed) = parse_run(&words, &environment::all().collect::<Vec<_>>()) {
@@ -22,19 +23,25 @@ pub fn parse() -> Result<Cli, clap::Error> {
     checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)
 }
 
-/// Parses `run` without building the other subcommands, which takes longer than parsing: every pod starts with it. `None` if the
-/// answer needs the others: for a help text, or to name the variable that is nearest to an unknown one.
-fn parse_run(words: &[OsString], variables: &[(String, OsString)]) -> Option<Result<Cli, clap::Error>> {
+/// Parses `run` without building the other subcommands, which takes longer than parsing: every pod
+/// starts with it. `None` if the answer needs the others: for a help text, or to name the variable
+/// that is nearest to an unknown one.
+fn parse_run(
+    words: &[OsString],
+    variables: &[(String, OsString)],
+) -> Option<Result<Cli, clap::Error>> {
     if words.get(1)? != "run" {
         return None;
     }
     let run = with_variables(RunSettings::augment_args(Command::new("run")));
-    let is_known = |name: &str| run.get_arguments().any(|arg| arg.get_env() == Some(OsStr::new(name)));
+    let is_known =
+        |name: &str| run.get_arguments().any(|arg| arg.get_env() == Some(OsStr::new(name)));
     if !variables.iter().all(|(name, _)| !environment::is_ours(name) || is_known(name)) {
         return None;
     }
     let program = empty_is_unset(Command::new("leasehold").subcommand(run));
-    let parsed = program.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        program.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         // It shows more of the program.
         Err(error) if error.kind() == ErrorKind::DisplayHelp => None,
@@ -50,7 +57,8 @@ pub fn command() -> Command {
 /// `check --help` shows its own flags, and where the others are.
 fn without_those_of_run(check: Command) -> Command {
     check.mut_args(|arg| {
-        let is_own = arg.get_help_heading() == Some(CHECK) || matches!(arg.get_id().as_str(), "help" | "queue_url");
+        let is_own = arg.get_help_heading() == Some(CHECK)
+            || matches!(arg.get_id().as_str(), "help" | "queue_url");
         if is_own { arg } else { arg.hide(true) }
     })
 }
@@ -72,8 +80,9 @@ pub fn variable(flag: &str) -> String {
 
 /// Charts set variables to nothing where they mean that they are not set.
 fn empty_is_unset(program: Command) -> Command {
-    let empty: Vec<OsString> =
-        environment::all().filter_map(|(name, value)| value.is_empty().then(|| name.into())).collect();
+    let empty: Vec<OsString> = environment::all()
+        .filter_map(|(name, value)| value.is_empty().then(|| name.into()))
+        .collect();
     if empty.is_empty() {
         return program;
     }
@@ -85,25 +94,30 @@ fn empty_is_unset(program: Command) -> Command {
     })
 }
 
-/// The same for a program that does the work itself: there is no COMMAND, and flags may have other defaults, given as
-/// their names without dashes and their values. `words` begin with the program's own.
+/// The same for a program that does the work itself: there is no COMMAND, and flags may have other
+/// defaults, given as their names without dashes and their values. `words` begin with the program's
+/// own.
 pub fn parse_without_command(
     name: &'static str,
     defaults: &[(&'static str, &'static str)],
     mut words: Vec<OsString>,
 ) -> Result<Cli, clap::Error> {
     let hidden = |action: Command| {
-        action.mut_arg("command", |arg| arg.hide(true)).mut_arg("permanent_exit_codes", |arg| arg.hide(true))
+        action
+            .mut_arg("command", |arg| arg.hide(true))
+            .mut_arg("permanent_exit_codes", |arg| arg.hide(true))
     };
     let mut program = empty_is_unset(command()).name(name).bin_name(name);
     program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
         if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
-            let complaint = format!("this program sets a default for --{flag}, but there is no such flag");
+            let complaint =
+                format!("this program sets a default for --{flag}, but there is no such flag");
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
-        let with_default = |arg: Arg| if is_it(&arg) { arg.default_value(value).required(false) } else { arg };
+        let with_default =
+            |arg: Arg| if is_it(&arg) { arg.default_value(value).required(false) } else { arg };
         program = program.mut_subcommands(|action| action.mut_args(with_default));
     }
     if words.get(1).is_some_and(|action| action == "run" || action == "local") {
@@ -118,7 +132,8 @@ pub fn parse_without_command(
     let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
     match command_only_setting(&cli, &matches) {
         Some(setting) => {
-            let complaint = format!("{setting}: this program does the work itself and runs no command");
+            let complaint =
+                format!("{setting}: this program does the work itself and runs no command");
             Err(program.error(ErrorKind::ArgumentConflict, complaint))
         }
         None => Ok(cli),
@@ -146,7 +161,8 @@ fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
     let file = work.job_types.as_ref()?;
     let path = file.path.as_deref().unwrap_or_default();
     file.job_types.iter().find_map(|task| {
-        let has_codes = || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
+        let has_codes =
+            || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
         let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
         let at = task.source.what(&format!("--{setting}")).in_file(path);
         Some(format!("--job-types {at}: {setting}"))
@@ -154,27 +170,34 @@ fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
 }
 
 fn checked(cli: Cli) -> Result<Cli, clap::Error> {
-    if let Some(complaint) = environment::unknown_variable(environment::all().map(|(name, _)| name)) {
+    if let Some(complaint) = environment::unknown_variable(environment::all().map(|(name, _)| name))
+    {
         return Err(Cli::command().error(ErrorKind::UnknownArgument, complaint));
     }
     Ok(cli)
 }
 
-/// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after `run`, which outrank them.
-/// Our own environment plays no part.
-pub fn container_args(variables: &BTreeMap<String, String>, words: &[String]) -> Result<RunSettings, String> {
+/// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after
+/// `run`, which outrank them. Our own environment plays no part.
+pub fn container_args(
+    variables: &BTreeMap<String, String>,
+    words: &[String],
+) -> Result<RunSettings, String> {
     if let Some(complaint) = environment::unknown_variable(variables.keys().cloned()) {
         return Err(complaint);
     }
-    let command =
-        with_variables(RunSettings::augment_args(Command::new("run"))).no_binary_name(true).args_override_self(true);
+    let command = with_variables(RunSettings::augment_args(Command::new("run")))
+        .no_binary_name(true)
+        .args_override_self(true);
     let from_environment: Vec<OsString> = command
         .get_arguments()
         .filter_map(|arg| {
-            let value = variables.get(arg.get_env()?.to_str()?).filter(|value| !value.is_empty())?;
+            let value =
+                variables.get(arg.get_env()?.to_str()?).filter(|value| !value.is_empty())?;
             let flag = format!("--{}", arg.get_long()?);
             if matches!(arg.get_action(), ArgAction::SetTrue) {
-                let is_set = BoolishValueParser::new().parse_ref(&command, Some(arg), OsStr::new(value));
+                let is_set =
+                    BoolishValueParser::new().parse_ref(&command, Some(arg), OsStr::new(value));
                 return is_set.unwrap_or(false).then(|| flag.into());
             }
             Some(format!("{flag}={value}").into())
@@ -206,24 +229,40 @@ mod tests {
             let Action::Run(args) = cli.unwrap().action else { panic!("it is run") };
             args.work.task.max_duration.unwrap()
         };
-        let defaults =
-            [("max-duration", "2h"), ("queue-url", "https://sqs.us-east-1.amazonaws.com/1/q"), ("accept-raw", "true")];
+        let defaults = [
+            ("max-duration", "2h"),
+            ("queue-url", "https://sqs.us-east-1.amazonaws.com/1/q"),
+            ("accept-raw", "true"),
+        ];
         assert_eq!(longest(parse(&defaults, "resize run")), Duration::from_hours(2));
-        assert_eq!(longest(parse(&defaults, "resize run --max-duration 3h")), Duration::from_hours(3));
+        assert_eq!(
+            longest(parse(&defaults, "resize run --max-duration 3h")),
+            Duration::from_hours(3)
+        );
         assert!(matches!(parse(&defaults, "resize local in").unwrap().action, Action::Local(_)));
 
         let error = |defaults: &[_], words: &str| parse(defaults, words).unwrap_err();
-        assert!(error(&[("max-durations", "2h")], "resize run").contains("sets a default for --max-durations"));
-        assert!(error(&[("max-duration", "2 fortnights")], "resize local in").contains("--max-duration"));
+        assert!(
+            error(&[("max-durations", "2h")], "resize run")
+                .contains("sets a default for --max-durations")
+        );
+        assert!(
+            error(&[("max-duration", "2 fortnights")], "resize local in")
+                .contains("--max-duration")
+        );
         assert!(error(&[], "resize run -- true").contains("takes no COMMAND"));
         assert!(
-            error(&[], "resize local in --permanent-exit-codes 1").contains("--permanent-exit-codes: this program")
+            error(&[], "resize local in --permanent-exit-codes 1")
+                .contains("--permanent-exit-codes: this program")
         );
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("types.yaml");
         std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
         let said = error(&[], &format!("resize local in --job-types {}", file.display()));
-        assert!(said.contains("types.yaml, line 3 column 12: command: this program does"), "{said}");
+        assert!(
+            said.contains("types.yaml, line 3 column 12: command: this program does"),
+            "{said}"
+        );
         assert!(error(&[], "resize check --manifest m.yaml").contains("--manifest: this program"));
         assert!(error(&[], "resize run").contains("Usage: resize run"));
         assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
@@ -250,7 +289,8 @@ mod tests {
             "leasehold run true",
             "leasehold run --version",
         ] {
-            let all = empty_is_unset(command()).try_get_matches_from(words(line)).map_err(fit_to_print);
+            let all =
+                empty_is_unset(command()).try_get_matches_from(words(line)).map_err(fit_to_print);
             let all = all.and_then(|matches| Cli::from_arg_matches(&matches).map_err(fit_to_print));
             assert_eq!(text(parse_run(&words(line), &[]).expect(line)), text(all), "{line}");
         }
@@ -259,8 +299,13 @@ mod tests {
         assert!(parse_run(&run, &variable("LEASEHOLD_SERVICE_HOST")).is_some());
         assert!(parse_run(&run, &variable("LEASEHOLD_WIAT")).is_none());
         assert!(parse_run(&run, &variable("LEASEHOLD_INBOX")).is_none());
-        for other in ["leasehold", "leasehold local in", "leasehold --help", "leasehold run --help", "leasehold run -h"]
-        {
+        for other in [
+            "leasehold",
+            "leasehold local in",
+            "leasehold --help",
+            "leasehold run --help",
+            "leasehold run -h",
+        ] {
             assert!(parse_run(&words(other), &[]).is_none(), "{other}");
         }
     }
@@ -271,7 +316,10 @@ mod tests {
         for action in command().get_subcommands() {
             for arg in action.get_arguments() {
                 let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else { continue };
-                assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable(flag).as_str()));
+                assert_eq!(
+                    arg.get_env().and_then(|env| env.to_str()),
+                    Some(variable(flag).as_str())
+                );
             }
         }
     }

@@ -23,18 +23,20 @@ pub fn aws() -> Vec<(String, OsString)> {
     all().filter(|(name, _)| name.starts_with("AWS_") || name == "HOME").collect()
 }
 
-/// Starts this program again, in the same process, if variables of AWS are set to nothing: charts do that for what is not
-/// wanted, and it means "not set" to every other tool. The SDK reads the environment itself, and no thread may change it.
+/// Starts this program again, in the same process, if variables of AWS are set to nothing: charts
+/// do that for what is not wanted, and it means "not set" to every other tool. The SDK reads the
+/// environment itself, and no thread may change it.
 pub fn without_empty_aws_variables() -> Result<(), String> {
-    let (empty, others): (Vec<_>, Vec<_>) =
-        variables().partition(|(name, value)| name.as_bytes().starts_with(b"AWS_") && value.is_empty());
+    let (empty, others): (Vec<_>, Vec<_>) = variables()
+        .partition(|(name, value)| name.as_bytes().starts_with(b"AWS_") && value.is_empty());
     let Some((first, _)) = empty.first() else { return Ok(()) };
     let again = || -> io::Result<Infallible> {
         let text = |text: &OsStr| CString::new(text.as_bytes());
         let program = std::env::current_exe()?;
         let words = std::env::args_os().map(|word| text(&word)).collect::<Result<Vec<_>, _>>()?;
-        let set =
-            |(name, value): &(OsString, OsString)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat());
+        let set = |(name, value): &(OsString, OsString)| {
+            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+        };
         let variables = others.iter().map(set).collect::<Result<Vec<_>, _>>()?;
         Ok(nix::unistd::execve(&text(program.as_os_str())?, &words, &variables)?)
     };
@@ -64,12 +66,17 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
     let known: Vec<String> = command_line::command()
         .get_subcommands()
         .flat_map(|action| {
-            action.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect::<Vec<_>>()
+            action
+                .get_arguments()
+                .filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned))
+                .collect::<Vec<_>>()
         })
         .collect();
     let unknown = ours.into_iter().find(|name| !known.contains(name))?;
     let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &unknown))?;
-    Some(format!("environment variable '{unknown}' is not a setting of leasehold; did you mean '{nearest}'?"))
+    Some(format!(
+        "environment variable '{unknown}' is not a setting of leasehold; did you mean '{nearest}'?"
+    ))
 }
 
 /// Is it a setting by its name, known or not?
@@ -77,11 +84,14 @@ pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with("LEASEHOLD_") && !is_service_variable(name)
 }
 
-/// Kubernetes sets such variables in every pod beside a Service called `leasehold` or `leasehold-…`.
+/// Kubernetes sets such variables in every pod beside a Service called `leasehold` or
+/// `leasehold-…`.
 fn is_service_variable(name: &str) -> bool {
     let of_a_port = |rest: &str| {
         let mut parts = rest.split('_');
-        parts.next().is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+        parts
+            .next()
+            .is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
             && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
             && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
     };
@@ -106,7 +116,11 @@ mod tests {
     #[test]
     fn a_misspelt_variable_is_refused_with_the_nearest_name() {
         let complaint = |name: &str| unknown_variable([name.to_owned()].into_iter());
-        assert!(complaint("LEASEHOLD_MAX_DURATON").unwrap().contains("did you mean 'LEASEHOLD_MAX_DURATION'?"));
+        assert!(
+            complaint("LEASEHOLD_MAX_DURATON")
+                .unwrap()
+                .contains("did you mean 'LEASEHOLD_MAX_DURATION'?")
+        );
         assert_eq!(complaint("LEASEHOLD_MAX_DURATION"), None);
         assert_eq!(complaint("PATH"), None);
     }

@@ -67,13 +67,19 @@ pub enum SettingError {
     NoJobTypes,
     #[error("--job-types {at}: two job types have the name {name}")]
     SameName { name: String, at: String },
-    #[error("--job-types {at}: job type {name} is never used: {other}, which comes before it, matches every message")]
+    #[error(
+        "--job-types {at}: job type {name} is never used: {other}, which comes before it, matches every message"
+    )]
     NeverReached { name: String, at: String, other: String },
     #[error("it has no command, and there is no COMMAND to use instead")]
     NoCommand,
-    #[error("it matches {event}, which --events {events} does not include: messages about it are deleted")]
+    #[error(
+        "it matches {event}, which --events {events} does not include: messages about it are deleted"
+    )]
     EventIsNoWork { event: &'static str, events: EventFilter },
-    #[error("--events {0} means that the object was deleted, so it cannot be downloaded: set --input none")]
+    #[error(
+        "--events {0} means that the object was deleted, so it cannot be downloaded: set --input none"
+    )]
     Removal(&'static str),
     #[error("--permanent-exit-codes: {0} cannot be permanent, it means {1}")]
     PermanentExitCode(i32, &'static str),

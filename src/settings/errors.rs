@@ -1,5 +1,5 @@
-//! Complaints in the words of who reads them: the names that they wrote, and nothing of what they wrote that is a secret or moves the
-//! cursor.
+//! Complaints in the words of who reads them: the names that they wrote, and nothing of what they
+//! wrote that is a secret or moves the cursor.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -22,18 +22,20 @@ pub(super) fn fit_to_print(error: clap::Error) -> clap::Error {
     clap::Error::raw(error.kind(), as_given.trim_start_matches("error: "))
 }
 
-/// A text about flags, with those named by their variables that are set so, and not on the command line.
+/// A text about flags, with those named by their variables that are set so, and not on the command
+/// line.
 pub fn as_given(text: &str) -> String {
     let words: Vec<OsString> = std::env::args_os().collect();
     let is_word = |flag: &str| {
-        words
-            .iter()
-            .filter_map(|word| word.to_str()?.strip_prefix("--"))
-            .any(|word| word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+        words.iter().filter_map(|word| word.to_str()?.strip_prefix("--")).any(|word| {
+            word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        })
     };
     let variables: Vec<String> =
         environment::all().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name).collect();
-    rename_flags(text, |flag| Some(variable(flag)).filter(|name| variables.contains(name) && !is_word(flag)))
+    rename_flags(text, |flag| {
+        Some(variable(flag)).filter(|name| variables.contains(name) && !is_word(flag))
+    })
 }
 
 /// A text with other names for some flags, which `name` is asked for without their dashes.
@@ -67,7 +69,8 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
         // It quotes the same once more.
         error.remove(ContextKind::Suggested);
     }
-    // Why a value cannot be parsed is the parser's own text, which may quote a part of it, and cannot be replaced in place.
+    // Why a value cannot be parsed is the parser's own text, which may quote a part of it, and
+    // cannot be replaced in place.
     let Some(why) = error.source().map(ToString::to_string) else { return error };
     let shown = PlainLines(&why).to_string();
     if !has_changed && shown == why {
@@ -79,7 +82,9 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     };
     let (value, flag) = (text(ContextKind::InvalidValue), text(ContextKind::InvalidArg));
     let why = if value.contains(WITHOUT) { String::new() } else { format!(": {shown}") };
-    let message = format!("invalid value '{value}' for '{flag}'{why}\n\nFor more information, try '--help'.\n");
+    let message = format!(
+        "invalid value '{value}' for '{flag}'{why}\n\nFor more information, try '--help'.\n"
+    );
     clap::Error::raw(error.kind(), message)
 }
 
@@ -144,17 +149,24 @@ mod tests {
     #[test]
     fn flags_get_the_names_that_they_were_given_by() {
         let name = |flag: &str| (flag == "wait").then(|| "LEASEHOLD_WAIT".to_owned());
-        let renamed =
-            rename_flags("error: invalid value '90' for '--wait <TIME>' -- see --wait-long, --help, --", name);
-        assert_eq!(renamed, "error: invalid value '90' for 'LEASEHOLD_WAIT <TIME>' -- see --wait-long, --help, --");
+        let renamed = rename_flags(
+            "error: invalid value '90' for '--wait <TIME>' -- see --wait-long, --help, --",
+            name,
+        );
+        assert_eq!(
+            renamed,
+            "error: invalid value '90' for 'LEASEHOLD_WAIT <TIME>' -- see --wait-long, --help, --"
+        );
     }
 
     #[test]
     fn a_harmless_complaint_is_claps_own() {
         let complaint = |words: &[&str]| Cli::command().try_get_matches_from(words).unwrap_err();
-        for words in
-            [&["leasehold", "run", "--wait", "90"][..], &["leasehold", "run", "--wiat", "1s"], &["leasehold", "rum"]]
-        {
+        for words in [
+            &["leasehold", "run", "--wait", "90"][..],
+            &["leasehold", "run", "--wiat", "1s"],
+            &["leasehold", "rum"],
+        ] {
             assert_eq!(fit_to_print(complaint(words)).to_string(), complaint(words).to_string());
         }
     }

@@ -1,5 +1,5 @@
-//! The file of job types (`--job-types`), as it is written. What it says is checked against everything else in
-//! [`super::resolve`].
+//! The file of job types (`--job-types`), as it is written. What it says is checked against
+//! everything else in [`super::resolve`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,14 +61,17 @@ impl SourceMap {
         self.0.get("name").copied().unwrap_or_default()
     }
 
-    /// The complaint with the names of its own settings as a file has them, without the dashes of flags.
+    /// The complaint with the names of its own settings as a file has them, without the dashes of
+    /// flags.
     pub fn in_its_words(&self, complaint: &str) -> String {
         rename_flags(complaint, |flag| self.0.contains_key(flag).then(|| flag.to_owned()))
     }
 
-    /// Where the first setting is said that a complaint names (`--max-duration 13h is over …`); if none is, the entry's name.
+    /// Where the first setting is said that a complaint names (`--max-duration 13h is over …`); if
+    /// none is, the entry's name.
     pub fn what(&self, complaint: &str) -> At {
-        let mut named = complaint.split([' ', ':']).filter_map(|word| self.0.get(word.strip_prefix("--")?));
+        let mut named =
+            complaint.split([' ', ':']).filter_map(|word| self.0.get(word.strip_prefix("--")?));
         named.next().copied().unwrap_or_else(|| self.name())
     }
 }
@@ -86,8 +89,8 @@ struct Located<T> {
 pub struct Match {
     /// A bucket's name.
     pub bucket: Option<String>,
-    /// A pattern for the whole key: `*` and `?` match within one folder, `**` matches across folders, `{a,b}` matches
-    /// either.
+    /// A pattern for the whole key: `*` and `?` match within one folder, `**` matches across
+    /// folders, `{a,b}` matches either.
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub key: Option<KeyGlob>,
@@ -126,14 +129,19 @@ impl TryFrom<String> for Name {
 }
 
 impl JobTypesFile {
-    /// TOML if the file's name ends so, else YAML, and so JSON. The error says what is wrong, and in which line and column.
+    /// TOML if the file's name ends so, else YAML, and so JSON. The error says what is wrong, and
+    /// in which line and column.
     pub fn load(path: &str) -> Result<Self, String> {
-        let file = Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))?;
+        let file =
+            Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))?;
         Ok(Self { path: Some(path.to_owned()), ..file })
     }
 
     /// The same of a file that is read from elsewhere.
-    pub fn parse(path: &str, read: impl FnOnce() -> Result<String, String>) -> Result<Self, String> {
+    pub fn parse(
+        path: &str,
+        read: impl FnOnce() -> Result<String, String>,
+    ) -> Result<Self, String> {
         let text = read()?;
         // A byte order mark is invisible, and editors on Windows write it.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -165,7 +173,8 @@ impl JobTypesFile {
 
     fn located<T>(mut self, located: Located<T>, at: impl Fn(&T) -> At) -> Self {
         for (entry, said) in self.job_types.iter_mut().zip(located.job_types) {
-            entry.source = SourceMap(said.iter().map(|(name, value)| (name.clone(), at(value))).collect());
+            entry.source =
+                SourceMap(said.iter().map(|(name, value)| (name.clone(), at(value))).collect());
         }
         self
     }

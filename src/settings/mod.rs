@@ -1,5 +1,6 @@
-//! Every setting, declared once: a flag, its variable `LEASEHOLD_<FLAG>` and, of what a job type may say otherwise, the field of the
-//! file that `--job-types` names. `task` has the latter, `pod` all others, `resolve` the rules across them.
+//! Every setting, declared once: a flag, its variable `LEASEHOLD_<FLAG>` and, of what a job type
+//! may say otherwise, the field of the file that `--job-types` names. `task` has the latter, `pod`
+//! all others, `resolve` the rules across them.
 
 pub mod command_line;
 pub mod environment;
@@ -14,9 +15,12 @@ mod values;
 use clap::{Parser, Subcommand};
 
 pub use job_types::JobTypesFile;
-pub use pod::{CheckFormat, CheckSettings, InstallSettings, LocalSettings, RunSettings, SweepSettings};
+pub use pod::{
+    CheckFormat, CheckSettings, InstallSettings, LocalSettings, RunSettings, SweepSettings,
+};
 
-/// Runs a command for each SQS message about an S3 object; hides the message meanwhile, and deletes it only on success.
+/// Runs a command for each SQS message about an S3 object; hides the message meanwhile, and deletes
+/// it only on success.
 #[derive(Debug, Parser)]
 #[command(
     name = "leasehold",
@@ -32,7 +36,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Receive a message, run the command on its object, and delete the message if the command succeeded
+    /// Receive a message, run the command on its object, and delete the message if the command
+    /// succeeded
     Run(Box<RunSettings>),
     /// Check the queue, the permissions and the manifest for mistakes, without receiving a message
     Check(Box<CheckSettings>),

@@ -33,8 +33,8 @@ pub struct RunSettings {
     #[command(flatten)]
     pub records: RecordSettings,
 
-    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication id unless it is a
-    /// hash of the body, else the event]
+    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication
+    /// id unless it is a hash of the body, else the event]
     #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
     pub idempotency_key: Option<String>,
 
@@ -42,8 +42,8 @@ pub struct RunSettings {
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
     pub expected_bucket_owner: Option<String>,
 
-    /// How long to wait for S3 to start or continue an answer; after that, the request is retried. Uploads get a
-    /// third of it, plus a second for each 64 KiB
+    /// How long to wait for S3 to start or continue an answer; after that, the request is retried.
+    /// Uploads get a third of it, plus a second for each 64 KiB
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time, help_heading = WORK, hide_short_help = true)]
     pub s3_timeout: Duration,
 
@@ -61,7 +61,8 @@ pub struct RunSettings {
 /// Where in S3 our own records go.
 #[derive(Debug, Clone, Args)]
 pub struct RecordSettings {
-    /// Where to record finished work, so that a redelivered message is recognised and not processed again
+    /// Where to record finished work, so that a redelivered message is recognised and not processed
+    /// again
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<Place>,
 
@@ -87,17 +88,19 @@ pub struct MetricsSettings {
 
 /// Its flags are those of `run` as well: they are what is checked.
 #[derive(Debug, Args)]
-#[command(after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`.")]
+#[command(
+    after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`."
+)]
 #[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present_any(["manifest", "explain"])))]
 #[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url", "explain"])))]
 pub struct CheckSettings {
-    /// Check the ScaledJobs in this file of Kubernetes objects, as `kubectl kustomize` prints them; - is standard
-    /// input. Without --queue-url, nothing else is checked
+    /// Check the ScaledJobs in this file of Kubernetes objects, as `kubectl kustomize` prints them;
+    /// - is standard input. Without --queue-url, nothing else is checked
     #[arg(long, value_name = "FILE", help_heading = CHECK)]
     pub manifest: Option<PathBuf>,
 
-    /// Check the fields of --manifest against the CustomResourceDefinition of your cluster's KEDA, as `kubectl get
-    /// crd scaledjobs.keda.sh -o yaml` prints it
+    /// Check the fields of --manifest against the CustomResourceDefinition of your cluster's KEDA,
+    /// as `kubectl get crd scaledjobs.keda.sh -o yaml` prints it
     #[arg(long, value_name = "FILE", requires = "manifest", help_heading = CHECK)]
     pub crd: Option<PathBuf>,
 
@@ -155,8 +158,8 @@ pub struct SweepSettings {
     #[command(flatten)]
     pub pushgateway: PushgatewaySettings,
 
-    /// Delete the groups of pods that finished or stopped pushing longer ago than this; use several scrape intervals
-    /// of Prometheus
+    /// Delete the groups of pods that finished or stopped pushing longer ago than this; use several
+    /// scrape intervals of Prometheus
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     pub older_than: Duration,
 
@@ -170,8 +173,8 @@ pub struct LocalSettings {
     /// The folder with the files to process, or one file
     pub inbox: PathBuf,
 
-    /// Where to put the results: the files that the command wrote into JOB_OUTPUT_DIR, in a folder named after the
-    /// input file
+    /// Where to put the results: the files that the command wrote into JOB_OUTPUT_DIR, in a folder
+    /// named after the input file
     #[arg(long, value_name = "DIR")]
     pub outbox: Option<PathBuf>,
 
@@ -187,8 +190,8 @@ pub struct LocalSettings {
     #[arg(long, short, value_parser = BoolishValueParser::new())]
     pub quiet: bool,
 
-    /// Where to keep checkpoints, records and results of --output: s3://BUCKET/KEY is the file BUCKET/KEY in this
-    /// folder [default: a folder beside the outbox, or beside the inbox]
+    /// Where to keep checkpoints, records and results of --output: s3://BUCKET/KEY is the file
+    /// BUCKET/KEY in this folder [default: a folder beside the outbox, or beside the inbox]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
 
@@ -235,7 +238,8 @@ pub struct WorkSettings {
     #[arg(long, value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
     pub events: EventFilter,
 
-    /// Accept a message whose body is not an S3 notification: the command gets the body as its input
+    /// Accept a message whose body is not an S3 notification: the command gets the body as its
+    /// input
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE)]
     pub accept_raw: bool,
 
@@ -251,8 +255,8 @@ pub struct WorkSettings {
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
     pub work_dir: PathBuf,
 
-    /// How much --work-dir may hold: the sizeLimit of its emptyDir. An object that does not fit is not downloaded
-    /// [default: the free space]
+    /// How much --work-dir may hold: the sizeLimit of its emptyDir. An object that does not fit is
+    /// not downloaded [default: the free space]
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = WORK, hide_short_help = true)]
     pub work_dir_limit: Option<ByteSize>,
 
@@ -284,7 +288,8 @@ pub struct WorkSettings {
     #[arg(long, value_enum, help_heading = REPORT)]
     pub log_format: Option<LogFormat>,
 
-    /// The file to write the final report to, in addition to the log [default: /dev/termination-log, if it exists]
+    /// The file to write the final report to, in addition to the log [default:
+    /// /dev/termination-log, if it exists]
     #[arg(long, value_name = "FILE", help_heading = REPORT, hide_short_help = true)]
     pub termination_log: Option<PathBuf>,
 }

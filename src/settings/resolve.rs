@@ -1,5 +1,5 @@
-//! Settings that have been checked: against their own limits, against each other, and against what SQS and
-//! the pod allow. Pure: what is wrong is found before anything is received.
+//! Settings that have been checked: against their own limits, against each other, and against what
+//! SQS and the pod allow. Pure: what is wrong is found before anything is received.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::error::SettingError;
 use super::job_types::JobTypesFile;
 use super::pod::{
-    LocalSettings, MetricsSettings, PushgatewaySettings, RecordSettings, RunSettings, SweepSettings, WorkSettings,
+    LocalSettings, MetricsSettings, PushgatewaySettings, RecordSettings, RunSettings,
+    SweepSettings, WorkSettings,
 };
 use super::task::{PodRules, TaskSettings};
 use crate::adapters::aws::sqs::queue_url;
@@ -26,7 +27,8 @@ use crate::telemetry::termination::TerminationLog;
 use crate::work::fetch::FetchPolicy;
 use crate::work::workspace::WorkDir;
 
-/// `leasehold run`. Groups of flags that need no check beyond their own are as the command line has them.
+/// `leasehold run`. Groups of flags that need no check beyond their own are as the command line has
+/// them.
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
@@ -172,7 +174,15 @@ impl TryFrom<LocalSettings> for LocalConfig {
 
     fn try_from(args: LocalSettings) -> Result<Self, SettingError> {
         let LocalSettings { inbox, outbox, concurrency, verbose, quiet, .. } = args;
-        let LocalSettings { state, max_receive_count, rehearse: mishap, ceiling, records, work, .. } = args;
+        let LocalSettings {
+            state,
+            max_receive_count,
+            rehearse: mishap,
+            ceiling,
+            records,
+            work,
+            ..
+        } = args;
         if concurrency == 0 {
             return Err(SettingError::Zero("concurrency"));
         }
@@ -190,7 +200,18 @@ impl TryFrom<LocalSettings> for LocalConfig {
             (false, true) => Verbosity::Quiet,
             (false, false) => Verbosity::Normal,
         };
-        Ok(Self { inbox, outbox, concurrency, verbosity, state, max_receive_count, mishap, ceiling, records, work })
+        Ok(Self {
+            inbox,
+            outbox,
+            concurrency,
+            verbosity,
+            state,
+            max_receive_count,
+            mishap,
+            ceiling,
+            records,
+            work,
+        })
     }
 }
 
@@ -208,7 +229,8 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
         return Err(SettingError::Zero("termination-grace"));
     }
     let stop = StopPlan::new(termination_grace);
-    // The lease counts from before the request: a request no longer than a third of it leaves time to work.
+    // The lease counts from before the request: a request no longer than a third of it leaves time
+    // to work.
     let third = args.task.visibility_timeout.unwrap_or_default() / 3;
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
     let Defaults { ceiling, retry_min, retry_max, .. } = defaults;
@@ -223,7 +245,11 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     };
     let limits = args.task.limits(&pod)?;
     if stop.total(longest_poll) > termination_grace {
-        return Err(SettingError::Wait { wait: longest_poll, reserve: stop.reserve, termination_grace });
+        return Err(SettingError::Wait {
+            wait: longest_poll,
+            reserve: stop.reserve,
+            termination_grace,
+        });
     }
     let (job_types, job_types_file) = match args.job_types {
         Some(file) => {
@@ -251,14 +277,24 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
             stop,
         },
         fetch: FetchPolicy {
-            buckets: args.buckets.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect(),
+            buckets: args
+                .buckets
+                .into_iter()
+                .flat_map(|list| list.0)
+                .map(|bucket| bucket.0)
+                .collect(),
             ..FetchPolicy::default()
         },
-        work_dir: WorkDir { path: args.work_dir, limit: args.work_dir_limit.map(|limit| limit.as_u64()) },
+        work_dir: WorkDir {
+            path: args.work_dir,
+            limit: args.work_dir_limit.map(|limit| limit.as_u64()),
+        },
         job_types_file,
         identity: Identity { job_id: args.job_id, pod_name: args.pod_name },
         log_format: args.log_format,
-        termination_log: args.termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At),
+        termination_log: args
+            .termination_log
+            .map_or(TerminationLog::Kubernetes, TerminationLog::At),
     })
 }
 
@@ -315,16 +351,27 @@ const IN_A_POD: Defaults = Defaults {
     retry_min: Duration::from_secs(10),
     retry_max: Duration::from_mins(15),
 };
-const ON_A_LAPTOP: Defaults =
-    Defaults { ceiling: CEILING, wait: Duration::ZERO, retry_min: SECOND, retry_max: Duration::from_secs(5) };
+const ON_A_LAPTOP: Defaults = Defaults {
+    ceiling: CEILING,
+    wait: Duration::ZERO,
+    retry_min: SECOND,
+    retry_max: Duration::from_secs(5),
+};
 
-/// What was removed cannot be fetched. A task that fetches may be asked for such events only if job types before it take them all.
-fn check_removals(events: &EventFilter, task: &Task, before: &[JobType]) -> Result<(), SettingError> {
+/// What was removed cannot be fetched. A task that fetches may be asked for such events only if job
+/// types before it take them all.
+fn check_removals(
+    events: &EventFilter,
+    task: &Task,
+    before: &[JobType],
+) -> Result<(), SettingError> {
     if task.input == Input::None {
         return Ok(());
     }
     let takes_all = |Match { bucket, key, event: events }: &Match, event: &str| {
-        bucket.is_none() && key.is_none() && events.as_ref().is_none_or(|events| events.is_work(event))
+        bucket.is_none()
+            && key.is_none()
+            && events.as_ref().is_none_or(|events| events.is_work(event))
     };
     match events.removals().find(|event| !before.iter().any(|it| takes_all(&it.matches, event))) {
         Some(event) => Err(SettingError::Removal(event)),

@@ -14,12 +14,14 @@ use super::values::{self, List, time};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::place::Template;
-use crate::job::route::{self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task};
+use crate::job::route::{
+    self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
+};
 use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 
-/// A job type. A setting that is not set here has the value of the flag of the same name. The flags apply to all
-/// messages that match no job type.
+/// A job type. A setting that is not set here has the value of the flag of the same name. The flags
+/// apply to all messages that match no job type.
 #[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[schemars(rename = "JobType")]
@@ -31,7 +33,8 @@ pub struct TaskSettings {
     #[serde(default)]
     pub r#match: Match,
 
-    /// The program to run for each object, and its arguments; with --job-types, for objects that match no job type
+    /// The program to run for each object, and its arguments; with --job-types, for objects that
+    /// match no job type
     #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
@@ -49,17 +52,18 @@ pub struct TaskSettings {
     #[schemars(with = "Option<String>")]
     pub output: Option<Template>,
 
-    /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are restored for the next
-    /// attempt
+    /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are
+    /// restored for the next attempt
     ///
-    /// PREFIX may contain the same placeholders as for --output. With checkpoints, --max-duration limits all attempts
-    /// together and may be over 12 hours.
+    /// PREFIX may contain the same placeholders as for --output. With checkpoints, --max-duration
+    /// limits all attempts together and may be over 12 hours.
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub checkpoint: Option<Template>,
 
-    /// How often to save a checkpoint while the command runs [default: only when it ends without success]
+    /// How often to save a checkpoint while the command runs [default: only when it ends without
+    /// success]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = WORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
@@ -71,7 +75,8 @@ pub struct TaskSettings {
     #[schemars(with = "Option<Vec<u8>>")]
     pub permanent_exit_codes: Vec<List<u8>>,
 
-    /// How to treat an object that was deleted or overwritten since the event [default: retry if deleted, fail if overwritten]
+    /// How to treat an object that was deleted or overwritten since the event [default: retry if
+    /// deleted, fail if overwritten]
     #[arg(long, value_enum, help_heading = WORK)]
     pub missing_object: Option<MissingObject>,
 
@@ -79,33 +84,36 @@ pub struct TaskSettings {
     #[arg(long, value_enum, default_value = "heartbeat", help_heading = LEASE)]
     pub visibility: Option<Visibility>,
 
-    /// The visibility timeout; with --visibility heartbeat, it is extended each time a third of it has passed
+    /// The visibility timeout; with --visibility heartbeat, it is extended each time a third of it
+    /// has passed
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub visibility_timeout: Option<Duration>,
 
-    /// How long the work on one message may take, from the receive; after that, it is stopped and retried
+    /// How long the work on one message may take, from the receive; after that, it is stopped and
+    /// retried
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub max_duration: Option<Duration>,
 
-    /// How long the command may print nothing and report no progress; after that, it is stopped and retried [default:
-    /// no limit]
+    /// How long the command may print nothing and report no progress; after that, it is stopped and
+    /// retried [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub stall_timeout: Option<Duration>,
 
-    /// How long the command has between SIGTERM and SIGKILL [default: --termination-grace minus 10s, or minus a third
-    /// of it if that is less]
+    /// How long the command has between SIGTERM and SIGKILL [default: --termination-grace minus
+    /// 10s, or minus a third of it if that is less]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = STOP)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub stop_grace: Option<Duration>,
 
-    /// After a failure: release the message with a growing delay, or let its visibility timeout run out
+    /// After a failure: release the message with a growing delay, or let its visibility timeout run
+    /// out
     #[arg(long, value_enum, default_value = "backoff", help_heading = RETRY)]
     pub retry: Option<RetryMode>,
 
@@ -190,7 +198,9 @@ impl TaskSettings {
         let either = |own: Vec<_>, other| if own.is_empty() { other } else { own };
         let max_duration = max_duration.or(other.max_duration);
         // That of the flags need not fit a type whose work is short.
-        let inherited = other.stall_timeout.filter(|inherited| max_duration.is_none_or(|longest| *inherited < longest));
+        let inherited = other
+            .stall_timeout
+            .filter(|inherited| max_duration.is_none_or(|longest| *inherited < longest));
         Self {
             name,
             r#match,
@@ -214,11 +224,18 @@ impl TaskSettings {
     }
 
     /// Of a file: with what the flags say, and within what they allow.
-    pub(super) fn job_type(self, flags: &Self, events: &EventFilter, pod: &PodRules) -> Result<JobType, SettingError> {
+    pub(super) fn job_type(
+        self,
+        flags: &Self,
+        events: &EventFilter,
+        pod: &PodRules,
+    ) -> Result<JobType, SettingError> {
         let settings = self.or(flags);
         let Match { bucket, key, event } = settings.r#match.clone();
         let matches = route::Match { bucket, key, event };
-        if let Some(event) = matches.event.as_ref().and_then(|asked| events.first_not_covered(asked)) {
+        if let Some(event) =
+            matches.event.as_ref().and_then(|asked| events.first_not_covered(asked))
+        {
             return Err(SettingError::EventIsNoWork { event, events: events.clone() });
         }
         let limits = settings.limits(pod)?;
@@ -227,7 +244,11 @@ impl TaskSettings {
     }
 
     /// What is run; `None` without a command.
-    pub(super) fn task(&self, may_get_bodies: bool, pod: &PodRules) -> Result<Option<Task>, SettingError> {
+    pub(super) fn task(
+        &self,
+        may_get_bodies: bool,
+        pod: &PodRules,
+    ) -> Result<Option<Task>, SettingError> {
         let Some((program, words)) = self.command.split_first() else { return Ok(None) };
         let input = self.input.expect(DEFAULT);
         let gets_bodies = pod.accept_raw && may_get_bodies;
@@ -284,7 +305,11 @@ impl TaskSettings {
         let termination_grace = stop.termination_grace;
         let stop_grace = self.stop_grace.unwrap_or(termination_grace.saturating_sub(stop.reserve));
         if stop.total(stop_grace) > termination_grace {
-            return Err(SettingError::StopGrace { stop_grace, reserve: stop.reserve, termination_grace });
+            return Err(SettingError::StopGrace {
+                stop_grace,
+                reserve: stop.reserve,
+                termination_grace,
+            });
         }
         let is_fixed = self.visibility == Some(Visibility::Fixed);
         let most = ceiling.saturating_sub(stop.total(stop_grace) + longest_poll + SECOND);
@@ -299,11 +324,19 @@ impl TaskSettings {
         } else {
             Strategy::Heartbeat
         };
-        Ok(Limits { strategy, visibility, ceiling, max_duration, stop_grace, retry: self.retry_policy(pod)? })
+        Ok(Limits {
+            strategy,
+            visibility,
+            ceiling,
+            max_duration,
+            stop_grace,
+            retry: self.retry_policy(pod)?,
+        })
     }
 
     fn retry_policy(&self, pod: &PodRules) -> Result<RetryPolicy, SettingError> {
-        let min = self.retry_min.unwrap_or(pod.retry_min.min(self.retry_max.unwrap_or(pod.retry_min)));
+        let min =
+            self.retry_min.unwrap_or(pod.retry_min.min(self.retry_max.unwrap_or(pod.retry_min)));
         let max = self.retry_max.unwrap_or(pod.retry_max.max(min));
         if min > max {
             return Err(SettingError::RetryRange { min, max });

@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::job::place::is_bucket_name;
 
-/// Values with commas between them, as people write them: with blanks, and perhaps a comma at the end.
+/// Values with commas between them, as people write them: with blanks, and perhaps a comma at the
+/// end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List<T>(pub Vec<T>);
 
@@ -24,7 +25,9 @@ impl<T: FromStr<Err: Display>> FromStr for List<T> {
         let list = list.strip_suffix(',').unwrap_or(list);
         let values = list.split(',').map(|value| {
             let value = value.trim();
-            let value = Some(value).filter(|value| !value.is_empty()).ok_or("a value between commas is empty")?;
+            let value = Some(value)
+                .filter(|value| !value.is_empty())
+                .ok_or("a value between commas is empty")?;
             value.parse().map_err(|error| format!("{value}: {error}"))
         });
         values.collect::<Result<_, _>>().map(Self)
@@ -39,7 +42,11 @@ impl FromStr for BucketName {
     type Err = &'static str;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        if is_bucket_name(name) { Ok(Self(name.to_owned())) } else { Err("this is not a valid bucket name") }
+        if is_bucket_name(name) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err("this is not a valid bucket name")
+        }
     }
 }
 
@@ -55,13 +62,17 @@ pub fn attribute(text: &str) -> Result<String, &'static str> {
     let name = text.trim();
     let is_sound = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     let is_one = (1..=256).contains(&name.len()) && name.chars().all(is_sound);
-    if is_one { Ok(name.to_owned()) } else { Err("a message attribute's name is 1 to 256 letters, digits, _, - or .") }
+    if is_one {
+        Ok(name.to_owned())
+    } else {
+        Err("a message attribute's name is 1 to 256 letters, digits, _, - or .")
+    }
 }
 
 /// `90s`, `2h30m`; a year at most, since no message lives longer than two weeks.
 pub fn time(text: &str) -> Result<Duration, String> {
-    let time =
-        humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))?;
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write for example 90s, 10m or 2h30m"))?;
     if time > LONGEST { Err("it is longer than a year".to_owned()) } else { Ok(time) }
 }
 
@@ -75,12 +86,15 @@ pub fn size(text: &str) -> Result<ByteSize, String> {
 /// `IP:PORT`, or `:PORT` on all addresses.
 pub fn listen(text: &str) -> Result<SocketAddr, String> {
     let all = text.strip_prefix(':').and_then(|port| port.parse().ok());
-    let wrong = |error: AddrParseError| format!("{error}; write for example :9464 or 127.0.0.1:9464");
+    let wrong =
+        |error: AddrParseError| format!("{error}; write for example :9464 or 127.0.0.1:9464");
     all.map_or_else(|| text.parse().map_err(wrong), |port| Ok((Ipv4Addr::UNSPECIFIED, port).into()))
 }
 
 /// In a file: what has its own text.
-pub fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Option<T>, D::Error> {
+pub fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
     String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
 }
 
@@ -126,7 +140,9 @@ mod tests {
         }
         let buckets: List<BucketName> = "one, two".parse().unwrap();
         assert_eq!(buckets.0, ["one", "two"].map(|name| BucketName(name.to_owned())));
-        assert!("s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name"));
+        assert!(
+            "s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name")
+        );
     }
 
     #[test]
@@ -143,7 +159,9 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_in_kubernetes() {
-        for (text, bytes) in [("20Gi", 20 << 30), ("500Mi", 500 << 20), ("1500M", 1_500_000_000), ("123", 123)] {
+        for (text, bytes) in
+            [("20Gi", 20 << 30), ("500Mi", 500 << 20), ("1500M", 1_500_000_000), ("123", 123)]
+        {
             assert_eq!(size(text), Ok(ByteSize(bytes)), "{text}");
         }
         for text in ["", "much", "10 parsecs", "-1"] {

@@ -1,7 +1,8 @@
 //! The attempt history: why each attempt on a message failed, beside the queue.
 //!
-//! SQS lets nobody add to a message, so a dead-letter queue holds only what was sent. Whoever opens it finds
-//! here what became of each delivery: `<prefix>/<message id>/<receive count>.json`. (The idea is RabbitMQ's `x-death`.)
+//! SQS lets nobody add to a message, so a dead-letter queue holds only what was sent. Whoever opens
+//! it finds here what became of each delivery: `<prefix>/<message id>/<receive count>.json`. (The
+//! idea is RabbitMQ's `x-death`.)
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -32,9 +33,11 @@ impl AttemptHistory {
         let subject = &ended.subject;
         let limit = (self.limit)();
         let key = self.place.key(&format!("{}/{}.json", subject.message_id, subject.receive_count));
-        let written =
-            tokio::time::timeout(limit, self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()))
-                .await;
+        let written = tokio::time::timeout(
+            limit,
+            self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()),
+        )
+        .await;
         if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))) {
             warn!(message_id = %subject.message_id, error, "the attempt was not recorded");
         }

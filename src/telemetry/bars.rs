@@ -37,7 +37,10 @@ impl Bars {
         let key = subject.objects.first().map_or("", |object| &object.key);
         let bar = self.screen.insert_before(&self.all, ProgressBar::new(STEPS.into()));
         bar.set_style(style("{bar:10} {percent:>3}% {prefix} {elapsed} {wide_msg}"));
-        bar.set_prefix(shortened(&Plain(key).to_string(), usize::from(Term::stderr().size().1 / 3)));
+        bar.set_prefix(shortened(
+            &Plain(key).to_string(),
+            usize::from(Term::stderr().size().1 / 3),
+        ));
         bar.enable_steady_tick(Duration::from_millis(500));
         self.files().insert(subject.message_id.to_string(), bar);
     }
@@ -46,7 +49,11 @@ impl Bars {
         let files = self.files();
         let Some(bar) = files.get(subject.message_id.as_str()) else { return };
         if let Some(share) = progress.share {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is from 0 to 1")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it is from 0 to 1"
+            )]
             bar.set_position((share * f64::from(STEPS)) as u64);
         }
         bar.set_message(Plain(progress.text.as_deref().unwrap_or_default()).to_string());
@@ -80,12 +87,17 @@ impl Bars {
 /// Where bars are drawn, if `wanted`, and a way to write above them.
 pub fn screen(wanted: bool) -> (MultiProgress, impl Write + Send + 'static) {
     let terminal = || ProgressDrawTarget::term_like(Box::new(Terminal(Term::buffered_stderr())));
-    let screen = MultiProgress::with_draw_target(if wanted { terminal() } else { ProgressDrawTarget::hidden() });
+    let screen = MultiProgress::with_draw_target(if wanted {
+        terminal()
+    } else {
+        ProgressDrawTarget::hidden()
+    });
     (screen.clone(), Above(screen))
 }
 
-/// A terminal on which there is room for the `^C` that it shows when somebody presses Ctrl-C: one that begins a line would keep the
-/// bars from being found again. That it is gone is found out elsewhere; indicatif would panic.
+/// A terminal on which there is room for the `^C` that it shows when somebody presses Ctrl-C: one
+/// that begins a line would keep the bars from being found again. That it is gone is found out
+/// elsewhere; indicatif would panic.
 #[derive(Debug)]
 struct Terminal(Term);
 

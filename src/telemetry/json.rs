@@ -13,7 +13,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::logs::{Identity, as_known};
 
-/// The fields of the record, then who writes it, then those of the spans that it is in. Needs [`JsonFields`] beside it.
+/// The fields of the record, then who writes it, then those of the spans that it is in. Needs
+/// [`JsonFields`] beside it.
 pub struct Json(pub Identity);
 
 impl<S> FormatEvent<S, JsonFields> for Json
@@ -32,7 +33,8 @@ where
         fields.push(("pod_name".to_owned(), Value::from(pod_name.as_str())));
         for span in context.event_scope().into_iter().flatten() {
             let extensions = span.extensions();
-            let formatted = extensions.get::<FormattedFields<JsonFields>>().map_or("", |it| it.fields.as_str());
+            let formatted =
+                extensions.get::<FormattedFields<JsonFields>>().map_or("", |it| it.fields.as_str());
             let of_span: Map<String, Value> = serde_json::from_str(formatted).unwrap_or_default();
             fields.extend(of_span);
             fields.push(("name".to_owned(), Value::from(span.name())));
@@ -54,13 +56,21 @@ fn fields(event: &Event<'_>) -> Vec<(String, Value)> {
     // Writing to a string does not fail.
     let _ = SystemTime.format_time(&mut Writer::new(&mut now));
     let metadata = event.metadata();
-    let mut fields = vec![("timestamp", Value::from(now)), ("level", Value::from(metadata.level().as_str()))];
+    let mut fields =
+        vec![("timestamp", Value::from(now)), ("level", Value::from(metadata.level().as_str()))];
     let said = serde_json::to_value(event.field_map()).ok();
     let mut rest = match said {
         Some(Value::Object(fields)) => fields,
         Some(_) | None => Map::new(),
     };
-    fields.extend(["message", "outcome", "key"].into_iter().filter_map(|name| Some((name, rest.remove(name)?))));
+    fields.extend(
+        ["message", "outcome", "key"]
+            .into_iter()
+            .filter_map(|name| Some((name, rest.remove(name)?))),
+    );
     let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
-    fields.chain(rest).chain([("target".to_owned(), Value::from(as_known(metadata.target())))]).collect()
+    fields
+        .chain(rest)
+        .chain([("target".to_owned(), Value::from(as_known(metadata.target())))])
+        .collect()
 }

@@ -23,8 +23,8 @@ use crate::ports::health::Health;
 
 /// Is a message held? Not any more once a stop was asked for, or once it is being let go.
 ///
-/// For KEDA's `pendingPodConditions: ["ContainersReady"]`: a pod that has not received yet counts as pending, and so does one that is
-/// about to leave.
+/// For KEDA's `pendingPodConditions: ["ContainersReady"]`: a pod that has not received yet counts
+/// as pending, and so does one that is about to leave.
 #[derive(Debug)]
 pub struct Readiness {
     held: Mutex<HashSet<MessageId>>,
@@ -69,7 +69,8 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         let mut connections = Connections::default();
         loop {
-            // Out of file descriptors, or a connection that was closed at once: the next may be better.
+            // Out of file descriptors, or a connection that was closed at once: the next may be
+            // better.
             let Ok((connection, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -89,8 +90,9 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
     })))
 }
 
-/// The connections that are open, oldest first. Each takes a file descriptor, and the lease needs some too: where there
-/// are too many, the oldest makes room, so that slow clients do not keep a probe from being answered.
+/// The connections that are open, oldest first. Each takes a file descriptor, and the lease needs
+/// some too: where there are too many, the oldest makes room, so that slow clients do not keep a
+/// probe from being answered.
 #[derive(Default)]
 struct Connections(VecDeque<AbortOnDropHandle<()>>);
 
@@ -112,7 +114,10 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// In bytes; the least that hyper takes.
 const LONGEST_REQUEST: usize = 8 << 10;
 
-async fn answer(pages: &Pages, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    pages: &Pages,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported\n".to_owned()));
     }
@@ -122,9 +127,18 @@ async fn answer(pages: &Pages, request: Request<Incoming>) -> Result<Response<Fu
             let why = "the metrics are pushed to --pushgateway: scraping them, too, would count them twice\n";
             text(StatusCode::NOT_FOUND, why.to_owned())
         }
-        ("/healthz", _) => yes_or_no(pages.health.is_healthy().await, "the actors answer", "an actor does not answer"),
-        ("/readyz", _) => yes_or_no(pages.readiness.is_ready(), "a message is held", "no message is held"),
-        (_, _) => text(StatusCode::NOT_FOUND, "not found; the pages are /metrics, /healthz and /readyz\n".to_owned()),
+        ("/healthz", _) => yes_or_no(
+            pages.health.is_healthy().await,
+            "the actors answer",
+            "an actor does not answer",
+        ),
+        ("/readyz", _) => {
+            yes_or_no(pages.readiness.is_ready(), "a message is held", "no message is held")
+        }
+        (_, _) => text(
+            StatusCode::NOT_FOUND,
+            "not found; the pages are /metrics, /healthz and /readyz\n".to_owned(),
+        ),
     })
 }
 
@@ -140,7 +154,9 @@ fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
     let version = "text/plain; version=0.0.4; charset=utf-8";
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(version));
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(version));
     response
 }
 
@@ -154,7 +170,8 @@ mod tests {
     use super::*;
 
     async fn served() -> (SocketAddr, AbortOnDropHandle<()>) {
-        let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let free =
+            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let readiness = Arc::new(Readiness::new(CancellationToken::new()));
         let pages = Pages { metrics: None, readiness, health: Health::default() };
         (free, serve(free, pages).await.unwrap())
@@ -170,7 +187,10 @@ mod tests {
             slow.push(connection);
         }
         let mut probe = TcpStream::connect(address).await.unwrap();
-        probe.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        probe
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         probe.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -195,7 +215,9 @@ mod tests {
     async fn a_request_without_an_end_is_refused() {
         let (address, _serving) = served().await;
         let mut long = TcpStream::connect(address).await.unwrap();
-        let _ = long.write_all(format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(64 << 10)).as_bytes()).await;
+        let _ = long
+            .write_all(format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(64 << 10)).as_bytes())
+            .await;
         let mut answer = Vec::new();
         // The rest of it may be answered by a reset.
         let _ = long.read_to_end(&mut answer).await;

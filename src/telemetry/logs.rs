@@ -32,8 +32,8 @@ pub struct Identity {
     pub pod_name: String,
 }
 
-/// When it is dropped, it tells how many records were lost and writes what is not yet written, as far as somebody
-/// reads it soon.
+/// When it is dropped, it tells how many records were lost and writes what is not yet written, as
+/// far as somebody reads it soon.
 pub struct LogGuard {
     writing: Option<WorkerGuard>,
     dropped: ErrorCounter,
@@ -48,8 +48,8 @@ impl LogGuard {
 }
 
 impl Drop for LogGuard {
-    /// On a thread of its own: where nobody reads, `WorkerGuard` complains of that on the standard output, where
-    /// nobody reads, and so would keep the program from ever ending.
+    /// On a thread of its own: where nobody reads, `WorkerGuard` complains of that on the standard
+    /// output, where nobody reads, and so would keep the program from ever ending.
     fn drop(&mut self) {
         let (writing, dropped) = (self.writing.take(), self.dropped());
         let (done, is_done) = mpsc::channel();
@@ -65,7 +65,8 @@ impl Drop for LogGuard {
     }
 }
 
-/// The last record, for which there may have to become room first: it is tried as long as `WorkerGuard` tries.
+/// The last record, for which there may have to become room first: it is tried as long as
+/// `WorkerGuard` tries.
 fn tell(dropped: &ErrorCounter) {
     let dropped_lines = dropped.dropped_lines();
     if dropped_lines == 0 {
@@ -81,8 +82,8 @@ fn tell(dropped: &ErrorCounter) {
     }
 }
 
-/// Which records are written: those that `RUST_LOG` asks for (`debug`, or `info,leasehold::actors=debug`), else those that `default`
-/// does.
+/// Which records are written: those that `RUST_LOG` asks for (`debug`, or
+/// `info,leasehold::actors=debug`), else those that `default` does.
 pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String> {
     let typed = rust_log.unwrap_or(default.as_ref());
     let refused = || {
@@ -91,14 +92,19 @@ pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String
             typed.to_string_lossy()
         )
     };
-    let directives = typed.to_str().ok_or_else(refused)?.split(',').map(str::trim).filter(|it| !it.is_empty());
+    let directives =
+        typed.to_str().ok_or_else(refused)?.split(',').map(str::trim).filter(|it| !it.is_empty());
     let mut targets = Targets::new();
     for directive in directives {
-        let (target, level) = directive.rsplit_once('=').map_or((None, directive), |(at, level)| (Some(at), level));
-        // A word alone would be a target, all of whose records are written, and those of nothing else.
+        let (target, level) =
+            directive.rsplit_once('=').map_or((None, directive), |(at, level)| (Some(at), level));
+        // A word alone would be a target, all of whose records are written, and those of nothing
+        // else.
         let level: LevelFilter = level.parse().map_err(|_| refused())?;
         targets = match target {
-            Some(target) if target.contains(|c: char| !(c.is_alphanumeric() || "_-:".contains(c))) => {
+            Some(target)
+                if target.contains(|c: char| !(c.is_alphanumeric() || "_-:".contains(c))) =>
+            {
                 return Err(refused());
             }
             Some(target) => targets.with_target(as_compiled(target), level),
@@ -106,12 +112,14 @@ pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String
         };
     }
     let is_quieter = targets.default_level().is_none_or(|level| level < LevelFilter::ERROR);
-    let unasked = |of: &&str| !is_quieter && !targets.iter().any(|(target, _)| of.starts_with(target));
+    let unasked =
+        |of: &&str| !is_quieter && !targets.iter().any(|(target, _)| of.starts_with(target));
     let unasked: Vec<_> = CHATTERERS.into_iter().filter(unasked).collect();
     Ok(targets.with_targets(unasked.into_iter().map(|of| (of, LevelFilter::ERROR))))
 }
 
-/// Only their errors are written, unless they are asked for by name. ractor opens a span around each of its handlers.
+/// Only their errors are written, unless they are asked for by name. ractor opens a span around
+/// each of its handlers.
 const CHATTERERS: [&str; 2] = ["ractor", QUOTES_AN_ANSWER];
 
 /// Modules are known without the one that hides them.
@@ -119,13 +127,17 @@ const INSIDE: (&str, &str) = ("leasehold::inside", "leasehold");
 
 fn as_compiled(target: &str) -> String {
     match target.strip_prefix(INSIDE.1) {
-        Some(rest) if rest.starts_with("::") && !target.starts_with(INSIDE.0) => format!("{}{rest}", INSIDE.0),
+        Some(rest) if rest.starts_with("::") && !target.starts_with(INSIDE.0) => {
+            format!("{}{rest}", INSIDE.0)
+        }
         Some(_) | None => target.to_owned(),
     }
 }
 
 pub(super) fn as_known(target: &str) -> String {
-    target.strip_prefix(INSIDE.0).map_or_else(|| target.to_owned(), |rest| format!("{}{rest}", INSIDE.1))
+    target
+        .strip_prefix(INSIDE.0)
+        .map_or_else(|| target.to_owned(), |rest| format!("{}{rest}", INSIDE.1))
 }
 
 /// How records are written.
@@ -138,8 +150,9 @@ pub struct Style {
 
 /// Starts logging to `out`.
 ///
-/// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs records,
-/// never the work. At the end what is not written yet has as long as `limit` then says to be read, and a second at most.
+/// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs
+/// records, never the work. At the end what is not written yet has as long as `limit` then says to
+/// be read, and a second at most.
 pub fn start(
     style: Style,
     identity: &Identity,
@@ -147,15 +160,19 @@ pub fn start(
     out: impl Write + Send + 'static,
     limit: impl Fn() -> Duration + 'static,
 ) -> LogGuard {
-    let (out, writing) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
-    let guard = LogGuard { writing: Some(writing), dropped: out.error_counter(), limit: Box::new(limit) };
+    let (out, writing) =
+        NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
+    let guard =
+        LogGuard { writing: Some(writing), dropped: out.error_counter(), limit: Box::new(limit) };
     let layer = match style.format {
         LogFormat::Json => {
-            let layer = fmt::layer().fmt_fields(JsonFields::new()).event_format(Json(identity.clone()));
+            let layer =
+                fmt::layer().fmt_fields(JsonFields::new()).event_format(Json(identity.clone()));
             layer.with_writer(move || out.clone()).boxed()
         }
         LogFormat::Text => {
-            let layer = fmt::layer().with_ansi(false).event_format(Text { is_coloured: style.is_coloured });
+            let layer =
+                fmt::layer().with_ansi(false).event_format(Text { is_coloured: style.is_coloured });
             FileNames.and_then(layer.with_writer(move || out.clone())).boxed()
         }
     };
@@ -163,10 +180,15 @@ pub fn start(
     let is_written = filter_fn(move |record| {
         // At this level the SDK logs whole requests, receipt handles included.
         let is_trace = *record.level() == Level::TRACE && record.target().starts_with("aws_");
-        let is_of_process = QUOTES_A_PROCESS.iter().any(|target| record.target().starts_with(target));
+        let is_of_process =
+            QUOTES_A_PROCESS.iter().any(|target| record.target().starts_with(target));
         // Which message a record is about is never left out.
-        let is_our_span = record.is_span() && record.target().starts_with(INSIDE.0) && *record.level() <= Level::INFO;
-        !is_trace && !is_of_process && (is_our_span || filter.would_enable(record.target(), record.level()))
+        let is_our_span = record.is_span()
+            && record.target().starts_with(INSIDE.0)
+            && *record.level() <= Level::INFO;
+        !is_trace
+            && !is_of_process
+            && (is_our_span || filter.would_enable(record.target(), record.level()))
     });
     let is_written = is_written.with_max_level_hint(most.max(LevelFilter::INFO));
     tracing_subscriber::registry().with(layer.with_filter(is_written)).init();
@@ -188,7 +210,14 @@ mod tests {
 
     #[test]
     fn a_filter_that_is_not_understood_is_refused_and_quoted() {
-        for typed in ["debgu", "leasehold", "info,leasehold=loud", "a[span{x=1}]=debug", "=info=", "info;debug"] {
+        for typed in [
+            "debgu",
+            "leasehold",
+            "info,leasehold=loud",
+            "a[span{x=1}]=debug",
+            "=info=",
+            "info;debug",
+        ] {
             let refusal = targets(typed).unwrap_err();
             assert!(refusal.contains(&format!("RUST_LOG={typed:?}")), "{refusal}");
         }
@@ -197,7 +226,9 @@ mod tests {
 
     #[test]
     fn records_of_chatterers_are_asked_for_by_name() {
-        let is_written = |typed: &str, target: &str, level: Level| targets(typed).unwrap().would_enable(target, &level);
+        let is_written = |typed: &str, target: &str, level: Level| {
+            targets(typed).unwrap().would_enable(target, &level)
+        };
         for typed in ["trace", "debug", "info, leasehold=debug", "warn"] {
             assert!(!is_written(typed, "ractor", Level::WARN), "{typed}");
             assert!(is_written(typed, "ractor", Level::ERROR), "{typed}");
@@ -205,9 +236,21 @@ mod tests {
         assert!(!is_written("off", "ractor", Level::ERROR));
         assert!(is_written("info,ractor=debug", "ractor", Level::DEBUG));
         assert!(!is_written("info", QUOTES_AN_ANSWER, Level::WARN));
-        assert!(is_written(&format!("info,{QUOTES_AN_ANSWER}=warn"), QUOTES_AN_ANSWER, Level::WARN));
-        assert!(is_written("off,leasehold::actors=debug", "leasehold::inside::actors::receiver", Level::DEBUG));
-        assert!(!is_written("off,leasehold::actors=debug", "leasehold::inside::work", Level::DEBUG));
+        assert!(is_written(
+            &format!("info,{QUOTES_AN_ANSWER}=warn"),
+            QUOTES_AN_ANSWER,
+            Level::WARN
+        ));
+        assert!(is_written(
+            "off,leasehold::actors=debug",
+            "leasehold::inside::actors::receiver",
+            Level::DEBUG
+        ));
+        assert!(!is_written(
+            "off,leasehold::actors=debug",
+            "leasehold::inside::work",
+            Level::DEBUG
+        ));
         assert!(is_written("leasehold=trace", "leasehold::inside::work", Level::TRACE));
         assert!(filter(None, "error").unwrap().would_enable("x", &Level::ERROR));
     }

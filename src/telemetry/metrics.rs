@@ -1,17 +1,20 @@
 //! What a run counts, for Prometheus.
 //!
-//! A pod counts from nothing and is gone after one message, so `rate()` over these says nothing; `grafana/README.md` has
-//! the expressions that do. Labels come from closed sets: no key, no message id, no error text. With one job type there are at
-//! most 60 series, since a Pushgateway keeps them for every pod.
+//! A pod counts from nothing and is gone after one message, so `rate()` over these says nothing;
+//! `grafana/README.md` has the expressions that do. Labels come from closed sets: no key, no
+//! message id, no error text. With one job type there are at most 60 series, since a Pushgateway
+//! keeps them for every pod.
 //!
-//! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with another group's.
+//! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with
+//! another group's.
 
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts,
+    Registry, TextEncoder,
 };
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -56,8 +59,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of each; `dropped` counts the log
-    /// records that were lost.
+    /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of each;
+    /// `dropped` counts the log records that were lost.
     pub fn new(queue: &str, dropped: ErrorCounter, now: SystemTime) -> Self {
         Self::define(&Definitions::new(queue), dropped, now)
     }
@@ -72,11 +75,15 @@ impl Metrics {
 
     #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
     fn define(of: &Definitions, dropped: ErrorCounter, now: SystemTime) -> Self {
-        let build_info =
-            of.gauges("build_info", "Always 1; the label version is the version of leasehold.", &["version"]);
+        let build_info = of.gauges(
+            "build_info",
+            "Always 1; the label version is the version of leasehold.",
+            &["version"],
+        );
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
         of.counter("jobs_launched_total", "Runs started, one per pod.").inc();
-        of.gauge("run_started_timestamp_seconds", "Start time of the run, in seconds since 1970.").set(unix(now));
+        of.gauge("run_started_timestamp_seconds", "Start time of the run, in seconds since 1970.")
+            .set(unix(now));
         Self {
             run_finished: of.gauges(
                 "run_finished_timestamp_seconds",
@@ -197,7 +204,9 @@ impl Metrics {
         match subject.sent_at {
             _ if subject.receive_count > 1 => self.message_retries.inc(),
             // Two clocks, so it may seem to come before it was sent.
-            Some(sent_at) => self.first_receive_lag.observe(seconds(now.duration_since(sent_at).unwrap_or_default())),
+            Some(sent_at) => self
+                .first_receive_lag
+                .observe(seconds(now.duration_since(sent_at).unwrap_or_default())),
             None => {}
         }
     }
@@ -209,21 +218,30 @@ impl Metrics {
     }
 
     pub fn ended(&self, ended: &Ended) {
-        let Ended { subject, settlement, work: WorkRecord { timings: spent, usage, .. }, .. } = ended;
+        let Ended { subject, settlement, work: WorkRecord { timings: spent, usage, .. }, .. } =
+            ended;
         let job_type = job_type(subject);
         self.messages_in_flight.dec();
         self.messages_processed.with_label_values(&[job_type, ended.outcome()]).inc();
         if subject.job_type.is_some() {
             self.processing_duration.with_label_values(&[job_type]).observe(seconds(spent.total));
             let bytes: u64 = subject.objects.iter().filter_map(|object| object.size).sum();
-            #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a metric's value is a float; exact up to 8 PiB"
+            )]
             self.object_bytes.with_label_values(&[job_type]).inc_by(bytes as f64);
         }
         if let Some(used) = usage {
             self.command_cpu.with_label_values(&[job_type]).inc_by(seconds(used.cpu));
-            #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float; exact up to 8 PiB")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a metric's value is a float; exact up to 8 PiB"
+            )]
             match used.peak_memory {
-                Some(bytes) => self.command_peak_memory.with_label_values(&[job_type]).set(bytes as f64),
+                Some(bytes) => {
+                    self.command_peak_memory.with_label_values(&[job_type]).set(bytes as f64);
+                }
                 // There is nothing to remove if it was never known.
                 None => drop(self.command_peak_memory.remove_label_values(&[job_type])),
             }
@@ -250,7 +268,13 @@ impl Metrics {
         }
         if row.severity != Severity::AsPlanned {
             let is_final = subject.redrive.is_final(subject.receive_count);
-            self.failures.with_label_values(&[job_type, reason.label(), if is_final { "true" } else { "false" }]).inc();
+            self.failures
+                .with_label_values(&[
+                    job_type,
+                    reason.label(),
+                    if is_final { "true" } else { "false" },
+                ])
+                .inc();
         }
     }
 
@@ -258,9 +282,13 @@ impl Metrics {
         match observation {
             Observation::ReceivedNothing => self.empty_receives.inc(),
             Observation::ReceiveFailed => self.receive_errors.inc(),
-            Observation::Extend(extension) => self.visibility_extensions.with_label_values(&[extension.label()]).inc(),
+            Observation::Extend(extension) => {
+                self.visibility_extensions.with_label_values(&[extension.label()]).inc();
+            }
             Observation::Delete(delete) => self.deletes.with_label_values(&[delete.label()]).inc(),
-            Observation::LeaseLeft(left) => self.lease_remaining.with_label_values::<&str>(&[]).set(seconds(left)),
+            Observation::LeaseLeft(left) => {
+                self.lease_remaining.with_label_values::<&str>(&[]).set(seconds(left));
+            }
         }
     }
 
@@ -311,10 +339,16 @@ impl Definitions {
         Self { registry, described: None }
     }
 
-    fn registered<M: Collector + Clone + 'static>(&self, kind: &'static str, metric: prometheus::Result<M>) -> M {
+    fn registered<M: Collector + Clone + 'static>(
+        &self,
+        kind: &'static str,
+        metric: prometheus::Result<M>,
+    ) -> M {
         let metric = metric.expect("names and labels are fixed, and a test makes all");
         if let Some(described) = &self.described {
-            described.borrow_mut().extend(metric.desc().into_iter().cloned().map(|desc| (desc, kind)));
+            described
+                .borrow_mut()
+                .extend(metric.desc().into_iter().cloned().map(|desc| (desc, kind)));
         }
         self.registry.register(Box::new(metric.clone())).expect("no name is there twice");
         metric

@@ -1,4 +1,5 @@
-//! What a run tells, and where: log records, metrics, the termination message that Kubernetes shows, the probes' answers.
+//! What a run tells, and where: log records, metrics, the termination message that Kubernetes
+//! shows, the probes' answers.
 
 pub mod attempts;
 pub mod bars;
@@ -42,7 +43,8 @@ pub struct PodTelemetry {
 /// What the termination message may be about.
 #[derive(Default)]
 struct Messages {
-    /// The first that was received first, each with the time when it is visible again if nothing happens any more.
+    /// The first that was received first, each with the time when it is visible again if nothing
+    /// happens any more.
     in_progress: Vec<(Subject, Option<SystemTime>)>,
     /// The last that was kept. It stays, whatever else succeeds: it is why the pod fails.
     kept: Option<TerminationMessage>,
@@ -85,7 +87,9 @@ impl PodTelemetry {
             match outcome {
                 RunOutcome::Finished => messages.termination_message().map(Cow::into_owned),
                 RunOutcome::Kept(_) => messages.kept.clone(),
-                RunOutcome::ReceiveFailed(_) | RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => None,
+                RunOutcome::ReceiveFailed(_)
+                | RunOutcome::ActorDied(_)
+                | RunOutcome::SupervisorDied => None,
             }
         };
         self.termination_log.write(&message.unwrap_or_else(|| TerminationMessage::left(outcome)));
@@ -103,7 +107,10 @@ impl PodTelemetry {
 
     fn held(&self, held: &Held, now: SystemTime) {
         let mut messages = self.messages();
-        let message = messages.in_progress.iter_mut().find(|(it, _)| it.message_id == held.subject.message_id);
+        let message = messages
+            .in_progress
+            .iter_mut()
+            .find(|(it, _)| it.message_id == held.subject.message_id);
         if let Some((_, visible_at)) = message {
             *visible_at = Some(now + held.remaining);
             self.write(&messages);
@@ -180,14 +187,19 @@ mod tests {
         let line = messages.termination_message().unwrap().to_line();
         let fields: Value = serde_json::from_str(&line).unwrap();
         let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
-        (text("message_id"), text("outcome"), fields["others_in_progress"].as_u64().unwrap_or_default())
+        (
+            text("message_id"),
+            text("outcome"),
+            fields["others_in_progress"].as_u64().unwrap_or_default(),
+        )
     }
 
     #[test]
     fn what_is_in_progress_comes_before_what_was_kept_and_that_before_what_was_deleted() {
         let home = tempfile::tempdir().unwrap();
         let readiness = Arc::new(Readiness::new(tokio_util::sync::CancellationToken::new()));
-        let told = PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, None, readiness);
+        let told =
+            PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, None, readiness);
         let now = SystemTime::now();
         let kept = || Settlement::Kept(KeepReason::Stalled, Return::After(Duration::ZERO));
         let deleted = || Settlement::Deleted(Completion::Succeeded);
@@ -206,8 +218,14 @@ mod tests {
         is_now(said("b", "in_progress", 1));
         told.ended(&ended("b", deleted()), now);
         is_now(said("c", "in_progress", 0));
-        told.held(&Held { subject: Arc::new(subject("c")), remaining: Duration::from_mins(2) }, now);
-        told.held(&Held { subject: Arc::new(subject("a")), remaining: Duration::from_mins(2) }, now);
+        told.held(
+            &Held { subject: Arc::new(subject("c")), remaining: Duration::from_mins(2) },
+            now,
+        );
+        told.held(
+            &Held { subject: Arc::new(subject("a")), remaining: Duration::from_mins(2) },
+            now,
+        );
         is_now(said("c", "in_progress", 0));
         told.ended(&ended("c", deleted()), now);
         is_now(said("a", "stalled", 0));

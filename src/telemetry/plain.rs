@@ -4,7 +4,8 @@ use std::fmt::{self, Write};
 
 use unicode_truncate::UnicodeTruncateStr;
 
-/// Shows what would move the cursor, colour the screen or turn the direction of writing as `\u{1b}`; tabs stay.
+/// Shows what would move the cursor, colour the screen or turn the direction of writing as
+/// `\u{1b}`; tabs stay.
 pub struct Plain<'a>(pub &'a str);
 
 impl fmt::Display for Plain<'_> {
@@ -35,7 +36,8 @@ impl fmt::Display for PlainLines<'_> {
     }
 }
 
-/// A text in so many columns of a terminal at most, without its middle if it is longer: a file's name says most at its ends.
+/// A text in so many columns of a terminal at most, without its middle if it is longer: a file's
+/// name says most at its ends.
 pub fn shortened(text: &str, columns: usize) -> String {
     if text.unicode_truncate(columns).0 == text {
         return text.to_owned();
@@ -46,7 +48,8 @@ pub fn shortened(text: &str, columns: usize) -> String {
     format!("{beginning}…{end}")
 }
 
-/// The direction of writing, or the line: marks, embeddings, overrides, isolates (Unicode's Bidi_Control) and separators.
+/// The direction of writing, or the line: marks, embeddings, overrides, isolates (Unicode's
+/// Bidi_Control) and separators.
 fn turns(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,7 +1,8 @@
 //! Pushes the metrics to a Prometheus Pushgateway, and sweeps away what pods left there.
 //!
-//! One group for each pod, `job`, `namespace` and `instance` its key: pods never overwrite each other, and each push replaces
-//! what the pod pushed before. A Pushgateway keeps groups for ever, hence [`sweep`].
+//! One group for each pod, `job`, `namespace` and `instance` its key: pods never overwrite each
+//! other, and each push replaces what the pod pushed before. A Pushgateway keeps groups for ever,
+//! hence [`sweep`].
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,11 +58,19 @@ impl Pushgateway {
         self.send("GET", "/-/ready", String::new(), LIMIT.into()).await.map(drop)
     }
 
-    async fn send(&self, method: &str, path: &str, body: String, limit: AnswerLimit) -> Result<Answer, String> {
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: String,
+        limit: AnswerLimit,
+    ) -> Result<Answer, String> {
         let mut secret = None;
         let mut headers = vec![("content-type", "text/plain; version=0.0.4".to_owned())];
         if let Some(credentials) = &self.credentials {
-            let read = credentials.read().map_err(|error| format!("the credentials cannot be read: {error}"))?;
+            let read = credentials
+                .read()
+                .map_err(|error| format!("the credentials cannot be read: {error}"))?;
             headers.push(("authorization", read.header()));
             secret = Some(read);
         }
@@ -70,8 +79,10 @@ impl Pushgateway {
         if (200..300).contains(&answer.status) {
             return Ok(answer);
         }
-        let words = secret.map_or_else(|| answer.body.clone(), |secret| secret.redacted(&answer.body));
-        let words: String = words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
+        let words =
+            secret.map_or_else(|| answer.body.clone(), |secret| secret.redacted(&answer.body));
+        let words: String =
+            words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
         // What is not for the eye is shown as what it is.
         let words: String = words.chars().flat_map(visible).collect();
         Err(format!("HTTP {}: {words}", answer.status))
@@ -95,7 +106,8 @@ impl Credentials {
 
     pub fn read(&self) -> Result<Secret, String> {
         let (Self::Basic(path) | Self::Bearer(path)) = self;
-        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?.trim().to_owned();
+        let text =
+            std::fs::read_to_string(path).map_err(|error| error.to_string())?.trim().to_owned();
         if text.chars().any(char::is_control) {
             return Err("it has more than one line".to_owned());
         }
@@ -122,16 +134,19 @@ impl Secret {
         }
     }
 
-    /// What a server answered, without what it may repeat of the secret, as it is or encoded. Nothing, if it is so short that
-    /// it cannot be told from other words.
+    /// What a server answered, without what it may repeat of the secret, as it is or encoded.
+    /// Nothing, if it is so short that it cannot be told from other words.
     fn redacted(&self, answer: &str) -> String {
         let (Self::Basic(text) | Self::Bearer(text)) = self;
         let password = match self {
             Self::Basic(text) => text.split_once(':').map(|(_, password)| password),
             Self::Bearer(_) => None,
         };
-        let secrets: Vec<&str> =
-            [Some(text.as_str()), password].into_iter().flatten().filter(|it| !it.is_empty()).collect();
+        let secrets: Vec<&str> = [Some(text.as_str()), password]
+            .into_iter()
+            .flatten()
+            .filter(|it| !it.is_empty())
+            .collect();
         if secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
             return REDACTED.to_owned();
         }
@@ -172,7 +187,8 @@ pub struct Pusher {
 }
 
 impl Pusher {
-    /// `namespace` and `instance` tell this pod from others. At the end the last push has `last_limit`, with all that it waits for.
+    /// `namespace` and `instance` tell this pod from others. At the end the last push has
+    /// `last_limit`, with all that it waits for.
     pub fn start(
         gateway: Pushgateway,
         metrics: Arc<Metrics>,
@@ -181,8 +197,15 @@ impl Pusher {
         interval: Duration,
         last_limit: Duration,
     ) -> Self {
-        let labels = [("job", Some(gateway.job.clone())), ("namespace", namespace), ("instance", Some(instance))];
-        let group: Group = labels.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+        let labels = [
+            ("job", Some(gateway.job.clone())),
+            ("namespace", namespace),
+            ("instance", Some(instance)),
+        ];
+        let group: Group = labels
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect();
         metrics.pushes_every(interval);
         let last = Arc::new(Notify::new());
         let is_last = last.clone();
@@ -205,14 +228,16 @@ impl Pusher {
                     () = is_last.notified() => break,
                 }
             }
-            if let Err(error) = gateway.send("PUT", &path, metrics.text(), last_limit.into()).await {
+            if let Err(error) = gateway.send("PUT", &path, metrics.text(), last_limit.into()).await
+            {
                 warn!(error, "the last metrics could not be pushed");
             }
         });
         Self { last, last_limit, pushing: AbortOnDropHandle::new(pushing) }
     }
 
-    /// The last push. A push that is out is awaited first, so that it cannot overwrite the last one.
+    /// The last push. A push that is out is awaited first, so that it cannot overwrite the last
+    /// one.
     pub async fn finish(self) {
         self.last.notify_one();
         if tokio::time::timeout(self.last_limit, self.pushing).await.is_err() {
@@ -230,12 +255,20 @@ pub struct Swept {
     pub failed: usize,
 }
 
-/// Deletes the groups of pods that finished more than `older_than` ago, and of pods that ended without reporting: silent
-/// for that long too, and for 20 of their own push intervals. Groups of other jobs are not touched.
-pub async fn sweep(gateway: &Pushgateway, older_than: Duration, now: SystemTime) -> Result<Swept, String> {
+/// Deletes the groups of pods that finished more than `older_than` ago, and of pods that ended
+/// without reporting: silent for that long too, and for 20 of their own push intervals. Groups of
+/// other jobs are not touched.
+pub async fn sweep(
+    gateway: &Pushgateway,
+    older_than: Duration,
+    now: SystemTime,
+) -> Result<Swept, String> {
     let answer = gateway.send("GET", "/api/v1/metrics", String::new(), LISTING).await?;
     if !answer.is_whole {
-        return Err(format!("{}: the list of its groups is longer than {} bytes", gateway.url, LISTING.bytes));
+        return Err(format!(
+            "{}: the list of its groups is longer than {} bytes",
+            gateway.url, LISTING.bytes
+        ));
     }
     let groups: Groups = serde_json::from_str(&answer.body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
@@ -257,7 +290,10 @@ pub async fn sweep(gateway: &Pushgateway, older_than: Duration, now: SystemTime)
             Ok(_) => swept.deleted += 1,
             Err(error) => {
                 swept.failed += 1;
-                warn!(instance = group.labels.get("instance"), error, "a group could not be deleted");
+                warn!(
+                    instance = group.labels.get("instance"),
+                    error, "a group could not be deleted"
+                );
             }
         }
     }
@@ -283,13 +319,17 @@ struct Pushed {
 }
 
 impl Pushed {
-    /// `None` if nobody can tell which group it is: a metric called `labels` takes the place of the labels.
+    /// `None` if nobody can tell which group it is: a metric called `labels` takes the place of the
+    /// labels.
     fn of(group: &Value) -> Option<Self> {
         let labels = group.get("labels")?.as_object()?.iter();
         let labels = labels.map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
         let value = |metric: &str| {
             let value = group.get(metric)?.get("metrics")?.get(0)?.get("value")?;
-            value.as_f64().or_else(|| value.as_str()?.parse().ok()).filter(|value: &f64| value.is_finite())
+            value
+                .as_f64()
+                .or_else(|| value.as_str()?.parse().ok())
+                .filter(|value: &f64| value.is_finite())
         };
         Some(Self {
             labels: labels.collect::<Option<_>>()?,
@@ -320,18 +360,26 @@ mod tests {
     #[test]
     fn a_groups_path_begins_with_its_job_and_holds_any_value() {
         let group = |labels: &[(&str, &str)]| {
-            let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let labels =
+                labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             path(&labels.collect())
         };
-        assert_eq!(group(&[("instance", "pod-1"), ("job", "leasehold")]), "/metrics/job/leasehold/instance/pod-1");
-        assert_eq!(group(&[("instance", "a/b c"), ("job", "")]), "/metrics/job@base64/=/instance@base64/YS9iIGM=");
+        assert_eq!(
+            group(&[("instance", "pod-1"), ("job", "leasehold")]),
+            "/metrics/job/leasehold/instance/pod-1"
+        );
+        assert_eq!(
+            group(&[("instance", "a/b c"), ("job", "")]),
+            "/metrics/job@base64/=/instance@base64/YS9iIGM="
+        );
     }
 
     #[test]
     fn a_group_is_left_over_when_its_pod_is_surely_gone() {
         let is_left_over = |finished: Option<&str>, pushed: &str, interval: Option<&str>| {
             let family = |value: &str| json!({ "type": "GAUGE", "metrics": [{ "labels": {}, "value": value }] });
-            let mut group = json!({ "labels": { "job": "leasehold" }, "push_time_seconds": family(pushed) });
+            let mut group =
+                json!({ "labels": { "job": "leasehold" }, "push_time_seconds": family(pushed) });
             if let Some(finished) = finished {
                 group["leasehold_run_finished_timestamp_seconds"] = family(finished);
             }
@@ -350,7 +398,8 @@ mod tests {
 
     #[test]
     fn a_group_of_another_shape_is_not_taken_for_one_of_ours() {
-        let family = json!({ "type": "GAUGE", "help": "", "metrics": [{ "labels": {}, "value": "1" }] });
+        let family =
+            json!({ "type": "GAUGE", "help": "", "metrics": [{ "labels": {}, "value": "1" }] });
         for group in [
             json!(null),
             json!("x"),
@@ -361,8 +410,15 @@ mod tests {
         ] {
             assert!(Pushed::of(&group).is_none(), "{group}");
         }
-        for unknown in [json!(null), json!(7), json!({ "metrics": [] }), json!({ "metrics": [{ "count": "1" }] })] {
-            let pushed = Pushed::of(&json!({ "labels": { "job": "leasehold" }, "push_time_seconds": unknown }));
+        for unknown in [
+            json!(null),
+            json!(7),
+            json!({ "metrics": [] }),
+            json!({ "metrics": [{ "count": "1" }] }),
+        ] {
+            let pushed = Pushed::of(
+                &json!({ "labels": { "job": "leasehold" }, "push_time_seconds": unknown }),
+            );
             assert!(!pushed.unwrap().is_left_over(Duration::ZERO, 1e12), "{unknown}");
         }
     }

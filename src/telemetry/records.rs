@@ -34,7 +34,15 @@ pub fn log_started(subject: &Subject) {
 pub fn log_ended(ended: &Ended, now: SystemTime) {
     // The last words were logged when they were said.
     let Ended { subject, settlement, progress, work } = ended;
-    let WorkRecord { exit, reason, last_error: _, stderr_tail: _, timings: spent, usage: used, published } = work;
+    let WorkRecord {
+        exit,
+        reason,
+        last_error: _,
+        stderr_tail: _,
+        timings: spent,
+        usage: used,
+        published,
+    } = work;
     let object: Option<&Object> = subject.objects.first();
     let error = ended.error();
     // tracing wants a level at compile time, and the fields each time.
@@ -120,24 +128,33 @@ pub const FIELDS: [(&str, &str); 41] = [
     ("published", "How many files were uploaded"),
     ("published_bytes", "The total size of the uploaded files, in bytes"),
     ("manifest", "The first uploaded files, as JSON: to, bytes, checksum, etag"),
-    ("message", "The text of the record: message started, message deleted, message kept, exiting and others"),
+    (
+        "message",
+        "The text of the record: message started, message deleted, message kept, exiting and others",
+    ),
     ("stream", "For a line of the command's output: stdout or stderr"),
     ("line", "For a line of the command's output: the line"),
     ("name", "work, in records that are logged while the work runs"),
     ("text", "The text that the command reported with its progress"),
-    ("stop_grace_s", "In the first record of a shutdown: how long the command has after SIGTERM, in seconds"),
+    (
+        "stop_grace_s",
+        "In the first record of a shutdown: how long the command has after SIGTERM, in seconds",
+    ),
     ("exit", "In the record exiting: the exit code of leasehold itself"),
-    ("dropped_lines", "In the last record: how many records were lost because the log was not read fast enough"),
+    (
+        "dropped_lines",
+        "In the last record: how many records were lost because the log was not read fast enough",
+    ),
 ];
 
-/// As JSON within JSON, in bytes. A container runtime cuts a record of more than 16 KiB in two, and a key alone may take 6.
+/// As JSON within JSON, in bytes. A container runtime cuts a record of more than 16 KiB in two, and
+/// a key alone may take 6.
 const LONGEST_MANIFEST: usize = 4 * 1024;
 const LONGEST_ERROR: usize = 2 * 1024;
 
 /// The first of the published files, as many as fit.
 pub(super) fn manifest(published: &Manifest) -> String {
-    let entry =
-        |file: &Published| json!({ "to": file.to, "bytes": file.bytes, "checksum": file.checksum, "etag": file.etag });
+    let entry = |file: &Published| json!({ "to": file.to, "bytes": file.bytes, "checksum": file.checksum, "etag": file.etag });
     let mut entries: Vec<Value> = Vec::new();
     let mut manifest = Value::from(entries.clone()).to_string();
     for file in &published.first {
@@ -203,7 +220,12 @@ pub(super) mod testing {
     }
 
     pub fn ended(key: &str, settlement: Settlement) -> Ended {
-        Ended { subject: Arc::new(subject(key)), settlement, progress: None, work: WorkRecord::default() }
+        Ended {
+            subject: Arc::new(subject(key)),
+            settlement,
+            progress: None,
+            work: WorkRecord::default(),
+        }
     }
 }
 
@@ -234,24 +256,30 @@ mod tests {
             sequencer: None,
             is_from_aws: false,
         };
-        let settlement = Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
+        let settlement =
+            Settlement::Kept(KeepReason::FetchFailed("\"".repeat(100_000)), Return::Unknown);
         let mut ended = ended("m", settlement);
         Arc::make_mut(&mut ended.subject).objects = vec![object];
         ended.work.reason = Some("\u{1}".repeat(500));
-        ended.work.published = Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
+        ended.work.published =
+            Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
         let record: Arc<Mutex<Vec<u8>>> = Arc::default();
         let out = record.clone();
         let writer = move || Shared(out.clone());
-        tracing::subscriber::with_default(tracing_subscriber::fmt().json().with_writer(writer).finish(), || {
-            log_ended(&ended, SystemTime::now());
-        });
+        tracing::subscriber::with_default(
+            tracing_subscriber::fmt().json().with_writer(writer).finish(),
+            || {
+                log_ended(&ended, SystemTime::now());
+            },
+        );
         let record = record.lock().unwrap();
         // Less what every record has: who speaks.
         assert!((10_000..15_800).contains(&record.len()), "{} bytes", record.len());
         let fields: Value = serde_json::from_slice(&record).unwrap();
         let known = |name: &String| FIELDS.iter().any(|(field, _)| field == name);
         assert!(fields["fields"].as_object().unwrap().keys().all(known), "{}", fields["fields"]);
-        let manifest: Value = serde_json::from_str(fields["fields"]["manifest"].as_str().unwrap()).unwrap();
+        let manifest: Value =
+            serde_json::from_str(fields["fields"]["manifest"].as_str().unwrap()).unwrap();
         assert_eq!(manifest.as_array().map(Vec::len), Some(4));
     }
 

@@ -119,10 +119,17 @@ impl TerminationMessage {
 
     /// For a run that never came to receive anything.
     pub fn new(outcome: &'static str, exit: u8, error: &str) -> Self {
-        Self { fields: vec![("outcome", json!(outcome)), ("exit", json!(exit)), ("error", json!(error))] }
+        Self {
+            fields: vec![
+                ("outcome", json!(outcome)),
+                ("exit", json!(exit)),
+                ("error", json!(error)),
+            ],
+        }
     }
 
-    /// The object as one line that always parses and is never too long: a field that does not fit is left out.
+    /// The object as one line that always parses and is never too long: a field that does not fit
+    /// is left out.
     pub fn to_line(&self) -> String {
         let mut line = Map::new();
         let mut length = "{}".len();
@@ -144,7 +151,8 @@ mod tests {
 
     #[test]
     fn a_line_is_as_long_as_kubernetes_reads_and_no_longer() {
-        let line = |length: usize| TerminationMessage::new("x", 1, &"x".repeat(length)).to_line().len();
+        let line =
+            |length: usize| TerminationMessage::new("x", 1, &"x".repeat(length)).to_line().len();
         let lengths: Vec<_> = (3900..4200).map(line).collect();
         assert_eq!(lengths.iter().max(), Some(&MOST));
     }
@@ -156,7 +164,10 @@ mod tests {
         for length in [1000, 10] {
             let message = TerminationMessage::new("x", 1, &"x".repeat(length));
             log.write(&message);
-            assert_eq!(std::fs::read_to_string(home.path().join("log")).unwrap(), message.to_line());
+            assert_eq!(
+                std::fs::read_to_string(home.path().join("log")).unwrap(),
+                message.to_line()
+            );
         }
     }
 
@@ -187,7 +198,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_left_out_whole() {
         for length in [10, 4000, 4096, 100_000] {
-            let fields = vec![("outcome", json!("x")), ("error", json!("\u{1}".repeat(length))), ("size", json!(7))];
+            let fields = vec![
+                ("outcome", json!("x")),
+                ("error", json!("\u{1}".repeat(length))),
+                ("size", json!(7)),
+            ];
             let line = TerminationMessage { fields }.to_line();
             assert!(line.len() <= MOST, "{} bytes", line.len());
             let parsed: Value = serde_json::from_str(&line).unwrap();

@@ -1,4 +1,5 @@
-//! Log records as text, for a person at a terminal: what happened to which file, without a machine's details.
+//! Log records as text, for a person at a terminal: what happened to which file, without a
+//! machine's details.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::{self, Write};
@@ -18,8 +19,9 @@ use tracing_subscriber::registry::LookupSpan;
 use super::plain::{Plain, shortened};
 use crate::job::report::clock_time;
 
-/// `time LEVEL text field=value …`; a line of the command is `file | line`, and `file ! line` on its standard error. Control
-/// characters are shown as such, wherever they come from. Needs [`FileNames`] beside it.
+/// `time LEVEL text field=value …`; a line of the command is `file | line`, and `file ! line` on
+/// its standard error. Control characters are shown as such, wherever they come from. Needs
+/// [`FileNames`] beside it.
 pub struct Text {
     pub is_coloured: bool,
 }
@@ -29,13 +31,19 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let coloured = |style: Style| if self.is_coloured { style } else { Style::new() };
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = *event.metadata().level();
         let mut spans = context.event_scope().into_iter().flatten();
-        let name = spans.find_map(|span| span.extensions().get::<FileName>().map(|name| name.0.clone()));
+        let name =
+            spans.find_map(|span| span.extensions().get::<FileName>().map(|name| name.0.clone()));
         if let Some(line) = fields.line {
             let name = name.unwrap_or_else(|| "command".to_owned());
             let colour = coloured(colour_of(&name));
@@ -98,7 +106,8 @@ where
         let mut key = Key(None);
         attributes.record(&mut key);
         if let (Some(key), Some(span)) = (key.0, context.span(id)) {
-            span.extensions_mut().insert(FileName(shortened(&Plain(&key).to_string(), LONGEST_NAME)));
+            span.extensions_mut()
+                .insert(FileName(shortened(&Plain(&key).to_string(), LONGEST_NAME)));
         }
     }
 }
@@ -209,7 +218,10 @@ mod tests {
     fn logged(is_coloured: bool, log: impl FnOnce()) -> Vec<String> {
         let screen = Screen::default();
         let out = screen.clone();
-        let layer = fmt::layer().with_ansi(false).event_format(Text { is_coloured }).with_writer(move || out.clone());
+        let layer = fmt::layer()
+            .with_ansi(false)
+            .event_format(Text { is_coloured })
+            .with_writer(move || out.clone());
         let subscriber = tracing_subscriber::registry().with(FileNames).with(layer);
         tracing::subscriber::with_default(subscriber, log);
         let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
@@ -228,8 +240,12 @@ mod tests {
             tracing::debug!(processes = ?EVIL, "a look");
         });
         assert_eq!(lines.len(), 5, "{lines:?}");
-        assert!(lines.iter().all(|line| line.chars().all(|c| !(c.is_control() || c == '\u{202e}'))), "{lines:?}");
-        let shown: usize = lines.iter().map(|line| line.matches(r"\u{1b}[2J\r\n\u{9b}1m\u{202e}b").count()).sum();
+        assert!(
+            lines.iter().all(|line| line.chars().all(|c| !(c.is_control() || c == '\u{202e}'))),
+            "{lines:?}"
+        );
+        let shown: usize =
+            lines.iter().map(|line| line.matches(r"\u{1b}[2J\r\n\u{9b}1m\u{202e}b").count()).sum();
         assert_eq!(shown, 12, "{lines:?}");
     }
 
@@ -249,7 +265,12 @@ mod tests {
         assert!(lines.remove(2).ends_with("WARN  late key=\"a.csv\""));
         assert_eq!(
             lines,
-            ["a.csv | hello", "a.csv ! oops", "long/long/long/…ong/long/end.csv | hello", "command | nobody's"]
+            [
+                "a.csv | hello",
+                "a.csv ! oops",
+                "long/long/long/…ong/long/end.csv | hello",
+                "command | nobody's"
+            ]
         );
     }
 
@@ -260,13 +281,21 @@ mod tests {
             warn!("w");
             info!(outcome = "succeeded", "s");
             info!("i");
-            info_span!("work", key = "a.csv").in_scope(|| info!(stream = "stdout", line = "\u{1b}[2J"));
+            info_span!("work", key = "a.csv")
+                .in_scope(|| info!(stream = "stdout", line = "\u{1b}[2J"));
         };
-        let colours = ["\u{1b}[31mERROR\u{1b}[0m e", "\u{1b}[33mWARN \u{1b}[0m w", "\u{1b}[32mINFO \u{1b}[0m s"];
+        let colours = [
+            "\u{1b}[31mERROR\u{1b}[0m e",
+            "\u{1b}[33mWARN \u{1b}[0m w",
+            "\u{1b}[32mINFO \u{1b}[0m s",
+        ];
         let lines = logged(true, log);
         assert!(lines.iter().zip(colours).all(|(line, colour)| line.contains(colour)), "{lines:?}");
         assert!(lines[3].ends_with("Z INFO  i"), "{lines:?}");
-        assert!(lines[4].starts_with("\u{1b}[") && lines[4].ends_with(" |\u{1b}[0m \\u{1b}[2J"), "{lines:?}");
+        assert!(
+            lines[4].starts_with("\u{1b}[") && lines[4].ends_with(" |\u{1b}[0m \\u{1b}[2J"),
+            "{lines:?}"
+        );
         assert!(logged(false, log).iter().all(|line| !line.contains('\u{1b}')));
     }
 }

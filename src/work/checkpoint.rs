@@ -1,7 +1,9 @@
-//! Partial state: what a command left in `JOB_CHECKPOINT_DIR` is there again when the next delivery starts.
+//! Partial state: what a command left in `JOB_CHECKPOINT_DIR` is there again when the next delivery
+//! starts.
 //!
-//! A checkpoint is one tar archive, so a reader never sees half of one: `<prefix>/<message id>/<object>/<receive count>.tar`.
-//! Each delivery writes under its own receive count: a pod that has lost its lease overwrites nothing of the one that has it.
+//! A checkpoint is one tar archive, so a reader never sees half of one: `<prefix>/<message
+//! id>/<object>/<receive count>.tar`. Each delivery writes under its own receive count: a pod that
+//! has lost its lease overwrites nothing of the one that has it.
 
 mod archive;
 
@@ -100,7 +102,8 @@ impl Checkpoints {
         let folder = place.key(&format!("{}/{number}/", subject.message_id));
         let directory = space.checkpoint();
         fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
-        let identity = Identity::of(&directory).map_err(|why| Failure::Start(format!("JOB_CHECKPOINT_DIR: {why}")))?;
+        let identity = Identity::of(&directory)
+            .map_err(|why| Failure::Start(format!("JOB_CHECKPOINT_DIR: {why}")))?;
         let mut checkpoint = Checkpoint {
             of: self,
             interval: how.interval,
@@ -117,8 +120,11 @@ impl Checkpoints {
             links_reported: false,
         };
         let keys = self.storage.list(&checkpoint.bucket, &folder).await.map_err(Failure::Fetch)?;
-        let count = |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
-        let before = keys.into_iter().filter(|key| count(key).is_some_and(|count| count < subject.receive_count));
+        let count =
+            |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
+        let before = keys
+            .into_iter()
+            .filter(|key| count(key).is_some_and(|count| count < subject.receive_count));
         let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
 
         let bucket = checkpoint.bucket.clone();
@@ -132,7 +138,16 @@ impl Checkpoints {
             is_from_aws: false,
         };
         let archive = space.archive();
-        fetch::fetch(self.storage.as_ref(), &FetchPolicy::default(), None, work_dir, &object, None, &archive).await?;
+        fetch::fetch(
+            self.storage.as_ref(),
+            &FetchPolicy::default(),
+            None,
+            work_dir,
+            &object,
+            None,
+            &archive,
+        )
+        .await?;
         let (into, room, halt) = (directory.clone(), work_dir.clone(), halt.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
             let unpacked = archive::unpack(&archive, &into, &room, &halt)?;
@@ -140,7 +155,8 @@ impl Checkpoints {
             let _ = fs::remove_file(archive);
             Ok((unpacked, Contents::of(&into)))
         });
-        let unpacked = unpacked.await.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
+        let unpacked =
+            unpacked.await.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
         let (Unpacked { about, links_left_out }, seen) = unpacked.map_err(|why| {
             Failure::Fetch(format!(
                 "the checkpoint s3://{bucket}/{last} cannot be restored: {why}; delete it to start the work from the beginning"
@@ -150,18 +166,29 @@ impl Checkpoints {
         let files = seen.files.len();
         info!(checkpoint = last, worked_s = about.worked_s, files, "resuming from a checkpoint");
         if links_left_out > 0 {
-            warn!(links_left_out, "symbolic links that point out of JOB_CHECKPOINT_DIR were not restored");
+            warn!(
+                links_left_out,
+                "symbolic links that point out of JOB_CHECKPOINT_DIR were not restored"
+            );
         }
         checkpoint.seen = seen;
         checkpoint.saved = Some(last);
         Ok(checkpoint)
     }
 
-    /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle rule.
-    pub(super) async fn drop_all(&self, how: &Checkpointing, job_type: &str, subject: &Subject, limit: Duration) {
+    /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle
+    /// rule.
+    pub(super) async fn drop_all(
+        &self,
+        how: &Checkpointing,
+        job_type: &str,
+        subject: &Subject,
+        limit: Duration,
+    ) {
         let message = &subject.message_id;
         let place = |key| how.place.place(Values { key, message_id: message.as_str(), job_type });
-        let mut places: Vec<Place> = subject.objects.iter().map(|object| place(Some(object.key.as_str()))).collect();
+        let mut places: Vec<Place> =
+            subject.objects.iter().map(|object| place(Some(object.key.as_str()))).collect();
         if places.is_empty() {
             places.push(place(None));
         }
@@ -169,23 +196,28 @@ impl Checkpoints {
         places.dedup();
         let dropped = async {
             for place in places {
-                for key in self.storage.list(&place.bucket, &place.key(&format!("{message}/"))).await? {
+                for key in
+                    self.storage.list(&place.bucket, &place.key(&format!("{message}/"))).await?
+                {
                     self.storage.delete(&place.bucket, &key).await?;
                 }
             }
             Ok(())
         };
-        if let Err(error) = timeout(limit, dropped).await.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+        if let Err(error) =
+            timeout(limit, dropped).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        {
             warn!(message_id = %message, error, "the checkpoints of a finished message were not deleted");
         }
     }
 }
 
 impl Checkpoint<'_> {
-    /// Saves every interval, if there is one, until the work is over. A save that is on its way then is finished, within
-    /// its limit: it may be all that there is time for.
+    /// Saves every interval, if there is one, until the work is over. A save that is on its way
+    /// then is finished, within its limit: it may be all that there is time for.
     ///
-    /// A stop while results are published may have no time left afterwards. So what the command left is saved beside them.
+    /// A stop while results are published may have no time left afterwards. So what the command
+    /// left is saved beside them.
     pub async fn save_until_over(&mut self, limits: &SaveLimits<'_>) {
         let (runtime, interval) = (self.runtime, self.interval);
         let mut stopped_while_publishing = pin!(async {
@@ -218,7 +250,8 @@ impl Checkpoint<'_> {
 
     /// Saves what is in the directory now, if a command has run.
     ///
-    /// All or nothing: until the new one is there, the one before it is what the next delivery finds.
+    /// All or nothing: until the new one is there, the one before it is what the next delivery
+    /// finds.
     pub async fn save(&mut self, save: Save, limits: &SaveLimits<'_>) -> Result<(), String> {
         if self.is_final {
             return Ok(());
@@ -232,7 +265,8 @@ impl Checkpoint<'_> {
         let (packed, room, seen) = (archive.clone(), self.work_dir.clone(), self.seen.clone());
         let (identity, too_late) = (self.identity, give_up.clone());
         let packed = tokio::task::spawn_blocking(move || {
-            // Looked at first: a directory that was removed must not be taken for one that is empty.
+            // Looked at first: a directory that was removed must not be taken for one that is
+            // empty.
             let is_another = Identity::of(&directory)? != identity;
             let contents = Contents::of(&directory);
             if save == Save::Changes && contents.files == seen.files {
@@ -242,7 +276,8 @@ impl Checkpoint<'_> {
                 return Err("it was replaced by an empty one".to_owned());
             }
             room.check_room(contents.on_disk)?;
-            archive::pack(&directory, about, &packed, &too_late).map(|packed| Some((contents, packed)))
+            archive::pack(&directory, about, &packed, &too_late)
+                .map(|packed| Some((contents, packed)))
         });
         // Of very many files even the list takes its time. The thread ends soon after.
         let packed = give_up.run_until_cancelled(packed).await.ok_or(NO_TIME)?;
@@ -253,11 +288,20 @@ impl Checkpoint<'_> {
             return Ok(());
         };
         if links_left_out > 0 && !std::mem::replace(&mut self.links_reported, true) {
-            warn!(links_left_out, "symbolic links that point out of JOB_CHECKPOINT_DIR were not saved");
+            warn!(
+                links_left_out,
+                "symbolic links that point out of JOB_CHECKPOINT_DIR were not saved"
+            );
         }
 
         let bucket = &self.bucket;
-        let upload = Upload { bucket, key: &self.key, path: &archive, bytes, content_type: "application/x-tar" };
+        let upload = Upload {
+            bucket,
+            key: &self.key,
+            path: &archive,
+            bytes,
+            content_type: "application/x-tar",
+        };
         let too_late = give_up.child_token();
         let uploaded = {
             let mut uploading = pin!(self.of.storage.upload(&upload, &too_late));
@@ -287,8 +331,13 @@ impl Checkpoint<'_> {
 impl Contents {
     fn of(directory: &Path) -> Self {
         let mut contents = Self::default();
-        for entry in WalkDir::new(directory).follow_root_links(false).min_depth(1).into_iter().flatten() {
-            let (Ok(metadata), Ok(name)) = (entry.metadata(), entry.path().strip_prefix(directory)) else { continue };
+        for entry in
+            WalkDir::new(directory).follow_root_links(false).min_depth(1).into_iter().flatten()
+        {
+            let (Ok(metadata), Ok(name)) = (entry.metadata(), entry.path().strip_prefix(directory))
+            else {
+                continue;
+            };
             let on_disk = metadata.blocks().saturating_mul(512).min(metadata.len());
             contents.on_disk = contents.on_disk.saturating_add(on_disk);
             contents.files.insert(name.to_owned(), (metadata.len(), metadata.modified().ok()));
@@ -311,8 +360,8 @@ pub struct SaveLimits<'a> {
 }
 
 impl SaveLimits<'_> {
-    /// Until an upload of so many bytes has taken too long. While the command runs it holds up nobody; afterwards the
-    /// message, whose outcome is known, waits for it.
+    /// Until an upload of so many bytes has taken too long. While the command runs it holds up
+    /// nobody; afterwards the message, whose outcome is known, waits for it.
     async fn expire(&self, clock: Clock, bytes: u64) {
         let for_bytes = Duration::from_secs(bytes / FLOOR);
         tokio::select! {

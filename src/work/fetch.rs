@@ -50,8 +50,9 @@ pub struct FetchedObject {
     pub etag: Option<String>,
 }
 
-/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error. One that is not there, or not as
-/// the event says, is looked for under `key_as_sent`, if there is such a key.
+/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error.
+/// One that is not there, or not as the event says, is looked for under `key_as_sent`, if there is
+/// such a key.
 pub async fn fetch(
     store: &dyn ObjectStore,
     policy: &FetchPolicy,
@@ -64,9 +65,13 @@ pub async fn fetch(
     check_bucket(policy, object)?;
     let mut saved = save(store, policy.streams, work_dir, object, path).await;
     // Overwritten is what another object under the decoded key looks like.
-    if let (Err(FetchError::Missing(_) | FetchError::Overwritten(_)), Some(key)) = (&saved, key_as_sent) {
+    if let (Err(FetchError::Missing(_) | FetchError::Overwritten(_)), Some(key)) =
+        (&saved, key_as_sent)
+    {
         let other = Object { key: key.to_owned(), ..object.clone() };
-        if let Some(fetched) = save_if_it_is_meant(store, policy.streams, work_dir, &other, path).await {
+        if let Some(fetched) =
+            save_if_it_is_meant(store, policy.streams, work_dir, &other, path).await
+        {
             saved = Ok(fetched);
         }
     }
@@ -87,8 +92,9 @@ pub async fn fetch(
     }
 }
 
-/// The object of an event whose key was not encoded by its sender. It must be the one that the event is about, and not one that
-/// happens to be called so: of its version, its eTag, or, from a sender that knows neither, of its size.
+/// The object of an event whose key was not encoded by its sender. It must be the one that the
+/// event is about, and not one that happens to be called so: of its version, its eTag, or, from a
+/// sender that knows neither, of its size.
 async fn save_if_it_is_meant(
     store: &dyn ObjectStore,
     streams: usize,
@@ -135,7 +141,8 @@ async fn save(
         let (work_dir, path, size) = (work_dir.clone(), path.to_owned(), body.size.unwrap_or(0));
         move || work_dir.new_file(&path, size)
     };
-    let file = tokio::task::spawn_blocking(new_file).await.unwrap_or_else(|panic| Err(panic.to_string()));
+    let file =
+        tokio::task::spawn_blocking(new_file).await.unwrap_or_else(|panic| Err(panic.to_string()));
     let file = file.map_err(|why| {
         let size = body.size.map(|size| format!(" is {}", ByteSize(size))).unwrap_or_default();
         FetchError::Retryable(format!("{name}{size}: {why}"))
@@ -145,7 +152,10 @@ async fn save(
         Ok(fetched) => Ok(fetched),
         Err(Stopped::Failed(error)) => Err(error),
         Err(Stopped::NoRanges) => {
-            debug!(object = name, "the store does not support ranges: downloading over one connection");
+            debug!(
+                object = name,
+                "the store does not support ranges: downloading over one connection"
+            );
             let body = store.open(object).await?;
             file.set_len(0).map_err(|error| FetchError::Retryable(work_dir.failed(&error)))?;
             match Box::pin(download(store, 1, work_dir, object, body, &file)).await {
@@ -178,9 +188,11 @@ async fn download(
         unclaimed: Mutex::new(0..size.unwrap_or(UNKNOWN)),
         size,
     };
-    let streams = if is_divisible(size, &download.object, download.algorithm) { streams } else { 1 };
+    let streams =
+        if is_divisible(size, &download.object, download.algorithm) { streams } else { 1 };
     let Whole { size, hash } = download.run(bytes, streams).await?;
-    let fetched = FetchedObject { key: object.key.clone(), size, etag: etag.or_else(|| object.etag.clone()) };
+    let fetched =
+        FetchedObject { key: object.key.clone(), size, etag: etag.or_else(|| object.etag.clone()) };
 
     let Some(Checksum { algorithm, value }) = checksum else { return Ok(fetched) };
     let got = hash.unwrap_or_default();
@@ -193,11 +205,14 @@ async fn download(
     Ok(fetched)
 }
 
-/// Is it large enough for several streams, and can it be put together? What nothing pins could be another object in each
-/// of them, and a hash that is not made of its parts' hashes needs the bytes in order.
+/// Is it large enough for several streams, and can it be put together? What nothing pins could be
+/// another object in each of them, and a hash that is not made of its parts' hashes needs the bytes
+/// in order.
 fn is_divisible(size: Option<u64>, object: &Object, algorithm: Option<Algorithm>) -> bool {
     let is_pinned = object.version_id.is_some() || object.etag.is_some();
-    size.is_some_and(|size| size >= PARALLEL_FROM) && is_pinned && algorithm.is_none_or(Algorithm::is_of_parts)
+    size.is_some_and(|size| size >= PARALLEL_FROM)
+        && is_pinned
+        && algorithm.is_none_or(Algorithm::is_of_parts)
 }
 
 /// In bytes; an object of this size or more is fetched by several streams.

@@ -7,9 +7,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Two ways to end, the second one faster.
 ///
-/// A halt ends a command that runs, and begins nothing new. What a command wrote that had succeeded before is still
-/// published and recorded, within the stop's grace: without that, the next delivery would do all of it again. It ends at once
-/// when nobody can prove any more that the message is ours.
+/// A halt ends a command that runs, and begins nothing new. What a command wrote that had succeeded
+/// before is still published and recorded, within the stop's grace: without that, the next delivery
+/// would do all of it again. It ends at once when nobody can prove any more that the message is
+/// ours.
 #[derive(Debug, Clone, Default)]
 pub struct Halt {
     pub requested: CancellationToken,

@@ -1,11 +1,13 @@
 //! Finished work is recognised and not done again; the same work is not done twice at a time.
 //!
-//! One record for each piece of work, in S3, written on a condition only: no table, no lock service. What its owner does next is decided
-//! in [`job::claim`](crate::job::claim) and carried out here.
+//! One record for each piece of work, in S3, written on a condition only: no table, no lock
+//! service. What its owner does next is decided in [`job::claim`](crate::job::claim) and carried
+//! out here.
 //!
 //! SQS cannot say "this delivery is no longer yours" before it is too late; a record can.
 //!
-//! A record in progress expires when it was not refreshed for its time to live, by the store's own clock, never by a pod's.
+//! A record in progress expires when it was not refreshed for its time to live, by the store's own
+//! clock, never by a pod's.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -93,8 +95,9 @@ struct About {
 }
 
 impl Idempotency {
-    /// Claims the work on the `number`th object of a message, for as long as the message's lease: nobody waits for the dead
-    /// longer than SQS does. Waits while a living pod has it: to give the message back instead would burn its receives.
+    /// Claims the work on the `number`th object of a message, for as long as the message's lease:
+    /// nobody waits for the dead longer than SQS does. Waits while a living pod has it: to give the
+    /// message back instead would burn its receives.
     pub async fn claim(
         &self,
         subject: &Subject,
@@ -121,17 +124,20 @@ impl Idempotency {
             Milestone::Claimed => Ok(Claimed::Ours(Box::new(own))),
             Milestone::Over(Err(failure)) => Err(failure),
             Milestone::Lost(why) => Err(Failure::Superseded(why)),
-            Milestone::Over(Ok(())) => Err(Failure::Record("it is over before it was claimed".to_owned())),
+            Milestone::Over(Ok(())) => {
+                Err(Failure::Record("it is over before it was claimed".to_owned()))
+            }
         }
     }
 
-    /// What a piece of work is called: from the queue, and from what the sender calls it, or else from the object and the
-    /// event about it.
+    /// What a piece of work is called: from the queue, and from what the sender calls it, or else
+    /// from the object and the event about it.
     fn name(&self, subject: &Subject, number: usize, record: Option<&Record>) -> String {
         let message_id = subject.message_id.as_str();
         let of = |Record { event, object, .. }: &Record| {
             let version = object.version_id.as_ref().or(object.etag.as_ref());
-            // S3 numbers puts and deletes only. Of all others nothing but the message tells one from the next.
+            // S3 numbers puts and deletes only. Of all others nothing but the message tells one
+            // from the next.
             let which = match &object.sequencer {
                 Some(sequencer) => serde_json::json!(sequencer),
                 None => serde_json::json!([message_id, number]),
@@ -164,13 +170,19 @@ impl OwnRecord {
         self.over().await
     }
 
-    /// The work did not succeed: the next one need not wait. What cannot be released within the limit expires.
+    /// The work did not succeed: the next one need not wait. What cannot be released within the
+    /// limit expires.
     pub async fn release(mut self, limit: Duration) {
         self.claim.handle(self.of.clock.now(), Input::Ended);
         match timeout(limit, self.over()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(?error, "the idempotency record was not released: it remains until it expires"),
-            Err(_) => debug!("the idempotency record was not released in time: it remains until it expires"),
+            Ok(Err(error)) => debug!(
+                ?error,
+                "the idempotency record was not released: it remains until it expires"
+            ),
+            Err(_) => debug!(
+                "the idempotency record was not released in time: it remains until it expires"
+            ),
         }
     }
 
@@ -190,7 +202,9 @@ impl OwnRecord {
         loop {
             let answer = match self.claim.next(clock.now()) {
                 Next::Read { limit } => in_time(limit, self.read()).await,
-                Next::Write { state, over, limit } => in_time(limit, self.write(state, over.as_deref())).await,
+                Next::Write { state, over, limit } => {
+                    in_time(limit, self.write(state, over.as_deref())).await
+                }
                 Next::Wait { until } => {
                     clock.sleep_until(until).await;
                     continue;
@@ -201,7 +215,10 @@ impl OwnRecord {
                     continue;
                 }
                 Next::Report(Report::Retrying(error)) => {
-                    debug!(error, "reading or writing the idempotency record failed and will be retried");
+                    debug!(
+                        error,
+                        "reading or writing the idempotency record failed and will be retried"
+                    );
                     retrying(error);
                     continue;
                 }
@@ -217,7 +234,9 @@ impl OwnRecord {
 
     async fn read(&self) -> Result<Answer, RecordError> {
         let Place { bucket, .. } = &self.of.place;
-        let Some(entry) = self.of.records.read(bucket, &self.key).await? else { return Ok(Answer::Read(None)) };
+        let Some(entry) = self.of.records.read(bucket, &self.key).await? else {
+            return Ok(Answer::Read(None));
+        };
         Ok(match Content::read(&entry.bytes) {
             Ok(content) => Answer::Read(Some(Seen {
                 state: content.state,
@@ -243,12 +262,17 @@ impl OwnRecord {
         };
         let bytes = serde_json::to_vec(&content).expect("its fields are text and numbers");
         let condition = over.map_or(Condition::Absent, Condition::Unchanged);
-        self.of.records.write(&self.of.place.bucket, &self.key, bytes, condition).await.map(Answer::Written)
+        self.of
+            .records
+            .write(&self.of.place.bucket, &self.key, bytes, condition)
+            .await
+            .map(Answer::Written)
     }
 }
 
 impl Content {
-    /// Another version may mean something else by the same words, so nothing of it is believed. The error quotes nothing.
+    /// Another version may mean something else by the same words, so nothing of it is believed. The
+    /// error quotes nothing.
     fn read(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Version {
@@ -256,19 +280,26 @@ impl Content {
         }
         let Version { version } = serde_json::from_slice(bytes).map_err(|_| NOT_A_RECORD)?;
         if version != VERSION {
-            return Err(format!("the record has version {version}, but this leasehold reads only version {VERSION}"));
+            return Err(format!(
+                "the record has version {version}, but this leasehold reads only version {VERSION}"
+            ));
         }
         let content: Self = serde_json::from_slice(bytes).map_err(|_| NOT_A_RECORD)?;
         if content.time_to_live > CEILING.as_secs() {
             let time_to_live = content.time_to_live;
-            return Err(format!("its time_to_live is {time_to_live} s, longer than the 12 hours of a lease"));
+            return Err(format!(
+                "its time_to_live is {time_to_live} s, longer than the 12 hours of a lease"
+            ));
         }
         Ok(content)
     }
 }
 
 /// A single request.
-async fn in_time(limit: Duration, request: impl Future<Output = Result<Answer, RecordError>>) -> Answer {
+async fn in_time(
+    limit: Duration,
+    request: impl Future<Output = Result<Answer, RecordError>>,
+) -> Answer {
     match timeout(limit, request).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(RecordError::ConditionFailed)) => Answer::ConditionFailed,

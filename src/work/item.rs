@@ -47,7 +47,8 @@ pub(super) enum Done {
     Gone,
 }
 
-/// When the command of an object ran, on the run's clock. What a store takes, to give or to take, is not its work.
+/// When the command of an object ran, on the run's clock. What a store takes, to give or to take,
+/// is not its work.
 #[derive(Default)]
 pub(super) struct Runtime {
     began_at: OnceLock<Duration>,

@@ -11,7 +11,9 @@ tokio::task_local! {
 
 /// Does the work; also says what failed last in it and was not done since.
 pub async fn with_last_error<T>(work: impl Future<Output = T>) -> (T, Option<String>) {
-    LAST_ERROR.scope(RefCell::default(), async { (work.await, LAST_ERROR.with(RefCell::take)) }).await
+    LAST_ERROR
+        .scope(RefCell::default(), async { (work.await, LAST_ERROR.with(RefCell::take)) })
+        .await
 }
 
 /// Something failed, and will be tried again.
@@ -20,8 +22,8 @@ pub fn retrying(why: impl Into<String>) {
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(why.into())));
 }
 
-/// Does the work, which counts as failing once it has taken longer than a service takes to answer. A failure within it says
-/// more, and stays.
+/// Does the work, which counts as failing once it has taken longer than a service takes to answer.
+/// A failure within it says more, and stays.
 pub async fn watched<T>(work: impl Future<Output = T>, why: impl FnOnce() -> String) -> T {
     let mut work = pin!(work);
     if let Ok(done) = tokio::time::timeout(SLOW, &mut work).await {
@@ -68,8 +70,14 @@ mod tests {
             }))
         };
         assert_eq!(halted_after(Duration::from_millis(200), None).await.1, None);
-        assert_eq!(halted_after(Duration::from_mins(1), None).await.1, Some("no answer yet".to_owned()));
-        assert_eq!(halted_after(Duration::from_mins(1), Some("HTTP 503")).await.1, Some("HTTP 503".to_owned()));
+        assert_eq!(
+            halted_after(Duration::from_mins(1), None).await.1,
+            Some("no answer yet".to_owned())
+        );
+        assert_eq!(
+            halted_after(Duration::from_mins(1), Some("HTTP 503")).await.1,
+            Some("HTTP 503".to_owned())
+        );
         assert_eq!(watched(async { 7 }, || "it is done".to_owned()).await, 7);
     }
 }

@@ -18,7 +18,8 @@ use crate::ports::clock::Clock;
 /// Hears what happens while the work goes on: progress, or a stall.
 pub type Tell = dyn Fn(Event) + Send + Sync;
 
-/// How often to look at a command that reports progress or has a stall timeout, and at every new one …
+/// How often to look at a command that reports progress or has a stall timeout, and at every new
+/// one …
 const LOOK: Duration = Duration::from_secs(1);
 
 /// … and at one that has reported none in its first seconds: most never do, and run for hours.

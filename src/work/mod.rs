@@ -47,11 +47,13 @@ use workspace::{Removals, WorkDir, Workspace};
 /// Somebody who does the work on a message.
 #[async_trait]
 pub trait Worker: Send + Sync {
-    /// Works on every object of the message, one after another, until the first failure or until halted. When this
-    /// returns, or is dropped, nothing of the work goes on but the removal of its files, which `removals` has.
+    /// Works on every object of the message, one after another, until the first failure or until
+    /// halted. When this returns, or is dropped, nothing of the work goes on but the removal of its
+    /// files, which `removals` has.
     async fn process(&self, work: Work, halt: Halt, tell: &Tell, removals: &Removals) -> Processed;
 
-    /// Drops what was saved of the work on a message that is deleted; what is not dropped within `limit` stays.
+    /// Drops what was saved of the work on a message that is deleted; what is not dropped within
+    /// `limit` stays.
     async fn drop_checkpoints(&self, _: &Subject, _: &Task, _limit: Duration) {}
 }
 
@@ -100,10 +102,15 @@ impl CommandWorker {
     ) -> Result<Outcome, Failure> {
         let is_checkpointed = self.checkpointing(&work.task).is_some();
         let stop = WorkStop::new(work.stop_grace, self.idempotency.is_some(), is_checkpointed);
-        let publish_deadline = Deadline::after(&halt.requested, stop.publish, &halt.publish_aborted);
-        let record_deadline = Deadline::after(&halt.requested, stop.record, &CancellationToken::new());
-        let until =
-            Until { halt: &halt.requested, publish_halt: &publish_deadline.passed, deadline_at: work.deadline_at };
+        let publish_deadline =
+            Deadline::after(&halt.requested, stop.publish, &halt.publish_aborted);
+        let record_deadline =
+            Deadline::after(&halt.requested, stop.record, &CancellationToken::new());
+        let until = Until {
+            halt: &halt.requested,
+            publish_halt: &publish_deadline.passed,
+            deadline_at: work.deadline_at,
+        };
         let records: Vec<Option<&Record>> = match &work.content {
             Content::Objects(records) => records.iter().map(Some).collect(),
             Content::Body(_) => vec![None],
@@ -133,8 +140,17 @@ impl CommandWorker {
                 tell,
             };
             let runtime = Runtime::default();
-            let item = Item { work, number, record, space: &space, watch: &watch, runtime: &runtime, stop };
-            let working = self.claimed(item, until, &record_deadline.passed, facts).instrument(span);
+            let item = Item {
+                work,
+                number,
+                record,
+                space: &space,
+                watch: &watch,
+                runtime: &runtime,
+                stop,
+            };
+            let working =
+                self.claimed(item, until, &record_deadline.passed, facts).instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
             removals.begin(space);
             // A stop does not wait until a hundred thousand files are removed.
@@ -172,11 +188,14 @@ impl CommandWorker {
     }
 }
 
-/// How long a halt waits for the files to be removed: small beside a tenth of the shortest reserve, within which all must
-/// be over.
+/// How long a halt waits for the files to be removed: small beside a tenth of the shortest reserve,
+/// within which all must be over.
 pub const HALTED_REMOVAL: Duration = Duration::from_millis(30);
 
-async fn unless_halted<T>(halt: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
+async fn unless_halted<T>(
+    halt: &CancellationToken,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
     tokio::select! {
         biased;
         () = halt.cancelled() => Err(Failure::Halted),

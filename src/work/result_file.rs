@@ -1,8 +1,9 @@
 //! `JOB_RESULT_FILE`: what the command says of itself, as JSON objects one after another.
 //!
-//! Programs in every language write it, some by hand: an object counts as soon as it is closed, on one line or on many, with a
-//! newline after it or without. Of each field the last value counts that can be understood; what cannot costs no other field,
-//! and [`ResultFile::complaints`] names it.
+//! Programs in every language write it, some by hand: an object counts as soon as it is closed, on
+//! one line or on many, with a newline after it or without. Of each field the last value counts
+//! that can be understood; what cannot costs no other field, and [`ResultFile::complaints`] names
+//! it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,7 +25,8 @@ use crate::job::report::Progress;
 pub struct ResultFile {
     pub said: CommandReport,
     pub progress: Option<Progress>,
-    /// What cannot be understood, each kind once. Of a file that is still being written the last part may be missing.
+    /// What cannot be understood, each kind once. Of a file that is still being written the last
+    /// part may be missing.
     pub complaints: Vec<String>,
 }
 
@@ -34,19 +36,24 @@ const LONGEST_TEXT: usize = 500;
 /// In bytes: thousands of lines.
 const LONGEST_TAIL: u64 = 256 * 1024;
 
-/// How often something on many lines may turn out to be no object. After that each has one line only.
+/// How often something on many lines may turn out to be no object. After that each has one line
+/// only.
 const MOST_ASTRAY: usize = 50;
 
 /// How much is complained of.
 const MOST_COMPLAINTS: usize = 5;
 
 impl ResultFile {
-    /// Only the file's end is read, however long it is. A file that is not there, or is none, says nothing.
+    /// Only the file's end is read, however long it is. A file that is not there, or is none, says
+    /// nothing.
     pub fn read(path: &Path) -> Self {
         let tail = tail(path).unwrap_or_default();
         let (mut file, objects) = Self::parse(&tail.text);
         if tail.is_cut && objects == 0 {
-            file.complain(format!("its last {} KiB contain no complete JSON object", LONGEST_TAIL / 1024));
+            file.complain(format!(
+                "its last {} KiB contain no complete JSON object",
+                LONGEST_TAIL / 1024
+            ));
         }
         file
     }
@@ -63,8 +70,10 @@ impl ResultFile {
                 return (file, count);
             }
             // What opens on each line and never closes must not be read from each line to the end.
-            let object = if astray < MOST_ASTRAY { rest } else { rest.lines().next().unwrap_or_default() };
-            let mut objects = serde_json::Deserializer::from_str(object).into_iter::<BTreeMap<String, Box<RawValue>>>();
+            let object =
+                if astray < MOST_ASTRAY { rest } else { rest.lines().next().unwrap_or_default() };
+            let mut objects = serde_json::Deserializer::from_str(object)
+                .into_iter::<BTreeMap<String, Box<RawValue>>>();
             match objects.next() {
                 Some(Ok(fields)) => {
                     rest = &rest[objects.byte_offset()..];
@@ -96,7 +105,8 @@ impl ResultFile {
         }
     }
 
-    /// `None` if there is no such field, if it is null, or if it cannot be understood. `read` says what it should be.
+    /// `None` if there is no such field, if it is null, or if it cannot be understood. `read` says
+    /// what it should be.
     fn field<T>(
         &mut self,
         fields: &BTreeMap<String, Box<RawValue>>,
@@ -104,7 +114,8 @@ impl ResultFile {
         read: fn(&Value) -> Result<T, &'static str>,
     ) -> Option<T> {
         let raw = fields.get(name)?;
-        // What cannot be read as a value is too large a number, or too deep in itself. Null is never what is wanted.
+        // What cannot be read as a value is too large a number, or too deep in itself. Null is
+        // never what is wanted.
         let value = serde_json::from_str(raw.get()).unwrap_or_default();
         let wanted = match read(&value) {
             _ if raw.get() == "null" => return None,
@@ -158,7 +169,8 @@ fn first_boundary(tail: &[u8]) -> usize {
     (0..line).find(|end| tail[*end] == b'}' && opens(*end)).map_or(line, |end| end + 1)
 }
 
-/// The same with `"NaN"` in place of `NaN`, and so on: Python writes what is no JSON, and it would cost the whole object.
+/// The same with `"NaN"` in place of `NaN`, and so on: Python writes what is no JSON, and it would
+/// cost the whole object.
 fn with_numbers_only(text: &str) -> Cow<'_, str> {
     const NO_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
     if !NO_NUMBERS.iter().any(|word| text.contains(word)) {
@@ -186,7 +198,8 @@ fn with_numbers_only(text: &str) -> Cow<'_, str> {
     Cow::Owned(with_numbers)
 }
 
-/// The same with `\ufffd` in place of each half of a character: Python writes `\udcff` for a file name's byte that is not UTF-8.
+/// The same with `\ufffd` in place of each half of a character: Python writes `\udcff` for a file
+/// name's byte that is not UTF-8.
 fn with_whole_characters(text: &str) -> Cow<'_, str> {
     if !["\\ud", "\\uD"].iter().any(|half| text.contains(half)) {
         return Cow::Borrowed(text);
@@ -196,7 +209,10 @@ fn with_whole_characters(text: &str) -> Cow<'_, str> {
     while let Some(backslash) = rest.find('\\') {
         whole.push_str(&rest[..backslash]);
         rest = &rest[backslash..];
-        let pair = matches!((unit(rest), rest.get(6..).and_then(unit)), (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)));
+        let pair = matches!(
+            (unit(rest), rest.get(6..).and_then(unit)),
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF))
+        );
         let (kept, length) = match unit(rest) {
             Some(_) if pair => (&rest[..12], 12),
             Some(0xD800..=0xDFFF) => ("\\ufffd", 6),
@@ -218,7 +234,10 @@ fn with_whole_characters(text: &str) -> Cow<'_, str> {
 fn unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     // `from_str_radix` takes a sign, too.
-    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
+    digits
+        .bytes()
+        .all(|digit| digit.is_ascii_hexdigit())
+        .then(|| u16::from_str_radix(digits, 16).ok())?
 }
 
 fn text(value: &Value) -> Result<String, &'static str> {
@@ -297,12 +316,19 @@ mod tests {
 
     #[test]
     fn of_each_field_the_last_value_counts() {
-        let file =
-            read("{\"retry_after\":\"5m\",\"progress\":0.1}\n{\"retry_after\":120}\n{\"reason\":\"no columns\"}\n");
-        assert_eq!((file.said.retry_after, file.said.reason.as_deref()), (Some(2 * M), Some("no columns")));
+        let file = read(
+            "{\"retry_after\":\"5m\",\"progress\":0.1}\n{\"retry_after\":120}\n{\"reason\":\"no columns\"}\n",
+        );
+        assert_eq!(
+            (file.said.retry_after, file.said.reason.as_deref()),
+            (Some(2 * M), Some("no columns"))
+        );
         assert_eq!(file.progress, Some(Progress { share: Some(0.1), text: None }));
         assert_eq!(reason("{\"reason\":\"a\"}\n{\"reason\":null}\n").as_deref(), Some("a"));
-        assert_eq!(reason("{\"reason\":\"a\",\"reason\":\"b\",\"else\":[1]}").as_deref(), Some("b"));
+        assert_eq!(
+            reason("{\"reason\":\"a\",\"reason\":\"b\",\"else\":[1]}").as_deref(),
+            Some("b")
+        );
         assert_eq!(ResultFile::read(Path::new("/nonexistent")), ResultFile::default());
         assert_eq!(ResultFile::read(Path::new("/")), ResultFile::default());
         assert_eq!(read(" \r\n\n"), ResultFile::default());
@@ -336,12 +362,22 @@ mod tests {
             ("{\"reason\":\n{\"reason\":\"a\"}", 1),
         ] {
             let file = read(text);
-            assert_eq!((file.said.reason.as_deref(), file.complaints.len()), (Some("a"), complaints), "{text}");
+            assert_eq!(
+                (file.said.reason.as_deref(), file.complaints.len()),
+                (Some("a"), complaints),
+                "{text}"
+            );
         }
         // And is read once, whatever it is; from each line to the end it would take minutes.
-        for (line, times) in [("{\"a\":[\n", 30_000), ("{\"a\":{\n", 30_000), ("[", 250_000), ("\"\n", 100_000)] {
+        for (line, times) in
+            [("{\"a\":[\n", 30_000), ("{\"a\":{\n", 30_000), ("[", 250_000), ("\"\n", 100_000)]
+        {
             let file = read(line.repeat(times) + "x\n{\"reason\":\"a\"}");
-            assert_eq!((file.said.reason.as_deref(), file.complaints.len()), (Some("a"), 1), "{line}");
+            assert_eq!(
+                (file.said.reason.as_deref(), file.complaints.len()),
+                (Some("a"), 1),
+                "{line}"
+            );
         }
     }
 
@@ -362,14 +398,20 @@ mod tests {
             ("progress", "{\"done\":1}", "an object"),
             ("text", "7", "a number"),
         ] {
-            let file = read(format!("{{\"reason\":\"say \\\"NaN\\\", NaN\",\"{field}\":{value}}}\n").repeat(3));
+            let file = read(
+                format!("{{\"reason\":\"say \\\"NaN\\\", NaN\",\"{field}\":{value}}}\n").repeat(3),
+            );
             assert_eq!(file.said.reason.as_deref(), Some("say \"NaN\", NaN"), "{field} {value}");
             assert_eq!((file.said.retry_after, file.progress), (None, None), "{field} {value}");
             let [complaint] = &file.complaints[..] else { panic!("once: {:?}", file.complaints) };
             assert!(complaint.starts_with(&format!("{field} is {kind}, expected ")));
         }
-        let file = read("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"soon\",\"reason\":[\"a\"]}\n");
-        assert_eq!((file.said.retry_after, file.said.reason, file.complaints.len()), (Some(5 * M), None, 2));
+        let file =
+            read("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"soon\",\"reason\":[\"a\"]}\n");
+        assert_eq!(
+            (file.said.retry_after, file.said.reason, file.complaints.len()),
+            (Some(5 * M), None, 2)
+        );
     }
 
     #[test]
@@ -410,12 +452,23 @@ mod tests {
 
     #[test]
     fn progress_is_a_number_from_0_to_1_or_percent_and_a_text() {
-        let progress = |text: &str| read(text).progress.map(|progress| (progress.share, progress.text));
+        let progress =
+            |text: &str| read(text).progress.map(|progress| (progress.share, progress.text));
         let loading = Some("loading".to_owned());
-        assert_eq!(progress("{\"progress\":0.4,\"text\":\"loading\"}\n"), Some((Some(0.4), loading.clone())));
-        assert_eq!(progress("{\"text\":\"loading\"}\n{\"progress\":1}\n"), Some((Some(1.0), loading)));
+        assert_eq!(
+            progress("{\"progress\":0.4,\"text\":\"loading\"}\n"),
+            Some((Some(0.4), loading.clone()))
+        );
+        assert_eq!(
+            progress("{\"text\":\"loading\"}\n{\"progress\":1}\n"),
+            Some((Some(1.0), loading))
+        );
         for (number, share) in [("0", 0.0), ("1", 1.0), ("40", 0.4), ("1.5", 0.015), ("100", 1.0)] {
-            assert_eq!(progress(&format!("{{\"progress\":{number}}}")), Some((Some(share), None)), "{number}");
+            assert_eq!(
+                progress(&format!("{{\"progress\":{number}}}")),
+                Some((Some(share), None)),
+                "{number}"
+            );
         }
         assert_eq!(progress("{\"reason\":\"no columns\"}\n"), None);
     }
@@ -443,8 +496,13 @@ mod tests {
         for between in ["", " ", "\t\r"] {
             for end in ["", "\n"] {
                 let object = format!("{{\"progress\":0.5}}{between}");
-                let file = read(object.repeat(30_000) + "{\"reason\":\"down\",\"retry_after\":\"5m\"}" + end);
-                assert_eq!((file.said.reason.as_deref(), file.said.retry_after), (Some("down"), Some(5 * M)));
+                let file = read(
+                    object.repeat(30_000) + "{\"reason\":\"down\",\"retry_after\":\"5m\"}" + end,
+                );
+                assert_eq!(
+                    (file.said.reason.as_deref(), file.said.retry_after),
+                    (Some("down"), Some(5 * M))
+                );
                 assert_eq!(file.complaints, [""; 0]);
             }
         }
@@ -453,8 +511,14 @@ mod tests {
     #[test]
     fn an_object_longer_than_what_is_read_is_complained_of() {
         for end in ["]}", "]}\n", "]", ""] {
-            let file = read("{\"reason\":\"down\",\"rows\":[".to_owned() + &"1,".repeat(200_000) + "1" + end);
-            assert_eq!(file.complaints, ["its last 256 KiB contain no complete JSON object"], "{end:?}");
+            let file = read(
+                "{\"reason\":\"down\",\"rows\":[".to_owned() + &"1,".repeat(200_000) + "1" + end,
+            );
+            assert_eq!(
+                file.complaints,
+                ["its last 256 KiB contain no complete JSON object"],
+                "{end:?}"
+            );
         }
         // Whole objects may say nothing that is looked for.
         assert_eq!(read("{\"step\":1}\n".repeat(30_000)), ResultFile::default());

@@ -27,7 +27,12 @@ enum Provided<'a> {
 }
 
 impl CommandWorker {
-    pub(super) async fn run(&self, item: Item<'_>, until: Until<'_>, facts: &mut WorkRecord) -> Result<Done, Failure> {
+    pub(super) async fn run(
+        &self,
+        item: Item<'_>,
+        until: Until<'_>,
+        facts: &mut WorkRecord,
+    ) -> Result<Done, Failure> {
         let record = match self.provide_input(item, until, &mut facts.timings.fetch).await? {
             Provided::Object(record) => Some(record),
             Provided::Body => None,
@@ -36,7 +41,8 @@ impl CommandWorker {
         };
         let (exit, said) = self.run_command(item, until, record.as_deref(), facts).await?;
         let was_halted = until.halt.is_cancelled();
-        let outbox = self.outbox.as_ref().filter(|outbox| outbox.takes(item.work.task.output.as_ref()));
+        let outbox =
+            self.outbox.as_ref().filter(|outbox| outbox.takes(item.work.task.output.as_ref()));
         self.warn_of_what_nobody_keeps(item, outbox.is_some()).await;
         if exit != Exit::Code(0) {
             return Err(Failure::Exit(exit, said));
@@ -106,8 +112,12 @@ impl CommandWorker {
                 "the command wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
-        if self.checkpointing(&item.work.task).is_none() && has_files(&item.space.checkpoint()).await {
-            warn!("the command wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint");
+        if self.checkpointing(&item.work.task).is_none()
+            && has_files(&item.space.checkpoint()).await
+        {
+            warn!(
+                "the command wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
+            );
         }
     }
 
@@ -127,7 +137,10 @@ impl CommandWorker {
             directory: &space.output(),
         };
         // It ends by itself when it is halted: what is half published is cleaned up.
-        match self.timed(&mut facts.timings.publish, outbox.publish(&results, until.publish_halt)).await {
+        match self
+            .timed(&mut facts.timings.publish, outbox.publish(&results, until.publish_halt))
+            .await
+        {
             Ok(manifest) => facts.published.get_or_insert_default().append(manifest),
             Err(_) if until.publish_halt.is_cancelled() => return Err(Failure::Halted),
             Err(error) => return Err(Failure::Publish(error.to_string())),
@@ -146,9 +159,9 @@ impl CommandWorker {
         let input = space.input();
         let Some(record) = record else {
             let body = if let Content::Body(body) = &work.content { body.as_str() } else { "" };
-            return std::fs::write(&input, body)
-                .map(|()| Provided::Body)
-                .map_err(|error| Failure::Fetch(format!("the message's body: {}: {error}", input.display())));
+            return std::fs::write(&input, body).map(|()| Provided::Body).map_err(|error| {
+                Failure::Fetch(format!("the message's body: {}: {error}", input.display()))
+            });
         };
         let Record { event, object, key_as_sent } = record;
         if work.task.input == Input::None {
@@ -168,7 +181,11 @@ impl CommandWorker {
         Ok(match unless_halted(until.halt, self.timed(spent, fetched)).await?? {
             Fetched::Here(FetchedObject { key, size, etag }) => {
                 let object = Object { key, size: Some(size), etag, ..object.clone() };
-                Provided::Object(Cow::Owned(Record { event: event.clone(), object, key_as_sent: None }))
+                Provided::Object(Cow::Owned(Record {
+                    event: event.clone(),
+                    object,
+                    key_as_sent: None,
+                }))
             }
             Fetched::Gone => Provided::Nothing,
         })

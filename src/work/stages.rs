@@ -14,7 +14,8 @@ use crate::job::route::{Checkpointing, Task};
 use crate::job::stop::RECORD_RELEASE;
 
 impl CommandWorker {
-    /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does at the same time.
+    /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does
+    /// at the same time.
     pub(super) async fn claimed(
         &self,
         item: Item<'_>,
@@ -35,14 +36,17 @@ impl CommandWorker {
                 return Ok(Done::Earlier);
             }
         };
-        let ours = Halt { requested: halt.child_token(), publish_aborted: publish_halt.child_token() };
-        let while_ours = Until { halt: &ours.requested, publish_halt: &ours.publish_aborted, ..until };
+        let ours =
+            Halt { requested: halt.child_token(), publish_aborted: publish_halt.child_token() };
+        let while_ours =
+            Until { halt: &ours.requested, publish_halt: &ours.publish_aborted, ..until };
         let mut lost = None;
         let processed = {
             let mut processing = Box::pin(self.resumed(item, while_ours, facts));
             loop {
                 tokio::select! {
-                    // Nothing is begun, neither a command nor an upload, by who has lost the record meanwhile.
+                    // Nothing is begun, neither a command nor an upload, by who has lost the record
+                    // meanwhile.
                     biased;
                     why = own.refresh(), if lost.is_none() => {
                         (watch.tell)(Event::LeaseLost(why.clone()));
@@ -65,8 +69,14 @@ impl CommandWorker {
         }
     }
 
-    /// Goes on from the last checkpoint, if there is one, and sees to it that there is one for the next delivery.
-    async fn resumed(&self, item: Item<'_>, until: Until<'_>, facts: &mut WorkRecord) -> Result<Done, Failure> {
+    /// Goes on from the last checkpoint, if there is one, and sees to it that there is one for the
+    /// next delivery.
+    async fn resumed(
+        &self,
+        item: Item<'_>,
+        until: Until<'_>,
+        facts: &mut WorkRecord,
+    ) -> Result<Done, Failure> {
         let Some((checkpoints, how)) = self.checkpointing(&item.work.task) else {
             return self.run(item, until, facts).await;
         };
@@ -74,7 +84,8 @@ impl CommandWorker {
         let restored = checkpoints.restore(how, item, halt, &self.work_dir);
         let restored = unless_halted(halt, self.timed(&mut facts.timings.fetch, restored)).await?;
         let mut checkpoint = restored?;
-        let until = Until { deadline_at: until.deadline_at.saturating_sub(checkpoint.worked), ..until };
+        let until =
+            Until { deadline_at: until.deadline_at.saturating_sub(checkpoint.worked), ..until };
         if !checkpoint.worked.is_zero() {
             (item.watch.tell)(Event::Resumed(checkpoint.worked));
         }
@@ -103,7 +114,10 @@ impl CommandWorker {
         done
     }
 
-    pub(super) fn checkpointing<'a>(&'a self, task: &'a Task) -> Option<(&'a Checkpoints, &'a Checkpointing)> {
+    pub(super) fn checkpointing<'a>(
+        &'a self,
+        task: &'a Task,
+    ) -> Option<(&'a Checkpoints, &'a Checkpointing)> {
         self.checkpoints.as_ref().zip(task.checkpoint.as_ref())
     }
 }

@@ -21,7 +21,8 @@ use walkdir::WalkDir;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkDir {
     pub path: PathBuf,
-    /// How many bytes may be in it, if somebody counts them: an emptyDir's limit is seen in no file system.
+    /// How many bytes may be in it, if somebody counts them: an emptyDir's limit is seen in no file
+    /// system.
     pub limit: Option<u64>,
 }
 
@@ -41,12 +42,15 @@ impl WorkDir {
         if used.saturating_add(bytes) > limit {
             let (used, limit) = (ByteSize(used), ByteSize(limit));
             let advice = "raise the limit together with the volume's sizeLimit";
-            return Err(self.said(&format!("{used} of --work-dir-limit {limit} are used: {advice}")));
+            return Err(
+                self.said(&format!("{used} of --work-dir-limit {limit} are used: {advice}"))
+            );
         }
         Ok(())
     }
 
-    /// A new file at `path`, somewhere in here, with room for so many bytes that nobody else takes. Blocks.
+    /// A new file at `path`, somewhere in here, with room for so many bytes that nobody else takes.
+    /// Blocks.
     pub fn new_file(&self, path: &Path, bytes: u64) -> Result<File, String> {
         let _alone = alone();
         self.check_room(bytes)?;
@@ -76,7 +80,10 @@ impl WorkDir {
     fn used(&self) -> u64 {
         const BLOCK: u64 = 512; // stat(2)
         let entries = WalkDir::new(&self.path).into_iter().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks() * BLOCK).sum()
+        entries
+            .filter_map(|entry| entry.metadata().ok())
+            .map(|metadata| metadata.blocks() * BLOCK)
+            .sum()
     }
 
     pub fn failed(&self, error: &io::Error) -> String {
@@ -88,14 +95,16 @@ impl WorkDir {
     }
 }
 
-/// Only one at a time takes room, or else two would see the same side by side (`--concurrency`); and nobody removes a
-/// workspace in which a file is just being made for work that was halted meanwhile.
+/// Only one at a time takes room, or else two would see the same side by side (`--concurrency`);
+/// and nobody removes a workspace in which a file is just being made for work that was halted
+/// meanwhile.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removed when dropped, on every path out. It is ours alone (0700), for the command runs as the same user.
+/// Removed when dropped, on every path out. It is ours alone (0700), for the command runs as the
+/// same user.
 ///
 /// ```text
 /// leasehold-XXXXXX/
@@ -113,7 +122,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// A fresh place below `work_dir` for the object `key`; the error names the directory and the flag.
+    /// A fresh place below `work_dir` for the object `key`; the error names the directory and the
+    /// flag.
     pub fn create(work_dir: &WorkDir, key: &str) -> Result<Self, String> {
         let create = || {
             let root = tempfile::Builder::new().prefix("leasehold-").tempdir_in(&work_dir.path)?;
@@ -158,8 +168,9 @@ impl Workspace {
         self.root.path().join("tmp")
     }
 
-    /// Removes the files and folders that nearly every workspace has, by name: most have nothing else, and listing the folders takes
-    /// four times as many calls. An error means that something is left.
+    /// Removes the files and folders that nearly every workspace has, by name: most have nothing
+    /// else, and listing the folders takes four times as many calls. An error means that something
+    /// is left.
     fn remove_usual(&self) -> io::Result<()> {
         // Most commands do not write one.
         let _ = fs::remove_file(self.result_file());
@@ -177,14 +188,15 @@ impl Workspace {
         if fs::remove_dir(&path).is_ok() {
             return Ok(());
         }
-        let folder = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let folder =
+            open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
         unlinkat(folder, self.name.as_str(), UnlinkatFlags::NoRemoveDir)?;
         fs::remove_dir(path)
     }
 }
 
-/// The removals of one run's workspaces. They go on beside the delete and the next receive, so that a message with a hundred
-/// thousand files is deleted as soon as its work is done.
+/// The removals of one run's workspaces. They go on beside the delete and the next receive, so that
+/// a message with a hundred thousand files is deleted as soon as its work is done.
 #[derive(Debug, Clone)]
 pub struct Removals(TaskTracker);
 
@@ -203,8 +215,8 @@ impl Removals {
         self.0.spawn_blocking(move || drop(space));
     }
 
-    /// Waits until all removals are done. The next workspace waits for that, so that a run never uses more of the disk (or of
-    /// `--work-dir-limit`) than one message needs.
+    /// Waits until all removals are done. The next workspace waits for that, so that a run never
+    /// uses more of the disk (or of `--work-dir-limit`) than one message needs.
     pub async fn finished(&self) {
         self.0.wait().await;
     }
@@ -221,17 +233,20 @@ impl Drop for Workspace {
             fs::remove_dir_all(root)
         });
         // What cannot be removed goes with the pod.
-        if let Err(error) = removed.or_else(|error| if root.exists() { Err(error) } else { Ok(()) }) {
+        if let Err(error) = removed.or_else(|error| if root.exists() { Err(error) } else { Ok(()) })
+        {
             warn!(path = %root.display(), %error, "the files that the command left in the work directory cannot be removed");
         }
     }
 }
 
-/// Without write permission for a folder nothing in it can be removed, and Go's module cache is left so.
+/// Without write permission for a folder nothing in it can be removed, and Go's module cache is
+/// left so.
 fn open_folders(root: &Path) {
     const OURS: u32 = 0o700;
     // A folder comes before what is in it.
-    let folders = WalkDir::new(root).into_iter().flatten().filter(|entry| entry.file_type().is_dir());
+    let folders =
+        WalkDir::new(root).into_iter().flatten().filter(|entry| entry.file_type().is_dir());
     for folder in folders {
         let Ok(mode) = folder.metadata().map(|metadata| metadata.mode()) else { continue };
         if mode & OURS != OURS {
@@ -241,8 +256,8 @@ fn open_folders(root: &Path) {
     }
 }
 
-/// A name for the file that is like the key's last part and harmless everywhere: a key may hold `..`, slashes,
-/// control characters and 1024 bytes of Unicode.
+/// A name for the file that is like the key's last part and harmless everywhere: a key may hold
+/// `..`, slashes, control characters and 1024 bytes of Unicode.
 fn file_name(key: &str) -> String {
     const LONGEST: usize = 100;
     let last = key.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
@@ -278,7 +293,10 @@ mod tests {
 
         let error = work_dir(home.path(), None).check_room(u64::MAX).unwrap_err();
         let named = format!("--work-dir {}: ", home.path().display());
-        assert!(error.starts_with(&named) && error.ends_with("are free: enlarge its volume"), "{error}");
+        assert!(
+            error.starts_with(&named) && error.ends_with("are free: enlarge its volume"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -380,15 +398,23 @@ mod tests {
         fs::create_dir_all(&deep).unwrap();
         fs::write(deep.join("file"), "x").unwrap();
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
-        let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        let set =
+            |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         set(&deep.join("file"), 0o400);
         for folder in [&deep, &home.path().join("go/mod"), &home.path().join("go")] {
             set(folder, 0o0);
-            std::os::unix::fs::symlink(folder, home.path().join(format!("link{}", folder.components().count())))
-                .unwrap();
+            std::os::unix::fs::symlink(
+                folder,
+                home.path().join(format!("link{}", folder.components().count())),
+            )
+            .unwrap();
         }
         open_folders(home.path());
-        assert!([&*deep, &home.path().join("go/mod"), &home.path().join("go")].iter().all(|it| mode(it) == 0o700));
+        assert!(
+            [&*deep, &home.path().join("go/mod"), &home.path().join("go")]
+                .iter()
+                .all(|it| mode(it) == 0o700)
+        );
         assert_eq!(mode(&deep.join("file")), 0o400, "it stands in nobody's way");
     }
 
@@ -409,7 +435,8 @@ mod tests {
 
     #[test]
     fn a_missing_work_dir_is_named() {
-        let error = Workspace::create(&work_dir(Path::new("/nonexistent/work"), None), "k").err().unwrap();
+        let error =
+            Workspace::create(&work_dir(Path::new("/nonexistent/work"), None), "k").err().unwrap();
         assert!(error.starts_with("--work-dir /nonexistent/work: "), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! `leasehold check` as a program, and what it says of queues, buckets and roles. Each finding is one change away from the good example.
+//! `leasehold check` as a program, and what it says of queues, buckets and roles. Each finding is
+//! one change away from the good example.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
@@ -40,7 +41,11 @@ fn the_exit_code_and_the_object_say_how_bad_it_is() {
     let file = |objects: &[Value]| {
         let path = folder.path().join("manifest.yaml");
         // JSON is YAML.
-        std::fs::write(&path, objects.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n")).unwrap();
+        std::fs::write(
+            &path,
+            objects.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n"),
+        )
+        .unwrap();
         path.to_str().unwrap().to_owned()
     };
     let manifest = file(&good());
@@ -81,7 +86,9 @@ fn what_cannot_be_read_is_refused() {
 const QUEUE_URL: &str = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders";
 
 fn good_queue() -> QueueFacts {
-    let attributes = |all: &[(&str, &str)]| all.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let attributes = |all: &[(&str, &str)]| {
+        all.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    };
     QueueFacts {
         attributes: attributes(&[
             ("MessageRetentionPeriod", "345600"),
@@ -95,7 +102,8 @@ fn good_queue() -> QueueFacts {
 type Change = Box<dyn Fn(&mut QueueFacts)>;
 
 fn of_queue(facts: &QueueFacts, flags: &str) -> Vec<Finding> {
-    let words: Vec<String> = flags.split_whitespace().chain(["--", "true"]).map(str::to_owned).collect();
+    let words: Vec<String> =
+        flags.split_whitespace().chain(["--", "true"]).map(str::to_owned).collect();
     let variables = BTreeMap::from([("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())]);
     let config = RunConfig::try_from(container_args(&variables, &words).unwrap()).unwrap();
     recorded(queue::findings(QUEUE_URL, facts, &config))
@@ -108,19 +116,27 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
         let Ok(Some(attributes)) = &mut facts.dead_letter else { unreachable!() };
         attributes.insert(name.into(), value.into());
     };
-    let set =
-        |facts: &mut QueueFacts, name: &str, value: &str| drop(facts.attributes.insert(name.into(), value.into()));
+    let set = |facts: &mut QueueFacts, name: &str, value: &str| {
+        drop(facts.attributes.insert(name.into(), value.into()));
+    };
     let table: [(&str, Change, Severity, &str); 15] = [
         ("", Box::new(|it| it.redrive = Redrive::None), Error, "there is no dead-letter queue"),
         ("", Box::new(|it| it.redrive = Redrive::Unknown), Unchecked, "RedrivePolicy"),
         (
             "",
-            Box::new(|it| it.redrive = Redrive::DeadLetter { max_receive_count: 2, queue: "dlq".into() }),
+            Box::new(|it| {
+                it.redrive = Redrive::DeadLetter { max_receive_count: 2, queue: "dlq".into() }
+            }),
             Warning,
             "is low",
         ),
         ("", Box::new(|it| it.dead_letter = Ok(None)), Error, "it does not exist"),
-        ("", Box::new(|it| it.dead_letter = Err("not permitted".into())), Unchecked, "not permitted"),
+        (
+            "",
+            Box::new(|it| it.dead_letter = Err("not permitted".into())),
+            Unchecked,
+            "not permitted",
+        ),
         (
             "",
             Box::new(move |it| dead_letter(it, "MessageRetentionPeriod", "345600")),
@@ -135,7 +151,9 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
         ),
         (
             "",
-            Box::new(move |it| dead_letter(it, "RedriveAllowPolicy", r#"{"redrivePermission":"denyAll"}"#)),
+            Box::new(move |it| {
+                dead_letter(it, "RedriveAllowPolicy", r#"{"redrivePermission":"denyAll"}"#);
+            }),
             Error,
             "does not allow orders",
         ),
@@ -157,7 +175,12 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
             Error,
             "expires while it is being processed",
         ),
-        ("", Box::new(move |it| set(it, "MessageRetentionPeriod", "3600")), Warning, "and never reaches dlq"),
+        (
+            "",
+            Box::new(move |it| set(it, "MessageRetentionPeriod", "3600")),
+            Warning,
+            "and never reaches dlq",
+        ),
         ("--max-duration 11h --retry-max 12h", Box::new(|_| ()), Warning, "and never reaches dlq"),
         (
             "",
@@ -165,7 +188,12 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
             Error,
             "S3 cannot use the AWS managed key",
         ),
-        ("", Box::new(move |it| set(it, "KmsMasterKeyId", "alias/ours")), Unchecked, "may use the key alias/ours"),
+        (
+            "",
+            Box::new(move |it| set(it, "KmsMasterKeyId", "alias/ours")),
+            Unchecked,
+            "may use the key alias/ours",
+        ),
         (
             "--retry expire --visibility-timeout 12h --max-duration 11h",
             Box::new(|_| ()),
@@ -180,26 +208,41 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
         let findings = of_queue(&facts, flags);
         assert_eq!(findings.len(), 1, "{text}: {findings:#?}");
         assert_eq!(findings[0].severity, severity, "{text}");
-        assert!(findings[0].to_string().contains(text), "{:?} lacks {text:?}", findings[0].to_string());
+        assert!(
+            findings[0].to_string().contains(text),
+            "{:?} lacks {text:?}",
+            findings[0].to_string()
+        );
     }
 }
 
 #[test]
 pub fn at_aws_a_queue_without_a_policy_hears_nothing() {
     let attributes = good_queue().attributes;
-    let found = recorded(queue::sending(QUEUE_URL, &attributes, "incoming").into_iter().collect()).remove(0);
+    let found = recorded(queue::sending(QUEUE_URL, &attributes, "incoming").into_iter().collect())
+        .remove(0);
     assert!(found.severity == Severity::Error && found.what.contains("bucket incoming"), "{found}");
-    assert_eq!(queue::sending("http://localhost:4566/123456789012/orders", &attributes, "incoming"), None);
+    assert_eq!(
+        queue::sending("http://localhost:4566/123456789012/orders", &attributes, "incoming"),
+        None
+    );
 }
 
 /// `leasehold check --format json` on a live queue.
-async fn check_live(cloud: &Cloud, flags: &str, credentials: &BTreeMap<String, String>) -> (Left, Vec<String>) {
+async fn check_live(
+    cloud: &Cloud,
+    flags: &str,
+    credentials: &BTreeMap<String, String>,
+) -> (Left, Vec<String>) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    command.args(["check", "--format", "json", "--queue-url", &cloud.queue_url]).args(flags.split_whitespace());
+    command
+        .args(["check", "--format", "json", "--queue-url", &cloud.queue_url])
+        .args(flags.split_whitespace());
     command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").envs(credentials);
     let left = Leasehold::start(command).left().await;
-    let told: Value = serde_json::from_str(&left.stdout).unwrap_or_else(|error| panic!("{error}: {}", left.stderr));
+    let told: Value = serde_json::from_str(&left.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", left.stderr));
     let text = |finding: &Value| {
         let of = |field: &str| finding[field].as_str().unwrap().to_owned();
         format!("{} {}: {}", of("severity"), of("where"), of("what"))
@@ -208,15 +251,20 @@ async fn check_live(cloud: &Cloud, flags: &str, credentials: &BTreeMap<String, S
     (left, lines)
 }
 
-/// Many stores have no notifications: a record of the check's own becomes no message there, so conditions are tried. Where
-/// notifications are kept from the check, it says that they were not.
+/// Many stores have no notifications: a record of the check's own becomes no message there, so
+/// conditions are tried. Where notifications are kept from the check, it says that they were not.
 #[tokio::test]
 async fn a_store_that_ignores_conditions_is_found_out_also_without_notifications() {
     let cloud = Cloud::new(5).await;
     let ignores = |status, code: &'static str| {
         Http::start(move |request| {
-            let is_asked = request.lines().next().is_some_and(|line| line.contains("?notification"));
-            let answer = if is_asked { format!("<Error><Code>{code}</Code></Error>") } else { String::new() };
+            let is_asked =
+                request.lines().next().is_some_and(|line| line.contains("?notification"));
+            let answer = if is_asked {
+                format!("<Error><Code>{code}</Code></Error>")
+            } else {
+                String::new()
+            };
             (if is_asked { status } else { 200 }, answer)
         })
     };
@@ -225,7 +273,10 @@ async fn a_store_that_ignores_conditions_is_found_out_also_without_notifications
             ignores(501, "NotImplemented").await,
             "error --idempotency: s3://records/done/leasehold-check.json: the store ignores",
         ),
-        (ignores(403, "AccessDenied").await, "unchecked --idempotency: conditional writes were not tested"),
+        (
+            ignores(403, "AccessDenied").await,
+            "unchecked --idempotency: conditional writes were not tested",
+        ),
     ] {
         let endpoint = [("AWS_ENDPOINT_URL_S3".to_owned(), server.endpoint.clone())].into();
         let (_, lines) = check_live(&cloud, "--idempotency s3://records/done", &endpoint).await;
@@ -250,16 +301,24 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     let (left, lines) = check_live(&cloud, &flags, &anybody).await;
     assert_eq!(left.code(), 0, "{lines:#?}");
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].starts_with("unchecked") && lines[0].contains("sqs:ReceiveMessage"), "{lines:#?}");
+    assert!(
+        lines[0].starts_with("unchecked") && lines[0].contains("sqs:ReceiveMessage"),
+        "{lines:#?}"
+    );
 
-    let with_key = ServerSideEncryptionByDefault::builder().sse_algorithm(ServerSideEncryption::AwsKms);
+    let with_key =
+        ServerSideEncryptionByDefault::builder().sse_algorithm(ServerSideEncryption::AwsKms);
     let with_key = with_key.kms_master_key_id("alias/ours").build().unwrap();
-    let rule = ServerSideEncryptionRule::builder().apply_server_side_encryption_by_default(with_key).build();
+    let rule = ServerSideEncryptionRule::builder()
+        .apply_server_side_encryption_by_default(with_key)
+        .build();
     let encryption = ServerSideEncryptionConfiguration::builder().rules(rule).build().unwrap();
     let put = cloud.s3.put_bucket_encryption().bucket(&cloud.bucket);
     put.server_side_encryption_configuration(encryption).send().await.unwrap();
     let (_, lines) = check_live(&cloud, &flags, &anybody).await;
-    let is_told = |line: &String| line.starts_with("unchecked") && line.contains("may use the KMS key alias/ours");
+    let is_told = |line: &String| {
+        line.starts_with("unchecked") && line.contains("may use the KMS key alias/ours")
+    };
     assert!(lines.len() == 2 && lines.iter().any(is_told), "{lines:#?}");
 
     set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "3600").await;
@@ -286,7 +345,13 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
 async fn whether_s3_may_send_is_read_in_the_queues_policy() {
     let server = Ministack::strict().await;
     let cloud = Cloud::at(server.endpoint(), 5).await;
-    set(&cloud, &cloud.dead_letter_queue_url, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
+    set(
+        &cloud,
+        &cloud.dead_letter_queue_url,
+        QueueAttributeName::MessageRetentionPeriod,
+        "1209600",
+    )
+    .await;
     let arn = cloud.queue_arn().await;
     let account = arn.split(':').nth(4).unwrap();
     let bucket = format!("arn:aws:s3:::{}", cloud.bucket);
@@ -313,16 +378,52 @@ async fn whether_s3_may_send_is_read_in_the_queues_policy() {
         (vec![allow("Action", json!(["SQS:Send*", "sqs:ReceiveMessage"]))], true),
         (vec![allow("Action", json!("sqs:ReceiveMessage"))], false),
         (vec![allow("Principal", json!("*"))], true),
-        (vec![allow("Principal", json!({ "Service": ["sns.amazonaws.com", "s3.amazonaws.com"] }))], true),
+        (
+            vec![allow(
+                "Principal",
+                json!({ "Service": ["sns.amazonaws.com", "s3.amazonaws.com"] }),
+            )],
+            true,
+        ),
         (vec![allow("Principal", json!({ "Service": "sns.amazonaws.com" }))], false),
         (vec![allow("Resource", json!(format!("{arn}-dlq")))], false),
         (vec![allow("Resource", json!("arn:aws:sqs:*"))], true),
-        (vec![allow("Condition", json!({ "ArnLike": { "aws:SourceArn": "arn:aws:s3:*:*:e2e-?*" } }))], true),
-        (vec![allow("Condition", json!({ "StringEquals": { "aws:SourceArn": "arn:aws:s3:::e2e-*" } }))], false),
-        (vec![allow("Condition", json!({ "ArnEquals": { "AWS:SourceArn": ["arn:aws:s3:::a", bucket] } }))], true),
-        (vec![allow("Condition", json!({ "ArnEquals": { "aws:SourceArn": "arn:aws:s3:::another" } }))], false),
+        (
+            vec![allow(
+                "Condition",
+                json!({ "ArnLike": { "aws:SourceArn": "arn:aws:s3:*:*:e2e-?*" } }),
+            )],
+            true,
+        ),
+        (
+            vec![allow(
+                "Condition",
+                json!({ "StringEquals": { "aws:SourceArn": "arn:aws:s3:::e2e-*" } }),
+            )],
+            false,
+        ),
+        (
+            vec![allow(
+                "Condition",
+                json!({ "ArnEquals": { "AWS:SourceArn": ["arn:aws:s3:::a", bucket] } }),
+            )],
+            true,
+        ),
+        (
+            vec![allow(
+                "Condition",
+                json!({ "ArnEquals": { "aws:SourceArn": "arn:aws:s3:::another" } }),
+            )],
+            false,
+        ),
         (vec![good.clone(), deny("Condition", json!({}))], false),
-        (vec![good.clone(), deny("Condition", json!({ "ArnEquals": { "aws:SourceArn": "arn:aws:s3:::x" } }))], true),
+        (
+            vec![
+                good.clone(),
+                deny("Condition", json!({ "ArnEquals": { "aws:SourceArn": "arn:aws:s3:::x" } })),
+            ],
+            true,
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -332,7 +433,8 @@ async fn whether_s3_may_send_is_read_in_the_queues_policy() {
             set(&cloud, &cloud.queue_url, QueueAttributeName::Policy, &policy).await;
         };
         with(&statements).await;
-        let (left, lines) = check_live(&cloud, &format!("--buckets {}", cloud.bucket), &BTreeMap::new()).await;
+        let (left, lines) =
+            check_live(&cloud, &format!("--buckets {}", cloud.bucket), &BTreeMap::new()).await;
         let told: Vec<_> = lines.iter().filter(|line| line.contains(", Policy: ")).collect();
         if arrives {
             assert!(told.is_empty() && left.code() == 0, "{statements:#?}: {lines:#?}");
@@ -350,21 +452,28 @@ async fn whether_s3_may_send_is_read_in_the_queues_policy() {
         while !bodies.iter().any(|body: &String| body.contains(&wanted)) {
             bodies.push(eventually("an event", async || another_message(&cloud).await).await);
         }
-        assert_eq!(bodies.iter().any(|body| body.contains(&format!("first-{number}"))), arrives, "{statements:#?}");
+        assert_eq!(
+            bodies.iter().any(|body| body.contains(&format!("first-{number}"))),
+            arrives,
+            "{statements:#?}"
+        );
     }
 }
 
-/// A notification of the bucket to the queue, as `ObjectCreated:* of in/*.csv`, instead of the one that it has.
+/// A notification of the bucket to the queue, as `ObjectCreated:* of in/*.csv`, instead of the one
+/// that it has.
 async fn notify(cloud: &Cloud, told: &str) {
     let (events, keys) = told.split_once(" of ").unwrap();
     let (prefix, suffix) = keys.split_once('*').unwrap();
     let rules = [(FilterRuleName::Prefix, prefix), (FilterRuleName::Suffix, suffix)];
     let rules = rules.into_iter().filter(|(_, value)| !value.is_empty());
-    let rules = rules.map(|(name, value)| FilterRule::builder().name(name).value(value).build()).collect();
+    let rules =
+        rules.map(|(name, value)| FilterRule::builder().name(name).value(value).build()).collect();
     let filter = S3KeyFilter::builder().set_filter_rules(Some(rules)).build();
     let to_queue = QueueConfiguration::builder().id("ours").queue_arn(cloud.queue_arn().await);
     let to_queue = to_queue.filter(NotificationConfigurationFilter::builder().key(filter).build());
-    let events = events.split('+').map(|event| Event::from(format!("s3:{event}").as_str())).collect();
+    let events =
+        events.split('+').map(|event| Event::from(format!("s3:{event}").as_str())).collect();
     let to_queue = to_queue.set_events(Some(events)).build().unwrap();
     let all = NotificationConfiguration::builder().queue_configurations(to_queue).build();
     let put = cloud.s3.put_bucket_notification_configuration().bucket(&cloud.bucket);
@@ -388,12 +497,30 @@ async fn what_is_written_must_not_become_work() {
         (inbox, "--output s3://{}/in/done", result, "error --output s3://{}/in/done", true),
         (inbox, "--output s3://{}/{key}", result, "error --output s3://{}/{key}", true),
         (inbox, "--output s3://{}/in-{key}", result, "", false),
-        (inbox, "--output s3://{}/out --attempts s3://{}/inn --checkpoint s3://{}/i/n", result, "", false),
+        (
+            inbox,
+            "--output s3://{}/out --attempts s3://{}/inn --checkpoint s3://{}/i/n",
+            result,
+            "",
+            false,
+        ),
         // It depends on what the command calls its files.
         (inbox, "--output s3://{}", result, "warning --output s3://{}/", true),
-        ("ObjectCreated:* of *.csv", "--output s3://{}/out", result, "warning --output s3://{}/out", true),
+        (
+            "ObjectCreated:* of *.csv",
+            "--output s3://{}/out",
+            result,
+            "warning --output s3://{}/out",
+            true,
+        ),
         ("ObjectCreated:* of *.csv", "--attempts s3://{}/attempts", "exit 65", "", false),
-        ("ObjectCreated:* of *.json", "--attempts s3://{}/attempts", "exit 65", "error --attempts", true),
+        (
+            "ObjectCreated:* of *.json",
+            "--attempts s3://{}/attempts",
+            "exit 65",
+            "error --attempts",
+            true,
+        ),
         ("ObjectCreated:Copy of *", "--output s3://{}/out", result, "", false),
         (
             "ObjectCreated:Copy+ObjectRemoved:* of *",
@@ -406,18 +533,31 @@ async fn what_is_written_must_not_become_work() {
     ] {
         let case = format!("{told}: {flags}");
         let cloud = Cloud::new(5).await;
-        set(&cloud, &cloud.dead_letter_queue_url, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
+        set(
+            &cloud,
+            &cloud.dead_letter_queue_url,
+            QueueAttributeName::MessageRetentionPeriod,
+            "1209600",
+        )
+        .await;
         cloud.put("in/k", b"x").await;
         notify(&cloud, told).await;
         let named = |text: &str| text.replace("{}", &cloud.bucket);
         let (left, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
-        let of_places: Vec<_> = lines.iter().filter(|line| line.contains("files written there")).collect();
+        let of_places: Vec<_> =
+            lines.iter().filter(|line| line.contains("files written there")).collect();
         assert!(!lines.iter().any(|line| line.contains("s3:PutObject")), "{case}: {lines:#?}");
         if finding.is_empty() {
             assert!(of_places.is_empty(), "{case}: {of_places:#?}");
         } else {
-            assert!(of_places.len() == 1 && of_places[0].starts_with(&named(finding)), "{case}: {of_places:#?}");
-            assert!(of_places[0].contains("notification \"ours\" (Object"), "{case}: {of_places:#?}");
+            assert!(
+                of_places.len() == 1 && of_places[0].starts_with(&named(finding)),
+                "{case}: {of_places:#?}"
+            );
+            assert!(
+                of_places[0].contains("notification \"ours\" (Object"),
+                "{case}: {of_places:#?}"
+            );
         }
         assert_eq!(left.code(), if finding.starts_with("error") { 78 } else { 0 }, "{case}");
 
@@ -435,7 +575,8 @@ async fn what_is_written_must_not_become_work() {
             let copy = cloud.s3.copy_object().bucket(&cloud.bucket).key("in/copy.csv");
             copy.copy_source(format!("{}/in/k", cloud.bucket)).send().await.unwrap();
         }
-        let made = eventually(&format!("{case}: a message"), async || another_message(&cloud).await).await;
+        let made =
+            eventually(&format!("{case}: a message"), async || another_message(&cloud).await).await;
         assert_eq!(!made.contains("in/copy.csv"), makes_work, "{case}: {made}");
     }
 }
@@ -449,7 +590,10 @@ async fn what_goes_through_eventbridge_could_not_be_seen() {
     put.notification_configuration(all).send().await.unwrap();
     let flags = format!("--output s3://{0}/out --attempts s3://{0}/attempts", cloud.bucket);
     let (_, lines) = check_live(&cloud, &flags, &BTreeMap::new()).await;
-    let told = format!("unchecked bucket {}, notifications: it also notifies EventBridge or SNS", cloud.bucket);
+    let told = format!(
+        "unchecked bucket {}, notifications: it also notifies EventBridge or SNS",
+        cloud.bucket
+    );
     assert_eq!(lines.iter().filter(|line| line.starts_with(&told)).count(), 1, "{lines:#?}");
     assert!(!lines.iter().any(|line| line.contains("become messages, so")), "{lines:#?}");
 }
@@ -457,7 +601,14 @@ async fn what_goes_through_eventbridge_could_not_be_seen() {
 /// One that is not about the object that was worked on.
 async fn another_message(cloud: &Cloud) -> Option<String> {
     let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url);
-    let bodies = asked.send().await.unwrap().messages.unwrap_or_default().into_iter().filter_map(|one| one.body);
+    let bodies = asked
+        .send()
+        .await
+        .unwrap()
+        .messages
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|one| one.body);
     bodies.into_iter().find(|body| !body.contains(r#""in/k""#))
 }
 
@@ -469,12 +620,16 @@ async fn what_the_role_does_not_allow_is_told() {
     let (_, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
     assert!(lines.iter().all(|line| !line.starts_with("error")), "{lines:#?}");
     assert!(
-        lines.iter().any(|line| line.starts_with("unchecked bucket") && line.contains("notifications")),
+        lines
+            .iter()
+            .any(|line| line.starts_with("unchecked bucket") && line.contains("notifications")),
         "{lines:#?}"
     );
     for action in ["sqs:DeleteMessage", "sqs:ChangeMessageVisibility"] {
-        let (sid, _) =
-            super::stack::actions(&stack.worker.document).into_iter().find(|(_, one)| one == action).unwrap();
+        let (sid, _) = super::stack::actions(&stack.worker.document)
+            .into_iter()
+            .find(|(_, one)| one == action)
+            .unwrap();
         stack.set_policy(&stack.worker, &without(&stack.worker.document, &sid, action)).await;
         let (left, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
         let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("error")).collect();
@@ -501,7 +656,8 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
         let (_, lines) = stack.guarded(check_live(cloud, flags, &credentials)).await;
         // Nor does it show notifications as S3 does, so conditions are not tried.
         let is_of_place = |line: &String| {
-            (line.contains(" --") || line.contains(" job type ")) && !line.starts_with("unchecked --idempotency: ")
+            (line.contains(" --") || line.contains(" job type "))
+                && !line.starts_with("unchecked --idempotency: ")
         };
         // Moto knows no answer about an upload that is not there, if it is allowed.
         let lines = lines.into_iter().filter(|line| !line.ends_with("HTTP 500: no reason given"));
@@ -509,7 +665,9 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
     };
     let lines = of_places(&places).await;
     assert!(lines.iter().all(|line| line.starts_with("unchecked")), "{lines:#?}");
-    let untried = format!("unchecked --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}, s3:DeleteObject: ");
+    let untried = format!(
+        "unchecked --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}, s3:DeleteObject: "
+    );
     assert!(lines.iter().any(|line| line.starts_with(&untried)), "{lines:#?}");
 
     for (sid, action, told) in [
@@ -524,21 +682,37 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
         ("MissingObjects", "s3:ListBucket", &["error --checkpoint", "warning --idempotency"]),
     ] {
         stack.set_policy(&stack.worker, &without(document, sid, action)).await;
-        let lines: Vec<_> = of_places(&places).await.into_iter().filter(|line| !line.starts_with(&untried)).collect();
-        let is_told = |(line, told): (&String, &&str)| line.starts_with(*told) && line.contains(action);
-        assert!(lines.len() == told.len() && lines.iter().zip(told).all(is_told), "{sid}, {action}: {lines:#?}");
+        let lines: Vec<_> = of_places(&places)
+            .await
+            .into_iter()
+            .filter(|line| !line.starts_with(&untried))
+            .collect();
+        let is_told =
+            |(line, told): (&String, &&str)| line.starts_with(*told) && line.contains(action);
+        assert!(
+            lines.len() == told.len() && lines.iter().zip(told).all(is_told),
+            "{sid}, {action}: {lines:#?}"
+        );
     }
     stack.set_policy(&stack.worker, document).await;
 
     let types = cloud.notes.path().join("types.yaml");
-    let text = format!("job-types: [{{name: videos, command: [\"true\"], output: \"s3://{bucket}/elsewhere\"}}]");
+    let text = format!(
+        "job-types: [{{name: videos, command: [\"true\"], output: \"s3://{bucket}/elsewhere\"}}]"
+    );
     std::fs::write(&types, text).unwrap();
-    let lines = of_places(&format!("--job-types {} --output s3://{bucket}/out", types.display())).await;
-    let told = format!("error job type videos, output s3://{bucket}/elsewhere, s3:PutObject: s3://{bucket}/elsewhere/");
+    let lines =
+        of_places(&format!("--job-types {} --output s3://{bucket}/out", types.display())).await;
+    let told = format!(
+        "error job type videos, output s3://{bucket}/elsewhere, s3:PutObject: s3://{bucket}/elsewhere/"
+    );
     assert!(lines.len() == 2 && lines[0].starts_with(&told), "{lines:#?}");
 
     let versions = cloud.s3.list_object_versions().bucket(bucket).send().await.unwrap();
     assert!(versions.versions().is_empty() && versions.delete_markers().is_empty(), "{versions:?}");
-    assert_eq!(cloud.s3.list_multipart_uploads().bucket(bucket).send().await.unwrap().uploads(), []);
+    assert_eq!(
+        cloud.s3.list_multipart_uploads().bucket(bucket).send().await.unwrap().uploads(),
+        []
+    );
     assert_eq!(cloud.counts().await, before);
 }

@@ -1,5 +1,5 @@
-//! The rules of `leasehold check`: that there are no others than the documented ones and that each can be found, and what a person and a
-//! program do with their ids.
+//! The rules of `leasehold check`: that there are no others than the documented ones and that each
+//! can be found, and what a person and a program do with their ids.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -16,7 +16,8 @@ use super::check::check;
 use super::check_manifest::{CONTAINER, JOB, RECORDED, change, findings, good, recorded};
 use super::{check as live, check_manifest, check_variants};
 
-/// Those that nothing but AWS, or a server in its place, can produce: see the tests with a `Cloud` or a `Stack`.
+/// Those that nothing but AWS, or a server in its place, can produce: see the tests with a `Cloud`
+/// or a `Stack`.
 const LIVE_ONLY: [Rule; 20] = [
     Rule::AwsSetup,
     Rule::ClockSkew,
@@ -65,11 +66,18 @@ fn ids_are_ascending_and_each_row_is_whole() {
 
 #[test]
 fn the_page_of_findings_is_that_of_the_table() {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/findings.md")).unwrap();
-    assert_eq!(page, text(&check(&["--explain", "all"])), "write it again: leasehold check --explain all");
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/findings.md"))
+            .unwrap();
+    assert_eq!(
+        page,
+        text(&check(&["--explain", "all"])),
+        "write it again: leasehold check --explain all"
+    );
 }
 
-/// By the tests of the findings themselves, one after the other on this thread, and by what is here.
+/// By the tests of the findings themselves, one after the other on this thread, and by what is
+/// here.
 #[test]
 fn each_rule_can_be_found() {
     check_manifest::each_finding_is_one_change_away_from_the_good_manifest();
@@ -98,7 +106,11 @@ fn what_the_tables_do_not_have_is_told() {
     let found = |objects: &[Value], rule: Rule, severity: Severity| {
         let found = findings(objects);
         let is_it = |finding: &&Finding| finding.rule == rule;
-        assert_eq!(found.iter().find(is_it).map(|finding| finding.severity), Some(severity), "{rule}: {found:#?}");
+        assert_eq!(
+            found.iter().find(is_it).map(|finding| finding.severity),
+            Some(severity),
+            "{rule}: {found:#?}"
+        );
     };
     let with = |pointer: &str, value: Value| {
         let mut objects = good();
@@ -117,7 +129,11 @@ fn what_the_tables_do_not_have_is_told() {
     change(&mut objects, "/spec/scalingStrategy/pendingPodConditions/0", json!("example.com/warm"));
     found(&objects, Rule::ConditionUnseen, Severity::Unchecked);
     let runs = json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
-    found(&with(&format!("{CONTAINER}/readinessProbe"), runs), Rule::ReadinessUnseen, Severity::Unchecked);
+    found(
+        &with(&format!("{CONTAINER}/readinessProbe"), runs),
+        Rule::ReadinessUnseen,
+        Severity::Unchecked,
+    );
     let mut objects = with(&format!("{CONTAINER}/command"), json!(["python3", "x.py"]));
     change(&mut objects, &format!("{CONTAINER}/env"), json!([]));
     change(&mut objects, &format!("{CONTAINER}/envFrom"), json!([]));
@@ -188,25 +204,46 @@ fn a_clusters_own_schema_holds() {
             change(&mut objects, pointer, value);
         }
         let schema = Schema::of_cluster(&cluster(version)).unwrap();
-        let found = recorded(Manifest { objects, schema, ..Manifest::default() }.findings().findings);
+        let found =
+            recorded(Manifest { objects, schema, ..Manifest::default() }.findings().findings);
         found.into_iter().map(|finding| (finding.rule, finding.severity)).collect::<Vec<_>>()
     };
     assert_eq!(against("2.21.0", "", Value::Null), []);
     assert_eq!(against("2.18.3", "", Value::Null), [(Rule::OldKeda, Severity::Warning)]);
     assert_eq!(against("", "", Value::Null), []);
     assert_eq!(against("2.21.0", "/spec/podTopology", json!("x")), []);
-    assert_eq!(against("2.21.0", "/spec/podTopology", json!(1)), [(Rule::WrongType, Severity::Error)]);
-    assert_eq!(against("2.21.0", "/spec/unheardOf", json!(1)), [(Rule::UnknownField, Severity::Error)]);
-    assert_eq!(against("2.21.0", &format!("{JOB}/backofLimit"), json!(1)), [(Rule::MisspelledField, Severity::Error)]);
+    assert_eq!(
+        against("2.21.0", "/spec/podTopology", json!(1)),
+        [(Rule::WrongType, Severity::Error)]
+    );
+    assert_eq!(
+        against("2.21.0", "/spec/unheardOf", json!(1)),
+        [(Rule::UnknownField, Severity::Error)]
+    );
+    assert_eq!(
+        against("2.21.0", &format!("{JOB}/backofLimit"), json!(1)),
+        [(Rule::MisspelledField, Severity::Error)]
+    );
     // What we know besides goes on to hold.
-    assert_eq!(against("2.21.0", "/spec/cooldownPeriod", json!(1)), [(Rule::ForeignField, Severity::Error)]);
+    assert_eq!(
+        against("2.21.0", "/spec/cooldownPeriod", json!(1)),
+        [(Rule::ForeignField, Severity::Error)]
+    );
     assert_eq!(
         against("2.21.0", &format!("{JOB}/pollingInterval"), json!(1)),
         [(Rule::NestedTooDeep, Severity::Error)]
     );
-    assert_eq!(against("2.21.0", "/metadata/annotations", json!({ "a": 1 })), [(Rule::WrongType, Severity::Error)]);
-    for text in ["", "kind: X", "metadata: {name: scaledjobs.keda.sh}", "a: [", &cluster("2").replace("v1alpha1", "v1")]
-    {
+    assert_eq!(
+        against("2.21.0", "/metadata/annotations", json!({ "a": 1 })),
+        [(Rule::WrongType, Severity::Error)]
+    );
+    for text in [
+        "",
+        "kind: X",
+        "metadata: {name: scaledjobs.keda.sh}",
+        "a: [",
+        &cluster("2").replace("v1alpha1", "v1"),
+    ] {
         assert!(Schema::of_cluster(text).is_err(), "{text}");
     }
 
@@ -217,7 +254,9 @@ fn a_clusters_own_schema_holds() {
     assert!(checked.status.code() == Some(78) && text(&checked).contains("LH110"), "{checked:?}");
     let checked = check(&["--manifest", CUSTOMARY, "--crd", CUSTOMARY]);
     assert_eq!(checked.status.code(), Some(78));
-    assert!(String::from_utf8(checked.stderr).unwrap().contains("it has no CustomResourceDefinition"));
+    assert!(
+        String::from_utf8(checked.stderr).unwrap().contains("it has no CustomResourceDefinition")
+    );
 }
 
 #[test]
@@ -230,14 +269,29 @@ fn without_credentials_nothing_else_is_asked() {
         "--queue-url",
         "https://sqs.eu-west-1.amazonaws.com/123456789012/orders",
     ]);
-    command.args(["--", "no-such-command"]).env_clear().env("AWS_EC2_METADATA_DISABLED", "true").env("PATH", "/bin");
+    command
+        .args(["--", "no-such-command"])
+        .env_clear()
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("PATH", "/bin");
     let checked = command.output().unwrap();
     assert_eq!(checked.status.code(), Some(78));
     let told: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    let ids: Vec<_> = told["findings"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+    let ids: Vec<_> = told["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["id"].as_str().unwrap())
+        .collect();
     assert_eq!(ids, ["LH001", "LH004"], "{told}");
-    assert!(told["findings"][0]["what"].as_str().unwrap().contains("no credentials found in chain"), "{told}");
-    recorded(vec![Finding::new(Rule::NoCredentials, "", "", ""), Finding::new(Rule::Machine, "", "", "")]);
+    assert!(
+        told["findings"][0]["what"].as_str().unwrap().contains("no credentials found in chain"),
+        "{told}"
+    );
+    recorded(vec![
+        Finding::new(Rule::NoCredentials, "", "", ""),
+        Finding::new(Rule::Machine, "", "", ""),
+    ]);
 }
 
 #[test]
@@ -261,7 +315,10 @@ fn a_finding_has_the_line_of_its_field() {
         (Rule::ShortLease, 27),
         (Rule::KillingProbe, 29),
     ] {
-        let one = found.iter().find(|finding| finding.rule == rule).unwrap_or_else(|| panic!("{rule}: {found:#?}"));
+        let one = found
+            .iter()
+            .find(|finding| finding.rule == rule)
+            .unwrap_or_else(|| panic!("{rule}: {found:#?}"));
         assert_eq!((one.file.as_deref(), one.line), (Some("a.yaml"), Some(line)), "{rule}");
     }
     // Worst first, then as they are in the file.
@@ -273,9 +330,13 @@ fn a_finding_has_the_line_of_its_field() {
 fn findings_are_left_out_by_id_or_name() {
     let all = check(&["--manifest", CUSTOMARY]);
     assert!(text(&all).contains("\nerrors: 6, warnings: 1, "), "{}", text(&all));
-    let ignore = ["--ignore", "LH109,lh110", "--ignore", "rollout-immediate", "--ignore", "LH201,LH301"];
+    let ignore =
+        ["--ignore", "LH109,lh110", "--ignore", "rollout-immediate", "--ignore", "LH201,LH301"];
     let checked = check(&[&["--manifest", CUSTOMARY], &ignore[..]].concat());
-    assert!(checked.status.code() == Some(0) && text(&checked).contains("\nerrors: 0, warnings: 1, "), "{checked:?}");
+    assert!(
+        checked.status.code() == Some(0) && text(&checked).contains("\nerrors: 0, warnings: 1, "),
+        "{checked:?}"
+    );
     let checked = check(&[&["--manifest", CUSTOMARY, "--strict"], &ignore[..]].concat());
     assert_eq!(checked.status.code(), Some(1));
     for (wrong, nearest) in [("LH0222", "LH222"), ("rolout-immediate", "rollout-immediate")] {
@@ -290,7 +351,10 @@ fn findings_are_left_out_by_id_or_name() {
 fn a_rule_is_explained_without_anything_else() {
     let explained = check(&["--explain", "LH222"]);
     assert_eq!(explained.status.code(), Some(0));
-    assert!(text(&explained).starts_with("error[LH222] rollout-immediate: An edit of the ScaledJob"), "{explained:?}");
+    assert!(
+        text(&explained).starts_with("error[LH222] rollout-immediate: An edit of the ScaledJob"),
+        "{explained:?}"
+    );
     assert_eq!(check(&["--explain", "LH9"]).status.code(), Some(78));
 }
 
@@ -302,7 +366,10 @@ fn standard_input_is_a_manifest() {
     let manifest = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(CUSTOMARY)).unwrap();
     child.stdin.take().unwrap().write_all(&manifest).unwrap();
     let checked = text(&child.wait_with_output().unwrap());
-    assert!(checked.contains("error[LH110] stdin:21: ScaledJob customary, spec.cooldownPeriod: "), "{checked}");
+    assert!(
+        checked.contains("error[LH110] stdin:21: ScaledJob customary, spec.cooldownPeriod: "),
+        "{checked}"
+    );
 }
 
 #[test]
@@ -311,11 +378,19 @@ fn colours_are_for_terminals() {
     for (variable, red) in [("SOME", true), ("NO_COLOR", false)] {
         let OpenptyResult { master, slave } = openpty(None, None).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-        command.args(["check", "--manifest", CUSTOMARY]).current_dir(env!("CARGO_MANIFEST_DIR")).env("TERM", "xterm");
-        command.env_remove("NO_COLOR").env_remove("CLICOLOR").env(variable, "1").stdout(Stdio::from(slave));
+        command
+            .args(["check", "--manifest", CUSTOMARY])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("TERM", "xterm");
+        command
+            .env_remove("NO_COLOR")
+            .env_remove("CLICOLOR")
+            .env(variable, "1")
+            .stdout(Stdio::from(slave));
         let mut child = command.spawn().unwrap();
         drop(command);
-        let (mut screen, mut some, mut master) = (String::new(), [0; 4096], std::fs::File::from(master));
+        let (mut screen, mut some, mut master) =
+            (String::new(), [0; 4096], std::fs::File::from(master));
         // A terminal that nobody writes to any more is an error.
         while let Ok(read @ 1..) = master.read(&mut some) {
             screen.push_str(&String::from_utf8_lossy(&some[..read]));
@@ -368,8 +443,7 @@ fn the_log_is_sarif() {
             } },
         },
     });
-    let driver =
-        json!({ "required": ["name", "semanticVersion", "rules"], "properties": { "rules": { "items": rule } } });
+    let driver = json!({ "required": ["name", "semanticVersion", "rules"], "properties": { "rules": { "items": rule } } });
     let run = json!({
         "required": ["tool", "results"],
         "properties": { "tool": { "properties": { "driver": driver } }, "results": { "type": "array", "items": result } },
@@ -379,7 +453,9 @@ fn the_log_is_sarif() {
         "required": ["$schema", "version", "runs"],
         "properties": { "version": { "const": "2.1.0" }, "runs": { "type": "array", "minItems": 1, "items": run } },
     });
-    let log: Value = serde_json::from_slice(&check(&["--manifest", CUSTOMARY, "--format", "sarif"]).stdout).unwrap();
+    let log: Value =
+        serde_json::from_slice(&check(&["--manifest", CUSTOMARY, "--format", "sarif"]).stdout)
+            .unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let wrong: Vec<_> = validator.iter_errors(&log).map(|error| error.to_string()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

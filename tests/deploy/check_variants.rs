@@ -1,5 +1,6 @@
-//! `leasehold check --manifest`, of variants that a cluster takes without a word: what never works, makes pods for nothing or leaves
-//! messages waiting is told, what is right in another way is not, and what the file does not have is unchecked.
+//! `leasehold check --manifest`, of variants that a cluster takes without a word: what never works,
+//! makes pods for nothing or leaves messages waiting is told, what is right in another way is not,
+//! and what the file does not have is unchecked.
 
 use leasehold::check::manifest::{Manifest, Schema};
 use leasehold::check::report::Text;
@@ -29,7 +30,10 @@ fn variable(objects: &mut [Value], name: &str, value: &Value) {
 
 /// A setting of the ConfigMap, set to `value`, or removed (`null`).
 fn setting(objects: &mut [Value], name: &str, value: Value) {
-    let map = objects.iter_mut().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
+    let map = objects
+        .iter_mut()
+        .find(|object| object["metadata"]["name"] == "leasehold-settings")
+        .unwrap();
     if value.is_null() {
         map["data"].as_object_mut().unwrap().remove(name).unwrap();
     } else {
@@ -40,7 +44,8 @@ fn setting(objects: &mut [Value], name: &str, value: Value) {
 #[track_caller]
 fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
     let findings = super::check_manifest::findings(objects);
-    let is_told = |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
+    let is_told =
+        |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
     assert!(findings.iter().any(is_told), "{case}: {text:?} is not among {findings:#?}");
     assert!(findings.iter().all(|finding| finding.severity >= severity), "{case}: {findings:#?}");
 }
@@ -60,11 +65,17 @@ fn at(root: &str, rest: &str) -> String {
 #[track_caller]
 fn assert_all_told(cases: &[Case]) {
     for (pointer, value, severity, text) in cases {
-        assert_told(&format!("{pointer} = {value}"), &changed(&[(pointer, value.clone())]), *severity, text);
+        assert_told(
+            &format!("{pointer} = {value}"),
+            &changed(&[(pointer, value.clone())]),
+            *severity,
+            text,
+        );
     }
 }
 
-// Kubernetes and KEDA took each of these without a word (Kubernetes 1.36, KEDA 2.20.2), or of its kind.
+// Kubernetes and KEDA took each of these without a word (Kubernetes 1.36, KEDA 2.20.2), or of its
+// kind.
 
 #[test]
 pub fn what_keda_counts_wrongly_is_told() {
@@ -74,7 +85,12 @@ pub fn what_keda_counts_wrongly_is_told() {
         ("/spec/minReplicaCount".into(), json!(10), Error, "KEDA keeps 10 Jobs running"),
         ("/spec/maxReplicaCount".into(), json!(0), Error, "Kubernetes rejects"),
         ("/spec/pollingInterval".into(), json!(0), Error, "Kubernetes rejects"),
-        ("/apiVersion".into(), json!("keda.k8s.io/v1alpha1"), Error, "KEDA ignores keda.k8s.io/v1alpha1"),
+        (
+            "/apiVersion".into(),
+            json!("keda.k8s.io/v1alpha1"),
+            Error,
+            "KEDA ignores keda.k8s.io/v1alpha1",
+        ),
         (
             at(TRIGGER, "/awsEndpoint"),
             json!("http://emulator:4566"),
@@ -82,8 +98,18 @@ pub fn what_keda_counts_wrongly_is_told() {
             "KEDA uses emulator:4566, but the pods use AWS",
         ),
         ("/spec/rolloutStrategy".into(), json!("immediate"), Error, "instead of rollout.strategy"),
-        ("/spec/rolloutStrategy".into(), json!("Gradual"), Error, "KEDA does not know the value \"Gradual\""),
-        ("/spec/envSourceContainerName".into(), json!("worker"), Error, "the pod has no container worker"),
+        (
+            "/spec/rolloutStrategy".into(),
+            json!("Gradual"),
+            Error,
+            "KEDA does not know the value \"Gradual\"",
+        ),
+        (
+            "/spec/envSourceContainerName".into(),
+            json!("worker"),
+            Error,
+            "the pod has no container worker",
+        ),
         (
             "/metadata/annotations".into(),
             json!({ "autoscaling.keda.sh/paused": "true" }),
@@ -91,14 +117,24 @@ pub fn what_keda_counts_wrongly_is_told() {
             "KEDA creates no Job",
         ),
         ("/metadata/annotations".into(), json!({ "a": true }), Error, "true is not a string"),
-        ("/spec/triggers/0/authenticationRef/name".into(), json!("leasehld"), Error, "did you mean leasehold?"),
+        (
+            "/spec/triggers/0/authenticationRef/name".into(),
+            json!("leasehld"),
+            Error,
+            "did you mean leasehold?",
+        ),
         (
             "/spec/triggers/0/authenticationRef/kind".into(),
             json!("ClusterTriggerAuthentication"),
             Error,
             "set kind to Trigger",
         ),
-        (at(TRIGGER, "/queueURLFromEnv"), json!("QUEUE_URL"), Error, "it is not set there: KEDA creates no Job"),
+        (
+            at(TRIGGER, "/queueURLFromEnv"),
+            json!("QUEUE_URL"),
+            Error,
+            "it is not set there: KEDA creates no Job",
+        ),
         (
             at(TRIGGER, "/queueURLFromEnv"),
             json!("LEASEHOLD_WORK_DIR"),
@@ -130,17 +166,32 @@ pub fn what_keda_counts_wrongly_is_told() {
             Error,
             "URL has eu-west-1",
         ),
-        (at(TRIGGER, "/awsRegion"), json!("eu-west-1"), Error, "it is eu-west-1, but the queue's URL has eu-central-1"),
+        (
+            at(TRIGGER, "/awsRegion"),
+            json!("eu-west-1"),
+            Error,
+            "it is eu-west-1, but the queue's URL has eu-central-1",
+        ),
         (at(TRIGGER, "/queueLength"), json!("0"), Error, "with 0, KEDA never creates a Job"),
         (at(TRIGGER, "/queueLength"), json!("-1"), Error, "with -1, KEDA never creates a Job"),
         (at(TRIGGER, "/queueLength"), json!("one"), Error, "cannot parse \"one\" as a number"),
         (at(TRIGGER, "/queueLength"), json!("1.5"), Error, "cannot parse \"1.5\""),
         (at(TRIGGER, "/queueLength"), json!(""), Error, "it is 5, KEDA's default"),
-        (at(TRIGGER, "/queueLength"), json!("10"), Error, "one pod for 10 messages, but a pod processes 1"),
+        (
+            at(TRIGGER, "/queueLength"),
+            json!("10"),
+            Error,
+            "one pod for 10 messages, but a pod processes 1",
+        ),
         (at(TRIGGER, "/activationQueueLength"), json!("few"), Error, "cannot parse \"few\""),
         (at(TRIGGER, "/scaleOnInFlight"), json!("no"), Error, "cannot parse \"no\""),
         (at(TRIGGER, "/scaleOnInFlight"), json!("False"), Error, "cannot parse \"False\""),
-        (at(TRIGGER, "/scaleOnDelayed"), json!("true"), Warning, "a delayed message cannot be received"),
+        (
+            at(TRIGGER, "/scaleOnDelayed"),
+            json!("true"),
+            Warning,
+            "a delayed message cannot be received",
+        ),
     ]);
 }
 
@@ -153,21 +204,56 @@ pub fn what_never_starts_ends_or_becomes_ready_is_told() {
         (at(JOB, "/parallelism"), json!(0), Error, "they never start a pod"),
         (at(JOB, "/completions"), json!(0), Error, "they never start a pod"),
         (at(JOB, "/activeDeadlineSeconds"), json!("300"), Error, "is not an integer"),
-        (at(POD, "/schedulingGates"), json!([{ "name": "quota" }]), Error, "no pod starts until its scheduling gates"),
+        (
+            at(POD, "/schedulingGates"),
+            json!([{ "name": "quota" }]),
+            Error,
+            "no pod starts until its scheduling gates",
+        ),
         (at(POD, "/nodeSelector"), json!({ "spot": true }), Error, "true is not a string"),
-        (at(POD, "/containers/1"), sidecar(), Warning, "a Job completes when all its containers have"),
-        (at(POD, "/volumes/1/configMap/name"), json!("leasehold-samples"), Error, "its pods never start"),
+        (
+            at(POD, "/containers/1"),
+            sidecar(),
+            Warning,
+            "a Job completes when all its containers have",
+        ),
+        (
+            at(POD, "/volumes/1/configMap/name"),
+            json!("leasehold-samples"),
+            Error,
+            "its pods never start",
+        ),
         (
             at(CONTAINER, "/readinessProbe/initialDelaySeconds"),
             json!(60),
             Warning,
             "it is 60: a pod that holds a message",
         ),
-        (at(CONTAINER, "/readinessProbe/successThreshold"), json!(5), Warning, "it is 5: a pod that holds a message"),
+        (
+            at(CONTAINER, "/readinessProbe/successThreshold"),
+            json!(5),
+            Warning,
+            "it is 5: a pod that holds a message",
+        ),
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(8080), Error, "it uses port 8080"),
-        (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("http"), Error, "the container has no port http"),
-        (at(CONTAINER, "/ports/0/containerPort"), json!(9465), Error, "it uses port 9465, but LEASEHOLD_LISTEN is"),
-        (at(CONTAINER, "/readinessProbe/httpGet/scheme"), json!("HTTPS"), Error, "leasehold answers only HTTP"),
+        (
+            at(CONTAINER, "/readinessProbe/httpGet/port"),
+            json!("http"),
+            Error,
+            "the container has no port http",
+        ),
+        (
+            at(CONTAINER, "/ports/0/containerPort"),
+            json!(9465),
+            Error,
+            "it uses port 9465, but LEASEHOLD_LISTEN is",
+        ),
+        (
+            at(CONTAINER, "/readinessProbe/httpGet/scheme"),
+            json!("HTTPS"),
+            Error,
+            "leasehold answers only HTTP",
+        ),
         (
             at(CONTAINER, "/readinessProbe"),
             json!({ "tcpSocket": { "port": 9464 }, "periodSeconds": 1 }),
@@ -187,11 +273,36 @@ pub fn what_never_starts_ends_or_becomes_ready_is_told() {
             "startupProbe",
         ),
         (at(CONTAINER, "/args"), json!("--wait 5s"), Error, "args: it is not a list"),
-        (at(CONTAINER, "/env"), json!({ "LEASEHOLD_TERMINATION_GRACE": "120s" }), Error, "env: it is not a list"),
-        (at(CONTAINER, "/terminationMessagePath"), json!("/tmp/end"), Warning, "Kubernetes reads /tmp/end"),
-        (at(CONTAINER, "/volumeMounts/2/mountPath"), json!("/scratch"), Error, "no volume is mounted at /work"),
-        (at(CONTAINER, "/volumeMounts/2/readOnly"), json!(true), Error, "which is mounted read-only"),
-        (at(CONTAINER, "/volumeMounts/2/name"), json!("sample"), Error, "which is mounted read-only"),
+        (
+            at(CONTAINER, "/env"),
+            json!({ "LEASEHOLD_TERMINATION_GRACE": "120s" }),
+            Error,
+            "env: it is not a list",
+        ),
+        (
+            at(CONTAINER, "/terminationMessagePath"),
+            json!("/tmp/end"),
+            Warning,
+            "Kubernetes reads /tmp/end",
+        ),
+        (
+            at(CONTAINER, "/volumeMounts/2/mountPath"),
+            json!("/scratch"),
+            Error,
+            "no volume is mounted at /work",
+        ),
+        (
+            at(CONTAINER, "/volumeMounts/2/readOnly"),
+            json!(true),
+            Error,
+            "which is mounted read-only",
+        ),
+        (
+            at(CONTAINER, "/volumeMounts/2/name"),
+            json!("sample"),
+            Error,
+            "which is mounted read-only",
+        ),
         (
             at(CONTAINER, "/volumeMounts/1/mountPath"),
             json!("/samples"),
@@ -218,11 +329,36 @@ pub fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
             Error,
             "does not pass SIGTERM on",
         ),
-        (at(CONTAINER, "/command"), shell("exec leasehold run -- x | tee log"), Error, "does not pass SIGTERM on"),
-        (at(CONTAINER, "/command"), shell("leasehold run -- x & wait"), Error, "does not pass SIGTERM on"),
-        (at(CONTAINER, "/command"), shell("leasehold run -- python3 x.py"), Warning, "without exec"),
-        (at(CONTAINER, "/command"), shell("exec leasehold run --stop-grace 300s -- x"), Error, "--stop-grace"),
-        (at(CONTAINER, "/command"), shell("exec python3 x.py"), Error, "it starts python3, not leasehold"),
+        (
+            at(CONTAINER, "/command"),
+            shell("exec leasehold run -- x | tee log"),
+            Error,
+            "does not pass SIGTERM on",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            shell("leasehold run -- x & wait"),
+            Error,
+            "does not pass SIGTERM on",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            shell("leasehold run -- python3 x.py"),
+            Warning,
+            "without exec",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            shell("exec leasehold run --stop-grace 300s -- x"),
+            Error,
+            "--stop-grace",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            shell("exec python3 x.py"),
+            Error,
+            "it starts python3, not leasehold",
+        ),
         (
             at(CONTAINER, "/command"),
             json!(["python3", "/sample/process.py"]),
@@ -235,9 +371,24 @@ pub fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
             Error,
             "it starts python3, not leasehold",
         ),
-        (at(CONTAINER, "/command"), json!(["npm", "run", "start"]), Error, "it starts npm, not leasehold"),
-        (at(CONTAINER, "/command"), json!(["leasehold", "local", "in"]), Error, "leasehold local, without run"),
-        (at(CONTAINER, "/command"), json!(["leasehold", "run", "--wait", 5, "--", "x"]), Error, "5 is not a string"),
+        (
+            at(CONTAINER, "/command"),
+            json!(["npm", "run", "start"]),
+            Error,
+            "it starts npm, not leasehold",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            json!(["leasehold", "local", "in"]),
+            Error,
+            "leasehold local, without run",
+        ),
+        (
+            at(CONTAINER, "/command"),
+            json!(["leasehold", "run", "--wait", 5, "--", "x"]),
+            Error,
+            "5 is not a string",
+        ),
     ]);
 }
 
@@ -245,11 +396,22 @@ pub fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
 pub fn keda_reads_the_environment_of_the_first_container() {
     let mut objects = good();
     let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
-    let containers = scaled_job.pointer_mut(&at(POD, "/containers")).unwrap().as_array_mut().unwrap();
+    let containers =
+        scaled_job.pointer_mut(&at(POD, "/containers")).unwrap().as_array_mut().unwrap();
     containers.insert(0, sidecar());
-    assert_told("a sidecar before it", &objects, Severity::Error, "set envSourceContainerName to leasehold");
+    assert_told(
+        "a sidecar before it",
+        &objects,
+        Severity::Error,
+        "set envSourceContainerName to leasehold",
+    );
     change(&mut objects, "/spec/envSourceContainerName", json!("leasehold"));
-    assert_told("and the name", &objects, Severity::Warning, "a Job completes when all its containers have");
+    assert_told(
+        "and the name",
+        &objects,
+        Severity::Warning,
+        "a Job completes when all its containers have",
+    );
 }
 
 fn sidecar() -> Value {
@@ -264,18 +426,36 @@ pub fn settings_are_read_wherever_they_are() {
         change(&mut objects);
         assert_told(case, &objects, severity, text);
     };
-    let in_settings =
-        |name: &'static str, value: Value| move |objects: &mut Vec<Value>| setting(objects, name, value.clone());
-    let in_env = |name: &'static str, value: Value| move |objects: &mut Vec<Value>| variable(objects, name, &value);
-    told("listens elsewhere", &in_settings("LEASEHOLD_LISTEN", json!("0.0.0.0:9000")), Error, "it uses port 9464");
+    let in_settings = |name: &'static str, value: Value| {
+        move |objects: &mut Vec<Value>| setting(objects, name, value.clone())
+    };
+    let in_env = |name: &'static str, value: Value| {
+        move |objects: &mut Vec<Value>| variable(objects, name, &value)
+    };
+    told(
+        "listens elsewhere",
+        &in_settings("LEASEHOLD_LISTEN", json!("0.0.0.0:9000")),
+        Error,
+        "it uses port 9464",
+    );
     told(
         "listens inside",
         &in_settings("LEASEHOLD_LISTEN", json!("127.0.0.1:9464")),
         Error,
         "which the kubelet does not probe",
     );
-    told("no work directory", &in_settings("LEASEHOLD_WORK_DIR", Value::Null), Error, "no volume is mounted at /tmp");
-    told("one that nobody makes", &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")), Error, "so a does not exist");
+    told(
+        "no work directory",
+        &in_settings("LEASEHOLD_WORK_DIR", Value::Null),
+        Error,
+        "no volume is mounted at /tmp",
+    );
+    told(
+        "one that nobody makes",
+        &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")),
+        Error,
+        "so a does not exist",
+    );
     told(
         "an emulator",
         &in_settings("AWS_ENDPOINT_URL", json!("http://emulator:4566")),
@@ -288,22 +468,43 @@ pub fn settings_are_read_wherever_they_are() {
         Error,
         "ConfigMap leasehold-settings, data.",
     );
-    told("another region", &in_settings("AWS_REGION", json!("us-east-1")), Error, "the pod's AWS_REGION is us-east-1");
-    told("job types elsewhere", &in_settings("LEASEHOLD_JOB_TYPES", json!("/sample/t.yaml")), Error, "has no t.yaml");
+    told(
+        "another region",
+        &in_settings("AWS_REGION", json!("us-east-1")),
+        Error,
+        "the pod's AWS_REGION is us-east-1",
+    );
+    told(
+        "job types elsewhere",
+        &in_settings("LEASEHOLD_JOB_TYPES", json!("/sample/t.yaml")),
+        Error,
+        "has no t.yaml",
+    );
     told(
         "a termination log",
         &in_env("LEASEHOLD_TERMINATION_LOG", json!("/work/end")),
         Warning,
         "leasehold writes /work/end",
     );
-    told("a number", &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)), Error, "its value is not a string");
+    told(
+        "a number",
+        &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)),
+        Error,
+        "its value is not a string",
+    );
     let mut objects = good();
     variable(&mut objects, "DB_PASSWORD", &json!(53_731_337));
     let findings = format!("{:?}", super::check_manifest::findings(&objects));
     assert!(findings.contains("env DB_PASSWORD") && !findings.contains("53731337"), "{findings}");
     told("a truth", &in_env("DEBUG", json!(true)), Error, "its value is not a string");
-    let init = |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
-    told("a number in an init container", &init, Error, "container install, command: 1 is not a string");
+    let init =
+        |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
+    told(
+        "a number in an init container",
+        &init,
+        Error,
+        "container install, command: 1 is not a string",
+    );
     told(
         "a key that is not there",
         &reference("configMapKeyRef", "leasehold-settings", "NO_KEY"),
@@ -316,7 +517,12 @@ pub fn settings_are_read_wherever_they_are() {
         Unchecked,
         "ConfigMap leasehold-setting",
     );
-    told("a field of the node", &reference("resourceFieldRef", "", ""), Unchecked, "the source of its value");
+    told(
+        "a field of the node",
+        &reference("resourceFieldRef", "", ""),
+        Unchecked,
+        "the source of its value",
+    );
     told(
         "a secret",
         &reference("secretKeyRef", "limits", "max"),
@@ -333,28 +539,46 @@ pub fn job_types_are_read_as_they_are_mounted() {
         setting(&mut objects, "LEASEHOLD_JOB_TYPES", json!(file));
         objects
     };
-    let alone = json!({ "name": "sample", "mountPath": "/etc/types.yaml", "subPath": "job-types.yaml" });
+    let alone =
+        json!({ "name": "sample", "mountPath": "/etc/types.yaml", "subPath": "job-types.yaml" });
     let renamed = json!([{ "key": "job-types.yaml", "path": "a/types.yaml" }]);
     let whole = json!({ "name": "sample", "mountPath": "/sample" });
     let mut cases = [
-        mounted("/etc/types.yaml", alone, json!([{ "key": "job-types.yaml", "path": "job-types.yaml" }])),
+        mounted(
+            "/etc/types.yaml",
+            alone,
+            json!([{ "key": "job-types.yaml", "path": "job-types.yaml" }]),
+        ),
         mounted("/sample/a/types.yaml", whole.clone(), renamed.clone()),
     ];
     for objects in &mut cases {
         assert_good("as it is", objects);
-        let map = objects.iter_mut().find(|object| object["metadata"]["name"] == "leasehold-sample").unwrap();
+        let map = objects
+            .iter_mut()
+            .find(|object| object["metadata"]["name"] == "leasehold-sample")
+            .unwrap();
         map["data"]["job-types.yaml"] = json!("job-types: [{name: csv, max-duraton: 5m}]");
         assert_told("a typo in it", objects, Severity::Error, "max-duraton");
     }
     let objects = mounted("/sample/job-types.yaml", whole, renamed);
-    assert_told("under its old name", &objects, Severity::Error, "/sample/job-types.yaml does not exist");
+    assert_told(
+        "under its old name",
+        &objects,
+        Severity::Error,
+        "/sample/job-types.yaml does not exist",
+    );
 }
 
 /// LEASEHOLD_MAX_DURATION from elsewhere.
-fn reference(kind: &'static str, name: &'static str, key: &'static str) -> impl Fn(&mut Vec<Value>) {
+fn reference(
+    kind: &'static str,
+    name: &'static str,
+    key: &'static str,
+) -> impl Fn(&mut Vec<Value>) {
     move |objects| {
         let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
-        let env = scaled_job.pointer_mut(&format!("{CONTAINER}/env")).unwrap().as_array_mut().unwrap();
+        let env =
+            scaled_job.pointer_mut(&format!("{CONTAINER}/env")).unwrap().as_array_mut().unwrap();
         let from = json!({ kind: { "name": name, "key": key } });
         env.push(json!({ "name": "LEASEHOLD_MAX_DURATION", "valueFrom": from }));
     }
@@ -363,10 +587,16 @@ fn reference(kind: &'static str, name: &'static str, key: &'static str) -> impl 
 /// Nothing is said to be wrong for what the file does not have, only that it does not.
 #[test]
 pub fn what_is_not_in_the_file_is_unchecked() {
-    let only_unchecked =
-        |case: &str, objects: &[Value], text: &str| assert_told(case, objects, Severity::Unchecked, text);
-    let others = |kind: &str| good().into_iter().filter(|object| object["kind"] != kind).collect::<Vec<_>>();
-    only_unchecked("without settings", &others("ConfigMap"), "settings from ConfigMap leasehold-settings");
+    let only_unchecked = |case: &str, objects: &[Value], text: &str| {
+        assert_told(case, objects, Severity::Unchecked, text);
+    };
+    let others =
+        |kind: &str| good().into_iter().filter(|object| object["kind"] != kind).collect::<Vec<_>>();
+    only_unchecked(
+        "without settings",
+        &others("ConfigMap"),
+        "settings from ConfigMap leasehold-settings",
+    );
     only_unchecked(
         "without authentication",
         &others("TriggerAuthentication"),
@@ -383,20 +613,38 @@ pub fn what_is_not_in_the_file_is_unchecked() {
     for (command, text) in [
         (json!(["/app/start.sh"]), "the script /app/start.sh is not in the file"),
         (json!(["sh", "/app/start"]), "the script /app/start is not in the file"),
-        (json!(["/docker-entrypoint.sh", "leasehold", "run", "--", "x"]), "passes signals on to leasehold"),
+        (
+            json!(["/docker-entrypoint.sh", "leasehold", "run", "--", "x"]),
+            "passes signals on to leasehold",
+        ),
         (json!(["sh", "-c", "$START"]), "the line that sh gets"),
-        (json!(["sh", "-c", "trap 'kill $!' TERM; leasehold run -- x & wait"]), "whether the traps of sh"),
+        (
+            json!(["sh", "-c", "trap 'kill $!' TERM; leasehold run -- x & wait"]),
+            "whether the traps of sh",
+        ),
         (json!(["/app/resize", "run"]), "check cannot see whether /app/resize runs leasehold"),
         (Value::Null, "the image's entrypoint is not in the file"),
     ] {
-        only_unchecked(&command.to_string(), &changed(&[(&format!("{CONTAINER}/command"), command.clone())]), text);
+        only_unchecked(
+            &command.to_string(),
+            &changed(&[(&format!("{CONTAINER}/command"), command.clone())]),
+            text,
+        );
     }
     let mut objects = changed(&[(&format!("{CONTAINER}/command"), Value::Null)]);
     change(&mut objects, &format!("{CONTAINER}/args"), json!(["python3", "process.py"]));
     only_unchecked("arguments alone", &objects, "it gets these words as arguments");
-    change(&mut objects, &format!("{CONTAINER}/args"), json!(["run", "--", "python3", "process.py"]));
+    change(
+        &mut objects,
+        &format!("{CONTAINER}/args"),
+        json!(["run", "--", "python3", "process.py"]),
+    );
     assert_good("arguments for our own image", &objects);
-    change(&mut objects, &format!("{CONTAINER}/args"), json!(["run", "--max-duraton=1h", "--", "python3"]));
+    change(
+        &mut objects,
+        &format!("{CONTAINER}/args"),
+        json!(["run", "--max-duraton=1h", "--", "python3"]),
+    );
     assert_told("arguments that are wrong", &objects, Severity::Error, "--max-duraton");
 }
 
@@ -431,9 +679,15 @@ pub fn each_scaled_job_of_the_file_is_looked_at() {
     objects.push(scaled_job("second", other));
     assert_good("two queues", &objects);
     objects.push(scaled_job("third", other));
-    assert_told("one queue for two", &objects, Severity::Warning, "ScaledJob second has the same queue");
+    assert_told(
+        "one queue for two",
+        &objects,
+        Severity::Warning,
+        "ScaledJob second has the same queue",
+    );
 
-    let text = json!({ "kind": "List", "items": [{ "kind": "ScaledJobList", "items": good() }] }).to_string();
+    let text = json!({ "kind": "List", "items": [{ "kind": "ScaledJobList", "items": good() }] })
+        .to_string();
     let manifest = Manifest::parse("list.yaml", &text, Schema::default()).unwrap();
     assert_good("a list of lists", &manifest.objects);
 }
@@ -444,13 +698,22 @@ pub fn what_is_right_in_another_way_is_not_told() {
     for (pointer, value) in [
         ("/spec/envSourceContainerName".into(), json!("leasehold")),
         ("/metadata/annotations".into(), json!({ "autoscaling.keda.sh/paused": "false" })),
-        (at(TRIGGER, "/queueURL"), json!("https://sqs.eu-central-1.amazonaws.com/123456789012/leasehold")),
-        (at(TRIGGER, "/queueURL"), json!("https://eu-central-1.queue.amazonaws.com/123456789012/leasehold")),
+        (
+            at(TRIGGER, "/queueURL"),
+            json!("https://sqs.eu-central-1.amazonaws.com/123456789012/leasehold"),
+        ),
+        (
+            at(TRIGGER, "/queueURL"),
+            json!("https://eu-central-1.queue.amazonaws.com/123456789012/leasehold"),
+        ),
         (at(TRIGGER, "/queueURL"), json!("leasehold")),
         (at(TRIGGER, "/queueLength"), json!(" 1 ")),
         (at(JOB, "/suspend"), json!(false)),
         (at(JOB, "/parallelism"), json!(1)),
-        (at(POD, "/initContainers/1"), json!({ "name": "proxy", "image": "envoy", "restartPolicy": "Always" })),
+        (
+            at(POD, "/initContainers/1"),
+            json!({ "name": "proxy", "image": "envoy", "restartPolicy": "Always" }),
+        ),
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(9464)),
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("9464")),
         (at(CONTAINER, "/terminationMessagePath"), json!("/dev/termination-log")),
@@ -460,8 +723,14 @@ pub fn what_is_right_in_another_way_is_not_told() {
             at(CONTAINER, "/command"),
             shell(&["/bin/sh", "-c", "cd /sample && exec leasehold run -- python3 process.py"]),
         ),
-        (at(CONTAINER, "/command"), shell(&["bash", "-euo", "pipefail", "-c", "exec leasehold run -- x"])),
-        (at(CONTAINER, "/command"), shell(&["sh", "-c", "exec \"$@\"", "sh", "leasehold", "run", "--", "x"])),
+        (
+            at(CONTAINER, "/command"),
+            shell(&["bash", "-euo", "pipefail", "-c", "exec leasehold run -- x"]),
+        ),
+        (
+            at(CONTAINER, "/command"),
+            shell(&["sh", "-c", "exec \"$@\"", "sh", "leasehold", "run", "--", "x"]),
+        ),
         (at(CONTAINER, "/command"), shell(&["tini", "-g", "--", "leasehold", "run", "--", "x"])),
         (at(CONTAINER, "/command"), shell(&["env", "A=b", "leasehold", "run", "--", "x"])),
         (
@@ -494,7 +763,11 @@ fn nothing_in_a_manifest_breaks_the_check() {
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
-                    pointers(value, &format!("{at}/{}", name.replace('~', "~0").replace('/', "~1")), all);
+                    pointers(
+                        value,
+                        &format!("{at}/{}", name.replace('~', "~0").replace('/', "~1")),
+                        all,
+                    );
                 }
             }
             Value::Array(items) => {
@@ -517,7 +790,8 @@ fn nothing_in_a_manifest_breaks_the_check() {
         json!({ "name": 1, "items": "x" }),
     ];
     let good = good();
-    let is_read = |object: &Value| ["ScaledJob", "ConfigMap"].iter().any(|kind| object["kind"] == *kind);
+    let is_read =
+        |object: &Value| ["ScaledJob", "ConfigMap"].iter().any(|kind| object["kind"] == *kind);
     for (number, object) in good.iter().enumerate().filter(|(_, object)| is_read(object)) {
         let mut all = Vec::new();
         pointers(object, "", &mut all);

@@ -1,5 +1,5 @@
-//! The CloudFormation template: it is sound, a real engine makes of it what leasehold needs, and its roles allow what is
-//! needed and no more.
+//! The CloudFormation template: it is sound, a real engine makes of it what leasehold needs, and
+//! its roles allow what is needed and no more.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,7 +15,8 @@ use crate::support::servers::installed;
 
 #[test]
 fn the_linter_finds_nothing() {
-    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/cloudformation/leasehold.yaml");
+    let template =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/cloudformation/leasehold.yaml");
     let linted = installed("moto", "cfn-lint").arg(template).output().unwrap();
     assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
 }
@@ -27,30 +28,47 @@ async fn an_object_put_into_the_bucket_of_the_template_is_processed() {
     cloud.put("elsewhere/not work", b"x").await;
     cloud.put("in/Zürich.csv", b"a,b\n").await;
     eventually("S3 told the queue", async || (cloud.counts().await == (2, 0)).then_some(())).await;
-    let left = stack.run_as_worker("--max-messages 9 --wait 1s", r#"cat "$JOB_INPUT" > seen"#).await;
+    let left =
+        stack.run_as_worker("--max-messages 9 --wait 1s", r#"cat "$JOB_INPUT" > seen"#).await;
     assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{}{}", left.stdout, left.stderr);
     assert_eq!(std::fs::read(cloud.notes.path().join("seen")).unwrap(), b"a,b\n");
-    let mut outcomes: Vec<_> = left.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
+    let mut outcomes: Vec<_> =
+        left.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
     outcomes.dedup();
-    assert_eq!(outcomes, ["test_event", "succeeded"], "S3's own test comes first, and nothing from elsewhere");
+    assert_eq!(
+        outcomes,
+        ["test_event", "succeeded"],
+        "S3's own test comes first, and nothing from elsewhere"
+    );
 
-    let asked = cloud.sqs.get_queue_attributes().queue_url(&cloud.queue_url).attribute_names(QueueAttributeName::All);
+    let asked = cloud
+        .sqs
+        .get_queue_attributes()
+        .queue_url(&cloud.queue_url)
+        .attribute_names(QueueAttributeName::All);
     let queue = asked.send().await.unwrap().attributes.unwrap();
     let redrive: Value = serde_json::from_str(&queue[&QueueAttributeName::RedrivePolicy]).unwrap();
     assert_eq!(redrive["maxReceiveCount"].to_string().trim_matches('"'), "7");
     assert_eq!(queue[&QueueAttributeName::ReceiveMessageWaitTimeSeconds], "20");
     let asked = cloud.sqs.get_queue_attributes().queue_url(&cloud.dead_letter_queue_url);
-    let dead_letters = asked.attribute_names(QueueAttributeName::All).send().await.unwrap().attributes.unwrap();
+    let dead_letters =
+        asked.attribute_names(QueueAttributeName::All).send().await.unwrap().attributes.unwrap();
     let retention = |queue: &std::collections::HashMap<QueueAttributeName, String>| -> u32 {
         queue[&QueueAttributeName::MessageRetentionPeriod].parse().unwrap()
     };
-    assert!(retention(&dead_letters) > retention(&queue), "a dead letter's age counts from its first sending");
+    assert!(
+        retention(&dead_letters) > retention(&queue),
+        "a dead letter's age counts from its first sending"
+    );
 }
 
-/// A FIFO queue, and a bucket that is there already: EventBridge sends what has the prefix and the suffix.
+/// A FIFO queue, and a bucket that is there already: EventBridge sends what has the prefix and the
+/// suffix.
 #[tokio::test]
 async fn eventbridge_sends_to_a_fifo_queue_and_for_a_bucket_that_was_there() {
-    for parameters in [&["Fifo=true", "Suffix=.csv"][..], &["ExistingBucket=incoming", "Suffix=.csv"]] {
+    for parameters in
+        [&["Fifo=true", "Suffix=.csv"][..], &["ExistingBucket=incoming", "Suffix=.csv"]]
+    {
         let stack = Stack::deploy(parameters).await;
         let cloud = &stack.cloud;
         if cloud.bucket == "incoming" {
@@ -66,12 +84,19 @@ async fn eventbridge_sends_to_a_fifo_queue_and_for_a_bucket_that_was_there() {
         }
         eventually("EventBridge sends", async || (cloud.counts().await.0 == 1).then_some(())).await;
         let left = stack.run_as_worker("--max-messages 2 --wait 1s", "true").await;
-        assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{parameters:?}: {}{}", left.stdout, left.stderr);
+        assert_eq!(
+            (left.code(), cloud.counts().await),
+            (0, (0, 0)),
+            "{parameters:?}: {}{}",
+            left.stdout,
+            left.stderr
+        );
         assert_eq!(left.record("message deleted")["key"], "in/a.csv");
     }
 }
 
-/// A queue that is there already stays as it is: the stack has the roles, and a bucket if that is not there.
+/// A queue that is there already stays as it is: the stack has the roles, and a bucket if that is
+/// not there.
 #[tokio::test]
 async fn a_queue_that_was_there_is_used_and_not_changed() {
     const QUEUE: &str = "ExistingQueueArn=arn:aws:sqs:us-east-1:123456789012:orders";
@@ -81,7 +106,13 @@ async fn a_queue_that_was_there_is_used_and_not_changed() {
         assert!(cloud.queue_url.ends_with("/123456789012/orders"), "{}", cloud.queue_url);
         assert_eq!(cloud.dead_letter_queue_url, "");
         let asked = cloud.sqs.get_queue_attributes().queue_url(&cloud.queue_url);
-        let queue = asked.attribute_names(QueueAttributeName::All).send().await.unwrap().attributes.unwrap();
+        let queue = asked
+            .attribute_names(QueueAttributeName::All)
+            .send()
+            .await
+            .unwrap()
+            .attributes
+            .unwrap();
         assert!(!queue.contains_key(&QueueAttributeName::RedrivePolicy), "{queue:?}");
 
         drain(cloud).await;
@@ -92,8 +123,15 @@ async fn a_queue_that_was_there_is_used_and_not_changed() {
             cloud.send(created(&cloud.bucket, &json!({ "key": "in/k" }))).await;
         }
         let left = stack.run_as_worker("--wait 1s", "true").await;
-        assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{parameters:?}: {}{}", left.stdout, left.stderr);
-        let attributes = stack.sqs_as(&stack.keda).get_queue_attributes().queue_url(&cloud.queue_url);
+        assert_eq!(
+            (left.code(), cloud.counts().await),
+            (0, (0, 0)),
+            "{parameters:?}: {}{}",
+            left.stdout,
+            left.stderr
+        );
+        let attributes =
+            stack.sqs_as(&stack.keda).get_queue_attributes().queue_url(&cloud.queue_url);
         assert!(stack.guarded(attributes.send()).await.is_ok(), "KEDA asks for its length");
     }
 }
@@ -141,10 +179,14 @@ impl Feature {
             Self::MissingObjects => &[("MissingObjects", "s3:ListBucket")],
             Self::Attempts => &[("Attempts", "s3:PutObject")],
             Self::Output => &[("Output", "s3:PutObject")],
-            Self::Idempotency => &[("Idempotency", "s3:GetObject"), ("Idempotency", "s3:PutObject")],
-            Self::Checkpoints => {
-                &[("Checkpoints", "s3:GetObject"), ("Checkpoints", "s3:PutObject"), ("Checkpoints", "s3:DeleteObject")]
+            Self::Idempotency => {
+                &[("Idempotency", "s3:GetObject"), ("Idempotency", "s3:PutObject")]
             }
+            Self::Checkpoints => &[
+                ("Checkpoints", "s3:GetObject"),
+                ("Checkpoints", "s3:PutObject"),
+                ("Checkpoints", "s3:DeleteObject"),
+            ],
         }
     }
 
@@ -152,7 +194,8 @@ impl Feature {
     async fn works(self, stack: &Stack, forbidden: Option<(&str, &str)>) -> Result<(), String> {
         let cloud = &stack.cloud;
         drain(cloud).await;
-        let flags = "--receive-give-up 1s --retry-min 1s --retry-max 1s --wait 1s --visibility-timeout 12s";
+        let flags =
+            "--receive-give-up 1s --retry-min 1s --retry-max 1s --wait 1s --visibility-timeout 12s";
         let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
         match self {
             Self::Work => {
@@ -162,11 +205,18 @@ impl Feature {
                 check(left.record("message deleted")["max_receive_count"] == 5, &left.stdout)
             }
             Self::Versions => {
-                let put = cloud.s3.put_object().bucket(&cloud.bucket).key("in/k").body(b"first".to_vec().into());
+                let put = cloud
+                    .s3
+                    .put_object()
+                    .bucket(&cloud.bucket)
+                    .key("in/k")
+                    .body(b"first".to_vec().into());
                 let version = put.send().await.unwrap().version_id.unwrap();
                 put_work(cloud, 2).await;
                 drain(cloud).await;
-                cloud.send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version }))).await;
+                cloud
+                    .send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version })))
+                    .await;
                 let left = stack.run_as_worker(flags, r#"cp "$JOB_INPUT" version"#).await;
                 let got = std::fs::read(cloud.notes.path().join("version")).unwrap_or_default();
                 check(left.code() == 0 && got == b"first", &left.stdout)
@@ -176,16 +226,23 @@ impl Feature {
                 let left = stack.run_as_worker(flags, "exit 3").await;
                 let next = left.record("message kept")["next"].as_str().unwrap_or_default();
                 // Not "by" or "when": then it was not released, and its lease has to end.
-                let released = ["visible again by", "visible again when"].iter().all(|words| !next.contains(words));
+                let released = ["visible again by", "visible again when"]
+                    .iter()
+                    .all(|words| !next.contains(words));
                 check(left.code() == 1 && released, &left.stdout)
             }
             Self::MissingObjects => {
-                // Moto tells everybody what is not there. S3 tells who may list, and says "forbidden" to others.
+                // Moto tells everybody what is not there. S3 tells who may list, and says
+                // "forbidden" to others.
                 let may_list = forbidden != Some(("MissingObjects", "s3:ListBucket"));
-                let (status, code) = if may_list { (404, "NoSuchKey") } else { (403, "AccessDenied") };
-                let s3 = Http::start(move |_| (status, format!("<Error><Code>{code}</Code></Error>"))).await;
+                let (status, code) =
+                    if may_list { (404, "NoSuchKey") } else { (403, "AccessDenied") };
+                let s3 =
+                    Http::start(move |_| (status, format!("<Error><Code>{code}</Code></Error>")))
+                        .await;
                 cloud.send(created(&cloud.bucket, &json!({ "key": "in/gone" }))).await;
-                let mut command = cloud.command(&[], &format!("{flags} --missing-object ignore"), "true");
+                let mut command =
+                    cloud.command(&[], &format!("{flags} --missing-object ignore"), "true");
                 command.envs(&stack.worker.credentials).env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
                 let left = stack.guarded(Leasehold::start(command).left()).await;
                 check(left.code() == 0 && left.stdout.contains("objects_gone"), &left.stdout)
@@ -202,46 +259,69 @@ impl Feature {
             Self::Output => {
                 put_work(cloud, 1).await;
                 let flags = format!("{flags} --output s3://{}/out", cloud.bucket);
-                let left = stack.run_as_worker(&flags, r#"echo x > "$JOB_OUTPUT_DIR/result""#).await;
+                let left =
+                    stack.run_as_worker(&flags, r#"echo x > "$JOB_OUTPUT_DIR/result""#).await;
                 check(left.code() == 0, &left.stdout)?;
-                let get = cloud.s3.get_object().bucket(&cloud.bucket).key("out/result").send().await;
+                let get =
+                    cloud.s3.get_object().bucket(&cloud.bucket).key("out/result").send().await;
                 check(get.is_ok(), &left.stdout)
             }
             Self::Idempotency => {
-                let put = cloud.s3.put_object().bucket(&cloud.bucket).key("in/k").body(b"x".to_vec().into());
+                let put = cloud
+                    .s3
+                    .put_object()
+                    .bucket(&cloud.bucket)
+                    .key("in/k")
+                    .body(b"x".to_vec().into());
                 let version = put.send().await.unwrap().version_id.unwrap();
-                eventually("S3 told the queue", async || (cloud.counts().await.0 > 0).then_some(())).await;
+                eventually("S3 told the queue", async || {
+                    (cloud.counts().await.0 > 0).then_some(())
+                })
+                .await;
                 drain(cloud).await;
                 let flags = format!("{flags} --idempotency s3://{}/done", cloud.bucket);
                 for outcome in ["succeeded", "already_done"] {
                     cloud
-                        .send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version, "sequencer": "1" })))
+                        .send(created(
+                            &cloud.bucket,
+                            &json!({ "key": "in/k", "versionId": version, "sequencer": "1" }),
+                        ))
                         .await;
                     let left = stack.run_as_worker(&flags, "true").await;
-                    let ended = left.log.iter().find(|record| record["message"] == "message deleted");
-                    check(left.code() == 0 && ended.is_some_and(|ended| ended["outcome"] == outcome), &left.stdout)?;
+                    let ended =
+                        left.log.iter().find(|record| record["message"] == "message deleted");
+                    check(
+                        left.code() == 0 && ended.is_some_and(|ended| ended["outcome"] == outcome),
+                        &left.stdout,
+                    )?;
                 }
                 Ok(())
             }
             Self::Checkpoints => {
                 put_work(cloud, 1).await;
                 let flags = format!("{flags} --checkpoint s3://{}/checkpoints", cloud.bucket);
-                let script =
-                    r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#;
+                let script = r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#;
                 let kept = stack.run_as_worker(&flags, script).await;
                 check(kept.code() == 1, &kept.stdout)?;
-                eventually("it is visible", async || (cloud.counts().await.0 == 1).then_some(())).await;
+                eventually("it is visible", async || (cloud.counts().await.0 == 1).then_some(()))
+                    .await;
                 let left = stack.run_as_worker(&flags, script).await;
                 check(left.code() == 0, &left.stdout)?;
-                let listed = cloud.s3.list_objects_v2().bucket(&cloud.bucket).prefix("checkpoints/").send().await;
+                let listed = cloud
+                    .s3
+                    .list_objects_v2()
+                    .bucket(&cloud.bucket)
+                    .prefix("checkpoints/")
+                    .send()
+                    .await;
                 check(listed.unwrap().key_count == Some(0), "the checkpoint is not dropped")
             }
         }
     }
 }
 
-/// Puts an object, and waits until there are so many messages: S3 takes its time to tell. There can be more, if the put
-/// was tried twice.
+/// Puts an object, and waits until there are so many messages: S3 takes its time to tell. There can
+/// be more, if the put was tried twice.
 async fn put_work(cloud: &Cloud, messages: u32) {
     cloud.put("in/k", b"x").await;
     eventually("S3 told the queue", async || {
@@ -265,7 +345,9 @@ async fn drain(cloud: &Cloud) {
 
 async fn take_out(cloud: &Cloud, at_most: i32) {
     let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).wait_time_seconds(0);
-    for message in asked.max_number_of_messages(at_most).send().await.unwrap().messages.unwrap_or_default() {
+    for message in
+        asked.max_number_of_messages(at_most).send().await.unwrap().messages.unwrap_or_default()
+    {
         let delete = cloud.sqs.delete_message().queue_url(&cloud.queue_url);
         delete.receipt_handle(message.receipt_handle.unwrap()).send().await.unwrap();
     }
@@ -287,7 +369,8 @@ async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
     let document = &stack.worker.document;
     let allowed: BTreeSet<_> = actions(document).into_iter().collect();
     let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain(&CLEARS_UP);
-    let needed: BTreeSet<_> = needed.map(|(sid, action)| ((*sid).to_owned(), (*action).to_owned())).collect();
+    let needed: BTreeSet<_> =
+        needed.map(|(sid, action)| ((*sid).to_owned(), (*action).to_owned())).collect();
     assert_eq!(allowed, needed);
 
     for feature in Feature::ALL {
@@ -302,7 +385,8 @@ async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
     }
 }
 
-/// Another account's cluster, or another cluster of this one, gets nobody's role: a service that acts for others says for whom.
+/// Another account's cluster, or another cluster of this one, gets nobody's role: a service that
+/// acts for others says for whom.
 #[tokio::test]
 async fn the_roles_trust_one_cluster_and_one_service_account() {
     let source = |cluster: &str| {
@@ -312,24 +396,35 @@ async fn the_roles_trust_one_cluster_and_one_service_account() {
         })
     };
     let oidc = "OidcProvider=oidc.eks.us-east-1.amazonaws.com/id/ABC";
-    for (parameters, cluster) in
-        [(&["ClusterName=prod"][..], "prod"), (&[], "*"), (&["ClusterName=prod", oidc], "prod"), (&[oidc], "*")]
-    {
+    for (parameters, cluster) in [
+        (&["ClusterName=prod"][..], "prod"),
+        (&[], "*"),
+        (&["ClusterName=prod", oidc], "prod"),
+        (&[oidc], "*"),
+    ] {
         let stack = Stack::deploy(parameters).await;
-        for (role, subject) in [(&stack.worker, "leasehold:leasehold"), (&stack.keda, "keda:keda-operator")] {
+        for (role, subject) in
+            [(&stack.worker, "leasehold:leasehold"), (&stack.keda, "keda:keda-operator")]
+        {
             let statements = role.trust["Statement"].as_array().unwrap();
             assert_eq!(statements[0]["Condition"], source(cluster), "{parameters:?}");
             let web_identity = json!({ "StringEquals": {
                 "oidc.eks.us-east-1.amazonaws.com/id/ABC:aud": "sts.amazonaws.com",
                 "oidc.eks.us-east-1.amazonaws.com/id/ABC:sub": format!("system:serviceaccount:{subject}"),
             } });
-            let others: Vec<_> = statements[1..].iter().map(|statement| &statement["Condition"]).collect();
-            assert_eq!(others, if parameters.contains(&oidc) { vec![&web_identity] } else { vec![] }, "{parameters:?}");
+            let others: Vec<_> =
+                statements[1..].iter().map(|statement| &statement["Condition"]).collect();
+            assert_eq!(
+                others,
+                if parameters.contains(&oidc) { vec![&web_identity] } else { vec![] },
+                "{parameters:?}"
+            );
         }
     }
 }
 
-/// What is put into a text or an ARN must not change what a policy says; and over plain HTTP nobody gets in.
+/// What is put into a text or an ARN must not change what a policy says; and over plain HTTP nobody
+/// gets in.
 #[test]
 fn parameters_are_bounded_and_the_policies_demand_tls() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -354,7 +449,12 @@ async fn kedas_role_may_ask_for_the_length_and_nothing_else() {
     assert!(stack.guarded(sqs.purge_queue().queue_url(url).send()).await.is_err());
     let dead_letters = sqs.get_queue_attributes().queue_url(&stack.cloud.dead_letter_queue_url);
     assert!(stack.guarded(dead_letters.send()).await.is_err(), "another queue");
-    assert_eq!(actions(&stack.keda.document), [("Length".to_owned(), "sqs:GetQueueAttributes".to_owned())]);
-    stack.set_policy(&stack.keda, &without(&stack.keda.document, "Length", "sqs:GetQueueAttributes")).await;
+    assert_eq!(
+        actions(&stack.keda.document),
+        [("Length".to_owned(), "sqs:GetQueueAttributes".to_owned())]
+    );
+    stack
+        .set_policy(&stack.keda, &without(&stack.keda.document, "Length", "sqs:GetQueueAttributes"))
+        .await;
     assert!(!length().await);
 }

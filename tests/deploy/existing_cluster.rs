@@ -1,5 +1,5 @@
-//! docs/existing-cluster.md: its diff and its words are true of the files beside it and of the program, and what it leads to
-//! processes a file.
+//! docs/existing-cluster.md: its diff and its words are true of the files beside it and of the
+//! program, and what it leads to processes a file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -61,7 +61,12 @@ fn the_diff_makes_the_file_of_what_most_have() {
     let (file, diff) = (folder.path().join("scaled-job.yaml"), folder.path().join("diff"));
     fs::write(&file, &before).unwrap();
     fs::write(&diff, blocks("diff").concat()).unwrap();
-    let patched = std::process::Command::new("patch").arg("--quiet").arg("-i").arg(&diff).current_dir(&folder).status();
+    let patched = std::process::Command::new("patch")
+        .arg("--quiet")
+        .arg("-i")
+        .arg(&diff)
+        .current_dir(&folder)
+        .status();
     assert!(patched.unwrap().success());
     assert_eq!(fs::read_to_string(file).unwrap(), after);
     let shipped = read("deploy/existing-cluster/scaled-job.yaml");
@@ -71,11 +76,19 @@ fn the_diff_makes_the_file_of_what_most_have() {
 #[test]
 fn what_the_page_says_of_the_old_file_is_what_check_finds() {
     let (before, _) = sides();
-    let before = [vec![before], blocks("yaml")].concat().iter().flat_map(|block| objects(block)).collect::<Vec<_>>();
-    let found: BTreeSet<_> = findings(&before).into_iter().map(|finding| finding.id.to_owned()).collect();
+    let before = [vec![before], blocks("yaml")]
+        .concat()
+        .iter()
+        .flat_map(|block| objects(block))
+        .collect::<Vec<_>>();
+    let found: BTreeSet<_> =
+        findings(&before).into_iter().map(|finding| finding.id.to_owned()).collect();
     let page = read("docs/existing-cluster.md");
-    let named: BTreeSet<_> =
-        page.split("](findings.md#").skip(1).map(|rest| rest.split(')').next().unwrap().to_owned()).collect();
+    let named: BTreeSet<_> = page
+        .split("](findings.md#")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap().to_owned())
+        .collect();
     assert_eq!(found, named);
 }
 
@@ -88,7 +101,8 @@ fn the_result_passes_every_check() {
     assert_eq!(complaints(&objects), [""; 0]);
 
     // As the page says of a TriggerAuthentication that is in another file.
-    let alone: Vec<_> = objects.into_iter().filter(|object| object["kind"] != "TriggerAuthentication").collect();
+    let alone: Vec<_> =
+        objects.into_iter().filter(|object| object["kind"] != "TriggerAuthentication").collect();
     let (code, said) = checked(&alone);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("\nunchecked[") || said.starts_with("unchecked["), "{said}");
@@ -100,20 +114,33 @@ async fn the_result_processes_a_file() {
     let pod = &only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"];
     let cloud = Cloud::new(5).await;
     let volume = tempfile::tempdir().unwrap();
-    let place = |path: &Value| path.as_str().unwrap().replace("/opt/leasehold", volume.path().to_str().unwrap());
+    let place = |path: &Value| {
+        path.as_str().unwrap().replace("/opt/leasehold", volume.path().to_str().unwrap())
+    };
 
     // The init container.
     let args = pod["initContainers"][0]["args"].as_array().unwrap();
-    let install = Command::new(env!("CARGO_BIN_EXE_leasehold")).args(args.iter().map(place)).output().await.unwrap();
+    let install = Command::new(env!("CARGO_BIN_EXE_leasehold"))
+        .args(args.iter().map(place))
+        .output()
+        .await
+        .unwrap();
     assert!(install.status.success(), "{}", String::from_utf8_lossy(&install.stderr));
 
     // The program of the page, which knows nothing of SQS.
     let program = cloud.notes.path().join("process.py");
-    fs::write(&program, "import os\nopen('seen', 'wb').write(open(os.environ['JOB_INPUT'], 'rb').read())\n").unwrap();
+    fs::write(
+        &program,
+        "import os\nopen('seen', 'wb').write(open(os.environ['JOB_INPUT'], 'rb').read())\n",
+    )
+    .unwrap();
     let container = &pod["containers"][0];
     let command: Vec<_> = container["command"].as_array().unwrap().iter().map(place).collect();
     let (last, words) = command.split_last().unwrap();
-    assert_eq!((&words[1..], last.as_str()), (&["run", "--", "python3"].map(String::from)[..], "/app/process.py"));
+    assert_eq!(
+        (&words[1..], last.as_str()),
+        (&["run", "--", "python3"].map(String::from)[..], "/app/process.py")
+    );
     let mut pod = Command::new(&words[0]);
     pod.args(&words[1..]).arg(program).current_dir(cloud.notes.path());
     for variable in container["env"].as_array().unwrap() {

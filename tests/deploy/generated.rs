@@ -27,14 +27,17 @@ const WRITTEN: [&str; 8] = [
 fn every_written_file_is_as_it_would_be_written_now() {
     let folder = tempfile::tempdir().unwrap();
     let mut copy = Command::new("cp");
-    copy.arg("-R").args(["deploy", "docs", "grafana"].map(|name| root().join(name))).arg(folder.path());
+    copy.arg("-R")
+        .args(["deploy", "docs", "grafana"].map(|name| root().join(name)))
+        .arg(folder.path());
     assert!(copy.status().unwrap().success());
     for file in WRITTEN.iter().filter(|file| !file.ends_with("schema.json")) {
         fs::remove_file(folder.path().join(file)).unwrap();
     }
     let kubectl = installed("kubernetes", "kubectl").get_program().to_owned();
     let script = folder.path().join("deploy/regenerate");
-    let written = installed("kubernetes", "python").arg(script).env("KUBECTL", kubectl).output().unwrap();
+    let written =
+        installed("kubernetes", "python").arg(script).env("KUBECTL", kubectl).output().unwrap();
     assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
     for file in WRITTEN {
         let read = |folder: &Path| fs::read(folder.join(file)).unwrap();
@@ -47,10 +50,16 @@ fn the_file_to_paste_is_the_default_overlay_and_its_namespace() {
     let text = fs::read_to_string(root().join("deploy/install.yaml")).unwrap();
     let mut pasted = objects(&text);
     let namespace = pasted.remove(0);
-    assert_eq!((&namespace["kind"], &namespace["metadata"]["name"]), (&"Namespace".into(), &"leasehold".into()));
+    assert_eq!(
+        (&namespace["kind"], &namespace["metadata"]["name"]),
+        (&"Namespace".into(), &"leasehold".into())
+    );
     assert_eq!(pasted, overlay("heartbeat"));
     let (code, said) = checked(&pasted);
-    assert!(code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"), "{said}");
+    assert!(
+        code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
+        "{said}"
+    );
     assert_eq!(complaints(&[vec![namespace], pasted].concat()), [""; 0]);
 
     let edits = text.matches(" # EDIT: ").count();

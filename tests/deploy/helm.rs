@@ -1,4 +1,5 @@
-//! The Helm chart: what Helm makes of it equals what kustomize makes of the overlays, and its values are checked.
+//! The Helm chart: what Helm makes of it equals what kustomize makes of the overlays, and its
+//! values are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -36,7 +37,8 @@ fn report(name: &str, values: &[Value]) -> Report {
         })
         .collect();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/render.py");
-    let said = run(installed("helm", "python").arg(script).arg(chart()), &json!(releases).to_string());
+    let said =
+        run(installed("helm", "python").arg(script).arg(chart()), &json!(releases).to_string());
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     serde_json::from_slice(&said.stdout).unwrap()
 }
@@ -82,7 +84,11 @@ fn without_release(value: &Value) -> Value {
 /// By kind and name.
 fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
     let named = objects.iter().map(|object| {
-        let name = format!("{} {}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
+        let name = format!(
+            "{} {}",
+            object["kind"].as_str().unwrap(),
+            object["metadata"]["name"].as_str().unwrap()
+        );
         (name, without_release(object))
     });
     named.collect()
@@ -98,7 +104,11 @@ fn twins() -> Vec<(&'static str, Value, Vec<Value>)> {
             json!({ "settings": { "visibility": "heartbeat", "visibility-timeout": "2m" } }),
             overlay("heartbeat"),
         ),
-        ("fixed", json!({ "settings": { "visibility": "fixed", "max-duration": "10m" } }), overlay("fixed")),
+        (
+            "fixed",
+            json!({ "settings": { "visibility": "fixed", "max-duration": "10m" } }),
+            overlay("fixed"),
+        ),
         (
             "spot",
             json!({
@@ -144,15 +154,19 @@ fn twins() -> Vec<(&'static str, Value, Vec<Value>)> {
                     "dashboard": { "enabled": true },
                 },
             }),
-            own("{resources: [../base], components: [../components/irsa, ../components/network-policy, \
+            own(
+                "{resources: [../base], components: [../components/irsa, ../components/network-policy, \
                  ../components/pushgateway, ../components/service-monitor, ../components/prometheus-rule, \
-                 ../components/dashboard]}"),
+                 ../components/dashboard]}",
+            ),
         ),
         (
             "scraped",
             json!({ "metrics": { "podMonitor": { "enabled": true } } }),
-            own("{resources: [../base], components: [../components/network-policy, ../components/pod-identity, \
-                 ../components/pod-monitor]}"),
+            own(
+                "{resources: [../base], components: [../components/network-policy, ../components/pod-identity, \
+                 ../components/pod-monitor]}",
+            ),
         ),
         (
             "own work",
@@ -178,9 +192,11 @@ fn twins() -> Vec<(&'static str, Value, Vec<Value>)> {
                 "mountpoint": { "bucket": "leasehold-123456789012-eu-central-1" },
                 "workDir": { "storageClass": "default", "size": "100Gi" },
             }),
-            own("{resources: [../base], components: [../components/network-policy, ../components/pod-identity, \
+            own(
+                "{resources: [../base], components: [../components/network-policy, ../components/pod-identity, \
                  ../components/pushgateway, ../components/mountpoint, ../components/ephemeral-volume], \
-                 transformers: [../last-ephemeral]}"),
+                 transformers: [../last-ephemeral]}",
+            ),
         ),
     ]
 }
@@ -230,7 +246,8 @@ fn the_chart_makes_the_objects_of_the_overlays() {
     let twins = twins();
     let values: Vec<_> = twins.iter().map(|(_, values, _)| values.clone()).collect();
     let report = report("leasehold", &values);
-    let problems: Vec<_> = report.lint.iter().filter(|message| message["severity"].as_u64() > Some(1)).collect();
+    let problems: Vec<_> =
+        report.lint.iter().filter(|message| message["severity"].as_u64() > Some(1)).collect();
     assert_eq!(problems, [&Value::Null; 0]);
 
     let mut all = Vec::new();
@@ -239,7 +256,11 @@ fn the_chart_makes_the_objects_of_the_overlays() {
         let (tests, objects): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_of_a_test);
         assert_eq!(tests.len(), 1, "{name}");
         let (by_helm, by_kustomize) = (by_name(&objects), by_name(by_kustomize));
-        assert_eq!(by_helm.keys().collect::<Vec<_>>(), by_kustomize.keys().collect::<Vec<_>>(), "{name}");
+        assert_eq!(
+            by_helm.keys().collect::<Vec<_>>(),
+            by_kustomize.keys().collect::<Vec<_>>(),
+            "{name}"
+        );
         for (object, by_helm) in &by_helm {
             similar_asserts(name, object, by_helm, &by_kustomize[object]);
         }
@@ -256,11 +277,15 @@ fn similar_asserts(twin: &str, object: &str, by_helm: &Value, by_kustomize: &Val
         match (a, b) {
             (Value::Object(left), Value::Object(right)) => {
                 let names: BTreeSet<_> = left.keys().chain(right.keys()).collect();
-                names.into_iter().find_map(|name| first_difference(&format!("{path}/{name}"), &a[name], &b[name]))
+                names.into_iter().find_map(|name| {
+                    first_difference(&format!("{path}/{name}"), &a[name], &b[name])
+                })
             }
             (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
                 let pairs = left.iter().zip(right).enumerate();
-                pairs.into_iter().find_map(|(at, (a, b))| first_difference(&format!("{path}/{at}"), a, b))
+                pairs
+                    .into_iter()
+                    .find_map(|(at, (a, b))| first_difference(&format!("{path}/{at}"), a, b))
             }
             _ => (a != b).then(|| format!("{path}: Helm {a}, kustomize {b}")),
         }
@@ -272,13 +297,22 @@ fn similar_asserts(twin: &str, object: &str, by_helm: &Value, by_kustomize: &Val
 /// With the one value that nobody else can know.
 #[test]
 fn one_value_is_enough_to_render_and_another_name_changes_every_name() {
-    let report = report("orders", &[json!({}), json!({ "region": "", "queueUrl": "http://emulator:4566/0/q" })]);
+    let report = report(
+        "orders",
+        &[json!({}), json!({ "region": "", "queueUrl": "http://emulator:4566/0/q" })],
+    );
     let objects = release(report.rendered[0].as_ref().unwrap());
     for object in &objects {
-        assert!(object["metadata"]["name"].as_str().unwrap().starts_with("orders-leasehold"), "{object}");
+        assert!(
+            object["metadata"]["name"].as_str().unwrap().starts_with("orders-leasehold"),
+            "{object}"
+        );
     }
     let (code, said) = checked(&objects);
-    assert!(code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"), "{said}");
+    assert!(
+        code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
+        "{said}"
+    );
     assert!(report.rendered[1].as_ref().unwrap_err().contains("region is required"));
 }
 
@@ -286,19 +320,22 @@ fn one_value_is_enough_to_render_and_another_name_changes_every_name() {
 #[test]
 fn the_values_of_the_page_are_taken() {
     let page = std::fs::read_to_string(chart().parent().unwrap().join("README.md")).unwrap();
-    let blocks: Vec<_> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let blocks: Vec<_> =
+        page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let values: Vec<_> = blocks.iter().flat_map(|block| super::manifests::objects(block)).collect();
     assert_eq!((values.len(), values[0].as_object().unwrap().len()), (3, 4));
     for rendered in report("orders", &values).rendered {
         let (code, said) = checked(&release(&rendered.unwrap()));
-        assert!(code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"), "{said}");
+        assert!(
+            code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
+            "{said}"
+        );
     }
 }
 
 #[test]
 fn job_types_are_given_as_a_file_with_a_command_or_without() {
-    let job_types =
-        json!([{ "name": "csv", "match": { "key": "in/**/*.csv" }, "command": ["true"], "max-duration": "5m" }]);
+    let job_types = json!([{ "name": "csv", "match": { "key": "in/**/*.csv" }, "command": ["true"], "max-duration": "5m" }]);
     for (values, command) in [
         (
             json!({ "jobTypes": job_types, "command": ["false"] }),
@@ -308,9 +345,11 @@ fn job_types_are_given_as_a_file_with_a_command_or_without() {
     ] {
         let objects = render(&values);
         let is_file = |object: &&Value| object["metadata"]["name"] == "leasehold-job-types";
-        let file = objects.iter().find(is_file).unwrap()["data"]["job-types.yaml"].as_str().unwrap();
+        let file =
+            objects.iter().find(is_file).unwrap()["data"]["job-types.yaml"].as_str().unwrap();
         assert_eq!(super::manifests::objects(file), [json!({ "job-types": job_types })]);
-        let container = &only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"]["containers"][0];
+        let container = &only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
+            [0];
         assert_eq!(container["command"], command);
         assert_eq!(container["volumeMounts"][1]["mountPath"], "/etc/leasehold");
         let (code, said) = checked(&objects);
@@ -347,8 +386,12 @@ fn values_that_are_misspelt_or_cannot_be_are_refused() {
 fn settings_takes_every_flag_that_the_chart_does_not_set() {
     let schema = std::fs::read_to_string(chart().join("values.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();
-    let taken: BTreeSet<_> =
-        schema["properties"]["settings"]["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+    let taken: BTreeSet<_> = schema["properties"]["settings"]["properties"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
     let actions = command();
     let run = actions.get_subcommands().find(|action| action.get_name() == "run").unwrap();
     let of_the_chart = [
@@ -364,7 +407,8 @@ fn settings_takes_every_flag_that_the_chart_does_not_set() {
         "namespace",
         "termination-log",
     ];
-    let flags = run.get_arguments().filter(|flag| flag.get_env().is_some()).filter_map(clap::Arg::get_long);
+    let flags =
+        run.get_arguments().filter(|flag| flag.get_env().is_some()).filter_map(clap::Arg::get_long);
     let flags: BTreeSet<_> = flags.filter(|flag| !of_the_chart.contains(flag)).collect();
     assert_eq!(taken, flags, "run deploy/regenerate");
 }
@@ -383,7 +427,9 @@ fn the_notes_say_what_to_do_next() {
     let values = [json!({}), json!({ "command": ["true"] })];
     for rendered in report("orders", &values).rendered {
         let notes = rendered.unwrap().remove("leasehold/templates/NOTES.txt").unwrap();
-        for line in ["helm test orders --namespace leasehold --logs", "describe scaledjob orders-leasehold"] {
+        for line in
+            ["helm test orders --namespace leasehold --logs", "describe scaledjob orders-leasehold"]
+        {
             assert!(notes.contains(line), "{notes}");
         }
     }
@@ -402,7 +448,8 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
         "pushgateway": { "enabled": false },
     });
     let objects = render(&values);
-    let container = &objects.iter().find(|object| is_of_a_test(object)).unwrap()["spec"]["containers"][0];
+    let container =
+        &objects.iter().find(|object| is_of_a_test(object)).unwrap()["spec"]["containers"][0];
     assert_eq!(container["command"], json!(["/opt/leasehold/leasehold", "check"]));
     let is_settings = |object: &&Value| object["metadata"]["name"] == "leasehold-settings";
     let settings = &objects.iter().find(is_settings).unwrap()["data"];
@@ -413,7 +460,11 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
     }
     settings.insert("LEASEHOLD_WORK_DIR".to_owned(), cloud.notes.path().display().to_string());
     let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    check.arg("check").envs(&settings).env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    check
+        .arg("check")
+        .envs(&settings)
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test");
     cloud.put("in/k", b"x").await;
     let left = Leasehold::start(check).left().await;
     assert_eq!(left.code(), 0, "{}{}", left.stdout, left.stderr);

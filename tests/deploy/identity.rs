@@ -1,5 +1,6 @@
-//! How a pod gets its role: by IRSA from an STS, by EKS Pod Identity from an agent, both scripted; the credentials that they
-//! hand out are the only ones with which the queue and the bucket can be used.
+//! How a pod gets its role: by IRSA from an STS, by EKS Pod Identity from an agent, both scripted;
+//! the credentials that they hand out are the only ones with which the queue and the bucket can be
+//! used.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,8 @@ type Heard = Arc<Mutex<Vec<String>>>;
 
 async fn run(stack: &Stack, prepare: impl FnOnce(&mut Command)) -> Left {
     stack.cloud.put("in/k", b"x").await;
-    eventually("S3 told the queue", async || (stack.cloud.counts().await == (2, 0)).then_some(())).await;
+    eventually("S3 told the queue", async || (stack.cloud.counts().await == (2, 0)).then_some(()))
+        .await;
     // Past S3's test event.
     let flags = "--max-messages 3 --wait 1s --receive-give-up 2s";
     let mut command = stack.cloud.command(&[], flags, r#"cat "$JOB_INPUT" > seen"#);
@@ -33,17 +35,27 @@ async fn run(stack: &Stack, prepare: impl FnOnce(&mut Command)) -> Left {
 
 fn assert_processed(stack: &Stack, left: &Left) {
     assert_eq!(left.code(), 0, "{}{}", left.stdout, left.stderr);
-    assert_eq!(left.log.iter().filter(|record| record["outcome"] == "succeeded").count(), 1, "{}", left.stdout);
+    assert_eq!(
+        left.log.iter().filter(|record| record["outcome"] == "succeeded").count(),
+        1,
+        "{}",
+        left.stdout
+    );
     assert!(stack.cloud.notes.path().join("seen").exists());
 }
 
-fn sts(credentials: &BTreeMap<String, String>, heard: &Heard) -> impl Fn(&str) -> (u16, String) + use<> {
+fn sts(
+    credentials: &BTreeMap<String, String>,
+    heard: &Heard,
+) -> impl Fn(&str) -> (u16, String) + use<> {
     let answer = format!(
         "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
          <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{}</AccessKeyId>\
          <SecretAccessKey>{}</SecretAccessKey><SessionToken>{}</SessionToken><Expiration>{EXPIRES}</Expiration>\
          </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
-        credentials["AWS_ACCESS_KEY_ID"], credentials["AWS_SECRET_ACCESS_KEY"], credentials["AWS_SESSION_TOKEN"]
+        credentials["AWS_ACCESS_KEY_ID"],
+        credentials["AWS_SECRET_ACCESS_KEY"],
+        credentials["AWS_SESSION_TOKEN"]
     );
     recorded(heard, answer)
 }
@@ -62,7 +74,10 @@ async fn by_irsa_an_sts_gives_the_role_for_the_pods_token() {
     let stack = Stack::deploy(&["OidcProvider=oidc.eks.us-east-1.amazonaws.com/id/ABC"]).await;
     let trust = &stack.worker.trust["Statement"][1]["Condition"]["StringEquals"];
     let subject = "system:serviceaccount:leasehold:leasehold";
-    assert_eq!(trust["oidc.eks.us-east-1.amazonaws.com/id/ABC:sub"], subject, "the ServiceAccount of the manifests");
+    assert_eq!(
+        trust["oidc.eks.us-east-1.amazonaws.com/id/ABC:sub"], subject,
+        "the ServiceAccount of the manifests"
+    );
 
     let heard = Heard::default();
     let sts = Http::start(sts(&stack.worker.credentials, &heard)).await;
@@ -103,7 +118,10 @@ async fn an_sts_that_refuses_ends_the_run_with_its_own_words() {
 #[tokio::test]
 async fn by_pod_identity_the_agent_gives_the_role_for_the_pods_token() {
     let stack = Stack::deploy(&[]).await;
-    assert_eq!(stack.worker.trust["Statement"][0]["Principal"], json!({ "Service": "pods.eks.amazonaws.com" }));
+    assert_eq!(
+        stack.worker.trust["Statement"][0]["Principal"],
+        json!({ "Service": "pods.eks.amazonaws.com" })
+    );
     assert_eq!(stack.worker.trust["Statement"].as_array().unwrap().len(), 1);
 
     let answer = json!({
@@ -117,8 +135,12 @@ async fn by_pod_identity_the_agent_gives_the_role_for_the_pods_token() {
     let agent = Http::start(recorded(&heard, answer.to_string())).await;
     let left = run(&stack, |command| {
         // As EKS sets them, but for the agent's address.
-        command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/v1/credentials", agent.endpoint));
-        command.env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", stack.cloud.notes.path().join("token"));
+        command.env(
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            format!("{}/v1/credentials", agent.endpoint),
+        );
+        command
+            .env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", stack.cloud.notes.path().join("token"));
     })
     .await;
     assert_processed(&stack, &left);

@@ -1,7 +1,8 @@
-//! The image, as far as it can be made without a registry: a root folder with what the Dockerfile copies into its last stage
-//! and what a kubelet mounts, and in it the static binary as PID 1 of nobody in particular. Names are looked up by DNS, and
-//! SQS and S3 are behind TLS under their own names. With the variable IMAGE_BUILDER the whole Dockerfile is built, and its image
-//! is what runs.
+//! The image, as far as it can be made without a registry: a root folder with what the Dockerfile
+//! copies into its last stage and what a kubelet mounts, and in it the static binary as PID 1 of
+//! nobody in particular. Names are looked up by DNS, and SQS and S3 are behind TLS under their own
+//! names. With the variable IMAGE_BUILDER the whole Dockerfile is built, and its image is what
+//! runs.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -33,14 +34,19 @@ fn repository() -> &'static Path {
 /// What tests/run has built by deploy/build-static.
 fn static_binary() -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_leasehold")).with_file_name("leasehold-static");
-    assert!(binary.exists(), "{} is missing: run the tests by tests/run, which builds it", binary.display());
+    assert!(
+        binary.exists(),
+        "{} is missing: run the tests by tests/run, which builds it",
+        binary.display()
+    );
     binary
 }
 
 /// Of the image that is built whole.
 const COMMIT: &str = "0123abc 2026-11-29";
 
-/// The files of the image that IMAGE_BUILDER makes, if there is that variable: `docker build` or `buildah build`, for example.
+/// The files of the image that IMAGE_BUILDER makes, if there is that variable: `docker build` or
+/// `buildah build`, for example.
 #[expect(clippy::disallowed_methods, reason = "it is the tests' own")]
 static BUILT: LazyLock<Option<TempDir>> = LazyLock::new(|| {
     let builder = std::env::var("IMAGE_BUILDER").ok()?;
@@ -48,7 +54,12 @@ static BUILT: LazyLock<Option<TempDir>> = LazyLock::new(|| {
     let output = format!("type=local,dest={}", root.path().display());
     let mut words = builder.split_whitespace();
     let mut build = std::process::Command::new(words.next().expect("a program"));
-    build.current_dir(repository()).args(words).args(["--file", "deploy/Dockerfile", "--output", &output]);
+    build.current_dir(repository()).args(words).args([
+        "--file",
+        "deploy/Dockerfile",
+        "--output",
+        &output,
+    ]);
     let built = build.arg(format!("--build-arg=BUILD_COMMIT={COMMIT}")).arg(".").status().unwrap();
     assert!(built.success(), "{builder}: {built}");
     Some(root)
@@ -61,7 +72,9 @@ fn binary() -> PathBuf {
 
 /// The last stage of the Dockerfile, an instruction each.
 fn last_stage() -> Vec<String> {
-    let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap().replace("\\\n", " ");
+    let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile"))
+        .unwrap()
+        .replace("\\\n", " ");
     let (_, stage) = dockerfile.rsplit_once("FROM ").unwrap();
     stage.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
@@ -82,8 +95,11 @@ impl Aws {
         let made = rcgen::generate_simple_self_signed([SQS, S3].map(str::to_owned)).unwrap();
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let tls = tls.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let tls =
+            tls.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
         let privileged = "only root may listen on ports 53 and 443";
         let https = TcpListener::bind((address, 443)).await.expect(privileged);
         let dns = UdpSocket::bind((address, 53)).await.expect(privileged);
@@ -92,7 +108,11 @@ impl Aws {
             tokio::spawn(pass_on(https, TlsAcceptor::from(Arc::new(tls)), upstream)),
             tokio::spawn(answer(dns, address)),
         ];
-        Self { address, certificate: made.cert.pem(), _serving: serving.map(AbortOnDropHandle::new) }
+        Self {
+            address,
+            certificate: made.cert.pem(),
+            _serving: serving.map(AbortOnDropHandle::new),
+        }
     }
 }
 
@@ -150,12 +170,14 @@ impl Container {
             }
         }
         if let Some(aws) = aws {
-            std::fs::write(at("/etc/resolv.conf"), format!("nameserver {}\n", aws.address)).unwrap();
+            std::fs::write(at("/etc/resolv.conf"), format!("nameserver {}\n", aws.address))
+                .unwrap();
         }
         for folder in ["/proc", "/dev", "/work"] {
             std::fs::create_dir(at(folder)).unwrap();
         }
-        std::os::unix::fs::chown(at("/work"), Some(65532), Some(65532)).expect("only root may do that");
+        std::os::unix::fs::chown(at("/work"), Some(65532), Some(65532))
+            .expect("only root may do that");
         Self { root }
     }
 
@@ -164,7 +186,17 @@ impl Container {
         const MOUNT_AND_CHANGE: &str = r#"mount -t proc proc "$1/proc" && : > "$1/dev/null" && mount --bind /dev/null "$1/dev/null" &&
             root=$1 && shift && exec chroot --userspec=65532:65532 "$root" /leasehold "$@""#;
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--fork", "--pid", "--kill-child=KILL", "--", "sh", "-c", MOUNT_AND_CHANGE, "sh"]);
+        command.args([
+            "--mount",
+            "--fork",
+            "--pid",
+            "--kill-child=KILL",
+            "--",
+            "sh",
+            "-c",
+            MOUNT_AND_CHANGE,
+            "sh",
+        ]);
         command.arg(self.root.path()).args(arguments);
         command
     }
@@ -172,7 +204,8 @@ impl Container {
     /// `leasehold run` on the queue, as a pod runs it.
     fn run(&self, cloud: &Cloud, arguments: &[&str]) -> Leasehold {
         let queue = format!("https://{SQS}/000000000000/{}", cloud.bucket);
-        let mut command = self.command(&["run", "--queue-url", &queue, "--work-dir", "/work", "--wait", "1s"]);
+        let mut command =
+            self.command(&["run", "--queue-url", &queue, "--work-dir", "/work", "--wait", "1s"]);
         command.arg("--").args(arguments);
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
         // Its own name; but a bucket's is a path there, since the certificate is for one host.
@@ -186,10 +219,15 @@ fn the_last_stage_is_two_files_labels_a_user_and_an_entrypoint() {
     let stage = last_stage();
     let (copied, rest): (Vec<_>, Vec<_>) = stage.iter().partition(|line| line.starts_with("COPY "));
     assert_eq!(copied.len(), 2);
-    let (labels, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|line| line.starts_with("LABEL "));
+    let (labels, rest): (Vec<_>, Vec<_>) =
+        rest.into_iter().partition(|line| line.starts_with("LABEL "));
     assert_eq!(rest, ["scratch", "USER 65532:65532", r#"ENTRYPOINT ["/leasehold"]"#]);
     for label in ["title", "description", "licenses"] {
-        assert_eq!(labels[0].matches(&format!("org.opencontainers.image.{label}=")).count(), 1, "{label}");
+        assert_eq!(
+            labels[0].matches(&format!("org.opencontainers.image.{label}=")).count(),
+            1,
+            "{label}"
+        );
     }
 }
 
@@ -197,8 +235,12 @@ fn the_last_stage_is_two_files_labels_a_user_and_an_entrypoint() {
 fn the_image_if_it_is_built_has_two_files_and_knows_its_commit() {
     let Some(built) = BUILT.as_ref() else { return };
     let files = WalkDir::new(built.path()).sort_by_file_name().into_iter().map(Result::unwrap);
-    let files: Vec<_> = files.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path).collect();
-    let expected = ["etc/ssl/certs/ca-certificates.crt", "leasehold"].map(|path| built.path().join(path));
+    let files: Vec<_> = files
+        .filter(|entry| entry.file_type().is_file())
+        .map(walkdir::DirEntry::into_path)
+        .collect();
+    let expected =
+        ["etc/ssl/certs/ca-certificates.crt", "leasehold"].map(|path| built.path().join(path));
     assert_eq!(files, expected);
     let version = std::process::Command::new(binary()).arg("--version").output().unwrap();
     let version = String::from_utf8(version.stdout).unwrap();
@@ -208,9 +250,12 @@ fn the_image_if_it_is_built_has_two_files_and_knows_its_commit() {
 #[test]
 fn the_build_gets_its_sources_and_nothing_else_of_the_repository() {
     let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
-    let copies =
-        dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|it| !it.starts_with("--from"));
-    let sources: BTreeSet<_> = copies.flat_map(|words| words.rsplit_once(' ').unwrap().0.split(' ')).collect();
+    let copies = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|it| !it.starts_with("--from"));
+    let sources: BTreeSet<_> =
+        copies.flat_map(|words| words.rsplit_once(' ').unwrap().0.split(' ')).collect();
     let ignore = std::fs::read_to_string(repository().join(".dockerignore")).unwrap();
     let sent: BTreeSet<_> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
     assert_eq!(sources, sent);
@@ -227,17 +272,29 @@ async fn in_an_empty_root_names_tls_sqs_and_s3_work() {
     // There is no other program in there.
     let left = container.run(&cloud, &["/leasehold", "--version"]).run_to(0).await;
     assert_eq!(left.record("message deleted")["size"], 10);
-    let line = left.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
+    let line =
+        left.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
     assert!(line["line"].as_str().unwrap().starts_with("leasehold "));
     assert_eq!(cloud.counts().await, (0, 0));
 
     // As PID 1 it hears TERM, and hands it on.
     cloud.put("k", b"x").await;
     let idle = format!("https://{SQS}/000000000000/{}-dlq", cloud.bucket);
-    let command =
-        ["/leasehold", "run", "--queue-url", &idle, "--wait", "1h", "--work-dir", "/work", "--", "/leasehold"];
+    let command = [
+        "/leasehold",
+        "run",
+        "--queue-url",
+        &idle,
+        "--wait",
+        "1h",
+        "--work-dir",
+        "/work",
+        "--",
+        "/leasehold",
+    ];
     let run = container.run(&cloud, &command);
-    eventually("the message is in flight", async || (cloud.counts().await == (0, 1)).then_some(())).await;
+    eventually("the message is in flight", async || (cloud.counts().await == (0, 1)).then_some(()))
+        .await;
     let started = eventually("it runs as PID 1", async || {
         let children = format!("/proc/{0}/task/{0}/children", run.pid());
         std::fs::read_to_string(children).ok()?.trim().parse::<i32>().ok()

@@ -5,7 +5,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn install(into: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_leasehold")).arg("install").arg(into).output().expect("the binary starts")
+    Command::new(env!("CARGO_BIN_EXE_leasehold"))
+        .arg("install")
+        .arg(into)
+        .output()
+        .expect("the binary starts")
 }
 
 #[test]
@@ -19,8 +23,15 @@ fn the_copy_is_this_binary_for_everybody_to_run() {
     assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
     let metadata = copy.metadata().unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o755);
-    assert_ne!(metadata.ino(), old, "it was written over, not replaced: a reader could see half of it");
-    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(env!("CARGO_BIN_EXE_leasehold")).unwrap());
+    assert_ne!(
+        metadata.ino(),
+        old,
+        "it was written over, not replaced: a reader could see half of it"
+    );
+    assert_eq!(
+        std::fs::read(&copy).unwrap(),
+        std::fs::read(env!("CARGO_BIN_EXE_leasehold")).unwrap()
+    );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
     let version = Command::new(&copy).arg("--version").output().unwrap();
     assert!(String::from_utf8_lossy(&version.stdout).starts_with("leasehold "));
@@ -31,5 +42,8 @@ fn a_folder_that_is_not_there_is_refused_by_name() {
     let installed = install(Path::new("/nonexistent/folder"));
     assert_eq!(installed.status.code(), Some(78));
     let complaint = String::from_utf8_lossy(&installed.stderr);
-    assert!(complaint.starts_with("leasehold: cannot install into /nonexistent/folder: No such file"), "{complaint}");
+    assert!(
+        complaint.starts_with("leasehold: cannot install into /nonexistent/folder: No such file"),
+        "{complaint}"
+    );
 }

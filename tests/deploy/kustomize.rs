@@ -1,4 +1,5 @@
-//! The manifests: every overlay and component is built, and each object is one that Kubernetes and KEDA take as it is meant.
+//! The manifests: every overlay and component is built, and each object is one that Kubernetes and
+//! KEDA take as it is meant.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,8 @@ pub fn overlay(name: &str) -> Vec<Value> {
     build(&kustomize().join("overlays").join(name))
 }
 
-/// What a user's own kustomization makes of ours. `kustomization` is the text below `resources`, which has paths from the
-/// folder of ours as `../PATH`.
+/// What a user's own kustomization makes of ours. `kustomization` is the text below `resources`,
+/// which has paths from the folder of ours as `../PATH`.
 pub fn user(kustomization: &str) -> Vec<Value> {
     let folder = TempDir::new().unwrap();
     let copied = Command::new("cp").arg("-R").arg(kustomize()).arg(folder.path()).status().unwrap();
@@ -47,7 +48,8 @@ pub fn user(kustomization: &str) -> Vec<Value> {
 }
 
 fn with_components(components: &[&str]) -> Vec<Value> {
-    let components: Vec<_> = components.iter().map(|name| format!("../components/{name}")).collect();
+    let components: Vec<_> =
+        components.iter().map(|name| format!("../components/{name}")).collect();
     user(&json!({ "resources": ["../base"], "components": components }).to_string())
 }
 
@@ -67,11 +69,17 @@ fn env<'a>(objects: &'a [Value], name: &str) -> &'a str {
 
 #[test]
 fn kubectl_is_new_enough() {
-    let version = installed("kubernetes", "kubectl").args(["version", "--client", "--output=json"]).output().unwrap();
+    let version = installed("kubernetes", "kubectl")
+        .args(["version", "--client", "--output=json"])
+        .output()
+        .unwrap();
     let version: Value = serde_json::from_slice(&version.stdout).unwrap();
     let minor = version["clientVersion"]["minor"].as_str().unwrap();
     let is_new = minor.trim_end_matches('+').parse::<u32>().unwrap() >= 27;
-    assert!(is_new, "kubectl 1.{minor} cannot build these: 1.27 or later is needed; Debian 12's 1.20 is too old");
+    assert!(
+        is_new,
+        "kubectl 1.{minor} cannot build these: 1.27 or later is needed; Debian 12's 1.20 is too old"
+    );
 }
 
 #[test]
@@ -104,14 +112,20 @@ fn the_page_has_a_kustomization_that_works_and_names_every_folder() {
         let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
         rows.map(str::to_owned).collect()
     };
-    assert_eq!((rows("Overlays"), rows("Components")), (folders("overlays"), folders("components")));
+    assert_eq!(
+        (rows("Overlays"), rows("Components")),
+        (folders("overlays"), folders("components"))
+    );
 }
 
 /// Where an object names another one, by that one's kind.
 const REFERENCES: [(&str, &str); 12] = [
     ("ConfigMap", "/spec/jobTargetRef/template/spec/containers/0/envFrom/0/configMapRef/name"),
     ("ConfigMap", "/spec/jobTargetRef/template/spec/volumes/1/configMap/name"),
-    ("ConfigMap", "/spec/jobTemplate/spec/template/spec/containers/0/env/0/valueFrom/configMapKeyRef/name"),
+    (
+        "ConfigMap",
+        "/spec/jobTemplate/spec/template/spec/containers/0/env/0/valueFrom/configMapKeyRef/name",
+    ),
     ("Secret", "/spec/jobTargetRef/template/spec/containers/0/envFrom/1/secretRef/name"),
     ("Secret", "/spec/secretTargetRef/0/name"),
     ("Secret", "/spec/secretTargetRef/1/name"),
@@ -126,12 +140,18 @@ const REFERENCES: [(&str, &str); 12] = [
 /// Each name that an object is called by, and how many there were.
 fn check_references(objects: &[Value]) -> usize {
     let names = |kind: &str| -> Vec<&Value> {
-        objects.iter().filter(|object| object["kind"] == kind).map(|object| &object["metadata"]["name"]).collect()
+        objects
+            .iter()
+            .filter(|object| object["kind"] == kind)
+            .map(|object| &object["metadata"]["name"])
+            .collect()
     };
     let mut found = 0;
     for (kind, path) in REFERENCES {
         for object in objects {
-            let Some(name) = object.pointer(path).filter(|_| object["kind"] != "PodMonitor") else { continue };
+            let Some(name) = object.pointer(path).filter(|_| object["kind"] != "PodMonitor") else {
+                continue;
+            };
             found += 1;
             assert!(
                 names(kind).contains(&name),
@@ -167,12 +187,22 @@ fn the_defaults_are_those_that_keda_needs() {
             "{name}"
         );
         let metadata = &spec["triggers"][0]["metadata"];
-        assert_eq!((&metadata["queueLength"], &metadata["scaleOnInFlight"]), (&json!("1"), &json!("false")));
+        assert_eq!(
+            (&metadata["queueLength"], &metadata["scaleOnInFlight"]),
+            (&json!("1"), &json!("false"))
+        );
         assert_eq!(spec["rollout"], json!({ "strategy": "gradual" }));
         assert_eq!((&spec["minReplicaCount"], &spec["maxReplicaCount"]), (&json!(0), &json!(10)));
         let pod = &spec["jobTargetRef"]["template"]["spec"];
-        assert_eq!((&spec["jobTargetRef"]["backoffLimit"], &pod["restartPolicy"]), (&json!(0), &json!("Never")));
-        assert_eq!(pod["containers"].as_array().unwrap().len(), 1, "KEDA reads the environment of the first");
+        assert_eq!(
+            (&spec["jobTargetRef"]["backoffLimit"], &pod["restartPolicy"]),
+            (&json!(0), &json!("Never"))
+        );
+        assert_eq!(
+            pod["containers"].as_array().unwrap().len(),
+            1,
+            "KEDA reads the environment of the first"
+        );
         let probe = &pod["containers"][0]["readinessProbe"];
         assert_eq!((&probe["periodSeconds"], &probe["failureThreshold"]), (&json!(1), &json!(1)));
         assert_eq!(pod["containers"][0]["livenessProbe"], Value::Null);
@@ -190,7 +220,10 @@ fn every_container_may_do_nothing_that_it_need_not() {
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
         assert_eq!(pod["enableServiceLinks"], false);
-        let containers = [&pod["initContainers"], &pod["containers"]].into_iter().filter_map(Value::as_array).flatten();
+        let containers = [&pod["initContainers"], &pod["containers"]]
+            .into_iter()
+            .filter_map(Value::as_array)
+            .flatten();
         for container in containers {
             assert_eq!(
                 container["securityContext"],
@@ -200,7 +233,10 @@ fn every_container_may_do_nothing_that_it_need_not() {
                     "capabilities": { "drop": ["ALL"] },
                 })
             );
-            assert!(container["resources"]["requests"].is_object() && container["resources"]["limits"].is_object());
+            assert!(
+                container["resources"]["requests"].is_object()
+                    && container["resources"]["limits"].is_object()
+            );
         }
     }
 }
@@ -276,10 +312,16 @@ fn every_setting_is_one_that_leasehold_knows() {
         .collect();
     for name in OVERLAYS {
         let objects = overlay(name);
-        let settings = objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
+        let settings = objects
+            .iter()
+            .find(|object| object["metadata"]["name"] == "leasehold-settings")
+            .unwrap();
         let settings = settings["data"].as_object().unwrap().keys().map(String::as_str);
-        let env =
-            container(&objects)["env"].as_array().unwrap().iter().map(|variable| variable["name"].as_str().unwrap());
+        let env = container(&objects)["env"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|variable| variable["name"].as_str().unwrap());
         for setting in settings.chain(env).filter(|name| name.starts_with("LEASEHOLD_")) {
             assert!(known.contains(setting), "{name}: {setting}");
         }
@@ -297,10 +339,14 @@ fn prometheus_takes_the_scrape_settings() {
 #[test]
 fn a_pod_that_is_scraped_does_not_push() {
     let objects = with_components(&["network-policy", "pushgateway", "pod-monitor"]);
-    let settings = objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
+    let settings =
+        objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
     assert!(settings["data"].get("LEASEHOLD_PUSHGATEWAY").is_none());
     assert!(!objects.iter().any(|object| object["kind"] == "CronJob"), "there is nothing to sweep");
-    assert_eq!(policy(&objects, "leasehold")["ingress"], json!([{ "ports": [{ "port": "metrics" }] }]));
+    assert_eq!(
+        policy(&objects, "leasehold")["ingress"],
+        json!([{ "ports": [{ "port": "metrics" }] }])
+    );
 }
 
 #[test]
@@ -309,17 +355,22 @@ fn with_pod_identity_the_network_policy_lets_the_agent_be_asked() {
         "to": [{ "ipBlock": { "cidr": "169.254.170.23/32" } }, { "ipBlock": { "cidr": "fd00:ec2::23/128" } }],
         "ports": [{ "port": 80 }],
     });
-    let asks_it = |objects: &[Value]| policy(objects, "leasehold")["egress"].as_array().unwrap().contains(&agent);
+    let asks_it = |objects: &[Value]| {
+        policy(objects, "leasehold")["egress"].as_array().unwrap().contains(&agent)
+    };
     assert!(asks_it(&with_components(&["network-policy", "pod-identity"])));
     assert!(!asks_it(&with_components(&["network-policy"])));
-    for (name, has_agent) in [("heartbeat", true), ("fixed", true), ("spot", true), ("local", false)] {
+    for (name, has_agent) in
+        [("heartbeat", true), ("fixed", true), ("spot", true), ("local", false)]
+    {
         assert_eq!(asks_it(&overlay(name)), has_agent, "{name}");
     }
 }
 
 /// A NetworkPolicy's spec.
 fn policy<'a>(objects: &'a [Value], name: &str) -> &'a Value {
-    let is_it = |object: &&Value| object["kind"] == "NetworkPolicy" && object["metadata"]["name"] == name;
+    let is_it =
+        |object: &&Value| object["kind"] == "NetworkPolicy" && object["metadata"]["name"] == name;
     &objects.iter().find(is_it).unwrap()["spec"]
 }
 
@@ -334,19 +385,39 @@ fn the_network_is_as_closed_as_it_is_said_to_be() {
     ] {
         let objects = overlay(name);
         let pods = policy(&objects, "leasehold");
-        assert_eq!((&pods["policyTypes"], &pods["ingress"]), (&json!(["Ingress", "Egress"]), &json!([])), "{name}");
+        assert_eq!(
+            (&pods["policyTypes"], &pods["ingress"]),
+            (&json!(["Ingress", "Egress"]), &json!([])),
+            "{name}"
+        );
         let rules = pods["egress"].as_array().unwrap().iter();
-        let open: Value =
-            rules.flat_map(|rule| rule["ports"].as_array().unwrap()).map(|port| port["port"].clone()).collect();
+        let open: Value = rules
+            .flat_map(|rule| rule["ports"].as_array().unwrap())
+            .map(|port| port["port"].clone())
+            .collect();
         assert_eq!(open, ports, "{name}");
 
         let pushgateway = policy(&objects, "leasehold-pushgateway");
-        assert_eq!((&pushgateway["policyTypes"], &pushgateway["egress"]), (&json!(["Ingress", "Egress"]), &json!([])));
-        let [rule] = &pushgateway["ingress"].as_array().unwrap()[..] else { panic!("{name}: {pushgateway}") };
-        assert_eq!((&rule["ports"], rule["from"].as_array().unwrap().len()), (&json!([{ "port": 9091 }]), 2));
-        assert_eq!(rule["from"][0]["podSelector"], pods["podSelector"], "who is to push gets there");
+        assert_eq!(
+            (&pushgateway["policyTypes"], &pushgateway["egress"]),
+            (&json!(["Ingress", "Egress"]), &json!([]))
+        );
+        let [rule] = &pushgateway["ingress"].as_array().unwrap()[..] else {
+            panic!("{name}: {pushgateway}")
+        };
+        assert_eq!(
+            (&rule["ports"], rule["from"].as_array().unwrap().len()),
+            (&json!([{ "port": 9091 }]), 2)
+        );
+        assert_eq!(
+            rule["from"][0]["podSelector"], pods["podSelector"],
+            "who is to push gets there"
+        );
         let from_prometheus = &rule["from"][1];
-        assert!(from_prometheus["namespaceSelector"].is_object() && from_prometheus["podSelector"].is_object());
+        assert!(
+            from_prometheus["namespaceSelector"].is_object()
+                && from_prometheus["podSelector"].is_object()
+        );
         let workload = &only(&objects, "Deployment")["spec"]["template"]["metadata"]["labels"];
         assert_eq!(
             pushgateway["podSelector"]["matchLabels"]["app.kubernetes.io/name"],
@@ -359,14 +430,34 @@ fn the_network_is_as_closed_as_it_is_said_to_be() {
 fn what_the_customary_samples_get_wrong_is_refused() {
     let good = only(&overlay("heartbeat"), "ScaledJob").clone();
     let cases = [
-        ("/spec", "cooldownPeriod", json!(300), "spec.cooldownPeriod: a ScaledJob has no such field"),
-        ("/spec", "scaleTargetRef", json!({ "name": "worker" }), "spec.scaleTargetRef: a ScaledJob has no such field"),
+        (
+            "/spec",
+            "cooldownPeriod",
+            json!(300),
+            "spec.cooldownPeriod: a ScaledJob has no such field",
+        ),
+        (
+            "/spec",
+            "scaleTargetRef",
+            json!({ "name": "worker" }),
+            "spec.scaleTargetRef: a ScaledJob has no such field",
+        ),
         ("/spec", "triggers", json!([]), "it has no trigger of type aws-sqs-queue"),
         ("/spec/rollout", "strategy", json!("default"), "KEDA does not know the value \"default\""),
         ("/spec/triggers/0/metadata", "queueLength", json!(1), "1 is not a string"),
-        ("/spec/triggers/0/metadata", "scaleOnInflight", json!("false"), "did you mean scaleOnInFlight?"),
+        (
+            "/spec/triggers/0/metadata",
+            "scaleOnInflight",
+            json!("false"),
+            "did you mean scaleOnInFlight?",
+        ),
         ("/spec/jobTargetRef", "pollingInterval", json!(30), "'pollingInterval' was unexpected"),
-        ("/spec/jobTargetRef/template/spec", "gracePeriod", json!(30), "'gracePeriod' was unexpected"),
+        (
+            "/spec/jobTargetRef/template/spec",
+            "gracePeriod",
+            json!(30),
+            "'gracePeriod' was unexpected",
+        ),
         ("/spec/jobTargetRef/template/spec/containers/0", "image", json!({}), "image: "),
     ];
     let mut objects = vec![good.clone()];
@@ -379,8 +470,12 @@ fn what_the_customary_samples_get_wrong_is_refused() {
     let complaints = complaints(&objects);
     for (number, (_, field, _, complaint)) in cases.iter().enumerate() {
         let name = format!("case-{number}");
-        let refused = complaints.iter().any(|line| line.contains(&name) && line.contains(complaint));
+        let refused =
+            complaints.iter().any(|line| line.contains(&name) && line.contains(complaint));
         assert!(refused, "{field}: {complaints:#?}");
     }
-    assert!(complaints.iter().all(|line| line.contains("case-")), "the good one is refused: {complaints:#?}");
+    assert!(
+        complaints.iter().all(|line| line.contains("case-")),
+        "the good one is refused: {complaints:#?}"
+    );
 }

@@ -1,4 +1,5 @@
-//! Kubernetes objects: built by kustomize, and refused where Kubernetes or KEDA would refuse or ignore something.
+//! Kubernetes objects: built by kustomize, and refused where Kubernetes or KEDA would refuse or
+//! ignore something.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,14 +17,18 @@ use crate::support::servers::installed;
 /// The objects of the kustomization in `folder`.
 pub fn build(folder: &Path) -> Vec<Value> {
     let built = run(installed("kubernetes", "kubectl").arg("kustomize").arg(folder), "");
-    assert!(built.status.success(), "{}: {}", folder.display(), String::from_utf8_lossy(&built.stderr));
+    assert!(
+        built.status.success(),
+        "{}: {}",
+        folder.display(),
+        String::from_utf8_lossy(&built.stderr)
+    );
     objects(&String::from_utf8(built.stdout).unwrap())
 }
 
 /// The objects in a text, as the reader of YAML 1.1 sees them that kubectl and Helm have, too.
 pub fn objects(yaml: &str) -> Vec<Value> {
-    const TO_JSON: &str =
-        "import json, sys, yaml; print(json.dumps([one for one in yaml.safe_load_all(sys.stdin) if one]))";
+    const TO_JSON: &str = "import json, sys, yaml; print(json.dumps([one for one in yaml.safe_load_all(sys.stdin) if one]))";
     let converted = run(installed("kubernetes", "python").args(["-c", TO_JSON]), yaml);
     assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
     serde_json::from_slice(&converted.stdout).unwrap()
@@ -41,8 +46,12 @@ pub fn checked(objects: &[Value]) -> (Option<i32>, String) {
 
 /// Gives a program its standard input, and waits for its end.
 pub fn run(command: &mut Command, input: &str) -> Output {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is installed");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it is installed");
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
@@ -56,8 +65,8 @@ pub fn only<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     found[0]
 }
 
-/// The oldest Kubernetes whose schema takes all that we use (before, a `podFailurePolicy` without conditions was refused), and
-/// the newest that there is a schema of.
+/// The oldest Kubernetes whose schema takes all that we use (before, a `podFailurePolicy` without
+/// conditions was refused), and the newest that there is a schema of.
 const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
 
 /// What is wrong with the objects, strictly read: a line each, with the object's name.
@@ -95,7 +104,8 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
     file.write_all(documents.join("\n---\n").as_bytes()).unwrap();
     for version in KUBERNETES {
         let mut validate = installed("kubernetes", "kubernetes-validate");
-        let validated = run(validate.args(["--strict", "--quiet", "-k", version]).arg(file.path()), "");
+        let validated =
+            run(validate.args(["--strict", "--quiet", "-k", version]).arg(file.path()), "");
         // That there is no schema for a kind is a warning, and a complaint to us.
         let said = String::from_utf8([validated.stdout, validated.stderr].concat()).unwrap();
         assert!(validated.status.success() || !said.is_empty(), "it refuses without a word");

@@ -1,4 +1,5 @@
-//! What the CloudFormation template makes, on moto, whose IAM can be told to refuse what a role does not allow.
+//! What the CloudFormation template makes, on moto, whose IAM can be told to refuse what a role
+//! does not allow.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,9 +44,15 @@ impl Stack {
     pub async fn deploy(parameters: &[&str]) -> Self {
         let moto = Moto::start().await;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/stack.py");
-        let deployed = installed("moto", "python").arg(script).arg(moto.endpoint()).args(parameters).output().unwrap();
+        let deployed = installed("moto", "python")
+            .arg(script)
+            .arg(moto.endpoint())
+            .args(parameters)
+            .output()
+            .unwrap();
         assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
-        let Deployed { mut outputs, worker, keda } = serde_json::from_slice(&deployed.stdout).unwrap();
+        let Deployed { mut outputs, worker, keda } =
+            serde_json::from_slice(&deployed.stdout).unwrap();
         // Not ours to make, if the queue is not.
         let dead_letter_queue_url = outputs.remove("DeadLetterQueueUrl").unwrap_or_default();
         let mut output = |name: &str| outputs.remove(name).unwrap();
@@ -61,14 +68,20 @@ impl Stack {
             notes: tempfile::tempdir().unwrap(),
         };
         // EventBridge sends none.
-        let by_eventbridge = |parameter: &&str| *parameter == "Fifo=true" || parameter.starts_with("ExistingBucket=");
+        let by_eventbridge = |parameter: &&str| {
+            *parameter == "Fifo=true" || parameter.starts_with("ExistingBucket=")
+        };
         if !parameters.iter().any(by_eventbridge) {
-            eventually("S3 sends its test event", async || (cloud.counts().await == (1, 0)).then_some(())).await;
+            eventually("S3 sends its test event", async || {
+                (cloud.counts().await == (1, 0)).then_some(())
+            })
+            .await;
         }
         Self { cloud, worker, keda, moto }
     }
 
-    /// Does something while IAM looks at every request; before and after, nobody is asked who he is.
+    /// Does something while IAM looks at every request; before and after, nobody is asked who he
+    /// is.
     pub async fn guarded<T>(&self, doing: impl Future<Output = T>) -> T {
         self.post("/moto-api/reset-auth", "", "0").await;
         let done = doing.await;
@@ -97,15 +110,18 @@ impl Stack {
 
     pub fn sqs_as(&self, role: &Role) -> aws_sdk_sqs::Client {
         let of = |name: &str| role.credentials[name].clone();
-        let (id, secret, token) = (of("AWS_ACCESS_KEY_ID"), of("AWS_SECRET_ACCESS_KEY"), of("AWS_SESSION_TOKEN"));
+        let (id, secret, token) =
+            (of("AWS_ACCESS_KEY_ID"), of("AWS_SECRET_ACCESS_KEY"), of("AWS_SESSION_TOKEN"));
         let credentials = Credentials::new(id, secret, Some(token), None, "test");
         aws_sdk_sqs::Client::new(&aws::config_as(&self.cloud.endpoint, credentials))
     }
 
     /// To moto itself, or to a service of it, which it knows by the signature.
     async fn post(&self, path: &str, service: &str, body: &str) {
-        let mut connection = TcpStream::connect(self.moto.endpoint().trim_start_matches("http://")).await.unwrap();
-        let form = if service.is_empty() { "text/plain" } else { "application/x-www-form-urlencoded" };
+        let mut connection =
+            TcpStream::connect(self.moto.endpoint().trim_start_matches("http://")).await.unwrap();
+        let form =
+            if service.is_empty() { "text/plain" } else { "application/x-www-form-urlencoded" };
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {form}\r\nContent-Length: {}\r\n\
              Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/{service}/aws4_request\r\n\r\n{body}",
@@ -133,7 +149,8 @@ pub fn without(document: &Value, sid: &str, action: &str) -> Value {
     let mut document = document.clone();
     let statements = document["Statement"].as_array_mut().unwrap();
     for statement in statements.iter_mut().filter(|statement| statement["Sid"] == sid) {
-        let mut left: Vec<_> = listed(&statement["Action"]).into_iter().filter(|one| one != action).collect();
+        let mut left: Vec<_> =
+            listed(&statement["Action"]).into_iter().filter(|one| one != action).collect();
         if left.is_empty() {
             // IAM wants one; nobody here lists queues.
             left.push("sqs:ListQueues".to_owned());
@@ -146,5 +163,7 @@ pub fn without(document: &Value, sid: &str, action: &str) -> Value {
 /// IAM takes one for a list of one.
 fn listed(actions: &Value) -> Vec<String> {
     let one = |action: &Value| action.as_str().unwrap().to_owned();
-    actions.as_array().map_or_else(|| vec![one(actions)], |actions| actions.iter().map(one).collect())
+    actions
+        .as_array()
+        .map_or_else(|| vec![one(actions)], |actions| actions.iter().map(one).collect())
 }

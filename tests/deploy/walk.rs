@@ -1,5 +1,5 @@
-//! The newcomer's path: every command of deploy/first-file.md's quarter of an hour, with moto in place of AWS, and without a
-//! registry and a cluster. What would have been applied is then run.
+//! The newcomer's path: every command of deploy/first-file.md's quarter of an hour, with moto in
+//! place of AWS, and without a registry and a cluster. What would have been applied is then run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,9 @@ use crate::support::servers::{Moto, free_port, installed};
 
 /// The commands of a section of deploy/first-file.md.
 fn commands(section: &str) -> String {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/first-file.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/first-file.md"))
+            .unwrap();
     let (_, section) = page.split_once(&format!("\n## {section}\n")).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
@@ -39,7 +41,8 @@ done
 exec AWS cloudformation create-stack $others --template-body "file://$template" \
     --parameters "ParameterKey=${parameter%%=*},ParameterValue=${parameter#*=}""#;
 
-/// A copy of what is checked out, and programs that stand for those that need a registry or a cluster.
+/// A copy of what is checked out, and programs that stand for those that need a registry or a
+/// cluster.
 struct Newcomer {
     folder: TempDir,
     moto: Moto,
@@ -50,7 +53,15 @@ impl Newcomer {
         let folder = tempfile::tempdir().unwrap();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
         let copy = ["deploy", "CHANGELOG.md"].map(|name| repository.join(name));
-        assert!(std::process::Command::new("cp").arg("-R").args(copy).arg(folder.path()).status().unwrap().success());
+        assert!(
+            std::process::Command::new("cp")
+                .arg("-R")
+                .args(copy)
+                .arg(folder.path())
+                .status()
+                .unwrap()
+                .success()
+        );
         let programs = folder.path().join("programs");
         fs::create_dir(&programs).unwrap();
         let aws = installed("aws", "aws");
@@ -72,10 +83,16 @@ impl Newcomer {
         let path = format!("{}:/usr/bin:/bin", self.folder.path().join("programs").display());
         let mut command = Command::new("sh");
         command.args(["-euc", script]).current_dir(self.folder.path()).env("PATH", path);
-        command.env("CALLS", self.folder.path().join("calls")).env("AWS_ENDPOINT_URL", self.moto.endpoint());
-        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_PAGER", "");
+        command
+            .env("CALLS", self.folder.path().join("calls"))
+            .env("AWS_ENDPOINT_URL", self.moto.endpoint());
+        command
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .env("AWS_PAGER", "");
         let done = command.output().await.unwrap();
-        let (stdout, stderr) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
+        let (stdout, stderr) =
+            (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
         assert!(done.status.success(), "{stdout}{stderr}");
         stdout
     }
@@ -95,14 +112,21 @@ async fn the_quarter_of_an_hour_leads_to_a_processed_file() {
     assert_eq!(pod["initContainers"][0]["image"], built, "what was pushed is what runs");
 
     // The container's environment, with folders and ports of this machine.
-    let config = |name: &str| objects.iter().find(|object| object["metadata"]["name"] == name).unwrap()["data"].clone();
-    let mut env: BTreeMap<String, String> = serde_json::from_value(config("leasehold-settings")).unwrap();
+    let config = |name: &str| {
+        objects.iter().find(|object| object["metadata"]["name"] == name).unwrap()["data"].clone()
+    };
+    let mut env: BTreeMap<String, String> =
+        serde_json::from_value(config("leasehold-settings")).unwrap();
     for variable in pod["containers"][0]["env"].as_array().unwrap() {
         let value = variable["value"].as_str().unwrap_or("by the downward API");
         env.insert(variable["name"].as_str().unwrap().to_owned(), value.to_owned());
     }
-    assert_eq!((env["AWS_REGION"].as_str(), env["LEASEHOLD_TERMINATION_GRACE"].as_str()), ("eu-central-1", "120s"));
-    let (queue_url, place) = (env["LEASEHOLD_QUEUE_URL"].clone(), env["LEASEHOLD_ATTEMPTS"].clone());
+    assert_eq!(
+        (env["AWS_REGION"].as_str(), env["LEASEHOLD_TERMINATION_GRACE"].as_str()),
+        ("eu-central-1", "120s")
+    );
+    let (queue_url, place) =
+        (env["LEASEHOLD_QUEUE_URL"].clone(), env["LEASEHOLD_ATTEMPTS"].clone());
     assert!(queue_url.ends_with("/123456789012/leasehold"), "{queue_url}");
     let work_dir = tempfile::tempdir().unwrap();
     env.insert("LEASEHOLD_WORK_DIR".to_owned(), work_dir.path().display().to_string());
@@ -118,27 +142,38 @@ async fn the_quarter_of_an_hour_leads_to_a_processed_file() {
         "s3": { "bucket": { "name": bucket }, "object": { "key": "in/CHANGELOG.md" } },
     });
     let body = json!({ "Records": [entry] });
-    let config_of_region = aws::config(&newcomer.moto.endpoint()).into_builder().region(Region::new("eu-central-1"));
+    let config_of_region =
+        aws::config(&newcomer.moto.endpoint()).into_builder().region(Region::new("eu-central-1"));
     let sqs = aws_sdk_sqs::Client::new(&config_of_region.build());
     sqs.send_message().queue_url(&queue_url).message_body(body.to_string()).send().await.unwrap();
 
     let sample = |name: &str| {
-        fs::write(work_dir.path().join(name), config("leasehold-sample")[name].as_str().unwrap()).unwrap();
+        fs::write(work_dir.path().join(name), config("leasehold-sample")[name].as_str().unwrap())
+            .unwrap();
         work_dir.path().join(name)
     };
     let script = sample("process.py");
     assert_eq!(env["LEASEHOLD_JOB_TYPES"], "/sample/job-types.yaml");
     env.insert("LEASEHOLD_JOB_TYPES".to_owned(), sample("job-types.yaml").display().to_string());
-    let command: Vec<String> = serde_json::from_value(pod["containers"][0]["command"].clone()).unwrap();
+    let command: Vec<String> =
+        serde_json::from_value(pod["containers"][0]["command"].clone()).unwrap();
     assert_eq!(command[1..], ["run", "--", "python3", "/sample/process.py"]);
     let mut pod = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    pod.args(&command[1..4]).arg(script).envs(&env).env("AWS_ENDPOINT_URL", newcomer.moto.endpoint());
+    pod.args(&command[1..4])
+        .arg(script)
+        .envs(&env)
+        .env("AWS_ENDPOINT_URL", newcomer.moto.endpoint());
     pod.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
     pod.env("LEASEHOLD_TERMINATION_LOG", work_dir.path().join("termination-log"));
     let left = Leasehold::start(pod).run_to(0).await;
     assert_eq!(left.record("message deleted")["key"], "in/CHANGELOG.md");
-    let line = left.log.iter().find_map(|record| record["line"].as_str()).expect("the sample says something");
-    let lines = fs::read_to_string(newcomer.folder.path().join("CHANGELOG.md")).unwrap().lines().count();
+    let line = left
+        .log
+        .iter()
+        .find_map(|record| record["line"].as_str())
+        .expect("the sample says something");
+    let lines =
+        fs::read_to_string(newcomer.folder.path().join("CHANGELOG.md")).unwrap().lines().count();
     assert_eq!(serde_json::from_str::<Value>(line).unwrap()["lines"], lines);
     assert_fluent_bit_reads(&left.log[0]);
 }
@@ -156,7 +191,8 @@ fn assert_fluent_bit_reads(record: &Value) {
     // Fluent Bit's %L is a fraction of a second, which is %f to Python.
     let format = setting("parsers.conf", "Time_Format").replace("%L", "%f");
     let parse = "import datetime, sys; datetime.datetime.strptime(sys.argv[1], sys.argv[2])";
-    let parsed = installed("kubernetes", "python").args(["-c", parse, timestamp, &format]).status().unwrap();
+    let parsed =
+        installed("kubernetes", "python").args(["-c", parse, timestamp, &format]).status().unwrap();
     assert!(parsed.success(), "{timestamp}");
     // The multiline parsers' key is `log`; that of the parser `cri` is `message`.
     assert_eq!(setting("inputs.conf", "multiline.parser"), "docker, cri");
@@ -165,6 +201,11 @@ fn assert_fluent_bit_reads(record: &Value) {
     // The pods of the manifests, as the kubelet names their logs.
     let log = "/var/log/containers/leasehold-x7k2p-9f4qd_leasehold_leasehold-0123abcd.log";
     let tag = setting("inputs.conf", "Tag").replace('*', &log[1..].replace('/', "."));
-    let fits = |pattern: &str, text: &str| globset::Glob::new(pattern).unwrap().compile_matcher().is_match(text);
-    assert!(fits(&setting("inputs.conf", "Path"), log) && fits(&setting("filters.conf", "Match"), &tag), "{tag}");
+    let fits = |pattern: &str, text: &str| {
+        globset::Glob::new(pattern).unwrap().compile_matcher().is_match(text)
+    };
+    assert!(
+        fits(&setting("inputs.conf", "Path"), log) && fits(&setting("filters.conf", "Match"), &tag),
+        "{tag}"
+    );
 }

@@ -7,7 +7,9 @@ use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, ResourceUsage, Timings, WorkRecord};
-use leasehold::job::report::{DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, Subject};
+use leasehold::job::report::{
+    DeleteResult, Ended, ExtendResult, Observation, Progress, Progressed, Subject,
+};
 use leasehold::job::verdict::{Completion, Return, Settlement};
 use leasehold::telemetry::metrics::Metrics;
 use tracing_appender::non_blocking::NonBlockingBuilder;
@@ -96,8 +98,8 @@ fn eventful(metrics: &Metrics) {
     metrics.finished(0, SystemTime::UNIX_EPOCH + 1_200 * S);
 }
 
-/// A Pushgateway answers 400 to a push whose types or help texts are not those of another group, so they can never
-/// change: a clash between two versions of leasehold shows here.
+/// A Pushgateway answers 400 to a push whose types or help texts are not those of another group, so
+/// they can never change: a clash between two versions of leasehold shows here.
 #[test]
 fn names_types_and_help_texts_are_as_they_ever_were() {
     let metrics = metrics();
@@ -138,7 +140,10 @@ fn a_failure_is_told_from_a_stop_and_a_last_attempt_from_others() {
     assert_eq!(of(r#"releases_total{cause="stopped"}"#), Some(1.0));
     assert_eq!(of(r#"releases_total{cause="lease_lost"}"#), None);
     assert_eq!((of("leases_lost_total"), of("messages_in_flight")), (Some(1.0), Some(0.0)));
-    assert_eq!((of("messages_received_total"), of("message_retries_total")), (Some(4.0), Some(1.0)));
+    assert_eq!(
+        (of("messages_received_total"), of("message_retries_total")),
+        (Some(4.0), Some(1.0))
+    );
     assert_eq!(of("first_receive_lag_seconds_count"), Some(3.0));
     assert_eq!(of("first_receive_lag_seconds_sum"), Some(36.0));
 }

@@ -51,8 +51,11 @@ pub fn queries() -> Vec<Query> {
         let targets = panel["targets"].as_array().unwrap();
         let columns = &panel["transformations"][1]["options"]["renameByName"];
         let legend = |target: &Value| {
-            let value =
-                if targets.len() == 1 { "Value".to_owned() } else { format!("Value #{}", text(&target["refId"])) };
+            let value = if targets.len() == 1 {
+                "Value".to_owned()
+            } else {
+                format!("Value #{}", text(&target["refId"]))
+            };
             match columns[value].as_str() {
                 Some(column) => format!("{column}: {{{{queue}}}} {{{{instance}}}}"),
                 None => text(&target["legendFormat"]),
@@ -80,7 +83,8 @@ pub fn beside_the_panels() -> Vec<Query> {
     let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
     let variables = variables.filter(|variable| variable["type"] == "query").map(|variable| {
         let asked = text(&variable["query"]["query"]);
-        let asked = asked.strip_prefix("label_values(").and_then(|asked| asked.strip_suffix(')')).unwrap();
+        let asked =
+            asked.strip_prefix("label_values(").and_then(|asked| asked.strip_suffix(')')).unwrap();
         let (series, label) = asked.rsplit_once(", ").unwrap();
         Query {
             panel: text(&variable["name"]),
@@ -139,7 +143,9 @@ fn panels_have_ids_of_their_own_and_places_of_their_own() {
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}", panel["title"]);
         let of = |side: &str| panel["gridPos"][side].as_u64().unwrap();
         assert!(of("x") + of("w") <= 24, "{}", panel["title"]);
-        for (x, y) in (of("x")..of("x") + of("w")).flat_map(|x| (of("y")..of("y") + of("h")).map(move |y| (x, y))) {
+        for (x, y) in (of("x")..of("x") + of("w"))
+            .flat_map(|x| (of("y")..of("y") + of("h")).map(move |y| (x, y)))
+        {
             assert!(taken.insert((x, y)), "{} overlaps another panel at {x}, {y}", panel["title"]);
         }
     }
@@ -155,13 +161,16 @@ fn the_rules_are_valid_and_fire_when_they_should_and_only_then() {
 
 /// Name, and what a row of the table in README.md must say of it: type, labels, meaning.
 fn metrics() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>, &'static str)> {
-    let exposed = include_str!("snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap");
+    let exposed = include_str!(
+        "snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap"
+    );
     let metric = |text: &'static str| {
         let (name, rest) = text.split_once(' ').unwrap();
         let (help, rest) = rest.split_once('\n').unwrap();
         let kind = rest.lines().next().unwrap().rsplit(' ').next().unwrap();
         let labels = rest.split("=\"").filter_map(|before| before.rsplit(['{', ',']).next());
-        let labels = labels.filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+        let labels = labels
+            .filter(|label| label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
         let labels = labels.filter(|label| !["queue", "le"].contains(label)).collect();
         (name, (kind, labels, help))
     };
@@ -178,7 +187,10 @@ fn the_table_has_every_metric_as_it_is_and_a_panel_that_shows_it() {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
         assert_eq!((cells[0], cells[1], cells[3]), (&*format!("`{name}`"), kind, help));
         assert_eq!(
-            cells[2].split([' ', ',', '`']).filter(|label| !label.is_empty()).collect::<BTreeSet<_>>(),
+            cells[2]
+                .split([' ', ',', '`'])
+                .filter(|label| !label.is_empty())
+                .collect::<BTreeSet<_>>(),
             labels,
             "{name}"
         );
@@ -196,9 +208,12 @@ fn whatever_is_asked_for_is_exposed() {
     for file in ["dashboard.json", "rules.yml", "README.md"] {
         let text = std::fs::read_to_string(grafana(file)).unwrap().replace("\\\"", "\"");
         for asked in text.split("leasehold_").skip(1) {
-            let end = asked.find(|character: char| !character.is_ascii_lowercase() && character != '_').unwrap();
+            let end = asked
+                .find(|character: char| !character.is_ascii_lowercase() && character != '_')
+                .unwrap();
             let name = format!("leasehold_{}", asked[..end].trim_end_matches("_bucket"));
-            let (_, labels, _) = metrics.get(&*name).unwrap_or_else(|| panic!("{file}: there is no {name}"));
+            let (_, labels, _) =
+                metrics.get(&*name).unwrap_or_else(|| panic!("{file}: there is no {name}"));
             let Some(matchers) = asked[end..].strip_prefix('{') else { continue };
             for matcher in matchers.split_once('}').unwrap().0.split(", ") {
                 let label = matcher.split(['=', '!']).next().unwrap();
@@ -216,8 +231,12 @@ fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
         text.lines().filter_map(|line| Some(line.trim().strip_prefix(prefix)?.to_owned())).collect()
     };
     let alerts = named("- alert: ", &rules);
-    let runbooks: Vec<_> = alerts.iter().map(|alert| format!("README.md#{}", alert.to_lowercase())).collect();
+    let runbooks: Vec<_> =
+        alerts.iter().map(|alert| format!("README.md#{}", alert.to_lowercase())).collect();
     assert_eq!(named("runbook_url: ", &rules), runbooks);
     let readme = std::fs::read_to_string(grafana("README.md")).unwrap();
-    assert_eq!(named("### ", &readme).into_iter().collect::<BTreeSet<_>>(), alerts.into_iter().collect());
+    assert_eq!(
+        named("### ", &readme).into_iter().collect::<BTreeSet<_>>(),
+        alerts.into_iter().collect()
+    );
 }

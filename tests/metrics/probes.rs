@@ -8,11 +8,14 @@ use crate::support::servers::free_port;
 
 /// Until it answers with this status.
 async fn answers(url: &str, status: u16) {
-    eventually(&format!("{url} answers {status}"), async || get(url).await.ok().filter(|got| got.status == status))
-        .await;
+    eventually(&format!("{url} answers {status}"), async || {
+        get(url).await.ok().filter(|got| got.status == status)
+    })
+    .await;
 }
 
-/// KEDA counts a pod that is not Ready as pending: one that has not received yet, and one that is about to leave.
+/// KEDA counts a pod that is not Ready as pending: one that has not received yet, and one that is
+/// about to leave.
 #[tokio::test]
 async fn a_pod_is_ready_while_it_holds_a_message_and_no_stop_was_asked_for() {
     let cloud = Cloud::new(5).await;

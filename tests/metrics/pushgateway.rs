@@ -42,7 +42,10 @@ async fn a_pod_that_is_gone_has_left_its_metrics() {
     cloud.run(&flags, &format!("{GREEDY}; sleep 0.1")).run_to(0).await;
     let text = pushed(&gateway, "pod-1").await;
     let of = |series: &str| value(&text, &format!("leasehold_{series}"));
-    assert_eq!(of(r#"messages_processed_total{outcome="succeeded",job="leasehold",namespace="files"}"#), Some(1.0));
+    assert_eq!(
+        of(r#"messages_processed_total{outcome="succeeded",job="leasehold",namespace="files"}"#),
+        Some(1.0)
+    );
     assert_eq!((of("jobs_launched_total"), of("run_exit_code")), (Some(1.0), Some(0.0)));
     assert_eq!((of("object_bytes_total"), of("push_interval_seconds")), (Some(5.0), Some(15.0)));
     assert_eq!(of(r#"deletes_total{result="deleted"}"#), Some(1.0));
@@ -50,7 +53,8 @@ async fn a_pod_that_is_gone_has_left_its_metrics() {
     assert!(of("lease_remaining_seconds").unwrap() > 100.0, "{text}");
     assert_eq!(of("first_receive_lag_seconds_count"), Some(1.0));
     assert!(of("command_peak_memory_bytes").unwrap() > 256e6, "{text}");
-    let (started, finished) = (of("run_started_timestamp_seconds"), of("run_finished_timestamp_seconds"));
+    let (started, finished) =
+        (of("run_started_timestamp_seconds"), of("run_finished_timestamp_seconds"));
     assert!(finished.unwrap() - started.unwrap() >= 0.1, "{text}");
 }
 
@@ -62,10 +66,14 @@ async fn a_pod_that_works_for_long_is_seen_while_it_works() {
     let flags = format!("--pushgateway {} --push-interval 1s --pod-name pod-1", gateway.url());
     let run = cloud.run(&flags, "until [ -e go ]; do sleep 0.05; done");
     eventually("a pod at work is seen", async || {
-        (value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight") == Some(1.0)).then_some(())
+        (value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight") == Some(1.0))
+            .then_some(())
     })
     .await;
-    assert_eq!(value(&pushed(&gateway, "pod-1").await, "leasehold_run_finished_timestamp_seconds"), None);
+    assert_eq!(
+        value(&pushed(&gateway, "pod-1").await, "leasehold_run_finished_timestamp_seconds"),
+        None
+    );
     cloud.tell("go");
     run.run_to(0).await;
     assert_eq!(value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight"), Some(0.0));
@@ -90,7 +98,8 @@ async fn a_gateway_that_does_not_take_the_metrics_changes_nothing() {
         let left = cloud.run(&flags, "exit 0").run_to(0).await;
         assert!(left.stdout.contains(why), "no {why:?} in\n{}", left.stdout);
 
-        let run = cloud.run(&format!("{flags} --wait 1s --termination-grace 9s"), "echo up > up; sleep 60");
+        let run = cloud
+            .run(&format!("{flags} --wait 1s --termination-grace 9s"), "echo up > up; sleep 60");
         cloud.note("up").await;
         let asked_at = Instant::now();
         run.signal(Signal::SIGTERM);
@@ -108,7 +117,8 @@ async fn a_gateway_behind_tls_and_a_password_takes_them() {
         secrets.path().join(name).display().to_string()
     };
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (certificate, key) = (file("cert.pem", &made.cert.pem()), file("key.pem", &made.signing_key.serialize_pem()));
+    let (certificate, key) =
+        (file("cert.pem", &made.cert.pem()), file("key.pem", &made.signing_key.serialize_pem()));
     // bcrypt, cost 4, of "secret".
     let password = "$2b$04$Ct3BCZW5JI84mtWJLaE2sOC4IzT3N/b7KmiXU.BsqzjIBqs3UnrdC";
     let config = format!(
@@ -121,7 +131,8 @@ async fn a_gateway_behind_tls_and_a_password_takes_them() {
     for (content, finds_group) in [("pod:wrong", false), ("pod:secret\n", true)] {
         cloud.put("k", b"x").await;
         let auth = file("auth", content);
-        let flags = format!("--pushgateway {url} --pushgateway-basic-auth-file {auth} --pod-name pod-1");
+        let flags =
+            format!("--pushgateway {url} --pushgateway-basic-auth-file {auth} --pod-name pod-1");
         let mut command = cloud.command(&[], &flags, "exit 0");
         command.env("AWS_CA_BUNDLE", &certificate);
         let left = Leasehold::start(command).run_to(0).await;
@@ -129,7 +140,9 @@ async fn a_gateway_behind_tls_and_a_password_takes_them() {
 
         let http = Client::new(Some(certificate.clone().into()));
         let authorization = [("authorization", "Basic cG9kOnNlY3JldA==".to_owned())];
-        let asked = http.send("GET", &format!("{url}/metrics"), &authorization, "", Duration::from_secs(5)).await;
+        let asked = http
+            .send("GET", &format!("{url}/metrics"), &authorization, "", Duration::from_secs(5))
+            .await;
         assert_eq!(asked.unwrap().body.contains(r#"instance="pod-1""#), finds_group);
     }
 }
@@ -144,7 +157,10 @@ async fn a_sweep_deletes_what_pods_left_that_are_gone_and_nothing_else() {
     cloud.put("k", b"x").await;
     let killed = cloud.run(&format!("{flags} a/killed:pod"), "echo up > up; sleep 60");
     cloud.note("up").await;
-    eventually("it is pushed", async || (!pushed(&gateway, "a/killed:pod").await.is_empty()).then_some(())).await;
+    eventually("it is pushed", async || {
+        (!pushed(&gateway, "a/killed:pod").await.is_empty()).then_some(())
+    })
+    .await;
     killed.signal(Signal::SIGKILL);
     let _ = killed.ends_unread().await;
 
@@ -185,7 +201,10 @@ async fn settings_that_cannot_work_are_refused() {
     for (flags, why) in [
         ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is not the URL of a server"),
         ("--pushgateway http://user:s3cr3t@gateway:9091", "set --pushgateway-basic-auth-file"),
-        ("--pushgateway user:s3cr3t@gateway:9091", "\"[redacted]@gateway:9091\" contains a user and a password"),
+        (
+            "--pushgateway user:s3cr3t@gateway:9091",
+            "\"[redacted]@gateway:9091\" contains a user and a password",
+        ),
         ("--pushgateway http://gateway:9091/?token=s3cr3t", "must not contain a query"),
         ("--pushgateway http://user:1#s3cr3t@gateway:9091", "must not contain a query"),
         (
@@ -211,14 +230,19 @@ async fn the_help_does_not_show_what_urls_are_set_to() {
         .env("LEASEHOLD_PUSHGATEWAY", "http://user:s3cr3t@gateway")
         .env("LEASEHOLD_QUEUE_URL", "http://user:s3cr3t@sqs");
     let left = Leasehold::start(command).run_to(0).await;
-    assert!(left.stdout.contains("LEASEHOLD_PUSHGATEWAY") && !left.stdout.contains("s3cr3t"), "{}", left.stdout);
+    assert!(
+        left.stdout.contains("LEASEHOLD_PUSHGATEWAY") && !left.stdout.contains("s3cr3t"),
+        "{}",
+        left.stdout
+    );
 }
 
 /// A refusal is told, but not what it repeats of our own password.
 #[tokio::test]
 async fn a_password_that_a_gateway_repeats_is_not_told() {
     let echoes = Http::start(|request| {
-        let authorization = request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("none");
+        let authorization =
+            request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("none");
         (400, format!("no user for {authorization}, \u{1b}[31mthat is user:s3cr3t"))
     })
     .await;
@@ -227,10 +251,17 @@ async fn a_password_that_a_gateway_repeats_is_not_told() {
     for (flag, content) in [("basic-auth-file", "user:s3cr3t\n"), ("bearer-token-file", "s3cr3t")] {
         let file = secrets.path().join(flag);
         std::fs::write(&file, content).unwrap();
-        let flags = format!("--pushgateway {} --pushgateway-{flag} {}", echoes.endpoint, file.display());
+        let flags =
+            format!("--pushgateway {} --pushgateway-{flag} {}", echoes.endpoint, file.display());
         let left = cloud.run(&format!("{flags} --wait 0s"), "exit 0").run_to(0).await;
-        let told = left.record("the last metrics could not be pushed")["error"].as_str().unwrap().to_owned();
-        assert!(told.starts_with("HTTP 400: no user for ") && told.contains("[redacted]"), "{told}");
+        let told = left.record("the last metrics could not be pushed")["error"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert!(
+            told.starts_with("HTTP 400: no user for ") && told.contains("[redacted]"),
+            "{told}"
+        );
         for secret in ["s3cr3t", "dXNlcjpzM2NyM3", "czNjcjN0", "\u{1b}"] {
             assert!(!left.stdout.contains(secret), "{}", left.stdout);
         }
@@ -240,10 +271,16 @@ async fn a_password_that_a_gateway_repeats_is_not_told() {
 #[tokio::test]
 async fn an_answer_is_read_as_far_as_its_limit() {
     let long = Http::start(|_| (200, "x".repeat(3 << 20))).await;
-    let answer = Client::new(None).send("GET", &long.endpoint, &[], "", Duration::from_secs(30)).await.unwrap();
+    let answer = Client::new(None)
+        .send("GET", &long.endpoint, &[], "", Duration::from_secs(30))
+        .await
+        .unwrap();
     assert_eq!((answer.body.len(), answer.is_whole), (1 << 20, false));
     let short = Http::start(|_| (200, "x".repeat(1 << 20))).await;
-    let answer = Client::new(None).send("GET", &short.endpoint, &[], "", Duration::from_secs(30)).await.unwrap();
+    let answer = Client::new(None)
+        .send("GET", &short.endpoint, &[], "", Duration::from_secs(30))
+        .await
+        .unwrap();
     assert_eq!((answer.body.len(), answer.is_whole), (1 << 20, true));
 }
 
@@ -253,11 +290,11 @@ async fn a_sweep_survives_groups_of_any_shape() {
     let gateway = Pushgateway::start(None).await;
     let put = async |group: &str, text: &str| {
         let url = format!("{}/metrics/{group}", gateway.url());
-        let put = Client::new(None).send("PUT", &url, &[], text.to_owned(), Duration::from_secs(5)).await;
+        let put =
+            Client::new(None).send("PUT", &url, &[], text.to_owned(), Duration::from_secs(5)).await;
         assert_eq!(put.unwrap().status, 200);
     };
-    let finished =
-        "# TYPE leasehold_run_finished_timestamp_seconds gauge\nleasehold_run_finished_timestamp_seconds 1000\n";
+    let finished = "# TYPE leasehold_run_finished_timestamp_seconds gauge\nleasehold_run_finished_timestamp_seconds 1000\n";
     put("job/leasehold/instance/old", finished).await;
     put("job/other/instance/x", "# TYPE labels gauge\nlabels{kind=\"a\"} 3\n").await;
     put(

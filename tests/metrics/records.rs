@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_sqs::types::{MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue};
+use aws_sdk_sqs::types::{
+    MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
+};
 use leasehold::telemetry::records::FIELDS;
 use serde_json::Value;
 
@@ -24,12 +26,21 @@ fn notification(cloud: &Cloud, key: &str) -> String {
 async fn send_traced(cloud: &Cloud, name: &str, value: &str) {
     cloud.put("k", b"12345").await;
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
-    let send = cloud.sqs.send_message().queue_url(&cloud.queue_url).message_body(notification(cloud, "k"));
+    let send =
+        cloud.sqs.send_message().queue_url(&cloud.queue_url).message_body(notification(cloud, "k"));
     let send = if name == "AWSTraceHeader" {
-        let header = MessageSystemAttributeValue::builder().data_type("String").string_value(value).build().unwrap();
+        let header = MessageSystemAttributeValue::builder()
+            .data_type("String")
+            .string_value(value)
+            .build()
+            .unwrap();
         send.message_system_attributes(MessageSystemAttributeNameForSends::AwsTraceHeader, header)
     } else {
-        let attribute = MessageAttributeValue::builder().data_type("String").string_value(value).build().unwrap();
+        let attribute = MessageAttributeValue::builder()
+            .data_type("String")
+            .string_value(value)
+            .build()
+            .unwrap();
         send.message_attributes(name, attribute)
     };
     send.send().await.unwrap();
@@ -40,7 +51,10 @@ async fn a_trace_is_read_and_logged_and_handed_to_the_command() {
     let traceparent = format!("00-{TRACE_ID}-53995c3f42cd8ad8-01");
     for (name, value) in [
         ("traceparent", &*traceparent),
-        ("AWSTraceHeader", "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"),
+        (
+            "AWSTraceHeader",
+            "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1",
+        ),
     ] {
         let cloud = Cloud::new(5).await;
         send_traced(&cloud, name, value).await;
@@ -54,7 +68,12 @@ async fn a_trace_is_read_and_logged_and_handed_to_the_command() {
 
 /// Fields of a record, less those that are not there.
 fn fields(record: &Value) -> impl Iterator<Item = String> {
-    record.as_object().unwrap().iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.clone())
+    record
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, _)| name.clone())
 }
 
 #[tokio::test]
@@ -95,10 +114,16 @@ async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object
         cloud.send(notification(&cloud, &key)).await;
         cloud.run("--input none", "exit 65").run_to(65).await;
         let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
-        assert!(message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'), "{message}");
+        assert!(
+            message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'),
+            "{message}"
+        );
         let fields: Value = serde_json::from_str(&message).unwrap();
         assert_eq!((&fields["outcome"], &fields["exit_code"]), (&"permanent".into(), &65.into()));
-        assert_eq!(fields.get("key").and_then(Value::as_str), fits.then_some(&*"\u{1}".repeat(length)));
+        assert_eq!(
+            fields.get("key").and_then(Value::as_str),
+            fits.then_some(&*"\u{1}".repeat(length))
+        );
         assert!(fields["error"].as_str().unwrap().contains("permanent failure"), "{message}");
     }
 }
@@ -110,7 +135,10 @@ async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succe
         cloud.send(notification(&cloud, key)).await;
     }
     let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
-    let left = cloud.run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script).run_to(65).await;
+    let left = cloud
+        .run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script)
+        .run_to(65)
+        .await;
     assert_eq!(left.record("message deleted")["key"], "good");
     let leaving: Vec<_> = left.log.iter().filter(|record| record["message"] == "exiting").collect();
     assert_eq!((leaving.len(), &leaving[0]["exit"]), (1, &65.into()));
@@ -119,28 +147,40 @@ async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succe
     assert_eq!((&fields["key"], &fields["outcome"]), (&"bad".into(), &"permanent".into()));
 }
 
-/// Nobody can write another one then; and while beats come, it says when the message is visible again after the last of them.
+/// Nobody can write another one then; and while beats come, it says when the message is visible
+/// again after the last of them.
 #[tokio::test]
 async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_visible_again() {
     let cloud = Cloud::new(5).await;
     let path = cloud.notes.path().join("termination-log");
     let left_behind = || {
         let message = std::fs::read_to_string(&path).ok()?;
-        serde_json::from_str::<Value>(&message).ok().filter(|fields| fields["next"].as_str().is_some())
+        serde_json::from_str::<Value>(&message)
+            .ok()
+            .filter(|fields| fields["next"].as_str().is_some())
     };
     cloud.send(notification(&cloud, "a/b c")).await;
     let run = cloud.run("--input none --visibility-timeout 3s", "echo up > up; sleep 600");
     cloud.note("up").await;
-    let visible =
-        |fields: &Value| fields["next"].as_str()?.split_once(" visible again by ").map(|(_, at)| at.to_owned());
+    let visible = |fields: &Value| {
+        fields["next"].as_str()?.split_once(" visible again by ").map(|(_, at)| at.to_owned())
+    };
     let first = eventually("the lease is said", async || visible(&left_behind()?)).await;
-    let later = eventually("a beat is said", async || visible(&left_behind()?).filter(|at| *at != first)).await;
+    let later =
+        eventually("a beat is said", async || visible(&left_behind()?).filter(|at| *at != first))
+            .await;
     assert!(later.len() == "12:03:20Z".len() && later.ends_with('Z'), "{later}");
     run.signal(nix::sys::signal::Signal::SIGKILL);
     let _ = run.ends_unread().await;
     let fields = left_behind().expect("it is whole");
     assert_eq!((&fields["outcome"], &fields["key"]), (&"in_progress".into(), &"a/b c".into()));
-    assert_eq!((&fields["bucket"], &fields["receive_count"]), (&(&*cloud.bucket).into(), &1.into()));
+    assert_eq!(
+        (&fields["bucket"], &fields["receive_count"]),
+        (&(&*cloud.bucket).into(), &1.into())
+    );
     let next = fields["next"].as_str().unwrap();
-    assert!(next.starts_with("attempt 1 of 5; if this is the final report, the pod was killed"), "{next}");
+    assert!(
+        next.starts_with("attempt 1 of 5; if this is the final report, the pod was killed"),
+        "{next}"
+    );
 }

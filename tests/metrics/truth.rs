@@ -1,4 +1,5 @@
-//! What the dashboard and the rules say of real pods, by a real Pushgateway and a real Prometheus, compared with what happened.
+//! What the dashboard and the rules say of real pods, by a real Pushgateway and a real Prometheus,
+//! compared with what happened.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -16,8 +17,9 @@ use crate::support::cloud::{Cloud, GREEDY, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Prometheus, Pushgateway};
 
-/// The chosen time of the dashboard, in seconds: longer than the test takes, and as long as Prometheus remembers a sample, so that
-/// it can be asked at once what it will say when this time is over.
+/// The chosen time of the dashboard, in seconds: longer than the test takes, and as long as
+/// Prometheus remembers a sample, so that it can be asked at once what it will say when this time
+/// is over.
 const RANGE: u32 = 300;
 /// A bar's, in seconds.
 const INTERVAL: u32 = 10;
@@ -39,24 +41,32 @@ impl Observatory {
         let platform = include_str!("platform.prom").replace("QUEUE", queue);
         let platform = Http::start(move |_| (200, platform.clone())).await;
         let address = |url: &str| url.trim_start_matches("http://").to_owned();
-        let targets = [("pushgateway", &*address(&gateway.url())), ("platform", &*address(&platform.endpoint))];
+        let targets = [
+            ("pushgateway", &*address(&gateway.url())),
+            ("platform", &*address(&platform.endpoint)),
+        ];
         let prometheus = Prometheus::start(&targets, &grafana("rules.yml")).await;
         Self { gateway, prometheus, _platform: platform }
     }
 
     /// A pod that takes what is there and does not wait.
     fn pod(&self, cloud: &Cloud, name: &str, flags: &str, script: &str) -> Leasehold {
-        let push = format!("--pushgateway {} --push-interval 1s --namespace files", self.gateway.url());
+        let push =
+            format!("--pushgateway {} --push-interval 1s --namespace files", self.gateway.url());
         cloud.run(&format!("{push} --pod-name {name} --wait 0s {flags}"), script)
     }
 
     async fn ask(&self, path: &str, parameters: &[(&str, String)]) -> Value {
-        let encoded =
-            |(name, value): &(&str, String)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
+        let encoded = |(name, value): &(&str, String)| {
+            format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC))
+        };
         let form = parameters.iter().map(encoded).collect::<Vec<_>>().join("&");
         let headers = [("content-type", "application/x-www-form-urlencoded".to_owned())];
         let url = format!("{}/api/v1/{path}", self.prometheus.url());
-        let answer = Client::new(None).send("POST", &url, &headers, form, Duration::from_secs(10)).await.unwrap();
+        let answer = Client::new(None)
+            .send("POST", &url, &headers, form, Duration::from_secs(10))
+            .await
+            .unwrap();
         let answer: Value = serde_json::from_str(&answer.body).unwrap();
         assert_eq!(answer["status"], "success", "{parameters:?}: {answer}");
         answer["data"]["result"].clone()
@@ -64,16 +74,21 @@ impl Observatory {
 
     /// At the time `at`, in seconds since 1970.
     async fn at(&self, at: f64, legend: &str, expr: &str) -> Answer {
-        let result = self.ask("query", &[("query", expr.to_owned()), ("time", at.to_string())]).await;
+        let result =
+            self.ask("query", &[("query", expr.to_owned()), ("time", at.to_string())]).await;
         answer(&result, legend, |series| number(&series["value"]))
     }
 
     /// Asked for so many steps after `since` and summed up.
     async fn summed(&self, since: f64, step: u32, legend: &str, expr: &str) -> Answer {
         let (start, end) = (since + f64::from(step), since + f64::from(RANGE));
-        let times = [("start", start.to_string()), ("end", end.to_string()), ("step", step.to_string())];
-        let result = self.ask("query_range", &[&[("query", expr.to_owned())], &times[..]].concat()).await;
-        answer(&result, legend, |series| series["values"].as_array().unwrap().iter().map(number).sum())
+        let times =
+            [("start", start.to_string()), ("end", end.to_string()), ("step", step.to_string())];
+        let result =
+            self.ask("query_range", &[&[("query", expr.to_owned())], &times[..]].concat()).await;
+        answer(&result, legend, |series| {
+            series["values"].as_array().unwrap().iter().map(number).sum()
+        })
     }
 
     /// Names of records and alerts, and their expressions.
@@ -90,14 +105,16 @@ impl Observatory {
     async fn sees_all(&self) {
         let now = unix_now();
         eventually("Prometheus scrapes", async || {
-            let seen = self.at(unix_now(), "", r#"sum(timestamp(up{job="pushgateway"}) * up)"#).await;
+            let seen =
+                self.at(unix_now(), "", r#"sum(timestamp(up{job="pushgateway"}) * up)"#).await;
             seen.get("").is_some_and(|seen| *seen > now).then_some(())
         })
         .await;
     }
 
     async fn sees(&self, expr: &str, value: f64) {
-        let is_seen = async || (self.at(unix_now(), "", expr).await.get("") == Some(&value)).then_some(());
+        let is_seen =
+            async || (self.at(unix_now(), "", expr).await.get("") == Some(&value)).then_some(());
         eventually(&format!("{expr} is {value}"), is_seen).await;
     }
 }
@@ -113,8 +130,13 @@ fn number(sample: &Value) -> f64 {
 
 fn answer(result: &Value, legend: &str, value: impl Fn(&Value) -> f64) -> Answer {
     let series = result.as_array().unwrap();
-    let answer: Answer = series.iter().map(|series| (written(legend, &series["metric"]), value(series))).collect();
-    assert_eq!(answer.len(), series.len(), "the legend {legend} does not tell all series apart: {result}");
+    let answer: Answer =
+        series.iter().map(|series| (written(legend, &series["metric"]), value(series))).collect();
+    assert_eq!(
+        answer.len(),
+        series.len(),
+        "the legend {legend} does not tell all series apart: {result}"
+    );
     answer
 }
 
@@ -129,7 +151,10 @@ fn written(legend: &str, labels: &Value) -> String {
     while let Some((before, (name, after))) =
         written.split_once("{{").and_then(|(before, rest)| Some((before, rest.split_once("}}")?)))
     {
-        written = format!("{before}{}{after}", labels.get(name).and_then(Value::as_str).unwrap_or_default());
+        written = format!(
+            "{before}{}{after}",
+            labels.get(name).and_then(Value::as_str).unwrap_or_default()
+        );
     }
     written.trim().to_owned()
 }
@@ -184,16 +209,24 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
 
     check_panels(&observatory, &queries, &queues, since).await;
     answered.append(&mut self::answered(&observatory, &queries, at).await);
-    let silent = queries.iter().map(|query| (&*query.panel, &*query.legend)).filter(|asked| !answered.contains(asked));
+    let silent = queries
+        .iter()
+        .map(|query| (&*query.panel, &*query.legend))
+        .filter(|asked| !answered.contains(asked));
     // Nothing of this happened; and a day has to be recorded for a minute before it answers.
-    let silent: Vec<_> = silent.filter(|(panel, _)| *panel != "Per day").map(|(_, legend)| legend).collect();
+    let silent: Vec<_> =
+        silent.filter(|(panel, _)| *panel != "Per day").map(|(_, legend)| legend).collect();
     assert_eq!(silent, ["extend", "delete", "failed pushes"]);
     for query in beside_the_panels() {
         let answer = observatory.at(at, &query.legend, &query.of(RANGE)).await;
         assert!(answer.keys().any(|legend| !legend.is_empty()), "{}: {answer:?}", query.panel);
     }
-    let with_before =
-        [("pods launched", 22.0), ("messages received", 22.0), ("succeeded", 11.0), ("pods died silently", 3.0)];
+    let with_before = [
+        ("pods launched", 22.0),
+        ("messages received", 22.0),
+        ("succeeded", 11.0),
+        ("pods died silently", 3.0),
+    ];
     for (legend, number) in with_before {
         let query = queries.iter().find(|query| query.legend == legend).unwrap();
         let answer = observatory.at(at, "", &query.of(3600)).await;
@@ -206,13 +239,14 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
     let swept = Leasehold::start(sweep).run_to(0).await;
     assert!(swept.record("swept")["deleted"].as_u64().unwrap() >= 19, "{}", swept.stdout);
     observatory.sees_all().await;
-    let left = observatory.at(unix_now(), "", "count(leasehold_run_finished_timestamp_seconds)").await;
+    let left =
+        observatory.at(unix_now(), "", "count(leasehold_run_finished_timestamp_seconds)").await;
     assert!(left.is_empty(), "{left:?}");
     check_panels(&observatory, &queries, &queues, since).await;
 }
 
-/// What the chosen time does not see: two pods that end, one that will be killed before it begins, and the first half of one
-/// that drains on.
+/// What the chosen time does not see: two pods that end, one that will be killed before it begins,
+/// and the first half of one that drains on.
 async fn before(observatory: &Observatory, queues: &Queues) -> (Leasehold, Leasehold) {
     let Queues { works, drains, killed, .. } = queues;
     for cloud in [works, works, killed] {
@@ -229,7 +263,8 @@ async fn before(observatory: &Observatory, queues: &Queues) -> (Leasehold, Lease
         esac"#;
     let draining = observatory.pod(drains, "drains", "--max-messages 5", drain);
     let doomed = observatory.pod(killed, "killed-before", "", "sleep 60");
-    let ends = ["before-1", "before-2"].map(|name| observatory.pod(works, name, "", "exit 0").run_to(0));
+    let ends =
+        ["before-1", "before-2"].map(|name| observatory.pod(works, name, "", "exit 0").run_to(0));
     join_all(ends).await;
     observatory.sees("sum(leasehold_progress_ratio)", 0.5).await;
     observatory.sees("sum(leasehold_messages_in_flight)", 2.0).await;
@@ -239,9 +274,12 @@ async fn before(observatory: &Observatory, queues: &Queues) -> (Leasehold, Lease
 
 /// What the chosen time does see.
 async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
-    let pod = |cloud: &Cloud, name: &str, flags: &str, script: &str| observatory.pod(cloud, name, flags, script);
+    let pod = |cloud: &Cloud, name: &str, flags: &str, script: &str| {
+        observatory.pod(cloud, name, flags, script)
+    };
     let Queues { works, empty, killed, stopped, poisoned, lost, missing, .. } = queues;
-    // One after another: a pod that is short of CPU does not wait for the queue's redrive policy, and cannot tell a last attempt.
+    // One after another: a pod that is short of CPU does not wait for the queue's redrive policy,
+    // and cannot tell a last attempt.
     for (n, code) in [1, 1, 65, 75].into_iter().enumerate() {
         poisoned.put(&n.to_string(), b"x").await;
         pod(poisoned, &format!("poisoned-{n}"), "", &format!("exit {code}")).run_to(code).await;
@@ -277,7 +315,9 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     for name in ["killed-1", "killed-2"] {
         killed.put(name, b"x").await;
         let dies = pod(killed, name, "", "sleep 60");
-        observatory.sees(&format!(r#"sum(leasehold_messages_in_flight{{instance="{name}"}})"#), 1.0).await;
+        observatory
+            .sees(&format!(r#"sum(leasehold_messages_in_flight{{instance="{name}"}})"#), 1.0)
+            .await;
         dies.signal(Signal::SIGKILL);
         let _ = dies.ends_unread().await;
     }
@@ -286,7 +326,11 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
 }
 
 /// Panels and legends that have an answer.
-async fn answered<'a>(observatory: &Observatory, queries: &'a [Query], at: f64) -> BTreeSet<(&'a str, &'a str)> {
+async fn answered<'a>(
+    observatory: &Observatory,
+    queries: &'a [Query],
+    at: f64,
+) -> BTreeSet<(&'a str, &'a str)> {
     let mut answered = BTreeSet::new();
     for query in queries {
         let answer = observatory.at(at, &query.legend, &query.of(RANGE)).await;
@@ -302,16 +346,22 @@ async fn check_panels(observatory: &Observatory, queries: &[Query], queues: &Que
         for query in queries.iter().filter(|query| query.panel == panel) {
             told.extend(observatory.at(at, &query.legend, &query.of(RANGE)).await);
             if query.is_of_a_bar() {
-                told_by_bars.extend(observatory.summed(since, INTERVAL, &query.legend, &query.of(INTERVAL)).await);
+                told_by_bars.extend(
+                    observatory.summed(since, INTERVAL, &query.legend, &query.of(INTERVAL)).await,
+                );
             }
         }
         told.retain(|legend, _| truth.contains_key(legend));
         assert_eq!(told, truth, "{panel}");
         told_by_bars.retain(|legend, _| truth.contains_key(legend));
-        assert!(told_by_bars.is_empty() || told_by_bars == truth, "{panel}, its bars: {told_by_bars:?}");
+        assert!(
+            told_by_bars.is_empty() || told_by_bars == truth,
+            "{panel}, its bars: {told_by_bars:?}"
+        );
     }
     let died = queries.iter().find(|query| query.panel == "Ended without reporting").unwrap();
-    let died: Vec<_> = observatory.at(at, "{{instance}}", &died.of(RANGE)).await.into_keys().collect();
+    let died: Vec<_> =
+        observatory.at(at, "{{instance}}", &died.of(RANGE)).await.into_keys().collect();
     assert_eq!(died, ["killed-1", "killed-2"]);
 }
 
@@ -323,11 +373,16 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
     for (name, expr) in recordings {
         // Minutes, each told 15 s after its end.
         let told = observatory.summed(since + 15.0, 60, "", expr).await;
-        let whole = expr.replace("[1m] offset 15s", "[300s]").replace("offset 1m15s", "offset 300s");
+        let whole =
+            expr.replace("[1m] offset 15s", "[300s]").replace("offset 1m15s", "offset 300s");
         let whole = observatory.at(at, "", &whole).await;
         assert!(!whole.is_empty(), "{name}");
         for (labels, number) in &whole {
-            assert!((told[labels] - number).abs() < 1e-6, "{name} of {labels}: {}, not {number}", told[labels]);
+            assert!(
+                (told[labels] - number).abs() < 1e-6,
+                "{name} of {labels}: {}, not {number}",
+                told[labels]
+            );
         }
     }
 
@@ -336,7 +391,10 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
     let last_attempts = [("command_failed", 2.0), ("permanent", 1.0), ("temporary", 1.0)];
     let alerts: [(&str, Answer); 10] = [
         ("LeaseholdFailures", [(files(&queues.poisoned.bucket), 1.0)].into()),
-        ("LeaseholdFinalAttemptFailed", last_attempts.map(|(reason, number)| (failed(reason), number)).into()),
+        (
+            "LeaseholdFinalAttemptFailed",
+            last_attempts.map(|(reason, number)| (failed(reason), number)).into(),
+        ),
         ("LeaseholdLeaseLost", [(files(&queues.lost.bucket), 1.0)].into()),
         ("LeaseholdNoSuccess", [("stuck.fifo".to_owned(), 7.0)].into()),
         ("LeaseholdPodsFindNothing", Answer::new()),
@@ -354,8 +412,8 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
     }
 }
 
-/// What happened in the chosen time: panels with their legends. 0 is what a counter says that never moved; what never
-/// happened is not there at all.
+/// What happened in the chosen time: panels with their legends. 0 is what a counter says that never
+/// moved; what never happened is not there at all.
 fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
     let truth: [(&str, &[(&str, f64)]); 17] = [
         (
@@ -364,7 +422,12 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
         ),
         (
             "Is it succeeding?",
-            &[("succeeded", 7.0), ("failed", 6.0), ("share that failed", 6.0 / 15.0), ("stopped", 2.0)],
+            &[
+                ("succeeded", 7.0),
+                ("failed", 6.0),
+                ("share that failed", 6.0 / 15.0),
+                ("stopped", 2.0),
+            ],
         ),
         ("Is it keeping up?", &[("waiting now", 12.0), ("received again", 0.0)]),
         (
@@ -384,10 +447,21 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
         ),
         (
             "Pods and their receives",
-            &[("launched", 18.0), ("messages", 16.0), ("found no message", 4.0), ("empty requests", 3.0)],
+            &[
+                ("launched", 18.0),
+                ("messages", 16.0),
+                ("found no message", 4.0),
+                ("empty requests", 3.0),
+            ],
         ),
-        ("Failures by reason", &[("command_failed", 3.0), ("permanent", 1.0), ("temporary", 1.0), ("lease_lost", 1.0)]),
-        ("Reasons", &[("command_failed", 3.0), ("permanent", 1.0), ("temporary", 1.0), ("lease_lost", 1.0)]),
+        (
+            "Failures by reason",
+            &[("command_failed", 3.0), ("permanent", 1.0), ("temporary", 1.0), ("lease_lost", 1.0)],
+        ),
+        (
+            "Reasons",
+            &[("command_failed", 3.0), ("permanent", 1.0), ("temporary", 1.0), ("lease_lost", 1.0)],
+        ),
         (
             "Exit codes of the pods",
             &[
@@ -417,9 +491,11 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
         ("Pods of ScaledJobs by phase", &[("Pending", 1.0), ("Failed", 1.0)]),
         ("Why containers wait or ended", &[("OOMKilled", 1.0), ("waits: ImagePullBackOff", 1.0)]),
     ];
-    let owned =
-        |numbers: &[(&str, f64)]| numbers.iter().map(|(legend, number)| ((*legend).to_owned(), *number)).collect();
-    let mut truth: Vec<_> = truth.into_iter().map(|(panel, numbers)| (panel, owned(numbers))).collect();
+    let owned = |numbers: &[(&str, f64)]| {
+        numbers.iter().map(|(legend, number)| ((*legend).to_owned(), *number)).collect()
+    };
+    let mut truth: Vec<_> =
+        truth.into_iter().map(|(panel, numbers)| (panel, owned(numbers))).collect();
     let of = |column: &str, cloud: &Cloud| format!("{column}: {}", cloud.bucket);
     let by_queue = [
         (of("failed", &queues.poisoned), 4.0),
@@ -430,7 +506,8 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
         (of("stopped", &queues.stopped), 2.0),
     ];
     truth.push(("By queue and job type", by_queue.into()));
-    let poisoned = (0..4).map(|n| (format!("{} poisoned-{n}", of("received", &queues.poisoned)), 1.0));
+    let poisoned =
+        (0..4).map(|n| (format!("{} poisoned-{n}", of("received", &queues.poisoned)), 1.0));
     truth.push(("Pods whose last message had one attempt left, or none", poisoned.collect()));
     truth
 }

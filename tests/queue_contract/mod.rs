@@ -1,8 +1,9 @@
-//! What a queue does: the same assertions about the queue in memory, on a paused clock, and about the SQS
-//! adapter against two real servers, so that one server's quirk does not become our behaviour.
+//! What a queue does: the same assertions about the queue in memory, on a paused clock, and about
+//! the SQS adapter against two real servers, so that one server's quirk does not become our
+//! behaviour.
 //!
-//! Where a server is not like SQS, `truth` says how, and the difference itself is asserted: a server that becomes more
-//! like SQS fails the test, as does one that becomes less so.
+//! Where a server is not like SQS, `truth` says how, and the difference itself is asserted: a
+//! server that becomes more like SQS fails the test, as does one that becomes less so.
 
 mod truth;
 mod world;
@@ -24,7 +25,8 @@ const LONG: Duration = Duration::from_mins(10);
 /// No server tells when a poll has come to it.
 const POLL_BEGUN: Duration = Duration::from_millis(200);
 
-/// Each of these functions becomes a test about the queue in memory, and one about the adapter for each server.
+/// Each of these functions becomes a test about the queue in memory, and one about the adapter for
+/// each server.
 macro_rules! contract {
     ($($sentence:ident)*) => {
         mod in_memory {
@@ -218,13 +220,17 @@ async fn the_ceiling_counts_from_the_receive<W: World>() {
     world.send("body", "").await;
     sleep(3 * S).await;
     let delivery = world.look().await.unwrap();
-    assert_eq!(world.change(&delivery, CEILING - 2 * S).await, W::TRUTH.extension_of_an_old_message);
+    assert_eq!(
+        world.change(&delivery, CEILING - 2 * S).await,
+        W::TRUTH.extension_of_an_old_message
+    );
 }
 
 async fn a_handle_of_no_message_is_refused<W: World>() {
     for kind in [Kind::Standard, Kind::Fifo] {
         let world = W::with_queue(kind, None).await;
-        let delivery = Delivery { receipt: ReceiptHandle::new("garbage"), ..delivered(&world, LONG).await };
+        let delivery =
+            Delivery { receipt: ReceiptHandle::new("garbage"), ..delivered(&world, LONG).await };
         assert_eq!(world.change(&delivery, LONG).await, Answer::NotInFlight);
         assert_eq!(world.delete(&delivery).await, Answer::Refused);
     }
@@ -262,7 +268,10 @@ async fn a_delete_by_the_handle_of_an_earlier_receive<W: World>() {
     let second = world.look().await.unwrap();
     assert_eq!(world.delete(&first).await, W::TRUTH.superseded_delete);
     let deletes = W::TRUTH.superseded_delete_deletes;
-    assert_eq!(world.change(&second, Duration::ZERO).await, if deletes { Answer::NotInFlight } else { Answer::Ok });
+    assert_eq!(
+        world.change(&second, Duration::ZERO).await,
+        if deletes { Answer::NotInFlight } else { Answer::Ok }
+    );
     assert_eq!(world.look().await.is_none(), deletes);
 }
 
@@ -331,5 +340,8 @@ async fn the_redrive_policy_is_told<W: World>() {
     assert_eq!(world.queue().redrive().await, Ok(Redrive::None));
     let world = W::with_queue(Kind::Standard, Some(3)).await;
     let queue = world.dead_letter_queue();
-    assert_eq!(world.queue().redrive().await, Ok(Redrive::DeadLetter { max_receive_count: 3, queue }));
+    assert_eq!(
+        world.queue().redrive().await,
+        Ok(Redrive::DeadLetter { max_receive_count: 3, queue })
+    );
 }

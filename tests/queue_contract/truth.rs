@@ -14,7 +14,8 @@ pub enum Answer {
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an observation of its own")]
 pub struct Truth {
-    /// A ChangeMessageVisibility after the message's time ran out, before anybody received it again.
+    /// A ChangeMessageVisibility after the message's time ran out, before anybody received it
+    /// again.
     pub late_extension: Answer,
     pub late_extension_hides_again: bool,
     pub late_extension_in_fifo: Answer,
@@ -66,8 +67,8 @@ pub const MINISTACK: Truth = Truth {
     ..SQS
 };
 
-/// moto 5.2.5: kinder than SQS about time and about old handles, which keep all their power; and it counts the 12
-/// hours from the send.
+/// moto 5.2.5: kinder than SQS about time and about old handles, which keep all their power; and it
+/// counts the 12 hours from the send.
 pub const MOTO: Truth = Truth {
     late_extension_hides_again: true,
     late_extension_in_fifo: Answer::Ok,

@@ -54,12 +54,20 @@ pub trait World: Sized {
     }
 
     async fn delete(&self, delivery: &Delivery) -> Answer {
-        let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+        let policy = RetryPolicy {
+            retry: Retry::Expire,
+            on_stop: OnStop::Expire,
+            permanent_exit_codes: vec![],
+        };
         let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
             panic!("not completed")
         };
         let lease = Lease::taken(Strategy::Heartbeat, LONG, Duration::ZERO);
-        match self.queue().delete(&delivery.receipt, completed.permit(&lease, Duration::ZERO).unwrap()).await {
+        match self
+            .queue()
+            .delete(&delivery.receipt, completed.permit(&lease, Duration::ZERO).unwrap())
+            .await
+        {
             Ok(()) => Answer::Ok,
             Err(DeleteError::Refused(_)) => Answer::Refused,
             Err(DeleteError::Transient(_)) => Answer::Transient,
@@ -73,7 +81,8 @@ impl World for Memory {
     const TRUTH: Truth = SQS;
 
     async fn with_queue(kind: Kind, max_receive_count: Option<u32>) -> Self {
-        let dead_letter = |max_receive_count| Redrive::DeadLetter { max_receive_count, queue: "dead".into() };
+        let dead_letter =
+            |max_receive_count| Redrive::DeadLetter { max_receive_count, queue: "dead".into() };
         Self(MemoryQueue::new(kind, max_receive_count.map_or(Redrive::None, dead_letter)))
     }
 
@@ -180,7 +189,11 @@ impl<S: Server> World for On<S> {
     }
 
     async fn dead_letters(&self) -> Vec<String> {
-        let receive = self.client.receive_message().queue_url(&self.dead_letter_queue_url).max_number_of_messages(10);
+        let receive = self
+            .client
+            .receive_message()
+            .queue_url(&self.dead_letter_queue_url)
+            .max_number_of_messages(10);
         let messages = receive.send().await.unwrap().messages.unwrap_or_default();
         messages.into_iter().filter_map(|message| message.body).collect()
     }

@@ -24,7 +24,8 @@ use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::journey::{FakeStore, Journey, MINUTE, S, exits, queue};
 use crate::support::servers::Microburst;
 
-/// A disk without room for the object is a failed fetch, to be retried elsewhere; nothing is left on the disk.
+/// A disk without room for the object is a failed fetch, to be retried elsewhere; nothing is left
+/// on the disk.
 #[tokio::test]
 async fn s49_a_full_disk_is_a_failed_fetch_and_leaves_nothing_behind() {
     static LARGE: [u8; 200_000] = [b'x'; 200_000];
@@ -46,7 +47,9 @@ async fn s49_a_full_disk_is_a_failed_fetch_and_leaves_nothing_behind() {
     let error = kept["error"].as_str().unwrap();
     let (disk, name) = (disk.path().display(), format!("s3://{}/large", cloud.bucket));
     assert!(
-        error.ends_with(&format!("{name} is 195.3 KiB: --work-dir {disk}: 64.0 KiB are free: enlarge its volume")),
+        error.ends_with(&format!(
+            "{name} is 195.3 KiB: --work-dir {disk}: 64.0 KiB are free: enlarge its volume"
+        )),
         "{error}"
     );
     assert_eq!(std::fs::read_to_string(cloud.notes.path().join("left")).unwrap(), "");
@@ -63,7 +66,8 @@ async fn s49_an_object_over_the_work_dirs_limit_is_a_failed_fetch() {
     assert_eq!(kept["outcome"], "fetch_failed");
     let error = kept["error"].as_str().unwrap();
     assert!(
-        error.contains("/large is 195.3 KiB: ") && error.contains(" of --work-dir-limit 100.0 KiB are used"),
+        error.contains("/large is 195.3 KiB: ")
+            && error.contains(" of --work-dir-limit 100.0 KiB are used"),
         "{error}"
     );
 }
@@ -97,9 +101,13 @@ impl Breaking {
         let told = range.start as u64..range.end as u64;
         self.asked.lock().unwrap().push((object.clone(), told, Instant::now()));
         let lives = self.lives.min(range.len());
-        let chunks: Vec<_> =
-            self.bytes.slice(range)[..lives].chunks(300_000).map(Bytes::copy_from_slice).map(Ok).collect();
-        let breaks = (lives == self.lives && !self.ends).then(|| Err(io::ErrorKind::ConnectionReset.into()));
+        let chunks: Vec<_> = self.bytes.slice(range)[..lives]
+            .chunks(300_000)
+            .map(Bytes::copy_from_slice)
+            .map(Ok)
+            .collect();
+        let breaks =
+            (lives == self.lives && !self.ends).then(|| Err(io::ErrorKind::ConnectionReset.into()));
         stream::iter(chunks.into_iter().chain(breaks)).boxed()
     }
 
@@ -116,14 +124,22 @@ impl ObjectStore for Breaking {
         Ok(ObjectBody { size: self.says, etag, checksum, bytes })
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+    async fn open_range(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<RangeBody, FetchError> {
         let end = range.end.min(self.bytes.len() as u64);
         let range = usize::try_from(range.start).unwrap()..usize::try_from(end).unwrap();
         assert!(!range.is_empty());
         let range = if self.knows_ranges { range } else { 0..self.bytes.len() };
         match &self.becomes {
             Some(error) => Err(error.clone()),
-            None => Ok(RangeBody { start: range.start as u64, size: self.says, bytes: self.stream(object, range) }),
+            None => Ok(RangeBody {
+                start: range.start as u64,
+                size: self.says,
+                bytes: self.stream(object, range),
+            }),
         }
     }
 }
@@ -131,17 +147,30 @@ impl ObjectStore for Breaking {
 /// Fetches it, and gives back what is on the disk then.
 async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> {
     let home = tempfile::tempdir().unwrap();
-    let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
-    let fetched = fetch(store, &FetchPolicy::default(), None, &work_dir, object, None, &path).await?;
+    let (work_dir, path) =
+        (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
+    let fetched =
+        fetch(store, &FetchPolicy::default(), None, &work_dir, object, None, &path).await?;
     let bytes = std::fs::read(path).unwrap();
     let etag = Some("of-the-answer".to_owned());
-    assert_eq!(fetched, Fetched::Here(FetchedObject { key: object.key.clone(), size: bytes.len() as u64, etag }));
+    assert_eq!(
+        fetched,
+        Fetched::Here(FetchedObject { key: object.key.clone(), size: bytes.len() as u64, etag })
+    );
     Ok(bytes)
 }
 
 fn object(version_id: Option<&str>, etag: Option<&str>) -> Object {
     let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-    Object { bucket: "b".into(), key: "k".into(), version_id, etag, size: None, sequencer: None, is_from_aws: false }
+    Object {
+        bucket: "b".into(),
+        key: "k".into(),
+        version_id,
+        etag,
+        size: None,
+        sequencer: None,
+        is_from_aws: false,
+    }
 }
 
 /// Bytes that are nowhere the same for long.
@@ -157,7 +186,8 @@ fn checksum(algorithm: Algorithm, bytes: &[u8]) -> Checksum {
     Checksum { algorithm, value: hasher.value() }
 }
 
-/// A stream that breaks is followed by one from where it broke, of the same object; however often, while it gets on.
+/// A stream that breaks is followed by one from where it broke, of the same object; however often,
+/// while it gets on.
 #[tokio::test(start_paused = true)]
 async fn s49_a_stream_that_breaks_goes_on_where_it_broke() {
     for (told, pinned) in [
@@ -177,12 +207,15 @@ async fn s49_a_stream_that_breaks_goes_on_where_it_broke() {
     }
 }
 
-/// Streams that bring nothing are not asked for without end: the fetch has failed, and says how far it came.
+/// Streams that bring nothing are not asked for without end: the fetch has failed, and says how far
+/// it came.
 #[tokio::test(start_paused = true)]
 async fn s49_streams_that_bring_nothing_are_a_failed_fetch() {
     let store = Breaking::new(noise(100), 0);
     let began = Instant::now();
-    let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else { panic!("it was fetched") };
+    let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else {
+        panic!("it was fetched")
+    };
     assert_eq!(why, "the download of s3://b/k was interrupted at byte 0: connection reset");
     assert_eq!(store.ranges(), vec![0..100; 6]);
     assert!(S < began.elapsed() && began.elapsed() < 15 * S, "{:?}", began.elapsed());
@@ -207,17 +240,30 @@ async fn s49_bytes_that_are_not_those_that_were_stored_are_a_failed_fetch() {
     let bytes = noise(2_000_000);
     let mut changed = bytes.clone();
     changed[1_500_000] ^= 1;
-    for algorithm in [Algorithm::Crc64Nvme, Algorithm::Crc32, Algorithm::Crc32C, Algorithm::Sha1, Algorithm::Sha256] {
+    for algorithm in [
+        Algorithm::Crc64Nvme,
+        Algorithm::Crc32,
+        Algorithm::Crc32C,
+        Algorithm::Sha1,
+        Algorithm::Sha256,
+    ] {
         let checksum = Some(checksum(algorithm, &bytes));
-        let store = Breaking { checksum: checksum.clone(), ..Breaking::new(bytes.clone(), usize::MAX) };
+        let store =
+            Breaking { checksum: checksum.clone(), ..Breaking::new(bytes.clone(), usize::MAX) };
         assert_eq!(fetched(&store, &object(None, None)).await.unwrap(), bytes);
         let store = Breaking { checksum, ..Breaking::new(changed.clone(), usize::MAX) };
-        let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else { panic!("{algorithm:?}") };
-        assert!(why.starts_with(&format!("s3://b/k: {algorithm} of its 2000000 bytes is ")), "{why}");
+        let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else {
+            panic!("{algorithm:?}")
+        };
+        assert!(
+            why.starts_with(&format!("s3://b/k: {algorithm} of its 2000000 bytes is ")),
+            "{why}"
+        );
     }
 }
 
-/// A large object comes over several connections, of which each may break; every byte once, and all of them verified.
+/// A large object comes over several connections, of which each may break; every byte once, and all
+/// of them verified.
 #[tokio::test(start_paused = true)]
 async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
     let bytes = Bytes::from(noise(65 << 20));
@@ -227,11 +273,14 @@ async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
     let ranges = store.ranges();
     assert_eq!(ranges[0], 0..bytes.len() as u64);
     let parts: Vec<_> = (1..8).map(|n: u64| bytes.len() as u64 - n * (8 << 20)).collect();
-    assert!(parts.iter().all(|start| ranges.iter().any(|range| range.start == *start)), "{ranges:?}");
+    assert!(
+        parts.iter().all(|start| ranges.iter().any(|range| range.start == *start)),
+        "{ranges:?}"
+    );
 }
 
-/// An answer that does not say its length is read to its end, whatever the event says of the object's size; one that
-/// breaks before is gone on with.
+/// An answer that does not say its length is read to its end, whatever the event says of the
+/// object's size; one that breaks before is gone on with.
 #[tokio::test(start_paused = true)]
 async fn s58_an_answer_without_a_length_is_read_to_its_end() {
     for size in [None, Some(0), Some(3), Some(1_000_000)] {
@@ -265,16 +314,30 @@ async fn s58_an_object_that_is_longer_than_it_was_said_to_be_is_a_failed_fetch()
 #[tokio::test(start_paused = true)]
 async fn s58_an_object_of_unknown_length_stays_within_the_work_dirs_limit() {
     let home = tempfile::tempdir().unwrap();
-    let (work_dir, path) = (WorkDir { path: home.path().to_owned(), limit: Some(2 << 20) }, home.path().join("k"));
+    let (work_dir, path) =
+        (WorkDir { path: home.path().to_owned(), limit: Some(2 << 20) }, home.path().join("k"));
     let store = Breaking { says: None, ..Breaking::new(noise(4 << 20), usize::MAX) };
-    let failed = fetch(&store, &FetchPolicy::default(), None, &work_dir, &object(None, Some("e")), None, &path).await;
+    let failed = fetch(
+        &store,
+        &FetchPolicy::default(),
+        None,
+        &work_dir,
+        &object(None, Some("e")),
+        None,
+        &path,
+    )
+    .await;
     let Err(Failure::Fetch(why)) = failed else { panic!("{failed:?}") };
-    assert!(why.starts_with("s3://b/k: --work-dir ") && why.contains(" of --work-dir-limit 2.0 MiB are used"), "{why}");
+    assert!(
+        why.starts_with("s3://b/k: --work-dir ")
+            && why.contains(" of --work-dir-limit 2.0 MiB are used"),
+        "{why}"
+    );
     assert!(path.metadata().unwrap().len() <= 2 << 20);
 }
 
-/// A server that does not know ranges answers with all that there is: a stream that breaks goes on where it broke, and a
-/// large object comes over one connection.
+/// A server that does not know ranges answers with all that there is: a stream that breaks goes on
+/// where it broke, and a large object comes over one connection.
 #[tokio::test(start_paused = true)]
 async fn s59_a_store_without_ranges_is_read_over_one_connection() {
     let small = noise(1000);
@@ -282,14 +345,21 @@ async fn s59_a_store_without_ranges_is_read_over_one_connection() {
     assert_eq!(fetched(&store, &object(None, None)).await, Ok(small.clone()));
     // The second stream breaks where the first did, and so on: each brings nothing new.
     let broken = Breaking { knows_ranges: false, ..Breaking::new(small, 700) };
-    let Err(Failure::Fetch(why)) = fetched(&broken, &object(None, None)).await else { panic!("it was fetched") };
+    let Err(Failure::Fetch(why)) = fetched(&broken, &object(None, None)).await else {
+        panic!("it was fetched")
+    };
     assert_eq!(why, "the download of s3://b/k was interrupted at byte 700: connection reset");
 
     let large = Bytes::from(noise(65 << 20));
     let checksum = Some(checksum(Algorithm::Crc64Nvme, &large));
-    let store = Breaking { checksum, knows_ranges: false, ..Breaking::new(large.clone(), usize::MAX) };
+    let store =
+        Breaking { checksum, knows_ranges: false, ..Breaking::new(large.clone(), usize::MAX) };
     assert!(fetched(&store, &object(None, None)).await.unwrap() == large, "they differ");
-    assert_eq!(*store.ranges().last().unwrap(), 0..large.len() as u64, "else it was not asked for again");
+    assert_eq!(
+        *store.ranges().last().unwrap(),
+        0..large.len() as u64,
+        "else it was not asked for again"
+    );
 }
 
 /// When time runs out during a fetch, what kept failing until then is said; what went well is not.
@@ -321,13 +391,14 @@ async fn s60_a_fetch_that_runs_out_of_time_says_what_kept_failing() {
     }
 }
 
-/// The same over real connections to a real server: one that is cut is followed by another, and bytes that change on
-/// the way are noticed before the command sees them.
+/// The same over real connections to a real server: one that is cut is followed by another, and
+/// bytes that change on the way are noticed before the command sees them.
 #[tokio::test]
 async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_noticed() {
     let (cut, changed) = (Cloud::new(5).await, Cloud::new(5).await);
     let rule = |cloud: &Cloud, response| json!({ "service": "s3", "operation": "GetObject", "resource": cloud.bucket, "times": 2, "response": response });
-    let rules = [rule(&cut, json!({ "abort_frac": 0.5 })), rule(&changed, json!({ "corrupt_bytes": 8 }))];
+    let rules =
+        [rule(&cut, json!({ "abort_frac": 0.5 })), rule(&changed, json!({ "corrupt_bytes": 8 }))];
     let network = Microburst::start(&cut.endpoint, &rules).await;
     aws::warm_up(&network.endpoint()).await;
     let run = |cloud: &Cloud| {
@@ -351,22 +422,26 @@ async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_notic
     assert!(!changed.notes.path().join("got").exists());
 }
 
-/// A sender that does not encode its keys means `a+b` by `a+b`. The object is found under that key if there is none under the
-/// decoded one, and only if it is the one that the event is about.
+/// A sender that does not encode its keys means `a+b` by `a+b`. The object is found under that key
+/// if there is none under the decoded one, and only if it is the one that the event is about.
 #[tokio::test]
 async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
     let cloud = Cloud::new(5).await;
     let config = aws::config(&cloud.endpoint);
     let s3 = S3::new(&config, None);
     cloud.put("1+1=2%20.txt", b"hello").await;
-    let head = cloud.s3.head_object().bucket(&cloud.bucket).key("1+1=2%20.txt").send().await.unwrap();
+    let head =
+        cloud.s3.head_object().bucket(&cloud.bucket).key("1+1=2%20.txt").send().await.unwrap();
     let etag = head.e_tag.unwrap().trim_matches('"').to_owned();
 
     let event = |etag: Option<&str>, size: Option<u64>| {
         let object = serde_json::json!({ "key": "1+1=2%20.txt", "eTag": etag, "size": size });
         let s3 = serde_json::json!({ "bucket": { "name": cloud.bucket }, "object": object });
-        let body = serde_json::json!({ "Records": [{ "eventName": "ObjectCreated:Put", "s3": s3 }] });
-        let Ok(Notification::Records(mut records)) = parse(&body.to_string()) else { panic!("{body}") };
+        let body =
+            serde_json::json!({ "Records": [{ "eventName": "ObjectCreated:Put", "s3": s3 }] });
+        let Ok(Notification::Records(mut records)) = parse(&body.to_string()) else {
+            panic!("{body}")
+        };
         records.remove(0)
     };
     let home = tempfile::tempdir().unwrap();
@@ -385,11 +460,23 @@ async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
         let Record { object, key_as_sent, .. } = event(etag, size);
         assert_eq!(object.key, "1 1=2 .txt");
         let path = home.path().join(n.to_string());
-        let fetched =
-            fetch(&s3, &FetchPolicy::default(), None, &work_dir, &object, key_as_sent.as_deref(), &path).await;
+        let fetched = fetch(
+            &s3,
+            &FetchPolicy::default(),
+            None,
+            &work_dir,
+            &object,
+            key_as_sent.as_deref(),
+            &path,
+        )
+        .await;
         match fetched {
-            Ok(Fetched::Here(fetched)) => assert_eq!((fetched.key.as_str(), is_found), ("1+1=2%20.txt", true)),
-            Err(Failure::Fetch(why)) => assert!(!is_found && why.contains("1 1=2 .txt is missing"), "{n}: {why}"),
+            Ok(Fetched::Here(fetched)) => {
+                assert_eq!((fetched.key.as_str(), is_found), ("1+1=2%20.txt", true));
+            }
+            Err(Failure::Fetch(why)) => {
+                assert!(!is_found && why.contains("1 1=2 .txt is missing"), "{n}: {why}");
+            }
             other => panic!("{n}: {other:?}"),
         }
     }
@@ -398,7 +485,16 @@ async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
     cloud.put("1 1=2 .txt", b"another one").await;
     let Record { object, key_as_sent, .. } = event(Some(&etag), Some(5));
     let path = home.path().join("beside");
-    let fetched = fetch(&s3, &FetchPolicy::default(), None, &work_dir, &object, key_as_sent.as_deref(), &path).await;
+    let fetched = fetch(
+        &s3,
+        &FetchPolicy::default(),
+        None,
+        &work_dir,
+        &object,
+        key_as_sent.as_deref(),
+        &path,
+    )
+    .await;
     let Ok(Fetched::Here(fetched)) = fetched else { panic!("{fetched:?}") };
     assert_eq!((fetched.key.as_str(), fetched.size), ("1+1=2%20.txt", 5));
 }

@@ -1,7 +1,8 @@
 //! Ways in which programs like this one lose messages, do work twice, hang, or delete what failed.
 //!
-//! `README.md` beside this file lists them: each was taken from a real defect of a real program, has a number for life, and is a
-//! test that is named after it. Virtual time where that is enough; real processes and a real server where they are the point.
+//! `README.md` beside this file lists them: each was taken from a real defect of a real program,
+//! has a number for life, and is a test that is named after it. Virtual time where that is enough;
+//! real processes and a real server where they are the point.
 
 mod completion;
 mod environment;
@@ -21,7 +22,8 @@ use serde_json::Value;
 
 use crate::support::object_created;
 
-/// The list and the tests are about the same scenarios, and a row without a test of its number names one that exists.
+/// The list and the tests are about the same scenarios, and a row without a test of its number
+/// names one that exists.
 #[test]
 fn each_row_of_the_list_has_a_test_and_each_test_a_row() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -30,17 +32,24 @@ fn each_row_of_the_list_has_a_test_and_each_test_a_row() {
         .lines()
         .filter_map(|line| Some((line.strip_prefix("| ")?.split(' ').next()?.parse().ok()?, line)))
         .collect();
-    assert!(rows.keys().copied().eq(1..=u32::try_from(rows.len()).unwrap()), "a number is missing: {:?}", rows.keys());
+    assert!(
+        rows.keys().copied().eq(1..=u32::try_from(rows.len()).unwrap()),
+        "a number is missing: {:?}",
+        rows.keys()
+    );
 
-    let sources = ["tests", "src"].into_iter().flat_map(|folder| walkdir::WalkDir::new(root.join(folder)));
-    let sources = sources.map(Result::unwrap).filter(|it| it.path().extension().is_some_and(|it| it == "rs"));
+    let sources =
+        ["tests", "src"].into_iter().flat_map(|folder| walkdir::WalkDir::new(root.join(folder)));
+    let sources =
+        sources.map(Result::unwrap).filter(|it| it.path().extension().is_some_and(|it| it == "rs"));
     let code: String = sources.map(|it| std::fs::read_to_string(it.path()).unwrap()).collect();
     let is_a_test = |number: u32| code.contains(&format!("fn s{number:02}_"));
     for (number, row) in &rows {
         // A test, perhaps by its beginning, or a module of unit tests.
         let exists = |name: &str| {
             name.rsplit_once("::").is_some_and(|(_, last)| {
-                code.contains(&format!("fn {}", last.trim_end_matches('…'))) || code.contains(&format!("mod {last};"))
+                code.contains(&format!("fn {}", last.trim_end_matches('…')))
+                    || code.contains(&format!("mod {last};"))
             })
         };
         assert!(is_a_test(*number) || row.split('`').any(exists), "no test for this row: {row}");

@@ -1,4 +1,5 @@
-//! 57, 67 and 68: what a command has done so far (`--checkpoint`): half written, lost, or written by somebody else.
+//! 57, 67 and 68: what a command has done so far (`--checkpoint`): half written, lost, or written
+//! by somebody else.
 
 use std::time::Duration;
 
@@ -13,27 +14,35 @@ fn pod(queue: &WiredQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Jour
     journey
 }
 
-/// The pod is gone while it saves: the next one goes on from what was saved as a whole before, and drops it when it is done.
+/// The pod is gone while it saves: the next one goes on from what was saved as a whole before, and
+/// drops it when it is done.
 #[tokio::test(start_paused = true)]
 async fn s57_a_checkpoint_that_was_half_saved_when_the_pod_died_is_not_seen() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
-    // Saved after 90 seconds, with one step; and, but for the end of that, after 180 and with three.
-    let (dead, ()) = tokio::join!(pod(&queue, &command, &bucket).run_for(4 * MINUTE, std::future::pending()), async {
-        tokio::time::sleep(2 * MINUTE).await;
-        bucket.uploads_take(10 * MINUTE);
-    });
+    // Saved after 90 seconds, with one step; and, but for the end of that, after 180 and with
+    // three.
+    let (dead, ()) = tokio::join!(
+        pod(&queue, &command, &bucket).run_for(4 * MINUTE, std::future::pending()),
+        async {
+            tokio::time::sleep(2 * MINUTE).await;
+            bucket.uploads_take(10 * MINUTE);
+        }
+    );
     assert!(dead.is_none());
     assert_eq!(bucket.keys(), ["of/message-1/0/1.tar"]);
 
     bucket.uploads_take(Duration::ZERO);
     let second = pod(&queue, &command, &bucket).run().await;
-    assert_eq!((second.outcomes(), second.ended()[0].work.timings.command), (vec!["succeeded"], 7 * MINUTE));
+    assert_eq!(
+        (second.outcomes(), second.ended()[0].work.timings.command),
+        (vec!["succeeded"], 7 * MINUTE)
+    );
     assert!(queue.is_drained() && bucket.keys().is_empty());
 }
 
-/// Wherever an archive ends that is none, it is not taken for one: nothing of it is worked on, and the message is kept until
-/// somebody removes it.
+/// Wherever an archive ends that is none, it is not taken for one: nothing of it is worked on, and
+/// the message is kept until somebody removes it.
 #[tokio::test(start_paused = true)]
 async fn s57_half_of_an_archive_is_not_gone_on_from() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
@@ -49,7 +58,8 @@ async fn s57_half_of_an_archive_is_not_gone_on_from() {
     assert_eq!(pod(&queue, &command, &bucket).run().await.outcomes(), ["succeeded"]);
 }
 
-/// A command that removes its directory, or puts something else there, has not said that there is no state.
+/// A command that removes its directory, or puts something else there, has not said that there is
+/// no state.
 #[tokio::test(start_paused = true)]
 async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing() {
     for replaced in [Instead::Gone, Instead::File, Instead::Link, Instead::Empty] {
@@ -64,14 +74,22 @@ async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing(
         let key = "of/message-1/0/1.tar";
         let good = bucket.get(key).unwrap();
         assert_eq!(pod(&queue, &command, &bucket).run().await.outcomes(), ["temporary"]);
-        assert_eq!((bucket.keys(), bucket.get(key).unwrap()), (vec![key.to_owned()], good), "{replaced:?}");
+        assert_eq!(
+            (bucket.keys(), bucket.get(key).unwrap()),
+            (vec![key.to_owned()], good),
+            "{replaced:?}"
+        );
 
         let third = pod(&queue, &command, &bucket).run().await;
-        assert_eq!((third.outcomes(), third.ended()[0].work.timings.command), (vec!["succeeded"], 5 * MINUTE));
+        assert_eq!(
+            (third.outcomes(), third.ended()[0].work.timings.command),
+            (vec!["succeeded"], 5 * MINUTE)
+        );
     }
 }
 
-/// What another version of leasehold wrote, or somebody who means harm, is not restored, and nothing of it is quoted.
+/// What another version of leasehold wrote, or somebody who means harm, is not restored, and
+/// nothing of it is quoted.
 #[tokio::test(start_paused = true)]
 async fn s68_an_archive_that_is_not_ours_is_not_restored() {
     for (about, problem) in [
@@ -88,7 +106,10 @@ async fn s68_an_archive_that_is_not_ours_is_not_restored() {
         tar.append_data(&mut header, "leasehold.json", about.as_bytes()).unwrap();
         bucket.insert("of/message-1/0/1.tar", &tar.into_inner().unwrap());
         let second = pod(&queue, &command, &bucket).run().await;
-        assert_eq!((second.outcomes(), command.runs(), deletes(&queue)), (vec!["fetch_failed"], 1, 0));
+        assert_eq!(
+            (second.outcomes(), command.runs(), deletes(&queue)),
+            (vec!["fetch_failed"], 1, 0)
+        );
         let error = second.ended()[0].error().unwrap();
         assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
     }

@@ -16,7 +16,8 @@ use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::journey::{
-    Around, Does, FakeCommand, Journey, MINUTE, S, changes, deletes, exits, queue, queue_of, queue_with,
+    Around, Does, FakeCommand, Journey, MINUTE, S, changes, deletes, exits, queue, queue_of,
+    queue_with,
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
@@ -26,8 +27,8 @@ fn transient(why: &str) -> ReceiveError {
     ReceiveError::Transient(why.to_owned())
 }
 
-/// A pod that finds no message (too many were started, the counts are approximate) leaves soon, with 0 and without a
-/// complaint.
+/// A pod that finds no message (too many were started, the counts are approximate) leaves soon,
+/// with 0 and without a complaint.
 #[tokio::test]
 async fn s36_an_empty_queue_ends_the_run_soon_with_0_and_no_complaint() {
     let cloud = Cloud::new(5).await;
@@ -39,8 +40,9 @@ async fn s36_an_empty_queue_ends_the_run_soon_with_0_and_no_complaint() {
     assert!(termination.contains("nothing_received"), "{termination}");
 }
 
-/// While a kept message is hidden for its delay the scaler may count it and start pods for it: each asks once, finds
-/// the queue empty, and leaves with 0. (What the scaler counts is for the deployment to say.)
+/// While a kept message is hidden for its delay the scaler may count it and start pods for it: each
+/// asks once, finds the queue empty, and leaves with 0. (What the scaler counts is for the
+/// deployment to say.)
 #[tokio::test(start_paused = true)]
 async fn s37_pods_that_come_while_a_kept_message_is_hidden_leave_with_0() {
     let (queue, command) = (queue(), exits(75));
@@ -60,8 +62,9 @@ async fn s37_pods_that_come_while_a_kept_message_is_hidden_leave_with_0() {
     assert_eq!(command.got("JOB_RECEIVE_COUNT"), ["1", "2"]);
 }
 
-/// Receives that fail (throttled, over the limit, KMS, network) are retried with growing pauses, never in a hot loop;
-/// if that passes, nothing happened; if it does not, the run ends with 69 and the cause, and no message was touched.
+/// Receives that fail (throttled, over the limit, KMS, network) are retried with growing pauses,
+/// never in a hot loop; if that passes, nothing happened; if it does not, the run ends with 69 and
+/// the cause, and no message was touched.
 #[tokio::test(start_paused = true)]
 async fn s38_receiving_is_retried_for_a_while_and_not_in_a_hot_loop() {
     let (held, command) = (queue(), exits(0));
@@ -69,12 +72,22 @@ async fn s38_receiving_is_retried_for_a_while_and_not_in_a_hot_loop() {
         held.fault_receive(Fault::Error(transient("throttled")));
     }
     let arrived = Journey::new(&held, &command).run().await;
-    assert_eq!(arrived.outcome, RunOutcome::ReceiveFailed(ReceiveFailure::GaveUp("throttled".to_owned())));
+    assert_eq!(
+        arrived.outcome,
+        RunOutcome::ReceiveFailed(ReceiveFailure::GaveUp("throttled".to_owned()))
+    );
     assert_eq!(arrived.outcome.exit_code(), 69);
-    assert!((2 * MINUTE..3 * MINUTE).contains(&arrived.took), "it gave up after {:?}", arrived.took);
+    assert!(
+        (2 * MINUTE..3 * MINUTE).contains(&arrived.took),
+        "it gave up after {:?}",
+        arrived.took
+    );
     let calls = held.calls();
     assert!((5..25).contains(&calls.len()), "{} requests", calls.len());
-    assert!(calls.windows(2).all(|two| two[1].asked_at - two[0].asked_at >= S / 2), "a hot loop: {calls:?}");
+    assert!(
+        calls.windows(2).all(|two| two[1].asked_at - two[0].asked_at >= S / 2),
+        "a hot loop: {calls:?}"
+    );
     assert!(calls.iter().all(|entry| entry.call == Call::Receive));
 
     let queue = queue();
@@ -85,7 +98,8 @@ async fn s38_receiving_is_retried_for_a_while_and_not_in_a_hot_loop() {
     assert_eq!((arrived.outcomes(), queue.is_drained()), (vec!["succeeded"], true));
 }
 
-/// What counts is how long nothing but errors came: two with good answers between them are two short ones.
+/// What counts is how long nothing but errors came: two with good answers between them are two
+/// short ones.
 #[tokio::test(start_paused = true)]
 async fn s38_errors_with_good_answers_between_them_do_not_add_up() {
     let (queue, command) = (queue_with(&[]), exits(0));
@@ -104,15 +118,26 @@ async fn s38_errors_with_good_answers_between_them_do_not_add_up() {
 async fn s38_a_queue_that_does_not_answer_ends_the_run_with_69() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     // Port 1 of this machine: nobody listens there.
-    command.args(["run", "--queue-url", "http://127.0.0.1:1/000000000000/q", "--receive-give-up", "1s", "--", "true"]);
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_REGION", "us-east-1");
+    command.args([
+        "run",
+        "--queue-url",
+        "http://127.0.0.1:1/000000000000/q",
+        "--receive-give-up",
+        "1s",
+        "--",
+        "true",
+    ]);
+    command
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .env("AWS_REGION", "us-east-1");
     let left = Leasehold::start(command).run_to(69).await;
     assert!(left.stdout.contains("127.0.0.1:1"), "{}", left.stdout);
 }
 
-/// An answer that is lost may have brought a message, whose group then waits behind it. On a FIFO queue the retry is the
-/// same attempt by name, so SQS gives the same message to it (SQS API, `ReceiveRequestAttemptId`); what was answered is
-/// followed by an attempt of its own.
+/// An answer that is lost may have brought a message, whose group then waits behind it. On a FIFO
+/// queue the retry is the same attempt by name, so SQS gives the same message to it (SQS API,
+/// `ReceiveRequestAttemptId`); what was answered is followed by an attempt of its own.
 #[tokio::test]
 async fn s38_a_receive_that_is_retried_on_a_fifo_queue_is_the_same_attempt() {
     let attempts = Arc::new(Mutex::new(Vec::new()));
@@ -128,19 +153,26 @@ async fn s38_a_receive_that_is_retried_on_a_fifo_queue_is_the_same_attempt() {
     })
     .await;
     let receive = async |queue: &Sqs| queue.receive(Duration::ZERO, 30 * S).await;
-    let fifo = Sqs::new(&aws::config(&server.endpoint), format!("{}/000000000000/q.fifo", server.endpoint));
+    let fifo = Sqs::new(
+        &aws::config(&server.endpoint),
+        format!("{}/000000000000/q.fifo", server.endpoint),
+    );
     assert!(receive(&fifo).await.is_err() && receive(&fifo).await.is_err());
     assert!(receive(&fifo).await.is_ok() && receive(&fifo).await.is_ok());
-    let standard = Sqs::new(&aws::config(&server.endpoint), format!("{}/000000000000/q", server.endpoint));
+    let standard =
+        Sqs::new(&aws::config(&server.endpoint), format!("{}/000000000000/q", server.endpoint));
     assert!(receive(&standard).await.is_ok());
 
     let attempts = attempts.lock().unwrap();
-    let [Some(first), Some(second), Some(third), Some(next), None] = &attempts[..] else { panic!("{attempts:?}") };
+    let [Some(first), Some(second), Some(third), Some(next), None] = &attempts[..] else {
+        panic!("{attempts:?}")
+    };
     assert!(first == second && second == third && third != next, "{attempts:?}");
 }
 
-/// Credentials that expire while the command works are renewed, and nobody notices; if they cannot be had any more, the
-/// lease ends at its deadline like any that cannot be extended: the command is ended, nothing is deleted.
+/// Credentials that expire while the command works are renewed, and nobody notices; if they cannot
+/// be had any more, the lease ends at its deadline like any that cannot be extended: the command is
+/// ended, nothing is deleted.
 #[tokio::test]
 async fn s39_credentials_are_renewed_and_their_loss_is_the_loss_of_the_lease() {
     let (loaded, gone) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
@@ -162,14 +194,21 @@ async fn s39_credentials_are_renewed_and_their_loss_is_the_loss_of_the_lease() {
     let start = |cloud: &Cloud| {
         let script = "echo > started; until [ -e go ]; do sleep 0.05; done";
         let mut command = cloud.command(&[], "--visibility-timeout 3s", script);
-        command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("HOME", "/nonexistent");
-        command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/credentials", agent.endpoint));
+        command
+            .env_remove("AWS_ACCESS_KEY_ID")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
+            .env("HOME", "/nonexistent");
+        command
+            .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/credentials", agent.endpoint));
         Leasehold::start(command)
     };
     let renewed = async |cloud: &Cloud| {
         cloud.note("started").await;
         let before = loaded.load(Ordering::Relaxed);
-        eventually("they are renewed", async || (loaded.load(Ordering::Relaxed) > before + 2).then_some(())).await;
+        eventually("they are renewed", async || {
+            (loaded.load(Ordering::Relaxed) > before + 2).then_some(())
+        })
+        .await;
     };
 
     let cloud = Cloud::new(5).await;
@@ -187,11 +226,16 @@ async fn s39_credentials_are_renewed_and_their_loss_is_the_loss_of_the_lease() {
     gone.store(true, Ordering::Relaxed);
     let left = run.run_to(75).await;
     assert_eq!(left.record("message kept")["outcome"], "lease_lost");
-    assert!(left.stdout.contains("no credentials at the moment"), "the cause is told: {}", left.stdout);
+    assert!(
+        left.stdout.contains("no credentials at the moment"),
+        "the cause is told: {}",
+        left.stdout
+    );
     eventually("it is back", async || (cloud.counts().await == (1, 0)).then_some(())).await;
 }
 
-/// A queue that is not there is a mistake in the configuration, found at the first request; it is not created.
+/// A queue that is not there is a mistake in the configuration, found at the first request; it is
+/// not created.
 #[tokio::test]
 async fn s40_a_wrong_queue_fails_fast_and_is_not_created() {
     let cloud = Cloud::new(5).await;
@@ -203,7 +247,11 @@ async fn s40_a_wrong_queue_fails_fast_and_is_not_created() {
     let started = Instant::now();
     let left = Leasehold::start(command).run_to(78).await;
     assert!(started.elapsed() < 10 * S, "it took {:?}", started.elapsed());
-    assert!(left.stdout.contains("check --queue-url, its account and its region"), "{}", left.stdout);
+    assert!(
+        left.stdout.contains("check --queue-url, its account and its region"),
+        "{}",
+        left.stdout
+    );
     let queues = cloud.sqs.list_queues().send().await.unwrap().queue_urls.unwrap_or_default();
     assert!(queues.contains(&cloud.queue_url) && !queues.contains(&wrong), "{queues:?}");
 }
@@ -216,8 +264,8 @@ async fn s40_a_missing_queue_ends_the_run_at_once() {
     assert_eq!((arrived.outcome.exit_code(), arrived.took), (78, Duration::ZERO));
 }
 
-/// A message that the queue forgets while we work on it (its retention is over; here, a purge) cannot be extended any
-/// more: that is the loss of the lease.
+/// A message that the queue forgets while we work on it (its retention is over; here, a purge)
+/// cannot be extended any more: that is the loss of the lease.
 #[tokio::test]
 async fn s41_a_message_that_expires_while_it_is_in_flight_is_a_lost_lease() {
     let cloud = Cloud::new(5).await;
@@ -230,8 +278,8 @@ async fn s41_a_message_that_expires_while_it_is_in_flight_is_a_lost_lease() {
     assert_eq!((&kept["outcome"], &kept["signal"]), (&"lease_lost".into(), &15.into()));
 }
 
-/// A message that fails each time is released with a growing delay and ends in the dead-letter queue after as many
-/// receives as the queue allows; we never delete or move it.
+/// A message that fails each time is released with a growing delay and ends in the dead-letter
+/// queue after as many receives as the queue allows; we never delete or move it.
 #[tokio::test(start_paused = true)]
 async fn s42_a_poison_message_ends_in_the_dead_letter_queue() {
     let (queue, command) = (queue(), exits(1));
@@ -243,7 +291,10 @@ async fn s42_a_poison_message_ends_in_the_dead_letter_queue() {
         assert_eq!(arrived.outcome.exit_code(), 1);
         assert_eq!(arrived.ended()[0].subject.receive_count, attempt);
         let (_, delay) = *changes(&queue, started).last().expect("it was released");
-        assert!((10 * S..=10 * S * 2u32.pow(attempt)).contains(&delay), "attempt {attempt} waits {delay:?}");
+        assert!(
+            (10 * S..=10 * S * 2u32.pow(attempt)).contains(&delay),
+            "attempt {attempt} waits {delay:?}"
+        );
     }
     sleep(2 * MINUTE).await;
     let arrived = Journey::new(&queue, &command).run().await;
@@ -251,7 +302,8 @@ async fn s42_a_poison_message_ends_in_the_dead_letter_queue() {
     assert_eq!((queue.dead_letters().len(), command.runs(), deletes(&queue)), (1, 3, 0));
 }
 
-/// A queue without a dead-letter queue would retry a poison message without end: that is a loud warning.
+/// A queue without a dead-letter queue would retry a poison message without end: that is a loud
+/// warning.
 #[tokio::test(start_paused = true)]
 async fn s42_a_queue_without_a_dead_letter_queue_is_warned_about() {
     let logs = Logs::default();
@@ -270,8 +322,8 @@ async fn s42_a_queue_without_a_dead_letter_queue_is_warned_about() {
     assert_eq!(logs.complaints(), [""; 0]);
 }
 
-/// A redrive policy that the queue is slow to tell costs the message no time, and is asked for again while the work runs: that it
-/// was the last attempt is known at the end.
+/// A redrive policy that the queue is slow to tell costs the message no time, and is asked for
+/// again while the work runs: that it was the last attempt is known at the end.
 #[tokio::test(start_paused = true)]
 async fn s72_a_redrive_policy_that_comes_late_is_known_at_the_end() {
     let (queue, command) = (queue_of(Kind::Standard, 1, &[&object_created("k")]), exits(1));
@@ -283,5 +335,10 @@ async fn s72_a_redrive_policy_that_comes_late_is_known_at_the_end() {
     assert_eq!(command.got("JOB_FINAL_ATTEMPT"), [] as [&str; 0], "it was not known yet");
     assert!(arrived.took < 6 * S + S, "the message waited for it: {:?}", arrived.took);
     let next = arrived.ended()[0].next(SystemTime::UNIX_EPOCH).unwrap();
-    assert!(next.ends_with("this was the last attempt: the next receive moves it to dead-letter queue dlq"), "{next}");
+    assert!(
+        next.ends_with(
+            "this was the last attempt: the next receive moves it to dead-letter queue dlq"
+        ),
+        "{next}"
+    );
 }

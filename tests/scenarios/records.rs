@@ -1,4 +1,5 @@
-//! 53 to 56, 61, 69 and 70: work that is recorded (`--idempotency`), and what becomes of it at the worst of moments.
+//! 53 to 56, 61, 69 and 70: work that is recorded (`--idempotency`), and what becomes of it at the
+//! worst of moments.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,12 @@ use crate::support::wire::{Call, WiredQueue};
 const HOUR: Duration = Duration::from_hours(1);
 
 /// With a record of its work, and a place for its results.
-fn pod(queue: &WiredQueue, command: &FakeCommand, records: &MemoryRecords, results: &MemoryBucket) -> Journey {
+fn pod(
+    queue: &WiredQueue,
+    command: &FakeCommand,
+    records: &MemoryRecords,
+    results: &MemoryBucket,
+) -> Journey {
     let mut journey = Journey::new(queue, command);
     journey.records = Some(records.clone());
     journey.outbox = Some(Arc::new(S3Outbox { writer: Arc::new(results.clone()) }));
@@ -49,15 +55,16 @@ async fn s47_objects_that_were_done_are_not_done_again_with_the_rest_of_their_me
     assert!(queue.is_drained());
 }
 
-/// A stop between success and delete: that the work is done, which was on its way to the record, is still written. So the
-/// message is let go, and the next delivery finds nothing to do.
+/// A stop between success and delete: that the work is done, which was on its way to the record, is
+/// still written. So the message is let go, and the next delivery finds nothing to do.
 #[tokio::test(start_paused = true)]
 async fn s15_a_stop_after_success_leaves_the_work_recorded_as_done() {
     let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
     // The claim; and the end, which is tried twice.
     records.script([Fault::None, Fault::Refused, Fault::AnswerDelayed(3 * S)]);
     let results = MemoryBucket::default();
-    let stopped = pod(&queue, &command, &records, &results).run_and_stop_after(5 * S + S / 20).await;
+    let stopped =
+        pod(&queue, &command, &records, &results).run_and_stop_after(5 * S + S / 20).await;
     assert_eq!((stopped.outcomes(), records.state().as_deref()), (vec!["stopped"], Some("done")));
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
     assert!(stopped.took < 10 * S, "{:?}", stopped.took);
@@ -77,13 +84,18 @@ async fn s15_a_success_that_cannot_be_recorded_does_not_hold_up_a_stop() {
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
-/// A command that ignores TERM is KILLed early enough to release its record, however long the store takes for that: else the
-/// Processor would count as dead.
+/// A command that ignores TERM is KILLed early enough to release its record, however long the store
+/// takes for that: else the Processor would count as dead.
 #[tokio::test(start_paused = true)]
 async fn s26_a_record_that_cannot_be_released_does_not_hold_up_the_end() {
     let (queue, records) = (queue(), MemoryRecords::default());
     records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(HOUR); 40]));
-    let mut pod = pod(&queue, &FakeCommand::new(Does::EndsOnTerm(MINUTE, 0)), &records, &MemoryBucket::default());
+    let mut pod = pod(
+        &queue,
+        &FakeCommand::new(Does::EndsOnTerm(MINUTE, 0)),
+        &records,
+        &MemoryBucket::default(),
+    );
     pod.settings.policy.limits.max_duration = MINUTE;
     pod.settings.stop.reserve = 5 * S;
     let arrived = pod.run().await;
@@ -91,8 +103,9 @@ async fn s26_a_record_that_cannot_be_released_does_not_hold_up_the_end() {
     assert_eq!((arrived.took, deletes(&queue)), (MINUTE + 20 * S, 0));
 }
 
-/// A stop while results are on their way gives them up when its grace is over. Nothing is deleted, nothing is recorded as
-/// done; the record is free at once, so the next delivery need not wait for its end, and publishes all of them.
+/// A stop while results are on their way gives them up when its grace is over. Nothing is deleted,
+/// nothing is recorded as done; the record is free at once, so the next delivery need not wait for
+/// its end, and publishes all of them.
 #[tokio::test(start_paused = true)]
 async fn s53_a_publish_that_outlasts_a_stop_keeps_the_message_and_frees_its_record() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
@@ -106,18 +119,22 @@ async fn s53_a_publish_that_outlasts_a_stop_keeps_the_message_and_frees_its_reco
 
     results.uploads_take(Duration::ZERO);
     let again = pod(&queue, &command, &records, &results).run().await;
-    assert_eq!((again.outcomes(), again.ended()[0].work.timings.total.as_secs()), (vec!["succeeded"], 5));
+    assert_eq!(
+        (again.outcomes(), again.ended()[0].work.timings.total.as_secs()),
+        (vec!["succeeded"], 5)
+    );
     assert_eq!((command.runs(), records.state().as_deref()), (2, Some("done")));
     assert_eq!(results.keys(), ["k/results.csv"]);
     assert!(queue.is_drained());
 }
 
-/// A command that succeeded before the stop has not worked in vain: what it wrote is published and recorded within the grace.
-/// The stop deletes nothing, and the redelivery is recognised.
+/// A command that succeeded before the stop has not worked in vain: what it wrote is published and
+/// recorded within the grace. The stop deletes nothing, and the redelivery is recognised.
 #[tokio::test(start_paused = true)]
 async fn s69_a_stop_lets_finished_work_be_published_and_recorded() {
     for concurrency in [1, 2] {
-        let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
+        let (queue, records, results) =
+            (queue(), MemoryRecords::default(), MemoryBucket::default());
         let command = FakeCommand::new(Does::Writes(5 * S));
         results.uploads_take(30 * S);
         let mut first = pod(&queue, &command, &records, &results);
@@ -126,12 +143,21 @@ async fn s69_a_stop_lets_finished_work_be_published_and_recorded() {
         first.settings.polling.wait = S;
         first.settings.polling.longest_poll = S;
         let stopped = first.run_and_stop_after(20 * S).await;
-        assert_eq!((stopped.outcomes(), stopped.took, stopped.outcome.exit_code()), (vec!["stopped"], 35 * S, 143));
+        assert_eq!(
+            (stopped.outcomes(), stopped.took, stopped.outcome.exit_code()),
+            (vec!["stopped"], 35 * S, 143)
+        );
         assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
-        assert_eq!((records.state().as_deref(), results.keys()), (Some("done"), vec!["k/results.csv".to_owned()]));
+        assert_eq!(
+            (records.state().as_deref(), results.keys()),
+            (Some("done"), vec!["k/results.csv".to_owned()])
+        );
 
         let again = pod(&queue, &command, &records, &results).run().await;
-        assert_eq!((again.outcomes(), command.runs(), results.uploads()), (vec!["already_done"], 1, 1));
+        assert_eq!(
+            (again.outcomes(), command.runs(), results.uploads()),
+            (vec!["already_done"], 1, 1)
+        );
         assert!(queue.is_drained());
     }
 }
@@ -149,7 +175,8 @@ async fn s69_a_stop_lets_finished_work_be_published_without_a_record_too() {
     assert_eq!(results.keys(), ["k/results.csv"]);
 }
 
-/// What exits 0 because it was told to end proves nothing, as ever: it is neither published nor recorded.
+/// What exits 0 because it was told to end proves nothing, as ever: it is neither published nor
+/// recorded.
 #[tokio::test(start_paused = true)]
 async fn s69_what_ends_by_the_stop_is_not_finished_work() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
@@ -159,7 +186,8 @@ async fn s69_what_ends_by_the_stop_is_not_finished_work() {
     assert_eq!((records.state().as_deref(), results.uploads()), (Some("released"), 0));
 }
 
-/// Another pod has claimed the record while finished work is published in a stop: nothing more is published.
+/// Another pod has claimed the record while finished work is published in a stop: nothing more is
+/// published.
 #[tokio::test(start_paused = true)]
 async fn s70_a_record_that_is_lost_in_a_stop_ends_its_publishing_at_once() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
@@ -177,17 +205,23 @@ async fn s70_a_record_that_is_lost_in_a_stop_ends_its_publishing_at_once() {
     assert_eq!(records.state().as_deref(), Some("in_progress"), "it is the other's");
 }
 
-/// The pod is gone after its results were published, and before that was recorded: nobody can know, so the work is done
-/// again, over the same results; but not before the record of the dead pod has expired.
+/// The pod is gone after its results were published, and before that was recorded: nobody can know,
+/// so the work is done again, over the same results; but not before the record of the dead pod has
+/// expired.
 #[tokio::test(start_paused = true)]
 async fn s54_a_crash_between_publish_and_the_record_does_the_work_again() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Writes(5 * S));
     records.script([Fault::None, Fault::Refused, Fault::Refused, Fault::Refused]);
     let started = Instant::now();
-    let dead = pod(&queue, &command, &records, &results).run_for(5 * S + S / 2, std::future::pending()).await;
+    let dead = pod(&queue, &command, &records, &results)
+        .run_for(5 * S + S / 2, std::future::pending())
+        .await;
     assert!(dead.is_none());
-    assert_eq!((results.keys(), records.state().as_deref()), (vec!["k/results.csv".to_owned()], Some("in_progress")));
+    assert_eq!(
+        (results.keys(), records.state().as_deref()),
+        (vec!["k/results.csv".to_owned()], Some("in_progress"))
+    );
     assert_eq!(deletes(&queue), 0);
 
     let again = pod(&queue, &command, &records, &results).run().await;
@@ -197,7 +231,8 @@ async fn s54_a_crash_between_publish_and_the_record_does_the_work_again() {
     assert!(queue.is_drained());
 }
 
-/// The pod is gone between the record and the delete: the redelivery is recognised, and deleted without running.
+/// The pod is gone between the record and the delete: the redelivery is recognised, and deleted
+/// without running.
 #[tokio::test(start_paused = true)]
 async fn s55_a_crash_between_the_record_and_the_delete_does_not_do_the_work_again() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
@@ -235,42 +270,59 @@ async fn s56_a_takeover_has_one_winner() {
     assert!(pod().run_for(MINUTE, std::future::pending()).await.is_none());
     let waiting = (0..5).map(|_| pod().run());
     let arrived = futures_util::future::join_all(waiting).await;
-    let mut outcomes: Vec<_> = arrived.iter().flat_map(super::super::support::journey::Arrived::outcomes).collect();
+    let mut outcomes: Vec<_> =
+        arrived.iter().flat_map(super::super::support::journey::Arrived::outcomes).collect();
     outcomes.sort_unstable();
-    assert_eq!(outcomes, ["already_done", "already_done", "already_done", "already_done", "succeeded"]);
+    assert_eq!(
+        outcomes,
+        ["already_done", "already_done", "already_done", "already_done", "succeeded"]
+    );
     assert_eq!((command.runs(), results.uploads()), (2, 1));
 }
 
-/// The owner lives, but reaches the store no more: it gives its work up before another may claim it, although SQS would let
-/// it go on. So it does not publish, and the other does. The same if what it asks is not refused, but never answered.
+/// The owner lives, but reaches the store no more: it gives its work up before another may claim
+/// it, although SQS would let it go on. So it does not publish, and the other does. The same if
+/// what it asks is not refused, but never answered.
 #[tokio::test(start_paused = true)]
 async fn s56_an_owner_that_reaches_its_record_no_more_is_over_before_it_is_taken_over() {
     for is_silent in [false, true] {
-        let (queue, records, results) = (twice(), MemoryRecords::default(), MemoryBucket::default());
+        let (queue, records, results) =
+            (twice(), MemoryRecords::default(), MemoryBucket::default());
         let cut_off = records.another();
         if is_silent {
             // Two claims; and a refresh of which it does not hear, so that it has to read.
             records.script([Fault::None, Fault::None, Fault::AnswerLost]);
         }
-        let (slow, quick) = (FakeCommand::new(Does::Succeeds(9 * MINUTE, 2 * S)), FakeCommand::new(Does::Writes(S)));
+        let (slow, quick) = (
+            FakeCommand::new(Does::Succeeds(9 * MINUTE, 2 * S)),
+            FakeCommand::new(Does::Writes(S)),
+        );
         let (first, second) = tokio::join!(pod(&queue, &slow, &cut_off, &results).run(), async {
             sleep(S).await;
-            if is_silent { &cut_off.silent } else { &cut_off.unreachable }.store(true, Ordering::Relaxed);
+            if is_silent { &cut_off.silent } else { &cut_off.unreachable }
+                .store(true, Ordering::Relaxed);
             pod(&queue, &quick, &records, &results).run().await
         });
         assert_eq!((first.outcomes(), second.outcomes()), (vec!["lease_lost"], vec!["succeeded"]));
-        assert!(slow.ended() - 2 * S < quick.ended() - S, "it was not told to end before the other began");
+        assert!(
+            slow.ended() - 2 * S < quick.ended() - S,
+            "it was not told to end before the other began"
+        );
         assert_eq!((records.state().as_deref(), results.uploads()), (Some("done"), 1));
     }
 }
 
-/// A store that ignores conditions would give the same work to two pods: nothing runs, and it is not asked again.
+/// A store that ignores conditions would give the same work to two pods: nothing runs, and it is
+/// not asked again.
 #[tokio::test(start_paused = true)]
 async fn s61_a_store_that_ignores_conditions_gives_work_to_nobody() {
     let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
     records.script([Fault::ConditionsUnsupported]);
     let arrived = pod(&queue, &command, &records, &MemoryBucket::default()).run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code(), command.runs()), (vec!["not_recorded"], 75, 0));
+    assert_eq!(
+        (arrived.outcomes(), arrived.outcome.exit_code(), command.runs()),
+        (vec!["not_recorded"], 75, 0)
+    );
     let error = arrived.ended()[0].error().unwrap();
     assert!(error.ends_with("the store ignores If-None-Match"), "{error}");
     assert!(arrived.took < S, "it was asked again: {:?}", arrived.took);

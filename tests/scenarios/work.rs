@@ -19,11 +19,13 @@ use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::http::Http;
 use crate::support::journey::{
-    Does, FakeCommand, FakeStore, FakeTelemetry, GRACE, Journey, MINUTE, S, deletes, exits, queue, queue_with, task,
+    Does, FakeCommand, FakeStore, FakeTelemetry, GRACE, Journey, MINUTE, S, deletes, exits, queue,
+    queue_with, task,
 };
 use crate::support::object_created;
 
-/// S3's test event, and events that nobody asked for, are no error: there is nothing to do, so the message is deleted.
+/// S3's test event, and events that nobody asked for, are no error: there is nothing to do, so the
+/// message is deleted.
 #[tokio::test(start_paused = true)]
 async fn s43_a_test_event_or_one_that_is_no_work_is_deleted() {
     let removed = object_created("k").replace("ObjectCreated:Put", "ObjectRemoved:Delete");
@@ -32,12 +34,15 @@ async fn s43_a_test_event_or_one_that_is_no_work_is_deleted() {
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.max_messages = 10;
     let arrived = journey.run().await;
-    assert_eq!((arrived.outcome.clone(), arrived.outcomes()), (RunOutcome::Finished, vec!["ignored", "test_event"]));
+    assert_eq!(
+        (arrived.outcome.clone(), arrived.outcomes()),
+        (RunOutcome::Finished, vec!["ignored", "test_event"])
+    );
     assert!(queue.is_drained() && command.runs() == 0);
 }
 
-/// A body that is no S3 event (no JSON, no records, another vendor's) is never deleted and never guessed at: no command
-/// runs on it, and redrive takes it to the dead-letter queue.
+/// A body that is no S3 event (no JSON, no records, another vendor's) is never deleted and never
+/// guessed at: no command runs on it, and redrive takes it to the dead-letter queue.
 #[tokio::test(start_paused = true)]
 async fn s44_a_body_that_is_no_notification_is_kept() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/tests/fixtures");
@@ -45,7 +50,8 @@ async fn s44_a_body_that_is_no_notification_is_kept() {
     let bad = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("bad-"));
     let bodies: Vec<_> = bad.map(|path| std::fs::read_to_string(path).unwrap()).collect();
     assert!(bodies.len() >= 20);
-    for body in bodies.iter().map(String::as_str).chain(["{\"job\": 1}", "", "null", "[]", "\u{0}"]) {
+    for body in bodies.iter().map(String::as_str).chain(["{\"job\": 1}", "", "null", "[]", "\u{0}"])
+    {
         let (queue, command) = (queue_with(&[body]), exits(0));
         for _ in 0..3 {
             let mut journey = Journey::new(&queue, &command);
@@ -56,7 +62,11 @@ async fn s44_a_body_that_is_no_notification_is_kept() {
         }
         tokio::time::sleep(MINUTE).await;
         Journey::new(&queue, &command).run().await;
-        assert_eq!((deletes(&queue), command.runs(), queue.dead_letters().len()), (0, 0, 1), "{body}");
+        assert_eq!(
+            (deletes(&queue), command.runs(), queue.dead_letters().len()),
+            (0, 0, 1),
+            "{body}"
+        );
     }
 }
 
@@ -71,13 +81,17 @@ impl ObjectStore for Asked {
         FakeStore::default().open(object).await
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+    async fn open_range(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<RangeBody, FetchError> {
         FakeStore::default().open_range(object, range).await
     }
 }
 
-/// A key is decoded exactly once, as its envelope demands, and asked for as it is; the file that the command gets has
-/// a harmless name inside the work directory, whatever the key says.
+/// A key is decoded exactly once, as its envelope demands, and asked for as it is; the file that
+/// the command gets has a harmless name inside the work directory, whatever the key says.
 #[tokio::test(start_paused = true)]
 async fn s45_an_odd_key_is_decoded_once_and_never_becomes_a_path() {
     let long = "d/".repeat(400) + &"x".repeat(224);
@@ -112,10 +126,13 @@ async fn s45_an_odd_key_is_decoded_once_and_never_becomes_a_path() {
         assert_eq!(journey.run().await.outcomes(), ["succeeded"], "{key}");
         assert_eq!(asked.0.lock().unwrap()[0].key, key);
         assert_eq!(command.got("JOB_KEY"), [key]);
-        let (input, job_file) = (command.got("JOB_INPUT").remove(0), command.got("JOB_FILE").remove(0));
+        let (input, job_file) =
+            (command.got("JOB_INPUT").remove(0), command.got("JOB_FILE").remove(0));
         let (input, home) = (Path::new(&input), Path::new(&job_file).parent().unwrap());
         assert_eq!(input.parent().unwrap(), home.join("input"), "{key}");
-        assert!(matches!(input.components().next_back(), Some(Component::Normal(name)) if name.len() <= 100));
+        assert!(
+            matches!(input.components().next_back(), Some(Component::Normal(name)) if name.len() <= 100)
+        );
     }
 }
 
@@ -124,7 +141,9 @@ async fn s45_an_odd_key_is_decoded_once_and_never_becomes_a_path() {
 async fn s45_objects_with_odd_keys_are_found() {
     let cloud = Cloud::new(5).await;
     let long = "x".repeat(1024);
-    for (key, bytes) in [("a+b c%20d/é&=;.txt", &b"odd "[..]), ("folder/sub/", b"slash "), (&long, b"long ")] {
+    for (key, bytes) in
+        [("a+b c%20d/é&=;.txt", &b"odd "[..]), ("folder/sub/", b"slash "), (&long, b"long ")]
+    {
         cloud.put(key, bytes).await;
     }
     let script = r#"cat "$JOB_INPUT" >> seen; printf '%s\n' "$JOB_KEY" >> keys"#;
@@ -136,17 +155,24 @@ async fn s45_objects_with_odd_keys_are_found() {
     assert!(["odd ", "slash ", "long "].iter().all(|part| seen.contains(part)), "{seen}");
 }
 
-/// An object that is gone or was overwritten is a matter of policy; one that may not be read is retried, one that is
-/// archived is not worth it. Only what was declared as nothing to do is deleted.
+/// An object that is gone or was overwritten is a matter of policy; one that may not be read is
+/// retried, one that is archived is not worth it. Only what was declared as nothing to do is
+/// deleted.
 #[tokio::test(start_paused = true)]
 async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
     use MissingObject::{Fail, Ignore, Retry};
     let text = || "why".to_owned();
-    let (retried, failed, ignored) = (("fetch_failed", 75, 0), ("unreadable", 65, 0), ("objects_gone", 0, 1));
+    let (retried, failed, ignored) =
+        (("fetch_failed", 75, 0), ("unreadable", 65, 0), ("objects_gone", 0, 1));
     for (error, by_policy) in [
         (
             FetchError::Missing(text()),
-            [(None, retried), (Some(Retry), retried), (Some(Fail), failed), (Some(Ignore), ignored)],
+            [
+                (None, retried),
+                (Some(Retry), retried),
+                (Some(Fail), failed),
+                (Some(Ignore), ignored),
+            ],
         ),
         (
             FetchError::Overwritten(text()),
@@ -154,7 +180,12 @@ async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
         ),
         (
             FetchError::Retryable(text()),
-            [(None, retried), (Some(Retry), retried), (Some(Fail), retried), (Some(Ignore), retried)],
+            [
+                (None, retried),
+                (Some(Retry), retried),
+                (Some(Fail), retried),
+                (Some(Ignore), retried),
+            ],
         ),
         (
             FetchError::Permanent(text()),
@@ -164,8 +195,10 @@ async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
         for (policy, (outcome, code, deleted)) in by_policy {
             let (queue, command) = (queue(), exits(0));
             let mut journey = Journey::new(&queue, &command);
-            journey.store = Arc::new(FakeStore { answer: Err(error.clone()), ..FakeStore::default() });
-            journey.settings.policy.task = Some(Arc::new(Task { missing_object: policy, ..task() }));
+            journey.store =
+                Arc::new(FakeStore { answer: Err(error.clone()), ..FakeStore::default() });
+            journey.settings.policy.task =
+                Some(Arc::new(Task { missing_object: policy, ..task() }));
             let arrived = journey.run().await;
             assert_eq!(
                 (arrived.outcomes(), arrived.outcome.exit_code()),
@@ -177,7 +210,8 @@ async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
     }
 }
 
-/// What S3 answers is told apart, and the request names exactly the object of the event and the account it expects.
+/// What S3 answers is told apart, and the request names exactly the object of the event and the
+/// account it expects.
 #[tokio::test]
 async fn s46_s3_is_asked_for_exactly_the_object_of_the_event() {
     let heads = Arc::new(Mutex::new(Vec::new()));
@@ -185,7 +219,8 @@ async fn s46_s3_is_asked_for_exactly_the_object_of_the_event() {
         let heads = heads.clone();
         move |head| {
             heads.lock().unwrap().push(head.to_lowercase());
-            let error = |code: &str| format!("<Error><Code>{code}</Code><Message>No.</Message></Error>");
+            let error =
+                |code: &str| format!("<Error><Code>{code}</Code><Message>No.</Message></Error>");
             match head.split(['/', '?', ' ']).find(|part| part.starts_with("k-")) {
                 Some("k-denied") => (403, error("AccessDenied")),
                 Some("k-archived") => (403, error("InvalidObjectState")),
@@ -215,11 +250,15 @@ async fn s46_s3_is_asked_for_exactly_the_object_of_the_event() {
     assert!(matches!(error("k-archived").await, Some(FetchError::Permanent(_))));
     assert!(matches!(error("k-gone").await, Some(FetchError::Missing(_))));
     assert!(matches!(error("k-overwritten").await, Some(FetchError::Overwritten(_))));
-    let chunks: Vec<_> = s3.open(&object("k-here", Some("v1"))).await.unwrap().bytes.try_collect().await.unwrap();
+    let chunks: Vec<_> =
+        s3.open(&object("k-here", Some("v1"))).await.unwrap().bytes.try_collect().await.unwrap();
     assert_eq!(chunks.concat(), b"data");
 
     let heads = heads.lock().unwrap();
-    assert!(heads.iter().all(|head| head.contains("x-amz-expected-bucket-owner: 123456789012")), "{heads:?}");
+    assert!(
+        heads.iter().all(|head| head.contains("x-amz-expected-bucket-owner: 123456789012")),
+        "{heads:?}"
+    );
     assert!(heads[0].contains("if-match: \"abc\""), "{}", heads[0]);
     let last = heads.last().unwrap();
     assert!(last.contains("versionid=v1") && !last.contains("if-match"), "{last}");
@@ -258,11 +297,15 @@ async fn s46_an_object_of_a_foreign_bucket_is_not_read() {
     cloud.put("k", b"x").await;
     let left = cloud.run("--buckets orders,invoices", "exit 0").run_to(65).await;
     let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
-    assert!(error.contains(&format!("bucket {} is not in --buckets orders,invoices", cloud.bucket)), "{error}");
+    assert!(
+        error.contains(&format!("bucket {} is not in --buckets orders,invoices", cloud.bucket)),
+        "{error}"
+    );
 }
 
-/// A bucket may be gone, and its name be somebody else's by now. Whose it must be is said in every request, and S3
-/// refuses (S3 user guide, "Verifying bucket ownership"); no test server does, so this one is scripted.
+/// A bucket may be gone, and its name be somebody else's by now. Whose it must be is said in every
+/// request, and S3 refuses (S3 user guide, "Verifying bucket ownership"); no test server does, so
+/// this one is scripted.
 #[tokio::test]
 async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
     let heads = Arc::new(Mutex::new(Vec::new()));
@@ -270,7 +313,8 @@ async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
         let heads = heads.clone();
         move |head| {
             let head = head.to_lowercase();
-            let expected = head.lines().find_map(|line| line.strip_prefix("x-amz-expected-bucket-owner: "));
+            let expected =
+                head.lines().find_map(|line| line.strip_prefix("x-amz-expected-bucket-owner: "));
             let is_refused = expected.is_some_and(|owner| owner != "111122223333");
             heads.lock().unwrap().push(head.clone());
             let denied = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
@@ -285,7 +329,10 @@ async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
         command.env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
         heads.lock().unwrap().clear();
         let left = Leasehold::start(command).run_to(code).await;
-        (left.record("message kept")["outcome"].clone(), std::mem::take(&mut *heads.lock().unwrap()))
+        (
+            left.record("message kept")["outcome"].clone(),
+            std::mem::take(&mut *heads.lock().unwrap()),
+        )
     };
     let flags = "--attempts s3://attempts/a --expected-bucket-owner";
     assert_eq!(run(&format!("{flags} 444455556666"), 75).await.0, "fetch_failed");
@@ -293,21 +340,27 @@ async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
     assert_eq!(outcome, "command_failed");
     // The object, and the record of the attempt.
     assert!(heads[0].starts_with("get ") && heads.last().unwrap().starts_with("put "), "{heads:?}");
-    assert!(heads.iter().all(|head| head.contains("x-amz-expected-bucket-owner: 111122223333")), "{heads:?}");
+    assert!(
+        heads.iter().all(|head| head.contains("x-amz-expected-bucket-owner: 111122223333")),
+        "{heads:?}"
+    );
     let (outcome, heads) = run("", 1).await;
     assert_eq!(outcome, "command_failed");
     assert!(heads.iter().all(|head| !head.contains("expected-bucket-owner")), "{heads:?}");
 }
 
-/// A message of many records is one message: the first that fails keeps it as a whole, and at the next delivery all of
-/// them are worked on again.
+/// A message of many records is one message: the first that fails keeps it as a whole, and at the
+/// next delivery all of them are worked on again.
 #[tokio::test(start_paused = true)]
 async fn s47_one_record_that_fails_keeps_the_whole_message() {
     let body = json!({ "Records": [record("a"), record("b"), record("c")] }).to_string();
     let queue = queue_with(&[&body]);
     let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 1), Does::Exits(S, 0)]);
     assert_eq!(Journey::new(&queue, &command).run().await.outcomes(), ["command_failed"]);
-    assert_eq!((command.got("JOB_KEY"), deletes(&queue)), (vec!["a".to_owned(), "b".to_owned()], 0));
+    assert_eq!(
+        (command.got("JOB_KEY"), deletes(&queue)),
+        (vec!["a".to_owned(), "b".to_owned()], 0)
+    );
 
     let mut again = Journey::new(&queue, &command);
     again.settings.polling.wait = MINUTE;
@@ -316,8 +369,8 @@ async fn s47_one_record_that_fails_keeps_the_whole_message() {
     assert!(queue.is_drained());
 }
 
-/// Notifications come twice and out of order. What is promised is "at least once": each is worked on, in the order of
-/// delivery, and none is dropped for its sequencer.
+/// Notifications come twice and out of order. What is promised is "at least once": each is worked
+/// on, in the order of delivery, and none is dropped for its sequencer.
 #[tokio::test(start_paused = true)]
 async fn s48_duplicate_and_reordered_notifications_are_each_worked_on() {
     let about = |sequencer: &str, etag: &str| {
@@ -335,8 +388,9 @@ async fn s48_duplicate_and_reordered_notifications_are_each_worked_on() {
     assert!(queue.is_drained() && deletes(&queue) == 3);
 }
 
-/// A command that floods its output, with long lines and short ones, text and not, while nobody reads our log, is not
-/// held up: it ends, in spite of the short lease its message stays ours, and it is deleted.
+/// A command that floods its output, with long lines and short ones, text and not, while nobody
+/// reads our log, is not held up: it ends, in spite of the short lease its message stays ours, and
+/// it is deleted.
 #[tokio::test]
 async fn s50_a_flood_of_output_neither_blocks_the_command_nor_costs_the_lease() {
     let cloud = Cloud::new(5).await;
@@ -349,14 +403,16 @@ async fn s50_a_flood_of_output_neither_blocks_the_command_nor_costs_the_lease() 
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
-/// What does not fit between it and a log that nobody reads for a while is dropped, and the log's end says how much.
+/// What does not fit between it and a log that nobody reads for a while is dropped, and the log's
+/// end says how much.
 #[tokio::test]
 async fn s50_the_log_tells_how_many_records_nobody_read_in_time() {
     const LINES: usize = 12_000;
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    let script =
-        format!("yes $(printf %0500d 0) | head -n {LINES}; echo > flooded; until [ -e go ]; do sleep 0.05; done");
+    let script = format!(
+        "yes $(printf %0500d 0) | head -n {LINES}; echo > flooded; until [ -e go ]; do sleep 0.05; done"
+    );
     let mut run = cloud.run("", &script);
     cloud.note("flooded").await;
     // As many as wait at most: from here on there is room for every record.
@@ -382,8 +438,8 @@ async fn s50_a_log_that_was_read_says_nothing_of_lost_records() {
     assert!(left.log.iter().all(|record| record.get("dropped_lines").is_none()), "{}", left.stdout);
 }
 
-/// A message too long for an argument or a variable: the command is told the facts, each short enough, and all of them
-/// in a file; the body itself goes nowhere.
+/// A message too long for an argument or a variable: the command is told the facts, each short
+/// enough, and all of them in a file; the body itself goes nowhere.
 #[tokio::test]
 async fn s51_a_message_too_long_for_an_environment_is_worked_on() {
     let cloud = Cloud::new(5).await;
@@ -400,13 +456,15 @@ async fn s51_a_message_too_long_for_an_environment_is_worked_on() {
     let left = cloud.run("", script).run_to(0).await;
     assert_eq!(left.record("message deleted")["outcome"], "succeeded");
     assert_eq!(std::fs::read_to_string(cloud.notes.path().join("key")).unwrap(), key);
-    let job: Value = serde_json::from_slice(&std::fs::read(cloud.notes.path().join("job.json")).unwrap()).unwrap();
+    let job: Value =
+        serde_json::from_slice(&std::fs::read(cloud.notes.path().join("job.json")).unwrap())
+            .unwrap();
     assert_eq!(job["key"], key.as_str());
     assert!(!left.stdout.contains("xxxxxxxx"), "the body was logged");
 }
 
-/// Telemetry that hangs or panics changes neither outcome nor exit code, and a stop is still over within its grace.
-/// (There are no metrics to push yet; this is what the push will be held to.)
+/// Telemetry that hangs or panics changes neither outcome nor exit code, and a stop is still over
+/// within its grace. (There are no metrics to push yet; this is what the push will be held to.)
 #[tokio::test(start_paused = true)]
 async fn s52_telemetry_that_hangs_or_panics_changes_nothing() {
     let telemetry = [
@@ -421,7 +479,11 @@ async fn s52_telemetry_that_hangs_or_panics_changes_nothing() {
                 journey.telemetry = telemetry.into();
                 let started = Instant::now();
                 let arrived = journey.run().await;
-                let calls: Vec<_> = queue.calls().iter().map(|entry| (entry.call, entry.asked_at - started)).collect();
+                let calls: Vec<_> = queue
+                    .calls()
+                    .iter()
+                    .map(|entry| (entry.call, entry.asked_at - started))
+                    .collect();
                 (arrived.outcome, calls, arrived.took)
             };
             let (outcome, calls, took) = run(telemetry()).await;
@@ -450,7 +512,11 @@ async fn s52_a_report_that_cannot_be_written_changes_nothing() {
         command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
         let left = Leasehold::start(command).run_to(code).await;
-        assert!(left.log.iter().any(|record| record["message"] == "the termination message was not written"));
+        assert!(
+            left.log
+                .iter()
+                .any(|record| record["message"] == "the termination message was not written")
+        );
         assert_eq!(cloud.counts().await, if code == 0 { (0, 0) } else { (0, 1) });
     }
 }

@@ -143,7 +143,11 @@ impl Chronicle {
         self.holder.insert(message.to_owned(), pod);
         let seen = self.seen(pod, message);
         // How its work ended before tells by its time that it was before.
-        *seen = Seen { received: Some(Instant::now()), ends: std::mem::take(&mut seen.ends), ..Seen::default() };
+        *seen = Seen {
+            received: Some(Instant::now()),
+            ends: std::mem::take(&mut seen.ends),
+            ..Seen::default()
+        };
     }
 
     pub fn features(&self) -> Features {
@@ -156,14 +160,21 @@ impl Chronicle {
 
     /// The command that this pod runs for this message has ended.
     pub fn ended(&mut self, pod: u32, message: &str, how: &str, succeeded: bool) {
-        self.note(pod, format!("ends {message}: {how}, {}", if succeeded { "a success" } else { "no success" }));
+        self.note(
+            pod,
+            format!(
+                "ends {message}: {how}, {}",
+                if succeeded { "a success" } else { "no success" }
+            ),
+        );
         let is_before = !self.stops.contains_key(&pod);
         let seen = self.seen(pod, message);
         (seen.at_work, seen.ended_before_the_stop) = (false, is_before);
         seen.ends.push((Instant::now(), succeeded));
     }
 
-    /// How the work on the message ended since it was received: once, and by a success that nobody had halted?
+    /// How the work on the message ended since it was received: once, and by a success that nobody
+    /// had halted?
     pub fn has_succeeded(&mut self, pod: u32, message: &str) -> bool {
         let seen = self.seen(pod, message);
         let since = seen.received.expect("it was received");
@@ -184,7 +195,10 @@ impl Chronicle {
     /// A pod has read the checkpoint.
     pub fn restored(&mut self, pod: u32, message: &str, key: &str) {
         let there = self.saved.get(message).into_iter().flatten();
-        let worked = there.filter(|saved| saved.key == key && saved.until.is_none()).map(|saved| saved.worked).next();
+        let worked = there
+            .filter(|saved| saved.key == key && saved.until.is_none())
+            .map(|saved| saved.worked)
+            .next();
         self.seen(pod, message).worked = worked.unwrap_or_default();
     }
 

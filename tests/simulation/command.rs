@@ -58,7 +58,11 @@ impl<'a> Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let mut chronicle = self.of.chronicle.lock().unwrap();
-        chronicle.running.entry(self.message.to_owned()).or_default().retain(|pod| *pod != self.of.pod);
+        chronicle
+            .running
+            .entry(self.message.to_owned())
+            .or_default()
+            .retain(|pod| *pod != self.of.pod);
         chronicle.seen(self.of.pod, self.message).at_work = false;
     }
 }
@@ -127,8 +131,11 @@ impl Worker for RandomWork {
         };
         let exit = self.work(&message, stop_grace, &halt.requested, ends).await;
         let succeeded = exit == Exit::Code(0);
-        let outcome =
-            if succeeded { Outcome::Finished } else { Outcome::Failed(Failure::Exit(exit, CommandReport::default())) };
+        let outcome = if succeeded {
+            Outcome::Finished
+        } else {
+            Outcome::Failed(Failure::Exit(exit, CommandReport::default()))
+        };
         Processed { outcome, work: WorkRecord { exit: Some(exit), ..WorkRecord::default() } }
     }
 }
@@ -136,18 +143,27 @@ impl Worker for RandomWork {
 /// The command of the real work.
 #[async_trait]
 impl Runner for RandomWork {
-    async fn run(&self, command: Command, halt: CancellationToken, _: Pulse) -> Result<Exited, StartError> {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        _: Pulse,
+    ) -> Result<Exited, StartError> {
         let env = command.job.environment();
-        let env: BTreeMap<_, _> =
-            env.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
+        let env: BTreeMap<_, _> = env
+            .iter()
+            .map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap()))
+            .collect();
         let message = env["JOB_MESSAGE_ID"];
         let receive: u32 = env["JOB_RECEIVE_COUNT"].parse().unwrap();
-        let directory = env.get("JOB_CHECKPOINT_DIR").map(PathBuf::from).filter(|_| self.keeps_state);
+        let directory =
+            env.get("JOB_CHECKPOINT_DIR").map(PathBuf::from).filter(|_| self.keeps_state);
         let found = directory.as_deref().map_or(Ok(None), State::read);
         let found = {
             let mut chronicle = self.chronicle.lock().unwrap();
             let found = found.unwrap_or_else(|half| {
-                chronicle.breaks(self.pod, format!("finds half of a checkpoint of {message}: {half}"));
+                chronicle
+                    .breaks(self.pod, format!("finds half of a checkpoint of {message}: {half}"));
                 None
             });
             let object = chronicle.objects[message].clone();
@@ -189,13 +205,15 @@ impl Runner for RandomWork {
     }
 }
 
-/// In two files, which are longer at each step: at no step are both what they were, and half of them is seen.
+/// In two files, which are longer at each step: at no step are both what they were, and half of
+/// them is seen.
 impl State {
     const FILES: [&str; 2] = ["one", "two"];
 
     fn write(self, directory: &Path) {
         for name in Self::FILES {
-            fs::write(directory.join(name), format!("{} {}", self.receive, "x".repeat(self.steps))).expect("writable");
+            fs::write(directory.join(name), format!("{} {}", self.receive, "x".repeat(self.steps)))
+                .expect("writable");
         }
     }
 
@@ -207,8 +225,9 @@ impl State {
             [Some(one), Some(two)] if one == two => one.split_once(' '),
             _ => None,
         };
-        let state =
-            whole.and_then(|(receive, steps)| Some(Self { receive: receive.parse().ok()?, steps: steps.len() }));
+        let state = whole.and_then(|(receive, steps)| {
+            Some(Self { receive: receive.parse().ok()?, steps: steps.len() })
+        });
         state.map(Some).ok_or_else(|| format!("{there:?}"))
     }
 }

@@ -1,14 +1,15 @@
 //! Thousands of random worlds: the real actors, a queue in memory, virtual time.
 //!
-//! In each, a few messages, and pods that are started as KEDA would, stopped and KILLed at any instant, with
-//! a queue that fails, is slow, loses answers. In some of them the work is the real one of `work/`, with records,
-//! checkpoints and results in a store that does the same, and only the command pretends.
+//! In each, a few messages, and pods that are started as KEDA would, stopped and KILLed at any
+//! instant, with a queue that fails, is slow, loses answers. In some of them the work is the real
+//! one of `work/`, with records, checkpoints and results in a store that does the same, and only
+//! the command pretends.
 //!
-//! A seed says everything about a world, so a failing one is replayed with `SEED=… cargo test simulation`,
-//! which tells what happened there; `SEEDS=100000` looks at more of them.
+//! A seed says everything about a world, so a failing one is replayed with `SEED=… cargo test
+//! simulation`, which tells what happened there; `SEEDS=100000` looks at more of them.
 //!
-//! `world` says what there is and starts the pods, `queue`, `store` and `command` are what they meet, `chronicle` is what
-//! happened, and `invariants` what must hold.
+//! `world` says what there is and starts the pods, `queue`, `store` and `command` are what they
+//! meet, `chronicle` is what happened, and `invariants` what must hold.
 
 mod chance;
 mod chronicle;
@@ -23,7 +24,8 @@ use world::world;
 
 /// What happened in the world of this seed, and what was broken there.
 fn of_seed(seed: u64) -> (Vec<String>, Vec<String>) {
-    // What is done on other threads, with files, is waited for: one at a time, and heard of only when all tasks idle.
+    // What is done on other threads, with files, is waited for: one at a time, and heard of only
+    // when all tasks idle.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -67,6 +69,11 @@ fn the_same_seed_is_the_same_world() {
         if let Some(at) = differs {
             panic!("SEED={seed} differs at {at}: {} or {}", once[at], again[at]);
         }
-        assert!(once.len() == again.len() && once.len() > 3, "SEED={seed}: {} and {}", once.len(), again.len());
+        assert!(
+            once.len() == again.len() && once.len() > 3,
+            "SEED={seed}: {} and {}",
+            once.len(),
+            again.len()
+        );
     }
 }

@@ -20,19 +20,24 @@ pub struct Watched {
     pub chronicle: Arc<Mutex<Chronicle>>,
 }
 
-/// How long a call takes at least. The paused clock goes on only when no thread is removing files any more: without it, whether a pod
-/// or another one is next would depend on how fast that is.
+/// How long a call takes at least. The paused clock goes on only when no thread is removing files
+/// any more: without it, whether a pod or another one is next would depend on how fast that is.
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[async_trait]
 impl Queue for Watched {
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
         let asked_at = Instant::now();
         let got = self.queue.receive(wait, visibility).await?;
         if let Some(delivery) = &got {
             let mut chronicle = self.chronicle.lock().unwrap();
             let id = delivery.message_id.to_string();
-            chronicle.note(self.pod, format!("receives {id}, for the {}. time", delivery.receive_count));
+            chronicle
+                .note(self.pod, format!("receives {id}, for the {}. time", delivery.receive_count));
             chronicle.receipts.insert(delivery.receipt.expose().to_owned(), id.clone());
             chronicle.leases.insert((self.pod, id.clone()), asked_at + visibility);
             chronicle.received(self.pod, &id);
@@ -40,7 +45,11 @@ impl Queue for Watched {
         Ok(got)
     }
 
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
         let asked_at = Instant::now();
         {
             let mut chronicle = self.chronicle.lock().unwrap();
@@ -52,18 +61,27 @@ impl Queue for Watched {
         let mut chronicle = self.chronicle.lock().unwrap();
         let message = chronicle.receipts[receipt.expose()].clone();
         chronicle.note(self.pod, format!("hides {message} for {visibility:?}: {answer:?}"));
-        let lease = chronicle.leases.get_mut(&(self.pod, message)).expect("it received what it extends");
+        let lease =
+            chronicle.leases.get_mut(&(self.pod, message)).expect("it received what it extends");
         match answer {
             // A success that comes too late tells nothing.
             Ok(()) if Instant::now() < *lease => *lease = asked_at + visibility,
             Err(VisibilityError::NotInFlight(_)) => *lease = Instant::now(),
             Ok(())
-            | Err(VisibilityError::AtCeiling(_) | VisibilityError::Transient(_) | VisibilityError::Unclear(_)) => {}
+            | Err(
+                VisibilityError::AtCeiling(_)
+                | VisibilityError::Transient(_)
+                | VisibilityError::Unclear(_),
+            ) => {}
         }
         answer
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError> {
         self.fate.may_end().await;
         let message = {
             let mut chronicle = self.chronicle.lock().unwrap();

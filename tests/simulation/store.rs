@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use leasehold::job::notification::Object;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
 use leasehold::ports::{
-    Condition, Entry, FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, RecordError, Records, Storage,
-    Upload, Uploaded,
+    Condition, Entry, FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, RecordError,
+    Records, Storage, Upload, Uploaded,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -66,8 +66,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Sends a request on its way: it comes through, some time later, also if nobody waits for it any more.
-    async fn carry<T: Send + 'static>(&self, does: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    /// Sends a request on its way: it comes through, some time later, also if nobody waits for it
+    /// any more.
+    async fn carry<T: Send + 'static>(
+        &self,
+        does: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, String> {
         let Fate { chance, weather, .. } = &self.fate;
         self.fate.may_end().await;
         let delay = || match weather {
@@ -77,7 +81,9 @@ impl Store {
         };
         let (there, back) = (delay(), delay());
         let luck = if *weather == Weather::Calm { 9 } else { chance.number(0..16) };
-        if luck == 0 || self.cut_off.as_ref().is_some_and(|cut_off| cut_off.contains(&Instant::now())) {
+        if luck == 0
+            || self.cut_off.as_ref().is_some_and(|cut_off| cut_off.contains(&Instant::now()))
+        {
             pass(there).await;
             return Err("503 SlowDown".to_owned());
         }
@@ -110,9 +116,13 @@ fn message_of(key: &str) -> String {
 #[async_trait]
 impl Records for Store {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
-        let (records, bucket, key) = (self.shelves.records.clone(), bucket.to_owned(), key.to_owned());
+        let (records, bucket, key) =
+            (self.shelves.records.clone(), bucket.to_owned(), key.to_owned());
         let read = self.carry(move || records.now(&bucket, &key)).await;
-        self.note(format!("has read a record: {:?}", read.as_ref().map(|entry| entry.as_ref().map(|entry| entry.age))));
+        self.note(format!(
+            "has read a record: {:?}",
+            read.as_ref().map(|entry| entry.as_ref().map(|entry| entry.age))
+        ));
         read.map_err(RecordError::Retryable)
     }
 
@@ -125,7 +135,12 @@ impl Records for Store {
     ) -> Result<String, RecordError> {
         let content: serde_json::Value = serde_json::from_slice(&bytes).expect("a record is JSON");
         let text = |name: &str| content[name].as_str().expect("it is there").to_owned();
-        let new = Record { pod: self.pod, message: text("message_id"), nonce: text("nonce"), state: text("state") };
+        let new = Record {
+            pod: self.pod,
+            message: text("message_id"),
+            nonce: text("nonce"),
+            state: text("state"),
+        };
         let (object, message) = (text("key"), text("message_id"));
         {
             let mut chronicle = self.chronicle.lock().unwrap();
@@ -138,13 +153,17 @@ impl Records for Store {
             Condition::Absent => None,
             Condition::Unchanged(etag) => Some(etag.to_owned()),
         };
-        let (records, chronicle, pod) = (self.shelves.records.clone(), self.chronicle.clone(), self.pod);
+        let (records, chronicle, pod) =
+            (self.shelves.records.clone(), self.chronicle.clone(), self.pod);
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
         let written = self.carry(move || {
             let condition = if_match.as_deref().map_or(Condition::Absent, Condition::Unchanged);
             let written = records.write_now(&bucket, &key, bytes, condition);
             let mut chronicle = chronicle.lock().unwrap();
-            chronicle.note(pod, format!("'s {} comes to the record of {object}: {}", new.state, written.is_ok()));
+            chronicle.note(
+                pod,
+                format!("'s {} comes to the record of {object}: {}", new.state, written.is_ok()),
+            );
             if written.is_ok() {
                 chronicle.takes_over_nothing_that_is_worked_on(pod, &object, &new);
                 chronicle.leaves_a_record_that_is_done(pod, &object, &new);
@@ -161,7 +180,8 @@ impl Records for Store {
 #[async_trait]
 impl ObjectStore for Store {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        let (state, chronicle, pod) = (self.shelves.state.clone(), self.chronicle.clone(), self.pod);
+        let (state, chronicle, pod) =
+            (self.shelves.state.clone(), self.chronicle.clone(), self.pod);
         let key = object.key.clone();
         let opened = self.carry(move || {
             let bytes = state.get(&key);
@@ -186,7 +206,11 @@ impl ObjectWriter for Store {
         unreachable!("no attempts are recorded")
     }
 
-    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
+    async fn upload(
+        &self,
+        upload: &Upload<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Uploaded, String> {
         if halt.is_cancelled() {
             return Err("halted".to_owned());
         }
@@ -203,15 +227,26 @@ impl ObjectWriter for Store {
                 let mut chronicle = chronicle.lock().unwrap();
                 let seen = chronicle.seen(pod, &message);
                 let worked = seen.worked + seen.ran();
-                let by = key.rsplit('/').next().and_then(|name| name.strip_suffix(".tar")?.parse().ok());
+                let by =
+                    key.rsplit('/').next().and_then(|name| name.strip_suffix(".tar")?.parse().ok());
                 let by = by.expect("a receive count");
-                Saved { key: key.clone(), by, state: seen.state, worked, from: Instant::now(), until: None }
+                Saved {
+                    key: key.clone(),
+                    by,
+                    state: seen.state,
+                    worked,
+                    from: Instant::now(),
+                    until: None,
+                }
             };
             let state = self.shelves.state.clone();
             let carried = self.carry(move || {
                 state.insert(&key, &bytes);
                 let mut chronicle = chronicle.lock().unwrap();
-                chronicle.note(pod, format!("'s checkpoint comes: {:?} after {:?}", saved.state, saved.worked));
+                chronicle.note(
+                    pod,
+                    format!("'s checkpoint comes: {:?} after {:?}", saved.state, saved.worked),
+                );
                 chronicle.saved(&message, Saved { from: Instant::now(), ..saved });
             });
             halt.run_until_cancelled(carried).await
@@ -238,7 +273,8 @@ impl ObjectWriter for Store {
                 taken.lock().unwrap().seen(pod, &of).published.insert(name);
             });
             let uploaded = halt.run_until_cancelled(carried).await;
-            chronicle.lock().unwrap().seen(pod, &message).store_failed |= matches!(uploaded, Some(Err(_)));
+            chronicle.lock().unwrap().seen(pod, &message).store_failed |=
+                matches!(uploaded, Some(Err(_)));
             uploaded
         };
         self.note(format!("has uploaded {}: {uploaded:?}", upload.key));
@@ -251,13 +287,16 @@ impl ObjectWriter for Store {
 impl Storage for Store {
     async fn list(&self, _: &str, prefix: &str) -> Result<Vec<String>, String> {
         let (state, below) = (self.shelves.state.clone(), prefix.to_owned());
-        let listed = self.carry(move || state.keys().into_iter().filter(|key| key.starts_with(&below)).collect()).await;
+        let listed = self
+            .carry(move || state.keys().into_iter().filter(|key| key.starts_with(&below)).collect())
+            .await;
         self.note(format!("has listed {prefix}: {listed:?}"));
         listed
     }
 
     async fn delete(&self, _: &str, key: &str) -> Result<(), String> {
-        let (state, chronicle, key) = (self.shelves.state.clone(), self.chronicle.clone(), key.to_owned());
+        let (state, chronicle, key) =
+            (self.shelves.state.clone(), self.chronicle.clone(), key.to_owned());
         self.note(format!("drops {key}"));
         self.carry(move || {
             state.remove(&key);

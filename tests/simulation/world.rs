@@ -43,7 +43,10 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let max_receive_count = chance.number(2..6);
     let kind = if chance.one_in(4) { Kind::Fifo } else { Kind::Standard };
     let features = features(&chance);
-    let queue = Wire::to(MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() }));
+    let queue = Wire::to(MemoryQueue::new(
+        kind,
+        Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() },
+    ));
     let mut chronicle = Chronicle::of(features);
     for n in 0..chance.number(1..4) {
         // Of the real work there are two notifications of one object, too.
@@ -95,15 +98,18 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let dead = queue.dead_letters();
     for letter in &dead {
         if letter.receive_count < max_receive_count {
-            broken.push(format!("{} is dead after {} receives", letter.message_id, letter.receive_count));
+            broken.push(format!(
+                "{} is dead after {} receives",
+                letter.message_id, letter.receive_count
+            ));
         }
     }
-    let is_dead = |message: &str| dead.iter().any(|letter| letter.message_id == MessageId::new(message));
+    let is_dead =
+        |message: &str| dead.iter().any(|letter| letter.message_id == MessageId::new(message));
     for (id, object) in &sent {
-        let succeeded = chronicle
-            .seen
-            .iter()
-            .any(|((_, message), seen)| message == id && seen.ends.iter().any(|(_, succeeded)| *succeeded));
+        let succeeded = chronicle.seen.iter().any(|((_, message), seen)| {
+            message == id && seen.ends.iter().any(|(_, succeeded)| *succeeded)
+        });
         if !is_dead(id) && !succeeded && !chronicle.is_done(object) {
             broken.push(format!("{id} is gone without a success"));
         }
@@ -115,11 +121,13 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
             broken.push(format!("{key} is left, and its message is done"));
         }
     }
-    let broken = broken.into_iter().map(|what| format!("{weather:?} {kind:?} {features:?}: {what}"));
+    let broken =
+        broken.into_iter().map(|what| format!("{weather:?} {kind:?} {features:?}: {what}"));
     (std::mem::take(&mut chronicle.trace), broken.collect())
 }
 
-/// In every fourth world the work is the real one, with some of what it can do beyond running a command.
+/// In every fourth world the work is the real one, with some of what it can do beyond running a
+/// command.
 fn features(chance: &Chance) -> Option<Features> {
     if !chance.one_in(4) {
         return None;
@@ -131,7 +139,9 @@ fn features(chance: &Chance) -> Option<Features> {
 
 /// A directory that need not be written to a disk, where the system has such a one.
 fn in_memory() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("a temporary directory")
 }
 
 /// Faults of the queue, as they come.
@@ -149,15 +159,20 @@ async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
             match chance.number(0..10) {
                 0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
                 1 if weather == Weather::Wild => {
-                    queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient("reset".to_owned())));
+                    queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
+                        "reset".to_owned(),
+                    )));
                 }
-                2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient("throttled".to_owned()))),
+                2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient(
+                    "throttled".to_owned(),
+                ))),
                 3 => queue.fault_change_visibility(Fault::AnswerLost(unclear())),
                 9 => queue.fault_change_visibility(Fault::Error(unclear())),
                 4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
                 5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
                 6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
-                7 => queue.fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".to_owned()))),
+                7 => queue
+                    .fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".to_owned()))),
                 _ => queue.fault_delete(Fault::AnswerDelayed(slow)),
             }
         }
@@ -185,7 +200,8 @@ impl Place {
         let grace = Duration::from_secs(u64::from(chance.number(3..60)));
         let reserve = (grace / 3).min(10 * S);
         let max_duration = chance.millis(1000..900_000);
-        let longest_poll = Duration::from_secs((visibility / 3).min(grace - reserve).min(20 * S).as_secs());
+        let longest_poll =
+            Duration::from_secs((visibility / 3).min(grace - reserve).min(20 * S).as_secs());
         let mut settings: Settings = settings();
         settings.policy.fifo = kind == Kind::Fifo;
         settings.policy.max_messages = chance.number(1..4);
@@ -201,10 +217,11 @@ impl Place {
             settings.policy.limits.strategy = Strategy::Fixed(length);
         }
         settings.polling = Polling { wait: longest_poll, longest_poll, give_up: MINUTE };
-        let checkpoint = features.filter(|features| features.state).map(|Features { interval, .. }| {
-            let place = "s3://state/of".parse().expect("a place");
-            Checkpointing { place, interval }
-        });
+        let checkpoint =
+            features.filter(|features| features.state).map(|Features { interval, .. }| {
+                let place = "s3://state/of".parse().expect("a place");
+                Checkpointing { place, interval }
+            });
         let results = features.is_some_and(|features| features.results);
         let output = results.then(|| "s3://results/{key}/{message_id}".parse().expect("a place"));
         let task = Arc::new(Task { input: Input::None, output, checkpoint, ..task() });
@@ -232,15 +249,22 @@ impl Place {
             None => Arc::new(work),
         };
         let world = World {
-            queue: Arc::new(Watched { queue: queue.clone(), pod, fate: fate.clone(), chronicle: chronicle.clone() }),
+            queue: Arc::new(Watched {
+                queue: queue.clone(),
+                pod,
+                fate: fate.clone(),
+                chronicle: chronicle.clone(),
+            }),
             worker,
             telemetry: Arc::new(told),
             clock,
             health: Health::default(),
         };
 
-        let stopped_after = (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));
-        let killed_after = (weather == Weather::Wild && chance.one_in(4)).then(|| chance.millis(0..600_000));
+        let stopped_after =
+            (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));
+        let killed_after =
+            (weather == Weather::Wild && chance.one_in(4)).then(|| chance.millis(0..600_000));
         let stop = {
             let (chronicle, stop) = (chronicle.clone(), fate.stop.clone());
             async move {
@@ -275,7 +299,13 @@ impl Place {
     }
 
     /// As `app.rs` lays it out.
-    fn real_work(&self, features: Features, command: RandomWork, fate: &Fate, clock: Clock) -> CommandWorker {
+    fn real_work(
+        &self,
+        features: Features,
+        command: RandomWork,
+        fate: &Fate,
+        clock: Clock,
+    ) -> CommandWorker {
         let Self { chance, weather, .. } = self;
         let pod = command.pod;
         let cut_off = (*weather != Weather::Calm && chance.one_in(5)).then(|| {
@@ -328,7 +358,12 @@ impl Telemetry for PodTelemetry {
         chronicle.note(self.pod, format!("tells of {message}: {:?}", ended.settlement));
         chronicle.times_out_in_its_time(self.pod, &message, &ended.settlement, self.max_duration);
         if chronicle.features.is_some() {
-            chronicle.finishes_what_had_succeeded(self.pod, &message, &ended.settlement, self.stop_grace);
+            chronicle.finishes_what_had_succeeded(
+                self.pod,
+                &message,
+                &ended.settlement,
+                self.stop_grace,
+            );
         }
     }
 

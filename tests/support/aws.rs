@@ -17,7 +17,8 @@ pub fn config_as(endpoint: &str, credentials: Credentials) -> SdkConfig {
         .build()
 }
 
-/// microburst reads the descriptions of all services when it is first called, and answers nobody for seconds.
+/// microburst reads the descriptions of all services when it is first called, and answers nobody
+/// for seconds.
 pub async fn warm_up(endpoint: &str) {
     let config = config(endpoint);
     aws_sdk_sqs::Client::new(&config).list_queues().send().await.expect("an answer");

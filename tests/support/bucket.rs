@@ -12,7 +12,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use leasehold::job::notification::Object;
 use leasehold::ports::checksum::{Algorithm, Checksum, Hasher};
-use leasehold::ports::{FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, Storage, Upload, Uploaded};
+use leasehold::ports::{
+    FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, Storage, Upload, Uploaded,
+};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Clone, Default)]
@@ -28,7 +30,10 @@ impl MemoryBucket {
     }
 
     pub fn insert(&self, key: &str, bytes: &[u8]) {
-        self.objects.lock().expect("not poisoned").insert(key.to_owned(), Bytes::copy_from_slice(bytes));
+        self.objects
+            .lock()
+            .expect("not poisoned")
+            .insert(key.to_owned(), Bytes::copy_from_slice(bytes));
     }
 
     pub fn uploads_take(&self, time: Duration) {
@@ -62,7 +67,9 @@ impl MemoryBucket {
 #[async_trait]
 impl ObjectStore for MemoryBucket {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        let bytes = self.get(&object.key).ok_or_else(|| FetchError::Missing(format!("no {}", object.key)))?;
+        let bytes = self
+            .get(&object.key)
+            .ok_or_else(|| FetchError::Missing(format!("no {}", object.key)))?;
         Ok(Self::body(bytes))
     }
 
@@ -78,7 +85,11 @@ impl ObjectWriter for MemoryBucket {
         Ok(())
     }
 
-    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
+    async fn upload(
+        &self,
+        upload: &Upload<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Uploaded, String> {
         let time = *self.upload_takes.lock().expect("not poisoned");
         halt.run_until_cancelled(tokio::time::sleep(time)).await.ok_or("halted")?;
         let bytes = std::fs::read(Path::new(upload.path)).map_err(|error| error.to_string())?;

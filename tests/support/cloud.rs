@@ -1,4 +1,5 @@
-//! A bucket whose notifications go to a queue with a dead-letter queue, on a real server; and the real binary.
+//! A bucket whose notifications go to a queue with a dead-letter queue, on a real server; and the
+//! real binary.
 
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -48,8 +49,7 @@ impl Cloud {
         let dead_letter_queue_url = create_queue(&sqs, &format!("{name}-dlq")).await;
         let dead_letter_arn = arn(&sqs, &dead_letter_queue_url).await;
         let queue_url = create_queue(&sqs, &name).await;
-        let redrive =
-            serde_json::json!({ "deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": max_receive_count });
+        let redrive = serde_json::json!({ "deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": max_receive_count });
         let queue_arn = arn(&sqs, &queue_url).await;
         let policy = serde_json::json!({ "Version": "2012-10-17", "Statement": [{
             "Effect": "Allow",
@@ -68,7 +68,8 @@ impl Cloud {
         s3.create_bucket().bucket(&name).send().await.expect("a bucket is made");
         let to_queue = QueueConfiguration::builder().queue_arn(queue_arn);
         let to_queue = to_queue.events(Event::S3ObjectCreated).build().expect("it is whole");
-        let notifications = NotificationConfiguration::builder().queue_configurations(to_queue).build();
+        let notifications =
+            NotificationConfiguration::builder().queue_configurations(to_queue).build();
         let put = s3.put_bucket_notification_configuration().bucket(&name);
         put.notification_configuration(notifications).send().await.expect("notifications are set");
         // The test event that S3 sends now.
@@ -105,7 +106,8 @@ impl Cloud {
     pub async fn left_alone(&self, run: Leasehold) -> Left {
         let rival = async {
             loop {
-                let asked = self.sqs.receive_message().queue_url(&self.queue_url).wait_time_seconds(1);
+                let asked =
+                    self.sqs.receive_message().queue_url(&self.queue_url).wait_time_seconds(1);
                 let got = asked.send().await.expect("an answer").messages.unwrap_or_default();
                 assert!(got.is_empty(), "somebody else received it");
             }
@@ -157,7 +159,8 @@ async fn create_queue(sqs: &aws_sdk_sqs::Client, name: &str) -> String {
 
 async fn attribute(sqs: &aws_sdk_sqs::Client, queue_url: &str, name: QueueAttributeName) -> String {
     let asked = sqs.get_queue_attributes().queue_url(queue_url).attribute_names(name.clone());
-    let attributes = asked.send().await.expect("attributes are told").attributes.expect("there are some");
+    let attributes =
+        asked.send().await.expect("attributes are told").attributes.expect("there are some");
     attributes[&name].clone()
 }
 
@@ -203,7 +206,11 @@ pub struct Left {
 
 impl Leasehold {
     pub fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         // What a developer's shell has set must not change what is tested.
         for name in ["AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "RUST_LOG"] {
             if !command.as_std().get_envs().any(|(of_test, _)| of_test == name) {
@@ -224,11 +231,16 @@ impl Leasehold {
     }
 
     pub async fn left(self) -> Left {
-        let ended = timeout(LIMIT, self.child.wait_with_output()).await.expect("it ends").expect("it is waited for");
+        let ended = timeout(LIMIT, self.child.wait_with_output())
+            .await
+            .expect("it ends")
+            .expect("it is waited for");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
         let (stdout, stderr) = (text([self.read, ended.stdout].concat()), text(ended.stderr));
         // Of a process that was KILLed the last line may be half.
-        let lines = stdout.split_inclusive('\n').filter(|line| line.starts_with('{') && line.ends_with('\n'));
+        let lines = stdout
+            .split_inclusive('\n')
+            .filter(|line| line.starts_with('{') && line.ends_with('\n'));
         let log = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
         Left { status: ended.status, log, stdout, stderr }
     }
@@ -242,8 +254,12 @@ impl Leasehold {
             let mut left = lines;
             while left > 0 {
                 let start = self.read.len();
-                assert!(stdout.read_buf(&mut self.read).await.expect("it is read") > 0, "the log ended");
-                left = left.saturating_sub(self.read[start..].split(|byte| *byte == b'\n').count() - 1);
+                assert!(
+                    stdout.read_buf(&mut self.read).await.expect("it is read") > 0,
+                    "the log ended"
+                );
+                left = left
+                    .saturating_sub(self.read[start..].split(|byte| *byte == b'\n').count() - 1);
             }
         };
         timeout(LIMIT, reading).await.expect("it writes so much");
@@ -264,13 +280,16 @@ impl Leasehold {
 
 impl Left {
     pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| panic!("{}\n{}{}", self.status, self.stdout, self.stderr))
+        self.status
+            .code()
+            .unwrap_or_else(|| panic!("{}\n{}{}", self.status, self.stdout, self.stderr))
     }
 
     /// The one record with this text.
     pub fn record(&self, message: &str) -> &serde_json::Value {
         let mut found = self.log.iter().filter(|record| record["message"] == message);
-        let first = found.next().unwrap_or_else(|| panic!("no record '{message}' in\n{}", self.stdout));
+        let first =
+            found.next().unwrap_or_else(|| panic!("no record '{message}' in\n{}", self.stdout));
         assert!(found.next().is_none(), "several records '{message}' in\n{}", self.stdout);
         first
     }
@@ -279,5 +298,7 @@ impl Left {
 /// Is there such a process, not counting zombies?
 pub fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
-    stat.is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    stat.is_ok_and(|stat| {
+        !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    })
 }

@@ -13,8 +13,8 @@ pub struct Http {
 }
 
 impl Http {
-    /// `answer` gives status and body for a request: `GET /path HTTP/1.1`, a header a line, and after an empty line the
-    /// body.
+    /// `answer` gives status and body for a request: `GET /path HTTP/1.1`, a header a line, and
+    /// after an empty line the body.
     pub async fn start(answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -29,7 +29,10 @@ impl Http {
     }
 }
 
-async fn serve(mut connection: TcpStream, answer: &impl Fn(&str) -> (u16, String)) -> std::io::Result<()> {
+async fn serve(
+    mut connection: TcpStream,
+    answer: &impl Fn(&str) -> (u16, String),
+) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !is_whole(&request) {
         if connection.read_buf(&mut request).await? == 0 {
@@ -40,7 +43,10 @@ async fn serve(mut connection: TcpStream, answer: &impl Fn(&str) -> (u16, String
     let (status, body) = answer(&request);
     let length = body.len();
     // Without an ETag no answer is taken for one of S3, and none for the object of another one.
-    let etag = request.lines().find_map(|line| line.strip_prefix("if-match: ")).unwrap_or("\"of the test\"");
+    let etag = request
+        .lines()
+        .find_map(|line| line.strip_prefix("if-match: "))
+        .unwrap_or("\"of the test\"");
     let head = format!(
         "HTTP/1.1 {status} As the test says\r\nContent-Length: {length}\r\nETag: {etag}\r\nConnection: close\r\n\r\n"
     );

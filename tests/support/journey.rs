@@ -1,5 +1,5 @@
-//! A run through the real supervisor and actors, with a queue in memory, a command that only pretends, and a
-//! clock that may be paused.
+//! A run through the real supervisor and actors, with a queue in memory, a command that only
+//! pretends, and a clock that may be paused.
 
 use std::fs::OpenOptions;
 use std::future::Future;
@@ -27,8 +27,8 @@ use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::health::Health;
 use leasehold::ports::{
-    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue, RangeBody, ReceiveError,
-    Runner, StartError, Telemetry, VisibilityError,
+    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue,
+    RangeBody, ReceiveError, Runner, StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::CommandWorker;
 use leasehold::work::checkpoint::Checkpoints;
@@ -53,7 +53,10 @@ pub fn queue_with(bodies: &[&str]) -> WiredQueue {
 }
 
 pub fn queue_of(kind: Kind, max_receive_count: u32, bodies: &[&str]) -> WiredQueue {
-    let queue = Wire::to(MemoryQueue::new(kind, Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() }));
+    let queue = Wire::to(MemoryQueue::new(
+        kind,
+        Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() },
+    ));
     for body in bodies {
         queue.send(*body);
     }
@@ -81,7 +84,8 @@ pub enum Does {
     Exits(Duration, i32),
     /// Takes so long, and is killed by such a signal.
     Dies(Duration, i32),
-    /// Takes so long and exits 0; told to end before that, it takes so long, and exits 0 all the same.
+    /// Takes so long and exits 0; told to end before that, it takes so long, and exits 0 all the
+    /// same.
     Succeeds(Duration, Duration),
     /// Works until TERM, then takes so long, and exits so.
     EndsOnTerm(Duration, i32),
@@ -91,11 +95,13 @@ pub enum Does {
     Progresses(Duration, u32),
     /// Takes so long, writes a file of results, and exits 0.
     Writes(Duration),
-    /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at the last.
+    /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at
+    /// the last.
     Resumes(Duration, u32),
     /// The same, and exits so at the last.
     ResumesAndExits(Duration, u32, i32),
-    /// Removes its checkpoint directory, and makes another one if it should; then it takes so long, and exits so.
+    /// Removes its checkpoint directory, and makes another one if it should; then it takes so long,
+    /// and exits so.
     LosesState(Instead, Duration, i32),
     /// Not even KILL seems to help.
     Hangs,
@@ -152,9 +158,9 @@ impl FakeCommand {
     /// What it got as this variable, in each run.
     pub fn got(&self, name: &str) -> Vec<String> {
         let ran = self.ran.lock().expect("not poisoned");
-        let got = ran
-            .iter()
-            .filter_map(|ran| ran.command.job.environment().into_iter().find(|(variable, _)| variable == name));
+        let got = ran.iter().filter_map(|ran| {
+            ran.command.job.environment().into_iter().find(|(variable, _)| variable == name)
+        });
         got.map(|(_, value)| value.into_string().expect("UTF-8")).collect()
     }
 
@@ -165,15 +171,21 @@ impl FakeCommand {
 
 #[async_trait]
 impl Runner for FakeCommand {
-    async fn run(&self, command: Command, halt: CancellationToken, pulse: Pulse) -> Result<Exited, StartError> {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        pulse: Pulse,
+    ) -> Result<Exited, StartError> {
         let does = {
             let mut does = self.does.lock().expect("not poisoned");
             if does.len() > 1 { does.pop() } else { does.last().copied() }
         };
         let grace = command.stop_grace;
         let env = command.job.environment();
-        let command_env =
-            |name: &str| env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
+        let command_env = |name: &str| {
+            env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.clone())
+        };
         let result_file = command_env("JOB_RESULT_FILE");
         let index = {
             let mut ran = self.ran.lock().expect("not poisoned");
@@ -206,7 +218,11 @@ impl Runner for FakeCommand {
                 for step in 1..=steps {
                     sleep(every).await;
                     let line = serde_json::json!({ "progress": f64::from(step) / f64::from(steps), "text": "loading" });
-                    let mut file = OpenOptions::new().append(true).create(true).open(&result_file).expect("writable");
+                    let mut file = OpenOptions::new()
+                        .append(true)
+                        .create(true)
+                        .open(&result_file)
+                        .expect("writable");
                     writeln!(file, "{line}").expect("writable");
                 }
                 Exit::Code(0)
@@ -234,7 +250,9 @@ impl Runner for FakeCommand {
                 match replaced {
                     Instead::Gone => {}
                     Instead::File => std::fs::write(&directory, "x").expect("writable"),
-                    Instead::Link => std::os::unix::fs::symlink(&moved, &directory).expect("writable"),
+                    Instead::Link => {
+                        std::os::unix::fs::symlink(&moved, &directory).expect("writable");
+                    }
                     Instead::Empty => std::fs::create_dir(&directory).expect("writable"),
                 }
                 tokio::select! {
@@ -250,10 +268,18 @@ impl Runner for FakeCommand {
     }
 }
 
-async fn resumes(directory: &Path, halt: &CancellationToken, step: Duration, steps: u32, code: i32) -> Exit {
+async fn resumes(
+    directory: &Path,
+    halt: &CancellationToken,
+    step: Duration,
+    steps: u32,
+    code: i32,
+) -> Exit {
     let file = directory.join("steps").join("done");
     std::fs::create_dir_all(file.parent().expect("it has one")).expect("writable");
-    let done = || std::fs::read_to_string(&file).ok().map_or(0, |text| text.parse::<u32>().expect("a number"));
+    let done = || {
+        std::fs::read_to_string(&file).ok().map_or(0, |text| text.parse::<u32>().expect("a number"))
+    };
     while done() < steps {
         if halt.run_until_cancelled(sleep(step)).await.is_none() {
             return Exit::Signal(15);
@@ -266,7 +292,12 @@ async fn resumes(directory: &Path, halt: &CancellationToken, step: Duration, ste
     Exit::Code(code)
 }
 
-async fn ends_on_term(halt: &CancellationToken, grace: Duration, after: Duration, code: i32) -> Exit {
+async fn ends_on_term(
+    halt: &CancellationToken,
+    grace: Duration,
+    after: Duration,
+    code: i32,
+) -> Exit {
     halt.cancelled().await;
     sleep(after.min(grace)).await;
     if after < grace { Exit::Code(code) } else { Exit::Signal(9) }
@@ -329,21 +360,33 @@ impl Around {
 
 #[async_trait]
 impl Queue for Around {
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
         (self.before)(Call::Receive).await;
         let answer = self.queue.receive(wait, visibility).await;
         (self.after)(Call::Receive).await;
         answer
     }
 
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
         (self.before)(Call::ChangeVisibility(visibility)).await;
         let answer = self.queue.change_visibility(receipt, visibility).await;
         (self.after)(Call::ChangeVisibility(visibility)).await;
         answer
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError> {
         (self.before)(Call::Delete).await;
         let answer = self.queue.delete(receipt, permit).await;
         (self.after)(Call::Delete).await;
@@ -353,7 +396,11 @@ impl Queue for Around {
     async fn redrive(&self) -> Result<Redrive, String> {
         sleep(self.redrive_takes).await;
         let is_silent = |left: u32| left.checked_sub(1);
-        match self.silent_about_redrive.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_silent) {
+        match self.silent_about_redrive.fetch_update(
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+            is_silent,
+        ) {
             Ok(_) => Err("503".to_owned()),
             Err(_) => self.queue.redrive().await,
         }
@@ -410,7 +457,9 @@ impl FakeTelemetry {
         let told = self.told.lock().expect("not poisoned");
         let ended = told.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
-            Report::Started(_) | Report::Held(_) | Report::Progressed(_) | Report::Releasing(_) => None,
+            Report::Started(_) | Report::Held(_) | Report::Progressed(_) | Report::Releasing(_) => {
+                None
+            }
         });
         ended.collect()
     }
@@ -472,7 +521,8 @@ impl Journey {
         self.run_for(24 * 60 * MINUTE, stop).await.expect("the run ends")
     }
 
-    /// KILLed after this long: the pod's grace was over, its node is gone. `None` if it had not ended before.
+    /// KILLed after this long: the pod's grace was over, its node is gone. `None` if it had not
+    /// ended before.
     pub async fn run_for(
         mut self,
         killed_after: Duration,

@@ -7,8 +7,9 @@ use tracing::subscriber::DefaultGuard;
 
 /// Of this thread, until the guard is dropped.
 pub fn capture<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) -> DefaultGuard {
-    // While there is one subscriber only, `tracing` asks a thread's own whether a new callsite is of interest, once
-    // for all threads: a test without a subscriber would switch the callsite off for those with one.
+    // While there is one subscriber only, `tracing` asks a thread's own whether a new callsite is
+    // of interest, once for all threads: a test without a subscriber would switch the callsite off
+    // for those with one.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     tracing::subscriber::set_default(tracing_subscriber::fmt().json().with_writer(writer).finish())
 }
@@ -25,21 +26,29 @@ impl Logs {
 
     pub fn events(&self) -> Vec<serde_json::Value> {
         let logged = self.0.lock().unwrap();
-        logged.split_inclusive(|byte| *byte == b'\n').map(|event| serde_json::from_slice(event).unwrap()).collect()
+        logged
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|event| serde_json::from_slice(event).unwrap())
+            .collect()
     }
 
     /// What the command wrote.
     pub fn lines(&self, stream: &str) -> Vec<String> {
         let events = self.events();
-        let lines = events.iter().filter(|event| event["target"] == "command" && event["fields"]["stream"] == stream);
+        let lines = events
+            .iter()
+            .filter(|event| event["target"] == "command" && event["fields"]["stream"] == stream);
         lines.map(|event| event["fields"]["line"].as_str().unwrap().to_owned()).collect()
     }
 
     /// The texts of all warnings and errors.
     pub fn complaints(&self) -> Vec<String> {
         let events = self.events();
-        let complaints = events.iter().filter(|event| event["level"] == "WARN" || event["level"] == "ERROR");
-        complaints.map(|event| event["fields"]["message"].as_str().unwrap_or_default().to_owned()).collect()
+        let complaints =
+            events.iter().filter(|event| event["level"] == "WARN" || event["level"] == "ERROR");
+        complaints
+            .map(|event| event["fields"]["message"].as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 
     pub fn warnings(&self) -> usize {

@@ -24,7 +24,8 @@ pub use values::*;
 /// Of a job of which nothing matters; each in a file of its own.
 pub fn facts() -> JobFacts {
     static JOBS: AtomicU32 = AtomicU32::new(0);
-    static HOME: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
+    static HOME: LazyLock<TempDir> =
+        LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
     let home = HOME.path().join(JOBS.fetch_add(1, Ordering::Relaxed).to_string());
     std::fs::create_dir(&home).expect("it is new");
     JobFacts {

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use leasehold::ports::{Condition, Entry, RecordError, Records};
 use tokio::time::{Instant, sleep};
 
-/// One pod's way to the records. A clone is the same way; [`MemoryRecords::another`] is another pod's.
+/// One pod's way to the records. A clone is the same way; [`MemoryRecords::another`] is another
+/// pod's.
 #[derive(Clone, Default)]
 pub struct MemoryRecords {
     shelf: Arc<Mutex<Shelf>>,
@@ -62,7 +63,8 @@ impl MemoryRecords {
     pub fn state(&self) -> Option<String> {
         let kept = self.locked();
         assert!(kept.records.len() <= 1, "there are several");
-        let record: serde_json::Value = serde_json::from_slice(&kept.records.values().next()?.bytes).expect("JSON");
+        let record: serde_json::Value =
+            serde_json::from_slice(&kept.records.values().next()?.bytes).expect("JSON");
         Some(record["state"].as_str().expect("it has a state").to_owned())
     }
 
@@ -132,7 +134,9 @@ impl MemoryRecords {
 
     fn reach(&self) -> Result<(), RecordError> {
         let is_reached = !self.unreachable.load(Ordering::Relaxed);
-        is_reached.then_some(()).ok_or_else(|| RecordError::Retryable("no route to host".to_owned()))
+        is_reached
+            .then_some(())
+            .ok_or_else(|| RecordError::Retryable("no route to host".to_owned()))
     }
 }
 
@@ -163,9 +167,9 @@ impl Records for MemoryRecords {
         }
         let etag = self.write_now(bucket, key, bytes, condition)?;
         match fault {
-            Fault::ConditionsUnsupported => {
-                Err(RecordError::ConditionsUnsupported("the store ignores If-None-Match".to_owned()))
-            }
+            Fault::ConditionsUnsupported => Err(RecordError::ConditionsUnsupported(
+                "the store ignores If-None-Match".to_owned(),
+            )),
             Fault::AnswerLost => Err(RecordError::Retryable("the connection was reset".to_owned())),
             Fault::AnswerDelayed(time) => {
                 sleep(time).await;

@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-/// How long a server may take until it listens; generous, since a busy machine is no defect of ours.
+/// How long a server may take until it listens; generous, since a busy machine is no defect of
+/// ours.
 const READY: Duration = Duration::from_mins(1);
 
 /// A server in a process group of its own; dropping it kills the group.
@@ -25,8 +26,8 @@ pub struct Server {
 impl Server {
     /// Runs `command`, which makes its server listen on `port`, and waits until it does.
     pub async fn start(command: &Command, port: u16) -> Self {
-        // The shell reads from a pipe that we hold: it ends with us, even if we are killed. The server's
-        // own end is the shell's too.
+        // The shell reads from a pipe that we hold: it ends with us, even if we are killed. The
+        // server's own end is the shell's too.
         const UNDER_A_SHELL: &str = r#"{ "$@"; kill -KILL 0; } & read -r _; kill -KILL 0"#;
         let mut log = tempfile::tempfile().unwrap();
         let mut shell = Command::new("/bin/sh");
@@ -73,8 +74,13 @@ fn read(log: &mut File) -> String {
 
 /// What tests/run has installed for `server`.
 pub fn installed(server: &str, program: &str) -> Command {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv").join(server).join("bin").join(program);
-    assert!(program.exists(), "{} is missing: run the tests by tests/run, which installs it", program.display());
+    let program =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv").join(server).join("bin").join(program);
+    assert!(
+        program.exists(),
+        "{} is missing: run the tests by tests/run, which installs it",
+        program.display()
+    );
     Command::new(program)
 }
 
@@ -95,11 +101,15 @@ impl Ministack {
     async fn with(settings: &[(&str, &str)]) -> Self {
         let port = free_port();
         let mut command = installed("ministack", "ministack");
-        command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string()).envs(settings.iter().copied());
+        command
+            .env("BIND_HOST", "127.0.0.1")
+            .env("GATEWAY_PORT", port.to_string())
+            .envs(settings.iter().copied());
         Self(Server::start(&command, port).await)
     }
 
-    /// The one that the tests of this process share; each makes queues and buckets with names of its own.
+    /// The one that the tests of this process share; each makes queues and buckets with names of
+    /// its own.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Ministack> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -110,7 +120,8 @@ impl Ministack {
     }
 }
 
-/// SQS and S3 by another hand, and IAM and CloudFormation (PyPI, `moto`); slow, so for what only it can.
+/// SQS and S3 by another hand, and IAM and CloudFormation (PyPI, `moto`); slow, so for what only it
+/// can.
 pub struct Moto(Server);
 
 impl Moto {
@@ -137,7 +148,8 @@ impl Moto {
 pub struct Microburst(Server);
 
 impl Microburst {
-    /// In front of the server at `upstream`; of `rules` the first that matches a request is applied to it.
+    /// In front of the server at `upstream`; of `rules` the first that matches a request is applied
+    /// to it.
     pub async fn start(upstream: &str, rules: &[serde_json::Value]) -> Self {
         let mut config = NamedTempFile::new().unwrap();
         // JSON is YAML.

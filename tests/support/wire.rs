@@ -1,4 +1,5 @@
-//! The wire between a pod and its queue: it logs every call, and the tests say what happens to the next one on its way.
+//! The wire between a pod and its queue: it logs every call, and the tests say what happens to the
+//! next one on its way.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
@@ -34,7 +35,8 @@ pub enum Call {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub call: Call,
-    /// The message it was about; `None` for a handle that this wire never brought, or a receive that brought nothing.
+    /// The message it was about; `None` for a handle that this wire never brought, or a receive
+    /// that brought nothing.
     pub message_id: Option<MessageId>,
     pub asked_at: Instant,
     /// When the request had come through and the queue did or refused it; a receive: when it ended.
@@ -114,14 +116,20 @@ impl<Q> Deref for Wire<Q> {
 
 #[async_trait]
 impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
         let (wire, entry) = (self.clone(), self.asked(Call::Receive, None));
         let fault = self.lock().receive_faults.pop_front();
         on_its_way(fault, async move {
             let received = wire.queue.receive(wait, visibility).await;
             if let Ok(Some(delivery)) = &received {
                 let mut state = wire.lock();
-                state.receipts.insert(delivery.receipt.expose().to_owned(), delivery.message_id.clone());
+                state
+                    .receipts
+                    .insert(delivery.receipt.expose().to_owned(), delivery.message_id.clone());
                 state.log[entry].message_id = Some(delivery.message_id.clone());
             }
             wire.acted(entry);
@@ -130,8 +138,13 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         .await
     }
 
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
-        let (wire, entry) = (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
+        let (wire, entry) =
+            (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
         let fault = self.lock().change_faults.pop_front();
         let receipt = ReceiptHandle::new(receipt.expose());
         on_its_way(fault, async move {
@@ -142,7 +155,11 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         .await
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError> {
         let (wire, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
         let fault = self.lock().delete_faults.pop_front();
         let receipt = ReceiptHandle::new(receipt.expose());
@@ -159,8 +176,8 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
     }
 }
 
-/// Sends a request and waits for its answer. The request is a task of its own: once sent it comes through, whether or not anyone
-/// still waits for the answer.
+/// Sends a request and waits for its answer. The request is a task of its own: once sent it comes
+/// through, whether or not anyone still waits for the answer.
 async fn on_its_way<T, E>(
     fault: Option<Fault<E>>,
     request: impl Future<Output = Result<T, E>> + Send + 'static,
@@ -211,7 +228,11 @@ mod tests {
     }
 
     async fn delete(wire: &WiredQueue, delivery: &Delivery) -> Result<(), DeleteError> {
-        let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+        let policy = RetryPolicy {
+            retry: Retry::Expire,
+            on_stop: OnStop::Expire,
+            permanent_exit_codes: vec![],
+        };
         let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
             panic!("not completed")
         };
@@ -251,8 +272,12 @@ mod tests {
         let asked_at = Instant::now();
         let delivery = receive(&queue).await;
         assert_eq!(asked_at.elapsed(), 5 * S);
-        let received =
-            Entry { call: Call::Receive, message_id: Some(delivery.message_id), asked_at, acted_at: Some(asked_at) };
+        let received = Entry {
+            call: Call::Receive,
+            message_id: Some(delivery.message_id),
+            asked_at,
+            acted_at: Some(asked_at),
+        };
         assert_eq!(queue.calls(), [received]);
     }
 
@@ -265,8 +290,11 @@ mod tests {
         sleep(S).await;
         queue.change_visibility(&ReceiptHandle::new("2-1"), S).await.unwrap_err();
         delete(&queue, &delivery).await.unwrap();
-        let log: Vec<_> =
-            queue.calls().into_iter().map(|e| (e.call, e.message_id.is_some(), e.acted_at.is_some())).collect();
+        let log: Vec<_> = queue
+            .calls()
+            .into_iter()
+            .map(|e| (e.call, e.message_id.is_some(), e.acted_at.is_some()))
+            .collect();
         assert_eq!(
             log,
             [

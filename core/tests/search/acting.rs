@@ -1,4 +1,5 @@
-//! What a move makes of a pod, and what its core then wishes for. The owner of the lease is the real one.
+//! What a move makes of a pod, and what its core then wishes for. The owner of the lease is the
+//! real one.
 
 use std::time::Duration;
 
@@ -42,7 +43,9 @@ impl Acting<'_> {
             PodMove::PollIsAnswered => {
                 let poll = *self.poll_mut();
                 self.pod.poll = None;
-                self.told.push(poll.brings.map_or(Event::QueueEmpty, |receipt| self.received(poll, receipt)));
+                self.told.push(
+                    poll.brings.map_or(Event::QueueEmpty, |receipt| self.received(poll, receipt)),
+                );
             }
             PodMove::PollFails if self.pod.finishing => {
                 self.pod.poll = None;
@@ -56,14 +59,17 @@ impl Acting<'_> {
             PodMove::CallComesThrough { hides_again } => {
                 let receipt = self.holding().receipt;
                 let request = self.holding().request().expect("a call is out");
-                let answer = self.world.comes_through(self.setting, receipt, request, hides_again)?;
+                let answer =
+                    self.world.comes_through(self.setting, receipt, request, hides_again)?;
                 self.holding().answer = Some(answer);
             }
             PodMove::CallIsAnswered => {
                 let answer = self.holding().answer.expect("the queue has answered");
                 self.answered(match answer {
                     Answer::Ok => keeper::Answer::Accepted,
-                    Answer::NotInFlight | Answer::Refused => keeper::Answer::NotInFlight(String::new()),
+                    Answer::NotInFlight | Answer::Refused => {
+                        keeper::Answer::NotInFlight(String::new())
+                    }
                     Answer::AtCeiling => keeper::Answer::AtCeiling(String::new()),
                 })?;
             }
@@ -72,7 +78,9 @@ impl Acting<'_> {
                 self.answered(keeper::Answer::Unclear(String::new()))?;
             }
             PodMove::ReleaseIsRefused => self.answered(keeper::Answer::Failed(String::new()))?,
-            PodMove::DeleteIsRefused => self.answered(keeper::Answer::NotInFlight(String::new()))?,
+            PodMove::DeleteIsRefused => {
+                self.answered(keeper::Answer::NotInFlight(String::new()))?;
+            }
             PodMove::Keeps => self.keeps()?,
             PodMove::CommandExits(code) => self.command_exits(code)?,
             PodMove::CommandStalls => self.told.push(Event::Stalled),
@@ -151,13 +159,25 @@ impl Acting<'_> {
                     self.pod.work = None;
                     let lease = lease.extended_by(limits.visibility);
                     let visibility = self.setting.visibility();
-                    let keeper = Keeper::new(delivery.clone(), lease, visibility, limits.stop_grace + RESERVE);
-                    self.pod.holding =
-                        Some(Holding { receipt, keeper, answer: None, inputs: Vec::new(), delete_was_accepted: false });
+                    let keeper = Keeper::new(
+                        delivery.clone(),
+                        lease,
+                        visibility,
+                        limits.stop_grace + RESERVE,
+                    );
+                    self.pod.holding = Some(Holding {
+                        receipt,
+                        keeper,
+                        answer: None,
+                        inputs: Vec::new(),
+                        delete_was_accepted: false,
+                    });
                     self.reports();
                 }
                 Effect::Process(_) if self.pod.stopped || self.pod.command != Command::None => {
-                    return Err("a command is started after the stop, or beside another one".to_owned());
+                    return Err(
+                        "a command is started after the stop, or beside another one".to_owned()
+                    );
                 }
                 Effect::Process(_) if self.setting.records => self.claim()?,
                 Effect::Process(_) => self.pod.command = Command::Running,
@@ -207,14 +227,16 @@ impl Acting<'_> {
             idempotency_key: None,
             traceparent: None,
         };
-        let redrive = Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };
+        let redrive =
+            Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };
         let asked_at = poll.asked_at - self.pod.started_at;
         Event::Received(Box::new(Received { delivery, asked_at, received_at: asked_at, redrive }))
     }
 
     /// Many programs exit 0 on TERM, half way.
     fn command_exits(&mut self, code: i32) -> Result<(), Broken> {
-        let was_halted = std::mem::replace(&mut self.pod.command, Command::None) == Command::Halting;
+        let was_halted =
+            std::mem::replace(&mut self.pod.command, Command::None) == Command::Halting;
         let succeeded = code == 0 && !was_halted;
         if succeeded {
             self.pod.succeeded = true;
@@ -247,7 +269,8 @@ impl Acting<'_> {
         }
     }
 
-    /// To the owner of the lease. While a call is out it hears nothing; and an actor that died never does.
+    /// To the owner of the lease. While a call is out it hears nothing; and an actor that died
+    /// never does.
     fn hand_in(&mut self, input: Input) {
         let now = self.now();
         let Some(holding) = &mut self.pod.holding else { return };
@@ -288,11 +311,13 @@ impl Acting<'_> {
             Next::Report(event) => self.told.push(event),
             Next::Delete { .. } => {
                 if !(holds && succeeded && !stopped) {
-                    return Err("a delete without a success, without the lease or after the stop".to_owned());
+                    return Err("a delete without a success, without the lease or after the stop"
+                        .to_owned());
                 }
             }
             Next::Release { .. } if holding.receipt != self.world.message.receives => {
-                return Err("a release is sent for a message that another pod has received since".to_owned());
+                return Err("a release is sent for a message that another pod has received since"
+                    .to_owned());
             }
             Next::Settled(settlement) => {
                 if matches!(settlement, Settlement::Deleted(_)) && !holding.delete_was_accepted {
@@ -302,7 +327,9 @@ impl Acting<'_> {
                 self.told.push(Event::Settled(settlement));
             }
             Next::Extend { .. } | Next::Release { .. } | Next::Observe(_) => {}
-            Next::Wait { .. } => return Err("there was something to be done, and it is not done".to_owned()),
+            Next::Wait { .. } => {
+                return Err("there was something to be done, and it is not done".to_owned());
+            }
         }
         self.reports();
         Ok(())
@@ -314,18 +341,23 @@ impl Acting<'_> {
         let holding = self.holding();
         holding.answer = None;
         if holding.keeper.state().call == Some(Call::Delete) && answer == keeper::Answer::Accepted {
-            // Asked for while the lease was held; but if the answer comes after its end, then the message may be somebody else's,
-            // and this yes means nothing. Then the message is reported as deleted, and comes back.
+            // Asked for while the lease was held; but if the answer comes after its end, then the
+            // message may be somebody else's, and this yes means nothing. Then the message is
+            // reported as deleted, and comes back.
             let is_held = holding.keeper.state().lease.is_held(now);
             if is_held && self.world.message.standing != Standing::Deleted {
-                return Err("the queue said in time that the message is deleted, and it is not".to_owned());
+                return Err(
+                    "the queue said in time that the message is deleted, and it is not".to_owned()
+                );
             }
             self.holding().delete_was_accepted = true;
         }
         let is_over = matches!(answer, keeper::Answer::NotInFlight(_));
         self.holding().keeper.handle(now, Input::Answered(answer));
         if is_over && self.pod.believes(self.world.now).is_some() {
-            return Err("the queue says that the delivery is over, and the lease is believed".to_owned());
+            return Err(
+                "the queue says that the delivery is over, and the lease is believed".to_owned()
+            );
         }
         let holding = self.holding();
         for input in std::mem::take(&mut holding.inputs) {

@@ -23,13 +23,13 @@ impl World {
             return Err(format!("the message is hidden until {until:?}"));
         }
         let mut working = 0;
-        let owners = self
-            .pods
-            .iter()
-            .flatten()
-            .filter(|pod| pod.work.as_ref().is_some_and(|work| work.owns(self.now - pod.started_at)));
+        let owners = self.pods.iter().flatten().filter(|pod| {
+            pod.work.as_ref().is_some_and(|work| work.owns(self.now - pod.started_at))
+        });
         if owners.count() > 1 {
-            return Err("two commands run while both pods believe that the record is theirs".to_owned());
+            return Err(
+                "two commands run while both pods believe that the record is theirs".to_owned()
+            );
         }
         for pod in self.pods.iter().flatten() {
             if let Some(believed) = pod.believes(self.now) {
@@ -47,7 +47,10 @@ impl World {
                 }
                 working += u32::from(pod.command != Command::None);
             }
-            let lost = pod.holding.as_ref().is_some_and(|holding| holding.keeper.state().lease.expires_at().is_none());
+            let lost = pod
+                .holding
+                .as_ref()
+                .is_some_and(|holding| holding.keeper.state().lease.expires_at().is_none());
             if lost && pod.core.job.phase() == "Processing" {
                 return Err("the lease is lost, and the work goes on".to_owned());
             }
@@ -56,24 +59,31 @@ impl World {
             }
         }
         if working > 1 {
-            return Err("two commands run while both pods believe that the message is theirs".to_owned());
+            return Err(
+                "two commands run while both pods believe that the message is theirs".to_owned()
+            );
         }
         Ok(())
     }
 }
 
-/// The moves of a kind world: everything asked is answered, the work succeeds, and nobody waits in vain.
+/// The moves of a kind world: everything asked is answered, the work succeeds, and nobody waits in
+/// vain.
 fn kind_move(world: &World) -> Option<Move> {
     let kind = |(i, pod): (usize, &Option<Pod>)| {
         let pod = pod.as_ref()?;
-        if let Some(chosen) = pod.work.as_ref().and_then(|work| kind_move_of_work(world, pod, work)) {
+        if let Some(chosen) = pod.work.as_ref().and_then(|work| kind_move_of_work(world, pod, work))
+        {
             return chosen.map(|chosen| Move::Of(i, chosen));
         }
         let holding = pod.holding.as_ref();
-        let call = holding.filter(|holding| holding.request().is_some()).map(|holding| holding.answer);
+        let call =
+            holding.filter(|holding| holding.request().is_some()).map(|holding| holding.answer);
         let acts = holding.is_some_and(|holding| holding.acts(world.now - pod.started_at));
         let chosen = match (pod.poll, call, pod.command) {
-            (Some(Poll { brings: None, .. }), _, _) if world.message.standing == Standing::Visible => {
+            (Some(Poll { brings: None, .. }), _, _)
+                if world.message.standing == Standing::Visible =>
+            {
                 PodMove::PollComesThrough
             }
             (Some(_), _, _) => PodMove::PollIsAnswered,
@@ -90,12 +100,15 @@ fn kind_move(world: &World) -> Option<Move> {
     world.pods.iter().enumerate().find_map(kind)
 }
 
-/// `None` if it is the command's move, or the record's: then it is no matter of the work. Within, `None` if only time helps.
+/// `None` if it is the command's move, or the record's: then it is no matter of the work. Within,
+/// `None` if only time helps.
 #[expect(clippy::option_option, reason = "as said")]
 fn kind_move_of_work(world: &World, pod: &Pod, work: &Work) -> Option<Option<PodMove>> {
     let now = world.now - pod.started_at;
     let chosen = match (work.call(), &work.answer) {
-        _ if pod.holding.as_ref().is_some_and(|holding| holding.request().is_some()) => return None,
+        _ if pod.holding.as_ref().is_some_and(|holding| holding.request().is_some()) => {
+            return None;
+        }
         _ if pod.holding.as_ref().is_some_and(|holding| holding.acts(now)) => PodMove::Keeps,
         (Some(_), None) => PodMove::RequestArrives,
         (Some(_), Some(_)) => PodMove::RequestIsAnswered,
@@ -114,8 +127,8 @@ fn dead_move(world: &World, i: usize) -> Move {
     if limited { Move::Of(i, PodMove::LimitIsOver) } else { Move::Tick }
 }
 
-/// Once asked to stop a pod ends: without any further tick in a kind world, and by its limits alone in a dead one.
-/// A message in hand, or on its way, is then visible at once, if that was asked for.
+/// Once asked to stop a pod ends: without any further tick in a kind world, and by its limits alone
+/// in a dead one. A message in hand, or on its way, is then visible at once, if that was asked for.
 pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Broken> {
     let stopped = before.after(setting, Move::Of(i, PodMove::Stop))?;
     let mut dead = stopped.clone();
@@ -141,8 +154,8 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
     let comes_back = before.pods[i].as_ref().is_some_and(|pod| match pod.core.job.phase() {
         // Unless the answer that brought it was lost: then nobody has its receipt.
         "Receiving" => pod.poll.is_some_and(|poll| {
-            let may_bring =
-                poll.brings == Some(before.message.receives) || before.message.standing == Standing::Visible;
+            let may_bring = poll.brings == Some(before.message.receives)
+                || before.message.standing == Standing::Visible;
             may_bring && before.now < poll.asked_at + setting.visibility()
         }),
         "Processing" => pod.believes(before.now).is_some(),
@@ -155,8 +168,8 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
     Ok(())
 }
 
-/// If from here on all goes well, then the message ends: deleted after a success, or as a dead letter. `ends` are the worlds of
-/// which that is known.
+/// If from here on all goes well, then the message ends: deleted after a success, or as a dead
+/// letter. `ends` are the worlds of which that is known.
 pub fn check_end(setting: &Setting, world: &World, ends: &mut HashSet<u64>) -> Result<(), Broken> {
     let mut world = world.clone();
     if world.faults != World::NO_LIMIT {

@@ -63,7 +63,14 @@ impl Message {
     }
 
     /// `hides_again`: whether an extension that comes too late hides the message again is disputed.
-    pub fn answer(&mut self, kind: Kind, now: Duration, receipt: u32, request: Request, hides_again: bool) -> Answer {
+    pub fn answer(
+        &mut self,
+        kind: Kind,
+        now: Duration,
+        receipt: u32,
+        request: Request,
+        hides_again: bool,
+    ) -> Answer {
         let stale = receipt != self.receives;
         match (request, self.standing) {
             (Request::Change(_), Standing::Deleted | Standing::Dead) => Answer::NotInFlight,
@@ -78,10 +85,16 @@ impl Message {
                 self.standing = Standing::Deleted;
                 Answer::Ok
             }
-            (Request::Change(_), Standing::Hidden { .. } | Standing::Visible) if kind == Kind::Fifo => {
+            (Request::Change(_), Standing::Hidden { .. } | Standing::Visible)
+                if kind == Kind::Fifo =>
+            {
                 Answer::NotInFlight
             }
-            (Request::Delete, Standing::Hidden { .. } | Standing::Visible) if kind == Kind::Fifo => Answer::Refused,
+            (Request::Delete, Standing::Hidden { .. } | Standing::Visible)
+                if kind == Kind::Fifo =>
+            {
+                Answer::Refused
+            }
             (Request::Change(to), Standing::Visible) if !stale && hides_again => {
                 self.hide(now, to);
                 Answer::Ok
@@ -96,7 +109,8 @@ impl Message {
     }
 
     fn hide(&mut self, now: Duration, to: Duration) {
-        self.standing = if to.is_zero() { Standing::Visible } else { Standing::Hidden { until: now + to } };
+        self.standing =
+            if to.is_zero() { Standing::Visible } else { Standing::Hidden { until: now + to } };
     }
 
     pub fn is_gone(&self) -> bool {

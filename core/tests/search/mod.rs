@@ -1,17 +1,21 @@
 //! The core, exhaustively: all that two pods can do to one message.
 //!
-//! Everything here is a value: the message and its record, as models of SQS's rules (those of `the queue in memory`) and of S3's conditional
-//! writes; and two pods at a time, each with the three machines that are shipped: a `Job`, a `Keeper` of the lease and a `Claim` of the
-//! record. What may happen next is a list of [`Move`]s, and every one of them is tried, in every order.
+//! Everything here is a value: the message and its record, as models of SQS's rules (those of `the
+//! queue in memory`) and of S3's conditional writes; and two pods at a time, each with the three
+//! machines that are shipped: a `Job`, a `Keeper` of the lease and a `Claim` of the record. What
+//! may happen next is a list of [`Move`]s, and every one of them is tried, in every order.
 //!
-//! Nothing is timely here: a tick may pass between any two moves, so a process that is frozen, an answer that is late
-//! and a timer that fires late are all among what is tried.
+//! Nothing is timely here: a tick may pass between any two moves, so a process that is frozen, an
+//! answer that is late and a timer that fires late are all among what is tried.
 //!
-//! From each world that is reached, if all goes well from there on, the message has to end: deleted after a success, or as a dead letter.
+//! From each world that is reached, if all goes well from there on, the message has to end: deleted
+//! after a success, or as a dead letter.
 //!
-//! A search goes on until nothing is new, or as deep as CI has time for; `SEARCH_ALL=1 cargo test search` takes away that limit.
+//! A search goes on until nothing is new, or as deep as CI has time for; `SEARCH_ALL=1 cargo test
+//! search` takes away that limit.
 //!
-//! `message`, `pod` and `world` say what there is, `moves` and `acting` what happens, `invariants` what must hold.
+//! `message`, `pod` and `world` say what there is, `moves` and `acting` what happens, `invariants`
+//! what must hold.
 
 mod acting;
 mod invariants;
@@ -49,8 +53,8 @@ struct Setting {
     kind: Kind,
     policy: Policy,
     tick: Duration,
-    /// Is the work recorded? Then the queue answers at once, and what may happen is what happens to the work, its record and
-    /// the pods: the first search has all that may happen to the rest.
+    /// Is the work recorded? Then the queue answers at once, and what may happen is what happens to
+    /// the work, its record and the pods: the first search has all that may happen to the rest.
     records: bool,
     steps: Steps,
 }
@@ -59,7 +63,8 @@ impl Setting {
     /// A lease of three ticks, so that a beat is due at each.
     fn new() -> Self {
         let Policy { limits, .. } = settings().policy;
-        let retry = RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..limits.retry };
+        let retry =
+            RetryPolicy { retry: Retry::Backoff { min: 10 * S, max: 10 * S }, ..limits.retry };
         let limits = Limits { visibility: 30 * S, max_duration: 60 * S, retry, ..limits };
         Self {
             kind: Kind::Standard,
@@ -146,7 +151,11 @@ fn search(name: &str, setting: &Setting, faults: u32, deepest: usize) -> Searche
     }
     let searched = Searched { worlds: seen.len(), depth, is_complete: edge.is_empty() };
     let Searched { worlds, depth, is_complete } = searched;
-    let faults = if faults == World::NO_LIMIT { "any faults".to_owned() } else { format!("{faults} faults") };
+    let faults = if faults == World::NO_LIMIT {
+        "any faults".to_owned()
+    } else {
+        format!("{faults} faults")
+    };
     let end = if is_complete { "all there are" } else { "as far as was asked for" };
     println!("{name}, {faults}: {worlds} worlds within {depth} moves, {end}");
     searched
@@ -172,8 +181,8 @@ fn no_order_of_moves_breaks_a_guarantee() {
     assert!(searched.worlds > 100_000, "{searched:?}");
 }
 
-/// One thing goes wrong, and each pod may be asked to stop. 13 moves are as far as to the success of a second pod, after the first one
-/// was KILLed; with 43 there is nothing new.
+/// One thing goes wrong, and each pod may be asked to stop. 13 moves are as far as to the success
+/// of a second pod, after the first one was KILLed; with 43 there is nothing new.
 #[test]
 fn no_single_fault_breaks_a_guarantee() {
     let searched = search("standard", &Setting::new(), 1, up_to(13));
@@ -182,7 +191,8 @@ fn no_single_fault_breaks_a_guarantee() {
     assert!(searched.worlds > 5_000, "{searched:?}");
 }
 
-/// Nothing goes wrong, but all of it may take any time, and each pod may be asked to stop: all worlds that there are.
+/// Nothing goes wrong, but all of it may take any time, and each pod may be asked to stop: all
+/// worlds that there are.
 #[test]
 fn no_delay_breaks_a_guarantee() {
     let searched = search("standard", &Setting::new(), 0, usize::MAX);
@@ -201,7 +211,9 @@ fn no_setting_breaks_a_guarantee() {
     let mut twice = Setting::new();
     twice.policy.max_messages = 2;
 
-    for (name, setting) in [("FIFO", Setting::fifo()), ("left to expire", left_to_expire), ("two messages", twice)] {
+    for (name, setting) in
+        [("FIFO", Setting::fifo()), ("left to expire", left_to_expire), ("two messages", twice)]
+    {
         let searched = search(name, &setting, World::NO_LIMIT, 9);
         assert!(searched.worlds > 10_000, "{searched:?}");
     }
@@ -217,16 +229,18 @@ fn the_ceiling_breaks_no_guarantee() {
     assert!(searched.worlds > 60_000, "{searched:?}");
 }
 
-/// Work that is recorded, and one fault: a KILL, a request to the store that is not answered (it may come through all the
-/// same, then or later), or a limit that is over; and each pod may be asked to stop. 16 moves are as far as to the success of a pod
-/// that took over from one that was KILLed.
+/// Work that is recorded, and one fault: a KILL, a request to the store that is not answered (it
+/// may come through all the same, then or later), or a limit that is over; and each pod may be
+/// asked to stop. 16 moves are as far as to the success of a pod that took over from one that was
+/// KILLed.
 #[test]
 fn no_single_fault_breaks_what_a_record_promises() {
     let searched = search("with records", &Setting::with_records(), 1, up_to(16));
     assert!(searched.worlds > 120_000, "{searched:?}");
 }
 
-/// Nothing goes wrong, but all of it may take any time: a pod that is frozen loses its record, and comes back.
+/// Nothing goes wrong, but all of it may take any time: a pod that is frozen loses its record, and
+/// comes back.
 #[test]
 fn no_delay_breaks_what_a_record_promises() {
     let searched = search("with records", &Setting::with_records(), 0, up_to(17));

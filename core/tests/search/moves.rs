@@ -30,7 +30,8 @@ pub enum PodMove {
         hides_again: bool,
     },
     CallIsAnswered,
-    /// No answer, in time or at all, or one that says nothing. The request may have come through, or may later.
+    /// No answer, in time or at all, or one that says nothing. The request may have come through,
+    /// or may later.
     CallFails,
     /// The queue says no for now, to a release: nothing was changed.
     ReleaseIsRefused,
@@ -92,8 +93,11 @@ impl World {
         moves.push(Move::Tick);
         moves.extend((0..self.strays.len()).map(Move::StrayComesThrough));
         moves.extend((0..self.stray_writes.len()).map(Move::StrayWriteArrives));
-        let is_wanted =
-            if setting.records { self.message.standing == Standing::Visible } else { !self.message.is_gone() };
+        let is_wanted = if setting.records {
+            self.message.standing == Standing::Visible
+        } else {
+            !self.message.is_gone()
+        };
         if let Some(free) = self.pods.iter().position(Option::is_none)
             && is_wanted
         {
@@ -117,7 +121,11 @@ impl Pod {
     pub fn prompt_move(&self, world: &World) -> Option<PodMove> {
         if let Some(poll) = &self.poll {
             let is_there = poll.brings.is_none() && world.message.standing == Standing::Visible;
-            return Some(if is_there { PodMove::PollComesThrough } else { PodMove::PollIsAnswered });
+            return Some(if is_there {
+                PodMove::PollComesThrough
+            } else {
+                PodMove::PollIsAnswered
+            });
         }
         let holding = self.holding.as_ref()?;
         match (holding.request(), holding.answer) {
@@ -182,8 +190,8 @@ impl Pod {
             match (holding.keeper.state().call, holding.answer) {
                 (Some(call), None) => {
                     add(PodMove::CallComesThrough { hides_again: false });
-                    let is_late =
-                        world.message.standing == Standing::Visible && world.message.receives == holding.receipt;
+                    let is_late = world.message.standing == Standing::Visible
+                        && world.message.receives == holding.receipt;
                     if is_late && call != Call::Delete && setting.kind == Kind::Standard {
                         add(PodMove::CallComesThrough { hides_again: true });
                     }

@@ -15,7 +15,8 @@ use super::message::{Answer, Request};
 use super::records::{Record, Work};
 use super::steps::{Core, print};
 
-/// One pod: a job and its actors. Points in time within the job and its lease are on the run's clock.
+/// One pod: a job and its actors. Points in time within the job and its lease are on the run's
+/// clock.
 #[derive(Clone)]
 pub struct Pod {
     pub started_at: Duration,
@@ -52,7 +53,8 @@ pub enum Command {
 pub struct Holding {
     pub receipt: u32,
     pub keeper: Keeper,
-    /// To the call that is out: given by the queue and on its way back. None as long as the call has not come through.
+    /// To the call that is out: given by the queue and on its way back. None as long as the call
+    /// has not come through.
     pub answer: Option<Answer>,
     /// What happened while a call is out, in order.
     pub inputs: Vec<Input>,
@@ -61,7 +63,8 @@ pub struct Holding {
 }
 
 impl Pod {
-    /// The receipt under which this pod believes that the message is its own, and does not release it.
+    /// The receipt under which this pod believes that the message is its own, and does not release
+    /// it.
     pub fn believes(&self, now: Duration) -> Option<u32> {
         let Holding { keeper, receipt, .. } = self.holding.as_ref()?;
         let state = keeper.state();
@@ -72,12 +75,15 @@ impl Pod {
     pub fn key(&self, setting: &Setting, record: &Record, now: Duration) -> u64 {
         let mut hasher = DefaultHasher::new();
         let limit = self.limit.map(|limit| limit as u8);
-        (self.core.print, self.finishing, self.command, limit, self.succeeded, self.stopped).hash(&mut hasher);
+        (self.core.print, self.finishing, self.command, limit, self.succeeded, self.stopped)
+            .hash(&mut hasher);
         if let Some(work) = &self.work {
             work.hash(setting, record, now - self.started_at, &mut hasher);
         }
         // A lease that was asked for longer ago than it lasts is none, however long ago it was.
-        self.poll.map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility()))).hash(&mut hasher);
+        self.poll
+            .map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility())))
+            .hash(&mut hasher);
         if let Some(holding) = &self.holding {
             holding.hash(setting, now - self.started_at, &mut hasher);
         }
@@ -85,7 +91,8 @@ impl Pod {
     }
 }
 
-/// What is left of the twelve hours; as long as it is far more than a lease, how much makes no difference.
+/// What is left of the twelve hours; as long as it is far more than a lease, how much makes no
+/// difference.
 pub fn room(setting: &Setting, now: Duration, received_at: Duration) -> Duration {
     CEILING.saturating_sub(now - received_at).min(100 * setting.visibility())
 }
@@ -104,19 +111,29 @@ impl Holding {
         })
     }
 
-    /// Points in time matter only as seen from now. A try that failed is made again at some tick, however often it has failed.
+    /// Points in time matter only as seen from now. A try that failed is made again at some tick,
+    /// however often it has failed.
     fn hash(&self, setting: &Setting, now: Duration, hasher: &mut impl Hasher) {
         let tick = setting.tick.as_nanos();
         let ticks = |at: Duration| at.saturating_sub(now).as_nanos().div_ceil(tick);
         let Self { receipt, keeper, answer, inputs, delete_was_accepted } = self;
         let State { lease, phase, withdrawn, halt_by, extend_again, call } = keeper.state();
-        (delete_was_accepted, receipt, answer, withdrawn, lease.expires_at().map(ticks), lease.extend_at().map(ticks))
+        (
+            delete_was_accepted,
+            receipt,
+            answer,
+            withdrawn,
+            lease.expires_at().map(ticks),
+            lease.extend_at().map(ticks),
+        )
             .hash(hasher);
         let room = room(setting, now, Duration::ZERO);
-        (room, halt_by.map(|at| at.saturating_sub(now).min(100 * setting.visibility()))).hash(hasher);
+        (room, halt_by.map(|at| at.saturating_sub(now).min(100 * setting.visibility())))
+            .hash(hasher);
         extend_again.map(|Again { at, .. }| ticks(at)).hash(hasher);
         match call {
-            // One that was asked for longer ago than it lasts gives no lease, however long ago it was.
+            // One that was asked for longer ago than it lasts gives no lease, however long ago it
+            // was.
             Some(Call::Extend { by, asked_at }) => (by, (now - *asked_at).min(*by)).hash(hasher),
             Some(Call::Release(delay)) => delay.hash(hasher),
             Some(Call::Delete) | None => call.is_some().hash(hasher),
@@ -136,7 +153,9 @@ impl Holding {
         for input in inputs {
             match input {
                 Input::Withdraw => 0.hash(hasher),
-                Input::Verdict(Verdict::Keep(why, release)) => (why.label(), print(release)).hash(hasher),
+                Input::Verdict(Verdict::Keep(why, release)) => {
+                    (why.label(), print(release)).hash(hasher);
+                }
                 Input::Verdict(Verdict::Delete(completed)) => print(&completed.why()).hash(hasher),
                 Input::Answered(_) => unreachable!("the call is out"),
             }

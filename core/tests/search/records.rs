@@ -1,11 +1,13 @@
-//! The record of the message's work: as the store has it, and what a pod does with it. Its owner is the real one; what it is told, and
-//! when, is as in `work/`.
+//! The record of the message's work: as the store has it, and what a pod does with it. Its owner is
+//! the real one; what it is told, and when, is as in `work/`.
 
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use leasehold_core::backoff::Again;
-use leasehold_core::claim::{Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State};
+use leasehold_core::claim::{
+    Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State,
+};
 use leasehold_core::delivery::{DeliveryId, MessageId};
 use leasehold_core::lifecycle::Event;
 use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome};
@@ -64,7 +66,8 @@ pub struct Work {
     pub number: u32,
     pub claim: Claim,
     pub stage: Stage,
-    /// To the request that is out: given by the store and on its way back. None as long as the request has not come through.
+    /// To the request that is out: given by the store and on its way back. None as long as the
+    /// request has not come through.
     pub answer: Option<Answer>,
 }
 
@@ -94,11 +97,16 @@ impl World {
         if write.seen != old.version {
             return Ok(Answer::ConditionFailed);
         }
-        if old.state == Some(RecordState::Done) && (write.by != old.by || write.state != RecordState::Done) {
+        if old.state == Some(RecordState::Done)
+            && (write.by != old.by || write.state != RecordState::Done)
+        {
             return Err(format!("claim {} writes over a record that was done", write.by));
         }
         if write.state == RecordState::Done && !self.finished.contains(&write.by) {
-            return Err(format!("claim {} is recorded as done, and its results are not published", write.by));
+            return Err(format!(
+                "claim {} is recorded as done, and its results are not published",
+                write.by
+            ));
         }
         let version = old.version + 1;
         self.record = Record { state: Some(write.state), by: write.by, version, written: self.now };
@@ -134,23 +142,54 @@ impl Work {
         }
     }
 
-    /// Versions and claims matter only as what they are to the record, and points in time only as seen from now.
-    pub fn hash(&self, setting: &Setting, record: &Record, now: Duration, hasher: &mut impl Hasher) {
+    /// Versions and claims matter only as what they are to the record, and points in time only as
+    /// seen from now.
+    pub fn hash(
+        &self,
+        setting: &Setting,
+        record: &Record,
+        now: Duration,
+        hasher: &mut impl Hasher,
+    ) {
         let tick = setting.tick.as_nanos();
         let ticks = |at: Duration| at.saturating_sub(now).as_nanos().div_ceil(tick);
         let is_last = |etag: &String| *etag == record.version.to_string();
         let Self { number, claim, stage, answer } = self;
-        let State { phase, etag, expires_at, refresh_at, again: Again { at, failures }, unchanged, surprise, call } =
-            claim.state();
-        (stage, *number == record.by, phase, etag.as_ref().map(is_last), surprise, failures, unchanged).hash(hasher);
+        let State {
+            phase,
+            etag,
+            expires_at,
+            refresh_at,
+            again: Again { at, failures },
+            unchanged,
+            surprise,
+            call,
+        } = claim.state();
+        (
+            stage,
+            *number == record.by,
+            phase,
+            etag.as_ref().map(is_last),
+            surprise,
+            failures,
+            unchanged,
+        )
+            .hash(hasher);
         (ticks(*expires_at), ticks(*refresh_at), ticks(*at)).hash(hasher);
         call.map(|call| (call.request, (now - call.asked_at).min(TIME_TO_LIVE))).hash(hasher);
         match answer {
             None | Some(Answer::Read(None)) => answer.is_some().hash(hasher),
-            Some(Answer::Read(Some(seen))) => (seen.state, seen.is_ours, is_last(&seen.etag), seen.age).hash(hasher),
+            Some(Answer::Read(Some(seen))) => {
+                (seen.state, seen.is_ours, is_last(&seen.etag), seen.age).hash(hasher);
+            }
             Some(Answer::Written(etag)) => ("written", is_last(etag)).hash(hasher),
             Some(Answer::ConditionFailed) => "refused".hash(hasher),
-            Some(Answer::Refused(_) | Answer::Unreadable(_) | Answer::Unsupported(_) | Answer::Failed(_)) => {
+            Some(
+                Answer::Refused(_)
+                | Answer::Unreadable(_)
+                | Answer::Unsupported(_)
+                | Answer::Failed(_),
+            ) => {
                 unreachable!("never given")
             }
         }
@@ -164,9 +203,13 @@ impl Acting<'_> {
 
     pub fn claim(&mut self) -> Result<(), Broken> {
         self.world.claims += 1;
-        let claim =
-            Claim::new(DeliveryId { message_id: MessageId::new("m"), receive_count: 1 }, TIME_TO_LIVE, self.now());
-        self.pod.work = Some(Work { number: self.world.claims, claim, stage: Stage::Claim, answer: None });
+        let claim = Claim::new(
+            DeliveryId { message_id: MessageId::new("m"), receive_count: 1 },
+            TIME_TO_LIVE,
+            self.now(),
+        );
+        self.pod.work =
+            Some(Work { number: self.world.claims, claim, stage: Stage::Claim, answer: None });
         self.milestones()
     }
 
@@ -176,7 +219,9 @@ impl Acting<'_> {
         match self.work().claim.next(now) {
             Next::Read { .. } | Next::Write { .. } => Ok(()),
             Next::Report(report) => self.reported(report),
-            Next::Wait { .. } => Err("there was something to be done, and it is not done".to_owned()),
+            Next::Wait { .. } => {
+                Err("there was something to be done, and it is not done".to_owned())
+            }
         }
     }
 
@@ -215,7 +260,8 @@ impl Acting<'_> {
         self.milestones()
     }
 
-    /// What its owner has to report, it reports at once; and a record that is lost is no reason to begin.
+    /// What its owner has to report, it reports at once; and a record that is lost is no reason to
+    /// begin.
     fn milestones(&mut self) -> Result<(), Broken> {
         let now = self.now();
         while let Some(work) = &mut self.pod.work {
@@ -229,7 +275,10 @@ impl Acting<'_> {
             self.pod.command = Command::Running;
             let work = self.pod.work.as_ref().expect("it begins");
             if work.owns(now) && !self.world.is_owner(work) {
-                return Err(format!("a command is started, and the record is {:?}", self.world.record.state));
+                return Err(format!(
+                    "a command is started, and the record is {:?}",
+                    self.world.record.state
+                ));
             }
         }
         Ok(())
@@ -291,7 +340,10 @@ impl Acting<'_> {
         }
         let work = self.pod.work.as_ref().expect("it is not lost");
         if !self.world.is_owner(work) {
-            return Err(format!("results are published, and the record is {:?}", self.world.record.state));
+            return Err(format!(
+                "results are published, and the record is {:?}",
+                self.world.record.state
+            ));
         }
         self.work().stage = Stage::Publish;
         Ok(())

@@ -40,7 +40,8 @@ impl World {
     pub const NO_LIMIT: u32 = u32::MAX;
 
     pub fn new(faults: u32) -> Self {
-        let message = Message { standing: Standing::Visible, receives: 0, received_at: Duration::ZERO };
+        let message =
+            Message { standing: Standing::Visible, receives: 0, received_at: Duration::ZERO };
         Self {
             now: Duration::ZERO,
             message,
@@ -60,7 +61,9 @@ impl World {
         let mut world = self.once(setting, chosen)?;
         if setting.records {
             let prompt = |world: &Self| {
-                let of = |(i, pod): (usize, &Option<Pod>)| Some(Move::Of(i, pod.as_ref()?.prompt_move(world)?));
+                let of = |(i, pod): (usize, &Option<Pod>)| {
+                    Some(Move::Of(i, pod.as_ref()?.prompt_move(world)?))
+                };
                 world.pods.iter().enumerate().find_map(of)
             };
             while let Some(prompt) = prompt(&world) {
@@ -95,7 +98,8 @@ impl World {
                     succeeded: false,
                     stopped: false,
                 };
-                let mut acting = Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
+                let mut acting =
+                    Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
                 acting.carry_out()?;
                 let pod = acting.pod;
                 world.pods[i] = Some(pod);
@@ -105,7 +109,8 @@ impl World {
                 if chosen.is_fault() && world.faults != Self::NO_LIMIT {
                     world.faults = world.faults.saturating_sub(1);
                 }
-                let mut acting = Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
+                let mut acting =
+                    Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
                 let lives = acting.act(chosen)?;
                 let pod = acting.pod;
                 world.pods[i] = lives.then_some(pod);
@@ -125,12 +130,20 @@ impl World {
     ) -> Result<Answer, Broken> {
         let was_gone = self.message.is_gone();
         let answer = self.message.answer(setting.kind, self.now, receipt, request, hides_again);
-        if self.message.standing == Standing::Deleted && !was_gone && self.successes & (1 << receipt) == 0 {
+        if self.message.standing == Standing::Deleted
+            && !was_gone
+            && self.successes & (1 << receipt) == 0
+        {
             return Err(format!("receipt {receipt} deleted the message without a success"));
         }
-        if setting.records && self.message.standing == Standing::Deleted && self.record.state != Some(RecordState::Done)
+        if setting.records
+            && self.message.standing == Standing::Deleted
+            && self.record.state != Some(RecordState::Done)
         {
-            return Err(format!("the message is deleted, and its record is {:?}", self.record.state));
+            return Err(format!(
+                "the message is deleted, and its record is {:?}",
+                self.record.state
+            ));
         }
         Ok(answer)
     }
@@ -153,7 +166,10 @@ impl World {
 
     /// Points in time matter only as seen from now, and which of two pods is which does not.
     pub fn key(&self, setting: &Setting) -> u64 {
-        let mut pods = self.pods.each_ref().map(|pod| pod.as_ref().map(|pod| pod.key(setting, &self.record, self.now)));
+        let mut pods = self
+            .pods
+            .each_ref()
+            .map(|pod| pod.as_ref().map(|pod| pod.key(setting, &self.record, self.now)));
         pods.sort_unstable();
         let mut hasher = DefaultHasher::new();
         let standing = match self.message.standing {
@@ -163,9 +179,11 @@ impl World {
         let room = room(setting, self.now, self.message.received_at);
         // Only the last receipt deletes.
         let has_succeeded = self.successes & (1 << self.message.receives) != 0;
-        (standing, self.message.receives, room, has_succeeded, &self.strays, self.faults, pods).hash(&mut hasher);
+        (standing, self.message.receives, room, has_succeeded, &self.strays, self.faults, pods)
+            .hash(&mut hasher);
         let age = (self.now - self.record.written).min(2 * TIME_TO_LIVE);
-        let mut strays: Vec<_> = self.stray_writes.iter().map(|write| self.stray_key(setting, write)).collect();
+        let mut strays: Vec<_> =
+            self.stray_writes.iter().map(|write| self.stray_key(setting, write)).collect();
         strays.sort_unstable();
         (self.record.state, self.record.is_in_progress().then_some(age), strays).hash(&mut hasher);
         hasher.finish()
@@ -177,7 +195,8 @@ impl World {
         let pod = self.pods.iter().flatten().find(|pod| living(pod));
         let mut hasher = DefaultHasher::new();
         let pod = pod.map(|pod| pod.key(setting, &self.record, self.now));
-        (write.state, write.by == self.record.by, self.finished.contains(&write.by), pod).hash(&mut hasher);
+        (write.state, write.by == self.record.by, self.finished.contains(&write.by), pod)
+            .hash(&mut hasher);
         hasher.finish()
     }
 }

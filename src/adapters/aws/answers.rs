@@ -1,7 +1,9 @@
-//! Successes that do not come from AWS: a captive portal, a proxy or a sidecar answers 200 with a page of its own.
+//! Successes that do not come from AWS: a captive portal, a proxy or a sidecar answers 200 with a
+//! page of its own.
 //!
-//! Such an answer is no answer: it becomes an error of the connection before the SDK reads it, so that it can be neither a
-//! lease that was extended, nor a message that was deleted, nor a result that was stored.
+//! Such an answer is no answer: it becomes an error of the connection before the SDK reads it, so
+//! that it can be neither a lease that was extended, nor a message that was deleted, nor a result
+//! that was stored.
 //!
 //! | | SQS | S3 |
 //! |---|---|---|
@@ -10,18 +12,22 @@
 //! | a part of the object | | only if the request has a range |
 //! | body | empty, or a JSON object of members that SQS has, and none of an error | of PUT and DELETE: empty; of others, GetObject excepted: XML, and not HTML |
 //!
-//! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS have request ids of other
-//! names, and some queues have none. At a host that is not AWS's no request id is asked for.
+//! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS have
+//! request ids of other names, and some queues have none. At a host that is not AWS's no request id
+//! is asked for.
 
 use aws_config::SdkConfig;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
-use aws_smithy_runtime_api::client::runtime_components::{RuntimeComponents, RuntimeComponentsBuilder};
+use aws_smithy_runtime_api::client::runtime_components::{
+    RuntimeComponents, RuntimeComponentsBuilder,
+};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_types::config_bag::ConfigBag;
@@ -57,7 +63,11 @@ struct Checked<T> {
 }
 
 impl HttpClient for Checked<SharedHttpClient> {
-    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
         let inner = self.inner.http_connector(settings, components);
         SharedHttpConnector::new(Checked { inner, service: self.service })
     }
@@ -70,7 +80,11 @@ impl HttpClient for Checked<SharedHttpClient> {
         self.inner.validate_base_client_config(components, config)
     }
 
-    fn validate_final_config(&self, components: &RuntimeComponents, config: &ConfigBag) -> Result<(), BoxError> {
+    fn validate_final_config(
+        &self,
+        components: &RuntimeComponents,
+        config: &ConfigBag,
+    ) -> Result<(), BoxError> {
         self.inner.validate_final_config(components, config)
     }
 
@@ -153,7 +167,8 @@ impl Expected {
     }
 
     fn wrong_part(self, answer: &HttpResponse) -> Option<String> {
-        let (is_part, names_it) = (answer.status().as_u16() == 206, answer.headers().contains_key("content-range"));
+        let (is_part, names_it) =
+            (answer.status().as_u16() == 206, answer.headers().contains_key("content-range"));
         if (is_part || names_it) && !self.part {
             Some("it is partial, but the whole was requested".to_owned())
         } else {
@@ -167,8 +182,11 @@ impl Expected {
             Service::S3 => "x-amz-request-id",
         };
         let wanted = [(self.request_id, request_id), (self.etag, "etag")];
-        let is_missing = |name: &str| answer.headers().get(name).is_none_or(|value| value.trim_matches('"').is_empty());
-        let (_, name) = wanted.into_iter().find(|(is_wanted, name)| *is_wanted && is_missing(name))?;
+        let is_missing = |name: &str| {
+            answer.headers().get(name).is_none_or(|value| value.trim_matches('"').is_empty())
+        };
+        let (_, name) =
+            wanted.into_iter().find(|(is_wanted, name)| *is_wanted && is_missing(name))?;
         Some(format!("it has no {name}"))
     }
 }
@@ -176,21 +194,27 @@ impl Expected {
 impl Body {
     fn problem(self, bytes: &[u8]) -> Option<String> {
         let text = bytes.trim_ascii();
-        let begins =
-            |word: &str| text.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word.as_bytes()));
+        let begins = |word: &str| {
+            text.get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word.as_bytes()))
+        };
         let (is_right, what) = match self {
             Self::Object => (true, ""),
             Self::Empty => (text.is_empty(), "its body is not empty"),
             Self::Json => {
                 let members = || serde_json::from_slice::<serde_json::Map<_, _>>(text).ok();
-                let members = if text.is_empty() { Some(serde_json::Map::new()) } else { members() };
+                let members =
+                    if text.is_empty() { Some(serde_json::Map::new()) } else { members() };
                 let is_of_sqs = |name: &String| {
                     name.starts_with(|first: char| first.is_ascii_uppercase())
-                        && !["Code", "Error", "Errors", "Fault", "Message", "Status"].contains(&name.as_str())
+                        && !["Code", "Error", "Errors", "Fault", "Message", "Status"]
+                            .contains(&name.as_str())
                 };
                 match members {
                     None => (false, "its body is not a JSON object"),
-                    Some(members) => (members.keys().all(is_of_sqs), "its body has a field that no answer of SQS has"),
+                    Some(members) => (
+                        members.keys().all(is_of_sqs),
+                        "its body has a field that no answer of SQS has",
+                    ),
                 }
             }
             Self::Xml => {
@@ -202,13 +226,16 @@ impl Body {
     }
 }
 
-/// More than any answer has that is not an object: a message of 1 MiB whose every byte is escaped, a thousand keys of 1 KiB.
+/// More than any answer has that is not an object: a message of 1 MiB whose every byte is escaped,
+/// a thousand keys of 1 KiB.
 const LONGEST: usize = 16 << 20;
 
 async fn collected(mut body: ByteStream) -> Result<Vec<u8>, ConnectorError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| ConnectorError::other(error.into(), Some(ErrorKind::TransientError)))?;
+        let chunk = chunk.map_err(|error| {
+            ConnectorError::other(error.into(), Some(ErrorKind::TransientError))
+        })?;
         if bytes.len() + chunk.len() > LONGEST {
             let why = format!("the answer is longer than {} MiB", LONGEST >> 20);
             return Err(ConnectorError::other(why.into(), Some(ErrorKind::TransientError)));

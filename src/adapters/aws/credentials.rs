@@ -16,8 +16,9 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 
 use super::{causes, environment};
 
-/// The SDK's default chain: the same providers in the same order, with the same names. The one for web identities is left out if
-/// the environment has none: it creates an STS client at once, which takes half a million instructions.
+/// The SDK's default chain: the same providers in the same order, with the same names. The one for
+/// web identities is left out if the environment has none: it creates an STS client at once, which
+/// takes half a million instructions.
 pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsProviderChain {
     let mut of = ProviderConfig::without_region()
         .with_region(config.region().cloned())
@@ -34,8 +35,11 @@ pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsPr
         of = of.with_timeout_config(timeouts.clone());
     }
     let profile = ProfileFileCredentialsProvider::builder().configure(&of).build();
-    let mut chain = CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
-        .or_else("Profile", profile);
+    let mut chain = CredentialsProviderChain::first_try(
+        "Environment",
+        EnvironmentVariableCredentialsProvider::new(),
+    )
+    .or_else("Profile", profile);
     if has_web_identity {
         let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(&of).build();
         chain = chain.or_else("WebIdentityToken", web_identity);
@@ -47,7 +51,8 @@ pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsPr
 
 /// Credentials that can be put into a header.
 ///
-/// What no retry cures is said at every call: the SDK has the reason only for the first one, whichever that is.
+/// What no retry cures is said at every call: the SDK has the reason only for the first one,
+/// whichever that is.
 #[derive(Debug)]
 pub(super) struct Checked {
     inner: SharedCredentialsProvider,
@@ -68,13 +73,21 @@ impl Checked {
             return CredentialsError::invalid_configuration(why.clone());
         }
         // A process may write there what nobody else shall read.
-        let (why, stderr) = text.split_once(" Stderr: ").map_or((text.as_str(), None), |(why, rest)| (why, Some(rest)));
+        let (why, stderr) = text
+            .split_once(" Stderr: ")
+            .map_or((text.as_str(), None), |(why, rest)| (why, Some(rest)));
         let why = match stderr {
-            Some(_) => format!("{why} (its stderr is not shown: run credential_process by hand to see it)"),
+            Some(_) => {
+                format!("{why} (its stderr is not shown: run credential_process by hand to see it)")
+            }
             None => why.to_owned(),
         };
         if is_misconfigured(&error, &why) {
-            let profile = self.profile.as_ref().map(|name| format!(" (AWS_PROFILE is {name:?})")).unwrap_or_default();
+            let profile = self
+                .profile
+                .as_ref()
+                .map(|name| format!(" (AWS_PROFILE is {name:?})"))
+                .unwrap_or_default();
             let why = self.misconfigured.get_or_init(|| format!("{why}{profile}"));
             return CredentialsError::invalid_configuration(why.clone());
         }
@@ -87,14 +100,16 @@ impl Checked {
                     "no credentials: AWS_PROFILE is {name:?}, and this profile does not exist or has no usable credentials"
                 )
             };
-            return CredentialsError::invalid_configuration(self.misconfigured.get_or_init(why).clone());
+            return CredentialsError::invalid_configuration(
+                self.misconfigured.get_or_init(why).clone(),
+            );
         }
         if stderr.is_some() { CredentialsError::provider_error(why) } else { error }
     }
 }
 
-/// A profile that is not there or refers to itself; a program that cannot be run, as a shell says it (POSIX, "Exit Status for
-/// Commands"); a setting of the instance's metadata.
+/// A profile that is not there or refers to itself; a program that cannot be run, as a shell says
+/// it (POSIX, "Exit Status for Commands"); a setting of the instance's metadata.
 fn is_misconfigured(error: &CredentialsError, why: &str) -> bool {
     let is_said = |text: &&str| why.contains(text);
     matches!(error, CredentialsError::InvalidConfiguration(_))
@@ -107,7 +122,8 @@ impl ProvideCredentials for Checked {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let credentials = self.inner.provide_credentials().await.map_err(|error| self.read(error))?;
+            let credentials =
+                self.inner.provide_credentials().await.map_err(|error| self.read(error))?;
             let problem = environment::credential_problem(credentials.access_key_id())
                 .or_else(|| environment::credential_problem(credentials.session_token()?));
             match problem {
@@ -132,9 +148,14 @@ mod tests {
     async fn credentials_that_no_header_takes_are_no_credentials() {
         for (token, is_good) in [(None, true), (Some("t/+="), true), (Some("t\n"), false)] {
             let credentials = Credentials::new("a", "s", token.map(str::to_owned), None, "agent");
-            let provided = Checked::new(SharedCredentialsProvider::new(credentials), None).provide_credentials().await;
+            let provided = Checked::new(SharedCredentialsProvider::new(credentials), None)
+                .provide_credentials()
+                .await;
             assert_eq!(provided.is_ok(), is_good, "{provided:?}");
-            assert!(provided.is_ok() || matches!(provided, Err(CredentialsError::InvalidConfiguration(_))));
+            assert!(
+                provided.is_ok()
+                    || matches!(provided, Err(CredentialsError::InvalidConfiguration(_)))
+            );
         }
     }
 
@@ -151,12 +172,20 @@ mod tests {
     #[test]
     fn what_no_retry_cures_is_said_at_every_call() {
         let checked = checked(Some("nonesuch"));
-        let (is_misconfigured, why) = said(&checked, CredentialsError::provider_error("STS answered 503"));
+        let (is_misconfigured, why) =
+            said(&checked, CredentialsError::provider_error("STS answered 503"));
         assert!(!is_misconfigured, "{why}");
-        let first = said(&checked, CredentialsError::invalid_configuration("the profile is not defined"));
-        assert_eq!(first, (true, "the profile is not defined (AWS_PROFILE is \"nonesuch\")".to_owned()));
-        let taken =
-            || CredentialsError::unhandled("profile file credentials provider initialization error already taken");
+        let first =
+            said(&checked, CredentialsError::invalid_configuration("the profile is not defined"));
+        assert_eq!(
+            first,
+            (true, "the profile is not defined (AWS_PROFILE is \"nonesuch\")".to_owned())
+        );
+        let taken = || {
+            CredentialsError::unhandled(
+                "profile file credentials provider initialization error already taken",
+            )
+        };
         assert_eq!(said(&checked, taken()), first);
         // What may pass is not taken for it.
         assert!(!said(&checked, CredentialsError::provider_error("STS answered 503")).0);
@@ -164,13 +193,20 @@ mod tests {
 
     #[test]
     fn a_profile_that_has_no_credentials_is_named() {
-        let not_loaded = || CredentialsError::not_loaded("no providers in chain provided credentials");
+        let not_loaded =
+            || CredentialsError::not_loaded("no providers in chain provided credentials");
         let (is_misconfigured, why) = said(&checked(Some("nonesuch")), not_loaded());
         assert!(is_misconfigured && why.contains("AWS_PROFILE is \"nonesuch\""), "{why}");
         let nonesuch = checked(Some("nonesuch"));
         let first = said(&nonesuch, not_loaded());
-        assert_eq!(said(&nonesuch, CredentialsError::unhandled("initialization error already taken")), first);
-        assert!(matches!(checked(None).read(not_loaded()), CredentialsError::CredentialsNotLoaded(_)));
+        assert_eq!(
+            said(&nonesuch, CredentialsError::unhandled("initialization error already taken")),
+            first
+        );
+        assert!(matches!(
+            checked(None).read(not_loaded()),
+            CredentialsError::CredentialsNotLoaded(_)
+        ));
     }
 
     #[test]
@@ -187,11 +223,15 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_a_misconfiguration_and_nothing_it_writes_is_shown() {
         for (status, is_misconfigured) in [(127, true), (126, true), (1, false), (12, false)] {
-            let text =
-                format!("external process exited with code exit status: {status}. Stderr: exit status: 127. s3cr3t");
+            let text = format!(
+                "external process exited with code exit status: {status}. Stderr: exit status: 127. s3cr3t"
+            );
             let (is, why) = said(&checked(None), CredentialsError::provider_error(text));
             assert_eq!(is, is_misconfigured, "{why}");
-            assert!(why.contains(&format!("exit status: {status}.")) && !why.contains("s3cr3t"), "{why}");
+            assert!(
+                why.contains(&format!("exit status: {status}.")) && !why.contains("s3cr3t"),
+                "{why}"
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What the environment and the profile say, looked at before anything is asked.
 //!
-//! The SDK finds out at the first request what it cannot use, which costs a message one of its receives, or panics at it: at
-//! a control character in what becomes a header, at a retry mode that it does not know.
+//! The SDK finds out at the first request what it cannot use, which costs a message one of its
+//! receives, or panics at it: at a control character in what becomes a header, at a retry mode that
+//! it does not know.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -29,7 +30,8 @@ enum Kind {
     RequestChecksums,
     ResponseChecksums,
     Addressing,
-    /// A server. The SDK logs what it cannot read, so a password in it is not for the SDK to see; it is not shown either.
+    /// A server. The SDK logs what it cannot read, so a password in it is not for the SDK to see;
+    /// it is not shown either.
     Endpoint,
     /// The same, with a path and maybe a query. The SDK panics where it has no scheme.
     Address,
@@ -46,8 +48,16 @@ const SETTINGS: [(&str, Option<&str>, Kind); 26] = [
     ("AWS_CONTAINER_AUTHORIZATION_TOKEN", None, Kind::Text),
     ("AWS_MAX_ATTEMPTS", Some("max_attempts"), Kind::Attempts),
     ("AWS_RETRY_MODE", Some("retry_mode"), Kind::RetryMode),
-    ("AWS_REQUEST_CHECKSUM_CALCULATION", Some("request_checksum_calculation"), Kind::RequestChecksums),
-    ("AWS_RESPONSE_CHECKSUM_VALIDATION", Some("response_checksum_validation"), Kind::ResponseChecksums),
+    (
+        "AWS_REQUEST_CHECKSUM_CALCULATION",
+        Some("request_checksum_calculation"),
+        Kind::RequestChecksums,
+    ),
+    (
+        "AWS_RESPONSE_CHECKSUM_VALIDATION",
+        Some("response_checksum_validation"),
+        Kind::ResponseChecksums,
+    ),
     ("AWS_S3_ADDRESSING_STYLE", None, Kind::Addressing),
     ("AWS_PROFILE", None, Kind::Text),
     ("AWS_CONFIG_FILE", None, Kind::Text),
@@ -66,12 +76,17 @@ const SETTINGS: [(&str, Option<&str>, Kind); 26] = [
     ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), Kind::Text),
 ];
 
-/// The first of these variables, or of the profile's settings, that cannot be used. An empty variable is one that is not set.
+/// The first of these variables, or of the profile's settings, that cannot be used. An empty
+/// variable is one that is not set.
 pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadError> {
     let refuse = |name: String, why: String| Err(LoadError::Setting { name, why });
     for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
-        let Some((.., kind)) = SETTINGS.iter().find(|(variable, ..)| variable == name) else { continue };
-        let Some(value) = value.to_str() else { return refuse(name.clone(), "is not UTF-8".to_owned()) };
+        let Some((.., kind)) = SETTINGS.iter().find(|(variable, ..)| variable == name) else {
+            continue;
+        };
+        let Some(value) = value.to_str() else {
+            return refuse(name.clone(), "is not UTF-8".to_owned());
+        };
         if let Some(why) = kind.problem(value) {
             return refuse(name.clone(), why);
         }
@@ -79,7 +94,9 @@ pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadEr
     // Files that cannot be read have never said anything to the SDK either.
     let Some(profiles) = profiles(variables).await else { return Ok(()) };
     for (_, key, kind) in &SETTINGS {
-        let Some((key, value)) = key.and_then(|key| Some((key, profiles.get(key)?))) else { continue };
+        let Some((key, value)) = key.and_then(|key| Some((key, profiles.get(key)?))) else {
+            continue;
+        };
         if let Some(why) = kind.problem(value) {
             return refuse(format!("{key} of the profile {:?}", profiles.selected_profile()), why);
         }
@@ -90,7 +107,10 @@ pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadEr
 async fn profiles(variables: &[(String, OsString)]) -> Option<ProfileSet> {
     let set = variables.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str()?)));
     let set: Vec<_> = set.filter(|(_, value)| !value.is_empty()).collect();
-    #[expect(deprecated, reason = "what replaces it is in aws-runtime, which we need for nothing else")]
+    #[expect(
+        deprecated,
+        reason = "what replaces it is in aws-runtime, which we need for nothing else"
+    )]
     let files = profile::profile_file::ProfileFiles::default();
     profile::load(&Fs::real(), &Env::from_slice(&set), &files, None).await.ok()
 }
@@ -107,7 +127,9 @@ impl Kind {
                 Some(why.to_owned())
             }
             // The SDK counts up to it before the first request.
-            Self::Attempts if !value.parse().is_ok_and(|attempts: u32| (1..=100).contains(&attempts)) => {
+            Self::Attempts
+                if !value.parse().is_ok_and(|attempts: u32| (1..=100).contains(&attempts)) =>
+            {
                 is("a number from 1 to 100")
             }
             Self::RetryMode if RetryMode::from_str(value).is_err() => is("standard or adaptive"),
@@ -117,7 +139,9 @@ impl Kind {
             Self::ResponseChecksums if ResponseChecksumValidation::from_str(value).is_err() => {
                 is("when_supported or when_required")
             }
-            Self::Addressing if !["auto", "path", "virtual"].contains(&value.trim().to_lowercase().as_str()) => {
+            Self::Addressing
+                if !["auto", "path", "virtual"].contains(&value.trim().to_lowercase().as_str()) =>
+            {
                 is("auto, path or virtual")
             }
             Self::Endpoint if !is_url(value) || !is_endpoint(value) => {
@@ -125,11 +149,12 @@ impl Kind {
                 Some(why.to_owned())
             }
             Self::Address if !is_address(value) => {
-                let why =
-                    "is not a URL; write for example http://localhost:8080/credentials, without a user or a password";
+                let why = "is not a URL; write for example http://localhost:8080/credentials, without a user or a password";
                 Some(why.to_owned())
             }
-            Self::Text if value.chars().any(char::is_control) => Some("contains a control character".to_owned()),
+            Self::Text if value.chars().any(char::is_control) => {
+                Some("contains a control character".to_owned())
+            }
             Self::Region
             | Self::Credential
             | Self::Attempts
@@ -147,7 +172,11 @@ impl Kind {
 /// It becomes a part of a host's name and of a signature.
 pub(super) fn is_region(name: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    name.len() <= 63 && name.bytes().all(is_inner) && !name.is_empty() && !name.starts_with('-') && !name.ends_with('-')
+    name.len() <= 63
+        && name.bytes().all(is_inner)
+        && !name.is_empty()
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 /// A URL that requests can be put below: its port is a number, and nothing follows its path.
@@ -164,8 +193,10 @@ pub(super) fn is_endpoint(url: &str) -> bool {
         }
         None => host.find(':').map_or("", |colon| &host[colon..]),
     };
-    let path = url.split_once("://").and_then(|(_, rest)| rest.strip_prefix(host)).unwrap_or_default();
-    let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let path =
+        url.split_once("://").and_then(|(_, rest)| rest.strip_prefix(host)).unwrap_or_default();
+    let is_port =
+        port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
     is_port && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
 }
 
@@ -179,13 +210,21 @@ fn is_address(url: &str) -> bool {
 pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
     let style = addressing_style(config);
     if let Some(why) = style.as_deref().and_then(|style| Kind::Addressing.problem(style)) {
-        return Err(LoadError::Setting { name: "addressing_style of the profile's section s3".to_owned(), why });
+        return Err(LoadError::Setting {
+            name: "addressing_style of the profile's section s3".to_owned(),
+            why,
+        });
     }
     let Some(endpoint) = custom_endpoint(config, "S3") else { return Ok(()) };
     let host = host_of(&endpoint).unwrap_or_default();
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
+    let host = host
+        .rsplit_once(':')
+        .map_or(host, |(host, _)| host)
+        .trim_start_matches('[')
+        .trim_end_matches(']');
     if style.as_deref() == Some("virtual") && host.parse::<IpAddr>().is_ok() {
-        let name = "AWS_S3_ADDRESSING_STYLE, or addressing_style of the profile's section s3,".to_owned();
+        let name =
+            "AWS_S3_ADDRESSING_STYLE, or addressing_style of the profile's section s3,".to_owned();
         let why = format!(
             "is virtual, but the S3 endpoint is the IP address {host}: set it to path or auto, since there are no bucket host names"
         );
@@ -196,8 +235,10 @@ pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
 
 /// The SDK cannot make a FIPS or dualstack host of an endpoint that it is given.
 pub(super) fn check_variants(config: &SdkConfig) -> Result<(), LoadError> {
-    let variants =
-        [("AWS_USE_FIPS_ENDPOINT", config.use_fips()), ("AWS_USE_DUALSTACK_ENDPOINT", config.use_dual_stack())];
+    let variants = [
+        ("AWS_USE_FIPS_ENDPOINT", config.use_fips()),
+        ("AWS_USE_DUALSTACK_ENDPOINT", config.use_dual_stack()),
+    ];
     for (name, _) in variants.into_iter().filter(|(_, is_on)| *is_on == Some(true)) {
         for service in ["SQS", "S3"] {
             if custom_endpoint(config, service).is_some() {
@@ -221,31 +262,52 @@ mod tests {
     use super::*;
 
     async fn complaint(variables: &[(&str, &str)]) -> Option<String> {
-        let variables: Vec<_> =
-            variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
+        let variables: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
+            .collect();
         check(&variables).await.err().map(|error| error.to_string())
     }
 
     #[tokio::test]
     async fn a_variable_that_cannot_be_used_is_named() {
         for (name, value, why) in [
-            ("AWS_REGION", "us-east-1\n", "is \"us-east-1\\n\"; it must be the name of a region, such as eu-west-1"),
+            (
+                "AWS_REGION",
+                "us-east-1\n",
+                "is \"us-east-1\\n\"; it must be the name of a region, such as eu-west-1",
+            ),
             ("AWS_DEFAULT_REGION", "us east", "it must be the name of a region"),
             ("AWS_RETRY_MODE", "legacy", "is \"legacy\"; it must be standard or adaptive"),
             ("AWS_MAX_ATTEMPTS", "0", "is \"0\"; it must be a number from 1 to 100"),
             ("AWS_MAX_ATTEMPTS", "many", "it must be a number from 1 to 100"),
             ("AWS_MAX_ATTEMPTS", "2147483647", "it must be a number from 1 to 100"),
             ("AWS_ACCESS_KEY_ID", "AKIA\n", "contains a line break, a blank or another character"),
-            ("AWS_SECRET_ACCESS_KEY", "secret ", "contains a line break, a blank or another character"),
+            (
+                "AWS_SECRET_ACCESS_KEY",
+                "secret ",
+                "contains a line break, a blank or another character",
+            ),
             ("AWS_SESSION_TOKEN", "töken", "contains a line break, a blank or another character"),
-            ("AWS_REQUEST_CHECKSUM_CALCULATION", "never", "it must be when_supported or when_required"),
-            ("AWS_RESPONSE_CHECKSUM_VALIDATION", "never", "it must be when_supported or when_required"),
+            (
+                "AWS_REQUEST_CHECKSUM_CALCULATION",
+                "never",
+                "it must be when_supported or when_required",
+            ),
+            (
+                "AWS_RESPONSE_CHECKSUM_VALIDATION",
+                "never",
+                "it must be when_supported or when_required",
+            ),
             ("AWS_S3_ADDRESSING_STYLE", "host", "it must be auto, path or virtual"),
             ("AWS_ENDPOINT_URL_S3", "http://a\r", "is not the URL of a server"),
             ("AWS_EXECUTION_ENV", "a\0b", "contains a control character"),
         ] {
             let text = complaint(&[("PATH", "/bin\n"), (name, value)]).await.unwrap_or_default();
-            assert!(text.starts_with(&format!("{name} ")) && text.contains(why), "{name}={value:?}: {text}");
+            assert!(
+                text.starts_with(&format!("{name} ")) && text.contains(why),
+                "{name}={value:?}: {text}"
+            );
             assert!(!text.contains("AKIA") && !text.contains("secret"), "{text}");
             assert_eq!(complaint(&[(name, "")]).await, None, "{name}");
         }
@@ -299,12 +361,22 @@ mod tests {
             ] {
                 let text = complaint(&[(variable, url)]).await.unwrap_or_default();
                 let why = "write for example http://localhost:";
-                assert!(text.starts_with(&format!("{variable} is not ")) && text.contains(why), "{url}: {text:?}");
+                assert!(
+                    text.starts_with(&format!("{variable} is not ")) && text.contains(why),
+                    "{url}: {text:?}"
+                );
                 assert!(!text.contains("s3cr3t"), "{text}");
             }
-            assert_eq!(complaint(&[(variable, "http://169.254.170.23:80/v1/credentials")]).await, None, "{variable}");
+            assert_eq!(
+                complaint(&[(variable, "http://169.254.170.23:80/v1/credentials")]).await,
+                None,
+                "{variable}"
+            );
         }
-        let with_query = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "https://[::1]:8080/get-credentials?role=a%2Fb&x=1");
+        let with_query = (
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "https://[::1]:8080/get-credentials?role=a%2Fb&x=1",
+        );
         assert_eq!(complaint(&[with_query]).await, None);
     }
 
@@ -313,19 +385,34 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (config, credentials) = (home.path().join("config"), home.path().join("credentials"));
         std::fs::write(&config, "[default]\nregion = eu-west-1\n[profile a]\nretry_mode = legacy\n[profile c]\nendpoint_url = http://u:p@h\n").unwrap();
-        std::fs::write(&credentials, "[b]\naws_access_key_id = AK\tIA\naws_secret_access_key = s\n").unwrap();
+        std::fs::write(
+            &credentials,
+            "[b]\naws_access_key_id = AK\tIA\naws_secret_access_key = s\n",
+        )
+        .unwrap();
         let files = [
             ("AWS_CONFIG_FILE", config.to_str().unwrap()),
             ("AWS_SHARED_CREDENTIALS_FILE", credentials.to_str().unwrap()),
         ];
-        let of = async |profile: &str| complaint(&[&files[..], &[("AWS_PROFILE", profile)]].concat()).await;
+        let of = async |profile: &str| {
+            complaint(&[&files[..], &[("AWS_PROFILE", profile)]].concat()).await
+        };
         assert_eq!(of("").await, None);
         let text = of("a").await.unwrap();
-        assert_eq!(text, "retry_mode of the profile \"a\" is \"legacy\"; it must be standard or adaptive");
+        assert_eq!(
+            text,
+            "retry_mode of the profile \"a\" is \"legacy\"; it must be standard or adaptive"
+        );
         let text = of("c").await.unwrap();
-        assert!(text.starts_with("endpoint_url of the profile \"c\" is not the URL of a server"), "{text}");
+        assert!(
+            text.starts_with("endpoint_url of the profile \"c\" is not the URL of a server"),
+            "{text}"
+        );
         let text = of("b").await.unwrap();
-        assert!(text.starts_with("aws_access_key_id of the profile \"b\" contains a line break"), "{text}");
+        assert!(
+            text.starts_with("aws_access_key_id of the profile \"b\" contains a line break"),
+            "{text}"
+        );
         assert_eq!(of("none").await, None);
     }
 
@@ -358,9 +445,16 @@ mod tests {
     fn fips_and_dualstack_are_refused_with_an_endpoint() {
         let config = || SdkConfig::builder().use_fips(true);
         assert_eq!(check_variants(&config().build()), Ok(()));
-        assert_eq!(check_variants(&SdkConfig::builder().endpoint_url("http://h").use_fips(false).build()), Ok(()));
-        let refused = check_variants(&config().endpoint_url("http://h").build()).unwrap_err().to_string();
-        assert!(refused.starts_with("AWS_USE_FIPS_ENDPOINT is true, but AWS_ENDPOINT_URL or"), "{refused}");
+        assert_eq!(
+            check_variants(&SdkConfig::builder().endpoint_url("http://h").use_fips(false).build()),
+            Ok(())
+        );
+        let refused =
+            check_variants(&config().endpoint_url("http://h").build()).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("AWS_USE_FIPS_ENDPOINT is true, but AWS_ENDPOINT_URL or"),
+            "{refused}"
+        );
         let dualstack = SdkConfig::builder().use_dual_stack(true).endpoint_url("http://h").build();
         let refused = check_variants(&dualstack).unwrap_err().to_string();
         assert!(refused.starts_with("AWS_USE_DUALSTACK_ENDPOINT is true, but"), "{refused}");

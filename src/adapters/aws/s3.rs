@@ -45,8 +45,8 @@ use regions::Regions;
 
 /// The buckets of S3.
 ///
-/// The SDK's retries are on (3 attempts in all, `AWS_MAX_ATTEMPTS`): to read again harms nobody. They end
-/// when the headers are here; an error while the body is read is the reader's.
+/// The SDK's retries are on (3 attempts in all, `AWS_MAX_ATTEMPTS`): to read again harms nobody.
+/// They end when the headers are here; an error while the body is read is the reader's.
 pub struct S3 {
     config: SdkConfig,
     expected_owner: Option<String>,
@@ -82,7 +82,8 @@ impl S3 {
 
     fn client(&self) -> &aws_sdk_s3::Client {
         self.client.get_or_init(|| {
-            let timeouts = self.config.timeout_config().map(TimeoutConfig::to_builder).unwrap_or_default();
+            let timeouts =
+                self.config.timeout_config().map(TimeoutConfig::to_builder).unwrap_or_default();
             let stalls = StalledStreamProtectionConfig::enabled().grace_period(self.timeout);
             let config = Builder::from(&self.config)
                 .timeout_config(timeouts.operation_attempt_timeout(self.timeout).build())
@@ -98,8 +99,13 @@ impl S3 {
         })
     }
 
-    /// Sends a request about a bucket; once more if the answer says that the bucket is in another region.
-    async fn send<T, E, F>(&self, bucket: &str, request: impl Fn(Builder) -> F) -> Result<T, Failure>
+    /// Sends a request about a bucket; once more if the answer says that the bucket is in another
+    /// region.
+    async fn send<T, E, F>(
+        &self,
+        bucket: &str,
+        request: impl Fn(Builder) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + Error + 'static,
@@ -138,7 +144,8 @@ impl S3 {
         }
     }
 
-    /// Not where it is switched off (`AWS_RESPONSE_CHECKSUM_VALIDATION`): some stores refuse a request that asks for it.
+    /// Not where it is switched off (`AWS_RESPONSE_CHECKSUM_VALIDATION`): some stores refuse a
+    /// request that asks for it.
     fn asks_for_checksums(&self) -> bool {
         self.config.response_checksum_validation() != Some(ResponseChecksumValidation::WhenRequired)
     }
@@ -160,7 +167,9 @@ impl ObjectStore for S3 {
             let get = get.clone().customize().config_override(config).interceptor(encoding.clone());
             // The SDK's own parameter would make it check the bytes too.
             let get = if self.asks_for_checksums() {
-                get.mutate_request(|request| drop(request.headers_mut().insert("x-amz-checksum-mode", "ENABLED")))
+                get.mutate_request(|request| {
+                    drop(request.headers_mut().insert("x-amz-checksum-mode", "ENABLED"));
+                })
             } else {
                 get
             };
@@ -175,20 +184,30 @@ impl ObjectStore for S3 {
         };
         identity.check(object)?;
         let checksum = checksum(object, &mut answer);
-        let ends_by_itself = encoding.value().is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"));
+        let ends_by_itself =
+            encoding.value().is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"));
         let size = match identity.size.or_else(|| identity.expected_size(object)) {
             Some(size) => Some(size),
             // Its end is seen, or a cut is noticed when the checksum is compared.
             None if ends_by_itself || checksum.is_some() => None,
             None => {
-                let unknown = || FetchError::Retryable(format!("{}: the answer has no size", display_uri(object)));
+                let unknown = || {
+                    FetchError::Retryable(format!(
+                        "{}: the answer has no size",
+                        display_uri(object)
+                    ))
+                };
                 Some(object.size.filter(|size| *size > 0).ok_or_else(unknown)?)
             }
         };
         Ok(ObjectBody { size, etag: identity.etag, checksum, bytes: chunks(answer.body) })
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+    async fn open_range(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<RangeBody, FetchError> {
         let Range { start, end } = range;
         let end = if end == u64::MAX { String::new() } else { (end - 1).to_string() };
         let get = self.get(object).range(format!("bytes={start}-{end}"));
@@ -209,21 +228,27 @@ impl ObjectStore for S3 {
         let what = display_uri(object);
         let etag = answer.e_tag.as_deref().and_then(unquoted);
         if object.etag.is_some() && etag != object.etag {
-            let why = format!("{what} was overwritten during the download: its eTag is now {etag:?}");
+            let why =
+                format!("{what} was overwritten during the download: its eTag is now {etag:?}");
             return Err(FetchError::Overwritten(why));
         }
         let (begins, size) = match answer.content_range.as_deref() {
             // The server does not know ranges, and sends all of it.
             None => (0, answer.content_length.and_then(|length| length.try_into().ok())),
-            Some(range) => content_range(range).filter(|(begins, _)| *begins == start).ok_or_else(|| {
-                FetchError::Retryable(format!("{what}: requested bytes {start}-, but the answer has {range:?}"))
-            })?,
+            Some(range) => {
+                content_range(range).filter(|(begins, _)| *begins == start).ok_or_else(|| {
+                    FetchError::Retryable(format!(
+                        "{what}: requested bytes {start}-, but the answer has {range:?}"
+                    ))
+                })?
+            }
         };
         Ok(RangeBody { start: begins, size, bytes: chunks(answer.body) })
     }
 }
 
-/// Where the bytes of an answer begin, and how many the object has, if that is known: `bytes 5-9/10`, `bytes 5-9/*`.
+/// Where the bytes of an answer begin, and how many the object has, if that is known: `bytes
+/// 5-9/10`, `bytes 5-9/*`.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (start, _) = range.split_once('-')?;
@@ -245,10 +270,13 @@ fn checksum(object: &Object, answer: &mut GetObjectOutput) -> Option<Checksum> {
         (Algorithm::Sha1, 20, answer.checksum_sha1.take()),
     ];
     // What some store sends in the place of a checksum cannot be compared.
-    let is_one = |length: usize, value: &str| BASE64_STANDARD.decode(value).is_ok_and(|bytes| bytes.len() == length);
+    let is_one = |length: usize, value: &str| {
+        BASE64_STANDARD.decode(value).is_ok_and(|bytes| bytes.len() == length)
+    };
     let is_composite = answer.checksum_type == Some(ChecksumType::Composite);
     let found = known.into_iter().find_map(|(algorithm, length, value)| {
-        // A composite one is a hash of the parts' hashes, `<Base64>-<parts>`: where the parts ended is not known.
+        // A composite one is a hash of the parts' hashes, `<Base64>-<parts>`: where the parts ended
+        // is not known.
         let value = value.filter(|value| !is_composite && is_one(length, value))?;
         Some(Checksum { algorithm, value })
     });
@@ -280,9 +308,11 @@ impl Storage for S3 {
         let (mut keys, mut next) = (Vec::new(), None);
         for _ in 0..MOST_PAGES {
             let page = list.clone().set_continuation_token(next);
-            let page = self.send(bucket, |config| page.clone().customize().config_override(config).send());
             let page =
-                page.await.map_err(|why| format!("s3://{bucket}/{prefix}: {}", describe(&why, "s3:ListBucket")))?;
+                self.send(bucket, |config| page.clone().customize().config_override(config).send());
+            let page = page.await.map_err(|why| {
+                format!("s3://{bucket}/{prefix}: {}", describe(&why, "s3:ListBucket"))
+            })?;
             keys.extend(page.contents.into_iter().flatten().filter_map(|object| object.key));
             next = page.next_continuation_token.filter(|token| !token.is_empty());
             if next.is_none() {
@@ -295,8 +325,12 @@ impl Storage for S3 {
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), String> {
         let delete = self.client().delete_object().bucket(bucket).key(key);
         let delete = delete.set_expected_bucket_owner(self.expected_owner.clone());
-        let answer = self.send(bucket, |config| delete.clone().customize().config_override(config).send());
-        answer.await.map(drop).map_err(|why| format!("s3://{bucket}/{key}: {}", describe(&why, "s3:DeleteObject")))
+        let answer =
+            self.send(bucket, |config| delete.clone().customize().config_override(config).send());
+        answer
+            .await
+            .map(drop)
+            .map_err(|why| format!("s3://{bucket}/{key}: {}", describe(&why, "s3:DeleteObject")))
     }
 }
 
@@ -333,15 +367,22 @@ mod tests {
         let is = |algorithm, value: &str| Some(Checksum { algorithm, value: value.to_owned() });
         let answer = GetObjectOutput::builder;
         let (crc32, crc64) = ("AAAAAA==", "AAAAAAAAAAA=");
-        let (sha1, sha256) = ("2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
-        assert_eq!(told(answer().checksum_crc64_nvme(crc64).build()), is(Algorithm::Crc64Nvme, crc64));
+        let (sha1, sha256) =
+            ("2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
+        assert_eq!(
+            told(answer().checksum_crc64_nvme(crc64).build()),
+            is(Algorithm::Crc64Nvme, crc64)
+        );
         assert_eq!(told(answer().checksum_crc32(crc32).build()), is(Algorithm::Crc32, crc32));
         assert_eq!(told(answer().checksum_crc32_c(crc32).build()), is(Algorithm::Crc32C, crc32));
         assert_eq!(told(answer().checksum_sha1(sha1).build()), is(Algorithm::Sha1, sha1));
         let whole = answer().checksum_sha256(sha256).checksum_type(ChecksumType::FullObject);
         assert_eq!(told(whole.build()), is(Algorithm::Sha256, sha256));
         assert_eq!(told(answer().checksum_crc32("AAAAAA==-3").build()), None);
-        assert_eq!(told(answer().checksum_crc32(crc32).checksum_type(ChecksumType::Composite).build()), None);
+        assert_eq!(
+            told(answer().checksum_crc32(crc32).checksum_type(ChecksumType::Composite).build()),
+            None
+        );
         for nonsense in ["", "not known", "AAAA", crc64] {
             assert_eq!(told(answer().checksum_crc32(nonsense).build()), None, "{nonsense}");
         }
@@ -352,7 +393,9 @@ mod tests {
     fn a_content_range_says_where_the_bytes_begin_and_how_many_there_are() {
         assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(content_range("bytes 0-0/*"), Some((0, None)));
-        for nonsense in ["", "bytes", "bytes 5", "bytes 5-9", "bytes */10", "items 5-9/10", "bytes 5-9/x"] {
+        for nonsense in
+            ["", "bytes", "bytes 5", "bytes 5-9", "bytes */10", "items 5-9/10", "bytes 5-9/x"]
+        {
             assert_eq!(content_range(nonsense), None, "{nonsense}");
         }
     }
@@ -390,18 +433,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_part_of_an_object_is_not_taken_for_all_of_it() {
         let event = Object { is_from_aws: true, ..object(Some("e"), Some(5)) };
-        let good =
-            |status, body: &str| Canned::new(status, None, body).header("content-length", body.len().to_string());
+        let good = |status, body: &str| {
+            Canned::new(status, None, body).header("content-length", body.len().to_string())
+        };
         for (server, problem) in [
-            (good(206, "hel").header("content-range", "bytes 0-2/5"), "it is partial, but the whole was requested"),
-            (good(206, "hello").header("content-range", "bytes 0-4/5"), "it is partial, but the whole was requested"),
+            (
+                good(206, "hel").header("content-range", "bytes 0-2/5"),
+                "it is partial, but the whole was requested",
+            ),
+            (
+                good(206, "hello").header("content-range", "bytes 0-4/5"),
+                "it is partial, but the whole was requested",
+            ),
             (good(206, "hel"), "it is partial, but the whole was requested"),
-            (good(200, "hel").header("content-range", "bytes 0-2/5"), "it is partial, but the whole was requested"),
+            (
+                good(200, "hel").header("content-range", "bytes 0-2/5"),
+                "it is partial, but the whole was requested",
+            ),
             (good(200, "hel"), "the size is 3 in the answer, but 5 in the event"),
             (good(200, ""), "the size is 0 in the answer, but 5 in the event"),
         ] {
             let error = s3(&server).open(&event).await.err();
-            assert!(matches!(&error, Some(FetchError::Retryable(why)) if why.contains(problem)), "{error:?}");
+            assert!(
+                matches!(&error, Some(FetchError::Retryable(why)) if why.contains(problem)),
+                "{error:?}"
+            );
         }
         let unnamed = s3(&good(206, "llo")).open_range(&event, 2..5).await.err();
         assert!(
@@ -409,21 +465,28 @@ mod tests {
             "{unnamed:?}"
         );
         // Nobody says how long a chunked answer is, but for the event.
-        let chunked = good(200, "hel").header("content-length", "").header("transfer-encoding", "chunked");
+        let chunked =
+            good(200, "hel").header("content-length", "").header("transfer-encoding", "chunked");
         let body = s3(&chunked).open(&event).await.map_err(|error| error.to_string()).unwrap();
         assert_eq!(body.size, Some(5));
         let other = Object { is_from_aws: false, ..event };
-        let body = s3(&good(200, "hel")).open(&other).await.map_err(|error| error.to_string()).unwrap();
+        let body =
+            s3(&good(200, "hel")).open(&other).await.map_err(|error| error.to_string()).unwrap();
         assert_eq!(body.size, Some(3));
     }
 
-    /// A connection that breaks after the last byte of a body of unknown length: what follows it is nothing.
+    /// A connection that breaks after the last byte of a body of unknown length: what follows it is
+    /// nothing.
     #[tokio::test]
     async fn a_range_that_begins_at_the_end_is_empty() {
         let refused = "<Error><Code>InvalidRange</Code></Error>";
-        for (range, is_empty) in
-            [("bytes */5", true), ("bytes */4", false), ("bytes */6", false), ("bytes */x", false), ("", false)]
-        {
+        for (range, is_empty) in [
+            ("bytes */5", true),
+            ("bytes */4", false),
+            ("bytes */6", false),
+            ("bytes */x", false),
+            ("", false),
+        ] {
             let server = Canned::new(416, None, refused).header("content-range", range);
             let followed = s3(&server).open_range(&object(Some("e"), None), 5..u64::MAX).await;
             let followed = followed.map_err(|error| error.to_string());
@@ -458,12 +521,15 @@ mod tests {
         }
         let (other, _) = uploaded(good().header("x-amz-checksum-crc64nvme", "AAAAAAAAAAA=")).await;
         assert!(
-            other.as_ref().is_err_and(|why| why.contains("CRC64NVME of the stored object is AAAAAAAAAAA=")),
+            other
+                .as_ref()
+                .is_err_and(|why| why.contains("CRC64NVME of the stored object is AAAAAAAAAAA=")),
             "{other:?}"
         );
     }
 
-    /// An answer that never comes costs a fraction of the default time for the work, and the request is sent again.
+    /// An answer that never comes costs a fraction of the default time for the work, and the
+    /// request is sent again.
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_never_comes_is_not_waited_for_longer_than_bytes_need() {
         let never = Canned::new(200, None, "").after(Duration::from_hours(1));
@@ -471,21 +537,36 @@ mod tests {
         s3(&never).put("b", "k", b"{}".to_vec()).await.unwrap_err();
         assert_eq!(never.requests.load(Ordering::Relaxed), 3);
         assert!(began.elapsed() < Duration::from_secs(70), "{:?}", began.elapsed());
-        let (late, began) =
-            (Canned::new(200, None, "late").after(Duration::from_secs(50)), tokio::time::Instant::now());
-        let body = s3(&late).open(&object(Some("e"), Some(4))).await.map_err(|error| error.to_string()).unwrap();
+        let (late, began) = (
+            Canned::new(200, None, "late").after(Duration::from_secs(50)),
+            tokio::time::Instant::now(),
+        );
+        let body = s3(&late)
+            .open(&object(Some("e"), Some(4)))
+            .await
+            .map_err(|error| error.to_string())
+            .unwrap();
         assert_eq!(body.bytes.try_collect::<Vec<_>>().await.unwrap().concat(), b"late");
         assert_eq!(began.elapsed().as_secs(), 50);
-        s3(&late).with_timeout(Duration::from_secs(40)).open(&object(None, None)).await.err().unwrap();
+        s3(&late)
+            .with_timeout(Duration::from_secs(40))
+            .open(&object(None, None))
+            .await
+            .err()
+            .unwrap();
         assert_eq!(late.requests.load(Ordering::Relaxed), 4);
     }
 
     /// S3 says in which region a bucket is; it is asked there once, and from then on.
     #[tokio::test]
     async fn a_bucket_of_another_region_is_asked_there() {
-        let moved = "<Error><Code>AuthorizationHeaderMalformed</Code><Region>ap-south-1</Region></Error>";
+        let moved =
+            "<Error><Code>AuthorizationHeaderMalformed</Code><Region>ap-south-1</Region></Error>";
         for (server, region) in [
-            (Canned::new(301, None, "").header("x-amz-bucket-region", "us-west-2"), Some("us-west-2")),
+            (
+                Canned::new(301, None, "").header("x-amz-bucket-region", "us-west-2"),
+                Some("us-west-2"),
+            ),
             (Canned::new(400, None, moved), Some("ap-south-1")),
             (Canned::new(301, None, "").header("x-amz-bucket-region", "evil.example/"), None),
             (Canned::new(301, None, ""), None),
@@ -494,15 +575,27 @@ mod tests {
             let s3 = s3(&server);
             let error = s3.open(&object(None, None)).await.err().unwrap().to_string();
             assert_eq!(s3.regions.of("b").as_ref().map(AsRef::as_ref), region, "{error}");
-            assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 2 } else { 1 }, "{error}");
+            assert_eq!(
+                server.requests.load(Ordering::Relaxed),
+                if region.is_some() { 2 } else { 1 },
+                "{error}"
+            );
             assert!(error.contains("the bucket is in another region than AWS_REGION"), "{error}");
             let again = s3.open(&object(None, None)).await.err().unwrap().to_string();
-            assert_eq!(server.requests.load(Ordering::Relaxed), if region.is_some() { 3 } else { 2 }, "{error}");
+            assert_eq!(
+                server.requests.load(Ordering::Relaxed),
+                if region.is_some() { 3 } else { 2 },
+                "{error}"
+            );
             for error in [error, again] {
                 let there = region.map(|region| {
                     format!("the request was already repeated in {region}, which an earlier answer named")
                 });
-                assert_eq!(error.contains("the request was already repeated in"), region.is_some(), "{error}");
+                assert_eq!(
+                    error.contains("the request was already repeated in"),
+                    region.is_some(),
+                    "{error}"
+                );
                 assert!(error.contains(&there.unwrap_or_default()), "{error}");
             }
         }
@@ -525,15 +618,20 @@ mod tests {
                     head.push(connection.read_u8().await.unwrap());
                 }
                 let head = String::from_utf8(head).unwrap();
-                let body = format!("<Error><Code>AccessDenied</Code><Message>denied {head}</Message></Error>");
-                let answer =
-                    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+                let body = format!(
+                    "<Error><Code>AccessDenied</Code><Message>denied {head}</Message></Error>"
+                );
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
                 connection.write_all(answer.as_bytes()).await.unwrap();
                 heads.push(head);
             }
             heads
         });
-        let credentials = Credentials::new("AKID", "key", Some("token-of-the-session".to_owned()), None, "test");
+        let credentials =
+            Credentials::new("AKID", "key", Some("token-of-the-session".to_owned()), None, "test");
         let config = real(None)
             .into_builder()
             .credentials_provider(SharedCredentialsProvider::new(credentials))
@@ -545,13 +643,23 @@ mod tests {
             .build();
         let client = aws_sdk_s3::Client::from_conf(config);
         let read = client.get_object().bucket("b").key("k").send().await.unwrap_err();
-        let finished = client.complete_multipart_upload().bucket("b").key("k").upload_id("u").send().await.unwrap_err();
+        let finished = client
+            .complete_multipart_upload()
+            .bucket("b")
+            .key("k")
+            .upload_id("u")
+            .send()
+            .await
+            .unwrap_err();
         let failures = [Failure::of(&read), Failure::of(&finished)];
         for (head, failure) in server.await.unwrap().iter().zip(failures) {
             assert!(head.contains("token-of-the-session") && head.contains("Signature="), "{head}");
             let text = format!("{failure:?}");
             assert!(text.contains("denied") && text.contains("AccessDenied"), "{text}");
-            assert!(!text.contains("token-of-the-session") && !text.contains("Signature="), "{text}");
+            assert!(
+                !text.contains("token-of-the-session") && !text.contains("Signature="),
+                "{text}"
+            );
         }
     }
 }

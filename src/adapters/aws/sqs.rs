@@ -1,7 +1,7 @@
 //! A queue at SQS, or at anything that speaks its JSON protocol.
 //!
-//! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send a
-//! delete again after the stop began.
+//! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send
+//! a delete again after the stop began.
 
 mod message;
 pub mod queue_url;
@@ -40,16 +40,18 @@ pub struct Sqs {
     queue_url: String,
     /// Host and port that the requests go to, for errors.
     host: String,
-    /// Of the request that is out, or whose answer was lost: a FIFO queue gives the same message to a retry that
-    /// names it, which would be hidden until its visibility timeout ends otherwise (`ReceiveRequestAttemptId`).
+    /// Of the request that is out, or whose answer was lost: a FIFO queue gives the same message to
+    /// a retry that names it, which would be hidden until its visibility timeout ends otherwise
+    /// (`ReceiveRequestAttemptId`).
     attempt: Mutex<Option<String>>,
     /// The message attribute that says what the sender calls a piece of work.
     key_attribute: Option<String>,
 }
 
 impl Sqs {
-    /// The queue is asked in the region that its URL names, if it names one. A URL of another host than AWS's
-    /// own is the endpoint as well, unless `AWS_ENDPOINT_URL` or `AWS_ENDPOINT_URL_SQS` says otherwise.
+    /// The queue is asked in the region that its URL names, if it names one. A URL of another host
+    /// than AWS's own is the endpoint as well, unless `AWS_ENDPOINT_URL` or `AWS_ENDPOINT_URL_SQS`
+    /// says otherwise.
     pub fn new(config: &SdkConfig, queue_url: String) -> Self {
         let mut builder = Builder::from(config).retry_config(RetryConfig::disabled());
         if let Some(region) = aws::region_of(&queue_url) {
@@ -58,7 +60,8 @@ impl Sqs {
         let custom = aws::custom_endpoint(config, "SQS");
         if custom.is_none() && !is_aws_default(&queue_url) {
             // It is a host of FIPS or dualstack already, or of somebody who has none.
-            builder = builder.endpoint_url(origin_of(&queue_url)).use_fips(false).use_dual_stack(false);
+            builder =
+                builder.endpoint_url(origin_of(&queue_url)).use_fips(false).use_dual_stack(false);
         }
         if let Some(client) = answers::checked(config, Service::Sqs) {
             builder = builder.http_client(client);
@@ -69,9 +72,10 @@ impl Sqs {
         Self { client, queue_url, host, attempt: Mutex::default(), key_attribute: None }
     }
 
-    /// The same queue, whose senders name a piece of work in this message attribute. Without one a FIFO queue's
-    /// `MessageDeduplicationId` names it, if somebody chose it: with content-based deduplication it is the SHA-256 of the body
-    /// (SQS API, `SendMessage`), and the same body on another day is other work.
+    /// The same queue, whose senders name a piece of work in this message attribute. Without one a
+    /// FIFO queue's `MessageDeduplicationId` names it, if somebody chose it: with content-based
+    /// deduplication it is the SHA-256 of the body (SQS API, `SendMessage`), and the same body on
+    /// another day is other work.
     #[must_use]
     pub fn with_key_attribute(self, key_attribute: Option<String>) -> Self {
         Self { key_attribute, ..self }
@@ -83,18 +87,28 @@ impl Sqs {
         is_fifo(&self.queue_url).then(|| attempt.get_or_insert_with(id).clone())
     }
 
-    /// The attributes of a queue by their names in SQS's API; `None` if there is no such queue. The error says why they are
-    /// not known.
-    pub async fn attributes(&self, queue_url: &str) -> Result<Option<BTreeMap<String, String>>, String> {
-        let asked = self.client.get_queue_attributes().queue_url(queue_url).attribute_names(QueueAttributeName::All);
+    /// The attributes of a queue by their names in SQS's API; `None` if there is no such queue. The
+    /// error says why they are not known.
+    pub async fn attributes(
+        &self,
+        queue_url: &str,
+    ) -> Result<Option<BTreeMap<String, String>>, String> {
+        let asked = self
+            .client
+            .get_queue_attributes()
+            .queue_url(queue_url)
+            .attribute_names(QueueAttributeName::All);
         match asked.send().await {
             Ok(answer) => {
                 let attributes = answer.attributes.into_iter().flatten();
-                Ok(Some(attributes.map(|(name, value)| (name.as_str().to_owned(), value)).collect()))
+                Ok(Some(
+                    attributes.map(|(name, value)| (name.as_str().to_owned(), value)).collect(),
+                ))
             }
             Err(error) => {
                 let failure = Failure::of(&error);
-                let is_gone = |code: &str| matches!(plain(code), "NonExistentQueue" | "QueueDoesNotExist");
+                let is_gone =
+                    |code: &str| matches!(plain(code), "NonExistentQueue" | "QueueDoesNotExist");
                 if matches!(&failure, Failure::Refused { code: Some(code), .. } if is_gone(code)) {
                     return Ok(None);
                 }
@@ -105,13 +119,18 @@ impl Sqs {
 
     /// May we extend and release? Asked with a handle that never was one.
     pub async fn may_change_visibility(&self) -> Probed {
-        let call = self.client.change_message_visibility().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
+        let call = self
+            .client
+            .change_message_visibility()
+            .queue_url(&self.queue_url)
+            .receipt_handle(NO_HANDLE);
         self.probed("ChangeMessageVisibility", call.visibility_timeout(0).send().await)
     }
 
     /// May we delete? Asked with a handle that never was one, so nothing is.
     pub async fn may_delete(&self) -> Probed {
-        let call = self.client.delete_message().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
+        let call =
+            self.client.delete_message().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
         self.probed("DeleteMessage", call.send().await)
     }
 
@@ -119,16 +138,18 @@ impl Sqs {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let Err(error) = answer else { return Probed { permission: Permission::Allowed, date: None } };
+        let Err(error) = answer else {
+            return Probed { permission: Permission::Allowed, date: None };
+        };
         let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
-        let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()?.try_into().ok());
+        let date =
+            date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()?.try_into().ok());
         let failure = Failure::of(&error);
         let text = self.describe(call, &failure);
         let permission = match (&failure, Meaning::of(&failure)) {
             (Failure::Refused { .. }, Meaning::NotInFlight) => Permission::Allowed,
-            (Failure::Refused { .. }, Meaning::Hopeless) | (Failure::Refused { code: None, status: 403, .. }, _) => {
-                Permission::Denied(text)
-            }
+            (Failure::Refused { .. }, Meaning::Hopeless)
+            | (Failure::Refused { code: None, status: 403, .. }, _) => Permission::Denied(text),
             (Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_), _) => {
                 Permission::Unknown(text)
             }
@@ -155,8 +176,13 @@ impl Sqs {
 
 #[async_trait]
 impl Queue for Sqs {
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
-        let longer = TimeoutConfig::builder().operation_attempt_timeout(wait + ATTEMPT_LIMIT).build();
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
+        let longer =
+            TimeoutConfig::builder().operation_attempt_timeout(wait + ATTEMPT_LIMIT).build();
         let answer = self
             .client
             .receive_message()
@@ -191,13 +217,19 @@ impl Queue for Sqs {
                 let text = self.describe("ReceiveMessage", &failure);
                 match Meaning::of(&failure) {
                     Meaning::Hopeless => Err(ReceiveError::Misconfigured(text)),
-                    Meaning::NotInFlight | Meaning::AtCeiling | Meaning::MayPass => Err(ReceiveError::Transient(text)),
+                    Meaning::NotInFlight | Meaning::AtCeiling | Meaning::MayPass => {
+                        Err(ReceiveError::Transient(text))
+                    }
                 }
             }
         }
     }
 
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
         let answer = self
             .client
             .change_message_visibility()
@@ -219,16 +251,25 @@ impl Queue for Sqs {
     }
 
     async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit) -> Result<(), DeleteError> {
-        let answer =
-            self.client.delete_message().queue_url(&self.queue_url).receipt_handle(receipt.expose()).send().await;
+        let answer = self
+            .client
+            .delete_message()
+            .queue_url(&self.queue_url)
+            .receipt_handle(receipt.expose())
+            .send()
+            .await;
         let Err(error) = answer else { return Ok(()) };
         let failure = without_handle(Failure::of(&error), receipt);
         let text = self.describe("DeleteMessage", &failure);
         Err(match Meaning::of(&failure) {
             Meaning::NotInFlight => DeleteError::Refused(text),
-            Meaning::Hopeless if matches!(failure, Failure::Refused { .. }) => DeleteError::Refused(text),
+            Meaning::Hopeless if matches!(failure, Failure::Refused { .. }) => {
+                DeleteError::Refused(text)
+            }
             // Credentials that we lost while we worked may come back before the lease ends.
-            Meaning::Hopeless | Meaning::AtCeiling | Meaning::MayPass => DeleteError::Transient(text),
+            Meaning::Hopeless | Meaning::AtCeiling | Meaning::MayPass => {
+                DeleteError::Transient(text)
+            }
         })
     }
 
@@ -248,14 +289,21 @@ impl Queue for Sqs {
                 if Meaning::of(&failure) != Meaning::Hopeless {
                     return Err(why);
                 }
-                warn!(why, "the redrive policy is unknown: no message will be logged as the last attempt");
+                warn!(
+                    why,
+                    "the redrive policy is unknown: no message will be logged as the last attempt"
+                );
                 return Ok(Redrive::Unknown);
             }
         };
-        let policy = answer.attributes().and_then(|all| all.get(&QueueAttributeName::RedrivePolicy));
+        let policy =
+            answer.attributes().and_then(|all| all.get(&QueueAttributeName::RedrivePolicy));
         let redrive = redrive_in(policy.map(String::as_str));
         if redrive == Redrive::Unknown {
-            warn!(policy, "the redrive policy cannot be parsed: no message will be logged as the last attempt");
+            warn!(
+                policy,
+                "the redrive policy cannot be parsed: no message will be logged as the last attempt"
+            );
         }
         Ok(redrive)
     }
@@ -284,8 +332,8 @@ pub fn redrive_in(policy: Option<&str>) -> Redrive {
         .map_or(Redrive::None, |policy| redrive_of(policy).unwrap_or(Redrive::Unknown))
 }
 
-/// Reads `{"deadLetterTargetArn": "arn:…:name", "maxReceiveCount": 5}`; SQS gives the count as it was set, a
-/// number or a string.
+/// Reads `{"deadLetterTargetArn": "arn:…:name", "maxReceiveCount": 5}`; SQS gives the count as it
+/// was set, a number or a string.
 fn redrive_of(policy: &str) -> Option<Redrive> {
     let policy: serde_json::Value = serde_json::from_str(policy).ok()?;
     let count = policy.get("maxReceiveCount")?;
@@ -316,7 +364,11 @@ mod tests {
     }
 
     async fn delete(queue: &Sqs) -> Result<(), DeleteError> {
-        let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+        let policy = RetryPolicy {
+            retry: Retry::Expire,
+            on_stop: OnStop::Expire,
+            permanent_exit_codes: vec![],
+        };
         let delivery = Delivery {
             message_id: MessageId::new("m"),
             receipt: ReceiptHandle::new(HANDLE),
@@ -326,7 +378,9 @@ mod tests {
             idempotency_key: None,
             traceparent: None,
         };
-        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else { panic!("it finished") };
+        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+            panic!("it finished")
+        };
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
         queue.delete(&delivery.receipt, completed.permit(&lease, S).expect("held")).await
     }
@@ -335,19 +389,26 @@ mod tests {
     async fn errors_are_classified_as_they_come_over_the_wire() {
         let receipt = ReceiptHandle::new(HANDLE);
         // With the header of SQS itself, and without it, as many imitations answer.
-        let stale = format!(r#"{{"__type":"com.amazonaws.sqs#InvalidParameterValueException","message":"{STALE}"}}"#);
+        let stale = format!(
+            r#"{{"__type":"com.amazonaws.sqs#InvalidParameterValueException","message":"{STALE}"}}"#
+        );
         for header in [Some("InvalidParameterValue;Sender"), None] {
             let queue = sqs(&Canned::new(400, header, stale.as_str()));
             let extended = queue.change_visibility(&receipt, 30 * S).await;
             assert!(matches!(extended, Err(VisibilityError::NotInFlight(_))), "{extended:?}");
             let deleted = delete(&queue).await;
             assert!(matches!(deleted, Err(DeleteError::Refused(_))), "{deleted:?}");
-            assert!(!format!("{extended:?} {deleted:?}").contains(HANDLE), "{extended:?} {deleted:?}");
+            assert!(
+                !format!("{extended:?} {deleted:?}").contains(HANDLE),
+                "{extended:?} {deleted:?}"
+            );
         }
-        let no_queue =
-            r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"The specified queue does not exist."}"#;
+        let no_queue = r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"The specified queue does not exist."}"#;
         for (header, code) in [
-            (Some("AWS.SimpleQueueService.NonExistentQueue;Sender"), "AWS.SimpleQueueService.NonExistentQueue"),
+            (
+                Some("AWS.SimpleQueueService.NonExistentQueue;Sender"),
+                "AWS.SimpleQueueService.NonExistentQueue",
+            ),
             (None, "QueueDoesNotExist"),
         ] {
             let received = sqs(&Canned::new(400, header, no_queue)).receive(S, 30 * S).await;
@@ -357,34 +418,54 @@ mod tests {
             );
             assert_eq!(received, Err(ReceiveError::Misconfigured(text)));
         }
-        let denied =
-            r#"{"__type":"com.amazon.coral.service#AccessDeniedException","message":"User is not authorized."}"#;
+        let denied = r#"{"__type":"com.amazon.coral.service#AccessDeniedException","message":"User is not authorized."}"#;
         let received = sqs(&Canned::new(400, None, denied)).receive(S, 30 * S).await;
-        assert!(matches!(&received, Err(ReceiveError::Misconfigured(text)) if text.contains("sqs:ReceiveMessage")));
-        let received = sqs(&Canned::new(502, None, "<html>Bad Gateway</html>")).receive(S, 30 * S).await;
+        assert!(
+            matches!(&received, Err(ReceiveError::Misconfigured(text)) if text.contains("sqs:ReceiveMessage"))
+        );
+        let received =
+            sqs(&Canned::new(502, None, "<html>Bad Gateway</html>")).receive(S, 30 * S).await;
         let text = "ReceiveMessage on jobs was refused by sqs.eu-west-1.amazonaws.com: HTTP 502";
         assert_eq!(received, Err(ReceiveError::Transient(text.into())));
     }
 
-    /// A portal's page, or an answer that is cut, says neither that the queue is empty, nor that a lease was extended or a
-    /// message deleted.
+    /// A portal's page, or an answer that is cut, says neither that the queue is empty, nor that a
+    /// lease was extended or a message deleted.
     #[tokio::test]
     async fn a_success_that_does_not_come_from_sqs_is_no_answer() {
         const PAGE: &str = "<html>Sign in to the network</html>";
         let receipt = ReceiptHandle::new(HANDLE);
         for (server, problem) in [
             (Canned::new(200, None, PAGE), "its body is not a JSON object"),
-            (Canned::new(200, None, r#"{"Messages":[{"MessageId":"m","#), "its body is not a JSON object"),
+            (
+                Canned::new(200, None, r#"{"Messages":[{"MessageId":"m","#),
+                "its body is not a JSON object",
+            ),
             (Canned::new(200, None, "[]"), "its body is not a JSON object"),
-            (Canned::new(200, None, r#"{"error":"upstream"}"#), "its body has a field that no answer of SQS has"),
+            (
+                Canned::new(200, None, r#"{"error":"upstream"}"#),
+                "its body has a field that no answer of SQS has",
+            ),
             (
                 Canned::new(200, None, r#"{"__type":"x#AccessDenied"}"#),
                 "its body has a field that no answer of SQS has",
             ),
-            (Canned::new(200, None, r#"{"status":"ok"}"#), "its body has a field that no answer of SQS has"),
-            (Canned::new(200, None, r#"{"Error":{"Code":"x"}}"#), "its body has a field that no answer of SQS has"),
-            (Canned::new(200, None, "{}").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
-            (Canned::new(200, None, "").header("x-amzn-requestid", ""), "it has no x-amzn-requestid"),
+            (
+                Canned::new(200, None, r#"{"status":"ok"}"#),
+                "its body has a field that no answer of SQS has",
+            ),
+            (
+                Canned::new(200, None, r#"{"Error":{"Code":"x"}}"#),
+                "its body has a field that no answer of SQS has",
+            ),
+            (
+                Canned::new(200, None, "{}").header("x-amzn-requestid", ""),
+                "it has no x-amzn-requestid",
+            ),
+            (
+                Canned::new(200, None, "").header("x-amzn-requestid", ""),
+                "it has no x-amzn-requestid",
+            ),
         ] {
             let text = |call: &str| {
                 format!(
@@ -393,14 +474,20 @@ mod tests {
                 )
             };
             let queue = sqs(&server);
-            assert_eq!(queue.receive(S, 30 * S).await, Err(ReceiveError::Transient(text("ReceiveMessage"))));
+            assert_eq!(
+                queue.receive(S, 30 * S).await,
+                Err(ReceiveError::Transient(text("ReceiveMessage")))
+            );
             let extended = queue.change_visibility(&receipt, 30 * S).await;
             assert_eq!(extended, Err(VisibilityError::Unclear(text("ChangeMessageVisibility"))));
             assert_eq!(delete(&queue).await, Err(DeleteError::Transient(text("DeleteMessage"))));
         }
         for body in ["", "{}", r#"{"ResponseMetadata":{"RequestId":"r"}}"#] {
             let empty = sqs(&Canned::new(200, None, body));
-            assert_eq!((empty.change_visibility(&receipt, S).await, delete(&empty).await), (Ok(()), Ok(())));
+            assert_eq!(
+                (empty.change_visibility(&receipt, S).await, delete(&empty).await),
+                (Ok(()), Ok(()))
+            );
         }
     }
 
@@ -426,7 +513,8 @@ mod tests {
         );
     }
 
-    /// What speaks SQS's protocol and is not SQS need not have its request ids, but has to speak it.
+    /// What speaks SQS's protocol and is not SQS need not have its request ids, but has to speak
+    /// it.
     #[tokio::test]
     async fn another_queue_than_sqs_needs_no_request_id() {
         let at = |server: &Canned| Sqs::new(&server.config(), "http://sqs:9324/queue/q".into());
@@ -451,7 +539,10 @@ mod tests {
         assert!(matches!(delete(&queue).await, Err(DeleteError::Transient(_))));
         assert_eq!(server.requests.load(Ordering::Relaxed), 1);
         let receipt = ReceiptHandle::new(HANDLE);
-        assert!(matches!(queue.change_visibility(&receipt, S).await, Err(VisibilityError::Unclear(_))));
+        assert!(matches!(
+            queue.change_visibility(&receipt, S).await,
+            Err(VisibilityError::Unclear(_))
+        ));
         assert_eq!(server.requests.load(Ordering::Relaxed), 2);
         assert!(matches!(queue.receive(S, S).await, Err(ReceiveError::Transient(_))));
         assert_eq!(server.requests.load(Ordering::Relaxed), 3);
@@ -493,7 +584,8 @@ mod tests {
             "Attributes":{"ApproximateReceiveCount":"3",
                 "AWSTraceHeader":"Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"},
             "MessageAttributes":{"traceparent":{"DataType":"String","StringValue":"not one"}}}]}"#;
-        let delivery = sqs(&Canned::new(200, None, message)).receive(S, 30 * S).await.unwrap().unwrap();
+        let delivery =
+            sqs(&Canned::new(200, None, message)).receive(S, 30 * S).await.unwrap().unwrap();
         assert_eq!((delivery.message_id.as_str(), delivery.receipt.expose()), ("m", "h"));
         assert_eq!((delivery.body.as_str(), delivery.receive_count), ("b", 3));
         let traceparent = "00-5759e988bd862e3fe1be46a994272793-53995c3f42cd8ad8-01";
@@ -504,8 +596,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_changed_on_the_way_is_no_delivery() {
         let of = |md5: &str| {
-            let message =
-                format!(r#"{{"Messages":[{{"MessageId":"m","ReceiptHandle":"h","Body":"b","MD5OfBody":"{md5}"}}]}}"#);
+            let message = format!(
+                r#"{{"Messages":[{{"MessageId":"m","ReceiptHandle":"h","Body":"b","MD5OfBody":"{md5}"}}]}}"#
+            );
             Canned::new(200, None, message)
         };
         let good = sqs(&of("92eb5ffee6ae2fec3ad71c777531578f")).receive(S, 30 * S).await;
@@ -522,13 +615,20 @@ mod tests {
         let table = [
             (format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":5}}"#), &dead_letter),
             (format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":"5"}}"#), &dead_letter),
-            (format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":-5}}"#), &Redrive::Unknown),
+            (
+                format!(r#"{{"deadLetterTargetArn":"{arn}","maxReceiveCount":-5}}"#),
+                &Redrive::Unknown,
+            ),
             ("nonsense".into(), &Redrive::Unknown),
             (String::new(), &Redrive::None),
         ];
         for (policy, redrive) in table {
             let body = serde_json::json!({ "Attributes": { "RedrivePolicy": policy } }).to_string();
-            assert_eq!(sqs(&Canned::new(200, None, body)).redrive().await.as_ref(), Ok(redrive), "{policy}");
+            assert_eq!(
+                sqs(&Canned::new(200, None, body)).redrive().await.as_ref(),
+                Ok(redrive),
+                "{policy}"
+            );
         }
         assert_eq!(sqs(&Canned::new(200, None, "{}")).redrive().await, Ok(Redrive::None));
         let denied = r#"{"__type":"AccessDeniedException"}"#;
@@ -549,6 +649,9 @@ mod tests {
             "{https:?}"
         );
         let http = receive_from("http://127.0.0.1:1/123456789012/jobs").await;
-        assert!(matches!(&http, Err(ReceiveError::Transient(why)) if why.contains("127.0.0.1:1 failed")), "{http:?}");
+        assert!(
+            matches!(&http, Err(ReceiveError::Transient(why)) if why.contains("127.0.0.1:1 failed")),
+            "{http:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What proves who we are, which a server or a proxy may repeat in its answer: answers are quoted in logs.
+//! What proves who we are, which a server or a proxy may repeat in its answer: answers are quoted
+//! in logs.
 
 use std::cmp::Reverse;
 
@@ -34,7 +35,8 @@ pub fn redacted<S: AsRef<str>>(text: &str, secrets: &[S]) -> String {
             hex::encode(secret),
         ]
     };
-    let mut forms: Vec<String> = secrets.iter().flat_map(encoded).filter(|form| !form.is_empty()).collect();
+    let mut forms: Vec<String> =
+        secrets.iter().flat_map(encoded).filter(|form| !form.is_empty()).collect();
     // A longer one may have a shorter one in it.
     forms.sort_by_key(|form| Reverse(form.len()));
     forms.iter().fold(text.to_owned(), |text, form| text.replace(form, REDACTED))
@@ -49,30 +51,40 @@ fn in_url(secret: &str, set: &'static AsciiSet, escape: impl Fn(&str) -> String)
 /// What RFC 3986 does not leave as it is.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The secrets of a request to AWS: its signature or token, and that of its session. The secret key is never sent.
+/// The secrets of a request to AWS: its signature or token, and that of its session. The secret key
+/// is never sent.
 pub fn secrets_of(request: &HttpRequest) -> Vec<String> {
     let headers = ["authorization", "x-amz-security-token", "x-aws-ec2-metadata-token"];
     let mut secrets: Vec<String> =
         headers.iter().filter_map(|name| request.headers().get(name)).map(str::to_owned).collect();
     // `AWS4-HMAC-SHA256 Credential=…, SignedHeaders=…, Signature=…`, `Bearer …`
-    if let Some(last) = request.headers().get("authorization").and_then(|value| value.split_whitespace().last()) {
+    if let Some(last) =
+        request.headers().get("authorization").and_then(|value| value.split_whitespace().last())
+    {
         secrets.push(last.to_owned());
         secrets.extend(last.strip_prefix("Signature=").map(str::to_owned));
     }
     // STS gets the pod's own token as a field of a form.
-    let form = request.body().bytes().and_then(|body| std::str::from_utf8(body).ok()).unwrap_or_default();
+    let form =
+        request.body().bytes().and_then(|body| std::str::from_utf8(body).ok()).unwrap_or_default();
     let token = form.split('&').find_map(|field| field.strip_prefix("WebIdentityToken="));
     secrets.extend(token.map(|token| percent_decode_str(token).decode_utf8_lossy().into_owned()));
     secrets.retain(|secret| secret.len() >= SHORTEST);
     secrets
 }
 
-/// All that AWS gives out are longer. Emulators take `test` for a token, which is in other words too.
+/// All that AWS gives out are longer. Emulators take `test` for a token, which is in other words
+/// too.
 const SHORTEST: usize = 8;
 
-/// The answer to a request that has these secrets, as if it did not repeat them. Its body is read as a whole.
-pub async fn without_secrets(mut answer: HttpResponse, secrets: &[String]) -> Result<HttpResponse, ConnectorError> {
-    let repeated: Vec<_> = answer.headers().iter().filter(|(_, value)| redacted(value, secrets) != *value).collect();
+/// The answer to a request that has these secrets, as if it did not repeat them. Its body is read
+/// as a whole.
+pub async fn without_secrets(
+    mut answer: HttpResponse,
+    secrets: &[String],
+) -> Result<HttpResponse, ConnectorError> {
+    let repeated: Vec<_> =
+        answer.headers().iter().filter(|(_, value)| redacted(value, secrets) != *value).collect();
     let repeated: Vec<String> = repeated.into_iter().map(|(name, _)| name.to_owned()).collect();
     for name in repeated {
         answer.headers_mut().remove(name);
@@ -98,8 +110,10 @@ mod tests {
     const TOKEN: &str = "IQoJ/b3Jp+Z2luX2Vj==";
 
     fn request() -> HttpRequest {
-        let mut request = HttpRequest::new(SdkBody::from("Action=A&WebIdentityToken=eyJh.b%2Bc&Version=1"));
-        let authorization = "AWS4-HMAC-SHA256 Credential=AKID/s3, SignedHeaders=a;b, Signature=0123456789abcdef";
+        let mut request =
+            HttpRequest::new(SdkBody::from("Action=A&WebIdentityToken=eyJh.b%2Bc&Version=1"));
+        let authorization =
+            "AWS4-HMAC-SHA256 Credential=AKID/s3, SignedHeaders=a;b, Signature=0123456789abcdef";
         request.headers_mut().insert("authorization", authorization);
         request.headers_mut().insert("x-amz-security-token", TOKEN);
         request
@@ -133,7 +147,10 @@ mod tests {
         ] {
             let answer = answered(format!("<Code>Denied</Code> {repeated} <Host/>")).await;
             let text = String::from_utf8(answer.body().bytes().unwrap().to_vec()).unwrap();
-            assert!(text.starts_with("<Code>Denied</Code> ") && text.ends_with(" <Host/>"), "{text}");
+            assert!(
+                text.starts_with("<Code>Denied</Code> ") && text.ends_with(" <Host/>"),
+                "{text}"
+            );
             assert!(text.contains(REDACTED), "{repeated}: {text}");
             for part in ["IQoJ", "b3Jp", "Signature=", "0123456789", "eyJh", "SVFvSi"] {
                 assert!(!text.contains(part), "{repeated}: {text}");

@@ -22,7 +22,8 @@ use crate::job::notification::Object;
 use crate::job::place::is_bucket_name;
 use crate::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 
-/// A folder as a bucket, or one file of it. An object's key is its path below the folder, with `/` between the names.
+/// A folder as a bucket, or one file of it. An object's key is its path below the folder, with `/`
+/// between the names.
 #[derive(Debug, Clone)]
 pub struct Folder {
     /// Canonical.
@@ -56,7 +57,8 @@ pub struct FolderError(pub String);
 impl Folder {
     /// The bucket's name is the folder's, as far as a bucket can have it.
     pub fn new(root: &Path) -> Result<Self, FolderError> {
-        let failed = |why: &dyn std::fmt::Display| FolderError(format!("{}: {why}", root.display()));
+        let failed =
+            |why: &dyn std::fmt::Display| FolderError(format!("{}: {why}", root.display()));
         let path = root.canonicalize().map_err(|error| failed(&error))?;
         let (root, only) = if path.is_file() {
             (path.parent().unwrap_or(&path).to_owned(), Some(path))
@@ -75,7 +77,8 @@ impl Folder {
         let mut walk = WalkDir::new(self.only.as_ref().unwrap_or(&self.root)).into_iter();
         while let Some(entry) = walk.next() {
             let entry = entry.map_err(|error| FolderError(error.to_string()))?;
-            let is_hidden = entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
+            let is_hidden =
+                entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
             if is_hidden && entry.file_type().is_dir() {
                 walk.skip_current_dir();
             }
@@ -89,12 +92,16 @@ impl Folder {
         Ok(Listing { files, skipped })
     }
 
-    /// Results may not come to where the next run looks for its files. `outbox` need not be there yet.
+    /// Results may not come to where the next run looks for its files. `outbox` need not be there
+    /// yet.
     pub fn check_outbox(&self, outbox: &Path) -> Result<(), FolderError> {
         let failed = |why: String| FolderError(format!("--outbox {}: {why}", outbox.display()));
         let absolute = std::path::absolute(outbox).map_err(|error| failed(error.to_string()))?;
-        let mut there = absolute.ancestors().filter_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
-        let (ancestor, canonical) = there.next().ok_or_else(|| failed("no such folder".to_owned()))?;
+        let mut there = absolute
+            .ancestors()
+            .filter_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+        let (ancestor, canonical) =
+            there.next().ok_or_else(|| failed("no such folder".to_owned()))?;
         let to_be_made = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
         if to_be_made.components().any(|name| name == Component::ParentDir) {
             return Err(failed("it contains .. after a folder that does not exist".to_owned()));
@@ -102,13 +109,16 @@ impl Folder {
         let outbox = canonical.join(to_be_made);
         let root = self.root.display();
         match &self.only {
-            Some(file) if outbox == self.root => {
-                Err(failed(format!("the folder for the results would be {}, the input file itself", file.display())))
+            Some(file) if outbox == self.root => Err(failed(format!(
+                "the folder for the results would be {}, the input file itself",
+                file.display()
+            ))),
+            None if outbox == self.root => {
+                Err(failed("it is the inbox itself: choose another folder".to_owned()))
             }
-            None if outbox == self.root => Err(failed("it is the inbox itself: choose another folder".to_owned())),
-            None if outbox.starts_with(&self.root) => {
-                Err(failed(format!("it is inside the inbox {root}, so the next run would process the results")))
-            }
+            None if outbox.starts_with(&self.root) => Err(failed(format!(
+                "it is inside the inbox {root}, so the next run would process the results"
+            ))),
             Some(_) | None => Ok(()),
         }
     }
@@ -116,7 +126,9 @@ impl Folder {
     fn listed(&self, entry: &DirEntry) -> Result<Listed, FolderError> {
         let failed = |why: String| FolderError(format!("{}: {why}", entry.path().display()));
         let below = entry.path().strip_prefix(&self.root).expect("a walk stays below its root");
-        let key = below.to_str().ok_or_else(|| failed("the name is not UTF-8, so it cannot be a key".into()))?;
+        let key = below
+            .to_str()
+            .ok_or_else(|| failed("the name is not UTF-8, so it cannot be a key".into()))?;
         let metadata = entry.metadata().map_err(|error| failed(error.to_string()))?;
         let modified = metadata.modified().map_err(|error| failed(error.to_string()))?;
         let object = Object {
@@ -177,9 +189,14 @@ impl ObjectStore for Folder {
         })
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+    async fn open_range(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<RangeBody, FetchError> {
         let (mut file, size, _) = self.file(object).await?;
-        let retryable = |error: io::Error| FetchError::Retryable(format!("{}: {error}", object.key));
+        let retryable =
+            |error: io::Error| FetchError::Retryable(format!("{}: {error}", object.key));
         file.seek(io::SeekFrom::Start(range.start)).await.map_err(retryable)?;
         let bytes = ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK).boxed();
         Ok(RangeBody { start: range.start, size: Some(size), bytes })
@@ -191,7 +208,11 @@ impl Folder {
     async fn file(&self, object: &Object) -> Result<(File, u64, String), FetchError> {
         let retryable = |error: io::Error| {
             let why = format!("{}: {error}", object.key);
-            if error.kind() == io::ErrorKind::NotFound { FetchError::Missing(why) } else { FetchError::Retryable(why) }
+            if error.kind() == io::ErrorKind::NotFound {
+                FetchError::Missing(why)
+            } else {
+                FetchError::Retryable(why)
+            }
         };
         let permanent = |why: &str| FetchError::Permanent(format!("{}: {why}", object.key));
         let path = below(&self.root, &object.key).ok_or_else(|| permanent(NO_PATH))?;
@@ -227,8 +248,8 @@ pub struct ListedFile {
     pub bytes: u64,
 }
 
-/// All files below a folder, by name. What is neither a file nor a folder is an error: a link may lead anywhere, and a
-/// pipe has no end. Blocks.
+/// All files below a folder, by name. What is neither a file nor a folder is an error: a link may
+/// lead anywhere, and a pipe has no end. Blocks.
 pub fn files_below(folder: &Path) -> io::Result<Vec<ListedFile>> {
     let mut files = Vec::new();
     for entry in WalkDir::new(folder) {
@@ -246,9 +267,11 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<ListedFile>> {
     Ok(files)
 }
 
-pub(super) const NO_PATH: &str = "a part of the key is empty, `.` or `..`, so it is not a path in the folder";
+pub(super) const NO_PATH: &str =
+    "a part of the key is empty, `.` or `..`, so it is not a path in the folder";
 
-/// The path of `key` below `root`; `None` if it would lead elsewhere, or to where another key leads.
+/// The path of `key` below `root`; `None` if it would lead elsewhere, or to where another key
+/// leads.
 pub(super) fn below(root: &Path, key: &str) -> Option<PathBuf> {
     let plain = key.split('/').all(|name| !matches!(name, "" | "." | ".."));
     plain.then(|| root.join(key))
@@ -266,8 +289,13 @@ fn nanoseconds(time: SystemTime) -> u128 {
 
 /// As S3 writes a key into an event.
 fn form_urlencoded(key: &str) -> String {
-    const ENCODED: &AsciiSet =
-        &NON_ALPHANUMERIC.remove(b'/').remove(b' ').remove(b'.').remove(b'-').remove(b'*').remove(b'_');
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'/')
+        .remove(b' ')
+        .remove(b'.')
+        .remove(b'-')
+        .remove(b'*')
+        .remove(b'_');
     utf8_percent_encode(key, ENCODED).to_string().replace(' ', "+")
 }
 
@@ -334,15 +362,29 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_folder_lists_its_visible_files_by_key_and_opens_each() {
-        let root = folder_with(&[("b/c.txt", "c"), ("b-a.txt", "ab"), (".hidden", ""), (".git/config", ""), ("z", "")]);
+        let root = folder_with(&[
+            ("b/c.txt", "c"),
+            ("b-a.txt", "ab"),
+            (".hidden", ""),
+            (".git/config", ""),
+            ("z", ""),
+        ]);
         std::os::unix::fs::symlink(root.path().join("z"), root.path().join("link")).unwrap();
         let folder = Folder::new(root.path()).unwrap();
         let Listing { files: listed, skipped } = folder.list().unwrap();
-        let keys: Vec<_> = listed.iter().map(|file| (file.object.key.as_str(), file.object.size)).collect();
+        let keys: Vec<_> =
+            listed.iter().map(|file| (file.object.key.as_str(), file.object.size)).collect();
         assert_eq!(keys, [("b-a.txt", Some(2)), ("b/c.txt", Some(1)), ("z", Some(0))]);
         assert_eq!(skipped, 3, "a hidden file, a hidden folder and a link");
         assert_eq!(content(&folder, &listed[1].object).await.as_deref(), Ok("c"));
-        let part: Vec<_> = folder.open_range(&listed[0].object, 1..2).await.unwrap().bytes.try_collect().await.unwrap();
+        let part: Vec<_> = folder
+            .open_range(&listed[0].object, 1..2)
+            .await
+            .unwrap()
+            .bytes
+            .try_collect()
+            .await
+            .unwrap();
         assert_eq!(part.concat(), b"b");
     }
 
@@ -365,7 +407,10 @@ pub(super) mod tests {
         std::os::unix::fs::symlink(root.path().join("in"), root.path().join("link")).unwrap();
         let place = |name: &str| root.path().join(name);
         let answer = |inbox: &str, outbox: &str| {
-            Folder::new(&place(inbox)).unwrap().check_outbox(&place(outbox)).map_err(|why| why.to_string())
+            Folder::new(&place(inbox))
+                .unwrap()
+                .check_outbox(&place(outbox))
+                .map_err(|why| why.to_string())
         };
         for outbox in ["in", "in/new", "in/below/new/er", "link", "link/new", "inbox-2/../in"] {
             assert!(answer("in", outbox).unwrap_err().contains("inbox"), "{outbox}");
@@ -409,7 +454,8 @@ pub(super) mod tests {
     #[tokio::test]
     async fn no_key_leads_out_of_the_folder() {
         let outside = folder_with(&[("secret", "s"), ("in/a", "a")]);
-        std::os::unix::fs::symlink(outside.path().join("secret"), outside.path().join("in/link")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), outside.path().join("in/link"))
+            .unwrap();
         let folder = Folder::new(&outside.path().join("in")).unwrap();
         let absolute = outside.path().join("secret").display().to_string();
         for key in ["../secret", "x/../../secret", &absolute, "link", "", "a/"] {

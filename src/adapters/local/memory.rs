@@ -1,9 +1,10 @@
 //! A queue in memory that obeys SQS's rules, on tokio's clock, so on a paused one too.
 //!
-//! It is the queue of `leasehold local`, of our own journey tests and of users' offline tests. The rules
-//! are those which LocalStack's tests recorded against AWS, else those of AWS's documentation; where both
-//! are silent or disagree, the answer that is worst for the caller: a fake that is kinder than SQS lies.
-//! `tests/queue_contract` asserts the same of this queue and of a real server.
+//! It is the queue of `leasehold local`, of our own journey tests and of users' offline tests. The
+//! rules are those which LocalStack's tests recorded against AWS, else those of AWS's
+//! documentation; where both are silent or disagree, the answer that is worst for the caller: a
+//! fake that is kinder than SQS lies. `tests/queue_contract` asserts the same of this queue and of
+//! a real server.
 //!
 //! Not played: retention, delayed sends, deduplication, disorder and duplicates in standard queues.
 
@@ -23,7 +24,10 @@ use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Standard,
-    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "a folder is a standard queue; tests have both"))]
+    #[cfg_attr(
+        not(feature = "internals"),
+        expect(dead_code, reason = "a folder is a standard queue; tests have both")
+    )]
     Fifo,
 }
 
@@ -104,7 +108,8 @@ impl MemoryQueue {
         let (body, group) = (body.into(), group.into());
         self.change(|state, now| {
             state.sent += 1;
-            let message = Message { body, group, receive_count: 0, visible_at: now, received_at: now };
+            let message =
+                Message { body, group, receive_count: 0, visible_at: now, received_at: now };
             state.messages.insert(state.sent, message);
             message_id(state.sent)
         })
@@ -134,8 +139,13 @@ impl MemoryQueue {
         changed
     }
 
-    /// Looks at once, at every change, and when a message's time runs out; `None` when `until` is reached.
-    async fn watch<T>(&self, until: Option<Instant>, look: impl Fn(&mut State, Instant) -> Option<T>) -> Option<T> {
+    /// Looks at once, at every change, and when a message's time runs out; `None` when `until` is
+    /// reached.
+    async fn watch<T>(
+        &self,
+        until: Option<Instant>,
+        look: impl Fn(&mut State, Instant) -> Option<T>,
+    ) -> Option<T> {
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
@@ -147,7 +157,12 @@ impl MemoryQueue {
                 if let Some(found) = look(&mut state, now) {
                     return Some(found);
                 }
-                state.messages.values().map(|message| message.visible_at).filter(|at| *at > now).min()
+                state
+                    .messages
+                    .values()
+                    .map(|message| message.visible_at)
+                    .filter(|at| *at > now)
+                    .min()
             };
             if until.is_some_and(|until| until <= now) {
                 return None;
@@ -186,18 +201,33 @@ pub struct Counts {
 
 #[async_trait]
 impl Queue for MemoryQueue {
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
         if wait > MAX_WAIT {
-            return Err(ReceiveError::Misconfigured(out_of_range("WaitTimeSeconds", wait, MAX_WAIT)));
+            return Err(ReceiveError::Misconfigured(out_of_range(
+                "WaitTimeSeconds",
+                wait,
+                MAX_WAIT,
+            )));
         }
         if visibility > CEILING {
-            return Err(ReceiveError::Misconfigured(out_of_range("VisibilityTimeout", visibility, CEILING)));
+            return Err(ReceiveError::Misconfigured(out_of_range(
+                "VisibilityTimeout",
+                visibility,
+                CEILING,
+            )));
         }
         let queue = self.clone();
-        // A task of its own: once sent, a request comes through, whether or not anyone still waits for its answer.
+        // A task of its own: once sent, a request comes through, whether or not anyone still waits
+        // for its answer.
         let polled = tokio::spawn(async move {
             let until = Instant::now() + whole_seconds(wait);
-            let delivery = queue.watch(Some(until), |state, now| state.receive(now, whole_seconds(visibility))).await;
+            let delivery = queue
+                .watch(Some(until), |state, now| state.receive(now, whole_seconds(visibility)))
+                .await;
             // The other watchers have to wait for this delivery's expiry from now on.
             queue.shared.changed.notify_waiters();
             delivery
@@ -205,7 +235,11 @@ impl Queue for MemoryQueue {
         Ok(polled.await.expect("a poll neither panics nor is aborted"))
     }
 
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
         self.change(|state, now| state.change_visibility(receipt, now, whole_seconds(visibility)))
     }
 
@@ -238,7 +272,11 @@ impl State {
             let message = self.messages.get_mut(&number).expect("it was found just now");
             if self.redrive.is_final(message.receive_count) {
                 let Message { body, receive_count, .. } = self.messages.remove(&number)?;
-                self.dead_letters.push(DeadLetter { message_id: message_id(number), body, receive_count });
+                self.dead_letters.push(DeadLetter {
+                    message_id: message_id(number),
+                    body,
+                    receive_count,
+                });
                 continue;
             }
             message.receive_count += 1;
@@ -256,7 +294,8 @@ impl State {
         }
     }
 
-    /// The first message that a receive would act on. In a FIFO queue a message in flight blocks its group.
+    /// The first message that a receive would act on. In a FIFO queue a message in flight blocks
+    /// its group.
     fn first_visible(&self, now: Instant) -> Option<u64> {
         let blocked: HashSet<&str> = match self.kind {
             Kind::Standard => HashSet::new(),
@@ -266,7 +305,9 @@ impl State {
             }
         };
         let mut visible = self.messages.iter().filter(|(_, message)| !message.is_in_flight(now));
-        visible.find(|(_, message)| !blocked.contains(message.group.as_str())).map(|(number, _)| *number)
+        visible
+            .find(|(_, message)| !blocked.contains(message.group.as_str()))
+            .map(|(number, _)| *number)
     }
 
     fn change_visibility(
@@ -285,28 +326,42 @@ impl State {
                 message.visible_at = now + visibility;
                 Ok(())
             }
-            // Recorded against AWS: it says yes. Whether it then hides the message again is disputed
-            // (LocalStack issue 9632 says no, NServiceBus yes); no is worse for the caller, who believes
-            // that the message is his. For a message that is somebody else's by now nothing is recorded.
+            // Recorded against AWS: it says yes. Whether it then hides the message again is
+            // disputed (LocalStack issue 9632 says no, NServiceBus yes); no is worse for the
+            // caller, who believes that the message is his. For a message that is somebody else's
+            // by now nothing is recorded.
             (Worth::Expired(_) | Worth::Superseded, Kind::Standard) => Ok(()),
             // As it answers a delete; not recorded for this call.
-            (Worth::Expired(_) | Worth::Superseded, Kind::Fifo) => Err(VisibilityError::NotInFlight(EXPIRED.into())),
-            (Worth::Gone, Kind::Standard | Kind::Fifo) => Err(VisibilityError::NotInFlight(GONE.into())),
-            (Worth::Nothing, Kind::Standard | Kind::Fifo) => Err(VisibilityError::NotInFlight(INVALID.into())),
+            (Worth::Expired(_) | Worth::Superseded, Kind::Fifo) => {
+                Err(VisibilityError::NotInFlight(EXPIRED.into()))
+            }
+            (Worth::Gone, Kind::Standard | Kind::Fifo) => {
+                Err(VisibilityError::NotInFlight(GONE.into()))
+            }
+            (Worth::Nothing, Kind::Standard | Kind::Fifo) => {
+                Err(VisibilityError::NotInFlight(INVALID.into()))
+            }
         }
     }
 
     fn delete(&mut self, receipt: &ReceiptHandle, now: Instant) -> Result<(), DeleteError> {
         match (self.worth(receipt, now), self.kind) {
-            (Worth::InFlight(number), Kind::Standard | Kind::Fifo) | (Worth::Expired(number), Kind::Standard) => {
+            (Worth::InFlight(number), Kind::Standard | Kind::Fifo)
+            | (Worth::Expired(number), Kind::Standard) => {
                 self.messages.remove(&number);
                 Ok(())
             }
-            // A delete may be repeated. With the handle of an earlier receive "the message might not be deleted"
-            // (AWS, DeleteMessage), and here it is not.
-            (Worth::Gone, Kind::Standard | Kind::Fifo) | (Worth::Superseded, Kind::Standard) => Ok(()),
-            (Worth::Expired(_) | Worth::Superseded, Kind::Fifo) => Err(DeleteError::Refused(EXPIRED.into())),
-            (Worth::Nothing, Kind::Standard | Kind::Fifo) => Err(DeleteError::Refused(INVALID.into())),
+            // A delete may be repeated. With the handle of an earlier receive "the message might
+            // not be deleted" (AWS, DeleteMessage), and here it is not.
+            (Worth::Gone, Kind::Standard | Kind::Fifo) | (Worth::Superseded, Kind::Standard) => {
+                Ok(())
+            }
+            (Worth::Expired(_) | Worth::Superseded, Kind::Fifo) => {
+                Err(DeleteError::Refused(EXPIRED.into()))
+            }
+            (Worth::Nothing, Kind::Standard | Kind::Fifo) => {
+                Err(DeleteError::Refused(INVALID.into()))
+            }
         }
     }
 
@@ -320,7 +375,8 @@ impl State {
         }
     }
 
-    /// Which message a handle is for, and which receive of it; `None` if this queue never gave it out.
+    /// Which message a handle is for, and which receive of it; `None` if this queue never gave it
+    /// out.
     fn given_out(&self, receipt: &ReceiptHandle) -> Option<(u64, u32)> {
         let (number, receive_count) = receipt.expose().split_once('-')?;
         let (number, receive_count) = (number.parse().ok()?, receive_count.parse().ok()?);
@@ -348,7 +404,8 @@ const MAX_WAIT: Duration = Duration::from_secs(20);
 
 // SQS's own words, but for the receipt handle, which SQS quotes and we never do.
 const INVALID: &str = "The input receipt handle is not a valid receipt handle.";
-const EXPIRED: &str = "Value … for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.";
+const EXPIRED: &str =
+    "Value … for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.";
 const GONE: &str = "Value … for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not \
                     available for visibility timeout change.";
 
@@ -397,7 +454,11 @@ mod tests {
     }
 
     async fn delete(queue: &MemoryQueue, delivery: &Delivery) -> Result<(), DeleteError> {
-        let policy = RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+        let policy = RetryPolicy {
+            retry: Retry::Expire,
+            on_stop: OnStop::Expire,
+            permanent_exit_codes: vec![],
+        };
         let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
             panic!("not completed")
         };
@@ -477,14 +538,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dead_letter_is_all_that_is_left_of_a_message() {
-        let queue =
-            MemoryQueue::new(Kind::Standard, Redrive::DeadLetter { max_receive_count: 1, queue: "dead".into() });
+        let queue = MemoryQueue::new(
+            Kind::Standard,
+            Redrive::DeadLetter { max_receive_count: 1, queue: "dead".into() },
+        );
         let message_id = queue.send("a");
         receive(&queue, S).await;
         sleep(S).await;
         assert_eq!(standing(&queue).await, Standing::Visible);
         assert_eq!(queue.receive(Duration::ZERO, S).await, Ok(None));
         assert_eq!(standing(&queue).await, Standing::Drained);
-        assert_eq!(queue.dead_letters(), [DeadLetter { message_id, body: "a".into(), receive_count: 1 }]);
+        assert_eq!(
+            queue.dead_letters(),
+            [DeadLetter { message_id, body: "a".into(), receive_count: 1 }]
+        );
     }
 }

@@ -13,8 +13,8 @@ use crate::ports::{Outbox, PublishError, Results};
 
 /// A folder for results: those for an object come into a folder named by its key.
 ///
-/// They appear there at once and as a whole, in place of an earlier result. What a crash leaves behind is in
-/// folders whose names start with `.leasehold-`.
+/// They appear there at once and as a whole, in place of an earlier result. What a crash leaves
+/// behind is in folders whose names start with `.leasehold-`.
 #[derive(Debug, Clone)]
 pub struct FolderOutbox {
     root: PathBuf,
@@ -28,17 +28,27 @@ impl FolderOutbox {
 
 #[async_trait]
 impl Outbox for FolderOutbox {
-    async fn publish(&self, results: &Results<'_>, halt: &CancellationToken) -> Result<Manifest, PublishError> {
+    async fn publish(
+        &self,
+        results: &Results<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Manifest, PublishError> {
         let key = results.object.map_or(results.message_id.as_str(), |object| &object.key);
         let failed = |why: String| PublishError(format!("{key}: {why}"));
         let target = below(&self.root, key).ok_or_else(|| failed(NO_PATH.into()))?;
         let directory = results.directory.to_owned();
-        // Whoever gives up waiting may remove the directory, so from then on nothing may be published.
+        // Whoever gives up waiting may remove the directory, so from then on nothing may be
+        // published.
         let given_up = CancellationToken::new();
         let _on_drop = given_up.clone().drop_guard();
-        let published = tokio::task::spawn_blocking(move || replace(&target, &directory, &given_up));
-        let published = halt.run_until_cancelled(published).await.ok_or_else(|| failed("halted".into()))?;
-        published.map_err(io::Error::from).and_then(|done| done).map_err(|error| failed(error.to_string()))
+        let published =
+            tokio::task::spawn_blocking(move || replace(&target, &directory, &given_up));
+        let published =
+            halt.run_until_cancelled(published).await.ok_or_else(|| failed("halted".into()))?;
+        published
+            .map_err(io::Error::from)
+            .and_then(|done| done)
+            .map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -62,7 +72,12 @@ fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io:
     }
     match fs::symlink_metadata(target) {
         Ok(there) if there.is_dir() => fs::rename(target, &old)?,
-        Ok(_) => return Err(io::Error::other(format!("{} exists and is not a folder", target.display()))),
+        Ok(_) => {
+            return Err(io::Error::other(format!(
+                "{} exists and is not a folder",
+                target.display()
+            )));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -93,10 +108,19 @@ mod tests {
             .collect()
     }
 
-    async fn publish(outbox: &FolderOutbox, key: &str, directory: &Path) -> Result<Manifest, PublishError> {
+    async fn publish(
+        outbox: &FolderOutbox,
+        key: &str,
+        directory: &Path,
+    ) -> Result<Manifest, PublishError> {
         let (object, message_id) = (object(key), MessageId::new("m"));
-        let results =
-            Results { object: Some(&object), message_id: &message_id, job_type: "default", to: None, directory };
+        let results = Results {
+            object: Some(&object),
+            message_id: &message_id,
+            job_type: "default",
+            to: None,
+            directory,
+        };
         outbox.publish(&results, &CancellationToken::new()).await
     }
 
@@ -104,7 +128,8 @@ mod tests {
     async fn a_result_takes_the_place_of_the_earlier_one_as_a_whole() {
         let out = tempfile::tempdir().unwrap();
         let outbox = FolderOutbox::new(out.path().join("results"));
-        let (first, second) = (folder_with(&[("x", "1"), ("only/first", "1")]), folder_with(&[("x", "2")]));
+        let (first, second) =
+            (folder_with(&[("x", "1"), ("only/first", "1")]), folder_with(&[("x", "2")]));
         publish(&outbox, "in/a.txt", first.path()).await.unwrap();
         assert_eq!(tree(out.path()), ["results/in/a.txt/only/first: 1", "results/in/a.txt/x: 1"]);
         publish(&outbox, "in/a.txt", second.path()).await.unwrap();
@@ -127,7 +152,9 @@ mod tests {
         let out = folder_with(&[("a.txt", "input"), ("results/kept", "")]);
         let result = folder_with(&[("x", "1")]);
         let before = tree(out.path());
-        for (root, key) in [("results", "../a"), ("results", "/a"), ("results", "a//b"), ("", "a.txt")] {
+        for (root, key) in
+            [("results", "../a"), ("results", "/a"), ("results", "a//b"), ("", "a.txt")]
+        {
             let outbox = FolderOutbox::new(out.path().join(root));
             publish(&outbox, key, result.path()).await.unwrap_err();
         }

@@ -1,4 +1,5 @@
-//! What goes wrong in a cluster now and then, made to happen once to each message: for `leasehold local --rehearse`.
+//! What goes wrong in a cluster now and then, made to happen once to each message: for `leasehold
+//! local --rehearse`.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,7 +61,8 @@ impl Rehearsal {
         let held: Vec<_> = self.pending().drain().collect();
         for receipt in held {
             // It may have been deleted meanwhile.
-            let _ = self.queue.change_visibility(&ReceiptHandle::new(receipt), Duration::ZERO).await;
+            let _ =
+                self.queue.change_visibility(&ReceiptHandle::new(receipt), Duration::ZERO).await;
         }
     }
 
@@ -79,7 +81,11 @@ const UNTIL_KILLED: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl Queue for Rehearsal {
-    async fn receive(&self, wait: Duration, visibility: Duration) -> Result<Option<Delivery>, ReceiveError> {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
         let received = self.queue.receive(wait, visibility).await;
         if let Ok(Some(delivery)) = &received
             && delivery.receive_count == 1
@@ -90,15 +96,25 @@ impl Queue for Rehearsal {
         received
     }
 
-    async fn change_visibility(&self, receipt: &ReceiptHandle, visibility: Duration) -> Result<(), VisibilityError> {
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
         if visibility > Duration::ZERO && self.happens(Mishap::LostLease, receipt) {
             self.queue.change_visibility(receipt, Duration::ZERO).await?;
-            return Err(VisibilityError::NotInFlight("rehearsed: another pod has received the message".to_owned()));
+            return Err(VisibilityError::NotInFlight(
+                "rehearsed: another pod has received the message".to_owned(),
+            ));
         }
         self.queue.change_visibility(receipt, visibility).await
     }
 
-    async fn delete(&self, receipt: &ReceiptHandle, permit: DeletePermit) -> Result<(), DeleteError> {
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError> {
         if self.happens(Mishap::Redelivery, receipt) {
             // At least once: the delete was accepted, and the message comes again.
             let _ = self.queue.change_visibility(receipt, Duration::ZERO).await;

@@ -1,7 +1,8 @@
-//! A folder as the whole of S3: each bucket is a folder in it, each object a file. It honours conditional writes, also among several
-//! processes.
+//! A folder as the whole of S3: each bucket is a folder in it, each object a file. It honours
+//! conditional writes, also among several processes.
 //!
-//! What `leasehold local` keeps of checkpoints, idempotency records, attempts and results, where a pod has buckets.
+//! What `leasehold local` keeps of checkpoints, idempotency records, attempts and results, where a
+//! pod has buckets.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,8 +22,8 @@ use super::folder::below;
 use crate::job::notification::Object;
 use crate::ports::checksum::{Algorithm, Checksum, Hasher};
 use crate::ports::{
-    Condition, Entry, FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, RecordError, Records, Storage,
-    Upload, Uploaded,
+    Condition, Entry, FetchError, ObjectBody, ObjectStore, ObjectWriter, RangeBody, RecordError,
+    Records, Storage, Upload, Uploaded,
 };
 
 /// In bytes.
@@ -45,7 +46,11 @@ impl FolderStore {
 
     fn path(&self, bucket: &str, key: &str) -> io::Result<PathBuf> {
         let path = below(&self.root, bucket).and_then(|bucket| below(&bucket, key));
-        let why = || format!("s3://{bucket}/{key} cannot be stored as a file: a part of its key is empty, `.` or `..`");
+        let why = || {
+            format!(
+                "s3://{bucket}/{key} cannot be stored as a file: a part of its key is empty, `.` or `..`"
+            )
+        };
         path.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, why()))
     }
 
@@ -57,7 +62,11 @@ impl FolderStore {
     }
 
     /// Puts a file in the place of an object, at once.
-    fn replace(&self, path: &Path, fill: impl FnOnce(&mut File) -> io::Result<u64>) -> io::Result<u64> {
+    fn replace(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&mut File) -> io::Result<u64>,
+    ) -> io::Result<u64> {
         fs::create_dir_all(path.parent().expect("an object is in a bucket"))?;
         let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.root)?;
         let bytes = fill(new.as_file_mut())?;
@@ -65,7 +74,12 @@ impl FolderStore {
         Ok(bytes)
     }
 
-    fn write_if(&self, path: &Path, bytes: &[u8], condition: Condition<'_>) -> io::Result<Option<String>> {
+    fn write_if(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        condition: Condition<'_>,
+    ) -> io::Result<Option<String>> {
         let _lock = self.lock()?;
         let there = read(path)?.map(|there| etag(&there));
         let holds = match condition {
@@ -93,7 +107,9 @@ fn etag(bytes: &[u8]) -> String {
 }
 
 /// On a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::from)?
 }
 
@@ -104,10 +120,18 @@ impl ObjectStore for FolderStore {
         Ok(ObjectBody { size: whole.size, etag: None, checksum: None, bytes: whole.bytes })
     }
 
-    async fn open_range(&self, object: &Object, range: Range<u64>) -> Result<RangeBody, FetchError> {
+    async fn open_range(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<RangeBody, FetchError> {
         let failed = |error: io::Error| {
             let why = format!("s3://{}/{}: {error}", object.bucket, object.key);
-            if error.kind() == io::ErrorKind::NotFound { FetchError::Missing(why) } else { FetchError::Retryable(why) }
+            if error.kind() == io::ErrorKind::NotFound {
+                FetchError::Missing(why)
+            } else {
+                FetchError::Retryable(why)
+            }
         };
         let path = self.path(&object.bucket, &object.key).map_err(failed)?;
         let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
@@ -121,7 +145,8 @@ impl ObjectStore for FolderStore {
 #[async_trait]
 impl ObjectWriter for FolderStore {
     async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String> {
-        let (store, path) = (self.clone(), self.path(bucket, key).map_err(|error| error.to_string())?);
+        let (store, path) =
+            (self.clone(), self.path(bucket, key).map_err(|error| error.to_string())?);
         let written = blocking(move || {
             let _lock = store.lock()?;
             store.replace(&path, |file| io::copy(&mut &bytes[..], file))
@@ -129,7 +154,11 @@ impl ObjectWriter for FolderStore {
         written.await.map(drop).map_err(|error| error.to_string())
     }
 
-    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
+    async fn upload(
+        &self,
+        upload: &Upload<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Uploaded, String> {
         let path = self.path(upload.bucket, upload.key).map_err(|error| error.to_string())?;
         let (store, from, halt) = (self.clone(), upload.path.to_owned(), halt.clone());
         let uploaded = blocking(move || {
@@ -148,7 +177,8 @@ impl ObjectWriter for FolderStore {
 #[async_trait]
 impl Storage for FolderStore {
     async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String> {
-        let bucket = below(&self.root, bucket).ok_or_else(|| format!("{bucket:?} cannot be the name of a folder"))?;
+        let bucket = below(&self.root, bucket)
+            .ok_or_else(|| format!("{bucket:?} cannot be the name of a folder"))?;
         let prefix = prefix.to_owned();
         let listed = blocking(move || {
             if !bucket.exists() {
@@ -160,8 +190,11 @@ impl Storage for FolderStore {
                 Err(error) => Some(Err(io::Error::from(error))),
             });
             let key = |path: PathBuf| {
-                let key =
-                    path.strip_prefix(&bucket).expect("a walk stays below its root").to_string_lossy().into_owned();
+                let key = path
+                    .strip_prefix(&bucket)
+                    .expect("a walk stays below its root")
+                    .to_string_lossy()
+                    .into_owned();
                 key.starts_with(&prefix).then_some(key)
             };
             files.filter_map(|path| path.map(key).transpose()).collect()
@@ -181,7 +214,8 @@ impl Storage for FolderStore {
 #[async_trait]
 impl Records for FolderStore {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
-        let path = self.path(bucket, key).map_err(|error| RecordError::Refused(error.to_string()))?;
+        let path =
+            self.path(bucket, key).map_err(|error| RecordError::Refused(error.to_string()))?;
         let entry = blocking(move || {
             let Some(bytes) = read(&path)? else { return Ok(None) };
             let age = fs::metadata(&path)?.modified()?.elapsed().unwrap_or_default();
@@ -197,7 +231,8 @@ impl Records for FolderStore {
         bytes: Vec<u8>,
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
-        let path = self.path(bucket, key).map_err(|error| RecordError::Refused(error.to_string()))?;
+        let path =
+            self.path(bucket, key).map_err(|error| RecordError::Refused(error.to_string()))?;
         let (store, unchanged) = (self.clone(), condition.etag().map(str::to_owned));
         let written = blocking(move || {
             let condition = unchanged.as_deref().map_or(Condition::Absent, Condition::Unchanged);
@@ -230,10 +265,14 @@ mod tests {
             let store = store.clone();
             async move { store.write("b", "a/record", vec![n], condition).await }
         };
-        let first = futures_util::future::join_all((0..8).map(|n| write(n, Condition::Absent))).await;
+        let first =
+            futures_util::future::join_all((0..8).map(|n| write(n, Condition::Absent))).await;
         let etags: Vec<_> = first.into_iter().flatten().collect();
         assert_eq!(etags.len(), 1);
-        let second = futures_util::future::join_all((10..18).map(|n| write(n, Condition::Unchanged(&etags[0])))).await;
+        let second = futures_util::future::join_all(
+            (10..18).map(|n| write(n, Condition::Unchanged(&etags[0]))),
+        )
+        .await;
         assert_eq!(second.iter().filter(|written| written.is_ok()).count(), 1);
         assert!(second.contains(&Err(RecordError::ConditionFailed)));
         let entry = store.read("b", "a/record").await.unwrap().unwrap();
@@ -247,7 +286,8 @@ mod tests {
         store.put("b", "p/1", b"one".to_vec()).await.unwrap();
         let file = home.path().join("file");
         fs::write(&file, "two").unwrap();
-        let upload = Upload { bucket: "b", key: "p/2", path: &file, bytes: 3, content_type: "text/plain" };
+        let upload =
+            Upload { bucket: "b", key: "p/2", path: &file, bytes: 3, content_type: "text/plain" };
         store.upload(&upload, &CancellationToken::new()).await.unwrap();
         let halted = CancellationToken::new();
         halted.cancel();
@@ -255,7 +295,10 @@ mod tests {
         let mut keys = store.list("b", "p/").await.unwrap();
         keys.sort();
         assert_eq!(keys, ["p/1", "p/2"]);
-        assert!(store.list("b", "q").await.unwrap().is_empty() && store.list("none", "").await.unwrap().is_empty());
+        assert!(
+            store.list("b", "q").await.unwrap().is_empty()
+                && store.list("none", "").await.unwrap().is_empty()
+        );
         let object = |key: &str| Object {
             bucket: "b".into(),
             key: key.into(),

@@ -1,11 +1,13 @@
 //! Ends the commands when we are KILLed: a process that does nothing else but wait for our end.
 //!
-//! As PID 1 we need none, for the kernel KILLs the whole container with us. Elsewhere (a shell around us, a shared process
-//! namespace, `leasehold local`) the commands would go on without a lease. A parent-death signal reaches no more than a
-//! command's first process, is forgotten when that changes its user, and would need a fork for every command in place of a
-//! posix_spawn: ten times as long.
+//! As PID 1 we need none, for the kernel KILLs the whole container with us. Elsewhere (a shell
+//! around us, a shared process namespace, `leasehold local`) the commands would go on without a
+//! lease. A parent-death signal reaches no more than a command's first process, is forgotten when
+//! that changes its user, and would need a fork for every command in place of a posix_spawn: ten
+//! times as long.
 //!
-//! It is told of each command when it starts and when it is reaped. When its standard input ends, we have.
+//! It is told of each command when it starts and when it is reaped. When its standard input ends,
+//! we have.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -51,8 +53,9 @@ impl Guard {
         Ok(Self { child, news: Mutex::new(news) })
     }
 
-    /// `mark` is the variable that only this command's processes have. Read from /proc it would be nothing for a while: a process
-    /// shows no environment from the moment that its program is loaded until that begins.
+    /// `mark` is the variable that only this command's processes have. Read from /proc it would be
+    /// nothing for a while: a process shows no environment from the moment that its program is
+    /// loaded until that begins.
     pub(super) fn starts(&self, leader: i32, mark: Option<&[u8]>) {
         self.send(leader, mark.unwrap_or_default());
     }
@@ -82,7 +85,8 @@ impl Drop for Guard {
         if commands.remove(&self.child.id().cast_signed()).is_none() {
             return;
         }
-        let looks = if commands.is_empty() { 0 } else { KILL_LIMIT.as_millis() / QUICK_TICK.as_millis() };
+        let looks =
+            if commands.is_empty() { 0 } else { KILL_LIMIT.as_millis() / QUICK_TICK.as_millis() };
         for _ in 0..looks {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;

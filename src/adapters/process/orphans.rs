@@ -1,8 +1,9 @@
 //! What has left its command's group: reaped when it has ended, and ended with its command.
 //!
-//! It becomes our child once its parent has ended. To which of the commands that run side by side it belongs is seen by
-//! the environment that it has inherited, or by the processes that it descends from. What shows neither (another user's, or
-//! a daemon that cleared its environment and whose parent is gone) is ended when no command runs that had begun before it did.
+//! It becomes our child once its parent has ended. To which of the commands that run side by side
+//! it belongs is seen by the environment that it has inherited, or by the processes that it
+//! descends from. What shows neither (another user's, or a daemon that cleared its environment and
+//! whose parent is gone) is ended when no command runs that had begun before it did.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,8 @@ use super::table::{Process, ProcessId};
 /// The commands that run or are not reaped yet, by their leaders.
 pub(super) type Commands = BTreeMap<i32, Family>;
 
-/// Of the variable that only a command's own processes have: it names a folder that is nobody else's.
+/// Of the variable that only a command's own processes have: it names a folder that is nobody
+/// else's.
 pub(super) const MARK: &[u8] = b"JOB_FILE=";
 
 /// How long what has ended in our own group may wait for whoever started it.
@@ -39,7 +41,8 @@ pub(super) fn commands() -> MutexGuard<'static, Commands> {
 /// Who belongs to a command.
 pub(super) struct Family {
     pub(super) stage: Stage,
-    /// When its leader was started, in ticks since the machine's start: what is older is not of this command.
+    /// When its leader was started, in ticks since the machine's start: what is older is not of
+    /// this command.
     since: u64,
     /// A variable that only this command's processes have, as the kernel shows it: `NAME=value`.
     mark: Option<Vec<u8>>,
@@ -89,7 +92,8 @@ impl Family {
     }
 
     fn has(&self, process: &Process, environment: &[u8]) -> bool {
-        let is_marked = |mark: &Vec<u8>| environment.split(|byte| *byte == 0).any(|variable| variable == mark);
+        let is_marked =
+            |mark: &Vec<u8>| environment.split(|byte| *byte == 0).any(|variable| variable == mark);
         self.includes(process) || self.mark.as_ref().is_some_and(is_marked)
     }
 }
@@ -125,51 +129,61 @@ pub(super) async fn reap_orphans(mut signals: unix::Signal) {
     }
 }
 
-/// The orphans of a single command are its own, however late they are seen. With several commands, descent has to be seen before the
-/// parents are gone and the environment is overwritten.
+/// The orphans of a single command are its own, however late they are seen. With several commands,
+/// descent has to be seen before the parents are gone and the environment is overwritten.
 fn tick(commands: &Commands, has_helper: bool) -> Duration {
     let is_dropped = commands.values().any(|family| family.stage == Stage::Dropped);
     let count = commands.values().filter(|family| !family.is_guard()).count();
     if has_helper || is_dropped || count > 1 { TICK } else { SLOW_TICK }
 }
 
-/// Reaps a helper of a wrapper script that ended with `exec leasehold`, for nobody else does. Who has started a process here,
-/// in our group too, has reaped it long before.
+/// Reaps a helper of a wrapper script that ended with `exec leasehold`, for nobody else does. Who
+/// has started a process here, in our group too, has reaped it long before.
 fn reap_helper(seen: &mut Option<(Pid, Instant)>) {
     let ours = Id::PGid(getpgrp());
     let ended = waitid(ours, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT);
     let pid = ended.ok().and_then(|status| status.pid());
-    *seen = pid.map(|pid| seen.filter(|(before, _)| *before == pid).unwrap_or_else(|| (pid, Instant::now())));
+    *seen = pid.map(|pid| {
+        seen.filter(|(before, _)| *before == pid).unwrap_or_else(|| (pid, Instant::now()))
+    });
     if let Some((pid, _)) = seen.filter(|(_, since)| since.elapsed() >= UNCLAIMED) {
         let _ = wait(pid.as_raw(), WaitPidFlag::empty());
     }
 }
 
-/// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended, is there one of which
-/// nobody knows whose it is, or, while no command runs, is there any?
+/// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended,
+/// is there one of which nobody knows whose it is, or, while no command runs, is there any?
 fn sweep_if_due(commands: &mut Commands) {
     if commands.values().any(|family| family.stage == Stage::Dropped) {
         return end_dropped(commands);
     }
-    let is_due = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
-        Err(Errno::ECHILD) => false,
-        Ok(WaitStatus::StillAlive) if are_idle(commands) => !are_none(commands),
-        // It may still show whose it is: what changes its title overwrites its environment.
-        Ok(WaitStatus::StillAlive) => !are_known(commands),
-        // A leader is reaped by its own run; who stands behind it in the kernel's list is seen at the next look.
-        Ok(status) => status.pid().is_none_or(|pid| commands.get(&pid.as_raw()).is_none_or(Family::is_guard)),
-        // nix has no word for an end by a real-time signal.
-        Err(_) => true,
-    };
+    let is_due =
+        match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
+            Err(Errno::ECHILD) => false,
+            Ok(WaitStatus::StillAlive) if are_idle(commands) => !are_none(commands),
+            // It may still show whose it is: what changes its title overwrites its environment.
+            Ok(WaitStatus::StillAlive) => !are_known(commands),
+            // A leader is reaped by its own run; who stands behind it in the kernel's list is seen
+            // at the next look.
+            Ok(status) => status
+                .pid()
+                .is_none_or(|pid| commands.get(&pid.as_raw()).is_none_or(Family::is_guard)),
+            // nix has no word for an end by a real-time signal.
+            Err(_) => true,
+        };
     if is_due {
         sweep(commands);
     }
 }
 
-/// KILLs the commands whose run was dropped, and reaps their leaders once nobody else is left of them.
+/// KILLs the commands whose run was dropped, and reaps their leaders once nobody else is left of
+/// them.
 fn end_dropped(commands: &mut Commands) {
-    let dropped: Vec<_> =
-        commands.iter().filter(|(_, family)| family.stage == Stage::Dropped).map(|(leader, _)| *leader).collect();
+    let dropped: Vec<_> = commands
+        .iter()
+        .filter(|(_, family)| family.stage == Stage::Dropped)
+        .map(|(leader, _)| *leader)
+        .collect();
     for leader in &dropped {
         let _ = killpg(Pid::from_raw(*leader), Signal::SIGKILL);
     }
@@ -195,12 +209,16 @@ fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
     waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | more)
 }
 
-/// Has nobody left a group? Only our children are asked for, which is cheap; an orphan is one of them.
+/// Has nobody left a group? Only our children are asked for, which is cheap; an orphan is one of
+/// them.
 pub(super) fn are_none(commands: &Commands) -> bool {
     let our_group = getpgrp().as_raw();
     // A helper that is older than every command is of none.
-    let oldest = commands.values().filter(|family| !family.is_guard()).map(|family| family.since).min();
-    no_child_but_leaders(commands, |it| it.group == our_group && oldest.is_none_or(|oldest| it.started < oldest))
+    let oldest =
+        commands.values().filter(|family| !family.is_guard()).map(|family| family.since).min();
+    no_child_but_leaders(commands, |it| {
+        it.group == our_group && oldest.is_none_or(|oldest| it.started < oldest)
+    })
 }
 
 /// Is it known of all orphans whose they are?
@@ -210,7 +228,8 @@ fn are_known(commands: &Commands) -> bool {
 }
 
 fn no_child_but_leaders(commands: &Commands, or: impl Fn(&Process) -> bool) -> bool {
-    let is_so = |pid: &i32| commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| or(&it));
+    let is_so =
+        |pid: &i32| commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| or(&it));
     children().is_some_and(|children| children.iter().all(is_so))
 }
 
@@ -218,7 +237,8 @@ fn is_included(commands: &Commands, process: &Process) -> bool {
     commands.values().any(|family| family.includes(process))
 }
 
-/// Is it an orphan of which nobody knows whose it is, and did no other command run that may have started it?
+/// Is it an orphan of which nobody knows whose it is, and did no other command run that may have
+/// started it?
 pub(super) fn is_left_to(leader: i32, commands: &Commands, process: &Process) -> bool {
     let is_orphan = process.parent == getpid().as_raw()
         && process.group != getpgrp().as_raw()
@@ -230,21 +250,23 @@ pub(super) fn is_left_to(leader: i32, commands: &Commands, process: &Process) ->
         && !commands.iter().any(|(other, family)| *other != leader && may_be(family))
 }
 
-/// The children of our first thread, ended or not. The kernel gives orphans to that thread, which never ends before us. `None` if the
-/// kernel does not list them (`CONFIG_PROC_CHILDREN`).
+/// The children of our first thread, ended or not. The kernel gives orphans to that thread, which
+/// never ends before us. `None` if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
 fn children() -> Option<Vec<i32>> {
     let list = fs::read_to_string(format!("/proc/self/task/{}/children", getpid())).ok()?;
     Some(list.split(' ').filter_map(|pid| pid.parse().ok()).collect())
 }
 
-/// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending, and those that no command
-/// which runs can have started. Returns those.
+/// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending, and
+/// those that no command which runs can have started. Returns those.
 ///
 /// What is in a command's group is left to whoever ends that command.
 pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     let (us, our_group) = (getpid().as_raw(), getpgrp().as_raw());
     // A guard that has ended is an orphan like any other.
-    commands.retain(|pid, family| !family.is_guard() || wait(*pid, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive));
+    commands.retain(|pid, family| {
+        !family.is_guard() || wait(*pid, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive)
+    });
     let processes: Vec<_> = Process::all().collect();
     if !are_idle(commands) {
         attribute(commands, &processes, us);
@@ -253,12 +275,14 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
         commands.values().any(|family| family.is_over() && family.includes(it))
             || !commands.values().any(|family| family.may_have_started(it))
     };
-    // In our own group is what others here have started and wait for, such as a profile's `credential_process`.
+    // In our own group is what others here have started and wait for, such as a profile's
+    // `credential_process`.
     let is_theirs = |it: &Process| it.group == our_group && !is_included(commands, it);
     let is_ours = |it: &Process| is_theirs(it) || commands.contains_key(&it.pid);
     let orphans = processes.into_iter().filter(|it| it.parent == us && !is_ours(it));
     let killed = orphans.filter(|orphan| {
-        // The kernel's word that this is our child, alive, and so its number its own; everything else is reaped by this.
+        // The kernel's word that this is our child, alive, and so its number its own; everything
+        // else is reaped by this.
         let lives = wait(orphan.pid, WaitPidFlag::empty()) == Ok(WaitStatus::StillAlive);
         lives
             && !commands.contains_key(&orphan.group)
@@ -268,14 +292,16 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     killed.collect()
 }
 
-/// Notes to which commands the processes below `root` belong: while a parent lives, its children's descent can be seen.
+/// Notes to which commands the processes below `root` belong: while a parent lives, its children's
+/// descent can be seen.
 pub(super) fn attribute(commands: &mut Commands, processes: &[Process], root: i32) {
     let mut children: BTreeMap<i32, Vec<&Process>> = BTreeMap::new();
     for process in processes {
         children.entry(process.parent).or_default().push(process);
     }
-    let below =
-        |parent: i32, of: Option<i32>| children.get(&parent).into_iter().flatten().copied().zip(iter::repeat(of));
+    let below = |parent: i32, of: Option<i32>| {
+        children.get(&parent).into_iter().flatten().copied().zip(iter::repeat(of))
+    };
     let mut open: Vec<(&Process, Option<i32>)> = below(root, None).collect();
     while let Some((process, of)) = open.pop() {
         let of = of.or_else(|| family_of(commands, process));
@@ -287,9 +313,12 @@ pub(super) fn attribute(commands: &mut Commands, processes: &[Process], root: i3
 }
 
 fn family_of(commands: &Commands, process: &Process) -> Option<i32> {
-    let by_group = [process.pid, process.group].into_iter().find(|leader| commands.contains_key(leader));
+    let by_group =
+        [process.pid, process.group].into_iter().find(|leader| commands.contains_key(leader));
     by_group.or_else(|| {
         let environment = process.environment();
-        commands.iter().find_map(|(leader, family)| family.has(process, &environment).then_some(*leader))
+        commands
+            .iter()
+            .find_map(|(leader, family)| family.has(process, &environment).then_some(*leader))
     })
 }

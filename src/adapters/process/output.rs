@@ -15,17 +15,20 @@ use tracing::{Instrument, info};
 use crate::job::report::as_json_fits;
 use crate::ports::Pulse;
 
-/// How long output may still come after the command has ended. What was written before its end is read in
-/// milliseconds; after that, something the command left behind holds the pipe, perhaps for ever.
+/// How long output may still come after the command has ended. What was written before its end is
+/// read in milliseconds; after that, something the command left behind holds the pipe, perhaps for
+/// ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// How long a forwarded line may be, in bytes, as it is written and as JSON; the rest of it is dropped. A container runtime cuts
-/// a record of more than 16 KiB in two.
+/// How long a forwarded line may be, in bytes, as it is written and as JSON; the rest of it is
+/// dropped. A container runtime cuts a record of more than 16 KiB in two.
 const MAX_LINE: usize = 8 * 1024;
 
-/// A line that ended in a carriage return waits this long for what overwrites it: the newline of a file from Windows …
+/// A line that ended in a carriage return waits this long for what overwrites it: the newline of a
+/// file from Windows …
 const OVERWRITE: Duration = Duration::from_millis(100);
-/// … and after one of them was logged the next waits longer: a progress bar is drawn ten times a second.
+/// … and after one of them was logged the next waits longer: a progress bar is drawn ten times a
+/// second.
 const REDRAW: Duration = Duration::from_secs(10);
 
 /// How many of the last lines of the standard error are kept, and how much of each, in characters.
@@ -74,7 +77,10 @@ impl Output {
 
     /// Waits until both streams have been closed and forwarded, and no longer than [`DRAIN`].
     pub(super) async fn drain(&mut self) {
-        if timeout(DRAIN, async { while self.forwarders.join_next().await.is_some() {} }).await.is_err() {
+        if timeout(DRAIN, async { while self.forwarders.join_next().await.is_some() {} })
+            .await
+            .is_err()
+        {
             self.enough.cancel();
             while self.forwarders.join_next().await.is_some() {}
         }
@@ -85,11 +91,18 @@ fn log(stream: &'static str, line: &str) {
     info!(target: "command", stream, line);
 }
 
-/// Passes on line by line until the stream is closed or it is `enough`. Never holds more than two lines and one chunk.
+/// Passes on line by line until the stream is closed or it is `enough`. Never holds more than two
+/// lines and one chunk.
 ///
-/// A carriage return ends a line, too. Of lines that overwrite each other on a screen, as those of a progress bar, the last
-/// counts; one that stays is passed on after a moment, and while more come, one every ten seconds.
-async fn forward(pipe: impl AsyncRead + Unpin, enough: CancellationToken, pulse: Pulse, mut pass_on: impl FnMut(&str)) {
+/// A carriage return ends a line, too. Of lines that overwrite each other on a screen, as those of
+/// a progress bar, the last counts; one that stays is passed on after a moment, and while more
+/// come, one every ten seconds.
+async fn forward(
+    pipe: impl AsyncRead + Unpin,
+    enough: CancellationToken,
+    pulse: Pulse,
+    mut pass_on: impl FnMut(&str),
+) {
     let mut pipe = BufReader::new(pipe);
     let (mut line, mut overwritten) = (Line::default(), Overwritten::new());
     loop {
@@ -156,7 +169,8 @@ impl Overwritten {
         (self.line, self.is_passed_on) = (Some(line), false);
     }
 
-    /// Whether it ends with `line` or was whole itself (`\r\n`); `None` if it was passed on already.
+    /// Whether it ends with `line` or was whole itself (`\r\n`); `None` if it was passed on
+    /// already.
     fn completed_by(&mut self, line: Line) -> Option<Line> {
         let (overwritten, is_passed_on) = (self.line.take(), mem::take(&mut self.is_passed_on));
         if !line.is_empty() {
@@ -214,7 +228,8 @@ mod tests {
 
     use super::*;
 
-    /// Writes each part when the time before it has passed, and closes. What is passed on, and after how many milliseconds.
+    /// Writes each part when the time before it has passed, and closes. What is passed on, and
+    /// after how many milliseconds.
     async fn passed_on(parts: &[(u64, &str)]) -> Vec<(u128, String)> {
         let (mut theirs, ours) = duplex(64 * 1024);
         let started = Instant::now();
@@ -268,7 +283,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_bar_that_stays_is_seen_at_once_and_only_once() {
-        let lines = passed_on(&[(0, "1%\r"), (60_000, "\n"), (0, "2%\r"), (1_000, "3%\r"), (60_000, "4%\r\n")]).await;
+        let lines = passed_on(&[
+            (0, "1%\r"),
+            (60_000, "\n"),
+            (0, "2%\r"),
+            (1_000, "3%\r"),
+            (60_000, "4%\r\n"),
+        ])
+        .await;
         let lines: Vec<_> = lines.iter().map(|(at, line)| (*at, &**line)).collect();
         assert_eq!(lines, [(100, "1%"), (60_100, "2%"), (70_100, "3%"), (121_000, "4%")]);
     }
@@ -282,7 +304,11 @@ mod tests {
             let (kept, cut) = line.split_once(" [truncated: ").unwrap();
             let cut: usize = cut.strip_suffix(" more bytes]").unwrap().parse().unwrap();
             let lost = if character == "\u{1F600}" || character == "\u{fffd}" { 8 } else { 0 };
-            assert!((100_000 * character.len()).abs_diff(kept.len() + cut) <= lost, "{} {cut}", kept.len());
+            assert!(
+                (100_000 * character.len()).abs_diff(kept.len() + cut) <= lost,
+                "{} {cut}",
+                kept.len()
+            );
         }
     }
 }

@@ -8,7 +8,8 @@ use nix::errno::Errno;
 
 use crate::ports::StartError;
 
-/// The file that will be run: looked for in PATH, unless `program` has a slash in it. For a check before any work.
+/// The file that will be run: looked for in PATH, unless `program` has a slash in it. For a check
+/// before any work.
 pub fn find_program(program: &OsStr) -> Result<PathBuf, StartError> {
     which::which(program).map_err(|_| {
         let why = if file_of(program).is_some() { Errno::EACCES } else { Errno::ENOENT };
@@ -22,7 +23,9 @@ fn file_of(program: &OsStr) -> Option<PathBuf> {
     if is_path(program) {
         return Some(PathBuf::from(program)).filter(|file| file.exists());
     }
-    env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join(program)).find(|file| file.is_file())
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
 }
 
 fn is_path(program: &OsStr) -> bool {

@@ -19,7 +19,8 @@ pub(super) type ProcessId = (i32, u64);
 
 impl Process {
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let names =
+            fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
         names.filter_map(|name| Self::of(name.to_str()?.parse().ok()?))
     }
 

@@ -50,7 +50,9 @@ impl Container<'_> {
 
     /// The region that the pod takes, if a variable says it.
     pub fn region(&self) -> Option<&str> {
-        self.environment.known("AWS_REGION").or_else(|| self.environment.known("AWS_DEFAULT_REGION"))
+        self.environment
+            .known("AWS_REGION")
+            .or_else(|| self.environment.known("AWS_DEFAULT_REGION"))
     }
 }
 
@@ -58,16 +60,20 @@ impl<'a> ScaledJob<'a> {
     /// The container that runs leasehold, if there is one, and what is wrong with how it does.
     pub fn container(&self) -> (Option<Container<'a>>, Findings) {
         let place = self.at("spec.jobTargetRef.template.spec.containers");
-        let mut looked_at: Vec<_> = self.containers().map(|container| self.look_at(container)).collect();
+        let mut looked_at: Vec<_> =
+            self.containers().map(|container| self.look_at(container)).collect();
         // What is wrong with the others keeps the pod from starting, too.
         let init_containers = self.pod["initContainers"].as_array().into_iter().flatten();
-        let init_containers: Vec<_> = init_containers.map(|container| self.look_at(container)).collect();
-        let of_others = looked_at.iter().chain(&init_containers).flat_map(|(_, _, findings)| findings);
+        let init_containers: Vec<_> =
+            init_containers.map(|container| self.look_at(container)).collect();
+        let of_others =
+            looked_at.iter().chain(&init_containers).flat_map(|(_, _, findings)| findings);
         let of_others = of_others.filter(|finding| finding.severity == Severity::Error).cloned();
         let mut all = Findings::from(of_others.collect::<Vec<_>>());
         let runs = looked_at.iter().position(|(_, start, _)| matches!(start, Start::Leasehold(_)));
-        let is_set =
-            |(container, _, _): &(Container, Start, Vec<Finding>)| container.environment.settings().next().is_some();
+        let is_set = |(container, _, _): &(Container, Start, Vec<Finding>)| {
+            container.environment.settings().next().is_some()
+        };
         let Some(found) = runs.or_else(|| looked_at.iter().position(is_set)) else {
             let change = "start the command with leasehold: command: [leasehold, run, --, …]";
             all.findings.push(Finding::new(
@@ -93,9 +99,10 @@ impl<'a> ScaledJob<'a> {
                 None
             }
             Start::Unseen(what) => {
-                let what = format!("check cannot see whether it starts leasehold: {what} is not in the file");
-                let change =
-                    "check that it ends with exec leasehold run; otherwise a stop does not release the message";
+                let what = format!(
+                    "check cannot see whether it starts leasehold: {what} is not in the file"
+                );
+                let change = "check that it ends with exec leasehold run; otherwise a stop does not release the message";
                 all.findings.push(Finding::new(Rule::StartUnseen, command, what, change));
                 None
             }
@@ -112,17 +119,32 @@ impl<'a> ScaledJob<'a> {
     fn look_at(&self, value: &'a Value) -> (Container<'a>, Start, Vec<Finding>) {
         let path = self.path_of(value);
         let (mut environment, mut findings) = self.environment(&path, value);
-        let mut starter = Starter { place: path.at("command"), environment: &mut environment, findings: Vec::new() };
+        let mut starter = Starter {
+            place: path.at("command"),
+            environment: &mut environment,
+            findings: Vec::new(),
+        };
         let start = starter.start(value);
         findings.append(&mut starter.findings);
         for field in ["command", "args", "env", "envFrom", "ports", "volumeMounts"] {
             if !value[field].is_null() && !value[field].is_array() {
                 let what = "it is not a list, so Kubernetes rejects the object";
-                findings.push(Finding::new(Rule::WrongType, path.at(field), what, "write it as a list"));
+                findings.push(Finding::new(
+                    Rule::WrongType,
+                    path.at(field),
+                    what,
+                    "write it as a list",
+                ));
             }
         }
-        let container =
-            Container { value, path, environment, config: None, unknown: BTreeSet::new(), flags: BTreeSet::new() };
+        let container = Container {
+            value,
+            path,
+            environment,
+            config: None,
+            unknown: BTreeSet::new(),
+            flags: BTreeSet::new(),
+        };
         (container, start, findings)
     }
 
@@ -140,8 +162,12 @@ impl<'a> ScaledJob<'a> {
             let temporary = container.environment.known("TMPDIR").unwrap_or("/tmp").to_owned();
             variables.insert("LEASEHOLD_WORK_DIR".to_owned(), temporary);
         }
-        let is_said = variables.contains_key("LEASEHOLD_QUEUE_URL") || container.flags.contains("LEASEHOLD_QUEUE_URL");
-        if !is_said && (container.unknown.contains("LEASEHOLD_QUEUE_URL") || container.environment.has_unseen) {
+        let is_said = variables.contains_key("LEASEHOLD_QUEUE_URL")
+            || container.flags.contains("LEASEHOLD_QUEUE_URL");
+        if !is_said
+            && (container.unknown.contains("LEASEHOLD_QUEUE_URL")
+                || container.environment.has_unseen)
+        {
             let any = "https://sqs.eu-west-1.amazonaws.com/123456789012/unknown";
             variables.insert("LEASEHOLD_QUEUE_URL".to_owned(), any.to_owned());
         }
@@ -149,13 +175,14 @@ impl<'a> ScaledJob<'a> {
         let args = command_line::container_args(&variables, &words).and_then(|mut args| {
             if let Some((text, path)) = job_types {
                 let file = JobTypesFile::parse(&path, || Ok(text));
-                args.work.job_types = Some(file.map_err(|why| format!("--job-types {path}: {why}"))?);
+                args.work.job_types =
+                    Some(file.map_err(|why| format!("--job-types {path}: {why}"))?);
             }
             Ok(args)
         });
         // What is wrong between two settings may be right with those that are not in the file.
-        let is_complete =
-            container.unknown.iter().all(|name| NAMES.contains(&name.as_str())) && !container.environment.has_unseen;
+        let is_complete = container.unknown.iter().all(|name| NAMES.contains(&name.as_str()))
+            && !container.environment.has_unseen;
         let refused = if is_complete { Severity::Error } else { Severity::Unchecked };
         let config = args
             .map_err(|why| (Severity::Error, why))
@@ -182,8 +209,8 @@ impl<'a> ScaledJob<'a> {
         all
     }
 
-    /// The file of the job types and its path, if the manifest has it. The files that settings name are taken out of `variables`,
-    /// since they are not on this machine.
+    /// The file of the job types and its path, if the manifest has it. The files that settings name
+    /// are taken out of `variables`, since they are not on this machine.
     fn files(
         &self,
         container: &Container,
@@ -191,9 +218,11 @@ impl<'a> ScaledJob<'a> {
         findings: &mut Vec<Finding>,
     ) -> Option<(String, String)> {
         let mut job_types = None;
-        for name in
-            ["LEASEHOLD_JOB_TYPES", "LEASEHOLD_PUSHGATEWAY_BASIC_AUTH_FILE", "LEASEHOLD_PUSHGATEWAY_BEARER_TOKEN_FILE"]
-        {
+        for name in [
+            "LEASEHOLD_JOB_TYPES",
+            "LEASEHOLD_PUSHGATEWAY_BASIC_AUTH_FILE",
+            "LEASEHOLD_PUSHGATEWAY_BEARER_TOKEN_FILE",
+        ] {
             let Some(path) = variables.remove(name) else { continue };
             let place = container.variable(name);
             match self.file(container.value, &path) {
@@ -201,7 +230,8 @@ impl<'a> ScaledJob<'a> {
                 File::Text(_) => {}
                 File::Missing(what) => {
                     let what = format!("{path} does not exist: {what}");
-                    let change = "every pod would exit with code 78: correct the path, or add the file";
+                    let change =
+                        "every pod would exit with code 78: correct the path, or add the file";
                     findings.push(Finding::new(Rule::KeyNotFound, place, what, change));
                 }
                 File::Elsewhere => {
@@ -251,12 +281,20 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 /// SQS refuses a request that is signed for another region.
 fn region_of_the_queue(container: &Container) -> Option<Finding> {
     let config = container.config_if_known(&["LEASEHOLD_QUEUE_URL"])?;
-    let (signed, of_queue) = (container.region()?, crate::adapters::aws::region_of(&config.queue_url)?);
-    let is_custom =
-        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| container.environment.known(name).is_some());
+    let (signed, of_queue) =
+        (container.region()?, crate::adapters::aws::region_of(&config.queue_url)?);
+    let is_custom = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"]
+        .iter()
+        .any(|name| container.environment.known(name).is_some());
     (signed != of_queue && !is_custom).then(|| {
-        let what = format!("it is {signed}, but the queue is in {of_queue}: SQS refuses every request");
-        Finding::new(Rule::PodRegion, container.variable("AWS_REGION"), what, format!("set it to {of_queue}"))
+        let what =
+            format!("it is {signed}, but the queue is in {of_queue}: SQS refuses every request");
+        Finding::new(
+            Rule::PodRegion,
+            container.variable("AWS_REGION"),
+            what,
+            format!("set it to {of_queue}"),
+        )
     })
 }
 
@@ -265,11 +303,16 @@ fn variable_of(flag: &str) -> String {
     format!("LEASEHOLD_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase())
 }
 
-/// The words after `run` as leasehold gets them, with a command in any case: without arguments the image has it. A flag whose value
-/// is not known is left out.
-fn flags(words: Vec<String>, variables: &mut BTreeMap<String, String>, container: &mut Container) -> Vec<String> {
+/// The words after `run` as leasehold gets them, with a command in any case: without arguments the
+/// image has it. A flag whose value is not known is left out.
+fn flags(
+    words: Vec<String>,
+    variables: &mut BTreeMap<String, String>,
+    container: &mut Container,
+) -> Vec<String> {
     let name_of = |word: &str| Some(word.split_once('=').map_or(word, |(flag, _)| flag).to_owned());
-    let name_of = |word: &str| name_of(word).filter(|flag| flag.starts_with("--") && is_known(flag));
+    let name_of =
+        |word: &str| name_of(word).filter(|flag| flag.starts_with("--") && is_known(flag));
     let mut flags: Vec<String> = Vec::new();
     let mut words = words.into_iter();
     for word in words.by_ref().take_while(|word| word != "--") {
@@ -278,7 +321,8 @@ fn flags(words: Vec<String>, variables: &mut BTreeMap<String, String>, container
             flags.push(word);
             continue;
         }
-        let flag = name_of(&word).or_else(|| flags.pop_if(|flag| flag.starts_with("--") && !flag.contains('=')));
+        let flag = name_of(&word)
+            .or_else(|| flags.pop_if(|flag| flag.starts_with("--") && !flag.contains('=')));
         match flag.map(|flag| variable_of(&flag)) {
             Some(variable) => {
                 variables.remove(&variable);

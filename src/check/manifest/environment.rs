@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::{ContainerPath, Manifest, ScaledJob, names};
 use crate::check::{Finding, Location, Rule};
 
-/// No longer value fits an environment (`MAX_ARG_STRLEN` of Linux); one that names others twice could grow without end.
+/// No longer value fits an environment (`MAX_ARG_STRLEN` of Linux); one that names others twice
+/// could grow without end.
 const LONGEST: usize = 128 * 1024;
 
 /// Stands in a text for what only the cluster knows.
@@ -38,7 +39,10 @@ impl Environment {
 
     /// The value, if the file has it and it is not empty.
     pub fn known(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str).filter(|value| is_known(value) && !value.is_empty())
+        self.values
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| is_known(value) && !value.is_empty())
     }
 
     /// On which line of the file it is set.
@@ -56,7 +60,8 @@ impl Environment {
         self.values.iter().filter(|(name, _)| name.starts_with("LEASEHOLD_"))
     }
 
-    /// With `$(NAME)` replaced by the variable, and `$$` by `$`, as Kubernetes does in `env`, `command` and `args`.
+    /// With `$(NAME)` replaced by the variable, and `$$` by `$`, as Kubernetes does in `env`,
+    /// `command` and `args`.
     pub fn expand(&self, text: &str) -> String {
         let mut expanded = String::new();
         let mut rest = text;
@@ -66,7 +71,9 @@ impl Environment {
             if let Some(after) = rest.strip_prefix('$') {
                 expanded.push('$');
                 rest = after;
-            } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+            } else if let Some((name, after)) =
+                rest.strip_prefix('(').and_then(|rest| rest.split_once(')'))
+            {
                 match self.get(name) {
                     Some(value) => expanded.push_str(&value),
                     None => expanded.extend(["$(", name, ")"]),
@@ -85,12 +92,18 @@ impl Environment {
 
 impl<'a> ScaledJob<'a> {
     /// The environment of one of the pod's containers; what is wrong with it is told as of `path`.
-    pub fn environment(&self, path: &ContainerPath, container: &Value) -> (Environment, Vec<Finding>) {
+    pub fn environment(
+        &self,
+        path: &ContainerPath,
+        container: &Value,
+    ) -> (Environment, Vec<Finding>) {
         let mut environment = Environment::default();
         let mut findings = Vec::new();
         for from in container["envFrom"].as_array().into_iter().flatten() {
             let prefix = from["prefix"].as_str().unwrap_or_default();
-            for (kind, reference) in [("ConfigMap", &from["configMapRef"]), ("Secret", &from["secretRef"])] {
+            for (kind, reference) in
+                [("ConfigMap", &from["configMapRef"]), ("Secret", &from["secretRef"])]
+            {
                 let Some(name) = reference["name"].as_str() else { continue };
                 let Some(object) = self.object(kind, name) else {
                     environment.has_unseen = true;
@@ -99,7 +112,9 @@ impl<'a> ScaledJob<'a> {
                     }
                     continue;
                 };
-                let field = |key: &str| if object["stringData"][key].is_null() { "data" } else { "stringData" };
+                let field = |key: &str| {
+                    if object["stringData"][key].is_null() { "data" } else { "stringData" }
+                };
                 for (key, value) in data(object) {
                     let line = self.manifest.line(object, &format!("{}.{key}", field(&key)));
                     let name = format!("{prefix}{key}");
@@ -116,10 +131,16 @@ impl<'a> ScaledJob<'a> {
             let value = match &variable["value"] {
                 Value::Null => self.value_from(&place, name, &variable["valueFrom"], &mut findings),
                 Value::String(text) => environment.expand(text),
-                other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                other
+                @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
                     // It may be secret.
                     let what = "its value is not a string, so Kubernetes rejects the object";
-                    findings.push(Finding::new(Rule::NotAString, place, what, "write it in quotes"));
+                    findings.push(Finding::new(
+                        Rule::NotAString,
+                        place,
+                        what,
+                        "write it in quotes",
+                    ));
                     other.to_string()
                 }
             };
@@ -128,15 +149,29 @@ impl<'a> ScaledJob<'a> {
         (environment, findings)
     }
 
-    fn value_from(&self, place: &Location, variable: &str, from: &Value, findings: &mut Vec<Finding>) -> String {
+    fn value_from(
+        &self,
+        place: &Location,
+        variable: &str,
+        from: &Value,
+        findings: &mut Vec<Finding>,
+    ) -> String {
         let unknown = UNKNOWN.to_string();
-        for (kind, reference) in [("ConfigMap", &from["configMapKeyRef"]), ("Secret", &from["secretKeyRef"])] {
-            let (Some(name), Some(key)) = (reference["name"].as_str(), reference["key"].as_str()) else { continue };
+        for (kind, reference) in
+            [("ConfigMap", &from["configMapKeyRef"]), ("Secret", &from["secretKeyRef"])]
+        {
+            let (Some(name), Some(key)) = (reference["name"].as_str(), reference["key"].as_str())
+            else {
+                continue;
+            };
             let optional = reference["optional"] == true;
             let Some(object) = self.object(kind, name) else {
                 let absent = self.absent(place, kind, name, NO_JOB);
                 // Only of what concerns us; a password that the command reads is not our business.
-                if !optional && (absent.severity == super::Severity::Error || variable.starts_with("LEASEHOLD_")) {
+                if !optional
+                    && (absent.severity == super::Severity::Error
+                        || variable.starts_with("LEASEHOLD_"))
+                {
                     findings.push(absent);
                 }
                 return unknown;
@@ -146,7 +181,12 @@ impl<'a> ScaledJob<'a> {
             }
             if !optional {
                 let what = format!("{kind} {name} has no key {key}, so its pods never start");
-                findings.push(Finding::new(Rule::KeyNotFound, place, what, "correct the key, or add it there"));
+                findings.push(Finding::new(
+                    Rule::KeyNotFound,
+                    place,
+                    what,
+                    "correct the key, or add it there",
+                ));
             }
             return unknown;
         }
@@ -154,7 +194,12 @@ impl<'a> ScaledJob<'a> {
         let is_there = from.is_null() || from["fieldRef"].is_object();
         if !is_there && variable.starts_with("LEASEHOLD_") {
             let what = "the source of its value is not in the file";
-            findings.push(Finding::new(Rule::NotInFile, place, what, "run leasehold check in the pod"));
+            findings.push(Finding::new(
+                Rule::NotInFile,
+                place,
+                what,
+                "run leasehold check in the pod",
+            ));
         }
         if from.is_null() { String::new() } else { unknown }
     }
@@ -173,12 +218,20 @@ impl<'a> ScaledJob<'a> {
         self.manifest.objects.iter().filter(is_here)
     }
 
-    /// What to say of an object that is called and is not in the file: an error if another one in it must be meant, since nothing
-    /// calls that one by its name.
-    pub fn absent(&self, place: impl Into<Location>, kind: &str, name: &str, effect: &str) -> Finding {
+    /// What to say of an object that is called and is not in the file: an error if another one in
+    /// it must be meant, since nothing calls that one by its name.
+    pub fn absent(
+        &self,
+        place: impl Into<Location>,
+        kind: &str,
+        name: &str,
+        effect: &str,
+    ) -> Finding {
         let mut called = Vec::new();
         references(self.spec, kind, &mut called);
-        let unused = self.of_kind(kind).filter_map(|object| Some((object, object["metadata"]["name"].as_str()?)));
+        let unused = self
+            .of_kind(kind)
+            .filter_map(|object| Some((object, object["metadata"]["name"].as_str()?)));
         let unused = unused.filter(|(_, other)| !called.contains(other));
         let is_meant = |(object, other): &(&Value, &str)| {
             let is_near = strsim::normalized_damerau_levenshtein(name, other) > 0.6;
@@ -187,7 +240,12 @@ impl<'a> ScaledJob<'a> {
         let distance = |(_, other): &(&Value, &str)| strsim::damerau_levenshtein(name, other);
         if let Some((_, meant)) = unused.filter(is_meant).min_by_key(distance) {
             let what = format!("the file has no {kind} {name}: {effect}");
-            return Finding::new(Rule::ReferenceNotFound, place, what, format!("did you mean {meant}?"));
+            return Finding::new(
+                Rule::ReferenceNotFound,
+                place,
+                what,
+                format!("did you mean {meant}?"),
+            );
         }
         let what = format!("settings from {kind} {name} are not in the file");
         Finding::new(Rule::NotInFile, place, what, "render it together with the ScaledJob")
@@ -199,7 +257,8 @@ const NO_JOB: &str = "KEDA sets the ScaledJob's Ready condition to False and cre
 
 pub const NO_POD: &str = "its pods never start";
 
-/// How to write what is not a string. Only of an integer it is known how it is written: `on` is true, and 0755 is a fraction.
+/// How to write what is not a string. Only of an integer it is known how it is written: `on` is
+/// true, and 0755 is a fraction.
 pub fn quoted(value: &Value) -> String {
     if value.is_i64() || value.is_u64() {
         format!("write it in quotes: \"{value}\"")
@@ -211,9 +270,18 @@ pub fn quoted(value: &Value) -> String {
 /// The names that are called in `value`, of objects of this kind.
 fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
     let fields: &[(&str, &str)] = match kind {
-        "ConfigMap" => &[("configMapRef", "name"), ("configMapKeyRef", "name"), ("configMap", "name")],
-        "Secret" => &[("secretRef", "name"), ("secretKeyRef", "name"), ("secret", "secretName"), ("secret", "name")],
-        "TriggerAuthentication" | "ClusterTriggerAuthentication" => &[("authenticationRef", "name")],
+        "ConfigMap" => {
+            &[("configMapRef", "name"), ("configMapKeyRef", "name"), ("configMap", "name")]
+        }
+        "Secret" => &[
+            ("secretRef", "name"),
+            ("secretKeyRef", "name"),
+            ("secret", "secretName"),
+            ("secret", "name"),
+        ],
+        "TriggerAuthentication" | "ClusterTriggerAuthentication" => {
+            &[("authenticationRef", "name")]
+        }
         _ => &[],
     };
     match value {
@@ -240,7 +308,10 @@ impl Manifest {
             let not_texts = values.filter(|(_, value)| !value.is_string() && !value.is_null());
             let finding = |(key, _): (&String, &Value)| {
                 let field = format!("{field}.{key}");
-                let place = Location { name: format!("{kind} {name}, {field}"), line: self.line(object, &field) };
+                let place = Location {
+                    name: format!("{kind} {name}, {field}"),
+                    line: self.line(object, &field),
+                };
                 // Its value may be secret.
                 let what = "it is not a string, so Kubernetes rejects the object";
                 Finding::new(Rule::NotAString, place, what, "write it in quotes")
@@ -261,10 +332,15 @@ pub fn data(object: &Value) -> BTreeMap<String, String> {
     let is_secret = object["kind"] == "Secret";
     let of_data = names(&object["data"]).map(|key| {
         let value = &object["data"][key];
-        let value = if is_secret { decoded(value).unwrap_or_else(|| UNKNOWN.to_string()) } else { text(value) };
+        let value = if is_secret {
+            decoded(value).unwrap_or_else(|| UNKNOWN.to_string())
+        } else {
+            text(value)
+        };
         (key.to_owned(), value)
     });
-    let of_string_data = names(&object["stringData"]).map(|key| (key.to_owned(), text(&object["stringData"][key])));
+    let of_string_data =
+        names(&object["stringData"]).map(|key| (key.to_owned(), text(&object["stringData"][key])));
     of_data.chain(of_string_data).collect()
 }
 

@@ -1,4 +1,5 @@
-//! The fields of a ScaledJob, as the schema says; and what is known besides of those that are found in many samples.
+//! The fields of a ScaledJob, as the schema says; and what is known besides of those that are found
+//! in many samples.
 
 use serde_json::Value;
 
@@ -7,17 +8,27 @@ use super::schema::Schema;
 use super::{ScaledJob, names};
 use crate::check::{Finding, Location, Rule, Severity};
 
-/// Fields that a ScaledJob has and that do nothing or are on their way out (KEDA's documentation and deprecation notices): what to do
-/// instead. A path has no numbers, so that it holds for all items.
+/// Fields that a ScaledJob has and that do nothing or are on their way out (KEDA's documentation
+/// and deprecation notices): what to do instead. A path has no numbers, so that it holds for all
+/// items.
 const OUTDATED: [(&str, &str); 6] = [
     ("spec.rolloutStrategy", "write rollout.strategy"),
-    ("spec.scalingStrategy.multipleScalersCalculation", "remove it: a ScaledJob of leasehold has one queue"),
+    (
+        "spec.scalingStrategy.multipleScalersCalculation",
+        "remove it: a ScaledJob of leasehold has one queue",
+    ),
     (
         "spec.triggers.useCachedMetrics",
         "remove it: it has no effect on a ScaledJob, which reads the queue at each poll",
     ),
-    ("spec.triggers.metadata.identityOwner", "refer to a TriggerAuthentication with podIdentity instead"),
-    ("spec.triggers.metadata.awsAccessKeyIDFromEnv", "refer to a TriggerAuthentication with secretTargetRef instead"),
+    (
+        "spec.triggers.metadata.identityOwner",
+        "refer to a TriggerAuthentication with podIdentity instead",
+    ),
+    (
+        "spec.triggers.metadata.awsAccessKeyIDFromEnv",
+        "refer to a TriggerAuthentication with secretTargetRef instead",
+    ),
     (
         "spec.triggers.metadata.awsSecretAccessKeyFromEnv",
         "refer to a TriggerAuthentication with secretTargetRef instead",
@@ -35,7 +46,8 @@ const FOREIGN: [(&str, &str); 6] = [
     ("spec.triggers.metricType", "remove it: a ScaledJob does not have it"),
 ];
 
-/// From here on a name is taken for a misspelled one (normalised Damerau-Levenshtein similarity, in lower case).
+/// From here on a name is taken for a misspelled one (normalised Damerau-Levenshtein similarity, in
+/// lower case).
 const SIMILAR: f64 = 0.5;
 
 /// What KEDA or Kubernetes would ignore or refuse.
@@ -57,7 +69,9 @@ pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
     let mut findings = walk.findings;
     let of_spec = &schema.root()["properties"]["spec"]["properties"];
     let of_job = &of_spec["jobTargetRef"]["properties"];
-    for field in names(scaled_job.job).filter(|field| !of_spec[*field].is_null() && of_job[*field].is_null()) {
+    for field in
+        names(scaled_job.job).filter(|field| !of_spec[*field].is_null() && of_job[*field].is_null())
+    {
         let place = scaled_job.at(&format!("spec.jobTargetRef.{field}"));
         findings.retain(|finding| finding.place != place.name);
         let what = "it is nested too deep: the spec of a Job has no such field";
@@ -66,12 +80,18 @@ pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
     }
     if scaled_job.job.is_null() {
         let change = "write a Job's spec there";
-        findings.push(Finding::new(Rule::NoJobTarget, scaled_job.at("spec.jobTargetRef"), "it is missing", change));
+        findings.push(Finding::new(
+            Rule::NoJobTarget,
+            scaled_job.at("spec.jobTargetRef"),
+            "it is missing",
+            change,
+        ));
     }
     findings
 }
 
-/// What in a trigger's metadata, which is at `path`, is not as KEDA knows it. No CustomResourceDefinition has these fields.
+/// What in a trigger's metadata, which is at `path`, is not as KEDA knows it. No
+/// CustomResourceDefinition has these fields.
 pub fn of_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<Finding> {
     let at = |field: &str| scaled_job.at(field);
     let schema = Schema::default();
@@ -99,7 +119,8 @@ impl Walk<'_> {
         if known["x-kubernetes-int-or-string"] == true {
             return;
         }
-        let refused = |what: &str| format!("{value} is not {what}, so Kubernetes rejects the object");
+        let refused =
+            |what: &str| format!("{value} is not {what}, so Kubernetes rejects the object");
         match known["type"].as_str() {
             Some("object") if !value.is_object() => {
                 let change = "write an object, with fields and values";
@@ -124,24 +145,42 @@ impl Walk<'_> {
                 self.push(Rule::WrongType, path, refused("a string"), quoted(value));
             }
             Some("integer") if !value.is_i64() && !value.is_u64() => {
-                self.push(Rule::WrongType, path, refused("an integer"), "write a number without quotes");
+                self.push(
+                    Rule::WrongType,
+                    path,
+                    refused("an integer"),
+                    "write a number without quotes",
+                );
             }
             Some("boolean") if !value.is_boolean() => {
-                self.push(Rule::WrongType, path, refused("a boolean"), "write true or false without quotes");
+                self.push(
+                    Rule::WrongType,
+                    path,
+                    refused("a boolean"),
+                    "write true or false without quotes",
+                );
             }
             Some(_) | None => self.limits(path, value, known),
         }
     }
 
     fn object(&mut self, path: &str, value: &Value, known: &Value) {
-        let is_open = known["properties"].is_null() || known["x-kubernetes-preserve-unknown-fields"] == true;
-        for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        let is_open =
+            known["properties"].is_null() || known["x-kubernetes-preserve-unknown-fields"] == true;
+        for (name, value) in
+            value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null())
+        {
             let path = format!("{path}.{name}");
             let foreign = without_numbers(&path);
-            if let Some((_, change)) = FOREIGN.iter().find(|(foreign_path, _)| *foreign_path == foreign) {
-                let what = "a ScaledJob has no such field: it is ignored, or rejected by kubectl apply";
+            if let Some((_, change)) =
+                FOREIGN.iter().find(|(foreign_path, _)| *foreign_path == foreign)
+            {
+                let what =
+                    "a ScaledJob has no such field: it is ignored, or rejected by kubectl apply";
                 self.push(Rule::ForeignField, &path, what, *change);
-            } else if let Some(known) = known["properties"].get(name).or(known.get("additionalProperties")) {
+            } else if let Some(known) =
+                known["properties"].get(name).or(known.get("additionalProperties"))
+            {
                 self.value(&path, value, known);
             } else if !is_open {
                 self.unknown(&path, name, &known["properties"]);
@@ -151,16 +190,25 @@ impl Walk<'_> {
 
     fn unknown(&mut self, path: &str, name: &str, known: &Value) {
         let name = name.to_lowercase();
-        let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&known.to_lowercase(), &name);
-        let near = names(known).map(|known| (likeness(known), known)).max_by(|one, other| one.0.total_cmp(&other.0));
+        let likeness =
+            |known: &str| strsim::normalized_damerau_levenshtein(&known.to_lowercase(), &name);
+        let near = names(known)
+            .map(|known| (likeness(known), known))
+            .max_by(|one, other| one.0.total_cmp(&other.0));
         if let Some((_, near)) = near.filter(|(likeness, _)| *likeness > SIMILAR) {
             let change = format!("did you mean {near}?");
-            return self.push(Rule::MisspelledField, path, "KEDA has no such field and ignores it", change);
+            return self.push(
+                Rule::MisspelledField,
+                path,
+                "KEDA has no such field and ignores it",
+                change,
+            );
         }
         let (whose, severity, change) = if self.schema.is_of_cluster {
             ("the cluster's KEDA".to_owned(), Severity::Error, "remove it")
         } else {
-            let change = "remove it, or check against your cluster's CustomResourceDefinition with --crd";
+            let change =
+                "remove it, or check against your cluster's CustomResourceDefinition with --crd";
             (format!("KEDA {}", self.schema.version()), Rule::UnknownField.severity(), change)
         };
         let what = format!("{whose} has no such field and ignores it");
@@ -173,10 +221,17 @@ impl Walk<'_> {
         if let Some(values) = known["enum"].as_array().filter(|values| !values.contains(value)) {
             let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();
             let change = format!("set it to {}", values.join(" or "));
-            self.push(Rule::UnknownValue, path, format!("KEDA does not know the value {value}"), change);
+            self.push(
+                Rule::UnknownValue,
+                path,
+                format!("KEDA does not know the value {value}"),
+                change,
+            );
         }
         let least = known["minimum"].as_i64();
-        if let Some(least) = least.filter(|least| value.as_i64().is_some_and(|value| value < *least)) {
+        if let Some(least) =
+            least.filter(|least| value.as_i64().is_some_and(|value| value < *least))
+        {
             let what = format!("it is {value}, so Kubernetes rejects the object");
             self.push(Rule::BelowMinimum, path, what, format!("set it to {least} or more"));
         }
@@ -189,5 +244,8 @@ impl Walk<'_> {
 
 /// `spec.triggers[0].name` as `spec.triggers.name`.
 fn without_numbers(path: &str) -> String {
-    path.split('.').map(|part| part.split_once('[').map_or(part, |(name, _)| name)).collect::<Vec<_>>().join(".")
+    path.split('.')
+        .map(|part| part.split_once('[').map_or(part, |(name, _)| name))
+        .collect::<Vec<_>>()
+        .join(".")
 }

@@ -33,29 +33,42 @@ impl ScaledJob<'_> {
     /// The volume that a path of a container is on.
     pub fn mount<'a>(&'a self, container: &'a Value, path: &Path) -> Option<Mount<'a>> {
         let mounts = container["volumeMounts"].as_array()?.iter();
-        let of_path = mounts.filter_map(|mount| Some((mount, Path::new(mount["mountPath"].as_str()?))));
-        let deepest = of_path.filter(|(_, at)| path.starts_with(at)).max_by_key(|(_, at)| at.components().count());
+        let of_path =
+            mounts.filter_map(|mount| Some((mount, Path::new(mount["mountPath"].as_str()?))));
+        let deepest = of_path
+            .filter(|(_, at)| path.starts_with(at))
+            .max_by_key(|(_, at)| at.components().count());
         let (mount, at) = deepest?;
-        let volume = self.pod["volumes"].as_array()?.iter().find(|volume| volume["name"] == mount["name"])?;
+        let volume = self.pod["volumes"]
+            .as_array()?
+            .iter()
+            .find(|volume| volume["name"] == mount["name"])?;
         let rest = path.strip_prefix(at).ok()?.to_owned();
         let sub_path = mount["subPath"].as_str().unwrap_or_default();
-        let is_read_only = mount["readOnly"] == true || NEVER_WRITABLE.iter().any(|kind| volume[*kind].is_object());
+        let is_read_only = mount["readOnly"] == true
+            || NEVER_WRITABLE.iter().any(|kind| volume[*kind].is_object());
         Some(Mount { volume, sub_path, rest, is_read_only })
     }
 
     /// What is in a file of a container, if it comes from a ConfigMap among the objects.
     pub fn file(&self, container: &Value, path: &str) -> File {
-        let Some(Mount { volume, sub_path, rest, .. }) = self.mount(container, Path::new(path)) else {
+        let Some(Mount { volume, sub_path, rest, .. }) = self.mount(container, Path::new(path))
+        else {
             return File::Elsewhere;
         };
         // Not joined if nothing is below: that would end in a slash.
-        let rest = if rest.as_os_str().is_empty() { PathBuf::from(sub_path) } else { Path::new(sub_path).join(rest) };
+        let rest = if rest.as_os_str().is_empty() {
+            PathBuf::from(sub_path)
+        } else {
+            Path::new(sub_path).join(rest)
+        };
         let source = &volume["configMap"];
         let map = source["name"].as_str().and_then(|name| self.object("ConfigMap", name));
         let (Some(map), Some(rest)) = (map, rest.to_str()) else { return File::Elsewhere };
         let items = source["items"].as_array();
-        let item =
-            items.map(|items| items.iter().find(|item| item["path"] == rest).and_then(|item| item["key"].as_str()));
+        let item = items.map(|items| {
+            items.iter().find(|item| item["path"] == rest).and_then(|item| item["key"].as_str())
+        });
         let key = item.unwrap_or(Some(rest));
         let text = key.and_then(|key| data(map).remove(key));
         match text {
@@ -78,7 +91,10 @@ impl ScaledJob<'_> {
                 ("Secret", &volume["secret"], &volume["secret"]["secretName"]),
             ];
             for (kind, source, name) in called {
-                let Some(name) = name.as_str().filter(|name| self.object(kind, name).is_none()) else { continue };
+                let Some(name) = name.as_str().filter(|name| self.object(kind, name).is_none())
+                else {
+                    continue;
+                };
                 let absent = self.absent(&place, kind, name, NO_POD);
                 if absent.severity == crate::check::Severity::Error && source["optional"] != true {
                     findings.push(absent);

@@ -14,16 +14,20 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The line of the field at `path`, as `spec.triggers[0].metadata`; of what is around it, if it is not there.
+    /// The line of the field at `path`, as `spec.triggers[0].metadata`; of what is around it, if it
+    /// is not there.
     pub fn of(&self, path: &str) -> Option<u64> {
         let (mut here, mut rest) = (self, path);
         let mut line = self.line;
         while !rest.is_empty() {
             // Of the names that a ConfigMap may have one can begin as another does.
             let is_next = |name: &str| {
-                rest.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                rest.strip_prefix(name)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
             };
-            let Some((name, next)) = here.below.iter().rfind(|(name, _)| is_next(name)) else { break };
+            let Some((name, next)) = here.below.iter().rfind(|(name, _)| is_next(name)) else {
+                break;
+            };
             rest = &rest[name.len()..];
             rest = rest.strip_prefix('.').unwrap_or(rest);
             here = next;

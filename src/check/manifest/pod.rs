@@ -44,7 +44,9 @@ impl ScaledJob<'_> {
                 "remove it; to pause, annotate the ScaledJob with autoscaling.keda.sh/paused: \"true\"",
             ));
         }
-        if let Some(manager) = self.job["managedBy"].as_str().filter(|manager| *manager != JOB_CONTROLLER) {
+        if let Some(manager) =
+            self.job["managedBy"].as_str().filter(|manager| *manager != JOB_CONTROLLER)
+        {
             findings.push(Finding::new(
                 Rule::ManagedElsewhere,
                 self.at("spec.jobTargetRef.managedBy"),
@@ -81,7 +83,9 @@ impl ScaledJob<'_> {
             Some(other) => Some(Finding::new(
                 Rule::RestartPolicy,
                 place,
-                format!("{other} restarts the container, which then receives another message or cannot start at all"),
+                format!(
+                    "{other} restarts the container, which then receives another message or cannot start at all"
+                ),
                 "set it to Never",
             )),
         }
@@ -121,8 +125,11 @@ impl ScaledJob<'_> {
     /// The times that the pod and the Job allow, against those that leasehold was told.
     pub fn budgets(&self, container: &Container) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let grace = Duration::from_secs(self.pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
-        if let Some(config) = container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE", "LEASEHOLD_STOP_GRACE"]) {
+        let grace =
+            Duration::from_secs(self.pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
+        if let Some(config) =
+            container.config_if_known(&["LEASEHOLD_TERMINATION_GRACE", "LEASEHOLD_STOP_GRACE"])
+        {
             let stop = longest_stop(config);
             if stop > grace {
                 findings.push(Finding::new(Rule::GraceTooShort, self.at("spec.jobTargetRef.template.spec.terminationGracePeriodSeconds"),
@@ -134,21 +141,38 @@ impl ScaledJob<'_> {
                     Rule::GraceUnused,
                     container.variable("LEASEHOLD_TERMINATION_GRACE"),
                     format!("the shutdown uses only {stop:?} of the {grace:?} that the pod has"),
-                    format!("set it to {}s, so that the command has more time to exit", grace.as_secs()),
+                    format!(
+                        "set it to {}s, so that the command has more time to exit",
+                        grace.as_secs()
+                    ),
                 ));
             }
         }
-        if let Some(config) = container.config_if_known(&["LEASEHOLD_MAX_DURATION", "LEASEHOLD_MAX_MESSAGES"]) {
+        if let Some(config) =
+            container.config_if_known(&["LEASEHOLD_MAX_DURATION", "LEASEHOLD_MAX_MESSAGES"])
+        {
             let settings = &config.work.settings;
-            let longest = settings.policy.job_types.iter().map(|job_type| job_type.limits.max_duration);
-            let longest = longest.fold(settings.policy.limits.max_duration, Duration::max).min(CEILING);
-            let rounds = settings.policy.max_messages.div_ceil(u32::try_from(config.concurrency).unwrap_or(1).max(1));
-            let whole = (settings.polling.wait + longest).saturating_mul(rounds).saturating_add(longest_stop(config));
+            let longest =
+                settings.policy.job_types.iter().map(|job_type| job_type.limits.max_duration);
+            let longest =
+                longest.fold(settings.policy.limits.max_duration, Duration::max).min(CEILING);
+            let rounds = settings
+                .policy
+                .max_messages
+                .div_ceil(u32::try_from(config.concurrency).unwrap_or(1).max(1));
+            let whole = (settings.polling.wait + longest)
+                .saturating_mul(rounds)
+                .saturating_add(longest_stop(config));
             for (field, deadline) in [
                 ("spec.jobTargetRef.activeDeadlineSeconds", &self.job["activeDeadlineSeconds"]),
-                ("spec.jobTargetRef.template.spec.activeDeadlineSeconds", &self.pod["activeDeadlineSeconds"]),
+                (
+                    "spec.jobTargetRef.template.spec.activeDeadlineSeconds",
+                    &self.pod["activeDeadlineSeconds"],
+                ),
             ] {
-                if let Some(deadline) = deadline.as_u64().filter(|deadline| Duration::from_secs(*deadline) < whole) {
+                if let Some(deadline) =
+                    deadline.as_u64().filter(|deadline| Duration::from_secs(*deadline) < whole)
+                {
                     findings.push(Finding::new(
                         Rule::DeadlineTooShort,
                         self.at(field),
@@ -166,12 +190,15 @@ impl ScaledJob<'_> {
     /// Can leasehold write where it works, and does it know how much?
     pub fn work_dir(&self, container: &Container) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let Some(config) = container.config_if_known(&["LEASEHOLD_WORK_DIR"]) else { return findings };
+        let Some(config) = container.config_if_known(&["LEASEHOLD_WORK_DIR"]) else {
+            return findings;
+        };
         let path = &config.work.work_dir.path;
         let place = container.variable("LEASEHOLD_WORK_DIR");
         let exits = "every pod exits with code 78";
         let change = "mount an emptyDir, and set LEASEHOLD_WORK_DIR to its mountPath";
-        let Some(Mount { volume, rest, is_read_only, .. }) = self.mount(container.value, path) else {
+        let Some(Mount { volume, rest, is_read_only, .. }) = self.mount(container.value, path)
+        else {
             if container.value["securityContext"]["readOnlyRootFilesystem"] == true {
                 let what = format!(
                     "the root file system is read-only, and no volume is mounted at {}: {exits}",
@@ -183,7 +210,10 @@ impl ScaledJob<'_> {
         };
         let name = volume["name"].as_str().unwrap_or_default();
         if is_read_only {
-            let what = format!("{} is on the volume {name}, which is mounted read-only: {exits}", path.display());
+            let what = format!(
+                "{} is on the volume {name}, which is mounted read-only: {exits}",
+                path.display()
+            );
             findings.push(Finding::new(Rule::WorkDirUnusable, place, what, change));
             return findings;
         }
@@ -191,11 +221,20 @@ impl ScaledJob<'_> {
         let is_made = makers.filter_map(|maker| maker["volumeMounts"].as_array()).flatten();
         let is_made = is_made.into_iter().any(|mount| mount["name"] == *name);
         if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !is_made {
-            let what =
-                format!("the volume {name} is empty when a pod starts, so {} does not exist: {exits}", rest.display());
-            findings.push(Finding::new(Rule::WorkDirUnusable, place, what, "set it to the volume's mountPath"));
+            let what = format!(
+                "the volume {name} is empty when a pod starts, so {} does not exist: {exits}",
+                rest.display()
+            );
+            findings.push(Finding::new(
+                Rule::WorkDirUnusable,
+                place,
+                what,
+                "set it to the volume's mountPath",
+            ));
         }
-        let size = volume["emptyDir"]["sizeLimit"].as_str().and_then(|size| size.parse::<bytesize::ByteSize>().ok());
+        let size = volume["emptyDir"]["sizeLimit"]
+            .as_str()
+            .and_then(|size| size.parse::<bytesize::ByteSize>().ok());
         let limited = container.config_if_known(&["LEASEHOLD_WORK_DIR_LIMIT"]);
         if let (Some(size), Some(config)) = (size, limited)
             && config.work.work_dir.limit.is_none_or(|limit| limit > size.as_u64())
@@ -213,7 +252,9 @@ impl ScaledJob<'_> {
 fn longest_stop(config: &RunConfig) -> Duration {
     let settings = &config.work.settings;
     let types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
-    let stop = types.fold(settings.policy.limits.stop_grace, Duration::max).max(settings.polling.longest_poll);
+    let stop = types
+        .fold(settings.policy.limits.stop_grace, Duration::max)
+        .max(settings.polling.longest_poll);
     settings.stop.total(stop)
 }
 

@@ -51,13 +51,17 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     if !get.is_object() {
         return Some(if probe["exec"].is_object() {
             let what = "it runs a program, and check cannot see whether that program tests that a message is held";
-            Finding::new(Rule::ReadinessUnseen, place(".exec"), what, "use httpGet on /readyz, every second")
+            Finding::new(
+                Rule::ReadinessUnseen,
+                place(".exec"),
+                what,
+                "use httpGet on /readyz, every second",
+            )
         } else if probe["tcpSocket"].is_object() {
             let what = "the port is open before a message is held, so the pod is ready too early, and KEDA creates a second pod for the same message";
             Finding::new(Rule::ReadyTooEarly, place(".tcpSocket"), what, "use httpGet on /readyz")
         } else {
-            let what =
-                "leasehold does not answer it, so the pod is never ready, and counts as pending as long as it runs";
+            let what = "leasehold does not answer it, so the pod is never ready, and counts as pending as long as it runs";
             Finding::new(Rule::NeverReady, place(""), what, "use httpGet on /readyz")
         });
     }
@@ -78,10 +82,16 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     let config = container.config_if_known(&["LEASEHOLD_LISTEN"])?;
     let Some(listen) = config.metrics.listen else {
         let change = "set LEASEHOLD_LISTEN, for example to 0.0.0.0:9464";
-        return Some(Finding::new(Rule::NeverReady, place(""), format!("nothing answers it, {never}"), change));
+        return Some(Finding::new(
+            Rule::NeverReady,
+            place(""),
+            format!("nothing answers it, {never}"),
+            change,
+        ));
     };
     if listen.ip().is_loopback() && get["host"].is_null() {
-        let what = format!("leasehold listens on {listen}, which the kubelet does not probe, {never}");
+        let what =
+            format!("leasehold listens on {listen}, which the kubelet does not probe, {never}");
         return Some(Finding::new(
             Rule::NeverReady,
             place(""),
@@ -93,7 +103,9 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
         Some((_, Ok(number))) => number,
         Some((name, Err(_))) => {
             let mut ports = container.value["ports"].as_array().into_iter().flatten();
-            let port = ports.find(|port| port["name"] == name).and_then(|port| port["containerPort"].as_u64());
+            let port = ports
+                .find(|port| port["name"] == name)
+                .and_then(|port| port["containerPort"].as_u64());
             let Some(port) = port else {
                 let what = format!("the container has no port {name}, {never}");
                 let change = format!("set it to {}", listen.port());
@@ -104,8 +116,15 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
         None => get["port"].as_u64()?,
     };
     (port != u64::from(listen.port())).then(|| {
-        let what = format!("it uses port {port}, but LEASEHOLD_LISTEN is {listen}: nothing answers, {never}");
-        Finding::new(Rule::NeverReady, place(".httpGet.port"), what, format!("set it to {}", listen.port()))
+        let what = format!(
+            "it uses port {port}, but LEASEHOLD_LISTEN is {listen}: nothing answers, {never}"
+        );
+        Finding::new(
+            Rule::NeverReady,
+            place(".httpGet.port"),
+            what,
+            format!("set it to {}", listen.port()),
+        )
     })
 }
 
@@ -129,7 +148,9 @@ fn readiness_times(path: &ContainerPath, probe: &Value) -> Vec<Finding> {
     if let Some(delay) = probe["initialDelaySeconds"].as_u64().filter(|delay| *delay > PROMPT_S) {
         late("initialDelaySeconds", delay, 0);
     }
-    if let Some(times) = probe["successThreshold"].as_u64().filter(|times| *times > 1 && times * period > PROMPT_S) {
+    if let Some(times) =
+        probe["successThreshold"].as_u64().filter(|times| *times > 1 && times * period > PROMPT_S)
+    {
         late("successThreshold", times, 1);
     }
     findings

@@ -5,9 +5,15 @@ use serde_json::Value;
 use super::ScaledJob;
 use crate::check::{Finding, Location, Rule};
 
-/// The conditions that are true on every pod that works (Kubernetes, "Pod Lifecycle", "Pod conditions").
-const CONDITIONS: [&str; 5] =
-    ["PodScheduled", "PodReadyToStartContainers", "Initialized", WAIT_FOR_A_PROBE[0], WAIT_FOR_A_PROBE[1]];
+/// The conditions that are true on every pod that works (Kubernetes, "Pod Lifecycle", "Pod
+/// conditions").
+const CONDITIONS: [&str; 5] = [
+    "PodScheduled",
+    "PodReadyToStartContainers",
+    "Initialized",
+    WAIT_FOR_A_PROBE[0],
+    WAIT_FOR_A_PROBE[1],
+];
 
 /// Those of them that follow the readinessProbe.
 const WAIT_FOR_A_PROBE: [&str; 2] = ["ContainersReady", "Ready"];
@@ -17,8 +23,9 @@ impl ScaledJob<'_> {
         let mut findings = Vec::new();
         findings.extend(self.rollout());
         findings.extend(self.replicas());
-        if let Some(paused) =
-            self.metadata["annotations"]["autoscaling.keda.sh/paused"].as_str().filter(|value| !is_false(value))
+        if let Some(paused) = self.metadata["annotations"]["autoscaling.keda.sh/paused"]
+            .as_str()
+            .filter(|value| !is_false(value))
         {
             findings.push(Finding::new(
                 Rule::Paused,
@@ -41,11 +48,12 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// The schema of a cluster tells its KEDA's version. Those before 2.19 counted no pending Job near maxReplicaCount
-    /// (kedacore/keda#7329).
+    /// The schema of a cluster tells its KEDA's version. Those before 2.19 counted no pending Job
+    /// near maxReplicaCount (kedacore/keda#7329).
     fn old_keda(&self) -> Option<Finding> {
         let schema = &self.manifest.schema;
-        let is_old = schema.major_and_minor()? < (2, 19) && self.spec["scalingStrategy"]["strategy"] == "accurate";
+        let is_old = schema.major_and_minor()? < (2, 19)
+            && self.spec["scalingStrategy"]["strategy"] == "accurate";
         is_old.then(|| {
             let what = format!(
                 "KEDA {} with strategy accurate ignores pending Jobs near maxReplicaCount, and creates pods that find no message",
@@ -123,8 +131,12 @@ impl ScaledJob<'_> {
         let mut findings = Vec::new();
         let place = || self.at("spec.scalingStrategy.pendingPodConditions");
         let scaling = &self.spec["scalingStrategy"];
-        let conditions: Vec<&str> =
-            scaling["pendingPodConditions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let conditions: Vec<&str> = scaling["pendingPodConditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let gates = self.pod["readinessGates"].as_array().into_iter().flatten();
         let gates: Vec<_> = gates.map(|gate| &gate["conditionType"]).collect();
         for condition in &conditions {
@@ -140,7 +152,12 @@ impl ScaledJob<'_> {
                 let what = format!(
                     "Kubernetes never sets {condition:?} to true on a running pod, so KEDA counts every running Job as pending and creates none for the next message"
                 );
-                findings.push(Finding::new(Rule::UnknownCondition, place(), what, "set it to [ContainersReady]"));
+                findings.push(Finding::new(
+                    Rule::UnknownCondition,
+                    place(),
+                    what,
+                    "set it to [ContainersReady]",
+                ));
             }
         }
         if conditions.contains(&"Ready") {

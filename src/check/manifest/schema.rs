@@ -6,10 +6,14 @@ use serde_json::Value;
 
 /// Our own; it names its KEDA version.
 static OWN: LazyLock<Arc<Value>> = LazyLock::new(|| {
-    Arc::new(serde_json::from_str(include_str!("../keda-scaledjob.schema.json")).expect("our own schema is JSON"))
+    Arc::new(
+        serde_json::from_str(include_str!("../keda-scaledjob.schema.json"))
+            .expect("our own schema is JSON"),
+    )
 });
 
-/// In the dialect of a CustomResourceDefinition: `properties`, `items`, `additionalProperties`, `type`, `enum`, `minimum`.
+/// In the dialect of a CustomResourceDefinition: `properties`, `items`, `additionalProperties`,
+/// `type`, `enum`, `minimum`.
 #[derive(Debug, Clone)]
 pub struct Schema {
     root: Arc<Value>,
@@ -24,11 +28,16 @@ impl Default for Schema {
 }
 
 impl Schema {
-    /// That of a CustomResourceDefinition, as `kubectl get crd scaledjobs.keda.sh -o yaml` prints it, among other objects or alone.
+    /// That of a CustomResourceDefinition, as `kubectl get crd scaledjobs.keda.sh -o yaml` prints
+    /// it, among other objects or alone.
     pub fn of_cluster(text: &str) -> Result<Self, String> {
-        let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
         let lists = documents.iter().filter_map(|document| document["items"].as_array()).flatten();
-        let crd = documents.iter().chain(lists).find(|object| object["metadata"]["name"] == "scaledjobs.keda.sh");
+        let crd = documents
+            .iter()
+            .chain(lists)
+            .find(|object| object["metadata"]["name"] == "scaledjobs.keda.sh");
         let crd = crd.ok_or("it has no CustomResourceDefinition scaledjobs.keda.sh")?;
         let versions = crd["spec"]["versions"].as_array().into_iter().flatten();
         let version = versions.into_iter().find(|version| version["name"] == "v1alpha1");
@@ -51,7 +60,8 @@ impl Schema {
 
     /// The same as two numbers.
     pub fn major_and_minor(&self) -> Option<(u32, u32)> {
-        let mut parts = self.version().trim_start_matches('v').split('.').map(|part| part.parse().ok());
+        let mut parts =
+            self.version().trim_start_matches('v').split('.').map(|part| part.parse().ok());
         Some((parts.next()??, parts.next()??))
     }
 

@@ -1,4 +1,5 @@
-//! A line for a shell, as far as it can be read without one: its commands, and which of them run beside the shell.
+//! A line for a shell, as far as it can be read without one: its commands, and which of them run
+//! beside the shell.
 
 use std::iter::Peekable;
 use std::mem::take;
@@ -10,16 +11,21 @@ use super::environment::{Environment, UNKNOWN};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Simple {
     pub words: Vec<String>,
-    /// In a pipeline, in the background or in parentheses: in a process of its own even with `exec`.
+    /// In a pipeline, in the background or in parentheses: in a process of its own even with
+    /// `exec`.
     pub is_forked: bool,
 }
 
 /// No longer line is read, with what stands for its variables.
 const LONGEST: usize = 1024 * 1024;
 
-/// The commands of `line` in their order. `arguments` are `$0`, `$1` and so on; what the line assigns is set in `environment`
-/// afterwards. `None` if it cannot be read.
-pub fn parse(line: &str, arguments: &[String], environment: &mut Environment) -> Option<Vec<Simple>> {
+/// The commands of `line` in their order. `arguments` are `$0`, `$1` and so on; what the line
+/// assigns is set in `environment` afterwards. `None` if it cannot be read.
+pub fn parse(
+    line: &str,
+    arguments: &[String],
+    environment: &mut Environment,
+) -> Option<Vec<Simple>> {
     let mut reader = Reader {
         rest: line.chars().peekable(),
         arguments,
@@ -57,7 +63,9 @@ impl Reader<'_> {
         while let Some(next) = self.rest.next() {
             match next {
                 ' ' | '\t' | '\r' => self.end_word(),
-                '#' if self.word.is_none() => while self.rest.next_if(|next| *next != '\n').is_some() {},
+                '#' if self.word.is_none() => {
+                    while self.rest.next_if(|next| *next != '\n').is_some() {}
+                }
                 '\n' | ';' => self.end_command(false, false),
                 '&' if self.rest.next_if_eq(&'&').is_some() => self.end_command(false, false),
                 '&' if self.rest.peek() == Some(&'>') => self.end_word(),
@@ -180,7 +188,9 @@ impl Reader<'_> {
             }
             Some('@' | '*') => {
                 self.rest.next();
-                Some(self.arguments.iter().skip(1).map(String::as_str).collect::<Vec<_>>().join(" "))
+                Some(
+                    self.arguments.iter().skip(1).map(String::as_str).collect::<Vec<_>>().join(" "),
+                )
             }
             Some(one) if one.is_ascii_digit() => {
                 let number = self.rest.next()?.to_string();
@@ -188,7 +198,9 @@ impl Reader<'_> {
             }
             Some(one) if one.is_ascii_alphabetic() || *one == '_' => {
                 let mut name = String::new();
-                while let Some(one) = self.rest.next_if(|one| one.is_ascii_alphanumeric() || *one == '_') {
+                while let Some(one) =
+                    self.rest.next_if(|one| one.is_ascii_alphanumeric() || *one == '_')
+                {
                     name.push(one);
                 }
                 Some(self.value(&name))
@@ -215,7 +227,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The operator is left out, and the word after it, and the number before it. A text that follows (`<<`) cannot be read.
+    /// The operator is left out, and the word after it, and the number before it. A text that
+    /// follows (`<<`) cannot be read.
     fn redirect(&mut self, operator: char) -> Option<()> {
         if self.word.as_ref().is_some_and(|word| word.chars().all(|one| one.is_ascii_digit())) {
             self.word = None;
@@ -273,7 +286,8 @@ impl Reader<'_> {
 pub fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
     let is_name = name.chars().all(|one| one.is_ascii_alphanumeric() || one == '_');
-    (is_name && !name.is_empty() && !name.starts_with(|first: char| first.is_ascii_digit())).then_some((name, value))
+    (is_name && !name.is_empty() && !name.starts_with(|first: char| first.is_ascii_digit()))
+        .then_some((name, value))
 }
 
 #[cfg(test)]
@@ -311,14 +325,22 @@ mod tests {
 
     #[test]
     fn commands_are_told_apart_and_those_beside_the_shell_marked() {
-        let all = |words: &[(&str, bool)]| Some(words.iter().map(|(words, fork)| ((*words).into(), *fork)).collect());
+        let all = |words: &[(&str, bool)]| {
+            Some(words.iter().map(|(words, fork)| ((*words).into(), *fork)).collect())
+        };
         for (line, commands) in [
-            ("a; b && c || d\ne", all(&[("a", false), ("b", false), ("c", false), ("d", false), ("e", false)])),
+            (
+                "a; b && c || d\ne",
+                all(&[("a", false), ("b", false), ("c", false), ("d", false), ("e", false)]),
+            ),
             ("a | b; c", all(&[("a", true), ("b", true), ("c", false)])),
             ("a & b", all(&[("a", true), ("b", false)])),
             ("(a; b) c", all(&[("a", true), ("b", true), ("c", false)])),
             ("V=1m; a $V", all(&[("V=1m", false), ("a|1m", false)])),
-            ("export V=1m W=$(x); a $V $W", all(&[("export|V=1m|W=\u{fffc}", false), ("a|1m|\u{fffc}", false)])),
+            (
+                "export V=1m W=$(x); a $V $W",
+                all(&[("export|V=1m|W=\u{fffc}", false), ("a|1m|\u{fffc}", false)]),
+            ),
             (". /env; a $V", all(&[(".|/env", false), ("a|\u{fffc}", false)])),
         ] {
             assert_eq!(read(line), commands, "{line}");

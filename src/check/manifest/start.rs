@@ -42,7 +42,8 @@ const TRANSPARENT: [&str; 16] = [
 const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
 
 /// Words before a command that belong to the shell.
-const KEYWORDS: [&str; 11] = ["if", "then", "elif", "else", "while", "until", "do", "{", "!", "time", "command"];
+const KEYWORDS: [&str; 11] =
+    ["if", "then", "elif", "else", "while", "until", "do", "{", "!", "time", "command"];
 
 /// Looks at what a container starts.
 pub struct Starter<'a> {
@@ -66,12 +67,18 @@ impl Starter<'_> {
             // Of an image whose entrypoint is leasehold, as that of deploy/Dockerfile.
             Some("run") => Start::Leasehold(args[1..].to_vec()),
             Some(flag) if flag.starts_with("--") => {
-                unseen(self, "the image's entrypoint is not in the file; it gets these words as flags");
+                unseen(
+                    self,
+                    "the image's entrypoint is not in the file; it gets these words as flags",
+                );
                 Start::Leasehold(args)
             }
             Some(_) if args.iter().any(|word| named(word) == "leasehold") => self.program(&args),
             Some(_) => {
-                unseen(self, "the image's entrypoint is not in the file; it gets these words as arguments");
+                unseen(
+                    self,
+                    "the image's entrypoint is not in the file; it gets these words as arguments",
+                );
                 Start::Image
             }
             None => {
@@ -96,7 +103,9 @@ impl Starter<'_> {
     }
 
     fn program(&mut self, words: &[String]) -> Start {
-        let Some((first, rest)) = words.split_first() else { return Start::Unseen("nothing".to_owned()) };
+        let Some((first, rest)) = words.split_first() else {
+            return Start::Unseen("nothing".to_owned());
+        };
         if !is_known(first) {
             return Start::Unseen("a program whose name is not in the file".to_owned());
         }
@@ -104,7 +113,9 @@ impl Starter<'_> {
         if name == "leasehold" {
             return match rest.first() {
                 Some(run) if run == "run" => Start::Leasehold(rest[1..].to_vec()),
-                Some(other) if !is_known(other) => Start::Unseen("leasehold with an unknown subcommand".to_owned()),
+                Some(other) if !is_known(other) => {
+                    Start::Unseen("leasehold with an unknown subcommand".to_owned())
+                }
                 Some(other) => Start::Other(format!("leasehold {other}, without run")),
                 None => Start::Other("leasehold without run".to_owned()),
             };
@@ -116,18 +127,22 @@ impl Starter<'_> {
             return self.program(rest);
         }
         if name == "env" {
-            let program = rest.iter().position(|word| !word.starts_with('-') && assignment(word).is_none());
+            let program =
+                rest.iter().position(|word| !word.starts_with('-') && assignment(word).is_none());
             let (before, program) = rest.split_at(program.unwrap_or(rest.len()));
             for (name, value) in before.iter().filter_map(|word| assignment(word)) {
                 self.environment.set(name, value.to_owned());
             }
             return self.program(program);
         }
-        let leasehold = rest.windows(2).position(|two| named(&two[0]) == "leasehold" && two[1] == "run");
+        let leasehold =
+            rest.windows(2).position(|two| named(&two[0]) == "leasehold" && two[1] == "run");
         if TRANSPARENT.contains(&name) {
             let is_program = |word: &String| {
                 let name = named(word);
-                [&SHELLS[..], &TRANSPARENT, &["leasehold", "env", "busybox"]].concat().contains(&name)
+                [&SHELLS[..], &TRANSPARENT, &["leasehold", "env", "busybox"]]
+                    .concat()
+                    .contains(&name)
             };
             let behind_dashes = rest.iter().position(|word| word == "--").map(|dashes| dashes + 1);
             let program = rest.iter().position(is_program).or(behind_dashes);
@@ -136,19 +151,24 @@ impl Starter<'_> {
         }
         if let Some(at) = leasehold {
             let what = format!("check cannot see whether {first} passes signals on to leasehold");
-            let change = "it must start leasehold with exec; otherwise a stop does not release the message";
+            let change =
+                "it must start leasehold with exec; otherwise a stop does not release the message";
             self.findings.push(Finding::new(Rule::SignalsUnseen, &self.place, what, change));
             return Start::Leasehold(rest[at + 2..].to_vec());
         }
         match rest {
             // A program that links leasehold has its flags, and no command.
-            [run, flags @ ..] if run == "run" && flags.first().is_none_or(|flag| flag.starts_with("--")) => {
+            [run, flags @ ..]
+                if run == "run" && flags.first().is_none_or(|flag| flag.starts_with("--")) =>
+            {
                 let what = format!("check cannot see whether {first} runs leasehold");
                 let change = "start the command with leasehold: command: [leasehold, run, --, …]";
                 self.findings.push(Finding::new(Rule::StartUnseen, &self.place, what, change));
                 Start::Leasehold(flags.to_vec())
             }
-            _ if name.contains("entrypoint") || matches!(name.rsplit_once('.'), Some((_, "sh" | "bash"))) => {
+            _ if name.contains("entrypoint")
+                || matches!(name.rsplit_once('.'), Some((_, "sh" | "bash"))) =>
+            {
                 Start::Unseen(format!("the script {first}"))
             }
             _ => Start::Other(first.clone()),
@@ -162,7 +182,12 @@ impl Starter<'_> {
         let line = loop {
             match words.next() {
                 // They have a value of their own.
-                Some(option) if matches!(option.as_str(), "-o" | "+o" | "-O" | "+O" | "--rcfile" | "--init-file") => {
+                Some(option)
+                    if matches!(
+                        option.as_str(),
+                        "-o" | "+o" | "-O" | "+O" | "--rcfile" | "--init-file"
+                    ) =>
+                {
                     words.next();
                 }
                 Some(option) if option.starts_with("--") && option.len() > 2 => {}
@@ -186,7 +211,8 @@ impl Starter<'_> {
         let handles_signals = commands.iter().any(|command| command.words[0] == "trap");
         let mut starts = None;
         for (number, command) in commands.iter().enumerate() {
-            let skipped = |word: &&String| KEYWORDS.contains(&word.as_str()) || assignment(word).is_some();
+            let skipped =
+                |word: &&String| KEYWORDS.contains(&word.as_str()) || assignment(word).is_some();
             let mut words = &command.words[command.words.iter().take_while(skipped).count()..];
             let mut is_exec = false;
             if words.first().is_some_and(|word| word == "exec") {
@@ -194,7 +220,8 @@ impl Starter<'_> {
                 words = &words[1..];
             }
             let findings = std::mem::take(&mut self.findings);
-            let start = if words.is_empty() { Start::Unseen(String::new()) } else { self.program(words) };
+            let start =
+                if words.is_empty() { Start::Unseen(String::new()) } else { self.program(words) };
             let within = std::mem::replace(&mut self.findings, findings);
             if let Start::Leasehold(_) = start {
                 for (name, value) in command.words.iter().map_while(|word| assignment(word)) {
@@ -213,23 +240,27 @@ impl Starter<'_> {
             }
         }
         match starts {
-            Some(Start::Other(program)) if is_known(line) && !line.contains("leasehold") => Start::Other(program),
-            Some(Start::Other(_) | Start::Unseen(_) | Start::Image | Start::Leasehold(_)) | None => {
-                Start::Unseen(format!("the line that {shell} gets"))
+            Some(Start::Other(program)) if is_known(line) && !line.contains("leasehold") => {
+                Start::Other(program)
             }
+            Some(Start::Other(_) | Start::Unseen(_) | Start::Image | Start::Leasehold(_))
+            | None => Start::Unseen(format!("the line that {shell} gets")),
         }
     }
 
     fn without_exec(&self, shell: &str, handles_signals: bool, is_alone: bool) -> Finding {
         let change = "write exec before leasehold, and nothing after the command";
         if handles_signals {
-            let what = format!("check cannot see whether the traps of {shell} pass SIGTERM on to leasehold");
+            let what = format!(
+                "check cannot see whether the traps of {shell} pass SIGTERM on to leasehold"
+            );
             Finding::new(Rule::SignalsUnseen, &self.place, what, change)
         } else if is_alone {
             let what = format!(
                 "without exec, {shell} may keep running as the parent of leasehold, and SIGTERM may not reach leasehold"
             );
-            Finding::new(Rule::SignalsLost, &self.place, what, change).with_severity(Severity::Warning)
+            Finding::new(Rule::SignalsLost, &self.place, what, change)
+                .with_severity(Severity::Warning)
         } else {
             let what = format!(
                 "{shell} keeps running as the parent of leasehold and does not pass SIGTERM on: a stop ends with SIGKILL, and the message is visible again only when its visibility timeout ends"

@@ -26,7 +26,8 @@ impl ScaledJob<'_> {
                 change,
             )];
         };
-        let of_sqs = triggers.iter().enumerate().filter(|(_, trigger)| trigger["type"] == "aws-sqs-queue");
+        let of_sqs =
+            triggers.iter().enumerate().filter(|(_, trigger)| trigger["type"] == "aws-sqs-queue");
         let of_sqs: Vec<_> = of_sqs.collect();
         if of_sqs.is_empty() {
             return vec![Finding::new(
@@ -61,27 +62,46 @@ impl ScaledJob<'_> {
         let environment = self.keda_reads(container, trigger, &mut findings);
         let queue = match (trigger.text("queueURL"), trigger.text("queueURLFromEnv")) {
             (Some(url), _) => Some(url),
-            (None, Some(variable)) => environment.and_then(|environment| environment.get(&variable)),
+            (None, Some(variable)) => {
+                environment.and_then(|environment| environment.get(&variable))
+            }
             (None, None) => {
                 let change = "set it, or queueURLFromEnv: LEASEHOLD_QUEUE_URL";
-                findings.push(Finding::new(Rule::NoQueueUrl, place("metadata.queueURL"), "it is missing", change));
+                findings.push(Finding::new(
+                    Rule::NoQueueUrl,
+                    place("metadata.queueURL"),
+                    "it is missing",
+                    change,
+                ));
                 None
             }
         };
         let queue = queue.filter(|queue| is_known(queue));
-        findings
-            .extend(queue.as_deref().and_then(|queue| compare_queues(&place("metadata.queueURL"), queue, container)));
+        findings.extend(
+            queue
+                .as_deref()
+                .and_then(|queue| compare_queues(&place("metadata.queueURL"), queue, container)),
+        );
         findings.extend(compare_endpoints(&place("metadata.awsEndpoint"), trigger, container));
         findings.extend(self.authentication(trigger, &place("authenticationRef")));
-        findings.extend(self.region(trigger, queue.as_deref(), container, &place("metadata.awsRegion")));
+        findings.extend(self.region(
+            trigger,
+            queue.as_deref(),
+            container,
+            &place("metadata.awsRegion"),
+        ));
         findings.extend(queue_length(trigger, container, &place("metadata.queueLength")));
         findings.extend(activation(trigger, &place("metadata.activationQueueLength")));
         for name in ["scaleOnInFlight", "scaleOnDelayed"] {
-            if let Some(value) = trigger.text(name).filter(|value| value != "true" && value != "false") {
+            if let Some(value) =
+                trigger.text(name).filter(|value| value != "true" && value != "false")
+            {
                 findings.push(Finding::new(
                     Rule::UnreadableValue,
                     place(&format!("metadata.{name}")),
-                    format!("KEDA cannot parse {value:?}: it uses the default, or creates no Job at all"),
+                    format!(
+                        "KEDA cannot parse {value:?}: it uses the default, or creates no Job at all"
+                    ),
                     "set it to \"true\" or \"false\"",
                 ));
             }
@@ -99,8 +119,8 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// The environment that KEDA reads: of the container of envSourceContainerName, else of the first. What it looks for there
-    /// and does not find is told.
+    /// The environment that KEDA reads: of the container of envSourceContainerName, else of the
+    /// first. What it looks for there and does not find is told.
     fn keda_reads(
         &self,
         container: Option<&Container>,
@@ -120,9 +140,14 @@ impl ScaledJob<'_> {
             None => self.containers().next(),
         };
         let ours = container.and_then(|container| container.value["name"].as_str());
-        let instead =
-            || ours.map_or_else(|| "set it to a container of the pod".to_owned(), |name| format!("set it to {name}"));
-        // Of no effect, if nothing is looked for there; but that the name is wrong stops KEDA all the same.
+        let instead = || {
+            ours.map_or_else(
+                || "set it to a container of the pod".to_owned(),
+                |name| format!("set it to {name}"),
+            )
+        };
+        // Of no effect, if nothing is looked for there; but that the name is wrong stops KEDA all
+        // the same.
         if needed.is_empty() && (said.is_none() || source.is_some()) {
             return None;
         }
@@ -130,7 +155,10 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::EnvSource,
                 self.at("spec.envSourceContainerName"),
-                format!("the pod has no container {}: KEDA creates no Job", said.unwrap_or("at all")),
+                format!(
+                    "the pod has no container {}: KEDA creates no Job",
+                    said.unwrap_or("at all")
+                ),
                 instead(),
             ));
             return None;
@@ -142,9 +170,12 @@ impl ScaledJob<'_> {
                 continue;
             }
             let which = if said.is_some() { "envSourceContainerName says" } else { "is the first" };
-            let has_it = container.is_some_and(|container| container.environment.known(&variable).is_some());
+            let has_it =
+                container.is_some_and(|container| container.environment.known(&variable).is_some());
             let change = match ours {
-                Some(ours) if has_it => format!("set envSourceContainerName to {ours}, or put that container first"),
+                Some(ours) if has_it => {
+                    format!("set envSourceContainerName to {ours}, or put that container first")
+                }
                 Some(_) | None if field == "queueURLFromEnv" => {
                     "set it to LEASEHOLD_QUEUE_URL, and that in the container".to_owned()
                 }
@@ -178,8 +209,12 @@ impl ScaledJob<'_> {
         if !kinds.contains(&kind) || self.authentication_object(kind, name).is_some() {
             return Vec::new();
         }
-        let what = format!("the file has no {kind} {name}: without it, KEDA sets Ready to False and creates no Job");
-        if let Some(other) = kinds.into_iter().find(|other| self.authentication_object(other, name).is_some()) {
+        let what = format!(
+            "the file has no {kind} {name}: without it, KEDA sets Ready to False and creates no Job"
+        );
+        if let Some(other) =
+            kinds.into_iter().find(|other| self.authentication_object(other, name).is_some())
+        {
             return vec![Finding::new(
                 Rule::ReferenceNotFound,
                 place,
@@ -187,11 +222,18 @@ impl ScaledJob<'_> {
                 format!("set kind to {other}"),
             )];
         }
-        let there: Vec<_> = self.manifest.objects.iter().filter(|object| object["kind"] == kind).collect();
-        let others: Vec<_> = there.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
+        let there: Vec<_> =
+            self.manifest.objects.iter().filter(|object| object["kind"] == kind).collect();
+        let others: Vec<_> =
+            there.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
         vec![if others.is_empty() {
             let change = "render it together with the ScaledJob";
-            Finding::new(Rule::NotInFile, place, format!("{kind} {name} is not in the file"), change)
+            Finding::new(
+                Rule::NotInFile,
+                place,
+                format!("{kind} {name} is not in the file"),
+                change,
+            )
         } else if others.contains(&name) {
             Finding::new(
                 Rule::ReferenceNotFound,
@@ -200,7 +242,12 @@ impl ScaledJob<'_> {
                 "put both into one namespace",
             )
         } else {
-            Finding::new(Rule::ReferenceNotFound, place, what, format!("did you mean {}?", others.join(" or ")))
+            Finding::new(
+                Rule::ReferenceNotFound,
+                place,
+                what,
+                format!("did you mean {}?", others.join(" or ")),
+            )
         }]
     }
 
@@ -209,7 +256,10 @@ impl ScaledJob<'_> {
         if kind == "TriggerAuthentication" {
             return self.object(kind, name);
         }
-        self.manifest.objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        self.manifest
+            .objects
+            .iter()
+            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
     }
 
     fn region(
@@ -222,20 +272,26 @@ impl ScaledJob<'_> {
         let Some(region) = trigger.text("awsRegion") else {
             let reference = &trigger.value["authenticationRef"];
             let kind = reference["kind"].as_str().unwrap_or("TriggerAuthentication");
-            let object = reference["name"].as_str().and_then(|name| self.authentication_object(kind, name));
+            let object =
+                reference["name"].as_str().and_then(|name| self.authentication_object(kind, name));
             // One of its parameters may be the region.
-            let is_there =
-                object.is_some_and(|object| object["spec"].to_string().contains("\"parameter\":\"awsRegion\""));
+            let is_there = object.is_some_and(|object| {
+                object["spec"].to_string().contains("\"parameter\":\"awsRegion\"")
+            });
             let change = "set it to the queue's region";
-            return (!is_there)
-                .then(|| Finding::new(Rule::NoRegion, place, "it is missing, but KEDA requires it", change));
+            return (!is_there).then(|| {
+                Finding::new(Rule::NoRegion, place, "it is missing, but KEDA requires it", change)
+            });
         };
         let of_queue = queue.and_then(aws::region_of).map(|region| (region, "the queue's URL has"));
-        let of_pod = container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
+        let of_pod =
+            container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
         let pods_queue = container.and_then(Container::queue_url).and_then(aws::region_of);
         let pods_queue = pods_queue.map(|region| (region, "the URL of the pod's queue has"));
-        let (other, whose) =
-            [of_queue, of_pod, pods_queue].into_iter().flatten().find(|(other, _)| *other != region)?;
+        let (other, whose) = [of_queue, of_pod, pods_queue]
+            .into_iter()
+            .flatten()
+            .find(|(other, _)| *other != region)?;
         let what = format!(
             "it is {region}, but {whose} {other}: KEDA asks in a region that does not have the queue, and creates no Job"
         );
@@ -255,7 +311,9 @@ impl Trigger<'_> {
         let text = match &self.metadata[name] {
             Value::Null => return None,
             Value::String(text) => text.trim().to_owned(),
-            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => other.to_string(),
+            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                other.to_string()
+            }
         };
         (!text.is_empty()).then_some(text)
     }
@@ -271,7 +329,8 @@ fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -
     let is_url = keda.contains("://");
     let counted = account_and_name(keda);
     if is_url && counted.is_none() {
-        let what = format!("KEDA requires https://HOST/ACCOUNT/NAME, not {keda}, and creates no Job");
+        let what =
+            format!("KEDA requires https://HOST/ACCOUNT/NAME, not {keda}, and creates no Job");
         return Some(Finding::new(Rule::QueueUrlForm, place, what, "set it to the queue's URL"));
     }
     let received = container?.queue_url()?;
@@ -293,17 +352,25 @@ fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -
     })
 }
 
-/// Does KEDA ask the service that the pods ask? An emulator may have other names for other namespaces, and AWS several.
-fn compare_endpoints(place: &Location, trigger: &Trigger, container: Option<&Container>) -> Option<Finding> {
+/// Does KEDA ask the service that the pods ask? An emulator may have other names for other
+/// namespaces, and AWS several.
+fn compare_endpoints(
+    place: &Location,
+    trigger: &Trigger,
+    container: Option<&Container>,
+) -> Option<Finding> {
     let environment = &container?.environment;
     let of_pods = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"].map(|name| environment.get(name));
     let of_pods = of_pods.into_iter().flatten().find(|url| !url.is_empty());
     // Without a password that may be before it.
-    let host = |url: &str| http::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned();
+    let host = |url: &str| {
+        http::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned()
+    };
     let is_emulator = |url: &String| is_known(url) && !queue_url::is_at_aws(url);
     match (trigger.text("awsEndpoint"), of_pods) {
         (None, Some(pods)) if is_emulator(&pods) => {
-            let what = format!("KEDA uses AWS, but the pods use {} (AWS_ENDPOINT_URL)", host(&pods));
+            let what =
+                format!("KEDA uses AWS, but the pods use {} (AWS_ENDPOINT_URL)", host(&pods));
             Some(Finding::new(
                 Rule::EndpointMismatch,
                 place,
@@ -324,17 +391,37 @@ fn compare_endpoints(place: &Location, trigger: &Trigger, container: Option<&Con
     }
 }
 
-fn queue_length(trigger: &Trigger, container: Option<&Container>, place: &Location) -> Option<Finding> {
+fn queue_length(
+    trigger: &Trigger,
+    container: Option<&Container>,
+    place: &Location,
+) -> Option<Finding> {
     let text = trigger.text("queueLength");
     let Some(length) = text.as_deref().map_or(Some(QUEUE_LENGTH), number) else {
-        let what = format!("KEDA cannot parse {:?} as a number, and creates no Job", text.unwrap_or_default());
-        return Some(Finding::new(Rule::UnreadableValue, place, what, "set it to \"1\", or to --max-messages"));
+        let what = format!(
+            "KEDA cannot parse {:?} as a number, and creates no Job",
+            text.unwrap_or_default()
+        );
+        return Some(Finding::new(
+            Rule::UnreadableValue,
+            place,
+            what,
+            "set it to \"1\", or to --max-messages",
+        ));
     };
     if length < 1 {
-        let what = format!("with {length}, KEDA never creates a Job, but reports the ScaledJob as healthy");
-        return Some(Finding::new(Rule::QueueLengthZero, place, what, "set it to \"1\", or to --max-messages"));
+        let what = format!(
+            "with {length}, KEDA never creates a Job, but reports the ScaledJob as healthy"
+        );
+        return Some(Finding::new(
+            Rule::QueueLengthZero,
+            place,
+            what,
+            "set it to \"1\", or to --max-messages",
+        ));
     }
-    let most = container.and_then(|container| container.config_if_known(&["LEASEHOLD_MAX_MESSAGES"]));
+    let most =
+        container.and_then(|container| container.config_if_known(&["LEASEHOLD_MAX_MESSAGES"]));
     let most = most.map(|config| i64::from(config.work.settings.policy.max_messages));
     if text.is_none() && most.is_none_or(|most| most < length) {
         let change = "set it to \"1\", or to --max-messages";

@@ -1,8 +1,8 @@
 //! All rules, one row each: `Variant "id" severity "name": "summary", "explanation"`.
 //!
-//! An id never changes its meaning, and that of a rule that is gone is not given again. The explanation is Markdown: why it
-//! matters, what to do, and an example where that says it faster. The sources of what KEDA, Kubernetes and AWS do are named where
-//! the findings are made.
+//! An id never changes its meaning, and that of a rule that is gone is not given again. The
+//! explanation is Markdown: why it matters, what to do, and an example where that says it faster.
+//! The sources of what KEDA, Kubernetes and AWS do are named where the findings are made.
 
 rules! {
     // 0: the run itself, and its access to AWS.

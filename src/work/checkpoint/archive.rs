@@ -5,9 +5,9 @@
 //! data/…           what was in the directory
 //! ```
 //!
-//! An archive may have been written by anybody with access to the bucket. It is checked while it is read, so that it
-//! neither leads to another place nor uses up the pod's memory. An error says what is wrong with which entry; it never
-//! quotes names or bytes of the state.
+//! An archive may have been written by anybody with access to the bucket. It is checked while it is
+//! read, so that it neither leads to another place nor uses up the pod's memory. An error says what
+//! is wrong with which entry; it never quotes names or bytes of the state.
 
 mod format;
 mod pack;

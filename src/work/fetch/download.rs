@@ -24,9 +24,10 @@ use crate::work::workspace::WorkDir;
 
 /// An object on its way to the disk.
 ///
-/// The first stream, which was opened without a range because only such an answer tells the checksum of the whole,
-/// goes forward from the start. Where it is worth it, more streams take parts from the end until they meet: nothing is
-/// fetched twice, and it does not matter which of them is slow.
+/// The first stream, which was opened without a range because only such an answer tells the
+/// checksum of the whole, goes forward from the start. Where it is worth it, more streams take
+/// parts from the end until they meet: nothing is fetched twice, and it does not matter which of
+/// them is slow.
 pub(super) struct Download<'a> {
     pub(super) store: &'a dyn ObjectStore,
     pub(super) work_dir: &'a WorkDir,
@@ -34,7 +35,8 @@ pub(super) struct Download<'a> {
     pub(super) object: Object,
     pub(super) algorithm: Option<Algorithm>,
     pub(super) file: Arc<File>,
-    /// From where the first stream is to where the others' parts begin; to `UNKNOWN` until the size is known.
+    /// From where the first stream is to where the others' parts begin; to `UNKNOWN` until the size
+    /// is known.
     pub(super) unclaimed: Mutex<Range<u64>>,
     /// How many bytes the object has, as it was said.
     pub(super) size: Option<u64>,
@@ -139,9 +141,14 @@ impl Download<'_> {
         Ok(parts)
     }
 
-    /// Fetches the bytes from `start` on, over as many connections as it takes: one that breaks is followed by another,
-    /// which goes on from there, until several in a row have brought nothing.
-    async fn part(&self, start: u64, extent: Extent, mut opened: Option<ByteStream>) -> Result<Part, Stopped> {
+    /// Fetches the bytes from `start` on, over as many connections as it takes: one that breaks is
+    /// followed by another, which goes on from there, until several in a row have brought nothing.
+    async fn part(
+        &self,
+        start: u64,
+        extent: Extent,
+        mut opened: Option<ByteStream>,
+    ) -> Result<Part, Stopped> {
         let hasher = self.algorithm.map(Hasher::new);
         let room = self.size.is_none().then(|| self.work_dir.clone());
         let mut sink = Sink { file: self.file.clone(), at: start, hasher, room };
@@ -169,7 +176,11 @@ impl Download<'_> {
             if sink.at > begun_at {
                 pauses = self::pauses();
             }
-            let why = format!("the download of {} was interrupted at byte {}: {why}", self.name(), sink.at);
+            let why = format!(
+                "the download of {} was interrupted at byte {}: {why}",
+                self.name(),
+                sink.at
+            );
             let Some(pause) = pauses.next() else { return Err(FetchError::Retryable(why).into()) };
             warn!(why, ?pause, "resuming the download");
             retrying(why);
@@ -198,9 +209,14 @@ impl Download<'_> {
         }
     }
 
-    /// Writes what comes, to the end of the extent or until the stream breaks. The next batch is read while one is
-    /// written: no thread of the runtime waits for the disk.
-    async fn pour(&self, mut stream: ByteStream, extent: Extent, sink: Sink) -> Result<(Sink, End), FetchError> {
+    /// Writes what comes, to the end of the extent or until the stream breaks. The next batch is
+    /// read while one is written: no thread of the runtime waits for the disk.
+    async fn pour(
+        &self,
+        mut stream: ByteStream,
+        extent: Extent,
+        sink: Sink,
+    ) -> Result<(Sink, End), FetchError> {
         let mut at = sink.at;
         let mut writing = Either::Left(ready(Ok(Ok(sink))));
         loop {
@@ -214,11 +230,16 @@ impl Download<'_> {
                     break None;
                 }
                 match stream.next().await {
-                    Some(Ok(chunk)) if at == end && !chunk.is_empty() => return Err(self.too_long(end)),
+                    Some(Ok(chunk)) if at == end && !chunk.is_empty() => {
+                        return Err(self.too_long(end));
+                    }
                     Some(Ok(mut chunk)) => {
                         let claimed = self.claim(extent, at, chunk.len());
                         at += claimed as u64;
-                        if claimed < chunk.len() && Some(at) == self.size && matches!(extent, Extent::UntilMet) {
+                        if claimed < chunk.len()
+                            && Some(at) == self.size
+                            && matches!(extent, Extent::UntilMet)
+                        {
                             return Err(self.too_long(at));
                         }
                         chunk.truncate(claimed);
@@ -251,7 +272,10 @@ impl Download<'_> {
         &self,
         writing: impl Future<Output = Result<Result<Sink, SinkError>, JoinError>>,
     ) -> Result<Sink, FetchError> {
-        let written = writing.await.map_err(|error| SinkError::Disk(error.into())).and_then(|written| written);
+        let written = writing
+            .await
+            .map_err(|error| SinkError::Disk(error.into()))
+            .and_then(|written| written);
         written.map_err(|error| {
             FetchError::Retryable(match error {
                 SinkError::Disk(error) => self.work_dir.failed(&error),

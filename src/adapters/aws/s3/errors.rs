@@ -30,9 +30,9 @@ pub(super) fn describe(failure: &Failure, permissions: &str) -> String {
     }
 }
 
-const OTHER_REGION: &str = "the bucket is in another region than AWS_REGION: set AWS_REGION to the bucket's region";
-const NO_CHECKSUMS_SENT: &str =
-    "if the store does not support this checksum, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required";
+const OTHER_REGION: &str =
+    "the bucket is in another region than AWS_REGION: set AWS_REGION to the bucket's region";
+const NO_CHECKSUMS_SENT: &str = "if the store does not support this checksum, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required";
 const NO_CHECKSUMS_READ: &str =
     "if the store does not support checksums, set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required";
 
@@ -46,8 +46,9 @@ pub(super) fn refused_there_too(failure: Failure, region: &str) -> Failure {
                 return Failure::Refused { code, message, status };
             }
             let message = message.map(|message| format!("{message}; ")).unwrap_or_default();
-            let message =
-                format!("{message}the request was already repeated in {region}, which an earlier answer named");
+            let message = format!(
+                "{message}the request was already repeated in {region}, which an earlier answer named"
+            );
             Failure::Refused { code: Some(named), message: Some(message), status }
         }
         failure @ (Failure::Misconfigured(_) | Failure::Unanswered(_)) => failure,
@@ -66,14 +67,15 @@ fn is_of_another_region(code: &str) -> bool {
     )
 }
 
-/// A store that cannot check our signature says nothing about what was asked: `Please use AWS4-HMAC-SHA256`,
-/// `Authorization header is invalid`, `x-amz-content-sha256 must be …`.
+/// A store that cannot check our signature says nothing about what was asked: `Please use
+/// AWS4-HMAC-SHA256`, `Authorization header is invalid`, `x-amz-content-sha256 must be …`.
 pub(super) fn is_about_the_signature(message: &str) -> bool {
     let message = message.to_lowercase();
     ["authorization", "aws4", "x-amz-content-sha256"].iter().any(|text| message.contains(text))
 }
 
-/// Some stores refuse what they do not know: `Unsupported header 'x-amz-checksum-mode' received for this API call.`
+/// Some stores refuse what they do not know: `Unsupported header 'x-amz-checksum-mode' received for
+/// this API call.`
 pub(super) fn is_about_a_checksum(message: &str) -> bool {
     message.to_lowercase().contains("checksum")
 }
@@ -81,7 +83,8 @@ pub(super) fn is_about_a_checksum(message: &str) -> bool {
 /// An object as it is called in messages.
 pub(super) fn display_uri(object: &Object) -> String {
     let Object { bucket, key, version_id, .. } = object;
-    let version = version_id.as_ref().map(|version| format!(" (version {version})")).unwrap_or_default();
+    let version =
+        version_id.as_ref().map(|version| format!(" (version {version})")).unwrap_or_default();
     format!("s3://{bucket}/{key}{version}")
 }
 
@@ -98,8 +101,12 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
                 "{what}: its key has only blanks, and the AWS SDK cannot request such a key: {why}"
             ));
         }
-        Failure::Misconfigured(why) => return FetchError::Retryable(format!("{what} cannot be requested: {why}")),
-        Failure::Unanswered(why) => return FetchError::Retryable(format!("{what} could not be requested: {why}")),
+        Failure::Misconfigured(why) => {
+            return FetchError::Retryable(format!("{what} cannot be requested: {why}"));
+        }
+        Failure::Unanswered(why) => {
+            return FetchError::Retryable(format!("{what} could not be requested: {why}"));
+        }
     };
     // S3 says why. A proxy's own page does not, and nothing about the object follows from it.
     let Some(code) = code else {
@@ -118,12 +125,17 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
             FetchError::Permanent(format!("{what} is archived and must be restored first: {words}"))
         }
         ("InvalidRequest" | "InvalidArgument", 400) if is_about_a_checksum(message) => {
-            FetchError::Retryable(format!("{what} could not be fetched: {words} ({NO_CHECKSUMS_READ})"))
+            FetchError::Retryable(format!(
+                "{what} could not be fetched: {words} ({NO_CHECKSUMS_READ})"
+            ))
         }
-        ("InvalidRequest" | "InvalidArgument", 400) if is_about_the_signature(message) => FetchError::Retryable(
-            format!("{what} could not be fetched: {words} (check the endpoint and the credentials)"),
-        ),
-        // Encrypted with a key of the customer's own; not a version's id; a key that is too long or not possible.
+        ("InvalidRequest" | "InvalidArgument", 400) if is_about_the_signature(message) => {
+            FetchError::Retryable(format!(
+                "{what} could not be fetched: {words} (check the endpoint and the credentials)"
+            ))
+        }
+        // Encrypted with a key of the customer's own; not a version's id; a key that is too long or
+        // not possible.
         (
             "InvalidRequest"
             | "InvalidArgument"
@@ -134,13 +146,20 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
             | "XMinioInvalidObjectName",
             400,
         ) => FetchError::Permanent(format!("{what} cannot be read: {words}")),
-        (_, 405) => FetchError::Permanent(format!("{what} is a delete marker, not an object: {words}")),
-        (_, 412) => FetchError::Overwritten(format!("{what} was overwritten since the event: {words}")),
-        ("NoSuchBucket", _) => FetchError::Retryable(format!("bucket {bucket} does not exist: {words}")),
-        (_, 404) => FetchError::Missing(format!("{what} is missing: {words}")),
-        ("AccessDenied", _) => {
-            FetchError::Retryable(format!("no permission to read {what}: {words} {}", may_read(version_id.is_some())))
+        (_, 405) => {
+            FetchError::Permanent(format!("{what} is a delete marker, not an object: {words}"))
         }
+        (_, 412) => {
+            FetchError::Overwritten(format!("{what} was overwritten since the event: {words}"))
+        }
+        ("NoSuchBucket", _) => {
+            FetchError::Retryable(format!("bucket {bucket} does not exist: {words}"))
+        }
+        (_, 404) => FetchError::Missing(format!("{what} is missing: {words}")),
+        ("AccessDenied", _) => FetchError::Retryable(format!(
+            "no permission to read {what}: {words} {}",
+            may_read(version_id.is_some())
+        )),
         (code, _) if is_of_another_region(code) => {
             FetchError::Retryable(format!("{what} could not be fetched: {words} ({OTHER_REGION})"))
         }
@@ -174,7 +193,11 @@ mod tests {
     #[test]
     fn a_failed_get_says_what_it_means_and_what_to_change() {
         let refused = |version, status, code: &str| {
-            let failure = Failure::Refused { code: Some(code.into()), message: Some("Said S3.".into()), status };
+            let failure = Failure::Refused {
+                code: Some(code.into()),
+                message: Some("Said S3.".into()),
+                status,
+            };
             match fetch_error(&object(version), &failure) {
                 FetchError::Retryable(text) => ("retryable", text),
                 FetchError::Permanent(text) => ("permanent", text),
@@ -182,6 +205,7 @@ mod tests {
                 FetchError::Overwritten(text) => ("overwritten", text),
             }
         };
+        #[rustfmt::skip]
         let table = [
             (None, 404, "NoSuchKey", "missing", "object s3://b/k is missing: NoSuchKey: Said S3"),
             (Some("v"), 404, "NoSuchVersion", "missing", "object s3://b/k (version v) is missing: "),
@@ -224,7 +248,10 @@ mod tests {
         assert!(matches!(fetch_error(&blanks, &unsent), FetchError::Permanent(_)));
         assert!(matches!(fetch_error(&object(None), &unsent), FetchError::Retryable(_)));
         let unanswered = fetch_error(&object(None), &Failure::Unanswered("refused".into()));
-        assert_eq!(unanswered, FetchError::Retryable("object s3://b/k could not be requested: refused".into()));
+        assert_eq!(
+            unanswered,
+            FetchError::Retryable("object s3://b/k could not be requested: refused".into())
+        );
     }
 
     #[test]
@@ -235,7 +262,11 @@ mod tests {
             "Missing required header for this request: x-amz-content-sha256",
         ] {
             for code in ["InvalidRequest", "InvalidArgument"] {
-                let failure = Failure::Refused { code: Some(code.into()), message: Some(message.into()), status: 400 };
+                let failure = Failure::Refused {
+                    code: Some(code.into()),
+                    message: Some(message.into()),
+                    status: 400,
+                };
                 let error = fetch_error(&object(None), &failure);
                 assert!(matches!(error, FetchError::Retryable(_)), "{error:?}");
             }
@@ -244,20 +275,28 @@ mod tests {
 
     #[test]
     fn a_refusal_without_s3s_reason_says_nothing_about_the_object() {
-        for (status, part) in
-            [(404, "without an S3 error code"), (412, "without an S3 error code"), (403, "must allow s3:GetObject,")]
-        {
+        for (status, part) in [
+            (404, "without an S3 error code"),
+            (412, "without an S3 error code"),
+            (403, "must allow s3:GetObject,"),
+        ] {
             let failure = Failure::Refused { code: None, message: None, status };
             let error = fetch_error(&object(None), &failure);
-            assert!(matches!(&error, FetchError::Retryable(why) if why.contains(part)), "{error:?}");
+            assert!(
+                matches!(&error, FetchError::Retryable(why) if why.contains(part)),
+                "{error:?}"
+            );
         }
     }
 
     #[test]
     fn a_store_that_does_not_know_our_checksums_is_told_from_an_object_that_cannot_be_read() {
         let message = "Unsupported header 'x-amz-checksum-mode' received for this API call.";
-        let failure =
-            Failure::Refused { code: Some("InvalidArgument".into()), message: Some(message.into()), status: 400 };
+        let failure = Failure::Refused {
+            code: Some("InvalidArgument".into()),
+            message: Some(message.into()),
+            status: 400,
+        };
         let error = fetch_error(&object(None), &failure);
         assert!(
             matches!(&error, FetchError::Retryable(why) if why.contains("AWS_RESPONSE_CHECKSUM_VALIDATION=when_required")),

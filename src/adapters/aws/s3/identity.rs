@@ -7,7 +7,8 @@ use crate::ports::FetchError;
 /// What an answer says of its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// It has S3's request id. Other stores may have none, and a proxy that answers in their place has none.
+    /// It has S3's request id. Other stores may have none, and a proxy that answers in their place
+    /// has none.
     pub(super) is_of_s3: bool,
     pub(super) version_id: Option<String>,
     /// Without quotes.
@@ -20,16 +21,23 @@ impl Identity {
     /// Compares it with what the event says: the version, else the eTag, and the size.
     pub(super) fn check(&self, object: &Object) -> Result<(), FetchError> {
         let differs = |what: &str, is: &str, expected: &str| {
-            let why = format!("{}: {what} is {is} in the answer, but {expected} in the event", display_uri(object));
+            let why = format!(
+                "{}: {what} is {is} in the answer, but {expected} in the event",
+                display_uri(object)
+            );
             if self.is_of_s3 && object.version_id.is_none() && object.etag.is_some() {
                 FetchError::Overwritten(why)
             } else {
-                FetchError::Retryable(format!("{why} (does a proxy or a portal answer instead of the store?)"))
+                FetchError::Retryable(format!(
+                    "{why} (does a proxy or a portal answer instead of the store?)"
+                ))
             }
         };
         let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
         let is_version = match (&object.version_id, &self.version_id) {
-            (Some(expected), Some(is)) if is != expected => return Err(differs("the version", is, expected)),
+            (Some(expected), Some(is)) if is != expected => {
+                return Err(differs("the version", is, expected));
+            }
             (Some(_), Some(_)) => true,
             (Some(_), None) | (None, _) => false,
         };
@@ -49,16 +57,17 @@ impl Identity {
         }
     }
 
-    /// How many bytes the answer must have, if the event says it reliably. Some stores send a size of 0, or the one that the
-    /// object has on their disks, and an event that pins nothing means what is there now: theirs counts only in an answer that
-    /// has no request id.
+    /// How many bytes the answer must have, if the event says it reliably. Some stores send a size
+    /// of 0, or the one that the object has on their disks, and an event that pins nothing means
+    /// what is there now: theirs counts only in an answer that has no request id.
     pub(super) fn expected_size(&self, object: &Object) -> Option<u64> {
         let is_pinned = object.version_id.is_some() || object.etag.is_some();
         object.size.filter(|size| *size > 0 && (object.is_from_aws && is_pinned || !self.is_of_s3))
     }
 }
 
-/// An eTag without its quotes, and without the mark of a weak one: a proxy that repacks an answer puts it there.
+/// An eTag without its quotes, and without the mark of a weak one: a proxy that repacks an answer
+/// puts it there.
 pub(super) fn unquoted(etag: &str) -> Option<String> {
     let etag = etag.trim();
     let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
@@ -71,10 +80,24 @@ mod tests {
 
     fn object(version_id: Option<&str>, etag: Option<&str>, size: Option<u64>) -> Object {
         let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-        Object { bucket: "b".into(), key: "k".into(), version_id, etag, size, sequencer: None, is_from_aws: false }
+        Object {
+            bucket: "b".into(),
+            key: "k".into(),
+            version_id,
+            etag,
+            size,
+            sequencer: None,
+            is_from_aws: false,
+        }
     }
 
-    fn checked(object: &Object, is_of_s3: bool, version_id: Option<&str>, etag: &str, size: u64) -> &'static str {
+    fn checked(
+        object: &Object,
+        is_of_s3: bool,
+        version_id: Option<&str>,
+        etag: &str,
+        size: u64,
+    ) -> &'static str {
         let (version_id, etag) = (version_id.map(str::to_owned), unquoted(etag));
         match (Identity { is_of_s3, version_id, etag, size: Some(size) }).check(object) {
             Ok(()) => "is it",
@@ -86,8 +109,11 @@ mod tests {
 
     #[test]
     fn an_answer_must_be_about_the_object_of_the_event() {
-        let (pinned, version, size) =
-            (object(None, Some("e"), Some(5)), object(Some("v"), Some("e"), Some(5)), object(None, None, Some(5)));
+        let (pinned, version, size) = (
+            object(None, Some("e"), Some(5)),
+            object(Some("v"), Some("e"), Some(5)),
+            object(None, None, Some(5)),
+        );
         for is_of_s3 in [true, false] {
             assert_eq!(checked(&pinned, is_of_s3, None, "\"e\"", 5), "is it");
             assert_eq!(checked(&pinned, is_of_s3, None, "W/\"e\"", 5), "is it");
@@ -103,7 +129,9 @@ mod tests {
 
     #[test]
     fn the_size_of_an_event_of_aws_is_compared_if_it_pins_the_object() {
-        for (size, is) in [(Some(5), "retryable"), (Some(7), "is it"), (Some(0), "is it"), (None, "is it")] {
+        for (size, is) in
+            [(Some(5), "retryable"), (Some(7), "is it"), (Some(0), "is it"), (None, "is it")]
+        {
             for (version, etag) in [(None, Some("e")), (Some("v"), Some("e")), (Some("v"), None)] {
                 let object = Object { is_from_aws: true, ..object(version, etag, size) };
                 for is_of_s3 in [true, false] {

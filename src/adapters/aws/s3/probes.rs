@@ -1,4 +1,5 @@
-//! What `leasehold check` asks of a bucket. Nothing is changed by it, but for [`S3::check_conditions`].
+//! What `leasehold check` asks of a bucket. Nothing is changed by it, but for
+//! [`S3::check_conditions`].
 
 use std::fmt;
 
@@ -59,10 +60,14 @@ pub enum NotificationsError {
 
 impl S3 {
     /// Whom a bucket tells of its events; `None` if there is no such bucket.
-    pub async fn notifications(&self, bucket: &str) -> Result<Option<Notifications>, NotificationsError> {
+    pub async fn notifications(
+        &self,
+        bucket: &str,
+    ) -> Result<Option<Notifications>, NotificationsError> {
         let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
         let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
-        let answer = self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+        let answer =
+            self.send(bucket, |config| asked.clone().customize().config_override(config).send());
         let answer = match answer.await {
             Ok(answer) => answer,
             Err(failure) => {
@@ -74,24 +79,31 @@ impl S3 {
                     {
                         Err(NotificationsError::NotImplemented(why))
                     }
-                    Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
-                        Err(NotificationsError::Unknown(why))
-                    }
+                    Failure::Refused { .. }
+                    | Failure::Misconfigured(_)
+                    | Failure::Unanswered(_) => Err(NotificationsError::Unknown(why)),
                 };
             }
         };
-        let others = answer.event_bridge_configuration.is_some() || !answer.topic_configurations().is_empty();
+        let others = answer.event_bridge_configuration.is_some()
+            || !answer.topic_configurations().is_empty();
         let to_queues = answer.queue_configurations.unwrap_or_default().into_iter().map(|one| {
             let rules = one.filter.and_then(|filter| filter.key?.filter_rules).unwrap_or_default();
             let value = |name: &str| {
                 // S3 takes the names in any case, and tells them as they were given.
-                let is_it = |rule: &&FilterRule| rule.name().is_some_and(|is| is.as_str().eq_ignore_ascii_case(name));
+                let is_it = |rule: &&FilterRule| {
+                    rule.name().is_some_and(|is| is.as_str().eq_ignore_ascii_case(name))
+                };
                 rules.iter().find(is_it).and_then(FilterRule::value).unwrap_or_default().to_owned()
             };
             Notification {
                 id: one.id.unwrap_or_default(),
                 queue_arn: one.queue_arn,
-                events: one.events.iter().map(|event| event.as_str().trim_start_matches("s3:").to_owned()).collect(),
+                events: one
+                    .events
+                    .iter()
+                    .map(|event| event.as_str().trim_start_matches("s3:").to_owned())
+                    .collect(),
                 prefix: value(FilterRuleName::Prefix.as_str()),
                 suffix: value(FilterRuleName::Suffix.as_str()),
             }
@@ -99,44 +111,52 @@ impl S3 {
         Ok(Some(Notifications { to_queues: to_queues.collect(), others }))
     }
 
-    /// The KMS key with which a bucket encrypts what nobody says otherwise of. The error says why that is not known.
+    /// The KMS key with which a bucket encrypts what nobody says otherwise of. The error says why
+    /// that is not known.
     pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
         let asked = self.client().get_bucket_encryption().bucket(bucket);
         let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
-        let answer = self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+        let answer =
+            self.send(bucket, |config| asked.clone().customize().config_override(config).send());
         let rules = match answer.await {
-            Ok(answer) => answer.server_side_encryption_configuration.map(|all| all.rules).unwrap_or_default(),
+            Ok(answer) => {
+                answer.server_side_encryption_configuration.map(|all| all.rules).unwrap_or_default()
+            }
             // Missing: none has been set.
             Err(failure) if is_missing(&failure) => Vec::new(),
             Err(failure) => return Err(said(&failure)),
         };
-        let mut keys = rules.into_iter().filter_map(|rule| rule.apply_server_side_encryption_by_default);
+        let mut keys =
+            rules.into_iter().filter_map(|rule| rule.apply_server_side_encryption_by_default);
         let key = keys.find(|one| one.sse_algorithm.as_str().starts_with("aws:kms"));
         Ok(key.map(|key| key.kms_master_key_id.unwrap_or_else(|| "aws/s3".to_owned())))
     }
 
     /// Is it S3, and not another store?
     pub fn is_at_aws(&self) -> bool {
-        aws::custom_endpoint(&self.config, "S3").is_none_or(|endpoint| answers::is_at_aws(&endpoint))
+        aws::custom_endpoint(&self.config, "S3")
+            .is_none_or(|endpoint| answers::is_at_aws(&endpoint))
     }
 
-    /// Does the store write a record only on its conditions? S3 does, and is not asked. Elsewhere it is tried with the record
-    /// `key`, which is made if there is none, and stays.
+    /// Does the store write a record only on its conditions? S3 does, and is not asked. Elsewhere
+    /// it is tried with the record `key`, which is made if there is none, and stays.
     pub async fn check_conditions(&self, bucket: &str, key: &str) -> Result<(), RecordError> {
         const RECORD: &[u8] = br#"{"written_by":"leasehold check"}"#;
         if self.is_at_aws() {
             return Ok(());
         }
         match self.write_if(bucket, key, RECORD, Condition::Absent).await {
-            Ok(_) | Err(RecordError::ConditionFailed) => self.prove_conditions(bucket, key, RECORD).await,
+            Ok(_) | Err(RecordError::ConditionFailed) => {
+                self.prove_conditions(bucket, key, RECORD).await
+            }
             Err(error) => Err(error),
         }
     }
 
     /// May we do this with an object of such a key? `key` must be none that exists.
     ///
-    /// Whether a caller may is looked at before whether there is what he asks for, so what is not there tells it: the object to
-    /// read, and the upload in parts to complete or to abort.
+    /// Whether a caller may is looked at before whether there is what he asks for, so what is not
+    /// there tells it: the object to read, and the upload in parts to complete or to abort.
     pub async fn may(&self, action: Action, bucket: &str, key: &str) -> Permission {
         let (client, owner) = (self.client(), self.expected_owner.clone());
         let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
@@ -144,33 +164,48 @@ impl S3 {
             Action::List => {
                 let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
                 let list = list.set_expected_bucket_owner(owner);
-                self.send(bucket, |config| list.clone().customize().config_override(config).send()).await.err()
+                self.send(bucket, |config| list.clone().customize().config_override(config).send())
+                    .await
+                    .err()
             }
             Action::Get => {
-                let get = client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
-                self.send(bucket, |config| get.clone().customize().config_override(config).send()).await.err()
+                let get =
+                    client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
+                self.send(bucket, |config| get.clone().customize().config_override(config).send())
+                    .await
+                    .err()
             }
             Action::Put => {
                 let part = CompletedPart::builder().part_number(1).e_tag(NO_UPLOAD).build();
                 let parts = CompletedMultipartUpload::builder().parts(part).build();
-                let put = client.complete_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
+                let put =
+                    client.complete_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
                 let put = put.multipart_upload(parts).set_expected_bucket_owner(owner);
-                self.send(bucket, |config| put.clone().customize().config_override(config).send()).await.err()
+                self.send(bucket, |config| put.clone().customize().config_override(config).send())
+                    .await
+                    .err()
             }
             Action::Abort => {
-                let abort = client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
+                let abort =
+                    client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
                 let abort = abort.set_expected_bucket_owner(owner);
-                self.send(bucket, |config| abort.clone().customize().config_override(config).send()).await.err()
+                self.send(bucket, |config| abort.clone().customize().config_override(config).send())
+                    .await
+                    .err()
             }
         };
         let Some(failure) = failure else { return Permission::Allowed };
         let what = || format!("s3://{bucket}/{key}: {}", said(&failure));
         match &failure {
-            Failure::Refused { status: 404, code, .. } if code.as_deref() != Some("NoSuchBucket") => {
+            Failure::Refused { status: 404, code, .. }
+                if code.as_deref() != Some("NoSuchBucket") =>
+            {
                 Permission::Allowed
             }
             Failure::Refused { status: ..500, .. } => Permission::Denied(what()),
-            Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => Permission::Unknown(what()),
+            Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
+                Permission::Unknown(what())
+            }
         }
     }
 }
@@ -229,7 +264,9 @@ mod tests {
         ] {
             for action in [Action::List, Action::Get, Action::Put, Action::Abort] {
                 let body = format!("<Error><Code>{code}</Code><Message>Said S3</Message></Error>");
-                let told = S3::new(&Canned::new(status, None, body).config(), None).may(action, "b", "out/k").await;
+                let told = S3::new(&Canned::new(status, None, body).config(), None)
+                    .may(action, "b", "out/k")
+                    .await;
                 let (told, why) = match told {
                     Permission::Allowed => ("allowed", format!("s3://b/out/k: {code}: Said S3")),
                     Permission::Denied(why) => ("denied", why),
@@ -248,7 +285,8 @@ mod tests {
             <Filter><S3Key><FilterRule><Name>Prefix</Name><Value>in/</Value></FilterRule>
             <FilterRule><Name>Suffix</Name><Value>.csv</Value></FilterRule></S3Key></Filter>
             </QueueConfiguration></NotificationConfiguration>"#;
-        let told = S3::new(&Canned::new(200, None, body).config(), None).notifications("b").await.unwrap();
+        let told =
+            S3::new(&Canned::new(200, None, body).config(), None).notifications("b").await.unwrap();
         let notification = Notification {
             id: "results".into(),
             queue_arn: "arn:aws:sqs:eu-west-1:1:q".into(),
@@ -256,10 +294,18 @@ mod tests {
             prefix: "in/".into(),
             suffix: ".csv".into(),
         };
-        assert_eq!(told, Some(Notifications { to_queues: vec![notification.clone()], others: false }));
+        assert_eq!(
+            told,
+            Some(Notifications { to_queues: vec![notification.clone()], others: false })
+        );
         let told = told.unwrap();
-        assert!(notification.tells("ObjectCreated:Put") && !notification.tells("ObjectRemoved:Delete"));
-        assert!(told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification]) && told.to("another").next().is_none());
+        assert!(
+            notification.tells("ObjectCreated:Put") && !notification.tells("ObjectRemoved:Delete")
+        );
+        assert!(
+            told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification])
+                && told.to("another").next().is_none()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -274,7 +320,11 @@ mod tests {
             let server = Canned::new(status, None, format!("<Error><Code>{code}</Code></Error>"));
             let config = server.config().into_builder().endpoint_url(endpoint).build();
             let error = S3::new(&config, None).notifications("b").await.unwrap_err();
-            assert_eq!(matches!(error, NotificationsError::NotImplemented(_)), is_without, "{error:?}");
+            assert_eq!(
+                matches!(error, NotificationsError::NotImplemented(_)),
+                is_without,
+                "{error:?}"
+            );
         }
     }
 
@@ -284,16 +334,34 @@ mod tests {
         for (server, endpoint, is, requests) in [
             (Canned::new(412, None, refused), "http://store:9000", "heeded", 3),
             (Canned::new(200, None, ""), "http://store:9000", "ignored", 3),
-            (Canned::new(403, None, "<Error><Code>AccessDenied</Code></Error>"), "http://store:9000", "unknown", 1),
-            (Canned::new(200, None, ""), "https://bucket.vpce-1.s3.eu-west-1.vpce.amazonaws.com", "heeded", 0),
+            (
+                Canned::new(403, None, "<Error><Code>AccessDenied</Code></Error>"),
+                "http://store:9000",
+                "unknown",
+                1,
+            ),
+            (
+                Canned::new(200, None, ""),
+                "https://bucket.vpce-1.s3.eu-west-1.vpce.amazonaws.com",
+                "heeded",
+                0,
+            ),
         ] {
             let config = server.config().into_builder().endpoint_url(endpoint).build();
             let told = match S3::new(&config, None).check_conditions("b", "k").await {
                 Ok(()) => "heeded",
                 Err(RecordError::ConditionsUnsupported(_)) => "ignored",
-                Err(RecordError::ConditionFailed | RecordError::Refused(_) | RecordError::Retryable(_)) => "unknown",
+                Err(
+                    RecordError::ConditionFailed
+                    | RecordError::Refused(_)
+                    | RecordError::Retryable(_),
+                ) => "unknown",
             };
-            assert_eq!((told, server.requests.load(Ordering::Relaxed)), (is, requests), "{endpoint}");
+            assert_eq!(
+                (told, server.requests.load(Ordering::Relaxed)),
+                (is, requests),
+                "{endpoint}"
+            );
         }
     }
 }

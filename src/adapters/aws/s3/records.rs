@@ -19,8 +19,9 @@ impl Records for S3 {
         let get = self.client().get_object().bucket(bucket).key(key);
         let get = get.set_expected_bucket_owner(self.expected_owner.clone());
         let date = Header::new("date");
-        let answer = self
-            .send(bucket, |config| get.clone().customize().config_override(config).interceptor(date.clone()).send());
+        let answer = self.send(bucket, |config| {
+            get.clone().customize().config_override(config).interceptor(date.clone()).send()
+        });
         let answer = match answer.await {
             Ok(answer) => answer,
             Err(failure) if is_missing(&failure) => return Ok(None),
@@ -33,9 +34,12 @@ impl Records for S3 {
         let etag = answer.e_tag.unwrap_or_default();
         let (mut body, mut bytes) = (answer.body, Vec::new());
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| RecordError::Retryable(format!("s3://{bucket}/{key}: {error}")))?;
+            let chunk = chunk
+                .map_err(|error| RecordError::Retryable(format!("s3://{bucket}/{key}: {error}")))?;
             if bytes.len() + chunk.len() > LONGEST {
-                let why = format!("s3://{bucket}/{key}: it is longer than {LONGEST} bytes, the limit of a record");
+                let why = format!(
+                    "s3://{bucket}/{key}: it is longer than {LONGEST} bytes, the limit of a record"
+                );
                 return Err(RecordError::Retryable(why));
             }
             bytes.extend_from_slice(&chunk);
@@ -60,9 +64,15 @@ impl Records for S3 {
 }
 
 impl S3 {
-    /// Some stores take a condition and do not heed it: two pods would own the same work. So the first record that was written
-    /// is written again, on conditions that do not hold; where one of these writes comes through, it changes nothing.
-    pub(super) async fn prove_conditions(&self, bucket: &str, key: &str, bytes: &[u8]) -> Result<(), RecordError> {
+    /// Some stores take a condition and do not heed it: two pods would own the same work. So the
+    /// first record that was written is written again, on conditions that do not hold; where one of
+    /// these writes comes through, it changes nothing.
+    pub(super) async fn prove_conditions(
+        &self,
+        bucket: &str,
+        key: &str,
+        bytes: &[u8],
+    ) -> Result<(), RecordError> {
         let not_absent = self.write_if(bucket, key, bytes, Condition::Absent);
         let not_unchanged = self.write_if(bucket, key, bytes, Condition::Unchanged(NO_ETAG));
         let (not_absent, not_unchanged) = tokio::join!(not_absent, not_unchanged);
@@ -88,8 +98,11 @@ impl S3 {
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
         let answer = self.send(bucket, |config| {
-            let put = self.client().put_object().bucket(bucket).key(key).content_type("application/json");
-            let put = put.set_expected_bucket_owner(self.expected_owner.clone()).body(bytes.to_vec().into());
+            let put =
+                self.client().put_object().bucket(bucket).key(key).content_type("application/json");
+            let put = put
+                .set_expected_bucket_owner(self.expected_owner.clone())
+                .body(bytes.to_vec().into());
             let put = match condition {
                 Condition::Absent => put.if_none_match("*"),
                 Condition::Unchanged(etag) => put.if_match(etag),
@@ -99,11 +112,16 @@ impl S3 {
         match answer.await {
             Ok(answer) => Ok(answer.e_tag.unwrap_or_default()),
             // If-Match on an object that is gone is answered by 404.
-            Err(failure) if matches!(failure, Failure::Refused { status: 412, .. }) || is_missing(&failure) => {
+            Err(failure)
+                if matches!(failure, Failure::Refused { status: 412, .. })
+                    || is_missing(&failure) =>
+            {
                 Err(RecordError::ConditionFailed)
             }
             // One that has heeded conditions does not refuse them for good.
-            Err(failure) if is_for_good(&failure) && !self.heeds_conditions.load(Ordering::Relaxed) => {
+            Err(failure)
+                if is_for_good(&failure) && !self.heeds_conditions.load(Ordering::Relaxed) =>
+            {
                 Err(RecordError::ConditionsUnsupported(format!(
                     "s3://{bucket}/{key}: {} (the store may not support If-None-Match and If-Match: {ELSEWHERE})",
                     describe(&failure, "s3:PutObject")
@@ -116,7 +134,8 @@ impl S3 {
 
 /// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
 const LONGEST: usize = 64 << 10;
-const ELSEWHERE: &str = "keep the records (--idempotency) in a store that supports both, such as S3";
+const ELSEWHERE: &str =
+    "keep the records (--idempotency) in a store that supports both, such as S3";
 /// The eTag of no record.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
@@ -125,10 +144,12 @@ pub(super) fn is_missing(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { status: 404, code: Some(code), .. } if code != "NoSuchBucket")
 }
 
-/// Does the store say that it cannot do this? A proxy's own page does not. No write is answered by 304.
+/// Does the store say that it cannot do this? A proxy's own page does not. No write is answered by
+/// 304.
 fn is_for_good(failure: &Failure) -> bool {
     match failure {
-        Failure::Refused { status: 304, .. } | Failure::Refused { code: Some(_), status: 405 | 501, .. } => true,
+        Failure::Refused { status: 304, .. }
+        | Failure::Refused { code: Some(_), status: 405 | 501, .. } => true,
         Failure::Refused { code: Some(code), message, status: 400 } => {
             let message = message.as_deref().unwrap_or_default();
             matches!(code.as_str(), "InvalidArgument" | "InvalidRequest" | "NotImplemented")
@@ -145,7 +166,9 @@ fn failed(bucket: &str, key: &str, failure: &Failure, permissions: &str) -> Reco
     match failure {
         Failure::Refused { status: 403, .. } => RecordError::Refused(why),
         failure if is_for_good(failure) => RecordError::Refused(why),
-        Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => RecordError::Retryable(why),
+        Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
+            RecordError::Retryable(why)
+        }
     }
 }
 
@@ -169,7 +192,8 @@ mod tests {
         let s3 = S3::new(&server.config(), None);
         for requests in [3, 6] {
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await;
-            let why = "s3://b/k: the store ignores If-None-Match, so two pods could own the same work";
+            let why =
+                "s3://b/k: the store ignores If-None-Match, so two pods could own the same work";
             assert!(
                 matches!(&written, Err(RecordError::ConditionsUnsupported(text)) if text.starts_with(why)),
                 "{written:?}"
@@ -180,10 +204,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_refuses_conditions_for_good_is_named_at_once() {
-        let error =
-            |code: &str, message: &str| format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
-        let not_implemented =
-            error("NotImplemented", "A header you provided implies functionality that is not implemented");
+        let error = |code: &str, message: &str| {
+            format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>")
+        };
+        let not_implemented = error(
+            "NotImplemented",
+            "A header you provided implies functionality that is not implemented",
+        );
         let unsupported = error("InvalidArgument", "Unsupported header If-None-Match");
         for (status, body, is_for_good) in [
             (501, not_implemented.clone(), true),
@@ -200,13 +227,22 @@ mod tests {
         ] {
             let s3 = S3::new(&Canned::new(status, None, body.as_str()).config(), None);
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
-            assert_eq!(matches!(written, RecordError::ConditionsUnsupported(_)), is_for_good, "{body}: {written:?}");
-            let advice = "keep the records (--idempotency) in a store that supports both, such as S3";
+            assert_eq!(
+                matches!(written, RecordError::ConditionsUnsupported(_)),
+                is_for_good,
+                "{body}: {written:?}"
+            );
+            let advice =
+                "keep the records (--idempotency) in a store that supports both, such as S3";
             assert_eq!(written.to_string().contains(advice), is_for_good, "{written}");
             // A store that has heeded them is only asked again.
             s3.heeds_conditions.store(true, Ordering::Relaxed);
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
-            assert_eq!(matches!(written, RecordError::Refused(_)), is_for_good, "{body}: {written:?}");
+            assert_eq!(
+                matches!(written, RecordError::Refused(_)),
+                is_for_good,
+                "{body}: {written:?}"
+            );
         }
     }
 

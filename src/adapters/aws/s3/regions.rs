@@ -1,4 +1,5 @@
-//! Buckets that are in another region than the one that is configured: S3 says which, and is asked there.
+//! Buckets that are in another region than the one that is configured: S3 says which, and is asked
+//! there.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,7 +52,9 @@ pub(super) fn named<E>(error: &SdkError<E, HttpResponse>) -> Option<Region> {
     // It becomes a part of a host's name.
     let is_region = |name: &String| {
         (1..=40).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
     };
     in_header.or_else(in_body).filter(is_region).map(Region::new)
 }

@@ -26,25 +26,38 @@ use crate::ports::{ObjectWriter, Upload, Uploaded};
 impl ObjectWriter for S3 {
     async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String> {
         let put = self.send(bucket, |config| {
-            let put = self.client().put_object().bucket(bucket).key(key).content_type("application/json");
-            let put = put.set_expected_bucket_owner(self.expected_owner.clone()).body(bytes.clone().into());
+            let put =
+                self.client().put_object().bucket(bucket).key(key).content_type("application/json");
+            let put = put
+                .set_expected_bucket_owner(self.expected_owner.clone())
+                .body(bytes.clone().into());
             put.customize().config_override(self.within(config, bytes.len() as u64)).send()
         });
         put.await.map(drop).map_err(|why| write_error(bucket, key, &why))
     }
 
-    async fn upload(&self, upload: &Upload<'_>, halt: &CancellationToken) -> Result<Uploaded, String> {
+    async fn upload(
+        &self,
+        upload: &Upload<'_>,
+        halt: &CancellationToken,
+    ) -> Result<Uploaded, String> {
         let Upload { bucket, key, .. } = upload;
         let halted = || format!("s3://{bucket}/{key}: the upload was stopped");
         if halt.is_cancelled() {
             return Err(halted());
         }
         if upload.bytes < IN_PARTS_FROM {
-            return halt.run_until_cancelled(self.upload_whole(upload)).await.unwrap_or_else(|| Err(halted()));
+            return halt
+                .run_until_cancelled(self.upload_whole(upload))
+                .await
+                .unwrap_or_else(|| Err(halted()));
         }
         // Begun, it has to be ended: so its name is waited for.
         let id = self.begin_parts(upload).await?;
-        let uploaded = halt.run_until_cancelled(self.upload_parts(upload, &id)).await.unwrap_or_else(|| Err(halted()));
+        let uploaded = halt
+            .run_until_cancelled(self.upload_parts(upload, &id))
+            .await
+            .unwrap_or_else(|| Err(halted()));
         if uploaded.is_err() {
             self.abort_parts(upload, &id).await;
         }
@@ -52,7 +65,8 @@ impl ObjectWriter for S3 {
     }
 }
 
-/// An object of this size or more is uploaded in parts, in bytes: each can be tried again by itself.
+/// An object of this size or more is uploaded in parts, in bytes: each can be tried again by
+/// itself.
 const IN_PARTS_FROM: u64 = 32 << 20;
 
 /// The least that a part has, in bytes.
@@ -67,10 +81,12 @@ const STREAMS: usize = 4;
 /// What is read of a file at a time, in bytes.
 const BUFFER: usize = 256 << 10;
 
-/// Slower than this, in bytes a second, an upload counts as stalled: its request is given up, and sent again.
+/// Slower than this, in bytes a second, an upload counts as stalled: its request is given up, and
+/// sent again.
 const SLOWEST: u64 = 64 << 10;
 
-/// How fast parts are put together at the slowest, in bytes a second: S3 needs minutes for the largest objects.
+/// How fast parts are put together at the slowest, in bytes a second: S3 needs minutes for the
+/// largest objects.
 const SLOWEST_COMPLETION: u64 = 32 << 20;
 
 /// Until an attempt to begin is answered: a stop waits for it.
@@ -80,14 +96,16 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 const ABORT_LIMIT: Duration = Duration::from_secs(2);
 
 impl S3 {
-    /// Each attempt at a request that sends so many bytes has a limit of its own, so that an answer that does not come costs
-    /// little beside the work. It is a third of what an answer to a read may take: three attempts take as long.
+    /// Each attempt at a request that sends so many bytes has a limit of its own, so that an answer
+    /// that does not come costs little beside the work. It is a third of what an answer to a read
+    /// may take: three attempts take as long.
     fn within(&self, config: Builder, bytes: u64) -> Builder {
         let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
         config.timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
     }
 
-    /// Not where it is switched off (`AWS_REQUEST_CHECKSUM_CALCULATION`): some stores do not know CRC64NVME.
+    /// Not where it is switched off (`AWS_REQUEST_CHECKSUM_CALCULATION`): some stores do not know
+    /// CRC64NVME.
     fn sends_checksums(&self) -> bool {
         self.config.request_checksum_calculation() != Some(RequestChecksumCalculation::WhenRequired)
     }
@@ -99,7 +117,9 @@ impl S3 {
         let file = body(path, 0..bytes).await?;
         let put = self.send(bucket, |config| {
             let put = self.client().put_object().bucket(bucket).key(key).content_type(content_type);
-            let put = put.set_expected_bucket_owner(self.expected_owner.clone()).set_checksum_crc64_nvme(sent.clone());
+            let put = put
+                .set_expected_bucket_owner(self.expected_owner.clone())
+                .set_checksum_crc64_nvme(sent.clone());
             let put = put.body(again(&file));
             put.customize().config_override(self.within(config, bytes)).send()
         });
@@ -110,14 +130,23 @@ impl S3 {
 
     async fn begin_parts(&self, upload: &Upload<'_>) -> Result<String, String> {
         let Upload { bucket, key, content_type, .. } = *upload;
-        let begin = self.client().create_multipart_upload().bucket(bucket).key(key).content_type(content_type);
+        let begin = self
+            .client()
+            .create_multipart_upload()
+            .bucket(bucket)
+            .key(key)
+            .content_type(content_type);
         let begin = begin.set_expected_bucket_owner(self.expected_owner.clone());
         let begin = if self.sends_checksums() {
-            begin.checksum_algorithm(ChecksumAlgorithm::Crc64Nvme).checksum_type(ChecksumType::FullObject)
+            begin
+                .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
+                .checksum_type(ChecksumType::FullObject)
         } else {
             begin
         };
-        let limit = TimeoutConfig::builder().operation_attempt_timeout(BEGIN_LIMIT.min(self.timeout)).build();
+        let limit = TimeoutConfig::builder()
+            .operation_attempt_timeout(BEGIN_LIMIT.min(self.timeout))
+            .build();
         let answer = self.send(bucket, |config| {
             begin.clone().customize().config_override(config.timeout_config(limit.clone())).send()
         });
@@ -129,7 +158,8 @@ impl S3 {
         let Upload { bytes, .. } = *upload;
         let part = PART.max(bytes.div_ceil(MOST_PARTS));
         let ranges = (0..bytes.div_ceil(part)).map(|n| n * part..((n + 1) * part).min(bytes));
-        let parts = (1..).zip(ranges).map(|(number, range)| self.upload_part(upload, id, number, range));
+        let parts =
+            (1..).zip(ranges).map(|(number, range)| self.upload_part(upload, id, number, range));
         // In order, whichever is ready first.
         let parts: Vec<_> = stream::iter(parts).buffered(STREAMS).try_collect().await?;
 
@@ -150,22 +180,32 @@ impl S3 {
     ) -> Result<Uploaded, String> {
         let Upload { bucket, key, bytes, .. } = *upload;
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts));
-        let complete = self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
-        let complete = complete.set_expected_bucket_owner(self.expected_owner.clone()).multipart_upload(parts.build());
+        let complete =
+            self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
+        let complete = complete
+            .set_expected_bucket_owner(self.expected_owner.clone())
+            .multipart_upload(parts.build());
         // What does not know our checksums need not know this either.
         let size = bytes.try_into().ok().filter(|_| self.sends_checksums());
         let complete = complete.set_mpu_object_size(size);
         let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
         let limit = TimeoutConfig::builder().operation_attempt_timeout(limit).build();
         let answer = self.send(bucket, |config| {
-            complete.clone().customize().config_override(config.timeout_config(limit.clone())).send()
+            complete
+                .clone()
+                .customize()
+                .config_override(config.timeout_config(limit.clone()))
+                .send()
         });
         let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
         let etag = answer.e_tag.as_deref().and_then(unquoted);
         if etag.is_none() {
-            return Err(format!("s3://{bucket}/{key}: the answer to CompleteMultipartUpload has no eTag"));
+            return Err(format!(
+                "s3://{bucket}/{key}: the answer to CompleteMultipartUpload has no eTag"
+            ));
         }
-        // Each part was compared by S3; of the whole, some servers know only a hash of the parts' hashes.
+        // Each part was compared by S3; of the whole, some servers know only a hash of the parts'
+        // hashes.
         same(bucket, key, answer.checksum_crc64_nvme.as_deref(), whole)?;
         Ok(Uploaded { etag, checksum: whole.clone() })
     }
@@ -183,14 +223,23 @@ impl S3 {
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let (bytes, file) = (range.end - range.start, body(path, range).await?);
         let part = self.send(bucket, |config| {
-            let part = self.client().upload_part().bucket(bucket).key(key).upload_id(id).part_number(number);
+            let part = self
+                .client()
+                .upload_part()
+                .bucket(bucket)
+                .key(key)
+                .upload_id(id)
+                .part_number(number);
             let part = part.set_expected_bucket_owner(self.expected_owner.clone());
             let part = part.set_checksum_crc64_nvme(sent.clone()).body(again(&file));
             part.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = part.await.map_err(|why| write_error(bucket, key, &why))?;
         same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
-        let part = CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag).set_checksum_crc64_nvme(sent);
+        let part = CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(answer.e_tag)
+            .set_checksum_crc64_nvme(sent);
         Ok((part.build(), hasher))
     }
 
@@ -199,7 +248,8 @@ impl S3 {
         let Upload { bucket, key, .. } = *upload;
         let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
         let abort = abort.set_expected_bucket_owner(self.expected_owner.clone());
-        let abort = self.send(bucket, |config| abort.clone().customize().config_override(config).send());
+        let abort =
+            self.send(bucket, |config| abort.clone().customize().config_override(config).send());
         let why = match tokio::time::timeout(ABORT_LIMIT, abort).await {
             Ok(Ok(_)) => return,
             Ok(Err(why)) => write_error(bucket, key, &why),
@@ -215,15 +265,22 @@ impl S3 {
 /// Before it is sent, so that what is stored is what was on the disk.
 async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
     let of = path.to_owned();
-    let hashed = tokio::task::spawn_blocking(move || Hasher::of_file(Algorithm::Crc64Nvme, &of, range)).await;
-    hashed.map_err(io::Error::from).and_then(|hashed| hashed).map_err(|error| format!("{}: {error}", path.display()))
+    let hashed =
+        tokio::task::spawn_blocking(move || Hasher::of_file(Algorithm::Crc64Nvme, &of, range))
+            .await;
+    hashed
+        .map_err(io::Error::from)
+        .and_then(|hashed| hashed)
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Read while it is sent, and again if it has to be sent again.
 async fn body(path: &Path, range: Range<u64>) -> Result<SdkBody, String> {
     let body = ByteStream::read_from().path(path).buffer_size(BUFFER);
-    let body = body.offset(range.start).length(Length::Exact(range.end - range.start)).build().await;
-    body.map(ByteStream::into_inner).map_err(|error| format!("{}: {}", path.display(), aws::causes(&error)))
+    let body =
+        body.offset(range.start).length(Length::Exact(range.end - range.start)).build().await;
+    body.map(ByteStream::into_inner)
+        .map_err(|error| format!("{}: {}", path.display(), aws::causes(&error)))
 }
 
 fn again(body: &SdkBody) -> ByteStream {
@@ -237,9 +294,10 @@ fn checksum_of(hasher: Hasher) -> Checksum {
 /// Compares what the store says that it has with what was sent.
 fn same(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Result<(), String> {
     match stored.filter(|value| !value.contains('-')) {
-        Some(stored) if stored != sent.value => {
-            Err(format!("s3://{bucket}/{key}: CRC64NVME of the stored object is {stored}, expected {}", sent.value))
-        }
+        Some(stored) if stored != sent.value => Err(format!(
+            "s3://{bucket}/{key}: CRC64NVME of the stored object is {stored}, expected {}",
+            sent.value
+        )),
         Some(_) | None => Ok(()),
     }
 }
@@ -253,15 +311,22 @@ mod tests {
     #[tokio::test]
     async fn nothing_that_only_s3_knows_is_sent_with_parts_where_checksums_are_switched_off() {
         let path = Path::new("big");
-        let upload = Upload { bucket: "b", key: "k", path, bytes: 34_000_000, content_type: "text/plain" };
-        for (calculation, is_sent) in
-            [(RequestChecksumCalculation::WhenSupported, true), (RequestChecksumCalculation::WhenRequired, false)]
-        {
-            let server =
-                Canned::new(200, None, "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>");
-            let config = server.config().into_builder().request_checksum_calculation(calculation).build();
+        let upload =
+            Upload { bucket: "b", key: "k", path, bytes: 34_000_000, content_type: "text/plain" };
+        for (calculation, is_sent) in [
+            (RequestChecksumCalculation::WhenSupported, true),
+            (RequestChecksumCalculation::WhenRequired, false),
+        ] {
+            let server = Canned::new(
+                200,
+                None,
+                "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+            );
+            let config =
+                server.config().into_builder().request_checksum_calculation(calculation).build();
             let whole = checksum_of(Hasher::new(Algorithm::Crc64Nvme));
-            let uploaded = S3::new(&config, None).complete_parts(&upload, "id", Vec::new(), &whole).await;
+            let uploaded =
+                S3::new(&config, None).complete_parts(&upload, "id", Vec::new(), &whole).await;
             assert!(uploaded.is_ok(), "{:?}", uploaded.err());
             let sent = server.sent.lock().unwrap();
             let has = |text: &str| sent.iter().any(|name| name.contains(text));

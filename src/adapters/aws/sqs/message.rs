@@ -12,26 +12,42 @@ use crate::ports::ReceiveError;
 /// The message attribute of a sender that propagates a W3C trace context.
 pub(super) const TRACEPARENT: &str = "traceparent";
 
-pub(super) fn delivery(message: Message, key_attribute: Option<&str>) -> Result<Delivery, ReceiveError> {
+pub(super) fn delivery(
+    message: Message,
+    key_attribute: Option<&str>,
+) -> Result<Delivery, ReceiveError> {
     let system = |name| message.attributes().and_then(|all| all.get(&name)).map(String::as_str);
     let sent = message.message_attributes().and_then(|all| all.get(TRACEPARENT)?.string_value());
     let traceparent = sent.filter(|sent| is_traceparent(sent)).map(str::to_owned);
-    let traceparent =
-        traceparent.or_else(|| system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray));
-    let count = system(MessageSystemAttributeName::ApproximateReceiveCount).and_then(|count| count.parse().ok());
-    let named = key_attribute.and_then(|name| message.message_attributes()?.get(name)?.string_value());
-    let is_chosen = |id: &&str| *id != hex::encode(Sha256::digest(message.body().unwrap_or_default()));
-    let deduplication_id = system(MessageSystemAttributeName::MessageDeduplicationId).filter(is_chosen);
+    let traceparent = traceparent.or_else(|| {
+        system(MessageSystemAttributeName::AwsTraceHeader).and_then(traceparent_from_xray)
+    });
+    let count = system(MessageSystemAttributeName::ApproximateReceiveCount)
+        .and_then(|count| count.parse().ok());
+    let named =
+        key_attribute.and_then(|name| message.message_attributes()?.get(name)?.string_value());
+    let is_chosen =
+        |id: &&str| *id != hex::encode(Sha256::digest(message.body().unwrap_or_default()));
+    let deduplication_id =
+        system(MessageSystemAttributeName::MessageDeduplicationId).filter(is_chosen);
     let idempotency_key = named.or(deduplication_id).map(str::to_owned);
     // In milliseconds since 1970.
-    let sent_at = system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
+    let sent_at =
+        system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
     let body = message.body.unwrap_or_default();
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
-        return Err(ReceiveError::Transient("the queue sent a message without an id or a receipt handle".into()));
+        return Err(ReceiveError::Transient(
+            "the queue sent a message without an id or a receipt handle".into(),
+        ));
     };
     // As the SDKs for Java and Go do: bytes that changed on the way may be anybody's work.
-    if message.md5_of_body.is_some_and(|md5| !md5.eq_ignore_ascii_case(&hex::encode(Md5::digest(&body)))) {
-        return Err(ReceiveError::Transient(format!("message {id}: the body does not match its MD5")));
+    if message
+        .md5_of_body
+        .is_some_and(|md5| !md5.eq_ignore_ascii_case(&hex::encode(Md5::digest(&body))))
+    {
+        return Err(ReceiveError::Transient(format!(
+            "message {id}: the body does not match its MD5"
+        )));
     }
     Ok(Delivery {
         message_id: MessageId::new(id),

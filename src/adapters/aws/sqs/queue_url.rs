@@ -3,7 +3,8 @@
 use crate::adapters::aws::{self, answers};
 use crate::adapters::http;
 
-/// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a queue's name.
+/// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a
+/// queue's name.
 pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
     let is_name = |name: &str| {
         let plain = name.strip_suffix(".fifo").unwrap_or(name);
@@ -44,13 +45,18 @@ pub fn queue_name(queue_url: &str) -> &str {
 
 /// Scheme, host and port of a URL.
 pub(super) fn origin_of(url: &str) -> &str {
-    let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| rest.len() - at)).unwrap_or(0);
+    let path = url
+        .split_once("://")
+        .and_then(|(_, rest)| rest.find('/').map(|at| rest.len() - at))
+        .unwrap_or(0);
     &url[..url.len() - path]
 }
 
 /// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
 pub(super) fn is_aws_default(queue_url: &str) -> bool {
-    let (Some(host), Some(region)) = (http::host_of(queue_url), aws::region_of(queue_url)) else { return false };
+    let (Some(host), Some(region)) = (http::host_of(queue_url), aws::region_of(queue_url)) else {
+        return false;
+    };
     let host = host.strip_suffix(".cn").unwrap_or(host);
     host == format!("sqs.{region}.amazonaws.com")
         || host == format!("{region}.queue.amazonaws.com")
@@ -65,7 +71,11 @@ mod tests {
 
     #[test]
     fn a_queue_url_is_checked() {
-        for good in [QUEUE_URL, "http://localhost:4566/000000000000/my_queue-1.fifo", "http://sqs:9324/queue/q"] {
+        for good in [
+            QUEUE_URL,
+            "http://localhost:4566/000000000000/my_queue-1.fifo",
+            "http://sqs:9324/queue/q",
+        ] {
             assert_eq!(check_queue_url(good), Ok(()));
         }
         for bad in [
@@ -83,14 +93,21 @@ mod tests {
             "user:secret@localhost/123456789012/q",
         ] {
             let refused = check_queue_url(bad).expect_err(bad);
-            assert!(refused.contains("write for example https://sqs.") && !refused.contains("secret"), "{refused}");
+            assert!(
+                refused.contains("write for example https://sqs.") && !refused.contains("secret"),
+                "{refused}"
+            );
         }
         assert!(is_fifo("https://sqs.eu-west-1.amazonaws.com/1/q.fifo") && !is_fifo(QUEUE_URL));
     }
 
     #[test]
     fn only_aws_own_hosts_are_left_to_the_sdk() {
-        for default in [QUEUE_URL, "https://sqs.cn-north-1.amazonaws.com.cn/1/q", "https://queue.amazonaws.com/1/q"] {
+        for default in [
+            QUEUE_URL,
+            "https://sqs.cn-north-1.amazonaws.com.cn/1/q",
+            "https://queue.amazonaws.com/1/q",
+        ] {
             assert!(is_aws_default(default), "{default}");
         }
         for (url, origin) in [
@@ -99,7 +116,10 @@ mod tests {
                 "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com/1/q",
                 "https://vpce-0a.sqs.eu-west-1.vpce.amazonaws.com",
             ),
-            ("https://sqs-fips.us-east-2.amazonaws.com/1/q", "https://sqs-fips.us-east-2.amazonaws.com"),
+            (
+                "https://sqs-fips.us-east-2.amazonaws.com/1/q",
+                "https://sqs-fips.us-east-2.amazonaws.com",
+            ),
         ] {
             assert_eq!(origin_of(url), origin);
             assert!(!is_aws_default(url), "{url}");

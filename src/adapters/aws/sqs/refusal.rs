@@ -18,27 +18,31 @@ pub(super) enum Meaning {
 impl Meaning {
     pub(super) fn of(failure: &Failure) -> Self {
         match failure {
-            Failure::Refused { code, message, status: _ } => {
-                Self::of_refusal(code.as_deref().unwrap_or_default(), message.as_deref().unwrap_or_default())
-            }
+            Failure::Refused { code, message, status: _ } => Self::of_refusal(
+                code.as_deref().unwrap_or_default(),
+                message.as_deref().unwrap_or_default(),
+            ),
             Failure::Misconfigured(_) => Self::Hopeless,
             Failure::Unanswered(_) => Self::MayPass,
         }
     }
 
-    /// By code and text, not by the SDK's variants: with a stale handle SQS answers `InvalidParameterValue`, of
-    /// which the model does not know (aws-sdk-net issue 1927).
+    /// By code and text, not by the SDK's variants: with a stale handle SQS answers
+    /// `InvalidParameterValue`, of which the model does not know (aws-sdk-net issue 1927).
     fn of_refusal(code: &str, message: &str) -> Self {
         let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
         match plain(code) {
             "InvalidParameterValue" if says(&["beyond the limit"]) => Self::AtCeiling,
-            "InvalidParameterValue" if says(&["not available for visibility", "expired", "does not exist"]) => {
+            "InvalidParameterValue"
+                if says(&["not available for visibility", "expired", "does not exist"]) =>
+            {
                 Self::NotInFlight
             }
-            "MessageNotInflight" | "ReceiptHandleIsInvalid" | "InvalidIdFormat" => Self::NotInFlight,
-            "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" | "InvalidSecurity" | "AccessDenied" => {
-                Self::Hopeless
+            "MessageNotInflight" | "ReceiptHandleIsInvalid" | "InvalidIdFormat" => {
+                Self::NotInFlight
             }
+            "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" | "InvalidSecurity"
+            | "AccessDenied" => Self::Hopeless,
             code if is_about_credentials(code) => Self::Hopeless,
             // Throttling, OverLimit, Kms…, ExpiredToken, 5xx, and what nobody has seen yet.
             _ => Self::MayPass,
@@ -83,7 +87,9 @@ pub(super) fn advice(call: &str, code: &str) -> String {
 pub(super) fn without_handle(failure: Failure, receipt: &ReceiptHandle) -> Failure {
     let hide = |text: String| text.replace(receipt.expose(), "(the receipt handle)");
     match failure {
-        Failure::Refused { code, message, status } => Failure::Refused { code, message: message.map(hide), status },
+        Failure::Refused { code, message, status } => {
+            Failure::Refused { code, message: message.map(hide), status }
+        }
         Failure::Misconfigured(why) => Failure::Misconfigured(hide(why)),
         Failure::Unanswered(why) => Failure::Unanswered(hide(why)),
     }
@@ -111,7 +117,11 @@ mod tests {
             ("InvalidParameterValue", EXPIRED, Meaning::NotInFlight),
             ("InvalidParameterValue", CEILING, Meaning::AtCeiling),
             ("InvalidParameterValue", "Must be >= 0 and <= 20", Meaning::MayPass),
-            ("AWS.SimpleQueueService.NonExistentQueue", "The specified queue does not exist", Meaning::Hopeless),
+            (
+                "AWS.SimpleQueueService.NonExistentQueue",
+                "The specified queue does not exist",
+                Meaning::Hopeless,
+            ),
             ("QueueDoesNotExist", "", Meaning::Hopeless),
             ("InvalidAddress", "", Meaning::Hopeless),
             ("AccessDenied", "", Meaning::Hopeless),
@@ -120,7 +130,11 @@ mod tests {
             ("UnrecognizedClientException", "", Meaning::Hopeless),
             ("SignatureDoesNotMatch", "", Meaning::Hopeless),
             ("InvalidSignatureException", "", Meaning::Hopeless),
-            ("ExpiredToken", "The security token included in the request is expired", Meaning::MayPass),
+            (
+                "ExpiredToken",
+                "The security token included in the request is expired",
+                Meaning::MayPass,
+            ),
             ("RequestThrottled", "", Meaning::MayPass),
             ("ThrottlingException", "", Meaning::MayPass),
             ("OverLimit", "", Meaning::MayPass),

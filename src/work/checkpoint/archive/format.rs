@@ -62,10 +62,11 @@ impl Identity {
     }
 }
 
-/// Does a link at `name` lead to a place below the directory, whatever other links like this one are on its way?
+/// Does a link at `name` lead to a place below the directory, whatever other links like this one
+/// are on its way?
 ///
-/// `..` only comes first, where it leads from one real directory to the one above: behind a name it would lead from
-/// wherever that name leads.
+/// `..` only comes first, where it leads from one real directory to the one above: behind a name it
+/// would lead from wherever that name leads.
 pub(super) fn stays_inside(name: &Path, target: &Path) -> bool {
     let mut depth = name.components().count().saturating_sub(1);
     let mut target = target.components().skip_while(|part| *part == Component::CurDir).peekable();
@@ -78,9 +79,13 @@ pub(super) fn stays_inside(name: &Path, target: &Path) -> bool {
 
 /// Why it failed, by the system's own words: those of the libraries quote names.
 pub(super) fn why(error: &io::Error) -> String {
-    let mut causes = std::iter::successors(Some(error as &(dyn Error + 'static)), |&cause| cause.source());
+    let mut causes =
+        std::iter::successors(Some(error as &(dyn Error + 'static)), |&cause| cause.source());
     let code = causes.find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
-    code.map_or_else(|| error.kind().to_string(), |code| io::Error::from_raw_os_error(code).to_string())
+    code.map_or_else(
+        || error.kind().to_string(),
+        |code| io::Error::from_raw_os_error(code).to_string(),
+    )
 }
 
 pub(super) const VERSION: u32 = 1;
@@ -99,7 +104,8 @@ pub(super) const LONGEST_WORK: u64 = 14 * 24 * 60 * 60;
 
 pub(super) const MOST_ENTRIES: usize = 1_000_000;
 
-/// What is read from the end of one file's bytes to the next one's, long names and the map of a sparse file included.
+/// What is read from the end of one file's bytes to the next one's, long names and the map of a
+/// sparse file included.
 pub(super) const LONGEST_HEADER: u64 = 8 << 20;
 
 /// Parts of a sparse file: their map has room in a header.

@@ -17,12 +17,19 @@ use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
 use super::format::{
-    ABOUT, About, BLOCK, BUFFER, DATA, Identity, MOST_ENTRIES, MOST_PARTS, NO_TIME, Packed, stays_inside, why,
+    ABOUT, About, BLOCK, BUFFER, DATA, Identity, MOST_ENTRIES, MOST_PARTS, NO_TIME, Packed,
+    stays_inside, why,
 };
 
-/// Writes all below `directory` into an archive. A file that changes meanwhile is saved as far as it was when it was
-/// looked at. An error if the directory is removed or replaced meanwhile: then nobody knows what is in the archive.
-pub fn pack(directory: &Path, about: About, archive: &Path, give_up: &CancellationToken) -> Result<Packed, String> {
+/// Writes all below `directory` into an archive. A file that changes meanwhile is saved as far as
+/// it was when it was looked at. An error if the directory is removed or replaced meanwhile: then
+/// nobody knows what is in the archive.
+pub fn pack(
+    directory: &Path,
+    about: About,
+    archive: &Path,
+    give_up: &CancellationToken,
+) -> Result<Packed, String> {
     let identity = Identity::of(directory)?;
     let packed = write(directory, about, archive, give_up);
     if give_up.is_cancelled() {
@@ -34,7 +41,12 @@ pub fn pack(directory: &Path, about: About, archive: &Path, give_up: &Cancellati
     packed
 }
 
-fn write(directory: &Path, about: About, archive: &Path, give_up: &CancellationToken) -> Result<Packed, String> {
+fn write(
+    directory: &Path,
+    about: About,
+    archive: &Path,
+    give_up: &CancellationToken,
+) -> Result<Packed, String> {
     let file = File::create(archive).map_err(|error| why(&error))?;
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(BUFFER, file));
     let text = serde_json::to_vec(&about).expect("its fields are numbers");
@@ -44,8 +56,12 @@ fn write(directory: &Path, about: About, archive: &Path, give_up: &CancellationT
     tar.append_data(&mut header, ABOUT, text.as_slice()).map_err(|error| why(&error))?;
 
     let mut links_left_out = 0;
-    for (number, entry) in
-        WalkDir::new(directory).follow_root_links(false).min_depth(1).sort_by_file_name().into_iter().enumerate()
+    for (number, entry) in WalkDir::new(directory)
+        .follow_root_links(false)
+        .min_depth(1)
+        .sort_by_file_name()
+        .into_iter()
+        .enumerate()
     {
         if number >= MOST_ENTRIES {
             return Err(format!("it has more than {MOST_ENTRIES} files"));
@@ -58,7 +74,9 @@ fn write(directory: &Path, about: About, archive: &Path, give_up: &CancellationT
         let name = entry.path().strip_prefix(directory).expect("a walk stays below its root");
         let appended = if entry.file_type().is_symlink() {
             match fs::read_link(entry.path()) {
-                Ok(target) if stays_inside(name, &target) => append_link(&mut tar, entry.path(), name, &target),
+                Ok(target) if stays_inside(name, &target) => {
+                    append_link(&mut tar, entry.path(), name, &target)
+                }
                 Ok(_) => {
                     links_left_out += 1;
                     Ok(())
@@ -78,18 +96,30 @@ fn write(directory: &Path, about: About, archive: &Path, give_up: &CancellationT
             appended => appended.map_err(|error| why(&error))?,
         }
     }
-    let file = tar.into_inner().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
-    let bytes = file.and_then(|mut file| file.flush().and_then(|()| file.metadata())).map_err(|error| why(&error))?;
+    let file =
+        tar.into_inner().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+    let bytes = file
+        .and_then(|mut file| file.flush().and_then(|()| file.metadata()))
+        .map_err(|error| why(&error))?;
     Ok(Packed { bytes: bytes.len(), links_left_out })
 }
 
-fn append_link<W: Write>(tar: &mut tar::Builder<W>, path: &Path, name: &Path, target: &Path) -> io::Result<()> {
+fn append_link<W: Write>(
+    tar: &mut tar::Builder<W>,
+    path: &Path,
+    name: &Path,
+    target: &Path,
+) -> io::Result<()> {
     let mut header = Header::new_gnu();
     header.set_metadata(&fs::symlink_metadata(path)?);
     tar.append_link(&mut header, Path::new(DATA).join(name), target)
 }
 
-fn append_directory<W: Write>(tar: &mut tar::Builder<W>, path: &Path, name: &Path) -> io::Result<()> {
+fn append_directory<W: Write>(
+    tar: &mut tar::Builder<W>,
+    path: &Path,
+    name: &Path,
+) -> io::Result<()> {
     let mut header = Header::new_gnu();
     header.set_metadata(&fs::symlink_metadata(path)?);
     tar.append_data(&mut header, Path::new(DATA).join(name), io::empty())
@@ -122,8 +152,8 @@ fn append_file<W: Write>(
     tar.append_data(&mut header, Path::new(DATA).join(name), extension.as_slice().chain(data))
 }
 
-/// Where there are bytes in a file that has holes. `None` if the file system does not tell, or if they are too many for
-/// the headers of an archive.
+/// Where there are bytes in a file that has holes. `None` if the file system does not tell, or if
+/// they are too many for the headers of an archive.
 fn data_of(file: &File, length: u64) -> io::Result<Option<Vec<Range<u64>>>> {
     let mut parts = Vec::new();
     let mut at = 0;
@@ -152,7 +182,8 @@ fn data_of(file: &File, length: u64) -> io::Result<Option<Vec<Range<u64>>>> {
     Ok(Some(parts))
 }
 
-/// Makes the header that of a sparse file (GNU tar manual, "Old GNU Format"). Returns the headers that follow it.
+/// Makes the header that of a sparse file (GNU tar manual, "Old GNU Format"). Returns the headers
+/// that follow it.
 fn set_sparse(header: &mut Header, data: &[Range<u64>], length: u64) -> Vec<u8> {
     header.set_entry_type(EntryType::GNUSparse);
     header.set_size(data.iter().map(|part| part.end - part.start).sum());
@@ -181,7 +212,8 @@ fn set_sparse(header: &mut Header, data: &[Range<u64>], length: u64) -> Vec<u8> 
     extension
 }
 
-/// The bytes of some parts of a file: no more and no fewer than a header says, whatever becomes of the file.
+/// The bytes of some parts of a file: no more and no fewer than a header says, whatever becomes of
+/// the file.
 pub(super) struct Data<'a> {
     pub(super) file: &'a File,
     pub(super) parts: VecDeque<Range<u64>>,

@@ -36,7 +36,8 @@ impl Place {
 
     /// What is there afterwards, if it can be restored.
     fn packed_and_unpacked(&self, directory: &Path) -> (Packed, Unpacked) {
-        let packed = pack(directory, About::new(7), &self.archive, &CancellationToken::new()).unwrap();
+        let packed =
+            pack(directory, About::new(7), &self.archive, &CancellationToken::new()).unwrap();
         assert_eq!(packed.bytes, fs::metadata(&self.archive).unwrap().len());
         (packed, self.unpack().unwrap())
     }
@@ -54,7 +55,10 @@ fn what_is_packed_is_unpacked() {
     symlink("nothing", from.path().join("link")).unwrap();
     let place = place();
     let (packed, unpacked) = place.packed_and_unpacked(from.path());
-    assert_eq!((packed.links_left_out, unpacked.links_left_out, unpacked.about.worked_s), (0, 0, 7));
+    assert_eq!(
+        (packed.links_left_out, unpacked.links_left_out, unpacked.about.worked_s),
+        (0, 0, 7)
+    );
     let into = &place.into;
     assert_eq!(WalkDir::new(into).min_depth(1).into_iter().count(), 6);
     assert_eq!(fs::read(into.join(&deep).join(&deep).join("file")).unwrap(), vec![7; 1 << 20]);
@@ -73,7 +77,8 @@ fn modes_are_kept_also_of_directories_that_nobody_may_write_to() {
     set(&closed, 0o510);
     let place = place();
     place.packed_and_unpacked(from.path());
-    let (closed_again, inside_again) = (place.into.join("closed"), place.into.join("closed/inside"));
+    let (closed_again, inside_again) =
+        (place.into.join("closed"), place.into.join("closed/inside"));
     assert_eq!((mode(&closed_again), mode(&inside_again)), (0o510, 0o640));
     for path in [&closed, &closed_again] {
         set(path, 0o700);
@@ -84,8 +89,11 @@ fn modes_are_kept_also_of_directories_that_nobody_may_write_to() {
 fn a_sparse_file_stays_sparse() {
     const END: u64 = 1 << 40;
     let from = tempfile::tempdir().unwrap();
-    let (few, many, none) = (from.path().join("few"), from.path().join("many"), from.path().join("none"));
-    File::create(&few).and_then(|file| file.set_len(END).and_then(|()| file.write_all_at(b"few", 0))).unwrap();
+    let (few, many, none) =
+        (from.path().join("few"), from.path().join("many"), from.path().join("none"));
+    File::create(&few)
+        .and_then(|file| file.set_len(END).and_then(|()| file.write_all_at(b"few", 0)))
+        .unwrap();
     File::create(&none).and_then(|file| file.set_len(END)).unwrap();
     let file = File::create(&many).unwrap();
     for part in 0..60_u64 {
@@ -116,7 +124,9 @@ fn a_file_is_as_long_as_its_header_says_whatever_becomes_of_it() {
     fs::write(&path, "lo").unwrap();
     let mut bytes = Vec::new();
     let give_up = CancellationToken::new();
-    Data { file: &file, parts: vec![0..3, 4..6].into(), give_up: &give_up }.read_to_end(&mut bytes).unwrap();
+    Data { file: &file, parts: vec![0..3, 4..6].into(), give_up: &give_up }
+        .read_to_end(&mut bytes)
+        .unwrap();
     assert_eq!(bytes, b"lo\0\0\0");
 }
 
@@ -144,14 +154,24 @@ fn a_directory_that_is_gone_or_replaced_is_not_an_empty_one() {
 
 #[test]
 fn a_link_stays_inside_if_every_way_from_it_does() {
-    for (name, target) in
-        [("l", "x"), ("l", "./x/y"), ("l", "."), ("a/l", ".."), ("a/b/l", "../../blobs/x"), ("l", "missing/x")]
-    {
+    for (name, target) in [
+        ("l", "x"),
+        ("l", "./x/y"),
+        ("l", "."),
+        ("a/l", ".."),
+        ("a/b/l", "../../blobs/x"),
+        ("l", "missing/x"),
+    ] {
         assert!(stays_inside(Path::new(name), Path::new(target)), "{name} -> {target}");
     }
-    for (name, target) in
-        [("l", ".."), ("l", "/"), ("l", "/etc/passwd"), ("a/l", "../../x"), ("a/l", "x/../../y"), ("l", "a/..")]
-    {
+    for (name, target) in [
+        ("l", ".."),
+        ("l", "/"),
+        ("l", "/etc/passwd"),
+        ("a/l", "../../x"),
+        ("a/l", "x/../../y"),
+        ("l", "a/.."),
+    ] {
         assert!(!stays_inside(Path::new(name), Path::new(target)), "{name} -> {target}");
     }
 }
@@ -164,7 +184,12 @@ fn a_link_that_leads_out_is_neither_saved_nor_restored() {
     let place = place();
     let (packed, unpacked) = place.packed_and_unpacked(from.path());
     assert_eq!((packed.links_left_out, unpacked.links_left_out), (1, 0));
-    let link = |to: &str| Added { kind: EntryType::Symlink, name: "data/link".into(), to: to.into(), bytes: b"" };
+    let link = |to: &str| Added {
+        kind: EntryType::Symlink,
+        name: "data/link".into(),
+        to: to.into(),
+        bytes: b"",
+    };
     for (to, left_out) in [("/etc", 1), ("../x", 1), ("x", 0)] {
         let place = self::place();
         place.write(&[ours(), link(to)]);
@@ -214,7 +239,8 @@ fn an_archive_leads_nowhere_else() {
     let outside = tempfile::tempdir().unwrap();
     let victim = outside.path().join("victim");
     fs::write(&victim, "safe").unwrap();
-    let special = |kind, name: &str, to: &Path| Added { kind, name: name.into(), to: to.into(), bytes: b"" };
+    let special =
+        |kind, name: &str, to: &Path| Added { kind, name: name.into(), to: to.into(), bytes: b"" };
     let link = |name: &str, to: &str| special(EntryType::Symlink, name, Path::new(to));
     let out = outside.path().to_str().unwrap();
     let file = |name: &str| self::file(name, b"evil");
@@ -226,7 +252,11 @@ fn an_archive_leads_nowhere_else() {
         vec![link("data", out), file("data/evil")],
         vec![link("data/l", out), file("data/l/evil")],
         vec![link("data/l", "x"), file("data/l/evil")],
-        vec![special(EntryType::Directory, "data/x", Path::new("")), link("data/l", "x"), file("data/l/evil")],
+        vec![
+            special(EntryType::Directory, "data/x", Path::new("")),
+            link("data/l", "x"),
+            file("data/l/evil"),
+        ],
         vec![link("data/l", "."), special(EntryType::Directory, "data/l", Path::new(""))],
         vec![special(EntryType::Link, "data/h", &victim)],
         vec![special(EntryType::Fifo, "data/f", Path::new(""))],
@@ -257,7 +287,10 @@ fn only_a_whole_archive_of_our_own_version_is_restored() {
     };
     assert_eq!(with(br#"{"version":1,"worked_s":9,"more":true}"#), Ok(9));
     for (about, problem) in [
-        (&br#"{"version":9,"worked_s":0}"#[..], "it has version 9, but this leasehold reads only version 1"),
+        (
+            &br#"{"version":9,"worked_s":0}"#[..],
+            "it has version 9, but this leasehold reads only version 1",
+        ),
         (br#"{"version":0,"worked_s":0}"#, "it has version 0, but"),
         (br#"{"version":9}"#, "it has version 9, but"),
         (br#"{"worked_s":0}"#, "has no version"),

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::format::{
-    ABOUT, About, BLOCK, BUFFER, CUT_OFF, DATA, EACH_LOOK, LEADS_ELSEWHERE, LONGEST_ABOUT, LONGEST_HEADER,
-    LONGEST_WORK, MOST_ENTRIES, NO_TIME, NOT_ONE, Unpacked, VERSION, stays_inside, why,
+    ABOUT, About, BLOCK, BUFFER, CUT_OFF, DATA, EACH_LOOK, LEADS_ELSEWHERE, LONGEST_ABOUT,
+    LONGEST_HEADER, LONGEST_WORK, MOST_ENTRIES, NO_TIME, NOT_ONE, Unpacked, VERSION, stays_inside,
+    why,
 };
 use crate::work::workspace::WorkDir;
 
@@ -27,7 +28,11 @@ pub fn unpack(
     let file = File::open(archive).map_err(|error| why(&error))?;
     work_dir.check_room(file.metadata().map_err(|error| why(&error))?.len())?;
     let meter = Rc::new(Meter { budget: Cell::new(LONGEST_HEADER), stopped: Cell::new(None) });
-    let bytes = Metered { bytes: io::BufReader::with_capacity(BUFFER, file), meter: meter.clone(), give_up };
+    let bytes = Metered {
+        bytes: io::BufReader::with_capacity(BUFFER, file),
+        meter: meter.clone(),
+        give_up,
+    };
     let unpacked = read(tar::Archive::new(bytes), directory, work_dir, &meter);
     match meter.stopped.get() {
         Some(stopped) => Err(stopped.to_owned()),
@@ -67,9 +72,15 @@ fn read(
         // What a link leads to is looked at where the link is, so nothing may come by way of one.
         let is_behind_a_link = || {
             let above = name.ancestors().skip(usize::from(!kind.is_dir()));
-            above.filter(|part| !part.as_os_str().is_empty()).any(|part| directory.join(part).is_symlink())
+            above
+                .filter(|part| !part.as_os_str().is_empty())
+                .any(|part| directory.join(part).is_symlink())
         };
-        if !is_plain || !is_known || (name.as_os_str().is_empty() && !kind.is_dir()) || is_behind_a_link() {
+        if !is_plain
+            || !is_known
+            || (name.as_os_str().is_empty() && !kind.is_dir())
+            || is_behind_a_link()
+        {
             return Err(of_entry(LEADS_ELSEWHERE));
         }
         if kind.is_dir() {
@@ -77,7 +88,11 @@ fn read(
             // Set at the end: nothing could be put into a directory that is read-only by then.
             modes.push((to.clone(), entry.header().mode().unwrap_or(0o700)));
         } else if kind.is_symlink() {
-            let target = entry.link_name().ok().flatten().ok_or_else(|| of_entry("is a link without a target"))?;
+            let target = entry
+                .link_name()
+                .ok()
+                .flatten()
+                .ok_or_else(|| of_entry("is a link without a target"))?;
             if !stays_inside(&name, &target) {
                 links_left_out += 1;
                 continue;
@@ -103,17 +118,22 @@ fn about(entry: tar::Entry<'_, impl Read>) -> Result<About, String> {
     struct Version {
         version: u32,
     }
-    let is_it = entry.header().entry_type().is_file() && entry.path().is_ok_and(|path| path == Path::new(ABOUT));
+    let is_it = entry.header().entry_type().is_file()
+        && entry.path().is_ok_and(|path| path == Path::new(ABOUT));
     if !is_it {
         return Err(NOT_ONE.to_owned());
     }
     let mut text = Vec::new();
     entry.take(LONGEST_ABOUT).read_to_end(&mut text).map_err(|error| why(&error))?;
-    let Version { version } = serde_json::from_slice(&text).map_err(|_| format!("its {ABOUT} has no version"))?;
+    let Version { version } =
+        serde_json::from_slice(&text).map_err(|_| format!("its {ABOUT} has no version"))?;
     if version != VERSION {
-        return Err(format!("it has version {version}, but this leasehold reads only version {VERSION}"));
+        return Err(format!(
+            "it has version {version}, but this leasehold reads only version {VERSION}"
+        ));
     }
-    let about: About = serde_json::from_slice(&text).map_err(|_| format!("its {ABOUT} has no worked_s in seconds"))?;
+    let about: About = serde_json::from_slice(&text)
+        .map_err(|_| format!("its {ABOUT} has no worked_s in seconds"))?;
     if about.worked_s > LONGEST_WORK {
         return Err(format!(
             "its worked_s is {}, longer than the 14 days for which SQS keeps a message",
@@ -123,7 +143,8 @@ fn about(entry: tar::Entry<'_, impl Read>) -> Result<About, String> {
     Ok(about)
 }
 
-/// Sees to it that there is room for what is restored: small files take more of a disk than of an archive.
+/// Sees to it that there is room for what is restored: small files take more of a disk than of an
+/// archive.
 struct Disk<'a> {
     work_dir: &'a WorkDir,
     /// Since the last look, in bytes.
@@ -134,7 +155,10 @@ impl Disk<'_> {
     fn wrote(&mut self, path: &Path) -> Result<(), String> {
         let metadata = fs::symlink_metadata(path).map_err(|error| why(&error))?;
         // An inode of its own is not counted in blocks.
-        self.written = self.written.saturating_add(BLOCK).saturating_add(metadata.blocks().saturating_mul(BLOCK));
+        self.written = self
+            .written
+            .saturating_add(BLOCK)
+            .saturating_add(metadata.blocks().saturating_mul(BLOCK));
         if self.written > EACH_LOOK {
             self.written = 0;
             self.work_dir.check_room(EACH_LOOK)?;
