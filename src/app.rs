@@ -42,7 +42,7 @@ pub fn program() -> ExitCode {
 pub fn main(
     signals: Inherited,
     parse: impl FnOnce() -> Result<Cli, clap::Error>,
-    own: Option<Arc<dyn Runner>>,
+    in_process: Option<Arc<dyn Runner>>,
 ) -> ExitCode {
     // Only these two hold messages.
     if !std::env::args_os().nth(1).is_some_and(|action| action == "run" || action == "local") {
@@ -71,7 +71,7 @@ pub fn main(
             let termination_log = args.work.termination_log.clone();
             RunConfig::try_from(*args)
                 .map_err(|error| as_given(&error.to_string()))
-                .and_then(|config| run(config, own))
+                .and_then(|config| run(config, in_process))
                 .unwrap_or_else(|why| {
                     let termination_log =
                         termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
@@ -79,7 +79,9 @@ pub fn main(
                     refuse(&why)
                 })
         }
-        Action::Check(args) => check(*args, own.is_none()).unwrap_or_else(|why| refuse(&why)),
+        Action::Check(args) => {
+            check(*args, in_process.is_none()).unwrap_or_else(|why| refuse(&why))
+        }
         Action::Schema => {
             let schema =
                 serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
@@ -106,7 +108,7 @@ pub fn main(
         }
         Action::Local(args) => LocalConfig::try_from(*args)
             .map_err(|error| as_given(&error.to_string()))
-            .and_then(|config| run_local(config, own))
+            .and_then(|config| run_local(config, in_process))
             .unwrap_or_else(|why| refuse(&why)),
         Action::Install(args) => match install(&args.folder) {
             Ok(place) => {

@@ -18,7 +18,7 @@ use tracing::{Instrument, error};
 use crate::app;
 use crate::job::outcome::Exit;
 use crate::ports::job_facts::JobFacts;
-use crate::ports::{Command, Exited, Pulse, Runner, StartError};
+use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::settings::command_line;
 
 /// Work on one object.
@@ -78,11 +78,11 @@ pub struct Job {
     /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after
     /// that counts for nothing.
     pub halt: CancellationToken,
-    pulse: Pulse,
+    activity: Activity,
 }
 
 impl Job {
-    fn new(facts: JobFacts, halt: CancellationToken, pulse: Pulse) -> Self {
+    fn new(facts: JobFacts, halt: CancellationToken, activity: Activity) -> Self {
         let deadline = humantime::format_rfc3339_seconds(facts.deadline).to_string();
         let JobFacts {
             id,
@@ -120,7 +120,7 @@ impl Job {
             checkpoint_dir,
             result_file,
             halt,
-            pulse,
+            activity,
         }
     }
 
@@ -134,7 +134,7 @@ impl Job {
     /// Tells how much is done, from 0 to 1, for the log and the metrics. It is a sign of life for
     /// `--stall-timeout` too.
     pub fn progress(&self, share: f64, text: &str) {
-        self.pulse.beat();
+        self.activity.record();
         self.say(&json!({ "progress": share.clamp(0.0, 1.0), "text": text }));
     }
 
@@ -194,7 +194,7 @@ impl Program {
         let Self { work, name, defaults } = self;
         let parse =
             || command_line::parse_without_command(name, &defaults, std::env::args_os().collect());
-        app::main(signals, parse, Some(Arc::new(InProcess { work, threads: Threads::OfItsOwn })))
+        app::main(signals, parse, Some(Arc::new(InProcess { work, threads: Threads::Dedicated })))
     }
 }
 
@@ -210,7 +210,7 @@ pub struct InProcess {
 pub enum Threads {
     /// On new ones for each. A function that is busy delays no beat, which tokio does not promise
     /// among tasks of one runtime; and one that never ends is in nobody's way.
-    OfItsOwn,
+    Dedicated,
     /// On those of whoever runs it, for tests.
     #[cfg_attr(
         not(feature = "internals"),
@@ -221,7 +221,7 @@ pub enum Threads {
 
 impl Threads {
     fn start(self) -> std::io::Result<Started> {
-        let own = (self == Self::OfItsOwn).then(Runtime::new).transpose()?;
+        let own = (self == Self::Dedicated).then(Runtime::new).transpose()?;
         Ok(Started(own))
     }
 }
@@ -249,10 +249,10 @@ impl Runner for InProcess {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError> {
         let start_error = |why| StartError { program: "the work".to_owned(), why };
-        let job = Job::new(command.job, halt.clone(), pulse);
+        let job = Job::new(command.job, halt.clone(), activity);
         let (work, working_on) = (self.work.clone(), job.clone());
         let working = async move { work.process(working_on).await }.in_current_span();
         let threads = self.threads.start().map_err(|error| start_error(error.to_string()))?;

@@ -19,14 +19,14 @@ use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
 use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
-use crate::adapters::local::memory::{Kind, MemoryQueue, Standing};
+use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::rehearsal::Rehearsal;
 use crate::job::delivery::{MessageId, Redrive};
 use crate::job::outcome::Exit;
 use crate::job::report::{Ended, Observation, Report};
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
-use crate::ports::{Command, Exited, Pulse, Runner, StartError, Telemetry};
+use crate::ports::{Activity, Command, Exited, Runner, StartError, Telemetry};
 use crate::settings::resolve::LocalConfig;
 use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::bars::Bars;
@@ -87,7 +87,7 @@ pub async fn run(
         };
         let (settings, queue, stop) = (work.settings.clone(), queue.clone(), stop.clone());
         pods.spawn(async move {
-            while let Some(Standing::Visible) =
+            while let Some(QueueState::Visible) =
                 stop.run_until_cancelled(queue.visible_or_drained()).await
             {
                 pod.begin();
@@ -129,10 +129,10 @@ impl Runner for Killable {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError> {
         // What is dropped is KILLed.
-        let ended = self.kill.run_until_cancelled(self.runner.run(command, halt, pulse)).await;
+        let ended = self.kill.run_until_cancelled(self.runner.run(command, halt, activity)).await;
         ended.unwrap_or_else(|| {
             Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() })
         })

@@ -592,7 +592,7 @@ fn subject() -> Subject {
 fn idempotency(records: impl Records + 'static) -> Idempotency {
     Idempotency {
         records: Arc::new(records),
-        place: "s3://records/done".parse().unwrap(),
+        location: "s3://records/done".parse().unwrap(),
         queue: "queue".to_owned(),
         owner: "pod".to_owned(),
         clock: Clock::start(),

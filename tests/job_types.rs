@@ -10,12 +10,12 @@ use std::time::Duration;
 use clap::Parser;
 use leasehold::job::lease::Strategy;
 use leasehold::job::notification::{Object, Record};
-use leasehold::job::place::Values;
 use leasehold::job::route::{
     Checkpointing, CommandLine, Content, Input, JobType, Limits, Match, MissingObject, Task,
     job_type,
 };
 use leasehold::job::run_outcome::RunOutcome;
+use leasehold::job::s3_location::Values;
 use leasehold::job::verdict::Retry;
 use leasehold::ports::Queue;
 use leasehold::settings::Cli;
@@ -395,10 +395,10 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
 fn work_of_a_job_type_may_take_longer_than_12_hours_if_it_is_kept_somewhere() {
     let of = |config: RunConfig| {
         let [one] = &config.work.settings.policy.job_types[..] else { panic!("there is one") };
-        let Checkpointing { place, interval } =
+        let Checkpointing { location, interval } =
             one.task.checkpoint.clone().expect("it is kept somewhere");
         let values = Values { key: Some("in/film.mp4"), message_id: "m", job_type: "one" };
-        (one.limits.max_duration, place.place(values).key("x"), interval)
+        (one.limits.max_duration, location.fill(values).key("x"), interval)
     };
     let (day, minute) = (24 * 60 * MINUTE, Some(MINUTE));
     for (lines, flags, key, interval) in [

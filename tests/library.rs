@@ -7,7 +7,7 @@ use std::time::Duration;
 use leasehold::job::outcome::Exit;
 use leasehold::library::{InProcess, Threads};
 use leasehold::ports::job_facts::JobFacts;
-use leasehold::ports::{Command, Pulse, Runner};
+use leasehold::ports::{Activity, Command, Runner};
 use leasehold::{Failure, Job, Work, async_trait};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -155,7 +155,7 @@ async fn functions_that_never_end_are_in_nobodys_way() {
     let room = tempfile::tempdir().unwrap();
     let threads = std::thread::available_parallelism().unwrap().get();
     let left = Arc::new(AtomicUsize::new(threads));
-    let work = InProcess { work: Arc::new(Blocks(left.clone())), threads: Threads::OfItsOwn };
+    let work = InProcess { work: Arc::new(Blocks(left.clone())), threads: Threads::Dedicated };
     let run = |halt: &CancellationToken| {
         let command = Command {
             program: "the work".into(),
@@ -164,7 +164,7 @@ async fn functions_that_never_end_are_in_nobodys_way() {
             stdin: None,
             stop_grace: Duration::from_millis(50),
         };
-        work.run(command, halt.clone(), Pulse::default())
+        work.run(command, halt.clone(), Activity::default())
     };
     for blocked in 0..threads {
         let halt = CancellationToken::new();

@@ -18,7 +18,7 @@ use std::time::Duration;
 use leasehold::adapters::process::{Processes, find_program};
 use leasehold::job::outcome::Exit;
 use leasehold::ports::job_facts::JobFacts;
-use leasehold::ports::{Command, Pulse, Runner, StartError};
+use leasehold::ports::{Activity, Command, Runner, StartError};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::{Pid, getpgrp};
 use tokio::signal::unix::{self, SignalKind};
@@ -57,7 +57,7 @@ async fn what_the_command_used_is_told_with_what_it_started() {
     alone("what_the_command_used_is_told_with_what_it_started", &[], async {
         let processes = Processes::new();
         let used = async |script| {
-            let running = processes.run(sh(script), CancellationToken::new(), Pulse::default());
+            let running = processes.run(sh(script), CancellationToken::new(), Activity::default());
             in_time(running).await.unwrap().usage.unwrap()
         };
         let greedy = used("dd if=/dev/zero of=/dev/null bs=256M count=2; exit 0").await;
@@ -193,10 +193,12 @@ async fn binary_output_is_fine() {
 #[tokio::test]
 async fn whatever_the_command_prints_is_a_sign_of_life() {
     for (script, is_sign) in [("printf .", true), ("echo oops >&2", true), ("exit 0", false)] {
-        let (processes, pulse) = (Processes::new(), Pulse::default());
-        in_time(processes.run(sh(script), CancellationToken::new(), pulse.clone())).await.unwrap();
-        assert_eq!(pulse.take(), is_sign, "{script}");
-        assert!(!pulse.take(), "it is asked about what came since");
+        let (processes, activity) = (Processes::new(), Activity::default());
+        in_time(processes.run(sh(script), CancellationToken::new(), activity.clone()))
+            .await
+            .unwrap();
+        assert_eq!(activity.take(), is_sign, "{script}");
+        assert!(!activity.take(), "it is asked about what came since");
     }
 }
 
@@ -962,5 +964,5 @@ async fn ran_to(
     command: Command,
     halt: CancellationToken,
 ) -> Result<Exit, StartError> {
-    processes.run(command, halt, Pulse::default()).await.map(|exited| exited.exit)
+    processes.run(command, halt, Activity::default()).await.map(|exited| exited.exit)
 }

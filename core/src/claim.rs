@@ -352,8 +352,8 @@ impl Claim {
                 self.report(Report::Reached(Milestone::Claimed));
             }
             RecordState::InProgress if seen.age <= time_to_live => {
-                let left = time_to_live.saturating_sub(seen.age) + SECOND;
-                self.state.again = Again { at: now + left.min(LONGEST_WAIT), failures: 0 };
+                let remaining = time_to_live.saturating_sub(seen.age) + SECOND;
+                self.state.again = Again { at: now + remaining.min(LONGEST_WAIT), failures: 0 };
                 self.state.phase = Phase::Looking { waits: true };
                 if !waits {
                     self.report(Report::Waiting { owner: seen.owner });

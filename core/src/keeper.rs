@@ -293,7 +293,7 @@ impl Keeper {
     }
 
     fn judged(&mut self, now: Duration, verdict: Verdict) {
-        self.observe(Observation::LeaseLeft(self.state.lease.left(now)));
+        self.observe(Observation::LeaseLeft(self.state.lease.remaining(now)));
         let again = Again { at: now, failures: 0 };
         self.state.phase = match verdict {
             Verdict::Delete(completed) => {
@@ -373,14 +373,14 @@ impl Keeper {
                 return;
             }
             // After the lease, or after the delay if the queue heard of it.
-            Answer::Unclear(_) => Return::Within(self.state.lease.left(now).max(delay)),
+            Answer::Unclear(_) => Return::Within(self.state.lease.remaining(now).max(delay)),
         };
         self.state.phase = Phase::Settled(Settlement::Kept(why.clone(), comes_back));
     }
 
     fn runs_out(&self, now: Duration) -> Return {
         let lease = &self.state.lease;
-        if lease.is_held(now) { Return::Within(lease.left(now)) } else { Return::Unknown }
+        if lease.is_held(now) { Return::Within(lease.remaining(now)) } else { Return::Unknown }
     }
 
     fn lose(&mut self, why: String) {
@@ -437,7 +437,7 @@ impl Keeper {
 
     /// Not waited for past the lease's end: by then the answer tells nothing.
     fn change_limit(&self, now: Duration) -> Duration {
-        self.try_limit().min(self.state.lease.left(now))
+        self.try_limit().min(self.state.lease.remaining(now))
     }
 
     /// No single try may use up the time of the next extension.

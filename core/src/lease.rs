@@ -74,7 +74,7 @@ impl Lease {
     }
 
     /// How long it lasts if nobody extends it.
-    pub fn left(&self, now: Duration) -> Duration {
+    pub fn remaining(&self, now: Duration) -> Duration {
         self.expires_at.unwrap_or_default().saturating_sub(now)
     }
 
@@ -221,7 +221,7 @@ mod tests {
         let lost = heartbeat().lost();
         assert!(!lost.is_held(Duration::ZERO));
         assert_eq!(
-            (lost.extend_at(), lost.extension(20 * S), lost.left(20 * S)),
+            (lost.extend_at(), lost.extension(20 * S), lost.remaining(20 * S)),
             (None, None, Duration::ZERO)
         );
     }

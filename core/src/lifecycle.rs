@@ -202,7 +202,7 @@ pub struct Job {
     policy: Policy,
     phase: Phase,
     /// How many more messages may be received.
-    left: u32,
+    remaining: u32,
     /// The last message that was kept, if any.
     kept: Option<KeepReason>,
     leaving: Option<Leaving>,
@@ -263,7 +263,7 @@ impl Job {
     /// A run begins by asking for a message.
     pub fn start(policy: Policy) -> Step {
         let job = Self {
-            left: policy.max_messages,
+            remaining: policy.max_messages,
             policy,
             phase: Phase::Receiving,
             kept: None,
@@ -274,8 +274,8 @@ impl Job {
 
     /// What `event`, which happened at `now` on the run's clock, means.
     pub fn step(self, now: Duration, event: Event) -> Step {
-        let Self { policy, phase, left, kept, leaving } = self;
-        let run = Run { policy, left, kept, leaving, now };
+        let Self { policy, phase, remaining, kept, leaving } = self;
+        let run = Run { policy, remaining, kept, leaving, now };
         match phase {
             Phase::Receiving => run.receiving(event),
             Phase::Processing(current) => run.processing(current, event),
@@ -304,7 +304,7 @@ impl Job {
 /// A job between two phases.
 struct Run {
     policy: Policy,
-    left: u32,
+    remaining: u32,
     kept: Option<KeepReason>,
     leaving: Option<Leaving>,
     now: Duration,
@@ -352,8 +352,8 @@ impl Run {
         match event {
             Event::Resumed(worked) => {
                 let deadline_at = current.received_at + current.limits.max_duration;
-                let left = deadline_at.saturating_sub(worked).saturating_sub(self.now);
-                self.go(Phase::Processing(current), vec![Effect::Shorten(left)])
+                let remaining = deadline_at.saturating_sub(worked).saturating_sub(self.now);
+                self.go(Phase::Processing(current), vec![Effect::Shorten(remaining)])
             }
             Event::Progressed(progress) => {
                 current.progress = Some(progress.clone());
@@ -518,7 +518,7 @@ impl Run {
     }
 
     fn received(mut self, received: Received) -> Step {
-        self.left = self.left.saturating_sub(1);
+        self.remaining = self.remaining.saturating_sub(1);
         // Taken apart once: the handle goes to whoever holds the lease, and the body is the work or
         // goes away after its hash.
         let Received { delivery, asked_at, received_at, redrive } = received;
@@ -659,7 +659,7 @@ impl Run {
                 go_on
             }
         };
-        let mut step = if go_on && self.left > 0 && self.leaving.is_none() {
+        let mut step = if go_on && self.remaining > 0 && self.leaving.is_none() {
             self.go(Phase::Receiving, vec![Effect::Poll])
         } else {
             self.leave(None)
@@ -684,8 +684,8 @@ impl Run {
     }
 
     fn go(self, phase: Phase, effects: Vec<Effect>) -> Step {
-        let Self { policy, left, kept, leaving, now: _ } = self;
-        Step { job: Job { policy, phase, left, kept, leaving }, effects }
+        let Self { policy, remaining, kept, leaving, now: _ } = self;
+        Step { job: Job { policy, phase, remaining, kept, leaving }, effects }
     }
 }
 

@@ -20,7 +20,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
-use super::place::is_bucket_name;
+use super::s3_location::is_bucket_name;
 
 /// What a message body says.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -175,7 +175,9 @@ impl Ended {
         let visible = match comes_back {
             Return::After(delay) if delay.is_zero() => "visible again now".to_owned(),
             Return::After(delay) => format!("visible again {}", clock_time(now + *delay)),
-            Return::Within(left) => format!("visible again by {}", clock_time(now + *left)),
+            Return::Within(remaining) => {
+                format!("visible again by {}", clock_time(now + *remaining))
+            }
             Return::Unknown => "visible again when its visibility timeout ends".to_owned(),
         };
         let then = match &self.subject.redrive {

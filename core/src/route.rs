@@ -11,7 +11,7 @@ pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
 use super::notification::{Notification, Record};
 use super::outcome::NoWorkReason;
-use super::place::Template;
+use super::s3_location::LocationTemplate;
 use super::verdict::RetryPolicy;
 
 /// Messages of a kind, and how they are worked on.
@@ -79,7 +79,7 @@ pub struct Task {
     /// How long the command may give no sign of life; for ever if `None`.
     pub stall_timeout: Option<Duration>,
     /// Where in S3 results go, if they go there.
-    pub output: Option<Template>,
+    pub output: Option<LocationTemplate>,
     /// Where partial state is kept, if it is: the next pod can go on then, when SQS's ceiling is
     /// near, and `--max-duration` is the time of all deliveries together.
     pub checkpoint: Option<Checkpointing>,
@@ -88,7 +88,7 @@ pub struct Task {
 /// Partial state is kept between deliveries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpointing {
-    pub place: Template,
+    pub location: LocationTemplate,
     /// How often it is saved while the command runs; only at the end if `None`.
     pub interval: Option<Duration>,
 }

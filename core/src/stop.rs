@@ -125,9 +125,9 @@ impl StopPlan {
     /// hurry.
     pub fn log(&self, since_term: Option<Duration>) -> Duration {
         let margin = self.reserve / 20;
-        let left = since_term
+        let remaining = since_term
             .map_or(LONGEST_FLUSH, |since| self.termination_grace.saturating_sub(since + margin));
-        left.clamp((margin / 2).min(LONGEST_FLUSH), LONGEST_FLUSH)
+        remaining.clamp((margin / 2).min(LONGEST_FLUSH), LONGEST_FLUSH)
     }
 
     /// Of a pod whose work ends within `stop_grace`.

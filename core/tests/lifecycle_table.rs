@@ -33,7 +33,7 @@ fn policy(max_messages: u32) -> Policy {
         ..settings().policy.limits
     };
     let checkpoint =
-        Some(Checkpointing { place: "s3://state/{job_type}".parse().unwrap(), interval: None });
+        Some(Checkpointing { location: "s3://state/{job_type}".parse().unwrap(), interval: None });
     let long = JobType {
         matches: Match { key: Some("long/**".parse().unwrap()), ..Match::default() },
         task: Arc::new(Task { name: "long".to_owned(), checkpoint, ..task() }),

@@ -179,7 +179,7 @@ impl Holding {
     /// What came of a call, unless the core hears of it.
     fn log(&self, call: &'static str, answer: &Answer) {
         let (message_id, state) = (&self.message_id, self.keeper.state());
-        let lease_left_s = state.lease.left(self.actor.clock.now()).as_secs_f64();
+        let lease_left_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();
         match (call, answer, &state.phase) {
             (EXTEND, Answer::Failed(error) | Answer::Unclear(error), _) => {
                 warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");

@@ -37,7 +37,7 @@ pub struct Receiver {
     pub visibility: Duration,
     pub polling: Polling,
     /// A permit for each message that may be received.
-    pub left: Arc<Semaphore>,
+    pub remaining: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -120,16 +120,17 @@ async fn poll(
     redrive: Arc<SetOnce<Redrive>>,
     has_received: CancellationToken,
 ) -> Event {
-    let Receiver { queue, clock, visibility, polling, telemetry, left: permits, .. } = receiver;
+    let Receiver { queue, clock, visibility, polling, telemetry, remaining: permits, .. } =
+        receiver;
     let Ok(permit) = permits.try_acquire() else {
         return Event::QueueEmpty;
     };
-    let mut left = polling.wait;
+    let mut remaining = polling.wait;
     let mut failing_since = None;
     let mut pause = backoff(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         let asked_at = clock.now();
-        let wait = left.min(polling.longest_poll);
+        let wait = remaining.min(polling.longest_poll);
         match queue.receive(wait, visibility).await {
             Ok(Some(delivery)) => {
                 permit.forget();
@@ -149,8 +150,8 @@ async fn poll(
                 failing_since = None;
                 // What was asked for counts, not what passed: a server that answers early is not
                 // asked in a hot loop.
-                left = left.saturating_sub(wait);
-                if left.is_zero() || finish.is_cancelled() {
+                remaining = remaining.saturating_sub(wait);
+                if remaining.is_zero() || finish.is_cancelled() {
                     return Event::QueueEmpty;
                 }
             }

@@ -55,9 +55,9 @@ pub async fn run_side_by_side(
         // Nobody wants a message any more: none is asked for.
         return RunOutcome::Finished;
     }
-    let left = may_be_received(&settings);
+    let remaining = may_be_received(&settings);
     let runs = (0..concurrency).map(|_| {
-        run_of(world.clone(), settings.clone(), left.clone(), stop.clone().cancelled_owned())
+        run_of(world.clone(), settings.clone(), remaining.clone(), stop.clone().cancelled_owned())
     });
     let mut runs: JoinSet<RunOutcome> = runs.collect();
     let mut outcome = RunOutcome::Finished;
@@ -74,8 +74,8 @@ pub async fn run(
     settings: Settings,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
-    let left = may_be_received(&settings);
-    run_of(world, settings, left, stop).await
+    let remaining = may_be_received(&settings);
+    run_of(world, settings, remaining, stop).await
 }
 
 fn may_be_received(settings: &Settings) -> Arc<Semaphore> {
@@ -86,12 +86,12 @@ fn may_be_received(settings: &Settings) -> Arc<Semaphore> {
 async fn run_of(
     world: World,
     settings: Settings,
-    left: Arc<Semaphore>,
+    remaining: Arc<Semaphore>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
     let (health, removals) = (world.health.clone(), Removals::default());
-    let supervisor = Supervisor { world, settings, left, removals: removals.clone() };
+    let supervisor = Supervisor { world, settings, remaining, removals: removals.clone() };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
         return RunOutcome::SupervisorDied;
     };
@@ -166,7 +166,7 @@ struct Supervisor {
     world: World,
     settings: Settings,
     /// A permit for each message that may be received, by all runs of the pod together.
-    left: Arc<Semaphore>,
+    remaining: Arc<Semaphore>,
     removals: Removals,
 }
 
@@ -250,7 +250,7 @@ impl Actor for Supervisor {
             telemetry,
             visibility,
             polling,
-            left: self.left.clone(),
+            remaining: self.remaining.clone(),
         };
         let (receiver, _) = Actor::spawn_linked(None, receiver, (), cell).await?;
 
@@ -349,8 +349,8 @@ impl Supervisor {
                     state.limit = Some(self.tell_when_over(me, limit, &state.limits));
                     true
                 }
-                Effect::Shorten(left) => {
-                    state.limit = Some(tell_after(me, left, Limit::Work));
+                Effect::Shorten(remaining) => {
+                    state.limit = Some(tell_after(me, remaining, Limit::Work));
                     true
                 }
                 Effect::Leave(outcome) => {

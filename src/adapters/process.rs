@@ -47,7 +47,7 @@ use tracing::warn;
 use wait4::{ResUse, try_wait4_pid};
 
 use crate::job::outcome::{Exit, ResourceUsage};
-use crate::ports::{Command, Exited, Pulse, Runner, StartError};
+use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use guard::Guard;
 pub use guard::guard;
 use orphans::{Commands, Family, MARK, Stage, commands, reap_orphans, sweep};
@@ -120,7 +120,7 @@ impl Processes {
         clippy::disallowed_methods,
         reason = "the command inherits the environment, less what is ours"
     )]
-    fn start(&self, command: &Command, pulse: &Pulse) -> io::Result<(Running, Output)> {
+    fn start(&self, command: &Command, activity: &Activity) -> io::Result<(Running, Output)> {
         // Before the start, so that no end is missed.
         let signals = unix::signal(SignalKind::child())?;
         let stdin = command
@@ -170,7 +170,7 @@ impl Processes {
         };
         let stdout = ChildStdout::from_std(OwnedFd::from(stdout).into())?;
         let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
-        Ok((running, Output::of(stdout, stderr, pulse)))
+        Ok((running, Output::of(stdout, stderr, activity)))
     }
 }
 
@@ -218,7 +218,7 @@ impl Runner for Processes {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError> {
         let job_file = &command.job.job_file;
         std::fs::write(job_file, command.job.to_json()).map_err(|error| StartError {
@@ -226,7 +226,7 @@ impl Runner for Processes {
             why: format!("its JOB_FILE {}: {error}", job_file.display()),
         })?;
         let (mut running, mut output) =
-            self.start(&command, &pulse).map_err(|err| start_error(&command.program, &err))?;
+            self.start(&command, &activity).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {
             () = running.leader_has_ended() => false,
             () = halt.cancelled() => true,

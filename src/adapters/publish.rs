@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::local::folder::{ListedFile, files_below};
 use crate::job::outcome::{Manifest, Published};
-use crate::job::place::{Template, Values};
+use crate::job::s3_location::{LocationTemplate, Values};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
 
 /// The places in S3 that tasks name for their results. Each file becomes an object, its path below
@@ -25,7 +25,7 @@ const FILES: usize = 4;
 
 #[async_trait]
 impl Outbox for S3Outbox {
-    fn takes(&self, to: Option<&Template>) -> bool {
+    fn takes(&self, to: Option<&LocationTemplate>) -> bool {
         to.is_some()
     }
 
@@ -36,7 +36,7 @@ impl Outbox for S3Outbox {
     ) -> Result<Manifest, PublishError> {
         let Results { object, message_id, job_type, to, directory } = *results;
         let Some(to) = to else { return Ok(Manifest::default()) };
-        let place = to.place(Values {
+        let location = to.fill(Values {
             key: object.map(|object| object.key.as_str()),
             message_id: message_id.as_str(),
             job_type,
@@ -51,16 +51,16 @@ impl Outbox for S3Outbox {
         // The first failure gives up the others too, and they clean up before they are gone.
         let give_up = halt.child_token();
         let upload = async |ListedFile { name, bytes }: ListedFile| {
-            let (key, path) = (place.key(&name), directory.join(&name));
+            let (key, path) = (location.key(&name), directory.join(&name));
             let content_type = mime_guess::from_path(&name).first_or_octet_stream();
             let content_type = content_type.essence_str();
             let upload =
-                Upload { bucket: &place.bucket, key: &key, path: &path, bytes, content_type };
+                Upload { bucket: &location.bucket, key: &key, path: &path, bytes, content_type };
             let uploaded =
                 self.writer.upload(&upload, &give_up).await.inspect_err(|_| give_up.cancel())?;
             let checksum = uploaded.checksum;
             Ok::<_, String>(Published {
-                to: format!("s3://{}/{key}", place.bucket),
+                to: format!("s3://{}/{key}", location.bucket),
                 bytes,
                 checksum: Some(format!("{}:{}", checksum.algorithm, checksum.value)),
                 etag: uploaded.etag,

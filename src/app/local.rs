@@ -18,9 +18,12 @@ use crate::settings::resolve::{LocalConfig, Verbosity};
 use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
 
-pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+pub fn run_local(
+    config: LocalConfig,
+    in_process: Option<Arc<dyn Runner>>,
+) -> Result<ExitCode, String> {
     check_threads()?;
-    check_machine(&config.work, own.is_none())?;
+    check_machine(&config.work, in_process.is_none())?;
     let (stop, verbosity) = (config.work.settings.stop, config.verbosity);
     let style = log_style(config.work.log_format, &stderr());
     let is_watched = style.format == LogFormat::Text && stderr().is_terminal();
@@ -32,7 +35,7 @@ pub fn run_local(config: LocalConfig, own: Option<Arc<dyn Runner>>) -> Result<Ex
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
-        let runner = Arc::new(Killable { runner: own.map_or_else(runner, Ok)?, kill });
+        let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
         local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;

@@ -32,9 +32,9 @@ use crate::work::CommandWorker;
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
 
-pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
-    check_machine(&config.work, own.is_none())?;
+    check_machine(&config.work, in_process.is_none())?;
     let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
@@ -48,14 +48,14 @@ pub fn run(config: RunConfig, own: Option<Arc<dyn Runner>>) -> Result<ExitCode, 
             is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
-        run_pod(config, own, metrics, stop).await
+        run_pod(config, in_process, metrics, stop).await
     };
     block_on(run, plan.tidy())?
 }
 
 async fn run_pod(
     config: RunConfig,
-    own: Option<Arc<dyn Runner>>,
+    in_process: Option<Arc<dyn Runner>>,
     metrics: Option<Arc<Metrics>>,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
@@ -74,15 +74,15 @@ async fn run_pod(
         .await
         .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
-    let attempts = records.attempts.map(|place| AttemptHistory {
+    let attempts = records.attempts.map(|location| AttemptHistory {
         writer: s3.clone(),
-        place,
+        location,
         identity: work.identity.clone(),
         limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
     });
-    let idempotency = records.idempotency.map(|place| Idempotency {
+    let idempotency = records.idempotency.map(|location| Idempotency {
         records: s3.clone(),
-        place,
+        location,
         queue: queue_url.clone(),
         owner: work.identity.pod_name.clone(),
         clock,
@@ -91,7 +91,7 @@ async fn run_pod(
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
-        runner: own.map_or_else(runner, Ok)?,
+        runner: in_process.map_or_else(runner, Ok)?,
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,

@@ -14,7 +14,7 @@ use super::signals::{hear_others, since_stop};
 use crate::adapters::process::Processes;
 use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
-use crate::ports::{Command, Exited, Pulse, Runner, StartError};
+use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::telemetry::logs::{LogFormat, Style};
 
 /// What the log may take at the end depends on when that is.
@@ -65,10 +65,10 @@ impl Runner for Commands {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError> {
         hear_others();
-        self.0.run(command, halt, pulse).await
+        self.0.run(command, halt, activity).await
     }
 }
 

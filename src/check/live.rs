@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use aws_credential_types::provider::ProvideCredentials;
 use aws_types::SdkConfig;
 
-use super::places::{self, Kind, Written};
 use super::queue::{self, Attributes, QueueFacts};
+use super::write_targets::{self, Kind, WriteTarget};
 use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::s3::probes::{Action, Notification, Notifications, NotificationsError};
@@ -19,7 +19,7 @@ use crate::adapters::aws::{self, Permission};
 use crate::adapters::http::Http;
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
-use crate::job::place::Place;
+use crate::job::s3_location::S3Location;
 use crate::ports::{FetchError, ObjectStore, RecordError};
 use crate::settings::resolve::{PushgatewayConfig, RunConfig};
 use crate::telemetry::push::Pushgateway;
@@ -80,16 +80,17 @@ pub async fn findings(
 async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     let arn = attributes.get("QueueArn").map(String::as_str);
-    let written = places::written(config);
+    let targets = write_targets::all(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
-    let buckets = &sources | &written.iter().map(|one| one.to.bucket.as_str()).collect();
+    let buckets = &sources | &targets.iter().map(|one| one.to.bucket.as_str()).collect();
     let (mut key_begins, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
     for bucket in buckets {
-        let there: Vec<&Written> = written.iter().filter(|one| one.to.bucket == bucket).collect();
+        let of_bucket: Vec<&WriteTarget> =
+            targets.iter().filter(|one| one.to.bucket == bucket).collect();
         let notifications = match s3.notifications(bucket).await {
             Ok(Some(notifications)) => Ok(notifications),
             Ok(None) => {
-                findings.push(of_missing(bucket, sources.contains(bucket), &there));
+                findings.push(missing_bucket(bucket, sources.contains(bucket), &of_bucket));
                 missing.insert(bucket);
                 continue;
             }
@@ -103,12 +104,12 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
         }
         findings.extend(of_encryption(s3, bucket).await);
         if sources.contains(bucket) {
-            findings.extend(of_source(s3, bucket, &notifications, arn, config).await);
+            findings.extend(check_source(s3, bucket, &notifications, arn, config).await);
         }
-        let is_quiet = |one: &&&Written| match (&notifications, arn) {
+        let is_quiet = |one: &&&WriteTarget| match (&notifications, arn) {
             (Ok(notifications), Some(arn)) => {
                 !notifications.others
-                    && places::findings(
+                    && write_targets::findings(
                         one,
                         notifications,
                         arn,
@@ -122,11 +123,11 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
             (Err(NotificationsError::NotImplemented(_)), _) => true,
             (Err(NotificationsError::Unknown(_)), _) => false,
         };
-        quiet.extend(there.iter().filter(is_quiet).map(|one| (*one).clone()));
-        findings.extend(of_written(bucket, &there, notifications, arn, config));
+        quiet.extend(of_bucket.iter().filter(is_quiet).map(|one| (*one).clone()));
+        findings.extend(check_write_targets(bucket, &of_bucket, notifications, arn, config));
     }
-    for one in written.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
-        findings.extend(of_place(s3, one, &key_begins).await);
+    for one in targets.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
+        findings.extend(check_write_permissions(s3, one, &key_begins).await);
     }
     let recorded = config
         .records
@@ -135,7 +136,7 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
         .filter(|place| !missing.contains(place.bucket.as_str()));
     if let Some(place) = recorded {
         let is_quiet = quiet.iter().any(|one| one.kind == Kind::Idempotency);
-        findings.extend(of_conditions(s3, place, is_quiet).await);
+        findings.extend(conditional_writes(s3, place, is_quiet).await);
     }
     findings
 }
@@ -182,9 +183,9 @@ async fn of_queue(
     }
 }
 
-fn of_missing(bucket: &str, is_source: bool, written: &[&Written]) -> Finding {
+fn missing_bucket(bucket: &str, is_source: bool, targets: &[&WriteTarget]) -> Finding {
     let named = is_source.then(|| "--buckets".to_owned());
-    let named: Vec<_> = named.into_iter().chain(written.iter().map(ToString::to_string)).collect();
+    let named: Vec<_> = named.into_iter().chain(targets.iter().map(ToString::to_string)).collect();
     let what = format!("it does not exist, but is set by {}", named.join(", "));
     Finding::new(
         Rule::BucketNotFound,
@@ -196,7 +197,7 @@ fn of_missing(bucket: &str, is_source: bool, written: &[&Written]) -> Finding {
 
 /// Is it known that the store heeds conditions? It is tried only where no queue is told of what the
 /// trial writes.
-async fn of_conditions(s3: &S3, place: &Place, is_quiet: bool) -> Option<Finding> {
+async fn conditional_writes(s3: &S3, place: &S3Location, is_quiet: bool) -> Option<Finding> {
     if is_quiet {
         return check_conditions(s3, place).await;
     }
@@ -208,7 +209,7 @@ async fn of_conditions(s3: &S3, place: &Place, is_quiet: bool) -> Option<Finding
 }
 
 /// Can two pods own the same work?
-async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
+async fn check_conditions(s3: &S3, place: &S3Location) -> Option<Finding> {
     let key = place.key("leasehold-check.json");
     match s3.check_conditions(&place.bucket, &key).await {
         Ok(()) => None,
@@ -229,31 +230,31 @@ async fn check_conditions(s3: &S3, place: &Place) -> Option<Finding> {
 }
 
 /// Does what is written into a bucket become work?
-fn of_written(
+fn check_write_targets(
     bucket: &str,
-    there: &[&Written],
+    targets: &[&WriteTarget],
     notifications: Result<Notifications, NotificationsError>,
     queue_arn: Option<&str>,
     config: &RunConfig,
 ) -> Vec<Finding> {
     let place = format!("bucket {bucket}, notifications");
     let allow = "allow s3:GetBucketNotification to the identity that runs check";
-    let all = there.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let all = targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let look = format!("check that files written there do not become messages of the queue: {all}");
     match (notifications, queue_arn) {
         (Ok(notifications), Some(arn)) => {
             let work = &config.work.settings.policy.selection.events;
-            let mut findings: Vec<_> = there
+            let mut findings: Vec<_> = targets
                 .iter()
-                .flat_map(|one| places::findings(one, &notifications, arn, work))
+                .flat_map(|one| write_targets::findings(one, &notifications, arn, work))
                 .collect();
-            if notifications.others && !there.is_empty() {
+            if notifications.others && !targets.is_empty() {
                 let what = "it also notifies EventBridge or SNS, and check cannot see whether they notify the queue";
                 findings.push(Finding::new(Rule::NotificationsUnseen, place, what, look));
             }
             findings
         }
-        (Ok(_), None) if there.is_empty() => Vec::new(),
+        (Ok(_), None) if targets.is_empty() => Vec::new(),
         (Ok(_), None) => {
             vec![Finding::new(
                 Rule::NotificationsUnseen,
@@ -262,7 +263,7 @@ fn of_written(
                 look,
             )]
         }
-        (Err(why), _) if there.is_empty() => {
+        (Err(why), _) if targets.is_empty() => {
             vec![Finding::new(
                 Rule::NotificationsUnseen,
                 place,
@@ -306,13 +307,13 @@ async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
 }
 
 /// What the role may do where a run writes.
-async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> {
+async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for key in written.samples(key_begins) {
+    for key in target.samples(key_begins) {
         let mut may_list = true;
-        for (action, severity) in written.kind.needs() {
-            let place = format!("{written}, {action}");
-            match s3.may(*action, &written.to.bucket, &key).await {
+        for (action, severity) in target.kind.needs() {
+            let place = format!("{target}, {action}");
+            match s3.may(*action, &target.to.bucket, &key).await {
                 Permission::Allowed => {}
                 Permission::Denied(why) if *action == Action::Get && !may_list => {
                     let why = format!(
@@ -339,11 +340,11 @@ async fn of_place(s3: &S3, written: &Written, key_begins: &str) -> Vec<Finding> 
             }
         }
     }
-    if written.kind == Kind::Checkpoint {
+    if target.kind == Kind::Checkpoint {
         let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
         findings.push(Finding::new(
             Rule::PermissionUntried,
-            format!("{written}, s3:DeleteObject"),
+            format!("{target}, s3:DeleteObject"),
             what,
             "the pod's role must allow it",
         ));
@@ -408,7 +409,7 @@ fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
 }
 
 /// A bucket that objects are read from.
-async fn of_source(
+async fn check_source(
     s3: &S3,
     bucket: &str,
     notifications: &Result<Notifications, NotificationsError>,

@@ -1,16 +1,16 @@
 //! `leasehold check`: what is wrong before the first message is lost.
 //!
-//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`places`] and [`settings`] are
+//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`write_targets`] and [`settings`] are
 //! pure, and [`live`] is what asks the world. It consumes no message.
 
 pub mod live;
 pub mod manifest;
-pub mod places;
 pub mod policy;
 pub mod queue;
 pub mod report;
 pub mod rules;
 pub mod settings;
+pub mod write_targets;
 
 use std::fmt;
 use std::time::Duration;

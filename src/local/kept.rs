@@ -10,7 +10,7 @@ use crate::adapters::local::outbox::FolderOutbox;
 use crate::adapters::local::store::FolderStore;
 use crate::adapters::publish::S3Outbox;
 use crate::job::outcome::Manifest;
-use crate::job::place::Template;
+use crate::job::s3_location::LocationTemplate;
 use crate::ports::clock::Clock;
 use crate::ports::{Outbox, PublishError, Results};
 use crate::settings::resolve::LocalConfig;
@@ -42,19 +42,19 @@ impl Kept {
         let plan = work.settings.stop;
         Ok(Self {
             checkpoints: store.clone().map(|storage| Checkpoints { storage, clock }),
-            idempotency: records.idempotency.clone().zip(store.clone()).map(|(place, records)| {
-                Idempotency {
+            idempotency: records.idempotency.clone().zip(store.clone()).map(
+                |(location, records)| Idempotency {
                     records,
-                    place,
+                    location,
                     queue: "local".to_owned(),
                     owner: work.identity.pod_name.clone(),
                     clock,
-                }
-            }),
-            attempts: records.attempts.clone().zip(store.clone()).map(|(place, writer)| {
+                },
+            ),
+            attempts: records.attempts.clone().zip(store.clone()).map(|(location, writer)| {
                 AttemptHistory {
                     writer,
-                    place,
+                    location,
                     identity: work.identity.clone(),
                     limit: Box::new(move || plan.attempt_record(false)),
                 }
@@ -74,7 +74,7 @@ pub struct LocalOutbox {
 }
 
 impl LocalOutbox {
-    fn of(&self, to: Option<&Template>) -> Option<&dyn Outbox> {
+    fn of(&self, to: Option<&LocationTemplate>) -> Option<&dyn Outbox> {
         let places =
             self.places.as_ref().filter(|_| to.is_some()).map(|places| places as &dyn Outbox);
         places.or(self.folder.as_ref().map(|folder| folder as &dyn Outbox))
@@ -83,7 +83,7 @@ impl LocalOutbox {
 
 #[async_trait]
 impl Outbox for LocalOutbox {
-    fn takes(&self, to: Option<&Template>) -> bool {
+    fn takes(&self, to: Option<&LocationTemplate>) -> bool {
         self.of(to).is_some()
     }
 

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
 use crate::job::outcome::{Exit, Manifest, ResourceUsage};
-use crate::job::place::Template;
 use crate::job::report::{Observation, Report};
+use crate::job::s3_location::LocationTemplate;
 use crate::job::verdict::DeletePermit;
 use checksum::Checksum;
 use job_facts::JobFacts;
@@ -267,7 +267,7 @@ pub enum RecordError {
 #[async_trait]
 pub trait Outbox: Send + Sync {
     /// Would it publish something, if the task says this place for results, or none?
-    fn takes(&self, _: Option<&Template>) -> bool {
+    fn takes(&self, _: Option<&LocationTemplate>) -> bool {
         true
     }
 
@@ -289,7 +289,7 @@ pub struct Results<'a> {
     pub message_id: &'a MessageId,
     pub job_type: &'a str,
     /// The place in S3 that the task says.
-    pub to: Option<&'a Template>,
+    pub to: Option<&'a LocationTemplate>,
     pub directory: &'a Path,
 }
 
@@ -307,16 +307,16 @@ pub trait Runner: Send + Sync {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError>;
 }
 
 /// Beats whenever a command prints something.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse(Arc<AtomicBool>);
+pub struct Activity(Arc<AtomicBool>);
 
-impl Pulse {
-    pub fn beat(&self) {
+impl Activity {
+    pub fn record(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 

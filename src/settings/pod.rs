@@ -15,7 +15,7 @@ use super::values::{BucketName, List, account, attribute, listen, size, time};
 use crate::adapters::local::rehearsal::Mishap;
 use crate::check::rules::{Explain, Rule};
 use crate::job::event::EventFilter;
-use crate::job::place::Place;
+use crate::job::s3_location::S3Location;
 use crate::job::verdict::OnStop;
 use crate::telemetry::logs::LogFormat;
 use crate::telemetry::push::Credentials;
@@ -64,11 +64,11 @@ pub struct RecordSettings {
     /// Where to record finished work, so that a redelivered message is recognised and not processed
     /// again
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
-    pub idempotency: Option<Place>,
+    pub idempotency: Option<S3Location>,
 
     /// Where to record each failed attempt: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
-    pub attempts: Option<Place>,
+    pub attempts: Option<S3Location>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -13,10 +13,10 @@ use super::job_types::{Match, Name, SourceMap};
 use super::values::{self, List, time};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
-use crate::job::place::Template;
 use crate::job::route::{
     self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
 };
+use crate::job::s3_location::LocationTemplate;
 use crate::job::stop::StopPlan;
 use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 
@@ -50,7 +50,7 @@ pub struct TaskSettings {
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
-    pub output: Option<Template>,
+    pub output: Option<LocationTemplate>,
 
     /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are
     /// restored for the next attempt
@@ -60,7 +60,7 @@ pub struct TaskSettings {
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
-    pub checkpoint: Option<Template>,
+    pub checkpoint: Option<LocationTemplate>,
 
     /// How often to save a checkpoint while the command runs [default: only when it ends without
     /// success]
@@ -262,7 +262,7 @@ impl TaskSettings {
             return Err(SettingError::NoCheckpoint);
         }
         for (flag, place) in [("--output", &self.output), ("--checkpoint", &self.checkpoint)] {
-            if gets_bodies && place.as_ref().is_some_and(Template::needs_object) {
+            if gets_bodies && place.as_ref().is_some_and(LocationTemplate::needs_object) {
                 return Err(SettingError::NoObject(flag));
             }
         }
@@ -274,7 +274,10 @@ impl TaskSettings {
             missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
-            checkpoint: self.checkpoint.clone().map(|place| Checkpointing { place, interval }),
+            checkpoint: self
+                .checkpoint
+                .clone()
+                .map(|location| Checkpointing { location, interval }),
         }))
     }
 

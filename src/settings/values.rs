@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-use crate::job::place::is_bucket_name;
+use crate::job::s3_location::is_bucket_name;
 
 /// Values with commas between them, as people write them: with blanks, and perhaps a comma at the
 /// end.

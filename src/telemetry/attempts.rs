@@ -12,15 +12,15 @@ use tracing::warn;
 
 use super::logs::Identity;
 use super::records::{exit_code, manifest, signal};
-use crate::job::place::Place;
 use crate::job::report::Ended;
+use crate::job::s3_location::S3Location;
 use crate::job::verdict::Settlement;
 use crate::ports::ObjectWriter;
 
 /// Writes one object for each failed attempt.
 pub struct AttemptHistory {
     pub writer: Arc<dyn ObjectWriter>,
-    pub place: Place,
+    pub location: S3Location,
     pub identity: Identity,
     /// How long the record may take: a pod's last seconds are worth more.
     pub limit: Box<dyn Fn() -> Duration + Send + Sync>,
@@ -32,10 +32,11 @@ impl AttemptHistory {
         let Some(record) = self.record(ended, now) else { return };
         let subject = &ended.subject;
         let limit = (self.limit)();
-        let key = self.place.key(&format!("{}/{}.json", subject.message_id, subject.receive_count));
+        let key =
+            self.location.key(&format!("{}/{}.json", subject.message_id, subject.receive_count));
         let written = tokio::time::timeout(
             limit,
-            self.writer.put(&self.place.bucket, &key, record.to_string().into_bytes()),
+            self.writer.put(&self.location.bucket, &key, record.to_string().into_bytes()),
         )
         .await;
         if let Err(error) = written.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))) {

@@ -22,13 +22,13 @@ use tracing::{info, warn};
 use walkdir::WalkDir;
 
 use super::fetch::{self, FetchPolicy};
-use super::item::{Item, Runtime};
+use super::object_work::{ObjectWork, Runtime};
 use super::workspace::{WorkDir, Workspace};
 use crate::job::notification::Object;
 use crate::job::outcome::Failure;
-use crate::job::place::{Place, Values};
 use crate::job::report::Subject;
 use crate::job::route::Checkpointing;
+use crate::job::s3_location::{S3Location, Values};
 use crate::ports::clock::Clock;
 use crate::ports::{Storage, Upload};
 use archive::{About, Identity, NO_TIME, Packed, Unpacked};
@@ -88,18 +88,18 @@ impl Checkpoints {
     pub(super) async fn restore<'a>(
         &'a self,
         how: &Checkpointing,
-        item: Item<'a>,
+        object: ObjectWork<'a>,
         halt: &CancellationToken,
         work_dir: &'a WorkDir,
     ) -> Result<Checkpoint<'a>, Failure> {
-        let Item { work, number, record, space, runtime, .. } = item;
+        let ObjectWork { work, number, record, space, runtime, .. } = object;
         let subject = &work.subject;
-        let place = how.place.place(Values {
+        let location = how.location.fill(Values {
             key: record.map(|record| record.object.key.as_str()),
             message_id: subject.message_id.as_str(),
             job_type: &work.task.name,
         });
-        let folder = place.key(&format!("{}/{number}/", subject.message_id));
+        let folder = location.key(&format!("{}/{number}/", subject.message_id));
         let directory = space.checkpoint();
         fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
         let identity = Identity::of(&directory)
@@ -109,7 +109,7 @@ impl Checkpoints {
             interval: how.interval,
             work_dir,
             space,
-            bucket: place.bucket,
+            bucket: location.bucket,
             key: format!("{folder}{}.tar", subject.receive_count),
             saved: None,
             worked: Duration::ZERO,
@@ -186,20 +186,23 @@ impl Checkpoints {
         limit: Duration,
     ) {
         let message = &subject.message_id;
-        let place = |key| how.place.place(Values { key, message_id: message.as_str(), job_type });
-        let mut places: Vec<Place> =
-            subject.objects.iter().map(|object| place(Some(object.key.as_str()))).collect();
-        if places.is_empty() {
-            places.push(place(None));
+        let location =
+            |key| how.location.fill(Values { key, message_id: message.as_str(), job_type });
+        let mut locations: Vec<S3Location> =
+            subject.objects.iter().map(|object| location(Some(object.key.as_str()))).collect();
+        if locations.is_empty() {
+            locations.push(location(None));
         }
-        places.sort();
-        places.dedup();
+        locations.sort();
+        locations.dedup();
         let dropped = async {
-            for place in places {
-                for key in
-                    self.storage.list(&place.bucket, &place.key(&format!("{message}/"))).await?
+            for location in locations {
+                for key in self
+                    .storage
+                    .list(&location.bucket, &location.key(&format!("{message}/")))
+                    .await?
                 {
-                    self.storage.delete(&place.bucket, &key).await?;
+                    self.storage.delete(&location.bucket, &key).await?;
                 }
             }
             Ok(())

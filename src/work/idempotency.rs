@@ -21,8 +21,8 @@ use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Repo
 use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::outcome::Failure;
-use crate::job::place::Place;
 use crate::job::report::Subject;
+use crate::job::s3_location::S3Location;
 use crate::ports::clock::Clock;
 use crate::ports::{Condition, RecordError, Records};
 use crate::work::last_error::retrying;
@@ -31,7 +31,7 @@ use crate::work::last_error::retrying;
 #[derive(Clone)]
 pub struct Idempotency {
     pub records: Arc<dyn Records>,
-    pub place: Place,
+    pub location: S3Location,
     /// The queue's URL: two pipelines on the same objects must not hide each other's work.
     pub queue: String,
     /// Who we are, for whoever reads a record.
@@ -107,7 +107,7 @@ impl Idempotency {
     ) -> Result<Claimed, Failure> {
         let mut own = OwnRecord {
             of: self.clone(),
-            key: self.place.key(&self.name(subject, number, record)),
+            key: self.location.key(&self.name(subject, number, record)),
             nonce: format!("{:016x}", fastrand::u64(..)),
             time_to_live,
             about: About {
@@ -233,7 +233,7 @@ impl OwnRecord {
     }
 
     async fn read(&self) -> Result<Answer, RecordError> {
-        let Place { bucket, .. } = &self.of.place;
+        let S3Location { bucket, .. } = &self.of.location;
         let Some(entry) = self.of.records.read(bucket, &self.key).await? else {
             return Ok(Answer::Read(None));
         };
@@ -264,7 +264,7 @@ impl OwnRecord {
         let condition = over.map_or(Condition::Absent, Condition::Unchanged);
         self.of
             .records
-            .write(&self.of.place.bucket, &self.key, bytes, condition)
+            .write(&self.of.location.bucket, &self.key, bytes, condition)
             .await
             .map(Answer::Written)
     }

@@ -12,7 +12,7 @@ use tracing::info;
 use super::result_file::ResultFile;
 use crate::job::lifecycle::Event;
 use crate::job::report::Progress;
-use crate::ports::Pulse;
+use crate::ports::Activity;
 use crate::ports::clock::Clock;
 
 /// Hears what happens while the work goes on: progress, or a stall.
@@ -34,7 +34,7 @@ pub struct Watch<'a> {
     pub clock: Clock,
     pub stall_timeout: Option<Duration>,
     pub result_file: &'a Path,
-    pub pulse: Pulse,
+    pub activity: Activity,
     /// How many objects of the message were done before, and how many it has.
     pub objects: (usize, usize),
     pub tell: &'a Tell,
@@ -73,7 +73,7 @@ impl Watch<'_> {
     fn look(&self, seen: &mut Seen) {
         let now = self.clock.now();
         let progressed = self.look_at_progress(seen);
-        if self.pulse.take() || progressed {
+        if self.activity.take() || progressed {
             seen.sign_at = now;
         }
         if let (Some(progress), false) = (&seen.progress, seen.is_logged)

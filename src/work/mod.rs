@@ -9,9 +9,9 @@ pub mod contract;
 pub mod fetch;
 pub mod halt;
 pub mod idempotency;
-mod item;
 mod last_error;
 pub mod liveness;
+mod object_work;
 pub mod result_file;
 mod run;
 mod stages;
@@ -33,15 +33,15 @@ use crate::job::report::Subject;
 use crate::job::route::{Content, Task};
 use crate::job::stop::WorkStop;
 use crate::ports::clock::Clock;
-use crate::ports::{ObjectStore, Outbox, Pulse, Runner};
+use crate::ports::{Activity, ObjectStore, Outbox, Runner};
 use checkpoint::Checkpoints;
 use fetch::FetchPolicy;
 use halt::{Deadline, Halt};
 use idempotency::Idempotency;
-use item::{Done, Item, Runtime, Until};
 use last_error::with_last_error;
 pub use liveness::Tell;
 use liveness::Watch;
+use object_work::{Done, ObjectWork, Runtime, Until};
 use workspace::{Removals, WorkDir, Workspace};
 
 /// Somebody who does the work on a message.
@@ -135,12 +135,12 @@ impl CommandWorker {
                 clock: self.clock,
                 stall_timeout: work.task.stall_timeout,
                 result_file: &space.result_file(),
-                pulse: Pulse::default(),
+                activity: Activity::default(),
                 objects: (number, records.len()),
                 tell,
             };
             let runtime = Runtime::default();
-            let item = Item {
+            let object = ObjectWork {
                 work,
                 number,
                 record,
@@ -150,7 +150,7 @@ impl CommandWorker {
                 stop,
             };
             let working =
-                self.claimed(item, until, &record_deadline.passed, facts).instrument(span);
+                self.claimed(object, until, &record_deadline.passed, facts).instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
             removals.begin(space);
             // A stop does not wait until a hundred thousand files are removed.

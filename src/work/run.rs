@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::contract::JobContext;
 use super::fetch::{self, Fetched, FetchedObject};
-use super::item::{Done, Item, Until};
+use super::object_work::{Done, ObjectWork, Until};
 use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
 use crate::job::notification::{Object, Record};
@@ -29,21 +29,21 @@ enum Provided<'a> {
 impl CommandWorker {
     pub(super) async fn run(
         &self,
-        item: Item<'_>,
+        object: ObjectWork<'_>,
         until: Until<'_>,
         facts: &mut WorkRecord,
     ) -> Result<Done, Failure> {
-        let record = match self.provide_input(item, until, &mut facts.timings.fetch).await? {
+        let record = match self.provide_input(object, until, &mut facts.timings.fetch).await? {
             Provided::Object(record) => Some(record),
             Provided::Body => None,
             Provided::Nothing if until.halt.is_cancelled() => return Err(Failure::Halted),
             Provided::Nothing => return Ok(Done::Gone),
         };
-        let (exit, said) = self.run_command(item, until, record.as_deref(), facts).await?;
+        let (exit, said) = self.run_command(object, until, record.as_deref(), facts).await?;
         let was_halted = until.halt.is_cancelled();
         let outbox =
-            self.outbox.as_ref().filter(|outbox| outbox.takes(item.work.task.output.as_ref()));
-        self.warn_of_what_nobody_keeps(item, outbox.is_some()).await;
+            self.outbox.as_ref().filter(|outbox| outbox.takes(object.work.task.output.as_ref()));
+        self.warn_of_what_nobody_keeps(object, outbox.is_some()).await;
         if exit != Exit::Code(0) {
             return Err(Failure::Exit(exit, said));
         }
@@ -52,7 +52,7 @@ impl CommandWorker {
             return Err(Failure::Halted);
         }
         if let Some(outbox) = outbox {
-            self.publish(outbox.as_ref(), item, until, record.as_deref(), facts).await?;
+            self.publish(outbox.as_ref(), object, until, record.as_deref(), facts).await?;
         }
         Ok(Done::Succeeded)
     }
@@ -60,12 +60,12 @@ impl CommandWorker {
     /// How it ended, and what it said of itself.
     async fn run_command(
         &self,
-        item: Item<'_>,
+        object: ObjectWork<'_>,
         until: Until<'_>,
         record: Option<&Record>,
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
-        let Item { work, space, watch, runtime, stop, .. } = item;
+        let ObjectWork { work, space, watch, runtime, stop, .. } = object;
         if self.checkpointing(&work.task).is_none() {
             space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         }
@@ -87,7 +87,7 @@ impl CommandWorker {
         if until.halt.is_cancelled() {
             return Err(Failure::Halted);
         }
-        let running = self.runner.run(command, until.halt.clone(), watch.pulse.clone());
+        let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
         let ended = self.timed(&mut facts.timings.command, watch.over(running)).await;
         runtime.ends(self.clock.now());
@@ -106,14 +106,14 @@ impl CommandWorker {
         Ok((ended.exit, result.said))
     }
 
-    async fn warn_of_what_nobody_keeps(&self, item: Item<'_>, is_published: bool) {
-        if !is_published && has_files(&item.space.output()).await {
+    async fn warn_of_what_nobody_keeps(&self, object: ObjectWork<'_>, is_published: bool) {
+        if !is_published && has_files(&object.space.output()).await {
             warn!(
                 "the command wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
-        if self.checkpointing(&item.work.task).is_none()
-            && has_files(&item.space.checkpoint()).await
+        if self.checkpointing(&object.work.task).is_none()
+            && has_files(&object.space.checkpoint()).await
         {
             warn!(
                 "the command wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
@@ -124,7 +124,7 @@ impl CommandWorker {
     async fn publish(
         &self,
         outbox: &dyn Outbox,
-        Item { work, space, .. }: Item<'_>,
+        ObjectWork { work, space, .. }: ObjectWork<'_>,
         until: Until<'_>,
         record: Option<&Record>,
         facts: &mut WorkRecord,
@@ -151,11 +151,11 @@ impl CommandWorker {
     /// Puts what the command works on where it finds it.
     async fn provide_input<'a>(
         &self,
-        item: Item<'a>,
+        object: ObjectWork<'a>,
         until: Until<'_>,
         spent: &mut Duration,
     ) -> Result<Provided<'a>, Failure> {
-        let Item { work, record, space, .. } = item;
+        let ObjectWork { work, record, space, .. } = object;
         let input = space.input();
         let Some(record) = record else {
             let body = if let Content::Body(body) = &work.content { body.as_str() } else { "" };

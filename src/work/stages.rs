@@ -6,7 +6,7 @@ use tracing::{info, warn};
 use super::checkpoint::{Checkpoints, Save, SaveLimits};
 use super::halt::{Deadline, Halt};
 use super::idempotency::Claimed;
-use super::item::{Done, Item, Until};
+use super::object_work::{Done, ObjectWork, Until};
 use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
 use crate::job::outcome::{Failure, WorkRecord};
@@ -18,15 +18,15 @@ impl CommandWorker {
     /// at the same time.
     pub(super) async fn claimed(
         &self,
-        item: Item<'_>,
+        object: ObjectWork<'_>,
         until: Until<'_>,
         record_deadline: &CancellationToken,
         facts: &mut WorkRecord,
     ) -> Result<Done, Failure> {
         let Some(idempotency) = &self.idempotency else {
-            return self.resumed(item, until, facts).await;
+            return self.resumed(object, until, facts).await;
         };
-        let Item { work, number, record, watch, stop, .. } = item;
+        let ObjectWork { work, number, record, watch, stop, .. } = object;
         let Until { halt, publish_halt, .. } = until;
         let claim = idempotency.claim(&work.subject, number, record, work.visibility);
         let mut own = match unless_halted(halt, claim).await?? {
@@ -42,7 +42,7 @@ impl CommandWorker {
             Until { halt: &ours.requested, publish_halt: &ours.publish_aborted, ..until };
         let mut lost = None;
         let processed = {
-            let mut processing = Box::pin(self.resumed(item, while_ours, facts));
+            let mut processing = Box::pin(self.resumed(object, while_ours, facts));
             loop {
                 tokio::select! {
                     // Nothing is begun, neither a command nor an upload, by who has lost the record
@@ -73,28 +73,28 @@ impl CommandWorker {
     /// next delivery.
     async fn resumed(
         &self,
-        item: Item<'_>,
+        object: ObjectWork<'_>,
         until: Until<'_>,
         facts: &mut WorkRecord,
     ) -> Result<Done, Failure> {
-        let Some((checkpoints, how)) = self.checkpointing(&item.work.task) else {
-            return self.run(item, until, facts).await;
+        let Some((checkpoints, how)) = self.checkpointing(&object.work.task) else {
+            return self.run(object, until, facts).await;
         };
         let halt = until.halt;
-        let restored = checkpoints.restore(how, item, halt, &self.work_dir);
+        let restored = checkpoints.restore(how, object, halt, &self.work_dir);
         let restored = unless_halted(halt, self.timed(&mut facts.timings.fetch, restored)).await?;
         let mut checkpoint = restored?;
         let until =
             Until { deadline_at: until.deadline_at.saturating_sub(checkpoint.worked), ..until };
         if !checkpoint.worked.is_zero() {
-            (item.watch.tell)(Event::Resumed(checkpoint.worked));
+            (object.watch.tell)(Event::Resumed(checkpoint.worked));
         }
-        let save_deadline = Deadline::after(halt, item.stop.save, &CancellationToken::new());
+        let save_deadline = Deadline::after(halt, object.stop.save, &CancellationToken::new());
         let give_up = &save_deadline.passed;
         let over = CancellationToken::new();
         let limits = SaveLimits { give_up, over: &over, halt, deadline_at: until.deadline_at };
         let working = async {
-            let done = self.run(item, until, facts).await;
+            let done = self.run(object, until, facts).await;
             over.cancel();
             if done.is_ok() {
                 // Nobody goes on from what is done.

@@ -52,7 +52,7 @@ impl WorkDir {
     /// A new file at `path`, somewhere in here, with room for so many bytes that nobody else takes.
     /// Blocks.
     pub fn new_file(&self, path: &Path, bytes: u64) -> Result<File, String> {
-        let _alone = alone();
+        let _alone = allocation_lock();
         self.check_room(bytes)?;
         let file = File::create_new(path).map_err(|error| self.failed(&error))?;
         self.take_room(&file, 0, bytes)?;
@@ -61,7 +61,7 @@ impl WorkDir {
 
     /// Room for so many bytes more of a file in here, from `at` on, that nobody else takes. Blocks.
     pub fn extend(&self, file: &File, at: u64, bytes: u64) -> Result<(), String> {
-        let _alone = alone();
+        let _alone = allocation_lock();
         self.check_room(bytes)?;
         self.take_room(file, at, bytes)
     }
@@ -98,7 +98,7 @@ impl WorkDir {
 /// Only one at a time takes room, or else two would see the same side by side (`--concurrency`);
 /// and nobody removes a workspace in which a file is just being made for work that was halted
 /// meanwhile.
-fn alone() -> MutexGuard<'static, ()> {
+fn allocation_lock() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -224,7 +224,7 @@ impl Removals {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        let _alone = alone();
+        let _alone = allocation_lock();
         // Otherwise it would be removed twice.
         self.root.disable_cleanup(true);
         let root = self.root.path();

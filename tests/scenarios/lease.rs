@@ -13,7 +13,7 @@ use leasehold::job::route::Limits;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{Retry, Return, Settlement};
 use leasehold::ports::{
-    Command, DeleteError, Exited, Pulse, Queue, Runner, StartError, VisibilityError,
+    Activity, Command, DeleteError, Exited, Queue, Runner, StartError, VisibilityError,
 };
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, advance, sleep};
@@ -376,9 +376,9 @@ impl Runner for ThenFrozen {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError> {
-        let exited = self.0.run(command, halt, pulse).await;
+        let exited = self.0.run(command, halt, activity).await;
         advance(2 * VISIBILITY).await;
         exited
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use leasehold::job::lifecycle::{Event, Processed, Work};
 use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
-use leasehold::ports::{Command, Exited, Pulse, Runner, StartError};
+use leasehold::ports::{Activity, Command, Exited, Runner, StartError};
 use leasehold::work::halt::Halt;
 use leasehold::work::workspace::Removals;
 use leasehold::work::{Tell, Worker};
@@ -147,7 +147,7 @@ impl Runner for RandomWork {
         &self,
         command: Command,
         halt: CancellationToken,
-        _: Pulse,
+        _: Activity,
     ) -> Result<Exited, StartError> {
         let env = command.job.environment();
         let env: BTreeMap<_, _> = env

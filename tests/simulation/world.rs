@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::actors::supervisor::{self, World};
-use leasehold::adapters::local::memory::{Kind, MemoryQueue, Standing};
+use leasehold::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use leasehold::adapters::publish::S3Outbox;
 use leasehold::job::delivery::{MessageId, Redrive};
 use leasehold::job::lease::Strategy;
@@ -55,7 +55,7 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
         chronicle.objects.insert(id.to_string(), object);
     }
     let sent = chronicle.objects.clone();
-    let place = Place {
+    let cluster = Cluster {
         queue: queue.clone(),
         shelves: Shelves::default(),
         work_dir: features.map(|_| Arc::new(in_memory())),
@@ -70,10 +70,11 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let started = Instant::now();
     let mut pod = 0;
     // KEDA: a pod a visible message, at most three at once. What is left after two days is lost.
-    while let Ok(Standing::Visible) = timeout(48 * 60 * MINUTE, queue.visible_or_drained()).await {
+    while let Ok(QueueState::Visible) = timeout(48 * 60 * MINUTE, queue.visible_or_drained()).await
+    {
         if pods.len() < 3 {
             pod += 1;
-            pods.spawn(place.clone().run_pod(pod));
+            pods.spawn(cluster.clone().run_pod(pod));
         }
         tokio::select! {
             biased;
@@ -90,7 +91,7 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     storm.abort();
     pods.join_all().await;
 
-    let mut chronicle = place.chronicle.lock().unwrap();
+    let mut chronicle = cluster.chronicle.lock().unwrap();
     let mut broken = std::mem::take(&mut chronicle.broken);
     if !queue.is_drained() {
         broken.push(format!("{:?} are left after {:?}", queue.counts(), started.elapsed()));
@@ -114,7 +115,7 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
             broken.push(format!("{id} is gone without a success"));
         }
     }
-    for key in place.shelves.checkpoints() {
+    for key in cluster.shelves.checkpoints() {
         let message = key.split('/').nth(1).expect("a message");
         // Where requests get lost, what cannot be dropped is left to a lifecycle rule.
         if weather == Weather::Calm && !is_dead(message) {
@@ -181,7 +182,7 @@ async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
 
 /// Where pods run.
 #[derive(Clone)]
-struct Place {
+struct Cluster {
     queue: WiredQueue,
     shelves: Shelves,
     /// With the real work only.
@@ -192,7 +193,7 @@ struct Place {
     chronicle: Arc<Mutex<Chronicle>>,
 }
 
-impl Place {
+impl Cluster {
     async fn run_pod(self, pod: u32) {
         let Self { ref queue, ref chance, weather, kind, ref chronicle, .. } = self;
         let features = chronicle.lock().unwrap().features;
@@ -219,11 +220,12 @@ impl Place {
         settings.polling = Polling { wait: longest_poll, longest_poll, give_up: MINUTE };
         let checkpoint =
             features.filter(|features| features.state).map(|Features { interval, .. }| {
-                let place = "s3://state/of".parse().expect("a place");
-                Checkpointing { place, interval }
+                let location = "s3://state/of".parse().expect("a location");
+                Checkpointing { location, interval }
             });
         let results = features.is_some_and(|features| features.results);
-        let output = results.then(|| "s3://results/{key}/{message_id}".parse().expect("a place"));
+        let output =
+            results.then(|| "s3://results/{key}/{message_id}".parse().expect("a location"));
         let task = Arc::new(Task { input: Input::None, output, checkpoint, ..task() });
         settings.policy.task = Some(task);
 
@@ -321,7 +323,7 @@ impl Place {
         });
         let idempotency = features.records.then(|| Idempotency {
             records: store.clone(),
-            place: "s3://records/done".parse().expect("a place"),
+            location: "s3://records/done".parse().expect("a location"),
             queue: "queue".to_owned(),
             owner: format!("pod {pod}"),
             clock,

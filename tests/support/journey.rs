@@ -27,7 +27,7 @@ use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::health::Health;
 use leasehold::ports::{
-    Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Pulse, Queue,
+    Activity, Command, DeleteError, Exited, FetchError, ObjectBody, ObjectStore, Outbox, Queue,
     RangeBody, ReceiveError, Runner, StartError, Telemetry, VisibilityError,
 };
 use leasehold::work::CommandWorker;
@@ -175,7 +175,7 @@ impl Runner for FakeCommand {
         &self,
         command: Command,
         halt: CancellationToken,
-        pulse: Pulse,
+        activity: Activity,
     ) -> Result<Exited, StartError> {
         let does = {
             let mut does = self.does.lock().expect("not poisoned");
@@ -209,7 +209,7 @@ impl Runner for FakeCommand {
             Does::Prints(every, times) => {
                 for _ in 0..times {
                     sleep(every).await;
-                    pulse.beat();
+                    activity.record();
                 }
                 ends_on_term(&halt, grace, Duration::ZERO, 0).await
             }
@@ -531,14 +531,14 @@ impl Journey {
         let clock = Clock::start();
         let policy = &mut self.settings.policy;
         let checkpoints = self.checkpoints.map(|(storage, interval)| {
-            let place = "s3://state/of".parse().expect("a place");
+            let location = "s3://state/of".parse().expect("a location");
             Arc::make_mut(policy.task.as_mut().expect("there is one")).checkpoint =
-                Some(Checkpointing { place, interval });
+                Some(Checkpointing { location, interval });
             Checkpoints { storage: Arc::new(storage), clock }
         });
         let idempotency = self.records.map(|records| Idempotency {
             records: Arc::new(records),
-            place: "s3://records/done".parse().expect("a place"),
+            location: "s3://records/done".parse().expect("a location"),
             queue: "queue".to_owned(),
             owner: "pod".to_owned(),
             clock,

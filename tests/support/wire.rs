@@ -207,7 +207,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use leasehold::adapters::local::memory::{Counts, Kind, Standing};
+    use leasehold::adapters::local::memory::{Counts, Kind, QueueState};
     use leasehold::job::lease::{Lease, Strategy};
     use leasehold::job::outcome::Outcome;
     use leasehold::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
@@ -248,7 +248,7 @@ mod tests {
         let asked_at = Instant::now();
         timeout(S, queue.change_visibility(&delivery.receipt, Duration::ZERO)).await.unwrap_err();
         assert_eq!(queue.counts(), Counts { visible: 0, in_flight: 1 });
-        assert_eq!(queue.visible_or_drained().await, Standing::Visible);
+        assert_eq!(queue.visible_or_drained().await, QueueState::Visible);
         assert_eq!(asked_at.elapsed(), 10 * S);
     }
 

@@ -13,7 +13,7 @@ use leasehold_core::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold_core::verdict::Settlement;
 
 use super::invariants::Broken;
-use super::message::{Answer, MAX_RECEIVES, Standing};
+use super::message::{Answer, MAX_RECEIVES, QueueState};
 use super::moves::PodMove;
 use super::pod::{Command, Holding, Pod, Poll};
 use super::world::World;
@@ -345,7 +345,7 @@ impl Acting<'_> {
             // message may be somebody else's, and this yes means nothing. Then the message is
             // reported as deleted, and comes back.
             let is_held = holding.keeper.state().lease.is_held(now);
-            if is_held && self.world.message.standing != Standing::Deleted {
+            if is_held && self.world.message.queue_state != QueueState::Deleted {
                 return Err(
                     "the queue said in time that the message is deleted, and it is not".to_owned()
                 );

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use leasehold_core::verdict::OnStop;
 
 use super::Setting;
-use super::message::Standing;
+use super::message::QueueState;
 use super::moves::{Move, PodMove};
 use super::pod::{Command, Pod, Poll};
 use super::records::{Stage, Work};
@@ -17,7 +17,7 @@ pub type Broken = String;
 impl World {
     /// The guarantees.
     pub fn check(&self, setting: &Setting) -> Result<(), Broken> {
-        if let Standing::Hidden { until } = self.message.standing
+        if let QueueState::Hidden { until } = self.message.queue_state
             && until > self.now + setting.longest_hidden()
         {
             return Err(format!("the message is hidden until {until:?}"));
@@ -33,16 +33,16 @@ impl World {
         }
         for pod in self.pods.iter().flatten() {
             if let Some(believed) = pod.believes(self.now) {
-                let is_so = match self.message.standing {
+                let is_so = match self.message.queue_state {
                     // By this pod, whose answer is still out: a delete has been checked already.
-                    Standing::Deleted => true,
-                    Standing::Hidden { .. } => believed == self.message.receives,
-                    Standing::Visible | Standing::Dead => false,
+                    QueueState::Deleted => true,
+                    QueueState::Hidden { .. } => believed == self.message.receives,
+                    QueueState::Visible | QueueState::Dead => false,
                 };
                 if !is_so {
                     return Err(format!(
                         "receipt {believed} is believed held, but the message is {:?}",
-                        self.message.standing
+                        self.message.queue_state
                     ));
                 }
                 working += u32::from(pod.command != Command::None);
@@ -82,7 +82,7 @@ fn kind_move(world: &World) -> Option<Move> {
         let acts = holding.is_some_and(|holding| holding.acts(world.now - pod.started_at));
         let chosen = match (pod.poll, call, pod.command) {
             (Some(Poll { brings: None, .. }), _, _)
-                if world.message.standing == Standing::Visible =>
+                if world.message.queue_state == QueueState::Visible =>
             {
                 PodMove::PollComesThrough
             }
@@ -155,13 +155,13 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
         // Unless the answer that brought it was lost: then nobody has its receipt.
         "Receiving" => pod.poll.is_some_and(|poll| {
             let may_bring = poll.brings == Some(before.message.receives)
-                || before.message.standing == Standing::Visible;
+                || before.message.queue_state == QueueState::Visible;
             may_bring && before.now < poll.asked_at + setting.visibility()
         }),
         "Processing" => pod.believes(before.now).is_some(),
         _ => false,
     });
-    let is_hidden = matches!(kind.message.standing, Standing::Hidden { .. });
+    let is_hidden = matches!(kind.message.queue_state, QueueState::Hidden { .. });
     if comes_back && is_hidden && setting.policy.limits.retry.on_stop == OnStop::Release {
         return Err("a pod that was asked to stop leaves its message hidden".to_owned());
     }
@@ -179,13 +179,13 @@ pub fn check_end(setting: &Setting, world: &World, ends: &mut HashSet<u64>) -> R
     for _ in 0..100 {
         let key = world.key(setting);
         path.push(key);
-        let chosen = match (kind_move(&world), world.message.standing) {
+        let chosen = match (kind_move(&world), world.message.queue_state) {
             _ if ends.contains(&key) => None,
             (Some(chosen), _) => Some(chosen),
             (None, _) if world.pods.iter().any(Option::is_some) => Some(Move::Tick),
-            (None, Standing::Visible) => Some(Move::Start(0)),
-            (None, Standing::Hidden { .. }) => Some(Move::Tick),
-            (None, Standing::Deleted | Standing::Dead) => None,
+            (None, QueueState::Visible) => Some(Move::Start(0)),
+            (None, QueueState::Hidden { .. }) => Some(Move::Tick),
+            (None, QueueState::Deleted | QueueState::Dead) => None,
         };
         let Some(chosen) = chosen else {
             ends.extend(path);

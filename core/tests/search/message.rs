@@ -19,14 +19,14 @@ pub const MAX_RECEIVES: u32 = 2;
 /// The message, as SQS has it.
 #[derive(Clone, Hash)]
 pub struct Message {
-    pub standing: Standing,
+    pub queue_state: QueueState,
     /// How often it was received. A delivery's receipt is the count that it had.
     pub receives: u32,
     pub received_at: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Standing {
+pub enum QueueState {
     Visible,
     Hidden { until: Duration },
     Deleted,
@@ -49,14 +49,14 @@ pub enum Answer {
 
 impl Message {
     pub fn receive(&mut self, setting: &Setting, now: Duration) -> Option<u32> {
-        if self.standing != Standing::Visible {
+        if self.queue_state != QueueState::Visible {
             return None;
         }
         if self.receives == MAX_RECEIVES {
-            self.standing = Standing::Dead;
+            self.queue_state = QueueState::Dead;
             return None;
         }
-        self.standing = Standing::Hidden { until: now + setting.visibility() };
+        self.queue_state = QueueState::Hidden { until: now + setting.visibility() };
         self.receives += 1;
         self.received_at = now;
         Some(self.receives)
@@ -72,35 +72,35 @@ impl Message {
         hides_again: bool,
     ) -> Answer {
         let stale = receipt != self.receives;
-        match (request, self.standing) {
-            (Request::Change(_), Standing::Deleted | Standing::Dead) => Answer::NotInFlight,
-            (Request::Change(to), Standing::Hidden { .. }) if !stale => {
+        match (request, self.queue_state) {
+            (Request::Change(_), QueueState::Deleted | QueueState::Dead) => Answer::NotInFlight,
+            (Request::Change(to), QueueState::Hidden { .. }) if !stale => {
                 if now + to > self.received_at + CEILING {
                     return Answer::AtCeiling;
                 }
                 self.hide(now, to);
                 Answer::Ok
             }
-            (Request::Delete, Standing::Hidden { .. }) if !stale => {
-                self.standing = Standing::Deleted;
+            (Request::Delete, QueueState::Hidden { .. }) if !stale => {
+                self.queue_state = QueueState::Deleted;
                 Answer::Ok
             }
-            (Request::Change(_), Standing::Hidden { .. } | Standing::Visible)
+            (Request::Change(_), QueueState::Hidden { .. } | QueueState::Visible)
                 if kind == Kind::Fifo =>
             {
                 Answer::NotInFlight
             }
-            (Request::Delete, Standing::Hidden { .. } | Standing::Visible)
+            (Request::Delete, QueueState::Hidden { .. } | QueueState::Visible)
                 if kind == Kind::Fifo =>
             {
                 Answer::Refused
             }
-            (Request::Change(to), Standing::Visible) if !stale && hides_again => {
+            (Request::Change(to), QueueState::Visible) if !stale && hides_again => {
                 self.hide(now, to);
                 Answer::Ok
             }
-            (Request::Delete, Standing::Visible) if !stale => {
-                self.standing = Standing::Deleted;
+            (Request::Delete, QueueState::Visible) if !stale => {
+                self.queue_state = QueueState::Deleted;
                 Answer::Ok
             }
             // A yes that means nothing.
@@ -109,11 +109,11 @@ impl Message {
     }
 
     fn hide(&mut self, now: Duration, to: Duration) {
-        self.standing =
-            if to.is_zero() { Standing::Visible } else { Standing::Hidden { until: now + to } };
+        self.queue_state =
+            if to.is_zero() { QueueState::Visible } else { QueueState::Hidden { until: now + to } };
     }
 
     pub fn is_gone(&self) -> bool {
-        matches!(self.standing, Standing::Deleted | Standing::Dead)
+        matches!(self.queue_state, QueueState::Deleted | QueueState::Dead)
     }
 }

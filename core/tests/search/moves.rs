@@ -5,7 +5,7 @@ use leasehold_core::keep_reason::Role;
 use leasehold_core::keeper::{Call, Phase};
 
 use super::Setting;
-use super::message::Standing;
+use super::message::QueueState;
 use super::pod::{Command, Pod};
 use super::records::{Stage, Work};
 use super::world::World;
@@ -94,7 +94,7 @@ impl World {
         moves.extend((0..self.strays.len()).map(Move::StrayComesThrough));
         moves.extend((0..self.stray_writes.len()).map(Move::StrayWriteArrives));
         let is_wanted = if setting.records {
-            self.message.standing == Standing::Visible
+            self.message.queue_state == QueueState::Visible
         } else {
             !self.message.is_gone()
         };
@@ -120,7 +120,8 @@ impl Pod {
     /// What happens at once where the queue is no matter: it answers, and nothing gets lost.
     pub fn prompt_move(&self, world: &World) -> Option<PodMove> {
         if let Some(poll) = &self.poll {
-            let is_there = poll.brings.is_none() && world.message.standing == Standing::Visible;
+            let is_there =
+                poll.brings.is_none() && world.message.queue_state == QueueState::Visible;
             return Some(if is_there {
                 PodMove::PollComesThrough
             } else {
@@ -179,7 +180,7 @@ impl Pod {
             return self.moves_of_work(self.work.as_ref(), world, add);
         }
         if let Some(poll) = &self.poll {
-            if poll.brings.is_none() && world.message.standing == Standing::Visible {
+            if poll.brings.is_none() && world.message.queue_state == QueueState::Visible {
                 add(PodMove::PollComesThrough);
             }
             add(PodMove::PollIsAnswered);
@@ -190,7 +191,7 @@ impl Pod {
             match (holding.keeper.state().call, holding.answer) {
                 (Some(call), None) => {
                     add(PodMove::CallComesThrough { hides_again: false });
-                    let is_late = world.message.standing == Standing::Visible
+                    let is_late = world.message.queue_state == QueueState::Visible
                         && world.message.receives == holding.receipt;
                     if is_late && call != Call::Delete && setting.kind == Kind::Standard {
                         add(PodMove::CallComesThrough { hides_again: true });

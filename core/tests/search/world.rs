@@ -9,7 +9,7 @@ use leasehold_core::lifecycle::Job;
 use super::Setting;
 use super::acting::Acting;
 use super::invariants::Broken;
-use super::message::{Answer, Message, Request, Standing};
+use super::message::{Answer, Message, QueueState, Request};
 use super::moves::Move;
 use super::pod::{Command, Pod, room};
 use super::records::{Record, TIME_TO_LIVE, Write};
@@ -41,7 +41,7 @@ impl World {
 
     pub fn new(faults: u32) -> Self {
         let message =
-            Message { standing: Standing::Visible, receives: 0, received_at: Duration::ZERO };
+            Message { queue_state: QueueState::Visible, receives: 0, received_at: Duration::ZERO };
         Self {
             now: Duration::ZERO,
             message,
@@ -130,14 +130,14 @@ impl World {
     ) -> Result<Answer, Broken> {
         let was_gone = self.message.is_gone();
         let answer = self.message.answer(setting.kind, self.now, receipt, request, hides_again);
-        if self.message.standing == Standing::Deleted
+        if self.message.queue_state == QueueState::Deleted
             && !was_gone
             && self.successes & (1 << receipt) == 0
         {
             return Err(format!("receipt {receipt} deleted the message without a success"));
         }
         if setting.records
-            && self.message.standing == Standing::Deleted
+            && self.message.queue_state == QueueState::Deleted
             && self.record.state != Some(RecordState::Done)
         {
             return Err(format!(
@@ -150,8 +150,8 @@ impl World {
 
     /// Worlds that differ only in what makes no difference any more become the same.
     fn tidy(&mut self) {
-        if matches!(self.message.standing, Standing::Hidden { until } if until <= self.now) {
-            self.message.standing = Standing::Visible;
+        if matches!(self.message.queue_state, QueueState::Hidden { until } if until <= self.now) {
+            self.message.queue_state = QueueState::Visible;
         }
         let (is_gone, receives) = (self.message.is_gone(), self.message.receives);
         self.strays.retain(|(receipt, _)| !is_gone && *receipt == receives);
@@ -172,14 +172,14 @@ impl World {
             .map(|pod| pod.as_ref().map(|pod| pod.key(setting, &self.record, self.now)));
         pods.sort_unstable();
         let mut hasher = DefaultHasher::new();
-        let standing = match self.message.standing {
-            Standing::Hidden { until } => Standing::Hidden { until: until - self.now },
-            same @ (Standing::Visible | Standing::Deleted | Standing::Dead) => same,
+        let queue_state = match self.message.queue_state {
+            QueueState::Hidden { until } => QueueState::Hidden { until: until - self.now },
+            same @ (QueueState::Visible | QueueState::Deleted | QueueState::Dead) => same,
         };
         let room = room(setting, self.now, self.message.received_at);
         // Only the last receipt deletes.
         let has_succeeded = self.successes & (1 << self.message.receives) != 0;
-        (standing, self.message.receives, room, has_succeeded, &self.strays, self.faults, pods)
+        (queue_state, self.message.receives, room, has_succeeded, &self.strays, self.faults, pods)
             .hash(&mut hasher);
         let age = (self.now - self.record.written).min(2 * TIME_TO_LIVE);
         let mut strays: Vec<_> =

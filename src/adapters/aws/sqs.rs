@@ -32,7 +32,7 @@ use crate::job::verdict::DeletePermit;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 use message::{TRACEPARENT, delivery};
 use queue_url::{is_aws_default, is_fifo, origin_of, queue_name};
-use refusal::{Meaning, advice, plain, without_handle};
+use refusal::{ErrorClass, advice, plain, without_handle};
 
 /// A queue at SQS.
 pub struct Sqs {
@@ -146,9 +146,9 @@ impl Sqs {
             date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()?.try_into().ok());
         let failure = Failure::of(&error);
         let text = self.describe(call, &failure);
-        let permission = match (&failure, Meaning::of(&failure)) {
-            (Failure::Refused { .. }, Meaning::NotInFlight) => Permission::Allowed,
-            (Failure::Refused { .. }, Meaning::Hopeless)
+        let permission = match (&failure, ErrorClass::of(&failure)) {
+            (Failure::Refused { .. }, ErrorClass::NotInFlight) => Permission::Allowed,
+            (Failure::Refused { .. }, ErrorClass::Hopeless)
             | (Failure::Refused { code: None, status: 403, .. }, _) => Permission::Denied(text),
             (Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_), _) => {
                 Permission::Unknown(text)
@@ -215,9 +215,9 @@ impl Queue for Sqs {
             Err(error) => {
                 let failure = Failure::of(&error);
                 let text = self.describe("ReceiveMessage", &failure);
-                match Meaning::of(&failure) {
-                    Meaning::Hopeless => Err(ReceiveError::Misconfigured(text)),
-                    Meaning::NotInFlight | Meaning::AtCeiling | Meaning::MayPass => {
+                match ErrorClass::of(&failure) {
+                    ErrorClass::Hopeless => Err(ReceiveError::Misconfigured(text)),
+                    ErrorClass::NotInFlight | ErrorClass::AtCeiling | ErrorClass::MayPass => {
                         Err(ReceiveError::Transient(text))
                     }
                 }
@@ -241,12 +241,12 @@ impl Queue for Sqs {
         let Err(error) = answer else { return Ok(()) };
         let failure = without_handle(Failure::of(&error), receipt);
         let text = self.describe("ChangeMessageVisibility", &failure);
-        Err(match Meaning::of(&failure) {
-            Meaning::NotInFlight => VisibilityError::NotInFlight(text),
-            Meaning::AtCeiling => VisibilityError::AtCeiling(text),
+        Err(match ErrorClass::of(&failure) {
+            ErrorClass::NotInFlight => VisibilityError::NotInFlight(text),
+            ErrorClass::AtCeiling => VisibilityError::AtCeiling(text),
             _ if aws::may_have_come_through(&error) => VisibilityError::Unclear(text),
             // Not even a missing permission ends a lease before its time.
-            Meaning::Hopeless | Meaning::MayPass => VisibilityError::Transient(text),
+            ErrorClass::Hopeless | ErrorClass::MayPass => VisibilityError::Transient(text),
         })
     }
 
@@ -261,13 +261,13 @@ impl Queue for Sqs {
         let Err(error) = answer else { return Ok(()) };
         let failure = without_handle(Failure::of(&error), receipt);
         let text = self.describe("DeleteMessage", &failure);
-        Err(match Meaning::of(&failure) {
-            Meaning::NotInFlight => DeleteError::Refused(text),
-            Meaning::Hopeless if matches!(failure, Failure::Refused { .. }) => {
+        Err(match ErrorClass::of(&failure) {
+            ErrorClass::NotInFlight => DeleteError::Refused(text),
+            ErrorClass::Hopeless if matches!(failure, Failure::Refused { .. }) => {
                 DeleteError::Refused(text)
             }
             // Credentials that we lost while we worked may come back before the lease ends.
-            Meaning::Hopeless | Meaning::AtCeiling | Meaning::MayPass => {
+            ErrorClass::Hopeless | ErrorClass::AtCeiling | ErrorClass::MayPass => {
                 DeleteError::Transient(text)
             }
         })
@@ -286,7 +286,7 @@ impl Queue for Sqs {
             Err(error) => {
                 let failure = Failure::of(&error);
                 let why = self.describe("GetQueueAttributes", &failure);
-                if Meaning::of(&failure) != Meaning::Hopeless {
+                if ErrorClass::of(&failure) != ErrorClass::Hopeless {
                     return Err(why);
                 }
                 warn!(

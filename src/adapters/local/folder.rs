@@ -19,7 +19,7 @@ use tokio_util::io::ReaderStream;
 use walkdir::{DirEntry, WalkDir};
 
 use crate::job::notification::Object;
-use crate::job::place::is_bucket_name;
+use crate::job::s3_location::is_bucket_name;
 use crate::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 
 /// A folder as a bucket, or one file of it. An object's key is its path below the folder, with `/`

@@ -48,7 +48,7 @@ pub struct DeadLetter {
 
 /// What somebody who starts workers waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum QueueState {
     /// A receive would act at once: bring a message, or move it to the dead letters.
     Visible,
     /// No message is left, neither visible nor in flight.
@@ -121,10 +121,10 @@ impl MemoryQueue {
     }
 
     /// Waits, without limit, until a receive would act at once or no message is left.
-    pub async fn visible_or_drained(&self) -> Standing {
+    pub async fn visible_or_drained(&self) -> QueueState {
         let look = |state: &mut State, now| match state.first_visible(now) {
-            Some(_) => Some(Standing::Visible),
-            None => state.messages.is_empty().then_some(Standing::Drained),
+            Some(_) => Some(QueueState::Visible),
+            None => state.messages.is_empty().then_some(QueueState::Drained),
         };
         self.watch(None, look).await.expect("a watch without an end finds something")
     }
@@ -253,7 +253,7 @@ impl Queue for MemoryQueue {
 }
 
 /// What a receipt handle is worth. The numbers are the messages'.
-enum Worth {
+enum HandleState {
     /// Never given out by this queue.
     Nothing,
     /// Its message was deleted, or is a dead letter.
@@ -316,8 +316,8 @@ impl State {
         now: Instant,
         visibility: Duration,
     ) -> Result<(), VisibilityError> {
-        match (self.worth(receipt, now), self.kind) {
-            (Worth::InFlight(number), Kind::Standard | Kind::Fifo) => {
+        match (self.handle_state(receipt, now), self.kind) {
+            (HandleState::InFlight(number), Kind::Standard | Kind::Fifo) => {
                 let ceiling = self.ceiling;
                 let message = self.messages.get_mut(&number).expect("a message in flight is there");
                 if visibility > CEILING || now + visibility > message.received_at + ceiling {
@@ -330,48 +330,49 @@ impl State {
             // disputed (LocalStack issue 9632 says no, NServiceBus yes); no is worse for the
             // caller, who believes that the message is his. For a message that is somebody else's
             // by now nothing is recorded.
-            (Worth::Expired(_) | Worth::Superseded, Kind::Standard) => Ok(()),
+            (HandleState::Expired(_) | HandleState::Superseded, Kind::Standard) => Ok(()),
             // As it answers a delete; not recorded for this call.
-            (Worth::Expired(_) | Worth::Superseded, Kind::Fifo) => {
+            (HandleState::Expired(_) | HandleState::Superseded, Kind::Fifo) => {
                 Err(VisibilityError::NotInFlight(EXPIRED.into()))
             }
-            (Worth::Gone, Kind::Standard | Kind::Fifo) => {
+            (HandleState::Gone, Kind::Standard | Kind::Fifo) => {
                 Err(VisibilityError::NotInFlight(GONE.into()))
             }
-            (Worth::Nothing, Kind::Standard | Kind::Fifo) => {
+            (HandleState::Nothing, Kind::Standard | Kind::Fifo) => {
                 Err(VisibilityError::NotInFlight(INVALID.into()))
             }
         }
     }
 
     fn delete(&mut self, receipt: &ReceiptHandle, now: Instant) -> Result<(), DeleteError> {
-        match (self.worth(receipt, now), self.kind) {
-            (Worth::InFlight(number), Kind::Standard | Kind::Fifo)
-            | (Worth::Expired(number), Kind::Standard) => {
+        match (self.handle_state(receipt, now), self.kind) {
+            (HandleState::InFlight(number), Kind::Standard | Kind::Fifo)
+            | (HandleState::Expired(number), Kind::Standard) => {
                 self.messages.remove(&number);
                 Ok(())
             }
             // A delete may be repeated. With the handle of an earlier receive "the message might
             // not be deleted" (AWS, DeleteMessage), and here it is not.
-            (Worth::Gone, Kind::Standard | Kind::Fifo) | (Worth::Superseded, Kind::Standard) => {
-                Ok(())
-            }
-            (Worth::Expired(_) | Worth::Superseded, Kind::Fifo) => {
+            (HandleState::Gone, Kind::Standard | Kind::Fifo)
+            | (HandleState::Superseded, Kind::Standard) => Ok(()),
+            (HandleState::Expired(_) | HandleState::Superseded, Kind::Fifo) => {
                 Err(DeleteError::Refused(EXPIRED.into()))
             }
-            (Worth::Nothing, Kind::Standard | Kind::Fifo) => {
+            (HandleState::Nothing, Kind::Standard | Kind::Fifo) => {
                 Err(DeleteError::Refused(INVALID.into()))
             }
         }
     }
 
-    fn worth(&self, receipt: &ReceiptHandle, now: Instant) -> Worth {
-        let Some((number, receive_count)) = self.given_out(receipt) else { return Worth::Nothing };
+    fn handle_state(&self, receipt: &ReceiptHandle, now: Instant) -> HandleState {
+        let Some((number, receive_count)) = self.given_out(receipt) else {
+            return HandleState::Nothing;
+        };
         match self.messages.get(&number) {
-            None => Worth::Gone,
-            Some(message) if message.receive_count != receive_count => Worth::Superseded,
-            Some(message) if message.is_in_flight(now) => Worth::InFlight(number),
-            Some(_) => Worth::Expired(number),
+            None => HandleState::Gone,
+            Some(message) if message.receive_count != receive_count => HandleState::Superseded,
+            Some(message) if message.is_in_flight(now) => HandleState::InFlight(number),
+            Some(_) => HandleState::Expired(number),
         }
     }
 
@@ -449,7 +450,7 @@ mod tests {
         queue.receive(20 * S, visibility).await.unwrap().unwrap()
     }
 
-    async fn standing(queue: &MemoryQueue) -> Standing {
+    async fn queue_state(queue: &MemoryQueue) -> QueueState {
         timeout(CEILING, queue.visible_or_drained()).await.unwrap()
     }
 
@@ -507,7 +508,7 @@ mod tests {
         let queue = queue_with(Kind::Standard, &[]);
         timeout(S, queue.receive(20 * S, 30 * S)).await.unwrap_err();
         queue.send("a");
-        assert_eq!(standing(&queue).await, Standing::Visible);
+        assert_eq!(queue_state(&queue).await, QueueState::Visible);
         sleep(S).await;
         assert_eq!(queue.counts(), Counts { visible: 0, in_flight: 1 });
     }
@@ -515,15 +516,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_queue_is_drained_when_its_last_message_is_deleted() {
         let queue = queue_with(Kind::Standard, &["a"]);
-        assert_eq!(standing(&queue).await, Standing::Visible);
+        assert_eq!(queue_state(&queue).await, QueueState::Visible);
         let delivery = receive(&queue, 60 * S).await;
         let delete_later = async {
             sleep(10 * S).await;
             delete(&queue, &delivery).await
         };
         let asked_at = Instant::now();
-        let (standing, deleted) = tokio::join!(standing(&queue), delete_later);
-        assert_eq!((standing, deleted), (Standing::Drained, Ok(())));
+        let (queue_state, deleted) = tokio::join!(queue_state(&queue), delete_later);
+        assert_eq!((queue_state, deleted), (QueueState::Drained, Ok(())));
         assert_eq!(asked_at.elapsed(), 10 * S);
     }
 
@@ -532,7 +533,7 @@ mod tests {
         let queue = queue_with(Kind::Fifo, &["a", "b"]);
         receive(&queue, 60 * S).await;
         let asked_at = Instant::now();
-        assert_eq!(standing(&queue).await, Standing::Visible);
+        assert_eq!(queue_state(&queue).await, QueueState::Visible);
         assert_eq!(asked_at.elapsed(), 60 * S);
     }
 
@@ -545,9 +546,9 @@ mod tests {
         let message_id = queue.send("a");
         receive(&queue, S).await;
         sleep(S).await;
-        assert_eq!(standing(&queue).await, Standing::Visible);
+        assert_eq!(queue_state(&queue).await, QueueState::Visible);
         assert_eq!(queue.receive(Duration::ZERO, S).await, Ok(None));
-        assert_eq!(standing(&queue).await, Standing::Drained);
+        assert_eq!(queue_state(&queue).await, QueueState::Drained);
         assert_eq!(
             queue.dead_letters(),
             [DeadLetter { message_id, body: "a".into(), receive_count: 1 }]

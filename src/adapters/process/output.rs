@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
 
 use crate::job::report::as_json_fits;
-use crate::ports::Pulse;
+use crate::ports::Activity;
 
 /// How long output may still come after the command has ended. What was written before its end is
 /// read in milliseconds; after that, something the command left behind holds the pipe, perhaps for
@@ -57,12 +57,12 @@ impl StderrTail {
 }
 
 impl Output {
-    pub(super) fn of(stdout: ChildStdout, stderr: ChildStderr, pulse: &Pulse) -> Self {
+    pub(super) fn of(stdout: ChildStdout, stderr: ChildStderr, activity: &Activity) -> Self {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
         let stderr_tail = StderrTail::default();
         let tail = stderr_tail.clone();
-        let out = forward(stdout, enough.clone(), pulse.clone(), |line| log("stdout", line));
-        let err = forward(stderr, enough.clone(), pulse.clone(), move |line| {
+        let out = forward(stdout, enough.clone(), activity.clone(), |line| log("stdout", line));
+        let err = forward(stderr, enough.clone(), activity.clone(), move |line| {
             tail.add(line);
             log("stderr", line);
         });
@@ -100,7 +100,7 @@ fn log(stream: &'static str, line: &str) {
 async fn forward(
     pipe: impl AsyncRead + Unpin,
     enough: CancellationToken,
-    pulse: Pulse,
+    activity: Activity,
     mut pass_on: impl FnMut(&str),
 ) {
     let mut pipe = BufReader::new(pipe);
@@ -115,7 +115,7 @@ async fn forward(
             }
         };
         let Ok(chunk @ [_, ..]) = chunk else { break };
-        pulse.beat();
+        activity.record();
         for piece in chunk.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
             match piece {
                 [text @ .., b'\n'] => {
@@ -234,7 +234,7 @@ mod tests {
         let (mut theirs, ours) = duplex(64 * 1024);
         let started = Instant::now();
         let mut lines = Vec::new();
-        let forwarding = forward(ours, CancellationToken::new(), Pulse::default(), |line| {
+        let forwarding = forward(ours, CancellationToken::new(), Activity::default(), |line| {
             lines.push((started.elapsed().as_millis(), line.to_owned()));
         });
         let writing = async move {

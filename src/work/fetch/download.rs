@@ -152,7 +152,7 @@ impl Download<'_> {
         let hasher = self.algorithm.map(Hasher::new);
         let room = self.size.is_none().then(|| self.work_dir.clone());
         let mut sink = Sink { file: self.file.clone(), at: start, hasher, room };
-        let mut pauses = pauses();
+        let mut pauses = backoff();
         loop {
             let (begun_at, end) = (sink.at, self.end(extent));
             let stream = match opened.take() {
@@ -174,7 +174,7 @@ impl Download<'_> {
                 Err(error) => return Err(error),
             };
             if sink.at > begun_at {
-                pauses = self::pauses();
+                pauses = self::backoff();
             }
             let why = format!(
                 "the download of {} was interrupted at byte {}: {why}",
@@ -332,7 +332,7 @@ impl Sink {
 }
 
 /// Between connections that bring nothing.
-fn pauses() -> impl Iterator<Item = Duration> {
+fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
         .with_max_delay(Duration::from_secs(5))

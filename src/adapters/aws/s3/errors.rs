@@ -195,7 +195,7 @@ mod tests {
         let refused = |version, status, code: &str| {
             let failure = Failure::Refused {
                 code: Some(code.into()),
-                message: Some("Said S3.".into()),
+                message: Some("S3 error text.".into()),
                 status,
             };
             match fetch_error(&object(version), &failure) {
@@ -207,12 +207,12 @@ mod tests {
         };
         #[rustfmt::skip]
         let table = [
-            (None, 404, "NoSuchKey", "missing", "object s3://b/k is missing: NoSuchKey: Said S3"),
+            (None, 404, "NoSuchKey", "missing", "object s3://b/k is missing: NoSuchKey: S3 error text"),
             (Some("v"), 404, "NoSuchVersion", "missing", "object s3://b/k (version v) is missing: "),
             (None, 404, "NoSuchBucket", "retryable", "bucket b does not exist: "),
             (None, 412, "PreconditionFailed", "overwritten", "object s3://b/k was overwritten since the event: "),
             (None, 403, "InvalidObjectState", "permanent", "object s3://b/k is archived and must be restored first: "),
-            (None, 403, "AccessDenied", "retryable", "no permission to read object s3://b/k: AccessDenied: Said S3 "),
+            (None, 403, "AccessDenied", "retryable", "no permission to read object s3://b/k: AccessDenied: S3 error text "),
             (None, 403, "AccessDenied", "retryable", "must allow s3:GetObject, and"),
             (Some("v"), 403, "AccessDenied", "retryable", "must allow s3:GetObjectVersion, and"),
             (None, 403, "AccessDenied", "retryable", "without s3:ListBucket, S3 answers 403"),
@@ -236,7 +236,7 @@ mod tests {
                 "retryable",
                 "object s3://b/k could not be fetched: HTTP 400, RequestTimeout: ",
             ),
-            (None, 503, "SlowDown", "retryable", "object s3://b/k could not be fetched: HTTP 503, SlowDown: Said S3"),
+            (None, 503, "SlowDown", "retryable", "object s3://b/k could not be fetched: HTTP 503, SlowDown: S3 error text"),
         ];
         for (version, status, code, kind, part) in table {
             let (is, text) = refused(version, status, code);

@@ -10,7 +10,7 @@ use super::records::is_missing;
 use crate::adapters::aws::{self, Failure, Permission, answers};
 use crate::ports::{Condition, RecordError};
 
-/// Whom a bucket tells of its events.
+/// Whom a bucket covers of its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notifications {
     pub to_queues: Vec<Notification>,
@@ -40,7 +40,7 @@ pub struct Notification {
 
 impl Notification {
     /// Does it tell of an event of this name (`ObjectCreated:Put`)?
-    pub fn tells(&self, event: &str) -> bool {
+    pub fn covers(&self, event: &str) -> bool {
         self.events.iter().any(|asked| match asked.strip_suffix('*') {
             Some(family) => event.starts_with(family),
             None => event == asked,
@@ -59,7 +59,7 @@ pub enum NotificationsError {
 }
 
 impl S3 {
-    /// Whom a bucket tells of its events; `None` if there is no such bucket.
+    /// Whom a bucket covers of its events; `None` if there is no such bucket.
     pub async fn notifications(
         &self,
         bucket: &str,
@@ -90,7 +90,7 @@ impl S3 {
         let to_queues = answer.queue_configurations.unwrap_or_default().into_iter().map(|one| {
             let rules = one.filter.and_then(|filter| filter.key?.filter_rules).unwrap_or_default();
             let value = |name: &str| {
-                // S3 takes the names in any case, and tells them as they were given.
+                // S3 takes the names in any case, and covers them as they were given.
                 let is_it = |rule: &&FilterRule| {
                     rule.name().is_some_and(|is| is.as_str().eq_ignore_ascii_case(name))
                 };
@@ -156,7 +156,7 @@ impl S3 {
     /// May we do this with an object of such a key? `key` must be none that exists.
     ///
     /// Whether a caller may is looked at before whether there is what he asks for, so what is not
-    /// there tells it: the object to read, and the upload in parts to complete or to abort.
+    /// there covers it: the object to read, and the upload in parts to complete or to abort.
     pub async fn may(&self, action: Action, bucket: &str, key: &str) -> Permission {
         let (client, owner) = (self.client(), self.expected_owner.clone());
         let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
@@ -263,21 +263,28 @@ mod tests {
             (501, "NotImplemented", "unknown"),
         ] {
             for action in [Action::List, Action::Get, Action::Put, Action::Abort] {
-                let body = format!("<Error><Code>{code}</Code><Message>Said S3</Message></Error>");
+                let body =
+                    format!("<Error><Code>{code}</Code><Message>S3 error text</Message></Error>");
                 let told = S3::new(&Canned::new(status, None, body).config(), None)
                     .may(action, "b", "out/k")
                     .await;
                 let (told, why) = match told {
-                    Permission::Allowed => ("allowed", format!("s3://b/out/k: {code}: Said S3")),
+                    Permission::Allowed => {
+                        ("allowed", format!("s3://b/out/k: {code}: S3 error text"))
+                    }
                     Permission::Denied(why) => ("denied", why),
                     Permission::Unknown(why) => ("unknown", why),
                 };
-                assert_eq!((told, why), (is, format!("s3://b/out/k: {code}: Said S3")), "{action}");
+                assert_eq!(
+                    (told, why),
+                    (is, format!("s3://b/out/k: {code}: S3 error text")),
+                    "{action}"
+                );
             }
         }
     }
 
-    /// S3 tells a filter's names with capitals, which its own API does not know.
+    /// S3 covers a filter's names with capitals, which its own API does not know.
     #[tokio::test]
     async fn a_notification_is_read_as_s3_writes_it() {
         let body = r#"<NotificationConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><QueueConfiguration>
@@ -300,7 +307,8 @@ mod tests {
         );
         let told = told.unwrap();
         assert!(
-            notification.tells("ObjectCreated:Put") && !notification.tells("ObjectRemoved:Delete")
+            notification.covers("ObjectCreated:Put")
+                && !notification.covers("ObjectRemoved:Delete")
         );
         assert!(
             told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification])

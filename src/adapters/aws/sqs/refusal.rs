@@ -5,7 +5,7 @@ use crate::job::delivery::ReceiptHandle;
 
 /// What a failed call means, whichever it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(super) enum ErrorClass {
     /// The delivery is over: its handle expired, or never was one.
     NotInFlight,
     /// Hidden for more than 12 hours would be the result.
@@ -15,7 +15,7 @@ pub(super) enum Meaning {
     MayPass,
 }
 
-impl Meaning {
+impl ErrorClass {
     pub(super) fn of(failure: &Failure) -> Self {
         match failure {
             Failure::Refused { code, message, status: _ } => Self::of_refusal(
@@ -109,42 +109,42 @@ mod tests {
     #[test]
     fn a_refusal_is_read_by_code_and_text() {
         let table = [
-            ("AWS.SimpleQueueService.MessageNotInflight", "", Meaning::NotInFlight),
-            ("MessageNotInflight", "", Meaning::NotInFlight),
-            ("ReceiptHandleIsInvalid", "", Meaning::NotInFlight),
-            ("InvalidParameterValue", STALE, Meaning::NotInFlight),
-            ("InvalidParameterValueException", STALE, Meaning::NotInFlight),
-            ("InvalidParameterValue", EXPIRED, Meaning::NotInFlight),
-            ("InvalidParameterValue", CEILING, Meaning::AtCeiling),
-            ("InvalidParameterValue", "Must be >= 0 and <= 20", Meaning::MayPass),
+            ("AWS.SimpleQueueService.MessageNotInflight", "", ErrorClass::NotInFlight),
+            ("MessageNotInflight", "", ErrorClass::NotInFlight),
+            ("ReceiptHandleIsInvalid", "", ErrorClass::NotInFlight),
+            ("InvalidParameterValue", STALE, ErrorClass::NotInFlight),
+            ("InvalidParameterValueException", STALE, ErrorClass::NotInFlight),
+            ("InvalidParameterValue", EXPIRED, ErrorClass::NotInFlight),
+            ("InvalidParameterValue", CEILING, ErrorClass::AtCeiling),
+            ("InvalidParameterValue", "Must be >= 0 and <= 20", ErrorClass::MayPass),
             (
                 "AWS.SimpleQueueService.NonExistentQueue",
                 "The specified queue does not exist",
-                Meaning::Hopeless,
+                ErrorClass::Hopeless,
             ),
-            ("QueueDoesNotExist", "", Meaning::Hopeless),
-            ("InvalidAddress", "", Meaning::Hopeless),
-            ("AccessDenied", "", Meaning::Hopeless),
-            ("AccessDeniedException", "", Meaning::Hopeless),
-            ("InvalidClientTokenId", "", Meaning::Hopeless),
-            ("UnrecognizedClientException", "", Meaning::Hopeless),
-            ("SignatureDoesNotMatch", "", Meaning::Hopeless),
-            ("InvalidSignatureException", "", Meaning::Hopeless),
+            ("QueueDoesNotExist", "", ErrorClass::Hopeless),
+            ("InvalidAddress", "", ErrorClass::Hopeless),
+            ("AccessDenied", "", ErrorClass::Hopeless),
+            ("AccessDeniedException", "", ErrorClass::Hopeless),
+            ("InvalidClientTokenId", "", ErrorClass::Hopeless),
+            ("UnrecognizedClientException", "", ErrorClass::Hopeless),
+            ("SignatureDoesNotMatch", "", ErrorClass::Hopeless),
+            ("InvalidSignatureException", "", ErrorClass::Hopeless),
             (
                 "ExpiredToken",
                 "The security token included in the request is expired",
-                Meaning::MayPass,
+                ErrorClass::MayPass,
             ),
-            ("RequestThrottled", "", Meaning::MayPass),
-            ("ThrottlingException", "", Meaning::MayPass),
-            ("OverLimit", "", Meaning::MayPass),
-            ("KmsAccessDenied", "", Meaning::MayPass),
-            ("KMS.AccessDeniedException", "", Meaning::MayPass),
-            ("InternalError", "", Meaning::MayPass),
-            ("", "", Meaning::MayPass),
+            ("RequestThrottled", "", ErrorClass::MayPass),
+            ("ThrottlingException", "", ErrorClass::MayPass),
+            ("OverLimit", "", ErrorClass::MayPass),
+            ("KmsAccessDenied", "", ErrorClass::MayPass),
+            ("KMS.AccessDeniedException", "", ErrorClass::MayPass),
+            ("InternalError", "", ErrorClass::MayPass),
+            ("", "", ErrorClass::MayPass),
         ];
         for (code, message, meaning) in table {
-            assert_eq!(Meaning::of_refusal(code, message), meaning, "{code}: {message}");
+            assert_eq!(ErrorClass::of_refusal(code, message), meaning, "{code}: {message}");
         }
     }
 }

@@ -15,20 +15,20 @@ use super::pack::Data;
 use super::*;
 use crate::work::workspace::WorkDir;
 
-struct Place {
+struct Sandbox {
     home: TempDir,
     archive: PathBuf,
     into: PathBuf,
 }
 
-fn place() -> Place {
+fn sandbox() -> Sandbox {
     let home = tempfile::tempdir().unwrap();
     let (archive, into) = (home.path().join("a.tar"), home.path().join("into"));
     fs::create_dir(&into).unwrap();
-    Place { home, archive, into }
+    Sandbox { home, archive, into }
 }
 
-impl Place {
+impl Sandbox {
     fn unpack(&self) -> Result<Unpacked, String> {
         let work_dir = WorkDir { path: self.home.path().to_owned(), limit: None };
         unpack(&self.archive, &self.into, &work_dir, &CancellationToken::new())
@@ -53,13 +53,13 @@ fn what_is_packed_is_unpacked() {
     fs::write(&long, vec![7; 1 << 20]).unwrap();
     fs::write(from.path().join("nothing"), "").unwrap();
     symlink("nothing", from.path().join("link")).unwrap();
-    let place = place();
-    let (packed, unpacked) = place.packed_and_unpacked(from.path());
+    let sandbox = self::sandbox();
+    let (packed, unpacked) = sandbox.packed_and_unpacked(from.path());
     assert_eq!(
         (packed.links_left_out, unpacked.links_left_out, unpacked.about.worked_s),
         (0, 0, 7)
     );
-    let into = &place.into;
+    let into = &sandbox.into;
     assert_eq!(WalkDir::new(into).min_depth(1).into_iter().count(), 6);
     assert_eq!(fs::read(into.join(&deep).join(&deep).join("file")).unwrap(), vec![7; 1 << 20]);
     assert_eq!(fs::read_link(into.join("link")).unwrap(), Path::new("nothing"));
@@ -75,10 +75,10 @@ fn modes_are_kept_also_of_directories_that_nobody_may_write_to() {
     fs::write(&inside, "x").unwrap();
     set(&inside, 0o640);
     set(&closed, 0o510);
-    let place = place();
-    place.packed_and_unpacked(from.path());
+    let sandbox = self::sandbox();
+    sandbox.packed_and_unpacked(from.path());
     let (closed_again, inside_again) =
-        (place.into.join("closed"), place.into.join("closed/inside"));
+        (sandbox.into.join("closed"), sandbox.into.join("closed/inside"));
     assert_eq!((mode(&closed_again), mode(&inside_again)), (0o510, 0o640));
     for path in [&closed, &closed_again] {
         set(path, 0o700);
@@ -99,20 +99,20 @@ fn a_sparse_file_stays_sparse() {
     for part in 0..60_u64 {
         file.write_all_at(&[u8::try_from(part).unwrap() + 1; 4096], part << 20).unwrap();
     }
-    let place = place();
-    let (packed, _) = place.packed_and_unpacked(from.path());
+    let sandbox = self::sandbox();
+    let (packed, _) = sandbox.packed_and_unpacked(from.path());
     if fs::metadata(&none).unwrap().blocks() == 0 {
         assert!(packed.bytes < 1 << 20, "the archive has {} bytes", packed.bytes);
     }
     for path in ["few", "none"] {
-        let metadata = fs::metadata(place.into.join(path)).unwrap();
+        let metadata = fs::metadata(sandbox.into.join(path)).unwrap();
         assert_eq!(metadata.len(), END);
         assert!(metadata.blocks() * BLOCK < 1 << 20, "it takes {} blocks", metadata.blocks());
     }
     let mut start = [0; 4];
-    File::open(place.into.join("few")).unwrap().read_exact(&mut start).unwrap();
+    File::open(sandbox.into.join("few")).unwrap().read_exact(&mut start).unwrap();
     assert_eq!(&start, b"few\0");
-    assert!(fs::read(&many).unwrap() == fs::read(place.into.join("many")).unwrap());
+    assert!(fs::read(&many).unwrap() == fs::read(sandbox.into.join("many")).unwrap());
 }
 
 #[test]
@@ -181,8 +181,8 @@ fn a_link_that_leads_out_is_neither_saved_nor_restored() {
     let from = tempfile::tempdir().unwrap();
     symlink("/etc/passwd", from.path().join("out")).unwrap();
     symlink("in", from.path().join("inside")).unwrap();
-    let place = place();
-    let (packed, unpacked) = place.packed_and_unpacked(from.path());
+    let sandbox = self::sandbox();
+    let (packed, unpacked) = sandbox.packed_and_unpacked(from.path());
     assert_eq!((packed.links_left_out, unpacked.links_left_out), (1, 0));
     let link = |to: &str| Added {
         kind: EntryType::Symlink,
@@ -191,10 +191,10 @@ fn a_link_that_leads_out_is_neither_saved_nor_restored() {
         bytes: b"",
     };
     for (to, left_out) in [("/etc", 1), ("../x", 1), ("x", 0)] {
-        let place = self::place();
-        place.write(&[ours(), link(to)]);
-        assert_eq!(place.unpack().unwrap().links_left_out, left_out, "{to}");
-        assert_eq!(place.into.join("link").is_symlink(), left_out == 0);
+        let sandbox = self::sandbox();
+        sandbox.write(&[ours(), link(to)]);
+        assert_eq!(sandbox.unpack().unwrap().links_left_out, left_out, "{to}");
+        assert_eq!(sandbox.into.join("link").is_symlink(), left_out == 0);
     }
 }
 
@@ -213,7 +213,7 @@ fn ours() -> Added {
     file(ABOUT, br#"{"version":1,"worked_s":0}"#)
 }
 
-impl Place {
+impl Sandbox {
     /// An archive with these entries: anything that somebody else may have written.
     fn write(&self, entries: &[Added]) {
         let mut tar = tar::Builder::new(File::create(&self.archive).unwrap());
@@ -264,26 +264,26 @@ fn an_archive_leads_nowhere_else() {
     ];
     for entries in bad {
         let names: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
-        let place = place();
-        place.write(&[vec![ours()], entries].into_iter().flatten().collect::<Vec<_>>());
-        let error = place.unpack().expect_err(&names.join(", "));
+        let sandbox = self::sandbox();
+        sandbox.write(&[vec![ours()], entries].into_iter().flatten().collect::<Vec<_>>());
+        let error = sandbox.unpack().expect_err(&names.join(", "));
         assert!(error.starts_with("entry ") && !error.contains("evil"), "{error}");
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
     }
     // A file in the place of a link replaces the link.
-    let place = place();
-    place.write(&[ours(), link("data/l", "x"), self::file("data/x", b"x"), file("data/l")]);
-    place.unpack().unwrap();
-    assert_eq!(fs::read(place.into.join("x")).unwrap(), b"x");
+    let sandbox = self::sandbox();
+    sandbox.write(&[ours(), link("data/l", "x"), self::file("data/x", b"x"), file("data/l")]);
+    sandbox.unpack().unwrap();
+    assert_eq!(fs::read(sandbox.into.join("x")).unwrap(), b"x");
     assert_eq!(fs::read(&victim).unwrap(), b"safe");
 }
 
 #[test]
 fn only_a_whole_archive_of_our_own_version_is_restored() {
     let with = |about: &'static [u8]| {
-        let place = place();
-        place.write(&[file(ABOUT, about), file("data/secret", b"hidden")]);
-        place.unpack().map(|unpacked| unpacked.about.worked_s)
+        let sandbox = self::sandbox();
+        sandbox.write(&[file(ABOUT, about), file("data/secret", b"hidden")]);
+        sandbox.unpack().map(|unpacked| unpacked.about.worked_s)
     };
     assert_eq!(with(br#"{"version":1,"worked_s":9,"more":true}"#), Ok(9));
     for (about, problem) in [
@@ -304,32 +304,32 @@ fn only_a_whole_archive_of_our_own_version_is_restored() {
         assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
     }
 
-    let place = place();
-    place.write(&[ours(), file("data/one", b"1"), file("data/two", b"2")]);
-    let whole = fs::read(&place.archive).unwrap();
+    let sandbox = self::sandbox();
+    sandbox.write(&[ours(), file("data/one", b"1"), file("data/two", b"2")]);
+    let whole = fs::read(&sandbox.archive).unwrap();
     for length in (0..whole.len() - 1024).step_by(128) {
-        let place = self::place();
-        fs::write(&place.archive, &whole[..length]).unwrap();
-        place.unpack().expect_err(&format!("cut off at {length}"));
+        let sandbox = self::sandbox();
+        fs::write(&sandbox.archive, &whole[..length]).unwrap();
+        sandbox.unpack().expect_err(&format!("cut off at {length}"));
     }
-    place.write(&[file("data/one", b"1"), ours()]);
-    assert_eq!(place.unpack(), Err(NOT_ONE.to_owned()));
+    sandbox.write(&[file("data/one", b"1"), ours()]);
+    assert_eq!(sandbox.unpack(), Err(NOT_ONE.to_owned()));
 }
 
 #[test]
 fn a_header_without_an_end_is_not_read() {
     for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
-        let place = place();
+        let sandbox = self::sandbox();
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_size(1 << 30);
         header.set_cksum();
-        place.write(&[ours()]);
-        let length = fs::metadata(&place.archive).unwrap().len() - 1024;
-        let file = OpenOptions::new().write(true).open(&place.archive).unwrap();
+        sandbox.write(&[ours()]);
+        let length = fs::metadata(&sandbox.archive).unwrap().len() - 1024;
+        let file = OpenOptions::new().write(true).open(&sandbox.archive).unwrap();
         file.write_all_at(header.as_bytes(), length).unwrap();
         file.set_len(1 << 30).unwrap();
-        assert_eq!(place.unpack(), Err("one of its headers is too long".to_owned()));
+        assert_eq!(sandbox.unpack(), Err("one of its headers is too long".to_owned()));
     }
 }
 
@@ -337,15 +337,15 @@ fn a_header_without_an_end_is_not_read() {
 fn what_it_is_too_late_for_is_given_up_between_two_blocks() {
     let from = tempfile::tempdir().unwrap();
     fs::write(from.path().join("file"), "x").unwrap();
-    let place = place();
-    place.packed_and_unpacked(from.path());
+    let sandbox = self::sandbox();
+    sandbox.packed_and_unpacked(from.path());
     let too_late = CancellationToken::new();
     too_late.cancel();
-    let again = self::place();
+    let again = self::sandbox();
     let work_dir = WorkDir { path: again.home.path().to_owned(), limit: None };
     for given_up in [
         pack(from.path(), About::new(7), &again.archive, &too_late).map(drop),
-        unpack(&place.archive, &again.into, &work_dir, &too_late).map(drop),
+        unpack(&sandbox.archive, &again.into, &work_dir, &too_late).map(drop),
     ] {
         assert_eq!(given_up, Err(NO_TIME.to_owned()));
     }

@@ -13,7 +13,7 @@ use crate::job::stop::WorkStop;
 
 /// One thing to work on.
 #[derive(Clone, Copy)]
-pub(super) struct Item<'a> {
+pub(super) struct ObjectWork<'a> {
     pub(super) work: &'a Work,
     /// Of those in the message, from 0.
     pub(super) number: usize,

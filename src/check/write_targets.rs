@@ -1,4 +1,4 @@
-//! The places in S3 that a run writes to, against those whom their buckets tell: what is written
+//! The locations in S3 that a run writes to, against the notifications of their buckets: what is written
 //! must not become work.
 
 use std::collections::BTreeSet;
@@ -6,11 +6,11 @@ use std::fmt;
 
 use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::probes::{Action, Notification, Notifications};
-use crate::job::place::{Template, Values};
 use crate::job::route::{EventFilter, Task};
+use crate::job::s3_location::{LocationTemplate, Values};
 use crate::settings::resolve::RunConfig;
 
-/// What is written.
+/// What is target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Output,
@@ -20,7 +20,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What S3 tells of it, if it is asked.
+    /// What S3 covers of it, if it is asked.
     fn events(self) -> &'static [&'static str] {
         const PUT: &str = "ObjectCreated:Put";
         const IN_PARTS: &str = "ObjectCreated:CompleteMultipartUpload";
@@ -79,51 +79,51 @@ impl fmt::Display for Kind {
 
 /// A place, and who writes there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
+pub struct WriteTarget {
     pub kind: Kind,
-    pub to: Template,
+    pub to: LocationTemplate,
     /// The tasks' names.
     pub by: Vec<String>,
 }
 
 /// Where a run with these settings writes.
-pub fn written(config: &RunConfig) -> Vec<Written> {
+pub fn all(config: &RunConfig) -> Vec<WriteTarget> {
     let tasks = || config.work.settings.policy.tasks();
     let of_all = |kind, place: &Option<_>| {
         let by = tasks().map(|task| task.name.clone()).collect();
-        place.clone().map(|place| Written { kind, to: Template::from(place), by })
+        place.clone().map(|place| WriteTarget { kind, to: LocationTemplate::from(place), by })
     };
     let mut all = Vec::new();
     all.extend(of_all(Kind::Idempotency, &config.records.idempotency));
     all.extend(of_all(Kind::Attempts, &config.records.attempts));
     for task in tasks() {
         let output = task.output.as_ref().map(|to| (Kind::Output, to));
-        let checkpoint = task.checkpoint.as_ref().map(|how| (Kind::Checkpoint, &how.place));
+        let checkpoint = task.checkpoint.as_ref().map(|how| (Kind::Checkpoint, &how.location));
         for (kind, to) in output.into_iter().chain(checkpoint) {
             match all.iter_mut().find(|one| one.kind == kind && one.to == *to) {
                 Some(same) => same.by.push(task.name.clone()),
-                None => all.push(Written { kind, to: to.clone(), by: vec![task.name.clone()] }),
+                None => all.push(WriteTarget { kind, to: to.clone(), by: vec![task.name.clone()] }),
             }
         }
     }
     all
 }
 
-/// What is written to `written` and becomes a message of the queue `queue_arn`. `notifications` are
+/// What is written to `target` and becomes a message of the queue `queue_arn`. `notifications` are
 /// those of its bucket, and `work` is what a message must be about to be worked on.
 pub fn findings(
-    written: &Written,
+    target: &WriteTarget,
     notifications: &Notifications,
     queue_arn: &str,
     work: &EventFilter,
 ) -> Vec<Finding> {
-    let bucket = &written.to.bucket;
+    let bucket = &target.to.bucket;
     let mut findings = Vec::new();
     for notification in notifications.to(queue_arn) {
-        let Some(is_certain) = written.is_told(notification) else { continue };
-        let told = written.kind.events().iter().filter(|event| notification.tells(event));
-        let told: Vec<_> = told.copied().collect();
-        if told.is_empty() {
+        let Some(is_certain) = target.is_notified(notification) else { continue };
+        let events = target.kind.events().iter().filter(|event| notification.covers(event));
+        let events: Vec<_> = events.copied().collect();
+        if events.is_empty() {
             continue;
         }
         let whom = format!(
@@ -131,8 +131,8 @@ pub fn findings(
             shown(notification)
         );
         let change = "write to another bucket or prefix, or narrow the notification's prefix to the input objects";
-        let place = written.to_string();
-        findings.push(match (told.iter().any(|event| work.is_work(event)), is_certain) {
+        let place = target.to_string();
+        findings.push(match (events.iter().any(|event| work.is_work(event)), is_certain) {
             (true, true) => {
                 let what = format!(
                     "files written there become messages, so each job creates another one: {whom}"
@@ -148,7 +148,7 @@ pub fn findings(
             (false, _) => {
                 let what = format!(
                     "files written there start pods that find no work ({}): {whom}",
-                    told.join(", ")
+                    events.join(", ")
                 );
                 Finding::new(Rule::WritesStartPods, place, what, change)
             }
@@ -157,7 +157,7 @@ pub fn findings(
     findings
 }
 
-impl Written {
+impl WriteTarget {
     /// Keys like those of what is written there, of which there is no object. `key_begins` is how
     /// those of the jobs' objects do.
     pub fn samples(&self, key_begins: &str) -> BTreeSet<String> {
@@ -169,14 +169,14 @@ impl Written {
             Kind::Attempts => format!("{NO_NAME}/0.json"),
         };
         let sample = |job_type| {
-            self.to.place(Values { key: Some(&key), message_id: NO_NAME, job_type }).key(&name)
+            self.to.fill(Values { key: Some(&key), message_id: NO_NAME, job_type }).key(&name)
         };
         self.by.iter().map(|task| sample(task)).collect()
     }
 
     /// Do the keys that are written have the beginning and the end that a notification asks for?
     /// `None` if not; false if it depends on the job or on the names that the command gives.
-    fn is_told(&self, notification: &Notification) -> Option<bool> {
+    fn is_notified(&self, notification: &Notification) -> Option<bool> {
         let Notification { prefix, suffix, .. } = notification;
         let begin = self.by.iter().filter_map(|task| {
             // An object that this notification told of has a key that begins so.
@@ -198,7 +198,7 @@ impl Written {
 const NO_NAME: &str = "leasehold-check";
 
 /// As whoever set it would know it again.
-impl fmt::Display for Written {
+impl fmt::Display for WriteTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, to, by } = self;
         let of_types = matches!(kind, Kind::Output | Kind::Checkpoint)

@@ -5,20 +5,20 @@ use std::str::FromStr;
 
 /// A bucket and a prefix in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct S3Location {
     pub bucket: String,
     /// Without a slash at its end; may be empty.
     pub prefix: String,
 }
 
-impl Place {
+impl S3Location {
     /// The key of what is called `name` at this place.
     pub fn key(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) }
     }
 }
 
-impl FromStr for Place {
+impl FromStr for S3Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -49,7 +49,7 @@ pub fn is_bucket_name(name: &str) -> bool {
 
 /// A place that is another one for each job: `s3://results/{job_type}/{stem}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template {
+pub struct LocationTemplate {
     pub bucket: String,
     pieces: Vec<Piece>,
 }
@@ -95,7 +95,7 @@ pub struct Values<'a> {
     pub job_type: &'a str,
 }
 
-impl Template {
+impl LocationTemplate {
     /// Has it a value in it that only an object has?
     pub fn needs_object(&self) -> bool {
         self.pieces
@@ -118,7 +118,7 @@ impl Template {
         if beginning.is_empty() { beginning } else { beginning + "/" }
     }
 
-    pub fn place(&self, values: Values<'_>) -> Place {
+    pub fn fill(&self, values: Values<'_>) -> S3Location {
         let key = values.key.unwrap_or_default();
         let name = key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         // A dot in front is no beginning of an extension.
@@ -132,18 +132,18 @@ impl Template {
             Piece::Value(Value::JobType) => values.job_type.to_owned(),
         };
         let prefix: String = self.pieces.iter().map(text).collect();
-        Place { bucket: self.bucket.clone(), prefix: prefix.trim_end_matches('/').to_owned() }
+        S3Location { bucket: self.bucket.clone(), prefix: prefix.trim_end_matches('/').to_owned() }
     }
 }
 
 /// The same for each job.
-impl From<Place> for Template {
-    fn from(Place { bucket, prefix }: Place) -> Self {
+impl From<S3Location> for LocationTemplate {
+    fn from(S3Location { bucket, prefix }: S3Location) -> Self {
         Self { bucket, pieces: vec![Piece::Text(prefix)] }
     }
 }
 
-impl fmt::Display for Template {
+impl fmt::Display for LocationTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s3://{}/", self.bucket)?;
         self.pieces.iter().try_for_each(|piece| match piece {
@@ -153,11 +153,11 @@ impl fmt::Display for Template {
     }
 }
 
-impl FromStr for Template {
+impl FromStr for LocationTemplate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Place { bucket, prefix } = text.parse()?;
+        let S3Location { bucket, prefix } = text.parse()?;
         let known = || Value::ALL.map(|value| value.to_string()).join(", ");
         let mut pieces = Vec::new();
         let mut rest = prefix.as_str();
@@ -185,22 +185,25 @@ mod tests {
 
     #[test]
     fn a_place_is_a_bucket_and_a_prefix() {
-        let place = |bucket: &str, prefix: &str| Place {
+        let location = |bucket: &str, prefix: &str| S3Location {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
         };
-        assert_eq!("s3://b/attempts/of/orders/".parse(), Ok(place("b", "attempts/of/orders")));
-        assert_eq!("s3://b".parse(), Ok(place("b", "")));
+        assert_eq!("s3://b/attempts/of/orders/".parse(), Ok(location("b", "attempts/of/orders")));
+        assert_eq!("s3://b".parse(), Ok(location("b", "")));
         for text in
             ["b/attempts", "s3:///attempts", "https://b/attempts", "", "s3://b{key}/x", "s3://a b"]
         {
-            assert!(text.parse::<Place>().unwrap_err().contains("s3://bucket/prefix"), "{text}");
+            assert!(
+                text.parse::<S3Location>().unwrap_err().contains("s3://bucket/prefix"),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_key_is_below_the_prefix() {
-        let key = |place: &str| place.parse::<Place>().unwrap().key("x/y");
+        let key = |location: &str| location.parse::<S3Location>().unwrap().key("x/y");
         assert_eq!((key("s3://b/p/"), key("s3://b")), ("p/x/y".to_owned(), "x/y".to_owned()));
     }
 
@@ -208,7 +211,7 @@ mod tests {
     fn a_template_is_filled_for_each_job() {
         let filled = |template: &str, key: &str| {
             let values = Values { key: Some(key), message_id: "m-1", job_type: "orders" };
-            template.parse::<Template>().unwrap().place(values).prefix
+            template.parse::<LocationTemplate>().unwrap().fill(values).prefix
         };
         for (template, key, prefix) in [
             ("s3://b", "in/a.csv", ""),
@@ -229,8 +232,9 @@ mod tests {
 
     #[test]
     fn how_the_keys_of_a_template_begin_is_known_before_there_is_a_job() {
-        let begins =
-            |template: &str| template.parse::<Template>().unwrap().beginning("in/", "orders");
+        let begins = |template: &str| {
+            template.parse::<LocationTemplate>().unwrap().beginning("in/", "orders")
+        };
         for (template, beginning) in [
             ("s3://b", ""),
             ("s3://b/out/", "out/"),
@@ -243,7 +247,7 @@ mod tests {
             assert_eq!(begins(template), beginning, "{template}");
             let template = template.trim_end_matches('/');
             assert_eq!(
-                template.parse::<Template>().unwrap().to_string().trim_end_matches('/'),
+                template.parse::<LocationTemplate>().unwrap().to_string().trim_end_matches('/'),
                 template
             );
         }
@@ -262,7 +266,7 @@ mod tests {
             ("s3://b/{{key}}", "unknown placeholder {{key};"),
             ("s3://{key}/x", "\"{key}\" is not a valid bucket name"),
         ] {
-            let error = template.parse::<Template>().unwrap_err();
+            let error = template.parse::<LocationTemplate>().unwrap_err();
             assert!(error.contains(complaint), "{template}: {error}");
         }
     }
