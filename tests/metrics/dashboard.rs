@@ -1,6 +1,7 @@
 //! `grafana/`: the dashboard and the rules.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -99,9 +100,15 @@ fn dashboard() -> Value {
     serde_json::from_str(&std::fs::read_to_string(grafana("dashboard.json")).unwrap()).unwrap()
 }
 
-/// All but the rows' headings.
+/// The headings of rows, and the panels of open and of collapsed rows.
+fn all_panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
+    let outer = dashboard["panels"].as_array().unwrap().iter();
+    outer.flat_map(|panel| iter::once(panel).chain(panel["panels"].as_array().into_iter().flatten()))
+}
+
+/// All but the headings of rows.
 fn panels(dashboard: &Value) -> Vec<&Value> {
-    dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row").collect()
+    all_panels(dashboard).filter(|panel| panel["type"] != "row").collect()
 }
 
 /// Runs a program, which must succeed.
@@ -134,13 +141,22 @@ fn every_panel_says_what_to_do_when_it_looks_bad() {
     }
 }
 
-/// Grafana refuses none of this, it only shows something else.
+/// Grafana accepts two panels with one id or at one place, and shows one of them.
 #[test]
-fn panels_have_ids_of_their_own_and_places_of_their_own() {
+fn no_two_panels_share_an_id_or_a_place() {
     let dashboard = dashboard();
-    let (mut taken, mut ids) = (HashSet::new(), HashSet::new());
-    for panel in dashboard["panels"].as_array().unwrap() {
+    let mut ids = HashSet::new();
+    for panel in all_panels(&dashboard) {
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}", panel["title"]);
+    }
+    let rows = dashboard["panels"].as_array().unwrap();
+    check_places(rows);
+    rows.iter().filter_map(|row| row["panels"].as_array()).for_each(|inside| check_places(inside));
+}
+
+fn check_places(panels: &[Value]) {
+    let mut taken = HashSet::new();
+    for panel in panels {
         let of = |side: &str| panel["gridPos"][side].as_u64().unwrap();
         assert!(of("x") + of("w") <= 24, "{}", panel["title"]);
         for (x, y) in (of("x")..of("x") + of("w"))
@@ -148,6 +164,19 @@ fn panels_have_ids_of_their_own_and_places_of_their_own() {
         {
             assert!(taken.insert((x, y)), "{} overlaps another panel at {x}, {y}", panel["title"]);
         }
+    }
+}
+
+/// Prometheus is asked nothing for a collapsed row: a dashboard that is only glanced at costs two.
+#[test]
+fn only_the_first_two_rows_are_open() {
+    let dashboard = dashboard();
+    let rows: Vec<_> = all_panels(&dashboard).filter(|panel| panel["type"] == "row").collect();
+    assert!(rows.len() > 5, "{} rows", rows.len());
+    for (number, row) in rows.iter().enumerate() {
+        let inside = row["panels"].as_array().unwrap().len();
+        assert_eq!(row["collapsed"], number >= 2, "{}", row["title"]);
+        assert_eq!(inside > 0, number >= 2, "{}", row["title"]);
     }
 }
 
