@@ -1,21 +1,27 @@
 //! The words and the environment that the program is started with.
 
+#[cfg(feature = "aws")]
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
+#[cfg(feature = "aws")]
+use clap::{ArgAction, Args};
 
+#[cfg(feature = "aws")]
+use super::RunSettings;
 use super::errors::fit_to_print;
 use super::pod::CHECK;
-use super::{Action, Cli, RunSettings, environment};
+use super::{Action, Cli, environment};
 
 /// The flags and variables given, parsed one by one. What does not parse is told with the flag's
 /// name.
 pub fn parse() -> Result<Cli, clap::Error> {
     let words: Vec<OsString> = std::env::args_os().collect();
+    #[cfg(feature = "aws")]
     if let Some(parsed) = parse_run(&words, &environment::all().collect::<Vec<_>>()) {
         return parsed;
     }
@@ -23,6 +29,7 @@ pub fn parse() -> Result<Cli, clap::Error> {
     checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)
 }
 
+#[cfg(feature = "aws")]
 /// Parses `run` without building the other subcommands, which takes longer than parsing: every pod
 /// starts with it. `None` if the answer needs the others: for a help text, or to name the variable
 /// that is nearest to an unknown one.
@@ -51,11 +58,14 @@ fn parse_run(
 
 /// The program's command line. Each flag has its variable, which nothing else names.
 pub fn command() -> Command {
-    Cli::command().mut_subcommands(with_variables).mut_subcommand("check", without_those_of_run)
+    Cli::command().mut_subcommands(with_variables).mut_subcommands(without_those_of_run)
 }
 
 /// `check --help` shows its own flags, and where the others are.
 fn without_those_of_run(check: Command) -> Command {
+    if check.get_name() != "check" {
+        return check;
+    }
     check.mut_args(|arg| {
         let is_own = arg.get_help_heading() == Some(CHECK)
             || matches!(arg.get_id().as_str(), "help" | "queue_url");
@@ -103,12 +113,15 @@ pub fn parse_without_command(
     mut words: Vec<OsString>,
 ) -> Result<Cli, clap::Error> {
     let hidden = |action: Command| {
+        if !["run", "local"].contains(&action.get_name()) {
+            return action;
+        }
         action
             .mut_arg("command", |arg| arg.hide(true))
             .mut_arg("permanent_exit_codes", |arg| arg.hide(true))
     };
     let mut program = empty_is_unset(command()).name(name).bin_name(name);
-    program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
+    program = program.mut_subcommands(hidden);
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
         if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
@@ -143,16 +156,17 @@ pub fn parse_without_command(
 /// A setting that is said and makes sense for a command only.
 fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
     let work = match &cli.action {
+        #[cfg(feature = "aws")]
         Action::Run(args) => &args.work,
         Action::Local(args) => &args.work,
         // It would read a container of this program as one of leasehold's.
+        #[cfg(feature = "aws")]
         Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
-        Action::Schema
-        | Action::Install(_)
-        | Action::Sweep(_)
-        | Action::Completions { .. }
-        | Action::Man
-        | Action::Reference => return None,
+        #[cfg(feature = "aws")]
+        Action::Sweep(_) | Action::Reference => return None,
+        Action::Schema | Action::Install(_) | Action::Completions { .. } | Action::Man => {
+            return None;
+        }
     };
     let said = matches.subcommand()?.1.value_source("permanent_exit_codes");
     if said.is_some_and(|source| source != ValueSource::DefaultValue) {
@@ -177,6 +191,7 @@ fn checked(cli: Cli) -> Result<Cli, clap::Error> {
     Ok(cli)
 }
 
+#[cfg(feature = "aws")]
 /// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after
 /// `run`, which outrank them. Our own environment plays no part.
 pub fn container_args(

@@ -1,5 +1,6 @@
 //! What is the same for all job types: of a pod, of a folder, of a sweep, of a check.
 
+#[cfg(feature = "aws")]
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,13 +14,16 @@ use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{BucketName, List, account, attribute, listen, size, time};
 use crate::adapters::local::rehearsal::Mishap;
+#[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
 use crate::job::event::EventFilter;
 use crate::job::s3_location::S3Location;
 use crate::job::verdict::OnStop;
 use crate::telemetry::logs::LogFormat;
+#[cfg(feature = "aws")]
 use crate::telemetry::push::Credentials;
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 #[command(after_help = super::AFTER_HELP)]
 pub struct RunSettings {
@@ -71,6 +75,7 @@ pub struct RecordSettings {
     pub attempts: Option<S3Location>,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone, Args)]
 pub struct MetricsSettings {
     /// How often to push the metrics to --pushgateway
@@ -87,6 +92,7 @@ pub struct MetricsSettings {
 }
 
 /// Its flags are those of `run` as well: they are what is checked.
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 #[command(
     after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`."
@@ -124,6 +130,7 @@ pub struct CheckSettings {
     pub run: RunSettings,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CheckFormat {
     /// Two lines for each finding
@@ -134,6 +141,7 @@ pub enum CheckFormat {
     Sarif,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 pub struct PushgatewaySettings {
     /// The URL of the Prometheus Pushgateway
@@ -153,6 +161,7 @@ pub struct PushgatewaySettings {
     pub pushgateway_bearer_token_file: Option<Credentials>,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 pub struct SweepSettings {
     #[command(flatten)]

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use super::error::SettingError;
 use super::job_types::JobTypesFile;
-use super::pod::{
-    LocalSettings, MetricsSettings, PushgatewaySettings, RecordSettings, RunSettings,
-    SweepSettings, WorkSettings,
-};
+use super::pod::{LocalSettings, RecordSettings, WorkSettings};
+#[cfg(feature = "aws")]
+use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
+#[cfg(feature = "aws")]
 use crate::adapters::aws::sqs::queue_url;
-use crate::adapters::http;
 use crate::adapters::local::rehearsal::Mishap;
+#[cfg(feature = "aws")]
+use crate::adapters::url;
 use crate::job::event::EventFilter;
 use crate::job::lease::CEILING;
 use crate::job::lifecycle::Policy;
@@ -22,6 +23,7 @@ use crate::job::route::{Input, JobType, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 use crate::telemetry::logs::{Identity, LogFormat};
+#[cfg(feature = "aws")]
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
 use crate::work::fetch::FetchPolicy;
@@ -29,6 +31,7 @@ use crate::work::workspace::WorkDir;
 
 /// `leasehold run`. Groups of flags that need no check beyond their own are as the command line has
 /// them.
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
@@ -45,6 +48,7 @@ pub struct RunConfig {
 }
 
 /// Where the metrics go.
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushgatewayConfig {
     pub url: String,
@@ -53,6 +57,7 @@ pub struct PushgatewayConfig {
 }
 
 /// `leasehold sweep`.
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone)]
 pub struct SweepConfig {
     pub pushgateway: PushgatewayConfig,
@@ -98,6 +103,7 @@ pub struct WorkConfig {
     pub termination_log: TerminationLog,
 }
 
+#[cfg(feature = "aws")]
 impl TryFrom<RunSettings> for RunConfig {
     type Error = SettingError;
 
@@ -144,6 +150,7 @@ impl TryFrom<RunSettings> for RunConfig {
     }
 }
 
+#[cfg(feature = "aws")]
 impl TryFrom<SweepSettings> for SweepConfig {
     type Error = SettingError;
 
@@ -154,15 +161,16 @@ impl TryFrom<SweepSettings> for SweepConfig {
     }
 }
 
+#[cfg(feature = "aws")]
 fn pushgateway(args: PushgatewaySettings) -> Result<Option<PushgatewayConfig>, SettingError> {
     let Some(url) = args.pushgateway else { return Ok(None) };
-    if http::has_userinfo(&url) {
+    if url::has_userinfo(&url) {
         return Err(SettingError::PushgatewayUserinfo(url));
     }
     if url.contains(['?', '#']) {
         return Err(SettingError::PushgatewayQuery);
     }
-    if !http::is_url(&url) {
+    if !url::is_url(&url) {
         return Err(SettingError::Pushgateway(url));
     }
     let credentials = args.pushgateway_basic_auth_file.or(args.pushgateway_bearer_token_file);

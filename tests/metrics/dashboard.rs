@@ -103,7 +103,8 @@ fn dashboard() -> Value {
 /// The headings of rows, and the panels of open and of collapsed rows.
 fn all_panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     let outer = dashboard["panels"].as_array().unwrap().iter();
-    outer.flat_map(|panel| iter::once(panel).chain(panel["panels"].as_array().into_iter().flatten()))
+    outer
+        .flat_map(|panel| iter::once(panel).chain(panel["panels"].as_array().into_iter().flatten()))
 }
 
 /// All but the headings of rows.
