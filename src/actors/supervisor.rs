@@ -353,7 +353,7 @@ impl Supervisor {
                     state.limit = Some(tell_after(me, remaining, Limit::Work));
                     true
                 }
-                Effect::Leave(outcome) => {
+                Effect::EndRun(outcome) => {
                     state.limit = None;
                     self.stop_actors(actors).await;
                     if let Some(done) = state.done.take() {

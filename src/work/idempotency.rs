@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Report, Seen};
+use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Report, StoredRecord};
 use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::outcome::Failure;
@@ -122,9 +122,9 @@ impl Idempotency {
         match own.next_milestone().await {
             Milestone::AlreadyDone => Ok(Claimed::AlreadyDone),
             Milestone::Claimed => Ok(Claimed::Ours(Box::new(own))),
-            Milestone::Over(Err(failure)) => Err(failure),
+            Milestone::Finished(Err(failure)) => Err(failure),
             Milestone::Lost(why) => Err(Failure::Superseded(why)),
-            Milestone::Over(Ok(())) => {
+            Milestone::Finished(Ok(())) => {
                 Err(Failure::Record("it is over before it was claimed".to_owned()))
             }
         }
@@ -189,7 +189,7 @@ impl OwnRecord {
     async fn over(&mut self) -> Result<(), Failure> {
         loop {
             match self.next_milestone().await {
-                Milestone::Over(result) => return result,
+                Milestone::Finished(result) => return result,
                 Milestone::Lost(why) => return Err(Failure::Superseded(why)),
                 Milestone::Claimed | Milestone::AlreadyDone => {}
             }
@@ -202,8 +202,8 @@ impl OwnRecord {
         loop {
             let answer = match self.claim.next(clock.now()) {
                 Next::Read { limit } => in_time(limit, self.read()).await,
-                Next::Write { state, over, limit } => {
-                    in_time(limit, self.write(state, over.as_deref())).await
+                Next::Write { state, if_match, limit } => {
+                    in_time(limit, self.write(state, if_match.as_deref())).await
                 }
                 Next::Wait { until } => {
                     clock.sleep_until(until).await;
@@ -238,7 +238,7 @@ impl OwnRecord {
             return Ok(Answer::Read(None));
         };
         Ok(match Content::read(&entry.bytes) {
-            Ok(content) => Answer::Read(Some(Seen {
+            Ok(content) => Answer::Read(Some(StoredRecord {
                 state: content.state,
                 is_ours: content.nonce == self.nonce,
                 owner: content.owner,
