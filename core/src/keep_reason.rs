@@ -81,7 +81,7 @@ pub struct Row {
 pub enum Visible {
     /// The next pod can continue, with another twelve hours.
     AtOnce,
-    /// As `--on-stop` says.
+    /// Set by `--on-stop`.
     AfterStop,
     /// A longer wait does not help, so the message may go to the dead-letter queue soon.
     Soon,

@@ -72,7 +72,7 @@ pub enum Phase {
         give_up_at: Duration,
         next_try: NextTry,
     },
-    /// Left to its visibility timeout.
+    /// Visible when its visibility timeout runs out.
     Expiring(KeepReason),
     /// To be reported next.
     Settled(Settlement),

@@ -262,8 +262,8 @@ fn an_unknown_event_is_never_ignored() {
         let mut body = from_s3("key");
         body["Records"][0]["eventName"] = name.into();
         let known = from_s3("other")["Records"][0].clone();
-        let alone = route(parse(&body.to_string()).unwrap(), &Selection::default());
-        assert!(alone.unwrap_err().starts_with("unknown S3 event"), "{name}");
+        let routed = route(parse(&body.to_string()).unwrap(), &Selection::default());
+        assert!(routed.unwrap_err().starts_with("unknown S3 event"), "{name}");
         body["Records"].as_array_mut().unwrap().push(known);
         assert!(route(parse(&body.to_string()).unwrap(), &Selection::default()).is_err(), "{name}");
     }
