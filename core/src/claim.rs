@@ -370,7 +370,7 @@ impl Claim {
                 }
             }
             RecordState::Released | RecordState::InProgress => {
-                self.unclaimed(now, Some(found.etag))
+                self.unclaimed(now, Some(found.etag));
             }
         }
     }

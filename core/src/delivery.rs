@@ -91,8 +91,8 @@ impl fmt::Debug for Delivery {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     pub delivery: Delivery,
-    /// When the receive request was sent. SQS hid the message no earlier, so a lease counted from
-    /// here never outlasts SQS's own.
+    /// Just before the receive request was sent. SQS hid the message no earlier, so a lease counted
+    /// from here never outlasts SQS's own.
     pub asked_at: Duration,
     /// When the answer came; `--max-duration` counts from here.
     pub received_at: Duration,

@@ -122,7 +122,7 @@ impl Processed {
     }
 }
 
-/// Why a message was not deleted after successful work.
+/// Why a delete failed or was not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotDeleted {
     /// A stop came first.
@@ -176,7 +176,7 @@ pub enum Limit {
 pub struct Hold {
     pub delivery: DeliveryId,
     pub receipt: ReceiptHandle,
-    /// When the receive request for this message was sent.
+    /// Just before the receive request for this message was sent.
     pub asked_at: Duration,
     pub limits: Limits,
 }

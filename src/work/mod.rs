@@ -179,7 +179,7 @@ impl CommandWorker {
         }
         Ok(if done.contains(&Done::Succeeded) {
             Outcome::Finished
-        } else if done.contains(&Done::AlreadyDone) {
+        } else if done.contains(&Done::Earlier) {
             Outcome::AlreadyDone
         } else {
             Outcome::ObjectsGone

@@ -42,7 +42,7 @@ pub(super) enum Done {
     /// The command succeeded without being halted, and all of its output was published.
     Succeeded,
     /// An earlier delivery did the work.
-    AlreadyDone,
+    Earlier,
     /// The object is gone, which is not an error.
     Gone,
 }

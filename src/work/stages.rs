@@ -33,7 +33,7 @@ impl CommandWorker {
             Claimed::Ours(own) => own,
             Claimed::AlreadyDone => {
                 info!("an earlier delivery finished this work: skipping it");
-                return Ok(Done::AlreadyDone);
+                return Ok(Done::Earlier);
             }
         };
         let ours =

@@ -348,5 +348,5 @@ fn backoff() -> impl Iterator<Item = Duration> {
 /// The size of a part, in bytes.
 const PART: u64 = 8 << 20;
 
-/// The minimum size of a write, in bytes; at most one chunk of the stream is added.
+/// A batch is written once it has this many bytes; its last chunk may exceed them.
 const BATCH: u64 = 512 << 10;
