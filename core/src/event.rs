@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_reads_what_it_writes() {
+    fn a_filter_survives_a_round_trip_through_text() {
         assert_eq!(filter(&EventFilter::default().to_string()), Ok(EventFilter::default()));
         assert_eq!(
             filter(" s3:ObjectCreated:* ,\tObjectRestore:Completed"),

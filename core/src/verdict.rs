@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_worth_nothing_without_the_lease() {
+    fn a_proof_gives_no_permit_without_the_lease() {
         use crate::lease::{Lease, Strategy};
         let completed = Completed::new(&delivery("m", 1), Completion::Succeeded);
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);

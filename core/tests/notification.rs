@@ -308,7 +308,7 @@ fn a_folder_object_is_work_only_if_configured() {
 }
 
 #[test]
-fn fields_of_secondary_use_may_be_numbers() {
+fn secondary_fields_may_be_numbers() {
     let mut body = from_s3("key");
     body["Records"][0]["eventVersion"] = json!(2.1);
     body["Records"][0]["s3"]["object"]["versionId"] = json!(7);

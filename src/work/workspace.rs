@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_behind() {
+    fn a_dropped_workspace_is_removed() {
         let home = tempfile::tempdir().unwrap();
         let space = Workspace::create(&work_dir(home.path(), None), "k").unwrap();
         fs::write(space.input(), "x").unwrap();
