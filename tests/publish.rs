@@ -164,7 +164,7 @@ async fn a_large_file_is_uploaded_in_parts() {
     let (moto, bucket) = large_results_of(&cloud).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(BYTES).unwrap();
-    let whole = Hasher::of_file(Algorithm::Crc64Nvme, file.path(), 0..BYTES).unwrap().value();
+    let whole = Hasher::hash_file(Algorithm::Crc64Nvme, file.path(), 0..BYTES).unwrap().value();
     let upload = Upload {
         bucket: &bucket,
         key: "k",

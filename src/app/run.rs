@@ -115,7 +115,7 @@ async fn run_pod(
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
     let outcome =
-        supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
+        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
     telemetry.left(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

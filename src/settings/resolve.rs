@@ -325,7 +325,7 @@ fn resolve_job_types(
         if job_types.iter().any(|other| other.task.name == name) {
             return Err(SettingError::SameName { name, at });
         }
-        if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
+        if let Some(other) = job_types.iter().find(|other| other.matches.matches_all()) {
             return Err(SettingError::NeverReached { name, at, other: other.task.name.clone() });
         }
         let job_type = settings.job_type(flags, events, pod).and_then(|it| {
@@ -376,12 +376,12 @@ fn check_removals(
     if task.input == Input::None {
         return Ok(());
     }
-    let takes_all = |Match { bucket, key, event: events }: &Match, event: &str| {
+    let matches_all = |Match { bucket, key, event: events }: &Match, event: &str| {
         bucket.is_none()
             && key.is_none()
             && events.as_ref().is_none_or(|events| events.is_work(event))
     };
-    match events.removals().find(|event| !before.iter().any(|it| takes_all(&it.matches, event))) {
+    match events.removals().find(|event| !before.iter().any(|it| matches_all(&it.matches, event))) {
         Some(event) => Err(SettingError::Removal(event)),
         None => Ok(()),
     }

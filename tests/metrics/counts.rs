@@ -80,7 +80,7 @@ fn eventful(metrics: &Metrics) {
         Observation::Extend(ExtendResult::AtCeiling),
         Observation::Delete(DeleteResult::Deleted),
         Observation::Delete(DeleteResult::Failed),
-        Observation::LeaseLeft(80 * S),
+        Observation::LeaseRemaining(80 * S),
     ] {
         metrics.record(observation);
     }

@@ -12,7 +12,7 @@ use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord}
 use leasehold::ports::{Activity, Command, Exited, Runner, StartError};
 use leasehold::work::halt::Halt;
 use leasehold::work::workspace::Removals;
-use leasehold::work::{Tell, Worker};
+use leasehold::work::{ReportEvent, Worker};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +116,7 @@ impl RandomWork {
 /// The work as a whole.
 #[async_trait]
 impl Worker for RandomWork {
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell, _: &Removals) -> Processed {
+    async fn process(&self, work: Work, halt: Halt, tell: &ReportEvent, _: &Removals) -> Processed {
         let message = work.subject.message_id.to_string();
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
         let stalls = self.chance.one_in(8);

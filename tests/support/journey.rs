@@ -573,7 +573,7 @@ impl Journey {
                 stop.await;
                 stopper.cancel();
             }));
-            supervisor::run_side_by_side(world, self.settings, self.concurrency, token).await
+            supervisor::run_concurrently(world, self.settings, self.concurrency, token).await
         };
         let outcome = timeout(killed_after, run).await.ok()?;
         let left = std::fs::read_dir(self.work_dir.path()).expect("readable").count();
