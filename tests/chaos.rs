@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::asked_for;
 use crate::support::aws;
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually, is_alive};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually, is_alive};
 use crate::support::servers::Microburst;
 
 const MESSAGES: usize = 200;
@@ -76,7 +76,7 @@ async fn pods_that_die_and_a_network_that_breaks_lose_nothing_and_delete_only_su
 
 async fn chaos(mut rng: Rng) {
     let cloud = Cloud::new(RECEIVES).await;
-    let attempts = cloud.notes.path().join("attempts");
+    let attempts = cloud.dir.path().join("attempts");
     std::fs::create_dir(&attempts).unwrap();
     let witness = Arc::new(Witness { attempts: attempts.clone(), seen: Mutex::default() });
     let watching = witness.clone();
@@ -260,12 +260,12 @@ async fn lie_to(breaker: Arc<Breaker>, client: TcpStream, upstream: String) -> O
             continue;
         }
         request.write(&mut server).await?;
-        let (answer, is_whole) = Message::read_some(&mut server).await?;
+        let (answer, is_complete) = Message::read_some(&mut server).await?;
         match lie {
             None | Some(Lie::Portal | Lie::Silence) => {
                 answer.write(&mut client).await?;
                 // Microburst ends answers in their midst; then so do we.
-                is_whole.then_some(())?;
+                is_complete.then_some(())?;
             }
             Some(Lie::PortalAfter) => portal("200 OK").write(&mut client).await?,
             Some(Lie::ErrorAfter) => portal("500 Internal Server Error").write(&mut client).await?,
@@ -370,13 +370,13 @@ fn pod(cloud: &Cloud, endpoint: &str, name: &str, rng: &mut Rng) -> Command {
         "--retry-max",
         "2s",
     ]);
-    command.arg("--termination-log").arg(cloud.notes.path().join(name));
-    command.arg("--work-dir").arg(cloud.notes.path());
+    command.arg("--termination-log").arg(cloud.dir.path().join(name));
+    command.arg("--work-dir").arg(cloud.dir.path());
     // Some answers never come: the pods are not to wait for each as long as they would for a slow
     // store.
     command.args(["--s3-timeout", "2s"]);
     command.args(["--output", &format!("s3://{}/of/{{key}}", results_of(cloud))]);
-    command.args(["--", "sh", "-c", SCRIPT]).current_dir(cloud.notes.path());
+    command.args(["--", "sh", "-c", SCRIPT]).current_dir(cloud.dir.path());
     command.env("AWS_ENDPOINT_URL", endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
     command.env(MARKER, &cloud.endpoint);
@@ -407,7 +407,7 @@ struct Pod {
     name: String,
     /// With what, if that came before its end.
     signalled: Option<Signal>,
-    left: Left,
+    exited: ExitedRun,
 }
 
 impl Pod {
@@ -416,14 +416,14 @@ impl Pod {
     }
 
     fn warnings(&self) -> usize {
-        self.left.log.iter().filter(|record| record["level"] == "WARN").count()
+        self.exited.log.iter().filter(|record| record["level"] == "WARN").count()
     }
 }
 
 async fn live(name: String, run: Leasehold, fate: Fate) -> Pod {
     let outside = run.pid();
-    let left = run.left();
-    tokio::pin!(left);
+    let exited = run.wait();
+    tokio::pin!(exited);
     let signalled = async {
         let Fate::Signal(signal, after) = fate else { return std::future::pending().await };
         // The init of a container hears no signal but KILL before it has asked for it.
@@ -444,13 +444,13 @@ async fn live(name: String, run: Leasehold, fate: Fate) -> Pod {
         }
     };
     let signalled = tokio::select! {
-        left = &mut left => return Pod { name, signalled: None, left },
+        exited = &mut exited => return Pod { name, signalled: None, exited },
         signal = signalled => signal,
     };
-    let Ok(left) = timeout(GRACE + MARGIN, left).await else {
+    let Ok(exited) = timeout(GRACE + MARGIN, exited).await else {
         panic!("{name} lives {:?} after {signalled}, its grace is {GRACE:?}", GRACE + MARGIN);
     };
-    Pod { name, signalled: Some(signalled), left }
+    Pod { name, signalled: Some(signalled), exited }
 }
 
 /// The process with which the container begins, by its number out here: the only child of
@@ -584,7 +584,9 @@ impl Message {
 
     /// The next one of a connection; none if that ends first.
     async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<Self> {
-        Self::read_some(stream).await.and_then(|(message, is_whole)| is_whole.then_some(message))
+        Self::read_some(stream)
+            .await
+            .and_then(|(message, is_complete)| is_complete.then_some(message))
     }
 
     /// The same, with as much of its body as there is; and whether that is all.
@@ -609,12 +611,12 @@ impl Message {
             return Some((Self { head, body }, true));
         }
         let length = header("content-length:").map_or(0, |length| length.parse().unwrap());
-        let is_whole = stream
+        let is_complete = stream
             .take(length)
             .read_to_end(&mut body)
             .await
             .is_ok_and(|read| read as u64 == length);
-        Some((Self { head, body }, is_whole))
+        Some((Self { head, body }, is_complete))
     }
 
     async fn write(&self, stream: &mut (impl AsyncWriteExt + Unpin)) -> Option<()> {
@@ -682,7 +684,7 @@ fn judge(
 
     // Each delivery that was worked on has one record, unless its pod was KILLed.
     let mut records: BTreeMap<Delivery, &Value> = BTreeMap::new();
-    for record in pods.iter().flat_map(|pod| &pod.left.log) {
+    for record in pods.iter().flat_map(|pod| &pod.exited.log) {
         if record["message"] == "message deleted" || record["message"] == "message kept" {
             let id = record["message_id"].as_str().unwrap().to_owned();
             let delivery = (id, record["receive_count"].as_u64().unwrap());
@@ -693,10 +695,13 @@ fn judge(
         let Some(record) = records.get(delivery) else {
             let pod =
                 pods.iter().find(|pod| pod.name == attempt.pod).expect("a pod that was started");
-            let Left { stdout, stderr, .. } = &pod.left;
-            let left =
-                format!("{:?}, left with {}:\n{stdout}{stderr}", pod.signalled, pod.left.code());
-            assert!(pod.was_killed(), "{delivery:?}: {attempt:?}, and no record; {left}");
+            let ExitedRun { stdout, stderr, .. } = &pod.exited;
+            let output = format!(
+                "{:?}, exited with {}:\n{stdout}{stderr}",
+                pod.signalled,
+                pod.exited.code()
+            );
+            assert!(pod.was_killed(), "{delivery:?}: {attempt:?}, and no record; {output}");
             continue;
         };
         let is_deleted = deleted.contains(delivery);
@@ -717,13 +722,13 @@ fn judge(
         "a success is told that no command had"
     );
 
-    for Pod { name, left, .. } in pods.iter().filter(|pod| !pod.was_killed()) {
-        let Left { stdout, stderr, .. } = left;
-        let as_documented = [0, 1, 65, 75, 143].contains(&left.code());
+    for Pod { name, exited, .. } in pods.iter().filter(|pod| !pod.was_killed()) {
+        let ExitedRun { stdout, stderr, .. } = exited;
+        let as_documented = [0, 1, 65, 75, 143].contains(&exited.code());
         assert!(
             as_documented && stderr.is_empty(),
             "{name} left with {}:\n{stdout}{stderr}",
-            left.code()
+            exited.code()
         );
         assert!(!stdout.contains("a bug in leasehold"), "{stdout}");
     }
@@ -734,11 +739,12 @@ fn survivors(cloud: &Cloud) -> Vec<String> {
     let marker = format!("{MARKER}={}", cloud.endpoint);
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let left = pids.filter(|pid| {
+    let remaining = pids.filter(|pid| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
             && is_alive(*pid)
     });
-    left.map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+    remaining
+        .map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
         .collect()
 }

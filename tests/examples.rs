@@ -10,14 +10,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 
 fn examples() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
 }
 
 /// `leasehold local examples/NAME/inbox -- COMMAND`, in the repository.
-async fn local(name: &str, command: &[&str], code: i32) -> (Left, TempDir) {
+async fn local(name: &str, command: &[&str], code: i32) -> (ExitedRun, TempDir) {
     let outbox = tempfile::tempdir().unwrap();
     let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     leasehold.current_dir(env!("CARGO_MANIFEST_DIR")).args([
@@ -27,12 +27,13 @@ async fn local(name: &str, command: &[&str], code: i32) -> (Left, TempDir) {
         "--outbox",
     ]);
     leasehold.arg(outbox.path()).arg("--").args(command);
-    (Leasehold::start(leasehold).run_to(code).await, outbox)
+    (Leasehold::start(leasehold).expect_exit(code).await, outbox)
 }
 
 /// What the table says of a file.
-fn row<'a>(left: &'a Left, file: &str) -> &'a str {
-    left.stdout
+fn row<'a>(exited: &'a ExitedRun, file: &str) -> &'a str {
+    exited
+        .stdout
         .lines()
         .find(|line| line.contains(file) && line.contains("  "))
         .expect("it is in the table")
@@ -40,10 +41,10 @@ fn row<'a>(left: &'a Left, file: &str) -> &'a str {
 
 #[tokio::test]
 async fn bash_compresses_a_file_and_refuses_an_empty_one() {
-    let (left, outbox) = local("compress", &["bash", "examples/compress/compress.sh"], 1).await;
-    assert!(left.stdout.contains("1 of 2 files succeeded"), "{}", left.stdout);
-    assert!(row(&left, "empty.txt").contains("dead letter: permanent  3"), "{}", left.stdout);
-    assert!(left.stderr.contains("the object is empty"), "{}", left.stderr);
+    let (exited, outbox) = local("compress", &["bash", "examples/compress/compress.sh"], 1).await;
+    assert!(exited.stdout.contains("1 of 2 files succeeded"), "{}", exited.stdout);
+    assert!(row(&exited, "empty.txt").contains("dead letter: permanent  3"), "{}", exited.stdout);
+    assert!(exited.stderr.contains("the object is empty"), "{}", exited.stderr);
     let mut check = Command::new("sh");
     check.args(["-c", "sha256sum --check --quiet *.sha256 && gunzip --stdout notes.txt.gz"]);
     let checked = check.current_dir(outbox.path().join("notes.txt")).output().await.unwrap();
@@ -53,10 +54,14 @@ async fn bash_compresses_a_file_and_refuses_an_empty_one() {
 
 #[tokio::test]
 async fn a_refused_import_says_why_and_succeeds_after_its_delay() {
-    let (left, _outbox) = local("import", &["python3", "examples/import/import.py"], 0).await;
-    assert!(row(&left, "many.csv").contains("succeeded  2"), "{}", left.stdout);
-    assert!(row(&left, "few.csv").contains("succeeded  1"), "{}", left.stdout);
-    assert!(left.stderr.contains("the service takes no more orders for 1 s"), "{}", left.stderr);
+    let (exited, _outbox) = local("import", &["python3", "examples/import/import.py"], 0).await;
+    assert!(row(&exited, "many.csv").contains("succeeded  2"), "{}", exited.stdout);
+    assert!(row(&exited, "few.csv").contains("succeeded  1"), "{}", exited.stdout);
+    assert!(
+        exited.stderr.contains("the service takes no more orders for 1 s"),
+        "{}",
+        exited.stderr
+    );
 }
 
 #[tokio::test]
@@ -74,9 +79,9 @@ async fn node_counts_words() {
 
 #[tokio::test]
 async fn transcoding_succeeds_at_once_if_nothing_interrupts_it() {
-    let (left, outbox) =
+    let (exited, outbox) =
         local("transcode", &["python3", "examples/transcode/transcode.py"], 0).await;
-    assert!(left.stdout.contains("2 of 2 files succeeded"), "{}", left.stdout);
+    assert!(exited.stdout.contains("2 of 2 files succeeded"), "{}", exited.stdout);
     assert!(fs::metadata(outbox.path().join("short.film/film.out")).unwrap().len() > 0);
 }
 
@@ -142,15 +147,14 @@ async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
     let flags = format!("--checkpoint s3://{state}/transcode --retry-min 1s --retry-max 1s");
     let stopped = cloud.run(&flags, &script("0.5"));
     eventually("a segment is done", async || {
-        let mut files =
-            walkdir::WalkDir::new(cloud.notes.path()).into_iter().filter_map(Result::ok);
+        let mut files = walkdir::WalkDir::new(cloud.dir.path()).into_iter().filter_map(Result::ok);
         files.any(|file| file.path().extension().is_some_and(|it| it == "segment")).then_some(())
     })
     .await;
     stopped.signal(Signal::SIGTERM);
-    stopped.run_to(143).await;
-    let left = cloud.run(&flags, &script("0")).run_to(0).await;
-    let lines: Vec<_> = left.log.iter().filter_map(|record| record["line"].as_str()).collect();
+    stopped.expect_exit(143).await;
+    let exited = cloud.run(&flags, &script("0")).expect_exit(0).await;
+    let lines: Vec<_> = exited.log.iter().filter_map(|record| record["line"].as_str()).collect();
     assert!(lines.contains(&"segment 1 of 6 is there already"), "{lines:?}");
     assert!(lines.contains(&"6 segments joined"), "{lines:?}");
 }

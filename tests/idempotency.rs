@@ -24,7 +24,7 @@ use crate::support::aws;
 use crate::support::cloud::Cloud;
 use crate::support::http::Http;
 use crate::support::journey::{
-    Arrived, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
+    Does, FakeCommand, Journey, MINUTE, RunResult, S, VISIBILITY, deletes, exits, queue, queue_with,
 };
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
@@ -50,8 +50,8 @@ fn event(name: &str, sequencer: Option<&str>) -> String {
     body.to_string()
 }
 
-fn outcomes(arrived: &Arrived) -> Vec<&'static str> {
-    arrived.ended().iter().map(Ended::outcome).collect()
+fn outcomes(result: &RunResult) -> Vec<&'static str> {
+    result.ended().iter().map(Ended::outcome).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,9 +59,9 @@ async fn a_redelivery_of_finished_work_is_deleted_without_running() {
     let (queue, command, records) = (twice(), exits(0), MemoryRecords::default());
     let mut first = pod(&queue, &command, &records);
     first.settings.policy.max_messages = 2;
-    let arrived = first.run().await;
+    let result = first.run().await;
     assert_eq!(
-        (arrived.outcome.clone(), outcomes(&arrived)),
+        (result.outcome.clone(), outcomes(&result)),
         (RunOutcome::Finished, vec!["succeeded", "already_done"])
     );
     assert_eq!((command.runs(), deletes(&queue), records.state().as_deref()), (1, 2, Some("done")));
@@ -75,8 +75,8 @@ async fn work_that_failed_is_done_again_at_once() {
     assert_eq!(records.state().as_deref(), Some("released"));
     let mut second = pod(&queue, &command, &records);
     second.settings.polling.wait = MINUTE;
-    let arrived = second.run().await;
-    assert_eq!((outcomes(&arrived), arrived.ended()[0].work.timings.total), (vec!["succeeded"], S));
+    let result = second.run().await;
+    assert_eq!((outcomes(&result), result.ended()[0].work.timings.total), (vec!["succeeded"], S));
     assert_eq!(records.state().as_deref(), Some("done"));
 }
 
@@ -116,8 +116,8 @@ async fn what_a_dead_pod_began_is_taken_over_when_its_record_expires() {
     let dead = pod(&queue, &command, &records).run_for(MINUTE, std::future::pending()).await;
     assert!(dead.is_none());
     assert_eq!(records.state().as_deref(), Some("in_progress"));
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 2));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), command.runs()), (vec!["succeeded"], 2));
     // It last refreshed the record after a third of its lease.
     let taken_over = started.elapsed() - 5 * MINUTE;
     let expires = VISIBILITY / 3 + VISIBILITY;
@@ -142,12 +142,12 @@ async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
     };
     let dead = pod().run_for(MINUTE / 2, std::future::pending()).await;
     assert!(dead.is_none());
-    let arrived = pod().run().await;
+    let result = pod().run().await;
     assert_eq!(
-        (outcomes(&arrived), arrived.ended()[0].subject.receive_count),
+        (outcomes(&result), result.ended()[0].subject.receive_count),
         (vec!["succeeded"], 2)
     );
-    assert!(arrived.took < MINUTE + 5 * MINUTE + 15 * S, "{:?}", arrived.took);
+    assert!(result.took < MINUTE + 5 * MINUTE + 15 * S, "{:?}", result.took);
 }
 
 /// There may be errors each time it looks at the record; those that passed do not count.
@@ -155,7 +155,7 @@ async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
 async fn a_waiting_pod_outlives_any_number_of_errors_that_pass() {
     let (queue, records) = (twice(), MemoryRecords::default());
     let command = FakeCommand::new(Does::Exits(9 * MINUTE, 0));
-    let waiting = records.another();
+    let waiting = records.for_another_pod();
     let weather = async {
         for _ in 0..8 {
             sleep(MINUTE).await;
@@ -185,8 +185,8 @@ async fn a_write_whose_answer_is_lost_is_recognised_as_ours() {
         let command = FakeCommand::new(Does::Exits(MINUTE + 30 * S, 0));
         records
             .script((0..lost).map(|_| Fault::None).chain([Fault::AnswerLost, Fault::AnswerLost]));
-        let arrived = pod(&queue, &command, &records).run().await;
-        assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 1), "write {lost}");
+        let result = pod(&queue, &command, &records).run().await;
+        assert_eq!((outcomes(&result), command.runs()), (vec!["succeeded"], 1), "write {lost}");
         assert_eq!((records.state().as_deref(), records.len()), (Some("done"), 1), "write {lost}");
     }
 }
@@ -195,16 +195,16 @@ async fn a_write_whose_answer_is_lost_is_recognised_as_ours() {
 async fn errors_that_pass_cost_nothing() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     records.script([Fault::Refused, Fault::Refused, Fault::None, Fault::Refused, Fault::Refused]);
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), records.state().as_deref()), (vec!["succeeded"], Some("done")));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), records.state().as_deref()), (vec!["succeeded"], Some("done")));
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_the_records_nothing_runs_and_nothing_is_deleted() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     records.unreachable.store(true, Ordering::Relaxed);
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), arrived.outcome.exit_code()), (vec!["not_recorded"], 75));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), result.outcome.exit_code()), (vec!["not_recorded"], 75));
     assert_eq!((command.runs(), deletes(&queue)), (0, 0));
 }
 
@@ -213,11 +213,11 @@ async fn without_the_records_nothing_runs_and_nothing_is_deleted() {
 async fn work_that_could_not_be_recorded_is_kept() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     let down = records.unreachable.clone();
-    let (arrived, ()) = tokio::join!(pod(&queue, &command, &records).run(), async {
+    let (result, ()) = tokio::join!(pod(&queue, &command, &records).run(), async {
         sleep(S).await;
         down.store(true, Ordering::Relaxed);
     });
-    assert_eq!((outcomes(&arrived), deletes(&queue)), (vec!["not_recorded"], 0));
+    assert_eq!((outcomes(&result), deletes(&queue)), (vec!["not_recorded"], 0));
 }
 
 /// A command that exits 0 because it was told to end has not finished.
@@ -330,7 +330,7 @@ async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
     let mut first = pod(&queue, &command, &records);
     first.settings.policy.limits.max_duration = S;
     first.run().await;
-    let ours: Value = serde_json::from_slice(&records.one()).unwrap();
+    let ours: Value = serde_json::from_slice(&records.only_record()).unwrap();
     for (field, value, problem) in [
         ("version", json!(9), "has version 9, but this leasehold reads only version 1"),
         ("version", json!("hidden"), "not an idempotency record"),
@@ -342,9 +342,9 @@ async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
         let (mut record, queue) = (ours.clone(), queue_with(&[&object_created("k")]));
         (record["state"], record[field]) = (json!("done"), value);
         records.overwrite(record.to_string().as_bytes());
-        let arrived = pod(&queue, &command, &records).run().await;
-        assert_eq!((outcomes(&arrived), deletes(&queue)), (vec!["not_recorded"], 0), "{record}");
-        let error = arrived.ended()[0].error().unwrap();
+        let result = pod(&queue, &command, &records).run().await;
+        assert_eq!((outcomes(&result), deletes(&queue)), (vec!["not_recorded"], 0), "{record}");
+        let error = result.ended()[0].error().unwrap();
         assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
     }
     assert_eq!(command.runs(), 1);
@@ -385,8 +385,8 @@ async fn a_store_that_refuses_every_write_keeps_the_message() {
     let (queue, command) = (queue(), exits(0));
     let records = MemoryRecords::default();
     records.script([Fault::ConditionFailed; 20]);
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), command.runs()), (vec!["not_recorded"], 0));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), command.runs()), (vec!["not_recorded"], 0));
 }
 
 /// The same on everything that keeps records.
@@ -508,11 +508,11 @@ async fn the_binary_does_not_do_finished_work_again() {
         cloud.s3.put_object().bucket(&cloud.bucket).key("k").body(b"x".to_vec().into()).send();
     put.await.expect("the object is put");
     let flags = format!("--idempotency s3://{records}/done --max-messages 2");
-    let left = cloud.run(&flags, "echo ran >> runs").run_to(0).await;
-    let settled = left.log.iter().filter(|record| record["message"] == "message deleted");
+    let exited = cloud.run(&flags, "echo ran >> runs").expect_exit(0).await;
+    let settled = exited.log.iter().filter(|record| record["message"] == "message deleted");
     let outcomes: Vec<_> = settled.map(|record| record["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["succeeded", "already_done"], "{}", left.stdout);
-    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("runs")).unwrap(), "ran\n");
+    assert_eq!(outcomes, ["succeeded", "already_done"], "{}", exited.stdout);
+    assert_eq!(std::fs::read_to_string(cloud.dir.path().join("runs")).unwrap(), "ran\n");
 }
 
 /// The records as one pod reaches them in bad weather: answers are late, or lost, or there are
@@ -629,7 +629,7 @@ async fn a_record_that_another_has_claimed_is_not_written_over() {
     };
     let theirs = records.claimed_by_another();
     assert!(matches!(held.done().await, Err(Failure::Superseded(_))));
-    assert_eq!(records.one(), theirs);
+    assert_eq!(records.only_record(), theirs);
 }
 
 /// A read that is never answered is one that failed.
@@ -699,8 +699,10 @@ fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
             let records = MemoryRecords::default();
             for _ in 0..4 {
                 let pods = (0..3).map(|_| {
-                    let weather =
-                        Weather { records: records.another(), chance: Mutex::new(chance.fork()) };
+                    let weather = Weather {
+                        records: records.for_another_pod(),
+                        chance: Mutex::new(chance.fork()),
+                    };
                     random_pod(idempotency(weather), chance.fork(), log.clone())
                 });
                 futures_util::future::join_all(pods.collect::<Vec<_>>()).await;

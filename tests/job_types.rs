@@ -518,8 +518,8 @@ async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
     job_type.limits.retry.retry = Retry::Backoff { min: 33 * S, max: 33 * S };
     journey.settings.policy.job_types = vec![job_type];
     let started = Instant::now();
-    let arrived = journey.run().await;
-    assert_eq!(arrived.outcomes(), ["timed_out"]);
+    let result = journey.run().await;
+    assert_eq!(result.outcomes(), ["timed_out"]);
     assert_eq!(
         command.ended() - started,
         3 * MINUTE + 7 * S,
@@ -539,7 +539,7 @@ async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
         (command.got("JOB_TYPE"), command.got("JOB_INPUT")),
         (vec!["keys".to_owned()], vec![])
     );
-    assert_eq!(arrived.ended()[0].subject.job_type.as_deref(), Some("keys"));
+    assert_eq!(result.ended()[0].subject.job_type.as_deref(), Some("keys"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -583,11 +583,11 @@ async fn a_message_of_no_job_type_is_a_permanent_failure_if_there_is_no_command_
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.job_types = vec![by_key("keys", "k")];
     journey.settings.policy.task = None;
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["no_job_type"], 65));
-    assert!(matches!(arrived.outcome, RunOutcome::Kept(_)));
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["no_job_type"], 65));
+    assert!(matches!(result.outcome, RunOutcome::Kept(_)));
     assert_eq!((command.runs(), deletes(&queue), queue.counts().in_flight), (0, 0, 1));
-    let ended = &arrived.ended()[0];
+    let ended = &result.ended()[0];
     assert_eq!(ended.subject.objects.len(), 1, "it is told which object nobody works on");
     assert!(ended.error().is_some_and(|error| error.contains("no COMMAND for other messages")));
 }
@@ -595,7 +595,7 @@ async fn a_message_of_no_job_type_is_a_permanent_failure_if_there_is_no_command_
 #[tokio::test]
 async fn each_job_type_has_its_own_command() {
     let cloud = Cloud::new(5).await;
-    let types = cloud.notes.path().join("types.yaml");
+    let types = cloud.dir.path().join("types.yaml");
     let text = r#"job-types:
   - name: numbers
     match: { key: "*.num" }
@@ -610,23 +610,23 @@ async fn each_job_type_has_its_own_command() {
     fs::write(&types, text).unwrap();
     let flags = format!("--job-types {} --retry-min 1s", types.display());
     cloud.put("1.num", b"1").await;
-    let left = cloud.run(&flags, "exit 1").run_to(0).await;
+    let exited = cloud.run(&flags, "exit 1").expect_exit(0).await;
     let result =
         cloud.s3.get_object().bucket(&cloud.bucket).key("numbers/1/numbers").send().await.unwrap();
     assert_eq!(result.body.collect().await.unwrap().into_bytes(), "numbers\n");
-    assert_eq!(left.record("message deleted")["job_type"], "numbers");
+    assert_eq!(exited.record("message deleted")["job_type"], "numbers");
 
     // The result is in a bucket that sends events.
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
     cloud.put("in/a/word", b"w").await;
-    let left = cloud.run(&flags, "exit 1").run_to(65).await;
-    let kept = left.record("message kept");
+    let exited = cloud.run(&flags, "exit 1").expect_exit(65).await;
+    let kept = exited.record("message kept");
     assert_eq!((&kept["outcome"], &kept["job_type"]), (&"permanent".into(), &"words".into()));
 
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
     cloud.put("other", b"o").await;
-    let left = cloud.run(&flags, "exit 0").run_to(0).await;
-    assert_eq!(left.record("message deleted")["job_type"], "default");
+    let exited = cloud.run(&flags, "exit 0").expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["job_type"], "default");
 }
 
 /// A job type may treat objects that are gone otherwise than the flags say.

@@ -698,8 +698,8 @@ async fn a_guard_that_is_stopped_does_not_keep_us_from_ending() {
 
 /// What is blocked or ignored stays so in what is started, unless somebody sees to it.
 #[tokio::test]
-async fn the_command_hears_all_signals_whatever_we_hear() {
-    alone("the_command_hears_all_signals_whatever_we_hear", &[], signals_of_a_command()).await;
+async fn the_command_gets_all_signals_whatever_we_handle() {
+    alone("the_command_gets_all_signals_whatever_we_handle", &[], signals_of_a_command()).await;
 }
 
 #[tokio::test]

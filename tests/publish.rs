@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 use crate::support::journey::{
     Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue,
 };
@@ -43,9 +43,9 @@ async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_th
     let bucket = results_of(&cloud).await;
     cloud.put("in/orders.csv", b"x").await;
     let script = r#"cd "$JOB_OUTPUT_DIR"; mkdir -p "by day/ü"; echo '{}' > totals.json; echo '1;2' > "by day/ü/1.csv"; touch none"#;
-    let left = cloud
+    let exited = cloud
         .run(&format!("--output s3://{bucket}/{{job_type}}/{{stem}}/"), script)
-        .run_to(0)
+        .expect_exit(0)
         .await;
 
     let below = "default/orders";
@@ -65,7 +65,7 @@ async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_th
         cloud.s3.get_object().bucket(&bucket).key(format!("{below}/none")).send().await.unwrap();
     assert_eq!(get.content_type(), Some("application/octet-stream"));
 
-    let ended = left.record("message deleted");
+    let ended = exited.record("message deleted");
     assert_eq!((&ended["published"], &ended["published_bytes"]), (&3.into(), &7.into()));
     let manifest: Vec<Value> = serde_json::from_str(ended["manifest"].as_str().unwrap()).unwrap();
     let named: Vec<_> =
@@ -93,8 +93,9 @@ async fn results_that_cannot_be_published_keep_the_message() {
         let bucket =
             if bucket.is_some() { results_of(&cloud).await } else { "no-such-bucket".to_owned() };
         cloud.put("k", b"x").await;
-        let left = cloud.run(&format!("--output s3://{bucket}/out"), script).run_to(75).await;
-        let kept = left.record("message kept");
+        let exited =
+            cloud.run(&format!("--output s3://{bucket}/out"), script).expect_exit(75).await;
+        let kept = exited.record("message kept");
         assert_eq!((&kept["outcome"], &kept["exit_code"]), (&"publish_failed".into(), &0.into()));
         assert!(kept["error"].as_str().unwrap().contains(complaint), "{kept}");
         assert_eq!(cloud.counts().await, (0, 1));
@@ -108,8 +109,9 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
     let bucket = results_of(&cloud).await;
     cloud.send("a body".to_owned()).await;
     let flags = format!("--accept-raw --output s3://{bucket}/{{job_type}}/{{message_id}}");
-    let left = cloud.run(&flags, r#"cp "$JOB_INPUT" "$JOB_OUTPUT_DIR/seen""#).run_to(0).await;
-    let ended = left.record("message deleted");
+    let exited =
+        cloud.run(&flags, r#"cp "$JOB_INPUT" "$JOB_OUTPUT_DIR/seen""#).expect_exit(0).await;
+    let ended = exited.record("message deleted");
     let key = format!("default/{}/seen", ended["message_id"].as_str().unwrap());
     assert_eq!(
         (ended["published"].as_u64(), keys(&cloud, &bucket).await),
@@ -121,11 +123,11 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
 
 /// So that a script works on a laptop and in a pod.
 #[tokio::test]
-async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
+async fn unpublished_results_and_state_are_dropped_with_one_warning() {
     let cloud = Cloud::new(5).await;
-    let dropped = |left: &Left| {
+    let dropped = |exited: &ExitedRun| {
         let warnings =
-            left.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
+            exited.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
         warnings.map(|record| record["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let write = r#"for n in 1 2 3; do echo x > "$JOB_OUTPUT_DIR/$n"; echo x > "$JOB_CHECKPOINT_DIR/$n"; done"#;
@@ -133,11 +135,11 @@ async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
         [(r#"cd "$JOB_OUTPUT_DIR" && cd "$JOB_CHECKPOINT_DIR""#, 0), (write, 2)]
     {
         cloud.put("k", b"x").await;
-        let left = cloud.run("", script).run_to(0).await;
-        assert!(left.record("message deleted").get("published").is_none());
-        assert_eq!(dropped(&left).len(), warnings, "{:?}", dropped(&left));
+        let exited = cloud.run("", script).expect_exit(0).await;
+        assert!(exited.record("message deleted").get("published").is_none());
+        assert_eq!(dropped(&exited).len(), warnings, "{:?}", dropped(&exited));
         assert!(
-            dropped(&left)
+            dropped(&exited)
                 .iter()
                 .zip(["--output", "--checkpoint"])
                 .all(|(text, flag)| text.contains(flag))
@@ -225,13 +227,13 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     };
 
     put(&failing).await;
-    let left = run(&failing, &failing_results, &broken).run_to(75).await;
-    let kept = left.record("message kept");
+    let exited = run(&failing, &failing_results, &broken).expect_exit(75).await;
+    let kept = exited.record("message kept");
     assert_eq!(kept["outcome"], "publish_failed");
     assert!(kept["error"].as_str().unwrap().contains("/large: InternalError"), "{kept}");
     assert_eq!(unfinished(&failing_results).await, 0);
-    let left = run(&failing, &failing_results, &direct).run_to(0).await;
-    let ended = left.record("message deleted");
+    let exited = run(&failing, &failing_results, &direct).expect_exit(0).await;
+    let ended = exited.record("message deleted");
     assert_eq!((&ended["published"], &ended["published_bytes"]), (&1.into(), &40_000_000.into()));
     let key = format!("{}/large", ended["message_id"].as_str().unwrap());
     let head = moto.head_object().bucket(&failing_results).key(&key).send().await.unwrap();
@@ -245,9 +247,9 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     .await;
     let asked = Instant::now();
     running.signal(Signal::SIGTERM);
-    let left = running.run_to(143).await;
+    let exited = running.expect_exit(143).await;
     assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
-    assert_eq!(left.record("message kept")["outcome"], "stopped");
+    assert_eq!(exited.record("message kept")["outcome"], "stopped");
     assert_eq!((unfinished(&slow_results).await, slow.counts().await), (0, (1, 0)));
 }
 
@@ -292,11 +294,11 @@ async fn a_stop_waits_for_the_outbox_to_clean_up_and_releases_the_message() {
     let mut journey = Journey::new(&queue, &command);
     journey.outbox = Some(outbox.clone());
     let began = Instant::now();
-    let arrived = journey.run_and_stop_after(MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stopped"], 143));
+    let result = journey.run_and_stop_after(MINUTE).await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["stopped"], 143));
     // All of --stop-grace, of 20 seconds.
     assert_eq!(outbox.cleaned_up_after(began), Some(MINUTE + 20 * S));
-    assert!(arrived.took < MINUTE + GRACE);
+    assert!(result.took < MINUTE + GRACE);
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
@@ -310,7 +312,7 @@ async fn a_lost_lease_gives_up_publishing_at_once() {
         journey.settings.policy.limits.visibility = 6 * S;
         journey.settings.policy.limits.retry.on_stop = OnStop::Expire;
         let began = Instant::now();
-        let (arrived, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
+        let (result, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
             sleep(lost_after).await;
             // The next beat is refused.
             queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight(
@@ -318,7 +320,7 @@ async fn a_lost_lease_gives_up_publishing_at_once() {
             )));
         });
         let outcome = if lost_after < MINUTE { "lease_lost" } else { "stopped" };
-        assert_eq!((arrived.outcomes(), deletes(&queue)), (vec![outcome], 0));
+        assert_eq!((result.outcomes(), deletes(&queue)), (vec![outcome], 0));
         let cleaned_up = outbox.cleaned_up_after(began).unwrap();
         assert!(cleaned_up <= lost_after + 2 * S + 2 * S, "{cleaned_up:?}");
     }
@@ -343,7 +345,7 @@ async fn a_stop_saves_the_checkpoint_beside_what_is_published() {
         journey.outbox = Some(Slow::of(takes));
         journey.checkpoints = Some((bucket.clone(), None));
         bucket.uploads_take(10 * S);
-        let arrived = journey.run_and_stop_after(2 * MINUTE + 5 * MINUTE - 5 * S).await;
-        assert_eq!((arrived.outcomes(), bucket.keys().len()), (vec!["stopped"], keys));
+        let result = journey.run_and_stop_after(2 * MINUTE + 5 * MINUTE - 5 * S).await;
+        assert_eq!((result.outcomes(), bucket.keys().len()), (vec!["stopped"], keys));
     }
 }

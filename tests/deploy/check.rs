@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::check_manifest::{change, good, recorded};
 use super::stack::{Stack, without};
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Ministack, Pushgateway};
 
@@ -233,22 +233,22 @@ async fn check_live(
     cloud: &Cloud,
     flags: &str,
     credentials: &BTreeMap<String, String>,
-) -> (Left, Vec<String>) {
+) -> (ExitedRun, Vec<String>) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command
         .args(["check", "--format", "json", "--queue-url", &cloud.queue_url])
         .args(flags.split_whitespace());
     command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").envs(credentials);
-    let left = Leasehold::start(command).left().await;
-    let told: Value = serde_json::from_str(&left.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", left.stderr));
+    let exited = Leasehold::start(command).wait().await;
+    let told: Value = serde_json::from_str(&exited.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", exited.stderr));
     let text = |finding: &Value| {
         let of = |field: &str| finding[field].as_str().unwrap().to_owned();
         format!("{} {}: {}", of("severity"), of("where"), of("what"))
     };
     let lines = told["findings"].as_array().unwrap().iter().map(text).collect();
-    (left, lines)
+    (exited, lines)
 }
 
 /// Many stores have no notifications: a record of the check's own becomes no message there, so
@@ -298,8 +298,8 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     let dlq = cloud.dead_letter_queue_url.clone();
     set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
     let flags = format!("--buckets {} --pushgateway {}", cloud.bucket, gateway.url());
-    let (left, lines) = check_live(&cloud, &flags, &anybody).await;
-    assert_eq!(left.code(), 0, "{lines:#?}");
+    let (exited, lines) = check_live(&cloud, &flags, &anybody).await;
+    assert_eq!(exited.code(), 0, "{lines:#?}");
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(
         lines[0].starts_with("unchecked") && lines[0].contains("sqs:ReceiveMessage"),
@@ -326,8 +326,8 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     let events = "--events ObjectRemoved:* --input none";
     let away = "--pushgateway http://127.0.0.1:1 --output s3://no-such-bucket/out";
     let away = format!("--buckets {},no-such-bucket {away} {events}", cloud.bucket);
-    let (left, lines) = check_live(&cloud, &away, &anybody).await;
-    assert_eq!(left.code(), 78);
+    let (exited, lines) = check_live(&cloud, &away, &anybody).await;
+    assert_eq!(exited.code(), 78);
     for text in [
         "1h is shorter than the 2h",
         "so all their messages are deleted",
@@ -433,14 +433,14 @@ async fn whether_s3_may_send_is_read_in_the_queues_policy() {
             set(&cloud, &cloud.queue_url, QueueAttributeName::Policy, &policy).await;
         };
         with(&statements).await;
-        let (left, lines) =
+        let (exited, lines) =
             check_live(&cloud, &format!("--buckets {}", cloud.bucket), &BTreeMap::new()).await;
         let told: Vec<_> = lines.iter().filter(|line| line.contains(", Policy: ")).collect();
         if arrives {
-            assert!(told.is_empty() && left.code() == 0, "{statements:#?}: {lines:#?}");
+            assert!(told.is_empty() && exited.code() == 0, "{statements:#?}: {lines:#?}");
         } else {
             assert!(
-                told.len() == 1 && told[0].starts_with("error") && left.code() == 78,
+                told.len() == 1 && told[0].starts_with("error") && exited.code() == 78,
                 "{statements:#?}: {lines:#?}"
             );
         }
@@ -543,7 +543,7 @@ async fn what_is_written_must_not_become_work() {
         cloud.put("in/k", b"x").await;
         notify(&cloud, told).await;
         let named = |text: &str| text.replace("{}", &cloud.bucket);
-        let (left, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
+        let (exited, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
         let of_places: Vec<_> =
             lines.iter().filter(|line| line.contains("files written there")).collect();
         assert!(!lines.iter().any(|line| line.contains("s3:PutObject")), "{case}: {lines:#?}");
@@ -559,7 +559,7 @@ async fn what_is_written_must_not_become_work() {
                 "{case}: {of_places:#?}"
             );
         }
-        assert_eq!(left.code(), if finding.starts_with("error") { 78 } else { 0 }, "{case}");
+        assert_eq!(exited.code(), if finding.starts_with("error") { 78 } else { 0 }, "{case}");
 
         let record = json!({
             "eventVersion": "2.1",
@@ -569,7 +569,7 @@ async fn what_is_written_must_not_become_work() {
         });
         cloud.send(json!({ "Records": [record] }).to_string()).await;
         let run = format!("--input none --retry-min 1s {}", named(flags));
-        cloud.run(&run, script).left().await;
+        cloud.run(&run, script).wait().await;
         // S3 may take its time to tell: what is told of a copy comes after all else.
         if !makes_work {
             let copy = cloud.s3.copy_object().bucket(&cloud.bucket).key("in/copy.csv");
@@ -631,10 +631,10 @@ async fn what_the_role_does_not_allow_is_told() {
             .find(|(_, one)| one == action)
             .unwrap();
         stack.set_policy(&stack.worker, &without(&stack.worker.document, &sid, action)).await;
-        let (left, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
+        let (exited, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
         let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("error")).collect();
         assert!(errors.len() == 1 && errors[0].contains(action), "{action}: {lines:#?}");
-        assert_eq!(left.code(), 78);
+        assert_eq!(exited.code(), 78);
     }
 }
 
@@ -696,7 +696,7 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
     }
     stack.set_policy(&stack.worker, document).await;
 
-    let types = cloud.notes.path().join("types.yaml");
+    let types = cloud.dir.path().join("types.yaml");
     let text = format!(
         "job-types: [{{name: videos, command: [\"true\"], output: \"s3://{bucket}/elsewhere\"}}]"
     );

@@ -28,12 +28,18 @@ async fn an_object_put_into_the_bucket_of_the_template_is_processed() {
     cloud.put("elsewhere/not work", b"x").await;
     cloud.put("in/Zürich.csv", b"a,b\n").await;
     eventually("S3 told the queue", async || (cloud.counts().await == (2, 0)).then_some(())).await;
-    let left =
+    let exited =
         stack.run_as_worker("--max-messages 9 --wait 1s", r#"cat "$JOB_INPUT" > seen"#).await;
-    assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{}{}", left.stdout, left.stderr);
-    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).unwrap(), b"a,b\n");
+    assert_eq!(
+        (exited.code(), cloud.counts().await),
+        (0, (0, 0)),
+        "{}{}",
+        exited.stdout,
+        exited.stderr
+    );
+    assert_eq!(std::fs::read(cloud.dir.path().join("seen")).unwrap(), b"a,b\n");
     let mut outcomes: Vec<_> =
-        left.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
+        exited.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
     outcomes.dedup();
     assert_eq!(
         outcomes,
@@ -83,15 +89,15 @@ async fn eventbridge_sends_to_a_fifo_queue_and_for_a_bucket_that_was_there() {
             cloud.put(key, b"x").await;
         }
         eventually("EventBridge sends", async || (cloud.counts().await.0 == 1).then_some(())).await;
-        let left = stack.run_as_worker("--max-messages 2 --wait 1s", "true").await;
+        let exited = stack.run_as_worker("--max-messages 2 --wait 1s", "true").await;
         assert_eq!(
-            (left.code(), cloud.counts().await),
+            (exited.code(), cloud.counts().await),
             (0, (0, 0)),
             "{parameters:?}: {}{}",
-            left.stdout,
-            left.stderr
+            exited.stdout,
+            exited.stderr
         );
-        assert_eq!(left.record("message deleted")["key"], "in/a.csv");
+        assert_eq!(exited.record("message deleted")["key"], "in/a.csv");
     }
 }
 
@@ -122,13 +128,13 @@ async fn a_queue_that_was_there_is_used_and_not_changed() {
             cloud.put("in/k", b"x").await;
             cloud.send(created(&cloud.bucket, &json!({ "key": "in/k" }))).await;
         }
-        let left = stack.run_as_worker("--wait 1s", "true").await;
+        let exited = stack.run_as_worker("--wait 1s", "true").await;
         assert_eq!(
-            (left.code(), cloud.counts().await),
+            (exited.code(), cloud.counts().await),
             (0, (0, 0)),
             "{parameters:?}: {}{}",
-            left.stdout,
-            left.stderr
+            exited.stdout,
+            exited.stderr
         );
         let attributes =
             stack.sqs_as(&stack.keda).get_queue_attributes().queue_url(&cloud.queue_url);
@@ -200,9 +206,9 @@ impl Feature {
         match self {
             Self::Work => {
                 put_work(cloud, 1).await;
-                let left = stack.run_as_worker(flags, "true").await;
-                check(left.code() == 0 && cloud.counts().await == (0, 0), &left.stdout)?;
-                check(left.record("message deleted")["max_receive_count"] == 5, &left.stdout)
+                let exited = stack.run_as_worker(flags, "true").await;
+                check(exited.code() == 0 && cloud.counts().await == (0, 0), &exited.stdout)?;
+                check(exited.record("message deleted")["max_receive_count"] == 5, &exited.stdout)
             }
             Self::Versions => {
                 let put = cloud
@@ -217,19 +223,19 @@ impl Feature {
                 cloud
                     .send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version })))
                     .await;
-                let left = stack.run_as_worker(flags, r#"cp "$JOB_INPUT" version"#).await;
-                let got = std::fs::read(cloud.notes.path().join("version")).unwrap_or_default();
-                check(left.code() == 0 && got == b"first", &left.stdout)
+                let exited = stack.run_as_worker(flags, r#"cp "$JOB_INPUT" version"#).await;
+                let got = std::fs::read(cloud.dir.path().join("version")).unwrap_or_default();
+                check(exited.code() == 0 && got == b"first", &exited.stdout)
             }
             Self::Retries => {
                 put_work(cloud, 1).await;
-                let left = stack.run_as_worker(flags, "exit 3").await;
-                let next = left.record("message kept")["next"].as_str().unwrap_or_default();
+                let exited = stack.run_as_worker(flags, "exit 3").await;
+                let next = exited.record("message kept")["next"].as_str().unwrap_or_default();
                 // Not "by" or "when": then it was not released, and its lease has to end.
                 let released = ["visible again by", "visible again when"]
                     .iter()
                     .all(|words| !next.contains(words));
-                check(left.code() == 1 && released, &left.stdout)
+                check(exited.code() == 1 && released, &exited.stdout)
             }
             Self::MissingObjects => {
                 // Moto tells everybody what is not there. S3 tells who may list, and says
@@ -244,27 +250,27 @@ impl Feature {
                 let mut command =
                     cloud.command(&[], &format!("{flags} --missing-object ignore"), "true");
                 command.envs(&stack.worker.credentials).env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
-                let left = stack.guarded(Leasehold::start(command).left()).await;
-                check(left.code() == 0 && left.stdout.contains("objects_gone"), &left.stdout)
+                let exited = stack.guarded(Leasehold::start(command).wait()).await;
+                check(exited.code() == 0 && exited.stdout.contains("objects_gone"), &exited.stdout)
             }
             Self::Attempts => {
                 put_work(cloud, 1).await;
                 let flags = format!("{flags} --attempts s3://{}/attempts", cloud.bucket);
-                let left = stack.run_as_worker(&flags, "exit 3").await;
-                let kept = left.record("message kept");
+                let exited = stack.run_as_worker(&flags, "exit 3").await;
+                let kept = exited.record("message kept");
                 let key = format!("attempts/{}/1.json", kept["message_id"].as_str().unwrap());
                 let get = cloud.s3.get_object().bucket(&cloud.bucket).key(key).send().await;
-                check(get.is_ok(), &left.stdout)
+                check(get.is_ok(), &exited.stdout)
             }
             Self::Output => {
                 put_work(cloud, 1).await;
                 let flags = format!("{flags} --output s3://{}/out", cloud.bucket);
-                let left =
+                let exited =
                     stack.run_as_worker(&flags, r#"echo x > "$JOB_OUTPUT_DIR/result""#).await;
-                check(left.code() == 0, &left.stdout)?;
+                check(exited.code() == 0, &exited.stdout)?;
                 let get =
                     cloud.s3.get_object().bucket(&cloud.bucket).key("out/result").send().await;
-                check(get.is_ok(), &left.stdout)
+                check(get.is_ok(), &exited.stdout)
             }
             Self::Idempotency => {
                 let put = cloud
@@ -287,12 +293,13 @@ impl Feature {
                             &json!({ "key": "in/k", "versionId": version, "sequencer": "1" }),
                         ))
                         .await;
-                    let left = stack.run_as_worker(&flags, "true").await;
+                    let exited = stack.run_as_worker(&flags, "true").await;
                     let ended =
-                        left.log.iter().find(|record| record["message"] == "message deleted");
+                        exited.log.iter().find(|record| record["message"] == "message deleted");
                     check(
-                        left.code() == 0 && ended.is_some_and(|ended| ended["outcome"] == outcome),
-                        &left.stdout,
+                        exited.code() == 0
+                            && ended.is_some_and(|ended| ended["outcome"] == outcome),
+                        &exited.stdout,
                     )?;
                 }
                 Ok(())
@@ -305,8 +312,8 @@ impl Feature {
                 check(kept.code() == 1, &kept.stdout)?;
                 eventually("it is visible", async || (cloud.counts().await.0 == 1).then_some(()))
                     .await;
-                let left = stack.run_as_worker(&flags, script).await;
-                check(left.code() == 0, &left.stdout)?;
+                let exited = stack.run_as_worker(&flags, script).await;
+                check(exited.code() == 0, &exited.stdout)?;
                 let listed = cloud
                     .s3
                     .list_objects_v2()

@@ -128,7 +128,7 @@ async fn the_result_processes_a_file() {
     assert!(install.status.success(), "{}", String::from_utf8_lossy(&install.stderr));
 
     // The program of the page, which knows nothing of SQS.
-    let program = cloud.notes.path().join("process.py");
+    let program = cloud.dir.path().join("process.py");
     fs::write(
         &program,
         "import os\nopen('seen', 'wb').write(open(os.environ['JOB_INPUT'], 'rb').read())\n",
@@ -142,7 +142,7 @@ async fn the_result_processes_a_file() {
         (&["run", "--", "python3"].map(String::from)[..], "/app/process.py")
     );
     let mut pod = Command::new(&words[0]);
-    pod.args(&words[1..]).arg(program).current_dir(cloud.notes.path());
+    pod.args(&words[1..]).arg(program).current_dir(cloud.dir.path());
     for variable in container["env"].as_array().unwrap() {
         let value = match variable["name"].as_str().unwrap() {
             "LEASEHOLD_QUEUE_URL" => cloud.queue_url.clone(),
@@ -151,13 +151,13 @@ async fn the_result_processes_a_file() {
         };
         pod.env(variable["name"].as_str().unwrap(), value);
     }
-    pod.env("LEASEHOLD_TERMINATION_LOG", cloud.notes.path().join("termination-log"));
+    pod.env("LEASEHOLD_TERMINATION_LOG", cloud.dir.path().join("termination-log"));
     pod.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
     pod.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
 
     cloud.put("in/report.csv", b"a,b\n").await;
     eventually("S3 told the queue", async || (cloud.counts().await.0 > 0).then_some(())).await;
-    let left = Leasehold::start(pod).run_to(0).await;
-    assert_eq!(left.record("message deleted")["key"], "in/report.csv");
-    assert_eq!(fs::read(cloud.notes.path().join("seen")).unwrap(), b"a,b\n");
+    let exited = Leasehold::start(pod).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["key"], "in/report.csv");
+    assert_eq!(fs::read(cloud.dir.path().join("seen")).unwrap(), b"a,b\n");
 }

@@ -458,7 +458,7 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
         let value = variable["value"].as_str().unwrap_or("by the downward API");
         settings.insert(variable["name"].as_str().unwrap().to_owned(), value.to_owned());
     }
-    settings.insert("LEASEHOLD_WORK_DIR".to_owned(), cloud.notes.path().display().to_string());
+    settings.insert("LEASEHOLD_WORK_DIR".to_owned(), cloud.dir.path().display().to_string());
     let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     check
         .arg("check")
@@ -466,7 +466,7 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test");
     cloud.put("in/k", b"x").await;
-    let left = Leasehold::start(check).left().await;
+    let left = Leasehold::start(check).wait().await;
     assert_eq!(left.code(), 0, "{}{}", left.stdout, left.stderr);
     assert_eq!(cloud.counts().await.1, 0, "nothing is in flight");
 }

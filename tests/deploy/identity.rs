@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::stack::Stack;
-use crate::support::cloud::{Leasehold, Left, eventually};
+use crate::support::cloud::{ExitedRun, Leasehold, eventually};
 use crate::support::http::Http;
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/leasehold-worker";
@@ -19,7 +19,7 @@ const EXPIRES: &str = "2099-01-01T00:00:00Z";
 /// Requests as they came.
 type Heard = Arc<Mutex<Vec<String>>>;
 
-async fn run(stack: &Stack, prepare: impl FnOnce(&mut Command)) -> Left {
+async fn run(stack: &Stack, prepare: impl FnOnce(&mut Command)) -> ExitedRun {
     stack.cloud.put("in/k", b"x").await;
     eventually("S3 told the queue", async || (stack.cloud.counts().await == (2, 0)).then_some(()))
         .await;
@@ -27,21 +27,21 @@ async fn run(stack: &Stack, prepare: impl FnOnce(&mut Command)) -> Left {
     let flags = "--max-messages 3 --wait 1s --receive-give-up 2s";
     let mut command = stack.cloud.command(&[], flags, r#"cat "$JOB_INPUT" > seen"#);
     command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
-    let token = stack.cloud.notes.path().join("token");
+    let token = stack.cloud.dir.path().join("token");
     std::fs::write(&token, "the pod's token").unwrap();
     prepare(&mut command);
-    stack.guarded(Leasehold::start(command).left()).await
+    stack.guarded(Leasehold::start(command).wait()).await
 }
 
-fn assert_processed(stack: &Stack, left: &Left) {
-    assert_eq!(left.code(), 0, "{}{}", left.stdout, left.stderr);
+fn assert_processed(stack: &Stack, exited: &ExitedRun) {
+    assert_eq!(exited.code(), 0, "{}{}", exited.stdout, exited.stderr);
     assert_eq!(
-        left.log.iter().filter(|record| record["outcome"] == "succeeded").count(),
+        exited.log.iter().filter(|record| record["outcome"] == "succeeded").count(),
         1,
         "{}",
-        left.stdout
+        exited.stdout
     );
-    assert!(stack.cloud.notes.path().join("seen").exists());
+    assert!(stack.cloud.dir.path().join("seen").exists());
 }
 
 fn sts(
@@ -81,14 +81,14 @@ async fn by_irsa_an_sts_gives_the_role_for_the_pods_token() {
 
     let heard = Heard::default();
     let sts = Http::start(sts(&stack.worker.credentials, &heard)).await;
-    let left = run(&stack, |command| {
+    let exited = run(&stack, |command| {
         // As EKS's webhook sets them.
         command.env("AWS_ROLE_ARN", ROLE).env("AWS_STS_REGIONAL_ENDPOINTS", "regional");
-        command.env("AWS_WEB_IDENTITY_TOKEN_FILE", stack.cloud.notes.path().join("token"));
+        command.env("AWS_WEB_IDENTITY_TOKEN_FILE", stack.cloud.dir.path().join("token"));
         command.env("AWS_ENDPOINT_URL_STS", &sts.endpoint);
     })
     .await;
-    assert_processed(&stack, &left);
+    assert_processed(&stack, &exited);
     let heard = heard.lock().unwrap();
     assert!(
         heard[0].contains("WebIdentityToken=the+pod%27s+token")
@@ -104,13 +104,13 @@ async fn an_sts_that_refuses_ends_the_run_with_its_own_words() {
     let stack = Stack::deploy(&[]).await;
     let refusal = "<ErrorResponse><Error><Code>ExpiredTokenException</Code><Message>Token expired</Message></Error></ErrorResponse>";
     let sts = Http::start(|_| (400, refusal.to_owned())).await;
-    let left = run(&stack, |command| {
+    let exited = run(&stack, |command| {
         command.env("AWS_ROLE_ARN", ROLE).env("AWS_ENDPOINT_URL_STS", &sts.endpoint);
-        command.env("AWS_WEB_IDENTITY_TOKEN_FILE", stack.cloud.notes.path().join("token"));
+        command.env("AWS_WEB_IDENTITY_TOKEN_FILE", stack.cloud.dir.path().join("token"));
     })
     .await;
-    assert_eq!(left.code(), 69, "{}{}", left.stdout, left.stderr);
-    assert!(left.stdout.contains("ExpiredTokenException"), "{}", left.stdout);
+    assert_eq!(exited.code(), 69, "{}{}", exited.stdout, exited.stderr);
+    assert!(exited.stdout.contains("ExpiredTokenException"), "{}", exited.stdout);
     let (visible, in_flight) = stack.cloud.counts().await;
     assert!(visible > 0 && in_flight == 0, "something was received");
 }
@@ -133,17 +133,16 @@ async fn by_pod_identity_the_agent_gives_the_role_for_the_pods_token() {
     });
     let heard = Heard::default();
     let agent = Http::start(recorded(&heard, answer.to_string())).await;
-    let left = run(&stack, |command| {
+    let exited = run(&stack, |command| {
         // As EKS sets them, but for the agent's address.
         command.env(
             "AWS_CONTAINER_CREDENTIALS_FULL_URI",
             format!("{}/v1/credentials", agent.endpoint),
         );
-        command
-            .env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", stack.cloud.notes.path().join("token"));
+        command.env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", stack.cloud.dir.path().join("token"));
     })
     .await;
-    assert_processed(&stack, &left);
+    assert_processed(&stack, &exited);
     let heard = heard.lock().unwrap();
     assert!(heard[0].starts_with("GET /v1/credentials HTTP/1.1"), "{}", heard[0]);
     assert!(heard[0].to_lowercase().contains("authorization: the pod's token"), "{}", heard[0]);

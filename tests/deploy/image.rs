@@ -270,10 +270,10 @@ async fn in_an_empty_root_names_tls_sqs_and_s3_work() {
     let container = Container::new(Some(&aws));
     cloud.put("k", b"some bytes").await;
     // There is no other program in there.
-    let left = container.run(&cloud, &["/leasehold", "--version"]).run_to(0).await;
-    assert_eq!(left.record("message deleted")["size"], 10);
+    let exited = container.run(&cloud, &["/leasehold", "--version"]).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["size"], 10);
     let line =
-        left.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
+        exited.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
     assert!(line["line"].as_str().unwrap().starts_with("leasehold "));
     assert_eq!(cloud.counts().await, (0, 0));
 
@@ -301,8 +301,8 @@ async fn in_an_empty_root_names_tls_sqs_and_s3_work() {
     })
     .await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(started), Signal::SIGTERM).unwrap();
-    let left = run.run_to(143).await;
-    assert_eq!(left.record("message kept")["outcome"], "stopped");
+    let exited = run.expect_exit(143).await;
+    assert_eq!(exited.record("message kept")["outcome"], "stopped");
     assert_eq!(cloud.counts().await, (1, 0));
 }
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::aws;
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 use crate::support::servers::{Moto, installed};
 
 pub struct Stack {
@@ -65,7 +65,7 @@ impl Stack {
             bucket: output("BucketName"),
             queue_url: output("QueueUrl"),
             dead_letter_queue_url,
-            notes: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         };
         // EventBridge sends none.
         let by_eventbridge = |parameter: &&str| {
@@ -90,10 +90,10 @@ impl Stack {
     }
 
     /// The same for a run of leasehold with the pods' role.
-    pub async fn run_as_worker(&self, flags: &str, script: &str) -> Left {
+    pub async fn run_as_worker(&self, flags: &str, script: &str) -> ExitedRun {
         let mut command = self.cloud.command(&[], flags, script);
         command.envs(&self.worker.credentials);
-        self.guarded(Leasehold::start(command).left()).await
+        self.guarded(Leasehold::start(command).wait()).await
     }
 
     /// Gives a role another policy.

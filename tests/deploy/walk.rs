@@ -165,9 +165,9 @@ async fn the_quarter_of_an_hour_leads_to_a_processed_file() {
         .env("AWS_ENDPOINT_URL", newcomer.moto.endpoint());
     pod.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
     pod.env("LEASEHOLD_TERMINATION_LOG", work_dir.path().join("termination-log"));
-    let left = Leasehold::start(pod).run_to(0).await;
-    assert_eq!(left.record("message deleted")["key"], "in/CHANGELOG.md");
-    let line = left
+    let exited = Leasehold::start(pod).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["key"], "in/CHANGELOG.md");
+    let line = exited
         .log
         .iter()
         .find_map(|record| record["line"].as_str())
@@ -175,7 +175,7 @@ async fn the_quarter_of_an_hour_leads_to_a_processed_file() {
     let lines =
         fs::read_to_string(newcomer.folder.path().join("CHANGELOG.md")).unwrap().lines().count();
     assert_eq!(serde_json::from_str::<Value>(line).unwrap()["lines"], lines);
-    assert_fluent_bit_reads(&left.log[0]);
+    assert_fluent_bit_reads(&exited.log[0]);
 }
 
 /// As far as that can be seen without a Fluent Bit: none is in a registry that tests may use.

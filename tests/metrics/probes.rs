@@ -27,7 +27,7 @@ async fn a_pod_is_ready_while_it_holds_a_message_and_no_stop_was_asked_for() {
     answers(&format!("{at}/healthz"), 200).await;
 
     cloud.put("k", b"x").await;
-    assert_eq!(cloud.note("up").await, "up");
+    assert_eq!(cloud.file("up").await, "up");
     answers(&format!("{at}/readyz"), 200).await;
     let scraped = get(&format!("{at}/metrics")).await.unwrap().body;
     assert_eq!(value(&scraped, "leasehold_messages_in_flight"), Some(1.0));
@@ -40,8 +40,8 @@ async fn a_pod_is_ready_while_it_holds_a_message_and_no_stop_was_asked_for() {
     let scraped = get(&format!("{at}/metrics")).await.unwrap().body;
     assert_eq!(value(&scraped, r#"leasehold_stops_total{signal="SIGTERM"}"#), Some(1.0));
     assert_eq!(value(&scraped, "leasehold_messages_in_flight"), Some(1.0));
-    cloud.tell("go");
-    run.run_to(143).await;
+    cloud.touch("go");
+    run.expect_exit(143).await;
 }
 
 /// The message is let go while the command still ends.
@@ -53,10 +53,10 @@ async fn a_pod_that_gives_its_message_up_is_not_ready_any_more() {
     let listen = at.trim_start_matches("http://");
     let script = "trap 'echo up > up' TERM; until [ -e go ]; do sleep 0.05; done";
     let run = cloud.run(&format!("--max-duration 1s --listen {listen}"), script);
-    cloud.note("up").await;
+    cloud.file("up").await;
     answers(&format!("{at}/readyz"), 503).await;
-    cloud.tell("go");
-    run.run_to(1).await;
+    cloud.touch("go");
+    run.expect_exit(1).await;
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn an_address_that_is_taken_is_refused_before_anything_is_received() {
     cloud.put("k", b"x").await;
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = taken.local_addr().unwrap();
-    let left = cloud.run(&format!("--listen {address}"), "exit 0").run_to(78).await;
-    assert!(left.stderr.contains(&format!("--listen {address}: ")), "{}", left.stderr);
+    let exited = cloud.run(&format!("--listen {address}"), "exit 0").expect_exit(78).await;
+    assert!(exited.stderr.contains(&format!("--listen {address}: ")), "{}", exited.stderr);
     assert_eq!(cloud.counts().await, (1, 0));
 }

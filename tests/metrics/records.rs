@@ -8,7 +8,7 @@ use aws_sdk_sqs::types::{
 use leasehold::telemetry::records::FIELDS;
 use serde_json::Value;
 
-use crate::support::cloud::{Cloud, GREEDY, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, GREEDY, eventually};
 
 const TRACE_ID: &str = "5759e988bd862e3fe1be46a994272793";
 
@@ -58,10 +58,10 @@ async fn a_trace_is_read_and_logged_and_handed_to_the_command() {
     ] {
         let cloud = Cloud::new(5).await;
         send_traced(&cloud, name, value).await;
-        let left = cloud.run("", r#"echo "$TRACEPARENT" > trace"#).run_to(0).await;
-        assert_eq!(cloud.note("trace").await, traceparent, "{name}");
+        let exited = cloud.run("", r#"echo "$TRACEPARENT" > trace"#).expect_exit(0).await;
+        assert_eq!(cloud.file("trace").await, traceparent, "{name}");
         for record in ["message started", "message deleted"] {
-            assert_eq!(left.record(record)["trace_id"], TRACE_ID, "{name}, {record}");
+            assert_eq!(exited.record(record)["trace_id"], TRACE_ID, "{name}, {record}");
         }
     }
 }
@@ -96,8 +96,8 @@ async fn the_documentation_has_every_field_of_a_messages_records() {
     ];
     for (code, script) in scripts {
         send_traced(&cloud, "traceparent", &format!("00-{TRACE_ID}-53995c3f42cd8ad8-01")).await;
-        let left: Left = cloud.run(&output, &script).run_to(code).await;
-        logged.extend(left.log.iter().flat_map(fields));
+        let exited: ExitedRun = cloud.run(&output, &script).expect_exit(code).await;
+        logged.extend(exited.log.iter().flat_map(fields));
     }
     // That nobody reads the log, and that a run is stopped, are tests of their own.
     logged.extend(["dropped_lines", "stop_grace_s"].map(str::to_owned));
@@ -112,8 +112,8 @@ async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object
     for (length, fits) in [(10, true), (1_000, false)] {
         let key = "%01".repeat(length);
         cloud.send(notification(&cloud, &key)).await;
-        cloud.run("--input none", "exit 65").run_to(65).await;
-        let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
+        cloud.run("--input none", "exit 65").expect_exit(65).await;
+        let message = std::fs::read_to_string(cloud.dir.path().join("termination-log")).unwrap();
         assert!(
             message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'),
             "{message}"
@@ -135,14 +135,15 @@ async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succe
         cloud.send(notification(&cloud, key)).await;
     }
     let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
-    let left = cloud
+    let exited = cloud
         .run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script)
-        .run_to(65)
+        .expect_exit(65)
         .await;
-    assert_eq!(left.record("message deleted")["key"], "good");
-    let leaving: Vec<_> = left.log.iter().filter(|record| record["message"] == "exiting").collect();
+    assert_eq!(exited.record("message deleted")["key"], "good");
+    let leaving: Vec<_> =
+        exited.log.iter().filter(|record| record["message"] == "exiting").collect();
     assert_eq!((leaving.len(), &leaving[0]["exit"]), (1, &65.into()));
-    let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
+    let message = std::fs::read_to_string(cloud.dir.path().join("termination-log")).unwrap();
     let fields: Value = serde_json::from_str(&message).unwrap();
     assert_eq!((&fields["key"], &fields["outcome"]), (&"bad".into(), &"permanent".into()));
 }
@@ -152,7 +153,7 @@ async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succe
 #[tokio::test]
 async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_visible_again() {
     let cloud = Cloud::new(5).await;
-    let path = cloud.notes.path().join("termination-log");
+    let path = cloud.dir.path().join("termination-log");
     let left_behind = || {
         let message = std::fs::read_to_string(&path).ok()?;
         serde_json::from_str::<Value>(&message)
@@ -161,7 +162,7 @@ async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_v
     };
     cloud.send(notification(&cloud, "a/b c")).await;
     let run = cloud.run("--input none --visibility-timeout 3s", "echo up > up; sleep 600");
-    cloud.note("up").await;
+    cloud.file("up").await;
     let visible = |fields: &Value| {
         fields["next"].as_str()?.split_once(" visible again by ").map(|(_, at)| at.to_owned())
     };
@@ -171,7 +172,7 @@ async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_v
             .await;
     assert!(later.len() == "12:03:20Z".len() && later.ends_with('Z'), "{later}");
     run.signal(nix::sys::signal::Signal::SIGKILL);
-    let _ = run.ends_unread().await;
+    let _ = run.wait_without_reading().await;
     let fields = left_behind().expect("it is whole");
     assert_eq!((&fields["outcome"], &fields["key"]), (&"in_progress".into(), &"a/b c".into()));
     assert_eq!(

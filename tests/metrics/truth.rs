@@ -199,7 +199,7 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
     assert_eq!(at_work, Answer::from([(String::new(), 2.0)]));
     let mut answered = answered(&observatory, &queries, unix_now()).await;
     doomed.signal(Signal::SIGKILL);
-    let _ = doomed.ends_unread().await;
+    let _ = doomed.wait_without_reading().await;
     observatory.sees_all().await;
 
     let since = unix_now();
@@ -236,12 +236,12 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
 
     let mut sweep = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     sweep.args(["sweep", "--older-than", "0s", "--pushgateway", &observatory.gateway.url()]);
-    let swept = Leasehold::start(sweep).run_to(0).await;
+    let swept = Leasehold::start(sweep).expect_exit(0).await;
     assert!(swept.record("swept")["deleted"].as_u64().unwrap() >= 19, "{}", swept.stdout);
     observatory.sees_all().await;
-    let left =
+    let exited =
         observatory.at(unix_now(), "", "count(leasehold_run_finished_timestamp_seconds)").await;
-    assert!(left.is_empty(), "{left:?}");
+    assert!(exited.is_empty(), "{exited:?}");
     check_panels(&observatory, &queries, &queues, since).await;
 }
 
@@ -263,8 +263,8 @@ async fn before(observatory: &Observatory, queues: &Queues) -> (Leasehold, Lease
         esac"#;
     let draining = observatory.pod(drains, "drains", "--max-messages 5", drain);
     let doomed = observatory.pod(killed, "killed-before", "", "sleep 60");
-    let ends =
-        ["before-1", "before-2"].map(|name| observatory.pod(works, name, "", "exit 0").run_to(0));
+    let ends = ["before-1", "before-2"]
+        .map(|name| observatory.pod(works, name, "", "exit 0").expect_exit(0));
     join_all(ends).await;
     observatory.sees("sum(leasehold_progress_ratio)", 0.5).await;
     observatory.sees("sum(leasehold_messages_in_flight)", 2.0).await;
@@ -282,9 +282,11 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     // and cannot tell a last attempt.
     for (n, code) in [1, 1, 65, 75].into_iter().enumerate() {
         poisoned.put(&n.to_string(), b"x").await;
-        pod(poisoned, &format!("poisoned-{n}"), "", &format!("exit {code}")).run_to(code).await;
+        pod(poisoned, &format!("poisoned-{n}"), "", &format!("exit {code}"))
+            .expect_exit(code)
+            .await;
     }
-    queues.drains.tell("go");
+    queues.drains.touch("go");
     let mut pods = vec![(drains, 1)];
     for n in 0..5 {
         works.put(&n.to_string(), b"12345").await;
@@ -298,7 +300,7 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
 
     lost.put("k", b"x").await;
     let loses = pod(lost, "loses", "--visibility-timeout 3s", "echo up > up; sleep 60");
-    lost.note("up").await;
+    lost.file("up").await;
     lost.sqs.purge_queue().queue_url(&lost.queue_url).send().await.unwrap();
     pods.push((loses, 75));
 
@@ -306,7 +308,7 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     for name in ["stopped-1", "stopped-2"] {
         stopped.put(name, b"x").await;
         stops.push(pod(stopped, name, "", &format!("echo up > {name}; sleep 60")));
-        stopped.note(name).await;
+        stopped.file(name).await;
     }
     for pod in stops {
         pod.signal(Signal::SIGTERM);
@@ -319,9 +321,9 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
             .sees(&format!(r#"sum(leasehold_messages_in_flight{{instance="{name}"}})"#), 1.0)
             .await;
         dies.signal(Signal::SIGKILL);
-        let _ = dies.ends_unread().await;
+        let _ = dies.wait_without_reading().await;
     }
-    join_all(pods.into_iter().map(|(pod, code)| pod.run_to(code))).await;
+    join_all(pods.into_iter().map(|(pod, code)| pod.expect_exit(code))).await;
     observatory.sees_all().await;
 }
 

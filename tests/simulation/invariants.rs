@@ -222,13 +222,13 @@ impl Chronicle {
         max_duration: Duration,
     ) {
         let started = self.seen(pod, message).started.expect("it runs");
-        let left = max_duration.saturating_sub(self.total(pod, message, started));
-        if started.elapsed() > left + ROUNDING {
+        let remaining = max_duration.saturating_sub(self.total(pod, message, started));
+        if started.elapsed() > remaining + ROUNDING {
             let (ran, worked) = (started.elapsed(), self.seen(pod, message).worked);
             self.breaks(
                 pod,
                 format!(
-                    "works on {message} for {ran:?}, of {max_duration:?} less {worked:?}: {left:?}"
+                    "works on {message} for {ran:?}, of {max_duration:?} less {worked:?}: {remaining:?}"
                 ),
             );
         }

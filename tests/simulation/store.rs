@@ -118,7 +118,7 @@ impl Records for Store {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
         let (records, bucket, key) =
             (self.shelves.records.clone(), bucket.to_owned(), key.to_owned());
-        let read = self.carry(move || records.now(&bucket, &key)).await;
+        let read = self.carry(move || records.read_without_faults(&bucket, &key)).await;
         self.note(format!(
             "has read a record: {:?}",
             read.as_ref().map(|entry| entry.as_ref().map(|entry| entry.age))
@@ -158,7 +158,7 @@ impl Records for Store {
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
         let written = self.carry(move || {
             let condition = if_match.as_deref().map_or(Condition::Absent, Condition::Unchanged);
-            let written = records.write_now(&bucket, &key, bytes, condition);
+            let written = records.write_without_faults(&bucket, &key, bytes, condition);
             let mut chronicle = chronicle.lock().unwrap();
             chronicle.note(
                 pod,
