@@ -1,4 +1,4 @@
-//! The examples do what their README says.
+//! The examples behave as their READMEs describe.
 
 use std::fs;
 use std::path::Path;
@@ -30,17 +30,17 @@ async fn local(name: &str, command: &[&str], code: i32) -> (ExitedRun, TempDir) 
     (Leasehold::start(leasehold).expect_exit(code).await, outbox)
 }
 
-/// What the table says of a file.
+/// The row of a file in the table.
 fn row<'a>(exited: &'a ExitedRun, file: &str) -> &'a str {
     exited
         .stdout
         .lines()
         .find(|line| line.contains(file) && line.contains("  "))
-        .expect("it is in the table")
+        .expect("a row of the table")
 }
 
 #[tokio::test]
-async fn bash_compresses_a_file_and_refuses_an_empty_one() {
+async fn the_bash_example_compresses_a_file_and_refuses_an_empty_one() {
     let (exited, outbox) = local("compress", &["bash", "examples/compress/compress.sh"], 1).await;
     assert!(exited.stdout.contains("1 of 2 files succeeded"), "{}", exited.stdout);
     assert!(row(&exited, "empty.txt").contains("dead letter: permanent  3"), "{}", exited.stdout);
@@ -53,7 +53,7 @@ async fn bash_compresses_a_file_and_refuses_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_refused_import_says_why_and_succeeds_after_its_delay() {
+async fn a_refused_import_reports_a_reason_and_succeeds_after_its_delay() {
     let (exited, _outbox) = local("import", &["python3", "examples/import/import.py"], 0).await;
     assert!(row(&exited, "many.csv").contains("succeeded  2"), "{}", exited.stdout);
     assert!(row(&exited, "few.csv").contains("succeeded  1"), "{}", exited.stdout);
@@ -65,13 +65,12 @@ async fn a_refused_import_says_why_and_succeeds_after_its_delay() {
 }
 
 #[tokio::test]
-async fn node_counts_words() {
-    // It is the only example in this language: nothing else needs it, so `tests/run` does not
-    // install it.
+async fn the_node_example_counts_words() {
+    // Only this example needs Node.js, so `tests/run` does not install it.
     if Command::new("node").arg("--version").output().await.is_err() {
-        return eprintln!("node is not installed: its example is not run");
+        return eprintln!("node is not installed: skipping its example");
     }
-    let (_left, outbox) = local("node", &["node", "examples/node/count.mjs"], 0).await;
+    let (_exited, outbox) = local("node", &["node", "examples/node/count.mjs"], 0).await;
     let words = fs::read_to_string(outbox.path().join("zug.txt/words.json")).unwrap();
     let words: Value = serde_json::from_str(&words).unwrap();
     assert_eq!(words, serde_json::json!({ "der": 2, "fährt": 1, "hält": 1, "zug": 2 }));
@@ -85,7 +84,7 @@ async fn transcoding_succeeds_at_once_if_nothing_interrupts_it() {
     assert!(fs::metadata(outbox.path().join("short.film/film.out")).unwrap().len() > 0);
 }
 
-/// The script by itself, in directories that outlive it.
+/// Starts the script without leasehold, in directories that outlive it.
 fn transcode(home: &Path, seconds_each: &str) -> Child {
     let mut command = Command::new("python3");
     command.arg(examples().join("transcode/transcode.py")).env("SECONDS_EACH", seconds_each);
@@ -110,20 +109,23 @@ async fn transcoding_continues_with_the_first_missing_segment() {
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     let stopped = first.wait_with_output().await.unwrap();
     assert_eq!(stopped.status.code(), Some(1));
-    assert!(!segment(5).exists(), "it was too quick for this test");
+    assert!(!segment(5).exists(), "the script was too quick for this test");
     let report = fs::read_to_string(room.path().join("result.jsonl")).unwrap();
     assert!(report.contains(r#""reason": "stopped after "#), "{report}");
     assert!(!room.path().join("output/film.out").exists());
 
     let kept = fs::metadata(segment(0)).unwrap().modified().unwrap();
     let resumed = transcode(room.path(), "0").wait_with_output().await.unwrap();
-    let said = String::from_utf8(resumed.stdout).unwrap();
-    assert!(resumed.status.success() && said.contains("segment 2 of 6 is there already"), "{said}");
-    assert!(said.ends_with("6 segments joined\n"), "{said}");
+    let stdout = String::from_utf8(resumed.stdout).unwrap();
+    assert!(
+        resumed.status.success() && stdout.contains("segment 2 of 6 is there already"),
+        "{stdout}"
+    );
+    assert!(stdout.ends_with("6 segments joined\n"), "{stdout}");
     assert_eq!(
         fs::metadata(segment(0)).unwrap().modified().unwrap(),
         kept,
-        "it was not done again"
+        "the segment was made again"
     );
 
     let whole = tempfile::tempdir().unwrap();
@@ -159,9 +161,9 @@ async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
     assert!(lines.contains(&"6 segments joined"), "{lines:?}");
 }
 
-/// The image cannot be built here: its base comes from a registry.
+/// The test cannot build the image: its base comes from a registry.
 #[test]
-fn the_image_with_dependencies_copies_what_is_there_and_hears_signals() {
+fn the_image_with_dependencies_copies_existing_files_and_handles_signals() {
     let home = examples().join("pip");
     let dockerfile = fs::read_to_string(home.join("Dockerfile")).unwrap();
     let copies = dockerfile

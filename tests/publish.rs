@@ -1,4 +1,4 @@
-//! What the command wrote is published, all of it, before the message is deleted; or the message is
+//! All results of the command are published before the message is deleted; otherwise the message is
 //! kept.
 
 use std::path::Path;
@@ -38,7 +38,7 @@ async fn keys(cloud: &Cloud, bucket: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_them() {
+async fn results_keep_their_paths_and_the_report_names_them() {
     let cloud = Cloud::new(5).await;
     let bucket = results_of(&cloud).await;
     cloud.put("in/orders.csv", b"x").await;
@@ -102,9 +102,9 @@ async fn results_that_cannot_be_published_keep_the_message() {
     }
 }
 
-/// A body is no object, but what comes of it is a result all the same.
+/// A raw message has no object, but its results are published too.
 #[tokio::test]
-async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
+async fn results_of_a_raw_message_are_published() {
     let cloud = Cloud::new(5).await;
     let bucket = results_of(&cloud).await;
     cloud.send("a body".to_owned()).await;
@@ -121,7 +121,7 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
     assert_eq!(get.body.collect().await.unwrap().to_vec(), b"a body");
 }
 
-/// So that a script works on a laptop and in a pod.
+/// The directories always exist, so that a script works on a laptop and in a pod.
 #[tokio::test]
 async fn unpublished_results_and_state_are_dropped_with_one_warning() {
     let cloud = Cloud::new(5).await;
@@ -147,8 +147,8 @@ async fn unpublished_results_and_state_are_dropped_with_one_warning() {
     }
 }
 
-/// Where large results of `cloud`'s jobs go: moto, because ministack hashes in Python, byte by
-/// byte.
+/// A bucket for large results of `cloud`'s jobs, in moto, because ministack hashes in Python, byte
+/// by byte.
 async fn large_results_of(cloud: &Cloud) -> (aws_sdk_s3::Client, String) {
     let config = aws::config(&Moto::shared().await.endpoint());
     let moto = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
@@ -157,8 +157,8 @@ async fn large_results_of(cloud: &Cloud) -> (aws_sdk_s3::Client, String) {
     (moto, bucket)
 }
 
-/// Large files go up in parts, each with its checksum, and the checksum of the whole is made of the
-/// parts' ones.
+/// Large files are uploaded in parts, each with its checksum; the checksum of the file is combined
+/// from them.
 #[tokio::test]
 async fn a_large_file_is_uploaded_in_parts() {
     const BYTES: u64 = 40 << 20;
@@ -187,15 +187,14 @@ async fn a_large_file_is_uploaded_in_parts() {
     assert_eq!(uploaded.etag.as_deref(), head.e_tag().map(|etag| etag.trim_matches('"')));
 }
 
-/// A part that fails for good fails the publishing, and leaves no parts behind; the next attempt
-/// writes the same keys. A stop while parts are on their way deletes nothing, and leaves no parts
-/// behind either.
+/// A part that fails permanently fails the publishing, and the upload is aborted; the next attempt
+/// writes the same keys. A stop during the upload aborts it too, and deletes nothing.
 #[tokio::test]
-async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_the_message() {
+async fn a_failed_or_stopped_upload_is_aborted_and_keeps_the_message() {
     let (failing, slow) = (Cloud::new(5).await, Cloud::new(5).await);
     let ((moto, failing_results), (_, slow_results)) =
         (large_results_of(&failing).await, large_results_of(&slow).await);
-    // microburst takes UploadPart for PutObject.
+    // microburst treats UploadPart as PutObject.
     let rule =
         |bucket: &str| json!({ "service": "s3", "operation": "PutObject", "resource": bucket });
     let (mut fails, mut waits) = (rule(&failing_results), rule(&slow_results));
@@ -219,7 +218,7 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
         let listed = moto.list_multipart_uploads().bucket(bucket).send().await.unwrap();
         listed.uploads.unwrap_or_default().len()
     };
-    // An object of no bytes is in moto too.
+    // moto also needs the empty input object.
     let put = async |cloud: &Cloud| {
         cloud.put("k", b"").await;
         moto.create_bucket().bucket(&cloud.bucket).send().await.unwrap();
@@ -241,7 +240,7 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
 
     put(&slow).await;
     let running = run(&slow, &slow_results, &broken);
-    eventually("parts are on their way", async || {
+    eventually("the upload has started", async || {
         (unfinished(&slow_results).await > 0).then_some(())
     })
     .await;
@@ -253,13 +252,13 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     assert_eq!((unfinished(&slow_results).await, slow.counts().await), (0, (1, 0)));
 }
 
-/// An outbox that takes its time, and when it is given up, two seconds to clean up.
-struct Slow {
+/// A slow outbox that takes two seconds to clean up after a halt.
+struct SlowOutbox {
     takes: Duration,
     cleaned_up: Mutex<Option<Instant>>,
 }
 
-impl Slow {
+impl SlowOutbox {
     fn of(takes: Duration) -> Arc<Self> {
         Arc::new(Self { takes, cleaned_up: Mutex::default() })
     }
@@ -270,7 +269,7 @@ impl Slow {
 }
 
 #[async_trait]
-impl Outbox for Slow {
+impl Outbox for SlowOutbox {
     async fn publish(
         &self,
         results: &Results<'_>,
@@ -290,7 +289,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_the_outbox_to_clean_up_and_releases_the_message() {
-    let (queue, command, outbox) = (queue(), exits(0), Slow::of(HOUR));
+    let (queue, command, outbox) = (queue(), exits(0), SlowOutbox::of(HOUR));
     let mut journey = Journey::new(&queue, &command);
     journey.outbox = Some(outbox.clone());
     let began = Instant::now();
@@ -302,11 +301,11 @@ async fn a_stop_waits_for_the_outbox_to_clean_up_and_releases_the_message() {
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
-/// As long as anybody can prove that the message is ours, and not a moment longer.
+/// Publishing ends at the moment when the lease is lost.
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_gives_up_publishing_at_once() {
+async fn a_lost_lease_ends_publishing_at_once() {
     for lost_after in [30 * S, 65 * S] {
-        let (queue, command, outbox) = (queue(), exits(0), Slow::of(HOUR));
+        let (queue, command, outbox) = (queue(), exits(0), SlowOutbox::of(HOUR));
         let mut journey = Journey::new(&queue, &command);
         journey.outbox = Some(outbox.clone());
         journey.settings.policy.limits.visibility = 6 * S;
@@ -314,7 +313,7 @@ async fn a_lost_lease_gives_up_publishing_at_once() {
         let began = Instant::now();
         let (result, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
             sleep(lost_after).await;
-            // The next beat is refused.
+            // The next extension is refused.
             queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight(
                 "received again".to_owned(),
             )));
@@ -330,19 +329,19 @@ async fn a_lost_lease_gives_up_publishing_at_once() {
 async fn publishing_that_takes_too_long_is_halted_and_retried() {
     let (queue, command) = (queue(), exits(0));
     let mut journey = Journey::new(&queue, &command);
-    journey.outbox = Some(Slow::of(HOUR));
+    journey.outbox = Some(SlowOutbox::of(HOUR));
     assert_eq!(journey.run().await.outcomes(), ["timed_out"]);
     assert_eq!(deletes(&queue), 0);
 }
 
-/// What the command left would be lost otherwise, where no interval is configured.
+/// Without an interval, the state of the command would otherwise be lost.
 #[tokio::test(start_paused = true)]
-async fn a_stop_saves_the_checkpoint_beside_what_is_published() {
+async fn a_stop_during_the_publishing_saves_the_checkpoint() {
     for (takes, keys) in [(HOUR, 1), (5 * MINUTE, 0)] {
         let (queue, bucket) = (queue(), MemoryBucket::default());
         let command = FakeCommand::new(Does::Resumes(MINUTE, 2));
         let mut journey = Journey::new(&queue, &command);
-        journey.outbox = Some(Slow::of(takes));
+        journey.outbox = Some(SlowOutbox::of(takes));
         journey.checkpoints = Some((bucket.clone(), None));
         bucket.uploads_take(10 * S);
         let result = journey.run_and_stop_after(2 * MINUTE + 5 * MINUTE - 5 * S).await;

@@ -105,7 +105,7 @@ impl Aws {
         let dns = UdpSocket::bind((address, 53)).await.expect(privileged);
         let upstream = upstream.trim_start_matches("http://").to_owned();
         let serving = [
-            tokio::spawn(pass_on(https, TlsAcceptor::from(Arc::new(tls)), upstream)),
+            tokio::spawn(forward(https, TlsAcceptor::from(Arc::new(tls)), upstream)),
             tokio::spawn(answer(dns, address)),
         ];
         Self {
@@ -116,7 +116,7 @@ impl Aws {
     }
 }
 
-async fn pass_on(listener: TcpListener, tls: TlsAcceptor, upstream: String) {
+async fn forward(listener: TcpListener, tls: TlsAcceptor, upstream: String) {
     loop {
         let (client, _) = listener.accept().await.unwrap();
         let (tls, upstream) = (tls.clone(), upstream.clone());

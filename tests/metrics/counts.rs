@@ -101,7 +101,7 @@ fn eventful(metrics: &Metrics) {
 /// A Pushgateway answers 400 to a push whose types or help texts are not those of another group, so
 /// they can never change: a clash between two versions of leasehold shows here.
 #[test]
-fn names_types_and_help_texts_are_as_they_ever_were() {
+fn names_types_and_help_texts_do_not_change() {
     let metrics = metrics();
     eventful(&metrics);
     let text = metrics.text().replace(env!("CARGO_PKG_VERSION"), "VERSION");

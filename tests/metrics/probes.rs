@@ -35,7 +35,7 @@ async fn a_pod_is_ready_while_it_holds_a_message_and_no_stop_was_asked_for() {
 
     run.signal(Signal::SIGTERM);
     answers(&format!("{at}/readyz"), 503).await;
-    // The command takes its time, and the pod lives on.
+    // The command takes its time, and the pod keeps running.
     answers(&format!("{at}/healthz"), 200).await;
     let scraped = get(&format!("{at}/metrics")).await.unwrap().body;
     assert_eq!(value(&scraped, r#"leasehold_stops_total{signal="SIGTERM"}"#), Some(1.0));

@@ -77,7 +77,7 @@ async fn s49_an_object_over_the_work_dirs_limit_is_a_failed_fetch() {
 struct BreakingStore {
     bytes: Bytes,
     /// How many bytes a stream brings before it breaks.
-    lives: usize,
+    breaks_after: usize,
     /// Whether it ends as if it were complete, instead of with an error.
     ends: bool,
     checksum: Option<Checksum>,
@@ -92,23 +92,32 @@ struct BreakingStore {
 }
 
 impl BreakingStore {
-    fn new(bytes: impl Into<Bytes>, lives: usize) -> Self {
+    fn new(bytes: impl Into<Bytes>, breaks_after: usize) -> Self {
         let (checksum, becomes, asked, bytes) = (None, None, Mutex::default(), bytes.into());
         let says = Some(bytes.len() as u64);
-        Self { bytes, lives, ends: false, checksum, says, knows_ranges: true, becomes, asked }
+        Self {
+            bytes,
+            breaks_after,
+            ends: false,
+            checksum,
+            says,
+            knows_ranges: true,
+            becomes,
+            asked,
+        }
     }
 
     fn stream(&self, object: &Object, range: Range<usize>) -> ByteStream {
-        let told = range.start as u64..range.end as u64;
-        self.asked.lock().unwrap().push((object.clone(), told, Instant::now()));
-        let lives = self.lives.min(range.len());
-        let chunks: Vec<_> = self.bytes.slice(range)[..lives]
+        let requested = range.start as u64..range.end as u64;
+        self.asked.lock().unwrap().push((object.clone(), requested, Instant::now()));
+        let breaks_after = self.breaks_after.min(range.len());
+        let chunks: Vec<_> = self.bytes.slice(range)[..breaks_after]
             .chunks(300_000)
             .map(Bytes::copy_from_slice)
             .map(Ok)
             .collect();
-        let breaks =
-            (lives == self.lives && !self.ends).then(|| Err(io::ErrorKind::ConnectionReset.into()));
+        let breaks = (breaks_after == self.breaks_after && !self.ends)
+            .then(|| Err(io::ErrorKind::ConnectionReset.into()));
         stream::iter(chunks.into_iter().chain(breaks)).boxed()
     }
 
@@ -191,7 +200,7 @@ fn checksum(algorithm: Algorithm, bytes: &[u8]) -> Checksum {
 /// while there is progress.
 #[tokio::test(start_paused = true)]
 async fn s49_a_broken_stream_is_resumed_where_it_broke() {
-    for (told, pinned) in [
+    for (from_event, pinned) in [
         (object(None, None), object(None, Some("of-the-answer"))),
         (object(None, Some("e")), object(None, Some("e"))),
         (object(Some("v"), None), object(Some("v"), Some("of-the-answer"))),
@@ -201,7 +210,7 @@ async fn s49_a_broken_stream_is_resumed_where_it_broke() {
             let crc = Some(checksum(Algorithm::Crc64Nvme, &bytes));
             let store =
                 BreakingStore { ends, checksum: crc, ..BreakingStore::new(bytes.clone(), 7) };
-            assert_eq!(fetched(&store, &told).await, Ok(bytes));
+            assert_eq!(fetched(&store, &from_event).await, Ok(bytes));
             let starts: Vec<_> = (0..100).step_by(7).map(|start| start..100).collect();
             assert_eq!(store.ranges(), starts);
             assert!(store.asked.lock().unwrap()[1..].iter().all(|(object, ..)| *object == pinned));
@@ -289,17 +298,23 @@ async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
 #[tokio::test(start_paused = true)]
 async fn s58_an_answer_without_a_length_is_read_to_its_end() {
     for size in [None, Some(0), Some(3), Some(1_000_000)] {
-        let told = Object { size, ..object(None, Some("e")) };
-        for (length, lives) in [(0, 1), (5, 100), (2_000_000, usize::MAX), (2_000_000, 700_000)] {
+        let from_event = Object { size, ..object(None, Some("e")) };
+        for (length, breaks_after) in
+            [(0, 1), (5, 100), (2_000_000, usize::MAX), (2_000_000, 700_000)]
+        {
             let bytes = noise(length);
-            let whole = BreakingStore { says: None, ..BreakingStore::new(bytes.clone(), lives) };
-            assert!(fetched(&whole, &told).await.unwrap() == bytes, "{size:?} {length} {lives}");
+            let whole =
+                BreakingStore { says: None, ..BreakingStore::new(bytes.clone(), breaks_after) };
+            assert!(
+                fetched(&whole, &from_event).await.unwrap() == bytes,
+                "{size:?} {length} {breaks_after}"
+            );
             let checked = BreakingStore {
                 checksum: Some(checksum(Algorithm::Crc32, &bytes)),
                 says: None,
-                ..BreakingStore::new(bytes, lives)
+                ..BreakingStore::new(bytes, breaks_after)
             };
-            fetched(&checked, &told).await.unwrap();
+            fetched(&checked, &from_event).await.unwrap();
         }
     }
 }

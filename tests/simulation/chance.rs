@@ -27,7 +27,7 @@ impl Chance {
 
 /// How rough a world is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Weather {
+pub enum FaultyRecords {
     /// Nothing fails, nobody is stopped.
     Calm,
     /// Calls fail and are slow, but no answer takes as long as a lease.

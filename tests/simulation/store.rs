@@ -14,7 +14,7 @@ use leasehold::ports::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::chance::{Chance, Weather};
+use super::chance::{Chance, FaultyRecords};
 use super::chronicle::{Chronicle, Record, Saved};
 use crate::support::bucket::MemoryBucket;
 use crate::support::records::MemoryRecords;
@@ -37,7 +37,7 @@ impl Shelves {
 #[derive(Clone)]
 pub struct Fate {
     pub chance: Chance,
-    pub weather: Weather,
+    pub weather: FaultyRecords,
     pub stop: CancellationToken,
     pub kill: CancellationToken,
 }
@@ -45,10 +45,10 @@ pub struct Fate {
 impl Fate {
     /// What is about to happen happens just before a stop; or after a KILL, and then it does not.
     pub async fn may_end(&self) {
-        if self.weather != Weather::Calm && self.chance.one_in(50) {
+        if self.weather != FaultyRecords::Calm && self.chance.one_in(50) {
             self.stop.cancel();
         }
-        if self.weather == Weather::Wild && self.chance.one_in(50) {
+        if self.weather == FaultyRecords::Wild && self.chance.one_in(50) {
             self.kill.cancel();
             std::future::pending::<()>().await;
         }
@@ -75,12 +75,12 @@ impl Store {
         let Fate { chance, weather, .. } = &self.fate;
         self.fate.may_end().await;
         let delay = || match weather {
-            Weather::Wild if chance.one_in(12) => chance.millis(0..300_000),
-            Weather::Rough | Weather::Wild if chance.one_in(2) => chance.millis(0..800),
-            Weather::Calm | Weather::Rough | Weather::Wild => Duration::ZERO,
+            FaultyRecords::Wild if chance.one_in(12) => chance.millis(0..300_000),
+            FaultyRecords::Rough | FaultyRecords::Wild if chance.one_in(2) => chance.millis(0..800),
+            FaultyRecords::Calm | FaultyRecords::Rough | FaultyRecords::Wild => Duration::ZERO,
         };
         let (there, back) = (delay(), delay());
-        let luck = if *weather == Weather::Calm { 9 } else { chance.number(0..16) };
+        let luck = if *weather == FaultyRecords::Calm { 9 } else { chance.number(0..16) };
         if luck == 0
             || self.cut_off.as_ref().is_some_and(|cut_off| cut_off.contains(&Instant::now()))
         {
@@ -263,7 +263,7 @@ impl ObjectWriter for Store {
                 chronicle.has_the_record(pod, &object, "publishes results");
             }
             // A stop while results are on their way, more often than it would come by itself.
-            if self.fate.weather != Weather::Calm && self.fate.chance.one_in(8) {
+            if self.fate.weather != FaultyRecords::Calm && self.fate.chance.one_in(8) {
                 self.fate.stop.cancel();
             }
             let results = self.shelves.results.clone();

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::chance::{Chance, Weather};
+use super::chance::{Chance, FaultyRecords};
 use super::chronicle::{Chronicle, Features};
 use super::command::RandomWork;
 use super::queue::Watched;
@@ -39,7 +39,8 @@ use crate::support::wire::{Fault, Wire, WiredQueue};
 /// What happened in it, and what was broken.
 pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let chance = Chance::of(seed);
-    let weather = [Weather::Calm, Weather::Rough, Weather::Wild][chance.number(0..3) as usize];
+    let weather = [FaultyRecords::Calm, FaultyRecords::Rough, FaultyRecords::Wild]
+        [chance.number(0..3) as usize];
     let max_receive_count = chance.number(2..6);
     let kind = if chance.one_in(4) { Kind::Fifo } else { Kind::Standard };
     let features = features(&chance);
@@ -118,7 +119,7 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     for key in cluster.shelves.checkpoints() {
         let message = key.split('/').nth(1).expect("a message");
         // Where requests get lost, what cannot be dropped is left to a lifecycle rule.
-        if weather == Weather::Calm && !is_dead(message) {
+        if weather == FaultyRecords::Calm && !is_dead(message) {
             broken.push(format!("{key} is left, and its message is done"));
         }
     }
@@ -146,11 +147,11 @@ fn in_memory() -> TempDir {
 }
 
 /// Faults of the queue, as they come.
-async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
+async fn weather_of(queue: WiredQueue, chance: Chance, weather: FaultyRecords) {
     let slowest = match weather {
-        Weather::Calm => return,
-        Weather::Rough => 800,
-        Weather::Wild => 300_000,
+        FaultyRecords::Calm => return,
+        FaultyRecords::Rough => 800,
+        FaultyRecords::Wild => 300_000,
     };
     let unclear = || VisibilityError::Unclear("503".to_owned());
     loop {
@@ -159,7 +160,7 @@ async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
             let slow = chance.millis(0..slowest);
             match chance.number(0..10) {
                 0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
-                1 if weather == Weather::Wild => {
+                1 if weather == FaultyRecords::Wild => {
                     queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
                         "reset".to_owned(),
                     )));
@@ -188,7 +189,7 @@ struct Cluster {
     /// With the real work only.
     work_dir: Option<Arc<TempDir>>,
     chance: Chance,
-    weather: Weather,
+    weather: FaultyRecords,
     kind: Kind,
     chronicle: Arc<Mutex<Chronicle>>,
 }
@@ -232,7 +233,7 @@ impl Cluster {
         let clock = Clock::start();
         let fate = Fate {
             chance: chance.clone(),
-            weather: if features.is_some() { weather } else { Weather::Calm },
+            weather: if features.is_some() { weather } else { FaultyRecords::Calm },
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         };
@@ -264,9 +265,9 @@ impl Cluster {
         };
 
         let stopped_after =
-            (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));
+            (weather != FaultyRecords::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));
         let killed_after =
-            (weather == Weather::Wild && chance.one_in(4)).then(|| chance.millis(0..600_000));
+            (weather == FaultyRecords::Wild && chance.one_in(4)).then(|| chance.millis(0..600_000));
         let stop = {
             let (chronicle, stop) = (chronicle.clone(), fate.stop.clone());
             async move {
@@ -310,7 +311,7 @@ impl Cluster {
     ) -> CommandWorker {
         let Self { chance, weather, .. } = self;
         let pod = command.pod;
-        let cut_off = (*weather != Weather::Calm && chance.one_in(5)).then(|| {
+        let cut_off = (*weather != FaultyRecords::Calm && chance.one_in(5)).then(|| {
             let from = Instant::now() + chance.millis(0..600_000);
             from..from + chance.millis(0..600_000)
         });
