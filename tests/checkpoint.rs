@@ -134,7 +134,7 @@ async fn max_duration_covers_all_deliveries() {
 
 /// Otherwise a hanging command, which writes no state, would have twelve hours at each delivery.
 #[tokio::test(start_paused = true)]
-async fn the_time_of_a_delivery_counts_even_without_a_checkpoint_file() {
+async fn the_time_of_a_delivery_counts_even_without_saved_state() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Exits(HOUR, 0));
     let short = |mut journey: Journey| {

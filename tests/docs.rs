@@ -388,7 +388,7 @@ fn every_documented_flag_exists() {
             for flag in words.filter(|word| word.starts_with("--")) {
                 let flag = flag.split('=').next().unwrap();
                 let exists = flags.contains(flag) || FLAGS_OF_OTHERS.contains(&flag);
-                assert!(exists, "{}: `{span}`: there is no {flag}", page.path.display());
+                assert!(exists, "{}: `{span}`: unknown flag {flag}", page.path.display());
             }
         }
     }
@@ -466,15 +466,15 @@ fn every_documented_variable_and_metric_exists() {
             for name in names(text, "LEASEHOLD_", is_variable_byte) {
                 assert!(
                     variables.contains(name) || VARIABLES_OF_OTHERS.contains(&name),
-                    "{here}: there is no {name}"
+                    "{here}: unknown name {name}"
                 );
             }
             for name in names(text, "JOB_", is_variable_byte) {
-                assert!(of_jobs.contains(name), "{here}: there is no {name}");
+                assert!(of_jobs.contains(name), "{here}: unknown name {name}");
             }
             for name in names(text, "leasehold_", is_metric_byte) {
                 let name = name.trim_end_matches("_bucket");
-                assert!(metrics.contains(name), "{here}: there is no {name}");
+                assert!(metrics.contains(name), "{here}: unknown name {name}");
             }
         }
     }

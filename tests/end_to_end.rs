@@ -78,7 +78,7 @@ async fn a_failing_message_is_retried_and_ends_in_the_dead_letter_queue() {
         )),
         "{next}"
     );
-    assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
+    assert_eq!(cloud.counts().await, (0, 1), "the message is hidden for its delay");
 
     // A long poll returns the message as soon as it is visible again.
     let exited = cloud.run(flags, "exit 3").expect_exit(1).await;

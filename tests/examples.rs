@@ -118,7 +118,7 @@ async fn transcoding_continues_with_the_first_missing_segment() {
     let resumed = transcode(room.path(), "0").wait_with_output().await.unwrap();
     let stdout = String::from_utf8(resumed.stdout).unwrap();
     assert!(
-        resumed.status.success() && stdout.contains("segment 2 of 6 is there already"),
+        resumed.status.success() && stdout.contains("segment 2 of 6 already exists"),
         "{stdout}"
     );
     assert!(stdout.ends_with("6 segments joined\n"), "{stdout}");
@@ -157,7 +157,7 @@ async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
     stopped.expect_exit(143).await;
     let exited = cloud.run(&flags, &script("0")).expect_exit(0).await;
     let lines: Vec<_> = exited.log.iter().filter_map(|record| record["line"].as_str()).collect();
-    assert!(lines.contains(&"segment 1 of 6 is there already"), "{lines:?}");
+    assert!(lines.contains(&"segment 1 of 6 already exists"), "{lines:?}");
     assert!(lines.contains(&"6 segments joined"), "{lines:?}");
 }
 

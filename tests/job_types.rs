@@ -142,7 +142,7 @@ fn a_missing_program_is_reported_with_its_job_type_and_file() {
     let room = tempfile::tempdir().unwrap();
     let (file, termination_log) =
         (room.path().join("types.yaml"), room.path().join("termination-log"));
-    fs::write(&file, "job-types: [{name: csv, command: [python-of-nobody, x.py]}]").unwrap();
+    fs::write(&file, "job-types: [{name: csv, command: [no-such-python, x.py]}]").unwrap();
     let refused = |command: &[&str]| {
         let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
         leasehold.args(["run", "--queue-url", "http://127.0.0.1:9/1/q", "--job-types"]).arg(&file);
@@ -150,12 +150,11 @@ fn a_missing_program_is_reported_with_its_job_type_and_file() {
         let refused = leasehold.output().unwrap();
         assert_eq!(refused.status.code(), Some(78));
         let stderr = String::from_utf8(refused.stderr).unwrap();
-        assert!(stderr.contains("-of-nobody: not found in PATH"), "{stderr}");
+        assert!(stderr.contains(": not found in PATH"), "{stderr}");
         let termination = fs::read_to_string(&termination_log).unwrap();
         (stderr, termination)
     };
-    let expected =
-        format!("job type csv of {}: python-of-nobody: not found in PATH", file.display());
+    let expected = format!("job type csv of {}: no-such-python: not found in PATH", file.display());
     let (stderr, termination) = refused(&["--", "true"]);
     assert!(
         stderr.contains(&expected) && termination.contains(&expected),
@@ -163,8 +162,8 @@ fn a_missing_program_is_reported_with_its_job_type_and_file() {
     );
 
     fs::write(&file, "job-types: [{name: csv, match: {bucket: b}, command: ['true']}]").unwrap();
-    let (stderr, _) = refused(&["--", "ruby-of-nobody"]);
-    assert!(stderr.contains("the command: ruby-of-nobody: not found in PATH"), "{stderr}");
+    let (stderr, _) = refused(&["--", "no-such-ruby"]);
+    assert!(stderr.contains("the command: no-such-ruby: not found in PATH"), "{stderr}");
 }
 
 /// The settings from a job types file and from `flags`.

@@ -171,7 +171,7 @@ async fn work_over_its_limit_is_halted_and_retried() {
     let started = Instant::now();
     let result = Journey::new(&queue, &command).run().await;
     assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["timed_out"], 1));
-    assert_eq!(command.last().ended.expect("it ended") - started, 10 * MINUTE + 3 * S);
+    assert_eq!(command.last().ended.expect("an ended run") - started, 10 * MINUTE + 3 * S);
     assert_eq!(deletes(&queue), 0, "exit 0 after TERM proves nothing");
     assert!(changes(&queue, started).last().is_some_and(|(_, delay)| *delay >= 10 * S));
 }
@@ -257,7 +257,7 @@ async fn messages_are_drained_side_by_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn max_messages_is_how_many_are_received_in_all() {
+async fn max_messages_limits_the_receives_of_a_run() {
     for max_messages in [1, 6] {
         let (queue, command, journey) = side_by_side(10, max_messages, Does::Exits(5 * S, 65));
         let result = journey.run().await;
@@ -275,7 +275,7 @@ async fn max_messages_is_how_many_are_received_in_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_of_several_takes_no_longer_than_of_one() {
+async fn a_stop_of_several_messages_takes_no_longer_than_of_one() {
     let (queue, command, journey) = side_by_side(10, 100, Does::EndsOnTerm(15 * S, 0));
     let result = journey.run_and_stop_after(7 * S).await;
     assert_eq!((result.outcome.exit_code(), result.outcomes()), (143, vec!["stopped"; 4]));

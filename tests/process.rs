@@ -88,7 +88,7 @@ async fn a_command_that_cannot_start_has_a_reason() {
     };
     let huge = vec!["x".repeat(100_000); 100];
     for (program, args, why) in [
-        (PathBuf::from("pyhton-of-nobody"), vec![], "not found in PATH"),
+        (PathBuf::from("no-such-program"), vec![], "not found in PATH"),
         (room.path().join("missing"), vec![], "no such file"),
         (room.path().to_owned(), vec![], "is a directory"),
         (file("data", b"", 0o644), vec![], "not executable"),
@@ -113,7 +113,7 @@ fn a_missing_command_is_found_before_any_work() {
     assert!(find_program("sh".as_ref()).unwrap().is_absolute());
     assert!(find_program("/bin/sh".as_ref()).is_ok());
     let refusal = |program: &Path| find_program(program.as_os_str()).unwrap_err().to_string();
-    assert_eq!(refusal(Path::new("pyhton-of-nobody")), "pyhton-of-nobody: not found in PATH");
+    assert_eq!(refusal(Path::new("no-such-program")), "no-such-program: not found in PATH");
     let file = tempfile::NamedTempFile::new().unwrap();
     assert!(refusal(file.path()).contains("not executable"));
 }
@@ -419,8 +419,9 @@ async fn a_daemon_does_not_outlive_the_command() {
         remove_daemon_files(room.path());
         let dropped = timeout(S, run(&format!("{DAEMON}; wait_for_ever"))).await;
         assert!(dropped.is_err() && room.path().join("daemon_up").exists());
-        let gone = || !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child");
-        until("the daemon of a dropped run has ended", gone).await;
+        let has_ended =
+            || !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child");
+        until("the daemon of a dropped run has ended", has_ended).await;
         until("all are reaped", || children().is_empty()).await;
     })
     .await;

@@ -184,17 +184,17 @@ fn a_closed_pipe_changes_nothing() {
         &|| local("--log-format text -v"),
     ];
     for command in commands {
-        let gone = || Stdio::from(std::io::pipe().unwrap().1);
+        let closed_pipe = || Stdio::from(std::io::pipe().unwrap().1);
         let code = command().output().unwrap().status.code();
         let mut unread = command();
-        let stderr = unread.stdout(gone()).stderr(Stdio::piped()).output().unwrap();
+        let stderr = unread.stdout(closed_pipe()).stderr(Stdio::piped()).output().unwrap();
         let complaints = String::from_utf8(stderr.stderr).unwrap();
         assert_eq!(stderr.status.code(), code, "{unread:?}: {complaints}");
         assert!(
             !complaints.contains("panicked") && !complaints.contains("a bug"),
             "{unread:?}: {complaints}"
         );
-        let status = command().stdout(gone()).stderr(gone()).status().unwrap();
+        let status = command().stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap();
         assert_eq!(status.code(), code, "{unread:?}");
     }
 }
@@ -266,11 +266,11 @@ fn the_first_ctrl_c_waits_and_the_second_kills() {
         let pid: i32 =
             std::fs::read_to_string(notes.path().join(file)).unwrap().trim().parse().unwrap();
         // KILL was sent; on a busy machine the kernel may be slow.
-        let gone = (0..6000).any(|_| {
+        let has_ended = (0..6000).any(|_| {
             thread::sleep(Duration::from_millis(10));
             !is_alive(pid)
         });
-        assert!(gone, "a descendant of the command for {file} is alive");
+        assert!(has_ended, "a descendant of the command for {file} is alive");
     }
 }
 
@@ -466,13 +466,13 @@ fn a_sweep_without_a_pushgateway_is_refused() {
 fn records_begin_with_the_most_important_fields() {
     let inbox = inbox(&["a.csv"]);
     let (_, _, json) = output(local(inbox.path(), "", "echo hello; exit 3"));
-    let kept = json.lines().find(|line| line.contains("message kept")).expect("it failed");
+    let kept = json.lines().find(|line| line.contains("message kept")).expect("a kept message");
     let names: Vec<_> =
         kept.split("\",\"").map(|field| field.split('"').find(|part| part.len() > 1)).collect();
     let first: Vec<_> = names.into_iter().flatten().take(5).collect();
     assert_eq!(first, ["timestamp", "level", "message", "outcome", "key"], "{kept}");
     let line: serde_json::Value = serde_json::from_str(
-        json.lines().find(|line| line.contains("hello")).expect("it is logged"),
+        json.lines().find(|line| line.contains("hello")).expect("the logged line"),
     )
     .unwrap();
     assert_eq!(

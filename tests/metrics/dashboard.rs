@@ -213,7 +213,7 @@ fn every_queried_metric_exists() {
                 .unwrap();
             let name = format!("leasehold_{}", asked[..end].trim_end_matches("_bucket"));
             let (_, labels, _) =
-                metrics.get(&*name).unwrap_or_else(|| panic!("{file}: there is no {name}"));
+                metrics.get(&*name).unwrap_or_else(|| panic!("{file}: unknown metric {name}"));
             let Some(matchers) = asked[end..].strip_prefix('{') else { continue };
             for matcher in matchers.split_once('}').unwrap().0.split(", ") {
                 let label = matcher.split(['=', '!']).next().unwrap();

@@ -1,11 +1,11 @@
 //! Metrics and log records: their values and targets, and that they never change an outcome.
 
+mod accuracy;
 mod counts;
 mod dashboard;
 mod probes;
 mod pushgateway;
 mod records;
-mod truth;
 
 use std::time::Duration;
 

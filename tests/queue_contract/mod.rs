@@ -2,10 +2,10 @@
 //! about the SQS adapter with two real servers, so that one server's quirk does not become our
 //! behaviour.
 //!
-//! `truth` lists the differences of a server from SQS, and they are asserted too: a test fails when
+//! `behaviour` lists the differences of a server from SQS, and they are asserted too: a test fails when
 //! a server becomes more or less like SQS.
 
-mod truth;
+mod behaviour;
 mod world;
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use leasehold::job::lease::CEILING;
 use tokio::time::{Instant, sleep};
 
 use crate::support::servers::{Ministack, Moto};
-use truth::Answer;
+use behaviour::Answer;
 use world::{Memory, On, World};
 
 const S: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use leasehold::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
 use leasehold::ports::{DeleteError, Queue, VisibilityError};
 
 use super::LONG;
-use super::truth::{Answer, Behaviour, MINISTACK, MOTO, SQS};
+use super::behaviour::{Answer, Behaviour, MINISTACK, MOTO, SQS};
 use crate::support::aws;
 use crate::support::servers::{Ministack, Moto};
 

@@ -86,7 +86,7 @@ async fn s14_a_delete_that_always_fails_keeps_the_message() {
         result.took
     );
     assert!(deletes(&queue) < 25, "{} tries", deletes(&queue));
-    assert_eq!(queue.counts().in_flight, 1, "it is hidden for a delay");
+    assert_eq!(queue.counts().in_flight, 1, "the message is hidden for a delay");
 }
 
 /// A stop between success and delete: a delete in flight is awaited, never cancelled …
@@ -342,7 +342,7 @@ async fn s22_after_sigkill_the_message_returns_when_its_lease_ends() {
     assert_eq!(exited.status.code(), None);
     // The command survived; in a pod the kernel ends the whole container.
     nix::sys::signal::killpg(nix::unistd::Pid::from_raw(command), Signal::SIGKILL)
-        .expect("it still runs");
+        .expect("a running command");
 
     cloud.run("--visibility-timeout 3s", "exit 0").expect_exit(0).await;
     assert_eq!(cloud.counts().await, (0, 0));

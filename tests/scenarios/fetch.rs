@@ -53,7 +53,7 @@ async fn s49_a_full_disk_is_a_failed_fetch() {
         "{error}"
     );
     assert_eq!(std::fs::read_to_string(cloud.dir.path().join("remaining")).unwrap(), "");
-    assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
+    assert_eq!(cloud.counts().await, (0, 1), "the message is hidden for its delay");
 }
 
 /// No file system shows the limit of an emptyDir, so there is a flag for it; a download that would

@@ -83,7 +83,7 @@ async fn s02_a_heartbeat_does_not_undo_the_delay_of_a_failure() {
         let extension_then_release = [(VISIBILITY / 3, VISIBILITY), (result.took, 20 * S)];
         assert_eq!(changes(&queue, started), extension_then_release);
         let back =
-            queue.receive(20 * S, VISIBILITY).await.unwrap().expect("it is back after its delay");
+            queue.receive(20 * S, VISIBILITY).await.unwrap().expect("a redelivery after the delay");
         assert_eq!((back.receive_count, started.elapsed() - result.took), (2, 20 * S));
     }
 }

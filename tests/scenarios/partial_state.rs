@@ -60,7 +60,7 @@ async fn s57_half_an_archive_is_not_restored() {
 /// A command that removes or replaces its checkpoint directory does not thereby delete its state.
 #[tokio::test(start_paused = true)]
 async fn s67_a_removed_or_replaced_checkpoint_directory_overwrites_nothing() {
-    for replaced in [Replacement::Gone, Replacement::File, Replacement::Link, Replacement::Empty] {
+    for replaced in [Replacement::None, Replacement::File, Replacement::Link, Replacement::Empty] {
         let (queue, bucket) = (queue(), MemoryBucket::default());
         let command = FakeCommand::sequence([
             Does::Resumes(MINUTE, 8),

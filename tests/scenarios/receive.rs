@@ -167,11 +167,11 @@ async fn s38_a_retried_receive_on_a_fifo_queue_has_the_same_attempt_id() {
 /// longer be extended and is lost at its deadline: the command is halted, and nothing is deleted.
 #[tokio::test]
 async fn s39_credentials_are_renewed_and_without_them_the_lease_is_lost() {
-    let (loaded, gone) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let (loaded, revoked) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
     let agent = Http::start({
-        let (loaded, gone) = (loaded.clone(), gone.clone());
+        let (loaded, revoked) = (loaded.clone(), revoked.clone());
         move |_| {
-            if gone.load(Ordering::Relaxed) {
+            if revoked.load(Ordering::Relaxed) {
                 return (404, "no credentials today".to_owned());
             }
             loaded.fetch_add(1, Ordering::Relaxed);
@@ -215,7 +215,7 @@ async fn s39_credentials_are_renewed_and_without_them_the_lease_is_lost() {
     cloud.put("k", b"x").await;
     let run = start(&cloud);
     renewed(&cloud).await;
-    gone.store(true, Ordering::Relaxed);
+    revoked.store(true, Ordering::Relaxed);
     let exited = run.expect_exit(75).await;
     assert_eq!(exited.record("message kept")["outcome"], "lease_lost");
     assert!(
@@ -285,7 +285,7 @@ async fn s42_a_poison_message_ends_in_the_dead_letter_queue() {
         let result = journey.run().await;
         assert_eq!(result.outcome.exit_code(), 1);
         assert_eq!(result.ended()[0].subject.receive_count, attempt);
-        let (_, delay) = *changes(&queue, started).last().expect("it was released");
+        let (_, delay) = *changes(&queue, started).last().expect("a release");
         assert!(
             (10 * S..=10 * S * 2u32.pow(attempt)).contains(&delay),
             "attempt {attempt} has a delay of {delay:?}"

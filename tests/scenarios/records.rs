@@ -277,7 +277,7 @@ async fn s56_a_takeover_has_one_winner() {
     assert_eq!((command.runs(), results.uploads()), (2, 1));
 }
 
-/// The owner is_running, but can no longer reach the store: it gives up before another pod may claim the
+/// The owner lives, but can no longer reach the store: it gives up before another pod may claim the
 /// record, although its SQS lease is good. So only the other pod publishes. The same if the store
 /// never answers.
 #[tokio::test(start_paused = true)]

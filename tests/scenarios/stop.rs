@@ -134,7 +134,7 @@ async fn s26_a_command_that_ignores_term_is_killed_with_its_group_in_time() {
     assert!(4 * S <= took && took < 6 * S, "the stop took {took:?}");
     assert!(!is_alive(child) && !is_alive(command), "a process of the command is still alive");
     assert_eq!(exited.record("message kept")["signal"], 9);
-    assert_eq!(cloud.counts().await, (1, 0), "it is visible again at once");
+    assert_eq!(cloud.counts().await, (1, 0), "the message is visible at once");
 }
 
 /// The same if even KILL does not help, or if the queue no longer answers: the stop ends within the
@@ -296,8 +296,8 @@ async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     let script = "[ -e first ] || { echo up > first; until [ -e go ]; do sleep 0.05; done; exit 0; }; \
                   trap 'echo > termed; exit 1' TERM; echo $$ > command; while :; do sleep 0.05; done";
     // The tests themselves may run under nohup.
-    let heard = ["env", "--default-signal=HUP"];
-    let run = Leasehold::start(cloud.command(&heard, "--wait 1s --max-messages 2", script));
+    let default_hup = ["env", "--default-signal=HUP"];
+    let run = Leasehold::start(cloud.command(&default_hup, "--wait 1s --max-messages 2", script));
     cloud.file("first").await;
     for signal in [
         Signal::SIGUSR1,
@@ -392,7 +392,7 @@ async fn assert_safe(queue: &WiredQueue, command: &FakeCommand, stop: Instant) {
         );
         assert!(
             command.last().ended.is_some_and(|ended| ended <= delete.asked_at),
-            "nothing had succeeded"
+            "the command had not succeeded"
         );
     }
     if deletes.is_empty() {

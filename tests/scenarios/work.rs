@@ -390,7 +390,7 @@ async fn s48_duplicate_and_reordered_notifications_are_each_processed() {
 /// A command floods its output, with long and short lines, text and binary, while the log is not
 /// read: it is not blocked, its short lease is kept, and its message is deleted.
 #[tokio::test]
-async fn s50_a_flood_of_output_neither_blocks_the_command_nor_costs_the_lease() {
+async fn s50_a_flood_of_output_neither_blocks_the_command_nor_loses_the_lease() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = "head -c 20000000 /dev/zero | tr '\\0' x; head -c 2000000 /dev/urandom >&2; \

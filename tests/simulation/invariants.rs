@@ -200,7 +200,7 @@ impl History {
         receive: u32,
         found: Option<State>,
     ) {
-        let received = self.work_of(pod, message).received.expect("it was received");
+        let received = self.work_of(pod, message).received.expect("a received message");
         let all = self.saved.get(message).cloned().unwrap_or_default();
         let earlier = || all.iter().filter(|saved| saved.by < receive);
         let mut there = earlier().filter(|saved| saved.until.is_none_or(|until| until >= received));
@@ -255,7 +255,7 @@ impl History {
 
     fn total(&mut self, pod: u32, message: &str, until: Instant) -> Duration {
         let work = self.work_of(pod, message);
-        work.worked + (until - work.received.expect("it was received"))
+        work.worked + (until - work.received.expect("a received message"))
     }
 
     pub fn check_stop_within_grace(&mut self, pod: u32, grace: Duration) {

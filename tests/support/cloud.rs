@@ -187,7 +187,7 @@ pub async fn eventually<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(started.elapsed() < LIMIT, "waited for {LIMIT:?} in vain: {what}");
+        assert!(started.elapsed() < LIMIT, "timed out after {LIMIT:?}: {what}");
         sleep(Duration::from_millis(20)).await;
     }
 }

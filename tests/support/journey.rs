@@ -110,7 +110,7 @@ pub enum Does {
 /// What replaces a removed directory.
 #[derive(Debug, Clone, Copy)]
 pub enum Replacement {
-    Gone,
+    None,
     File,
     Link,
     Empty,
@@ -150,7 +150,7 @@ impl FakeCommand {
 
     /// When the last run ended.
     pub fn ended(&self) -> Instant {
-        self.last().ended.expect("it ended")
+        self.last().ended.expect("an ended run")
     }
 
     /// The value of this variable in each run.
@@ -163,7 +163,7 @@ impl FakeCommand {
     }
 
     pub fn last(&self) -> Ran {
-        self.ran.lock().expect("not poisoned").last().expect("it ran").clone()
+        self.ran.lock().expect("not poisoned").last().expect("a run").clone()
     }
 }
 
@@ -246,7 +246,7 @@ impl Runner for FakeCommand {
                 let moved = Path::new(&directory).with_file_name("moved");
                 std::fs::rename(&directory, &moved).expect("the directory exists");
                 match replaced {
-                    Replacement::Gone => {}
+                    Replacement::None => {}
                     Replacement::File => std::fs::write(&directory, "x").expect("writable"),
                     Replacement::Link => {
                         std::os::unix::fs::symlink(&moved, &directory).expect("writable");

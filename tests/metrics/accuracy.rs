@@ -420,7 +420,7 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
 /// The expected values in the time range: panels with their legends. 0 is a counter that never
 /// increased; an event that never happened has no series.
 fn expected(queues: &Queues) -> Vec<(&'static str, Answer)> {
-    let truth: [(&str, &[(&str, f64)]); 17] = [
+    let expected: [(&str, &[(&str, f64)]); 17] = [
         (
             "Is work being done?",
             &[("pods launched", 18.0), ("messages received", 16.0), ("pods found no message", 4.0)],
@@ -499,8 +499,8 @@ fn expected(queues: &Queues) -> Vec<(&'static str, Answer)> {
     let owned = |numbers: &[(&str, f64)]| {
         numbers.iter().map(|(legend, number)| ((*legend).to_owned(), *number)).collect()
     };
-    let mut truth: Vec<_> =
-        truth.into_iter().map(|(panel, numbers)| (panel, owned(numbers))).collect();
+    let mut expected: Vec<_> =
+        expected.into_iter().map(|(panel, numbers)| (panel, owned(numbers))).collect();
     let of = |column: &str, cloud: &Cloud| format!("{column}: {}", cloud.bucket);
     let by_queue = [
         (of("failed", &queues.poisoned), 4.0),
@@ -510,9 +510,9 @@ fn expected(queues: &Queues) -> Vec<(&'static str, Answer)> {
         (of("succeeded", &queues.drains), 2.0),
         (of("stopped", &queues.stopped), 2.0),
     ];
-    truth.push(("By queue and job type", by_queue.into()));
+    expected.push(("By queue and job type", by_queue.into()));
     let poisoned =
         (0..4).map(|n| (format!("{} poisoned-{n}", of("received", &queues.poisoned)), 1.0));
-    truth.push(("Pods whose last message had one attempt left, or none", poisoned.collect()));
-    truth
+    expected.push(("Pods whose last message had one attempt left, or none", poisoned.collect()));
+    expected
 }
