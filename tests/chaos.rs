@@ -272,7 +272,7 @@ async fn serve_with_faults(
             }
             Some(ProxyFault::PortalAfter) => portal("200 OK").write(&mut client).await?,
             Some(ProxyFault::ErrorAfter) => {
-                portal("500 Internal Server Error").write(&mut client).await?
+                portal("500 Internal Server Error").write(&mut client).await?;
             }
             Some(ProxyFault::SilenceAfter) => {
                 let _ = client.read_u8().await;
