@@ -11,7 +11,7 @@ pub fn grafana(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("grafana").join(file)
 }
 
-/// A question that a panel asks.
+/// A query of a panel.
 pub struct Query {
     pub panel: String,
     pub legend: String,
@@ -20,7 +20,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// All is chosen, and the time is so many seconds; a bar's too.
+    /// The query with all variables at "All", and this many seconds as the range and the interval.
     pub fn of(&self, seconds: u32) -> String {
         let variables = [
             ("$__interval_ms", format!("{seconds}000")),
@@ -36,8 +36,8 @@ impl Query {
         variables.iter().fold(self.expr.clone(), |expr, (name, value)| expr.replace(name, value))
     }
 
-    /// Is it about the time of one bar?
-    pub fn is_of_a_bar(&self) -> bool {
+    /// Whether the query is about the time of one bar.
+    pub fn is_per_bar(&self) -> bool {
         self.expr.contains("$__interval")
     }
 }
@@ -46,7 +46,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Of all panels; a column of a table is a legend too.
+/// The queries of all panels; a column of a table is a legend too.
 pub fn queries() -> Vec<Query> {
     let of_panel = |panel: &Value| -> Vec<Query> {
         let targets = panel["targets"].as_array().unwrap();
@@ -72,8 +72,8 @@ pub fn queries() -> Vec<Query> {
     panels(&dashboard()).into_iter().flat_map(of_panel).collect()
 }
 
-/// What else the dashboard asks: for its variables and annotations.
-pub fn beside_the_panels() -> Vec<Query> {
+/// The other queries of the dashboard: of its variables and annotations.
+pub fn other_queries() -> Vec<Query> {
     let dashboard = dashboard();
     let annotations = dashboard["annotations"]["list"].as_array().unwrap().iter();
     let annotations = annotations.map(|annotation| Query {
@@ -107,21 +107,21 @@ fn all_panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
         .flat_map(|panel| iter::once(panel).chain(panel["panels"].as_array().into_iter().flatten()))
 }
 
-/// All but the headings of rows.
+/// All panels except row headings.
 fn panels(dashboard: &Value) -> Vec<&Value> {
     all_panels(dashboard).filter(|panel| panel["type"] != "row").collect()
 }
 
-/// Runs a program, which must succeed.
+/// Runs a program and asserts its success.
 fn run(program: &str, args: &[&Path]) -> String {
     let ran = Command::new(program).args(args).output().unwrap();
-    let said = String::from_utf8([ran.stdout, ran.stderr].concat()).unwrap();
-    assert!(ran.status.success(), "{program} {args:?}: {said}");
-    said
+    let output = String::from_utf8([ran.stdout, ran.stderr].concat()).unwrap();
+    assert!(ran.status.success(), "{program} {args:?}: {output}");
+    output
 }
 
 #[test]
-fn the_dashboard_is_what_its_script_writes() {
+fn the_dashboard_is_up_to_date() {
     let elsewhere = tempfile::tempdir().unwrap();
     let script = elsewhere.path().join("dashboard.py");
     std::fs::copy(grafana("dashboard.py"), &script).unwrap();
@@ -132,7 +132,7 @@ fn the_dashboard_is_what_its_script_writes() {
 }
 
 #[test]
-fn every_panel_says_what_to_do_when_it_looks_bad() {
+fn every_panel_explains_bad_values() {
     let dashboard = dashboard();
     let panels = panels(&dashboard);
     assert!(panels.len() > 30, "{} panels", panels.len());
@@ -142,20 +142,22 @@ fn every_panel_says_what_to_do_when_it_looks_bad() {
     }
 }
 
-/// Grafana accepts two panels with one id or at one place, and shows one of them.
+/// Grafana does not refuse overlaps and duplicate ids, but shows wrong panels.
 #[test]
-fn no_two_panels_share_an_id_or_a_place() {
+fn panels_have_unique_ids_and_do_not_overlap() {
     let dashboard = dashboard();
     let mut ids = HashSet::new();
     for panel in all_panels(&dashboard) {
         assert!(ids.insert(panel["id"].as_u64().unwrap()), "{}", panel["title"]);
     }
     let rows = dashboard["panels"].as_array().unwrap();
-    check_places(rows);
-    rows.iter().filter_map(|row| row["panels"].as_array()).for_each(|inside| check_places(inside));
+    check_positions(rows);
+    rows.iter()
+        .filter_map(|row| row["panels"].as_array())
+        .for_each(|inside| check_positions(inside));
 }
 
-fn check_places(panels: &[Value]) {
+fn check_positions(panels: &[Value]) {
     let mut taken = HashSet::new();
     for panel in panels {
         let of = |side: &str| panel["gridPos"][side].as_u64().unwrap();
@@ -168,7 +170,7 @@ fn check_places(panels: &[Value]) {
     }
 }
 
-/// Prometheus is asked nothing for a collapsed row: a dashboard that is only glanced at costs two.
+/// Grafana sends no queries for a collapsed row.
 #[test]
 fn only_the_first_two_rows_are_open() {
     let dashboard = dashboard();
@@ -182,17 +184,17 @@ fn only_the_first_two_rows_are_open() {
 }
 
 #[test]
-fn the_rules_are_valid_and_fire_when_they_should_and_only_then() {
+fn the_rules_are_valid_and_fire_correctly() {
     run("promtool", &[Path::new("check"), Path::new("rules"), &grafana("rules.yml")]);
     for file in ["counts.yml", "alerts.yml"] {
         run("promtool", &[Path::new("test"), Path::new("rules"), &grafana("tests").join(file)]);
     }
 }
 
-/// Name, and what a row of the table in README.md must say of it: type, labels, meaning.
+/// The metrics by name, with the expected row in README.md: type, labels, meaning.
 fn metrics() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>, &'static str)> {
     let exposed = include_str!(
-        "snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap"
+        "snapshots/all__metrics__counts__names_types_and_help_texts_do_not_change.snap"
     );
     let metric = |text: &'static str| {
         let (name, rest) = text.split_once(' ').unwrap();
@@ -208,7 +210,7 @@ fn metrics() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>, &'
 }
 
 #[test]
-fn the_table_has_every_metric_as_it_is_and_a_panel_that_shows_it() {
+fn the_table_has_every_metric_and_a_panel_for_it() {
     let readme = std::fs::read_to_string(grafana("README.md")).unwrap();
     let queries = queries();
     let mut rows = readme.lines().filter(|line| line.starts_with("| `leasehold_"));
@@ -233,7 +235,7 @@ fn the_table_has_every_metric_as_it_is_and_a_panel_that_shows_it() {
 }
 
 #[test]
-fn whatever_is_asked_for_is_exposed() {
+fn every_queried_metric_exists() {
     let metrics = metrics();
     for file in ["dashboard.json", "rules.yml", "README.md"] {
         let text = std::fs::read_to_string(grafana(file)).unwrap().replace("\\\"", "\"");
@@ -243,7 +245,7 @@ fn whatever_is_asked_for_is_exposed() {
                 .unwrap();
             let name = format!("leasehold_{}", asked[..end].trim_end_matches("_bucket"));
             let (_, labels, _) =
-                metrics.get(&*name).unwrap_or_else(|| panic!("{file}: there is no {name}"));
+                metrics.get(&*name).unwrap_or_else(|| panic!("{file}: unknown metric {name}"));
             let Some(matchers) = asked[end..].strip_prefix('{') else { continue };
             for matcher in matchers.split_once('}').unwrap().0.split(", ") {
                 let label = matcher.split(['=', '!']).next().unwrap();
