@@ -1,4 +1,4 @@
-//! What the kubelet asks the container that runs leasehold, and what it does with the answer.
+//! The probes of the container that runs leasehold.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::ContainerPath;
 use super::container::Container;
 use crate::check::{Finding, Rule};
 
-/// Every second is right; what is later than this is felt by the next message.
+/// A probe every second is right; beyond this, the next message waits noticeably.
 const PROMPT_S: u64 = 2;
 
 pub fn findings(container: &Container) -> Vec<Finding> {
@@ -44,7 +44,7 @@ pub fn findings(container: &Container) -> Vec<Finding> {
     findings
 }
 
-/// Whom does it ask?
+/// Whether the probe gets leasehold's answer.
 fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     let place = |field: &str| container.path.at(&format!("readinessProbe{field}"));
     let get = &probe["httpGet"];
@@ -128,7 +128,7 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     })
 }
 
-/// How long until KEDA knows that a message is held?
+/// Whether KEDA learns quickly that a message is held.
 fn readiness_times(path: &ContainerPath, probe: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut late = |field: &str, value: u64, right: u64| {
