@@ -66,8 +66,8 @@ impl Http {
         Self { ca_bundle, plain: Connector::builder().build_http(), tls: OnceLock::new() }
     }
 
-    /// Sends one request and reads its answer within the limits. The error is the reason why there
-    /// is no answer.
+    /// Sends one request and reads its answer within the limits. The error is the reason for a
+    /// missing answer.
     pub async fn send(
         &self,
         method: &str,
@@ -88,7 +88,7 @@ impl Http {
                 .try_insert(*name, value.clone())
                 .map_err(|error| format!("{name}: {error}"))?;
         }
-        let asked = async {
+        let exchange = async {
             let answer =
                 self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
             let status = answer.status().as_u16();
@@ -105,7 +105,7 @@ impl Http {
             }
             Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned(), is_whole })
         };
-        tokio::time::timeout(time, asked)
+        tokio::time::timeout(time, exchange)
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }

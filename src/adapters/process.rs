@@ -156,9 +156,9 @@ impl Processes {
         let leader = child.id().cast_signed();
         commands.insert(leader, Family::new(leader, Stage::Runs, mark.clone()));
         drop(commands);
-        orphans::look_at_orphans();
+        orphans::wake_reaper();
         if let Some(guard) = &guard {
-            guard.starts(leader, mark.as_deref());
+            guard.report_start(leader, mark.as_deref());
         }
 
         let running = Running {
@@ -226,14 +226,14 @@ impl Runner for Processes {
         let (mut running, mut output) =
             self.start(&command, &activity).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {
-            () = running.leader_has_ended() => false,
+            () = running.wait_for_leader() => false,
             () = halt.cancelled() => true,
         };
         if halted {
             // Waits for all processes, even after the leader has exited: a shell ends at once at
             // SIGTERM, but the program that it started needs time to save its state.
             running.terminate();
-            if timeout(command.stop_grace, running.family_has_ended()).await.is_err() {
+            if timeout(command.stop_grace, running.wait_for_family()).await.is_err() {
                 warn!(grace = ?command.stop_grace, "the command did not exit within --stop-grace after SIGTERM; killing it");
             }
         } else {
@@ -267,28 +267,28 @@ impl Running {
         let _ = killpg(Pid::from_raw(self.leader), signal);
     }
 
-    fn leader_ended(&self) -> bool {
+    fn has_leader_ended(&self) -> bool {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         // Not only `Exited` and `Signaled`: nix cannot represent an end by a real-time signal and
         // returns an error.
         waitid(Id::Pid(Pid::from_raw(self.leader)), peek) != Ok(WaitStatus::StillAlive)
     }
 
-    async fn leader_has_ended(&mut self) {
-        while !self.leader_ended() {
-            self.child_ended(SLOW_TICK).await;
+    async fn wait_for_leader(&mut self) {
+        while !self.has_leader_ended() {
+            self.wait_for_child(SLOW_TICK).await;
         }
     }
 
-    async fn family_has_ended(&mut self) {
-        self.leader_has_ended().await;
+    async fn wait_for_family(&mut self) {
+        self.wait_for_leader().await;
         while !self.family(&mut commands()).is_empty() {
-            self.child_ended(QUICK_TICK).await;
+            self.wait_for_child(QUICK_TICK).await;
         }
     }
 
     /// Waits until a child may have ended, but no longer than `tick`.
-    async fn child_ended(&mut self, tick: Duration) {
+    async fn wait_for_child(&mut self, tick: Duration) {
         let _ = timeout(tick, self.signals.recv()).await;
     }
 
@@ -315,7 +315,7 @@ impl Running {
         let is_of = |it: &Process| {
             it.group == self.leader
                 || family.is_some_and(|family| family.includes(it))
-                || (self.adopting && orphans::is_left_to(self.leader, commands, it))
+                || (self.adopting && orphans::may_belong_to(self.leader, commands, it))
         };
         processes.retain(|it| it.pid != self.leader && !it.is_zombie && is_of(it));
         processes
@@ -330,7 +330,7 @@ impl Running {
             warn!(processes = %Names(&escaped), "the command has exited but left processes running; killing them");
         }
         while !escaped.is_empty() && began_at.elapsed() < KILL_LIMIT {
-            self.child_ended(QUICK_TICK).await;
+            self.wait_for_child(QUICK_TICK).await;
             escaped = self.kill_escaped();
         }
     }
@@ -338,7 +338,7 @@ impl Running {
     fn kill_escaped(&self) -> Vec<Process> {
         let mut commands = commands();
         self.set(&mut commands, Stage::Ends);
-        if !self.adopting || orphans::are_none(&commands) {
+        if !self.adopting || !orphans::may_have_orphans(&commands) {
             Vec::new()
         } else {
             sweep(&mut commands)
@@ -352,15 +352,15 @@ impl Running {
             return ended;
         }
         // In this order: processes of a leader that ends during the look would not be found.
-        let mut ended = self.leader_ended();
+        let mut ended = self.has_leader_ended();
         let mut remaining = self.kill();
         if ended && !remaining.is_empty() {
             warn!(processes = %Names(&remaining), "the command has exited but left processes running; killing them");
         }
         let killed_at = Instant::now();
         while !ended || (!remaining.is_empty() && killed_at.elapsed() < KILL_LIMIT) {
-            self.child_ended(QUICK_TICK).await;
-            ended = self.leader_ended();
+            self.wait_for_child(QUICK_TICK).await;
+            ended = self.has_leader_ended();
             remaining = self.kill();
         }
         if !remaining.is_empty() {
@@ -375,7 +375,8 @@ impl Running {
     fn end_at_once(&self) -> Option<(Exit, ResourceUsage)> {
         let mut commands = commands();
         // In this order: once the leader has ended, its remaining processes are our children.
-        let at_once = self.adopting && self.leader_ended() && orphans::are_none(&commands);
+        let at_once =
+            self.adopting && self.has_leader_ended() && !orphans::may_have_orphans(&commands);
         at_once.then(|| self.reap(&mut commands))
     }
 
@@ -384,13 +385,13 @@ impl Running {
         let ResUse { status, rusage } =
             reaped.expect("the leader has ended, and only its run reaps it");
         commands.remove(&self.leader);
-        if !orphans::are_idle(commands) {
+        if !orphans::is_idle(commands) {
             // An orphan that only this command can have started must end now, and no SIGCHLD
             // triggers the look.
-            orphans::look_at_orphans();
+            orphans::wake_reaper();
         }
         if let Some(guard) = &self.guard {
-            guard.reaped(self.leader);
+            guard.report_reap(self.leader);
         }
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
         let peak_memory = Some(rusage.maxrss).filter(|peak| *peak > self.our_peak);
@@ -431,7 +432,7 @@ impl Drop for Running {
             if self.adopting {
                 // The reaper ends the rest.
                 self.set(&mut commands, Stage::Dropped);
-                orphans::look_at_orphans();
+                orphans::wake_reaper();
             } else {
                 commands.remove(&self.leader);
             }

@@ -2,9 +2,8 @@
 //!
 //! The kernel drops a signal that reaches PID 1 before PID 1 has a handler for it (signal(7),
 //! pid_namespaces(7)), and Kubernetes sends SIGTERM once. A *blocked* signal stays pending instead.
-//! So [`block`] is the first line of `main`, and what arrived since is delivered as soon as
-//! [`stop_requested`] has its handlers. A command starts with an empty mask: the standard library
-//! clears it.
+//! So [`block`] is the first line of `main`, and pending signals are delivered as soon as
+//! [`stop_requested`] has its handlers. A command starts with an empty mask, which the runner sets.
 
 use std::fs;
 use std::sync::{Arc, Once, OnceLock};

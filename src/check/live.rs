@@ -13,7 +13,9 @@ use super::queue::{self, Attributes, QueueFacts};
 use super::write_targets::{self, TargetKind, WriteTarget};
 use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::S3;
-use crate::adapters::aws::s3::probes::{Action, Notification, Notifications, NotificationsError};
+use crate::adapters::aws::s3::probes::{
+    BucketAction, Notification, Notifications, NotificationsError,
+};
 use crate::adapters::aws::sqs::{self, Sqs, queue_url};
 use crate::adapters::aws::{self, Permission};
 use crate::adapters::http::Http;
@@ -83,7 +85,7 @@ async fn check_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> 
     let targets = write_targets::all(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
     let buckets = &sources | &targets.iter().map(|one| one.to.bucket.as_str()).collect();
-    let (mut key_begins, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
+    let (mut key_prefix, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
     for bucket in buckets {
         let of_bucket: Vec<&WriteTarget> =
             targets.iter().filter(|one| one.to.bucket == bucket).collect();
@@ -99,7 +101,7 @@ async fn check_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> 
         if let (Ok(notifications), Some(arn)) = (&notifications, arn)
             && let Some(first) = notifications.to(arn).next()
         {
-            key_begins.clone_from(&first.prefix);
+            key_prefix.clone_from(&first.prefix);
             findings.extend(queue::sending(&config.queue_url, attributes, bucket));
         }
         findings.extend(check_encryption(s3, bucket).await);
@@ -127,7 +129,7 @@ async fn check_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> 
         findings.extend(check_write_targets(bucket, &of_bucket, notifications, arn, config));
     }
     for one in targets.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
-        findings.extend(check_write_permissions(s3, one, &key_begins).await);
+        findings.extend(check_write_permissions(s3, one, &key_prefix).await);
     }
     let recorded = config
         .records
@@ -307,15 +309,15 @@ async fn check_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
 }
 
 /// Whether the role may write where a run writes.
-async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str) -> Vec<Finding> {
+async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for key in target.samples(key_begins) {
+    for key in target.samples(key_prefix) {
         let mut may_list = true;
         for (action, severity) in target.kind.needs() {
             let place = format!("{target}, {action}");
-            match s3.may(*action, &target.to.bucket, &key).await {
+            match s3.probe(*action, &target.to.bucket, &key).await {
                 Permission::Allowed => {}
-                Permission::Denied(why) if *action == Action::Get && !may_list => {
+                Permission::Denied(why) if *action == BucketAction::Get && !may_list => {
                     let why = format!(
                         "{why} (without s3:ListBucket, S3 answers 403 for a missing object, too)"
                     );
@@ -327,7 +329,7 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str
                     ));
                 }
                 Permission::Denied(why) => {
-                    may_list &= *action != Action::List;
+                    may_list &= *action != BucketAction::List;
                     let change =
                         "allow it in the pod's role, or correct the bucket's name or region";
                     let finding = Finding::new(Rule::WritePermission, place, why, change);
@@ -367,8 +369,8 @@ async fn check_queue_permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> 
         "the pod's role must allow them",
     )];
     for (call, answer) in [
-        ("ChangeMessageVisibility", sqs.may_change_visibility().await),
-        ("DeleteMessage", sqs.may_delete().await),
+        ("ChangeMessageVisibility", sqs.probe_change_visibility().await),
+        ("DeleteMessage", sqs.probe_delete().await),
     ] {
         match answer.permission {
             Permission::Allowed => {}

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Finding, Rule, Severity};
-use crate::adapters::aws::s3::probes::{Action, Notification, Notifications};
+use crate::adapters::aws::s3::probes::{BucketAction, Notification, Notifications};
 use crate::job::route::{EventFilter, Task};
 use crate::job::s3_location::{LocationTemplate, Values};
 use crate::settings::resolve::RunConfig;
@@ -43,23 +43,25 @@ impl TargetKind {
     }
 
     /// The testable actions that the pod's role needs, and the severity if one is denied.
-    pub fn needs(self) -> &'static [(Action, Severity)] {
+    pub fn needs(self) -> &'static [(BucketAction, Severity)] {
         use Severity::{Error, Warning};
         match self {
             // Without Abort, the parts of failed uploads remain.
-            Self::Output => &[(Action::Put, Error), (Action::Abort, Warning)],
+            Self::Output => &[(BucketAction::Put, Error), (BucketAction::Abort, Warning)],
             Self::Checkpoint => &[
-                (Action::List, Error),
-                (Action::Get, Error),
-                (Action::Put, Error),
-                (Action::Abort, Warning),
+                (BucketAction::List, Error),
+                (BucketAction::Get, Error),
+                (BucketAction::Put, Error),
+                (BucketAction::Abort, Warning),
             ],
             // Without List, S3 answers 403 for a missing record.
-            Self::Idempotency => {
-                &[(Action::List, Warning), (Action::Get, Error), (Action::Put, Error)]
-            }
+            Self::Idempotency => &[
+                (BucketAction::List, Warning),
+                (BucketAction::Get, Error),
+                (BucketAction::Put, Error),
+            ],
             // The work succeeds anyway.
-            Self::Attempts => &[(Action::Put, Warning)],
+            Self::Attempts => &[(BucketAction::Put, Warning)],
         }
     }
 }
@@ -126,7 +128,7 @@ pub fn findings(
         if events.is_empty() {
             continue;
         }
-        let whom = format!(
+        let cause = format!(
             "bucket {bucket} notifies the queue by its notification {}",
             shown(notification)
         );
@@ -135,19 +137,19 @@ pub fn findings(
         findings.push(match (events.iter().any(|event| work.is_work(event)), is_certain) {
             (true, true) => {
                 let what = format!(
-                    "files written there become messages, so each job creates another one: {whom}"
+                    "files written there become messages, so each job creates another one: {cause}"
                 );
                 Finding::new(Rule::WritesBecomeWork, place, what, change)
             }
             (true, false) => {
                 let what =
-                    format!("files written there become messages if their keys match: {whom}");
+                    format!("files written there become messages if their keys match: {cause}");
                 Finding::new(Rule::WritesBecomeWork, place, what, change)
                     .with_severity(Severity::Warning)
             }
             (false, _) => {
                 let what = format!(
-                    "files written there start pods that find no work ({}): {whom}",
+                    "files written there start pods that find no work ({}): {cause}",
                     events.join(", ")
                 );
                 Finding::new(Rule::WritesStartPods, place, what, change)
@@ -158,10 +160,10 @@ pub fn findings(
 }
 
 impl WriteTarget {
-    /// Keys like those of written files, but without an object. `key_begins` is the prefix of the
+    /// Keys like those of written files, but without an object. `key_prefix` is the prefix of the
     /// input objects.
-    pub fn samples(&self, key_begins: &str) -> BTreeSet<String> {
-        let key = format!("{key_begins}{NO_NAME}");
+    pub fn samples(&self, key_prefix: &str) -> BTreeSet<String> {
+        let key = format!("{key_prefix}{NO_NAME}");
         let name = match self.kind {
             TargetKind::Output => NO_NAME.to_owned(),
             TargetKind::Checkpoint => format!("{NO_NAME}/0/0.tar"),

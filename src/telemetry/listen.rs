@@ -126,13 +126,13 @@ async fn answer(
             let why = "the metrics are pushed to --pushgateway: scraping them, too, would count them twice\n";
             text(StatusCode::NOT_FOUND, why.to_owned())
         }
-        ("/healthz", _) => yes_or_no(
+        ("/healthz", _) => health_page(
             pages.health.is_healthy().await,
             "the actors answer",
             "an actor does not answer",
         ),
         ("/readyz", _) => {
-            yes_or_no(pages.readiness.is_ready(), "a message is held", "no message is held")
+            health_page(pages.readiness.is_ready(), "a message is held", "no message is held")
         }
         (_, _) => text(
             StatusCode::NOT_FOUND,
@@ -141,7 +141,7 @@ async fn answer(
     })
 }
 
-fn yes_or_no(is_so: bool, yes: &str, no: &str) -> Response<Full<Bytes>> {
+fn health_page(is_so: bool, yes: &str, no: &str) -> Response<Full<Bytes>> {
     if is_so {
         text(StatusCode::OK, format!("{yes}\n"))
     } else {

@@ -255,7 +255,7 @@ pub struct Swept {
 }
 
 /// Deletes the groups of pods that finished more than `older_than` ago, and of pods that ended
-/// without reporting: silent for that long too, and for 20 of their own push intervals. Groups of
+/// without reporting: those silent for `older_than` and for 20 of their push intervals. Groups of
 /// other jobs are not touched.
 pub async fn sweep(
     gateway: &Pushgateway,

@@ -140,7 +140,7 @@ impl Expected {
         let is_object = status.is_success() && self.body == Body::Object;
         if !is_object {
             let body = ByteStream::new(answer.take_body());
-            *answer.body_mut() = SdkBody::from(collected(body).await?);
+            *answer.body_mut() = SdkBody::from(collect(body).await?);
         }
         if !status.is_success() {
             return Ok(answer);
@@ -229,7 +229,7 @@ impl Body {
 /// escaped, or a thousand keys of 1 KiB.
 const LONGEST: usize = 16 << 20;
 
-async fn collected(mut body: ByteStream) -> Result<Vec<u8>, ConnectorError> {
+async fn collect(mut body: ByteStream) -> Result<Vec<u8>, ConnectorError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|error| {

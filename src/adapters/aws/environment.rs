@@ -20,7 +20,7 @@ use crate::adapters::http::{host_of, is_url};
 
 /// The kind of value that a setting takes.
 #[derive(Clone, Copy)]
-enum Kind {
+enum ValueKind {
     Region,
     /// A value for a header; never shown.
     Credential,
@@ -38,41 +38,45 @@ enum Kind {
 }
 
 /// The variable, its key in a profile if it has one, and its kind.
-const SETTINGS: [(&str, Option<&str>, Kind); 26] = [
-    ("AWS_REGION", Some("region"), Kind::Region),
-    ("AWS_DEFAULT_REGION", None, Kind::Region),
-    ("AWS_ACCESS_KEY_ID", Some("aws_access_key_id"), Kind::Credential),
-    ("AWS_SECRET_ACCESS_KEY", Some("aws_secret_access_key"), Kind::Credential),
-    ("AWS_SESSION_TOKEN", Some("aws_session_token"), Kind::Credential),
-    ("AWS_CONTAINER_AUTHORIZATION_TOKEN", None, Kind::Text),
-    ("AWS_MAX_ATTEMPTS", Some("max_attempts"), Kind::Attempts),
-    ("AWS_RETRY_MODE", Some("retry_mode"), Kind::RetryMode),
+const SETTINGS: [(&str, Option<&str>, ValueKind); 26] = [
+    ("AWS_REGION", Some("region"), ValueKind::Region),
+    ("AWS_DEFAULT_REGION", None, ValueKind::Region),
+    ("AWS_ACCESS_KEY_ID", Some("aws_access_key_id"), ValueKind::Credential),
+    ("AWS_SECRET_ACCESS_KEY", Some("aws_secret_access_key"), ValueKind::Credential),
+    ("AWS_SESSION_TOKEN", Some("aws_session_token"), ValueKind::Credential),
+    ("AWS_CONTAINER_AUTHORIZATION_TOKEN", None, ValueKind::Text),
+    ("AWS_MAX_ATTEMPTS", Some("max_attempts"), ValueKind::Attempts),
+    ("AWS_RETRY_MODE", Some("retry_mode"), ValueKind::RetryMode),
     (
         "AWS_REQUEST_CHECKSUM_CALCULATION",
         Some("request_checksum_calculation"),
-        Kind::RequestChecksums,
+        ValueKind::RequestChecksums,
     ),
     (
         "AWS_RESPONSE_CHECKSUM_VALIDATION",
         Some("response_checksum_validation"),
-        Kind::ResponseChecksums,
+        ValueKind::ResponseChecksums,
     ),
-    ("AWS_S3_ADDRESSING_STYLE", None, Kind::Addressing),
-    ("AWS_PROFILE", None, Kind::Text),
-    ("AWS_CONFIG_FILE", None, Kind::Text),
-    ("AWS_SHARED_CREDENTIALS_FILE", None, Kind::Text),
-    ("AWS_CA_BUNDLE", None, Kind::Text),
-    ("AWS_ENDPOINT_URL", Some("endpoint_url"), Kind::Endpoint),
-    ("AWS_ENDPOINT_URL_SQS", None, Kind::Endpoint),
-    ("AWS_ENDPOINT_URL_S3", None, Kind::Endpoint),
-    ("AWS_ENDPOINT_URL_STS", None, Kind::Endpoint),
-    ("AWS_EC2_METADATA_SERVICE_ENDPOINT", Some("ec2_metadata_service_endpoint"), Kind::Endpoint),
-    ("AWS_ROLE_ARN", Some("role_arn"), Kind::Text),
-    ("AWS_ROLE_SESSION_NAME", Some("role_session_name"), Kind::Text),
-    ("AWS_WEB_IDENTITY_TOKEN_FILE", Some("web_identity_token_file"), Kind::Text),
-    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, Kind::Address),
-    ("AWS_EXECUTION_ENV", None, Kind::Text),
-    ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), Kind::Text),
+    ("AWS_S3_ADDRESSING_STYLE", None, ValueKind::Addressing),
+    ("AWS_PROFILE", None, ValueKind::Text),
+    ("AWS_CONFIG_FILE", None, ValueKind::Text),
+    ("AWS_SHARED_CREDENTIALS_FILE", None, ValueKind::Text),
+    ("AWS_CA_BUNDLE", None, ValueKind::Text),
+    ("AWS_ENDPOINT_URL", Some("endpoint_url"), ValueKind::Endpoint),
+    ("AWS_ENDPOINT_URL_SQS", None, ValueKind::Endpoint),
+    ("AWS_ENDPOINT_URL_S3", None, ValueKind::Endpoint),
+    ("AWS_ENDPOINT_URL_STS", None, ValueKind::Endpoint),
+    (
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        Some("ec2_metadata_service_endpoint"),
+        ValueKind::Endpoint,
+    ),
+    ("AWS_ROLE_ARN", Some("role_arn"), ValueKind::Text),
+    ("AWS_ROLE_SESSION_NAME", Some("role_session_name"), ValueKind::Text),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", Some("web_identity_token_file"), ValueKind::Text),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, ValueKind::Address),
+    ("AWS_EXECUTION_ENV", None, ValueKind::Text),
+    ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), ValueKind::Text),
 ];
 
 /// Refuses the first of these variables, or of the profile's settings, that is not valid. An empty
@@ -114,7 +118,7 @@ async fn profiles(variables: &[(String, OsString)]) -> Option<ProfileSet> {
     profile::load(&Fs::real(), &Env::from_slice(&set), &files, None).await.ok()
 }
 
-impl Kind {
+impl ValueKind {
     /// Why a value is not valid, and which values are.
     fn problem(self, value: &str) -> Option<String> {
         let is = |expected: &str| Some(format!("is {value:?}; it must be {expected}"));
@@ -208,7 +212,7 @@ fn is_address(url: &str) -> bool {
 /// A bucket cannot be in the host name if the endpoint is an IP address.
 pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
     let style = addressing_style(config);
-    if let Some(why) = style.as_deref().and_then(|style| Kind::Addressing.problem(style)) {
+    if let Some(why) = style.as_deref().and_then(|style| ValueKind::Addressing.problem(style)) {
         return Err(LoadError::Setting {
             name: "addressing_style of the profile's section s3".to_owned(),
             why,
@@ -253,7 +257,7 @@ pub(super) fn check_variants(config: &SdkConfig) -> Result<(), LoadError> {
 
 /// Why a part of credentials is not valid in a header.
 pub(super) fn credential_problem(part: &str) -> Option<String> {
-    Kind::Credential.problem(part)
+    ValueKind::Credential.problem(part)
 }
 
 #[cfg(test)]

@@ -114,8 +114,8 @@ impl S3 {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let asked = self.regions.of(bucket).or_else(|| self.config.region().cloned());
-        let error = match regions::named(&error).filter(|region| Some(region) != asked.as_ref()) {
+        let used = self.regions.of(bucket).or_else(|| self.config.region().cloned());
+        let error = match regions::named(&error).filter(|region| Some(region) != used.as_ref()) {
             Some(region) => {
                 info!(bucket, %region, "the bucket is in another region than AWS_REGION: using that region");
                 self.regions.learn(bucket, region);

@@ -93,12 +93,12 @@ impl Sqs {
         &self,
         queue_url: &str,
     ) -> Result<Option<BTreeMap<String, String>>, String> {
-        let asked = self
+        let request = self
             .client
             .get_queue_attributes()
             .queue_url(queue_url)
             .attribute_names(QueueAttributeName::All);
-        match asked.send().await {
+        match request.send().await {
             Ok(answer) => {
                 let attributes = answer.attributes.into_iter().flatten();
                 Ok(Some(
@@ -118,7 +118,7 @@ impl Sqs {
     }
 
     /// Checks the permission to extend and release with an invalid handle.
-    pub async fn may_change_visibility(&self) -> Probed {
+    pub async fn probe_change_visibility(&self) -> Probed {
         let call = self
             .client
             .change_message_visibility()
@@ -128,7 +128,7 @@ impl Sqs {
     }
 
     /// Checks the permission to delete with an invalid handle, so that no message is deleted.
-    pub async fn may_delete(&self) -> Probed {
+    pub async fn probe_delete(&self) -> Probed {
         let call =
             self.client.delete_message().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
         self.probed("DeleteMessage", call.send().await)

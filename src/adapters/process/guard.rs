@@ -55,11 +55,11 @@ impl Guard {
 
     /// `mark` is the variable that only this command's processes have. The guard cannot read it
     /// from /proc: a process shows no environment while its program is being loaded.
-    pub(super) fn starts(&self, leader: i32, mark: Option<&[u8]>) {
+    pub(super) fn report_start(&self, leader: i32, mark: Option<&[u8]>) {
         self.send(leader, mark.unwrap_or_default());
     }
 
-    pub(super) fn reaped(&self, leader: i32) {
+    pub(super) fn report_reap(&self, leader: i32) {
         self.send(-leader, &[]);
     }
 

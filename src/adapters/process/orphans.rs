@@ -84,7 +84,7 @@ impl Family {
         self.stage == Stage::Runs && self.since <= process.started
     }
 
-    fn is_over(&self) -> bool {
+    fn is_ending(&self) -> bool {
         matches!(self.stage, Stage::Ends | Stage::Dropped)
     }
 
@@ -103,7 +103,7 @@ impl Family {
 static CHANGED: Notify = Notify::const_new();
 
 /// Makes [`reap_orphans`] look now, and recompute its interval.
-pub(super) fn look_at_orphans() {
+pub(super) fn wake_reaper() {
     CHANGED.notify_one();
 }
 
@@ -161,9 +161,9 @@ fn sweep_if_due(commands: &mut Commands) {
     let is_due =
         match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
             Err(Errno::ECHILD) => false,
-            Ok(WaitStatus::StillAlive) if are_idle(commands) => !are_none(commands),
+            Ok(WaitStatus::StillAlive) if is_idle(commands) => may_have_orphans(commands),
             // Attributed early: a process that changes its title overwrites its environment.
-            Ok(WaitStatus::StillAlive) => !are_known(commands),
+            Ok(WaitStatus::StillAlive) => !are_attributed(commands),
             // A leader is reaped by its own run; processes behind it in the kernel's list are found
             // at the next look.
             Ok(status) => status
@@ -201,7 +201,7 @@ fn end_dropped(commands: &mut Commands) {
 }
 
 /// Whether no command is running, except for those that are ending.
-pub(super) fn are_idle(commands: &Commands) -> bool {
+pub(super) fn is_idle(commands: &Commands) -> bool {
     commands.values().all(|family| family.stage != Stage::Runs)
 }
 
@@ -210,27 +210,29 @@ fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
     waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | more)
 }
 
-/// Whether there is no orphan. Lists only our children, which is cheap; an orphan is one of them.
-pub(super) fn are_none(commands: &Commands) -> bool {
+/// Whether orphans may exist. Lists only our children, which is cheap; an orphan is one of them.
+pub(super) fn may_have_orphans(commands: &Commands) -> bool {
     let our_group = getpgrp().as_raw();
     // A helper that is older than every command belongs to no command.
     let oldest =
         commands.values().filter(|family| !family.is_guard()).map(|family| family.since).min();
-    no_child_but_leaders(commands, |it| {
+    !all_children_are_leaders_or(commands, |it| {
         it.group == our_group && oldest.is_none_or(|oldest| it.started < oldest)
     })
 }
 
 /// Whether all orphans are attributed to commands.
-fn are_known(commands: &Commands) -> bool {
+fn are_attributed(commands: &Commands) -> bool {
     let our_group = getpgrp().as_raw();
-    no_child_but_leaders(commands, |it| it.group == our_group || is_included(commands, it))
+    all_children_are_leaders_or(commands, |it| it.group == our_group || is_included(commands, it))
 }
 
-fn no_child_but_leaders(commands: &Commands, or: impl Fn(&Process) -> bool) -> bool {
-    let is_so =
-        |pid: &i32| commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| or(&it));
-    children().is_some_and(|children| children.iter().all(is_so))
+/// Whether all children are leaders, or meet `is_exempt`. False if the children are unknown.
+fn all_children_are_leaders_or(commands: &Commands, is_exempt: impl Fn(&Process) -> bool) -> bool {
+    let holds = |pid: &i32| {
+        commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| is_exempt(&it))
+    };
+    children().is_some_and(|children| children.iter().all(holds))
 }
 
 fn is_included(commands: &Commands, process: &Process) -> bool {
@@ -239,7 +241,7 @@ fn is_included(commands: &Commands, process: &Process) -> bool {
 
 /// Whether this is an orphan that is not attributed, and no other running command may have started
 /// it.
-pub(super) fn is_left_to(leader: i32, commands: &Commands, process: &Process) -> bool {
+pub(super) fn may_belong_to(leader: i32, commands: &Commands, process: &Process) -> bool {
     let is_orphan = process.parent == getpid().as_raw()
         && process.group != getpgrp().as_raw()
         && ![process.pid, process.group].iter().any(|pid| commands.contains_key(pid));
@@ -268,11 +270,11 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
         !family.is_guard() || wait(*pid, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive)
     });
     let processes: Vec<_> = Process::all().collect();
-    if !are_idle(commands) {
+    if !is_idle(commands) {
         attribute(commands, &processes, us);
     }
-    let is_over = |it: &Process| {
-        commands.values().any(|family| family.is_over() && family.includes(it))
+    let must_end = |it: &Process| {
+        commands.values().any(|family| family.is_ending() && family.includes(it))
             || !commands.values().any(|family| family.may_have_started(it))
     };
     // Our own group has processes that other code here has started and waits for, such as a
@@ -286,7 +288,7 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
         let lives = wait(orphan.pid, WaitPidFlag::empty()) == Ok(WaitStatus::StillAlive);
         lives
             && !commands.contains_key(&orphan.group)
-            && is_over(orphan)
+            && must_end(orphan)
             && kill(Pid::from_raw(orphan.pid), Signal::SIGKILL).is_ok()
     });
     killed.collect()

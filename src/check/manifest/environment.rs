@@ -108,7 +108,7 @@ impl<'a> ScaledJob<'a> {
                 let Some(object) = self.object(kind, name) else {
                     environment.has_unseen = true;
                     if reference["optional"] != true {
-                        findings.push(self.absent(path.at("envFrom"), kind, name, NO_JOB));
+                        findings.push(self.missing_object(path.at("envFrom"), kind, name, NO_JOB));
                     }
                     continue;
                 };
@@ -166,14 +166,14 @@ impl<'a> ScaledJob<'a> {
             };
             let optional = reference["optional"] == true;
             let Some(object) = self.object(kind, name) else {
-                let absent = self.absent(place, kind, name, NO_JOB);
+                let missing = self.missing_object(place, kind, name, NO_JOB);
                 // A missing object is reported only for our own settings, since the command may
                 // read others.
                 if !optional
-                    && (absent.severity == super::Severity::Error
+                    && (missing.severity == super::Severity::Error
                         || variable.starts_with("LEASEHOLD_"))
                 {
-                    findings.push(absent);
+                    findings.push(missing);
                 }
                 return unknown;
             };
@@ -221,7 +221,7 @@ impl<'a> ScaledJob<'a> {
 
     /// The finding about a reference to an object that is not in the file: an error if another
     /// object is probably meant, since nothing refers to that one.
-    pub fn absent(
+    pub fn missing_object(
         &self,
         place: impl Into<Location>,
         kind: &str,

@@ -91,7 +91,7 @@ pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
 }
 
 /// Findings about a trigger's metadata at `path`. No CustomResourceDefinition has these fields.
-pub fn of_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<Finding> {
+pub fn check_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<Finding> {
     let at = |field: &str| scaled_job.at(field);
     let schema = Schema::default();
     let mut walk = Walk { at: &at, schema: &schema, findings: Vec::new() };

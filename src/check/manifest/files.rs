@@ -96,9 +96,9 @@ impl ScaledJob<'_> {
                 else {
                     continue;
                 };
-                let absent = self.absent(&place, kind, name, NO_POD);
-                if absent.severity == crate::check::Severity::Error && source["optional"] != true {
-                    findings.push(absent);
+                let missing = self.missing_object(&place, kind, name, NO_POD);
+                if missing.severity == crate::check::Severity::Error && source["optional"] != true {
+                    findings.push(missing);
                 }
             }
         }

@@ -187,7 +187,7 @@ impl ScaledJob<'_> {
     }
 
     /// Whether the strategy and scaleOnInFlight fit together.
-    pub fn pairing(&self, place: &Location, in_flight: bool) -> Option<Finding> {
+    pub fn check_strategy(&self, place: &Location, in_flight: bool) -> Option<Finding> {
         let strategy = &self.spec["scalingStrategy"]["strategy"];
         match (strategy.as_str(), in_flight) {
             (Some("accurate"), true) => Some(Finding::new(

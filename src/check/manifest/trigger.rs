@@ -56,7 +56,7 @@ impl ScaledJob<'_> {
     fn trigger(&self, trigger: &Trigger, container: Option<&Container>) -> Vec<Finding> {
         let mut findings = Vec::new();
         let path = format!("spec.triggers[{}].metadata", trigger.number);
-        findings.extend(fields::of_trigger(self, &path, trigger.metadata));
+        findings.extend(fields::check_trigger(self, &path, trigger.metadata));
         let place = |field: &str| self.at(&format!("spec.triggers[{}].{field}", trigger.number));
 
         let environment = self.keda_reads(container, trigger, &mut findings);
@@ -115,7 +115,7 @@ impl ScaledJob<'_> {
             ));
         }
         let in_flight = trigger.text("scaleOnInFlight").as_deref() != Some("false");
-        findings.extend(self.pairing(&place("metadata.scaleOnInFlight"), in_flight));
+        findings.extend(self.check_strategy(&place("metadata.scaleOnInFlight"), in_flight));
         findings
     }
 
@@ -289,12 +289,12 @@ impl ScaledJob<'_> {
             container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
         let pods_queue = container.and_then(Container::queue_url).and_then(aws::region_of);
         let pods_queue = pods_queue.map(|region| (region, "the URL of the pod's queue has"));
-        let (other, whose) = [of_queue, of_pod, pods_queue]
+        let (other, source) = [of_queue, of_pod, pods_queue]
             .into_iter()
             .flatten()
             .find(|(other, _)| *other != region)?;
         let what = format!(
-            "it is {region}, but {whose} {other}: KEDA asks in a region that does not have the queue, and creates no Job"
+            "it is {region}, but {source} {other}: KEDA queries a region that does not have the queue, and creates no Job"
         );
         Some(Finding::new(Rule::RegionMismatch, place, what, format!("set it to {other}")))
     }

@@ -94,7 +94,7 @@ rules! {
     NoRegion "LH209" Error "no-region": "The trigger does not name a region",
         "KEDA does not read it from the queue URL, and creates no Job without it. Set `awsRegion` to the queue's region.";
     RegionMismatch "LH210" Error "region-mismatch": "The trigger has another region than the queue or the pod",
-        "KEDA asks in a region that does not have the queue, and creates no Job. Set `awsRegion` to the queue's region.";
+        "KEDA queries a region that does not have the queue, and creates no Job. Set `awsRegion` to the queue's region.";
     EnvSource "LH211" Error "env-source": "The container that KEDA reads does not set a variable",
         "KEDA reads `…FromEnv` from the container that `envSourceContainerName` names, or from the first one, and creates no Job if \
          the variable is not set there.";

@@ -63,10 +63,10 @@ impl S3 {
         &self,
         bucket: &str,
     ) -> Result<Option<Notifications>, NotificationsError> {
-        let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
-        let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = self.client().get_bucket_notification_configuration().bucket(bucket);
+        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
         let answer =
-            self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+            self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let answer = match answer.await {
             Ok(answer) => answer,
             Err(failure) => {
@@ -113,10 +113,10 @@ impl S3 {
     /// The KMS key with which a bucket encrypts objects by default. The error is the reason why it
     /// is unknown.
     pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
-        let asked = self.client().get_bucket_encryption().bucket(bucket);
-        let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = self.client().get_bucket_encryption().bucket(bucket);
+        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
         let answer =
-            self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+            self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let rules = match answer.await {
             Ok(answer) => {
                 answer.server_side_encryption_configuration.map(|all| all.rules).unwrap_or_default()
@@ -156,25 +156,25 @@ impl S3 {
     ///
     /// S3 checks permissions before existence. So requests for an object or a multipart upload that
     /// does not exist reveal the permissions, and change nothing.
-    pub async fn may(&self, action: Action, bucket: &str, key: &str) -> Permission {
+    pub async fn probe(&self, action: BucketAction, bucket: &str, key: &str) -> Permission {
         let (client, owner) = (self.client(), self.expected_owner.clone());
         let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
         let failure = match action {
-            Action::List => {
+            BucketAction::List => {
                 let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
                 let list = list.set_expected_bucket_owner(owner);
                 self.send(bucket, |config| list.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
-            Action::Get => {
+            BucketAction::Get => {
                 let get =
                     client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
                 self.send(bucket, |config| get.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
-            Action::Put => {
+            BucketAction::Put => {
                 let part = CompletedPart::builder().part_number(1).e_tag(NO_UPLOAD).build();
                 let parts = CompletedMultipartUpload::builder().parts(part).build();
                 let put =
@@ -184,7 +184,7 @@ impl S3 {
                     .await
                     .err()
             }
-            Action::Abort => {
+            BucketAction::Abort => {
                 let abort =
                     client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
                 let abort = abort.set_expected_bucket_owner(owner);
@@ -212,9 +212,9 @@ impl S3 {
 /// An upload id that does not exist in any bucket.
 const NO_UPLOAD: &str = "leasehold-check";
 
-/// An action that [`S3::may`] can check.
+/// An action that [`S3::probe`] can check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum BucketAction {
     List,
     Get,
     Put,
@@ -222,7 +222,7 @@ pub enum Action {
 }
 
 /// IAM's name of the action.
-impl fmt::Display for Action {
+impl fmt::Display for BucketAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::List => "s3:ListBucket",
@@ -261,11 +261,13 @@ mod tests {
             (301, "PermanentRedirect", "denied"),
             (501, "NotImplemented", "unknown"),
         ] {
-            for action in [Action::List, Action::Get, Action::Put, Action::Abort] {
+            for action in
+                [BucketAction::List, BucketAction::Get, BucketAction::Put, BucketAction::Abort]
+            {
                 let body =
                     format!("<Error><Code>{code}</Code><Message>S3 error text</Message></Error>");
                 let permission = S3::new(&Canned::new(status, None, body).config(), None)
-                    .may(action, "b", "out/k")
+                    .probe(action, "b", "out/k")
                     .await;
                 let (permission, why) = match permission {
                     Permission::Allowed => {

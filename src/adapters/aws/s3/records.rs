@@ -65,8 +65,8 @@ impl Records for S3 {
 
 impl S3 {
     /// Some stores accept a condition and ignore it, so two pods would own the same work. The first
-    /// record is therefore written again, on conditions that do not hold. If such a write succeeds,
-    /// it changes nothing.
+    /// record is therefore written again, on conditions that do not hold. If a store accepts that
+    /// write, it only writes the same bytes again.
     pub(super) async fn prove_conditions(
         &self,
         bucket: &str,

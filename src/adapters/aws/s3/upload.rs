@@ -111,7 +111,7 @@ impl S3 {
 
     async fn upload_whole(&self, upload: &Upload<'_>) -> Result<Uploaded, String> {
         let Upload { bucket, key, path, bytes, content_type } = *upload;
-        let checksum = checksum_of(hashed(path, 0..bytes).await?);
+        let checksum = checksum_of(hash(path, 0..bytes).await?);
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let file = body(path, 0..bytes).await?;
         let put = self.send(bucket, |config| {
@@ -119,7 +119,7 @@ impl S3 {
             let put = put
                 .set_expected_bucket_owner(self.expected_owner.clone())
                 .set_checksum_crc64_nvme(sent.clone());
-            let put = put.body(again(&file));
+            let put = put.body(reopened(&file));
             put.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = put.await.map_err(|why| write_error(bucket, key, &why))?;
@@ -217,7 +217,7 @@ impl S3 {
         range: Range<u64>,
     ) -> Result<(CompletedPart, Hasher), String> {
         let Upload { bucket, key, path, .. } = *upload;
-        let hasher = hashed(path, range.clone()).await?;
+        let hasher = hash(path, range.clone()).await?;
         let checksum = checksum_of(hasher.clone());
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let (bytes, file) = (range.end - range.start, body(path, range).await?);
@@ -230,7 +230,7 @@ impl S3 {
                 .upload_id(id)
                 .part_number(number);
             let part = part.set_expected_bucket_owner(self.expected_owner.clone());
-            let part = part.set_checksum_crc64_nvme(sent.clone()).body(again(&file));
+            let part = part.set_checksum_crc64_nvme(sent.clone()).body(reopened(&file));
             part.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = part.await.map_err(|why| write_error(bucket, key, &why))?;
@@ -262,7 +262,7 @@ impl S3 {
 }
 
 /// The checksum is computed before the upload, so that the stored bytes must match the disk's.
-async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
+async fn hash(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
     let of = path.to_owned();
     let hashed =
         tokio::task::spawn_blocking(move || Hasher::of_file(Algorithm::Crc64Nvme, &of, range))
@@ -282,7 +282,7 @@ async fn body(path: &Path, range: Range<u64>) -> Result<SdkBody, String> {
         .map_err(|error| format!("{}: {}", path.display(), aws::causes(&error)))
 }
 
-fn again(body: &SdkBody) -> ByteStream {
+fn reopened(body: &SdkBody) -> ByteStream {
     ByteStream::new(body.try_clone().expect("a file can be read again"))
 }
 
