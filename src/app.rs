@@ -53,19 +53,22 @@ pub fn main(
         TerminationLog::Kubernetes.write(&misconfigured(&why));
         return refuse(&why);
     }
-    let Cli { action } = match parse() {
-        Ok(cli) => cli,
+    match parse() {
+        Ok(Cli { action }) => perform(action, in_process),
         Err(answer) => {
             // It is not an error if the reader of `--help` is gone.
             let _ = answer.print();
-            return if answer.use_stderr() {
+            if answer.use_stderr() {
                 TerminationLog::Kubernetes.write(&misconfigured(&answer.to_string()));
                 ExitCode::from(MISCONFIGURED)
             } else {
                 ExitCode::SUCCESS
-            };
+            }
         }
-    };
+    }
+}
+
+fn perform(action: Action, in_process: Option<Arc<dyn Runner>>) -> ExitCode {
     match action {
         Action::Run(args) => {
             let termination_log = args.work.termination_log.clone();

@@ -90,35 +90,40 @@ pub(super) fn display_uri(object: &Object) -> String {
 
 /// What a failed GetObject means for the message.
 pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
-    let Object { bucket, version_id, .. } = object;
     let what = format!("object {}", display_uri(object));
-    let (code, message, status) = match failure {
-        Failure::Refused { code, message, status } => {
-            (code.as_deref(), message.as_deref().unwrap_or("no reason given"), *status)
+    match failure {
+        Failure::Refused { code: Some(code), message, status } => {
+            let message = message.as_deref().unwrap_or("no reason given");
+            refused_fetch(object, code, message, *status)
+        }
+        // Errors of S3 have a code. A proxy's page has none, and proves nothing about the object.
+        Failure::Refused { code: None, status, .. } => {
+            let why = match status {
+                403 => format!("HTTP 403 {}", read_permissions(object)),
+                301 | 307 => format!("HTTP {status} ({OTHER_REGION})"),
+                _ => format!(
+                    "HTTP {status}, without an S3 error code (does a proxy or a portal answer instead of the store?)"
+                ),
+            };
+            FetchError::Retryable(format!("{what} could not be fetched: {why}"))
         }
         Failure::Misconfigured(why) if object.key.trim().is_empty() => {
-            return FetchError::Permanent(format!(
+            FetchError::Permanent(format!(
                 "{what}: its key has only blanks, and the AWS SDK cannot request such a key: {why}"
-            ));
+            ))
         }
         Failure::Misconfigured(why) => {
-            return FetchError::Retryable(format!("{what} cannot be requested: {why}"));
+            FetchError::Retryable(format!("{what} cannot be requested: {why}"))
         }
         Failure::Unanswered(why) => {
-            return FetchError::Retryable(format!("{what} could not be requested: {why}"));
+            FetchError::Retryable(format!("{what} could not be requested: {why}"))
         }
-    };
-    // Errors of S3 have a code. A proxy's page has none, and proves nothing about the object.
-    let Some(code) = code else {
-        let why = match status {
-            403 => format!("HTTP 403 {}", may_read(version_id.is_some())),
-            301 | 307 => format!("HTTP {status} ({OTHER_REGION})"),
-            _ => format!(
-                "HTTP {status}, without an S3 error code (does a proxy or a portal answer instead of the store?)"
-            ),
-        };
-        return FetchError::Retryable(format!("{what} could not be fetched: {why}"));
-    };
+    }
+}
+
+/// What an error of S3 means for the message.
+fn refused_fetch(object: &Object, code: &str, message: &str, status: u16) -> FetchError {
+    let what = format!("object {}", display_uri(object));
     let reason = format!("{code}: {}", message.trim_end_matches('.'));
     match (code, status) {
         ("InvalidObjectState", _) => FetchError::Permanent(format!(
@@ -153,12 +158,12 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
             FetchError::Overwritten(format!("{what} was overwritten since the event: {reason}"))
         }
         ("NoSuchBucket", _) => {
-            FetchError::Retryable(format!("bucket {bucket} does not exist: {reason}"))
+            FetchError::Retryable(format!("bucket {} does not exist: {reason}", object.bucket))
         }
         (_, 404) => FetchError::Missing(format!("{what} is missing: {reason}")),
         ("AccessDenied", _) => FetchError::Retryable(format!(
             "no permission to read {what}: {reason} {}",
-            may_read(version_id.is_some())
+            read_permissions(object)
         )),
         (code, _) if is_of_another_region(code) => {
             FetchError::Retryable(format!("{what} could not be fetched: {reason} ({OTHER_REGION})"))
@@ -167,8 +172,9 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
     }
 }
 
-fn may_read(is_version: bool) -> String {
-    let action = if is_version { "s3:GetObjectVersion" } else { "s3:GetObject" };
+/// Advice on the permissions to read an object.
+fn read_permissions(object: &Object) -> String {
+    let action = if object.version_id.is_some() { "s3:GetObjectVersion" } else { "s3:GetObject" };
     format!(
         "(the pod's role must allow {action}, and kms:Decrypt if it is encrypted with a KMS key; without s3:ListBucket, S3 answers 403 for a missing object, too)"
     )
