@@ -90,7 +90,7 @@ pub async fn run(
     Ok(summary)
 }
 
-/// Runs pods until the queue is drained, or until `stop`; each slot starts one after the other.
+/// Runs pods until the queue is drained, or until `stop`; each slot runs one pod at a time.
 async fn run_pods(
     config: &LocalConfig,
     files: usize,

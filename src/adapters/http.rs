@@ -54,7 +54,7 @@ pub struct AnswerLimit {
 }
 
 impl From<Duration> for AnswerLimit {
-    /// A limit in bytes that is enough to read every error.
+    /// With a default limit in bytes, which is enough for every error text.
     fn from(time: Duration) -> Self {
         Self { time, bytes: 1 << 20 }
     }

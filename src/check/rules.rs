@@ -159,7 +159,7 @@ Written by `leasehold check --explain all`; `leasehold check --explain LH222` pr
 out, by its id or its name. An id never changes its meaning.
 
 An **error** prevents work or loses messages, and `check` exits with code 78. A **warning** wastes pods, attempts or time; with `--strict`,
-the exit code is 1. **Unchecked** means that `check` could not check it.
+the exit code is 1. **Unchecked** means that `check` could not find out.
 
 | id | name | severity | summary |
 |---|---|---|---|

@@ -12,7 +12,7 @@ use super::plain::{Plain, shortened};
 use crate::job::report::{Ended, Progressed, Subject};
 use crate::job::verdict::Settlement;
 
-/// The steps of a bar: more than any terminal shows.
+/// The steps of a bar, which shows at most a hundred of them.
 const STEPS: u32 = 1000;
 
 /// Bars below the log, on the standard error.

@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// The lines that are logged.
+    /// The logged lines.
     fn logged(is_coloured: bool, log: impl FnOnce()) -> Vec<String> {
         let screen = Screen::default();
         let out = screen.clone();

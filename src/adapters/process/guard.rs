@@ -67,7 +67,7 @@ impl Guard {
         let length = u32::try_from(mark.len()).unwrap_or(u32::MAX);
         let message = [&leader.to_ne_bytes(), &length.to_ne_bytes(), mark].concat();
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        // Some hundred bytes into an empty socket do not block.
+        // A few hundred bytes fit into an empty socket, so an error means that it is broken.
         if let Err(error) = news.write_all(&message) {
             warn!(%error, "the guard process died: if leasehold gets SIGKILL, the command keeps running");
         }

@@ -279,9 +279,9 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     };
     // Our own group has processes that other code here has started and waits for, such as a
     // profile's `credential_process`.
-    let is_theirs = |it: &Process| it.group == our_group && !is_included(commands, it);
-    let is_ours = |it: &Process| is_theirs(it) || commands.contains_key(&it.pid);
-    let orphans = processes.into_iter().filter(|it| it.parent == us && !is_ours(it));
+    let is_of_other_code = |it: &Process| it.group == our_group && !is_included(commands, it);
+    let is_spared = |it: &Process| is_of_other_code(it) || commands.contains_key(&it.pid);
+    let orphans = processes.into_iter().filter(|it| it.parent == us && !is_spared(it));
     let killed = orphans.filter(|orphan| {
         // The kernel confirms that this is our living child, so that the pid is not reused. If it
         // has ended, this reaps it.

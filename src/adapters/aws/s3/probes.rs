@@ -18,7 +18,7 @@ pub struct Notifications {
 }
 
 impl Notifications {
-    /// Those that go to this queue.
+    /// The rules that send events to this queue.
     pub fn to(&self, queue_arn: &str) -> impl Iterator<Item = &Notification> {
         self.to_queues.iter().filter(move |one| one.queue_arn == queue_arn)
     }
