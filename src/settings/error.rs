@@ -1,11 +1,11 @@
-//! What can be wrong with the settings.
+//! Errors in settings.
 
 use std::time::Duration;
 
 use crate::adapters::http::without_userinfo;
 use crate::job::route::EventFilter;
 
-/// A setting that cannot work. Its text names the flags and the numbers.
+/// A setting that cannot work. The text names the flags and the limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     #[error("--queue-url is required")]
@@ -104,7 +104,7 @@ pub enum SettingError {
     S3Timeout(Duration),
 }
 
-/// Rounded: nobody sets a millionth of a second.
+/// Rounded, since derived limits may have fractions of a second.
 fn show(duration: &Duration) -> String {
     if duration.subsec_nanos() == 0 {
         return humantime::format_duration(*duration).to_string();
