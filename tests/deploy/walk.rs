@@ -1,4 +1,4 @@
-//! The newcomer's path: every command of deploy/first-file.md's quarter of an hour, with moto in
+//! The newcomer's path: every command of the steps in deploy/first-file.md, with moto in
 //! place of AWS, and without a registry and a cluster. What would have been applied is then run.
 
 use std::collections::BTreeMap;
@@ -99,9 +99,9 @@ impl Newcomer {
 }
 
 #[tokio::test]
-async fn the_quarter_of_an_hour_leads_to_a_processed_file() {
+async fn the_steps_lead_to_a_processed_file() {
     let newcomer = Newcomer::new().await;
-    newcomer.sh(&commands("Fifteen minutes")).await;
+    newcomer.sh(&commands("Steps")).await;
     let calls = fs::read_to_string(newcomer.folder.path().join("calls")).unwrap();
     assert!(calls.contains("\nkubectl apply -k deploy/kustomize/own\n"), "{calls}");
 
