@@ -112,8 +112,9 @@ pub fn parse_without_command(
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
         if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
-            let complaint =
-                format!("this program sets a default for --{flag}, but there is no such flag");
+            let complaint = format!(
+                "this program sets a default for --{flag}, which is not a flag of leasehold"
+            );
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         let with_default =

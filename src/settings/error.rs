@@ -71,7 +71,7 @@ pub enum SettingError {
         "--job-types {at}: job type {name} is never used: {other}, which comes before it, matches every message"
     )]
     NeverReached { name: String, at: String, other: String },
-    #[error("it has no command, and there is no COMMAND to use instead")]
+    #[error("it has no command, and no COMMAND follows --")]
     NoCommand,
     #[error(
         "it matches {event}, which --events {events} does not include: messages about it are deleted"

@@ -22,7 +22,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "leasehold.region" -}}
 {{- $region := .Values.region | default (regexReplaceAll "^https://sqs\\.([a-z0-9-]+)\\..*$" .Values.queueUrl "${1}") -}}
 {{- if contains "/" $region -}}
-{{- fail (printf "region is required: queueUrl %q does not tell it" .Values.queueUrl) -}}
+{{- fail (printf "region is required: queueUrl %q does not contain it" .Values.queueUrl) -}}
 {{- end -}}
 {{- $region -}}
 {{- end -}}
