@@ -1,5 +1,4 @@
-//! The least that works off a queue with the SDK: what the server itself can do, for
-//! `benches/compare-drain`.
+//! A minimal consumer with the SDK: the maximum rate of the server, for `benches/compare-drain`.
 //!
 //! `bare_drain QUEUE_URL CONCURRENCY`
 
@@ -45,7 +44,7 @@ async fn drain(sqs: aws_sdk_sqs::Client, s3: aws_sdk_s3::Client, queue: String) 
         let text = |path: &str| body.pointer(path).and_then(Value::as_str).expect(path).to_owned();
         let (bucket, key) = (text("/Records/0/s3/bucket/name"), text("/Records/0/s3/object/key"));
         let object = s3.get_object().bucket(bucket).key(key).send().await.expect("an object");
-        object.body.collect().await.expect("its bytes");
+        object.body.collect().await.expect("the object's bytes");
         let handle = message.receipt_handle.expect("a handle");
         sqs.delete_message()
             .queue_url(&queue)

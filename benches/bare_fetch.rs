@@ -1,5 +1,4 @@
-//! The least that fetches an object with the SDK: what `benches/compare-fetch` compares leasehold
-//! with.
+//! A minimal download with the SDK, the baseline of `benches/compare-fetch`.
 //!
 //! `bare_fetch ENDPOINT BUCKET KEY FILE`
 

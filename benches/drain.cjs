@@ -1,4 +1,4 @@
-// Works off a queue with sqs-consumer: drain.cjs QUEUE_URL CONCURRENCY MESSAGES [COMMAND...]
+// Drains a queue with sqs-consumer: drain.cjs QUEUE_URL CONCURRENCY MESSAGES [COMMAND...]
 
 const { spawn } = require("node:child_process");
 const { once } = require("node:events");
@@ -14,7 +14,7 @@ const [queueUrl, concurrency, messages, ...command] = process.argv.slice(2);
 async function main() {
   const room = await mkdtemp(join(tmpdir(), "drain-"));
   const [sqs, s3] = [new SQSClient({}), new S3Client({ forcePathStyle: true })];
-  let left = Number(messages);
+  let remaining = Number(messages);
   const consumers = [];
   const handleMessage = async (message) => {
     for (const record of JSON.parse(message.Body).Records) {
@@ -33,7 +33,7 @@ async function main() {
   for (let i = 0; i < Number(concurrency); i++) {
     const consumer = Consumer.create({ queueUrl, sqs, batchSize: 1, waitTimeSeconds: 0, pollingWaitTimeMs: 0, handleMessage });
     consumer.on("message_processed", () => {
-      if (--left === 0) consumers.forEach((consumer) => consumer.stop());
+      if (--remaining === 0) consumers.forEach((consumer) => consumer.stop());
     });
     consumers.push(consumer);
   }

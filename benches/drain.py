@@ -1,4 +1,4 @@
-"""Works off a queue with boto3: drain.py QUEUE_URL CONCURRENCY MESSAGES [COMMAND...]"""
+"""Drains a queue with boto3: drain.py QUEUE_URL CONCURRENCY MESSAGES [COMMAND...]"""
 
 import json
 import subprocess

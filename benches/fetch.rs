@@ -1,5 +1,4 @@
-//! Our fetch alone, for `benches/compare-fetch`; the settings of the AWS SDK are in the
-//! environment.
+//! Only our fetch, for `benches/compare-fetch`; the settings of the AWS SDK are in the environment.
 //!
 //! `fetch STREAMS BUCKET KEY FILE`
 
@@ -35,6 +34,6 @@ fn main() {
         let config = aws::load("http://localhost/0/q", None, &[]).await.expect("settings");
         fetch(&S3::new(&config, None), &policy, None, &work_dir, &object, None, &path)
             .await
-            .expect("it is fetched");
+            .expect("the fetch succeeds");
     });
 }

@@ -1,8 +1,7 @@
-//! SQS and S3 as far as `benches/run` needs them, answering at once and from memory.
+//! A minimal SQS and S3 for `benches/run`, which answers at once from memory.
 //!
-//! `null_server MESSAGES OBJECT_BYTES` prints its port. It gives each of so many messages once,
-//! about one object of so many bytes, and says when it was first asked for one: in nanoseconds
-//! since 1970.
+//! `null_server MESSAGES OBJECT_BYTES` prints its port. It returns each message once, about one
+//! object of this size, and prints the time of the first receive, in nanoseconds since 1970.
 
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
@@ -27,10 +26,10 @@ fn main() {
         object: vec![b'x'; number(2)],
     });
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    println!("{}", listener.local_addr().expect("it is bound").port());
+    println!("{}", listener.local_addr().expect("a bound port").port());
     for connection in listener.incoming().flatten() {
         let world = world.clone();
-        // A client that goes away in the middle is no matter.
+        // A client may disconnect at any time.
         thread::spawn(move || drop(world.serve(connection)));
     }
 }
@@ -61,7 +60,7 @@ impl World {
 
     fn received(&self) -> String {
         if !self.is_asked.swap(true, Ordering::Relaxed) {
-            println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_nanos());
+            println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos());
         }
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         if number >= self.messages {
@@ -77,7 +76,7 @@ impl World {
         )
     }
 
-    /// `range` is as in `bytes=0-99`.
+    /// `range` has the form `bytes=0-99`.
     fn object(&self, to: &mut TcpStream, range: Option<&str>) -> Result<()> {
         let size = self.object.len();
         let Some((first, last)) = range.and_then(bounds) else {

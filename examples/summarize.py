@@ -1,7 +1,7 @@
-"""Sums a day's orders by currency: an ordinary program that knows nothing of queues.
+"""Sums a day's orders by currency: an ordinary program without a queue.
 
-It reads the file that JOB_INPUT names, writes its result into JOB_OUTPUT_DIR, and says with its exit code how
-it went: 0 done, 65 this file will never work, 75 try again later.
+It reads the file that JOB_INPUT names, and writes its result into JOB_OUTPUT_DIR. Its exit codes are 0 for a
+success, 65 for a permanent failure, and 75 for a temporary one.
 """
 
 import csv
@@ -22,9 +22,9 @@ def main() -> int:
             try:
                 totals[order["currency"]] += Decimal(order["amount"])
             except (KeyError, InvalidOperation):
-                return give_up(NEVER, f"line {number} is no order")
+                return give_up(NEVER, f"line {number} is not an order")
 
-    # As if a service that we need were away: yen have no rate until the second attempt.
+    # This simulates a service that is down: yen have no rate until the second attempt.
     if "JPY" in totals and os.environ["JOB_RECEIVE_COUNT"] == "1":
         return give_up(LATER, "the rate of JPY is not known yet", retry_after="1s")
 

@@ -4,6 +4,7 @@
 An expression is written here once and is in the JSON forty times, and a panel that takes forty lines there takes three here.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -97,16 +98,22 @@ OF_SCALED_JOBS = (
 )
 
 PROMETHEUS = {"type": "prometheus", "uid": "${datasource}"}
-panels = []
-# Where the next panel goes, on a grid of 24 columns.
+# The rows with their panels, and where the next panel goes, on a grid of 24 columns.
+rows = []
 place = {"x": 0, "y": 0, "h": 0}
+ids = itertools.count(1)
+# Grafana asks Prometheus nothing for a collapsed row, and opens it at a click.
+OPEN_ROWS = 2
 
 
 def row(title, height):
-    place.update(x=0, y=place["y"] + place["h"], h=1)
-    panels.append({"id": len(panels) + 1, "type": "row", "title": title, "collapsed": False, "panels": [],
-                   "gridPos": {"x": 0, "y": place["y"], "w": 24, "h": 1}})
-    place.update(y=place["y"] + 1, h=height)
+    y = place["y"] + place["h"]
+    if len(rows) > OPEN_ROWS:
+        # The row before is collapsed: the next one follows its heading.
+        y = rows[-1]["gridPos"]["y"] + 1
+    rows.append({"id": next(ids), "type": "row", "title": title, "collapsed": len(rows) >= OPEN_ROWS, "panels": [],
+                 "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}})
+    place.update(x=0, y=y + 1, h=height)
 
 
 def line(height):
@@ -115,8 +122,8 @@ def line(height):
 
 
 def panel(kind, width, title, description, queries, *, defaults, overrides=(), options, **more):
-    panels.append({
-        "id": len(panels) + 1, "type": kind, "title": title, "description": description, "datasource": PROMETHEUS,
+    rows[-1]["panels"].append({
+        "id": next(ids), "type": kind, "title": title, "description": description, "datasource": PROMETHEUS,
         "gridPos": {"x": place["x"], "y": place["y"], "w": width, "h": place["h"]},
         "targets": [{"refId": chr(ord("A") + n), "datasource": PROMETHEUS, **query} for n, query in enumerate(queries)],
         "fieldConfig": {"defaults": defaults, "overrides": list(overrides)},
@@ -522,7 +529,8 @@ dashboard = {
          "expr": f"{each(series('stops_total'), 'namespace, queue, signal')} > 0", "titleFormat": "{{signal}}",
          "textFormat": "pods of {{queue}} were asked to stop", "tagKeys": "namespace,queue"},
     ]},
-    "panels": panels,
+    # The panels of an open row follow it, those of a collapsed one are inside.
+    "panels": [panel for row in rows for panel in ([row] if row["collapsed"] else [row | {"panels": []}, *row["panels"]])],
 }
 
 Path(__file__).with_name("dashboard.json").write_text(json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n")

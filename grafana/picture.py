@@ -185,7 +185,20 @@ def draw_table(axes, panel):
 
 DRAW = {"stat": draw_stat, "timeseries": draw_timeseries, "bargauge": draw_bargauge, "table": draw_table}
 
-panels = json.loads(Path(__file__).with_name("dashboard.json").read_text())["panels"]
+
+def opened(panels):
+    """All panels, with the collapsed rows open: whatever follows a row moves down by its height."""
+    moved, shift = [], 0
+    for panel in panels:
+        inside = panel.get("panels", [])
+        for each in [panel, *inside]:
+            moved.append(each | {"gridPos": each["gridPos"] | {"y": each["gridPos"]["y"] + shift}})
+        if inside:
+            shift += max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in inside) - panel["gridPos"]["y"] - 1
+    return moved
+
+
+panels = opened(json.loads(Path(__file__).with_name("dashboard.json").read_text())["panels"])
 width, height = 24 * COLUMN, max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels) * LINE
 pyplot.rcParams.update({"font.family": "DejaVu Sans", "text.color": "#d8d9da", "axes.edgecolor": "#2c3235", "axes.facecolor": "#181b1f",
                         "xtick.color": "#8e8e8e", "ytick.color": "#8e8e8e", "xtick.labelsize": 6.5, "ytick.labelsize": 6.5})

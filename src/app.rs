@@ -1,14 +1,18 @@
 //! The program, a file a subcommand. Wiring only: arguments → configuration → ports → supervisor →
 //! signals → exit code.
 
+#[cfg(feature = "aws")]
 mod check;
 mod exit;
 mod local;
 mod machine;
+#[cfg(feature = "aws")]
 pub mod reference;
+#[cfg(feature = "aws")]
 mod run;
 mod runtime;
 pub mod signals;
+#[cfg(feature = "aws")]
 mod sweep;
 
 use std::process::ExitCode;
@@ -19,14 +23,19 @@ use crate::install::install;
 use crate::ports::Runner;
 use crate::settings::JobTypesFile;
 use crate::settings::errors::as_given;
-use crate::settings::resolve::{LocalConfig, RunConfig, SweepConfig};
+use crate::settings::resolve::LocalConfig;
+#[cfg(feature = "aws")]
+use crate::settings::resolve::{RunConfig, SweepConfig};
 use crate::settings::{Action, Cli, command_line, environment};
 use crate::telemetry::termination::TerminationLog;
+#[cfg(feature = "aws")]
 use check::check;
 use exit::{MISCONFIGURED, misconfigured, refuse, say};
 use local::run_local;
+#[cfg(feature = "aws")]
 use run::run;
 use signals::Inherited;
+#[cfg(feature = "aws")]
 use sweep::sweep;
 
 /// The program `leasehold`, for its `main` only.
@@ -67,6 +76,7 @@ pub fn main(
         }
     };
     match action {
+        #[cfg(feature = "aws")]
         Action::Run(args) => {
             let termination_log = args.work.termination_log.clone();
             RunConfig::try_from(*args)
@@ -79,6 +89,7 @@ pub fn main(
                     refuse(&why)
                 })
         }
+        #[cfg(feature = "aws")]
         Action::Check(args) => {
             check(*args, in_process.is_none()).unwrap_or_else(|why| refuse(&why))
         }
@@ -102,6 +113,7 @@ pub fn main(
             say(std::io::stdout(), &String::from_utf8_lossy(&page));
             ExitCode::SUCCESS
         }
+        #[cfg(feature = "aws")]
         Action::Reference => {
             say(std::io::stdout(), reference::reference().trim_end());
             ExitCode::SUCCESS
@@ -119,6 +131,7 @@ pub fn main(
                 refuse(&format!("cannot install into {}: {error}", args.folder.display()))
             }
         },
+        #[cfg(feature = "aws")]
         Action::Sweep(args) => SweepConfig::try_from(args)
             .map_err(|error| as_given(&error.to_string()))
             .and_then(sweep)

@@ -60,6 +60,9 @@
 //! Architecture invariant: `job ← ports ← work ← actors ← app`, and `ports ← adapters ← app`;
 //! `tests/architecture.rs` holds the walls.
 
+// Only the full build uses everything.
+#![cfg_attr(not(feature = "aws"), allow(dead_code, unused_imports))]
+
 /// All that is not the API: the files beside this one. Nobody else sees it, and so the compiler
 /// finds what nothing uses; only our own tests, which are other crates, look inside, by the feature
 /// `internals`.
@@ -68,6 +71,7 @@ mod inside {
     pub mod actors;
     pub mod adapters;
     pub mod app;
+    #[cfg(feature = "aws")]
     pub mod check;
     pub mod install;
     pub mod library;

@@ -1,14 +1,14 @@
-//! Real pods, a real server, a network that breaks: 200 objects, and pods that are stopped and
-//! KILLed at any moment until the queue is empty. Then every success and every delete must have
-//! been told, and none may be missing.
+//! Real pods, a real server, a faulty network: 200 objects, and pods that are stopped and KILLed at
+//! any moment until the queue is empty. Then each object must be processed, and the deletes, the
+//! commands and the logs must agree.
 //!
 //! ```text
-//! pods ──► Breaker ──► microburst ──► Witness ──► ministack
-//!          lies        breaks         sees what really comes to the queue
+//! pods ──► FaultyProxy ──► microburst ──► Witness ──► ministack
+//!          faults          faults         records the calls that arrive
 //! ```
 //!
-//! A seed says what the pods, the network and the commands are to do; how it all interleaves is the
-//! machine's. A run that fails prints its seed: `SEED=… tests/run chaos`.
+//! A seed determines the actions of the pods, the network and the commands, but not their
+//! interleaving. A failed run prints its seed: `SEED=… tests/run chaos`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -29,25 +29,24 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::asked_for;
 use crate::support::aws;
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually, is_alive};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually, is_alive};
 use crate::support::servers::Microburst;
 
 const MESSAGES: usize = 200;
 const PODS: usize = 8;
-/// Nobody ends in the dead-letter queue because pods were killed.
+/// So many that killed pods send no message to the dead-letter queue.
 const RECEIVES: u32 = 1000;
 /// The pods' `--termination-grace`.
 const GRACE: Duration = Duration::from_secs(6);
-/// For a machine that is busy with something else.
+/// For a busy machine.
 const MARGIN: Duration = Duration::from_secs(5);
-/// No run takes as long, unless something hangs.
+/// Only a run that hangs takes this long.
 const LIMIT: Duration = Duration::from_mins(3);
-/// In the environment of all that belongs to a pod.
+/// A variable in the environment of all processes of a pod.
 const MARKER: &str = "CHAOS";
 
-/// What the pods run. A key is the hash of its object: so the command sees whether it got the right
-/// bytes, and its last digit says how it behaves. What it does is in a file of its own, named after
-/// the delivery.
+/// The command of the pods. A key is the hash of its object, so the command can check its bytes,
+/// and the last digit selects its behaviour. It logs to a file named after the delivery.
 const SCRIPT: &str = r#"
     attempt=attempts/$JOB_MESSAGE_ID.$JOB_RECEIVE_COUNT
     echo "$JOB_ID $JOB_KEY start" > "$attempt"
@@ -59,7 +58,7 @@ const SCRIPT: &str = r#"
         *4.1) kill -KILL $$ ;;
         *5.*) sleep 4 ;; # longer than a lease
         *6.*) trap '' TERM; sleep 1 ;;
-        *7.*) setsid sleep 600 > /dev/null 2>&1 & ;; # forgets a daemon
+        *7.*) setsid sleep 600 > /dev/null 2>&1 & ;; # leaves a daemon behind
         *) sleep 0.1 ;;
     esac
     echo "$JOB_KEY" > "$JOB_OUTPUT_DIR/result"
@@ -67,28 +66,28 @@ const SCRIPT: &str = r#"
 "#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_that_die_and_a_network_that_breaks_lose_nothing_and_delete_only_successes() {
+async fn pods_that_die_and_a_faulty_network_lose_nothing_and_delete_only_successes() {
     let seed = asked_for("SEED").unwrap_or_else(|| fastrand::u64(..));
-    // Shown if the test fails.
+    // Printed if the test fails.
     println!("to run this again: SEED={seed} tests/run chaos");
-    timeout(LIMIT, chaos(Rng::with_seed(seed))).await.expect("the queue is empty in time");
+    timeout(LIMIT, chaos(Rng::with_seed(seed))).await.expect("the queue is empty within the limit");
 }
 
 async fn chaos(mut rng: Rng) {
     let cloud = Cloud::new(RECEIVES).await;
-    let attempts = cloud.notes.path().join("attempts");
+    let attempts = cloud.dir.path().join("attempts");
     std::fs::create_dir(&attempts).unwrap();
     let witness = Arc::new(Witness { attempts: attempts.clone(), seen: Mutex::default() });
     let watching = witness.clone();
-    let watched = in_front_of(&cloud.endpoint, move |client, server| {
-        pass_on(watching.clone(), client, server)
+    let watched = start_proxy(&cloud.endpoint, move |client, server| {
+        forward(watching.clone(), client, server)
     })
     .await;
     let network = Microburst::start(&watched, &faults(&mut rng)).await;
-    let breaker = Arc::new(Breaker::new(rng.fork()));
-    let lying = breaker.clone();
-    let endpoint = in_front_of(&network.endpoint(), move |client, server| {
-        lie_to(lying.clone(), client, server)
+    let proxy = Arc::new(FaultyProxy::new(rng.fork()));
+    let proxying = proxy.clone();
+    let endpoint = start_proxy(&network.endpoint(), move |client, server| {
+        serve_with_faults(proxying.clone(), client, server)
     })
     .await;
     cloud.s3.create_bucket().bucket(results_of(&cloud)).send().await.unwrap();
@@ -101,23 +100,23 @@ async fn chaos(mut rng: Rng) {
     assert_eq!(
         published(&cloud).await,
         keys,
-        "each object has its result, and that is what its command wrote"
+        "each object has its result, as its command wrote it"
     );
     let attempts = read_attempts(&attempts);
     let seen = std::mem::take(&mut *witness.seen.lock().unwrap());
     judge(&keys, &pods, &attempts, &seen);
     assert_eq!(
-        idle_faults(&network.endpoint()).await,
+        unused_rules(&network.endpoint()).await,
         [Value::Null; 0],
-        "a network that breaks nothing proves nothing"
+        "unused rules prove nothing"
     );
-    let lies = breaker.lies.lock().unwrap().clone();
+    let injected = proxy.injected.lock().unwrap().clone();
     assert_eq!(
-        lies.len(),
-        Lie::ALL.len() * LIED_ABOUT.len(),
-        "a liar that does not lie proves nothing: {lies:?}"
+        injected.len(),
+        ProxyFault::ALL.len() * FAULTY_CALLS.len(),
+        "each fault must occur for each call: {injected:?}"
     );
-    assert_eq!(survivors(&cloud), [""; 0], "processes of pods that are gone");
+    assert_eq!(surviving_processes(&cloud), [""; 0], "processes of ended pods");
 
     let warnings = pods.iter().map(Pod::warnings).sum::<usize>();
     println!(
@@ -132,15 +131,15 @@ async fn chaos(mut rng: Rng) {
     );
 }
 
-/// What the network does to each kind of call: each fault hits the first call, and from then on one
-/// in so many.
+/// The faults of the network for each kind of call: each fault hits the first call, and then one in
+/// a random number of calls.
 fn faults(rng: &mut Rng) -> Vec<Value> {
     let lost_request = json!({ "reset": true });
     let lost_answer = json!({ "response": { "abort_bytes": 0 } });
     let cut_answer = json!({ "response": { "abort_frac": 0.5 } });
     let corrupt = json!({ "response": { "corrupt_bytes": 8 } });
     let slow = json!({ "response": { "bandwidth_kbps": 256 } });
-    // Longer than a try may take, when the lease is a short one.
+    // Longer than the timeout of a request under a short lease.
     let late = json!({ "latency": { "min": 300, "max": 1800 } });
     let throttled = json!({ "error": { "code": "ThrottlingException", "status": 400 } });
     let unavailable = json!({ "error": { "code": "ServiceUnavailable", "status": 503 } });
@@ -166,8 +165,8 @@ fn faults(rng: &mut Rng) -> Vec<Value> {
     rules.collect()
 }
 
-/// The rules of the network that have not broken anything.
-async fn idle_faults(endpoint: &str) -> Vec<Value> {
+/// The rules of the network that were never applied.
+async fn unused_rules(endpoint: &str) -> Vec<Value> {
     let mut network = BufReader::new(
         TcpStream::connect(endpoint.strip_prefix("http://").unwrap()).await.unwrap(),
     );
@@ -180,24 +179,24 @@ async fn idle_faults(endpoint: &str) -> Vec<Value> {
     rules.into_iter().filter(|rule| rule["fired_count"].as_u64().unwrap() == 0).collect()
 }
 
-/// What microburst does not do to a call: an answer that is not AWS's, or that never comes.
+/// Faults that microburst does not have: an answer that is not from AWS, or a missing answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Lie {
-    /// A captive portal says 200. The call does not come through.
+enum ProxyFault {
+    /// A captive portal answers 200. The request does not arrive.
     Portal,
-    /// A proxy breaks an answer and makes it a page of its own, with 200. The call came through.
+    /// A proxy replaces the answer by its own page, with 200. The request arrives.
     PortalAfter,
-    /// 500, although it was done.
+    /// The answer is 500, although the request was carried out.
     ErrorAfter,
-    /// The call does not come through, and there is no answer.
+    /// The request does not arrive, and there is no answer.
     Silence,
-    /// It comes through, and there is no answer.
+    /// The request arrives, and there is no answer.
     SilenceAfter,
-    /// It comes through, and the connection ends.
+    /// The request arrives, and the connection ends.
     LostAfter,
 }
 
-impl Lie {
+impl ProxyFault {
     const ALL: [Self; 6] = [
         Self::Portal,
         Self::PortalAfter,
@@ -208,77 +207,83 @@ impl Lie {
     ];
 }
 
-/// Calls that are lied about. Of a receive that is not answered its pod waits for ten seconds:
+/// The calls with these faults. Not the receive: a pod waits ten seconds for its answer, and
 /// microburst loses enough of them.
-const LIED_ABOUT: [&str; 4] = ["ChangeMessageVisibility", "DeleteMessage", "GET", "PUT"];
+const FAULTY_CALLS: [&str; 4] = ["ChangeMessageVisibility", "DeleteMessage", "GET", "PUT"];
 
-/// Lies about one call in so many.
-struct Breaker {
+/// Injects a fault into some calls.
+struct FaultyProxy {
     rng: Mutex<Rng>,
-    /// What was lied about, how.
-    lies: Mutex<BTreeSet<(&'static str, Lie)>>,
+    /// The injected faults, by call.
+    injected: Mutex<BTreeSet<(&'static str, ProxyFault)>>,
 }
 
-impl Breaker {
+impl FaultyProxy {
     fn new(rng: Rng) -> Self {
-        Self { rng: Mutex::new(rng), lies: Mutex::default() }
+        Self { rng: Mutex::new(rng), injected: Mutex::default() }
     }
 
-    /// Each lie is told about the first calls of each kind, and from then on about one in so many.
-    fn lies_about(&self, request: &Message) -> Option<Lie> {
-        let kind = LIED_ABOUT.into_iter().find(|kind| {
+    /// Each fault is used early for each kind of call, then for about one call in thirty.
+    fn next_fault(&self, request: &Message) -> Option<ProxyFault> {
+        let kind = FAULTY_CALLS.into_iter().find(|kind| {
             let is_method = request.head.starts_with(&format!("{kind} /"));
             is_method || request.call(kind).is_some()
         })?;
-        let mut lies = self.lies.lock().unwrap();
+        let mut injected = self.injected.lock().unwrap();
         let mut rng = self.rng.lock().unwrap();
-        let untold = Lie::ALL.into_iter().find(|lie| !lies.contains(&(kind, *lie)));
-        let lie = match untold {
-            Some(untold) if rng.u8(0..3) == 0 => untold,
-            _ if rng.u8(0..30) == 0 => Lie::ALL[rng.usize(0..Lie::ALL.len())],
+        let unused = ProxyFault::ALL.into_iter().find(|fault| !injected.contains(&(kind, *fault)));
+        let fault = match unused {
+            Some(unused) if rng.u8(0..3) == 0 => unused,
+            _ if rng.u8(0..30) == 0 => ProxyFault::ALL[rng.usize(0..ProxyFault::ALL.len())],
             _ => return None,
         };
-        lies.insert((kind, lie));
-        Some(lie)
+        injected.insert((kind, fault));
+        Some(fault)
     }
 }
 
 /// One connection, until either side ends it.
-async fn lie_to(breaker: Arc<Breaker>, client: TcpStream, upstream: String) -> Option<()> {
+async fn serve_with_faults(
+    proxy: Arc<FaultyProxy>,
+    client: TcpStream,
+    upstream: String,
+) -> Option<()> {
     let mut client = BufReader::new(client);
     let mut server = BufReader::new(TcpStream::connect(upstream).await.ok()?);
     loop {
         let request = Message::read(&mut client).await?;
-        let lie = breaker.lies_about(&request);
-        if lie == Some(Lie::Silence) {
-            // Until it is the client that ends the connection.
+        let fault = proxy.next_fault(&request);
+        if fault == Some(ProxyFault::Silence) {
+            // Wait until the client closes the connection.
             let _ = client.read_u8().await;
             return None;
         }
-        if lie == Some(Lie::Portal) {
+        if fault == Some(ProxyFault::Portal) {
             portal("200 OK").write(&mut client).await?;
             continue;
         }
         request.write(&mut server).await?;
-        let (answer, is_whole) = Message::read_some(&mut server).await?;
-        match lie {
-            None | Some(Lie::Portal | Lie::Silence) => {
+        let (answer, is_complete) = Message::read_partial(&mut server).await?;
+        match fault {
+            None | Some(ProxyFault::Portal | ProxyFault::Silence) => {
                 answer.write(&mut client).await?;
-                // Microburst ends answers in their midst; then so do we.
-                is_whole.then_some(())?;
+                // Microburst truncates answers; pass that on.
+                is_complete.then_some(())?;
             }
-            Some(Lie::PortalAfter) => portal("200 OK").write(&mut client).await?,
-            Some(Lie::ErrorAfter) => portal("500 Internal Server Error").write(&mut client).await?,
-            Some(Lie::SilenceAfter) => {
+            Some(ProxyFault::PortalAfter) => portal("200 OK").write(&mut client).await?,
+            Some(ProxyFault::ErrorAfter) => {
+                portal("500 Internal Server Error").write(&mut client).await?;
+            }
+            Some(ProxyFault::SilenceAfter) => {
                 let _ = client.read_u8().await;
                 return None;
             }
-            Some(Lie::LostAfter) => return None,
+            Some(ProxyFault::LostAfter) => return None,
         }
     }
 }
 
-/// An answer of something that is not AWS.
+/// An answer that is not from AWS.
 fn portal(status: &str) -> Message {
     let body = b"<html><body>Please sign in to this network.</body></html>".to_vec();
     let head = format!(
@@ -288,8 +293,8 @@ fn portal(status: &str) -> Message {
     Message { head, body }
 }
 
-/// Puts the objects, of which a few are large, and returns their keys when all their notifications
-/// are in the queue.
+/// Puts the objects, a few of them large, and returns their keys when all notifications are in the
+/// queue.
 async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     for n in 0..MESSAGES {
@@ -300,7 +305,7 @@ async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
         keys.insert(key);
     }
     assert_eq!(keys.len(), MESSAGES);
-    // A notification comes a moment after its put was answered.
+    // A notification follows shortly after the answer to its put.
     let all = (MESSAGES.try_into().unwrap(), 0);
     eventually("the queue has all notifications", async || {
         (cloud.counts().await == all).then_some(())
@@ -309,12 +314,12 @@ async fn put_objects(cloud: &Cloud, rng: &mut Rng) -> BTreeSet<String> {
     keys
 }
 
-/// Where the commands' results go; the queue hears nothing of it.
+/// The bucket for results, which sends no notifications.
 fn results_of(cloud: &Cloud) -> String {
     format!("{}-results", cloud.bucket)
 }
 
-/// The keys that have their result, which must be what the command wrote.
+/// The keys with a result; asserts its content.
 async fn published(cloud: &Cloud) -> BTreeSet<String> {
     let bucket = results_of(cloud);
     let listed = cloud.s3.list_objects_v2().bucket(&bucket).send().await.unwrap();
@@ -329,8 +334,8 @@ async fn published(cloud: &Cloud) -> BTreeSet<String> {
     published
 }
 
-/// Starts pods as KEDA does, one a message and so many at most, until the queue is empty and all of
-/// them are gone.
+/// Starts pods as KEDA does, one per message up to a maximum, until the queue is empty and all pods
+/// have ended.
 async fn run_pods(cloud: &Cloud, endpoint: &str, rng: &mut Rng) -> Vec<Pod> {
     let mut running = JoinSet::new();
     let mut pods = Vec::new();
@@ -347,7 +352,7 @@ async fn run_pods(cloud: &Cloud, endpoint: &str, rng: &mut Rng) -> Vec<Pod> {
     }
 }
 
-/// `leasehold` as PID 1 of a container: when it is gone, so is everything in there.
+/// `leasehold` as PID 1 of a container: when it ends, all processes in the container end.
 fn pod(cloud: &Cloud, endpoint: &str, name: &str, rng: &mut Rng) -> Command {
     let mut command = Command::new("unshare");
     command.args([
@@ -370,24 +375,23 @@ fn pod(cloud: &Cloud, endpoint: &str, name: &str, rng: &mut Rng) -> Command {
         "--retry-max",
         "2s",
     ]);
-    command.arg("--termination-log").arg(cloud.notes.path().join(name));
-    command.arg("--work-dir").arg(cloud.notes.path());
-    // Some answers never come: the pods are not to wait for each as long as they would for a slow
-    // store.
+    command.arg("--termination-log").arg(cloud.dir.path().join(name));
+    command.arg("--work-dir").arg(cloud.dir.path());
+    // Some answers never come; the default timeout for a slow store would take too long.
     command.args(["--s3-timeout", "2s"]);
     command.args(["--output", &format!("s3://{}/of/{{key}}", results_of(cloud))]);
-    command.args(["--", "sh", "-c", SCRIPT]).current_dir(cloud.notes.path());
+    command.args(["--", "sh", "-c", SCRIPT]).current_dir(cloud.dir.path());
     command.env("AWS_ENDPOINT_URL", endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
     command.env(MARKER, &cloud.endpoint);
     command
 }
 
-/// What comes to a pod from outside.
+/// The signal that a pod gets, if any.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Nothing,
-    /// A signal, so long after it could be heard.
+    /// A signal, this long after the pod handles it.
     Signal(Signal, Duration),
 }
 
@@ -402,12 +406,12 @@ impl Fate {
     }
 }
 
-/// A pod that is gone.
+/// A pod that has ended.
 struct Pod {
     name: String,
-    /// With what, if that came before its end.
+    /// The signal that it got before its end.
     signalled: Option<Signal>,
-    left: Left,
+    exited: ExitedRun,
 }
 
 impl Pod {
@@ -416,55 +420,54 @@ impl Pod {
     }
 
     fn warnings(&self) -> usize {
-        self.left.log.iter().filter(|record| record["level"] == "WARN").count()
+        self.exited.log.iter().filter(|record| record["level"] == "WARN").count()
     }
 }
 
 async fn live(name: String, run: Leasehold, fate: Fate) -> Pod {
     let outside = run.pid();
-    let left = run.left();
-    tokio::pin!(left);
+    let exited = run.wait();
+    tokio::pin!(exited);
     let signalled = async {
         let Fate::Signal(signal, after) = fate else { return std::future::pending().await };
-        // The init of a container hears no signal but KILL before it has asked for it.
+        // The init of a container ignores all signals except KILL until it handles them.
         let init = loop {
-            match init_below(outside) {
+            match container_init(outside) {
                 Some(init) => break init,
                 None => sleep(Duration::from_millis(10)).await,
             }
         };
-        while signal != Signal::SIGKILL && !catches(init, signal) {
+        while signal != Signal::SIGKILL && !handles_signal(init, signal) {
             sleep(Duration::from_millis(10)).await;
         }
         sleep(after).await;
         match kill(Pid::from_raw(init), signal) {
             Ok(()) => signal,
-            // It has left by itself.
+            // The pod has already exited.
             Err(_) => std::future::pending().await,
         }
     };
     let signalled = tokio::select! {
-        left = &mut left => return Pod { name, signalled: None, left },
+        exited = &mut exited => return Pod { name, signalled: None, exited },
         signal = signalled => signal,
     };
-    let Ok(left) = timeout(GRACE + MARGIN, left).await else {
-        panic!("{name} lives {:?} after {signalled}, its grace is {GRACE:?}", GRACE + MARGIN);
+    let Ok(exited) = timeout(GRACE + MARGIN, exited).await else {
+        panic!("{name} is alive {:?} after {signalled}, its grace is {GRACE:?}", GRACE + MARGIN);
     };
-    Pod { name, signalled: Some(signalled), left }
+    Pod { name, signalled: Some(signalled), exited }
 }
 
-/// The process with which the container begins, by its number out here: the only child of
-/// `unshare`.
-fn init_below(unshare: i32) -> Option<i32> {
+/// The outer pid of the container's init: the only child of `unshare`.
+fn container_init(unshare: i32) -> Option<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    // It is younger, so most processes need no look.
+    // The child has a higher pid, so most processes are skipped.
     pids.find(|pid| {
         *pid > unshare && status(*pid, "PPid:").is_some_and(|parent| parent == unshare.to_string())
     })
 }
 
-fn catches(pid: i32, signal: Signal) -> bool {
+fn handles_signal(pid: i32, signal: Signal) -> bool {
     let caught = status(pid, "SigCgt:").and_then(|caught| u64::from_str_radix(&caught, 16).ok());
     caught.is_some_and(|caught| caught & (1 << (signal as u32 - 1)) != 0)
 }
@@ -477,7 +480,7 @@ fn status(pid: i32, field: &str) -> Option<String> {
 /// One delivery of one message: its id and its receive count.
 type Delivery = (String, u64);
 
-/// What a command did with a delivery.
+/// The log of a command about one delivery.
 #[derive(Debug)]
 struct Attempt {
     pod: String,
@@ -495,8 +498,8 @@ fn read_attempts(folder: &Path) -> BTreeMap<Delivery, Attempt> {
             .rsplit_once('.')
             .map(|(id, n)| (id.to_owned(), n.parse()))?;
         let text = std::fs::read_to_string(file.path()).unwrap();
-        assert!(!text.contains("broken"), "a command was given wrong bytes: {text}");
-        // KILLed before it had said a word.
+        assert!(!text.contains("broken"), "a command got wrong bytes: {text}");
+        // KILLed before the first line.
         let (pod, rest) = text.split_once(' ')?;
         let key = rest.split(' ').next().unwrap().to_owned();
         let done = text.ends_with(&format!("\n{key} done\n"));
@@ -505,7 +508,7 @@ fn read_attempts(folder: &Path) -> BTreeMap<Delivery, Attempt> {
     attempts.collect()
 }
 
-/// What the queue saw of the pods.
+/// The pods' calls that arrived at the queue.
 #[derive(Default)]
 struct Seen {
     /// By receipt handle.
@@ -516,19 +519,19 @@ struct Seen {
 #[derive(Debug)]
 struct Delete {
     of: Delivery,
-    /// Had the command succeeded when the request came?
+    /// Whether the command had succeeded when the request came.
     after_success: bool,
     accepted: bool,
 }
 
-/// Stands right in front of the queue: what it sees has come through.
+/// A proxy right in front of the queue: the requests that it sees have arrived.
 struct Witness {
     attempts: PathBuf,
     seen: Mutex<Seen>,
 }
 
 impl Witness {
-    /// Asked before the request goes on to the queue.
+    /// Called before the request is forwarded to the queue.
     fn is_after_success(&self, request: &Message) -> Option<bool> {
         let (id, count) = self.delivery_to_delete(request)?;
         let attempt = std::fs::read_to_string(self.attempts.join(format!("{id}.{count}")))
@@ -540,10 +543,10 @@ impl Witness {
         let body = request.call("DeleteMessage")?;
         let receipt = body["ReceiptHandle"].as_str().unwrap();
         let delivery = self.seen.lock().unwrap().deliveries.get(receipt).cloned();
-        Some(delivery.unwrap_or_else(|| ("a receipt handle that nobody was given".to_owned(), 0)))
+        Some(delivery.unwrap_or_else(|| ("an unknown receipt handle".to_owned(), 0)))
     }
 
-    /// Told before the answer goes on to the pod.
+    /// Called before the answer is forwarded to the pod.
     fn answered(&self, request: &Message, after_success: Option<bool>, answer: &Message) {
         let accepted = answer.head.starts_with("HTTP/1.1 200");
         if request.call("ReceiveMessage").is_some() && accepted {
@@ -573,7 +576,7 @@ struct Message {
 }
 
 impl Message {
-    /// The body, if it is a call of this name.
+    /// The body, if this is a call of this name.
     fn call(&self, name: &str) -> Option<Value> {
         let target = format!("amazonsqs.{name}\r\n").to_lowercase();
         self.head
@@ -582,13 +585,15 @@ impl Message {
             .then(|| serde_json::from_slice(&self.body).unwrap())
     }
 
-    /// The next one of a connection; none if that ends first.
+    /// The next message of a connection; `None` at its end.
     async fn read(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<Self> {
-        Self::read_some(stream).await.and_then(|(message, is_whole)| is_whole.then_some(message))
+        Self::read_partial(stream)
+            .await
+            .and_then(|(message, is_complete)| is_complete.then_some(message))
     }
 
-    /// The same, with as much of its body as there is; and whether that is all.
-    async fn read_some(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<(Self, bool)> {
+    /// The same with a possibly incomplete body, and whether it is complete.
+    async fn read_partial(stream: &mut (impl AsyncBufRead + Unpin)) -> Option<(Self, bool)> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if stream.read_line(&mut head).await.ok()? == 0 {
@@ -600,7 +605,7 @@ impl Message {
             |name: &str| lowercase.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let mut body = Vec::new();
         if header("transfer-encoding:").is_some() {
-            // microburst sends a GET like this, with nothing in it.
+            // microburst sends a GET with an empty chunked body.
             while !body.ends_with(b"0\r\n\r\n") {
                 if stream.read_until(b'\n', &mut body).await.ok()? == 0 {
                     return Some((Self { head, body }, false));
@@ -609,12 +614,12 @@ impl Message {
             return Some((Self { head, body }, true));
         }
         let length = header("content-length:").map_or(0, |length| length.parse().unwrap());
-        let is_whole = stream
+        let is_complete = stream
             .take(length)
             .read_to_end(&mut body)
             .await
             .is_ok_and(|read| read as u64 == length);
-        Some((Self { head, body }, is_whole))
+        Some((Self { head, body }, is_complete))
     }
 
     async fn write(&self, stream: &mut (impl AsyncWriteExt + Unpin)) -> Option<()> {
@@ -623,9 +628,9 @@ impl Message {
     }
 }
 
-/// Stands in front of the server at `upstream`, and hands each connection to `serve`; returns
-/// where.
-async fn in_front_of<F>(
+/// Starts a proxy in front of `upstream` that passes each connection to `serve`; returns its
+/// endpoint.
+async fn start_proxy<F>(
     upstream: &str,
     serve: impl Fn(TcpStream, String) -> F + Send + 'static,
 ) -> String
@@ -645,7 +650,7 @@ where
 }
 
 /// One connection, until either side ends it.
-async fn pass_on(witness: Arc<Witness>, client: TcpStream, upstream: String) -> Option<()> {
+async fn forward(witness: Arc<Witness>, client: TcpStream, upstream: String) -> Option<()> {
     let mut client = BufReader::new(client);
     let mut server = BufReader::new(TcpStream::connect(upstream).await.unwrap());
     loop {
@@ -658,7 +663,7 @@ async fn pass_on(witness: Arc<Witness>, client: TcpStream, upstream: String) -> 
     }
 }
 
-/// What the queue saw, what the commands did and what the pods told must be the same story.
+/// The calls at the queue, the logs of the commands and the records of the pods must agree.
 fn judge(
     keys: &BTreeSet<String>,
     pods: &[Pod],
@@ -674,71 +679,74 @@ fn judge(
     assert_eq!(
         (deleted.len(), messages.len()),
         (MESSAGES, MESSAGES),
-        "deletes, and messages deleted"
+        "accepted deletes, and deleted messages"
     );
     let worked_on: BTreeSet<_> =
         deleted.iter().map(|delivery| attempts[*delivery].key.clone()).collect();
     assert_eq!(&worked_on, keys, "each object's work has succeeded");
 
-    // Each delivery that was worked on has one record, unless its pod was KILLed.
+    // Each processed delivery has one record, unless its pod was KILLed.
     let mut records: BTreeMap<Delivery, &Value> = BTreeMap::new();
-    for record in pods.iter().flat_map(|pod| &pod.left.log) {
+    for record in pods.iter().flat_map(|pod| &pod.exited.log) {
         if record["message"] == "message deleted" || record["message"] == "message kept" {
             let id = record["message_id"].as_str().unwrap().to_owned();
             let delivery = (id, record["receive_count"].as_u64().unwrap());
-            assert_eq!(records.insert(delivery, record), None, "told twice");
+            assert_eq!(records.insert(delivery, record), None, "two records of one delivery");
         }
     }
     for (delivery, attempt) in attempts {
         let Some(record) = records.get(delivery) else {
             let pod =
                 pods.iter().find(|pod| pod.name == attempt.pod).expect("a pod that was started");
-            let Left { stdout, stderr, .. } = &pod.left;
-            let left =
-                format!("{:?}, left with {}:\n{stdout}{stderr}", pod.signalled, pod.left.code());
-            assert!(pod.was_killed(), "{delivery:?}: {attempt:?}, and no record; {left}");
+            let ExitedRun { stdout, stderr, .. } = &pod.exited;
+            let output = format!(
+                "{:?}, exited with {}:\n{stdout}{stderr}",
+                pod.signalled,
+                pod.exited.code()
+            );
+            assert!(pod.was_killed(), "{delivery:?}: {attempt:?}, and no record; {output}");
             continue;
         };
         let is_deleted = deleted.contains(delivery);
-        let is_as_told = match record["outcome"].as_str().unwrap() {
+        let is_consistent = match record["outcome"].as_str().unwrap() {
             "succeeded" => is_deleted,
-            // Whether the delete was done is not known to a pod that was not answered, or that
-            // stopped asking.
+            // A pod without an answer to its delete does not know whether it was carried out.
             "lost_after_success" | "delete_failed" | "publish_failed" => attempt.done,
             "stopped" => true,
             "lease_lost" => !is_deleted,
             _ => !attempt.done,
         };
-        assert!(is_as_told, "{delivery:?}: {attempt:?}, and {record}");
+        assert!(is_consistent, "{delivery:?}: {attempt:?}, and {record}");
     }
-    let mut told = records.iter().filter(|(_, record)| record["outcome"] == "succeeded");
+    let mut successes = records.iter().filter(|(_, record)| record["outcome"] == "succeeded");
     assert!(
-        told.all(|(delivery, _)| attempts.contains_key(delivery)),
-        "a success is told that no command had"
+        successes.all(|(delivery, _)| attempts.contains_key(delivery)),
+        "a record of a success without a command"
     );
 
-    for Pod { name, left, .. } in pods.iter().filter(|pod| !pod.was_killed()) {
-        let Left { stdout, stderr, .. } = left;
-        let as_documented = [0, 1, 65, 75, 143].contains(&left.code());
+    for Pod { name, exited, .. } in pods.iter().filter(|pod| !pod.was_killed()) {
+        let ExitedRun { stdout, stderr, .. } = exited;
+        let as_documented = [0, 1, 65, 75, 143].contains(&exited.code());
         assert!(
             as_documented && stderr.is_empty(),
-            "{name} left with {}:\n{stdout}{stderr}",
-            left.code()
+            "{name} exited with {}:\n{stdout}{stderr}",
+            exited.code()
         );
         assert!(!stdout.contains("a bug in leasehold"), "{stdout}");
     }
 }
 
-/// The command lines of what is left of the pods.
-fn survivors(cloud: &Cloud) -> Vec<String> {
+/// The command lines of the pods' remaining processes.
+fn surviving_processes(cloud: &Cloud) -> Vec<String> {
     let marker = format!("{MARKER}={}", cloud.endpoint);
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let left = pids.filter(|pid| {
+    let remaining = pids.filter(|pid| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
             && is_alive(*pid)
     });
-    left.map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+    remaining
+        .map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
         .collect()
 }

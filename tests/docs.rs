@@ -1,5 +1,5 @@
-//! What the documentation promises is there: links lead somewhere, examples parse, commands are
-//! accepted, and names exist.
+//! The documentation is correct: links resolve, examples parse, commands are accepted, and names
+//! exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -19,21 +19,21 @@ use walkdir::WalkDir;
 /// Flags of other programs that a page names by themselves.
 const FLAGS_OF_OTHERS: [&str; 2] = ["--force", "--set"];
 
-/// Kubernetes sets variables like these for a Service, and we take them for what they are.
+/// Kubernetes sets variables like these for a Service.
 const VARIABLES_OF_OTHERS: [&str; 1] = ["LEASEHOLD_SERVICE_HOST"];
 
 /// A page of the documentation.
 struct Page {
     /// From the root of the repository.
     path: PathBuf,
-    /// Without what is between fences.
+    /// The text without the fenced blocks.
     prose: String,
     blocks: Vec<Block>,
 }
 
-/// What is between fences.
+/// A fenced block.
 struct Block {
-    /// The word behind the opening fence.
+    /// The word after the opening fence.
     language: String,
     text: String,
 }
@@ -60,7 +60,7 @@ impl Page {
         Self { path: path.to_owned(), prose, blocks }
     }
 
-    /// The prose in pieces: text, and what is between backticks.
+    /// The prose in pieces: text, and code between backticks.
     fn pieces(&self) -> (Vec<&str>, Vec<&str>) {
         let (mut text, mut code) = (Vec::new(), Vec::new());
         for paragraph in self.prose.split("\n\n") {
@@ -76,7 +76,7 @@ impl Page {
         (text, code)
     }
 
-    /// Where its links lead, as they are written.
+    /// The targets of its links, as written.
     fn links(&self) -> Vec<String> {
         // The text of a link may be code, and code may look like a link.
         let text: String =
@@ -85,7 +85,7 @@ impl Page {
         targets.map(|(target, _)| target.to_owned()).collect()
     }
 
-    /// The names by which others link to its headings, as GitHub and mdBook make them.
+    /// The anchors of its headings, as GitHub and mdBook derive them.
     fn anchors(&self) -> BTreeSet<String> {
         let mut seen = BTreeMap::<String, u32>::new();
         let headings = self.prose.lines().filter(|line| line.starts_with('#'));
@@ -108,13 +108,13 @@ impl Page {
         numbered
     }
 
-    /// All of it, to look for names.
+    /// All of its text.
     fn everything(&self) -> impl Iterator<Item = &str> {
         [self.prose.as_str()].into_iter().chain(self.blocks.iter().map(|block| block.text.as_str()))
     }
 }
 
-/// A paragraph without what is between backticks.
+/// A paragraph without the code between backticks.
 fn text_of(paragraph: &str) -> String {
     paragraph.split('`').step_by(2).collect()
 }
@@ -141,7 +141,7 @@ fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for component in path.components() {
         if component == Component::ParentDir {
-            assert!(normal.pop(), "{} leads out of the repository", path.display());
+            assert!(normal.pop(), "{} is outside of the repository", path.display());
         } else {
             normal.push(component);
         }
@@ -150,7 +150,7 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn every_link_leads_to_a_file_and_a_heading() {
+fn every_link_has_a_file_and_a_heading() {
     let mut count = 0;
     for page in pages() {
         let here = page.path.display();
@@ -165,7 +165,7 @@ fn every_link_leads_to_a_file_and_a_heading() {
             let target =
                 if file.is_empty() { page.path.clone() } else { normal(&folder.join(file)) };
             let exists = root().join(&target).exists();
-            assert!(exists, "{here}: {link} leads to no file");
+            assert!(exists, "{here}: {link}: no such file");
             let Some(anchor) = anchor else { continue };
             assert!(
                 target.extension().is_some_and(|it| it == "md"),
@@ -174,7 +174,7 @@ fn every_link_leads_to_a_file_and_a_heading() {
             let anchors = Page::read(&target).anchors();
             assert!(
                 anchors.contains(anchor),
-                "{here}: {link} leads to no heading; there are {anchors:?}"
+                "{here}: {link}: no such heading; there are {anchors:?}"
             );
         }
     }
@@ -237,12 +237,12 @@ fn every_scaled_job_passes_the_check() {
     assert_eq!(count, 1);
 }
 
-/// What a shell makes of a line, as far as the examples need it: words, quotes, a comment, and
-/// commands one after another.
+/// Splits a line as a shell does, as far as the examples need it: words, quotes, a comment, and
+/// several commands.
 fn commands_of(line: &str) -> Vec<Vec<String>> {
     let (mut commands, mut word, mut quote) = (vec![Vec::new()], None::<String>, None);
     let add = |commands: &mut Vec<Vec<String>>, word: Option<String>| {
-        commands.last_mut().expect("there is always one").extend(word);
+        commands.last_mut().expect("never empty").extend(word);
     };
     for c in line.chars() {
         match c {
@@ -270,7 +270,7 @@ fn as_flag(assignment: &str) -> Option<String> {
     Some(format!("--{}={value}", variable.to_lowercase().replace('_', "-")))
 }
 
-/// The calls of leasehold in a block: `true` if it is the program of `examples/embedded.rs`.
+/// The calls of leasehold in a block; `true` for the program of `examples/embedded.rs`.
 fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
     let text = block.text.replace("\\\n", " ");
     let lines = text.lines().filter_map(|line| match block.language.as_str() {
@@ -302,7 +302,7 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
         }
         let at = words.len().min(2);
         words.splice(at..at, exported.iter().cloned().chain(set));
-        // Its file is read when it is parsed.
+        // The parser reads this file, so it must exist.
         let file = words.iter().position(|word| word == "--job-types").map(|flag| flag + 1);
         if let Some(word) = file.and_then(|file| words.get_mut(file)) {
             "examples/job-types.yaml".clone_into(word);
@@ -338,7 +338,7 @@ fn every_command_line_is_accepted() {
 }
 
 #[test]
-fn a_line_is_read_as_a_shell_reads_it() {
+fn a_line_is_split_as_by_a_shell() {
     let words =
         |line| commands_of(line).into_iter().map(|command| command.join("|")).collect::<Vec<_>>();
     assert_eq!(words("a 'b c' \"d\"e # f"), ["a|b c|de"]);
@@ -359,7 +359,7 @@ fn a_line_is_read_as_a_shell_reads_it() {
     assert_eq!(called("kubectl get leasehold"), Vec::<String>::new());
 }
 
-/// All that clap knows: flags with their dashes, and variables.
+/// All flags, with their dashes, and variables of clap.
 fn known() -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut flags, mut variables) =
         (BTreeSet::from(["--help".to_owned(), "--version".to_owned()]), BTreeSet::new());
@@ -375,27 +375,27 @@ fn known() -> (BTreeSet<String>, BTreeSet<String>) {
 }
 
 #[test]
-fn every_flag_that_is_named_exists() {
+fn every_documented_flag_exists() {
     let (flags, _) = known();
     for page in pages() {
         let (_, code) = page.pieces();
-        // What begins with another word is another program's.
+        // Code that begins with another word belongs to another program.
         for span in
             code.into_iter().filter(|span| span.starts_with("--") || span.starts_with("leasehold "))
         {
-            // What comes after it is the command's.
+            // The words after `--` belong to the command.
             let words = span.split_whitespace().take_while(|word| *word != "--");
             for flag in words.filter(|word| word.starts_with("--")) {
                 let flag = flag.split('=').next().unwrap();
                 let exists = flags.contains(flag) || FLAGS_OF_OTHERS.contains(&flag);
-                assert!(exists, "{}: `{span}`: there is no {flag}", page.path.display());
+                assert!(exists, "{}: `{span}`: unknown flag {flag}", page.path.display());
             }
         }
     }
 }
 
-/// The names in a text that begin so and go on with such bytes. A name that ends in `_` is the
-/// beginning of many.
+/// The names in a text with this prefix, continued by such bytes. A name that ends in `_` is itself
+/// a prefix.
 fn names<'a>(
     text: &'a str,
     prefix: &'a str,
@@ -411,15 +411,15 @@ fn names<'a>(
     })
 }
 
-fn is_of_a_variable(byte: u8) -> bool {
+fn is_variable_byte(byte: u8) -> bool {
     byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'
 }
 
-fn is_of_a_metric(byte: u8) -> bool {
+fn is_metric_byte(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'
 }
 
-/// Every variable that a command can get.
+/// All variables that a command can get.
 fn job_variables() -> BTreeSet<String> {
     let (text, path) = (String::new, PathBuf::new);
     let object = ObjectFacts {
@@ -452,36 +452,36 @@ fn job_variables() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_variable_and_metric_that_is_named_exists() {
+fn every_documented_variable_and_metric_exists() {
     let (_, variables) = known();
     let of_jobs = job_variables();
     let exposed = include_str!(
-        "metrics/snapshots/all__metrics__counts__names_types_and_help_texts_are_as_they_ever_were.snap"
+        "metrics/snapshots/all__metrics__counts__names_types_and_help_texts_do_not_change.snap"
     );
     let metrics: BTreeSet<_> =
         exposed.split("# HELP ").skip(1).filter_map(|text| text.split(' ').next()).collect();
     for page in pages() {
         let here = page.path.display();
         for text in page.everything() {
-            for name in names(text, "LEASEHOLD_", is_of_a_variable) {
+            for name in names(text, "LEASEHOLD_", is_variable_byte) {
                 assert!(
                     variables.contains(name) || VARIABLES_OF_OTHERS.contains(&name),
-                    "{here}: there is no {name}"
+                    "{here}: unknown name {name}"
                 );
             }
-            for name in names(text, "JOB_", is_of_a_variable) {
-                assert!(of_jobs.contains(name), "{here}: there is no {name}");
+            for name in names(text, "JOB_", is_variable_byte) {
+                assert!(of_jobs.contains(name), "{here}: unknown name {name}");
             }
-            for name in names(text, "leasehold_", is_of_a_metric) {
+            for name in names(text, "leasehold_", is_metric_byte) {
                 let name = name.trim_end_matches("_bucket");
-                assert!(metrics.contains(name), "{here}: there is no {name}");
+                assert!(metrics.contains(name), "{here}: unknown name {name}");
             }
         }
     }
 }
 
 #[test]
-fn the_contract_names_every_variable_that_a_command_gets() {
+fn the_contract_documents_every_variable_of_a_command() {
     let page = fs::read_to_string(root().join("docs/command.md")).unwrap();
     for name in job_variables() {
         assert!(page.contains(&format!("`{name}`")), "docs/command.md does not name {name}");

@@ -10,58 +10,66 @@ use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 
 #[tokio::test]
-async fn an_object_put_into_the_bucket_is_processed_and_its_message_is_gone() {
+async fn an_object_in_the_bucket_is_processed_and_its_message_is_deleted() {
     let cloud = Cloud::new(5).await;
     cloud.put("in/Zürich + Genève.csv", b"a,b\n1,2\n").await;
-    let left =
-        cloud.run("", r#"cat "$JOB_INPUT" > seen; echo "$JOB_KEY"; echo oops >&2"#).run_to(0).await;
+    let exited = cloud
+        .run("", r#"cat "$JOB_INPUT" > seen; echo "$JOB_KEY"; echo oops >&2"#)
+        .expect_exit(0)
+        .await;
     assert_eq!(cloud.counts().await, (0, 0));
     assert_eq!(
-        std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"),
+        std::fs::read(cloud.dir.path().join("seen")).expect("the command wrote it"),
         b"a,b\n1,2\n"
     );
 
-    let ended = left.record("message deleted");
+    let ended = exited.record("message deleted");
     assert_eq!((&ended["outcome"], &ended["exit_code"]), (&"succeeded".into(), &0.into()));
     assert_eq!((&ended["key"], &ended["size"]), (&"in/Zürich + Genève.csv".into(), &8.into()));
     assert_eq!((&ended["receive_count"], &ended["max_receive_count"]), (&1.into(), &5.into()));
     assert!(ended["cpu_s"].is_f64());
-    let line =
-        left.log.iter().find(|record| record["stream"] == "stdout").expect("its output is logged");
+    let line = exited
+        .log
+        .iter()
+        .find(|record| record["stream"] == "stdout")
+        .expect("the output is logged");
     assert_eq!(
         (&line["line"], &line["message_id"]),
         (&"in/Zürich + Genève.csv".into(), &ended["message_id"])
     );
-    assert!(left.log.iter().any(|record| record["stream"] == "stderr" && record["line"] == "oops"));
     assert!(
-        left.log
+        exited.log.iter().any(|record| record["stream"] == "stderr" && record["line"] == "oops")
+    );
+    assert!(
+        exited
+            .log
             .iter()
             .all(|record| record["job_id"].is_string() && record["pod_name"].is_string())
     );
-    assert!(left.log.iter().all(|record| record.get("body").is_none()));
+    assert!(exited.log.iter().all(|record| record.get("body").is_none()));
 
     let termination =
-        std::fs::read_to_string(cloud.notes.path().join("termination-log")).expect("it is written");
+        std::fs::read_to_string(cloud.dir.path().join("termination-log")).expect("readable");
     let termination: serde_json::Value = serde_json::from_str(&termination).expect("JSON");
     assert_eq!(termination["outcome"], "succeeded");
     let remains: Vec<_> =
-        std::fs::read_dir(cloud.notes.path()).expect("readable").flatten().collect();
-    assert_eq!(remains.len(), 2, "more than the notes is left: {remains:?}");
+        std::fs::read_dir(cloud.dir.path()).expect("readable").flatten().collect();
+    assert_eq!(remains.len(), 2, "only the two files of the test: {remains:?}");
 }
 
 #[tokio::test]
-async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_queue() {
+async fn a_failing_message_is_retried_and_ends_in_the_dead_letter_queue() {
     let cloud = Cloud::new(2).await;
     cloud.put("k", b"x").await;
     let flags = "--retry-min 1s --retry-max 1s";
     let started = Instant::now();
-    let left = cloud.run(flags, "exit 3").run_to(1).await;
-    let kept = left.record("message kept");
+    let exited = cloud.run(flags, "exit 3").expect_exit(1).await;
+    let kept = exited.record("message kept");
     assert_eq!((&kept["outcome"], &kept["exit_code"]), (&"command_failed".into(), &3.into()));
-    let next = kept["next"].as_str().expect("it says what comes next");
+    let next = kept["next"].as_str().expect("the next attempt");
     assert!(next.starts_with("attempt 1 of 2, visible again "), "{next}");
     assert!(
         next.ends_with(&format!(
@@ -70,19 +78,19 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
         )),
         "{next}"
     );
-    assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
+    assert_eq!(cloud.counts().await, (0, 1), "the message is hidden for its delay");
 
-    // A long poll gets it as soon as it is back.
-    let left = cloud.run(flags, "exit 3").run_to(1).await;
+    // A long poll returns the message as soon as it is visible again.
+    let exited = cloud.run(flags, "exit 3").expect_exit(1).await;
     assert!(started.elapsed() >= Duration::from_secs(1));
-    let kept = left.record("message kept");
+    let kept = exited.record("message kept");
     assert_eq!((&kept["receive_count"], &kept["level"]), (&2.into(), &"ERROR".into()));
 
     eventually("the message is visible again", async || {
         (cloud.counts().await == (1, 0)).then_some(())
     })
     .await;
-    cloud.run("--wait 0s", "exit 3").run_to(0).await;
+    cloud.run("--wait 0s", "exit 3").expect_exit(0).await;
     assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (1, 0)));
 }
 
@@ -90,8 +98,8 @@ async fn a_message_whose_command_fails_comes_back_and_ends_in_the_dead_letter_qu
 async fn sigterm_while_the_queue_is_empty_ends_the_run() {
     let cloud = Cloud::new(5).await;
     let run = cloud.run("--wait 2s", "exit 0");
-    // It listens to signals before it polls, and says nothing before; so ask until it has an ear
-    // for TERM.
+    // The program installs its signal handlers before it polls, without a log record; so poll /proc
+    // until it handles TERM.
     eventually("it handles TERM", async || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", run.pid())).ok()?;
         let caught =
@@ -102,19 +110,19 @@ async fn sigterm_while_the_queue_is_empty_ends_the_run() {
     .await;
     let asked = Instant::now();
     run.signal(Signal::SIGTERM);
-    run.run_to(0).await;
+    run.expect_exit(0).await;
     assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
 }
 
 #[tokio::test]
-async fn work_longer_than_three_leases_stays_ours() {
+async fn work_may_take_longer_than_three_leases() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let run = cloud.run("--visibility-timeout 3s", "echo > started; sleep 10");
-    cloud.note("started").await;
-    let left = cloud.left_alone(run).await;
-    assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)));
-    let ended = left.record("message deleted");
+    cloud.file("started").await;
+    let exited = cloud.wait_while_another_polls(run).await;
+    assert_eq!((exited.code(), cloud.counts().await), (0, (0, 0)));
+    let ended = exited.record("message deleted");
     assert!(ended["command_s"].as_f64().expect("a number") >= 10.0);
 }
 
@@ -124,69 +132,69 @@ async fn a_fixed_lease_holds_without_extensions() {
     cloud.put("k", b"x").await;
     let flags = "--visibility fixed --visibility-timeout 3s --max-duration 30s";
     let run = cloud.run(flags, "echo > started; sleep 5");
-    cloud.note("started").await;
-    assert_eq!(run.left().await.code(), 0);
+    cloud.file("started").await;
+    assert_eq!(run.wait().await.code(), 0);
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
 #[tokio::test]
-async fn any_message_may_be_the_commands_standard_input() {
+async fn any_message_can_be_the_standard_input() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"an object").await;
-    cloud.run("--input stdin", "cat > seen").run_to(0).await;
+    cloud.run("--input stdin", "cat > seen").expect_exit(0).await;
     assert_eq!(
-        std::fs::read(cloud.notes.path().join("seen")).expect("the command wrote it"),
+        std::fs::read(cloud.dir.path().join("seen")).expect("the command wrote it"),
         b"an object"
     );
 
     cloud.send("no JSON, but \u{1f980}".to_owned()).await;
     let script = r#"cat > seen; cmp seen "$JOB_INPUT" && [ -z "$JOB_BUCKET" ]"#;
-    let left = cloud.run("--accept-raw --input stdin", script).run_to(0).await;
-    assert_eq!(left.record("message deleted")["outcome"], "succeeded");
+    let exited = cloud.run("--accept-raw --input stdin", script).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["outcome"], "succeeded");
     assert_eq!(
-        std::fs::read_to_string(cloud.notes.path().join("seen")).unwrap(),
+        std::fs::read_to_string(cloud.dir.path().join("seen")).unwrap(),
         "no JSON, but \u{1f980}"
     );
 }
 
 #[tokio::test]
-async fn several_messages_are_worked_on_side_by_side() {
+async fn several_messages_are_processed_side_by_side() {
     let cloud = Cloud::new(5).await;
     for n in 0..6 {
         cloud.put(&format!("k{n}"), b"x").await;
     }
-    // Each waits until there are three of them.
+    // Each command waits until three have started.
     let script = r#"echo > "at-$JOB_KEY"; until [ $(ls at-* | wc -l) -ge 3 ]; do sleep 0.05; done; setsid sleep 600 &"#;
-    let left = cloud.run("--concurrency 3 --max-messages 5 --wait 1s", script).run_to(0).await;
-    let deleted = left.log.iter().filter(|record| record["message"] == "message deleted").count();
+    let exited =
+        cloud.run("--concurrency 3 --max-messages 5 --wait 1s", script).expect_exit(0).await;
+    let deleted = exited.log.iter().filter(|record| record["message"] == "message deleted").count();
     assert_eq!((deleted, cloud.counts().await), (5, (1, 0)));
 }
 
 #[tokio::test]
-async fn a_command_that_hangs_is_halted_and_its_progress_was_told() {
+async fn a_stalled_command_is_halted_and_its_progress_is_reported() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = r#"echo '{"progress":0.4,"text":"loading"}' >> "$JOB_RESULT_FILE"; sleep 600"#;
-    let left =
-        cloud.run("--stall-timeout 2s --retry-min 1s --retry-max 1s", script).run_to(1).await;
-    let progress = left.record("progress");
+    let exited =
+        cloud.run("--stall-timeout 2s --retry-min 1s --retry-max 1s", script).expect_exit(1).await;
+    let progress = exited.record("progress");
     assert_eq!(
         (&progress["progress"], &progress["text"], &progress["key"]),
         (&0.4.into(), &"loading".into(), &"k".into())
     );
-    let kept = left.record("message kept");
+    let kept = exited.record("message kept");
     assert_eq!((&kept["outcome"], &kept["progress"]), (&"stalled".into(), &0.4.into()));
     assert_eq!(cloud.counts().await.1, 1);
 }
 
 #[tokio::test]
-async fn each_failed_attempt_leaves_a_record_of_why() {
+async fn each_failed_attempt_is_recorded_with_its_reason() {
     let cloud = Cloud::new(2).await;
     cloud.put("k", b"x").await;
     let flags = format!("--retry-min 1s --retry-max 1s --attempts s3://{}/attempts", cloud.bucket);
-    // The attempts are in the same bucket, and no event about them reaches the queue's only
-    // message.
-    let first = cloud.run(&flags, "echo disk on fire >&2; exit 3").run_to(1).await;
+    // The attempts are in the same bucket; their events do not affect the message under test.
+    let first = cloud.run(&flags, "echo disk on fire >&2; exit 3").expect_exit(1).await;
     let id = first.record("message kept")["message_id"].as_str().expect("an id").to_owned();
     let get = cloud
         .s3
@@ -195,7 +203,8 @@ async fn each_failed_attempt_leaves_a_record_of_why() {
         .key(format!("attempts/{id}/1.json"))
         .send()
         .await;
-    let bytes = get.expect("it was written").body.collect().await.expect("readable").into_bytes();
+    let bytes =
+        get.expect("the record was written").body.collect().await.expect("readable").into_bytes();
     let record: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
     assert_eq!((&record["outcome"], &record["exit_code"]), (&"command_failed".into(), &3.into()));
     assert_eq!(
@@ -206,19 +215,20 @@ async fn each_failed_attempt_leaves_a_record_of_why() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_cannot_be_recorded_changes_nothing() {
+async fn a_failed_record_of_an_attempt_changes_nothing() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    let left = cloud.run("--attempts s3://no-such-bucket/attempts", "exit 3").run_to(1).await;
+    let exited =
+        cloud.run("--attempts s3://no-such-bucket/attempts", "exit 3").expect_exit(1).await;
     assert!(
-        left.log.iter().any(|record| record["message"] == "the attempt was not recorded"),
+        exited.log.iter().any(|record| record["message"] == "the attempt was not recorded"),
         "{}",
-        left.stdout
+        exited.stdout
     );
 }
 
 #[tokio::test]
-async fn what_cannot_work_is_refused_before_anything_is_received() {
+async fn invalid_settings_are_refused_before_a_receive() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     for (flags, complaint) in [
@@ -247,14 +257,14 @@ async fn what_cannot_work_is_refused_before_anything_is_received() {
             "unknown placeholder {keys}; the placeholders are {key}, {name}, {stem}, {message_id}, {job_type}",
         ),
     ] {
-        let left = refused(&cloud, flags).await;
-        assert!(left.stderr.contains(complaint), "{flags}: {}", left.stderr);
+        let exited = refused(&cloud, flags).await;
+        assert!(exited.stderr.contains(complaint), "{flags}: {}", exited.stderr);
     }
     assert_eq!(cloud.counts().await, (1, 0), "nothing was received");
 }
 
-async fn refused(cloud: &Cloud, flags: &str) -> Left {
-    // A flag given twice is refused too, and that is not what is asked here.
+async fn refused(cloud: &Cloud, flags: &str) -> ExitedRun {
+    // A duplicate flag would be refused for another reason.
     let own_queue = flags.contains("--queue-url");
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.arg("run");
@@ -263,11 +273,11 @@ async fn refused(cloud: &Cloud, flags: &str) -> Left {
     }
     command.args(flags.split_whitespace()).args(["--", "true"]);
     command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
-    Leasehold::start(command).run_to(78).await
+    Leasehold::start(command).expect_exit(78).await
 }
 
 #[tokio::test]
-async fn a_wrong_queue_no_credentials_and_a_missing_command_end_with_78() {
+async fn a_wrong_queue_missing_credentials_or_a_missing_command_end_with_78() {
     let cloud = Cloud::new(5).await;
     let run = |queue_url: String, program: &str, credentials: bool| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
@@ -281,12 +291,12 @@ async fn a_wrong_queue_no_credentials_and_a_missing_command_end_with_78() {
         }
         Leasehold::start(command)
     };
-    let left = run(format!("{}-not", cloud.queue_url), "true", true).run_to(78).await;
-    assert!(left.stdout.contains("NonExistentQueue"), "{}", left.stdout);
-    let left = run(cloud.queue_url.clone(), "true", false).run_to(78).await;
-    assert!(left.stdout.contains("credentials"), "{}", left.stdout);
-    let left = run(cloud.queue_url.clone(), "no-such-program", true).run_to(78).await;
-    assert!(left.stderr.contains("no-such-program"), "{}", left.stderr);
+    let exited = run(format!("{}-not", cloud.queue_url), "true", true).expect_exit(78).await;
+    assert!(exited.stdout.contains("NonExistentQueue"), "{}", exited.stdout);
+    let exited = run(cloud.queue_url.clone(), "true", false).expect_exit(78).await;
+    assert!(exited.stdout.contains("credentials"), "{}", exited.stdout);
+    let exited = run(cloud.queue_url.clone(), "no-such-program", true).expect_exit(78).await;
+    assert!(exited.stderr.contains("no-such-program"), "{}", exited.stderr);
 }
 
 #[tokio::test]
@@ -294,8 +304,8 @@ async fn a_misspelt_variable_is_refused() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args(["run", "--queue-url", "http://127.0.0.1:1/0/q", "--", "true"]);
     command.env("LEASEHOLD_MAX_DURATON", "5m").env("LEASEHOLD_SERVICE_HOST", "10.0.0.1");
-    let left = Leasehold::start(command).run_to(78).await;
-    assert!(left.stderr.contains("did you mean 'LEASEHOLD_MAX_DURATION'?"), "{}", left.stderr);
+    let exited = Leasehold::start(command).expect_exit(78).await;
+    assert!(exited.stderr.contains("did you mean 'LEASEHOLD_MAX_DURATION'?"), "{}", exited.stderr);
 }
 
 /// `leasehold local` as in the README, in the repository.
@@ -311,39 +321,39 @@ fn local(arguments: &[&str], outbox: &Path) -> Leasehold {
 }
 
 #[tokio::test]
-async fn the_examples_all_succeed_one_at_its_second_attempt() {
+async fn all_examples_succeed_one_at_its_second_attempt() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
-    let left =
+    let exited =
         local(&["-v", "examples/inbox", "--", "python3", "examples/summarize.py"], outbox.path())
-            .run_to(0)
+            .expect_exit(0)
             .await;
-    assert!(left.stdout.contains("4 of 4 files succeeded"), "{}", left.stdout);
-    let twice = left
+    assert!(exited.stdout.contains("4 of 4 files succeeded"), "{}", exited.stdout);
+    let twice = exited
         .stdout
         .lines()
         .find(|line| line.contains("wednesday.csv"))
-        .expect("it is in the table");
+        .expect("a row of the table");
     assert!(twice.contains("succeeded  2"), "{twice}");
     let totals = outbox.path().join("europe/Zürich + Genève.csv/totals.json");
     let totals: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(totals).expect("it was published")).expect("JSON");
+        serde_json::from_slice(&std::fs::read(totals).expect("a published file")).expect("JSON");
     assert_eq!(totals, serde_json::json!({ "CHF": "88.00", "EUR": "14.00" }));
 }
 
 #[tokio::test]
-async fn a_poison_file_ends_as_a_dead_letter() {
+async fn a_poison_file_becomes_a_dead_letter() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
     let arguments =
         ["examples/poison", "--concurrency", "2", "--", "python3", "examples/summarize.py"];
-    let left = local(&arguments, outbox.path()).run_to(1).await;
+    let exited = local(&arguments, outbox.path()).expect_exit(1).await;
     let poison =
-        left.stdout.lines().find(|line| line.contains("broken.csv")).expect("it is in the table");
+        exited.stdout.lines().find(|line| line.contains("broken.csv")).expect("a row of the table");
     assert!(poison.contains("dead letter: permanent  3"), "{poison}");
-    assert!(left.stdout.contains("1 of 2 files succeeded"), "{}", left.stdout);
+    assert!(exited.stdout.contains("1 of 2 files succeeded"), "{}", exited.stdout);
 }
 
 #[tokio::test]
-async fn ctrl_c_rehearses_the_ordered_stop() {
+async fn ctrl_c_rehearses_the_graceful_stop() {
     let outbox = tempfile::tempdir().expect("a temporary directory");
     let marker = outbox.path().join("started");
     let script =
@@ -352,12 +362,12 @@ async fn ctrl_c_rehearses_the_ordered_stop() {
         local(&["examples/inbox", "--concurrency", "2", "--", "sh", "-c", &script], outbox.path());
     eventually("a command runs", async || marker.exists().then_some(())).await;
     run.signal(Signal::SIGINT);
-    let left = run.run_to(130).await;
-    assert!(left.stdout.contains("0 of 4 files succeeded"), "{}", left.stdout);
+    let exited = run.expect_exit(130).await;
+    assert!(exited.stdout.contains("0 of 4 files succeeded"), "{}", exited.stdout);
     assert!(
-        left.stdout.contains("stopped") && left.stdout.contains("not started"),
+        exited.stdout.contains("stopped") && exited.stdout.contains("not started"),
         "{}",
-        left.stdout
+        exited.stdout
     );
 }
 
@@ -391,19 +401,19 @@ async fn a_terminal_shows_a_bar_for_each_file_and_one_for_all() {
     let reader = tokio::task::spawn_blocking(move || {
         let (mut master, mut screen, mut some) =
             (std::fs::File::from(master), String::new(), [0; 4096]);
-        // A terminal that nobody writes to any more is an error.
+        // A terminal without a writer returns an error.
         while let Ok(read @ 1..) = master.read(&mut some) {
             screen.push_str(&String::from_utf8_lossy(&some[..read]));
             if screen.contains("45%") {
-                std::fs::write(&seen, "").expect("it is written");
+                std::fs::write(&seen, "").expect("writable");
             }
         }
         screen
     });
     let ended = tokio::time::timeout(Duration::from_mins(1), child.wait())
         .await
-        .expect("it ends")
-        .expect("it is told");
+        .expect("the process exits within the limit")
+        .expect("an exit status");
     let screen = reader.await.expect("no panic");
     assert!(ended.success(), "{screen}");
     assert!(screen.contains("loading") && screen.contains("1 of 4 files"), "{screen}");

@@ -1,4 +1,4 @@
-//! The examples do what their README says.
+//! The examples behave as their READMEs describe.
 
 use std::fs;
 use std::path::Path;
@@ -10,14 +10,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 
 fn examples() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
 }
 
 /// `leasehold local examples/NAME/inbox -- COMMAND`, in the repository.
-async fn local(name: &str, command: &[&str], code: i32) -> (Left, TempDir) {
+async fn local(name: &str, command: &[&str], code: i32) -> (ExitedRun, TempDir) {
     let outbox = tempfile::tempdir().unwrap();
     let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     leasehold.current_dir(env!("CARGO_MANIFEST_DIR")).args([
@@ -27,23 +27,24 @@ async fn local(name: &str, command: &[&str], code: i32) -> (Left, TempDir) {
         "--outbox",
     ]);
     leasehold.arg(outbox.path()).arg("--").args(command);
-    (Leasehold::start(leasehold).run_to(code).await, outbox)
+    (Leasehold::start(leasehold).expect_exit(code).await, outbox)
 }
 
-/// What the table says of a file.
-fn row<'a>(left: &'a Left, file: &str) -> &'a str {
-    left.stdout
+/// The row of a file in the table.
+fn row<'a>(exited: &'a ExitedRun, file: &str) -> &'a str {
+    exited
+        .stdout
         .lines()
         .find(|line| line.contains(file) && line.contains("  "))
-        .expect("it is in the table")
+        .expect("a row of the table")
 }
 
 #[tokio::test]
-async fn bash_compresses_a_file_and_refuses_an_empty_one() {
-    let (left, outbox) = local("compress", &["bash", "examples/compress/compress.sh"], 1).await;
-    assert!(left.stdout.contains("1 of 2 files succeeded"), "{}", left.stdout);
-    assert!(row(&left, "empty.txt").contains("dead letter: permanent  3"), "{}", left.stdout);
-    assert!(left.stderr.contains("the object is empty"), "{}", left.stderr);
+async fn the_bash_example_compresses_a_file_and_refuses_an_empty_one() {
+    let (exited, outbox) = local("compress", &["bash", "examples/compress/compress.sh"], 1).await;
+    assert!(exited.stdout.contains("1 of 2 files succeeded"), "{}", exited.stdout);
+    assert!(row(&exited, "empty.txt").contains("dead letter: permanent  3"), "{}", exited.stdout);
+    assert!(exited.stderr.contains("the object is empty"), "{}", exited.stderr);
     let mut check = Command::new("sh");
     check.args(["-c", "sha256sum --check --quiet *.sha256 && gunzip --stdout notes.txt.gz"]);
     let checked = check.current_dir(outbox.path().join("notes.txt")).output().await.unwrap();
@@ -52,21 +53,24 @@ async fn bash_compresses_a_file_and_refuses_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_refused_import_says_why_and_succeeds_after_its_delay() {
-    let (left, _outbox) = local("import", &["python3", "examples/import/import.py"], 0).await;
-    assert!(row(&left, "many.csv").contains("succeeded  2"), "{}", left.stdout);
-    assert!(row(&left, "few.csv").contains("succeeded  1"), "{}", left.stdout);
-    assert!(left.stderr.contains("the service takes no more orders for 1 s"), "{}", left.stderr);
+async fn a_refused_import_reports_a_reason_and_succeeds_after_its_delay() {
+    let (exited, _outbox) = local("import", &["python3", "examples/import/import.py"], 0).await;
+    assert!(row(&exited, "many.csv").contains("succeeded  2"), "{}", exited.stdout);
+    assert!(row(&exited, "few.csv").contains("succeeded  1"), "{}", exited.stdout);
+    assert!(
+        exited.stderr.contains("the service takes no more orders for 1 s"),
+        "{}",
+        exited.stderr
+    );
 }
 
 #[tokio::test]
-async fn node_counts_words() {
-    // It is the only example in this language: nothing else needs it, so `tests/run` does not
-    // install it.
+async fn the_node_example_counts_words() {
+    // Only this example needs Node.js, so `tests/run` does not install it.
     if Command::new("node").arg("--version").output().await.is_err() {
-        return eprintln!("node is not installed: its example is not run");
+        return eprintln!("node is not installed: skipping its example");
     }
-    let (_left, outbox) = local("node", &["node", "examples/node/count.mjs"], 0).await;
+    let (_exited, outbox) = local("node", &["node", "examples/node/count.mjs"], 0).await;
     let words = fs::read_to_string(outbox.path().join("zug.txt/words.json")).unwrap();
     let words: Value = serde_json::from_str(&words).unwrap();
     assert_eq!(words, serde_json::json!({ "der": 2, "fährt": 1, "hält": 1, "zug": 2 }));
@@ -74,13 +78,13 @@ async fn node_counts_words() {
 
 #[tokio::test]
 async fn transcoding_succeeds_at_once_if_nothing_interrupts_it() {
-    let (left, outbox) =
+    let (exited, outbox) =
         local("transcode", &["python3", "examples/transcode/transcode.py"], 0).await;
-    assert!(left.stdout.contains("2 of 2 files succeeded"), "{}", left.stdout);
+    assert!(exited.stdout.contains("2 of 2 files succeeded"), "{}", exited.stdout);
     assert!(fs::metadata(outbox.path().join("short.film/film.out")).unwrap().len() > 0);
 }
 
-/// The script by itself, in directories that outlive it.
+/// Starts the script without leasehold, in directories that outlive it.
 fn transcode(home: &Path, seconds_each: &str) -> Child {
     let mut command = Command::new("python3");
     command.arg(examples().join("transcode/transcode.py")).env("SECONDS_EACH", seconds_each);
@@ -105,20 +109,23 @@ async fn transcoding_continues_with_the_first_missing_segment() {
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     let stopped = first.wait_with_output().await.unwrap();
     assert_eq!(stopped.status.code(), Some(1));
-    assert!(!segment(5).exists(), "it was too quick for this test");
+    assert!(!segment(5).exists(), "the script was too quick for this test");
     let report = fs::read_to_string(room.path().join("result.jsonl")).unwrap();
     assert!(report.contains(r#""reason": "stopped after "#), "{report}");
     assert!(!room.path().join("output/film.out").exists());
 
     let kept = fs::metadata(segment(0)).unwrap().modified().unwrap();
     let resumed = transcode(room.path(), "0").wait_with_output().await.unwrap();
-    let said = String::from_utf8(resumed.stdout).unwrap();
-    assert!(resumed.status.success() && said.contains("segment 2 of 6 is there already"), "{said}");
-    assert!(said.ends_with("6 segments joined\n"), "{said}");
+    let stdout = String::from_utf8(resumed.stdout).unwrap();
+    assert!(
+        resumed.status.success() && stdout.contains("segment 2 of 6 already exists"),
+        "{stdout}"
+    );
+    assert!(stdout.ends_with("6 segments joined\n"), "{stdout}");
     assert_eq!(
         fs::metadata(segment(0)).unwrap().modified().unwrap(),
         kept,
-        "it was not done again"
+        "the segment was made again"
     );
 
     let whole = tempfile::tempdir().unwrap();
@@ -142,22 +149,21 @@ async fn a_pod_continues_the_transcoding_of_a_stopped_pod() {
     let flags = format!("--checkpoint s3://{state}/transcode --retry-min 1s --retry-max 1s");
     let stopped = cloud.run(&flags, &script("0.5"));
     eventually("a segment is done", async || {
-        let mut files =
-            walkdir::WalkDir::new(cloud.notes.path()).into_iter().filter_map(Result::ok);
+        let mut files = walkdir::WalkDir::new(cloud.dir.path()).into_iter().filter_map(Result::ok);
         files.any(|file| file.path().extension().is_some_and(|it| it == "segment")).then_some(())
     })
     .await;
     stopped.signal(Signal::SIGTERM);
-    stopped.run_to(143).await;
-    let left = cloud.run(&flags, &script("0")).run_to(0).await;
-    let lines: Vec<_> = left.log.iter().filter_map(|record| record["line"].as_str()).collect();
-    assert!(lines.contains(&"segment 1 of 6 is there already"), "{lines:?}");
+    stopped.expect_exit(143).await;
+    let exited = cloud.run(&flags, &script("0")).expect_exit(0).await;
+    let lines: Vec<_> = exited.log.iter().filter_map(|record| record["line"].as_str()).collect();
+    assert!(lines.contains(&"segment 1 of 6 already exists"), "{lines:?}");
     assert!(lines.contains(&"6 segments joined"), "{lines:?}");
 }
 
-/// The image cannot be built here: its base comes from a registry.
+/// The test cannot build the image: its base comes from a registry.
 #[test]
-fn the_image_with_dependencies_copies_what_is_there_and_hears_signals() {
+fn the_image_with_dependencies_copies_existing_files_and_handles_signals() {
     let home = examples().join("pip");
     let dockerfile = fs::read_to_string(home.join("Dockerfile")).unwrap();
     let copies = dockerfile

@@ -1,5 +1,5 @@
-//! Finished work is recognised, and no two pods do the same work at a time: journeys on a paused
-//! clock; then the same rules on real servers.
+//! Finished work is recognised, and two pods never do the same work at the same time: runs on a
+//! paused clock; then the same rules on real servers.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ use crate::support::aws;
 use crate::support::cloud::Cloud;
 use crate::support::http::Http;
 use crate::support::journey::{
-    Arrived, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
+    Does, FakeCommand, Journey, MINUTE, RunResult, S, VISIBILITY, deletes, exits, queue, queue_with,
 };
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
@@ -37,12 +37,12 @@ fn pod(queue: &WiredQueue, command: &FakeCommand, records: &MemoryRecords) -> Jo
     journey
 }
 
-/// Two notifications of one upload, as S3 may send them.
-fn twice() -> WiredQueue {
+/// Two notifications of one upload, as S3 may send.
+fn duplicate_notifications() -> WiredQueue {
     queue_with(&[&object_created("k"), &object_created("k")])
 }
 
-/// A notification that something happened to `k`.
+/// A notification of this event about `k`.
 fn event(name: &str, sequencer: Option<&str>) -> String {
     let mut body: Value = serde_json::from_str(&object_created("k")).unwrap();
     body["Records"][0]["eventName"] = name.into();
@@ -50,41 +50,41 @@ fn event(name: &str, sequencer: Option<&str>) -> String {
     body.to_string()
 }
 
-fn outcomes(arrived: &Arrived) -> Vec<&'static str> {
-    arrived.ended().iter().map(Ended::outcome).collect()
+fn outcomes(result: &RunResult) -> Vec<&'static str> {
+    result.ended().iter().map(Ended::outcome).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_redelivery_of_finished_work_is_deleted_without_running() {
-    let (queue, command, records) = (twice(), exits(0), MemoryRecords::default());
+    let (queue, command, records) = (duplicate_notifications(), exits(0), MemoryRecords::default());
     let mut first = pod(&queue, &command, &records);
     first.settings.policy.max_messages = 2;
-    let arrived = first.run().await;
+    let result = first.run().await;
     assert_eq!(
-        (arrived.outcome.clone(), outcomes(&arrived)),
+        (result.outcome.clone(), outcomes(&result)),
         (RunOutcome::Finished, vec!["succeeded", "already_done"])
     );
     assert_eq!((command.runs(), deletes(&queue), records.state().as_deref()), (1, 2, Some("done")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_failed_is_done_again_at_once() {
+async fn failed_work_is_retried_at_once() {
     let (queue, records) = (queue(), MemoryRecords::default());
     let command = FakeCommand::sequence([Does::Exits(S, 1), Does::Exits(S, 0)]);
     assert_eq!(outcomes(&pod(&queue, &command, &records).run().await), ["command_failed"]);
     assert_eq!(records.state().as_deref(), Some("released"));
     let mut second = pod(&queue, &command, &records);
     second.settings.polling.wait = MINUTE;
-    let arrived = second.run().await;
-    assert_eq!((outcomes(&arrived), arrived.ended()[0].work.timings.total), (vec!["succeeded"], S));
+    let result = second.run().await;
+    assert_eq!((outcomes(&result), result.ended()[0].work.timings.total), (vec!["succeeded"], S));
     assert_eq!(records.state().as_deref(), Some("done"));
 }
 
-/// To give the message back would burn its receives; and its handle is the newest, the owner's may
-/// be stale.
+/// A release would use up receives; and the waiting pod has the newest handle, the owner's may be
+/// stale.
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_finds_a_living_owner_keeps_its_lease_and_waits() {
-    let (queue, records) = (twice(), MemoryRecords::default());
+async fn a_pod_waits_for_a_living_owner_and_keeps_its_lease() {
+    let (queue, records) = (duplicate_notifications(), MemoryRecords::default());
     let command = FakeCommand::new(Does::Exits(7 * MINUTE, 0));
     let (first, second) = tokio::join!(pod(&queue, &command, &records).run(), async {
         sleep(S).await;
@@ -98,7 +98,7 @@ async fn a_pod_that_finds_a_living_owner_keeps_its_lease_and_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_waiting_pod_stops_in_time_and_without_running() {
-    let (queue, records) = (twice(), MemoryRecords::default());
+    let (queue, records) = (duplicate_notifications(), MemoryRecords::default());
     let command = FakeCommand::new(Does::Exits(7 * MINUTE, 0));
     let (_, second) = tokio::join!(pod(&queue, &command, &records).run(), async {
         sleep(S).await;
@@ -109,22 +109,22 @@ async fn a_waiting_pod_stops_in_time_and_without_running() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_dead_pod_began_is_taken_over_when_its_record_expires() {
-    let (queue, records) = (twice(), MemoryRecords::default());
+async fn the_work_of_a_dead_pod_is_taken_over_when_its_record_expires() {
+    let (queue, records) = (duplicate_notifications(), MemoryRecords::default());
     let command = FakeCommand::new(Does::Exits(5 * MINUTE, 0));
     let started = Instant::now();
     let dead = pod(&queue, &command, &records).run_for(MINUTE, std::future::pending()).await;
     assert!(dead.is_none());
     assert_eq!(records.state().as_deref(), Some("in_progress"));
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 2));
-    // It last refreshed the record after a third of its lease.
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), command.runs()), (vec!["succeeded"], 2));
+    // The last refresh of the record was after a third of its lease.
     let taken_over = started.elapsed() - 5 * MINUTE;
     let expires = VISIBILITY / 3 + VISIBILITY;
     assert!((expires..expires + 15 * S).contains(&taken_over), "{taken_over:?}");
 }
 
-/// Which is the job type's, where it has one of its own.
+/// The lease may be the job type's.
 #[tokio::test(start_paused = true)]
 async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
     let (queue, records) = (queue(), MemoryRecords::default());
@@ -142,21 +142,21 @@ async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
     };
     let dead = pod().run_for(MINUTE / 2, std::future::pending()).await;
     assert!(dead.is_none());
-    let arrived = pod().run().await;
+    let result = pod().run().await;
     assert_eq!(
-        (outcomes(&arrived), arrived.ended()[0].subject.receive_count),
+        (outcomes(&result), result.ended()[0].subject.receive_count),
         (vec!["succeeded"], 2)
     );
-    assert!(arrived.took < MINUTE + 5 * MINUTE + 15 * S, "{:?}", arrived.took);
+    assert!(result.took < MINUTE + 5 * MINUTE + 15 * S, "{:?}", result.took);
 }
 
-/// There may be errors each time it looks at the record; those that passed do not count.
+/// The pod may get errors whenever it reads the record; transient ones do not add up.
 #[tokio::test(start_paused = true)]
-async fn a_waiting_pod_outlives_any_number_of_errors_that_pass() {
-    let (queue, records) = (twice(), MemoryRecords::default());
+async fn a_waiting_pod_survives_transient_errors() {
+    let (queue, records) = (duplicate_notifications(), MemoryRecords::default());
     let command = FakeCommand::new(Does::Exits(9 * MINUTE, 0));
-    let waiting = records.another();
-    let weather = async {
+    let waiting = records.for_another_pod();
+    let outages = async {
         for _ in 0..8 {
             sleep(MINUTE).await;
             waiting.unreachable.store(true, Ordering::Relaxed);
@@ -170,57 +170,57 @@ async fn a_waiting_pod_outlives_any_number_of_errors_that_pass() {
             sleep(S).await;
             pod(&queue, &command, &waiting).run().await
         },
-        weather
+        outages
     );
     assert_eq!((outcomes(&first), outcomes(&second)), (vec!["succeeded"], vec!["already_done"]));
     assert_eq!(command.runs(), 1);
 }
 
-/// Whatever write it is: the claim, a refresh, the end.
+/// For each write: the claim, a refresh, the final one.
 #[tokio::test(start_paused = true)]
-async fn a_write_whose_answer_is_lost_is_recognised_as_ours() {
+async fn a_write_without_an_answer_is_recognised_as_our_own() {
     for lost in 0..4 {
         let (queue, records) = (queue(), MemoryRecords::default());
-        // Two refreshes.
+        // Long enough for two refreshes.
         let command = FakeCommand::new(Does::Exits(MINUTE + 30 * S, 0));
         records
             .script((0..lost).map(|_| Fault::None).chain([Fault::AnswerLost, Fault::AnswerLost]));
-        let arrived = pod(&queue, &command, &records).run().await;
-        assert_eq!((outcomes(&arrived), command.runs()), (vec!["succeeded"], 1), "write {lost}");
+        let result = pod(&queue, &command, &records).run().await;
+        assert_eq!((outcomes(&result), command.runs()), (vec!["succeeded"], 1), "write {lost}");
         assert_eq!((records.state().as_deref(), records.len()), (Some("done"), 1), "write {lost}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_that_pass_cost_nothing() {
+async fn transient_errors_are_retried() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     records.script([Fault::Refused, Fault::Refused, Fault::None, Fault::Refused, Fault::Refused]);
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), records.state().as_deref()), (vec!["succeeded"], Some("done")));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), records.state().as_deref()), (vec!["succeeded"], Some("done")));
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_the_records_nothing_runs_and_nothing_is_deleted() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     records.unreachable.store(true, Ordering::Relaxed);
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), arrived.outcome.exit_code()), (vec!["not_recorded"], 75));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), result.outcome.exit_code()), (vec!["not_recorded"], 75));
     assert_eq!((command.runs(), deletes(&queue)), (0, 0));
 }
 
-/// The work is done, but nobody could know: so it is kept and done again.
+/// Other pods cannot see that the work is done, so the message is kept and the work repeated.
 #[tokio::test(start_paused = true)]
-async fn work_that_could_not_be_recorded_is_kept() {
+async fn unrecorded_work_is_kept() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     let down = records.unreachable.clone();
-    let (arrived, ()) = tokio::join!(pod(&queue, &command, &records).run(), async {
+    let (result, ()) = tokio::join!(pod(&queue, &command, &records).run(), async {
         sleep(S).await;
         down.store(true, Ordering::Relaxed);
     });
-    assert_eq!((outcomes(&arrived), deletes(&queue)), (vec!["not_recorded"], 0));
+    assert_eq!((outcomes(&result), deletes(&queue)), (vec!["not_recorded"], 0));
 }
 
-/// A command that exits 0 because it was told to end has not finished.
+/// An exit 0 after SIGTERM does not count as finished.
 #[tokio::test(start_paused = true)]
 async fn an_exit_0_after_term_is_not_recorded_as_done() {
     let (queue, records) = (queue(), MemoryRecords::default());
@@ -234,9 +234,9 @@ async fn an_exit_0_after_term_is_not_recorded_as_done() {
     assert_eq!((outcomes(&again), command.runs()), (vec!["succeeded"], 2));
 }
 
-/// Other objects, and a message of several.
+/// Different objects, and a message of several objects.
 #[tokio::test(start_paused = true)]
-async fn each_object_is_work_of_its_own() {
+async fn each_object_is_separate_work() {
     let many = include_str!("../core/tests/fixtures/s3-many-records.json");
     let (queue, records, command) =
         (queue_with(&[many, many, &object_created("k")]), MemoryRecords::default(), exits(0));
@@ -246,10 +246,10 @@ async fn each_object_is_work_of_its_own() {
     assert_eq!((command.runs(), records.len()), (3, 3));
 }
 
-/// S3 numbers puts and deletes only. Without a number nothing tells another event from another
-/// notification of the same.
+/// S3 numbers only puts and deletes. Without a number, two events cannot be distinguished from two
+/// notifications of one event.
 #[tokio::test(start_paused = true)]
-async fn each_event_about_an_object_is_work_of_its_own() {
+async fn each_event_about_an_object_is_separate_work() {
     let events = [
         event("ObjectCreated:Put", Some("1")),
         event("ObjectCreated:Put", Some("2")),
@@ -267,9 +267,9 @@ async fn each_event_about_an_object_is_work_of_its_own() {
     assert_eq!((command.runs(), records.len()), (6, 6));
 }
 
-/// Who sends notifications of his own may tell of the key and no more.
+/// Custom senders may provide only the key.
 #[tokio::test(start_paused = true)]
-async fn uploads_of_which_only_the_key_is_told_are_work_of_their_own() {
+async fn uploads_with_only_a_key_are_separate_work() {
     let minimal = include_str!("../core/tests/fixtures/minimal.json");
     let (records, command) = (MemoryRecords::default(), exits(0));
     let mut journey = pod(&queue_with(&[minimal, minimal]), &command, &records);
@@ -277,9 +277,9 @@ async fn uploads_of_which_only_the_key_is_told_are_work_of_their_own() {
     assert_eq!(outcomes(&journey.run().await), ["succeeded", "succeeded"]);
 }
 
-/// The message is the same then.
+/// Then the message id is part of the idempotency key.
 #[tokio::test(start_paused = true)]
-async fn a_redelivery_is_recognised_by_its_message_where_events_have_no_number() {
+async fn without_a_sequencer_a_redelivery_is_recognised_by_its_message() {
     let tagged = |key: &str| {
         let mut body: Value = serde_json::from_str(&event("ObjectTagging:Put", None)).unwrap();
         body["Records"][0]["s3"]["object"]["key"] = key.into();
@@ -302,9 +302,9 @@ async fn a_redelivery_is_recognised_by_its_message_where_events_have_no_number()
     assert_eq!(command.got("JOB_KEY"), ["a", "a", "b", "b"]);
 }
 
-/// By S3, by a store that speaks as S3 does, and by EventBridge.
+/// From S3, from an S3-compatible store, and from EventBridge.
 #[tokio::test(start_paused = true)]
-async fn an_upload_is_the_same_work_whoever_tells_of_it() {
+async fn an_upload_is_the_same_work_from_every_sender() {
     let eventbridge = json!({
         "source": "aws.s3",
         "detail-type": "Object Created",
@@ -314,23 +314,23 @@ async fn an_upload_is_the_same_work_whoever_tells_of_it() {
             "reason": "PutObject",
         },
     });
-    let told =
+    let notifications =
         [object_created("k"), event("s3:ObjectCreated:Put", Some("1")), eventbridge.to_string()];
     let (records, command) = (MemoryRecords::default(), exits(0));
-    let mut journey = pod(&queue_with(&told.each_ref().map(String::as_str)), &command, &records);
+    let mut journey =
+        pod(&queue_with(&notifications.each_ref().map(String::as_str)), &command, &records);
     journey.settings.policy.max_messages = 3;
     assert_eq!(outcomes(&journey.run().await), ["succeeded", "already_done", "already_done"]);
 }
 
-/// A record that somebody else left there, or another version of leasehold, is no reason to delete
-/// a message.
+/// A record of another program, or of another version of leasehold, must not cause a delete.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
+async fn a_foreign_record_keeps_the_message_and_is_not_quoted() {
     let (queue, records, command) = (queue(), MemoryRecords::default(), exits(0));
     let mut first = pod(&queue, &command, &records);
     first.settings.policy.limits.max_duration = S;
     first.run().await;
-    let ours: Value = serde_json::from_slice(&records.one()).unwrap();
+    let ours: Value = serde_json::from_slice(&records.only_record()).unwrap();
     for (field, value, problem) in [
         ("version", json!(9), "has version 9, but this leasehold reads only version 1"),
         ("version", json!("hidden"), "not an idempotency record"),
@@ -342,17 +342,17 @@ async fn a_record_that_is_not_ours_keeps_the_message_and_is_not_quoted() {
         let (mut record, queue) = (ours.clone(), queue_with(&[&object_created("k")]));
         (record["state"], record[field]) = (json!("done"), value);
         records.overwrite(record.to_string().as_bytes());
-        let arrived = pod(&queue, &command, &records).run().await;
-        assert_eq!((outcomes(&arrived), deletes(&queue)), (vec!["not_recorded"], 0), "{record}");
-        let error = arrived.ended()[0].error().unwrap();
+        let result = pod(&queue, &command, &records).run().await;
+        assert_eq!((outcomes(&result), deletes(&queue)), (vec!["not_recorded"], 0), "{record}");
+        let error = result.ended()[0].error().unwrap();
         assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
     }
     assert_eq!(command.runs(), 1);
 }
 
-/// Waiting does not help where something is not allowed, and it would end without saying so.
+/// A retry does not help without permission, and the error would not reach the report.
 #[tokio::test]
-async fn a_store_that_refuses_for_good_is_named_at_once() {
+async fn a_permanent_refusal_is_reported_at_once() {
     let refuses = Http::start(|_| {
         (403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>".into())
     })
@@ -368,7 +368,7 @@ async fn a_store_that_refuses_for_good_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_record_without_an_end_is_not_read() {
+async fn an_endless_record_is_not_read() {
     let long = Http::start(|_| (200, "x".repeat(1 << 20))).await;
     let error =
         S3::new(&aws::config(&long.endpoint), None).read("b", "k").await.unwrap_err().to_string();
@@ -378,22 +378,21 @@ async fn a_record_without_an_end_is_not_read() {
     );
 }
 
-/// Neither does a store that refuses every write cost a loop without an end, nor is the work done
-/// without a record.
+/// If a store refuses every write, the retries end, and the work is not done without a record.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_refuses_every_write_keeps_the_message() {
     let (queue, command) = (queue(), exits(0));
     let records = MemoryRecords::default();
     records.script([Fault::ConditionFailed; 20]);
-    let arrived = pod(&queue, &command, &records).run().await;
-    assert_eq!((outcomes(&arrived), command.runs()), (vec!["not_recorded"], 0));
+    let result = pod(&queue, &command, &records).run().await;
+    assert_eq!((outcomes(&result), command.runs()), (vec!["not_recorded"], 0));
 }
 
-/// The same on everything that keeps records.
-async fn records_keep_their_rules(records: &dyn Records, bucket: &str) {
+/// The conditions that every store of records must obey.
+async fn assert_record_conditions(records: &dyn Records, bucket: &str) {
     assert_eq!(records.read(bucket, "p/a").await, Ok(None));
     let stale = records.write(bucket, "p/a", b"0".to_vec(), Condition::Unchanged("\"none\"")).await;
-    assert_eq!(stale, Err(RecordError::ConditionFailed), "there is none to be unchanged");
+    assert_eq!(stale, Err(RecordError::ConditionFailed), "there is no record yet");
 
     let etag = records.write(bucket, "p/a", b"1".to_vec(), Condition::Absent).await.unwrap();
     assert_eq!(
@@ -415,7 +414,7 @@ async fn records_keep_their_rules(records: &dyn Records, bucket: &str) {
     let claims = futures_util::future::join_all(claims).await;
     assert_eq!(claims.iter().filter(|claim| claim.is_ok()).count(), 1, "{claims:?}");
 
-    // By the store's clock: a record grows older.
+    // The age of a record grows by the store's clock.
     let older = async {
         loop {
             let entry = records.read(bucket, "p/a").await.unwrap().unwrap();
@@ -425,15 +424,15 @@ async fn records_keep_their_rules(records: &dyn Records, bucket: &str) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(10 * S, older).await.expect("its age is told");
+    tokio::time::timeout(10 * S, older).await.expect("the age grows");
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_in_memory_keep_their_rules() {
-    records_keep_their_rules(&MemoryRecords::default(), "records").await;
+async fn records_in_memory_obey_conditions() {
+    assert_record_conditions(&MemoryRecords::default(), "records").await;
 }
 
-async fn records_of(endpoint: &str) {
+async fn assert_s3_records(endpoint: &str) {
     let config = aws::config(endpoint);
     let bucket = format!("records-{:x}", std::process::id());
     let s3 = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
@@ -442,29 +441,29 @@ async fn records_of(endpoint: &str) {
         .bucket(&bucket)
         .send()
         .await
-        .expect("a bucket is made");
-    records_keep_their_rules(&S3::new(&config, None), &bucket).await;
+        .expect("the bucket is created");
+    assert_record_conditions(&S3::new(&config, None), &bucket).await;
 }
 
 #[tokio::test]
-async fn records_in_ministack_keep_their_rules() {
-    records_of(&Ministack::shared().await.endpoint()).await;
+async fn records_in_ministack_obey_conditions() {
+    assert_s3_records(&Ministack::shared().await.endpoint()).await;
 }
 
 #[tokio::test]
-async fn records_in_moto_keep_their_rules() {
-    records_of(&Moto::shared().await.endpoint()).await;
+async fn records_in_moto_obey_conditions() {
+    assert_s3_records(&Moto::shared().await.endpoint()).await;
 }
 
-/// What a FIFO queue makes of the body is no name of the work: the same body on another day is
+/// A content-based deduplication id is not an idempotency key: the same body on another day is
 /// other work.
-async fn names_on_a_fifo_queue(endpoint: &str) {
+async fn assert_fifo_idempotency_keys(endpoint: &str) {
     let config = aws::config(endpoint);
     let client = aws_sdk_sqs::Client::new(&config);
     let create = client.create_queue().queue_name(format!("names-{:x}.fifo", std::process::id()));
     let create = create.attributes(QueueAttributeName::FifoQueue, "true");
     let create = create.attributes(QueueAttributeName::ContentBasedDeduplication, "true");
-    let url = create.send().await.expect("a queue is made").queue_url.expect("it has a URL");
+    let url = create.send().await.expect("the queue is created").queue_url.expect("a URL");
     for (group, body, id) in [("a", "é", None), ("b", "named", Some("order-7"))] {
         let send = client.send_message().queue_url(&url).message_group_id(group).message_body(body);
         send.set_message_deduplication_id(id.map(str::to_owned))
@@ -483,20 +482,20 @@ async fn names_on_a_fifo_queue(endpoint: &str) {
 }
 
 #[tokio::test]
-async fn a_deduplication_id_that_is_made_of_the_body_is_no_name_in_ministack() {
-    names_on_a_fifo_queue(&Ministack::shared().await.endpoint()).await;
+async fn a_content_based_deduplication_id_is_not_a_key_in_ministack() {
+    assert_fifo_idempotency_keys(&Ministack::shared().await.endpoint()).await;
 }
 
 #[tokio::test]
-async fn a_deduplication_id_that_is_made_of_the_body_is_no_name_in_moto() {
-    names_on_a_fifo_queue(&Moto::shared().await.endpoint()).await;
+async fn a_content_based_deduplication_id_is_not_a_key_in_moto() {
+    assert_fifo_idempotency_keys(&Moto::shared().await.endpoint()).await;
 }
 
 #[tokio::test]
-async fn the_binary_does_not_do_finished_work_again() {
+async fn the_binary_does_not_repeat_finished_work() {
     let cloud = Cloud::new(5).await;
     let records = format!("{}-records", cloud.bucket);
-    cloud.s3.create_bucket().bucket(&records).send().await.expect("a bucket is made");
+    cloud.s3.create_bucket().bucket(&records).send().await.expect("the bucket is created");
     for _ in 0..2 {
         cloud
             .send(
@@ -508,22 +507,21 @@ async fn the_binary_does_not_do_finished_work_again() {
         cloud.s3.put_object().bucket(&cloud.bucket).key("k").body(b"x".to_vec().into()).send();
     put.await.expect("the object is put");
     let flags = format!("--idempotency s3://{records}/done --max-messages 2");
-    let left = cloud.run(&flags, "echo ran >> runs").run_to(0).await;
-    let settled = left.log.iter().filter(|record| record["message"] == "message deleted");
+    let exited = cloud.run(&flags, "echo ran >> runs").expect_exit(0).await;
+    let settled = exited.log.iter().filter(|record| record["message"] == "message deleted");
     let outcomes: Vec<_> = settled.map(|record| record["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["succeeded", "already_done"], "{}", left.stdout);
-    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("runs")).unwrap(), "ran\n");
+    assert_eq!(outcomes, ["succeeded", "already_done"], "{}", exited.stdout);
+    assert_eq!(std::fs::read_to_string(cloud.dir.path().join("runs")).unwrap(), "ran\n");
 }
 
-/// The records as one pod reaches them in bad weather: answers are late, or lost, or there are
-/// none.
-struct Weather {
+/// One pod's access to the records, with random faults: requests and answers are late or lost.
+struct FaultyRecords {
     records: MemoryRecords,
     chance: Mutex<fastrand::Rng>,
 }
 
-impl Weather {
-    /// Does what is asked for happen, and is the answer heard?
+impl FaultyRecords {
+    /// Whether the request is carried out, and whether its answer arrives.
     async fn passes(&self) -> (bool, bool) {
         let (slow, luck) = {
             let mut chance = self.chance.lock().unwrap();
@@ -542,11 +540,11 @@ fn reset() -> RecordError {
 }
 
 #[async_trait]
-impl Records for Weather {
+impl Records for FaultyRecords {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
-        let (_, is_heard) = self.passes().await;
+        let (_, is_answered) = self.passes().await;
         let read = self.records.read(bucket, key).await;
-        if is_heard { read } else { Err(reset()) }
+        if is_answered { read } else { Err(reset()) }
     }
 
     async fn write(
@@ -556,17 +554,17 @@ impl Records for Weather {
         bytes: Vec<u8>,
         on: Condition<'_>,
     ) -> Result<String, RecordError> {
-        let (happens, is_heard) = self.passes().await;
-        if !happens {
+        let (arrives, is_answered) = self.passes().await;
+        if !arrives {
             return Err(reset());
         }
         let written = self.records.write(bucket, key, bytes, on).await;
         let (_, is_in_time) = self.passes().await;
-        if is_heard && is_in_time { written } else { Err(reset()) }
+        if is_answered && is_in_time { written } else { Err(reset()) }
     }
 }
 
-/// What happened to one piece of work in one world.
+/// The history of one piece of work in one world.
 #[derive(Default)]
 struct Log {
     at_work: usize,
@@ -574,7 +572,7 @@ struct Log {
     broken: Vec<&'static str>,
 }
 
-/// A message whose sender calls its work `k`.
+/// A message with the idempotency key `k`.
 fn subject() -> Subject {
     Subject {
         message_id: MessageId::new("m"),
@@ -599,9 +597,9 @@ fn idempotency(records: impl Records + 'static) -> Idempotency {
     }
 }
 
-/// At its end, not when the request that is out then has ended.
+/// At its expiry, not when the request in flight ends.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
+async fn a_record_that_expires_during_a_request_is_lost_at_once() {
     for seed in 0..8 {
         fastrand::seed(seed);
         let records = MemoryRecords::default();
@@ -617,10 +615,10 @@ async fn a_record_that_expires_while_a_request_is_out_is_given_up_at_once() {
     }
 }
 
-/// Whatever a clock says: who finds another's claim in the record has lost it, and leaves it as it
-/// is.
+/// Independently of any clock, a pod that finds another claim in the record has lost it and does
+/// not write.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_another_has_claimed_is_not_written_over() {
+async fn a_record_claimed_by_another_pod_is_not_overwritten() {
     let records = MemoryRecords::default();
     let Ok(Claimed::Ours(held)) =
         idempotency(records.clone()).claim(&subject(), 0, None, VISIBILITY).await
@@ -629,21 +627,21 @@ async fn a_record_that_another_has_claimed_is_not_written_over() {
     };
     let theirs = records.claimed_by_another();
     assert!(matches!(held.done().await, Err(Failure::Superseded(_))));
-    assert_eq!(records.one(), theirs);
+    assert_eq!(records.only_record(), theirs);
 }
 
-/// A read that is never answered is one that failed.
+/// A read without an answer counts as failed.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_silent_is_not_waited_for_without_end() {
+async fn a_silent_store_is_not_waited_for_forever() {
     let records = MemoryRecords::default();
     assert!(idempotency(records.clone()).claim(&subject(), 0, None, VISIBILITY).await.is_ok());
     records.silent.store(true, Ordering::Relaxed);
     let (other, subject) = (idempotency(records), subject());
     let claim = tokio::time::timeout(2 * MINUTE, other.claim(&subject, 0, None, VISIBILITY)).await;
-    assert!(matches!(claim.expect("it ends"), Err(Failure::Record(_))));
+    assert!(matches!(claim.expect("the claim ends"), Err(Failure::Record(_))));
 }
 
-/// A pod that claims the work, and works, fails, loses or dies.
+/// A pod that claims the work, and succeeds, fails, loses its record or dies.
 async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Arc<Mutex<Log>>) {
     sleep(Duration::from_secs(chance.u64(0..300))).await;
     let Ok(Claimed::Ours(mut held)) = idempotency.claim(&subject(), 0, None, VISIBILITY).await
@@ -654,10 +652,10 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
         let mut log = log.lock().unwrap();
         log.at_work += 1;
         if log.at_work > 1 {
-            log.broken.push("two pods are at the same work");
+            log.broken.push("two pods do the same work at the same time");
         }
         if log.done > 0 {
-            log.broken.push("work is done again that was recorded as done");
+            log.broken.push("recorded work is repeated");
         }
     }
     let length = Duration::from_secs(chance.u64(0..600));
@@ -668,7 +666,7 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
     log.lock().unwrap().at_work -= 1;
     match chance.u8(0..4) {
         _ if !is_kept => {}
-        // Dead, without reporting.
+        // The pod dies without a release.
         0 => {}
         1 => held.release(S).await,
         _ => {
@@ -679,14 +677,13 @@ async fn random_pod(idempotency: Idempotency, mut chance: fastrand::Rng, log: Ar
     }
 }
 
-/// Random worlds of three pods at a time and one piece of work. A seed says everything about a
-/// world.
+/// Random worlds of three pods at a time and one piece of work. A seed determines its world.
 #[test]
-fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
+fn with_random_faults_no_work_is_done_twice() {
     const WORLDS: usize = 1000;
     let mut finished = 0;
     for seed in (0u64..).take(WORLDS) {
-        // The jitter of the retries, too.
+        // This also seeds the jitter of the retries.
         fastrand::seed(seed);
         let mut chance = fastrand::Rng::with_seed(seed);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -699,8 +696,10 @@ fn in_no_weather_are_two_pods_at_the_same_work_or_is_it_done_twice() {
             let records = MemoryRecords::default();
             for _ in 0..4 {
                 let pods = (0..3).map(|_| {
-                    let weather =
-                        Weather { records: records.another(), chance: Mutex::new(chance.fork()) };
+                    let weather = FaultyRecords {
+                        records: records.for_another_pod(),
+                        chance: Mutex::new(chance.fork()),
+                    };
                     random_pod(idempotency(weather), chance.fork(), log.clone())
                 });
                 futures_util::future::join_all(pods.collect::<Vec<_>>()).await;

@@ -1,5 +1,4 @@
-//! Job types: what their file may say, which message is of which, and that what they say takes
-//! effect.
+//! Job types: their file, which messages they match, and the effect of their settings.
 
 use std::fs;
 use std::path::Path;
@@ -37,7 +36,7 @@ const YAML: &str = "examples/job-types.yaml";
 const TOML: &str = "examples/job-types.toml";
 
 #[test]
-fn the_schema_tells_an_editor_what_may_be_written() {
+fn the_schema_refuses_invalid_files() {
     let schema = serde_json::to_value(JobTypesFile::schema()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let sample: serde_json::Value = toml::from_str(&fs::read_to_string(TOML).unwrap()).unwrap();
@@ -54,15 +53,15 @@ fn the_schema_tells_an_editor_what_may_be_written() {
     insta::assert_snapshot!("schema", serde_json::to_string_pretty(&schema).unwrap());
 }
 
-/// The samples of job types in a document, or the whole of a file of them: each with its format,
-/// `yaml` or `toml`.
+/// The job types samples in a document, or a whole job types file: each with its format, `yaml` or
+/// `toml`.
 fn samples(path: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(path).unwrap();
     let format = path.extension().unwrap().to_str().unwrap();
     if format != "md" {
         return vec![(format.to_owned(), text)];
     }
-    // What is between fences is every second piece, and begins with its format.
+    // Every second piece is between fences, and begins with its format.
     let fenced = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
     let samples = fenced
         .filter(|(format, text)| matches!(*format, "yaml" | "toml") && text.contains("job-types:"));
@@ -70,7 +69,7 @@ fn samples(path: &Path) -> Vec<(String, String)> {
 }
 
 #[test]
-fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
+fn each_documented_sample_passes_the_parser_and_the_schema() {
     let printed =
         Command::new(env!("CARGO_BIN_EXE_leasehold")).arg("schema").output().unwrap().stdout;
     let validator = jsonschema::validator_for(&serde_json::from_slice(&printed).unwrap()).unwrap();
@@ -103,7 +102,7 @@ fn each_sample_in_the_documents_is_taken_by_the_parser_and_by_the_schema() {
 }
 
 #[test]
-fn yaml_and_toml_say_the_same() {
+fn yaml_and_toml_have_the_same_meaning() {
     let config =
         |file| configured(&format!("--job-types {file}")).unwrap().work.settings.policy.job_types;
     let types = config(YAML);
@@ -118,7 +117,7 @@ fn yaml_and_toml_say_the_same() {
     assert_eq!(videos.limits.retry.permanent_exit_codes, [65, 66]);
     assert_eq!(videos.task.checkpoint.as_ref().and_then(|how| how.interval), Some(10 * MINUTE));
     assert_eq!(exports.task.checkpoint, None);
-    // Fifteen seconds of it are the stop's.
+    // The stop needs fifteen seconds of it.
     assert_eq!(exports.limits.strategy, Strategy::Fixed(105 * S));
     assert_eq!((exports.limits.retry.retry, exports.limits.stop_grace), (Retry::Expire, 5 * S));
     let command =
@@ -127,7 +126,7 @@ fn yaml_and_toml_say_the_same() {
 }
 
 #[test]
-fn with_job_types_there_need_be_no_command_for_all_other_messages() {
+fn with_job_types_the_command_is_optional() {
     let run = |flags: &str| {
         Cli::try_parse_from(
             ["leasehold", "run", "--queue-url", "q"].into_iter().chain(flags.split(' ')),
@@ -137,36 +136,37 @@ fn with_job_types_there_need_be_no_command_for_all_other_messages() {
     assert!(run("--wait 1s").unwrap_err().to_string().contains("<COMMAND>"));
 }
 
-/// KEDA starts such a pod again at every poll: its error must lead to the line that is to be
-/// changed.
+/// KEDA starts such a pod again at every poll: its error must name the line to change.
 #[test]
-fn a_program_that_is_not_in_the_image_is_told_with_its_job_type_and_file() {
+fn a_missing_program_is_reported_with_its_job_type_and_file() {
     let room = tempfile::tempdir().unwrap();
     let (file, termination_log) =
         (room.path().join("types.yaml"), room.path().join("termination-log"));
-    fs::write(&file, "job-types: [{name: csv, command: [python-of-nobody, x.py]}]").unwrap();
+    fs::write(&file, "job-types: [{name: csv, command: [no-such-python, x.py]}]").unwrap();
     let refused = |command: &[&str]| {
         let mut leasehold = Command::new(env!("CARGO_BIN_EXE_leasehold"));
         leasehold.args(["run", "--queue-url", "http://127.0.0.1:9/1/q", "--job-types"]).arg(&file);
         leasehold.arg("--termination-log").arg(&termination_log).args(command);
         let refused = leasehold.output().unwrap();
         assert_eq!(refused.status.code(), Some(78));
-        let said = String::from_utf8(refused.stderr).unwrap();
-        assert!(said.contains("-of-nobody: not found in PATH"), "{said}");
-        let told = fs::read_to_string(&termination_log).unwrap();
-        (said, told)
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert!(stderr.contains(": not found in PATH"), "{stderr}");
+        let termination = fs::read_to_string(&termination_log).unwrap();
+        (stderr, termination)
     };
-    let expected =
-        format!("job type csv of {}: python-of-nobody: not found in PATH", file.display());
-    let (said, told) = refused(&["--", "true"]);
-    assert!(said.contains(&expected) && told.contains(&expected), "{said} {told}");
+    let expected = format!("job type csv of {}: no-such-python: not found in PATH", file.display());
+    let (stderr, termination) = refused(&["--", "true"]);
+    assert!(
+        stderr.contains(&expected) && termination.contains(&expected),
+        "{stderr} {termination}"
+    );
 
     fs::write(&file, "job-types: [{name: csv, match: {bucket: b}, command: ['true']}]").unwrap();
-    let (said, _) = refused(&["--", "ruby-of-nobody"]);
-    assert!(said.contains("the command: ruby-of-nobody: not found in PATH"), "{said}");
+    let (stderr, _) = refused(&["--", "no-such-ruby"]);
+    assert!(stderr.contains("the command: no-such-ruby: not found in PATH"), "{stderr}");
 }
 
-/// What a file of job types comes to; `flags` are what else is asked for.
+/// The settings from a job types file and from `flags`.
 fn read(name: &str, text: &str, flags: &str) -> Result<RunConfig, String> {
     let room = tempfile::tempdir().unwrap();
     let file = room.path().join(name);
@@ -174,13 +174,13 @@ fn read(name: &str, text: &str, flags: &str) -> Result<RunConfig, String> {
     configured(&format!("--job-types {} {flags}", file.display()))
 }
 
-/// What is refused in it, and where.
+/// The error for a job types file.
 fn refused(name: &str, text: &str, flags: &str) -> String {
     read(name, text, flags).unwrap_err()
 }
 
 #[test]
-fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
+fn an_invalid_file_is_refused_with_its_line_and_column() {
     for (line, place, complaint) in [
         (
             "visibilty: fixed",
@@ -234,7 +234,7 @@ fn a_file_that_cannot_be_meant_is_refused_with_its_line_and_column() {
     );
 }
 
-/// Files as ConfigMaps and editors on Windows have them.
+/// Files as ConfigMaps and editors on Windows write them.
 #[test]
 fn a_file_may_have_any_name_a_byte_order_mark_and_crlf() {
     let text = "job-types:\n- name: csv\n  match: { key: '**/*.csv' }\n  command: [a]\n";
@@ -251,9 +251,9 @@ fn a_file_may_have_any_name_a_byte_order_mark_and_crlf() {
     }
 }
 
-/// An object that was removed cannot be fetched.
+/// A removed object cannot be fetched.
 #[test]
-fn a_removal_is_worked_on_without_a_fetch_or_refused() {
+fn a_removal_is_processed_without_a_fetch_or_refused() {
     let removals = "--events ObjectCreated:*,ObjectRemoved:*";
     let complaint = "--events ObjectRemoved:* means that the object was deleted, so it cannot be downloaded: set --input none";
     let of = |matches: &str, input: &str| {
@@ -268,7 +268,7 @@ fn a_removal_is_worked_on_without_a_fetch_or_refused() {
             && refusal.ends_with("it cannot be downloaded: set input none"),
         "{refusal}"
     );
-    // A command for all others may get what the type leaves.
+    // The default command may get the events that the job type does not match.
     let narrow = of("event: 'ObjectRemoved:*', key: 'in/*'", "none");
     assert!(refused("a.yaml", &narrow, removals).ends_with(complaint));
     read("a.yaml", &narrow, &format!("{removals} --input none")).unwrap();
@@ -276,7 +276,7 @@ fn a_removal_is_worked_on_without_a_fetch_or_refused() {
 }
 
 #[test]
-fn what_holds_for_the_flags_holds_for_each_job_type() {
+fn the_rules_for_flags_apply_to_each_job_type() {
     for (line, flags, complaint) in [
         (
             "visibility-timeout: 2s",
@@ -316,9 +316,9 @@ fn what_holds_for_the_flags_holds_for_each_job_type() {
     assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has no job type"));
 }
 
-/// Where a job type says what cannot be, or where the type is if what cannot be is the flags'.
+/// The position is that of the wrong setting, or of the job type if the conflict is with a flag.
 #[test]
-fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
+fn an_invalid_job_type_is_refused_with_its_line_and_column() {
     for (lines, flags, place, complaint) in [
         ("max-duration: 13h", "", "line 3 column 19", "longer work needs --checkpoint"),
         (
@@ -392,11 +392,11 @@ fn a_job_type_that_cannot_work_is_refused_with_its_line_and_column() {
 }
 
 #[test]
-fn work_of_a_job_type_may_take_longer_than_12_hours_if_it_is_kept_somewhere() {
+fn a_job_type_with_a_checkpoint_may_take_longer_than_12_hours() {
     let of = |config: RunConfig| {
-        let [one] = &config.work.settings.policy.job_types[..] else { panic!("there is one") };
+        let [one] = &config.work.settings.policy.job_types[..] else { panic!("not one job type") };
         let Checkpointing { location, interval } =
-            one.task.checkpoint.clone().expect("it is kept somewhere");
+            one.task.checkpoint.clone().expect("a checkpoint");
         let values = Values { key: Some("in/film.mp4"), message_id: "m", job_type: "one" };
         (one.limits.max_duration, location.fill(values).key("x"), interval)
     };
@@ -448,7 +448,7 @@ fn record(bucket: &str, key: &str, event: &str) -> Record {
 }
 
 #[test]
-fn the_first_that_matches_in_all_that_it_says_takes_the_message() {
+fn the_first_matching_job_type_takes_the_message() {
     let types = [
         typed("b", Match { bucket: Some("b".to_owned()), ..Match::default() }),
         typed(
@@ -479,7 +479,7 @@ fn the_first_that_matches_in_all_that_it_says_takes_the_message() {
 }
 
 #[test]
-fn a_message_is_of_one_job_type_or_refused() {
+fn a_message_has_one_job_type_or_is_refused() {
     let types = [by_key("csv", "*.csv"), by_key("pdf", "*.pdf")];
     let of = |keys: &[&str]| {
         let records = keys.iter().map(|key| record("b", key, "ObjectCreated:Put")).collect();
@@ -496,14 +496,14 @@ fn a_message_is_of_one_job_type_or_refused() {
 }
 
 #[test]
-fn only_a_job_type_that_takes_everything_takes_a_body() {
+fn only_a_job_type_without_a_match_takes_a_body() {
     let (csv, rest) = (by_key("csv", "**"), typed("rest", Match::default()));
     assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body(String::new())), Ok(None));
     assert_eq!(job_type(&[csv, rest.clone()], &Content::Body(String::new())), Ok(Some(&rest)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
+async fn a_message_follows_the_settings_of_its_job_type() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(MINUTE, 0)));
     let mut journey = Journey::new(&queue, &command);
     let mut job_type = by_key("keys", "k");
@@ -518,8 +518,8 @@ async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
     job_type.limits.retry.retry = Retry::Backoff { min: 33 * S, max: 33 * S };
     journey.settings.policy.job_types = vec![job_type];
     let started = Instant::now();
-    let arrived = journey.run().await;
-    assert_eq!(arrived.outcomes(), ["timed_out"]);
+    let result = journey.run().await;
+    assert_eq!(result.outcomes(), ["timed_out"]);
     assert_eq!(
         command.ended() - started,
         3 * MINUTE + 7 * S,
@@ -539,11 +539,11 @@ async fn a_message_of_a_job_type_is_worked_on_as_that_says() {
         (command.got("JOB_TYPE"), command.got("JOB_INPUT")),
         (vec!["keys".to_owned()], vec![])
     );
-    assert_eq!(arrived.ended()[0].subject.job_type.as_deref(), Some("keys"));
+    assert_eq!(result.ended()[0].subject.job_type.as_deref(), Some("keys"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_leases_of_a_job_type_are_as_long_as_it_says_from_the_first_beat_on() {
+async fn a_job_type_sets_the_length_of_its_leases() {
     for visibility in [6 * S, 30 * MINUTE] {
         let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
         let mut journey = Journey::new(&queue, &command);
@@ -566,36 +566,38 @@ async fn the_leases_of_a_job_type_are_as_long_as_it_says_from_the_first_beat_on(
             }
         });
         assert_eq!(journey.run().await.outcomes(), ["succeeded"]);
-        rival.await.expect("nobody else gets it");
+        rival.await.expect("the rival gets no message");
         let changes = changes(&queue, started);
         assert_eq!(changes[0], (Duration::ZERO, visibility));
-        let beats = 9 * MINUTE.as_secs() / (visibility / 3).as_secs();
+        let extensions = 9 * MINUTE.as_secs() / (visibility / 3).as_secs();
         assert!(
-            changes.len() as u64 >= beats && changes.iter().all(|(_, to)| *to == visibility),
+            changes.len() as u64 >= extensions && changes.iter().all(|(_, to)| *to == visibility),
             "{changes:?}"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_of_no_job_type_is_a_permanent_failure_if_there_is_no_command_for_it() {
+async fn without_a_command_a_message_of_no_job_type_is_a_permanent_failure() {
     let (queue, command) = (queue_with(&[&object_created("other")]), exits(0));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.job_types = vec![by_key("keys", "k")];
     journey.settings.policy.task = None;
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["no_job_type"], 65));
-    assert!(matches!(arrived.outcome, RunOutcome::Kept(_)));
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["no_job_type"], 65));
+    assert!(matches!(result.outcome, RunOutcome::Kept(_)));
     assert_eq!((command.runs(), deletes(&queue), queue.counts().in_flight), (0, 0, 1));
-    let ended = &arrived.ended()[0];
-    assert_eq!(ended.subject.objects.len(), 1, "it is told which object nobody works on");
-    assert!(ended.error().is_some_and(|error| error.contains("no COMMAND for other messages")));
+    let ended = &result.ended()[0];
+    assert_eq!(ended.subject.objects.len(), 1, "the report names the object");
+    assert!(
+        ended.error().is_some_and(|error| error.contains("no COMMAND is set for other messages"))
+    );
 }
 
 #[tokio::test]
 async fn each_job_type_has_its_own_command() {
     let cloud = Cloud::new(5).await;
-    let types = cloud.notes.path().join("types.yaml");
+    let types = cloud.dir.path().join("types.yaml");
     let text = r#"job-types:
   - name: numbers
     match: { key: "*.num" }
@@ -610,30 +612,33 @@ async fn each_job_type_has_its_own_command() {
     fs::write(&types, text).unwrap();
     let flags = format!("--job-types {} --retry-min 1s", types.display());
     cloud.put("1.num", b"1").await;
-    let left = cloud.run(&flags, "exit 1").run_to(0).await;
+    let exited = cloud.run(&flags, "exit 1").expect_exit(0).await;
     let result =
         cloud.s3.get_object().bucket(&cloud.bucket).key("numbers/1/numbers").send().await.unwrap();
     assert_eq!(result.body.collect().await.unwrap().into_bytes(), "numbers\n");
-    assert_eq!(left.record("message deleted")["job_type"], "numbers");
+    assert_eq!(exited.record("message deleted")["job_type"], "numbers");
 
-    // The result is in a bucket that sends events.
+    // The result's bucket also sends events.
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
     cloud.put("in/a/word", b"w").await;
-    let left = cloud.run(&flags, "exit 1").run_to(65).await;
-    let kept = left.record("message kept");
+    let exited = cloud.run(&flags, "exit 1").expect_exit(65).await;
+    let kept = exited.record("message kept");
     assert_eq!((&kept["outcome"], &kept["job_type"]), (&"permanent".into(), &"words".into()));
 
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
     cloud.put("other", b"o").await;
-    let left = cloud.run(&flags, "exit 0").run_to(0).await;
-    assert_eq!(left.record("message deleted")["job_type"], "default");
+    let exited = cloud.run(&flags, "exit 0").expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["job_type"], "default");
 }
 
-/// A job type may treat objects that are gone otherwise than the flags say.
+/// A job type's policy for missing objects overrides the flag.
 #[test]
-fn each_job_type_treats_missing_objects_as_it_says() {
+fn a_job_type_may_set_its_own_missing_object_policy() {
     let text = "job-types:\n- name: thumbnails\n  match: { key: '*.jpg' }\n  missing-object: ignore\n- name: others\n";
     let policy = read("a.yaml", text, "--missing-object fail").unwrap().work.settings.policy;
-    let said: Vec<_> = policy.tasks().map(|task| task.missing_object).collect();
-    assert_eq!(said, [MissingObject::Fail, MissingObject::Ignore, MissingObject::Fail].map(Some));
+    let policies: Vec<_> = policy.tasks().map(|task| task.missing_object).collect();
+    assert_eq!(
+        policies,
+        [MissingObject::Fail, MissingObject::Ignore, MissingObject::Fail].map(Some)
+    );
 }

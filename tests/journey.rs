@@ -1,4 +1,4 @@
-//! Whole journeys through the real actors, on a paused clock.
+//! Complete runs through the real actors, on a paused clock.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,24 +23,24 @@ use crate::support::wire::{Fault, WiredQueue};
 #[tokio::test(start_paused = true)]
 async fn a_success_is_deleted() {
     let (queue, command) = (queue(), exits(0));
-    let arrived = Journey::new(&queue, &command).run().await;
-    assert_eq!(arrived.outcome, RunOutcome::Finished);
-    assert_eq!(arrived.outcomes(), ["succeeded"]);
+    let result = Journey::new(&queue, &command).run().await;
+    assert_eq!(result.outcome, RunOutcome::Finished);
+    assert_eq!(result.outcomes(), ["succeeded"]);
     assert!(queue.is_drained());
-    assert_eq!(arrived.ended()[0].work.timings.command, 5 * S);
+    assert_eq!(result.ended()[0].work.timings.command, 5 * S);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_of_many_objects_used_what_all_its_commands_did_and_the_peak_of_the_greediest() {
+async fn the_usage_of_a_message_is_the_total_cpu_time_and_the_highest_peak_memory() {
     let (queue, command) =
         (queue_with(&[include_str!("../core/tests/fixtures/s3-many-records.json")]), exits(0));
-    let arrived = Journey::new(&queue, &command).run().await;
+    let result = Journey::new(&queue, &command).run().await;
     let used = ResourceUsage { cpu: 2 * USED.cpu, peak_memory: USED.peak_memory };
-    assert_eq!((command.runs(), arrived.ended()[0].work.usage), (2, Some(used)));
+    assert_eq!((command.runs(), result.ended()[0].work.usage), (2, Some(used)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_command_gets_what_the_contract_says() {
+async fn the_command_gets_the_documented_variables() {
     let (queue, command) =
         (queue_with(&[&object_created("a+folder/r%C3%A9sum%C3%A9.csv")]), exits(0));
     Journey::new(&queue, &command).run().await;
@@ -61,7 +61,7 @@ async fn the_command_gets_what_the_contract_says() {
     assert!(get("JOB_INPUT").ends_with("/input/r_sum_.csv"), "{}", get("JOB_INPUT"));
     assert!(get("TMPDIR").ends_with("/tmp"));
     humantime::parse_rfc3339(&get("JOB_DEADLINE")).expect("RFC 3339");
-    // They are there also if nobody publishes or keeps what is written there.
+    // The directories exist also without `--output` and `--checkpoint`.
     assert!(
         get("JOB_OUTPUT_DIR").ends_with("/output")
             && get("JOB_CHECKPOINT_DIR").ends_with("/checkpoint")
@@ -69,7 +69,7 @@ async fn the_command_gets_what_the_contract_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_command_gets_its_input_as_was_asked_for() {
+async fn the_command_gets_its_input_as_configured() {
     for input in [Input::File, Input::Stdin, Input::None] {
         let (queue, command) = (queue(), exits(0));
         let mut journey = Journey::new(&queue, &command);
@@ -83,7 +83,7 @@ async fn the_command_gets_its_input_as_was_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_that_is_not_wanted_is_not_fetched_and_yet_only_of_our_buckets() {
+async fn an_unwanted_object_is_not_fetched_but_its_bucket_is_checked() {
     for (buckets, outcome) in [(vec![], "succeeded"), (vec!["other".to_owned()], "unreadable")] {
         let (queue, command) = (queue(), exits(0));
         let mut journey = Journey::new(&queue, &command);
@@ -96,12 +96,12 @@ async fn an_object_that_is_not_wanted_is_not_fetched_and_yet_only_of_our_buckets
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_no_notification_is_work_if_that_was_asked_for() {
+async fn a_body_that_is_not_a_notification_is_work_if_configured() {
     let (queue, command) = (queue_with(&["hello"]), exits(0));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.accept_raw = true;
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 1));
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), command.runs()), (vec!["succeeded"], 1));
     assert!(queue.is_drained());
     for (name, known) in [
         ("JOB_MESSAGE_ID", 1),
@@ -115,7 +115,7 @@ async fn a_body_that_is_no_notification_is_work_if_that_was_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_longer_than_its_lease_is_extended_each_third_and_stays_ours() {
+async fn a_lease_is_extended_each_third_of_its_time() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
     let started = Instant::now();
     let rival = tokio::spawn({
@@ -128,14 +128,17 @@ async fn work_longer_than_its_lease_is_extended_each_third_and_stays_ours() {
             }
         }
     });
-    let arrived = Journey::new(&queue, &command).run().await;
-    rival.await.expect("nobody else gets the message");
-    assert_eq!(arrived.outcomes(), ["succeeded"]);
-    let beats = changes(&queue, started);
-    assert_eq!(beats.len(), 13, "{beats:?}");
+    let result = Journey::new(&queue, &command).run().await;
+    rival.await.expect("the rival gets no message");
+    assert_eq!(result.outcomes(), ["succeeded"]);
+    let extensions = changes(&queue, started);
+    assert_eq!(extensions.len(), 13, "{extensions:?}");
     assert!(
-        beats.iter().zip(1..).all(|((at, to), n)| *at == n * VISIBILITY / 3 && *to == VISIBILITY),
-        "{beats:?}"
+        extensions
+            .iter()
+            .zip(1..)
+            .all(|((at, to), n)| *at == n * VISIBILITY / 3 && *to == VISIBILITY),
+        "{extensions:?}"
     );
 }
 
@@ -145,13 +148,13 @@ async fn a_fixed_lease_is_one_extension() {
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.limits.strategy = Strategy::Fixed(630 * S);
     let started = Instant::now();
-    let arrived = journey.run().await;
-    assert_eq!(arrived.outcomes(), ["succeeded"]);
+    let result = journey.run().await;
+    assert_eq!(result.outcomes(), ["succeeded"]);
     assert_eq!(changes(&queue, started), [(Duration::ZERO, 630 * S)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kept_message_says_in_plain_words_what_happens_next() {
+async fn a_kept_message_reports_the_next_attempt() {
     let (queue, command) = (queue(), exits(1));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.limits.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
@@ -166,53 +169,53 @@ async fn a_kept_message_says_in_plain_words_what_happens_next() {
 async fn work_over_its_limit_is_halted_and_retried() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
     let started = Instant::now();
-    let arrived = Journey::new(&queue, &command).run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["timed_out"], 1));
-    assert_eq!(command.last().ended.expect("it ended") - started, 10 * MINUTE + 3 * S);
+    let result = Journey::new(&queue, &command).run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["timed_out"], 1));
+    assert_eq!(command.last().ended.expect("an ended run") - started, 10 * MINUTE + 3 * S);
     assert_eq!(deletes(&queue), 0, "exit 0 after TERM proves nothing");
     assert!(changes(&queue, started).last().is_some_and(|(_, delay)| *delay >= 10 * S));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_that_gives_no_sign_of_life_any_more_is_halted_and_retried() {
+async fn a_stalled_command_is_halted_and_retried() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Prints(50 * S, 3)));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.task = Some(Arc::new(Task { stall_timeout: Some(MINUTE), ..task() }));
     let started = Instant::now();
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stalled"], 1));
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["stalled"], 1));
     let halted = command.ended() - started;
     assert!(
         (210 * S..=212 * S).contains(&halted),
-        "halted after {halted:?}, and the last line came after 150s"
+        "halted after {halted:?}; the last line came after 150s"
     );
     assert_eq!(deletes(&queue), 0, "exit 0 after TERM proves nothing");
     assert!(changes(&queue, started).last().is_some_and(|(_, delay)| *delay >= 10 * S));
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_is_a_sign_of_life_and_is_told() {
+async fn progress_is_a_sign_of_life_and_is_reported() {
     let body = include_str!("../core/tests/fixtures/s3-many-records.json");
     let (queue, command) = (queue_with(&[body]), FakeCommand::new(Does::Progresses(50 * S, 2)));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.task = Some(Arc::new(Task { stall_timeout: Some(MINUTE), ..task() }));
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), command.runs()), (vec!["succeeded"], 2));
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), command.runs()), (vec!["succeeded"], 2));
     let progress = |share| Progress { share: Some(share), text: Some("loading".to_owned()) };
     assert_eq!(
-        arrived.telemetry.progress(),
+        result.telemetry.progress(),
         [progress(0.25), progress(0.5), progress(0.75), progress(1.0)]
     );
-    assert_eq!(arrived.ended()[0].progress, Some(progress(1.0)));
+    assert_eq!(result.ended()[0].progress, Some(progress(1.0)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_may_leave_the_message_to_expire() {
+async fn a_stop_may_let_the_lease_expire() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.limits.retry.on_stop = OnStop::Expire;
-    let arrived = journey.run_and_stop_after(S).await;
-    assert_eq!((arrived.outcome.exit_code(), queue.counts().in_flight), (143, 1));
+    let result = journey.run_and_stop_after(S).await;
+    assert_eq!((result.outcome.exit_code(), queue.counts().in_flight), (143, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,13 +225,13 @@ async fn several_messages_are_drained_one_after_another() {
     let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 65), Does::Exits(S, 0)]);
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.max_messages = 3;
-    let arrived = journey.run().await;
-    assert_eq!(arrived.outcomes(), ["succeeded", "permanent", "succeeded"]);
-    assert_eq!(arrived.outcome.exit_code(), 65);
-    assert_eq!(queue.counts().visible, 1, "the fourth is for somebody else");
+    let result = journey.run().await;
+    assert_eq!(result.outcomes(), ["succeeded", "permanent", "succeeded"]);
+    assert_eq!(result.outcome.exit_code(), 65);
+    assert_eq!(queue.counts().visible, 1, "the fourth was not received");
 }
 
-/// A journey of four at a time through so many messages.
+/// A run over this many messages, four at a time.
 fn side_by_side(
     messages: usize,
     max_messages: u32,
@@ -247,20 +250,20 @@ fn side_by_side(
 async fn messages_are_drained_side_by_side() {
     let (queue, command, journey) = side_by_side(10, 100, Does::Exits(5 * S, 0));
     let started = Instant::now();
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcome, command.runs()), (RunOutcome::Finished, 10));
+    let result = journey.run().await;
+    assert_eq!((result.outcome, command.runs()), (RunOutcome::Finished, 10));
     assert!(queue.is_drained());
     assert_eq!(command.ended() - started, 15 * S, "ten of 5 s, four at a time");
 }
 
 #[tokio::test(start_paused = true)]
-async fn max_messages_is_how_many_are_received_in_all() {
+async fn max_messages_limits_the_receives_of_a_run() {
     for max_messages in [1, 6] {
         let (queue, command, journey) = side_by_side(10, max_messages, Does::Exits(5 * S, 65));
-        let arrived = journey.run().await;
-        assert_eq!(arrived.outcome.exit_code(), 65);
+        let result = journey.run().await;
+        assert_eq!(result.outcome.exit_code(), 65);
         assert_eq!(
-            (arrived.outcomes().len(), command.runs()),
+            (result.outcomes().len(), command.runs()),
             (max_messages as usize, max_messages as usize)
         );
         assert_eq!(
@@ -272,21 +275,21 @@ async fn max_messages_is_how_many_are_received_in_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_of_several_takes_no_longer_than_of_one() {
+async fn a_stop_of_several_messages_takes_no_longer_than_of_one() {
     let (queue, command, journey) = side_by_side(10, 100, Does::EndsOnTerm(15 * S, 0));
-    let arrived = journey.run_and_stop_after(7 * S).await;
-    assert_eq!((arrived.outcome.exit_code(), arrived.outcomes()), (143, vec!["stopped"; 4]));
-    assert!(arrived.took <= 7 * S + GRACE, "{:?}", arrived.took);
+    let result = journey.run_and_stop_after(7 * S).await;
+    assert_eq!((result.outcome.exit_code(), result.outcomes()), (143, vec!["stopped"; 4]));
+    assert!(result.took <= 7 * S + GRACE, "{:?}", result.took);
     assert_eq!((command.runs(), deletes(&queue), queue.counts().visible), (4, 0, 10));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_release_that_fails_is_left_to_expire() {
+async fn after_a_failed_release_the_lease_expires() {
     let (queue, command) = (queue(), exits(1));
     for _ in 0..1000 {
         queue.fault_change_visibility(Fault::Error(throttled()));
     }
-    let arrived = Journey::new(&queue, &command).run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["command_failed"], 1));
-    assert!(arrived.took < MINUTE, "it tried for {:?}", arrived.took);
+    let result = Journey::new(&queue, &command).run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["command_failed"], 1));
+    assert!(result.took < MINUTE, "it tried for {:?}", result.took);
 }

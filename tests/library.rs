@@ -1,4 +1,4 @@
-//! Work that is a Rust function: what it answers, and what is done with it.
+//! Work that is a Rust function: its results, and their effects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,14 +13,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::facts;
-use crate::support::journey::{Arrived, Journey, MINUTE, S, exits, queue};
+use crate::support::journey::{Journey, MINUTE, RunResult, S, exits, queue};
 use crate::support::wire::Call;
 
-/// Does what it is told, and remembers nothing.
-struct Does<F>(F);
+/// Runs one function.
+struct FunctionWork<F>(F);
 
 #[async_trait]
-impl<F: AsyncFnTask> Work for Does<F> {
+impl<F: AsyncFnTask> Work for FunctionWork<F> {
     async fn process(&self, job: Job) -> Result<(), Failure> {
         self.0.call(job).await
     }
@@ -40,16 +40,16 @@ macro_rules! work {
                 $body
             }
         }
-        Does(It)
+        FunctionWork(It)
     }};
 }
 
-async fn journey(work: impl Work, stop_after: Duration) -> (Arrived, Vec<Call>) {
+async fn journey(work: impl Work, stop_after: Duration) -> (RunResult, Vec<Call>) {
     let queue = queue();
     let mut journey = Journey::new(&queue, &exits(0));
     journey.command = Arc::new(InProcess { work: Arc::new(work), threads: Threads::Shared });
-    let arrived = journey.run_and_stop_after(stop_after).await;
-    (arrived, queue.calls().into_iter().map(|entry| entry.call).collect())
+    let result = journey.run_and_stop_after(stop_after).await;
+    (result, queue.calls().into_iter().map(|entry| entry.call).collect())
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,69 +59,69 @@ async fn success_deletes() {
         assert_eq!((job.key.as_deref(), job.receive_count, job.size), (Some("k"), 1, Some(4)));
         Ok(())
     });
-    let (arrived, calls) = journey(work, MINUTE).await;
-    assert_eq!((arrived.outcomes(), calls.contains(&Call::Delete)), (vec!["succeeded"], true));
+    let (result, calls) = journey(work, MINUTE).await;
+    assert_eq!((result.outcomes(), calls.contains(&Call::Delete)), (vec!["succeeded"], true));
 }
 
 #[tokio::test(start_paused = true)]
-async fn temporary_chooses_its_delay() {
+async fn a_temporary_failure_chooses_its_delay() {
     let work = work!(|_job| Err(Failure::Temporary {
         reason: "the database is down".to_owned(),
         retry_after: Some(90 * S)
     }));
-    let (arrived, calls) = journey(work, MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["temporary"], 75));
+    let (result, calls) = journey(work, MINUTE).await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["temporary"], 75));
     assert!(
         calls.contains(&Call::ChangeVisibility(90 * S)) && !calls.contains(&Call::Delete),
         "{calls:?}"
     );
-    let error = arrived.ended()[0].error().unwrap();
+    let error = result.ended()[0].error().unwrap();
     assert!(error.ends_with(": the database is down"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn permanent_is_kept_for_the_dead_letter_queue() {
-    let (arrived, calls) =
+async fn a_permanent_failure_is_kept_for_the_dead_letter_queue() {
+    let (result, calls) =
         journey(work!(|_job| Err(Failure::Permanent("no image".to_owned()))), MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["permanent"], 65));
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["permanent"], 65));
     assert!(!calls.contains(&Call::Delete));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_error_of_any_kind_and_a_panic_are_failures() {
-    let (arrived, _) =
+    let (result, _) =
         journey(work!(|_job| Ok(std::fs::read("/nonexistent").map(drop)?)), MINUTE).await;
-    assert_eq!(arrived.outcomes(), ["command_failed"]);
-    assert!(arrived.ended()[0].error().unwrap().contains("No such file"));
-    let (arrived, calls) = journey(work!(|_job| panic!("a bug in the work")), MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["command_failed"], 1));
+    assert_eq!(result.outcomes(), ["command_failed"]);
+    assert!(result.ended()[0].error().unwrap().contains("No such file"));
+    let (result, calls) = journey(work!(|_job| panic!("a bug in the work")), MINUTE).await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["command_failed"], 1));
     assert!(!calls.contains(&Call::Delete));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_is_heard_and_success_after_it_counts_for_nothing() {
+async fn a_success_after_a_stop_does_not_count() {
     let work = work!(|job| {
         job.halt.cancelled().await;
         Ok(())
     });
-    let (arrived, calls) = journey(work, MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.took), (vec!["stopped"], MINUTE));
+    let (result, calls) = journey(work, MINUTE).await;
+    assert_eq!((result.outcomes(), result.took), (vec!["stopped"], MINUTE));
     assert!(!calls.contains(&Call::Delete));
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_does_not_hear_a_stop_is_dropped() {
+async fn work_that_ignores_a_stop_is_dropped() {
     let work = work!(|_job| {
         sleep(60 * MINUTE).await;
         Ok(())
     });
-    let (arrived, calls) = journey(work, MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.took), (vec!["stopped"], MINUTE + 20 * S));
+    let (result, calls) = journey(work, MINUTE).await;
+    assert_eq!((result.outcomes(), result.took), (vec!["stopped"], MINUTE + 20 * S));
     assert!(!calls.contains(&Call::Delete));
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_is_told() {
+async fn progress_is_reported() {
     let work = work!(|job| {
         for step in 1..=4 {
             sleep(3 * S).await;
@@ -129,13 +129,13 @@ async fn progress_is_told() {
         }
         Ok(())
     });
-    let (arrived, _) = journey(work, MINUTE).await;
+    let (result, _) = journey(work, MINUTE).await;
     let shares: Vec<_> =
-        arrived.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
+        result.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
     assert_eq!(shares, [0.25, 0.5, 0.75, 1.0]);
 }
 
-/// Blocks a thread for ever, but for its last call.
+/// Blocks a thread forever, except at its last call.
 struct Blocks(Arc<AtomicUsize>);
 
 #[async_trait]
@@ -151,11 +151,11 @@ impl Work for Blocks {
 }
 
 #[tokio::test]
-async fn functions_that_never_end_are_in_nobodys_way() {
+async fn functions_that_never_end_do_not_block_others() {
     let room = tempfile::tempdir().unwrap();
     let threads = std::thread::available_parallelism().unwrap().get();
-    let left = Arc::new(AtomicUsize::new(threads));
-    let work = InProcess { work: Arc::new(Blocks(left.clone())), threads: Threads::Dedicated };
+    let remaining = Arc::new(AtomicUsize::new(threads));
+    let work = InProcess { work: Arc::new(Blocks(remaining.clone())), threads: Threads::Dedicated };
     let run = |halt: &CancellationToken| {
         let command = Command {
             program: "the work".into(),
@@ -169,7 +169,7 @@ async fn functions_that_never_end_are_in_nobodys_way() {
     for blocked in 0..threads {
         let halt = CancellationToken::new();
         let once_it_blocks = async {
-            while left.load(Ordering::Relaxed) == threads - blocked {
+            while remaining.load(Ordering::Relaxed) == threads - blocked {
                 sleep(Duration::from_millis(5)).await;
             }
             halt.cancel();
@@ -177,7 +177,8 @@ async fn functions_that_never_end_are_in_nobodys_way() {
         let (ended, ()) = tokio::join!(run(&halt), once_it_blocks);
         assert_eq!(ended.unwrap().exit, Exit::Signal(9));
     }
-    let last =
-        timeout(MINUTE, run(&CancellationToken::new())).await.expect("it is not behind the others");
+    let last = timeout(MINUTE, run(&CancellationToken::new()))
+        .await
+        .expect("the blocked threads do not delay it");
     assert_eq!(last.unwrap().exit, Exit::Code(0));
 }

@@ -1,7 +1,7 @@
-//! All integration tests, in one binary: linking the AWS SDK once is enough.
+//! All integration tests are one binary, so that the AWS SDK is linked once.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::too_many_lines, reason = "a test is a list of what is done and what is seen")]
+#![expect(clippy::unwrap_used, reason = "an unwrap that panics fails the test")]
+#![expect(clippy::too_many_lines, reason = "a test is a list of steps and assertions")]
 
 mod support;
 

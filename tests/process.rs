@@ -1,8 +1,7 @@
 //! Real processes, real groups, the real clock: what `adapters::process` promises about the
 //! command.
 //!
-//! What belongs to a whole process (orphans, memory) is tested in a process of its own, see
-//! [`alone`].
+//! Tests about a whole process (orphans, memory) run in a separate process, see [`in_own_process`].
 
 use std::ffi::OsString;
 use std::fs;
@@ -30,31 +29,31 @@ use crate::support::facts;
 use crate::support::logs::{Logs, capture};
 
 const S: Duration = Duration::from_secs(1);
-/// For what takes no time at all, on a machine that is busy with something else.
+/// For fast operations, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1024 * 1024;
-/// Never waited for.
+/// Longer than any test.
 const LONG: Duration = Duration::from_mins(10);
 
 #[tokio::test]
-async fn how_the_command_ended_is_told() {
+async fn the_exit_of_the_command_is_reported() {
     for (script, exit) in [
         ("exit 0", Exit::Code(0)),
         ("exit 75", Exit::Code(75)),
         ("exit 255", Exit::Code(255)),
         ("kill -TERM $$", Exit::Signal(15)),
         ("kill -KILL $$", Exit::Signal(9)),
-        // A real-time signal, for which nix has no word.
+        // A real-time signal, which nix does not name.
         ("kill -40 $$", Exit::Signal(40)),
     ] {
         assert_eq!(run(script).await, exit, "{script}");
     }
 }
 
-/// Alone, because no more is known than what is above our own peak.
+/// In a separate process, because only a peak above our own is measured.
 #[tokio::test]
-async fn what_the_command_used_is_told_with_what_it_started() {
-    alone("what_the_command_used_is_told_with_what_it_started", &[], async {
+async fn the_usage_includes_the_descendants() {
+    in_own_process("the_usage_includes_the_descendants", &[], async {
         let processes = Processes::new();
         let used = async |script| {
             let running = processes.run(sh(script), CancellationToken::new(), Activity::default());
@@ -66,7 +65,7 @@ async fn what_the_command_used_is_told_with_what_it_started() {
             greedy.peak_memory.is_some_and(|bytes| (256 * MIB..300 * MIB).contains(&bytes)),
             "{greedy:?}"
         );
-        assert_eq!(modest.peak_memory, None, "a shell has less than we");
+        assert_eq!(modest.peak_memory, None, "a shell uses less memory than this process");
         assert!(greedy.cpu > modest.cpu + Duration::from_millis(10), "{greedy:?} {modest:?}");
 
         drop(std::hint::black_box(vec![1_u8; usize::try_from(400 * MIB).unwrap()]));
@@ -79,7 +78,7 @@ async fn what_the_command_used_is_told_with_what_it_started() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_start_says_what_to_change() {
+async fn a_command_that_cannot_start_has_a_reason() {
     let room = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &[u8], mode: u32| {
         let path = room.path().join(name);
@@ -89,7 +88,7 @@ async fn a_command_that_cannot_start_says_what_to_change() {
     };
     let huge = vec!["x".repeat(100_000); 100];
     for (program, args, why) in [
-        (PathBuf::from("pyhton-of-nobody"), vec![], "not found in PATH"),
+        (PathBuf::from("no-such-program"), vec![], "not found in PATH"),
         (room.path().join("missing"), vec![], "no such file"),
         (room.path().to_owned(), vec![], "is a directory"),
         (file("data", b"", 0o644), vec![], "not executable"),
@@ -110,18 +109,18 @@ async fn a_command_that_cannot_start_says_what_to_change() {
 }
 
 #[test]
-fn a_missing_command_is_found_out_before_any_work() {
+fn a_missing_command_is_found_before_any_work() {
     assert!(find_program("sh".as_ref()).unwrap().is_absolute());
     assert!(find_program("/bin/sh".as_ref()).is_ok());
     let refusal = |program: &Path| find_program(program.as_os_str()).unwrap_err().to_string();
-    assert_eq!(refusal(Path::new("pyhton-of-nobody")), "pyhton-of-nobody: not found in PATH");
+    assert_eq!(refusal(Path::new("no-such-program")), "no-such-program: not found in PATH");
     let file = tempfile::NamedTempFile::new().unwrap();
     assert!(refusal(file.path()).contains("not executable"));
 }
 
 #[tokio::test]
-async fn our_own_settings_do_not_reach_the_command_and_all_else_does() {
-    alone("our_own_settings_do_not_reach_the_command_and_all_else_does", &[], async {
+async fn the_command_gets_the_environment_without_our_settings() {
+    in_own_process("the_command_gets_the_environment_without_our_settings", &[], async {
         let logs = Logs::default();
         let _logging = logs.capture();
         let script = r#"echo "[$LEASEHOLD_TEST]"; echo "[$THEIRS]"; echo "[$JOB_ID]"; echo "[${PATH:+path}]""#;
@@ -133,18 +132,18 @@ async fn our_own_settings_do_not_reach_the_command_and_all_else_does() {
     .await;
 }
 
-/// It keeps what it prints into a pipe until there is much of it.
+/// By default Python buffers its output to a pipe.
 #[tokio::test]
-async fn python_is_asked_to_print_at_once() {
-    alone("python_is_asked_to_print_at_once", &["env", "-u", "PYTHONUNBUFFERED"], async {
+async fn python_output_is_unbuffered() {
+    in_own_process("python_output_is_unbuffered", &["env", "-u", "PYTHONUNBUFFERED"], async {
         assert_eq!(run("[ $PYTHONUNBUFFERED = 1 ]").await, Exit::Code(0));
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_is_set_for_python_stays() {
-    alone("what_is_set_for_python_stays", &["env", "PYTHONUNBUFFERED="], async {
+async fn an_existing_python_setting_is_kept() {
+    in_own_process("an_existing_python_setting_is_kept", &["env", "PYTHONUNBUFFERED="], async {
         assert_eq!(run("[ \"${PYTHONUNBUFFERED-unset}\" = '' ]").await, Exit::Code(0));
     })
     .await;
@@ -167,7 +166,7 @@ async fn output_becomes_log_lines_in_the_span_of_the_caller() {
 }
 
 #[tokio::test]
-async fn an_over_long_line_is_cut_and_the_next_one_is_whole() {
+async fn a_long_line_is_truncated_and_the_next_one_is_complete() {
     let logs = Logs::default();
     let _logging = logs.capture();
     assert_eq!(run("head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next").await, Exit::Code(0));
@@ -180,7 +179,7 @@ async fn an_over_long_line_is_cut_and_the_next_one_is_whole() {
 }
 
 #[tokio::test]
-async fn binary_output_is_fine() {
+async fn binary_output_is_accepted() {
     let logs = Logs::default();
     let _logging = logs.capture();
     assert_eq!(
@@ -191,14 +190,14 @@ async fn binary_output_is_fine() {
 }
 
 #[tokio::test]
-async fn whatever_the_command_prints_is_a_sign_of_life() {
+async fn any_output_is_a_sign_of_life() {
     for (script, is_sign) in [("printf .", true), ("echo oops >&2", true), ("exit 0", false)] {
         let (processes, activity) = (Processes::new(), Activity::default());
         in_time(processes.run(sh(script), CancellationToken::new(), activity.clone()))
             .await
             .unwrap();
         assert_eq!(activity.take(), is_sign, "{script}");
-        assert!(!activity.take(), "it is asked about what came since");
+        assert!(!activity.take(), "only new output counts");
     }
 }
 
@@ -207,7 +206,7 @@ async fn a_command_may_close_its_output() {
     assert_eq!(run("exec >&- 2>&-; sleep 0.1; exit 4").await, Exit::Code(4));
 }
 
-/// The user may be another one by then.
+/// The command may run as another user by then.
 #[tokio::test]
 async fn a_command_may_open_its_output_by_name() {
     let logs = Logs::default();
@@ -227,9 +226,9 @@ async fn a_command_may_open_its_output_by_name() {
 
 #[tokio::test]
 async fn a_command_has_no_input() {
-    alone("a_command_has_no_input", &[], async {
+    in_own_process("a_command_has_no_input", &[], async {
         let ours = fs::read_link("/proc/self/fd/0").unwrap();
-        assert_ne!(ours, Path::new("/dev/null"), "else this proves nothing");
+        assert_ne!(ours, Path::new("/dev/null"), "otherwise this proves nothing");
         assert_eq!(run("[ $(readlink /proc/$$/fd/0) = /dev/null ]").await, Exit::Code(0));
     })
     .await;
@@ -250,8 +249,8 @@ async fn a_command_may_have_a_file_as_its_input() {
 }
 
 #[tokio::test]
-async fn a_flood_neither_blocks_nor_grows() {
-    alone("a_flood_neither_blocks_nor_grows", &[], async {
+async fn a_flood_of_output_neither_blocks_nor_uses_memory() {
+    in_own_process("a_flood_of_output_neither_blocks_nor_uses_memory", &[], async {
         assert_eq!(run("echo warm up").await, Exit::Code(0));
         let before = peak_memory();
         assert_eq!(run("yes $(printf %0999d 0) | head -c 200000000").await, Exit::Code(0));
@@ -263,7 +262,7 @@ async fn a_flood_neither_blocks_nor_grows() {
 }
 
 #[tokio::test]
-async fn a_flood_leaves_the_thread_to_others_too() {
+async fn a_flood_of_output_does_not_starve_other_tasks() {
     let (logged, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let count = logged.clone();
     let _logging = capture(move || {
@@ -284,7 +283,7 @@ async fn a_flood_leaves_the_thread_to_others_too() {
 }
 
 #[tokio::test]
-async fn a_halt_asks_the_whole_group_and_waits_for_the_grace() {
+async fn a_halt_signals_the_whole_group_and_waits_for_the_grace() {
     let room = tempfile::tempdir().unwrap();
     let script = "trap 'sleep 0.3; touch saved; exit 7' TERM; (trap 'touch asked; exit' TERM; touch in; wait_for_ever) & \
         touch up; wait_for_ever";
@@ -294,7 +293,7 @@ async fn a_halt_asks_the_whole_group_and_waits_for_the_grace() {
 }
 
 #[tokio::test]
-async fn a_shell_that_ends_at_once_does_not_cost_its_program_the_grace() {
+async fn a_program_keeps_its_grace_when_its_shell_ends_at_once() {
     let room = tempfile::tempdir().unwrap();
     let script = "sh -c 'trap \"sleep 0.5; touch saved; exit\" TERM; touch up; while :; do sleep 0.1; done' & wait";
     let halted = Halted::once(room.path(), script, LONG, &["up"]).await;
@@ -309,7 +308,7 @@ async fn a_command_that_ignores_the_halt_is_killed_with_its_group_after_the_grac
     let halted = Halted::once(room.path(), script, S, &["up"]).await;
     assert_eq!(halted.exit, Exit::Signal(9));
     assert!(halted.took >= S, "{:?}", halted.took);
-    assert!(!lives(room.path(), "child"));
+    assert!(!is_running(room.path(), "child"));
 }
 
 #[tokio::test]
@@ -323,7 +322,7 @@ async fn a_halt_before_the_start_ends_the_command_too() {
 }
 
 #[tokio::test]
-async fn a_stopped_command_is_killed_all_the_same() {
+async fn a_stopped_command_is_killed() {
     let room = tempfile::tempdir().unwrap();
     let script = "(until grep -q '^State:.T' /proc/$$/status; do sleep 0.01; done; touch up) & kill -STOP $$; exit 0";
     let halted = Halted::once(room.path(), script, S, &["up"]).await;
@@ -335,17 +334,17 @@ async fn a_grandchild_does_not_outlive_the_command() {
     let room = tempfile::tempdir().unwrap();
     let logs = Logs::default();
     let _logging = logs.capture();
-    // It ignores TERM and holds no output, so nothing but the KILL of the group ends it.
+    // The grandchild ignores TERM and holds no output, so only the KILL of the group ends it.
     let started = Instant::now();
     let script = "(trap '' TERM; exec sleep 600) >&- 2>&- & echo $! > child; exit 3";
     assert_eq!(exit_of(in_room(room.path(), script)).await, Exit::Code(3));
-    assert!(!lives(room.path(), "child"));
+    assert!(!is_running(room.path(), "child"));
     assert!(started.elapsed() < SOON);
-    assert_eq!(logs.warnings(), 1, "the leak is told");
+    assert_eq!(logs.warnings(), 1, "the leak is logged");
 }
 
 #[tokio::test]
-async fn a_grandchild_that_holds_the_output_is_waited_for_only_so_long() {
+async fn the_wait_for_a_grandchild_that_holds_the_output_is_limited() {
     let room = tempfile::tempdir().unwrap();
     let logs = Logs::default();
     let _logging = logs.capture();
@@ -354,9 +353,9 @@ async fn a_grandchild_that_holds_the_output_is_waited_for_only_so_long() {
     assert_eq!(exit_of(in_room(room.path(), script)).await, Exit::Code(0));
     let took = started.elapsed();
     assert!((2 * S..SOON).contains(&took), "{took:?}");
-    assert!(!lives(room.path(), "child"));
+    assert!(!is_running(room.path(), "child"));
     assert_eq!(logs.lines("stdout"), ["the last word"]);
-    assert_eq!(logs.warnings(), 1, "the leak is told");
+    assert_eq!(logs.warnings(), 1, "the leak is logged");
 }
 
 #[tokio::test]
@@ -378,16 +377,18 @@ async fn a_dropped_run_kills_the_whole_group() {
             async move { ran_to(&Processes::new(), command, CancellationToken::new()).await },
         );
     until("it runs", || room.path().join("up").exists()).await;
-    assert!(lives(room.path(), "leader") && lives(room.path(), "child"));
+    assert!(is_running(room.path(), "leader") && is_running(room.path(), "child"));
     running.abort();
     assert!(in_time(running).await.unwrap_err().is_cancelled());
-    until("all of it is gone", || !lives(room.path(), "leader") && !lives(room.path(), "child"))
-        .await;
+    until("all processes have ended", || {
+        !is_running(room.path(), "leader") && !is_running(room.path(), "child")
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_daemon_does_not_outlive_the_command() {
-    alone("a_daemon_does_not_outlive_the_command", &[], async {
+    in_own_process("a_daemon_does_not_outlive_the_command", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
         let run = |script: &str| {
@@ -396,11 +397,11 @@ async fn a_daemon_does_not_outlive_the_command() {
 
         assert_eq!(in_time(run(&format!("{DAEMON}; exit 3"))).await, Ok(Exit::Code(3)));
         assert!(
-            !lives(room.path(), "daemon") && !lives(room.path(), "its_child"),
-            "left at the end"
+            !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child"),
+            "it outlived the command"
         );
 
-        forget_daemon(room.path());
+        remove_daemon_files(room.path());
         let halted = Halted::by(
             &processes,
             room.path(),
@@ -411,15 +412,16 @@ async fn a_daemon_does_not_outlive_the_command() {
         .await;
         assert_eq!(halted.exit, Exit::Signal(15));
         assert!(
-            !lives(room.path(), "daemon") && !lives(room.path(), "its_child"),
-            "left by a halt"
+            !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child"),
+            "it outlived a halt"
         );
 
-        forget_daemon(room.path());
+        remove_daemon_files(room.path());
         let dropped = timeout(S, run(&format!("{DAEMON}; wait_for_ever"))).await;
         assert!(dropped.is_err() && room.path().join("daemon_up").exists());
-        let gone = || !lives(room.path(), "daemon") && !lives(room.path(), "its_child");
-        until("what a dropped run left is gone", gone).await;
+        let has_ended =
+            || !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child");
+        until("the daemon of a dropped run has ended", has_ended).await;
         until("all are reaped", || children().is_empty()).await;
     })
     .await;
@@ -427,7 +429,7 @@ async fn a_daemon_does_not_outlive_the_command() {
 
 #[tokio::test]
 async fn a_daemon_ends_with_its_command_while_others_run() {
-    alone("a_daemon_ends_with_its_command_while_others_run", &[], async {
+    in_own_process("a_daemon_ends_with_its_command_while_others_run", &[], async {
         let home = tempfile::tempdir().unwrap();
         let processes = Arc::new(Processes::adopting().unwrap());
         let other = home.path().join("other");
@@ -473,7 +475,7 @@ async fn a_daemon_ends_with_its_command_while_others_run() {
                 Ok(if end == "exit 3" { Exit::Code(3) } else { Exit::Signal(15) }),
                 "{name}"
             );
-            assert!(!lives(&room, "daemon") && !lives(&room, "its_child"), "{name}");
+            assert!(!is_running(&room, "daemon") && !is_running(&room, "its_child"), "{name}");
         }
         let room = home.path().join("dropped");
         fs::create_dir(&room).unwrap();
@@ -484,21 +486,27 @@ async fn a_daemon_ends_with_its_command_while_others_run() {
         });
         until("it runs", || room.join("up").exists()).await;
         dropped.abort();
-        until("it is gone", || !lives(&room, "daemon") && !lives(&room, "its_child")).await;
+        until("the daemon has ended", || {
+            !is_running(&room, "daemon") && !is_running(&room, "its_child")
+        })
+        .await;
 
-        assert!(lives(&other, "daemon") && lives(&other, "its_child"), "they are the other's");
+        assert!(
+            is_running(&other, "daemon") && is_running(&other, "its_child"),
+            "they belong to the other command"
+        );
         halt.cancel();
         assert_eq!(in_time(running).await.unwrap(), Ok(Exit::Signal(15)));
-        assert!(!lives(&other, "daemon") && !lives(&other, "its_child"));
+        assert!(!is_running(&other, "daemon") && !is_running(&other, "its_child"));
         until("all are reaped", || children().is_empty()).await;
     })
     .await;
 }
 
-/// `timeout` moves to a group of its own, and so does what a shell with job control starts.
+/// `timeout` moves to its own group, and so do the jobs of a shell with job control.
 #[tokio::test]
-async fn a_halt_asks_whom_the_command_started_in_groups_of_their_own() {
-    alone("a_halt_asks_whom_the_command_started_in_groups_of_their_own", &[], async {
+async fn a_halt_signals_descendants_in_other_groups() {
+    in_own_process("a_halt_signals_descendants_in_other_groups", &[], async {
         let home = tempfile::tempdir().unwrap();
         let processes = Arc::new(Processes::adopting().unwrap());
         let other = home.path().join("other");
@@ -527,7 +535,7 @@ async fn a_halt_asks_whom_the_command_started_in_groups_of_their_own() {
         let (exit, ()) = in_time(async { tokio::join!(ran_to(&processes, halted, halt.clone()), halting) }).await;
         assert_eq!(exit, Ok(Exit::Signal(15)));
         assert!(["timed_saved", "daemon_saved"].iter().all(|file| home.path().join(file).exists()));
-        assert!(!other.join("other_saved").exists(), "it is another command's");
+        assert!(!other.join("other_saved").exists(), "it belongs to another command");
 
         halt_other.cancel();
         assert_eq!(in_time(running).await.unwrap(), Ok(Exit::Signal(15)));
@@ -538,26 +546,25 @@ async fn a_halt_asks_whom_the_command_started_in_groups_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_ignores_the_halt_in_a_group_of_its_own_is_killed_after_the_grace() {
-    alone("what_ignores_the_halt_in_a_group_of_its_own_is_killed_after_the_grace", &[], async {
+async fn a_descendant_in_another_group_is_killed_after_the_grace() {
+    in_own_process("a_descendant_in_another_group_is_killed_after_the_grace", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
         let script = "setsid sh -c 'trap \"\" TERM; echo $$ > child; touch up; sleep 600' & wait";
         let halted = Halted::by(&processes, room.path(), script, S, &["up"]).await;
         assert_eq!(halted.exit, Exit::Signal(15));
         assert!(halted.took >= S, "{:?}", halted.took);
-        assert!(!lives(room.path(), "child"));
+        assert!(!is_running(room.path(), "child"));
         until("all are reaped", || children().is_empty()).await;
     })
     .await;
 }
 
-/// What shows neither the variable nor a parent who had it.
+/// A daemon without the variable and without a parent that had it.
 #[tokio::test]
-async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it() {
-    let name =
-        "a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_have_started_it";
-    alone(name, &[], async {
+async fn a_daemon_of_unknown_origin_ends_with_the_last_command_that_may_have_started_it() {
+    let name = "a_daemon_of_unknown_origin_ends_with_the_last_command_that_may_have_started_it";
+    in_own_process(name, &[], async {
         let [one, two, three] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let processes = Arc::new(Processes::adopting().unwrap());
         let waits = |room: &Path, halt: &CancellationToken| {
@@ -568,7 +575,7 @@ async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_hav
         let (halt, halt_later) = (CancellationToken::new(), CancellationToken::new());
         let earlier = waits(two.path(), &halt);
         until("the other runs", || two.path().join("up").exists()).await;
-        // By us: it appears as the child of one that has ended does.
+        // Started by this process: it looks like the orphan of an ended command.
         let daemon = in_room(one.path(), DAEMON);
         drop(
             std::process::Command::new(daemon.program)
@@ -577,32 +584,34 @@ async fn a_daemon_that_could_be_anybodys_ends_with_the_last_command_that_may_hav
                 .spawn()
                 .unwrap(),
         );
-        until("it is there", || one.path().join("daemon_up").exists()).await;
+        until("the daemon runs", || one.path().join("daemon_up").exists()).await;
         let later = waits(three.path(), &halt_later);
         until("the third runs", || three.path().join("up").exists()).await;
-        assert!(lives(one.path(), "daemon"));
+        assert!(is_running(one.path(), "daemon"));
         halt.cancel();
         assert_eq!(in_time(earlier).await.unwrap(), Ok(Exit::Signal(15)));
-        until("it has ended", || !lives(one.path(), "daemon") && !lives(one.path(), "its_child"))
-            .await;
-        assert!(!later.is_finished(), "it has begun after the daemon");
+        until("the daemon has ended", || {
+            !is_running(one.path(), "daemon") && !is_running(one.path(), "its_child")
+        })
+        .await;
+        assert!(!later.is_finished(), "it started after the daemon");
         halt_later.cancel();
         assert_eq!(in_time(later).await.unwrap(), Ok(Exit::Signal(15)));
     })
     .await;
 }
 
-/// As a server does that shows its state in its title.
+/// For example a server that shows its state in its title.
 #[tokio::test]
-async fn whose_a_daemon_is_stays_known_when_its_environment_no_longer_shows_it() {
-    alone("whose_a_daemon_is_stays_known_when_its_environment_no_longer_shows_it", &[], async {
+async fn the_command_of_a_daemon_stays_known_when_its_environment_changes() {
+    in_own_process("the_command_of_a_daemon_stays_known_when_its_environment_changes", &[], async {
         let home = tempfile::tempdir().unwrap();
         let processes = Arc::new(Processes::adopting().unwrap());
         let (other, command) = (processes.clone(), in_room(home.path(), "touch up; wait_for_ever"));
         let other = tokio::spawn(async move { ran_to(&other, command, CancellationToken::new()).await });
         until("the other runs", || home.path().join("up").exists()).await;
         let mut ended = false;
-        // A busy machine may look late, but not that late.
+        // A busy machine may see the environment late; so try longer times.
         for seconds in [1, 5, 15] {
             let room = tempfile::tempdir_in(home.path()).unwrap();
             let daemon =
@@ -612,7 +621,7 @@ async fn whose_a_daemon_is_stays_known_when_its_environment_no_longer_shows_it()
                 in_time(ran_to(&processes, job(room.path(), "it", &script), CancellationToken::new())).await,
                 Ok(Exit::Code(0))
             );
-            ended = !lives(room.path(), "daemon");
+            ended = !is_running(room.path(), "daemon");
             if ended {
                 break;
             }
@@ -624,8 +633,8 @@ async fn whose_a_daemon_is_stays_known_when_its_environment_no_longer_shows_it()
 }
 
 #[tokio::test]
-async fn a_halt_asks_a_daemon_that_no_other_command_can_have_started() {
-    alone("a_halt_asks_a_daemon_that_no_other_command_can_have_started", &[], async {
+async fn a_halt_signals_a_daemon_that_only_one_command_can_have_started() {
+    in_own_process("a_halt_signals_a_daemon_that_only_one_command_can_have_started", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
         let daemon =
@@ -639,9 +648,9 @@ async fn a_halt_asks_a_daemon_that_no_other_command_can_have_started() {
     .await;
 }
 
-/// The binary, for it is KILLed: by itself, and with its process group.
+/// With the binary, since it is KILLed: alone, and with its process group.
 #[tokio::test]
-async fn a_command_does_not_outlive_us() {
+async fn a_command_does_not_outlive_leasehold() {
     for (signal, group) in
         [(Signal::SIGKILL, false), (Signal::SIGKILL, true), (Signal::SIGABRT, false)]
     {
@@ -662,7 +671,7 @@ async fn a_command_does_not_outlive_us() {
         until("it runs", || ["up", "in_group"].iter().all(|file| room.path().join(file).exists()))
             .await;
         let all = ["leader", "in_group", "daemon", "its_child"];
-        assert!(all.iter().all(|file| lives(room.path(), file)));
+        assert!(all.iter().all(|file| is_running(room.path(), file)));
         let pid = Pid::from_raw(us.id().unwrap().cast_signed());
         if group {
             killpg(pid, signal).unwrap();
@@ -670,13 +679,14 @@ async fn a_command_does_not_outlive_us() {
             kill(pid, signal).unwrap();
         }
         assert_eq!(in_time(us.wait()).await.unwrap().signal(), Some(signal as i32));
-        until("all of it is gone", || !all.iter().any(|file| lives(room.path(), file))).await;
+        until("all processes have ended", || !all.iter().any(|file| is_running(room.path(), file)))
+            .await;
     }
 }
 
-/// Somebody may have meant all processes.
+/// For example after a SIGSTOP to all processes.
 #[tokio::test]
-async fn a_guard_that_is_stopped_does_not_keep_us_from_ending() {
+async fn a_stopped_guard_does_not_block_the_exit() {
     let room = tempfile::tempdir().unwrap();
     fs::create_dir(room.path().join("inbox")).unwrap();
     fs::write(room.path().join("inbox/file"), "x").unwrap();
@@ -689,22 +699,23 @@ async fn a_guard_that_is_stopped_does_not_keep_us_from_ending() {
         .env("OUT", room.path());
     let mut us = us.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let ended = timeout(SOON, us.wait()).await;
-    let guard = fs::read_to_string(room.path().join("guard")).expect("it was stopped");
-    if lives(room.path(), "guard") {
+    let guard = fs::read_to_string(room.path().join("guard")).expect("the guard was stopped");
+    if is_running(room.path(), "guard") {
         kill(Pid::from_raw(guard.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
     }
-    assert_eq!(ended.expect("it hangs").unwrap().code(), Some(0));
+    assert_eq!(ended.expect("the process exits within the limit").unwrap().code(), Some(0));
 }
 
-/// What is blocked or ignored stays so in what is started, unless somebody sees to it.
+/// A child inherits blocked and ignored signals, unless its parent resets them.
 #[tokio::test]
-async fn the_command_hears_all_signals_whatever_we_hear() {
-    alone("the_command_hears_all_signals_whatever_we_hear", &[], signals_of_a_command()).await;
+async fn the_command_gets_all_signals_whatever_we_handle() {
+    in_own_process("the_command_gets_all_signals_whatever_we_handle", &[], signals_of_a_command())
+        .await;
 }
 
 #[tokio::test]
-async fn as_pid_1_the_command_hears_all_signals_whatever_we_hear() {
-    alone("as_pid_1_the_command_hears_all_signals_whatever_we_hear", &AS_PID_1, async {
+async fn as_pid_1_the_command_gets_all_signals_whatever_we_handle() {
+    in_own_process("as_pid_1_the_command_gets_all_signals_whatever_we_handle", &AS_PID_1, async {
         assert_eq!(std::process::id(), 1);
         signals_of_a_command().await;
     })
@@ -718,7 +729,7 @@ async fn signals_of_a_command() {
         SignalKind::hangup(),
         SignalKind::user_defined1(),
     ];
-    let _heard: Vec<_> = kinds.iter().map(|kind| unix::signal(*kind).unwrap()).collect();
+    let _handled: Vec<_> = kinds.iter().map(|kind| unix::signal(*kind).unwrap()).collect();
     SigSet::all().thread_block().unwrap();
     let logs = Logs::default();
     let _logging = logs.capture();
@@ -726,33 +737,33 @@ async fn signals_of_a_command() {
     let mask =
         |line: &str| u64::from_str_radix(line.rsplit(':').next().unwrap().trim(), 16).unwrap();
     let masks: Vec<_> = logs.lines("stdout").iter().map(|line| mask(line)).collect();
-    // What was ignored before us, as a shell does for jobs in the background, is not ours to
-    // change; SIGPIPE is.
+    // Signals that were ignored before the start, as in background jobs of a shell, stay ignored;
+    // SIGPIPE does not.
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let ignored = mask(status.lines().find(|line| line.starts_with("SigIgn:")).unwrap());
     let inherited = ignored & !(1 << (Signal::SIGPIPE as u32 - 1));
-    // The two from 32 on are the C library's own, which it ignores in what it spawns.
+    // Signals 32 and 33 belong to the C library, which ignores them in spawned processes.
     assert_eq!((masks[0], masks[1] & 0x7fff_ffff & !inherited), (0, 0), "{masks:x?}");
 }
 
 #[tokio::test]
-async fn a_helper_in_our_own_group_is_spared() {
-    alone("a_helper_in_our_own_group_is_spared", &[], async {
+async fn a_helper_in_our_group_is_not_killed() {
+    in_own_process("a_helper_in_our_group_is_not_killed", &[], async {
         let mut helper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let processes = Processes::adopting().unwrap();
         let ended = ran_to(&processes, sh("exit 0"), CancellationToken::new());
         assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
         assert_eq!(helper.try_wait().unwrap(), None);
         helper.kill().unwrap();
-        until("even it is reaped", || children().is_empty()).await;
+        until("the helper is reaped", || children().is_empty()).await;
     })
     .await;
 }
 
-/// Unlike a helper: it shows whose it is.
+/// Unlike a helper, it has the variable of its command.
 #[tokio::test]
 async fn a_commands_own_process_in_our_group_ends_with_the_command() {
-    alone("a_commands_own_process_in_our_group_ends_with_the_command", &[], async {
+    in_own_process("a_commands_own_process_in_our_group_ends_with_the_command", &[], async {
         let room = tempfile::tempdir().unwrap();
         let processes = Processes::adopting().unwrap();
         let python = "import os, sys, time; os.setpgid(0, int(sys.argv[1])); open(\"up\", \"w\"); time.sleep(600)";
@@ -762,24 +773,32 @@ async fn a_commands_own_process_in_our_group_ends_with_the_command() {
         );
         let ended = ran_to(&processes, job(room.path(), "it", &script), CancellationToken::new());
         assert_eq!(in_time(ended).await, Ok(Exit::Code(0)));
-        assert!(!lives(room.path(), "child"));
-        until("it is reaped", || children().is_empty()).await;
+        assert!(!is_running(room.path(), "child"));
+        until("the child is reaped", || children().is_empty()).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn every_exit_status_is_right_and_no_zombie_is_left() {
-    alone("every_exit_status_is_right_and_no_zombie_is_left", &[], many_commands_with_orphans())
-        .await;
+async fn every_exit_status_is_right_and_all_zombies_are_reaped() {
+    in_own_process(
+        "every_exit_status_is_right_and_all_zombies_are_reaped",
+        &[],
+        many_commands_with_orphans(),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn as_pid_1_every_exit_status_is_right_and_no_zombie_is_left() {
-    alone("as_pid_1_every_exit_status_is_right_and_no_zombie_is_left", &AS_PID_1, async {
-        assert_eq!(std::process::id(), 1);
-        many_commands_with_orphans().await;
-    })
+async fn as_pid_1_every_exit_status_is_right_and_all_zombies_are_reaped() {
+    in_own_process(
+        "as_pid_1_every_exit_status_is_right_and_all_zombies_are_reaped",
+        &AS_PID_1,
+        async {
+            assert_eq!(std::process::id(), 1);
+            many_commands_with_orphans().await;
+        },
+    )
     .await;
 }
 
@@ -788,7 +807,7 @@ async fn many_commands_with_orphans() {
     let mut running = JoinSet::new();
     for code in 0..200 {
         let processes = processes.clone();
-        // Orphans that end before the command, about when it does, and never.
+        // Orphans that end before the command, at about the same time, and never.
         let script = format!(
             "setsid true & setsid sleep 0.01 & (setsid sleep 600 >&- 2>&- &) ; sleep 0.01; exit {code}"
         );
@@ -804,10 +823,10 @@ async fn many_commands_with_orphans() {
         let (code, exit) = ended.unwrap();
         assert_eq!(exit, Ok(Exit::Code(code)));
     }
-    until("nobody is left", || children().is_empty()).await;
+    until("no child remains", || children().is_empty()).await;
 }
 
-/// A shell with what the scripts need.
+/// A shell with a helper function for the scripts.
 fn sh(script: &str) -> Command {
     let script = format!("wait_for_ever() {{ while :; do sleep 0.05; done; }}; {script}");
     let job = facts();
@@ -834,11 +853,12 @@ fn job(room: &Path, name: &str, script: &str) -> Command {
     }
 }
 
-/// Leaves the group and the family of the command, and says so in files.
+/// A daemon that leaves the group and the process tree of the command, and writes its pids to
+/// files.
 const DAEMON: &str = "(setsid sh -c 'trap \"\" TERM HUP; sleep 600 & echo $! > its_child; echo $$ > daemon; touch daemon_up; \
     wait' >&- 2>&- &); until [ -e daemon_up ]; do sleep 0.01; done";
 
-fn forget_daemon(room: &Path) {
+fn remove_daemon_files(room: &Path) {
     for file in ["daemon", "its_child", "daemon_up"] {
         fs::remove_file(room.join(file)).unwrap();
     }
@@ -854,12 +874,12 @@ async fn exit_of(command: Command) -> Exit {
 
 struct Halted {
     exit: Exit,
-    /// Since the halt.
+    /// The time since the halt.
     took: Duration,
 }
 
 impl Halted {
-    /// Runs the script and halts it once these files are there.
+    /// Runs the script and halts it when these files exist.
     async fn once(room: &Path, script: &str, stop_grace: Duration, files: &[&str]) -> Self {
         Self::by(&Processes::new(), room, script, stop_grace, files).await
     }
@@ -886,7 +906,7 @@ impl Halted {
 }
 
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    timeout(3 * SOON, work).await.expect("this takes too long")
+    timeout(3 * SOON, work).await.expect("within the limit")
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -897,15 +917,15 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Does the process live, whose number is in this file?
-fn lives(room: &Path, file: &str) -> bool {
+/// Whether the process whose pid is in this file is alive.
+fn is_running(room: &Path, file: &str) -> bool {
     let pid = fs::read_to_string(room.join(file)).unwrap();
     let stat = fs::read(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     let stat = String::from_utf8_lossy(&stat);
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Ours, zombies included.
+/// The children of this process, including zombies.
 fn children() -> Vec<String> {
     let us = std::process::id().to_string();
     let stats = fs::read_dir("/proc")
@@ -920,7 +940,7 @@ fn children() -> Vec<String> {
         .collect()
 }
 
-/// Of this process, in bytes.
+/// The peak memory of this process, in bytes.
 fn peak_memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -930,16 +950,16 @@ fn peak_memory() -> u64 {
 const AS_PID_1: [&str; 6] =
     ["unshare", "--user", "--map-root-user", "--fork", "--pid", "--mount-proc"];
 
-/// Set in a test that runs in a process of its own.
-const ALONE: &str = "THEIRS";
+/// Set in the separate process of a test.
+const SEPARATE: &str = "THEIRS";
 
-/// Runs the test called `name` in a process of its own, by starting it again.
-async fn alone(name: &str, through: &[&str], test: impl Future<Output = ()>) {
+/// Runs the test called `name` in a separate process, by executing the test binary again.
+async fn in_own_process(name: &str, through: &[&str], test: impl Future<Output = ()>) {
     #[expect(
         clippy::disallowed_methods,
         reason = "the environment of the test, not of the program"
     )]
-    if std::env::var_os(ALONE).is_some() {
+    if std::env::var_os(SEPARATE).is_some() {
         return in_time(test).await;
     }
     let us = std::env::current_exe().unwrap();
@@ -951,12 +971,12 @@ async fn alone(name: &str, through: &[&str], test: impl Future<Output = ()>) {
         .args(&words[1..])
         .args(["--exact", "--nocapture", "--test-threads=1"])
         .kill_on_drop(true);
-    command.stdin(Stdio::piped()).env(ALONE, "theirs").env("LEASEHOLD_TEST", "ours");
+    command.stdin(Stdio::piped()).env(SEPARATE, "theirs").env("LEASEHOLD_TEST", "ours");
     let output =
-        timeout(6 * SOON, command.output()).await.expect("it has a limit of its own").unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complained}");
+        timeout(6 * SOON, command.output()).await.expect("the test has its own limit").unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}\n{stderr}");
 }
 
 async fn ran_to(

@@ -1,4 +1,4 @@
-//! What the command wrote is published, all of it, before the message is deleted; or the message is
+//! All results of the command are published before the message is deleted; otherwise the message is
 //! kept.
 
 use std::path::Path;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::aws;
 use crate::support::bucket::MemoryBucket;
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 use crate::support::journey::{
     Does, FakeCommand, GRACE, Journey, MINUTE, S, deletes, exits, queue,
 };
@@ -38,14 +38,14 @@ async fn keys(cloud: &Cloud, bucket: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_them() {
+async fn results_keep_their_paths_and_the_report_names_them() {
     let cloud = Cloud::new(5).await;
     let bucket = results_of(&cloud).await;
     cloud.put("in/orders.csv", b"x").await;
     let script = r#"cd "$JOB_OUTPUT_DIR"; mkdir -p "by day/ü"; echo '{}' > totals.json; echo '1;2' > "by day/ü/1.csv"; touch none"#;
-    let left = cloud
+    let exited = cloud
         .run(&format!("--output s3://{bucket}/{{job_type}}/{{stem}}/"), script)
-        .run_to(0)
+        .expect_exit(0)
         .await;
 
     let below = "default/orders";
@@ -65,7 +65,7 @@ async fn results_are_published_as_they_lie_in_the_folder_and_the_report_names_th
         cloud.s3.get_object().bucket(&bucket).key(format!("{below}/none")).send().await.unwrap();
     assert_eq!(get.content_type(), Some("application/octet-stream"));
 
-    let ended = left.record("message deleted");
+    let ended = exited.record("message deleted");
     assert_eq!((&ended["published"], &ended["published_bytes"]), (&3.into(), &7.into()));
     let manifest: Vec<Value> = serde_json::from_str(ended["manifest"].as_str().unwrap()).unwrap();
     let named: Vec<_> =
@@ -93,23 +93,25 @@ async fn results_that_cannot_be_published_keep_the_message() {
         let bucket =
             if bucket.is_some() { results_of(&cloud).await } else { "no-such-bucket".to_owned() };
         cloud.put("k", b"x").await;
-        let left = cloud.run(&format!("--output s3://{bucket}/out"), script).run_to(75).await;
-        let kept = left.record("message kept");
+        let exited =
+            cloud.run(&format!("--output s3://{bucket}/out"), script).expect_exit(75).await;
+        let kept = exited.record("message kept");
         assert_eq!((&kept["outcome"], &kept["exit_code"]), (&"publish_failed".into(), &0.into()));
         assert!(kept["error"].as_str().unwrap().contains(complaint), "{kept}");
         assert_eq!(cloud.counts().await, (0, 1));
     }
 }
 
-/// A body is no object, but what comes of it is a result all the same.
+/// A raw message has no object, but its results are published too.
 #[tokio::test]
-async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
+async fn results_of_a_raw_message_are_published() {
     let cloud = Cloud::new(5).await;
     let bucket = results_of(&cloud).await;
     cloud.send("a body".to_owned()).await;
     let flags = format!("--accept-raw --output s3://{bucket}/{{job_type}}/{{message_id}}");
-    let left = cloud.run(&flags, r#"cp "$JOB_INPUT" "$JOB_OUTPUT_DIR/seen""#).run_to(0).await;
-    let ended = left.record("message deleted");
+    let exited =
+        cloud.run(&flags, r#"cp "$JOB_INPUT" "$JOB_OUTPUT_DIR/seen""#).expect_exit(0).await;
+    let ended = exited.record("message deleted");
     let key = format!("default/{}/seen", ended["message_id"].as_str().unwrap());
     assert_eq!(
         (ended["published"].as_u64(), keys(&cloud, &bucket).await),
@@ -119,13 +121,13 @@ async fn what_comes_of_a_message_that_is_no_notification_is_published_too() {
     assert_eq!(get.body.collect().await.unwrap().to_vec(), b"a body");
 }
 
-/// So that a script works on a laptop and in a pod.
+/// The directories always exist, so that a script works on a laptop and in a pod.
 #[tokio::test]
-async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
+async fn unpublished_results_and_state_are_dropped_with_one_warning() {
     let cloud = Cloud::new(5).await;
-    let dropped = |left: &Left| {
+    let dropped = |exited: &ExitedRun| {
         let warnings =
-            left.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
+            exited.log.iter().filter(|record| record["level"] == "WARN" && record["key"] == "k");
         warnings.map(|record| record["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let write = r#"for n in 1 2 3; do echo x > "$JOB_OUTPUT_DIR/$n"; echo x > "$JOB_CHECKPOINT_DIR/$n"; done"#;
@@ -133,11 +135,11 @@ async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
         [(r#"cd "$JOB_OUTPUT_DIR" && cd "$JOB_CHECKPOINT_DIR""#, 0), (write, 2)]
     {
         cloud.put("k", b"x").await;
-        let left = cloud.run("", script).run_to(0).await;
-        assert!(left.record("message deleted").get("published").is_none());
-        assert_eq!(dropped(&left).len(), warnings, "{:?}", dropped(&left));
+        let exited = cloud.run("", script).expect_exit(0).await;
+        assert!(exited.record("message deleted").get("published").is_none());
+        assert_eq!(dropped(&exited).len(), warnings, "{:?}", dropped(&exited));
         assert!(
-            dropped(&left)
+            dropped(&exited)
                 .iter()
                 .zip(["--output", "--checkpoint"])
                 .all(|(text, flag)| text.contains(flag))
@@ -145,8 +147,8 @@ async fn what_nobody_publishes_or_keeps_is_dropped_and_said_once() {
     }
 }
 
-/// Where large results of `cloud`'s jobs go: moto, because ministack hashes in Python, byte by
-/// byte.
+/// A bucket for large results of `cloud`'s jobs, in moto, because ministack hashes in Python, byte
+/// by byte.
 async fn large_results_of(cloud: &Cloud) -> (aws_sdk_s3::Client, String) {
     let config = aws::config(&Moto::shared().await.endpoint());
     let moto = aws_sdk_s3::config::Builder::from(&config).force_path_style(true).build();
@@ -155,8 +157,8 @@ async fn large_results_of(cloud: &Cloud) -> (aws_sdk_s3::Client, String) {
     (moto, bucket)
 }
 
-/// Large files go up in parts, each with its checksum, and the checksum of the whole is made of the
-/// parts' ones.
+/// Large files are uploaded in parts, each with its checksum; the checksum of the file is combined
+/// from them.
 #[tokio::test]
 async fn a_large_file_is_uploaded_in_parts() {
     const BYTES: u64 = 40 << 20;
@@ -164,7 +166,7 @@ async fn a_large_file_is_uploaded_in_parts() {
     let (moto, bucket) = large_results_of(&cloud).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(BYTES).unwrap();
-    let whole = Hasher::of_file(Algorithm::Crc64Nvme, file.path(), 0..BYTES).unwrap().value();
+    let whole = Hasher::hash_file(Algorithm::Crc64Nvme, file.path(), 0..BYTES).unwrap().value();
     let upload = Upload {
         bucket: &bucket,
         key: "k",
@@ -185,15 +187,14 @@ async fn a_large_file_is_uploaded_in_parts() {
     assert_eq!(uploaded.etag.as_deref(), head.e_tag().map(|etag| etag.trim_matches('"')));
 }
 
-/// A part that fails for good fails the publishing, and leaves no parts behind; the next attempt
-/// writes the same keys. A stop while parts are on their way deletes nothing, and leaves no parts
-/// behind either.
+/// A part that fails permanently fails the publishing, and the upload is aborted; the next attempt
+/// writes the same keys. A stop during the upload aborts it too, and deletes nothing.
 #[tokio::test]
-async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_the_message() {
+async fn a_failed_or_stopped_upload_is_aborted_and_keeps_the_message() {
     let (failing, slow) = (Cloud::new(5).await, Cloud::new(5).await);
     let ((moto, failing_results), (_, slow_results)) =
         (large_results_of(&failing).await, large_results_of(&slow).await);
-    // microburst takes UploadPart for PutObject.
+    // microburst treats UploadPart as PutObject.
     let rule =
         |bucket: &str| json!({ "service": "s3", "operation": "PutObject", "resource": bucket });
     let (mut fails, mut waits) = (rule(&failing_results), rule(&slow_results));
@@ -217,7 +218,7 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
         let listed = moto.list_multipart_uploads().bucket(bucket).send().await.unwrap();
         listed.uploads.unwrap_or_default().len()
     };
-    // An object of no bytes is in moto too.
+    // moto also needs the empty input object.
     let put = async |cloud: &Cloud| {
         cloud.put("k", b"").await;
         moto.create_bucket().bucket(&cloud.bucket).send().await.unwrap();
@@ -225,13 +226,13 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
     };
 
     put(&failing).await;
-    let left = run(&failing, &failing_results, &broken).run_to(75).await;
-    let kept = left.record("message kept");
+    let exited = run(&failing, &failing_results, &broken).expect_exit(75).await;
+    let kept = exited.record("message kept");
     assert_eq!(kept["outcome"], "publish_failed");
     assert!(kept["error"].as_str().unwrap().contains("/large: InternalError"), "{kept}");
     assert_eq!(unfinished(&failing_results).await, 0);
-    let left = run(&failing, &failing_results, &direct).run_to(0).await;
-    let ended = left.record("message deleted");
+    let exited = run(&failing, &failing_results, &direct).expect_exit(0).await;
+    let ended = exited.record("message deleted");
     assert_eq!((&ended["published"], &ended["published_bytes"]), (&1.into(), &40_000_000.into()));
     let key = format!("{}/large", ended["message_id"].as_str().unwrap());
     let head = moto.head_object().bucket(&failing_results).key(&key).send().await.unwrap();
@@ -239,25 +240,25 @@ async fn an_upload_that_fails_or_is_stopped_leaves_nothing_half_done_and_keeps_t
 
     put(&slow).await;
     let running = run(&slow, &slow_results, &broken);
-    eventually("parts are on their way", async || {
+    eventually("the upload has started", async || {
         (unfinished(&slow_results).await > 0).then_some(())
     })
     .await;
     let asked = Instant::now();
     running.signal(Signal::SIGTERM);
-    let left = running.run_to(143).await;
+    let exited = running.expect_exit(143).await;
     assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
-    assert_eq!(left.record("message kept")["outcome"], "stopped");
+    assert_eq!(exited.record("message kept")["outcome"], "stopped");
     assert_eq!((unfinished(&slow_results).await, slow.counts().await), (0, (1, 0)));
 }
 
-/// An outbox that takes its time, and when it is given up, two seconds to clean up.
-struct Slow {
+/// A slow outbox that takes two seconds to clean up after a halt.
+struct SlowOutbox {
     takes: Duration,
     cleaned_up: Mutex<Option<Instant>>,
 }
 
-impl Slow {
+impl SlowOutbox {
     fn of(takes: Duration) -> Arc<Self> {
         Arc::new(Self { takes, cleaned_up: Mutex::default() })
     }
@@ -268,7 +269,7 @@ impl Slow {
 }
 
 #[async_trait]
-impl Outbox for Slow {
+impl Outbox for SlowOutbox {
     async fn publish(
         &self,
         results: &Results<'_>,
@@ -288,37 +289,37 @@ const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_the_outbox_to_clean_up_and_releases_the_message() {
-    let (queue, command, outbox) = (queue(), exits(0), Slow::of(HOUR));
+    let (queue, command, outbox) = (queue(), exits(0), SlowOutbox::of(HOUR));
     let mut journey = Journey::new(&queue, &command);
     journey.outbox = Some(outbox.clone());
     let began = Instant::now();
-    let arrived = journey.run_and_stop_after(MINUTE).await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stopped"], 143));
+    let result = journey.run_and_stop_after(MINUTE).await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["stopped"], 143));
     // All of --stop-grace, of 20 seconds.
     assert_eq!(outbox.cleaned_up_after(began), Some(MINUTE + 20 * S));
-    assert!(arrived.took < MINUTE + GRACE);
+    assert!(result.took < MINUTE + GRACE);
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
-/// As long as anybody can prove that the message is ours, and not a moment longer.
+/// Publishing ends at the moment when the lease is lost.
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_gives_up_publishing_at_once() {
+async fn a_lost_lease_ends_publishing_at_once() {
     for lost_after in [30 * S, 65 * S] {
-        let (queue, command, outbox) = (queue(), exits(0), Slow::of(HOUR));
+        let (queue, command, outbox) = (queue(), exits(0), SlowOutbox::of(HOUR));
         let mut journey = Journey::new(&queue, &command);
         journey.outbox = Some(outbox.clone());
         journey.settings.policy.limits.visibility = 6 * S;
         journey.settings.policy.limits.retry.on_stop = OnStop::Expire;
         let began = Instant::now();
-        let (arrived, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
+        let (result, ()) = tokio::join!(journey.run_and_stop_after(MINUTE), async {
             sleep(lost_after).await;
-            // The next beat is refused.
+            // The next extension is refused.
             queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight(
                 "received again".to_owned(),
             )));
         });
         let outcome = if lost_after < MINUTE { "lease_lost" } else { "stopped" };
-        assert_eq!((arrived.outcomes(), deletes(&queue)), (vec![outcome], 0));
+        assert_eq!((result.outcomes(), deletes(&queue)), (vec![outcome], 0));
         let cleaned_up = outbox.cleaned_up_after(began).unwrap();
         assert!(cleaned_up <= lost_after + 2 * S + 2 * S, "{cleaned_up:?}");
     }
@@ -328,22 +329,22 @@ async fn a_lost_lease_gives_up_publishing_at_once() {
 async fn publishing_that_takes_too_long_is_halted_and_retried() {
     let (queue, command) = (queue(), exits(0));
     let mut journey = Journey::new(&queue, &command);
-    journey.outbox = Some(Slow::of(HOUR));
+    journey.outbox = Some(SlowOutbox::of(HOUR));
     assert_eq!(journey.run().await.outcomes(), ["timed_out"]);
     assert_eq!(deletes(&queue), 0);
 }
 
-/// What the command left would be lost otherwise, where no interval is configured.
+/// Without an interval, the state of the command would otherwise be lost.
 #[tokio::test(start_paused = true)]
-async fn a_stop_saves_the_checkpoint_beside_what_is_published() {
+async fn a_stop_during_the_publishing_saves_the_checkpoint() {
     for (takes, keys) in [(HOUR, 1), (5 * MINUTE, 0)] {
         let (queue, bucket) = (queue(), MemoryBucket::default());
         let command = FakeCommand::new(Does::Resumes(MINUTE, 2));
         let mut journey = Journey::new(&queue, &command);
-        journey.outbox = Some(Slow::of(takes));
+        journey.outbox = Some(SlowOutbox::of(takes));
         journey.checkpoints = Some((bucket.clone(), None));
         bucket.uploads_take(10 * S);
-        let arrived = journey.run_and_stop_after(2 * MINUTE + 5 * MINUTE - 5 * S).await;
-        assert_eq!((arrived.outcomes(), bucket.keys().len()), (vec!["stopped"], keys));
+        let result = journey.run_and_stop_after(2 * MINUTE + 5 * MINUTE - 5 * S).await;
+        assert_eq!((result.outcomes(), bucket.keys().len()), (vec!["stopped"], keys));
     }
 }

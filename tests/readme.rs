@@ -1,4 +1,4 @@
-//! What the README says of outcomes and exit codes is what the program does.
+//! The README's table of outcomes and exit codes matches the program.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use leasehold::job::report::{keep_reasons, outcome_label};
 use leasehold::job::run_outcome::{ReceiveFailure, RunOutcome};
 use leasehold::job::verdict::{Completion, Return, Settlement};
 
-/// Every way to end with a message, and how the program then exits.
+/// Every settlement of a message, and its exit code.
 fn settlements() -> Vec<(Settlement, u8)> {
     let completions = [
         Completion::Succeeded,
@@ -44,7 +44,7 @@ fn each_exit_code_has_its_outcomes() {
         .split_once("| code | means | outcomes |\n|---|---|---|\n")
         .expect("the table of exit codes");
     let rows = table.lines().take_while(|line| line.starts_with('|'));
-    let said: BTreeMap<u8, Vec<&str>> = rows
+    let documented: BTreeMap<u8, Vec<&str>> = rows
         .map(|row| {
             let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
             let mut outcomes: Vec<_> = cells[2].split('`').skip(1).step_by(2).collect();
@@ -52,5 +52,5 @@ fn each_exit_code_has_its_outcomes() {
             (cells[0].parse().unwrap(), outcomes)
         })
         .collect();
-    assert_eq!(said, codes);
+    assert_eq!(documented, codes);
 }

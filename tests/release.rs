@@ -1,5 +1,5 @@
-//! What a release needs and its workflow assumes: metadata, small packages, pinned actions, and
-//! names that fit together.
+//! The requirements of a release and its workflow: metadata, small packages, pinned actions, and
+//! consistent names.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +37,7 @@ fn run(command: &mut Command) -> Output {
 }
 
 #[test]
-fn both_packages_have_what_a_registry_shows() {
+fn both_packages_have_the_metadata_of_a_registry() {
     let workspace = manifest("")["workspace"]["package"].clone();
     for (folder, name) in [("", "leasehold"), ("core", "leasehold-core")] {
         let package = manifest(folder)["package"].clone();
@@ -67,7 +67,7 @@ fn both_packages_have_what_a_registry_shows() {
 }
 
 #[test]
-fn the_packages_hold_the_sources_and_little_else() {
+fn the_packages_contain_the_sources_and_few_other_files() {
     for (folder, name, others) in [
         ("", "leasehold", &["CHANGELOG.md", "README.md", "build.rs", "examples/embedded.rs"][..]),
         ("core", "leasehold-core", &["README.md"]),
@@ -95,7 +95,7 @@ fn the_packages_hold_the_sources_and_little_else() {
         let always =
             ["Cargo.lock", "Cargo.toml", "Cargo.toml.orig", "LICENSE-APACHE", "LICENSE-MIT"];
         expected.extend(others.iter().chain(&always).map(|name| (*name).to_owned()));
-        // The commit, where there is a history.
+        // This file has the commit, in a git checkout.
         let packaged: BTreeSet<_> =
             packaged.into_iter().filter(|name| name != ".cargo_vcs_info.json").collect();
         assert_eq!(packaged, expected, "{name}");
@@ -138,7 +138,7 @@ fn every_action_is_pinned_by_its_commit() {
 }
 
 #[test]
-fn no_job_has_permissions_that_it_does_not_name() {
+fn every_job_names_its_permissions() {
     for (name, text) in workflows() {
         let workflow: Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(workflow["permissions"], serde_json::json!({}), "{name}");
@@ -146,7 +146,8 @@ fn no_job_has_permissions_that_it_does_not_name() {
             let permissions = body["permissions"]
                 .as_object()
                 .unwrap_or_else(|| panic!("{name}: {job} names none"));
-            // Only the job that builds nothing signs, and no job writes to the code.
+            // Only a job without a build step may sign, and no job writes to the repository
+            // contents.
             let may_sign = permissions.contains_key("id-token");
             assert!(!may_sign || ["publish", "analysis"].contains(&job.as_str()), "{name}: {job}");
             if job != "publish" {
@@ -159,9 +160,9 @@ fn no_job_has_permissions_that_it_does_not_name() {
     }
 }
 
-/// The last part of where `cargo binstall` looks for a target, and where it looks in there for the
-/// binary.
-fn asked_for(target: &str, version: &str) -> (String, String) {
+/// The name of the archive that `cargo binstall` downloads for a target, and the path of the binary
+/// in it.
+fn binstall_paths(target: &str, version: &str) -> (String, String) {
     let binstall = manifest("")["package"]["metadata"]["binstall"].clone();
     let filled = |field: &str| {
         let template = binstall[field].as_str().unwrap();
@@ -176,7 +177,7 @@ fn asked_for(target: &str, version: &str) -> (String, String) {
 }
 
 #[test]
-fn a_release_has_the_archives_that_binstall_asks_for_with_the_same_bytes_each_time() {
+fn a_release_has_reproducible_archives_for_binstall() {
     let room = tempfile::tempdir().unwrap();
     let platforms =
         [("linux_amd64", "x86_64-unknown-linux-gnu"), ("linux_arm64", "aarch64-unknown-linux-gnu")];
@@ -195,7 +196,7 @@ fn a_release_has_the_archives_that_binstall_asks_for_with_the_same_bytes_each_ti
         run(archives.env("SOURCE_DATE_EPOCH", "1800000000"));
     }
     for (_, target) in platforms {
-        let (archive, binary) = asked_for(target, "1.2.3");
+        let (archive, binary) = binstall_paths(target, "1.2.3");
         let packed = |dist: &str| fs::read(room.path().join(dist).join(&archive)).unwrap();
         assert_eq!(packed("dist"), packed("again"));
         let mut tar = Command::new("tar");
@@ -209,7 +210,7 @@ fn a_release_has_the_archives_that_binstall_asks_for_with_the_same_bytes_each_ti
     assert_eq!(fs::read_dir(room.path().join("dist")).unwrap().count(), 2);
 }
 
-/// `.github/notes VERSION` of a changelog.
+/// Runs `.github/notes VERSION` on a changelog.
 fn notes(changelog: &str, version: &str) -> Output {
     let mut command = Command::new(root().join(".github/notes"));
     command.arg(version).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -219,7 +220,7 @@ fn notes(changelog: &str, version: &str) -> Output {
 }
 
 #[test]
-fn the_notes_of_a_release_are_its_part_of_the_changelog() {
+fn the_notes_of_a_release_are_its_section_of_the_changelog() {
     let changelog = "# Changelog\n\n## Unreleased\n\n- c\n\n## 1.2.30\n\n- b\n\n### More\n\n- m\n\n## 1.2.3\n\n- a\n";
     let of = |version: &str| String::from_utf8(notes(changelog, version).stdout).unwrap();
     assert_eq!(of("1.2.30").trim(), "- b\n\n### More\n\n- m");
@@ -228,7 +229,7 @@ fn the_notes_of_a_release_are_its_part_of_the_changelog() {
     assert!(
         !missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("## 1.2.4")
     );
-    // Ours is written so.
+    // Our own changelog has the same form.
     let own = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(notes(&own, "Unreleased").status.success());
 }

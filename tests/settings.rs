@@ -1,5 +1,4 @@
-//! What people meet on the command line: help, reference, values as they write them, and complaints
-//! in their own words.
+//! The command line: help, reference, accepted spellings of values, and error messages.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -37,13 +36,13 @@ fn printed(words: &[&str]) -> String {
 }
 
 #[test]
-fn the_reference_is_what_the_program_prints() {
+fn the_reference_page_is_up_to_date() {
     let page = include_str!("../docs/reference.md");
     assert_eq!(page, reference(), "cargo run -- reference > docs/reference.md");
 }
 
-/// What users read in programs: dashboards, alerts, log queries, scripts. docs/stability.md says
-/// what may change.
+/// Names in users' dashboards, alerts, log queries and scripts. docs/stability.md lists which may
+/// change.
 #[test]
 fn names_that_users_rely_on_do_not_change_unnoticed() {
     let mut names: Vec<String> = Vec::new();
@@ -110,7 +109,7 @@ fn the_short_help_fits_two_screens() {
 }
 
 #[test]
-fn the_version_says_commit_and_target() {
+fn the_version_has_commit_and_target() {
     let version = printed(&["--version"]);
     let expected = concat!("leasehold ", env!("CARGO_PKG_VERSION"), " (");
     assert!(
@@ -136,7 +135,7 @@ fn completions_and_the_manual_page_are_well_formed() {
     );
 }
 
-/// As a container has them: a `-` before the name takes it from the words.
+/// The settings from the environment of a container.
 fn config(variables: &[(&str, &str)]) -> Result<RunConfig, String> {
     let mut all: BTreeMap<String, String> =
         [("LEASEHOLD_QUEUE_URL".to_owned(), QUEUE_URL.to_owned())].into();
@@ -148,7 +147,7 @@ fn config(variables: &[(&str, &str)]) -> Result<RunConfig, String> {
 }
 
 #[test]
-fn values_are_taken_as_people_write_them() {
+fn common_spellings_of_values_are_accepted() {
     for (yes, no) in [("1", "0"), ("yes", "no"), ("True", "False"), ("on", "off"), ("TRUE", "n")] {
         let accepts =
             |value| config(&[("ACCEPT_RAW", value)]).unwrap().work.settings.policy.accept_raw;
@@ -170,9 +169,9 @@ fn values_are_taken_as_people_write_them() {
     assert_eq!(config.metrics.listen.unwrap().to_string(), "0.0.0.0:9464");
 }
 
-/// A wrong value is told with what was typed, and by the name under which it was given.
+/// The error quotes the value and the flag or variable that set it.
 #[test]
-fn complaints_name_the_variable_or_the_flag_that_was_given() {
+fn errors_name_the_flag_or_variable_that_was_set() {
     let queue = ("LEASEHOLD_QUEUE_URL", QUEUE_URL);
     for (words, variables, complaint) in [
         (

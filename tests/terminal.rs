@@ -1,4 +1,4 @@
-//! What a person sees: the real binary at a terminal, and before a pipe that nobody reads.
+//! The real binary at a terminal, and with pipes that are closed.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,13 +17,13 @@ use tempfile::TempDir;
 
 use crate::support::cloud::is_alive;
 
-/// For what takes seconds, on a machine that is busy with something else.
+/// For steps that take seconds, on a busy machine.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// So high that nothing scrolls away.
+/// So high that no line scrolls away.
 const ROWS: u16 = 400;
 
-/// The binary, with nothing in its environment that changes what it writes.
+/// The binary, without environment variables that change its output.
 fn leasehold(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args(arguments).env("TERM", "xterm").env("HOME", "/nonexistent").stdin(Stdio::null());
@@ -64,7 +64,7 @@ fn output(mut command: Command) -> (Option<i32>, String, String) {
 }
 
 /// The binary at a terminal.
-struct AtTerminal {
+struct TerminalSession {
     child: Child,
     keyboard: File,
     screen: Arc<(Mutex<Screen>, Condvar)>,
@@ -73,10 +73,10 @@ struct AtTerminal {
 struct Screen {
     written: Vec<u8>,
     shown: vt100::Parser,
-    is_over: bool,
+    has_ended: bool,
 }
 
-impl AtTerminal {
+impl TerminalSession {
     fn start(columns: u16, mut command: Command) -> Self {
         let size = Winsize { ws_row: ROWS, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
@@ -87,21 +87,21 @@ impl AtTerminal {
         let shown =
             vt100::Parser::new(NonZero::new(ROWS).unwrap(), NonZero::new(columns).unwrap(), 0);
         let screen = Arc::new((
-            Mutex::new(Screen { written: Vec::new(), shown, is_over: false }),
+            Mutex::new(Screen { written: Vec::new(), shown, has_ended: false }),
             Condvar::new(),
         ));
         let reading = screen.clone();
         thread::spawn(move || {
             let (screen, changed) = &*reading;
             let mut some = [0; 4096];
-            // A terminal that nobody writes to any more is an error.
+            // A terminal without a writer returns an error.
             while let Ok(read @ 1..) = output.read(&mut some) {
                 let mut screen = screen.lock().unwrap();
                 screen.written.extend_from_slice(&some[..read]);
                 screen.shown.process(&some[..read]);
                 changed.notify_all();
             }
-            screen.lock().unwrap().is_over = true;
+            screen.lock().unwrap().has_ended = true;
             changed.notify_all();
         });
         Self { child, keyboard, screen }
@@ -114,7 +114,7 @@ impl AtTerminal {
             .unwrap();
         assert!(
             !waiting.1.timed_out(),
-            "waited for {what} in vain:\n{}",
+            "timed out waiting for {what}:\n{}",
             waiting.0.shown.screen().contents()
         );
     }
@@ -123,7 +123,7 @@ impl AtTerminal {
         self.wait(text, |screen| screen.shown.screen().contents().contains(text));
     }
 
-    /// As the terminal does it: it shows `^C`, and sends the signal.
+    /// As a terminal does: it shows `^C` and sends the signal.
     fn ctrl_c(&mut self) {
         self.keyboard.write_all(b"\x03").unwrap();
         self.shows("^C");
@@ -135,7 +135,7 @@ impl AtTerminal {
     }
 
     fn ends(mut self) -> Seen {
-        self.wait("its end", |screen| screen.is_over);
+        self.wait("its end", |screen| screen.has_ended);
         let code = self.child.wait().unwrap().code();
         let screen = self.screen.0.lock().unwrap();
         let written = String::from_utf8_lossy(&screen.written).into_owned();
@@ -143,9 +143,9 @@ impl AtTerminal {
     }
 }
 
-impl Drop for AtTerminal {
+impl Drop for TerminalSession {
     fn drop(&mut self) {
-        // It may have ended, and if it has not, then the test has failed.
+        // If the process is still running here, the test has failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -153,18 +153,18 @@ impl Drop for AtTerminal {
 
 struct Seen {
     code: Option<i32>,
-    /// All that was ever written.
+    /// All output.
     written: String,
-    /// What is left on the screen.
+    /// The final content of the screen.
     screen: String,
 }
 
 fn seen(columns: u16, command: Command) -> Seen {
-    AtTerminal::start(columns, command).ends()
+    TerminalSession::start(columns, command).ends()
 }
 
 #[test]
-fn a_reader_that_is_gone_changes_nothing() {
+fn a_closed_pipe_changes_nothing() {
     let inbox = inbox(&["a.csv"]);
     let check = || {
         let mut command =
@@ -184,23 +184,23 @@ fn a_reader_that_is_gone_changes_nothing() {
         &|| local("--log-format text -v"),
     ];
     for command in commands {
-        let gone = || Stdio::from(std::io::pipe().unwrap().1);
+        let closed_pipe = || Stdio::from(std::io::pipe().unwrap().1);
         let code = command().output().unwrap().status.code();
         let mut unread = command();
-        let stderr = unread.stdout(gone()).stderr(Stdio::piped()).output().unwrap();
+        let stderr = unread.stdout(closed_pipe()).stderr(Stdio::piped()).output().unwrap();
         let complaints = String::from_utf8(stderr.stderr).unwrap();
         assert_eq!(stderr.status.code(), code, "{unread:?}: {complaints}");
         assert!(
             !complaints.contains("panicked") && !complaints.contains("a bug"),
             "{unread:?}: {complaints}"
         );
-        let status = command().stdout(gone()).stderr(gone()).status().unwrap();
+        let status = command().stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap();
         assert_eq!(status.code(), code, "{unread:?}");
     }
 }
 
 #[test]
-fn nothing_of_a_bar_stays_and_the_summary_is_last() {
+fn bars_disappear_and_the_summary_is_last() {
     let inbox = inbox(&["a.csv", "below/b.csv", "c.csv", "d.csv"]);
     for (columns, script, succeeded) in [(100, "exit 3", 0), (44, "exit 3", 0), (100, "exit 0", 4)]
     {
@@ -225,7 +225,7 @@ fn nothing_of_a_bar_stays_and_the_summary_is_last() {
 }
 
 #[test]
-fn each_line_says_of_which_file_it_is() {
+fn each_line_names_its_file() {
     let inbox = inbox(&["a.csv", "below/b.csv"]);
     let seen = seen(80, local(inbox.path(), "--concurrency 2", "echo hello; echo oops >&2"));
     for line in
@@ -240,14 +240,14 @@ fn each_line_says_of_which_file_it_is() {
 }
 
 #[test]
-fn ctrl_c_says_how_long_it_waits_and_once_more_it_kills() {
+fn the_first_ctrl_c_waits_and_the_second_kills() {
     let (inbox, notes) = (inbox(&["a.csv", "b.csv", "c.csv"]), tempfile::tempdir().unwrap());
     let script = format!(
         r#"trap "" TERM; setsid sleep 600 & echo $! > "{}/$JOB_KEY"; echo ready $JOB_KEY; wait"#,
         notes.path().display()
     );
     let flags = "--concurrency 2 --termination-grace 10m";
-    let mut run = AtTerminal::start(80, local(inbox.path(), flags, &script));
+    let mut run = TerminalSession::start(80, local(inbox.path(), flags, &script));
     run.shows("ready a.csv");
     run.shows("ready b.csv");
     run.ctrl_c();
@@ -261,24 +261,24 @@ fn ctrl_c_says_how_long_it_waits_and_once_more_it_kills() {
         "{}",
         seen.screen
     );
-    assert!(!seen.screen.contains('%'), "nothing of a bar stays: {}", seen.screen);
+    assert!(!seen.screen.contains('%'), "a bar remains: {}", seen.screen);
     for file in ["a.csv", "b.csv"] {
         let pid: i32 =
             std::fs::read_to_string(notes.path().join(file)).unwrap().trim().parse().unwrap();
-        // KILL was sent; on a busy machine the kernel takes its time.
-        let gone = (0..6000).any(|_| {
+        // KILL was sent; on a busy machine the kernel may be slow.
+        let has_ended = (0..6000).any(|_| {
             thread::sleep(Duration::from_millis(10));
             !is_alive(pid)
         });
-        assert!(gone, "what the command for {file} started lives on");
+        assert!(has_ended, "a descendant of the command for {file} is alive");
     }
 }
 
 #[test]
-fn the_exit_code_says_which_signal_it_was() {
+fn the_exit_code_shows_the_signal() {
     let inbox = inbox(&["a.csv"]);
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
-        let run = AtTerminal::start(80, local(inbox.path(), "", "echo ready; exec sleep 600"));
+        let run = TerminalSession::start(80, local(inbox.path(), "", "echo ready; exec sleep 600"));
         run.shows("ready");
         run.signal(signal);
         let seen = run.ends();
@@ -288,7 +288,7 @@ fn the_exit_code_says_which_signal_it_was() {
 }
 
 #[test]
-fn colours_are_for_terminals_unless_somebody_says_otherwise() {
+fn colours_are_for_terminals_by_default() {
     let inbox = inbox(&["a.csv"]);
     let with = |script: &str, variables: &[(&str, &str)]| {
         let mut command = local(inbox.path(), "-v", script);
@@ -324,7 +324,7 @@ fn colours_are_for_terminals_unless_somebody_says_otherwise() {
 }
 
 #[test]
-fn only_failures_have_a_row_unless_more_is_asked_for() {
+fn only_failures_have_a_row_unless_verbose() {
     let names: Vec<_> = (0..30).map(|n| format!("file-{n:02}.csv")).collect();
     let inbox = inbox(&names.iter().map(|name| &**name).collect::<Vec<_>>());
     let script = r#"[ "$JOB_KEY" != file-07.csv ]"#;
@@ -371,7 +371,7 @@ fn the_table_fits_a_narrow_terminal() {
 }
 
 #[test]
-fn a_file_that_is_no_work_is_ignored() {
+fn a_file_without_a_matching_event_is_ignored() {
     let inbox = inbox(&["a.csv", "b.csv"]);
     let (code, stdout, _) =
         output(local(inbox.path(), "--events ObjectRemoved:* --input none -v", "exit 3"));
@@ -384,7 +384,7 @@ fn a_file_that_is_no_work_is_ignored() {
 }
 
 #[test]
-fn the_inbox_may_be_a_file_and_holds_no_results() {
+fn the_inbox_may_be_a_file_and_must_not_contain_the_outbox() {
     let inbox = inbox(&["a.csv", ".hidden", ".git/config", "b/c.csv"]);
     std::os::unix::fs::symlink("a.csv", inbox.path().join("link")).unwrap();
     let (code, stdout, _) = output(local(inbox.path(), "", "true"));
@@ -405,7 +405,7 @@ fn the_inbox_may_be_a_file_and_holds_no_results() {
 }
 
 #[test]
-fn a_log_filter_that_is_not_understood_is_refused() {
+fn an_invalid_log_filter_is_refused() {
     let inbox = inbox(&["a.csv"]);
     let run = || leasehold(&["run", "--queue-url", "http://127.0.0.1:9/1/q", "--", "true"]);
     let sweep = || leasehold(&["sweep", "--pushgateway", "http://127.0.0.1:9"]);
@@ -432,11 +432,11 @@ fn a_log_filter_that_is_not_understood_is_refused() {
 }
 
 #[test]
-fn what_is_not_set_is_said_in_a_line() {
+fn a_missing_setting_is_reported_in_one_line() {
     let run = |region: Option<&str>| {
         let mut command =
             leasehold(&["run", "--queue-url", "http://127.0.0.1:9/1/q", "--", "true"]);
-        // Where no instance answers.
+        // No metadata service listens there.
         command
             .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
             .env_remove("AWS_EC2_METADATA_DISABLED");
@@ -454,7 +454,7 @@ fn what_is_not_set_is_said_in_a_line() {
 }
 
 #[test]
-fn a_sweep_of_no_pushgateway_is_refused() {
+fn a_sweep_without_a_pushgateway_is_refused() {
     let (code, stdout, stderr) = output(leasehold(&["sweep"]));
     assert_eq!(
         (code, &*stdout, &*stderr),
@@ -463,16 +463,16 @@ fn a_sweep_of_no_pushgateway_is_refused() {
 }
 
 #[test]
-fn records_begin_with_what_a_person_looks_for() {
+fn records_begin_with_the_most_important_fields() {
     let inbox = inbox(&["a.csv"]);
     let (_, _, json) = output(local(inbox.path(), "", "echo hello; exit 3"));
-    let kept = json.lines().find(|line| line.contains("message kept")).expect("it failed");
+    let kept = json.lines().find(|line| line.contains("message kept")).expect("a kept message");
     let names: Vec<_> =
         kept.split("\",\"").map(|field| field.split('"').find(|part| part.len() > 1)).collect();
     let first: Vec<_> = names.into_iter().flatten().take(5).collect();
     assert_eq!(first, ["timestamp", "level", "message", "outcome", "key"], "{kept}");
     let line: serde_json::Value = serde_json::from_str(
-        json.lines().find(|line| line.contains("hello")).expect("it is logged"),
+        json.lines().find(|line| line.contains("hello")).expect("the logged line"),
     )
     .unwrap();
     assert_eq!(

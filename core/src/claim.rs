@@ -1,80 +1,81 @@
-//! 5 Claimed: what the owner of an idempotency record does next.
+//! 5 Claimed: the state machine that owns an idempotency record.
 //!
 //! ```text
 //!            free                  written, or read: it is ours             the work succeeded
-//! Looking ────────► Claiming ─────────────────────────────────► Held ──────────────────────────► Recording ──► recorded
+//! Reading ────────► Claiming ─────────────────────────────────► Held ──────────────────────────► Recording ──► recorded
 //!  ▲   │               │                                         │ │
 //!  │   └► done         │                                         │ └──────────────────────────► Releasing ──► released
 //!  └───────────────────┘                                         ▼  the work failed, or was halted
-//!      somebody was faster                                      lost
+//!      another pod was faster                                      lost
 //! ```
 //!
-//! A record is written on a condition only: there is none, or it has the eTag that was seen last.
-//! Whoever claims it anew changes its eTag, and then the refresh of the one before fails: that
-//! **is** a lost lease. So a write is never believed to have failed: if its answer is lost, the
-//! record is read, and our own nonce in it is recognised.
+//! Every write has a condition: no record exists, or it has the eTag that was seen last. A pod that
+//! claims the record changes its eTag, so the next refresh by its earlier owner fails: that **is**
+//! a lost lease. A write without an answer may have succeeded: the record is then read, and our own
+//! nonce in it is recognised.
 //!
-//! [`Claim::handle`] takes what happened and calls nobody; [`Claim::next`] says what to do now.
+//! [`Claim::handle`] takes an input and makes no call; [`Claim::next`] returns the next action.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::backoff::Again;
+use super::backoff::NextTry;
 use super::delivery::DeliveryId;
 use super::outcome::Failure;
 
-/// The owner of the record of one piece of work. All points in time are on the run's clock.
+/// The state machine that owns the record of one piece of work. All points in time are on the run's
+/// clock.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The pauses between tries depend on it.
+    /// Seeds the jitter between tries.
     delivery: DeliveryId,
-    /// How long a record lasts that is not refreshed.
+    /// How long a record lasts without a refresh.
     time_to_live: Duration,
     state: State,
-    /// What is not reported yet, in order.
+    /// Reports that are not yet sent, in order.
     reports: VecDeque<Report>,
 }
 
-/// All that changes.
+/// The mutable part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub phase: Phase,
-    /// Of the record as it was last seen or written; `None` if there was none.
+    /// The record's eTag when it was last seen or written; `None` if no record existed.
     pub etag: Option<String>,
-    /// Until when the record is ours, counted from before the request that wrote it.
+    /// When our record expires, counted from before the request that wrote it.
     pub expires_at: Duration,
     pub refresh_at: Duration,
-    /// When to ask next, after failures or while the record is another's.
-    pub again: Again,
-    /// How often the store refused to write over a record that had not changed.
+    /// The next try, after failures or while another pod owns the record.
+    pub next_try: NextTry,
+    /// How often the store refused to overwrite a record that had not changed.
     pub unchanged: u32,
-    /// Our own record had another eTag than we knew.
-    pub surprise: Surprise,
-    /// The request that is out.
+    /// Whether our own record had an unexpected eTag.
+    pub mismatch: Mismatch,
+    /// The request in flight.
     pub call: Option<Call>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     Claiming,
-    /// `waits`: another pod is at this work.
-    Looking {
+    /// `waits`: another pod is doing this work.
+    Reading {
         waits: bool,
     },
     Held,
     Recording,
     Releasing,
-    Over,
+    Done,
 }
 
-/// A write over our own record was refused: somebody else claimed it, or an earlier write of ours
-/// came through unheard.
+/// A write over our own record was refused: another pod claimed it, or an earlier write of ours
+/// succeeded although its answer was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Surprise {
+pub enum Mismatch {
     None,
-    /// The record has to be read.
+    /// The record must be read.
     Unread,
-    /// It was ours; the next refusal means that it is not any more.
+    /// It was ours; after another refusal it no longer is.
     Read,
 }
 
@@ -90,23 +91,23 @@ pub enum Request {
     Write(RecordState),
 }
 
-/// What a record says of the work.
+/// The state of the work, as the record has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecordState {
     InProgress,
-    /// Somebody worked on it, and does not any more: it may be claimed at once.
+    /// A pod worked on it and stopped: it may be claimed immediately.
     Released,
-    /// It succeeded, and is not done again.
+    /// It succeeded and is not repeated.
     Done,
 }
 
-/// A record as it was read.
+/// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct StoredRecord {
     pub state: RecordState,
-    /// Does it have our nonce?
+    /// Does it contain our nonce?
     pub is_ours: bool,
-    /// Who wrote it.
+    /// The pod that wrote it.
     pub owner: String,
     pub etag: String,
     /// How long ago it was written, by the store's clock: whole seconds, rounded down.
@@ -115,45 +116,45 @@ pub struct Seen {
     pub time_to_live: Duration,
 }
 
-/// Something that happened.
+/// An input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     Answered(Answer),
-    /// The work succeeded. A request that is out is not waited for.
+    /// The work succeeded. A request in flight is not awaited.
     Succeeded,
-    /// The work failed, or was halted. A request that is out is not waited for.
+    /// The work failed, or was halted. A request in flight is not awaited.
     Ended,
 }
 
-/// What the store says.
+/// The store's answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    Read(Option<Seen>),
-    /// With this eTag.
+    Read(Option<StoredRecord>),
+    /// The record now has this eTag.
     Written(String),
-    /// The record is not as the condition of the write says.
+    /// The condition of the write was not met.
     ConditionFailed,
-    /// Not allowed, or not possible, until somebody changes that.
+    /// Not permitted or not possible until the configuration changes.
     Refused(String),
-    /// What is there is not a record that we can read.
+    /// The object is not a record that this version can read.
     Unreadable(String),
-    /// The store does not heed conditions, so that its records prove nothing.
+    /// The store ignores conditions, so its records prove nothing.
     Unsupported(String),
-    /// No answer, or one that says nothing. A write may have come through all the same.
+    /// No answer, or an inconclusive one. A write may still have succeeded.
     Failed(String),
 }
 
-/// What to do now.
+/// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Without an answer within `limit` it is [`Answer::Failed`]; so for a write.
+    /// For reads and writes, no answer within `limit` means [`Answer::Failed`].
     Read {
         limit: Duration,
     },
-    /// If the record has this eTag, or if there is none.
+    /// The condition: the record has this eTag, or if `None`, no record exists.
     Write {
         state: RecordState,
-        over: Option<String>,
+        if_match: Option<String>,
         limit: Duration,
     },
     Wait {
@@ -164,29 +165,28 @@ pub enum Next {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// Another pod is at the work: its end is waited for.
+    /// Another pod is doing the work: wait until it ends.
     Waiting {
         owner: String,
     },
-    /// It failed, and the work waits for it.
+    /// A request failed, and the work waits for the next try.
     Retrying(String),
-    /// It failed, and the work goes on meanwhile.
+    /// A refresh failed; the work continues meanwhile.
     RefreshFailed(String),
     Reached(Milestone),
 }
 
-/// What the work has to know.
+/// A state that the work reacts to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Milestone {
     /// The record is ours.
     Claimed,
-    /// An earlier delivery finished the work. Nothing more is done.
+    /// Final: an earlier delivery finished the work.
     AlreadyDone,
-    /// The record is not ours any more, and so the work is not. Nothing more is done.
+    /// Final: the record is no longer ours, and neither is the work.
     Lost(String),
-    /// It is recorded or released, or could not be claimed, recorded or released. Nothing more is
-    /// done.
-    Over(Result<(), Failure>),
+    /// Final: recorded or released, or the attempt to claim, record or release failed.
+    Finished(Result<(), Failure>),
 }
 
 impl Claim {
@@ -196,9 +196,9 @@ impl Claim {
             etag: None,
             expires_at: Duration::ZERO,
             refresh_at: Duration::ZERO,
-            again: Again { at: now, failures: 0 },
+            next_try: NextTry { at: now, failures: 0 },
             unchanged: 0,
-            surprise: Surprise::None,
+            mismatch: Mismatch::None,
             call: None,
         };
         Self { delivery, time_to_live, state, reports: VecDeque::new() }
@@ -208,7 +208,7 @@ impl Claim {
         &self.state
     }
 
-    /// Something happened at `now`.
+    /// Handles an input at `now`.
     pub fn handle(&mut self, now: Duration, input: Input) {
         let call = self.state.call.take();
         match input {
@@ -219,35 +219,35 @@ impl Claim {
                 match (self.state.phase, answer) {
                     (_, Answer::Written(etag)) => self.written(now, asked_at, etag),
                     (Phase::Claiming, Answer::ConditionFailed) => {
-                        self.state.phase = Phase::Looking { waits: false };
-                        self.state.again = Again { at: now, failures: 0 };
+                        self.state.phase = Phase::Reading { waits: false };
+                        self.state.next_try = NextTry { at: now, failures: 0 };
                     }
-                    (Phase::Looking { waits }, Answer::Read(seen)) => {
-                        self.looked(now, asked_at, seen, waits);
+                    (Phase::Reading { waits }, Answer::Read(found)) => {
+                        self.record_read(now, asked_at, found, waits);
                     }
                     (
-                        Phase::Claiming | Phase::Looking { .. },
+                        Phase::Claiming | Phase::Reading { .. },
                         Answer::Refused(why) | Answer::Unreadable(why) | Answer::Unsupported(why),
                     ) => {
-                        self.over(Milestone::Over(Err(Failure::Record(why))));
+                        self.finish(Milestone::Finished(Err(Failure::Record(why))));
                     }
-                    (Phase::Claiming | Phase::Looking { .. }, Answer::Failed(why)) => {
+                    (Phase::Claiming | Phase::Reading { .. }, Answer::Failed(why)) => {
                         self.retry(now, why);
                     }
                     (
-                        Phase::Claiming | Phase::Looking { .. },
+                        Phase::Claiming | Phase::Reading { .. },
                         Answer::ConditionFailed | Answer::Read(_),
                     )
-                    | (Phase::Over, _) => {}
+                    | (Phase::Done, _) => {}
                     (Phase::Held | Phase::Recording | Phase::Releasing, answer) => {
-                        self.answered(now, answer);
+                        self.own_record_answered(now, answer);
                     }
                 }
             }
         }
     }
 
-    /// What to do at `now`. While a request is out there is nothing else to do.
+    /// The next action at `now`. While a request is in flight, it is to wait.
     pub fn next(&mut self, now: Duration) -> Next {
         if let Some(report) = self.reports.pop_front() {
             return Next::Report(report);
@@ -256,61 +256,65 @@ impl Claim {
             return Next::Wait { until: Duration::MAX };
         }
         let expires_at = self.state.expires_at;
-        let begins_at = match self.state.phase {
+        let due_at = match self.state.phase {
             Phase::Held if expires_at <= now => {
-                return self.ends(Milestone::Lost(
+                return self.finish_with(Milestone::Lost(
                     "the idempotency record could not be refreshed in time".to_owned(),
                 ));
             }
             Phase::Recording if expires_at <= now => {
                 let why =
                     "the idempotency record expired before the work could be recorded".to_owned();
-                return self.ends(Milestone::Over(Err(Failure::Superseded(why))));
+                return self.finish_with(Milestone::Finished(Err(Failure::Superseded(why))));
             }
-            Phase::Held if self.state.surprise == Surprise::None => {
+            Phase::Held if self.state.mismatch == Mismatch::None => {
                 self.state.refresh_at.min(expires_at)
             }
-            Phase::Held | Phase::Recording => self.state.again.at.min(expires_at),
-            Phase::Claiming | Phase::Looking { .. } | Phase::Releasing => self.state.again.at,
-            Phase::Over => Duration::MAX,
+            Phase::Held | Phase::Recording => self.state.next_try.at.min(expires_at),
+            Phase::Claiming | Phase::Reading { .. } | Phase::Releasing => self.state.next_try.at,
+            Phase::Done => Duration::MAX,
         };
-        if now < begins_at {
-            return Next::Wait { until: begins_at };
+        if now < due_at {
+            return Next::Wait { until: due_at };
         }
         let (request, limit) = match self.state.phase {
-            Phase::Looking { .. } => (Request::Read, TRY_LIMIT),
+            Phase::Reading { .. } => (Request::Read, TRY_LIMIT),
             Phase::Claiming => (Request::Write(RecordState::InProgress), TRY_LIMIT),
-            // Once it has expired it may be claimed by another: then the work is not to go on.
+            // Another pod may claim an expired record, so the work must not outlast it.
             Phase::Held => {
-                (self.rewrites(RecordState::InProgress), TRY_LIMIT.min(expires_at - now))
+                (self.rewrite_request(RecordState::InProgress), TRY_LIMIT.min(expires_at - now))
             }
-            Phase::Recording => (self.rewrites(RecordState::Done), TRY_LIMIT),
-            Phase::Releasing | Phase::Over => (self.rewrites(RecordState::Released), TRY_LIMIT),
+            Phase::Recording => (self.rewrite_request(RecordState::Done), TRY_LIMIT),
+            Phase::Releasing | Phase::Done => {
+                (self.rewrite_request(RecordState::Released), TRY_LIMIT)
+            }
         };
         self.state.call = Some(Call { request, asked_at: now });
         match request {
             Request::Read => Next::Read { limit },
-            Request::Write(state) => Next::Write { state, over: self.state.etag.clone(), limit },
+            Request::Write(state) => {
+                Next::Write { state, if_match: self.state.etag.clone(), limit }
+            }
         }
     }
 
-    fn rewrites(&self, state: RecordState) -> Request {
-        match self.state.surprise {
-            Surprise::Unread => Request::Read,
-            Surprise::None | Surprise::Read => Request::Write(state),
+    fn rewrite_request(&self, state: RecordState) -> Request {
+        match self.state.mismatch {
+            Mismatch::Unread => Request::Read,
+            Mismatch::None | Mismatch::Read => Request::Write(state),
         }
     }
 
     fn begin(&mut self, phase: Phase, now: Duration, unanswered: Option<Call>) {
         if self.state.phase != Phase::Held {
             let why = "the idempotency record no longer belongs to this pod".to_owned();
-            return self.over(Milestone::Over(Err(Failure::Superseded(why))));
+            return self.finish(Milestone::Finished(Err(Failure::Superseded(why))));
         }
         if unanswered.is_some() {
             self.may_be_written();
         }
         self.state.phase = phase;
-        self.state.again = Again { at: now, failures: 0 };
+        self.state.next_try = NextTry { at: now, failures: 0 };
     }
 
     fn written(&mut self, now: Duration, asked_at: Duration, etag: String) {
@@ -320,8 +324,8 @@ impl Claim {
                 self.state.phase = Phase::Held;
                 self.report(Report::Reached(Milestone::Claimed));
             }
-            Phase::Recording | Phase::Releasing => self.over(Milestone::Over(Ok(()))),
-            Phase::Looking { .. } | Phase::Held | Phase::Over => {}
+            Phase::Recording | Phase::Releasing => self.finish(Milestone::Finished(Ok(()))),
+            Phase::Reading { .. } | Phase::Held | Phase::Done => {}
         }
     }
 
@@ -329,75 +333,83 @@ impl Claim {
         self.state.etag = Some(etag);
         self.state.expires_at = asked_at + self.time_to_live;
         self.state.refresh_at = asked_at + self.time_to_live / 3;
-        self.state.again = Again { at: now, failures: 0 };
-        self.state.surprise = Surprise::None;
+        self.state.next_try = NextTry { at: now, failures: 0 };
+        self.state.mismatch = Mismatch::None;
     }
 
-    /// The record was read by who wants to claim it.
-    fn looked(&mut self, now: Duration, asked_at: Duration, seen: Option<Seen>, waits: bool) {
-        let Some(seen) = seen else { return self.free(now, None) };
+    /// The record was read in order to claim it.
+    fn record_read(
+        &mut self,
+        now: Duration,
+        asked_at: Duration,
+        found: Option<StoredRecord>,
+        waits: bool,
+    ) {
+        let Some(found) = found else { return self.unclaimed(now, None) };
         // Ages are rounded down.
-        let time_to_live = seen.time_to_live + SECOND;
-        match seen.state {
-            RecordState::Done => self.over(Milestone::AlreadyDone),
-            RecordState::InProgress if seen.is_ours => {
-                // A write of ours had come through unheard, so long before it was asked for, or a
-                // little longer.
+        let time_to_live = found.time_to_live + SECOND;
+        match found.state {
+            RecordState::Done => self.finish(Milestone::AlreadyDone),
+            RecordState::InProgress if found.is_ours => {
+                // A write of ours had succeeded although its answer was lost. It was written `age`
+                // before the read, or up to a second earlier.
                 self.is_ours(
                     now,
-                    asked_at.saturating_sub(seen.age).saturating_sub(SECOND),
-                    seen.etag,
+                    asked_at.saturating_sub(found.age).saturating_sub(SECOND),
+                    found.etag,
                 );
                 self.state.phase = Phase::Held;
                 self.report(Report::Reached(Milestone::Claimed));
             }
-            RecordState::InProgress if seen.age <= time_to_live => {
-                let remaining = time_to_live.saturating_sub(seen.age) + SECOND;
-                self.state.again = Again { at: now + remaining.min(LONGEST_WAIT), failures: 0 };
-                self.state.phase = Phase::Looking { waits: true };
+            RecordState::InProgress if found.age <= time_to_live => {
+                let remaining = time_to_live.saturating_sub(found.age) + SECOND;
+                self.state.next_try = NextTry { at: now + remaining.min(MAX_WAIT), failures: 0 };
+                self.state.phase = Phase::Reading { waits: true };
                 if !waits {
-                    self.report(Report::Waiting { owner: seen.owner });
+                    self.report(Report::Waiting { owner: found.owner });
                 }
             }
-            RecordState::Released | RecordState::InProgress => self.free(now, Some(seen.etag)),
+            RecordState::Released | RecordState::InProgress => {
+                self.unclaimed(now, Some(found.etag));
+            }
         }
     }
 
-    /// Nobody is at the work.
-    fn free(&mut self, now: Duration, etag: Option<String>) {
+    /// No pod is doing the work.
+    fn unclaimed(&mut self, now: Duration, etag: Option<String>) {
         self.state.phase = Phase::Claiming;
         if etag != self.state.etag {
             self.state.etag = etag;
-            self.state.again = Again { at: now, failures: 0 };
+            self.state.next_try = NextTry { at: now, failures: 0 };
             return;
         }
-        let refused = Again { at: now, failures: self.state.unchanged }.after(
+        let refused = NextTry { at: now, failures: self.state.unchanged }.after_failure(
             now,
-            LONGEST_PAUSE,
+            MAX_PAUSE,
             &self.delivery,
         );
         let why = "the store refuses to write the idempotency record, although it has not changed"
             .to_owned();
-        if self.state.unchanged == MOST_FAILURES {
-            return self.over(Milestone::Over(Err(Failure::Record(why))));
+        if self.state.unchanged == MAX_FAILURES {
+            return self.finish(Milestone::Finished(Err(Failure::Record(why))));
         }
         self.state.unchanged = refused.failures;
-        self.state.again = Again { at: refused.at, failures: 0 };
+        self.state.next_try = NextTry { at: refused.at, failures: 0 };
         self.report(Report::Retrying(why));
     }
 
-    /// What came of a request about our own record, if it was not written.
-    fn answered(&mut self, now: Duration, answer: Answer) {
+    /// Handles answers about our own record other than a successful write.
+    fn own_record_answered(&mut self, now: Duration, answer: Answer) {
         match answer {
-            Answer::Read(Some(seen)) if seen.is_ours => {
-                self.state.etag = Some(seen.etag);
-                self.state.surprise = Surprise::Read;
+            Answer::Read(Some(found)) if found.is_ours => {
+                self.state.etag = Some(found.etag);
+                self.state.mismatch = Mismatch::Read;
             }
-            Answer::ConditionFailed if self.state.surprise == Surprise::None => {
-                self.state.surprise = Surprise::Unread;
-                self.state.again.at = now;
+            Answer::ConditionFailed if self.state.mismatch == Mismatch::None => {
+                self.state.mismatch = Mismatch::Unread;
+                self.state.next_try.at = now;
             }
-            // Who wrote what we cannot read was not us.
+            // A record that we cannot read was not written by us.
             Answer::Read(_) | Answer::Unreadable(_) | Answer::ConditionFailed => {
                 let why = "another pod has claimed the idempotency record".to_owned();
                 self.not_ours(Failure::Superseded(why.clone()), why);
@@ -411,45 +423,47 @@ impl Claim {
         }
     }
 
-    /// A write of ours may have come through unheard: then its eTag is a surprise again.
+    /// A write of ours may have succeeded although its answer was lost, so another eTag may be ours
+    /// again.
     fn may_be_written(&mut self) {
-        if self.state.surprise == Surprise::Read {
-            self.state.surprise = Surprise::None;
+        if self.state.mismatch == Mismatch::Read {
+            self.state.mismatch = Mismatch::None;
         }
     }
 
     fn failed(&mut self, now: Duration, why: String) {
         match self.state.phase {
-            // A permission may be given again while the work runs.
+            // A permission may be restored while the work runs.
             Phase::Held => {
-                self.state.again = self.state.again.after(now, LONGEST_PAUSE, &self.delivery);
-                self.state.refresh_at = self.state.again.at;
+                self.state.next_try =
+                    self.state.next_try.after_failure(now, MAX_PAUSE, &self.delivery);
+                self.state.refresh_at = self.state.next_try.at;
                 self.report(Report::RefreshFailed(why));
             }
-            Phase::Releasing => self.over(Milestone::Over(Err(Failure::Record(why)))),
-            Phase::Claiming | Phase::Looking { .. } | Phase::Recording | Phase::Over => {
+            Phase::Releasing => self.finish(Milestone::Finished(Err(Failure::Record(why)))),
+            Phase::Claiming | Phase::Reading { .. } | Phase::Recording | Phase::Done => {
                 self.retry(now, why);
             }
         }
     }
 
     fn not_ours(&mut self, failure: Failure, why: String) {
-        self.over(match self.state.phase {
+        self.finish(match self.state.phase {
             Phase::Held => Milestone::Lost(why),
             Phase::Claiming
-            | Phase::Looking { .. }
+            | Phase::Reading { .. }
             | Phase::Recording
             | Phase::Releasing
-            | Phase::Over => Milestone::Over(Err(failure)),
+            | Phase::Done => Milestone::Finished(Err(failure)),
         });
     }
 
-    /// Asks again after a while, but not for ever.
+    /// Schedules the next try, up to a limit.
     fn retry(&mut self, now: Duration, why: String) {
-        if self.state.again.failures == MOST_FAILURES {
-            return self.over(Milestone::Over(Err(Failure::Record(why))));
+        if self.state.next_try.failures == MAX_FAILURES {
+            return self.finish(Milestone::Finished(Err(Failure::Record(why))));
         }
-        self.state.again = self.state.again.after(now, LONGEST_PAUSE, &self.delivery);
+        self.state.next_try = self.state.next_try.after_failure(now, MAX_PAUSE, &self.delivery);
         self.report(Report::Retrying(why));
     }
 
@@ -457,13 +471,13 @@ impl Claim {
         self.reports.push_back(report);
     }
 
-    fn over(&mut self, milestone: Milestone) {
-        self.state.phase = Phase::Over;
+    fn finish(&mut self, milestone: Milestone) {
+        self.state.phase = Phase::Done;
         self.report(Report::Reached(milestone));
     }
 
-    fn ends(&mut self, milestone: Milestone) -> Next {
-        self.state.phase = Phase::Over;
+    fn finish_with(&mut self, milestone: Milestone) -> Next {
+        self.state.phase = Phase::Done;
         Next::Report(Report::Reached(milestone))
     }
 }
@@ -474,10 +488,10 @@ const SECOND: Duration = Duration::from_secs(1);
 const TRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest pause after a failed try.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// So often in a row a request may fail that the work waits for.
-const MOST_FAILURES: u32 = 8;
+/// How often in a row a request may fail while the work waits for it.
+const MAX_FAILURES: u32 = 8;
 
-/// How long until a record that is another pod's is looked at again.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long until another pod's record is read again.
+const MAX_WAIT: Duration = Duration::from_secs(10);

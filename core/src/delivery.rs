@@ -1,9 +1,9 @@
-//! 1 Received: one handing-out of a message by the queue.
+//! 1 Received: one delivery of a message by the queue.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-/// The queue's own name for a message; the same at every delivery.
+/// The queue's ID of a message; the same at every delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MessageId(String);
 
@@ -23,8 +23,8 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// The key to one delivery. Whoever holds it can extend, release or delete: so it has one owner,
-/// and is never printed.
+/// The key to one delivery, with which the message can be extended, released or deleted. So it has
+/// one owner and is never printed.
 #[derive(PartialEq, Eq)]
 pub struct ReceiptHandle(String);
 
@@ -33,7 +33,7 @@ impl ReceiptHandle {
         Self(handle.into())
     }
 
-    /// The handle itself, for the wire and for nothing else.
+    /// The handle itself, only for requests to the queue.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -45,7 +45,7 @@ impl fmt::Debug for ReceiptHandle {
     }
 }
 
-/// Which handing-out of which message.
+/// A message and the number of its delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     pub message_id: MessageId,
@@ -53,19 +53,19 @@ pub struct DeliveryId {
     pub receive_count: u32,
 }
 
-/// One handing-out of a message.
+/// One delivery of a message.
 #[derive(PartialEq, Eq)]
 pub struct Delivery {
     pub message_id: MessageId,
     pub receipt: ReceiptHandle,
     pub body: String,
-    /// How often the message has been received, this time included: 1 = first
-    /// (SQS's `ApproximateReceiveCount`).
+    /// How often the message has been received, including this time: 1 = first (SQS's
+    /// `ApproximateReceiveCount`).
     pub receive_count: u32,
     /// When it was sent, by the queue's clock (SQS's `SentTimestamp`).
     pub sent_at: Option<SystemTime>,
-    /// What the sender calls this piece of work (`--idempotency-key`, or SQS's
-    /// `MessageDeduplicationId` if the sender chose it).
+    /// The sender's key for this piece of work (`--idempotency-key`, or SQS's
+    /// `MessageDeduplicationId` if the sender set it).
     pub idempotency_key: Option<String>,
     /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
     pub traceparent: Option<String>,
@@ -77,7 +77,7 @@ impl Delivery {
     }
 }
 
-/// The body may be anybody's data: it is not printed either.
+/// The body may contain private data, so it is not printed either.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
@@ -87,16 +87,16 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A delivery and when it came to us.
+/// A delivery and when it was received.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     pub delivery: Delivery,
-    /// Just before the request that brought it was sent. SQS hid the message no earlier, so a lease
-    /// counted from here never outlasts SQS's own.
+    /// Just before the receive request was sent. SQS hid the message no earlier, so a lease counted
+    /// from here never outlasts SQS's own.
     pub asked_at: Duration,
     /// When the answer came; `--max-duration` counts from here.
     pub received_at: Duration,
-    /// What becomes of a message that keeps failing, as far as we may know it.
+    /// The queue's redrive policy, as far as it is known.
     pub redrive: Redrive,
 }
 
@@ -105,9 +105,9 @@ pub struct Received {
 pub enum Redrive {
     /// After `max_receive_count` receives the next one moves the message to `queue`.
     DeadLetter { max_receive_count: u32, queue: String },
-    /// The queue has none: a message that always fails is retried until its retention ends.
+    /// Not configured: a message that always fails is retried until its retention ends.
     None,
-    /// Not permitted to read it, or not answered: only words are lost.
+    /// Not permitted to read it, or no answer; only messages to the user lack it.
     Unknown,
 }
 

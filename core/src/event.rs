@@ -1,13 +1,13 @@
-//! 3 Routed: the names of events, those that S3 has and those that can be asked for.
+//! 3 Routed: the names of S3 events, and filters for them.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What S3 can be asked for (S3 API, `Event` of a notification configuration).
+/// The events of S3 (S3 API, `Event` of a notification configuration).
 ///
-/// A closed list, because a name with a typo would match nothing, and a message in which nothing is
-/// work is deleted. A name that S3 adds one day is covered by its family's `*`.
-const OF_S3: [&str; 31] = [
+/// A closed list, because a name with a typo would match nothing, and a message without work is
+/// deleted. The family's `*` covers names that S3 adds later.
+const S3_EVENTS: [&str; 31] = [
     "IntelligentTiering",
     "LifecycleExpiration:*",
     "LifecycleExpiration:Delete",
@@ -41,10 +41,10 @@ const OF_S3: [&str; 31] = [
     "Replication:OperationReplicatedAfterThreshold",
 ];
 
-/// What other stores can be asked for besides: MinIO ("Bucket notifications"), and Ceph ("S3 bucket
-/// notifications compatibility"). A message about one of these that nobody asked for is kept: only
-/// S3's own events are known to mean nothing.
-const OF_OTHER_STORES: [&str; 27] = [
+/// Further events of other stores: MinIO ("Bucket notifications"), and Ceph ("S3 bucket
+/// notifications compatibility"). A message about one of these that is not in `--events` is kept:
+/// only S3's own events are known to need no work.
+const OTHER_STORES_EVENTS: [&str; 27] = [
     "BucketCreated:*",
     "BucketRemoved:*",
     "LifecycleDelMarkerExpiration:Delete",
@@ -74,17 +74,16 @@ const OF_OTHER_STORES: [&str; 27] = [
     "Scanner:ManyVersions",
 ];
 
-/// MinIO files changes of what is said about an object under `ObjectCreated`. No object is created
-/// by them, and a job that tags its object would start itself again: they are work only where they
-/// are named.
-const NO_CREATIONS: [&str; 4] = [
+/// MinIO reports changes of an object's metadata as `ObjectCreated`. They create no object, and a
+/// job that tags its object would start itself again, so they are work only if they are named.
+const METADATA_CHANGES: [&str; 4] = [
     "ObjectCreated:DeleteTagging",
     "ObjectCreated:PutLegalHold",
     "ObjectCreated:PutRetention",
     "ObjectCreated:PutTagging",
 ];
 
-/// After these there is no object to fetch.
+/// After these events the object no longer exists.
 const REMOVALS: [&str; 5] = [
     "LifecycleDelMarkerExpiration:",
     "LifecycleExpiration:",
@@ -94,27 +93,27 @@ const REMOVALS: [&str; 5] = [
 ];
 
 fn known() -> impl Iterator<Item = &'static str> {
-    OF_S3.into_iter().chain(OF_OTHER_STORES)
+    S3_EVENTS.into_iter().chain(OTHER_STORES_EVENTS)
 }
 
-/// Is it an event of S3's (without `s3:`), perhaps a new one of a family that S3 has?
+/// Is it an S3 event (without `s3:`), or a new one of a known family?
 pub fn is_s3(event: &str) -> bool {
-    OF_S3.iter().any(|known| match known.split_once(':') {
-        Some((family, _)) => is_of(family, event),
+    S3_EVENTS.iter().any(|known| match known.split_once(':') {
+        Some((family, _)) => is_in_family(family, event),
         None => event == *known,
     })
 }
 
-/// `family:name`, and not the family alone.
-fn is_of(family: &str, event: &str) -> bool {
+/// Is it `family:name`, with a name?
+fn is_in_family(family: &str, event: &str) -> bool {
     event
         .strip_prefix(family)
         .and_then(|rest| rest.strip_prefix(':'))
         .is_some_and(|name| !name.is_empty())
 }
 
-/// What to say of an event that nobody knows. Quoted only if it looks like a name: the body may be
-/// anybody's data.
+/// The error for an unknown event. It is quoted only if it looks like a name: the body may contain
+/// private data.
 pub(super) fn unknown(event: &str) -> String {
     let looks_like_a_name = event.len() <= 64
         && event.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.".contains(&byte));
@@ -131,35 +130,35 @@ pub struct EventFilter(Vec<&'static str>);
 impl EventFilter {
     /// Is an event of this name (without `s3:`) work?
     pub fn is_work(&self, event: &str) -> bool {
-        self.0.iter().any(|asked| match asked.strip_suffix(":*") {
-            Some(family) => is_of(family, event) && !NO_CREATIONS.contains(&event),
-            None => event == *asked,
+        self.0.iter().any(|wanted| match wanted.strip_suffix(":*") {
+            Some(family) => is_in_family(family, event) && !METADATA_CHANGES.contains(&event),
+            None => event == *wanted,
         })
     }
 
     /// Can an event of this family (`ObjectCreated:*`) or name be work?
-    pub fn overlaps(&self, asked: &str) -> bool {
-        let family = asked.strip_suffix('*');
-        self.is_work(asked)
+    pub fn overlaps(&self, wanted: &str) -> bool {
+        let family = wanted.strip_suffix('*');
+        self.is_work(wanted)
             || family.is_some_and(|family| self.0.iter().any(|ours| ours.starts_with(family)))
     }
 
-    /// The events it asks for after which there is no object.
+    /// Its events after which the object no longer exists.
     pub fn removals(&self) -> impl Iterator<Item = &'static str> {
-        self.0.iter().copied().filter(|asked| {
+        self.0.iter().copied().filter(|wanted| {
             REMOVALS
                 .iter()
-                .any(|removal| asked.starts_with(removal) || *asked == "ObjectLifecycle:*")
+                .any(|removal| wanted.starts_with(removal) || *wanted == "ObjectLifecycle:*")
         })
     }
 
-    /// The first event that the other asks for and this does not.
+    /// The first event of `other` that this filter does not cover.
     pub fn first_not_covered(&self, other: &Self) -> Option<&'static str> {
-        other.0.iter().find(|asked| !self.is_work(asked)).copied()
+        other.0.iter().find(|wanted| !self.is_work(wanted)).copied()
     }
 }
 
-/// There is an object to work on: it was created, or it came back from an archive.
+/// Events after which an object can be fetched: it was created, or restored from an archive.
 impl Default for EventFilter {
     fn default() -> Self {
         Self(vec!["ObjectCreated:*", "ObjectRestore:Completed"])
@@ -181,8 +180,7 @@ pub enum BadEventFilter {
     Unknown { name: String, nearest: &'static str },
 }
 
-/// Names with commas between them, as people write them: with blanks, and perhaps a comma at the
-/// end.
+/// Names separated by commas, with optional blanks and an optional comma at the end.
 impl FromStr for EventFilter {
     type Err = BadEventFilter;
 
@@ -216,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_all_of_a_family_and_for_nothing_else() {
+    fn a_star_matches_every_name_of_its_family_only() {
         let created = filter("ObjectCreated:*").unwrap();
         for (event, is_work) in [
             ("ObjectCreated:Put", true),
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_reads_what_it_writes() {
+    fn a_filter_survives_a_round_trip_through_text() {
         assert_eq!(filter(&EventFilter::default().to_string()), Ok(EventFilter::default()));
         assert_eq!(
             filter(" s3:ObjectCreated:* ,\tObjectRestore:Completed"),
@@ -276,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn only_events_of_s3_are_known_to_mean_nothing() {
+    fn events_of_other_stores_are_not_s3_events() {
         for event in [
             "ObjectCreated:Put",
             "ObjectRemoved:NewSinceThisWasWritten",
@@ -299,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_no_object_is_work_only_by_its_name() {
+    fn metadata_changes_are_work_only_if_named() {
         assert!(filter("ObjectCreated:PutTagging").unwrap().is_work("ObjectCreated:PutTagging"));
         assert!(filter("ObjectAccessed:*").unwrap().is_work("ObjectAccessed:Get"));
     }
 
     #[test]
-    fn removals_are_told_from_what_can_be_fetched() {
+    fn removals_are_distinguished_from_events_with_an_object() {
         let removals = |list: &str| filter(list).unwrap().removals().collect::<Vec<_>>();
         assert_eq!(removals("ObjectCreated:*,ObjectRemoved:Delete"), ["ObjectRemoved:Delete"]);
         assert_eq!(removals("LifecycleExpiration:*"), ["LifecycleExpiration:*"]);

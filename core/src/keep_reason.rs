@@ -1,4 +1,4 @@
-//! 7 Judged: why a message is kept, and all that follows from it: one row a reason.
+//! 7 Judged: why a message is kept, and the consequences: one row for each reason.
 
 use std::fmt;
 
@@ -28,49 +28,50 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeepReason {
     NotANotification(String),
-    /// No command is for this message.
+    /// No command is configured for this message.
     NoJobType(String),
     FetchFailed(String),
     Unreadable(String),
     CommandNotStarted(String),
     CommandFailed(Exit),
-    /// The command said that this input will never work (`--permanent-exit-codes`).
+    /// The command reported that this input will never work (`--permanent-exit-codes`).
     Permanent(Exit),
-    /// The command said that it may work later (exit code 75).
+    /// The command reported that a later attempt may work (exit code 75).
     Temporary,
     PublishFailed(String),
-    /// What is done, or under way, could not be recorded (`--idempotency`).
+    /// The idempotency record could not be read or written (`--idempotency`).
     NotRecorded(String),
-    /// The work succeeded, but the queue did not take the delete.
+    /// The work succeeded, but the queue did not accept the delete.
     DeleteFailed(String),
-    /// Over `--max-duration`.
+    /// The work took longer than `--max-duration`.
     TimedOut,
     /// No output and no progress for `--stall-timeout`.
     Stalled,
-    /// The lease could not be proved any more while the work ran.
+    /// The lease could no longer be proved while the work ran.
     LeaseLost(String),
     /// The work succeeded, but the lease ended before the delete.
     LostAfterSuccess,
     /// Near SQS's ceiling of 12 hours.
     LeaseExhausted,
-    /// Near SQS's ceiling of 12 hours, and the next pod goes on from the checkpoint.
+    /// Near SQS's ceiling of 12 hours; the next pod resumes from the checkpoint.
     HandedOver,
-    /// We were leasehold was asked to stop.
+    /// leasehold was asked to stop.
     Stopped,
-    /// The work on this message panicked; nothing is wrong with the others.
+    /// The work on this message panicked; other messages are not affected.
     Panicked(String),
     ActorDied(Role),
 }
 
-/// All that follows from a reason.
+/// The consequences of a reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// Its name in logs, metrics and the termination message: from a closed set.
+    /// Its name in logs, metrics and the termination message; from a closed set.
     pub label: &'static str,
-    /// Of a run whose last kept message was kept for this reason (sysexits(3) where it has a word).
+    /// The exit code of a run whose last kept message has this reason (from sysexits(3) where one
+    /// fits).
     pub exit_code: u8,
     pub visible: Visible,
-    /// Is there no more sense in working for this pod?
+    /// Must this pod stop taking messages?
     pub ends_the_run: bool,
     pub severity: Severity,
 }
@@ -78,24 +79,24 @@ pub struct Row {
 /// When the message is visible again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Visible {
-    /// The next pod can go on, with twelve hours of its own.
+    /// The next pod can continue, with another twelve hours.
     AtOnce,
-    /// As `--on-stop` says.
+    /// Set by `--on-stop`.
     AfterStop,
-    /// Waiting makes nothing better, so the dead-letter queue may have it soon.
+    /// A longer wait does not help, so the message may go to the dead-letter queue soon.
     Soon,
     AfterBackoff,
-    /// When its visibility timeout has run out: it may be somebody else's by now.
+    /// When its visibility timeout has run out: another pod may already have it.
     ByItself,
 }
 
-/// What it is to whoever reads of it.
+/// How serious a reason is to the reader of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     Failure,
-    /// Nobody has to look at it.
+    /// Needs no attention.
     AsPlanned,
-    /// Of leasehold itself: somebody has to look at it.
+    /// A bug in leasehold: needs attention.
     Bug,
 }
 
@@ -107,7 +108,7 @@ impl KeepReason {
 
         let row = |label, exit_code, visible, ends_the_run, severity| Row { label, exit_code, visible, ends_the_run, severity };
         match self {
-            //                                label                exit  visible       ends   severity
+            // label exit visible ends severity
             Self::NotANotification(_)  => row("not_a_notification",  65, Soon,         false, Failure),
             Self::NoJobType(_)         => row("no_job_type",         65, Soon,         false, Failure),
             Self::FetchFailed(_)       => row("fetch_failed",        75, AfterBackoff, false, Failure),
@@ -163,7 +164,7 @@ impl fmt::Display for KeepReason {
             Self::LostAfterSuccess => {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")
             }
-            Self::LeaseExhausted => f.write_str("SQS hides a message for at most 12 hours after a receive, and that time is over"),
+            Self::LeaseExhausted => f.write_str("SQS hides a message for at most 12 hours after a receive, and that time has run out"),
             Self::HandedOver => {
                 f.write_str("SQS hides a message for at most 12 hours after a receive: the next pod resumes from the checkpoint")
             }

@@ -1,4 +1,4 @@
-//! 4 Held: what the owner of a lease does next.
+//! 4 Held: the state machine that owns a lease.
 //!
 //! ```text
 //!              verdict: keep
@@ -10,20 +10,20 @@
 //!        verdict: delete
 //! ```
 //!
-//! It extends the lease in time, also between the tries of a delete, and makes every call that
-//! takes the receipt handle, one after another: so a late extension cannot undo a release, and none
-//! is in flight when a release or a delete is sent.
+//! It extends the lease in time, also between tries of a delete. It makes every call with the
+//! receipt handle, one after another, so no extension is in flight when a release or delete is
+//! sent, and a late extension cannot undo a release.
 //!
-//! [`Keeper::handle`] takes what happened and calls nobody; [`Keeper::next`] says what to do now.
-//! Whoever carries it out hands in all that has happened before they ask what is next.
+//! [`Keeper::handle`] takes an input and makes no call; [`Keeper::next`] returns the next action.
+//! The caller passes in all pending inputs before it asks for the next action.
 //!
-//! Architecture invariant: a delete is sent from [`Keeper::next`] only, and only with the proof,
-//! before any stop, and while the lease is held.
+//! Architecture invariant: only [`Keeper::next`] sends a delete, and only with the proof of
+//! success, before any stop, and while the lease is held.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::backoff::{Again, FIRST_PAUSE};
+use super::backoff::{FIRST_PAUSE, NextTry};
 use super::delivery::DeliveryId;
 use super::keep_reason::KeepReason;
 use super::lease::Lease;
@@ -35,56 +35,55 @@ use super::verdict::{Completed, DeletePermit, Release, Return, Settlement, Verdi
 #[derive(Debug, Clone)]
 pub struct Keeper {
     delivery: DeliveryId,
-    /// The least that the lease is long when it is new.
+    /// The minimum length of a new lease.
     visibility: Duration,
     state: State,
-    /// What is not reported yet, in order.
+    /// Reports that are not yet sent, in order.
     reports: VecDeque<Report>,
 }
 
-/// All that changes.
+/// The mutable part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub lease: Lease,
     pub phase: Phase,
-    /// No delete is sent any more.
+    /// No more deletes are sent.
     pub withdrawn: bool,
-    /// When to say that SQS's ceiling is near; `None` once that was said.
+    /// When to report that SQS's ceiling is near; `None` once reported.
     pub halt_by: Option<Duration>,
-    /// After extensions that failed.
-    pub extend_again: Option<Again>,
-    /// The call that is out.
+    /// The next try after failed extensions.
+    pub extend_retry: Option<NextTry>,
+    /// The call in flight.
     pub call: Option<Call>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
-    /// There is no verdict, or the core has not yet heard that its last one could not be carried
-    /// out.
+    /// No verdict yet, or the core has not yet handled the failure of the last one.
     Holding,
     Deleting {
         completed: Completed,
         give_up_at: Duration,
-        again: Again,
+        next_try: NextTry,
     },
     Releasing {
         why: KeepReason,
         delay: Duration,
         give_up_at: Duration,
-        again: Again,
+        next_try: NextTry,
     },
-    /// Left to its visibility timeout.
+    /// Visible when its visibility timeout runs out.
     Expiring(KeepReason),
-    /// To be said at once.
+    /// To be reported next.
     Settled(Settlement),
-    /// That was said.
-    Over,
+    /// The settlement was reported.
+    Done,
 }
 
-/// A call that is out.
+/// A call in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// ChangeMessageVisibility to `by`, asked for at `asked_at`.
+    /// ChangeMessageVisibility to `by`, sent at `asked_at`.
     Extend {
         by: Duration,
         asked_at: Duration,
@@ -94,35 +93,35 @@ pub enum Call {
     Delete,
 }
 
-/// Something that happened.
+/// An input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     Verdict(Verdict),
-    /// The pod stops: no delete is sent from now on.
+    /// The pod is shutting down: send no more deletes.
     Withdraw,
-    /// To the call that [`Keeper::next`] asked for last.
+    /// The answer to the last call from [`Keeper::next`].
     Answered(Answer),
 }
 
-/// What the queue says to a call.
+/// The queue's answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     Accepted,
-    /// This delivery is over: expired, deleted or received again.
+    /// This delivery has ended: expired, deleted or received again.
     NotInFlight(String),
-    /// Hidden for 12 hours in all would be exceeded.
+    /// The call would exceed SQS's maximum of 12 hours.
     AtCeiling(String),
     /// Nothing was changed; the same call may succeed later.
     Failed(String),
-    /// No answer, or none that says whether something was changed.
+    /// No answer, or one that does not show whether something was changed.
     Unclear(String),
 }
 
-/// What to do now.
+/// The next action.
 #[derive(Debug)]
 pub enum Next {
-    /// Hide the message for `by`. Without an answer within `limit` the call is [`Answer::Unclear`];
-    /// so for all calls.
+    /// Hide the message for `by`. For every call, no answer within `limit` means
+    /// [`Answer::Unclear`].
     Extend {
         by: Duration,
         limit: Duration,
@@ -139,9 +138,9 @@ pub enum Next {
     /// To the supervisor.
     Report(Event),
     Observe(Observation),
-    /// The message is settled, and there is nothing more to do.
+    /// The message is settled; no further action follows.
     Settled(Settlement),
-    /// For an input, and if there is none, until then.
+    /// Wait for an input, at most until then.
     Wait {
         until: Option<Duration>,
     },
@@ -157,15 +156,15 @@ enum Report {
 }
 
 impl Keeper {
-    /// Takes the lease of a message, which is `visibility` long when it is new. The work has to be
-    /// halted `stop` before SQS's ceiling.
+    /// Takes the lease of a message; a new lease is `visibility` long. The work must be halted
+    /// `stop` before SQS's ceiling.
     pub fn new(delivery: DeliveryId, lease: Lease, visibility: Duration, stop: Duration) -> Self {
         let state = State {
             lease,
             phase: Phase::Holding,
             withdrawn: false,
             halt_by: Some(lease.halt_by(stop)),
-            extend_again: None,
+            extend_retry: None,
             call: None,
         };
         let mut keeper = Self { delivery, visibility, state, reports: VecDeque::new() };
@@ -177,13 +176,13 @@ impl Keeper {
         &self.state
     }
 
-    /// Something happened at `now`.
+    /// Handles an input at `now`.
     pub fn handle(&mut self, now: Duration, input: Input) {
         match input {
             Input::Withdraw => self.state.withdrawn = true,
-            // There is one already, or it is about another message.
+            // A verdict exists already, or this one is about another message.
             Input::Verdict(_) if self.state.phase != Phase::Holding => {}
-            Input::Verdict(Verdict::Delete(completed)) if !completed.is_of(&self.delivery) => {}
+            Input::Verdict(Verdict::Delete(completed)) if !completed.is_for(&self.delivery) => {}
             Input::Verdict(verdict) => self.judged(now, verdict),
             Input::Answered(answer) => match self.state.call.take() {
                 Some(Call::Extend { by, asked_at }) => {
@@ -196,7 +195,7 @@ impl Keeper {
         }
     }
 
-    /// What to do at `now`. While a call is out there is nothing else to do.
+    /// The next action at `now`. While a call is in flight, it is to wait.
     pub fn next(&mut self, now: Duration) -> Next {
         loop {
             if let Some(report) = self.reports.pop_front() {
@@ -211,9 +210,9 @@ impl Keeper {
             if self.state.call.is_some() {
                 return Next::Wait { until: None };
             }
-            let again_at = match &self.state.phase {
+            let due_at = match &self.state.phase {
                 Phase::Holding if self.is_exhausted(now) => {
-                    self.exhausted();
+                    self.report_exhausted();
                     continue;
                 }
                 Phase::Holding => self.state.halt_by,
@@ -226,53 +225,56 @@ impl Keeper {
                     self.not_deleted(NotDeleted::LeaseLost);
                     continue;
                 }
-                Phase::Deleting { again, .. } if again.at <= now => return self.delete(now),
-                Phase::Deleting { again, .. } => Some(again.at),
+                Phase::Deleting { next_try, .. } if next_try.at <= now => return self.delete(now),
+                Phase::Deleting { next_try, .. } => Some(next_try.at),
                 Phase::Releasing { why, .. } if !self.state.lease.is_held(now) => {
-                    // It may be somebody else's, and hiding it from them is not ours to do.
+                    // Another pod may have received it, and a release would act on that pod's
+                    // lease.
                     self.state.phase =
                         Phase::Settled(Settlement::Kept(why.clone(), Return::Unknown));
                     continue;
                 }
-                Phase::Releasing { delay, again, .. } if again.at <= now => {
+                Phase::Releasing { delay, next_try, .. } if next_try.at <= now => {
                     let delay = self.state.lease.release_delay(*delay, now);
                     return self.release(now, delay);
                 }
-                Phase::Releasing { again, .. } => return Next::Wait { until: Some(again.at) },
+                Phase::Releasing { next_try, .. } => {
+                    return Next::Wait { until: Some(next_try.at) };
+                }
                 Phase::Expiring(why) => {
                     self.state.phase =
-                        Phase::Settled(Settlement::Kept(why.clone(), self.runs_out(now)));
+                        Phase::Settled(Settlement::Kept(why.clone(), self.expiry(now)));
                     continue;
                 }
                 Phase::Settled(settlement) => {
                     let settlement = settlement.clone();
-                    self.state.phase = Phase::Over;
+                    self.state.phase = Phase::Done;
                     return Next::Settled(settlement);
                 }
-                Phase::Over => return Next::Wait { until: None },
+                Phase::Done => return Next::Wait { until: None },
             };
             let Some(extend_at) = self.extend_at() else { return Next::Wait { until: None } };
             if now < extend_at {
                 return Next::Wait {
-                    until: Some(again_at.map_or(extend_at, |at| at.min(extend_at))),
+                    until: Some(due_at.map_or(extend_at, |at| at.min(extend_at))),
                 };
             }
             if !self.state.lease.is_held(now) {
-                self.lose("it ended before it was extended".to_owned());
+                self.lose("it expired before it was extended".to_owned());
             } else if let Some(by) = self.state.lease.extension(now) {
                 self.state.call = Some(Call::Extend { by, asked_at: now });
-                return Next::Extend { by, limit: self.change_limit(now) };
+                return Next::Extend { by, limit: self.visibility_call_limit(now) };
             } else {
                 self.state.lease = self.state.lease.without_extensions();
-                self.state.extend_again = None;
+                self.state.extend_retry = None;
             }
         }
     }
 
-    /// When to extend next, or to see that the lease has ended; `None` if it is lost.
+    /// When to extend the lease next, or when it expires; `None` if it is lost.
     fn extend_at(&self) -> Option<Duration> {
-        let State { lease, extend_again, .. } = &self.state;
-        let extend_at = extend_again.map(|again| again.at).or(lease.extend_at());
+        let State { lease, extend_retry, .. } = &self.state;
+        let extend_at = extend_retry.map(|next_try| next_try.at).or(lease.extend_at());
         lease.expires_at().map(|expires_at| extend_at.unwrap_or(expires_at).min(expires_at))
     }
 
@@ -289,18 +291,18 @@ impl Keeper {
 
     fn release(&mut self, now: Duration, delay: Duration) -> Next {
         self.state.call = Some(Call::Release(delay));
-        Next::Release { delay, limit: self.change_limit(now) }
+        Next::Release { delay, limit: self.visibility_call_limit(now) }
     }
 
     fn judged(&mut self, now: Duration, verdict: Verdict) {
-        self.observe(Observation::LeaseLeft(self.state.lease.remaining(now)));
-        let again = Again { at: now, failures: 0 };
+        self.observe(Observation::LeaseRemaining(self.state.lease.remaining(now)));
+        let next_try = NextTry { at: now, failures: 0 };
         self.state.phase = match verdict {
             Verdict::Delete(completed) => {
-                Phase::Deleting { completed, give_up_at: now + self.visibility, again }
+                Phase::Deleting { completed, give_up_at: now + self.visibility, next_try }
             }
             Verdict::Keep(why, Release::After(delay)) => {
-                Phase::Releasing { why, delay, give_up_at: now + RELEASE_LIMIT, again }
+                Phase::Releasing { why, delay, give_up_at: now + RELEASE_LIMIT, next_try }
             }
             Verdict::Keep(why, Release::Expire) => Phase::Expiring(why),
         };
@@ -310,11 +312,11 @@ impl Keeper {
         match answer {
             Answer::Accepted if self.state.lease.is_held(now) => {
                 self.state.lease = self.state.lease.extended(asked_at, by);
-                self.state.extend_again = None;
+                self.state.extend_retry = None;
                 self.observe(Observation::Extend(ExtendResult::Extended));
                 self.report_lease();
             }
-            // Somebody else may have received the message in between; this answer does not tell.
+            // Another pod may have received the message in between; the answer does not show that.
             Answer::Accepted => {
                 self.lose("the extension was answered after the lease had ended".to_owned());
             }
@@ -322,20 +324,20 @@ impl Keeper {
             Answer::AtCeiling(_) => {
                 self.observe(Observation::Extend(ExtendResult::AtCeiling));
                 self.state.lease = self.state.lease.without_extensions();
-                self.state.extend_again = None;
-                self.exhausted();
+                self.state.extend_retry = None;
+                self.report_exhausted();
             }
             Answer::Failed(_) | Answer::Unclear(_) => {
                 self.observe(Observation::Extend(ExtendResult::Failed));
-                let again = self.state.extend_again.unwrap_or_default();
-                self.state.extend_again =
-                    Some(again.after(now, self.visibility / 6, &self.delivery));
+                let next_try = self.state.extend_retry.unwrap_or_default();
+                self.state.extend_retry =
+                    Some(next_try.after_failure(now, self.visibility / 6, &self.delivery));
             }
         }
     }
 
     fn delete_answered(&mut self, now: Duration, answer: Answer) {
-        let Phase::Deleting { completed, give_up_at, again } = &mut self.state.phase else {
+        let Phase::Deleting { completed, give_up_at, next_try } = &mut self.state.phase else {
             return;
         };
         match answer {
@@ -345,40 +347,43 @@ impl Keeper {
             }
             Answer::NotInFlight(_) => {
                 self.state.lease = self.state.lease.lost();
-                self.refused();
+                self.delete_refused();
             }
             Answer::AtCeiling(why) | Answer::Failed(why) | Answer::Unclear(why) => {
                 let gives_up = *give_up_at <= now;
-                *again = again.after(now, self.visibility / 3, &self.delivery);
+                *next_try = next_try.after_failure(now, self.visibility / 3, &self.delivery);
                 self.observe(Observation::Delete(DeleteResult::Failed));
                 if gives_up {
-                    self.keeps_holding(NotDeleted::GaveUp(why));
+                    self.hold_again(NotDeleted::GaveUp(why));
                 }
             }
         }
     }
 
-    /// What cannot be released runs out by itself; and so does what may have been released, because
-    /// a second release would act on the pod that received the message after the first.
+    /// A message that cannot be released becomes visible when its timeout ends. So does one that
+    /// may have been released, because a second release could act on the pod that received it after
+    /// the first.
     fn release_answered(&mut self, now: Duration, delay: Duration, answer: &Answer) {
-        let runs_out = self.runs_out(now);
-        let Phase::Releasing { why, give_up_at, again, .. } = &mut self.state.phase else { return };
-        let comes_back = match answer {
+        let expiry = self.expiry(now);
+        let Phase::Releasing { why, give_up_at, next_try, .. } = &mut self.state.phase else {
+            return;
+        };
+        let visible_again = match answer {
             Answer::Accepted => Return::After(delay),
             Answer::NotInFlight(_) => Return::Unknown,
-            Answer::AtCeiling(_) => runs_out,
-            Answer::Failed(_) if *give_up_at <= now => runs_out,
+            Answer::AtCeiling(_) => expiry,
+            Answer::Failed(_) if *give_up_at <= now => expiry,
             Answer::Failed(_) => {
-                *again = again.after(now, FIRST_PAUSE * 8, &self.delivery);
+                *next_try = next_try.after_failure(now, FIRST_PAUSE * 8, &self.delivery);
                 return;
             }
-            // After the lease, or after the delay if the queue heard of it.
+            // After the lease, or after the delay if the queue got the request.
             Answer::Unclear(_) => Return::Within(self.state.lease.remaining(now).max(delay)),
         };
-        self.state.phase = Phase::Settled(Settlement::Kept(why.clone(), comes_back));
+        self.state.phase = Phase::Settled(Settlement::Kept(why.clone(), visible_again));
     }
 
-    fn runs_out(&self, now: Duration) -> Return {
+    fn expiry(&self, now: Duration) -> Return {
         let lease = &self.state.lease;
         if lease.is_held(now) { Return::Within(lease.remaining(now)) } else { Return::Unknown }
     }
@@ -389,34 +394,34 @@ impl Keeper {
         self.report(Report::LeaseLost(why));
     }
 
-    /// Is SQS's ceiling near, of a lease that is not lost?
+    /// Is SQS's ceiling near, for a lease that is not lost?
     fn is_exhausted(&self, now: Duration) -> bool {
         self.state.halt_by.is_some_and(|at| at <= now) && self.state.lease.expires_at().is_some()
     }
 
-    /// To be said once.
-    fn exhausted(&mut self) {
+    /// Reports it once.
+    fn report_exhausted(&mut self) {
         if self.state.halt_by.take().is_some() {
             self.report(Report::LeaseExhausted);
         }
     }
 
-    fn refused(&mut self) {
+    fn delete_refused(&mut self) {
         self.observe(Observation::Delete(DeleteResult::Refused));
-        self.keeps_holding(NotDeleted::LeaseLost);
+        self.hold_again(NotDeleted::LeaseLost);
     }
 
-    /// The delete is not sent.
+    /// Does not send the delete.
     fn not_deleted(&mut self, why: NotDeleted) {
         self.observe(Observation::Delete(match why {
             NotDeleted::Withdrawn => DeleteResult::Withdrawn,
             NotDeleted::LeaseLost | NotDeleted::GaveUp(_) => DeleteResult::LeaseLost,
         }));
-        self.keeps_holding(why);
+        self.hold_again(why);
     }
 
-    /// What becomes of the message then is for the core to say.
-    fn keeps_holding(&mut self, why: NotDeleted) {
+    /// The core then decides about the message.
+    fn hold_again(&mut self, why: NotDeleted) {
         self.state.phase = Phase::Holding;
         self.report(Report::NotDeleted(why));
     }
@@ -435,19 +440,19 @@ impl Keeper {
         self.report(Report::Observation(observation));
     }
 
-    /// Not waited for past the lease's end: by then the answer tells nothing.
-    fn change_limit(&self, now: Duration) -> Duration {
+    /// At most until the lease ends: a later answer proves nothing.
+    fn visibility_call_limit(&self, now: Duration) -> Duration {
         self.try_limit().min(self.state.lease.remaining(now))
     }
 
     /// No single try may use up the time of the next extension.
     fn try_limit(&self) -> Duration {
-        LONGEST_TRY.min(self.visibility / 3)
+        MAX_TRY.min(self.visibility / 3)
     }
 }
 
 /// The longest a single call may take.
-const LONGEST_TRY: Duration = Duration::from_secs(5);
+const MAX_TRY: Duration = Duration::from_secs(5);
 
-/// How long a release is retried; what is left then runs out by itself.
+/// How long a release is retried; after that, the visibility timeout runs out.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);

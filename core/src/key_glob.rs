@@ -7,8 +7,8 @@ use globset::GlobBuilder;
 use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
 
-/// A pattern for a whole key: `*` and `?` stand for what is within one folder, `**` for folders,
-/// `[a-z]` for one character, `{a,b}` for either. A backslash takes the next character as it is.
+/// A pattern for a whole key: `*` and `?` match within one folder, `**` matches folders, `[a-z]`
+/// one character, `{a,b}` either. A backslash escapes the next character.
 #[derive(Clone)]
 pub struct KeyGlob {
     glob: String,
@@ -21,9 +21,9 @@ impl KeyGlob {
     }
 }
 
-/// globset reads the pattern and translates it. It matches bytes, though (a path is not always
-/// text), so that its `?` is half of an `é`. A key is text: the translation is compiled for
-/// characters instead.
+/// globset translates the pattern to a regex. It matches bytes, because a path is not always text,
+/// so its `?` matches half of an `é`. A key is text, so the regex is compiled for characters
+/// instead.
 impl FromStr for KeyGlob {
     type Err = String;
 
@@ -42,7 +42,7 @@ impl FromStr for KeyGlob {
     }
 }
 
-/// `\xc3\xa9`, which is how globset writes the bytes of an `é`, as `é`.
+/// Replaces escaped bytes by their characters: globset writes an `é` as `\xc3\xa9`.
 fn for_characters(regex: &str) -> String {
     let mut written = Vec::with_capacity(regex.len());
     let mut rest = regex.as_bytes();
@@ -52,7 +52,7 @@ fn for_characters(regex: &str) -> String {
                 written.push(byte);
                 &digits[2..]
             }
-            // An escaped backslash begins nothing.
+            // An escaped backslash does not begin an escaped byte.
             [b'\\', escaped, rest @ ..] => {
                 written.extend([b'\\', *escaped]);
                 rest
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_mean_what_people_write() {
+    fn patterns_match_whole_keys() {
         for (glob, key, matches) in [
             ("**/*.csv", "a.csv", true),
             ("**/*.csv", "in/b/a.csv", true),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_is_one_whatever_its_bytes() {
+    fn a_question_mark_matches_one_character_of_any_length() {
         for (glob, key, matches) in [
             ("in/?.csv", "in/é.csv", true),
             ("in/?.csv", "in/éé.csv", false),

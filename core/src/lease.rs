@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// SQS hides a message for at most 12 hours from its receive, extensions included; a request that
-/// would pass this is refused, not shortened (AWS, "Amazon SQS visibility timeout").
+/// SQS hides a message for at most 12 hours from its receive, extensions included. It refuses a
+/// request beyond that instead of shortening it (AWS, "Amazon SQS visibility timeout").
 pub const CEILING: Duration = Duration::from_hours(12);
 
-/// How a lease is kept while the work runs.
+/// How a lease is held while the work runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
     /// A short lease, extended at each third of it.
@@ -20,16 +20,16 @@ pub enum Strategy {
 pub struct Lease {
     strategy: Strategy,
     visibility: Duration,
-    /// How long the message may be hidden in all.
+    /// How long the message may be hidden in total.
     ceiling: Duration,
     asked_at: Duration,
     extend_at: Option<Duration>,
-    /// `None` once lost: it is never trusted again, whatever the queue says later.
+    /// `None` once lost: a lost lease is never trusted again, whatever the queue answers later.
     expires_at: Option<Duration>,
 }
 
 impl Lease {
-    /// The lease that a receive gives: `visibility` long, counted from before we asked for it.
+    /// The lease from a receive: `visibility` long, counted from before the request.
     #[must_use]
     pub fn taken(strategy: Strategy, visibility: Duration, asked_at: Duration) -> Self {
         let extend_at = match strategy {
@@ -40,14 +40,14 @@ impl Lease {
         Self { strategy, visibility, ceiling: CEILING, asked_at, extend_at, expires_at }
     }
 
-    /// The same with another ceiling than SQS's, for a rehearsal.
+    /// The same lease with another ceiling than SQS's, for a rehearsal.
     #[must_use]
     pub fn with_ceiling(self, ceiling: Duration) -> Self {
         Self { ceiling, ..self }
     }
 
-    /// The same, to be extended by `visibility`. If that is not what the receive gave, the first
-    /// extension is due at once.
+    /// The same lease, to be extended by `visibility`. If the receive gave another length, the
+    /// first extension is due immediately.
     #[must_use]
     pub fn extended_by(self, visibility: Duration) -> Self {
         match self.strategy {
@@ -58,12 +58,12 @@ impl Lease {
         }
     }
 
-    /// When to ask for the next extension; `None` if none is due any more.
+    /// When to request the next extension; `None` if no more are due.
     pub fn extend_at(&self) -> Option<Duration> {
         self.extend_at
     }
 
-    /// From here on the message may be somebody else's; `None` once it is lost.
+    /// From then on another pod may have the message; `None` once it is lost.
     pub fn expires_at(&self) -> Option<Duration> {
         self.expires_at
     }
@@ -73,20 +73,19 @@ impl Lease {
         self.expires_at.is_some_and(|expires_at| now < expires_at)
     }
 
-    /// How long it lasts if nobody extends it.
+    /// How long it lasts without another extension.
     pub fn remaining(&self, now: Duration) -> Duration {
         self.expires_at.unwrap_or_default().saturating_sub(now)
     }
 
-    /// When work has to be halted for its end, which may take as long as `stop`, to come before
-    /// SQS's ceiling.
+    /// When to halt the work, so that it ends before SQS's ceiling even if it takes `stop` to end.
     pub fn halt_by(&self, stop: Duration) -> Duration {
         (self.asked_at + self.ceiling).saturating_sub(ON_ITS_WAY + stop)
     }
 
-    /// The visibility timeout to ask for at `now`, in whole seconds; `None` when it would not
-    /// lengthen the lease: SQS's ceiling is near, or a fixed length is less than what the receive
-    /// gave. Only the first extension of a job type whose leases are shorter shortens it.
+    /// The visibility timeout to request at `now`, in whole seconds; `None` if it would not
+    /// lengthen the lease: SQS's ceiling is near, or a fixed length is less than the receive gave.
+    /// Only the first extension of a job type with shorter leases shortens it.
     pub fn extension(&self, now: Duration) -> Option<Duration> {
         let want = match self.strategy {
             Strategy::Heartbeat => self.visibility,
@@ -98,14 +97,14 @@ impl Lease {
         self.expires_at.is_some_and(|expires_at| now + ask > expires_at || shortens).then_some(ask)
     }
 
-    /// `delay` as far as SQS allows it at `now`, in whole seconds, rounded up.
+    /// `delay`, in whole seconds rounded up, at most what SQS allows at `now`.
     pub fn release_delay(&self, delay: Duration, now: Duration) -> Duration {
         let whole = Duration::from_secs(delay.as_secs() + u64::from(delay.subsec_nanos() > 0));
         whole.min(self.room(now))
     }
 
-    /// The extension asked for at `asked_at` was accepted. It counts from when we asked, not from
-    /// when the answer came: we never believe that we hold the message for longer than SQS does.
+    /// The extension requested at `asked_at` was accepted. It counts from the request, not from the
+    /// answer, so a pod never assumes a longer lease than SQS does.
     #[must_use]
     pub fn extended(&self, asked_at: Duration, by: Duration) -> Self {
         let extend_at = match self.strategy {
@@ -115,7 +114,7 @@ impl Lease {
         Self { extend_at, expires_at: Some(asked_at + by), ..*self }
     }
 
-    /// No further extension is asked for: what is left is all there is.
+    /// The same lease, not extended again.
     #[must_use]
     pub fn without_extensions(&self) -> Self {
         Self { extend_at: None, ..*self }
@@ -126,14 +125,14 @@ impl Lease {
         Self { extend_at: None, expires_at: None, ..*self }
     }
 
-    /// What SQS would still accept, in whole seconds.
+    /// The longest visibility timeout that SQS would still accept, in whole seconds.
     fn room(&self, now: Duration) -> Duration {
         let room = self.ceiling.saturating_sub(now.saturating_sub(self.asked_at) + ON_ITS_WAY);
         Duration::from_secs(room.as_secs())
     }
 }
 
-/// How long a request may be on its way.
+/// How long a request may take to reach SQS.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -153,14 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn an_extension_counts_from_when_it_was_asked_for() {
+    fn an_extension_counts_from_its_request() {
         let lease = heartbeat().extended(50 * S, 120 * S);
         assert!(lease.is_held(170 * S - Duration::from_nanos(1)));
         assert!(!lease.is_held(170 * S));
     }
 
     #[test]
-    fn nothing_past_twelve_hours_is_asked_for() {
+    fn no_extension_beyond_twelve_hours_is_requested() {
         let mut lease = heartbeat();
         let mut asked = 0;
         while let Some(at) = lease.extend_at() {
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_lease_is_extended_once_and_at_once() {
+    fn a_fixed_lease_is_extended_once_and_immediately() {
         let lease = Lease::taken(Strategy::Fixed(640 * S), 120 * S, 10 * S);
         assert_eq!(lease.extend_at(), Some(10 * S));
         assert_eq!(lease.extension(11 * S), Some(640 * S));
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_another_length_than_the_receive_gave_is_asked_for_at_once() {
+    fn another_length_than_the_receive_gave_is_requested_immediately() {
         for length in [30 * S, 600 * S] {
             let lease = heartbeat().extended_by(length);
             assert_eq!((lease.extend_at(), lease.expires_at()), (Some(10 * S), Some(130 * S)));

@@ -1,9 +1,9 @@
 //! The core: values and decisions, in the order of one message's journey.
 //!
-//! Architecture invariant: nothing in here waits, reads a clock, touches the world or knows that it
-//! is run by actors. A point in time is a [`Duration`](std::time::Duration) since the run began
-//! (its name ends in `_at`), handed in by whoever owns the clock; so every decision can be tabled,
-//! searched and replayed.
+//! Architecture invariant: nothing in this crate waits, reads a clock, does input or output or
+//! knows about actors. A point in time is a [`Duration`](std::time::Duration) since the run began
+//! (its name ends in `_at`), passed in by the caller. So tests can tabulate, search and replay
+//! every decision.
 
 pub mod backoff;
 pub mod claim;

@@ -1,4 +1,4 @@
-//! 6 The journey: what an event means now.
+//! 6 The journey: how each event changes the state of a run.
 //!
 //! ```text
 //! Receiving ──Received──► Processing ──Processed──► Settling ──Settled──► Receiving again, or Done
@@ -8,8 +8,8 @@
 //!     └──────► Done        Halting ────────────────────┘
 //! ```
 //!
-//! Architecture invariant: every event has an answer in every phase, written out; an event that
-//! comes late or twice changes nothing.
+//! Architecture invariant: every phase handles every event explicitly; an event that comes late or
+//! twice changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,23 +25,23 @@ use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, r
 use super::run_outcome::{ReceiveFailure, RunOutcome};
 use super::verdict::{Completed, Completion, Return, Settlement, Verdict};
 
-/// What is decided before the first event and never changes.
+/// The decisions that are made before the first event and never change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     pub selection: Selection,
-    /// Is a body that is no S3 notification work as it is?
+    /// Is a body that is not an S3 notification work?
     pub accept_raw: bool,
     pub job_types: Vec<JobType>,
-    /// For messages of no job type; without it they are kept.
+    /// For messages without a job type; if `None`, they are kept.
     pub task: Option<Arc<Task>>,
     pub limits: Limits,
     pub max_messages: u32,
-    /// A FIFO queue keeps the rest of a group waiting behind a kept message: this pod leaves then.
+    /// A kept message blocks the rest of its group on a FIFO queue, so this pod exits after it.
     pub fifo: bool,
 }
 
 impl Policy {
-    /// What a message with this body is, and within which limits it is held.
+    /// The assignment for a message with this body, and the limits for holding it.
     fn assign(&self, body: String) -> (Assignment, Limits) {
         let routed = match parse(&body) {
             Ok(notification) => route(notification, &self.selection),
@@ -60,7 +60,7 @@ impl Policy {
             Ok(Some(job_type)) => (Ok(job_type.task.clone()), &job_type.limits),
             Ok(None) => {
                 let none = || {
-                    "no job type matches it, and there is no COMMAND for other messages".to_owned()
+                    "no job type matches it, and no COMMAND is set for other messages".to_owned()
                 };
                 (self.task.clone().ok_or_else(none), &self.limits)
             }
@@ -73,38 +73,37 @@ impl Policy {
         (assignment, limits.clone())
     }
 
-    /// All that may be run.
+    /// All tasks that this policy can run.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.task.iter().chain(self.job_types.iter().map(|it| &it.task))
     }
 }
 
-/// Something that happened.
+/// An event in the run.
 #[derive(Debug, PartialEq)]
 pub enum Event {
     Received(Box<Received>),
     QueueEmpty,
     ReceiveFailed(ReceiveFailure),
-    /// The queue has said what becomes of a message that keeps failing. A message need not wait for
-    /// that.
+    /// The queue's redrive policy is known. Work does not wait for this.
     RedriveKnown(Redrive),
-    /// The work goes on from a checkpoint, after earlier deliveries worked so long.
+    /// The work resumes from a checkpoint; earlier deliveries worked this long.
     Resumed(Duration),
-    /// The command says how far it is.
+    /// The command reported progress.
     Progressed(Progress),
-    /// The command printed nothing and made no progress for as long as `--stall-timeout`.
+    /// The command printed nothing and reported no progress for `--stall-timeout`.
     Stalled,
     Processed(Box<Processed>),
-    /// The lease lasts until then, on the run's clock, and longer than before.
+    /// The lease is new or was extended, and lasts until this time on the run's clock.
     Held(Duration),
-    /// The lease cannot be proved any more.
+    /// The lease can no longer be proved.
     LeaseLost(String),
-    /// SQS's ceiling of 12 hours is near: the lease cannot be extended any more.
+    /// SQS's ceiling of 12 hours is near: the lease can no longer be extended.
     LeaseExhausted,
     Settled(Settlement),
     NotDeleted(NotDeleted),
     StopRequested,
-    /// What [`Effect::Await`] asked for did not happen in time.
+    /// An [`Effect::Await`] timed out.
     Overdue(Limit),
     ActorDied(Role),
 }
@@ -117,79 +116,78 @@ pub struct Processed {
 }
 
 impl Processed {
-    /// Of work of which nothing else is known.
+    /// Failed work without further facts.
     pub fn failed(failure: Failure) -> Self {
         Self { outcome: Outcome::Failed(failure), work: WorkRecord::default() }
     }
 }
 
-/// A message that was to be deleted is still there.
+/// Why a delete failed or was not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotDeleted {
     /// A stop came first.
     Withdrawn,
-    /// The lease ended first, or the queue says so.
+    /// The lease ended first, by our clock or by the queue's answer.
     LeaseLost,
     /// The queue kept failing.
     GaveUp(String),
 }
 
-/// Something wished for.
+/// An action for the actors to carry out.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
     Poll,
-    /// Ask for no further message; the answer to the last request is still awaited.
+    /// Send no further receive request; still wait for the answer to the last one.
     StopPolling,
     Hold(Box<Hold>),
     Process(Box<Work>),
-    /// End the command, and begin nothing more. What has succeeded is still published, within the
-    /// grace.
+    /// End the command and start no other. Results of successful work are still published, within
+    /// the stop grace.
     Halt,
-    /// Publish nothing more: nobody can prove any more that the message is ours.
+    /// Publish nothing more: the lease can no longer be proved.
     AbortPublish,
     Settle(Verdict),
-    /// The stop has begun: issue no delete any more, retry none, and settle within the reserve.
+    /// Shutdown has begun: send and retry no more deletes, and settle within the reserve.
     Withdraw,
     Await(Limit),
-    /// The work that is awaited has only so much time left.
+    /// The awaited work has only this much time remaining.
     Shorten(Duration),
     Report(Report),
-    /// The message is deleted: what was saved for another delivery of it is of no use any more.
+    /// The message is deleted, so its checkpoints are no longer needed.
     DropCheckpoints(Arc<Subject>, Arc<Task>),
-    Leave(RunOutcome),
+    EndRun(RunOutcome),
 }
 
-/// What has a limit in time. At most one of them runs.
+/// A timeout. At most one runs at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// `--max-duration`, from the receive.
     Work,
-    /// The Processor was told to halt.
+    /// From [`Effect::Halt`] until the Processor ends the work.
     Halt,
-    /// The message is to be released, and the pod is waiting to leave.
+    /// The pod is exiting and waits for the message to be settled.
     Settle,
-    /// The last request for a message is out, and the pod is waiting to leave.
+    /// The pod is exiting and waits for the answer to its last receive request.
     LastPoll,
 }
 
-/// The lease that is to be held.
+/// The lease to hold.
 #[derive(Debug, PartialEq)]
 pub struct Hold {
     pub delivery: DeliveryId,
     pub receipt: ReceiptHandle,
-    /// Just before the request that brought the message was sent.
+    /// Just before the receive request for this message was sent.
     pub asked_at: Duration,
     pub limits: Limits,
 }
 
-/// What the Processor is to do.
+/// Work for the Processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Work {
     pub subject: Arc<Subject>,
     pub content: Content,
     pub task: Arc<Task>,
-    /// Length of the message's lease with
-    /// [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
+    /// The length of the lease with [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
     pub visibility: Duration,
     pub stop_grace: Duration,
     /// When the work will be halted, on the run's clock.
@@ -205,53 +203,53 @@ pub struct Job {
     remaining: u32,
     /// The last message that was kept, if any.
     kept: Option<KeepReason>,
-    leaving: Option<Leaving>,
+    exiting: Option<Exiting>,
 }
 
-/// Where the journey is.
+/// The current step of the journey.
 #[derive(Debug, Clone)]
 enum Phase {
     Receiving,
     Processing(InFlight),
-    /// The work is being ended; why the message is kept is decided.
+    /// The work is being ended; the message will be kept for this reason.
     Halting(InFlight, KeepReason),
-    /// The verdict is given; why the message counts as kept should no answer come.
+    /// The verdict is sent; without an answer, the message counts as kept for this reason.
     Settling(InFlight, KeepReason),
     Done,
 }
 
-/// The run ends after this message, for a reason of its own.
+/// Why the run ends after this message, independent of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaving {
+enum Exiting {
     Stopped,
     ActorDied(Role),
 }
 
-/// The message that is in flight for us.
+/// The message in flight.
 #[derive(Debug, Clone)]
 struct InFlight {
     subject: Arc<Subject>,
     /// `--max-duration` counts from here.
     received_at: Duration,
-    /// The task, if the next delivery can go on where this one ends.
+    /// The task, if the next delivery can resume from a checkpoint.
     checkpointed: Option<Arc<Task>>,
     limits: Limits,
     progress: Option<Progress>,
     work: WorkRecord,
-    /// When the verdict was first given.
+    /// When the first verdict was sent.
     judged_at: Option<Duration>,
-    /// Was it reported that the message will not be deleted?
+    /// Was [`Report::Releasing`] sent?
     releasing: bool,
 }
 
-/// What a message is to us.
+/// What to do with a message.
 enum Assignment {
     Work(Content, Arc<Task>),
     NothingToDo(NoWorkReason),
     Keep(KeepReason, Vec<Record>),
 }
 
-/// What comes after an event.
+/// The result of an event.
 #[must_use]
 #[derive(Debug)]
 pub struct Step {
@@ -260,22 +258,22 @@ pub struct Step {
 }
 
 impl Job {
-    /// A run begins by asking for a message.
+    /// Starts a run by requesting a message.
     pub fn start(policy: Policy) -> Step {
         let job = Self {
             remaining: policy.max_messages,
             policy,
             phase: Phase::Receiving,
             kept: None,
-            leaving: None,
+            exiting: None,
         };
         Step { job, effects: vec![Effect::Poll] }
     }
 
-    /// What `event`, which happened at `now` on the run's clock, means.
+    /// Handles `event`, which happened at `now` on the run's clock.
     pub fn step(self, now: Duration, event: Event) -> Step {
-        let Self { policy, phase, remaining, kept, leaving } = self;
-        let run = Run { policy, remaining, kept, leaving, now };
+        let Self { policy, phase, remaining, kept, exiting } = self;
+        let run = Run { policy, remaining, kept, exiting, now };
         match phase {
             Phase::Receiving => run.receiving(event),
             Phase::Processing(current) => run.processing(current, event),
@@ -285,7 +283,7 @@ impl Job {
         }
     }
 
-    /// The phase's name, for logs and for the table of all steps.
+    /// The phase's name, for logs and the table of all steps.
     pub fn phase(&self) -> &'static str {
         match self.phase {
             Phase::Receiving => "Receiving",
@@ -296,8 +294,8 @@ impl Job {
         }
     }
 
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.is_some()
+    pub fn is_exiting(&self) -> bool {
+        self.exiting.is_some()
     }
 }
 
@@ -306,30 +304,30 @@ struct Run {
     policy: Policy,
     remaining: u32,
     kept: Option<KeepReason>,
-    leaving: Option<Leaving>,
+    exiting: Option<Exiting>,
     now: Duration,
 }
 
 impl Run {
-    /// A request for a message is out.
+    /// A receive request is in flight.
     fn receiving(mut self, event: Event) -> Step {
         match event {
             Event::Received(received) => self.received(*received),
-            Event::ReceiveFailed(failure) if self.leaving.is_none() => {
-                self.leave(Some(RunOutcome::ReceiveFailed(failure)))
+            Event::ReceiveFailed(failure) if self.exiting.is_none() => {
+                self.end_run(Some(RunOutcome::ReceiveFailed(failure)))
             }
-            // Whoever is stopping did not want a message any more.
+            // While exiting, no message was wanted.
             Event::QueueEmpty | Event::ReceiveFailed(_) | Event::Overdue(Limit::LastPoll) => {
-                self.leave(None)
+                self.end_run(None)
             }
-            Event::StopRequested if self.leaving.is_none() => self.last_poll(Leaving::Stopped),
-            Event::ActorDied(role @ Role::Processor) if self.leaving.is_none() => {
-                self.last_poll(Leaving::ActorDied(role))
+            Event::StopRequested if self.exiting.is_none() => self.last_poll(Exiting::Stopped),
+            Event::ActorDied(role @ Role::Processor) if self.exiting.is_none() => {
+                self.last_poll(Exiting::ActorDied(role))
             }
-            // Nobody is left to report a message, or to release one.
+            // Without these actors, no message can be received or released.
             Event::ActorDied(role @ (Role::Receiver | Role::VisibilityHeartbeat)) => {
-                self.leaving = Some(Leaving::ActorDied(role));
-                self.leave(None)
+                self.exiting = Some(Exiting::ActorDied(role));
+                self.end_run(None)
             }
             Event::StopRequested
             | Event::RedriveKnown(_)
@@ -363,7 +361,9 @@ impl Run {
                     vec![Effect::Report(Report::Progressed(Box::new(progressed)))],
                 )
             }
-            Event::RedriveKnown(redrive) => self.stay(Phase::Processing(current.redriven(redrive))),
+            Event::RedriveKnown(redrive) => {
+                self.stay(Phase::Processing(current.with_redrive(redrive)))
+            }
             Event::Held(until) => {
                 let held = current.held(until.saturating_sub(self.now));
                 self.go(Phase::Processing(current), vec![held])
@@ -384,19 +384,19 @@ impl Run {
             Event::LeaseExhausted => self.halt(current, KeepReason::LeaseExhausted),
             Event::Overdue(Limit::Work) => self.halt(current, KeepReason::TimedOut),
             Event::StopRequested => {
-                self.leaving = Some(Leaving::Stopped);
+                self.exiting = Some(Exiting::Stopped);
                 self.halt(current, KeepReason::Stopped)
             }
             Event::ActorDied(role @ Role::Processor) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.keep(current, KeepReason::ActorDied(role))
             }
             Event::ActorDied(role @ Role::Receiver) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.halt(current, KeepReason::ActorDied(role))
             }
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.halt(current, KeepReason::ActorDied(role)).and_abort_publish()
             }
             Event::Received(_)
@@ -409,39 +409,39 @@ impl Run {
         }
     }
 
-    /// The work is being ended: a command by TERM, and what has succeeded by being published.
-    /// Whatever it says from now on, the message is kept.
+    /// The work is being ended: a running command gets TERM, and results of successful work are
+    /// published. The message is kept, whatever the outcome.
     fn halting(mut self, mut current: InFlight, why: KeepReason, event: Event) -> Step {
         match event {
             Event::Processed(processed) => {
                 current.processed(processed.work);
                 self.keep(current, why)
             }
-            // A Processor that does not answer is as good as dead: it gets no further message.
+            // A Processor that does not answer is treated as dead: it gets no further message.
             Event::Overdue(Limit::Halt) => {
-                self.leaving = self.leaving.or(Some(Leaving::ActorDied(Role::Processor)));
+                self.exiting = self.exiting.or(Some(Exiting::ActorDied(Role::Processor)));
                 self.keep(current, why)
             }
             Event::ActorDied(role @ Role::Processor) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.keep(current, why)
             }
-            // The reason changes, because nobody is left who could release the message.
+            // The reason changes, because no other actor can release the message.
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.stay(Phase::Halting(current, KeepReason::ActorDied(role))).and_abort_publish()
             }
             Event::LeaseLost(_) => self.stay(Phase::Halting(current, why)).and_abort_publish(),
             Event::ActorDied(role @ Role::Receiver) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.stay(Phase::Halting(current, why))
             }
             Event::StopRequested => {
-                self.leaving = self.leaving.or(Some(Leaving::Stopped));
+                self.exiting = self.exiting.or(Some(Exiting::Stopped));
                 self.stay(Phase::Halting(current, why))
             }
             Event::RedriveKnown(redrive) => {
-                self.stay(Phase::Halting(current.redriven(redrive), why))
+                self.stay(Phase::Halting(current.with_redrive(redrive), why))
             }
             Event::Held(until) => {
                 let held = current.held(until.saturating_sub(self.now));
@@ -461,43 +461,43 @@ impl Run {
         }
     }
 
-    /// The VisibilityHeartbeat deletes the message or lets it go.
+    /// The VisibilityHeartbeat deletes or releases the message.
     fn settling(mut self, current: InFlight, unsettled: KeepReason, event: Event) -> Step {
         match event {
             Event::Settled(settlement) => self.settled(current, settlement),
             Event::RedriveKnown(redrive) => {
-                self.stay(Phase::Settling(current.redriven(redrive), unsettled))
+                self.stay(Phase::Settling(current.with_redrive(redrive), unsettled))
             }
             Event::NotDeleted(NotDeleted::Withdrawn) => {
-                let why = match self.leaving {
-                    Some(Leaving::ActorDied(role)) => KeepReason::ActorDied(role),
-                    Some(Leaving::Stopped) | None => KeepReason::Stopped,
+                let why = match self.exiting {
+                    Some(Exiting::ActorDied(role)) => KeepReason::ActorDied(role),
+                    Some(Exiting::Stopped) | None => KeepReason::Stopped,
                 };
-                self.keep_after_all(current, why)
+                self.keep_instead(current, why)
             }
             Event::NotDeleted(NotDeleted::LeaseLost) => {
-                self.keep_after_all(current, KeepReason::LostAfterSuccess)
+                self.keep_instead(current, KeepReason::LostAfterSuccess)
             }
             Event::NotDeleted(NotDeleted::GaveUp(why)) => {
-                self.keep_after_all(current, KeepReason::DeleteFailed(why))
+                self.keep_instead(current, KeepReason::DeleteFailed(why))
             }
             Event::Overdue(Limit::Settle) => {
                 self.settled(current, Settlement::Kept(unsettled, Return::Unknown))
             }
             Event::ActorDied(role @ Role::VisibilityHeartbeat) => {
-                self.leaving = Some(Leaving::ActorDied(role));
+                self.exiting = Some(Exiting::ActorDied(role));
                 self.settled(
                     current,
                     Settlement::Kept(KeepReason::ActorDied(role), Return::Unknown),
                 )
             }
-            Event::StopRequested if self.leaving.is_none() => {
-                self.withdraw(current, unsettled, Leaving::Stopped)
+            Event::StopRequested if self.exiting.is_none() => {
+                self.withdraw(current, unsettled, Exiting::Stopped)
             }
             Event::ActorDied(role @ (Role::Receiver | Role::Processor))
-                if self.leaving.is_none() =>
+                if self.exiting.is_none() =>
             {
-                self.withdraw(current, unsettled, Leaving::ActorDied(role))
+                self.withdraw(current, unsettled, Exiting::ActorDied(role))
             }
             Event::StopRequested
             | Event::Received(_)
@@ -519,8 +519,8 @@ impl Run {
 
     fn received(mut self, received: Received) -> Step {
         self.remaining = self.remaining.saturating_sub(1);
-        // Taken apart once: the handle goes to whoever holds the lease, and the body is the work or
-        // goes away after its hash.
+        // Split the delivery here: the handle goes to the lease's keeper, and the body becomes the
+        // work or is dropped after it is hashed.
         let Received { delivery, asked_at, received_at, redrive } = received;
         let id = delivery.id();
         let Delivery {
@@ -570,7 +570,7 @@ impl Run {
             releasing: false,
         };
         let mut step = match assignment {
-            _ if self.leaving.is_some() => self.keep(current, KeepReason::Stopped),
+            _ if self.exiting.is_some() => self.keep(current, KeepReason::Stopped),
             Assignment::Keep(why, _) => self.keep(current, why),
             Assignment::NothingToDo(why) => {
                 let completed = Completed::new(&id, Completion::NothingToDo(why));
@@ -591,13 +591,13 @@ impl Run {
         step
     }
 
-    fn last_poll(mut self, why: Leaving) -> Step {
-        self.leaving = Some(why);
+    fn last_poll(mut self, why: Exiting) -> Step {
+        self.exiting = Some(why);
         self.go(Phase::Receiving, vec![Effect::StopPolling, Effect::Await(Limit::LastPoll)])
     }
 
-    fn withdraw(mut self, current: InFlight, unsettled: KeepReason, why: Leaving) -> Step {
-        self.leaving = Some(why);
+    fn withdraw(mut self, current: InFlight, unsettled: KeepReason, why: Exiting) -> Step {
+        self.exiting = Some(why);
         self.go(
             Phase::Settling(current, unsettled),
             vec![Effect::Withdraw, Effect::Await(Limit::Settle)],
@@ -618,8 +618,8 @@ impl Run {
         self.settle(current, verdict)
     }
 
-    /// A limit for the settlement that runs already goes on running.
-    fn keep_after_all(self, current: InFlight, why: KeepReason) -> Step {
+    /// A [`Limit::Settle`] that runs already is not restarted.
+    fn keep_instead(self, current: InFlight, why: KeepReason) -> Step {
         let mut step = self.keep(current, why);
         step.effects.retain(|effect| *effect != Effect::Await(Limit::Settle));
         step
@@ -637,7 +637,7 @@ impl Run {
             if let Verdict::Keep(..) = &verdict { current.reports_release() } else { None };
         let mut effects = vec![Effect::Settle(verdict)];
         effects.extend(releasing);
-        if self.leaving.is_some() {
+        if self.exiting.is_some() {
             effects.push(Effect::Await(Limit::Settle));
         }
         self.go(Phase::Settling(current, unsettled), effects)
@@ -648,35 +648,35 @@ impl Run {
         let mut effects = vec![Effect::Report(Report::Ended(Box::new(
             current.ended(self.now, settlement.clone()),
         )))];
-        let go_on = match settlement {
+        let continues = match settlement {
             Settlement::Deleted(_) => {
                 effects.extend(checkpointed.map(|task| Effect::DropCheckpoints(subject, task)));
                 true
             }
             Settlement::Kept(why, _) => {
-                let go_on = !why.row().ends_the_run && !self.policy.fifo;
+                let continues = !why.row().ends_the_run && !self.policy.fifo;
                 self.kept = Some(why);
-                go_on
+                continues
             }
         };
-        let mut step = if go_on && self.remaining > 0 && self.leaving.is_none() {
+        let mut step = if continues && self.remaining > 0 && self.exiting.is_none() {
             self.go(Phase::Receiving, vec![Effect::Poll])
         } else {
-            self.leave(None)
+            self.end_run(None)
         };
         step.effects.splice(0..0, effects);
         step
     }
 
-    /// The run is over; `failed` if for a reason that no message had.
-    fn leave(self, failed: Option<RunOutcome>) -> Step {
-        let outcome = match (self.leaving, failed, &self.kept) {
-            (Some(Leaving::ActorDied(role)), _, _) => RunOutcome::ActorDied(role),
+    /// Ends the run; `failed` is a reason unrelated to any message.
+    fn end_run(self, failed: Option<RunOutcome>) -> Step {
+        let outcome = match (self.exiting, failed, &self.kept) {
+            (Some(Exiting::ActorDied(role)), _, _) => RunOutcome::ActorDied(role),
             (_, Some(failed), _) => failed,
             (_, None, Some(why)) => RunOutcome::Kept(why.clone()),
             (_, None, None) => RunOutcome::Finished,
         };
-        self.go(Phase::Done, vec![Effect::Leave(outcome)])
+        self.go(Phase::Done, vec![Effect::EndRun(outcome)])
     }
 
     fn stay(self, phase: Phase) -> Step {
@@ -684,8 +684,8 @@ impl Run {
     }
 
     fn go(self, phase: Phase, effects: Vec<Effect>) -> Step {
-        let Self { policy, remaining, kept, leaving, now: _ } = self;
-        Step { job: Job { policy, phase, remaining, kept, leaving }, effects }
+        let Self { policy, remaining, kept, exiting, now: _ } = self;
+        Step { job: Job { policy, phase, remaining, kept, exiting }, effects }
     }
 }
 
@@ -701,12 +701,12 @@ impl InFlight {
         Effect::Report(Report::Held(Box::new(Held { subject: self.subject.clone(), remaining })))
     }
 
-    fn redriven(mut self, redrive: Redrive) -> Self {
+    fn with_redrive(mut self, redrive: Redrive) -> Self {
         Arc::make_mut(&mut self.subject).redrive = redrive;
         self
     }
 
-    /// Once.
+    /// At most once.
     fn reports_release(&mut self) -> Option<Effect> {
         let was_reported = std::mem::replace(&mut self.releasing, true);
         (!was_reported).then(|| Effect::Report(Report::Releasing(self.subject.message_id.clone())))

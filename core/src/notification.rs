@@ -1,7 +1,7 @@
-//! 2 Parsed: what the body says happened, and to which objects.
+//! 2 Parsed: the events and objects in a message body.
 //!
-//! Architecture invariant: every quirk of envelope and encoding ends in this file. A body is one of
-//! these, told apart by its keys; anything else is kept, never guessed at:
+//! Architecture invariant: only this file knows the quirks of envelopes and encodings. A body is
+//! one of these, recognised by its keys; any other is kept without guessing:
 //!
 //! | Sent by | Keys | Its object keys are |
 //! |---|---|---|
@@ -11,8 +11,8 @@
 //! | SNS | `Type`: `Notification`, `Message` | as in its message, which is one of the above |
 //!
 //! Sources: S3 User Guide, "Event message structure" and "EventBridge event message structure"; SNS
-//! Developer Guide, "Parsing message formats". Both S3 pages ask for the same reading of versions:
-//! the major one must be the known one, a new minor one brings new fields and event types, to be
+//! Developer Guide, "Parsing message formats". Both S3 pages define versions in the same way: the
+//! major version must be the known one; a new minor version adds fields and event types, to be
 //! ignored.
 
 use std::borrow::Cow;
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::s3_location::is_bucket_name;
 
-/// What a message body says.
+/// A parsed message body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
     /// `s3:TestEvent`.
@@ -31,18 +31,18 @@ pub enum Notification {
     Records(Vec<Record>),
 }
 
-/// Something happened to an object.
+/// An event of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// S3's name without its `s3:`, such as `ObjectCreated:Put`.
     pub event: String,
     pub object: Object,
-    /// The object's key as it stands in the event, where decoding made another of it. A sender that
-    /// does not encode means this one, and nothing in a key such as `a+b` tells.
+    /// The object's key as sent, if decoding changed it. A sender that does not encode means this
+    /// one, and a key such as `a+b` does not show which is meant.
     pub key_as_sent: Option<String>,
 }
 
-/// An object, as the event tells of it.
+/// An object as the event describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     pub bucket: String,
@@ -55,32 +55,30 @@ pub struct Object {
     pub size: Option<u64>,
     /// Orders the events of one key; hexadecimal.
     pub sequencer: Option<String>,
-    /// The event names AWS as its source. Other stores name themselves, and some send a size that
-    /// is not the object's.
+    /// The event names AWS as its source. Other stores name themselves, and some send a wrong size.
     pub is_from_aws: bool,
 }
 
-/// Why a body is no S3 notification. Never quotes the body: it may be anybody's data.
+/// Why a body is not an S3 notification. Never quotes the body, which may contain private data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotANotification(pub String);
 
-/// Reads a message body: all of its records, or the first reason why it is no S3 notification.
+/// Parses a message body: all of its records, or the first reason why it is not an S3 notification.
 ///
-/// An empty `Records` is such a reason: S3 never sends it, so it proves nothing, and least of all
-/// that there was nothing to do.
+/// An empty `Records` is such a reason: S3 never sends it, so it does not prove that no work is
+/// needed.
 pub fn parse(body: &str) -> Result<Notification, NotANotification> {
-    // A byte order mark is invisible, and some tools write it; RFC 8259, 8.1 allows us to ignore
-    // it.
+    // Some tools write a byte order mark; RFC 8259, 8.1 permits ignoring it.
     let body = json(body.strip_prefix('\u{feff}').unwrap_or(body), "the body")?;
     match text(&body, "Type")?.as_deref() {
         Some("Notification") => {
             let message = json(&required(&body, "Message")?, "SNS's Message")?;
-            // Once only: a Message within a Message is nothing that S3 or EventBridge sends.
-            notification(&message).map_err(|why| refused(format!("in SNS's Message: {why}")))
+            // Only one level: S3 and EventBridge never send a Message within a Message.
+            notification(&message).map_err(|why| invalid(format!("in SNS's Message: {why}")))
         }
         Some("SubscriptionConfirmation") => {
-            Err(refused("it is an SNS subscription confirmation; confirm the subscription"))
+            Err(invalid("it is an SNS subscription confirmation; confirm the subscription"))
         }
         Some(_) | None => notification(&body),
     }
@@ -88,14 +86,14 @@ pub fn parse(body: &str) -> Result<Notification, NotANotification> {
 
 fn notification(body: &Value) -> Result<Notification, NotANotification> {
     if let Some(records) = body.get("Records") {
-        let records = records.as_array().ok_or_else(|| refused("Records is not an array"))?;
+        let records = records.as_array().ok_or_else(|| invalid("Records is not an array"))?;
         if records.is_empty() {
-            return Err(refused("Records is empty"));
+            return Err(invalid("Records is empty"));
         }
         let numbered = records.iter().enumerate();
         numbered
             .map(|(i, record)| {
-                from_s3(record).map_err(|why| refused(format!("in Records[{i}]: {why}")))
+                from_s3(record).map_err(|why| invalid(format!("in Records[{i}]: {why}")))
             })
             .collect::<Result<_, _>>()
             .map(Notification::Records)
@@ -104,7 +102,7 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
     } else if body.get("detail-type").is_some() {
         Ok(Notification::Records(vec![from_eventbridge(body)?]))
     } else {
-        Err(refused(
+        Err(invalid(
             "it has neither Records (S3), nor detail-type (EventBridge), nor Event (S3's test event)",
         ))
     }
@@ -112,11 +110,11 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
 
 /// One entry of S3's `Records`.
 fn from_s3(record: &Value) -> Result<Record, NotANotification> {
-    // Other stores put their own name in front (`minio:s3`, `ceph:s3`), and count versions of their
-    // own; hand-made messages may have neither.
+    // Other stores use their own name (`minio:s3`, `ceph:s3`) and their own versions; messages
+    // written by hand may have neither.
     let source = text(record, "eventSource")?;
     if source.as_ref().is_some_and(|source| !source.ends_with(":s3")) {
-        return Err(refused("eventSource is not aws:s3"));
+        return Err(invalid("eventSource is not aws:s3"));
     }
     let is_from_aws = source.as_ref().is_some_and(|source| source == "aws:s3");
     if is_from_aws || source.is_none() {
@@ -146,12 +144,12 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
 
 /// EventBridge's only entry.
 ///
-/// Its key is taken as it is. AWS's page does not say so, but where both ways into the same program
-/// were tried with keys such as `%2B%20%%%.png`, only this worked
+/// Its key is not decoded. AWS's page does not document this, but a program that tried both with
+/// keys such as `%2B%20%%%.png` found that only this works
 /// (aws-solutions-library-samples/guidance-for-medialake-on-aws#21).
 fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     if text(body, "source")?.as_deref() != Some("aws.s3") {
-        return Err(refused("source is not aws.s3"));
+        return Err(invalid("source is not aws.s3"));
     }
     require_major(body, "detail.event-version", "1")?;
     let (reason, deletion) = (text(body, "detail.reason")?, text(body, "detail.deletion-type")?);
@@ -171,10 +169,10 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     })
 }
 
-/// S3's own name for an event that EventBridge tells of.
+/// S3's own name for an event from EventBridge.
 ///
-/// A reason that is new to us stays in its family, as `Other`. An event type that is new to us
-/// keeps its name, less the spaces: it is unknown then, and its message is kept.
+/// An unknown reason stays in its family, as `Other`. An unknown event type keeps its name, without
+/// spaces; its message is kept.
 fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str>) -> Cow<'a, str> {
     let name = match (detail_type, reason, deletion) {
         ("Object Created", Some("PutObject"), _) => "ObjectCreated:Put",
@@ -209,22 +207,22 @@ fn s3_name<'a>(detail_type: &'a str, reason: Option<&str>, deletion: Option<&str
     name.into()
 }
 
-/// A key as S3 encodes it: a space as `+`, then everything unusual as `%` and the hexadecimal bytes
-/// of its UTF-8. Decoded once: what still looks encoded afterwards is the key's own.
+/// Decodes a key once, as S3 encodes it: a space as `+`, and all unusual characters as `%` and the
+/// hexadecimal bytes of their UTF-8.
 ///
-/// Some stores and senders do not encode. Where the key has something in it that an encoder never
-/// leaves, it is taken as it is: to decode it would be to work on another object.
+/// Some stores and senders do not encode. A key with a character that every encoder replaces is not
+/// decoded, because the result would be the key of another object.
 fn decoded(key: &str) -> String {
-    let is_left_by_encoders = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
+    let is_unencoded_byte = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte);
     let begins_with_hex = |text: &str| {
         text.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
     };
     let is_encoded =
-        key.bytes().all(is_left_by_encoders) && key.split('%').skip(1).all(begins_with_hex);
+        key.bytes().all(is_unencoded_byte) && key.split('%').skip(1).all(begins_with_hex);
     if !is_encoded {
         return key.to_owned();
     }
-    // S3's keys are UTF-8: what decodes to something else was not encoded.
+    // S3's keys are UTF-8: a key that decodes to anything else was not encoded.
     percent_decode_str(&key.replace('+', " "))
         .decode_utf8()
         .map_or_else(|_| key.to_owned(), Cow::into_owned)
@@ -236,53 +234,53 @@ fn within_limits(key: String) -> Result<String, NotANotification> {
     match key.len() {
         1..=LONGEST => Ok(key),
         bytes => {
-            Err(refused(format!("the object's key has {bytes} bytes; S3 allows 1 to {LONGEST}")))
+            Err(invalid(format!("the object's key has {bytes} bytes; S3 allows 1 to {LONGEST}")))
         }
     }
 }
 
-/// A name and nothing else: of an ARN, or of a name with a slash in it, the message would choose
-/// the host that is asked.
+/// Only a plain name: with an ARN, or a name with a slash, the message would choose the host that
+/// gets the request.
 fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
     if is_bucket_name(&name) {
         Ok(name.into_owned())
     } else {
-        Err(refused("the bucket's name is not valid"))
+        Err(invalid("the bucket's name is not valid"))
     }
 }
 
-/// A version's id or an eTag: each goes into a request, and the SDK panics at one that does not fit
-/// there. S3 User Guide, "How S3 Versioning works": an id is at most 1,024 bytes long.
+/// A version's id or an eTag. Both go into a request, and the SDK panics on values that are not
+/// valid there. S3 User Guide, "How S3 Versioning works": an id is at most 1,024 bytes long.
 fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotification> {
     match text(json, path)? {
-        Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => Err(refused(
+        Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => Err(invalid(
             format!("{path} is longer than 1,024 bytes or contains control characters"),
         )),
         value => Ok(value.map(Cow::into_owned)),
     }
 }
 
-/// Only compared with others; what cannot be compared is no reason to refuse the message.
+/// Only used in comparisons, so an invalid one is not a reason to refuse the message.
 fn sequencer(json: &Value, path: &str) -> Option<String> {
     text(json, path).ok().flatten().map(Cow::into_owned)
 }
 
-/// S3's HTTP answers have eTags in quotes, and some stores copy them into their events; a proxy may
-/// have made them weak.
+/// S3's HTTP answers quote eTags, and some stores copy the quotes into their events; a proxy may
+/// have made the eTag weak.
 fn unquoted(etag: &str) -> Option<String> {
     Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"'))
         .filter(|etag| !etag.is_empty())
         .map(str::to_owned)
 }
 
-/// Ceph's manual has sizes as text. What is no size at all is no reason to refuse the message.
+/// In Ceph's manual, sizes are text. An invalid size is not a reason to refuse the message.
 fn size(json: &Value, path: &str) -> Option<u64> {
     let size = at(json, path)?;
     size.as_u64().or_else(|| size.as_str()?.parse().ok())
 }
 
-/// Refuses a version with another major part than `major`; hand-made messages may have none, or a
-/// number.
+/// Refuses another major version than `major`. In messages written by hand the version may be
+/// missing or a number.
 fn require_major(json: &Value, path: &str, major: &str) -> Result<(), NotANotification> {
     let version = match at(json, path) {
         Some(Value::Number(number)) => Some(Cow::Owned(number.to_string())),
@@ -290,18 +288,18 @@ fn require_major(json: &Value, path: &str, major: &str) -> Result<(), NotANotifi
     };
     match version {
         Some(version) if version.split('.').next() != Some(major) => {
-            Err(refused(format!("{path} is not {major}.x")))
+            Err(invalid(format!("{path} is not {major}.x")))
         }
         Some(_) | None => Ok(()),
     }
 }
 
 fn required<'a>(json: &'a Value, path: &str) -> Result<Cow<'a, str>, NotANotification> {
-    text(json, path)?.ok_or_else(|| refused(format!("{path} is missing")))
+    text(json, path)?.ok_or_else(|| invalid(format!("{path} is missing")))
 }
 
 /// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty. A whole
-/// number is taken as its digits, which is what tools make of a text of digits.
+/// number counts as its digits, because some tools turn a text of digits into a number.
 fn text<'a>(json: &'a Value, path: &str) -> Result<Option<Cow<'a, str>>, NotANotification> {
     match at(json, path) {
         None => Ok(None),
@@ -309,7 +307,7 @@ fn text<'a>(json: &'a Value, path: &str) -> Result<Option<Cow<'a, str>>, NotANot
             Ok(Some(Cow::Borrowed(text.as_str())).filter(|text| !text.is_empty()))
         }
         Some(Value::Number(number)) if !number.is_f64() => Ok(Some(Cow::Owned(number.to_string()))),
-        Some(_) => Err(refused(format!("{path} is not a string"))),
+        Some(_) => Err(invalid(format!("{path} is not a string"))),
     }
 }
 
@@ -317,11 +315,10 @@ fn at<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(json, |json, key| json.get(key)).filter(|value| !value.is_null())
 }
 
-/// `what` in our own words, because serde_json's may quote the text: a position is enough to find
-/// it.
+/// Parses JSON. The error has a position but not serde_json's own text, which may quote the body.
 fn json(text: &str, what: &str) -> Result<Value, NotANotification> {
     serde_json::from_str(text).map_err(|error| {
-        refused(format!(
+        invalid(format!(
             "{what} is not valid JSON (line {}, column {})",
             error.line(),
             error.column()
@@ -329,6 +326,6 @@ fn json(text: &str, what: &str) -> Result<Value, NotANotification> {
     })
 }
 
-fn refused(why: impl Into<String>) -> NotANotification {
+fn invalid(why: impl Into<String>) -> NotANotification {
     NotANotification(why.into())
 }

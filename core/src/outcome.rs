@@ -1,4 +1,4 @@
-//! 6 Ended: how the work on a message ended, and what is known of it.
+//! 6 Ended: how the work on a message ended, and the facts about it.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,51 +14,51 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
-            // By far the most frequent cause of a KILL that nobody here sent.
+            // Out of memory is by far the most frequent cause of a KILL from outside.
             Self::Signal(9) => f.write_str("signal 9 (KILL; out of memory?)"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
         }
     }
 }
 
-/// What a command left in `JOB_RESULT_FILE`: its last complete line.
+/// The command's report in `JOB_RESULT_FILE`: its last complete line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandReport {
     pub retry_after: Option<Duration>,
     pub reason: Option<String>,
 }
 
-/// What became of the work on all objects of one message.
+/// The outcome of the work on all objects of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The command exited 0 for each object, and what it wrote was published.
+    /// The command exited 0 for each object, and its output was published.
     Finished,
-    /// No object is left to work on (`--missing-object ignore`).
+    /// All objects are gone (`--missing-object ignore`).
     ObjectsGone,
-    /// A record says that an earlier delivery finished the work (`--idempotency`).
+    /// According to its record, an earlier delivery finished the work (`--idempotency`).
     AlreadyDone,
-    /// The first thing that went wrong; nothing after it was tried.
+    /// The first failure; nothing after it was tried.
     Failed(Failure),
 }
 
-/// The first thing that went wrong in the work.
+/// The first failure in the work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The object could not be read, for now.
+    /// The object could not be read this time.
     Fetch(String),
-    /// The object cannot be read as it is: archived, or overwritten since the event.
+    /// The object cannot be read: archived, or overwritten since the event.
     Unreadable(String),
-    /// No work directory, no such command: the command did not run.
+    /// The command did not run: no work directory, or no such command.
     Start(String),
     Exit(Exit, CommandReport),
     Publish(String),
     /// The idempotency record could not be read or written.
     Record(String),
-    /// Another pod has claimed the work since.
+    /// Another pod has claimed the work.
     Superseded(String),
-    /// Halted on request before it ended by itself.
+    /// Halted on request.
     Halted,
-    /// A bug in leasehold, or in a library of it, that this message brought to light.
+    /// A bug in leasehold or one of its libraries, triggered by this message.
     Panicked(String),
 }
 
@@ -67,34 +67,34 @@ pub enum Failure {
 pub enum NoWorkReason {
     /// `s3:TestEvent`, which S3 sends when notifications are configured.
     TestEvent,
-    /// No event in it is work (`--events`).
+    /// None of its events is work (`--events`).
     Ignored,
-    /// The objects are gone, and that is as it should be (`--missing-object ignore`).
+    /// The objects are gone, which is not an error (`--missing-object ignore`).
     ObjectsGone,
 }
 
-/// What is known of the work on a message, beside its outcome.
+/// The facts about the work on a message, beside its outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkRecord {
     /// How the last command ended, if one ran.
     pub exit: Option<Exit>,
-    /// What the command said of itself, see `JOB_RESULT_FILE`.
+    /// The command's own reason, see `JOB_RESULT_FILE`.
     pub reason: Option<String>,
-    /// What kept failing when the work was halted.
+    /// The error that kept occurring when the work was halted.
     pub last_error: Option<String>,
     /// The last lines of the last command's standard error, the oldest first.
     pub stderr_tail: Vec<String>,
     pub timings: Timings,
     /// `None` if no command ran.
     pub usage: Option<ResourceUsage>,
-    /// `None` if nothing was to be published, or it did not come to that.
+    /// `None` if publishing was not configured or not reached.
     pub published: Option<Manifest>,
 }
 
 /// Where the time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// From asking for a message to having it; most of it is waiting.
+    /// From the receive request to its answer; mostly waiting.
     pub receive: Duration,
     pub fetch: Duration,
     pub command: Duration,
@@ -105,16 +105,16 @@ pub struct Timings {
     pub total: Duration,
 }
 
-/// What the commands of a message took from the machine, as `wait4(2)` counts it: each command's
-/// first process and all below it that were waited for. A process whose parent did not wait for it
-/// is not in it.
+/// The resources that the commands of a message used, as `wait4(2)` counts them: each command's
+/// first process and all descendants that were waited for. A process whose parent did not wait for
+/// it is not included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResourceUsage {
     /// User and system time together, of all commands.
     pub cpu: Duration,
-    /// The most that one process had in memory at a time (its resident set), in bytes. `None` if
-    /// that was no more than we had ourselves: until a process becomes the command the kernel
-    /// counts our memory as its own.
+    /// The largest resident set of one process, in bytes. `None` if it was no larger than
+    /// leasehold's own: until a process becomes the command, the kernel counts our memory as its
+    /// memory.
     pub peak_memory: Option<u64>,
 }
 
@@ -125,31 +125,31 @@ impl ResourceUsage {
     }
 }
 
-/// What was published of what the commands wrote.
+/// The published output of the commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// How many files.
+    /// Number of files.
     pub files: u64,
-    /// All of them together.
+    /// Their total size.
     pub bytes: u64,
-    /// The first of them: a report has to end somewhere.
+    /// The first [`Manifest::LONGEST`] of them, which limits the size of reports.
     pub first: Vec<Published>,
 }
 
 /// A file that was published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// Where it is now: `s3://bucket/key`, or a path.
+    /// Its location: `s3://bucket/key`, or a path.
     pub to: String,
     pub bytes: u64,
-    /// Such as `CRC64NVME:sB0ELBDWEWM=`, if one was made.
+    /// Such as `CRC64NVME:sB0ELBDWEWM=`, if one was computed.
     pub checksum: Option<String>,
     /// Without quotes, if the store gave one.
     pub etag: Option<String>,
 }
 
 impl Manifest {
-    /// How many files are named.
+    /// The most files that are listed.
     pub const LONGEST: usize = 20;
 
     pub fn add(&mut self, published: Published) {

@@ -1,4 +1,4 @@
-//! 9 Reported: what logs, metrics and the termination message are made from.
+//! 9 Reported: the data of logs, metrics and the termination message.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,41 +9,41 @@ use super::notification::Object;
 use super::outcome::{Exit, NoWorkReason, WorkRecord};
 use super::verdict::{Completion, Return, Settlement};
 
-/// One thing to tell.
+/// One report of the run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
-    /// A message is in hand and its work begins.
+    /// A message was received and its work begins.
     Started(Arc<Subject>),
     /// The lease of the message lasts longer than before.
     Held(Box<Held>),
-    /// The command says how far it is; told about once a second, if there is something new.
+    /// The command reported new progress; sent about once a second.
     Progressed(Box<Progressed>),
-    /// The message in hand will not be deleted: its work is being ended, or it is being released.
+    /// The message in flight will not be deleted: its work is being ended, or it is being released.
     Releasing(MessageId),
     /// A message is settled.
     Ended(Box<Ended>),
 }
 
-/// Something that is worth a count but no record.
+/// An observation for metrics only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observation {
-    /// A request for a message brought none.
+    /// A receive request returned no message.
     ReceivedNothing,
-    /// A request for a message failed, and may be repeated.
+    /// A receive request failed and may be retried.
     ReceiveFailed,
-    /// An extension was answered, or was not.
+    /// The result of an extension.
     Extend(ExtendResult),
-    /// A message that was to be deleted.
+    /// The result of a delete.
     Delete(DeleteResult),
-    /// How much of the lease was left when the verdict came.
-    LeaseLeft(Duration),
+    /// How much of the lease remained when the verdict came.
+    LeaseRemaining(Duration),
 }
 
-/// What became of an extension.
+/// The result of an extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtendResult {
     Extended,
-    /// It may be repeated while the lease lasts.
+    /// It may be retried while the lease lasts.
     Failed,
     LeaseLost,
     AtCeiling,
@@ -60,11 +60,11 @@ impl ExtendResult {
     }
 }
 
-/// What became of a delete.
+/// The result of a delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeleteResult {
     Deleted,
-    /// It may be repeated while the lease lasts.
+    /// It may be retried while the lease lasts.
     Failed,
     Refused,
     /// Not sent: the lease had ended.
@@ -85,7 +85,7 @@ impl DeleteResult {
     }
 }
 
-/// Which message it is about.
+/// The message of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     pub message_id: MessageId,
@@ -94,14 +94,14 @@ pub struct Subject {
     pub redrive: Redrive,
     /// By the queue's clock.
     pub sent_at: Option<SystemTime>,
-    /// What the sender calls this piece of work, see [`Delivery`](super::delivery::Delivery).
+    /// The sender's key for this piece of work, see [`Delivery`](super::delivery::Delivery).
     pub idempotency_key: Option<String>,
     pub traceparent: Option<String>,
-    /// SHA-256 of the body in hexadecimal; the body itself is told to nobody.
+    /// SHA-256 of the body in hexadecimal; the body itself is never reported.
     pub body_sha256: String,
-    /// `default` if there is no other; `None` if there is nothing to run.
+    /// `default` for messages without a job type; `None` if no command runs.
     pub job_type: Option<String>,
-    /// The objects to work on, in order; empty if there is nothing to do.
+    /// The objects to work on, in order; empty without work.
     pub objects: Vec<Object>,
 }
 
@@ -123,52 +123,51 @@ impl Subject {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Held {
     pub subject: Arc<Subject>,
-    /// If nobody extends the lease again.
+    /// Without another extension.
     pub remaining: Duration,
 }
 
-/// How far the work on a message is.
+/// Progress of the work on a message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progressed {
     pub subject: Arc<Subject>,
     pub progress: Progress,
 }
 
-/// What the command says of its progress, see `JOB_RESULT_FILE`.
+/// The progress that the command reported, see `JOB_RESULT_FILE`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
-    /// How much of the message's work is done, all its objects counted alike: from 0 to 1.
+    /// The finished share of the message's work, from 0 to 1; each object counts the same.
     pub share: Option<f64>,
     pub text: Option<String>,
 }
 
-/// One message, from its receive to its end with us.
+/// One message, from its receive until it was settled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     pub subject: Arc<Subject>,
     pub settlement: Settlement,
-    /// What the command said last of its progress.
+    /// The last progress that the command reported.
     pub progress: Option<Progress>,
     pub work: WorkRecord,
 }
 
 impl Ended {
-    /// What became of it, in one word from a closed set.
+    /// The outcome label, from a closed set.
     pub fn outcome(&self) -> &'static str {
         outcome_label(&self.settlement)
     }
 
-    /// Why it was kept, with the command's own word for it if it gave one, and with what kept
-    /// failing until then.
+    /// Why it was kept, with the command's own reason and the last error, if any.
     pub fn error(&self) -> Option<String> {
         let Settlement::Kept(reason, _) = &self.settlement else { return None };
-        let said =
+        let reason_given =
             self.work.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let last_error = self.work.last_error.as_ref().map(|why| format!("; last error: {why}"));
-        Some(format!("{reason}{said}{}", last_error.unwrap_or_default()))
+        Some(format!("{reason}{reason_given}{}", last_error.unwrap_or_default()))
     }
 
-    /// What happens to the message next, in plain words, as seen at `now`; `None` if it is gone.
+    /// A sentence about what happens to the message next, as of `now`; `None` if it was deleted.
     pub fn next(&self, now: SystemTime) -> Option<String> {
         let Settlement::Kept(_, comes_back) = &self.settlement else { return None };
         let attempt = self.subject.attempt();
@@ -200,7 +199,7 @@ impl Ended {
     }
 }
 
-/// What became of a message, in one word from a closed set.
+/// The outcome label of a message, from a closed set.
 pub fn outcome_label(settlement: &Settlement) -> &'static str {
     match settlement {
         Settlement::Deleted(Completion::Succeeded) => "succeeded",
@@ -212,7 +211,7 @@ pub fn outcome_label(settlement: &Settlement) -> &'static str {
     }
 }
 
-/// One of each reason to keep a message, for tables; with an ellipsis where a reason has details.
+/// One example of each reason to keep a message, for tables; details are an ellipsis.
 pub fn keep_reasons() -> Vec<KeepReason> {
     let why = || "…".to_owned();
     vec![
@@ -239,8 +238,8 @@ pub fn keep_reasons() -> Vec<KeepReason> {
     ]
 }
 
-/// As much of a text as takes so many bytes within a JSON string.
-pub fn as_json_fits(text: &str, most: usize) -> &str {
+/// The longest beginning of a text that takes at most `most` bytes within a JSON string.
+pub fn truncate_for_json(text: &str, most: usize) -> &str {
     let mut length = 0;
     let end = text.char_indices().find(|(_, c)| {
         length += match c {
@@ -271,7 +270,7 @@ mod tests {
                 NotRecorded, Panicked, Permanent, PublishFailed, Stalled, Stopped, Temporary,
                 TimedOut, Unreadable,
             };
-            // Of a new reason, the compiler asks here where it comes.
+            // The compiler fails here for a new reason until it is listed.
             match reason {
                 NotANotification(_) => 0,
                 NoJobType(_) => 1,

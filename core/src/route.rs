@@ -1,5 +1,4 @@
-//! 3 Routed: which of the records are work, of which job type they are, so what is run on them and
-//! within which limits.
+//! 3 Routed: which records are work, and their job type, command and limits.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use super::outcome::NoWorkReason;
 use super::s3_location::LocationTemplate;
 use super::verdict::RetryPolicy;
 
-/// Messages of a kind, and how they are worked on.
+/// A kind of message, with its task and limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobType {
     pub matches: Match,
@@ -22,7 +21,7 @@ pub struct JobType {
     pub limits: Limits,
 }
 
-/// Which messages: all that is said must be so.
+/// Which messages a job type takes: every condition that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Match {
     pub bucket: Option<String>,
@@ -31,34 +30,35 @@ pub struct Match {
 }
 
 impl Match {
-    /// Does it leave nothing for others?
-    pub fn takes_all(&self) -> bool {
+    /// Does it match every message?
+    pub fn matches_all(&self) -> bool {
         *self == Self::default()
     }
 
-    fn takes(&self, Record { event, object, .. }: &Record) -> bool {
+    fn matches(&self, Record { event, object, .. }: &Record) -> bool {
         self.bucket.as_ref().is_none_or(|bucket| *bucket == object.bucket)
             && self.key.as_ref().is_none_or(|key| key.matches(&object.key))
             && self.event.as_ref().is_none_or(|events| events.is_work(event))
     }
 }
 
-/// The first of them that takes a message; `None` if none does. A message is one piece of work, so
-/// all its objects must be of one type: the error says which are not. A body has no object, so only
-/// a type that takes all takes it.
+/// The first job type that matches the message; `None` if none does. A message is one piece of
+/// work, so all its objects must match the same type; the error names two that differ. A body has
+/// no object, so only a type without conditions matches it.
 pub fn job_type<'a>(
     types: &'a [JobType],
     content: &Content,
 ) -> Result<Option<&'a JobType>, String> {
     let records = match content {
         Content::Objects(records) => records,
-        Content::Body(_) => return Ok(types.iter().find(|it| it.matches.takes_all())),
+        Content::Body(_) => return Ok(types.iter().find(|it| it.matches.matches_all())),
     };
-    let mut taken = records.iter().map(|record| types.iter().find(|it| it.matches.takes(record)));
-    let first = taken.next().flatten();
+    let mut matching =
+        records.iter().map(|record| types.iter().find(|it| it.matches.matches(record)));
+    let first = matching.next().flatten();
     let name =
         |it: Option<&JobType>| it.map_or(Task::DEFAULT, |it| it.task.name.as_str()).to_owned();
-    match taken.map(name).find(|other| *other != name(first)) {
+    match matching.map(name).find(|other| *other != name(first)) {
         None => Ok(first),
         Some(other) => {
             Err(format!("its objects match different job types, {} and {other}", name(first)))
@@ -66,26 +66,25 @@ pub fn job_type<'a>(
     }
 }
 
-/// What is run on a message.
+/// The command for a message, and how to run it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    /// The job type's, or [`Task::DEFAULT`].
+    /// The job type's name, or [`Task::DEFAULT`].
     pub name: String,
     pub command: CommandLine,
     pub input: Input,
-    /// Where nothing is said, a deleted object is retried, and one that was overwritten is a
-    /// failure.
+    /// If `None`, a deleted object is retried, and an overwritten one is a failure.
     pub missing_object: Option<MissingObject>,
-    /// How long the command may give no sign of life; for ever if `None`.
+    /// How long the command may show no activity; without a limit if `None`.
     pub stall_timeout: Option<Duration>,
-    /// Where in S3 results go, if they go there.
+    /// The S3 location for results, if any.
     pub output: Option<LocationTemplate>,
-    /// Where partial state is kept, if it is: the next pod can go on then, when SQS's ceiling is
-    /// near, and `--max-duration` is the time of all deliveries together.
+    /// Where partial state is kept, if anywhere. With it, the next pod can resume when SQS's
+    /// ceiling is near, and `--max-duration` covers all deliveries together.
     pub checkpoint: Option<Checkpointing>,
 }
 
-/// Partial state is kept between deliveries.
+/// How partial state is kept between deliveries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpointing {
     pub location: LocationTemplate,
@@ -94,7 +93,7 @@ pub struct Checkpointing {
 }
 
 impl Task {
-    /// The name of what is run on messages of no job type.
+    /// The task's name for messages without a job type.
     pub const DEFAULT: &str = "default";
 }
 
@@ -118,7 +117,7 @@ pub enum MissingObject {
     Ignore,
 }
 
-/// How the command gets what it works on.
+/// How the command gets its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
@@ -137,16 +136,16 @@ pub struct Limits {
     pub strategy: Strategy,
     /// Length of the lease with [`Strategy::Heartbeat`].
     pub visibility: Duration,
-    /// How long the queue hides a message in all: [`CEILING`](super::lease::CEILING), or less in a
-    /// rehearsal.
+    /// How long the queue hides a message in total: [`CEILING`](super::lease::CEILING), or less in
+    /// a rehearsal.
     pub ceiling: Duration,
     pub max_duration: Duration,
-    /// What the command gets between TERM and KILL.
+    /// The command's time between TERM and KILL.
     pub stop_grace: Duration,
     pub retry: RetryPolicy,
 }
 
-/// What a message is about.
+/// The input of the work on a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// In the notification's order; never empty.
@@ -156,7 +155,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// None for a body.
+    /// Empty for a body.
     pub fn records(&self) -> &[Record] {
         match self {
             Self::Objects(records) => records,
@@ -165,7 +164,7 @@ impl Content {
     }
 }
 
-/// What a message asks of us.
+/// The result of routing a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     Work(Content),
@@ -176,13 +175,13 @@ pub enum Route {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
     pub events: EventFilter,
-    /// Is an empty object whose key ends in `/` work, as consoles and file browsers make one for a
-    /// folder?
+    /// Is an empty object whose key ends in `/` work? Consoles and file browsers create one for a
+    /// folder.
     pub folders: bool,
 }
 
-/// Picks the records that are work. The error names an event that nobody knows: that a message asks
-/// for nothing may only be said of events that S3 has.
+/// Selects the records that are work. The error names an unknown event: only S3's own events are
+/// known to need no work.
 pub fn route(notification: Notification, selection: &Selection) -> Result<Route, String> {
     let records = match notification {
         Notification::Test => return Ok(Route::Nothing(NoWorkReason::TestEvent)),
@@ -194,9 +193,9 @@ pub fn route(notification: Notification, selection: &Selection) -> Result<Route,
     {
         return Err(event::unknown(&unknown.event));
     }
-    // Some stores say a size of 0 of what is not empty.
+    // Some stores send a size of 0 for objects that are not empty.
     let is_empty =
-        |record: &Record| record.object.etag.as_deref().is_none_or(|etag| etag == ETAG_OF_NOTHING);
+        |record: &Record| record.object.etag.as_deref().is_none_or(|etag| etag == EMPTY_ETAG);
     let is_folder =
         |it: &Record| it.object.size == Some(0) && it.object.key.ends_with('/') && is_empty(it);
     let work: Vec<_> = records
@@ -211,4 +210,4 @@ pub fn route(notification: Notification, selection: &Selection) -> Result<Route,
 }
 
 /// The MD5 of no bytes.
-const ETAG_OF_NOTHING: &str = "d41d8cd98f00b204e9800998ecf8427e";
+const EMPTY_ETAG: &str = "d41d8cd98f00b204e9800998ecf8427e";

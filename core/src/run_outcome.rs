@@ -7,16 +7,16 @@ use super::keep_reason::{KeepReason, Role};
 /// Why nothing was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiveFailure {
-    /// `--receive-give-up` is over.
+    /// Requests kept failing for `--receive-give-up`.
     GaveUp(String),
-    /// Trying again is pointless.
+    /// A retry cannot succeed.
     Misconfigured(String),
 }
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunOutcome {
-    /// Nothing was kept: all messages succeeded, or there was none.
+    /// No message was kept: all succeeded, or none came.
     Finished,
     /// The last message that was kept was kept for this reason.
     Kept(KeepReason),
@@ -27,18 +27,18 @@ pub enum RunOutcome {
 }
 
 impl RunOutcome {
-    /// How several runs ended together, of which `other` ended last: the worst kind counts, and of
-    /// two of a kind the last.
+    /// The combined outcome of two runs, of which `other` ended last: the worse one, and the last
+    /// of two of the same kind.
     #[must_use]
     pub fn and_then(self, other: Self) -> Self {
-        let badness = |outcome: &Self| match outcome {
+        let rank = |outcome: &Self| match outcome {
             Self::Finished => 0,
             Self::Kept(_) => 1,
             Self::ReceiveFailed(_) => 2,
             Self::ActorDied(_) => 3,
             Self::SupervisorDied => 4,
         };
-        if badness(&self) > badness(&other) { self } else { other }
+        if rank(&self) > rank(&other) { self } else { other }
     }
 
     pub fn exit_code(&self) -> u8 {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_several_runs_the_worst_counts_and_of_a_kind_the_last() {
+    fn the_worst_outcome_counts_and_the_last_of_a_kind() {
         use RunOutcome::{ActorDied, Finished, Kept, ReceiveFailed, SupervisorDied};
         let failed = || ReceiveFailed(ReceiveFailure::GaveUp("503".into()));
         let ascending = [

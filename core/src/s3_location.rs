@@ -1,4 +1,4 @@
-//! Places in S3, as the flags name them: `s3://BUCKET/PREFIX`.
+//! S3 locations, as in flags: `s3://BUCKET/PREFIX`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,12 +7,12 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct S3Location {
     pub bucket: String,
-    /// Without a slash at its end; may be empty.
+    /// Without a trailing slash; may be empty.
     pub prefix: String,
 }
 
 impl S3Location {
-    /// The key of what is called `name` at this place.
+    /// The key of `name` at this location.
     pub fn key(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) }
     }
@@ -47,7 +47,7 @@ pub fn is_bucket_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// A place that is another one for each job: `s3://results/{job_type}/{stem}`.
+/// A location with placeholders for values of the job: `s3://results/{job_type}/{stem}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocationTemplate {
     pub bucket: String,
@@ -85,26 +85,25 @@ impl fmt::Display for Value {
     }
 }
 
-/// What a template is filled with.
+/// The values for the placeholders of a template.
 #[derive(Debug, Clone, Copy)]
 pub struct Values<'a> {
-    /// The object's key, if there is one: `in/orders.csv` has the name `orders.csv` and the stem
-    /// `orders`.
+    /// The object's key, if any: `in/orders.csv` has the name `orders.csv` and the stem `orders`.
     pub key: Option<&'a str>,
     pub message_id: &'a str,
     pub job_type: &'a str,
 }
 
 impl LocationTemplate {
-    /// Has it a value in it that only an object has?
+    /// Does it contain a placeholder that needs an object?
     pub fn needs_object(&self) -> bool {
         self.pieces
             .iter()
             .any(|piece| matches!(piece, Piece::Value(Value::Key | Value::Name | Value::Stem)))
     }
 
-    /// How every key at this place begins, as far as that is known before there is a job. Of the
-    /// object's key the beginning is: `key_begins`.
+    /// The beginning of every key at this location that is known before a job exists. `key_begins`
+    /// is the known beginning of the object's key.
     pub fn beginning(&self, key_begins: &str, job_type: &str) -> String {
         let mut beginning = String::new();
         for piece in &self.pieces {
@@ -121,7 +120,7 @@ impl LocationTemplate {
     pub fn fill(&self, values: Values<'_>) -> S3Location {
         let key = values.key.unwrap_or_default();
         let name = key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        // A dot in front is no beginning of an extension.
+        // A leading dot does not begin an extension.
         let stem = name.rfind('.').filter(|dot| *dot > 0).map_or(name, |dot| &name[..dot]);
         let text = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
@@ -136,7 +135,7 @@ impl LocationTemplate {
     }
 }
 
-/// The same for each job.
+/// A location without placeholders: the same for each job.
 impl From<S3Location> for LocationTemplate {
     fn from(S3Location { bucket, prefix }: S3Location) -> Self {
         Self { bucket, pieces: vec![Piece::Text(prefix)] }
@@ -184,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_a_bucket_and_a_prefix() {
+    fn a_location_is_a_bucket_and_a_prefix() {
         let location = |bucket: &str, prefix: &str| S3Location {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn how_the_keys_of_a_template_begin_is_known_before_there_is_a_job() {
+    fn a_template_has_a_known_beginning() {
         let begins = |template: &str| {
             template.parse::<LocationTemplate>().unwrap().beginning("in/", "orders")
         };

@@ -1,11 +1,11 @@
-//! What is decided before a run begins.
+//! Settings of a run.
 
 use std::time::Duration;
 
 use super::lifecycle::Policy;
 use super::stop::StopPlan;
 
-/// What a run is decided by.
+/// The settings of a run.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub policy: Policy,
@@ -13,10 +13,10 @@ pub struct Settings {
     pub stop: StopPlan,
 }
 
-/// How to ask for a message.
+/// How to request a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Polling {
-    /// How long to wait before the queue counts as empty.
+    /// How long to wait for a message before the queue counts as empty.
     pub wait: Duration,
     /// The longest a single request may wait.
     pub longest_poll: Duration,

@@ -1,5 +1,5 @@
-//! 8 Stopped: how the time of a stop is divided. Every part of a stop takes its limit from here;
-//! what is smaller has limits of its own within these.
+//! 8 Stopped: how a graceful shutdown divides its time. Every part of a stop takes its limit from
+//! here; smaller steps have their own limits within these.
 //!
 //! ```text
 //! TERM                                                                              terminationGracePeriodSeconds
@@ -10,31 +10,31 @@
 
 use std::time::Duration;
 
-/// What a pod has for a stop.
+/// The time that a pod has for a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopPlan {
     /// From TERM to the kubelet's KILL.
     pub termination_grace: Duration,
-    /// What of it is kept for everything after the work.
+    /// The part of it for everything after the work.
     pub reserve: Duration,
 }
 
-/// How a `--stop-grace` is divided. Each of these is a time after TERM, but for `release`.
+/// How a `--stop-grace` is divided. Each field except `release` is a time after TERM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkStop {
     /// The command is KILLed.
     pub command: Duration,
-    /// Results that are being published are given up.
+    /// An unfinished upload of results is given up.
     pub publish: Duration,
-    /// A checkpoint that is being saved is given up.
+    /// An unfinished upload of a checkpoint is given up.
     pub save: Duration,
-    /// What was finished in time counts as recorded, or as not recorded.
+    /// The result is recorded as done, or counts as not recorded.
     pub record: Duration,
     /// How long the release of an idempotency record may take.
     pub release: Duration,
 }
 
-/// When each part of a stop is over at the latest, after TERM. `None` for what there is nothing of.
+/// The latest end of each part of a stop, after TERM. `None` for parts that do not apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeline {
     pub killed: Duration,
@@ -48,43 +48,42 @@ pub struct Timeline {
 }
 
 impl StopPlan {
-    /// A third is kept for what comes after the work, but no more than ten seconds.
+    /// Reserves a third for everything after the work, at most ten seconds.
     pub fn new(termination_grace: Duration) -> Self {
         Self { termination_grace, reserve: (termination_grace / 3).min(LONGEST_RESERVE) }
     }
 
-    /// From TERM to the exit, when the work, or the last request for a message, may take as long as
-    /// `stop_grace`.
+    /// From TERM to the exit, if the work, or the last receive request, may take `stop_grace`.
     pub fn total(&self, stop_grace: Duration) -> Duration {
         stop_grace + self.reserve
     }
 
-    /// Until a Processor that was told to halt counts as dead.
+    /// Until a Processor that was asked to halt counts as dead.
     pub fn halt(&self, stop_grace: Duration) -> Duration {
         stop_grace + self.reap()
     }
 
-    /// Until a Receiver whose last request may take as long as `longest_poll` counts as dead.
+    /// Until a Receiver whose last request may take `longest_poll` counts as dead.
     pub fn last_poll(&self, longest_poll: Duration) -> Duration {
         longest_poll + self.reap()
     }
 
-    /// From KILL to a command that is gone.
+    /// From KILL until the command is gone.
     fn reap(&self) -> Duration {
         self.reserve / 10
     }
 
-    /// Joining an extension and releasing the message.
+    /// For the end of an extension and the release of the message.
     pub fn settle(&self) -> Duration {
         self.reserve * 2 / 5
     }
 
-    /// Stopping each of the three actors that end before the Reporter.
+    /// For stopping each of the three actors that end before the Reporter.
     pub fn actor(&self) -> Duration {
         self.actors() / 3
     }
 
-    /// All of the end: of the three actors, and of the report.
+    /// For stopping the three actors, and for the report.
     pub fn end(&self) -> Duration {
         self.actors() + self.report()
     }
@@ -98,31 +97,30 @@ impl StopPlan {
         self.reserve * 3 / 20
     }
 
-    /// Dropping the checkpoints of a message that is deleted, beside its report: what is not
-    /// dropped by then is left to a lifecycle rule of the bucket.
+    /// For dropping the checkpoints of a deleted message, in parallel to its report. A lifecycle
+    /// rule of the bucket deletes the others.
     pub fn checkpoint_drop(&self) -> Duration {
         self.report() * 2 / 3
     }
 
-    /// The record of a failed attempt, which in a stop is part of the final report.
+    /// For the record of a failed attempt, which in a stop is part of the final report.
     pub fn attempt_record(&self, in_a_stop: bool) -> Duration {
         if in_a_stop { self.report() * 2 / 3 } else { ATTEMPT_RECORD }
     }
 
-    /// The last push of the metrics, after the run.
+    /// For the last push of metrics, after the run.
     pub fn push(&self) -> Duration {
         self.reserve / 5
     }
 
-    /// What still runs on other threads, above all the removal of files; what is not done by then
-    /// is left.
+    /// For tasks on other threads, mainly the removal of files; unfinished tasks are abandoned.
     pub fn tidy(&self) -> Duration {
         self.reserve / 20
     }
 
-    /// The log's last lines, which are written after everything else: whatever is left but for a
-    /// margin, up to a second. `since_term` is `None` if nobody asked for a stop: then there is no
-    /// hurry.
+    /// For the log's last lines, which are written after everything else: the remaining time less a
+    /// margin, up to a second. `since_term` is `None` if no stop was requested: then the full
+    /// second.
     pub fn log(&self, since_term: Option<Duration>) -> Duration {
         let margin = self.reserve / 20;
         let remaining = since_term
@@ -130,7 +128,7 @@ impl StopPlan {
         remaining.clamp((margin / 2).min(LONGEST_FLUSH), LONGEST_FLUSH)
     }
 
-    /// Of a pod whose work ends within `stop_grace`.
+    /// The timeline of a pod whose work ends within `stop_grace`.
     pub fn timeline(
         &self,
         stop_grace: Duration,
@@ -157,20 +155,21 @@ impl WorkStop {
         let release =
             if is_recorded { (stop_grace / 10).min(RECORD_RELEASE) } else { Duration::ZERO };
         let rest = stop_grace - release;
-        // What the command does not need of its half, and the other half, is the checkpoint's.
+        // The checkpoint gets the second half, and the rest of the command's half if the command
+        // ends earlier.
         let command = if is_checkpointed { rest / 2 } else { rest };
         let save = if is_checkpointed { command + upload(command) } else { Duration::ZERO };
         Self { command, publish: upload(rest), save, record: stop_grace, release }
     }
 }
 
-/// How long an upload may take that has so much of a stop: one that is given up has to tidy up,
-/// too.
+/// The time limit of an upload within its part of the stop: an abandoned upload needs time to clean
+/// up.
 fn upload(of_the_stop: Duration) -> Duration {
     of_the_stop.saturating_sub(TIDYING_UP).max(of_the_stop / 2)
 }
 
-/// How long the release of an idempotency record may take, when there is no hurry.
+/// How long the release of an idempotency record may take outside a stop.
 pub const RECORD_RELEASE: Duration = Duration::from_secs(1);
 
 const LONGEST_RESERVE: Duration = Duration::from_secs(10);
@@ -185,7 +184,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever the settings: each part has its time, one after another, and all of it fits.
+        /// With all settings, the parts follow one another and fit the grace period.
         #[test]
         fn every_path_of_a_stop_fits_the_grace(grace_ms in 1000u64..7_200_000, part in 0.01f64..1.0, recorded: bool, checkpointed: bool) {
             let plan = StopPlan::new(Duration::from_millis(grace_ms));
@@ -206,13 +205,13 @@ mod tests {
             prop_assert!(plan.attempt_record(true) < plan.report());
             prop_assert!(plan.checkpoint_drop() < plan.report());
 
-            // A stop while a request for a message is out.
+            // A stop while a receive request is in flight.
             prop_assert!(plan.last_poll(stop_grace) + (exited - plan.halt(stop_grace)) <= plan.termination_grace);
         }
     }
 
     #[test]
-    fn the_log_has_what_is_left() {
+    fn the_log_gets_the_remaining_time() {
         let plan = StopPlan::new(Duration::from_secs(6));
         let ms = Duration::from_millis;
         assert_eq!(plan.log(None), ms(1000));

@@ -1,8 +1,8 @@
-//! 7 Judged: what became of the work, and so what becomes of the message.
+//! 7 Judged: from the outcome of the work to the verdict on the message.
 //!
-//! Architecture invariant: the default of everything is *keep*. [`Completed`] is the only way to a
-//! delete; it is made in this file, from success and nothing else, and it is no longer worth
-//! anything without a lease that is still held ([`Completed::permit`]).
+//! Architecture invariant: the default is always *keep*. Only [`Completed`] permits a delete; only
+//! this file makes one, only from success, and it is worthless without a lease that is still held
+//! ([`Completed::permit`]).
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use super::outcome::{CommandReport, Exit, Failure, NoWorkReason, Outcome};
 /// Why a message may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completion {
-    /// The command exited 0 while nobody had asked it to stop.
+    /// The command exited 0 without being asked to stop.
     Succeeded,
     NothingToDo(NoWorkReason),
-    /// A record says that the command exited 0 for an earlier delivery.
+    /// According to its idempotency record, the command exited 0 for an earlier delivery.
     AlreadyDone,
 }
 
-/// Proof that the work succeeded while nobody had asked it to stop.
+/// Proof that the work succeeded without being asked to stop.
 ///
-/// Its fields are private and its only constructor is private to the core: "delete only on success"
-/// is checked by the compiler.
+/// Its fields are private and its only constructor is private to the core, so the compiler checks
+/// "delete only on success".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
     delivery: DeliveryId,
@@ -37,7 +37,7 @@ impl Completed {
         Self { delivery: delivery.clone(), why }
     }
 
-    pub fn is_of(&self, delivery: &DeliveryId) -> bool {
+    pub fn is_for(&self, delivery: &DeliveryId) -> bool {
         self.delivery == *delivery
     }
 
@@ -45,37 +45,37 @@ impl Completed {
         self.why
     }
 
-    /// The right to send one DeleteMessage now; `None` once the lease cannot be proved any more, so
-    /// that a process that was frozen between success and delete does not delete what somebody else
-    /// works on.
+    /// The right to send one DeleteMessage now; `None` once the lease can no longer be proved, so
+    /// that a process that was frozen between success and delete does not delete a message that
+    /// another pod works on.
     pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit> {
         lease.is_held(now).then_some(DeletePermit(()))
     }
 }
 
-/// The right to send one DeleteMessage, which uses it up. `Queue::delete` wants it beside the
-/// receipt handle, whose one owner checks that both are of the same delivery
-/// ([`Completed::is_of`]).
+/// The right to send one DeleteMessage, which consumes it. `Queue::delete` requires it beside the
+/// receipt handle, whose only owner checks that both belong to the same delivery
+/// ([`Completed::is_for`]).
 #[derive(Debug)]
 pub struct DeletePermit(());
 
 /// When a kept message becomes visible again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
-    /// By a ChangeMessageVisibility to this delay.
+    /// ChangeMessageVisibility to this delay.
     After(Duration),
-    /// By itself, when its visibility timeout runs out.
+    /// When its visibility timeout runs out.
     Expire,
 }
 
-/// What becomes of a message.
+/// The decision about a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Delete(Completed),
     Keep(KeepReason, Release),
 }
 
-/// What became of a message with us.
+/// How a message was settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     Deleted(Completion),
@@ -87,19 +87,19 @@ pub enum Settlement {
 pub enum Return {
     /// It was released with this delay.
     After(Duration),
-    /// Its visibility timeout runs out in this time, or sooner if a release came through whose
+    /// Its visibility timeout runs out in this time, or sooner if a release succeeded and its
     /// answer was lost.
     Within(Duration),
-    /// It may be somebody else's already.
+    /// Another pod may already have it.
     Unknown,
 }
 
-/// How a kept message comes back.
+/// When a kept message becomes visible again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub retry: Retry,
     pub on_stop: OnStop,
-    /// Exit codes with which a command says "never for this input".
+    /// Exit codes that mean "this input will never work".
     pub permanent_exit_codes: Vec<i32>,
 }
 
@@ -108,7 +108,7 @@ pub struct RetryPolicy {
 pub enum Retry {
     /// Released after a delay that doubles with the receive count.
     Backoff { min: Duration, max: Duration },
-    /// Left to its visibility timeout.
+    /// When its visibility timeout runs out.
     Expire,
 }
 
@@ -122,11 +122,11 @@ pub enum OnStop {
     Expire,
 }
 
-/// The exit code that says "try again later", EX_TEMPFAIL of sysexits(3).
+/// The exit code for "try again later", EX_TEMPFAIL of sysexits(3).
 const TEMPORARY: i32 = 75;
 
 impl RetryPolicy {
-    /// The verdict on work that ended by itself.
+    /// The verdict on work that ended without being halted.
     pub fn judge(&self, delivery: &DeliveryId, outcome: Outcome) -> Verdict {
         let failure = match outcome {
             Outcome::Finished => {
@@ -141,32 +141,31 @@ impl RetryPolicy {
             }
             Outcome::Failed(failure) => failure,
         };
-        let (reason, said) = match failure {
+        let (reason, report) = match failure {
             Failure::Fetch(why) => (KeepReason::FetchFailed(why), CommandReport::default()),
             Failure::Unreadable(why) => (KeepReason::Unreadable(why), CommandReport::default()),
             Failure::Start(why) => (KeepReason::CommandNotStarted(why), CommandReport::default()),
             Failure::Publish(why) => (KeepReason::PublishFailed(why), CommandReport::default()),
             Failure::Record(why) => (KeepReason::NotRecorded(why), CommandReport::default()),
             Failure::Superseded(why) => (KeepReason::LeaseLost(why), CommandReport::default()),
-            Failure::Exit(Exit::Code(TEMPORARY), said) => (KeepReason::Temporary, said),
-            Failure::Exit(exit @ Exit::Code(code), said)
+            Failure::Exit(Exit::Code(TEMPORARY), report) => (KeepReason::Temporary, report),
+            Failure::Exit(exit @ Exit::Code(code), report)
                 if self.permanent_exit_codes.contains(&code) =>
             {
-                (KeepReason::Permanent(exit), said)
+                (KeepReason::Permanent(exit), report)
             }
-            Failure::Exit(exit, said) => (KeepReason::CommandFailed(exit), said),
-            // Nobody halts work that is not being stopped; if it happens all the same, it is no
-            // success.
+            Failure::Exit(exit, report) => (KeepReason::CommandFailed(exit), report),
+            // Work is halted only during a stop; if this happens otherwise, it is not a success.
             Failure::Halted => (KeepReason::Stopped, CommandReport::default()),
             Failure::Panicked(why) => (KeepReason::Panicked(why), CommandReport::default()),
         };
-        match (&reason, said.retry_after) {
+        match (&reason, report.retry_after) {
             (KeepReason::Temporary, Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
             _ => self.keep(delivery, reason),
         }
     }
 
-    /// Keep, and come back when this reason says so.
+    /// Keeps the message; the reason decides when it is visible again.
     pub fn keep(&self, delivery: &DeliveryId, reason: KeepReason) -> Verdict {
         let release = match (reason.row().visible, self.retry) {
             (Visible::ByItself, _) | (Visible::Soon | Visible::AfterBackoff, Retry::Expire) => {
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_worth_nothing_without_the_lease() {
+    fn a_proof_gives_no_permit_without_the_lease() {
         use crate::lease::{Lease, Strategy};
         let completed = Completed::new(&delivery("m", 1), Completion::Succeeded);
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);

@@ -1,5 +1,4 @@
-//! Every phase × every event, as one table that a reviewer reads; and what no sequence of events
-//! may do.
+//! Every phase × every event, as one table for review; and properties of all sequences of events.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use crate::support::{settings, task};
 const S: Duration = Duration::from_secs(1);
 
 fn policy(max_messages: u32) -> Policy {
-    // No range, so no jitter in the table.
+    // An empty range, so the table has no jitter.
     let limits = Limits {
         ceiling: CEILING,
         retry: RetryPolicy {
@@ -75,10 +74,10 @@ fn kept(why: KeepReason) -> Event {
     Event::Settled(Settlement::Kept(why, Return::After(10 * S)))
 }
 
-/// An event has one owner, as the receipt handle in it has.
+/// Events cannot be cloned, because a receipt handle has one owner.
 type Make = fn() -> Event;
 
-/// Every event, and of those with a payload every one that may mean something else.
+/// Every event, with every payload that is handled differently.
 fn events() -> Vec<(&'static str, Make)> {
     vec![
         ("Received(object created)", || received(OBJECT_CREATED)),
@@ -166,7 +165,7 @@ fn phases() -> Vec<(&'static str, Vec<Make>)> {
             "Settling a success, asked to stop",
             vec![got, || processed(Outcome::Finished), || Event::StopRequested],
         ),
-        ("Settling what another pod has claimed", vec![got, superseded]),
+        ("Settling work that another pod has claimed", vec![got, superseded]),
         ("Settling a failure", vec![got, || exited(1)]),
         ("Done", vec![|| Event::QueueEmpty]),
     ]
@@ -178,7 +177,7 @@ fn walk(max_messages: u32, events: impl IntoIterator<Item = Event>) -> Job {
         .fold(Job::start(policy(max_messages)).job, |job, event| job.step(2 * S, event).job)
 }
 
-fn in_words(effect: &Effect) -> String {
+fn describe(effect: &Effect) -> String {
     match effect {
         Effect::Hold(..) => "Hold".to_owned(),
         Effect::Process(_) => "Process".to_owned(),
@@ -188,14 +187,14 @@ fn in_words(effect: &Effect) -> String {
         Effect::Settle(Verdict::Keep(why, release)) => {
             format!("Settle(Keep({}, {release:?}))", why.label())
         }
-        Effect::Shorten(left) => format!("Shorten({left:?})"),
+        Effect::Shorten(remaining) => format!("Shorten({remaining:?})"),
         Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
         Effect::Report(Report::Held(held)) => format!("Report(Held({:?}))", held.remaining),
         Effect::Report(Report::Progressed(_)) => "Report(Progressed)".to_owned(),
         Effect::Report(Report::Releasing(_)) => "Report(Releasing)".to_owned(),
         Effect::Report(Report::Ended(ended)) => format!("Report(Ended({}))", ended.outcome()),
         Effect::DropCheckpoints(..) => "DropCheckpoints".to_owned(),
-        Effect::Leave(outcome) => format!("Leave({})", outcome.exit_code()),
+        Effect::EndRun(outcome) => format!("EndRun({})", outcome.exit_code()),
         Effect::Poll
         | Effect::StopPolling
         | Effect::Halt
@@ -208,29 +207,32 @@ fn in_words(effect: &Effect) -> String {
 }
 
 #[test]
-fn every_phase_answers_every_event() {
+fn every_phase_handles_every_event() {
     let mut table = String::new();
     for (name, path) in phases() {
         writeln!(table, "{name}").unwrap();
         for (event_name, event) in events() {
             let job = walk(2, path.iter().map(|make| make()));
-            let (before, was_leaving) = (job.phase(), job.is_leaving());
+            let (before, was_exiting) = (job.phase(), job.is_exiting());
             let Step { job, effects } = job.step(3 * S, event());
-            if effects.is_empty() && job.phase() == before && job.is_leaving() == was_leaving {
+            if effects.is_empty() && job.phase() == before && job.is_exiting() == was_exiting {
                 continue;
             }
-            let leaving = if job.is_leaving() { ", leaving" } else { "" };
-            let effects: Vec<_> = effects.iter().map(in_words).collect();
-            writeln!(table, "  {event_name:32} {}{leaving}: {}", job.phase(), effects.join(", "))
+            let exiting = if job.is_exiting() { ", exiting" } else { "" };
+            let effects: Vec<_> = effects.iter().map(describe).collect();
+            writeln!(table, "  {event_name:32} {}{exiting}: {}", job.phase(), effects.join(", "))
                 .unwrap();
         }
         table.push('\n');
     }
-    insta::assert_snapshot!("table", format!("What is not listed changes nothing.\n\n{table}"));
+    insta::assert_snapshot!(
+        "table",
+        format!("Events that are not listed change nothing.\n\n{table}")
+    );
 }
 
 #[test]
-fn a_fifo_queue_is_left_after_a_kept_message() {
+fn a_kept_message_of_a_fifo_queue_ends_the_run() {
     let policy = Policy { fifo: true, ..policy(10) };
     let job = [received(OBJECT_CREATED), exited(1)]
         .into_iter()
@@ -239,12 +241,12 @@ fn a_fifo_queue_is_left_after_a_kept_message() {
     assert!(
         effects
             .iter()
-            .any(|effect| matches!(effect, Effect::Leave(outcome) if outcome.exit_code() == 1))
+            .any(|effect| matches!(effect, Effect::EndRun(outcome) if outcome.exit_code() == 1))
     );
 }
 
 #[test]
-fn the_exit_code_is_the_last_kept_messages() {
+fn the_exit_code_is_that_of_the_last_kept_message() {
     let message = |code, why| [received(OBJECT_CREATED), exited(code), kept(why)];
     let success = [
         received(OBJECT_CREATED),
@@ -257,62 +259,62 @@ fn the_exit_code_is_the_last_kept_messages() {
         .chain(success)
         .collect();
     let effects = walk(10, events).step(3 * S, Event::QueueEmpty).effects;
-    let Some(Effect::Leave(RunOutcome::Kept(KeepReason::Permanent(_)))) = effects.last() else {
+    let Some(Effect::EndRun(RunOutcome::Kept(KeepReason::Permanent(_)))) = effects.last() else {
         panic!("{effects:?}");
     };
 }
 
 #[test]
-fn a_message_that_arrives_after_the_stop_is_released_at_once() {
+fn a_message_that_arrives_after_the_stop_is_released_immediately() {
     let effects = walk(1, [Event::StopRequested]).step(3 * S, received(OBJECT_CREATED)).effects;
-    let wished = Effect::Settle(Verdict::Keep(KeepReason::Stopped, Release::After(Duration::ZERO)));
-    assert!(effects.contains(&wished), "{effects:?}");
+    let expected =
+        Effect::Settle(Verdict::Keep(KeepReason::Stopped, Release::After(Duration::ZERO)));
+    assert!(effects.contains(&expected), "{effects:?}");
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Process(_))), "{effects:?}");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens in whatever order: a delete is wished for at most once a message, only on
-    /// success or when there was nothing (more) to do, and never after a stop, a lost lease or an
-    /// actor's death.
+    /// With events in any order, each message gets at most one delete, only after success or
+    /// without work to do, and never after a stop, a lost lease or an actor's death.
     #[test]
-    fn no_sequence_of_events_deletes_what_it_must_not(picks in prop::collection::vec(0..events().len(), 0..40)) {
+    fn no_sequence_of_events_deletes_without_success(picks in prop::collection::vec(0..events().len(), 0..40)) {
         let events = events();
         let mut job = Job::start(policy(3)).job;
-        // Since the last receive, or, for what ends a run, since ever.
-        let (mut succeeded, mut spoilt, mut ended, mut deletes) = (false, false, false, 0);
+        // Since the last receive; `ended`, since the start.
+        let (mut succeeded, mut invalidated, mut ended, mut deletes) = (false, false, false, 0);
         for pick in picks {
             let (name, event) = events[pick];
             let event = event();
             let phase = job.phase();
             if let (Event::Received(got), "Receiving") = (&event, phase) {
-                (succeeded, spoilt, deletes) = (got.delivery.body == TEST_EVENT, false, 0);
+                (succeeded, invalidated, deletes) = (got.delivery.body == TEST_EVENT, false, 0);
             }
             if let (Event::Processed(processed), "Processing") = (&event, phase) {
                 succeeded = matches!(processed.outcome, Outcome::Finished | Outcome::ObjectsGone | Outcome::AlreadyDone);
             }
-            let spoils = matches!(
+            let invalidates = matches!(
                 event,
                 Event::LeaseLost(_) | Event::LeaseExhausted | Event::Stalled | Event::Overdue(Limit::Work)
             );
-            spoilt |= spoils && phase == "Processing";
+            invalidated |= invalidates && phase == "Processing";
             let ends = matches!(event, Event::StopRequested | Event::ActorDied(_));
             ended |= ends && event != Event::ActorDied(Role::Reporter);
             let Step { job: next, effects } = job.step(3 * S, event);
             for effect in &effects {
                 if let Effect::Settle(Verdict::Delete(_)) = effect {
                     deletes += 1;
-                    prop_assert!(succeeded && !spoilt && !ended && deletes == 1, "a delete after {name} in {phase}");
+                    prop_assert!(succeeded && !invalidated && !ended && deletes == 1, "a delete after {name} in {phase}");
                 }
             }
             job = next;
         }
     }
 
-    /// Once asked to stop, no path takes another message or starts work.
+    /// After a stop request, no path polls or starts work.
     #[test]
-    fn a_stop_takes_nothing_new(picks in prop::collection::vec(0..events().len(), 0..40)) {
+    fn a_stopped_job_takes_no_new_work(picks in prop::collection::vec(0..events().len(), 0..40)) {
         let events = events();
         let mut job = walk(3, [received(OBJECT_CREATED), Event::StopRequested]);
         for pick in picks {

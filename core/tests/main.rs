@@ -1,6 +1,6 @@
 //! The tests of the core: no server, no process, no clock.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod lifecycle_table;
 mod notification;

@@ -1,5 +1,5 @@
-//! From a body to records and to a route: what `job::notification` and `job::route` make of each
-//! fixture, and what holds for any body at all.
+//! From a body to records and a route: what `notification` and `route` return for each fixture, and
+//! properties of any body.
 
 use std::fmt::Write;
 use std::fs;
@@ -41,7 +41,7 @@ fn only_key(body: &Value) -> String {
     records.remove(0).object.key
 }
 
-/// S3's encoding of keys (Java's `URLEncoder`, with `/` left as it is).
+/// S3's encoding of keys (Java's `URLEncoder`, with `/` unchanged).
 fn encode(key: &str) -> String {
     key.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
@@ -68,7 +68,7 @@ fn through_sns(message: &Value) -> Value {
 }
 
 #[test]
-fn what_every_fixture_means() {
+fn fixtures_are_parsed() {
     let mut table = String::new();
     for (name, body) in fixtures() {
         writeln!(table, "{name}").unwrap();
@@ -138,7 +138,7 @@ fn a_refusal_never_quotes_the_body() {
         json!({"source": secret, "detail-type": secret}),
         json!({"source": "aws.s3", "detail-type": secret, "detail": secret}),
     ] {
-        let why = parse(&body.to_string()).expect_err("the body means nothing").to_string();
+        let why = parse(&body.to_string()).expect_err("the body is not a notification").to_string();
         assert!(!why.contains(secret), "{why}");
     }
     assert!(!parse(secret).expect_err("not JSON").to_string().contains(secret));
@@ -174,7 +174,7 @@ fn a_key_is_decoded_once_and_only_where_it_was_encoded() {
 }
 
 #[test]
-fn eventbridge_speaks_of_the_same_events_as_s3() {
+fn eventbridge_events_get_s3_names() {
     let event = |detail_type: &str, reason: Option<&str>, deletion: Option<&str>| {
         let mut body = from_eventbridge("key");
         body["detail-type"] = detail_type.into();
@@ -218,12 +218,12 @@ fn eventbridge_speaks_of_the_same_events_as_s3() {
         };
         for reason in reasons {
             for deletion in deletions {
-                let said = [Some(detail_type), *reason, *deletion]
+                let fields = [Some(detail_type), *reason, *deletion]
                     .into_iter()
                     .flatten()
                     .collect::<Vec<_>>()
                     .join(", ");
-                writeln!(table, "{said:<60} {}", event(detail_type, *reason, *deletion)).unwrap();
+                writeln!(table, "{fields:<60} {}", event(detail_type, *reason, *deletion)).unwrap();
             }
         }
     }
@@ -248,10 +248,9 @@ fn only(events: &str) -> Selection {
     Selection { events: events.parse().unwrap(), folders: false }
 }
 
-/// A message with an event that is none of S3's is not understood, so it is kept, whatever else is
-/// in it.
+/// A message with an event of another sender than S3 is kept, whatever else it contains.
 #[test]
-fn an_unknown_event_is_never_nothing_to_do() {
+fn an_unknown_event_is_never_ignored() {
     for name in [
         "ObjectCreatedPut",
         "ObjectCreated",
@@ -263,8 +262,8 @@ fn an_unknown_event_is_never_nothing_to_do() {
         let mut body = from_s3("key");
         body["Records"][0]["eventName"] = name.into();
         let known = from_s3("other")["Records"][0].clone();
-        let alone = route(parse(&body.to_string()).unwrap(), &Selection::default());
-        assert!(alone.unwrap_err().starts_with("unknown S3 event"), "{name}");
+        let routed = route(parse(&body.to_string()).unwrap(), &Selection::default());
+        assert!(routed.unwrap_err().starts_with("unknown S3 event"), "{name}");
         body["Records"].as_array_mut().unwrap().push(known);
         assert!(route(parse(&body.to_string()).unwrap(), &Selection::default()).is_err(), "{name}");
     }
@@ -278,14 +277,14 @@ fn an_unknown_event_is_never_nothing_to_do() {
         route(parse(&of_minio.to_string()).unwrap(), &only("ObjectAccessed:*")),
         Ok(Route::Work(_))
     ));
-    // No creation, although it is called one.
+    // Not a creation, although its name looks like one.
     of_minio["Records"][0]["eventName"] = "s3:ObjectCreated:PutTagging".into();
     let routed = route(parse(&of_minio.to_string()).unwrap(), &Selection::default());
     assert_eq!(routed, Ok(Route::Nothing(NoWorkReason::Ignored)));
 }
 
 #[test]
-fn the_folder_that_a_console_makes_is_work_only_if_asked_for() {
+fn a_folder_object_is_work_only_if_configured() {
     let mut body = from_s3("reports/2026/");
     let mut routed = |size: Value, folders| {
         body["Records"][0]["s3"]["object"]["size"] = size;
@@ -296,7 +295,7 @@ fn the_folder_that_a_console_makes_is_work_only_if_asked_for() {
     for (size, folders) in [(json!(0), true), (json!(1), false), (json!(null), false)] {
         assert!(matches!(routed(size, folders), Route::Work(_)));
     }
-    // Some stores say a size of 0 of what is not empty.
+    // Some stores send a size of 0 for objects that are not empty.
     for (etag, is_work) in
         [("d41d8cd98f00b204e9800998ecf8427e", false), ("5d41402abc4b2a76b9719d911017c592", true)]
     {
@@ -309,7 +308,7 @@ fn the_folder_that_a_console_makes_is_work_only_if_asked_for() {
 }
 
 #[test]
-fn fields_of_secondary_use_may_be_numbers() {
+fn secondary_fields_may_be_numbers() {
     let mut body = from_s3("key");
     body["Records"][0]["eventVersion"] = json!(2.1);
     body["Records"][0]["s3"]["object"]["versionId"] = json!(7);
@@ -322,7 +321,7 @@ fn fields_of_secondary_use_may_be_numbers() {
     assert_eq!(records(&body.to_string())[0].object.etag.as_deref(), Some("e"));
     body["Records"][0]["eventVersion"] = json!(3.0);
     assert!(parse(&body.to_string()).is_err());
-    // Other stores count versions of their own.
+    // Other stores have their own versions.
     body["Records"][0]["eventSource"] = json!("scality:s3");
     assert_eq!(records(&body.to_string()).len(), 1);
 }
@@ -340,7 +339,7 @@ fn only_an_event_that_names_aws_is_from_aws() {
 }
 
 #[test]
-fn a_key_that_was_not_encoded_is_taken_as_it_is() {
+fn a_key_that_was_not_encoded_is_not_decoded() {
     for key in ["50% off + 5%.txt", "a b+c", "ä+b", "q\"+", "100%2x+", "50%ff+.txt"] {
         assert_eq!(only_key(&from_s3(key)), key);
     }
@@ -348,7 +347,7 @@ fn a_key_that_was_not_encoded_is_taken_as_it_is() {
 }
 
 #[test]
-fn what_s3_does_not_allow_is_refused_at_the_border() {
+fn keys_and_buckets_that_s3_does_not_allow_are_refused() {
     assert_eq!(only_key(&from_s3(&"a".repeat(1024))).len(), 1024);
     for body in [
         from_s3(&"a".repeat(1025)),
@@ -378,14 +377,14 @@ fn what_s3_does_not_allow_is_refused_at_the_border() {
 }
 
 #[test]
-fn nothing_to_do_says_why() {
+fn a_message_without_work_has_a_reason() {
     let acl = only("ObjectAcl:Put");
     let created = parse(&from_s3("key").to_string()).unwrap();
     assert_eq!(route(created, &acl), Ok(Route::Nothing(NoWorkReason::Ignored)));
     assert_eq!(route(Notification::Test, &acl), Ok(Route::Nothing(NoWorkReason::TestEvent)));
 }
 
-/// Words that mean something to us, or nearly.
+/// Words that the parser knows, and similar ones.
 const WORDS: [&str; 32] = [
     "Records",
     "Event",
@@ -421,7 +420,7 @@ const WORDS: [&str; 32] = [
     "%ff",
 ];
 
-/// JSON made of our words, so that it often comes close.
+/// JSON made of these words, so that it often resembles a notification.
 fn json_like_ours() -> impl Strategy<Value = Value> {
     let word = prop::sample::select(&WORDS[..]);
     let leaf = prop_oneof![
@@ -453,7 +452,7 @@ fn pointers(json: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Nothing that a command or a fetch could stumble over is empty.
+/// No field that a command or a fetch uses is empty.
 fn assert_nothing_is_empty(body: &str) {
     if let Ok(Notification::Records(records)) = parse(body) {
         assert!(!records.is_empty());
@@ -467,7 +466,7 @@ fn assert_nothing_is_empty(body: &str) {
 }
 
 #[test]
-fn no_single_replaced_value_makes_anything_empty() {
+fn no_single_replaced_value_makes_a_field_empty() {
     let mut new: Vec<Value> = WORDS.into_iter().map(Value::from).collect();
     new.extend([
         json!(null),
@@ -499,18 +498,18 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_text_is_too_strange(body in any::<String>()) {
+    fn any_text_is_parsed_or_refused(body in any::<String>()) {
         assert_nothing_is_empty(&body);
     }
 
     #[test]
-    fn no_json_is_too_strange(body in json_like_ours()) {
+    fn any_json_is_parsed_or_refused(body in json_like_ours()) {
         assert_nothing_is_empty(&body.to_string());
         assert_nothing_is_empty(&through_sns(&body).to_string());
     }
 
     #[test]
-    fn any_key_comes_back_as_it_was(key in "\\PC{1,250}|[ +%2B/.]{1,40}|.+") {
+    fn an_encoded_key_is_decoded_to_the_original(key in "\\PC{1,250}|[ +%2B/.]{1,40}|.+") {
         prop_assert_eq!(&only_key(&from_s3(&encode(&key))), &key);
         prop_assert_eq!(&only_key(&through_sns(&from_s3(&encode(&key)))), &key);
         prop_assert_eq!(&only_key(&from_eventbridge(&key)), &key);

@@ -1,10 +1,10 @@
-//! The owner of a lease and the owner of an idempotency record: every state × every input, as two
-//! tables that a reviewer reads.
+//! The `Keeper` of a lease and the `Claim` of an idempotency record: every state × every input, as
+//! two tables for review.
 
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
-use leasehold_core::claim::{self, Claim, RecordState, Request, Seen};
+use leasehold_core::claim::{self, Claim, RecordState, Request, StoredRecord};
 use leasehold_core::delivery::{Delivery, DeliveryId, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold_core::keep_reason::KeepReason;
 use leasehold_core::keeper::{self, Answer, Input, Keeper};
@@ -18,31 +18,31 @@ use crate::support::settings;
 
 const S: Duration = Duration::from_secs(1);
 
-/// What is done at some time: a step of the clock, or an input.
+/// One step of a path: the clock advances, or an input arrives.
 #[derive(Clone)]
 enum Then<I> {
-    /// Until the clock shows this: whatever is due in between is done, and is not answered.
+    /// Advance the clock to this time. Actions that become due are started, but not answered.
     At(Duration),
     Input(I),
 }
 use Then::{At, Input as In};
 
 enum Does {
-    /// In words.
+    /// An action, as text.
     This(String),
-    /// For an input, and if there is none, until then.
+    /// Wait for an input, at most until then.
     Wait(Option<Duration>),
 }
 
-/// Decides from inputs and the time alone.
+/// A state machine that depends only on inputs and the time.
 trait Machine: Clone {
     type Input: Clone;
     fn handle(&mut self, now: Duration, input: Self::Input);
     fn next(&mut self, now: Duration) -> Does;
-    /// Can this happen now?
-    fn may_hear(&self, input: &Self::Input) -> bool;
+    /// Can this input arrive now?
+    fn accepts(&self, input: &Self::Input) -> bool;
 
-    /// All that it does until it waits, and until when.
+    /// All its actions until it waits, and until when it waits.
     fn does(&mut self, now: Duration) -> (Vec<String>, Option<Duration>) {
         let mut done = Vec::new();
         loop {
@@ -72,7 +72,7 @@ fn table<M: Machine>(
     states: Vec<(&str, Vec<Then<M::Input>>)>,
     happens: &[(&str, Then<M::Input>)],
 ) -> String {
-    let mut table = "What is not listed changes nothing.\n".to_owned();
+    let mut table = "Inputs that are not listed change nothing.\n".to_owned();
     for (name, path) in states {
         writeln!(table, "\n{name}").unwrap();
         let mut machine = start.clone();
@@ -81,19 +81,19 @@ fn table<M: Machine>(
         for (what, then) in happens {
             let (mut machine, mut now) = (machine.clone(), at);
             match then.clone() {
-                // Only what is due.
+                // Only if an action is due.
                 At(_) => match waited_until {
                     Some(until) => now = until,
                     None => continue,
                 },
-                In(input) if machine.may_hear(&input) => machine.handle(now, input),
+                In(input) if machine.accepts(&input) => machine.handle(now, input),
                 In(_) => continue,
             }
             let (done, until) = machine.does(now);
             if done.is_empty() && until == waited_until {
                 continue;
             }
-            // A pause has jitter.
+            // Delays have jitter.
             let wait = match until {
                 Some(until) if until.subsec_nanos() > 0 => {
                     format!("wait for {}", pause(until - now))
@@ -118,7 +118,7 @@ impl Machine for Keeper {
         Self::handle(self, now, input);
     }
 
-    fn may_hear(&self, input: &Input) -> bool {
+    fn accepts(&self, input: &Input) -> bool {
         match input {
             Input::Answered(_) => self.state().call.is_some(),
             Input::Verdict(_) | Input::Withdraw => true,
@@ -144,7 +144,7 @@ fn debug(what: &impl Debug) -> String {
     format!("{what:?}").replace("\"503\"", "..")
 }
 
-/// The proof that only the core makes.
+/// The proof of success, which only the core can make.
 fn success() -> Verdict {
     let delivery = Delivery {
         message_id: MessageId::new("m"),
@@ -167,7 +167,7 @@ fn success() -> Verdict {
 }
 
 #[test]
-fn the_owner_of_a_lease_answers_every_input_in_every_state() {
+fn the_keeper_handles_every_input_in_every_state() {
     let keep = |release| Input::Verdict(Verdict::Keep(KeepReason::Stopped, release));
     let answered = |answer| In(Input::Answered(answer));
     let failed = || answered(Answer::Failed("503".to_owned()));
@@ -186,9 +186,9 @@ fn the_owner_of_a_lease_answers_every_input_in_every_state() {
     ];
     let states = vec![
         ("Holding", vec![]),
-        ("Holding, an extension is out", vec![At(10 * S)]),
+        ("Holding, an extension is in flight", vec![At(10 * S)]),
         (
-            "Holding, an extension is out and the lease has ended meanwhile",
+            "Holding, an extension is in flight and the lease has ended meanwhile",
             vec![At(10 * S), At(30 * S)],
         ),
         ("Holding, an extension failed", vec![At(10 * S), failed()]),
@@ -197,20 +197,17 @@ fn the_owner_of_a_lease_answers_every_input_in_every_state() {
             "Holding, near SQS's ceiling",
             vec![At(10 * S), answered(Answer::AtCeiling("503".to_owned()))],
         ),
-        ("Holding, an extension is out and a success waits", vec![At(10 * S), delete()]),
+        ("Holding, an extension is in flight and a success waits", vec![At(10 * S), delete()]),
         ("Deleting", vec![At(5 * S), delete()]),
         ("Deleting, withdrawn meanwhile", vec![At(5 * S), delete(), In(Input::Withdraw)]),
-        ("Deleting, to be tried again", vec![At(5 * S), delete(), failed()]),
+        ("Deleting, to be retried", vec![At(5 * S), delete(), failed()]),
         (
-            "Deleting, an extension is out",
+            "Deleting, an extension is in flight",
             vec![At(9 * S), delete(), At(10 * S), failed(), At(11 * S)],
         ),
         ("Releasing", vec![At(5 * S), In(keep(Release::After(10 * S)))]),
-        (
-            "Releasing, to be tried again",
-            vec![At(5 * S), In(keep(Release::After(10 * S))), failed()],
-        ),
-        ("Over", vec![At(5 * S), In(keep(Release::Expire))]),
+        ("Releasing, to be retried", vec![At(5 * S), In(keep(Release::After(10 * S))), failed()]),
+        ("Done", vec![At(5 * S), In(keep(Release::Expire))]),
     ];
     let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
     let keeper = Keeper::new(
@@ -229,7 +226,7 @@ impl Machine for Claim {
         Self::handle(self, now, input);
     }
 
-    fn may_hear(&self, input: &claim::Input) -> bool {
+    fn accepts(&self, input: &claim::Input) -> bool {
         use claim::Answer::{
             ConditionFailed, Failed, Read, Refused, Unreadable, Unsupported, Written,
         };
@@ -257,10 +254,10 @@ impl Machine for Claim {
                 return Does::Wait(Some(until).filter(|at| *at < Duration::MAX));
             }
             claim::Next::Read { limit } => format!("Read within {limit:?}"),
-            claim::Next::Write { state, over, limit } => {
+            claim::Next::Write { state, if_match, limit } => {
                 format!(
                     "Write({state:?}) over {} within {limit:?}",
-                    over.as_deref().unwrap_or("nothing")
+                    if_match.as_deref().unwrap_or("nothing")
                 )
             }
             claim::Next::Report(claim::Report::Reached(milestone)) => debug(&milestone),
@@ -270,13 +267,13 @@ impl Machine for Claim {
 }
 
 #[test]
-fn the_owner_of_a_record_answers_every_input_in_every_state() {
+fn the_claim_handles_every_input_in_every_state() {
     use claim::{Answer, Input};
 
     let answered = |answer| In(Input::Answered(answer));
-    let seen = |state, is_ours, age| {
+    let read_answer = |state, is_ours, age| {
         let (owner, etag) = (if is_ours { "us" } else { "them" }.to_owned(), "seen".to_owned());
-        answered(Answer::Read(Some(Seen {
+        answered(Answer::Read(Some(StoredRecord {
             state,
             is_ours,
             owner,
@@ -293,11 +290,11 @@ fn the_owner_of_a_record_answers_every_input_in_every_state() {
         ("Written", written()),
         ("ConditionFailed", refused()),
         ("Read(nothing)", answered(Answer::Read(None))),
-        ("Read(theirs)", seen(RecordState::InProgress, false, 5 * S)),
-        ("Read(theirs, expired)", seen(RecordState::InProgress, false, 40 * S)),
-        ("Read(ours)", seen(RecordState::InProgress, true, 5 * S)),
-        ("Read(released)", seen(RecordState::Released, false, 5 * S)),
-        ("Read(done)", seen(RecordState::Done, false, 5 * S)),
+        ("Read(theirs)", read_answer(RecordState::InProgress, false, 5 * S)),
+        ("Read(theirs, expired)", read_answer(RecordState::InProgress, false, 40 * S)),
+        ("Read(ours)", read_answer(RecordState::InProgress, true, 5 * S)),
+        ("Read(released)", read_answer(RecordState::Released, false, 5 * S)),
+        ("Read(done)", read_answer(RecordState::Done, false, 5 * S)),
         ("Refused", answered(Answer::Refused("503".to_owned()))),
         ("Unreadable", answered(Answer::Unreadable("503".to_owned()))),
         ("Unsupported", answered(Answer::Unsupported("503".to_owned()))),
@@ -305,34 +302,31 @@ fn the_owner_of_a_record_answers_every_input_in_every_state() {
         ("Succeeded", In(Input::Succeeded)),
         ("Ended", In(Input::Ended)),
     ];
-    let taken = || seen(RecordState::InProgress, false, 5 * S);
+    let taken = || read_answer(RecordState::InProgress, false, 5 * S);
     let states = vec![
         ("Claiming", vec![]),
-        ("Claiming, to be tried again", vec![failed()]),
-        ("Looking", vec![refused()]),
-        ("Looking, another pod has it", vec![refused(), taken()]),
-        ("Looking again", vec![refused(), taken(), At(10 * S)]),
+        ("Claiming, to be retried", vec![failed()]),
+        ("Reading", vec![refused()]),
+        ("Reading, another pod has it", vec![refused(), taken()]),
+        ("Reading again", vec![refused(), taken(), At(10 * S)]),
         ("Held", vec![written()]),
-        ("Held, a refresh is out", vec![written(), At(10 * S)]),
+        ("Held, a refresh is in flight", vec![written(), At(10 * S)]),
         (
-            "Held, a refresh is out and the record has expired meanwhile",
+            "Held, a refresh is in flight and the record has expired meanwhile",
             vec![written(), At(10 * S), At(30 * S)],
         ),
         ("Held, a refresh was refused", vec![written(), At(10 * S), refused()]),
         (
             "Held, its new eTag was read",
-            vec![written(), At(10 * S), refused(), seen(RecordState::InProgress, true, S)],
+            vec![written(), At(10 * S), refused(), read_answer(RecordState::InProgress, true, S)],
         ),
         ("Held, a refresh failed", vec![written(), At(10 * S), failed()]),
         ("Recording", vec![written(), At(5 * S), In(Input::Succeeded)]),
-        (
-            "Recording, to be tried again",
-            vec![written(), At(5 * S), In(Input::Succeeded), failed()],
-        ),
+        ("Recording, to be retried", vec![written(), At(5 * S), In(Input::Succeeded), failed()]),
         ("Recording, refused", vec![written(), At(5 * S), In(Input::Succeeded), refused()]),
         ("Recording, expired", vec![written(), At(5 * S), In(Input::Succeeded), At(40 * S)]),
         ("Releasing", vec![written(), At(5 * S), In(Input::Ended)]),
-        ("Over", vec![written(), At(5 * S), In(Input::Ended), written()]),
+        ("Done", vec![written(), At(5 * S), In(Input::Ended), written()]),
     ];
     let claim = Claim::new(
         DeliveryId { message_id: MessageId::new("m"), receive_count: 1 },

@@ -1,4 +1,4 @@
-//! What the tests of the core share with those of the program.
+//! Helpers shared by the tests of the core and of the program.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +57,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// A number from the environment of the test.
+/// A number from a variable of the test's environment.
 #[expect(clippy::disallowed_methods, reason = "the environment of the test, not of the program")]
 pub fn asked_for(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))

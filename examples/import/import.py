@@ -1,4 +1,4 @@
-"""Imports orders into a service that takes only so many requests, and says how far it is.
+"""Imports orders into a service with a rate limit, and reports its progress.
 
 The service is a stand-in: it refuses the first attempt at a file with more than four orders, as a rate limit would.
 """

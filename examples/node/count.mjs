@@ -1,4 +1,4 @@
-// Counts the words of a text. Exit code 65 if it is none.
+// Counts the words of a text. Exit code 65 for a binary file.
 import { appendFileSync, createReadStream, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -9,7 +9,7 @@ const report = (values) => appendFileSync(JOB_RESULT_FILE, JSON.stringify(values
 const words = new Map();
 for await (const line of createInterface({ input: createReadStream(JOB_INPUT, "utf8") })) {
   if (line.includes("\0")) {
-    report({ reason: "this is no text" });
+    report({ reason: "this is not a text" });
     process.exit(65);
   }
   for (const word of line.toLowerCase().match(/\p{L}+/gu) ?? []) {

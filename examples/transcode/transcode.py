@@ -40,12 +40,12 @@ def main() -> int:
     for number in range(count):
         segment = done / f"{number:05}.segment"
         if segment.exists():
-            print(f"segment {number + 1} of {count} is there already")
+            print(f"segment {number + 1} of {count} already exists")
             continue
         if stopping:
             report(reason=f"stopped after {number} of {count} segments")
             return 1
-        # A checkpoint can be saved at any moment: under its name the segment is complete.
+        # A checkpoint can be saved at any moment: a segment gets its name only when it is complete.
         unfinished = done / "unfinished"
         unfinished.write_bytes(encode(film[number * SEGMENT : (number + 1) * SEGMENT]))
         unfinished.rename(segment)

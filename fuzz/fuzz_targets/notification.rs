@@ -1,5 +1,4 @@
-//! Whatever a message's body is: reading it never panics, and never decides to delete what was not
-//! understood.
+//! Parsing any message body never panics, and an invalid body is never deleted.
 
 #![no_main]
 
@@ -17,9 +16,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let body = String::from_utf8_lossy(bytes);
     let read = parse(&body);
-    assert_eq!(read, parse(&body), "the same body means the same");
+    assert_eq!(read, parse(&body), "the same body parses the same");
     if let Ok(Notification::Records(records)) = &read {
-        assert!(!records.is_empty(), "no record, and so nothing to do: that was guessed");
+        assert!(!records.is_empty(), "an empty list of records must be an error");
         for record in records {
             assert!(![&record.event, &record.object.bucket, &record.object.key].iter().any(|text| text.is_empty()));
         }
@@ -75,6 +74,6 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(proof.why(), Completion::NothingToDo(why));
         }
         (Ok(Route::Work(content)), Some(Ok(work))) => assert_eq!(content, work),
-        (read, decided) => panic!("{read:?}, and so {decided:?}"),
+        (read, decided) => panic!("{read:?}, but {decided:?}"),
     }
 });

@@ -1,8 +1,7 @@
-//! 4 Held: carries out what [`job::keeper`](crate::job::keeper) says: extends the message's
-//! visibility while the work runs, then deletes the message or releases it.
+//! 4 Held: carries out the actions of [`job::keeper`](crate::job::keeper): extends the message's
+//! visibility while the work runs, then deletes or releases the message.
 //!
-//! It is the one owner of the receipt handle: every call that takes it is made here, one after
-//! another.
+//! It is the only owner of the receipt handle: every call with it is made here, one after another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +27,7 @@ use crate::ports::{DeleteError, Queue, Telemetry, VisibilityError};
 pub enum Message {
     Hold(Box<Hold>),
     Settle(Verdict),
-    /// Send no delete from now on.
+    /// Send no more deletes.
     Withdraw,
 }
 
@@ -38,8 +37,8 @@ pub struct VisibilityHeartbeat {
     pub clock: Clock,
     pub supervisor: DerivedActorRef<Event>,
     pub telemetry: Arc<dyn Telemetry>,
-    /// For how long a receive hides a message.
-    pub received_for: Duration,
+    /// The visibility timeout of a receive.
+    pub receive_visibility: Duration,
     pub stop: StopPlan,
 }
 
@@ -54,8 +53,8 @@ struct Held {
 }
 
 impl Held {
-    fn hand_in(&self, input: Input) {
-        // A task that is gone has reported its death: the core knows.
+    fn send(&self, input: Input) {
+        // Fails only if the task has died, which it has reported to the core.
         let _ = self.inputs.send(input);
     }
 }
@@ -78,12 +77,12 @@ impl Actor for VisibilityHeartbeat {
         match message {
             Message::Hold(hold) => state.held = Some(self.hold(*hold)),
             Message::Settle(verdict) => {
-                let held = state.held.as_ref().expect("the core settles only what it had held");
-                held.hand_in(Input::Verdict(verdict));
+                let held = state.held.as_ref().expect("the core settles only a held message");
+                held.send(Input::Verdict(verdict));
             }
             Message::Withdraw => {
                 if let Some(held) = &state.held {
-                    held.hand_in(Input::Withdraw);
+                    held.send(Input::Withdraw);
                 }
             }
         }
@@ -102,10 +101,10 @@ impl Actor for VisibilityHeartbeat {
 
 impl VisibilityHeartbeat {
     fn hold(&self, Hold { delivery, receipt, asked_at, limits }: Hold) -> Held {
-        let lease = Lease::taken(limits.strategy, self.received_for, asked_at)
+        let lease = Lease::taken(limits.strategy, self.receive_visibility, asked_at)
             .extended_by(limits.visibility)
             .with_ceiling(limits.ceiling);
-        let visibility = limits.visibility.min(self.received_for);
+        let visibility = limits.visibility.min(self.receive_visibility);
         let message_id = delivery.message_id.clone();
         let keeper = Keeper::new(delivery, lease, visibility, self.stop.total(limits.stop_grace));
         let (inputs, inputs_in) = mpsc::unbounded_channel();
@@ -134,8 +133,7 @@ impl Holding {
         let VisibilityHeartbeat { queue, clock, supervisor, telemetry, .. } = self.actor.clone();
         let (queue, receipt) = (queue.as_ref(), &self.receipt);
         loop {
-            // All that has happened, before anything is done: a stop that was heard is ahead of a
-            // delete.
+            // All inputs first, so that a stop comes before a delete.
             while let Ok(input) = self.inputs.try_recv() {
                 self.keeper.handle(clock.now(), input);
             }
@@ -150,8 +148,7 @@ impl Holding {
                     (DELETE, answered(limit, queue.delete(receipt, permit)).await)
                 }
                 Next::Report(event) => {
-                    // The supervisor outlives its actors; if it is gone there is nobody to report
-                    // to.
+                    // Fails only if the supervisor has ended, which outlives its actors.
                     let _ = supervisor.cast(event);
                     continue;
                 }
@@ -165,7 +162,7 @@ impl Holding {
                         biased;
                         Some(input) = self.inputs.recv() => self.keeper.handle(clock.now(), input),
                         () = clock.sleep_until(until.unwrap_or_default()), if until.is_some() => {}
-                        // Nobody can hand in anything any more: this task is about to be dropped.
+                        // The sender is gone: this task is about to be dropped.
                         else => std::future::pending().await,
                     }
                     continue;
@@ -176,7 +173,7 @@ impl Holding {
         }
     }
 
-    /// What came of a call, unless the core hears of it.
+    /// Logs the result of a call, unless the core reports it.
     fn log(&self, call: &'static str, answer: &Answer) {
         let (message_id, state) = (&self.message_id, self.keeper.state());
         let lease_left_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();

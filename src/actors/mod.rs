@@ -9,11 +9,11 @@
 //!        Receiver   VisibilityHeartbeat   Processor     Reporter
 //! ```
 //!
-//! The four never talk to each other. All events meet in the supervisor's one mailbox, so they are
-//! in one order, and "what now?" is answered in one place, which is pure (`job::lifecycle`).
+//! The four never send messages to each other. All events go to the supervisor's mailbox, which
+//! gives them one order, and one pure function decides what follows (`job::lifecycle`).
 //!
-//! Architecture invariant: a handler never waits for the world. It starts an owned task that
-//! reports (`report_when_done`) and returns, so a stop is always heard.
+//! Architecture invariant: a handler never waits for input or output. It starts an owned task that
+//! reports (`report_when_done`) and returns, so a stop is always handled.
 
 pub mod heartbeat;
 pub mod processor;
@@ -31,7 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
 
-/// Runs `work` and reports its event to the supervisor; a panic in it is the actor's death.
+/// Runs `work` and reports its event to the supervisor; a panic in it counts as the actor's death.
 fn report_when_done(
     supervisor: DerivedActorRef<Event>,
     role: Role,
@@ -40,12 +40,12 @@ fn report_when_done(
     AbortOnDropHandle::new(tokio::spawn(async move {
         let work = AbortOnDropHandle::new(tokio::spawn(work));
         let event = work.await.unwrap_or(Event::ActorDied(role));
-        // The supervisor outlives its actors; if it is gone there is nobody to report to.
+        // Fails only if the supervisor has ended, which outlives its actors.
         let _ = supervisor.cast(event);
     }))
 }
 
-/// The backoff between tries of one call: doubling, jittered, without end; whoever waits has a
+/// The backoff between tries of one call: doubling, with jitter, without end; the caller has a
 /// limit.
 fn backoff(first: Duration, longest: Duration) -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()

@@ -1,4 +1,4 @@
-//! 5 The work: fetches each object, runs the command on it, publishes what it wrote.
+//! 5 The work: fetches each object, runs the command on it, publishes its output.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -23,12 +23,12 @@ use crate::work::workspace::Removals;
 #[derive(Debug)]
 pub enum Message {
     Process(Box<Work>),
-    /// End the work: TERM, grace, KILL. What has succeeded is still published. Its end is reported
-    /// all the same.
+    /// End the work: TERM, grace, KILL. Results of successful work are still published, and the end
+    /// is reported.
     Halt,
     /// Publish nothing more.
     AbortPublish,
-    /// The message is deleted: what was saved for another delivery of it is dropped.
+    /// The message is deleted: drop its checkpoints.
     DropCheckpoints(Arc<Subject>, Arc<Task>),
 }
 
@@ -36,17 +36,17 @@ pub struct Processor {
     pub worker: Arc<dyn Worker>,
     pub supervisor: DerivedActorRef<Event>,
     pub removals: Removals,
-    /// How long that may take of one message.
+    /// The time limit for dropping the checkpoints of one message.
     pub checkpoint_drop: Duration,
 }
 
 #[derive(Default)]
 pub struct State {
-    /// Dropped first: of an actor that is killed the work ends at once, without a halt.
+    /// Dropped first: the work of a killed actor ends immediately, without a halt.
     work: Option<AbortOnDropHandle<()>>,
     /// Dropping it halts the work.
     halt: Option<HaltOnDrop>,
-    /// Dropping checkpoints, beside the next message.
+    /// Tasks that drop checkpoints, in parallel to the next message.
     dropping: JoinSet<()>,
 }
 
@@ -72,10 +72,10 @@ impl Actor for Processor {
                 let (worker, removals) = (self.worker.clone(), self.removals.clone());
                 let supervisor = self.supervisor.clone();
                 let work = async move {
-                    let tell = move |event| drop(supervisor.cast(event));
-                    // What one message brings to light must not end the others. What the work held,
-                    // its command above all, is gone with it: it was dropped on the way here.
-                    let processing = worker.process(*work, halt, &tell, &removals);
+                    let report_event = move |event| drop(supervisor.cast(event));
+                    // A panic on one message must not affect others. Unwinding has dropped what the
+                    // work held, including its command.
+                    let processing = worker.process(*work, halt, &report_event, &removals);
                     let processed = AssertUnwindSafe(processing).catch_unwind().await;
                     Event::Processed(Box::new(
                         processed.unwrap_or_else(|panic| panicked(panic.as_ref())),
@@ -96,7 +96,7 @@ impl Actor for Processor {
         Ok(())
     }
 
-    /// Returns only when the command is gone, so "Processor stopped" means exactly that.
+    /// Returns only when the command has ended, so that "Processor stopped" implies it.
     async fn post_stop(
         &self,
         _: ActorRef<Message>,
@@ -125,5 +125,5 @@ fn panicked(panic: &(dyn Any + Send)) -> Processed {
     Processed::failed(Failure::Panicked(why))
 }
 
-/// The log has all of it.
+/// The log has the full text.
 const LONGEST_REASON: usize = 200;

@@ -1,4 +1,4 @@
-//! 1 Received: asks the queue for one message at a time.
+//! 1 Received: receives one message at a time from the queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::ports::{Queue, ReceiveError, Telemetry};
 
 #[derive(Debug)]
 pub enum Message {
-    /// Ask until there is a message, or until there is none.
+    /// Poll until a message comes, or until the queue counts as empty.
     Poll,
-    /// Send no further request; the answer to the last one is still told.
+    /// Send no further request; still report the answer to the last one.
     Finish,
 }
 
@@ -33,7 +33,7 @@ pub struct Receiver {
     pub clock: Clock,
     pub supervisor: DerivedActorRef<Event>,
     pub telemetry: Arc<dyn Telemetry>,
-    /// How long the message is hidden at first.
+    /// The visibility timeout of a receive.
     pub visibility: Duration,
     pub polling: Polling,
     /// A permit for each message that may be received.
@@ -43,7 +43,7 @@ pub struct Receiver {
 #[derive(Default)]
 pub struct State {
     finish: CancellationToken,
-    /// Once it is known.
+    /// Set once it is known.
     redrive: Arc<SetOnce<Redrive>>,
     /// Cancelled by the first message.
     has_received: CancellationToken,
@@ -82,13 +82,13 @@ impl Actor for Receiver {
                     let has_received = state.has_received.clone();
                     state.reading_redrive =
                         Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                            // Beside a long poll, so that it delays no message. A pod that finds
-                            // the queue empty does without.
+                            // During a long poll, so that it delays no message. A pod that finds
+                            // the queue empty does not need it.
                             let _ =
                                 tokio::time::timeout(REDRIVE_DELAY, has_received.cancelled()).await;
                             let redrive = read_redrive(queue).await;
                             let _ = known.set(redrive.clone());
-                            // For the message that did not wait for it.
+                            // For a message that was received before.
                             let _ = supervisor.cast(Event::RedriveKnown(redrive));
                         })));
                 }
@@ -98,7 +98,7 @@ impl Actor for Receiver {
         Ok(())
     }
 
-    /// A request that is out is awaited, never cancelled: SQS may be handing a message to it.
+    /// A request in flight is awaited, never cancelled: SQS may already have sent a message to it.
     async fn post_stop(
         &self,
         _: ActorRef<Message>,
@@ -113,7 +113,7 @@ impl Actor for Receiver {
     }
 }
 
-/// Asks until there is a message, the wait is over, or the errors do not end.
+/// Polls until a message comes, the wait ends, or errors persist.
 async fn poll(
     receiver: Receiver,
     finish: CancellationToken,
@@ -148,8 +148,8 @@ async fn poll(
             Ok(None) => {
                 telemetry.record(Observation::ReceivedNothing);
                 failing_since = None;
-                // What was asked for counts, not what passed: a server that answers early is not
-                // asked in a hot loop.
+                // The requested time counts, not the elapsed time: a server that answers early must
+                // not cause a hot loop.
                 remaining = remaining.saturating_sub(wait);
                 if remaining.is_zero() || finish.is_cancelled() {
                     return Event::QueueEmpty;
@@ -180,7 +180,8 @@ async fn poll(
     }
 }
 
-/// Asks until there is an answer: a last attempt that is not known as one helps nobody.
+/// Retries until there is an answer: the last attempt before the dead-letter queue must be known as
+/// such.
 async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
     let mut pause = backoff(FIRST_PAUSE, LONGEST_PAUSE);
     let redrive = loop {
@@ -213,14 +214,15 @@ async fn read_redrive(queue: Arc<dyn Queue>) -> Redrive {
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
-/// With fewer, a deployment and a spot reclaim take an innocent message to the dead-letter queue.
+/// With fewer, a deployment and a spot reclaim are enough to move a good message to the dead-letter
+/// queue.
 const FEWEST_RECEIVES: u32 = 3;
 
-/// A request for a message that is not answered by then is a long poll.
+/// A receive request without an answer by then is a long poll.
 const REDRIVE_DELAY: Duration = Duration::from_millis(250);
 
-/// A message may wait this long for its redrive policy: well inside a third of the shortest lease.
+/// How long a message waits for the redrive policy: well below a third of the shortest lease.
 const REDRIVE_PATIENCE: Duration = Duration::from_millis(800);
 
-/// For one answer.
+/// The time limit for one answer.
 const REDRIVE_LIMIT: Duration = Duration::from_secs(10);

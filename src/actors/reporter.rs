@@ -1,7 +1,7 @@
-//! 9 Reported: passes on what happened, and has no say in it.
+//! 9 Reported: forwards the reports of a run.
 //!
-//! It has no queue and no store, nobody waits for it but the last step of the stop, and its death
-//! changes no verdict.
+//! It has no queue and no store. Only the last step of a stop waits for it, and its death changes
+//! no verdict.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! All events meet here, in one order; what they mean is decided in `job::lifecycle`.
+//! Receives all events in one order; `job::lifecycle` decides what follows from them.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,32 +32,37 @@ use crate::ports::{Queue, Telemetry};
 use crate::work::workspace::Removals;
 use crate::work::{HALTED_REMOVAL, Worker};
 
-/// The world that a run acts on.
+/// The interfaces that a run uses.
 #[derive(Clone)]
 pub struct World {
     pub queue: Arc<dyn Queue>,
     pub worker: Arc<dyn Worker>,
     pub telemetry: Arc<dyn Telemetry>,
     pub clock: Clock,
-    /// Who wants to know whether the actors live finds them there.
+    /// The supervisor registers here for health checks.
     pub health: Health,
 }
 
-/// So many runs side by side in one pod. They share the world, and together they receive
-/// `--max-messages`; each is stopped within the same budget, all at the same time.
-pub async fn run_side_by_side(
+/// Several concurrent runs in one pod. They share `world`, and together receive at most
+/// `--max-messages`. A stop ends all of them at the same time, within the same limits.
+pub async fn run_concurrently(
     world: World,
     settings: Settings,
     concurrency: usize,
     stop: CancellationToken,
 ) -> RunOutcome {
     if stop.is_cancelled() {
-        // Nobody wants a message any more: none is asked for.
+        // Request no message after a stop.
         return RunOutcome::Finished;
     }
-    let remaining = may_be_received(&settings);
+    let remaining = message_permits(&settings);
     let runs = (0..concurrency).map(|_| {
-        run_of(world.clone(), settings.clone(), remaining.clone(), stop.clone().cancelled_owned())
+        run_with_permits(
+            world.clone(),
+            settings.clone(),
+            remaining.clone(),
+            stop.clone().cancelled_owned(),
+        )
     });
     let mut runs: JoinSet<RunOutcome> = runs.collect();
     let mut outcome = RunOutcome::Finished;
@@ -67,23 +72,23 @@ pub async fn run_side_by_side(
     outcome
 }
 
-/// One pod's run, from its first request for a message to its last word. `stop` is a request to
-/// stop in order.
+/// One pod's run, from its first receive request to its final report. `stop` requests a graceful
+/// shutdown.
 pub async fn run(
     world: World,
     settings: Settings,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
-    let remaining = may_be_received(&settings);
-    run_of(world, settings, remaining, stop).await
+    let remaining = message_permits(&settings);
+    run_with_permits(world, settings, remaining, stop).await
 }
 
-fn may_be_received(settings: &Settings) -> Arc<Semaphore> {
-    let most = usize::try_from(settings.policy.max_messages).unwrap_or(usize::MAX);
-    Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))
+fn message_permits(settings: &Settings) -> Arc<Semaphore> {
+    let limit = usize::try_from(settings.policy.max_messages).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)))
 }
 
-async fn run_of(
+async fn run_with_permits(
     world: World,
     settings: Settings,
     remaining: Arc<Semaphore>,
@@ -99,12 +104,12 @@ async fn run_of(
     let _alive = KillOnDrop(supervisor.clone());
     let stopper = AbortOnDropHandle::new(tokio::spawn(async move {
         stop.await;
-        // A run that is over has nothing to stop.
+        // Fails only if the run has ended already.
         let _ = supervisor.cast(Event::StopRequested.into());
     }));
     let outcome = outcome.await.unwrap_or(RunOutcome::SupervisorDied);
     let _ = ended.await;
-    // A stop does not wait until a hundred thousand files are removed.
+    // A stop must not wait for the removal of a hundred thousand files.
     tokio::select! {
         () = removals.finished() => {}
         _ = stopper => drop(timeout(HALTED_REMOVAL, removals.finished()).await),
@@ -112,7 +117,7 @@ async fn run_of(
     outcome
 }
 
-/// A run that is dropped ends at once, as a pod that is KILLed does: nothing of it lives on.
+/// A dropped run ends immediately with all its actors, like a pod that is KILLed.
 struct KillOnDrop(ActorRef<Message>);
 
 impl Drop for KillOnDrop {
@@ -133,14 +138,14 @@ impl Ping for Alive {
     }
 }
 
-/// A supervisor's handlers return at once.
+/// Short, because a supervisor's handlers return immediately.
 const PING_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a supervisor hears.
+/// A message to the supervisor.
 #[derive(Debug)]
 enum Message {
     Happened(Event),
-    /// Do all actors live?
+    /// Are all actors alive?
     Ping(RpcReplyPort<bool>),
 }
 
@@ -150,7 +155,7 @@ impl From<Event> for Message {
     }
 }
 
-/// The way back, which ractor wants for a [`ractor::DerivedActorRef`].
+/// The reverse conversion, which ractor requires for a [`ractor::DerivedActorRef`].
 impl TryFrom<Message> for Event {
     type Error = Message;
 
@@ -172,10 +177,10 @@ struct Supervisor {
 
 struct State {
     job: Option<Job>,
-    /// Of the message in flight.
+    /// The limits of the message in flight.
     limits: Limits,
     actors: Actors,
-    /// Tells that the current limit is over; at most one runs.
+    /// The timer of the current limit; at most one runs.
     limit: Option<AbortOnDropHandle<()>>,
     done: Option<oneshot::Sender<RunOutcome>>,
 }
@@ -188,7 +193,7 @@ struct Actors {
 }
 
 impl Actors {
-    fn live(&self) -> bool {
+    fn are_alive(&self) -> bool {
         let actors = [
             self.receiver.get_cell(),
             self.heartbeat.get_cell(),
@@ -232,7 +237,7 @@ impl Actor for Supervisor {
             clock,
             supervisor: me.get_derived(),
             telemetry: telemetry.clone(),
-            received_for: visibility,
+            receive_visibility: visibility,
             stop,
         };
         let (heartbeat, _) = Actor::spawn_linked(None, heartbeat, (), cell.clone()).await?;
@@ -274,8 +279,8 @@ impl Actor for Supervisor {
         match message {
             Message::Happened(event) => self.happened(&me, event, state).await,
             Message::Ping(reply) => {
-                // Whoever asked may have gone.
-                let _ = reply.send(state.actors.live());
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.send(state.actors.are_alive());
             }
         }
         Ok(())
@@ -295,7 +300,7 @@ impl Actor for Supervisor {
             }
         };
         let role = state.actors.role(died.get_id());
-        // Once the sender is taken, the actors are being stopped.
+        // Without the sender, the actors are being stopped.
         if let Some(role) = role.filter(|_| state.done.is_some()) {
             error!(actor = %role, error = why, "an actor died: this is a bug in leasehold");
             self.happened(&me, Event::ActorDied(role), state).await;
@@ -306,7 +311,7 @@ impl Actor for Supervisor {
 
 impl Supervisor {
     async fn happened(&self, me: &ActorRef<Message>, event: Event, state: &mut State) {
-        let job = state.job.take().expect("a step gives a job back");
+        let job = state.job.take().expect("every step returns a job");
         debug!(phase = job.phase(), ?event);
         let step = job.step(self.world.clock.now(), event);
         self.carry_out(me, state, step).await;
@@ -316,9 +321,9 @@ impl Supervisor {
         state.job = Some(step.job);
         for effect in step.effects {
             let actors = &state.actors;
-            let heard = match effect {
+            let delivered = match effect {
                 Effect::Poll => {
-                    // The limits of a message end with it.
+                    // A message's limit ends with the message.
                     state.limit = None;
                     actors.receiver.cast(receiver::Message::Poll).is_ok()
                 }
@@ -346,14 +351,14 @@ impl Supervisor {
                     actors.reporter.cast(reporter::Message::Report(report)).is_ok()
                 }
                 Effect::Await(limit) => {
-                    state.limit = Some(self.tell_when_over(me, limit, &state.limits));
+                    state.limit = Some(self.start_limit(me, limit, &state.limits));
                     true
                 }
                 Effect::Shorten(remaining) => {
-                    state.limit = Some(tell_after(me, remaining, Limit::Work));
+                    state.limit = Some(report_overdue_after(me, remaining, Limit::Work));
                     true
                 }
-                Effect::Leave(outcome) => {
+                Effect::EndRun(outcome) => {
                     state.limit = None;
                     self.stop_actors(actors).await;
                     if let Some(done) = state.done.take() {
@@ -363,14 +368,14 @@ impl Supervisor {
                     true
                 }
             };
-            if !heard {
-                // It is dead, and its death is an event of its own.
-                debug!("an actor that is gone was told something");
+            if !delivered {
+                // The actor is dead; its death is a separate event.
+                debug!("a message to a dead actor was dropped");
             }
         }
     }
 
-    fn tell_when_over(
+    fn start_limit(
         &self,
         me: &ActorRef<Message>,
         limit: Limit,
@@ -383,24 +388,25 @@ impl Supervisor {
             Limit::Settle => stop.settle(),
             Limit::LastPoll => stop.last_poll(polling.longest_poll),
         };
-        tell_after(me, length, limit)
+        report_overdue_after(me, length, limit)
     }
 
-    /// In order, each within its limit: an actor that does not end by then is killed.
+    /// Stops the actors one after another, each within its limit: an actor that does not end by
+    /// then is killed.
     async fn stop_actors(&self, actors: &Actors) {
         let (clock, plan) = (self.world.clock, self.settings.stop);
         let end = clock.now() + plan.end();
         let order: [(ActorCell, Duration); 3] = [
-            (actors.receiver.get_cell(), plan.actor()), // nothing new comes in
-            (actors.processor.get_cell(), plan.actor() + plan.checkpoint_drop()), // the command is gone
-            (actors.heartbeat.get_cell(), plan.actor()), // no call is made any more
+            (actors.receiver.get_cell(), plan.actor()), // no new message
+            (actors.processor.get_cell(), plan.actor() + plan.checkpoint_drop()), // the command has ended
+            (actors.heartbeat.get_cell(), plan.actor()),                          // no more calls
         ];
         for (actor, limit) in order {
             if actor.stop_and_wait(None, Some(limit)).await.is_err() {
                 actor.kill();
             }
         }
-        // The last word is said, beside the end of the others.
+        // The final report may run in parallel to the end of the others.
         let reporter = actors.reporter.get_cell();
         if reporter.drain_and_wait(Some(end.saturating_sub(clock.now()))).await.is_err() {
             reporter.kill();
@@ -408,7 +414,11 @@ impl Supervisor {
     }
 }
 
-fn tell_after(me: &ActorRef<Message>, length: Duration, limit: Limit) -> AbortOnDropHandle<()> {
+fn report_overdue_after(
+    me: &ActorRef<Message>,
+    length: Duration,
+    limit: Limit,
+) -> AbortOnDropHandle<()> {
     let me = me.clone();
     AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::time::sleep(length).await;

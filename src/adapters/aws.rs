@@ -26,15 +26,8 @@ use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::service_config::ServiceConfigKey;
 
-use super::http::{self, CaBundleError, OneClient, host_of, is_url, without_userinfo};
-
-/// Modules of the SDK that log what a `credential_process` wrote to its standard error. The reason
-/// of a failure is in our own lines.
-pub const QUOTES_A_PROCESS: [&str; 2] =
-    ["aws_config::profile::credentials", "aws_config::meta::credentials"];
-
-/// The SDK's records from there show a whole HTTP answer, where no instance tells it a region.
-pub const QUOTES_AN_ANSWER: &str = "aws_config::imds::region";
+use super::http::{self, CaBundleError, OneClient};
+use super::url::{host_of, is_url, without_userinfo};
 
 /// Until a connection stands, its name looked up and TLS agreed.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);

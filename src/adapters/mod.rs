@@ -4,8 +4,11 @@
 //! Architecture invariant: an SDK is named in `aws` only (and in `http`, its client), and only
 //! `process` starts or signals a process.
 
+#[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(feature = "aws")]
 pub mod http;
 pub mod local;
 pub mod process;
 pub mod publish;
+pub mod url;

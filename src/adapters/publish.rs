@@ -25,7 +25,7 @@ const FILES: usize = 4;
 
 #[async_trait]
 impl Outbox for S3Outbox {
-    fn takes(&self, to: Option<&LocationTemplate>) -> bool {
+    fn accepts(&self, to: Option<&LocationTemplate>) -> bool {
         to.is_some()
     }
 

@@ -24,10 +24,11 @@ use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::attempts::AttemptHistory;
-use crate::telemetry::listen::{self, Pages, Readiness};
+use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::push::Pusher;
+use crate::telemetry::readiness::Readiness;
 use crate::work::CommandWorker;
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
@@ -114,7 +115,7 @@ async fn run_pod(
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
     let outcome =
-        supervisor::run_side_by_side(world, work.settings, config.concurrency, stop).await;
+        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
     telemetry.left(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

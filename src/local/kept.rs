@@ -83,7 +83,7 @@ impl LocalOutbox {
 
 #[async_trait]
 impl Outbox for LocalOutbox {
-    fn takes(&self, to: Option<&LocationTemplate>) -> bool {
+    fn accepts(&self, to: Option<&LocationTemplate>) -> bool {
         self.of(to).is_some()
     }
 

@@ -1,4 +1,4 @@
-//! The checksums that S3 keeps of whole objects.
+//! The checksums that S3 stores for whole objects.
 
 use std::fmt;
 use std::fs::File;
@@ -24,13 +24,13 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Can the checksum of the whole be made of its parts' ones?
-    pub fn is_of_parts(self) -> bool {
+    /// Can the checksum of the whole be computed from those of its parts?
+    pub fn is_composable(self) -> bool {
         matches!(self, Self::Crc64Nvme | Self::Crc32 | Self::Crc32C)
     }
 }
 
-/// As S3 calls it.
+/// S3's name.
 impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -43,7 +43,7 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// What all bytes of an object must hash to.
+/// The expected checksum of an object's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checksum {
     pub algorithm: Algorithm,
@@ -51,7 +51,7 @@ pub struct Checksum {
     pub value: String,
 }
 
-/// Hashes bytes as they come.
+/// Hashes a stream of bytes.
 #[derive(Debug, Clone)]
 pub enum Hasher {
     Crc32(crc_fast::Digest),
@@ -71,15 +71,17 @@ impl Hasher {
         }
     }
 
-    /// Of these bytes of a file, which are there. Blocks.
-    pub fn of_file(algorithm: Algorithm, path: &Path, range: Range<u64>) -> io::Result<Self> {
+    /// Hashes an existing range of a file. Blocks.
+    pub fn hash_file(algorithm: Algorithm, path: &Path, range: Range<u64>) -> io::Result<Self> {
         const BUFFER: usize = 256 << 10;
         let file = File::open(path)?;
         let mut hasher = Self::new(algorithm);
         let mut buffer = Vec::new();
         for at in range.clone().step_by(BUFFER) {
-            buffer
-                .resize(usize::try_from(range.end - at).map_or(BUFFER, |left| left.min(BUFFER)), 0);
+            buffer.resize(
+                usize::try_from(range.end - at).map_or(BUFFER, |remaining| remaining.min(BUFFER)),
+                0,
+            );
             file.read_exact_at(&mut buffer, at)?;
             hasher.update(&buffer);
         }
@@ -94,8 +96,8 @@ impl Hasher {
         }
     }
 
-    /// Goes on with what `next` has hashed, as if it had come here; [`Algorithm::is_of_parts`] says
-    /// where that works.
+    /// Appends the bytes that `next` has hashed; only for algorithms with
+    /// [`Algorithm::is_composable`].
     pub fn append(&mut self, next: &Self) {
         match (self, next) {
             (Self::Crc32(digest), Self::Crc32(next)) | (Self::Crc64(digest), Self::Crc64(next)) => {
@@ -108,7 +110,7 @@ impl Hasher {
     /// In Base64, as S3 writes it.
     pub fn value(self) -> String {
         match self {
-            // A CRC-32 has its four bytes in the low half.
+            // A CRC-32 is in the low four bytes.
             Self::Crc32(digest) => BASE64_STANDARD.encode(&digest.finalize().to_be_bytes()[4..]),
             Self::Crc64(digest) => BASE64_STANDARD.encode(digest.finalize().to_be_bytes()),
             Self::Sha1(digest) => BASE64_STANDARD.encode(digest.finalize()),
@@ -149,10 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_a_crc_make_the_whole() {
+    fn a_crc_can_be_combined_from_its_parts() {
         let bytes: Vec<u8> =
             (0..100_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
-        for algorithm in ALL.into_iter().filter(|algorithm| algorithm.is_of_parts()) {
+        for algorithm in ALL.into_iter().filter(|algorithm| algorithm.is_composable()) {
             for cuts in [[0, 0], [1, 2], [4096, 70_000], [100_000, 100_000]] {
                 let mut whole = hasher(algorithm, &bytes[..cuts[0]]);
                 whole.append(&hasher(algorithm, &bytes[cuts[0]..cuts[1]]));

@@ -5,10 +5,10 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-/// Counts from the start of the run; time in which the machine was suspended counts too.
+/// Time since the start of the run, including time in which the machine was suspended.
 ///
-/// `CLOCK_MONOTONIC`, on which timers run, stands still while a machine is suspended; SQS's clock
-/// does not. What `CLOCK_BOOTTIME` has more than `CLOCK_MONOTONIC` is that time.
+/// `CLOCK_MONOTONIC`, which timers use, stops while a machine is suspended; SQS's clock does not.
+/// The difference between `CLOCK_BOOTTIME` and `CLOCK_MONOTONIC` is the suspended time.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,
@@ -26,22 +26,22 @@ impl Clock {
         self.started.elapsed() + if suspended < NOISE { Duration::ZERO } else { suspended }
     }
 
-    /// Sleeps until `at` on this clock; returns at once if that is past.
+    /// Sleeps until `at` on this clock; returns immediately if that has passed.
     pub async fn sleep_until(&self, at: Duration) {
         loop {
-            let left = at.saturating_sub(self.now());
-            if left.is_zero() {
+            let remaining = at.saturating_sub(self.now());
+            if remaining.is_zero() {
                 return;
             }
-            tokio::time::sleep(left).await;
+            tokio::time::sleep(remaining).await;
         }
     }
 }
 
-/// Two clocks cannot be read at the same instant; a difference below this is no suspension.
+/// Two clocks cannot be read at the same instant, so a smaller difference is not a suspension.
 const NOISE: Duration = Duration::from_secs(1);
 
-/// Since boot.
+/// The suspended time since boot.
 fn suspended() -> Duration {
     let read = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
     let monotonic = read(ClockId::CLOCK_MONOTONIC);

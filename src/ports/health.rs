@@ -1,28 +1,28 @@
-//! Do those who do the work answer? For `/healthz`.
+//! The state behind `/healthz`: do all supervisors answer?
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-/// Somebody who can be asked whether they live, and all on whom they depend.
+/// A component that can be asked whether it and its dependencies are alive.
 #[async_trait]
 pub trait Ping: Send + Sync {
-    /// An answer that takes longer than a moment is none.
+    /// Is it alive? False without a quick answer.
     async fn ping(&self) -> bool;
 }
 
-/// Those who are at work now, for whoever wants to know whether they live.
+/// The components that run now.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Mutex<Vec<Arc<dyn Ping>>>>);
 
 impl Health {
-    /// Until the registration is dropped.
+    /// Registers a component until the registration is dropped.
     pub fn register(&self, who: Arc<dyn Ping>) -> Registration {
         self.registered().push(who.clone());
         Registration { health: self.clone(), who }
     }
 
-    /// Does each of them answer? True as well while nobody is at work.
+    /// Does each of them answer? True if none is registered.
     pub async fn is_healthy(&self) -> bool {
         let registered = self.registered().clone();
         for who in registered {

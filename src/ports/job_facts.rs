@@ -1,5 +1,5 @@
-//! What is told of a job to who works on it: with [`result_file`](crate::work::result_file) the
-//! public interface between leasehold and programs in any language, version 1.
+//! The facts about a job for its command. With [`result_file`](crate::work::result_file), this is
+//! the public interface between leasehold and programs in any language, version 1.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// Only what is known is there. A command finds it in `JOB_FILE` and, as `JOB_<NAME>`, in its
-/// environment.
+/// Unknown values are left out. A command finds the facts in `JOB_FILE` and, as `JOB_<NAME>`, in
+/// its environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobFacts {
     pub version: u32,
@@ -17,7 +17,7 @@ pub struct JobFacts {
     #[serde(rename = "type")]
     pub job_type: String,
     pub message_id: String,
-    /// None of these if the body itself is the work.
+    /// `None` if the body itself is the work.
     #[serde(flatten)]
     pub object: Option<ObjectFacts>,
     /// 1 = first attempt.
@@ -40,7 +40,7 @@ pub struct JobFacts {
     pub checkpoint_dir: PathBuf,
     #[serde(serialize_with = "path")]
     pub result_file: PathBuf,
-    /// These are in the environment only.
+    /// This and the following fields are in the environment only.
     #[serde(skip)]
     pub job_file: PathBuf,
     #[serde(skip)]
@@ -50,7 +50,7 @@ pub struct JobFacts {
     pub traceparent: Option<String>,
 }
 
-/// Of the object.
+/// The facts about the object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ObjectFacts {
     pub event: String,
@@ -66,7 +66,7 @@ pub struct ObjectFacts {
 }
 
 impl JobFacts {
-    /// What is in `JOB_FILE`.
+    /// The content of `JOB_FILE`.
     pub fn to_json(&self) -> String {
         Value::Object(self.fields()).to_string()
     }
@@ -86,7 +86,8 @@ impl JobFacts {
         };
         let mut env: Vec<_> =
             self.fields().into_iter().filter(|(name, _)| name != "version").map(variable).collect();
-        // An S3 key may hold a NUL, which no environment can: such a fact is in the file only.
+        // An S3 key may contain a NUL, which the environment cannot: such a fact is in the file
+        // only.
         env.retain(|(_, value)| !value.as_encoded_bytes().contains(&0));
         env.push(("JOB_FILE".into(), self.job_file.clone().into()));
         env.push(("TMPDIR".into(), self.temporary.clone().into()));

@@ -1,6 +1,6 @@
-//! The world, in our own words: a queue, a store of objects, a way to run a command, a clock.
+//! The interfaces to the outside: a queue, an object store, a command runner, a clock.
 //!
-//! Errors are classified here, at the border; a variant exists only if somebody acts on it.
+//! Errors are classified here; a variant exists only if the program handles it differently.
 
 pub mod checksum;
 pub mod clock;
@@ -32,21 +32,20 @@ use job_facts::JobFacts;
 /// A queue with SQS's semantics: at least once, a visibility timeout, a receipt handle per
 /// delivery.
 ///
-/// Every call is a single attempt, limited in time by whoever calls: retries are the callers'
-/// business.
+/// Every call is a single attempt. The caller limits its time and retries it.
 #[async_trait]
 pub trait Queue: Send + Sync {
     /// Waits up to `wait` (at most 20 s) for one message and hides it for `visibility` (whole
     /// seconds).
     ///
-    /// Never drop the returned future: a message may be on its way to it.
+    /// Never drop the returned future: SQS may already have sent a message to it.
     async fn receive(
         &self,
         wait: Duration,
         visibility: Duration,
     ) -> Result<Option<Delivery>, ReceiveError>;
 
-    /// Hides the message for `visibility` from now on, in place of what was left; zero makes it
+    /// Hides the message for `visibility` from now on, replacing the remaining time; zero makes it
     /// visible.
     async fn change_visibility(
         &self,
@@ -60,110 +59,110 @@ pub trait Queue: Send + Sync {
         permit: DeletePermit,
     ) -> Result<(), DeleteError>;
 
-    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it cannot ever be read.
-    /// The error says why there was no answer, and is worth asking again.
+    /// The queue's redrive policy; [`Redrive::Unknown`] with a warning if it can never be read.
+    /// After an error, with the reason, a retry may succeed.
     async fn redrive(&self) -> Result<Redrive, String>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
-    /// Worth asking again: throttled, 5xx, network, KMS.
+    /// A retry may succeed: throttled, 5xx, network, KMS.
     #[error("{0}")]
     Transient(String),
-    /// Asking again is pointless: no such queue, malformed URL, no credentials.
+    /// A retry cannot succeed: no such queue, malformed URL, no credentials.
     #[error("{0}")]
     Misconfigured(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VisibilityError {
-    /// The queue says that this delivery is over: expired, deleted or received again.
+    /// The queue reports that this delivery has ended: expired, deleted or received again.
     #[error("the message is no longer in flight for this receipt handle: {0}")]
     NotInFlight(String),
-    /// Hidden for 12 hours in all would be exceeded.
+    /// The call would exceed SQS's maximum of 12 hours.
     #[error("SQS's limit of 12 hours is reached: {0}")]
     AtCeiling(String),
     /// Nothing was changed; the same call may succeed later.
     #[error("{0}")]
     Transient(String),
-    /// No answer, or none that says whether something was changed. An extension may be repeated. A
-    /// release may not: it may have made the message visible, and then a second one acts on whoever
-    /// received it since.
+    /// No answer, or one that does not show whether something was changed. An extension may be
+    /// repeated. A release may not: it may have made the message visible, and a second one would
+    /// act on the pod that has received it since.
     #[error("{0}")]
     Unclear(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeleteError {
-    /// The queue refused for good: the handle expired (FIFO queues say so) or never was one.
+    /// The queue refused permanently: the handle expired (only FIFO queues report this) or is
+    /// invalid.
     #[error("the queue refused the delete: {0}")]
     Refused(String),
     #[error("{0}")]
     Transient(String),
 }
 
-/// Where the objects are.
+/// A store to read objects from.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
-    /// Opens exactly the object that the event told of: its version, else its eTag.
+    /// Opens exactly the object of the event: its version, or else its eTag.
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError>;
 
-    /// Opens some bytes of it, which are there; all from `range.start` on if `range.end` is
-    /// `u64::MAX`. Without a version or an eTag it may have become another one.
+    /// Opens an existing range of its bytes; all from `range.start` on if `range.end` is
+    /// `u64::MAX`. Without a version or an eTag, another object may have replaced it.
     async fn open_range(&self, object: &Object, range: Range<u64>)
     -> Result<RangeBody, FetchError>;
 }
 
-/// Bytes as they come; none after an error.
+/// A stream of bytes; it ends after an error.
 pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
-/// An object's bytes, and what the store tells of them before they come.
+/// An object's bytes, and what the store sends about them in advance.
 pub struct ObjectBody {
-    /// In bytes; `None` if the answer does not say it: then the bytes end where the object does, or
-    /// with an error.
+    /// In bytes; `None` if the answer does not contain it: then the stream ends at the object's
+    /// end, or with an error.
     pub size: Option<u64>,
     /// Without quotes.
     pub etag: Option<String>,
-    /// If it is one that can be compared with that of the bytes.
+    /// Only if it can be compared with a checksum of the bytes.
     pub checksum: Option<Checksum>,
     pub bytes: ByteStream,
 }
 
-/// Some of an object's bytes, or all of them from a store that does not know ranges.
+/// A range of an object's bytes, or all of them from a store without ranges.
 pub struct RangeBody {
-    /// Where in the object they begin: where it was asked for, or before.
+    /// Their offset in the object: the requested one, or a smaller one.
     pub start: u64,
-    /// The object's, in bytes, if the answer says it.
+    /// The object's size in bytes, if the answer contains it.
     pub size: Option<u64>,
     pub bytes: ByteStream,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// There is none (404): deleted since, or, as S3's events can outrun a replication, not there
-    /// yet.
+    /// No such object (404): deleted since the event, or not yet replicated.
     #[error("{0}")]
     Missing(String),
-    /// There is another one (412): overwritten since the event.
+    /// Another object (412): overwritten since the event.
     #[error("{0}")]
     Overwritten(String),
-    /// May work later.
+    /// A later attempt may succeed.
     #[error("{0}")]
     Retryable(String),
-    /// Will never work: archived, encrypted with a customer's own key, a delete marker, or a name
-    /// that is none.
+    /// No attempt can succeed: archived, encrypted with a customer's own key, a delete marker, or
+    /// an invalid name.
     #[error("{0}")]
     Permanent(String),
 }
 
-/// Where records and files can be left.
+/// A store to write records and files to.
 #[async_trait]
 pub trait ObjectWriter: Send + Sync {
-    /// Writes the object, in place of an earlier one; the error says why not.
+    /// Writes the object, replacing an earlier one; the error is the reason.
     async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> Result<(), String>;
 
-    /// Writes a file as an object, in place of an earlier one; the error says why not. When `halt`
-    /// is cancelled, it is given up, and the earlier one stays.
+    /// Writes a file as an object, replacing an earlier one; the error is the reason. When `halt`
+    /// is cancelled, the upload is abandoned, and the earlier object stays.
     async fn upload(
         &self,
         upload: &Upload<'_>,
@@ -171,19 +170,19 @@ pub trait ObjectWriter: Send + Sync {
     ) -> Result<Uploaded, String>;
 }
 
-/// A file, and which object it is to be.
+/// A file, and the object to write it to.
 #[derive(Debug, Clone, Copy)]
 pub struct Upload<'a> {
     pub bucket: &'a str,
     pub key: &'a str,
     pub path: &'a Path,
-    /// How many there are in the file.
+    /// The file's size.
     pub bytes: u64,
     /// Its MIME type.
     pub content_type: &'a str,
 }
 
-/// What the store says of a file that it took.
+/// The store's answer to an upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uploaded {
     /// Without quotes.
@@ -191,25 +190,25 @@ pub struct Uploaded {
     pub checksum: Checksum,
 }
 
-/// All that can be done with objects.
+/// All operations on objects.
 #[async_trait]
 pub trait Storage: ObjectStore + ObjectWriter {
-    /// All keys that begin with `prefix`. The error says why not.
+    /// All keys that begin with `prefix`; the error is the reason.
     async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String>;
 
-    /// The object is gone afterwards, also if there was none; the error says why not.
+    /// Deletes the object; succeeds also if it does not exist. The error is the reason.
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), String>;
 }
 
-/// Small objects that several pods read and write: each write on a condition, so that of two at the
-/// same time one fails.
+/// Small objects that several pods read and write. Each write has a condition, so that one of two
+/// concurrent writes fails.
 #[async_trait]
 pub trait Records: Send + Sync {
     /// `None` if there is no such record.
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError>;
 
-    /// Writes the record if the condition holds, and returns its new eTag. If an error leaves it
-    /// open whether it was written, who wants to know has to read it.
+    /// Writes the record if the condition holds, and returns its new eTag. If an error does not
+    /// show whether it was written, the caller must read it.
     async fn write(
         &self,
         bucket: &str,
@@ -219,27 +218,27 @@ pub trait Records: Send + Sync {
     ) -> Result<String, RecordError>;
 }
 
-/// A record as it was read.
+/// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub bytes: Vec<u8>,
     pub etag: String,
-    /// How long ago it was written, in whole seconds, by the store's own clock; zero if the store
-    /// does not tell.
+    /// How long ago it was written, in whole seconds by the store's clock; zero if the store does
+    /// not report it.
     pub age: Duration,
 }
 
 /// When a record may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition<'a> {
-    /// There is none.
+    /// No record exists.
     Absent,
-    /// It has this eTag.
+    /// The record has this eTag.
     Unchanged(&'a str),
 }
 
 impl Condition<'_> {
-    /// Which one it must have, if there must be one.
+    /// The eTag that the record must have, if one must exist.
     pub fn etag(&self) -> Option<&str> {
         match self {
             Self::Absent => None,
@@ -252,28 +251,27 @@ impl Condition<'_> {
 pub enum RecordError {
     #[error("another pod wrote the record")]
     ConditionFailed,
-    /// Not allowed, or not possible: asking again is pointless until somebody changes that.
+    /// Not permitted or not possible: a retry cannot succeed until the configuration changes.
     #[error("{0}")]
     Refused(String),
-    /// The store writes whether or not a condition holds, so that its records prove nothing, or
-    /// refuses conditions.
+    /// The store ignores conditions, so its records prove nothing, or it refuses conditions.
     #[error("{0}")]
     ConditionsUnsupported(String),
     #[error("{0}")]
     Retryable(String),
 }
 
-/// Where results go: somebody who publishes what the command wrote into `JOB_OUTPUT_DIR`.
+/// Publishes the files that the command wrote into `JOB_OUTPUT_DIR`.
 #[async_trait]
 pub trait Outbox: Send + Sync {
-    /// Would it publish something, if the task says this place for results, or none?
-    fn takes(&self, _: Option<&LocationTemplate>) -> bool {
+    /// Does it publish results for a task with this output location, or with none?
+    fn accepts(&self, _: Option<&LocationTemplate>) -> bool {
         true
     }
 
-    /// Publishes all files below the directory; all of them or an error. A symbolic link, or
-    /// anything else that is neither a file nor a folder, is an error. When `halt` is cancelled, it
-    /// is given up, with an error.
+    /// Publishes all files below the directory, or returns an error. A symbolic link, or anything
+    /// else that is neither a file nor a folder, is an error. When `halt` is cancelled, it stops
+    /// with an error.
     async fn publish(
         &self,
         results: &Results<'_>,
@@ -281,14 +279,14 @@ pub trait Outbox: Send + Sync {
     ) -> Result<Manifest, PublishError>;
 }
 
-/// What a command wrote, and for which job.
+/// The results of a command, and their job.
 #[derive(Debug, Clone, Copy)]
 pub struct Results<'a> {
     /// `None` if the message's body itself was the work.
     pub object: Option<&'a Object>,
     pub message_id: &'a MessageId,
     pub job_type: &'a str,
-    /// The place in S3 that the task says.
+    /// The task's output location in S3.
     pub to: Option<&'a LocationTemplate>,
     pub directory: &'a Path,
 }
@@ -300,9 +298,9 @@ pub struct PublishError(pub String);
 /// A way to run the user's command.
 #[async_trait]
 pub trait Runner: Send + Sync {
-    /// Runs the command to its end. When `halt` is cancelled, or the returned future is dropped,
-    /// the command's whole process group is ended: in the first case by TERM, `stop_grace`, KILL;
-    /// in the second by KILL. When this returns, nothing of the command is left.
+    /// Runs the command to its end. When `halt` is cancelled, the command's whole process group
+    /// gets TERM, and KILL after `stop_grace`; when the returned future is dropped, it gets KILL.
+    /// When this returns, all processes of the command have ended.
     async fn run(
         &self,
         command: Command,
@@ -311,7 +309,7 @@ pub trait Runner: Send + Sync {
     ) -> Result<Exited, StartError>;
 }
 
-/// Beats whenever a command prints something.
+/// Set whenever a command prints something.
 #[derive(Debug, Clone, Default)]
 pub struct Activity(Arc<AtomicBool>);
 
@@ -320,7 +318,7 @@ impl Activity {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Has it beaten since it was last asked?
+    /// Was there activity since the last call?
     pub fn take(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
@@ -331,10 +329,9 @@ impl Activity {
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
-    /// Added to our own environment (less `LEASEHOLD_*`, which is ours alone), and written to
-    /// `JOB_FILE`.
+    /// Added to our own environment (without `LEASEHOLD_*`), and written to `JOB_FILE`.
     pub job: JobFacts,
-    /// What it reads from its standard input; nothing if `None`.
+    /// The file for its standard input; empty if `None`.
     pub stdin: Option<PathBuf>,
     /// How long it may take to end after TERM.
     pub stop_grace: Duration,
@@ -344,9 +341,9 @@ pub struct Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exited {
     pub exit: Exit,
-    /// `None` if nobody counted.
+    /// `None` if it was not measured.
     pub usage: Option<ResourceUsage>,
-    /// The last lines that it wrote to its standard error, the oldest first.
+    /// The last lines of its standard error, the oldest first.
     pub stderr_tail: Vec<String>,
 }
 
@@ -358,12 +355,12 @@ pub struct StartError {
     pub why: String,
 }
 
-/// Somebody who passes on what a run has to tell. Nothing waits for it, and nothing depends on it.
+/// Receives the reports of a run. Reporting never affects an outcome.
 #[async_trait]
 pub trait Telemetry: Send + Sync {
-    /// Returns when it is told, or given up; the next report waits for that.
+    /// Returns when the report is sent or given up; the next report waits for that.
     async fn report(&self, report: &Report);
 
-    /// Counts. Returns at once.
+    /// Counts an observation. Returns immediately.
     fn record(&self, observation: Observation);
 }

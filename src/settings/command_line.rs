@@ -1,21 +1,27 @@
 //! The command line, and the environment variables that set its flags.
 
+#[cfg(feature = "aws")]
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
+#[cfg(feature = "aws")]
+use clap::{ArgAction, Args};
 
+#[cfg(feature = "aws")]
+use super::RunSettings;
 use super::errors::fit_to_print;
 use super::pod::CHECK;
-use super::{Action, Cli, RunSettings, environment};
+use super::{Action, Cli, environment};
 
 /// Parses this process's command line and variables. An error names the flag or variable that was
 /// given.
 pub fn parse() -> Result<Cli, clap::Error> {
     let words: Vec<OsString> = std::env::args_os().collect();
+    #[cfg(feature = "aws")]
     if let Some(parsed) = parse_run(&words, &environment::all().collect::<Vec<_>>()) {
         return parsed;
     }
@@ -26,6 +32,7 @@ pub fn parse() -> Result<Cli, clap::Error> {
 /// Parses `run` without building the other subcommands: every pod starts with it, and building
 /// takes longer than parsing. `None` if the result depends on the other subcommands: for a help
 /// text, or to suggest a variable instead of an unknown one.
+#[cfg(feature = "aws")]
 fn parse_run(
     words: &[OsString],
     variables: &[(String, OsString)],
@@ -51,11 +58,14 @@ fn parse_run(
 
 /// The program's command line, with a variable for each flag.
 pub fn command() -> Command {
-    Cli::command().mut_subcommands(with_variables).mut_subcommand("check", hide_run_flags)
+    Cli::command().mut_subcommands(with_variables).mut_subcommands(hide_run_flags)
 }
 
 /// `check --help` shows only its own flags, and refers to `run --help` for the others.
 fn hide_run_flags(check: Command) -> Command {
+    if check.get_name() != "check" {
+        return check;
+    }
     check.mut_args(|arg| {
         let is_own = arg.get_help_heading() == Some(CHECK)
             || matches!(arg.get_id().as_str(), "help" | "queue_url");
@@ -103,12 +113,15 @@ pub fn parse_without_command(
     mut words: Vec<OsString>,
 ) -> Result<Cli, clap::Error> {
     let hidden = |action: Command| {
+        if !["run", "local"].contains(&action.get_name()) {
+            return action;
+        }
         action
             .mut_arg("command", |arg| arg.hide(true))
             .mut_arg("permanent_exit_codes", |arg| arg.hide(true))
     };
     let mut program = empty_is_unset(command()).name(name).bin_name(name);
-    program = program.mut_subcommand("run", hidden).mut_subcommand("local", hidden);
+    program = program.mut_subcommands(hidden);
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
         if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
@@ -144,16 +157,17 @@ pub fn parse_without_command(
 /// The first setting that was given although it only applies to a command.
 fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
     let work = match &cli.action {
+        #[cfg(feature = "aws")]
         Action::Run(args) => &args.work,
         Action::Local(args) => &args.work,
         // The check would expect leasehold's own command line in the container.
+        #[cfg(feature = "aws")]
         Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
-        Action::Schema
-        | Action::Install(_)
-        | Action::Sweep(_)
-        | Action::Completions { .. }
-        | Action::Man
-        | Action::Reference => return None,
+        #[cfg(feature = "aws")]
+        Action::Sweep(_) | Action::Reference => return None,
+        Action::Schema | Action::Install(_) | Action::Completions { .. } | Action::Man => {
+            return None;
+        }
     };
     let source = matches.subcommand()?.1.value_source("permanent_exit_codes");
     if source.is_some_and(|source| source != ValueSource::DefaultValue) {
@@ -180,6 +194,7 @@ fn checked(cli: Cli) -> Result<Cli, clap::Error> {
 
 /// Parses the settings of a container that runs `leasehold run`: its `LEASEHOLD_*` variables, and
 /// the words after `run`, which take precedence. This process's environment is not used.
+#[cfg(feature = "aws")]
 pub fn container_args(
     variables: &BTreeMap<String, String>,
     words: &[String],

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::adapters::http::without_userinfo;
+use crate::adapters::url::without_userinfo;
 use crate::job::route::EventFilter;
 
 /// A setting that cannot work. The text names the flags and the limits.

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue};
 
 use super::command_line::variable;
 use super::environment;
-use crate::adapters::http::without_userinfo;
+use crate::adapters::url::without_userinfo;
 use crate::telemetry::plain::{Plain, PlainLines};
 
 /// The same error, safe to print on a terminal and in a log.

@@ -18,7 +18,7 @@ use crate::job::route::{EventFilter, KeyGlob, Task};
 /// Job types: the first one that matches a message sets how leasehold processes it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[schemars(title = "leasehold's job types", transform = RecursiveTransform(without_default))]
+#[schemars(title = "leasehold's job types", transform = RecursiveTransform(for_editors))]
 pub struct JobTypesFile {
     #[schemars(length(min = 1))]
     pub job_types: Vec<TaskSettings>,
@@ -27,9 +27,14 @@ pub struct JobTypesFile {
     pub path: Option<String>,
 }
 
-/// A setting that is missing in the file gets its value from a flag, so the schema has no defaults.
-fn without_default(schema: &mut Schema) {
+/// A missing field takes the flag's value, so the schema has no defaults. Its descriptions are
+/// comments, whose line breaks mean nothing to an editor.
+fn for_editors(schema: &mut Schema) {
     schema.remove("default");
+    if let Some(serde_json::Value::String(text)) = schema.get_mut("description") {
+        let paragraphs: Vec<_> = text.split("\n\n").map(|it| it.replace('\n', " ")).collect();
+        *text = paragraphs.join("\n\n");
+    }
 }
 
 /// The position of each setting of one job type, by the setting's name.

@@ -15,9 +15,9 @@ mod values;
 use clap::{Parser, Subcommand};
 
 pub use job_types::JobTypesFile;
-pub use pod::{
-    CheckFormat, CheckSettings, InstallSettings, LocalSettings, RunSettings, SweepSettings,
-};
+#[cfg(feature = "aws")]
+pub use pod::{CheckFormat, CheckSettings, RunSettings, SweepSettings};
+pub use pod::{InstallSettings, LocalSettings};
 
 /// Runs a command for each SQS message about an S3 object. The message stays hidden while the
 /// command works, and is deleted only on success.
@@ -38,8 +38,10 @@ pub struct Cli {
 pub enum Action {
     /// Receive a message, run the command on its object, and delete the message if the command
     /// succeeded
+    #[cfg(feature = "aws")]
     Run(Box<RunSettings>),
     /// Check the queue, the permissions and the manifest for mistakes, without receiving a message
+    #[cfg(feature = "aws")]
     Check(Box<CheckSettings>),
     /// Do what run does without AWS: each file in a folder becomes an object and a message
     Local(Box<LocalSettings>),
@@ -48,16 +50,23 @@ pub enum Action {
     /// Copy this program into a folder, for a container whose image does not contain it
     Install(InstallSettings),
     /// Delete metric groups that finished or dead pods left on a Pushgateway
+    #[cfg(feature = "aws")]
     Sweep(SweepSettings),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Print the manual page (roff)
     Man,
     /// Print docs/reference.md
+    #[cfg(feature = "aws")]
     #[command(hide = true)]
     Reference,
 }
 
+#[cfg(not(feature = "aws"))]
+const AFTER_HELP: &str = "\
+This build lacks run, check and sweep, which need AWS: `cargo build` makes one that has them.";
+
+#[cfg(feature = "aws")]
 const AFTER_HELP: &str = "\
 Examples:
   leasehold run --queue-url \"$QUEUE_URL\" -- python process.py

@@ -1,6 +1,7 @@
 //! Settings that are the same for all job types, by subcommand: `run`, `check`, `sweep`, `local`,
 //! `install`.
 
+#[cfg(feature = "aws")]
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,13 +15,16 @@ use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{BucketName, List, account, attribute, listen, size, time};
 use crate::adapters::local::rehearsal::Mishap;
+#[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
 use crate::job::event::EventFilter;
 use crate::job::s3_location::S3Location;
 use crate::job::verdict::OnStop;
 use crate::telemetry::logs::LogFormat;
+#[cfg(feature = "aws")]
 use crate::telemetry::push::Credentials;
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 #[command(after_help = super::AFTER_HELP)]
 pub struct RunSettings {
@@ -72,6 +76,7 @@ pub struct RecordSettings {
     pub attempts: Option<S3Location>,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone, Args)]
 pub struct MetricsSettings {
     /// How often to push the metrics to --pushgateway
@@ -88,6 +93,7 @@ pub struct MetricsSettings {
 }
 
 /// `check` takes the flags of `run`, too: it checks them.
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 #[command(
     after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`."
@@ -125,6 +131,7 @@ pub struct CheckSettings {
     pub run: RunSettings,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CheckFormat {
     /// Two lines for each finding
@@ -135,6 +142,7 @@ pub enum CheckFormat {
     Sarif,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 pub struct PushgatewaySettings {
     /// The URL of the Prometheus Pushgateway
@@ -154,6 +162,7 @@ pub struct PushgatewaySettings {
     pub pushgateway_bearer_token_file: Option<Credentials>,
 }
 
+#[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 pub struct SweepSettings {
     #[command(flatten)]

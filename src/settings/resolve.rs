@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use super::error::SettingError;
 use super::job_types::JobTypesFile;
-use super::pod::{
-    LocalSettings, MetricsSettings, PushgatewaySettings, RecordSettings, RunSettings,
-    SweepSettings, WorkSettings,
-};
+use super::pod::{LocalSettings, RecordSettings, WorkSettings};
+#[cfg(feature = "aws")]
+use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
+#[cfg(feature = "aws")]
 use crate::adapters::aws::sqs::queue_url;
-use crate::adapters::http;
 use crate::adapters::local::rehearsal::Mishap;
+#[cfg(feature = "aws")]
+use crate::adapters::url;
 use crate::job::event::EventFilter;
 use crate::job::lease::CEILING;
 use crate::job::lifecycle::Policy;
@@ -22,12 +23,14 @@ use crate::job::route::{Input, JobType, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 use crate::telemetry::logs::{Identity, LogFormat};
+#[cfg(feature = "aws")]
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
 use crate::work::fetch::FetchPolicy;
 use crate::work::workspace::WorkDir;
 
 /// `leasehold run`. Groups of flags that need no further check have the types of the command line.
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
@@ -44,6 +47,7 @@ pub struct RunConfig {
 }
 
 /// Where metrics are pushed.
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushgatewayConfig {
     pub url: String,
@@ -52,6 +56,7 @@ pub struct PushgatewayConfig {
 }
 
 /// `leasehold sweep`.
+#[cfg(feature = "aws")]
 #[derive(Debug, Clone)]
 pub struct SweepConfig {
     pub pushgateway: PushgatewayConfig,
@@ -97,6 +102,7 @@ pub struct WorkConfig {
     pub termination_log: TerminationLog,
 }
 
+#[cfg(feature = "aws")]
 impl TryFrom<RunSettings> for RunConfig {
     type Error = SettingError;
 
@@ -143,6 +149,7 @@ impl TryFrom<RunSettings> for RunConfig {
     }
 }
 
+#[cfg(feature = "aws")]
 impl TryFrom<SweepSettings> for SweepConfig {
     type Error = SettingError;
 
@@ -153,15 +160,16 @@ impl TryFrom<SweepSettings> for SweepConfig {
     }
 }
 
+#[cfg(feature = "aws")]
 fn pushgateway(args: PushgatewaySettings) -> Result<Option<PushgatewayConfig>, SettingError> {
     let Some(url) = args.pushgateway else { return Ok(None) };
-    if http::has_userinfo(&url) {
+    if url::has_userinfo(&url) {
         return Err(SettingError::PushgatewayUserinfo(url));
     }
     if url.contains(['?', '#']) {
         return Err(SettingError::PushgatewayQuery);
     }
-    if !http::is_url(&url) {
+    if !url::is_url(&url) {
         return Err(SettingError::Pushgateway(url));
     }
     let credentials = args.pushgateway_basic_auth_file.or(args.pushgateway_bearer_token_file);
@@ -315,7 +323,7 @@ fn resolve_job_types(
         if job_types.iter().any(|other| other.task.name == name) {
             return Err(SettingError::SameName { name, at });
         }
-        if let Some(other) = job_types.iter().find(|other| other.matches.takes_all()) {
+        if let Some(other) = job_types.iter().find(|other| other.matches.matches_all()) {
             return Err(SettingError::NeverReached { name, at, other: other.task.name.clone() });
         }
         let job_type = settings.job_type(flags, events, pod).and_then(|it| {
@@ -366,12 +374,12 @@ fn check_removals(
     if task.input == Input::None {
         return Ok(());
     }
-    let takes_all = |Match { bucket, key, event: events }: &Match, event: &str| {
+    let matches_all = |Match { bucket, key, event: events }: &Match, event: &str| {
         bucket.is_none()
             && key.is_none()
             && events.as_ref().is_none_or(|events| events.is_work(event))
     };
-    match events.removals().find(|event| !before.iter().any(|it| takes_all(&it.matches, event))) {
+    match events.removals().find(|event| !before.iter().any(|it| matches_all(&it.matches, event))) {
         Some(event) => Err(SettingError::Removal(event)),
         None => Ok(()),
     }

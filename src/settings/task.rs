@@ -240,7 +240,7 @@ impl TaskSettings {
             return Err(SettingError::EventIsNoWork { event, events: events.clone() });
         }
         let limits = settings.limits(pod)?;
-        let task = settings.task(matches.takes_all(), pod)?.ok_or(SettingError::NoCommand)?;
+        let task = settings.task(matches.matches_all(), pod)?.ok_or(SettingError::NoCommand)?;
         Ok(JobType { matches, task: Arc::new(task), limits })
     }
 

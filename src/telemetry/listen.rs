@@ -1,9 +1,9 @@
 //! Serves `/metrics` to Prometheus, and `/healthz` and `/readyz` to the kubelet.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -14,45 +14,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::metrics::Metrics;
-use crate::job::delivery::MessageId;
+use super::readiness::Readiness;
 use crate::ports::health::Health;
-
-/// Is a message held? Not any more once a stop was asked for, or once it is being let go.
-///
-/// For KEDA's `pendingPodConditions: ["ContainersReady"]`: a pod that has not received yet counts
-/// as pending, and so does one that is about to leave.
-#[derive(Debug)]
-pub struct Readiness {
-    held: Mutex<HashSet<MessageId>>,
-    stop: CancellationToken,
-}
-
-impl Readiness {
-    /// `stop` is cancelled when a stop is asked for.
-    pub fn new(stop: CancellationToken) -> Self {
-        Self { held: Mutex::default(), stop }
-    }
-
-    pub(super) fn hold(&self, message: &MessageId) {
-        self.held().insert(message.clone());
-    }
-
-    pub(super) fn release(&self, message: &MessageId) {
-        self.held().remove(message);
-    }
-
-    pub fn is_ready(&self) -> bool {
-        !self.stop.is_cancelled() && !self.held().is_empty()
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashSet<MessageId>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What is served.
 pub struct Pages {
@@ -162,6 +128,8 @@ fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use std::net::Ipv4Addr;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

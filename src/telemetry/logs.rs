@@ -17,7 +17,6 @@ use tracing_subscriber::{Layer, Registry, fmt};
 
 use super::json::Json;
 use super::text::{FileNames, Text};
-use crate::adapters::aws::{QUOTES_A_PROCESS, QUOTES_AN_ANSWER};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -117,6 +116,14 @@ pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String
     let unasked: Vec<_> = CHATTERERS.into_iter().filter(unasked).collect();
     Ok(targets.with_targets(unasked.into_iter().map(|of| (of, LevelFilter::ERROR))))
 }
+
+/// Modules of the AWS SDK that log what a `credential_process` wrote to its standard error. The reason
+/// of a failure is in our own lines.
+const QUOTES_A_PROCESS: [&str; 2] =
+    ["aws_config::profile::credentials", "aws_config::meta::credentials"];
+
+/// The AWS SDK's records from there show a whole HTTP answer, where no instance tells it a region.
+const QUOTES_AN_ANSWER: &str = "aws_config::imds::region";
 
 /// Only their errors are written, unless they are asked for by name. ractor opens a span around
 /// each of its handlers.

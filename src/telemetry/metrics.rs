@@ -286,7 +286,7 @@ impl Metrics {
                 self.visibility_extensions.with_label_values(&[extension.label()]).inc();
             }
             Observation::Delete(delete) => self.deletes.with_label_values(&[delete.label()]).inc(),
-            Observation::LeaseLeft(left) => {
+            Observation::LeaseRemaining(left) => {
                 self.lease_remaining.with_label_values::<&str>(&[]).set(seconds(left));
             }
         }

@@ -4,11 +4,14 @@
 pub mod attempts;
 pub mod bars;
 mod json;
+#[cfg(feature = "aws")]
 pub mod listen;
 pub mod logs;
 pub mod metrics;
 pub mod plain;
+#[cfg(feature = "aws")]
 pub mod push;
+pub mod readiness;
 pub mod records;
 pub mod termination;
 mod text;
@@ -25,8 +28,8 @@ use crate::job::run_outcome::RunOutcome;
 use crate::job::verdict::Settlement;
 use crate::ports::Telemetry;
 use attempts::AttemptHistory;
-use listen::Readiness;
 use metrics::Metrics;
+use readiness::Readiness;
 use records::{log_ended, log_left, log_started};
 use termination::{TerminationLog, TerminationMessage};
 

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 use crate::job::keep_reason::Severity;
 use crate::job::notification::Object;
 use crate::job::outcome::{Exit, Manifest, Published, WorkRecord};
-use crate::job::report::{Ended, Subject, as_json_fits};
+use crate::job::report::{Ended, Subject, truncate_for_json};
 use crate::job::run_outcome::RunOutcome;
 use crate::job::verdict::Settlement;
 
@@ -64,7 +64,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 signal = exit.and_then(signal),
                 reason = reason.as_deref(),
                 progress = progress.as_ref().and_then(|progress| progress.share),
-                error = error.as_deref().map(|error| as_json_fits(error, LONGEST_ERROR)),
+                error = error.as_deref().map(|error| truncate_for_json(error, LONGEST_ERROR)),
                 next = ended.next(now),
                 receive_s = spent.receive.as_secs_f64(),
                 fetch_s = spent.fetch.as_secs_f64(),
@@ -160,7 +160,7 @@ pub(super) fn manifest(published: &Manifest) -> String {
     for file in &published.first {
         entries.push(entry(file));
         let longer = Value::from(entries.clone()).to_string();
-        if as_json_fits(&longer, LONGEST_MANIFEST).len() < longer.len() {
+        if truncate_for_json(&longer, LONGEST_MANIFEST).len() < longer.len() {
             break;
         }
         manifest = longer;

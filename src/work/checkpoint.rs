@@ -1,9 +1,9 @@
-//! Partial state: what a command left in `JOB_CHECKPOINT_DIR` is there again when the next delivery
-//! starts.
+//! Partial state: the next delivery starts with the files that the command left in
+//! `JOB_CHECKPOINT_DIR`.
 //!
 //! A checkpoint is one tar archive, so a reader never sees half of one: `<prefix>/<message
-//! id>/<object>/<receive count>.tar`. Each delivery writes under its own receive count: a pod that
-//! has lost its lease overwrites nothing of the one that has it.
+//! id>/<object>/<receive count>.tar`. Each delivery writes under its own receive count, so a pod
+//! that has lost its lease cannot overwrite the checkpoint of the pod that holds it.
 
 mod archive;
 
@@ -31,9 +31,9 @@ use crate::job::route::Checkpointing;
 use crate::job::s3_location::{S3Location, Values};
 use crate::ports::clock::Clock;
 use crate::ports::{Storage, Upload};
-use archive::{About, Identity, NO_TIME, Packed, Unpacked};
+use archive::{ArchiveInfo, Identity, OUT_OF_TIME, Packed, Unpacked};
 
-/// Whoever keeps the checkpoints, at the places that tasks name.
+/// Saves and restores checkpoints, at the locations of the tasks.
 #[derive(Clone)]
 pub struct Checkpoints {
     pub storage: Arc<dyn Storage>,
@@ -47,44 +47,45 @@ pub struct Checkpoint<'a> {
     work_dir: &'a WorkDir,
     space: &'a Workspace,
     bucket: String,
-    /// Where this delivery saves.
+    /// The key for this delivery's checkpoint.
     key: String,
-    /// What is there now that the next delivery would find: ours, or the one that was restored.
+    /// The key of the checkpoint that the next delivery would restore: ours, or the one that we
+    /// restored.
     saved: Option<String>,
     /// How long the commands of earlier deliveries ran.
     pub worked: Duration,
-    /// That of this one.
+    /// How long the command of this delivery has run.
     runtime: &'a Runtime,
-    /// The directory as it was made.
+    /// The identity of the directory that we created.
     identity: Identity,
-    /// What was in the directory when it was last saved or restored.
+    /// The directory's content at the last save or restore.
     seen: Contents,
-    /// Is what the command left saved?
+    /// Was the directory saved after the command ended?
     is_final: bool,
-    /// Was it reported that there are links which are not saved?
+    /// Were links that are not saved reported?
     links_reported: bool,
 }
 
-/// When there is something to save.
+/// When to save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Save {
     /// If something in the directory has changed.
     Changes,
-    /// Always: how long this delivery's command ran counts, too.
+    /// Always, because the command's run time has changed.
     Last,
 }
 
-/// What is in the directory.
+/// The content of the directory.
 #[derive(Debug, Clone, Default)]
 struct Contents {
-    /// Enough to see that something has changed: length and time of change of each file.
+    /// Length and modification time of each file, to detect changes.
     files: BTreeMap<PathBuf, (u64, Option<SystemTime>)>,
-    /// In bytes. A hole takes no room, neither here nor in an archive.
+    /// In bytes. Holes take no space, neither here nor in an archive.
     on_disk: u64,
 }
 
 impl Checkpoints {
-    /// Fills the workspace's checkpoint directory with what the last delivery saved, if one did.
+    /// Restores the last checkpoint, if any, into the workspace's checkpoint directory.
     pub(super) async fn restore<'a>(
         &'a self,
         how: &Checkpointing,
@@ -151,20 +152,20 @@ impl Checkpoints {
         let (into, room, halt) = (directory.clone(), work_dir.clone(), halt.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
             let unpacked = archive::unpack(&archive, &into, &room, &halt)?;
-            // The workspace is removed as a whole soon: room is all that this is about.
+            // Only to free space: the whole workspace is removed soon.
             let _ = fs::remove_file(archive);
             Ok((unpacked, Contents::of(&into)))
         });
         let unpacked =
             unpacked.await.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
-        let (Unpacked { about, links_left_out }, seen) = unpacked.map_err(|why| {
+        let (Unpacked { info, links_left_out }, seen) = unpacked.map_err(|why| {
             Failure::Fetch(format!(
                 "the checkpoint s3://{bucket}/{last} cannot be restored: {why}; delete it to start the work from the beginning"
             ))
         })?;
-        checkpoint.worked = Duration::from_secs(about.worked_s);
+        checkpoint.worked = Duration::from_secs(info.worked_s);
         let files = seen.files.len();
-        info!(checkpoint = last, worked_s = about.worked_s, files, "resuming from a checkpoint");
+        info!(checkpoint = last, worked_s = info.worked_s, files, "resuming from a checkpoint");
         if links_left_out > 0 {
             warn!(
                 links_left_out,
@@ -176,8 +177,7 @@ impl Checkpoints {
         Ok(checkpoint)
     }
 
-    /// Drops what is there of a message that is done. What cannot be dropped is left to a lifecycle
-    /// rule.
+    /// Deletes the checkpoints of a finished message. A lifecycle rule deletes the others.
     pub(super) async fn drop_all(
         &self,
         how: &Checkpointing,
@@ -216,19 +216,19 @@ impl Checkpoints {
 }
 
 impl Checkpoint<'_> {
-    /// Saves every interval, if there is one, until the work is over. A save that is on its way
-    /// then is finished, within its limit: it may be all that there is time for.
+    /// Saves at every interval, if configured, until the work ends. A save in progress at that
+    /// moment is completed, within its limit, because there may be no time for another.
     ///
-    /// A stop while results are published may have no time left afterwards. So what the command
-    /// left is saved beside them.
-    pub async fn save_until_over(&mut self, limits: &SaveLimits<'_>) {
+    /// A stop while results are published may have no time remaining afterwards, so the checkpoint
+    /// is saved in parallel.
+    pub async fn save_periodically(&mut self, limits: &SaveLimits<'_>) {
         let (runtime, interval) = (self.runtime, self.interval);
         let mut stopped_while_publishing = pin!(async {
             runtime.ended.cancelled().await;
             limits.halt.cancelled().await;
         });
         loop {
-            let interval_is_over = async {
+            let interval_ends = async {
                 match interval {
                     Some(interval) => tokio::time::sleep(interval).await,
                     None => std::future::pending().await,
@@ -236,25 +236,24 @@ impl Checkpoint<'_> {
             };
             let save = tokio::select! {
                 biased;
-                () = limits.over.cancelled() => return,
+                () = limits.ended.cancelled() => return,
                 () = &mut stopped_while_publishing => Save::Last,
-                () = interval_is_over => Save::Changes,
+                () = interval_ends => Save::Changes,
             };
             match self.save(save, limits).await {
                 Ok(()) => {}
-                Err(_) if limits.give_up.is_cancelled() => return limits.over.cancelled().await,
+                Err(_) if limits.give_up.is_cancelled() => return limits.ended.cancelled().await,
                 Err(error) => warn!(error, "saving the checkpoint failed and will be retried"),
             }
             if save == Save::Last {
-                return limits.over.cancelled().await;
+                return limits.ended.cancelled().await;
             }
         }
     }
 
-    /// Saves what is in the directory now, if a command has run.
+    /// Saves the directory, if a command has run.
     ///
-    /// All or nothing: until the new one is there, the one before it is what the next delivery
-    /// finds.
+    /// Atomic: until the new checkpoint is complete, the next delivery restores the previous one.
     pub async fn save(&mut self, save: Save, limits: &SaveLimits<'_>) -> Result<(), String> {
         if self.is_final {
             return Ok(());
@@ -264,12 +263,11 @@ impl Checkpoint<'_> {
         let worked = self.worked.saturating_add(runtime);
         let give_up = limits.give_up;
         let (directory, archive) = (self.space.checkpoint(), self.space.archive());
-        let about = About::new(worked.as_secs());
+        let info = ArchiveInfo::new(worked.as_secs());
         let (packed, room, seen) = (archive.clone(), self.work_dir.clone(), self.seen.clone());
         let (identity, too_late) = (self.identity, give_up.clone());
         let packed = tokio::task::spawn_blocking(move || {
-            // Looked at first: a directory that was removed must not be taken for one that is
-            // empty.
+            // Check this first: a removed directory must not count as an empty one.
             let is_another = Identity::of(&directory)? != identity;
             let contents = Contents::of(&directory);
             if save == Save::Changes && contents.files == seen.files {
@@ -279,11 +277,11 @@ impl Checkpoint<'_> {
                 return Err("it was replaced by an empty one".to_owned());
             }
             room.check_room(contents.on_disk)?;
-            archive::pack(&directory, about, &packed, &too_late)
+            archive::pack(&directory, info, &packed, &too_late)
                 .map(|packed| Some((contents, packed)))
         });
-        // Of very many files even the list takes its time. The thread ends soon after.
-        let packed = give_up.run_until_cancelled(packed).await.ok_or(NO_TIME)?;
+        // Even listing very many files takes time. The thread ends soon after.
+        let packed = give_up.run_until_cancelled(packed).await.ok_or(OUT_OF_TIME)?;
         let packed = packed.unwrap_or_else(|panic| Err(io::Error::from(panic).to_string()));
         let Some((contents, Packed { bytes, links_left_out })) =
             packed.map_err(|why| format!("JOB_CHECKPOINT_DIR: {why}"))?
@@ -316,7 +314,7 @@ impl Checkpoint<'_> {
                 }
             }
         };
-        // The workspace is removed as a whole soon: room is all that this is about.
+        // Only to free space: the whole workspace is removed soon.
         let _ = fs::remove_file(&archive);
         uploaded?;
         self.seen = contents;
@@ -324,7 +322,7 @@ impl Checkpoint<'_> {
         let before = self.saved.replace(self.key.clone()).filter(|before| *before != self.key);
         info!(checkpoint = self.key, bytes, worked_s = worked.as_secs(), "checkpoint saved");
         if let Some(before) = before {
-            // A second one is no harm: the one with the greatest receive count is restored.
+            // A remaining old one does no harm: the one with the highest receive count is restored.
             let _ = give_up.run_until_cancelled(self.of.storage.delete(bucket, &before)).await;
         }
         Ok(())
@@ -349,42 +347,42 @@ impl Contents {
     }
 }
 
-/// When a save is given up.
+/// The limits of a save.
 #[derive(Clone, Copy)]
 pub struct SaveLimits<'a> {
-    /// Cancelled when no save is of any use, or when a stop has no more time for one.
+    /// Cancelled when no save is needed, or when a stop has no more time for one.
     pub give_up: &'a CancellationToken,
     /// Cancelled when the work has ended, with or without success.
-    pub over: &'a CancellationToken,
-    /// Cancelled when the work was told to end: then `give_up` is what counts.
+    pub ended: &'a CancellationToken,
+    /// Cancelled when the work is asked to end; then only `give_up` limits a save.
     pub halt: &'a CancellationToken,
-    /// When the work would be halted, on the run's clock.
+    /// When the work will be halted, on the run's clock.
     pub deadline_at: Duration,
 }
 
 impl SaveLimits<'_> {
-    /// Until an upload of so many bytes has taken too long. While the command runs it holds up
-    /// nobody; afterwards the message, whose outcome is known, waits for it.
+    /// Returns when an upload of `bytes` has taken too long. While the command runs, it delays
+    /// nothing; afterwards the message waits for it.
     async fn expire(&self, clock: Clock, bytes: u64) {
-        let for_bytes = Duration::from_secs(bytes / FLOOR);
+        let for_bytes = Duration::from_secs(bytes / MIN_RATE);
         tokio::select! {
-            () = tokio::time::sleep(WHILE_IT_RUNS.saturating_add(for_bytes)) => return,
-            () = self.over.cancelled() => {}
+            () = tokio::time::sleep(LIMIT_WHILE_RUNNING.saturating_add(for_bytes)) => return,
+            () = self.ended.cancelled() => {}
         }
         if self.halt.is_cancelled() {
             return std::future::pending().await;
         }
-        let until = clock.now().saturating_add(AFTER_ITS_END).saturating_add(for_bytes);
-        clock.sleep_until(until.min(self.deadline_at.saturating_sub(BEFORE_THE_DEADLINE))).await;
+        let until = clock.now().saturating_add(LIMIT_AFTER_END).saturating_add(for_bytes);
+        clock.sleep_until(until.min(self.deadline_at.saturating_sub(DEADLINE_MARGIN))).await;
     }
 }
 
-/// What an upload may take, and a second more for each `FLOOR` bytes.
-const WHILE_IT_RUNS: Duration = Duration::from_mins(1);
-const AFTER_ITS_END: Duration = Duration::from_secs(5);
+/// The time for an upload, plus a second for each `MIN_RATE` bytes.
+const LIMIT_WHILE_RUNNING: Duration = Duration::from_mins(1);
+const LIMIT_AFTER_END: Duration = Duration::from_secs(5);
 
-/// No upload is as slow as this, in bytes a second.
-const FLOOR: u64 = 1 << 20;
+/// The slowest acceptable upload, in bytes per second.
+const MIN_RATE: u64 = 1 << 20;
 
-/// What has failed by itself has not timed out.
-const BEFORE_THE_DEADLINE: Duration = Duration::from_secs(1);
+/// An upload must fail before the work counts as timed out.
+const DEADLINE_MARGIN: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What is told of a job, gathered.
+//! Collects the facts about a job.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use crate::job::report::Subject;
 use crate::job::route::{Input, Task};
 use crate::ports::job_facts::{JobFacts, ObjectFacts};
 
-/// Of which job, and where it is done.
+/// The sources of the facts.
 pub struct JobContext<'a> {
     pub job_id: &'a str,
     pub subject: &'a Subject,

@@ -1,4 +1,4 @@
-//! Fetched: the object, exactly as the event told of it, as a file.
+//! Fetched: exactly the object of the event, as a file.
 
 mod download;
 
@@ -16,14 +16,14 @@ use crate::job::outcome::Failure;
 use crate::job::route::MissingObject;
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{FetchError, ObjectBody, ObjectStore};
-use download::{Download, Stopped, UNKNOWN, Whole};
+use download::{Download, Downloaded, Stopped, UNKNOWN};
 
-/// Which objects are read.
+/// The settings for reading objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchPolicy {
     /// The buckets to read from; any if it is empty.
     pub buckets: Vec<String>,
-    /// How many connections a large object is worth.
+    /// The number of connections for a large object.
     pub streams: usize,
 }
 
@@ -33,14 +33,14 @@ impl Default for FetchPolicy {
     }
 }
 
-/// Is there a file now?
+/// The result of a fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fetched {
     Here(FetchedObject),
     Gone,
 }
 
-/// What was fetched, which the event may say otherwise or not at all.
+/// The facts about the fetched object, which may differ from the event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedObject {
     pub key: String,
@@ -50,9 +50,8 @@ pub struct FetchedObject {
     pub etag: Option<String>,
 }
 
-/// Streams the object into a new file at `path`, somewhere in `work_dir`; all of it or an error.
-/// One that is not there, or not as the event says, is looked for under `key_as_sent`, if there is
-/// such a key.
+/// Streams the object into a new file at `path`, below `work_dir`; all of it or an error. If the
+/// object is missing or differs from the event, tries `key_as_sent`, if given.
 pub async fn fetch(
     store: &dyn ObjectStore,
     policy: &FetchPolicy,
@@ -64,14 +63,12 @@ pub async fn fetch(
 ) -> Result<Fetched, Failure> {
     check_bucket(policy, object)?;
     let mut saved = save(store, policy.streams, work_dir, object, path).await;
-    // Overwritten is what another object under the decoded key looks like.
+    // Another object under the decoded key looks overwritten.
     if let (Err(FetchError::Missing(_) | FetchError::Overwritten(_)), Some(key)) =
         (&saved, key_as_sent)
     {
         let other = Object { key: key.to_owned(), ..object.clone() };
-        if let Some(fetched) =
-            save_if_it_is_meant(store, policy.streams, work_dir, &other, path).await
-        {
+        if let Some(fetched) = save_undecoded(store, policy.streams, work_dir, &other, path).await {
             saved = Ok(fetched);
         }
     }
@@ -92,10 +89,9 @@ pub async fn fetch(
     }
 }
 
-/// The object of an event whose key was not encoded by its sender. It must be the one that the
-/// event is about, and not one that happens to be called so: of its version, its eTag, or, from a
-/// sender that knows neither, of its size.
-async fn save_if_it_is_meant(
+/// Saves the object under the undecoded key. To be the one of the event, and not another one of
+/// that name, it must have the event's version or eTag, or, if the event has neither, its size.
+async fn save_undecoded(
     store: &dyn ObjectStore,
     streams: usize,
     work_dir: &WorkDir,
@@ -117,7 +113,7 @@ async fn save_if_it_is_meant(
     Some(fetched)
 }
 
-/// Whether the object is read or not: it is from a bucket that we are to touch.
+/// Checks that the object's bucket is in `--buckets`, also if the object is not read.
 pub fn check_bucket(policy: &FetchPolicy, object: &Object) -> Result<(), Failure> {
     if policy.buckets.is_empty() || policy.buckets.contains(&object.bucket) {
         return Ok(());
@@ -126,7 +122,7 @@ pub fn check_bucket(policy: &FetchPolicy, object: &Object) -> Result<(), Failure
     Err(Failure::Unreadable(format!("bucket {} is not in --buckets {buckets}", object.bucket)))
 }
 
-/// Writes the object to the disk, and compares it with what its store says of it.
+/// Writes the object to the disk, and verifies its checksum.
 async fn save(
     store: &dyn ObjectStore,
     streams: usize,
@@ -181,7 +177,7 @@ async fn download(
     let download = Download {
         store,
         work_dir,
-        // What the first answer was about is what all others must be about.
+        // All other answers must be about the same object as the first.
         object: Object { etag: object.etag.clone().or(etag.clone()), ..object.clone() },
         algorithm: checksum.as_ref().map(|checksum| checksum.algorithm),
         file: file.clone(),
@@ -189,8 +185,8 @@ async fn download(
         size,
     };
     let streams =
-        if is_divisible(size, &download.object, download.algorithm) { streams } else { 1 };
-    let Whole { size, hash } = download.run(bytes, streams).await?;
+        if is_parallelizable(size, &download.object, download.algorithm) { streams } else { 1 };
+    let Downloaded { size, hash } = download.run(bytes, streams).await?;
     let fetched =
         FetchedObject { key: object.key.clone(), size, etag: etag.or_else(|| object.etag.clone()) };
 
@@ -205,18 +201,17 @@ async fn download(
     Ok(fetched)
 }
 
-/// Is it large enough for several streams, and can it be put together? What nothing pins could be
-/// another object in each of them, and a hash that is not made of its parts' hashes needs the bytes
-/// in order.
-fn is_divisible(size: Option<u64>, object: &Object, algorithm: Option<Algorithm>) -> bool {
+/// Can it be fetched by several streams? It must be large. Without a version or eTag, each stream
+/// could get another object. A hash that cannot be combined from parts needs the bytes in order.
+fn is_parallelizable(size: Option<u64>, object: &Object, algorithm: Option<Algorithm>) -> bool {
     let is_pinned = object.version_id.is_some() || object.etag.is_some();
-    size.is_some_and(|size| size >= PARALLEL_FROM)
+    size.is_some_and(|size| size >= MIN_PARALLEL_SIZE)
         && is_pinned
-        && algorithm.is_none_or(Algorithm::is_of_parts)
+        && algorithm.is_none_or(Algorithm::is_composable)
 }
 
-/// In bytes; an object of this size or more is fetched by several streams.
-const PARALLEL_FROM: u64 = 64 << 20;
+/// The smallest size in bytes for several streams.
+const MIN_PARALLEL_SIZE: u64 = 64 << 20;
 
 const STREAMS: usize = 8;
 
@@ -225,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_large_object_that_can_be_put_together_is_divided() {
+    fn only_a_large_pinned_object_with_a_composable_hash_is_divided() {
         let object = |version_id: Option<&str>, etag: Option<&str>| {
             let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
             Object {
@@ -239,11 +234,11 @@ mod tests {
             }
         };
         let (etag, version) = (object(None, Some("e")), object(Some("v"), None));
-        assert!(is_divisible(Some(PARALLEL_FROM), &etag, None));
-        assert!(is_divisible(Some(PARALLEL_FROM), &version, Some(Algorithm::Crc64Nvme)));
-        assert!(!is_divisible(Some(PARALLEL_FROM - 1), &etag, None));
-        assert!(!is_divisible(None, &etag, None));
-        assert!(!is_divisible(Some(PARALLEL_FROM), &object(None, None), None));
-        assert!(!is_divisible(Some(PARALLEL_FROM), &etag, Some(Algorithm::Sha256)));
+        assert!(is_parallelizable(Some(MIN_PARALLEL_SIZE), &etag, None));
+        assert!(is_parallelizable(Some(MIN_PARALLEL_SIZE), &version, Some(Algorithm::Crc64Nvme)));
+        assert!(!is_parallelizable(Some(MIN_PARALLEL_SIZE - 1), &etag, None));
+        assert!(!is_parallelizable(None, &etag, None));
+        assert!(!is_parallelizable(Some(MIN_PARALLEL_SIZE), &object(None, None), None));
+        assert!(!is_parallelizable(Some(MIN_PARALLEL_SIZE), &etag, Some(Algorithm::Sha256)));
     }
 }

@@ -1,16 +1,15 @@
-//! Halted: how the work is told to end before it has ended by itself.
+//! Halted: how the work is asked to end early.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Two ways to end, the second one faster.
+/// Two ways to end the work, the second one faster.
 ///
-/// A halt ends a command that runs, and begins nothing new. What a command wrote that had succeeded
-/// before is still published and recorded, within the stop's grace: without that, the next delivery
-/// would do all of it again. It ends at once when nobody can prove any more that the message is
-/// ours.
+/// A halt ends a running command and starts nothing new. Results of a command that succeeded before
+/// are still published and recorded, within the stop grace: otherwise the next delivery would
+/// repeat all of the work. An abort ends that too: the lease can no longer be proved.
 #[derive(Debug, Clone, Default)]
 pub struct Halt {
     pub requested: CancellationToken,
@@ -28,7 +27,7 @@ impl Halt {
         self.publish_aborted.cancel();
     }
 
-    /// Dropping it ends everything.
+    /// A guard that aborts the work when it is dropped.
     pub fn on_drop(self) -> HaltOnDrop {
         HaltOnDrop(self)
     }

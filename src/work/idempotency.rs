@@ -1,12 +1,12 @@
-//! Finished work is recognised and not done again; the same work is not done twice at a time.
+//! Finished work is recognised and not repeated; the same work does not run twice at the same time.
 //!
-//! One record for each piece of work, in S3, written on a condition only: no table, no lock
-//! service. What its owner does next is decided in [`job::claim`](crate::job::claim) and carried
-//! out here.
+//! Each piece of work has one record in S3, written only with a condition: no table, no lock
+//! service. [`job::claim`](crate::job::claim) decides what its owner does next; this module does
+//! it.
 //!
-//! SQS cannot say "this delivery is no longer yours" before it is too late; a record can.
+//! A record reveals in time that another pod has taken over the work; SQS does so too late.
 //!
-//! A record in progress expires when it was not refreshed for its time to live, by the store's own
+//! A record in progress expires when it was not refreshed for its time to live, by the store's
 //! clock, never by a pod's.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Report, Seen};
+use crate::job::claim::{Answer, Claim, Input, Milestone, Next, RecordState, Report, StoredRecord};
 use crate::job::lease::CEILING;
 use crate::job::notification::Record;
 use crate::job::outcome::Failure;
@@ -34,28 +34,28 @@ pub struct Idempotency {
     pub location: S3Location,
     /// The queue's URL: two pipelines on the same objects must not hide each other's work.
     pub queue: String,
-    /// Who we are, for whoever reads a record.
+    /// The pod's name, for readers of a record.
     pub owner: String,
     pub clock: Clock,
 }
 
-/// What there is to do.
+/// The result of a claim.
 pub enum Claimed {
-    /// Nothing: an earlier delivery finished this.
+    /// An earlier delivery finished the work.
     AlreadyDone,
-    /// The work, and nobody else does it while this is refreshed.
+    /// The work is ours; no other pod does it while this record is refreshed.
     Ours(Box<OwnRecord>),
 }
 
-/// The record of work that we want to do, or do.
+/// The record of work that this pod does or wants to do.
 pub struct OwnRecord {
     of: Idempotency,
     key: String,
     /// Different for each claim, so that our own write whose answer was lost is recognised.
     nonce: String,
-    /// How long it lasts when it is not refreshed.
+    /// How long it lasts without a refresh.
     time_to_live: Duration,
-    about: About,
+    info: WorkInfo,
     claim: Claim,
 }
 
@@ -71,10 +71,10 @@ struct Content {
     time_to_live: u64,
     written: String,
     #[serde(flatten)]
-    about: About,
+    info: WorkInfo,
 }
 
-/// A [`RecordState`], as it is written.
+/// The serialized form of a [`RecordState`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[serde(remote = "RecordState")]
@@ -84,9 +84,9 @@ enum State {
     Done,
 }
 
-/// For whoever reads a record; leasehold itself does not.
+/// Details for human readers of a record; leasehold itself does not use them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct About {
+struct WorkInfo {
     queue: String,
     message_id: String,
     receive_count: u32,
@@ -95,9 +95,9 @@ struct About {
 }
 
 impl Idempotency {
-    /// Claims the work on the `number`th object of a message, for as long as the message's lease:
-    /// nobody waits for the dead longer than SQS does. Waits while a living pod has it: to give the
-    /// message back instead would burn its receives.
+    /// Claims the work on the `number`th object of a message, for the length of the message's
+    /// lease, so that no pod waits for a dead one longer than SQS does. Waits while a live pod owns
+    /// the work: releasing the message instead would use up its receives.
     pub async fn claim(
         &self,
         subject: &Subject,
@@ -107,10 +107,10 @@ impl Idempotency {
     ) -> Result<Claimed, Failure> {
         let mut own = OwnRecord {
             of: self.clone(),
-            key: self.location.key(&self.name(subject, number, record)),
+            key: self.location.key(&self.record_name(subject, number, record)),
             nonce: format!("{:016x}", fastrand::u64(..)),
             time_to_live,
-            about: About {
+            info: WorkInfo {
                 queue: self.queue.clone(),
                 message_id: subject.message_id.to_string(),
                 receive_count: subject.receive_count,
@@ -122,40 +122,39 @@ impl Idempotency {
         match own.next_milestone().await {
             Milestone::AlreadyDone => Ok(Claimed::AlreadyDone),
             Milestone::Claimed => Ok(Claimed::Ours(Box::new(own))),
-            Milestone::Over(Err(failure)) => Err(failure),
+            Milestone::Finished(Err(failure)) => Err(failure),
             Milestone::Lost(why) => Err(Failure::Superseded(why)),
-            Milestone::Over(Ok(())) => {
-                Err(Failure::Record("it is over before it was claimed".to_owned()))
+            Milestone::Finished(Ok(())) => {
+                Err(Failure::Record("it was finished before it was claimed".to_owned()))
             }
         }
     }
 
-    /// What a piece of work is called: from the queue, and from what the sender calls it, or else
-    /// from the object and the event about it.
-    fn name(&self, subject: &Subject, number: usize, record: Option<&Record>) -> String {
+    /// The name of a piece of work: a hash of the queue and the sender's key, or else of the object
+    /// and its event.
+    fn record_name(&self, subject: &Subject, number: usize, record: Option<&Record>) -> String {
         let message_id = subject.message_id.as_str();
         let of = |Record { event, object, .. }: &Record| {
             let version = object.version_id.as_ref().or(object.etag.as_ref());
-            // S3 numbers puts and deletes only. Of all others nothing but the message tells one
-            // from the next.
+            // S3 numbers puts and deletes only. Only the message distinguishes other events.
             let which = match &object.sequencer {
                 Some(sequencer) => serde_json::json!(sequencer),
                 None => serde_json::json!([message_id, number]),
             };
             serde_json::json!([self.queue, event, object.bucket, object.key, version, which])
         };
-        let named = match (&subject.idempotency_key, record) {
+        let name = match (&subject.idempotency_key, record) {
             (Some(key), _) => serde_json::json!([self.queue, key, number]),
             (None, Some(record)) => of(record),
-            // A body of its own kind is one message's.
+            // A raw body belongs to one message.
             (None, None) => serde_json::json!([self.queue, message_id]),
         };
-        format!("{}.json", hex::encode(Sha256::digest(named.to_string())))
+        format!("{}.json", hex::encode(Sha256::digest(name.to_string())))
     }
 }
 
 impl OwnRecord {
-    /// Refreshes the claim, again and again, until it is lost. Returns why.
+    /// Keeps refreshing the claim until it is lost. Returns the reason.
     pub async fn refresh(&mut self) -> String {
         loop {
             if let Milestone::Lost(why) = self.next_milestone().await {
@@ -164,17 +163,17 @@ impl OwnRecord {
         }
     }
 
-    /// The work succeeded. After this, nobody does it again.
+    /// Records that the work succeeded, so that no delivery repeats it.
     pub async fn done(mut self) -> Result<(), Failure> {
         self.claim.handle(self.of.clock.now(), Input::Succeeded);
-        self.over().await
+        self.finish().await
     }
 
-    /// The work did not succeed: the next one need not wait. What cannot be released within the
-    /// limit expires.
+    /// Releases the record of failed work, so that the next delivery need not wait. A record that
+    /// cannot be released within the limit expires.
     pub async fn release(mut self, limit: Duration) {
         self.claim.handle(self.of.clock.now(), Input::Ended);
-        match timeout(limit, self.over()).await {
+        match timeout(limit, self.finish()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(
                 ?error,
@@ -186,31 +185,31 @@ impl OwnRecord {
         }
     }
 
-    async fn over(&mut self) -> Result<(), Failure> {
+    async fn finish(&mut self) -> Result<(), Failure> {
         loop {
             match self.next_milestone().await {
-                Milestone::Over(result) => return result,
+                Milestone::Finished(result) => return result,
                 Milestone::Lost(why) => return Err(Failure::Superseded(why)),
                 Milestone::Claimed | Milestone::AlreadyDone => {}
             }
         }
     }
 
-    /// Does what is to be done, until there is something that the work has to know.
+    /// Carries out the claim's actions until the next milestone.
     async fn next_milestone(&mut self) -> Milestone {
         let clock = self.of.clock;
         loop {
             let answer = match self.claim.next(clock.now()) {
                 Next::Read { limit } => in_time(limit, self.read()).await,
-                Next::Write { state, over, limit } => {
-                    in_time(limit, self.write(state, over.as_deref())).await
+                Next::Write { state, if_match, limit } => {
+                    in_time(limit, self.write(state, if_match.as_deref())).await
                 }
                 Next::Wait { until } => {
                     clock.sleep_until(until).await;
                     continue;
                 }
                 Next::Report(Report::Waiting { owner }) => {
-                    let owner: String = owner.chars().take(LONGEST_OWNER).collect();
+                    let owner: String = owner.chars().take(MAX_OWNER).collect();
                     info!(owner, "another pod is processing this work: waiting until it ends");
                     continue;
                 }
@@ -238,7 +237,7 @@ impl OwnRecord {
             return Ok(Answer::Read(None));
         };
         Ok(match Content::read(&entry.bytes) {
-            Ok(content) => Answer::Read(Some(Seen {
+            Ok(content) => Answer::Read(Some(StoredRecord {
                 state: content.state,
                 is_ours: content.nonce == self.nonce,
                 owner: content.owner,
@@ -250,7 +249,11 @@ impl OwnRecord {
         })
     }
 
-    async fn write(&self, state: RecordState, over: Option<&str>) -> Result<Answer, RecordError> {
+    async fn write(
+        &self,
+        state: RecordState,
+        if_match: Option<&str>,
+    ) -> Result<Answer, RecordError> {
         let content = Content {
             version: VERSION,
             state,
@@ -258,10 +261,10 @@ impl OwnRecord {
             owner: self.of.owner.clone(),
             time_to_live: self.time_to_live.as_secs(),
             written: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            about: self.about.clone(),
+            info: self.info.clone(),
         };
         let bytes = serde_json::to_vec(&content).expect("its fields are text and numbers");
-        let condition = over.map_or(Condition::Absent, Condition::Unchanged);
+        let condition = if_match.map_or(Condition::Absent, Condition::Unchanged);
         self.of
             .records
             .write(&self.of.location.bucket, &self.key, bytes, condition)
@@ -271,8 +274,8 @@ impl OwnRecord {
 }
 
 impl Content {
-    /// Another version may mean something else by the same words, so nothing of it is believed. The
-    /// error quotes nothing.
+    /// Another version may use the same fields differently, so it is not read. The error quotes
+    /// nothing.
     fn read(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Version {
@@ -312,7 +315,7 @@ async fn in_time(
 
 const VERSION: u32 = 1;
 
-/// What is logged of who owns a record: as long as a pod's name may be.
-const LONGEST_OWNER: usize = 253;
+/// How much of an owner's name is logged: the maximum length of a pod's name.
+const MAX_OWNER: usize = 253;
 
 const NOT_A_RECORD: &str = "the object is not an idempotency record that leasehold wrote";

@@ -1,4 +1,4 @@
-//! What keeps failing while it is tried again: for the case that time runs out meanwhile.
+//! The last error of a retried call, reported if time runs out during the retries.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -9,21 +9,21 @@ tokio::task_local! {
     static LAST_ERROR: RefCell<Option<String>>;
 }
 
-/// Does the work; also says what failed last in it and was not done since.
+/// Does the work; also returns its last error that no success followed.
 pub async fn with_last_error<T>(work: impl Future<Output = T>) -> (T, Option<String>) {
     LAST_ERROR
         .scope(RefCell::default(), async { (work.await, LAST_ERROR.with(RefCell::take)) })
         .await
 }
 
-/// Something failed, and will be tried again.
+/// Records an error that will be retried.
 pub fn retrying(why: impl Into<String>) {
-    // Without anybody to report it to, it is only in the log.
+    // Outside of `with_last_error`, the error is only in the log.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(why.into())));
 }
 
-/// Does the work, which counts as failing once it has taken longer than a service takes to answer.
-/// A failure within it says more, and stays.
+/// Does the work, and records `why` as the error once it takes longer than a service usually does.
+/// An error recorded within it is more specific and stays.
 pub async fn watched<T>(work: impl Future<Output = T>, why: impl FnOnce() -> String) -> T {
     let mut work = pin!(work);
     if let Ok(done) = tokio::time::timeout(SLOW, &mut work).await {
@@ -37,7 +37,7 @@ pub async fn watched<T>(work: impl Future<Output = T>, why: impl FnOnce() -> Str
 
 const SLOW: Duration = Duration::from_secs(5);
 
-/// What failed was done.
+/// Clears the error after a success.
 pub fn recovered() {
     let _ = LAST_ERROR.try_with(RefCell::take);
 }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_failed_last_is_known_unless_it_was_done_since() {
+    async fn the_last_error_is_returned_unless_a_success_followed() {
         assert_eq!(with_last_error(async { retrying("a") }).await.1, Some("a".to_owned()));
         assert_eq!(
             with_last_error(async {
@@ -58,11 +58,11 @@ mod tests {
             .1,
             None
         );
-        retrying("nobody hears it");
+        retrying("not reported");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_only_begun_has_not_failed() {
+    async fn work_that_has_just_started_has_not_failed() {
         let halted_after = |time: Duration, failing: Option<&'static str>| {
             with_last_error(tokio::time::timeout(time, async move {
                 failing.into_iter().for_each(retrying);

@@ -1,4 +1,4 @@
-//! Alive: does the command still give signs of life, and how far does it say that it is?
+//! Liveness: is the command still active, and which progress does it report?
 
 use std::future::Future;
 use std::os::unix::fs::MetadataExt;
@@ -15,97 +15,103 @@ use crate::job::report::Progress;
 use crate::ports::Activity;
 use crate::ports::clock::Clock;
 
-/// Hears what happens while the work goes on: progress, or a stall.
-pub type Tell = dyn Fn(Event) + Send + Sync;
+/// Receives events of running work: progress, or a stall.
+pub type ReportEvent = dyn Fn(Event) + Send + Sync;
 
-/// How often to look at a command that reports progress or has a stall timeout, and at every new
-/// one …
-const LOOK: Duration = Duration::from_secs(1);
+/// How often to check a command that reports progress or has a stall timeout, and every new one …
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// … and at one that has reported none in its first seconds: most never do, and run for hours.
-const SLOW_LOOK: Duration = Duration::from_secs(5);
-const FIRST_SECONDS: Duration = Duration::from_secs(20);
+/// … and one that has not reported progress in its first seconds: most never do, and run for hours.
+const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const STARTUP: Duration = Duration::from_secs(20);
 
-/// Progress goes into the log no more often than this; everybody else gets all of it.
-const LOG_PAUSE: Duration = Duration::from_secs(10);
+/// The minimum interval between log records of progress; other reports are not limited.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Watches one command: tells each new progress, and once that it has stalled.
+/// Watches one command: reports each new progress, and once a stall.
 pub struct Watch<'a> {
     pub clock: Clock,
     pub stall_timeout: Option<Duration>,
     pub result_file: &'a Path,
     pub activity: Activity,
-    /// How many objects of the message were done before, and how many it has.
+    /// The number of finished objects of the message, and of all.
     pub objects: (usize, usize),
-    pub tell: &'a Tell,
+    pub report_event: &'a ReportEvent,
 }
 
-/// What was seen so far.
+/// The state of a watch.
 #[derive(Default)]
-struct Seen {
-    /// Of the result file: which one it is, its length and when it was written.
+struct Watched {
+    /// The result file's inode, length and modification time.
     stamp: Option<(u64, u64, SystemTime)>,
     progress: Option<Progress>,
     logged_at: Option<Duration>,
     is_logged: bool,
-    sign_at: Duration,
+    active_at: Duration,
     stalled: bool,
 }
 
 impl Watch<'_> {
-    pub async fn over<T>(&self, command: impl Future<Output = T>) -> T {
+    pub async fn watch<T>(&self, command: impl Future<Output = T>) -> T {
         let mut command = pin!(command);
         let began_at = self.clock.now();
-        let mut seen = Seen { sign_at: began_at, ..Seen::default() };
+        let mut watched = Watched { active_at: began_at, ..Watched::default() };
         loop {
-            let is_new = self.clock.now().saturating_sub(began_at) < FIRST_SECONDS;
-            let is_watched = is_new || self.stall_timeout.is_some() || seen.progress.is_some();
-            match timeout(if is_watched { LOOK } else { SLOW_LOOK }, &mut command).await {
+            let is_new = self.clock.now().saturating_sub(began_at) < STARTUP;
+            let is_watched = is_new || self.stall_timeout.is_some() || watched.progress.is_some();
+            match timeout(
+                if is_watched { CHECK_INTERVAL } else { SLOW_CHECK_INTERVAL },
+                &mut command,
+            )
+            .await
+            {
                 Ok(ended) => {
-                    self.look_at_progress(&mut seen);
+                    self.check_progress(&mut watched);
                     return ended;
                 }
-                Err(_) => self.look(&mut seen),
+                Err(_) => self.check(&mut watched),
             }
         }
     }
 
-    fn look(&self, seen: &mut Seen) {
+    fn check(&self, watched: &mut Watched) {
         let now = self.clock.now();
-        let progressed = self.look_at_progress(seen);
+        let progressed = self.check_progress(watched);
         if self.activity.take() || progressed {
-            seen.sign_at = now;
+            watched.active_at = now;
         }
-        if let (Some(progress), false) = (&seen.progress, seen.is_logged)
-            && seen.logged_at.is_none_or(|logged_at| now.saturating_sub(logged_at) >= LOG_PAUSE)
+        if let (Some(progress), false) = (&watched.progress, watched.is_logged)
+            && watched
+                .logged_at
+                .is_none_or(|logged_at| now.saturating_sub(logged_at) >= LOG_INTERVAL)
         {
             info!(progress = progress.share, text = progress.text, "progress");
-            (seen.logged_at, seen.is_logged) = (Some(now), true);
+            (watched.logged_at, watched.is_logged) = (Some(now), true);
         }
-        let silent = now.saturating_sub(seen.sign_at);
-        if self.stall_timeout.is_some_and(|limit| silent >= limit) && !seen.stalled {
-            seen.stalled = true;
-            (self.tell)(Event::Stalled);
+        let silent = now.saturating_sub(watched.active_at);
+        if self.stall_timeout.is_some_and(|limit| silent >= limit) && !watched.stalled {
+            watched.stalled = true;
+            (self.report_event)(Event::Stalled);
         }
     }
 
-    /// Is there something new?
-    fn look_at_progress(&self, seen: &mut Seen) -> bool {
+    /// Reports new progress; returns whether there was any.
+    fn check_progress(&self, watched: &mut Watched) -> bool {
         let Ok(file) = self.result_file.metadata() else { return false };
         let Ok(written) = file.modified() else { return false };
         let stamp = (file.ino(), file.len(), written);
-        if seen.stamp.replace(stamp) == Some(stamp) {
+        if watched.stamp.replace(stamp) == Some(stamp) {
             return false;
         }
         let Some(progress) = ResultFile::read(self.result_file).progress else { return false };
         #[expect(clippy::cast_precision_loss, reason = "a message has few objects")]
         let of_all = |share: f64| (self.objects.0 as f64 + share) / self.objects.1 as f64;
         let progress = Progress { share: progress.share.map(of_all), ..progress };
-        if seen.progress.as_ref() == Some(&progress) {
+        if watched.progress.as_ref() == Some(&progress) {
             return false;
         }
-        (self.tell)(Event::Progressed(progress.clone()));
-        (seen.progress, seen.is_logged) = (Some(progress), false);
+        (self.report_event)(Event::Progressed(progress.clone()));
+        (watched.progress, watched.is_logged) = (Some(progress), false);
         true
     }
 }

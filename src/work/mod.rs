@@ -1,4 +1,4 @@
-//! What the Processor does with a message: one object after another, each in stages.
+//! The work on a message: one object after another, each in stages.
 //!
 //! ```text
 //! claim its record ─► restore its checkpoint ─► fetch ─► run the command ─► publish ─► record that it is done
@@ -39,34 +39,39 @@ use fetch::FetchPolicy;
 use halt::{Deadline, Halt};
 use idempotency::Idempotency;
 use last_error::with_last_error;
-pub use liveness::Tell;
+pub use liveness::ReportEvent;
 use liveness::Watch;
 use object_work::{Done, ObjectWork, Runtime, Until};
 use workspace::{Removals, WorkDir, Workspace};
 
-/// Somebody who does the work on a message.
+/// Does the work on a message.
 #[async_trait]
 pub trait Worker: Send + Sync {
     /// Works on every object of the message, one after another, until the first failure or until
-    /// halted. When this returns, or is dropped, nothing of the work goes on but the removal of its
-    /// files, which `removals` has.
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell, removals: &Removals) -> Processed;
+    /// halted. After this returns, or is dropped, only the removal of files in `removals`
+    /// continues.
+    async fn process(
+        &self,
+        work: Work,
+        halt: Halt,
+        report_event: &ReportEvent,
+        removals: &Removals,
+    ) -> Processed;
 
-    /// Drops what was saved of the work on a message that is deleted; what is not dropped within
-    /// `limit` stays.
+    /// Drops the checkpoints of a deleted message; those not dropped within `limit` stay.
     async fn drop_checkpoints(&self, _: &Subject, _: &Task, _limit: Duration) {}
 }
 
-/// The worker that runs the user's command, and everything that it needs.
+/// The worker that runs the user's command.
 pub struct CommandWorker {
     pub store: Arc<dyn ObjectStore>,
     pub runner: Arc<dyn Runner>,
     pub fetch: FetchPolicy,
-    /// Who keeps partial state, if somebody does.
+    /// Stores partial state, if configured.
     pub checkpoints: Option<Checkpoints>,
-    /// Where finished work is recorded, if it is.
+    /// Records finished work, if configured.
     pub idempotency: Option<Idempotency>,
-    /// Who publishes what the command wrote, if somebody does.
+    /// Publishes the command's output, if configured.
     pub outbox: Option<Arc<dyn Outbox>>,
     pub work_dir: WorkDir,
     pub job_id: String,
@@ -75,10 +80,16 @@ pub struct CommandWorker {
 
 #[async_trait]
 impl Worker for CommandWorker {
-    /// When this returns, the command is gone, and what it left on the disk is gone or going.
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell, removals: &Removals) -> Processed {
+    /// When this returns, the command has ended, and its files are removed or being removed.
+    async fn process(
+        &self,
+        work: Work,
+        halt: Halt,
+        report_event: &ReportEvent,
+        removals: &Removals,
+    ) -> Processed {
         let mut facts = WorkRecord::default();
-        let all = self.process_all(&work, &halt, tell, removals, &mut facts);
+        let all = self.process_all(&work, &halt, report_event, removals, &mut facts);
         let outcome = all.await.unwrap_or_else(Outcome::Failed);
         Processed { outcome, work: facts }
     }
@@ -91,12 +102,12 @@ impl Worker for CommandWorker {
 }
 
 impl CommandWorker {
-    /// Until the first failure.
+    /// Works on all objects until the first failure.
     async fn process_all(
         &self,
         work: &Work,
         halt: &Halt,
-        tell: &Tell,
+        report_event: &ReportEvent,
         removals: &Removals,
         facts: &mut WorkRecord,
     ) -> Result<Outcome, Failure> {
@@ -137,7 +148,7 @@ impl CommandWorker {
                 result_file: &space.result_file(),
                 activity: Activity::default(),
                 objects: (number, records.len()),
-                tell,
+                report_event,
             };
             let runtime = Runtime::default();
             let object = ObjectWork {
@@ -150,17 +161,17 @@ impl CommandWorker {
                 stop,
             };
             let working =
-                self.claimed(object, until, &record_deadline.passed, facts).instrument(span);
+                self.run_claimed(object, until, &record_deadline.passed, facts).instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
             removals.begin(space);
-            // A stop does not wait until a hundred thousand files are removed.
+            // A stop must not wait for the removal of a hundred thousand files.
             if halt.requested.is_cancelled() {
                 let _ = timeout(HALTED_REMOVAL, removals.finished()).await;
             }
             match ended {
                 Ok(how) => done.push(how),
                 Err(failure) => {
-                    // Every other failure says itself what went wrong.
+                    // Every other failure has its own reason.
                     facts.last_error = failed_last.filter(|_| failure == Failure::Halted);
                     return Err(failure);
                 }
@@ -175,7 +186,7 @@ impl CommandWorker {
         })
     }
 
-    /// Adds the time that `work` takes to `spent`, also if it is dropped half way.
+    /// Adds the time that `work` takes to `spent`, also if it is dropped early.
     async fn timed<T>(&self, spent: &mut Duration, work: impl Future<Output = T>) -> T {
         struct Stopwatch<'a>(&'a Clock, Duration, &'a mut Duration);
         impl Drop for Stopwatch<'_> {
@@ -188,8 +199,8 @@ impl CommandWorker {
     }
 }
 
-/// How long a halt waits for the files to be removed: small beside a tenth of the shortest reserve,
-/// within which all must be over.
+/// How long a halt waits for the removal of files: short compared to a tenth of the shortest
+/// reserve, which is the limit for everything then.
 pub const HALTED_REMOVAL: Duration = Duration::from_millis(30);
 
 async fn unless_halted<T>(

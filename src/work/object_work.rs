@@ -1,4 +1,4 @@
-//! One object of a message, how long the work on it may go on, and how it ended.
+//! One object of a message, the limits of the work on it, and how it ended.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use crate::job::lifecycle::Work;
 use crate::job::notification::Record;
 use crate::job::stop::WorkStop;
 
-/// One thing to work on.
+/// The work on one object.
 #[derive(Clone, Copy)]
 pub(super) struct ObjectWork<'a> {
     pub(super) work: &'a Work,
-    /// Of those in the message, from 0.
+    /// The object's index in the message.
     pub(super) number: usize,
     /// `None` for the message's body itself.
     pub(super) record: Option<&'a Record>,
@@ -25,30 +25,29 @@ pub(super) struct ObjectWork<'a> {
     pub(super) stop: WorkStop,
 }
 
-/// For how long it may be worked on. Each stage may have less than the one around it.
+/// The limits of the work. An inner stage may have shorter ones.
 #[derive(Clone, Copy)]
 pub(super) struct Until<'a> {
-    /// Cancelled when a command that runs is to end, and nothing more is to begin.
+    /// Cancelled to end a running command and start nothing more.
     pub(super) halt: &'a CancellationToken,
-    /// Cancelled when what is being published is to be given up.
+    /// Cancelled to abandon an unfinished upload of results.
     pub(super) publish_halt: &'a CancellationToken,
     /// When the work will be halted, on the run's clock.
     pub(super) deadline_at: Duration,
 }
 
-/// Why nothing is left to do.
+/// How the work was finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
-    /// The command succeeded before anybody halted it, and all of what it wrote was published.
+    /// The command succeeded without being halted, and all of its output was published.
     Succeeded,
-    /// An earlier delivery had done it.
+    /// An earlier delivery did the work.
     Earlier,
-    /// The object is gone, and that is as it should be.
+    /// The object is gone, which is not an error.
     Gone,
 }
 
-/// When the command of an object ran, on the run's clock. What a store takes, to give or to take,
-/// is not its work.
+/// When the command of an object ran, on the run's clock. Downloads and uploads do not count.
 #[derive(Default)]
 pub(super) struct Runtime {
     began_at: OnceLock<Duration>,
@@ -66,7 +65,7 @@ impl Runtime {
         self.ended.cancel();
     }
 
-    /// How long it has run until then, or did run; `None` if it has not begun.
+    /// How long the command has run until `now`; `None` if it has not started.
     pub(super) fn until(&self, now: Duration) -> Option<Duration> {
         let ended_at = self.ended_at.get().copied().unwrap_or(now);
         self.began_at.get().map(|began_at| ended_at.saturating_sub(*began_at))

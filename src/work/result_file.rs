@@ -1,9 +1,9 @@
-//! `JOB_RESULT_FILE`: what the command says of itself, as JSON objects one after another.
+//! `JOB_RESULT_FILE`: the command's own report, as a sequence of JSON objects.
 //!
-//! Programs in every language write it, some by hand: an object counts as soon as it is closed, on
-//! one line or on many, with a newline after it or without. Of each field the last value counts
-//! that can be understood; what cannot costs no other field, and [`ResultFile::complaints`] names
-//! it.
+//! Programs in any language write it, some without a JSON library. An object counts as soon as it
+//! is closed, on one line or many, with or without a newline after it. The last valid value of each
+//! field counts; an invalid value does not affect other fields, and [`ResultFile::complaints`]
+//! names it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,58 +20,62 @@ use serde_json::value::RawValue;
 use crate::job::outcome::CommandReport;
 use crate::job::report::Progress;
 
-/// What is in the file.
+/// The content of the file.
 #[derive(Debug, Default, PartialEq)]
 pub struct ResultFile {
-    pub said: CommandReport,
+    pub report: CommandReport,
     pub progress: Option<Progress>,
-    /// What cannot be understood, each kind once. Of a file that is still being written the last
-    /// part may be missing.
+    /// Invalid parts, each kind once. In a file that is still being written, an incomplete end is
+    /// one.
     pub complaints: Vec<String>,
 }
 
 /// In characters: a reason goes into logs and a termination message of 4096 bytes.
-const LONGEST_TEXT: usize = 500;
+const MAX_TEXT: usize = 500;
 
 /// In bytes: thousands of lines.
-const LONGEST_TAIL: u64 = 256 * 1024;
+const MAX_TAIL: u64 = 256 * 1024;
 
-/// How often something on many lines may turn out to be no object. After that each has one line
-/// only.
-const MOST_ASTRAY: usize = 50;
+/// How many invalid objects may span several lines. After that, each is read to the end of its
+/// line.
+const MAX_MULTILINE_ERRORS: usize = 50;
 
-/// How much is complained of.
-const MOST_COMPLAINTS: usize = 5;
+/// The most complaints.
+const MAX_COMPLAINTS: usize = 5;
 
 impl ResultFile {
-    /// Only the file's end is read, however long it is. A file that is not there, or is none, says
-    /// nothing.
+    /// Reads only the file's end. A missing file, or one that is not a regular file, counts as
+    /// empty.
     pub fn read(path: &Path) -> Self {
         let tail = tail(path).unwrap_or_default();
         let (mut file, objects) = Self::parse(&tail.text);
         if tail.is_cut && objects == 0 {
             file.complain(format!(
                 "its last {} KiB contain no complete JSON object",
-                LONGEST_TAIL / 1024
+                MAX_TAIL / 1024
             ));
         }
         file
     }
 
-    /// Returns the number of objects, too.
+    /// Also returns the number of objects.
     fn parse(text: &str) -> (Self, usize) {
         let (mut file, mut count) = (Self::default(), 0);
-        let text = with_numbers_only(text);
-        let text = with_whole_characters(&text);
-        let (mut rest, mut astray) = (&*text, 0);
+        let text = quote_non_numbers(text);
+        let text = replace_lone_surrogates(&text);
+        let (mut rest, mut multiline_errors) = (&*text, 0);
         loop {
             rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK);
             if rest.is_empty() {
                 return (file, count);
             }
-            // What opens on each line and never closes must not be read from each line to the end.
-            let object =
-                if astray < MOST_ASTRAY { rest } else { rest.lines().next().unwrap_or_default() };
+            // Objects that are opened on each line and never closed must not be read to the end
+            // each time.
+            let object = if multiline_errors < MAX_MULTILINE_ERRORS {
+                rest
+            } else {
+                rest.lines().next().unwrap_or_default()
+            };
             let mut objects = serde_json::Deserializer::from_str(object)
                 .into_iter::<BTreeMap<String, Box<RawValue>>>();
             match objects.next() {
@@ -81,7 +85,7 @@ impl ResultFile {
                     file.add(&fields);
                 }
                 Some(Err(error)) => {
-                    astray += usize::from(error.line() > 1);
+                    multiline_errors += usize::from(error.line() > 1);
                     file.complain("not a JSON object".to_owned());
                     rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
                 }
@@ -92,10 +96,10 @@ impl ResultFile {
 
     fn add(&mut self, fields: &BTreeMap<String, Box<RawValue>>) {
         if let Some(delay) = self.field(fields, "retry_after", delay) {
-            self.said.retry_after = Some(delay);
+            self.report.retry_after = Some(delay);
         }
         if let Some(reason) = self.field(fields, "reason", text) {
-            self.said.reason = Some(reason);
+            self.report.reason = Some(reason);
         }
         if let Some(share) = self.field(fields, "progress", share) {
             self.progress.get_or_insert_default().share = Some(share);
@@ -105,8 +109,7 @@ impl ResultFile {
         }
     }
 
-    /// `None` if there is no such field, if it is null, or if it cannot be understood. `read` says
-    /// what it should be.
+    /// `None` if the field is missing, null or invalid. The error of `read` is the expected type.
     fn field<T>(
         &mut self,
         fields: &BTreeMap<String, Box<RawValue>>,
@@ -114,8 +117,8 @@ impl ResultFile {
         read: fn(&Value) -> Result<T, &'static str>,
     ) -> Option<T> {
         let raw = fields.get(name)?;
-        // What cannot be read as a value is too large a number, or too deep in itself. Null is
-        // never what is wanted.
+        // A raw value that cannot be parsed is too large a number or nested too deeply. It becomes
+        // null, which `read` refuses.
         let value = serde_json::from_str(raw.get()).unwrap_or_default();
         let wanted = match read(&value) {
             _ if raw.get() == "null" => return None,
@@ -134,7 +137,7 @@ impl ResultFile {
     }
 
     fn complain(&mut self, complaint: String) {
-        if self.complaints.len() < MOST_COMPLAINTS && !self.complaints.contains(&complaint) {
+        if self.complaints.len() < MAX_COMPLAINTS && !self.complaints.contains(&complaint) {
             self.complaints.push(complaint);
         }
     }
@@ -145,62 +148,62 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 #[derive(Default)]
 struct Tail {
     text: String,
-    /// There is more before it, which is not read.
+    /// The file has more before it, which is not read.
     is_cut: bool,
 }
 
-/// The last objects. The first of them is whole unless the file is laid out strangely.
+/// The end of the file, from an object's beginning in all usual layouts.
 fn tail(path: &Path) -> std::io::Result<Tail> {
-    // What the command put there may be a pipe, and opening or reading that may wait for ever.
+    // The command may have created a pipe, and opening or reading it could block forever.
     let mut file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let before = file.metadata()?.len().saturating_sub(LONGEST_TAIL);
+    let before = file.metadata()?.len().saturating_sub(MAX_TAIL);
     file.seek(SeekFrom::Start(before))?;
     let mut tail = Vec::new();
-    file.take(LONGEST_TAIL).read_to_end(&mut tail)?;
+    file.take(MAX_TAIL).read_to_end(&mut tail)?;
     let is_cut = before > 0;
     let start = if is_cut { first_boundary(&tail) } else { 0 };
     Ok(Tail { text: String::from_utf8_lossy(&tail[start..]).into_owned(), is_cut })
 }
 
-/// Where a line begins, or an object right behind another one.
+/// The first line's beginning, or that of an object right after another one.
 fn first_boundary(tail: &[u8]) -> usize {
     let line = tail.iter().position(|byte| *byte == b'\n').unwrap_or(tail.len());
     let opens = |end: usize| tail[end + 1..].trim_ascii_start().first() == Some(&b'{');
     (0..line).find(|end| tail[*end] == b'}' && opens(*end)).map_or(line, |end| end + 1)
 }
 
-/// The same with `"NaN"` in place of `NaN`, and so on: Python writes what is no JSON, and it would
-/// cost the whole object.
-fn with_numbers_only(text: &str) -> Cow<'_, str> {
-    const NO_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
-    if !NO_NUMBERS.iter().any(|word| text.contains(word)) {
+/// Quotes `NaN` and the infinities: Python writes them although they are not JSON, and the whole
+/// object would be lost.
+fn quote_non_numbers(text: &str) -> Cow<'_, str> {
+    const NON_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    if !NON_NUMBERS.iter().any(|word| text.contains(word)) {
         return Cow::Borrowed(text);
     }
-    let mut with_numbers = String::with_capacity(text.len() + 64);
+    let mut quoted = String::with_capacity(text.len() + 64);
     let (mut rest, mut in_text) = (text, false);
     while let Some(c) = rest.chars().next() {
-        let word = NO_NUMBERS.iter().find(|word| !in_text && rest.starts_with(**word));
+        let word = NON_NUMBERS.iter().find(|word| !in_text && rest.starts_with(**word));
         let length = match (word, c) {
             (Some(word), _) => {
-                with_numbers.extend(["\"", word, "\""]);
+                quoted.extend(["\"", word, "\""]);
                 rest = &rest[word.len()..];
                 continue;
             }
-            // What comes after it is not the text's end.
+            // An escaped quote does not end the string.
             (None, '\\') if in_text => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
             (None, _) => c.len_utf8(),
         };
-        // No text goes over a line's end.
+        // A string does not span lines.
         in_text = if c == '\n' { false } else { in_text ^ (c == '"') };
-        with_numbers.push_str(&rest[..length]);
+        quoted.push_str(&rest[..length]);
         rest = &rest[length..];
     }
-    Cow::Owned(with_numbers)
+    Cow::Owned(quoted)
 }
 
-/// The same with `\ufffd` in place of each half of a character: Python writes `\udcff` for a file
-/// name's byte that is not UTF-8.
-fn with_whole_characters(text: &str) -> Cow<'_, str> {
+/// Replaces lone surrogates by `\ufffd`: Python writes `\udcff` for a file name's byte that is not
+/// UTF-8.
+fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
     if !["\\ud", "\\uD"].iter().any(|half| text.contains(half)) {
         return Cow::Borrowed(text);
     }
@@ -210,14 +213,14 @@ fn with_whole_characters(text: &str) -> Cow<'_, str> {
         whole.push_str(&rest[..backslash]);
         rest = &rest[backslash..];
         let pair = matches!(
-            (unit(rest), rest.get(6..).and_then(unit)),
+            (utf16_unit(rest), rest.get(6..).and_then(utf16_unit)),
             (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF))
         );
-        let (kept, length) = match unit(rest) {
+        let (kept, length) = match utf16_unit(rest) {
             Some(_) if pair => (&rest[..12], 12),
             Some(0xD800..=0xDFFF) => ("\\ufffd", 6),
             Some(_) => (&rest[..6], 6),
-            // What comes after it is no escape's beginning.
+            // The escaped character does not begin another escape.
             None => {
                 let length = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
                 (&rest[..length], length)
@@ -230,10 +233,10 @@ fn with_whole_characters(text: &str) -> Cow<'_, str> {
     Cow::Owned(whole)
 }
 
-/// Of UTF-16, if an escape like `\u00fc` comes first.
-fn unit(text: &str) -> Option<u16> {
+/// The UTF-16 unit, if the text begins with an escape like `\u00fc`.
+fn utf16_unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
-    // `from_str_radix` takes a sign, too.
+    // `from_str_radix` would also accept a sign.
     digits
         .bytes()
         .all(|digit| digit.is_ascii_hexdigit())
@@ -242,7 +245,7 @@ fn unit(text: &str) -> Option<u16> {
 
 fn text(value: &Value) -> Result<String, &'static str> {
     let text = value.as_str().ok_or("a string")?;
-    Ok(text.chars().take(LONGEST_TEXT).collect())
+    Ok(text.chars().take(MAX_TEXT).collect())
 }
 
 /// From 0 to 1, or percent.
@@ -269,7 +272,7 @@ fn delay(value: &Value) -> Result<Duration, &'static str> {
     delay.ok_or("a number of seconds (300) or a time (\"5m\", \"PT5M\")")
 }
 
-/// Weeks, days, hours, minutes and seconds; nobody knows how long a month is.
+/// Weeks, days, hours, minutes and seconds; months have no fixed length.
 fn iso_8601(text: &str) -> Option<Duration> {
     const DATE: &[(char, f64)] = &[('W', 604_800.0), ('D', 86_400.0)];
     const TIME: &[(char, f64)] = &[('H', 3600.0), ('M', 60.0), ('S', 1.0)];
@@ -309,18 +312,18 @@ mod tests {
     }
 
     fn reason(bytes: impl AsRef<[u8]>) -> Option<String> {
-        let ResultFile { said, complaints, .. } = read(bytes);
+        let ResultFile { report, complaints, .. } = read(bytes);
         assert_eq!(complaints, [""; 0]);
-        said.reason
+        report.reason
     }
 
     #[test]
-    fn of_each_field_the_last_value_counts() {
+    fn the_last_value_of_each_field_counts() {
         let file = read(
             "{\"retry_after\":\"5m\",\"progress\":0.1}\n{\"retry_after\":120}\n{\"reason\":\"no columns\"}\n",
         );
         assert_eq!(
-            (file.said.retry_after, file.said.reason.as_deref()),
+            (file.report.retry_after, file.report.reason.as_deref()),
             (Some(2 * M), Some("no columns"))
         );
         assert_eq!(file.progress, Some(Progress { share: Some(0.1), text: None }));
@@ -335,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_counts_as_soon_as_it_is_closed_however_it_is_laid_out() {
+    fn an_object_counts_in_any_layout() {
         let bad = Some("bad \u{fc}");
         let pretty = "{\r\n  \"reason\": \"bad \u{fc}\",\r\n  \"progress\": 0.5\r\n}\r\n";
         for text in [
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_costs_no_other_one() {
+    fn a_line_that_is_not_an_object_is_skipped() {
         for (text, complaints) in [
             ("{\"reason\":\"a\"}\n{\"reason\":\"b", 1),
             ("nonsense\n{\"reason\":\"a\"}\nmore\n", 1),
@@ -363,18 +366,18 @@ mod tests {
         ] {
             let file = read(text);
             assert_eq!(
-                (file.said.reason.as_deref(), file.complaints.len()),
+                (file.report.reason.as_deref(), file.complaints.len()),
                 (Some("a"), complaints),
                 "{text}"
             );
         }
-        // And is read once, whatever it is; from each line to the end it would take minutes.
+        // Unclosed objects are read once; to the end from each line would take minutes.
         for (line, times) in
             [("{\"a\":[\n", 30_000), ("{\"a\":{\n", 30_000), ("[", 250_000), ("\"\n", 100_000)]
         {
             let file = read(line.repeat(times) + "x\n{\"reason\":\"a\"}");
             assert_eq!(
-                (file.said.reason.as_deref(), file.complaints.len()),
+                (file.report.reason.as_deref(), file.complaints.len()),
                 (Some("a"), 1),
                 "{line}"
             );
@@ -382,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_not_understood_costs_no_other_one_and_is_named() {
+    fn an_invalid_field_is_named_and_does_not_affect_others() {
         for (field, value, kind) in [
             ("retry_after", "\"tomorrow\"", "a string"),
             ("retry_after", "-1", "a number"),
@@ -401,22 +404,22 @@ mod tests {
             let file = read(
                 format!("{{\"reason\":\"say \\\"NaN\\\", NaN\",\"{field}\":{value}}}\n").repeat(3),
             );
-            assert_eq!(file.said.reason.as_deref(), Some("say \"NaN\", NaN"), "{field} {value}");
-            assert_eq!((file.said.retry_after, file.progress), (None, None), "{field} {value}");
+            assert_eq!(file.report.reason.as_deref(), Some("say \"NaN\", NaN"), "{field} {value}");
+            assert_eq!((file.report.retry_after, file.progress), (None, None), "{field} {value}");
             let [complaint] = &file.complaints[..] else { panic!("once: {:?}", file.complaints) };
             assert!(complaint.starts_with(&format!("{field} is {kind}, expected ")));
         }
         let file =
             read("{\"retry_after\":\"5m\"}\n{\"retry_after\":\"soon\",\"reason\":[\"a\"]}\n");
         assert_eq!(
-            (file.said.retry_after, file.said.reason, file.complaints.len()),
+            (file.report.retry_after, file.report.reason, file.complaints.len()),
             (Some(5 * M), None, 2)
         );
     }
 
     #[test]
     fn a_delay_is_seconds_or_a_time() {
-        let delay = |value: &str| read(format!("{{\"retry_after\":{value}}}")).said.retry_after;
+        let delay = |value: &str| read(format!("{{\"retry_after\":{value}}}")).report.retry_after;
         for value in [
             "300",
             "300.0",
@@ -474,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_not_waited_for() {
+    fn a_pipe_does_not_block() {
         let home = tempfile::tempdir().unwrap();
         let pipe = home.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -487,7 +490,7 @@ mod tests {
     fn only_the_end_of_a_long_file_is_read() {
         let lines = "{\"reason\":\"first\"}\n".to_owned() + &"{\"progress\":0.5}\n".repeat(100_000);
         let file = read(&lines);
-        assert_eq!((file.said.reason, file.complaints), (None, vec![]));
+        assert_eq!((file.report.reason, file.complaints), (None, vec![]));
         assert_eq!(file.progress.and_then(|progress| progress.share), Some(0.5));
     }
 
@@ -500,7 +503,7 @@ mod tests {
                     object.repeat(30_000) + "{\"reason\":\"down\",\"retry_after\":\"5m\"}" + end,
                 );
                 assert_eq!(
-                    (file.said.reason.as_deref(), file.said.retry_after),
+                    (file.report.reason.as_deref(), file.report.retry_after),
                     (Some("down"), Some(5 * M))
                 );
                 assert_eq!(file.complaints, [""; 0]);
@@ -509,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_longer_than_what_is_read_is_complained_of() {
+    fn an_object_longer_than_the_tail_is_reported() {
         for end in ["]}", "]}\n", "]", ""] {
             let file = read(
                 "{\"reason\":\"down\",\"rows\":[".to_owned() + &"1,".repeat(200_000) + "1" + end,
@@ -520,12 +523,12 @@ mod tests {
                 "{end:?}"
             );
         }
-        // Whole objects may say nothing that is looked for.
+        // Objects without known fields are valid.
         assert_eq!(read("{\"step\":1}\n".repeat(30_000)), ResultFile::default());
     }
 
     #[test]
-    fn half_a_character_costs_nothing_but_itself() {
+    fn a_lone_surrogate_is_replaced() {
         for (written, read) in [
             (r"a\udcffb", "a\u{fffd}b"),
             (r"a\uD83Db", "a\u{fffd}b"),
@@ -543,7 +546,7 @@ mod tests {
         }
         for broken in [r"\ud", r"\ud8\u00", r"\ud+00", "\\ud\u{fc}\u{fc}"] {
             let file = read(format!("{{\"reason\":\"{broken}\"}}\n{{\"reason\":\"a\"}}"));
-            assert_eq!(file.said.reason.as_deref(), Some("a"), "{broken}");
+            assert_eq!(file.report.reason.as_deref(), Some("a"), "{broken}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The work on an object: fetch, run the command, publish what it wrote.
+//! The work on an object: fetch, run the command, publish its output.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -16,13 +16,13 @@ use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
 use crate::job::route::{Content, Input};
 use crate::ports::{Command, Outbox, Results};
 
-/// What the command works on.
+/// The input of the command.
 enum Provided<'a> {
-    /// As it was fetched, which the event may say otherwise.
+    /// The object that was fetched, which may differ from the event.
     Object(Cow<'a, Record>),
     /// The message's body.
     Body,
-    /// The object is gone, and that is as it should be.
+    /// The object is gone, which is not an error.
     Nothing,
 }
 
@@ -39,15 +39,15 @@ impl CommandWorker {
             Provided::Nothing if until.halt.is_cancelled() => return Err(Failure::Halted),
             Provided::Nothing => return Ok(Done::Gone),
         };
-        let (exit, said) = self.run_command(object, until, record.as_deref(), facts).await?;
+        let (exit, report) = self.run_command(object, until, record.as_deref(), facts).await?;
         let was_halted = until.halt.is_cancelled();
         let outbox =
-            self.outbox.as_ref().filter(|outbox| outbox.takes(object.work.task.output.as_ref()));
-        self.warn_of_what_nobody_keeps(object, outbox.is_some()).await;
+            self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
+        self.warn_about_unsaved_files(object, outbox.is_some()).await;
         if exit != Exit::Code(0) {
-            return Err(Failure::Exit(exit, said));
+            return Err(Failure::Exit(exit, report));
         }
-        // Many programs exit 0 on TERM, half way: that proves nothing.
+        // Many programs exit 0 on TERM with unfinished work: that proves nothing.
         if was_halted {
             return Err(Failure::Halted);
         }
@@ -57,7 +57,7 @@ impl CommandWorker {
         Ok(Done::Succeeded)
     }
 
-    /// How it ended, and what it said of itself.
+    /// How the command ended, and its report.
     async fn run_command(
         &self,
         object: ObjectWork<'_>,
@@ -89,7 +89,7 @@ impl CommandWorker {
         }
         let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
-        let ended = self.timed(&mut facts.timings.command, watch.over(running)).await;
+        let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
         runtime.ends(self.clock.now());
         let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
         facts.exit = Some(ended.exit);
@@ -102,11 +102,11 @@ impl CommandWorker {
         for error in &result.complaints {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
-        facts.reason.clone_from(&result.said.reason);
-        Ok((ended.exit, result.said))
+        facts.reason.clone_from(&result.report.reason);
+        Ok((ended.exit, result.report))
     }
 
-    async fn warn_of_what_nobody_keeps(&self, object: ObjectWork<'_>, is_published: bool) {
+    async fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
         if !is_published && has_files(&object.space.output()).await {
             warn!(
                 "the command wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
@@ -136,7 +136,7 @@ impl CommandWorker {
             to: work.task.output.as_ref(),
             directory: &space.output(),
         };
-        // It ends by itself when it is halted: what is half published is cleaned up.
+        // It handles the halt itself, to clean up unfinished uploads.
         match self
             .timed(&mut facts.timings.publish, outbox.publish(&results, until.publish_halt))
             .await
@@ -148,7 +148,7 @@ impl CommandWorker {
         Ok(())
     }
 
-    /// Puts what the command works on where it finds it.
+    /// Writes the command's input to the workspace.
     async fn provide_input<'a>(
         &self,
         object: ObjectWork<'a>,

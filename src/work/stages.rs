@@ -1,4 +1,4 @@
-//! What is around the work on an object: the claim on its record, and its partial state.
+//! The stages around the work on an object: the claim of its record, and its checkpoints.
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,9 +14,9 @@ use crate::job::route::{Checkpointing, Task};
 use crate::job::stop::RECORD_RELEASE;
 
 impl CommandWorker {
-    /// Works on it, unless an earlier delivery has done so; and sees to it that no other pod does
-    /// at the same time.
-    pub(super) async fn claimed(
+    /// Works on the object unless an earlier delivery has done so, and ensures that no other pod
+    /// does so at the same time.
+    pub(super) async fn run_claimed(
         &self,
         object: ObjectWork<'_>,
         until: Until<'_>,
@@ -24,7 +24,7 @@ impl CommandWorker {
         facts: &mut WorkRecord,
     ) -> Result<Done, Failure> {
         let Some(idempotency) = &self.idempotency else {
-            return self.resumed(object, until, facts).await;
+            return self.run_resumed(object, until, facts).await;
         };
         let ObjectWork { work, number, record, watch, stop, .. } = object;
         let Until { halt, publish_halt, .. } = until;
@@ -42,14 +42,13 @@ impl CommandWorker {
             Until { halt: &ours.requested, publish_halt: &ours.publish_aborted, ..until };
         let mut lost = None;
         let processed = {
-            let mut processing = Box::pin(self.resumed(object, while_ours, facts));
+            let mut processing = Box::pin(self.run_resumed(object, while_ours, facts));
             loop {
                 tokio::select! {
-                    // Nothing is begun, neither a command nor an upload, by who has lost the record
-                    // meanwhile.
+                    // The record first: a pod that lost it starts no command and no upload.
                     biased;
                     why = own.refresh(), if lost.is_none() => {
-                        (watch.tell)(Event::LeaseLost(why.clone()));
+                        (watch.report_event)(Event::LeaseLost(why.clone()));
                         ours.abort();
                         lost = Some(why);
                     }
@@ -64,14 +63,13 @@ impl CommandWorker {
                 own.release(release).await;
                 Err(failure)
             }
-            // It was done before any stop, which has time enough to say so.
+            // The work succeeded before any stop, and a stop reserves time for the record.
             (None, Ok(done)) => unless_halted(record_deadline, own.done()).await?.map(|()| done),
         }
     }
 
-    /// Goes on from the last checkpoint, if there is one, and sees to it that there is one for the
-    /// next delivery.
-    async fn resumed(
+    /// Resumes from the last checkpoint, if any, and saves checkpoints for the next delivery.
+    async fn run_resumed(
         &self,
         object: ObjectWork<'_>,
         until: Until<'_>,
@@ -87,28 +85,28 @@ impl CommandWorker {
         let until =
             Until { deadline_at: until.deadline_at.saturating_sub(checkpoint.worked), ..until };
         if !checkpoint.worked.is_zero() {
-            (object.watch.tell)(Event::Resumed(checkpoint.worked));
+            (object.watch.report_event)(Event::Resumed(checkpoint.worked));
         }
         let save_deadline = Deadline::after(halt, object.stop.save, &CancellationToken::new());
         let give_up = &save_deadline.passed;
-        let over = CancellationToken::new();
-        let limits = SaveLimits { give_up, over: &over, halt, deadline_at: until.deadline_at };
+        let ended = CancellationToken::new();
+        let limits = SaveLimits { give_up, ended: &ended, halt, deadline_at: until.deadline_at };
         let working = async {
             let done = self.run(object, until, facts).await;
-            over.cancel();
+            ended.cancel();
             if done.is_ok() {
-                // Nobody goes on from what is done.
+                // Finished work needs no checkpoint.
                 give_up.cancel();
             }
             done
         };
-        let (done, ()) = tokio::join!(working, checkpoint.save_until_over(&limits));
+        let (done, ()) = tokio::join!(working, checkpoint.save_periodically(&limits));
         if done.is_err()
             && let Err(error) = checkpoint.save(Save::Last, &limits).await
         {
             warn!(
                 error,
-                "the checkpoint was not saved: the next delivery resumes from an earlier checkpoint, if there is one"
+                "the checkpoint was not saved: the next delivery resumes from an earlier checkpoint, if any"
             );
         }
         done

@@ -1,4 +1,4 @@
-//! The place on the disk where the files of one object live while it is worked on.
+//! The directory for the files of one object while it is processed.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -17,17 +17,16 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use walkdir::WalkDir;
 
-/// Where workspaces are.
+/// The parent directory of workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkDir {
     pub path: PathBuf,
-    /// How many bytes may be in it, if somebody counts them: an emptyDir's limit is seen in no file
-    /// system.
+    /// The most bytes in it, if limited: the file system does not show the limit of an emptyDir.
     pub limit: Option<u64>,
 }
 
 impl WorkDir {
-    /// Is there room for a file of so many bytes? Says what is missing, and what to change. Blocks.
+    /// Checks that a file of this size fits. The error says what to change. Blocks.
     pub fn check_room(&self, bytes: u64) -> Result<(), String> {
         let free = statvfs(&self.path).map_err(|errno| self.failed(&errno.into()))?;
         // The types differ between systems.
@@ -35,7 +34,7 @@ impl WorkDir {
         let free = u64::from(free.blocks_available()).saturating_mul(free.fragment_size().into());
         if bytes > free {
             let free = ByteSize(free);
-            return Err(self.said(&format!("{free} are free: enlarge its volume")));
+            return Err(self.describe(&format!("{free} are free: enlarge its volume")));
         }
         let Some(limit) = self.limit else { return Ok(()) };
         let used = self.used();
@@ -43,40 +42,39 @@ impl WorkDir {
             let (used, limit) = (ByteSize(used), ByteSize(limit));
             let advice = "raise the limit together with the volume's sizeLimit";
             return Err(
-                self.said(&format!("{used} of --work-dir-limit {limit} are used: {advice}"))
+                self.describe(&format!("{used} of --work-dir-limit {limit} are used: {advice}"))
             );
         }
         Ok(())
     }
 
-    /// A new file at `path`, somewhere in here, with room for so many bytes that nobody else takes.
-    /// Blocks.
+    /// Creates a file at `path`, below this directory, and reserves `bytes` for it. Blocks.
     pub fn new_file(&self, path: &Path, bytes: u64) -> Result<File, String> {
-        let _alone = allocation_lock();
+        let _lock = allocation_lock();
         self.check_room(bytes)?;
         let file = File::create_new(path).map_err(|error| self.failed(&error))?;
-        self.take_room(&file, 0, bytes)?;
+        self.reserve(&file, 0, bytes)?;
         Ok(file)
     }
 
-    /// Room for so many bytes more of a file in here, from `at` on, that nobody else takes. Blocks.
+    /// Reserves `bytes` more for a file below this directory, from `at` on. Blocks.
     pub fn extend(&self, file: &File, at: u64, bytes: u64) -> Result<(), String> {
-        let _alone = allocation_lock();
+        let _lock = allocation_lock();
         self.check_room(bytes)?;
-        self.take_room(file, at, bytes)
+        self.reserve(file, at, bytes)
     }
 
-    fn take_room(&self, file: &File, at: u64, bytes: u64) -> Result<(), String> {
+    fn reserve(&self, file: &File, at: u64, bytes: u64) -> Result<(), String> {
         let length = i64::try_from(bytes).ok().filter(|length| *length > 0);
         let (Ok(at), Some(length)) = (i64::try_from(at), length) else { return Ok(()) };
         match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length) {
-            // Not every file system can: then it is as it comes.
+            // Not every file system supports this: then nothing is reserved.
             Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
             Err(errno) => Err(self.failed(&errno.into())),
         }
     }
 
-    /// On the disk, in bytes. What goes away while it is counted does not count.
+    /// The bytes on the disk. Files that are removed during the count do not count.
     fn used(&self) -> u64 {
         const BLOCK: u64 = 512; // stat(2)
         let entries = WalkDir::new(&self.path).into_iter().flatten();
@@ -87,24 +85,23 @@ impl WorkDir {
     }
 
     pub fn failed(&self, error: &io::Error) -> String {
-        self.said(&error.to_string())
+        self.describe(&error.to_string())
     }
 
-    fn said(&self, what: &str) -> String {
+    fn describe(&self, what: &str) -> String {
         format!("--work-dir {}: {what}", self.path.display())
     }
 }
 
-/// Only one at a time takes room, or else two would see the same side by side (`--concurrency`);
-/// and nobody removes a workspace in which a file is just being made for work that was halted
-/// meanwhile.
+/// Only one thread at a time reserves space, because otherwise two could count on the same space
+/// (`--concurrency`). It also keeps a workspace from being removed while a file is created in it
+/// for work that was halted meanwhile.
 fn allocation_lock() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removed when dropped, on every path out. It is ours alone (0700), for the command runs as the
-/// same user.
+/// Removed when dropped. Only our user has access (0700); the command runs as the same user.
 ///
 /// ```text
 /// leasehold-XXXXXX/
@@ -113,7 +110,7 @@ fn allocation_lock() -> MutexGuard<'static, ()> {
 /// ├── output/           JOB_OUTPUT_DIR
 /// ├── result.jsonl      JOB_RESULT_FILE, if the command writes it
 /// ├── checkpoint/       JOB_CHECKPOINT_DIR
-/// ├── checkpoint.tar    the same on its way
+/// ├── checkpoint.tar    its archive, during a save or restore
 /// └── tmp/              TMPDIR
 /// ```
 pub struct Workspace {
@@ -122,8 +119,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// A fresh place below `work_dir` for the object `key`; the error names the directory and the
-    /// flag.
+    /// Creates a workspace below `work_dir` for the object `key`; the error names the directory and
+    /// the flag.
     pub fn create(work_dir: &WorkDir, key: &str) -> Result<Self, String> {
         let create = || {
             let root = tempfile::Builder::new().prefix("leasehold-").tempdir_in(&work_dir.path)?;
@@ -155,7 +152,8 @@ impl Workspace {
         self.root.path().join("checkpoint")
     }
 
-    /// An empty one, which nobody keeps: a command that writes there must work all the same.
+    /// Creates an empty directory that is not saved, so that a command that writes there still
+    /// works.
     pub fn add_checkpoint(&self) -> io::Result<()> {
         fs::create_dir(self.checkpoint())
     }
@@ -168,10 +166,9 @@ impl Workspace {
         self.root.path().join("tmp")
     }
 
-    /// Removes the files and folders that nearly every workspace has, by name: most have nothing
-    /// else, and listing the folders takes four times as many calls. An error means that something
-    /// is left.
-    fn remove_usual(&self) -> io::Result<()> {
+    /// Removes the usual files and folders by name: most workspaces contain nothing else, and
+    /// listing the folders takes four times as many calls. An error means that something remains.
+    fn remove_usual_files(&self) -> io::Result<()> {
         // Most commands do not write one.
         let _ = fs::remove_file(self.result_file());
         fs::remove_file(self.job_file())?;
@@ -182,7 +179,7 @@ impl Workspace {
         fs::remove_dir(self.root.path())
     }
 
-    /// If the command replaced the folder with a symbolic link, nothing behind the link is ours.
+    /// Does not follow a symbolic link that the command put in place of the folder.
     fn remove_input(&self) -> io::Result<()> {
         let path = self.root.path().join("input");
         if fs::remove_dir(&path).is_ok() {
@@ -195,27 +192,27 @@ impl Workspace {
     }
 }
 
-/// The removals of one run's workspaces. They go on beside the delete and the next receive, so that
-/// a message with a hundred thousand files is deleted as soon as its work is done.
+/// The removals of one run's workspaces. They run in parallel to the delete and the next receive,
+/// so that a message with a hundred thousand files is deleted as soon as its work is done.
 #[derive(Debug, Clone)]
 pub struct Removals(TaskTracker);
 
 impl Default for Removals {
     fn default() -> Self {
         let removals = TaskTracker::new();
-        // A closed tracker can be waited for, and still accepts tasks.
+        // A closed tracker can be awaited, and still accepts tasks.
         removals.close();
         Self(removals)
     }
 }
 
 impl Removals {
-    /// Removes everything on another thread.
+    /// Removes the workspace on another thread.
     pub fn begin(&self, space: Workspace) {
         self.0.spawn_blocking(move || drop(space));
     }
 
-    /// Waits until all removals are done. The next workspace waits for that, so that a run never
+    /// Waits until all removals are done. The next workspace waits for this, so that a run never
     /// uses more of the disk (or of `--work-dir-limit`) than one message needs.
     pub async fn finished(&self) {
         self.0.wait().await;
@@ -224,15 +221,16 @@ impl Removals {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        let _alone = allocation_lock();
-        // Otherwise it would be removed twice.
+        let _lock = allocation_lock();
+        // Otherwise `TempDir` would remove it again.
         self.root.disable_cleanup(true);
         let root = self.root.path();
-        let removed = self.remove_usual().or_else(|_| fs::remove_dir_all(root)).or_else(|_| {
-            open_folders(root);
-            fs::remove_dir_all(root)
-        });
-        // What cannot be removed goes with the pod.
+        let removed =
+            self.remove_usual_files().or_else(|_| fs::remove_dir_all(root)).or_else(|_| {
+                make_writable(root);
+                fs::remove_dir_all(root)
+            });
+        // Files that cannot be removed go with the pod.
         if let Err(error) = removed.or_else(|error| if root.exists() { Err(error) } else { Ok(()) })
         {
             warn!(path = %root.display(), %error, "the files that the command left in the work directory cannot be removed");
@@ -240,31 +238,31 @@ impl Drop for Workspace {
     }
 }
 
-/// Without write permission for a folder nothing in it can be removed, and Go's module cache is
-/// left so.
-fn open_folders(root: &Path) {
+/// Makes all folders writable, because files in a read-only folder cannot be removed. Go's module
+/// cache has such folders.
+fn make_writable(root: &Path) {
     const OURS: u32 = 0o700;
-    // A folder comes before what is in it.
+    // A folder comes before its content.
     let folders =
         WalkDir::new(root).into_iter().flatten().filter(|entry| entry.file_type().is_dir());
     for folder in folders {
         let Ok(mode) = folder.metadata().map(|metadata| metadata.mode()) else { continue };
         if mode & OURS != OURS {
-            // What follows from that is told when it cannot be removed.
+            // A failure is reported when the removal fails.
             let _ = fs::set_permissions(folder.path(), Permissions::from_mode(mode | OURS));
         }
     }
 }
 
-/// A name for the file that is like the key's last part and harmless everywhere: a key may hold
-/// `..`, slashes, control characters and 1024 bytes of Unicode.
+/// A safe file name like the key's last part: a key may contain `..`, slashes, control characters
+/// and 1024 bytes of Unicode.
 fn file_name(key: &str) -> String {
-    const LONGEST: usize = 100;
+    const MAX_LENGTH: usize = 100;
     let last = key.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let harmless = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let name: String = last.trim_start_matches(['.', '-']).chars().map(harmless).collect();
-    // The end of a name says what kind of file it is.
-    let name = &name[name.len().saturating_sub(LONGEST)..];
+    // Keep the end of a name, which has the extension.
+    let name = &name[name.len().saturating_sub(MAX_LENGTH)..];
     if name.is_empty() { "object".to_owned() } else { name.to_owned() }
 }
 
@@ -279,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_what_is_free_and_what_the_limit_leaves() {
+    fn room_is_limited_by_the_disk_and_by_the_setting() {
         let home = tempfile::tempdir().unwrap();
         let empty = work_dir(home.path(), None).used();
         let limited = work_dir(home.path(), Some(empty + 10_000));
@@ -300,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_given_to_one_only() {
+    fn room_is_reserved_for_one_file_only() {
         let home = tempfile::tempdir().unwrap();
         let empty = work_dir(home.path(), None).used();
         let limited = work_dir(home.path(), Some(empty + 1_500_000));
@@ -331,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_behind() {
+    fn a_dropped_workspace_is_removed() {
         let home = tempfile::tempdir().unwrap();
         let space = Workspace::create(&work_dir(home.path(), None), "k").unwrap();
         fs::write(space.input(), "x").unwrap();
@@ -340,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_in_a_workspace_goes_with_it_and_nothing_that_it_links_to() {
+    fn a_workspace_is_removed_without_its_link_targets() {
         let home = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let kept = elsewhere.path().join("k");
@@ -379,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn removals_are_over_when_all_of_them_are() {
+    async fn finished_waits_for_all_removals() {
         let home = tempfile::tempdir().unwrap();
         let removals = Removals::default();
         removals.finished().await;
@@ -390,9 +388,9 @@ mod tests {
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     }
 
-    /// As root nothing of this stands in the way.
+    /// Root could remove them anyway, so the test checks the modes.
     #[test]
-    fn folders_without_permissions_are_opened_before_they_are_removed() {
+    fn folders_without_permissions_get_them_before_removal() {
         let home = tempfile::tempdir().unwrap();
         let deep = home.path().join("go/mod/x");
         fs::create_dir_all(&deep).unwrap();
@@ -409,17 +407,17 @@ mod tests {
             )
             .unwrap();
         }
-        open_folders(home.path());
+        make_writable(home.path());
         assert!(
             [&*deep, &home.path().join("go/mod"), &home.path().join("go")]
                 .iter()
                 .all(|it| mode(it) == 0o700)
         );
-        assert_eq!(mode(&deep.join("file")), 0o400, "it stands in nobody's way");
+        assert_eq!(mode(&deep.join("file")), 0o400, "files need no permissions to be removed");
     }
 
     #[test]
-    fn a_file_that_is_made_while_all_is_removed_goes_too() {
+    fn a_file_created_during_the_removal_is_removed() {
         let home = tempfile::tempdir().unwrap();
         for _ in 0..3000 {
             let place = work_dir(home.path(), None);

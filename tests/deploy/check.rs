@@ -1,5 +1,5 @@
-//! `leasehold check` as a program, and what it says of queues, buckets and roles. Each finding is
-//! one change away from the good example.
+//! `leasehold check` as a program, and its findings about queues, buckets and roles. Each test case
+//! is one change of the good example.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::check_manifest::{change, good, recorded};
 use super::stack::{Stack, without};
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Ministack, Pushgateway};
 
@@ -29,14 +29,14 @@ pub fn check(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn the_customary_sample_is_told_what_is_wrong_with_it() {
+fn a_customary_sample_has_findings() {
     let checked = check(&["--manifest", "tests/deploy/customary-scaled-job.yaml"]);
     assert_eq!(checked.status.code(), Some(78));
     insta::assert_snapshot!(String::from_utf8(checked.stdout).unwrap());
 }
 
 #[test]
-fn the_exit_code_and_the_object_say_how_bad_it_is() {
+fn the_exit_code_and_the_json_show_the_severity() {
     let folder = tempfile::tempdir().unwrap();
     let file = |objects: &[Value]| {
         let path = folder.path().join("manifest.yaml");
@@ -51,9 +51,9 @@ fn the_exit_code_and_the_object_say_how_bad_it_is() {
     let manifest = file(&good());
     let checked = check(&["--manifest", &manifest, "--strict"]);
     assert_eq!(checked.status.code(), Some(0));
-    let said = String::from_utf8(checked.stdout).unwrap();
+    let output = String::from_utf8(checked.stdout).unwrap();
     assert_eq!(
-        said,
+        output,
         "stop      ScaledJob leasehold, the stop: TERM 0 s → KILL by 110 s → released by 115 s → reported by 117 s \
          → pushed by 119 s → exit by 120 s\n\
          errors: 0, warnings: 0, could not be checked: 0\n"
@@ -68,15 +68,15 @@ fn the_exit_code_and_the_object_say_how_bad_it_is() {
     change(&mut objects, "/spec/rollout", Value::Null);
     let checked = check(&["--manifest", &file(&objects), "--format", "json"]);
     assert_eq!(checked.status.code(), Some(78));
-    let told: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    assert_eq!(told["findings"][0]["severity"], "error");
-    assert_eq!(told["findings"][0]["where"], "ScaledJob leasehold, spec.rollout.strategy");
-    assert_eq!(told["findings"][1]["severity"], "warning");
-    assert_eq!(told["stops"][0]["exit_by_s"], 120.0);
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(report["findings"][0]["severity"], "error");
+    assert_eq!(report["findings"][0]["where"], "ScaledJob leasehold, spec.rollout.strategy");
+    assert_eq!(report["findings"][1]["severity"], "warning");
+    assert_eq!(report["stops"][0]["exit_by_s"], 120.0);
 }
 
 #[test]
-fn what_cannot_be_read_is_refused() {
+fn an_unreadable_manifest_is_refused() {
     let checked = check(&["--manifest", "nowhere.yaml"]);
     assert_eq!(checked.status.code(), Some(78));
     assert!(String::from_utf8(checked.stderr).unwrap().contains("nowhere.yaml: No such file"));
@@ -110,7 +110,7 @@ fn of_queue(facts: &QueueFacts, flags: &str) -> Vec<Finding> {
 }
 
 #[test]
-pub fn each_finding_is_one_change_away_from_the_good_queue() {
+pub fn each_change_of_the_good_queue_has_its_finding() {
     use Severity::{Error, Unchecked, Warning};
     let dead_letter = |facts: &mut QueueFacts, name: &str, value: &str| {
         let Ok(Some(attributes)) = &mut facts.dead_letter else { unreachable!() };
@@ -217,7 +217,7 @@ pub fn each_finding_is_one_change_away_from_the_good_queue() {
 }
 
 #[test]
-pub fn at_aws_a_queue_without_a_policy_hears_nothing() {
+pub fn at_aws_a_queue_without_a_policy_gets_no_events() {
     let attributes = good_queue().attributes;
     let found = recorded(queue::sending(QUEUE_URL, &attributes, "incoming").into_iter().collect())
         .remove(0);
@@ -233,39 +233,40 @@ async fn check_live(
     cloud: &Cloud,
     flags: &str,
     credentials: &BTreeMap<String, String>,
-) -> (Left, Vec<String>) {
+) -> (ExitedRun, Vec<String>) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command
         .args(["check", "--format", "json", "--queue-url", &cloud.queue_url])
         .args(flags.split_whitespace());
     command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").envs(credentials);
-    let left = Leasehold::start(command).left().await;
-    let told: Value = serde_json::from_str(&left.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", left.stderr));
+    let exited = Leasehold::start(command).wait().await;
+    let report: Value = serde_json::from_str(&exited.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", exited.stderr));
     let text = |finding: &Value| {
         let of = |field: &str| finding[field].as_str().unwrap().to_owned();
         format!("{} {}: {}", of("severity"), of("where"), of("what"))
     };
-    let lines = told["findings"].as_array().unwrap().iter().map(text).collect();
-    (left, lines)
+    let lines = report["findings"].as_array().unwrap().iter().map(text).collect();
+    (exited, lines)
 }
 
-/// Many stores have no notifications: a record of the check's own becomes no message there, so
-/// conditions are tried. Where notifications are kept from the check, it says that they were not.
+/// In a store without notifications the check's record cannot become a message, so conditional
+/// writes are tested. If the check may not read the notifications, conditional writes are
+/// unchecked.
 #[tokio::test]
-async fn a_store_that_ignores_conditions_is_found_out_also_without_notifications() {
+async fn a_store_that_ignores_conditions_is_found_even_without_notifications() {
     let cloud = Cloud::new(5).await;
     let ignores = |status, code: &'static str| {
         Http::start(move |request| {
-            let is_asked =
+            let is_notification_request =
                 request.lines().next().is_some_and(|line| line.contains("?notification"));
-            let answer = if is_asked {
+            let answer = if is_notification_request {
                 format!("<Error><Code>{code}</Code></Error>")
             } else {
                 String::new()
             };
-            (if is_asked { status } else { 200 }, answer)
+            (if is_notification_request { status } else { 200 }, answer)
         })
     };
     for (server, finding) in [
@@ -290,16 +291,16 @@ async fn set(cloud: &Cloud, queue_url: &str, name: QueueAttributeName, value: &s
 }
 
 #[tokio::test]
-async fn a_live_queue_is_looked_at_and_no_message_is_received() {
+async fn a_live_queue_is_checked_without_a_receive() {
     let cloud = Cloud::new(5).await;
-    let anybody = BTreeMap::new();
+    let no_role = BTreeMap::new();
     let gateway = Pushgateway::start(None).await;
-    cloud.send("left alone".into()).await;
+    cloud.send("untouched".into()).await;
     let dlq = cloud.dead_letter_queue_url.clone();
     set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "1209600").await;
     let flags = format!("--buckets {} --pushgateway {}", cloud.bucket, gateway.url());
-    let (left, lines) = check_live(&cloud, &flags, &anybody).await;
-    assert_eq!(left.code(), 0, "{lines:#?}");
+    let (exited, lines) = check_live(&cloud, &flags, &no_role).await;
+    assert_eq!(exited.code(), 0, "{lines:#?}");
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(
         lines[0].starts_with("unchecked") && lines[0].contains("sqs:ReceiveMessage"),
@@ -315,19 +316,19 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     let encryption = ServerSideEncryptionConfiguration::builder().rules(rule).build().unwrap();
     let put = cloud.s3.put_bucket_encryption().bucket(&cloud.bucket);
     put.server_side_encryption_configuration(encryption).send().await.unwrap();
-    let (_, lines) = check_live(&cloud, &flags, &anybody).await;
-    let is_told = |line: &String| {
+    let (_, lines) = check_live(&cloud, &flags, &no_role).await;
+    let is_found = |line: &String| {
         line.starts_with("unchecked") && line.contains("may use the KMS key alias/ours")
     };
-    assert!(lines.len() == 2 && lines.iter().any(is_told), "{lines:#?}");
+    assert!(lines.len() == 2 && lines.iter().any(is_found), "{lines:#?}");
 
     set(&cloud, &dlq, QueueAttributeName::MessageRetentionPeriod, "3600").await;
     set(&cloud, &cloud.queue_url, QueueAttributeName::MessageRetentionPeriod, "7200").await;
     let events = "--events ObjectRemoved:* --input none";
-    let away = "--pushgateway http://127.0.0.1:1 --output s3://no-such-bucket/out";
-    let away = format!("--buckets {},no-such-bucket {away} {events}", cloud.bucket);
-    let (left, lines) = check_live(&cloud, &away, &anybody).await;
-    assert_eq!(left.code(), 78);
+    let wrong = "--pushgateway http://127.0.0.1:1 --output s3://no-such-bucket/out";
+    let wrong = format!("--buckets {},no-such-bucket {wrong} {events}", cloud.bucket);
+    let (exited, lines) = check_live(&cloud, &wrong, &no_role).await;
+    assert_eq!(exited.code(), 78);
     for text in [
         "1h is shorter than the 2h",
         "so all their messages are deleted",
@@ -337,12 +338,12 @@ async fn a_live_queue_is_looked_at_and_no_message_is_received() {
     ] {
         assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
     }
-    assert_eq!(cloud.counts().await, (1, 0), "the message was touched");
+    assert_eq!(cloud.counts().await, (1, 0), "the message was received");
 }
 
-/// Of each it is seen whether an event arrives.
+/// For each policy the test also sends an event, to see whether it arrives.
 #[tokio::test]
-async fn whether_s3_may_send_is_read_in_the_queues_policy() {
+async fn the_queue_policy_decides_whether_s3_may_send() {
     let server = Ministack::strict().await;
     let cloud = Cloud::at(server.endpoint(), 5).await;
     set(
@@ -433,14 +434,14 @@ async fn whether_s3_may_send_is_read_in_the_queues_policy() {
             set(&cloud, &cloud.queue_url, QueueAttributeName::Policy, &policy).await;
         };
         with(&statements).await;
-        let (left, lines) =
+        let (exited, lines) =
             check_live(&cloud, &format!("--buckets {}", cloud.bucket), &BTreeMap::new()).await;
-        let told: Vec<_> = lines.iter().filter(|line| line.contains(", Policy: ")).collect();
+        let errors: Vec<_> = lines.iter().filter(|line| line.contains(", Policy: ")).collect();
         if arrives {
-            assert!(told.is_empty() && left.code() == 0, "{statements:#?}: {lines:#?}");
+            assert!(errors.is_empty() && exited.code() == 0, "{statements:#?}: {lines:#?}");
         } else {
             assert!(
-                told.len() == 1 && told[0].starts_with("error") && left.code() == 78,
+                errors.len() == 1 && errors[0].starts_with("error") && exited.code() == 78,
                 "{statements:#?}: {lines:#?}"
             );
         }
@@ -460,10 +461,9 @@ async fn whether_s3_may_send_is_read_in_the_queues_policy() {
     }
 }
 
-/// A notification of the bucket to the queue, as `ObjectCreated:* of in/*.csv`, instead of the one
-/// that it has.
-async fn notify(cloud: &Cloud, told: &str) {
-    let (events, keys) = told.split_once(" of ").unwrap();
+/// Replaces the bucket's notification to the queue by one like `ObjectCreated:* of in/*.csv`.
+async fn notify(cloud: &Cloud, notification: &str) {
+    let (events, keys) = notification.split_once(" of ").unwrap();
     let (prefix, suffix) = keys.split_once('*').unwrap();
     let rules = [(FilterRuleName::Prefix, prefix), (FilterRuleName::Suffix, suffix)];
     let rules = rules.into_iter().filter(|(_, value)| !value.is_empty());
@@ -478,18 +478,18 @@ async fn notify(cloud: &Cloud, told: &str) {
     let all = NotificationConfiguration::builder().queue_configurations(to_queue).build();
     let put = cloud.s3.put_bucket_notification_configuration().bucket(&cloud.bucket);
     put.notification_configuration(all).send().await.unwrap();
-    // The test event that S3 sends now.
+    // This removes the test event from S3.
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
 }
 
-/// Of each it is seen on a run whether it is true.
+/// For each finding a run shows whether it is true.
 #[tokio::test]
-async fn what_is_written_must_not_become_work() {
+async fn written_objects_must_not_become_work() {
     let result = r#"mkdir -p "$JOB_OUTPUT_DIR/in"; echo x > "$JOB_OUTPUT_DIR/in/result.csv""#;
     let state = r#"echo x > "$JOB_CHECKPOINT_DIR/half"; exit 3"#;
     let all = "ObjectCreated:* of *";
     let inbox = "ObjectCreated:* of in/*";
-    for (told, flags, script, finding, makes_work) in [
+    for (notification, flags, script, finding, makes_work) in [
         (all, "--output s3://{}/out", result, "error --output s3://{}/out", true),
         (all, "--attempts s3://{}/attempts", "exit 65", "error --attempts s3://{}/attempts", true),
         (all, "--idempotency s3://{}/done", "true", "error --idempotency s3://{}/done", true),
@@ -504,7 +504,7 @@ async fn what_is_written_must_not_become_work() {
             "",
             false,
         ),
-        // It depends on what the command calls its files.
+        // It depends on the file names of the command.
         (inbox, "--output s3://{}", result, "warning --output s3://{}/", true),
         (
             "ObjectCreated:* of *.csv",
@@ -525,13 +525,13 @@ async fn what_is_written_must_not_become_work() {
         (
             "ObjectCreated:Copy+ObjectRemoved:* of *",
             "--checkpoint s3://{}/state --max-messages 2 --retry-max 1s --wait 3s",
-            // The second attempt is done, and its checkpoint is dropped.
+            // The second attempt succeeds, and its checkpoint is deleted.
             r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#,
             "warning --checkpoint s3://{}/state: files written there start pods that find no work (ObjectRemoved:Delete",
             true,
         ),
     ] {
-        let case = format!("{told}: {flags}");
+        let case = format!("{notification}: {flags}");
         let cloud = Cloud::new(5).await;
         set(
             &cloud,
@@ -541,9 +541,9 @@ async fn what_is_written_must_not_become_work() {
         )
         .await;
         cloud.put("in/k", b"x").await;
-        notify(&cloud, told).await;
+        notify(&cloud, notification).await;
         let named = |text: &str| text.replace("{}", &cloud.bucket);
-        let (left, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
+        let (exited, lines) = check_live(&cloud, &named(flags), &BTreeMap::new()).await;
         let of_places: Vec<_> =
             lines.iter().filter(|line| line.contains("files written there")).collect();
         assert!(!lines.iter().any(|line| line.contains("s3:PutObject")), "{case}: {lines:#?}");
@@ -559,7 +559,7 @@ async fn what_is_written_must_not_become_work() {
                 "{case}: {of_places:#?}"
             );
         }
-        assert_eq!(left.code(), if finding.starts_with("error") { 78 } else { 0 }, "{case}");
+        assert_eq!(exited.code(), if finding.starts_with("error") { 78 } else { 0 }, "{case}");
 
         let record = json!({
             "eventVersion": "2.1",
@@ -569,8 +569,8 @@ async fn what_is_written_must_not_become_work() {
         });
         cloud.send(json!({ "Records": [record] }).to_string()).await;
         let run = format!("--input none --retry-min 1s {}", named(flags));
-        cloud.run(&run, script).left().await;
-        // S3 may take its time to tell: what is told of a copy comes after all else.
+        cloud.run(&run, script).wait().await;
+        // S3 may be slow to notify: the event of a copy comes after all others.
         if !makes_work {
             let copy = cloud.s3.copy_object().bucket(&cloud.bucket).key("in/copy.csv");
             copy.copy_source(format!("{}/in/k", cloud.bucket)).send().await.unwrap();
@@ -582,7 +582,7 @@ async fn what_is_written_must_not_become_work() {
 }
 
 #[tokio::test]
-async fn what_goes_through_eventbridge_could_not_be_seen() {
+async fn events_through_eventbridge_are_unchecked() {
     let cloud = Cloud::new(5).await;
     let through = EventBridgeConfiguration::builder().build();
     let all = NotificationConfiguration::builder().event_bridge_configuration(through).build();
@@ -590,15 +590,15 @@ async fn what_goes_through_eventbridge_could_not_be_seen() {
     put.notification_configuration(all).send().await.unwrap();
     let flags = format!("--output s3://{0}/out --attempts s3://{0}/attempts", cloud.bucket);
     let (_, lines) = check_live(&cloud, &flags, &BTreeMap::new()).await;
-    let told = format!(
+    let expected = format!(
         "unchecked bucket {}, notifications: it also notifies EventBridge or SNS",
         cloud.bucket
     );
-    assert_eq!(lines.iter().filter(|line| line.starts_with(&told)).count(), 1, "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.starts_with(&expected)).count(), 1, "{lines:#?}");
     assert!(!lines.iter().any(|line| line.contains("become messages, so")), "{lines:#?}");
 }
 
-/// One that is not about the object that was worked on.
+/// A message that is not about the processed object.
 async fn another_message(cloud: &Cloud) -> Option<String> {
     let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url);
     let bodies = asked
@@ -613,11 +613,11 @@ async fn another_message(cloud: &Cloud) -> Option<String> {
 }
 
 #[tokio::test]
-async fn what_the_role_does_not_allow_is_told() {
+async fn missing_permissions_of_the_role_are_reported() {
     let stack = Stack::deploy(&[]).await;
     let credentials = &stack.worker.credentials;
     let flags = format!("--buckets {}", stack.cloud.bucket);
-    let (_, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
+    let (_, lines) = stack.with_iam(check_live(&stack.cloud, &flags, credentials)).await;
     assert!(lines.iter().all(|line| !line.starts_with("error")), "{lines:#?}");
     assert!(
         lines
@@ -631,16 +631,16 @@ async fn what_the_role_does_not_allow_is_told() {
             .find(|(_, one)| one == action)
             .unwrap();
         stack.set_policy(&stack.worker, &without(&stack.worker.document, &sid, action)).await;
-        let (left, lines) = stack.guarded(check_live(&stack.cloud, &flags, credentials)).await;
+        let (exited, lines) = stack.with_iam(check_live(&stack.cloud, &flags, credentials)).await;
         let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("error")).collect();
         assert!(errors.len() == 1 && errors[0].contains(action), "{action}: {lines:#?}");
-        assert_eq!(left.code(), 78);
+        assert_eq!(exited.code(), 78);
     }
 }
 
-/// Of the bucket, too: neither an object nor a beginning of one nor a marker is left.
+/// The checks leave no object, no started upload and no delete marker in the bucket.
 #[tokio::test]
-async fn what_the_role_may_not_do_where_it_writes_is_told() {
+async fn missing_permissions_for_writes_are_reported() {
     let stack = Stack::deploy(&["IdempotencyPrefix=done/", "CheckpointPrefix=checkpoints/"]).await;
     let (cloud, credentials) = (&stack.cloud, &stack.worker.credentials);
     let document = &stack.worker.document;
@@ -653,13 +653,13 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
          --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}"
     );
     let of_places = async |flags: &str| {
-        let (_, lines) = stack.guarded(check_live(cloud, flags, &credentials)).await;
-        // Nor does it show notifications as S3 does, so conditions are not tried.
+        let (_, lines) = stack.with_iam(check_live(cloud, flags, &credentials)).await;
+        // The role may not read the notifications, so conditional writes are not tested.
         let is_of_place = |line: &String| {
             (line.contains(" --") || line.contains(" job type "))
                 && !line.starts_with("unchecked --idempotency: ")
         };
-        // Moto knows no answer about an upload that is not there, if it is allowed.
+        // Moto has no proper answer about a missing upload.
         let lines = lines.into_iter().filter(|line| !line.ends_with("HTTP 500: no reason given"));
         lines.filter(is_of_place).collect::<Vec<_>>()
     };
@@ -670,7 +670,7 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
     );
     assert!(lines.iter().any(|line| line.starts_with(&untried)), "{lines:#?}");
 
-    for (sid, action, told) in [
+    for (sid, action, expected) in [
         ("Output", "s3:PutObject", &["error --output"][..]),
         ("Output", "s3:AbortMultipartUpload", &["warning --output"]),
         ("Attempts", "s3:PutObject", &["warning --attempts"]),
@@ -687,26 +687,27 @@ async fn what_the_role_may_not_do_where_it_writes_is_told() {
             .into_iter()
             .filter(|line| !line.starts_with(&untried))
             .collect();
-        let is_told =
-            |(line, told): (&String, &&str)| line.starts_with(*told) && line.contains(action);
+        let is_found = |(line, expected): (&String, &&str)| {
+            line.starts_with(*expected) && line.contains(action)
+        };
         assert!(
-            lines.len() == told.len() && lines.iter().zip(told).all(is_told),
+            lines.len() == expected.len() && lines.iter().zip(expected).all(is_found),
             "{sid}, {action}: {lines:#?}"
         );
     }
     stack.set_policy(&stack.worker, document).await;
 
-    let types = cloud.notes.path().join("types.yaml");
+    let types = cloud.dir.path().join("types.yaml");
     let text = format!(
         "job-types: [{{name: videos, command: [\"true\"], output: \"s3://{bucket}/elsewhere\"}}]"
     );
     std::fs::write(&types, text).unwrap();
     let lines =
         of_places(&format!("--job-types {} --output s3://{bucket}/out", types.display())).await;
-    let told = format!(
+    let expected = format!(
         "error job type videos, output s3://{bucket}/elsewhere, s3:PutObject: s3://{bucket}/elsewhere/"
     );
-    assert!(lines.len() == 2 && lines[0].starts_with(&told), "{lines:#?}");
+    assert!(lines.len() == 2 && lines[0].starts_with(&expected), "{lines:#?}");
 
     let versions = cloud.s3.list_object_versions().bucket(bucket).send().await.unwrap();
     assert!(versions.versions().is_empty() && versions.delete_markers().is_empty(), "{versions:?}");

@@ -1,5 +1,5 @@
-//! `leasehold check --manifest`. Our own manifests are the good example, and each finding is one
-//! change away from them.
+//! `leasehold check --manifest`. Our own manifests are the good example, and each test case is one
+//! change of them.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ pub fn findings(objects: &[Value]) -> Vec<Finding> {
 }
 
 thread_local! {
-    /// Of which rules there were findings on this thread.
+    /// The rules with findings on this thread.
     pub static RECORDED: RefCell<BTreeSet<&'static str>> = const { RefCell::new(BTreeSet::new()) };
 }
 
@@ -35,7 +35,7 @@ pub fn recorded(findings: Vec<Finding>) -> Vec<Finding> {
     findings
 }
 
-/// Puts `value` at a JSON pointer of the ScaledJob, or removes what is there (`null`).
+/// Sets a JSON pointer of the ScaledJob to `value`, or removes it (`null`).
 pub fn change(objects: &mut [Value], pointer: &str, value: Value) {
     let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
     let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -49,7 +49,7 @@ pub fn change(objects: &mut [Value], pointer: &str, value: Value) {
             .as_object_mut()
             .unwrap()
             .remove(name)
-            .unwrap_or_else(|| panic!("{pointer} is not there"));
+            .unwrap_or_else(|| panic!("{pointer} does not exist"));
     } else {
         parent[name] = value;
     }
@@ -61,7 +61,7 @@ pub const CONTAINER: &str = "/spec/jobTargetRef/template/spec/containers/0";
 pub const TRIGGER: &str = "/spec/triggers/0/metadata";
 
 #[test]
-pub fn each_finding_is_one_change_away_from_the_good_manifest() {
+pub fn each_change_of_the_good_manifest_has_its_finding() {
     use Severity::{Error, Unchecked, Warning};
     let at = |root: &str, rest: &str| format!("{root}{rest}");
     let variable = |name: &str, value: &str| {
@@ -293,13 +293,13 @@ pub fn each_finding_is_one_change_away_from_the_good_manifest() {
         let mut objects = good();
         change(&mut objects, &pointer, value.clone());
         let findings = super::check_manifest::findings(&objects);
-        let is_told =
+        let is_found =
             |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
         assert!(
-            findings.iter().any(is_told),
+            findings.iter().any(is_found),
             "{pointer} = {value}: {text:?} is not among {findings:#?}"
         );
-        // What follows from it may be told too, but nothing worse than it.
+        // Consequences may be reported too, but none may be more severe.
         assert!(
             findings.iter().all(|finding| finding.severity >= severity),
             "{pointer} = {value}: {findings:#?}"
@@ -307,9 +307,9 @@ pub fn each_finding_is_one_change_away_from_the_good_manifest() {
     }
 }
 
-/// SQS hides a message for 12 hours at most: then the next pod goes on.
+/// SQS hides a message for 12 hours at most; then the next pod resumes.
 #[test]
-fn a_pod_need_not_live_longer_than_its_message_is_hidden() {
+fn a_deadline_above_twelve_hours_is_enough() {
     for (hours, is_enough) in [(11, false), (13, true)] {
         let mut objects = good();
         change(&mut objects, &format!("{JOB}/activeDeadlineSeconds"), json!(hours * 3600));
@@ -332,7 +332,7 @@ fn a_pod_need_not_live_longer_than_its_message_is_hidden() {
 }
 
 #[test]
-fn our_overlays_are_good() {
+fn our_overlays_have_no_findings() {
     for overlay in ["fixed", "spot", "local"] {
         let folder =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kustomize/overlays").join(overlay);

@@ -1,5 +1,5 @@
-//! The rules of `leasehold check`: that there are no others than the documented ones and that each
-//! can be found, and what a person and a program do with their ids.
+//! The rules of `leasehold check`: all are documented, each has a test that finds it, and their ids
+//! can be used.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -16,8 +16,7 @@ use super::check::check;
 use super::check_manifest::{CONTAINER, JOB, RECORDED, change, findings, good, recorded};
 use super::{check as live, check_manifest, check_variants};
 
-/// Those that nothing but AWS, or a server in its place, can produce: see the tests with a `Cloud`
-/// or a `Stack`.
+/// Rules that need AWS or a test server: see the tests with a `Cloud` or a `Stack`.
 const LIVE_ONLY: [Rule; 20] = [
     Rule::AwsSetup,
     Rule::ClockSkew,
@@ -48,7 +47,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn ids_are_ascending_and_each_row_is_whole() {
+fn ids_are_ascending_and_each_rule_is_complete() {
     let ids: Vec<_> = Rule::ALL.iter().map(|rule| rule.id()).collect();
     assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
     let names: BTreeSet<_> = Rule::ALL.iter().map(|rule| rule.name()).collect();
@@ -65,33 +64,32 @@ fn ids_are_ascending_and_each_row_is_whole() {
 }
 
 #[test]
-fn the_page_of_findings_is_that_of_the_table() {
+fn the_page_of_findings_is_up_to_date() {
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/findings.md"))
             .unwrap();
     assert_eq!(
         page,
         text(&check(&["--explain", "all"])),
-        "write it again: leasehold check --explain all"
+        "regenerate it: leasehold check --explain all"
     );
 }
 
-/// By the tests of the findings themselves, one after the other on this thread, and by what is
-/// here.
+/// Runs the tests of the findings one after another on this thread, and then those of this file.
 #[test]
 fn each_rule_can_be_found() {
-    check_manifest::each_finding_is_one_change_away_from_the_good_manifest();
-    check_variants::what_keda_counts_wrongly_is_told();
-    check_variants::what_never_starts_ends_or_becomes_ready_is_told();
-    check_variants::what_starts_leasehold_wrongly_or_not_at_all_is_told();
-    check_variants::settings_are_read_wherever_they_are();
-    check_variants::what_is_not_in_the_file_is_unchecked();
-    check_variants::each_scaled_job_of_the_file_is_looked_at();
-    live::each_finding_is_one_change_away_from_the_good_queue();
-    live::at_aws_a_queue_without_a_policy_hears_nothing();
-    what_the_tables_do_not_have_is_told();
-    a_clusters_own_schema_holds();
-    without_credentials_nothing_else_is_asked();
+    check_manifest::each_change_of_the_good_manifest_has_its_finding();
+    check_variants::wrong_scaling_is_reported();
+    check_variants::pods_that_never_start_end_or_become_ready_are_reported();
+    check_variants::wrong_start_commands_are_reported();
+    check_variants::settings_are_read_from_every_source();
+    check_variants::objects_outside_of_the_file_are_unchecked();
+    check_variants::each_scaled_job_of_the_file_is_checked();
+    live::each_change_of_the_good_queue_has_its_finding();
+    live::at_aws_a_queue_without_a_policy_gets_no_events();
+    other_findings_are_reported();
+    the_schema_of_a_cluster_is_used();
+    without_credentials_no_requests_are_made();
     let found = RECORDED.take();
     let live: BTreeSet<_> = LIVE_ONLY.iter().map(|rule| rule.id()).collect();
     let all: BTreeSet<_> = Rule::ALL.iter().map(|rule| rule.id()).collect();
@@ -102,7 +100,7 @@ fn each_rule_can_be_found() {
 }
 
 #[test]
-fn what_the_tables_do_not_have_is_told() {
+fn other_findings_are_reported() {
     let found = |objects: &[Value], rule: Rule, severity: Severity| {
         let found = findings(objects);
         let is_it = |finding: &&Finding| finding.rule == rule;
@@ -143,7 +141,7 @@ fn what_the_tables_do_not_have_is_told() {
         { "name": "AWS_REGION", "value": "us-east-1" },
     ]);
     found(&with(&format!("{CONTAINER}/env"), env), Rule::PodRegion, Severity::Error);
-    // Of a KEDA that is newer than we know, perhaps.
+    // The field may belong to a newer KEDA.
     let objects = with("/spec/podTopology", json!({}));
     found(&objects, Rule::UnknownField, Severity::Warning);
     let unknown = &findings(&objects)[0];
@@ -155,7 +153,7 @@ fn what_the_tables_do_not_have_is_told() {
     }
 }
 
-/// As `kubectl get crd scaledjobs.keda.sh -o yaml` prints it, but for most of its fields.
+/// The output of `kubectl get crd scaledjobs.keda.sh -o yaml`, with few of its fields.
 fn cluster(version: &str) -> String {
     let texts = json!({ "type": "array", "items": { "type": "string" } });
     let spec = json!({ "type": "object", "properties": {
@@ -197,7 +195,7 @@ fn cluster(version: &str) -> String {
 }
 
 #[test]
-fn a_clusters_own_schema_holds() {
+fn the_schema_of_a_cluster_is_used() {
     let against = |version: &str, pointer: &str, value: Value| {
         let mut objects = good();
         if !pointer.is_empty() {
@@ -224,7 +222,7 @@ fn a_clusters_own_schema_holds() {
         against("2.21.0", &format!("{JOB}/backofLimit"), json!(1)),
         [(Rule::MisspelledField, Severity::Error)]
     );
-    // What we know besides goes on to hold.
+    // The rules beyond the schema still apply.
     assert_eq!(
         against("2.21.0", "/spec/cooldownPeriod", json!(1)),
         [(Rule::ForeignField, Severity::Error)]
@@ -260,7 +258,7 @@ fn a_clusters_own_schema_holds() {
 }
 
 #[test]
-fn without_credentials_nothing_else_is_asked() {
+fn without_credentials_no_requests_are_made() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args([
         "check",
@@ -276,17 +274,17 @@ fn without_credentials_nothing_else_is_asked() {
         .env("PATH", "/bin");
     let checked = command.output().unwrap();
     assert_eq!(checked.status.code(), Some(78));
-    let told: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    let ids: Vec<_> = told["findings"]
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    let ids: Vec<_> = report["findings"]
         .as_array()
         .unwrap()
         .iter()
         .map(|one| one["id"].as_str().unwrap())
         .collect();
-    assert_eq!(ids, ["LH001", "LH004"], "{told}");
+    assert_eq!(ids, ["LH001", "LH004"], "{report}");
     assert!(
-        told["findings"][0]["what"].as_str().unwrap().contains("no credentials found in chain"),
-        "{told}"
+        report["findings"][0]["what"].as_str().unwrap().contains("no credentials found in chain"),
+        "{report}"
     );
     recorded(vec![
         Finding::new(Rule::NoCredentials, "", "", ""),
@@ -321,13 +319,13 @@ fn a_finding_has_the_line_of_its_field() {
             .unwrap_or_else(|| panic!("{rule}: {found:#?}"));
         assert_eq!((one.file.as_deref(), one.line), (Some("a.yaml"), Some(line)), "{rule}");
     }
-    // Worst first, then as they are in the file.
+    // Sorted by severity, then by line.
     let order: Vec<_> = found.iter().map(|finding| (finding.severity, finding.line)).collect();
     assert!(order.is_sorted(), "{order:?}");
 }
 
 #[test]
-fn findings_are_left_out_by_id_or_name() {
+fn findings_are_ignored_by_id_or_name() {
     let all = check(&["--manifest", CUSTOMARY]);
     assert!(text(&all).contains("\nerrors: 6, warnings: 1, "), "{}", text(&all));
     let ignore =
@@ -342,13 +340,13 @@ fn findings_are_left_out_by_id_or_name() {
     for (wrong, nearest) in [("LH0222", "LH222"), ("rolout-immediate", "rollout-immediate")] {
         let checked = check(&["--manifest", CUSTOMARY, "--ignore", wrong]);
         assert_eq!((checked.status.code(), &checked.stdout[..]), (Some(78), &b""[..]), "{wrong}");
-        let said = String::from_utf8(checked.stderr).unwrap();
-        assert!(said.contains(&format!("did you mean {nearest}?")), "{said}");
+        let output = String::from_utf8(checked.stderr).unwrap();
+        assert!(output.contains(&format!("did you mean {nearest}?")), "{output}");
     }
 }
 
 #[test]
-fn a_rule_is_explained_without_anything_else() {
+fn a_rule_can_be_explained() {
     let explained = check(&["--explain", "LH222"]);
     assert_eq!(explained.status.code(), Some(0));
     assert!(
@@ -391,7 +389,7 @@ fn colours_are_for_terminals() {
         drop(command);
         let (mut screen, mut some, mut master) =
             (String::new(), [0; 4096], std::fs::File::from(master));
-        // A terminal that nobody writes to any more is an error.
+        // A terminal without a writer returns an error.
         while let Ok(read @ 1..) = master.read(&mut some) {
             screen.push_str(&String::from_utf8_lossy(&some[..read]));
         }
@@ -401,7 +399,7 @@ fn colours_are_for_terminals() {
     }
 }
 
-/// The parts of SARIF 2.1.0 that we write, as its specification has them (sections 3.13 to 3.52).
+/// The parts of SARIF 2.1.0 that we write, by its specification (sections 3.13 to 3.52).
 #[test]
 fn the_log_is_sarif() {
     let words = json!({ "type": "object", "required": ["text"], "properties": { "text": { "type": "string", "minLength": 1 } } });

@@ -1,6 +1,5 @@
-//! `leasehold check --manifest`, of variants that a cluster takes without a word: what never works,
-//! makes pods for nothing or leaves messages waiting is told, what is right in another way is not,
-//! and what the file does not have is unchecked.
+//! `leasehold check --manifest` with variants that a cluster accepts without a warning: mistakes
+//! are reported, valid variants are not, and objects outside of the file are unchecked.
 
 use leasehold::check::manifest::{Manifest, Schema};
 use leasehold::check::report::Text;
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::check_manifest::{CONTAINER, JOB, POD, TRIGGER, change, findings, good};
 
-/// The good manifest with some changes, and whatever else a case does to the objects.
+/// The good manifest with some changes.
 fn changed(changes: &[(&str, Value)]) -> Vec<Value> {
     let mut objects = good();
     for (pointer, value) in changes {
@@ -18,7 +17,7 @@ fn changed(changes: &[(&str, Value)]) -> Vec<Value> {
     objects
 }
 
-/// A variable of the container, set to `value`, or removed (`null`).
+/// Sets a variable of the container to `value`, or removes it (`null`).
 fn variable(objects: &mut [Value], name: &str, value: &Value) {
     let scaled_job = objects.iter_mut().find(|object| object["kind"] == "ScaledJob").unwrap();
     let env = scaled_job.pointer_mut(&format!("{CONTAINER}/env")).unwrap().as_array_mut().unwrap();
@@ -28,7 +27,7 @@ fn variable(objects: &mut [Value], name: &str, value: &Value) {
     }
 }
 
-/// A setting of the ConfigMap, set to `value`, or removed (`null`).
+/// Sets a setting of the ConfigMap to `value`, or removes it (`null`).
 fn setting(objects: &mut [Value], name: &str, value: Value) {
     let map = objects
         .iter_mut()
@@ -42,11 +41,11 @@ fn setting(objects: &mut [Value], name: &str, value: Value) {
 }
 
 #[track_caller]
-fn assert_told(case: &str, objects: &[Value], severity: Severity, text: &str) {
+fn assert_finding(case: &str, objects: &[Value], severity: Severity, text: &str) {
     let findings = super::check_manifest::findings(objects);
-    let is_told =
+    let is_found =
         |finding: &Finding| finding.severity == severity && finding.to_string().contains(text);
-    assert!(findings.iter().any(is_told), "{case}: {text:?} is not among {findings:#?}");
+    assert!(findings.iter().any(is_found), "{case}: {text:?} is not among {findings:#?}");
     assert!(findings.iter().all(|finding| finding.severity >= severity), "{case}: {findings:#?}");
 }
 
@@ -55,7 +54,7 @@ fn assert_good(case: &str, objects: &[Value]) {
     assert_eq!(findings(objects), [], "{case}");
 }
 
-/// A JSON pointer, the value to put there, how bad that is, and a part of what is said.
+/// A JSON pointer, its new value, the severity, and a part of the finding.
 type Case<'a> = (String, Value, Severity, &'a str);
 
 fn at(root: &str, rest: &str) -> String {
@@ -63,9 +62,9 @@ fn at(root: &str, rest: &str) -> String {
 }
 
 #[track_caller]
-fn assert_all_told(cases: &[Case]) {
+fn assert_findings(cases: &[Case]) {
     for (pointer, value, severity, text) in cases {
-        assert_told(
+        assert_finding(
             &format!("{pointer} = {value}"),
             &changed(&[(pointer, value.clone())]),
             *severity,
@@ -74,13 +73,12 @@ fn assert_all_told(cases: &[Case]) {
     }
 }
 
-// Kubernetes and KEDA took each of these without a word (Kubernetes 1.36, KEDA 2.20.2), or of its
-// kind.
+// Kubernetes 1.36 and KEDA 2.20.2 accepted each of these, or a similar one, without a warning.
 
 #[test]
-pub fn what_keda_counts_wrongly_is_told() {
+pub fn wrong_scaling_is_reported() {
     use Severity::{Error, Warning};
-    assert_all_told(&[
+    assert_findings(&[
         ("/spec/minReplicaCount".into(), json!(12), Error, "so no message can start a Job"),
         ("/spec/minReplicaCount".into(), json!(10), Error, "KEDA keeps 10 Jobs running"),
         ("/spec/maxReplicaCount".into(), json!(0), Error, "Kubernetes rejects"),
@@ -196,9 +194,9 @@ pub fn what_keda_counts_wrongly_is_told() {
 }
 
 #[test]
-pub fn what_never_starts_ends_or_becomes_ready_is_told() {
+pub fn pods_that_never_start_end_or_become_ready_are_reported() {
     use Severity::{Error, Unchecked, Warning};
-    assert_all_told(&[
+    assert_findings(&[
         (at(JOB, "/suspend"), json!(true), Error, "they never start a pod"),
         (at(JOB, "/suspend"), json!("true"), Error, "is not a boolean"),
         (at(JOB, "/parallelism"), json!(0), Error, "they never start a pod"),
@@ -313,10 +311,10 @@ pub fn what_never_starts_ends_or_becomes_ready_is_told() {
 }
 
 #[test]
-pub fn what_starts_leasehold_wrongly_or_not_at_all_is_told() {
+pub fn wrong_start_commands_are_reported() {
     use Severity::{Error, Warning};
     let shell = |line: &str| json!(["/bin/sh", "-c", line]);
-    assert_all_told(&[
+    assert_findings(&[
         (
             at(CONTAINER, "/command"),
             shell("leasehold run -- python3 x.py; echo done"),
@@ -399,14 +397,14 @@ pub fn keda_reads_the_environment_of_the_first_container() {
     let containers =
         scaled_job.pointer_mut(&at(POD, "/containers")).unwrap().as_array_mut().unwrap();
     containers.insert(0, sidecar());
-    assert_told(
+    assert_finding(
         "a sidecar before it",
         &objects,
         Severity::Error,
         "set envSourceContainerName to leasehold",
     );
     change(&mut objects, "/spec/envSourceContainerName", json!("leasehold"));
-    assert_told(
+    assert_finding(
         "and the name",
         &objects,
         Severity::Warning,
@@ -419,74 +417,75 @@ fn sidecar() -> Value {
 }
 
 #[test]
-pub fn settings_are_read_wherever_they_are() {
+pub fn settings_are_read_from_every_source() {
     use Severity::{Error, Unchecked, Warning};
-    let told = |case: &str, change: &dyn Fn(&mut Vec<Value>), severity: Severity, text: &str| {
-        let mut objects = good();
-        change(&mut objects);
-        assert_told(case, &objects, severity, text);
-    };
+    let assert_setting =
+        |case: &str, change: &dyn Fn(&mut Vec<Value>), severity: Severity, text: &str| {
+            let mut objects = good();
+            change(&mut objects);
+            assert_finding(case, &objects, severity, text);
+        };
     let in_settings = |name: &'static str, value: Value| {
         move |objects: &mut Vec<Value>| setting(objects, name, value.clone())
     };
     let in_env = |name: &'static str, value: Value| {
         move |objects: &mut Vec<Value>| variable(objects, name, &value)
     };
-    told(
+    assert_setting(
         "listens elsewhere",
         &in_settings("LEASEHOLD_LISTEN", json!("0.0.0.0:9000")),
         Error,
         "it uses port 9464",
     );
-    told(
+    assert_setting(
         "listens inside",
         &in_settings("LEASEHOLD_LISTEN", json!("127.0.0.1:9464")),
         Error,
         "which the kubelet does not probe",
     );
-    told(
+    assert_setting(
         "no work directory",
         &in_settings("LEASEHOLD_WORK_DIR", Value::Null),
         Error,
         "no volume is mounted at /tmp",
     );
-    told(
-        "one that nobody makes",
+    assert_setting(
+        "a folder that does not exist",
         &in_settings("LEASEHOLD_WORK_DIR", json!("/work/a")),
         Error,
         "so a does not exist",
     );
-    told(
+    assert_setting(
         "an emulator",
         &in_settings("AWS_ENDPOINT_URL", json!("http://emulator:4566")),
         Error,
         "KEDA uses AWS, but the pods",
     );
-    told(
+    assert_setting(
         "a number as a setting",
         &in_settings("LEASEHOLD_MAX_MESSAGES", json!(1)),
         Error,
         "ConfigMap leasehold-settings, data.",
     );
-    told(
+    assert_setting(
         "another region",
         &in_settings("AWS_REGION", json!("us-east-1")),
         Error,
         "the pod's AWS_REGION is us-east-1",
     );
-    told(
+    assert_setting(
         "job types elsewhere",
         &in_settings("LEASEHOLD_JOB_TYPES", json!("/sample/t.yaml")),
         Error,
         "has no t.yaml",
     );
-    told(
+    assert_setting(
         "a termination log",
         &in_env("LEASEHOLD_TERMINATION_LOG", json!("/work/end")),
         Warning,
         "leasehold writes /work/end",
     );
-    told(
+    assert_setting(
         "a number",
         &in_env("LEASEHOLD_TERMINATION_GRACE", json!(120)),
         Error,
@@ -496,34 +495,34 @@ pub fn settings_are_read_wherever_they_are() {
     variable(&mut objects, "DB_PASSWORD", &json!(53_731_337));
     let findings = format!("{:?}", super::check_manifest::findings(&objects));
     assert!(findings.contains("env DB_PASSWORD") && !findings.contains("53731337"), "{findings}");
-    told("a truth", &in_env("DEBUG", json!(true)), Error, "its value is not a string");
+    assert_setting("a boolean", &in_env("DEBUG", json!(true)), Error, "its value is not a string");
     let init =
         |objects: &mut Vec<Value>| change(objects, &at(POD, "/initContainers/0/args/0"), json!(1));
-    told(
+    assert_setting(
         "a number in an init container",
         &init,
         Error,
         "container install, command: 1 is not a string",
     );
-    told(
-        "a key that is not there",
+    assert_setting(
+        "a missing key",
         &reference("configMapKeyRef", "leasehold-settings", "NO_KEY"),
         Error,
         "has no key NO_KEY",
     );
-    told(
-        "a map that is not there",
+    assert_setting(
+        "a missing map",
         &reference("configMapKeyRef", "leasehold-setting", "AWS_REGION"),
         Unchecked,
         "ConfigMap leasehold-setting",
     );
-    told(
+    assert_setting(
         "a field of the node",
         &reference("resourceFieldRef", "", ""),
         Unchecked,
         "the source of its value",
     );
-    told(
+    assert_setting(
         "a secret",
         &reference("secretKeyRef", "limits", "max"),
         Unchecked,
@@ -552,16 +551,16 @@ pub fn job_types_are_read_as_they_are_mounted() {
         mounted("/sample/a/types.yaml", whole.clone(), renamed.clone()),
     ];
     for objects in &mut cases {
-        assert_good("as it is", objects);
+        assert_good("unchanged", objects);
         let map = objects
             .iter_mut()
             .find(|object| object["metadata"]["name"] == "leasehold-sample")
             .unwrap();
         map["data"]["job-types.yaml"] = json!("job-types: [{name: csv, max-duraton: 5m}]");
-        assert_told("a typo in it", objects, Severity::Error, "max-duraton");
+        assert_finding("a typo in it", objects, Severity::Error, "max-duraton");
     }
     let objects = mounted("/sample/job-types.yaml", whole, renamed);
-    assert_told(
+    assert_finding(
         "under its old name",
         &objects,
         Severity::Error,
@@ -569,7 +568,7 @@ pub fn job_types_are_read_as_they_are_mounted() {
     );
 }
 
-/// LEASEHOLD_MAX_DURATION from elsewhere.
+/// Sets LEASEHOLD_MAX_DURATION by a reference.
 fn reference(
     kind: &'static str,
     name: &'static str,
@@ -584,11 +583,11 @@ fn reference(
     }
 }
 
-/// Nothing is said to be wrong for what the file does not have, only that it does not.
+/// An object that the file does not have is not an error, but unchecked.
 #[test]
-pub fn what_is_not_in_the_file_is_unchecked() {
+pub fn objects_outside_of_the_file_are_unchecked() {
     let only_unchecked = |case: &str, objects: &[Value], text: &str| {
-        assert_told(case, objects, Severity::Unchecked, text);
+        assert_finding(case, objects, Severity::Unchecked, text);
     };
     let others =
         |kind: &str| good().into_iter().filter(|object| object["kind"] != kind).collect::<Vec<_>>();
@@ -633,7 +632,7 @@ pub fn what_is_not_in_the_file_is_unchecked() {
     }
     let mut objects = changed(&[(&format!("{CONTAINER}/command"), Value::Null)]);
     change(&mut objects, &format!("{CONTAINER}/args"), json!(["python3", "process.py"]));
-    only_unchecked("arguments alone", &objects, "it gets these words as arguments");
+    only_unchecked("only arguments", &objects, "it gets these words as arguments");
     change(
         &mut objects,
         &format!("{CONTAINER}/args"),
@@ -645,7 +644,7 @@ pub fn what_is_not_in_the_file_is_unchecked() {
         &format!("{CONTAINER}/args"),
         json!(["run", "--max-duraton=1h", "--", "python3"]),
     );
-    assert_told("arguments that are wrong", &objects, Severity::Error, "--max-duraton");
+    assert_finding("arguments that are wrong", &objects, Severity::Error, "--max-duraton");
 }
 
 #[test]
@@ -656,17 +655,17 @@ pub fn a_secret_of_the_file_is_read() {
     objects.push(json!({ "kind": "Secret", "metadata": { "name": "more" }, "data": { "MAX_DURATION": "OWg=" } }));
     assert_good("a longer time", &objects);
     change(&mut objects, &format!("{JOB}/activeDeadlineSeconds"), json!(9000));
-    assert_told("and a deadline", &objects, Severity::Error, "stops the pod after 9000s");
+    assert_finding("and a deadline", &objects, Severity::Error, "stops the pod after 9000s");
     objects.pop();
     objects.push(json!({ "kind": "Secret", "metadata": { "name": "more" }, "stringData": { "MAX_DURATION": "30m" } }));
     assert_good("a shorter time", &objects);
-    // Of another namespace.
+    // In another namespace.
     objects.last_mut().unwrap()["metadata"]["namespace"] = json!("elsewhere");
-    assert_told("elsewhere", &objects, Severity::Unchecked, "settings from Secret more");
+    assert_finding("elsewhere", &objects, Severity::Unchecked, "settings from Secret more");
 }
 
 #[test]
-pub fn each_scaled_job_of_the_file_is_looked_at() {
+pub fn each_scaled_job_of_the_file_is_checked() {
     let scaled_job = |name: &str, url: &str| {
         let mut object = good().into_iter().find(|object| object["kind"] == "ScaledJob").unwrap();
         object["metadata"]["name"] = json!(name);
@@ -679,7 +678,7 @@ pub fn each_scaled_job_of_the_file_is_looked_at() {
     objects.push(scaled_job("second", other));
     assert_good("two queues", &objects);
     objects.push(scaled_job("third", other));
-    assert_told(
+    assert_finding(
         "one queue for two",
         &objects,
         Severity::Warning,
@@ -693,7 +692,7 @@ pub fn each_scaled_job_of_the_file_is_looked_at() {
 }
 
 #[test]
-pub fn what_is_right_in_another_way_is_not_told() {
+pub fn valid_variants_have_no_findings() {
     let shell = |words: &[&str]| json!(words);
     for (pointer, value) in [
         ("/spec/envSourceContainerName".into(), json!("leasehold")),
@@ -717,7 +716,7 @@ pub fn what_is_right_in_another_way_is_not_told() {
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!(9464)),
         (at(CONTAINER, "/readinessProbe/httpGet/port"), json!("9464")),
         (at(CONTAINER, "/terminationMessagePath"), json!("/dev/termination-log")),
-        // The kubelet makes a subPath.
+        // The kubelet creates a subPath.
         (at(CONTAINER, "/volumeMounts/2/subPath"), json!("a")),
         (
             at(CONTAINER, "/command"),
@@ -740,24 +739,24 @@ pub fn what_is_right_in_another_way_is_not_told() {
     ] {
         assert_good(&format!("{pointer} = {value}"), &changed(&[(&pointer, value.clone())]));
     }
-    // A temporary directory of the pod's own.
+    // A temporary directory by TMPDIR.
     let mut objects = good();
     setting(&mut objects, "LEASEHOLD_WORK_DIR", Value::Null);
     setting(&mut objects, "TMPDIR", json!("/work"));
     assert_good("TMPDIR", &objects);
-    // Five messages a pod.
+    // Five messages per pod.
     let mut objects = changed(&[(&format!("{TRIGGER}/queueLength"), json!("5"))]);
     setting(&mut objects, "LEASEHOLD_MAX_MESSAGES", json!("5"));
     assert_good("queueLength 5", &objects);
-    // The outdated field alone holds.
+    // The outdated field works without the new one.
     let mut objects = changed(&[("/spec/rollout", Value::Null)]);
     change(&mut objects, "/spec/rolloutStrategy", json!("gradual"));
-    assert_told("rolloutStrategy", &objects, Severity::Warning, "write rollout.strategy");
+    assert_finding("rolloutStrategy", &objects, Severity::Warning, "write rollout.strategy");
 }
 
-/// Whatever stands where something else belongs: it is read, and something is said or not.
+/// Any value in any place must not cause a panic.
 #[test]
-fn nothing_in_a_manifest_breaks_the_check() {
+fn no_manifest_breaks_the_check() {
     fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
         all.push(at.to_owned());
         match value {
@@ -804,7 +803,7 @@ fn nothing_in_a_manifest_breaks_the_check() {
             }
         }
     }
-    // A shell gets nonsense too.
+    // Also for any shell command.
     for line in [
         "",
         " ",

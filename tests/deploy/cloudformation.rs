@@ -1,5 +1,5 @@
-//! The CloudFormation template: it is sound, a real engine makes of it what leasehold needs, and
-//! its roles allow what is needed and no more.
+//! The CloudFormation template: it is valid, creates the needed resources in moto, and its roles
+//! have exactly the needed permissions.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,23 +22,30 @@ fn the_linter_finds_nothing() {
 }
 
 #[tokio::test]
-async fn an_object_put_into_the_bucket_of_the_template_is_processed() {
+async fn an_object_in_the_bucket_of_the_template_is_processed() {
     let stack = Stack::deploy(&["MaxReceiveCount=7"]).await;
     let cloud = &stack.cloud;
     cloud.put("elsewhere/not work", b"x").await;
     cloud.put("in/Zürich.csv", b"a,b\n").await;
-    eventually("S3 told the queue", async || (cloud.counts().await == (2, 0)).then_some(())).await;
-    let left =
+    eventually("S3 has sent its events", async || (cloud.counts().await == (2, 0)).then_some(()))
+        .await;
+    let exited =
         stack.run_as_worker("--max-messages 9 --wait 1s", r#"cat "$JOB_INPUT" > seen"#).await;
-    assert_eq!((left.code(), cloud.counts().await), (0, (0, 0)), "{}{}", left.stdout, left.stderr);
-    assert_eq!(std::fs::read(cloud.notes.path().join("seen")).unwrap(), b"a,b\n");
+    assert_eq!(
+        (exited.code(), cloud.counts().await),
+        (0, (0, 0)),
+        "{}{}",
+        exited.stdout,
+        exited.stderr
+    );
+    assert_eq!(std::fs::read(cloud.dir.path().join("seen")).unwrap(), b"a,b\n");
     let mut outcomes: Vec<_> =
-        left.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
+        exited.log.iter().filter_map(|record| record["outcome"].as_str()).collect();
     outcomes.dedup();
     assert_eq!(
         outcomes,
         ["test_event", "succeeded"],
-        "S3's own test comes first, and nothing from elsewhere"
+        "S3's test event comes first, and no event from other prefixes"
     );
 
     let asked = cloud
@@ -58,21 +65,20 @@ async fn an_object_put_into_the_bucket_of_the_template_is_processed() {
     };
     assert!(
         retention(&dead_letters) > retention(&queue),
-        "a dead letter's age counts from its first sending"
+        "the age of a dead letter counts from its first send"
     );
 }
 
-/// A FIFO queue, and a bucket that is there already: EventBridge sends what has the prefix and the
-/// suffix.
+/// A FIFO queue, or an existing bucket: EventBridge sends events with the prefix and the suffix.
 #[tokio::test]
-async fn eventbridge_sends_to_a_fifo_queue_and_for_a_bucket_that_was_there() {
+async fn eventbridge_sends_to_a_fifo_queue_and_for_an_existing_bucket() {
     for parameters in
         [&["Fifo=true", "Suffix=.csv"][..], &["ExistingBucket=incoming", "Suffix=.csv"]]
     {
         let stack = Stack::deploy(parameters).await;
         let cloud = &stack.cloud;
         if cloud.bucket == "incoming" {
-            // What the parameter's description asks for.
+            // The parameter's description requires this.
             let on = EventBridgeConfiguration::builder().build();
             let on = NotificationConfiguration::builder().event_bridge_configuration(on).build();
             let put = cloud.s3.put_bucket_notification_configuration().bucket(&cloud.bucket);
@@ -83,22 +89,21 @@ async fn eventbridge_sends_to_a_fifo_queue_and_for_a_bucket_that_was_there() {
             cloud.put(key, b"x").await;
         }
         eventually("EventBridge sends", async || (cloud.counts().await.0 == 1).then_some(())).await;
-        let left = stack.run_as_worker("--max-messages 2 --wait 1s", "true").await;
+        let exited = stack.run_as_worker("--max-messages 2 --wait 1s", "true").await;
         assert_eq!(
-            (left.code(), cloud.counts().await),
+            (exited.code(), cloud.counts().await),
             (0, (0, 0)),
             "{parameters:?}: {}{}",
-            left.stdout,
-            left.stderr
+            exited.stdout,
+            exited.stderr
         );
-        assert_eq!(left.record("message deleted")["key"], "in/a.csv");
+        assert_eq!(exited.record("message deleted")["key"], "in/a.csv");
     }
 }
 
-/// A queue that is there already stays as it is: the stack has the roles, and a bucket if that is
-/// not there.
+/// An existing queue is not changed: the stack creates the roles, and a bucket if there is none.
 #[tokio::test]
-async fn a_queue_that_was_there_is_used_and_not_changed() {
+async fn an_existing_queue_is_used_and_not_changed() {
     const QUEUE: &str = "ExistingQueueArn=arn:aws:sqs:us-east-1:123456789012:orders";
     for parameters in [&[QUEUE][..], &[QUEUE, "ExistingBucket=incoming"]] {
         let stack = Stack::deploy(parameters).await;
@@ -122,21 +127,21 @@ async fn a_queue_that_was_there_is_used_and_not_changed() {
             cloud.put("in/k", b"x").await;
             cloud.send(created(&cloud.bucket, &json!({ "key": "in/k" }))).await;
         }
-        let left = stack.run_as_worker("--wait 1s", "true").await;
+        let exited = stack.run_as_worker("--wait 1s", "true").await;
         assert_eq!(
-            (left.code(), cloud.counts().await),
+            (exited.code(), cloud.counts().await),
             (0, (0, 0)),
             "{parameters:?}: {}{}",
-            left.stdout,
-            left.stderr
+            exited.stdout,
+            exited.stderr
         );
         let attributes =
             stack.sqs_as(&stack.keda).get_queue_attributes().queue_url(&cloud.queue_url);
-        assert!(stack.guarded(attributes.send()).await.is_ok(), "KEDA asks for its length");
+        assert!(stack.with_iam(attributes.send()).await.is_ok(), "KEDA reads its length");
     }
 }
 
-/// What can be asked of leasehold, as far as it asks AWS for something.
+/// The features of leasehold that use AWS.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Feature {
     Work,
@@ -149,8 +154,8 @@ enum Feature {
     Checkpoints,
 }
 
-/// Spares storage until a lifecycle rule clears up; nothing fails without it.
-const CLEARS_UP: [(&str, &str); 2] =
+/// This frees storage before a lifecycle rule does; it is not required.
+const CLEANUP: [(&str, &str); 2] =
     [("Output", "s3:AbortMultipartUpload"), ("Checkpoints", "s3:AbortMultipartUpload")];
 
 impl Feature {
@@ -165,7 +170,7 @@ impl Feature {
         Self::Checkpoints,
     ];
 
-    /// The actions without which it does not work, by the statement that allows them.
+    /// The required actions, with the statement that allows them.
     fn needs(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Work => &[
@@ -190,7 +195,7 @@ impl Feature {
         }
     }
 
-    /// Whether it works now; `forbidden` is what the role was forbidden.
+    /// Whether the feature works; `forbidden` is the removed action.
     async fn works(self, stack: &Stack, forbidden: Option<(&str, &str)>) -> Result<(), String> {
         let cloud = &stack.cloud;
         drain(cloud).await;
@@ -200,9 +205,9 @@ impl Feature {
         match self {
             Self::Work => {
                 put_work(cloud, 1).await;
-                let left = stack.run_as_worker(flags, "true").await;
-                check(left.code() == 0 && cloud.counts().await == (0, 0), &left.stdout)?;
-                check(left.record("message deleted")["max_receive_count"] == 5, &left.stdout)
+                let exited = stack.run_as_worker(flags, "true").await;
+                check(exited.code() == 0 && cloud.counts().await == (0, 0), &exited.stdout)?;
+                check(exited.record("message deleted")["max_receive_count"] == 5, &exited.stdout)
             }
             Self::Versions => {
                 let put = cloud
@@ -217,23 +222,23 @@ impl Feature {
                 cloud
                     .send(created(&cloud.bucket, &json!({ "key": "in/k", "versionId": version })))
                     .await;
-                let left = stack.run_as_worker(flags, r#"cp "$JOB_INPUT" version"#).await;
-                let got = std::fs::read(cloud.notes.path().join("version")).unwrap_or_default();
-                check(left.code() == 0 && got == b"first", &left.stdout)
+                let exited = stack.run_as_worker(flags, r#"cp "$JOB_INPUT" version"#).await;
+                let got = std::fs::read(cloud.dir.path().join("version")).unwrap_or_default();
+                check(exited.code() == 0 && got == b"first", &exited.stdout)
             }
             Self::Retries => {
                 put_work(cloud, 1).await;
-                let left = stack.run_as_worker(flags, "exit 3").await;
-                let next = left.record("message kept")["next"].as_str().unwrap_or_default();
-                // Not "by" or "when": then it was not released, and its lease has to end.
+                let exited = stack.run_as_worker(flags, "exit 3").await;
+                let next = exited.record("message kept")["next"].as_str().unwrap_or_default();
+                // "by" or "when" would mean that the message was not released.
                 let released = ["visible again by", "visible again when"]
                     .iter()
                     .all(|words| !next.contains(words));
-                check(left.code() == 1 && released, &left.stdout)
+                check(exited.code() == 1 && released, &exited.stdout)
             }
             Self::MissingObjects => {
-                // Moto tells everybody what is not there. S3 tells who may list, and says
-                // "forbidden" to others.
+                // Moto always answers 404 for a missing object; S3 answers 403 to a caller that may
+                // not list.
                 let may_list = forbidden != Some(("MissingObjects", "s3:ListBucket"));
                 let (status, code) =
                     if may_list { (404, "NoSuchKey") } else { (403, "AccessDenied") };
@@ -244,27 +249,27 @@ impl Feature {
                 let mut command =
                     cloud.command(&[], &format!("{flags} --missing-object ignore"), "true");
                 command.envs(&stack.worker.credentials).env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
-                let left = stack.guarded(Leasehold::start(command).left()).await;
-                check(left.code() == 0 && left.stdout.contains("objects_gone"), &left.stdout)
+                let exited = stack.with_iam(Leasehold::start(command).wait()).await;
+                check(exited.code() == 0 && exited.stdout.contains("objects_gone"), &exited.stdout)
             }
             Self::Attempts => {
                 put_work(cloud, 1).await;
                 let flags = format!("{flags} --attempts s3://{}/attempts", cloud.bucket);
-                let left = stack.run_as_worker(&flags, "exit 3").await;
-                let kept = left.record("message kept");
+                let exited = stack.run_as_worker(&flags, "exit 3").await;
+                let kept = exited.record("message kept");
                 let key = format!("attempts/{}/1.json", kept["message_id"].as_str().unwrap());
                 let get = cloud.s3.get_object().bucket(&cloud.bucket).key(key).send().await;
-                check(get.is_ok(), &left.stdout)
+                check(get.is_ok(), &exited.stdout)
             }
             Self::Output => {
                 put_work(cloud, 1).await;
                 let flags = format!("{flags} --output s3://{}/out", cloud.bucket);
-                let left =
+                let exited =
                     stack.run_as_worker(&flags, r#"echo x > "$JOB_OUTPUT_DIR/result""#).await;
-                check(left.code() == 0, &left.stdout)?;
+                check(exited.code() == 0, &exited.stdout)?;
                 let get =
                     cloud.s3.get_object().bucket(&cloud.bucket).key("out/result").send().await;
-                check(get.is_ok(), &left.stdout)
+                check(get.is_ok(), &exited.stdout)
             }
             Self::Idempotency => {
                 let put = cloud
@@ -274,7 +279,7 @@ impl Feature {
                     .key("in/k")
                     .body(b"x".to_vec().into());
                 let version = put.send().await.unwrap().version_id.unwrap();
-                eventually("S3 told the queue", async || {
+                eventually("S3 has sent its events", async || {
                     (cloud.counts().await.0 > 0).then_some(())
                 })
                 .await;
@@ -287,12 +292,13 @@ impl Feature {
                             &json!({ "key": "in/k", "versionId": version, "sequencer": "1" }),
                         ))
                         .await;
-                    let left = stack.run_as_worker(&flags, "true").await;
+                    let exited = stack.run_as_worker(&flags, "true").await;
                     let ended =
-                        left.log.iter().find(|record| record["message"] == "message deleted");
+                        exited.log.iter().find(|record| record["message"] == "message deleted");
                     check(
-                        left.code() == 0 && ended.is_some_and(|ended| ended["outcome"] == outcome),
-                        &left.stdout,
+                        exited.code() == 0
+                            && ended.is_some_and(|ended| ended["outcome"] == outcome),
+                        &exited.stdout,
                     )?;
                 }
                 Ok(())
@@ -303,10 +309,12 @@ impl Feature {
                 let script = r#"cat "$JOB_CHECKPOINT_DIR/half" && exit 0; echo half > "$JOB_CHECKPOINT_DIR/half"; exit 3"#;
                 let kept = stack.run_as_worker(&flags, script).await;
                 check(kept.code() == 1, &kept.stdout)?;
-                eventually("it is visible", async || (cloud.counts().await.0 == 1).then_some(()))
-                    .await;
-                let left = stack.run_as_worker(&flags, script).await;
-                check(left.code() == 0, &left.stdout)?;
+                eventually("the message is visible", async || {
+                    (cloud.counts().await.0 == 1).then_some(())
+                })
+                .await;
+                let exited = stack.run_as_worker(&flags, script).await;
+                check(exited.code() == 0, &exited.stdout)?;
                 let listed = cloud
                     .s3
                     .list_objects_v2()
@@ -314,36 +322,36 @@ impl Feature {
                     .prefix("checkpoints/")
                     .send()
                     .await;
-                check(listed.unwrap().key_count == Some(0), "the checkpoint is not dropped")
+                check(listed.unwrap().key_count == Some(0), "the checkpoint is not deleted")
             }
         }
     }
 }
 
-/// Puts an object, and waits until there are so many messages: S3 takes its time to tell. There can
-/// be more, if the put was tried twice.
+/// Puts an object, and waits for this many messages, since S3 is slow to notify. There can be more,
+/// if the put was retried.
 async fn put_work(cloud: &Cloud, messages: u32) {
     cloud.put("in/k", b"x").await;
-    eventually("S3 told the queue", async || {
+    eventually("S3 has sent its events", async || {
         let visible = cloud.counts().await.0;
         if visible > messages {
-            take_out(cloud, 1).await;
+            delete_messages(cloud, 1).await;
         }
         (visible == messages).then_some(())
     })
     .await;
 }
 
-/// Takes out all messages, those too that are hidden still. (To purge is allowed once a minute.)
+/// Deletes all messages, including hidden ones. (A purge is allowed only once a minute.)
 async fn drain(cloud: &Cloud) {
     eventually("the queue is empty", async || {
-        take_out(cloud, 10).await;
+        delete_messages(cloud, 10).await;
         (cloud.counts().await == (0, 0)).then_some(())
     })
     .await;
 }
 
-async fn take_out(cloud: &Cloud, at_most: i32) {
+async fn delete_messages(cloud: &Cloud, at_most: i32) {
     let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url).wait_time_seconds(0);
     for message in
         asked.max_number_of_messages(at_most).send().await.unwrap().messages.unwrap_or_default()
@@ -364,11 +372,11 @@ fn created(bucket: &str, object: &Value) -> String {
 }
 
 #[tokio::test]
-async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
+async fn the_role_of_the_pods_has_exactly_the_needed_permissions() {
     let stack = Stack::deploy(&["IdempotencyPrefix=done/", "CheckpointPrefix=checkpoints/"]).await;
     let document = &stack.worker.document;
     let allowed: BTreeSet<_> = actions(document).into_iter().collect();
-    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain(&CLEARS_UP);
+    let needed = Feature::ALL.iter().flat_map(|feature| feature.needs()).chain(&CLEANUP);
     let needed: BTreeSet<_> =
         needed.map(|(sid, action)| ((*sid).to_owned(), (*action).to_owned())).collect();
     assert_eq!(allowed, needed);
@@ -385,8 +393,8 @@ async fn the_pods_role_suffices_and_nothing_of_it_is_superfluous() {
     }
 }
 
-/// Another account's cluster, or another cluster of this one, gets nobody's role: a service that
-/// acts for others says for whom.
+/// No other cluster, in this or another account, may assume the roles: the service names the
+/// cluster that it acts for.
 #[tokio::test]
 async fn the_roles_trust_one_cluster_and_one_service_account() {
     let source = |cluster: &str| {
@@ -423,8 +431,7 @@ async fn the_roles_trust_one_cluster_and_one_service_account() {
     }
 }
 
-/// What is put into a text or an ARN must not change what a policy says; and over plain HTTP nobody
-/// gets in.
+/// A parameter must not change the meaning of a policy, and plain HTTP is denied.
 #[test]
 fn parameters_are_bounded_and_the_policies_demand_tls() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -435,20 +442,20 @@ fn parameters_are_bounded_and_the_policies_demand_tls() {
 }
 
 #[tokio::test]
-async fn kedas_role_may_ask_for_the_length_and_nothing_else() {
+async fn the_role_of_keda_may_only_read_the_queue_length() {
     let stack = Stack::deploy(&[]).await;
     let sqs = stack.sqs_as(&stack.keda);
     let url = &stack.cloud.queue_url;
     let length = async || {
         let asked = sqs.get_queue_attributes().queue_url(url);
         let asked = asked.attribute_names(QueueAttributeName::ApproximateNumberOfMessages);
-        stack.guarded(asked.send()).await.is_ok()
+        stack.with_iam(asked.send()).await.is_ok()
     };
     assert!(length().await);
-    assert!(stack.guarded(sqs.receive_message().queue_url(url).send()).await.is_err());
-    assert!(stack.guarded(sqs.purge_queue().queue_url(url).send()).await.is_err());
+    assert!(stack.with_iam(sqs.receive_message().queue_url(url).send()).await.is_err());
+    assert!(stack.with_iam(sqs.purge_queue().queue_url(url).send()).await.is_err());
     let dead_letters = sqs.get_queue_attributes().queue_url(&stack.cloud.dead_letter_queue_url);
-    assert!(stack.guarded(dead_letters.send()).await.is_err(), "another queue");
+    assert!(stack.with_iam(dead_letters.send()).await.is_err(), "another queue");
     assert_eq!(
         actions(&stack.keda.document),
         [("Length".to_owned(), "sqs:GetQueueAttributes".to_owned())]

@@ -1,5 +1,5 @@
-//! docs/existing-cluster.md: its diff and its words are true of the files beside it and of the
-//! program, and what it leads to processes a file.
+//! docs/existing-cluster.md: its diff and its statements match the files and the program, and its
+//! result processes a file.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -55,7 +55,7 @@ fn assembled() -> Vec<Value> {
 }
 
 #[test]
-fn the_diff_makes_the_file_of_what_most_have() {
+fn the_diff_turns_a_typical_file_into_ours() {
     let folder = tempfile::tempdir().unwrap();
     let (before, after) = sides();
     let (file, diff) = (folder.path().join("scaled-job.yaml"), folder.path().join("diff"));
@@ -70,11 +70,11 @@ fn the_diff_makes_the_file_of_what_most_have() {
     assert!(patched.unwrap().success());
     assert_eq!(fs::read_to_string(file).unwrap(), after);
     let shipped = read("deploy/existing-cluster/scaled-job.yaml");
-    assert_eq!(shipped.split_once('\n').unwrap().1, after, "the first line says where it is from");
+    assert_eq!(shipped.split_once('\n').unwrap().1, after, "the first line names its source");
 }
 
 #[test]
-fn what_the_page_says_of_the_old_file_is_what_check_finds() {
+fn the_page_names_the_findings_of_the_old_file() {
     let (before, _) = sides();
     let before = [vec![before], blocks("yaml")]
         .concat()
@@ -95,17 +95,17 @@ fn what_the_page_says_of_the_old_file_is_what_check_finds() {
 #[test]
 fn the_result_passes_every_check() {
     let objects = assembled();
-    let (code, said) = checked(&objects);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"), "{said}");
+    let (code, output) = checked(&objects);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"), "{output}");
     assert_eq!(complaints(&objects), [""; 0]);
 
-    // As the page says of a TriggerAuthentication that is in another file.
-    let alone: Vec<_> =
+    // The page describes this result for a TriggerAuthentication in another file.
+    let without_authentication: Vec<_> =
         objects.into_iter().filter(|object| object["kind"] != "TriggerAuthentication").collect();
-    let (code, said) = checked(&alone);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("\nunchecked[") || said.starts_with("unchecked["), "{said}");
+    let (code, output) = checked(&without_authentication);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("\nunchecked[") || output.starts_with("unchecked["), "{output}");
 }
 
 #[tokio::test]
@@ -127,8 +127,8 @@ async fn the_result_processes_a_file() {
         .unwrap();
     assert!(install.status.success(), "{}", String::from_utf8_lossy(&install.stderr));
 
-    // The program of the page, which knows nothing of SQS.
-    let program = cloud.notes.path().join("process.py");
+    // The program of the page, which does not use SQS.
+    let program = cloud.dir.path().join("process.py");
     fs::write(
         &program,
         "import os\nopen('seen', 'wb').write(open(os.environ['JOB_INPUT'], 'rb').read())\n",
@@ -142,7 +142,7 @@ async fn the_result_processes_a_file() {
         (&["run", "--", "python3"].map(String::from)[..], "/app/process.py")
     );
     let mut pod = Command::new(&words[0]);
-    pod.args(&words[1..]).arg(program).current_dir(cloud.notes.path());
+    pod.args(&words[1..]).arg(program).current_dir(cloud.dir.path());
     for variable in container["env"].as_array().unwrap() {
         let value = match variable["name"].as_str().unwrap() {
             "LEASEHOLD_QUEUE_URL" => cloud.queue_url.clone(),
@@ -151,13 +151,13 @@ async fn the_result_processes_a_file() {
         };
         pod.env(variable["name"].as_str().unwrap(), value);
     }
-    pod.env("LEASEHOLD_TERMINATION_LOG", cloud.notes.path().join("termination-log"));
+    pod.env("LEASEHOLD_TERMINATION_LOG", cloud.dir.path().join("termination-log"));
     pod.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
     pod.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
 
     cloud.put("in/report.csv", b"a,b\n").await;
-    eventually("S3 told the queue", async || (cloud.counts().await.0 > 0).then_some(())).await;
-    let left = Leasehold::start(pod).run_to(0).await;
-    assert_eq!(left.record("message deleted")["key"], "in/report.csv");
-    assert_eq!(fs::read(cloud.notes.path().join("seen")).unwrap(), b"a,b\n");
+    eventually("S3 has sent its event", async || (cloud.counts().await.0 > 0).then_some(())).await;
+    let exited = Leasehold::start(pod).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["key"], "in/report.csv");
+    assert_eq!(fs::read(cloud.dir.path().join("seen")).unwrap(), b"a,b\n");
 }

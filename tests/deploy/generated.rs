@@ -1,4 +1,4 @@
-//! What deploy/regenerate writes is up to date, and means the same as what it is made of.
+//! The files of deploy/regenerate are up to date, and equivalent to their sources.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ const WRITTEN: [&str; 8] = [
 ];
 
 #[test]
-fn every_written_file_is_as_it_would_be_written_now() {
+fn every_generated_file_is_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     let mut copy = Command::new("cp");
     copy.arg("-R")
@@ -55,10 +55,10 @@ fn the_file_to_paste_is_the_default_overlay_and_its_namespace() {
         (&"Namespace".into(), &"leasehold".into())
     );
     assert_eq!(pasted, overlay("heartbeat"));
-    let (code, said) = checked(&pasted);
+    let (code, output) = checked(&pasted);
     assert!(
-        code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
-        "{said}"
+        code == Some(0) && output.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
+        "{output}"
     );
     assert_eq!(complaints(&[vec![namespace], pasted].concat()), [""; 0]);
 
@@ -68,7 +68,7 @@ fn the_file_to_paste_is_the_default_overlay_and_its_namespace() {
     assert!(text.contains(&format!("Change the {edits} lines with \"EDIT\"")), "{edits}");
     let others = text.lines().filter(|line| !line.contains("EDIT") && !line.starts_with('#'));
     for mine in ["123456789012", "eu-central-1", "image: leasehold", "image: python"] {
-        let left: Vec<_> = others.clone().filter(|line| line.contains(mine)).collect();
-        assert_eq!(left, [""; 0], "{mine} is yours to change, and not marked");
+        let remaining: Vec<_> = others.clone().filter(|line| line.contains(mine)).collect();
+        assert_eq!(remaining, [""; 0], "{mine} must be changed by the user, but has no mark");
     }
 }

@@ -1,5 +1,5 @@
-//! The Helm chart: what Helm makes of it equals what kustomize makes of the overlays, and its
-//! values are checked.
+//! The Helm chart: it renders the same objects as the kustomize overlays, and its values are
+//! validated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ struct Report {
     rendered: Vec<Result<BTreeMap<String, String>, String>>,
 }
 
-/// What Helm says of the chart with each of these values; `queueUrl` is added.
+/// Lints the chart, and renders it with each of these values; adds `queueUrl`.
 fn report(name: &str, values: &[Value]) -> Report {
     let releases: Vec<_> = values
         .iter()
@@ -37,13 +37,13 @@ fn report(name: &str, values: &[Value]) -> Report {
         })
         .collect();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/render.py");
-    let said =
+    let output =
         run(installed("helm", "python").arg(script).arg(chart()), &json!(releases).to_string());
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    serde_json::from_slice(&said.stdout).unwrap()
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The objects of one release, those of `helm test` too.
+/// The objects of one release, including those of `helm test`.
 fn release(files: &BTreeMap<String, String>) -> Vec<Value> {
     let manifests = files.iter().filter(|(name, _)| !name.ends_with("NOTES.txt"));
     objects(&manifests.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n---\n"))
@@ -53,11 +53,11 @@ fn render(values: &Value) -> Vec<Value> {
     release(report("leasehold", std::slice::from_ref(values)).rendered[0].as_ref().unwrap())
 }
 
-fn is_of_a_test(object: &Value) -> bool {
+fn is_helm_test(object: &Value) -> bool {
     object["metadata"]["annotations"]["helm.sh/hook"] == "test"
 }
 
-/// Without the labels that say to which release something belongs.
+/// Removes the labels of the release.
 fn without_release(value: &Value) -> Value {
     const OF_THE_RELEASE: [&str; 5] = [
         "app.kubernetes.io/instance",
@@ -70,18 +70,18 @@ fn without_release(value: &Value) -> Value {
         Value::Object(fields) => {
             let kept = fields.iter().filter(|(name, _)| !OF_THE_RELEASE.contains(&name.as_str()));
             let kept = kept.map(|(name, value)| (name.clone(), without_release(value)));
-            let is_left = |(name, value): &(String, Value)| {
+            let is_kept = |(name, value): &(String, Value)| {
                 !["labels", "matchLabels"].contains(&name.as_str())
                     || value.as_object().is_some_and(|it| !it.is_empty())
             };
-            Value::Object(kept.filter(is_left).collect())
+            Value::Object(kept.filter(is_kept).collect())
         }
         Value::Array(values) => values.iter().map(without_release).collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
     }
 }
 
-/// By kind and name.
+/// The objects by kind and name.
 fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
     let named = objects.iter().map(|object| {
         let name = format!(
@@ -94,8 +94,8 @@ fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
     named.collect()
 }
 
-/// Each set of values beside the kustomization that is the same.
-fn twins() -> Vec<(&'static str, Value, Vec<Value>)> {
+/// Sets of values, each with the equivalent kustomization.
+fn equivalents() -> Vec<(&'static str, Value, Vec<Value>)> {
     let own = |text: &str| user(text);
     let secret = "leasehold-aws";
     vec![
@@ -137,7 +137,7 @@ fn twins() -> Vec<(&'static str, Value, Vec<Value>)> {
                 ] } },
                 "networkPolicy": { "podIdentityAgent": false, "egress": [{ "ports": [{ "port": 4566 }] }] },
             }),
-            // The chart makes no Secret.
+            // The chart does not create a Secret.
             overlay("local").into_iter().filter(|object| object["kind"] != "Secret").collect(),
         ),
         (
@@ -243,17 +243,17 @@ transformers: [../last]
 
 #[test]
 fn the_chart_makes_the_objects_of_the_overlays() {
-    let twins = twins();
-    let values: Vec<_> = twins.iter().map(|(_, values, _)| values.clone()).collect();
+    let equivalents = equivalents();
+    let values: Vec<_> = equivalents.iter().map(|(_, values, _)| values.clone()).collect();
     let report = report("leasehold", &values);
     let problems: Vec<_> =
         report.lint.iter().filter(|message| message["severity"].as_u64() > Some(1)).collect();
     assert_eq!(problems, [&Value::Null; 0]);
 
     let mut all = Vec::new();
-    for ((name, _, by_kustomize), files) in twins.iter().zip(&report.rendered) {
+    for ((name, _, by_kustomize), files) in equivalents.iter().zip(&report.rendered) {
         let objects = release(files.as_ref().unwrap_or_else(|why| panic!("{name}: {why}")));
-        let (tests, objects): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_of_a_test);
+        let (tests, objects): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_helm_test);
         assert_eq!(tests.len(), 1, "{name}");
         let (by_helm, by_kustomize) = (by_name(&objects), by_name(by_kustomize));
         assert_eq!(
@@ -262,17 +262,17 @@ fn the_chart_makes_the_objects_of_the_overlays() {
             "{name}"
         );
         for (object, by_helm) in &by_helm {
-            similar_asserts(name, object, by_helm, &by_kustomize[object]);
+            assert_same(name, object, by_helm, &by_kustomize[object]);
         }
-        let (code, said) = checked(&objects);
-        assert_eq!(code, Some(0), "{name}: {said}");
+        let (code, output) = checked(&objects);
+        assert_eq!(code, Some(0), "{name}: {output}");
         all.extend(objects.into_iter().chain(tests));
     }
     assert_eq!(complaints(&all), [""; 0]);
 }
 
-/// Says where two objects differ, instead of printing a dashboard twice.
-fn similar_asserts(twin: &str, object: &str, by_helm: &Value, by_kustomize: &Value) {
+/// Reports the first difference of two objects, instead of printing both.
+fn assert_same(name: &str, object: &str, by_helm: &Value, by_kustomize: &Value) {
     fn first_difference(path: &str, a: &Value, b: &Value) -> Option<String> {
         match (a, b) {
             (Value::Object(left), Value::Object(right)) => {
@@ -291,12 +291,12 @@ fn similar_asserts(twin: &str, object: &str, by_helm: &Value, by_kustomize: &Val
         }
     }
     let difference = first_difference("", by_helm, by_kustomize);
-    assert_eq!(difference, None, "{twin}: {object}");
+    assert_eq!(difference, None, "{name}: {object}");
 }
 
-/// With the one value that nobody else can know.
+/// `queueUrl` is the only required value.
 #[test]
-fn one_value_is_enough_to_render_and_another_name_changes_every_name() {
+fn one_value_is_enough_and_the_release_name_is_in_every_name() {
     let report = report(
         "orders",
         &[json!({}), json!({ "region": "", "queueUrl": "http://emulator:4566/0/q" })],
@@ -308,33 +308,34 @@ fn one_value_is_enough_to_render_and_another_name_changes_every_name() {
             "{object}"
         );
     }
-    let (code, said) = checked(&objects);
+    let (code, output) = checked(&objects);
     assert!(
-        code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
-        "{said}"
+        code == Some(0) && output.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
+        "{output}"
     );
     assert!(report.rendered[1].as_ref().unwrap_err().contains("region is required"));
 }
 
-/// deploy/helm/README.md: the four values that it begins with, and the others that it shows.
+/// deploy/helm/README.md: its first four values, and its other examples.
 #[test]
-fn the_values_of_the_page_are_taken() {
+fn the_values_of_the_page_are_accepted() {
     let page = std::fs::read_to_string(chart().parent().unwrap().join("README.md")).unwrap();
     let blocks: Vec<_> =
         page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let values: Vec<_> = blocks.iter().flat_map(|block| super::manifests::objects(block)).collect();
     assert_eq!((values.len(), values[0].as_object().unwrap().len()), (3, 4));
     for rendered in report("orders", &values).rendered {
-        let (code, said) = checked(&release(&rendered.unwrap()));
+        let (code, output) = checked(&release(&rendered.unwrap()));
         assert!(
-            code == Some(0) && said.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
-            "{said}"
+            code == Some(0)
+                && output.ends_with("errors: 0, warnings: 0, could not be checked: 0\n"),
+            "{output}"
         );
     }
 }
 
 #[test]
-fn job_types_are_given_as_a_file_with_a_command_or_without() {
+fn job_types_become_a_file_with_or_without_a_command() {
     let job_types = json!([{ "name": "csv", "match": { "key": "in/**/*.csv" }, "command": ["true"], "max-duration": "5m" }]);
     for (values, command) in [
         (
@@ -352,13 +353,13 @@ fn job_types_are_given_as_a_file_with_a_command_or_without() {
             [0];
         assert_eq!(container["command"], command);
         assert_eq!(container["volumeMounts"][1]["mountPath"], "/etc/leasehold");
-        let (code, said) = checked(&objects);
-        assert_eq!(code, Some(0), "{said}");
+        let (code, output) = checked(&objects);
+        assert_eq!(code, Some(0), "{output}");
     }
 }
 
 #[test]
-fn values_that_are_misspelt_or_cannot_be_are_refused() {
+fn misspelt_or_invalid_values_are_refused() {
     let cases = [
         (json!({ "queueURL": "x" }), "queueURL"),
         (json!({ "queueUrl": "orders" }), "queueUrl"),
@@ -383,7 +384,7 @@ fn values_that_are_misspelt_or_cannot_be_are_refused() {
 }
 
 #[test]
-fn settings_takes_every_flag_that_the_chart_does_not_set() {
+fn settings_accepts_every_flag_that_the_chart_does_not_set() {
     let schema = std::fs::read_to_string(chart().join("values.schema.json")).unwrap();
     let schema: Value = serde_json::from_str(&schema).unwrap();
     let taken: BTreeSet<_> = schema["properties"]["settings"]["properties"]
@@ -414,7 +415,7 @@ fn settings_takes_every_flag_that_the_chart_does_not_set() {
 }
 
 #[test]
-fn the_versions_are_those_of_the_program() {
+fn the_versions_match_the_program() {
     let read = |name: &str| std::fs::read_to_string(chart().join(name)).unwrap();
     let [chart] = &objects(&read("Chart.yaml"))[..] else { panic!("one document") };
     let version = env!("CARGO_PKG_VERSION");
@@ -423,7 +424,7 @@ fn the_versions_are_those_of_the_program() {
 }
 
 #[test]
-fn the_notes_say_what_to_do_next() {
+fn the_notes_have_the_next_steps() {
     let values = [json!({}), json!({ "command": ["true"] })];
     for rendered in report("orders", &values).rendered {
         let notes = rendered.unwrap().remove("leasehold/templates/NOTES.txt").unwrap();
@@ -435,9 +436,9 @@ fn the_notes_say_what_to_do_next() {
     }
 }
 
-/// The pod of `helm test`, with folders of the test.
+/// The pod of `helm test`, with local folders.
 #[tokio::test]
-async fn helm_test_looks_at_the_queue_and_receives_nothing() {
+async fn helm_test_checks_the_queue_without_a_receive() {
     let cloud = Cloud::new(5).await;
     let values = json!({
         "queueUrl": cloud.queue_url,
@@ -449,7 +450,7 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
     });
     let objects = render(&values);
     let container =
-        &objects.iter().find(|object| is_of_a_test(object)).unwrap()["spec"]["containers"][0];
+        &objects.iter().find(|object| is_helm_test(object)).unwrap()["spec"]["containers"][0];
     assert_eq!(container["command"], json!(["/opt/leasehold/leasehold", "check"]));
     let is_settings = |object: &&Value| object["metadata"]["name"] == "leasehold-settings";
     let settings = &objects.iter().find(is_settings).unwrap()["data"];
@@ -458,7 +459,7 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
         let value = variable["value"].as_str().unwrap_or("by the downward API");
         settings.insert(variable["name"].as_str().unwrap().to_owned(), value.to_owned());
     }
-    settings.insert("LEASEHOLD_WORK_DIR".to_owned(), cloud.notes.path().display().to_string());
+    settings.insert("LEASEHOLD_WORK_DIR".to_owned(), cloud.dir.path().display().to_string());
     let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     check
         .arg("check")
@@ -466,7 +467,7 @@ async fn helm_test_looks_at_the_queue_and_receives_nothing() {
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test");
     cloud.put("in/k", b"x").await;
-    let left = Leasehold::start(check).left().await;
-    assert_eq!(left.code(), 0, "{}{}", left.stdout, left.stderr);
-    assert_eq!(cloud.counts().await.1, 0, "nothing is in flight");
+    let exited = Leasehold::start(check).wait().await;
+    assert_eq!(exited.code(), 0, "{}{}", exited.stdout, exited.stderr);
+    assert_eq!(cloud.counts().await.1, 0, "a message was received");
 }

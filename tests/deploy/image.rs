@@ -1,8 +1,8 @@
-//! The image, as far as it can be made without a registry: a root folder with what the Dockerfile
-//! copies into its last stage and what a kubelet mounts, and in it the static binary as PID 1 of
-//! nobody in particular. Names are looked up by DNS, and SQS and S3 are behind TLS under their own
-//! names. With the variable IMAGE_BUILDER the whole Dockerfile is built, and its image is what
-//! runs.
+//! The image, as far as it can be built without a registry: a root folder with the files of the
+//! Dockerfile's last stage and the mounts of a kubelet, in which the static binary runs as PID 1 of
+//! an unprivileged user. Names are resolved by DNS, and SQS and S3 are behind TLS under their real
+//! names. With the variable IMAGE_BUILDER the whole Dockerfile is built, and the tests run its
+//! image.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ use walkdir::WalkDir;
 
 use crate::support::cloud::{Cloud, Leasehold, eventually};
 
-/// Both are AWS's own.
+/// The real host names of AWS.
 const SQS: &str = "sqs.us-east-1.amazonaws.com";
 const S3: &str = "s3.us-east-1.amazonaws.com";
 
@@ -31,7 +31,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What tests/run has built by deploy/build-static.
+/// The binary that tests/run has built with deploy/build-static.
 fn static_binary() -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_leasehold")).with_file_name("leasehold-static");
     assert!(
@@ -42,12 +42,12 @@ fn static_binary() -> PathBuf {
     binary
 }
 
-/// Of the image that is built whole.
+/// The commit of the built image.
 const COMMIT: &str = "0123abc 2026-11-29";
 
-/// The files of the image that IMAGE_BUILDER makes, if there is that variable: `docker build` or
-/// `buildah build`, for example.
-#[expect(clippy::disallowed_methods, reason = "it is the tests' own")]
+/// The files of the image that IMAGE_BUILDER builds, if it is set: for example `docker build` or
+/// `buildah build`.
+#[expect(clippy::disallowed_methods, reason = "a variable of the tests")]
 static BUILT: LazyLock<Option<TempDir>> = LazyLock::new(|| {
     let builder = std::env::var("IMAGE_BUILDER").ok()?;
     let root = tempfile::tempdir().unwrap();
@@ -65,12 +65,12 @@ static BUILT: LazyLock<Option<TempDir>> = LazyLock::new(|| {
     Some(root)
 });
 
-/// The one that is in the image.
+/// The binary of the image.
 fn binary() -> PathBuf {
     BUILT.as_ref().map_or_else(static_binary, |built| built.path().join("leasehold"))
 }
 
-/// The last stage of the Dockerfile, an instruction each.
+/// The instructions of the Dockerfile's last stage.
 fn last_stage() -> Vec<String> {
     let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile"))
         .unwrap()
@@ -79,7 +79,7 @@ fn last_stage() -> Vec<String> {
     stage.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
 
-/// A network as a pod sees it: a server of names, and AWS behind TLS.
+/// The network of a pod: a DNS server, and AWS behind TLS.
 struct Aws {
     address: Ipv4Addr,
     certificate: String,
@@ -87,9 +87,9 @@ struct Aws {
 }
 
 impl Aws {
-    /// In front of the server at `upstream`.
+    /// Starts in front of the server at `upstream`.
     async fn start(upstream: &str) -> Self {
-        // Of our own, since the ports are given.
+        // An own address, since the ports are fixed.
         let [.., high, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, 83, high, low);
         let made = rcgen::generate_simple_self_signed([SQS, S3].map(str::to_owned)).unwrap();
@@ -105,7 +105,7 @@ impl Aws {
         let dns = UdpSocket::bind((address, 53)).await.expect(privileged);
         let upstream = upstream.trim_start_matches("http://").to_owned();
         let serving = [
-            tokio::spawn(pass_on(https, TlsAcceptor::from(Arc::new(tls)), upstream)),
+            tokio::spawn(forward(https, TlsAcceptor::from(Arc::new(tls)), upstream)),
             tokio::spawn(answer(dns, address)),
         ];
         Self {
@@ -116,7 +116,7 @@ impl Aws {
     }
 }
 
-async fn pass_on(listener: TcpListener, tls: TlsAcceptor, upstream: String) {
+async fn forward(listener: TcpListener, tls: TlsAcceptor, upstream: String) {
     loop {
         let (client, _) = listener.accept().await.unwrap();
         let (tls, upstream) = (tls.clone(), upstream.clone());
@@ -127,7 +127,7 @@ async fn pass_on(listener: TcpListener, tls: TlsAcceptor, upstream: String) {
     }
 }
 
-/// Every name has this address, and no other.
+/// Answers every name with this address.
 async fn answer(socket: UdpSocket, address: Ipv4Addr) {
     const HEAD: usize = 12;
     const TYPE_A: [u8; 2] = [0, 1];
@@ -138,7 +138,7 @@ async fn answer(socket: UdpSocket, address: Ipv4Addr) {
         let question = &buffer[HEAD..HEAD + labels + 5];
         let answers = u8::from(question[labels + 1..labels + 3] == TYPE_A);
         let id = &buffer[..2];
-        // A response, with recursion; one question, so many answers.
+        // A response, with recursion; one question, and the number of answers.
         let mut packet = [id, &[0x81, 0x80, 0, 1, 0, answers, 0, 0, 0, 0], question].concat();
         if answers > 0 {
             // The name of the question; A, IN, 60 s, four bytes.
@@ -149,7 +149,7 @@ async fn answer(socket: UdpSocket, address: Ipv4Addr) {
     }
 }
 
-/// The image's files, and those that a kubelet brings.
+/// The files of the image, and those of the kubelet.
 struct Container {
     root: TempDir,
 }
@@ -166,7 +166,7 @@ impl Container {
                 "/etc/ssl/certs/ca-certificates.crt" => {
                     std::fs::write(at(to), aws.map_or("", |aws| &aws.certificate)).unwrap();
                 }
-                _ => panic!("what is {to}?"),
+                _ => panic!("unknown file {to}"),
             }
         }
         if let Some(aws) = aws {
@@ -177,7 +177,7 @@ impl Container {
             std::fs::create_dir(at(folder)).unwrap();
         }
         std::os::unix::fs::chown(at("/work"), Some(65532), Some(65532))
-            .expect("only root may do that");
+            .expect("only root may change the owner");
         Self { root }
     }
 
@@ -201,14 +201,15 @@ impl Container {
         command
     }
 
-    /// `leasehold run` on the queue, as a pod runs it.
+    /// `leasehold run` on the queue, as in a pod.
     fn run(&self, cloud: &Cloud, arguments: &[&str]) -> Leasehold {
         let queue = format!("https://{SQS}/000000000000/{}", cloud.bucket);
         let mut command =
             self.command(&["run", "--queue-url", &queue, "--work-dir", "/work", "--wait", "1s"]);
         command.arg("--").args(arguments);
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        // Its own name; but a bucket's is a path there, since the certificate is for one host.
+        // A custom endpoint with the real name gives path-style buckets, since the certificate is
+        // for one host.
         command.env("AWS_ENDPOINT_URL_S3", format!("https://{S3}"));
         Leasehold::start(command)
     }
@@ -232,7 +233,7 @@ fn the_last_stage_is_two_files_labels_a_user_and_an_entrypoint() {
 }
 
 #[test]
-fn the_image_if_it_is_built_has_two_files_and_knows_its_commit() {
+fn a_built_image_has_two_files_and_its_commit() {
     let Some(built) = BUILT.as_ref() else { return };
     let files = WalkDir::new(built.path()).sort_by_file_name().into_iter().map(Result::unwrap);
     let files: Vec<_> = files
@@ -248,7 +249,7 @@ fn the_image_if_it_is_built_has_two_files_and_knows_its_commit() {
 }
 
 #[test]
-fn the_build_gets_its_sources_and_nothing_else_of_the_repository() {
+fn the_build_context_has_only_the_sources() {
     let dockerfile = std::fs::read_to_string(repository().join("deploy/Dockerfile")).unwrap();
     let copies = dockerfile
         .lines()
@@ -264,20 +265,20 @@ fn the_build_gets_its_sources_and_nothing_else_of_the_repository() {
 }
 
 #[tokio::test]
-async fn in_an_empty_root_names_tls_sqs_and_s3_work() {
+async fn dns_tls_sqs_and_s3_work_in_an_empty_root() {
     let cloud = Cloud::new(5).await;
     let aws = Aws::start(&cloud.endpoint).await;
     let container = Container::new(Some(&aws));
     cloud.put("k", b"some bytes").await;
-    // There is no other program in there.
-    let left = container.run(&cloud, &["/leasehold", "--version"]).run_to(0).await;
-    assert_eq!(left.record("message deleted")["size"], 10);
+    // The image has no other program.
+    let exited = container.run(&cloud, &["/leasehold", "--version"]).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["size"], 10);
     let line =
-        left.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
+        exited.log.iter().find(|record| record["stream"] == "stdout").expect("the command ran");
     assert!(line["line"].as_str().unwrap().starts_with("leasehold "));
     assert_eq!(cloud.counts().await, (0, 0));
 
-    // As PID 1 it hears TERM, and hands it on.
+    // As PID 1 it handles TERM, and forwards it.
     cloud.put("k", b"x").await;
     let idle = format!("https://{SQS}/000000000000/{}-dlq", cloud.bucket);
     let command = [
@@ -295,19 +296,19 @@ async fn in_an_empty_root_names_tls_sqs_and_s3_work() {
     let run = container.run(&cloud, &command);
     eventually("the message is in flight", async || (cloud.counts().await == (0, 1)).then_some(()))
         .await;
-    let started = eventually("it runs as PID 1", async || {
+    let started = eventually("PID 1 runs", async || {
         let children = format!("/proc/{0}/task/{0}/children", run.pid());
         std::fs::read_to_string(children).ok()?.trim().parse::<i32>().ok()
     })
     .await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(started), Signal::SIGTERM).unwrap();
-    let left = run.run_to(143).await;
-    assert_eq!(left.record("message kept")["outcome"], "stopped");
+    let exited = run.expect_exit(143).await;
+    assert_eq!(exited.record("message kept")["outcome"], "stopped");
     assert_eq!(cloud.counts().await, (1, 0));
 }
 
 #[tokio::test]
-async fn from_an_empty_root_it_installs_itself() {
+async fn the_binary_installs_itself_from_an_empty_root() {
     let container = Container::new(None);
     let installed: Output = container.command(&["install", "/work"]).output().await.unwrap();
     assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));

@@ -1,4 +1,4 @@
-//! `leasehold install`, as the init container runs it.
+//! `leasehold install`, as in the init container.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -13,7 +13,7 @@ fn install(into: &Path) -> Output {
 }
 
 #[test]
-fn the_copy_is_this_binary_for_everybody_to_run() {
+fn the_copy_is_this_binary_and_executable_by_all_users() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("leasehold");
     std::fs::write(&copy, "an old one").unwrap();
@@ -26,19 +26,19 @@ fn the_copy_is_this_binary_for_everybody_to_run() {
     assert_ne!(
         metadata.ino(),
         old,
-        "it was written over, not replaced: a reader could see half of it"
+        "it was overwritten, not replaced: a reader could see a partial file"
     );
     assert_eq!(
         std::fs::read(&copy).unwrap(),
         std::fs::read(env!("CARGO_BIN_EXE_leasehold")).unwrap()
     );
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "other files remain");
     let version = Command::new(&copy).arg("--version").output().unwrap();
     assert!(String::from_utf8_lossy(&version.stdout).starts_with("leasehold "));
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_refused_by_name() {
+fn a_missing_folder_is_refused_by_name() {
     let installed = install(Path::new("/nonexistent/folder"));
     assert_eq!(installed.status.code(), Some(78));
     let complaint = String::from_utf8_lossy(&installed.stderr);

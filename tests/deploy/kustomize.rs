@@ -1,5 +1,5 @@
-//! The manifests: every overlay and component is built, and each object is one that Kubernetes and
-//! KEDA take as it is meant.
+//! The manifests: every overlay and component builds, and Kubernetes and KEDA accept each object as
+//! intended.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,7 @@ pub fn overlay(name: &str) -> Vec<Value> {
     build(&kustomize().join("overlays").join(name))
 }
 
-/// What a user's own kustomization makes of ours. `kustomization` is the text below `resources`,
-/// which has paths from the folder of ours as `../PATH`.
+/// The objects of a user's kustomization; it refers to our folders as `../PATH`.
 pub fn user(kustomization: &str) -> Vec<Value> {
     let folder = TempDir::new().unwrap();
     let copied = Command::new("cp").arg("-R").arg(kustomize()).arg(folder.path()).status().unwrap();
@@ -90,7 +89,7 @@ fn every_overlay_is_valid() {
 }
 
 #[test]
-fn every_component_is_valid_alone_and_with_all_others() {
+fn every_component_is_valid_alone_and_combined() {
     assert_eq!(folders("components"), COMPONENTS.map(str::to_owned).into());
     let alone = COMPONENTS.map(|name| with_components(&[name])).concat();
     assert_eq!(complaints(&[alone, with_components(&COMPONENTS)].concat()), [""; 0]);
@@ -98,13 +97,13 @@ fn every_component_is_valid_alone_and_with_all_others() {
 
 /// deploy/kustomize/README.md: its kustomization, and its tables of overlays and components.
 #[test]
-fn the_page_has_a_kustomization_that_works_and_names_every_folder() {
+fn the_page_has_a_valid_kustomization_and_names_every_folder() {
     let page = std::fs::read_to_string(kustomize().join("README.md")).unwrap();
     let (_, block) = page.split_once("```yaml\n").unwrap();
     let objects = user(block.split("```").next().unwrap());
     assert_eq!(complaints(&objects), [""; 0]);
-    let (code, said) = checked(&objects);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, output) = checked(&objects);
+    assert_eq!(code, Some(0), "{output}");
 
     let rows = |title: &str| -> BTreeSet<String> {
         let (_, section) = page.split_once(&format!("\n## {title}\n")).unwrap();
@@ -118,7 +117,7 @@ fn the_page_has_a_kustomization_that_works_and_names_every_folder() {
     );
 }
 
-/// Where an object names another one, by that one's kind.
+/// The references of objects to others: the other's kind, and the pointer to its name.
 const REFERENCES: [(&str, &str); 12] = [
     ("ConfigMap", "/spec/jobTargetRef/template/spec/containers/0/envFrom/0/configMapRef/name"),
     ("ConfigMap", "/spec/jobTargetRef/template/spec/volumes/1/configMap/name"),
@@ -137,7 +136,7 @@ const REFERENCES: [(&str, &str); 12] = [
     ("Deployment", "/spec/egress/2/to/0/podSelector/matchLabels/app.kubernetes.io~1name"),
 ];
 
-/// Each name that an object is called by, and how many there were.
+/// Checks each reference, and returns their number.
 fn check_references(objects: &[Value]) -> usize {
     let names = |kind: &str| -> Vec<&Value> {
         objects
@@ -155,7 +154,7 @@ fn check_references(objects: &[Value]) -> usize {
             found += 1;
             assert!(
                 names(kind).contains(&name),
-                "{} calls the {kind} {name}; there are {:?}",
+                "{} refers to the {kind} {name}; there are {:?}",
                 object["kind"],
                 names(kind)
             );
@@ -165,8 +164,8 @@ fn check_references(objects: &[Value]) -> usize {
 }
 
 #[test]
-fn every_name_that_is_called_exists_with_a_prefix_too() {
-    // The Pushgateway is called by its label, which no prefix changes.
+fn every_referenced_name_exists_also_with_a_prefix() {
+    // The Pushgateway is selected by its label, which a prefix does not change.
     assert_eq!(check_references(&overlay("local")), 12);
     let prefixed = user(r#"{ "resources": ["../overlays/local"], "namePrefix": "orders-" }"#);
     let of_the_pushgateway = ["Service", "Deployment", "NetworkPolicy"];
@@ -177,7 +176,7 @@ fn every_name_that_is_called_exists_with_a_prefix_too() {
 }
 
 #[test]
-fn the_defaults_are_those_that_keda_needs() {
+fn the_defaults_are_right_for_keda() {
     for name in OVERLAYS {
         let objects = overlay(name);
         let spec = &only(&objects, "ScaledJob")["spec"];
@@ -201,7 +200,7 @@ fn the_defaults_are_those_that_keda_needs() {
         assert_eq!(
             pod["containers"].as_array().unwrap().len(),
             1,
-            "KEDA reads the environment of the first"
+            "KEDA reads the environment of the first container"
         );
         let probe = &pod["containers"][0]["readinessProbe"];
         assert_eq!((&probe["periodSeconds"], &probe["failureThreshold"]), (&json!(1), &json!(1)));
@@ -210,7 +209,7 @@ fn the_defaults_are_those_that_keda_needs() {
 }
 
 #[test]
-fn every_container_may_do_nothing_that_it_need_not() {
+fn every_container_has_minimal_privileges() {
     let objects = with_components(&COMPONENTS);
     let mut pods = vec![&only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"]];
     pods.push(&only(&objects, "Deployment")["spec"]["template"]["spec"]);
@@ -242,13 +241,13 @@ fn every_container_may_do_nothing_that_it_need_not() {
 }
 
 #[test]
-fn what_is_said_twice_is_a_copy() {
+fn repeated_values_are_copies() {
     let objects = overlay("heartbeat");
     assert_eq!(env(&objects, "LEASEHOLD_TERMINATION_GRACE"), "120s");
     assert_eq!(env(&objects, "LEASEHOLD_WORK_DIR_LIMIT"), "2Gi");
     assert_eq!(env(&overlay("spot"), "LEASEHOLD_TERMINATION_GRACE"), "90s");
 
-    // A user's patch comes first.
+    // A user's patch is applied first.
     let objects = user(
         r"
 resources: [../overlays/heartbeat]
@@ -274,9 +273,9 @@ transformers: [../last]
     assert_eq!(complaints(&objects), [""; 0]);
 }
 
-/// A patch of one's own: whatever it leaves out of `resources`, the room on the node is asked for.
+/// Also if a user's patch replaces `resources`, the pod requests ephemeral storage.
 #[test]
-fn resources_may_be_replaced_as_a_whole() {
+fn resources_may_be_replaced_completely() {
     for (resources, kept) in [
         ("{}", "/requests"),
         ("{limits: {memory: 8Gi}}", "/limits/memory"),
@@ -303,7 +302,7 @@ transformers: [../last]
 }
 
 #[test]
-fn every_setting_is_one_that_leasehold_knows() {
+fn every_setting_is_known_to_leasehold() {
     let actions = command();
     let known: BTreeSet<_> = actions
         .get_subcommands()
@@ -329,7 +328,7 @@ fn every_setting_is_one_that_leasehold_knows() {
 }
 
 #[test]
-fn prometheus_takes_the_scrape_settings() {
+fn prometheus_accepts_the_scrape_settings() {
     let file = kustomize().join("components/pushgateway/scrape-config.yaml");
     let checked = Command::new("promtool").args(["check", "config"]).arg(&file).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
@@ -342,7 +341,7 @@ fn a_pod_that_is_scraped_does_not_push() {
     let settings =
         objects.iter().find(|object| object["metadata"]["name"] == "leasehold-settings").unwrap();
     assert!(settings["data"].get("LEASEHOLD_PUSHGATEWAY").is_none());
-    assert!(!objects.iter().any(|object| object["kind"] == "CronJob"), "there is nothing to sweep");
+    assert!(!objects.iter().any(|object| object["kind"] == "CronJob"), "a sweep is not needed");
     assert_eq!(
         policy(&objects, "leasehold")["ingress"],
         json!([{ "ports": [{ "port": "metrics" }] }])
@@ -350,20 +349,20 @@ fn a_pod_that_is_scraped_does_not_push() {
 }
 
 #[test]
-fn with_pod_identity_the_network_policy_lets_the_agent_be_asked() {
+fn with_pod_identity_the_network_policy_allows_the_agent() {
     let agent = json!({
         "to": [{ "ipBlock": { "cidr": "169.254.170.23/32" } }, { "ipBlock": { "cidr": "fd00:ec2::23/128" } }],
         "ports": [{ "port": 80 }],
     });
-    let asks_it = |objects: &[Value]| {
+    let allows_agent = |objects: &[Value]| {
         policy(objects, "leasehold")["egress"].as_array().unwrap().contains(&agent)
     };
-    assert!(asks_it(&with_components(&["network-policy", "pod-identity"])));
-    assert!(!asks_it(&with_components(&["network-policy"])));
+    assert!(allows_agent(&with_components(&["network-policy", "pod-identity"])));
+    assert!(!allows_agent(&with_components(&["network-policy"])));
     for (name, has_agent) in
         [("heartbeat", true), ("fixed", true), ("spot", true), ("local", false)]
     {
-        assert_eq!(asks_it(&overlay(name)), has_agent, "{name}");
+        assert_eq!(allows_agent(&overlay(name)), has_agent, "{name}");
     }
 }
 
@@ -374,9 +373,9 @@ fn policy<'a>(objects: &'a [Value], name: &str) -> &'a Value {
     &objects.iter().find(is_it).unwrap()["spec"]
 }
 
-/// What the documents say of it: nobody calls the pods, and they get to no port but these.
+/// As documented: no connection to the pods, and from them only to these ports.
 #[test]
-fn the_network_is_as_closed_as_it_is_said_to_be() {
+fn the_network_is_as_closed_as_documented() {
     for (name, ports) in [
         ("heartbeat", json!([53, 53, 443, 9091, 80])),
         ("fixed", json!([53, 53, 443, 9091, 80])),
@@ -409,10 +408,7 @@ fn the_network_is_as_closed_as_it_is_said_to_be() {
             (&rule["ports"], rule["from"].as_array().unwrap().len()),
             (&json!([{ "port": 9091 }]), 2)
         );
-        assert_eq!(
-            rule["from"][0]["podSelector"], pods["podSelector"],
-            "who is to push gets there"
-        );
+        assert_eq!(rule["from"][0]["podSelector"], pods["podSelector"], "the pods may push");
         let from_prometheus = &rule["from"][1];
         assert!(
             from_prometheus["namespaceSelector"].is_object()
@@ -427,7 +423,7 @@ fn the_network_is_as_closed_as_it_is_said_to_be() {
 }
 
 #[test]
-fn what_the_customary_samples_get_wrong_is_refused() {
+fn mistakes_of_customary_samples_are_refused() {
     let good = only(&overlay("heartbeat"), "ScaledJob").clone();
     let cases = [
         (

@@ -1,5 +1,5 @@
-//! Kubernetes objects: built by kustomize, and refused where Kubernetes or KEDA would refuse or
-//! ignore something.
+//! Kubernetes objects: built by kustomize, and checked for fields that Kubernetes or KEDA would
+//! refuse or ignore.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -26,7 +26,7 @@ pub fn build(folder: &Path) -> Vec<Value> {
     objects(&String::from_utf8(built.stdout).unwrap())
 }
 
-/// The objects in a text, as the reader of YAML 1.1 sees them that kubectl and Helm have, too.
+/// The objects in a text, parsed as YAML 1.1, as by kubectl and Helm.
 pub fn objects(yaml: &str) -> Vec<Value> {
     const TO_JSON: &str = "import json, sys, yaml; print(json.dumps([one for one in yaml.safe_load_all(sys.stdin) if one]))";
     let converted = run(installed("kubernetes", "python").args(["-c", TO_JSON]), yaml);
@@ -34,42 +34,42 @@ pub fn objects(yaml: &str) -> Vec<Value> {
     serde_json::from_slice(&converted.stdout).unwrap()
 }
 
-/// The exit code of `leasehold check --manifest - --strict`, and what it prints.
+/// The exit code and the output of `leasehold check --manifest - --strict`.
 pub fn checked(objects: &[Value]) -> (Option<i32>, String) {
     let mut check = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     check.args(["check", "--strict", "--manifest", "-"]);
     let documents: Vec<_> = objects.iter().map(Value::to_string).collect();
     let checked = run(&mut check, &documents.join("\n---\n"));
-    let said = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
-    (checked.status.code(), said)
+    let output = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
+    (checked.status.code(), output)
 }
 
-/// Gives a program its standard input, and waits for its end.
+/// Runs a program with this standard input.
 pub fn run(command: &mut Command, input: &str) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it is installed");
+        .expect("the program is installed");
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
     child.wait_with_output().unwrap()
 }
 
-/// The one object of this kind.
+/// The only object of this kind.
 pub fn only<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let found: Vec<_> = objects.iter().filter(|object| object["kind"] == kind).collect();
     assert_eq!(found.len(), 1, "{kind}");
     found[0]
 }
 
-/// The oldest Kubernetes whose schema takes all that we use (before, a `podFailurePolicy` without
-/// conditions was refused), and the newest that there is a schema of.
+/// The oldest Kubernetes whose schema accepts our objects (before, a `podFailurePolicy` without
+/// conditions was refused), and the newest one with a schema.
 const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
 
-/// What is wrong with the objects, strictly read: a line each, with the object's name.
+/// The errors of the objects, strictly parsed: one line each, with the object's name.
 pub fn complaints(objects: &[Value]) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut core = Vec::new();
@@ -82,7 +82,7 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
                     json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "spec": job }),
                 );
                 let findings = super::check_manifest::findings(slice::from_ref(object)).into_iter();
-                // Of this one alone: what others tell it is not looked at here.
+                // Only of this object: settings from other objects are unchecked here.
                 let findings = findings.filter(|finding| finding.severity != Severity::Unchecked);
                 complaints.extend(findings.map(|finding| finding.to_string()));
                 read::<Value>(object)
@@ -106,10 +106,10 @@ pub fn complaints(objects: &[Value]) -> Vec<String> {
         let mut validate = installed("kubernetes", "kubernetes-validate");
         let validated =
             run(validate.args(["--strict", "--quiet", "-k", version]).arg(file.path()), "");
-        // That there is no schema for a kind is a warning, and a complaint to us.
-        let said = String::from_utf8([validated.stdout, validated.stderr].concat()).unwrap();
-        assert!(validated.status.success() || !said.is_empty(), "it refuses without a word");
-        complaints.extend(said.lines().map(str::to_owned));
+        // A kind without a schema is only a warning, but a complaint here.
+        let output = String::from_utf8([validated.stdout, validated.stderr].concat()).unwrap();
+        assert!(validated.status.success() || !output.is_empty(), "it fails without output");
+        complaints.extend(output.lines().map(str::to_owned));
     }
     complaints
 }
@@ -138,7 +138,7 @@ struct Metadata {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// As KEDA 2.20 has it, with the ways to AWS that we use.
+/// As in KEDA 2.20, with the AWS credentials that we use.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[expect(dead_code, reason = "read to be checked")]
@@ -178,7 +178,7 @@ struct SecretTargetRef {
     key: String,
 }
 
-/// As the Prometheus Operator has them, with the fields that we use.
+/// As in the Prometheus Operator, with the fields that we use.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[expect(dead_code, reason = "read to be checked")]

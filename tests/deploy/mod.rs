@@ -1,4 +1,4 @@
-//! What a cluster and an account are given: everything below deploy/.
+//! The files below deploy/, for a cluster and an AWS account.
 
 mod check;
 mod check_manifest;

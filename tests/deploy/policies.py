@@ -14,7 +14,7 @@ ATTRIBUTES = {
     "Key.Arn": "arn:aws:kms:REGION:ACCOUNT_ID:key/KEY_ID",
     "Bucket": "BUCKET_NAME",
 }
-# With everything that a role can be asked for.
+# With all optional permissions.
 EVERYTHING = {"UseKmsKey": "true", "CheckpointPrefix": "checkpoints/", "IdempotencyPrefix": "done/"}
 
 
@@ -22,7 +22,7 @@ def of_the_template(role):
     stack = Stack(ROOT / "deploy/cloudformation/leasehold.yaml", EVERYTHING, ATTRIBUTES)
     [policy] = stack.resource(role)["Policies"]
     for statement in policy["PolicyDocument"]["Statement"]:
-        # A list of one is that one.
+        # A list with one element equals the element.
         if isinstance(statement["Resource"], list) and len(statement["Resource"]) == 1:
             [statement["Resource"]] = statement["Resource"]
     return policy["PolicyDocument"]
@@ -43,14 +43,14 @@ def grants(document):
 assert of_a_file("worker.json") == of_the_template("WorkerRole")
 assert of_a_file("keda.json") == of_the_template("KedaRole")
 
-# The pods may do nothing with dead letters, and people nothing with the work.
+# The pods have no access to dead letters, and the operators no access to the work.
 worker, operator = grants(of_a_file("worker.json")), grants(of_a_file("operator.json"))
 assert not [action for action, resource in worker if "MoveTask" in action or resource == f"{QUEUE}-dlq"]
 on_the_queue = {action for action, resource in operator if resource == QUEUE}
 assert on_the_queue == {"sqs:GetQueueAttributes", "sqs:SendMessage"}, on_the_queue
 assert all("*" not in action for action, _ in worker | operator)
 
-# The page leaves out what it does not use, and has names of its own.
+# The page omits unused statements, and has its own names.
 page = (ROOT / "docs/existing-cluster.md").read_text()
 of_the_page = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
 

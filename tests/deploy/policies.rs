@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::support::servers::installed;
 
 #[test]
-fn the_plain_policies_are_those_of_the_template() {
+fn the_plain_policies_match_the_template() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/policies.py");
     let compared = installed("moto", "python").arg(script).output().unwrap();
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));

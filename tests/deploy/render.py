@@ -1,4 +1,4 @@
-"""render.py CHART reads [{name, namespace, values}] from standard input, and prints what Helm makes of each: {file: text}, or why it refuses."""
+"""render.py CHART reads [{name, namespace, values}] from standard input, and prints the rendered files of each, {file: text}, or Helm's error."""
 
 import json
 import sys

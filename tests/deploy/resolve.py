@@ -1,4 +1,4 @@
-"""What CloudFormation makes of its intrinsic functions, as far as deploy/cloudformation/leasehold.yaml uses them."""
+"""Evaluates CloudFormation's intrinsic functions, as far as deploy/cloudformation/leasehold.yaml uses them."""
 
 import re
 
@@ -15,7 +15,7 @@ PSEUDO = {
 
 
 class Stack:
-    """The template with these parameters. What would be an attribute of a resource is in `attributes`."""
+    """The template with these parameters. `attributes` has the attributes of resources."""
 
     def __init__(self, path, parameters, attributes):
         with open(path) as file:
@@ -26,7 +26,7 @@ class Stack:
         self.attributes = attributes
 
     def resource(self, name):
-        """What is made, or None if its condition does not hold."""
+        """The properties of a resource, or None if its condition is false."""
         resource = self.template["Resources"][name]
         if "Condition" in resource and not self.condition(resource["Condition"]):
             return None

@@ -1,4 +1,4 @@
-"""stack.py ENDPOINT PARAMETER=VALUE... deploys deploy/cloudformation/leasehold.yaml and prints what came of it as JSON."""
+"""stack.py ENDPOINT PARAMETER=VALUE... deploys deploy/cloudformation/leasehold.yaml and prints the stack as JSON."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ def client(service):
 
 def deploy(parameters):
     parameters = dict(parameter.split("=", 1) for parameter in parameters)
-    make_what_exists(parameters)
+    create_existing_resources(parameters)
     cloudformation = client("cloudformation")
     cloudformation.create_stack(
         StackName="leasehold",
@@ -41,7 +41,7 @@ def role(arn):
     name = arn.split("/")[-1]
     iam = client("iam")
     policy = iam.list_role_policies(RoleName=name)["PolicyNames"][0]
-    # Moto's CloudFormation writes a policy as Python would, and its IAM cannot read that.
+    # Moto's CloudFormation writes a policy in Python syntax, which its IAM cannot read.
     document = ast.literal_eval(iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"])
     document["Statement"] = [statement for statement in document["Statement"] if statement]
     iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=json.dumps(document))
@@ -59,7 +59,7 @@ def role(arn):
 
 
 def finish_bucket(outputs, parameters):
-    """Moto's CloudFormation forgets a bucket's notifications and versions: they are set as the template says."""
+    """Moto's CloudFormation ignores a bucket's notifications and versions: set them as in the template."""
     attributes = {"QueuePolicy": "policy"}
     if "ExistingQueueArn" not in parameters:
         queue = client("sqs").get_queue_attributes(QueueUrl=outputs["QueueUrl"], AttributeNames=["QueueArn"])
@@ -81,7 +81,7 @@ def finish_bucket(outputs, parameters):
     )
 
 
-def make_what_exists(parameters):
+def create_existing_resources(parameters):
     if "ExistingBucket" in parameters:
         client("s3").create_bucket(Bucket=parameters["ExistingBucket"])
     if "ExistingQueueArn" in parameters:

@@ -1,5 +1,5 @@
-//! What the CloudFormation template makes, on moto, whose IAM can be told to refuse what a role
-//! does not allow.
+//! The resources of the CloudFormation template on moto, whose IAM can enforce the permissions of a
+//! role.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::aws;
-use crate::support::cloud::{Cloud, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, Leasehold, eventually};
 use crate::support::servers::{Moto, installed};
 
 pub struct Stack {
@@ -22,11 +22,11 @@ pub struct Stack {
     moto: Moto,
 }
 
-/// As stack.py tells it.
+/// A role, as printed by stack.py.
 #[derive(Deserialize)]
 pub struct Role {
     pub name: String,
-    /// The name of its one policy.
+    /// The name of its only policy.
     policy: String,
     pub document: Value,
     pub trust: Value,
@@ -53,7 +53,7 @@ impl Stack {
         assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
         let Deployed { mut outputs, worker, keda } =
             serde_json::from_slice(&deployed.stdout).unwrap();
-        // Not ours to make, if the queue is not.
+        // For an existing queue the template creates no dead-letter queue.
         let dead_letter_queue_url = outputs.remove("DeadLetterQueueUrl").unwrap_or_default();
         let mut output = |name: &str| outputs.remove(name).unwrap();
         let config = aws::config(&moto.endpoint());
@@ -65,9 +65,9 @@ impl Stack {
             bucket: output("BucketName"),
             queue_url: output("QueueUrl"),
             dead_letter_queue_url,
-            notes: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         };
-        // EventBridge sends none.
+        // EventBridge sends no test event.
         let by_eventbridge = |parameter: &&str| {
             *parameter == "Fifo=true" || parameter.starts_with("ExistingBucket=")
         };
@@ -80,23 +80,22 @@ impl Stack {
         Self { cloud, worker, keda, moto }
     }
 
-    /// Does something while IAM looks at every request; before and after, nobody is asked who he
-    /// is.
-    pub async fn guarded<T>(&self, doing: impl Future<Output = T>) -> T {
+    /// Runs `action` while IAM checks every request; before and after, IAM is off.
+    pub async fn with_iam<T>(&self, action: impl Future<Output = T>) -> T {
         self.post("/moto-api/reset-auth", "", "0").await;
-        let done = doing.await;
+        let result = action.await;
         self.post("/moto-api/reset-auth", "", "inf").await;
-        done
+        result
     }
 
-    /// The same for a run of leasehold with the pods' role.
-    pub async fn run_as_worker(&self, flags: &str, script: &str) -> Left {
+    /// Runs leasehold with the role of the pods, while IAM checks every request.
+    pub async fn run_as_worker(&self, flags: &str, script: &str) -> ExitedRun {
         let mut command = self.cloud.command(&[], flags, script);
         command.envs(&self.worker.credentials);
-        self.guarded(Leasehold::start(command).left()).await
+        self.with_iam(Leasehold::start(command).wait()).await
     }
 
-    /// Gives a role another policy.
+    /// Replaces the policy of a role.
     pub async fn set_policy(&self, role: &Role, document: &Value) {
         let text = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let body = format!(
@@ -116,7 +115,7 @@ impl Stack {
         aws_sdk_sqs::Client::new(&aws::config_as(&self.cloud.endpoint, credentials))
     }
 
-    /// To moto itself, or to a service of it, which it knows by the signature.
+    /// Sends a request to moto itself, or to the service that the signature names.
     async fn post(&self, path: &str, service: &str, body: &str) {
         let mut connection =
             TcpStream::connect(self.moto.endpoint().trim_start_matches("http://")).await.unwrap();
@@ -149,18 +148,18 @@ pub fn without(document: &Value, sid: &str, action: &str) -> Value {
     let mut document = document.clone();
     let statements = document["Statement"].as_array_mut().unwrap();
     for statement in statements.iter_mut().filter(|statement| statement["Sid"] == sid) {
-        let mut left: Vec<_> =
+        let mut remaining: Vec<_> =
             listed(&statement["Action"]).into_iter().filter(|one| one != action).collect();
-        if left.is_empty() {
-            // IAM wants one; nobody here lists queues.
-            left.push("sqs:ListQueues".to_owned());
+        if remaining.is_empty() {
+            // IAM requires an action; this one has no effect here.
+            remaining.push("sqs:ListQueues".to_owned());
         }
-        statement["Action"] = left.into();
+        statement["Action"] = remaining.into();
     }
     document
 }
 
-/// IAM takes one for a list of one.
+/// IAM accepts a single action instead of a list.
 fn listed(actions: &Value) -> Vec<String> {
     let one = |action: &Value| action.as_str().unwrap().to_owned();
     actions

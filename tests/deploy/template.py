@@ -1,4 +1,4 @@
-"""template.py TEMPLATE looks at what no emulator of CloudFormation does: what parameters take, and the policies of queues and bucket."""
+"""template.py TEMPLATE checks what CloudFormation emulators do not: the accepted parameters, and the policies of queues and bucket."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ GOOD = {
     "AlarmTopicArn": ["", "arn:aws:sns:eu-central-1:123456789012:alarms", "arn:aws-us-gov:sns:us-gov-west-1:123456789012:a"],
 }
 
-# What would be more than a name in a text, or a pattern in an ARN.
+# Values that are more than a name in a text, or a pattern in an ARN.
 BAD = ['a"b', "a*", "a?b", "a b", "${AWS::AccountId}", "a\\b", 'x"}],"Condition":{', "a\nb", "ü", "a{b}", "//"]
 
 
@@ -64,13 +64,13 @@ def check_tls(resources):
 
 
 class Named(dict):
-    """What CloudFormation knows of a resource only when it is made."""
+    """Attributes that CloudFormation knows only after a resource is created."""
 
     def __missing__(self, name):
         return f"<{name}>"
 
 
-def check_what_is_made(path, resources):
+def check_resources(path, resources):
     queue = {"Queue", "DeadLetterQueue", "QueuePolicy", "DeadLetterQueuePolicy", "DeadLetterAlarm"}
     bucket = {"Bucket", "BucketPolicy"}
     always = {"WorkerRole", "KedaRole", "AgeAlarm"}
@@ -99,4 +99,4 @@ with open(sys.argv[1]) as file:
     template = yaml.load(file, Loader)
 check_parameters(template["Parameters"])
 check_tls(template["Resources"])
-check_what_is_made(sys.argv[1], template["Resources"])
+check_resources(sys.argv[1], template["Resources"])

@@ -1,5 +1,5 @@
-//! The newcomer's path: every command of the steps in deploy/first-file.md, with moto in
-//! place of AWS, and without a registry and a cluster. What would have been applied is then run.
+//! The path of a new user: every command of "Steps" in deploy/first-file.md, with moto in
+//! place of AWS, and without a registry and a cluster. Then the pod of the manifests is run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +27,7 @@ fn commands(section: &str) -> String {
     blocks.collect()
 }
 
-/// Moto forgets the outputs of a stack that a change set made, which is how `deploy` makes one.
+/// Moto loses the outputs of a stack that was created by a change set, as `deploy` does.
 const AWS: &str = r#"[ "$1 $2" = "cloudformation deploy" ] || exec AWS "$@"
 shift 2
 while [ $# -gt 0 ]; do
@@ -41,14 +41,13 @@ done
 exec AWS cloudformation create-stack $others --template-body "file://$template" \
     --parameters "ParameterKey=${parameter%%=*},ParameterValue=${parameter#*=}""#;
 
-/// A copy of what is checked out, and programs that stand for those that need a registry or a
-/// cluster.
-struct Newcomer {
+/// A copy of the repository, and stand-ins for the programs that need a registry or a cluster.
+struct Walkthrough {
     folder: TempDir,
     moto: Moto,
 }
 
-impl Newcomer {
+impl Walkthrough {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,12 +64,12 @@ impl Newcomer {
         let programs = folder.path().join("programs");
         fs::create_dir(&programs).unwrap();
         let aws = installed("aws", "aws");
-        let said = r#"echo "$(basename "$0") $*" >> "$CALLS""#;
+        let log_call = r#"echo "$(basename "$0") $*" >> "$CALLS""#;
         for (name, script) in [
             ("aws", AWS.replace("AWS", &aws.get_program().display().to_string())),
-            ("docker", said.to_owned()),
-            ("helm", said.to_owned()),
-            ("kubectl", said.to_owned()),
+            ("docker", log_call.to_owned()),
+            ("helm", log_call.to_owned()),
+            ("kubectl", log_call.to_owned()),
         ] {
             fs::write(programs.join(name), format!("#!/bin/sh\n{script}\n")).unwrap();
             fs::set_permissions(programs.join(name), fs::Permissions::from_mode(0o755)).unwrap();
@@ -78,7 +77,7 @@ impl Newcomer {
         Self { folder, moto: Moto::start().await }
     }
 
-    /// What a shell says to the script.
+    /// Runs a shell script and returns its output.
     async fn sh(&self, script: &str) -> String {
         let path = format!("{}:/usr/bin:/bin", self.folder.path().join("programs").display());
         let mut command = Command::new("sh");
@@ -99,8 +98,8 @@ impl Newcomer {
 }
 
 #[tokio::test]
-async fn the_steps_lead_to_a_processed_file() {
-    let newcomer = Newcomer::new().await;
+async fn the_first_file_page_leads_to_a_processed_file() {
+    let newcomer = Walkthrough::new().await;
     newcomer.sh(&commands("Steps")).await;
     let calls = fs::read_to_string(newcomer.folder.path().join("calls")).unwrap();
     assert!(calls.contains("\nkubectl apply -k deploy/kustomize/own\n"), "{calls}");
@@ -109,9 +108,9 @@ async fn the_steps_lead_to_a_processed_file() {
     assert_eq!(complaints(&objects), [""; 0]);
     let pod = &only(&objects, "ScaledJob")["spec"]["jobTargetRef"]["template"]["spec"];
     let built = calls.lines().find_map(|call| call.strip_prefix("docker push ")).unwrap();
-    assert_eq!(pod["initContainers"][0]["image"], built, "what was pushed is what runs");
+    assert_eq!(pod["initContainers"][0]["image"], built, "the pushed image is the one that runs");
 
-    // The container's environment, with folders and ports of this machine.
+    // The container's environment, with local folders and ports.
     let config = |name: &str| {
         objects.iter().find(|object| object["metadata"]["name"] == name).unwrap()["data"].clone()
     };
@@ -133,7 +132,7 @@ async fn the_steps_lead_to_a_processed_file() {
     env.insert("LEASEHOLD_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()));
     env.insert("LEASEHOLD_PUSHGATEWAY".to_owned(), format!("http://127.0.0.1:{}", free_port()));
 
-    // Moto's CloudFormation forgets the bucket's notifications.
+    // Moto's CloudFormation ignores the bucket's notifications.
     let bucket = place.strip_prefix("s3://").unwrap().split('/').next().unwrap();
     let entry = json!({
         "eventVersion": "2.1",
@@ -165,20 +164,18 @@ async fn the_steps_lead_to_a_processed_file() {
         .env("AWS_ENDPOINT_URL", newcomer.moto.endpoint());
     pod.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
     pod.env("LEASEHOLD_TERMINATION_LOG", work_dir.path().join("termination-log"));
-    let left = Leasehold::start(pod).run_to(0).await;
-    assert_eq!(left.record("message deleted")["key"], "in/CHANGELOG.md");
-    let line = left
-        .log
-        .iter()
-        .find_map(|record| record["line"].as_str())
-        .expect("the sample says something");
+    let exited = Leasehold::start(pod).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["key"], "in/CHANGELOG.md");
+    let line =
+        exited.log.iter().find_map(|record| record["line"].as_str()).expect("the sample's output");
     let lines =
         fs::read_to_string(newcomer.folder.path().join("CHANGELOG.md")).unwrap().lines().count();
     assert_eq!(serde_json::from_str::<Value>(line).unwrap()["lines"], lines);
-    assert_fluent_bit_reads(&left.log[0]);
+    assert_fluent_bit_reads(&exited.log[0]);
 }
 
-/// As far as that can be seen without a Fluent Bit: none is in a registry that tests may use.
+/// Compares the configuration with a log record, without Fluent Bit, which is in no registry that
+/// tests may use.
 fn assert_fluent_bit_reads(record: &Value) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fluent-bit");
     let setting = |file: &str, name: &str| {
@@ -198,7 +195,7 @@ fn assert_fluent_bit_reads(record: &Value) {
     assert_eq!(setting("inputs.conf", "multiline.parser"), "docker, cri");
     assert_eq!(setting("filters.conf", "Key_Name"), "log");
     assert_eq!(setting("filters.conf", "Parser "), setting("parsers.conf", "Name"));
-    // The pods of the manifests, as the kubelet names their logs.
+    // The kubelet's name for a log of these pods.
     let log = "/var/log/containers/leasehold-x7k2p-9f4qd_leasehold_leasehold-0123abcd.log";
     let tag = setting("inputs.conf", "Tag").replace('*', &log[1..].replace('/', "."));
     let fits = |pattern: &str, text: &str| {

@@ -1,4 +1,4 @@
-//! The metrics themselves.
+//! The metrics of one pod.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,8 +21,8 @@ const S: Duration = Duration::from_secs(1);
 fn metrics() -> Metrics {
     let (_, log) = NonBlockingBuilder::default().finish(std::io::sink());
     drop(log);
-    let (nobody_writes, _log) = NonBlockingBuilder::default().finish(std::io::sink());
-    Metrics::new("orders", nobody_writes.error_counter(), SystemTime::UNIX_EPOCH + 1_000 * S)
+    let (writer, _log) = NonBlockingBuilder::default().finish(std::io::sink());
+    Metrics::new("orders", writer.error_counter(), SystemTime::UNIX_EPOCH + 1_000 * S)
 }
 
 fn subject(receive_count: u32) -> Subject {
@@ -69,8 +69,8 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
     }
 }
 
-/// One message after another, with everything that can be told of them.
-fn eventful(metrics: &Metrics) {
+/// Records every kind of observation and report.
+fn record_everything(metrics: &Metrics) {
     for observation in [
         Observation::ReceivedNothing,
         Observation::ReceiveFailed,
@@ -80,7 +80,7 @@ fn eventful(metrics: &Metrics) {
         Observation::Extend(ExtendResult::AtCeiling),
         Observation::Delete(DeleteResult::Deleted),
         Observation::Delete(DeleteResult::Failed),
-        Observation::LeaseLeft(80 * S),
+        Observation::LeaseRemaining(80 * S),
     ] {
         metrics.record(observation);
     }
@@ -98,12 +98,12 @@ fn eventful(metrics: &Metrics) {
     metrics.finished(0, SystemTime::UNIX_EPOCH + 1_200 * S);
 }
 
-/// A Pushgateway answers 400 to a push whose types or help texts are not those of another group, so
-/// they can never change: a clash between two versions of leasehold shows here.
+/// A Pushgateway answers 400 to a push whose types or help texts differ from those of another
+/// group, so they can never change: this test shows a clash between two versions of leasehold.
 #[test]
-fn names_types_and_help_texts_are_as_they_ever_were() {
+fn names_types_and_help_texts_do_not_change() {
     let metrics = metrics();
-    eventful(&metrics);
+    record_everything(&metrics);
     let text = metrics.text().replace(env!("CARGO_PKG_VERSION"), "VERSION");
     insta::assert_snapshot!(text);
 }
@@ -111,14 +111,14 @@ fn names_types_and_help_texts_are_as_they_ever_were() {
 #[test]
 fn one_pod_has_few_series() {
     let metrics = metrics();
-    eventful(&metrics);
+    record_everything(&metrics);
     let text = metrics.text();
     let series = text.lines().filter(|line| !line.starts_with('#')).count();
     assert!(series <= 60, "{series} series");
 }
 
 #[test]
-fn a_failure_is_told_from_a_stop_and_a_last_attempt_from_others() {
+fn failures_stops_and_last_attempts_have_separate_series() {
     let metrics = metrics();
     let failed = || KeepReason::CommandFailed(Exit::Code(1));
     for (receive_count, why, returns) in [

@@ -1,23 +1,23 @@
-//! Seeing it: what is counted, where it goes, and that none of it changes an outcome.
+//! Metrics and log records: their values and targets, and that they never change an outcome.
 
+mod accuracy;
 mod counts;
 mod dashboard;
 mod probes;
 mod pushgateway;
 mod records;
-mod truth;
 
 use std::time::Duration;
 
 use leasehold::adapters::http::{Answer, Http};
 
-/// A request to a server of this machine.
+/// A request to a local server.
 async fn get(url: &str) -> Result<Answer, String> {
     Http::new(None).send("GET", url, &[], "", Duration::from_secs(5)).await
 }
 
-/// The value of the one series in `text` that begins like this; the label of the queue, which all
-/// have, is left out.
+/// The value of the only series in `text` with this name and these labels; `queue`, which all have,
+/// is omitted.
 fn value(text: &str, series: &str) -> Option<f64> {
     let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
     let labels: Vec<&str> =

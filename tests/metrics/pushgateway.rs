@@ -1,4 +1,4 @@
-//! `--pushgateway` and `leasehold sweep`, against the real one.
+//! `--pushgateway` and `leasehold sweep`, with a real Pushgateway.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -11,7 +11,7 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use super::{get, value};
-use crate::support::cloud::{Cloud, GREEDY, Leasehold, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, GREEDY, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::servers::Pushgateway;
 
@@ -28,18 +28,18 @@ fn sweep(gateway: &Pushgateway, flags: &str) -> Leasehold {
     Leasehold::start(command)
 }
 
-fn swept(left: &Left) -> (u64, u64) {
-    let record = left.record("swept");
+fn swept(exited: &ExitedRun) -> (u64, u64) {
+    let record = exited.record("swept");
     (record["found"].as_u64().unwrap(), record["deleted"].as_u64().unwrap())
 }
 
 #[tokio::test]
-async fn a_pod_that_is_gone_has_left_its_metrics() {
+async fn a_finished_pod_has_pushed_its_metrics() {
     let gateway = Pushgateway::start(None).await;
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"12345").await;
     let flags = format!("--pushgateway {} --namespace files --pod-name pod-1", gateway.url());
-    cloud.run(&flags, &format!("{GREEDY}; sleep 0.1")).run_to(0).await;
+    cloud.run(&flags, &format!("{GREEDY}; sleep 0.1")).expect_exit(0).await;
     let text = pushed(&gateway, "pod-1").await;
     let of = |series: &str| value(&text, &format!("leasehold_{series}"));
     assert_eq!(
@@ -59,13 +59,13 @@ async fn a_pod_that_is_gone_has_left_its_metrics() {
 }
 
 #[tokio::test]
-async fn a_pod_that_works_for_long_is_seen_while_it_works() {
+async fn a_long_running_pod_pushes_while_it_works() {
     let gateway = Pushgateway::start(None).await;
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let flags = format!("--pushgateway {} --push-interval 1s --pod-name pod-1", gateway.url());
     let run = cloud.run(&flags, "until [ -e go ]; do sleep 0.05; done");
-    eventually("a pod at work is seen", async || {
+    eventually("the metrics of a working pod are pushed", async || {
         (value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight") == Some(1.0))
             .then_some(())
     })
@@ -74,14 +74,14 @@ async fn a_pod_that_works_for_long_is_seen_while_it_works() {
         value(&pushed(&gateway, "pod-1").await, "leasehold_run_finished_timestamp_seconds"),
         None
     );
-    cloud.tell("go");
-    run.run_to(0).await;
+    cloud.touch("go");
+    run.expect_exit(0).await;
     assert_eq!(value(&pushed(&gateway, "pod-1").await, "leasehold_messages_in_flight"), Some(0.0));
 }
 
-/// Dead, silent, or refusing: outcomes, exit codes and the stop are as without one.
+/// With a dead, silent, or refusing gateway, outcomes, exit codes and the stop are as without one.
 #[tokio::test]
-async fn a_gateway_that_does_not_take_the_metrics_changes_nothing() {
+async fn a_failing_gateway_changes_nothing() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let refusing = Http::start(|_| (400, "inconsistent help".to_owned())).await;
     let dead = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
@@ -95,22 +95,22 @@ async fn a_gateway_that_does_not_take_the_metrics_changes_nothing() {
         cloud.put("k", b"x").await;
         cloud.put("l", b"x").await;
         let flags = format!("--pushgateway {url} --push-interval 1s");
-        let left = cloud.run(&flags, "exit 0").run_to(0).await;
-        assert!(left.stdout.contains(why), "no {why:?} in\n{}", left.stdout);
+        let exited = cloud.run(&flags, "exit 0").expect_exit(0).await;
+        assert!(exited.stdout.contains(why), "no {why:?} in\n{}", exited.stdout);
 
         let run = cloud
             .run(&format!("{flags} --wait 1s --termination-grace 9s"), "echo up > up; sleep 60");
-        cloud.note("up").await;
+        cloud.file("up").await;
         let asked_at = Instant::now();
         run.signal(Signal::SIGTERM);
-        run.run_to(143).await;
+        run.expect_exit(143).await;
         assert!(asked_at.elapsed() < Duration::from_secs(9), "{url}: {:?}", asked_at.elapsed());
         assert_eq!(cloud.counts().await, (1, 0), "{url}");
     }
 }
 
 #[tokio::test]
-async fn a_gateway_behind_tls_and_a_password_takes_them() {
+async fn a_gateway_may_require_tls_and_a_password() {
     let secrets = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         std::fs::write(secrets.path().join(name), text).unwrap();
@@ -135,8 +135,8 @@ async fn a_gateway_behind_tls_and_a_password_takes_them() {
             format!("--pushgateway {url} --pushgateway-basic-auth-file {auth} --pod-name pod-1");
         let mut command = cloud.command(&[], &flags, "exit 0");
         command.env("AWS_CA_BUNDLE", &certificate);
-        let left = Leasehold::start(command).run_to(0).await;
-        assert_eq!(left.stdout.contains("HTTP 401"), !finds_group, "{}", left.stdout);
+        let exited = Leasehold::start(command).expect_exit(0).await;
+        assert_eq!(exited.stdout.contains("HTTP 401"), !finds_group, "{}", exited.stdout);
 
         let http = Client::new(Some(certificate.clone().into()));
         let authorization = [("authorization", "Basic cG9kOnNlY3JldA==".to_owned())];
@@ -148,55 +148,58 @@ async fn a_gateway_behind_tls_and_a_password_takes_them() {
 }
 
 #[tokio::test]
-async fn a_sweep_deletes_what_pods_left_that_are_gone_and_nothing_else() {
+async fn a_sweep_deletes_only_the_groups_of_finished_or_dead_pods() {
     let gateway = Pushgateway::start(None).await;
     let cloud = Cloud::new(5).await;
     let flags = format!("--pushgateway {} --wait 0s --pod-name", gateway.url());
-    cloud.run(&format!("{flags} finished"), "exit 0").run_to(0).await;
-    cloud.run(&format!("{flags} other-job --pushgateway-job other"), "exit 0").run_to(0).await;
+    cloud.run(&format!("{flags} finished"), "exit 0").expect_exit(0).await;
+    cloud.run(&format!("{flags} other-job --pushgateway-job other"), "exit 0").expect_exit(0).await;
     cloud.put("k", b"x").await;
     let killed = cloud.run(&format!("{flags} a/killed:pod"), "echo up > up; sleep 60");
-    cloud.note("up").await;
-    eventually("it is pushed", async || {
+    cloud.file("up").await;
+    eventually("the metrics are pushed", async || {
         (!pushed(&gateway, "a/killed:pod").await.is_empty()).then_some(())
     })
     .await;
     killed.signal(Signal::SIGKILL);
-    let _ = killed.ends_unread().await;
+    let _ = killed.wait_without_reading().await;
 
-    // Nothing is old enough.
-    assert_eq!(swept(&sweep(&gateway, "").run_to(0).await), (2, 0));
-    // One has finished; the other has not been silent for 20 of its intervals.
-    assert_eq!(swept(&sweep(&gateway, "--older-than 0s").run_to(0).await), (2, 1));
+    // No group is old enough.
+    assert_eq!(swept(&sweep(&gateway, "").expect_exit(0).await), (2, 0));
+    // One pod has finished; the other has not been silent for 20 of its intervals.
+    assert_eq!(swept(&sweep(&gateway, "--older-than 0s").expect_exit(0).await), (2, 1));
     assert_eq!(pushed(&gateway, "finished").await, "");
     assert!(!pushed(&gateway, "a/killed:pod").await.is_empty());
     assert!(!pushed(&gateway, "other-job").await.is_empty());
 
-    // The same pod, had it pushed more often.
+    // The same pod with a shorter push interval.
     let text = "# TYPE leasehold_push_interval_seconds gauge\nleasehold_push_interval_seconds 0\n";
     let group = format!("{}/metrics/job/leasehold/instance@base64/YS9raWxsZWQ6cG9k", gateway.url());
     let push = Client::new(None).send("PUT", &group, &[], text, Duration::from_secs(5)).await;
     assert_eq!(push.unwrap().status, 200);
-    assert_eq!(swept(&sweep(&gateway, "--older-than 0s").run_to(0).await), (1, 1));
+    assert_eq!(swept(&sweep(&gateway, "--older-than 0s").expect_exit(0).await), (1, 1));
     assert_eq!(pushed(&gateway, "a/killed:pod").await, "");
     assert!(!pushed(&gateway, "other-job").await.is_empty());
 }
 
 #[tokio::test]
-async fn a_sweep_without_a_gateway_says_so() {
+async fn a_sweep_without_a_gateway_fails() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let dead = silent.local_addr().unwrap();
     drop(silent);
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args(["sweep", "--pushgateway", &format!("http://{dead}")]);
     assert_eq!(
-        Leasehold::start(command).run_to(69).await.record("the Pushgateway could not be swept")["level"],
+        Leasehold::start(command)
+            .expect_exit(69)
+            .await
+            .record("the Pushgateway could not be swept")["level"],
         "ERROR"
     );
 }
 
 #[tokio::test]
-async fn settings_that_cannot_work_are_refused() {
+async fn invalid_settings_are_refused() {
     let cloud = Cloud::new(5).await;
     for (flags, why) in [
         ("--pushgateway gateway:9091", "--pushgateway \"gateway:9091\" is not the URL of a server"),
@@ -217,29 +220,33 @@ async fn settings_that_cannot_work_are_refused() {
         ),
         ("--push-interval 100ms", "--push-interval 100ms must be at least 1s"),
     ] {
-        let left = cloud.run(flags, "exit 0").run_to(78).await;
-        assert!(left.stderr.contains(why) && !left.stderr.contains("s3cr3t"), "{}", left.stderr);
+        let exited = cloud.run(flags, "exit 0").expect_exit(78).await;
+        assert!(
+            exited.stderr.contains(why) && !exited.stderr.contains("s3cr3t"),
+            "{}",
+            exited.stderr
+        );
     }
 }
 
 #[tokio::test]
-async fn the_help_does_not_show_what_urls_are_set_to() {
+async fn the_help_does_not_show_the_values_of_urls() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     command.args(["run", "--help"]);
     command
         .env("LEASEHOLD_PUSHGATEWAY", "http://user:s3cr3t@gateway")
         .env("LEASEHOLD_QUEUE_URL", "http://user:s3cr3t@sqs");
-    let left = Leasehold::start(command).run_to(0).await;
+    let exited = Leasehold::start(command).expect_exit(0).await;
     assert!(
-        left.stdout.contains("LEASEHOLD_PUSHGATEWAY") && !left.stdout.contains("s3cr3t"),
+        exited.stdout.contains("LEASEHOLD_PUSHGATEWAY") && !exited.stdout.contains("s3cr3t"),
         "{}",
-        left.stdout
+        exited.stdout
     );
 }
 
-/// A refusal is told, but not what it repeats of our own password.
+/// The log has the gateway's refusal, but not the password that it repeats.
 #[tokio::test]
-async fn a_password_that_a_gateway_repeats_is_not_told() {
+async fn a_password_in_an_answer_is_redacted() {
     let echoes = Http::start(|request| {
         let authorization =
             request.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("none");
@@ -253,23 +260,23 @@ async fn a_password_that_a_gateway_repeats_is_not_told() {
         std::fs::write(&file, content).unwrap();
         let flags =
             format!("--pushgateway {} --pushgateway-{flag} {}", echoes.endpoint, file.display());
-        let left = cloud.run(&format!("{flags} --wait 0s"), "exit 0").run_to(0).await;
-        let told = left.record("the last metrics could not be pushed")["error"]
+        let exited = cloud.run(&format!("{flags} --wait 0s"), "exit 0").expect_exit(0).await;
+        let error = exited.record("the last metrics could not be pushed")["error"]
             .as_str()
             .unwrap()
             .to_owned();
         assert!(
-            told.starts_with("HTTP 400: no user for ") && told.contains("[redacted]"),
-            "{told}"
+            error.starts_with("HTTP 400: no user for ") && error.contains("[redacted]"),
+            "{error}"
         );
         for secret in ["s3cr3t", "dXNlcjpzM2NyM3", "czNjcjN0", "\u{1b}"] {
-            assert!(!left.stdout.contains(secret), "{}", left.stdout);
+            assert!(!exited.stdout.contains(secret), "{}", exited.stdout);
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_is_read_as_far_as_its_limit() {
+async fn an_answer_is_read_up_to_a_limit() {
     let long = Http::start(|_| (200, "x".repeat(3 << 20))).await;
     let answer = Client::new(None)
         .send("GET", &long.endpoint, &[], "", Duration::from_secs(30))
@@ -284,9 +291,9 @@ async fn an_answer_is_read_as_far_as_its_limit() {
     assert_eq!((answer.body.len(), answer.is_whole), (1 << 20, true));
 }
 
-/// A metric that is called `labels` takes the place of the labels in what the gateway answers.
+/// A metric called `labels` replaces the labels in the gateway's answer.
 #[tokio::test]
-async fn a_sweep_survives_groups_of_any_shape() {
+async fn a_sweep_accepts_unexpected_groups() {
     let gateway = Pushgateway::start(None).await;
     let put = async |group: &str, text: &str| {
         let url = format!("{}/metrics/{group}", gateway.url());
@@ -307,7 +314,7 @@ async fn a_sweep_survives_groups_of_any_shape() {
         "# TYPE leasehold_run_finished_timestamp_seconds gauge\nleasehold_run_finished_timestamp_seconds NaN\n",
     )
     .await;
-    assert_eq!(swept(&sweep(&gateway, "").run_to(0).await), (2, 1));
+    assert_eq!(swept(&sweep(&gateway, "").expect_exit(0).await), (2, 1));
     assert_eq!(pushed(&gateway, "old").await, "");
     assert!(!pushed(&gateway, "x").await.is_empty());
 }

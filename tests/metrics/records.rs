@@ -1,4 +1,4 @@
-//! Log records and the termination message, of the real binary.
+//! Log records and the termination message of the real binary.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use aws_sdk_sqs::types::{
 use leasehold::telemetry::records::FIELDS;
 use serde_json::Value;
 
-use crate::support::cloud::{Cloud, GREEDY, Left, eventually};
+use crate::support::cloud::{Cloud, ExitedRun, GREEDY, eventually};
 
 const TRACE_ID: &str = "5759e988bd862e3fe1be46a994272793";
 
@@ -22,7 +22,7 @@ fn notification(cloud: &Cloud, key: &str) -> String {
     .to_string()
 }
 
-/// Sends a message about the object `k`, of which S3 itself told nothing.
+/// Sends a message about the object `k`, instead of S3's own notification.
 async fn send_traced(cloud: &Cloud, name: &str, value: &str) {
     cloud.put("k", b"12345").await;
     cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
@@ -47,7 +47,7 @@ async fn send_traced(cloud: &Cloud, name: &str, value: &str) {
 }
 
 #[tokio::test]
-async fn a_trace_is_read_and_logged_and_handed_to_the_command() {
+async fn a_trace_id_is_logged_and_passed_to_the_command() {
     let traceparent = format!("00-{TRACE_ID}-53995c3f42cd8ad8-01");
     for (name, value) in [
         ("traceparent", &*traceparent),
@@ -58,15 +58,15 @@ async fn a_trace_is_read_and_logged_and_handed_to_the_command() {
     ] {
         let cloud = Cloud::new(5).await;
         send_traced(&cloud, name, value).await;
-        let left = cloud.run("", r#"echo "$TRACEPARENT" > trace"#).run_to(0).await;
-        assert_eq!(cloud.note("trace").await, traceparent, "{name}");
+        let exited = cloud.run("", r#"echo "$TRACEPARENT" > trace"#).expect_exit(0).await;
+        assert_eq!(cloud.file("trace").await, traceparent, "{name}");
         for record in ["message started", "message deleted"] {
-            assert_eq!(left.record(record)["trace_id"], TRACE_ID, "{name}, {record}");
+            assert_eq!(exited.record(record)["trace_id"], TRACE_ID, "{name}, {record}");
         }
     }
 }
 
-/// Fields of a record, less those that are not there.
+/// The fields of a record that are not null.
 fn fields(record: &Value) -> impl Iterator<Item = String> {
     record
         .as_object()
@@ -96,24 +96,24 @@ async fn the_documentation_has_every_field_of_a_messages_records() {
     ];
     for (code, script) in scripts {
         send_traced(&cloud, "traceparent", &format!("00-{TRACE_ID}-53995c3f42cd8ad8-01")).await;
-        let left: Left = cloud.run(&output, &script).run_to(code).await;
-        logged.extend(left.log.iter().flat_map(fields));
+        let exited: ExitedRun = cloud.run(&output, &script).expect_exit(code).await;
+        logged.extend(exited.log.iter().flat_map(fields));
     }
-    // That nobody reads the log, and that a run is stopped, are tests of their own.
+    // Other tests cover these fields: an unread log, and a stop.
     logged.extend(["dropped_lines", "stop_grace_s"].map(str::to_owned));
     assert_eq!(logged, documented);
 }
 
-/// Kubernetes cuts a longer one anywhere, and then it is no JSON.
+/// Kubernetes truncates a longer message, which would break the JSON.
 #[tokio::test]
-async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object_is_called() {
+async fn a_termination_message_is_one_line_of_json_within_the_size_limit() {
     let cloud = Cloud::new(5).await;
-    // As JSON a control character takes six bytes.
+    // In JSON a control character takes six bytes.
     for (length, fits) in [(10, true), (1_000, false)] {
         let key = "%01".repeat(length);
         cloud.send(notification(&cloud, &key)).await;
-        cloud.run("--input none", "exit 65").run_to(65).await;
-        let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
+        cloud.run("--input none", "exit 65").expect_exit(65).await;
+        let message = std::fs::read_to_string(cloud.dir.path().join("termination-log")).unwrap();
         assert!(
             message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'),
             "{message}"
@@ -129,31 +129,32 @@ async fn a_termination_message_is_one_line_of_json_that_fits_whatever_the_object
 }
 
 #[tokio::test]
-async fn the_last_words_of_a_pod_are_about_what_it_failed_of_whatever_else_succeeded() {
+async fn the_termination_message_is_about_a_failure_even_if_others_succeeded() {
     let cloud = Cloud::new(5).await;
     for key in ["bad", "good"] {
         cloud.send(notification(&cloud, key)).await;
     }
     let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
-    let left = cloud
+    let exited = cloud
         .run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script)
-        .run_to(65)
+        .expect_exit(65)
         .await;
-    assert_eq!(left.record("message deleted")["key"], "good");
-    let leaving: Vec<_> = left.log.iter().filter(|record| record["message"] == "exiting").collect();
-    assert_eq!((leaving.len(), &leaving[0]["exit"]), (1, &65.into()));
-    let message = std::fs::read_to_string(cloud.notes.path().join("termination-log")).unwrap();
+    assert_eq!(exited.record("message deleted")["key"], "good");
+    let exiting: Vec<_> =
+        exited.log.iter().filter(|record| record["message"] == "exiting").collect();
+    assert_eq!((exiting.len(), &exiting[0]["exit"]), (1, &65.into()));
+    let message = std::fs::read_to_string(cloud.dir.path().join("termination-log")).unwrap();
     let fields: Value = serde_json::from_str(&message).unwrap();
     assert_eq!((&fields["key"], &fields["outcome"]), (&"bad".into(), &"permanent".into()));
 }
 
-/// Nobody can write another one then; and while beats come, it says when the message is visible
-/// again after the last of them.
+/// A killed pod cannot write another message; so each heartbeat updates the time at which the
+/// message is visible again.
 #[tokio::test]
-async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_visible_again() {
+async fn a_pod_that_is_killed_leaves_a_message_about_its_work() {
     let cloud = Cloud::new(5).await;
-    let path = cloud.notes.path().join("termination-log");
-    let left_behind = || {
+    let path = cloud.dir.path().join("termination-log");
+    let read_message = || {
         let message = std::fs::read_to_string(&path).ok()?;
         serde_json::from_str::<Value>(&message)
             .ok()
@@ -161,18 +162,21 @@ async fn a_pod_that_is_killed_leaves_behind_what_it_worked_on_and_when_that_is_v
     };
     cloud.send(notification(&cloud, "a/b c")).await;
     let run = cloud.run("--input none --visibility-timeout 3s", "echo up > up; sleep 600");
-    cloud.note("up").await;
+    cloud.file("up").await;
     let visible = |fields: &Value| {
         fields["next"].as_str()?.split_once(" visible again by ").map(|(_, at)| at.to_owned())
     };
-    let first = eventually("the lease is said", async || visible(&left_behind()?)).await;
-    let later =
-        eventually("a beat is said", async || visible(&left_behind()?).filter(|at| *at != first))
+    let first =
+        eventually("the message has the end of the lease", async || visible(&read_message()?))
             .await;
+    let later = eventually("a heartbeat updates it", async || {
+        visible(&read_message()?).filter(|at| *at != first)
+    })
+    .await;
     assert!(later.len() == "12:03:20Z".len() && later.ends_with('Z'), "{later}");
     run.signal(nix::sys::signal::Signal::SIGKILL);
-    let _ = run.ends_unread().await;
-    let fields = left_behind().expect("it is whole");
+    let _ = run.wait_without_reading().await;
+    let fields = read_message().expect("a complete message");
     assert_eq!((&fields["outcome"], &fields["key"]), (&"in_progress".into(), &"a/b c".into()));
     assert_eq!(
         (&fields["bucket"], &fields["receive_count"]),

@@ -1,11 +1,11 @@
-//! What a queue does: the same assertions about the queue in memory, on a paused clock, and about
-//! the SQS adapter against two real servers, so that one server's quirk does not become our
+//! The contract of a queue: the same assertions about the in-memory queue, on a paused clock, and
+//! about the SQS adapter with two real servers, so that one server's quirk does not become our
 //! behaviour.
 //!
-//! Where a server is not like SQS, `truth` says how, and the difference itself is asserted: a
-//! server that becomes more like SQS fails the test, as does one that becomes less so.
+//! `behaviour` lists the differences of a server from SQS, and they are asserted too: a test fails when
+//! a server becomes more or less like SQS.
 
-mod truth;
+mod behaviour;
 mod world;
 
 use std::time::Duration;
@@ -16,17 +16,17 @@ use leasehold::job::lease::CEILING;
 use tokio::time::{Instant, sleep};
 
 use crate::support::servers::{Ministack, Moto};
-use truth::Answer;
+use behaviour::Answer;
 use world::{Memory, On, World};
 
 const S: Duration = Duration::from_secs(1);
 /// Longer than any of these tests.
 const LONG: Duration = Duration::from_mins(10);
-/// No server tells when a poll has come to it.
+/// No server reports when a poll has arrived.
 const POLL_BEGUN: Duration = Duration::from_millis(200);
 
-/// Each of these functions becomes a test about the queue in memory, and one about the adapter for
-/// each server.
+/// Turns each function into a test of the in-memory queue, and a test of the adapter for each
+/// server.
 macro_rules! contract {
     ($($sentence:ident)*) => {
         mod in_memory {
@@ -51,32 +51,32 @@ macro_rules! contract {
 }
 
 contract! {
-    a_poll_ends_empty_handed_when_its_time_is_over
+    a_poll_of_an_empty_queue_ends_after_its_wait
     a_message_is_delivered_as_it_was_sent
-    a_message_in_flight_is_delivered_to_nobody_else
+    a_message_in_flight_is_not_delivered_again
     a_send_wakes_a_poll
     a_release_wakes_a_poll
-    a_message_comes_back_when_its_time_runs_out
+    a_message_is_visible_again_after_its_timeout
     an_extension_counts_from_its_call
-    an_extension_is_forgotten_at_the_next_receive
+    an_extension_ends_at_the_next_receive
     a_release_makes_the_message_visible_at_once
-    an_extension_after_the_time_ran_out
+    an_extension_after_the_timeout
     an_extension_after_a_delete_is_refused
     an_extension_by_the_handle_of_an_earlier_receive
     an_extension_past_the_ceiling
     the_ceiling_counts_from_the_receive
-    a_handle_of_no_message_is_refused
-    a_deleted_message_does_not_come_back
+    an_invalid_handle_is_refused
+    a_deleted_message_is_not_delivered_again
     a_delete_may_be_repeated
-    a_delete_after_the_time_ran_out_deletes
+    a_delete_after_the_timeout_deletes
     a_delete_by_the_handle_of_an_earlier_receive
-    a_delete_after_the_time_ran_out_in_a_fifo_queue
-    an_extension_after_the_time_ran_out_in_a_fifo_queue
+    a_delete_after_the_timeout_in_a_fifo_queue
+    an_extension_after_the_timeout_in_a_fifo_queue
     a_message_in_flight_blocks_its_group_only
     a_group_keeps_its_order
-    the_receive_after_the_last_moves_the_message_to_the_dead_letters
-    a_message_in_flight_for_the_last_time_can_be_deleted
-    the_redrive_policy_is_told
+    the_receive_after_the_last_moves_the_message_to_the_dead_letter_queue
+    a_message_in_its_last_delivery_can_be_deleted
+    the_redrive_policy_is_returned
 }
 
 async fn standard<W: World>() -> W {
@@ -93,7 +93,7 @@ async fn delivered<W: World>(world: &W, visibility: Duration) -> Delivery {
     world.receive(Duration::ZERO, visibility).await.expect("the message just sent")
 }
 
-async fn a_poll_ends_empty_handed_when_its_time_is_over<W: World>() {
+async fn a_poll_of_an_empty_queue_ends_after_its_wait<W: World>() {
     let world: W = standard().await;
     let asked_at = Instant::now();
     assert_eq!(world.receive(S, LONG).await, None);
@@ -109,7 +109,7 @@ async fn a_message_is_delivered_as_it_was_sent<W: World>() {
     assert_eq!(delivery.receive_count, 1);
 }
 
-async fn a_message_in_flight_is_delivered_to_nobody_else<W: World>() {
+async fn a_message_in_flight_is_not_delivered_again<W: World>() {
     let world: W = standard().await;
     world.send("only one", "").await;
     let (one, other) = tokio::join!(world.receive(S, LONG), world.receive(S, LONG));
@@ -141,14 +141,14 @@ async fn a_release_wakes_a_poll<W: World>() {
     assert!(asked_at.elapsed() < 5 * S, "after {:?}", asked_at.elapsed());
 }
 
-async fn a_message_comes_back_when_its_time_runs_out<W: World>() {
+async fn a_message_is_visible_again_after_its_timeout<W: World>() {
     let world: W = standard().await;
     let asked_at = Instant::now();
     let first = delivered(&world, S).await;
     let second = world.receive(20 * S, LONG).await.unwrap();
     assert!((S..4 * S).contains(&asked_at.elapsed()), "after {:?}", asked_at.elapsed());
     assert_eq!((&second.message_id, second.receive_count), (&first.message_id, 2));
-    assert!(second.receipt != first.receipt, "each delivery has a handle of its own");
+    assert!(second.receipt != first.receipt, "each delivery has its own handle");
 }
 
 async fn an_extension_counts_from_its_call<W: World>() {
@@ -163,7 +163,7 @@ async fn an_extension_counts_from_its_call<W: World>() {
     tokio::join!(check(S), check(LONG));
 }
 
-async fn an_extension_is_forgotten_at_the_next_receive<W: World>() {
+async fn an_extension_ends_at_the_next_receive<W: World>() {
     let world: W = standard().await;
     let first = delivered(&world, S).await;
     assert_eq!(world.change(&first, LONG).await, Answer::Ok);
@@ -180,12 +180,12 @@ async fn a_release_makes_the_message_visible_at_once<W: World>() {
     assert_eq!(world.look().await.unwrap().receive_count, 2);
 }
 
-async fn an_extension_after_the_time_ran_out<W: World>() {
+async fn an_extension_after_the_timeout<W: World>() {
     let world: W = standard().await;
     let delivery = delivered(&world, LONG).await;
     world.release(&delivery).await;
-    assert_eq!(world.change(&delivery, LONG).await, W::TRUTH.late_extension);
-    assert_eq!(world.look().await.is_none(), W::TRUTH.late_extension_hides_again);
+    assert_eq!(world.change(&delivery, LONG).await, W::BEHAVIOUR.late_extension);
+    assert_eq!(world.look().await.is_none(), W::BEHAVIOUR.late_extension_hides_again);
 }
 
 async fn an_extension_after_a_delete_is_refused<W: World>() {
@@ -200,18 +200,18 @@ async fn an_extension_by_the_handle_of_an_earlier_receive<W: World>() {
     let first = delivered(&world, LONG).await;
     world.release(&first).await;
     world.receive(Duration::ZERO, S).await.unwrap();
-    assert_eq!(world.change(&first, LONG).await, W::TRUTH.superseded_extension);
+    assert_eq!(world.change(&first, LONG).await, W::BEHAVIOUR.superseded_extension);
     let third = world.receive(4 * S, LONG).await.map(|delivery| delivery.receive_count);
-    assert_eq!(third, (!W::TRUTH.superseded_extension_extends).then_some(3));
+    assert_eq!(third, (!W::BEHAVIOUR.superseded_extension_extends).then_some(3));
 }
 
 async fn an_extension_past_the_ceiling<W: World>() {
     let world: W = standard().await;
     let delivery = delivered(&world, LONG).await;
-    // A second passes.
+    // Wait a second.
     assert_eq!(world.receive(S, LONG).await, None);
-    assert_eq!(world.change(&delivery, CEILING + S).await, W::TRUTH.extension_over_ceiling);
-    assert_eq!(world.change(&delivery, CEILING).await, W::TRUTH.extension_past_ceiling);
+    assert_eq!(world.change(&delivery, CEILING + S).await, W::BEHAVIOUR.extension_over_ceiling);
+    assert_eq!(world.change(&delivery, CEILING).await, W::BEHAVIOUR.extension_past_ceiling);
     assert_eq!(world.change(&delivery, LONG).await, Answer::Ok);
 }
 
@@ -222,11 +222,11 @@ async fn the_ceiling_counts_from_the_receive<W: World>() {
     let delivery = world.look().await.unwrap();
     assert_eq!(
         world.change(&delivery, CEILING - 2 * S).await,
-        W::TRUTH.extension_of_an_old_message
+        W::BEHAVIOUR.extension_of_an_old_message
     );
 }
 
-async fn a_handle_of_no_message_is_refused<W: World>() {
+async fn an_invalid_handle_is_refused<W: World>() {
     for kind in [Kind::Standard, Kind::Fifo] {
         let world = W::with_queue(kind, None).await;
         let delivery =
@@ -236,7 +236,7 @@ async fn a_handle_of_no_message_is_refused<W: World>() {
     }
 }
 
-async fn a_deleted_message_does_not_come_back<W: World>() {
+async fn a_deleted_message_is_not_delivered_again<W: World>() {
     let check = async |kind| {
         let world = W::with_queue(kind, None).await;
         let delivery = delivered(&world, S).await;
@@ -250,10 +250,10 @@ async fn a_delete_may_be_repeated<W: World>() {
     let world: W = standard().await;
     let delivery = delivered(&world, LONG).await;
     assert_eq!(world.delete(&delivery).await, Answer::Ok);
-    assert_eq!(world.delete(&delivery).await, W::TRUTH.repeated_delete);
+    assert_eq!(world.delete(&delivery).await, W::BEHAVIOUR.repeated_delete);
 }
 
-async fn a_delete_after_the_time_ran_out_deletes<W: World>() {
+async fn a_delete_after_the_timeout_deletes<W: World>() {
     let world: W = standard().await;
     let delivery = delivered(&world, LONG).await;
     world.release(&delivery).await;
@@ -266,8 +266,8 @@ async fn a_delete_by_the_handle_of_an_earlier_receive<W: World>() {
     let first = delivered(&world, LONG).await;
     world.release(&first).await;
     let second = world.look().await.unwrap();
-    assert_eq!(world.delete(&first).await, W::TRUTH.superseded_delete);
-    let deletes = W::TRUTH.superseded_delete_deletes;
+    assert_eq!(world.delete(&first).await, W::BEHAVIOUR.superseded_delete);
+    let deletes = W::BEHAVIOUR.superseded_delete_deletes;
     assert_eq!(
         world.change(&second, Duration::ZERO).await,
         if deletes { Answer::NotInFlight } else { Answer::Ok }
@@ -275,19 +275,19 @@ async fn a_delete_by_the_handle_of_an_earlier_receive<W: World>() {
     assert_eq!(world.look().await.is_none(), deletes);
 }
 
-async fn a_delete_after_the_time_ran_out_in_a_fifo_queue<W: World>() {
+async fn a_delete_after_the_timeout_in_a_fifo_queue<W: World>() {
     let world: W = fifo().await;
     let delivery = delivered(&world, LONG).await;
     world.release(&delivery).await;
-    assert_eq!(world.delete(&delivery).await, W::TRUTH.late_delete_in_fifo);
-    assert_eq!(world.look().await.is_none(), W::TRUTH.late_delete_in_fifo_deletes);
+    assert_eq!(world.delete(&delivery).await, W::BEHAVIOUR.late_delete_in_fifo);
+    assert_eq!(world.look().await.is_none(), W::BEHAVIOUR.late_delete_in_fifo_deletes);
 }
 
-async fn an_extension_after_the_time_ran_out_in_a_fifo_queue<W: World>() {
+async fn an_extension_after_the_timeout_in_a_fifo_queue<W: World>() {
     let world: W = fifo().await;
     let delivery = delivered(&world, LONG).await;
     world.release(&delivery).await;
-    assert_eq!(world.change(&delivery, LONG).await, W::TRUTH.late_extension_in_fifo);
+    assert_eq!(world.change(&delivery, LONG).await, W::BEHAVIOUR.late_extension_in_fifo);
 }
 
 async fn a_message_in_flight_blocks_its_group_only<W: World>() {
@@ -312,7 +312,7 @@ async fn a_group_keeps_its_order<W: World>() {
     assert_eq!(world.look().await.unwrap().body, "1");
 }
 
-async fn the_receive_after_the_last_moves_the_message_to_the_dead_letters<W: World>() {
+async fn the_receive_after_the_last_moves_the_message_to_the_dead_letter_queue<W: World>() {
     for kind in [Kind::Standard, Kind::Fifo] {
         let world = W::with_queue(kind, Some(2)).await;
         let first = delivered(&world, LONG).await;
@@ -326,7 +326,7 @@ async fn the_receive_after_the_last_moves_the_message_to_the_dead_letters<W: Wor
     }
 }
 
-async fn a_message_in_flight_for_the_last_time_can_be_deleted<W: World>() {
+async fn a_message_in_its_last_delivery_can_be_deleted<W: World>() {
     let world = W::with_queue(Kind::Standard, Some(1)).await;
     let delivery = delivered(&world, S).await;
     assert_eq!(world.look().await, None);
@@ -335,7 +335,7 @@ async fn a_message_in_flight_for_the_last_time_can_be_deleted<W: World>() {
     assert_eq!(world.dead_letters().await, [""; 0]);
 }
 
-async fn the_redrive_policy_is_told<W: World>() {
+async fn the_redrive_policy_is_returned<W: World>() {
     let world: W = standard().await;
     assert_eq!(world.queue().redrive().await, Ok(Redrive::None));
     let world = W::with_queue(Kind::Standard, Some(3)).await;

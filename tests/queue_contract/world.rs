@@ -1,4 +1,4 @@
-//! A queue to hold to the contract: in memory, or the adapter's on a real server.
+//! The queues under test: the in-memory queue, or the adapter's on a real server.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,28 +14,28 @@ use leasehold::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
 use leasehold::ports::{DeleteError, Queue, VisibilityError};
 
 use super::LONG;
-use super::truth::{Answer, MINISTACK, MOTO, SQS, Truth};
+use super::behaviour::{Answer, Behaviour, MINISTACK, MOTO, SQS};
 use crate::support::aws;
 use crate::support::servers::{Ministack, Moto};
 
-/// A queue, fresh and empty, and what only its maker can do with it.
+/// A new, empty queue, with direct access for the test.
 pub trait World: Sized {
-    const TRUTH: Truth;
+    const BEHAVIOUR: Behaviour;
 
-    /// `max_receive_count` if it has a dead-letter queue.
+    /// With `max_receive_count` it has a dead-letter queue.
     async fn with_queue(kind: Kind, max_receive_count: Option<u32>) -> Self;
     fn queue(&self) -> &dyn Queue;
     fn dead_letter_queue(&self) -> String;
-    /// Returns the message's id. A standard queue makes nothing of the group.
+    /// Returns the message's id. A standard queue ignores the group.
     async fn send(&self, body: &str, group: &str) -> String;
-    /// Their bodies.
+    /// The bodies of the dead letters.
     async fn dead_letters(&self) -> Vec<String>;
 
     async fn receive(&self, wait: Duration, visibility: Duration) -> Option<Delivery> {
         self.queue().receive(wait, visibility).await.unwrap()
     }
 
-    /// What is visible now.
+    /// Receives a visible message, without waiting.
     async fn look(&self) -> Option<Delivery> {
         self.receive(Duration::ZERO, LONG).await
     }
@@ -78,7 +78,7 @@ pub trait World: Sized {
 pub struct Memory(MemoryQueue);
 
 impl World for Memory {
-    const TRUTH: Truth = SQS;
+    const BEHAVIOUR: Behaviour = SQS;
 
     async fn with_queue(kind: Kind, max_receive_count: Option<u32>) -> Self {
         let dead_letter =
@@ -104,13 +104,13 @@ impl World for Memory {
 }
 
 pub trait Server {
-    const TRUTH: Truth;
+    const BEHAVIOUR: Behaviour;
 
     async fn endpoint() -> String;
 }
 
 impl Server for Ministack {
-    const TRUTH: Truth = MINISTACK;
+    const BEHAVIOUR: Behaviour = MINISTACK;
 
     async fn endpoint() -> String {
         Self::shared().await.endpoint()
@@ -118,7 +118,7 @@ impl Server for Ministack {
 }
 
 impl Server for Moto {
-    const TRUTH: Truth = MOTO;
+    const BEHAVIOUR: Behaviour = MOTO;
 
     async fn endpoint() -> String {
         Self::shared().await.endpoint()
@@ -135,7 +135,7 @@ pub struct On<S> {
 }
 
 impl<S: Server> World for On<S> {
-    const TRUTH: Truth = S::TRUTH;
+    const BEHAVIOUR: Behaviour = S::BEHAVIOUR;
 
     async fn with_queue(kind: Kind, max_receive_count: Option<u32>) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);

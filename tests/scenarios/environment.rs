@@ -1,13 +1,13 @@
-//! 62 and 63: what the environment says to AWS's tools.
+//! 62 and 63: the AWS environment variables.
 
 use std::path::Path;
 
 use crate::support::cloud::{Cloud, Leasehold};
 
-/// What cannot be used is found out before a message is received, by its variable's name, and no
+/// An invalid value is found before a message is received and reported with its variable's name; no
 /// library panics at it.
 #[tokio::test]
-async fn s62_a_variable_that_cannot_be_used_costs_no_receive() {
+async fn s62_an_invalid_variable_is_refused_before_a_receive() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     for (name, value) in [
@@ -20,22 +20,21 @@ async fn s62_a_variable_that_cannot_be_used_costs_no_receive() {
     ] {
         let mut command = cloud.command(&[], "", "exit 0");
         command.env(name, value);
-        let left = Leasehold::start(command).run_to(78).await;
-        let said = format!("{}{}", left.stdout, left.stderr);
+        let exited = Leasehold::start(command).expect_exit(78).await;
+        let output = format!("{}{}", exited.stdout, exited.stderr);
         assert!(
-            said.contains(&name[..16.min(name.len())]) && !said.contains("panicked"),
-            "{name}: {said}"
+            output.contains(&name[..16.min(name.len())]) && !output.contains("panicked"),
+            "{name}: {output}"
         );
     }
     assert_eq!(cloud.counts().await, (1, 0));
-    let left = cloud.run("", r#"test "$JOB_RECEIVE_COUNT" = 1"#).run_to(0).await;
-    left.record("message deleted");
+    let exited = cloud.run("", r#"test "$JOB_RECEIVE_COUNT" = 1"#).expect_exit(0).await;
+    exited.record("message deleted");
 }
 
-/// A variable that is set to nothing is one that is not set, as for every AWS tool: charts write
-/// `value: ""`.
+/// An empty variable counts as unset, as for every AWS tool: charts write `value: ""`.
 #[tokio::test]
-async fn s62_a_variable_that_is_set_to_nothing_is_not_set() {
+async fn s62_an_empty_variable_is_unset() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let mut command = cloud.command(&[], "", "env > variables");
@@ -56,42 +55,42 @@ async fn s62_a_variable_that_is_set_to_nothing_is_not_set() {
         command.env(name, "");
     }
     command.env("NOTHING", "").env("SOMETHING", "x y");
-    Leasehold::start(command).run_to(0).await;
-    let variables = std::fs::read_to_string(cloud.notes.path().join("variables")).unwrap();
+    Leasehold::start(command).expect_exit(0).await;
+    let variables = std::fs::read_to_string(cloud.dir.path().join("variables")).unwrap();
     let has = |line: &str| variables.lines().any(|other| other == line);
     assert!(has("NOTHING=") && has("SOMETHING=x y") && has("AWS_REGION=us-east-1"), "{variables}");
     assert!(!variables.contains("AWS_PROFILE"), "{variables}");
 }
 
-/// To unset such a variable the program starts again, and then finds all that it has not read yet:
-/// job types may come through a pipe.
+/// To unset such a variable the program executes itself again. It must not have read from standard
+/// input before, since job types may come through a pipe.
 #[tokio::test]
-async fn s62_what_comes_through_standard_input_is_still_there_after_a_variable_was_unset() {
+async fn s62_standard_input_survives_the_restart() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let types =
         r#"{"job-types": [{"name": "all", "match": {"key": "**"}, "command": ["touch", "ran"]}]}"#;
-    std::fs::write(cloud.notes.path().join("types.yaml"), types).unwrap();
+    std::fs::write(cloud.dir.path().join("types.yaml"), types).unwrap();
     let mut command = tokio::process::Command::new("sh");
     command.args(["-c", "cat types.yaml | \"$@\"", "sh", env!("CARGO_BIN_EXE_leasehold"), "run"]);
     command
         .args(["--queue-url", &cloud.queue_url, "--job-types", "/dev/stdin"])
-        .current_dir(cloud.notes.path());
+        .current_dir(cloud.dir.path());
     command
         .env("AWS_ENDPOINT_URL", &cloud.endpoint)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_PROFILE", "");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-    Leasehold::start(command).run_to(0).await.record("message deleted");
+    Leasehold::start(command).expect_exit(0).await.record("message deleted");
 }
 
-/// A profile may name a program that knows the credentials, as IAM Roles Anywhere does. It is not
-/// taken for something that a command left behind.
+/// A profile may name a program that provides the credentials, as for IAM Roles Anywhere. It is not
+/// mistaken for a process that a command left behind.
 #[tokio::test]
-async fn s63_credentials_may_come_from_a_program() {
+async fn s63_a_program_may_provide_the_credentials() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    let profile = cloud.notes.path().join("config");
+    let profile = cloud.dir.path().join("config");
     let run = async |name: &str, program: &str, code: i32| {
         std::fs::write(&profile, format!("[default]\ncredential_process = {program}\n")).unwrap();
         let mut command = cloud.command(&[], "--receive-give-up 1s", "exit 0");
@@ -101,19 +100,19 @@ async fn s63_credentials_may_come_from_a_program() {
             .env("AWS_CONFIG_FILE", &profile)
             .env("AWS_SHARED_CREDENTIALS_FILE", Path::new("/dev/null"));
         command.env("AWS_EC2_METADATA_DISABLED", "true");
-        Leasehold::start(command).run_to(code).await
+        Leasehold::start(command).expect_exit(code).await
     };
-    let left = run("default", "sh -c 'echo no key here >&2; exit 3'", 69).await;
-    assert!(left.stdout.contains("exit status: 3"), "{}", left.stdout);
-    // It may be a secret.
-    assert!(!left.stdout.contains("no key here"), "{}", left.stdout);
-    let left = run("default", "/nonexistent/program", 78).await;
-    assert!(left.stdout.contains("exit status: 127"), "{}", left.stdout);
+    let exited = run("default", "sh -c 'echo no key here >&2; exit 3'", 69).await;
+    assert!(exited.stdout.contains("exit status: 3"), "{}", exited.stdout);
+    // The output may contain a secret.
+    assert!(!exited.stdout.contains("no key here"), "{}", exited.stdout);
+    let exited = run("default", "/nonexistent/program", 78).await;
+    assert!(exited.stdout.contains("exit status: 127"), "{}", exited.stdout);
     let keys = r#"{"Version":1,"AccessKeyId":"test","SecretAccessKey":"test"}"#;
-    std::fs::write(cloud.notes.path().join("keys"), keys).unwrap();
-    let left = run("nonesuch", "true", 78).await;
-    assert!(left.stdout.contains("AWS_PROFILE is \\\"nonesuch\\\""), "{}", left.stdout);
-    let left =
-        run("default", &format!("cat {}", cloud.notes.path().join("keys").display()), 0).await;
-    left.record("message deleted");
+    std::fs::write(cloud.dir.path().join("keys"), keys).unwrap();
+    let exited = run("nonesuch", "true", 78).await;
+    assert!(exited.stdout.contains("AWS_PROFILE is \\\"nonesuch\\\""), "{}", exited.stdout);
+    let exited =
+        run("default", &format!("cat {}", cloud.dir.path().join("keys").display()), 0).await;
+    exited.record("message deleted");
 }

@@ -1,4 +1,4 @@
-//! 49, 58 to 60 and 73: the way of an object to the disk.
+//! 49, 58 to 60 and 73: the download of an object.
 
 use std::io;
 use std::ops::Range;
@@ -24,25 +24,25 @@ use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::journey::{FakeStore, Journey, MINUTE, S, exits, queue};
 use crate::support::servers::Microburst;
 
-/// A disk without room for the object is a failed fetch, to be retried elsewhere; nothing is left
-/// on the disk.
+/// An object that does not fit the disk is a failed fetch, which another pod retries; the disk is
+/// empty afterwards.
 #[tokio::test]
-async fn s49_a_full_disk_is_a_failed_fetch_and_leaves_nothing_behind() {
+async fn s49_a_full_disk_is_a_failed_fetch() {
     static LARGE: [u8; 200_000] = [b'x'; 200_000];
     let cloud = Cloud::new(5).await;
     cloud.put("large", &LARGE).await;
     let disk = tempfile::tempdir().unwrap();
-    // A disk of 64 KiB, which only this run sees.
+    // A disk of 64 KiB that only this run sees.
     let small_disk = r#"mount -t tmpfs -o size=64k tmpfs "$DISK" || exit 99
-        "$@" --work-dir "$DISK" -- true; code=$?; ls -A "$DISK" > left; exit $code"#;
+        "$@" --work-dir "$DISK" -- true; code=$?; ls -A "$DISK" > remaining; exit $code"#;
     let mut command = tokio::process::Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", small_disk, "sh"]);
     command.args([env!("CARGO_BIN_EXE_leasehold"), "run", "--queue-url", &cloud.queue_url]);
-    command.env("DISK", disk.path()).current_dir(cloud.notes.path());
+    command.env("DISK", disk.path()).current_dir(cloud.dir.path());
     command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
     command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-    let left = Leasehold::start(command).run_to(75).await;
-    let kept = left.record("message kept");
+    let exited = Leasehold::start(command).expect_exit(75).await;
+    let kept = exited.record("message kept");
     assert_eq!(kept["outcome"], "fetch_failed");
     let error = kept["error"].as_str().unwrap();
     let (disk, name) = (disk.path().display(), format!("s3://{}/large", cloud.bucket));
@@ -52,17 +52,18 @@ async fn s49_a_full_disk_is_a_failed_fetch_and_leaves_nothing_behind() {
         )),
         "{error}"
     );
-    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("left")).unwrap(), "");
-    assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its delay");
+    assert_eq!(std::fs::read_to_string(cloud.dir.path().join("remaining")).unwrap(), "");
+    assert_eq!(cloud.counts().await, (0, 1), "the message is hidden for its delay");
 }
 
-/// An emptyDir's limit is seen in no file system, so it is told; what does not fit is not begun.
+/// No file system shows the limit of an emptyDir, so there is a flag for it; a download that would
+/// exceed it is not started.
 #[tokio::test]
 async fn s49_an_object_over_the_work_dirs_limit_is_a_failed_fetch() {
     let cloud = Cloud::new(5).await;
     cloud.put("large", &vec![b'x'; 200_000]).await;
-    let left = cloud.run("--work-dir-limit 100Ki", "exit 0").run_to(75).await;
-    let kept = left.record("message kept");
+    let exited = cloud.run("--work-dir-limit 100Ki", "exit 0").expect_exit(75).await;
+    let kept = exited.record("message kept");
     assert_eq!(kept["outcome"], "fetch_failed");
     let error = kept["error"].as_str().unwrap();
     assert!(
@@ -73,41 +74,50 @@ async fn s49_an_object_over_the_work_dirs_limit_is_a_failed_fetch() {
 }
 
 /// An object whose streams break.
-struct Breaking {
+struct BreakingStore {
     bytes: Bytes,
     /// How many bytes a stream brings before it breaks.
-    lives: usize,
-    /// Or it ends as if it were whole.
+    breaks_after: usize,
+    /// Whether it ends as if it were complete, instead of with an error.
     ends: bool,
     checksum: Option<Checksum>,
-    /// What the answer says of its length.
+    /// The Content-Length of the answer.
     says: Option<u64>,
-    /// Does it answer to a range with that range, or with all that there is?
+    /// Whether it answers a range request with that range, or with the whole object.
     knows_ranges: bool,
-    /// What became of it while it was fetched.
+    /// The error that range requests get.
     becomes: Option<FetchError>,
-    /// How each stream was asked for, and when.
+    /// The requests: object, range and time.
     asked: Mutex<Vec<(Object, Range<u64>, Instant)>>,
 }
 
-impl Breaking {
-    fn new(bytes: impl Into<Bytes>, lives: usize) -> Self {
+impl BreakingStore {
+    fn new(bytes: impl Into<Bytes>, breaks_after: usize) -> Self {
         let (checksum, becomes, asked, bytes) = (None, None, Mutex::default(), bytes.into());
         let says = Some(bytes.len() as u64);
-        Self { bytes, lives, ends: false, checksum, says, knows_ranges: true, becomes, asked }
+        Self {
+            bytes,
+            breaks_after,
+            ends: false,
+            checksum,
+            says,
+            knows_ranges: true,
+            becomes,
+            asked,
+        }
     }
 
     fn stream(&self, object: &Object, range: Range<usize>) -> ByteStream {
-        let told = range.start as u64..range.end as u64;
-        self.asked.lock().unwrap().push((object.clone(), told, Instant::now()));
-        let lives = self.lives.min(range.len());
-        let chunks: Vec<_> = self.bytes.slice(range)[..lives]
+        let requested = range.start as u64..range.end as u64;
+        self.asked.lock().unwrap().push((object.clone(), requested, Instant::now()));
+        let breaks_after = self.breaks_after.min(range.len());
+        let chunks: Vec<_> = self.bytes.slice(range)[..breaks_after]
             .chunks(300_000)
             .map(Bytes::copy_from_slice)
             .map(Ok)
             .collect();
-        let breaks =
-            (lives == self.lives && !self.ends).then(|| Err(io::ErrorKind::ConnectionReset.into()));
+        let breaks = (breaks_after == self.breaks_after && !self.ends)
+            .then(|| Err(io::ErrorKind::ConnectionReset.into()));
         stream::iter(chunks.into_iter().chain(breaks)).boxed()
     }
 
@@ -117,7 +127,7 @@ impl Breaking {
 }
 
 #[async_trait]
-impl ObjectStore for Breaking {
+impl ObjectStore for BreakingStore {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
         let (etag, checksum) = (Some("of-the-answer".to_owned()), self.checksum.clone());
         let bytes = self.stream(object, 0..self.bytes.len());
@@ -144,8 +154,8 @@ impl ObjectStore for Breaking {
     }
 }
 
-/// Fetches it, and gives back what is on the disk then.
-async fn fetched(store: &Breaking, object: &Object) -> Result<Vec<u8>, Failure> {
+/// Fetches the object and returns the bytes on the disk.
+async fn fetched(store: &BreakingStore, object: &Object) -> Result<Vec<u8>, Failure> {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) =
         (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
@@ -173,7 +183,7 @@ fn object(version_id: Option<&str>, etag: Option<&str>) -> Object {
     }
 }
 
-/// Bytes that are nowhere the same for long.
+/// Random bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     Rng::with_seed(49).fill(&mut bytes);
@@ -186,11 +196,11 @@ fn checksum(algorithm: Algorithm, bytes: &[u8]) -> Checksum {
     Checksum { algorithm, value: hasher.value() }
 }
 
-/// A stream that breaks is followed by one from where it broke, of the same object; however often,
-/// while it gets on.
+/// A broken stream is resumed where it broke, of the same object version; as often as necessary
+/// while there is progress.
 #[tokio::test(start_paused = true)]
-async fn s49_a_stream_that_breaks_goes_on_where_it_broke() {
-    for (told, pinned) in [
+async fn s49_a_broken_stream_is_resumed_where_it_broke() {
+    for (from_event, pinned) in [
         (object(None, None), object(None, Some("of-the-answer"))),
         (object(None, Some("e")), object(None, Some("e"))),
         (object(Some("v"), None), object(Some("v"), Some("of-the-answer"))),
@@ -198,8 +208,9 @@ async fn s49_a_stream_that_breaks_goes_on_where_it_broke() {
         for ends in [false, true] {
             let bytes = noise(100);
             let crc = Some(checksum(Algorithm::Crc64Nvme, &bytes));
-            let store = Breaking { ends, checksum: crc, ..Breaking::new(bytes.clone(), 7) };
-            assert_eq!(fetched(&store, &told).await, Ok(bytes));
+            let store =
+                BreakingStore { ends, checksum: crc, ..BreakingStore::new(bytes.clone(), 7) };
+            assert_eq!(fetched(&store, &from_event).await, Ok(bytes));
             let starts: Vec<_> = (0..100).step_by(7).map(|start| start..100).collect();
             assert_eq!(store.ranges(), starts);
             assert!(store.asked.lock().unwrap()[1..].iter().all(|(object, ..)| *object == pinned));
@@ -207,11 +218,11 @@ async fn s49_a_stream_that_breaks_goes_on_where_it_broke() {
     }
 }
 
-/// Streams that bring nothing are not asked for without end: the fetch has failed, and says how far
-/// it came.
+/// Streams that bring no bytes are retried a few times; then the fetch fails and reports its
+/// position.
 #[tokio::test(start_paused = true)]
-async fn s49_streams_that_bring_nothing_are_a_failed_fetch() {
-    let store = Breaking::new(noise(100), 0);
+async fn s49_streams_without_progress_are_a_failed_fetch() {
+    let store = BreakingStore::new(noise(100), 0);
     let began = Instant::now();
     let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else {
         panic!("it was fetched")
@@ -221,22 +232,23 @@ async fn s49_streams_that_bring_nothing_are_a_failed_fetch() {
     assert!(S < began.elapsed() && began.elapsed() < 15 * S, "{:?}", began.elapsed());
 }
 
-/// An object that is overwritten, or gone, while it is fetched is what it would have been before.
+/// An object that is overwritten or deleted during the fetch is treated as if that had happened
+/// before.
 #[tokio::test(start_paused = true)]
-async fn s49_an_object_that_changes_half_way_is_not_put_together_of_two() {
+async fn s49_an_object_that_changes_during_the_fetch_is_not_mixed() {
     let text = || "why".to_owned();
     for (becomes, failure) in [
         (FetchError::Overwritten(text()), Failure::Unreadable(text())),
         (FetchError::Missing(text()), Failure::Fetch(text())),
     ] {
-        let store = Breaking { becomes: Some(becomes), ..Breaking::new(noise(100), 7) };
+        let store = BreakingStore { becomes: Some(becomes), ..BreakingStore::new(noise(100), 7) };
         assert_eq!(fetched(&store, &object(None, None)).await, Err(failure));
     }
 }
 
-/// Bytes that do not hash to what was stored are a failed fetch, whatever S3 hashed them with.
+/// Bytes that do not match the stored checksum are a failed fetch, for each algorithm.
 #[tokio::test(start_paused = true)]
-async fn s49_bytes_that_are_not_those_that_were_stored_are_a_failed_fetch() {
+async fn s49_a_wrong_checksum_is_a_failed_fetch() {
     let bytes = noise(2_000_000);
     let mut changed = bytes.clone();
     changed[1_500_000] ^= 1;
@@ -248,10 +260,12 @@ async fn s49_bytes_that_are_not_those_that_were_stored_are_a_failed_fetch() {
         Algorithm::Sha256,
     ] {
         let checksum = Some(checksum(algorithm, &bytes));
-        let store =
-            Breaking { checksum: checksum.clone(), ..Breaking::new(bytes.clone(), usize::MAX) };
+        let store = BreakingStore {
+            checksum: checksum.clone(),
+            ..BreakingStore::new(bytes.clone(), usize::MAX)
+        };
         assert_eq!(fetched(&store, &object(None, None)).await.unwrap(), bytes);
-        let store = Breaking { checksum, ..Breaking::new(changed.clone(), usize::MAX) };
+        let store = BreakingStore { checksum, ..BreakingStore::new(changed.clone(), usize::MAX) };
         let Err(Failure::Fetch(why)) = fetched(&store, &object(None, None)).await else {
             panic!("{algorithm:?}")
         };
@@ -262,13 +276,13 @@ async fn s49_bytes_that_are_not_those_that_were_stored_are_a_failed_fetch() {
     }
 }
 
-/// A large object comes over several connections, of which each may break; every byte once, and all
-/// of them verified.
+/// A large object is fetched over several connections, each of which may break; its checksum is
+/// verified.
 #[tokio::test(start_paused = true)]
 async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
     let bytes = Bytes::from(noise(65 << 20));
     let checksum = Some(checksum(Algorithm::Crc64Nvme, &bytes));
-    let store = Breaking { checksum, ..Breaking::new(bytes.clone(), 5_000_000) };
+    let store = BreakingStore { checksum, ..BreakingStore::new(bytes.clone(), 5_000_000) };
     assert!(fetched(&store, &object(None, None)).await.unwrap() == bytes, "they differ");
     let ranges = store.ranges();
     assert_eq!(ranges[0], 0..bytes.len() as u64);
@@ -279,44 +293,51 @@ async fn s49_a_large_object_is_fetched_in_parallel_and_verified() {
     );
 }
 
-/// An answer that does not say its length is read to its end, whatever the event says of the
-/// object's size; one that breaks before is gone on with.
+/// An answer without a length is read to its end, whatever size the event reports; a broken one is
+/// resumed.
 #[tokio::test(start_paused = true)]
 async fn s58_an_answer_without_a_length_is_read_to_its_end() {
     for size in [None, Some(0), Some(3), Some(1_000_000)] {
-        let told = Object { size, ..object(None, Some("e")) };
-        for (length, lives) in [(0, 1), (5, 100), (2_000_000, usize::MAX), (2_000_000, 700_000)] {
+        let from_event = Object { size, ..object(None, Some("e")) };
+        for (length, breaks_after) in
+            [(0, 1), (5, 100), (2_000_000, usize::MAX), (2_000_000, 700_000)]
+        {
             let bytes = noise(length);
-            let whole = Breaking { says: None, ..Breaking::new(bytes.clone(), lives) };
-            assert!(fetched(&whole, &told).await.unwrap() == bytes, "{size:?} {length} {lives}");
-            let checked = Breaking {
+            let whole =
+                BreakingStore { says: None, ..BreakingStore::new(bytes.clone(), breaks_after) };
+            assert!(
+                fetched(&whole, &from_event).await.unwrap() == bytes,
+                "{size:?} {length} {breaks_after}"
+            );
+            let checked = BreakingStore {
                 checksum: Some(checksum(Algorithm::Crc32, &bytes)),
                 says: None,
-                ..Breaking::new(bytes, lives)
+                ..BreakingStore::new(bytes, breaks_after)
             };
-            fetched(&checked, &told).await.unwrap();
+            fetched(&checked, &from_event).await.unwrap();
         }
     }
 }
 
-/// Bytes after the length that was said are not cut off: it is not the object that was announced.
+/// Bytes after the announced length are not cut off: this is not the announced object.
 #[tokio::test(start_paused = true)]
-async fn s58_an_object_that_is_longer_than_it_was_said_to_be_is_a_failed_fetch() {
+async fn s58_an_object_longer_than_its_content_length_is_a_failed_fetch() {
     for says in [0, 3, 99] {
-        let store = Breaking { says: Some(says), ..Breaking::new(noise(100), usize::MAX) };
+        let store =
+            BreakingStore { says: Some(says), ..BreakingStore::new(noise(100), usize::MAX) };
         let failed = fetched(&store, &object(None, Some("e"))).await;
         let why = format!("s3://b/k is longer than its expected {says} bytes");
         assert_eq!(failed, Err(Failure::Fetch(why)));
     }
 }
 
-/// An object of which nobody says how large it is takes no more room than there is for it.
+/// An object of unknown size does not exceed the limit of the work directory.
 #[tokio::test(start_paused = true)]
 async fn s58_an_object_of_unknown_length_stays_within_the_work_dirs_limit() {
     let home = tempfile::tempdir().unwrap();
     let (work_dir, path) =
         (WorkDir { path: home.path().to_owned(), limit: Some(2 << 20) }, home.path().join("k"));
-    let store = Breaking { says: None, ..Breaking::new(noise(4 << 20), usize::MAX) };
+    let store = BreakingStore { says: None, ..BreakingStore::new(noise(4 << 20), usize::MAX) };
     let failed = fetch(
         &store,
         &FetchPolicy::default(),
@@ -336,15 +357,16 @@ async fn s58_an_object_of_unknown_length_stays_within_the_work_dirs_limit() {
     assert!(path.metadata().unwrap().len() <= 2 << 20);
 }
 
-/// A server that does not know ranges answers with all that there is: a stream that breaks goes on
-/// where it broke, and a large object comes over one connection.
+/// A server without ranges answers with the whole object: a broken stream is resumed where it
+/// broke, and a large object is fetched over one connection.
 #[tokio::test(start_paused = true)]
 async fn s59_a_store_without_ranges_is_read_over_one_connection() {
     let small = noise(1000);
-    let store = Breaking { knows_ranges: false, ..Breaking::new(small.clone(), usize::MAX) };
+    let store =
+        BreakingStore { knows_ranges: false, ..BreakingStore::new(small.clone(), usize::MAX) };
     assert_eq!(fetched(&store, &object(None, None)).await, Ok(small.clone()));
-    // The second stream breaks where the first did, and so on: each brings nothing new.
-    let broken = Breaking { knows_ranges: false, ..Breaking::new(small, 700) };
+    // Each stream breaks at the same byte, so none makes progress.
+    let broken = BreakingStore { knows_ranges: false, ..BreakingStore::new(small, 700) };
     let Err(Failure::Fetch(why)) = fetched(&broken, &object(None, None)).await else {
         panic!("it was fetched")
     };
@@ -352,24 +374,28 @@ async fn s59_a_store_without_ranges_is_read_over_one_connection() {
 
     let large = Bytes::from(noise(65 << 20));
     let checksum = Some(checksum(Algorithm::Crc64Nvme, &large));
-    let store =
-        Breaking { checksum, knows_ranges: false, ..Breaking::new(large.clone(), usize::MAX) };
+    let store = BreakingStore {
+        checksum,
+        knows_ranges: false,
+        ..BreakingStore::new(large.clone(), usize::MAX)
+    };
     assert!(fetched(&store, &object(None, None)).await.unwrap() == large, "they differ");
     assert_eq!(
         *store.ranges().last().unwrap(),
         0..large.len() as u64,
-        "else it was not asked for again"
+        "otherwise the object was not requested again"
     );
 }
 
-/// When time runs out during a fetch, what kept failing until then is said; what went well is not.
+/// A fetch that runs out of time reports its last error, if there was one.
 #[tokio::test(start_paused = true)]
-async fn s60_a_fetch_that_runs_out_of_time_says_what_kept_failing() {
-    // Of the pauses' jitter: otherwise a pause may end in the same millisecond as the time.
+async fn s60_a_fetch_that_runs_out_of_time_reports_its_last_error() {
+    // A fixed seed for the jitter: otherwise a pause may end in the same millisecond as the time
+    // limit.
     fastrand::seed(1);
     let silent = Arc::new(FakeStore { after: 10 * MINUTE, ..FakeStore::default() });
-    let broken = Breaking { knows_ranges: true, ..Breaking::new(noise(100_000), 10_000) };
-    let whole = Breaking::new(noise(100), usize::MAX);
+    let broken = BreakingStore { knows_ranges: true, ..BreakingStore::new(noise(100_000), 10_000) };
+    let whole = BreakingStore::new(noise(100), usize::MAX);
     let stores: [(Arc<dyn ObjectStore>, Duration, Option<&str>); 4] = [
         (silent.clone(), S, None),
         (silent, 10 * S, Some("; last error: s3://inbox/k: no answer yet")),
@@ -380,9 +406,9 @@ async fn s60_a_fetch_that_runs_out_of_time_says_what_kept_failing() {
         let mut journey = Journey::new(&queue(), &exits(0));
         journey.store = store;
         journey.settings.policy.limits.max_duration = max_duration;
-        let arrived = journey.run().await;
-        assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["timed_out"], 1));
-        let error = arrived.ended()[0].error().unwrap();
+        let result = journey.run().await;
+        assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["timed_out"], 1));
+        let error = result.ended()[0].error().unwrap();
         let begins = "the work took longer than --max-duration";
         match why {
             Some(why) => assert!(error.starts_with(begins) && error.contains(why), "{error}"),
@@ -391,10 +417,10 @@ async fn s60_a_fetch_that_runs_out_of_time_says_what_kept_failing() {
     }
 }
 
-/// The same over real connections to a real server: one that is cut is followed by another, and
-/// bytes that change on the way are noticed before the command sees them.
+/// The same over real connections to a real server: a cut connection is resumed, and corrupt bytes
+/// are detected before the command sees them.
 #[tokio::test]
-async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_noticed() {
+async fn s49_cut_connections_are_resumed_and_corrupt_bytes_are_detected() {
     let (cut, changed) = (Cloud::new(5).await, Cloud::new(5).await);
     let rule = |cloud: &Cloud, response| json!({ "service": "s3", "operation": "GetObject", "resource": cloud.bucket, "times": 2, "response": response });
     let rules =
@@ -409,23 +435,23 @@ async fn s49_a_network_that_cuts_is_survived_and_one_that_changes_bytes_is_notic
 
     let bytes = noise(3_000_000);
     cut.put("k", &bytes).await;
-    let left = run(&cut).run_to(0).await;
-    assert!(std::fs::read(cut.notes.path().join("got")).unwrap() == bytes, "they differ");
-    let resumed = left.log.iter().filter(|record| record["message"] == "resuming the download");
-    assert_eq!(resumed.count(), 2, "{}", left.stdout);
+    let exited = run(&cut).expect_exit(0).await;
+    assert!(std::fs::read(cut.dir.path().join("got")).unwrap() == bytes, "they differ");
+    let resumed = exited.log.iter().filter(|record| record["message"] == "resuming the download");
+    assert_eq!(resumed.count(), 2, "{}", exited.stdout);
 
     changed.put("k", &bytes).await;
-    let left = run(&changed).run_to(75).await;
-    let kept = left.record("message kept");
+    let exited = run(&changed).expect_exit(75).await;
+    let kept = exited.record("message kept");
     assert_eq!(kept["outcome"], "fetch_failed");
     assert!(kept["error"].as_str().unwrap().contains("CRC32 of its 3000000 bytes is "), "{kept}");
-    assert!(!changed.notes.path().join("got").exists());
+    assert!(!changed.dir.path().join("got").exists());
 }
 
-/// A sender that does not encode its keys means `a+b` by `a+b`. The object is found under that key
-/// if there is none under the decoded one, and only if it is the one that the event is about.
+/// Some senders do not encode keys: their `a+b` means `a+b`. If there is no object under the
+/// decoded key, the key as sent is tried; the object must match the event.
 #[tokio::test]
-async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
+async fn s73_a_key_without_encoding_is_found() {
     let cloud = Cloud::new(5).await;
     let config = aws::config(&cloud.endpoint);
     let s3 = S3::new(&config, None);
@@ -481,7 +507,7 @@ async fn s73_a_key_that_its_sender_did_not_encode_is_found() {
         }
     }
 
-    // Also if another object is called as the key decodes.
+    // Also if another object has the decoded key.
     cloud.put("1 1=2 .txt", b"another one").await;
     let Record { object, key_as_sent, .. } = event(Some(&etag), Some(5));
     let path = home.path().join("beside");

@@ -22,22 +22,23 @@ use tokio_util::sync::CancellationToken;
 use super::configured;
 use crate::support::cloud::{Cloud, eventually};
 use crate::support::journey::{
-    Around, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue,
+    Does, FakeCommand, HookedQueue, Journey, MINUTE, S, VISIBILITY, changes, deletes, exits, queue,
     queue_of, queue_with, throttled,
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
 use crate::support::wire::{Call, Fault, WiredQueue};
 
-/// A beat that is on its way when the work succeeds is awaited before the delete, and after the
-/// delete there is none, however long this process lives on; no error of it is told.
+/// The delete waits for a heartbeat in flight. No heartbeat follows the delete, and no error of one
+/// is logged.
 #[tokio::test(start_paused = true)]
 async fn s01_no_heartbeat_fires_after_the_delete() {
     let logs = Logs::default();
     let _logging = logs.capture();
     let queue = queue_with(&[&object_created("a"), &object_created("b")]);
-    let beat = VISIBILITY / 3;
-    let command = FakeCommand::sequence([Does::Exits(beat + S, 0), Does::Exits(9 * MINUTE, 0)]);
+    let extend_at = VISIBILITY / 3;
+    let command =
+        FakeCommand::sequence([Does::Exits(extend_at + S, 0), Does::Exits(9 * MINUTE, 0)]);
     queue.fault_change_visibility(Fault::AnswerDelayed(3 * S));
     queue.fault_delete(Fault::AnswerDelayed(4 * S));
     let started = Instant::now();
@@ -49,13 +50,13 @@ async fn s01_no_heartbeat_fires_after_the_delete() {
     let (first, second) = (calls[0].message_id.clone(), calls.last().unwrap().message_id.clone());
     let of_first: Vec<_> = calls.iter().filter(|entry| entry.message_id == first).skip(1).collect();
     let [extended, deleted] = of_first[..] else {
-        panic!("one beat, then one delete, then nothing: {of_first:?}")
+        panic!("one extension, then one delete, then nothing: {of_first:?}")
     };
     assert_eq!(
         (extended.call, extended.asked_at - started),
-        (Call::ChangeVisibility(VISIBILITY), beat)
+        (Call::ChangeVisibility(VISIBILITY), extend_at)
     );
-    assert_eq!((deleted.call, deleted.asked_at - started), (Call::Delete, beat + 3 * S));
+    assert_eq!((deleted.call, deleted.asked_at - started), (Call::Delete, extend_at + 3 * S));
     assert!(
         calls.iter().filter(|entry| entry.message_id == second).count() > 10,
         "the process lived on"
@@ -63,8 +64,8 @@ async fn s01_no_heartbeat_fires_after_the_delete() {
     assert_eq!(logs.complaints(), [""; 0]);
 }
 
-/// A failure's delay is not undone by a beat that was on its way: one hand makes all calls, one
-/// after another.
+/// A heartbeat in flight does not undo the delay of a failure: one actor makes all calls, one after
+/// another.
 #[tokio::test(start_paused = true)]
 async fn s02_a_heartbeat_does_not_undo_the_delay_of_a_failure() {
     for fault in [Fault::RequestDelayed(3 * S), Fault::AnswerDelayed(3 * S)] {
@@ -73,20 +74,24 @@ async fn s02_a_heartbeat_does_not_undo_the_delay_of_a_failure() {
         let mut journey = Journey::new(&queue, &command);
         journey.settings.policy.limits.retry.retry = Retry::Backoff { min: 20 * S, max: 20 * S };
         let started = Instant::now();
-        let arrived = journey.run().await;
-        assert_eq!(arrived.took, VISIBILITY / 3 + 3 * S, "the release waits for the beat's answer");
-        let beat_then_release = [(VISIBILITY / 3, VISIBILITY), (arrived.took, 20 * S)];
-        assert_eq!(changes(&queue, started), beat_then_release);
+        let result = journey.run().await;
+        assert_eq!(
+            result.took,
+            VISIBILITY / 3 + 3 * S,
+            "the release waits for the extension's answer"
+        );
+        let extension_then_release = [(VISIBILITY / 3, VISIBILITY), (result.took, 20 * S)];
+        assert_eq!(changes(&queue, started), extension_then_release);
         let back =
-            queue.receive(20 * S, VISIBILITY).await.unwrap().expect("it is back after its delay");
-        assert_eq!((back.receive_count, started.elapsed() - arrived.took), (2, 20 * S));
+            queue.receive(20 * S, VISIBILITY).await.unwrap().expect("a redelivery after the delay");
+        assert_eq!((back.receive_count, started.elapsed() - result.took), (2, 20 * S));
     }
 }
 
-/// Extensions that fail for a while (throttled, lost, no answer) are retried with jitter inside the
-/// lease; each failure is told, and the work goes on.
+/// Failed extensions (throttled, lost, no answer) are retried with jitter inside the lease; each
+/// failure is logged, and the work goes on.
 #[tokio::test(start_paused = true)]
-async fn s03_a_transient_failure_of_an_extension_is_retried_with_jitter_and_costs_nothing() {
+async fn s03_a_failed_extension_is_retried_with_jitter() {
     let mut tries = Vec::new();
     for earlier_messages in [0, 1] {
         let logs = Logs::default();
@@ -104,12 +109,12 @@ async fn s03_a_transient_failure_of_an_extension_is_retried_with_jitter_and_cost
         )));
         queue.fault_change_visibility(Fault::RequestDelayed(MINUTE));
         let started = Instant::now();
-        let arrived = Journey::new(&queue, &command).run().await;
-        assert_eq!(arrived.outcomes(), ["succeeded"]);
+        let result = Journey::new(&queue, &command).run().await;
+        assert_eq!(result.outcomes(), ["succeeded"]);
         assert_eq!(logs.complaints(), ["extending the lease failed and will be retried"; 4]);
-        let beats = changes(&queue, started);
-        assert!(beats.iter().all(|(_, to)| *to == VISIBILITY), "{beats:?}");
-        tries.push(beats[1..5].iter().map(|(at, _)| *at).collect::<Vec<_>>());
+        let extensions = changes(&queue, started);
+        assert!(extensions.iter().all(|(_, to)| *to == VISIBILITY), "{extensions:?}");
+        tries.push(extensions[1..5].iter().map(|(at, _)| *at).collect::<Vec<_>>());
     }
     assert!(tries.iter().flatten().all(|at| *at < VISIBILITY), "not inside the lease: {tries:?}");
     assert_ne!(
@@ -118,9 +123,9 @@ async fn s03_a_transient_failure_of_an_extension_is_retried_with_jitter_and_cost
     );
 }
 
-/// When extensions fail, or are not answered at all, until our own deadline, the lease is lost: the
-/// command is ended at that instant, and the message is neither deleted nor released, since
-/// somebody else may hold it.
+/// If extensions fail or get no answer until our own deadline, the lease is lost: the command is
+/// halted at that instant, and the message is neither deleted nor released, since another pod may
+/// hold it.
 #[tokio::test(start_paused = true)]
 async fn s04_an_extension_that_fails_until_the_deadline_loses_the_lease() {
     for (seed, fault) in (0..10).flat_map(|seed| {
@@ -133,8 +138,8 @@ async fn s04_an_extension_that_fails_until_the_deadline_loses_the_lease() {
             queue.fault_change_visibility(fault.clone());
         }
         let started = Instant::now();
-        let arrived = Journey::new(&queue, &command).run().await;
-        assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lease_lost"], 75));
+        let result = Journey::new(&queue, &command).run().await;
+        assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["lease_lost"], 75));
         assert_eq!(
             command.ended() - started,
             VISIBILITY,
@@ -150,12 +155,12 @@ async fn s04_an_extension_that_fails_until_the_deadline_loses_the_lease() {
     }
 }
 
-/// An extension that is granted, but whose answer comes after the old deadline, proves nothing:
-/// somebody may have had the message in between. (We are frozen while the call is out.)
+/// An extension that is granted, but answered after the old deadline, proves nothing: another pod
+/// may have received the message in between. (Here the process is frozen during the call.)
 #[tokio::test(start_paused = true)]
-async fn s05_an_extension_answered_after_the_deadline_is_a_loss() {
+async fn s05_an_extension_answered_after_the_deadline_loses_the_lease() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
-    let mut around = Around::new(&queue);
+    let mut around = HookedQueue::new(&queue);
     around.after = Box::new(|call| {
         Box::pin(async move {
             if matches!(call, Call::ChangeVisibility(_)) {
@@ -166,14 +171,10 @@ async fn s05_an_extension_answered_after_the_deadline_is_a_loss() {
     let mut journey = Journey::new(&queue, &command);
     journey.queue = Arc::new(around);
     let started = Instant::now();
-    let arrived = journey.run().await;
+    let result = journey.run().await;
     let why = "the extension was answered after the lease had ended".to_owned();
-    assert_eq!(arrived.outcome, RunOutcome::Kept(KeepReason::LeaseLost(why)));
-    assert_eq!(
-        (changes(&queue, started).len(), deletes(&queue)),
-        (1, 0),
-        "nothing is called any more"
-    );
+    assert_eq!(result.outcome, RunOutcome::Kept(KeepReason::LeaseLost(why)));
+    assert_eq!((changes(&queue, started).len(), deletes(&queue)), (1, 0), "no further calls");
     assert_eq!(
         command.ended() - started,
         VISIBILITY / 3 + VISIBILITY + 3 * S,
@@ -181,10 +182,9 @@ async fn s05_an_extension_answered_after_the_deadline_is_a_loss() {
     );
 }
 
-/// One that is granted in time counts from before it was asked for: the queue may have counted from
-/// then.
+/// An extension counts from before its request was sent, since the queue may count from then.
 #[tokio::test(start_paused = true)]
-async fn s05_an_extension_counts_from_before_it_was_asked_for() {
+async fn s05_an_extension_counts_from_before_its_request() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
     queue.fault_change_visibility(Fault::AnswerDelayed(3 * S));
     for _ in 0..1000 {
@@ -192,7 +192,7 @@ async fn s05_an_extension_counts_from_before_it_was_asked_for() {
     }
     let started = Instant::now();
     assert_eq!(Journey::new(&queue, &command).run().await.outcomes(), ["lease_lost"]);
-    assert_eq!(changes(&queue, started)[1].0, 2 * VISIBILITY / 3, "the next beat");
+    assert_eq!(changes(&queue, started)[1].0, 2 * VISIBILITY / 3, "the next extension");
     assert_eq!(
         command.ended() - started,
         VISIBILITY / 3 + VISIBILITY + 3 * S,
@@ -200,30 +200,29 @@ async fn s05_an_extension_counts_from_before_it_was_asked_for() {
     );
 }
 
-/// "Message does not exist or is not available" is the end of a lease at once: the command is
-/// ended, and nothing more is asked of the queue.
+/// "Message does not exist or is not available" ends the lease at once: the command is halted, and
+/// no further request goes to the queue.
 #[tokio::test(start_paused = true)]
-async fn s06_a_message_that_is_not_ours_any_more_halts_the_command_and_nothing_is_called_any_more()
-{
+async fn s06_a_lost_lease_stops_the_command_and_all_calls() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
     queue.fault_change_visibility(Fault::Error(VisibilityError::NotInFlight(
         "received again".to_owned(),
     )));
     let started = Instant::now();
-    let arrived = Journey::new(&queue, &command).run().await;
+    let result = Journey::new(&queue, &command).run().await;
     assert_eq!(
-        arrived.outcome,
+        result.outcome,
         RunOutcome::Kept(KeepReason::LeaseLost("received again".to_owned()))
     );
-    assert_eq!(arrived.outcome.exit_code(), 75);
+    assert_eq!(result.outcome.exit_code(), 75);
     assert_eq!(command.ended() - started, VISIBILITY / 3);
     assert_eq!((changes(&queue, started).len(), deletes(&queue)), (1, 0));
 }
 
-/// A visibility timeout too short for any beat is refused at the start. All others have a period
-/// that is derived, so it is never longer than they are, and never nothing.
+/// A visibility timeout too short for a heartbeat is refused at the start. The heartbeat period is
+/// derived from it, so it is never longer, and never zero.
 #[tokio::test(start_paused = true)]
-async fn s07_a_visibility_shorter_than_a_beat_is_refused_and_the_period_is_derived() {
+async fn s07_a_too_short_visibility_timeout_is_refused_and_the_period_is_derived() {
     for seconds in 0..=2 {
         let refused = configured(&format!("--visibility-timeout {seconds}s")).unwrap_err();
         assert!(
@@ -237,13 +236,16 @@ async fn s07_a_visibility_shorter_than_a_beat_is_refused_and_the_period_is_deriv
             .work
             .settings;
         let Limits { strategy, visibility, .. } = settings.policy.limits;
-        let beat = Lease::taken(strategy, visibility, Duration::ZERO).extend_at().unwrap();
-        assert!(beat >= S && beat <= visibility / 3, "{visibility:?} is extended after {beat:?}");
+        let extend_at = Lease::taken(strategy, visibility, Duration::ZERO).extend_at().unwrap();
+        assert!(
+            extend_at >= S && extend_at <= visibility / 3,
+            "{visibility:?} is extended after {extend_at:?}"
+        );
         // The lease counts from before the poll, which the queue answers within 20 s.
         let poll = settings.polling.longest_poll;
         assert!(
             poll >= S && poll <= visibility / 3 && poll <= 20 * S,
-            "{visibility:?} is polled for {poll:?}"
+            "with {visibility:?} the poll takes {poll:?}"
         );
     }
     let (queue, command) = (queue(), FakeCommand::new(Does::Exits(9 * MINUTE, 0)));
@@ -251,33 +253,32 @@ async fn s07_a_visibility_shorter_than_a_beat_is_refused_and_the_period_is_deriv
     journey.settings = configured("--visibility-timeout 3s").unwrap().work.settings;
     let started = Instant::now();
     assert_eq!(journey.run().await.outcomes(), ["succeeded"]);
-    let beats = changes(&queue, started).len();
-    assert!((539..=540).contains(&beats), "{beats} beats");
+    let extensions = changes(&queue, started).len();
+    assert!((539..=540).contains(&extensions), "{extensions} extensions");
 }
 
-/// The queue's own visibility timeout, shorter than the time of the first beat, is not the lease:
-/// each receive names its own, and the first beat is derived from that.
+/// The queue's default visibility timeout, shorter than the time until the first heartbeat, does
+/// not matter: each receive sets its own.
 #[tokio::test]
-async fn s08_a_short_default_timeout_of_the_queue_does_not_cost_the_lease() {
+async fn s08_a_receive_overrides_the_default_timeout_of_the_queue() {
     let cloud = Cloud::new(5).await;
     let set = cloud.sqs.set_queue_attributes().queue_url(&cloud.queue_url);
     set.attributes(QueueAttributeName::VisibilityTimeout, "1").send().await.unwrap();
     cloud.put("k", b"x").await;
-    // The first beat comes after 10 s.
+    // The first heartbeat comes after 10 s.
     let run = cloud.run("--visibility-timeout 30s", "echo > started; sleep 2.5");
-    cloud.note("started").await;
-    assert_eq!(cloud.left_alone(run).await.code(), 0);
+    cloud.file("started").await;
+    assert_eq!(cloud.wait_while_another_polls(run).await.code(), 0);
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
-/// Nor does an answer that is long on its way: the lease counts from before the request, so its
-/// first beat is due so much sooner; and if the answer takes as long as the lease, then nothing was
-/// ever held.
+/// The lease counts from before the request. So after a slow answer the first heartbeat comes
+/// sooner, and if the answer takes as long as the lease, the lease has expired.
 #[tokio::test(start_paused = true)]
-async fn s08_a_lease_counts_from_before_the_message_was_asked_for() {
-    for (on_its_way, first_beat) in [(S, VISIBILITY / 3), (MINUTE, MINUTE)] {
+async fn s08_a_lease_counts_from_before_the_receive_request() {
+    for (send_with_fault, first_beat) in [(S, VISIBILITY / 3), (MINUTE, MINUTE)] {
         let (queue, command) = (queue(), FakeCommand::new(Does::Exits(3 * MINUTE, 0)));
-        queue.fault_receive(Fault::AnswerDelayed(on_its_way));
+        queue.fault_receive(Fault::AnswerDelayed(send_with_fault));
         let started = Instant::now();
         assert_eq!(Journey::new(&queue, &command).run().await.outcomes(), ["succeeded"]);
         assert_eq!(changes(&queue, started)[0], (first_beat, VISIBILITY));
@@ -285,20 +286,16 @@ async fn s08_a_lease_counts_from_before_the_message_was_asked_for() {
     let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(3 * S, 0)));
     queue.fault_receive(Fault::AnswerDelayed(VISIBILITY));
     let started = Instant::now();
-    let arrived = Journey::new(&queue, &command).run().await;
-    assert_eq!(arrived.outcomes(), ["lease_lost"]);
-    assert!(
-        arrived.took <= VISIBILITY + 3 * S,
-        "whether the command had begun or not: {:?}",
-        arrived.took
-    );
+    let result = Journey::new(&queue, &command).run().await;
+    assert_eq!(result.outcomes(), ["lease_lost"]);
+    assert!(result.took <= VISIBILITY + 3 * S, "the run took {:?}", result.took);
     assert_eq!((changes(&queue, started), deletes(&queue)), (vec![], 0));
 }
 
-/// One message is fetched at a time, so none waits in our hands for its lease to run out: the
-/// others are anybody's.
+/// A message that waits in this pod would use up its lease; other pods can receive those that are
+/// still in the queue.
 #[tokio::test]
-async fn s09_messages_that_wait_for_their_turn_are_not_fetched() {
+async fn s09_one_message_is_received_at_a_time() {
     let cloud = Cloud::new(5).await;
     for key in ["a", "b", "c"] {
         cloud.put(key, b"x").await;
@@ -306,16 +303,16 @@ async fn s09_messages_that_wait_for_their_turn_are_not_fetched() {
     let script =
         "echo $JOB_RECEIVE_COUNT >> counts; echo > started; until [ -e go ]; do sleep 0.05; done";
     let run = cloud.run("--max-messages 3", script);
-    cloud.note("started").await;
+    cloud.file("started").await;
     assert_eq!(cloud.counts().await, (2, 1));
-    cloud.tell("go");
-    run.run_to(0).await;
-    assert_eq!((cloud.counts().await, cloud.note("counts").await.as_str()), ((0, 0), "1\n1\n1"));
+    cloud.touch("go");
+    run.expect_exit(0).await;
+    assert_eq!((cloud.counts().await, cloud.file("counts").await.as_str()), ((0, 0), "1\n1\n1"));
 }
 
-/// SQS hides a message for 12 hours at most. A limit past that is refused; work that is longer all
-/// the same is halted in time for its end to be inside, and the message is there at once for the
-/// next pod, with twelve hours of its own.
+/// SQS hides a message for 12 hours at most. A longer limit is refused; work that takes longer
+/// anyway is halted early enough to end before that, and the message is released to the next pod,
+/// which has twelve hours again.
 #[tokio::test(start_paused = true)]
 async fn s10_work_beyond_twelve_hours_is_halted_before_the_ceiling() {
     let refused = configured("--max-duration 12h").unwrap_err();
@@ -328,31 +325,31 @@ async fn s10_work_beyond_twelve_hours_is_halted_before_the_ceiling() {
         journey.settings.policy.limits.visibility = visibility;
         let stop = journey.settings.policy.limits.stop_grace + journey.settings.stop.reserve;
         let started = Instant::now();
-        let arrived = journey.run().await;
+        let result = journey.run().await;
         assert_eq!(
-            (arrived.outcomes(), arrived.outcome.exit_code()),
+            (result.outcomes(), result.outcome.exit_code()),
             (vec!["lease_exhausted"], 75),
             "{visibility:?}"
         );
         let ended = command.ended() - started;
         assert!(
             ended < CEILING,
-            "with leases of {visibility:?} the command outlived the twelve hours"
+            "with a visibility of {visibility:?} the command outlived the twelve hours"
         );
         let halted = ended - 15 * S;
         let earliest = CEILING - stop - 2 * S;
         assert!(
             halted > earliest,
-            "with leases of {visibility:?} it was halted after {halted:?} already"
+            "with a visibility of {visibility:?} it was already halted after {halted:?}"
         );
         assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
     }
 }
 
-/// The same limit does not end work that has time enough: a fixed lease that needs no extension, or
-/// a long one that cannot be lengthened any more, is no reason to halt.
+/// The same limit does not halt work that has enough time: under a fixed lease, or a long one that
+/// can no longer be extended.
 #[tokio::test(start_paused = true)]
-async fn s10_a_lease_that_is_long_enough_is_not_exhausted() {
+async fn s10_a_lease_that_covers_the_work_is_not_exhausted() {
     for (flags, work) in [
         ("--visibility fixed --visibility-timeout 1h --max-duration 10m", 9 * MINUTE),
         ("--visibility fixed --visibility-timeout 10m30s --max-duration 10m", 9 * MINUTE),
@@ -367,11 +364,11 @@ async fn s10_a_lease_that_is_long_enough_is_not_exhausted() {
     }
 }
 
-/// A command that is done just when we are frozen for longer than the lease.
-struct ThenFrozen(FakeCommand);
+/// The process freezes for longer than the lease when its command has exited.
+struct FrozenAfterwards(FakeCommand);
 
 #[async_trait]
-impl Runner for ThenFrozen {
+impl Runner for FrozenAfterwards {
     async fn run(
         &self,
         command: Command,
@@ -384,8 +381,8 @@ impl Runner for ThenFrozen {
     }
 }
 
-/// A process that is frozen between success and delete (no CPU, a machine suspended) looks at its
-/// deadline before it deletes: by then the message is another pod's.
+/// A process that is frozen between success and delete (no CPU, a suspended machine) checks its
+/// deadline before it deletes: by then another pod may hold the message.
 #[tokio::test(start_paused = true)]
 async fn s11_a_process_frozen_for_longer_than_its_lease_does_not_delete() {
     for kind in [Kind::Standard, Kind::Fifo] {
@@ -402,22 +399,22 @@ async fn s11_a_process_frozen_for_longer_than_its_lease_does_not_delete() {
             }
         });
         let mut journey = Journey::new(&queue, &command);
-        journey.command = Arc::new(ThenFrozen(command.clone()));
-        let arrived = journey.run().await;
-        assert_eq!(arrived.outcome.exit_code(), 75, "{:?}", arrived.outcome);
+        journey.command = Arc::new(FrozenAfterwards(command.clone()));
+        let result = journey.run().await;
+        assert_eq!(result.outcome.exit_code(), 75, "{:?}", result.outcome);
         assert!(
-            matches!(arrived.outcomes()[..], ["lease_lost" | "lost_after_success"]),
+            matches!(result.outcomes()[..], ["lease_lost" | "lost_after_success"]),
             "{:?}",
-            arrived.outcomes()
+            result.outcomes()
         );
         assert_eq!((rival.await.unwrap().receive_count, deletes(&queue)), (2, 0));
-        assert_eq!(queue.counts().in_flight, 1, "it is the other pod's");
+        assert_eq!(queue.counts().in_flight, 1, "the other pod holds it");
     }
 }
 
-/// A queue whose user is frozen during each beat, a while after the queue took it.
-fn frozen_in_a_beat(queue: &WiredQueue) -> Around {
-    let mut around = Around::new(queue);
+/// A queue whose client freezes during each extension, a while after the queue granted it.
+fn frozen_during_an_extension(queue: &WiredQueue) -> HookedQueue {
+    let mut around = HookedQueue::new(queue);
     around.after = Box::new(|call| {
         Box::pin(async move {
             if matches!(call, Call::ChangeVisibility(_)) {
@@ -429,20 +426,19 @@ fn frozen_in_a_beat(queue: &WiredQueue) -> Around {
     around
 }
 
-/// The same when the delete is all that is left to do: it waits for a beat, or for its next try,
-/// and that is when we are frozen.
+/// The same if the process freezes while the delete waits for an extension, or for its next try.
 #[tokio::test(start_paused = true)]
 async fn s11_a_process_frozen_just_before_its_delete_does_not_delete() {
     let (held, command) = (queue(), FakeCommand::new(Does::Exits(VISIBILITY / 3 + S, 0)));
     let mut journey = Journey::new(&held, &command);
-    journey.queue = Arc::new(frozen_in_a_beat(&held));
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lost_after_success"], 75));
+    journey.queue = Arc::new(frozen_during_an_extension(&held));
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["lost_after_success"], 75));
     assert_eq!((deletes(&held), held.counts().visible), (0, 1));
 
     let (held, command) = (queue(), exits(0));
     held.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned())));
-    let mut frozen_in_a_delete = Around::new(&held);
+    let mut frozen_in_a_delete = HookedQueue::new(&held);
     frozen_in_a_delete.after = Box::new(|call| {
         Box::pin(async move {
             if call == Call::Delete {
@@ -452,17 +448,12 @@ async fn s11_a_process_frozen_just_before_its_delete_does_not_delete() {
     });
     let mut journey = Journey::new(&held, &command);
     journey.queue = Arc::new(frozen_in_a_delete);
-    let arrived = journey.run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["lost_after_success"], 75));
-    assert_eq!(
-        (deletes(&held), held.counts().visible),
-        (1, 1),
-        "the one that failed, and no other"
-    );
+    let result = journey.run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["lost_after_success"], 75));
+    assert_eq!((deletes(&held), held.counts().visible), (1, 1), "only the one that failed");
 }
 
-/// And when a release is all that is left to do: to hide the message, or to show it, is the other
-/// pod's affair by then.
+/// The same before a release: only the pod that holds the message may change its visibility.
 #[tokio::test(start_paused = true)]
 async fn s11_a_process_frozen_just_before_its_release_does_not_release() {
     for kind in [Kind::Standard, Kind::Fifo] {
@@ -471,47 +462,47 @@ async fn s11_a_process_frozen_just_before_its_release_does_not_release() {
             FakeCommand::new(Does::Exits(VISIBILITY / 3 + S, 1)),
         );
         let mut journey = Journey::new(&held, &command);
-        journey.queue = Arc::new(frozen_in_a_beat(&held));
+        journey.queue = Arc::new(frozen_during_an_extension(&held));
         let started = Instant::now();
-        let arrived = journey.run().await;
-        assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["command_failed"], 1));
+        let result = journey.run().await;
+        assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["command_failed"], 1));
         assert_eq!(
             changes(&held, started),
             [(VISIBILITY / 3, VISIBILITY)],
-            "the beat, and no release"
+            "an extension, and no release"
         );
         assert_eq!(held.counts().visible, 1);
     }
 }
 
-/// The same with the real program: stopped (SIGSTOP) while its command succeeds, and continued when
-/// the lease is over.
+/// The same with the real program: stopped by SIGSTOP while its command succeeds, and continued
+/// after the lease has expired.
 #[tokio::test]
 async fn s11_a_program_stopped_for_longer_than_its_lease_does_not_delete() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = "echo > started; until [ -e go ]; do sleep 0.05; done; echo > done";
     let run = cloud.run("--visibility-timeout 3s", script);
-    cloud.note("started").await;
+    cloud.file("started").await;
     run.signal(Signal::SIGSTOP);
-    cloud.tell("go");
-    cloud.note("done").await;
-    eventually("the lease is over", async || (cloud.counts().await == (1, 0)).then_some(())).await;
+    cloud.touch("go");
+    cloud.file("done").await;
+    eventually("the lease expires", async || (cloud.counts().await == (1, 0)).then_some(())).await;
     run.signal(Signal::SIGCONT);
-    let left = run.run_to(75).await;
-    let outcome = &left.record("message kept")["outcome"];
+    let exited = run.expect_exit(75).await;
+    let outcome = &exited.record("message kept")["outcome"];
     assert!(outcome == "lease_lost" || outcome == "lost_after_success", "{outcome}");
-    assert_eq!(cloud.counts().await, (1, 0), "it is still there, for anybody");
+    assert_eq!(cloud.counts().await, (1, 0), "it is still in the queue");
 }
 
-/// A second pod has the message while the first still runs: the first, which the queue does not
-/// hear any more, stops at its own deadline and deletes nothing; the second knows that it is the
-/// second, and its success counts.
+/// A second pod receives the message while the first, cut off from the queue, still runs: the first
+/// stops at its own deadline and deletes nothing; the second sees receive count 2, and its success
+/// counts.
 #[tokio::test(start_paused = true)]
-async fn s12_a_second_pod_receives_what_the_first_still_works_on() {
+async fn s12_a_second_pod_receives_a_message_that_the_first_still_works_on() {
     let queue = queue();
     let (first, second) = (FakeCommand::new(Does::EndsOnTerm(3 * S, 0)), exits(0));
-    let mut cut_off = Around::new(&queue);
+    let mut cut_off = HookedQueue::new(&queue);
     let tried = Arc::new(AtomicU32::new(0));
     cut_off.before = Box::new({
         let tried = tried.clone();
@@ -537,17 +528,17 @@ async fn s12_a_second_pod_receives_what_the_first_still_works_on() {
 
     assert_eq!((one.outcomes(), one.outcome.exit_code()), (vec!["lease_lost"], 75));
     assert!(tried.load(Ordering::Relaxed) > 3, "it never tried");
-    assert_eq!(first.ended() - started, VISIBILITY + 3 * S, "told to end at the very deadline");
+    assert_eq!(first.ended() - started, VISIBILITY + 3 * S, "halted exactly at the deadline");
     assert_eq!((other.outcomes(), other.outcome.exit_code()), (vec!["succeeded"], 0));
     assert_eq!(first.got("JOB_RECEIVE_COUNT"), ["1"]);
     assert_eq!(second.got("JOB_RECEIVE_COUNT"), ["2"]);
     assert!(queue.is_drained() && deletes(&queue) == 1);
 }
 
-/// A release whose answer is lost may have come through, and then the message is somebody else's:
-/// it is not sent again, and what is said of the message's return holds either way.
+/// A release whose answer is lost may have succeeded, and then another pod may hold the message: it
+/// is not sent again, and the reported time of return holds either way.
 #[tokio::test(start_paused = true)]
-async fn s66_a_release_that_may_have_come_through_is_not_sent_again() {
+async fn s66_a_release_without_an_answer_is_not_sent_again() {
     let unclear = || VisibilityError::Unclear("reset".to_owned());
     for fault in
         [Fault::AnswerLost(unclear()), Fault::Error(unclear()), Fault::RequestDelayed(MINUTE)]
@@ -557,10 +548,10 @@ async fn s66_a_release_that_may_have_come_through_is_not_sent_again() {
         let (queue, command) = (queue(), exits(1));
         queue.fault_change_visibility(fault.clone());
         let started = Instant::now();
-        let arrived = Journey::new(&queue, &command).run().await;
-        assert_eq!(arrived.outcomes(), ["command_failed"]);
+        let result = Journey::new(&queue, &command).run().await;
+        assert_eq!(result.outcomes(), ["command_failed"]);
         assert_eq!(changes(&queue, started).len(), 1, "{fault:?}");
-        let Settlement::Kept(_, Return::Within(left)) = arrived.ended()[0].settlement else {
+        let Settlement::Kept(_, Return::Within(within)) = result.ended()[0].settlement else {
             panic!("{fault:?}")
         };
         let back = queue.receive(20 * S, VISIBILITY).await;
@@ -569,8 +560,8 @@ async fn s66_a_release_that_may_have_come_through_is_not_sent_again() {
             back = queue.receive(20 * S, VISIBILITY).await.unwrap();
         }
         assert!(
-            Instant::now() <= started + arrived.took + left,
-            "{fault:?}: it was said to be back within {left:?}"
+            Instant::now() <= started + result.took + within,
+            "{fault:?}: it was to return within {within:?}"
         );
         let complaint = "no answer to the release: the message is visible again when its visibility timeout ends, or sooner";
         assert_eq!(logs.complaints(), [complaint]);

@@ -1,8 +1,8 @@
-//! Ways in which programs like this one lose messages, do work twice, hang, or delete what failed.
+//! Ways in which programs like this one lose messages, do work twice, hang, or delete failed work.
 //!
-//! `README.md` beside this file lists them: each was taken from a real defect of a real program,
-//! has a number for life, and is a test that is named after it. Virtual time where that is enough;
-//! real processes and a real server where they are the point.
+//! `README.md` in this folder lists them: each comes from a real defect of a real program and has a
+//! permanent number, which is part of its test's name. The tests use virtual time where possible,
+//! real processes and a real server where necessary.
 
 mod completion;
 mod environment;
@@ -22,8 +22,7 @@ use serde_json::Value;
 
 use crate::support::object_created;
 
-/// The list and the tests are about the same scenarios, and a row without a test of its number
-/// names one that exists.
+/// A row without a test of its number must name an existing test.
 #[test]
 fn each_row_of_the_list_has_a_test_and_each_test_a_row() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -45,7 +44,7 @@ fn each_row_of_the_list_has_a_test_and_each_test_a_row() {
     let code: String = sources.map(|it| std::fs::read_to_string(it.path()).unwrap()).collect();
     let is_a_test = |number: u32| code.contains(&format!("fn s{number:02}_"));
     for (number, row) in &rows {
-        // A test, perhaps by its beginning, or a module of unit tests.
+        // The row names a test, or its prefix, or a module of unit tests.
         let exists = |name: &str| {
             name.rsplit_once("::").is_some_and(|(_, last)| {
                 code.contains(&format!("fn {}", last.trim_end_matches('…')))
@@ -65,12 +64,12 @@ fn record(key: &str) -> Value {
     body["Records"][0].take()
 }
 
-/// What `leasehold run` makes of these flags: the settings, or its complaint.
+/// The settings that `leasehold run` derives from these flags, or its error.
 pub fn configured(flags: &str) -> Result<RunConfig, String> {
     use clap::Parser;
     let start = ["leasehold", "run", "--queue-url", "http://localhost:4566/000000000000/q"];
     let words = start.into_iter().chain(flags.split_whitespace()).chain(["--", "true"]);
     let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
-    let Action::Run(args) = cli.action else { panic!("it is a run") };
+    let Action::Run(args) = cli.action else { panic!("not a run") };
     RunConfig::try_from(*args).map_err(|error| error.to_string())
 }

@@ -1,10 +1,9 @@
-//! 57, 67 and 68: what a command has done so far (`--checkpoint`): half written, lost, or written
-//! by somebody else.
+//! 57, 67 and 68: checkpoints (`--checkpoint`) that are half written, lost, or foreign.
 
 use std::time::Duration;
 
 use crate::support::bucket::MemoryBucket;
-use crate::support::journey::{Does, FakeCommand, Instead, Journey, MINUTE, S, deletes, queue};
+use crate::support::journey::{Does, FakeCommand, Journey, MINUTE, Replacement, S, deletes, queue};
 use crate::support::wire::WiredQueue;
 
 fn pod(queue: &WiredQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Journey {
@@ -14,14 +13,14 @@ fn pod(queue: &WiredQueue, command: &FakeCommand, bucket: &MemoryBucket) -> Jour
     journey
 }
 
-/// The pod is gone while it saves: the next one goes on from what was saved as a whole before, and
-/// drops it when it is done.
+/// A pod dies during a save: the next one resumes from the last complete checkpoint, and deletes it
+/// after its success.
 #[tokio::test(start_paused = true)]
-async fn s57_a_checkpoint_that_was_half_saved_when_the_pod_died_is_not_seen() {
+async fn s57_a_half_saved_checkpoint_is_not_restored() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
-    // Saved after 90 seconds, with one step; and, but for the end of that, after 180 and with
-    // three.
+    // One save after 90 seconds, with one step; the save after 180 seconds, with three steps, does
+    // not complete.
     let (dead, ()) = tokio::join!(
         pod(&queue, &command, &bucket).run_for(4 * MINUTE, std::future::pending()),
         async {
@@ -41,10 +40,10 @@ async fn s57_a_checkpoint_that_was_half_saved_when_the_pod_died_is_not_seen() {
     assert!(queue.is_drained() && bucket.keys().is_empty());
 }
 
-/// Wherever an archive ends that is none, it is not taken for one: nothing of it is worked on, and
-/// the message is kept until somebody removes it.
+/// An incomplete archive is not restored: no command runs, and the message is kept until an
+/// operator removes the archive.
 #[tokio::test(start_paused = true)]
-async fn s57_half_of_an_archive_is_not_gone_on_from() {
+async fn s57_half_an_archive_is_not_restored() {
     let (queue, bucket) = (queue(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Resumes(MINUTE, 8));
     pod(&queue, &command, &bucket).run_and_stop_after(100 * S).await;
@@ -58,15 +57,14 @@ async fn s57_half_of_an_archive_is_not_gone_on_from() {
     assert_eq!(pod(&queue, &command, &bucket).run().await.outcomes(), ["succeeded"]);
 }
 
-/// A command that removes its directory, or puts something else there, has not said that there is
-/// no state.
+/// A command that removes or replaces its checkpoint directory does not thereby delete its state.
 #[tokio::test(start_paused = true)]
-async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing() {
-    for replaced in [Instead::Gone, Instead::File, Instead::Link, Instead::Empty] {
+async fn s67_a_removed_or_replaced_checkpoint_directory_overwrites_nothing() {
+    for replaced in [Replacement::None, Replacement::File, Replacement::Link, Replacement::Empty] {
         let (queue, bucket) = (queue(), MemoryBucket::default());
         let command = FakeCommand::sequence([
             Does::Resumes(MINUTE, 8),
-            // Long enough for a save in between.
+            // Long enough for a save.
             Does::LosesState(replaced, 2 * MINUTE, 75),
             Does::Resumes(MINUTE, 8),
         ]);
@@ -88,10 +86,10 @@ async fn s67_a_checkpoint_directory_that_is_gone_or_replaced_overwrites_nothing(
     }
 }
 
-/// What another version of leasehold wrote, or somebody who means harm, is not restored, and
-/// nothing of it is quoted.
+/// An archive from another version of leasehold or from an attacker is not restored, and no error
+/// quotes its content.
 #[tokio::test(start_paused = true)]
-async fn s68_an_archive_that_is_not_ours_is_not_restored() {
+async fn s68_a_foreign_archive_is_not_restored() {
     for (about, problem) in [
         (r#"{"version":9,"worked_s":0}"#, "it has version 9"),
         (r#"{"version":1,"worked_s":18446744073709551615}"#, "longer than the 14 days"),

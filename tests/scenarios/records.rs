@@ -1,5 +1,5 @@
-//! 53 to 56, 61, 69 and 70: work that is recorded (`--idempotency`), and what becomes of it at the
-//! worst of moments.
+//! 53 to 56, 61, 69 and 70: recorded work (`--idempotency`), and crashes and stops at the worst
+//! moments.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep};
 use super::record;
 use crate::support::bucket::MemoryBucket;
 use crate::support::journey::{
-    Around, Does, FakeCommand, Journey, MINUTE, S, VISIBILITY, deletes, exits, queue, queue_with,
+    Does, FakeCommand, HookedQueue, Journey, MINUTE, RunResult, S, VISIBILITY, deletes, exits,
+    queue, queue_with,
 };
 use crate::support::object_created;
 use crate::support::records::{Fault, MemoryRecords};
@@ -20,7 +21,7 @@ use crate::support::wire::{Call, WiredQueue};
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// With a record of its work, and a place for its results.
+/// A pod that records its work and publishes its results.
 fn pod(
     queue: &WiredQueue,
     command: &FakeCommand,
@@ -30,20 +31,20 @@ fn pod(
     let mut journey = Journey::new(queue, command);
     journey.records = Some(records.clone());
     journey.outbox = Some(Arc::new(S3Outbox { writer: Arc::new(results.clone()) }));
-    let task = journey.settings.policy.task.as_mut().expect("there is one");
+    let task = journey.settings.policy.task.as_mut().expect("a task");
     Arc::make_mut(task).output = Some("s3://results/{key}".parse().unwrap());
     journey.settings.polling.wait = 10 * MINUTE;
     journey
 }
 
-/// Two notifications of one upload, as S3 may send them.
-fn twice() -> WiredQueue {
+/// Two notifications of one upload, as S3 may send.
+fn duplicate_notifications() -> WiredQueue {
     queue_with(&[&object_created("k"), &object_created("k")])
 }
 
-/// With a record of each, those that were done are not done again.
+/// Each object has its own record, so the finished ones are not processed again.
 #[tokio::test(start_paused = true)]
-async fn s47_objects_that_were_done_are_not_done_again_with_the_rest_of_their_message() {
+async fn s47_recorded_objects_are_skipped_at_the_redelivery() {
     let body = json!({ "Records": [record("a"), record("b"), record("c")] }).to_string();
     let (queue, records) = (queue_with(&[&body]), MemoryRecords::default());
     let command = FakeCommand::sequence([Does::Exits(S, 0), Does::Exits(S, 1), Does::Exits(S, 0)]);
@@ -55,12 +56,12 @@ async fn s47_objects_that_were_done_are_not_done_again_with_the_rest_of_their_me
     assert!(queue.is_drained());
 }
 
-/// A stop between success and delete: that the work is done, which was on its way to the record, is
-/// still written. So the message is let go, and the next delivery finds nothing to do.
+/// A stop between success and delete: the record is still written as done. So the message is
+/// released, and the next delivery has nothing to do.
 #[tokio::test(start_paused = true)]
-async fn s15_a_stop_after_success_leaves_the_work_recorded_as_done() {
+async fn s15_a_stop_after_success_records_the_work_as_done() {
     let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
-    // The claim; and the end, which is tried twice.
+    // The claim, and the final write, which is tried twice.
     records.script([Fault::None, Fault::Refused, Fault::AnswerDelayed(3 * S)]);
     let results = MemoryBucket::default();
     let stopped =
@@ -72,9 +73,9 @@ async fn s15_a_stop_after_success_leaves_the_work_recorded_as_done() {
     assert_eq!((command.runs(), queue.is_drained()), (1, true));
 }
 
-/// A store that does not answer costs the record, and not the stop.
+/// A store that does not answer loses the record, but does not delay the stop.
 #[tokio::test(start_paused = true)]
-async fn s15_a_success_that_cannot_be_recorded_does_not_hold_up_a_stop() {
+async fn s15_a_failing_record_does_not_delay_a_stop() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(HOUR); 40]));
     let stopped = pod(&queue, &exits(0), &records, &results).run_and_stop_after(6 * S).await;
@@ -84,10 +85,10 @@ async fn s15_a_success_that_cannot_be_recorded_does_not_hold_up_a_stop() {
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
-/// A command that ignores TERM is KILLed early enough to release its record, however long the store
-/// takes for that: else the Processor would count as dead.
+/// A command that ignores TERM is KILLed early enough to release its record, and a slow store is
+/// not waited for: otherwise the Processor would count as dead.
 #[tokio::test(start_paused = true)]
-async fn s26_a_record_that_cannot_be_released_does_not_hold_up_the_end() {
+async fn s26_a_record_that_cannot_be_released_does_not_delay_the_end() {
     let (queue, records) = (queue(), MemoryRecords::default());
     records.script([Fault::None].into_iter().chain([Fault::AnswerDelayed(HOUR); 40]));
     let mut pod = pod(
@@ -98,21 +99,21 @@ async fn s26_a_record_that_cannot_be_released_does_not_hold_up_the_end() {
     );
     pod.settings.policy.limits.max_duration = MINUTE;
     pod.settings.stop.reserve = 5 * S;
-    let arrived = pod.run().await;
-    assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["timed_out"], 1));
-    assert_eq!((arrived.took, deletes(&queue)), (MINUTE + 20 * S, 0));
+    let result = pod.run().await;
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["timed_out"], 1));
+    assert_eq!((result.took, deletes(&queue)), (MINUTE + 20 * S, 0));
 }
 
-/// A stop while results are on their way gives them up when its grace is over. Nothing is deleted,
-/// nothing is recorded as done; the record is free at once, so the next delivery need not wait for
-/// its end, and publishes all of them.
+/// A stop during an upload aborts it at the end of the grace. Nothing is deleted or recorded as
+/// done; the record is released at once, so the next delivery does not wait for its expiry, and
+/// publishes all results.
 #[tokio::test(start_paused = true)]
-async fn s53_a_publish_that_outlasts_a_stop_keeps_the_message_and_frees_its_record() {
+async fn s53_a_publish_longer_than_the_stop_keeps_the_message_and_releases_its_record() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Writes(5 * S));
     results.uploads_take(MINUTE);
     let stopped = pod(&queue, &command, &records, &results).run_and_stop_after(30 * S).await;
-    // Of 20 seconds one is the record's, and two are there to tidy up.
+    // Of the 20 seconds, one is reserved for the record and two for the cleanup.
     assert_eq!((stopped.outcomes(), stopped.took), (vec!["stopped"], 47 * S));
     assert_eq!((deletes(&queue), records.state().as_deref()), (0, Some("released")));
     assert_eq!(results.keys(), Vec::<String>::new());
@@ -128,8 +129,8 @@ async fn s53_a_publish_that_outlasts_a_stop_keeps_the_message_and_frees_its_reco
     assert!(queue.is_drained());
 }
 
-/// A command that succeeded before the stop has not worked in vain: what it wrote is published and
-/// recorded within the grace. The stop deletes nothing, and the redelivery is recognised.
+/// If the command succeeded before the stop, its results are published and recorded within the
+/// grace. The stop deletes nothing, and the redelivery is recognised.
 #[tokio::test(start_paused = true)]
 async fn s69_a_stop_lets_finished_work_be_published_and_recorded() {
     for concurrency in [1, 2] {
@@ -162,9 +163,9 @@ async fn s69_a_stop_lets_finished_work_be_published_and_recorded() {
     }
 }
 
-/// Without a record the redelivery does all of it again, but what was finished is there.
+/// Without a record the redelivery repeats the work, but the results are published.
 #[tokio::test(start_paused = true)]
-async fn s69_a_stop_lets_finished_work_be_published_without_a_record_too() {
+async fn s69_a_stop_lets_finished_work_be_published_without_a_record() {
     let (queue, results) = (queue(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Writes(5 * S));
     results.uploads_take(10 * S);
@@ -175,10 +176,9 @@ async fn s69_a_stop_lets_finished_work_be_published_without_a_record_too() {
     assert_eq!(results.keys(), ["k/results.csv"]);
 }
 
-/// What exits 0 because it was told to end proves nothing, as ever: it is neither published nor
-/// recorded.
+/// An exit 0 after SIGTERM proves nothing: results are neither published nor recorded.
 #[tokio::test(start_paused = true)]
-async fn s69_what_ends_by_the_stop_is_not_finished_work() {
+async fn s69_work_that_ends_by_the_stop_is_not_published() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     let command = FakeCommand::new(Does::EndsOnTerm(S, 0));
     let stopped = pod(&queue, &command, &records, &results).run_and_stop_after(10 * S).await;
@@ -186,15 +186,14 @@ async fn s69_what_ends_by_the_stop_is_not_finished_work() {
     assert_eq!((records.state().as_deref(), results.uploads()), (Some("released"), 0));
 }
 
-/// Another pod has claimed the record while finished work is published in a stop: nothing more is
-/// published.
+/// Another pod claims the record while a stop publishes finished work: the publishing ends.
 #[tokio::test(start_paused = true)]
-async fn s70_a_record_that_is_lost_in_a_stop_ends_its_publishing_at_once() {
+async fn s70_a_record_lost_during_a_stop_ends_the_publishing() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Writes(5 * S));
     results.uploads_take(MINUTE);
     let mut journey = pod(&queue, &command, &records, &results);
-    // It is refreshed every three seconds.
+    // The record is refreshed every three seconds.
     journey.settings.policy.limits.visibility = 9 * S;
     let (stopped, ()) = tokio::join!(journey.run_and_stop_after(10 * S), async {
         sleep(12 * S).await;
@@ -202,14 +201,13 @@ async fn s70_a_record_that_is_lost_in_a_stop_ends_its_publishing_at_once() {
     });
     assert_eq!((stopped.outcomes(), results.uploads(), deletes(&queue)), (vec!["stopped"], 0, 0));
     assert!(stopped.took <= 16 * S, "{:?}", stopped.took);
-    assert_eq!(records.state().as_deref(), Some("in_progress"), "it is the other's");
+    assert_eq!(records.state().as_deref(), Some("in_progress"), "it belongs to the other pod");
 }
 
-/// The pod is gone after its results were published, and before that was recorded: nobody can know,
-/// so the work is done again, over the same results; but not before the record of the dead pod has
-/// expired.
+/// A pod dies after it published its results, and before it recorded that: the work is repeated and
+/// overwrites the results, after the record of the dead pod has expired.
 #[tokio::test(start_paused = true)]
-async fn s54_a_crash_between_publish_and_the_record_does_the_work_again() {
+async fn s54_a_crash_between_publish_and_record_repeats_the_work() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Writes(5 * S));
     records.script([Fault::None, Fault::Refused, Fault::Refused, Fault::Refused]);
@@ -231,14 +229,14 @@ async fn s54_a_crash_between_publish_and_the_record_does_the_work_again() {
     assert!(queue.is_drained());
 }
 
-/// The pod is gone between the record and the delete: the redelivery is recognised, and deleted
-/// without running.
+/// A pod dies between the record and the delete: the redelivery is recognised and deleted without
+/// running.
 #[tokio::test(start_paused = true)]
-async fn s55_a_crash_between_the_record_and_the_delete_does_not_do_the_work_again() {
+async fn s55_a_crash_between_record_and_delete_does_not_repeat_the_work() {
     let (queue, records, results) = (queue(), MemoryRecords::default(), MemoryBucket::default());
     let command = FakeCommand::new(Does::Writes(5 * S));
     let mut first = pod(&queue, &command, &records, &results);
-    let mut frozen = Around::new(&queue);
+    let mut frozen = HookedQueue::new(&queue);
     frozen.before = Box::new(|call| {
         Box::pin(async move {
             if call == Call::Delete {
@@ -255,7 +253,7 @@ async fn s55_a_crash_between_the_record_and_the_delete_does_not_do_the_work_agai
     assert_eq!((queue.is_drained(), deletes(&queue)), (true, 1));
 }
 
-/// Of many that wait for the same dead pod's record, one does the work, and it alone publishes.
+/// Of several pods that wait for a dead pod's record, one does the work and publishes.
 #[tokio::test(start_paused = true)]
 async fn s56_a_takeover_has_one_winner() {
     let bodies = vec![object_created("k"); 6];
@@ -269,9 +267,8 @@ async fn s56_a_takeover_has_one_winner() {
     };
     assert!(pod().run_for(MINUTE, std::future::pending()).await.is_none());
     let waiting = (0..5).map(|_| pod().run());
-    let arrived = futures_util::future::join_all(waiting).await;
-    let mut outcomes: Vec<_> =
-        arrived.iter().flat_map(super::super::support::journey::Arrived::outcomes).collect();
+    let result = futures_util::future::join_all(waiting).await;
+    let mut outcomes: Vec<_> = result.iter().flat_map(RunResult::outcomes).collect();
     outcomes.sort_unstable();
     assert_eq!(
         outcomes,
@@ -280,17 +277,18 @@ async fn s56_a_takeover_has_one_winner() {
     assert_eq!((command.runs(), results.uploads()), (2, 1));
 }
 
-/// The owner lives, but reaches the store no more: it gives its work up before another may claim
-/// it, although SQS would let it go on. So it does not publish, and the other does. The same if
-/// what it asks is not refused, but never answered.
+/// The owner lives, but can no longer reach the store: it gives up before another pod may claim the
+/// record, although its SQS lease is good. So only the other pod publishes. The same if the store
+/// never answers.
 #[tokio::test(start_paused = true)]
-async fn s56_an_owner_that_reaches_its_record_no_more_is_over_before_it_is_taken_over() {
+async fn s56_an_owner_without_access_to_its_record_stops_before_the_takeover() {
     for is_silent in [false, true] {
         let (queue, records, results) =
-            (twice(), MemoryRecords::default(), MemoryBucket::default());
-        let cut_off = records.another();
+            (duplicate_notifications(), MemoryRecords::default(), MemoryBucket::default());
+        let cut_off = records.for_another_pod();
         if is_silent {
-            // Two claims; and a refresh of which it does not hear, so that it has to read.
+            // Two claims; and a refresh whose answer is lost, so that the owner has to read the
+            // record.
             records.script([Fault::None, Fault::None, Fault::AnswerLost]);
         }
         let (slow, quick) = (
@@ -306,24 +304,24 @@ async fn s56_an_owner_that_reaches_its_record_no_more_is_over_before_it_is_taken
         assert_eq!((first.outcomes(), second.outcomes()), (vec!["lease_lost"], vec!["succeeded"]));
         assert!(
             slow.ended() - 2 * S < quick.ended() - S,
-            "it was not told to end before the other began"
+            "it was not halted before the other began"
         );
         assert_eq!((records.state().as_deref(), results.uploads()), (Some("done"), 1));
     }
 }
 
-/// A store that ignores conditions would give the same work to two pods: nothing runs, and it is
-/// not asked again.
+/// A store that ignores conditions would give the same work to two pods: nothing runs, and there is
+/// no retry.
 #[tokio::test(start_paused = true)]
-async fn s61_a_store_that_ignores_conditions_gives_work_to_nobody() {
+async fn s61_a_store_that_ignores_conditions_runs_nothing() {
     let (queue, command, records) = (queue(), exits(0), MemoryRecords::default());
     records.script([Fault::ConditionsUnsupported]);
-    let arrived = pod(&queue, &command, &records, &MemoryBucket::default()).run().await;
+    let result = pod(&queue, &command, &records, &MemoryBucket::default()).run().await;
     assert_eq!(
-        (arrived.outcomes(), arrived.outcome.exit_code(), command.runs()),
+        (result.outcomes(), result.outcome.exit_code(), command.runs()),
         (vec!["not_recorded"], 75, 0)
     );
-    let error = arrived.ended()[0].error().unwrap();
+    let error = result.ended()[0].error().unwrap();
     assert!(error.ends_with("the store ignores If-None-Match"), "{error}");
-    assert!(arrived.took < S, "it was asked again: {:?}", arrived.took);
+    assert!(result.took < S, "there was a retry: {:?}", result.took);
 }

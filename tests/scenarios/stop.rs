@@ -1,6 +1,5 @@
-//! 23 to 35, 64 and 65: the stop. Some of these are about how the program is deployed; then its
-//! part is that the stop is safe at whatever instant it comes, and however little time there is for
-//! it.
+//! 23 to 35, 64 and 65: the stop. Some of these depend on the deployment; the program's part is a
+//! stop that is safe at any instant and with any grace.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +14,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::configured;
 use crate::support::cloud::{Cloud, Leasehold, is_alive};
 use crate::support::journey::{
-    Around, Arrived, Does, FakeCommand, FakeStore, GRACE, Journey, MINUTE, S, VISIBILITY, changes,
-    deletes, exits, queue, queue_of, queue_with,
+    Does, FakeCommand, FakeStore, GRACE, HookedQueue, Journey, MINUTE, RunResult, S, VISIBILITY,
+    changes, deletes, exits, queue, queue_of, queue_with,
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
@@ -24,80 +23,79 @@ use crate::support::wire::{Call, Fault, WiredQueue};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// TERM during an empty long poll: the request that is out is awaited, for a message may be on its
-/// way to it, and no other is sent.
+/// TERM during an empty long poll: the request in flight is awaited, since it may bring a message,
+/// and no other is sent.
 #[tokio::test(start_paused = true)]
-async fn s23_a_stop_during_the_long_poll_awaits_it() {
+async fn s23_a_stop_waits_for_the_long_poll() {
     for wait in [10 * S, MINUTE] {
         let (queue, command) = (queue_with(&[]), exits(0));
         let mut journey = Journey::new(&queue, &command);
         journey.settings.polling.wait = wait;
-        let arrived = journey.run_and_stop_after(2 * S).await;
-        assert_eq!(arrived.outcome, RunOutcome::Finished);
-        assert_eq!((arrived.took, queue.calls().len()), (10 * S, 1));
+        let result = journey.run_and_stop_after(2 * S).await;
+        assert_eq!(result.outcome, RunOutcome::Finished);
+        assert_eq!((result.took, queue.calls().len()), (10 * S, 1));
     }
 }
 
-/// A message that comes then is released at once, and worked on by somebody else.
+/// A message that it brings is released at once.
 #[tokio::test(start_paused = true)]
-async fn s23_a_message_that_comes_after_the_stop_is_released_at_once() {
+async fn s23_a_message_received_after_the_stop_is_released_at_once() {
     let (queue, command) = (queue_with(&[]), exits(0));
     let sender = queue.clone();
     tokio::spawn(async move {
         sleep(5 * S).await;
         sender.send(object_created("late"));
     });
-    let arrived = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
-    assert_eq!((arrived.outcome.exit_code(), command.runs()), (143, 0));
-    assert_eq!((arrived.took, queue.counts().visible), (5 * S, 1));
+    let result = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
+    assert_eq!((result.outcome.exit_code(), command.runs()), (143, 0));
+    assert_eq!((result.took, queue.counts().visible), (5 * S, 1));
 }
 
-/// TERM between two requests that fail: there is nothing to wait for, and no further request.
+/// TERM between two failed requests: the run ends at once, without a further request.
 #[tokio::test(start_paused = true)]
 async fn s23_a_stop_while_receiving_fails_ends_at_once() {
     let (queue, command) = (queue(), exits(0));
     for _ in 0..1000 {
         queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned())));
     }
-    let arrived = Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
-    assert_eq!((arrived.outcome, arrived.took, command.runs()), (RunOutcome::Finished, 30 * S, 0));
+    let result = Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
+    assert_eq!((result.outcome, result.took, command.runs()), (RunOutcome::Finished, 30 * S, 0));
 }
 
-/// An answer that never comes is not waited for any longer than an empty one would have taken.
+/// A missing answer is waited for no longer than an empty poll takes.
 #[tokio::test(start_paused = true)]
-async fn s23_a_poll_that_is_never_answered_does_not_outlast_the_grace() {
+async fn s23_a_poll_without_an_answer_does_not_outlast_the_grace() {
     let (queue, command) = (queue(), exits(0));
     queue.fault_receive(Fault::RequestDelayed(24 * 60 * MINUTE));
-    let arrived = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
+    let result = Journey::new(&queue, &command).run_and_stop_after(2 * S).await;
     assert_eq!(
-        (arrived.outcome, command.runs(), queue.counts().visible),
+        (result.outcome, command.runs(), queue.counts().visible),
         (RunOutcome::Finished, 0, 1)
     );
     assert!(
-        (12 * S..2 * S + GRACE).contains(&arrived.took),
+        (12 * S..2 * S + GRACE).contains(&result.took),
         "the stop took {:?}",
-        arrived.took - 2 * S
+        result.took - 2 * S
     );
 }
 
-/// TERM while the object is fetched: the download is aborted, the command is not started, the
-/// message is there for the next at once.
+/// TERM during the download: the download is aborted, the command is not started, and the message
+/// is released at once.
 #[tokio::test(start_paused = true)]
 async fn s24_a_stop_during_the_fetch_aborts_it() {
     let (queue, command) = (queue(), exits(0));
     let mut journey = Journey::new(&queue, &command);
     journey.store = Arc::new(FakeStore { after: 5 * MINUTE, ..FakeStore::default() });
-    let arrived = journey.run_and_stop_after(30 * S).await;
-    assert_eq!((arrived.outcome.exit_code(), command.runs(), arrived.took), (143, 0, 30 * S));
+    let result = journey.run_and_stop_after(30 * S).await;
+    assert_eq!((result.outcome.exit_code(), command.runs(), result.took), (143, 0, 30 * S));
     assert_eq!((deletes(&queue), queue.counts().visible), (0, 1));
 }
 
-/// TERM while the command works: it gets its grace with the heartbeat still on, so nobody else has
-/// the message before it has ended; whatever it says then, nothing is deleted, and the message is
-/// released.
+/// TERM while the command works: the heartbeats go on during its grace, so no other pod receives
+/// the message before the command has ended. Whatever its exit code, nothing is deleted, and the
+/// message is released.
 #[tokio::test(start_paused = true)]
-async fn s25_a_stop_while_the_command_works_keeps_the_lease_until_it_has_ended_and_deletes_nothing()
-{
+async fn s25_a_stop_keeps_the_lease_until_the_command_has_exited_and_deletes_nothing() {
     for code in [0, 1, 65, 75] {
         let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(15 * S, code)));
         let mut journey = Journey::new(&queue, &command);
@@ -111,11 +109,11 @@ async fn s25_a_stop_while_the_command_works_keeps_the_lease_until_it_has_ended_a
                 started.elapsed()
             }
         });
-        let arrived = journey.run_and_stop_after(5 * MINUTE).await;
-        assert_eq!((arrived.outcomes(), arrived.outcome.exit_code()), (vec!["stopped"], 143));
-        assert_eq!(arrived.took, 5 * MINUTE + 15 * S);
-        assert_eq!(changes(&queue, started).last(), Some(&(arrived.took, Duration::ZERO)));
-        assert_eq!((rival.await.unwrap(), deletes(&queue)), (arrived.took, 0));
+        let result = journey.run_and_stop_after(5 * MINUTE).await;
+        assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["stopped"], 143));
+        assert_eq!(result.took, 5 * MINUTE + 15 * S);
+        assert_eq!(changes(&queue, started).last(), Some(&(result.took, Duration::ZERO)));
+        assert_eq!((rival.await.unwrap(), deletes(&queue)), (result.took, 0));
     }
 }
 
@@ -127,43 +125,43 @@ async fn s26_a_command_that_ignores_term_is_killed_with_its_group_in_time() {
     let script = "trap '' TERM; (while :; do sleep 0.05; done) & echo $! > child; echo $$ > command; \
                   while :; do sleep 0.05; done";
     let run = cloud.run("--termination-grace 6s --wait 1s", script);
-    let child: i32 = cloud.note("child").await.parse().unwrap();
-    let command: i32 = cloud.note("command").await.parse().unwrap();
+    let child: i32 = cloud.file("child").await.parse().unwrap();
+    let command: i32 = cloud.file("command").await.parse().unwrap();
     let asked = Instant::now();
     run.signal(Signal::SIGTERM);
-    let left = run.run_to(143).await;
+    let exited = run.expect_exit(143).await;
     let took = asked.elapsed();
     assert!(4 * S <= took && took < 6 * S, "the stop took {took:?}");
-    assert!(!is_alive(child) && !is_alive(command), "something of the command is left");
-    assert_eq!(left.record("message kept")["signal"], 9);
-    assert_eq!(cloud.counts().await, (1, 0), "it is visible again at once");
+    assert!(!is_alive(child) && !is_alive(command), "a process of the command is still alive");
+    assert_eq!(exited.record("message kept")["signal"], 9);
+    assert_eq!(cloud.counts().await, (1, 0), "the message is visible at once");
 }
 
-/// The same if not even KILL helps, or the queue does not answer any more: the stop is over within
-/// the grace.
+/// The same if even KILL does not help, or if the queue no longer answers: the stop ends within the
+/// grace.
 #[tokio::test(start_paused = true)]
-async fn s26_every_stop_fits_the_grace_whatever_hangs() {
+async fn s26_every_stop_fits_the_grace() {
     for does in [Does::EndsOnTerm(S, 1), Does::EndsOnTerm(5 * MINUTE, 0), Does::Hangs] {
         for dead_queue in [false, true] {
             let (queue, command) = (queue(), FakeCommand::new(does));
             for _ in 0..(if dead_queue { 1000 } else { 0 }) {
                 queue.fault_change_visibility(Fault::RequestDelayed(24 * 60 * MINUTE));
             }
-            let arrived = Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
+            let result = Journey::new(&queue, &command).run_and_stop_after(30 * S).await;
             assert!(
-                arrived.took <= 30 * S + GRACE,
+                result.took <= 30 * S + GRACE,
                 "the stop took {:?}",
-                arrived.took.checked_sub(30 * S)
+                result.took.checked_sub(30 * S)
             );
-            assert_eq!((arrived.outcome.exit_code(), deletes(&queue)), (143, 0));
+            assert_eq!((result.outcome.exit_code(), deletes(&queue)), (143, 0));
         }
     }
 }
 
-/// A budget that does not fit the pod's grace is refused at the start; whatever grace is accepted
-/// is kept, though everything hangs: the command, the queue, and the telemetry.
+/// A budget that does not fit the pod's grace is refused at the start; an accepted one is kept even
+/// if the command, the queue and the telemetry hang.
 #[tokio::test(start_paused = true)]
-async fn s27_a_budget_over_the_grace_is_refused_and_every_accepted_one_is_kept() {
+async fn s27_a_budget_over_the_grace_is_refused_and_each_accepted_one_is_kept() {
     for (flags, complaint) in [
         ("--termination-grace 30s --stop-grace 21s", "--stop-grace 21s is too long"),
         ("--termination-grace 3s --stop-grace 3s --wait 0s", "--stop-grace 3s is too long"),
@@ -185,26 +183,26 @@ async fn s27_a_budget_over_the_grace_is_refused_and_every_accepted_one_is_kept()
                 .work
                 .settings;
             Arc::get_mut(&mut journey.telemetry).unwrap().hangs = true;
-            let arrived = journey.run_and_stop_after(30 * S).await;
-            let took = arrived.took - 30 * S;
-            assert!(took <= grace * S, "of {grace} s the stop took {took:?}");
-            assert_eq!((arrived.outcome.exit_code(), deletes(&queue)), (143, 0));
+            let result = journey.run_and_stop_after(30 * S).await;
+            let took = result.took - 30 * S;
+            assert!(took <= grace * S, "the stop took {took:?} of {grace} s");
+            assert_eq!((result.outcome.exit_code(), deletes(&queue)), (143, 0));
         }
     }
 }
 
-/// Further signals during a stop change nothing: it is neither begun anew, nor cut short, nor does
-/// it hang.
+/// Further signals during a stop change nothing: the stop neither starts again, nor ends early, nor
+/// hangs.
 #[tokio::test]
-async fn s28_further_signals_neither_restart_the_stop_nor_cut_it_short() {
+async fn s28_further_signals_neither_restart_nor_shorten_the_stop() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    // A child of the command that ignores TERM, and the command itself, which takes its time.
+    // A child of the command that ignores TERM, and the command itself, which ends slowly.
     let script = "sh -c 'trap \"\" TERM; echo $$ > child; sleep 1000' & \
                   trap 'sleep 1.5; echo > saved; exit 0' TERM; echo $$ > command; while :; do sleep 0.05; done";
     let run = cloud.run("--termination-grace 6s --wait 1s", script);
-    let child: i32 = cloud.note("child").await.parse().unwrap();
-    let command: i32 = cloud.note("command").await.parse().unwrap();
+    let child: i32 = cloud.file("child").await.parse().unwrap();
+    let command: i32 = cloud.file("command").await.parse().unwrap();
     assert!(is_alive(child) && is_alive(command));
 
     let asked = Instant::now();
@@ -214,46 +212,46 @@ async fn s28_further_signals_neither_restart_the_stop_nor_cut_it_short() {
         run.signal(signal);
         sleep(Duration::from_millis(600)).await;
     }
-    let left = run.run_to(143).await;
+    let exited = run.expect_exit(143).await;
     let took = asked.elapsed();
     assert!(
         4 * S <= took && took < 6 * S,
         "the stop took {took:?}: the child has four seconds, from the first TERM"
     );
-    assert!(!is_alive(child) && !is_alive(command), "something of the command is left");
-    cloud.note("saved").await;
+    assert!(!is_alive(child) && !is_alive(command), "a process of the command is still alive");
+    cloud.file("saved").await;
     assert_eq!(
-        (&left.record("message kept")["outcome"], cloud.counts().await),
+        (&exited.record("message kept")["outcome"], cloud.counts().await),
         (&"stopped".into(), (1, 0))
     );
     let again =
-        left.log.iter().filter(|record| record["message"] == "already shutting down").count();
-    assert!(again > 0, "no further signal was heard: {}", left.stdout);
+        exited.log.iter().filter(|record| record["message"] == "already shutting down").count();
+    assert!(again > 0, "no further signal was logged: {}", exited.stdout);
 }
 
-/// A shell that waits for its program passes no signal on: TERM goes to the whole group, so the
-/// program gets it too, and has its grace although the shell is gone at once.
+/// A shell that waits for its program does not forward signals. TERM goes to the whole group, so
+/// the program gets it too, and has its grace although the shell exits at once.
 #[tokio::test]
-async fn s29_a_shell_does_not_keep_the_signal_from_its_program() {
+async fn s29_a_shell_does_not_keep_sigterm_from_its_program() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let program =
         "trap 'sleep 0.5; echo > saved; exit 0' TERM; echo > up; while :; do sleep 0.05; done";
     let run = cloud.run("--wait 1s", &format!("sh -c \"{program}\"; echo > went-on"));
-    cloud.note("up").await;
+    cloud.file("up").await;
     let asked = Instant::now();
     run.signal(Signal::SIGTERM);
-    run.run_to(143).await;
-    assert!(asked.elapsed() < 15 * S, "of 20 s the stop took {:?}", asked.elapsed());
-    cloud.note("saved").await;
-    assert!(!cloud.notes.path().join("went-on").exists());
+    run.expect_exit(143).await;
+    assert!(asked.elapsed() < 15 * S, "the stop took {:?} of 20 s", asked.elapsed());
+    cloud.file("saved").await;
+    assert!(!cloud.dir.path().join("went-on").exists());
     assert_eq!(cloud.counts().await, (1, 0));
 }
 
-/// As PID 1 of its container the program reaps whatever is orphaned while the command works, and
-/// the command's own status is not lost by that.
+/// As PID 1 of its container the program reaps orphans while the command works, and does not lose
+/// the command's own status.
 #[tokio::test]
-async fn s30_as_pid_1_no_zombie_is_left_and_the_exit_is_the_commands() {
+async fn s30_pid_1_reaps_zombies_and_keeps_the_exit_code_of_the_command() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = "[ $PPID = 1 ] || exit 8; \
@@ -262,34 +260,34 @@ async fn s30_as_pid_1_no_zombie_is_left_and_the_exit_is_the_commands() {
                   i=$((i + 1)); [ $i -lt 200 ] || exit 9; sleep 0.05; done; exit 3";
     let own_world =
         ["unshare", "--user", "--map-root-user", "--fork", "--kill-child", "--pid", "--mount-proc"];
-    let left = Leasehold::start(cloud.command(&own_world, "", script)).run_to(1).await;
-    assert_eq!(left.record("message kept")["exit_code"], 3);
+    let exited = Leasehold::start(cloud.command(&own_world, "", script)).expect_exit(1).await;
+    assert_eq!(exited.record("message kept")["exit_code"], 3);
     assert!(
-        left.log
+        exited
+            .log
             .iter()
             .all(|record| record["level"] != "WARN" || record["message"] == "message kept")
     );
 }
 
-/// A TERM that comes before the handlers are installed is heard: nothing is deleted after it. Here
-/// it is pending when the program starts, which is as early as a signal can come.
+/// A TERM that comes before the handlers are installed still stops the run: nothing is deleted
+/// after it. Here it is already pending when the program starts.
 #[tokio::test]
-async fn s64_a_term_before_the_handlers_are_there_is_heard() {
+async fn s64_a_term_before_the_handlers_are_installed_stops_the_run() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let early = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); \
                  os.kill(os.getpid(), signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])";
     let run =
         Leasehold::start(cloud.command(&["python3", "-c", early], "--wait 10s", "echo > ran"));
-    let left = run.left().await;
-    assert!(left.code() == 0 || left.code() == 143, "{}{}", left.stdout, left.stderr);
-    left.record("shutting down: no more messages will be deleted");
-    assert!(!cloud.notes.path().join("ran").exists(), "the command ran after a stop was asked for");
+    let exited = run.wait().await;
+    assert!(exited.code() == 0 || exited.code() == 143, "{}{}", exited.stdout, exited.stderr);
+    exited.record("shutting down: no more messages will be deleted");
+    assert!(!cloud.dir.path().join("ran").exists(), "the command ran after a stop request");
     assert_eq!(cloud.counts().await, (1, 0));
 }
 
-/// HUP is a request to stop like TERM; signals that ask for nothing change nothing, although by
-/// default they kill.
+/// HUP is a request to stop like TERM; other signals change nothing, although by default they kill.
 #[tokio::test]
 async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     let cloud = Cloud::new(5).await;
@@ -297,10 +295,10 @@ async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     cloud.put("l", b"x").await;
     let script = "[ -e first ] || { echo up > first; until [ -e go ]; do sleep 0.05; done; exit 0; }; \
                   trap 'echo > termed; exit 1' TERM; echo $$ > command; while :; do sleep 0.05; done";
-    // These tests may themselves have been started by nohup.
-    let heard = ["env", "--default-signal=HUP"];
-    let run = Leasehold::start(cloud.command(&heard, "--wait 1s --max-messages 2", script));
-    cloud.note("first").await;
+    // The tests themselves may run under nohup.
+    let default_hup = ["env", "--default-signal=HUP"];
+    let run = Leasehold::start(cloud.command(&default_hup, "--wait 1s --max-messages 2", script));
+    cloud.file("first").await;
     for signal in [
         Signal::SIGUSR1,
         Signal::SIGUSR2,
@@ -311,23 +309,22 @@ async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     ] {
         run.signal(signal);
     }
-    // One that only waits would be delivered when the next command is started.
-    cloud.tell("go");
-    let command: i32 = cloud.note("command").await.parse().unwrap();
+    // A pending signal would be delivered when the next command is started.
+    cloud.touch("go");
+    let command: i32 = cloud.file("command").await.parse().unwrap();
     run.signal(Signal::SIGHUP);
-    let left = run.run_to(143).await;
-    cloud.note("termed").await;
-    assert!(!is_alive(command), "the command is left");
+    let exited = run.expect_exit(143).await;
+    cloud.file("termed").await;
+    assert!(!is_alive(command), "the command is still alive");
     assert_eq!(
-        (&left.record("message kept")["outcome"], cloud.counts().await),
+        (&exited.record("message kept")["outcome"], cloud.counts().await),
         (&"stopped".into(), (1, 0))
     );
 }
 
-/// What nohup(1) wants ignored stays ignored: the run outlives the terminal that it was started
-/// from.
+/// Under nohup(1) SIGHUP stays ignored: the run outlives the terminal that it was started from.
 #[tokio::test]
-async fn s65_a_hangup_that_is_to_be_ignored_is() {
+async fn s65_a_hangup_is_ignored_under_nohup() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let run = Leasehold::start(cloud.command(
@@ -335,17 +332,17 @@ async fn s65_a_hangup_that_is_to_be_ignored_is() {
         "--wait 1s",
         "echo > up; until [ -e go ]; do sleep 0.05; done",
     ));
-    cloud.note("up").await;
+    cloud.file("up").await;
     run.signal(Signal::SIGHUP);
-    cloud.tell("go");
-    run.run_to(0).await;
+    cloud.touch("go");
+    run.expect_exit(0).await;
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
-/// A queue, and one pod that passes through everything that a stop can meet: a poll until the
-/// message comes after a second, two seconds of download, five of work, one and a half until the
-/// delete is answered, and a beat now and then that takes half a second. Told to end, the command
-/// takes a second and a half and says 0.
+/// A queue, and one pod that passes through every phase in which a stop can come: one second of
+/// polling until the message comes, two of download, five of work, one and a half until the delete
+/// is answered, and now and then a heartbeat of half a second. After TERM the command takes a
+/// second and a half and exits 0.
 fn eventful(flags: &str, max_receive_count: u32) -> (WiredQueue, FakeCommand, Journey) {
     let queue = queue_of(Kind::Standard, max_receive_count, &[]);
     let sender = queue.clone();
@@ -355,7 +352,7 @@ fn eventful(flags: &str, max_receive_count: u32) -> (WiredQueue, FakeCommand, Jo
     });
     let command = FakeCommand::new(Does::Succeeds(5 * S, 3 * S / 2));
     let mut journey = pod(&queue, &command, &format!("--wait 2s {flags}"));
-    let mut slow = Around::new(&queue);
+    let mut slow = HookedQueue::new(&queue);
     slow.after = Box::new(|call| {
         Box::pin(sleep(match call {
             Call::Receive => Duration::ZERO,
@@ -375,16 +372,15 @@ fn pod(queue: &WiredQueue, command: &FakeCommand, flags: &str) -> Journey {
     journey
 }
 
-/// Ten seconds in steps, with the instants just before and after each second, at which things
+/// Ten seconds in steps, and the instants just before and after each second, when most events
 /// happen.
 fn instants(step: Duration) -> impl Iterator<Item = Duration> {
     let steps = (0..).map(move |n| n * step).take_while(|at| *at <= 11 * S);
     steps.chain((1..=10).flat_map(|second| [second * S - MS, second * S + MS]))
 }
 
-/// What must be true of a stop at `stop`, whenever that was: no delete is sent from then on; one
-/// that was sent before belongs to a success; and if there was none, the message is still there for
-/// another pod, which gets it done.
+/// The rules for a stop at `stop`, at any instant: no delete is sent afterwards; a delete that was
+/// sent before belongs to a success; and without a delete, another pod can process the message.
 async fn assert_safe(queue: &WiredQueue, command: &FakeCommand, stop: Instant) {
     let calls = queue.calls();
     let deletes: Vec<_> = calls.iter().filter(|entry| entry.call == Call::Delete).collect();
@@ -396,7 +392,7 @@ async fn assert_safe(queue: &WiredQueue, command: &FakeCommand, stop: Instant) {
         );
         assert!(
             command.last().ended.is_some_and(|ended| ended <= delete.asked_at),
-            "nothing had succeeded"
+            "the command had not succeeded"
         );
     }
     if deletes.is_empty() {
@@ -411,9 +407,9 @@ async fn assert_safe(queue: &WiredQueue, command: &FakeCommand, stop: Instant) {
     assert!(queue.is_drained() && queue.dead_letters().is_empty());
 }
 
-/// A pre-stop hook (or anybody else) eats the grace: TERM comes late, and KILL long before the stop
-/// is over. Whenever both come, nothing is deleted that did not succeed before, and the lease's end
-/// brings the message back.
+/// A pre-stop hook uses up the grace: TERM comes late, and KILL long before the stop has ended.
+/// Whenever both come, only a success is deleted; otherwise the message returns when its lease
+/// ends.
 #[tokio::test(start_paused = true)]
 async fn s31_a_kill_in_the_middle_of_the_stop_loses_nothing() {
     for stop_after in instants(S / 4) {
@@ -422,11 +418,11 @@ async fn s31_a_kill_in_the_middle_of_the_stop_loses_nothing() {
             let started = Instant::now();
             let ended = journey.run_for(stop_after + killed_after, sleep(stop_after)).await;
             if ended.is_none() {
-                // Its tasks are dropped one after another.
+                // The tasks are dropped one after another.
                 sleep(MS).await;
                 let calls = queue.calls().len();
                 sleep(10 * S).await;
-                assert_eq!(queue.calls().len(), calls, "something lives on after the KILL");
+                assert_eq!(queue.calls().len(), calls, "a task survived the KILL");
             }
             if started.elapsed() < S {
                 sleep(S).await;
@@ -436,30 +432,28 @@ async fn s31_a_kill_in_the_middle_of_the_stop_loses_nothing() {
     }
 }
 
-/// A node is reclaimed, drained, or consolidated away: TERM at any instant, with a grace that is
-/// long or short. The stop is over in time, the exit says what happened, and a message that is kept
-/// is visible at once.
+/// A node is reclaimed, drained, or consolidated away: TERM at any instant, with a long or a short
+/// grace. The stop ends in time, the exit code is right, and a kept message is visible at once.
 #[tokio::test(start_paused = true)]
-async fn s32_a_stop_is_safe_at_any_instant_with_grace_long_and_short() {
+async fn s32_a_stop_is_safe_at_any_instant_with_any_grace() {
     let mut exits = [0; 3];
     for grace in [4, 30, 3600] {
         for stop_after in instants(S / 10) {
             let (queue, command, journey) = eventful(&format!("--termination-grace {grace}s"), 5);
             let started = Instant::now();
-            let arrived = journey.run_and_stop_after(stop_after).await;
-            if arrived.took > stop_after {
+            let result = journey.run_and_stop_after(stop_after).await;
+            if result.took > stop_after {
                 assert!(
-                    arrived.took <= stop_after + grace * S,
+                    result.took <= stop_after + grace * S,
                     "the stop took {:?}",
-                    arrived.took - stop_after
+                    result.took - stop_after
                 );
             }
-            match (arrived.outcome.exit_code(), queue.counts().visible) {
+            match (result.outcome.exit_code(), queue.counts().visible) {
                 // All done, or nothing received.
                 (0, 0) => exits[0] += 1,
                 (143, 1) => exits[1] += 1,
-                // Left before the delete was answered, as far as a short grace allows: it may have
-                // come through.
+                // A short grace ended before the delete was answered: it may have succeeded.
                 (75, 0) if grace == 4 => exits[2] += 1,
                 other => panic!("stopped after {stop_after:?}: {other:?}"),
             }
@@ -469,11 +463,11 @@ async fn s32_a_stop_is_safe_at_any_instant_with_grace_long_and_short() {
             assert_safe(&queue, &command, started + stop_after).await;
         }
     }
-    assert!(exits.iter().all(|count| *count > 5), "not all ends were met: {exits:?}");
+    assert!(exits.iter().all(|count| *count > 5), "not all exit codes occurred: {exits:?}");
 }
 
-/// A rollout ends all pods at the same instant and starts others beside them, three times in a row:
-/// each message is done in the end, and none is a dead letter for it.
+/// A rollout ends all pods at the same instant and starts new ones, three times in a row: each
+/// message is processed in the end, and none goes to the dead-letter queue.
 #[tokio::test(start_paused = true)]
 async fn s33_rollouts_that_end_all_pods_at_once_lose_nothing() {
     for instant in instants(S / 2) {
@@ -491,29 +485,29 @@ async fn s33_rollouts_that_end_all_pods_at_once_lose_nothing() {
                 sleep_until(ends_at).await;
             }
         }
-        let arrived: Vec<Arrived> = pods.join_all().await;
-        for arrived in &arrived {
-            assert!([0, 143].contains(&arrived.outcome.exit_code()), "{:?}", arrived.outcome);
+        let result: Vec<RunResult> = pods.join_all().await;
+        for result in &result {
+            assert!([0, 143].contains(&result.outcome.exit_code()), "{:?}", result.outcome);
         }
-        let succeeded = arrived
+        let succeeded = result
             .iter()
-            .flat_map(Arrived::outcomes)
+            .flat_map(RunResult::outcomes)
             .filter(|outcome| *outcome == "succeeded")
             .count();
-        assert_eq!((succeeded, deletes(&queue)), (4, 4), "rollouts each {instant:?}");
+        assert_eq!((succeeded, deletes(&queue)), (4, 4), "a rollout each {instant:?}");
         assert!(queue.is_drained() && queue.dead_letters().is_empty());
     }
 }
 
-/// The release is uninstalled, and its pods go with it, in order or by force, with nobody to
-/// follow: whatever was not done is still in the queue, to be worked on when there are pods again.
+/// The Helm release is uninstalled, and its pods end, gracefully or by force, without successors:
+/// unfinished messages stay in the queue until there are pods again.
 #[tokio::test(start_paused = true)]
-async fn s34_pods_that_nobody_follows_leave_their_messages_in_the_queue() {
+async fn s34_messages_of_deleted_pods_stay_in_the_queue() {
     for (instant, by_force) in instants(S).flat_map(|instant| [(instant, false), (instant, true)]) {
         let bodies: Vec<_> = (0..3).map(|n| object_created(&format!("k{n}"))).collect();
         let queue =
             queue_of(Kind::Standard, 5, &bodies.iter().map(String::as_str).collect::<Vec<_>>());
-        // One is quicker than the others.
+        // The first command is quicker than the others.
         let command = FakeCommand::sequence([Does::Succeeds(2 * S, S), Does::Succeeds(7 * S, S)]);
         let grace = if by_force { Duration::ZERO } else { GRACE };
         let mut pods = tokio::task::JoinSet::new();
@@ -539,11 +533,11 @@ async fn s34_pods_that_nobody_follows_leave_their_messages_in_the_queue() {
     }
 }
 
-/// Each stop costs one receive, which only the queue counts: an innocent message gets nearer to the
-/// dead-letter queue, and every pod knows how near by what the queue says. A queue that allows few
-/// receives is warned about.
+/// Each stop uses up one receive of maxReceiveCount, which only the queue counts: a message without
+/// a defect gets nearer to the dead-letter queue, and each pod reads the count from the queue. A
+/// low maxReceiveCount causes a warning.
 #[tokio::test(start_paused = true)]
-async fn s35_each_stop_costs_exactly_one_receive_and_only_the_queue_counts() {
+async fn s35_each_stop_uses_up_one_receive_and_only_the_queue_counts() {
     let queue = queue_of(Kind::Standard, 5, &[&object_created("k")]);
     let command =
         FakeCommand::sequence([Does::EndsOnTerm(S, 0); 4].into_iter().chain([Does::Exits(S, 0)]));

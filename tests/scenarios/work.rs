@@ -1,4 +1,4 @@
-//! 43 to 52: the event, the object, the command, and what is told of it.
+//! 43 to 52: the event, the object, the command, and its telemetry.
 
 use std::ops::Range;
 use std::path::{Component, Path};
@@ -24,27 +24,27 @@ use crate::support::journey::{
 };
 use crate::support::object_created;
 
-/// S3's test event, and events that nobody asked for, are no error: there is nothing to do, so the
+/// S3's test event, and events that are not configured, are not errors: there is no work, so the
 /// message is deleted.
 #[tokio::test(start_paused = true)]
-async fn s43_a_test_event_or_one_that_is_no_work_is_deleted() {
+async fn s43_a_test_event_or_an_ignored_event_is_deleted() {
     let removed = object_created("k").replace("ObjectCreated:Put", "ObjectRemoved:Delete");
     let test_event = r#"{"Service":"Amazon S3","Event":"s3:TestEvent","Bucket":"inbox"}"#;
     let (queue, command) = (queue_with(&[&removed, test_event]), exits(1));
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.max_messages = 10;
-    let arrived = journey.run().await;
+    let result = journey.run().await;
     assert_eq!(
-        (arrived.outcome.clone(), arrived.outcomes()),
+        (result.outcome.clone(), result.outcomes()),
         (RunOutcome::Finished, vec!["ignored", "test_event"])
     );
     assert!(queue.is_drained() && command.runs() == 0);
 }
 
-/// A body that is no S3 event (no JSON, no records, another vendor's) is never deleted and never
-/// guessed at: no command runs on it, and redrive takes it to the dead-letter queue.
+/// A body that is not an S3 event (not JSON, no records, another vendor's) is never deleted and
+/// never interpreted: no command runs, and redrive moves it to the dead-letter queue.
 #[tokio::test(start_paused = true)]
-async fn s44_a_body_that_is_no_notification_is_kept() {
+async fn s44_a_body_that_is_not_a_notification_is_kept() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/tests/fixtures");
     let files = std::fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path());
     let bad = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("bad-"));
@@ -56,8 +56,8 @@ async fn s44_a_body_that_is_no_notification_is_kept() {
         for _ in 0..3 {
             let mut journey = Journey::new(&queue, &command);
             journey.settings.polling.wait = MINUTE;
-            let arrived = journey.run().await;
-            let got = (arrived.outcomes(), arrived.outcome.exit_code());
+            let result = journey.run().await;
+            let got = (result.outcomes(), result.outcome.exit_code());
             assert_eq!(got, (vec!["not_a_notification"], 65), "{body}");
         }
         tokio::time::sleep(MINUTE).await;
@@ -70,7 +70,7 @@ async fn s44_a_body_that_is_no_notification_is_kept() {
     }
 }
 
-/// A store that has every object, and remembers which were asked for.
+/// A store that has every object, and remembers the requests.
 #[derive(Default)]
 struct Asked(Mutex<Vec<Object>>);
 
@@ -90,8 +90,8 @@ impl ObjectStore for Asked {
     }
 }
 
-/// A key is decoded exactly once, as its envelope demands, and asked for as it is; the file that
-/// the command gets has a harmless name inside the work directory, whatever the key says.
+/// A key is decoded exactly once, as its envelope demands, and requested in that form; the input
+/// file has a harmless name inside the work directory, whatever the key is.
 #[tokio::test(start_paused = true)]
 async fn s45_an_odd_key_is_decoded_once_and_never_becomes_a_path() {
     let long = "d/".repeat(400) + &"x".repeat(224);
@@ -136,7 +136,7 @@ async fn s45_an_odd_key_is_decoded_once_and_never_becomes_a_path() {
     }
 }
 
-/// The same with real objects: each command sees the key, and the bytes, of its own.
+/// The same with real objects: each command sees the key and the bytes of its object.
 #[tokio::test]
 async fn s45_objects_with_odd_keys_are_found() {
     let cloud = Cloud::new(5).await;
@@ -147,19 +147,18 @@ async fn s45_objects_with_odd_keys_are_found() {
         cloud.put(key, bytes).await;
     }
     let script = r#"cat "$JOB_INPUT" >> seen; printf '%s\n' "$JOB_KEY" >> keys"#;
-    cloud.run("--max-messages 3", script).run_to(0).await;
-    let mut keys: Vec<_> = cloud.note("keys").await.lines().map(str::to_owned).collect();
+    cloud.run("--max-messages 3", script).expect_exit(0).await;
+    let mut keys: Vec<_> = cloud.file("keys").await.lines().map(str::to_owned).collect();
     keys.sort();
     assert_eq!(keys, ["a+b c%20d/é&=;.txt", "folder/sub/", &long]);
-    let seen = std::fs::read_to_string(cloud.notes.path().join("seen")).unwrap();
+    let seen = std::fs::read_to_string(cloud.dir.path().join("seen")).unwrap();
     assert!(["odd ", "slash ", "long "].iter().all(|part| seen.contains(part)), "{seen}");
 }
 
-/// An object that is gone or was overwritten is a matter of policy; one that may not be read is
-/// retried, one that is archived is not worth it. Only what was declared as nothing to do is
-/// deleted.
+/// A policy decides about a missing or overwritten object; one without permission is retried, an
+/// archived one fails permanently. Only an object that the policy ignores is deleted.
 #[tokio::test(start_paused = true)]
-async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
+async fn s46_the_policy_decides_about_a_missing_object() {
     use MissingObject::{Fail, Ignore, Retry};
     let text = || "why".to_owned();
     let (retried, failed, ignored) =
@@ -199,9 +198,9 @@ async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
                 Arc::new(FakeStore { answer: Err(error.clone()), ..FakeStore::default() });
             journey.settings.policy.task =
                 Some(Arc::new(Task { missing_object: policy, ..task() }));
-            let arrived = journey.run().await;
+            let result = journey.run().await;
             assert_eq!(
-                (arrived.outcomes(), arrived.outcome.exit_code()),
+                (result.outcomes(), result.outcome.exit_code()),
                 (vec![outcome], code),
                 "{error:?} {policy:?}"
             );
@@ -210,10 +209,10 @@ async fn s46_an_object_that_cannot_be_had_is_a_matter_of_policy() {
     }
 }
 
-/// What S3 answers is told apart, and the request names exactly the object of the event and the
-/// account it expects.
+/// Each answer of S3 has its own error, and the request names exactly the object of the event and
+/// the expected account.
 #[tokio::test]
-async fn s46_s3_is_asked_for_exactly_the_object_of_the_event() {
+async fn s46_the_request_names_exactly_the_object_of_the_event() {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let server = Http::start({
         let heads = heads.clone();
@@ -265,20 +264,20 @@ async fn s46_s3_is_asked_for_exactly_the_object_of_the_event() {
 }
 
 #[tokio::test]
-async fn s46_a_missing_object_is_retried_and_an_overwritten_one_is_not_worked_on() {
+async fn s46_a_missing_object_is_retried_and_an_overwritten_one_is_not() {
     let cloud = Cloud::new(5).await;
     cloud.put("gone", b"x").await;
     cloud.s3.delete_object().bucket(&cloud.bucket).key("gone").send().await.expect("deleted");
-    let left = cloud.run("", "exit 0").run_to(75).await;
-    let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
+    let exited = cloud.run("", "exit 0").expect_exit(75).await;
+    let error = exited.record("message kept")["error"].as_str().expect("a reason").to_owned();
     assert!(error.contains(&format!("s3://{}/gone", cloud.bucket)), "{error}");
 
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"first").await;
     cloud.put("k", b"second").await;
-    // In whichever order the two messages come.
-    let left = cloud.run("--max-messages 2", "exit 0").run_to(65).await;
-    assert_eq!(left.record("message kept")["outcome"], "unreadable");
+    // The two messages may come in any order.
+    let exited = cloud.run("--max-messages 2", "exit 0").expect_exit(65).await;
+    assert_eq!(exited.record("message kept")["outcome"], "unreadable");
 }
 
 #[tokio::test]
@@ -286,8 +285,8 @@ async fn s46_a_missing_object_may_be_ignored() {
     let cloud = Cloud::new(5).await;
     cloud.put("gone", b"x").await;
     cloud.s3.delete_object().bucket(&cloud.bucket).key("gone").send().await.expect("deleted");
-    let left = cloud.run("--missing-object ignore", "exit 1").run_to(0).await;
-    assert_eq!(left.record("message deleted")["outcome"], "objects_gone");
+    let exited = cloud.run("--missing-object ignore", "exit 1").expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["outcome"], "objects_gone");
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
@@ -295,17 +294,17 @@ async fn s46_a_missing_object_may_be_ignored() {
 async fn s46_an_object_of_a_foreign_bucket_is_not_read() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    let left = cloud.run("--buckets orders,invoices", "exit 0").run_to(65).await;
-    let error = left.record("message kept")["error"].as_str().expect("it says why").to_owned();
+    let exited = cloud.run("--buckets orders,invoices", "exit 0").expect_exit(65).await;
+    let error = exited.record("message kept")["error"].as_str().expect("a reason").to_owned();
     assert!(
         error.contains(&format!("bucket {} is not in --buckets orders,invoices", cloud.bucket)),
         "{error}"
     );
 }
 
-/// A bucket may be gone, and its name be somebody else's by now. Whose it must be is said in every
-/// request, and S3 refuses (S3 user guide, "Verifying bucket ownership"); no test server does, so
-/// this one is scripted.
+/// A bucket may have been deleted, and another account may own its name now. Every request names
+/// the expected owner, and S3 refuses others (S3 user guide, "Verifying bucket ownership"); no test
+/// server does this, so this one is scripted.
 #[tokio::test]
 async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
     let heads = Arc::new(Mutex::new(Vec::new()));
@@ -328,9 +327,9 @@ async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
         let mut command = cloud.command(&[], flags, "exit 3");
         command.env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
         heads.lock().unwrap().clear();
-        let left = Leasehold::start(command).run_to(code).await;
+        let exited = Leasehold::start(command).expect_exit(code).await;
         (
-            left.record("message kept")["outcome"].clone(),
+            exited.record("message kept")["outcome"].clone(),
             std::mem::take(&mut *heads.lock().unwrap()),
         )
     };
@@ -349,8 +348,8 @@ async fn s46_an_object_of_a_bucket_with_another_owner_is_not_read() {
     assert!(heads.iter().all(|head| !head.contains("expected-bucket-owner")), "{heads:?}");
 }
 
-/// A message of many records is one message: the first that fails keeps it as a whole, and at the
-/// next delivery all of them are worked on again.
+/// The first failing record keeps the whole message, and the next delivery processes all of its
+/// records again.
 #[tokio::test(start_paused = true)]
 async fn s47_one_record_that_fails_keeps_the_whole_message() {
     let body = json!({ "Records": [record("a"), record("b"), record("c")] }).to_string();
@@ -369,10 +368,10 @@ async fn s47_one_record_that_fails_keeps_the_whole_message() {
     assert!(queue.is_drained());
 }
 
-/// Notifications come twice and out of order. What is promised is "at least once": each is worked
-/// on, in the order of delivery, and none is dropped for its sequencer.
+/// Notifications come twice and out of order. The promise is "at least once": each is processed, in
+/// the order of delivery, and none is dropped for its sequencer.
 #[tokio::test(start_paused = true)]
-async fn s48_duplicate_and_reordered_notifications_are_each_worked_on() {
+async fn s48_duplicate_and_reordered_notifications_are_each_processed() {
     let about = |sequencer: &str, etag: &str| {
         let mut record = record("k");
         record["s3"]["object"]["sequencer"] = sequencer.into();
@@ -388,25 +387,24 @@ async fn s48_duplicate_and_reordered_notifications_are_each_worked_on() {
     assert!(queue.is_drained() && deletes(&queue) == 3);
 }
 
-/// A command that floods its output, with long lines and short ones, text and not, while nobody
-/// reads our log, is not held up: it ends, in spite of the short lease its message stays ours, and
-/// it is deleted.
+/// A command floods its output, with long and short lines, text and binary, while the log is not
+/// read: it is not blocked, its short lease is kept, and its message is deleted.
 #[tokio::test]
-async fn s50_a_flood_of_output_neither_blocks_the_command_nor_costs_the_lease() {
+async fn s50_a_flood_of_output_neither_blocks_the_command_nor_loses_the_lease() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
     let script = "head -c 20000000 /dev/zero | tr '\\0' x; head -c 2000000 /dev/urandom >&2; \
                   yes $(printf %0999d 0) | head -c 20000000; yes | head -c 100000 >&2; sleep 4; echo > done";
     let run = cloud.run("--visibility-timeout 3s", script);
-    assert_eq!(run.ends_unread().await, Some(0));
-    cloud.note("done").await;
+    assert_eq!(run.wait_without_reading().await, Some(0));
+    cloud.file("done").await;
     assert_eq!(cloud.counts().await, (0, 0));
 }
 
-/// What does not fit between it and a log that nobody reads for a while is dropped, and the log's
-/// end says how much.
+/// While the log is not read, records that do not fit the buffer are dropped, and the end of the
+/// log has their number.
 #[tokio::test]
-async fn s50_the_log_tells_how_many_records_nobody_read_in_time() {
+async fn s50_the_log_counts_dropped_records() {
     const LINES: usize = 12_000;
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
@@ -414,34 +412,38 @@ async fn s50_the_log_tells_how_many_records_nobody_read_in_time() {
         "yes $(printf %0500d 0) | head -n {LINES}; echo > flooded; until [ -e go ]; do sleep 0.05; done"
     );
     let mut run = cloud.run("", &script);
-    cloud.note("flooded").await;
-    // As many as wait at most: from here on there is room for every record.
-    run.reads(4096).await;
-    cloud.tell("go");
-    let left = run.run_to(0).await;
-    left.record("message deleted");
-    let seen = left.log.iter().filter(|record| record["stream"] == "stdout").count();
-    let told = left.log.last().expect("it has an end");
+    cloud.file("flooded").await;
+    // The capacity of the buffer: from here on there is room for every record.
+    run.read_lines(4096).await;
+    cloud.touch("go");
+    let exited = run.expect_exit(0).await;
+    exited.record("message deleted");
+    let seen = exited.log.iter().filter(|record| record["stream"] == "stdout").count();
+    let warning = exited.log.last().expect("a last record");
     assert_eq!(
-        (&told["level"], &told["message"]),
+        (&warning["level"], &warning["message"]),
         (&"WARN".into(), &"log records were lost: the log was not read fast enough".into())
     );
-    assert!(seen < LINES, "nothing was lost, and so nothing is proved");
-    assert_eq!(told["dropped_lines"], LINES - seen);
+    assert!(seen < LINES, "nothing was lost, so this proves nothing");
+    assert_eq!(warning["dropped_lines"], LINES - seen);
 }
 
 #[tokio::test]
-async fn s50_a_log_that_was_read_says_nothing_of_lost_records() {
+async fn s50_a_log_that_is_read_has_no_dropped_records() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
-    let left = cloud.run("", "yes | head -n 500").run_to(0).await;
-    assert!(left.log.iter().all(|record| record.get("dropped_lines").is_none()), "{}", left.stdout);
+    let exited = cloud.run("", "yes | head -n 500").expect_exit(0).await;
+    assert!(
+        exited.log.iter().all(|record| record.get("dropped_lines").is_none()),
+        "{}",
+        exited.stdout
+    );
 }
 
-/// A message too long for an argument or a variable: the command is told the facts, each short
-/// enough, and all of them in a file; the body itself goes nowhere.
+/// A message too long for an argument or a variable: the command gets its facts in short variables
+/// and in a file; the body is passed nowhere.
 #[tokio::test]
-async fn s51_a_message_too_long_for_an_environment_is_worked_on() {
+async fn s51_a_message_too_long_for_an_environment_is_processed() {
     let cloud = Cloud::new(5).await;
     let key = "ü".repeat(512);
     cloud.put(&key, b"x").await;
@@ -453,18 +455,17 @@ async fn s51_a_message_too_long_for_an_environment_is_worked_on() {
     cloud.send(json!({ "Records": [record] }).to_string()).await;
     let script = r#"[ $(env | wc -c) -lt 20000 ] || exit 7; [ $(wc -c < "$JOB_FILE") -lt 20000 ] || exit 8
         printf '%s' "$JOB_KEY" > key; cp "$JOB_FILE" job.json; echo > done"#;
-    let left = cloud.run("", script).run_to(0).await;
-    assert_eq!(left.record("message deleted")["outcome"], "succeeded");
-    assert_eq!(std::fs::read_to_string(cloud.notes.path().join("key")).unwrap(), key);
+    let exited = cloud.run("", script).expect_exit(0).await;
+    assert_eq!(exited.record("message deleted")["outcome"], "succeeded");
+    assert_eq!(std::fs::read_to_string(cloud.dir.path().join("key")).unwrap(), key);
     let job: Value =
-        serde_json::from_slice(&std::fs::read(cloud.notes.path().join("job.json")).unwrap())
-            .unwrap();
+        serde_json::from_slice(&std::fs::read(cloud.dir.path().join("job.json")).unwrap()).unwrap();
     assert_eq!(job["key"], key.as_str());
-    assert!(!left.stdout.contains("xxxxxxxx"), "the body was logged");
+    assert!(!exited.stdout.contains("xxxxxxxx"), "the body was logged");
 }
 
-/// Telemetry that hangs or panics changes neither outcome nor exit code, and a stop is still over
-/// within its grace. (There are no metrics to push yet; this is what the push will be held to.)
+/// Telemetry that hangs or panics changes neither outcome nor exit code, and a stop still ends
+/// within its grace.
 #[tokio::test(start_paused = true)]
 async fn s52_telemetry_that_hangs_or_panics_changes_nothing() {
     let telemetry = [
@@ -478,13 +479,13 @@ async fn s52_telemetry_that_hangs_or_panics_changes_nothing() {
                 let mut journey = Journey::new(&queue, &command);
                 journey.telemetry = telemetry.into();
                 let started = Instant::now();
-                let arrived = journey.run().await;
+                let result = journey.run().await;
                 let calls: Vec<_> = queue
                     .calls()
                     .iter()
                     .map(|entry| (entry.call, entry.asked_at - started))
                     .collect();
-                (arrived.outcome, calls, arrived.took)
+                (result.outcome, calls, result.took)
             };
             let (outcome, calls, took) = run(telemetry()).await;
             let (usual, usual_calls, usually) = run(FakeTelemetry::default()).await;
@@ -494,13 +495,14 @@ async fn s52_telemetry_that_hangs_or_panics_changes_nothing() {
         let (queue, command) = (queue(), FakeCommand::new(Does::EndsOnTerm(5 * MINUTE, 0)));
         let mut journey = Journey::new(&queue, &command);
         journey.telemetry = telemetry().into();
-        let arrived = journey.run_and_stop_after(30 * S).await;
-        assert!(arrived.took <= 30 * S + GRACE, "the stop took {:?}", arrived.took - 30 * S);
-        assert_eq!((arrived.outcome.exit_code(), queue.counts().visible), (143, 1));
+        let result = journey.run_and_stop_after(30 * S).await;
+        assert!(result.took <= 30 * S + GRACE, "the stop took {:?}", result.took - 30 * S);
+        assert_eq!((result.outcome.exit_code(), queue.counts().visible), (143, 1));
     }
 }
 
-/// Nor does a termination message that cannot be written, or an attempt that cannot be recorded.
+/// The same for a termination message that cannot be written, and an attempt that cannot be
+/// recorded.
 #[tokio::test]
 async fn s52_a_report_that_cannot_be_written_changes_nothing() {
     for (script, code) in [("exit 0", 0), ("exit 3", 1), ("exit 65", 65)] {
@@ -511,9 +513,10 @@ async fn s52_a_report_that_cannot_be_written_changes_nothing() {
         command.args(["--attempts", "s3://no-such-bucket/attempts", "--", "sh", "-c", script]);
         command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        let left = Leasehold::start(command).run_to(code).await;
+        let exited = Leasehold::start(command).expect_exit(code).await;
         assert!(
-            left.log
+            exited
+                .log
                 .iter()
                 .any(|record| record["message"] == "the termination message was not written")
         );

@@ -1,4 +1,4 @@
-//! Chance, from a seed, and the weather that is made of it.
+//! Random choices from a seed, and the level of faults.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -25,13 +25,13 @@ impl Chance {
     }
 }
 
-/// How rough a world is.
+/// The level of faults of a world.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Weather {
-    /// Nothing fails, nobody is stopped.
-    Calm,
-    /// Calls fail and are slow, but no answer takes as long as a lease.
-    Rough,
-    /// Answers later than a lease, pods KILLed.
-    Wild,
+pub enum FaultLevel {
+    /// No call fails, and no pod is stopped.
+    None,
+    /// Calls fail and are slow, but each answer is faster than a lease.
+    Moderate,
+    /// Answers may be later than a lease, and pods are KILLed.
+    Severe,
 }

@@ -1,4 +1,4 @@
-//! What the pods work: the whole work pretended, or only the command of the real one.
+//! The work of the pods: completely fake, or the real one with a fake command.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,17 +12,17 @@ use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord}
 use leasehold::ports::{Activity, Command, Exited, Runner, StartError};
 use leasehold::work::halt::Halt;
 use leasehold::work::workspace::Removals;
-use leasehold::work::{Tell, Worker};
+use leasehold::work::{ReportEvent, Worker};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::chance::Chance;
-use super::chronicle::{Chronicle, State};
+use super::history::{History, State};
 
-/// What a command writes that succeeds.
+/// The results of a successful command.
 pub const RESULTS: [&str; 2] = ["a.csv", "b.csv"];
 
-/// How many steps a command takes that keeps its state.
+/// The number of steps of a command with a checkpoint.
 const STEPS: usize = 6;
 
 /// Work of random length and end.
@@ -32,12 +32,12 @@ pub struct RandomWork {
     pub pod: u32,
     pub longest: Duration,
     pub max_duration: Duration,
-    /// Does its task say a checkpoint?
+    /// Whether its task has a checkpoint.
     pub keeps_state: bool,
-    pub chronicle: Arc<Mutex<Chronicle>>,
+    pub history: Arc<Mutex<History>>,
 }
 
-/// Work is over when its future is, dropped or not: so are real commands, by their guard.
+/// Work ends with its future, also if that is dropped, as real commands do through their guard.
 struct Running<'a> {
     of: &'a RandomWork,
     message: &'a str,
@@ -45,30 +45,30 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn start(of: &'a RandomWork, message: &'a str) -> Self {
-        let mut chronicle = of.chronicle.lock().unwrap();
-        chronicle.note(of.pod, format!("works on {message}"));
-        chronicle.works_on_nothing_that_another_holds(of.pod, message);
-        chronicle.running.entry(message.to_owned()).or_default().push(of.pod);
-        let seen = chronicle.seen(of.pod, message);
-        (seen.at_work, seen.started) = (true, Some(Instant::now()));
+        let mut history = of.history.lock().unwrap();
+        history.log(of.pod, format!("works on {message}"));
+        history.check_exclusive_work(of.pod, message);
+        history.running.entry(message.to_owned()).or_default().push(of.pod);
+        let work = history.work_of(of.pod, message);
+        (work.at_work, work.started) = (true, Some(Instant::now()));
         Self { of, message }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let mut chronicle = self.of.chronicle.lock().unwrap();
-        chronicle
+        let mut history = self.of.history.lock().unwrap();
+        history
             .running
             .entry(self.message.to_owned())
             .or_default()
             .retain(|pod| *pod != self.of.pod);
-        chronicle.seen(self.of.pod, self.message).at_work = false;
+        history.work_of(self.of.pod, self.message).at_work = false;
     }
 }
 
 impl RandomWork {
-    /// Goes on until `ends` does, or until it is halted and some time after.
+    /// Works until `ends`, or until some time after a halt.
     async fn work(
         &self,
         message: &str,
@@ -81,25 +81,25 @@ impl RandomWork {
             biased;
             () = halt.cancelled() => {
                 {
-                    let mut chronicle = self.chronicle.lock().unwrap();
-                    chronicle.note(self.pod, format!("halts {message}"));
-                    chronicle.ends_within_its_max_duration(self.pod, message, self.max_duration);
-                    let seen = chronicle.seen(self.pod, message);
-                    (seen.at_work, seen.halted) = (false, Some(Instant::now()));
+                    let mut history = self.history.lock().unwrap();
+                    history.log(self.pod, format!("halts {message}"));
+                    history.check_max_duration(self.pod, message, self.max_duration);
+                    let work = history.work_of(self.pod, message);
+                    (work.at_work, work.halted) = (false, Some(Instant::now()));
                 }
                 let ending = self.chance.millis(0..40_000);
                 sleep(ending.min(stop_grace)).await;
-                // Many programs exit 0 on TERM, half way; that proves nothing.
+                // Many programs exit 0 on TERM without having finished.
                 (if ending < stop_grace { Exit::Code(0) } else { Exit::Signal(9) }, true)
             }
             exit = ends => (exit, false),
         };
         drop(running);
-        let mut chronicle = self.chronicle.lock().unwrap();
+        let mut history = self.history.lock().unwrap();
         if !halted {
-            chronicle.ends_within_its_max_duration(self.pod, message, self.max_duration);
+            history.check_max_duration(self.pod, message, self.max_duration);
         }
-        chronicle.ended(self.pod, message, &format!("{exit:?}"), exit == Exit::Code(0) && !halted);
+        history.ended(self.pod, message, &format!("{exit:?}"), exit == Exit::Code(0) && !halted);
         exit
     }
 
@@ -116,7 +116,7 @@ impl RandomWork {
 /// The work as a whole.
 #[async_trait]
 impl Worker for RandomWork {
-    async fn process(&self, work: Work, halt: Halt, tell: &Tell, _: &Removals) -> Processed {
+    async fn process(&self, work: Work, halt: Halt, tell: &ReportEvent, _: &Removals) -> Processed {
         let message = work.subject.message_id.to_string();
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
         let stalls = self.chance.one_in(8);
@@ -160,22 +160,24 @@ impl Runner for RandomWork {
             env.get("JOB_CHECKPOINT_DIR").map(PathBuf::from).filter(|_| self.keeps_state);
         let found = directory.as_deref().map_or(Ok(None), State::read);
         let found = {
-            let mut chronicle = self.chronicle.lock().unwrap();
+            let mut history = self.history.lock().unwrap();
             let found = found.unwrap_or_else(|half| {
-                chronicle
-                    .breaks(self.pod, format!("finds half of a checkpoint of {message}: {half}"));
+                history.violation(
+                    self.pod,
+                    format!("finds a partial checkpoint of {message}: {half}"),
+                );
                 None
             });
-            let object = chronicle.objects[message].clone();
-            chronicle.note(self.pod, format!("starts with {message} from {found:?}"));
-            chronicle.does_nothing_again_that_is_recorded_as_done(self.pod, &object);
-            chronicle.has_the_record(self.pod, &object, "starts a command");
+            let object = history.objects[message].clone();
+            history.log(self.pod, format!("starts with {message} from {found:?}"));
+            history.check_not_done(self.pod, &object);
+            history.check_record_owner(self.pod, &object, "starts a command");
             if directory.is_some() {
-                chronicle.goes_on_from_what_was_saved_last(self.pod, message, receive, found);
+                history.check_restored_checkpoint(self.pod, message, receive, found);
             }
-            let seen = chronicle.seen(self.pod, message);
-            (seen.state, seen.halted) = (found, None);
-            seen.published.clear();
+            let work = history.work_of(self.pod, message);
+            (work.state, work.halted) = (found, None);
+            work.published.clear();
             found
         };
         let ends = async {
@@ -188,7 +190,7 @@ impl Runner for RandomWork {
                 sleep(self.chance.millis(1..longest / 3)).await;
                 let state = State { receive, steps };
                 state.write(directory);
-                self.chronicle.lock().unwrap().seen(self.pod, message).state = Some(state);
+                self.history.lock().unwrap().work_of(self.pod, message).state = Some(state);
                 if self.chance.one_in(12) {
                     return Exit::Signal(9);
                 }
@@ -205,8 +207,7 @@ impl Runner for RandomWork {
     }
 }
 
-/// In two files, which are longer at each step: at no step are both what they were, and half of
-/// them is seen.
+/// The state is in two files that grow at each step, so that a partial state is detected.
 impl State {
     const FILES: [&str; 2] = ["one", "two"];
 
@@ -217,7 +218,7 @@ impl State {
         }
     }
 
-    /// `None` if there is nothing; what there is, if it is not what was written.
+    /// `None` without files; an error with their content if they differ.
     fn read(directory: &Path) -> Result<Option<Self>, String> {
         let there = Self::FILES.map(|name| fs::read_to_string(directory.join(name)).ok());
         let whole = match &there {

@@ -1,19 +1,19 @@
-//! Thousands of random worlds: the real actors, a queue in memory, virtual time.
+//! Thousands of random worlds: the real actors, an in-memory queue, virtual time.
 //!
-//! In each, a few messages, and pods that are started as KEDA would, stopped and KILLed at any
-//! instant, with a queue that fails, is slow, loses answers. In some of them the work is the real
-//! one of `work/`, with records, checkpoints and results in a store that does the same, and only
-//! the command pretends.
+//! Each world has a few messages, pods that are started as by KEDA, stopped and KILLed at any
+//! instant, and a queue that fails, is slow, or loses answers. In some worlds the work is the real
+//! one of `work/`, with records, checkpoints and results in a store with the same faults, and only
+//! the command is fake.
 //!
-//! A seed says everything about a world, so a failing one is replayed with `SEED=… cargo test
-//! simulation`, which tells what happened there; `SEEDS=100000` looks at more of them.
+//! A seed determines its world, so `SEED=… cargo test simulation` replays a failed one and prints
+//! its trace; `SEEDS=100000` runs more worlds.
 //!
-//! `world` says what there is and starts the pods, `queue`, `store` and `command` are what they
-//! meet, `chronicle` is what happened, and `invariants` what must hold.
+//! `world` sets up a world and starts the pods, `queue`, `store` and `command` are their
+//! environment, `history` records the events, and `invariants` checks them.
 
 mod chance;
-mod chronicle;
 mod command;
+mod history;
 mod invariants;
 mod queue;
 mod store;
@@ -22,10 +22,10 @@ mod world;
 use crate::support::asked_for;
 use world::world;
 
-/// What happened in the world of this seed, and what was broken there.
-fn of_seed(seed: u64) -> (Vec<String>, Vec<String>) {
-    // What is done on other threads, with files, is waited for: one at a time, and heard of only
-    // when all tasks idle.
+/// Runs the world of this seed; returns its trace and its violations.
+fn run_seed(seed: u64) -> (Vec<String>, Vec<String>) {
+    // File operations on other threads must be deterministic: one at a time, and their results are
+    // seen only when all tasks are idle.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -33,25 +33,25 @@ fn of_seed(seed: u64) -> (Vec<String>, Vec<String>) {
         .global_queue_interval(u32::MAX)
         .build()
         .unwrap();
-    // The pauses between tries are jittered by this one.
+    // This generator makes the jitter of the retries.
     fastrand::seed(seed);
     runtime.block_on(async { tokio::spawn(world(seed)).await.unwrap() })
 }
 
 #[test]
-fn no_world_loses_a_message_or_breaks_a_guarantee() {
+fn no_world_loses_a_message_or_violates_an_invariant() {
     let seeds = match asked_for("SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..asked_for("SEEDS").unwrap_or(2000),
     };
     let mut failed = Vec::new();
     for seed in seeds {
-        let (happened, broken) = of_seed(seed);
+        let (trace, violations) = run_seed(seed);
         if asked_for("SEED").is_some() {
-            println!("{}", happened.join("\n"));
+            println!("{}", trace.join("\n"));
         }
-        if !broken.is_empty() {
-            failed.push(format!("SEED={seed}\n  {}", broken.join("\n  ")));
+        if !violations.is_empty() {
+            failed.push(format!("SEED={seed}\n  {}", violations.join("\n  ")));
         }
         if failed.len() == 5 {
             break;
@@ -60,11 +60,11 @@ fn no_world_loses_a_message_or_breaks_a_guarantee() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Or else no failure could be replayed.
+/// Otherwise no failure could be replayed.
 #[test]
-fn the_same_seed_is_the_same_world() {
+fn the_same_seed_gives_the_same_world() {
     for seed in 0..40 {
-        let ((once, _), (again, _)) = (of_seed(seed), of_seed(seed));
+        let ((once, _), (again, _)) = (run_seed(seed), run_seed(seed));
         let differs = once.iter().zip(&again).position(|(once, again)| once != again);
         if let Some(at) = differs {
             panic!("SEED={seed} differs at {at}: {} or {}", once[at], again[at]);

@@ -1,4 +1,4 @@
-//! The queue as one pod sees it, with every call held against the rules.
+//! The queue of one pod; every call is checked against the invariants.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,23 +9,23 @@ use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 use tokio::time::{Instant, sleep};
 
-use super::chronicle::Chronicle;
+use super::history::History;
 use super::store::Fate;
 use crate::support::wire::WiredQueue;
 
-pub struct Watched {
+pub struct CheckedQueue {
     pub queue: WiredQueue,
     pub pod: u32,
     pub fate: Fate,
-    pub chronicle: Arc<Mutex<Chronicle>>,
+    pub history: Arc<Mutex<History>>,
 }
 
-/// How long a call takes at least. The paused clock goes on only when no thread is removing files
-/// any more: without it, whether a pod or another one is next would depend on how fast that is.
+/// The minimal time of a call. The paused clock advances only after all file removals, so the order
+/// of the pods does not depend on the speed of the disk.
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[async_trait]
-impl Queue for Watched {
+impl Queue for CheckedQueue {
     async fn receive(
         &self,
         wait: Duration,
@@ -34,13 +34,13 @@ impl Queue for Watched {
         let asked_at = Instant::now();
         let got = self.queue.receive(wait, visibility).await?;
         if let Some(delivery) = &got {
-            let mut chronicle = self.chronicle.lock().unwrap();
+            let mut history = self.history.lock().unwrap();
             let id = delivery.message_id.to_string();
-            chronicle
-                .note(self.pod, format!("receives {id}, for the {}. time", delivery.receive_count));
-            chronicle.receipts.insert(delivery.receipt.expose().to_owned(), id.clone());
-            chronicle.leases.insert((self.pod, id.clone()), asked_at + visibility);
-            chronicle.received(self.pod, &id);
+            history
+                .log(self.pod, format!("receives {id}, for the {}. time", delivery.receive_count));
+            history.receipts.insert(delivery.receipt.expose().to_owned(), id.clone());
+            history.leases.insert((self.pod, id.clone()), asked_at + visibility);
+            history.received(self.pod, &id);
         }
         Ok(got)
     }
@@ -52,19 +52,18 @@ impl Queue for Watched {
     ) -> Result<(), VisibilityError> {
         let asked_at = Instant::now();
         {
-            let mut chronicle = self.chronicle.lock().unwrap();
-            let message = chronicle.receipts[receipt.expose()].clone();
-            chronicle.changes_only_what_it_holds(self.pod, &message);
+            let mut history = self.history.lock().unwrap();
+            let message = history.receipts[receipt.expose()].clone();
+            history.check_change_by_holder(self.pod, &message);
         }
         sleep(MOMENT).await;
         let answer = self.queue.change_visibility(receipt, visibility).await;
-        let mut chronicle = self.chronicle.lock().unwrap();
-        let message = chronicle.receipts[receipt.expose()].clone();
-        chronicle.note(self.pod, format!("hides {message} for {visibility:?}: {answer:?}"));
-        let lease =
-            chronicle.leases.get_mut(&(self.pod, message)).expect("it received what it extends");
+        let mut history = self.history.lock().unwrap();
+        let message = history.receipts[receipt.expose()].clone();
+        history.log(self.pod, format!("hides {message} for {visibility:?}: {answer:?}"));
+        let lease = history.leases.get_mut(&(self.pod, message)).expect("a received message");
         match answer {
-            // A success that comes too late tells nothing.
+            // A late success does not extend the lease.
             Ok(()) if Instant::now() < *lease => *lease = asked_at + visibility,
             Err(VisibilityError::NotInFlight(_)) => *lease = Instant::now(),
             Ok(())
@@ -82,19 +81,19 @@ impl Queue for Watched {
         receipt: &ReceiptHandle,
         permit: DeletePermit,
     ) -> Result<(), DeleteError> {
-        self.fate.may_end().await;
+        self.fate.maybe_end().await;
         let message = {
-            let mut chronicle = self.chronicle.lock().unwrap();
-            let message = chronicle.receipts[receipt.expose()].clone();
-            chronicle.note(self.pod, format!("deletes {message}"));
-            chronicle.deletes_only_what_is_done(self.pod, &message);
-            chronicle.deletes_nothing_after_its_stop(self.pod, &message);
-            chronicle.deletes_only_what_it_holds(self.pod, &message);
+            let mut history = self.history.lock().unwrap();
+            let message = history.receipts[receipt.expose()].clone();
+            history.log(self.pod, format!("deletes {message}"));
+            history.check_delete_after_success(self.pod, &message);
+            history.check_no_delete_after_stop(self.pod, &message);
+            history.check_delete_by_holder(self.pod, &message);
             message
         };
         sleep(MOMENT).await;
         let answer = self.queue.delete(receipt, permit).await;
-        self.chronicle.lock().unwrap().note(self.pod, format!("has deleted {message}: {answer:?}"));
+        self.history.lock().unwrap().log(self.pod, format!("has deleted {message}: {answer:?}"));
         answer
     }
 

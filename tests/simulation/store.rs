@@ -1,4 +1,4 @@
-//! Records, checkpoints and results as one pod reaches them: late, in vain, or without an answer.
+//! One pod's access to records, checkpoints and results: requests are late, fail, or get no answer.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -14,41 +14,42 @@ use leasehold::ports::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::chance::{Chance, Weather};
-use super::chronicle::{Chronicle, Record, Saved};
+use super::chance::{Chance, FaultLevel};
+use super::history::{History, Record, Saved};
 use crate::support::bucket::MemoryBucket;
 use crate::support::records::MemoryRecords;
 
-/// What all pods of a world share.
+/// The stores that all pods of a world share.
 #[derive(Clone, Default)]
-pub struct Shelves {
+pub struct SharedStores {
     records: MemoryRecords,
     state: MemoryBucket,
     results: MemoryBucket,
 }
 
-impl Shelves {
+impl SharedStores {
     pub fn checkpoints(&self) -> Vec<String> {
         self.state.keys()
     }
 }
 
-/// How one pod ends that does not end by itself.
+/// The unplanned end of one pod.
 #[derive(Clone)]
 pub struct Fate {
     pub chance: Chance,
-    pub weather: Weather,
+    pub faults: FaultLevel,
     pub stop: CancellationToken,
     pub kill: CancellationToken,
 }
 
 impl Fate {
-    /// What is about to happen happens just before a stop; or after a KILL, and then it does not.
-    pub async fn may_end(&self) {
-        if self.weather != Weather::Calm && self.chance.one_in(50) {
+    /// Perhaps stops the pod just before the next step, or KILLs it, so that the step does not
+    /// happen.
+    pub async fn maybe_end(&self) {
+        if self.faults != FaultLevel::None && self.chance.one_in(50) {
             self.stop.cancel();
         }
-        if self.weather == Weather::Wild && self.chance.one_in(50) {
+        if self.faults == FaultLevel::Severe && self.chance.one_in(50) {
             self.kill.cancel();
             std::future::pending::<()>().await;
         }
@@ -57,52 +58,51 @@ impl Fate {
 
 #[derive(Clone)]
 pub struct Store {
-    pub shelves: Shelves,
+    pub stores: SharedStores,
     pub pod: u32,
     pub fate: Fate,
-    /// This pod does not reach the store then.
+    /// During this time the pod cannot reach the store.
     pub cut_off: Option<Range<Instant>>,
-    pub chronicle: Arc<Mutex<Chronicle>>,
+    pub history: Arc<Mutex<History>>,
 }
 
 impl Store {
-    /// Sends a request on its way: it comes through, some time later, also if nobody waits for it
-    /// any more.
-    async fn carry<T: Send + 'static>(
+    /// Sends a request: it arrives later, even if the caller no longer waits for it.
+    async fn send<T: Send + 'static>(
         &self,
-        does: impl FnOnce() -> T + Send + 'static,
+        request: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, String> {
-        let Fate { chance, weather, .. } = &self.fate;
-        self.fate.may_end().await;
-        let delay = || match weather {
-            Weather::Wild if chance.one_in(12) => chance.millis(0..300_000),
-            Weather::Rough | Weather::Wild if chance.one_in(2) => chance.millis(0..800),
-            Weather::Calm | Weather::Rough | Weather::Wild => Duration::ZERO,
+        let Fate { chance, faults, .. } = &self.fate;
+        self.fate.maybe_end().await;
+        let delay = || match faults {
+            FaultLevel::Severe if chance.one_in(12) => chance.millis(0..300_000),
+            FaultLevel::Moderate | FaultLevel::Severe if chance.one_in(2) => chance.millis(0..800),
+            FaultLevel::None | FaultLevel::Moderate | FaultLevel::Severe => Duration::ZERO,
         };
         let (there, back) = (delay(), delay());
-        let luck = if *weather == Weather::Calm { 9 } else { chance.number(0..16) };
+        let luck = if *faults == FaultLevel::None { 9 } else { chance.number(0..16) };
         if luck == 0
             || self.cut_off.as_ref().is_some_and(|cut_off| cut_off.contains(&Instant::now()))
         {
-            pass(there).await;
+            delay_by(there).await;
             return Err("503 SlowDown".to_owned());
         }
         let done = tokio::spawn(async move {
-            pass(there).await;
-            does()
+            delay_by(there).await;
+            request()
         });
-        let done = done.await.expect("the test's own code does not panic");
-        self.fate.may_end().await;
-        pass(back).await;
+        let done = done.await.expect("a request does not panic");
+        self.fate.maybe_end().await;
+        delay_by(back).await;
         if luck == 1 { Err("the connection was reset".to_owned()) } else { Ok(done) }
     }
 
-    fn note(&self, what: impl AsRef<str>) {
-        self.chronicle.lock().unwrap().note(self.pod, what);
+    fn log(&self, what: impl AsRef<str>) {
+        self.history.lock().unwrap().log(self.pod, what);
     }
 }
 
-async fn pass(time: Duration) {
+async fn delay_by(time: Duration) {
     if !time.is_zero() {
         sleep(time).await;
     }
@@ -117,9 +117,9 @@ fn message_of(key: &str) -> String {
 impl Records for Store {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
         let (records, bucket, key) =
-            (self.shelves.records.clone(), bucket.to_owned(), key.to_owned());
-        let read = self.carry(move || records.now(&bucket, &key)).await;
-        self.note(format!(
+            (self.stores.records.clone(), bucket.to_owned(), key.to_owned());
+        let read = self.send(move || records.read_without_faults(&bucket, &key)).await;
+        self.log(format!(
             "has read a record: {:?}",
             read.as_ref().map(|entry| entry.as_ref().map(|entry| entry.age))
         ));
@@ -134,7 +134,7 @@ impl Records for Store {
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
         let content: serde_json::Value = serde_json::from_slice(&bytes).expect("a record is JSON");
-        let text = |name: &str| content[name].as_str().expect("it is there").to_owned();
+        let text = |name: &str| content[name].as_str().expect("a text").to_owned();
         let new = Record {
             pod: self.pod,
             message: text("message_id"),
@@ -143,36 +143,35 @@ impl Records for Store {
         };
         let (object, message) = (text("key"), text("message_id"));
         {
-            let mut chronicle = self.chronicle.lock().unwrap();
-            chronicle.note(self.pod, format!("writes {} into the record of {object}", new.state));
+            let mut history = self.history.lock().unwrap();
+            history.log(self.pod, format!("writes {} into the record of {object}", new.state));
             if new.state == "done" {
-                chronicle.records_only_what_is_done(self.pod, &new.message);
+                history.check_recorded_success(self.pod, &new.message);
             }
         }
         let if_match = match condition {
             Condition::Absent => None,
             Condition::Unchanged(etag) => Some(etag.to_owned()),
         };
-        let (records, chronicle, pod) =
-            (self.shelves.records.clone(), self.chronicle.clone(), self.pod);
+        let (records, history, pod) = (self.stores.records.clone(), self.history.clone(), self.pod);
         let (bucket, key) = (bucket.to_owned(), key.to_owned());
-        let written = self.carry(move || {
+        let written = self.send(move || {
             let condition = if_match.as_deref().map_or(Condition::Absent, Condition::Unchanged);
-            let written = records.write_now(&bucket, &key, bytes, condition);
-            let mut chronicle = chronicle.lock().unwrap();
-            chronicle.note(
+            let written = records.write_without_faults(&bucket, &key, bytes, condition);
+            let mut history = history.lock().unwrap();
+            history.log(
                 pod,
-                format!("'s {} comes to the record of {object}: {}", new.state, written.is_ok()),
+                format!("'s {} arrives at the record of {object}: {}", new.state, written.is_ok()),
             );
             if written.is_ok() {
-                chronicle.takes_over_nothing_that_is_worked_on(pod, &object, &new);
-                chronicle.leaves_a_record_that_is_done(pod, &object, &new);
-                chronicle.records.insert(object, new);
+                history.check_takeover(pod, &object, &new);
+                history.check_done_record_unchanged(pod, &object, &new);
+                history.records.insert(object, new);
             }
             written
         });
         let written = written.await;
-        self.chronicle.lock().unwrap().seen(self.pod, &message).store_failed |= written.is_err();
+        self.history.lock().unwrap().work_of(self.pod, &message).store_failed |= written.is_err();
         written.unwrap_or_else(|why| Err(RecordError::Retryable(why)))
     }
 }
@@ -180,18 +179,17 @@ impl Records for Store {
 #[async_trait]
 impl ObjectStore for Store {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        let (state, chronicle, pod) =
-            (self.shelves.state.clone(), self.chronicle.clone(), self.pod);
+        let (state, history, pod) = (self.stores.state.clone(), self.history.clone(), self.pod);
         let key = object.key.clone();
-        let opened = self.carry(move || {
+        let opened = self.send(move || {
             let bytes = state.get(&key);
             if bytes.is_some() {
-                chronicle.lock().unwrap().restored(pod, &message_of(&key), &key);
+                history.lock().unwrap().restored(pod, &message_of(&key), &key);
             }
             bytes.ok_or_else(|| FetchError::Missing(format!("no {key}")))
         });
         let opened = opened.await.unwrap_or_else(|why| Err(FetchError::Retryable(why)));
-        self.note(format!("has opened {}: {}", object.key, opened.is_ok()));
+        self.log(format!("has opened {}: {}", object.key, opened.is_ok()));
         opened.map(MemoryBucket::body)
     }
 
@@ -219,65 +217,65 @@ impl ObjectWriter for Store {
         hasher.update(&bytes);
         let checksum = Checksum { algorithm: Algorithm::Crc64Nvme, value: hasher.value() };
         let key = upload.key.to_owned();
-        let (chronicle, pod) = (self.chronicle.clone(), self.pod);
-        self.note(format!("uploads {key}"));
+        let (history, pod) = (self.history.clone(), self.pod);
+        self.log(format!("uploads {key}"));
         let uploaded = if upload.bucket == "state" {
             let message = message_of(&key);
             let saved = {
-                let mut chronicle = chronicle.lock().unwrap();
-                let seen = chronicle.seen(pod, &message);
-                let worked = seen.worked + seen.ran();
+                let mut history = history.lock().unwrap();
+                let work = history.work_of(pod, &message);
+                let worked = work.worked + work.ran();
                 let by =
                     key.rsplit('/').next().and_then(|name| name.strip_suffix(".tar")?.parse().ok());
                 let by = by.expect("a receive count");
                 Saved {
                     key: key.clone(),
                     by,
-                    state: seen.state,
+                    state: work.state,
                     worked,
                     from: Instant::now(),
                     until: None,
                 }
             };
-            let state = self.shelves.state.clone();
-            let carried = self.carry(move || {
+            let state = self.stores.state.clone();
+            let sent = self.send(move || {
                 state.insert(&key, &bytes);
-                let mut chronicle = chronicle.lock().unwrap();
-                chronicle.note(
+                let mut history = history.lock().unwrap();
+                history.log(
                     pod,
-                    format!("'s checkpoint comes: {:?} after {:?}", saved.state, saved.worked),
+                    format!("'s checkpoint arrives: {:?} after {:?}", saved.state, saved.worked),
                 );
-                chronicle.saved(&message, Saved { from: Instant::now(), ..saved });
+                history.saved(&message, Saved { from: Instant::now(), ..saved });
             });
-            halt.run_until_cancelled(carried).await
+            halt.run_until_cancelled(sent).await
         } else {
             // `KEY/MESSAGE/NAME`
             let mut parts = key.rsplit('/');
             let name = parts.next().expect("a name").to_owned();
             let message = parts.next().expect("a message").to_owned();
             {
-                let mut chronicle = chronicle.lock().unwrap();
-                let object = chronicle.objects[&message].clone();
-                chronicle.publishes_only_a_success(pod, &message);
-                chronicle.publishes_only_while_it_holds_the_message(pod, &message);
-                chronicle.has_the_record(pod, &object, "publishes results");
+                let mut history = history.lock().unwrap();
+                let object = history.objects[&message].clone();
+                history.check_publish_after_success(pod, &message);
+                history.check_publish_within_lease(pod, &message);
+                history.check_record_owner(pod, &object, "publishes results");
             }
-            // A stop while results are on their way, more often than it would come by itself.
-            if self.fate.weather != Weather::Calm && self.fate.chance.one_in(8) {
+            // A stop during the upload, more often than by chance.
+            if self.fate.faults != FaultLevel::None && self.fate.chance.one_in(8) {
                 self.fate.stop.cancel();
             }
-            let results = self.shelves.results.clone();
-            let (taken, of) = (chronicle.clone(), message.clone());
-            let carried = self.carry(move || {
+            let results = self.stores.results.clone();
+            let (taken, of) = (history.clone(), message.clone());
+            let sent = self.send(move || {
                 results.insert(&key, &bytes);
-                taken.lock().unwrap().seen(pod, &of).published.insert(name);
+                taken.lock().unwrap().work_of(pod, &of).published.insert(name);
             });
-            let uploaded = halt.run_until_cancelled(carried).await;
-            chronicle.lock().unwrap().seen(pod, &message).store_failed |=
+            let uploaded = halt.run_until_cancelled(sent).await;
+            history.lock().unwrap().work_of(pod, &message).store_failed |=
                 matches!(uploaded, Some(Err(_)));
             uploaded
         };
-        self.note(format!("has uploaded {}: {uploaded:?}", upload.key));
+        self.log(format!("has uploaded {}: {uploaded:?}", upload.key));
         uploaded.unwrap_or_else(|| Err("halted".to_owned()))?;
         Ok(Uploaded { etag: None, checksum })
     }
@@ -286,21 +284,21 @@ impl ObjectWriter for Store {
 #[async_trait]
 impl Storage for Store {
     async fn list(&self, _: &str, prefix: &str) -> Result<Vec<String>, String> {
-        let (state, below) = (self.shelves.state.clone(), prefix.to_owned());
+        let (state, below) = (self.stores.state.clone(), prefix.to_owned());
         let listed = self
-            .carry(move || state.keys().into_iter().filter(|key| key.starts_with(&below)).collect())
+            .send(move || state.keys().into_iter().filter(|key| key.starts_with(&below)).collect())
             .await;
-        self.note(format!("has listed {prefix}: {listed:?}"));
+        self.log(format!("has listed {prefix}: {listed:?}"));
         listed
     }
 
     async fn delete(&self, _: &str, key: &str) -> Result<(), String> {
-        let (state, chronicle, key) =
-            (self.shelves.state.clone(), self.chronicle.clone(), key.to_owned());
-        self.note(format!("drops {key}"));
-        self.carry(move || {
+        let (state, history, key) =
+            (self.stores.state.clone(), self.history.clone(), key.to_owned());
+        self.log(format!("deletes {key}"));
+        self.send(move || {
             state.remove(&key);
-            chronicle.lock().unwrap().dropped(&message_of(&key), &key);
+            history.lock().unwrap().deleted(&message_of(&key), &key);
         })
         .await
     }

@@ -1,4 +1,4 @@
-//! One world: its queue, its store, its weather, and the pods that come and go.
+//! One world: its queue, its store, its faults, and its pods.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,19 +27,20 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::chance::{Chance, Weather};
-use super::chronicle::{Chronicle, Features};
+use super::chance::{Chance, FaultLevel};
 use super::command::RandomWork;
-use super::queue::Watched;
-use super::store::{Fate, Shelves, Store};
+use super::history::{Features, History};
+use super::queue::CheckedQueue;
+use super::store::{Fate, SharedStores, Store};
 use crate::support::journey::{MINUTE, S, settings, task};
 use crate::support::object_created;
 use crate::support::wire::{Fault, Wire, WiredQueue};
 
-/// What happened in it, and what was broken.
+/// Runs a world; returns its trace and its violations.
 pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let chance = Chance::of(seed);
-    let weather = [Weather::Calm, Weather::Rough, Weather::Wild][chance.number(0..3) as usize];
+    let faults =
+        [FaultLevel::None, FaultLevel::Moderate, FaultLevel::Severe][chance.number(0..3) as usize];
     let max_receive_count = chance.number(2..6);
     let kind = if chance.one_in(4) { Kind::Fifo } else { Kind::Standard };
     let features = features(&chance);
@@ -47,29 +48,30 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
         kind,
         Redrive::DeadLetter { max_receive_count, queue: "dlq".to_owned() },
     ));
-    let mut chronicle = Chronicle::of(features);
+    let mut history = History::of(features);
     for n in 0..chance.number(1..4) {
-        // Of the real work there are two notifications of one object, too.
+        // With the real work, two notifications may be about one object.
         let object = format!("k{}", if features.is_some() { n % 2 } else { n });
         let id = queue.send_in_group(object_created(&object), format!("g{}", n % 2));
-        chronicle.objects.insert(id.to_string(), object);
+        history.objects.insert(id.to_string(), object);
     }
-    let sent = chronicle.objects.clone();
+    let sent = history.objects.clone();
     let cluster = Cluster {
         queue: queue.clone(),
-        shelves: Shelves::default(),
-        work_dir: features.map(|_| Arc::new(in_memory())),
+        stores: SharedStores::default(),
+        work_dir: features.map(|_| Arc::new(memory_dir())),
         chance: chance.clone(),
-        weather,
+        faults,
         kind,
-        chronicle: Arc::new(Mutex::new(chronicle)),
+        history: Arc::new(Mutex::new(history)),
     };
 
-    let storm = tokio::spawn(weather_of(queue.clone(), chance.clone(), weather));
+    let injecting = tokio::spawn(inject_faults(queue.clone(), chance.clone(), faults));
     let mut pods = JoinSet::new();
     let started = Instant::now();
     let mut pod = 0;
-    // KEDA: a pod a visible message, at most three at once. What is left after two days is lost.
+    // As KEDA: one pod per visible message, at most three at once. Messages that remain after two
+    // days are lost.
     while let Ok(QueueState::Visible) = timeout(48 * 60 * MINUTE, queue.visible_or_drained()).await
     {
         if pods.len() < 3 {
@@ -88,19 +90,19 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
             break;
         }
     }
-    storm.abort();
+    injecting.abort();
     pods.join_all().await;
 
-    let mut chronicle = cluster.chronicle.lock().unwrap();
-    let mut broken = std::mem::take(&mut chronicle.broken);
+    let mut history = cluster.history.lock().unwrap();
+    let mut violations = std::mem::take(&mut history.violations);
     if !queue.is_drained() {
-        broken.push(format!("{:?} are left after {:?}", queue.counts(), started.elapsed()));
+        violations.push(format!("{:?} remain after {:?}", queue.counts(), started.elapsed()));
     }
     let dead = queue.dead_letters();
     for letter in &dead {
         if letter.receive_count < max_receive_count {
-            broken.push(format!(
-                "{} is dead after {} receives",
+            violations.push(format!(
+                "{} is a dead letter after {} receives",
                 letter.message_id, letter.receive_count
             ));
         }
@@ -108,27 +110,26 @@ pub async fn world(seed: u64) -> (Vec<String>, Vec<String>) {
     let is_dead =
         |message: &str| dead.iter().any(|letter| letter.message_id == MessageId::new(message));
     for (id, object) in &sent {
-        let succeeded = chronicle.seen.iter().any(|((_, message), seen)| {
-            message == id && seen.ends.iter().any(|(_, succeeded)| *succeeded)
+        let succeeded = history.works.iter().any(|((_, message), work)| {
+            message == id && work.ends.iter().any(|(_, succeeded)| *succeeded)
         });
-        if !is_dead(id) && !succeeded && !chronicle.is_done(object) {
-            broken.push(format!("{id} is gone without a success"));
+        if !is_dead(id) && !succeeded && !history.is_done(object) {
+            violations.push(format!("{id} was deleted without a success"));
         }
     }
-    for key in cluster.shelves.checkpoints() {
+    for key in cluster.stores.checkpoints() {
         let message = key.split('/').nth(1).expect("a message");
-        // Where requests get lost, what cannot be dropped is left to a lifecycle rule.
-        if weather == Weather::Calm && !is_dead(message) {
-            broken.push(format!("{key} is left, and its message is done"));
+        // With faults, a lifecycle rule must delete remaining checkpoints.
+        if faults == FaultLevel::None && !is_dead(message) {
+            violations.push(format!("{key} remains, although its message is done"));
         }
     }
-    let broken =
-        broken.into_iter().map(|what| format!("{weather:?} {kind:?} {features:?}: {what}"));
-    (std::mem::take(&mut chronicle.trace), broken.collect())
+    let violations =
+        violations.into_iter().map(|what| format!("{faults:?} {kind:?} {features:?}: {what}"));
+    (std::mem::take(&mut history.trace), violations.collect())
 }
 
-/// In every fourth world the work is the real one, with some of what it can do beyond running a
-/// command.
+/// About every fourth world has the real work, with some of its features.
 fn features(chance: &Chance) -> Option<Features> {
     if !chance.one_in(4) {
         return None;
@@ -138,19 +139,19 @@ fn features(chance: &Chance) -> Option<Features> {
     Some(Features { records, results, state, interval: interval.filter(|_| state) })
 }
 
-/// A directory that need not be written to a disk, where the system has such a one.
-fn in_memory() -> TempDir {
+/// A directory in memory, if the system has one.
+fn memory_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .expect("a temporary directory")
 }
 
-/// Faults of the queue, as they come.
-async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
-    let slowest = match weather {
-        Weather::Calm => return,
-        Weather::Rough => 800,
-        Weather::Wild => 300_000,
+/// Injects random faults into the queue.
+async fn inject_faults(queue: WiredQueue, chance: Chance, faults: FaultLevel) {
+    let slowest = match faults {
+        FaultLevel::None => return,
+        FaultLevel::Moderate => 800,
+        FaultLevel::Severe => 300_000,
     };
     let unclear = || VisibilityError::Unclear("503".to_owned());
     loop {
@@ -159,7 +160,7 @@ async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
             let slow = chance.millis(0..slowest);
             match chance.number(0..10) {
                 0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
-                1 if weather == Weather::Wild => {
+                1 if faults == FaultLevel::Severe => {
                     queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
                         "reset".to_owned(),
                     )));
@@ -180,23 +181,23 @@ async fn weather_of(queue: WiredQueue, chance: Chance, weather: Weather) {
     }
 }
 
-/// Where pods run.
+/// The environment of the pods.
 #[derive(Clone)]
 struct Cluster {
     queue: WiredQueue,
-    shelves: Shelves,
-    /// With the real work only.
+    stores: SharedStores,
+    /// Only with the real work.
     work_dir: Option<Arc<TempDir>>,
     chance: Chance,
-    weather: Weather,
+    faults: FaultLevel,
     kind: Kind,
-    chronicle: Arc<Mutex<Chronicle>>,
+    history: Arc<Mutex<History>>,
 }
 
 impl Cluster {
     async fn run_pod(self, pod: u32) {
-        let Self { ref queue, ref chance, weather, kind, ref chronicle, .. } = self;
-        let features = chronicle.lock().unwrap().features;
+        let Self { ref queue, ref chance, faults, kind, ref history, .. } = self;
+        let features = history.lock().unwrap().features;
         let visibility = Duration::from_secs(u64::from(chance.number(3..180)));
         let grace = Duration::from_secs(u64::from(chance.number(3..60)));
         let reserve = (grace / 3).min(10 * S);
@@ -232,7 +233,7 @@ impl Cluster {
         let clock = Clock::start();
         let fate = Fate {
             chance: chance.clone(),
-            weather: if features.is_some() { weather } else { Weather::Calm },
+            faults: if features.is_some() { faults } else { FaultLevel::None },
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         };
@@ -242,33 +243,33 @@ impl Cluster {
             longest: max_duration.mul_f64(1.3),
             max_duration,
             keeps_state: features.is_some_and(|features| features.state),
-            chronicle: chronicle.clone(),
+            history: history.clone(),
         };
         let stop_grace = settings.policy.limits.stop_grace;
-        let told = PodTelemetry { pod, max_duration, stop_grace, chronicle: chronicle.clone() };
+        let telemetry = PodTelemetry { pod, max_duration, stop_grace, history: history.clone() };
         let worker: Arc<dyn Worker> = match features {
             Some(features) => Arc::new(self.real_work(features, work, &fate, clock)),
             None => Arc::new(work),
         };
         let world = World {
-            queue: Arc::new(Watched {
+            queue: Arc::new(CheckedQueue {
                 queue: queue.clone(),
                 pod,
                 fate: fate.clone(),
-                chronicle: chronicle.clone(),
+                history: history.clone(),
             }),
             worker,
-            telemetry: Arc::new(told),
+            telemetry: Arc::new(telemetry),
             clock,
             health: Health::default(),
         };
 
         let stopped_after =
-            (weather != Weather::Calm && chance.one_in(3)).then(|| chance.millis(0..600_000));
+            (faults != FaultLevel::None && chance.one_in(3)).then(|| chance.millis(0..600_000));
         let killed_after =
-            (weather == Weather::Wild && chance.one_in(4)).then(|| chance.millis(0..600_000));
+            (faults == FaultLevel::Severe && chance.one_in(4)).then(|| chance.millis(0..600_000));
         let stop = {
-            let (chronicle, stop) = (chronicle.clone(), fate.stop.clone());
+            let (history, stop) = (history.clone(), fate.stop.clone());
             async move {
                 let after = async {
                     match stopped_after {
@@ -276,11 +277,11 @@ impl Cluster {
                         None => std::future::pending().await,
                     }
                 };
-                // Or at an instant that somebody chose.
+                // `maybe_end` may also stop the pod.
                 stop.run_until_cancelled(after).await;
-                let mut chronicle = chronicle.lock().unwrap();
-                chronicle.note(pod, "is asked to stop");
-                chronicle.stops.insert(pod, Instant::now());
+                let mut history = history.lock().unwrap();
+                history.log(pod, "is asked to stop");
+                history.stops.insert(pod, Instant::now());
             }
         };
         let run = fate.kill.run_until_cancelled(supervisor::run(world, settings, stop));
@@ -288,19 +289,19 @@ impl Cluster {
             None => run.await,
             Some(after) => timeout(after, run).await.ok().flatten(),
         };
-        let mut chronicle = chronicle.lock().unwrap();
+        let mut history = history.lock().unwrap();
         let Some(outcome) = ended else {
-            // What the pod would have said, it cannot say any more.
-            return chronicle.note(pod, "is KILLed");
+            // A KILLed pod has no outcome.
+            return history.log(pod, "is KILLed");
         };
-        chronicle.note(pod, format!("leaves: {outcome:?}"));
-        chronicle.stops_within_its_grace(pod, grace);
+        history.log(pod, format!("exits: {outcome:?}"));
+        history.check_stop_within_grace(pod, grace);
         if outcome.exit_code() == 70 {
-            chronicle.breaks(pod, format!("ended with {outcome:?}"));
+            history.violation(pod, format!("ended with {outcome:?}"));
         }
     }
 
-    /// As `app.rs` lays it out.
+    /// The real work, set up as in `app.rs`.
     fn real_work(
         &self,
         features: Features,
@@ -308,18 +309,18 @@ impl Cluster {
         fate: &Fate,
         clock: Clock,
     ) -> CommandWorker {
-        let Self { chance, weather, .. } = self;
+        let Self { chance, faults, .. } = self;
         let pod = command.pod;
-        let cut_off = (*weather != Weather::Calm && chance.one_in(5)).then(|| {
+        let cut_off = (*faults != FaultLevel::None && chance.one_in(5)).then(|| {
             let from = Instant::now() + chance.millis(0..600_000);
             from..from + chance.millis(0..600_000)
         });
         let store = Arc::new(Store {
-            shelves: self.shelves.clone(),
+            stores: self.stores.clone(),
             pod,
             fate: fate.clone(),
             cut_off,
-            chronicle: self.chronicle.clone(),
+            history: self.history.clone(),
         });
         let idempotency = features.records.then(|| Idempotency {
             records: store.clone(),
@@ -328,7 +329,8 @@ impl Cluster {
             owner: format!("pod {pod}"),
             clock,
         });
-        let work_dir = self.work_dir.as_ref().expect("the work is real").path().to_owned();
+        let work_dir =
+            self.work_dir.as_ref().expect("the real work has a directory").path().to_owned();
         CommandWorker {
             store: store.clone(),
             runner: Arc::new(command),
@@ -343,24 +345,24 @@ impl Cluster {
     }
 }
 
-/// What one pod tells of its messages.
+/// The telemetry of one pod.
 struct PodTelemetry {
     pod: u32,
     max_duration: Duration,
     stop_grace: Duration,
-    chronicle: Arc<Mutex<Chronicle>>,
+    history: Arc<Mutex<History>>,
 }
 
 #[async_trait]
 impl Telemetry for PodTelemetry {
     async fn report(&self, report: &Report) {
         let Report::Ended(ended) = report else { return };
-        let mut chronicle = self.chronicle.lock().unwrap();
+        let mut history = self.history.lock().unwrap();
         let message = ended.subject.message_id.to_string();
-        chronicle.note(self.pod, format!("tells of {message}: {:?}", ended.settlement));
-        chronicle.times_out_in_its_time(self.pod, &message, &ended.settlement, self.max_duration);
-        if chronicle.features.is_some() {
-            chronicle.finishes_what_had_succeeded(
+        history.log(self.pod, format!("reports {message}: {:?}", ended.settlement));
+        history.check_timeout_not_early(self.pod, &message, &ended.settlement, self.max_duration);
+        if history.features.is_some() {
+            history.check_finished_work_is_published(
                 self.pod,
                 &message,
                 &ended.settlement,

@@ -1,4 +1,4 @@
-//! What the AWS adapters need to talk to a server on this machine.
+//! The configuration of the AWS adapters for a local server.
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::config::{Credentials, SharedCredentialsProvider};
@@ -17,7 +17,7 @@ pub fn config_as(endpoint: &str, credentials: Credentials) -> SdkConfig {
         .build()
 }
 
-/// microburst reads the descriptions of all services when it is first called, and answers nobody
+/// At its first request microburst loads the descriptions of all services, and answers no request
 /// for seconds.
 pub async fn warm_up(endpoint: &str) {
     let config = config(endpoint);

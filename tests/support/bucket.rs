@@ -1,4 +1,4 @@
-//! Objects in memory, for what a run keeps there of its own.
+//! An in-memory bucket for results and checkpoints.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -40,7 +40,7 @@ impl MemoryBucket {
         *self.upload_takes.lock().expect("not poisoned") = time;
     }
 
-    /// How many came to their end.
+    /// The number of finished uploads.
     pub fn uploads(&self) -> usize {
         self.uploads.load(Ordering::Relaxed)
     }
@@ -53,7 +53,7 @@ impl MemoryBucket {
         self.objects.lock().expect("not poisoned").remove(key);
     }
 
-    /// What is answered to who asks for an object with these bytes.
+    /// The answer to a request for an object with these bytes.
     pub fn body(bytes: Bytes) -> ObjectBody {
         ObjectBody {
             size: Some(bytes.len() as u64),

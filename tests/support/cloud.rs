@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::aws;
 use super::servers::Ministack;
 
-/// Nothing in these tests takes as long as this, unless it hangs.
+/// The limit for every wait: only a hang takes longer.
 pub const LIMIT: Duration = Duration::from_mins(1);
 
-/// For a command, to have more memory than leasehold: less is not known.
+/// A command that uses more memory than leasehold: a lower peak cannot be measured.
 pub const GREEDY: &str = "dd if=/dev/zero of=/dev/null bs=256M count=1 2>/dev/null";
 
 pub struct Cloud {
@@ -29,8 +29,8 @@ pub struct Cloud {
     pub bucket: String,
     pub queue_url: String,
     pub dead_letter_queue_url: String,
-    /// For whatever a command wants to leave behind.
-    pub notes: TempDir,
+    /// The current directory of the commands.
+    pub dir: TempDir,
 }
 
 impl Cloud {
@@ -63,20 +63,24 @@ impl Cloud {
             .attributes(QueueAttributeName::Policy, policy.to_string())
             .send()
             .await
-            .expect("attributes are set");
+            .expect("the attributes are set");
 
-        s3.create_bucket().bucket(&name).send().await.expect("a bucket is made");
+        s3.create_bucket().bucket(&name).send().await.expect("the bucket is created");
         let to_queue = QueueConfiguration::builder().queue_arn(queue_arn);
-        let to_queue = to_queue.events(Event::S3ObjectCreated).build().expect("it is whole");
+        let to_queue =
+            to_queue.events(Event::S3ObjectCreated).build().expect("a complete configuration");
         let notifications =
             NotificationConfiguration::builder().queue_configurations(to_queue).build();
         let put = s3.put_bucket_notification_configuration().bucket(&name);
-        put.notification_configuration(notifications).send().await.expect("notifications are set");
-        // The test event that S3 sends now.
-        sqs.purge_queue().queue_url(&queue_url).send().await.expect("the queue is emptied");
+        put.notification_configuration(notifications)
+            .send()
+            .await
+            .expect("the notifications are set");
+        // This removes the test event from S3.
+        sqs.purge_queue().queue_url(&queue_url).send().await.expect("the queue is purged");
 
-        let notes = tempfile::tempdir().expect("a temporary directory");
-        Self { endpoint, sqs, s3, bucket: name, queue_url, dead_letter_queue_url, notes }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { endpoint, sqs, s3, bucket: name, queue_url, dead_letter_queue_url, dir }
     }
 
     pub async fn put(&self, key: &str, bytes: &[u8]) {
@@ -88,7 +92,7 @@ impl Cloud {
         arn(&self.sqs, &self.queue_url).await
     }
 
-    /// How many messages are visible, and how many in flight.
+    /// The numbers of visible messages and of messages in flight.
     pub async fn counts(&self) -> (u32, u32) {
         counts(&self.sqs, &self.queue_url).await
     }
@@ -102,50 +106,51 @@ impl Cloud {
         send.send().await.expect("the message is sent");
     }
 
-    /// Waits for the end of a run, while somebody else asks for messages and gets none.
-    pub async fn left_alone(&self, run: Leasehold) -> Left {
+    /// Waits for the end of a run, while another consumer polls the queue and receives nothing.
+    pub async fn wait_while_another_polls(&self, run: Leasehold) -> ExitedRun {
         let rival = async {
             loop {
                 let asked =
                     self.sqs.receive_message().queue_url(&self.queue_url).wait_time_seconds(1);
                 let got = asked.send().await.expect("an answer").messages.unwrap_or_default();
-                assert!(got.is_empty(), "somebody else received it");
+                assert!(got.is_empty(), "another consumer received it");
             }
         };
         tokio::select! {
-            left = run.left() => left,
-            () = rival => unreachable!("it asks for ever"),
+            exited = run.wait() => exited,
+            () = rival => unreachable!("it polls forever"),
         }
     }
 
-    /// `leasehold run` on the queue, with `script` as a shell's; `flags` are separated by spaces.
+    /// Starts `leasehold run` on the queue, with `script` for a shell; spaces separate `flags`.
     pub fn run(&self, flags: &str, script: &str) -> Leasehold {
         Leasehold::start(self.command(&[], flags, script))
     }
 
-    /// The same as a command to change; it is run through the program `through`, if there is one.
+    /// The same as a command for further changes; `through` is a program that starts it, if not
+    /// empty.
     pub fn command(&self, through: &[&str], flags: &str, script: &str) -> Command {
         let program = [through, &[env!("CARGO_BIN_EXE_leasehold")]].concat();
         let mut command = Command::new(program[0]);
         command.args(&program[1..]);
         command.arg("run").args(["--queue-url", &self.queue_url]).args(flags.split_whitespace());
-        command.arg("--termination-log").arg(self.notes.path().join("termination-log"));
-        command.arg("--work-dir").arg(self.notes.path());
-        command.args(["--", "sh", "-c", script]).current_dir(self.notes.path());
+        command.arg("--termination-log").arg(self.dir.path().join("termination-log"));
+        command.arg("--work-dir").arg(self.dir.path());
+        command.args(["--", "sh", "-c", script]).current_dir(self.dir.path());
         command.env("AWS_ENDPOINT_URL", &self.endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
         command
     }
 
-    /// Leaves a file for the command.
-    pub fn tell(&self, name: &str) {
-        std::fs::write(self.notes.path().join(name), "").expect("it is written");
+    /// Creates a file for the command.
+    pub fn touch(&self, name: &str) {
+        std::fs::write(self.dir.path().join(name), "").expect("writable");
     }
 
-    /// What the command wrote into a file of its current directory, once it is there.
-    pub async fn note(&self, name: &str) -> String {
+    /// Waits for a file that the command writes, and returns its content.
+    pub async fn file(&self, name: &str) -> String {
         eventually(&format!("the command writes {name}"), async || {
-            let text = std::fs::read_to_string(self.notes.path().join(name)).ok()?;
+            let text = std::fs::read_to_string(self.dir.path().join(name)).ok()?;
             text.ends_with('\n').then(|| text.trim_end().to_owned())
         })
         .await
@@ -153,14 +158,13 @@ impl Cloud {
 }
 
 async fn create_queue(sqs: &aws_sdk_sqs::Client, name: &str) -> String {
-    let queue = sqs.create_queue().queue_name(name).send().await.expect("a queue is made");
-    queue.queue_url.expect("it has a URL")
+    let queue = sqs.create_queue().queue_name(name).send().await.expect("the queue is created");
+    queue.queue_url.expect("a URL")
 }
 
 async fn attribute(sqs: &aws_sdk_sqs::Client, queue_url: &str, name: QueueAttributeName) -> String {
     let asked = sqs.get_queue_attributes().queue_url(queue_url).attribute_names(name.clone());
-    let attributes =
-        asked.send().await.expect("attributes are told").attributes.expect("there are some");
+    let attributes = asked.send().await.expect("an answer").attributes.expect("attributes");
     attributes[&name].clone()
 }
 
@@ -176,27 +180,27 @@ async fn counts(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> (u32, u32) {
     )
 }
 
-/// Asks until there is an answer, within [`LIMIT`].
+/// Polls until there is an answer, for [`LIMIT`] at most.
 pub async fn eventually<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(started.elapsed() < LIMIT, "waited for {LIMIT:?} in vain: {what}");
+        assert!(started.elapsed() < LIMIT, "timed out after {LIMIT:?}: {what}");
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// The real binary, running.
+/// The real binary as a running process.
 pub struct Leasehold {
     child: Child,
-    /// What was read of its log so far.
+    /// The part of its log that was read so far.
     read: Vec<u8>,
 }
 
-/// The real binary, after its end.
-pub struct Left {
+/// The exit status and the output of the real binary.
+pub struct ExitedRun {
     pub status: ExitStatus,
     /// The log, a JSON object a line.
     pub log: Vec<serde_json::Value>,
@@ -211,7 +215,7 @@ impl Leasehold {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        // What a developer's shell has set must not change what is tested.
+        // A developer's shell variables must not affect the tests.
         for name in ["AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "RUST_LOG"] {
             if !command.as_std().get_envs().any(|(of_test, _)| of_test == name) {
                 command.env_remove(name);
@@ -222,70 +226,75 @@ impl Leasehold {
     }
 
     pub fn pid(&self) -> i32 {
-        let id = self.child.id().expect("it runs");
+        let id = self.child.id().expect("a running process");
         i32::try_from(id).expect("a pid")
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("it runs");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal)
+            .expect("a running process");
     }
 
-    pub async fn left(self) -> Left {
+    pub async fn wait(self) -> ExitedRun {
         let ended = timeout(LIMIT, self.child.wait_with_output())
             .await
-            .expect("it ends")
-            .expect("it is waited for");
+            .expect("the process exits within the limit")
+            .expect("an exit status");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
         let (stdout, stderr) = (text([self.read, ended.stdout].concat()), text(ended.stderr));
-        // Of a process that was KILLed the last line may be half.
+        // The last line of a process that was KILLed may be incomplete.
         let lines = stdout
             .split_inclusive('\n')
             .filter(|line| line.starts_with('{') && line.ends_with('\n'));
         let log = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        Left { status: ended.status, log, stdout, stderr }
+        ExitedRun { status: ended.status, log, stdout, stderr }
     }
 }
 
 impl Leasehold {
-    /// Reads so many lines of its log, and leaves the rest unread.
-    pub async fn reads(&mut self, lines: usize) {
-        let stdout = self.child.stdout.as_mut().expect("it is piped");
+    /// Reads this many lines of its log, and not the rest.
+    pub async fn read_lines(&mut self, lines: usize) {
+        let stdout = self.child.stdout.as_mut().expect("a pipe");
         let reading = async {
-            let mut left = lines;
-            while left > 0 {
+            let mut remaining = lines;
+            while remaining > 0 {
                 let start = self.read.len();
                 assert!(
-                    stdout.read_buf(&mut self.read).await.expect("it is read") > 0,
+                    stdout.read_buf(&mut self.read).await.expect("readable") > 0,
                     "the log ended"
                 );
-                left = left
+                remaining = remaining
                     .saturating_sub(self.read[start..].split(|byte| *byte == b'\n').count() - 1);
             }
         };
-        timeout(LIMIT, reading).await.expect("it writes so much");
+        timeout(LIMIT, reading).await.expect("enough lines within the limit");
     }
 
-    /// Its exit code, although nobody reads what it writes.
-    pub async fn ends_unread(mut self) -> Option<i32> {
-        timeout(LIMIT, self.child.wait()).await.expect("it ends").expect("it is waited for").code()
+    /// Waits for its exit code without reading its output.
+    pub async fn wait_without_reading(mut self) -> Option<i32> {
+        timeout(LIMIT, self.child.wait())
+            .await
+            .expect("the process exits within the limit")
+            .expect("an exit status")
+            .code()
     }
 
-    /// Waits for its end, which must be this.
-    pub async fn run_to(self, code: i32) -> Left {
-        let left = self.left().await;
-        assert_eq!(left.code(), code, "{}{}", left.stdout, left.stderr);
-        left
+    /// Waits for its end and asserts its exit code.
+    pub async fn expect_exit(self, code: i32) -> ExitedRun {
+        let exited = self.wait().await;
+        assert_eq!(exited.code(), code, "{}{}", exited.stdout, exited.stderr);
+        exited
     }
 }
 
-impl Left {
+impl ExitedRun {
     pub fn code(&self) -> i32 {
         self.status
             .code()
             .unwrap_or_else(|| panic!("{}\n{}{}", self.status, self.stdout, self.stderr))
     }
 
-    /// The one record with this text.
+    /// The only record with this text.
     pub fn record(&self, message: &str) -> &serde_json::Value {
         let mut found = self.log.iter().filter(|record| record["message"] == message);
         let first =
@@ -295,7 +304,7 @@ impl Left {
     }
 }
 
-/// Is there such a process, not counting zombies?
+/// Whether the process exists and is not a zombie.
 pub fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
     stat.is_ok_and(|stat| {

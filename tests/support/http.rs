@@ -1,4 +1,4 @@
-//! A server that answers as a test says.
+//! A scripted HTTP server.
 
 use std::net::Ipv4Addr;
 
@@ -6,22 +6,22 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Answers every request, each on a connection of its own; gone when dropped.
+/// Answers every request on its own connection; dropping it stops it.
 pub struct Http {
     pub endpoint: String,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl Http {
-    /// `answer` gives status and body for a request: `GET /path HTTP/1.1`, a header a line, and
-    /// after an empty line the body.
+    /// `answer` returns status and body for a request: `GET /path HTTP/1.1`, one header per line,
+    /// and the body after an empty line.
     pub async fn start(answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let serving = tokio::spawn(async move {
             loop {
                 let (connection, _) = listener.accept().await.unwrap();
-                // Whoever does not wait for the answer is not our concern.
+                // The client may have closed the connection.
                 let _ = serve(connection, &answer).await;
             }
         });
@@ -34,7 +34,7 @@ async fn serve(
     answer: &impl Fn(&str) -> (u16, String),
 ) -> std::io::Result<()> {
     let mut request = Vec::new();
-    while !is_whole(&request) {
+    while !is_complete(&request) {
         if connection.read_buf(&mut request).await? == 0 {
             return Ok(());
         }
@@ -42,7 +42,7 @@ async fn serve(
     let request = String::from_utf8_lossy(&request);
     let (status, body) = answer(&request);
     let length = body.len();
-    // Without an ETag no answer is taken for one of S3, and none for the object of another one.
+    // S3 answers have an ETag, which must match the requested one.
     let etag = request
         .lines()
         .find_map(|line| line.strip_prefix("if-match: "))
@@ -54,7 +54,7 @@ async fn serve(
     connection.shutdown().await
 }
 
-fn is_whole(request: &[u8]) -> bool {
+fn is_complete(request: &[u8]) -> bool {
     let request = String::from_utf8_lossy(request);
     let Some((head, body)) = request.split_once("\r\n\r\n") else { return false };
     let head = head.to_lowercase();

@@ -1,5 +1,5 @@
-//! A run through the real supervisor and actors, with a queue in memory, a command that only
-//! pretends, and a clock that may be paused.
+//! A run through the real supervisor and actors, with an in-memory queue, a fake command, and a
+//! clock that may be paused.
 
 use std::fs::OpenOptions;
 use std::future::Future;
@@ -47,7 +47,7 @@ use super::wire::{Call, Entry, Wire, WiredQueue};
 
 pub const GRACE: Duration = Duration::from_secs(30);
 
-/// A standard queue whose messages are dead letters after three receives.
+/// A standard queue that moves messages to a dead-letter queue after three receives.
 pub fn queue_with(bodies: &[&str]) -> WiredQueue {
     queue_of(Kind::Standard, 3, bodies)
 }
@@ -63,7 +63,7 @@ pub fn queue_of(kind: Kind, max_receive_count: u32, bodies: &[&str]) -> WiredQue
     queue
 }
 
-/// With one message, about one object.
+/// A queue with one message about one object.
 pub fn queue() -> WiredQueue {
     queue_with(&[&object_created("k")])
 }
@@ -77,51 +77,49 @@ pub fn throttled() -> VisibilityError {
     VisibilityError::Transient("throttled".to_owned())
 }
 
-/// What a pretended command does.
+/// The behaviour of a fake command.
 #[derive(Clone, Copy)]
 pub enum Does {
-    /// Takes so long, and exits so.
+    /// Takes this long, then exits with this code.
     Exits(Duration, i32),
-    /// Takes so long, and is killed by such a signal.
+    /// Takes this long, then dies of this signal.
     Dies(Duration, i32),
-    /// Takes so long and exits 0; told to end before that, it takes so long, and exits 0 all the
-    /// same.
+    /// Takes this long and exits 0; after TERM it takes the second time, and exits 0 too.
     Succeeds(Duration, Duration),
-    /// Works until TERM, then takes so long, and exits so.
+    /// Works until TERM, then takes this long and exits with this code.
     EndsOnTerm(Duration, i32),
-    /// Prints a line so often, so many times; then it is silent until TERM.
+    /// Prints a line at this interval, this many times; then it is silent until TERM.
     Prints(Duration, u32),
-    /// Says so often how far it is, in so many steps; then it exits 0.
+    /// Reports progress at this interval, in this many steps; then it exits 0.
     Progresses(Duration, u32),
-    /// Takes so long, writes a file of results, and exits 0.
+    /// Takes this long, writes a result file, and exits 0.
     Writes(Duration),
-    /// Counts up in its checkpoint directory, a number each time it has worked so long; exits 0 at
-    /// the last.
+    /// Counts steps in its checkpoint directory, each of this duration; exits 0 after the last.
     Resumes(Duration, u32),
-    /// The same, and exits so at the last.
+    /// The same, but exits with this code after the last.
     ResumesAndExits(Duration, u32, i32),
-    /// Removes its checkpoint directory, and makes another one if it should; then it takes so long,
-    /// and exits so.
-    LosesState(Instead, Duration, i32),
-    /// Not even KILL seems to help.
+    /// Removes or replaces its checkpoint directory; then it takes this long and exits with this
+    /// code.
+    LosesState(Replacement, Duration, i32),
+    /// Never ends, not even after KILL.
     Hangs,
-    /// A bug in us.
+    /// Panics, as a bug in leasehold would.
     Panics,
 }
 
-/// What comes into the place of a directory that was removed.
+/// What replaces a removed directory.
 #[derive(Debug, Clone, Copy)]
-pub enum Instead {
-    Gone,
+pub enum Replacement {
+    None,
     File,
     Link,
     Empty,
 }
 
-/// What each pretended command takes from the machine.
+/// The resource usage of each fake command.
 pub const USED: ResourceUsage = ResourceUsage { cpu: S, peak_memory: Some(1024 * 1024) };
 
-/// A command that only pretends, and remembers.
+/// A fake command that remembers its runs.
 #[derive(Clone)]
 pub struct FakeCommand {
     does: Arc<Mutex<Vec<Does>>>,
@@ -139,7 +137,7 @@ impl FakeCommand {
         Self::sequence([does])
     }
 
-    /// One after another; the last one for ever.
+    /// One behaviour per run; the last one repeats.
     pub fn sequence(does: impl IntoIterator<Item = Does>) -> Self {
         let mut does: Vec<_> = does.into_iter().collect();
         does.reverse();
@@ -152,10 +150,10 @@ impl FakeCommand {
 
     /// When the last run ended.
     pub fn ended(&self) -> Instant {
-        self.last().ended.expect("it ended")
+        self.last().ended.expect("an ended run")
     }
 
-    /// What it got as this variable, in each run.
+    /// The value of this variable in each run.
     pub fn got(&self, name: &str) -> Vec<String> {
         let ran = self.ran.lock().expect("not poisoned");
         let got = ran.iter().filter_map(|ran| {
@@ -165,7 +163,7 @@ impl FakeCommand {
     }
 
     pub fn last(&self) -> Ran {
-        self.ran.lock().expect("not poisoned").last().expect("it ran").clone()
+        self.ran.lock().expect("not poisoned").last().expect("a run").clone()
     }
 }
 
@@ -192,7 +190,7 @@ impl Runner for FakeCommand {
             ran.push(Ran { command, ended: None });
             ran.len() - 1
         };
-        let exit = match does.expect("a command does something") {
+        let exit = match does.expect("a behaviour") {
             Does::Exits(after, code) => tokio::select! {
                 () = sleep(after) => Exit::Code(code),
                 () = halt.cancelled() => Exit::Signal(15),
@@ -203,18 +201,18 @@ impl Runner for FakeCommand {
             },
             Does::Succeeds(after, ending) => tokio::select! {
                 () = sleep(after) => Exit::Code(0),
-                exit = ends_on_term(&halt, grace, ending, 0) => exit,
+                exit = exit_on_term(&halt, grace, ending, 0) => exit,
             },
-            Does::EndsOnTerm(after, code) => ends_on_term(&halt, grace, after, code).await,
+            Does::EndsOnTerm(after, code) => exit_on_term(&halt, grace, after, code).await,
             Does::Prints(every, times) => {
                 for _ in 0..times {
                     sleep(every).await;
                     activity.record();
                 }
-                ends_on_term(&halt, grace, Duration::ZERO, 0).await
+                exit_on_term(&halt, grace, Duration::ZERO, 0).await
             }
             Does::Progresses(every, steps) => {
-                let result_file = result_file.expect("it is always given");
+                let result_file = result_file.expect("always set");
                 for step in 1..=steps {
                     sleep(every).await;
                     let line = serde_json::json!({ "progress": f64::from(step) / f64::from(steps), "text": "loading" });
@@ -229,31 +227,31 @@ impl Runner for FakeCommand {
             }
             Does::Writes(after) => tokio::select! {
                 () = sleep(after) => {
-                    let directory = command_env("JOB_OUTPUT_DIR").expect("it is given");
+                    let directory = command_env("JOB_OUTPUT_DIR").expect("set");
                     std::fs::write(Path::new(&directory).join("results.csv"), "1;2").expect("writable");
                     Exit::Code(0)
                 }
                 () = halt.cancelled() => Exit::Signal(15),
             },
             Does::Resumes(step, steps) => {
-                let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
-                resumes(Path::new(&directory), &halt, step, steps, 0).await
+                let directory = command_env("JOB_CHECKPOINT_DIR").expect("set");
+                count_up(Path::new(&directory), &halt, step, steps, 0).await
             }
             Does::ResumesAndExits(step, steps, code) => {
-                let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
-                resumes(Path::new(&directory), &halt, step, steps, code).await
+                let directory = command_env("JOB_CHECKPOINT_DIR").expect("set");
+                count_up(Path::new(&directory), &halt, step, steps, code).await
             }
             Does::LosesState(replaced, after, code) => {
-                let directory = command_env("JOB_CHECKPOINT_DIR").expect("it is given");
+                let directory = command_env("JOB_CHECKPOINT_DIR").expect("set");
                 let moved = Path::new(&directory).with_file_name("moved");
-                std::fs::rename(&directory, &moved).expect("it is there");
+                std::fs::rename(&directory, &moved).expect("the directory exists");
                 match replaced {
-                    Instead::Gone => {}
-                    Instead::File => std::fs::write(&directory, "x").expect("writable"),
-                    Instead::Link => {
+                    Replacement::None => {}
+                    Replacement::File => std::fs::write(&directory, "x").expect("writable"),
+                    Replacement::Link => {
                         std::os::unix::fs::symlink(&moved, &directory).expect("writable");
                     }
-                    Instead::Empty => std::fs::create_dir(&directory).expect("writable"),
+                    Replacement::Empty => std::fs::create_dir(&directory).expect("writable"),
                 }
                 tokio::select! {
                     () = sleep(after) => Exit::Code(code),
@@ -268,7 +266,7 @@ impl Runner for FakeCommand {
     }
 }
 
-async fn resumes(
+async fn count_up(
     directory: &Path,
     halt: &CancellationToken,
     step: Duration,
@@ -276,7 +274,7 @@ async fn resumes(
     code: i32,
 ) -> Exit {
     let file = directory.join("steps").join("done");
-    std::fs::create_dir_all(file.parent().expect("it has one")).expect("writable");
+    std::fs::create_dir_all(file.parent().expect("a parent")).expect("writable");
     let done = || {
         std::fs::read_to_string(&file).ok().map_or(0, |text| text.parse::<u32>().expect("a number"))
     };
@@ -284,7 +282,7 @@ async fn resumes(
         if halt.run_until_cancelled(sleep(step)).await.is_none() {
             return Exit::Signal(15);
         }
-        // It may be saved at any moment.
+        // A save may read the file at any moment.
         let whole = file.with_extension("new");
         std::fs::write(&whole, (done() + 1).to_string()).expect("writable");
         std::fs::rename(whole, &file).expect("writable");
@@ -292,7 +290,7 @@ async fn resumes(
     Exit::Code(code)
 }
 
-async fn ends_on_term(
+async fn exit_on_term(
     halt: &CancellationToken,
     grace: Duration,
     after: Duration,
@@ -333,33 +331,33 @@ impl ObjectStore for FakeStore {
     }
 }
 
-/// A queue, and what happens to us before and after each call of it.
-pub struct Around {
+/// A queue with hooks before and after each call.
+pub struct HookedQueue {
     pub queue: WiredQueue,
     pub before: Hook,
     pub after: Hook,
-    /// How often the queue does not say what its redrive policy is, each time after as long.
-    pub silent_about_redrive: AtomicU32,
-    pub redrive_takes: Duration,
+    /// How many requests for the redrive policy fail.
+    pub redrive_failures: AtomicU32,
+    pub redrive_delay: Duration,
 }
 
 pub type Hook = Box<dyn Fn(Call) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-impl Around {
+impl HookedQueue {
     pub fn new(queue: &WiredQueue) -> Self {
         let nothing = || -> Hook { Box::new(|_| Box::pin(async {})) };
         Self {
             queue: queue.clone(),
             before: nothing(),
             after: nothing(),
-            silent_about_redrive: AtomicU32::new(0),
-            redrive_takes: Duration::ZERO,
+            redrive_failures: AtomicU32::new(0),
+            redrive_delay: Duration::ZERO,
         }
     }
 }
 
 #[async_trait]
-impl Queue for Around {
+impl Queue for HookedQueue {
     async fn receive(
         &self,
         wait: Duration,
@@ -394,23 +392,19 @@ impl Queue for Around {
     }
 
     async fn redrive(&self) -> Result<Redrive, String> {
-        sleep(self.redrive_takes).await;
-        let is_silent = |left: u32| left.checked_sub(1);
-        match self.silent_about_redrive.fetch_update(
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-            is_silent,
-        ) {
+        sleep(self.redrive_delay).await;
+        let is_silent = |remaining: u32| remaining.checked_sub(1);
+        match self.redrive_failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_silent) {
             Ok(_) => Err("503".to_owned()),
             Err(_) => self.queue.redrive().await,
         }
     }
 }
 
-/// Remembers what was told; or fails at it.
+/// Telemetry that remembers its reports, or fails.
 #[derive(Default)]
 pub struct FakeTelemetry {
-    pub told: Mutex<Vec<Report>>,
+    pub reports: Mutex<Vec<Report>>,
     pub panics: bool,
     pub hangs: bool,
 }
@@ -422,7 +416,7 @@ impl Telemetry for FakeTelemetry {
         if self.hangs {
             std::future::pending::<()>().await;
         }
-        self.told.lock().expect("not poisoned").push(report.clone());
+        self.reports.lock().expect("not poisoned").push(report.clone());
     }
 
     fn record(&self, _: Observation) {}
@@ -438,15 +432,15 @@ pub struct Journey {
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
     pub concurrency: usize,
-    /// Where checkpoints are kept, if they are, and how often they are saved.
+    /// The storage for checkpoints, if enabled, and the interval of saves.
     pub checkpoints: Option<(MemoryBucket, Option<Duration>)>,
-    /// Where finished work is recorded, if it is.
+    /// The records of finished work, if enabled.
     pub records: Option<MemoryRecords>,
     work_dir: TempDir,
 }
 
-/// A run that is over.
-pub struct Arrived {
+/// The result of a run.
+pub struct RunResult {
     pub outcome: RunOutcome,
     pub took: Duration,
     pub telemetry: Arc<FakeTelemetry>,
@@ -454,8 +448,8 @@ pub struct Arrived {
 
 impl FakeTelemetry {
     pub fn ended(&self) -> Vec<Ended> {
-        let told = self.told.lock().expect("not poisoned");
-        let ended = told.iter().filter_map(|report| match report {
+        let reports = self.reports.lock().expect("not poisoned");
+        let ended = reports.iter().filter_map(|report| match report {
             Report::Ended(ended) => Some((**ended).clone()),
             Report::Started(_) | Report::Held(_) | Report::Progressed(_) | Report::Releasing(_) => {
                 None
@@ -464,10 +458,10 @@ impl FakeTelemetry {
         ended.collect()
     }
 
-    /// What was told of progress, in order.
+    /// The reported progress, in order.
     pub fn progress(&self) -> Vec<Progress> {
-        let told = self.told.lock().expect("not poisoned");
-        let progress = told.iter().filter_map(|report| match report {
+        let reports = self.reports.lock().expect("not poisoned");
+        let progress = reports.iter().filter_map(|report| match report {
             Report::Progressed(progressed) => Some(progressed.progress.clone()),
             Report::Started(_) | Report::Held(_) | Report::Releasing(_) | Report::Ended(_) => None,
         });
@@ -480,7 +474,7 @@ impl FakeTelemetry {
     }
 }
 
-impl Arrived {
+impl RunResult {
     pub fn ended(&self) -> Vec<Ended> {
         self.telemetry.ended()
     }
@@ -507,32 +501,32 @@ impl Journey {
         }
     }
 
-    pub async fn run(self) -> Arrived {
+    pub async fn run(self) -> RunResult {
         self.run_until(std::future::pending()).await
     }
 
-    /// Asked to stop after this long.
-    pub async fn run_and_stop_after(self, after: Duration) -> Arrived {
+    /// Runs, with a stop request after this long.
+    pub async fn run_and_stop_after(self, after: Duration) -> RunResult {
         self.run_until(sleep(after)).await
     }
 
-    pub async fn run_until(self, stop: impl Future<Output = ()> + Send + 'static) -> Arrived {
-        // No journey of these tests is longer than a day.
+    pub async fn run_until(self, stop: impl Future<Output = ()> + Send + 'static) -> RunResult {
+        // No run of these tests takes longer than a day.
         self.run_for(24 * 60 * MINUTE, stop).await.expect("the run ends")
     }
 
-    /// KILLed after this long: the pod's grace was over, its node is gone. `None` if it had not
-    /// ended before.
+    /// Runs, with a KILL after this long: the grace has ended, or the node is lost. `None` if the
+    /// KILL came before the end.
     pub async fn run_for(
         mut self,
         killed_after: Duration,
         stop: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<Arrived> {
+    ) -> Option<RunResult> {
         let clock = Clock::start();
         let policy = &mut self.settings.policy;
         let checkpoints = self.checkpoints.map(|(storage, interval)| {
             let location = "s3://state/of".parse().expect("a location");
-            Arc::make_mut(policy.task.as_mut().expect("there is one")).checkpoint =
+            Arc::make_mut(policy.task.as_mut().expect("a task")).checkpoint =
                 Some(Checkpointing { location, interval });
             Checkpoints { storage: Arc::new(storage), clock }
         });
@@ -573,12 +567,12 @@ impl Journey {
                 stop.await;
                 stopper.cancel();
             }));
-            supervisor::run_side_by_side(world, self.settings, self.concurrency, token).await
+            supervisor::run_concurrently(world, self.settings, self.concurrency, token).await
         };
         let outcome = timeout(killed_after, run).await.ok()?;
-        let left = std::fs::read_dir(self.work_dir.path()).expect("readable").count();
-        assert_eq!(left, 0, "something was left in the work directory");
-        Some(Arrived { outcome, took: started.elapsed(), telemetry })
+        let remaining = std::fs::read_dir(self.work_dir.path()).expect("readable").count();
+        assert_eq!(remaining, 0, "the work directory is not empty");
+        Some(RunResult { outcome, took: started.elapsed(), telemetry })
     }
 }
 
@@ -586,7 +580,7 @@ pub fn deletes(queue: &WiredQueue) -> usize {
     queue.calls().iter().filter(|entry| entry.call == Call::Delete).count()
 }
 
-/// Each change of visibility: when it was asked for, since `from`, and to what.
+/// Each visibility change: the time of its request since `from`, and the new timeout.
 pub fn changes(queue: &WiredQueue, from: Instant) -> Vec<(Duration, Duration)> {
     let change = |entry: Entry| match entry.call {
         Call::ChangeVisibility(to) => Some((entry.asked_at - from, to)),

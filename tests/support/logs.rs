@@ -1,20 +1,20 @@
-//! What is logged while a test runs.
+//! The log of a test.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use tracing::subscriber::DefaultGuard;
 
-/// Of this thread, until the guard is dropped.
+/// Captures the log of this thread until the guard is dropped.
 pub fn capture<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) -> DefaultGuard {
-    // While there is one subscriber only, `tracing` asks a thread's own whether a new callsite is
-    // of interest, once for all threads: a test without a subscriber would switch the callsite off
-    // for those with one.
+    // With a single subscriber, `tracing` asks the current thread's subscriber once, for all
+    // threads, whether a new callsite is of interest: a test without a subscriber would disable the
+    // callsite for the others.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     tracing::subscriber::set_default(tracing_subscriber::fmt().json().with_writer(writer).finish())
 }
 
-/// What was logged while it was captured.
+/// The captured log.
 #[derive(Debug, Clone, Default)]
 pub struct Logs(Arc<Mutex<Vec<u8>>>);
 
@@ -32,7 +32,7 @@ impl Logs {
             .collect()
     }
 
-    /// What the command wrote.
+    /// The output lines of the command.
     pub fn lines(&self, stream: &str) -> Vec<String> {
         let events = self.events();
         let lines = events

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers that the tests share.
 
 pub mod aws;
 pub mod bucket;
@@ -21,13 +21,13 @@ pub mod wire;
 
 pub use values::*;
 
-/// Of a job of which nothing matters; each in a file of its own.
+/// The facts of an arbitrary job; each job has its own directory.
 pub fn facts() -> JobFacts {
     static JOBS: AtomicU32 = AtomicU32::new(0);
     static HOME: LazyLock<TempDir> =
         LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
     let home = HOME.path().join(JOBS.fetch_add(1, Ordering::Relaxed).to_string());
-    std::fs::create_dir(&home).expect("it is new");
+    std::fs::create_dir(&home).expect("a new directory");
     JobFacts {
         version: 1,
         id: "id".to_owned(),

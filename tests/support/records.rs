@@ -1,4 +1,4 @@
-//! Records in memory, on tokio's clock, that obey the store's rules; with scripted faults.
+//! In-memory records on tokio's clock, with the store's conditions and scripted faults.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,19 +9,19 @@ use async_trait::async_trait;
 use leasehold::ports::{Condition, Entry, RecordError, Records};
 use tokio::time::{Instant, sleep};
 
-/// One pod's way to the records. A clone is the same way; [`MemoryRecords::another`] is another
-/// pod's.
+/// One pod's access to the records. Clones share it; [`MemoryRecords::for_another_pod`] returns the
+/// access of another pod.
 #[derive(Clone, Default)]
 pub struct MemoryRecords {
-    shelf: Arc<Mutex<Shelf>>,
-    /// This pod cannot reach them.
+    store: Arc<Mutex<Store>>,
+    /// This pod cannot reach the store.
     pub unreachable: Arc<AtomicBool>,
-    /// To this pod nothing is ever read.
+    /// This pod's reads are never answered.
     pub silent: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
-struct Shelf {
+struct Store {
     records: BTreeMap<String, Record>,
     writes: u64,
     faults: VecDeque<Fault>,
@@ -40,101 +40,102 @@ pub enum Fault {
     None,
     /// Nothing is written.
     Refused,
-    /// Nothing is written, as if somebody else had written.
+    /// Nothing is written, as if another pod had written.
     ConditionFailed,
-    /// The store is seen to write whether or not the condition holds.
+    /// The store is found to ignore conditions.
     ConditionsUnsupported,
-    /// It is written, but nobody is told.
+    /// The record is written, but the answer is lost.
     AnswerLost,
     AnswerDelayed(Duration),
 }
 
 impl MemoryRecords {
-    pub fn another(&self) -> Self {
-        Self { shelf: self.shelf.clone(), ..Self::default() }
+    pub fn for_another_pod(&self) -> Self {
+        Self { store: self.store.clone(), ..Self::default() }
     }
 
-    /// One after another for the next writes.
+    /// Adds faults; each write takes the next one.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.locked().faults.extend(faults);
+        self.lock().faults.extend(faults);
     }
 
-    /// The one record there is: its `state`.
+    /// The `state` of the only record.
     pub fn state(&self) -> Option<String> {
-        let kept = self.locked();
-        assert!(kept.records.len() <= 1, "there are several");
+        let store = self.lock();
+        assert!(store.records.len() <= 1, "several records");
         let record: serde_json::Value =
-            serde_json::from_slice(&kept.records.values().next()?.bytes).expect("JSON");
-        Some(record["state"].as_str().expect("it has a state").to_owned())
+            serde_json::from_slice(&store.records.values().next()?.bytes).expect("JSON");
+        Some(record["state"].as_str().expect("a state").to_owned())
     }
 
-    /// The bytes of the one record there is.
-    pub fn one(&self) -> Vec<u8> {
-        self.locked().records.values().next().expect("there is one").bytes.clone()
+    /// The bytes of the only record.
+    pub fn only_record(&self) -> Vec<u8> {
+        self.lock().records.values().next().expect("a record").bytes.clone()
     }
 
-    /// Another pod claims the one record there is, and this is what it wrote.
+    /// Another pod claims the only record; returns the bytes that it wrote.
     pub fn claimed_by_another(&self) -> Vec<u8> {
-        let mut claim: serde_json::Value = serde_json::from_slice(&self.one()).expect("JSON");
+        let mut claim: serde_json::Value =
+            serde_json::from_slice(&self.only_record()).expect("JSON");
         claim["nonce"] = "another".into();
-        let mut kept = self.locked();
-        kept.writes += 1;
-        let etag = format!("\"{}\"", kept.writes);
-        let record = kept.records.values_mut().next().expect("there is one");
+        let mut store = self.lock();
+        store.writes += 1;
+        let etag = format!("\"{}\"", store.writes);
+        let record = store.records.values_mut().next().expect("a record");
         (record.bytes, record.etag) = (claim.to_string().into_bytes(), etag);
         record.bytes.clone()
     }
 
-    /// Somebody else writes over the one record there is.
+    /// Another writer overwrites the only record.
     pub fn overwrite(&self, bytes: &[u8]) {
-        for record in self.locked().records.values_mut() {
+        for record in self.lock().records.values_mut() {
             record.bytes = bytes.to_vec();
         }
     }
 
-    /// What is there now, whatever the weather.
-    pub fn now(&self, bucket: &str, key: &str) -> Option<Entry> {
-        let found = self.locked().records.get(&format!("{bucket}/{key}")).cloned();
+    /// Reads without faults.
+    pub fn read_without_faults(&self, bucket: &str, key: &str) -> Option<Entry> {
+        let found = self.lock().records.get(&format!("{bucket}/{key}")).cloned();
         found.map(|Record { bytes, etag, written }| {
             let age = Duration::from_secs(written.elapsed().as_secs());
             Entry { bytes, etag, age }
         })
     }
 
-    /// Writes at once, whatever the weather.
-    pub fn write_now(
+    /// Writes without faults.
+    pub fn write_without_faults(
         &self,
         bucket: &str,
         key: &str,
         bytes: Vec<u8>,
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
-        let mut kept = self.locked();
+        let mut store = self.lock();
         let key = format!("{bucket}/{key}");
-        let is_met = match (condition, kept.records.get(&key)) {
+        let is_met = match (condition, store.records.get(&key)) {
             (Condition::Absent, found) => found.is_none(),
             (Condition::Unchanged(etag), found) => found.is_some_and(|found| found.etag == etag),
         };
         if !is_met {
             return Err(RecordError::ConditionFailed);
         }
-        kept.writes += 1;
-        let etag = format!("\"{}\"", kept.writes);
-        kept.records.insert(key, Record { bytes, etag: etag.clone(), written: Instant::now() });
+        store.writes += 1;
+        let etag = format!("\"{}\"", store.writes);
+        store.records.insert(key, Record { bytes, etag: etag.clone(), written: Instant::now() });
         Ok(etag)
     }
 
     pub fn len(&self) -> usize {
-        self.locked().records.len()
+        self.lock().records.len()
     }
 
-    fn locked(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().expect("not poisoned")
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().expect("not poisoned")
     }
 
-    fn reach(&self) -> Result<(), RecordError> {
-        let is_reached = !self.unreachable.load(Ordering::Relaxed);
-        is_reached
+    fn check_reachable(&self) -> Result<(), RecordError> {
+        let is_reachable = !self.unreachable.load(Ordering::Relaxed);
+        is_reachable
             .then_some(())
             .ok_or_else(|| RecordError::Retryable("no route to host".to_owned()))
     }
@@ -143,11 +144,11 @@ impl MemoryRecords {
 #[async_trait]
 impl Records for MemoryRecords {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
-        self.reach()?;
+        self.check_reachable()?;
         if self.silent.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        Ok(self.now(bucket, key))
+        Ok(self.read_without_faults(bucket, key))
     }
 
     async fn write(
@@ -157,15 +158,15 @@ impl Records for MemoryRecords {
         bytes: Vec<u8>,
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
-        self.reach()?;
-        let fault = self.locked().faults.pop_front().unwrap_or(Fault::None);
+        self.check_reachable()?;
+        let fault = self.lock().faults.pop_front().unwrap_or(Fault::None);
         if let Fault::Refused = fault {
             return Err(RecordError::Retryable("503 SlowDown".to_owned()));
         }
         if let Fault::ConditionFailed = fault {
             return Err(RecordError::ConditionFailed);
         }
-        let etag = self.write_now(bucket, key, bytes, condition)?;
+        let etag = self.write_without_faults(bucket, key, bytes, condition)?;
         match fault {
             Fault::ConditionsUnsupported => Err(RecordError::ConditionsUnsupported(
                 "the store ignores If-None-Match".to_owned(),

@@ -1,4 +1,4 @@
-//! Real servers for tests, on 127.0.0.1; gone when the test process is, however it ends.
+//! Real servers for tests, on 127.0.0.1; they end with the test process, however it ends.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -13,21 +13,20 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-/// How long a server may take until it listens; generous, since a busy machine is no defect of
-/// ours.
+/// How long a server may take until it listens; generous, since the machine may be busy.
 const READY: Duration = Duration::from_mins(1);
 
-/// A server in a process group of its own; dropping it kills the group.
+/// A server in its own process group; dropping it kills the group.
 pub struct Server {
     shell: Child,
     pub port: u16,
 }
 
 impl Server {
-    /// Runs `command`, which makes its server listen on `port`, and waits until it does.
+    /// Starts a server with `command` and waits until it listens on `port`.
     pub async fn start(command: &Command, port: u16) -> Self {
-        // The shell reads from a pipe that we hold: it ends with us, even if we are killed. The
-        // server's own end is the shell's too.
+        // The shell reads from a pipe that this process holds, so it ends with this process, even
+        // after a KILL. It also ends with the server.
         const UNDER_A_SHELL: &str = r#"{ "$@"; kill -KILL 0; } & read -r _; kill -KILL 0"#;
         let mut log = tempfile::tempfile().unwrap();
         let mut shell = Command::new("/bin/sh");
@@ -42,7 +41,7 @@ impl Server {
             let ended = server.shell.try_wait().unwrap();
             assert!(
                 ended.is_none() && Instant::now() < limit,
-                "{} does not listen on port {port}; it says:\n{}",
+                "{} does not listen on port {port}; its log:\n{}",
                 command.get_program().display(),
                 read(&mut log)
             );
@@ -55,12 +54,12 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
-        // Not long: the shell's answer is a KILL, to itself too.
+        // This is quick: the shell kills its group, and itself with it.
         let _ = self.shell.wait();
     }
 }
 
-/// A port that is free now.
+/// A free port.
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
@@ -72,7 +71,7 @@ fn read(log: &mut File) -> String {
     text
 }
 
-/// What tests/run has installed for `server`.
+/// A program that tests/run has installed for `server`.
 pub fn installed(server: &str, program: &str) -> Command {
     let program =
         Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv").join(server).join("bin").join(program);
@@ -88,12 +87,12 @@ pub fn installed(server: &str, program: &str) -> Command {
 pub struct Ministack(Server);
 
 impl Ministack {
-    /// One of its own, for a test that stops it.
+    /// A separate server, for a test that stops it.
     pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    /// One that looks at policies.
+    /// A server that enforces policies.
     pub async fn strict() -> Self {
         Self::with(&[("AUTH", "true")]).await
     }
@@ -108,8 +107,8 @@ impl Ministack {
         Self(Server::start(&command, port).await)
     }
 
-    /// The one that the tests of this process share; each makes queues and buckets with names of
-    /// its own.
+    /// The server that the tests of this process share; each test creates queues and buckets with
+    /// unique names.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Ministack> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -120,12 +119,12 @@ impl Ministack {
     }
 }
 
-/// SQS and S3 by another hand, and IAM and CloudFormation (PyPI, `moto`); slow, so for what only it
-/// can.
+/// Another implementation of SQS and S3, with IAM and CloudFormation (PyPI, `moto`); slow, so only
+/// for features that ministack lacks.
 pub struct Moto(Server);
 
 impl Moto {
-    /// One of its own, for a test that makes it refuse.
+    /// A separate server, for a test that makes it refuse.
     pub async fn start() -> Self {
         let port = free_port();
         let mut command = installed("moto", "moto_server");
@@ -133,7 +132,7 @@ impl Moto {
         Self(Server::start(&command, port).await)
     }
 
-    /// The one that the tests of this process share; each makes queues with names of its own.
+    /// The server that the tests of this process share; each test creates queues with unique names.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Moto> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
@@ -144,12 +143,11 @@ impl Moto {
     }
 }
 
-/// A proxy that knows AWS's protocols and breaks what it is told to break (PyPI, `microburst`).
+/// A fault-injecting proxy for the AWS protocols (PyPI, `microburst`).
 pub struct Microburst(Server);
 
 impl Microburst {
-    /// In front of the server at `upstream`; of `rules` the first that matches a request is applied
-    /// to it.
+    /// Starts the proxy in front of `upstream`; the first matching rule applies to a request.
     pub async fn start(upstream: &str, rules: &[serde_json::Value]) -> Self {
         let mut config = NamedTempFile::new().unwrap();
         // JSON is YAML.
@@ -170,11 +168,11 @@ impl Microburst {
 pub struct Pushgateway(Server);
 
 impl Pushgateway {
-    /// `web_config` is for TLS and passwords.
+    /// `web_config` sets TLS and passwords.
     pub async fn start(web_config: Option<&Path>) -> Self {
         let port = free_port();
         let mut command = Command::new("prometheus-pushgateway");
-        // Debian's keeps what it has in a file of the whole machine.
+        // By default Debian's stores its metrics in a system-wide file.
         command.args([&format!("--web.listen-address=127.0.0.1:{port}"), "--persistence.file="]);
         command.args(web_config.map(|path| format!("--web.config.file={}", path.display())));
         Self(Server::start(&command, port).await)
@@ -192,7 +190,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// `targets` are scraped, each a job of its own name and `host:port`, and `rules` are loaded.
+    /// `targets` are scrape jobs, each a name and a `host:port`.
     pub async fn start(targets: &[(&str, &str)], rules: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let targets = targets.iter().map(|(job, address)| {

@@ -1,5 +1,5 @@
-//! The wire between a pod and its queue: it logs every call, and the tests say what happens to the
-//! next one on its way.
+//! A wrapper between a pod and its queue: it logs every call, and injects faults that the tests
+//! script.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
@@ -13,17 +13,17 @@ use leasehold::job::verdict::DeletePermit;
 use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 use tokio::time::{Instant, sleep};
 
-/// A queue, and the wire to it. Its clones are the same wire.
+/// A queue with a call log and faults. Clones share them.
 #[derive(Clone)]
 pub struct Wire<Q> {
     queue: Q,
     state: Arc<Mutex<State>>,
 }
 
-/// The one that the pods of most tests receive from.
+/// The queue of most tests.
 pub type WiredQueue = Wire<MemoryQueue>;
 
-/// What was asked of the queue.
+/// The kind of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     Receive,
@@ -35,31 +35,30 @@ pub enum Call {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub call: Call,
-    /// The message it was about; `None` for a handle that this wire never brought, or a receive
-    /// that brought nothing.
+    /// The message of the call; `None` for an unknown handle, or an empty receive.
     pub message_id: Option<MessageId>,
     pub asked_at: Instant,
-    /// When the request had come through and the queue did or refused it; a receive: when it ended.
+    /// When the queue carried out or refused the request; for a receive, when it ended.
     pub acted_at: Option<Instant>,
 }
 
-/// What happens to one call on its way.
+/// A fault of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault<E> {
-    /// The request does nothing, and this is the answer.
+    /// The request has no effect, and this is the answer.
     Error(E),
-    /// The request comes through after this long, even if nobody waits for its answer any more.
+    /// The request arrives after this delay, even if the caller no longer waits for its answer.
     RequestDelayed(Duration),
-    /// The request comes through at once, its answer after this long.
+    /// The request arrives at once, its answer after this delay.
     AnswerDelayed(Duration),
-    /// The request comes through, but this takes the place of its answer.
+    /// The request arrives, but this error replaces its answer.
     AnswerLost(E),
 }
 
 #[derive(Default)]
 struct State {
     log: Vec<Entry>,
-    /// Which message each handle is for.
+    /// The message of each handle.
     receipts: HashMap<String, MessageId>,
     receive_faults: VecDeque<Fault<ReceiveError>>,
     change_faults: VecDeque<Fault<VisibilityError>>,
@@ -71,12 +70,12 @@ impl<Q> Wire<Q> {
         Self { queue, state: Arc::default() }
     }
 
-    /// All calls so far, in the order of asking.
+    /// All calls so far, in the order of their requests.
     pub fn calls(&self) -> Vec<Entry> {
         self.lock().log.clone()
     }
 
-    /// The next receive meets this fault; the one after it the next that was given, and so on.
+    /// Adds a fault; each receive takes the next one.
     pub fn fault_receive(&self, fault: Fault<ReceiveError>) {
         self.lock().receive_faults.push_back(fault);
     }
@@ -90,7 +89,7 @@ impl<Q> Wire<Q> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the state")
+        self.state.lock().expect("not poisoned")
     }
 
     fn asked(&self, call: Call, receipt: Option<&ReceiptHandle>) -> usize {
@@ -105,7 +104,7 @@ impl<Q> Wire<Q> {
     }
 }
 
-/// What a test asks of the queue behind it, no pod being involved.
+/// Direct access to the queue, for the test.
 impl<Q> Deref for Wire<Q> {
     type Target = Q;
 
@@ -123,7 +122,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
     ) -> Result<Option<Delivery>, ReceiveError> {
         let (wire, entry) = (self.clone(), self.asked(Call::Receive, None));
         let fault = self.lock().receive_faults.pop_front();
-        on_its_way(fault, async move {
+        send_with_fault(fault, async move {
             let received = wire.queue.receive(wait, visibility).await;
             if let Ok(Some(delivery)) = &received {
                 let mut state = wire.lock();
@@ -147,7 +146,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
             (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
         let fault = self.lock().change_faults.pop_front();
         let receipt = ReceiptHandle::new(receipt.expose());
-        on_its_way(fault, async move {
+        send_with_fault(fault, async move {
             let changed = wire.queue.change_visibility(&receipt, visibility).await;
             wire.acted(entry);
             changed
@@ -163,7 +162,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         let (wire, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
         let fault = self.lock().delete_faults.pop_front();
         let receipt = ReceiptHandle::new(receipt.expose());
-        on_its_way(fault, async move {
+        send_with_fault(fault, async move {
             let deleted = wire.queue.delete(&receipt, permit).await;
             wire.acted(entry);
             deleted
@@ -176,9 +175,9 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
     }
 }
 
-/// Sends a request and waits for its answer. The request is a task of its own: once sent it comes
-/// through, whether or not anyone still waits for the answer.
-async fn on_its_way<T, E>(
+/// Sends a request and waits for its answer. The request is a separate task: once sent, it arrives
+/// even if the caller no longer waits for the answer.
+async fn send_with_fault<T, E>(
     fault: Option<Fault<E>>,
     request: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, E>
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_delayed_request_comes_through_after_its_sender_gave_up() {
+    async fn a_delayed_request_arrives_after_its_sender_gave_up() {
         let queue = with_one_message();
         let delivery = receive(&queue).await;
         queue.fault_change_visibility(Fault::RequestDelayed(10 * S));
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_error_does_nothing_and_a_lost_answer_hides_what_was_done() {
+    async fn an_error_has_no_effect_and_a_lost_answer_hides_an_effect() {
         let queue = with_one_message();
         let delivery = receive(&queue).await;
         queue.fault_delete(Fault::Error(DeleteError::Transient("503".into())));
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_delayed_answer_tells_of_what_was_done_at_once() {
+    async fn a_delayed_answer_reports_an_immediate_effect() {
         let queue = with_one_message();
         queue.fault_receive(Fault::AnswerDelayed(5 * S));
         let asked_at = Instant::now();
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_log_tells_every_call_and_whether_it_came_through() {
+    async fn the_log_has_every_call_and_whether_it_arrived() {
         let queue = with_one_message();
         let delivery = receive(&queue).await;
         queue.fault_change_visibility(Fault::Error(VisibilityError::Transient("503".into())));

@@ -1,4 +1,4 @@
-//! What a move makes of a pod, and what its core then wishes for. The owner of the lease is the
+//! Applies a move to a pod, and carries out the effects of its core. The keeper of the lease is the
 //! real one.
 
 use std::time::Duration;
@@ -20,47 +20,46 @@ use super::world::World;
 use super::{RESERVE, Setting};
 use crate::support::object_created;
 
-/// A pod while it does something.
+/// A pod during a move.
 pub struct Acting<'a> {
     pub setting: &'a Setting,
     pub world: &'a mut World,
     pub pod: Pod,
-    /// How its run ended.
-    pub over: Option<RunOutcome>,
-    /// To the supervisor, in order.
-    pub told: Vec<Event>,
+    /// The outcome of its run, if it ended.
+    pub outcome: Option<RunOutcome>,
+    /// Events for the supervisor, in order.
+    pub events: Vec<Event>,
 }
 
 impl Acting<'_> {
-    /// Does the pod go on after this?
+    /// Does the pod keep running?
     #[expect(clippy::too_many_lines, reason = "a list of what can happen")]
     pub fn act(&mut self, chosen: PodMove) -> Result<bool, Broken> {
         match chosen {
-            PodMove::PollComesThrough => {
+            PodMove::PollArrives => {
                 let brings = self.world.message.receive(self.setting, self.world.now);
                 self.poll_mut().brings = brings;
             }
             PodMove::PollIsAnswered => {
                 let poll = *self.poll_mut();
                 self.pod.poll = None;
-                self.told.push(
+                self.events.push(
                     poll.brings.map_or(Event::QueueEmpty, |receipt| self.received(poll, receipt)),
                 );
             }
             PodMove::PollFails if self.pod.finishing => {
                 self.pod.poll = None;
-                self.told.push(Event::QueueEmpty);
+                self.events.push(Event::QueueEmpty);
             }
             PodMove::PollFails => self.poll(),
             PodMove::PollingGivesUp => {
                 self.pod.poll = None;
-                self.told.push(Event::ReceiveFailed(ReceiveFailure::GaveUp(String::new())));
+                self.events.push(Event::ReceiveFailed(ReceiveFailure::GaveUp(String::new())));
             }
-            PodMove::CallComesThrough { hides_again } => {
+            PodMove::CallArrives { hides_again } => {
                 let receipt = self.holding().receipt;
-                let request = self.holding().request().expect("a call is out");
-                let answer =
-                    self.world.comes_through(self.setting, receipt, request, hides_again)?;
+                let request = self.holding().request().expect("a call is in flight");
+                let answer = self.world.queue_gets(self.setting, receipt, request, hides_again)?;
                 self.holding().answer = Some(answer);
             }
             PodMove::CallIsAnswered => {
@@ -74,68 +73,68 @@ impl Acting<'_> {
                 })?;
             }
             PodMove::CallFails => {
-                self.let_stray();
+                self.abandon_call();
                 self.answered(keeper::Answer::Unclear(String::new()))?;
             }
             PodMove::ReleaseIsRefused => self.answered(keeper::Answer::Failed(String::new()))?,
             PodMove::DeleteIsRefused => {
                 self.answered(keeper::Answer::NotInFlight(String::new()))?;
             }
-            PodMove::Keeps => self.keeps()?,
+            PodMove::KeeperActs => self.keeper_acts()?,
             PodMove::CommandExits(code) => self.command_exits(code)?,
-            PodMove::CommandStalls => self.told.push(Event::Stalled),
-            PodMove::Claims => self.claims()?,
+            PodMove::CommandStalls => self.events.push(Event::Stalled),
+            PodMove::ClaimActs => self.claim_acts()?,
             PodMove::RequestArrives => self.request_arrives()?,
             PodMove::RequestIsAnswered => self.request_is_answered()?,
             PodMove::RequestFails => self.request_fails()?,
             PodMove::Publishes => self.publishes()?,
-            PodMove::LimitIsOver => {
+            PodMove::LimitExpires => {
                 let limit = self.pod.limit.take().expect("one runs");
                 if limit == Limit::Halt {
-                    // Its own limit is over before.
-                    self.publish_is_given_up()?;
+                    // Its own limit expires earlier.
+                    self.abandon_publish()?;
                 }
-                self.told.push(Event::Overdue(limit));
+                self.events.push(Event::Overdue(limit));
             }
             PodMove::Stop => {
                 self.pod.stopped = true;
-                self.told.push(Event::StopRequested);
+                self.events.push(Event::StopRequested);
             }
             PodMove::Kill => {
-                self.let_stray();
-                self.let_write_stray();
+                self.abandon_call();
+                self.abandon_write();
                 return Ok(false);
             }
-            PodMove::Dies(role) => {
+            PodMove::ActorDies(role) => {
                 match role {
                     Role::Receiver => self.pod.poll = None,
                     Role::VisibilityHeartbeat => {
-                        self.let_stray();
+                        self.abandon_call();
                         self.pod.holding = None;
                     }
                     Role::Processor => {
-                        self.let_write_stray();
+                        self.abandon_write();
                         (self.pod.command, self.pod.work) = (Command::None, None);
                     }
                     Role::Reporter => {}
                 }
-                self.told.push(Event::ActorDied(role));
+                self.events.push(Event::ActorDied(role));
             }
         }
-        while !self.told.is_empty() {
-            let event = self.told.remove(0);
+        while !self.events.is_empty() {
+            let event = self.events.remove(0);
             let now = self.world.now - self.pod.started_at;
             self.pod.core = self.setting.steps.after(&self.pod.core, now, event);
             self.carry_out()?;
         }
-        if self.over.is_some() != (self.pod.core.job.phase() == "Done") {
-            return Err("done without leaving, or the other way round".to_owned());
+        if self.outcome.is_some() != (self.pod.core.job.phase() == "Done") {
+            return Err("the phase Done without the end of the run, or the reverse".to_owned());
         }
-        if self.over.is_some() {
-            self.let_stray();
-            self.let_write_stray();
+        if self.outcome.is_some() {
+            self.abandon_call();
+            self.abandon_write();
         }
-        Ok(self.over.is_none())
+        Ok(self.outcome.is_none())
     }
 
     pub fn carry_out(&mut self) -> Result<(), Broken> {
@@ -144,7 +143,7 @@ impl Acting<'_> {
             match effect {
                 Effect::Poll => {
                     if self.pod.stopped {
-                        return Err("a message is asked for after the stop".to_owned());
+                        return Err("a message is requested after the stop".to_owned());
                     }
                     self.pod.limit = None;
                     self.poll();
@@ -172,11 +171,12 @@ impl Acting<'_> {
                         inputs: Vec::new(),
                         delete_was_accepted: false,
                     });
-                    self.reports();
+                    self.deliver_reports();
                 }
                 Effect::Process(_) if self.pod.stopped || self.pod.command != Command::None => {
                     return Err(
-                        "a command is started after the stop, or beside another one".to_owned()
+                        "a command is started after the stop, or in parallel to another one"
+                            .to_owned(),
                     );
                 }
                 Effect::Process(_) if self.setting.records => self.claim()?,
@@ -187,26 +187,26 @@ impl Acting<'_> {
                     }
                     self.work_is_halted();
                 }
-                Effect::AbortPublish => self.publish_is_given_up()?,
-                Effect::Settle(verdict) => self.hand_in(Input::Verdict(verdict.clone())),
-                Effect::Withdraw => self.hand_in(Input::Withdraw),
+                Effect::AbortPublish => self.abandon_publish()?,
+                Effect::Settle(verdict) => self.pass_to_keeper(Input::Verdict(verdict.clone())),
+                Effect::Withdraw => self.pass_to_keeper(Input::Withdraw),
                 Effect::Await(limit) => self.pod.limit = Some(*limit),
                 Effect::Shorten(_) => self.pod.limit = Some(Limit::Work),
                 Effect::Report(_) | Effect::DropCheckpoints(..) => {}
-                Effect::Leave(outcome) => self.over = Some(outcome.clone()),
+                Effect::EndRun(outcome) => self.outcome = Some(outcome.clone()),
             }
         }
         Ok(())
     }
 
-    /// The run's clock is set to zero: it may have begun at any time.
+    /// Resets the run's clock to zero: the run may have begun at any time.
     fn poll(&mut self) {
         self.pod.started_at = self.world.now;
         self.pod.poll = Some(Poll { asked_at: self.world.now, brings: None });
     }
 
     fn poll_mut(&mut self) -> &mut Poll {
-        self.pod.poll.as_mut().expect("a poll is out")
+        self.pod.poll.as_mut().expect("a poll is in flight")
     }
 
     fn holding(&mut self) -> &mut Holding {
@@ -233,7 +233,7 @@ impl Acting<'_> {
         Event::Received(Box::new(Received { delivery, asked_at, received_at: asked_at, redrive }))
     }
 
-    /// Many programs exit 0 on TERM, half way.
+    /// Many programs exit 0 on TERM with unfinished work.
     fn command_exits(&mut self, code: i32) -> Result<(), Broken> {
         let was_halted =
             std::mem::replace(&mut self.pod.command, Command::None) == Command::Halting;
@@ -258,38 +258,38 @@ impl Acting<'_> {
 
     pub fn processed(&mut self, outcome: Outcome) {
         let processed = Processed { outcome, work: WorkRecord::default() };
-        self.told.push(Event::Processed(Box::new(processed)));
+        self.events.push(Event::Processed(Box::new(processed)));
     }
 
-    /// Nobody waits any more for the call that is out.
-    fn let_stray(&mut self) {
+    /// The call in flight is no longer awaited.
+    fn abandon_call(&mut self) {
         let Some(holding) = &self.pod.holding else { return };
         if let (Some(request), None) = (holding.request(), holding.answer) {
             self.world.strays.push((holding.receipt, request));
         }
     }
 
-    /// To the owner of the lease. While a call is out it hears nothing; and an actor that died
-    /// never does.
-    fn hand_in(&mut self, input: Input) {
+    /// Passes an input to the keeper. It takes none while a call is in flight, nor after its actor
+    /// died.
+    fn pass_to_keeper(&mut self, input: Input) {
         let now = self.now();
         let Some(holding) = &mut self.pod.holding else { return };
         if holding.keeper.state().call.is_some() {
             holding.inputs.push(input);
         } else {
             holding.keeper.handle(now, input);
-            self.reports();
+            self.deliver_reports();
         }
     }
 
-    /// What it has to report, it reports at once.
-    fn reports(&mut self) {
+    /// Delivers the keeper's reports immediately.
+    fn deliver_reports(&mut self) {
         let now = self.now();
         let Some(holding) = &mut self.pod.holding else { return };
         loop {
             let mut after = holding.keeper.clone();
             match after.next(now) {
-                Next::Report(event) => self.told.push(event),
+                Next::Report(event) => self.events.push(event),
                 Next::Observe(_) => {}
                 Next::Extend { .. }
                 | Next::Release { .. }
@@ -301,14 +301,14 @@ impl Acting<'_> {
         }
     }
 
-    /// The owner of the lease does what is to be done now.
-    fn keeps(&mut self) -> Result<(), Broken> {
+    /// The keeper takes its next action.
+    fn keeper_acts(&mut self) -> Result<(), Broken> {
         let now = self.now();
         let (succeeded, stopped) = (self.pod.succeeded, self.pod.stopped);
-        let holds = self.pod.believes(self.world.now).is_some();
+        let holds = self.pod.held_receipt(self.world.now).is_some();
         let holding = self.pod.holding.as_mut().expect("a message is held");
         match holding.keeper.next(now) {
-            Next::Report(event) => self.told.push(event),
+            Next::Report(event) => self.events.push(event),
             Next::Delete { .. } => {
                 if !(holds && succeeded && !stopped) {
                     return Err("a delete without a success, without the lease or after the stop"
@@ -321,49 +321,54 @@ impl Acting<'_> {
             }
             Next::Settled(settlement) => {
                 if matches!(settlement, Settlement::Deleted(_)) && !holding.delete_was_accepted {
-                    return Err("a message is reported as deleted, and nobody said so".to_owned());
+                    return Err(
+                        "a message is reported as deleted without an answer from the queue"
+                            .to_owned(),
+                    );
                 }
                 self.pod.holding = None;
-                self.told.push(Event::Settled(settlement));
+                self.events.push(Event::Settled(settlement));
             }
             Next::Extend { .. } | Next::Release { .. } | Next::Observe(_) => {}
             Next::Wait { .. } => {
-                return Err("there was something to be done, and it is not done".to_owned());
+                return Err("an action was due, and the keeper waits".to_owned());
             }
         }
-        self.reports();
+        self.deliver_reports();
         Ok(())
     }
 
-    /// The call that is out has ended.
+    /// The call in flight has ended.
     fn answered(&mut self, answer: keeper::Answer) -> Result<(), Broken> {
         let now = self.now();
         let holding = self.holding();
         holding.answer = None;
         if holding.keeper.state().call == Some(Call::Delete) && answer == keeper::Answer::Accepted {
-            // Asked for while the lease was held; but if the answer comes after its end, then the
-            // message may be somebody else's, and this yes means nothing. Then the message is
-            // reported as deleted, and comes back.
+            // The delete was sent while the lease was held. If the answer comes after its end,
+            // another pod may have the message, and an accepted delete proves nothing: the message
+            // is reported as deleted and is delivered again.
             let is_held = holding.keeper.state().lease.is_held(now);
             if is_held && self.world.message.queue_state != QueueState::Deleted {
                 return Err(
-                    "the queue said in time that the message is deleted, and it is not".to_owned()
+                    "the queue accepted the delete in time, and the message is not deleted"
+                        .to_owned(),
                 );
             }
             self.holding().delete_was_accepted = true;
         }
         let is_over = matches!(answer, keeper::Answer::NotInFlight(_));
         self.holding().keeper.handle(now, Input::Answered(answer));
-        if is_over && self.pod.believes(self.world.now).is_some() {
+        if is_over && self.pod.held_receipt(self.world.now).is_some() {
             return Err(
-                "the queue says that the delivery is over, and the lease is believed".to_owned()
+                "the queue reports that the delivery has ended, and the lease counts as held"
+                    .to_owned(),
             );
         }
         let holding = self.holding();
         for input in std::mem::take(&mut holding.inputs) {
             holding.keeper.handle(now, input);
         }
-        self.reports();
+        self.deliver_reports();
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The guarantees: of each world, and of what can still come of it.
+//! The guarantees for each world, and for its possible futures.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use super::pod::{Command, Pod, Poll};
 use super::records::{Stage, Work};
 use super::world::World;
 
-/// What is not as it was promised.
+/// A description of the broken guarantee.
 pub type Broken = String;
 
 impl World {
@@ -27,21 +27,19 @@ impl World {
             pod.work.as_ref().is_some_and(|work| work.owns(self.now - pod.started_at))
         });
         if owners.count() > 1 {
-            return Err(
-                "two commands run while both pods believe that the record is theirs".to_owned()
-            );
+            return Err("two commands run while both pods consider the record theirs".to_owned());
         }
         for pod in self.pods.iter().flatten() {
-            if let Some(believed) = pod.believes(self.now) {
+            if let Some(receipt) = pod.held_receipt(self.now) {
                 let is_so = match self.message.queue_state {
-                    // By this pod, whose answer is still out: a delete has been checked already.
+                    // By this pod, which has no answer yet: the delete has been checked already.
                     QueueState::Deleted => true,
-                    QueueState::Hidden { .. } => believed == self.message.receives,
+                    QueueState::Hidden { .. } => receipt == self.message.receives,
                     QueueState::Visible | QueueState::Dead => false,
                 };
                 if !is_so {
                     return Err(format!(
-                        "receipt {believed} is believed held, but the message is {:?}",
+                        "receipt {receipt} counts as held, but the message is {:?}",
                         self.message.queue_state
                     ));
                 }
@@ -52,27 +50,26 @@ impl World {
                 .as_ref()
                 .is_some_and(|holding| holding.keeper.state().lease.expires_at().is_none());
             if lost && pod.core.job.phase() == "Processing" {
-                return Err("the lease is lost, and the work goes on".to_owned());
+                return Err("the lease is lost, and the work continues".to_owned());
             }
             if pod.stopped && pod.command == Command::Running {
-                return Err("the pod was asked to stop, and the work goes on".to_owned());
+                return Err("the pod was asked to stop, and the work continues".to_owned());
             }
         }
         if working > 1 {
-            return Err(
-                "two commands run while both pods believe that the message is theirs".to_owned()
-            );
+            return Err("two commands run while both pods consider the message theirs".to_owned());
         }
         Ok(())
     }
 }
 
-/// The moves of a kind world: everything asked is answered, the work succeeds, and nobody waits in
-/// vain.
-fn kind_move(world: &World) -> Option<Move> {
+/// The next move in a world without faults: every request is answered, the work succeeds, and every
+/// wait ends.
+fn fault_free_move(world: &World) -> Option<Move> {
     let kind = |(i, pod): (usize, &Option<Pod>)| {
         let pod = pod.as_ref()?;
-        if let Some(chosen) = pod.work.as_ref().and_then(|work| kind_move_of_work(world, pod, work))
+        if let Some(chosen) =
+            pod.work.as_ref().and_then(|work| fault_free_move_of_work(world, pod, work))
         {
             return chosen.map(|chosen| Move::Of(i, chosen));
         }
@@ -84,15 +81,15 @@ fn kind_move(world: &World) -> Option<Move> {
             (Some(Poll { brings: None, .. }), _, _)
                 if world.message.queue_state == QueueState::Visible =>
             {
-                PodMove::PollComesThrough
+                PodMove::PollArrives
             }
             (Some(_), _, _) => PodMove::PollIsAnswered,
-            (None, Some(None), _) => PodMove::CallComesThrough { hides_again: false },
+            (None, Some(None), _) => PodMove::CallArrives { hides_again: false },
             (None, Some(Some(_)), _) => PodMove::CallIsAnswered,
-            (None, None, _) if acts => PodMove::Keeps,
+            (None, None, _) if acts => PodMove::KeeperActs,
             (None, None, Command::Running | Command::Halting) => PodMove::CommandExits(0),
-            (None, None, Command::None) if pod.limit.is_some() => PodMove::LimitIsOver,
-            // Only time helps: a call is made again after a while.
+            (None, None, Command::None) if pod.limit.is_some() => PodMove::LimitExpires,
+            // Only time helps: a call is repeated later.
             (None, None, Command::None) => return None,
         };
         Some(Move::Of(i, chosen))
@@ -100,35 +97,34 @@ fn kind_move(world: &World) -> Option<Move> {
     world.pods.iter().enumerate().find_map(kind)
 }
 
-/// `None` if it is the command's move, or the record's: then it is no matter of the work. Within,
-/// `None` if only time helps.
-#[expect(clippy::option_option, reason = "as said")]
-fn kind_move_of_work(world: &World, pod: &Pod, work: &Work) -> Option<Option<PodMove>> {
+/// `None` if the next move is the queue's or the command's; `Some(None)` if only time helps.
+#[expect(clippy::option_option, reason = "the two cases above")]
+fn fault_free_move_of_work(world: &World, pod: &Pod, work: &Work) -> Option<Option<PodMove>> {
     let now = world.now - pod.started_at;
     let chosen = match (work.call(), &work.answer) {
         _ if pod.holding.as_ref().is_some_and(|holding| holding.request().is_some()) => {
             return None;
         }
-        _ if pod.holding.as_ref().is_some_and(|holding| holding.acts(now)) => PodMove::Keeps,
+        _ if pod.holding.as_ref().is_some_and(|holding| holding.acts(now)) => PodMove::KeeperActs,
         (Some(_), None) => PodMove::RequestArrives,
         (Some(_), Some(_)) => PodMove::RequestIsAnswered,
-        (None, _) if work.acts(now) => PodMove::Claims,
+        (None, _) if work.acts(now) => PodMove::ClaimActs,
         (None, _) if work.stage == Stage::Publish => PodMove::Publishes,
         (None, _) if pod.command != Command::None => return None,
-        // For the end of another pod's record, or of a pause.
+        // Waiting for the end of another pod's record, or of a pause.
         (None, _) => return Some(None),
     };
     Some(Some(chosen))
 }
 
-/// Nothing is answered any more and the command does not end: only time goes on.
+/// The next move if no more answers come and the command does not end: only time passes.
 fn dead_move(world: &World, i: usize) -> Move {
     let limited = world.pods[i].as_ref().is_some_and(|pod| pod.limit.is_some());
-    if limited { Move::Of(i, PodMove::LimitIsOver) } else { Move::Tick }
+    if limited { Move::Of(i, PodMove::LimitExpires) } else { Move::Tick }
 }
 
-/// Once asked to stop a pod ends: without any further tick in a kind world, and by its limits alone
-/// in a dead one. A message in hand, or on its way, is then visible at once, if that was asked for.
+/// After a stop request a pod ends: without faults within the same tick, and without answers by its
+/// limits alone. A message in flight is then visible immediately, if so configured.
 pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Broken> {
     let stopped = before.after(setting, Move::Of(i, PodMove::Stop))?;
     let mut dead = stopped.clone();
@@ -139,12 +135,12 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
     }
     let mut kind = stopped;
     for _ in 0..12 {
-        // A call that is made again after a pause is not waited for.
+        // A call that is repeated after a pause is not awaited.
         let over = || {
             let limited = kind.pods[i].as_ref().is_some_and(|pod| pod.limit.is_some());
-            limited.then_some(Move::Of(i, PodMove::LimitIsOver))
+            limited.then_some(Move::Of(i, PodMove::LimitExpires))
         };
-        if let Some(chosen) = kind_move(&kind).or_else(over) {
+        if let Some(chosen) = fault_free_move(&kind).or_else(over) {
             kind = kind.after(setting, chosen)?;
         }
     }
@@ -152,24 +148,24 @@ pub fn check_stop(setting: &Setting, before: &World, i: usize) -> Result<(), Bro
         return Err("a pod that was asked to stop does not end".to_owned());
     }
     let comes_back = before.pods[i].as_ref().is_some_and(|pod| match pod.core.job.phase() {
-        // Unless the answer that brought it was lost: then nobody has its receipt.
+        // Unless the answer that brought it was lost: then no pod has its receipt.
         "Receiving" => pod.poll.is_some_and(|poll| {
             let may_bring = poll.brings == Some(before.message.receives)
                 || before.message.queue_state == QueueState::Visible;
             may_bring && before.now < poll.asked_at + setting.visibility()
         }),
-        "Processing" => pod.believes(before.now).is_some(),
+        "Processing" => pod.held_receipt(before.now).is_some(),
         _ => false,
     });
     let is_hidden = matches!(kind.message.queue_state, QueueState::Hidden { .. });
     if comes_back && is_hidden && setting.policy.limits.retry.on_stop == OnStop::Release {
-        return Err("a pod that was asked to stop leaves its message hidden".to_owned());
+        return Err("a pod that was asked to stop left its message hidden".to_owned());
     }
     Ok(())
 }
 
-/// If from here on all goes well, then the message ends: deleted after a success, or as a dead
-/// letter. `ends` are the worlds of which that is known.
+/// Without further faults the message ends: deleted after a success, or as a dead letter. `ends`
+/// are the worlds for which that is known.
 pub fn check_end(setting: &Setting, world: &World, ends: &mut HashSet<u64>) -> Result<(), Broken> {
     let mut world = world.clone();
     if world.faults != World::NO_LIMIT {
@@ -179,7 +175,7 @@ pub fn check_end(setting: &Setting, world: &World, ends: &mut HashSet<u64>) -> R
     for _ in 0..100 {
         let key = world.key(setting);
         path.push(key);
-        let chosen = match (kind_move(&world), world.message.queue_state) {
+        let chosen = match (fault_free_move(&world), world.message.queue_state) {
             _ if ends.contains(&key) => None,
             (Some(chosen), _) => Some(chosen),
             (None, _) if world.pods.iter().any(Option::is_some) => Some(Move::Tick),
@@ -193,5 +189,5 @@ pub fn check_end(setting: &Setting, world: &World, ends: &mut HashSet<u64>) -> R
         };
         world = world.after(setting, chosen)?;
     }
-    Err("the message does not end, although all goes well".to_owned())
+    Err("the message does not end without faults".to_owned())
 }

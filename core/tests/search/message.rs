@@ -6,17 +6,17 @@ use leasehold_core::lease::CEILING;
 
 use super::Setting;
 
-/// Of queue.
+/// The kind of queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Standard,
     Fifo,
 }
 
-/// After so many receives the next one makes it a dead letter.
+/// After this many receives the next one makes it a dead letter.
 pub const MAX_RECEIVES: u32 = 2;
 
-/// The message, as SQS has it.
+/// The state of the message in SQS.
 #[derive(Clone, Hash)]
 pub struct Message {
     pub queue_state: QueueState,
@@ -62,7 +62,7 @@ impl Message {
         Some(self.receives)
     }
 
-    /// `hides_again`: whether an extension that comes too late hides the message again is disputed.
+    /// `hides_again`: sources disagree on whether a late extension hides the message again.
     pub fn answer(
         &mut self,
         kind: Kind,
@@ -103,7 +103,7 @@ impl Message {
                 self.queue_state = QueueState::Deleted;
                 Answer::Ok
             }
-            // A yes that means nothing.
+            // Accepted without effect.
             (Request::Change(_) | Request::Delete, _) => Answer::Ok,
         }
     }

@@ -1,21 +1,21 @@
-//! The core, exhaustively: all that two pods can do to one message.
+//! An exhaustive search of the core: all that two pods can do to one message.
 //!
-//! Everything here is a value: the message and its record, as models of SQS's rules (those of `the
-//! queue in memory`) and of S3's conditional writes; and two pods at a time, each with the three
-//! machines that are shipped: a `Job`, a `Keeper` of the lease and a `Claim` of the record. What
-//! may happen next is a list of [`Move`]s, and every one of them is tried, in every order.
+//! Everything here is a value: the message and its record, as models of SQS's rules (those of the
+//! queue in memory) and of S3's conditional writes; and two pods at a time, each with the three
+//! state machines of the program: a `Job`, a `Keeper` of the lease and a `Claim` of the record. The
+//! possible next steps are a list of [`Move`]s, and the search tries every one, in every order.
 //!
-//! Nothing is timely here: a tick may pass between any two moves, so a process that is frozen, an
-//! answer that is late and a timer that fires late are all among what is tried.
+//! A tick may pass between any two moves, so the search includes a frozen process, a late answer
+//! and a late timer.
 //!
-//! From each world that is reached, if all goes well from there on, the message has to end: deleted
-//! after a success, or as a dead letter.
+//! From each reached world, without further faults, the message must end: deleted after a success,
+//! or as a dead letter.
 //!
-//! A search goes on until nothing is new, or as deep as CI has time for; `SEARCH_ALL=1 cargo test
-//! search` takes away that limit.
+//! A search ends when it finds no new world, or at a depth that CI has time for; `SEARCH_ALL=1
+//! cargo test search` removes that limit.
 //!
-//! `message`, `pod` and `world` say what there is, `moves` and `acting` what happens, `invariants`
-//! what must hold.
+//! `message`, `pod` and `world` hold the state, `moves` and `acting` change it, `invariants` checks
+//! it.
 
 mod acting;
 mod invariants;
@@ -45,22 +45,22 @@ use world::World;
 
 const S: Duration = Duration::from_secs(1);
 
-/// What a stop has after the command's end.
+/// The time of a stop after the command's end.
 const RESERVE: Duration = Duration::from_secs(10);
 
-/// What is decided before the first move.
+/// The settings of a search.
 struct Setting {
     kind: Kind,
     policy: Policy,
     tick: Duration,
-    /// Is the work recorded? Then the queue answers at once, and what may happen is what happens to
-    /// the work, its record and the pods: the first search has all that may happen to the rest.
+    /// Is the work recorded? Then the queue answers immediately, and all moves concern the work,
+    /// its record and the pods. The searches without records cover the queue.
     records: bool,
     steps: Steps,
 }
 
 impl Setting {
-    /// A lease of three ticks, so that a beat is due at each.
+    /// A lease of three ticks, so that an extension is due at each.
     fn new() -> Self {
         let Policy { limits, .. } = settings().policy;
         let retry =
@@ -88,33 +88,33 @@ impl Setting {
     }
 }
 
-/// What a search has looked at.
+/// The result of a search.
 #[derive(Debug)]
 struct Searched {
     worlds: usize,
-    /// How many moves it took to reach the last of them.
+    /// The number of moves to the last of them.
     depth: usize,
-    /// Is there no other world?
+    /// Were all worlds reached?
     is_complete: bool,
 }
 
-/// As deep as this in CI, and to the end if all is asked for.
-fn up_to(moves: usize) -> usize {
+/// The depth in CI; unlimited with `SEARCH_ALL`.
+fn depth_limit(moves: usize) -> usize {
     if asked_for("SEARCH_ALL").is_some() { usize::MAX } else { moves }
 }
 
-/// Tries all moves from each world, breadth first, and looks at no world twice.
-fn search(name: &str, setting: &Setting, faults: u32, deepest: usize) -> Searched {
+/// Tries all moves from each world, breadth first, and each world once.
+fn search(name: &str, setting: &Setting, faults: u32, max_depth: usize) -> Searched {
     let start = World::new(faults);
     let mut seen = HashSet::from([start.key(setting)]);
     let (mut stopped, mut ends) = (HashSet::new(), HashSet::new());
-    // How each world came to be, for whoever has to understand a failure.
+    // The path to each world, for the report of a failure.
     let mut trail: Vec<(usize, Move)> = vec![(0, Move::Tick)];
-    let mut edge = vec![(0, start)];
+    let mut frontier = vec![(0, start)];
     let mut depth = 0;
-    while depth < deepest && !edge.is_empty() {
+    while depth < max_depth && !frontier.is_empty() {
         let mut next = Vec::new();
-        for (came, world) in edge {
+        for (parent, world) in frontier {
             for chosen in world.moves(setting) {
                 let after = world.after(setting, chosen).and_then(|after| {
                     let key = after.key(setting);
@@ -122,21 +122,21 @@ fn search(name: &str, setting: &Setting, faults: u32, deepest: usize) -> Searche
                         return Ok(());
                     }
                     if let Move::Of(i, PodMove::Stop) = chosen {
-                        // What the other pod does is nothing to this.
-                        let mut alone = world.clone();
-                        alone.pods[1 - i] = None;
-                        if stopped.insert(alone.key(setting)) {
-                            check_stop(setting, &alone, i)?;
+                        // The other pod does not matter for this check.
+                        let mut single = world.clone();
+                        single.pods[1 - i] = None;
+                        if stopped.insert(single.key(setting)) {
+                            check_stop(setting, &single, i)?;
                         }
                     }
                     check_end(setting, &after, &mut ends)?;
-                    trail.push((came, chosen));
+                    trail.push((parent, chosen));
                     next.push((trail.len() - 1, after));
                     Ok(())
                 });
                 if let Err(broken) = after {
                     let mut moves = vec![chosen];
-                    let mut at = came;
+                    let mut at = parent;
                     while at != 0 {
                         moves.push(trail[at].1);
                         at = trail[at].0;
@@ -146,17 +146,17 @@ fn search(name: &str, setting: &Setting, faults: u32, deepest: usize) -> Searche
                 }
             }
         }
-        edge = next;
+        frontier = next;
         depth += 1;
     }
-    let searched = Searched { worlds: seen.len(), depth, is_complete: edge.is_empty() };
+    let searched = Searched { worlds: seen.len(), depth, is_complete: frontier.is_empty() };
     let Searched { worlds, depth, is_complete } = searched;
     let faults = if faults == World::NO_LIMIT {
         "any faults".to_owned()
     } else {
         format!("{faults} faults")
     };
-    let end = if is_complete { "all there are" } else { "as far as was asked for" };
+    let end = if is_complete { "complete" } else { "up to the limit" };
     println!("{name}, {faults}: {worlds} worlds within {depth} moves, {end}");
     searched
 }
@@ -174,45 +174,44 @@ impl Setting {
     }
 }
 
-/// Whatever may happen, in whatever order, as far as there is time for it.
+/// Any number of faults, in any order, to a limited depth.
 #[test]
 fn no_order_of_moves_breaks_a_guarantee() {
     let searched = search("standard", &Setting::new(), World::NO_LIMIT, 11);
     assert!(searched.worlds > 100_000, "{searched:?}");
 }
 
-/// One thing goes wrong, and each pod may be asked to stop. 13 moves are as far as to the success
-/// of a second pod, after the first one was KILLed; with 43 there is nothing new.
+/// One fault, and each pod may be asked to stop. 13 moves reach the success of a second pod after
+/// the first one was KILLed; after 43 moves, no new world appears.
 #[test]
 fn no_single_fault_breaks_a_guarantee() {
-    let searched = search("standard", &Setting::new(), 1, up_to(13));
+    let searched = search("standard", &Setting::new(), 1, depth_limit(13));
     assert!(searched.worlds > 120_000, "{searched:?}");
-    let searched = search("FIFO", &Setting::fifo(), 1, up_to(9));
+    let searched = search("FIFO", &Setting::fifo(), 1, depth_limit(9));
     assert!(searched.worlds > 5_000, "{searched:?}");
 }
 
-/// Nothing goes wrong, but all of it may take any time, and each pod may be asked to stop: all
-/// worlds that there are.
+/// No faults, but everything may take any time, and each pod may be asked to stop: all worlds.
 #[test]
 fn no_delay_breaks_a_guarantee() {
     let searched = search("standard", &Setting::new(), 0, usize::MAX);
     assert!(searched.is_complete && searched.worlds > 400_000, "{searched:?}");
-    let searched = search("FIFO", &Setting::fifo(), 0, up_to(13));
+    let searched = search("FIFO", &Setting::fifo(), 0, depth_limit(13));
     assert!(searched.worlds > 10_000, "{searched:?}");
 }
 
 #[test]
 fn no_setting_breaks_a_guarantee() {
-    let mut left_to_expire = Setting::new();
-    left_to_expire.policy.limits.strategy = Strategy::Fixed(40 * S);
-    left_to_expire.policy.limits.retry.retry = Retry::Expire;
-    left_to_expire.policy.limits.retry.on_stop = OnStop::Expire;
+    let mut expiring = Setting::new();
+    expiring.policy.limits.strategy = Strategy::Fixed(40 * S);
+    expiring.policy.limits.retry.retry = Retry::Expire;
+    expiring.policy.limits.retry.on_stop = OnStop::Expire;
 
     let mut twice = Setting::new();
     twice.policy.max_messages = 2;
 
     for (name, setting) in
-        [("FIFO", Setting::fifo()), ("left to expire", left_to_expire), ("two messages", twice)]
+        [("FIFO", Setting::fifo()), ("expiring", expiring), ("two messages", twice)]
     {
         let searched = search(name, &setting, World::NO_LIMIT, 9);
         assert!(searched.worlds > 10_000, "{searched:?}");
@@ -225,24 +224,22 @@ fn the_ceiling_breaks_no_guarantee() {
     let hour = Duration::from_hours(1);
     let mut setting = Setting { tick: 3 * hour, ..Setting::new() };
     setting.policy.limits.visibility = 9 * hour;
-    let searched = search("at the ceiling", &setting, 1, up_to(11));
+    let searched = search("at the ceiling", &setting, 1, depth_limit(11));
     assert!(searched.worlds > 60_000, "{searched:?}");
 }
 
-/// Work that is recorded, and one fault: a KILL, a request to the store that is not answered (it
-/// may come through all the same, then or later), or a limit that is over; and each pod may be
-/// asked to stop. 16 moves are as far as to the success of a pod that took over from one that was
-/// KILLed.
+/// Recorded work, and one fault: a KILL, a request to the store without an answer (it may still
+/// succeed, then or later), or a limit that has expired; and each pod may be asked to stop. 16
+/// moves reach the success of a pod that took over from one that was KILLed.
 #[test]
-fn no_single_fault_breaks_what_a_record_promises() {
-    let searched = search("with records", &Setting::with_records(), 1, up_to(16));
+fn no_single_fault_breaks_the_guarantees_of_a_record() {
+    let searched = search("with records", &Setting::with_records(), 1, depth_limit(16));
     assert!(searched.worlds > 120_000, "{searched:?}");
 }
 
-/// Nothing goes wrong, but all of it may take any time: a pod that is frozen loses its record, and
-/// comes back.
+/// No faults, but everything may take any time: a frozen pod loses its record, and resumes.
 #[test]
-fn no_delay_breaks_what_a_record_promises() {
-    let searched = search("with records", &Setting::with_records(), 0, up_to(17));
+fn no_delay_breaks_the_guarantees_of_a_record() {
+    let searched = search("with records", &Setting::with_records(), 0, depth_limit(17));
     assert!(searched.worlds > 50_000, "{searched:?}");
 }

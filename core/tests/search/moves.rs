@@ -1,4 +1,4 @@
-//! What may happen next, whatever came before.
+//! The possible next moves.
 
 use super::message::Kind;
 use leasehold_core::keep_reason::Role;
@@ -10,11 +10,11 @@ use super::pod::{Command, Pod};
 use super::records::{Stage, Work};
 use super::world::World;
 
-/// What may happen next.
+/// A possible next move.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Move {
     Tick,
-    StrayComesThrough(usize),
+    StrayArrives(usize),
     StrayWriteArrives(usize),
     Start(usize),
     Of(usize, PodMove),
@@ -22,40 +22,40 @@ pub enum Move {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PodMove {
-    PollComesThrough,
+    PollArrives,
     PollIsAnswered,
     PollFails,
     PollingGivesUp,
-    CallComesThrough {
+    CallArrives {
         hides_again: bool,
     },
     CallIsAnswered,
-    /// No answer, in time or at all, or one that says nothing. The request may have come through,
-    /// or may later.
+    /// No answer in time, or an inconclusive one. The request may have succeeded, or may succeed
+    /// later.
     CallFails,
-    /// The queue says no for now, to a release: nothing was changed.
+    /// The queue refuses a release temporarily: nothing was changed.
     ReleaseIsRefused,
-    /// The queue says for good that the delivery is over, as it does when somebody else purges it.
+    /// The queue reports that the delivery has ended, as after a purge.
     DeleteIsRefused,
-    /// The owner of the lease does what is to be done now.
-    Keeps,
+    /// The keeper of the lease takes its next action.
+    KeeperActs,
     CommandExits(i32),
     CommandStalls,
-    /// The owner of the record does what is to be done now.
-    Claims,
+    /// The claim of the record takes its next action.
+    ClaimActs,
     RequestArrives,
     RequestIsAnswered,
     /// As [`PodMove::CallFails`].
     RequestFails,
     Publishes,
-    LimitIsOver,
+    LimitExpires,
     Stop,
     Kill,
-    Dies(Role),
+    ActorDies(Role),
 }
 
 impl PodMove {
-    /// Is this something that goes wrong?
+    /// Is this a fault?
     pub fn is_fault(self) -> bool {
         match self {
             Self::PollFails
@@ -65,16 +65,16 @@ impl PodMove {
             | Self::DeleteIsRefused
             | Self::CommandStalls
             | Self::RequestFails
-            | Self::LimitIsOver
+            | Self::LimitExpires
             | Self::Kill
-            | Self::Dies(_) => true,
-            Self::CallComesThrough { hides_again } => hides_again,
-            Self::PollComesThrough
+            | Self::ActorDies(_) => true,
+            Self::CallArrives { hides_again } => hides_again,
+            Self::PollArrives
             | Self::PollIsAnswered
             | Self::CallIsAnswered
-            | Self::Keeps
+            | Self::KeeperActs
             | Self::CommandExits(_)
-            | Self::Claims
+            | Self::ClaimActs
             | Self::RequestArrives
             | Self::RequestIsAnswered
             | Self::Publishes
@@ -84,14 +84,14 @@ impl PodMove {
 }
 
 impl World {
-    /// All that may happen next.
+    /// All possible next moves.
     pub fn moves(&self, setting: &Setting) -> Vec<Move> {
         let mut moves = Vec::new();
         if self.message.is_gone() && self.pods.iter().all(Option::is_none) {
             return moves;
         }
         moves.push(Move::Tick);
-        moves.extend((0..self.strays.len()).map(Move::StrayComesThrough));
+        moves.extend((0..self.strays.len()).map(Move::StrayArrives));
         moves.extend((0..self.stray_writes.len()).map(Move::StrayWriteArrives));
         let is_wanted = if setting.records {
             self.message.queue_state == QueueState::Visible
@@ -117,33 +117,29 @@ impl World {
 }
 
 impl Pod {
-    /// What happens at once where the queue is no matter: it answers, and nothing gets lost.
+    /// The queue's moves in a search with records: it answers immediately, and no answer is lost.
     pub fn prompt_move(&self, world: &World) -> Option<PodMove> {
         if let Some(poll) = &self.poll {
             let is_there =
                 poll.brings.is_none() && world.message.queue_state == QueueState::Visible;
-            return Some(if is_there {
-                PodMove::PollComesThrough
-            } else {
-                PodMove::PollIsAnswered
-            });
+            return Some(if is_there { PodMove::PollArrives } else { PodMove::PollIsAnswered });
         }
         let holding = self.holding.as_ref()?;
         match (holding.request(), holding.answer) {
-            (Some(_), None) => Some(PodMove::CallComesThrough { hides_again: false }),
+            (Some(_), None) => Some(PodMove::CallArrives { hides_again: false }),
             (Some(_), Some(_)) => Some(PodMove::CallIsAnswered),
-            // Not an extension: that may be late.
+            // Not an extension, which may be late.
             (None, _) => {
                 let keeps = !matches!(holding.keeper.state().phase, Phase::Holding);
-                (keeps && holding.acts(world.now - self.started_at)).then_some(PodMove::Keeps)
+                (keeps && holding.acts(world.now - self.started_at)).then_some(PodMove::KeeperActs)
             }
         }
     }
 
-    /// The work, its record and the pod's end; all else is prompt.
+    /// The moves of the work, its record and the pod's end; all other moves are prompt.
     fn moves_of_work(&self, work: Option<&Work>, world: &World, mut add: impl FnMut(PodMove)) {
         if self.holding.as_ref().is_some_and(|holding| holding.acts(world.now - self.started_at)) {
-            add(PodMove::Keeps);
+            add(PodMove::KeeperActs);
         }
         if self.command != Command::None {
             add(PodMove::CommandExits(0));
@@ -159,7 +155,7 @@ impl Pod {
                     add(PodMove::RequestIsAnswered);
                     add(PodMove::RequestFails);
                 }
-                (None, _) if work.acts(world.now - self.started_at) => add(PodMove::Claims),
+                (None, _) if work.acts(world.now - self.started_at) => add(PodMove::ClaimActs),
                 (None, _) => {}
             }
             if work.stage == Stage::Publish {
@@ -167,7 +163,7 @@ impl Pod {
             }
         }
         if self.limit.is_some() {
-            add(PodMove::LimitIsOver);
+            add(PodMove::LimitExpires);
         }
         if !self.stopped {
             add(PodMove::Stop);
@@ -181,7 +177,7 @@ impl Pod {
         }
         if let Some(poll) = &self.poll {
             if poll.brings.is_none() && world.message.queue_state == QueueState::Visible {
-                add(PodMove::PollComesThrough);
+                add(PodMove::PollArrives);
             }
             add(PodMove::PollIsAnswered);
             add(PodMove::PollFails);
@@ -190,11 +186,11 @@ impl Pod {
         if let Some(holding) = &self.holding {
             match (holding.keeper.state().call, holding.answer) {
                 (Some(call), None) => {
-                    add(PodMove::CallComesThrough { hides_again: false });
+                    add(PodMove::CallArrives { hides_again: false });
                     let is_late = world.message.queue_state == QueueState::Visible
                         && world.message.receives == holding.receipt;
                     if is_late && call != Call::Delete && setting.kind == Kind::Standard {
-                        add(PodMove::CallComesThrough { hides_again: true });
+                        add(PodMove::CallArrives { hides_again: true });
                     }
                     match call {
                         Call::Release(_) => add(PodMove::ReleaseIsRefused),
@@ -207,7 +203,7 @@ impl Pod {
                     add(PodMove::CallIsAnswered);
                     add(PodMove::CallFails);
                 }
-                (None, _) if holding.acts(world.now - self.started_at) => add(PodMove::Keeps),
+                (None, _) if holding.acts(world.now - self.started_at) => add(PodMove::KeeperActs),
                 (None, _) => {}
             }
         }
@@ -219,14 +215,14 @@ impl Pod {
             add(PodMove::CommandStalls);
         }
         if self.limit.is_some() {
-            add(PodMove::LimitIsOver);
+            add(PodMove::LimitExpires);
         }
         if !self.stopped {
             add(PodMove::Stop);
         }
         add(PodMove::Kill);
         for role in [Role::Receiver, Role::VisibilityHeartbeat, Role::Processor] {
-            add(PodMove::Dies(role));
+            add(PodMove::ActorDies(role));
         }
     }
 }

@@ -1,10 +1,10 @@
-//! One pod: a real job and a real keeper of its lease, and what is on its way to them.
+//! One pod: a real job and a real keeper of its lease, and their pending inputs.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
-use leasehold_core::backoff::Again;
+use leasehold_core::backoff::NextTry;
 use leasehold_core::keeper::{Call, Input, Keeper, Next, Phase, State};
 use leasehold_core::lease::CEILING;
 use leasehold_core::lifecycle::Limit;
@@ -25,19 +25,19 @@ pub struct Pod {
     pub finishing: bool,
     pub holding: Option<Holding>,
     pub command: Command,
-    /// With records only.
+    /// Only in searches with records.
     pub work: Option<Work>,
     pub limit: Option<Limit>,
-    /// The command has succeeded under the receipt that is held.
+    /// The command has succeeded under the held receipt.
     pub succeeded: bool,
     pub stopped: bool,
 }
 
-/// A request for a message is out.
+/// A receive request in flight.
 #[derive(Clone, Copy, Hash)]
 pub struct Poll {
     pub asked_at: Duration,
-    /// The receipt on its way back, if it brings the message.
+    /// The receipt in its answer, if it brings the message.
     pub brings: Option<u32>,
 }
 
@@ -48,24 +48,23 @@ pub enum Command {
     Halting,
 }
 
-/// The VisibilityHeartbeat's task: what it has, and what is on its way to it.
+/// The VisibilityHeartbeat's task: its state, and its pending inputs.
 #[derive(Clone)]
 pub struct Holding {
     pub receipt: u32,
     pub keeper: Keeper,
-    /// To the call that is out: given by the queue and on its way back. None as long as the call
-    /// has not come through.
+    /// The queue's answer to the call in flight, not yet delivered. `None` until the queue gets the
+    /// call.
     pub answer: Option<Answer>,
-    /// What happened while a call is out, in order.
+    /// Inputs that wait for the end of the call in flight, in order.
     pub inputs: Vec<Input>,
-    /// Has the queue said that the message is deleted?
+    /// Has the queue accepted the delete?
     pub delete_was_accepted: bool,
 }
 
 impl Pod {
-    /// The receipt under which this pod believes that the message is its own, and does not release
-    /// it.
-    pub fn believes(&self, now: Duration) -> Option<u32> {
+    /// The receipt under which this pod considers the message its own and does not release it.
+    pub fn held_receipt(&self, now: Duration) -> Option<u32> {
         let Holding { keeper, receipt, .. } = self.holding.as_ref()?;
         let state = keeper.state();
         let holds = matches!(state.phase, Phase::Holding | Phase::Deleting { .. });
@@ -80,7 +79,7 @@ impl Pod {
         if let Some(work) = &self.work {
             work.hash(setting, record, now - self.started_at, &mut hasher);
         }
-        // A lease that was asked for longer ago than it lasts is none, however long ago it was.
+        // A poll that is older than its lease gives none, whatever its exact age.
         self.poll
             .map(|poll| (poll.brings, (now - poll.asked_at).min(setting.visibility())))
             .hash(&mut hasher);
@@ -91,14 +90,14 @@ impl Pod {
     }
 }
 
-/// What is left of the twelve hours; as long as it is far more than a lease, how much makes no
+/// The remaining part of the twelve hours, capped: far above a lease, the exact value makes no
 /// difference.
 pub fn room(setting: &Setting, now: Duration, received_at: Duration) -> Duration {
     CEILING.saturating_sub(now - received_at).min(100 * setting.visibility())
 }
 
 impl Holding {
-    /// Is anything to be done at `now`, on the run's clock?
+    /// Is an action due at `now`, on the run's clock?
     pub fn acts(&self, now: Duration) -> bool {
         !matches!(self.keeper.clone().next(now), Next::Wait { .. })
     }
@@ -111,13 +110,13 @@ impl Holding {
         })
     }
 
-    /// Points in time matter only as seen from now. A try that failed is made again at some tick,
-    /// however often it has failed.
+    /// Points in time matter only relative to now. A failed try is repeated at some tick, however
+    /// often it has failed.
     fn hash(&self, setting: &Setting, now: Duration, hasher: &mut impl Hasher) {
         let tick = setting.tick.as_nanos();
         let ticks = |at: Duration| at.saturating_sub(now).as_nanos().div_ceil(tick);
         let Self { receipt, keeper, answer, inputs, delete_was_accepted } = self;
-        let State { lease, phase, withdrawn, halt_by, extend_again, call } = keeper.state();
+        let State { lease, phase, withdrawn, halt_by, extend_retry, call } = keeper.state();
         (
             delete_was_accepted,
             receipt,
@@ -130,21 +129,20 @@ impl Holding {
         let room = room(setting, now, Duration::ZERO);
         (room, halt_by.map(|at| at.saturating_sub(now).min(100 * setting.visibility())))
             .hash(hasher);
-        extend_again.map(|Again { at, .. }| ticks(at)).hash(hasher);
+        extend_retry.map(|NextTry { at, .. }| ticks(at)).hash(hasher);
         match call {
-            // One that was asked for longer ago than it lasts gives no lease, however long ago it
-            // was.
+            // An extension that is older than its length gives no lease, whatever its exact age.
             Some(Call::Extend { by, asked_at }) => (by, (now - *asked_at).min(*by)).hash(hasher),
             Some(Call::Release(delay)) => delay.hash(hasher),
             Some(Call::Delete) | None => call.is_some().hash(hasher),
         }
         match phase {
-            Phase::Holding | Phase::Over => matches!(phase, Phase::Over).hash(hasher),
-            Phase::Deleting { completed, give_up_at, again } => {
-                (print(&completed.why()), ticks(*give_up_at), ticks(again.at)).hash(hasher);
+            Phase::Holding | Phase::Done => matches!(phase, Phase::Done).hash(hasher),
+            Phase::Deleting { completed, give_up_at, next_try } => {
+                (print(&completed.why()), ticks(*give_up_at), ticks(next_try.at)).hash(hasher);
             }
-            Phase::Releasing { why, delay, give_up_at, again } => {
-                (why.label(), delay, ticks(*give_up_at), ticks(again.at)).hash(hasher);
+            Phase::Releasing { why, delay, give_up_at, next_try } => {
+                (why.label(), delay, ticks(*give_up_at), ticks(next_try.at)).hash(hasher);
             }
             Phase::Expiring(why) => ("expiring", why.label()).hash(hasher),
             Phase::Settled(Settlement::Kept(why, _)) => ("settled", why.label()).hash(hasher),
@@ -157,7 +155,7 @@ impl Holding {
                     (why.label(), print(release)).hash(hasher);
                 }
                 Input::Verdict(Verdict::Delete(completed)) => print(&completed.why()).hash(hasher),
-                Input::Answered(_) => unreachable!("the call is out"),
+                Input::Answered(_) => unreachable!("a call is in flight"),
             }
         }
     }

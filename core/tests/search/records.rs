@@ -1,12 +1,12 @@
-//! The record of the message's work: as the store has it, and what a pod does with it. Its owner is
-//! the real one; what it is told, and when, is as in `work/`.
+//! The record of the message's work, in the store and in a pod. The claim is the real one; its
+//! inputs come as in `work/`.
 
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use leasehold_core::backoff::Again;
+use leasehold_core::backoff::NextTry;
 use leasehold_core::claim::{
-    Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, Seen, State,
+    Answer, Call, Claim, Input, Milestone, Next, RecordState, Report, Request, State, StoredRecord,
 };
 use leasehold_core::delivery::{DeliveryId, MessageId};
 use leasehold_core::lifecycle::Event;
@@ -21,14 +21,14 @@ use super::world::World;
 /// As long as a lease, so that its refresh is due at each tick.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(30);
 
-/// As the store has it.
+/// The record in the store.
 #[derive(Clone, Copy)]
 pub struct Record {
-    /// `None` as long as there is none.
+    /// `None` until it is written.
     pub state: Option<RecordState>,
-    /// Whose it is: the number of a claim.
+    /// Its owner: the number of a claim.
     pub by: u32,
-    /// Its eTag; another one with each write, and 0 without any.
+    /// Its eTag, which changes with each write; 0 before the first.
     pub version: u32,
     pub written: Duration,
 }
@@ -40,8 +40,8 @@ impl Record {
         self.state == Some(RecordState::InProgress)
     }
 
-    fn seen_by(&self, claim: u32, now: Duration) -> Option<Seen> {
-        self.state.map(|state| Seen {
+    fn seen_by(&self, claim: u32, now: Duration) -> Option<StoredRecord> {
+        self.state.map(|state| StoredRecord {
             state,
             is_ours: self.by == claim,
             owner: self.by.to_string(),
@@ -52,7 +52,7 @@ impl Record {
     }
 }
 
-/// A request to write the record, if it still is as it was seen.
+/// A conditional write of the record: if its version is still the one that was seen.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Write {
     pub state: RecordState,
@@ -66,21 +66,21 @@ pub struct Work {
     pub number: u32,
     pub claim: Claim,
     pub stage: Stage,
-    /// To the request that is out: given by the store and on its way back. None as long as the
-    /// request has not come through.
+    /// The store's answer to the request in flight, not yet delivered. `None` until the store gets
+    /// the request.
     pub answer: Option<Answer>,
 }
 
-/// What the work waits for.
+/// The current step of the work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Stage {
     Claim,
     Command,
     Publish,
     Record,
-    /// It did not succeed: what is reported when the record is released.
+    /// It did not succeed: the result to report when the record is released.
     Release(Ended),
-    /// The record is not ours any more, and the command is ending.
+    /// The record is no longer ours, and the command is ending.
     Loss,
 }
 
@@ -91,7 +91,7 @@ pub enum Ended {
 }
 
 impl World {
-    /// A request comes through.
+    /// The store gets a write request.
     pub fn record(&mut self, write: Write) -> Result<Answer, Broken> {
         let old = self.record;
         if write.seen != old.version {
@@ -100,11 +100,11 @@ impl World {
         if old.state == Some(RecordState::Done)
             && (write.by != old.by || write.state != RecordState::Done)
         {
-            return Err(format!("claim {} writes over a record that was done", write.by));
+            return Err(format!("claim {} overwrites a record of finished work", write.by));
         }
         if write.state == RecordState::Done && !self.finished.contains(&write.by) {
             return Err(format!(
-                "claim {} is recorded as done, and its results are not published",
+                "claim {} is recorded as done, but its results are not published",
                 write.by
             ));
         }
@@ -123,12 +123,12 @@ impl Work {
         self.claim.state().call
     }
 
-    /// Is anything to be done at `now`, on the run's clock?
+    /// Is an action due at `now`, on the run's clock?
     pub fn acts(&self, now: Duration) -> bool {
         self.call().is_none() && !matches!(self.claim.clone().next(now), Next::Wait { .. })
     }
 
-    /// Does the command run while its pod believes that the record is its own?
+    /// Does the command run while its pod considers the record its own?
     pub fn owns(&self, now: Duration) -> bool {
         self.stage == Stage::Command && now < self.claim.state().expires_at
     }
@@ -142,8 +142,8 @@ impl Work {
         }
     }
 
-    /// Versions and claims matter only as what they are to the record, and points in time only as
-    /// seen from now.
+    /// Versions and claims matter only relative to the record, and points in time only relative to
+    /// now.
     pub fn hash(
         &self,
         setting: &Setting,
@@ -160,9 +160,9 @@ impl Work {
             etag,
             expires_at,
             refresh_at,
-            again: Again { at, failures },
+            next_try: NextTry { at, failures },
             unchanged,
-            surprise,
+            mismatch,
             call,
         } = claim.state();
         (
@@ -170,7 +170,7 @@ impl Work {
             *number == record.by,
             phase,
             etag.as_ref().map(is_last),
-            surprise,
+            mismatch,
             failures,
             unchanged,
         )
@@ -198,7 +198,7 @@ impl Work {
 
 impl Acting<'_> {
     fn work(&mut self) -> &mut Work {
-        self.pod.work.as_mut().expect("there is work")
+        self.pod.work.as_mut().expect("the pod has work")
     }
 
     pub fn claim(&mut self) -> Result<(), Broken> {
@@ -210,23 +210,21 @@ impl Acting<'_> {
         );
         self.pod.work =
             Some(Work { number: self.world.claims, claim, stage: Stage::Claim, answer: None });
-        self.milestones()
+        self.deliver_claim_reports()
     }
 
-    /// The owner of the record does what is to be done now.
-    pub fn claims(&mut self) -> Result<(), Broken> {
+    /// The claim takes its next action.
+    pub fn claim_acts(&mut self) -> Result<(), Broken> {
         let now = self.now();
         match self.work().claim.next(now) {
             Next::Read { .. } | Next::Write { .. } => Ok(()),
             Next::Report(report) => self.reported(report),
-            Next::Wait { .. } => {
-                Err("there was something to be done, and it is not done".to_owned())
-            }
+            Next::Wait { .. } => Err("an action was due, and the claim waits".to_owned()),
         }
     }
 
     pub fn request_arrives(&mut self) -> Result<(), Broken> {
-        let work = self.pod.work.as_ref().expect("there is work");
+        let work = self.pod.work.as_ref().expect("the pod has work");
         let answer = match work.write() {
             Some(write) => self.world.record(write)?,
             None => Answer::Read(self.world.record.seen_by(work.number, self.world.now)),
@@ -237,32 +235,31 @@ impl Acting<'_> {
 
     pub fn request_is_answered(&mut self) -> Result<(), Broken> {
         let answer = self.work().answer.take().expect("the store has answered");
-        self.hand_in_to_claim(Input::Answered(answer))
+        self.pass_to_claim(Input::Answered(answer))
     }
 
-    /// No answer, in time or at all.
+    /// No answer in time.
     pub fn request_fails(&mut self) -> Result<(), Broken> {
-        self.let_write_stray();
-        self.hand_in_to_claim(Input::Answered(Answer::Failed(String::new())))
+        self.abandon_write();
+        self.pass_to_claim(Input::Answered(Answer::Failed(String::new())))
     }
 
-    /// Nobody waits any more for the request that is out.
-    pub fn let_write_stray(&mut self) {
+    /// The request in flight is no longer awaited.
+    pub fn abandon_write(&mut self) {
         let Some(work) = &mut self.pod.work else { return };
         if work.answer.take().is_none() {
             self.world.stray_writes.extend(work.write());
         }
     }
 
-    fn hand_in_to_claim(&mut self, input: Input) -> Result<(), Broken> {
+    fn pass_to_claim(&mut self, input: Input) -> Result<(), Broken> {
         let now = self.now();
         self.work().claim.handle(now, input);
-        self.milestones()
+        self.deliver_claim_reports()
     }
 
-    /// What its owner has to report, it reports at once; and a record that is lost is no reason to
-    /// begin.
-    fn milestones(&mut self) -> Result<(), Broken> {
+    /// Delivers the claim's reports immediately. After a lost record, no command starts.
+    fn deliver_claim_reports(&mut self) -> Result<(), Broken> {
         let now = self.now();
         while let Some(work) = &mut self.pod.work {
             let mut after = work.claim.clone();
@@ -294,44 +291,44 @@ impl Acting<'_> {
                 if let Some(holding) = &self.pod.holding {
                     self.world.successes |= 1 << holding.receipt;
                 }
-                self.over(Outcome::AlreadyDone);
+                self.end_work(Outcome::AlreadyDone);
             }
             Report::Reached(Milestone::Lost(why)) => {
-                self.told.push(Event::LeaseLost(why));
+                self.events.push(Event::LeaseLost(why));
                 self.work().stage = Stage::Loss;
                 match (stage, self.pod.command) {
                     (Stage::Command, Command::Running) => self.pod.command = Command::Halting,
                     (Stage::Command, Command::Halting) => {}
-                    _ => self.over(Outcome::Failed(Failure::Superseded(String::new()))),
+                    _ => self.end_work(Outcome::Failed(Failure::Superseded(String::new()))),
                 }
             }
-            Report::Reached(Milestone::Over(result)) => match (stage, result) {
+            Report::Reached(Milestone::Finished(result)) => match (stage, result) {
                 (Stage::Release(ended), _) => self.released(ended),
-                (Stage::Record, Ok(())) => self.over(Outcome::Finished),
-                (_, Err(failure)) => self.over(Outcome::Failed(failure)),
-                (_, Ok(())) => return Err("it is over before the work is".to_owned()),
+                (Stage::Record, Ok(())) => self.end_work(Outcome::Finished),
+                (_, Err(failure)) => self.end_work(Outcome::Failed(failure)),
+                (_, Ok(())) => return Err("the record is finished before the work".to_owned()),
             },
         }
         Ok(())
     }
 
-    /// Whoever has lost the record hears of that before anything else.
-    fn has_lost_the_record(&mut self) -> Result<bool, Broken> {
+    /// The loss of the record is handled before any other event.
+    fn loses_record(&mut self) -> Result<bool, Broken> {
         let now = self.now();
         let work = self.work();
         if work.stage != Stage::Loss && work.claim.state().expires_at <= now {
-            self.let_write_stray();
+            self.abandon_write();
             self.work().claim.handle(now, Input::Answered(Answer::Failed(String::new())));
-            self.milestones()?;
+            self.deliver_claim_reports()?;
         }
         Ok(self.pod.work.as_ref().is_none_or(|work| work.stage == Stage::Loss))
     }
 
-    /// The command has exited, and it was not told to end if it `succeeded`.
+    /// The command has exited; it `succeeded` only if it was not asked to end.
     pub fn command_has_exited(&mut self, succeeded: bool, was_halted: bool) -> Result<(), Broken> {
-        if self.has_lost_the_record()? {
+        if self.loses_record()? {
             if self.pod.work.is_some() {
-                self.over(Outcome::Failed(Failure::Superseded(String::new())));
+                self.end_work(Outcome::Failed(Failure::Superseded(String::new())));
             }
             return Ok(());
         }
@@ -352,43 +349,43 @@ impl Acting<'_> {
     pub fn publishes(&mut self) -> Result<(), Broken> {
         let number = self.work().number;
         self.world.finished.push(number);
-        if self.has_lost_the_record()? {
+        if self.loses_record()? {
             return Ok(());
         }
-        self.let_write_stray();
+        self.abandon_write();
         self.work().stage = Stage::Record;
-        self.hand_in_to_claim(Input::Succeeded)
+        self.pass_to_claim(Input::Succeeded)
     }
 
-    /// The work is to be ended.
+    /// Ends the work.
     pub fn work_is_halted(&mut self) {
-        // What has succeeded may still be published and recorded.
+        // Successful work may still be published and recorded.
         if self.pod.work.as_ref().is_some_and(|work| work.stage == Stage::Claim) {
-            self.let_write_stray();
-            self.over(Outcome::Failed(Failure::Halted));
+            self.abandon_write();
+            self.end_work(Outcome::Failed(Failure::Halted));
         }
     }
 
-    /// Nothing more may be published.
-    pub fn publish_is_given_up(&mut self) -> Result<(), Broken> {
+    /// Ends an unfinished upload of results.
+    pub fn abandon_publish(&mut self) -> Result<(), Broken> {
         let publishes = self.pod.work.as_ref().is_some_and(|work| work.stage == Stage::Publish);
         if publishes { self.release_record(Ended::Halted) } else { Ok(()) }
     }
 
     fn release_record(&mut self, ended: Ended) -> Result<(), Broken> {
-        self.let_write_stray();
+        self.abandon_write();
         self.work().stage = Stage::Release(ended);
-        self.hand_in_to_claim(Input::Ended)
+        self.pass_to_claim(Input::Ended)
     }
 
     fn released(&mut self, ended: Ended) {
-        self.over(Outcome::Failed(match ended {
+        self.end_work(Outcome::Failed(match ended {
             Ended::Failed => Failure::Exit(Exit::Code(1), CommandReport::default()),
             Ended::Halted => Failure::Halted,
         }));
     }
 
-    fn over(&mut self, outcome: Outcome) {
+    fn end_work(&mut self, outcome: Outcome) {
         self.pod.work = None;
         self.processed(outcome);
     }

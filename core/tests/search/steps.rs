@@ -1,4 +1,4 @@
-//! The job of a pod, shared by all worlds in which it is the same.
+//! The job of a pod, shared by all worlds in which it is equal.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use leasehold_core::lifecycle::{Effect, Event, Job, Step};
 
-/// A job and its fingerprint: two with the same one are the same.
+/// A job and its fingerprint: jobs with the same fingerprint are equal.
 pub struct Core {
     pub job: Job,
     pub print: u64,
-    /// What it wished for when it came to be.
+    /// The effects of the step that led to it.
     pub effects: Vec<Effect>,
 }
 
@@ -23,7 +23,7 @@ impl Core {
     }
 }
 
-/// A hash of what [`fmt::Debug`] writes.
+/// A hash of the [`fmt::Debug`] output.
 pub fn print(what: &impl fmt::Debug) -> u64 {
     struct Print(DefaultHasher);
     impl Write for Print {
@@ -37,7 +37,7 @@ pub fn print(what: &impl fmt::Debug) -> u64 {
     print.0.finish()
 }
 
-/// Every step of a job that was ever asked for: the same one is asked for in many worlds.
+/// A cache of steps: many worlds need the same one.
 #[derive(Default)]
 pub struct Steps(RefCell<HashMap<(u64, u64, Duration), Rc<Core>>>);
 

@@ -1,4 +1,4 @@
-//! The message and two pods, and what a move makes of them.
+//! The message and two pods, and the effect of a move on them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -15,24 +15,24 @@ use super::pod::{Command, Pod, room};
 use super::records::{Record, TIME_TO_LIVE, Write};
 use super::steps::Core;
 
-/// All there is.
+/// The complete state.
 #[derive(Clone)]
 pub struct World {
     pub now: Duration,
     pub message: Message,
     pub pods: [Option<Pod>; 2],
-    /// Requests for whose answer nobody waits any more; they may still come through.
+    /// Requests whose answers are no longer awaited; the queue may still get them.
     pub strays: Vec<(u32, Request)>,
     pub record: Record,
-    /// How many there were.
+    /// The number of claims so far.
     pub claims: u32,
-    /// Whose results are published.
+    /// The claims whose results are published.
     pub finished: Vec<u32>,
     /// As `strays`, to the store.
     pub stray_writes: Vec<Write>,
     /// Receipts under which a command succeeded, as bits.
     pub successes: u32,
-    /// How much may still go wrong; [`World::NO_LIMIT`] is never used up.
+    /// The number of faults that may still happen; [`World::NO_LIMIT`] does not decrease.
     pub faults: u32,
 }
 
@@ -56,9 +56,9 @@ impl World {
         }
     }
 
-    /// What is after a move; or which guarantee it broke.
+    /// The world after a move, or the guarantee that it broke.
     pub fn after(&self, setting: &Setting, chosen: Move) -> Result<Self, Broken> {
-        let mut world = self.once(setting, chosen)?;
+        let mut world = self.apply(setting, chosen)?;
         if setting.records {
             let prompt = |world: &Self| {
                 let of = |(i, pod): (usize, &Option<Pod>)| {
@@ -67,19 +67,19 @@ impl World {
                 world.pods.iter().enumerate().find_map(of)
             };
             while let Some(prompt) = prompt(&world) {
-                world = world.once(setting, prompt)?;
+                world = world.apply(setting, prompt)?;
             }
         }
         Ok(world)
     }
 
-    fn once(&self, setting: &Setting, chosen: Move) -> Result<Self, Broken> {
+    fn apply(&self, setting: &Setting, chosen: Move) -> Result<Self, Broken> {
         let mut world = self.clone();
         match chosen {
             Move::Tick => world.now += setting.tick,
-            Move::StrayComesThrough(i) => {
+            Move::StrayArrives(i) => {
                 let (receipt, request) = world.strays.remove(i);
-                world.comes_through(setting, receipt, request, false)?;
+                world.queue_gets(setting, receipt, request, false)?;
             }
             Move::StrayWriteArrives(i) => {
                 let write = world.stray_writes.remove(i);
@@ -99,18 +99,18 @@ impl World {
                     stopped: false,
                 };
                 let mut acting =
-                    Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
+                    Acting { setting, world: &mut world, pod, outcome: None, events: Vec::new() };
                 acting.carry_out()?;
                 let pod = acting.pod;
                 world.pods[i] = Some(pod);
             }
             Move::Of(i, chosen) => {
-                let pod = world.pods[i].take().expect("only a pod that runs has moves");
+                let pod = world.pods[i].take().expect("only a running pod has moves");
                 if chosen.is_fault() && world.faults != Self::NO_LIMIT {
                     world.faults = world.faults.saturating_sub(1);
                 }
                 let mut acting =
-                    Acting { setting, world: &mut world, pod, over: None, told: Vec::new() };
+                    Acting { setting, world: &mut world, pod, outcome: None, events: Vec::new() };
                 let lives = acting.act(chosen)?;
                 let pod = acting.pod;
                 world.pods[i] = lives.then_some(pod);
@@ -121,7 +121,7 @@ impl World {
         Ok(world)
     }
 
-    pub fn comes_through(
+    pub fn queue_gets(
         &mut self,
         setting: &Setting,
         receipt: u32,
@@ -148,7 +148,7 @@ impl World {
         Ok(answer)
     }
 
-    /// Worlds that differ only in what makes no difference any more become the same.
+    /// Normalises the state, so that worlds with the same future become equal.
     fn tidy(&mut self) {
         if matches!(self.message.queue_state, QueueState::Hidden { until } if until <= self.now) {
             self.message.queue_state = QueueState::Visible;
@@ -164,7 +164,7 @@ impl World {
         self.stray_writes.retain(|write| !is_gone && write.seen == version);
     }
 
-    /// Points in time matter only as seen from now, and which of two pods is which does not.
+    /// Points in time matter only relative to now, and the order of the two pods does not matter.
     pub fn key(&self, setting: &Setting) -> u64 {
         let mut pods = self
             .pods
@@ -189,7 +189,7 @@ impl World {
         hasher.finish()
     }
 
-    /// Whose it is matters, as far as it is a pod's that lives.
+    /// The owner of the write matters only if it is a running pod.
     fn stray_key(&self, setting: &Setting, write: &Write) -> u64 {
         let living = |pod: &Pod| pod.work.as_ref().is_some_and(|work| work.number == write.by);
         let pod = self.pods.iter().flatten().find(|pod| living(pod));

@@ -33,7 +33,7 @@ use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::retry::ErrorKind;
 
-use crate::adapters::http::host_of;
+use crate::adapters::url::host_of;
 
 /// Whose answers they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

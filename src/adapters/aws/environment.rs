@@ -17,7 +17,7 @@ use aws_smithy_types::retry::RetryMode;
 use aws_types::os_shim_internal::{Env, Fs};
 
 use super::{LoadError, addressing_style, custom_endpoint};
-use crate::adapters::http::{host_of, is_url};
+use crate::adapters::url::{host_of, is_url};
 
 /// What a setting must be.
 #[derive(Clone, Copy)]

@@ -26,7 +26,7 @@ use tracing::warn;
 
 use super::answers::{self, Service};
 use crate::adapters::aws::{self, ATTEMPT_LIMIT, Failure, Permission};
-use crate::adapters::http;
+use crate::adapters::url;
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::verdict::DeletePermit;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
@@ -67,7 +67,7 @@ impl Sqs {
             builder = builder.http_client(client);
         }
         let endpoint = custom.as_ref().unwrap_or(&queue_url);
-        let host = http::host_of(endpoint).unwrap_or(endpoint).to_owned();
+        let host = url::host_of(endpoint).unwrap_or(endpoint).to_owned();
         let client = aws_sdk_sqs::Client::from_conf(builder.build());
         Self { client, queue_url, host, attempt: Mutex::default(), key_attribute: None }
     }

@@ -167,7 +167,7 @@ impl ObjectWriter for FolderStore {
                 // Until here nothing is there.
                 if halt.is_cancelled() { Err(io::Error::other("halted")) } else { Ok(bytes) }
             })?;
-            Hasher::of_file(Algorithm::Crc64Nvme, &path, 0..bytes)
+            Hasher::hash_file(Algorithm::Crc64Nvme, &path, 0..bytes)
         });
         let value = uploaded.await.map_err(|error| error.to_string())?.value();
         Ok(Uploaded { etag: None, checksum: Checksum { algorithm: Algorithm::Crc64Nvme, value } })

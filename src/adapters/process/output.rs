@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
 
-use crate::job::report::as_json_fits;
+use crate::job::report::truncate_for_json;
 use crate::ports::Activity;
 
 /// How long output may still come after the command has ended. What was written before its end is
@@ -213,7 +213,7 @@ impl Line {
 
     fn text(&self) -> String {
         let text = String::from_utf8_lossy(&self.bytes);
-        let kept = as_json_fits(&text, MAX_LINE);
+        let kept = truncate_for_json(&text, MAX_LINE);
         match self.cut + text.len() - kept.len() {
             0 => kept.to_owned(),
             cut => format!("{kept} [truncated: {cut} more bytes]"),

@@ -8,7 +8,7 @@ use super::environment::{Environment, is_known};
 use super::fields;
 use crate::adapters::aws;
 use crate::adapters::aws::sqs::queue_url;
-use crate::adapters::http;
+use crate::adapters::url;
 use crate::check::{Finding, Location, Rule};
 
 /// How many messages KEDA takes for one Job unless it is told.
@@ -364,7 +364,7 @@ fn compare_endpoints(
     let of_pods = of_pods.into_iter().flatten().find(|url| !url.is_empty());
     // Without a password that may be before it.
     let host = |url: &str| {
-        http::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned()
+        url::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned()
     };
     let is_emulator = |url: &String| is_known(url) && !queue_url::is_at_aws(url);
     match (trigger.text("awsEndpoint"), of_pods) {

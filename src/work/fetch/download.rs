@@ -1,4 +1,4 @@
-//! An object on its way to the disk, over as many connections as it takes.
+//! The download of an object to the disk, over as many connections as necessary.
 
 use std::fs::File;
 use std::future::Future;
@@ -22,38 +22,38 @@ use crate::ports::{ByteStream, FetchError, ObjectStore, RangeBody};
 use crate::work::last_error::{recovered, retrying};
 use crate::work::workspace::WorkDir;
 
-/// An object on its way to the disk.
+/// A download in progress.
 ///
-/// The first stream, which was opened without a range because only such an answer tells the
-/// checksum of the whole, goes forward from the start. Where it is worth it, more streams take
-/// parts from the end until they meet: nothing is fetched twice, and it does not matter which of
-/// them is slow.
+/// The first stream goes forward from the start. It is opened without a range, because only such an
+/// answer has the checksum of the whole. For large objects, more streams take parts from the end
+/// until they meet the first: no byte is fetched twice, and it does not matter which stream is
+/// slow.
 pub(super) struct Download<'a> {
     pub(super) store: &'a dyn ObjectStore,
     pub(super) work_dir: &'a WorkDir,
-    /// Pinned to what the first answer was about.
+    /// Pinned to the object of the first answer.
     pub(super) object: Object,
     pub(super) algorithm: Option<Algorithm>,
     pub(super) file: Arc<File>,
-    /// From where the first stream is to where the others' parts begin; to `UNKNOWN` until the size
-    /// is known.
+    /// From the position of the first stream to the first part of the others; the end is `UNKNOWN`
+    /// until the size is known.
     pub(super) unclaimed: Mutex<Range<u64>>,
-    /// How many bytes the object has, as it was said.
+    /// The announced size in bytes.
     pub(super) size: Option<u64>,
 }
 
-/// Where an object ends of which nobody says where.
+/// The end of an object of unknown size.
 pub(super) const UNKNOWN: u64 = u64::MAX;
 
-/// What came: how many bytes, and their hash if one is to be compared.
-pub(super) struct Whole {
+/// A complete download: its size, and its hash if there is one to compare.
+pub(super) struct Downloaded {
     pub(super) size: u64,
     pub(super) hash: Option<String>,
 }
 
-/// Why there is no file.
+/// Why a download failed.
 pub(super) enum Stopped {
-    /// The store does not know ranges: only one stream can bring the object.
+    /// The store does not support ranges: only one stream can fetch the object.
     NoRanges,
     Failed(FetchError),
 }
@@ -64,7 +64,7 @@ impl From<FetchError> for Stopped {
     }
 }
 
-/// How far a stream goes.
+/// Where a stream ends.
 #[derive(Clone, Copy)]
 enum Extent {
     UntilMet,
@@ -78,16 +78,20 @@ struct Part {
     hasher: Option<Hasher>,
 }
 
-/// Why a stream brings no more.
+/// Why a stream ended.
 enum End {
-    /// All is here.
+    /// All bytes of its extent have arrived.
     Reached,
     Broken(String),
 }
 
 impl Download<'_> {
-    /// Fetches all of it: what the first answer brings, and the rest by `streams` in all.
-    pub(super) async fn run(&self, opened: ByteStream, streams: usize) -> Result<Whole, Stopped> {
+    /// Fetches the whole object with `streams` streams, of which `opened` is the first.
+    pub(super) async fn run(
+        &self,
+        opened: ByteStream,
+        streams: usize,
+    ) -> Result<Downloaded, Stopped> {
         let first = self.part(0, Extent::UntilMet, Some(opened));
         let others = (1..streams).map(|_| self.parts_from_the_end());
         let (first, others) = try_join(first, try_join_all(others)).await?;
@@ -98,7 +102,7 @@ impl Download<'_> {
             whole
         });
         let size = self.size.unwrap_or_else(|| self.unclaimed().end);
-        Ok(Whole { size, hash: whole.map(Hasher::value) })
+        Ok(Downloaded { size, hash: whole.map(Hasher::value) })
     }
 
     fn unclaimed(&self) -> MutexGuard<'_, Range<u64>> {
@@ -112,7 +116,7 @@ impl Download<'_> {
         }
     }
 
-    /// How many of `length` bytes that have come for byte `at` and those after it are wanted.
+    /// Claims up to `length` received bytes from `at` on; returns how many belong to this stream.
     fn claim(&self, extent: Extent, at: u64, length: usize) -> usize {
         let wanted = |end: u64| usize::try_from(end - at).unwrap_or(usize::MAX).min(length);
         match extent {
@@ -126,7 +130,7 @@ impl Download<'_> {
         }
     }
 
-    /// Fetches part after part, from the end of what is unclaimed, until nothing is.
+    /// Fetches part after part from the end of the unclaimed range, until it is empty.
     async fn parts_from_the_end(&self) -> Result<Vec<Part>, Stopped> {
         let claim = || {
             let mut unclaimed = self.unclaimed();
@@ -141,8 +145,8 @@ impl Download<'_> {
         Ok(parts)
     }
 
-    /// Fetches the bytes from `start` on, over as many connections as it takes: one that breaks is
-    /// followed by another, which goes on from there, until several in a row have brought nothing.
+    /// Fetches the bytes from `start` on. A broken connection is followed by another that resumes
+    /// there, until several in a row bring no bytes.
     async fn part(
         &self,
         start: u64,
@@ -154,17 +158,17 @@ impl Download<'_> {
         let mut sink = Sink { file: self.file.clone(), at: start, hasher, room };
         let mut pauses = backoff();
         loop {
-            let (begun_at, end) = (sink.at, self.end(extent));
+            let (began_at, end) = (sink.at, self.end(extent));
             let stream = match opened.take() {
                 Some(stream) => Ok(stream),
-                None if begun_at == end => return Ok(Part { start, hasher: sink.hasher }),
-                None => self.open_at(begun_at, end, extent).await,
+                None if began_at == end => return Ok(Part { start, hasher: sink.hasher }),
+                None => self.open_at(began_at, end, extent).await,
             };
             let why = match stream {
                 Ok(stream) => {
                     recovered();
                     let ended;
-                    (sink, ended) = self.pour(stream, extent, sink).await?;
+                    (sink, ended) = self.write_stream(stream, extent, sink).await?;
                     match ended {
                         End::Reached => return Ok(Part { start, hasher: sink.hasher }),
                         End::Broken(why) => why,
@@ -173,7 +177,7 @@ impl Download<'_> {
                 Err(Stopped::Failed(FetchError::Retryable(why))) => why,
                 Err(error) => return Err(error),
             };
-            if sink.at > begun_at {
+            if sink.at > began_at {
                 pauses = self::backoff();
             }
             let why = format!(
@@ -188,7 +192,7 @@ impl Download<'_> {
         }
     }
 
-    /// What follows a stream that broke.
+    /// Opens the next stream after a broken one.
     async fn open_at(&self, at: u64, end: u64, extent: Extent) -> Result<ByteStream, Stopped> {
         let RangeBody { start, size, bytes } = self.store.open_range(&self.object, at..end).await?;
         if start > at {
@@ -205,13 +209,13 @@ impl Download<'_> {
         }
         match extent {
             Extent::To(_) if start < at => Err(Stopped::NoRanges),
-            Extent::To(_) | Extent::UntilMet => Ok(from(bytes, at - start)),
+            Extent::To(_) | Extent::UntilMet => Ok(skip_bytes(bytes, at - start)),
         }
     }
 
-    /// Writes what comes, to the end of the extent or until the stream breaks. The next batch is
-    /// read while one is written: no thread of the runtime waits for the disk.
-    async fn pour(
+    /// Writes the stream to the disk, to the end of the extent or until it breaks. Reads the next
+    /// batch while one is written, so that no thread of the runtime waits for the disk.
+    async fn write_stream(
         &self,
         mut stream: ByteStream,
         extent: Extent,
@@ -220,13 +224,13 @@ impl Download<'_> {
         let mut at = sink.at;
         let mut writing = Either::Left(ready(Ok(Ok(sink))));
         loop {
-            let (mut batch, begun_at) = (Vec::new(), at);
+            let (mut batch, began_at) = (Vec::new(), at);
             let ended = loop {
                 let end = self.end(extent);
                 if at == end && Some(at) != self.size {
                     break Some(End::Reached);
                 }
-                if at - begun_at >= BATCH {
+                if at - began_at >= BATCH {
                     break None;
                 }
                 match stream.next().await {
@@ -245,7 +249,7 @@ impl Download<'_> {
                         chunk.truncate(claimed);
                         batch.push(chunk);
                     }
-                    // All is here, or it is for the others to bring.
+                    // Complete: the other streams fetch the rest, if any.
                     Some(Err(_)) | None if at == end => break Some(End::Reached),
                     Some(Err(error)) => break Some(End::Broken(error.to_string())),
                     None if end == UNKNOWN => {
@@ -263,7 +267,7 @@ impl Download<'_> {
         }
     }
 
-    /// What is not the object that was announced is no part of one.
+    /// The error for an object that is longer than announced.
     fn too_long(&self, size: u64) -> FetchError {
         FetchError::Retryable(format!("{} is longer than its expected {size} bytes", self.name()))
     }
@@ -289,8 +293,8 @@ impl Download<'_> {
     }
 }
 
-/// The stream without its first bytes, so many.
-fn from(bytes: ByteStream, mut skip: u64) -> ByteStream {
+/// The stream without its first `skip` bytes.
+fn skip_bytes(bytes: ByteStream, mut skip: u64) -> ByteStream {
     let rest = move |chunk: Bytes| {
         let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
         skip -= skipped as u64;
@@ -300,12 +304,12 @@ fn from(bytes: ByteStream, mut skip: u64) -> ByteStream {
     bytes.map(move |chunk| chunk.map(&mut rest)).boxed()
 }
 
-/// Where a part goes, and how far it has come.
+/// Writes a part to the file.
 struct Sink {
     file: Arc<File>,
     at: u64,
     hasher: Option<Hasher>,
-    /// Where room is taken as the bytes come, because nobody says before how many there are.
+    /// For reserving space as the bytes arrive, if the size is not known in advance.
     room: Option<WorkDir>,
 }
 
@@ -331,7 +335,7 @@ impl Sink {
     }
 }
 
-/// Between connections that bring nothing.
+/// The pauses between connections without progress.
 fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
@@ -341,8 +345,8 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// What a stream takes at a time, in bytes.
+/// The size of a part, in bytes.
 const PART: u64 = 8 << 20;
 
-/// What is written at a time, in bytes, and less than a stream's next chunk more.
+/// A batch is written once it has this many bytes; its last chunk may exceed them.
 const BATCH: u64 = 512 << 10;

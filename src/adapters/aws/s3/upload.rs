@@ -266,7 +266,7 @@ impl S3 {
 async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
     let of = path.to_owned();
     let hashed =
-        tokio::task::spawn_blocking(move || Hasher::of_file(Algorithm::Crc64Nvme, &of, range))
+        tokio::task::spawn_blocking(move || Hasher::hash_file(Algorithm::Crc64Nvme, &of, range))
             .await;
     hashed
         .map_err(io::Error::from)

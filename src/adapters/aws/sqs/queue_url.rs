@@ -1,7 +1,7 @@
 //! What a queue's URL says.
 
 use crate::adapters::aws::{self, answers};
-use crate::adapters::http;
+use crate::adapters::url;
 
 /// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a
 /// queue's name.
@@ -13,9 +13,9 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
             && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     let path = &queue_url[origin_of(queue_url).len()..];
-    let problem = if http::has_userinfo(queue_url) {
+    let problem = if url::has_userinfo(queue_url) {
         "contains a user or a password"
-    } else if !http::is_url(queue_url) {
+    } else if !url::is_url(queue_url) {
         "does not begin with http:// or https:// and a host"
     } else if path.split('/').count() < 3 || !is_name(queue_name(path)) {
         "does not end in /account/queue-name"
@@ -24,7 +24,7 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
     };
     Err(format!(
         "the queue URL {:?} {problem}; write for example https://sqs.eu-west-1.amazonaws.com/123456789012/my-queue",
-        http::without_userinfo(queue_url)
+        url::without_userinfo(queue_url)
     ))
 }
 
@@ -54,7 +54,7 @@ pub(super) fn origin_of(url: &str) -> &str {
 
 /// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
 pub(super) fn is_aws_default(queue_url: &str) -> bool {
-    let (Some(host), Some(region)) = (http::host_of(queue_url), aws::region_of(queue_url)) else {
+    let (Some(host), Some(region)) = (url::host_of(queue_url), aws::region_of(queue_url)) else {
         return false;
     };
     let host = host.strip_suffix(".cn").unwrap_or(host);

@@ -1,4 +1,4 @@
-//! What pack and unpack agree on.
+//! The format that pack and unpack share.
 
 use std::error::Error;
 use std::os::unix::fs::MetadataExt;
@@ -10,63 +10,63 @@ use serde::{Deserialize, Serialize};
 
 /// The first entry of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct About {
+pub struct ArchiveInfo {
     pub(super) version: u32,
-    /// By all deliveries until then, in seconds.
+    /// Run time of all deliveries so far, in seconds.
     pub worked_s: u64,
 }
 
-impl About {
+impl ArchiveInfo {
     pub fn new(worked_s: u64) -> Self {
         Self { version: VERSION, worked_s }
     }
 }
 
-/// An archive that was written.
+/// The result of packing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packed {
     /// Its length.
     pub bytes: u64,
-    /// How many links are not in it, because they lead out of the directory.
+    /// The number of links that were not saved, because they point out of the directory.
     pub links_left_out: u64,
 }
 
-/// An archive that was restored.
+/// The result of unpacking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpacked {
-    pub about: About,
-    /// How many links were not restored, because they lead out of the directory.
+    pub info: ArchiveInfo,
+    /// The number of links that were not restored, because they point out of the directory.
     pub links_left_out: u64,
 }
 
-/// Tells a directory from another one that was put in its place.
+/// Identifies a directory, to detect that another one replaced it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     device: u64,
     inode: u64,
-    /// Inodes are used again.
+    /// Needed because inodes are reused.
     created: Option<SystemTime>,
 }
 
 impl Identity {
-    /// The error says what is there instead of a directory.
+    /// The error is the reason if it is not a directory.
     pub fn of(directory: &Path) -> Result<Self, String> {
         let metadata = fs::symlink_metadata(directory).map_err(|error| {
             let is_gone = error.kind() == io::ErrorKind::NotFound;
             if is_gone { "it was removed".to_owned() } else { why(&error) }
         })?;
         if !metadata.is_dir() {
-            return Err("it is not a directory any more".to_owned());
+            return Err("it is no longer a directory".to_owned());
         }
         Ok(Self { device: metadata.dev(), inode: metadata.ino(), created: metadata.created().ok() })
     }
 }
 
-/// Does a link at `name` lead to a place below the directory, whatever other links like this one
-/// are on its way?
+/// Does a link at `name` point below the directory, also through other links that passed this
+/// check?
 ///
-/// `..` only comes first, where it leads from one real directory to the one above: behind a name it
-/// would lead from wherever that name leads.
+/// `..` is allowed only at the beginning, where it leads from a real directory to its parent: after
+/// a name that is a link, it would lead to the parent of the link's target.
 pub(super) fn stays_inside(name: &Path, target: &Path) -> bool {
     let mut depth = name.components().count().saturating_sub(1);
     let mut target = target.components().skip_while(|part| *part == Component::CurDir).peekable();
@@ -77,7 +77,7 @@ pub(super) fn stays_inside(name: &Path, target: &Path) -> bool {
     target.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// Why it failed, by the system's own words: those of the libraries quote names.
+/// The operating system's error text; those of the libraries quote names.
 pub(super) fn why(error: &io::Error) -> String {
     let mut causes =
         std::iter::successors(Some(error as &(dyn Error + 'static)), |&cause| cause.source());
@@ -90,33 +90,32 @@ pub(super) fn why(error: &io::Error) -> String {
 
 pub(super) const VERSION: u32 = 1;
 
-/// The names of what is in an archive.
-pub(super) const ABOUT: &str = "leasehold.json";
+/// The names in an archive.
+pub(super) const INFO_FILE: &str = "leasehold.json";
 pub(super) const DATA: &str = "data";
 
-pub const NO_TIME: &str = "it could not be written completely in time";
-pub(super) const CUT_OFF: &str = "its end is missing";
-pub(super) const NOT_ONE: &str = "it is not an archive that leasehold wrote";
-pub(super) const LEADS_ELSEWHERE: &str = "may point out of JOB_CHECKPOINT_DIR";
+pub const OUT_OF_TIME: &str = "it could not be written completely in time";
+pub(super) const TRUNCATED: &str = "its end is missing";
+pub(super) const NOT_AN_ARCHIVE: &str = "it is not an archive that leasehold wrote";
+pub(super) const POINTS_OUTSIDE: &str = "may point out of JOB_CHECKPOINT_DIR";
 
 /// SQS keeps a message for 14 days at most; in seconds.
-pub(super) const LONGEST_WORK: u64 = 14 * 24 * 60 * 60;
+pub(super) const MAX_WORKED: u64 = 14 * 24 * 60 * 60;
 
-pub(super) const MOST_ENTRIES: usize = 1_000_000;
+pub(super) const MAX_ENTRIES: usize = 1_000_000;
 
-/// What is read from the end of one file's bytes to the next one's, long names and the map of a
-/// sparse file included.
-pub(super) const LONGEST_HEADER: u64 = 8 << 20;
+/// The most bytes between the data of two files, including long names and the map of a sparse file.
+pub(super) const MAX_HEADER: u64 = 8 << 20;
 
-/// Parts of a sparse file: their map has room in a header.
-pub(super) const MOST_PARTS: usize = 100_000;
+/// The most parts of a sparse file: their map must fit the header limit.
+pub(super) const MAX_PARTS: usize = 100_000;
 
-pub(super) const LONGEST_ABOUT: u64 = 4096;
+pub(super) const MAX_INFO: u64 = 4096;
 
 /// The unit of `st_blocks` (stat(2)), and of an archive.
 pub(super) const BLOCK: u64 = 512;
 
-/// So many bytes may be written until the room is looked at again.
-pub(super) const EACH_LOOK: u64 = 64 << 20;
+/// How many bytes are written between two checks of the free space.
+pub(super) const CHECK_EVERY: u64 = 64 << 20;
 
 pub(super) const BUFFER: usize = 256 << 10;

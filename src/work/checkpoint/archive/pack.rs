@@ -1,4 +1,4 @@
-//! Writes what a command left in its checkpoint directory into an archive.
+//! Writes the checkpoint directory into an archive.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -17,23 +17,23 @@ use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
 use super::format::{
-    ABOUT, About, BLOCK, BUFFER, DATA, Identity, MOST_ENTRIES, MOST_PARTS, NO_TIME, Packed,
-    stays_inside, why,
+    ArchiveInfo, BLOCK, BUFFER, DATA, INFO_FILE, Identity, MAX_ENTRIES, MAX_PARTS, OUT_OF_TIME,
+    Packed, stays_inside, why,
 };
 
-/// Writes all below `directory` into an archive. A file that changes meanwhile is saved as far as
-/// it was when it was looked at. An error if the directory is removed or replaced meanwhile: then
-/// nobody knows what is in the archive.
+/// Writes all files below `directory` into an archive. A file that changes meanwhile is saved with
+/// the length that it had at first. It is an error if the directory is removed or replaced
+/// meanwhile, because the archive's content is then unknown.
 pub fn pack(
     directory: &Path,
-    about: About,
+    info: ArchiveInfo,
     archive: &Path,
     give_up: &CancellationToken,
 ) -> Result<Packed, String> {
     let identity = Identity::of(directory)?;
-    let packed = write(directory, about, archive, give_up);
+    let packed = write(directory, info, archive, give_up);
     if give_up.is_cancelled() {
-        return Err(NO_TIME.to_owned());
+        return Err(OUT_OF_TIME.to_owned());
     }
     if Identity::of(directory)? != identity {
         return Err("it was replaced while it was saved".to_owned());
@@ -43,17 +43,17 @@ pub fn pack(
 
 fn write(
     directory: &Path,
-    about: About,
+    info: ArchiveInfo,
     archive: &Path,
     give_up: &CancellationToken,
 ) -> Result<Packed, String> {
     let file = File::create(archive).map_err(|error| why(&error))?;
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(BUFFER, file));
-    let text = serde_json::to_vec(&about).expect("its fields are numbers");
+    let text = serde_json::to_vec(&info).expect("its fields are numbers");
     let mut header = Header::new_gnu();
     header.set_size(text.len() as u64);
     header.set_mode(0o600);
-    tar.append_data(&mut header, ABOUT, text.as_slice()).map_err(|error| why(&error))?;
+    tar.append_data(&mut header, INFO_FILE, text.as_slice()).map_err(|error| why(&error))?;
 
     let mut links_left_out = 0;
     for (number, entry) in WalkDir::new(directory)
@@ -63,11 +63,11 @@ fn write(
         .into_iter()
         .enumerate()
     {
-        if number >= MOST_ENTRIES {
-            return Err(format!("it has more than {MOST_ENTRIES} files"));
+        if number >= MAX_ENTRIES {
+            return Err(format!("it has more than {MAX_ENTRIES} files"));
         }
         let entry = match entry.map_err(io::Error::from) {
-            // What is gone since it was listed is not state any more.
+            // A file that was removed after it was listed is no longer state.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entry => entry.map_err(|error| why(&error))?,
         };
@@ -131,7 +131,7 @@ fn append_file<W: Write>(
     name: &Path,
     give_up: &CancellationToken,
 ) -> io::Result<()> {
-    // What has become a pipe since it was listed must not be waited for.
+    // The file may have become a pipe since it was listed, which must not block.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     let metadata = file.metadata()?;
@@ -143,7 +143,7 @@ fn append_file<W: Write>(
     header.set_metadata(&metadata);
     let (mut extension, mut parts) = (Vec::new(), once(0..length).collect::<VecDeque<_>>());
     if metadata.blocks().saturating_mul(BLOCK) < length
-        && let Some(data) = data_of(&file, length)?
+        && let Some(data) = data_ranges(&file, length)?
     {
         extension = set_sparse(&mut header, &data, length);
         parts = data.into();
@@ -152,15 +152,15 @@ fn append_file<W: Write>(
     tar.append_data(&mut header, Path::new(DATA).join(name), extension.as_slice().chain(data))
 }
 
-/// Where there are bytes in a file that has holes. `None` if the file system does not tell, or if
+/// The ranges with data in a file with holes. `None` if the file system does not report them, or if
 /// they are too many for the headers of an archive.
-fn data_of(file: &File, length: u64) -> io::Result<Option<Vec<Range<u64>>>> {
+fn data_ranges(file: &File, length: u64) -> io::Result<Option<Vec<Range<u64>>>> {
     let mut parts = Vec::new();
     let mut at = 0;
     while at < length {
         let seek = |from: u64, whence| lseek(file, i64::try_from(from).unwrap_or(i64::MAX), whence);
         let start = match seek(at, Whence::SeekData) {
-            // There is nothing but a hole.
+            // The rest is a hole.
             Err(Errno::ENXIO) => break,
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(None),
             start => u64::try_from(start?).unwrap_or_default(),
@@ -169,12 +169,12 @@ fn data_of(file: &File, length: u64) -> io::Result<Option<Vec<Range<u64>>>> {
             Err(Errno::ENXIO) => break,
             end => u64::try_from(end?).unwrap_or_default().min(length),
         };
-        // It may be written to meanwhile.
+        // The file may be changing.
         if start < at || end <= start {
             break;
         }
         parts.push(start..end);
-        if parts.len() > MOST_PARTS {
+        if parts.len() > MAX_PARTS {
             return Ok(None);
         }
         at = end;
@@ -182,12 +182,12 @@ fn data_of(file: &File, length: u64) -> io::Result<Option<Vec<Range<u64>>>> {
     Ok(Some(parts))
 }
 
-/// Makes the header that of a sparse file (GNU tar manual, "Old GNU Format"). Returns the headers
-/// that follow it.
+/// Turns the header into that of a sparse file (GNU tar manual, "Old GNU Format"). Returns the
+/// headers that follow it.
 fn set_sparse(header: &mut Header, data: &[Range<u64>], length: u64) -> Vec<u8> {
     header.set_entry_type(EntryType::GNUSparse);
     header.set_size(data.iter().map(|part| part.end - part.start).sum());
-    // The last one, of no bytes, says where the file ends.
+    // A last, empty part marks the end of the file.
     let mut parts = data.iter().cloned().chain(once(length..length));
     let mut fill = |sparse: &mut [GnuSparseHeader]| {
         for (sparse, part) in sparse.iter_mut().zip(&mut parts) {
@@ -212,8 +212,8 @@ fn set_sparse(header: &mut Header, data: &[Range<u64>], length: u64) -> Vec<u8> 
     extension
 }
 
-/// The bytes of some parts of a file: no more and no fewer than a header says, whatever becomes of
-/// the file.
+/// The bytes of some parts of a file: always as many as the header announces, also if the file
+/// changes.
 pub(super) struct Data<'a> {
     pub(super) file: &'a File,
     pub(super) parts: VecDeque<Range<u64>>,
@@ -223,7 +223,7 @@ pub(super) struct Data<'a> {
 impl Read for Data<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.give_up.is_cancelled() {
-            return Err(io::Error::other(NO_TIME));
+            return Err(io::Error::other(OUT_OF_TIME));
         }
         while self.parts.front().is_some_and(Range::is_empty) {
             self.parts.pop_front();
@@ -231,7 +231,7 @@ impl Read for Data<'_> {
         let Some(part) = self.parts.front_mut() else { return Ok(0) };
         let wanted = usize::try_from(part.end - part.start).unwrap_or(usize::MAX).min(buffer.len());
         let read = match self.file.read_at(&mut buffer[..wanted], part.start)? {
-            // It has become shorter.
+            // The file has become shorter.
             0 => {
                 buffer[..wanted].fill(0);
                 wanted

@@ -1,4 +1,4 @@
-//! Archives of our own, and of others.
+//! Archives that leasehold wrote, and others.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Read;
@@ -34,17 +34,17 @@ impl Sandbox {
         unpack(&self.archive, &self.into, &work_dir, &CancellationToken::new())
     }
 
-    /// What is there afterwards, if it can be restored.
+    /// Packs and unpacks, which must both succeed.
     fn packed_and_unpacked(&self, directory: &Path) -> (Packed, Unpacked) {
         let packed =
-            pack(directory, About::new(7), &self.archive, &CancellationToken::new()).unwrap();
+            pack(directory, ArchiveInfo::new(7), &self.archive, &CancellationToken::new()).unwrap();
         assert_eq!(packed.bytes, fs::metadata(&self.archive).unwrap().len());
         (packed, self.unpack().unwrap())
     }
 }
 
 #[test]
-fn what_is_packed_is_unpacked() {
+fn files_and_links_survive_a_round_trip() {
     let from = tempfile::tempdir().unwrap();
     let deep = "x".repeat(90);
     fs::create_dir_all(from.path().join("empty")).unwrap();
@@ -55,10 +55,7 @@ fn what_is_packed_is_unpacked() {
     symlink("nothing", from.path().join("link")).unwrap();
     let sandbox = self::sandbox();
     let (packed, unpacked) = sandbox.packed_and_unpacked(from.path());
-    assert_eq!(
-        (packed.links_left_out, unpacked.links_left_out, unpacked.about.worked_s),
-        (0, 0, 7)
-    );
+    assert_eq!((packed.links_left_out, unpacked.links_left_out, unpacked.info.worked_s), (0, 0, 7));
     let into = &sandbox.into;
     assert_eq!(WalkDir::new(into).min_depth(1).into_iter().count(), 6);
     assert_eq!(fs::read(into.join(&deep).join(&deep).join("file")).unwrap(), vec![7; 1 << 20]);
@@ -66,7 +63,7 @@ fn what_is_packed_is_unpacked() {
 }
 
 #[test]
-fn modes_are_kept_also_of_directories_that_nobody_may_write_to() {
+fn modes_are_kept_also_of_read_only_directories() {
     let from = tempfile::tempdir().unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -116,7 +113,7 @@ fn a_sparse_file_stays_sparse() {
 }
 
 #[test]
-fn a_file_is_as_long_as_its_header_says_whatever_becomes_of_it() {
+fn a_file_that_shrinks_is_filled_with_zeros() {
     let from = tempfile::tempdir().unwrap();
     let path = from.path().join("file");
     fs::write(&path, "longer").unwrap();
@@ -131,17 +128,17 @@ fn a_file_is_as_long_as_its_header_says_whatever_becomes_of_it() {
 }
 
 #[test]
-fn a_directory_that_is_gone_or_replaced_is_not_an_empty_one() {
+fn a_removed_or_replaced_directory_is_not_an_empty_one() {
     let from = tempfile::tempdir().unwrap();
     let directory = from.path().join("state");
     let archive = from.path().join("a.tar");
-    let packed = || pack(&directory, About::new(0), &archive, &CancellationToken::new());
+    let packed = || pack(&directory, ArchiveInfo::new(0), &archive, &CancellationToken::new());
     assert_eq!(packed(), Err("it was removed".to_owned()));
     fs::write(&directory, "x").unwrap();
-    assert_eq!(packed(), Err("it is not a directory any more".to_owned()));
+    assert_eq!(packed(), Err("it is no longer a directory".to_owned()));
     fs::remove_file(&directory).unwrap();
     symlink("/", &directory).unwrap();
-    assert_eq!(packed(), Err("it is not a directory any more".to_owned()));
+    assert_eq!(packed(), Err("it is no longer a directory".to_owned()));
     assert!(!archive.exists());
     fs::remove_file(&directory).unwrap();
     fs::create_dir(&directory).unwrap();
@@ -153,7 +150,7 @@ fn a_directory_that_is_gone_or_replaced_is_not_an_empty_one() {
 }
 
 #[test]
-fn a_link_stays_inside_if_every_way_from_it_does() {
+fn a_link_stays_inside_if_every_path_from_it_does() {
     for (name, target) in [
         ("l", "x"),
         ("l", "./x/y"),
@@ -210,11 +207,11 @@ fn file(name: &str, bytes: &'static [u8]) -> Added {
 }
 
 fn ours() -> Added {
-    file(ABOUT, br#"{"version":1,"worked_s":0}"#)
+    file(INFO_FILE, br#"{"version":1,"worked_s":0}"#)
 }
 
 impl Sandbox {
-    /// An archive with these entries: anything that somebody else may have written.
+    /// Writes an archive with any entries, also invalid ones.
     fn write(&self, entries: &[Added]) {
         let mut tar = tar::Builder::new(File::create(&self.archive).unwrap());
         for Added { kind, name, to, bytes } in entries {
@@ -222,7 +219,7 @@ impl Sandbox {
             header.set_entry_type(*kind);
             header.set_size(bytes.len() as u64);
             header.set_mode(0o755);
-            // As `append_data` would refuse it.
+            // `append_data` would refuse the name.
             header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
             if !to.as_os_str().is_empty() {
                 header.set_link_name(to).unwrap();
@@ -235,7 +232,7 @@ impl Sandbox {
 }
 
 #[test]
-fn an_archive_leads_nowhere_else() {
+fn an_archive_cannot_write_outside_the_directory() {
     let outside = tempfile::tempdir().unwrap();
     let victim = outside.path().join("victim");
     fs::write(&victim, "safe").unwrap();
@@ -279,14 +276,14 @@ fn an_archive_leads_nowhere_else() {
 }
 
 #[test]
-fn only_a_whole_archive_of_our_own_version_is_restored() {
-    let with = |about: &'static [u8]| {
+fn only_a_complete_archive_of_our_version_is_restored() {
+    let with = |info: &'static [u8]| {
         let sandbox = self::sandbox();
-        sandbox.write(&[file(ABOUT, about), file("data/secret", b"hidden")]);
-        sandbox.unpack().map(|unpacked| unpacked.about.worked_s)
+        sandbox.write(&[file(INFO_FILE, info), file("data/secret", b"hidden")]);
+        sandbox.unpack().map(|unpacked| unpacked.info.worked_s)
     };
     assert_eq!(with(br#"{"version":1,"worked_s":9,"more":true}"#), Ok(9));
-    for (about, problem) in [
+    for (info, problem) in [
         (
             &br#"{"version":9,"worked_s":0}"#[..],
             "it has version 9, but this leasehold reads only version 1",
@@ -300,7 +297,7 @@ fn only_a_whole_archive_of_our_own_version_is_restored() {
         (br#"{"version":1,"worked_s":-1}"#, "has no worked_s in seconds"),
         (br#"{"version":1,"worked_s":18446744073709551615}"#, "longer than the 14 days"),
     ] {
-        let error = with(about).unwrap_err();
+        let error = with(info).unwrap_err();
         assert!(error.contains(problem) && !error.contains("hidden"), "{error}");
     }
 
@@ -313,7 +310,7 @@ fn only_a_whole_archive_of_our_own_version_is_restored() {
         sandbox.unpack().expect_err(&format!("cut off at {length}"));
     }
     sandbox.write(&[file("data/one", b"1"), ours()]);
-    assert_eq!(sandbox.unpack(), Err(NOT_ONE.to_owned()));
+    assert_eq!(sandbox.unpack(), Err(NOT_AN_ARCHIVE.to_owned()));
 }
 
 #[test]
@@ -334,7 +331,7 @@ fn a_header_without_an_end_is_not_read() {
 }
 
 #[test]
-fn what_it_is_too_late_for_is_given_up_between_two_blocks() {
+fn packing_and_unpacking_stop_when_time_runs_out() {
     let from = tempfile::tempdir().unwrap();
     fs::write(from.path().join("file"), "x").unwrap();
     let sandbox = self::sandbox();
@@ -344,9 +341,9 @@ fn what_it_is_too_late_for_is_given_up_between_two_blocks() {
     let again = self::sandbox();
     let work_dir = WorkDir { path: again.home.path().to_owned(), limit: None };
     for given_up in [
-        pack(from.path(), About::new(7), &again.archive, &too_late).map(drop),
+        pack(from.path(), ArchiveInfo::new(7), &again.archive, &too_late).map(drop),
         unpack(&sandbox.archive, &again.into, &work_dir, &too_late).map(drop),
     ] {
-        assert_eq!(given_up, Err(NO_TIME.to_owned()));
+        assert_eq!(given_up, Err(OUT_OF_TIME.to_owned()));
     }
 }

@@ -1,6 +1,6 @@
-//! What SQS does, and where the servers that play it differ.
+//! The behaviour of SQS, and the differences of the test servers.
 
-/// How a call was answered.
+/// The answer to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Ok,
@@ -10,12 +10,11 @@ pub enum Answer {
     Transient,
 }
 
-/// What one may disagree about.
+/// The behaviours in which servers differ.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is an observation of its own")]
-pub struct Truth {
-    /// A ChangeMessageVisibility after the message's time ran out, before anybody received it
-    /// again.
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent observation")]
+pub struct Behaviour {
+    /// A ChangeMessageVisibility after the message's timeout, before the next receive.
     pub late_extension: Answer,
     pub late_extension_hides_again: bool,
     pub late_extension_in_fifo: Answer,
@@ -31,13 +30,13 @@ pub struct Truth {
     pub repeated_delete: Answer,
     pub superseded_delete: Answer,
     pub superseded_delete_deletes: bool,
-    /// A delete after the message's time ran out, before anybody received it again.
+    /// A delete after the message's timeout, before the next receive.
     pub late_delete_in_fifo: Answer,
     pub late_delete_in_fifo_deletes: bool,
 }
 
-/// SQS, as recorded or documented; `memory.rs` names the sources and what is disputed.
-pub const SQS: Truth = Truth {
+/// SQS, as recorded or documented; `memory.rs` names the sources and the disputed points.
+pub const SQS: Behaviour = Behaviour {
     late_extension: Answer::Ok,
     late_extension_hides_again: false,
     late_extension_in_fifo: Answer::NotInFlight,
@@ -53,8 +52,8 @@ pub const SQS: Truth = Truth {
     late_delete_in_fifo_deletes: false,
 };
 
-/// ministack 1.5.33: kinder than SQS about time, stricter about old handles.
-pub const MINISTACK: Truth = Truth {
+/// ministack 1.5.33: more lenient than SQS about time, stricter about old handles.
+pub const MINISTACK: Behaviour = Behaviour {
     late_extension_hides_again: true,
     late_extension_in_fifo: Answer::Ok,
     superseded_extension: Answer::NotInFlight,
@@ -67,13 +66,13 @@ pub const MINISTACK: Truth = Truth {
     ..SQS
 };
 
-/// moto 5.2.5: kinder than SQS about time and about old handles, which keep all their power; and it
-/// counts the 12 hours from the send.
-pub const MOTO: Truth = Truth {
+/// moto 5.2.5: more lenient than SQS about time and about old handles, which stay fully valid; and
+/// it counts the 12 hours from the send.
+pub const MOTO: Behaviour = Behaviour {
     late_extension_hides_again: true,
     late_extension_in_fifo: Answer::Ok,
     superseded_extension_extends: true,
-    // In words of its own, of which SQS has none.
+    // moto has its own error for this, which SQS does not have.
     extension_over_ceiling: Answer::Transient,
     extension_of_an_old_message: Answer::AtCeiling,
     superseded_delete_deletes: true,

@@ -1,39 +1,39 @@
-//! What happened in a world; what the invariants are made of.
+//! The history of a world, from which the invariants are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// All that happened in a world.
-pub struct Chronicle {
-    /// None where the whole work is pretended.
+/// The events of a world.
+pub struct History {
+    /// `None` if the whole work is fake.
     pub features: Option<Features>,
     pub started: Instant,
-    /// In order, for whoever compares two runs of a world, or has to understand one.
+    /// All events in order, to compare two runs of a world, or to understand one.
     pub trace: Vec<String>,
-    /// The object that each message is about.
+    /// The object of each message.
     pub objects: BTreeMap<String, String>,
     /// By pod and message.
-    pub seen: BTreeMap<(u32, String), Seen>,
-    /// Which message a receipt handle is for.
+    pub works: BTreeMap<(u32, String), WorkHistory>,
+    /// The message of each receipt handle.
     pub receipts: BTreeMap<String, String>,
-    /// Who received a message last.
+    /// The last receiver of each message.
     pub holder: BTreeMap<String, u32>,
-    /// When a pod was asked to stop.
+    /// When each pod was asked to stop.
     pub stops: BTreeMap<u32, Instant>,
-    /// Commands that run now, by message.
+    /// Running commands, by message.
     pub running: BTreeMap<String, Vec<u32>>,
-    /// Until when a pod may believe that a message is its own, by pod and message.
+    /// The end of each lease, by pod and message.
     pub leases: BTreeMap<(u32, String), Instant>,
-    /// The records as the store has them, by the object whose work they are about.
+    /// The records in the store, by object.
     pub records: BTreeMap<String, Record>,
-    /// Each checkpoint that ever was in the store, by message, in order.
+    /// All checkpoints that were ever in the store, by message, in order.
     pub saved: BTreeMap<String, Vec<Saved>>,
-    pub broken: Vec<String>,
+    pub violations: Vec<String>,
 }
 
-/// What the real work does beyond running a command.
+/// The features of the real work beyond running a command.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Features {
     /// `--idempotency`.
@@ -46,41 +46,41 @@ pub struct Features {
     pub interval: Option<Duration>,
 }
 
-/// What one pod did with one message.
+/// The work of one pod on one message.
 #[derive(Debug, Default, Clone)]
-pub struct Seen {
-    /// When it received the message last.
+pub struct WorkHistory {
+    /// The time of its last receive of the message.
     pub received: Option<Instant>,
-    /// Each end of its work: when it came, and whether it was a success that nobody had halted.
+    /// Each end of its work: the time, and whether it was a success without a halt.
     pub ends: Vec<(Instant, bool)>,
-    /// What the command has in its checkpoint directory.
+    /// The content of the command's checkpoint directory.
     pub state: Option<State>,
-    /// How long earlier deliveries worked on what the command goes on from.
+    /// The time of earlier deliveries that led to the restored checkpoint.
     pub worked: Duration,
-    /// When the command was started last.
+    /// The last start of the command.
     pub started: Option<Instant>,
-    /// Does the command run, and was not told to end?
+    /// Whether the command runs without a halt.
     pub at_work: bool,
-    /// When it was told to end, if it was.
+    /// When the command was halted, if it was.
     pub halted: Option<Instant>,
-    /// The results that the store has taken since the command's last start.
+    /// The results that the store accepted since the command's last start.
     pub published: BTreeSet<String>,
-    /// Did its work end last before the pod was asked to stop?
+    /// Whether the last end of the work was before the stop of the pod.
     pub ended_before_the_stop: bool,
-    /// Did a request for a result or a record fail since the message was received?
+    /// Whether a request for a result or a record failed since the last receive.
     pub store_failed: bool,
 }
 
-impl Seen {
-    /// How long the command of this delivery has run, or ran.
+impl WorkHistory {
+    /// How long the command of this delivery has been running, or ran.
     pub fn ran(&self) -> Duration {
-        let started = self.started.expect("nothing is saved before a command has run");
+        let started = self.started.expect("a command has started");
         let ended = self.ends.iter().map(|(at, _)| *at).find(|at| *at >= started);
         ended.unwrap_or_else(Instant::now) - started
     }
 }
 
-/// What a command keeps in its checkpoint directory: who wrote it, and how far it is.
+/// The state in a checkpoint directory: the delivery that wrote it, and its number of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State {
     pub receive: u32,
@@ -91,11 +91,11 @@ pub struct State {
 #[derive(Debug, Clone)]
 pub struct Saved {
     pub key: String,
-    /// By which delivery.
+    /// The delivery that saved it.
     pub by: u32,
-    /// `None` if nothing but its time was there to save.
+    /// `None` if only the time was saved.
     pub state: Option<State>,
-    /// How long was worked until then, by all deliveries.
+    /// The work time of all deliveries until then.
     pub worked: Duration,
     pub from: Instant,
     pub until: Option<Instant>,
@@ -110,14 +110,14 @@ pub struct Record {
     pub state: String,
 }
 
-impl Chronicle {
+impl History {
     pub fn of(features: Option<Features>) -> Self {
         Self {
             features,
             started: Instant::now(),
             trace: Vec::new(),
             objects: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            works: BTreeMap::new(),
             receipts: BTreeMap::new(),
             holder: BTreeMap::new(),
             stops: BTreeMap::new(),
@@ -125,28 +125,28 @@ impl Chronicle {
             leases: BTreeMap::new(),
             records: BTreeMap::new(),
             saved: BTreeMap::new(),
-            broken: Vec::new(),
+            violations: Vec::new(),
         }
     }
 
-    pub fn note(&mut self, pod: u32, what: impl AsRef<str>) {
+    pub fn log(&mut self, pod: u32, what: impl AsRef<str>) {
         let at = self.started.elapsed().as_millis();
         self.trace.push(format!("{at:>9} pod {pod} {}", what.as_ref()));
     }
 
-    pub fn breaks(&mut self, pod: u32, what: impl AsRef<str>) {
+    pub fn violation(&mut self, pod: u32, what: impl AsRef<str>) {
         let at = self.started.elapsed();
-        self.broken.push(format!("after {at:?}: pod {pod} {}", what.as_ref()));
+        self.violations.push(format!("after {at:?}: pod {pod} {}", what.as_ref()));
     }
 
     pub fn received(&mut self, pod: u32, message: &str) {
         self.holder.insert(message.to_owned(), pod);
-        let seen = self.seen(pod, message);
-        // How its work ended before tells by its time that it was before.
-        *seen = Seen {
+        let work = self.work_of(pod, message);
+        // Earlier ends are recognised by their time.
+        *work = WorkHistory {
             received: Some(Instant::now()),
-            ends: std::mem::take(&mut seen.ends),
-            ..Seen::default()
+            ends: std::mem::take(&mut work.ends),
+            ..WorkHistory::default()
         };
     }
 
@@ -154,31 +154,30 @@ impl Chronicle {
         self.features.unwrap_or_default()
     }
 
-    pub fn seen(&mut self, pod: u32, message: &str) -> &mut Seen {
-        self.seen.entry((pod, message.to_owned())).or_default()
+    pub fn work_of(&mut self, pod: u32, message: &str) -> &mut WorkHistory {
+        self.works.entry((pod, message.to_owned())).or_default()
     }
 
-    /// The command that this pod runs for this message has ended.
+    /// The pod's command for this message has ended.
     pub fn ended(&mut self, pod: u32, message: &str, how: &str, succeeded: bool) {
-        self.note(
+        self.log(
             pod,
             format!(
                 "ends {message}: {how}, {}",
-                if succeeded { "a success" } else { "no success" }
+                if succeeded { "a success" } else { "not a success" }
             ),
         );
         let is_before = !self.stops.contains_key(&pod);
-        let seen = self.seen(pod, message);
-        (seen.at_work, seen.ended_before_the_stop) = (false, is_before);
-        seen.ends.push((Instant::now(), succeeded));
+        let work = self.work_of(pod, message);
+        (work.at_work, work.ended_before_the_stop) = (false, is_before);
+        work.ends.push((Instant::now(), succeeded));
     }
 
-    /// How the work on the message ended since it was received: once, and by a success that nobody
-    /// had halted?
+    /// Whether the work on the message ended once since its receive, by a success without a halt.
     pub fn has_succeeded(&mut self, pod: u32, message: &str) -> bool {
-        let seen = self.seen(pod, message);
-        let since = seen.received.expect("it was received");
-        let ends: Vec<_> = seen.ends.iter().filter(|(at, _)| *at >= since).collect();
+        let work = self.work_of(pod, message);
+        let since = work.received.expect("a received message");
+        let ends: Vec<_> = work.ends.iter().filter(|(at, _)| *at >= since).collect();
         matches!(ends[..], [(_, true)])
     }
 
@@ -186,9 +185,9 @@ impl Chronicle {
         self.records.get(object).is_some_and(|record| record.state == "done")
     }
 
-    /// A checkpoint is in the store now, in place of the one with the same key.
+    /// A checkpoint is now in the store; it replaces the one with the same key.
     pub fn saved(&mut self, message: &str, saved: Saved) {
-        self.dropped(message, &saved.key);
+        self.deleted(message, &saved.key);
         self.saved.entry(message.to_owned()).or_default().push(saved);
     }
 
@@ -199,10 +198,10 @@ impl Chronicle {
             .filter(|saved| saved.key == key && saved.until.is_none())
             .map(|saved| saved.worked)
             .next();
-        self.seen(pod, message).worked = worked.unwrap_or_default();
+        self.work_of(pod, message).worked = worked.unwrap_or_default();
     }
 
-    pub fn dropped(&mut self, message: &str, key: &str) {
+    pub fn deleted(&mut self, message: &str, key: &str) {
         let all = self.saved.entry(message.to_owned()).or_default();
         for saved in all.iter_mut().filter(|saved| saved.key == key && saved.until.is_none()) {
             saved.until = Some(Instant::now());

@@ -1,5 +1,5 @@
-//! What the dashboard and the rules say of real pods, by a real Pushgateway and a real Prometheus,
-//! compared with what happened.
+//! The results of the dashboard and the rules for real pods, with a real Pushgateway and a real
+//! Prometheus, compared with the events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -11,23 +11,23 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::dashboard::{Query, beside_the_panels, grafana, queries};
+use super::dashboard::{Query, grafana, other_queries, queries};
 use super::get;
 use crate::support::cloud::{Cloud, GREEDY, Leasehold, eventually};
 use crate::support::http::Http;
 use crate::support::servers::{Prometheus, Pushgateway};
 
-/// The chosen time of the dashboard, in seconds: longer than the test takes, and as long as
-/// Prometheus remembers a sample, so that it can be asked at once what it will say when this time
-/// is over.
+/// The time range of the dashboard, in seconds: longer than the test takes, and as long as
+/// Prometheus keeps a sample, so that a query about the end of the range already has its final
+/// result.
 const RANGE: u32 = 300;
-/// A bar's, in seconds.
+/// The time of one bar, in seconds.
 const INTERVAL: u32 = 10;
 
-/// What an expression answers: a value for each legend, as Grafana would write it.
+/// The result of an expression: a value for each legend, as in Grafana.
 type Answer = BTreeMap<String, f64>;
 
-/// Where pods push, and who looks there.
+/// The Pushgateway of the pods, and the Prometheus that scrapes it.
 struct Observatory {
     gateway: Pushgateway,
     prometheus: Prometheus,
@@ -35,7 +35,7 @@ struct Observatory {
 }
 
 impl Observatory {
-    /// KEDA sees `queue`.
+    /// The fake KEDA metrics are about `queue`.
     async fn start(queue: &str) -> Self {
         let gateway = Pushgateway::start(None).await;
         let platform = include_str!("platform.prom").replace("QUEUE", queue);
@@ -49,7 +49,7 @@ impl Observatory {
         Self { gateway, prometheus, _platform: platform }
     }
 
-    /// A pod that takes what is there and does not wait.
+    /// A pod that does not wait for messages.
     fn pod(&self, cloud: &Cloud, name: &str, flags: &str, script: &str) -> Leasehold {
         let push =
             format!("--pushgateway {} --push-interval 1s --namespace files", self.gateway.url());
@@ -72,14 +72,14 @@ impl Observatory {
         answer["data"]["result"].clone()
     }
 
-    /// At the time `at`, in seconds since 1970.
+    /// The result at the time `at`, in seconds since 1970.
     async fn at(&self, at: f64, legend: &str, expr: &str) -> Answer {
         let result =
             self.ask("query", &[("query", expr.to_owned()), ("time", at.to_string())]).await;
         answer(&result, legend, |series| number(&series["value"]))
     }
 
-    /// Asked for so many steps after `since` and summed up.
+    /// The sum of the results at each step after `since`.
     async fn summed(&self, since: f64, step: u32, legend: &str, expr: &str) -> Answer {
         let (start, end) = (since + f64::from(step), since + f64::from(RANGE));
         let times =
@@ -91,7 +91,7 @@ impl Observatory {
         })
     }
 
-    /// Names of records and alerts, and their expressions.
+    /// The recording and alerting rules: names and expressions.
     async fn rules(&self) -> BTreeMap<String, String> {
         let answer = get(&format!("{}/api/v1/rules", self.prometheus.url())).await.unwrap();
         let answer: Value = serde_json::from_str(&answer.body).unwrap();
@@ -101,8 +101,8 @@ impl Observatory {
         rules.map(|rule| (text(&rule["name"]), text(&rule["query"]))).collect()
     }
 
-    /// Waits until Prometheus has what is at the Pushgateway now.
-    async fn sees_all(&self) {
+    /// Waits until Prometheus has scraped the current metrics of the Pushgateway.
+    async fn wait_for_scrape(&self) {
         let now = unix_now();
         eventually("Prometheus scrapes", async || {
             let seen =
@@ -112,7 +112,7 @@ impl Observatory {
         .await;
     }
 
-    async fn sees(&self, expr: &str, value: f64) {
+    async fn wait_for_value(&self, expr: &str, value: f64) {
         let is_seen =
             async || (self.at(unix_now(), "", expr).await.get("") == Some(&value)).then_some(());
         eventually(&format!("{expr} is {value}"), is_seen).await;
@@ -123,50 +123,48 @@ fn unix_now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// Of a pair of time and value.
+/// The value of a sample, a pair of time and value.
 fn number(sample: &Value) -> f64 {
     sample[1].as_str().unwrap().parse().unwrap()
 }
 
 fn answer(result: &Value, legend: &str, value: impl Fn(&Value) -> f64) -> Answer {
     let series = result.as_array().unwrap();
-    let answer: Answer =
-        series.iter().map(|series| (written(legend, &series["metric"]), value(series))).collect();
-    assert_eq!(
-        answer.len(),
-        series.len(),
-        "the legend {legend} does not tell all series apart: {result}"
-    );
+    let answer: Answer = series
+        .iter()
+        .map(|series| (fill_legend(legend, &series["metric"]), value(series)))
+        .collect();
+    assert_eq!(answer.len(), series.len(), "the legend {legend} is not unique: {result}");
     answer
 }
 
-/// A legend with the labels put in; without one, their values.
-fn written(legend: &str, labels: &Value) -> String {
+/// A legend with its labels filled in; without a legend, the label values.
+fn fill_legend(legend: &str, labels: &Value) -> String {
     let labels = labels.as_object().unwrap();
     if legend.is_empty() {
         let values = labels.values().map(|value| value.as_str().unwrap());
         return values.collect::<Vec<_>>().join(" ");
     }
-    let mut written = legend.to_owned();
+    let mut text = legend.to_owned();
     while let Some((before, (name, after))) =
-        written.split_once("{{").and_then(|(before, rest)| Some((before, rest.split_once("}}")?)))
+        text.split_once("{{").and_then(|(before, rest)| Some((before, rest.split_once("}}")?)))
     {
-        written = format!(
+        text = format!(
             "{before}{}{after}",
             labels.get(name).and_then(Value::as_str).unwrap_or_default()
         );
     }
-    written.trim().to_owned()
+    text.trim().to_owned()
 }
 
-/// A queue for each fate of a pod.
+/// A queue for each kind of pod.
 struct Queues {
     works: Cloud,
     drains: Cloud,
     empty: Cloud,
     killed: Cloud,
     stopped: Cloud,
-    /// Each attempt is the last.
+    /// Each attempt is the last one.
     poisoned: Cloud,
     lost: Cloud,
     missing: Cloud,
@@ -188,7 +186,7 @@ impl Queues {
 }
 
 #[tokio::test]
-async fn every_expression_answers_and_every_count_is_what_happened() {
+async fn every_expression_has_a_result_and_every_count_is_correct() {
     let queues = Queues::new().await;
     let observatory = Observatory::start(&queues.works.bucket).await;
     let queries = queries();
@@ -199,13 +197,13 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
     assert_eq!(at_work, Answer::from([(String::new(), 2.0)]));
     let mut answered = answered(&observatory, &queries, unix_now()).await;
     doomed.signal(Signal::SIGKILL);
-    let _ = doomed.ends_unread().await;
-    observatory.sees_all().await;
+    let _ = doomed.wait_without_reading().await;
+    observatory.wait_for_scrape().await;
 
     let since = unix_now();
     let at = since + f64::from(RANGE);
     within(&observatory, &queues, drains).await;
-    assert!(unix_now() < since + f64::from(RANGE) / 2.0, "too slow for what is asked about");
+    assert!(unix_now() < since + f64::from(RANGE) / 2.0, "the test took too long for its queries");
 
     check_panels(&observatory, &queries, &queues, since).await;
     answered.append(&mut self::answered(&observatory, &queries, at).await);
@@ -213,11 +211,11 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
         .iter()
         .map(|query| (&*query.panel, &*query.legend))
         .filter(|asked| !answered.contains(asked));
-    // Nothing of this happened; and a day has to be recorded for a minute before it answers.
+    // These events did not happen; and "Per day" needs a minute of recordings.
     let silent: Vec<_> =
         silent.filter(|(panel, _)| *panel != "Per day").map(|(_, legend)| legend).collect();
     assert_eq!(silent, ["extend", "delete", "failed pushes"]);
-    for query in beside_the_panels() {
+    for query in other_queries() {
         let answer = observatory.at(at, &query.legend, &query.of(RANGE)).await;
         assert!(answer.keys().any(|legend| !legend.is_empty()), "{}: {answer:?}", query.panel);
     }
@@ -236,17 +234,17 @@ async fn every_expression_answers_and_every_count_is_what_happened() {
 
     let mut sweep = Command::new(env!("CARGO_BIN_EXE_leasehold"));
     sweep.args(["sweep", "--older-than", "0s", "--pushgateway", &observatory.gateway.url()]);
-    let swept = Leasehold::start(sweep).run_to(0).await;
+    let swept = Leasehold::start(sweep).expect_exit(0).await;
     assert!(swept.record("swept")["deleted"].as_u64().unwrap() >= 19, "{}", swept.stdout);
-    observatory.sees_all().await;
-    let left =
+    observatory.wait_for_scrape().await;
+    let exited =
         observatory.at(unix_now(), "", "count(leasehold_run_finished_timestamp_seconds)").await;
-    assert!(left.is_empty(), "{left:?}");
+    assert!(exited.is_empty(), "{exited:?}");
     check_panels(&observatory, &queries, &queues, since).await;
 }
 
-/// What the chosen time does not see: two pods that end, one that will be killed before it begins,
-/// and the first half of one that drains on.
+/// Events before the time range: two pods that end, one that will be killed before the range
+/// begins, and the first half of a pod that continues.
 async fn before(observatory: &Observatory, queues: &Queues) -> (Leasehold, Leasehold) {
     let Queues { works, drains, killed, .. } = queues;
     for cloud in [works, works, killed] {
@@ -263,28 +261,32 @@ async fn before(observatory: &Observatory, queues: &Queues) -> (Leasehold, Lease
         esac"#;
     let draining = observatory.pod(drains, "drains", "--max-messages 5", drain);
     let doomed = observatory.pod(killed, "killed-before", "", "sleep 60");
-    let ends =
-        ["before-1", "before-2"].map(|name| observatory.pod(works, name, "", "exit 0").run_to(0));
+    let ends = ["before-1", "before-2"]
+        .map(|name| observatory.pod(works, name, "", "exit 0").expect_exit(0));
     join_all(ends).await;
-    observatory.sees("sum(leasehold_progress_ratio)", 0.5).await;
-    observatory.sees("sum(leasehold_messages_in_flight)", 2.0).await;
-    observatory.sees(r#"sum(leasehold_messages_processed_total{outcome="succeeded"})"#, 4.0).await;
+    observatory.wait_for_value("sum(leasehold_progress_ratio)", 0.5).await;
+    observatory.wait_for_value("sum(leasehold_messages_in_flight)", 2.0).await;
+    observatory
+        .wait_for_value(r#"sum(leasehold_messages_processed_total{outcome="succeeded"})"#, 4.0)
+        .await;
     (draining, doomed)
 }
 
-/// What the chosen time does see.
+/// Events within the time range.
 async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     let pod = |cloud: &Cloud, name: &str, flags: &str, script: &str| {
         observatory.pod(cloud, name, flags, script)
     };
     let Queues { works, empty, killed, stopped, poisoned, lost, missing, .. } = queues;
-    // One after another: a pod that is short of CPU does not wait for the queue's redrive policy,
-    // and cannot tell a last attempt.
+    // One after another: a pod without enough CPU does not wait for the queue's redrive policy, and
+    // cannot recognise a last attempt.
     for (n, code) in [1, 1, 65, 75].into_iter().enumerate() {
         poisoned.put(&n.to_string(), b"x").await;
-        pod(poisoned, &format!("poisoned-{n}"), "", &format!("exit {code}")).run_to(code).await;
+        pod(poisoned, &format!("poisoned-{n}"), "", &format!("exit {code}"))
+            .expect_exit(code)
+            .await;
     }
-    queues.drains.tell("go");
+    queues.drains.touch("go");
     let mut pods = vec![(drains, 1)];
     for n in 0..5 {
         works.put(&n.to_string(), b"12345").await;
@@ -298,7 +300,7 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
 
     lost.put("k", b"x").await;
     let loses = pod(lost, "loses", "--visibility-timeout 3s", "echo up > up; sleep 60");
-    lost.note("up").await;
+    lost.file("up").await;
     lost.sqs.purge_queue().queue_url(&lost.queue_url).send().await.unwrap();
     pods.push((loses, 75));
 
@@ -306,7 +308,7 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     for name in ["stopped-1", "stopped-2"] {
         stopped.put(name, b"x").await;
         stops.push(pod(stopped, name, "", &format!("echo up > {name}; sleep 60")));
-        stopped.note(name).await;
+        stopped.file(name).await;
     }
     for pod in stops {
         pod.signal(Signal::SIGTERM);
@@ -316,16 +318,19 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
         killed.put(name, b"x").await;
         let dies = pod(killed, name, "", "sleep 60");
         observatory
-            .sees(&format!(r#"sum(leasehold_messages_in_flight{{instance="{name}"}})"#), 1.0)
+            .wait_for_value(
+                &format!(r#"sum(leasehold_messages_in_flight{{instance="{name}"}})"#),
+                1.0,
+            )
             .await;
         dies.signal(Signal::SIGKILL);
-        let _ = dies.ends_unread().await;
+        let _ = dies.wait_without_reading().await;
     }
-    join_all(pods.into_iter().map(|(pod, code)| pod.run_to(code))).await;
-    observatory.sees_all().await;
+    join_all(pods.into_iter().map(|(pod, code)| pod.expect_exit(code))).await;
+    observatory.wait_for_scrape().await;
 }
 
-/// Panels and legends that have an answer.
+/// The panels and legends with a result.
 async fn answered<'a>(
     observatory: &Observatory,
     queries: &'a [Query],
@@ -341,22 +346,22 @@ async fn answered<'a>(
 
 async fn check_panels(observatory: &Observatory, queries: &[Query], queues: &Queues, since: f64) {
     let at = since + f64::from(RANGE);
-    for (panel, truth) in truth(queues) {
-        let (mut told, mut told_by_bars) = (Answer::new(), Answer::new());
+    for (panel, expected) in expected(queues) {
+        let (mut shown, mut shown_by_bars) = (Answer::new(), Answer::new());
         for query in queries.iter().filter(|query| query.panel == panel) {
-            told.extend(observatory.at(at, &query.legend, &query.of(RANGE)).await);
-            if query.is_of_a_bar() {
-                told_by_bars.extend(
+            shown.extend(observatory.at(at, &query.legend, &query.of(RANGE)).await);
+            if query.is_per_bar() {
+                shown_by_bars.extend(
                     observatory.summed(since, INTERVAL, &query.legend, &query.of(INTERVAL)).await,
                 );
             }
         }
-        told.retain(|legend, _| truth.contains_key(legend));
-        assert_eq!(told, truth, "{panel}");
-        told_by_bars.retain(|legend, _| truth.contains_key(legend));
+        shown.retain(|legend, _| expected.contains_key(legend));
+        assert_eq!(shown, expected, "{panel}");
+        shown_by_bars.retain(|legend, _| expected.contains_key(legend));
         assert!(
-            told_by_bars.is_empty() || told_by_bars == truth,
-            "{panel}, its bars: {told_by_bars:?}"
+            shown_by_bars.is_empty() || shown_by_bars == expected,
+            "{panel}, its bars: {shown_by_bars:?}"
         );
     }
     let died = queries.iter().find(|query| query.panel == "Ended without reporting").unwrap();
@@ -371,17 +376,17 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
     let mut recordings = rules.iter().filter(|(name, _)| name.ends_with(":increase1m")).peekable();
     assert!(recordings.peek().is_some());
     for (name, expr) in recordings {
-        // Minutes, each told 15 s after its end.
-        let told = observatory.summed(since + 15.0, 60, "", expr).await;
+        // One value per minute, 15 s after its end.
+        let summed = observatory.summed(since + 15.0, 60, "", expr).await;
         let whole =
             expr.replace("[1m] offset 15s", "[300s]").replace("offset 1m15s", "offset 300s");
         let whole = observatory.at(at, "", &whole).await;
         assert!(!whole.is_empty(), "{name}");
         for (labels, number) in &whole {
             assert!(
-                (told[labels] - number).abs() < 1e-6,
+                (summed[labels] - number).abs() < 1e-6,
                 "{name} of {labels}: {}, not {number}",
-                told[labels]
+                summed[labels]
             );
         }
     }
@@ -412,10 +417,10 @@ async fn check_rules(observatory: &Observatory, queues: &Queues, since: f64) {
     }
 }
 
-/// What happened in the chosen time: panels with their legends. 0 is what a counter says that never
-/// moved; what never happened is not there at all.
-fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
-    let truth: [(&str, &[(&str, f64)]); 17] = [
+/// The expected values in the time range: panels with their legends. 0 is a counter that never
+/// increased; an event that never happened has no series.
+fn expected(queues: &Queues) -> Vec<(&'static str, Answer)> {
+    let expected: [(&str, &[(&str, f64)]); 17] = [
         (
             "Is work being done?",
             &[("pods launched", 18.0), ("messages received", 16.0), ("pods found no message", 4.0)],
@@ -494,8 +499,8 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
     let owned = |numbers: &[(&str, f64)]| {
         numbers.iter().map(|(legend, number)| ((*legend).to_owned(), *number)).collect()
     };
-    let mut truth: Vec<_> =
-        truth.into_iter().map(|(panel, numbers)| (panel, owned(numbers))).collect();
+    let mut expected: Vec<_> =
+        expected.into_iter().map(|(panel, numbers)| (panel, owned(numbers))).collect();
     let of = |column: &str, cloud: &Cloud| format!("{column}: {}", cloud.bucket);
     let by_queue = [
         (of("failed", &queues.poisoned), 4.0),
@@ -505,9 +510,9 @@ fn truth(queues: &Queues) -> Vec<(&'static str, Answer)> {
         (of("succeeded", &queues.drains), 2.0),
         (of("stopped", &queues.stopped), 2.0),
     ];
-    truth.push(("By queue and job type", by_queue.into()));
+    expected.push(("By queue and job type", by_queue.into()));
     let poisoned =
         (0..4).map(|n| (format!("{} poisoned-{n}", of("received", &queues.poisoned)), 1.0));
-    truth.push(("Pods whose last message had one attempt left, or none", poisoned.collect()));
-    truth
+    expected.push(("Pods whose last message had one attempt left, or none", poisoned.collect()));
+    expected
 }
