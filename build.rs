@@ -1,9 +1,12 @@
-//! What `leasehold --version` says: the commit, its date and the target, where they are known.
+//! Sets the output of `leasehold --version`: the commit, its date and the target, if known.
 
 use std::path::Path;
 use std::process::Command;
 
-#[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts by the environment")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo passes its parameters to build scripts in the environment"
+)]
 fn main() {
     let git = |words: &[&str]| {
         let output = Command::new("git")
@@ -14,8 +17,8 @@ fn main() {
         Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
             .filter(|text| !text.is_empty())
     };
-    // Which commit this is changes with the log of HEAD; a file that is not there would make each
-    // build a new one.
+    // The log of HEAD changes with the commit. Cargo would rebuild every time if the file did not
+    // exist.
     if let Some(log) =
         git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists())
     {
@@ -23,10 +26,9 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
-    // Of an image that is built without the repository's history.
+    // For an image that is built without the repository's history.
     let given = std::env::var("BUILD_COMMIT").ok().filter(|commit| !commit.is_empty());
-    // A package may be unpacked inside of somebody's repository, whose commit says nothing about
-    // it.
+    // A package may be unpacked inside another repository, whose commit is not the package's.
     let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let real = |path: &str| Path::new(path).canonicalize().ok();
     let is_ours =

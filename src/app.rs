@@ -1,5 +1,5 @@
-//! The program, a file a subcommand. Wiring only: arguments → configuration → ports → supervisor →
-//! signals → exit code.
+//! The program, with one file per subcommand. Wiring only: arguments → configuration → ports
+//! → supervisor → signals → exit code.
 
 #[cfg(feature = "aws")]
 mod check;
@@ -30,7 +30,7 @@ use crate::settings::{Action, Cli, command_line, environment};
 use crate::telemetry::termination::TerminationLog;
 #[cfg(feature = "aws")]
 use check::check;
-use exit::{MISCONFIGURED, misconfigured, refuse, say};
+use exit::{MISCONFIGURED, misconfigured, print, refuse};
 use local::run_local;
 #[cfg(feature = "aws")]
 use run::run;
@@ -38,43 +38,46 @@ use signals::Inherited;
 #[cfg(feature = "aws")]
 use sweep::sweep;
 
-/// The program `leasehold`, for its `main` only.
+/// The program `leasehold`; only for its `main`.
 pub fn program() -> ExitCode {
     let signals = signals::block();
     let argument = std::env::args_os().nth(1);
     guard(argument.as_deref()).unwrap_or_else(|| main(signals, command_line::parse, None))
 }
 
-/// All of the program. Without `own`, the user's command is run; else that. `signals` is what
-/// [`signals::block`] returned on the first line of `main`; `parse` reads the command line, and the
+/// The whole program. Runs the user's command, or `in_process` if it is given. `signals` is the
+/// result of [`signals::block`] on the first line of `main`; `parse` reads the command line and the
 /// files that it names.
 pub fn main(
     signals: Inherited,
     parse: impl FnOnce() -> Result<Cli, clap::Error>,
     in_process: Option<Arc<dyn Runner>>,
 ) -> ExitCode {
-    // Only these two hold messages.
+    // Only `run` and `local` hold messages.
     if !std::env::args_os().nth(1).is_some_and(|action| action == "run" || action == "local") {
         signals.restore();
     }
-    // The program may start again here: nothing may have been read from its standard input.
+    // This may start the program again, so the standard input must not have been read.
     if let Err(why) = environment::without_empty_aws_variables() {
         TerminationLog::Kubernetes.write(&misconfigured(&why));
         return refuse(&why);
     }
-    let Cli { action } = match parse() {
-        Ok(cli) => cli,
+    match parse() {
+        Ok(Cli { action }) => perform(action, in_process),
         Err(answer) => {
-            // A reader of `--help` that is gone is no error of ours.
+            // It is not an error if the reader of `--help` is gone.
             let _ = answer.print();
-            return if answer.use_stderr() {
+            if answer.use_stderr() {
                 TerminationLog::Kubernetes.write(&misconfigured(&answer.to_string()));
                 ExitCode::from(MISCONFIGURED)
             } else {
                 ExitCode::SUCCESS
-            };
+            }
         }
-    };
+    }
+}
+
+fn perform(action: Action, in_process: Option<Arc<dyn Runner>>) -> ExitCode {
     match action {
         #[cfg(feature = "aws")]
         Action::Run(args) => {
@@ -96,26 +99,26 @@ pub fn main(
         Action::Schema => {
             let schema =
                 serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
-            say(std::io::stdout(), &schema);
+            print(std::io::stdout(), &schema);
             ExitCode::SUCCESS
         }
         Action::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut command_line::command(), "leasehold", &mut script);
-            say(std::io::stdout(), &String::from_utf8_lossy(&script));
+            print(std::io::stdout(), &String::from_utf8_lossy(&script));
             ExitCode::SUCCESS
         }
         Action::Man => {
             let mut page = Vec::new();
             clap_mangen::Man::new(command_line::command())
                 .render(&mut page)
-                .expect("memory takes everything");
-            say(std::io::stdout(), &String::from_utf8_lossy(&page));
+                .expect("writing to memory does not fail");
+            print(std::io::stdout(), &String::from_utf8_lossy(&page));
             ExitCode::SUCCESS
         }
         #[cfg(feature = "aws")]
         Action::Reference => {
-            say(std::io::stdout(), reference::reference().trim_end());
+            print(std::io::stdout(), reference::reference().trim_end());
             ExitCode::SUCCESS
         }
         Action::Local(args) => LocalConfig::try_from(*args)
@@ -123,8 +126,8 @@ pub fn main(
             .and_then(|config| run_local(config, in_process))
             .unwrap_or_else(|why| refuse(&why)),
         Action::Install(args) => match install(&args.folder) {
-            Ok(place) => {
-                say(std::io::stdout(), &format!("installed {}", place.display()));
+            Ok(path) => {
+                print(std::io::stdout(), &format!("installed {}", path.display()));
                 ExitCode::SUCCESS
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! `leasehold install`: this very binary, put where another container of the pod runs it.
+//! `leasehold install`: copies this binary to a folder from which another container runs it.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -7,18 +7,16 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Copies the running binary to `folder`/leasehold, for everybody to execute, and tells where that
-/// is.
+/// Copies the running binary to `folder`/leasehold, executable for all users, and returns its path.
 ///
-/// Whoever looks sees the old file or the whole new one. Nothing but the kernel is needed: no
-/// shell, no `cp`.
+/// The new file replaces an old one atomically. The image needs no shell and no `cp`.
 pub fn install(folder: &Path) -> io::Result<PathBuf> {
-    let place = folder.join("leasehold");
-    // Not the path that the binary was started by: that may be relative, or be another file by now.
+    let path = folder.join("leasehold");
+    // The path of the start may be relative, or lead to another file by now.
     let mut running = File::open("/proc/self/exe")?;
     let mut copy = NamedTempFile::new_in(folder)?;
     io::copy(&mut running, &mut copy)?;
     copy.as_file().set_permissions(Permissions::from_mode(0o755))?;
-    copy.persist(&place)?;
-    Ok(place)
+    copy.persist(&path)?;
+    Ok(path)
 }

@@ -1,7 +1,7 @@
 //! leasehold supervises the work on one SQS message in one pod: it receives the message, holds its
-//! lease while the work on the S3 object goes on, deletes it on success only, and turns SIGTERM
-//! into an ordered stop that never deletes. As a library it does so for a Rust function instead of
-//! a command:
+//! lease during the work on the S3 object, deletes it only on success, and turns SIGTERM into a
+//! graceful shutdown that never deletes. As a library, it does so for a Rust function instead of a
+//! command:
 //!
 //! ```no_run
 //! use leasehold::{Failure, Job, Work, async_trait};
@@ -22,16 +22,16 @@
 //! }
 //! ```
 //!
-//! Such a program has leasehold's own command line, less the COMMAND: `my-program run --queue-url
-//! …`, `my-program local ./inbox`. Everything holds for it that holds for a command: the lease, the
-//! verdicts, the stop, results, checkpoints. It runs on threads of its own, so that a function
-//! which computes for minutes costs no lease. The difference is that a function cannot be KILLed:
-//! after `--stop-grace` it is dropped at its next `.await`, and one that comes to none is left
-//! behind when the process ends.
+//! Such a program has leasehold's command line without the COMMAND: `my-program run --queue-url …`,
+//! `my-program local ./inbox`. The rules for commands apply to functions, too: the lease, the
+//! verdicts, the stop, results, checkpoints. A function runs on separate threads, so that one which
+//! computes for minutes does not lose its lease. The difference is that a function cannot be
+//! killed: after `--stop-grace` it is dropped at its next `.await`. A function that reaches no
+//! `.await` is abandoned when the process ends.
 //!
-//! # The tour of the inside
+//! # A tour of the internals
 //!
-//! No promise is made about any of it from version to version.
+//! The internals may change in any version.
 //!
 //! ```text
 //! message in ─► parsed ─► routed ─► held ─► object fetched ─► command run ─► outputs published ─► judged ─► deleted or released ─► reported
@@ -39,33 +39,32 @@
 //!                                   Heartbeat
 //! ```
 //!
-//! The tour, in the order of that journey:
+//! The modules, in the order of that journey:
 //!
-//! - `job` is the core, a crate of its own (`core/`): what an event means now, as pure functions
-//!   over values. Start with `job::lifecycle`, and then see in `job::verdict` why nothing but
+//! - `job` is the core, a separate crate (`core/`): it maps states and events to decisions, in pure
+//!   functions over values. Start with `job::lifecycle`, and then see in `job::verdict` why only
 //!   success can delete.
 //! - `actors` are four actors that carry out the core's effects, and the supervisor they report to.
-//! - `work` is what the Processor does: fetch, run, publish, and the contract with the command.
-//! - `ports` is the world, in our own words.
-//! - `adapters` are what is behind it: SQS, S3, processes; a queue in memory and a folder as a
-//!   bucket, which obey the same rules.
-//! - `telemetry` is what a run reports: logs, metrics, the termination message, the probes'
+//! - `work` has the stages of the Processor: fetch, run, publish, and the contract with the
+//!   command.
+//! - `ports` are traits for the outside world.
+//! - `adapters` implement the ports: SQS, S3, processes; a queue in memory and a folder as a
+//!   bucket, which follow the same rules.
+//! - `telemetry` has the reports of a run: logs, metrics, the termination message, the probes'
 //!   answers.
-//! - `check` says what is wrong with the queue and the manifest before anything is received.
-//! - `settings` is the way in: each flag, declared once; `local` runs the same actors on a folder;
-//!   `install` brings the binary into an image that does not have it.
-//!
-//! - `app` is the program, and `library` what is at the root of this crate.
+//! - `check` finds problems of the queue and the manifest before the first receive.
+//! - `settings` declares each flag once; `local` runs the same actors on a folder; `install` copies
+//!   the binary into an image that does not have it.
+//! - `app` is the program, and `library` the public API at the root of this crate.
 //!
 //! Architecture invariant: `job ← ports ← work ← actors ← app`, and `ports ← adapters ← app`;
-//! `tests/architecture.rs` holds the walls.
+//! `tests/architecture.rs` enforces it.
 
 // Only the full build uses everything.
 #![cfg_attr(not(feature = "aws"), allow(dead_code, unused_imports))]
 
-/// All that is not the API: the files beside this one. Nobody else sees it, and so the compiler
-/// finds what nothing uses; only our own tests, which are other crates, look inside, by the feature
-/// `internals`.
+/// The modules that are not the API. They are private, so that the compiler finds unused code. Our
+/// tests, which are other crates, get access by the feature `internals`.
 #[path = ""]
 mod inside {
     pub mod actors;
@@ -85,7 +84,7 @@ mod inside {
 }
 
 #[cfg(not(feature = "internals"))]
-#[expect(clippy::wildcard_imports, reason = "its modules have their names here, too")]
+#[expect(clippy::wildcard_imports, reason = "re-exports all modules under their names")]
 use inside::*;
 #[cfg(feature = "internals")]
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! The work is a Rust function instead of a command.
+//! The public API: work that is a Rust function instead of a command.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -24,29 +24,30 @@ use crate::settings::command_line;
 /// Work on one object.
 #[async_trait]
 pub trait Work: Send + Sync + 'static {
-    /// Success deletes the message, once no object of it is left. A panic is a failure.
+    /// When this succeeds for all objects of a message, the message is deleted. A panic is a
+    /// failure.
     async fn process(&self, job: Job) -> Result<(), Failure>;
 }
 
 /// Why the message is kept.
 #[derive(Debug)]
 pub enum Failure {
-    /// It may work later: after this delay, or after the usual backoff.
+    /// May succeed later: retried after this delay, or after the usual backoff.
     Temporary { reason: String, retry_after: Option<Duration> },
-    /// This input will never work: redrive takes the message to the dead-letter queue.
+    /// Can never succeed with this input: redrive moves the message to the dead-letter queue.
     Permanent(String),
     /// Anything else: retried with backoff.
     Failed(String),
 }
 
-/// What cannot be foreseen is worth another attempt.
+/// Unexpected errors are retried.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Failed(error.to_string())
     }
 }
 
-/// What there is to do: the facts that a command finds in `JOB_FILE`.
+/// The work to do: the same facts that a command finds in `JOB_FILE`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Job {
@@ -57,9 +58,10 @@ pub struct Job {
     pub receive_count: u32,
     /// The queue's `maxReceiveCount`, if it is known.
     pub max_receive_count: Option<u32>,
-    /// Is this the last attempt before the dead-letter queue?
+    /// Whether this is the last attempt before the dead-letter queue, if it is known.
     pub final_attempt: Option<bool>,
-    /// None of these if the message is no S3 notification (`--accept-raw`).
+    /// This and the fields of the object are `None` if the message is not an S3 notification
+    /// (`--accept-raw`).
     pub bucket: Option<String>,
     pub key: Option<String>,
     pub version_id: Option<String>,
@@ -67,16 +69,17 @@ pub struct Job {
     /// In bytes.
     pub size: Option<u64>,
     pub event: Option<String>,
-    /// When the work will be halted, RFC 3339.
+    /// When the work will be stopped, RFC 3339.
     pub deadline: String,
     input: Option<PathBuf>,
-    /// Where to write results: always there, and dropped if nobody publishes them (`--output`).
+    /// The directory for results. Always set; its files are dropped unless `--output` is set.
     pub output_dir: Option<PathBuf>,
-    /// Where to keep partial state: always there, and dropped without `--checkpoint`.
+    /// The directory for partial state. Always set; its files are dropped unless `--checkpoint` is
+    /// set.
     pub checkpoint_dir: Option<PathBuf>,
     result_file: PathBuf,
-    /// Cancelled when the work is to end: a stop, a lost lease, `--max-duration`. Success after
-    /// that counts for nothing.
+    /// Cancelled when the work must end: a stop, a lost lease, `--max-duration`. A later success is
+    /// ignored.
     pub halt: CancellationToken,
     activity: Activity,
 }
@@ -131,26 +134,26 @@ impl Job {
         })
     }
 
-    /// Tells how much is done, from 0 to 1, for the log and the metrics. It is a sign of life for
-    /// `--stall-timeout` too.
+    /// Reports progress, from 0 to 1, for the log and the metrics. It also resets
+    /// `--stall-timeout`.
     pub fn progress(&self, share: f64, text: &str) {
         self.activity.record();
-        self.say(&json!({ "progress": share.clamp(0.0, 1.0), "text": text }));
+        self.append_result(&json!({ "progress": share.clamp(0.0, 1.0), "text": text }));
     }
 
-    /// What cannot be said is not worth a failure.
-    fn say(&self, line: &serde_json::Value) {
+    /// Appends a line to the result file. An error must not fail the work.
+    fn append_result(&self, line: &serde_json::Value) {
         let file = OpenOptions::new().append(true).create(true).open(&self.result_file);
         let _ = file.and_then(|mut file| writeln!(file, "{line}"));
     }
 }
 
-/// The whole of a program whose work is `work`: command line, environment, signals, exit code.
+/// Runs a whole program around `work`: command line, environment, signals, exit code.
 pub fn main(work: impl Work) -> ExitCode {
     Program::new(work).main()
 }
 
-/// A program with a name and defaults of its own.
+/// A program with its own name and defaults.
 ///
 /// ```no_run
 /// # use leasehold::{Failure, Job, Program, Work, async_trait};
@@ -174,21 +177,22 @@ impl Program {
         Self { work: Arc::new(work), name: "leasehold", defaults: Vec::new() }
     }
 
-    /// What it is called in its help.
+    /// The program's name in its help.
     #[must_use]
     pub fn name(self, name: &'static str) -> Self {
         Self { name, ..self }
     }
 
-    /// What `--flag` is where neither the command line nor `LEASEHOLD_FLAG` says it, written as
-    /// there. [`main`](Self::main) refuses a flag that does not exist.
+    /// The default of `--flag`, if neither the command line nor `LEASEHOLD_FLAG` sets it, in the
+    /// same format. [`main`](Self::main) refuses a flag that does not exist.
     #[must_use]
     pub fn default(mut self, flag: &'static str, value: &'static str) -> Self {
         self.defaults.push((flag, value));
         self
     }
 
-    /// Runs it to its end; what it returns is what the pod's restarts depend on.
+    /// Runs the program to its end. Return the exit code from your `main`: the pod's restarts
+    /// depend on it.
     pub fn main(self) -> ExitCode {
         let signals = app::signals::block();
         let Self { work, name, defaults } = self;
@@ -198,20 +202,19 @@ impl Program {
     }
 }
 
-/// Runs work as if it were a command: its answer becomes an exit code, so that one contract holds
-/// for both.
+/// Runs work like a command: its result becomes an exit code, so that both have the same contract.
 pub struct InProcess {
     pub work: Arc<dyn Work>,
     pub threads: Threads,
 }
 
-/// Where a piece of work runs.
+/// The threads on which a function runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// On new ones for each. A function that is busy delays no beat, which tokio does not promise
-    /// among tasks of one runtime; and one that never ends is in nobody's way.
+    /// New threads for each call. A busy function cannot delay a heartbeat, which tokio does not
+    /// guarantee among tasks of one runtime; and a function that never ends blocks nothing.
     Dedicated,
-    /// On those of whoever runs it, for tests.
+    /// The caller's threads, for tests.
     #[cfg_attr(
         not(feature = "internals"),
         expect(dead_code, reason = "for tests on a paused clock")
@@ -221,24 +224,24 @@ pub enum Threads {
 
 impl Threads {
     fn start(self) -> std::io::Result<Started> {
-        let own = (self == Self::Dedicated).then(Runtime::new).transpose()?;
-        Ok(Started(own))
+        let dedicated = (self == Self::Dedicated).then(Runtime::new).transpose()?;
+        Ok(Started(dedicated))
     }
 }
 
-/// Dropped without waiting for whom it ran.
+/// A dedicated runtime, if any. Dropping it does not wait for its tasks.
 struct Started(Option<Runtime>);
 
 impl Started {
     fn handle(&self) -> Handle {
-        self.0.as_ref().map_or_else(Handle::current, |own| own.handle().clone())
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
     }
 }
 
 impl Drop for Started {
     fn drop(&mut self) {
-        if let Some(own) = self.0.take() {
-            own.shutdown_background();
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
 }
@@ -275,7 +278,8 @@ impl Runner for InProcess {
             }
         };
         if reason.is_some() || retry_after.is_some() {
-            job.say(&json!({ "reason": reason, "retry_after": retry_after.map(|delay| delay.as_secs_f64()) }));
+            let retry_after = retry_after.map(|delay| delay.as_secs_f64());
+            job.append_result(&json!({ "reason": reason, "retry_after": retry_after }));
         }
         Ok(Exited {
             exit: Exit::Code(code),

@@ -1,10 +1,10 @@
 //! `leasehold local`: the same supervisor and actors, with a folder as the bucket and a queue in
 //! memory.
 //!
-//! This file plays KEDA's part: while a message is visible it starts runs, up to as many side by
-//! side as `--concurrency` says, each as short-lived as a pod.
+//! This file does KEDA's part: while messages are visible, it starts up to `--concurrency` runs at
+//! the same time, each as short-lived as a pod.
 
-mod kept;
+mod stores;
 mod summary;
 
 use std::collections::HashMap;
@@ -32,20 +32,18 @@ use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::bars::Bars;
 use crate::telemetry::records::{log_ended, log_started};
 use crate::work::{CommandWorker, Worker};
-use kept::Kept;
+use stores::Stores;
 use summary::{Fate, File};
 pub use summary::{Page, Summary};
 
-/// Works through the inbox until every file has succeeded or is a dead letter, or until `stop`.
+/// Processes the inbox until every file has succeeded or is a dead letter, or until `stop`.
 pub async fn run(
     config: LocalConfig,
     runner: Arc<dyn Runner>,
     screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
-    let LocalConfig {
-        inbox, outbox, concurrency, max_receive_count, mishap, ceiling, work, ..
-    } = &config;
+    let LocalConfig { inbox, outbox, max_receive_count, ceiling, work, .. } = &config;
     let folder = Folder::new(inbox)?;
     if let Some(outbox) = outbox {
         folder.check_outbox(outbox)?;
@@ -56,37 +54,56 @@ pub async fn run(
         Redrive::DeadLetter { max_receive_count: *max_receive_count, queue: dead_letters };
     let queue = MemoryQueue::new(Kind::Standard, redrive).with_ceiling(*ceiling);
     let clock = Clock::start();
-    let kept = Kept::of(&config, clock)?;
+    let stores = Stores::of(&config, clock)?;
     let send =
         |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
-    let telemetry = Arc::new(Watch {
+    let telemetry = Arc::new(LocalTelemetry {
         files: Mutex::new(files.iter().map(send).collect()),
         bars: Bars::new(screen, files.len()),
-        attempts: kept.attempts,
+        attempts: stores.attempts,
     });
     let worker: Arc<dyn Worker> = Arc::new(CommandWorker {
-        checkpoints: kept.checkpoints,
-        idempotency: kept.idempotency,
+        checkpoints: stores.checkpoints,
+        idempotency: stores.idempotency,
         store: Arc::new(folder),
         runner,
         fetch: work.fetch.clone(),
-        outbox: Some(Arc::new(kept.outbox)),
+        outbox: Some(Arc::new(stores.outbox)),
         work_dir: work.work_dir.clone(),
         job_id: work.identity.job_id.clone(),
         clock,
     });
-    let mut pods = JoinSet::new();
-    for _ in 0..(*concurrency).min(files.len()) {
-        let pod = Rehearsal::new(queue.clone(), *mishap);
-        let world = World {
-            queue: Arc::new(pod.clone()),
-            worker: worker.clone(),
-            telemetry: telemetry.clone(),
-            clock,
-            health: Health::default(),
-        };
-        let (settings, queue, stop) = (work.settings.clone(), queue.clone(), stop.clone());
-        pods.spawn(async move {
+    let world = |pod: &Rehearsal| World {
+        queue: Arc::new(pod.clone()),
+        worker: worker.clone(),
+        telemetry: telemetry.clone(),
+        clock,
+        health: Health::default(),
+    };
+    run_pods(&config, files.len(), &queue, world, &stop).await;
+
+    telemetry.bars.clear();
+    let mut summary = Summary { files: telemetry.files().clone(), skipped };
+    for dead in queue.dead_letters() {
+        summary.mark_dead(&dead.message_id);
+    }
+    Ok(summary)
+}
+
+/// Runs pods until the queue is drained, or until `stop`; each slot runs one pod at a time.
+async fn run_pods(
+    config: &LocalConfig,
+    files: usize,
+    queue: &MemoryQueue,
+    world: impl Fn(&Rehearsal) -> World,
+    stop: &CancellationToken,
+) {
+    let mut slots = JoinSet::new();
+    for _ in 0..config.concurrency.min(files) {
+        let pod = Rehearsal::new(queue.clone(), config.mishap);
+        let (world, settings) = (world(&pod), config.work.settings.clone());
+        let (queue, stop) = (queue.clone(), stop.clone());
+        slots.spawn(async move {
             while let Some(QueueState::Visible) =
                 stop.run_until_cancelled(queue.visible_or_drained()).await
             {
@@ -107,17 +124,10 @@ pub async fn run(
             }
         });
     }
-    pods.join_all().await;
-
-    telemetry.bars.clear();
-    let mut summary = Summary { files: telemetry.files().clone(), skipped };
-    for dead in queue.dead_letters() {
-        summary.is_dead(&dead.message_id);
-    }
-    Ok(summary)
+    slots.join_all().await;
 }
 
-/// Runs commands as `runner` does, and KILLs them at once when `kill` is cancelled.
+/// Runs commands with `runner`, and kills them at once when `kill` is cancelled.
 pub struct Killable {
     pub runner: Arc<dyn Runner>,
     pub kill: CancellationToken,
@@ -131,7 +141,7 @@ impl Runner for Killable {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError> {
-        // What is dropped is KILLed.
+        // Dropping a run kills its command.
         let ended = self.kill.run_until_cancelled(self.runner.run(command, halt, activity)).await;
         ended.unwrap_or_else(|| {
             Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() })
@@ -139,21 +149,21 @@ impl Runner for Killable {
     }
 }
 
-/// Logs as a pod does, draws bars, and keeps count.
-struct Watch {
+/// Logs like a pod, draws bars, and counts the results.
+struct LocalTelemetry {
     files: Mutex<HashMap<MessageId, File>>,
     bars: Bars,
     attempts: Option<AttemptHistory>,
 }
 
-impl Watch {
+impl LocalTelemetry {
     fn files(&self) -> MutexGuard<'_, HashMap<MessageId, File>> {
         self.files.lock().expect("nothing panics while holding it")
     }
 
     fn ended(&self, ended: &Ended) {
         let mut files = self.files();
-        // Each message that there is was sent for a file.
+        // Every message was sent for a file.
         let Some(file) = files.get_mut(&ended.subject.message_id) else { return };
         file.ended(ended);
         let succeeded = files.values().filter(|file| file.fate == Fate::Succeeded).count();
@@ -162,7 +172,7 @@ impl Watch {
 }
 
 #[async_trait]
-impl Telemetry for Watch {
+impl Telemetry for LocalTelemetry {
     async fn report(&self, report: &Report) {
         match report {
             Report::Started(subject) => {
@@ -179,7 +189,7 @@ impl Telemetry for Watch {
                     attempts.add(ended, now).await;
                 }
             }
-            // A run is not worth a word here, only its message is.
+            // A local run has no termination message and no readiness.
             Report::Held(_) | Report::Releasing(_) => {}
         }
     }

@@ -1,8 +1,8 @@
-//! What the AWS adapters share: one configuration, one reading of failed calls.
+//! The configuration that the AWS adapters share, and the classification of failed calls.
 //!
 //! Credentials come from the SDK's whole chain: environment, profile, web identity (IRSA),
-//! container (ECS, EKS Pod Identity), instance metadata. `AWS_ENDPOINT_URL` and
-//! `AWS_ENDPOINT_URL_<SERVICE>` are the SDK's own too.
+//! container (ECS, EKS Pod Identity), instance metadata. The SDK also reads `AWS_ENDPOINT_URL` and
+//! `AWS_ENDPOINT_URL_<SERVICE>`.
 
 pub mod answers;
 mod credentials;
@@ -29,20 +29,20 @@ use aws_types::service_config::ServiceConfigKey;
 use super::http::{self, CaBundleError, OneClient};
 use super::url::{host_of, is_url, without_userinfo};
 
-/// Until a connection stands, its name looked up and TLS agreed.
+/// The limit of a connection attempt, including DNS and TLS.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// Until an attempt is answered: a backstop, the callers have limits of their own.
+/// The limit of an attempt: a backstop, since the callers have their own limits.
 pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Loads the configuration that SQS and S3 share.
 ///
 /// The region is the environment's, else the queue URL's, else the profile's or the instance's.
-/// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
-/// `variables` are the environment, in which nothing may be empty: the SDK would take it for a
+/// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is used.
+/// `variables` are the environment, without empty variables: the SDK would take an empty one for a
 /// value.
 ///
-/// Read timeouts stay unset for all: connections are pooled per set of timeouts.
+/// Read timeouts stay unset: connections are pooled per set of timeouts.
 pub async fn load(
     queue_url: &str,
     ca_bundle: Option<PathBuf>,
@@ -58,8 +58,7 @@ pub async fn load(
         .no_credentials()
         .timeout_config(timeouts);
     let of_queue = || region_of(queue_url).map(|region| Region::new(region.to_owned()));
-    // Left to the SDK only if neither says it: its chain ends at the instance's metadata, which can
-    // take seconds.
+    // The SDK's chain is the last choice: it ends at the instance metadata, which can take seconds.
     if let Some(region) = EnvironmentVariableRegionProvider::new().region().await.or_else(of_queue)
     {
         loader = loader.region(region);
@@ -76,7 +75,8 @@ pub async fn load(
         }
         Some(_) => {}
     }
-    // The SDK finds out at each request, and then quotes all of it: the receipt handle too.
+    // The SDK reports a bad endpoint at each request, and quotes the whole request, including the
+    // receipt handle.
     for endpoint in
         ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(&config, service))
     {
@@ -84,7 +84,8 @@ pub async fn load(
             return Err(LoadError::Endpoint(endpoint));
         }
     }
-    // That of the queue is found out before anything is received anyway.
+    // Only S3 needs this check: a bad CA bundle stops the first call to the queue, before a message
+    // is received.
     if let Some(path) = &ca_bundle
         && !custom_endpoint(&config, "S3").is_some_and(|endpoint| endpoint.starts_with("http:"))
     {
@@ -124,9 +125,9 @@ pub fn custom_endpoint(config: &SdkConfig, service: &str) -> Option<String> {
     of_service.or_else(|| config.endpoint_url().map(str::to_owned))
 }
 
-/// Is a bucket put into the path of its requests, instead of its host's name? `addressing_style` of
-/// the profile's section `s3` says it, or `AWS_S3_ADDRESSING_STYLE`; else custom endpoints get
-/// paths, for few of them have a host name for each bucket.
+/// Whether requests have the bucket in the path, instead of the host name. `addressing_style` in
+/// the profile's section `s3` or `AWS_S3_ADDRESSING_STYLE` decides; by default, custom endpoints
+/// get the path style, since few of them support virtual-hosted buckets.
 pub fn is_path_style(config: &SdkConfig) -> bool {
     match addressing_style(config).as_deref() {
         Some("path") => true,
@@ -142,7 +143,7 @@ fn addressing_style(config: &SdkConfig) -> Option<String> {
         .profile("s3")
         .build();
     let value = config.service_config()?.load_config(key.expect("all three are set"))?;
-    // A section of the profile comes as its lines.
+    // The value of a section is its lines.
     let of_section = value.lines().find_map(|line| {
         let (name, value) = line.split_once('=')?;
         (name.trim() == "addressing_style").then(|| value.trim())
@@ -170,19 +171,18 @@ pub fn region_of(queue_url: &str) -> Option<&str> {
     before_queue.or_else(|| after_sqs.next()).filter(is_region)
 }
 
-/// Why a call failed, as far as all services tell it alike.
+/// Why a call failed, in terms that all services share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The service, or something on the way to it, answered and said no.
+    /// The service, or a proxy in front of it, answered with an error.
     Refused { code: Option<String>, message: Option<String>, status: u16 },
     /// The call cannot be made like this: no credentials, no CA bundle.
     Misconfigured(String),
-    /// No answer, or none that can be read: network, TLS, out of time, or credentials that cannot
-    /// be had just now.
+    /// No readable answer: network, TLS, timeout, or credentials that are unavailable for now.
     Unanswered(String),
 }
 
-/// Whether a call is allowed; the texts say why not, or why that is not known.
+/// Whether a call is allowed; the text is the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permission {
     Allowed,
@@ -197,7 +197,7 @@ impl Failure {
     {
         if let SdkError::ServiceError(answer) = error {
             let status = answer.raw().status();
-            // For the SDK that is an error of the service too.
+            // The SDK reports an unreadable success as a service error, too.
             if status.is_success() {
                 let why = causes(error);
                 return Self::Unanswered(format!(
@@ -221,7 +221,7 @@ impl Failure {
     /// sources.
     fn of_unanswered(error: &(dyn Error + 'static)) -> Self {
         let why = causes(error);
-        // So the SDK's rules of endpoints begin what they refuse.
+        // The SDK's endpoint rules begin their errors with this prefix.
         if sources(error).any(<dyn Error>::is::<CaBundleError>)
             || why.starts_with("Invalid Configuration: ")
         {
@@ -249,14 +249,14 @@ impl Failure {
         if is_refused || matches!(credentials, CredentialsError::InvalidConfiguration(_)) {
             return Self::Misconfigured(why);
         }
-        // STS, the Pod Identity agent or the instance's metadata does not answer.
+        // STS, the Pod Identity agent or the instance metadata does not answer.
         Self::Unanswered(format!("no credentials at the moment: {why}"))
     }
 }
 
-/// May a call that failed have done what it asks for all the same? Not if it was never sent, or
-/// refused for its own sake.
-pub fn may_have_come_through<E>(error: &SdkError<E, HttpResponse>) -> bool
+/// Whether a call that failed may still have taken effect. A call that was never sent, or that the
+/// service rejected, has not.
+pub fn may_have_succeeded<E>(error: &SdkError<E, HttpResponse>) -> bool
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
@@ -280,8 +280,7 @@ where
     }
 }
 
-/// The causes of an SDK's error on one line, without its own "dispatch failure: other" and the
-/// like.
+/// The causes of an SDK error on one line, without wrappers such as "dispatch failure: other".
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line: Vec<String> = Vec::new();
     for source in sources(error).skip(1).filter(|source| !source.is::<ConnectorError>()) {
@@ -297,7 +296,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// An error and what caused it, outermost first.
+/// An error and its causes, outermost first.
 fn sources<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -338,7 +337,7 @@ pub(super) mod testing {
             query_error: Option<&'static str>,
             body: impl Into<String>,
         ) -> Self {
-            // What AWS always sends.
+            // AWS always sends these headers.
             let sent = [("x-amzn-requestid", "r"), ("x-amz-request-id", "r"), ("etag", "\"e\"")];
             let sent = sent.into_iter().chain(query_error.map(|code| ("x-amzn-query-error", code)));
             let headers = sent.map(|(name, value)| (name, value.to_owned())).collect();
@@ -353,14 +352,14 @@ pub(super) mod testing {
             }
         }
 
-        /// With this header; without it if the value is empty.
+        /// Sets this header, or removes it if the value is empty.
         pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
             self.headers.retain(|(other, _)| *other != name);
             self.headers.extend(Some((name, value.into())).filter(|(_, value)| !value.is_empty()));
             self
         }
 
-        /// Takes its time for each answer.
+        /// Answers each request after this delay.
         pub fn after(self, after: Duration) -> Self {
             Self { after, ..self }
         }
@@ -445,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_told_from_the_network() {
+    fn bad_credentials_are_a_misconfiguration_and_network_errors_are_not() {
         let of = |source: Box<dyn Error + Send + Sync>| {
             Failure::of(&SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(
                 ConnectorError::other(source, None),
@@ -475,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_one_line_without_the_sdks_frame() {
+    fn causes_are_one_line_without_the_sdks_wrappers() {
         let io = std::io::Error::other("first line\n  second line");
         let error = SdkError::<ErrorMetadata, HttpResponse>::dispatch_failure(ConnectorError::io(
             io.into(),

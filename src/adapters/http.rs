@@ -1,8 +1,7 @@
-//! HTTP for everything that this program asks: plain, or TLS that trusts the configured
-//! certificates.
+//! The HTTP client of this program: plain, or TLS that trusts the configured certificates.
 //!
-//! The SDK's own client, for AWS and, as [`Http`], for servers that are not AWS: one TLS library,
-//! one CA bundle, one place where a proxy is heeded.
+//! AWS and, through [`Http`], all other servers get their requests from the SDK's client, so there
+//! is one TLS library, one CA bundle and one proxy configuration.
 
 pub mod secrets;
 
@@ -31,25 +30,25 @@ use secrets::{secrets_of, without_secrets};
 
 use super::url::without_userinfo;
 
-/// Asks servers that are not AWS.
+/// Sends requests to servers that are not AWS.
 #[derive(Debug)]
 pub struct Http {
     ca_bundle: Option<PathBuf>,
     plain: Connector,
-    /// Made for the first https request.
+    /// Created for the first https request.
     tls: OnceLock<Result<Connector, CaBundleError>>,
 }
 
-/// What a server answered.
+/// A server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// Its beginning, if it is too long.
+    /// Truncated if it is too long.
     pub body: String,
     pub is_whole: bool,
 }
 
-/// How much of an answer is waited for.
+/// The limits of an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct AnswerLimit {
     pub time: Duration,
@@ -57,20 +56,20 @@ pub struct AnswerLimit {
 }
 
 impl From<Duration> for AnswerLimit {
-    /// So many bytes as anybody wants to read.
+    /// With a default limit in bytes, which is enough for every error text.
     fn from(time: Duration) -> Self {
         Self { time, bytes: 1 << 20 }
     }
 }
 
 impl Http {
-    /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
+    /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is used.
     pub fn new(ca_bundle: Option<PathBuf>) -> Self {
         Self { ca_bundle, plain: Connector::builder().build_http(), tls: OnceLock::new() }
     }
 
-    /// Sends one request and reads its answer, as far as the limit goes. The error says why there
-    /// is none.
+    /// Sends one request and reads its answer within the limits. The error is the reason for a
+    /// missing answer.
     pub async fn send(
         &self,
         method: &str,
@@ -91,7 +90,7 @@ impl Http {
                 .try_insert(*name, value.clone())
                 .map_err(|error| format!("{name}: {error}"))?;
         }
-        let asked = async {
+        let exchange = async {
             let answer =
                 self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
             let status = answer.status().as_u16();
@@ -108,7 +107,7 @@ impl Http {
             }
             Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned(), is_whole })
         };
-        tokio::time::timeout(time, asked)
+        tokio::time::timeout(time, exchange)
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }
@@ -136,7 +135,7 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
 pub struct OneClient(Arc<Clients>);
 
 impl OneClient {
-    /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is taken.
+    /// `ca_bundle` is a PEM file of trusted certificates; without one the distribution's is used.
     pub fn new(ca_bundle: Option<PathBuf>) -> Self {
         Self(Arc::new(Clients {
             ca_bundle,
@@ -158,7 +157,7 @@ impl HttpClient for OneClient {
     }
 }
 
-/// Sends a request by plain TCP or by TLS, as its URL says.
+/// Sends a request by plain TCP or by TLS, depending on its URL.
 #[derive(Debug)]
 struct ByScheme {
     clients: Arc<Clients>,
@@ -176,7 +175,7 @@ impl HttpConnector for ByScheme {
         match client {
             Ok(client) => {
                 let is_object = request.uri().contains("x-id=GetObject");
-                // S3 may report that it failed with 200.
+                // S3 may report a failure with status 200.
                 let may_fail_late =
                     request.method() == "POST" && request.uri().contains("uploadId=");
                 let secrets = secrets_of(&request);
@@ -184,7 +183,7 @@ impl HttpConnector for ByScheme {
                 HttpConnectorFuture::new(async move {
                     let answer = answer.await?;
                     let is_success = answer.status().is_success();
-                    // An object is read as it comes; all else is read into memory as a whole.
+                    // Objects are streamed; all other answers are read into memory as a whole.
                     let answer = if is_object && is_success {
                         return Ok(answer);
                     } else {
@@ -203,7 +202,7 @@ fn bounded(body: SdkBody) -> SdkBody {
     SdkBody::from_body_1_x(Limited::new(body, LONGEST_ANSWER))
 }
 
-/// In bytes. The longest is a message of 1 MiB, escaped, or a thousand keys.
+/// In bytes; larger than a message of 1 MiB, escaped, or a thousand keys.
 const LONGEST_ANSWER: usize = 16 << 20;
 
 #[derive(Debug)]
@@ -211,7 +210,7 @@ struct Clients {
     ca_bundle: Option<PathBuf>,
     /// Never through a proxy: credentials of containers and instances are served here.
     plain: SharedHttpClient,
-    /// Made for the first https request: reading the certificates takes as long as all the rest of
+    /// Created for the first https request: reading the certificates takes as long as the rest of
     /// the start.
     tls: OnceLock<Result<SharedHttpClient, CaBundleError>>,
 }
@@ -241,10 +240,10 @@ fn tls_context(certificates: Vec<u8>) -> TlsContext {
     TlsContext::builder()
         .with_trust_store(trust)
         .build()
-        .expect("certificates are not looked at yet")
+        .expect("the builder does not parse the certificates")
 }
 
-/// Heeds `HTTPS_PROXY` and `NO_PROXY`.
+/// Respects `HTTPS_PROXY` and `NO_PROXY`.
 fn tls_connector(connector: ConnectorBuilder, context: &TlsContext) -> Connector {
     let connector = connector.proxy_config(ProxyConfig::from_env());
     connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
@@ -272,7 +271,7 @@ pub enum CaBundleError {
     Empty(PathBuf),
 }
 
-/// The certificates of the configured bundle, else of the first that is there.
+/// The certificates of the configured bundle, else of the distribution's.
 fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
     let usual = || CA_BUNDLES.iter().map(Path::new).find(|path| path.exists());
     let path = configured.or_else(usual).ok_or(CaBundleError::None)?;
@@ -282,16 +281,16 @@ fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
     if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable) }
 }
 
-/// Is there a bundle that looks like one? All of it is read when it is first needed, which takes as
-/// long as the rest of a start.
+/// Checks that the bundle contains a certificate. The first https request parses all of them, which
+/// takes as long as the rest of the start.
 pub fn check_ca_bundle(path: &Path) -> Result<(), CaBundleError> {
     let bundle = std::fs::read(path)
         .map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
     if has_certificate(&bundle) { Ok(()) } else { Err(CaBundleError::Empty(path.into())) }
 }
 
-/// The certificates that rustls can read: the SDK panics at the first that it cannot. In nearly
-/// every bundle that is all of them, and the bundle stays as it is.
+/// The certificates that rustls can parse, since the SDK panics at any other. In nearly every
+/// bundle these are all, and the bundle stays unchanged.
 fn usable(bundle: Vec<u8>) -> Vec<u8> {
     let is_readable =
         |certificate: CertificateDer<'_>| RootCertStore::empty().add(certificate).is_ok();
@@ -322,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_is_freed_of_what_would_make_the_sdk_panic() {
+    fn certificates_at_which_the_sdk_would_panic_are_removed() {
         const GOOD: &str = "-----BEGIN CERTIFICATE-----\n\
         MIIBbzCCARWgAwIBAgIUVhAExumwYnG/s6XNegjPuyL4yjYwCgYIKoZIzj0EAwIw\n\
         DDEKMAgGA1UEAwwBdDAgFw0yNjExMjIwNjMxNTBaGA8yMTI2MTAyOTA2MzE1MFow\n\
@@ -339,16 +338,16 @@ mod tests {
         let mixed = format!(
             "{not_base64}{not_a_certificate}# a comment\n{GOOD}\n{not_base64}{GOOD}{unfinished}"
         );
-        let left = String::from_utf8(usable(mixed.into_bytes())).unwrap();
-        assert_eq!(left.matches("BEGIN").count(), 2);
-        assert!(left.contains(GOOD));
-        for nothing in ["", "# no certificate\n", not_base64, not_a_certificate, unfinished] {
-            assert_eq!(usable(nothing.as_bytes().to_vec()), b"", "{nothing}");
+        let remaining = String::from_utf8(usable(mixed.into_bytes())).unwrap();
+        assert_eq!(remaining.matches("BEGIN").count(), 2);
+        assert!(remaining.contains(GOOD));
+        for unusable in ["", "# no certificate\n", not_base64, not_a_certificate, unfinished] {
+            assert_eq!(usable(unusable.as_bytes().to_vec()), b"", "{unusable}");
         }
         let good = format!("{GOOD}\n# \u{fffd}\n{GOOD}\n");
         assert_eq!(usable(good.clone().into_bytes()), good.into_bytes());
-        // The SDK parses it when the connector is made, and would panic here.
-        let client = tls_client(left.into_bytes());
+        // The SDK parses the bundle when it creates the connector, and would panic here.
+        let client = tls_client(remaining.into_bytes());
         assert!(
             client
                 .validate_base_client_config(

@@ -1,8 +1,8 @@
-//! What is behind the ports: SQS and S3, a queue in memory and a folder as a bucket, the command's
-//! processes.
+//! The implementations of the ports: SQS and S3, a queue in memory and a folder as a bucket, the
+//! command's processes.
 //!
-//! Architecture invariant: an SDK is named in `aws` only (and in `http`, its client), and only
-//! `process` starts or signals a process.
+//! Architecture invariant: only `aws` (and `http`, its client) uses an SDK, and only `process`
+//! starts or signals a process.
 
 #[cfg(feature = "aws")]
 pub mod aws;

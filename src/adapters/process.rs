@@ -1,19 +1,19 @@
-//! Runs the user's command: with its parts the only module that starts or signals a process.
+//! Runs the user's command. Only this module and its submodules start or signal processes.
 //!
-//! Three rules make "nothing of the command is left" safe to promise.
+//! Three rules guarantee that no process of the command remains.
 //!
-//! - A command is a process group, and its leader is reaped last of all: as long as the leader is a
-//!   zombie, the kernel gives the group's number to nobody else, so a signal to the group cannot
-//!   hit a stranger.
-//! - What leaves the group (`setsid`, a double fork) comes to us once its parent has ended, because
-//!   we are PID 1 or a child subreaper, and is KILLed with its command: see `orphans.rs`.
-//! - Reaping happens under the lock that is held across a start, and a command's leader is reaped
-//!   by its own run only. So no exit status is ever taken by the reaper, and no pid is reused
-//!   between look and KILL.
+//! - A command is a process group, and its leader is reaped last: while the leader is a zombie, the
+//!   kernel does not reuse the group's number, so a signal to the group cannot hit another process.
+//! - A process that leaves the group (`setsid`, a double fork) becomes our child once its parent
+//!   has ended, because we are PID 1 or a child subreaper, and is killed with its command: see
+//!   `orphans.rs`.
+//! - Reaping takes the lock that is held during a start, and only a command's own run reaps its
+//!   leader. So the reaper never takes a command's exit status, and no pid is reused between look
+//!   and SIGKILL.
 //!
-//! Not `tokio::process` then: its `wait` reaps.
+//! `tokio::process` does not fit, since its `wait` reaps.
 //!
-//! And nothing of it outlives us, even if we are KILLed: see `guard.rs`.
+//! No process outlives us, even if we get SIGKILL: see `guard.rs`.
 
 mod guard;
 mod orphans;
@@ -57,7 +57,7 @@ pub use program::find_program;
 use program::start_error;
 use table::{Names, Process};
 
-/// Set for the command, unless it is set.
+/// Set for the command, unless it is already set.
 const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 
 /// Runs commands, any number of them at a time.
@@ -69,26 +69,26 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Touches only what it started itself: what leaves its command's group lives on, and the
-    /// leader of a dropped run stays a zombie.
+    /// Signals and reaps only processes that it started: processes that leave their command's group
+    /// survive, and the leader of a dropped run stays a zombie.
     ///
-    /// For a process that has children of its own, a test for example.
+    /// For a process with other children, such as a test.
     #[cfg(feature = "internals")]
     #[expect(
         clippy::new_without_default,
-        reason = "`adopting` is what a program wants; it should not be missed"
+        reason = "a program needs `adopting`, and must not get this by default"
     )]
     pub fn new() -> Self {
         Self { reaper: None, is_guarded: false, guard: OnceLock::new() }
     }
 
-    /// Becomes the subreaper of all that its commands start, reaps orphans, and KILLs those that
+    /// Becomes the subreaper of its commands' processes, reaps orphans, and kills those that
     /// outlive the commands.
     ///
     /// For a process in which nothing else starts processes: they would be taken for orphans. Only
-    /// what is in our own process group is spared (helpers of a wrapper script that ended with
-    /// `exec leasehold`). As PID 1 that goes for all orphans of the container, those of a debugging
-    /// session too.
+    /// processes in our own process group are spared (helpers of a wrapper script that ended with
+    /// `exec leasehold`). As PID 1 we reap and kill all orphans of the container, including those
+    /// of a debugging session.
     pub fn adopting() -> io::Result<Self> {
         set_child_subreaper(true)?;
         let reaper = tokio::spawn(reap_orphans(unix::signal(SignalKind::child())?));
@@ -99,8 +99,8 @@ impl Processes {
         })
     }
 
-    /// The same, and nothing of a command outlives us, whatever ends us. For `leasehold` itself,
-    /// because it starts its own program a second time, which calls [`guard()`].
+    /// The same, and no process of a command outlives us, whatever ends us. Only for `leasehold`
+    /// itself, because it starts its own program a second time, which calls [`guard()`].
     pub fn guarded() -> io::Result<Self> {
         Ok(Self { is_guarded: getpid().as_raw() != 1, ..Self::adopting()? })
     }
@@ -118,10 +118,10 @@ impl Processes {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "the command inherits the environment, less what is ours"
+        reason = "the command inherits the environment, without our variables"
     )]
     fn start(&self, command: &Command, activity: &Activity) -> io::Result<(Running, Output)> {
-        // Before the start, so that no end is missed.
+        // Before the start, so that no exit is missed.
         let signals = unix::signal(SignalKind::child())?;
         let stdin = command
             .stdin
@@ -129,8 +129,8 @@ impl Processes {
             .map(File::open)
             .transpose()?
             .map_or_else(Stdio::null, Stdio::from);
-        // By its path: otherwise the child calls execve for each directory of PATH. If nothing is
-        // found, the kernel says why.
+        // By its path: otherwise the child calls execve for each directory of PATH. If no file is
+        // found, the kernel reports the reason.
         let path =
             find_program(&command.program).unwrap_or_else(|_| command.program.clone().into());
         let mut program = process::Command::new(path);
@@ -142,7 +142,7 @@ impl Processes {
         {
             program.env_remove(name);
         }
-        // Python would keep what it prints until it has 8 KiB of it.
+        // Python would buffer its output until it has 8 KiB.
         if env::var_os(UNBUFFERED).is_none() {
             program.env(UNBUFFERED, "1");
         }
@@ -156,9 +156,9 @@ impl Processes {
         let leader = child.id().cast_signed();
         commands.insert(leader, Family::new(leader, Stage::Runs, mark.clone()));
         drop(commands);
-        orphans::look_at_orphans();
+        orphans::wake_reaper();
         if let Some(guard) = &guard {
-            guard.starts(leader, mark.as_deref());
+            guard.report_start(leader, mark.as_deref());
         }
 
         let running = Running {
@@ -174,29 +174,27 @@ impl Processes {
     }
 }
 
-/// The most that we have had in memory, in bytes: what a process that we start counts as its own
-/// until its exec. Not `getrusage(2)`'s, which has that of whoever started us in it, in the same
-/// way. See proc_pid_status(5).
+/// Our own peak memory in bytes, which a process that we start counts as its own until its exec.
+/// `getrusage(2)` would include the peak of our parent in the same way. See proc_pid_status(5).
 fn our_peak() -> u64 {
     const KIBIBYTE: u64 = 1024;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-    // The kernel counts pages for each processor, and adds them up now and then.
+    // The kernel counts pages per processor, and adds the counts up now and then: add some slack.
     peak.map_or(u64::MAX, |kibibytes: u64| kibibytes.saturating_mul(KIBIBYTE) + (1 << 20))
 }
 
-/// A pipe is its maker's own, but who opens it once more as /dev/stdout may be another user by then
-/// (gosu, su-exec).
+/// A pipe belongs to its creator, but the command may have changed its user (gosu, su-exec) when it
+/// reopens the pipe as /dev/stdout.
 fn output_pipe() -> io::Result<(PipeReader, PipeWriter)> {
     let (ours, its) = io::pipe()?;
     fchmod(&its, Mode::from_bits_truncate(0o666))?;
     Ok((ours, its))
 }
 
-/// Starts the program with no signal blocked, whatever this thread blocks: `std` hands the thread's
-/// mask on.
+/// Starts the program with no signal blocked: `std` passes on the thread's signal mask.
 fn spawn(program: &mut process::Command) -> io::Result<process::Child> {
     let ours = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let child = program.spawn();
@@ -204,7 +202,7 @@ fn spawn(program: &mut process::Command) -> io::Result<process::Child> {
     child
 }
 
-/// What only this command and all that it starts have in their environment.
+/// The variable that only the processes of this command have in their environment.
 fn mark(environment: &[(OsString, OsString)]) -> Option<Vec<u8>> {
     let variable = |(name, value): &(OsString, OsString)| {
         [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()
@@ -228,14 +226,14 @@ impl Runner for Processes {
         let (mut running, mut output) =
             self.start(&command, &activity).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {
-            () = running.leader_has_ended() => false,
+            () = running.wait_for_leader() => false,
             () = halt.cancelled() => true,
         };
         if halted {
-            // All of it, also when the leader is gone: a shell that TERM ends at once must not cost
-            // the program it started the time to save its state.
+            // Waits for all processes, even after the leader has exited: a shell ends at once at
+            // SIGTERM, but the program that it started needs time to save its state.
             running.terminate();
-            if timeout(command.stop_grace, running.family_has_ended()).await.is_err() {
+            if timeout(command.stop_grace, running.wait_for_family()).await.is_err() {
                 warn!(grace = ?command.stop_grace, "the command did not exit within --stop-grace after SIGTERM; killing it");
             }
         } else {
@@ -251,54 +249,53 @@ impl Runner for Processes {
     }
 }
 
-/// A command that is not reaped yet. Dropping it KILLs its group.
+/// A command that is not reaped yet. Dropping it kills its group.
 struct Running {
-    /// Its pid, which is its group's number too.
+    /// Its pid, which is also its group's number.
     leader: i32,
     signals: unix::Signal,
-    /// The most that we had in memory until it was started, in bytes.
+    /// Our own peak memory before the start, in bytes.
     our_peak: u64,
     adopting: bool,
     guard: Option<Arc<Guard>>,
 }
 
 impl Running {
-    /// To the whole group. Only while the leader is not reaped.
+    /// Signals the whole group. Only while the leader is not reaped.
     fn signal(&self, signal: Signal) {
-        // An error says that nobody is left who may be signalled.
+        // An error means that no process remains that may be signalled.
         let _ = killpg(Pid::from_raw(self.leader), signal);
     }
 
-    fn leader_ended(&self) -> bool {
+    fn has_leader_ended(&self) -> bool {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        // Not only `Exited` and `Signaled`: nix has no word for an end by a real-time signal and
+        // Not only `Exited` and `Signaled`: nix cannot represent an end by a real-time signal and
         // returns an error.
         waitid(Id::Pid(Pid::from_raw(self.leader)), peek) != Ok(WaitStatus::StillAlive)
     }
 
-    async fn leader_has_ended(&mut self) {
-        while !self.leader_ended() {
-            self.child_ended(SLOW_TICK).await;
+    async fn wait_for_leader(&mut self) {
+        while !self.has_leader_ended() {
+            self.wait_for_child(SLOW_TICK).await;
         }
     }
 
-    async fn family_has_ended(&mut self) {
-        self.leader_has_ended().await;
+    async fn wait_for_family(&mut self) {
+        self.wait_for_leader().await;
         while !self.family(&mut commands()).is_empty() {
-            self.child_ended(QUICK_TICK).await;
+            self.wait_for_child(QUICK_TICK).await;
         }
     }
 
-    /// Waits until a child may have ended, and no longer than `tick`.
-    async fn child_ended(&mut self, tick: Duration) {
+    /// Waits until a child may have ended, but no longer than `tick`.
+    async fn wait_for_child(&mut self, tick: Duration) {
         let _ = timeout(tick, self.signals.recv()).await;
     }
 
-    /// Asks the command to end, and whom it has started: `timeout`, job control and daemons leave
-    /// its group.
+    /// Sends SIGTERM to the command and to its processes outside its group: `timeout`, job control
+    /// and daemons leave the group.
     fn terminate(&self) {
-        // Until they are signalled none of them is reaped here. Elsewhere they may be, by parents
-        // that are not ours.
+        // The lock keeps us from reaping them before the signal. Other parents may still reap them.
         let mut commands = commands();
         let family = self.family(&mut commands);
         self.signal(Signal::SIGTERM);
@@ -307,8 +304,8 @@ impl Running {
         }
     }
 
-    /// Who lives of the command, less the leader. Whom it has started is remembered: that is hard
-    /// to see once it has ended.
+    /// The living processes of the command, without the leader. Remembers its descendants, which
+    /// are hard to find once it has ended.
     fn family(&self, commands: &mut Commands) -> Vec<Process> {
         let mut processes: Vec<_> = Process::all().collect();
         if self.adopting {
@@ -318,14 +315,14 @@ impl Running {
         let is_of = |it: &Process| {
             it.group == self.leader
                 || family.is_some_and(|family| family.includes(it))
-                || (self.adopting && orphans::is_left_to(self.leader, commands, it))
+                || (self.adopting && orphans::may_belong_to(self.leader, commands, it))
         };
         processes.retain(|it| it.pid != self.leader && !it.is_zombie && is_of(it));
         processes
     }
 
-    /// KILLs what has left the group of a command whose leader has ended. The rest may still write
-    /// its last lines.
+    /// Kills the processes outside the group of a command whose leader has ended. Processes in the
+    /// group may still write their last lines.
     async fn end_escaped(&mut self) {
         let began_at = Instant::now();
         let mut escaped = self.kill_escaped();
@@ -333,7 +330,7 @@ impl Running {
             warn!(processes = %Names(&escaped), "the command has exited but left processes running; killing them");
         }
         while !escaped.is_empty() && began_at.elapsed() < KILL_LIMIT {
-            self.child_ended(QUICK_TICK).await;
+            self.wait_for_child(QUICK_TICK).await;
             escaped = self.kill_escaped();
         }
     }
@@ -341,58 +338,60 @@ impl Running {
     fn kill_escaped(&self) -> Vec<Process> {
         let mut commands = commands();
         self.set(&mut commands, Stage::Ends);
-        if !self.adopting || orphans::are_none(&commands) {
+        if !self.adopting || !orphans::may_have_orphans(&commands) {
             Vec::new()
         } else {
             sweep(&mut commands)
         }
     }
 
-    /// KILLs whatever is left of the command, waits until it is gone, and only then reaps the
-    /// leader.
+    /// Kills the remaining processes of the command, waits until they are gone, and only then reaps
+    /// the leader.
     async fn end(&mut self) -> (Exit, ResourceUsage) {
         if let Some(ended) = self.end_at_once() {
             return ended;
         }
-        // In this order here, too: what a leader leaves that ends while we look would not be seen.
-        let mut ended = self.leader_ended();
-        let mut left = self.kill();
-        if ended && !left.is_empty() {
-            warn!(processes = %Names(&left), "the command has exited but left processes running; killing them");
+        // In this order: processes of a leader that ends during the look would not be found.
+        let mut ended = self.has_leader_ended();
+        let mut remaining = self.kill();
+        if ended && !remaining.is_empty() {
+            warn!(processes = %Names(&remaining), "the command has exited but left processes running; killing them");
         }
         let killed_at = Instant::now();
-        while !ended || (!left.is_empty() && killed_at.elapsed() < KILL_LIMIT) {
-            self.child_ended(QUICK_TICK).await;
-            ended = self.leader_ended();
-            left = self.kill();
+        while !ended || (!remaining.is_empty() && killed_at.elapsed() < KILL_LIMIT) {
+            self.wait_for_child(QUICK_TICK).await;
+            ended = self.has_leader_ended();
+            remaining = self.kill();
         }
-        if !left.is_empty() {
-            warn!(processes = %Names(&left), "SIGKILL did not end the processes that the command left running");
+        if !remaining.is_empty() {
+            warn!(processes = %Names(&remaining), "SIGKILL did not end the processes that the command left running");
         }
         self.reap(&mut commands())
     }
 
     /// The usual end, without a look at every process of the machine: the leader has ended, and a
-    /// subreaper whose children are all leaders has no orphan, so nobody is left of the command.
+    /// subreaper whose children are all leaders has no orphan, so no process of the command
+    /// remains.
     fn end_at_once(&self) -> Option<(Exit, ResourceUsage)> {
         let mut commands = commands();
-        // In this order: from its end on, what the leader has left is our child.
-        let at_once = self.adopting && self.leader_ended() && orphans::are_none(&commands);
+        // In this order: once the leader has ended, its remaining processes are our children.
+        let at_once =
+            self.adopting && self.has_leader_ended() && !orphans::may_have_orphans(&commands);
         at_once.then(|| self.reap(&mut commands))
     }
 
     fn reap(&self, commands: &mut Commands) -> (Exit, ResourceUsage) {
         let reaped = try_wait4_pid(self.leader.unsigned_abs()).ok().flatten();
         let ResUse { status, rusage } =
-            reaped.expect("the leader has ended, and nobody else reaps it");
+            reaped.expect("the leader has ended, and only its run reaps it");
         commands.remove(&self.leader);
-        if !orphans::are_idle(commands) {
-            // An orphan that only this command can have started is over now, and no SIGCHLD says
-            // so.
-            orphans::look_at_orphans();
+        if !orphans::is_idle(commands) {
+            // An orphan that only this command can have started must end now, and no SIGCHLD
+            // triggers the look.
+            orphans::wake_reaper();
         }
         if let Some(guard) = &self.guard {
-            guard.reaped(self.leader);
+            guard.report_reap(self.leader);
         }
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
         let peak_memory = Some(rusage.maxrss).filter(|peak| *peak > self.our_peak);
@@ -400,20 +399,21 @@ impl Running {
         (exit.expect("ended by exit or by a signal"), used)
     }
 
-    /// KILLs the group and whom it lost. Returns who lived until now, less the leader.
+    /// Kills the group and the processes that left it. Returns those that were alive, without the
+    /// leader.
     fn kill(&self) -> Vec<Process> {
         let mut commands = commands();
         self.set(&mut commands, Stage::Ends);
-        // Whose parent lives is no orphan yet: it is KILLed at a later look, once that parent is
-        // gone.
-        let mut left = self.family(&mut commands);
+        // A process outside the group whose parent lives is not an orphan yet: a later look kills
+        // it, once the parent is gone.
+        let mut remaining = self.family(&mut commands);
         self.signal(Signal::SIGKILL);
         if self.adopting {
             let orphans = sweep(&mut commands);
-            left.retain(|it| !orphans.contains(it));
-            left.extend(orphans);
+            remaining.retain(|it| !orphans.contains(it));
+            remaining.extend(orphans);
         }
-        left
+        remaining
     }
 
     fn set(&self, commands: &mut Commands, stage: Stage) {
@@ -425,14 +425,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // If it was reaped, then the number may be somebody else's by now.
+        // After a reap, another process may have the number.
         if commands().contains_key(&self.leader) {
             self.kill();
             let mut commands = commands();
             if self.adopting {
-                // What is left is the reaper's.
+                // The reaper ends the rest.
                 self.set(&mut commands, Stage::Dropped);
-                orphans::look_at_orphans();
+                orphans::wake_reaper();
             } else {
                 commands.remove(&self.leader);
             }

@@ -1,4 +1,4 @@
-//! Published: what the command wrote, as objects.
+//! Publishes the command's results as objects.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use crate::job::outcome::{Manifest, Published};
 use crate::job::s3_location::{LocationTemplate, Values};
 use crate::ports::{ObjectWriter, Outbox, PublishError, Results, Upload};
 
-/// The places in S3 that tasks name for their results. Each file becomes an object, its path below
-/// `JOB_OUTPUT_DIR` the end of the key.
+/// Writes results to the S3 locations that tasks name. Each file becomes an object, whose key ends
+/// with the file's path below `JOB_OUTPUT_DIR`.
 ///
-/// S3 has no transactions: of results that could not be published as a whole, some objects may be
-/// there. The message is kept then, and the next attempt writes the same keys.
+/// S3 has no transactions: if publishing fails, some objects may already exist. Then the message is
+/// kept, and the next attempt writes the same keys.
 pub struct S3Outbox {
     pub writer: Arc<dyn ObjectWriter>,
 }
 
-/// How many files are on their way at a time.
+/// How many files are uploaded at the same time.
 const FILES: usize = 4;
 
 #[async_trait]
@@ -48,7 +48,7 @@ impl Outbox for S3Outbox {
         let files = files.map_err(std::io::Error::from).and_then(|files| files);
         let files = files.map_err(|error| PublishError(error.to_string()))?;
 
-        // The first failure gives up the others too, and they clean up before they are gone.
+        // The first failure cancels the other uploads, which clean up before they end.
         let give_up = halt.child_token();
         let upload = async |ListedFile { name, bytes }: ListedFile| {
             let (key, path) = (location.key(&name), directory.join(&name));
@@ -71,7 +71,7 @@ impl Outbox for S3Outbox {
         while let Some(uploaded) = uploads.next().await {
             match uploaded {
                 Ok(published) => done.push(published),
-                // What comes after the first is that it was given up.
+                // Later errors only report that the upload was cancelled.
                 Err(why) => failed = failed.or(Some(why)),
             }
         }

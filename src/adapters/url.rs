@@ -1,4 +1,4 @@
-//! URLs of servers: what can be requested, and what may be shown of them.
+//! URLs of servers: validation, and forms that are safe to show.
 
 /// Host and port of a URL.
 pub fn host_of(url: &str) -> Option<&str> {
@@ -6,8 +6,8 @@ pub fn host_of(url: &str) -> Option<&str> {
     authority.rsplit('@').next().filter(|host| !host.is_empty())
 }
 
-/// A URL that a request can be sent to, as far as its scheme and host say. One with a user and a
-/// password in it is not: they would be seen wherever it is written.
+/// Whether the scheme and the host of a URL are valid. A URL with a user or a password is not
+/// valid, since it would show them wherever it is written.
 pub fn is_url(url: &str) -> bool {
     let host_is_sound = |host: &str| {
         let name = match host.rsplit_once(':') {
@@ -23,7 +23,7 @@ pub fn is_url(url: &str) -> bool {
     is_http && !has_userinfo(url) && host_of(url).is_some_and(host_is_sound)
 }
 
-/// Is there a user in it, and maybe a password?
+/// Whether a URL contains a user, and maybe a password.
 pub fn has_userinfo(url: &str) -> bool {
     url.split_once("://")
         .map_or(url, |(_, rest)| rest)
@@ -32,11 +32,10 @@ pub fn has_userinfo(url: &str) -> bool {
         .is_some_and(|it| it.contains('@'))
 }
 
-/// A URL as it may be written into a text: without the user and the password that may be in it,
-/// encoded or not.
+/// A URL for a log or a message: without user and password, encoded or not.
 pub fn without_userinfo(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    // A password may have anything in it, a slash too.
+    // A password may contain any character, even a slash.
     let ends = rest.rfind('@').map(|at| at + 1).max(rest.rfind("%40").map(|at| at + 3));
     match ends.map(|end| &rest[end..]) {
         Some(rest) if scheme.is_empty() => format!("[redacted]@{rest}"),

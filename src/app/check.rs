@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anstream::{AutoStream, ColorChoice};
 
-use super::exit::{MISCONFIGURED, say};
+use super::exit::{MISCONFIGURED, print};
 use super::machine::{check_machine, check_threads};
 use super::runtime::block_on;
 use crate::check::manifest::{Manifest, Schema};
@@ -17,15 +17,15 @@ use crate::settings::errors::as_given;
 use crate::settings::resolve::RunConfig;
 use crate::settings::{CheckFormat, CheckSettings, RunSettings, environment};
 
-/// No longer file is read: the objects of a whole cluster are smaller.
+/// The largest file that is read: the manifests of a whole cluster are smaller.
 const LONGEST: u64 = 64 * 1024 * 1024;
 
-/// Prints what is wrong; the exit code says how bad the worst is.
+/// Prints the findings; the exit code depends on the worst of them.
 pub fn check(args: CheckSettings, runs_commands: bool) -> Result<ExitCode, String> {
     check_threads()?;
     let CheckSettings { manifest, crd, ignore, explain, format, strict, run } = args;
     if let Some(explain) = explain {
-        say(stdout(), explain.to_string().trim_end());
+        print(stdout(), explain.to_string().trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     let mut findings = Findings::default();
@@ -43,7 +43,7 @@ pub fn check(args: CheckSettings, runs_commands: bool) -> Result<ExitCode, Strin
         findings.add(manifest.findings());
     }
     if run.queue_url.is_some() {
-        findings.add(of_queue(run, runs_commands)?);
+        findings.add(check_flags(run, runs_commands)?);
     }
     findings.ignore(&ignore);
     let text = match format {
@@ -54,7 +54,7 @@ pub fn check(args: CheckSettings, runs_commands: bool) -> Result<ExitCode, Strin
         CheckFormat::Json => serde_json::to_string(&findings).expect("findings are JSON"),
         CheckFormat::Sarif => sarif(&findings).to_string(),
     };
-    say(stdout(), &text);
+    print(stdout(), &text);
     Ok(ExitCode::from(if findings.count(Severity::Error) > 0 {
         MISCONFIGURED
     } else {
@@ -62,7 +62,7 @@ pub fn check(args: CheckSettings, runs_commands: bool) -> Result<ExitCode, Strin
     }))
 }
 
-/// What is in the file that a flag names; `-` is standard input.
+/// Reads the file that a flag names; `-` is standard input.
 fn read(path: &Path, flag: &str) -> Result<String, String> {
     let mut text = String::new();
     let read = if path == Path::new("-") {
@@ -79,9 +79,9 @@ fn read(path: &Path, flag: &str) -> Result<String, String> {
     }
 }
 
-/// What is wrong with the flags, this machine and what a run would use.
-fn of_queue(mut run: RunSettings, runs_commands: bool) -> Result<Findings, String> {
-    // What would be done with the messages can be looked at without what it is done by.
+/// Findings about the flags, this machine, and the queue and buckets that a run would use.
+fn check_flags(mut run: RunSettings, runs_commands: bool) -> Result<Findings, String> {
+    // The other settings can be checked without a command.
     let has_command =
         runs_commands && (!run.work.task.command.is_empty() || run.work.job_types.is_some());
     if !has_command {

@@ -1,4 +1,4 @@
-//! Exit codes of our own, and what is said with them.
+//! The program's own exit codes, and the messages for them.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -12,9 +12,8 @@ use crate::telemetry::termination::TerminationMessage;
 pub const UNAVAILABLE: u8 = 69;
 pub const MISCONFIGURED: u8 = 78;
 
-/// A line for the person who asked. That nobody reads it any more (`leasehold … | head`) changes
-/// nothing else.
-pub fn say(mut to: impl Write, line: &str) {
+/// Prints a line for the user. Errors are ignored: the reader may be gone (`leasehold … | head`).
+pub fn print(mut to: impl Write, line: &str) {
     let _ = writeln!(to, "{line}");
 }
 
@@ -24,6 +23,6 @@ pub fn misconfigured(why: &str) -> TerminationMessage {
 
 pub fn refuse(why: &str) -> ExitCode {
     let red = AnsiColor::Red.on_default();
-    say(anstream::stderr(), &format!("{red}leasehold:{red:#} {}", PlainLines(why)));
+    print(anstream::stderr(), &format!("{red}leasehold:{red:#} {}", PlainLines(why)));
     ExitCode::from(MISCONFIGURED)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use console::Term;
 use tokio_util::sync::CancellationToken;
 
-use super::exit::say;
+use super::exit::print;
 use super::machine::{check_machine, check_threads};
 use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
 use super::signals::{self, Reaction, stop_requested};
@@ -39,19 +39,19 @@ pub fn run_local(
         local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;
-    // What is still to be logged comes before the summary.
+    // Writes the remaining log records before the summary.
     drop(logs);
     let columns = Term::stdout().size_checked().map(|(_, columns)| columns);
     let page = Page {
         columns: columns.filter(|_| stdout().is_terminal()),
         is_coloured: is_coloured(&stdout()),
     };
-    say(stdout(), &summary.text(verbosity, page));
+    print(stdout(), &summary.text(verbosity, page));
     let code = signals::exit_code().unwrap_or(u8::from(!summary.all_succeeded()));
     Ok(ExitCode::from(code))
 }
 
-/// Somebody who watches the bars is told what fails, and what the command prints.
+/// A user who watches the bars sees only failures and the command's output.
 fn default_filter(verbosity: Verbosity, is_watched: bool) -> String {
     let signals = signals::TARGET;
     match verbosity {

@@ -1,5 +1,5 @@
-//! Can the work be done on this machine? What can be seen to be wrong before a message is received
-//! costs no message an attempt.
+//! Checks that the work can run on this machine. A problem that is found before the first receive
+//! does not use up an attempt of a message.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::adapters::process::find_program;
 use crate::job::route::Task;
 use crate::settings::resolve::WorkConfig;
 
-/// Is every command there, and can files be made where the work needs them?
+/// Checks that every command exists, and that files can be created in the work directory.
 pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
     for task in work.settings.policy.tasks().filter(|_| runs_commands) {
         find_program(&task.command.program).map_err(|why| match &work.job_types_file {
@@ -21,15 +21,14 @@ pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), Strin
     check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
 }
 
-/// Only making something there proves that it can be done: some file systems say that they may be
-/// written, and take nothing.
+/// Creates a folder, since only that proves that it is possible: some file systems claim to be
+/// writable but refuse every write.
 fn check_work_dir(path: &Path) -> std::io::Result<()> {
     tempfile::Builder::new().prefix("leasehold-").tempdir_in(path)?.close()
 }
 
-/// A limit of processes (`ulimit -u`, the pod's pids) is one of threads too, and what cannot be
-/// started later would hang or panic in the midst of the work. So all are started once, at the same
-/// time.
+/// A limit of processes (`ulimit -u`, the pod's pids) also limits threads, and a failed start would
+/// hang or panic during the work. So this starts all threads once, at the same time.
 pub fn check_threads() -> Result<(), String> {
     let mut started = Vec::new();
     let refused = loop {
@@ -55,6 +54,6 @@ pub fn check_threads() -> Result<(), String> {
     }
 }
 
-/// Two for the runtime, one for the log, two for what blocks (files, names to look up), and the
-/// command's process.
+/// Two for the runtime, one for the log, two for blocking work (files, DNS), and the command's
+/// process.
 const THREADS: usize = 6;

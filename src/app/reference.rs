@@ -1,5 +1,4 @@
-//! `docs/reference.md`, the man page and the completions, all made of what the program knows of
-//! itself.
+//! Generates `docs/reference.md` from the program's own definitions.
 
 use std::fmt::{self, Display, Write};
 
@@ -16,7 +15,7 @@ use crate::telemetry::records::FIELDS;
 /// The page, in Markdown.
 pub fn reference() -> String {
     let mut page = String::new();
-    write(&mut page).expect("a string takes everything");
+    write(&mut page).expect("writing to a string does not fail");
     page
 }
 
@@ -215,7 +214,7 @@ fn default(arg: &Arg) -> String {
     values.join(" ")
 }
 
-/// With the values that it may have.
+/// The help of an argument, with its possible values.
 fn text(arg: &Arg) -> String {
     let help = arg
         .get_long_help()

@@ -1,4 +1,4 @@
-//! `leasehold run`: the whole of a pod.
+//! `leasehold run`: wires up a pod.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -42,7 +42,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     let run = async {
-        // Thirty metrics that nobody reads are not created.
+        // The metrics are created only if they are served or pushed.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
         let metrics =
@@ -116,7 +116,7 @@ async fn run_pod(
     });
     let outcome =
         supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
-    telemetry.left(&outcome);
+    telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());
     }
@@ -126,7 +126,7 @@ async fn run_pod(
     Ok(ExitCode::from(outcome.exit_code()))
 }
 
-/// Answers the pages at `--listen` until what it returns is dropped.
+/// Serves the pages at `--listen` until the result is dropped.
 async fn listen(
     address: Option<SocketAddr>,
     pages: Pages,
@@ -138,7 +138,7 @@ async fn listen(
     Ok(Some(serving))
 }
 
-/// Kubernetes tells a pod its namespace in a file.
+/// The pod's namespace, from a file that Kubernetes mounts.
 fn pods_namespace() -> Option<String> {
     let namespace =
         std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;

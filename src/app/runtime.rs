@@ -1,4 +1,4 @@
-//! What the subcommands run on.
+//! The runtime, the log style and the runner of the subcommands.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use async_trait::async_trait;
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
-use super::signals::{hear_others, since_stop};
+use super::signals::{handle_other_signals, since_stop};
 use crate::adapters::process::Processes;
 use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::telemetry::logs::{LogFormat, Style};
 
-/// What the log may take at the end depends on when that is.
+/// How long the log may take at the end: less during a shutdown.
 pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
     move || stop.log(since_stop())
 }
 
-/// Text on a terminal, unless it is said otherwise. Coloured as other programs decide it: on a
-/// terminal, without `NO_COLOR`, or with `CLICOLOR_FORCE`.
+/// By default text on a terminal, else JSON. Coloured by the usual rules: on a terminal without
+/// `NO_COLOR`, or with `CLICOLOR_FORCE`.
 pub fn log_style(format: Option<LogFormat>, out: &impl RawStream) -> Style {
     let default = if out.is_terminal() { LogFormat::Text } else { LogFormat::Json };
     Style { format: format.unwrap_or(default), is_coloured: is_coloured(out) }
@@ -33,11 +33,11 @@ pub fn is_coloured(out: &impl RawStream) -> bool {
     AutoStream::choice(out) != ColorChoice::Never
 }
 
-/// Runs it to its end. A thread that is still busy for it then (removing files, asking a name
-/// server that does not answer) has so much time, and is left behind.
+/// Runs `work` to its end. Threads that are still busy then (removing files, waiting for a DNS
+/// server) get `patience`, and are abandoned after that.
 ///
-/// Two threads, so that what is busy for a moment in one does not delay a beat in the other. It is
-/// no licence to block: tokio does not promise that the other one takes over.
+/// Two threads, so that a short computation in one does not delay a heartbeat in the other. The
+/// work must not block: tokio does not guarantee that the other thread takes over.
 pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, String> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -67,12 +67,12 @@ impl Runner for Commands {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError> {
-        hear_others();
+        handle_other_signals();
         self.0.run(command, halt, activity).await
     }
 }
 
-/// What a command may take between TERM and KILL, whichever it is.
+/// The longest time between SIGTERM and SIGKILL of any job type.
 pub fn longest_stop_grace(policy: &Policy) -> Duration {
     let of_types = policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);
     of_types.fold(policy.limits.stop_grace, Duration::max)
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_is_stuck_does_not_hold_up_the_exit() {
+    fn a_stuck_thread_does_not_delay_the_exit() {
         let (stuck, until_released) = mpsc::channel::<()>();
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {

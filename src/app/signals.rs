@@ -1,10 +1,9 @@
-//! The signals that ask for a graceful shutdown, and those that must not end us.
+//! The signals that request a graceful shutdown, and those that must not end us.
 //!
 //! The kernel drops a signal that reaches PID 1 before PID 1 has a handler for it (signal(7),
 //! pid_namespaces(7)), and Kubernetes sends SIGTERM once. A *blocked* signal stays pending instead.
-//! So [`block`] is the first line of `main`, and what arrived since is delivered as soon as
-//! [`stop_requested`] has its handlers. A command starts with an empty mask: the standard library
-//! clears it.
+//! So [`block`] is the first line of `main`, and pending signals are delivered as soon as
+//! [`stop_requested`] has its handlers. A command starts with an empty mask, which the runner sets.
 
 use std::fs;
 use std::sync::{Arc, Once, OnceLock};
@@ -19,30 +18,30 @@ use tracing::info;
 
 use crate::telemetry::metrics::Metrics;
 
-/// When a graceful shutdown was asked for, and by which signal. Signals are the process's, and so
-/// is this.
+/// When a graceful shutdown was requested, and by which signal. Global, since signals belong to the
+/// process.
 static STOP_REQUESTED: OnceLock<(Instant, Signal)> = OnceLock::new();
 
-/// How long ago a graceful shutdown was asked for, if it was.
+/// The time since a graceful shutdown was requested, if it was.
 pub fn since_stop() -> Option<Duration> {
     STOP_REQUESTED.get().map(|(at, _)| at.elapsed())
 }
 
-/// The exit code of a program that a signal ended, as shells say it, if one asked for a graceful
+/// The exit code by the shells' convention (128 + signal), if a signal requested a graceful
 /// shutdown.
 pub fn exit_code() -> Option<u8> {
     STOP_REQUESTED.get().and_then(|(_, signal)| u8::try_from(128 + *signal as i32).ok())
 }
 
-/// The records of this file, for a filter: whoever presses Ctrl-C wants to know what happens.
+/// The target of this file's log records, for a filter: the log must always answer a Ctrl-C.
 pub const TARGET: &str = module_path!();
 
-/// These ask for a graceful shutdown. As PID 1 we hear them only with a handler.
+/// These request a graceful shutdown. As PID 1 we receive them only with a handler.
 const STOPS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 
-/// These stay as they are: faults of our own, what the runtime listens to, and a terminal's job
-/// control.
-const LEFT_ALONE: [Signal; 16] = [
+/// These are not blocked or handled here: our own faults, the runtime's signals, and a terminal's
+/// job control.
+const UNCHANGED: [Signal; 16] = [
     Signal::SIGSEGV,
     Signal::SIGBUS,
     Signal::SIGILL,
@@ -70,10 +69,10 @@ pub struct Inherited(SigSet);
 #[must_use]
 pub fn block() -> Inherited {
     let mut blocked = SigSet::all();
-    for signal in LEFT_ALONE {
+    for signal in UNCHANGED {
         blocked.remove(signal);
     }
-    // It can fail on a wrong argument only, and this one is constant.
+    // The call fails only for an invalid argument, and this one is constant.
     Inherited(blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty()))
 }
 
@@ -84,13 +83,13 @@ impl Inherited {
     }
 }
 
-/// What is done about a signal that asks for a graceful shutdown.
+/// The reaction to a signal that requests a graceful shutdown.
 #[derive(Debug, Clone)]
 pub struct Reaction {
     /// How long the command may take.
     pub stop_grace: Duration,
-    /// Cancelled by a second Ctrl-C of somebody at a keyboard. In a pod a second signal changes
-    /// nothing: the kubelet KILLs.
+    /// Cancelled by a second Ctrl-C at a keyboard. In a pod, a second signal has no effect: the
+    /// kubelet sends SIGKILL.
     pub kill: Option<CancellationToken>,
 }
 
@@ -120,8 +119,8 @@ impl Reaction {
     }
 }
 
-/// Cancelled by the first signal that asks for a graceful shutdown. Must be called in the main
-/// thread, which is the one that signals are delivered to: in all others they stay blocked.
+/// Returns a token that is cancelled by the first signal that requests a graceful shutdown. Must be
+/// called in the main thread, to which signals are delivered: other threads block them.
 pub fn stop_requested(
     metrics: Option<&Arc<Metrics>>,
     reaction: &Reaction,
@@ -155,24 +154,24 @@ pub fn stop_requested(
     Ok(requested)
 }
 
-/// Installs handlers, which do nothing, for all other signals that would end a run and leave its
-/// message hidden. Until then these signals are blocked, but while a command is started the mask is
-/// empty, and an ignored signal would stay ignored in the command. Only the first command waits for
-/// this: it takes more instructions than a request.
-pub fn hear_others() {
-    static HEARD: Once = Once::new();
-    HEARD.call_once(|| {
+/// Installs handlers without effect for all other signals that would end a run and leave its
+/// message hidden. Before, these signals are blocked; but the mask is empty while a command is
+/// started, and an ignored signal would stay ignored in the command. Done for the first command and
+/// not earlier, since it takes more instructions than a request.
+pub fn handle_other_signals() {
+    static HANDLED: Once = Once::new();
+    HANDLED.call_once(|| {
         let others =
-            Signal::iterator().filter(|kind| !LEFT_ALONE.contains(kind) && !STOPS.contains(kind));
+            Signal::iterator().filter(|kind| !UNCHANGED.contains(kind) && !STOPS.contains(kind));
         for number in others.map(|kind| kind as i32).chain(SIGRTMIN()..=SIGRTMAX()) {
-            // There are no handlers for SIGKILL and SIGSTOP.
+            // SIGKILL and SIGSTOP cannot have handlers.
             let _ = signal(SignalKind::from_raw(number));
         }
     });
 }
 
-/// Did whoever started us want it ignored, as nohup(1) does with SIGHUP? From `SigIgn` of
-/// proc_pid_status(5), a mask in hexadecimal, the lowest bit signal 1.
+/// Whether our parent process made us ignore the signal, as nohup(1) does with SIGHUP. From
+/// `SigIgn` in proc_pid_status(5), a hexadecimal mask whose lowest bit is signal 1.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

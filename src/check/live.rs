@@ -1,5 +1,5 @@
-//! Asks the world what the rest looks at. Nothing is received, and nothing is changed but for one
-//! record of `check` itself in a store that is not S3.
+//! Collects facts from AWS and the Pushgateway for the other modules. Receives no message, and
+//! changes nothing except for `check`'s own record in a store that is not S3.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -10,10 +10,12 @@ use aws_credential_types::provider::ProvideCredentials;
 use aws_types::SdkConfig;
 
 use super::queue::{self, Attributes, QueueFacts};
-use super::write_targets::{self, Kind, WriteTarget};
+use super::write_targets::{self, TargetKind, WriteTarget};
 use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::S3;
-use crate::adapters::aws::s3::probes::{Action, Notification, Notifications, NotificationsError};
+use crate::adapters::aws::s3::probes::{
+    BucketAction, Notification, Notifications, NotificationsError,
+};
 use crate::adapters::aws::sqs::{self, Sqs, queue_url};
 use crate::adapters::aws::{self, Permission};
 use crate::adapters::http::Http;
@@ -24,14 +26,14 @@ use crate::ports::{FetchError, ObjectStore, RecordError};
 use crate::settings::resolve::{PushgatewayConfig, RunConfig};
 use crate::telemetry::push::Pushgateway;
 
-/// Signatures of a clock that is off by more are refused (AWS General Reference, "Signature Version
+/// AWS refuses signatures of a clock that is off by more (AWS General Reference, "Signature Version
 /// 4": five minutes).
 const SKEW_REFUSED: Duration = Duration::from_mins(5);
 
-/// More than a slow answer explains.
+/// More than a slow answer can explain.
 const SKEW_NOTICED: Duration = Duration::from_secs(30);
 
-/// What is wrong with what a run with these settings would use.
+/// Findings about everything that a run with these settings would use.
 pub async fn findings(
     config: &RunConfig,
     ca_bundle: Option<PathBuf>,
@@ -39,7 +41,7 @@ pub async fn findings(
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(gateway) = config.pushgateway.clone() {
-        findings.extend(reach(gateway, ca_bundle.clone()).await);
+        findings.extend(check_pushgateway(gateway, ca_bundle.clone()).await);
     }
     let aws = match aws::load(&config.queue_url, ca_bundle, variables).await {
         Ok(aws) => aws,
@@ -48,12 +50,12 @@ pub async fn findings(
                 Rule::AwsSetup,
                 "AWS",
                 error.to_string(),
-                "without it nothing can be asked",
+                "correct it: without it, check cannot call AWS",
             ));
             return findings;
         }
     };
-    // Said once, and not by each call.
+    // Reported once, and not for each call.
     if let Some(error) = no_credentials(&aws).await {
         let change = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in a pod, give the service account a role";
         findings.push(Finding::new(Rule::NoCredentials, "AWS credentials", error, change));
@@ -61,8 +63,8 @@ pub async fn findings(
     }
     let sqs = Sqs::new(&aws, config.queue_url.clone());
     let s3 = S3::new(&aws, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
-    findings.extend(permissions(&sqs, config).await);
-    let Some(attributes) = of_queue(&sqs, config, &mut findings).await else { return findings };
+    findings.extend(check_queue_permissions(&sqs, config).await);
+    let Some(attributes) = check_queue(&sqs, config, &mut findings).await else { return findings };
     if config.work.fetch.buckets.is_empty() {
         let change = "name the buckets with --buckets";
         findings.push(Finding::new(
@@ -72,18 +74,18 @@ pub async fn findings(
             change,
         ));
     }
-    findings.extend(of_buckets(&s3, &attributes, config).await);
+    findings.extend(check_buckets(&s3, &attributes, config).await);
     findings
 }
 
-/// What is wrong with the buckets that objects are read from or that a run writes to.
-async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec<Finding> {
+/// Findings about the buckets that a run reads from or writes to.
+async fn check_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     let arn = attributes.get("QueueArn").map(String::as_str);
     let targets = write_targets::all(config);
     let sources: BTreeSet<&str> = config.work.fetch.buckets.iter().map(String::as_str).collect();
     let buckets = &sources | &targets.iter().map(|one| one.to.bucket.as_str()).collect();
-    let (mut key_begins, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
+    let (mut key_prefix, mut missing, mut quiet) = (String::new(), BTreeSet::new(), Vec::new());
     for bucket in buckets {
         let of_bucket: Vec<&WriteTarget> =
             targets.iter().filter(|one| one.to.bucket == bucket).collect();
@@ -99,10 +101,10 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
         if let (Ok(notifications), Some(arn)) = (&notifications, arn)
             && let Some(first) = notifications.to(arn).next()
         {
-            key_begins.clone_from(&first.prefix);
+            key_prefix.clone_from(&first.prefix);
             findings.extend(queue::sending(&config.queue_url, attributes, bucket));
         }
-        findings.extend(of_encryption(s3, bucket).await);
+        findings.extend(check_encryption(s3, bucket).await);
         if sources.contains(bucket) {
             findings.extend(check_source(s3, bucket, &notifications, arn, config).await);
         }
@@ -127,7 +129,7 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
         findings.extend(check_write_targets(bucket, &of_bucket, notifications, arn, config));
     }
     for one in targets.iter().filter(|one| !missing.contains(one.to.bucket.as_str())) {
-        findings.extend(check_write_permissions(s3, one, &key_begins).await);
+        findings.extend(check_write_permissions(s3, one, &key_prefix).await);
     }
     let recorded = config
         .records
@@ -135,14 +137,14 @@ async fn of_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> Vec
         .as_ref()
         .filter(|place| !missing.contains(place.bucket.as_str()));
     if let Some(place) = recorded {
-        let is_quiet = quiet.iter().any(|one| one.kind == Kind::Idempotency);
+        let is_quiet = quiet.iter().any(|one| one.kind == TargetKind::Idempotency);
         findings.extend(conditional_writes(s3, place, is_quiet).await);
     }
     findings
 }
 
-/// Why there are none. Each error says more than the one around it; the lines after the first say
-/// who was asked.
+/// Why no credentials were found. Each inner error adds detail; the lines after the first only list
+/// the providers.
 async fn no_credentials(aws: &SdkConfig) -> Option<String> {
     let error = aws.credentials_provider()?.provide_credentials().await.err()?;
     let all = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
@@ -150,8 +152,8 @@ async fn no_credentials(aws: &SdkConfig) -> Option<String> {
     Some(lines.collect::<Vec<_>>().join(": "))
 }
 
-/// The queue's attributes, empty if they are not known; `None` if there is no such queue.
-async fn of_queue(
+/// The queue's attributes, empty if they are unknown; `None` if the queue does not exist.
+async fn check_queue(
     sqs: &Sqs,
     config: &RunConfig,
     findings: &mut Vec<Finding>,
@@ -161,7 +163,7 @@ async fn of_queue(
             let redrive = sqs::redrive_in(attributes.get("RedrivePolicy").map(String::as_str));
             let dead_letter = match &redrive {
                 Redrive::DeadLetter { queue, .. } => {
-                    sqs.attributes(&sibling(&config.queue_url, queue)).await
+                    sqs.attributes(&sibling_url(&config.queue_url, queue)).await
                 }
                 Redrive::None | Redrive::Unknown => Ok(None),
             };
@@ -195,8 +197,8 @@ fn missing_bucket(bucket: &str, is_source: bool, targets: &[&WriteTarget]) -> Fi
     )
 }
 
-/// Is it known that the store heeds conditions? It is tried only where no queue is told of what the
-/// trial writes.
+/// Checks that the store enforces conditional writes. Tests it only if the test record does not
+/// become a message.
 async fn conditional_writes(s3: &S3, place: &S3Location, is_quiet: bool) -> Option<Finding> {
     if is_quiet {
         return check_conditions(s3, place).await;
@@ -208,7 +210,7 @@ async fn conditional_writes(s3: &S3, place: &S3Location, is_quiet: bool) -> Opti
     })
 }
 
-/// Can two pods own the same work?
+/// Without conditional writes, two pods could own the same work.
 async fn check_conditions(s3: &S3, place: &S3Location) -> Option<Finding> {
     let key = place.key("leasehold-check.json");
     match s3.check_conditions(&place.bucket, &key).await {
@@ -229,7 +231,7 @@ async fn check_conditions(s3: &S3, place: &S3Location) -> Option<Finding> {
     }
 }
 
-/// Does what is written into a bucket become work?
+/// Whether files that a run writes into a bucket become messages.
 fn check_write_targets(
     bucket: &str,
     targets: &[&WriteTarget],
@@ -282,8 +284,8 @@ fn check_write_targets(
     }
 }
 
-/// Whose key is needed besides.
-async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
+/// Whether a KMS key is needed, too.
+async fn check_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
     let place = format!("bucket {bucket}, encryption");
     let needs = "the pod's role needs kms:Decrypt to read and kms:GenerateDataKey to write";
     match s3.kms_key(bucket).await {
@@ -306,16 +308,16 @@ async fn of_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
     }
 }
 
-/// What the role may do where a run writes.
-async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str) -> Vec<Finding> {
+/// Whether the role may write where a run writes.
+async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for key in target.samples(key_begins) {
+    for key in target.samples(key_prefix) {
         let mut may_list = true;
         for (action, severity) in target.kind.needs() {
             let place = format!("{target}, {action}");
-            match s3.may(*action, &target.to.bucket, &key).await {
+            match s3.probe(*action, &target.to.bucket, &key).await {
                 Permission::Allowed => {}
-                Permission::Denied(why) if *action == Action::Get && !may_list => {
+                Permission::Denied(why) if *action == BucketAction::Get && !may_list => {
                     let why = format!(
                         "{why} (without s3:ListBucket, S3 answers 403 for a missing object, too)"
                     );
@@ -327,7 +329,7 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str
                     ));
                 }
                 Permission::Denied(why) => {
-                    may_list &= *action != Action::List;
+                    may_list &= *action != BucketAction::List;
                     let change =
                         "allow it in the pod's role, or correct the bucket's name or region";
                     let finding = Finding::new(Rule::WritePermission, place, why, change);
@@ -340,7 +342,7 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str
             }
         }
     }
-    if target.kind == Kind::Checkpoint {
+    if target.kind == TargetKind::Checkpoint {
         let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
         findings.push(Finding::new(
             Rule::PermissionUntried,
@@ -352,12 +354,12 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_begins: &str
     findings
 }
 
-/// Same account, same region: SQS wants it of a dead-letter queue.
-fn sibling(queue_url: &str, name: &str) -> String {
+/// SQS requires a dead-letter queue to be in the same account and region.
+fn sibling_url(queue_url: &str, name: &str) -> String {
     format!("{}{name}", &queue_url[..queue_url.len() - queue_url::queue_name(queue_url).len()])
 }
 
-async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
+async fn check_queue_permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
     let place =
         |call: &str| format!("queue {}, sqs:{call}", queue_url::queue_name(&config.queue_url));
     let mut findings = vec![Finding::new(
@@ -367,8 +369,8 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
         "the pod's role must allow them",
     )];
     for (call, answer) in [
-        ("ChangeMessageVisibility", sqs.may_change_visibility().await),
-        ("DeleteMessage", sqs.may_delete().await),
+        ("ChangeMessageVisibility", sqs.probe_change_visibility().await),
+        ("DeleteMessage", sqs.probe_delete().await),
     ] {
         match answer.permission {
             Permission::Allowed => {}
@@ -389,13 +391,13 @@ async fn permissions(sqs: &Sqs, config: &RunConfig) -> Vec<Finding> {
                 ));
             }
         }
-        findings.extend(answer.date.and_then(|date| of_clock(date, SystemTime::now())));
+        findings.extend(answer.date.and_then(|date| check_clock(date, SystemTime::now())));
     }
     findings
 }
 
-/// Their clock against ours.
-fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
+/// Compares SQS's clock with ours.
+fn check_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
     let skew = theirs.duration_since(ours).unwrap_or_else(|error| error.duration());
     let what = || format!("it differs from the clock of SQS by {}s", skew.as_secs());
     let change = "synchronise it, with chrony or the Amazon Time Sync Service";
@@ -408,7 +410,7 @@ fn of_clock(theirs: SystemTime, ours: SystemTime) -> Option<Finding> {
     }
 }
 
-/// A bucket that objects are read from.
+/// Findings about a bucket from which a run reads objects.
 async fn check_source(
     s3: &S3,
     bucket: &str,
@@ -481,7 +483,10 @@ async fn check_source(
     findings
 }
 
-async fn reach(config: PushgatewayConfig, ca_bundle: Option<PathBuf>) -> Option<Finding> {
+async fn check_pushgateway(
+    config: PushgatewayConfig,
+    ca_bundle: Option<PathBuf>,
+) -> Option<Finding> {
     let PushgatewayConfig { url, job, credentials } = config;
     let asked = Pushgateway::new(Http::new(ca_bundle), &url, job, credentials).reach().await;
     let change = "correct --pushgateway, or start the Pushgateway; a run works without it, but its metrics are lost";
@@ -496,11 +501,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_off_is_told_either_way() {
+    fn a_wrong_clock_is_reported_in_both_directions() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_hours(1);
-        let told = |seconds: i64| {
+        let found = |seconds: i64| {
             let skew = Duration::from_secs(seconds.unsigned_abs());
-            of_clock(if seconds < 0 { now - skew } else { now + skew }, now)
+            check_clock(if seconds < 0 { now - skew } else { now + skew }, now)
                 .map(|finding| finding.severity)
         };
         for (seconds, severity) in [
@@ -511,14 +516,14 @@ mod tests {
             (301, Some(Error)),
             (-301, Some(Error)),
         ] {
-            assert_eq!(told(seconds), severity, "{seconds}");
+            assert_eq!(found(seconds), severity, "{seconds}");
         }
     }
 
     #[test]
-    fn a_dead_letter_queue_is_beside_its_source() {
+    fn a_dead_letter_queue_has_the_url_of_its_source_with_another_name() {
         assert_eq!(
-            sibling("https://sqs.eu-west-1.amazonaws.com/1/orders", "dlq"),
+            sibling_url("https://sqs.eu-west-1.amazonaws.com/1/orders", "dlq"),
             "https://sqs.eu-west-1.amazonaws.com/1/dlq"
         );
     }

@@ -1,8 +1,8 @@
-//! Kubernetes objects: what KEDA and Kubernetes take without a word, and what it does.
+//! Kubernetes objects: finds the mistakes that KEDA and Kubernetes accept silently.
 //!
-//! `schema` and `fields` are what KEDA knows; `scaling`, `trigger`, `pod` and `container` say what
-//! in them does harm. What a container is told is read as Kubernetes and a shell would read it:
-//! `environment`, `start`, `shell`, `files`.
+//! `schema` and `fields` have the fields that KEDA knows; `scaling`, `trigger`, `pod` and
+//! `container` find harmful values. `environment`, `start`, `shell` and `files` evaluate a
+//! container's configuration in the way of Kubernetes and a shell.
 
 mod container;
 mod environment;
@@ -23,13 +23,13 @@ pub use self::lines::Lines;
 pub use self::schema::Schema;
 use super::{Finding, Findings, Location, Rule, Severity};
 
-/// A file of objects, and what they are held against.
+/// A file of objects, and the schema to check them with.
 #[derive(Debug, Default)]
 pub struct Manifest {
-    /// What it is called.
+    /// The name of the file.
     pub file: String,
     pub objects: Vec<Value>,
-    /// Of each object, as far as they are known.
+    /// The lines of each object, if they are known.
     pub lines: Vec<Lines>,
     pub schema: Schema,
 }
@@ -39,7 +39,7 @@ impl Manifest {
     pub fn parse(file: &str, text: &str, schema: Schema) -> Result<Self, String> {
         let documents: Vec<Value> =
             serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
-        // Best effort: findings without a line are findings, too.
+        // Best effort: findings without a line are useful, too.
         let lines: Vec<Lines> = serde_saphyr::from_multiple(text).unwrap_or_default();
         let mut manifest =
             Self { file: file.to_owned(), objects: Vec::new(), lines: Vec::new(), schema };
@@ -51,7 +51,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// A list (`List`, `ScaledJobList`) has objects, or lists.
+    /// A list (`List`, `ScaledJobList`) contains objects or lists.
     fn unfold(&mut self, mut document: Value, lines: Lines) {
         let is_list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
         if is_list && document["items"].is_array() {
@@ -71,16 +71,16 @@ impl Manifest {
         self.lines.get(number)?.of(path)
     }
 
-    /// What is wrong with the ScaledJobs.
+    /// Findings about the ScaledJobs.
     pub fn findings(&self) -> Findings {
-        let mut all = self.of_objects();
+        let mut all = self.check_objects();
         for finding in &mut all.findings {
             finding.file = Some(self.file.clone());
         }
         all
     }
 
-    fn of_objects(&self) -> Findings {
+    fn check_objects(&self) -> Findings {
         let scaled_jobs: Vec<_> =
             self.objects.iter().filter(|object| object["kind"] == "ScaledJob").collect();
         if scaled_jobs.is_empty() {
@@ -94,7 +94,7 @@ impl Manifest {
             .into();
         }
         let mut all = Findings::from(
-            self.objects.iter().flat_map(|object| self.not_texts(object)).collect::<Vec<_>>(),
+            self.objects.iter().flat_map(|object| self.non_strings(object)).collect::<Vec<_>>(),
         );
         let mut counted: Vec<(String, String)> = Vec::new();
         for object in scaled_jobs {
@@ -165,7 +165,7 @@ impl<'a> ScaledJob<'a> {
         Location { name, line: self.manifest.line(self.object, field) }
     }
 
-    /// Where one of the pod's containers is.
+    /// The path of one of the pod's containers.
     fn path_of(&self, container: &Value) -> ContainerPath<'a> {
         let all = ["containers", "initContainers"].into_iter().flat_map(|list| {
             self.pod[list]
@@ -188,16 +188,17 @@ impl<'a> ScaledJob<'a> {
         }
     }
 
-    /// What is wrong besides how its container runs leasehold.
+    /// All findings, except for those about how the container runs leasehold.
     fn findings(&self, container: Option<&container::Container>) -> Vec<Finding> {
-        let beside = container.map(|container| self.beside(container)).unwrap_or_default();
+        let second_containers =
+            container.map(|container| self.second_containers(container)).unwrap_or_default();
         [
             fields::findings(self),
             self.scaling(),
             self.triggers(container),
             self.pod(),
             self.volumes(),
-            beside,
+            second_containers,
         ]
         .concat()
     }
@@ -207,7 +208,7 @@ impl<'a> ScaledJob<'a> {
     }
 }
 
-/// A container as it is called, and where it is.
+/// The name and the location of a container.
 struct ContainerPath<'a> {
     name: String,
     path: String,

@@ -1,7 +1,7 @@
-//! `leasehold check`: what is wrong before the first message is lost.
+//! `leasehold check`: finds problems before they cost a message.
 //!
-//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`write_targets`] and [`settings`] are
-//! pure, and [`live`] is what asks the world. It consumes no message.
+//! Facts in, findings out: [`manifest`], [`queue`], [`policy`], [`write_targets`] and [`settings`]
+//! are pure, and [`live`] sends the requests. It consumes no message.
 
 pub mod live;
 pub mod manifest;
@@ -29,7 +29,7 @@ pub enum Severity {
     Error,
     /// Something wastes pods, attempts or time.
     Warning,
-    /// Nobody could see whether it is right.
+    /// It could not be checked.
     Unchecked,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Severity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     pub name: String,
-    /// In the manifest, from 1 on.
+    /// In the manifest, from 1.
     pub line: Option<u64>,
 }
 
@@ -69,19 +69,19 @@ impl From<&Location> for Location {
     }
 }
 
-/// One thing that is wrong or could not be seen. In the order in which they are printed: worst
-/// first, and then as they are in the file.
+/// One problem, or one thing that could not be checked. Ordered as printed: worst first, then by
+/// file and line.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     pub severity: Severity,
-    /// The manifest, if it is about one.
+    /// The manifest, if the finding is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
     pub id: &'static str,
     pub rule: Rule,
-    /// The name of its location.
+    /// The name of the location.
     #[serde(rename = "where")]
     pub place: String,
     pub what: String,
@@ -116,11 +116,10 @@ impl Finding {
     }
 }
 
-/// A stop while a command runs, in seconds after SIGTERM: when each part of it is over at the
-/// latest.
+/// A stop while a command runs: the latest end of each part, in seconds after SIGTERM.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StopTimeline {
-    /// Whose settings.
+    /// The source of the settings.
     #[serde(rename = "where")]
     pub place: String,
     pub kill_by_s: f64,
@@ -178,7 +177,7 @@ impl fmt::Display for StopTimeline {
     }
 }
 
-/// All that was found, worst first.
+/// All findings, worst first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Findings {
     pub findings: Vec<Finding>,
@@ -193,7 +192,7 @@ impl Findings {
         self.findings.dedup();
     }
 
-    /// Leaves out what is not to be told.
+    /// Removes the findings of these rules.
     pub fn ignore(&mut self, rules: &[Rule]) {
         self.findings.retain(|finding| !rules.contains(&finding.rule));
     }

@@ -1,22 +1,23 @@
-//! The queue's policy: may S3 send?
+//! The queue's policy: whether S3 may send.
 //!
-//! S3 tries it when the notification is made, and never says later that it may not any more.
+//! S3 tests it when the notification is created, but does not report it if the permission is
+//! removed later.
 
 use serde_json::Value;
 
-/// Does a queue's policy let S3 send events of a bucket? `None` if that depends on what is not
-/// known here.
+/// Whether a queue's policy allows S3 to send events of a bucket. `None` if that depends on unknown
+/// facts.
 ///
-/// Of IAM's rules as far as policies of queues use them (IAM User Guide, "Policy evaluation
-/// logic"): a Deny outranks every Allow.
+/// Implements the part of IAM's rules that queue policies use (IAM User Guide, "Policy evaluation
+/// logic"): a Deny overrides every Allow.
 pub fn lets_s3_send(policy: &str, queue_arn: &str, bucket: &str) -> Option<bool> {
     let policy: Value = serde_json::from_str(policy).ok()?;
     let statements = listed(&policy["Statement"]);
     let (mut allowed, mut denied) = (Some(false), Some(false));
     for statement in statements {
-        let holds = holds(statement, queue_arn, bucket);
+        let applies = applies(statement, queue_arn, bucket);
         let so_far = if statement["Effect"] == "Allow" { &mut allowed } else { &mut denied };
-        *so_far = either(*so_far, holds);
+        *so_far = either(*so_far, applies);
     }
     match (allowed, denied) {
         (Some(false), _) | (_, Some(true)) => Some(false),
@@ -25,8 +26,8 @@ pub fn lets_s3_send(policy: &str, queue_arn: &str, bucket: &str) -> Option<bool>
     }
 }
 
-/// Is the statement about S3's sending, in all its parts?
-fn holds(statement: &Value, queue_arn: &str, bucket: &str) -> Option<bool> {
+/// Whether the statement applies to S3 sending an event.
+fn applies(statement: &Value, queue_arn: &str, bucket: &str) -> Option<bool> {
     if ["NotPrincipal", "NotAction", "NotResource"].iter().any(|part| !statement[part].is_null()) {
         return None;
     }
@@ -77,11 +78,11 @@ fn condition(
         "StringEquals" | "Bool" => values().any(|value| value == is),
         _ => return None,
     };
-    // The bucket's account may be another than the queue's.
+    // The bucket may belong to another account than the queue.
     if !matches && key.eq_ignore_ascii_case("aws:sourceaccount") { None } else { Some(matches) }
 }
 
-/// A list, or one that is written without.
+/// A list, or a single value as a list.
 fn listed(value: &Value) -> Vec<&Value> {
     match value.as_array() {
         Some(all) => all.iter().collect(),
@@ -90,16 +91,16 @@ fn listed(value: &Value) -> Vec<&Value> {
     }
 }
 
-/// With `*` for any text and `?` for any character.
+/// Matches a pattern with `*` for any text and `?` for any character.
 ///
-/// The policy is somebody else's text, so no pattern may take long: on a difference only the last
-/// `*` takes one character more, which is enough, since whatever an earlier one took can stay. At
-/// most the product of both lengths.
+/// The policy is untrusted, so no pattern may take long: at a mismatch, only the last `*` takes one
+/// more character. That is enough, since the match of an earlier `*` can stay. The time is at most
+/// the product of both lengths.
 fn like(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), text.chars().collect());
     let (mut in_pattern, mut in_text) = (0, 0);
-    // After the last `*`, and where the text goes on behind what it took.
+    // The position after the last `*`, and the position in the text after its match.
     let mut last_star = None;
     while in_text < text.len() {
         match pattern.get(in_pattern) {
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stars_and_question_marks_stand_for_what_iam_says() {
+    fn stars_and_question_marks_match_as_in_iam() {
         for (pattern, text, is_like) in [
             ("", "", true),
             ("", "a", false),
@@ -152,15 +153,14 @@ mod tests {
         ] {
             assert_eq!(like(pattern, text), is_like, "{pattern} {text}");
         }
-        // A long policy with a long name: 2^60 steps if each star were tried with each of the
-        // others.
+        // With a long pattern and a long text, full backtracking would take 2^60 steps.
         let text = "x".repeat(2000);
         assert!(!like(&format!("{}Z", "*x".repeat(1000)), &text));
         assert!(like(&"*x".repeat(1000), &text));
     }
 
     #[test]
-    fn what_is_not_known_is_not_guessed() {
+    fn an_unknown_condition_gives_no_answer() {
         let arn = "arn:aws:sqs:eu-west-1:123456789012:orders";
         let allow = serde_json::json!({
             "Effect": "Allow", "Principal": { "Service": "s3.amazonaws.com" }, "Action": "sqs:SendMessage", "Resource": arn,
@@ -183,7 +183,7 @@ mod tests {
             let policy = with(effect, condition).to_string();
             assert_eq!(lets_s3_send(&policy, arn, "b"), may_send, "{effect} {condition}");
         }
-        // A statement alone is a list of one.
+        // A single statement counts as a list.
         assert_eq!(
             lets_s3_send(&serde_json::json!({ "Statement": allow }).to_string(), arn, "b"),
             Some(true)

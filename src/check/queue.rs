@@ -1,4 +1,4 @@
-//! A queue and its dead-letter queue, against the settings of a run.
+//! Checks a queue and its dead-letter queue against the settings of a run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,24 +10,26 @@ use crate::job::route::Limits;
 use crate::job::verdict::Retry;
 use crate::settings::resolve::RunConfig;
 
-/// What GetQueueAttributes told.
+/// The answer of GetQueueAttributes.
 pub type Attributes = BTreeMap<String, String>;
 
-/// What is known of the queues.
+/// The known facts about the queues.
 #[derive(Debug, Clone)]
 pub struct QueueFacts {
-    /// The queue's, by their names in SQS's API.
+    /// The queue's attributes, by their names in SQS's API.
     pub attributes: Attributes,
-    /// As the attributes say it.
+    /// The redrive policy in the attributes.
     pub redrive: Redrive,
-    /// Of the dead-letter queue; the error says why there are none, `None` that it does not exist.
+    /// The attributes of the dead-letter queue; `None` if it does not exist, or the reason why they
+    /// are unknown.
     pub dead_letter: Result<Option<Attributes>, String>,
 }
 
-/// Below it a message is given up after one bad moment: a stop and a crash cost an attempt too.
+/// With fewer receives, one bad moment moves a message to the DLQ: stops and crashes use up
+/// receives, too.
 const FEW_ATTEMPTS: u32 = 3;
 
-/// What is wrong with the queue `queue_url`.
+/// Findings about the queue `queue_url`.
 pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<Finding> {
     let name = queue_url::queue_name(queue_url);
     let place = |what: &str| format!("queue {name}, {what}");
@@ -93,13 +95,13 @@ pub fn findings(queue_url: &str, facts: &QueueFacts, config: &RunConfig) -> Vec<
     findings
 }
 
-/// May S3 tell the queue of what happens in this bucket?
+/// Whether S3 may send the events of this bucket to the queue.
 pub fn sending(queue_url: &str, attributes: &Attributes, bucket: &str) -> Option<Finding> {
     let place = format!("queue {}, Policy", queue_url::queue_name(queue_url));
     let arn = attributes.get("QueueArn").map_or("", String::as_str);
     let may_send = match attributes.get("Policy").filter(|policy| !policy.is_empty()) {
         Some(policy) => policy::lets_s3_send(policy, arn, bucket),
-        // Others than AWS do without.
+        // Other servers than AWS need no policy.
         None => Some(!queue_url::is_at_aws(queue_url)),
     };
     let change = format!(
@@ -151,7 +153,7 @@ fn dead_letter(
     };
     let mut findings = Vec::new();
     let kept = seconds(attributes, "MessageRetentionPeriod");
-    // FIFO queues count anew from the move.
+    // In FIFO queues, the retention restarts with the move.
     if let (Some(kept), Some(retention), false) = (kept, retention, queue_url::is_fifo(name))
         && kept <= retention
     {
@@ -163,7 +165,7 @@ fn dead_letter(
             let what = format!("{kept_for} is shorter than the {in_queue} of {name}, {counts}");
             Finding::new(Rule::DeadLetterRetention, place, what, change)
         } else {
-            // What both are unless somebody sets them.
+            // Equal by default.
             let what = format!("{kept_for} is not longer than the {in_queue} of {name}, {counts}");
             Finding::new(Rule::DeadLetterRetentionEqual, place, what, change)
         });
@@ -180,8 +182,8 @@ fn dead_letter(
     findings
 }
 
-/// Does this policy (`{"redrivePermission": "byQueue", "sourceQueueArns": […]}`) take the queue's
-/// dead letters?
+/// Whether this policy (`{"redrivePermission": "byQueue", "sourceQueueArns": […]}`) accepts the
+/// queue's dead letters.
 fn allows(policy: &str, arn: &str) -> bool {
     let Ok(policy) = serde_json::from_str::<serde_json::Value>(policy) else { return true };
     match policy["redrivePermission"].as_str() {
@@ -193,7 +195,7 @@ fn allows(policy: &str, arn: &str) -> bool {
     }
 }
 
-/// The longest that one attempt can take, until the message is visible again.
+/// The longest duration of one attempt, until the message is visible again.
 fn worst_attempt(config: &RunConfig) -> Duration {
     let settings = &config.work.settings;
     let limits = settings

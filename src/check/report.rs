@@ -1,4 +1,4 @@
-//! The findings for a person, and for the programs that show them beside the code.
+//! Formats the findings as text, and as SARIF for programs that show them next to the code.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Finding, Findings, Rule, Severity};
 use crate::telemetry::plain::Plain;
 
-/// With the colour of its severity, if `is_coloured`.
+/// Writes a finding, in the colour of its severity if `is_coloured`.
 fn write(finding: &Finding, is_coloured: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Finding { severity, id, .. } = finding;
     let colour = match severity {
@@ -60,7 +60,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// Characters that a URI's path does not have as they are (RFC 3986, section 3.3).
+/// Characters that must be encoded in the path of a URI (RFC 3986, section 3.3).
 const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -79,7 +79,7 @@ const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
     .add(b'}');
 
 /// A log of SARIF 2.1.0 (OASIS, "Static Analysis Results Interchange Format"), which code hosts
-/// show beside the manifest.
+/// show next to the manifest.
 pub fn sarif(findings: &Findings) -> Value {
     let rules: Vec<Value> = Rule::ALL
         .iter()
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_from_a_manifest_does_not_reach_the_terminal_as_it_is() {
+    fn control_characters_in_a_manifest_are_escaped() {
         let stop = StopTimeline {
             place: "job \u{1b}[2J".to_owned(),
             kill_by_s: 20.0,

@@ -1,4 +1,4 @@
-//! What a finding can be about: each rule has an id that never changes, and an explanation.
+//! The rules of findings: each has an id that never changes, and an explanation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ struct Row {
 
 macro_rules! rules {
     ($($rule:ident $id:literal $severity:ident $name:literal: $summary:literal, $explanation:literal;)*) => {
-        /// A rule is a variant, so that a finding cannot name one that the table does not have.
+        /// A variant for each row, so that a finding cannot name a rule that does not exist.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Rule {
             $(#[doc = $summary] $rule,)*
@@ -57,7 +57,7 @@ impl Rule {
         self.row().name
     }
 
-    /// How bad it is unless a finding says otherwise.
+    /// The default severity of its findings.
     pub fn severity(self) -> Severity {
         self.row().severity
     }
@@ -103,7 +103,7 @@ impl FromStr for Rule {
     }
 }
 
-/// What `--explain` prints.
+/// The output of `--explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Explain {
     Rule(Rule),
@@ -159,7 +159,7 @@ Written by `leasehold check --explain all`; `leasehold check --explain LH222` pr
 out, by its id or its name. An id never changes its meaning.
 
 An **error** prevents work or loses messages, and `check` exits with code 78. A **warning** wastes pods, attempts or time; with `--strict`,
-the exit code is 1. **Unchecked** means that `check` could not see it.
+the exit code is 1. **Unchecked** means that `check` could not find out.
 
 | id | name | severity | summary |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-//! The settings of a run, as far as they can be right one by one and still do harm.
+//! Settings of a run that are valid but can do harm.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::{Finding, Location, Rule};
 use crate::job::lease::Strategy;
 use crate::settings::resolve::RunConfig;
 
-/// A request may take this long and the lease must outlive it, with a second try.
+/// The lease must outlive a slow request and its retry.
 const SHORT_LEASE: Duration = Duration::from_secs(30);
 
-/// What is questionable about settings that [`RunConfig`] took. `at` says where a flag is.
+/// Findings about valid settings. `at` returns the location of a flag.
 pub fn findings(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Finding> {
     let settings = &config.work.settings;
     let mut findings = Vec::new();

@@ -1,26 +1,26 @@
-//! The locations in S3 that a run writes to, against the notifications of their buckets: what is written
-//! must not become work.
+//! The S3 locations to which a run writes, against the notifications of their buckets: written
+//! files must not become work.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Finding, Rule, Severity};
-use crate::adapters::aws::s3::probes::{Action, Notification, Notifications};
+use crate::adapters::aws::s3::probes::{BucketAction, Notification, Notifications};
 use crate::job::route::{EventFilter, Task};
 use crate::job::s3_location::{LocationTemplate, Values};
 use crate::settings::resolve::RunConfig;
 
-/// What is target.
+/// The kind of files that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum TargetKind {
     Output,
     Checkpoint,
     Idempotency,
     Attempts,
 }
 
-impl Kind {
-    /// What S3 covers of it, if it is asked.
+impl TargetKind {
+    /// The events that S3 can send about these files.
     fn events(self) -> &'static [&'static str] {
         const PUT: &str = "ObjectCreated:Put";
         const IN_PARTS: &str = "ObjectCreated:CompleteMultipartUpload";
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// How its keys end; results are called what the command likes.
+    /// The suffix of the keys; the command chooses the names of results.
     fn ending(self) -> Option<&'static str> {
         match self {
             Self::Output => None,
@@ -42,31 +42,32 @@ impl Kind {
         }
     }
 
-    /// What the pod's role must be allowed there, as far as that can be tried, and how bad it is if
-    /// it is not.
-    pub fn needs(self) -> &'static [(Action, Severity)] {
+    /// The testable actions that the pod's role needs, and the severity if one is denied.
+    pub fn needs(self) -> &'static [(BucketAction, Severity)] {
         use Severity::{Error, Warning};
         match self {
-            // Without the last, parts of what was given up are left.
-            Self::Output => &[(Action::Put, Error), (Action::Abort, Warning)],
+            // Without Abort, the parts of failed uploads remain.
+            Self::Output => &[(BucketAction::Put, Error), (BucketAction::Abort, Warning)],
             Self::Checkpoint => &[
-                (Action::List, Error),
-                (Action::Get, Error),
-                (Action::Put, Error),
-                (Action::Abort, Warning),
+                (BucketAction::List, Error),
+                (BucketAction::Get, Error),
+                (BucketAction::Put, Error),
+                (BucketAction::Abort, Warning),
             ],
-            // Without the first, a record that is gone again looks as if it were not given to us.
-            Self::Idempotency => {
-                &[(Action::List, Warning), (Action::Get, Error), (Action::Put, Error)]
-            }
-            // The work is done all the same.
-            Self::Attempts => &[(Action::Put, Warning)],
+            // Without List, S3 answers 403 for a missing record.
+            Self::Idempotency => &[
+                (BucketAction::List, Warning),
+                (BucketAction::Get, Error),
+                (BucketAction::Put, Error),
+            ],
+            // The work succeeds anyway.
+            Self::Attempts => &[(BucketAction::Put, Warning)],
         }
     }
 }
 
 /// The flag's name.
-impl fmt::Display for Kind {
+impl fmt::Display for TargetKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Output => "output",
@@ -77,16 +78,16 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A place, and who writes there.
+/// A location to which tasks write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteTarget {
-    pub kind: Kind,
+    pub kind: TargetKind,
     pub to: LocationTemplate,
     /// The tasks' names.
     pub by: Vec<String>,
 }
 
-/// Where a run with these settings writes.
+/// All locations to which a run with these settings writes.
 pub fn all(config: &RunConfig) -> Vec<WriteTarget> {
     let tasks = || config.work.settings.policy.tasks();
     let of_all = |kind, place: &Option<_>| {
@@ -94,11 +95,12 @@ pub fn all(config: &RunConfig) -> Vec<WriteTarget> {
         place.clone().map(|place| WriteTarget { kind, to: LocationTemplate::from(place), by })
     };
     let mut all = Vec::new();
-    all.extend(of_all(Kind::Idempotency, &config.records.idempotency));
-    all.extend(of_all(Kind::Attempts, &config.records.attempts));
+    all.extend(of_all(TargetKind::Idempotency, &config.records.idempotency));
+    all.extend(of_all(TargetKind::Attempts, &config.records.attempts));
     for task in tasks() {
-        let output = task.output.as_ref().map(|to| (Kind::Output, to));
-        let checkpoint = task.checkpoint.as_ref().map(|how| (Kind::Checkpoint, &how.location));
+        let output = task.output.as_ref().map(|to| (TargetKind::Output, to));
+        let checkpoint =
+            task.checkpoint.as_ref().map(|how| (TargetKind::Checkpoint, &how.location));
         for (kind, to) in output.into_iter().chain(checkpoint) {
             match all.iter_mut().find(|one| one.kind == kind && one.to == *to) {
                 Some(same) => same.by.push(task.name.clone()),
@@ -109,8 +111,8 @@ pub fn all(config: &RunConfig) -> Vec<WriteTarget> {
     all
 }
 
-/// What is written to `target` and becomes a message of the queue `queue_arn`. `notifications` are
-/// those of its bucket, and `work` is what a message must be about to be worked on.
+/// Findings about files in `target` that become messages of the queue `queue_arn`. `notifications`
+/// are those of the bucket, and `work` are the events that are processed.
 pub fn findings(
     target: &WriteTarget,
     notifications: &Notifications,
@@ -126,7 +128,7 @@ pub fn findings(
         if events.is_empty() {
             continue;
         }
-        let whom = format!(
+        let cause = format!(
             "bucket {bucket} notifies the queue by its notification {}",
             shown(notification)
         );
@@ -135,19 +137,19 @@ pub fn findings(
         findings.push(match (events.iter().any(|event| work.is_work(event)), is_certain) {
             (true, true) => {
                 let what = format!(
-                    "files written there become messages, so each job creates another one: {whom}"
+                    "files written there become messages, so each job creates another one: {cause}"
                 );
                 Finding::new(Rule::WritesBecomeWork, place, what, change)
             }
             (true, false) => {
                 let what =
-                    format!("files written there become messages if their keys match: {whom}");
+                    format!("files written there become messages if their keys match: {cause}");
                 Finding::new(Rule::WritesBecomeWork, place, what, change)
                     .with_severity(Severity::Warning)
             }
             (false, _) => {
                 let what = format!(
-                    "files written there start pods that find no work ({}): {whom}",
+                    "files written there start pods that find no work ({}): {cause}",
                     events.join(", ")
                 );
                 Finding::new(Rule::WritesStartPods, place, what, change)
@@ -158,15 +160,15 @@ pub fn findings(
 }
 
 impl WriteTarget {
-    /// Keys like those of what is written there, of which there is no object. `key_begins` is how
-    /// those of the jobs' objects do.
-    pub fn samples(&self, key_begins: &str) -> BTreeSet<String> {
-        let key = format!("{key_begins}{NO_NAME}");
+    /// Keys like those of written files, but without an object. `key_prefix` is the prefix of the
+    /// input objects.
+    pub fn samples(&self, key_prefix: &str) -> BTreeSet<String> {
+        let key = format!("{key_prefix}{NO_NAME}");
         let name = match self.kind {
-            Kind::Output => NO_NAME.to_owned(),
-            Kind::Checkpoint => format!("{NO_NAME}/0/0.tar"),
-            Kind::Idempotency => format!("{NO_NAME}.json"),
-            Kind::Attempts => format!("{NO_NAME}/0.json"),
+            TargetKind::Output => NO_NAME.to_owned(),
+            TargetKind::Checkpoint => format!("{NO_NAME}/0/0.tar"),
+            TargetKind::Idempotency => format!("{NO_NAME}.json"),
+            TargetKind::Attempts => format!("{NO_NAME}/0.json"),
         };
         let sample = |job_type| {
             self.to.fill(Values { key: Some(&key), message_id: NO_NAME, job_type }).key(&name)
@@ -174,12 +176,12 @@ impl WriteTarget {
         self.by.iter().map(|task| sample(task)).collect()
     }
 
-    /// Do the keys that are written have the beginning and the end that a notification asks for?
-    /// `None` if not; false if it depends on the job or on the names that the command gives.
+    /// Whether the written keys match a notification's prefix and suffix. `None` if not; false if
+    /// it depends on the job or on the names that the command chooses.
     fn is_notified(&self, notification: &Notification) -> Option<bool> {
         let Notification { prefix, suffix, .. } = notification;
         let begin = self.by.iter().filter_map(|task| {
-            // An object that this notification told of has a key that begins so.
+            // The key of an input object of this notification begins with `prefix`.
             let beginning = self.to.beginning(prefix, task);
             let is_certain = beginning.starts_with(prefix);
             (is_certain || prefix.starts_with(&beginning)).then_some(is_certain)
@@ -194,14 +196,14 @@ impl WriteTarget {
     }
 }
 
-/// Of no object, no message and no file.
+/// A name that no object, message or file has.
 const NO_NAME: &str = "leasehold-check";
 
-/// As whoever set it would know it again.
+/// In the words of the setting.
 impl fmt::Display for WriteTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, to, by } = self;
-        let of_types = matches!(kind, Kind::Output | Kind::Checkpoint)
+        let of_types = matches!(kind, TargetKind::Output | TargetKind::Checkpoint)
             && !by.iter().any(|name| name == Task::DEFAULT);
         if of_types {
             write!(f, "job type {}, {kind} {to}", by.join(", "))

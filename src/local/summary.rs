@@ -1,4 +1,4 @@
-//! What became of the files, for a person.
+//! The results of all files, as a table for a person.
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use std::collections::HashMap;
@@ -11,16 +11,16 @@ use crate::job::verdict::{Completion, Settlement};
 use crate::settings::resolve::Verbosity;
 use crate::telemetry::plain::{Plain, shortened};
 
-/// One file, which is one message.
+/// A file, which has one message.
 #[derive(Debug, Clone)]
 pub(super) struct File {
     pub key: String,
     pub fate: Fate,
-    /// The end of its last attempt in one word.
+    /// The outcome of its last attempt.
     outcome: &'static str,
     is_dead: bool,
     attempts: u32,
-    /// In all its attempts.
+    /// The total time of all attempts.
     worked: Duration,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct File {
 pub(super) enum Fate {
     NotStarted,
     Succeeded,
-    /// There was nothing to do.
+    /// The message had no work.
     Ignored,
     Stopped,
     Failed,
@@ -67,14 +67,14 @@ impl File {
     }
 }
 
-/// What became of every file.
+/// The results of all files.
 #[derive(Debug)]
 pub struct Summary {
     pub(super) files: HashMap<MessageId, File>,
     pub(super) skipped: usize,
 }
 
-/// The screen, or the file, that a summary is for.
+/// The screen or the file to which the summary is written.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
     /// `None` if lines may have any length.
@@ -87,13 +87,13 @@ impl Summary {
         self.files.values().all(|file| matches!(file.fate, Fate::Succeeded | Fate::Ignored))
     }
 
-    pub(super) fn is_dead(&mut self, message_id: &MessageId) {
+    pub(super) fn mark_dead(&mut self, message_id: &MessageId) {
         if let Some(file) = self.files.get_mut(message_id) {
             file.is_dead = true;
         }
     }
 
-    /// A row for each file that is worth one, and a line for all of them.
+    /// A row for each relevant file, and the totals.
     pub fn text(&self, verbosity: Verbosity, page: Page) -> String {
         let is_shown = |file: &&File| match verbosity {
             Verbosity::Quiet => false,
@@ -109,7 +109,7 @@ impl Summary {
         }
     }
 
-    /// Each line is short enough for a narrow terminal.
+    /// The lines are short enough for a narrow terminal.
     fn totals(&self) -> String {
         let count = |fate| self.files.values().filter(|file| file.fate == fate).count();
         let others = [
@@ -138,7 +138,7 @@ impl Summary {
     }
 }
 
-/// No line is longer than the page is wide: names lose their middle.
+/// No line is wider than the page: long names lose their middle.
 fn table(files: &[&File], page: Page) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["FILE", "OUTCOME", "TRIES", "TIME"]);
@@ -172,7 +172,7 @@ fn table(files: &[&File], page: Page) -> Table {
     for column in [0, 2, 3] {
         table
             .column_mut(column)
-            .expect("there are four")
+            .expect("the table has four columns")
             .set_constraint(ColumnConstraint::ContentWidth);
     }
     table
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_as_much_as_was_asked_for() {
+    fn the_verbosity_determines_the_rows() {
         let page = Page { columns: Some(80), is_coloured: false };
         let totals = "1 of 5 files succeeded\n1 failed, 1 stopped, 1 not started, 1 ignored\n\
                       2 skipped: hidden files, links and pipes";
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_page_breaks_no_word() {
+    fn a_narrow_page_shortens_names_but_not_outcomes() {
         for columns in [44, 60, 80, 200] {
             let text = table_of(Page { columns: Some(columns), is_coloured: false });
             for line in text.lines() {

@@ -1,8 +1,8 @@
-//! The attempt history: why each attempt on a message failed, beside the queue.
+//! The attempt history: an object in S3 for each failed attempt on a message.
 //!
-//! SQS lets nobody add to a message, so a dead-letter queue holds only what was sent. Whoever opens
-//! it finds here what became of each delivery: `<prefix>/<message id>/<receive count>.json`. (The
-//! idea is RabbitMQ's `x-death`.)
+//! SQS messages cannot be changed, so a dead-letter queue has only the sent messages. The history
+//! has the outcome of each delivery, in `<prefix>/<message id>/<receive count>.json`. (The idea is
+//! RabbitMQ's `x-death`.)
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,12 +22,12 @@ pub struct AttemptHistory {
     pub writer: Arc<dyn ObjectWriter>,
     pub location: S3Location,
     pub identity: Identity,
-    /// How long the record may take: a pod's last seconds are worth more.
+    /// How long writing a record may take: a stopping pod has little time.
     pub limit: Box<dyn Fn() -> Duration + Send + Sync>,
 }
 
 impl AttemptHistory {
-    /// Adds an attempt that ended `now`, if it failed. An error is a warning: it changes nothing.
+    /// Adds an attempt that ended `now`, if it failed. An error only logs a warning.
     pub async fn add(&self, ended: &Ended, now: SystemTime) {
         let Some(record) = self.record(ended, now) else { return };
         let subject = &ended.subject;

@@ -1,4 +1,4 @@
-//! Bars for a person at a terminal: one for each file in work, and one for all of them.
+//! Progress bars for a person at a terminal: one for each file in progress, and one for all files.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -12,21 +12,21 @@ use super::plain::{Plain, shortened};
 use crate::job::report::{Ended, Progressed, Subject};
 use crate::job::verdict::Settlement;
 
-/// A bar's steps: it is drawn in a hundred at most.
+/// The steps of a bar, which shows at most a hundred of them.
 const STEPS: u32 = 1000;
 
 /// Bars below the log, on the standard error.
 pub struct Bars {
     screen: MultiProgress,
     all: ProgressBar,
-    /// By message.
+    /// By message id.
     files: Mutex<HashMap<String, ProgressBar>>,
 }
 
 impl Bars {
-    /// For so many files. Draws nothing where there is no terminal.
+    /// Draws nothing without a terminal.
     pub fn new(screen: MultiProgress, files: usize) -> Self {
-        // What is changed before it is on the screen would be drawn beside it.
+        // Added before its style changes: a change would be drawn outside the screen.
         let all = screen.add(ProgressBar::new(files as u64));
         all.set_style(style("{bar:10} {pos} of {len} files"));
         all.tick();
@@ -69,13 +69,13 @@ impl Bars {
         self.all.tick();
     }
 
-    /// Nothing of them stays on the screen, and nothing is drawn any more.
+    /// Removes all bars from the screen, and draws no more.
     pub fn clear(&self) {
         for (_, bar) in self.files().drain() {
             self.screen.remove(&bar);
         }
         self.screen.remove(&self.all);
-        // An error says that nobody sees it.
+        // An error means that the terminal is gone.
         let _ = self.screen.clear();
     }
 
@@ -84,7 +84,7 @@ impl Bars {
     }
 }
 
-/// Where bars are drawn, if `wanted`, and a way to write above them.
+/// The screen for the bars, if `wanted`, and a writer for lines above them.
 pub fn screen(wanted: bool) -> (MultiProgress, impl Write + Send + 'static) {
     let terminal = || ProgressDrawTarget::term_like(Box::new(Terminal(Term::buffered_stderr())));
     let screen = MultiProgress::with_draw_target(if wanted {
@@ -95,9 +95,9 @@ pub fn screen(wanted: bool) -> (MultiProgress, impl Write + Send + 'static) {
     (screen.clone(), Above(screen))
 }
 
-/// A terminal on which there is room for the `^C` that it shows when somebody presses Ctrl-C: one
-/// that begins a line would keep the bars from being found again. That it is gone is found out
-/// elsewhere; indicatif would panic.
+/// A terminal with room for the `^C` that it prints at Ctrl-C: a `^C` on a new line would move the
+/// bars from their place. Errors are ignored, since indicatif would panic when the terminal is
+/// gone.
 #[derive(Debug)]
 struct Terminal(Term);
 
@@ -156,5 +156,5 @@ impl Write for Above {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the template is ours").progress_chars("=> ")
+    ProgressStyle::with_template(template).expect("the template is valid").progress_chars("=> ")
 }

@@ -1,4 +1,4 @@
-//! Log records as JSON, one flat object a line, for a machine.
+//! Log records as JSON, one flat object per line, for machines.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,8 +13,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::logs::{Identity, as_known};
 
-/// The fields of the record, then who writes it, then those of the spans that it is in. Needs
-/// [`JsonFields`] beside it.
+/// Formats the fields of the record, then the identity, then the fields of its spans. Needs
+/// [`JsonFields`] as the field formatter.
 pub struct Json(pub Identity);
 
 impl<S> FormatEvent<S, JsonFields> for Json
@@ -39,7 +39,7 @@ where
             fields.extend(of_span);
             fields.push(("name".to_owned(), Value::from(span.name())));
         }
-        // What is nearest says it.
+        // The innermost value of a name wins.
         let mut seen = BTreeSet::new();
         let mut separator = '{';
         for (name, value) in fields.iter().filter(|(name, _)| seen.insert(name.as_str())) {
@@ -50,7 +50,7 @@ where
     }
 }
 
-/// What a person looks for comes first.
+/// The fields that people look for come first.
 fn fields(event: &Event<'_>) -> Vec<(String, Value)> {
     let mut now = String::new();
     // Writing to a string does not fail.
@@ -58,8 +58,8 @@ fn fields(event: &Event<'_>) -> Vec<(String, Value)> {
     let metadata = event.metadata();
     let mut fields =
         vec![("timestamp", Value::from(now)), ("level", Value::from(metadata.level().as_str()))];
-    let said = serde_json::to_value(event.field_map()).ok();
-    let mut rest = match said {
+    let of_event = serde_json::to_value(event.field_map()).ok();
+    let mut rest = match of_event {
         Some(Value::Object(fields)) => fields,
         Some(_) | None => Map::new(),
     };

@@ -20,23 +20,23 @@ use super::metrics::Metrics;
 use super::readiness::Readiness;
 use crate::ports::health::Health;
 
-/// What is served.
+/// The data for the pages.
 pub struct Pages {
-    /// None if they are pushed: whoever scraped them as well would count everything twice.
+    /// None if they are pushed: scraping them, too, would count them twice.
     pub metrics: Option<Arc<Metrics>>,
     pub readiness: Arc<Readiness>,
     pub health: Health,
 }
 
-/// Serves until it is dropped. The error is that of listening on `address`.
+/// Serves the pages until the handle is dropped. Fails if it cannot listen on `address`.
 pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOnDropHandle<()>> {
     let listener = TcpListener::bind(address).await?;
     let pages = Arc::new(pages);
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         let mut connections = Connections::default();
         loop {
-            // Out of file descriptors, or a connection that was closed at once: the next may be
-            // better.
+            // Out of file descriptors, or the connection was closed at once: the next accept may
+            // succeed.
             let Ok((connection, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -44,7 +44,7 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
             let pages = pages.clone();
             connections.add(tokio::spawn(async move {
                 let answer = service_fn(|request| answer(&pages, request));
-                // What breaks is the asker's connection, and it may ask again.
+                // An error breaks only this connection, and the client may reconnect.
                 let _ = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(IDLE_LIMIT)
@@ -56,9 +56,8 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
     })))
 }
 
-/// The connections that are open, oldest first. Each takes a file descriptor, and the lease needs
-/// some too: where there are too many, the oldest makes room, so that slow clients do not keep a
-/// probe from being answered.
+/// The open connections, oldest first. Each takes a file descriptor, and the lease needs some, too.
+/// If there are too many, the oldest is closed, so that slow clients do not block a probe.
 #[derive(Default)]
 struct Connections(VecDeque<AbortOnDropHandle<()>>);
 
@@ -77,7 +76,7 @@ const MOST_CONNECTIONS: usize = 16;
 /// How long a connection may wait for its next request.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// In bytes; the least that hyper takes.
+/// In bytes; the smallest value that hyper accepts.
 const LONGEST_REQUEST: usize = 8 << 10;
 
 async fn answer(
@@ -93,13 +92,13 @@ async fn answer(
             let why = "the metrics are pushed to --pushgateway: scraping them, too, would count them twice\n";
             text(StatusCode::NOT_FOUND, why.to_owned())
         }
-        ("/healthz", _) => yes_or_no(
+        ("/healthz", _) => health_page(
             pages.health.is_healthy().await,
             "the actors answer",
             "an actor does not answer",
         ),
         ("/readyz", _) => {
-            yes_or_no(pages.readiness.is_ready(), "a message is held", "no message is held")
+            health_page(pages.readiness.is_ready(), "a message is held", "no message is held")
         }
         (_, _) => text(
             StatusCode::NOT_FOUND,
@@ -108,7 +107,7 @@ async fn answer(
     })
 }
 
-fn yes_or_no(is_so: bool, yes: &str, no: &str) -> Response<Full<Bytes>> {
+fn health_page(is_so: bool, yes: &str, no: &str) -> Response<Full<Bytes>> {
     if is_so {
         text(StatusCode::OK, format!("{yes}\n"))
     } else {
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_slow_clients_take_few_connections_and_keep_nobody_from_an_answer() {
+    async fn many_slow_clients_do_not_block_a_probe() {
         let (address, _serving) = served().await;
         let mut slow = Vec::new();
         for _ in 0..5 * MOST_CONNECTIONS {
@@ -162,7 +161,7 @@ mod tests {
         let mut answer = String::new();
         probe.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        // All but the newest are closed; what was sent to them comes back as a reset.
+        // All but the newest are closed; bytes sent to them are answered by a reset.
         for (number, connection) in slow.iter_mut().enumerate().take(4 * MOST_CONNECTIONS) {
             let closed = connection.read(&mut [0; 64]).await;
             assert!(closed.is_err() || closed.is_ok_and(|read| read == 0), "{number}");
@@ -170,24 +169,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_says_nothing_is_sent_away() {
+    async fn a_silent_client_is_disconnected() {
         let (address, _serving) = served().await;
         let mut silent = TcpStream::connect(address).await.unwrap();
         let mut answer = Vec::new();
-        // Some answer 408 first.
+        // An answer of 408 may come first.
         silent.read_to_end(&mut answer).await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 200 "));
     }
 
     #[tokio::test]
-    async fn a_request_without_an_end_is_refused() {
+    async fn a_request_that_is_too_long_is_refused() {
         let (address, _serving) = served().await;
         let mut long = TcpStream::connect(address).await.unwrap();
         let _ = long
             .write_all(format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(64 << 10)).as_bytes())
             .await;
         let mut answer = Vec::new();
-        // The rest of it may be answered by a reset.
+        // The rest of the request may be answered by a reset.
         let _ = long.read_to_end(&mut answer).await;
         assert!(!answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
     }

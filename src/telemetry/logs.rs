@@ -1,4 +1,4 @@
-//! Log records: one flat JSON object a line, or text for a person.
+//! The log: one flat JSON object per line, or text for a person.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -24,15 +24,15 @@ pub enum LogFormat {
     Text,
 }
 
-/// Who speaks, in every record.
+/// The identity of the pod, in every record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub job_id: String,
     pub pod_name: String,
 }
 
-/// When it is dropped, it tells how many records were lost and writes what is not yet written, as
-/// far as somebody reads it soon.
+/// On drop, logs how many records were lost, and writes the remaining ones, as long as the reader
+/// is fast enough.
 pub struct LogGuard {
     writing: Option<WorkerGuard>,
     dropped: ErrorCounter,
@@ -40,22 +40,22 @@ pub struct LogGuard {
 }
 
 impl LogGuard {
-    /// Counts the records that were lost, because nobody read those before them in time.
+    /// The counter of records that were lost because the log was not read fast enough.
     pub fn dropped(&self) -> ErrorCounter {
         self.dropped.clone()
     }
 }
 
 impl Drop for LogGuard {
-    /// On a thread of its own: where nobody reads, `WorkerGuard` complains of that on the standard
-    /// output, where nobody reads, and so would keep the program from ever ending.
+    /// On a separate thread: if the log has no reader, `WorkerGuard` writes a complaint to the
+    /// standard output, which may block forever, too.
     fn drop(&mut self) {
         let (writing, dropped) = (self.writing.take(), self.dropped());
         let (done, is_done) = mpsc::channel();
         let flush = move || {
-            tell(&dropped);
+            log_dropped(&dropped);
             drop(writing);
-            // Whoever waited for it may be gone.
+            // The receiver is gone after a timeout.
             let _ = done.send(());
         };
         if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_ok() {
@@ -64,9 +64,9 @@ impl Drop for LogGuard {
     }
 }
 
-/// The last record, for which there may have to become room first: it is tried as long as
-/// `WorkerGuard` tries.
-fn tell(dropped: &ErrorCounter) {
+/// Logs the number of lost records. The queue may be full, so it is tried as long as `WorkerGuard`
+/// tries.
+fn log_dropped(dropped: &ErrorCounter) {
     let dropped_lines = dropped.dropped_lines();
     if dropped_lines == 0 {
         return;
@@ -81,8 +81,8 @@ fn tell(dropped: &ErrorCounter) {
     }
 }
 
-/// Which records are written: those that `RUST_LOG` asks for (`debug`, or
-/// `info,leasehold::actors=debug`), else those that `default` does.
+/// Which records are written: from `RUST_LOG` (`debug`, or `info,leasehold::actors=debug`), else
+/// from `default`.
 pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String> {
     let typed = rust_log.unwrap_or(default.as_ref());
     let refused = || {
@@ -97,8 +97,7 @@ pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String
     for directive in directives {
         let (target, level) =
             directive.rsplit_once('=').map_or((None, directive), |(at, level)| (Some(at), level));
-        // A word alone would be a target, all of whose records are written, and those of nothing
-        // else.
+        // `Targets` would take a single unknown word for a target, and write only its records.
         let level: LevelFilter = level.parse().map_err(|_| refused())?;
         targets = match target {
             Some(target)
@@ -111,25 +110,25 @@ pub fn filter(rust_log: Option<&OsStr>, default: &str) -> Result<Targets, String
         };
     }
     let is_quieter = targets.default_level().is_none_or(|level| level < LevelFilter::ERROR);
-    let unasked =
+    let is_unnamed =
         |of: &&str| !is_quieter && !targets.iter().any(|(target, _)| of.starts_with(target));
-    let unasked: Vec<_> = CHATTERERS.into_iter().filter(unasked).collect();
-    Ok(targets.with_targets(unasked.into_iter().map(|of| (of, LevelFilter::ERROR))))
+    let unnamed: Vec<_> = VERBOSE_TARGETS.into_iter().filter(is_unnamed).collect();
+    Ok(targets.with_targets(unnamed.into_iter().map(|of| (of, LevelFilter::ERROR))))
 }
 
-/// Modules of the AWS SDK that log what a `credential_process` wrote to its standard error. The reason
-/// of a failure is in our own lines.
+/// Modules of the AWS SDK that log the standard error of a `credential_process`. Our own log lines
+/// have the reason of a failure.
 const QUOTES_A_PROCESS: [&str; 2] =
     ["aws_config::profile::credentials", "aws_config::meta::credentials"];
 
-/// The AWS SDK's records from there show a whole HTTP answer, where no instance tells it a region.
+/// A module of the AWS SDK that logs a whole HTTP response if the instance metadata has no region.
 const QUOTES_AN_ANSWER: &str = "aws_config::imds::region";
 
-/// Only their errors are written, unless they are asked for by name. ractor opens a span around
-/// each of its handlers.
-const CHATTERERS: [&str; 2] = ["ractor", QUOTES_AN_ANSWER];
+/// Only errors of these targets are written, unless the filter names them. ractor opens a span
+/// around each of its handlers.
+const VERBOSE_TARGETS: [&str; 2] = ["ractor", QUOTES_AN_ANSWER];
 
-/// Modules are known without the one that hides them.
+/// The names of our modules in the log omit the private module that contains them.
 const INSIDE: (&str, &str) = ("leasehold::inside", "leasehold");
 
 fn as_compiled(target: &str) -> String {
@@ -151,15 +150,15 @@ pub(super) fn as_known(target: &str) -> String {
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     pub format: LogFormat,
-    /// Only text has any.
+    /// Only for text.
     pub is_coloured: bool,
 }
 
 /// Starts logging to `out`.
 ///
-/// Records go through a bounded queue to a thread of their own: a reader that is slow or gone costs
-/// records, never the work. At the end what is not written yet has as long as `limit` then says to
-/// be read, and a second at most.
+/// Records go through a bounded queue to a separate thread: a reader that is slow or gone loses
+/// records, but never delays the work. At the end, the remaining records are written within
+/// `limit`, and within a second at most.
 pub fn start(
     style: Style,
     identity: &Identity,
@@ -189,7 +188,7 @@ pub fn start(
         let is_trace = *record.level() == Level::TRACE && record.target().starts_with("aws_");
         let is_of_process =
             QUOTES_A_PROCESS.iter().any(|target| record.target().starts_with(target));
-        // Which message a record is about is never left out.
+        // Our spans have the message's fields, which are never left out.
         let is_our_span = record.is_span()
             && record.target().starts_with(INSIDE.0)
             && *record.level() <= Level::INFO;
@@ -199,7 +198,7 @@ pub fn start(
     });
     let is_written = is_written.with_max_level_hint(most.max(LevelFilter::INFO));
     tracing_subscriber::registry().with(layer.with_filter(is_written)).init();
-    // A bug is told where everything else is.
+    // Panics belong in the log, too.
     std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
     guard
 }
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_not_understood_is_refused_and_quoted() {
+    fn an_invalid_filter_is_refused_and_quoted() {
         for typed in [
             "debgu",
             "leasehold",
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn records_of_chatterers_are_asked_for_by_name() {
+    fn records_of_verbose_targets_need_their_name_in_the_filter() {
         let is_written = |typed: &str, target: &str, level: Level| {
             targets(typed).unwrap().would_enable(target, &level)
         };

@@ -1,12 +1,12 @@
-//! What a run counts, for Prometheus.
+//! The metrics of a run, for Prometheus.
 //!
-//! A pod counts from nothing and is gone after one message, so `rate()` over these says nothing;
-//! `grafana/README.md` has the expressions that do. Labels come from closed sets: no key, no
-//! message id, no error text. With one job type there are at most 60 series, since a Pushgateway
-//! keeps them for every pod.
+//! A pod counts from zero and is gone after one message, so `rate()` over these is meaningless;
+//! `grafana/README.md` has expressions that work. Labels come from closed sets: no key, no message
+//! id, no error text. With one job type there are at most 60 series, since a Pushgateway keeps them
+//! for every pod.
 //!
 //! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with
-//! another group's.
+//! another group.
 
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime};
@@ -59,13 +59,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of each;
-    /// `dropped` counts the log records that were lost.
+    /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of every
+    /// metric; `dropped` counts the lost log records.
     pub fn new(queue: &str, dropped: ErrorCounter, now: SystemTime) -> Self {
         Self::define(&Definitions::new(queue), dropped, now)
     }
 
-    /// Of each metric its name, its type, its help and its labels.
+    /// The name, type, help and labels of each metric.
     pub fn described() -> Vec<(Desc, &'static str)> {
         let of = Definitions { described: Some(RefCell::default()), ..Definitions::new("") };
         let (log, _writing) = tracing_appender::non_blocking(std::io::sink());
@@ -203,7 +203,7 @@ impl Metrics {
         }
         match subject.sent_at {
             _ if subject.receive_count > 1 => self.message_retries.inc(),
-            // Two clocks, so it may seem to come before it was sent.
+            // With two clocks, the receive may seem to come before the send.
             Some(sent_at) => self
                 .first_receive_lag
                 .observe(seconds(now.duration_since(sent_at).unwrap_or_default())),
@@ -242,7 +242,7 @@ impl Metrics {
                 Some(bytes) => {
                     self.command_peak_memory.with_label_values(&[job_type]).set(bytes as f64);
                 }
-                // There is nothing to remove if it was never known.
+                // An error means that the metric was never set.
                 None => drop(self.command_peak_memory.remove_label_values(&[job_type])),
             }
         }
@@ -303,12 +303,12 @@ impl Metrics {
         self.run_exit_code.with_label_values::<&str>(&[]).set(exit_code.into());
     }
 
-    /// They are pushed, so often.
+    /// Sets the interval between pushes.
     pub fn pushes_every(&self, interval: Duration) {
         self.push_interval.with_label_values::<&str>(&[]).set(seconds(interval));
     }
 
-    /// A push came through, or did not.
+    /// Counts a push, by its result.
     pub fn pushed(&self, is_pushed: bool) {
         self.pushes.with_label_values(&[if is_pushed { "pushed" } else { "failed" }]).inc();
     }
@@ -319,16 +319,16 @@ impl Metrics {
         #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float")]
         self.log_lines_dropped.inc_by(self.dropped.dropped_lines() as f64);
         let mut text = Vec::new();
-        // Only a metric without a name or a series cannot be written, and a registry has none.
+        // Only a metric without a name or a series is an error, and a registry has none.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
 }
 
-/// Makes metrics and registers them.
+/// Creates metrics and registers them.
 struct Definitions {
     registry: Registry,
-    /// If somebody wants a list.
+    /// The list of metrics, if it was requested.
     described: Option<RefCell<Vec<(Desc, &'static str)>>>,
 }
 
@@ -344,13 +344,13 @@ impl Definitions {
         kind: &'static str,
         metric: prometheus::Result<M>,
     ) -> M {
-        let metric = metric.expect("names and labels are fixed, and a test makes all");
+        let metric = metric.expect("names and labels are fixed, and a test creates all metrics");
         if let Some(described) = &self.described {
             described
                 .borrow_mut()
                 .extend(metric.desc().into_iter().cloned().map(|desc| (desc, kind)));
         }
-        self.registry.register(Box::new(metric.clone())).expect("no name is there twice");
+        self.registry.register(Box::new(metric.clone())).expect("names are unique");
         metric
     }
 
@@ -366,7 +366,7 @@ impl Definitions {
         self.registered("gauge", Gauge::with_opts(opts(name, help)))
     }
 
-    /// Without a value until it is set, also if it has no labels.
+    /// Has no value until it is set, even without labels.
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.registered("gauge", GaugeVec::new(opts(name, help), labels))
     }
@@ -386,7 +386,7 @@ fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("leasehold_{name}"), help)
 }
 
-/// With milliseconds, which is as much as anybody reads.
+/// Rounded to milliseconds.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
 }
@@ -395,7 +395,7 @@ fn unix(at: SystemTime) -> f64 {
     seconds(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
-/// A message with nothing to run counts among those of no job type.
+/// Messages without work count as those without a job type.
 fn job_type(subject: &Subject) -> &str {
     subject.job_type.as_deref().unwrap_or(Task::DEFAULT)
 }

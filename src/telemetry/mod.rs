@@ -1,5 +1,5 @@
-//! What a run tells, and where: log records, metrics, the termination message that Kubernetes
-//! shows, the probes' answers.
+//! The reports of a run: log records, metrics, the termination message that Kubernetes shows, and
+//! the answers to probes.
 
 pub mod attempts;
 pub mod bars;
@@ -30,33 +30,32 @@ use crate::ports::Telemetry;
 use attempts::AttemptHistory;
 use metrics::Metrics;
 use readiness::Readiness;
-use records::{log_ended, log_left, log_started};
+use records::{log_ended, log_exiting, log_started};
 use termination::{TerminationLog, TerminationMessage};
 
 /// A pod's telemetry.
 pub struct PodTelemetry {
     termination_log: TerminationLog,
     attempts: Option<AttemptHistory>,
-    /// If somebody reads them.
+    /// None if they are neither served nor pushed.
     metrics: Option<Arc<Metrics>>,
     readiness: Arc<Readiness>,
     messages: Mutex<Messages>,
 }
 
-/// What the termination message may be about.
+/// The candidates for the termination message.
 #[derive(Default)]
 struct Messages {
-    /// The first that was received first, each with the time when it is visible again if nothing
-    /// happens any more.
+    /// In the order of their receive, each with the time when it becomes visible if the pod dies.
     in_progress: Vec<(Subject, Option<SystemTime>)>,
-    /// The last that was kept. It stays, whatever else succeeds: it is why the pod fails.
+    /// The last kept message. It stays, even if others succeed, since it is why the pod fails.
     kept: Option<TerminationMessage>,
-    /// The last that was deleted.
+    /// The last deleted message.
     deleted: Option<TerminationMessage>,
 }
 
 impl Messages {
-    /// What a pod that ends here is to leave behind; `None` if nothing was received.
+    /// The message of a pod that ends now; `None` if it received no message.
     fn termination_message(&self) -> Option<Cow<'_, TerminationMessage>> {
         let ended = self.kept.as_ref().or(self.deleted.as_ref()).map(Cow::Borrowed);
         self.in_progress.first().map_or(ended, |(subject, visible_at)| {
@@ -80,12 +79,12 @@ impl PodTelemetry {
         Self { termination_log, attempts, metrics, readiness, messages: Mutex::default() }
     }
 
-    /// The last thing that is told: how all runs of the pod have ended together.
-    pub fn left(&self, outcome: &RunOutcome) {
-        log_left(outcome);
+    /// The final report: the common outcome of the pod's runs.
+    pub fn exiting(&self, outcome: &RunOutcome) {
+        log_exiting(outcome);
         let message = {
             let mut messages = self.messages();
-            // Who is in the middle of something has died, and the outcome says so.
+            // If a message is still in progress, its actor has died, and the outcome reports that.
             messages.in_progress.clear();
             match outcome {
                 RunOutcome::Finished => messages.termination_message().map(Cow::into_owned),
@@ -95,7 +94,8 @@ impl PodTelemetry {
                 | RunOutcome::SupervisorDied => None,
             }
         };
-        self.termination_log.write(&message.unwrap_or_else(|| TerminationMessage::left(outcome)));
+        self.termination_log
+            .write(&message.unwrap_or_else(|| TerminationMessage::exiting(outcome)));
     }
 
     fn count(&self, what: impl FnOnce(&Metrics)) {
@@ -153,7 +153,7 @@ impl Telemetry for PodTelemetry {
                 self.started(subject);
             }
             Report::Held(held) => self.held(held, SystemTime::now()),
-            // The log has it already, but not as often.
+            // The work logs its progress itself, less often.
             Report::Progressed(progressed) => self.count(|metrics| metrics.progressed(progressed)),
             Report::Releasing(message) => self.readiness.release(message),
             Report::Ended(ended) => {
@@ -186,7 +186,7 @@ mod tests {
     use crate::job::verdict::{Completion, Return};
 
     /// Message, outcome, and how many others are in progress.
-    fn left_behind(messages: &Messages) -> (String, String, u64) {
+    fn reported(messages: &Messages) -> (String, String, u64) {
         let line = messages.termination_message().unwrap().to_line();
         let fields: Value = serde_json::from_str(&line).unwrap();
         let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
@@ -198,46 +198,46 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_progress_comes_before_what_was_kept_and_that_before_what_was_deleted() {
+    fn the_termination_message_prefers_messages_in_progress_to_kept_and_kept_to_deleted() {
         let home = tempfile::tempdir().unwrap();
         let readiness = Arc::new(Readiness::new(tokio_util::sync::CancellationToken::new()));
-        let told =
+        let telemetry =
             PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, None, readiness);
         let now = SystemTime::now();
         let kept = || Settlement::Kept(KeepReason::Stalled, Return::After(Duration::ZERO));
         let deleted = || Settlement::Deleted(Completion::Succeeded);
-        let said = |id: &str, outcome: &str, others| (id.to_owned(), outcome.to_owned(), others);
+        let report = |id: &str, outcome: &str, others| (id.to_owned(), outcome.to_owned(), others);
         let is_now = |expected| {
-            assert_eq!(left_behind(&told.messages()), expected);
+            assert_eq!(reported(&telemetry.messages()), expected);
             let written = std::fs::read_to_string(home.path().join("log")).unwrap();
-            assert_eq!(written, told.messages().termination_message().unwrap().to_line());
+            assert_eq!(written, telemetry.messages().termination_message().unwrap().to_line());
         };
 
         for key in ["a", "b", "c"] {
-            told.started(&subject(key));
+            telemetry.started(&subject(key));
         }
-        is_now(said("a", "in_progress", 2));
-        told.ended(&ended("a", kept()), now);
-        is_now(said("b", "in_progress", 1));
-        told.ended(&ended("b", deleted()), now);
-        is_now(said("c", "in_progress", 0));
-        told.held(
+        is_now(report("a", "in_progress", 2));
+        telemetry.ended(&ended("a", kept()), now);
+        is_now(report("b", "in_progress", 1));
+        telemetry.ended(&ended("b", deleted()), now);
+        is_now(report("c", "in_progress", 0));
+        telemetry.held(
             &Held { subject: Arc::new(subject("c")), remaining: Duration::from_mins(2) },
             now,
         );
-        told.held(
+        telemetry.held(
             &Held { subject: Arc::new(subject("a")), remaining: Duration::from_mins(2) },
             now,
         );
-        is_now(said("c", "in_progress", 0));
-        told.ended(&ended("c", deleted()), now);
-        is_now(said("a", "stalled", 0));
+        is_now(report("c", "in_progress", 0));
+        telemetry.ended(&ended("c", deleted()), now);
+        is_now(report("a", "stalled", 0));
         // The next message of the same pod (`--max-messages`).
-        told.started(&subject("d"));
-        is_now(said("d", "in_progress", 0));
-        told.ended(&ended("d", deleted()), now);
-        is_now(said("a", "stalled", 0));
-        told.left(&RunOutcome::Kept(KeepReason::Stalled));
-        is_now(said("a", "stalled", 0));
+        telemetry.started(&subject("d"));
+        is_now(report("d", "in_progress", 0));
+        telemetry.ended(&ended("d", deleted()), now);
+        is_now(report("a", "stalled", 0));
+        telemetry.exiting(&RunOutcome::Kept(KeepReason::Stalled));
+        is_now(report("a", "stalled", 0));
     }
 }

@@ -1,17 +1,17 @@
-//! Text that others wrote, for a terminal: keys, what a command prints, answers of servers.
+//! Makes untrusted text safe for a terminal: keys, the command's output, answers of servers.
 
 use std::fmt::{self, Write};
 
 use unicode_truncate::UnicodeTruncateStr;
 
-/// Shows what would move the cursor, colour the screen or turn the direction of writing as
-/// `\u{1b}`; tabs stay.
+/// Escapes the characters that would move the cursor, colour the screen or change the direction of
+/// writing, as in `\u{1b}`; tabs stay.
 pub struct Plain<'a>(pub &'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.chars() {
-            if (c.is_control() && c != '\t') || turns(c) {
+            if (c.is_control() && c != '\t') || changes_direction(c) {
                 write!(f, "{}", c.escape_default())?;
             } else {
                 f.write_char(c)?;
@@ -21,7 +21,7 @@ impl fmt::Display for Plain<'_> {
     }
 }
 
-/// The same of a text of several lines, which it keeps.
+/// The same for a text of several lines; keeps the line breaks.
 pub struct PlainLines<'a>(pub &'a str);
 
 impl fmt::Display for PlainLines<'_> {
@@ -36,8 +36,8 @@ impl fmt::Display for PlainLines<'_> {
     }
 }
 
-/// A text in so many columns of a terminal at most, without its middle if it is longer: a file's
-/// name says most at its ends.
+/// Shortens a text to a number of terminal columns by removing its middle: the ends of a file name
+/// matter most.
 pub fn shortened(text: &str, columns: usize) -> String {
     if text.unicode_truncate(columns).0 == text {
         return text.to_owned();
@@ -48,9 +48,9 @@ pub fn shortened(text: &str, columns: usize) -> String {
     format!("{beginning}…{end}")
 }
 
-/// The direction of writing, or the line: marks, embeddings, overrides, isolates (Unicode's
-/// Bidi_Control) and separators.
-fn turns(c: char) -> bool {
+/// Whether a character changes the direction of writing or the line: marks, embeddings, overrides,
+/// isolates (Unicode's Bidi_Control) and separators.
+fn changes_direction(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_others_moves_the_cursor() {
+    fn control_characters_are_escaped() {
         let shown =
             Plain("\u{1b}[2J a\r\nb\tc\u{7f} \u{9b}1m \u{202e}txt\u{2066} \u{2028} Zürich \u{65e5}\u{672c} e\u{301}")
                 .to_string();

@@ -1,8 +1,8 @@
-//! Pushes the metrics to a Prometheus Pushgateway, and sweeps away what pods left there.
+//! Pushes the metrics to a Prometheus Pushgateway, and deletes the groups of finished or dead pods.
 //!
-//! One group for each pod, `job`, `namespace` and `instance` its key: pods never overwrite each
-//! other, and each push replaces what the pod pushed before. A Pushgateway keeps groups for ever,
-//! hence [`sweep`].
+//! Each pod has one group with the key `job`, `namespace` and `instance`: pods never overwrite each
+//! other, and each push replaces the pod's previous one. A Pushgateway keeps groups forever, hence
+//! [`sweep`].
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,20 +24,20 @@ use crate::adapters::http::{Answer, AnswerLimit, Http};
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Of all groups that are kept there.
+/// The limits of the list of all groups.
 const LISTING: AnswerLimit = AnswerLimit { time: Duration::from_secs(30), bytes: 64 << 20 };
 
-/// A Pushgateway, and the job name under which this program's groups are kept there.
+/// A Pushgateway, and the job name of this program's groups.
 #[derive(Debug)]
 pub struct Pushgateway {
     http: Http,
-    /// Without a slash at its end; may have a path.
+    /// Without a trailing slash; may have a path.
     url: String,
     job: String,
     credentials: Option<Credentials>,
 }
 
-/// A file that says who we are. It is read at each request: secrets are rotated while pods run.
+/// A file with credentials. It is read at each request: secrets are rotated while pods run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// `user:password`
@@ -45,7 +45,7 @@ pub enum Credentials {
     Bearer(PathBuf),
 }
 
-/// Labels that name one group, the job among them.
+/// The labels of one group, including the job.
 type Group = BTreeMap<String, String>;
 
 impl Pushgateway {
@@ -53,7 +53,7 @@ impl Pushgateway {
         Self { http, url: url.trim_end_matches('/').to_owned(), job, credentials }
     }
 
-    /// Asks whether it is ready. The error says why it is not.
+    /// Checks that the Pushgateway is ready. The error is the reason why it is not.
     pub async fn reach(&self) -> Result<(), String> {
         self.send("GET", "/-/ready", String::new(), LIMIT.into()).await.map(drop)
     }
@@ -79,23 +79,22 @@ impl Pushgateway {
         if (200..300).contains(&answer.status) {
             return Ok(answer);
         }
-        let words =
+        let text =
             secret.map_or_else(|| answer.body.clone(), |secret| secret.redacted(&answer.body));
-        let words: String =
-            words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
-        // What is not for the eye is shown as what it is.
-        let words: String = words.chars().flat_map(visible).collect();
-        Err(format!("HTTP {}: {words}", answer.status))
+        let text: String =
+            text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
+        let text: String = text.chars().flat_map(escaped).collect();
+        Err(format!("HTTP {}: {text}", answer.status))
     }
 }
 
 impl Credentials {
-    /// The file at `path`, if it holds `user:password`.
+    /// The file at `path`, which must have `user:password`.
     pub fn basic(path: &str) -> Result<Self, String> {
         Self::Basic(path.into()).readable()
     }
 
-    /// The file at `path`, if it holds a token.
+    /// The file at `path`, which must have a token.
     pub fn bearer(path: &str) -> Result<Self, String> {
         Self::Bearer(path.into()).readable()
     }
@@ -118,7 +117,7 @@ impl Credentials {
     }
 }
 
-/// Who we are. It is not written into any text.
+/// The content of a credentials file. It must never appear in a log or a message.
 pub enum Secret {
     /// `user:password`
     Basic(String),
@@ -134,8 +133,8 @@ impl Secret {
         }
     }
 
-    /// What a server answered, without what it may repeat of the secret, as it is or encoded.
-    /// Nothing, if it is so short that it cannot be told from other words.
+    /// A server's answer without the secret, plain or encoded. If the secret is too short to be
+    /// distinguished from other words, the whole answer is redacted.
     fn redacted(&self, answer: &str) -> String {
         let (Self::Basic(text) | Self::Bearer(text)) = self;
         let password = match self {
@@ -154,15 +153,15 @@ impl Secret {
     }
 }
 
-/// A character as it is, or escaped if it controls a terminal.
-fn visible(c: char) -> Vec<char> {
+/// The character, escaped if it controls a terminal.
+fn escaped(c: char) -> Vec<char> {
     if c.is_control() { c.escape_default().collect() } else { vec![c] }
 }
 
-/// A shorter one cannot be told from other words.
+/// A shorter secret cannot be distinguished from other words.
 const SHORTEST_SECRET: usize = 4;
 
-/// The path of a group. A value that a path cannot hold is encoded as the Pushgateway wants it.
+/// The path of a group. Values that are not valid in a path are encoded in the Pushgateway's way.
 fn path(group: &Group) -> String {
     let part = |(name, value): (&String, &String)| {
         if value.is_empty() {
@@ -173,13 +172,13 @@ fn path(group: &Group) -> String {
             format!("/{name}@base64/{}", URL_SAFE.encode(value))
         }
     };
-    // The job comes first, wherever its name would be in the alphabet.
+    // The job must come first.
     let job = group.iter().filter(|(name, _)| *name == "job");
     let rest = group.iter().filter(|(name, _)| *name != "job");
     format!("/metrics{}", job.chain(rest).map(part).collect::<String>())
 }
 
-/// Pushes at once, then every interval, and a last time when it is told to.
+/// Pushes at once, then at every interval, and a last time at [`Self::finish`].
 pub struct Pusher {
     last: Arc<Notify>,
     last_limit: Duration,
@@ -187,8 +186,8 @@ pub struct Pusher {
 }
 
 impl Pusher {
-    /// `namespace` and `instance` tell this pod from others. At the end the last push has
-    /// `last_limit`, with all that it waits for.
+    /// `namespace` and `instance` identify this pod. `last_limit` is the limit of the last push,
+    /// including the wait for a running one.
     pub fn start(
         gateway: Pushgateway,
         metrics: Arc<Metrics>,
@@ -214,7 +213,7 @@ impl Pusher {
             loop {
                 let pushed = gateway.send("PUT", &path, metrics.text(), LIMIT.into()).await;
                 metrics.pushed(pushed.is_ok());
-                // An outage is told once, not every interval.
+                // An outage is logged once, not at every interval.
                 match pushed {
                     Ok(_) if failing => info!("pushing the metrics succeeds again"),
                     Err(ref error) if !failing => {
@@ -236,7 +235,7 @@ impl Pusher {
         Self { last, last_limit, pushing: AbortOnDropHandle::new(pushing) }
     }
 
-    /// The last push. A push that is out is awaited first, so that it cannot overwrite the last
+    /// Pushes a last time. Waits for a running push first, so that it cannot overwrite the last
     /// one.
     pub async fn finish(self) {
         self.last.notify_one();
@@ -246,7 +245,7 @@ impl Pusher {
     }
 }
 
-/// What a sweep did.
+/// The result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Groups of our job.
@@ -256,7 +255,7 @@ pub struct Swept {
 }
 
 /// Deletes the groups of pods that finished more than `older_than` ago, and of pods that ended
-/// without reporting: silent for that long too, and for 20 of their own push intervals. Groups of
+/// without reporting: those silent for `older_than` and for 20 of their push intervals. Groups of
 /// other jobs are not touched.
 pub async fn sweep(
     gateway: &Pushgateway,
@@ -277,13 +276,13 @@ pub async fn sweep(
             gateway.url
         )
     })?;
-    // Of other jobs there may be groups of any shape.
+    // Groups of other jobs may have any shape.
     let groups = groups.data.unwrap_or_default().into_iter().filter_map(|group| Pushed::of(&group));
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let mut swept = Swept::default();
     for group in groups.filter(|group| group.labels.get("job") == Some(&gateway.job)) {
         swept.found += 1;
-        if !group.is_left_over(older_than, now) {
+        if !group.is_stale(older_than, now) {
             continue;
         }
         match gateway.send("DELETE", &path(&group.labels), String::new(), LIMIT.into()).await {
@@ -300,27 +299,26 @@ pub async fn sweep(
     Ok(swept)
 }
 
-/// After so many push intervals without a push a pod counts as dead.
+/// After this many push intervals without a push, a pod counts as dead.
 const SILENT_INTERVALS: f64 = 20.0;
 
-/// What a Pushgateway answers to `GET /api/v1/metrics`.
+/// A Pushgateway's answer to `GET /api/v1/metrics`.
 #[derive(Deserialize)]
 struct Groups {
     data: Option<Vec<Value>>,
 }
 
-/// A group, as far as it matters. What is not known is `None`.
+/// The relevant parts of a group. Unknown values are `None`.
 struct Pushed {
     labels: Group,
-    /// When it was last pushed, in seconds since 1970 by the gateway's clock.
+    /// When the group was last pushed, in seconds since 1970 by the gateway's clock.
     last_push_at: Option<f64>,
     finished_at: Option<f64>,
     push_interval: Option<f64>,
 }
 
 impl Pushed {
-    /// `None` if nobody can tell which group it is: a metric called `labels` takes the place of the
-    /// labels.
+    /// `None` if the labels are unknown: a metric named `labels` replaces them.
     fn of(group: &Value) -> Option<Self> {
         let labels = group.get("labels")?.as_object()?.iter();
         let labels = labels.map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
@@ -341,7 +339,7 @@ impl Pushed {
 }
 
 impl Pushed {
-    fn is_left_over(&self, older_than: Duration, now: f64) -> bool {
+    fn is_stale(&self, older_than: Duration, now: f64) -> bool {
         let older_than = older_than.as_secs_f64();
         if let Some(finished_at) = self.finished_at {
             return finished_at + older_than < now;
@@ -358,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_groups_path_begins_with_its_job_and_holds_any_value() {
+    fn a_groups_path_begins_with_its_job_and_can_encode_any_value() {
         let group = |labels: &[(&str, &str)]| {
             let labels =
                 labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -375,8 +373,8 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_left_over_when_its_pod_is_surely_gone() {
-        let is_left_over = |finished: Option<&str>, pushed: &str, interval: Option<&str>| {
+    fn a_group_is_stale_when_its_pod_is_certainly_gone() {
+        let is_stale = |finished: Option<&str>, pushed: &str, interval: Option<&str>| {
             let family = |value: &str| json!({ "type": "GAUGE", "metrics": [{ "labels": {}, "value": value }] });
             let mut group =
                 json!({ "labels": { "job": "leasehold" }, "push_time_seconds": family(pushed) });
@@ -386,18 +384,18 @@ mod tests {
             if let Some(interval) = interval {
                 group["leasehold_push_interval_seconds"] = family(interval);
             }
-            Pushed::of(&group).unwrap().is_left_over(Duration::from_mins(10), 10_000.0)
+            Pushed::of(&group).unwrap().is_stale(Duration::from_mins(10), 10_000.0)
         };
-        assert!(is_left_over(Some("9399"), "9399", Some("15")), "it finished long enough ago");
-        assert!(!is_left_over(Some("9401"), "9401", Some("15")), "it finished just now");
-        assert!(is_left_over(None, "9399", Some("15")), "it ended without reporting");
-        assert!(!is_left_over(None, "9401", Some("15")), "it was heard of just now");
-        assert!(!is_left_over(None, "9399", Some("60")), "it pushes so seldom that it may live");
-        assert!(is_left_over(None, "8799", Some("60")), "it would have pushed by now");
+        assert!(is_stale(Some("9399"), "9399", Some("15")), "it finished long enough ago");
+        assert!(!is_stale(Some("9401"), "9401", Some("15")), "it finished just now");
+        assert!(is_stale(None, "9399", Some("15")), "it ended without reporting");
+        assert!(!is_stale(None, "9401", Some("15")), "it pushed just now");
+        assert!(!is_stale(None, "9399", Some("60")), "it pushes rarely, so it may be alive");
+        assert!(is_stale(None, "8799", Some("60")), "it would have pushed by now");
     }
 
     #[test]
-    fn a_group_of_another_shape_is_not_taken_for_one_of_ours() {
+    fn a_group_of_another_shape_is_ignored() {
         let family =
             json!({ "type": "GAUGE", "help": "", "metrics": [{ "labels": {}, "value": "1" }] });
         for group in [
@@ -419,12 +417,12 @@ mod tests {
             let pushed = Pushed::of(
                 &json!({ "labels": { "job": "leasehold" }, "push_time_seconds": unknown }),
             );
-            assert!(!pushed.unwrap().is_left_over(Duration::ZERO, 1e12), "{unknown}");
+            assert!(!pushed.unwrap().is_stale(Duration::ZERO, 1e12), "{unknown}");
         }
     }
 
     #[test]
-    fn what_a_server_repeats_of_a_secret_is_not_seen() {
+    fn secrets_that_a_server_repeats_are_redacted() {
         let basic = Secret::Basic("user:p<4>&\"s/s".to_owned());
         let bearer = Secret::Bearer("token-of-ours".to_owned());
         for (secret, answer) in [
@@ -438,10 +436,10 @@ mod tests {
             (&bearer, bearer.header()),
             (&bearer, URL_SAFE.encode("token-of-ours")),
         ] {
-            let seen = secret.redacted(&answer);
-            assert!(seen.contains(REDACTED), "{seen}");
+            let shown = secret.redacted(&answer);
+            assert!(shown.contains(REDACTED), "{shown}");
             for part in ["s/s", "s%2Fs", "token", "dXNlc", "cDw0", "dG9r"] {
-                assert!(!seen.contains(part), "{seen}");
+                assert!(!shown.contains(part), "{shown}");
             }
         }
         assert_eq!(bearer.redacted("inconsistent help"), "inconsistent help");

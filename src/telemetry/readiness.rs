@@ -1,4 +1,4 @@
-//! What `/readyz` answers.
+//! The answer of `/readyz`.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::MessageId;
 
-/// Is a message held? Not any more once a stop was asked for, or once it is being let go.
+/// Whether a message is held. Ends at a stop request, and when the message is being released.
 ///
-/// For KEDA's `pendingPodConditions: ["ContainersReady"]`: a pod that has not received yet counts
-/// as pending, and so does one that is about to leave.
+/// For KEDA's `pendingPodConditions: ["ContainersReady"]`: a pod that has not received a message
+/// yet counts as pending, and so does one that is about to exit.
 #[derive(Debug)]
 pub struct Readiness {
     held: Mutex<HashSet<MessageId>>,
@@ -18,7 +18,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// `stop` is cancelled when a stop is asked for.
+    /// `stop` is cancelled by a stop request.
     pub fn new(stop: CancellationToken) -> Self {
         Self { held: Mutex::default(), stop }
     }

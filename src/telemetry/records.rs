@@ -12,7 +12,7 @@ use crate::job::report::{Ended, Subject, truncate_for_json};
 use crate::job::run_outcome::RunOutcome;
 use crate::job::verdict::Settlement;
 
-/// One record at the start of a message.
+/// Logs the record at the start of a message.
 pub fn log_started(subject: &Subject) {
     let object = subject.objects.first();
     info!(
@@ -30,9 +30,9 @@ pub fn log_started(subject: &Subject) {
     );
 }
 
-/// One wide record at the end of a message, `now`.
+/// Logs the wide record at the end of a message, `now`.
 pub fn log_ended(ended: &Ended, now: SystemTime) {
-    // The last words were logged when they were said.
+    // `stderr_tail` is already in the log.
     let Ended { subject, settlement, progress, work } = ended;
     let WorkRecord {
         exit,
@@ -45,7 +45,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     } = work;
     let object: Option<&Object> = subject.objects.first();
     let error = ended.error();
-    // tracing wants a level at compile time, and the fields each time.
+    // A macro, since tracing needs the level at compile time.
     macro_rules! record {
         ($level:ident, $text:literal) => {
             $level!(
@@ -93,7 +93,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     }
 }
 
-/// All fields that a record may have; the one at a message's end has nearly all of them.
+/// All fields of log records; the record at a message's end has nearly all of them.
 pub const FIELDS: [(&str, &str); 41] = [
     ("timestamp", "The time, RFC 3339"),
     ("level", "ERROR means that a person must act"),
@@ -147,12 +147,12 @@ pub const FIELDS: [(&str, &str); 41] = [
     ),
 ];
 
-/// As JSON within JSON, in bytes. A container runtime cuts a record of more than 16 KiB in two, and
-/// a key alone may take 6.
+/// As JSON within JSON, in bytes. A container runtime splits records of more than 16 KiB, and a key
+/// may take 6.
 const LONGEST_MANIFEST: usize = 4 * 1024;
 const LONGEST_ERROR: usize = 2 * 1024;
 
-/// The first of the published files, as many as fit.
+/// The first published files, as many as fit.
 pub(super) fn manifest(published: &Manifest) -> String {
     let entry = |file: &Published| json!({ "to": file.to, "bytes": file.bytes, "checksum": file.checksum, "etag": file.etag });
     let mut entries: Vec<Value> = Vec::new();
@@ -168,7 +168,7 @@ pub(super) fn manifest(published: &Manifest) -> String {
     manifest
 }
 
-pub fn log_left(outcome: &RunOutcome) {
+pub fn log_exiting(outcome: &RunOutcome) {
     let exit = outcome.exit_code();
     match outcome {
         RunOutcome::Finished => info!(exit, "exiting"),
@@ -197,7 +197,7 @@ pub(super) fn signal(exit: Exit) -> Option<i32> {
     }
 }
 
-/// Messages of which nothing matters but their key.
+/// Messages with a given key, for tests.
 #[cfg(test)]
 pub(super) mod testing {
     use std::sync::Arc;
@@ -238,9 +238,9 @@ mod tests {
     use crate::job::keep_reason::KeepReason;
     use crate::job::verdict::Return;
 
-    /// The end of a message with everything that is long.
+    /// With the longest values.
     #[test]
-    fn a_record_is_whole_for_a_container_runtime() {
+    fn a_record_is_not_split_by_a_container_runtime() {
         let published = |n: u64| Published {
             to: format!("s3://results/{}/{n}", "ü".repeat(400)),
             bytes: u64::MAX,
@@ -273,7 +273,7 @@ mod tests {
             },
         );
         let record = record.lock().unwrap();
-        // Less what every record has: who speaks.
+        // Without the identity, which every record has.
         assert!((10_000..15_800).contains(&record.len()), "{} bytes", record.len());
         let fields: Value = serde_json::from_slice(&record).unwrap();
         let known = |name: &String| FIELDS.iter().any(|(field, _)| field == name);

@@ -1,4 +1,4 @@
-//! The termination message: what `kubectl describe pod` shows of a container that has ended.
+//! The termination message, which `kubectl describe pod` shows for a terminated container.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -14,19 +14,19 @@ use super::records::{exit_code, signal};
 use crate::job::report::{Ended, Subject, clock_time};
 use crate::job::run_outcome::RunOutcome;
 
-/// Kubernetes reads no more than this from a container's termination message, in bytes.
+/// The most that Kubernetes reads of a termination message, in bytes.
 const MOST: usize = 4096;
 
-/// Where the message goes.
+/// The target of the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TerminationLog {
-    /// `/dev/termination-log`, which is there in Kubernetes and nowhere else.
+    /// `/dev/termination-log`, which exists only in Kubernetes.
     Kubernetes,
     At(PathBuf),
 }
 
 impl TerminationLog {
-    /// Replaces what was there. An error is a warning: it changes nothing.
+    /// Replaces the previous message. An error only logs a warning.
     pub fn write(&self, message: &TerminationMessage) {
         let (path, create) = match self {
             Self::Kubernetes => (PathBuf::from("/dev/termination-log"), false),
@@ -34,9 +34,10 @@ impl TerminationLog {
         };
         let write = || {
             let mut options = OpenOptions::new();
-            // Not truncated first: a process that is killed in between would leave nothing.
+            // Truncated after the write: if we are killed in between, an old message is better than
+            // none.
             options.write(true).truncate(false).create(create);
-            // A FIFO that has no reader, or a slow one, must not hold up the run.
+            // A FIFO without a reader, or with a slow one, must not block the run.
             options.custom_flags(OFlag::O_NONBLOCK.bits());
             let mut file = options.open(&path)?;
             let line = message.to_line();
@@ -55,7 +56,7 @@ impl TerminationLog {
 /// One JSON object.
 #[derive(Debug, Clone)]
 pub struct TerminationMessage {
-    /// The most important first: a message that is too long loses fields from its end.
+    /// The most important first: if the message is too long, later fields are left out.
     fields: Vec<(&'static str, Value)>,
 }
 
@@ -81,7 +82,7 @@ impl TerminationMessage {
         Self { fields }
     }
 
-    /// While the work goes on: nobody can write another one when the pod is killed.
+    /// Written while the work runs: a killed pod cannot write another message.
     pub fn in_progress(subject: &Subject, others: usize, visible_at: Option<SystemTime>) -> Self {
         let object = subject.objects.first();
         let visible = match visible_at {
@@ -107,7 +108,7 @@ impl TerminationMessage {
         Self { fields }
     }
 
-    pub fn left(outcome: &RunOutcome) -> Self {
+    pub fn exiting(outcome: &RunOutcome) -> Self {
         let label = match outcome {
             RunOutcome::Finished => "nothing_received",
             RunOutcome::Kept(why) => why.label(),
@@ -117,7 +118,7 @@ impl TerminationMessage {
         Self::new(label, outcome.exit_code(), &outcome.to_string())
     }
 
-    /// For a run that never came to receive anything.
+    /// For a run that ended before its first receive.
     pub fn new(outcome: &'static str, exit: u8, error: &str) -> Self {
         Self {
             fields: vec![
@@ -128,8 +129,8 @@ impl TerminationMessage {
         }
     }
 
-    /// The object as one line that always parses and is never too long: a field that does not fit
-    /// is left out.
+    /// The message as one line of valid JSON that is never too long: fields that do not fit are
+    /// left out.
     pub fn to_line(&self) -> String {
         let mut line = Map::new();
         let mut length = "{}".len();
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_as_long_as_kubernetes_reads_and_no_longer() {
+    fn a_line_uses_the_limit_of_kubernetes_but_does_not_exceed_it() {
         let line =
             |length: usize| TerminationMessage::new("x", 1, &"x".repeat(length)).to_line().len();
         let lengths: Vec<_> = (3900..4200).map(line).collect();
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_message_leaves_nothing_of_a_longer_one() {
+    fn a_shorter_message_replaces_a_longer_one_completely() {
         let home = tempfile::tempdir().unwrap();
         let log = TerminationLog::At(home.path().join("log"));
         for length in [1000, 10] {
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_gets_the_message_if_it_has_a_reader_and_holds_up_nothing() {
+    fn a_fifo_gets_the_message_if_it_has_a_reader_and_never_blocks() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_whole() {
+    fn a_field_that_does_not_fit_is_left_out() {
         for length in [10, 4000, 4096, 100_000] {
             let fields = vec![
                 ("outcome", json!("x")),

@@ -1,5 +1,5 @@
-//! Log records as text, for a person at a terminal: what happened to which file, without a
-//! machine's details.
+//! Log records as text, for a person at a terminal: the events of each file, without details for
+//! machines.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::{self, Write};
@@ -20,8 +20,7 @@ use super::plain::{Plain, shortened};
 use crate::job::report::clock_time;
 
 /// `time LEVEL text field=value …`; a line of the command is `file | line`, and `file ! line` on
-/// its standard error. Control characters are shown as such, wherever they come from. Needs
-/// [`FileNames`] beside it.
+/// its standard error. Control characters are escaped. Needs the layer [`FileNames`].
 pub struct Text {
     pub is_coloured: bool,
 }
@@ -75,7 +74,7 @@ where
     }
 }
 
-/// The same for the same file. Not red, yellow or green: they mean something.
+/// The same file always has the same colour. Red, yellow and green have other meanings.
 fn colour_of(name: &str) -> Style {
     const COLOURS: [AnsiColor; 6] = [
         AnsiColor::Cyan,
@@ -90,10 +89,10 @@ fn colour_of(name: &str) -> Style {
     COLOURS[number].on_default()
 }
 
-/// Remembers of which file a span is: a line of the command says it.
+/// Remembers the file of each span, for the lines of the command.
 pub struct FileNames;
 
-/// Fit to print, in so many columns at most.
+/// Safe to print, and at most [`LONGEST_NAME`] columns wide.
 struct FileName(String);
 
 const LONGEST_NAME: usize = 32;
@@ -124,7 +123,7 @@ impl Visit for Key {
     }
 }
 
-/// What only a machine that reads JSON wants.
+/// The fields that only machines need, in JSON.
 const FOR_MACHINES: [&str; 16] = [
     "message_id",
     "max_receive_count",
@@ -147,7 +146,7 @@ const FOR_MACHINES: [&str; 16] = [
 #[derive(Default)]
 struct Fields {
     text: String,
-    /// Of the command.
+    /// A line of the command's output.
     line: Option<String>,
     is_stderr: bool,
     is_success: bool,
@@ -214,7 +213,7 @@ mod tests {
         }
     }
 
-    /// The lines that are logged.
+    /// The logged lines.
     fn logged(is_coloured: bool, log: impl FnOnce()) -> Vec<String> {
         let screen = Screen::default();
         let out = screen.clone();
@@ -229,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_one_line_and_moves_no_cursor_whoever_wrote_what_is_in_it() {
+    fn a_record_is_one_line_without_control_characters() {
         const EVIL: &str = "a\u{1b}[2J\r\n\u{9b}1m\u{202e}b";
         let lines = logged(false, || {
             let _span = info_span!("work", key = EVIL, error = %EVIL).entered();
             info!(stream = "stdout", line = EVIL);
             info!(stream = "stderr", line = %EVIL);
-            info!(key = EVIL, error = %EVIL, outcome = EVIL, "said");
+            info!(key = EVIL, error = %EVIL, outcome = EVIL, "text");
             info!("{EVIL}");
             tracing::debug!(processes = ?EVIL, "a look");
         });
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_command_says_of_which_file_it_is() {
+    fn a_line_of_the_command_begins_with_its_file() {
         let mut lines = logged(false, || {
             let span = info_span!("work", key = "a.csv");
             span.in_scope(|| {
@@ -260,7 +259,7 @@ mod tests {
             });
             info_span!("work", key = "long/".repeat(20) + "end.csv")
                 .in_scope(|| info!(stream = "stdout", line = "hello"));
-            info!(stream = "stdout", line = "nobody's");
+            info!(stream = "stdout", line = "no file");
         });
         assert!(lines.remove(2).ends_with("WARN  late key=\"a.csv\""));
         assert_eq!(
@@ -269,7 +268,7 @@ mod tests {
                 "a.csv | hello",
                 "a.csv ! oops",
                 "long/long/long/…ong/long/end.csv | hello",
-                "command | nobody's"
+                "command | no file"
             ]
         );
     }

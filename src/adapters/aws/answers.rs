@@ -1,9 +1,8 @@
-//! Successes that do not come from AWS: a captive portal, a proxy or a sidecar answers 200 with a
-//! page of its own.
+//! Detects successes that do not come from AWS: a captive portal, a proxy or a sidecar may answer
+//! 200 with its own page.
 //!
-//! Such an answer is no answer: it becomes an error of the connection before the SDK reads it, so
-//! that it can be neither a lease that was extended, nor a message that was deleted, nor a result
-//! that was stored.
+//! Such an answer becomes a connection error before the SDK reads it. It must not count as an
+//! extended lease, a deleted message or a stored result.
 //!
 //! | | SQS | S3 |
 //! |---|---|---|
@@ -12,9 +11,9 @@
 //! | a part of the object | | only if the request has a range |
 //! | body | empty, or a JSON object of members that SQS has, and none of an error | of PUT and DELETE: empty; of others, GetObject excepted: XML, and not HTML |
 //!
-//! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS have
-//! request ids of other names, and some queues have none. At a host that is not AWS's no request id
-//! is asked for.
+//! Other stores send fewer: Google Cloud Storage, Cloudflare R2, Alibaba OSS and Tencent COS name
+//! their request ids differently, and some queues have none. So a request id is required only at
+//! AWS hosts.
 
 use aws_config::SdkConfig;
 use aws_smithy_runtime_api::box_error::BoxError;
@@ -35,19 +34,19 @@ use aws_smithy_types::retry::ErrorKind;
 
 use crate::adapters::url::host_of;
 
-/// Whose answers they are.
+/// The service that must have sent the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     Sqs,
     S3,
 }
 
-/// The HTTP client of a configuration, less the answers that do not come from `service`.
+/// The HTTP client of a configuration, which rejects answers that do not come from `service`.
 pub fn checked(config: &SdkConfig, service: Service) -> Option<SharedHttpClient> {
     config.http_client().map(|inner| SharedHttpClient::new(Checked { inner, service }))
 }
 
-/// Does the host belong to AWS?
+/// Whether the host belongs to AWS.
 pub fn is_at_aws(url: &str) -> bool {
     let host = host_of(url).unwrap_or_default();
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
@@ -107,14 +106,14 @@ struct Expected {
     service: Service,
     request_id: bool,
     etag: bool,
-    /// Only a part of it was asked for.
+    /// The request has a range.
     part: bool,
     body: Body,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
-    /// An object: whatever it is, and never in memory as a whole.
+    /// An object: any bytes, streamed and never held in memory as a whole.
     Object,
     Json,
     Xml,
@@ -135,13 +134,13 @@ impl Expected {
         Self { service, request_id: is_at_aws(request.uri()), etag, part, body }
     }
 
-    /// The answer as it is, if it is a refusal or what it must be.
+    /// The unchanged answer, if it is an error of the service or has everything that is expected.
     async fn checked(self, mut answer: HttpResponse) -> Result<HttpResponse, ConnectorError> {
         let status = answer.status();
         let is_object = status.is_success() && self.body == Body::Object;
         if !is_object {
             let body = ByteStream::new(answer.take_body());
-            *answer.body_mut() = SdkBody::from(collected(body).await?);
+            *answer.body_mut() = SdkBody::from(collect(body).await?);
         }
         if !status.is_success() {
             return Ok(answer);
@@ -226,11 +225,11 @@ impl Body {
     }
 }
 
-/// More than any answer has that is not an object: a message of 1 MiB whose every byte is escaped,
-/// a thousand keys of 1 KiB.
+/// Larger than any answer that is not an object, such as a message of 1 MiB with every byte
+/// escaped, or a thousand keys of 1 KiB.
 const LONGEST: usize = 16 << 20;
 
-async fn collected(mut body: ByteStream) -> Result<Vec<u8>, ConnectorError> {
+async fn collect(mut body: ByteStream) -> Result<Vec<u8>, ConnectorError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|error| {

@@ -1,4 +1,4 @@
-//! Credentials as we need them, wherever they come from: an agent or a process may say anything.
+//! Loads credentials and validates them: an agent or a process may return anything.
 
 use std::sync::OnceLock;
 
@@ -16,9 +16,9 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 
 use super::{causes, environment};
 
-/// The SDK's default chain: the same providers in the same order, with the same names. The one for
-/// web identities is left out if the environment has none: it creates an STS client at once, which
-/// takes half a million instructions.
+/// The SDK's default chain: the same providers in the same order, with the same names. The provider
+/// for web identities is omitted if the environment has none: it creates an STS client at once,
+/// which takes half a million instructions.
 pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsProviderChain {
     let mut of = ProviderConfig::without_region()
         .with_region(config.region().cloned())
@@ -49,14 +49,13 @@ pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsPr
         .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&of).build())
 }
 
-/// Credentials that can be put into a header.
+/// Provides only credentials that are valid in an HTTP header.
 ///
-/// What no retry cures is said at every call: the SDK has the reason only for the first one,
-/// whichever that is.
+/// A permanent error is reported at every call: the SDK has the reason only for the first call.
 #[derive(Debug)]
 pub(super) struct Checked {
     inner: SharedCredentialsProvider,
-    /// What `AWS_PROFILE` says.
+    /// The value of `AWS_PROFILE`.
     profile: Option<String>,
     misconfigured: OnceLock<String>,
 }
@@ -68,11 +67,11 @@ impl Checked {
 
     fn read(&self, error: CredentialsError) -> CredentialsError {
         let text = causes(&error);
-        // So the SDK speaks of a profile whose reason another call got.
+        // The SDK answers "already taken" if an earlier call got the reason.
         if let Some(why) = self.misconfigured.get().filter(|_| text.contains("already taken")) {
             return CredentialsError::invalid_configuration(why.clone());
         }
-        // A process may write there what nobody else shall read.
+        // A process may write secrets to its stderr.
         let (why, stderr) = text
             .split_once(" Stderr: ")
             .map_or((text.as_str(), None), |(why, rest)| (why, Some(rest)));
@@ -91,7 +90,7 @@ impl Checked {
             let why = self.misconfigured.get_or_init(|| format!("{why}{profile}"));
             return CredentialsError::invalid_configuration(why.clone());
         }
-        // The instance is asked last. Nobody else has any, either, or they would have been taken.
+        // The instance metadata is the last provider, so no other provider has credentials, either.
         let instance_has_none = why.contains("IMDS is disabled");
         if instance_has_none || matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
             let Some(name) = &self.profile else { return CredentialsError::not_loaded(why) };
@@ -108,12 +107,12 @@ impl Checked {
     }
 }
 
-/// A profile that is not there or refers to itself; a program that cannot be run, as a shell says
-/// it (POSIX, "Exit Status for Commands"); a setting of the instance's metadata.
+/// A profile that does not exist or refers to itself; a program that cannot be run, by the shell's
+/// exit codes (POSIX, "Exit Status for Commands"); a setting of the instance metadata.
 fn is_misconfigured(error: &CredentialsError, why: &str) -> bool {
-    let is_said = |text: &&str| why.contains(text);
+    let is_in_reason = |text: &&str| why.contains(text);
     matches!(error, CredentialsError::InvalidConfiguration(_))
-        || ["exit status: 126.", "exit status: 127.", "endpoint mode"].iter().any(is_said)
+        || ["exit status: 126.", "exit status: 127.", "endpoint mode"].iter().any(is_in_reason)
 }
 
 impl ProvideCredentials for Checked {
@@ -145,7 +144,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn credentials_that_no_header_takes_are_no_credentials() {
+    async fn credentials_that_are_not_valid_in_a_header_are_refused() {
         for (token, is_good) in [(None, true), (Some("t/+="), true), (Some("t\n"), false)] {
             let credentials = Credentials::new("a", "s", token.map(str::to_owned), None, "agent");
             let provided = Checked::new(SharedCredentialsProvider::new(credentials), None)
@@ -159,24 +158,24 @@ mod tests {
         }
     }
 
-    fn said(checked: &Checked, error: CredentialsError) -> (bool, String) {
+    fn read(checked: &Checked, error: CredentialsError) -> (bool, String) {
         let error = checked.read(error);
         (matches!(error, CredentialsError::InvalidConfiguration(_)), causes(&error))
     }
 
     fn checked(profile: Option<&str>) -> Checked {
-        let nobody = SharedCredentialsProvider::new(Credentials::new("a", "s", None, None, "test"));
-        Checked::new(nobody, profile.map(str::to_owned))
+        let unused = SharedCredentialsProvider::new(Credentials::new("a", "s", None, None, "test"));
+        Checked::new(unused, profile.map(str::to_owned))
     }
 
     #[test]
-    fn what_no_retry_cures_is_said_at_every_call() {
+    fn a_permanent_error_is_reported_at_every_call() {
         let checked = checked(Some("nonesuch"));
         let (is_misconfigured, why) =
-            said(&checked, CredentialsError::provider_error("STS answered 503"));
+            read(&checked, CredentialsError::provider_error("STS answered 503"));
         assert!(!is_misconfigured, "{why}");
         let first =
-            said(&checked, CredentialsError::invalid_configuration("the profile is not defined"));
+            read(&checked, CredentialsError::invalid_configuration("the profile is not defined"));
         assert_eq!(
             first,
             (true, "the profile is not defined (AWS_PROFILE is \"nonesuch\")".to_owned())
@@ -186,21 +185,21 @@ mod tests {
                 "profile file credentials provider initialization error already taken",
             )
         };
-        assert_eq!(said(&checked, taken()), first);
-        // What may pass is not taken for it.
-        assert!(!said(&checked, CredentialsError::provider_error("STS answered 503")).0);
+        assert_eq!(read(&checked, taken()), first);
+        // A transient error does not become a permanent one.
+        assert!(!read(&checked, CredentialsError::provider_error("STS answered 503")).0);
     }
 
     #[test]
     fn a_profile_that_has_no_credentials_is_named() {
         let not_loaded =
             || CredentialsError::not_loaded("no providers in chain provided credentials");
-        let (is_misconfigured, why) = said(&checked(Some("nonesuch")), not_loaded());
+        let (is_misconfigured, why) = read(&checked(Some("nonesuch")), not_loaded());
         assert!(is_misconfigured && why.contains("AWS_PROFILE is \"nonesuch\""), "{why}");
         let nonesuch = checked(Some("nonesuch"));
-        let first = said(&nonesuch, not_loaded());
+        let first = read(&nonesuch, not_loaded());
         assert_eq!(
-            said(&nonesuch, CredentialsError::unhandled("initialization error already taken")),
+            read(&nonesuch, CredentialsError::unhandled("initialization error already taken")),
             first
         );
         assert!(matches!(
@@ -210,23 +209,23 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_without_a_role_is_where_nobody_has_credentials() {
+    fn an_instance_without_a_role_has_no_credentials() {
         let refused = || {
             let imds = "failed to load IMDS session token: request forbidden: IMDS is disabled or the caller has insufficient permissions.";
             CredentialsError::provider_error(imds)
         };
         assert!(matches!(checked(None).read(refused()), CredentialsError::CredentialsNotLoaded(_)));
-        let (is_misconfigured, why) = said(&checked(Some("nonesuch")), refused());
+        let (is_misconfigured, why) = read(&checked(Some("nonesuch")), refused());
         assert!(is_misconfigured && why.contains("AWS_PROFILE is \"nonesuch\""), "{why}");
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_a_misconfiguration_and_nothing_it_writes_is_shown() {
+    fn a_missing_program_is_a_misconfiguration_and_its_stderr_is_not_shown() {
         for (status, is_misconfigured) in [(127, true), (126, true), (1, false), (12, false)] {
             let text = format!(
                 "external process exited with code exit status: {status}. Stderr: exit status: 127. s3cr3t"
             );
-            let (is, why) = said(&checked(None), CredentialsError::provider_error(text));
+            let (is, why) = read(&checked(None), CredentialsError::provider_error(text));
             assert_eq!(is, is_misconfigured, "{why}");
             assert!(
                 why.contains(&format!("exit status: {status}.")) && !why.contains("s3cr3t"),

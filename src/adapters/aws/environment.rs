@@ -1,8 +1,7 @@
-//! What the environment and the profile say, looked at before anything is asked.
+//! Checks the settings in the environment and in the profile before the first request.
 //!
-//! The SDK finds out at the first request what it cannot use, which costs a message one of its
-//! receives, or panics at it: at a control character in what becomes a header, at a retry mode that
-//! it does not know.
+//! The SDK reports a bad setting only at the first request, which uses up a receive of a message,
+//! or it panics: at a control character in a header, or at an unknown retry mode.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -19,65 +18,69 @@ use aws_types::os_shim_internal::{Env, Fs};
 use super::{LoadError, addressing_style, custom_endpoint};
 use crate::adapters::url::{host_of, is_url};
 
-/// What a setting must be.
+/// The kind of value that a setting takes.
 #[derive(Clone, Copy)]
-enum Kind {
+enum ValueKind {
     Region,
-    /// Goes into a header, and is not shown.
+    /// A value for a header; never shown.
     Credential,
     Attempts,
     RetryMode,
     RequestChecksums,
     ResponseChecksums,
     Addressing,
-    /// A server. The SDK logs what it cannot read, so a password in it is not for the SDK to see;
-    /// it is not shown either.
+    /// A server; never shown. The SDK logs a value that it cannot parse, so a value with a password
+    /// must not reach it.
     Endpoint,
-    /// The same, with a path and maybe a query. The SDK panics where it has no scheme.
+    /// The same, with a path and maybe a query. The SDK panics at one without a scheme.
     Address,
     Text,
 }
 
-/// The variable, the same in a profile if it can be there, and what it must be.
-const SETTINGS: [(&str, Option<&str>, Kind); 26] = [
-    ("AWS_REGION", Some("region"), Kind::Region),
-    ("AWS_DEFAULT_REGION", None, Kind::Region),
-    ("AWS_ACCESS_KEY_ID", Some("aws_access_key_id"), Kind::Credential),
-    ("AWS_SECRET_ACCESS_KEY", Some("aws_secret_access_key"), Kind::Credential),
-    ("AWS_SESSION_TOKEN", Some("aws_session_token"), Kind::Credential),
-    ("AWS_CONTAINER_AUTHORIZATION_TOKEN", None, Kind::Text),
-    ("AWS_MAX_ATTEMPTS", Some("max_attempts"), Kind::Attempts),
-    ("AWS_RETRY_MODE", Some("retry_mode"), Kind::RetryMode),
+/// The variable, its key in a profile if it has one, and its kind.
+const SETTINGS: [(&str, Option<&str>, ValueKind); 26] = [
+    ("AWS_REGION", Some("region"), ValueKind::Region),
+    ("AWS_DEFAULT_REGION", None, ValueKind::Region),
+    ("AWS_ACCESS_KEY_ID", Some("aws_access_key_id"), ValueKind::Credential),
+    ("AWS_SECRET_ACCESS_KEY", Some("aws_secret_access_key"), ValueKind::Credential),
+    ("AWS_SESSION_TOKEN", Some("aws_session_token"), ValueKind::Credential),
+    ("AWS_CONTAINER_AUTHORIZATION_TOKEN", None, ValueKind::Text),
+    ("AWS_MAX_ATTEMPTS", Some("max_attempts"), ValueKind::Attempts),
+    ("AWS_RETRY_MODE", Some("retry_mode"), ValueKind::RetryMode),
     (
         "AWS_REQUEST_CHECKSUM_CALCULATION",
         Some("request_checksum_calculation"),
-        Kind::RequestChecksums,
+        ValueKind::RequestChecksums,
     ),
     (
         "AWS_RESPONSE_CHECKSUM_VALIDATION",
         Some("response_checksum_validation"),
-        Kind::ResponseChecksums,
+        ValueKind::ResponseChecksums,
     ),
-    ("AWS_S3_ADDRESSING_STYLE", None, Kind::Addressing),
-    ("AWS_PROFILE", None, Kind::Text),
-    ("AWS_CONFIG_FILE", None, Kind::Text),
-    ("AWS_SHARED_CREDENTIALS_FILE", None, Kind::Text),
-    ("AWS_CA_BUNDLE", None, Kind::Text),
-    ("AWS_ENDPOINT_URL", Some("endpoint_url"), Kind::Endpoint),
-    ("AWS_ENDPOINT_URL_SQS", None, Kind::Endpoint),
-    ("AWS_ENDPOINT_URL_S3", None, Kind::Endpoint),
-    ("AWS_ENDPOINT_URL_STS", None, Kind::Endpoint),
-    ("AWS_EC2_METADATA_SERVICE_ENDPOINT", Some("ec2_metadata_service_endpoint"), Kind::Endpoint),
-    ("AWS_ROLE_ARN", Some("role_arn"), Kind::Text),
-    ("AWS_ROLE_SESSION_NAME", Some("role_session_name"), Kind::Text),
-    ("AWS_WEB_IDENTITY_TOKEN_FILE", Some("web_identity_token_file"), Kind::Text),
-    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, Kind::Address),
-    ("AWS_EXECUTION_ENV", None, Kind::Text),
-    ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), Kind::Text),
+    ("AWS_S3_ADDRESSING_STYLE", None, ValueKind::Addressing),
+    ("AWS_PROFILE", None, ValueKind::Text),
+    ("AWS_CONFIG_FILE", None, ValueKind::Text),
+    ("AWS_SHARED_CREDENTIALS_FILE", None, ValueKind::Text),
+    ("AWS_CA_BUNDLE", None, ValueKind::Text),
+    ("AWS_ENDPOINT_URL", Some("endpoint_url"), ValueKind::Endpoint),
+    ("AWS_ENDPOINT_URL_SQS", None, ValueKind::Endpoint),
+    ("AWS_ENDPOINT_URL_S3", None, ValueKind::Endpoint),
+    ("AWS_ENDPOINT_URL_STS", None, ValueKind::Endpoint),
+    (
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        Some("ec2_metadata_service_endpoint"),
+        ValueKind::Endpoint,
+    ),
+    ("AWS_ROLE_ARN", Some("role_arn"), ValueKind::Text),
+    ("AWS_ROLE_SESSION_NAME", Some("role_session_name"), ValueKind::Text),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", Some("web_identity_token_file"), ValueKind::Text),
+    ("AWS_CONTAINER_CREDENTIALS_FULL_URI", None, ValueKind::Address),
+    ("AWS_EXECUTION_ENV", None, ValueKind::Text),
+    ("AWS_SDK_UA_APP_ID", Some("sdk_ua_app_id"), ValueKind::Text),
 ];
 
-/// The first of these variables, or of the profile's settings, that cannot be used. An empty
-/// variable is one that is not set.
+/// Refuses the first of these variables, or of the profile's settings, that is not valid. An empty
+/// variable counts as unset.
 pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadError> {
     let refuse = |name: String, why: String| Err(LoadError::Setting { name, why });
     for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
@@ -91,7 +94,7 @@ pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadEr
             return refuse(name.clone(), why);
         }
     }
-    // Files that cannot be read have never said anything to the SDK either.
+    // The SDK ignores unreadable files, too.
     let Some(profiles) = profiles(variables).await else { return Ok(()) };
     for (_, key, kind) in &SETTINGS {
         let Some((key, value)) = key.and_then(|key| Some((key, profiles.get(key)?))) else {
@@ -109,24 +112,24 @@ async fn profiles(variables: &[(String, OsString)]) -> Option<ProfileSet> {
     let set: Vec<_> = set.filter(|(_, value)| !value.is_empty()).collect();
     #[expect(
         deprecated,
-        reason = "what replaces it is in aws-runtime, which we need for nothing else"
+        reason = "its replacement is in aws-runtime, which we need for nothing else"
     )]
     let files = profile::profile_file::ProfileFiles::default();
     profile::load(&Fs::real(), &Env::from_slice(&set), &files, None).await.ok()
 }
 
-impl Kind {
-    /// What is wrong with a value, and what it should be.
+impl ValueKind {
+    /// Why a value is not valid, and which values are.
     fn problem(self, value: &str) -> Option<String> {
         let is = |expected: &str| Some(format!("is {value:?}; it must be {expected}"));
         match self {
             Self::Region if !is_region(value) => is("the name of a region, such as eu-west-1"),
-            // What is not ASCII has no place in a header.
+            // Headers are ASCII.
             Self::Credential if !value.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 let why = "contains a line break, a blank or another character that is not valid in a credential (does it come from a file that ends with a line break?)";
                 Some(why.to_owned())
             }
-            // The SDK counts up to it before the first request.
+            // The SDK counts up to this number before the first request.
             Self::Attempts
                 if !value.parse().is_ok_and(|attempts: u32| (1..=100).contains(&attempts)) =>
             {
@@ -169,7 +172,7 @@ impl Kind {
     }
 }
 
-/// It becomes a part of a host's name and of a signature.
+/// A region becomes a part of a host name and of a signature.
 pub(super) fn is_region(name: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     name.len() <= 63
@@ -179,7 +182,7 @@ pub(super) fn is_region(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-/// A URL that requests can be put below: its port is a number, and nothing follows its path.
+/// A URL to which request paths can be appended: its port is a number, and it ends with its path.
 pub(super) fn is_endpoint(url: &str) -> bool {
     let Some(host) = host_of(url) else { return false };
     let port = match host.strip_prefix('[') {
@@ -200,16 +203,16 @@ pub(super) fn is_endpoint(url: &str) -> bool {
     is_port && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
 }
 
-/// A URL that can be asked. What looks like the end of a password is in none.
+/// A URL that can be requested, without anything that looks like the end of a password.
 fn is_address(url: &str) -> bool {
     let is_readable = HttpRequest::new(SdkBody::empty()).set_uri(url).is_ok();
     is_url(url) && is_readable && !["@", "%40", "#"].iter().any(|part| url.contains(part))
 }
 
-/// A bucket cannot be in the host's name where there is none.
+/// A bucket cannot be in the host name if the endpoint is an IP address.
 pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
     let style = addressing_style(config);
-    if let Some(why) = style.as_deref().and_then(|style| Kind::Addressing.problem(style)) {
+    if let Some(why) = style.as_deref().and_then(|style| ValueKind::Addressing.problem(style)) {
         return Err(LoadError::Setting {
             name: "addressing_style of the profile's section s3".to_owned(),
             why,
@@ -233,7 +236,7 @@ pub(super) fn check_addressing(config: &SdkConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The SDK cannot make a FIPS or dualstack host of an endpoint that it is given.
+/// The SDK cannot derive a FIPS or dualstack host from a custom endpoint.
 pub(super) fn check_variants(config: &SdkConfig) -> Result<(), LoadError> {
     let variants = [
         ("AWS_USE_FIPS_ENDPOINT", config.use_fips()),
@@ -252,16 +255,16 @@ pub(super) fn check_variants(config: &SdkConfig) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Why a part of credentials cannot be put into a header.
+/// Why a part of credentials is not valid in a header.
 pub(super) fn credential_problem(part: &str) -> Option<String> {
-    Kind::Credential.problem(part)
+    ValueKind::Credential.problem(part)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn complaint(variables: &[(&str, &str)]) -> Option<String> {
+    async fn problem(variables: &[(&str, &str)]) -> Option<String> {
         let variables: Vec<_> = variables
             .iter()
             .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_variable_that_cannot_be_used_is_named() {
+    async fn an_invalid_variable_is_named() {
         for (name, value, why) in [
             (
                 "AWS_REGION",
@@ -303,13 +306,13 @@ mod tests {
             ("AWS_ENDPOINT_URL_S3", "http://a\r", "is not the URL of a server"),
             ("AWS_EXECUTION_ENV", "a\0b", "contains a control character"),
         ] {
-            let text = complaint(&[("PATH", "/bin\n"), (name, value)]).await.unwrap_or_default();
+            let text = problem(&[("PATH", "/bin\n"), (name, value)]).await.unwrap_or_default();
             assert!(
                 text.starts_with(&format!("{name} ")) && text.contains(why),
                 "{name}={value:?}: {text}"
             );
             assert!(!text.contains("AKIA") && !text.contains("secret"), "{text}");
-            assert_eq!(complaint(&[(name, "")]).await, None, "{name}");
+            assert_eq!(problem(&[(name, "")]).await, None, "{name}");
         }
         let good = [
             ("AWS_REGION", "eu-west-1"),
@@ -320,7 +323,7 @@ mod tests {
             ("AWS_S3_ADDRESSING_STYLE", "virtual"),
             ("AWS_LAMBDA_NOTES", "two\nlines"),
         ];
-        assert_eq!(complaint(&good).await, None);
+        assert_eq!(problem(&good).await, None);
     }
 
     #[tokio::test]
@@ -359,7 +362,7 @@ mod tests {
                 "http://h/s3cr3t\n",
                 "http://h/s3cr3t {}",
             ] {
-                let text = complaint(&[(variable, url)]).await.unwrap_or_default();
+                let text = problem(&[(variable, url)]).await.unwrap_or_default();
                 let why = "write for example http://localhost:";
                 assert!(
                     text.starts_with(&format!("{variable} is not ")) && text.contains(why),
@@ -368,7 +371,7 @@ mod tests {
                 assert!(!text.contains("s3cr3t"), "{text}");
             }
             assert_eq!(
-                complaint(&[(variable, "http://169.254.170.23:80/v1/credentials")]).await,
+                problem(&[(variable, "http://169.254.170.23:80/v1/credentials")]).await,
                 None,
                 "{variable}"
             );
@@ -377,11 +380,11 @@ mod tests {
             "AWS_CONTAINER_CREDENTIALS_FULL_URI",
             "https://[::1]:8080/get-credentials?role=a%2Fb&x=1",
         );
-        assert_eq!(complaint(&[with_query]).await, None);
+        assert_eq!(problem(&[with_query]).await, None);
     }
 
     #[tokio::test]
-    async fn a_setting_of_the_profile_that_cannot_be_used_is_named() {
+    async fn an_invalid_setting_of_the_profile_is_named() {
         let home = tempfile::tempdir().unwrap();
         let (config, credentials) = (home.path().join("config"), home.path().join("credentials"));
         std::fs::write(&config, "[default]\nregion = eu-west-1\n[profile a]\nretry_mode = legacy\n[profile c]\nendpoint_url = http://u:p@h\n").unwrap();
@@ -395,7 +398,7 @@ mod tests {
             ("AWS_SHARED_CREDENTIALS_FILE", credentials.to_str().unwrap()),
         ];
         let of = async |profile: &str| {
-            complaint(&[&files[..], &[("AWS_PROFILE", profile)]].concat()).await
+            problem(&[&files[..], &[("AWS_PROFILE", profile)]].concat()).await
         };
         assert_eq!(of("").await, None);
         let text = of("a").await.unwrap();
@@ -417,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_a_url_that_requests_can_be_put_below() {
+    fn an_endpoint_is_a_url_to_which_paths_can_be_appended() {
         for good in [
             "http://h/",
             "http://localhost:4566",
@@ -442,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn fips_and_dualstack_are_refused_with_an_endpoint() {
+    fn fips_and_dualstack_are_refused_with_a_custom_endpoint() {
         let config = || SdkConfig::builder().use_fips(true);
         assert_eq!(check_variants(&config().build()), Ok(()));
         assert_eq!(

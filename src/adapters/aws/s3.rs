@@ -1,4 +1,4 @@
-//! Objects in S3, or in anything that speaks its protocol.
+//! Objects in S3, or in another store with its API.
 
 mod errors;
 mod headers;
@@ -38,43 +38,43 @@ use crate::adapters::aws::{self, Failure};
 use crate::job::notification::Object;
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
-use errors::{describe, display_uri, fetch_error, refused_there_too};
+use errors::{describe, display_uri, fetch_error, repeated_in_region};
 use headers::Header;
 use identity::{Identity, unquoted};
 use regions::Regions;
 
 /// The buckets of S3.
 ///
-/// The SDK's retries are on (3 attempts in all, `AWS_MAX_ATTEMPTS`): to read again harms nobody.
-/// They end when the headers are here; an error while the body is read is the reader's.
+/// The SDK's retries are on (3 attempts in all, `AWS_MAX_ATTEMPTS`), since reading twice is
+/// harmless. They end when the headers have arrived; the reader handles errors in the body.
 pub struct S3 {
     config: SdkConfig,
     expected_owner: Option<String>,
     timeout: Duration,
     regions: Regions,
-    /// Was it seen that records are written only on their conditions?
-    heeds_conditions: AtomicBool,
-    /// Made when it is first needed: a pod that finds no message does without.
+    /// Whether a write has proved that the store enforces conditions.
+    enforces_conditions: AtomicBool,
+    /// Created on first use: a pod that finds no message needs none.
     client: OnceLock<aws_sdk_s3::Client>,
 }
 
-/// How long S3 may take to begin an answer, or to go on with one, as boto3 has it.
+/// How long S3 may take to begin or to continue an answer; the same as in boto3.
 pub const TIMEOUT: Duration = Duration::from_mins(1);
 
 impl S3 {
-    /// Touches only buckets of the account `expected_owner`, if it is given.
+    /// Uses only buckets of the account `expected_owner`, if it is given.
     pub fn new(config: &SdkConfig, expected_owner: Option<String>) -> Self {
         Self {
             config: config.clone(),
             expected_owner,
             timeout: TIMEOUT,
             regions: Regions::default(),
-            heeds_conditions: AtomicBool::default(),
+            enforces_conditions: AtomicBool::default(),
             client: OnceLock::new(),
         }
     }
 
-    /// The same, but S3 may take so long to begin an answer, or to go on with one.
+    /// The same with another limit for S3 to begin or to continue an answer.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
@@ -89,7 +89,7 @@ impl S3 {
                 .timeout_config(timeouts.operation_attempt_timeout(self.timeout).build())
                 .stalled_stream_protection(stalls.build())
                 .force_path_style(aws::is_path_style(&self.config))
-                // The reader compares the checksum: the SDK sees only the bytes of one answer.
+                // The reader verifies the checksum: the SDK sees only the bytes of one answer.
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
             let config = match answers::checked(&self.config, Service::S3) {
                 Some(client) => config.http_client(client),
@@ -99,8 +99,8 @@ impl S3 {
         })
     }
 
-    /// Sends a request about a bucket; once more if the answer says that the bucket is in another
-    /// region.
+    /// Sends a request about a bucket, and repeats it if the answer names another region for the
+    /// bucket.
     async fn send<T, E, F>(
         &self,
         bucket: &str,
@@ -114,8 +114,8 @@ impl S3 {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        let asked = self.regions.of(bucket).or_else(|| self.config.region().cloned());
-        let error = match regions::named(&error).filter(|region| Some(region) != asked.as_ref()) {
+        let used = self.regions.of(bucket).or_else(|| self.config.region().cloned());
+        let error = match regions::named(&error).filter(|region| Some(region) != used.as_ref()) {
             Some(region) => {
                 info!(bucket, %region, "the bucket is in another region than AWS_REGION: using that region");
                 self.regions.learn(bucket, region);
@@ -128,12 +128,12 @@ impl S3 {
         };
         let failure = Failure::of(&error);
         Err(match self.regions.of(bucket) {
-            Some(region) => refused_there_too(failure, region.as_ref()),
+            Some(region) => repeated_in_region(failure, region.as_ref()),
             None => failure,
         })
     }
 
-    /// A request for exactly the object that the event is about.
+    /// A request for exactly the object in the event.
     fn get(&self, object: &Object) -> GetObjectFluentBuilder {
         let get = self.client().get_object().bucket(&object.bucket).key(&object.key);
         let get = get.set_expected_bucket_owner(self.expected_owner.clone());
@@ -144,9 +144,9 @@ impl S3 {
         }
     }
 
-    /// Not where it is switched off (`AWS_RESPONSE_CHECKSUM_VALIDATION`): some stores refuse a
-    /// request that asks for it.
-    fn asks_for_checksums(&self) -> bool {
+    /// `AWS_RESPONSE_CHECKSUM_VALIDATION` can switch this off: some stores refuse requests for
+    /// checksums.
+    fn requests_checksums(&self) -> bool {
         self.config.response_checksum_validation() != Some(ResponseChecksumValidation::WhenRequired)
     }
 }
@@ -154,7 +154,7 @@ impl S3 {
 #[async_trait]
 impl ObjectStore for S3 {
     async fn open(&self, object: &Object) -> Result<ObjectBody, FetchError> {
-        // S3 has such keys. The SDK takes them for none at all, and sends no request.
+        // S3 allows such keys, but the SDK takes them for empty and sends no request.
         if object.key.trim().is_empty() {
             let why = format!(
                 "object {}: its key has only blanks, and the AWS SDK cannot request such a key",
@@ -165,8 +165,8 @@ impl ObjectStore for S3 {
         let (get, encoding) = (self.get(object), Header::new("transfer-encoding"));
         let answer = self.send(&object.bucket, |config| {
             let get = get.clone().customize().config_override(config).interceptor(encoding.clone());
-            // The SDK's own parameter would make it check the bytes too.
-            let get = if self.asks_for_checksums() {
+            // With the SDK's own parameter, the SDK would verify the bytes, too.
+            let get = if self.requests_checksums() {
                 get.mutate_request(|request| {
                     drop(request.headers_mut().insert("x-amz-checksum-mode", "ENABLED"));
                 })
@@ -188,7 +188,7 @@ impl ObjectStore for S3 {
             encoding.value().is_some_and(|encoding| encoding.eq_ignore_ascii_case("chunked"));
         let size = match identity.size.or_else(|| identity.expected_size(object)) {
             Some(size) => Some(size),
-            // Its end is seen, or a cut is noticed when the checksum is compared.
+            // The end is marked, or the checksum detects a truncated body.
             None if ends_by_itself || checksum.is_some() => None,
             None => {
                 let unknown = || {
@@ -217,7 +217,7 @@ impl ObjectStore for S3 {
         });
         let answer = match answer.await {
             Ok(answer) => answer,
-            // All bytes have come, only their end had not.
+            // All bytes had arrived, only the end of the body had not.
             Err(Failure::Refused { status: 416, .. })
                 if range.value().as_deref().and_then(size_of_all) == Some(start) =>
             {
@@ -233,7 +233,7 @@ impl ObjectStore for S3 {
             return Err(FetchError::Overwritten(why));
         }
         let (begins, size) = match answer.content_range.as_deref() {
-            // The server does not know ranges, and sends all of it.
+            // A server without support for ranges sends the whole object.
             None => (0, answer.content_length.and_then(|length| length.try_into().ok())),
             Some(range) => {
                 content_range(range).filter(|(begins, _)| *begins == start).ok_or_else(|| {
@@ -247,20 +247,20 @@ impl ObjectStore for S3 {
     }
 }
 
-/// Where the bytes of an answer begin, and how many the object has, if that is known: `bytes
-/// 5-9/10`, `bytes 5-9/*`.
+/// The offset of an answer's first byte, and the object's size if it is known: `bytes 5-9/10`,
+/// `bytes 5-9/*`.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (start, _) = range.split_once('-')?;
     Some((start.parse().ok()?, if size == "*" { None } else { Some(size.parse().ok()?) }))
 }
 
-/// How many bytes the object has of which a range was asked that it does not have: `bytes */10`.
+/// The object's size, from the answer to a range beyond its end: `bytes */10`.
 fn size_of_all(text: &str) -> Option<u64> {
     text.strip_prefix("bytes */")?.parse().ok()
 }
 
-/// The checksum that the bytes of an answer must have, if there is one that can be told from them.
+/// The checksum of an answer's bytes, if the answer has one of the whole object.
 fn checksum(object: &Object, answer: &mut GetObjectOutput) -> Option<Checksum> {
     let known = [
         (Algorithm::Crc64Nvme, 8, answer.checksum_crc64_nvme.take()),
@@ -269,15 +269,15 @@ fn checksum(object: &Object, answer: &mut GetObjectOutput) -> Option<Checksum> {
         (Algorithm::Sha256, 32, answer.checksum_sha256.take()),
         (Algorithm::Sha1, 20, answer.checksum_sha1.take()),
     ];
-    // What some store sends in the place of a checksum cannot be compared.
-    let is_one = |length: usize, value: &str| {
+    // Some stores send placeholders instead of checksums.
+    let is_checksum = |length: usize, value: &str| {
         BASE64_STANDARD.decode(value).is_ok_and(|bytes| bytes.len() == length)
     };
     let is_composite = answer.checksum_type == Some(ChecksumType::Composite);
     let found = known.into_iter().find_map(|(algorithm, length, value)| {
-        // A composite one is a hash of the parts' hashes, `<Base64>-<parts>`: where the parts ended
-        // is not known.
-        let value = value.filter(|value| !is_composite && is_one(length, value))?;
+        // A composite checksum, `<Base64>-<parts>`, is a hash of the parts' hashes, and the parts'
+        // boundaries are unknown.
+        let value = value.filter(|value| !is_composite && is_checksum(length, value))?;
         Some(Checksum { algorithm, value })
     });
     if found.is_none() {
@@ -297,7 +297,7 @@ fn chunks(body: byte_stream::ByteStream) -> ByteStream {
     stream::unfold(body, next).boxed()
 }
 
-/// A page has a thousand keys. A list must end, whatever the store answers.
+/// A page has a thousand keys. The limit ends the listing, whatever the store answers.
 const MOST_PAGES: usize = 100;
 
 #[async_trait]
@@ -362,35 +362,35 @@ mod tests {
     }
 
     #[test]
-    fn only_a_checksum_of_the_whole_is_compared() {
-        let told = |answer: GetObjectOutput| checksum(&object(None, None), &mut { answer });
+    fn only_a_checksum_of_the_whole_object_is_compared() {
+        let found = |answer: GetObjectOutput| checksum(&object(None, None), &mut { answer });
         let is = |algorithm, value: &str| Some(Checksum { algorithm, value: value.to_owned() });
         let answer = GetObjectOutput::builder;
         let (crc32, crc64) = ("AAAAAA==", "AAAAAAAAAAA=");
         let (sha1, sha256) =
             ("2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
         assert_eq!(
-            told(answer().checksum_crc64_nvme(crc64).build()),
+            found(answer().checksum_crc64_nvme(crc64).build()),
             is(Algorithm::Crc64Nvme, crc64)
         );
-        assert_eq!(told(answer().checksum_crc32(crc32).build()), is(Algorithm::Crc32, crc32));
-        assert_eq!(told(answer().checksum_crc32_c(crc32).build()), is(Algorithm::Crc32C, crc32));
-        assert_eq!(told(answer().checksum_sha1(sha1).build()), is(Algorithm::Sha1, sha1));
+        assert_eq!(found(answer().checksum_crc32(crc32).build()), is(Algorithm::Crc32, crc32));
+        assert_eq!(found(answer().checksum_crc32_c(crc32).build()), is(Algorithm::Crc32C, crc32));
+        assert_eq!(found(answer().checksum_sha1(sha1).build()), is(Algorithm::Sha1, sha1));
         let whole = answer().checksum_sha256(sha256).checksum_type(ChecksumType::FullObject);
-        assert_eq!(told(whole.build()), is(Algorithm::Sha256, sha256));
-        assert_eq!(told(answer().checksum_crc32("AAAAAA==-3").build()), None);
+        assert_eq!(found(whole.build()), is(Algorithm::Sha256, sha256));
+        assert_eq!(found(answer().checksum_crc32("AAAAAA==-3").build()), None);
         assert_eq!(
-            told(answer().checksum_crc32(crc32).checksum_type(ChecksumType::Composite).build()),
+            found(answer().checksum_crc32(crc32).checksum_type(ChecksumType::Composite).build()),
             None
         );
         for nonsense in ["", "not known", "AAAA", crc64] {
-            assert_eq!(told(answer().checksum_crc32(nonsense).build()), None, "{nonsense}");
+            assert_eq!(found(answer().checksum_crc32(nonsense).build()), None, "{nonsense}");
         }
-        assert_eq!(told(answer().build()), None);
+        assert_eq!(found(answer().build()), None);
     }
 
     #[test]
-    fn a_content_range_says_where_the_bytes_begin_and_how_many_there_are() {
+    fn a_content_range_has_the_offset_and_the_size() {
         assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(content_range("bytes 0-0/*"), Some((0, None)));
         for nonsense in
@@ -411,7 +411,7 @@ mod tests {
         assert!(matches!(error, Some(FetchError::Overwritten(_))), "{error:?}");
     }
 
-    /// A page of a portal with a status of 200, or 404, is nothing about an object.
+    /// A portal's page with status 200 or 404 proves nothing about an object.
     #[tokio::test(start_paused = true)]
     async fn a_page_of_a_portal_is_neither_an_object_nor_its_absence() {
         const PAGE: &str = "<html>Sign in to the network</html>";
@@ -429,9 +429,9 @@ mod tests {
         }
     }
 
-    /// With the right eTag, even.
+    /// Even with the right eTag.
     #[tokio::test(start_paused = true)]
-    async fn a_part_of_an_object_is_not_taken_for_all_of_it() {
+    async fn a_part_of_an_object_is_not_taken_for_the_whole() {
         let event = Object { is_from_aws: true, ..object(Some("e"), Some(5)) };
         let good = |status, body: &str| {
             Canned::new(status, None, body).header("content-length", body.len().to_string())
@@ -464,7 +464,7 @@ mod tests {
             matches!(&unnamed, Some(FetchError::Retryable(why)) if why.contains("it has no Content-Range")),
             "{unnamed:?}"
         );
-        // Nobody says how long a chunked answer is, but for the event.
+        // A chunked answer has no size; only the event has one.
         let chunked =
             good(200, "hel").header("content-length", "").header("transfer-encoding", "chunked");
         let body = s3(&chunked).open(&event).await.map_err(|error| error.to_string()).unwrap();
@@ -475,8 +475,8 @@ mod tests {
         assert_eq!(body.size, Some(3));
     }
 
-    /// A connection that breaks after the last byte of a body of unknown length: what follows it is
-    /// nothing.
+    /// If the connection breaks after the last byte of a body of unknown length, nothing remains to
+    /// be read.
     #[tokio::test]
     async fn a_range_that_begins_at_the_end_is_empty() {
         let refused = "<Error><Code>InvalidRange</Code></Error>";
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_upload_that_is_not_confirmed_has_failed() {
+    async fn an_unconfirmed_upload_has_failed() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "result").unwrap();
         let path = file.path();
@@ -528,10 +528,10 @@ mod tests {
         );
     }
 
-    /// An answer that never comes costs a fraction of the default time for the work, and the
-    /// request is sent again.
+    /// The wait for an answer that never comes is a fraction of the default time for the work, and
+    /// the request is repeated.
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_never_comes_is_not_waited_for_longer_than_bytes_need() {
+    async fn the_wait_for_an_answer_is_limited_by_the_size_of_the_request() {
         let never = Canned::new(200, None, "").after(Duration::from_hours(1));
         let began = tokio::time::Instant::now();
         s3(&never).put("b", "k", b"{}".to_vec()).await.unwrap_err();
@@ -557,9 +557,9 @@ mod tests {
         assert_eq!(late.requests.load(Ordering::Relaxed), 4);
     }
 
-    /// S3 says in which region a bucket is; it is asked there once, and from then on.
+    /// S3 names the bucket's region, and this and all later requests use it.
     #[tokio::test]
-    async fn a_bucket_of_another_region_is_asked_there() {
+    async fn requests_follow_a_bucket_to_its_region() {
         let moved =
             "<Error><Code>AuthorizationHeaderMalformed</Code><Region>ap-south-1</Region></Error>";
         for (server, region) in [
@@ -602,7 +602,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_endpoint_repeats_of_our_headers_is_in_no_failure() {
+    async fn secret_headers_that_an_endpoint_repeats_are_not_in_the_failure() {
         use aws_credential_types::Credentials;
         use aws_credential_types::provider::SharedCredentialsProvider;
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,7 +1,7 @@
-//! A queue at SQS, or at anything that speaks its JSON protocol.
+//! A queue at SQS, or at another server with its JSON protocol.
 //!
-//! Architecture invariant: every call is one attempt. The SDK's retries are off, for it would send
-//! a delete again after the stop began.
+//! Architecture invariant: every call is one attempt. The SDK's retries are off, since the SDK
+//! would repeat a delete after the stop began.
 
 mod message;
 pub mod queue_url;
@@ -38,20 +38,20 @@ use refusal::{ErrorClass, advice, plain, without_handle};
 pub struct Sqs {
     client: aws_sdk_sqs::Client,
     queue_url: String,
-    /// Host and port that the requests go to, for errors.
+    /// Host and port of the requests, for errors.
     host: String,
-    /// Of the request that is out, or whose answer was lost: a FIFO queue gives the same message to
-    /// a retry that names it, which would be hidden until its visibility timeout ends otherwise
-    /// (`ReceiveRequestAttemptId`).
+    /// The `ReceiveRequestAttemptId` of the current request, or of one whose answer was lost. A
+    /// FIFO queue returns the same message to a retry with the same id; otherwise the message would
+    /// stay hidden until its visibility timeout ends.
     attempt: Mutex<Option<String>>,
-    /// The message attribute that says what the sender calls a piece of work.
+    /// The message attribute with the sender's idempotency key.
     key_attribute: Option<String>,
 }
 
 impl Sqs {
-    /// The queue is asked in the region that its URL names, if it names one. A URL of another host
-    /// than AWS's own is the endpoint as well, unless `AWS_ENDPOINT_URL` or `AWS_ENDPOINT_URL_SQS`
-    /// says otherwise.
+    /// Requests go to the region in the queue's URL, if it has one. If its host is not a default
+    /// AWS host, the URL is the endpoint as well, unless `AWS_ENDPOINT_URL` or
+    /// `AWS_ENDPOINT_URL_SQS` is set.
     pub fn new(config: &SdkConfig, queue_url: String) -> Self {
         let mut builder = Builder::from(config).retry_config(RetryConfig::disabled());
         if let Some(region) = aws::region_of(&queue_url) {
@@ -59,7 +59,7 @@ impl Sqs {
         }
         let custom = aws::custom_endpoint(config, "SQS");
         if custom.is_none() && !is_aws_default(&queue_url) {
-            // It is a host of FIPS or dualstack already, or of somebody who has none.
+            // The host is already one of FIPS or dualstack, or its server has no such variants.
             builder =
                 builder.endpoint_url(origin_of(&queue_url)).use_fips(false).use_dual_stack(false);
         }
@@ -72,10 +72,10 @@ impl Sqs {
         Self { client, queue_url, host, attempt: Mutex::default(), key_attribute: None }
     }
 
-    /// The same queue, whose senders name a piece of work in this message attribute. Without one a
-    /// FIFO queue's `MessageDeduplicationId` names it, if somebody chose it: with content-based
-    /// deduplication it is the SHA-256 of the body (SQS API, `SendMessage`), and the same body on
-    /// another day is other work.
+    /// Reads the idempotency key from this message attribute. Without it, the key is a FIFO queue's
+    /// `MessageDeduplicationId`, if the sender chose it: with content-based deduplication it is the
+    /// SHA-256 of the body (SQS API, `SendMessage`), and the same body on another day is other
+    /// work.
     #[must_use]
     pub fn with_key_attribute(self, key_attribute: Option<String>) -> Self {
         Self { key_attribute, ..self }
@@ -87,18 +87,18 @@ impl Sqs {
         is_fifo(&self.queue_url).then(|| attempt.get_or_insert_with(id).clone())
     }
 
-    /// The attributes of a queue by their names in SQS's API; `None` if there is no such queue. The
-    /// error says why they are not known.
+    /// The attributes of a queue by their names in SQS's API; `None` if the queue does not exist.
+    /// The error is the reason why they are unknown.
     pub async fn attributes(
         &self,
         queue_url: &str,
     ) -> Result<Option<BTreeMap<String, String>>, String> {
-        let asked = self
+        let request = self
             .client
             .get_queue_attributes()
             .queue_url(queue_url)
             .attribute_names(QueueAttributeName::All);
-        match asked.send().await {
+        match request.send().await {
             Ok(answer) => {
                 let attributes = answer.attributes.into_iter().flatten();
                 Ok(Some(
@@ -117,8 +117,8 @@ impl Sqs {
         }
     }
 
-    /// May we extend and release? Asked with a handle that never was one.
-    pub async fn may_change_visibility(&self) -> Probed {
+    /// Checks the permission to extend and release with an invalid handle.
+    pub async fn probe_change_visibility(&self) -> Probed {
         let call = self
             .client
             .change_message_visibility()
@@ -127,8 +127,8 @@ impl Sqs {
         self.probed("ChangeMessageVisibility", call.visibility_timeout(0).send().await)
     }
 
-    /// May we delete? Asked with a handle that never was one, so nothing is.
-    pub async fn may_delete(&self) -> Probed {
+    /// Checks the permission to delete with an invalid handle, so that no message is deleted.
+    pub async fn probe_delete(&self) -> Probed {
         let call =
             self.client.delete_message().queue_url(&self.queue_url).receipt_handle(NO_HANDLE);
         self.probed("DeleteMessage", call.send().await)
@@ -157,7 +157,7 @@ impl Sqs {
         Probed { permission, date }
     }
 
-    /// What failed, with which words, and what to change where we know it.
+    /// Which call failed and why, with advice where we know the cure.
     fn describe(&self, call: &str, failure: &Failure) -> String {
         let queue = queue_name(&self.queue_url);
         match failure {
@@ -244,8 +244,8 @@ impl Queue for Sqs {
         Err(match ErrorClass::of(&failure) {
             ErrorClass::NotInFlight => VisibilityError::NotInFlight(text),
             ErrorClass::AtCeiling => VisibilityError::AtCeiling(text),
-            _ if aws::may_have_come_through(&error) => VisibilityError::Unclear(text),
-            // Not even a missing permission ends a lease before its time.
+            _ if aws::may_have_succeeded(&error) => VisibilityError::Unclear(text),
+            // The lease is valid until its time is up, even without permission to extend it.
             ErrorClass::Hopeless | ErrorClass::MayPass => VisibilityError::Transient(text),
         })
     }
@@ -266,7 +266,7 @@ impl Queue for Sqs {
             ErrorClass::Hopeless if matches!(failure, Failure::Refused { .. }) => {
                 DeleteError::Refused(text)
             }
-            // Credentials that we lost while we worked may come back before the lease ends.
+            // Credentials that were lost during the work may return before the lease ends.
             ErrorClass::Hopeless | ErrorClass::AtCeiling | ErrorClass::MayPass => {
                 DeleteError::Transient(text)
             }
@@ -309,31 +309,31 @@ impl Queue for Sqs {
     }
 }
 
-/// No queue ever gave it out.
+/// A handle that is not valid in any queue.
 const NO_HANDLE: &str = "leasehold-check";
 
-/// What a call told that could do nothing.
+/// The result of a call without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probed {
     pub permission: Permission,
-    /// SQS's clock, if it said it.
+    /// SQS's clock, if the answer has it.
     pub date: Option<SystemTime>,
 }
 
-/// SQS counts whole seconds, up to 43,200.
+/// SQS uses whole seconds, up to 43,200.
 fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(i32::MAX)
 }
 
-/// What a queue's attribute `RedrivePolicy` says.
+/// Reads a queue's attribute `RedrivePolicy`.
 pub fn redrive_in(policy: Option<&str>) -> Redrive {
     policy
         .filter(|policy| !policy.is_empty())
         .map_or(Redrive::None, |policy| redrive_of(policy).unwrap_or(Redrive::Unknown))
 }
 
-/// Reads `{"deadLetterTargetArn": "arn:…:name", "maxReceiveCount": 5}`; SQS gives the count as it
-/// was set, a number or a string.
+/// Reads `{"deadLetterTargetArn": "arn:…:name", "maxReceiveCount": 5}`; SQS returns the count as
+/// it was set, as a number or a string.
 fn redrive_of(policy: &str) -> Option<Redrive> {
     let policy: serde_json::Value = serde_json::from_str(policy).ok()?;
     let count = policy.get("maxReceiveCount")?;
@@ -388,7 +388,7 @@ mod tests {
     #[tokio::test]
     async fn errors_are_classified_as_they_come_over_the_wire() {
         let receipt = ReceiptHandle::new(HANDLE);
-        // With the header of SQS itself, and without it, as many imitations answer.
+        // With the header that SQS sends, and without it, as from many SQS-compatible servers.
         let stale = format!(
             r#"{{"__type":"com.amazonaws.sqs#InvalidParameterValueException","message":"{STALE}"}}"#
         );
@@ -429,10 +429,10 @@ mod tests {
         assert_eq!(received, Err(ReceiveError::Transient(text.into())));
     }
 
-    /// A portal's page, or an answer that is cut, says neither that the queue is empty, nor that a
+    /// A portal's page or a truncated answer proves neither that the queue is empty, nor that a
     /// lease was extended or a message deleted.
     #[tokio::test]
-    async fn a_success_that_does_not_come_from_sqs_is_no_answer() {
+    async fn a_success_that_does_not_come_from_sqs_is_an_error() {
         const PAGE: &str = "<html>Sign in to the network</html>";
         let receipt = ReceiptHandle::new(HANDLE);
         for (server, problem) in [
@@ -491,9 +491,9 @@ mod tests {
         }
     }
 
-    /// The SDK refuses to make a FIPS or dualstack host of a given one.
+    /// The SDK refuses to derive a FIPS or dualstack host from a custom endpoint.
     #[tokio::test]
-    async fn a_queue_at_a_host_of_its_own_is_asked_there_whatever_hosts_others_are_asked_at() {
+    async fn the_host_in_the_queue_url_wins_over_fips_and_dualstack() {
         let server = Canned::new(200, None, "{}");
         let config = server.config().into_builder().use_fips(true).use_dual_stack(true).build();
         for url in [
@@ -513,8 +513,7 @@ mod tests {
         );
     }
 
-    /// What speaks SQS's protocol and is not SQS need not have its request ids, but has to speak
-    /// it.
+    /// Another server with SQS's protocol need not send request ids, but must keep to the protocol.
     #[tokio::test]
     async fn another_queue_than_sqs_needs_no_request_id() {
         let at = |server: &Canned| Sqs::new(&server.config(), "http://sqs:9324/queue/q".into());
@@ -525,7 +524,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_poll_may_take_as_long_as_it_waits_and_not_much_longer() {
+    async fn a_long_poll_may_not_take_much_longer_than_its_wait() {
         let slow = |after| sqs(&Canned::new(200, None, "{}").after(after));
         assert_eq!(slow(25 * S).receive(20 * S, 30 * S).await, Ok(None));
         let late = slow(35 * S).receive(20 * S, 30 * S).await;
@@ -549,7 +548,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_that_may_have_been_made_is_told_from_one_that_was_not() {
+    async fn a_change_that_may_have_succeeded_is_unclear() {
         let changed = async |server: Canned| {
             let config = sqs(&server);
             match config.change_visibility(&ReceiptHandle::new(HANDLE), S).await {
@@ -571,7 +570,7 @@ mod tests {
         ] {
             assert_eq!(changed(Canned::new(status, None, body)).await, meaning, "{status} {body}");
         }
-        // Nobody listens there, so nothing was sent.
+        // Nothing listens on this port, so nothing was sent.
         let nowhere = real(None).into_builder().endpoint_url("http://127.0.0.1:1").build();
         let queue = Sqs::new(&nowhere, "http://127.0.0.1:1/1/jobs".into());
         let refused = queue.change_visibility(&ReceiptHandle::new(HANDLE), S).await;
@@ -594,7 +593,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_changed_on_the_way_is_no_delivery() {
+    async fn a_corrupted_body_is_not_delivered() {
         let of = |md5: &str| {
             let message = format!(
                 r#"{{"Messages":[{{"MessageId":"m","ReceiptHandle":"h","Body":"b","MD5OfBody":"{md5}"}}]}}"#
@@ -609,7 +608,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_redrive_policy_is_read_if_it_can_be() {
+    async fn the_redrive_policy_is_read() {
         let dead_letter = Redrive::DeadLetter { max_receive_count: 5, queue: "dead".into() };
         let arn = "arn:aws:sqs:eu-west-1:123456789012:dead";
         let table = [

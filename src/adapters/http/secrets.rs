@@ -1,5 +1,5 @@
-//! What proves who we are, which a server or a proxy may repeat in its answer: answers are quoted
-//! in logs.
+//! Redacts our credentials from answers: a server or a proxy may repeat them, and the log quotes
+//! answers.
 
 use std::cmp::Reverse;
 
@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 pub const REDACTED: &str = "[redacted]";
 
-/// The text without these secrets, as they are or encoded.
+/// The text without these secrets, plain or encoded.
 pub fn redacted<S: AsRef<str>>(text: &str, secrets: &[S]) -> String {
     let encoded = |secret: &S| {
         let secret = secret.as_ref();
@@ -37,21 +37,21 @@ pub fn redacted<S: AsRef<str>>(text: &str, secrets: &[S]) -> String {
     };
     let mut forms: Vec<String> =
         secrets.iter().flat_map(encoded).filter(|form| !form.is_empty()).collect();
-    // A longer one may have a shorter one in it.
+    // A longer form may contain a shorter one.
     forms.sort_by_key(|form| Reverse(form.len()));
     forms.iter().fold(text.to_owned(), |text, form| text.replace(form, REDACTED))
 }
 
-/// Percent-encoded; `escape` writes an escape, whose digits may be small.
+/// Percent-encodes; `escape` formats an escape, whose digits may be lowercase.
 fn in_url(secret: &str, set: &'static AsciiSet, escape: impl Fn(&str) -> String) -> String {
     let parts = utf8_percent_encode(secret, set);
     parts.map(|part| if part.starts_with('%') { escape(part) } else { part.to_owned() }).collect()
 }
 
-/// What RFC 3986 does not leave as it is.
+/// The characters that RFC 3986 requires to be encoded.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The secrets of a request to AWS: its signature or token, and that of its session. The secret key
+/// The secrets in a request to AWS: its signature or token, and its session token. The secret key
 /// is never sent.
 pub fn secrets_of(request: &HttpRequest) -> Vec<String> {
     let headers = ["authorization", "x-amz-security-token", "x-aws-ec2-metadata-token"];
@@ -64,7 +64,7 @@ pub fn secrets_of(request: &HttpRequest) -> Vec<String> {
         secrets.push(last.to_owned());
         secrets.extend(last.strip_prefix("Signature=").map(str::to_owned));
     }
-    // STS gets the pod's own token as a field of a form.
+    // STS gets the pod's token in a form field.
     let form =
         request.body().bytes().and_then(|body| std::str::from_utf8(body).ok()).unwrap_or_default();
     let token = form.split('&').find_map(|field| field.strip_prefix("WebIdentityToken="));
@@ -73,12 +73,11 @@ pub fn secrets_of(request: &HttpRequest) -> Vec<String> {
     secrets
 }
 
-/// All that AWS gives out are longer. Emulators take `test` for a token, which is in other words
-/// too.
+/// All secrets of AWS are longer. Emulators use tokens such as `test`, which also occurs in plain
+/// text.
 const SHORTEST: usize = 8;
 
-/// The answer to a request that has these secrets, as if it did not repeat them. Its body is read
-/// as a whole.
+/// The answer without the request's secrets. Reads the whole body.
 pub async fn without_secrets(
     mut answer: HttpResponse,
     secrets: &[String],
@@ -96,7 +95,7 @@ pub async fn without_secrets(
     if shown == text {
         *answer.body_mut() = SdkBody::from(body);
     } else {
-        // It is of another length now, which the SDK compares.
+        // The SDK compares the length, which has changed.
         answer.headers_mut().remove("content-length");
         *answer.body_mut() = SdkBody::from(shown);
     }
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_answer_repeats_of_a_request_is_not_seen() {
+    async fn secrets_that_an_answer_repeats_are_redacted() {
         let request = request();
         let authorization = request.headers().get("authorization").unwrap();
         for repeated in [
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_repeats_nothing_is_as_it_was() {
+    async fn an_answer_without_secrets_stays_unchanged() {
         let answer = answered(SdkBody::from(&b"\xff\x00 7"[..])).await;
         assert_eq!(answer.body().bytes(), Some(&b"\xff\x00 7"[..]));
         assert_eq!(answer.headers().get("content-length"), Some("7"));

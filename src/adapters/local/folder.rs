@@ -1,7 +1,6 @@
-//! A folder as a bucket: what `leasehold local` reads.
+//! A folder as a bucket: the input of `leasehold local`.
 //!
-//! The events are real S3 notifications, so that a local run goes
-//! through the same parser as a real one.
+//! The events are real S3 notifications, so that a local run uses the same parser as a pod.
 
 use std::fs::Metadata;
 use std::io;
@@ -22,23 +21,23 @@ use crate::job::notification::Object;
 use crate::job::s3_location::is_bucket_name;
 use crate::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 
-/// A folder as a bucket, or one file of it. An object's key is its path below the folder, with `/`
+/// A folder, or one file of it, as a bucket. An object's key is its path below the folder, with `/`
 /// between the names.
 #[derive(Debug, Clone)]
 pub struct Folder {
     /// Canonical.
     root: PathBuf,
-    /// All that there is of it, if that is one file. Canonical.
+    /// The only object, if the input is one file. Canonical.
     only: Option<PathBuf>,
     bucket: String,
 }
 
-/// What is in a folder.
+/// The contents of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// By key.
+    /// Sorted by key.
     pub files: Vec<Listed>,
-    /// How many hidden files or folders, links and pipes there are.
+    /// How many hidden files or folders, links and pipes were skipped.
     pub skipped: usize,
 }
 
@@ -49,13 +48,13 @@ pub struct Listed {
     pub modified: SystemTime,
 }
 
-/// The folder cannot serve as a bucket; says which file is in the way.
+/// Why the folder cannot be used as a bucket.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct FolderError(pub String);
 
 impl Folder {
-    /// The bucket's name is the folder's, as far as a bucket can have it.
+    /// The bucket's name is derived from the folder's.
     pub fn new(root: &Path) -> Result<Self, FolderError> {
         let failed =
             |why: &dyn std::fmt::Display| FolderError(format!("{}: {why}", root.display()));
@@ -71,7 +70,7 @@ impl Folder {
         Ok(Self { root, only, bucket })
     }
 
-    /// All regular files; nothing whose name, or a folder's above it, starts with a dot. Blocks.
+    /// Lists all regular files, without files and folders whose names start with a dot. Blocks.
     pub fn list(&self) -> Result<Listing, FolderError> {
         let (mut files, mut skipped) = (Vec::new(), 0);
         let mut walk = WalkDir::new(self.only.as_ref().unwrap_or(&self.root)).into_iter();
@@ -92,21 +91,21 @@ impl Folder {
         Ok(Listing { files, skipped })
     }
 
-    /// Results may not come to where the next run looks for its files. `outbox` need not be there
-    /// yet.
+    /// Refuses an outbox from which the next run would read the results as input. `outbox` need not
+    /// exist yet.
     pub fn check_outbox(&self, outbox: &Path) -> Result<(), FolderError> {
         let failed = |why: String| FolderError(format!("--outbox {}: {why}", outbox.display()));
         let absolute = std::path::absolute(outbox).map_err(|error| failed(error.to_string()))?;
-        let mut there = absolute
+        let mut existing = absolute
             .ancestors()
             .filter_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
         let (ancestor, canonical) =
-            there.next().ok_or_else(|| failed("no such folder".to_owned()))?;
-        let to_be_made = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
-        if to_be_made.components().any(|name| name == Component::ParentDir) {
+            existing.next().ok_or_else(|| failed("no such folder".to_owned()))?;
+        let to_create = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
+        if to_create.components().any(|name| name == Component::ParentDir) {
             return Err(failed("it contains .. after a folder that does not exist".to_owned()));
         }
-        let outbox = canonical.join(to_be_made);
+        let outbox = canonical.join(to_create);
         let root = self.root.display();
         match &self.only {
             Some(file) if outbox == self.root => Err(failed(format!(
@@ -145,7 +144,7 @@ impl Folder {
 }
 
 impl Listed {
-    /// What S3 sends to a queue when such an object was put (AWS, "Event message structure").
+    /// The event that S3 sends when the object is created (AWS, "Event message structure").
     pub fn notification(&self) -> String {
         let object = &self.object;
         json!({ "Records": [{
@@ -204,7 +203,7 @@ impl ObjectStore for Folder {
 }
 
 impl Folder {
-    /// The open file, its size, and its etag.
+    /// Opens the file; returns it with its size and its etag.
     async fn file(&self, object: &Object) -> Result<(File, u64, String), FetchError> {
         let retryable = |error: io::Error| {
             let why = format!("{}: {error}", object.key);
@@ -216,7 +215,7 @@ impl Folder {
         };
         let permanent = |why: &str| FetchError::Permanent(format!("{}: {why}", object.key));
         let path = below(&self.root, &object.key).ok_or_else(|| permanent(NO_PATH))?;
-        // Once more without symbolic links.
+        // Resolves symbolic links, which may lead out of the folder.
         let path = tokio::fs::canonicalize(path).await.map_err(retryable)?;
         if !path.starts_with(&self.root) {
             return Err(permanent("it is outside the folder"));
@@ -227,7 +226,7 @@ impl Folder {
             return Err(permanent("not a file"));
         }
         let etag = etag(&metadata);
-        if object.etag.as_ref().is_some_and(|told| *told != etag) {
+        if object.etag.as_ref().is_some_and(|expected| *expected != etag) {
             return Err(FetchError::Overwritten(format!(
                 "{}: it was overwritten since the inbox was read",
                 object.key
@@ -243,13 +242,13 @@ const CHUNK: usize = 256 * 1024;
 /// A file below a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedFile {
-    /// Its path there, with `/` between the names.
+    /// Its path below the folder, with `/` between the names.
     pub name: String,
     pub bytes: u64,
 }
 
-/// All files below a folder, by name. What is neither a file nor a folder is an error: a link may
-/// lead anywhere, and a pipe has no end. Blocks.
+/// All files below a folder, sorted by name. Links and pipes are errors: a link may lead anywhere,
+/// and a pipe has no end. Blocks.
 pub fn files_below(folder: &Path) -> io::Result<Vec<ListedFile>> {
     let mut files = Vec::new();
     for entry in WalkDir::new(folder) {
@@ -270,14 +269,14 @@ pub fn files_below(folder: &Path) -> io::Result<Vec<ListedFile>> {
 pub(super) const NO_PATH: &str =
     "a part of the key is empty, `.` or `..`, so it is not a path in the folder";
 
-/// The path of `key` below `root`; `None` if it would lead elsewhere, or to where another key
-/// leads.
+/// The path of `key` below `root`; `None` if it would lead out of `root`, or to the same file as
+/// another key.
 pub(super) fn below(root: &Path, key: &str) -> Option<PathBuf> {
     let plain = key.split('/').all(|name| !matches!(name, "" | "." | ".."));
     plain.then(|| root.join(key))
 }
 
-/// Another one for another content, as far as size and time of modification tell.
+/// Changes with the file's size and modification time.
 fn etag(metadata: &Metadata) -> String {
     format!("{:x}-{:x}", metadata.len(), metadata.modified().map_or(0, nanoseconds))
 }
@@ -287,7 +286,7 @@ fn nanoseconds(time: SystemTime) -> u128 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
 }
 
-/// As S3 writes a key into an event.
+/// Encodes a key as S3 does in its events.
 fn form_urlencoded(key: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'/')
@@ -299,7 +298,7 @@ fn form_urlencoded(key: &str) -> String {
     utf8_percent_encode(key, ENCODED).to_string().replace(' ', "+")
 }
 
-/// A folder may be called anything, and a bucket may not.
+/// A folder may have any name, but a bucket may not.
 fn bucket_name(folder: &str) -> String {
     if is_bucket_name(folder) {
         return folder.to_owned();
@@ -344,7 +343,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_bucket_is_called_like_its_folder_as_far_as_it_can_be() {
+    fn a_bucket_name_is_derived_from_its_folder() {
         for (folder, bucket) in [
             ("inbox", "inbox"),
             ("My Files", "My-Files"),
@@ -389,7 +388,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn one_file_can_be_all_there_is() {
+    async fn one_file_can_be_the_input() {
         let root = folder_with(&[("in/a.txt", "a"), ("in/b.txt", "b"), ("in/.env", "e")]);
         for (name, text) in [("a.txt", "a"), (".env", "e")] {
             let folder = Folder::new(&root.path().join("in").join(name)).unwrap();
@@ -402,7 +401,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn results_do_not_come_into_the_inbox() {
+    fn an_outbox_in_the_inbox_is_refused() {
         let root = folder_with(&[("in/a.txt", ""), ("in/below/b.txt", ""), ("inbox-2/c", "")]);
         std::os::unix::fs::symlink(root.path().join("in"), root.path().join("link")).unwrap();
         let place = |name: &str| root.path().join(name);
@@ -424,7 +423,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_utf8_is_told() {
+    fn a_name_that_is_not_utf8_is_an_error() {
         use std::os::unix::ffi::OsStrExt;
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.txt")), "").unwrap();
@@ -433,7 +432,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_notification_reads_like_one_of_s3() {
+    fn a_notification_has_the_fields_of_s3() {
         let root = folder_with(&[("in/a b+c.txt", "four")]);
         let listed = Folder::new(root.path()).unwrap().list().unwrap().files.remove(0);
         let body: serde_json::Value = serde_json::from_str(&listed.notification()).unwrap();

@@ -1,12 +1,12 @@
-//! A queue in memory that obeys SQS's rules, on tokio's clock, so on a paused one too.
+//! A queue in memory that follows SQS's rules, on tokio's clock, so also on a paused one.
 //!
-//! It is the queue of `leasehold local`, of our own journey tests and of users' offline tests. The
-//! rules are those which LocalStack's tests recorded against AWS, else those of AWS's
-//! documentation; where both are silent or disagree, the answer that is worst for the caller: a
-//! fake that is kinder than SQS lies. `tests/queue_contract` asserts the same of this queue and of
-//! a real server.
+//! `leasehold local`, our journey tests and users' offline tests use it. The rules are those that
+//! LocalStack's tests recorded against AWS, else those of AWS's documentation. If both are silent
+//! or disagree, the queue gives the worst answer for the caller, since a fake that is kinder than
+//! SQS hides bugs. `tests/queue_contract` asserts the same of this queue and of a real server.
 //!
-//! Not played: retention, delayed sends, deduplication, disorder and duplicates in standard queues.
+//! Not simulated: retention, delayed sends, deduplication, and the reordering and duplicates of
+//! standard queues.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,7 +26,7 @@ pub enum Kind {
     Standard,
     #[cfg_attr(
         not(feature = "internals"),
-        expect(dead_code, reason = "a folder is a standard queue; tests have both")
+        expect(dead_code, reason = "a local run uses a standard queue; tests use both")
     )]
     Fifo,
 }
@@ -37,39 +37,39 @@ pub struct MemoryQueue {
     shared: Arc<Shared>,
 }
 
-/// A message that failed too often, in the dead-letter queue.
+/// A message in the dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     pub message_id: MessageId,
     pub body: String,
-    /// How often it had been received.
+    /// How often it was received.
     pub receive_count: u32,
 }
 
-/// What somebody who starts workers waits for.
+/// The states for which the caller that starts workers waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueState {
-    /// A receive would act at once: bring a message, or move it to the dead letters.
+    /// A receive would return a message at once, or move it to the dead letters.
     Visible,
-    /// No message is left, neither visible nor in flight.
+    /// No message remains, neither visible nor in flight.
     Drained,
 }
 
 struct Shared {
     /// Never held over an await.
     state: Mutex<State>,
-    /// Told whenever a message was sent, hidden, let go or deleted.
+    /// Notified whenever a message was sent, hidden, released or deleted.
     changed: Notify,
 }
 
 struct State {
     kind: Kind,
     redrive: Redrive,
-    /// How long a message may be hidden in all.
+    /// How long a message may be hidden in total.
     ceiling: Duration,
-    /// How many were sent; each message is numbered by it, from 1.
+    /// How many messages were sent; numbers them, from 1.
     sent: u64,
-    /// By number, so in the order of sending.
+    /// By number, so in sending order.
     messages: BTreeMap<u64, Message>,
     dead_letters: Vec<DeadLetter>,
 }
@@ -80,7 +80,7 @@ struct Message {
     receive_count: u32,
     /// In flight until then.
     visible_at: Instant,
-    /// The latest receive; before the first, the sending.
+    /// The time of the latest receive; before the first, of the send.
     received_at: Instant,
 }
 
@@ -91,19 +91,19 @@ impl MemoryQueue {
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
 
-    /// The same with another ceiling than SQS's 12 hours, for a rehearsal.
+    /// Replaces SQS's ceiling of 12 hours, for a rehearsal.
     #[must_use]
     pub fn with_ceiling(self, ceiling: Duration) -> Self {
         self.lock().ceiling = ceiling;
         self
     }
 
-    /// In a FIFO queue all messages sent by this are of one group.
+    /// In a FIFO queue, all these messages belong to one group.
     pub fn send(&self, body: impl Into<String>) -> MessageId {
         self.send_in_group(body, "")
     }
 
-    /// A standard queue makes nothing of the group.
+    /// A standard queue ignores the group.
     pub fn send_in_group(&self, body: impl Into<String>, group: impl Into<String>) -> MessageId {
         let (body, group) = (body.into(), group.into());
         self.change(|state, now| {
@@ -115,18 +115,18 @@ impl MemoryQueue {
         })
     }
 
-    /// In the order of their coming.
+    /// In the order of their arrival.
     pub fn dead_letters(&self) -> Vec<DeadLetter> {
         self.lock().dead_letters.clone()
     }
 
-    /// Waits, without limit, until a receive would act at once or no message is left.
+    /// Waits, without limit, until a receive would act at once or no message remains.
     pub async fn visible_or_drained(&self) -> QueueState {
         let look = |state: &mut State, now| match state.first_visible(now) {
             Some(_) => Some(QueueState::Visible),
             None => state.messages.is_empty().then_some(QueueState::Drained),
         };
-        self.watch(None, look).await.expect("a watch without an end finds something")
+        self.watch(None, look).await.expect("a watch without a limit ends with a state")
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -139,8 +139,8 @@ impl MemoryQueue {
         changed
     }
 
-    /// Looks at once, at every change, and when a message's time runs out; `None` when `until` is
-    /// reached.
+    /// Calls `look` at once, at every change, and when a visibility timeout expires; `None` at
+    /// `until`.
     async fn watch<T>(
         &self,
         until: Option<Instant>,
@@ -149,7 +149,7 @@ impl MemoryQueue {
         loop {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
-            // Before looking: no change between the look and the wait is missed.
+            // Before looking, so that no change between the look and the wait is missed.
             changed.as_mut().enable();
             let now = Instant::now();
             let expiry = {
@@ -175,7 +175,7 @@ impl MemoryQueue {
     }
 }
 
-/// What tests look at.
+/// For tests.
 #[cfg(feature = "internals")]
 impl MemoryQueue {
     pub fn counts(&self) -> Counts {
@@ -185,13 +185,13 @@ impl MemoryQueue {
         Counts { visible: state.messages.len() - in_flight, in_flight }
     }
 
-    /// Is no message left, neither visible nor in flight?
+    /// Whether no message remains, neither visible nor in flight.
     pub fn is_drained(&self) -> bool {
         self.lock().messages.is_empty()
     }
 }
 
-/// How many messages there are; SQS calls them `ApproximateNumberOfMessages` and `…NotVisible`.
+/// The numbers of messages; in SQS `ApproximateNumberOfMessages` and `…NotVisible`.
 #[cfg(feature = "internals")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
@@ -221,14 +221,14 @@ impl Queue for MemoryQueue {
             )));
         }
         let queue = self.clone();
-        // A task of its own: once sent, a request comes through, whether or not anyone still waits
-        // for its answer.
+        // A separate task: once sent, a request succeeds, even if the caller no longer waits for
+        // the answer.
         let polled = tokio::spawn(async move {
             let until = Instant::now() + whole_seconds(wait);
             let delivery = queue
                 .watch(Some(until), |state, now| state.receive(now, whole_seconds(visibility)))
                 .await;
-            // The other watchers have to wait for this delivery's expiry from now on.
+            // The other watchers must now wait for the expiry of this delivery.
             queue.shared.changed.notify_waiters();
             delivery
         });
@@ -252,15 +252,15 @@ impl Queue for MemoryQueue {
     }
 }
 
-/// What a receipt handle is worth. The numbers are the messages'.
+/// The state of a receipt handle. The numbers are those of the messages.
 enum HandleState {
-    /// Never given out by this queue.
-    Nothing,
+    /// Not a handle of this queue.
+    Invalid,
     /// Its message was deleted, or is a dead letter.
     Gone,
     /// Its message was received again since.
     Superseded,
-    /// Its time ran out, or it let its message go; nobody received the message since.
+    /// It expired or released its message, which was not received since.
     Expired(u64),
     InFlight(u64),
 }
@@ -326,19 +326,19 @@ impl State {
                 message.visible_at = now + visibility;
                 Ok(())
             }
-            // Recorded against AWS: it says yes. Whether it then hides the message again is
-            // disputed (LocalStack issue 9632 says no, NServiceBus yes); no is worse for the
-            // caller, who believes that the message is his. For a message that is somebody else's
-            // by now nothing is recorded.
+            // Recorded against AWS: the call succeeds. Whether the message is then hidden again is
+            // disputed (LocalStack issue 9632: no, NServiceBus: yes). "No" is worse for the caller,
+            // who believes that he holds the message. The case that another caller has received the
+            // message is not recorded.
             (HandleState::Expired(_) | HandleState::Superseded, Kind::Standard) => Ok(()),
-            // As it answers a delete; not recorded for this call.
+            // The same answer as for a delete; not recorded for this call.
             (HandleState::Expired(_) | HandleState::Superseded, Kind::Fifo) => {
                 Err(VisibilityError::NotInFlight(EXPIRED.into()))
             }
             (HandleState::Gone, Kind::Standard | Kind::Fifo) => {
                 Err(VisibilityError::NotInFlight(GONE.into()))
             }
-            (HandleState::Nothing, Kind::Standard | Kind::Fifo) => {
+            (HandleState::Invalid, Kind::Standard | Kind::Fifo) => {
                 Err(VisibilityError::NotInFlight(INVALID.into()))
             }
         }
@@ -358,15 +358,15 @@ impl State {
             (HandleState::Expired(_) | HandleState::Superseded, Kind::Fifo) => {
                 Err(DeleteError::Refused(EXPIRED.into()))
             }
-            (HandleState::Nothing, Kind::Standard | Kind::Fifo) => {
+            (HandleState::Invalid, Kind::Standard | Kind::Fifo) => {
                 Err(DeleteError::Refused(INVALID.into()))
             }
         }
     }
 
     fn handle_state(&self, receipt: &ReceiptHandle, now: Instant) -> HandleState {
-        let Some((number, receive_count)) = self.given_out(receipt) else {
-            return HandleState::Nothing;
+        let Some((number, receive_count)) = self.receive_of(receipt) else {
+            return HandleState::Invalid;
         };
         match self.messages.get(&number) {
             None => HandleState::Gone,
@@ -376,9 +376,9 @@ impl State {
         }
     }
 
-    /// Which message a handle is for, and which receive of it; `None` if this queue never gave it
-    /// out.
-    fn given_out(&self, receipt: &ReceiptHandle) -> Option<(u64, u32)> {
+    /// The message number and the receive count of a handle; `None` if it is not a handle of this
+    /// queue.
+    fn receive_of(&self, receipt: &ReceiptHandle) -> Option<(u64, u32)> {
         let (number, receive_count) = receipt.expose().split_once('-')?;
         let (number, receive_count) = (number.parse().ok()?, receive_count.parse().ok()?);
         (1..=self.sent).contains(&number).then_some((number, receive_count))
@@ -395,7 +395,7 @@ fn message_id(number: u64) -> MessageId {
     MessageId::new(format!("message-{number}"))
 }
 
-/// The wire carries whole seconds.
+/// SQS's API has whole seconds.
 fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs())
 }
@@ -403,7 +403,7 @@ fn whole_seconds(time: Duration) -> Duration {
 /// The longest poll (AWS, ReceiveMessage, `WaitTimeSeconds`).
 const MAX_WAIT: Duration = Duration::from_secs(20);
 
-// SQS's own words, but for the receipt handle, which SQS quotes and we never do.
+// SQS's texts without the receipt handle, which SQS quotes and we never do.
 const INVALID: &str = "The input receipt handle is not a valid receipt handle.";
 const EXPIRED: &str =
     "Value … for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.";
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_delivery_lasts_twelve_hours_at_most_and_the_next_one_too() {
+    async fn each_delivery_lasts_twelve_hours_at_most() {
         let queue = queue_with(Kind::Standard, &["a"]);
         let received_at = Instant::now();
         let first = receive(&queue, CEILING).await;
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn fractions_of_a_second_are_lost_on_the_wire() {
+    async fn fractions_of_a_second_are_dropped() {
         let queue = queue_with(Kind::Standard, &["a"]);
         let asked_at = Instant::now();
         receive(&queue, Duration::from_millis(1900)).await;
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dead_letter_is_all_that_is_left_of_a_message() {
+    async fn a_dead_letter_is_removed_from_the_queue() {
         let queue = MemoryQueue::new(
             Kind::Standard,
             Redrive::DeadLetter { max_receive_count: 1, queue: "dead".into() },

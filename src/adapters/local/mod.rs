@@ -1,5 +1,5 @@
-//! A queue and a bucket without a server: for `leasehold local`, our own tests, and users' tests
-//! without a network. They obey the rules of the real ones.
+//! A queue and a bucket without a server, for `leasehold local`, for our tests, and for users'
+//! tests without a network. They follow the rules of SQS and S3.
 
 pub mod folder;
 pub mod memory;

@@ -11,10 +11,10 @@ use super::folder::{NO_PATH, below, files_below};
 use crate::job::outcome::{Manifest, Published};
 use crate::ports::{Outbox, PublishError, Results};
 
-/// A folder for results: those for an object come into a folder named by its key.
+/// A folder for results, with a subfolder for each object, named by its key.
 ///
-/// They appear there at once and as a whole, in place of an earlier result. What a crash leaves
-/// behind is in folders whose names start with `.leasehold-`.
+/// The results of an object appear atomically and replace earlier ones. Leftovers of a crash are in
+/// folders whose names start with `.leasehold-`.
 #[derive(Debug, Clone)]
 pub struct FolderOutbox {
     root: PathBuf,
@@ -37,8 +37,8 @@ impl Outbox for FolderOutbox {
         let failed = |why: String| PublishError(format!("{key}: {why}"));
         let target = below(&self.root, key).ok_or_else(|| failed(NO_PATH.into()))?;
         let directory = results.directory.to_owned();
-        // Whoever gives up waiting may remove the directory, so from then on nothing may be
-        // published.
+        // If this future is dropped, the caller may remove the directory, so nothing may be
+        // published from then on.
         let given_up = CancellationToken::new();
         let _on_drop = given_up.clone().drop_guard();
         let published =
@@ -52,7 +52,7 @@ impl Outbox for FolderOutbox {
     }
 }
 
-/// Puts a copy of `directory` in the place of `target`.
+/// Replaces `target` by a copy of `directory`.
 fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io::Result<Manifest> {
     let parent = target.parent().expect("a target is below its root");
     fs::create_dir_all(parent)?;
@@ -71,7 +71,7 @@ fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io:
         return Err(io::Error::other("cancelled"));
     }
     match fs::symlink_metadata(target) {
-        Ok(there) if there.is_dir() => fs::rename(target, &old)?,
+        Ok(earlier) if earlier.is_dir() => fs::rename(target, &old)?,
         Ok(_) => {
             return Err(io::Error::other(format!(
                 "{} exists and is not a folder",
@@ -82,7 +82,7 @@ fn replace(target: &Path, directory: &Path, given_up: &CancellationToken) -> io:
         Err(error) => return Err(error),
     }
     fs::rename(&new, target).inspect_err(|_| {
-        // Better the earlier result than none; the error that is told is the first.
+        // The earlier result is better than none; the caller gets the first error.
         let _ = fs::rename(&old, target);
     })?;
     Ok(manifest)
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::job::delivery::MessageId;
 
-    /// Everything in the folder, hidden or not, with its content.
+    /// All files in the folder, hidden or not, with their contents.
     fn tree(root: &Path) -> Vec<String> {
         let files = WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
         let files = files.filter(|entry| entry.file_type().is_file());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_result_takes_the_place_of_the_earlier_one_as_a_whole() {
+    async fn a_result_replaces_the_whole_earlier_one() {
         let out = tempfile::tempdir().unwrap();
         let outbox = FolderOutbox::new(out.path().join("results"));
         let (first, second) =
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_result_that_cannot_be_copied_leaves_the_earlier_one() {
+    async fn a_result_that_cannot_be_copied_does_not_replace_the_earlier_one() {
         let out = tempfile::tempdir().unwrap();
         let outbox = FolderOutbox::new(out.path());
         let (first, second) = (folder_with(&[("x", "1")]), folder_with(&[("x", "2")]));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_that_nobody_waits_for_is_not_published() {
+    fn a_cancelled_result_is_not_published() {
         let out = tempfile::tempdir().unwrap();
         let given_up = CancellationToken::new();
         given_up.cancel();

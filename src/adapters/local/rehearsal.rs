@@ -1,5 +1,4 @@
-//! What goes wrong in a cluster now and then, made to happen once to each message: for `leasehold
-//! local --rehearse`.
+//! Mishaps of a cluster, simulated once for each message: for `leasehold local --rehearse`.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +13,7 @@ use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::verdict::DeletePermit;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 
-/// What is rehearsed.
+/// The rehearsed mishap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mishap {
     /// The first extension of each message is refused, as if another pod had received it
@@ -25,12 +24,12 @@ pub enum Mishap {
     Kill,
 }
 
-/// A queue in memory to which it happens, as one pod sees it.
+/// A queue in memory with a mishap, as one pod sees it.
 #[derive(Clone)]
 pub struct Rehearsal {
     queue: MemoryQueue,
     mishap: Option<Mishap>,
-    /// Receipt handles of first receives, to which it has not happened yet.
+    /// Receipt handles of first receives to which the mishap has not happened yet.
     pending: Arc<Mutex<HashSet<String>>>,
     received: Arc<Notify>,
 }
@@ -40,12 +39,12 @@ impl Rehearsal {
         Self { queue, mishap, pending: Arc::default(), received: Arc::default() }
     }
 
-    /// A new pod: what the one before it received and settled is nothing to it.
+    /// Starts a new pod, which knows nothing of the messages of the pod before.
     pub fn begin(&self) {
         self.pending().clear();
     }
 
-    /// Returns when the pod is to be killed, if that is rehearsed.
+    /// Returns when the pod must be killed; never, unless that is rehearsed.
     pub async fn until_killed(&self) {
         if self.mishap != Some(Mishap::Kill) {
             return std::future::pending().await;
@@ -56,17 +55,17 @@ impl Rehearsal {
         sleep(UNTIL_KILLED).await;
     }
 
-    /// The pod is gone: what it held is visible again, without the wait for its visibility timeout.
+    /// Makes the messages of a killed pod visible, without the wait for their visibility timeout.
     pub async fn release_all(&self) {
         let held: Vec<_> = self.pending().drain().collect();
         for receipt in held {
-            // It may have been deleted meanwhile.
+            // The message may have been deleted meanwhile.
             let _ =
                 self.queue.change_visibility(&ReceiptHandle::new(receipt), Duration::ZERO).await;
         }
     }
 
-    /// Once for each message.
+    /// True once for each message, if this mishap is rehearsed.
     fn happens(&self, mishap: Mishap, receipt: &ReceiptHandle) -> bool {
         self.mishap == Some(mishap) && self.pending().remove(receipt.expose())
     }
@@ -116,7 +115,7 @@ impl Queue for Rehearsal {
         permit: DeletePermit,
     ) -> Result<(), DeleteError> {
         if self.happens(Mishap::Redelivery, receipt) {
-            // At least once: the delete was accepted, and the message comes again.
+            // At-least-once delivery: the delete succeeds, and the message is delivered again.
             let _ = self.queue.change_visibility(receipt, Duration::ZERO).await;
             return Ok(());
         }
@@ -145,7 +144,7 @@ mod tests {
         pod.begin();
         pod.receive(S, 60 * S).await.unwrap().unwrap();
         timeout(2 * S, pod.until_killed()).await.expect("it is killed");
-        // It had settled its message before that.
+        // The new pod has received no message.
         pod.begin();
         timeout(60 * S, pod.until_killed()).await.unwrap_err();
     }

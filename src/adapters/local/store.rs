@@ -1,8 +1,8 @@
-//! A folder as the whole of S3: each bucket is a folder in it, each object a file. It honours
-//! conditional writes, also among several processes.
+//! A folder as an S3 store: each bucket is a folder in it, each object a file. Conditional writes
+//! work, also between several processes.
 //!
-//! What `leasehold local` keeps of checkpoints, idempotency records, attempts and results, where a
-//! pod has buckets.
+//! `leasehold local` keeps checkpoints, idempotency records, attempts and results here, where a pod
+//! uses buckets.
 
 use std::fs::{self, File};
 use std::io;
@@ -29,7 +29,7 @@ use crate::ports::{
 /// In bytes.
 const CHUNK: usize = 256 << 10;
 
-/// Held by whoever writes.
+/// The file that writers lock.
 const LOCK: &str = ".lock";
 
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct FolderStore {
 }
 
 impl FolderStore {
-    /// Makes the folder, if there is none.
+    /// Creates the folder if it does not exist.
     pub fn new(root: &Path) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         Ok(Self { root: root.canonicalize()? })
@@ -61,7 +61,7 @@ impl FolderStore {
         Ok(lock)
     }
 
-    /// Puts a file in the place of an object, at once.
+    /// Replaces an object atomically.
     fn replace(
         &self,
         path: &Path,
@@ -81,10 +81,10 @@ impl FolderStore {
         condition: Condition<'_>,
     ) -> io::Result<Option<String>> {
         let _lock = self.lock()?;
-        let there = read(path)?.map(|there| etag(&there));
+        let current = read(path)?.map(|bytes| etag(&bytes));
         let holds = match condition {
-            Condition::Absent => there.is_none(),
-            Condition::Unchanged(etag) => there.as_deref() == Some(etag),
+            Condition::Absent => current.is_none(),
+            Condition::Unchanged(etag) => current.as_deref() == Some(etag),
         };
         if !holds {
             return Ok(None);
@@ -164,7 +164,7 @@ impl ObjectWriter for FolderStore {
         let uploaded = blocking(move || {
             let bytes = store.replace(&path, |file| {
                 let bytes = io::copy(&mut File::open(&from)?, file)?;
-                // Until here nothing is there.
+                // An error here leaves the object unchanged.
                 if halt.is_cancelled() { Err(io::Error::other("halted")) } else { Ok(bytes) }
             })?;
             Hasher::hash_file(Algorithm::Crc64Nvme, &path, 0..bytes)
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_several_that_write_on_a_condition_one_does() {
+    async fn one_of_several_conditional_writes_succeeds() {
         let (_home, store) = store();
         let write = |n: u8, condition| {
             let store = store.clone();

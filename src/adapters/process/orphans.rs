@@ -1,9 +1,10 @@
-//! What has left its command's group: reaped when it has ended, and ended with its command.
+//! Orphans: processes that left their command's group. They are reaped when they have ended, and
+//! killed with their command.
 //!
-//! It becomes our child once its parent has ended. To which of the commands that run side by side
-//! it belongs is seen by the environment that it has inherited, or by the processes that it
-//! descends from. What shows neither (another user's, or a daemon that cleared its environment and
-//! whose parent is gone) is ended when no command runs that had begun before it did.
+//! A process becomes our child once its parent has ended. If several commands run, its inherited
+//! environment or its ancestors show to which command it belongs. A process that shows neither
+//! (another user's, or a daemon that cleared its environment and whose parent is gone) is killed
+//! when no command runs that started before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,54 +22,54 @@ use tokio::time::{Instant, sleep, timeout};
 use super::pace::{QUICK_TICK, SLOW_TICK, TICK};
 use super::table::{Process, ProcessId};
 
-/// The commands that run or are not reaped yet, by their leaders.
+/// The commands that are running or not yet reaped, by their leaders' pids.
 pub(super) type Commands = BTreeMap<i32, Family>;
 
-/// Of the variable that only a command's own processes have: it names a folder that is nobody
-/// else's.
+/// The start of the variable that only one command's processes have: its value is in a folder that
+/// no other command uses.
 pub(super) const MARK: &[u8] = b"JOB_FILE=";
 
-/// How long what has ended in our own group may wait for whoever started it.
+/// How long a process that ended in our own group stays for its starter to reap it.
 const UNCLAIMED: Duration = Duration::from_secs(2);
 
-/// Children belong to the process, not to a value, and so does this.
+/// Global, since children belong to the process and not to a value.
 static COMMANDS: Mutex<Commands> = Mutex::new(Commands::new());
 
 pub(super) fn commands() -> MutexGuard<'static, Commands> {
     COMMANDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who belongs to a command.
+/// The processes of a command.
 pub(super) struct Family {
     pub(super) stage: Stage,
-    /// When its leader was started, in ticks since the machine's start: what is older is not of
-    /// this command.
+    /// When its leader was started, in ticks since the machine's start. Older processes do not
+    /// belong to this command.
     since: u64,
     /// A variable that only this command's processes have, as the kernel shows it: `NAME=value`.
     mark: Option<Vec<u8>>,
-    /// Processes that once had the mark or a parent in here.
+    /// Processes that once had the mark or a member as their parent.
     members: BTreeSet<ProcessId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Runs,
-    /// From now on nothing of it may be left.
+    /// All its processes must end.
     Ends,
-    /// The same, but nobody waits for it but the reaper.
+    /// The same, but only the reaper waits for it.
     Dropped,
-    /// No command, but a helper of ours: it is nobody's orphan.
+    /// Our guard process: neither a command nor an orphan.
     Guards,
 }
 
 impl Family {
-    /// Of a leader that is not reaped yet.
+    /// For a leader that is not reaped yet.
     pub(super) fn new(leader: i32, stage: Stage, mark: Option<Vec<u8>>) -> Self {
         let since = Process::of(leader).map_or(0, |leader| leader.started);
         Self { stage, since, mark, members: BTreeSet::new() }
     }
 
-    /// As seen from outside, by who has not started it.
+    /// For the guard, which did not start the leader.
     pub(super) fn of_leader(leader: i32, mark: Option<Vec<u8>>) -> Self {
         let members = Process::of(leader).iter().map(Process::id).collect();
         Self { members, ..Self::new(leader, Stage::Runs, mark) }
@@ -78,12 +79,12 @@ impl Family {
         self.members.contains(&process.id())
     }
 
-    /// Does it run, and did it when this process was started?
+    /// Whether the command is running, and was when this process was started.
     fn may_have_started(&self, process: &Process) -> bool {
         self.stage == Stage::Runs && self.since <= process.started
     }
 
-    fn is_over(&self) -> bool {
+    fn is_ending(&self) -> bool {
         matches!(self.stage, Stage::Ends | Stage::Dropped)
     }
 
@@ -101,12 +102,12 @@ impl Family {
 /// A command was started or reaped, or its run was dropped.
 static CHANGED: Notify = Notify::const_new();
 
-/// Makes [`reap_orphans`] look now, and choose its interval anew.
-pub(super) fn look_at_orphans() {
+/// Makes [`reap_orphans`] look now, and recompute its interval.
+pub(super) fn wake_reaper() {
     CHANGED.notify_one();
 }
 
-/// Reaps orphans, and ends what commands left behind whose run was dropped.
+/// Reaps orphans, and ends the remaining processes of dropped runs.
 pub(super) async fn reap_orphans(mut signals: unix::Signal) {
     let mut helper = None;
     loop {
@@ -123,22 +124,22 @@ pub(super) async fn reap_orphans(mut signals: unix::Signal) {
             }
         };
         if timeout(tick, seen).await.is_ok() {
-            // A storm of orphans costs some looks a second, not one for each of them.
+            // Limits the looks per second if many orphans end.
             sleep(QUICK_TICK).await;
         }
     }
 }
 
-/// The orphans of a single command are its own, however late they are seen. With several commands,
-/// descent has to be seen before the parents are gone and the environment is overwritten.
+/// With a single command, all orphans belong to it, however late they are found. With several
+/// commands, orphans must be attributed before their parents end or overwrite the environment.
 fn tick(commands: &Commands, has_helper: bool) -> Duration {
     let is_dropped = commands.values().any(|family| family.stage == Stage::Dropped);
     let count = commands.values().filter(|family| !family.is_guard()).count();
     if has_helper || is_dropped || count > 1 { TICK } else { SLOW_TICK }
 }
 
-/// Reaps a helper of a wrapper script that ended with `exec leasehold`, for nobody else does. Who
-/// has started a process here, in our group too, has reaped it long before.
+/// Reaps helpers of a wrapper script that ended with `exec leasehold`, which have no other parent.
+/// Code of ours that starts a process in our group reaps it much sooner.
 fn reap_helper(seen: &mut Option<(Pid, Instant)>) {
     let ours = Id::PGid(getpgrp());
     let ended = waitid(ours, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT);
@@ -151,8 +152,8 @@ fn reap_helper(seen: &mut Option<(Pid, Instant)>) {
     }
 }
 
-/// Asks the kernel first, which is much cheaper than a look at every process: has an orphan ended,
-/// is there one of which nobody knows whose it is, or, while no command runs, is there any?
+/// Asks the kernel first, which is much cheaper than a look at every process. A sweep is due if an
+/// orphan has ended or is not attributed to a command, or, while no command runs, if any exists.
 fn sweep_if_due(commands: &mut Commands) {
     if commands.values().any(|family| family.stage == Stage::Dropped) {
         return end_dropped(commands);
@@ -160,15 +161,15 @@ fn sweep_if_due(commands: &mut Commands) {
     let is_due =
         match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
             Err(Errno::ECHILD) => false,
-            Ok(WaitStatus::StillAlive) if are_idle(commands) => !are_none(commands),
-            // It may still show whose it is: what changes its title overwrites its environment.
-            Ok(WaitStatus::StillAlive) => !are_known(commands),
-            // A leader is reaped by its own run; who stands behind it in the kernel's list is seen
+            Ok(WaitStatus::StillAlive) if is_idle(commands) => may_have_orphans(commands),
+            // Attributed early: a process that changes its title overwrites its environment.
+            Ok(WaitStatus::StillAlive) => !are_attributed(commands),
+            // A leader is reaped by its own run; processes behind it in the kernel's list are found
             // at the next look.
             Ok(status) => status
                 .pid()
                 .is_none_or(|pid| commands.get(&pid.as_raw()).is_none_or(Family::is_guard)),
-            // nix has no word for an end by a real-time signal.
+            // nix cannot represent an end by a real-time signal.
             Err(_) => true,
         };
     if is_due {
@@ -176,8 +177,8 @@ fn sweep_if_due(commands: &mut Commands) {
     }
 }
 
-/// KILLs the commands whose run was dropped, and reaps their leaders once nobody else is left of
-/// them.
+/// Kills the commands whose run was dropped, and reaps their leaders once no other process of them
+/// remains.
 fn end_dropped(commands: &mut Commands) {
     let dropped: Vec<_> = commands
         .iter()
@@ -199,47 +200,48 @@ fn end_dropped(commands: &mut Commands) {
     }
 }
 
-/// Does no command run but those that are ending?
-pub(super) fn are_idle(commands: &Commands) -> bool {
+/// Whether no command is running, except for those that are ending.
+pub(super) fn is_idle(commands: &Commands) -> bool {
     commands.values().all(|family| family.stage != Stage::Runs)
 }
 
-/// Has this child of ours ended?
+/// Whether this child of ours has ended.
 fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
     waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | more)
 }
 
-/// Has nobody left a group? Only our children are asked for, which is cheap; an orphan is one of
-/// them.
-pub(super) fn are_none(commands: &Commands) -> bool {
+/// Whether orphans may exist. Lists only our children, which is cheap; an orphan is one of them.
+pub(super) fn may_have_orphans(commands: &Commands) -> bool {
     let our_group = getpgrp().as_raw();
-    // A helper that is older than every command is of none.
+    // A helper that is older than every command belongs to no command.
     let oldest =
         commands.values().filter(|family| !family.is_guard()).map(|family| family.since).min();
-    no_child_but_leaders(commands, |it| {
+    !all_children_are_leaders_or(commands, |it| {
         it.group == our_group && oldest.is_none_or(|oldest| it.started < oldest)
     })
 }
 
-/// Is it known of all orphans whose they are?
-fn are_known(commands: &Commands) -> bool {
+/// Whether all orphans are attributed to commands.
+fn are_attributed(commands: &Commands) -> bool {
     let our_group = getpgrp().as_raw();
-    no_child_but_leaders(commands, |it| it.group == our_group || is_included(commands, it))
+    all_children_are_leaders_or(commands, |it| it.group == our_group || is_included(commands, it))
 }
 
-fn no_child_but_leaders(commands: &Commands, or: impl Fn(&Process) -> bool) -> bool {
-    let is_so =
-        |pid: &i32| commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| or(&it));
-    children().is_some_and(|children| children.iter().all(is_so))
+/// Whether all children are leaders, or meet `is_exempt`. False if the children are unknown.
+fn all_children_are_leaders_or(commands: &Commands, is_exempt: impl Fn(&Process) -> bool) -> bool {
+    let holds = |pid: &i32| {
+        commands.contains_key(pid) || Process::of(*pid).is_some_and(|it| is_exempt(&it))
+    };
+    children().is_some_and(|children| children.iter().all(holds))
 }
 
 fn is_included(commands: &Commands, process: &Process) -> bool {
     commands.values().any(|family| family.includes(process))
 }
 
-/// Is it an orphan of which nobody knows whose it is, and did no other command run that may have
-/// started it?
-pub(super) fn is_left_to(leader: i32, commands: &Commands, process: &Process) -> bool {
+/// Whether this is an orphan that is not attributed, and no other running command may have started
+/// it.
+pub(super) fn may_belong_to(leader: i32, commands: &Commands, process: &Process) -> bool {
     let is_orphan = process.parent == getpid().as_raw()
         && process.group != getpgrp().as_raw()
         && ![process.pid, process.group].iter().any(|pid| commands.contains_key(pid));
@@ -257,10 +259,10 @@ fn children() -> Option<Vec<i32>> {
     Some(list.split(' ').filter_map(|pid| pid.parse().ok()).collect())
 }
 
-/// Reaps the orphans that have ended, and KILLs those that belong to commands that are ending, and
-/// those that no command which runs can have started. Returns those.
+/// Reaps the orphans that have ended, and kills those that belong to ending commands and those that
+/// no running command can have started. Returns the killed ones.
 ///
-/// What is in a command's group is left to whoever ends that command.
+/// The run that ends a command handles the processes in the command's group.
 pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
     let (us, our_group) = (getpid().as_raw(), getpgrp().as_raw());
     // A guard that has ended is an orphan like any other.
@@ -268,32 +270,32 @@ pub(super) fn sweep(commands: &mut Commands) -> Vec<Process> {
         !family.is_guard() || wait(*pid, WaitPidFlag::WNOWAIT) == Ok(WaitStatus::StillAlive)
     });
     let processes: Vec<_> = Process::all().collect();
-    if !are_idle(commands) {
+    if !is_idle(commands) {
         attribute(commands, &processes, us);
     }
-    let is_over = |it: &Process| {
-        commands.values().any(|family| family.is_over() && family.includes(it))
+    let must_end = |it: &Process| {
+        commands.values().any(|family| family.is_ending() && family.includes(it))
             || !commands.values().any(|family| family.may_have_started(it))
     };
-    // In our own group is what others here have started and wait for, such as a profile's
-    // `credential_process`.
-    let is_theirs = |it: &Process| it.group == our_group && !is_included(commands, it);
-    let is_ours = |it: &Process| is_theirs(it) || commands.contains_key(&it.pid);
-    let orphans = processes.into_iter().filter(|it| it.parent == us && !is_ours(it));
+    // Our own group has processes that other code here has started and waits for, such as a
+    // profile's `credential_process`.
+    let is_of_other_code = |it: &Process| it.group == our_group && !is_included(commands, it);
+    let is_spared = |it: &Process| is_of_other_code(it) || commands.contains_key(&it.pid);
+    let orphans = processes.into_iter().filter(|it| it.parent == us && !is_spared(it));
     let killed = orphans.filter(|orphan| {
-        // The kernel's word that this is our child, alive, and so its number its own; everything
-        // else is reaped by this.
+        // The kernel confirms that this is our living child, so that the pid is not reused. If it
+        // has ended, this reaps it.
         let lives = wait(orphan.pid, WaitPidFlag::empty()) == Ok(WaitStatus::StillAlive);
         lives
             && !commands.contains_key(&orphan.group)
-            && is_over(orphan)
+            && must_end(orphan)
             && kill(Pid::from_raw(orphan.pid), Signal::SIGKILL).is_ok()
     });
     killed.collect()
 }
 
-/// Notes to which commands the processes below `root` belong: while a parent lives, its children's
-/// descent can be seen.
+/// Attributes the processes below `root` to commands, while their parents live and show their
+/// descent.
 pub(super) fn attribute(commands: &mut Commands, processes: &[Process], root: i32) {
     let mut children: BTreeMap<i32, Vec<&Process>> = BTreeMap::new();
     for process in processes {

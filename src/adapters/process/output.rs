@@ -1,4 +1,4 @@
-//! The command's standard output and error on their way into the log, line by line.
+//! Forwards the command's standard output and error to the log, line by line.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -15,27 +15,27 @@ use tracing::{Instrument, info};
 use crate::job::report::truncate_for_json;
 use crate::ports::Activity;
 
-/// How long output may still come after the command has ended. What was written before its end is
-/// read in milliseconds; after that, something the command left behind holds the pipe, perhaps for
-/// ever.
+/// How long output may still arrive after the command has ended. Output from before the end is read
+/// in milliseconds; after that, a process that the command left running holds the pipe, perhaps
+/// forever.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// How long a forwarded line may be, in bytes, as it is written and as JSON; the rest of it is
-/// dropped. A container runtime cuts a record of more than 16 KiB in two.
+/// The longest forwarded line in bytes, both as written and as JSON; the rest is dropped. A
+/// container runtime splits records of more than 16 KiB.
 const MAX_LINE: usize = 8 * 1024;
 
-/// A line that ended in a carriage return waits this long for what overwrites it: the newline of a
-/// file from Windows …
+/// How long a line that ended in a carriage return waits to be overwritten, for example by the
+/// newline of a Windows line ending.
 const OVERWRITE: Duration = Duration::from_millis(100);
-/// … and after one of them was logged the next waits longer: a progress bar is drawn ten times a
-/// second.
+/// The shortest time between two such lines in the log: a progress bar is drawn ten times a second.
 const REDRAW: Duration = Duration::from_secs(10);
 
-/// How many of the last lines of the standard error are kept, and how much of each, in characters.
+/// How many of the last lines of the standard error are kept.
 const LAST_LINES: usize = 20;
+/// How much of each of them is kept, in characters.
 const LAST_LINE_LENGTH: usize = 1000;
 
-/// The command's output on its way into the log.
+/// The tasks that forward the command's output to the log.
 pub(super) struct Output {
     forwarders: JoinSet<()>,
     enough: CancellationToken,
@@ -75,7 +75,7 @@ impl Output {
         self.stderr_tail.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Waits until both streams have been closed and forwarded, and no longer than [`DRAIN`].
+    /// Waits until both streams are closed and forwarded, but no longer than [`DRAIN`].
     pub(super) async fn drain(&mut self) {
         if timeout(DRAIN, async { while self.forwarders.join_next().await.is_some() {} })
             .await
@@ -91,12 +91,12 @@ fn log(stream: &'static str, line: &str) {
     info!(target: "command", stream, line);
 }
 
-/// Passes on line by line until the stream is closed or it is `enough`. Never holds more than two
-/// lines and one chunk.
+/// Passes on the lines until the stream is closed or `enough` is cancelled. Never holds more than
+/// two lines and one chunk.
 ///
-/// A carriage return ends a line, too. Of lines that overwrite each other on a screen, as those of
-/// a progress bar, the last counts; one that stays is passed on after a moment, and while more
-/// come, one every ten seconds.
+/// A carriage return ends a line, too. If lines overwrite each other on a screen, as those of a
+/// progress bar do, only the last counts. A line that stays is passed on after a moment; while more
+/// follow, one is passed on every ten seconds.
 async fn forward(
     pipe: impl AsyncRead + Unpin,
     enough: CancellationToken,
@@ -130,7 +130,7 @@ async fn forward(
                 }
                 text => line.add(text),
             }
-            // A flood must not keep this thread from the heartbeat.
+            // A flood of lines must not delay the heartbeat on this thread.
             tokio::task::coop::consume_budget().await;
         }
         let read = chunk.len();
@@ -144,10 +144,10 @@ async fn forward(
 /// The last line that ended in a carriage return.
 struct Overwritten {
     line: Option<Line>,
-    /// When to pass on the one that there is by then.
+    /// When to pass on the line that is current by then.
     due_at: Instant,
     passed_on_at: Option<Instant>,
-    /// Has it been passed on as it is on the screen?
+    /// Whether the line on the screen has been passed on.
     is_passed_on: bool,
 }
 
@@ -156,7 +156,7 @@ impl Overwritten {
         Self { line: None, due_at: Instant::now(), passed_on_at: None, is_passed_on: false }
     }
 
-    /// What is blank clears the screen's line, and says nothing.
+    /// A blank line only clears the line on the screen.
     fn by(&mut self, line: Line) {
         if line.is_blank() {
             return;
@@ -169,8 +169,8 @@ impl Overwritten {
         (self.line, self.is_passed_on) = (Some(line), false);
     }
 
-    /// Whether it ends with `line` or was whole itself (`\r\n`); `None` if it was passed on
-    /// already.
+    /// The line to pass on at a newline: `line`, or the overwritten one if `line` is empty
+    /// (`\r\n`); `None` if that was already passed on.
     fn completed_by(&mut self, line: Line) -> Option<Line> {
         let (overwritten, is_passed_on) = (self.line.take(), mem::take(&mut self.is_passed_on));
         if !line.is_empty() {
@@ -189,7 +189,7 @@ impl Overwritten {
     }
 }
 
-/// What came of a line: its beginning, and how much of it was dropped.
+/// The beginning of a line, and how much of the rest was dropped.
 #[derive(Default)]
 struct Line {
     bytes: Vec<u8>,
@@ -228,8 +228,8 @@ mod tests {
 
     use super::*;
 
-    /// Writes each part when the time before it has passed, and closes. What is passed on, and
-    /// after how many milliseconds.
+    /// Writes each part after its pause, in milliseconds, then closes. Returns the lines that were
+    /// passed on, and when, in milliseconds.
     async fn passed_on(parts: &[(u64, &str)]) -> Vec<(u128, String)> {
         let (mut theirs, ours) = duplex(64 * 1024);
         let started = Instant::now();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_lines_that_overwrite_each_other_the_last_counts() {
+    async fn only_the_last_of_overwritten_lines_is_passed_on() {
         for (text, whole) in [
             ("one\ntwo", vec!["one", "two"]),
             ("one\r\n\r\ntwo\r\n", vec!["one", "", "two"]),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_progress_bar_is_seen_while_it_is_drawn_and_floods_nothing() {
+    async fn a_progress_bar_is_logged_every_ten_seconds() {
         let bars: Vec<String> = (0..=300).map(|n| format!("\r{n}|")).collect();
         let mut parts: Vec<_> = bars.iter().map(|bar| (90, &**bar)).collect();
         parts.push((0, "\nend\n"));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bar_that_stays_is_seen_at_once_and_only_once() {
+    async fn a_bar_that_stays_is_logged_at_once_and_only_once() {
         let lines = passed_on(&[
             (0, "1%\r"),
             (60_000, "\n"),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_fits_as_json_whatever_is_in_it() {
+    async fn every_line_fits_as_json() {
         for character in ["x", "\u{1b}", "\\", "\u{fffd}", "\u{1F600}"] {
             let line = &lines(&(character.repeat(100_000) + "\n")).await[0];
             let length = serde_json::to_string(line).unwrap().len();

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// How long to wait for what was KILLed. It goes in milliseconds, unless it hangs in the kernel (a
-/// dead NFS server).
+/// How long to wait for killed processes. They end within milliseconds, unless they hang in the
+/// kernel (a dead NFS server).
 pub(super) const KILL_LIMIT: Duration = Duration::from_secs(2);
 
-/// The next look, if no SIGCHLD comes before: while waiting for an end that may be hours away, and
-/// that causes a SIGCHLD …
+/// The interval of looks while waiting for a process that may run for hours: its end causes a
+/// SIGCHLD, which triggers a look at once.
 pub(super) const SLOW_TICK: Duration = Duration::from_secs(15);
-/// … for changes that cause no SIGCHLD and can wait …
+/// The interval for changes that cause no SIGCHLD and are not urgent.
 pub(super) const TICK: Duration = Duration::from_millis(500);
-/// … and for ends that we asked for, of processes that are not our children and so send us no
-/// SIGCHLD.
+/// The interval while waiting for the end of signalled processes, which are not our children and so
+/// cause no SIGCHLD.
 pub(super) const QUICK_TICK: Duration = Duration::from_millis(20);

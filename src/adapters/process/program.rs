@@ -1,4 +1,4 @@
-//! Which file a command's program is, and what to change if it cannot be started.
+//! Finds the file of a command's program, and explains why it cannot be started.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use crate::ports::StartError;
 
-/// The file that will be run: looked for in PATH, unless `program` has a slash in it. For a check
-/// before any work.
+/// The file that will run: searched in PATH, unless `program` contains a slash. For a check before
+/// any work.
 pub fn find_program(program: &OsStr) -> Result<PathBuf, StartError> {
     which::which(program).map_err(|_| {
         let why = if file_of(program).is_some() { Errno::EACCES } else { Errno::ENOENT };
@@ -17,7 +17,7 @@ pub fn find_program(program: &OsStr) -> Result<PathBuf, StartError> {
     })
 }
 
-/// Executable or not.
+/// The program's file, even if it is not executable.
 #[expect(clippy::disallowed_methods, reason = "PATH is searched as the kernel would")]
 fn file_of(program: &OsStr) -> Option<PathBuf> {
     if is_path(program) {
@@ -32,7 +32,7 @@ fn is_path(program: &OsStr) -> bool {
     program.as_encoded_bytes().contains(&b'/')
 }
 
-/// What the kernel says, in words that tell what to change.
+/// The kernel's error, with advice on what to change.
 pub(super) fn start_error(program: &OsStr, err: &io::Error) -> StartError {
     let file = file_of(program);
     let why = match err.raw_os_error().map(Errno::from_raw) {

@@ -14,7 +14,7 @@ pub(super) struct Process {
     pub(super) started: u64,
 }
 
-/// Unlike its number, nobody else's afterwards.
+/// Pid and start time: unlike the pid, they are never reused.
 pub(super) type ProcessId = (i32, u64);
 
 impl Process {
@@ -28,7 +28,7 @@ impl Process {
         Self::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
     }
 
-    /// Those in a group that live, its leader left out.
+    /// The living processes of a group, without its leader.
     pub(super) fn in_group(leader: i32) -> Vec<Self> {
         Self::all().filter(|it| it.group == leader && it.pid != leader && !it.is_zombie).collect()
     }
@@ -37,13 +37,13 @@ impl Process {
         (self.pid, self.started)
     }
 
-    /// What it was started with, `NAME=value` and a NUL each; empty if we may not see it.
+    /// The environment at its start, `NAME=value` and a NUL each; empty if we may not read it.
     pub(super) fn environment(&self) -> Vec<u8> {
         fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default()
     }
 
     fn parse(stat: &str) -> Option<Self> {
-        // A name may hold anything, spaces and parentheses too.
+        // A name may contain any character, even spaces and parentheses.
         let (pid, rest) = stat.split_once(" (")?;
         let (name, rest) = rest.rsplit_once(") ")?;
         let mut rest = rest.split(' ');
@@ -53,13 +53,13 @@ impl Process {
             is_zombie: matches!(rest.next()?, "Z" | "X"),
             parent: rest.next()?.parse().ok()?,
             group: rest.next()?.parse().ok()?,
-            // The 22nd field of all.
+            // The 22nd field of the line.
             started: rest.nth(16)?.parse().ok()?,
         })
     }
 }
 
-/// For the log: the first few, and how many there are.
+/// For the log: the number of processes and the first few names.
 pub(super) struct Names<'a>(pub(super) &'a [Process]);
 
 impl fmt::Display for Names<'_> {

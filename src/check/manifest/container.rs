@@ -1,4 +1,4 @@
-//! What the container that runs leasehold is told, as far as it can be read in the file.
+//! The settings of the container that runs leasehold, as far as they are in the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,21 +14,21 @@ use crate::settings::command_line;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::termination::TerminationLog;
 
-/// The container that runs leasehold, and its settings as far as they are known.
+/// The container that runs leasehold, with its known settings.
 pub struct Container<'a> {
     pub value: &'a Value,
     pub path: ContainerPath<'a>,
     pub environment: Environment,
-    /// `None` if it is not known, or not right.
+    /// `None` if it is unknown or invalid.
     pub config: Option<RunConfig>,
-    /// Settings whose value the file does not have, by their variables.
+    /// The variables of settings whose values are not in the file.
     unknown: BTreeSet<String>,
-    /// Those that are flags of the command.
+    /// The variables of settings that are set by flags.
     flags: BTreeSet<String>,
 }
 
 impl Container<'_> {
-    /// The settings, if the file says each of these variables, or that it is not set.
+    /// The settings, if the file shows for each of these variables its value, or that it is unset.
     pub fn config_if_known(&self, variables: &[&str]) -> Option<&RunConfig> {
         let is_known = |variable: &&str| {
             let is_set = self.environment.known(variable).is_some() || !self.environment.has_unseen;
@@ -37,18 +37,18 @@ impl Container<'_> {
         self.config.as_ref().filter(|_| variables.iter().all(is_known))
     }
 
-    /// Where a setting is: its variable, or the whole container.
+    /// The location of a setting: its variable, or the whole container.
     pub fn variable(&self, name: &str) -> Location {
         let line = self.environment.line(name).or_else(|| self.path.whole().line);
         Location { name: format!("{}, {name}", self.path.name), line }
     }
 
-    /// Where the pod receives from.
+    /// The queue from which the pod receives.
     pub fn queue_url(&self) -> Option<&str> {
         Some(self.config_if_known(&["LEASEHOLD_QUEUE_URL"])?.queue_url.as_str())
     }
 
-    /// The region that the pod takes, if a variable says it.
+    /// The pod's region, if a variable sets it.
     pub fn region(&self) -> Option<&str> {
         self.environment
             .known("AWS_REGION")
@@ -57,24 +57,24 @@ impl Container<'_> {
 }
 
 impl<'a> ScaledJob<'a> {
-    /// The container that runs leasehold, if there is one, and what is wrong with how it does.
+    /// The container that runs leasehold, if one does, and findings about how it does.
     pub fn container(&self) -> (Option<Container<'a>>, Findings) {
         let place = self.at("spec.jobTargetRef.template.spec.containers");
-        let mut looked_at: Vec<_> =
-            self.containers().map(|container| self.look_at(container)).collect();
-        // What is wrong with the others keeps the pod from starting, too.
+        let mut inspected: Vec<_> =
+            self.containers().map(|container| self.inspect(container)).collect();
+        // Errors in the other containers keep the pod from starting, too.
         let init_containers = self.pod["initContainers"].as_array().into_iter().flatten();
         let init_containers: Vec<_> =
-            init_containers.map(|container| self.look_at(container)).collect();
+            init_containers.map(|container| self.inspect(container)).collect();
         let of_others =
-            looked_at.iter().chain(&init_containers).flat_map(|(_, _, findings)| findings);
+            inspected.iter().chain(&init_containers).flat_map(|(_, _, findings)| findings);
         let of_others = of_others.filter(|finding| finding.severity == Severity::Error).cloned();
         let mut all = Findings::from(of_others.collect::<Vec<_>>());
-        let runs = looked_at.iter().position(|(_, start, _)| matches!(start, Start::Leasehold(_)));
+        let runs = inspected.iter().position(|(_, start, _)| matches!(start, Start::Leasehold(_)));
         let is_set = |(container, _, _): &(Container, Start, Vec<Finding>)| {
             container.environment.settings().next().is_some()
         };
-        let Some(found) = runs.or_else(|| looked_at.iter().position(is_set)) else {
+        let Some(found) = runs.or_else(|| inspected.iter().position(is_set)) else {
             let change = "start the command with leasehold: command: [leasehold, run, --, …]";
             all.findings.push(Finding::new(
                 Rule::LeaseholdNotFound,
@@ -84,7 +84,7 @@ impl<'a> ScaledJob<'a> {
             ));
             return (None, all);
         };
-        let (mut container, start, findings) = looked_at.swap_remove(found);
+        let (mut container, start, findings) = inspected.swap_remove(found);
         all.findings.extend(findings);
         let command = container.path.at("command");
         let words = match start {
@@ -110,13 +110,13 @@ impl<'a> ScaledJob<'a> {
         if let Some(words) = words {
             all.add(self.settings(&mut container, words));
         }
-        all.add(self.budgets(&container).into());
+        all.add(self.time_limits(&container).into());
         all.add(self.work_dir(&container).into());
         all.add(Vec::from_iter(termination_message(&container)).into());
         (Some(container), all)
     }
 
-    fn look_at(&self, value: &'a Value) -> (Container<'a>, Start, Vec<Finding>) {
+    fn inspect(&self, value: &'a Value) -> (Container<'a>, Start, Vec<Finding>) {
         let path = self.path_of(value);
         let (mut environment, mut findings) = self.environment(&path, value);
         let mut starter = Starter {
@@ -148,7 +148,7 @@ impl<'a> ScaledJob<'a> {
         (container, start, findings)
     }
 
-    /// Reads the settings as leasehold would; `words` are those after `run`.
+    /// Reads the settings as leasehold would; `words` follow `run`.
     fn settings(&self, container: &mut Container, words: Vec<String>) -> Findings {
         let mut all = Findings::default();
         let (known, unknown): (Vec<_>, Vec<_>) =
@@ -157,14 +157,14 @@ impl<'a> ScaledJob<'a> {
             known.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         container.unknown = unknown.into_iter().map(|(name, _)| name.clone()).collect();
         let words = flags(words, &mut variables, container);
-        // That of the pod, not of this machine.
+        // The pod's default, not this machine's.
         if !variables.contains_key("LEASEHOLD_WORK_DIR") {
             let temporary = container.environment.known("TMPDIR").unwrap_or("/tmp").to_owned();
             variables.insert("LEASEHOLD_WORK_DIR".to_owned(), temporary);
         }
-        let is_said = variables.contains_key("LEASEHOLD_QUEUE_URL")
+        let is_set = variables.contains_key("LEASEHOLD_QUEUE_URL")
             || container.flags.contains("LEASEHOLD_QUEUE_URL");
-        if !is_said
+        if !is_set
             && (container.unknown.contains("LEASEHOLD_QUEUE_URL")
                 || container.environment.has_unseen)
         {
@@ -180,7 +180,7 @@ impl<'a> ScaledJob<'a> {
             }
             Ok(args)
         });
-        // What is wrong between two settings may be right with those that are not in the file.
+        // Settings that are not in the file may resolve a conflict between two others.
         let is_complete = container.unknown.iter().all(|name| NAMES.contains(&name.as_str()))
             && !container.environment.has_unseen;
         let refused = if is_complete { Severity::Error } else { Severity::Unchecked };
@@ -209,8 +209,8 @@ impl<'a> ScaledJob<'a> {
         all
     }
 
-    /// The file of the job types and its path, if the manifest has it. The files that settings name
-    /// are taken out of `variables`, since they are not on this machine.
+    /// The file of the job types and its path, if the manifest has it. Settings that name files are
+    /// removed from `variables`, since the files are not on this machine.
     fn files(
         &self,
         container: &Container,
@@ -245,7 +245,7 @@ impl<'a> ScaledJob<'a> {
     }
 }
 
-/// At the first flag that the complaint names, if a variable sets it.
+/// A finding at the first flag in the reason, if a variable sets that flag.
 fn refusal(container: &Container, why: String) -> Finding {
     let named = why.split([' ', ':', '\'']).find(|word| word.starts_with("--") && word.len() > 2);
     let line = named.and_then(|flag| container.environment.line(&variable_of(flag)));
@@ -254,7 +254,7 @@ fn refusal(container: &Container, why: String) -> Finding {
     Finding::new(Rule::SettingsRefused, place, why, "every pod would exit with code 78: correct it")
 }
 
-/// Kubernetes reads the termination message from one file, and leasehold writes it into one.
+/// Kubernetes must read the termination message from the file to which leasehold writes it.
 fn termination_message(container: &Container) -> Option<Finding> {
     let read = container.value["terminationMessagePath"].as_str().unwrap_or(TERMINATION_LOG);
     let config = container.config_if_known(&["LEASEHOLD_TERMINATION_LOG"])?;
@@ -272,10 +272,10 @@ fn termination_message(container: &Container) -> Option<Finding> {
     })
 }
 
-/// Settings that are only names: nothing is right or wrong with what they are.
+/// Settings that are only names: any value is valid.
 const NAMES: [&str; 3] = ["LEASEHOLD_JOB_ID", "LEASEHOLD_POD_NAME", "LEASEHOLD_NAMESPACE"];
 
-/// Where Kubernetes looks unless a container says otherwise.
+/// The default of terminationMessagePath.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// SQS refuses a request that is signed for another region.
@@ -298,13 +298,13 @@ fn region_of_the_queue(container: &Container) -> Option<Finding> {
     })
 }
 
-/// The variable of a flag, which begins with two dashes.
+/// The variable of a flag.
 fn variable_of(flag: &str) -> String {
     format!("LEASEHOLD_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase())
 }
 
-/// The words after `run` as leasehold gets them, with a command in any case: without arguments the
-/// image has it. A flag whose value is not known is left out.
+/// The words after `run` as leasehold gets them. Adds a command if there is none, since the image
+/// may have it. Flags with unknown values are left out.
 fn flags(
     words: Vec<String>,
     variables: &mut BTreeMap<String, String>,
@@ -329,7 +329,7 @@ fn flags(
                 container.flags.remove(&variable);
                 container.unknown.insert(variable);
             }
-            // It may be any flag.
+            // The unknown word may be any flag.
             None => container.environment.has_unseen = true,
         }
     }

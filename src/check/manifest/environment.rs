@@ -1,4 +1,4 @@
-//! A container's environment, as far as the file has it.
+//! A container's environment, as far as it is in the file.
 
 use std::collections::BTreeMap;
 
@@ -9,24 +9,24 @@ use serde_json::Value;
 use super::{ContainerPath, Manifest, ScaledJob, names};
 use crate::check::{Finding, Location, Rule};
 
-/// No longer value fits an environment (`MAX_ARG_STRLEN` of Linux); one that names others twice
-/// could grow without end.
+/// The longest value in an environment (`MAX_ARG_STRLEN` of Linux). The limit also ends the growth
+/// of values that expand others repeatedly.
 const LONGEST: usize = 128 * 1024;
 
-/// Stands in a text for what only the cluster knows.
+/// The placeholder for a text that only the cluster knows.
 pub const UNKNOWN: char = '\u{fffc}';
 
 pub fn is_known(text: &str) -> bool {
     !text.contains(UNKNOWN)
 }
 
-/// The variables, and whether there may be more.
+/// The known variables, and whether others may be set.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     values: BTreeMap<String, String>,
-    /// Where the manifest sets them.
+    /// The lines of the manifest that set them.
     lines: BTreeMap<String, u64>,
-    /// Something that is not in the file may set any variable.
+    /// Whether an object that is not in the file may set any variable.
     pub has_unseen: bool,
 }
 
@@ -37,7 +37,7 @@ impl Environment {
         self.values.get(name).cloned().or(unseen)
     }
 
-    /// The value, if the file has it and it is not empty.
+    /// The value, if it is in the file and not empty.
     pub fn known(&self, name: &str) -> Option<&str> {
         self.values
             .get(name)
@@ -45,7 +45,7 @@ impl Environment {
             .filter(|value| is_known(value) && !value.is_empty())
     }
 
-    /// On which line of the file it is set.
+    /// The line of the file that sets it.
     pub fn line(&self, name: &str) -> Option<u64> {
         self.lines.get(name).copied()
     }
@@ -55,13 +55,13 @@ impl Environment {
         self.values.insert(name.to_owned(), value);
     }
 
-    /// The settings of leasehold that are set here.
+    /// The variables with leasehold's settings.
     pub fn settings(&self) -> impl Iterator<Item = (&String, &String)> {
         self.values.iter().filter(|(name, _)| name.starts_with("LEASEHOLD_"))
     }
 
-    /// With `$(NAME)` replaced by the variable, and `$$` by `$`, as Kubernetes does in `env`,
-    /// `command` and `args`.
+    /// Replaces `$(NAME)` by the variable and `$$` by `$`, as Kubernetes does in `env`, `command`
+    /// and `args`.
     pub fn expand(&self, text: &str) -> String {
         let mut expanded = String::new();
         let mut rest = text;
@@ -91,7 +91,7 @@ impl Environment {
 }
 
 impl<'a> ScaledJob<'a> {
-    /// The environment of one of the pod's containers; what is wrong with it is told as of `path`.
+    /// The environment of one of the pod's containers; its findings are located at `path`.
     pub fn environment(
         &self,
         path: &ContainerPath,
@@ -108,7 +108,7 @@ impl<'a> ScaledJob<'a> {
                 let Some(object) = self.object(kind, name) else {
                     environment.has_unseen = true;
                     if reference["optional"] != true {
-                        findings.push(self.absent(path.at("envFrom"), kind, name, NO_JOB));
+                        findings.push(self.missing_object(path.at("envFrom"), kind, name, NO_JOB));
                     }
                     continue;
                 };
@@ -133,7 +133,7 @@ impl<'a> ScaledJob<'a> {
                 Value::String(text) => environment.expand(text),
                 other
                 @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-                    // It may be secret.
+                    // The value may be secret.
                     let what = "its value is not a string, so Kubernetes rejects the object";
                     findings.push(Finding::new(
                         Rule::NotAString,
@@ -166,13 +166,14 @@ impl<'a> ScaledJob<'a> {
             };
             let optional = reference["optional"] == true;
             let Some(object) = self.object(kind, name) else {
-                let absent = self.absent(place, kind, name, NO_JOB);
-                // Only of what concerns us; a password that the command reads is not our business.
+                let missing = self.missing_object(place, kind, name, NO_JOB);
+                // A missing object is reported only for our own settings, since the command may
+                // read others.
                 if !optional
-                    && (absent.severity == super::Severity::Error
+                    && (missing.severity == super::Severity::Error
                         || variable.starts_with("LEASEHOLD_"))
                 {
-                    findings.push(absent);
+                    findings.push(missing);
                 }
                 return unknown;
             };
@@ -190,9 +191,9 @@ impl<'a> ScaledJob<'a> {
             }
             return unknown;
         }
-        // A field of the pod is known when it is there, and none that we need.
-        let is_there = from.is_null() || from["fieldRef"].is_object();
-        if !is_there && variable.starts_with("LEASEHOLD_") {
+        // A field of the pod is always set, and its value does not matter here.
+        let is_set = from.is_null() || from["fieldRef"].is_object();
+        if !is_set && variable.starts_with("LEASEHOLD_") {
             let what = "the source of its value is not in the file";
             findings.push(Finding::new(
                 Rule::NotInFile,
@@ -204,7 +205,7 @@ impl<'a> ScaledJob<'a> {
         if from.is_null() { String::new() } else { unknown }
     }
 
-    /// The object of this name in the file, of the ScaledJob's namespace as far as both say theirs.
+    /// The object with this name in the file, in the ScaledJob's namespace if both have one.
     pub fn object(&self, kind: &str, name: &str) -> Option<&'a Value> {
         self.of_kind(kind).find(|object| object["metadata"]["name"] == name)
     }
@@ -218,21 +219,21 @@ impl<'a> ScaledJob<'a> {
         self.manifest.objects.iter().filter(is_here)
     }
 
-    /// What to say of an object that is called and is not in the file: an error if another one in
-    /// it must be meant, since nothing calls that one by its name.
-    pub fn absent(
+    /// The finding about a reference to an object that is not in the file: an error if another
+    /// object is probably meant, since nothing refers to that one.
+    pub fn missing_object(
         &self,
         place: impl Into<Location>,
         kind: &str,
         name: &str,
         effect: &str,
     ) -> Finding {
-        let mut called = Vec::new();
-        references(self.spec, kind, &mut called);
+        let mut referenced = Vec::new();
+        references(self.spec, kind, &mut referenced);
         let unused = self
             .of_kind(kind)
             .filter_map(|object| Some((object, object["metadata"]["name"].as_str()?)));
-        let unused = unused.filter(|(_, other)| !called.contains(other));
+        let unused = unused.filter(|(_, other)| !referenced.contains(other));
         let is_meant = |(object, other): &(&Value, &str)| {
             let is_near = strsim::normalized_damerau_levenshtein(name, other) > 0.6;
             is_near || data(object).keys().any(|key| key.starts_with("LEASEHOLD_"))
@@ -252,13 +253,13 @@ impl<'a> ScaledJob<'a> {
     }
 }
 
-/// What KEDA does with a container whose environment it cannot read.
+/// The effect of a container whose environment KEDA cannot read.
 const NO_JOB: &str = "KEDA sets the ScaledJob's Ready condition to False and creates no Job";
 
 pub const NO_POD: &str = "its pods never start";
 
-/// How to write what is not a string. Only of an integer it is known how it is written: `on` is
-/// true, and 0755 is a fraction.
+/// How to write a value as a string. Only an integer shows how it was written: `on` is true, and
+/// 0755 is a fraction.
 pub fn quoted(value: &Value) -> String {
     if value.is_i64() || value.is_u64() {
         format!("write it in quotes: \"{value}\"")
@@ -267,7 +268,7 @@ pub fn quoted(value: &Value) -> String {
     }
 }
 
-/// The names that are called in `value`, of objects of this kind.
+/// The names of objects of this kind to which `value` refers.
 fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
     let fields: &[(&str, &str)] = match kind {
         "ConfigMap" => {
@@ -287,8 +288,8 @@ fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
     match value {
         Value::Object(object) => {
             for (field, value) in object {
-                let called = fields.iter().filter(|(of, _)| of == field);
-                names.extend(called.filter_map(|(_, name)| value[name].as_str()));
+                let of_field = fields.iter().filter(|(of, _)| of == field);
+                names.extend(of_field.filter_map(|(_, name)| value[name].as_str()));
                 references(value, kind, names);
             }
         }
@@ -298,14 +299,14 @@ fn references<'a>(value: &'a Value, kind: &str, names: &mut Vec<&'a str>) {
 }
 
 impl Manifest {
-    /// What in a ConfigMap or a Secret is not a string.
-    pub(super) fn not_texts(&self, object: &Value) -> Vec<Finding> {
+    /// The values in a ConfigMap or a Secret that are not strings.
+    pub(super) fn non_strings(&self, object: &Value) -> Vec<Finding> {
         let kind = object["kind"].as_str().filter(|kind| matches!(*kind, "ConfigMap" | "Secret"));
         let Some(kind) = kind else { return Vec::new() };
         let name = object["metadata"]["name"].as_str().unwrap_or("without a name");
         let of = |field: &str| {
             let values = object[field].as_object().into_iter().flatten();
-            let not_texts = values.filter(|(_, value)| !value.is_string() && !value.is_null());
+            let non_strings = values.filter(|(_, value)| !value.is_string() && !value.is_null());
             let finding = |(key, _): (&String, &Value)| {
                 let field = format!("{field}.{key}");
                 let place = Location {
@@ -316,13 +317,13 @@ impl Manifest {
                 let what = "it is not a string, so Kubernetes rejects the object";
                 Finding::new(Rule::NotAString, place, what, "write it in quotes")
             };
-            not_texts.map(finding).collect::<Vec<_>>()
+            non_strings.map(finding).collect::<Vec<_>>()
         };
         [of("data"), of("stringData")].concat()
     }
 }
 
-/// What is in a ConfigMap or a Secret.
+/// The values of a ConfigMap or a Secret.
 pub fn data(object: &Value) -> BTreeMap<String, String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let decoded = |value: &Value| {
@@ -349,7 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_are_expanded_as_kubernetes_does_it() {
+    fn variables_are_expanded_as_in_kubernetes() {
         let mut environment = Environment::default();
         environment.set("A", "1".into());
         environment.set("SECRET", UNKNOWN.to_string());
@@ -367,7 +368,7 @@ mod tests {
         }
         environment.has_unseen = true;
         assert_eq!(environment.expand("$(B)"), UNKNOWN.to_string());
-        // Each twice the one before, which is over the memory of this machine at the sixtieth.
+        // Each value is twice as long as the one before, and the sixtieth would exceed any memory.
         for _ in 0..60 {
             environment.set("A", environment.expand("$(A)$(A)"));
         }

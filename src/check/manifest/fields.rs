@@ -1,5 +1,5 @@
-//! The fields of a ScaledJob, as the schema says; and what is known besides of those that are found
-//! in many samples.
+//! Checks the fields of a ScaledJob against the schema, and finds wrong fields that many samples
+//! contain.
 
 use serde_json::Value;
 
@@ -8,8 +8,8 @@ use super::schema::Schema;
 use super::{ScaledJob, names};
 use crate::check::{Finding, Location, Rule, Severity};
 
-/// Fields that a ScaledJob has and that do nothing or are on their way out (KEDA's documentation
-/// and deprecation notices): what to do instead. A path has no numbers, so that it holds for all
+/// Fields of a ScaledJob that have no effect or are deprecated (KEDA's documentation and
+/// deprecation notices), and what to do instead. The paths have no numbers, so that they match all
 /// items.
 const OUTDATED: [(&str, &str); 6] = [
     ("spec.rolloutStrategy", "write rollout.strategy"),
@@ -35,27 +35,27 @@ const OUTDATED: [(&str, &str); 6] = [
     ),
 ];
 
-/// Fields of other kinds, mostly of ScaledObjects: what is true instead.
+/// Fields of other kinds, mostly of ScaledObjects, and what to do instead.
 const FOREIGN: [(&str, &str); 6] = [
     ("spec.cooldownPeriod", "remove it: a Job ends by itself, so a cooldown has no effect"),
     ("spec.scaleTargetRef", "use jobTargetRef, which holds the spec of a Job"),
     ("spec.fallback", "remove it"),
     ("spec.advanced", "remove it; a ScaledJob has scalingStrategy instead"),
     ("spec.idleReplicaCount", "remove it"),
-    // The schema has it, since other triggers share it.
+    // The schema has this field, since other triggers share it.
     ("spec.triggers.metricType", "remove it: a ScaledJob does not have it"),
 ];
 
-/// From here on a name is taken for a misspelled one (normalised Damerau-Levenshtein similarity, in
-/// lower case).
+/// Above this similarity, a name counts as misspelled (normalised Damerau-Levenshtein similarity,
+/// in lower case).
 const SIMILAR: f64 = 0.5;
 
-/// What KEDA or Kubernetes would ignore or refuse.
+/// Finds fields that KEDA or Kubernetes would ignore or refuse.
 pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
     let at = |field: &str| scaled_job.at(field);
     let schema = &scaled_job.manifest.schema;
     let mut walk = Walk { at: &at, schema, findings: Vec::new() };
-    // A CustomResourceDefinition says of the object's own metadata only that there is some.
+    // A CustomResourceDefinition has no fields for the object's own metadata.
     let own = Schema::default();
     let of_metadata = &own.root()["properties"]["metadata"];
     for (path, value, known) in [
@@ -90,9 +90,8 @@ pub fn findings(scaled_job: &ScaledJob) -> Vec<Finding> {
     findings
 }
 
-/// What in a trigger's metadata, which is at `path`, is not as KEDA knows it. No
-/// CustomResourceDefinition has these fields.
-pub fn of_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<Finding> {
+/// Findings about a trigger's metadata at `path`. No CustomResourceDefinition has these fields.
+pub fn check_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<Finding> {
     let at = |field: &str| scaled_job.at(field);
     let schema = Schema::default();
     let mut walk = Walk { at: &at, schema: &schema, findings: Vec::new() };
@@ -102,7 +101,7 @@ pub fn of_trigger(scaled_job: &ScaledJob, path: &str, metadata: &Value) -> Vec<F
     walk.findings
 }
 
-/// Goes through a value and its schema side by side; the value says how deep.
+/// Walks through a value and its schema side by side, as deep as the value.
 struct Walk<'a> {
     at: &'a dyn Fn(&str) -> Location,
     schema: &'a Schema,
@@ -216,7 +215,7 @@ impl Walk<'_> {
         self.findings.push(finding.with_severity(severity));
     }
 
-    /// Of a value of the right type.
+    /// Checks the limits of a value of the right type.
     fn limits(&mut self, path: &str, value: &Value, known: &Value) {
         if let Some(values) = known["enum"].as_array().filter(|values| !values.contains(value)) {
             let values: Vec<_> = values.iter().filter_map(Value::as_str).collect();

@@ -1,4 +1,4 @@
-//! The files of a container: what is mounted where, and what of it is in the file of objects.
+//! The files of a container: its mounts, and the mounted ConfigMaps in the manifest.
 
 use std::path::{Path, PathBuf};
 
@@ -8,25 +8,25 @@ use super::ScaledJob;
 use super::environment::{NO_POD, UNKNOWN, data};
 use crate::check::Finding;
 
-/// A volume where a container has it.
+/// A volume that is mounted in a container.
 pub struct Mount<'a> {
     pub volume: &'a Value,
-    /// Of the volume only this is mounted.
+    /// The mounted part of the volume.
     sub_path: &'a str,
-    /// Below where it is mounted.
+    /// The path below the mount point.
     pub rest: PathBuf,
     pub is_read_only: bool,
 }
 
-/// What a container's file is, as far as the objects say it.
+/// A container's file, as far as the manifest shows it.
 pub enum File {
     Text(String),
-    /// It is in a ConfigMap of ours, which has no such key.
+    /// It should be in a ConfigMap of the manifest, which has no such key.
     Missing(String),
     Elsewhere,
 }
 
-/// The kinds of volumes that nobody in the pod may write to.
+/// The kinds of volumes that are always read-only.
 const NEVER_WRITABLE: [&str; 4] = ["configMap", "secret", "projected", "downwardAPI"];
 
 impl ScaledJob<'_> {
@@ -50,13 +50,13 @@ impl ScaledJob<'_> {
         Some(Mount { volume, sub_path, rest, is_read_only })
     }
 
-    /// What is in a file of a container, if it comes from a ConfigMap among the objects.
+    /// The content of a container's file, if it comes from a ConfigMap in the manifest.
     pub fn file(&self, container: &Value, path: &str) -> File {
         let Some(Mount { volume, sub_path, rest, .. }) = self.mount(container, Path::new(path))
         else {
             return File::Elsewhere;
         };
-        // Not joined if nothing is below: that would end in a slash.
+        // Joining an empty path would add a slash.
         let rest = if rest.as_os_str().is_empty() {
             PathBuf::from(sub_path)
         } else {
@@ -81,23 +81,24 @@ impl ScaledJob<'_> {
         }
     }
 
-    /// The volumes whose ConfigMap or Secret must be another one of the file.
+    /// Findings about volumes whose ConfigMap or Secret is not in the manifest, if another one is
+    /// probably meant.
     pub fn volumes(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (number, volume) in self.pod["volumes"].as_array().into_iter().flatten().enumerate() {
             let place = self.at(&format!("spec.jobTargetRef.template.spec.volumes[{number}]"));
-            let called = [
+            let references = [
                 ("ConfigMap", &volume["configMap"], &volume["configMap"]["name"]),
                 ("Secret", &volume["secret"], &volume["secret"]["secretName"]),
             ];
-            for (kind, source, name) in called {
+            for (kind, source, name) in references {
                 let Some(name) = name.as_str().filter(|name| self.object(kind, name).is_none())
                 else {
                     continue;
                 };
-                let absent = self.absent(&place, kind, name, NO_POD);
-                if absent.severity == crate::check::Severity::Error && source["optional"] != true {
-                    findings.push(absent);
+                let missing = self.missing_object(&place, kind, name, NO_POD);
+                if missing.severity == crate::check::Severity::Error && source["optional"] != true {
+                    findings.push(missing);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! On which line of the file each field of an object is.
+//! The line of each field of an object.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-/// The line of a value, and those below it: fields by their names, items as `[0]`, `[1]` and so on.
+/// The line of a value, and the lines below it: fields by name, items as `[0]`, `[1]` and so on.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Lines {
     line: Option<u64>,
@@ -14,13 +14,13 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The line of the field at `path`, as `spec.triggers[0].metadata`; of what is around it, if it
-    /// is not there.
+    /// The line of the field at `path`, such as `spec.triggers[0].metadata`; if it does not exist,
+    /// the line of the nearest value around it.
     pub fn of(&self, path: &str) -> Option<u64> {
         let (mut here, mut rest) = (self, path);
         let mut line = self.line;
         while !rest.is_empty() {
-            // Of the names that a ConfigMap may have one can begin as another does.
+            // One name in a ConfigMap can be the prefix of another.
             let is_next = |name: &str| {
                 rest.strip_prefix(name)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -36,7 +36,7 @@ impl Lines {
         line
     }
 
-    /// Those of an item of a list.
+    /// The lines of an item of a list.
     #[must_use]
     pub fn item(&self, number: usize) -> Self {
         let items = self.below.get("items");
@@ -126,7 +126,7 @@ mod tests {
             ("spec.items[1].name", 12),
             ("spec.more.on", 14),
             ("spec.again", 15),
-            // What is not there is missing in what is.
+            // A missing field has the line of the value around it.
             ("spec.items[1].value", 12),
             ("spec.items[7]", 8),
             ("spec.rollout.strategy", 7),

@@ -1,4 +1,4 @@
-//! What Kubernetes does to the pod, and how long it lets it live.
+//! Restarts, retries, time limits and the work directory of the pod.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::check::{Finding, Rule};
 use crate::job::lease::CEILING;
 use crate::settings::resolve::RunConfig;
 
-/// Who starts the pods of a Job unless it says otherwise.
+/// The default of a Job's `managedBy`.
 const JOB_CONTROLLER: &str = "kubernetes.io/job-controller";
 
 impl ScaledJob<'_> {
@@ -65,7 +65,7 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// The container, by the kubelet.
+    /// Restarts of the container by the kubelet.
     fn restarts(&self) -> Option<Finding> {
         let inside = self.containers().any(|container| container["restartPolicy"].is_string());
         let place = self.at("spec.jobTargetRef.template.spec.restartPolicy");
@@ -91,7 +91,7 @@ impl ScaledJob<'_> {
         }
     }
 
-    /// The pod, by the Job.
+    /// Retries of the pod by the Job.
     fn retries(&self) -> Option<Finding> {
         (self.job["backoffLimit"].as_u64() != Some(0)).then(|| {
             Finding::new(
@@ -108,8 +108,8 @@ impl ScaledJob<'_> {
         })
     }
 
-    /// Containers beside the one that runs leasehold.
-    pub fn beside(&self, container: &Container) -> Vec<Finding> {
+    /// Findings about containers other than the one that runs leasehold.
+    pub fn second_containers(&self, container: &Container) -> Vec<Finding> {
         let others = self.containers().filter(|other| !std::ptr::eq(*other, container.value));
         let finding = |other: &Value| {
             Finding::new(
@@ -122,8 +122,8 @@ impl ScaledJob<'_> {
         others.map(finding).collect()
     }
 
-    /// The times that the pod and the Job allow, against those that leasehold was told.
-    pub fn budgets(&self, container: &Container) -> Vec<Finding> {
+    /// Compares the time limits of the pod and the Job with leasehold's settings.
+    pub fn time_limits(&self, container: &Container) -> Vec<Finding> {
         let mut findings = Vec::new();
         let grace =
             Duration::from_secs(self.pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
@@ -187,7 +187,7 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// Can leasehold write where it works, and does it know how much?
+    /// Whether leasehold can write to its work directory, and knows its size limit.
     pub fn work_dir(&self, container: &Container) -> Vec<Finding> {
         let mut findings = Vec::new();
         let Some(config) = container.config_if_known(&["LEASEHOLD_WORK_DIR"]) else {
@@ -217,10 +217,12 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(Rule::WorkDirUnusable, place, what, change));
             return findings;
         }
-        let makers = self.pod["initContainers"].as_array().into_iter().flatten();
-        let is_made = makers.filter_map(|maker| maker["volumeMounts"].as_array()).flatten();
-        let is_made = is_made.into_iter().any(|mount| mount["name"] == *name);
-        if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !is_made {
+        // An init container that mounts the volume may create the directory.
+        let init_containers = self.pod["initContainers"].as_array().into_iter().flatten();
+        let mut mounts =
+            init_containers.filter_map(|container| container["volumeMounts"].as_array()).flatten();
+        let may_be_created = mounts.any(|mount| mount["name"] == *name);
+        if volume["emptyDir"].is_object() && !rest.as_os_str().is_empty() && !may_be_created {
             let what = format!(
                 "the volume {name} is empty when a pod starts, so {} does not exist: {exits}",
                 rest.display()
@@ -248,7 +250,7 @@ impl ScaledJob<'_> {
     }
 }
 
-/// The longest that a stop is planned to take.
+/// The planned duration of the longest stop.
 fn longest_stop(config: &RunConfig) -> Duration {
     let settings = &config.work.settings;
     let types = settings.policy.job_types.iter().map(|job_type| job_type.limits.stop_grace);

@@ -1,4 +1,4 @@
-//! What the kubelet asks the container that runs leasehold, and what it does with the answer.
+//! The probes of the container that runs leasehold.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::ContainerPath;
 use super::container::Container;
 use crate::check::{Finding, Rule};
 
-/// Every second is right; what is later than this is felt by the next message.
+/// A probe every second is right; beyond this, the next message waits noticeably.
 const PROMPT_S: u64 = 2;
 
 pub fn findings(container: &Container) -> Vec<Finding> {
@@ -44,26 +44,12 @@ pub fn findings(container: &Container) -> Vec<Finding> {
     findings
 }
 
-/// Whom does it ask?
+/// Whether the probe gets leasehold's answer.
 fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     let place = |field: &str| container.path.at(&format!("readinessProbe{field}"));
     let get = &probe["httpGet"];
     if !get.is_object() {
-        return Some(if probe["exec"].is_object() {
-            let what = "it runs a program, and check cannot see whether that program tests that a message is held";
-            Finding::new(
-                Rule::ReadinessUnseen,
-                place(".exec"),
-                what,
-                "use httpGet on /readyz, every second",
-            )
-        } else if probe["tcpSocket"].is_object() {
-            let what = "the port is open before a message is held, so the pod is ready too early, and KEDA creates a second pod for the same message";
-            Finding::new(Rule::ReadyTooEarly, place(".tcpSocket"), what, "use httpGet on /readyz")
-        } else {
-            let what = "leasehold does not answer it, so the pod is never ready, and counts as pending as long as it runs";
-            Finding::new(Rule::NeverReady, place(""), what, "use httpGet on /readyz")
-        });
+        return Some(other_probe(container, probe));
     }
     let path = get["path"].as_str().unwrap_or("/");
     if path.split('?').next() != Some("/readyz") {
@@ -128,7 +114,23 @@ fn readiness_target(container: &Container, probe: &Value) -> Option<Finding> {
     })
 }
 
-/// How long until KEDA knows that a message is held?
+/// The finding about a readinessProbe without httpGet.
+fn other_probe(container: &Container, probe: &Value) -> Finding {
+    let place = |field: &str| container.path.at(&format!("readinessProbe{field}"));
+    if probe["exec"].is_object() {
+        let what = "it runs a program, and check cannot see whether that program tests that a message is held";
+        let change = "use httpGet on /readyz, every second";
+        Finding::new(Rule::ReadinessUnseen, place(".exec"), what, change)
+    } else if probe["tcpSocket"].is_object() {
+        let what = "the port is open before a message is held, so the pod is ready too early, and KEDA creates a second pod for the same message";
+        Finding::new(Rule::ReadyTooEarly, place(".tcpSocket"), what, "use httpGet on /readyz")
+    } else {
+        let what = "leasehold does not answer it, so the pod is never ready, and counts as pending as long as it runs";
+        Finding::new(Rule::NeverReady, place(""), what, "use httpGet on /readyz")
+    }
+}
+
+/// Whether KEDA learns quickly that a message is held.
 fn readiness_times(path: &ContainerPath, probe: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut late = |field: &str, value: u64, right: u64| {

@@ -1,11 +1,11 @@
-//! How many Jobs KEDA makes.
+//! How many Jobs KEDA creates.
 
 use serde_json::Value;
 
 use super::ScaledJob;
 use crate::check::{Finding, Location, Rule};
 
-/// The conditions that are true on every pod that works (Kubernetes, "Pod Lifecycle", "Pod
+/// The conditions that are true on every running pod (Kubernetes, "Pod Lifecycle", "Pod
 /// conditions").
 const CONDITIONS: [&str; 5] = [
     "PodScheduled",
@@ -15,7 +15,7 @@ const CONDITIONS: [&str; 5] = [
     WAIT_FOR_A_PROBE[1],
 ];
 
-/// Those of them that follow the readinessProbe.
+/// The conditions that depend on the readinessProbe.
 const WAIT_FOR_A_PROBE: [&str; 2] = ["ContainersReady", "Ready"];
 
 impl ScaledJob<'_> {
@@ -48,8 +48,8 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// The schema of a cluster tells its KEDA's version. Those before 2.19 counted no pending Job
-    /// near maxReplicaCount (kedacore/keda#7329).
+    /// A cluster's schema has its KEDA's version. KEDA before 2.19 ignored pending Jobs near
+    /// maxReplicaCount (kedacore/keda#7329).
     fn old_keda(&self) -> Option<Finding> {
         let schema = &self.manifest.schema;
         let is_old = schema.major_and_minor()? < (2, 19)
@@ -63,10 +63,10 @@ impl ScaledJob<'_> {
         })
     }
 
-    /// What becomes of the pods that work when the object is edited.
+    /// Whether an edit of the object stops running pods.
     fn rollout(&self) -> Option<Finding> {
         let new = self.spec["rollout"]["strategy"].as_str();
-        // KEDA takes the outdated field if it is there.
+        // KEDA prefers the outdated field.
         let old = self.spec["rolloutStrategy"].as_str().filter(|strategy| !strategy.is_empty());
         let place = |field: &str| self.at(&format!("spec.{field}"));
         match (old, new) {
@@ -98,7 +98,7 @@ impl ScaledJob<'_> {
                     "remove it, and set rollout.strategy to gradual",
                 ))
             }
-            // It is told where the fields are.
+            // `fields` reports the unknown value.
             (None, Some(_)) => None,
         }
     }
@@ -111,7 +111,7 @@ impl ScaledJob<'_> {
             findings.push(Finding::new(
                 Rule::IdleJobs,
                 self.at("spec.minReplicaCount"),
-                "KEDA keeps this many Jobs running at all times, and they find the queue empty at every poll",
+                "KEDA always keeps this many Jobs running, and they find the queue empty at every poll",
                 "set it to 0",
             ));
         }
@@ -126,7 +126,7 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// Which pods KEDA counts as pending: those without all of these conditions.
+    /// KEDA counts a pod as pending until all of these conditions are true.
     fn pending_conditions(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let place = || self.at("spec.scalingStrategy.pendingPodConditions");
@@ -186,8 +186,8 @@ impl ScaledJob<'_> {
         findings
     }
 
-    /// Which strategies count messages in flight, and which must not.
-    pub fn pairing(&self, place: &Location, in_flight: bool) -> Option<Finding> {
+    /// Whether the strategy and scaleOnInFlight fit together.
+    pub fn check_strategy(&self, place: &Location, in_flight: bool) -> Option<Finding> {
         let strategy = &self.spec["scalingStrategy"]["strategy"];
         match (strategy.as_str(), in_flight) {
             (Some("accurate"), true) => Some(Finding::new(
@@ -214,13 +214,13 @@ impl ScaledJob<'_> {
                 "the effect of strategy custom depends on your numbers",
                 "use accurate with scaleOnInFlight \"false\", which creates one Job per message",
             )),
-            // The pairs that go together; and what is no strategy is told where the fields are.
+            // Valid pairs; `fields` reports unknown strategies.
             (None | Some(_), _) => None,
         }
     }
 }
 
-/// As Go reads a truth value: that is how KEDA reads an annotation.
+/// Go's spellings of false, with which KEDA reads an annotation.
 fn is_false(text: &str) -> bool {
     matches!(text, "0" | "f" | "F" | "false" | "FALSE" | "False")
 }

@@ -1,10 +1,10 @@
-//! The schema of a ScaledJob: our own, or that of a cluster.
+//! The schema of a ScaledJob: our own, or a cluster's.
 
 use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
-/// Our own; it names its KEDA version.
+/// Our own schema; it names its KEDA version.
 static OWN: LazyLock<Arc<Value>> = LazyLock::new(|| {
     Arc::new(
         serde_json::from_str(include_str!("../keda-scaledjob.schema.json"))
@@ -17,7 +17,7 @@ static OWN: LazyLock<Arc<Value>> = LazyLock::new(|| {
 #[derive(Debug, Clone)]
 pub struct Schema {
     root: Arc<Value>,
-    /// It has all fields that there are.
+    /// The schema is the cluster's, so that it has all fields.
     pub is_of_cluster: bool,
 }
 
@@ -28,8 +28,8 @@ impl Default for Schema {
 }
 
 impl Schema {
-    /// That of a CustomResourceDefinition, as `kubectl get crd scaledjobs.keda.sh -o yaml` prints
-    /// it, among other objects or alone.
+    /// The schema of a CustomResourceDefinition, as printed by `kubectl get crd scaledjobs.keda.sh
+    /// -o yaml`. The text may contain other objects, too.
     pub fn of_cluster(text: &str) -> Result<Self, String> {
         let documents: Vec<Value> =
             serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
@@ -44,7 +44,7 @@ impl Schema {
         let root = version.map(|version| &version["schema"]["openAPIV3Schema"]);
         let root = root.filter(|root| root["properties"]["spec"]["properties"].is_object());
         let mut root = root.ok_or("its version v1alpha1 has no schema")?.clone();
-        // KEDA's manifests and its chart say it (Kubernetes, "Recommended Labels").
+        // KEDA's manifests and its chart set this label (Kubernetes, "Recommended Labels").
         root["x-keda-version"] = crd["metadata"]["labels"]["app.kubernetes.io/version"].clone();
         Ok(Self { root: Arc::new(root), is_of_cluster: true })
     }
@@ -53,19 +53,19 @@ impl Schema {
         &self.root
     }
 
-    /// KEDA's version, empty if it is not known.
+    /// KEDA's version, empty if it is unknown.
     pub fn version(&self) -> &str {
         self.root["x-keda-version"].as_str().unwrap_or_default()
     }
 
-    /// The same as two numbers.
+    /// KEDA's version as two numbers.
     pub fn major_and_minor(&self) -> Option<(u32, u32)> {
         let mut parts =
             self.version().trim_start_matches('v').split('.').map(|part| part.parse().ok());
         Some((parts.next()??, parts.next()??))
     }
 
-    /// Of the trigger `aws-sqs-queue`; only ours has it.
+    /// The schema of an `aws-sqs-queue` trigger's metadata; only our own schema has it.
     pub fn trigger_metadata(&self) -> &Value {
         &self.root["x-trigger-metadata"]["aws-sqs-queue"]
     }

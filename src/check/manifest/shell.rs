@@ -1,5 +1,4 @@
-//! A line for a shell, as far as it can be read without one: its commands, and which of them run
-//! beside the shell.
+//! Parses a shell line into its commands, and finds those that run in a separate process.
 
 use std::iter::Peekable;
 use std::mem::take;
@@ -7,20 +6,19 @@ use std::str::Chars;
 
 use super::environment::{Environment, UNKNOWN};
 
-/// A command without what stands before and behind it.
+/// A simple command of a line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Simple {
     pub words: Vec<String>,
-    /// In a pipeline, in the background or in parentheses: in a process of its own even with
-    /// `exec`.
+    /// In a pipeline, in the background or in parentheses: in a separate process even with `exec`.
     pub is_forked: bool,
 }
 
-/// No longer line is read, with what stands for its variables.
+/// The longest line, including the values of its variables.
 const LONGEST: usize = 1024 * 1024;
 
-/// The commands of `line` in their order. `arguments` are `$0`, `$1` and so on; what the line
-/// assigns is set in `environment` afterwards. `None` if it cannot be read.
+/// The commands of `line` in their order. `arguments` are `$0`, `$1` and so on; assignments of the
+/// line change `environment`. `None` if the line cannot be parsed.
 pub fn parse(
     line: &str,
     arguments: &[String],
@@ -49,12 +47,12 @@ struct Reader<'a> {
     commands: Vec<Simple>,
     current: Simple,
     word: Option<String>,
-    /// The next word is where a redirection goes.
+    /// The next word is the target of a redirection.
     is_target: bool,
     in_pipeline: bool,
     /// How many parentheses are open.
     depth: usize,
-    /// How much more may stand for variables.
+    /// How many more bytes the values of variables may have.
     room: usize,
 }
 
@@ -152,14 +150,14 @@ impl Reader<'_> {
         }
     }
 
-    /// What another command says, up to `end`.
+    /// The output of another command, whose text ends at `end`.
     fn computed(&mut self, end: char) -> Option<()> {
         self.push(UNKNOWN);
         while self.rest.next()? != end {}
         Some(())
     }
 
-    /// What stands for the text after a `$`.
+    /// The value of the text after a `$`.
     fn expansion(&mut self) -> Option<String> {
         let unknown = || Some(UNKNOWN.to_string());
         match self.rest.peek() {
@@ -220,15 +218,15 @@ impl Reader<'_> {
         }
     }
 
-    /// What is not in quotes becomes as many words as it has.
+    /// Splits a value outside of quotes into words.
     fn split(&mut self, value: &str) {
         for one in value.chars() {
             if one.is_ascii_whitespace() { self.end_word() } else { self.push(one) }
         }
     }
 
-    /// The operator is left out, and the word after it, and the number before it. A text that
-    /// follows (`<<`) cannot be read.
+    /// Skips the operator, the word after it and the number before it. A here-document (`<<`)
+    /// cannot be parsed.
     fn redirect(&mut self, operator: char) -> Option<()> {
         if self.word.as_ref().is_some_and(|word| word.chars().all(|one| one.is_ascii_digit())) {
             self.word = None;
@@ -263,10 +261,10 @@ impl Reader<'_> {
         self.commands.push(command);
     }
 
-    /// What a command sets for those after it.
+    /// Sets the variables that a command assigns for later commands.
     fn assign(&mut self, words: &[String]) {
         let words = match words[0].as_str() {
-            // Another file, or a text that is computed.
+            // Runs another file or a computed text.
             "." | "source" | "eval" => {
                 self.environment.has_unseen = true;
                 return;
@@ -304,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read_as_a_shell_reads_them() {
+    fn lines_are_parsed_as_by_a_shell() {
         let whole = |words: &str| Some(vec![(words.to_owned(), false)]);
         for (line, words) in [
             ("exec leasehold run -- python3 x.py", "exec|leasehold|run|--|python3|x.py"),
@@ -324,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_told_apart_and_those_beside_the_shell_marked() {
+    fn commands_are_separated_and_forked_ones_are_marked() {
         let all = |words: &[(&str, bool)]| {
             Some(words.iter().map(|(words, fork)| ((*words).into(), *fork)).collect())
         };

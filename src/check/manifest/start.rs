@@ -1,4 +1,4 @@
-//! How a container starts leasehold: by itself, through other programs, or not at all.
+//! How a container starts leasehold: directly, through other programs, or not at all.
 
 use serde_json::Value;
 
@@ -6,20 +6,20 @@ use super::environment::{Environment, is_known, quoted};
 use super::shell::{self, assignment};
 use crate::check::{Finding, Location, Rule, Severity};
 
-/// What a container's command and arguments come to.
+/// The program that a container's command and arguments start.
 #[derive(Debug, PartialEq)]
 pub enum Start {
     /// leasehold, with these words after `run`.
     Leasehold(Vec<String>),
-    /// What the image says, and that is not in the file.
+    /// The image's entrypoint, which is not in the file.
     Image,
-    /// Another program, to which nobody gives a message.
+    /// Another program, which gets no message.
     Other(String),
-    /// What cannot be looked into.
+    /// Unknown, since it depends on this text, which is not in the file.
     Unseen(String),
 }
 
-/// Programs that start the next one in their own place, or pass signals on to it.
+/// Programs that replace themselves by the next one, or pass signals on to it.
 const TRANSPARENT: [&str; 16] = [
     "tini",
     "tini-static",
@@ -41,11 +41,11 @@ const TRANSPARENT: [&str; 16] = [
 
 const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
 
-/// Words before a command that belong to the shell.
+/// Shell keywords that can precede a command.
 const KEYWORDS: [&str; 11] =
     ["if", "then", "elif", "else", "while", "until", "do", "{", "!", "time", "command"];
 
-/// Looks at what a container starts.
+/// Finds out what a container starts.
 pub struct Starter<'a> {
     pub place: Location,
     pub environment: &'a mut Environment,
@@ -64,7 +64,7 @@ impl Starter<'_> {
             this.findings.push(Finding::new(Rule::StartUnseen, &this.place, what, change));
         };
         match args.first().map(String::as_str) {
-            // Of an image whose entrypoint is leasehold, as that of deploy/Dockerfile.
+            // For an image whose entrypoint is leasehold, such as that of deploy/Dockerfile.
             Some("run") => Start::Leasehold(args[1..].to_vec()),
             Some(flag) if flag.starts_with("--") => {
                 unseen(
@@ -157,7 +157,7 @@ impl Starter<'_> {
             return Start::Leasehold(rest[at + 2..].to_vec());
         }
         match rest {
-            // A program that links leasehold has its flags, and no command.
+            // A program that uses leasehold as a library has its flags, but no command.
             [run, flags @ ..]
                 if run == "run" && flags.first().is_none_or(|flag| flag.starts_with("--")) =>
             {
@@ -181,7 +181,7 @@ impl Starter<'_> {
         let mut words = words.iter();
         let line = loop {
             match words.next() {
-                // They have a value of their own.
+                // These options take a value.
                 Some(option)
                     if matches!(
                         option.as_str(),
@@ -235,7 +235,7 @@ impl Starter<'_> {
                 return start;
             }
             if is_exec && !words.is_empty() || number + 1 == commands.len() {
-                // What else the line is about.
+                // The program that the line starts instead.
                 starts.get_or_insert(start);
             }
         }

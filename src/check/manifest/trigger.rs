@@ -1,4 +1,4 @@
-//! Which queue KEDA counts, as whom, and how many messages are a Job.
+//! The trigger: which queue KEDA counts, with which credentials, and how many messages make a Job.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::url;
 use crate::check::{Finding, Location, Rule};
 
-/// How many messages KEDA takes for one Job unless it is told.
+/// KEDA's default number of messages for one Job.
 const QUEUE_LENGTH: i64 = 5;
 
 impl ScaledJob<'_> {
@@ -56,7 +56,7 @@ impl ScaledJob<'_> {
     fn trigger(&self, trigger: &Trigger, container: Option<&Container>) -> Vec<Finding> {
         let mut findings = Vec::new();
         let path = format!("spec.triggers[{}].metadata", trigger.number);
-        findings.extend(fields::of_trigger(self, &path, trigger.metadata));
+        findings.extend(fields::check_trigger(self, &path, trigger.metadata));
         let place = |field: &str| self.at(&format!("spec.triggers[{}].{field}", trigger.number));
 
         let environment = self.keda_reads(container, trigger, &mut findings);
@@ -115,12 +115,12 @@ impl ScaledJob<'_> {
             ));
         }
         let in_flight = trigger.text("scaleOnInFlight").as_deref() != Some("false");
-        findings.extend(self.pairing(&place("metadata.scaleOnInFlight"), in_flight));
+        findings.extend(self.check_strategy(&place("metadata.scaleOnInFlight"), in_flight));
         findings
     }
 
-    /// The environment that KEDA reads: of the container of envSourceContainerName, else of the
-    /// first. What it looks for there and does not find is told.
+    /// The environment that KEDA reads: that of the container in envSourceContainerName, else of
+    /// the first. Adds findings about missing variables.
     fn keda_reads(
         &self,
         container: Option<&Container>,
@@ -134,8 +134,8 @@ impl ScaledJob<'_> {
             .filter(|(_, instead)| instead.is_none_or(|instead| trigger.text(instead).is_none()))
             .filter_map(|(field, _)| Some((field, trigger.text(field)?)))
             .collect();
-        let said = self.spec["envSourceContainerName"].as_str().filter(|name| !name.is_empty());
-        let source = match said {
+        let named = self.spec["envSourceContainerName"].as_str().filter(|name| !name.is_empty());
+        let source = match named {
             Some(name) => self.containers().find(|container| container["name"] == name),
             None => self.containers().next(),
         };
@@ -146,9 +146,9 @@ impl ScaledJob<'_> {
                 |name| format!("set it to {name}"),
             )
         };
-        // Of no effect, if nothing is looked for there; but that the name is wrong stops KEDA all
-        // the same.
-        if needed.is_empty() && (said.is_none() || source.is_some()) {
+        // If no variable is needed, the environment has no effect; but a wrong container name stops
+        // KEDA anyway.
+        if needed.is_empty() && (named.is_none() || source.is_some()) {
             return None;
         }
         let Some(source) = source else {
@@ -157,7 +157,7 @@ impl ScaledJob<'_> {
                 self.at("spec.envSourceContainerName"),
                 format!(
                     "the pod has no container {}: KEDA creates no Job",
-                    said.unwrap_or("at all")
+                    named.unwrap_or("at all")
                 ),
                 instead(),
             ));
@@ -169,7 +169,8 @@ impl ScaledJob<'_> {
             if environment.get(&variable).is_some_and(|value| !value.is_empty()) {
                 continue;
             }
-            let which = if said.is_some() { "envSourceContainerName says" } else { "is the first" };
+            let which =
+                if named.is_some() { "envSourceContainerName names" } else { "is the first" };
             let has_it =
                 container.is_some_and(|container| container.environment.known(&variable).is_some());
             let change = match ours {
@@ -222,10 +223,10 @@ impl ScaledJob<'_> {
                 format!("set kind to {other}"),
             )];
         }
-        let there: Vec<_> =
+        let of_kind: Vec<_> =
             self.manifest.objects.iter().filter(|object| object["kind"] == kind).collect();
         let others: Vec<_> =
-            there.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
+            of_kind.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
         vec![if others.is_empty() {
             let change = "render it together with the ScaledJob";
             Finding::new(
@@ -251,7 +252,7 @@ impl ScaledJob<'_> {
         }]
     }
 
-    /// The whole cluster's have no namespace.
+    /// A ClusterTriggerAuthentication has no namespace.
     fn authentication_object(&self, kind: &str, name: &str) -> Option<&Value> {
         if kind == "TriggerAuthentication" {
             return self.object(kind, name);
@@ -274,12 +275,12 @@ impl ScaledJob<'_> {
             let kind = reference["kind"].as_str().unwrap_or("TriggerAuthentication");
             let object =
                 reference["name"].as_str().and_then(|name| self.authentication_object(kind, name));
-            // One of its parameters may be the region.
-            let is_there = object.is_some_and(|object| {
+            // The region may be one of the object's parameters.
+            let is_set = object.is_some_and(|object| {
                 object["spec"].to_string().contains("\"parameter\":\"awsRegion\"")
             });
             let change = "set it to the queue's region";
-            return (!is_there).then(|| {
+            return (!is_set).then(|| {
                 Finding::new(Rule::NoRegion, place, "it is missing, but KEDA requires it", change)
             });
         };
@@ -288,12 +289,12 @@ impl ScaledJob<'_> {
             container.and_then(Container::region).map(|region| (region, "the pod's AWS_REGION is"));
         let pods_queue = container.and_then(Container::queue_url).and_then(aws::region_of);
         let pods_queue = pods_queue.map(|region| (region, "the URL of the pod's queue has"));
-        let (other, whose) = [of_queue, of_pod, pods_queue]
+        let (other, source) = [of_queue, of_pod, pods_queue]
             .into_iter()
             .flatten()
             .find(|(other, _)| *other != region)?;
         let what = format!(
-            "it is {region}, but {whose} {other}: KEDA asks in a region that does not have the queue, and creates no Job"
+            "it is {region}, but {source} {other}: KEDA queries a region that does not have the queue, and creates no Job"
         );
         Some(Finding::new(Rule::RegionMismatch, place, what, format!("set it to {other}")))
     }
@@ -306,7 +307,7 @@ struct Trigger<'a> {
 }
 
 impl Trigger<'_> {
-    /// A value as KEDA reads it: without blanks around it, and one that is empty is not set.
+    /// A value as KEDA reads it: trimmed, and an empty one counts as unset.
     fn text(&self, name: &str) -> Option<String> {
         let text = match &self.metadata[name] {
             Value::Null => return None,
@@ -319,7 +320,7 @@ impl Trigger<'_> {
     }
 }
 
-/// Is the queue that KEDA counts the one that the pods receive from?
+/// Whether KEDA counts the queue from which the pods receive.
 fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -> Option<Finding> {
     let account_and_name = |url: &str| {
         let (_, rest) = url.split_once("://")?;
@@ -336,7 +337,7 @@ fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -
     let received = container?.queue_url()?;
     let is_same = match (counted, account_and_name(received)) {
         (Some(counted), Some(received)) => counted == received,
-        // KEDA takes the name alone, too.
+        // KEDA also accepts a name without the rest of the URL.
         _ => queue_url::queue_name(keda) == queue_url::queue_name(received),
     };
     (!is_same).then(|| {
@@ -352,8 +353,8 @@ fn compare_queues(place: &Location, keda: &str, container: Option<&Container>) -
     })
 }
 
-/// Does KEDA ask the service that the pods ask? An emulator may have other names for other
-/// namespaces, and AWS several.
+/// Whether KEDA uses the same service as the pods. Different names are allowed: an emulator may
+/// have other names in other namespaces, and AWS has several.
 fn compare_endpoints(
     place: &Location,
     trigger: &Trigger,
@@ -362,7 +363,7 @@ fn compare_endpoints(
     let environment = &container?.environment;
     let of_pods = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"].map(|name| environment.get(name));
     let of_pods = of_pods.into_iter().flatten().find(|url| !url.is_empty());
-    // Without a password that may be before it.
+    // Without a user and a password.
     let host = |url: &str| {
         url::host_of(url).and_then(|host| host.rsplit('@').next()).unwrap_or_default().to_owned()
     };
@@ -463,7 +464,7 @@ fn activation(trigger: &Trigger, place: &Location) -> Option<Finding> {
     }
 }
 
-/// As JSON has integers: that is how KEDA reads them.
+/// Parses an integer as JSON, like KEDA.
 fn number(text: &str) -> Option<i64> {
     serde_json::from_str(text).ok()
 }

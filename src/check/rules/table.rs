@@ -1,8 +1,8 @@
 //! All rules, one row each: `Variant "id" severity "name": "summary", "explanation"`.
 //!
-//! An id never changes its meaning, and that of a rule that is gone is not given again. The
-//! explanation is Markdown: why it matters, what to do, and an example where that says it faster.
-//! The sources of what KEDA, Kubernetes and AWS do are named where the findings are made.
+//! An id never changes its meaning, and the id of a removed rule is not reused. The explanation is
+//! Markdown: why the finding matters, what to do, and an example if that is shorter. The code that
+//! creates a finding names the sources for the behaviour of KEDA, Kubernetes and AWS.
 
 rules! {
     // 0: the run itself, and its access to AWS.
@@ -94,7 +94,7 @@ rules! {
     NoRegion "LH209" Error "no-region": "The trigger does not name a region",
         "KEDA does not read it from the queue URL, and creates no Job without it. Set `awsRegion` to the queue's region.";
     RegionMismatch "LH210" Error "region-mismatch": "The trigger has another region than the queue or the pod",
-        "KEDA asks in a region that does not have the queue, and creates no Job. Set `awsRegion` to the queue's region.";
+        "KEDA queries a region that does not have the queue, and creates no Job. Set `awsRegion` to the queue's region.";
     EnvSource "LH211" Error "env-source": "The container that KEDA reads does not set a variable",
         "KEDA reads `…FromEnv` from the container that `envSourceContainerName` names, or from the first one, and creates no Job if \
          the variable is not set there.";
@@ -127,7 +127,7 @@ rules! {
     Paused "LH223" Warning "paused": "The ScaledJob is paused",
         "KEDA creates no Job while the annotation `autoscaling.keda.sh/paused` is set. Remove it to process messages.";
     IdleJobs "LH224" Warning "idle-jobs": "Jobs run without messages",
-        "`minReplicaCount` Jobs are running at all times. leasehold exits when the queue is empty, so they start anew at every poll. Set it \
+        "`minReplicaCount` Jobs are always running. leasehold exits when the queue is empty, so they start again at every poll. Set it \
          to 0.";
     NoRoom "LH225" Error "no-room": "maxReplicaCount leaves no Job for messages",
         "`minReplicaCount` Jobs use all of `maxReplicaCount`, so no message ever starts one. Set minReplicaCount to 0.";

@@ -1,4 +1,4 @@
-//! What a refusal of S3 means, and what to change where we know it.
+//! Interprets errors of S3, with advice where we know the cure.
 
 use crate::adapters::aws::Failure;
 use crate::job::notification::Object;
@@ -36,12 +36,12 @@ const NO_CHECKSUMS_SENT: &str = "if the store does not support this checksum, se
 const NO_CHECKSUMS_READ: &str =
     "if the store does not support checksums, set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required";
 
-/// A refusal that came from the region that an earlier answer had named.
-pub(super) fn refused_there_too(failure: Failure, region: &str) -> Failure {
+/// A failure of the request that was repeated in the region that an earlier answer had named.
+pub(super) fn repeated_in_region(failure: Failure, region: &str) -> Failure {
     match failure {
         Failure::Refused { code, message, status } => {
             let named = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
-            // A page without S3's code stays one.
+            // A page without an S3 error code stays as it is.
             if !is_of_another_region(&named) {
                 return Failure::Refused { code, message, status };
             }
@@ -67,20 +67,20 @@ fn is_of_another_region(code: &str) -> bool {
     )
 }
 
-/// A store that cannot check our signature says nothing about what was asked: `Please use
+/// An error about our signature, which proves nothing about the object: `Please use
 /// AWS4-HMAC-SHA256`, `Authorization header is invalid`, `x-amz-content-sha256 must be …`.
 pub(super) fn is_about_the_signature(message: &str) -> bool {
     let message = message.to_lowercase();
     ["authorization", "aws4", "x-amz-content-sha256"].iter().any(|text| message.contains(text))
 }
 
-/// Some stores refuse what they do not know: `Unsupported header 'x-amz-checksum-mode' received for
-/// this API call.`
+/// Some stores refuse headers that they do not know: `Unsupported header 'x-amz-checksum-mode'
+/// received for this API call.`
 pub(super) fn is_about_a_checksum(message: &str) -> bool {
     message.to_lowercase().contains("checksum")
 }
 
-/// An object as it is called in messages.
+/// An object's name in log and error messages.
 pub(super) fn display_uri(object: &Object) -> String {
     let Object { bucket, key, version_id, .. } = object;
     let version =
@@ -90,52 +90,57 @@ pub(super) fn display_uri(object: &Object) -> String {
 
 /// What a failed GetObject means for the message.
 pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
-    let Object { bucket, version_id, .. } = object;
     let what = format!("object {}", display_uri(object));
-    let (code, message, status) = match failure {
-        Failure::Refused { code, message, status } => {
-            (code.as_deref(), message.as_deref().unwrap_or("no reason given"), *status)
+    match failure {
+        Failure::Refused { code: Some(code), message, status } => {
+            let message = message.as_deref().unwrap_or("no reason given");
+            refused_fetch(object, code, message, *status)
+        }
+        // Errors of S3 have a code. A proxy's page has none, and proves nothing about the object.
+        Failure::Refused { code: None, status, .. } => {
+            let why = match status {
+                403 => format!("HTTP 403 {}", read_permissions(object)),
+                301 | 307 => format!("HTTP {status} ({OTHER_REGION})"),
+                _ => format!(
+                    "HTTP {status}, without an S3 error code (does a proxy or a portal answer instead of the store?)"
+                ),
+            };
+            FetchError::Retryable(format!("{what} could not be fetched: {why}"))
         }
         Failure::Misconfigured(why) if object.key.trim().is_empty() => {
-            return FetchError::Permanent(format!(
+            FetchError::Permanent(format!(
                 "{what}: its key has only blanks, and the AWS SDK cannot request such a key: {why}"
-            ));
+            ))
         }
         Failure::Misconfigured(why) => {
-            return FetchError::Retryable(format!("{what} cannot be requested: {why}"));
+            FetchError::Retryable(format!("{what} cannot be requested: {why}"))
         }
         Failure::Unanswered(why) => {
-            return FetchError::Retryable(format!("{what} could not be requested: {why}"));
+            FetchError::Retryable(format!("{what} could not be requested: {why}"))
         }
-    };
-    // S3 says why. A proxy's own page does not, and nothing about the object follows from it.
-    let Some(code) = code else {
-        let why = match status {
-            403 => format!("HTTP 403 {}", may_read(version_id.is_some())),
-            301 | 307 => format!("HTTP {status} ({OTHER_REGION})"),
-            _ => format!(
-                "HTTP {status}, without an S3 error code (does a proxy or a portal answer instead of the store?)"
-            ),
-        };
-        return FetchError::Retryable(format!("{what} could not be fetched: {why}"));
-    };
-    let words = format!("{code}: {}", message.trim_end_matches('.'));
+    }
+}
+
+/// What an error of S3 means for the message.
+fn refused_fetch(object: &Object, code: &str, message: &str, status: u16) -> FetchError {
+    let what = format!("object {}", display_uri(object));
+    let reason = format!("{code}: {}", message.trim_end_matches('.'));
     match (code, status) {
-        ("InvalidObjectState", _) => {
-            FetchError::Permanent(format!("{what} is archived and must be restored first: {words}"))
-        }
+        ("InvalidObjectState", _) => FetchError::Permanent(format!(
+            "{what} is archived and must be restored first: {reason}"
+        )),
         ("InvalidRequest" | "InvalidArgument", 400) if is_about_a_checksum(message) => {
             FetchError::Retryable(format!(
-                "{what} could not be fetched: {words} ({NO_CHECKSUMS_READ})"
+                "{what} could not be fetched: {reason} ({NO_CHECKSUMS_READ})"
             ))
         }
         ("InvalidRequest" | "InvalidArgument", 400) if is_about_the_signature(message) => {
             FetchError::Retryable(format!(
-                "{what} could not be fetched: {words} (check the endpoint and the credentials)"
+                "{what} could not be fetched: {reason} (check the endpoint and the credentials)"
             ))
         }
-        // Encrypted with a key of the customer's own; not a version's id; a key that is too long or
-        // not possible.
+        // Encrypted with a customer-provided key; an invalid version id; a key that is too long or
+        // invalid.
         (
             "InvalidRequest"
             | "InvalidArgument"
@@ -145,30 +150,31 @@ pub(super) fn fetch_error(object: &Object, failure: &Failure) -> FetchError {
             | "InvalidURI"
             | "XMinioInvalidObjectName",
             400,
-        ) => FetchError::Permanent(format!("{what} cannot be read: {words}")),
+        ) => FetchError::Permanent(format!("{what} cannot be read: {reason}")),
         (_, 405) => {
-            FetchError::Permanent(format!("{what} is a delete marker, not an object: {words}"))
+            FetchError::Permanent(format!("{what} is a delete marker, not an object: {reason}"))
         }
         (_, 412) => {
-            FetchError::Overwritten(format!("{what} was overwritten since the event: {words}"))
+            FetchError::Overwritten(format!("{what} was overwritten since the event: {reason}"))
         }
         ("NoSuchBucket", _) => {
-            FetchError::Retryable(format!("bucket {bucket} does not exist: {words}"))
+            FetchError::Retryable(format!("bucket {} does not exist: {reason}", object.bucket))
         }
-        (_, 404) => FetchError::Missing(format!("{what} is missing: {words}")),
+        (_, 404) => FetchError::Missing(format!("{what} is missing: {reason}")),
         ("AccessDenied", _) => FetchError::Retryable(format!(
-            "no permission to read {what}: {words} {}",
-            may_read(version_id.is_some())
+            "no permission to read {what}: {reason} {}",
+            read_permissions(object)
         )),
         (code, _) if is_of_another_region(code) => {
-            FetchError::Retryable(format!("{what} could not be fetched: {words} ({OTHER_REGION})"))
+            FetchError::Retryable(format!("{what} could not be fetched: {reason} ({OTHER_REGION})"))
         }
-        _ => FetchError::Retryable(format!("{what} could not be fetched: HTTP {status}, {words}")),
+        _ => FetchError::Retryable(format!("{what} could not be fetched: HTTP {status}, {reason}")),
     }
 }
 
-fn may_read(is_version: bool) -> String {
-    let action = if is_version { "s3:GetObjectVersion" } else { "s3:GetObject" };
+/// Advice on the permissions to read an object.
+fn read_permissions(object: &Object) -> String {
+    let action = if object.version_id.is_some() { "s3:GetObjectVersion" } else { "s3:GetObject" };
     format!(
         "(the pod's role must allow {action}, and kms:Decrypt if it is encrypted with a KMS key; without s3:ListBucket, S3 answers 403 for a missing object, too)"
     )
@@ -191,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_get_says_what_it_means_and_what_to_change() {
+    fn a_failed_get_has_its_class_and_advice() {
         let refused = |version, status, code: &str| {
             let failure = Failure::Refused {
                 code: Some(code.into()),
@@ -255,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_our_signature_says_nothing_about_the_object() {
+    fn a_refused_signature_is_retryable() {
         for message in [
             "Authorization header is invalid",
             "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.",
@@ -274,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_without_s3s_reason_says_nothing_about_the_object() {
+    fn an_error_without_an_s3_code_is_retryable() {
         for (status, part) in [
             (404, "without an S3 error code"),
             (412, "without an S3 error code"),
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_does_not_know_our_checksums_is_told_from_an_object_that_cannot_be_read() {
+    fn a_store_without_our_checksums_is_retryable_and_gets_advice() {
         let message = "Unsupported header 'x-amz-checksum-mode' received for this API call.";
         let failure = Failure::Refused {
             code: Some("InvalidArgument".into()),

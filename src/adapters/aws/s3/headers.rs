@@ -1,4 +1,4 @@
-//! A header of an answer that the SDK does not pass on.
+//! Reads a response header that the SDK does not expose.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

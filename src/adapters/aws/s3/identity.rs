@@ -1,14 +1,14 @@
-//! Is what a store sends the object that the event is about?
+//! Checks that a store's answer is about the object in the event.
 
 use super::errors::display_uri;
 use crate::job::notification::Object;
 use crate::ports::FetchError;
 
-/// What an answer says of its object.
+/// The object's identity in an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// It has S3's request id. Other stores may have none, and a proxy that answers in their place
-    /// has none.
+    /// The answer has S3's request id. Other stores may send none, and a proxy's own answer has
+    /// none.
     pub(super) is_of_s3: bool,
     pub(super) version_id: Option<String>,
     /// Without quotes.
@@ -18,7 +18,7 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Compares it with what the event says: the version, else the eTag, and the size.
+    /// Compares it with the event: the version, else the eTag, and the size.
     pub(super) fn check(&self, object: &Object) -> Result<(), FetchError> {
         let differs = |what: &str, is: &str, expected: &str| {
             let why = format!(
@@ -48,7 +48,7 @@ impl Identity {
             Some(_) | None => {}
         }
         match (self.expected_size(object), self.size) {
-            // With the right eTag it was not overwritten: it was cut.
+            // With the right eTag the object was not overwritten: the answer was truncated.
             (Some(expected), Some(is)) if is != expected => Err(FetchError::Retryable(format!(
                 "{}: the size is {is} in the answer, but {expected} in the event (does a proxy or a portal answer instead of the store, or truncate the answer?)",
                 display_uri(object)
@@ -57,17 +57,17 @@ impl Identity {
         }
     }
 
-    /// How many bytes the answer must have, if the event says it reliably. Some stores send a size
-    /// of 0, or the one that the object has on their disks, and an event that pins nothing means
-    /// what is there now: theirs counts only in an answer that has no request id.
+    /// The size that the answer must have, if the event's size is reliable. Some stores send a size
+    /// of 0, or the size on their disks, and an event without version and eTag means the current
+    /// object: such a size is compared only with an answer without a request id.
     pub(super) fn expected_size(&self, object: &Object) -> Option<u64> {
         let is_pinned = object.version_id.is_some() || object.etag.is_some();
         object.size.filter(|size| *size > 0 && (object.is_from_aws && is_pinned || !self.is_of_s3))
     }
 }
 
-/// An eTag without its quotes, and without the mark of a weak one: a proxy that repacks an answer
-/// puts it there.
+/// An eTag without its quotes and without the prefix of a weak eTag, which a proxy adds if it
+/// recompresses an answer.
 pub(super) fn unquoted(etag: &str) -> Option<String> {
     let etag = etag.trim();
     let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_must_be_about_the_object_of_the_event() {
+    fn an_answer_must_match_the_object_in_the_event() {
         let (pinned, version, size) = (
             object(None, Some("e"), Some(5)),
             object(Some("v"), Some("e"), Some(5)),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_an_event_of_aws_is_compared_if_it_pins_the_object() {
+    fn the_size_in_an_aws_event_is_compared_if_it_has_a_version_or_an_etag() {
         for (size, is) in
             [(Some(5), "retryable"), (Some(7), "is it"), (Some(0), "is it"), (None, "is it")]
         {
@@ -145,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_another_stores_event_is_compared_where_nothing_else_proves_whose_answer_it_is() {
-        for (size, is_of_s3, of_a_proxy) in
+    fn the_size_in_another_stores_event_is_compared_if_the_answer_has_no_request_id() {
+        for (size, of_s3, of_a_proxy) in
             [(Some(5), "is it", "retryable"), (Some(0), "is it", "is it"), (None, "is it", "is it")]
         {
             for etag in [Some("e"), None] {
                 let object = object(None, etag, size);
-                assert_eq!(checked(&object, true, None, "e", 7), is_of_s3, "{object:?}");
+                assert_eq!(checked(&object, true, None, "e", 7), of_s3, "{object:?}");
                 assert_eq!(checked(&object, false, None, "e", 7), of_a_proxy, "{object:?}");
             }
         }

@@ -1,5 +1,4 @@
-//! What `leasehold check` asks of a bucket. Nothing is changed by it, but for
-//! [`S3::check_conditions`].
+//! The requests of `leasehold check` about a bucket. Only [`S3::check_conditions`] writes.
 
 use std::fmt;
 
@@ -10,48 +9,48 @@ use super::records::is_missing;
 use crate::adapters::aws::{self, Failure, Permission, answers};
 use crate::ports::{Condition, RecordError};
 
-/// Whom a bucket covers of its events.
+/// The targets to which a bucket sends its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notifications {
     pub to_queues: Vec<Notification>,
-    /// EventBridge, or topics of SNS.
+    /// EventBridge, or SNS topics.
     pub others: bool,
 }
 
 impl Notifications {
-    /// Those that go to this queue.
+    /// The rules that send events to this queue.
     pub fn to(&self, queue_arn: &str) -> impl Iterator<Item = &Notification> {
         self.to_queues.iter().filter(move |one| one.queue_arn == queue_arn)
     }
 }
 
-/// Events of some keys go to a queue.
+/// A rule that sends the events of some keys to a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// As S3 or who made it called it; may be empty.
+    /// The name that S3 or the author of the rule chose; may be empty.
     pub id: String,
     pub queue_arn: String,
-    /// As `ObjectCreated:*`.
+    /// Such as `ObjectCreated:*`.
     pub events: Vec<String>,
-    /// How the keys begin and end; may be empty.
+    /// The prefix and the suffix of the keys; may be empty.
     pub prefix: String,
     pub suffix: String,
 }
 
 impl Notification {
-    /// Does it tell of an event of this name (`ObjectCreated:Put`)?
+    /// Whether the rule covers events of this name (`ObjectCreated:Put`).
     pub fn covers(&self, event: &str) -> bool {
-        self.events.iter().any(|asked| match asked.strip_suffix('*') {
+        self.events.iter().any(|covered| match covered.strip_suffix('*') {
             Some(family) => event.starts_with(family),
-            None => event == asked,
+            None => event == covered,
         })
     }
 }
 
-/// Why a bucket's notifications are not known.
+/// Why a bucket's notifications are unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotificationsError {
-    /// The store has none.
+    /// The store does not support notifications.
     #[error("{0}")]
     NotImplemented(String),
     #[error("{0}")]
@@ -59,19 +58,19 @@ pub enum NotificationsError {
 }
 
 impl S3 {
-    /// Whom a bucket covers of its events; `None` if there is no such bucket.
+    /// The bucket's event notifications; `None` if the bucket does not exist.
     pub async fn notifications(
         &self,
         bucket: &str,
     ) -> Result<Option<Notifications>, NotificationsError> {
-        let asked = self.client().get_bucket_notification_configuration().bucket(bucket);
-        let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = self.client().get_bucket_notification_configuration().bucket(bucket);
+        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
         let answer =
-            self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+            self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let answer = match answer.await {
             Ok(answer) => answer,
             Err(failure) => {
-                let why = said(&failure);
+                let why = reason(&failure);
                 return match failure {
                     Failure::Refused { code: Some(code), .. } if code == "NoSuchBucket" => Ok(None),
                     Failure::Refused { code: Some(code), status, .. }
@@ -90,7 +89,7 @@ impl S3 {
         let to_queues = answer.queue_configurations.unwrap_or_default().into_iter().map(|one| {
             let rules = one.filter.and_then(|filter| filter.key?.filter_rules).unwrap_or_default();
             let value = |name: &str| {
-                // S3 takes the names in any case, and covers them as they were given.
+                // S3 accepts the names in any case, and returns them as they were given.
                 let is_it = |rule: &&FilterRule| {
                     rule.name().is_some_and(|is| is.as_str().eq_ignore_ascii_case(name))
                 };
@@ -111,20 +110,20 @@ impl S3 {
         Ok(Some(Notifications { to_queues: to_queues.collect(), others }))
     }
 
-    /// The KMS key with which a bucket encrypts what nobody says otherwise of. The error says why
-    /// that is not known.
+    /// The KMS key with which a bucket encrypts objects by default. The error is the reason why it
+    /// is unknown.
     pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
-        let asked = self.client().get_bucket_encryption().bucket(bucket);
-        let asked = asked.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = self.client().get_bucket_encryption().bucket(bucket);
+        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
         let answer =
-            self.send(bucket, |config| asked.clone().customize().config_override(config).send());
+            self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let rules = match answer.await {
             Ok(answer) => {
                 answer.server_side_encryption_configuration.map(|all| all.rules).unwrap_or_default()
             }
             // Missing: none has been set.
             Err(failure) if is_missing(&failure) => Vec::new(),
-            Err(failure) => return Err(said(&failure)),
+            Err(failure) => return Err(reason(&failure)),
         };
         let mut keys =
             rules.into_iter().filter_map(|rule| rule.apply_server_side_encryption_by_default);
@@ -132,14 +131,14 @@ impl S3 {
         Ok(key.map(|key| key.kms_master_key_id.unwrap_or_else(|| "aws/s3".to_owned())))
     }
 
-    /// Is it S3, and not another store?
+    /// Whether this is S3, and not another store.
     pub fn is_at_aws(&self) -> bool {
         aws::custom_endpoint(&self.config, "S3")
             .is_none_or(|endpoint| answers::is_at_aws(&endpoint))
     }
 
-    /// Does the store write a record only on its conditions? S3 does, and is not asked. Elsewhere
-    /// it is tried with the record `key`, which is made if there is none, and stays.
+    /// Checks that the store enforces the conditions of writes. S3 does, and gets no request. In
+    /// other stores, this writes the record `key` if it does not exist, and keeps it.
     pub async fn check_conditions(&self, bucket: &str, key: &str) -> Result<(), RecordError> {
         const RECORD: &[u8] = br#"{"written_by":"leasehold check"}"#;
         if self.is_at_aws() {
@@ -153,29 +152,29 @@ impl S3 {
         }
     }
 
-    /// May we do this with an object of such a key? `key` must be none that exists.
+    /// Whether we may do this with an object of such a key. `key` must not exist.
     ///
-    /// Whether a caller may is looked at before whether there is what he asks for, so what is not
-    /// there covers it: the object to read, and the upload in parts to complete or to abort.
-    pub async fn may(&self, action: Action, bucket: &str, key: &str) -> Permission {
+    /// S3 checks permissions before existence. So requests for an object or a multipart upload that
+    /// does not exist reveal the permissions, and change nothing.
+    pub async fn probe(&self, action: BucketAction, bucket: &str, key: &str) -> Permission {
         let (client, owner) = (self.client(), self.expected_owner.clone());
         let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
         let failure = match action {
-            Action::List => {
+            BucketAction::List => {
                 let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
                 let list = list.set_expected_bucket_owner(owner);
                 self.send(bucket, |config| list.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
-            Action::Get => {
+            BucketAction::Get => {
                 let get =
                     client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
                 self.send(bucket, |config| get.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
-            Action::Put => {
+            BucketAction::Put => {
                 let part = CompletedPart::builder().part_number(1).e_tag(NO_UPLOAD).build();
                 let parts = CompletedMultipartUpload::builder().parts(part).build();
                 let put =
@@ -185,7 +184,7 @@ impl S3 {
                     .await
                     .err()
             }
-            Action::Abort => {
+            BucketAction::Abort => {
                 let abort =
                     client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
                 let abort = abort.set_expected_bucket_owner(owner);
@@ -195,7 +194,7 @@ impl S3 {
             }
         };
         let Some(failure) = failure else { return Permission::Allowed };
-        let what = || format!("s3://{bucket}/{key}: {}", said(&failure));
+        let what = || format!("s3://{bucket}/{key}: {}", reason(&failure));
         match &failure {
             Failure::Refused { status: 404, code, .. }
                 if code.as_deref() != Some("NoSuchBucket") =>
@@ -210,20 +209,20 @@ impl S3 {
     }
 }
 
-/// No bucket ever gave it out.
+/// An upload id that does not exist in any bucket.
 const NO_UPLOAD: &str = "leasehold-check";
 
-/// What a role can be allowed and [`S3::may`] can see.
+/// An action that [`S3::probe`] can check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum BucketAction {
     List,
     Get,
     Put,
     Abort,
 }
 
-/// IAM's name for it.
-impl fmt::Display for Action {
+/// IAM's name of the action.
+impl fmt::Display for BucketAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::List => "s3:ListBucket",
@@ -234,7 +233,7 @@ impl fmt::Display for Action {
     }
 }
 
-fn said(failure: &Failure) -> String {
+fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Refused { code, message, status } => {
             let code = code.clone().unwrap_or_else(|| format!("HTTP {status}"));
@@ -252,7 +251,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_not_there_tells_what_is_allowed() {
+    async fn a_missing_object_or_upload_means_that_the_action_is_allowed() {
         for (status, code, is) in [
             (404, "NoSuchUpload", "allowed"),
             (404, "NoSuchKey", "allowed"),
@@ -262,13 +261,15 @@ mod tests {
             (301, "PermanentRedirect", "denied"),
             (501, "NotImplemented", "unknown"),
         ] {
-            for action in [Action::List, Action::Get, Action::Put, Action::Abort] {
+            for action in
+                [BucketAction::List, BucketAction::Get, BucketAction::Put, BucketAction::Abort]
+            {
                 let body =
                     format!("<Error><Code>{code}</Code><Message>S3 error text</Message></Error>");
-                let told = S3::new(&Canned::new(status, None, body).config(), None)
-                    .may(action, "b", "out/k")
+                let permission = S3::new(&Canned::new(status, None, body).config(), None)
+                    .probe(action, "b", "out/k")
                     .await;
-                let (told, why) = match told {
+                let (permission, why) = match permission {
                     Permission::Allowed => {
                         ("allowed", format!("s3://b/out/k: {code}: S3 error text"))
                     }
@@ -276,7 +277,7 @@ mod tests {
                     Permission::Unknown(why) => ("unknown", why),
                 };
                 assert_eq!(
-                    (told, why),
+                    (permission, why),
                     (is, format!("s3://b/out/k: {code}: S3 error text")),
                     "{action}"
                 );
@@ -284,7 +285,7 @@ mod tests {
         }
     }
 
-    /// S3 covers a filter's names with capitals, which its own API does not know.
+    /// S3 capitalises the names in a filter, unlike its API.
     #[tokio::test]
     async fn a_notification_is_read_as_s3_writes_it() {
         let body = r#"<NotificationConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><QueueConfiguration>
@@ -292,7 +293,7 @@ mod tests {
             <Filter><S3Key><FilterRule><Name>Prefix</Name><Value>in/</Value></FilterRule>
             <FilterRule><Name>Suffix</Name><Value>.csv</Value></FilterRule></S3Key></Filter>
             </QueueConfiguration></NotificationConfiguration>"#;
-        let told =
+        let found =
             S3::new(&Canned::new(200, None, body).config(), None).notifications("b").await.unwrap();
         let notification = Notification {
             id: "results".into(),
@@ -302,22 +303,22 @@ mod tests {
             suffix: ".csv".into(),
         };
         assert_eq!(
-            told,
+            found,
             Some(Notifications { to_queues: vec![notification.clone()], others: false })
         );
-        let told = told.unwrap();
+        let found = found.unwrap();
         assert!(
             notification.covers("ObjectCreated:Put")
                 && !notification.covers("ObjectRemoved:Delete")
         );
         assert!(
-            told.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification])
-                && told.to("another").next().is_none()
+            found.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification])
+                && found.to("another").next().is_none()
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_without_notifications_is_told_from_one_that_does_not_show_them() {
+    async fn a_store_without_notifications_is_recognised() {
         for (status, code, endpoint, is_without) in [
             (501, "NotImplemented", "http://store:9000", true),
             (400, "NotImplemented", "http://store:9000", true),
@@ -337,10 +338,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_that_is_not_s3_must_refuse_what_its_conditions_forbid() {
+    async fn another_store_than_s3_must_enforce_conditions() {
         let refused = "<Error><Code>PreconditionFailed</Code></Error>";
         for (server, endpoint, is, requests) in [
-            (Canned::new(412, None, refused), "http://store:9000", "heeded", 3),
+            (Canned::new(412, None, refused), "http://store:9000", "enforced", 3),
             (Canned::new(200, None, ""), "http://store:9000", "ignored", 3),
             (
                 Canned::new(403, None, "<Error><Code>AccessDenied</Code></Error>"),
@@ -351,13 +352,13 @@ mod tests {
             (
                 Canned::new(200, None, ""),
                 "https://bucket.vpce-1.s3.eu-west-1.vpce.amazonaws.com",
-                "heeded",
+                "enforced",
                 0,
             ),
         ] {
             let config = server.config().into_builder().endpoint_url(endpoint).build();
-            let told = match S3::new(&config, None).check_conditions("b", "k").await {
-                Ok(()) => "heeded",
+            let conditions = match S3::new(&config, None).check_conditions("b", "k").await {
+                Ok(()) => "enforced",
                 Err(RecordError::ConditionsUnsupported(_)) => "ignored",
                 Err(
                     RecordError::ConditionFailed
@@ -366,7 +367,7 @@ mod tests {
                 ) => "unknown",
             };
             assert_eq!(
-                (told, server.requests.load(Ordering::Relaxed)),
+                (conditions, server.requests.load(Ordering::Relaxed)),
                 (is, requests),
                 "{endpoint}"
             );

@@ -1,4 +1,4 @@
-//! Records in S3: small objects, written on a condition.
+//! Records in S3: small objects with conditional writes.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -55,18 +55,18 @@ impl Records for S3 {
         condition: Condition<'_>,
     ) -> Result<String, RecordError> {
         let etag = self.write_if(bucket, key, &bytes, condition).await?;
-        if !self.heeds_conditions.load(Ordering::Relaxed) {
+        if !self.enforces_conditions.load(Ordering::Relaxed) {
             self.prove_conditions(bucket, key, &bytes).await?;
-            self.heeds_conditions.store(true, Ordering::Relaxed);
+            self.enforces_conditions.store(true, Ordering::Relaxed);
         }
         Ok(etag)
     }
 }
 
 impl S3 {
-    /// Some stores take a condition and do not heed it: two pods would own the same work. So the
-    /// first record that was written is written again, on conditions that do not hold; where one of
-    /// these writes comes through, it changes nothing.
+    /// Some stores accept a condition and ignore it, so two pods would own the same work. The first
+    /// record is therefore written again, on conditions that do not hold. If a store accepts that
+    /// write, it only writes the same bytes again.
     pub(super) async fn prove_conditions(
         &self,
         bucket: &str,
@@ -111,16 +111,16 @@ impl S3 {
         });
         match answer.await {
             Ok(answer) => Ok(answer.e_tag.unwrap_or_default()),
-            // If-Match on an object that is gone is answered by 404.
+            // If-Match on a deleted object gets 404.
             Err(failure)
                 if matches!(failure, Failure::Refused { status: 412, .. })
                     || is_missing(&failure) =>
             {
                 Err(RecordError::ConditionFailed)
             }
-            // One that has heeded conditions does not refuse them for good.
+            // A store that has enforced conditions supports them.
             Err(failure)
-                if is_for_good(&failure) && !self.heeds_conditions.load(Ordering::Relaxed) =>
+                if is_permanent(&failure) && !self.enforces_conditions.load(Ordering::Relaxed) =>
             {
                 Err(RecordError::ConditionsUnsupported(format!(
                     "s3://{bucket}/{key}: {} (the store may not support If-None-Match and If-Match: {ELSEWHERE})",
@@ -132,21 +132,21 @@ impl S3 {
     }
 }
 
-/// In bytes: more than a key of 1,024 bytes, escaped, and all other fields need.
+/// In bytes: larger than a record with an escaped key of 1,024 bytes and all other fields.
 const LONGEST: usize = 64 << 10;
 const ELSEWHERE: &str =
     "keep the records (--idempotency) in a store that supports both, such as S3";
-/// The eTag of no record.
+/// An eTag that no record has.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
 
-/// The bucket is there, and what is asked of it is not.
+/// The bucket exists, but the requested object or configuration does not.
 pub(super) fn is_missing(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { status: 404, code: Some(code), .. } if code != "NoSuchBucket")
 }
 
-/// Does the store say that it cannot do this? A proxy's own page does not. No write is answered by
-/// 304.
-fn is_for_good(failure: &Failure) -> bool {
+/// Whether the store reports that it does not support the request. A proxy's page has no error
+/// code. 304 is not a valid answer to a write.
+fn is_permanent(failure: &Failure) -> bool {
     match failure {
         Failure::Refused { status: 304, .. }
         | Failure::Refused { code: Some(_), status: 405 | 501, .. } => true,
@@ -160,19 +160,19 @@ fn is_for_good(failure: &Failure) -> bool {
     }
 }
 
-/// All else may pass: 409 is a conflict with a write at the same time.
+/// All other errors are retryable: 409 is a conflict with a concurrent write.
 fn failed(bucket: &str, key: &str, failure: &Failure, permissions: &str) -> RecordError {
     let why = format!("s3://{bucket}/{key}: {}", describe(failure, permissions));
     match failure {
         Failure::Refused { status: 403, .. } => RecordError::Refused(why),
-        failure if is_for_good(failure) => RecordError::Refused(why),
+        failure if is_permanent(failure) => RecordError::Refused(why),
         Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
             RecordError::Retryable(why)
         }
     }
 }
 
-/// How long ago something happened by the store's own clock; zero if that is not known.
+/// The time since `then` by the store's clock; zero if it is unknown.
 fn age(date: Option<&str>, then: Option<DateTime>) -> Duration {
     let now = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
     let seconds = now.zip(then).map(|(now, then)| now.secs().saturating_sub(then.secs()));
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_store_that_writes_whatever_the_condition_is_found_out_at_the_first_record() {
+    async fn a_store_that_ignores_conditions_is_detected_at_the_first_record() {
         let server = Canned::new(200, None, "");
         let s3 = S3::new(&server.config(), None);
         for requests in [3, 6] {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_refuses_conditions_for_good_is_named_at_once() {
+    async fn a_store_that_does_not_support_conditions_is_reported_at_once() {
         let error = |code: &str, message: &str| {
             format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>")
         };
@@ -212,7 +212,7 @@ mod tests {
             "A header you provided implies functionality that is not implemented",
         );
         let unsupported = error("InvalidArgument", "Unsupported header If-None-Match");
-        for (status, body, is_for_good) in [
+        for (status, body, is_permanent) in [
             (501, not_implemented.clone(), true),
             (400, not_implemented, true),
             (400, unsupported, true),
@@ -229,25 +229,25 @@ mod tests {
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
             assert_eq!(
                 matches!(written, RecordError::ConditionsUnsupported(_)),
-                is_for_good,
+                is_permanent,
                 "{body}: {written:?}"
             );
             let advice =
                 "keep the records (--idempotency) in a store that supports both, such as S3";
-            assert_eq!(written.to_string().contains(advice), is_for_good, "{written}");
-            // A store that has heeded them is only asked again.
-            s3.heeds_conditions.store(true, Ordering::Relaxed);
+            assert_eq!(written.to_string().contains(advice), is_permanent, "{written}");
+            // A store that has enforced them gets the same request again.
+            s3.enforces_conditions.store(true, Ordering::Relaxed);
             let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await.unwrap_err();
             assert_eq!(
                 matches!(written, RecordError::Refused(_)),
-                is_for_good,
+                is_permanent,
                 "{body}: {written:?}"
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_without_an_etag_is_not_ours() {
+    async fn a_written_record_without_an_etag_is_retryable() {
         let s3 = S3::new(&Canned::new(200, None, "").header("etag", "").config(), None);
         let written = s3.write("b", "k", b"{}".to_vec(), Condition::Absent).await;
         assert!(matches!(written, Err(RecordError::Retryable(_))), "{written:?}");

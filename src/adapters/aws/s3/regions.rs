@@ -1,5 +1,5 @@
-//! Buckets that are in another region than the one that is configured: S3 says which, and is asked
-//! there.
+//! Buckets in another region than the configured one: S3 names their region, and the requests
+//! follow.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use aws_sdk_s3::config::{Builder, Region};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 
-/// What was learnt of buckets' regions.
+/// The regions of buckets, as far as answers have named them.
 #[derive(Debug, Default)]
 pub(super) struct Regions(Mutex<HashMap<String, Region>>);
 
@@ -17,7 +17,7 @@ impl Regions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None` if it is the configured one, as far as we know.
+    /// `None` unless an answer has named another region than the configured one.
     pub(super) fn of(&self, bucket: &str) -> Option<Region> {
         self.known().get(bucket).cloned()
     }
@@ -26,7 +26,7 @@ impl Regions {
         self.known().insert(bucket.to_owned(), region);
     }
 
-    /// What a request about the bucket needs that is different from the client's own configuration.
+    /// The part of the configuration that differs from the client's for requests about the bucket.
     pub(super) fn config(&self, bucket: &str) -> Builder {
         let config = aws_sdk_s3::Config::builder();
         match self.of(bucket) {
@@ -36,7 +36,7 @@ impl Regions {
     }
 }
 
-/// The region that an answer sends us to: 301 `PermanentRedirect` and 307 have it in a header, 400
+/// The region that an answer redirects to: 301 `PermanentRedirect` and 307 have it in a header, 400
 /// `AuthorizationHeaderMalformed` in its body (S3 API, "Error responses").
 pub(super) fn named<E>(error: &SdkError<E, HttpResponse>) -> Option<Region> {
     let answer = error.raw_response()?;
@@ -49,7 +49,7 @@ pub(super) fn named<E>(error: &SdkError<E, HttpResponse>) -> Option<Region> {
         let (_, rest) = body.split_once("<Region>")?;
         rest.split_once("</Region>").map(|(region, _)| region.to_owned())
     };
-    // It becomes a part of a host's name.
+    // The region becomes a part of a host name.
     let is_region = |name: &String| {
         (1..=40).contains(&name.len())
             && name

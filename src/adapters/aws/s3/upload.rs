@@ -1,4 +1,4 @@
-//! Files become objects: in one request, or in parts.
+//! Uploads files, in one request or in parts.
 
 use std::io;
 use std::ops::Range;
@@ -52,7 +52,7 @@ impl ObjectWriter for S3 {
                 .await
                 .unwrap_or_else(|| Err(halted()));
         }
-        // Begun, it has to be ended: so its name is waited for.
+        // Not cancellable: a begun upload must be completed or aborted, which needs its id.
         let id = self.begin_parts(upload).await?;
         let uploaded = halt
             .run_until_cancelled(self.upload_parts(upload, &id))
@@ -65,46 +65,45 @@ impl ObjectWriter for S3 {
     }
 }
 
-/// An object of this size or more is uploaded in parts, in bytes: each can be tried again by
-/// itself.
+/// An object of this size or more, in bytes, is uploaded in parts, which are retried separately.
 const IN_PARTS_FROM: u64 = 32 << 20;
 
-/// The least that a part has, in bytes.
+/// The smallest part, in bytes.
 const PART: u64 = 16 << 20;
 
-/// S3 takes no more parts than this (S3 User Guide, "Amazon S3 multipart upload limits").
+/// The most parts that S3 accepts (S3 User Guide, "Amazon S3 multipart upload limits").
 const MOST_PARTS: u64 = 10_000;
 
-/// How many parts are on their way at a time.
+/// How many parts are uploaded at the same time.
 const STREAMS: usize = 4;
 
-/// What is read of a file at a time, in bytes.
+/// The size of a read from a file, in bytes.
 const BUFFER: usize = 256 << 10;
 
-/// Slower than this, in bytes a second, an upload counts as stalled: its request is given up, and
-/// sent again.
+/// An upload slower than this, in bytes a second, counts as stalled: its request is cancelled and
+/// repeated.
 const SLOWEST: u64 = 64 << 10;
 
-/// How fast parts are put together at the slowest, in bytes a second: S3 needs minutes for the
-/// largest objects.
+/// The slowest speed at which S3 combines parts, in bytes a second: the largest objects take
+/// minutes.
 const SLOWEST_COMPLETION: u64 = 32 << 20;
 
-/// Until an attempt to begin is answered: a stop waits for it.
+/// The limit of an attempt to begin an upload: a stop waits for it.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// An upload that is given up is not worth more of a stop.
+/// The limit of an abort: a stop should not spend more time on it.
 const ABORT_LIMIT: Duration = Duration::from_secs(2);
 
 impl S3 {
-    /// Each attempt at a request that sends so many bytes has a limit of its own, so that an answer
-    /// that does not come costs little beside the work. It is a third of what an answer to a read
-    /// may take: three attempts take as long.
+    /// Limits each attempt at a request that sends `bytes`, so that a missing answer costs little
+    /// time compared with the work. The limit starts at a third of the timeout of a read, so that
+    /// three attempts take as long as one read.
     fn within(&self, config: Builder, bytes: u64) -> Builder {
         let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
         config.timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
     }
 
-    /// Not where it is switched off (`AWS_REQUEST_CHECKSUM_CALCULATION`): some stores do not know
+    /// `AWS_REQUEST_CHECKSUM_CALCULATION` can switch this off: some stores do not support
     /// CRC64NVME.
     fn sends_checksums(&self) -> bool {
         self.config.request_checksum_calculation() != Some(RequestChecksumCalculation::WhenRequired)
@@ -112,7 +111,7 @@ impl S3 {
 
     async fn upload_whole(&self, upload: &Upload<'_>) -> Result<Uploaded, String> {
         let Upload { bucket, key, path, bytes, content_type } = *upload;
-        let checksum = checksum_of(hashed(path, 0..bytes).await?);
+        let checksum = checksum_of(hash(path, 0..bytes).await?);
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let file = body(path, 0..bytes).await?;
         let put = self.send(bucket, |config| {
@@ -120,11 +119,11 @@ impl S3 {
             let put = put
                 .set_expected_bucket_owner(self.expected_owner.clone())
                 .set_checksum_crc64_nvme(sent.clone());
-            let put = put.body(again(&file));
+            let put = put.body(reopened(&file));
             put.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = put.await.map_err(|why| write_error(bucket, key, &why))?;
-        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
+        compare(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
         Ok(Uploaded { etag: answer.e_tag.as_deref().and_then(unquoted), checksum })
     }
 
@@ -160,7 +159,7 @@ impl S3 {
         let ranges = (0..bytes.div_ceil(part)).map(|n| n * part..((n + 1) * part).min(bytes));
         let parts =
             (1..).zip(ranges).map(|(number, range)| self.upload_part(upload, id, number, range));
-        // In order, whichever is ready first.
+        // `buffered` keeps the order of the parts.
         let parts: Vec<_> = stream::iter(parts).buffered(STREAMS).try_collect().await?;
 
         let mut whole = Hasher::new(Algorithm::Crc64Nvme);
@@ -185,7 +184,7 @@ impl S3 {
         let complete = complete
             .set_expected_bucket_owner(self.expected_owner.clone())
             .multipart_upload(parts.build());
-        // What does not know our checksums need not know this either.
+        // A store without our checksums may not know this parameter, either.
         let size = bytes.try_into().ok().filter(|_| self.sends_checksums());
         let complete = complete.set_mpu_object_size(size);
         let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
@@ -204,9 +203,9 @@ impl S3 {
                 "s3://{bucket}/{key}: the answer to CompleteMultipartUpload has no eTag"
             ));
         }
-        // Each part was compared by S3; of the whole, some servers know only a hash of the parts'
+        // S3 has verified each part. For the whole, some servers return only a hash of the parts'
         // hashes.
-        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), whole)?;
+        compare(bucket, key, answer.checksum_crc64_nvme.as_deref(), whole)?;
         Ok(Uploaded { etag, checksum: whole.clone() })
     }
 
@@ -218,7 +217,7 @@ impl S3 {
         range: Range<u64>,
     ) -> Result<(CompletedPart, Hasher), String> {
         let Upload { bucket, key, path, .. } = *upload;
-        let hasher = hashed(path, range.clone()).await?;
+        let hasher = hash(path, range.clone()).await?;
         let checksum = checksum_of(hasher.clone());
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let (bytes, file) = (range.end - range.start, body(path, range).await?);
@@ -231,11 +230,11 @@ impl S3 {
                 .upload_id(id)
                 .part_number(number);
             let part = part.set_expected_bucket_owner(self.expected_owner.clone());
-            let part = part.set_checksum_crc64_nvme(sent.clone()).body(again(&file));
+            let part = part.set_checksum_crc64_nvme(sent.clone()).body(reopened(&file));
             part.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = part.await.map_err(|why| write_error(bucket, key, &why))?;
-        same(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
+        compare(bucket, key, answer.checksum_crc64_nvme.as_deref(), &checksum)?;
         let part = CompletedPart::builder()
             .part_number(number)
             .set_e_tag(answer.e_tag)
@@ -243,7 +242,7 @@ impl S3 {
         Ok((part.build(), hasher))
     }
 
-    /// So that nobody pays for parts of what will never be an object.
+    /// The parts of an incomplete upload cost money until it is aborted.
     async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
         let Upload { bucket, key, .. } = *upload;
         let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
@@ -262,8 +261,8 @@ impl S3 {
     }
 }
 
-/// Before it is sent, so that what is stored is what was on the disk.
-async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
+/// The checksum is computed before the upload, so that the stored bytes must match the disk's.
+async fn hash(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
     let of = path.to_owned();
     let hashed =
         tokio::task::spawn_blocking(move || Hasher::hash_file(Algorithm::Crc64Nvme, &of, range))
@@ -274,7 +273,7 @@ async fn hashed(path: &Path, range: Range<u64>) -> Result<Hasher, String> {
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Read while it is sent, and again if it has to be sent again.
+/// A body that reads the file while it is sent, and again for each retry.
 async fn body(path: &Path, range: Range<u64>) -> Result<SdkBody, String> {
     let body = ByteStream::read_from().path(path).buffer_size(BUFFER);
     let body =
@@ -283,7 +282,7 @@ async fn body(path: &Path, range: Range<u64>) -> Result<SdkBody, String> {
         .map_err(|error| format!("{}: {}", path.display(), aws::causes(&error)))
 }
 
-fn again(body: &SdkBody) -> ByteStream {
+fn reopened(body: &SdkBody) -> ByteStream {
     ByteStream::new(body.try_clone().expect("a file can be read again"))
 }
 
@@ -291,8 +290,8 @@ fn checksum_of(hasher: Hasher) -> Checksum {
     Checksum { algorithm: Algorithm::Crc64Nvme, value: hasher.value() }
 }
 
-/// Compares what the store says that it has with what was sent.
-fn same(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Result<(), String> {
+/// Compares the checksum of the stored object with that of the sent bytes.
+fn compare(bucket: &str, key: &str, stored: Option<&str>, sent: &Checksum) -> Result<(), String> {
     match stored.filter(|value| !value.contains('-')) {
         Some(stored) if stored != sent.value => Err(format!(
             "s3://{bucket}/{key}: CRC64NVME of the stored object is {stored}, expected {}",
@@ -307,9 +306,9 @@ mod tests {
     use super::super::super::testing::Canned;
     use super::*;
 
-    /// Stores that do not know our checksums refuse what came to S3 after them.
+    /// Stores without our checksums refuse newer headers of S3, too.
     #[tokio::test]
-    async fn nothing_that_only_s3_knows_is_sent_with_parts_where_checksums_are_switched_off() {
+    async fn no_headers_that_only_s3_supports_are_sent_if_checksums_are_switched_off() {
         let path = Path::new("big");
         let upload =
             Upload { bucket: "b", key: "k", path, bytes: 34_000_000, content_type: "text/plain" };

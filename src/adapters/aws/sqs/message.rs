@@ -1,4 +1,4 @@
-//! A message of SQS as a delivery.
+//! Converts an SQS message into a delivery.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, traceparent_from_xray};
 use crate::ports::ReceiveError;
 
-/// The message attribute of a sender that propagates a W3C trace context.
+/// The message attribute with a sender's W3C trace context.
 pub(super) const TRACEPARENT: &str = "traceparent";
 
 pub(super) fn delivery(
@@ -40,7 +40,7 @@ pub(super) fn delivery(
             "the queue sent a message without an id or a receipt handle".into(),
         ));
     };
-    // As the SDKs for Java and Go do: bytes that changed on the way may be anybody's work.
+    // The SDKs for Java and Go check this, too: a corrupted body must not start any work.
     if message
         .md5_of_body
         .is_some_and(|md5| !md5.eq_ignore_ascii_case(&hex::encode(Md5::digest(&body))))

@@ -1,10 +1,10 @@
-//! What a queue's URL says.
+//! Validates a queue's URL and reads its parts.
 
 use crate::adapters::aws::{self, answers};
 use crate::adapters::url;
 
-/// Checks the shape of a queue URL: scheme, host, and a path of at least two parts, the last a
-/// queue's name.
+/// Checks the form of a queue URL: scheme, host, and a path of at least two parts, the last of
+/// which is a queue name.
 pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
     let is_name = |name: &str| {
         let plain = name.strip_suffix(".fifo").unwrap_or(name);
@@ -28,12 +28,12 @@ pub fn check_queue_url(queue_url: &str) -> Result<(), String> {
     ))
 }
 
-/// A FIFO queue's name ends so, and nobody else's may.
+/// The names of FIFO queues, and only theirs, end in `.fifo`.
 pub fn is_fifo(queue_url: &str) -> bool {
     queue_url.strip_suffix(".fifo").is_some()
 }
 
-/// Is it a queue of AWS, and not of something that speaks its protocol?
+/// Whether this is a queue at AWS, and not at another server with its API.
 pub fn is_at_aws(queue_url: &str) -> bool {
     answers::is_at_aws(queue_url)
 }
@@ -52,7 +52,8 @@ pub(super) fn origin_of(url: &str) -> &str {
     &url[..url.len() - path]
 }
 
-/// Would the SDK find this host by the region alone? Not one of a VPC, of FIPS, or of anybody else.
+/// Whether the SDK derives this host from the region. It does not for hosts of VPC endpoints, of
+/// FIPS, or outside AWS.
 pub(super) fn is_aws_default(queue_url: &str) -> bool {
     let (Some(host), Some(region)) = (url::host_of(queue_url), aws::region_of(queue_url)) else {
         return false;
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_aws_own_hosts_are_left_to_the_sdk() {
+    fn the_sdk_derives_only_default_aws_hosts() {
         for default in [
             QUEUE_URL,
             "https://sqs.cn-north-1.amazonaws.com.cn/1/q",

@@ -1,16 +1,16 @@
-//! What a call that SQS refused, or did not answer, means.
+//! Classifies calls that SQS refused or did not answer.
 
 use crate::adapters::aws::Failure;
 use crate::job::delivery::ReceiptHandle;
 
-/// What a failed call means, whichever it was.
+/// The class of a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorClass {
-    /// The delivery is over: its handle expired, or never was one.
+    /// The delivery has ended: its handle has expired or is not valid.
     NotInFlight,
-    /// Hidden for more than 12 hours would be the result.
+    /// The message would be hidden for more than 12 hours.
     AtCeiling,
-    /// The same call will be refused again: no such queue, not permitted, not known.
+    /// The same call will be refused again: no such queue, no permission, unknown credentials.
     Hopeless,
     MayPass,
 }
@@ -27,14 +27,14 @@ impl ErrorClass {
         }
     }
 
-    /// By code and text, not by the SDK's variants: with a stale handle SQS answers
-    /// `InvalidParameterValue`, of which the model does not know (aws-sdk-net issue 1927).
+    /// Uses code and text, not the SDK's variants: for a stale handle SQS answers
+    /// `InvalidParameterValue`, which the SDK's model does not have (aws-sdk-net issue 1927).
     fn of_refusal(code: &str, message: &str) -> Self {
-        let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        let contains = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
         match plain(code) {
-            "InvalidParameterValue" if says(&["beyond the limit"]) => Self::AtCeiling,
+            "InvalidParameterValue" if contains(&["beyond the limit"]) => Self::AtCeiling,
             "InvalidParameterValue"
-                if says(&["not available for visibility", "expired", "does not exist"]) =>
+                if contains(&["not available for visibility", "expired", "does not exist"]) =>
             {
                 Self::NotInFlight
             }
@@ -44,13 +44,13 @@ impl ErrorClass {
             "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" | "InvalidSecurity"
             | "AccessDenied" => Self::Hopeless,
             code if is_about_credentials(code) => Self::Hopeless,
-            // Throttling, OverLimit, Kms…, ExpiredToken, 5xx, and what nobody has seen yet.
+            // Throttling, OverLimit, Kms…, ExpiredToken, 5xx, and unknown codes.
             _ => Self::MayPass,
         }
     }
 }
 
-/// An error's code without what differs between SQS's two protocols.
+/// An error code without the parts that differ between SQS's two protocols.
 pub(super) fn plain(code: &str) -> &str {
     let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
     code.strip_suffix("Exception").unwrap_or(code)
@@ -83,7 +83,7 @@ pub(super) fn advice(call: &str, code: &str) -> String {
     }
 }
 
-/// SQS quotes a handle that it refuses; whoever reads the log shall not have it.
+/// SQS quotes a handle that it refuses, and the log must not contain it.
 pub(super) fn without_handle(failure: Failure, receipt: &ReceiptHandle) -> Failure {
     let hide = |text: String| text.replace(receipt.expose(), "(the receipt handle)");
     match failure {
@@ -107,7 +107,7 @@ mod tests {
                            the message is beyond the limit [43200 seconds]";
 
     #[test]
-    fn a_refusal_is_read_by_code_and_text() {
+    fn a_refusal_is_classified_by_code_and_text() {
         let table = [
             ("AWS.SimpleQueueService.MessageNotInflight", "", ErrorClass::NotInFlight),
             ("MessageNotInflight", "", ErrorClass::NotInFlight),

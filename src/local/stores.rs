@@ -1,4 +1,4 @@
-//! What a pod keeps in S3, kept in a folder.
+//! The stores of a local run: a folder in place of the buckets of a pod.
 
 use std::sync::Arc;
 
@@ -18,18 +18,18 @@ use crate::telemetry::attempts::AttemptHistory;
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
 
-/// Made only if something is kept.
-pub struct Kept {
+/// The folder is created only if a setting needs it.
+pub struct Stores {
     pub checkpoints: Option<Checkpoints>,
     pub idempotency: Option<Idempotency>,
     pub attempts: Option<AttemptHistory>,
     pub outbox: LocalOutbox,
 }
 
-impl Kept {
+impl Stores {
     pub fn of(config: &LocalConfig, clock: Clock) -> Result<Self, FolderError> {
         let LocalConfig { outbox, state, records, work, .. } = config;
-        let is_kept = records.idempotency.is_some()
+        let is_needed = records.idempotency.is_some()
             || records.attempts.is_some()
             || work
                 .settings
@@ -38,7 +38,7 @@ impl Kept {
                 .any(|task| task.checkpoint.is_some() || task.output.is_some());
         let failed = |error| FolderError(format!("--state {}: {error}", state.display()));
         let store =
-            is_kept.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);
+            is_needed.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);
         let plan = work.settings.stop;
         Ok(Self {
             checkpoints: store.clone().map(|storage| Checkpoints { storage, clock }),
@@ -61,23 +61,26 @@ impl Kept {
             }),
             outbox: LocalOutbox {
                 folder: outbox.as_ref().map(FolderOutbox::new),
-                places: store.map(|writer| S3Outbox { writer }),
+                locations: store.map(|writer| S3Outbox { writer }),
             },
         })
     }
 }
 
-/// Results go where the task says, else into the outbox.
+/// Results go to the task's location, else into the outbox folder.
 pub struct LocalOutbox {
     folder: Option<FolderOutbox>,
-    places: Option<S3Outbox>,
+    locations: Option<S3Outbox>,
 }
 
 impl LocalOutbox {
     fn of(&self, to: Option<&LocationTemplate>) -> Option<&dyn Outbox> {
-        let places =
-            self.places.as_ref().filter(|_| to.is_some()).map(|places| places as &dyn Outbox);
-        places.or(self.folder.as_ref().map(|folder| folder as &dyn Outbox))
+        let locations = self
+            .locations
+            .as_ref()
+            .filter(|_| to.is_some())
+            .map(|locations| locations as &dyn Outbox);
+        locations.or(self.folder.as_ref().map(|folder| folder as &dyn Outbox))
     }
 }
 
