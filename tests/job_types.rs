@@ -589,7 +589,9 @@ async fn without_a_command_a_message_of_no_job_type_is_a_permanent_failure() {
     assert_eq!((command.runs(), deletes(&queue), queue.counts().in_flight), (0, 0, 1));
     let ended = &result.ended()[0];
     assert_eq!(ended.subject.objects.len(), 1, "the report names the object");
-    assert!(ended.error().is_some_and(|error| error.contains("no COMMAND for other messages")));
+    assert!(
+        ended.error().is_some_and(|error| error.contains("no COMMAND is set for other messages"))
+    );
 }
 
 #[tokio::test]

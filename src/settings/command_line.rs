@@ -1,4 +1,4 @@
-//! The words and the environment that the program is started with.
+//! The command line, and the environment variables that set its flags.
 
 #[cfg(feature = "aws")]
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use super::errors::fit_to_print;
 use super::pod::CHECK;
 use super::{Action, Cli, environment};
 
-/// The flags and variables given, parsed one by one. What does not parse is told with the flag's
-/// name.
+/// Parses this process's command line and variables. An error names the flag or variable that was
+/// given.
 pub fn parse() -> Result<Cli, clap::Error> {
     let words: Vec<OsString> = std::env::args_os().collect();
     #[cfg(feature = "aws")]
@@ -29,10 +29,10 @@ pub fn parse() -> Result<Cli, clap::Error> {
     checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)
 }
 
+/// Parses `run` without building the other subcommands: every pod starts with it, and building
+/// takes longer than parsing. `None` if the result depends on the other subcommands: for a help
+/// text, or to suggest a variable instead of an unknown one.
 #[cfg(feature = "aws")]
-/// Parses `run` without building the other subcommands, which takes longer than parsing: every pod
-/// starts with it. `None` if the answer needs the others: for a help text, or to name the variable
-/// that is nearest to an unknown one.
 fn parse_run(
     words: &[OsString],
     variables: &[(String, OsString)],
@@ -50,19 +50,19 @@ fn parse_run(
     let parsed =
         program.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
-        // It shows more of the program.
+        // The help text shows the whole program.
         Err(error) if error.kind() == ErrorKind::DisplayHelp => None,
         parsed => Some(parsed.map_err(fit_to_print)),
     }
 }
 
-/// The program's command line. Each flag has its variable, which nothing else names.
+/// The program's command line, with a variable for each flag.
 pub fn command() -> Command {
-    Cli::command().mut_subcommands(with_variables).mut_subcommands(without_those_of_run)
+    Cli::command().mut_subcommands(with_variables).mut_subcommands(hide_run_flags)
 }
 
-/// `check --help` shows its own flags, and where the others are.
-fn without_those_of_run(check: Command) -> Command {
+/// `check --help` shows only its own flags, and refers to `run --help` for the others.
+fn hide_run_flags(check: Command) -> Command {
     if check.get_name() != "check" {
         return check;
     }
@@ -83,12 +83,12 @@ fn with_variables(action: Command) -> Command {
     })
 }
 
-/// The variable of a flag, which is given without its dashes.
+/// The variable of a flag. `flag` is the name without dashes.
 pub fn variable(flag: &str) -> String {
     format!("LEASEHOLD_{}", flag.replace('-', "_").to_uppercase())
 }
 
-/// Charts set variables to nothing where they mean that they are not set.
+/// Treats an empty variable as unset: many charts leave a variable empty when its value is missing.
 fn empty_is_unset(program: Command) -> Command {
     let empty: Vec<OsString> = environment::all()
         .filter_map(|(name, value)| value.is_empty().then(|| name.into()))
@@ -104,9 +104,9 @@ fn empty_is_unset(program: Command) -> Command {
     })
 }
 
-/// The same for a program that does the work itself: there is no COMMAND, and flags may have other
-/// defaults, given as their names without dashes and their values. `words` begin with the program's
-/// own.
+/// Parses the command line of a program that does the work itself: it takes no COMMAND, and may
+/// have other defaults (flag names without dashes, and values). `words` begins with the program's
+/// name.
 pub fn parse_without_command(
     name: &'static str,
     defaults: &[(&'static str, &'static str)],
@@ -125,8 +125,9 @@ pub fn parse_without_command(
     for &(flag, value) in defaults {
         let is_it = |arg: &Arg| arg.get_long() == Some(flag);
         if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
-            let complaint =
-                format!("this program sets a default for --{flag}, but there is no such flag");
+            let complaint = format!(
+                "this program sets a default for --{flag}, which is not a flag of leasehold"
+            );
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         let with_default =
@@ -138,7 +139,7 @@ pub fn parse_without_command(
             let complaint = "this program does the work itself and takes no COMMAND";
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
-        // clap can be told that an argument is not required only where it was told that it is.
+        // The derived rule that COMMAND is required cannot be undone here, so a dummy satisfies it.
         words.extend(["--".into(), "the work".into()]);
     }
     let matches = program.try_get_matches_from_mut(words).map_err(fit_to_print)?;
@@ -153,13 +154,13 @@ pub fn parse_without_command(
     }
 }
 
-/// A setting that is said and makes sense for a command only.
+/// The first setting that was given although it only applies to a command.
 fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
     let work = match &cli.action {
         #[cfg(feature = "aws")]
         Action::Run(args) => &args.work,
         Action::Local(args) => &args.work,
-        // It would read a container of this program as one of leasehold's.
+        // The check would expect leasehold's own command line in the container.
         #[cfg(feature = "aws")]
         Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
         #[cfg(feature = "aws")]
@@ -168,8 +169,8 @@ fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
             return None;
         }
     };
-    let said = matches.subcommand()?.1.value_source("permanent_exit_codes");
-    if said.is_some_and(|source| source != ValueSource::DefaultValue) {
+    let source = matches.subcommand()?.1.value_source("permanent_exit_codes");
+    if source.is_some_and(|source| source != ValueSource::DefaultValue) {
         return Some("--permanent-exit-codes".to_owned());
     }
     let file = work.job_types.as_ref()?;
@@ -178,7 +179,7 @@ fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
         let has_codes =
             || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
         let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
-        let at = task.source.what(&format!("--{setting}")).in_file(path);
+        let at = task.source.position(&format!("--{setting}")).in_file(path);
         Some(format!("--job-types {at}: {setting}"))
     })
 }
@@ -191,9 +192,9 @@ fn checked(cli: Cli) -> Result<Cli, clap::Error> {
     Ok(cli)
 }
 
+/// Parses the settings of a container that runs `leasehold run`: its `LEASEHOLD_*` variables, and
+/// the words after `run`, which take precedence. This process's environment is not used.
 #[cfg(feature = "aws")]
-/// The flags of `run` as a container has them: its `LEASEHOLD_*` variables, and the words after
-/// `run`, which outrank them. Our own environment plays no part.
 pub fn container_args(
     variables: &BTreeMap<String, String>,
     words: &[String],
@@ -235,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_of_its_own_has_defaults_that_a_flag_outranks() {
+    fn a_flag_overrides_the_default_of_an_embedding_program() {
         let parse = |defaults: &[(&'static str, &'static str)], words: &str| {
             let words = words.split(' ').map(OsString::from).collect();
             parse_without_command("resize", defaults, words).map_err(|error| error.to_string())
@@ -273,10 +274,10 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("types.yaml");
         std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
-        let said = error(&[], &format!("resize local in --job-types {}", file.display()));
+        let text = error(&[], &format!("resize local in --job-types {}", file.display()));
         assert!(
-            said.contains("types.yaml, line 3 column 12: command: this program does"),
-            "{said}"
+            text.contains("types.yaml, line 3 column 12: command: this program does"),
+            "{text}"
         );
         assert!(error(&[], "resize check --manifest m.yaml").contains("--manifest: this program"));
         assert!(error(&[], "resize run").contains("Usage: resize run"));
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn run_alone_is_parsed_as_among_all_subcommands() {
+    fn the_fast_path_for_run_gives_the_same_result() {
         let variable = |name: &str| vec![(name.to_owned(), OsString::from("1"))];
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         let text = |parsed: Result<Cli, clap::Error>| match parsed {
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_has_its_variable() {
+    fn every_flag_has_a_variable() {
         command().debug_assert();
         for action in command().get_subcommands() {
             for arg in action.get_arguments() {

@@ -1,4 +1,4 @@
-//! The environment, and who we are. Nobody else reads them.
+//! Environment variables and the host name. No other module reads them.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
@@ -13,19 +13,20 @@ pub fn log_filter() -> Option<OsString> {
     variable("RUST_LOG")
 }
 
-/// The file of certificate authorities that other AWS tools would use, if one is set.
+/// The file of certificate authorities, from the variables that other AWS tools read, too.
 pub fn ca_bundle() -> Option<PathBuf> {
     ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(variable).map(PathBuf::from)
 }
 
-/// What AWS's own tools read.
+/// The variables that AWS tools read.
 pub fn aws() -> Vec<(String, OsString)> {
     all().filter(|(name, _)| name.starts_with("AWS_") || name == "HOME").collect()
 }
 
-/// Starts this program again, in the same process, if variables of AWS are set to nothing: charts
-/// do that for what is not wanted, and it means "not set" to every other tool. The SDK reads the
-/// environment itself, and no thread may change it.
+/// Starts this program again, in the same process, without the `AWS_` variables that are empty.
+/// Many charts leave a variable empty when its value is missing, and other AWS tools treat it as
+/// unset; the SDK for Rust does not. It reads the environment itself, which cannot be changed
+/// safely once threads run.
 pub fn without_empty_aws_variables() -> Result<(), String> {
     let (empty, others): (Vec<_>, Vec<_>) = variables()
         .partition(|(name, value)| name.as_bytes().starts_with(b"AWS_") && value.is_empty());
@@ -57,7 +58,7 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os()
 }
 
-/// A complaint about the first variable that looks like ours and is none: a silent typo costs days.
+/// The error for the first unknown `LEASEHOLD_` variable: an ignored typo would be hard to find.
 pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<String> {
     let ours: Vec<String> = names.filter(|name| is_ours(name)).collect();
     if ours.is_empty() {
@@ -79,12 +80,12 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
     ))
 }
 
-/// Is it a setting by its name, known or not?
+/// Whether the name has leasehold's prefix, known or not, and is not a Service's variable.
 pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with("LEASEHOLD_") && !is_service_variable(name)
 }
 
-/// Kubernetes sets such variables in every pod beside a Service called `leasehold` or
+/// Kubernetes sets such variables in every pod of a namespace with a Service called `leasehold` or
 /// `leasehold-…`.
 fn is_service_variable(name: &str) -> bool {
     let of_a_port = |rest: &str| {
@@ -99,11 +100,11 @@ fn is_service_variable(name: &str) -> bool {
         || name.contains("_SERVICE_PORT")
         || name.ends_with("_PORT")
         || name.rsplit_once("_PORT_").is_some_and(|(_, rest)| of_a_port(rest))
-        // LEASEHOLD_PORT_80_TCP_PORT splits at its last _PORT, which is its end.
+        // LEASEHOLD_PORT_80_TCP_PORT ends in a second _PORT.
         || name.strip_suffix("_PORT").and_then(|name| name.rsplit_once("_PORT_")).is_some_and(|(_, rest)| of_a_port(rest))
 }
 
-/// The host's, which in Kubernetes is the pod's.
+/// The host name; in Kubernetes it is the pod's name.
 pub fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     name.unwrap_or_else(|| "unknown".to_owned())

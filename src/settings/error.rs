@@ -1,11 +1,11 @@
-//! What can be wrong with the settings.
+//! Errors in settings.
 
 use std::time::Duration;
 
 use crate::adapters::url::without_userinfo;
 use crate::job::route::EventFilter;
 
-/// A setting that cannot work. Its text names the flags and the numbers.
+/// A setting that cannot work. The text names the flags and the limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     #[error("--queue-url is required")]
@@ -71,7 +71,7 @@ pub enum SettingError {
         "--job-types {at}: job type {name} is never used: {other}, which comes before it, matches every message"
     )]
     NeverReached { name: String, at: String, other: String },
-    #[error("it has no command, and there is no COMMAND to use instead")]
+    #[error("it has no command, and no COMMAND follows --")]
     NoCommand,
     #[error(
         "it matches {event}, which --events {events} does not include: messages about it are deleted"
@@ -104,7 +104,7 @@ pub enum SettingError {
     S3Timeout(Duration),
 }
 
-/// Rounded: nobody sets a millionth of a second.
+/// Rounded, since derived limits may have fractions of a second.
 fn show(duration: &Duration) -> String {
     if duration.subsec_nanos() == 0 {
         return humantime::format_duration(*duration).to_string();

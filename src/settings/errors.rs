@@ -1,5 +1,5 @@
-//! Complaints in the words of who reads them: the names that they wrote, and nothing of what they
-//! wrote that is a secret or moves the cursor.
+//! Prints errors with the names that the user gave (flag, variable or field), without passwords and
+//! without control characters.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use super::environment;
 use crate::adapters::url::without_userinfo;
 use crate::telemetry::plain::{Plain, PlainLines};
 
-/// The same complaint, fit for a terminal and a log.
+/// The same error, safe to print on a terminal and in a log.
 pub(super) fn fit_to_print(error: clap::Error) -> clap::Error {
     let error = without_secrets(error);
     let text = error.to_string();
@@ -22,8 +22,8 @@ pub(super) fn fit_to_print(error: clap::Error) -> clap::Error {
     clap::Error::raw(error.kind(), as_given.trim_start_matches("error: "))
 }
 
-/// A text about flags, with those named by their variables that are set so, and not on the command
-/// line.
+/// Replaces a flag's name by its variable's if the flag was set by the variable and not on the
+/// command line.
 pub fn as_given(text: &str) -> String {
     let words: Vec<OsString> = std::env::args_os().collect();
     let is_word = |flag: &str| {
@@ -38,7 +38,7 @@ pub fn as_given(text: &str) -> String {
     })
 }
 
-/// A text with other names for some flags, which `name` is asked for without their dashes.
+/// Replaces the flags for which `name` returns another name. `name` gets them without dashes.
 pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
     let mut parts = text.split("--");
     let mut renamed = parts.next().unwrap_or_default().to_owned();
@@ -66,11 +66,11 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     let has_changed = !changed.is_empty();
     for (kind, shown) in changed {
         error.insert(kind, ContextValue::String(shown));
-        // It quotes the same once more.
+        // The suggestion quotes the same value.
         error.remove(ContextKind::Suggested);
     }
-    // Why a value cannot be parsed is the parser's own text, which may quote a part of it, and
-    // cannot be replaced in place.
+    // The value parser's own message may quote a part of the value, and cannot be replaced in
+    // place.
     let Some(why) = error.source().map(ToString::to_string) else { return error };
     let shown = PlainLines(&why).to_string();
     if !has_changed && shown == why {
@@ -88,7 +88,7 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     clap::Error::raw(error.kind(), message)
 }
 
-/// How [`without_userinfo`] shows that it has taken something away.
+/// The mark that [`without_userinfo`] puts in the place of a user and password.
 const WITHOUT: &str = "[redacted]@";
 
 #[cfg(test)]
@@ -101,7 +101,7 @@ mod tests {
     fn complaint(words: &[&str]) -> String {
         let all = ["leasehold", "run", "--queue-url", "https://h/1/q"].iter().chain(words);
         let error = fit_to_print(Cli::command().try_get_matches_from(all).unwrap_err());
-        // As a terminal gets it, with colours.
+        // With colours, as on a terminal.
         let text = error.render().ansi().to_string();
         for part in ["s3cr3t", "\u{1b}[2J", "\u{9b}"] {
             assert!(!text.contains(part), "{words:?}: {text:?}");
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_move_the_cursor_is_shown_as_what_it_is() {
+    fn control_characters_are_escaped() {
         for words in [
             &["--output", "s3://\u{1b}[2J", "--", "true"][..],
             &["--\u{1b}[2J"],
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_get_the_names_that_they_were_given_by() {
+    fn an_error_names_the_variable_that_set_the_flag() {
         let name = |flag: &str| (flag == "wait").then(|| "LEASEHOLD_WAIT".to_owned());
         let renamed = rename_flags(
             "error: invalid value '90' for '--wait <TIME>' -- see --wait-long, --help, --",
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_harmless_complaint_is_claps_own() {
+    fn an_error_without_secrets_is_unchanged() {
         let complaint = |words: &[&str]| Cli::command().try_get_matches_from(words).unwrap_err();
         for words in [
             &["leasehold", "run", "--wait", "90"][..],

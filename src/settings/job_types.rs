@@ -1,5 +1,5 @@
-//! The file of job types (`--job-types`), as it is written. What it says is checked against
-//! everything else in [`super::resolve`].
+//! Parses the file of job types (`--job-types`). [`super::resolve`] checks it against the other
+//! settings.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::job::route::{EventFilter, KeyGlob, Task};
 pub struct JobTypesFile {
     #[schemars(length(min = 1))]
     pub job_types: Vec<TaskSettings>,
-    /// Where it is, if it was loaded.
+    /// The file's path, if it was loaded from one.
     #[serde(skip)]
     pub path: Option<String>,
 }
@@ -37,11 +37,11 @@ fn for_editors(schema: &mut Schema) {
     }
 }
 
-/// Where in the file an entry says what, by the settings' names.
+/// The position of each setting of one job type, by the setting's name.
 #[derive(Debug, Clone, Default)]
 pub struct SourceMap(BTreeMap<String, At>);
 
-/// A place in the file. Both count from 1.
+/// A position in the file. Both numbers count from 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct At {
     pub line: usize,
@@ -55,7 +55,7 @@ impl fmt::Display for At {
 }
 
 impl At {
-    /// `types.yaml, line 3 column 12`; without the file's name if that is not known.
+    /// `types.yaml, line 3 column 12`; without the file's name if it is unknown.
     pub fn in_file(self, path: &str) -> String {
         if path.is_empty() { self.to_string() } else { format!("{path}, {self}") }
     }
@@ -66,29 +66,29 @@ impl SourceMap {
         self.0.get("name").copied().unwrap_or_default()
     }
 
-    /// The complaint with the names of its own settings as a file has them, without the dashes of
-    /// flags.
-    pub fn in_its_words(&self, complaint: &str) -> String {
-        rename_flags(complaint, |flag| self.0.contains_key(flag).then(|| flag.to_owned()))
+    /// Removes the dashes of flags that are set in this job type: the file has no dashes.
+    pub fn with_field_names(&self, error: &str) -> String {
+        rename_flags(error, |flag| self.0.contains_key(flag).then(|| flag.to_owned()))
     }
 
-    /// Where the first setting is said that a complaint names (`--max-duration 13h is over …`); if
-    /// none is, the entry's name.
-    pub fn what(&self, complaint: &str) -> At {
+    /// The position of the first setting that an error names (`--max-duration 13h is over …`), or of
+    /// the job type's name.
+    pub fn position(&self, error: &str) -> At {
         let mut named =
-            complaint.split([' ', ':']).filter_map(|word| self.0.get(word.strip_prefix("--")?));
+            error.split([' ', ':']).filter_map(|word| self.0.get(word.strip_prefix("--")?));
         named.next().copied().unwrap_or_else(|| self.name())
     }
 }
 
-/// The file, as far as it says where something is said.
+/// The file again, parsed only for positions.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Located<T> {
     job_types: Vec<BTreeMap<String, T>>,
 }
 
-/// Which messages: they must match every field that is set. Without fields, all messages match.
+/// Which messages match: they must match every field that is set. Without fields, all messages
+/// match.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
@@ -105,13 +105,13 @@ pub struct Match {
     pub event: Option<EventFilter>,
 }
 
-/// The type's name in logs and metrics, and in JOB_TYPE.
+/// The job type's name in logs, metrics and JOB_TYPE.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$"))]
 pub struct Name(pub String);
 
-/// The flags': what is worked on by no job type.
+/// The name for messages that match no job type: the flags apply to them.
 impl Default for Name {
     fn default() -> Self {
         Self(Task::DEFAULT.to_owned())
@@ -134,15 +134,15 @@ impl TryFrom<String> for Name {
 }
 
 impl JobTypesFile {
-    /// TOML if the file's name ends so, else YAML, and so JSON. The error says what is wrong, and
-    /// in which line and column.
+    /// Reads TOML if the name ends in `.toml`, otherwise YAML, which includes JSON. The error has
+    /// the line and column.
     pub fn load(path: &str) -> Result<Self, String> {
         let file =
             Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))?;
         Ok(Self { path: Some(path.to_owned()), ..file })
     }
 
-    /// The same of a file that is read from elsewhere.
+    /// Like [`Self::load`], with the text from `read`.
     pub fn parse(
         path: &str,
         read: impl FnOnce() -> Result<String, String>,
@@ -177,9 +177,9 @@ impl JobTypesFile {
     }
 
     fn located<T>(mut self, located: Located<T>, at: impl Fn(&T) -> At) -> Self {
-        for (entry, said) in self.job_types.iter_mut().zip(located.job_types) {
+        for (entry, values) in self.job_types.iter_mut().zip(located.job_types) {
             entry.source =
-                SourceMap(said.iter().map(|(name, value)| (name.clone(), at(value))).collect());
+                SourceMap(values.iter().map(|(name, value)| (name.clone(), at(value))).collect());
         }
         self
     }

@@ -1,6 +1,6 @@
-//! Every setting, declared once: a flag, its variable `LEASEHOLD_<FLAG>` and, of what a job type
-//! may say otherwise, the field of the file that `--job-types` names. `task` has the latter, `pod`
-//! all others, `resolve` the rules across them.
+//! Every setting, declared once: its flag and its variable `LEASEHOLD_<FLAG>`. Settings in `task`
+//! are also fields of the file of job types; `pod` has all others, and `resolve` checks the rules
+//! across settings.
 
 pub mod command_line;
 pub mod environment;
@@ -19,8 +19,8 @@ pub use job_types::JobTypesFile;
 pub use pod::{CheckFormat, CheckSettings, RunSettings, SweepSettings};
 pub use pod::{InstallSettings, LocalSettings};
 
-/// Runs a command for each SQS message about an S3 object; hides the message meanwhile, and deletes
-/// it only on success.
+/// Runs a command for each SQS message about an S3 object. The message stays hidden while the
+/// command works, and is deleted only on success.
 #[derive(Debug, Parser)]
 #[command(
     name = "leasehold",
@@ -43,9 +43,9 @@ pub enum Action {
     /// Check the queue, the permissions and the manifest for mistakes, without receiving a message
     #[cfg(feature = "aws")]
     Check(Box<CheckSettings>),
-    /// Do what run does, without AWS: each file of a folder becomes an object and a message
+    /// Do what run does without AWS: each file in a folder becomes an object and a message
     Local(Box<LocalSettings>),
-    /// Print the JSON Schema of the file that --job-types reads, for editors
+    /// Print the JSON Schema of the job types file (--job-types), for editors
     Schema,
     /// Copy this program into a folder, for a container whose image does not contain it
     Install(InstallSettings),
@@ -54,7 +54,7 @@ pub enum Action {
     Sweep(SweepSettings),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page, in roff
+    /// Print the manual page (roff)
     Man,
     /// Print docs/reference.md
     #[cfg(feature = "aws")]
@@ -73,8 +73,8 @@ Examples:
   leasehold local ./inbox --outbox ./results -- ./process.sh
   leasehold check --manifest scaledjob.yaml --queue-url \"$QUEUE_URL\"
 
-Every flag can be set by a variable: --queue-url by LEASEHOLD_QUEUE_URL.
-The AWS SDK reads AWS_REGION, AWS_PROFILE, AWS_ENDPOINT_URL and others.
+Every flag has an environment variable: --queue-url is LEASEHOLD_QUEUE_URL.
+AWS_REGION, AWS_PROFILE, AWS_ENDPOINT_URL and others work as in other AWS tools.
 RUST_LOG filters the log, for example RUST_LOG=debug.
 
 Exit codes: 0 success, 1 the command failed, 65 permanent failure,

@@ -1,4 +1,5 @@
-//! What is the same for all job types: of a pod, of a folder, of a sweep, of a check.
+//! Settings that are the same for all job types, by subcommand: `run`, `check`, `sweep`, `local`,
+//! `install`.
 
 #[cfg(feature = "aws")]
 use std::net::SocketAddr;
@@ -37,8 +38,8 @@ pub struct RunSettings {
     #[command(flatten)]
     pub records: RecordSettings,
 
-    /// The message attribute that holds the idempotency key [default: a FIFO queue's deduplication
-    /// id unless it is a hash of the body, else the event]
+    /// The message attribute that holds the idempotency key [default: the FIFO queue's
+    /// deduplication id unless it is a hash of the body, else the event]
     #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
     pub idempotency_key: Option<String>,
 
@@ -46,7 +47,7 @@ pub struct RunSettings {
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
     pub expected_bucket_owner: Option<String>,
 
-    /// How long to wait for S3 to start or continue an answer; after that, the request is retried.
+    /// How long S3 may take to start or continue a response; after that, the request is retried.
     /// Uploads get a third of it, plus a second for each 64 KiB
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time, help_heading = WORK, hide_short_help = true)]
     pub s3_timeout: Duration,
@@ -62,7 +63,7 @@ pub struct RunSettings {
     pub metrics: MetricsSettings,
 }
 
-/// Where in S3 our own records go.
+/// Where leasehold's own records go in S3.
 #[derive(Debug, Clone, Args)]
 pub struct RecordSettings {
     /// Where to record finished work, so that a redelivered message is recognised and not processed
@@ -70,7 +71,7 @@ pub struct RecordSettings {
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<S3Location>,
 
-    /// Where to record each failed attempt: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
+    /// Where to record failed and stopped attempts: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
     pub attempts: Option<S3Location>,
 }
@@ -91,7 +92,7 @@ pub struct MetricsSettings {
     pub listen: Option<SocketAddr>,
 }
 
-/// Its flags are those of `run` as well: they are what is checked.
+/// `check` takes the flags of `run`, too: it checks them.
 #[cfg(feature = "aws")]
 #[derive(Debug, Args)]
 #[command(
@@ -100,13 +101,13 @@ pub struct MetricsSettings {
 #[command(mut_arg("queue_url", |arg| arg.required(false).required_unless_present_any(["manifest", "explain"])))]
 #[command(mut_arg("command", |arg| arg.required_unless_present_any(["manifest", "queue_url", "explain"])))]
 pub struct CheckSettings {
-    /// Check the ScaledJobs in this file of Kubernetes objects, as `kubectl kustomize` prints them;
-    /// - is standard input. Without --queue-url, nothing else is checked
+    /// Check the ScaledJobs in this file of Kubernetes objects, such as the output of `kubectl
+    /// kustomize`; - is standard input. Without --queue-url, only the file is checked
     #[arg(long, value_name = "FILE", help_heading = CHECK)]
     pub manifest: Option<PathBuf>,
 
-    /// Check the fields of --manifest against the CustomResourceDefinition of your cluster's KEDA,
-    /// as `kubectl get crd scaledjobs.keda.sh -o yaml` prints it
+    /// Check the fields of --manifest against your KEDA's CustomResourceDefinition, the output of
+    /// `kubectl get crd scaledjobs.keda.sh -o yaml`
     #[arg(long, value_name = "FILE", requires = "manifest", help_heading = CHECK)]
     pub crd: Option<PathBuf>,
 
@@ -114,7 +115,7 @@ pub struct CheckSettings {
     #[arg(long, value_name = "RULES", value_delimiter = ',', help_heading = CHECK)]
     pub ignore: Vec<Rule>,
 
-    /// Explain a finding, or all of them, without checking anything
+    /// Explain a finding (an id or name) or `all`, without checking anything
     #[arg(long, value_name = "RULE", help_heading = CHECK)]
     pub explain: Option<Explain>,
 
@@ -137,7 +138,7 @@ pub enum CheckFormat {
     Text,
     /// One JSON object
     Json,
-    /// A SARIF 2.1.0 log, which code hosts show beside the lines of the manifest
+    /// A SARIF 2.1.0 log, which code hosts show beside the manifest's lines
     Sarif,
 }
 
@@ -182,12 +183,12 @@ pub struct LocalSettings {
     /// The folder with the files to process, or one file
     pub inbox: PathBuf,
 
-    /// Where to put the results: the files that the command wrote into JOB_OUTPUT_DIR, in a folder
+    /// The folder for results: the files that the command wrote into JOB_OUTPUT_DIR, below a folder
     /// named after the input file
     #[arg(long, value_name = "DIR")]
     pub outbox: Option<PathBuf>,
 
-    /// How many files to process at the same time, as that many pods would
+    /// How many files to process at the same time, each like a pod
     #[arg(long, value_name = "N", default_value = "1")]
     pub concurrency: usize,
 
@@ -199,12 +200,12 @@ pub struct LocalSettings {
     #[arg(long, short, value_parser = BoolishValueParser::new())]
     pub quiet: bool,
 
-    /// Where to keep checkpoints, records and results of --output: s3://BUCKET/KEY is the file
-    /// BUCKET/KEY in this folder [default: a folder beside the outbox, or beside the inbox]
+    /// The folder that stands in for S3: s3://BUCKET/KEY of --checkpoint, --idempotency, --attempts
+    /// and --output is the file BUCKET/KEY in it [default: OUTBOX.state, or INBOX.state]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
 
-    /// How many times to try a file before it becomes a dead letter, as maxReceiveCount of a queue
+    /// How many times to try a file before it becomes a dead letter, like a queue's maxReceiveCount
     #[arg(long, value_name = "N", default_value = "3")]
     pub max_receive_count: u32,
 
@@ -212,7 +213,8 @@ pub struct LocalSettings {
     #[arg(long, value_enum, value_name = "MISHAP")]
     pub rehearse: Option<Mishap>,
 
-    /// How long a message may stay hidden in total, to test a hand-over [default: SQS's 12h]
+    /// The longest total time that a message can stay hidden; shorten it to test a hand-over
+    /// [default: SQS's 12h]
     #[arg(long, value_name = "TIME", value_parser = time, hide_short_help = true)]
     pub ceiling: Option<Duration>,
 
@@ -225,7 +227,7 @@ pub struct LocalSettings {
 
 #[derive(Debug, Args)]
 pub struct InstallSettings {
-    /// The folder to put the file `leasehold` into: a volume that both containers mount
+    /// The folder for the file `leasehold`: a volume that both containers mount
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 }
@@ -247,12 +249,11 @@ pub struct WorkSettings {
     #[arg(long, value_name = "EVENT,...", default_value_t, help_heading = RECEIVE)]
     pub events: EventFilter,
 
-    /// Accept a message whose body is not an S3 notification: the command gets the body as its
-    /// input
+    /// Accept messages that are not S3 notifications: the command gets the body as its input
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE)]
     pub accept_raw: bool,
 
-    /// Accept an empty object whose key ends in /, which S3 consoles create for a folder
+    /// Process empty objects whose keys end in /, which S3 consoles create for folders
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE, hide_short_help = true)]
     pub accept_folders: bool,
 
@@ -264,12 +265,12 @@ pub struct WorkSettings {
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
     pub work_dir: PathBuf,
 
-    /// How much --work-dir may hold: the sizeLimit of its emptyDir. An object that does not fit is
+    /// The size limit of --work-dir: the sizeLimit of its emptyDir. An object that does not fit is
     /// not downloaded [default: the free space]
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = WORK, hide_short_help = true)]
     pub work_dir_limit: Option<ByteSize>,
 
-    /// A YAML or TOML file of job types: commands and settings for some of the messages
+    /// A YAML, JSON or TOML file of job types: commands and settings for some of the messages
     #[arg(long, value_name = "FILE", value_parser = JobTypesFile::load, help_heading = WORK)]
     pub job_types: Option<JobTypesFile>,
 
@@ -277,11 +278,11 @@ pub struct WorkSettings {
     #[arg(long, value_name = "BUCKET,...", help_heading = WORK)]
     pub buckets: Vec<List<BucketName>>,
 
-    /// The pod's terminationGracePeriodSeconds
+    /// The pod's terminationGracePeriodSeconds; the shutdown fits into it
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, help_heading = STOP)]
     pub termination_grace: Duration,
 
-    /// After SIGTERM: make the message visible at once, or let its visibility timeout run out
+    /// After SIGTERM, make the message visible at once, or let its visibility timeout run out
     #[arg(long, value_enum, default_value = "release", help_heading = STOP)]
     pub on_stop: OnStop,
 
@@ -297,8 +298,8 @@ pub struct WorkSettings {
     #[arg(long, value_enum, help_heading = REPORT)]
     pub log_format: Option<LogFormat>,
 
-    /// The file to write the final report to, in addition to the log [default:
-    /// /dev/termination-log, if it exists]
+    /// The file for the final report, which is also in the log [default: /dev/termination-log, if
+    /// it exists]
     #[arg(long, value_name = "FILE", help_heading = REPORT, hide_short_help = true)]
     pub termination_log: Option<PathBuf>,
 }

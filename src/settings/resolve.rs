@@ -1,5 +1,5 @@
-//! Settings that have been checked: against their own limits, against each other, and against what
-//! SQS and the pod allow. Pure: what is wrong is found before anything is received.
+//! Checked settings: each within its own limits, consistent with each other, and within the limits
+//! of SQS and of the pod. The checks do no I/O, so a mistake is found before a message is received.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,25 +29,24 @@ use crate::telemetry::termination::TerminationLog;
 use crate::work::fetch::FetchPolicy;
 use crate::work::workspace::WorkDir;
 
-/// `leasehold run`. Groups of flags that need no check beyond their own are as the command line has
-/// them.
+/// `leasehold run`. Groups of flags that need no further check have the types of the command line.
 #[cfg(feature = "aws")]
 #[derive(Debug, Clone)]
 pub struct RunConfig {
     pub queue_url: String,
     pub concurrency: usize,
-    /// An account's number.
+    /// An AWS account id.
     pub expected_bucket_owner: Option<String>,
     pub s3_timeout: Duration,
     pub records: RecordSettings,
-    /// The message attribute that names a piece of work.
+    /// The message attribute that holds the idempotency key.
     pub idempotency_key: Option<String>,
     pub pushgateway: Option<PushgatewayConfig>,
     pub metrics: MetricsSettings,
     pub work: WorkConfig,
 }
 
-/// Where the metrics go.
+/// Where metrics are pushed.
 #[cfg(feature = "aws")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushgatewayConfig {
@@ -72,17 +71,17 @@ pub struct LocalConfig {
     pub outbox: Option<PathBuf>,
     pub concurrency: usize,
     pub verbosity: Verbosity,
-    /// The folder in the place of S3, made if something is kept there.
+    /// The folder that stands in for S3; created when the first object is stored.
     pub state: PathBuf,
     pub max_receive_count: u32,
     pub mishap: Option<Mishap>,
-    /// How long a message may be hidden in all.
+    /// The longest total time for which a message can be hidden.
     pub ceiling: Duration,
     pub records: RecordSettings,
     pub work: WorkConfig,
 }
 
-/// How much a person wants to read.
+/// How much `local` prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {
     Quiet,
@@ -90,13 +89,13 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// What both have.
+/// The settings that `run` and `local` share.
 #[derive(Debug, Clone)]
 pub struct WorkConfig {
     pub settings: Settings,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
-    /// Where the job types are.
+    /// The path of the file of job types.
     pub job_types_file: Option<String>,
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
@@ -223,7 +222,7 @@ impl TryFrom<LocalSettings> for LocalConfig {
     }
 }
 
-/// The rules across settings. Files were read before.
+/// Checks the rules across settings. Files have been read already.
 fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkConfig, SettingError> {
     let wait = args.wait.unwrap_or(defaults.wait);
     if wait.subsec_nanos() > 0 {
@@ -237,8 +236,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
         return Err(SettingError::Zero("termination-grace"));
     }
     let stop = StopPlan::new(termination_grace);
-    // The lease counts from before the request: a request no longer than a third of it leaves time
-    // to work.
+    // The lease counts from before the request, so a poll takes at most a third of it.
     let third = args.task.visibility_timeout.unwrap_or_default() / 3;
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
     let Defaults { ceiling, retry_min, retry_max, .. } = defaults;
@@ -318,8 +316,8 @@ fn resolve_job_types(
         let (name, source) = (settings.name.0.clone(), settings.source.clone());
         let refused = |why: SettingError| {
             let why = why.to_string();
-            let at = source.what(&why).in_file(&path);
-            SettingError::JobType { name: name.clone(), at, why: source.in_its_words(&why) }
+            let at = source.position(&why).in_file(&path);
+            SettingError::JobType { name: name.clone(), at, why: source.with_field_names(&why) }
         };
         let at = source.name().in_file(&path);
         if job_types.iter().any(|other| other.task.name == name) {
@@ -337,14 +335,14 @@ fn resolve_job_types(
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
 }
 
-/// `results` has `results.state` beside it.
+/// The default of `--state`: `results.state` for the folder `results`.
 fn beside(folder: &Path) -> PathBuf {
     let mut name = folder.file_name().unwrap_or("leasehold".as_ref()).to_owned();
     name.push(".state");
     folder.with_file_name(name)
 }
 
-/// What is different on a laptop, where nobody wants to wait.
+/// Defaults that differ between `run` and `local`, where waiting has no purpose.
 #[derive(Clone, Copy)]
 struct Defaults {
     ceiling: Duration,
@@ -366,8 +364,8 @@ const ON_A_LAPTOP: Defaults = Defaults {
     retry_max: Duration::from_secs(5),
 };
 
-/// What was removed cannot be fetched. A task that fetches may be asked for such events only if job
-/// types before it take them all.
+/// A removed object cannot be downloaded. A task that downloads may include removal events only if
+/// earlier job types match all of them.
 fn check_removals(
     events: &EventFilter,
     task: &Task,

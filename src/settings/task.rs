@@ -1,4 +1,4 @@
-//! What a job type may say otherwise, and how it is checked.
+//! The settings that a job type may override, and their checks.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -44,16 +44,17 @@ pub struct TaskSettings {
     #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
     pub input: Option<Input>,
 
-    /// Where to upload the results: the files that the command wrote into JOB_OUTPUT_DIR
+    /// Where to upload the results: the files that the command wrote into JOB_OUTPUT_DIR.
     ///
-    /// PREFIX may contain {key}, {name}, {stem}, {message_id} and {job_type}.
+    /// PREFIX may contain {key}, {name} (the last part of the key), {stem} (the name without its
+    /// extension), {message_id} and {job_type}.
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub output: Option<LocationTemplate>,
 
     /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are
-    /// restored for the next attempt
+    /// restored for the next attempt.
     ///
     /// PREFIX may contain the same placeholders as for --output. With checkpoints, --max-duration
     /// limits all attempts together and may be over 12 hours.
@@ -62,8 +63,8 @@ pub struct TaskSettings {
     #[schemars(with = "Option<String>")]
     pub checkpoint: Option<LocationTemplate>,
 
-    /// How often to save a checkpoint while the command runs [default: only when it ends without
-    /// success]
+    /// How often to save a checkpoint while the command runs [default: only when the command fails
+    /// or is stopped]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = WORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
@@ -80,26 +81,26 @@ pub struct TaskSettings {
     #[arg(long, value_enum, help_heading = WORK)]
     pub missing_object: Option<MissingObject>,
 
-    /// How the message is kept hidden from other consumers while the work runs
+    /// How to keep the message hidden from other consumers while the work runs
     #[arg(long, value_enum, default_value = "heartbeat", help_heading = LEASE)]
     pub visibility: Option<Visibility>,
 
-    /// The visibility timeout; with --visibility heartbeat, it is extended each time a third of it
-    /// has passed
+    /// The visibility timeout of the message; with --visibility heartbeat, it is extended each time
+    /// a third of it has passed
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub visibility_timeout: Option<Duration>,
 
-    /// How long the work on one message may take, from the receive; after that, it is stopped and
-    /// retried
+    /// How long the work on one message may take, from the receive; then the work is stopped and the
+    /// message retried
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
     pub max_duration: Option<Duration>,
 
-    /// How long the command may print nothing and report no progress; after that, it is stopped and
-    /// retried [default: no limit]
+    /// How long the command may print nothing and report no progress; then it is stopped and the
+    /// message retried [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = LEASE)]
     #[serde(default, deserialize_with = "values::duration")]
     #[schemars(with = "Option<String>")]
@@ -112,8 +113,8 @@ pub struct TaskSettings {
     #[schemars(with = "Option<String>")]
     pub stop_grace: Option<Duration>,
 
-    /// After a failure: release the message with a growing delay, or let its visibility timeout run
-    /// out
+    /// After a failure, make the message visible after a growing delay, or let its visibility
+    /// timeout run out
     #[arg(long, value_enum, default_value = "backoff", help_heading = RETRY)]
     pub retry: Option<RetryMode>,
 
@@ -151,28 +152,28 @@ pub enum Visibility {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryMode {
-    /// Release the message with a delay that doubles with each receive
+    /// Make the message visible after a random delay, whose limit doubles with each receive
     Backoff,
     /// Let its visibility timeout run out
     Expire,
 }
 
-/// What is the same for all job types of a pod.
+/// Settings that are the same for all job types of a pod.
 #[derive(Debug, Clone)]
 pub(super) struct PodRules {
     pub(super) stop: StopPlan,
     pub(super) longest_poll: Duration,
-    /// How long the queue hides a message in all.
+    /// The longest total time for which the queue hides a message.
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
-    /// Where nothing is said.
+    /// The default if neither the job type nor a flag sets it.
     pub(super) retry_min: Duration,
     pub(super) retry_max: Duration,
 }
 
 impl TaskSettings {
-    /// Its own, else the other's. Destructured, so that none can be forgotten.
+    /// Fills in missing settings from `other`. Destructured, so that no field can be forgotten.
     pub(super) fn or(self, other: &Self) -> Self {
         let Self {
             name,
@@ -197,7 +198,7 @@ impl TaskSettings {
         let other = other.clone();
         let either = |own: Vec<_>, other| if own.is_empty() { other } else { own };
         let max_duration = max_duration.or(other.max_duration);
-        // That of the flags need not fit a type whose work is short.
+        // The flag's stall timeout is dropped if it does not fit a job type with a short duration.
         let inherited = other
             .stall_timeout
             .filter(|inherited| max_duration.is_none_or(|longest| *inherited < longest));
@@ -223,7 +224,7 @@ impl TaskSettings {
         }
     }
 
-    /// Of a file: with what the flags say, and within what they allow.
+    /// The checked job type: missing settings come from the flags.
     pub(super) fn job_type(
         self,
         flags: &Self,
@@ -243,7 +244,7 @@ impl TaskSettings {
         Ok(JobType { matches, task: Arc::new(task), limits })
     }
 
-    /// What is run; `None` without a command.
+    /// The checked task; `None` without a command.
     pub(super) fn task(
         &self,
         may_get_bodies: bool,
@@ -281,7 +282,7 @@ impl TaskSettings {
         }))
     }
 
-    /// Every path of a stop fits the pod's grace and SQS's ceiling, or the run is not begun.
+    /// The checked limits: every path of a stop must fit into the pod's grace and SQS's 12 hours.
     pub(super) fn limits(&self, pod: &PodRules) -> Result<Limits, SettingError> {
         let PodRules { stop, longest_poll, ceiling, .. } = *pod;
         let visibility = self.visibility_timeout.expect(DEFAULT);
@@ -362,7 +363,6 @@ impl TaskSettings {
     }
 }
 
-/// Of what is not given.
 const DEFAULT: &str = "the flag has a default";
 
 fn whole_seconds(duration: Duration) -> Duration {
@@ -371,5 +371,5 @@ fn whole_seconds(duration: Duration) -> Duration {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A third of it is a second, the least that SQS counts.
+/// A third of it is one second, the smallest unit of SQS.
 const SHORTEST_VISIBILITY: Duration = Duration::from_secs(3);

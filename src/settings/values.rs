@@ -1,4 +1,4 @@
-//! Values as they are written, on the command line and in the file of job types alike.
+//! Parsers of values, for the command line and for the file of job types.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -12,8 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::job::s3_location::is_bucket_name;
 
-/// Values with commas between them, as people write them: with blanks, and perhaps a comma at the
-/// end.
+/// Values separated by commas. Blanks, and a comma at the end, are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List<T>(pub Vec<T>);
 
@@ -91,7 +90,7 @@ pub fn listen(text: &str) -> Result<SocketAddr, String> {
     all.map_or_else(|| text.parse().map_err(wrong), |port| Ok((Ipv4Addr::UNSPECIFIED, port).into()))
 }
 
-/// In a file: what has its own text.
+/// Deserializes any value that is parsed from text.
 pub fn text<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
     from: D,
 ) -> Result<Option<T>, D::Error> {
@@ -102,7 +101,7 @@ pub fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, 
     time(&String::deserialize(from)?).map(Some).map_err(D::Error::custom)
 }
 
-/// A command.
+/// A command, as a list of words.
 pub fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<OsString>, D::Error> {
     let words: Vec<String> = Deserialize::deserialize(from)?;
     if words.is_empty() {
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_written_as_people_write_them() {
+    fn lists_may_have_blanks_and_a_trailing_comma() {
         let codes = |text: &str| text.parse::<List<u8>>().map(|list| list.0);
         for text in ["65,66", "65, 66", " 65 ,66, ", "65,66,"] {
             assert_eq!(codes(text), Ok(vec![65, 66]), "{text}");
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn accounts_and_attributes_are_what_aws_takes() {
+    fn accounts_and_attributes_follow_the_rules_of_aws() {
         assert_eq!(account("123456789012\n"), Ok("123456789012".to_owned()));
         assert_eq!(attribute(" order-id "), Ok("order-id".to_owned()));
         for text in ["", "abc", "12345678901", "1234567890123"] {
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_written_as_in_kubernetes() {
+    fn sizes_use_the_units_of_kubernetes() {
         for (text, bytes) in
             [("20Gi", 20 << 30), ("500Mi", 500 << 20), ("1500M", 1_500_000_000), ("123", 123)]
         {

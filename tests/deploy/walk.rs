@@ -1,4 +1,4 @@
-//! The path of a new user: every command of "Fifteen minutes" in deploy/first-file.md, with moto in
+//! The path of a new user: every command of "Steps" in deploy/first-file.md, with moto in
 //! place of AWS, and without a registry and a cluster. Then the pod of the manifests is run.
 
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ impl Walkthrough {
 #[tokio::test]
 async fn the_first_file_page_leads_to_a_processed_file() {
     let newcomer = Walkthrough::new().await;
-    newcomer.sh(&commands("Fifteen minutes")).await;
+    newcomer.sh(&commands("Steps")).await;
     let calls = fs::read_to_string(newcomer.folder.path().join("calls")).unwrap();
     assert!(calls.contains("\nkubectl apply -k deploy/kustomize/own\n"), "{calls}");
 

@@ -22,7 +22,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "leasehold.region" -}}
 {{- $region := .Values.region | default (regexReplaceAll "^https://sqs\\.([a-z0-9-]+)\\..*$" .Values.queueUrl "${1}") -}}
 {{- if contains "/" $region -}}
-{{- fail (printf "region is required: queueUrl %q does not tell it" .Values.queueUrl) -}}
+{{- fail (printf "region is required: queueUrl %q does not contain it" .Values.queueUrl) -}}
 {{- end -}}
 {{- $region -}}
 {{- end -}}
@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* A value of a setting as leasehold reads it. */}}
+{{/* The value of a setting, in leasehold's format. */}}
 {{- define "leasehold.setting" -}}
 {{- if kindIs "slice" . -}}
 {{- join "," . -}}
@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The pod that works, or one that only looks (`action` is "check"). */}}
+{{/* The spec of the working pod, or of the pod that runs `leasehold check` (`action` is "check"). */}}
 {{- define "leasehold.pod" -}}
 {{- $root := .root -}}
 {{- $isCheck := eq .action "check" -}}
@@ -95,7 +95,7 @@ initContainers:
   volumeMounts:
   - {name: leasehold, mountPath: /opt/leasehold}
 {{- range .extraContainers }}
-{{- /* A native sidecar does not keep the Job from its end. */}}
+{{- /* A native sidecar does not keep the Job from completing. */}}
 - {{ toYaml (merge (dict "restartPolicy" "Always") (deepCopy .)) | nindent 2 | trim }}
 {{- end }}
 containers:
