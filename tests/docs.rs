@@ -290,6 +290,10 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
         }
         let of_this_call = words.iter().take_while(|word| is_assignment(word)).count();
         let set: Vec<_> = words.drain(..of_this_call).filter_map(|word| as_flag(&word)).collect();
+        // The alias of .cargo/config.toml.
+        if words.starts_with(&["cargo".to_owned(), "local".to_owned()]) {
+            "leasehold".clone_into(&mut words[0]);
+        }
         let is_cargo = words.first().is_some_and(|word| word == "cargo")
             && words.get(1).is_some_and(|word| word == "run");
         let is_embedded = is_cargo && words.iter().any(|word| word == "embedded");
@@ -356,6 +360,7 @@ fn a_line_is_split_as_by_a_shell() {
         ["./leasehold run --wait=1s -- a"]
     );
     assert_eq!(called("cargo run -- local in"), ["leasehold local in"]);
+    assert_eq!(called("cargo local in -- a"), ["leasehold local in -- a"]);
     assert_eq!(called("kubectl get leasehold"), Vec::<String>::new());
 }
 
