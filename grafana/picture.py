@@ -28,7 +28,7 @@ VARIABLES = {
     "$__range": f"{RANGE}s", "${queue:pipe}": ".*", "$namespace": ".*", "$queue": ".*", "$job_type": ".*",
 }
 COLOURS = {
-    "green": "#73bf69", "red": "#f2495c", "dark-red": "#c4162a", "orange": "#ff9830", "dark-orange": "#fa6400", "yellow": "#fade2a",
+    "green": "#73bf69", "red": "#f2495c", "dark-red": "#c4162a", "semi-dark-red": "#e02f44", "orange": "#ff9830", "dark-orange": "#fa6400", "yellow": "#fade2a",
     "blue": "#5794f2", "purple": "#b877d9", "dark-purple": "#8f3bb8", "text": "#d8d9da",
 }
 PALETTE = ["#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0", "#508642", "#cca300"]

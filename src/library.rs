@@ -274,7 +274,7 @@ impl Runner for InProcess {
             Some(Err(panic)) => (101, Some(format!("the work panicked: {panic}")), None),
             None => {
                 error!("the work did not end within --stop-grace and is cancelled");
-                return Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() });
+                return Ok(Exited::killed());
             }
         };
         if reason.is_some() || retry_after.is_some() {
@@ -285,6 +285,7 @@ impl Runner for InProcess {
             exit: Exit::Code(code),
             usage: None,
             stderr_tail: reason.into_iter().collect(),
+            out_of_memory: None,
         })
     }
 }

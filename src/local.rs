@@ -22,7 +22,6 @@ use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::rehearsal::Rehearsal;
 use crate::job::delivery::{MessageId, Redrive};
-use crate::job::outcome::Exit;
 use crate::job::report::{Ended, Observation, Report};
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
@@ -143,9 +142,7 @@ impl Runner for Killable {
     ) -> Result<Exited, StartError> {
         // Dropping a run kills its command.
         let ended = self.kill.run_until_cancelled(self.runner.run(command, halt, activity)).await;
-        ended.unwrap_or_else(|| {
-            Ok(Exited { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new() })
-        })
+        ended.unwrap_or_else(|| Ok(Exited::killed()))
     }
 }
 

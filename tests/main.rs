@@ -17,6 +17,7 @@ mod job_types;
 mod journey;
 mod library;
 mod local;
+mod memory;
 mod metrics;
 mod process;
 mod publish;

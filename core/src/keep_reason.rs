@@ -47,6 +47,8 @@ pub enum KeepReason {
     TimedOut,
     /// No output and no progress for `--stall-timeout`.
     Stalled,
+    /// The command reached the memory limit (`--memory-guard`), or the kernel killed it there.
+    OutOfMemory(String),
     /// The lease could no longer be proved while the work ran.
     LeaseLost(String),
     /// The work succeeded, but the lease ended before the delete.
@@ -122,6 +124,7 @@ impl KeepReason {
             Self::DeleteFailed(_)      => row("delete_failed",       75, AfterBackoff, false, Failure),
             Self::TimedOut             => row("timed_out",            1, AfterBackoff, false, Failure),
             Self::Stalled              => row("stalled",              1, AfterBackoff, false, Failure),
+            Self::OutOfMemory(_)       => row("out_of_memory",        1, AfterBackoff, false, Failure),
             Self::LeaseLost(_)         => row("lease_lost",          75, ByItself,     true,  Failure),
             Self::LostAfterSuccess     => row("lost_after_success",  75, ByItself,     true,  Failure),
             Self::LeaseExhausted       => row("lease_exhausted",     75, AtOnce,       true,  Failure),
@@ -160,6 +163,7 @@ impl fmt::Display for KeepReason {
             Self::TimedOut => f.write_str("the work took longer than --max-duration"),
             Self::Stalled => f.write_str("the command printed nothing and reported no progress for --stall-timeout; if it does print, its output is buffered: flush it, or start the command with stdbuf -oL",
             ),
+            Self::OutOfMemory(why) => write!(f, "the command ran out of memory: {why}"),
             Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
             Self::LostAfterSuccess => {
                 f.write_str("the work succeeded, but the lease had ended before the message could be deleted")

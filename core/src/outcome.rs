@@ -51,6 +51,8 @@ pub enum Failure {
     /// The command did not run: no work directory, or no such command.
     Start(String),
     Exit(Exit, CommandReport),
+    /// The command reached the memory limit (`--memory-guard`), or the kernel killed it there.
+    OutOfMemory(String),
     Publish(String),
     /// The idempotency record could not be read or written.
     Record(String),

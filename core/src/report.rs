@@ -228,6 +228,7 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::DeleteFailed(why()),
         KeepReason::TimedOut,
         KeepReason::Stalled,
+        KeepReason::OutOfMemory(why()),
         KeepReason::LeaseLost(why()),
         KeepReason::LostAfterSuccess,
         KeepReason::LeaseExhausted,
@@ -267,8 +268,8 @@ mod tests {
             use KeepReason::{
                 ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver,
                 LeaseExhausted, LeaseLost, LostAfterSuccess, NoJobType, NotANotification,
-                NotRecorded, Panicked, Permanent, PublishFailed, Stalled, Stopped, Temporary,
-                TimedOut, Unreadable,
+                NotRecorded, OutOfMemory, Panicked, Permanent, PublishFailed, Stalled, Stopped,
+                Temporary, TimedOut, Unreadable,
             };
             // The compiler fails here for a new reason until it is listed.
             match reason {
@@ -285,16 +286,17 @@ mod tests {
                 DeleteFailed(_) => 10,
                 TimedOut => 11,
                 Stalled => 12,
-                LeaseLost(_) => 13,
-                LostAfterSuccess => 14,
-                LeaseExhausted => 15,
-                HandedOver => 16,
-                Stopped => 17,
-                Panicked(_) => 18,
-                ActorDied(_) => 19,
+                OutOfMemory(_) => 13,
+                LeaseLost(_) => 14,
+                LostAfterSuccess => 15,
+                LeaseExhausted => 16,
+                HandedOver => 17,
+                Stopped => 18,
+                Panicked(_) => 19,
+                ActorDied(_) => 20,
             }
         };
         let all: Vec<_> = keep_reasons().iter().map(next).collect();
-        assert_eq!(all, (0..20).collect::<Vec<_>>());
+        assert_eq!(all, (0..21).collect::<Vec<_>>());
     }
 }

@@ -155,6 +155,7 @@ impl RetryPolicy {
                 (KeepReason::Permanent(exit), report)
             }
             Failure::Exit(exit, report) => (KeepReason::CommandFailed(exit), report),
+            Failure::OutOfMemory(why) => (KeepReason::OutOfMemory(why), CommandReport::default()),
             // Work is halted only during a stop; if this happens otherwise, it is not a success.
             Failure::Halted => (KeepReason::Stopped, CommandReport::default()),
             Failure::Panicked(why) => (KeepReason::Panicked(why), CommandReport::default()),

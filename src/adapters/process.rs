@@ -245,7 +245,12 @@ impl Runner for Processes {
         }
         let (exit, used) = running.end().await;
         output.drain().await;
-        Ok(Exited { exit, usage: Some(used), stderr_tail: output.stderr_tail() })
+        Ok(Exited {
+            exit,
+            usage: Some(used),
+            stderr_tail: output.stderr_tail(),
+            out_of_memory: None,
+        })
     }
 }
 

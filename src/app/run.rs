@@ -16,6 +16,7 @@ use crate::actors::supervisor::{self, World};
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
 use crate::ports::Runner;
 use crate::ports::clock::Clock;
@@ -92,7 +93,7 @@ async fn run_pod(
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
-        runner: in_process.map_or_else(runner, Ok)?,
+        runner: within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?,
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
@@ -143,4 +144,21 @@ fn pods_namespace() -> Option<String> {
     let namespace =
         std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;
     Some(namespace.trim().to_owned()).filter(|namespace| !namespace.is_empty())
+}
+
+/// A guard needs a limit. Without one, or without a cgroup, commands run as they are.
+fn within_memory_limit(
+    runner: Arc<dyn Runner>,
+    guard: Option<u8>,
+) -> Result<Arc<dyn Runner>, String> {
+    let cgroup = MemoryCgroup::of_this_process().filter(|cgroup| cgroup.limit().is_some());
+    match (cgroup, guard) {
+        (Some(cgroup), guard) => Ok(Arc::new(MemoryLimited::new(runner, cgroup, guard))),
+        (None, None) => Ok(runner),
+        (None, Some(_)) => {
+            Err("--memory-guard has no effect: this container has no memory limit; \
+             set resources.limits.memory, or remove the flag"
+                .to_owned())
+        }
+    }
 }

@@ -345,6 +345,15 @@ pub struct Exited {
     pub usage: Option<ResourceUsage>,
     /// The last lines of its standard error, the oldest first.
     pub stderr_tail: Vec<String>,
+    /// How it ran out of memory, if it did.
+    pub out_of_memory: Option<String>,
+}
+
+impl Exited {
+    /// A run that was dropped, which kills the command.
+    pub fn killed() -> Self {
+        Self { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new(), out_of_memory: None }
+    }
 }
 
 /// The command could not be started.

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
-use super::values::{BucketName, List, account, attribute, listen, size, time};
+use super::values::{BucketName, List, account, attribute, listen, percent, size, time};
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
@@ -55,6 +55,11 @@ pub struct RunSettings {
     /// How many messages to process at the same time; --max-messages limits the total
     #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
     pub concurrency: usize,
+
+    /// Stop the command when the memory of the container, without the page cache, reaches this share of
+    /// its limit [default: never]
+    #[arg(long, value_name = "PERCENT", value_parser = percent, help_heading = WORK, hide_short_help = true)]
+    pub memory_guard: Option<u8>,
 
     #[command(flatten)]
     pub pushgateway: PushgatewaySettings,

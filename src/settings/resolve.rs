@@ -41,6 +41,8 @@ pub struct RunConfig {
     pub records: RecordSettings,
     /// The message attribute that holds the idempotency key.
     pub idempotency_key: Option<String>,
+    /// In percent.
+    pub memory_guard: Option<u8>,
     pub pushgateway: Option<PushgatewayConfig>,
     pub metrics: MetricsSettings,
     pub work: WorkConfig,
@@ -114,6 +116,7 @@ impl TryFrom<RunSettings> for RunConfig {
             s3_timeout,
             records,
             idempotency_key,
+            memory_guard,
             pushgateway: to,
             metrics,
             work,
@@ -142,6 +145,7 @@ impl TryFrom<RunSettings> for RunConfig {
             s3_timeout,
             records,
             idempotency_key,
+            memory_guard,
             pushgateway,
             metrics,
             work,

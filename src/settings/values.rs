@@ -82,6 +82,13 @@ pub fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|error| format!("{error}; write for example 500Mi or 20Gi"))
 }
 
+/// `95%`, from 1 to 99.
+pub fn percent(text: &str) -> Result<u8, &'static str> {
+    let number = text.trim().strip_suffix('%').unwrap_or(text.trim());
+    let percent = number.parse().ok().filter(|percent| (1..=99).contains(percent));
+    percent.ok_or("write a share from 1% to 99%")
+}
+
 /// `IP:PORT`, or `:PORT` on all addresses.
 pub fn listen(text: &str) -> Result<SocketAddr, String> {
     let all = text.strip_prefix(':').and_then(|port| port.parse().ok());

@@ -103,6 +103,11 @@ impl CommandWorker {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
         facts.reason.clone_from(&result.report.reason);
+        if let Some(why) = ended.out_of_memory
+            && !until.halt.is_cancelled()
+        {
+            return Err(Failure::OutOfMemory(why));
+        }
         Ok((ended.exit, result.report))
     }
 

@@ -826,3 +826,13 @@ fn no_manifest_breaks_the_check() {
         }
     }
 }
+
+#[test]
+fn a_memory_guard_needs_a_memory_limit() {
+    let mut objects = good();
+    variable(&mut objects, "LEASEHOLD_MEMORY_GUARD", &json!("90%"));
+    assert_good("with a limit", &objects);
+    change(&mut objects, &at(CONTAINER, "/resources"), json!({ "requests": { "memory": "1Gi" } }));
+    let text = "--memory-guard 90% has no limit to compare with";
+    assert_finding("without a limit", &objects, Severity::Error, text);
+}

@@ -203,7 +203,7 @@ impl Runner for RandomWork {
                 fs::write(Path::new(directory).join(name), message).expect("writable");
             }
         }
-        Ok(Exited { exit, usage: None, stderr_tail: Vec::new() })
+        Ok(Exited { exit, usage: None, stderr_tail: Vec::new(), out_of_memory: None })
     }
 }
 

@@ -262,7 +262,12 @@ impl Runner for FakeCommand {
             Does::Panics => panic!("a bug, made on purpose"),
         };
         self.ran.lock().expect("not poisoned")[index].ended = Some(Instant::now());
-        Ok(Exited { exit, usage: Some(USED), stderr_tail: vec!["last words".to_owned()] })
+        Ok(Exited {
+            exit,
+            usage: Some(USED),
+            stderr_tail: vec!["last words".to_owned()],
+            out_of_memory: None,
+        })
     }
 }
 

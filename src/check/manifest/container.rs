@@ -113,6 +113,7 @@ impl<'a> ScaledJob<'a> {
         all.add(self.time_limits(&container).into());
         all.add(self.work_dir(&container).into());
         all.add(Vec::from_iter(termination_message(&container)).into());
+        all.add(Vec::from_iter(memory_limit(&container)).into());
         (Some(container), all)
     }
 
@@ -268,6 +269,22 @@ fn termination_message(container: &Container) -> Option<Finding> {
                 "Kubernetes reads {read}, but leasehold writes {written}: kubectl describe pod does not show why a pod failed"
             ),
             "remove terminationMessagePath and LEASEHOLD_TERMINATION_LOG, or set both to one file",
+        )
+    })
+}
+
+/// A pod whose guard has no limit exits before it receives a message.
+fn memory_limit(container: &Container) -> Option<Finding> {
+    let config = container.config_if_known(&["LEASEHOLD_MEMORY_GUARD"])?;
+    let percent = config.memory_guard?;
+    container.value["resources"]["limits"]["memory"].is_null().then(|| {
+        Finding::new(
+            Rule::NoMemoryLimit,
+            container.path.at("resources"),
+            format!(
+                "--memory-guard {percent}% has no limit to compare with: every pod exits with 78"
+            ),
+            "set resources.limits.memory, or remove the guard",
         )
     })
 }

@@ -193,6 +193,8 @@ rules! {
         "The probe runs a program, and the manifest does not show what it tests. Use httpGet on `/readyz` instead.";
     TerminationMessage "LH318" Warning "termination-message": "Kubernetes reads the termination message from another file",
         "leasehold writes the reason of a failure to `LEASEHOLD_TERMINATION_LOG`, but `kubectl describe pod` shows the file at terminationMessagePath. Remove both settings, or set both to one file.";
+    NoMemoryLimit "LH320" Error "no-memory-limit": "`--memory-guard` is set, but the container has no memory limit",
+        "The guard is a share of the limit, so each pod exits with 78. Set `resources.limits.memory`.";
     PodRegion "LH319" Error "pod-region": "The pod signs requests for another region than the queue's",
         "SQS refuses every request. Set `AWS_REGION` to the region in the queue URL.";
 
