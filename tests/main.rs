@@ -6,6 +6,7 @@
 mod support;
 
 mod architecture;
+mod arguments;
 mod chaos;
 mod checkpoint;
 mod deploy;

@@ -5,6 +5,7 @@
 //! (its name ends in `_at`), passed in by the caller. So tests can tabulate, search and replay
 //! every decision.
 
+pub mod arguments;
 pub mod backoff;
 pub mod claim;
 pub mod delivery;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arguments::{Argument, UnknownPlaceholder};
 use super::event;
 pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
@@ -101,7 +102,14 @@ impl Task {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     pub program: OsString,
-    pub args: Vec<OsString>,
+    pub args: Vec<Argument>,
+}
+
+impl CommandLine {
+    pub fn parse(program: OsString, words: &[OsString]) -> Result<Self, UnknownPlaceholder> {
+        let args = Argument::parse_all(&program, words)?;
+        Ok(Self { program, args })
+    }
 }
 
 /// How to treat an object that was deleted or overwritten since the event.

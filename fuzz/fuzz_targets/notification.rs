@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,7 @@ fuzz_target!(|bytes: &[u8]| {
         sent_at: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     let (asked_at, received_at, redrive) = (Duration::ZERO, Duration::ZERO, Redrive::Unknown);
     let received = Received { delivery, asked_at, received_at, redrive };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::adapters::url::without_userinfo;
+use crate::job::arguments::UnknownPlaceholder;
 use crate::job::route::EventFilter;
 
 /// A setting that cannot work. The text names the flags and the limits.
@@ -44,6 +45,10 @@ pub enum SettingError {
         "--accept-raw passes the message's body to the command as its input, and --input none passes no input: remove one of them"
     )]
     NoInput,
+    #[error("the command: {0}")]
+    Placeholder(#[from] UnknownPlaceholder),
+    #[error("the command contains {{input}}, and --input none passes no input: remove one of them")]
+    NoInputArgument,
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error(

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::error::SettingError;
 use super::job_types::{Match, Name, SourceMap};
 use super::values::{self, List, time};
+use crate::job::arguments::Placeholder;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::route::{
@@ -35,6 +36,9 @@ pub struct TaskSettings {
 
     /// The program to run for each object, and its arguments; with --job-types, for objects that
     /// match no job type
+    ///
+    /// The arguments may contain {input}, {uri}, {bucket}, {key}, {name}, {stem}, {version_id},
+    /// {output_dir}, {message_id}, {receive_count}, {job_type} and {attributes.NAME}.
     #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
@@ -267,10 +271,14 @@ impl TaskSettings {
                 return Err(SettingError::NoObject(flag));
             }
         }
+        let command = CommandLine::parse(program.clone(), words)?;
+        if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
+            return Err(SettingError::NoInputArgument);
+        }
         let interval = self.checkpoint_interval;
         Ok(Some(Task {
             name: self.name.0.clone(),
-            command: CommandLine { program: program.clone(), args: words.to_vec() },
+            command,
             input,
             missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,

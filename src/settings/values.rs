@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use crate::job::arguments::Argument;
 use crate::job::s3_location::is_bucket_name;
 
 /// Values separated by commas. Blanks, and a comma at the end, are accepted.
@@ -104,10 +105,12 @@ pub fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, 
 /// A command, as a list of words.
 pub fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<OsString>, D::Error> {
     let words: Vec<String> = Deserialize::deserialize(from)?;
-    if words.is_empty() {
-        return Err(D::Error::custom("the command is empty"));
-    }
-    Ok(words.into_iter().map(OsString::from).collect())
+    let words: Vec<_> = words.into_iter().map(OsString::from).collect();
+    let (program, arguments) =
+        words.split_first().ok_or_else(|| D::Error::custom("the command is empty"))?;
+    // Again later; here for its place in the file.
+    Argument::parse_all(program, arguments).map_err(D::Error::custom)?;
+    Ok(words)
 }
 
 pub fn codes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<List<u8>>, D::Error> {

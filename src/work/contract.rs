@@ -1,8 +1,10 @@
 //! Collects the facts about a job.
 
+use std::ffi::OsString;
 use std::time::SystemTime;
 
 use super::workspace::Workspace;
+use crate::job::arguments::{BadArgument, Values};
 use crate::job::delivery::Redrive;
 use crate::job::notification::Record;
 use crate::job::report::Subject;
@@ -22,6 +24,20 @@ pub struct JobContext<'a> {
 }
 
 impl JobContext<'_> {
+    /// The arguments of the command, with the values of this job.
+    pub fn arguments(&self, facts: &JobFacts) -> Result<Vec<OsString>, BadArgument> {
+        let values = Values {
+            input: facts.input.as_deref(),
+            output_dir: &facts.output_dir,
+            object: self.record.map(|record| &record.object),
+            message_id: &facts.message_id,
+            receive_count: facts.receive_count,
+            job_type: &facts.job_type,
+            attributes: &self.subject.attributes,
+        };
+        self.task.command.args.iter().map(|argument| argument.fill(&values)).collect()
+    }
+
     pub fn facts(&self) -> JobFacts {
         let Self { job_id, subject, record, task, deadline, space } = self;
         let Subject { message_id, receive_count, redrive, traceparent, .. } = subject;

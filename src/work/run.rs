@@ -77,10 +77,11 @@ impl CommandWorker {
             deadline: self.wall_clock(until.deadline_at),
             space,
         };
+        let job = context.facts();
         let command = Command {
             program: work.task.command.program.clone(),
-            args: work.task.command.args.clone(),
-            job: context.facts(),
+            args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
+            job,
             stdin: (work.task.input == Input::Stdin).then(|| space.input()),
             stop_grace: stop.command,
         };
