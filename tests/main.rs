@@ -13,6 +13,7 @@ mod deploy;
 mod docs;
 mod end_to_end;
 mod examples;
+mod fixed_paths;
 mod idempotency;
 mod job_types;
 mod journey;

@@ -1,6 +1,7 @@
 //! 3 Routed: which records are work, and their job type, command and limits.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +75,10 @@ pub struct Task {
     pub name: String,
     pub command: CommandLine,
     pub input: Input,
+    /// Where a link to the input is, while the command runs.
+    pub input_at: Option<PathBuf>,
+    /// Where a link to the directory for results is, while the command runs.
+    pub output_at: Option<PathBuf>,
     /// If `None`, a deleted object is retried, and an overwritten one is a failure.
     pub missing_object: Option<MissingObject>,
     /// How long the command may show no activity; without a limit if `None`.

@@ -34,6 +34,8 @@ fuzz_target!(|bytes: &[u8]| {
             name: Task::DEFAULT.to_owned(),
             command: CommandLine { program: "true".into(), args: Vec::new() },
             input: Input::File,
+            input_at: None,
+            output_at: None,
             missing_object: None,
             stall_timeout: None,
             output: None,

@@ -49,6 +49,18 @@ pub enum SettingError {
     Placeholder(#[from] UnknownPlaceholder),
     #[error("the command contains {{input}}, and --input none passes no input: remove one of them")]
     NoInputArgument,
+    #[error(
+        "--input-at is the path of the input, and --input none passes no input: remove one of them"
+    )]
+    NoInputAt,
+    #[error(
+        "--input-at and --output-at must not be the same path, and neither may be in the other"
+    )]
+    FixedPathsOverlap,
+    #[error(
+        "--concurrency {0} processes several messages at the same time, and {1} is one path: remove one of them"
+    )]
+    FixedPathShared(usize, &'static str),
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error(

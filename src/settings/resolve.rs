@@ -135,6 +135,7 @@ impl TryFrom<RunSettings> for RunConfig {
         let pushgateway = pushgateway(to)?;
         let fifo = queue_url::is_fifo(&queue_url);
         let work = resolve(work, IN_A_POD, fifo)?;
+        check_shared_paths(&work.settings.policy, concurrency)?;
         Ok(Self {
             queue_url,
             concurrency,
@@ -201,6 +202,7 @@ impl TryFrom<LocalSettings> for LocalConfig {
             return Err(SettingError::Ceiling(ceiling));
         }
         let work = resolve(work, Defaults { ceiling, ..ON_A_LAPTOP }, false)?;
+        check_shared_paths(&work.settings.policy, concurrency)?;
         let state = state.unwrap_or_else(|| beside(outbox.as_deref().unwrap_or(&inbox)));
         let verbosity = match (verbose, quiet) {
             (true, _) => Verbosity::Verbose,
@@ -333,6 +335,19 @@ fn resolve_job_types(
         job_types.push(job_type.map_err(refused)?);
     }
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
+}
+
+/// A fixed path is that of one message at a time.
+fn check_shared_paths(policy: &Policy, concurrency: usize) -> Result<(), SettingError> {
+    let flag = |task: &Arc<Task>| match (&task.input_at, &task.output_at) {
+        (Some(_), _) => Some("--input-at"),
+        (None, Some(_)) => Some("--output-at"),
+        (None, None) => None,
+    };
+    match policy.tasks().find_map(flag) {
+        Some(flag) if concurrency > 1 => Err(SettingError::FixedPathShared(concurrency, flag)),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The default of `--state`: `results.state` for the folder `results`.

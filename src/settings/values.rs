@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{AddrParseError, Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -47,6 +48,29 @@ impl FromStr for BucketName {
         } else {
             Err("this is not a valid bucket name")
         }
+    }
+}
+
+/// An absolute path that is not the root, without `..`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AbsolutePath(pub PathBuf);
+
+impl FromStr for AbsolutePath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let path = Path::new(text.trim());
+        let mut parts = path.components();
+        let is_absolute = parts.next() == Some(Component::RootDir);
+        let is_sound = |part: Component<'_>| matches!(part, Component::Normal(_));
+        if !is_absolute || parts.clone().next().is_none() || !parts.all(is_sound) {
+            return Err("it must be an absolute path without .., such as /opt/ml/input/data.csv");
+        }
+        if text.contains(char::is_control) {
+            return Err("it contains a line break or another control character");
+        }
+        // Without slashes at the end.
+        Ok(Self(path.components().collect()))
     }
 }
 
@@ -145,6 +169,15 @@ mod tests {
         assert!(
             "s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name")
         );
+    }
+
+    #[test]
+    fn fixed_paths_are_absolute() {
+        let path = |text: &str| text.parse::<AbsolutePath>().map(|path| path.0);
+        assert_eq!(path("/opt/ml//input/./x/"), Ok("/opt/ml/input/x".into()));
+        for text in ["", "/", "//", "input", "./input", "/a/../b", "/a\nb"] {
+            assert!(path(text).is_err(), "{text}");
+        }
     }
 
     #[test]

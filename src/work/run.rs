@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::contract::JobContext;
 use super::fetch::{self, Fetched, FetchedObject};
+use super::fixed_paths::FixedPaths;
 use super::object_work::{Done, ObjectWork, Until};
 use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
@@ -88,6 +89,8 @@ impl CommandWorker {
         if until.halt.is_cancelled() {
             return Err(Failure::Halted);
         }
+        let links = FixedPaths::create(&work.task, command.job.input.as_deref(), &space.output())
+            .map_err(Failure::Start)?;
         let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
         let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
@@ -104,6 +107,9 @@ impl CommandWorker {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
         facts.reason.clone_from(&result.report.reason);
+        if ended.exit == Exit::Code(0) {
+            links.check_output().map_err(Failure::Publish)?;
+        }
         Ok((ended.exit, result.report))
     }
 
