@@ -20,6 +20,7 @@ mod journey;
 mod library;
 mod local;
 mod metrics;
+mod mounts;
 mod process;
 mod publish;
 mod queue_contract;

@@ -15,6 +15,7 @@ pub mod keeper;
 pub mod key_glob;
 pub mod lease;
 pub mod lifecycle;
+pub mod mount;
 pub mod notification;
 pub mod outcome;
 pub mod report;

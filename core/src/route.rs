@@ -139,6 +139,8 @@ pub enum Input {
     File,
     /// As a file, and also on standard input
     Stdin,
+    /// As a file of a mounted bucket, see --mount: the object is not downloaded
+    Mount,
     /// Not at all: the object is not downloaded
     None,
 }

@@ -61,6 +61,12 @@ pub enum SettingError {
         "--concurrency {0} processes several messages at the same time, and {1} is one path: remove one of them"
     )]
     FixedPathShared(usize, &'static str),
+    #[error("--input mount needs --mount: write for example --mount s3://bucket=/mnt/bucket")]
+    NoMount,
+    #[error("--mount has no effect without --input mount")]
+    UnusedMount,
+    #[error("--mount has the location of {0} twice: remove one of them")]
+    SameMount(String),
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error(

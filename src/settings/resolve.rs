@@ -11,6 +11,7 @@ use super::pod::{LocalSettings, RecordSettings, WorkSettings};
 #[cfg(feature = "aws")]
 use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
+use super::values::{BucketMount, List};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::local::rehearsal::Mishap;
@@ -19,6 +20,7 @@ use crate::adapters::url;
 use crate::job::event::EventFilter;
 use crate::job::lease::CEILING;
 use crate::job::lifecycle::Policy;
+use crate::job::mount::Mount;
 use crate::job::route::{Input, JobType, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
@@ -270,6 +272,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     if let Some(task) = &task {
         check_removals(&args.events, task, &job_types)?;
     }
+    let mounts = mounts(args.mount, job_types.iter().map(|it| &*it.task).chain(&task))?;
     Ok(WorkConfig {
         settings: Settings {
             policy: Policy {
@@ -291,6 +294,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
                 .flat_map(|list| list.0)
                 .map(|bucket| bucket.0)
                 .collect(),
+            mounts,
             ..FetchPolicy::default()
         },
         work_dir: WorkDir {
@@ -335,6 +339,26 @@ fn resolve_job_types(
         job_types.push(job_type.map_err(refused)?);
     }
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
+}
+
+/// The mounts of the flags, which the tasks use.
+fn mounts<'a>(
+    lists: Vec<List<BucketMount>>,
+    mut tasks: impl Iterator<Item = &'a Task>,
+) -> Result<Vec<Mount>, SettingError> {
+    let mounts: Vec<_> = lists.into_iter().flat_map(|list| list.0).map(|mount| mount.0).collect();
+    let is_used = tasks.any(|task| task.input == Input::Mount);
+    match mounts.is_empty() {
+        true if is_used => return Err(SettingError::NoMount),
+        false if !is_used => return Err(SettingError::UnusedMount),
+        true | false => {}
+    }
+    for (number, mount) in mounts.iter().enumerate() {
+        if mounts[..number].iter().any(|other| other.location == mount.location) {
+            return Err(SettingError::SameMount(mount.to_string()));
+        }
+    }
+    Ok(mounts)
 }
 
 /// A fixed path is that of one message at a time.

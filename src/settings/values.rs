@@ -12,6 +12,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use crate::job::arguments::Argument;
+use crate::job::mount::Mount;
 use crate::job::s3_location::is_bucket_name;
 
 /// Values separated by commas. Blanks, and a comma at the end, are accepted.
@@ -71,6 +72,21 @@ impl FromStr for AbsolutePath {
         }
         // Without slashes at the end.
         Ok(Self(path.components().collect()))
+    }
+}
+
+/// A bucket, or a part of it, and the directory where it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketMount(pub Mount);
+
+impl FromStr for BucketMount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A prefix may contain an equals sign: `s3://tables/day=3=/tables`.
+        let at = text.rfind("=/").ok_or("write for example s3://bucket/prefix=/mnt/bucket")?;
+        let directory: AbsolutePath = text[at + 1..].parse()?;
+        Ok(Self(Mount { location: text[..at].parse()?, directory: directory.0 }))
     }
 }
 
@@ -177,6 +193,21 @@ mod tests {
         assert_eq!(path("/opt/ml//input/./x/"), Ok("/opt/ml/input/x".into()));
         for text in ["", "/", "//", "input", "./input", "/a/../b", "/a\nb"] {
             assert!(path(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_a_location_and_a_directory() {
+        let mounts = |text: &str| {
+            let list: Result<List<BucketMount>, _> = text.parse();
+            list.map(|list| list.0.iter().map(|mount| mount.0.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            mounts("s3://in=/in/, s3://in/day=3/x=/mnt/x"),
+            Ok(vec!["s3://in=/in".to_owned(), "s3://in/day=3/x=/mnt/x".to_owned()])
+        );
+        for text in ["s3://in", "in=/in", "s3://in=in", "s3://in=/", "s3://in=/a/../b", "=/in"] {
+            assert!(mounts(text).is_err(), "{text}");
         }
     }
 
