@@ -30,3 +30,4 @@ mod scenarios;
 mod settings;
 mod simulation;
 mod terminal;
+mod workers_command;
