@@ -120,8 +120,8 @@ fn yaml_and_toml_have_the_same_meaning() {
     // The stop needs fifteen seconds of it.
     assert_eq!(exports.limits.strategy, Strategy::Fixed(105 * S));
     assert_eq!((exports.limits.retry.retry, exports.limits.stop_grace), (Retry::Expire, 5 * S));
-    let command =
-        CommandLine { program: "python3".into(), args: vec!["load.py".into(), "--fast".into()] };
+    let words = ["load.py".into(), "--fast".into()];
+    let command = CommandLine::parse("python3".into(), &words).unwrap();
     assert_eq!((exports.task.input, &exports.task.command), (Input::Stdin, &command));
 }
 
@@ -205,6 +205,7 @@ fn an_invalid_file_is_refused_with_its_line_and_column() {
         ("permanent-exit-codes: [256]", "line 3 column 28", "u8"),
         ("name: twice", "line 3 column 5", "duplicate"),
         ("command: python3", "line 3 column 14", "sequence"),
+        ("command: [python3, x.py, '{imput}']", "line 3 column 14", "did you mean {input}?"),
     ] {
         let complained =
             refused("types.yaml", &format!("job-types:\n  - name: one\n    {line}\n"), "");
@@ -509,7 +510,7 @@ async fn a_message_follows_the_settings_of_its_job_type() {
     let mut job_type = by_key("keys", "k");
     job_type.task = Arc::new(Task {
         name: "keys".to_owned(),
-        command: CommandLine { program: "special".into(), args: vec!["--fast".into()] },
+        command: CommandLine::parse("special".into(), &["--fast".into()]).unwrap(),
         input: Input::None,
         ..task()
     });

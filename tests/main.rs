@@ -6,12 +6,14 @@
 mod support;
 
 mod architecture;
+mod arguments;
 mod chaos;
 mod checkpoint;
 mod deploy;
 mod docs;
 mod end_to_end;
 mod examples;
+mod fixed_paths;
 mod idempotency;
 mod job_types;
 mod journey;
@@ -19,6 +21,7 @@ mod library;
 mod local;
 mod memory;
 mod metrics;
+mod mounts;
 mod process;
 mod publish;
 mod queue_contract;
@@ -28,3 +31,4 @@ mod scenarios;
 mod settings;
 mod simulation;
 mod terminal;
+mod workers_command;

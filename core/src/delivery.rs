@@ -1,5 +1,6 @@
 //! 1 Received: one delivery of a message by the queue.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -69,6 +70,8 @@ pub struct Delivery {
     pub idempotency_key: Option<String>,
     /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
     pub traceparent: Option<String>,
+    /// The message attributes that are text: SQS's types String and Number.
+    pub attributes: BTreeMap<String, String>,
 }
 
 impl Delivery {
@@ -174,6 +177,7 @@ mod tests {
             sent_at: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
         };
         assert!(!format!("{delivery:?} {:?}", delivery.receipt).contains("secret"));
     }

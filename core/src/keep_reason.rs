@@ -152,7 +152,7 @@ impl fmt::Display for KeepReason {
             }
             Self::NoJobType(why) => write!(f, "the message has no job type: {why}"),
             Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
-            Self::Unreadable(why) => write!(f, "the object cannot be read: {why}"),
+            Self::Unreadable(why) => write!(f, "the object cannot be used: {why}"),
             Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
             Self::CommandFailed(exit) => write!(f, "the command failed with {exit}"),
             Self::Permanent(exit) => write!(f, "the command reported a permanent failure ({exit})"),

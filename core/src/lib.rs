@@ -5,6 +5,7 @@
 //! (its name ends in `_at`), passed in by the caller. So tests can tabulate, search and replay
 //! every decision.
 
+pub mod arguments;
 pub mod backoff;
 pub mod claim;
 pub mod delivery;
@@ -14,6 +15,7 @@ pub mod keeper;
 pub mod key_glob;
 pub mod lease;
 pub mod lifecycle;
+pub mod mount;
 pub mod notification;
 pub mod outcome;
 pub mod report;

@@ -531,6 +531,7 @@ impl Run {
             sent_at,
             idempotency_key,
             traceparent,
+            attributes,
         } = delivery;
         let body_sha256 = hex::encode(Sha256::digest(&body));
         let (assignment, limits) = self.policy.assign(body);
@@ -546,18 +547,15 @@ impl Run {
             sent_at,
             idempotency_key,
             traceparent,
+            attributes,
             body_sha256,
             job_type,
             objects: records.iter().map(|record| record.object.clone()).collect(),
         });
         let timings =
             Timings { receive: received_at.saturating_sub(asked_at), ..Timings::default() };
-        let hold = Effect::Hold(Box::new(Hold {
-            delivery: id.clone(),
-            receipt,
-            asked_at,
-            limits: limits.clone(),
-        }));
+        let hold = Hold { delivery: id.clone(), receipt, asked_at, limits: limits.clone() };
+        let hold = Effect::Hold(Box::new(hold));
         let started = Effect::Report(Report::Started(subject.clone()));
         let mut current = InFlight {
             subject: subject.clone(),

@@ -46,7 +46,8 @@ pub enum Outcome {
 pub enum Failure {
     /// The object could not be read this time.
     Fetch(String),
-    /// The object cannot be read: archived, or overwritten since the event.
+    /// The object can never be used: archived, overwritten since the event, or with a key that no
+    /// argument can hold.
     Unreadable(String),
     /// The command did not run: no work directory, or no such command.
     Start(String),

@@ -1,5 +1,6 @@
 //! 9 Reported: the data of logs, metrics and the termination message.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -97,6 +98,7 @@ pub struct Subject {
     /// The sender's key for this piece of work, see [`Delivery`](super::delivery::Delivery).
     pub idempotency_key: Option<String>,
     pub traceparent: Option<String>,
+    pub attributes: BTreeMap<String, String>,
     /// SHA-256 of the body in hexadecimal; the body itself is never reported.
     pub body_sha256: String,
     /// `default` for messages without a job type; `None` if no command runs.

@@ -1,9 +1,11 @@
 //! 3 Routed: which records are work, and their job type, command and limits.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arguments::{Argument, UnknownPlaceholder};
 use super::event;
 pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
@@ -73,6 +75,10 @@ pub struct Task {
     pub name: String,
     pub command: CommandLine,
     pub input: Input,
+    /// Where a link to the input is, while the command runs.
+    pub input_at: Option<PathBuf>,
+    /// Where a link to the directory for results is, while the command runs.
+    pub output_at: Option<PathBuf>,
     /// If `None`, a deleted object is retried, and an overwritten one is a failure.
     pub missing_object: Option<MissingObject>,
     /// How long the command may show no activity; without a limit if `None`.
@@ -101,7 +107,14 @@ impl Task {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     pub program: OsString,
-    pub args: Vec<OsString>,
+    pub args: Vec<Argument>,
+}
+
+impl CommandLine {
+    pub fn parse(program: OsString, words: &[OsString]) -> Result<Self, UnknownPlaceholder> {
+        let args = Argument::parse_all(&program, words)?;
+        Ok(Self { program, args })
+    }
 }
 
 /// How to treat an object that was deleted or overwritten since the event.
@@ -126,6 +139,8 @@ pub enum Input {
     File,
     /// As a file, and also on standard input
     Stdin,
+    /// As a file of a mounted bucket, see --mount: the object is not downloaded
+    Mount,
     /// Not at all: the object is not downloaded
     None,
 }

@@ -119,9 +119,7 @@ impl LocationTemplate {
 
     pub fn fill(&self, values: Values<'_>) -> S3Location {
         let key = values.key.unwrap_or_default();
-        let name = key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        // A leading dot does not begin an extension.
-        let stem = name.rfind('.').filter(|dot| *dot > 0).map_or(name, |dot| &name[..dot]);
+        let (name, stem) = name_and_stem(key);
         let text = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
             Piece::Value(Value::Key) => key.to_owned(),
@@ -133,6 +131,13 @@ impl LocationTemplate {
         let prefix: String = self.pieces.iter().map(text).collect();
         S3Location { bucket: self.bucket.clone(), prefix: prefix.trim_end_matches('/').to_owned() }
     }
+}
+
+/// The values of `{name}` and `{stem}`.
+pub(super) fn name_and_stem(key: &str) -> (&str, &str) {
+    let name = key.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    // A leading dot does not begin an extension.
+    (name, name.rfind('.').filter(|dot| *dot > 0).map_or(name, |dot| &name[..dot]))
 }
 
 /// A location without placeholders: the same for each job.

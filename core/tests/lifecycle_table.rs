@@ -1,5 +1,6 @@
 //! Every phase × every event, as one table for review; and properties of all sequences of events.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,7 @@ fn received(body: &str) -> Event {
         sent_at: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     Event::Received(Box::new(Received {
         delivery,

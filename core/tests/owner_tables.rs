@@ -1,6 +1,7 @@
 //! The `Keeper` of a lease and the `Claim` of an idempotency record: every state × every input, as
 //! two tables for review.
 
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
@@ -154,6 +155,7 @@ fn success() -> Verdict {
         sent_at: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     let received = Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown };
     let mut processed = Processed::failed(leasehold_core::outcome::Failure::Halted);

@@ -22,6 +22,8 @@ pub fn task() -> Task {
         name: Task::DEFAULT.to_owned(),
         command,
         input: Input::File,
+        input_at: None,
+        output_at: None,
         missing_object: None,
         stall_timeout: None,
         output: None,

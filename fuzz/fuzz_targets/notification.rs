@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ fuzz_target!(|bytes: &[u8]| {
             name: Task::DEFAULT.to_owned(),
             command: CommandLine { program: "true".into(), args: Vec::new() },
             input: Input::File,
+            input_at: None,
+            output_at: None,
             missing_object: None,
             stall_timeout: None,
             output: None,
@@ -57,6 +60,7 @@ fuzz_target!(|bytes: &[u8]| {
         sent_at: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     let (asked_at, received_at, redrive) = (Duration::ZERO, Duration::ZERO, Redrive::Unknown);
     let received = Received { delivery, asked_at, received_at, redrive };

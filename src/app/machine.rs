@@ -6,8 +6,10 @@ use std::path::Path;
 use crate::adapters::process::find_program;
 use crate::job::route::Task;
 use crate::settings::resolve::WorkConfig;
+use crate::work::fixed_paths::FixedPaths;
 
-/// Checks that every command exists, and that files can be created in the work directory.
+/// Checks that every command exists, that files can be created in the work directory, and links at
+/// the fixed paths, and that buckets are mounted.
 pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
     for task in work.settings.policy.tasks().filter(|_| runs_commands) {
         find_program(&task.command.program).map_err(|why| match &work.job_types_file {
@@ -18,7 +20,11 @@ pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), Strin
             Some(_) | None => format!("the command: {why}"),
         })?;
     }
-    check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))
+    check_work_dir(&work.work_dir.path).map_err(|error| work.work_dir.failed(&error))?;
+    if let Some(mount) = work.fetch.mounts.iter().find(|mount| !mount.directory.is_dir()) {
+        return Err(format!("--mount {mount}: there is no such directory: mount the bucket there"));
+    }
+    work.settings.policy.tasks().try_for_each(|task| FixedPaths::check(task, &work.work_dir.path))
 }
 
 /// Creates a folder, since only that proves that it is possible: some file systems claim to be

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::adapters::url::without_userinfo;
+use crate::job::arguments::UnknownPlaceholder;
 use crate::job::route::EventFilter;
 
 /// A setting that cannot work. The text names the flags and the limits.
@@ -44,6 +45,28 @@ pub enum SettingError {
         "--accept-raw passes the message's body to the command as its input, and --input none passes no input: remove one of them"
     )]
     NoInput,
+    #[error("the command: {0}")]
+    Placeholder(#[from] UnknownPlaceholder),
+    #[error("the command contains {{input}}, and --input none passes no input: remove one of them")]
+    NoInputArgument,
+    #[error(
+        "--input-at is the path of the input, and --input none passes no input: remove one of them"
+    )]
+    NoInputAt,
+    #[error(
+        "--input-at and --output-at must not be the same path, and neither may be in the other"
+    )]
+    FixedPathsOverlap,
+    #[error(
+        "--concurrency {0} processes several messages at the same time, and {1} is one path: remove one of them"
+    )]
+    FixedPathShared(usize, &'static str),
+    #[error("--input mount needs --mount: write for example --mount s3://bucket=/mnt/bucket")]
+    NoMount,
+    #[error("--mount has no effect without --input mount")]
+    UnusedMount,
+    #[error("--mount has the location of {0} twice: remove one of them")]
+    SameMount(String),
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error(

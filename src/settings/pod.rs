@@ -13,7 +13,9 @@ use clap::{Args, ValueEnum};
 use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
-use super::values::{BucketName, List, account, attribute, listen, percent, size, time};
+use super::values::{
+    BucketMount, BucketName, List, account, attribute, listen, percent, size, time,
+};
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
@@ -282,6 +284,11 @@ pub struct WorkSettings {
     /// The buckets to read from; an object in another bucket is a permanent failure [default: any]
     #[arg(long, value_name = "BUCKET,...", help_heading = WORK)]
     pub buckets: Vec<List<BucketName>>,
+
+    /// Where buckets are mounted, for --input mount; with a prefix, the directory has the objects
+    /// below it
+    #[arg(long, value_name = "s3://BUCKET/PREFIX=DIR,...", help_heading = WORK, hide_short_help = true)]
+    pub mount: Vec<List<BucketMount>>,
 
     /// The pod's terminationGracePeriodSeconds; the shutdown fits into it
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, help_heading = STOP)]

@@ -11,6 +11,7 @@ use super::pod::{LocalSettings, RecordSettings, WorkSettings};
 #[cfg(feature = "aws")]
 use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
+use super::values::{BucketMount, List};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::local::rehearsal::Mishap;
@@ -19,6 +20,7 @@ use crate::adapters::url;
 use crate::job::event::EventFilter;
 use crate::job::lease::CEILING;
 use crate::job::lifecycle::Policy;
+use crate::job::mount::Mount;
 use crate::job::route::{Input, JobType, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
@@ -138,6 +140,7 @@ impl TryFrom<RunSettings> for RunConfig {
         let pushgateway = pushgateway(to)?;
         let fifo = queue_url::is_fifo(&queue_url);
         let work = resolve(work, IN_A_POD, fifo)?;
+        check_shared_paths(&work.settings.policy, concurrency)?;
         Ok(Self {
             queue_url,
             concurrency,
@@ -205,6 +208,7 @@ impl TryFrom<LocalSettings> for LocalConfig {
             return Err(SettingError::Ceiling(ceiling));
         }
         let work = resolve(work, Defaults { ceiling, ..ON_A_LAPTOP }, false)?;
+        check_shared_paths(&work.settings.policy, concurrency)?;
         let state = state.unwrap_or_else(|| beside(outbox.as_deref().unwrap_or(&inbox)));
         let verbosity = match (verbose, quiet) {
             (true, _) => Verbosity::Verbose,
@@ -272,6 +276,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     if let Some(task) = &task {
         check_removals(&args.events, task, &job_types)?;
     }
+    let mounts = mounts(args.mount, job_types.iter().map(|it| &*it.task).chain(&task))?;
     Ok(WorkConfig {
         settings: Settings {
             policy: Policy {
@@ -293,6 +298,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
                 .flat_map(|list| list.0)
                 .map(|bucket| bucket.0)
                 .collect(),
+            mounts,
             ..FetchPolicy::default()
         },
         work_dir: WorkDir {
@@ -337,6 +343,39 @@ fn resolve_job_types(
         job_types.push(job_type.map_err(refused)?);
     }
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
+}
+
+/// The mounts of the flags, which the tasks use.
+fn mounts<'a>(
+    lists: Vec<List<BucketMount>>,
+    mut tasks: impl Iterator<Item = &'a Task>,
+) -> Result<Vec<Mount>, SettingError> {
+    let mounts: Vec<_> = lists.into_iter().flat_map(|list| list.0).map(|mount| mount.0).collect();
+    let is_used = tasks.any(|task| task.input == Input::Mount);
+    match mounts.is_empty() {
+        true if is_used => return Err(SettingError::NoMount),
+        false if !is_used => return Err(SettingError::UnusedMount),
+        true | false => {}
+    }
+    for (number, mount) in mounts.iter().enumerate() {
+        if mounts[..number].iter().any(|other| other.location == mount.location) {
+            return Err(SettingError::SameMount(mount.to_string()));
+        }
+    }
+    Ok(mounts)
+}
+
+/// A fixed path is that of one message at a time.
+fn check_shared_paths(policy: &Policy, concurrency: usize) -> Result<(), SettingError> {
+    let flag = |task: &Arc<Task>| match (&task.input_at, &task.output_at) {
+        (Some(_), _) => Some("--input-at"),
+        (None, Some(_)) => Some("--output-at"),
+        (None, None) => None,
+    };
+    match policy.tasks().find_map(flag) {
+        Some(flag) if concurrency > 1 => Err(SettingError::FixedPathShared(concurrency, flag)),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The default of `--state`: `results.state` for the folder `results`.

@@ -1,6 +1,7 @@
 //! The settings that a job type may override, and their checks.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use serde::Deserialize;
 
 use super::error::SettingError;
 use super::job_types::{Match, Name, SourceMap};
-use super::values::{self, List, time};
+use super::values::{self, AbsolutePath, List, time};
+use crate::job::arguments::Placeholder;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::route::{
@@ -34,7 +36,10 @@ pub struct TaskSettings {
     pub r#match: Match,
 
     /// The program to run for each object, and its arguments; with --job-types, for objects that
-    /// match no job type
+    /// match no job type.
+    ///
+    /// The arguments may contain {input}, {uri}, {bucket}, {key}, {name}, {stem}, {version_id},
+    /// {output_dir}, {message_id}, {receive_count}, {job_type} and {attributes.NAME}.
     #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
@@ -43,6 +48,19 @@ pub struct TaskSettings {
     /// How the command gets the object
     #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
     pub input: Option<Input>,
+
+    /// A path at which the command finds its input, too: a link that exists while the command runs
+    #[arg(long, value_name = "PATH", help_heading = WORK, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub input_at: Option<AbsolutePath>,
+
+    /// A path at which the command finds JOB_OUTPUT_DIR, too: a link that exists while the command
+    /// runs
+    #[arg(long, value_name = "PATH", help_heading = WORK, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub output_at: Option<AbsolutePath>,
 
     /// Where to upload the results: the files that the command wrote into JOB_OUTPUT_DIR.
     ///
@@ -180,6 +198,8 @@ impl TaskSettings {
             r#match,
             command,
             input,
+            input_at,
+            output_at,
             output,
             checkpoint,
             checkpoint_interval,
@@ -207,6 +227,8 @@ impl TaskSettings {
             r#match,
             command: if command.is_empty() { other.command } else { command },
             input: input.or(other.input),
+            input_at: input_at.or(other.input_at),
+            output_at: output_at.or(other.output_at),
             output: output.or(other.output),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
@@ -267,11 +289,20 @@ impl TaskSettings {
                 return Err(SettingError::NoObject(flag));
             }
         }
+        let command = CommandLine::parse(program.clone(), words)?;
+        if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
+            return Err(SettingError::NoInputArgument);
+        }
+        let path = |of: &Option<AbsolutePath>| of.as_ref().map(|path| path.0.clone());
+        let (input_at, output_at) = (path(&self.input_at), path(&self.output_at));
+        check_fixed_paths(input, input_at.as_deref(), output_at.as_deref())?;
         let interval = self.checkpoint_interval;
         Ok(Some(Task {
             name: self.name.0.clone(),
-            command: CommandLine { program: program.clone(), args: words.to_vec() },
+            command,
             input,
+            input_at,
+            output_at,
             missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
@@ -360,6 +391,22 @@ impl TaskSettings {
             Some(RetryMode::Backoff) | None => Retry::Backoff { min, max },
         };
         Ok(RetryPolicy { retry, on_stop: pod.on_stop, permanent_exit_codes })
+    }
+}
+
+fn check_fixed_paths(
+    input: Input,
+    input_at: Option<&Path>,
+    output_at: Option<&Path>,
+) -> Result<(), SettingError> {
+    if input_at.is_some() && input == Input::None {
+        return Err(SettingError::NoInputAt);
+    }
+    match input_at.zip(output_at) {
+        Some((input, output)) if input.starts_with(output) || output.starts_with(input) => {
+            Err(SettingError::FixedPathsOverlap)
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{AddrParseError, Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use bytesize::ByteSize;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use crate::job::arguments::Argument;
+use crate::job::mount::Mount;
 use crate::job::s3_location::is_bucket_name;
 
 /// Values separated by commas. Blanks, and a comma at the end, are accepted.
@@ -46,6 +49,44 @@ impl FromStr for BucketName {
         } else {
             Err("this is not a valid bucket name")
         }
+    }
+}
+
+/// An absolute path that is not the root, without `..`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AbsolutePath(pub PathBuf);
+
+impl FromStr for AbsolutePath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let path = Path::new(text.trim());
+        let mut parts = path.components();
+        let is_absolute = parts.next() == Some(Component::RootDir);
+        let is_sound = |part: Component<'_>| matches!(part, Component::Normal(_));
+        if !is_absolute || parts.clone().next().is_none() || !parts.all(is_sound) {
+            return Err("it must be an absolute path without .., such as /opt/ml/input/data.csv");
+        }
+        if text.contains(char::is_control) {
+            return Err("it contains a line break or another control character");
+        }
+        // Without slashes at the end.
+        Ok(Self(path.components().collect()))
+    }
+}
+
+/// A bucket, or a part of it, and the directory where it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketMount(pub Mount);
+
+impl FromStr for BucketMount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A prefix may contain an equals sign: `s3://tables/day=3=/tables`.
+        let at = text.rfind("=/").ok_or("write for example s3://bucket/prefix=/mnt/bucket")?;
+        let directory: AbsolutePath = text[at + 1..].parse()?;
+        Ok(Self(Mount { location: text[..at].parse()?, directory: directory.0 }))
     }
 }
 
@@ -111,10 +152,12 @@ pub fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, 
 /// A command, as a list of words.
 pub fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<OsString>, D::Error> {
     let words: Vec<String> = Deserialize::deserialize(from)?;
-    if words.is_empty() {
-        return Err(D::Error::custom("the command is empty"));
-    }
-    Ok(words.into_iter().map(OsString::from).collect())
+    let words: Vec<_> = words.into_iter().map(OsString::from).collect();
+    let (program, arguments) =
+        words.split_first().ok_or_else(|| D::Error::custom("the command is empty"))?;
+    // Again later; here for its place in the file.
+    Argument::parse_all(program, arguments).map_err(D::Error::custom)?;
+    Ok(words)
 }
 
 pub fn codes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<List<u8>>, D::Error> {
@@ -149,6 +192,30 @@ mod tests {
         assert!(
             "s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name")
         );
+    }
+
+    #[test]
+    fn fixed_paths_are_absolute() {
+        let path = |text: &str| text.parse::<AbsolutePath>().map(|path| path.0);
+        assert_eq!(path("/opt/ml//input/./x/"), Ok("/opt/ml/input/x".into()));
+        for text in ["", "/", "//", "input", "./input", "/a/../b", "/a\nb"] {
+            assert!(path(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_a_location_and_a_directory() {
+        let mounts = |text: &str| {
+            let list: Result<List<BucketMount>, _> = text.parse();
+            list.map(|list| list.0.iter().map(|mount| mount.0.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            mounts("s3://in=/in/, s3://in/day=3/x=/mnt/x"),
+            Ok(vec!["s3://in=/in".to_owned(), "s3://in/day=3/x=/mnt/x".to_owned()])
+        );
+        for text in ["s3://in", "in=/in", "s3://in=in", "s3://in=/", "s3://in=/a/../b", "=/in"] {
+            assert!(mounts(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -200,6 +200,7 @@ pub(super) fn signal(exit: Exit) -> Option<i32> {
 /// Messages with a given key, for tests.
 #[cfg(test)]
 pub(super) mod testing {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
@@ -213,6 +214,7 @@ pub(super) mod testing {
             sent_at: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
             body_sha256: String::new(),
             job_type: None,
             objects: Vec::new(),

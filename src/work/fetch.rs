@@ -1,6 +1,7 @@
 //! Fetched: exactly the object of the event, as a file.
 
 mod download;
+pub mod mounted;
 
 use std::fs::File;
 use std::path::Path;
@@ -11,6 +12,7 @@ use tracing::{debug, info};
 
 use super::last_error::{recovered, watched};
 use super::workspace::WorkDir;
+use crate::job::mount::Mount;
 use crate::job::notification::Object;
 use crate::job::outcome::Failure;
 use crate::job::route::MissingObject;
@@ -25,11 +27,13 @@ pub struct FetchPolicy {
     pub buckets: Vec<String>,
     /// The number of connections for a large object.
     pub streams: usize,
+    /// The mounted buckets.
+    pub mounts: Vec<Mount>,
 }
 
 impl Default for FetchPolicy {
     fn default() -> Self {
-        Self { buckets: Vec::new(), streams: STREAMS }
+        Self { buckets: Vec::new(), streams: STREAMS, mounts: Vec::new() }
     }
 }
 
@@ -72,8 +76,16 @@ pub async fn fetch(
             saved = Ok(fetched);
         }
     }
-    let (missing, why) = match saved {
-        Ok(fetched) => return Ok(Fetched::Here(fetched)),
+    judge(missing, saved).map(|it| it.map_or(Fetched::Gone, Fetched::Here))
+}
+
+/// What to do without the object; `None` if it is gone, which is not an error.
+fn judge<T>(
+    missing: Option<MissingObject>,
+    fetched: Result<T, FetchError>,
+) -> Result<Option<T>, Failure> {
+    let (missing, why) = match fetched {
+        Ok(fetched) => return Ok(Some(fetched)),
         Err(FetchError::Missing(why)) => (missing.unwrap_or(MissingObject::Retry), why),
         Err(FetchError::Overwritten(why)) => (missing.unwrap_or(MissingObject::Fail), why),
         Err(FetchError::Retryable(why)) => return Err(Failure::Fetch(why)),
@@ -84,7 +96,7 @@ pub async fn fetch(
         MissingObject::Fail => Err(Failure::Unreadable(why)),
         MissingObject::Ignore => {
             info!(why, "skipping an object that no longer exists (--missing-object ignore)");
-            Ok(Fetched::Gone)
+            Ok(None)
         }
     }
 }

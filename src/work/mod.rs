@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod contract;
 pub mod fetch;
+pub mod fixed_paths;
 pub mod halt;
 pub mod idempotency;
 mod last_error;

@@ -1,13 +1,16 @@
 //! The work on an object: fetch, run the command, publish its output.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use tracing::warn;
 
 use super::contract::JobContext;
+use super::fetch::mounted::{self, MountedObject};
 use super::fetch::{self, Fetched, FetchedObject};
+use super::fixed_paths::FixedPaths;
 use super::object_work::{Done, ObjectWork, Until};
 use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
@@ -17,13 +20,11 @@ use crate::job::route::{Content, Input};
 use crate::ports::{Command, Outbox, Results};
 
 /// The input of the command.
-enum Provided<'a> {
-    /// The object that was fetched, which may differ from the event.
-    Object(Cow<'a, Record>),
-    /// The message's body.
-    Body,
-    /// The object is gone, which is not an error.
-    Nothing,
+struct Provided<'a> {
+    /// The object that was fetched, which may differ from the event. `None` for a body.
+    record: Option<Cow<'a, Record>>,
+    /// `None` with `--input none`.
+    path: Option<PathBuf>,
 }
 
 impl CommandWorker {
@@ -33,13 +34,13 @@ impl CommandWorker {
         until: Until<'_>,
         facts: &mut WorkRecord,
     ) -> Result<Done, Failure> {
-        let record = match self.provide_input(object, until, &mut facts.timings.fetch).await? {
-            Provided::Object(record) => Some(record),
-            Provided::Body => None,
-            Provided::Nothing if until.halt.is_cancelled() => return Err(Failure::Halted),
-            Provided::Nothing => return Ok(Done::Gone),
+        let provided = match self.provide_input(object, until, &mut facts.timings.fetch).await? {
+            Some(provided) => provided,
+            None if until.halt.is_cancelled() => return Err(Failure::Halted),
+            None => return Ok(Done::Gone),
         };
-        let (exit, report) = self.run_command(object, until, record.as_deref(), facts).await?;
+        let record = provided.record.as_deref();
+        let (exit, report) = self.run_command(object, until, &provided, facts).await?;
         let was_halted = until.halt.is_cancelled();
         let outbox =
             self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
@@ -52,7 +53,7 @@ impl CommandWorker {
             return Err(Failure::Halted);
         }
         if let Some(outbox) = outbox {
-            self.publish(outbox.as_ref(), object, until, record.as_deref(), facts).await?;
+            self.publish(outbox.as_ref(), object, until, record, facts).await?;
         }
         Ok(Done::Succeeded)
     }
@@ -62,7 +63,7 @@ impl CommandWorker {
         &self,
         object: ObjectWork<'_>,
         until: Until<'_>,
-        record: Option<&Record>,
+        provided: &Provided<'_>,
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
         let ObjectWork { work, space, watch, runtime, stop, .. } = object;
@@ -72,21 +73,26 @@ impl CommandWorker {
         let context = JobContext {
             job_id: &self.job_id,
             subject: &work.subject,
-            record,
+            record: provided.record.as_deref(),
             task: &work.task,
+            input: provided.path.as_deref(),
             deadline: self.wall_clock(until.deadline_at),
             space,
         };
+        let job = context.facts();
         let command = Command {
             program: work.task.command.program.clone(),
-            args: work.task.command.args.clone(),
-            job: context.facts(),
-            stdin: (work.task.input == Input::Stdin).then(|| space.input()),
+            args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
+            job,
+            stdin: provided.path.clone().filter(|_| work.task.input == Input::Stdin),
             stop_grace: stop.command,
         };
         if until.halt.is_cancelled() {
             return Err(Failure::Halted);
         }
+        let input = provided.path.is_some().then(|| space.input());
+        let links = FixedPaths::create(&work.task, input.as_deref(), &space.output())
+            .map_err(Failure::Start)?;
         let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
         let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
@@ -107,6 +113,9 @@ impl CommandWorker {
             && !until.halt.is_cancelled()
         {
             return Err(Failure::OutOfMemory(why));
+        }
+        if ended.exit == Exit::Code(0) {
+            links.check_output().map_err(Failure::Publish)?;
         }
         Ok((ended.exit, result.report))
     }
@@ -153,47 +162,60 @@ impl CommandWorker {
         Ok(())
     }
 
-    /// Writes the command's input to the workspace.
+    /// Writes the command's input to the workspace, or finds it; `None` if the object is gone, which
+    /// is not an error.
     async fn provide_input<'a>(
         &self,
         object: ObjectWork<'a>,
         until: Until<'_>,
         spent: &mut Duration,
-    ) -> Result<Provided<'a>, Failure> {
+    ) -> Result<Option<Provided<'a>>, Failure> {
         let ObjectWork { work, record, space, .. } = object;
-        let input = space.input();
+        let path = space.input();
         let Some(record) = record else {
             let body = if let Content::Body(body) = &work.content { body.as_str() } else { "" };
-            return std::fs::write(&input, body).map(|()| Provided::Body).map_err(|error| {
-                Failure::Fetch(format!("the message's body: {}: {error}", input.display()))
-            });
+            std::fs::write(&path, body).map_err(|error| {
+                Failure::Fetch(format!("the message's body: {}: {error}", path.display()))
+            })?;
+            return Ok(Some(Provided { record: None, path: Some(path) }));
         };
-        let Record { event, object, key_as_sent } = record;
-        if work.task.input == Input::None {
-            fetch::check_bucket(&self.fetch, object)?;
-            return Ok(Provided::Object(Cow::Borrowed(record)));
-        }
-        let store = self.store.as_ref();
-        let fetched = fetch::fetch(
-            store,
-            &self.fetch,
-            work.task.missing_object,
-            &self.work_dir,
-            object,
-            key_as_sent.as_deref(),
-            &input,
-        );
-        Ok(match unless_halted(until.halt, self.timed(spent, fetched)).await?? {
-            Fetched::Here(FetchedObject { key, size, etag }) => {
-                let object = Object { key, size: Some(size), etag, ..object.clone() };
-                Provided::Object(Cow::Owned(Record {
-                    event: event.clone(),
-                    object,
-                    key_as_sent: None,
-                }))
+        let (policy, missing) = (&self.fetch, work.task.missing_object);
+        let (object, key_as_sent) = (&record.object, record.key_as_sent.as_deref());
+        let (object, path) = match work.task.input {
+            Input::None => {
+                fetch::check_bucket(policy, object)?;
+                return Ok(Some(Provided { record: Some(Cow::Borrowed(record)), path: None }));
             }
-            Fetched::Gone => Provided::Nothing,
-        })
+            Input::Mount => {
+                let found = mounted::find(policy, missing, object, key_as_sent);
+                let found = unless_halted(until.halt, self.timed(spent, found)).await??;
+                let Some(MountedObject { key, size, path }) = found else { return Ok(None) };
+                // For a link at a fixed path, which leads to the workspace.
+                symlink(&path, space.input())
+                    .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
+                (Object { key, size: Some(size), ..object.clone() }, path)
+            }
+            Input::File | Input::Stdin => {
+                let store = self.store.as_ref();
+                let fetched = fetch::fetch(
+                    store,
+                    policy,
+                    missing,
+                    &self.work_dir,
+                    object,
+                    key_as_sent,
+                    &path,
+                );
+                match unless_halted(until.halt, self.timed(spent, fetched)).await?? {
+                    Fetched::Gone => return Ok(None),
+                    Fetched::Here(FetchedObject { key, size, etag }) => {
+                        (Object { key, size: Some(size), etag, ..object.clone() }, path)
+                    }
+                }
+            }
+        };
+        let record = Record { event: record.event.clone(), object, key_as_sent: None };
+        Ok(Some(Provided { record: Some(Cow::Owned(record)), path: Some(path) }))
     }
 
     fn wall_clock(&self, at: Duration) -> SystemTime {

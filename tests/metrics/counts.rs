@@ -1,5 +1,6 @@
 //! The metrics of one pod.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +44,7 @@ fn subject(receive_count: u32) -> Subject {
         sent_at: Some(SystemTime::UNIX_EPOCH + 988 * S),
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
         body_sha256: String::new(),
         objects: vec![object],
     }

@@ -1,6 +1,7 @@
 //! Applies a move to a pod, and carries out the effects of its core. The keeper of the lease is the
 //! real one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
@@ -226,6 +227,7 @@ impl Acting<'_> {
             sent_at: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
         };
         let redrive =
             Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };

@@ -30,7 +30,7 @@ use crate::adapters::url;
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::verdict::DeletePermit;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
-use message::{TRACEPARENT, delivery};
+use message::delivery;
 use queue_url::{is_aws_default, is_fifo, origin_of, queue_name};
 use refusal::{ErrorClass, advice, plain, without_handle};
 
@@ -194,8 +194,7 @@ impl Queue for Sqs {
             .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
             .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
             .message_system_attribute_names(MessageSystemAttributeName::MessageDeduplicationId)
-            .message_attribute_names(TRACEPARENT)
-            .message_attribute_names(self.key_attribute.as_deref().unwrap_or(TRACEPARENT))
+            .message_attribute_names("All")
             .set_receive_request_attempt_id(self.attempt())
             .customize()
             .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
@@ -377,6 +376,7 @@ mod tests {
             sent_at: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
         };
         let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
             panic!("it finished")

@@ -290,6 +290,7 @@ impl State {
                 sent_at: None,
                 idempotency_key: None,
                 traceparent: None,
+                attributes: BTreeMap::new(),
             });
         }
     }

@@ -1,5 +1,6 @@
 //! Converts an SQS message into a delivery.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
@@ -10,7 +11,7 @@ use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, traceparent_from_
 use crate::ports::ReceiveError;
 
 /// The message attribute with a sender's W3C trace context.
-pub(super) const TRACEPARENT: &str = "traceparent";
+const TRACEPARENT: &str = "traceparent";
 
 pub(super) fn delivery(
     message: Message,
@@ -34,6 +35,7 @@ pub(super) fn delivery(
     // In milliseconds since 1970.
     let sent_at =
         system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
+    let attributes = text_attributes(&message);
     let body = message.body.unwrap_or_default();
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
         return Err(ReceiveError::Transient(
@@ -57,7 +59,14 @@ pub(super) fn delivery(
         sent_at: sent_at.map(|sent_at| SystemTime::UNIX_EPOCH + Duration::from_millis(sent_at)),
         idempotency_key,
         traceparent,
+        attributes,
     })
+}
+
+/// Without the binary ones, which have no text.
+fn text_attributes(message: &Message) -> BTreeMap<String, String> {
+    let all = message.message_attributes().into_iter().flatten();
+    all.filter_map(|(name, value)| Some((name.clone(), value.string_value()?.to_owned()))).collect()
 }
 
 /// Version, trace id, parent id and flags, in hexadecimal (W3C Trace Context, section 3.2).
