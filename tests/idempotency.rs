@@ -1,6 +1,7 @@
 //! Finished work is recognised, and two pods never do the same work at the same time: runs on a
 //! paused clock; then the same rules on real servers.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -579,8 +580,12 @@ fn subject() -> Subject {
         receive_count: 1,
         redrive: Redrive::Unknown,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: Some("k".to_owned()),
         traceparent: None,
+        attributes: BTreeMap::new(),
         body_sha256: String::new(),
         job_type: None,
         objects: Vec::new(),

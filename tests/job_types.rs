@@ -444,7 +444,7 @@ fn record(bucket: &str, key: &str, event: &str) -> Record {
         sequencer: None,
         is_from_aws: false,
     };
-    Record { event: event.to_owned(), object, key_as_sent: None }
+    Record { event: event.to_owned(), time: None, region: None, object, key_as_sent: None }
 }
 
 #[test]
@@ -498,8 +498,8 @@ fn a_message_has_one_job_type_or_is_refused() {
 #[test]
 fn only_a_job_type_without_a_match_takes_a_body() {
     let (csv, rest) = (by_key("csv", "**"), typed("rest", Match::default()));
-    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body(String::new())), Ok(None));
-    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body(String::new())), Ok(Some(&rest)));
+    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body), Ok(None));
+    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body), Ok(Some(&rest)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,3 +27,4 @@ mod scenarios;
 mod settings;
 mod simulation;
 mod terminal;
+mod workers_message;

@@ -42,10 +42,10 @@ pub struct Policy {
 
 impl Policy {
     /// The assignment for a message with this body, and the limits for holding it.
-    fn assign(&self, body: String) -> (Assignment, Limits) {
-        let routed = match parse(&body) {
+    fn assign(&self, body: &str) -> (Assignment, Limits) {
+        let routed = match parse(body) {
             Ok(notification) => route(notification, &self.selection),
-            Err(_) if self.accept_raw => Ok(Route::Work(Content::Body(body))),
+            Err(_) if self.accept_raw => Ok(Route::Work(Content::Body)),
             Err(why) => Err(why.to_string()),
         };
         let otherwise = |assignment| (assignment, self.limits.clone());
@@ -186,6 +186,8 @@ pub struct Hold {
 pub struct Work {
     pub subject: Arc<Subject>,
     pub content: Content,
+    /// The message's body.
+    pub body: String,
     pub task: Arc<Task>,
     /// The length of the lease with [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
     pub visibility: Duration,
@@ -247,6 +249,48 @@ enum Assignment {
     Work(Content, Arc<Task>),
     NothingToDo(NoWorkReason),
     Keep(KeepReason, Vec<Record>),
+}
+
+/// Splits the delivery: the handle goes to the lease's keeper, and the body to the work, if any.
+fn split(
+    delivery: Delivery,
+    redrive: Redrive,
+    assignment: &Assignment,
+) -> (Subject, ReceiptHandle, String) {
+    let Delivery {
+        message_id,
+        receipt,
+        body,
+        receive_count,
+        sent_at,
+        first_received_at,
+        group_id,
+        deduplication_id,
+        idempotency_key,
+        traceparent,
+        attributes,
+    } = delivery;
+    let (records, job_type) = match assignment {
+        Assignment::Work(content, task) => (content.records(), Some(task.name.clone())),
+        Assignment::Keep(_, records) => (&records[..], None),
+        Assignment::NothingToDo(_) => (&[][..], None),
+    };
+    let subject = Subject {
+        message_id,
+        receive_count,
+        redrive,
+        sent_at,
+        first_received_at,
+        group_id,
+        deduplication_id,
+        idempotency_key,
+        traceparent,
+        attributes,
+        body_sha256: hex::encode(Sha256::digest(&body)),
+        job_type,
+        objects: records.iter().map(|record| record.object.clone()).collect(),
+    };
+    (subject, receipt, body)
 }
 
 /// The result of an event.
@@ -519,37 +563,11 @@ impl Run {
 
     fn received(mut self, received: Received) -> Step {
         self.remaining = self.remaining.saturating_sub(1);
-        // Split the delivery here: the handle goes to the lease's keeper, and the body becomes the
-        // work or is dropped after it is hashed.
         let Received { delivery, asked_at, received_at, redrive } = received;
         let id = delivery.id();
-        let Delivery {
-            message_id,
-            receipt,
-            body,
-            receive_count,
-            sent_at,
-            idempotency_key,
-            traceparent,
-        } = delivery;
-        let body_sha256 = hex::encode(Sha256::digest(&body));
-        let (assignment, limits) = self.policy.assign(body);
-        let (records, job_type) = match &assignment {
-            Assignment::Work(content, task) => (content.records(), Some(task.name.clone())),
-            Assignment::Keep(_, records) => (&records[..], None),
-            Assignment::NothingToDo(_) => (&[][..], None),
-        };
-        let subject = Arc::new(Subject {
-            message_id,
-            receive_count,
-            redrive,
-            sent_at,
-            idempotency_key,
-            traceparent,
-            body_sha256,
-            job_type,
-            objects: records.iter().map(|record| record.object.clone()).collect(),
-        });
+        let (assignment, limits) = self.policy.assign(&delivery.body);
+        let (subject, receipt, body) = split(delivery, redrive, &assignment);
+        let subject = Arc::new(subject);
         let timings =
             Timings { receive: received_at.saturating_sub(asked_at), ..Timings::default() };
         let hold = Effect::Hold(Box::new(Hold {
@@ -580,7 +598,8 @@ impl Run {
                 current.checkpointed = task.checkpoint.is_some().then(|| task.clone());
                 let Limits { visibility, stop_grace, max_duration, .. } = current.limits;
                 let deadline_at = received_at + max_duration;
-                let work = Work { subject, content, task, visibility, stop_grace, deadline_at };
+                let work =
+                    Work { subject, content, body, task, visibility, stop_grace, deadline_at };
                 self.go(
                     Phase::Processing(current),
                     vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)],

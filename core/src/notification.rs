@@ -36,6 +36,10 @@ pub enum Notification {
 pub struct Record {
     /// S3's name without its `s3:`, such as `ObjectCreated:Put`.
     pub event: String,
+    /// When it happened, as its sender writes it: RFC 3339.
+    pub time: Option<String>,
+    /// The region of the bucket.
+    pub region: Option<String>,
     pub object: Object,
     /// The object's key as sent, if decoding changed it. A sender that does not encode means this
     /// one, and a key such as `a+b` does not show which is meant.
@@ -129,6 +133,8 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
             .filter(|name| !name.is_empty())
             .unwrap_or(&event)
             .to_owned(),
+        time: secondary(record, "eventTime"),
+        region: secondary(record, "awsRegion"),
         key_as_sent: (key != sent).then(|| sent.into_owned()),
         object: Object {
             bucket: bucket(required(record, "s3.bucket.name")?)?,
@@ -136,7 +142,7 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
             version_id: header_value(record, "s3.object.versionId")?,
             etag: header_value(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
             size: size(record, "s3.object.size"),
-            sequencer: sequencer(record, "s3.object.sequencer"),
+            sequencer: secondary(record, "s3.object.sequencer"),
             is_from_aws,
         },
     })
@@ -156,6 +162,8 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     Ok(Record {
         event: s3_name(&required(body, "detail-type")?, reason.as_deref(), deletion.as_deref())
             .into_owned(),
+        time: secondary(body, "time"),
+        region: secondary(body, "region"),
         key_as_sent: None,
         object: Object {
             bucket: bucket(required(body, "detail.bucket.name")?)?,
@@ -163,7 +171,7 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
             version_id: header_value(body, "detail.object.version-id")?,
             etag: header_value(body, "detail.object.etag")?.and_then(|etag| unquoted(&etag)),
             size: size(body, "detail.object.size"),
-            sequencer: sequencer(body, "detail.object.sequencer"),
+            sequencer: secondary(body, "detail.object.sequencer"),
             is_from_aws: true,
         },
     })
@@ -260,8 +268,8 @@ fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotifica
     }
 }
 
-/// Only used in comparisons, so an invalid one is not a reason to refuse the message.
-fn sequencer(json: &Value, path: &str) -> Option<String> {
+/// Not needed for the work, so an invalid value is not a reason to refuse the message.
+fn secondary(json: &Value, path: &str) -> Option<String> {
     text(json, path).ok().flatten().map(Cow::into_owned)
 }
 

@@ -51,7 +51,7 @@ pub fn job_type<'a>(
 ) -> Result<Option<&'a JobType>, String> {
     let records = match content {
         Content::Objects(records) => records,
-        Content::Body(_) => return Ok(types.iter().find(|it| it.matches.matches_all())),
+        Content::Body => return Ok(types.iter().find(|it| it.matches.matches_all())),
     };
     let mut matching =
         records.iter().map(|record| types.iter().find(|it| it.matches.matches(record)));
@@ -151,7 +151,7 @@ pub enum Content {
     /// In the notification's order; never empty.
     Objects(Vec<Record>),
     /// The body itself, which is not an S3 notification (`--accept-raw`).
-    Body(String),
+    Body,
 }
 
 impl Content {
@@ -159,7 +159,7 @@ impl Content {
     pub fn records(&self) -> &[Record] {
         match self {
             Self::Objects(records) => records,
-            Self::Body(_) => &[],
+            Self::Body => &[],
         }
     }
 }

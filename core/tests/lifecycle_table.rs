@@ -1,5 +1,6 @@
 //! Every phase × every event, as one table for review; and properties of all sequences of events.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,8 +49,12 @@ fn received(body: &str) -> Event {
         body: body.to_owned(),
         receive_count: 1,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     Event::Received(Box::new(Received {
         delivery,

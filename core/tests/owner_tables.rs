@@ -1,6 +1,7 @@
 //! The `Keeper` of a lease and the `Claim` of an idempotency record: every state × every input, as
 //! two tables for review.
 
+use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
 use std::time::Duration;
 
@@ -152,8 +153,12 @@ fn success() -> Verdict {
         body: object_created("k"),
         receive_count: 1,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     let received = Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown };
     let mut processed = Processed::failed(leasehold_core::outcome::Failure::Halted);

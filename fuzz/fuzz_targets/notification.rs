@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,8 +56,12 @@ fuzz_target!(|bytes: &[u8]| {
         body: body.into_owned(),
         receive_count: 1,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
     };
     let (asked_at, received_at, redrive) = (Duration::ZERO, Duration::ZERO, Redrive::Unknown);
     let received = Received { delivery, asked_at, received_at, redrive };

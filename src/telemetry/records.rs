@@ -200,6 +200,7 @@ pub(super) fn signal(exit: Exit) -> Option<i32> {
 /// Messages with a given key, for tests.
 #[cfg(test)]
 pub(super) mod testing {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
@@ -211,8 +212,12 @@ pub(super) mod testing {
             receive_count: 2,
             redrive: Redrive::Unknown,
             sent_at: None,
+            first_received_at: None,
+            group_id: None,
+            deduplication_id: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
             body_sha256: String::new(),
             job_type: None,
             objects: Vec::new(),

@@ -1,6 +1,5 @@
 //! The work on an object: fetch, run the command, publish its output.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -13,13 +12,13 @@ use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
-use crate::job::route::{Content, Input};
+use crate::job::route::Input;
 use crate::ports::{Command, Outbox, Results};
 
 /// The input of the command.
-enum Provided<'a> {
+enum Provided {
     /// The object that was fetched, which may differ from the event.
-    Object(Cow<'a, Record>),
+    Object(Box<Record>),
     /// The message's body.
     Body,
     /// The object is gone, which is not an error.
@@ -69,8 +68,11 @@ impl CommandWorker {
         if self.checkpointing(&work.task).is_none() {
             space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         }
+        std::fs::write(space.body_file(), &work.body)
+            .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         let context = JobContext {
             job_id: &self.job_id,
+            queue_url: self.queue_url.as_deref(),
             subject: &work.subject,
             record,
             task: &work.task,
@@ -149,24 +151,23 @@ impl CommandWorker {
     }
 
     /// Writes the command's input to the workspace.
-    async fn provide_input<'a>(
+    async fn provide_input(
         &self,
-        object: ObjectWork<'a>,
+        object: ObjectWork<'_>,
         until: Until<'_>,
         spent: &mut Duration,
-    ) -> Result<Provided<'a>, Failure> {
+    ) -> Result<Provided, Failure> {
         let ObjectWork { work, record, space, .. } = object;
         let input = space.input();
         let Some(record) = record else {
-            let body = if let Content::Body(body) = &work.content { body.as_str() } else { "" };
-            return std::fs::write(&input, body).map(|()| Provided::Body).map_err(|error| {
+            return std::fs::write(&input, &work.body).map(|()| Provided::Body).map_err(|error| {
                 Failure::Fetch(format!("the message's body: {}: {error}", input.display()))
             });
         };
-        let Record { event, object, key_as_sent } = record;
+        let Record { object, key_as_sent, .. } = record;
         if work.task.input == Input::None {
             fetch::check_bucket(&self.fetch, object)?;
-            return Ok(Provided::Object(Cow::Borrowed(record)));
+            return Ok(Provided::Object(Box::new(record.clone())));
         }
         let store = self.store.as_ref();
         let fetched = fetch::fetch(
@@ -181,11 +182,7 @@ impl CommandWorker {
         Ok(match unless_halted(until.halt, self.timed(spent, fetched)).await?? {
             Fetched::Here(FetchedObject { key, size, etag }) => {
                 let object = Object { key, size: Some(size), etag, ..object.clone() };
-                Provided::Object(Cow::Owned(Record {
-                    event: event.clone(),
-                    object,
-                    key_as_sent: None,
-                }))
+                Provided::Object(Box::new(Record { object, key_as_sent: None, ..record.clone() }))
             }
             Fetched::Gone => Provided::Nothing,
         })

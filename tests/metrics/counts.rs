@@ -1,5 +1,6 @@
 //! The metrics of one pod.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -41,8 +42,12 @@ fn subject(receive_count: u32) -> Subject {
         receive_count,
         redrive: Redrive::DeadLetter { max_receive_count: 3, queue: "orders-dlq".to_owned() },
         sent_at: Some(SystemTime::UNIX_EPOCH + 988 * S),
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: None,
         traceparent: None,
+        attributes: BTreeMap::new(),
         body_sha256: String::new(),
         objects: vec![object],
     }

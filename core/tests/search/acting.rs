@@ -1,6 +1,7 @@
 //! Applies a move to a pod, and carries out the effects of its core. The keeper of the lease is the
 //! real one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
@@ -224,8 +225,12 @@ impl Acting<'_> {
             body: object_created("k"),
             receive_count: receipt,
             sent_at: None,
+            first_received_at: None,
+            group_id: None,
+            deduplication_id: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
         };
         let redrive =
             Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };

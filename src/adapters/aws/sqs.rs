@@ -30,7 +30,7 @@ use crate::adapters::url;
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::verdict::DeletePermit;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
-use message::{TRACEPARENT, delivery};
+use message::delivery;
 use queue_url::{is_aws_default, is_fifo, origin_of, queue_name};
 use refusal::{ErrorClass, advice, plain, without_handle};
 
@@ -190,12 +190,8 @@ impl Queue for Sqs {
             .max_number_of_messages(1)
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
-            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
-            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
-            .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
-            .message_system_attribute_names(MessageSystemAttributeName::MessageDeduplicationId)
-            .message_attribute_names(TRACEPARENT)
-            .message_attribute_names(self.key_attribute.as_deref().unwrap_or(TRACEPARENT))
+            .set_message_system_attribute_names(Some(SYSTEM_ATTRIBUTES.to_vec()))
+            .message_attribute_names("All")
             .set_receive_request_attempt_id(self.attempt())
             .customize()
             .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
@@ -309,6 +305,16 @@ impl Queue for Sqs {
     }
 }
 
+/// What the queue knows about a message. Not `All`, which includes the sender's AWS account.
+const SYSTEM_ATTRIBUTES: [MessageSystemAttributeName; 6] = [
+    MessageSystemAttributeName::ApproximateReceiveCount,
+    MessageSystemAttributeName::ApproximateFirstReceiveTimestamp,
+    MessageSystemAttributeName::SentTimestamp,
+    MessageSystemAttributeName::AwsTraceHeader,
+    MessageSystemAttributeName::MessageDeduplicationId,
+    MessageSystemAttributeName::MessageGroupId,
+];
+
 /// A handle that is not valid in any queue.
 const NO_HANDLE: &str = "leasehold-check";
 
@@ -375,8 +381,12 @@ mod tests {
             body: String::new(),
             receive_count: 1,
             sent_at: None,
+            first_received_at: None,
+            group_id: None,
+            deduplication_id: None,
             idempotency_key: None,
             traceparent: None,
+            attributes: BTreeMap::new(),
         };
         let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
             panic!("it finished")

@@ -288,8 +288,12 @@ impl State {
                 body: message.body.clone(),
                 receive_count: message.receive_count,
                 sent_at: None,
+                first_received_at: None,
+                group_id: None,
+                deduplication_id: None,
                 idempotency_key: None,
                 traceparent: None,
+                attributes: BTreeMap::new(),
             });
         }
     }
