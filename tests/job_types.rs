@@ -98,7 +98,11 @@ fn each_documented_sample_passes_the_parser_and_the_schema() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["deploy/kustomize/base/job-types.yaml", "docs/job-types.md", TOML, YAML]);
+    let pages = ["docs/job-types.md", "docs/job-types.md", "docs/messages.md"];
+    assert_eq!(
+        seen,
+        [&["deploy/kustomize/base/job-types.yaml"], &pages[..], &[TOML, YAML]].concat()
+    );
 }
 
 #[test]
@@ -313,6 +317,24 @@ fn the_rules_for_flags_apply_to_each_job_type() {
     let two = |second: &str| format!("job-types:\n  - name: one\n  - name: {second}\n");
     assert!(refused("types.yaml", &two("one"), "").contains("two job types have the name one"));
     assert!(refused("types.yaml", &two("two"), "").contains("job type two is never used: one"));
+    // Another object-from finds the objects of other messages; the same one does not.
+    let two = |second: &str| {
+        format!("job-types:\n  - name: one\n    object-from: uri=/a\n  - name: two\n    {second}\n")
+    };
+    for (second, flags, is_used) in [
+        ("object-from: uri=/b", "", true),
+        ("object-from: uri=/a", "", false),
+        ("retry: expire", "--object-from uri=/b", true),
+        ("retry: expire", "--object-from uri=/a", false),
+        ("retry: expire", "", false),
+    ] {
+        let complaint = read("types.yaml", &two(second), flags).err().unwrap_or_default();
+        assert_eq!(
+            !complaint.contains("two is never used"),
+            is_used,
+            "{second} {flags}: {complaint}"
+        );
+    }
     assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has no job type"));
 }
 
@@ -425,6 +447,7 @@ fn a_job_type_with_a_checkpoint_may_take_longer_than_12_hours() {
 fn typed(name: &str, matches: Match) -> JobType {
     JobType {
         matches,
+        object_from: None,
         task: Arc::new(Task { name: name.to_owned(), ..task() }),
         limits: settings().policy.limits,
     }

@@ -19,9 +19,12 @@ use sha2::{Digest, Sha256};
 use super::delivery::{Delivery, DeliveryId, ReceiptHandle, Received, Redrive};
 use super::keep_reason::{KeepReason, Role};
 use super::notification::{Record, parse};
+use super::object_from::ObjectFrom;
 use super::outcome::{Failure, NoWorkReason, Outcome, Timings, WorkRecord};
 use super::report::{Ended, Held, Progress, Progressed, Report, Subject};
-use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
+use super::route::{
+    Content, JobType, Limits, Route, Selection, Task, find_objects, job_type, route,
+};
 use super::run_outcome::{ReceiveFailure, RunOutcome};
 use super::verdict::{Completed, Completion, Return, Settlement, Verdict};
 
@@ -31,6 +34,8 @@ pub struct Policy {
     pub selection: Selection,
     /// Is a body that is not an S3 notification work?
     pub accept_raw: bool,
+    /// Where a message that is neither an S3 notification nor work of a job type names its objects.
+    pub object_from: Option<ObjectFrom>,
     pub job_types: Vec<JobType>,
     /// For messages without a job type; if `None`, they are kept.
     pub task: Option<Arc<Task>>,
@@ -43,20 +48,35 @@ pub struct Policy {
 impl Policy {
     /// The assignment for a message with this body, and the limits for holding it.
     fn assign(&self, body: &str) -> (Assignment, Limits) {
+        let otherwise = |assignment| (assignment, self.limits.clone());
         let routed = match parse(body) {
             Ok(notification) => route(notification, &self.selection),
-            Err(_) if self.accept_raw => Ok(Route::Work(Content::Body)),
-            Err(why) => Err(why.to_string()),
+            Err(why) => match find_objects(&self.job_types, self.object_from.as_ref(), body) {
+                Ok(found) => {
+                    return self.assign_to(Content::Objects(found.records), found.job_type);
+                }
+                Err(_) if self.accept_raw => Ok(Route::Work(Content::Body)),
+                Err(Some(not_found)) => Err(format!("{why}; --object-from: {not_found}")),
+                Err(None) => Err(why.to_string()),
+            },
         };
-        let otherwise = |assignment| (assignment, self.limits.clone());
-        let content = match routed {
-            Ok(Route::Work(content)) => content,
-            Ok(Route::Nothing(why)) => return otherwise(Assignment::NothingToDo(why)),
-            Err(why) => {
-                return otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new()));
+        match routed {
+            Ok(Route::Work(content)) => {
+                let job_type = job_type(&self.job_types, &content);
+                self.assign_to(content, job_type)
             }
-        };
-        let (task, limits) = match job_type(&self.job_types, &content) {
+            Ok(Route::Nothing(why)) => otherwise(Assignment::NothingToDo(why)),
+            Err(why) => otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new())),
+        }
+    }
+
+    /// The assignment of this content to a job type, or to the task of other messages.
+    fn assign_to(
+        &self,
+        content: Content,
+        job_type: Result<Option<&JobType>, String>,
+    ) -> (Assignment, Limits) {
+        let (task, limits) = match job_type {
             Ok(Some(job_type)) => (Ok(job_type.task.clone()), &job_type.limits),
             Ok(None) => {
                 let none = || {
@@ -71,6 +91,11 @@ impl Policy {
             Err(why) => Assignment::Keep(KeepReason::NoJobType(why), content.records().to_vec()),
         };
         (assignment, limits.clone())
+    }
+
+    /// Can a message that is not an S3 notification name its objects?
+    pub fn finds_objects(&self) -> bool {
+        self.object_from.is_some() || self.job_types.iter().any(|it| it.object_from.is_some())
     }
 
     /// All tasks that this policy can run.

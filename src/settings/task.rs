@@ -13,6 +13,7 @@ use super::job_types::{Match, Name, SourceMap};
 use super::values::{self, List, time};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
+use crate::job::object_from::ObjectFrom;
 use crate::job::route::{
     self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
 };
@@ -43,6 +44,16 @@ pub struct TaskSettings {
     /// How the command gets the object
     #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
     pub input: Option<Input>,
+
+    /// Where a message that is not an S3 notification names its object, as JSON Pointers
+    ///
+    /// For example bucket=/detail/bucket,key=/detail/key or uri=/s3Uri (s3://bucket/key). A bucket
+    /// without a slash is a constant. version, etag and size are optional. With list, a pointer to
+    /// an array, each entry names an object, and the other pointers begin at the entry.
+    #[arg(long, value_name = "FIELD=POINTER,...", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub object_from: Option<ObjectFrom>,
 
     /// Where to upload the results: the files that the command wrote into JOB_OUTPUT_DIR
     ///
@@ -179,6 +190,7 @@ impl TaskSettings {
             r#match,
             command,
             input,
+            object_from,
             output,
             checkpoint,
             checkpoint_interval,
@@ -206,6 +218,7 @@ impl TaskSettings {
             r#match,
             command: if command.is_empty() { other.command } else { command },
             input: input.or(other.input),
+            object_from: object_from.or(other.object_from),
             output: output.or(other.output),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
@@ -240,7 +253,7 @@ impl TaskSettings {
         }
         let limits = settings.limits(pod)?;
         let task = settings.task(matches.matches_all(), pod)?.ok_or(SettingError::NoCommand)?;
-        Ok(JobType { matches, task: Arc::new(task), limits })
+        Ok(JobType { matches, object_from: settings.object_from, task: Arc::new(task), limits })
     }
 
     /// What is run; `None` without a command.
