@@ -1,11 +1,12 @@
 //! The public API: work that is a Rust function instead of a command.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use async_trait::async_trait;
 use serde_json::json;
@@ -17,7 +18,7 @@ use tracing::{Instrument, error};
 
 use crate::app;
 use crate::job::outcome::Exit;
-use crate::ports::job_facts::JobFacts;
+use crate::ports::job_facts::{JobFacts, ObjectFacts};
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::settings::command_line;
 
@@ -54,6 +55,17 @@ pub struct Job {
     pub id: String,
     pub job_type: String,
     pub message_id: String,
+    /// The sender's message attributes, by name; binary values in Base64.
+    pub attributes: BTreeMap<String, String>,
+    pub message_group_id: Option<String>,
+    pub message_deduplication_id: Option<String>,
+    /// By the queue's clock.
+    pub sent_at: Option<SystemTime>,
+    /// By the queue's clock.
+    pub first_received_at: Option<SystemTime>,
+    pub queue_url: Option<String>,
+    /// A file with the message's body, as it was sent.
+    pub body_file: PathBuf,
     /// 1 = first attempt.
     pub receive_count: u32,
     /// The queue's `maxReceiveCount`, if it is known.
@@ -69,6 +81,11 @@ pub struct Job {
     /// In bytes.
     pub size: Option<u64>,
     pub event: Option<String>,
+    /// When the event happened, as its sender writes it: RFC 3339.
+    pub event_time: Option<String>,
+    pub region: Option<String>,
+    /// Orders the events of one key; hexadecimal.
+    pub sequencer: Option<String>,
     /// When the work will be stopped, RFC 3339.
     pub deadline: String,
     input: Option<PathBuf>,
@@ -91,32 +108,40 @@ impl Job {
             id,
             job_type,
             message_id,
+            message,
             receive_count,
             max_receive_count,
             final_attempt,
             ..
         } = facts;
-        let JobFacts { object, input, output_dir, checkpoint_dir, result_file, .. } = facts;
-        let (event, bucket, key, version_id, etag, size) = match object {
-            Some(it) => {
-                (Some(it.event), Some(it.bucket), Some(it.key), it.version_id, it.etag, it.size)
-            }
-            None => (None, None, None, None, None, None),
-        };
+        let JobFacts { object, input, output_dir, checkpoint_dir, result_file, body_file, .. } =
+            facts;
+        let of_object =
+            |text: fn(&ObjectFacts) -> Option<&String>| object.as_ref().and_then(text).cloned();
         let (output_dir, checkpoint_dir) = (Some(output_dir), Some(checkpoint_dir));
         Self {
             id,
             job_type,
             message_id,
+            attributes: message.attributes,
+            message_group_id: message.message_group_id,
+            message_deduplication_id: message.message_deduplication_id,
+            sent_at: message.sent_at,
+            first_received_at: message.first_received_at,
+            queue_url: message.queue_url,
+            body_file,
             receive_count,
             max_receive_count,
             final_attempt,
-            bucket,
-            key,
-            version_id,
-            etag,
-            size,
-            event,
+            bucket: of_object(|it| Some(&it.bucket)),
+            key: of_object(|it| Some(&it.key)),
+            version_id: of_object(|it| it.version_id.as_ref()),
+            etag: of_object(|it| it.etag.as_ref()),
+            size: object.as_ref().and_then(|it| it.size),
+            event: of_object(|it| Some(&it.event)),
+            event_time: of_object(|it| it.event_time.as_ref()),
+            region: of_object(|it| it.region.as_ref()),
+            sequencer: of_object(|it| it.sequencer.as_ref()),
             deadline,
             input,
             output_dir,

@@ -70,6 +70,7 @@ pub async fn run(
         outbox: Some(Arc::new(stores.outbox)),
         work_dir: work.work_dir.clone(),
         job_id: work.identity.job_id.clone(),
+        queue_url: None,
         clock,
     });
     let world = |pod: &Rehearsal| World {

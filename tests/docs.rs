@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use leasehold::ports::job_facts::{JobFacts, ObjectFacts};
+use leasehold::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
 use leasehold::settings::Cli;
 use leasehold::settings::command_line::{command, parse_without_command};
 use serde_json::Value;
@@ -429,17 +429,28 @@ fn job_variables() -> BTreeSet<String> {
     let (text, path) = (String::new, PathBuf::new);
     let object = ObjectFacts {
         event: text(),
+        event_time: Some(text()),
+        region: Some(text()),
         bucket: text(),
         key: text(),
         version_id: Some(text()),
         etag: Some(text()),
         size: Some(0),
+        sequencer: Some(text()),
     };
     let facts = JobFacts {
         version: 1,
         id: text(),
         job_type: text(),
         message_id: text(),
+        message: MessageFacts {
+            message_group_id: Some(text()),
+            message_deduplication_id: Some(text()),
+            sent_at: Some(SystemTime::UNIX_EPOCH),
+            first_received_at: Some(SystemTime::UNIX_EPOCH),
+            queue_url: Some(text()),
+            attributes: BTreeMap::new(),
+        },
         object: Some(object),
         receive_count: 1,
         max_receive_count: Some(1),
@@ -449,9 +460,12 @@ fn job_variables() -> BTreeSet<String> {
         output_dir: path(),
         checkpoint_dir: path(),
         result_file: path(),
+        body_file: path(),
         job_file: path(),
         temporary: path(),
         traceparent: Some(text()),
+        tracestate: Some(text()),
+        baggage: Some(text()),
     };
     facts.environment().into_iter().map(|(name, _)| name.into_string().unwrap()).collect()
 }

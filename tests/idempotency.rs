@@ -135,8 +135,12 @@ async fn a_record_lasts_as_long_as_the_lease_of_its_message() {
         let policy = &mut pod.settings.policy;
         let mut limits = policy.limits.clone();
         limits.visibility = MINUTE;
-        policy.job_types =
-            vec![JobType { matches: Match::default(), task: policy.task.clone().unwrap(), limits }];
+        policy.job_types = vec![JobType {
+            matches: Match::default(),
+            object_from: None,
+            task: policy.task.clone().unwrap(),
+            limits,
+        }];
         policy.limits.visibility = 60 * MINUTE;
         pod.settings.polling.wait = 5 * MINUTE;
         pod
@@ -580,6 +584,9 @@ fn subject() -> Subject {
         receive_count: 1,
         redrive: Redrive::Unknown,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: Some("k".to_owned()),
         traceparent: None,
         attributes: BTreeMap::new(),

@@ -98,7 +98,11 @@ fn each_documented_sample_passes_the_parser_and_the_schema() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["deploy/kustomize/base/job-types.yaml", "docs/job-types.md", TOML, YAML]);
+    let pages = ["docs/job-types.md", "docs/job-types.md", "docs/messages.md"];
+    assert_eq!(
+        seen,
+        [&["deploy/kustomize/base/job-types.yaml"], &pages[..], &[TOML, YAML]].concat()
+    );
 }
 
 #[test]
@@ -314,6 +318,24 @@ fn the_rules_for_flags_apply_to_each_job_type() {
     let two = |second: &str| format!("job-types:\n  - name: one\n  - name: {second}\n");
     assert!(refused("types.yaml", &two("one"), "").contains("two job types have the name one"));
     assert!(refused("types.yaml", &two("two"), "").contains("job type two is never used: one"));
+    // Another object-from finds the objects of other messages; the same one does not.
+    let two = |second: &str| {
+        format!("job-types:\n  - name: one\n    object-from: uri=/a\n  - name: two\n    {second}\n")
+    };
+    for (second, flags, is_used) in [
+        ("object-from: uri=/b", "", true),
+        ("object-from: uri=/a", "", false),
+        ("retry: expire", "--object-from uri=/b", true),
+        ("retry: expire", "--object-from uri=/a", false),
+        ("retry: expire", "", false),
+    ] {
+        let complaint = read("types.yaml", &two(second), flags).err().unwrap_or_default();
+        assert_eq!(
+            !complaint.contains("two is never used"),
+            is_used,
+            "{second} {flags}: {complaint}"
+        );
+    }
     assert!(refused("types.yaml", "job-types: []\n", "").contains("the file has no job type"));
 }
 
@@ -426,6 +448,7 @@ fn a_job_type_with_a_checkpoint_may_take_longer_than_12_hours() {
 fn typed(name: &str, matches: Match) -> JobType {
     JobType {
         matches,
+        object_from: None,
         task: Arc::new(Task { name: name.to_owned(), ..task() }),
         limits: settings().policy.limits,
     }
@@ -445,7 +468,7 @@ fn record(bucket: &str, key: &str, event: &str) -> Record {
         sequencer: None,
         is_from_aws: false,
     };
-    Record { event: event.to_owned(), object, key_as_sent: None }
+    Record { event: event.to_owned(), time: None, region: None, object, key_as_sent: None }
 }
 
 #[test]
@@ -499,8 +522,8 @@ fn a_message_has_one_job_type_or_is_refused() {
 #[test]
 fn only_a_job_type_without_a_match_takes_a_body() {
     let (csv, rest) = (by_key("csv", "**"), typed("rest", Match::default()));
-    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body(String::new())), Ok(None));
-    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body(String::new())), Ok(Some(&rest)));
+    assert_eq!(job_type(std::slice::from_ref(&csv), &Content::Body), Ok(None));
+    assert_eq!(job_type(&[csv, rest.clone()], &Content::Body), Ok(Some(&rest)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,3 +32,4 @@ mod settings;
 mod simulation;
 mod terminal;
 mod workers_command;
+mod workers_message;

@@ -65,12 +65,19 @@ pub struct Delivery {
     pub receive_count: u32,
     /// When it was sent, by the queue's clock (SQS's `SentTimestamp`).
     pub sent_at: Option<SystemTime>,
+    /// When it was received for the first time, by the queue's clock (SQS's
+    /// `ApproximateFirstReceiveTimestamp`).
+    pub first_received_at: Option<SystemTime>,
+    /// SQS's `MessageGroupId`, if the sender set it.
+    pub group_id: Option<String>,
+    /// SQS's `MessageDeduplicationId`; only in FIFO queues.
+    pub deduplication_id: Option<String>,
     /// The sender's key for this piece of work (`--idempotency-key`, or SQS's
     /// `MessageDeduplicationId` if the sender set it).
     pub idempotency_key: Option<String>,
     /// W3C trace context, from the sender's `traceparent` attribute or SQS's `AWSTraceHeader`.
     pub traceparent: Option<String>,
-    /// The message attributes that are text: SQS's types String and Number.
+    /// The sender's message attributes, by name; binary values in Base64.
     pub attributes: BTreeMap<String, String>,
 }
 
@@ -175,9 +182,12 @@ mod tests {
             body: "secret-body".into(),
             receive_count: 1,
             sent_at: None,
+            first_received_at: None,
+            group_id: None,
+            deduplication_id: None,
             idempotency_key: None,
             traceparent: None,
-            attributes: BTreeMap::new(),
+            attributes: BTreeMap::from([("secret".into(), "secret".into())]),
         };
         assert!(!format!("{delivery:?} {:?}", delivery.receipt).contains("secret"));
     }

@@ -19,9 +19,12 @@ use sha2::{Digest, Sha256};
 use super::delivery::{Delivery, DeliveryId, ReceiptHandle, Received, Redrive};
 use super::keep_reason::{KeepReason, Role};
 use super::notification::{Record, parse};
+use super::object_from::ObjectFrom;
 use super::outcome::{Failure, NoWorkReason, Outcome, Timings, WorkRecord};
 use super::report::{Ended, Held, Progress, Progressed, Report, Subject};
-use super::route::{Content, JobType, Limits, Route, Selection, Task, job_type, route};
+use super::route::{
+    Content, JobType, Limits, Route, Selection, Task, find_objects, job_type, route,
+};
 use super::run_outcome::{ReceiveFailure, RunOutcome};
 use super::verdict::{Completed, Completion, Return, Settlement, Verdict};
 
@@ -31,6 +34,8 @@ pub struct Policy {
     pub selection: Selection,
     /// Is a body that is not an S3 notification work?
     pub accept_raw: bool,
+    /// Where a message that is neither an S3 notification nor work of a job type names its objects.
+    pub object_from: Option<ObjectFrom>,
     pub job_types: Vec<JobType>,
     /// For messages without a job type; if `None`, they are kept.
     pub task: Option<Arc<Task>>,
@@ -42,21 +47,36 @@ pub struct Policy {
 
 impl Policy {
     /// The assignment for a message with this body, and the limits for holding it.
-    fn assign(&self, body: String) -> (Assignment, Limits) {
-        let routed = match parse(&body) {
-            Ok(notification) => route(notification, &self.selection),
-            Err(_) if self.accept_raw => Ok(Route::Work(Content::Body(body))),
-            Err(why) => Err(why.to_string()),
-        };
+    fn assign(&self, body: &str) -> (Assignment, Limits) {
         let otherwise = |assignment| (assignment, self.limits.clone());
-        let content = match routed {
-            Ok(Route::Work(content)) => content,
-            Ok(Route::Nothing(why)) => return otherwise(Assignment::NothingToDo(why)),
-            Err(why) => {
-                return otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new()));
-            }
+        let routed = match parse(body) {
+            Ok(notification) => route(notification, &self.selection),
+            Err(why) => match find_objects(&self.job_types, self.object_from.as_ref(), body) {
+                Ok(found) => {
+                    return self.assign_to(Content::Objects(found.records), found.job_type);
+                }
+                Err(_) if self.accept_raw => Ok(Route::Work(Content::Body)),
+                Err(Some(not_found)) => Err(format!("{why}; --object-from: {not_found}")),
+                Err(None) => Err(why.to_string()),
+            },
         };
-        let (task, limits) = match job_type(&self.job_types, &content) {
+        match routed {
+            Ok(Route::Work(content)) => {
+                let job_type = job_type(&self.job_types, &content);
+                self.assign_to(content, job_type)
+            }
+            Ok(Route::Nothing(why)) => otherwise(Assignment::NothingToDo(why)),
+            Err(why) => otherwise(Assignment::Keep(KeepReason::NotANotification(why), Vec::new())),
+        }
+    }
+
+    /// The assignment of this content to a job type, or to the task of other messages.
+    fn assign_to(
+        &self,
+        content: Content,
+        job_type: Result<Option<&JobType>, String>,
+    ) -> (Assignment, Limits) {
+        let (task, limits) = match job_type {
             Ok(Some(job_type)) => (Ok(job_type.task.clone()), &job_type.limits),
             Ok(None) => {
                 let none = || {
@@ -71,6 +91,11 @@ impl Policy {
             Err(why) => Assignment::Keep(KeepReason::NoJobType(why), content.records().to_vec()),
         };
         (assignment, limits.clone())
+    }
+
+    /// Can a message that is not an S3 notification name its objects?
+    pub fn finds_objects(&self) -> bool {
+        self.object_from.is_some() || self.job_types.iter().any(|it| it.object_from.is_some())
     }
 
     /// All tasks that this policy can run.
@@ -186,6 +211,8 @@ pub struct Hold {
 pub struct Work {
     pub subject: Arc<Subject>,
     pub content: Content,
+    /// The message's body.
+    pub body: String,
     pub task: Arc<Task>,
     /// The length of the lease with [`Strategy::Heartbeat`](super::lease::Strategy::Heartbeat).
     pub visibility: Duration,
@@ -247,6 +274,48 @@ enum Assignment {
     Work(Content, Arc<Task>),
     NothingToDo(NoWorkReason),
     Keep(KeepReason, Vec<Record>),
+}
+
+/// Splits the delivery: the handle goes to the lease's keeper, and the body to the work, if any.
+fn split(
+    delivery: Delivery,
+    redrive: Redrive,
+    assignment: &Assignment,
+) -> (Subject, ReceiptHandle, String) {
+    let Delivery {
+        message_id,
+        receipt,
+        body,
+        receive_count,
+        sent_at,
+        first_received_at,
+        group_id,
+        deduplication_id,
+        idempotency_key,
+        traceparent,
+        attributes,
+    } = delivery;
+    let (records, job_type) = match assignment {
+        Assignment::Work(content, task) => (content.records(), Some(task.name.clone())),
+        Assignment::Keep(_, records) => (&records[..], None),
+        Assignment::NothingToDo(_) => (&[][..], None),
+    };
+    let subject = Subject {
+        message_id,
+        receive_count,
+        redrive,
+        sent_at,
+        first_received_at,
+        group_id,
+        deduplication_id,
+        idempotency_key,
+        traceparent,
+        attributes,
+        body_sha256: hex::encode(Sha256::digest(&body)),
+        job_type,
+        objects: records.iter().map(|record| record.object.clone()).collect(),
+    };
+    (subject, receipt, body)
 }
 
 /// The result of an event.
@@ -519,39 +588,11 @@ impl Run {
 
     fn received(mut self, received: Received) -> Step {
         self.remaining = self.remaining.saturating_sub(1);
-        // Split the delivery here: the handle goes to the lease's keeper, and the body becomes the
-        // work or is dropped after it is hashed.
         let Received { delivery, asked_at, received_at, redrive } = received;
         let id = delivery.id();
-        let Delivery {
-            message_id,
-            receipt,
-            body,
-            receive_count,
-            sent_at,
-            idempotency_key,
-            traceparent,
-            attributes,
-        } = delivery;
-        let body_sha256 = hex::encode(Sha256::digest(&body));
-        let (assignment, limits) = self.policy.assign(body);
-        let (records, job_type) = match &assignment {
-            Assignment::Work(content, task) => (content.records(), Some(task.name.clone())),
-            Assignment::Keep(_, records) => (&records[..], None),
-            Assignment::NothingToDo(_) => (&[][..], None),
-        };
-        let subject = Arc::new(Subject {
-            message_id,
-            receive_count,
-            redrive,
-            sent_at,
-            idempotency_key,
-            traceparent,
-            attributes,
-            body_sha256,
-            job_type,
-            objects: records.iter().map(|record| record.object.clone()).collect(),
-        });
+        let (assignment, limits) = self.policy.assign(&delivery.body);
+        let (subject, receipt, body) = split(delivery, redrive, &assignment);
+        let subject = Arc::new(subject);
         let timings =
             Timings { receive: received_at.saturating_sub(asked_at), ..Timings::default() };
         let hold = Hold { delivery: id.clone(), receipt, asked_at, limits: limits.clone() };
@@ -578,7 +619,8 @@ impl Run {
                 current.checkpointed = task.checkpoint.is_some().then(|| task.clone());
                 let Limits { visibility, stop_grace, max_duration, .. } = current.limits;
                 let deadline_at = received_at + max_duration;
-                let work = Work { subject, content, task, visibility, stop_grace, deadline_at };
+                let work =
+                    Work { subject, content, body, task, visibility, stop_grace, deadline_at };
                 self.go(
                     Phase::Processing(current),
                     vec![Effect::Process(Box::new(work)), Effect::Await(Limit::Work)],

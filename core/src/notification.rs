@@ -8,12 +8,16 @@
 //! | S3, or S3 through SNS with raw delivery | `Records` | form-url-encoded |
 //! | S3, when notifications are configured | `Event`: `s3:TestEvent` | |
 //! | EventBridge | `detail-type`, `detail` | plain |
+//! | SQS's or SNS's Extended Client | an array: the class of its pointer, `s3BucketName` and `s3Key` | plain |
 //! | SNS | `Type`: `Notification`, `Message` | as in its message, which is one of the above |
 //!
+//! [`ObjectFrom`](super::object_from::ObjectFrom) finds the objects of other bodies.
+//!
 //! Sources: S3 User Guide, "Event message structure" and "EventBridge event message structure"; SNS
-//! Developer Guide, "Parsing message formats". Both S3 pages define versions in the same way: the
-//! major version must be the known one; a new minor version adds fields and event types, to be
-//! ignored.
+//! Developer Guide, "Parsing message formats"; `PayloadS3Pointer` of
+//! awslabs/payload-offloading-java-common-lib-for-aws. Both S3 pages define versions in the same
+//! way: the major version must be the known one; a new minor version adds fields and event types,
+//! to be ignored.
 
 use std::borrow::Cow;
 
@@ -29,24 +33,34 @@ pub enum Notification {
     Test,
     /// One entry per record, in order; never empty.
     Records(Vec<Record>),
+    /// Objects that the message names without an event, in order; never empty. They are always
+    /// work.
+    Objects(Vec<Record>),
 }
 
 /// An event of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// S3's name without its `s3:`, such as `ObjectCreated:Put`.
+    /// S3's name without its `s3:`, such as `ObjectCreated:Put`; [`CUSTOM`] without an event.
     pub event: String,
+    /// When it happened, as its sender writes it: RFC 3339.
+    pub time: Option<String>,
+    /// The region of the bucket.
+    pub region: Option<String>,
     pub object: Object,
     /// The object's key as sent, if decoding changed it. A sender that does not encode means this
     /// one, and a key such as `a+b` does not show which is meant.
     pub key_as_sent: Option<String>,
 }
 
+/// The event of an object that a message names without an event.
+pub const CUSTOM: &str = "Custom";
+
 /// An object as the event describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     pub bucket: String,
-    /// Decoded.
+    /// Decoded, if its sender encodes keys.
     pub key: String,
     pub version_id: Option<String>,
     /// Without quotes.
@@ -55,7 +69,8 @@ pub struct Object {
     pub size: Option<u64>,
     /// Orders the events of one key; hexadecimal.
     pub sequencer: Option<String>,
-    /// The event names AWS as its source. Other stores name themselves, and some send a wrong size.
+    /// The event names AWS as its source, or the message has no event. Other stores name themselves,
+    /// and some send a wrong size.
     pub is_from_aws: bool,
 }
 
@@ -69,18 +84,36 @@ pub struct NotANotification(pub String);
 /// An empty `Records` is such a reason: S3 never sends it, so it does not prove that no work is
 /// needed.
 pub fn parse(body: &str) -> Result<Notification, NotANotification> {
+    match unwrapped(body)? {
+        (message, Sender::Sns) => {
+            notification(&message).map_err(|why| invalid(format!("in SNS's Message: {why}")))
+        }
+        (body, Sender::Other) => notification(&body),
+    }
+}
+
+/// The JSON of a message: the body, or the `Message` of SNS in it.
+pub fn message(body: &str) -> Result<Value, NotANotification> {
+    unwrapped(body).map(|(message, _)| message)
+}
+
+enum Sender {
+    Sns,
+    Other,
+}
+
+/// Only one level: S3 and EventBridge never send a Message within a Message.
+fn unwrapped(body: &str) -> Result<(Value, Sender), NotANotification> {
     // Some tools write a byte order mark; RFC 8259, 8.1 permits ignoring it.
     let body = json(body.strip_prefix('\u{feff}').unwrap_or(body), "the body")?;
     match text(&body, "Type")?.as_deref() {
         Some("Notification") => {
-            let message = json(&required(&body, "Message")?, "SNS's Message")?;
-            // Only one level: S3 and EventBridge never send a Message within a Message.
-            notification(&message).map_err(|why| invalid(format!("in SNS's Message: {why}")))
+            Ok((json(&required(&body, "Message")?, "SNS's Message")?, Sender::Sns))
         }
         Some("SubscriptionConfirmation") => {
             Err(invalid("it is an SNS subscription confirmation; confirm the subscription"))
         }
-        Some(_) | None => notification(&body),
+        Some(_) | None => Ok((body, Sender::Other)),
     }
 }
 
@@ -97,6 +130,8 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
             })
             .collect::<Result<_, _>>()
             .map(Notification::Records)
+    } else if let Some(pointer) = extended_client_pointer(body) {
+        Ok(Notification::Objects(vec![pointer?]))
     } else if body["Event"] == "s3:TestEvent" {
         Ok(Notification::Test)
     } else if body.get("detail-type").is_some() {
@@ -129,6 +164,8 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
             .filter(|name| !name.is_empty())
             .unwrap_or(&event)
             .to_owned(),
+        time: secondary(record, "eventTime"),
+        region: secondary(record, "awsRegion"),
         key_as_sent: (key != sent).then(|| sent.into_owned()),
         object: Object {
             bucket: bucket(required(record, "s3.bucket.name")?)?,
@@ -136,7 +173,7 @@ fn from_s3(record: &Value) -> Result<Record, NotANotification> {
             version_id: header_value(record, "s3.object.versionId")?,
             etag: header_value(record, "s3.object.eTag")?.and_then(|etag| unquoted(&etag)),
             size: size(record, "s3.object.size"),
-            sequencer: sequencer(record, "s3.object.sequencer"),
+            sequencer: secondary(record, "s3.object.sequencer"),
             is_from_aws,
         },
     })
@@ -156,6 +193,8 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     Ok(Record {
         event: s3_name(&required(body, "detail-type")?, reason.as_deref(), deletion.as_deref())
             .into_owned(),
+        time: secondary(body, "time"),
+        region: secondary(body, "region"),
         key_as_sent: None,
         object: Object {
             bucket: bucket(required(body, "detail.bucket.name")?)?,
@@ -163,7 +202,57 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
             version_id: header_value(body, "detail.object.version-id")?,
             etag: header_value(body, "detail.object.etag")?.and_then(|etag| unquoted(&etag)),
             size: size(body, "detail.object.size"),
-            sequencer: sequencer(body, "detail.object.sequencer"),
+            sequencer: secondary(body, "detail.object.sequencer"),
+            is_from_aws: true,
+        },
+    })
+}
+
+/// The object that the Extended Client wrote in place of a long message: the job's object, although
+/// its sender means its content as the body. `None` if the body is not such a pointer.
+fn extended_client_pointer(body: &Value) -> Option<Result<Record, NotANotification>> {
+    const CLASSES: [&str; 2] = [
+        "software.amazon.payloadoffloading.PayloadS3Pointer",
+        "com.amazon.sqs.javamessaging.MessageS3Pointer",
+    ];
+    let [class, pointer] = body.as_array()?.as_slice() else { return None };
+    class.as_str().filter(|class| CLASSES.contains(class))?;
+    let object = || {
+        named(Sent {
+            bucket: bucket(required(pointer, "s3BucketName")?)?,
+            key: required(pointer, "s3Key")?.into_owned(),
+            version_id: None,
+            etag: None,
+            size: None,
+        })
+    };
+    Some(object())
+}
+
+/// An object as a message without an event names it.
+pub(super) struct Sent {
+    pub bucket: String,
+    pub key: String,
+    pub version_id: Option<String>,
+    pub etag: Option<String>,
+    pub size: Option<u64>,
+}
+
+/// An object that a message names without an event.
+pub(super) fn named(sent: Sent) -> Result<Record, NotANotification> {
+    let Sent { bucket, key, version_id, etag, size } = sent;
+    Ok(Record {
+        event: CUSTOM.to_owned(),
+        time: None,
+        region: None,
+        key_as_sent: None,
+        object: Object {
+            bucket,
+            key: within_limits(key)?,
+            version_id,
+            etag,
+            size,
+            sequencer: None,
             is_from_aws: true,
         },
     })
@@ -241,7 +330,7 @@ fn within_limits(key: String) -> Result<String, NotANotification> {
 
 /// Only a plain name: with an ARN, or a name with a slash, the message would choose the host that
 /// gets the request.
-fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
+pub(super) fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
     if is_bucket_name(&name) {
         Ok(name.into_owned())
     } else {
@@ -252,7 +341,14 @@ fn bucket(name: Cow<'_, str>) -> Result<String, NotANotification> {
 /// A version's id or an eTag. Both go into a request, and the SDK panics on values that are not
 /// valid there. S3 User Guide, "How S3 Versioning works": an id is at most 1,024 bytes long.
 fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotification> {
-    match text(json, path)? {
+    for_header(text(json, path)?, path)
+}
+
+pub(super) fn for_header(
+    value: Option<Cow<'_, str>>,
+    path: &str,
+) -> Result<Option<String>, NotANotification> {
+    match value {
         Some(value) if value.len() > 1024 || value.chars().any(char::is_control) => Err(invalid(
             format!("{path} is longer than 1,024 bytes or contains control characters"),
         )),
@@ -260,14 +356,14 @@ fn header_value(json: &Value, path: &str) -> Result<Option<String>, NotANotifica
     }
 }
 
-/// Only used in comparisons, so an invalid one is not a reason to refuse the message.
-fn sequencer(json: &Value, path: &str) -> Option<String> {
+/// Not needed for the work, so an invalid value is not a reason to refuse the message.
+fn secondary(json: &Value, path: &str) -> Option<String> {
     text(json, path).ok().flatten().map(Cow::into_owned)
 }
 
 /// S3's HTTP answers quote eTags, and some stores copy the quotes into their events; a proxy may
 /// have made the eTag weak.
-fn unquoted(etag: &str) -> Option<String> {
+pub(super) fn unquoted(etag: &str) -> Option<String> {
     Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"'))
         .filter(|etag| !etag.is_empty())
         .map(str::to_owned)
@@ -275,7 +371,10 @@ fn unquoted(etag: &str) -> Option<String> {
 
 /// In Ceph's manual, sizes are text. An invalid size is not a reason to refuse the message.
 fn size(json: &Value, path: &str) -> Option<u64> {
-    let size = at(json, path)?;
+    size_of(at(json, path)?)
+}
+
+pub(super) fn size_of(size: &Value) -> Option<u64> {
     size.as_u64().or_else(|| size.as_str()?.parse().ok())
 }
 
@@ -301,8 +400,16 @@ fn required<'a>(json: &'a Value, path: &str) -> Result<Cow<'a, str>, NotANotific
 /// The text at a path such as `s3.bucket.name`; `None` if it is absent, null or empty. A whole
 /// number counts as its digits, because some tools turn a text of digits into a number.
 fn text<'a>(json: &'a Value, path: &str) -> Result<Option<Cow<'a, str>>, NotANotification> {
-    match at(json, path) {
-        None => Ok(None),
+    text_of(at(json, path), path)
+}
+
+/// The same for a value that was found at `path`.
+pub(super) fn text_of<'a>(
+    value: Option<&'a Value>,
+    path: &str,
+) -> Result<Option<Cow<'a, str>>, NotANotification> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => {
             Ok(Some(Cow::Borrowed(text.as_str())).filter(|text| !text.is_empty()))
         }
@@ -326,6 +433,6 @@ fn json(text: &str, what: &str) -> Result<Value, NotANotification> {
     })
 }
 
-fn invalid(why: impl Into<String>) -> NotANotification {
+pub(super) fn invalid(why: impl Into<String>) -> NotANotification {
     NotANotification(why.into())
 }

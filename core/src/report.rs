@@ -95,9 +95,14 @@ pub struct Subject {
     pub redrive: Redrive,
     /// By the queue's clock.
     pub sent_at: Option<SystemTime>,
+    /// By the queue's clock.
+    pub first_received_at: Option<SystemTime>,
+    pub group_id: Option<String>,
+    pub deduplication_id: Option<String>,
     /// The sender's key for this piece of work, see [`Delivery`](super::delivery::Delivery).
     pub idempotency_key: Option<String>,
     pub traceparent: Option<String>,
+    /// The sender's message attributes; never reported, as they may contain private data.
     pub attributes: BTreeMap<String, String>,
     /// SHA-256 of the body in hexadecimal; the body itself is never reported.
     pub body_sha256: String,

@@ -10,7 +10,8 @@ use super::event;
 pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
-use super::notification::{Notification, Record};
+use super::notification::{Notification, Record, message};
+use super::object_from::ObjectFrom;
 use super::outcome::NoWorkReason;
 use super::s3_location::LocationTemplate;
 use super::verdict::RetryPolicy;
@@ -19,6 +20,8 @@ use super::verdict::RetryPolicy;
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobType {
     pub matches: Match,
+    /// Where a message that is not an S3 notification names its objects.
+    pub object_from: Option<ObjectFrom>,
     pub task: Arc<Task>,
     pub limits: Limits,
 }
@@ -53,7 +56,7 @@ pub fn job_type<'a>(
 ) -> Result<Option<&'a JobType>, String> {
     let records = match content {
         Content::Objects(records) => records,
-        Content::Body(_) => return Ok(types.iter().find(|it| it.matches.matches_all())),
+        Content::Body => return Ok(types.iter().find(|it| it.matches.matches_all())),
     };
     let mut matching =
         records.iter().map(|record| types.iter().find(|it| it.matches.matches(record)));
@@ -65,6 +68,55 @@ pub fn job_type<'a>(
         Some(other) => {
             Err(format!("its objects match different job types, {} and {other}", name(first)))
         }
+    }
+}
+
+/// The objects of a message that is not an S3 notification, and its job type.
+#[derive(Debug, PartialEq)]
+pub struct Found<'a> {
+    pub records: Vec<Record>,
+    /// `None` for the task of messages without a job type.
+    pub job_type: Result<Option<&'a JobType>, String>,
+}
+
+/// Finds the objects by the job types' [`ObjectFrom`], in their order, and then by `otherwise`. A
+/// job type takes the message if it matches all objects that its own pointers find. The error is
+/// the last reason why nothing is found, if anything was searched.
+pub fn find_objects<'a>(
+    types: &'a [JobType],
+    otherwise: Option<&ObjectFrom>,
+    body: &str,
+) -> Result<Found<'a>, Option<String>> {
+    // A body without JSON has its own reason.
+    let Ok(message) = message(body) else { return Err(None) };
+    let (mut unmatched, mut why) = (None, None);
+    for job_type in types {
+        let Some(from) = &job_type.object_from else { continue };
+        let records = match from.records(&message) {
+            Ok(records) => records,
+            Err(reason) => {
+                why = Some(reason.to_string());
+                continue;
+            }
+        };
+        let matching = records.iter().filter(|record| job_type.matches.matches(record)).count();
+        if matching == records.len() {
+            return Ok(Found { records, job_type: Ok(Some(job_type)) });
+        }
+        if matching > 0 {
+            let why = format!("job type {} matches only some of its objects", job_type.task.name);
+            return Ok(Found { records, job_type: Err(why) });
+        }
+        unmatched = Some(records);
+    }
+    match (otherwise.map(|from| from.records(&message)), unmatched) {
+        (Some(Ok(records)), _) => Ok(Found { records, job_type: Ok(None) }),
+        (None | Some(Err(_)), Some(records)) => {
+            let why = "no job type matches it, and no other --object-from finds its object";
+            Ok(Found { records, job_type: Err(why.to_owned()) })
+        }
+        (Some(Err(why)), None) => Err(Some(why.to_string())),
+        (None, None) => Err(why),
     }
 }
 
@@ -166,7 +218,7 @@ pub enum Content {
     /// In the notification's order; never empty.
     Objects(Vec<Record>),
     /// The body itself, which is not an S3 notification (`--accept-raw`).
-    Body(String),
+    Body,
 }
 
 impl Content {
@@ -174,7 +226,7 @@ impl Content {
     pub fn records(&self) -> &[Record] {
         match self {
             Self::Objects(records) => records,
-            Self::Body(_) => &[],
+            Self::Body => &[],
         }
     }
 }
@@ -200,6 +252,7 @@ pub struct Selection {
 pub fn route(notification: Notification, selection: &Selection) -> Result<Route, String> {
     let records = match notification {
         Notification::Test => return Ok(Route::Nothing(NoWorkReason::TestEvent)),
+        Notification::Objects(records) => return Ok(Route::Work(Content::Objects(records))),
         Notification::Records(records) => records,
     };
     let Selection { events, folders } = selection;

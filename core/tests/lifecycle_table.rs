@@ -36,6 +36,7 @@ fn policy(max_messages: u32) -> Policy {
         Some(Checkpointing { location: "s3://state/{job_type}".parse().unwrap(), interval: None });
     let long = JobType {
         matches: Match { key: Some("long/**".parse().unwrap()), ..Match::default() },
+        object_from: None,
         task: Arc::new(Task { name: "long".to_owned(), checkpoint, ..task() }),
         limits: limits.clone(),
     };
@@ -49,6 +50,9 @@ fn received(body: &str) -> Event {
         body: body.to_owned(),
         receive_count: 1,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),

@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use leasehold_core::event::{self, EventFilter};
-use leasehold_core::notification::{Notification, Record, parse};
+use leasehold_core::notification::{CUSTOM, Notification, Record, parse};
+use leasehold_core::object_from::ObjectFrom;
 use leasehold_core::outcome::NoWorkReason;
-use leasehold_core::route::{Content, Route, Selection, route};
+use leasehold_core::route::{Content, Found, Route, Selection, find_objects, route};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -75,6 +76,12 @@ fn fixtures_are_parsed() {
         match parse(&body) {
             Err(why) => writeln!(table, "    refused: {why}").unwrap(),
             Ok(Notification::Test) => writeln!(table, "    test event").unwrap(),
+            Ok(Notification::Objects(records)) => {
+                for Record { event, object, .. } in records {
+                    writeln!(table, "    work: {event}, {:?} in {}", object.key, object.bucket)
+                        .unwrap();
+                }
+            }
             Ok(Notification::Records(records)) => {
                 for Record { event, object, .. } in records {
                     let is_work =
@@ -384,9 +391,58 @@ fn a_message_without_work_has_a_reason() {
     assert_eq!(route(Notification::Test, &acl), Ok(Route::Nothing(NoWorkReason::TestEvent)));
 }
 
+fn found(from: &str, fixture: &str) -> Result<Vec<Record>, Option<String>> {
+    let (_, body) = fixtures().into_iter().find(|(name, _)| name == fixture).unwrap();
+    let from: ObjectFrom = from.parse().unwrap();
+    find_objects(&[], Some(&from), &body).map(|Found { records, .. }| records)
+}
+
+#[test]
+fn pointers_find_the_objects_of_other_messages() {
+    let uri = found("uri=/s3Uri", "bad-own-json.json").unwrap().remove(0);
+    assert_eq!(
+        (uri.object.bucket.as_str(), uri.object.key.as_str()),
+        ("documents", "in/a+b%20c.txt")
+    );
+    let list = found("list=/files,bucket=/bucket,key=/key,version=/version", "bad-own-list.json");
+    let versions: Vec<_> = list.unwrap().into_iter().map(|it| it.object.version_id).collect();
+    assert_eq!(versions, [None, Some("3".to_owned())]);
+    let details = "/detail/s3ObjectDetails";
+    let from = format!(
+        "bucket={details}/bucketName,key={details}/objectKey,version={details}/versionId,etag={details}/eTag"
+    );
+    let scanned = found(&from, "bad-guardduty.json").unwrap().remove(0).object;
+    assert_eq!((scanned.key.as_str(), scanned.version_id.is_some()), ("in/invoice+1.pdf", true));
+    assert_eq!(scanned.etag.as_deref(), Some("9b2cf535f27731c974343645a3985328"));
+
+    let through = |body: &Value| {
+        let from: ObjectFrom = "bucket=b,key=/k".parse().unwrap();
+        find_objects(&[], Some(&from), &body.to_string()).map(|it| it.records[0].object.key.clone())
+    };
+    assert_eq!(through(&through_sns(&json!({ "k": "x+y" }))), Ok("x+y".to_owned()));
+    let missing = Err(Some("/k is missing".to_owned()));
+    assert_eq!(through(&json!({ "Message": { "k": "x" } })), missing);
+    assert_eq!(through(&json!([{ "k": "x" }])), missing);
+    assert_eq!(through(&json!({ "Type": "SubscriptionConfirmation", "k": "x" })), Err(None));
+}
+
+/// An object without an event is never deleted without work, whatever `--events` and folders say.
+#[test]
+fn an_object_without_an_event_is_never_ignored() {
+    let pointer = |key: &str| json!(["software.amazon.payloadoffloading.PayloadS3Pointer", { "s3BucketName": "b", "s3Key": key }]);
+    for key in ["k", "folder/"] {
+        let routed = route(parse(&pointer(key).to_string()).unwrap(), &only("ObjectAcl:Put"));
+        assert!(matches!(routed, Ok(Route::Work(Content::Objects(_)))), "{key}");
+    }
+}
+
 /// Words that the parser knows, and similar ones.
-const WORDS: [&str; 32] = [
+const WORDS: [&str; 36] = [
     "Records",
+    "software.amazon.payloadoffloading.PayloadS3Pointer",
+    "s3BucketName",
+    "s3Key",
+    "s3://b/k",
     "Event",
     "s3:TestEvent",
     "Type",
@@ -452,9 +508,32 @@ fn pointers(json: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
+/// Pointers to the fields of these fixtures and of [`json_like_ours`].
+const FROM: [&str; 4] = [
+    "bucket=/bucket,key=/key,version=/versionId,etag=/eTag,size=/size",
+    "list=/Records,bucket=/s3/bucket/name,key=/s3/object/key",
+    "list=/Records,uri=",
+    "uri=",
+];
+
+/// The records of the notification, or those that pointers find.
+fn all_records(body: &str) -> Vec<Vec<Record>> {
+    let found = FROM.iter().filter_map(|from| {
+        let from: ObjectFrom = from.parse().unwrap();
+        let found = find_objects(&[], Some(&from), body).ok()?;
+        assert!(found.records.iter().all(|record| record.event == CUSTOM));
+        Some(found.records)
+    });
+    let parsed = match parse(body) {
+        Ok(Notification::Records(records) | Notification::Objects(records)) => Some(records),
+        Ok(Notification::Test) | Err(_) => None,
+    };
+    found.chain(parsed).collect()
+}
+
 /// No field that a command or a fetch uses is empty.
 fn assert_nothing_is_empty(body: &str) {
-    if let Ok(Notification::Records(records)) = parse(body) {
+    for records in all_records(body) {
         assert!(!records.is_empty());
         for Record { event, object, .. } in records {
             assert!(!event.is_empty() && !object.bucket.is_empty() && !object.key.is_empty());

@@ -37,6 +37,7 @@ pub fn settings() -> Settings {
         policy: Policy {
             selection: Selection::default(),
             accept_raw: false,
+            object_from: None,
             job_types: Vec::new(),
             task: Some(Arc::new(task())),
             limits: Limits {

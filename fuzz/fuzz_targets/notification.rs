@@ -9,8 +9,8 @@ use std::time::Duration;
 use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
 use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::{Effect, Event, Job, Policy};
-use leasehold_core::notification::{Notification, parse};
-use leasehold_core::route::{CommandLine, Input, Limits, Route, Selection, Task, route};
+use leasehold_core::notification::{CUSTOM, Notification, parse};
+use leasehold_core::route::{CommandLine, Content, Input, Limits, Route, Selection, Task, route};
 use leasehold_core::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
 use libfuzzer_sys::fuzz_target;
 
@@ -29,6 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
     let policy = Policy {
         selection: selection.clone(),
         accept_raw: false,
+        object_from: Some("bucket=/bucket,key=/key".parse().expect("pointers")),
         job_types: Vec::new(),
         task: Some(Arc::new(Task {
             name: Task::DEFAULT.to_owned(),
@@ -58,6 +59,9 @@ fuzz_target!(|bytes: &[u8]| {
         body: body.into_owned(),
         receive_count: 1,
         sent_at: None,
+        first_received_at: None,
+        group_id: None,
+        deduplication_id: None,
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
@@ -74,6 +78,9 @@ fuzz_target!(|bytes: &[u8]| {
     let routed = read.map_err(|why| why.to_string()).and_then(|notification| route(notification, &selection));
     match (routed, decided) {
         (Err(_), Some(Err(Verdict::Keep(..)))) => {}
+        (Err(_), Some(Ok(Content::Objects(records)))) => {
+            assert!(!records.is_empty() && records.iter().all(|record| record.event == CUSTOM));
+        }
         (Ok(Route::Nothing(why)), Some(Err(Verdict::Delete(proof)))) => {
             assert_eq!(proof.why(), Completion::NothingToDo(why));
         }

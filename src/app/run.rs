@@ -98,6 +98,7 @@ async fn run_pod(
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
         job_id: work.identity.job_id,
+        queue_url: Some(queue_url.clone()),
         clock,
     };
     let telemetry =

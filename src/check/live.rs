@@ -426,10 +426,9 @@ async fn check_source(
         if let Some(first) = to_us.first() {
             prefix.clone_from(&first.prefix);
         }
+        let policy = &config.work.settings.policy;
         let is_work = |one: &&Notification| {
-            one.events
-                .iter()
-                .any(|event| config.work.settings.policy.selection.events.overlaps(event))
+            one.events.iter().any(|event| policy.selection.events.overlaps(event))
         };
         if to_us.is_empty() && notifications.others {
             let what = "it notifies EventBridge or SNS, but not the queue itself";
@@ -439,6 +438,8 @@ async fn check_source(
                 what,
                 "check that their rule or subscription reaches the queue",
             ));
+        } else if to_us.is_empty() && policy.finds_objects() {
+            // Other senders name its objects.
         } else if to_us.is_empty() {
             let change = format!("add a notification to {arn}");
             findings.push(Finding::new(

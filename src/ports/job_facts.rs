@@ -1,6 +1,7 @@
 //! The facts about a job for its command. With [`result_file`](crate::work::result_file), this is
 //! the public interface between leasehold and programs in any language, version 1.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// Unknown values are left out. A command finds the facts in `JOB_FILE` and, as `JOB_<NAME>`, in
-/// its environment.
+/// its environment, except the message attributes and the values that [do not fit](fits) there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobFacts {
     pub version: u32,
@@ -17,6 +18,8 @@ pub struct JobFacts {
     #[serde(rename = "type")]
     pub job_type: String,
     pub message_id: String,
+    #[serde(flatten)]
+    pub message: MessageFacts,
     /// `None` if the body itself is the work.
     #[serde(flatten)]
     pub object: Option<ObjectFacts>,
@@ -40,6 +43,8 @@ pub struct JobFacts {
     pub checkpoint_dir: PathBuf,
     #[serde(serialize_with = "path")]
     pub result_file: PathBuf,
+    #[serde(serialize_with = "path")]
+    pub body_file: PathBuf,
     /// This and the following fields are in the environment only.
     #[serde(skip)]
     pub job_file: PathBuf,
@@ -48,12 +53,42 @@ pub struct JobFacts {
     /// W3C Trace Context.
     #[serde(skip)]
     pub traceparent: Option<String>,
+    /// The sender's `tracestate`, if the traceparent is the sender's, too.
+    #[serde(skip)]
+    pub tracestate: Option<String>,
+    /// W3C Baggage, from the sender.
+    #[serde(skip)]
+    pub baggage: Option<String>,
+}
+
+/// The facts about the message that its sender and the queue add to the body.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct MessageFacts {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_group_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_deduplication_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "some_rfc3339")]
+    pub sent_at: Option<SystemTime>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "some_rfc3339")]
+    pub first_received_at: Option<SystemTime>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_url: Option<String>,
+    /// The sender's message attributes; binary values in Base64. They are in `JOB_FILE` only: two
+    /// names such as `a-b` and `a.b` would become one variable.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// The facts about the object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ObjectFacts {
     pub event: String,
+    /// As the event has it: RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
     pub bucket: String,
     pub key: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +98,9 @@ pub struct ObjectFacts {
     /// In bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Orders the events of one key; hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequencer: Option<String>,
 }
 
 impl JobFacts {
@@ -76,23 +114,22 @@ impl JobFacts {
         let variable = |(name, value): (String, Value)| {
             let value = match value {
                 Value::String(text) => text,
-                other @ (Value::Null
-                | Value::Bool(_)
-                | Value::Number(_)
-                | Value::Array(_)
-                | Value::Object(_)) => other.to_string(),
+                number @ (Value::Bool(_) | Value::Number(_)) => number.to_string(),
+                Value::Null | Value::Array(_) | Value::Object(_) => return None,
             };
-            (OsString::from(format!("JOB_{}", name.to_uppercase())), OsString::from(value))
+            fits(&value).then(|| (format!("JOB_{}", name.to_uppercase()).into(), value.into()))
         };
-        let mut env: Vec<_> =
-            self.fields().into_iter().filter(|(name, _)| name != "version").map(variable).collect();
-        // An S3 key may contain a NUL, which the environment cannot: such a fact is in the file
-        // only.
-        env.retain(|(_, value)| !value.as_encoded_bytes().contains(&0));
+        let fields = self.fields().into_iter().filter(|(name, _)| name != "version");
+        let mut env: Vec<_> = fields.filter_map(variable).collect();
         env.push(("JOB_FILE".into(), self.job_file.clone().into()));
         env.push(("TMPDIR".into(), self.temporary.clone().into()));
-        if let Some(traceparent) = &self.traceparent {
-            env.push(("TRACEPARENT".into(), traceparent.into()));
+        // OpenTelemetry, "Environment variables as context propagation carriers".
+        for (name, value) in [
+            ("TRACEPARENT", &self.traceparent),
+            ("TRACESTATE", &self.tracestate),
+            ("BAGGAGE", &self.baggage),
+        ] {
+            env.extend(value.iter().filter(|it| fits(it)).map(|it| (name.into(), it.into())));
         }
         env
     }
@@ -105,8 +142,26 @@ impl JobFacts {
     }
 }
 
+/// May the value be in the environment? An environment cannot hold a NUL, a line break could begin
+/// another line in a script, and the kernel limits the size. Other values are in the file only.
+///
+/// W3C Baggage, section 3.3.2, asks for 8,192 bytes; no other value needs more.
+fn fits(value: &str) -> bool {
+    const LONGEST: usize = 8192;
+    value.len() <= LONGEST && !value.contains(char::is_control)
+}
+
 fn rfc3339<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_rfc3339_seconds(*at))
+}
+
+/// With milliseconds, which SQS counts.
+#[expect(clippy::ref_option, reason = "serde gives the field")]
+fn some_rfc3339<S: Serializer>(at: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => to.collect_str(&humantime::format_rfc3339_millis(*at)),
+        None => to.serialize_none(),
+    }
 }
 
 fn path<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
@@ -116,4 +171,87 @@ fn path<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
 #[expect(clippy::ref_option, reason = "serde gives the field")]
 fn some_path<S: Serializer>(of: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
     path(of.as_deref().unwrap_or(Path::new("")), to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(key: &str) -> JobFacts {
+        let object = ObjectFacts {
+            event: "Custom".to_owned(),
+            event_time: None,
+            region: None,
+            bucket: "b".to_owned(),
+            key: key.to_owned(),
+            version_id: None,
+            etag: None,
+            size: None,
+            sequencer: None,
+        };
+        let attributes = [("k", "v"), ("bucket", "other"), ("A", "1\n2")];
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        JobFacts {
+            version: 1,
+            id: "id".to_owned(),
+            job_type: "default".to_owned(),
+            message_id: "m".to_owned(),
+            message: MessageFacts { attributes, ..MessageFacts::default() },
+            object: Some(object),
+            receive_count: 1,
+            max_receive_count: None,
+            final_attempt: None,
+            deadline: SystemTime::UNIX_EPOCH,
+            input: None,
+            output_dir: "output".into(),
+            checkpoint_dir: "checkpoint".into(),
+            result_file: "result.jsonl".into(),
+            body_file: "body".into(),
+            job_file: "job.json".into(),
+            temporary: "tmp".into(),
+            traceparent: None,
+            tracestate: Some("a=1\nLD_PRELOAD=x".to_owned()),
+            baggage: Some("b".repeat(8193)),
+        }
+    }
+
+    fn variable(facts: &JobFacts, name: &str) -> Option<OsString> {
+        facts.environment().into_iter().find(|(other, _)| other == name).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn long_values_and_control_characters_are_in_the_file_only() {
+        for (key, is_variable) in [
+            ("a b", true),
+            ("", true),
+            ("ü\u{2028}", true),
+            ("a\nb", false),
+            ("a\0b", false),
+            ("a\u{1b}[2J", false),
+            ("a\u{9b}b", false),
+        ] {
+            let facts = facts(key);
+            assert_eq!(variable(&facts, "JOB_KEY").is_some(), is_variable, "{key:?}");
+            let file: Value = serde_json::from_str(&facts.to_json()).unwrap();
+            assert_eq!(file["key"], key);
+        }
+        let facts = facts("k");
+        assert_eq!((variable(&facts, "TRACESTATE"), variable(&facts, "BAGGAGE")), (None, None));
+    }
+
+    #[test]
+    fn attributes_are_one_object_of_the_file_and_no_variables() {
+        let facts = facts("k");
+        let file: Value = serde_json::from_str(&facts.to_json()).unwrap();
+        assert_eq!(
+            file["attributes"],
+            serde_json::json!({"k": "v", "bucket": "other", "A": "1\n2"})
+        );
+        assert_eq!(file["bucket"], "b");
+        let names: Vec<_> = facts.environment().into_iter().map(|(name, _)| name).collect();
+        for name in ["JOB_ATTRIBUTES", "JOB_K", "JOB_A", "JOB_ATTRIBUTES_K"] {
+            assert!(!names.contains(&name.into()), "{name}");
+        }
+        assert_eq!(variable(&facts, "JOB_BUCKET"), Some("b".into()));
+    }
 }

@@ -282,6 +282,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
             policy: Policy {
                 selection: Selection { events: args.events, folders: args.accept_folders },
                 accept_raw: args.accept_raw,
+                object_from: args.task.object_from,
                 job_types,
                 task: task.map(Arc::new),
                 limits,
@@ -333,7 +334,13 @@ fn resolve_job_types(
         if job_types.iter().any(|other| other.task.name == name) {
             return Err(SettingError::SameName { name, at });
         }
-        if let Some(other) = job_types.iter().find(|other| other.matches.matches_all()) {
+        // A message that is not an S3 notification may have its object elsewhere.
+        let finds_more = |other: &JobType| {
+            let from = settings.object_from.as_ref().or(flags.object_from.as_ref());
+            from.is_some() && from != other.object_from.as_ref()
+        };
+        let takes_all = |other: &&JobType| other.matches.matches_all() && !finds_more(other);
+        if let Some(other) = job_types.iter().find(takes_all) {
             return Err(SettingError::NeverReached { name, at, other: other.task.name.clone() });
         }
         let job_type = settings.job_type(flags, events, pod).and_then(|it| {

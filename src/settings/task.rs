@@ -15,6 +15,7 @@ use super::values::{self, AbsolutePath, List, time};
 use crate::job::arguments::Placeholder;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
+use crate::job::object_from::ObjectFrom;
 use crate::job::route::{
     self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
 };
@@ -48,6 +49,16 @@ pub struct TaskSettings {
     /// How the command gets the object
     #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
     pub input: Option<Input>,
+
+    /// Where a message that is not an S3 notification names its object, as JSON Pointers
+    ///
+    /// For example bucket=/detail/bucket,key=/detail/key or uri=/s3Uri (s3://bucket/key). A bucket
+    /// without a slash is a constant. version, etag and size are optional. With list, a pointer to
+    /// an array, each entry names an object, and the other pointers begin at the entry.
+    #[arg(long, value_name = "FIELD=POINTER,...", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub object_from: Option<ObjectFrom>,
 
     /// A path at which the command finds its input, too: a link that exists while the command runs
     #[arg(long, value_name = "PATH", help_heading = WORK, hide_short_help = true)]
@@ -200,6 +211,7 @@ impl TaskSettings {
             input,
             input_at,
             output_at,
+            object_from,
             output,
             checkpoint,
             checkpoint_interval,
@@ -229,6 +241,7 @@ impl TaskSettings {
             input: input.or(other.input),
             input_at: input_at.or(other.input_at),
             output_at: output_at.or(other.output_at),
+            object_from: object_from.or(other.object_from),
             output: output.or(other.output),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
@@ -263,7 +276,7 @@ impl TaskSettings {
         }
         let limits = settings.limits(pod)?;
         let task = settings.task(matches.matches_all(), pod)?.ok_or(SettingError::NoCommand)?;
-        Ok(JobType { matches, task: Arc::new(task), limits })
+        Ok(JobType { matches, object_from: settings.object_from, task: Arc::new(task), limits })
     }
 
     /// The checked task; `None` without a command.

@@ -76,6 +76,8 @@ pub struct CommandWorker {
     pub outbox: Option<Arc<dyn Outbox>>,
     pub work_dir: WorkDir,
     pub job_id: String,
+    /// `None` without SQS.
+    pub queue_url: Option<String>,
     pub clock: Clock,
 }
 
@@ -125,7 +127,7 @@ impl CommandWorker {
         };
         let records: Vec<Option<&Record>> = match &work.content {
             Content::Objects(records) => records.iter().map(Some).collect(),
-            Content::Body(_) => vec![None],
+            Content::Body => vec![None],
         };
         let mut done = Vec::new();
         for (number, record) in records.iter().copied().enumerate() {

@@ -16,7 +16,7 @@ use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
-use crate::job::route::{Content, Input};
+use crate::job::route::Input;
 use crate::ports::{Command, Outbox, Results};
 
 /// The input of the command.
@@ -70,8 +70,11 @@ impl CommandWorker {
         if self.checkpointing(&work.task).is_none() {
             space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         }
+        std::fs::write(space.body_file(), &work.body)
+            .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         let context = JobContext {
             job_id: &self.job_id,
+            queue_url: self.queue_url.as_deref(),
             subject: &work.subject,
             record: provided.record.as_deref(),
             task: &work.task,
@@ -173,8 +176,7 @@ impl CommandWorker {
         let ObjectWork { work, record, space, .. } = object;
         let path = space.input();
         let Some(record) = record else {
-            let body = if let Content::Body(body) = &work.content { body.as_str() } else { "" };
-            std::fs::write(&path, body).map_err(|error| {
+            std::fs::write(&path, &work.body).map_err(|error| {
                 Failure::Fetch(format!("the message's body: {}: {error}", path.display()))
             })?;
             return Ok(Some(Provided { record: None, path: Some(path) }));
@@ -214,7 +216,7 @@ impl CommandWorker {
                 }
             }
         };
-        let record = Record { event: record.event.clone(), object, key_as_sent: None };
+        let record = Record { object, key_as_sent: None, ..record.clone() };
         Ok(Some(Provided { record: Some(Cow::Owned(record)), path: Some(path) }))
     }
 

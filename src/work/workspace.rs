@@ -106,6 +106,7 @@ fn allocation_lock() -> MutexGuard<'static, ()> {
 /// ```text
 /// leasehold-XXXXXX/
 /// ├── job.json          JOB_FILE
+/// ├── body              JOB_BODY_FILE
 /// ├── input/NAME        JOB_INPUT
 /// ├── output/           JOB_OUTPUT_DIR
 /// ├── result.jsonl      JOB_RESULT_FILE, if the command writes it
@@ -134,6 +135,10 @@ impl Workspace {
 
     pub fn job_file(&self) -> PathBuf {
         self.root.path().join("job.json")
+    }
+
+    pub fn body_file(&self) -> PathBuf {
+        self.root.path().join("body")
     }
 
     pub fn input(&self) -> PathBuf {
@@ -172,6 +177,7 @@ impl Workspace {
         // Most commands do not write one.
         let _ = fs::remove_file(self.result_file());
         fs::remove_file(self.job_file())?;
+        fs::remove_file(self.body_file())?;
         self.remove_input()?;
         for folder in [self.output(), self.checkpoint(), self.tmp()] {
             fs::remove_dir(folder)?;
@@ -348,6 +354,7 @@ mod tests {
             let space = Workspace::create(&place, "k").unwrap();
             space.add_checkpoint().unwrap();
             fs::write(space.job_file(), "{}").unwrap();
+            fs::write(space.body_file(), "{}").unwrap();
             space
         };
         let input = |space: &Workspace| space.input().parent().unwrap().to_owned();

@@ -340,6 +340,7 @@ impl Cluster {
             outbox: Some(Arc::new(S3Outbox { writer: store })),
             work_dir: WorkDir { path: work_dir, limit: None },
             job_id: format!("pod {pod}"),
+            queue_url: None,
             clock,
         }
     }

@@ -551,6 +551,7 @@ impl Journey {
             outbox: self.outbox,
             work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },
             job_id: "job".to_owned(),
+            queue_url: None,
             clock,
         };
         let telemetry = self.telemetry.clone();

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
-use leasehold::ports::job_facts::JobFacts;
+use leasehold::ports::job_facts::{JobFacts, MessageFacts};
 use tempfile::TempDir;
 
 #[path = "../../core/tests/support.rs"]
@@ -33,6 +33,7 @@ pub fn facts() -> JobFacts {
         id: "id".to_owned(),
         job_type: "default".to_owned(),
         message_id: "m".to_owned(),
+        message: MessageFacts::default(),
         object: None,
         receive_count: 1,
         max_receive_count: None,
@@ -42,8 +43,11 @@ pub fn facts() -> JobFacts {
         output_dir: home.join("output"),
         checkpoint_dir: home.join("checkpoint"),
         result_file: home.join("result.jsonl"),
+        body_file: home.join("body"),
         job_file: home.join("job.json"),
         temporary: home,
         traceparent: None,
+        tracestate: None,
+        baggage: None,
     }
 }

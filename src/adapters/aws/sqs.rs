@@ -190,10 +190,7 @@ impl Queue for Sqs {
             .max_number_of_messages(1)
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
-            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
-            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
-            .message_system_attribute_names(MessageSystemAttributeName::AwsTraceHeader)
-            .message_system_attribute_names(MessageSystemAttributeName::MessageDeduplicationId)
+            .set_message_system_attribute_names(Some(SYSTEM_ATTRIBUTES.to_vec()))
             .message_attribute_names("All")
             .set_receive_request_attempt_id(self.attempt())
             .customize()
@@ -308,6 +305,16 @@ impl Queue for Sqs {
     }
 }
 
+/// What the queue knows about a message. Not `All`, which includes the sender's AWS account.
+const SYSTEM_ATTRIBUTES: [MessageSystemAttributeName; 6] = [
+    MessageSystemAttributeName::ApproximateReceiveCount,
+    MessageSystemAttributeName::ApproximateFirstReceiveTimestamp,
+    MessageSystemAttributeName::SentTimestamp,
+    MessageSystemAttributeName::AwsTraceHeader,
+    MessageSystemAttributeName::MessageDeduplicationId,
+    MessageSystemAttributeName::MessageGroupId,
+];
+
 /// A handle that is not valid in any queue.
 const NO_HANDLE: &str = "leasehold-check";
 
@@ -374,6 +381,9 @@ mod tests {
             body: String::new(),
             receive_count: 1,
             sent_at: None,
+            first_received_at: None,
+            group_id: None,
+            deduplication_id: None,
             idempotency_key: None,
             traceparent: None,
             attributes: BTreeMap::new(),

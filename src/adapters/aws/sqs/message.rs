@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
@@ -29,13 +31,19 @@ pub(super) fn delivery(
         key_attribute.and_then(|name| message.message_attributes()?.get(name)?.string_value());
     let is_chosen =
         |id: &&str| *id != hex::encode(Sha256::digest(message.body().unwrap_or_default()));
-    let deduplication_id =
-        system(MessageSystemAttributeName::MessageDeduplicationId).filter(is_chosen);
-    let idempotency_key = named.or(deduplication_id).map(str::to_owned);
+    let chosen_id = system(MessageSystemAttributeName::MessageDeduplicationId).filter(is_chosen);
+    let idempotency_key = named.or(chosen_id).map(str::to_owned);
     // In milliseconds since 1970.
-    let sent_at =
-        system(MessageSystemAttributeName::SentTimestamp).and_then(|sent| sent.parse().ok());
-    let attributes = text_attributes(&message);
+    let time = |name| {
+        let milliseconds = system(name)?.parse().ok().filter(|since| *since <= LATEST)?;
+        Some(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds))
+    };
+    let sent_at = time(MessageSystemAttributeName::SentTimestamp);
+    let first_received_at = time(MessageSystemAttributeName::ApproximateFirstReceiveTimestamp);
+    let group_id = system(MessageSystemAttributeName::MessageGroupId).map(str::to_owned);
+    let deduplication_id =
+        system(MessageSystemAttributeName::MessageDeduplicationId).map(str::to_owned);
+    let attributes = attributes(&message);
     let body = message.body.unwrap_or_default();
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
         return Err(ReceiveError::Transient(
@@ -56,17 +64,27 @@ pub(super) fn delivery(
         receipt: ReceiptHandle::new(receipt),
         body,
         receive_count: count.unwrap_or(1),
-        sent_at: sent_at.map(|sent_at| SystemTime::UNIX_EPOCH + Duration::from_millis(sent_at)),
+        sent_at,
+        first_received_at,
+        group_id,
+        deduplication_id,
         idempotency_key,
         traceparent,
         attributes,
     })
 }
 
-/// Without the binary ones, which have no text.
-fn text_attributes(message: &Message) -> BTreeMap<String, String> {
-    let all = message.message_attributes().into_iter().flatten();
-    all.filter_map(|(name, value)| Some((name.clone(), value.string_value()?.to_owned()))).collect()
+/// The end of the year 9999, the last that RFC 3339 can express.
+const LATEST: u64 = 253_402_300_799_999;
+
+/// The sender's message attributes: a string and a number as they were sent, bytes in Base64.
+fn attributes(message: &Message) -> BTreeMap<String, String> {
+    let sent = message.message_attributes().into_iter().flatten();
+    sent.filter_map(|(name, value)| {
+        let bytes = || value.binary_value().map(|bytes| BASE64_STANDARD.encode(bytes));
+        Some((name.clone(), value.string_value().map(str::to_owned).or_else(bytes)?))
+    })
+    .collect()
 }
 
 /// Version, trace id, parent id and flags, in hexadecimal (W3C Trace Context, section 3.2).
