@@ -371,7 +371,9 @@ impl Run {
             Event::Stalled => self.halt(current, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let Processed { outcome, work } = *processed;
-                let verdict = current.limits.retry.judge(&current.subject.delivery(), outcome);
+                let Subject { redrive, .. } = &*current.subject;
+                let delivery = current.subject.delivery();
+                let verdict = current.limits.retry.judge(&delivery, redrive, outcome);
                 current.processed(work);
                 self.settle(current, verdict)
             }
@@ -614,7 +616,8 @@ impl Run {
         if why == KeepReason::ActorDied(Role::VisibilityHeartbeat) {
             return self.settled(current, Settlement::Kept(why, Return::Unknown));
         }
-        let verdict = current.limits.retry.keep(&current.subject.delivery(), why);
+        let Subject { redrive, .. } = &*current.subject;
+        let verdict = current.limits.retry.keep(&current.subject.delivery(), redrive, why);
         self.settle(current, verdict)
     }
 

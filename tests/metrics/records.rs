@@ -112,7 +112,7 @@ async fn a_termination_message_is_one_line_of_json_within_the_size_limit() {
     for (length, fits) in [(10, true), (1_000, false)] {
         let key = "%01".repeat(length);
         cloud.send(notification(&cloud, &key)).await;
-        cloud.run("--input none", "exit 65").expect_exit(65).await;
+        cloud.run("--input none --retry expire", "exit 65").expect_exit(65).await;
         let message = std::fs::read_to_string(cloud.dir.path().join("termination-log")).unwrap();
         assert!(
             message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'),
@@ -136,7 +136,7 @@ async fn the_termination_message_is_about_a_failure_even_if_others_succeeded() {
     }
     let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
     let exited = cloud
-        .run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script)
+        .run("--input none --concurrency 2 --max-messages 2 --retry expire", script)
         .expect_exit(65)
         .await;
     assert_eq!(exited.record("message deleted")["key"], "good");

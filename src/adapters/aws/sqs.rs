@@ -378,7 +378,9 @@ mod tests {
             idempotency_key: None,
             traceparent: None,
         };
-        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+        let Verdict::Delete(completed) =
+            policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)
+        else {
             panic!("it finished")
         };
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
