@@ -109,7 +109,7 @@ pub enum Event {
 }
 
 /// The work on a message has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Processed {
     pub outcome: Outcome,
     pub work: WorkRecord,

@@ -103,6 +103,7 @@ impl CommandWorker {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
         facts.reason.clone_from(&result.report.reason);
+        facts.metrics.append(result.metrics);
         Ok((ended.exit, result.report))
     }
 

@@ -88,9 +88,15 @@ async fn the_documentation_has_every_field_of_a_messages_records() {
     let cloud = Cloud::new(5).await;
     let mut logged = BTreeSet::new();
     let output = format!("--output s3://{}/results", cloud.bucket);
-    let progress = r#"echo '{"progress":0.5,"text":"half"}' >> "$JOB_RESULT_FILE""#;
+    let progress =
+        r#"echo '{"progress":0.5,"text":"half","metrics":{"rows":5}}' >> "$JOB_RESULT_FILE""#;
     let scripts = [
-        (0, format!("{GREEDY}; echo done; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2")),
+        (
+            0,
+            format!(
+                "{GREEDY}; echo done; echo '{{\"rows\":5}}'; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2"
+            ),
+        ),
         (1, r#"echo '{"reason":"no such column"}' >> "$JOB_RESULT_FILE"; exit 3"#.to_owned()),
         (1, "kill -KILL $$".to_owned()),
     ];
