@@ -135,7 +135,8 @@ impl TryFrom<RunSettings> for RunConfig {
         }
         let pushgateway = pushgateway(to)?;
         let fifo = queue_url::is_fifo(&queue_url);
-        let work = resolve(work, IN_A_POD, fifo)?;
+        let has_records = records.idempotency.is_some();
+        let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
         Ok(Self {
             queue_url,
             concurrency,
@@ -201,7 +202,9 @@ impl TryFrom<LocalSettings> for LocalConfig {
         if ceiling > CEILING || ceiling <= work.task.visibility_timeout.unwrap_or_default() {
             return Err(SettingError::Ceiling(ceiling));
         }
-        let work = resolve(work, Defaults { ceiling, ..ON_A_LAPTOP }, false)?;
+        let has_records = records.idempotency.is_some();
+        let defaults = Defaults { ceiling, has_records, ..ON_A_LAPTOP };
+        let work = resolve(work, defaults, false)?;
         let state = state.unwrap_or_else(|| beside(outbox.as_deref().unwrap_or(&inbox)));
         let verbosity = match (verbose, quiet) {
             (true, _) => Verbosity::Verbose,
@@ -241,13 +244,14 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     // to work.
     let third = args.task.visibility_timeout.unwrap_or_default() / 3;
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
-    let Defaults { ceiling, retry_min, retry_max, .. } = defaults;
+    let Defaults { ceiling, has_records, retry_min, retry_max, .. } = defaults;
     let pod = PodRules {
         stop,
         longest_poll,
         ceiling,
         on_stop: args.on_stop,
         accept_raw: args.accept_raw,
+        has_records,
         retry_min,
         retry_max,
     };
@@ -348,6 +352,8 @@ fn beside(folder: &Path) -> PathBuf {
 #[derive(Clone, Copy)]
 struct Defaults {
     ceiling: Duration,
+    /// `--idempotency`
+    has_records: bool,
     wait: Duration,
     retry_min: Duration,
     retry_max: Duration,
@@ -355,12 +361,14 @@ struct Defaults {
 
 const IN_A_POD: Defaults = Defaults {
     ceiling: CEILING,
+    has_records: false,
     wait: Duration::from_secs(10),
     retry_min: Duration::from_secs(10),
     retry_max: Duration::from_mins(15),
 };
 const ON_A_LAPTOP: Defaults = Defaults {
     ceiling: CEILING,
+    has_records: false,
     wait: Duration::ZERO,
     retry_min: SECOND,
     retry_max: Duration::from_secs(5),

@@ -13,6 +13,7 @@ use super::job_types::{Match, Name, SourceMap};
 use super::values::{self, List, time};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
+use crate::job::on_success::OnSuccess;
 use crate::job::route::{
     self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
 };
@@ -61,6 +62,13 @@ pub struct TaskSettings {
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub checkpoint: Option<LocationTemplate>,
+
+    /// What to do with the object after its work succeeded: tag=KEY:VALUE adds a tag,
+    /// move=s3://BUCKET/PREFIX moves it there, delete deletes it [default: nothing]
+    #[arg(long, value_name = "ACTION", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub on_success: Option<OnSuccess>,
 
     /// How often to save a checkpoint while the command runs [default: only when it ends without
     /// success]
@@ -166,6 +174,8 @@ pub(super) struct PodRules {
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
+    /// Does a record say which work is done (`--idempotency`)?
+    pub(super) has_records: bool,
     /// Where nothing is said.
     pub(super) retry_min: Duration,
     pub(super) retry_max: Duration,
@@ -182,6 +192,7 @@ impl TaskSettings {
             output,
             checkpoint,
             checkpoint_interval,
+            on_success,
             permanent_exit_codes,
             missing_object,
             visibility,
@@ -209,6 +220,7 @@ impl TaskSettings {
             output: output.or(other.output),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
+            on_success: on_success.or(other.on_success),
             permanent_exit_codes: either(permanent_exit_codes, other.permanent_exit_codes),
             missing_object: missing_object.or(other.missing_object),
             visibility: visibility.or(other.visibility),
@@ -266,6 +278,15 @@ impl TaskSettings {
                 return Err(SettingError::NoObject(flag));
             }
         }
+        let ignores_missing =
+            self.missing_object == Some(MissingObject::Ignore) && input != Input::None;
+        let removes = self.on_success.as_ref().filter(|action| action.removes());
+        if let Some(action) = removes
+            && !pod.has_records
+            && !ignores_missing
+        {
+            return Err(SettingError::RedeliveryNotRecognised(action.clone()));
+        }
         let interval = self.checkpoint_interval;
         Ok(Some(Task {
             name: self.name.0.clone(),
@@ -274,6 +295,7 @@ impl TaskSettings {
             missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
+            on_success: self.on_success.clone(),
             checkpoint: self
                 .checkpoint
                 .clone()
