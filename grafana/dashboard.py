@@ -412,6 +412,14 @@ lines(
     ("{{job_type}}", f"{each(of_jobs('object_bytes_total'), 'job_type')} / ({command} > 0)"), every="10m", unit="Bps",
 )
 
+line(8)
+lines(
+    24, "Numbers of the commands",
+    "What the commands wrote as metrics into JOB_RESULT_FILE: the mean of the pods that finished. Bad: unlike other days.",
+    ("{{job_type}}: {{name}}", f"avg by (job_type, name) (last_over_time({of_jobs('command_result')}[$__interval])"
+                               f" and on ({POD}) {finished('$__interval', '$__interval_ms / 1000')})"), every="2m",
+)
+
 row("Pods: at work, stopped, ended without reporting", 8)
 table(
     9, "At work now",

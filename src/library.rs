@@ -166,6 +166,12 @@ impl Job {
         self.append_result(&json!({ "progress": share.clamp(0.0, 1.0), "text": text }));
     }
 
+    /// Reports a number about this work, such as its rows, for the log and the metrics: see
+    /// `metrics` in `JOB_RESULT_FILE` for valid names. The last value of a name counts.
+    pub fn metric(&self, name: &str, value: f64) {
+        self.append_result(&json!({ "metrics": { name: value } }));
+    }
+
     /// Appends a line to the result file. An error must not fail the work.
     fn append_result(&self, line: &serde_json::Value) {
         let file = OpenOptions::new().append(true).create(true).open(&self.result_file);

@@ -64,7 +64,7 @@ pub async fn run(
     let worker: Arc<dyn Worker> = Arc::new(CommandWorker {
         checkpoints: stores.checkpoints,
         idempotency: stores.idempotency,
-        store: Arc::new(folder),
+        store: Arc::new(folder.with_moved(stores.moved)),
         runner,
         fetch: work.fetch.clone(),
         outbox: Some(Arc::new(stores.outbox)),

@@ -610,7 +610,7 @@ async fn without_a_command_a_message_of_no_job_type_is_a_permanent_failure() {
     let result = journey.run().await;
     assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["no_job_type"], 65));
     assert!(matches!(result.outcome, RunOutcome::Kept(_)));
-    assert_eq!((command.runs(), deletes(&queue), queue.counts().in_flight), (0, 0, 1));
+    assert_eq!((command.runs(), deletes(&queue), queue.counts().visible), (0, 0, 1));
     let ended = &result.ended()[0];
     assert_eq!(ended.subject.objects.len(), 1, "the report names the object");
     assert!(

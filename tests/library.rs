@@ -64,6 +64,21 @@ async fn success_deletes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn numbers_are_reported() {
+    let work = work!(|job| {
+        job.metric("rows", 4.0);
+        job.metric("rows", 5.0);
+        job.metric("Not valid", 1.0);
+        job.metric("not_finite", f64::NAN);
+        Ok(())
+    });
+    let (result, _) = journey(work, MINUTE).await;
+    let ended = result.ended().remove(0);
+    assert_eq!(ended.outcome(), "succeeded");
+    assert_eq!(ended.work.metrics.iter().collect::<Vec<_>>(), [("rows", 5.0)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_temporary_failure_chooses_its_delay() {
     let work = work!(|_job| Err(Failure::Temporary {
         reason: "the database is down".to_owned(),

@@ -148,3 +148,29 @@ async fn without_state_no_folder_is_created() {
         exited.log
     );
 }
+
+/// A redelivery after it is recognised.
+#[tokio::test]
+async fn files_are_moved_and_deleted_after_success() {
+    for recognise in ["--idempotency s3://bucket/done", "--missing-object ignore"] {
+        for (action, kept) in
+            [("move=s3://bucket/moved", vec!["bucket/moved/orders.csv"]), ("delete", vec![])]
+        {
+            let fixture = Fixture::new();
+            let flags = format!("--rehearse redelivery {recognise} --on-success {action}");
+            let exited = fixture.local(&flags, "true").await;
+            assert_eq!((exited.code, fixture.runs()), (Some(0), 1), "{flags}: {}", exited.log);
+            let mut files = fixture.kept();
+            files.retain(|name| !name.starts_with("bucket/done/"));
+            assert_eq!(files, kept, "{flags}");
+            assert!(!fixture.path("inbox/orders.csv").exists(), "{flags}");
+        }
+        let failing = Fixture::new();
+        let exited = failing.local(&format!("--on-success delete {recognise}"), "exit 1").await;
+        assert_eq!(exited.code, Some(1), "{}", exited.log);
+        assert!(failing.path("inbox/orders.csv").exists());
+    }
+    let tagged = Fixture::new();
+    assert_eq!(tagged.local("--on-success tag=a:b", "true").await.code, Some(0));
+    assert!(tagged.path("inbox/orders.csv").exists());
+}

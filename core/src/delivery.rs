@@ -129,6 +129,13 @@ impl Redrive {
         }
     }
 
+    /// How many more receives a message gets before the next one moves it to the dead-letter queue.
+    /// `None` if there is no such queue, or it should have the message already: then it may have
+    /// been deleted.
+    pub fn remaining_receives(&self, receive_count: u32) -> Option<u32> {
+        self.max_receive_count()?.checked_sub(receive_count)
+    }
+
     /// Is a delivery with this receive count the last before the dead-letter queue?
     pub fn is_final(&self, receive_count: u32) -> bool {
         self.max_receive_count().is_some_and(|max| receive_count >= max)

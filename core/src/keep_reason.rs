@@ -85,7 +85,8 @@ pub enum Visible {
     AtOnce,
     /// Set by `--on-stop`.
     AfterStop,
-    /// A longer wait does not help, so the message may go to the dead-letter queue soon.
+    /// At once, so that the message goes to the dead-letter queue soon: a wait does not help.
+    /// Without such a queue, after a backoff.
     Soon,
     AfterBackoff,
     /// When its visibility timeout has run out: another pod may already have it.

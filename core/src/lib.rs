@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod mount;
 pub mod notification;
 pub mod object_from;
+pub mod on_success;
 pub mod outcome;
 pub mod report;
 pub mod route;

@@ -134,7 +134,7 @@ pub enum Event {
 }
 
 /// The work on a message has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Processed {
     pub outcome: Outcome,
     pub work: WorkRecord,
@@ -440,7 +440,9 @@ impl Run {
             Event::Stalled => self.halt(current, KeepReason::Stalled),
             Event::Processed(processed) => {
                 let Processed { outcome, work } = *processed;
-                let verdict = current.limits.retry.judge(&current.subject.delivery(), outcome);
+                let Subject { redrive, .. } = &*current.subject;
+                let delivery = current.subject.delivery();
+                let verdict = current.limits.retry.judge(&delivery, redrive, outcome);
                 current.processed(work);
                 self.settle(current, verdict)
             }
@@ -654,7 +656,8 @@ impl Run {
         if why == KeepReason::ActorDied(Role::VisibilityHeartbeat) {
             return self.settled(current, Settlement::Kept(why, Return::Unknown));
         }
-        let verdict = current.limits.retry.keep(&current.subject.delivery(), why);
+        let Subject { redrive, .. } = &*current.subject;
+        let verdict = current.limits.retry.keep(&current.subject.delivery(), redrive, why);
         self.settle(current, verdict)
     }
 

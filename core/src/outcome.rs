@@ -1,5 +1,6 @@
 //! 6 Ended: how the work on a message ended, and the facts about it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ pub enum NoWorkReason {
 }
 
 /// The facts about the work on a message, beside its outcome.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkRecord {
     /// How the last command ended, if one ran.
     pub exit: Option<Exit>,
@@ -92,6 +93,53 @@ pub struct WorkRecord {
     pub usage: Option<ResourceUsage>,
     /// `None` if publishing was not configured or not reached.
     pub published: Option<Manifest>,
+    pub metrics: CommandMetrics,
+}
+
+/// The numbers that the commands of a message reported, by name. Names become labels of a metric,
+/// so they are few and plain.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CommandMetrics(BTreeMap<String, f64>);
+
+impl CommandMetrics {
+    /// The most names.
+    pub const MOST: usize = 8;
+    const LONGEST_NAME: usize = 40;
+
+    /// Replaces an earlier value. The error says what is wrong with the name or the value.
+    pub fn set(&mut self, name: &str, value: f64) -> Result<(), &'static str> {
+        let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_');
+        if !(name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(is_plain)) {
+            return Err("the name must have lower-case letters, digits and _, a letter first");
+        }
+        if name.len() > Self::LONGEST_NAME {
+            return Err("the name is longer than 40 characters");
+        }
+        if !value.is_finite() {
+            return Err("the value must be a finite number");
+        }
+        if self.0.len() == Self::MOST && !self.0.contains_key(name) {
+            return Err("there are 8 names already");
+        }
+        self.0.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    /// Adds the values of the next command, which replace earlier ones.
+    pub fn append(&mut self, more: Self) {
+        for (name, value) in more.0 {
+            // The first names win.
+            let _ = self.set(&name, value);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
 }
 
 /// Where the time went.
@@ -168,5 +216,46 @@ impl Manifest {
         self.bytes += more.bytes;
         self.first.extend(more.first);
         self.first.truncate(Self::LONGEST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_has_a_plain_name_and_a_finite_value() {
+        let mut metrics = CommandMetrics::default();
+        let longest = "a".repeat(40);
+        for (name, value) in [("rows", 1.0), ("rows", 5.0), ("p95_ms", -0.5), (&longest, 1e308)] {
+            assert_eq!(metrics.set(name, value), Ok(()), "{name}");
+        }
+        let too_long = "a".repeat(41);
+        for name in ["", "Rows", "5rows", "_rows", "ro ws", "ro\nws", "ro\0ws", "röws", &too_long]
+        {
+            assert!(metrics.set(name, 1.0).is_err(), "{name:?}");
+        }
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(metrics.set("rows", value).is_err(), "{value}");
+        }
+        let all: Vec<_> = metrics.iter().collect();
+        assert_eq!(all, [(&*longest, 1e308), ("p95_ms", -0.5), ("rows", 5.0)]);
+    }
+
+    #[test]
+    fn a_message_has_at_most_eight_metrics() {
+        let mut metrics = CommandMetrics::default();
+        for n in 0..CommandMetrics::MOST {
+            metrics.set(&format!("n{n}"), 0.0).unwrap();
+        }
+        assert!(metrics.set("one_more", 0.0).is_err());
+        assert_eq!(metrics.set("n7", 7.0), Ok(()));
+        let mut more = CommandMetrics::default();
+        for (name, value) in [("one_more", 1.0), ("n0", 1.0)] {
+            more.set(name, value).unwrap();
+        }
+        metrics.append(more);
+        let known = |name| metrics.iter().find(|(it, _)| *it == name).map(|(_, value)| value);
+        assert_eq!((metrics.iter().count(), known("n0"), known("one_more")), (8, Some(1.0), None));
     }
 }

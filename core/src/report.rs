@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::delivery::{DeliveryId, MessageId, Redrive};
-use super::keep_reason::{KeepReason, Role};
+use super::keep_reason::{KeepReason, Role, Visible};
 use super::notification::Object;
 use super::outcome::{Exit, NoWorkReason, WorkRecord};
 use super::verdict::{Completion, Return, Settlement};
@@ -176,7 +176,8 @@ impl Ended {
 
     /// A sentence about what happens to the message next, as of `now`; `None` if it was deleted.
     pub fn next(&self, now: SystemTime) -> Option<String> {
-        let Settlement::Kept(_, comes_back) = &self.settlement else { return None };
+        let Settlement::Kept(reason, comes_back) = &self.settlement else { return None };
+        let Subject { redrive, receive_count, .. } = &*self.subject;
         let attempt = self.subject.attempt();
         let visible = match comes_back {
             Return::After(delay) if delay.is_zero() => "visible again now".to_owned(),
@@ -186,13 +187,18 @@ impl Ended {
             }
             Return::Unknown => "visible again when its visibility timeout ends".to_owned(),
         };
-        let then = match &self.subject.redrive {
-            Redrive::DeadLetter { queue, .. }
-                if self.subject.redrive.is_final(self.subject.receive_count) =>
-            {
+        let then = match redrive {
+            Redrive::DeadLetter { queue, .. } if redrive.is_final(*receive_count) => {
                 format!(
                     "this was the last attempt: the next receive moves it to dead-letter queue {queue}"
                 )
+            }
+            Redrive::DeadLetter { queue, max_receive_count }
+                if reason.row().visible == Visible::Soon =>
+            {
+                let more = max_receive_count - receive_count;
+                let receives = if more == 1 { "receive" } else { "receives" };
+                format!("goes to dead-letter queue {queue} after {more} more {receives}")
             }
             Redrive::DeadLetter { queue, .. } => {
                 format!("after the last attempt it goes to dead-letter queue {queue}")

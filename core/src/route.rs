@@ -12,6 +12,7 @@ pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
 use super::notification::{Notification, Record, message};
 use super::object_from::ObjectFrom;
+use super::on_success::OnSuccess;
 use super::outcome::NoWorkReason;
 use super::s3_location::LocationTemplate;
 use super::verdict::RetryPolicy;
@@ -137,6 +138,8 @@ pub struct Task {
     pub stall_timeout: Option<Duration>,
     /// The S3 location for results, if any.
     pub output: Option<LocationTemplate>,
+    /// What happens to the object after its work succeeded; nothing if `None`.
+    pub on_success: Option<OnSuccess>,
     /// Where partial state is kept, if anywhere. With it, the next pod can resume when SQS's
     /// ceiling is near, and `--max-duration` covers all deliveries together.
     pub checkpoint: Option<Checkpointing>,

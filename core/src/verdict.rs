@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::backoff::backoff;
-use super::delivery::DeliveryId;
+use super::delivery::{DeliveryId, Redrive};
 use super::keep_reason::{KeepReason, Visible};
 use super::lease::Lease;
 use super::outcome::{CommandReport, Exit, Failure, NoWorkReason, Outcome};
@@ -127,7 +127,7 @@ const TEMPORARY: i32 = 75;
 
 impl RetryPolicy {
     /// The verdict on work that ended without being halted.
-    pub fn judge(&self, delivery: &DeliveryId, outcome: Outcome) -> Verdict {
+    pub fn judge(&self, delivery: &DeliveryId, redrive: &Redrive, outcome: Outcome) -> Verdict {
         let failure = match outcome {
             Outcome::Finished => {
                 return Verdict::Delete(Completed::new(delivery, Completion::Succeeded));
@@ -162,12 +162,13 @@ impl RetryPolicy {
         };
         match (&reason, report.retry_after) {
             (KeepReason::Temporary, Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
-            _ => self.keep(delivery, reason),
+            _ => self.keep(delivery, redrive, reason),
         }
     }
 
     /// Keeps the message; the reason decides when it is visible again.
-    pub fn keep(&self, delivery: &DeliveryId, reason: KeepReason) -> Verdict {
+    pub fn keep(&self, delivery: &DeliveryId, redrive: &Redrive, reason: KeepReason) -> Verdict {
+        let DeliveryId { message_id, receive_count } = delivery;
         let release = match (reason.row().visible, self.retry) {
             (Visible::ByItself, _) | (Visible::Soon | Visible::AfterBackoff, Retry::Expire) => {
                 Release::Expire
@@ -177,9 +178,12 @@ impl RetryPolicy {
                 OnStop::Release => Release::After(Duration::ZERO),
                 OnStop::Expire => Release::Expire,
             },
-            (Visible::Soon, Retry::Backoff { min, .. }) => Release::After(min),
-            (Visible::AfterBackoff, Retry::Backoff { min, max }) => {
-                Release::After(backoff(min, max, &delivery.message_id, delivery.receive_count))
+            // Without a dead-letter queue, a message that returns at once would do so without end.
+            (Visible::Soon, _) if redrive.remaining_receives(*receive_count).is_some() => {
+                Release::After(Duration::ZERO)
+            }
+            (Visible::Soon | Visible::AfterBackoff, Retry::Backoff { min, max }) => {
+                Release::After(backoff(min, max, message_id, *receive_count))
             }
         };
         Verdict::Keep(reason, release)
@@ -214,7 +218,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_contract() {
-        let judged = |outcome| match policy().judge(&delivery("m", 1), outcome) {
+        let dead_letter = Redrive::DeadLetter { max_receive_count: 3, queue: "dlq".to_owned() };
+        let judged = |outcome| match policy().judge(&delivery("m", 1), &dead_letter, outcome) {
             Verdict::Delete(completed) => (format!("{:?}", completed.why()), 0, None),
             Verdict::Keep(reason, release) => {
                 (reason.label().to_owned(), reason.exit_code(), Some(release))
@@ -223,14 +228,14 @@ mod tests {
         assert_eq!(judged(Outcome::Finished), ("Succeeded".into(), 0, None));
         assert_eq!(
             judged(exited(66, None)),
-            ("permanent".into(), 65, Some(Release::After(10 * S)))
+            ("permanent".into(), 65, Some(Release::After(Duration::ZERO)))
         );
         assert_eq!(
             judged(exited(75, Some(300 * S))),
             ("temporary".into(), 75, Some(Release::After(300 * S)))
         );
         // Only a temporary failure may choose its delay.
-        assert_eq!(judged(exited(65, Some(300 * S))).2, Some(Release::After(10 * S)));
+        assert_eq!(judged(exited(65, Some(300 * S))).2, Some(Release::After(Duration::ZERO)));
         let (label, code, release) = judged(exited(1, None));
         assert_eq!((label.as_str(), code), ("command_failed", 1));
         assert!(
@@ -241,6 +246,33 @@ mod tests {
             1
         );
         assert_eq!(judged(Outcome::Failed(Failure::Fetch("503".into()))).1, 75);
+    }
+
+    #[test]
+    fn a_permanent_failure_returns_at_once_only_on_its_way_to_a_dead_letter_queue() {
+        let dead_letter = Redrive::DeadLetter { max_receive_count: 3, queue: "dlq".to_owned() };
+        let release = |policy: RetryPolicy, redrive: &Redrive, receive_count| match policy.judge(
+            &delivery("m", receive_count),
+            redrive,
+            exited(65, None),
+        ) {
+            Verdict::Keep(_, release) => release,
+            Verdict::Delete(_) => panic!("a failure is deleted"),
+        };
+        for receive_count in 1..=3 {
+            let at_once = Release::After(Duration::ZERO);
+            assert_eq!(release(policy(), &dead_letter, receive_count), at_once);
+        }
+        let expire = RetryPolicy { retry: Retry::Expire, ..policy() };
+        assert_eq!(release(expire.clone(), &Redrive::None, 1), Release::Expire);
+        // A fourth receive: the queue did not move it, so it would return without end.
+        for (redrive, receive_count) in
+            [(&dead_letter, 4), (&Redrive::None, 1), (&Redrive::Unknown, 9)]
+        {
+            let delay = backoff(10 * S, 900 * S, &MessageId::new("m"), receive_count);
+            assert_eq!(release(policy(), redrive, receive_count), Release::After(delay));
+            assert!(delay >= 10 * S, "{redrive:?}");
+        }
     }
 
     #[test]

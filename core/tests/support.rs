@@ -27,6 +27,7 @@ pub fn task() -> Task {
         missing_object: None,
         stall_timeout: None,
         output: None,
+        on_success: None,
         checkpoint: None,
     }
 }

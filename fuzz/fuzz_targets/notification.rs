@@ -40,6 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
             missing_object: None,
             stall_timeout: None,
             output: None,
+            on_success: None,
             checkpoint: None,
         })),
         limits: Limits {

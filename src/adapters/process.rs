@@ -20,6 +20,7 @@ mod orphans;
 mod output;
 mod pace;
 mod program;
+mod structured;
 mod table;
 
 use std::env;

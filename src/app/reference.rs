@@ -136,7 +136,9 @@ fn outcomes(page: &mut String) -> fmt::Result {
         let visible = match row.visible {
             Visible::AtOnce => "visible at once",
             Visible::AfterStop => "visible as set by `--on-stop`",
-            Visible::Soon => "visible after `--retry-min`",
+            Visible::Soon => {
+                "visible at once, if there is a dead-letter queue; else after a backoff"
+            }
             Visible::AfterBackoff => "visible after a backoff, see `--retry`",
             Visible::ByItself => "visible when its visibility timeout ends",
         };

@@ -21,6 +21,7 @@ use crate::adapters::aws::{self, Permission};
 use crate::adapters::http::Http;
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
+use crate::job::on_success::OnSuccess;
 use crate::job::s3_location::S3Location;
 use crate::ports::{FetchError, ObjectStore, RecordError};
 use crate::settings::resolve::{PushgatewayConfig, RunConfig};
@@ -75,7 +76,31 @@ pub async fn findings(
         ));
     }
     findings.extend(check_buckets(&s3, &attributes, config).await);
+    findings.extend(untried_actions(config));
     findings
+}
+
+/// The permissions for `--on-success`, which only a change of a real object could show.
+fn untried_actions(config: &RunConfig) -> Vec<Finding> {
+    let mut actions: Vec<&OnSuccess> = Vec::new();
+    for action in config.work.settings.policy.tasks().filter_map(|task| task.on_success.as_ref()) {
+        if !actions.contains(&action) {
+            actions.push(action);
+        }
+    }
+    let untried = |action: &&OnSuccess| {
+        let calls = match action {
+            OnSuccess::Tag { .. } => "s3:GetObjectTagging, s3:PutObjectTagging",
+            OnSuccess::Move(_) | OnSuccess::Delete => "s3:DeleteObject",
+        };
+        Finding::new(
+            Rule::PermissionUntried,
+            format!("--on-success {action}, {calls}"),
+            "it was not called: that would change an object",
+            "the pod's role must allow it on the input objects",
+        )
+    };
+    actions.iter().map(untried).collect()
 }
 
 /// Findings about the buckets that a run reads from or writes to.

@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::probes::{BucketAction, Notification, Notifications};
+use crate::job::on_success::OnSuccess;
 use crate::job::route::{EventFilter, Task};
 use crate::job::s3_location::{LocationTemplate, Values};
 use crate::settings::resolve::RunConfig;
@@ -14,6 +15,7 @@ use crate::settings::resolve::RunConfig;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetKind {
     Output,
+    Moved,
     Checkpoint,
     Idempotency,
     Attempts,
@@ -26,6 +28,7 @@ impl TargetKind {
         const IN_PARTS: &str = "ObjectCreated:CompleteMultipartUpload";
         match self {
             Self::Output => &[PUT, IN_PARTS],
+            Self::Moved => &["ObjectCreated:Copy"],
             Self::Checkpoint => {
                 &[PUT, IN_PARTS, "ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated"]
             }
@@ -36,7 +39,7 @@ impl TargetKind {
     /// The suffix of the keys; the command chooses the names of results.
     fn ending(self) -> Option<&'static str> {
         match self {
-            Self::Output => None,
+            Self::Output | Self::Moved => None,
             Self::Checkpoint => Some(".tar"),
             Self::Idempotency | Self::Attempts => Some(".json"),
         }
@@ -48,6 +51,7 @@ impl TargetKind {
         match self {
             // Without Abort, the parts of failed uploads remain.
             Self::Output => &[(BucketAction::Put, Error), (BucketAction::Abort, Warning)],
+            Self::Moved => &[(BucketAction::Put, Error)],
             Self::Checkpoint => &[
                 (BucketAction::List, Error),
                 (BucketAction::Get, Error),
@@ -71,6 +75,7 @@ impl fmt::Display for TargetKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Output => "output",
+            Self::Moved => "on-success",
             Self::Checkpoint => "checkpoint",
             Self::Idempotency => "idempotency",
             Self::Attempts => "attempts",
@@ -101,7 +106,12 @@ pub fn all(config: &RunConfig) -> Vec<WriteTarget> {
         let output = task.output.as_ref().map(|to| (TargetKind::Output, to));
         let checkpoint =
             task.checkpoint.as_ref().map(|how| (TargetKind::Checkpoint, &how.location));
-        for (kind, to) in output.into_iter().chain(checkpoint) {
+        let moved = match &task.on_success {
+            Some(OnSuccess::Move(to)) => Some(LocationTemplate::from(to.clone())),
+            Some(OnSuccess::Tag { .. } | OnSuccess::Delete) | None => None,
+        };
+        let moved = moved.as_ref().map(|to| (TargetKind::Moved, to));
+        for (kind, to) in output.into_iter().chain(moved).chain(checkpoint) {
             match all.iter_mut().find(|one| one.kind == kind && one.to == *to) {
                 Some(same) => same.by.push(task.name.clone()),
                 None => all.push(WriteTarget { kind, to: to.clone(), by: vec![task.name.clone()] }),
@@ -166,6 +176,7 @@ impl WriteTarget {
         let key = format!("{key_prefix}{NO_NAME}");
         let name = match self.kind {
             TargetKind::Output => NO_NAME.to_owned(),
+            TargetKind::Moved => key.clone(),
             TargetKind::Checkpoint => format!("{NO_NAME}/0/0.tar"),
             TargetKind::Idempotency => format!("{NO_NAME}.json"),
             TargetKind::Attempts => format!("{NO_NAME}/0.json"),
@@ -203,8 +214,9 @@ const NO_NAME: &str = "leasehold-check";
 impl fmt::Display for WriteTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, to, by } = self;
-        let of_types = matches!(kind, TargetKind::Output | TargetKind::Checkpoint)
-            && !by.iter().any(|name| name == Task::DEFAULT);
+        let of_types =
+            matches!(kind, TargetKind::Output | TargetKind::Moved | TargetKind::Checkpoint)
+                && !by.iter().any(|name| name == Task::DEFAULT);
         if of_types {
             write!(f, "job type {}, {kind} {to}", by.join(", "))
         } else {

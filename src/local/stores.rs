@@ -9,6 +9,7 @@ use crate::adapters::local::folder::FolderError;
 use crate::adapters::local::outbox::FolderOutbox;
 use crate::adapters::local::store::FolderStore;
 use crate::adapters::publish::S3Outbox;
+use crate::job::on_success::OnSuccess;
 use crate::job::outcome::Manifest;
 use crate::job::s3_location::LocationTemplate;
 use crate::ports::clock::Clock;
@@ -24,6 +25,8 @@ pub struct Stores {
     pub idempotency: Option<Idempotency>,
     pub attempts: Option<AttemptHistory>,
     pub outbox: LocalOutbox,
+    /// In place of the buckets to which files are moved.
+    pub moved: Option<FolderStore>,
 }
 
 impl Stores {
@@ -31,16 +34,16 @@ impl Stores {
         let LocalConfig { outbox, state, records, work, .. } = config;
         let is_needed = records.idempotency.is_some()
             || records.attempts.is_some()
-            || work
-                .settings
-                .policy
-                .tasks()
-                .any(|task| task.checkpoint.is_some() || task.output.is_some());
+            || work.settings.policy.tasks().any(|task| {
+                let moves = matches!(task.on_success, Some(OnSuccess::Move(_)));
+                task.checkpoint.is_some() || task.output.is_some() || moves
+            });
         let failed = |error| FolderError(format!("--state {}: {error}", state.display()));
         let store =
             is_needed.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);
         let plan = work.settings.stop;
         Ok(Self {
+            moved: store.as_deref().cloned(),
             checkpoints: store.clone().map(|storage| Checkpoints { storage, clock }),
             idempotency: records.idempotency.clone().zip(store.clone()).map(
                 |(location, records)| Idempotency {

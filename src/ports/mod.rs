@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
+use crate::job::on_success::{ActedOn, OnSuccess};
 use crate::job::outcome::{Exit, Manifest, ResourceUsage};
 use crate::job::report::{Observation, Report};
 use crate::job::s3_location::LocationTemplate;
@@ -102,7 +103,7 @@ pub enum DeleteError {
     Transient(String),
 }
 
-/// A store to read objects from.
+/// The store of the objects to work on.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
     /// Opens exactly the object of the event: its version, or else its eTag.
@@ -112,6 +113,12 @@ pub trait ObjectStore: Send + Sync {
     /// `u64::MAX`. Without a version or an eTag, another object may have replaced it.
     async fn open_range(&self, object: &Object, range: Range<u64>)
     -> Result<RangeBody, FetchError>;
+
+    /// Acts on exactly the object of the event, after its work succeeded. An object that has
+    /// replaced it stays as it is. May be repeated; the error is the reason.
+    async fn act_on(&self, _: &Object, action: &OnSuccess) -> Result<ActedOn, String> {
+        Err(format!("this store does not support {action}"))
+    }
 }
 
 /// A stream of bytes; it ends after an error.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::adapters::url::without_userinfo;
 use crate::job::arguments::UnknownPlaceholder;
+use crate::job::on_success::OnSuccess;
 use crate::job::route::EventFilter;
 
 /// A setting that cannot work. The text names the flags and the limits.
@@ -73,6 +74,10 @@ pub enum SettingError {
         "{0} contains {{key}}, {{name}} or {{stem}}, but with --accept-raw a message may have no object: use {{message_id}} instead"
     )]
     NoObject(&'static str),
+    #[error(
+        "--on-success {0} removes the object, so a redelivery of the message must be recognised without it: set --idempotency, or --missing-object ignore unless --input is none"
+    )]
+    RedeliveryNotRecognised(OnSuccess),
     #[error("--concurrency {concurrency} must not be greater than --max-messages {max_messages}")]
     Concurrency { concurrency: usize, max_messages: u32 },
     #[error(

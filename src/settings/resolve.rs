@@ -139,7 +139,8 @@ impl TryFrom<RunSettings> for RunConfig {
         }
         let pushgateway = pushgateway(to)?;
         let fifo = queue_url::is_fifo(&queue_url);
-        let work = resolve(work, IN_A_POD, fifo)?;
+        let has_records = records.idempotency.is_some();
+        let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
         check_shared_paths(&work.settings.policy, concurrency)?;
         Ok(Self {
             queue_url,
@@ -207,7 +208,9 @@ impl TryFrom<LocalSettings> for LocalConfig {
         if ceiling > CEILING || ceiling <= work.task.visibility_timeout.unwrap_or_default() {
             return Err(SettingError::Ceiling(ceiling));
         }
-        let work = resolve(work, Defaults { ceiling, ..ON_A_LAPTOP }, false)?;
+        let has_records = records.idempotency.is_some();
+        let defaults = Defaults { ceiling, has_records, ..ON_A_LAPTOP };
+        let work = resolve(work, defaults, false)?;
         check_shared_paths(&work.settings.policy, concurrency)?;
         let state = state.unwrap_or_else(|| beside(outbox.as_deref().unwrap_or(&inbox)));
         let verbosity = match (verbose, quiet) {
@@ -247,13 +250,14 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     // The lease counts from before the request, so a poll takes at most a third of it.
     let third = args.task.visibility_timeout.unwrap_or_default() / 3;
     let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
-    let Defaults { ceiling, retry_min, retry_max, .. } = defaults;
+    let Defaults { ceiling, has_records, retry_min, retry_max, .. } = defaults;
     let pod = PodRules {
         stop,
         longest_poll,
         ceiling,
         on_stop: args.on_stop,
         accept_raw: args.accept_raw,
+        has_records,
         retry_min,
         retry_max,
     };
@@ -396,6 +400,8 @@ fn beside(folder: &Path) -> PathBuf {
 #[derive(Clone, Copy)]
 struct Defaults {
     ceiling: Duration,
+    /// `--idempotency`
+    has_records: bool,
     wait: Duration,
     retry_min: Duration,
     retry_max: Duration,
@@ -403,12 +409,14 @@ struct Defaults {
 
 const IN_A_POD: Defaults = Defaults {
     ceiling: CEILING,
+    has_records: false,
     wait: Duration::from_secs(10),
     retry_min: Duration::from_secs(10),
     retry_max: Duration::from_mins(15),
 };
 const ON_A_LAPTOP: Defaults = Defaults {
     ceiling: CEILING,
+    has_records: false,
     wait: Duration::ZERO,
     retry_min: SECOND,
     retry_max: Duration::from_secs(5),

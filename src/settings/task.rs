@@ -16,6 +16,7 @@ use crate::job::arguments::Placeholder;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::object_from::ObjectFrom;
+use crate::job::on_success::OnSuccess;
 use crate::job::route::{
     self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
 };
@@ -91,6 +92,13 @@ pub struct TaskSettings {
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub checkpoint: Option<LocationTemplate>,
+
+    /// What to do with the object after its work succeeded: tag=KEY:VALUE adds a tag,
+    /// move=s3://BUCKET/PREFIX moves it there, delete deletes it [default: nothing]
+    #[arg(long, value_name = "ACTION", help_heading = WORK)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub on_success: Option<OnSuccess>,
 
     /// How often to save a checkpoint while the command runs [default: only when the command fails
     /// or is stopped]
@@ -196,6 +204,8 @@ pub(super) struct PodRules {
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
+    /// Whether a record shows which work is done (`--idempotency`).
+    pub(super) has_records: bool,
     /// The default if neither the job type nor a flag sets it.
     pub(super) retry_min: Duration,
     pub(super) retry_max: Duration,
@@ -215,6 +225,7 @@ impl TaskSettings {
             output,
             checkpoint,
             checkpoint_interval,
+            on_success,
             permanent_exit_codes,
             missing_object,
             visibility,
@@ -245,6 +256,7 @@ impl TaskSettings {
             output: output.or(other.output),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
+            on_success: on_success.or(other.on_success),
             permanent_exit_codes: either(permanent_exit_codes, other.permanent_exit_codes),
             missing_object: missing_object.or(other.missing_object),
             visibility: visibility.or(other.visibility),
@@ -309,6 +321,15 @@ impl TaskSettings {
         let path = |of: &Option<AbsolutePath>| of.as_ref().map(|path| path.0.clone());
         let (input_at, output_at) = (path(&self.input_at), path(&self.output_at));
         check_fixed_paths(input, input_at.as_deref(), output_at.as_deref())?;
+        let ignores_missing =
+            self.missing_object == Some(MissingObject::Ignore) && input != Input::None;
+        let removes = self.on_success.as_ref().filter(|action| action.removes());
+        if let Some(action) = removes
+            && !pod.has_records
+            && !ignores_missing
+        {
+            return Err(SettingError::RedeliveryNotRecognised(action.clone()));
+        }
         let interval = self.checkpoint_interval;
         Ok(Some(Task {
             name: self.name.0.clone(),
@@ -319,6 +340,7 @@ impl TaskSettings {
             missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
+            on_success: self.on_success.clone(),
             checkpoint: self
                 .checkpoint
                 .clone()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::logs::Identity;
-use super::records::{exit_code, manifest, signal};
+use super::records::{exit_code, manifest, metrics, signal};
 use crate::job::report::Ended;
 use crate::job::s3_location::S3Location;
 use crate::job::verdict::Settlement;
@@ -67,6 +67,7 @@ impl AttemptHistory {
             "next": ended.next(now),
             "total_s": ended.work.timings.total.as_secs_f64(),
             "stderr": ended.work.stderr_tail,
+            "metrics": metrics(&ended.work.metrics),
             "published": ended.work.published.as_ref().map(manifest),
         }))
     }

@@ -1,4 +1,4 @@
-//! Log records as JSON, one flat object per line, for machines.
+//! Log records as JSON, one object per line, for machines. Only the fields in [`NESTED`] are objects.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -50,19 +50,31 @@ where
     }
 }
 
+/// Fields whose text is a JSON object, which becomes a part of the record.
+pub(super) const NESTED: [&str; 2] = ["metrics", "event"];
+
+/// A level that is shown instead of the record's: a filter must not drop what the command printed.
+pub(super) const LEVEL: &str = "command_level";
+
 /// The fields that people look for come first.
 fn fields(event: &Event<'_>) -> Vec<(String, Value)> {
     let mut now = String::new();
     // Writing to a string does not fail.
     let _ = SystemTime.format_time(&mut Writer::new(&mut now));
     let metadata = event.metadata();
-    let mut fields =
-        vec![("timestamp", Value::from(now)), ("level", Value::from(metadata.level().as_str()))];
     let of_event = serde_json::to_value(event.field_map()).ok();
     let mut rest = match of_event {
         Some(Value::Object(fields)) => fields,
         Some(_) | None => Map::new(),
     };
+    for name in NESTED {
+        let text = rest.get(name).and_then(Value::as_str);
+        if let Some(object) = text.and_then(|text| serde_json::from_str(text).ok()) {
+            rest.insert(name.to_owned(), Value::Object(object));
+        }
+    }
+    let level = rest.remove(LEVEL).unwrap_or_else(|| metadata.level().as_str().into());
+    let mut fields = vec![("timestamp", Value::from(now)), ("level", level)];
     fields.extend(
         ["message", "outcome", "key"]
             .into_iter()

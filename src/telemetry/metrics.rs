@@ -2,13 +2,15 @@
 //!
 //! A pod counts from zero and is gone after one message, so `rate()` over these is meaningless;
 //! `grafana/README.md` has expressions that work. Labels come from closed sets: no key, no message
-//! id, no error text. With one job type there are at most 60 series, since a Pushgateway keeps them
+//! id, no error text. With one job type there are at most 70 series, since a Pushgateway keeps them
 //! for every pod.
 //!
 //! Names, types and help texts must never change: a Pushgateway refuses a push that disagrees with
 //! another group.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::{Collector, Desc};
@@ -19,10 +21,10 @@ use prometheus::{
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::job::keep_reason::{Severity, Visible};
-use crate::job::outcome::WorkRecord;
+use crate::job::outcome::{CommandMetrics, WorkRecord};
 use crate::job::report::{Ended, Observation, Progressed, Subject};
 use crate::job::route::Task;
-use crate::job::verdict::{Return, Settlement};
+use crate::job::verdict::{Completion, Return, Settlement};
 
 /// The metrics of one process.
 pub struct Metrics {
@@ -46,6 +48,9 @@ pub struct Metrics {
     progress: GaugeVec,
     command_cpu: CounterVec,
     command_peak_memory: GaugeVec,
+    command_result: GaugeVec,
+    /// The names in `command_result`.
+    result_names: Mutex<BTreeSet<String>>,
     log_lines_dropped: Counter,
     visibility_extensions: CounterVec,
     lease_remaining: GaugeVec,
@@ -152,6 +157,12 @@ impl Metrics {
                 "Peak memory of the largest process of the last message's commands, in bytes.",
                 &["job_type"],
             ),
+            command_result: of.gauges(
+                "command_result",
+                "Numbers that the command reported for the last message that succeeded, by name.",
+                &["job_type", "name"],
+            ),
+            result_names: Mutex::default(),
             log_lines_dropped: of.counter(
                 "log_lines_dropped_total",
                 "Log records lost because the log was not read fast enough.",
@@ -218,8 +229,8 @@ impl Metrics {
     }
 
     pub fn ended(&self, ended: &Ended) {
-        let Ended { subject, settlement, work: WorkRecord { timings: spent, usage, .. }, .. } =
-            ended;
+        let Ended { subject, settlement, work, .. } = ended;
+        let WorkRecord { timings: spent, usage, metrics, .. } = work;
         let job_type = job_type(subject);
         self.messages_in_flight.dec();
         self.messages_processed.with_label_values(&[job_type, ended.outcome()]).inc();
@@ -256,6 +267,9 @@ impl Metrics {
         for (phase, spent) in phases {
             self.phase.with_label_values(&[job_type, phase]).inc_by(seconds(spent));
         }
+        if *settlement == Settlement::Deleted(Completion::Succeeded) {
+            self.reported(job_type, metrics);
+        }
         let Settlement::Kept(reason, returns) = settlement else { return };
         let discarded = seconds(spent.fetch + spent.command + spent.publish);
         self.work_discarded.with_label_values(&[job_type, reason.label()]).inc_by(discarded);
@@ -275,6 +289,20 @@ impl Metrics {
                     if is_final { "true" } else { "false" },
                 ])
                 .inc();
+        }
+    }
+
+    /// Of all messages together, the first names count: a Pushgateway keeps every series.
+    fn reported(&self, job_type: &str, metrics: &CommandMetrics) {
+        let mut names = self.result_names.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, value) in metrics.iter() {
+            if !names.contains(name) {
+                if names.len() == CommandMetrics::MOST {
+                    continue;
+                }
+                names.insert(name.to_owned());
+            }
+            self.command_result.with_label_values(&[job_type, name]).set(value);
         }
     }
 

@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use crate::job::keep_reason::Severity;
 use crate::job::notification::Object;
-use crate::job::outcome::{Exit, Manifest, Published, WorkRecord};
+use crate::job::outcome::{CommandMetrics, Exit, Manifest, Published, WorkRecord};
 use crate::job::report::{Ended, Subject, truncate_for_json};
 use crate::job::run_outcome::RunOutcome;
 use crate::job::verdict::Settlement;
@@ -42,6 +42,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
         timings: spent,
         usage: used,
         published,
+        metrics: reported,
     } = work;
     let object: Option<&Object> = subject.objects.first();
     let error = ended.error();
@@ -77,6 +78,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 published = published.as_ref().map(|published| published.files),
                 published_bytes = published.as_ref().map(|published| published.bytes),
                 manifest = published.as_ref().map(manifest),
+                metrics = (!reported.is_empty()).then(|| metrics(reported).to_string()),
                 $text
             )
         };
@@ -94,7 +96,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
 }
 
 /// All fields of log records; the record at a message's end has nearly all of them.
-pub const FIELDS: [(&str, &str); 41] = [
+pub const FIELDS: [(&str, &str); 43] = [
     ("timestamp", "The time, RFC 3339"),
     ("level", "ERROR means that a person must act"),
     ("target", "The module that writes the record, or command for the command's output"),
@@ -128,12 +130,17 @@ pub const FIELDS: [(&str, &str); 41] = [
     ("published", "How many files were uploaded"),
     ("published_bytes", "The total size of the uploaded files, in bytes"),
     ("manifest", "The first uploaded files, as JSON: to, bytes, checksum, etag"),
+    ("metrics", "The numbers that the commands reported, as an object"),
     (
         "message",
         "The text of the record: message started, message deleted, message kept, exiting and others",
     ),
     ("stream", "For a line of the command's output: stdout or stderr"),
     ("line", "For a line of the command's output: the line"),
+    (
+        "event",
+        "For a line of the command's output that is a JSON object: its fields, without message and level",
+    ),
     ("name", "work, in records that are logged while the work runs"),
     ("text", "The text that the command reported with its progress"),
     (
@@ -150,7 +157,7 @@ pub const FIELDS: [(&str, &str); 41] = [
 /// As JSON within JSON, in bytes. A container runtime splits records of more than 16 KiB, and a key
 /// may take 6.
 const LONGEST_MANIFEST: usize = 4 * 1024;
-const LONGEST_ERROR: usize = 2 * 1024;
+const LONGEST_ERROR: usize = 1536;
 
 /// The first published files, as many as fit.
 pub(super) fn manifest(published: &Manifest) -> String {
@@ -166,6 +173,11 @@ pub(super) fn manifest(published: &Manifest) -> String {
         manifest = longer;
     }
     manifest
+}
+
+/// A number is always written as a float (`5.0`), so that log systems give a field one type.
+pub(super) fn metrics(reported: &CommandMetrics) -> Value {
+    reported.iter().collect()
 }
 
 pub fn log_exiting(outcome: &RunOutcome) {
@@ -266,6 +278,9 @@ mod tests {
         let mut ended = ended("m", settlement);
         Arc::make_mut(&mut ended.subject).objects = vec![object];
         ended.work.reason = Some("\u{1}".repeat(500));
+        for n in 0..CommandMetrics::MOST {
+            ended.work.metrics.set(&format!("{n:n>40}"), -1.234_567_890_123_456_7e-300).unwrap();
+        }
         ended.work.published =
             Some(Manifest { files: 20, bytes: 1, first: (0..20).map(published).collect() });
         let record: Arc<Mutex<Vec<u8>>> = Arc::default();

@@ -1,12 +1,14 @@
 //! Log records as text, for a person at a terminal: the events of each file, without details for
 //! machines.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::{self, Write};
 use std::hash::{BuildHasher, BuildHasherDefault};
 use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style};
+use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Subscriber};
@@ -16,6 +18,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
+use super::json::LEVEL;
 use super::plain::{Plain, shortened};
 use crate::job::report::clock_time;
 
@@ -43,7 +46,7 @@ where
         let mut spans = context.event_scope().into_iter().flatten();
         let name =
             spans.find_map(|span| span.extensions().get::<FileName>().map(|name| name.0.clone()));
-        if let Some(line) = fields.line {
+        if let Some(line) = fields.command_line(level) {
             let name = name.unwrap_or_else(|| "command".to_owned());
             let colour = coloured(colour_of(&name));
             if fields.is_stderr {
@@ -151,14 +154,38 @@ struct Fields {
     is_stderr: bool,
     is_success: bool,
     has_key: bool,
+    /// A line of the command's output that is a JSON object, and its level if that is not the
+    /// record's.
+    event: Option<Map<String, Value>>,
+    command_level: Option<String>,
     rest: String,
 }
 
 impl Fields {
+    /// What the command printed: its line, or `LEVEL message field=value …`.
+    fn command_line(&mut self, level: Level) -> Option<String> {
+        let Some(event) = &self.event else { return self.line.take() };
+        let level = self.command_level.as_deref().unwrap_or(level.as_str());
+        let mut words = Vec::new();
+        words.extend((level != Level::INFO.as_str()).then(|| level.to_owned()));
+        words.extend((!self.text.is_empty()).then(|| self.text.clone()));
+        words.extend(event.iter().map(|(name, value)| format!("{name}={value}")));
+        Some(words.join(" "))
+    }
+
     fn record(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         match field.name() {
             "message" => self.text = value.to_string(),
             "line" => self.line = Some(value.to_string()),
+            "event" => self.event = serde_json::from_str(&value.to_string()).ok(),
+            LEVEL => self.command_level = Some(value.to_string()),
+            "metrics" => {
+                let numbers: BTreeMap<String, f64> =
+                    serde_json::from_str(&value.to_string()).unwrap_or_default();
+                for (name, number) in numbers {
+                    let _ = write!(self.rest, " {name}={number}");
+                }
+            }
             name if FOR_MACHINES.contains(&name) => {}
             // Writing to a string does not fail.
             name => drop(write!(self.rest, " {name}={value}")),
@@ -179,7 +206,9 @@ impl Visit for Fields {
             _ => {}
         }
         match field.name() {
-            "line" | "message" | "outcome" => self.record(field, format_args!("{value}")),
+            "line" | "message" | "outcome" | "event" | "metrics" | LEVEL => {
+                self.record(field, format_args!("{value}"));
+            }
             _ => self.record(field, format_args!("{value:?}")),
         }
     }
@@ -271,6 +300,21 @@ mod tests {
                 "command | no file"
             ]
         );
+    }
+
+    #[test]
+    fn a_json_line_of_the_command_is_printed_compactly() {
+        let lines = logged(false, || {
+            let _span = info_span!("work", key = "a.csv").entered();
+            let event = r#"{"rows":5,"at":{"line":3},"file":"b\u001b.csv"}"#;
+            warn!(target: "command", stream = "stdout", event, message = "slow");
+            info!(target: "command", stream = "stderr", event, command_level = "DEBUG");
+            info!(metrics = r#"{"rows":5.0,"share":0.25}"#, "message deleted");
+        });
+        let fields = r#"at={"line":3} file="b\u001b.csv" rows=5"#;
+        assert_eq!(lines[0], format!("a.csv | WARN slow {fields}"));
+        assert_eq!(lines[1], format!("a.csv ! DEBUG {fields}"));
+        assert!(lines[2].contains("message deleted rows=5 share=0.25"), "{lines:?}");
     }
 
     #[test]

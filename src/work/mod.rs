@@ -1,7 +1,7 @@
 //! The work on a message: one object after another, each in stages.
 //!
 //! ```text
-//! claim its record ─► restore its checkpoint ─► fetch ─► run the command ─► publish ─► record that it is done
+//! claim its record ─► restore its checkpoint ─► fetch ─► run the command ─► publish ─► record that it is done ─► act on the object
 //! ```
 
 pub mod checkpoint;
@@ -13,6 +13,7 @@ pub mod idempotency;
 mod last_error;
 pub mod liveness;
 mod object_work;
+mod on_success;
 pub mod result_file;
 mod run;
 mod stages;
@@ -163,8 +164,12 @@ impl CommandWorker {
                 runtime: &runtime,
                 stop,
             };
-            let working =
-                self.run_claimed(object, until, &record_deadline.passed, facts).instrument(span);
+            let working = async {
+                let done = self.run_claimed(object, until, &record_deadline.passed, facts).await?;
+                self.act_on_object(object, until, done, facts).await?;
+                Ok(done)
+            };
+            let working = working.instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
             removals.begin(space);
             // A stop must not wait for the removal of a hundred thousand files.

@@ -17,7 +17,7 @@ use nix::fcntl::OFlag;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::job::outcome::CommandReport;
+use crate::job::outcome::{CommandMetrics, CommandReport};
 use crate::job::report::Progress;
 
 /// The content of the file.
@@ -25,6 +25,7 @@ use crate::job::report::Progress;
 pub struct ResultFile {
     pub report: CommandReport,
     pub progress: Option<Progress>,
+    pub metrics: CommandMetrics,
     /// Invalid parts, each kind once. In a file that is still being written, an incomplete end is
     /// one.
     pub complaints: Vec<String>,
@@ -32,6 +33,9 @@ pub struct ResultFile {
 
 /// In characters: a reason goes into logs and a termination message of 4096 bytes.
 const MAX_TEXT: usize = 500;
+
+/// How much of an invalid metric's name is quoted, in characters.
+const MAX_NAME: usize = 60;
 
 /// In bytes: thousands of lines.
 const MAX_TAIL: u64 = 256 * 1024;
@@ -106,6 +110,20 @@ impl ResultFile {
         }
         if let Some(text) = self.field(fields, "text", text) {
             self.progress.get_or_insert_default().text = Some(text);
+        }
+        for (name, value) in self.field(fields, "metrics", numbers).into_iter().flatten() {
+            if let Err(why) = self.metrics.set(&name, value) {
+                self.complain_about_metric(&name, why);
+            }
+        }
+    }
+
+    /// Once for all metrics: their names may be random.
+    fn complain_about_metric(&mut self, name: &str, why: &str) {
+        const METRIC: &str = "metric ";
+        if !self.complaints.iter().any(|it| it.starts_with(METRIC)) {
+            let name: String = name.chars().take(MAX_NAME).collect();
+            self.complain(format!("{METRIC}{name:?}: {why}"));
         }
     }
 
@@ -246,6 +264,12 @@ fn utf16_unit(text: &str) -> Option<u16> {
 fn text(value: &Value) -> Result<String, &'static str> {
     let text = value.as_str().ok_or("a string")?;
     Ok(text.chars().take(MAX_TEXT).collect())
+}
+
+/// Numbers by name. A value that is not a number becomes NaN, which is refused by name.
+fn numbers(value: &Value) -> Result<Vec<(String, f64)>, &'static str> {
+    let fields = value.as_object().ok_or("an object of numbers")?;
+    Ok(fields.iter().map(|(name, it)| (name.clone(), it.as_f64().unwrap_or(f64::NAN))).collect())
 }
 
 /// From 0 to 1, or percent.
@@ -477,13 +501,46 @@ mod tests {
     }
 
     #[test]
+    fn an_invalid_metric_costs_only_itself_and_one_complaint() {
+        let metrics = |text: &str| {
+            let file = read(text);
+            let all: Vec<_> =
+                file.metrics.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            (all.join(" "), file.complaints)
+        };
+        let none: Vec<String> = Vec::new();
+        assert_eq!(
+            metrics("{\"metrics\":{\"rows\":4,\"ms\":1.5}}\n{\"metrics\":{\"rows\":5}}"),
+            ("ms=1.5 rows=5".to_owned(), none)
+        );
+        for bad in
+            ["\"ro\\nws\":1", "\"a\":\"1\"", "\"a\":null", "\"a\":NaN", "\"a\":[1]", "\"\":1"]
+        {
+            let (all, complaints) = metrics(
+                &format!("{{\"metrics\":{{\"rows\":5,{bad}}},\"progress\":1}}\n").repeat(3),
+            );
+            assert_eq!((all.as_str(), complaints.len()), ("rows=5", 1), "{bad}");
+            assert!(complaints[0].starts_with("metric ") && !complaints[0].contains('\n'));
+        }
+        let many: Vec<_> = (0..99).map(|n| format!("{{\"metrics\":{{\"n{n}\":{n}}}}}")).collect();
+        let (all, complaints) = metrics(&many.join("\n"));
+        assert_eq!(all, "n0=0 n1=1 n2=2 n3=3 n4=4 n5=5 n6=6 n7=7");
+        assert_eq!(complaints, ["metric \"n8\": there are 8 names already"]);
+        let (_, complaints) = metrics("{\"metrics\":[5]}");
+        assert_eq!(complaints, ["metrics is a list, expected an object of numbers"]);
+    }
+
+    #[test]
     fn a_pipe_does_not_block() {
         let home = tempfile::tempdir().unwrap();
         let pipe = home.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let (done, is_done) = std::sync::mpsc::channel();
-        std::thread::spawn(move || done.send(ResultFile::read(&pipe)));
-        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(ResultFile::default()));
+        std::thread::spawn(move || done.send(Box::new(ResultFile::read(&pipe))));
+        assert_eq!(
+            is_done.recv_timeout(Duration::from_secs(20)),
+            Ok(Box::new(ResultFile::default()))
+        );
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl CommandWorker {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
         facts.reason.clone_from(&result.report.reason);
+        facts.metrics.append(result.metrics);
         if let Some(why) = ended.out_of_memory
             && !until.halt.is_cancelled()
         {

@@ -598,6 +598,21 @@ async fn events_through_eventbridge_are_unchecked() {
     assert!(!lines.iter().any(|line| line.contains("become messages, so")), "{lines:#?}");
 }
 
+/// A moved object would be processed and moved again.
+#[tokio::test]
+async fn a_move_into_the_bucket_of_the_input_is_reported() {
+    let cloud = Cloud::new(5).await;
+    let action = format!("move=s3://{}/done", cloud.bucket);
+    let flags = format!("--buckets {} --on-success {action} --missing-object ignore", cloud.bucket);
+    let (exited, lines) = check_live(&cloud, &flags, &BTreeMap::new()).await;
+    assert_eq!(exited.code(), 78, "{lines:#?}");
+    let loops =
+        format!("error --on-success s3://{}/done: files written there become", cloud.bucket);
+    assert!(lines.iter().any(|line| line.starts_with(&loops)), "{lines:#?}");
+    let untried = format!("--on-success {action}, s3:DeleteObject: it was not called");
+    assert!(lines.iter().any(|line| line.contains(&untried)), "{lines:#?}");
+}
+
 /// A message that is not about the processed object.
 async fn another_message(cloud: &Cloud) -> Option<String> {
     let asked = cloud.sqs.receive_message().queue_url(&cloud.queue_url);

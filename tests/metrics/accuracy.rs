@@ -288,9 +288,10 @@ async fn within(observatory: &Observatory, queues: &Queues, drains: Leasehold) {
     }
     queues.drains.touch("go");
     let mut pods = vec![(drains, 1)];
+    let reporting = format!(r#"{GREEDY}; echo '{{"metrics":{{"rows":5}}}}' >> "$JOB_RESULT_FILE""#);
     for n in 0..5 {
         works.put(&n.to_string(), b"12345").await;
-        pods.push((pod(works, &format!("works-{n}"), "", GREEDY), 0));
+        pods.push((pod(works, &format!("works-{n}"), "", &reporting), 0));
     }
     for n in 0..3 {
         pods.push((pod(empty, &format!("empty-{n}"), "", "exit 0"), 0));

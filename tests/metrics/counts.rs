@@ -93,7 +93,9 @@ fn record_everything(metrics: &Metrics) {
     metrics.started(&subject(1), SystemTime::UNIX_EPOCH + 1_000 * S);
     metrics.ended(&ended(1, Settlement::Kept(failed.clone(), Return::After(10 * S))));
     metrics.started(&subject(3), SystemTime::UNIX_EPOCH + 1_100 * S);
-    metrics.ended(&ended(3, Settlement::Deleted(Completion::Succeeded)));
+    let mut succeeded = ended(3, Settlement::Deleted(Completion::Succeeded));
+    succeeded.work.metrics.set("rows", 5.0).unwrap();
+    metrics.ended(&succeeded);
     let progress = Progress { share: Some(0.4), text: None };
     metrics.progressed(&Progressed { subject: Arc::new(subject(3)), progress });
     metrics.stopped("SIGTERM");
@@ -119,7 +121,27 @@ fn one_pod_has_few_series() {
     record_everything(&metrics);
     let text = metrics.text();
     let series = text.lines().filter(|line| !line.starts_with('#')).count();
-    assert!(series <= 60, "{series} series");
+    assert!(series <= 70, "{series} series");
+}
+
+#[test]
+fn the_numbers_of_a_success_are_the_last_values_of_few_names() {
+    let metrics = metrics();
+    let end = |settlement: Settlement, names: &[&str], value: f64| {
+        let mut ended = ended(1, settlement);
+        for name in names {
+            ended.work.metrics.set(name, value).unwrap();
+        }
+        metrics.ended(&ended);
+    };
+    let succeeded = || Settlement::Deleted(Completion::Succeeded);
+    end(succeeded(), &["rows"], 4.0);
+    end(succeeded(), &["rows"], 5.0);
+    end(Settlement::Kept(KeepReason::Temporary, Return::Unknown), &["rows", "failed"], 6.0);
+    end(succeeded(), &["a", "b", "c", "d", "e", "f", "g", "h"], 1.0);
+    let text = metrics.text();
+    let of = |name: &str| value(&text, &format!("leasehold_command_result{{name=\"{name}\"}}"));
+    assert_eq!((of("rows"), of("failed"), of("g"), of("h")), (Some(5.0), None, Some(1.0), None));
 }
 
 #[test]

@@ -318,3 +318,52 @@ async fn a_sweep_accepts_unexpected_groups() {
     assert_eq!(pushed(&gateway, "old").await, "");
     assert!(!pushed(&gateway, "x").await.is_empty());
 }
+
+/// Numbers of an attempt that failed are logged; only those of a success are pushed.
+#[tokio::test]
+async fn the_numbers_of_a_command_are_in_the_end_record_and_at_the_pushgateway() {
+    let gateway = Pushgateway::start(None).await;
+    let cloud = Cloud::new(5).await;
+    for (code, pod) in [(3, "pod-1"), (0, "pod-2")] {
+        cloud.put("k", b"x").await;
+        let flags = format!(
+            "--pushgateway {} --namespace files --pod-name {pod} --retry expire --attempts s3://{}/attempts",
+            gateway.url(),
+            cloud.bucket
+        );
+        let script = format!(
+            r#"echo '{{"metrics":{{"rows":4,"share":0.25,"Bad name":1}}}}' >> "$JOB_RESULT_FILE"
+            printf '{{"metrics":{{"rows":5}}}}' >> "$JOB_RESULT_FILE"; exit {code}"#
+        );
+        let exited = cloud.run(&flags, &script).expect_exit(i32::from(code != 0)).await;
+        let end = if code == 0 { "message deleted" } else { "message kept" };
+        let expected = serde_json::json!({ "rows": 5.0, "share": 0.25 });
+        assert_eq!(exited.record(end)["metrics"], expected);
+        let warnings: Vec<_> = exited
+            .log
+            .iter()
+            .filter(|it| it["error"].as_str().is_some_and(|error| error.contains("Bad name")))
+            .collect();
+        assert_eq!(warnings.len(), 1, "{}", exited.stdout);
+        let text = pushed(&gateway, pod).await;
+        let of = |name: &str| {
+            let labels = format!("job_type=\"default\",name=\"{name}\"");
+            value(&text, &format!("leasehold_command_result{{{labels}}}"))
+        };
+        let is_success = code == 0;
+        assert_eq!(
+            (of("rows"), of("share")),
+            (is_success.then_some(5.0), is_success.then_some(0.25)),
+            "{text}"
+        );
+        if !is_success {
+            let keys = cloud.s3.list_objects_v2().bucket(&cloud.bucket).prefix("attempts/");
+            let keys = keys.send().await.unwrap();
+            let get = cloud.s3.get_object().bucket(&cloud.bucket);
+            let record = get.key(keys.contents()[0].key().unwrap()).send().await.unwrap();
+            let record = record.body.collect().await.unwrap().into_bytes();
+            let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+            assert_eq!(record["metrics"], expected);
+        }
+    }
+}

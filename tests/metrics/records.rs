@@ -88,9 +88,15 @@ async fn the_documentation_has_every_field_of_a_messages_records() {
     let cloud = Cloud::new(5).await;
     let mut logged = BTreeSet::new();
     let output = format!("--output s3://{}/results", cloud.bucket);
-    let progress = r#"echo '{"progress":0.5,"text":"half"}' >> "$JOB_RESULT_FILE""#;
+    let progress =
+        r#"echo '{"progress":0.5,"text":"half","metrics":{"rows":5}}' >> "$JOB_RESULT_FILE""#;
     let scripts = [
-        (0, format!("{GREEDY}; echo done; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2")),
+        (
+            0,
+            format!(
+                "{GREEDY}; echo done; echo '{{\"rows\":5}}'; {progress}; echo 1 > \"$JOB_OUTPUT_DIR/a\"; sleep 2"
+            ),
+        ),
         (1, r#"echo '{"reason":"no such column"}' >> "$JOB_RESULT_FILE"; exit 3"#.to_owned()),
         (1, "kill -KILL $$".to_owned()),
     ];
@@ -112,7 +118,7 @@ async fn a_termination_message_is_one_line_of_json_within_the_size_limit() {
     for (length, fits) in [(10, true), (1_000, false)] {
         let key = "%01".repeat(length);
         cloud.send(notification(&cloud, &key)).await;
-        cloud.run("--input none", "exit 65").expect_exit(65).await;
+        cloud.run("--input none --retry expire", "exit 65").expect_exit(65).await;
         let message = std::fs::read_to_string(cloud.dir.path().join("termination-log")).unwrap();
         assert!(
             message.len() <= 4096 && message.lines().count() == 1 && message.ends_with('\n'),
@@ -136,7 +142,7 @@ async fn the_termination_message_is_about_a_failure_even_if_others_succeeded() {
     }
     let script = r#"[ "$JOB_KEY" = good ] || exit 65; sleep 1"#;
     let exited = cloud
-        .run("--input none --concurrency 2 --max-messages 2 --retry-min 60s", script)
+        .run("--input none --concurrency 2 --max-messages 2 --retry expire", script)
         .expect_exit(65)
         .await;
     assert_eq!(exited.record("message deleted")["key"], "good");

@@ -59,7 +59,9 @@ pub trait World: Sized {
             on_stop: OnStop::Expire,
             permanent_exit_codes: vec![],
         };
-        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+        let Verdict::Delete(completed) =
+            policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)
+        else {
             panic!("not completed")
         };
         let lease = Lease::taken(Strategy::Heartbeat, LONG, Duration::ZERO);

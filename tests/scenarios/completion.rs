@@ -1,9 +1,10 @@
-//! 13 to 22, and 71: success and failure.
+//! 13 to 22, 71 and 83: success and failure.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold::adapters::local::memory::Kind;
+use leasehold::adapters::local::memory::{Kind, MemoryQueue};
+use leasehold::job::delivery::Redrive;
 use leasehold::job::keep_reason::Role;
 use leasehold::job::lease::Strategy;
 use leasehold::job::outcome::Exit;
@@ -20,7 +21,7 @@ use crate::support::journey::{
 };
 use crate::support::logs::Logs;
 use crate::support::object_created;
-use crate::support::wire::{Call, Fault, WiredQueue};
+use crate::support::wire::{Call, Fault, Wire, WiredQueue};
 
 fn unavailable() -> DeleteError {
     DeleteError::Transient("503".to_owned())
@@ -232,26 +233,43 @@ async fn s19_an_unknown_exit_is_retried() {
     }
 }
 
-/// A permanent failure deletes nothing and moves nothing: the message is visible again soon, and
+/// A permanent failure deletes nothing and moves nothing: the message is visible again at once, and
 /// redrive moves it to the dead-letter queue after maxReceiveCount receives.
 #[tokio::test(start_paused = true)]
 async fn s20_a_permanent_failure_is_left_to_redrive() {
     let (queue, command) = (queue(), exits(65));
-    for attempt in 1..=3 {
+    let next = [
+        "attempt 1 of 3, visible again now, goes to dead-letter queue dlq after 2 more receives",
+        "attempt 2 of 3, visible again now, goes to dead-letter queue dlq after 1 more receive",
+        "attempt 3 of 3, visible again now, this was the last attempt: the next receive moves it to dead-letter queue dlq",
+    ];
+    for next in next {
         let started = Instant::now();
         let result = Journey::new(&queue, &command).run().await;
         assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["permanent"], 65));
-        assert_eq!(
-            changes(&queue, started).last(),
-            Some(&(5 * S, 10 * S)),
-            "the delay does not grow"
-        );
-        let last = result.ended()[0].next(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!(last.contains("this was the last"), attempt == 3, "{last}");
-        sleep(10 * S).await;
+        assert_eq!(changes(&queue, started).last(), Some(&(5 * S, Duration::ZERO)));
+        let ended = result.ended().remove(0);
+        assert_eq!(ended.next(std::time::SystemTime::UNIX_EPOCH).as_deref(), Some(next));
     }
     assert_eq!(Journey::new(&queue, &command).run().await.outcome, RunOutcome::Finished);
     assert_eq!((queue.dead_letters().len(), command.runs(), deletes(&queue)), (1, 3, 0));
+}
+
+/// Without a dead-letter queue, a permanent failure that returned at once would keep pods busy
+/// until the queue's retention ends.
+#[tokio::test(start_paused = true)]
+async fn s83_without_a_dead_letter_queue_a_permanent_failure_backs_off() {
+    let queue = Wire::to(MemoryQueue::new(Kind::Standard, Redrive::None));
+    queue.send(object_created("k"));
+    for receive_count in 1..=6 {
+        let started = Instant::now();
+        let result = Journey::new(&queue, &exits(65)).run().await;
+        assert_eq!((result.outcomes(), deletes(&queue)), (vec!["permanent"], 0));
+        let released = *changes(&queue, started).last().expect("a release");
+        let most = 10 * S * 2u32.pow(receive_count);
+        assert!((10 * S..=most).contains(&released.1), "{receive_count}: {released:?}");
+        sleep(most).await;
+    }
 }
 
 /// A panic anywhere in leasehold: the command is halted, nothing is deleted, and the exit code is

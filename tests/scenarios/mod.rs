@@ -8,6 +8,7 @@ mod completion;
 mod environment;
 mod fetch;
 mod lease;
+mod on_success;
 mod partial_state;
 mod receive;
 mod records;

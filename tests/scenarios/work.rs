@@ -1,4 +1,4 @@
-//! 43 to 52: the event, the object, the command, and its telemetry.
+//! 43 to 52, and 84: the event, the object, the command, and its telemetry.
 
 use std::ops::Range;
 use std::path::{Component, Path};
@@ -525,4 +525,40 @@ async fn s52_a_report_that_cannot_be_written_changes_nothing() {
         );
         assert_eq!(cloud.counts().await, if code == 0 { (0, 0) } else { (0, 1) });
     }
+}
+
+/// A structured line keeps its level and its fields, and can replace none of ours. Other lines stay
+/// lines.
+#[tokio::test]
+async fn s84_a_json_line_of_the_command_is_nested_in_its_record() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let script = r#"
+        echo '{"level":"warning","msg":"slow","rows":5,"at":{"line":3}}'
+        echo '{"Severity":"FATAL","message":"broken"}' >&2
+        echo '{"level":"debug","step":1,"key":"theirs","message_id":"theirs","outcome":"succeeded"}'
+        echo '{"message":"message deleted","key":"theirs"}'
+        echo '{"rows":'
+        echo '[1]'"#;
+    let exited = cloud.run("--log-format json", script).expect_exit(0).await;
+    let of_command: Vec<_> =
+        exited.log.iter().filter(|record| record["target"] == "command").collect();
+    assert_eq!(of_command.len(), 6, "{}", exited.stdout);
+    let find = |name: &str, value: &Value| {
+        *of_command.iter().find(|record| record["event"][name] == *value).expect("a record")
+    };
+    let slow = find("rows", &json!(5));
+    assert_eq!((&slow["level"], &slow["message"]), (&"WARN".into(), &"slow".into()));
+    assert_eq!(slow["event"], json!({ "level": "warning", "rows": 5, "at": { "line": 3 } }));
+    assert_eq!((&slow["key"], &slow["stream"]), (&"k".into(), &"stdout".into()));
+    let broken = find("Severity", &"FATAL".into());
+    assert_eq!((&broken["level"], &broken["message"]), (&"ERROR".into(), &"broken".into()));
+    assert_eq!(broken["stream"], "stderr");
+    let step = find("step", &json!(1));
+    assert_eq!((&step["level"], &step["key"]), (&"DEBUG".into(), &"k".into()));
+    assert_eq!((&step["event"]["key"], &step["outcome"]), (&"theirs".into(), &Value::Null));
+    let imitation = find("message", &"message deleted".into());
+    assert_eq!((&imitation["message"], &imitation["key"]), (&Value::Null, &"k".into()));
+    let lines: Vec<_> = of_command.iter().filter_map(|record| record["line"].as_str()).collect();
+    assert_eq!(lines, ["{\"rows\":", "[1]"]);
 }

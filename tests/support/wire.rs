@@ -232,7 +232,9 @@ mod tests {
             on_stop: OnStop::Expire,
             permanent_exit_codes: vec![],
         };
-        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+        let Verdict::Delete(completed) =
+            policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)
+        else {
             panic!("not completed")
         };
         let lease = Lease::taken(Strategy::Heartbeat, S, Duration::ZERO);

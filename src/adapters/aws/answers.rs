@@ -126,6 +126,8 @@ impl Expected {
         let (etag, body) = match (service, request.method()) {
             (Service::Sqs, _) => (false, Body::Json),
             (Service::S3, "GET") if is_of("GetObject") => (true, Body::Object),
+            (Service::S3, "PUT") if is_of("CopyObject") => (false, Body::Xml),
+            (Service::S3, "PUT") if request.uri().contains("?tagging") => (false, Body::Empty),
             (Service::S3, "PUT") => (true, Body::Empty),
             (Service::S3, "DELETE") => (false, Body::Empty),
             (Service::S3, _) => (false, Body::Xml),

@@ -3,6 +3,7 @@
 mod errors;
 mod headers;
 mod identity;
+mod on_success;
 pub mod probes;
 mod records;
 mod regions;
@@ -36,6 +37,7 @@ use tracing::{debug, info};
 use super::answers::{self, Service};
 use crate::adapters::aws::{self, Failure};
 use crate::job::notification::Object;
+use crate::job::on_success::{ActedOn, OnSuccess};
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
 use errors::{describe, display_uri, fetch_error, repeated_in_region};
@@ -244,6 +246,10 @@ impl ObjectStore for S3 {
             }
         };
         Ok(RangeBody { start: begins, size, bytes: chunks(answer.body) })
+    }
+
+    async fn act_on(&self, object: &Object, action: &OnSuccess) -> Result<ActedOn, String> {
+        self.act(object, action).await
     }
 }
 

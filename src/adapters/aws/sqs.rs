@@ -388,7 +388,9 @@ mod tests {
             traceparent: None,
             attributes: BTreeMap::new(),
         };
-        let Verdict::Delete(completed) = policy.judge(&delivery.id(), Outcome::Finished) else {
+        let Verdict::Delete(completed) =
+            policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)
+        else {
             panic!("it finished")
         };
         let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);

@@ -15,9 +15,12 @@ use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
+use tracing::info;
 use walkdir::{DirEntry, WalkDir};
 
+use super::store::FolderStore;
 use crate::job::notification::Object;
+use crate::job::on_success::{ActedOn, OnSuccess};
 use crate::job::s3_location::is_bucket_name;
 use crate::ports::{FetchError, ObjectBody, ObjectStore, RangeBody};
 
@@ -30,6 +33,8 @@ pub struct Folder {
     /// The only object, if the input is one file. Canonical.
     only: Option<PathBuf>,
     bucket: String,
+    /// In place of the buckets to which files are moved (`--on-success move`).
+    moved: Option<FolderStore>,
 }
 
 /// The contents of a folder.
@@ -67,7 +72,12 @@ impl Folder {
             return Err(failed(&"it is neither a folder nor a file"));
         };
         let bucket = bucket_name(&root.file_name().unwrap_or_default().to_string_lossy());
-        Ok(Self { root, only, bucket })
+        Ok(Self { root, only, bucket, moved: None })
+    }
+
+    #[must_use]
+    pub fn with_moved(self, moved: Option<FolderStore>) -> Self {
+        Self { moved, ..self }
     }
 
     /// Lists all regular files, without files and folders whose names start with a dot. Blocks.
@@ -199,6 +209,30 @@ impl ObjectStore for Folder {
         file.seek(io::SeekFrom::Start(range.start)).await.map_err(retryable)?;
         let bytes = ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK).boxed();
         Ok(RangeBody { start: range.start, size: Some(size), bytes })
+    }
+
+    async fn act_on(&self, object: &Object, action: &OnSuccess) -> Result<ActedOn, String> {
+        match self.file(object).await {
+            Ok(_) => {}
+            Err(FetchError::Missing(_)) => return Ok(ActedOn::Missing),
+            Err(FetchError::Overwritten(_)) => return Ok(ActedOn::Overwritten),
+            Err(error) => return Err(error.to_string()),
+        }
+        let path = below(&self.root, &object.key).ok_or(NO_PATH)?;
+        let failed = |error: io::Error| format!("{}: {error}", path.display());
+        match action {
+            OnSuccess::Tag { .. } => {
+                info!(%action, "a file has no tags");
+                return Ok(ActedOn::Object);
+            }
+            OnSuccess::Move(to) => {
+                let moved = self.moved.as_ref().ok_or("there is no folder to move it to")?;
+                moved.copy_file(&to.bucket, &to.key(&object.key), &path).await.map_err(failed)?;
+            }
+            OnSuccess::Delete => {}
+        }
+        tokio::fs::remove_file(&path).await.map_err(failed)?;
+        Ok(ActedOn::Object)
     }
 }
 

@@ -54,6 +54,16 @@ impl FolderStore {
         path.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, why()))
     }
 
+    /// Stores a copy of the file as an object, replacing an earlier one.
+    pub async fn copy_file(&self, bucket: &str, key: &str, file: &Path) -> io::Result<()> {
+        let (store, path, file) = (self.clone(), self.path(bucket, key)?, file.to_owned());
+        blocking(move || {
+            let mut source = File::open(file)?;
+            store.replace(&path, |copy| io::copy(&mut source, copy)).map(drop)
+        })
+        .await
+    }
+
     /// Held until it is dropped.
     fn lock(&self) -> io::Result<File> {
         let lock = File::create(self.root.join(LOCK))?;

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
 
+use super::structured::StructuredLine;
 use crate::job::report::truncate_for_json;
 use crate::ports::Activity;
 
@@ -22,7 +23,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// The longest forwarded line in bytes, both as written and as JSON; the rest is dropped. A
 /// container runtime splits records of more than 16 KiB.
-const MAX_LINE: usize = 8 * 1024;
+pub(super) const MAX_LINE: usize = 8 * 1024;
 
 /// How long a line that ended in a carriage return waits to be overwritten, for example by the
 /// newline of a Windows line ending.
@@ -88,7 +89,11 @@ impl Output {
 }
 
 fn log(stream: &'static str, line: &str) {
-    info!(target: "command", stream, line);
+    if let Some(structured) = StructuredLine::parse(line) {
+        structured.log(stream);
+    } else {
+        info!(target: "command", stream, line);
+    }
 }
 
 /// Passes on the lines until the stream is closed or `enough` is cancelled. Never holds more than
