@@ -5,6 +5,7 @@
 
 mod support;
 
+mod another_store;
 mod architecture;
 mod chaos;
 mod checkpoint;

@@ -17,7 +17,7 @@ use crate::adapters::aws::s3::probes::{
     BucketAction, Notification, Notifications, NotificationsError,
 };
 use crate::adapters::aws::sqs::{self, Sqs, queue_url};
-use crate::adapters::aws::{self, Permission};
+use crate::adapters::aws::{self, LoadError, Permission};
 use crate::adapters::http::Http;
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
@@ -43,8 +43,14 @@ pub async fn findings(
     if let Some(gateway) = config.pushgateway.clone() {
         findings.extend(check_pushgateway(gateway, ca_bundle.clone()).await);
     }
-    let aws = match aws::load(&config.queue_url, ca_bundle, variables).await {
-        Ok(aws) => aws,
+    let profile = config.s3_profile.as_deref();
+    let loaded = async {
+        let aws = aws::load(&config.queue_url, ca_bundle.clone(), variables).await?;
+        let s3 = aws::load_s3(&aws, profile, ca_bundle, variables).await?;
+        Ok::<_, LoadError>((aws, s3))
+    };
+    let (aws, aws_s3) = match loaded.await {
+        Ok(both) => both,
         Err(error) => {
             findings.push(Finding::new(
                 Rule::AwsSetup,
@@ -61,8 +67,16 @@ pub async fn findings(
         findings.push(Finding::new(Rule::NoCredentials, "AWS credentials", error, change));
         return findings;
     }
+    if let Some(profile) = profile
+        && let Some(error) = no_credentials(&aws_s3).await
+    {
+        let change = "give the profile aws_access_key_id and aws_secret_access_key, or role_arn or credential_process";
+        let place = format!("credentials of --s3-profile {profile}");
+        findings.push(Finding::new(Rule::NoCredentials, place, error, change));
+        return findings;
+    }
     let sqs = Sqs::new(&aws, config.queue_url.clone());
-    let s3 = S3::new(&aws, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
+    let s3 = S3::new(&aws_s3, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
     findings.extend(check_queue_permissions(&sqs, config).await);
     let Some(attributes) = check_queue(&sqs, config, &mut findings).await else { return findings };
     if config.work.fetch.buckets.is_empty() {

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
-use super::values::{BucketName, List, account, attribute, listen, size, time};
+use super::values::{BucketName, List, account, attribute, listen, profile, size, time};
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
@@ -41,6 +41,11 @@ pub struct RunSettings {
     /// id unless it is a hash of the body, else the event]
     #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
     pub idempotency_key: Option<String>,
+
+    /// The profile of the shared AWS files whose credentials, endpoint and region S3 requests use;
+    /// SQS requests keep the pod's own [default: the same for both]
+    #[arg(long, value_name = "NAME", value_parser = profile, help_heading = WORK, hide_short_help = true)]
+    pub s3_profile: Option<String>,
 
     /// The AWS account that must own all buckets, including those for results and records
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]

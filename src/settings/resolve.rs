@@ -36,6 +36,8 @@ use crate::work::workspace::WorkDir;
 pub struct RunConfig {
     pub queue_url: String,
     pub concurrency: usize,
+    /// The profile of S3 requests, if another than that of SQS requests.
+    pub s3_profile: Option<String>,
     /// An account's number.
     pub expected_bucket_owner: Option<String>,
     pub s3_timeout: Duration,
@@ -111,6 +113,7 @@ impl TryFrom<RunSettings> for RunConfig {
         let RunSettings {
             queue_url,
             concurrency,
+            s3_profile,
             expected_bucket_owner,
             s3_timeout,
             records,
@@ -139,6 +142,7 @@ impl TryFrom<RunSettings> for RunConfig {
         Ok(Self {
             queue_url,
             concurrency,
+            s3_profile,
             expected_bucket_owner,
             s3_timeout,
             records,

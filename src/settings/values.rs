@@ -57,6 +57,15 @@ pub fn account(text: &str) -> Result<String, &'static str> {
     if is_one { Ok(number.to_owned()) } else { Err("an AWS account is a number of 12 digits") }
 }
 
+/// The name of a profile of the shared AWS files.
+pub fn profile(text: &str) -> Result<String, &'static str> {
+    let name = text.trim();
+    if name.is_empty() || name.contains(|c: char| c.is_control() || "[]".contains(c)) {
+        return Err("write the name of a profile, as in [profile NAME] of ~/.aws/config");
+    }
+    Ok(name.to_owned())
+}
+
 /// The name of a message attribute (SQS API, `MessageAttributeValue`).
 pub fn attribute(text: &str) -> Result<String, &'static str> {
     let name = text.trim();
@@ -146,9 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn accounts_and_attributes_are_what_aws_takes() {
+    fn names_and_numbers_are_what_aws_takes() {
         assert_eq!(account("123456789012\n"), Ok("123456789012".to_owned()));
         assert_eq!(attribute(" order-id "), Ok("order-id".to_owned()));
+        assert_eq!(profile(" r2 "), Ok("r2".to_owned()));
+        for text in ["", " ", "[profile r2]", "a\nb"] {
+            assert!(profile(text).is_err(), "{text}");
+        }
         for text in ["", "abc", "12345678901", "1234567890123"] {
             assert!(account(text).is_err(), "{text}");
         }

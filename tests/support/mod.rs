@@ -6,6 +6,7 @@ pub mod cloud;
 pub mod http;
 pub mod journey;
 pub mod logs;
+pub mod recorder;
 pub mod records;
 pub mod servers;
 use std::sync::LazyLock;
