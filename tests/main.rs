@@ -24,6 +24,7 @@ mod publish;
 mod queue_contract;
 mod readme;
 mod release;
+mod s3_requests;
 mod scenarios;
 mod settings;
 mod simulation;

@@ -77,8 +77,7 @@ async fn run_pod(
     let aws_s3 = aws::load_s3(&aws, config.s3_profile.as_deref(), ca_bundle, &variables)
         .await
         .map_err(|error| error.to_string())?;
-    let s3 = S3::new(&aws_s3, config.expected_bucket_owner).with_timeout(config.s3_timeout);
-    let s3 = Arc::new(s3);
+    let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
     let attempts = records.attempts.map(|location| AttemptHistory {
         writer: s3.clone(),
         location,

@@ -76,7 +76,7 @@ pub async fn findings(
         return findings;
     }
     let sqs = Sqs::new(&aws, config.queue_url.clone());
-    let s3 = S3::new(&aws_s3, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
+    let s3 = S3::with_options(&aws_s3, config.s3.clone());
     findings.extend(check_queue_permissions(&sqs, config).await);
     let Some(attributes) = check_queue(&sqs, config, &mut findings).await else { return findings };
     if config.work.fetch.buckets.is_empty() {

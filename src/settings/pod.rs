@@ -51,6 +51,10 @@ pub struct RunSettings {
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
     pub expected_bucket_owner: Option<String>,
 
+    /// Pay for S3 requests to buckets whose requester pays, as their owner demands
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WORK, hide_short_help = true)]
+    pub request_payer: bool,
+
     /// How long to wait for S3 to start or continue an answer; after that, the request is retried.
     /// Uploads get a third of it, plus a second for each 64 KiB
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time, help_heading = WORK, hide_short_help = true)]

@@ -12,7 +12,7 @@ use super::pod::{LocalSettings, RecordSettings, WorkSettings};
 use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
 #[cfg(feature = "aws")]
-use crate::adapters::aws::sqs::queue_url;
+use crate::adapters::aws::{s3, sqs::queue_url};
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::adapters::url;
@@ -38,9 +38,7 @@ pub struct RunConfig {
     pub concurrency: usize,
     /// The profile of S3 requests, if another than that of SQS requests.
     pub s3_profile: Option<String>,
-    /// An account's number.
-    pub expected_bucket_owner: Option<String>,
-    pub s3_timeout: Duration,
+    pub s3: s3::Options,
     pub records: RecordSettings,
     /// The message attribute that names a piece of work.
     pub idempotency_key: Option<String>,
@@ -114,8 +112,9 @@ impl TryFrom<RunSettings> for RunConfig {
             queue_url,
             concurrency,
             s3_profile,
-            expected_bucket_owner,
-            s3_timeout,
+            expected_bucket_owner: expected_owner,
+            request_payer,
+            s3_timeout: timeout,
             records,
             idempotency_key,
             pushgateway: to,
@@ -130,8 +129,8 @@ impl TryFrom<RunSettings> for RunConfig {
         if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
             return Err(SettingError::Concurrency { concurrency, max_messages: work.max_messages });
         }
-        if s3_timeout < SECOND {
-            return Err(SettingError::S3Timeout(s3_timeout));
+        if timeout < SECOND {
+            return Err(SettingError::S3Timeout(timeout));
         }
         if metrics.push_interval < SECOND {
             return Err(SettingError::PushInterval(metrics.push_interval));
@@ -143,8 +142,7 @@ impl TryFrom<RunSettings> for RunConfig {
             queue_url,
             concurrency,
             s3_profile,
-            expected_bucket_owner,
-            s3_timeout,
+            s3: s3::Options { expected_owner, request_payer, timeout },
             records,
             idempotency_key,
             pushgateway,

@@ -64,7 +64,7 @@ impl S3 {
         bucket: &str,
     ) -> Result<Option<Notifications>, NotificationsError> {
         let request = self.client().get_bucket_notification_configuration().bucket(bucket);
-        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
             self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let answer = match answer.await {
@@ -114,7 +114,7 @@ impl S3 {
     /// is unknown.
     pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
         let request = self.client().get_bucket_encryption().bucket(bucket);
-        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
             self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let rules = match answer.await {
@@ -157,19 +157,23 @@ impl S3 {
     /// S3 checks permissions before existence. So requests for an object or a multipart upload that
     /// does not exist reveal the permissions, and change nothing.
     pub async fn probe(&self, action: BucketAction, bucket: &str, key: &str) -> Permission {
-        let (client, owner) = (self.client(), self.expected_owner.clone());
+        let (client, owner) = (self.client(), self.options.expected_owner.clone());
         let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
         let failure = match action {
             BucketAction::List => {
                 let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
-                let list = list.set_expected_bucket_owner(owner);
+                let list = list.set_expected_bucket_owner(owner).set_request_payer(self.payer());
                 self.send(bucket, |config| list.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
             BucketAction::Get => {
-                let get =
-                    client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
+                let get = client
+                    .get_object()
+                    .bucket(bucket)
+                    .key(key)
+                    .set_expected_bucket_owner(owner)
+                    .set_request_payer(self.payer());
                 self.send(bucket, |config| get.clone().customize().config_override(config).send())
                     .await
                     .err()
@@ -179,7 +183,10 @@ impl S3 {
                 let parts = CompletedMultipartUpload::builder().parts(part).build();
                 let put =
                     client.complete_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
-                let put = put.multipart_upload(parts).set_expected_bucket_owner(owner);
+                let put = put
+                    .multipart_upload(parts)
+                    .set_expected_bucket_owner(owner)
+                    .set_request_payer(self.payer());
                 self.send(bucket, |config| put.clone().customize().config_override(config).send())
                     .await
                     .err()
@@ -187,7 +194,7 @@ impl S3 {
             BucketAction::Abort => {
                 let abort =
                     client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
-                let abort = abort.set_expected_bucket_owner(owner);
+                let abort = abort.set_expected_bucket_owner(owner).set_request_payer(self.payer());
                 self.send(bucket, |config| abort.clone().customize().config_override(config).send())
                     .await
                     .err()

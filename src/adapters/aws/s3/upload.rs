@@ -29,7 +29,8 @@ impl ObjectWriter for S3 {
             let put =
                 self.client().put_object().bucket(bucket).key(key).content_type("application/json");
             let put = put
-                .set_expected_bucket_owner(self.expected_owner.clone())
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer())
                 .body(bytes.clone().into());
             put.customize().config_override(self.within(config, bytes.len() as u64)).send()
         });
@@ -99,7 +100,7 @@ impl S3 {
     /// time compared with the work. The limit starts at a third of the timeout of a read, so that
     /// three attempts take as long as one read.
     fn within(&self, config: Builder, bytes: u64) -> Builder {
-        let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
+        let limit = self.options.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
         config.timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
     }
 
@@ -117,7 +118,8 @@ impl S3 {
         let put = self.send(bucket, |config| {
             let put = self.client().put_object().bucket(bucket).key(key).content_type(content_type);
             let put = put
-                .set_expected_bucket_owner(self.expected_owner.clone())
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer())
                 .set_checksum_crc64_nvme(sent.clone());
             let put = put.body(reopened(&file));
             put.customize().config_override(self.within(config, bytes)).send()
@@ -135,7 +137,9 @@ impl S3 {
             .bucket(bucket)
             .key(key)
             .content_type(content_type);
-        let begin = begin.set_expected_bucket_owner(self.expected_owner.clone());
+        let begin = begin
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let begin = if self.sends_checksums() {
             begin
                 .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
@@ -144,7 +148,7 @@ impl S3 {
             begin
         };
         let limit = TimeoutConfig::builder()
-            .operation_attempt_timeout(BEGIN_LIMIT.min(self.timeout))
+            .operation_attempt_timeout(BEGIN_LIMIT.min(self.options.timeout))
             .build();
         let answer = self.send(bucket, |config| {
             begin.clone().customize().config_override(config.timeout_config(limit.clone())).send()
@@ -182,12 +186,13 @@ impl S3 {
         let complete =
             self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
         let complete = complete
-            .set_expected_bucket_owner(self.expected_owner.clone())
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer())
             .multipart_upload(parts.build());
         // A store without our checksums may not know this parameter, either.
         let size = bytes.try_into().ok().filter(|_| self.sends_checksums());
         let complete = complete.set_mpu_object_size(size);
-        let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
+        let limit = self.options.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
         let limit = TimeoutConfig::builder().operation_attempt_timeout(limit).build();
         let answer = self.send(bucket, |config| {
             complete
@@ -229,7 +234,9 @@ impl S3 {
                 .key(key)
                 .upload_id(id)
                 .part_number(number);
-            let part = part.set_expected_bucket_owner(self.expected_owner.clone());
+            let part = part
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer());
             let part = part.set_checksum_crc64_nvme(sent.clone()).body(reopened(&file));
             part.customize().config_override(self.within(config, bytes)).send()
         });
@@ -246,7 +253,9 @@ impl S3 {
     async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
         let Upload { bucket, key, .. } = *upload;
         let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
-        let abort = abort.set_expected_bucket_owner(self.expected_owner.clone());
+        let abort = abort
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let abort =
             self.send(bucket, |config| abort.clone().customize().config_override(config).send());
         let why = match tokio::time::timeout(ABORT_LIMIT, abort).await {
