@@ -15,6 +15,7 @@ pub mod key_glob;
 pub mod lease;
 pub mod lifecycle;
 pub mod notification;
+pub mod object_attributes;
 pub mod outcome;
 pub mod report;
 pub mod route;

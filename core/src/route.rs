@@ -9,6 +9,7 @@ pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
 use super::notification::{Notification, Record};
+use super::object_attributes::ObjectAttributes;
 use super::outcome::NoWorkReason;
 use super::s3_location::LocationTemplate;
 use super::verdict::RetryPolicy;
@@ -79,6 +80,8 @@ pub struct Task {
     pub stall_timeout: Option<Duration>,
     /// The S3 location for results, if any.
     pub output: Option<LocationTemplate>,
+    /// The attributes of objects there.
+    pub output_attributes: ObjectAttributes,
     /// Where partial state is kept, if anywhere. With it, the next pod can resume when SQS's
     /// ceiling is near, and `--max-duration` covers all deliveries together.
     pub checkpoint: Option<Checkpointing>,

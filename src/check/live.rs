@@ -1,5 +1,6 @@
 //! Collects facts from AWS and the Pushgateway for the other modules. Receives no message, and
-//! changes nothing except for `check`'s own record in a store that is not S3.
+//! changes nothing except for `check`'s own record in a store that is not S3. With
+//! `--output-sse`, `--output-tags` and the like, it begins an upload and aborts it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -302,7 +303,7 @@ fn check_write_targets(
 async fn check_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
     let place = format!("bucket {bucket}, encryption");
     let needs = "the pod's role needs kms:Decrypt to read and kms:GenerateDataKey to write";
-    match s3.kms_key(bucket).await {
+    match s3.default_kms_key(bucket).await {
         Ok(None) => None,
         Ok(Some(key)) => {
             let what = format!("check cannot see whether the pod may use the KMS key {key}");
@@ -355,6 +356,7 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
                 }
             }
         }
+        findings.extend(check_headers(s3, target, &key).await);
     }
     if target.kind == TargetKind::Checkpoint {
         let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
@@ -366,6 +368,22 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
         ));
     }
     findings
+}
+
+/// Whether the role may set the encryption, the tags and the ACL of what a run writes there.
+async fn check_headers(s3: &S3, target: &WriteTarget, key: &str) -> Option<Finding> {
+    let place = format!("{target}, s3:PutObject with encryption, storage class, tags and ACL");
+    match s3.probe_headers(&target.to.bucket, key, &target.attributes).await {
+        Permission::Allowed => None,
+        Permission::Denied(why) => {
+            let change = "allow s3:PutObjectTagging for --output-tags, s3:PutObjectAcl for --output-acl, and kms:GenerateDataKey and kms:Decrypt for --output-sse-kms-key; or remove the flag";
+            Some(Finding::new(Rule::WritePermission, place, why, change))
+        }
+        Permission::Unknown(why) => {
+            let change = "check the endpoint, then run check again";
+            Some(Finding::new(Rule::PermissionUnseen, place, why, change))
+        }
+    }
 }
 
 /// SQS requires a dead-letter queue to be in the same account and region.

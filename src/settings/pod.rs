@@ -12,7 +12,9 @@ use clap::{Args, ValueEnum};
 use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
-use super::values::{BucketName, List, account, attribute, listen, profile, size, time};
+use super::values::{BucketName, List, account, attribute, kms_key, listen, profile, size, time};
+#[cfg(feature = "aws")]
+use crate::adapters::aws::s3::encryption::Algorithm;
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
@@ -54,6 +56,15 @@ pub struct RunSettings {
     /// Pay for S3 requests to buckets whose requester pays, as their owner demands
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WORK, hide_short_help = true)]
     pub request_payer: bool,
+
+    /// How S3 encrypts the objects that leasehold writes: results, checkpoints and records [default:
+    /// as the bucket is set up]
+    #[arg(long, value_enum, value_name = "ALGORITHM", help_heading = WORK, hide_short_help = true)]
+    pub output_sse: Option<Algorithm>,
+
+    /// The KMS key for --output-sse, by its ARN [default: the bucket's key, else aws/s3]
+    #[arg(long, value_name = "ARN", requires = "output_sse", value_parser = kms_key, help_heading = WORK, hide_short_help = true)]
+    pub output_sse_kms_key: Option<String>,
 
     /// How long to wait for S3 to start or continue an answer; after that, the request is retried.
     /// Uploads get a third of it, plus a second for each 64 KiB

@@ -12,6 +12,8 @@ use super::pod::{LocalSettings, RecordSettings, WorkSettings};
 use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
 #[cfg(feature = "aws")]
+use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
+#[cfg(feature = "aws")]
 use crate::adapters::aws::{s3, sqs::queue_url};
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
@@ -114,6 +116,8 @@ impl TryFrom<RunSettings> for RunConfig {
             s3_profile,
             expected_bucket_owner: expected_owner,
             request_payer,
+            output_sse,
+            output_sse_kms_key: kms_key,
             s3_timeout: timeout,
             records,
             idempotency_key,
@@ -132,6 +136,10 @@ impl TryFrom<RunSettings> for RunConfig {
         if timeout < SECOND {
             return Err(SettingError::S3Timeout(timeout));
         }
+        if output_sse == Some(Algorithm::Aes256) && kms_key.is_some() {
+            return Err(SettingError::KmsKey);
+        }
+        let encryption = output_sse.map(|algorithm| Encryption { algorithm, kms_key });
         if metrics.push_interval < SECOND {
             return Err(SettingError::PushInterval(metrics.push_interval));
         }
@@ -142,7 +150,7 @@ impl TryFrom<RunSettings> for RunConfig {
             queue_url,
             concurrency,
             s3_profile,
-            s3: s3::Options { expected_owner, request_payer, timeout },
+            s3: s3::Options { expected_owner, request_payer, encryption, timeout },
             records,
             idempotency_key,
             pushgateway,

@@ -13,6 +13,7 @@ use super::job_types::{Match, Name, SourceMap};
 use super::values::{self, List, time};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
+use crate::job::object_attributes::{CannedAcl, ObjectAttributes, StorageClass, Tags};
 use crate::job::route::{
     self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
 };
@@ -51,6 +52,20 @@ pub struct TaskSettings {
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub output: Option<LocationTemplate>,
+
+    /// The storage class of the results [default: STANDARD]
+    #[arg(long, value_enum, value_name = "CLASS", help_heading = WORK, hide_short_help = true)]
+    pub output_storage_class: Option<StorageClass>,
+
+    /// The tags of the results
+    #[arg(long, value_name = "KEY=VALUE,...", help_heading = WORK, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub output_tags: Option<Tags>,
+
+    /// The canned ACL of the results, for buckets with ACLs [default: private]
+    #[arg(long, value_enum, value_name = "ACL", help_heading = WORK, hide_short_help = true)]
+    pub output_acl: Option<CannedAcl>,
 
     /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are
     /// restored for the next attempt
@@ -180,6 +195,9 @@ impl TaskSettings {
             command,
             input,
             output,
+            output_storage_class,
+            output_tags,
+            output_acl,
             checkpoint,
             checkpoint_interval,
             permanent_exit_codes,
@@ -207,6 +225,9 @@ impl TaskSettings {
             command: if command.is_empty() { other.command } else { command },
             input: input.or(other.input),
             output: output.or(other.output),
+            output_storage_class: output_storage_class.or(other.output_storage_class),
+            output_tags: output_tags.or(other.output_tags),
+            output_acl: output_acl.or(other.output_acl),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
             permanent_exit_codes: either(permanent_exit_codes, other.permanent_exit_codes),
@@ -261,6 +282,15 @@ impl TaskSettings {
         if self.checkpoint_interval.is_some() && self.checkpoint.is_none() {
             return Err(SettingError::NoCheckpoint);
         }
+        for (flag, is_set) in [
+            ("--output-storage-class", self.output_storage_class.is_some()),
+            ("--output-tags", self.output_tags.is_some()),
+            ("--output-acl", self.output_acl.is_some()),
+        ] {
+            if is_set && self.output.is_none() {
+                return Err(SettingError::NoOutput(flag));
+            }
+        }
         for (flag, place) in [("--output", &self.output), ("--checkpoint", &self.checkpoint)] {
             if gets_bodies && place.as_ref().is_some_and(LocationTemplate::needs_object) {
                 return Err(SettingError::NoObject(flag));
@@ -274,6 +304,11 @@ impl TaskSettings {
             missing_object: self.missing_object,
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
+            output_attributes: ObjectAttributes {
+                storage_class: self.output_storage_class,
+                tags: self.output_tags.clone(),
+                acl: self.output_acl,
+            },
             checkpoint: self
                 .checkpoint
                 .clone()

@@ -1,5 +1,6 @@
 //! Objects in S3, or in another store with its API.
 
+pub mod encryption;
 mod errors;
 mod headers;
 mod identity;
@@ -24,7 +25,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::operation::RequestId;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
-use aws_sdk_s3::types::{ChecksumType, RequestPayer};
+use aws_sdk_s3::types::{ChecksumType, RequestPayer, ServerSideEncryption};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::byte_stream;
@@ -38,6 +39,7 @@ use crate::adapters::aws::{self, Failure};
 use crate::job::notification::Object;
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
+use encryption::Encryption;
 use errors::{describe, display_uri, fetch_error, repeated_in_region};
 use headers::Header;
 use identity::{Identity, unquoted};
@@ -64,13 +66,15 @@ pub struct Options {
     pub expected_owner: Option<String>,
     /// Whether we accept the costs of requests to buckets whose requester pays.
     pub request_payer: bool,
+    /// Of every object that is written.
+    pub encryption: Option<Encryption>,
     /// How long S3 may take to begin or to continue an answer.
     pub timeout: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { expected_owner: None, request_payer: false, timeout: TIMEOUT }
+        Self { expected_owner: None, request_payer: false, encryption: None, timeout: TIMEOUT }
     }
 }
 
@@ -79,6 +83,7 @@ const TIMEOUT: Duration = Duration::from_mins(1);
 
 impl S3 {
     /// Uses only buckets of the account `expected_owner`, if it is given.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "for tests"))]
     pub fn new(config: &SdkConfig, expected_owner: Option<String>) -> Self {
         Self::with_options(config, Options { expected_owner, ..Options::default() })
     }
@@ -95,6 +100,14 @@ impl S3 {
 
     fn payer(&self) -> Option<RequestPayer> {
         self.options.request_payer.then_some(RequestPayer::Requester)
+    }
+
+    fn encryption(&self) -> Option<ServerSideEncryption> {
+        self.options.encryption.as_ref().map(|encryption| encryption.algorithm.into())
+    }
+
+    fn kms_key(&self) -> Option<String> {
+        self.options.encryption.as_ref()?.kms_key.clone()
     }
 
     fn client(&self) -> &aws_sdk_s3::Client {
@@ -526,7 +539,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "result").unwrap();
         let path = file.path();
-        let upload = Upload { bucket: "b", key: "k", path, bytes: 6, content_type: "text/plain" };
+        let upload = Upload {
+            bucket: "b",
+            key: "k",
+            path,
+            bytes: 6,
+            content_type: "text/plain",
+            attributes: None,
+        };
         let uploaded = async |server: Canned| {
             let s3 = s3(&server);
             let uploaded = s3.upload(&upload, &tokio_util::sync::CancellationToken::new()).await;

@@ -1,13 +1,15 @@
-//! The requests of `leasehold check` about a bucket. Only [`S3::check_conditions`] writes.
+//! The requests of `leasehold check` about a bucket. Only [`S3::check_conditions`] writes an object.
 
 use std::fmt;
+use std::path::Path;
 
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, FilterRule, FilterRuleName};
 
 use super::S3;
 use super::records::is_missing;
 use crate::adapters::aws::{self, Failure, Permission, answers};
-use crate::ports::{Condition, RecordError};
+use crate::job::object_attributes::ObjectAttributes;
+use crate::ports::{Condition, RecordError, Upload};
 
 /// The targets to which a bucket sends its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,7 +114,7 @@ impl S3 {
 
     /// The KMS key with which a bucket encrypts objects by default. The error is the reason why it
     /// is unknown.
-    pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
+    pub async fn default_kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
         let request = self.client().get_bucket_encryption().bucket(bucket);
         let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
@@ -149,6 +151,34 @@ impl S3 {
                 self.prove_conditions(bucket, key, RECORD).await
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether we may write an object with the headers that results get, if they are more than its
+    /// name. Begins an upload in parts, whose request has these headers, and aborts it.
+    pub async fn probe_headers(
+        &self,
+        bucket: &str,
+        key: &str,
+        attributes: &ObjectAttributes,
+    ) -> Permission {
+        if self.options.encryption.is_none() && *attributes == ObjectAttributes::default() {
+            return Permission::Allowed;
+        }
+        let upload = Upload {
+            bucket,
+            key,
+            path: Path::new(""),
+            bytes: 0,
+            content_type: "application/octet-stream",
+            attributes: Some(attributes),
+        };
+        match self.create_upload(&upload).await {
+            Ok(id) => {
+                self.abort_parts(&upload, &id.unwrap_or_default()).await;
+                Permission::Allowed
+            }
+            Err(failure) => permission(bucket, key, &failure),
         }
     }
 
@@ -200,18 +230,24 @@ impl S3 {
                     .err()
             }
         };
-        let Some(failure) = failure else { return Permission::Allowed };
-        let what = || format!("s3://{bucket}/{key}: {}", reason(&failure));
         match &failure {
-            Failure::Refused { status: 404, code, .. }
+            None => Permission::Allowed,
+            Some(Failure::Refused { status: 404, code, .. })
                 if code.as_deref() != Some("NoSuchBucket") =>
             {
                 Permission::Allowed
             }
-            Failure::Refused { status: ..500, .. } => Permission::Denied(what()),
-            Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
-                Permission::Unknown(what())
-            }
+            Some(failure) => permission(bucket, key, failure),
+        }
+    }
+}
+
+fn permission(bucket: &str, key: &str, failure: &Failure) -> Permission {
+    let what = format!("s3://{bucket}/{key}: {}", reason(failure));
+    match failure {
+        Failure::Refused { status: ..500, .. } => Permission::Denied(what),
+        Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
+            Permission::Unknown(what)
         }
     }
 }

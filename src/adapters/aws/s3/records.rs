@@ -105,6 +105,8 @@ impl S3 {
             let put = put
                 .set_expected_bucket_owner(self.options.expected_owner.clone())
                 .set_request_payer(self.payer())
+                .set_server_side_encryption(self.encryption())
+                .set_ssekms_key_id(self.kms_key())
                 .body(bytes.to_vec().into());
             let put = match condition {
                 Condition::Absent => put.if_none_match("*"),

@@ -8,7 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation};
-use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ObjectCannedAcl,
+    StorageClass,
+};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::{ByteStream, Length};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -18,7 +21,8 @@ use tracing::warn;
 use super::S3;
 use super::errors::write_error;
 use super::identity::unquoted;
-use crate::adapters::aws;
+use crate::adapters::aws::{self, Failure};
+use crate::job::object_attributes::ObjectAttributes;
 use crate::ports::checksum::{Algorithm, Checksum, Hasher};
 use crate::ports::{ObjectWriter, Upload, Uploaded};
 
@@ -31,6 +35,8 @@ impl ObjectWriter for S3 {
             let put = put
                 .set_expected_bucket_owner(self.options.expected_owner.clone())
                 .set_request_payer(self.payer())
+                .set_server_side_encryption(self.encryption())
+                .set_ssekms_key_id(self.kms_key())
                 .body(bytes.clone().into());
             put.customize().config_override(self.within(config, bytes.len() as u64)).send()
         });
@@ -111,7 +117,8 @@ impl S3 {
     }
 
     async fn upload_whole(&self, upload: &Upload<'_>) -> Result<Uploaded, String> {
-        let Upload { bucket, key, path, bytes, content_type } = *upload;
+        let Upload { bucket, key, path, bytes, content_type, attributes } = *upload;
+        let attributes = Attributes::from(attributes);
         let checksum = checksum_of(hash(path, 0..bytes).await?);
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let file = body(path, 0..bytes).await?;
@@ -121,7 +128,13 @@ impl S3 {
                 .set_expected_bucket_owner(self.options.expected_owner.clone())
                 .set_request_payer(self.payer())
                 .set_checksum_crc64_nvme(sent.clone());
-            let put = put.body(reopened(&file));
+            let put = put
+                .set_server_side_encryption(self.encryption())
+                .set_ssekms_key_id(self.kms_key())
+                .set_storage_class(attributes.storage_class.clone())
+                .set_tagging(attributes.tagging.clone())
+                .set_acl(attributes.acl.clone())
+                .body(reopened(&file));
             put.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = put.await.map_err(|why| write_error(bucket, key, &why))?;
@@ -130,7 +143,19 @@ impl S3 {
     }
 
     async fn begin_parts(&self, upload: &Upload<'_>) -> Result<String, String> {
-        let Upload { bucket, key, content_type, .. } = *upload;
+        let Upload { bucket, key, .. } = *upload;
+        let id = self.create_upload(upload).await.map_err(|why| write_error(bucket, key, &why))?;
+        id.ok_or_else(|| format!("s3://{bucket}/{key}: the answer has no upload id"))
+    }
+
+    /// The id of a new upload in parts, if the answer has one. The attributes of the object are in
+    /// this request, and not in those of the parts.
+    pub(super) async fn create_upload(
+        &self,
+        upload: &Upload<'_>,
+    ) -> Result<Option<String>, Failure> {
+        let Upload { bucket, key, content_type, attributes, .. } = *upload;
+        let attributes = Attributes::from(attributes);
         let begin = self
             .client()
             .create_multipart_upload()
@@ -140,6 +165,12 @@ impl S3 {
         let begin = begin
             .set_expected_bucket_owner(self.options.expected_owner.clone())
             .set_request_payer(self.payer());
+        let begin = begin
+            .set_server_side_encryption(self.encryption())
+            .set_ssekms_key_id(self.kms_key())
+            .set_storage_class(attributes.storage_class)
+            .set_tagging(attributes.tagging)
+            .set_acl(attributes.acl);
         let begin = if self.sends_checksums() {
             begin
                 .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
@@ -153,8 +184,7 @@ impl S3 {
         let answer = self.send(bucket, |config| {
             begin.clone().customize().config_override(config.timeout_config(limit.clone())).send()
         });
-        let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
-        answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the answer has no upload id"))
+        Ok(answer.await?.upload_id)
     }
 
     async fn upload_parts(&self, upload: &Upload<'_>, id: &str) -> Result<Uploaded, String> {
@@ -250,7 +280,7 @@ impl S3 {
     }
 
     /// The parts of an incomplete upload cost money until it is aborted.
-    async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
+    pub(super) async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
         let Upload { bucket, key, .. } = *upload;
         let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
         let abort = abort
@@ -267,6 +297,24 @@ impl S3 {
             why,
             "an incomplete upload could not be aborted: a lifecycle rule with AbortIncompleteMultipartUpload removes its parts"
         );
+    }
+}
+
+/// The attributes of an object in the SDK's types.
+struct Attributes {
+    storage_class: Option<StorageClass>,
+    tagging: Option<String>,
+    acl: Option<ObjectCannedAcl>,
+}
+
+impl From<Option<&ObjectAttributes>> for Attributes {
+    fn from(attributes: Option<&ObjectAttributes>) -> Self {
+        let of = attributes.cloned().unwrap_or_default();
+        Self {
+            storage_class: of.storage_class.map(|class| class.to_string().as_str().into()),
+            tagging: of.tags.map(|tags| tags.to_query()),
+            acl: of.acl.map(|acl| acl.to_string().as_str().into()),
+        }
     }
 }
 
@@ -319,8 +367,14 @@ mod tests {
     #[tokio::test]
     async fn no_headers_that_only_s3_supports_are_sent_if_checksums_are_switched_off() {
         let path = Path::new("big");
-        let upload =
-            Upload { bucket: "b", key: "k", path, bytes: 34_000_000, content_type: "text/plain" };
+        let upload = Upload {
+            bucket: "b",
+            key: "k",
+            path,
+            bytes: 34_000_000,
+            content_type: "text/plain",
+            attributes: None,
+        };
         for (calculation, is_sent) in [
             (RequestChecksumCalculation::WhenSupported, true),
             (RequestChecksumCalculation::WhenRequired, false),
