@@ -3,6 +3,7 @@
 use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::http::Http;
+use crate::support::https::HttpsProxy;
 use crate::support::recorder::Recorder;
 use crate::support::servers::Moto;
 
@@ -219,4 +220,54 @@ async fn check_tries_the_headers_of_results_and_leaves_nothing() {
     let text = found.to_string();
     assert_eq!(text.matches("s3:PutObject with encryption, storage class").count(), 2, "{text}");
     assert!(text.contains("allow s3:PutObjectTagging for --output-tags"), "{text}");
+}
+
+/// No server here has access points, so a proxy answers in place of AWS.
+#[tokio::test]
+async fn results_and_attempts_go_through_an_access_point() {
+    const HOST: &str = "orders-123456789012.s3-accesspoint.eu-central-1.amazonaws.com";
+    let cloud = Cloud::new(5).await;
+    let proxy = HttpsProxy::start(HOST).await;
+    let certificate = cloud.dir.path().join("ca.pem");
+    std::fs::write(&certificate, &proxy.certificate).unwrap();
+    for (resource, code) in [("accesspoint/orders", 0), ("accesspoint:orders", 1)] {
+        cloud.put("k", b"x").await;
+        let arn = format!("arn:aws:s3:eu-central-1:123456789012:{resource}");
+        let flags = format!(
+            "--input none --retry-min 1h --retry-max 1h --output s3://{arn}/out/{{stem}} --attempts s3://{arn}/attempts"
+        );
+        let script = format!(r#"echo y > "$JOB_OUTPUT_DIR/y"; exit {code}"#);
+        let mut command = cloud.command(&[], &flags, &script);
+        command.env_remove("AWS_ENDPOINT_URL").env("AWS_ENDPOINT_URL_SQS", &cloud.endpoint);
+        command.env("AWS_CA_BUNDLE", &certificate).env("HTTPS_PROXY", &proxy.endpoint);
+        let exited = Leasehold::start(command).expect_exit(code).await;
+        if code == 0 {
+            let manifest = exited.record("message deleted")["manifest"].to_string();
+            assert!(manifest.contains(&format!("s3://{arn}/out/k/y")), "{manifest}");
+        }
+    }
+    let requests = proxy.requests();
+    let lines: Vec<_> = requests.iter().map(|request| request.lines().next().unwrap()).collect();
+    let connect = format!("CONNECT {HOST}:443 HTTP/1.1");
+    assert_eq!((lines.len(), lines[0], lines[2]), (4, connect.as_str(), connect.as_str()));
+    assert!(lines[1].starts_with("PUT /out/k/y?"), "{lines:?}");
+    assert!(lines[3].starts_with("PUT /attempts/"), "{lines:?}");
+    assert!(requests[1].contains("/eu-central-1/s3/aws4_request"), "{}", requests[1]);
+}
+
+#[tokio::test]
+async fn other_arns_are_refused_at_start() {
+    let cloud = Cloud::new(5).await;
+    for (flag, arn, why) in [
+        ("--output", "arn:aws:s3::123456789012:accesspoint/a.mrap", "multi-region access point"),
+        ("--checkpoint", "arn:aws:s3:::bucket", "not the ARN of an access point"),
+        ("--idempotency", "arn:aws:s3:eu-west-1:1:accesspoint/a", "not a valid ARN"),
+        ("--attempts", "arn:aws:s3", "not a complete ARN"),
+        ("--buckets", "arn:aws:s3:eu-west-1:123456789012:accesspoint/a", "not a valid bucket name"),
+    ] {
+        let place = if flag == "--buckets" { arn.to_owned() } else { format!("s3://{arn}") };
+        let command = cloud.command(&[], &format!("{flag} {place}"), "true");
+        let exited = Leasehold::start(command).expect_exit(78).await;
+        assert!(exited.stderr.contains(why), "{flag}: {}", exited.stderr);
+    }
 }

@@ -13,7 +13,8 @@ pub struct ObjectAttributes {
     pub acl: Option<CannedAcl>,
 }
 
-/// S3 API, `PutObject`, `x-amz-storage-class`.
+/// A storage class of S3.
+// S3 API, `PutObject`, `x-amz-storage-class`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "settings", serde(rename_all = "SCREAMING_SNAKE_CASE"))]
@@ -44,7 +45,8 @@ impl fmt::Display for StorageClass {
     }
 }
 
-/// S3 User Guide, "Canned ACL".
+/// A canned ACL of S3.
+// S3 User Guide, "Canned ACL".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]

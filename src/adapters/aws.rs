@@ -382,6 +382,8 @@ pub(super) mod testing {
         pub requests: Arc<AtomicUsize>,
         /// The names of the last request's headers.
         pub sent: Arc<Mutex<Vec<String>>>,
+        /// The last request's address.
+        pub uri: Arc<Mutex<String>>,
     }
 
     impl Canned {
@@ -403,6 +405,7 @@ pub(super) mod testing {
                 after: Duration::ZERO,
                 requests: Arc::default(),
                 sent: Arc::default(),
+                uri: Arc::default(),
             }
         }
 
@@ -429,6 +432,9 @@ pub(super) mod testing {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let sent = request.headers().iter().map(|(name, _)| name.to_owned()).collect();
             *self.sent.lock().expect("nothing panics while holding it") = sent;
+            request
+                .uri()
+                .clone_into(&mut self.uri.lock().expect("nothing panics while holding it"));
             let status = self.status.try_into().expect("a test's status is valid");
             let mut response = HttpResponse::new(status, SdkBody::from(self.body.as_str()));
             for (name, value) in &self.headers {

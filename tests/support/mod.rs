@@ -4,6 +4,7 @@ pub mod aws;
 pub mod bucket;
 pub mod cloud;
 pub mod http;
+pub mod https;
 pub mod journey;
 pub mod logs;
 pub mod recorder;

@@ -598,6 +598,24 @@ mod tests {
         assert_eq!(late.requests.load(Ordering::Relaxed), 4);
     }
 
+    /// The ARN's region wins over the client's, and an endpoint that wants the bucket in the path
+    /// still gets an access point in the host name.
+    #[tokio::test]
+    async fn an_access_point_is_in_the_host_name() {
+        let arn = "arn:aws:s3:eu-central-1:123456789012:accesspoint/orders";
+        for (endpoint, host) in [
+            (None, "https://orders-123456789012.s3-accesspoint.eu-central-1.amazonaws.com"),
+            (Some("http://store.example:9000"), "http://orders-123456789012.store.example:9000"),
+        ] {
+            let server = Canned::new(200, None, "");
+            let mut config = server.config().into_builder();
+            config.set_endpoint_url(endpoint.map(str::to_owned));
+            S3::new(&config.build(), None).put(arn, "out/k", b"{}".to_vec()).await.unwrap();
+            let uri = server.uri.lock().unwrap().clone();
+            assert_eq!(uri, format!("{host}/out/k?x-id=PutObject"));
+        }
+    }
+
     /// S3 names the bucket's region, and this and all later requests use it.
     #[tokio::test]
     async fn requests_follow_a_bucket_to_its_region() {

@@ -9,6 +9,7 @@ use super::S3;
 use super::records::is_missing;
 use crate::adapters::aws::{self, Failure, Permission, answers};
 use crate::job::object_attributes::ObjectAttributes;
+use crate::job::s3_location::is_access_point;
 use crate::ports::{Condition, RecordError, Upload};
 
 /// The targets to which a bucket sends its events.
@@ -65,6 +66,10 @@ impl S3 {
         &self,
         bucket: &str,
     ) -> Result<Option<Notifications>, NotificationsError> {
+        if is_access_point(bucket) {
+            let why = "an access point does not show the notifications of its bucket";
+            return Err(NotificationsError::Unknown(why.to_owned()));
+        }
         let request = self.client().get_bucket_notification_configuration().bucket(bucket);
         let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
@@ -115,6 +120,9 @@ impl S3 {
     /// The KMS key with which a bucket encrypts objects by default. The error is the reason why it
     /// is unknown.
     pub async fn default_kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
+        if is_access_point(bucket) {
+            return Err("an access point does not show the encryption of its bucket".to_owned());
+        }
         let request = self.client().get_bucket_encryption().bucket(bucket);
         let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
@@ -358,6 +366,19 @@ mod tests {
             found.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification])
                 && found.to("another").next().is_none()
         );
+    }
+
+    #[tokio::test]
+    async fn the_bucket_behind_an_access_point_is_not_asked() {
+        let server = Canned::new(200, None, "");
+        let s3 = S3::new(&server.config(), None);
+        let arn = "arn:aws:s3:eu-west-1:123456789012:accesspoint/orders";
+        let unknown = s3.notifications(arn).await.unwrap_err();
+        assert!(
+            matches!(&unknown, NotificationsError::Unknown(why) if why.contains("access point"))
+        );
+        assert!(s3.default_kms_key(arn).await.unwrap_err().contains("access point"));
+        assert_eq!(server.requests.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
