@@ -5,6 +5,7 @@
 
 mod support;
 
+mod another_store;
 mod architecture;
 mod arguments;
 mod chaos;
@@ -27,6 +28,7 @@ mod publish;
 mod queue_contract;
 mod readme;
 mod release;
+mod s3_requests;
 mod scenarios;
 mod settings;
 mod simulation;

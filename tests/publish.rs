@@ -173,6 +173,7 @@ async fn a_large_file_is_uploaded_in_parts() {
         path: file.path(),
         bytes: BYTES,
         content_type: "text/plain",
+        attributes: None,
     };
     let s3 = S3::new(&aws::config(&Moto::shared().await.endpoint()), None);
     let uploaded = s3.upload(&upload, &CancellationToken::new()).await.unwrap();

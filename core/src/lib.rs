@@ -17,6 +17,7 @@ pub mod lease;
 pub mod lifecycle;
 pub mod mount;
 pub mod notification;
+pub mod object_attributes;
 pub mod object_from;
 pub mod on_success;
 pub mod outcome;

@@ -11,6 +11,7 @@ pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
 use super::notification::{Notification, Record, message};
+use super::object_attributes::ObjectAttributes;
 use super::object_from::ObjectFrom;
 use super::on_success::OnSuccess;
 use super::outcome::NoWorkReason;
@@ -138,6 +139,8 @@ pub struct Task {
     pub stall_timeout: Option<Duration>,
     /// The S3 location for results, if any.
     pub output: Option<LocationTemplate>,
+    /// The attributes of objects there.
+    pub output_attributes: ObjectAttributes,
     /// What happens to the object after its work succeeded; nothing if `None`.
     pub on_success: Option<OnSuccess>,
     /// Where partial state is kept, if anywhere. With it, the next pod can resume when SQS's

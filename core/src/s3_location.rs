@@ -1,4 +1,5 @@
-//! S3 locations, as in flags: `s3://BUCKET/PREFIX`.
+//! S3 locations, as in flags: `s3://BUCKET/PREFIX`. In place of the bucket, the ARN of an access point
+//! may stand: `s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/PREFIX`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,6 +7,7 @@ use std::str::FromStr;
 /// A bucket and a prefix in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct S3Location {
+    /// A bucket's name, or the ARN of an access point.
     pub bucket: String,
     /// Without a trailing slash; may be empty.
     pub prefix: String,
@@ -27,14 +29,60 @@ impl FromStr for S3Location {
         if rest.contains(char::is_control) {
             return Err("it contains a line break or another control character".to_owned());
         }
+        if is_access_point(rest) {
+            let (bucket, prefix) = split_access_point(rest)?;
+            return Ok(Self { bucket: bucket.to_owned(), prefix: trimmed(prefix) });
+        }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if !is_bucket_name(bucket) {
             return Err(format!(
                 "{bucket:?} is not a valid bucket name; write for example s3://bucket/prefix"
             ));
         }
-        Ok(Self { bucket: bucket.to_owned(), prefix: prefix.trim_end_matches('/').to_owned() })
+        Ok(Self { bucket: bucket.to_owned(), prefix: trimmed(prefix) })
     }
+}
+
+fn trimmed(prefix: &str) -> String {
+    prefix.trim_end_matches('/').to_owned()
+}
+
+/// Whether a bucket is the ARN of an access point, which no bucket's name can be.
+pub fn is_access_point(bucket: &str) -> bool {
+    bucket.starts_with("arn:")
+}
+
+/// The ARN of an access point, and the prefix after it.
+fn split_access_point(text: &str) -> Result<(&str, &str), String> {
+    const FORM: &str = "s3://arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/PREFIX";
+    let refuse = |why: &str| Err(format!("{text:?} {why}; write {FORM}"));
+    let parts: Vec<_> = text.splitn(6, ':').collect();
+    let &[_, partition, service, region, account, resource] = parts.as_slice() else {
+        return refuse("is not a complete ARN");
+    };
+    let name = resource.strip_prefix("accesspoint").and_then(|rest| rest.strip_prefix(['/', ':']));
+    let Some(name) = name.filter(|_| service == "s3") else {
+        return refuse("is not the ARN of an access point of S3");
+    };
+    if region.is_empty() {
+        return refuse("is a multi-region access point, which is not supported");
+    }
+    // All parts become parts of a host name.
+    let is_label = |text: &str| {
+        let is_inner =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&text.len())
+            && text.bytes().all(is_inner)
+            && !text.starts_with('-')
+            && !text.ends_with('-')
+    };
+    let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    let (name, prefix) = name.split_once('/').unwrap_or((name, ""));
+    if ![partition, region, name].into_iter().all(is_label) || !is_account {
+        return refuse("is not a valid ARN");
+    }
+    let arn = text.strip_suffix(prefix).unwrap_or(text);
+    Ok((arn.strip_suffix('/').unwrap_or(arn), prefix))
 }
 
 /// S3 User Guide, "General purpose bucket naming rules". Older buckets may have capitals and
@@ -203,6 +251,51 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn an_access_point_stands_for_its_bucket() {
+        for arn in [
+            "arn:aws:s3:eu-west-1:123456789012:accesspoint/orders",
+            "arn:aws:s3:eu-west-1:123456789012:accesspoint:orders",
+            "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/a-1",
+        ] {
+            for (after, prefix) in [("", ""), ("/", ""), ("/out", "out"), ("/a/{key}/", "a/{key}")]
+            {
+                let location: S3Location = format!("s3://{arn}{after}").parse().unwrap();
+                assert_eq!((location.bucket.as_str(), location.prefix.as_str()), (arn, prefix));
+            }
+            let template: LocationTemplate = format!("s3://{arn}/out/{{stem}}").parse().unwrap();
+            let values = Values { key: Some("in/a.csv"), message_id: "m", job_type: "t" };
+            assert_eq!(template.fill(values).key("x"), "out/a/x");
+            assert_eq!(template.to_string(), format!("s3://{arn}/out/{{stem}}"));
+        }
+        // The alias of an access point is like a bucket's name.
+        let alias = "s3://orders-4ekqd5nyb7wfqjxmrhrn6gnsnb1bweuw1b-s3alias/out";
+        assert_eq!(alias.parse::<S3Location>().unwrap().prefix, "out");
+    }
+
+    #[test]
+    fn an_arn_of_anything_else_is_refused() {
+        for (arn, complaint) in [
+            ("arn:aws:s3:::bucket/prefix", "is not the ARN of an access point of S3"),
+            ("arn:aws:s3::123456789012:accesspoint/orders.mrap", "is a multi-region access point"),
+            (
+                "arn:aws:s3-outposts:eu-west-1:123456789012:outpost/o/accesspoint/a",
+                "is not the ARN",
+            ),
+            ("arn:aws:s3-object-lambda:eu-west-1:123456789012:accesspoint/a", "is not the ARN"),
+            ("arn:aws:s3:eu-west-1", "is not a complete ARN"),
+            ("arn:aws:s3:eu-west-1:1:accesspoint/a", "is not a valid ARN"),
+            ("arn:aws:s3:eu-west-1:123456789012:accesspoint/", "is not a valid ARN"),
+            ("arn:aws:s3:eu-west-1:123456789012:accesspoint/a.evil.example", "is not a valid ARN"),
+            ("arn:aws:s3:evil.example:123456789012:accesspoint/a", "is not a valid ARN"),
+            ("arn:aws:s3:eu-west-1:123456789012:accesspoint/{key}", "is not a valid ARN"),
+        ] {
+            let error = format!("s3://{arn}").parse::<S3Location>().unwrap_err();
+            assert!(error.contains(complaint) && error.contains("accesspoint/NAME"), "{error}");
+        }
+        assert!(!is_bucket_name("arn:aws:s3:eu-west-1:123456789012:accesspoint/orders"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::Policy;
+use leasehold_core::object_attributes::ObjectAttributes;
 use leasehold_core::route::{CommandLine, Input, Limits, Selection, Task};
 use leasehold_core::settings::{Polling, Settings};
 use leasehold_core::stop::StopPlan;
@@ -27,6 +28,7 @@ pub fn task() -> Task {
         missing_object: None,
         stall_timeout: None,
         output: None,
+        output_attributes: ObjectAttributes::default(),
         on_success: None,
         checkpoint: None,
     }

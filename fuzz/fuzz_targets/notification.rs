@@ -10,6 +10,7 @@ use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Red
 use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::{Effect, Event, Job, Policy};
 use leasehold_core::notification::{CUSTOM, Notification, parse};
+use leasehold_core::object_attributes::ObjectAttributes;
 use leasehold_core::route::{CommandLine, Content, Input, Limits, Route, Selection, Task, route};
 use leasehold_core::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
 use libfuzzer_sys::fuzz_target;
@@ -40,6 +41,7 @@ fuzz_target!(|bytes: &[u8]| {
             missing_object: None,
             stall_timeout: None,
             output: None,
+            output_attributes: ObjectAttributes::default(),
             on_success: None,
             checkpoint: None,
         })),

@@ -18,16 +18,17 @@ use std::time::Duration;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::ProvideRegion;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use aws_types::service_config::ServiceConfigKey;
+use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 use super::http::{self, CaBundleError, OneClient};
 use super::url::{host_of, is_url, without_userinfo};
+use credentials::Profile;
 
 /// The limit of a connection attempt, including DNS and TLS.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -49,14 +50,7 @@ pub async fn load(
     variables: &[(String, OsString)],
 ) -> Result<SdkConfig, LoadError> {
     environment::check(variables).await?;
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_LIMIT)
-        .operation_attempt_timeout(ATTEMPT_LIMIT)
-        .build();
-    let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .http_client(OneClient::new(ca_bundle.clone()))
-        .no_credentials()
-        .timeout_config(timeouts);
+    let mut loader = loader(ca_bundle.as_ref());
     let of_queue = || region_of(queue_url).map(|region| Region::new(region.to_owned()));
     // The SDK's chain is the last choice: it ends at the instance metadata, which can take seconds.
     if let Some(region) = EnvironmentVariableRegionProvider::new().region().await.or_else(of_queue)
@@ -64,6 +58,73 @@ pub async fn load(
         loader = loader.region(region);
     }
     let config = loader.load().await;
+    check(&config, ca_bundle.as_ref())?;
+    let profile = variables.iter().find(|(name, value)| name == "AWS_PROFILE" && !value.is_empty());
+    let profile = profile.map(|(_, value)| Profile {
+        setting: "AWS_PROFILE",
+        name: value.to_string_lossy().into_owned(),
+    });
+    let has_web_identity = variables.iter().any(|(name, _)| name == "AWS_WEB_IDENTITY_TOKEN_FILE");
+    let chain = SharedCredentialsProvider::new(credentials::chain(&config, has_web_identity));
+    let credentials = SharedCredentialsProvider::new(credentials::Checked::new(chain, profile));
+    Ok(config.into_builder().credentials_provider(credentials).build())
+}
+
+/// The configuration of S3: `config`, or with `profile` (`--s3-profile`) the credentials, the
+/// endpoint and the region of that profile. `config` has the region for a profile without one, and
+/// the environment the endpoint.
+pub async fn load_s3(
+    config: &SdkConfig,
+    profile: Option<&str>,
+    ca_bundle: Option<PathBuf>,
+    variables: &[(String, OsString)],
+) -> Result<SdkConfig, LoadError> {
+    let Some(profile) = profile else { return Ok(config.clone()) };
+    let region = environment::check_profile(variables, profile).await?;
+    let region = region.map(Region::new).or_else(|| config.region().cloned());
+    let config = loader(ca_bundle.as_ref()).region(region).profile_name(profile).load().await;
+    let mut builder = config.clone().into_builder().service_config(ProfileFirst(config));
+    builder.set_endpoint_url(None);
+    let config = builder.build();
+    check(&config, ca_bundle.as_ref())?;
+    let provider = SharedCredentialsProvider::new(credentials::of_profile(&config, profile));
+    let profile = Profile { setting: "--s3-profile", name: profile.to_owned() };
+    let credentials = credentials::Checked::new(provider, Some(profile));
+    let credentials = SharedCredentialsProvider::new(credentials);
+    Ok(config.into_builder().credentials_provider(credentials).build())
+}
+
+/// The settings of services, from the profile if it has them. The SDK prefers the environment, but
+/// here that is the pod's, and the profile was named explicitly.
+#[derive(Debug)]
+struct ProfileFirst(SdkConfig);
+
+impl LoadServiceConfig for ProfileFirst {
+    fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+        let settings = self.0.service_config()?;
+        let without_variable = ServiceConfigKey::builder()
+            .service_id(key.service_id())
+            .env("")
+            .profile(key.profile())
+            .build();
+        let of_profile = settings.load_config(without_variable.expect("all three are set"));
+        of_profile.or_else(|| settings.load_config(key))
+    }
+}
+
+fn loader(ca_bundle: Option<&PathBuf>) -> ConfigLoader {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .operation_attempt_timeout(ATTEMPT_LIMIT)
+        .build();
+    aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .http_client(OneClient::new(ca_bundle.cloned()))
+        .no_credentials()
+        .timeout_config(timeouts)
+}
+
+/// Refuses a configuration that no request could use.
+fn check(config: &SdkConfig, ca_bundle: Option<&PathBuf>) -> Result<(), LoadError> {
     match config.region() {
         None => return Err(LoadError::NoRegion),
         Some(region) if !environment::is_region(region.as_ref()) => {
@@ -77,8 +138,7 @@ pub async fn load(
     }
     // The SDK reports a bad endpoint at each request, and quotes the whole request, including the
     // receipt handle.
-    for endpoint in
-        ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(&config, service))
+    for endpoint in ["SQS", "S3"].into_iter().filter_map(|service| custom_endpoint(config, service))
     {
         if !is_url(&endpoint) || !environment::is_endpoint(&endpoint) {
             return Err(LoadError::Endpoint(endpoint));
@@ -86,19 +146,13 @@ pub async fn load(
     }
     // Only S3 needs this check: a bad CA bundle stops the first call to the queue, before a message
     // is received.
-    if let Some(path) = &ca_bundle
-        && !custom_endpoint(&config, "S3").is_some_and(|endpoint| endpoint.starts_with("http:"))
+    if let Some(path) = ca_bundle
+        && !custom_endpoint(config, "S3").is_some_and(|endpoint| endpoint.starts_with("http:"))
     {
         http::check_ca_bundle(path)?;
     }
-    environment::check_addressing(&config)?;
-    environment::check_variants(&config)?;
-    let profile = variables.iter().find(|(name, value)| name == "AWS_PROFILE" && !value.is_empty());
-    let profile = profile.map(|(_, value)| value.to_string_lossy().into_owned());
-    let has_web_identity = variables.iter().any(|(name, _)| name == "AWS_WEB_IDENTITY_TOKEN_FILE");
-    let chain = SharedCredentialsProvider::new(credentials::chain(&config, has_web_identity));
-    let credentials = SharedCredentialsProvider::new(credentials::Checked::new(chain, profile));
-    Ok(config.into_builder().credentials_provider(credentials).build())
+    environment::check_addressing(config)?;
+    environment::check_variants(config)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +161,7 @@ pub enum LoadError {
     NoRegion,
     #[error("{name} {why}")]
     Setting { name: String, why: String },
-    #[error("AWS_ENDPOINT_URL, or that of a service, is {:?}, which is not the URL of a server; write for example http://localhost:4566", without_userinfo(.0))]
+    #[error("AWS_ENDPOINT_URL, or endpoint_url of the profile, or that of a service, is {:?}, which is not the URL of a server; write for example http://localhost:4566", without_userinfo(.0))]
     Endpoint(String),
     #[error(transparent)]
     CaBundle(#[from] CaBundleError),
@@ -328,6 +382,8 @@ pub(super) mod testing {
         pub requests: Arc<AtomicUsize>,
         /// The names of the last request's headers.
         pub sent: Arc<Mutex<Vec<String>>>,
+        /// The last request's address.
+        pub uri: Arc<Mutex<String>>,
     }
 
     impl Canned {
@@ -349,6 +405,7 @@ pub(super) mod testing {
                 after: Duration::ZERO,
                 requests: Arc::default(),
                 sent: Arc::default(),
+                uri: Arc::default(),
             }
         }
 
@@ -375,6 +432,9 @@ pub(super) mod testing {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let sent = request.headers().iter().map(|(name, _)| name.to_owned()).collect();
             *self.sent.lock().expect("nothing panics while holding it") = sent;
+            request
+                .uri()
+                .clone_into(&mut self.uri.lock().expect("nothing panics while holding it"));
             let status = self.status.try_into().expect("a test's status is valid");
             let mut response = HttpResponse::new(status, SdkBody::from(self.body.as_str()));
             for (name, value) in &self.headers {

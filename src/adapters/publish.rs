@@ -34,7 +34,7 @@ impl Outbox for S3Outbox {
         results: &Results<'_>,
         halt: &CancellationToken,
     ) -> Result<Manifest, PublishError> {
-        let Results { object, message_id, job_type, to, directory } = *results;
+        let Results { object, message_id, job_type, to, attributes, directory } = *results;
         let Some(to) = to else { return Ok(Manifest::default()) };
         let location = to.fill(Values {
             key: object.map(|object| object.key.as_str()),
@@ -54,8 +54,14 @@ impl Outbox for S3Outbox {
             let (key, path) = (location.key(&name), directory.join(&name));
             let content_type = mime_guess::from_path(&name).first_or_octet_stream();
             let content_type = content_type.essence_str();
-            let upload =
-                Upload { bucket: &location.bucket, key: &key, path: &path, bytes, content_type };
+            let upload = Upload {
+                bucket: &location.bucket,
+                key: &key,
+                path: &path,
+                bytes,
+                content_type,
+                attributes: Some(attributes),
+            };
             let uploaded =
                 self.writer.upload(&upload, &give_up).await.inspect_err(|_| give_up.cancel())?;
             let checksum = uploaded.checksum;

@@ -71,11 +71,14 @@ async fn run_pod(
         health: health.clone(),
     };
     let _listening = listen(reporting.listen, pages).await?;
-    let variables = environment::aws();
-    let aws = aws::load(&queue_url, environment::ca_bundle(), &variables)
+    let (variables, ca_bundle) = (environment::aws(), environment::ca_bundle());
+    let aws = aws::load(&queue_url, ca_bundle.clone(), &variables)
         .await
         .map_err(|error| error.to_string())?;
-    let s3 = Arc::new(S3::new(&aws, config.expected_bucket_owner).with_timeout(config.s3_timeout));
+    let aws_s3 = aws::load_s3(&aws, config.s3_profile.as_deref(), ca_bundle, &variables)
+        .await
+        .map_err(|error| error.to_string())?;
+    let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
     let attempts = records.attempts.map(|location| AttemptHistory {
         writer: s3.clone(),
         location,

@@ -1,5 +1,6 @@
 //! Collects facts from AWS and the Pushgateway for the other modules. Receives no message, and
-//! changes nothing except for `check`'s own record in a store that is not S3.
+//! changes nothing except for `check`'s own record in a store that is not S3. With
+//! `--output-sse`, `--output-tags` and the like, it begins an upload and aborts it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,7 +18,7 @@ use crate::adapters::aws::s3::probes::{
     BucketAction, Notification, Notifications, NotificationsError,
 };
 use crate::adapters::aws::sqs::{self, Sqs, queue_url};
-use crate::adapters::aws::{self, Permission};
+use crate::adapters::aws::{self, LoadError, Permission};
 use crate::adapters::http::Http;
 use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
@@ -44,8 +45,14 @@ pub async fn findings(
     if let Some(gateway) = config.pushgateway.clone() {
         findings.extend(check_pushgateway(gateway, ca_bundle.clone()).await);
     }
-    let aws = match aws::load(&config.queue_url, ca_bundle, variables).await {
-        Ok(aws) => aws,
+    let profile = config.s3_profile.as_deref();
+    let loaded = async {
+        let aws = aws::load(&config.queue_url, ca_bundle.clone(), variables).await?;
+        let s3 = aws::load_s3(&aws, profile, ca_bundle, variables).await?;
+        Ok::<_, LoadError>((aws, s3))
+    };
+    let (aws, aws_s3) = match loaded.await {
+        Ok(both) => both,
         Err(error) => {
             findings.push(Finding::new(
                 Rule::AwsSetup,
@@ -62,8 +69,16 @@ pub async fn findings(
         findings.push(Finding::new(Rule::NoCredentials, "AWS credentials", error, change));
         return findings;
     }
+    if let Some(profile) = profile
+        && let Some(error) = no_credentials(&aws_s3).await
+    {
+        let change = "give the profile aws_access_key_id and aws_secret_access_key, or role_arn or credential_process";
+        let place = format!("credentials of --s3-profile {profile}");
+        findings.push(Finding::new(Rule::NoCredentials, place, error, change));
+        return findings;
+    }
     let sqs = Sqs::new(&aws, config.queue_url.clone());
-    let s3 = S3::new(&aws, config.expected_bucket_owner.clone()).with_timeout(config.s3_timeout);
+    let s3 = S3::with_options(&aws_s3, config.s3.clone());
     findings.extend(check_queue_permissions(&sqs, config).await);
     let Some(attributes) = check_queue(&sqs, config, &mut findings).await else { return findings };
     if config.work.fetch.buckets.is_empty() {
@@ -313,7 +328,7 @@ fn check_write_targets(
 async fn check_encryption(s3: &S3, bucket: &str) -> Option<Finding> {
     let place = format!("bucket {bucket}, encryption");
     let needs = "the pod's role needs kms:Decrypt to read and kms:GenerateDataKey to write";
-    match s3.kms_key(bucket).await {
+    match s3.default_kms_key(bucket).await {
         Ok(None) => None,
         Ok(Some(key)) => {
             let what = format!("check cannot see whether the pod may use the KMS key {key}");
@@ -366,6 +381,7 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
                 }
             }
         }
+        findings.extend(check_headers(s3, target, &key).await);
     }
     if target.kind == TargetKind::Checkpoint {
         let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
@@ -377,6 +393,22 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
         ));
     }
     findings
+}
+
+/// Whether the role may set the encryption, the tags and the ACL of what a run writes there.
+async fn check_headers(s3: &S3, target: &WriteTarget, key: &str) -> Option<Finding> {
+    let place = format!("{target}, s3:PutObject with encryption, storage class, tags and ACL");
+    match s3.probe_headers(&target.to.bucket, key, &target.attributes).await {
+        Permission::Allowed => None,
+        Permission::Denied(why) => {
+            let change = "allow s3:PutObjectTagging for --output-tags, s3:PutObjectAcl for --output-acl, and kms:GenerateDataKey and kms:Decrypt for --output-sse-kms-key; or remove the flag";
+            Some(Finding::new(Rule::WritePermission, place, why, change))
+        }
+        Permission::Unknown(why) => {
+            let change = "check the endpoint, then run check again";
+            Some(Finding::new(Rule::PermissionUnseen, place, why, change))
+        }
+    }
 }
 
 /// SQS requires a dead-letter queue to be in the same account and region.

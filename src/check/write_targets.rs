@@ -6,9 +6,10 @@ use std::fmt;
 
 use super::{Finding, Rule, Severity};
 use crate::adapters::aws::s3::probes::{BucketAction, Notification, Notifications};
+use crate::job::object_attributes::ObjectAttributes;
 use crate::job::on_success::OnSuccess;
 use crate::job::route::{EventFilter, Task};
-use crate::job::s3_location::{LocationTemplate, Values};
+use crate::job::s3_location::{LocationTemplate, S3Location, Values};
 use crate::settings::resolve::RunConfig;
 
 /// The kind of files that are written.
@@ -88,6 +89,7 @@ impl fmt::Display for TargetKind {
 pub struct WriteTarget {
     pub kind: TargetKind,
     pub to: LocationTemplate,
+    pub attributes: ObjectAttributes,
     /// The tasks' names.
     pub by: Vec<String>,
 }
@@ -97,24 +99,39 @@ pub fn all(config: &RunConfig) -> Vec<WriteTarget> {
     let tasks = || config.work.settings.policy.tasks();
     let of_all = |kind, place: &Option<_>| {
         let by = tasks().map(|task| task.name.clone()).collect();
-        place.clone().map(|place| WriteTarget { kind, to: LocationTemplate::from(place), by })
+        let attributes = ObjectAttributes::default();
+        place.clone().map(|to: S3Location| WriteTarget { kind, to: to.into(), attributes, by })
     };
     let mut all = Vec::new();
     all.extend(of_all(TargetKind::Idempotency, &config.records.idempotency));
     all.extend(of_all(TargetKind::Attempts, &config.records.attempts));
     for task in tasks() {
-        let output = task.output.as_ref().map(|to| (TargetKind::Output, to));
-        let checkpoint =
-            task.checkpoint.as_ref().map(|how| (TargetKind::Checkpoint, &how.location));
+        let target = |kind, to, attributes| WriteTarget {
+            kind,
+            to,
+            attributes,
+            by: vec![task.name.clone()],
+        };
+        let output = task
+            .output
+            .clone()
+            .map(|to| target(TargetKind::Output, to, task.output_attributes.clone()));
         let moved = match &task.on_success {
-            Some(OnSuccess::Move(to)) => Some(LocationTemplate::from(to.clone())),
+            Some(OnSuccess::Move(to)) => Some(target(
+                TargetKind::Moved,
+                LocationTemplate::from(to.clone()),
+                ObjectAttributes::default(),
+            )),
             Some(OnSuccess::Tag { .. } | OnSuccess::Delete) | None => None,
         };
-        let moved = moved.as_ref().map(|to| (TargetKind::Moved, to));
-        for (kind, to) in output.into_iter().chain(moved).chain(checkpoint) {
-            match all.iter_mut().find(|one| one.kind == kind && one.to == *to) {
-                Some(same) => same.by.push(task.name.clone()),
-                None => all.push(WriteTarget { kind, to: to.clone(), by: vec![task.name.clone()] }),
+        let checkpoint = task
+            .checkpoint
+            .clone()
+            .map(|how| target(TargetKind::Checkpoint, how.location, ObjectAttributes::default()));
+        for target in output.into_iter().chain(moved).chain(checkpoint) {
+            match all.iter_mut().find(|other| other.is_same_place(&target)) {
+                Some(same) => same.by.extend(target.by),
+                None => all.push(target),
             }
         }
     }
@@ -170,6 +187,11 @@ pub fn findings(
 }
 
 impl WriteTarget {
+    /// Whether both are the same but for the tasks that write there.
+    fn is_same_place(&self, other: &Self) -> bool {
+        (self.kind, &self.to, &self.attributes) == (other.kind, &other.to, &other.attributes)
+    }
+
     /// Keys like those of written files, but without an object. `key_prefix` is the prefix of the
     /// input objects.
     pub fn samples(&self, key_prefix: &str) -> BTreeSet<String> {
@@ -213,7 +235,7 @@ const NO_NAME: &str = "leasehold-check";
 /// In the words of the setting.
 impl fmt::Display for WriteTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, to, by } = self;
+        let Self { kind, to, by, .. } = self;
         let of_types =
             matches!(kind, TargetKind::Output | TargetKind::Moved | TargetKind::Checkpoint)
                 && !by.iter().any(|name| name == Task::DEFAULT);

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
+use crate::job::object_attributes::ObjectAttributes;
 use crate::job::on_success::{ActedOn, OnSuccess};
 use crate::job::outcome::{Exit, Manifest, ResourceUsage};
 use crate::job::report::{Observation, Report};
@@ -187,6 +188,8 @@ pub struct Upload<'a> {
     pub bytes: u64,
     /// Its MIME type.
     pub content_type: &'a str,
+    /// The store's defaults if `None`.
+    pub attributes: Option<&'a ObjectAttributes>,
 }
 
 /// The store's answer to an upload.
@@ -295,6 +298,7 @@ pub struct Results<'a> {
     pub job_type: &'a str,
     /// The task's output location in S3.
     pub to: Option<&'a LocationTemplate>,
+    pub attributes: &'a ObjectAttributes,
     pub directory: &'a Path,
 }
 

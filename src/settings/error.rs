@@ -70,6 +70,8 @@ pub enum SettingError {
     SameMount(String),
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
+    #[error("{0} has no effect without --output")]
+    NoOutput(&'static str),
     #[error(
         "{0} contains {{key}}, {{name}} or {{stem}}, but with --accept-raw a message may have no object: use {{message_id}} instead"
     )]
@@ -128,6 +130,10 @@ pub enum SettingError {
     Ceiling(Duration),
     #[error("--push-interval {} must be at least 1s", show(.0))]
     PushInterval(Duration),
+    #[error(
+        "--output-sse-kms-key has no effect with --output-sse AES256: set aws:kms or aws:kms:dsse"
+    )]
+    KmsKey,
     #[error("--s3-timeout {} must be at least 1s", show(.0))]
     S3Timeout(Duration),
 }

@@ -14,8 +14,11 @@ use super::environment::host_name;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{
-    BucketMount, BucketName, List, account, attribute, listen, percent, size, time,
+    BucketMount, BucketName, List, account, attribute, kms_key, listen, percent, profile, size,
+    time,
 };
+#[cfg(feature = "aws")]
+use crate::adapters::aws::s3::encryption::Algorithm;
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::check::rules::{Explain, Rule};
@@ -45,9 +48,27 @@ pub struct RunSettings {
     #[arg(long, value_name = "ATTRIBUTE", requires = "idempotency", value_parser = attribute, help_heading = WORK, hide_short_help = true)]
     pub idempotency_key: Option<String>,
 
+    /// The profile of the shared AWS files whose credentials, endpoint and region S3 requests use;
+    /// SQS requests keep the pod's own [default: the same for both]
+    #[arg(long, value_name = "NAME", value_parser = profile, help_heading = WORK, hide_short_help = true)]
+    pub s3_profile: Option<String>,
+
     /// The AWS account that must own all buckets, including those for results and records
     #[arg(long, value_name = "ACCOUNT", value_parser = account, help_heading = WORK, hide_short_help = true)]
     pub expected_bucket_owner: Option<String>,
+
+    /// Pay for S3 requests to buckets whose requester pays, as their owner demands
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WORK, hide_short_help = true)]
+    pub request_payer: bool,
+
+    /// How S3 encrypts the objects that leasehold writes: results, checkpoints and records [default:
+    /// as the bucket is set up]
+    #[arg(long, value_enum, value_name = "ALGORITHM", help_heading = WORK, hide_short_help = true)]
+    pub output_sse: Option<Algorithm>,
+
+    /// The KMS key for --output-sse, by its ARN [default: the bucket's key, else aws/s3]
+    #[arg(long, value_name = "ARN", requires = "output_sse", value_parser = kms_key, help_heading = WORK, hide_short_help = true)]
+    pub output_sse_kms_key: Option<String>,
 
     /// How long S3 may take to start or continue a response; after that, the request is retried.
     /// Uploads get a third of it, plus a second for each 64 KiB

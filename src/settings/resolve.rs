@@ -13,7 +13,9 @@ use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSetting
 use super::task::{PodRules, TaskSettings};
 use super::values::{BucketMount, List};
 #[cfg(feature = "aws")]
-use crate::adapters::aws::sqs::queue_url;
+use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
+#[cfg(feature = "aws")]
+use crate::adapters::aws::{s3, sqs::queue_url};
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::adapters::url;
@@ -37,9 +39,9 @@ use crate::work::workspace::WorkDir;
 pub struct RunConfig {
     pub queue_url: String,
     pub concurrency: usize,
-    /// An AWS account id.
-    pub expected_bucket_owner: Option<String>,
-    pub s3_timeout: Duration,
+    /// The profile of S3 requests, if another than that of SQS requests.
+    pub s3_profile: Option<String>,
+    pub s3: s3::Options,
     pub records: RecordSettings,
     /// The message attribute that holds the idempotency key.
     pub idempotency_key: Option<String>,
@@ -114,8 +116,12 @@ impl TryFrom<RunSettings> for RunConfig {
         let RunSettings {
             queue_url,
             concurrency,
-            expected_bucket_owner,
-            s3_timeout,
+            s3_profile,
+            expected_bucket_owner: expected_owner,
+            request_payer,
+            output_sse,
+            output_sse_kms_key: kms_key,
+            s3_timeout: timeout,
             records,
             idempotency_key,
             memory_guard,
@@ -131,9 +137,13 @@ impl TryFrom<RunSettings> for RunConfig {
         if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
             return Err(SettingError::Concurrency { concurrency, max_messages: work.max_messages });
         }
-        if s3_timeout < SECOND {
-            return Err(SettingError::S3Timeout(s3_timeout));
+        if timeout < SECOND {
+            return Err(SettingError::S3Timeout(timeout));
         }
+        if output_sse == Some(Algorithm::Aes256) && kms_key.is_some() {
+            return Err(SettingError::KmsKey);
+        }
+        let encryption = output_sse.map(|algorithm| Encryption { algorithm, kms_key });
         if metrics.push_interval < SECOND {
             return Err(SettingError::PushInterval(metrics.push_interval));
         }
@@ -145,8 +155,8 @@ impl TryFrom<RunSettings> for RunConfig {
         Ok(Self {
             queue_url,
             concurrency,
-            expected_bucket_owner,
-            s3_timeout,
+            s3_profile,
+            s3: s3::Options { expected_owner, request_payer, encryption, timeout },
             records,
             idempotency_key,
             memory_guard,

@@ -15,6 +15,7 @@ use super::values::{self, AbsolutePath, List, time};
 use crate::job::arguments::Placeholder;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
+use crate::job::object_attributes::{CannedAcl, ObjectAttributes, StorageClass, Tags};
 use crate::job::object_from::ObjectFrom;
 use crate::job::on_success::OnSuccess;
 use crate::job::route::{
@@ -82,6 +83,20 @@ pub struct TaskSettings {
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub output: Option<LocationTemplate>,
+
+    /// The storage class of the results [default: STANDARD]
+    #[arg(long, value_enum, value_name = "CLASS", help_heading = WORK, hide_short_help = true)]
+    pub output_storage_class: Option<StorageClass>,
+
+    /// The tags of the results
+    #[arg(long, value_name = "KEY=VALUE,...", help_heading = WORK, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    #[schemars(with = "Option<String>")]
+    pub output_tags: Option<Tags>,
+
+    /// The canned ACL of the results, for buckets with ACLs [default: private]
+    #[arg(long, value_enum, value_name = "ACL", help_heading = WORK, hide_short_help = true)]
+    pub output_acl: Option<CannedAcl>,
 
     /// Where to save checkpoints: the files that the command wrote into JOB_CHECKPOINT_DIR are
     /// restored for the next attempt.
@@ -223,6 +238,9 @@ impl TaskSettings {
             output_at,
             object_from,
             output,
+            output_storage_class,
+            output_tags,
+            output_acl,
             checkpoint,
             checkpoint_interval,
             on_success,
@@ -254,6 +272,9 @@ impl TaskSettings {
             output_at: output_at.or(other.output_at),
             object_from: object_from.or(other.object_from),
             output: output.or(other.output),
+            output_storage_class: output_storage_class.or(other.output_storage_class),
+            output_tags: output_tags.or(other.output_tags),
+            output_acl: output_acl.or(other.output_acl),
             checkpoint: checkpoint.or(other.checkpoint),
             checkpoint_interval: checkpoint_interval.or(other.checkpoint_interval),
             on_success: on_success.or(other.on_success),
@@ -309,6 +330,15 @@ impl TaskSettings {
         if self.checkpoint_interval.is_some() && self.checkpoint.is_none() {
             return Err(SettingError::NoCheckpoint);
         }
+        for (flag, is_set) in [
+            ("--output-storage-class", self.output_storage_class.is_some()),
+            ("--output-tags", self.output_tags.is_some()),
+            ("--output-acl", self.output_acl.is_some()),
+        ] {
+            if is_set && self.output.is_none() {
+                return Err(SettingError::NoOutput(flag));
+            }
+        }
         for (flag, place) in [("--output", &self.output), ("--checkpoint", &self.checkpoint)] {
             if gets_bodies && place.as_ref().is_some_and(LocationTemplate::needs_object) {
                 return Err(SettingError::NoObject(flag));
@@ -341,6 +371,11 @@ impl TaskSettings {
             stall_timeout: self.stall_timeout,
             output: self.output.clone(),
             on_success: self.on_success.clone(),
+            output_attributes: ObjectAttributes {
+                storage_class: self.output_storage_class,
+                tags: self.output_tags.clone(),
+                acl: self.output_acl,
+            },
             checkpoint: self
                 .checkpoint
                 .clone()

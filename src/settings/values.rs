@@ -97,6 +97,26 @@ pub fn account(text: &str) -> Result<String, &'static str> {
     if is_one { Ok(number.to_owned()) } else { Err("an AWS account is a number of 12 digits") }
 }
 
+/// The name of a profile of the shared AWS files.
+pub fn profile(text: &str) -> Result<String, &'static str> {
+    let name = text.trim();
+    if name.is_empty() || name.contains(|c: char| c.is_control() || "[]".contains(c)) {
+        return Err("write the name of a profile, as in [profile NAME] of ~/.aws/config");
+    }
+    Ok(name.to_owned())
+}
+
+/// A key of KMS: its ARN, its id, or its alias.
+pub fn kms_key(text: &str) -> Result<String, &'static str> {
+    let key = text.trim();
+    let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b":/_-".contains(&byte);
+    if (1..=2048).contains(&key.len()) && key.bytes().all(is_sound) {
+        Ok(key.to_owned())
+    } else {
+        Err("write for example arn:aws:kms:eu-west-1:123456789012:key/0123abcd-…")
+    }
+}
+
 /// The name of a message attribute (SQS API, `MessageAttributeValue`).
 pub fn attribute(text: &str) -> Result<String, &'static str> {
     let name = text.trim();
@@ -222,6 +242,13 @@ mod tests {
     fn accounts_and_attributes_follow_the_rules_of_aws() {
         assert_eq!(account("123456789012\n"), Ok("123456789012".to_owned()));
         assert_eq!(attribute(" order-id "), Ok("order-id".to_owned()));
+        assert_eq!(profile(" r2 "), Ok("r2".to_owned()));
+        let key = "arn:aws:kms:eu-west-1:123456789012:alias/results";
+        assert_eq!(kms_key(key), Ok(key.to_owned()));
+        assert!(kms_key("").is_err() && kms_key("a\nb").is_err() && kms_key("a b").is_err());
+        for text in ["", " ", "[profile r2]", "a\nb"] {
+            assert!(profile(text).is_err(), "{text}");
+        }
         for text in ["", "abc", "12345678901", "1234567890123"] {
             assert!(account(text).is_err(), "{text}");
         }

@@ -302,6 +302,7 @@ impl Checkpoint<'_> {
             path: &archive,
             bytes,
             content_type: "application/x-tar",
+            attributes: None,
         };
         let too_late = give_up.child_token();
         let uploaded = {

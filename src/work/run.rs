@@ -152,6 +152,7 @@ impl CommandWorker {
             message_id: &work.subject.message_id,
             job_type: &work.task.name,
             to: work.task.output.as_ref(),
+            attributes: &work.task.output_attributes,
             directory: &space.output(),
         };
         // It handles the halt itself, to clean up unfinished uploads.

@@ -20,20 +20,7 @@ use super::{causes, environment};
 /// for web identities is omitted if the environment has none: it creates an STS client at once,
 /// which takes half a million instructions.
 pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsProviderChain {
-    let mut of = ProviderConfig::without_region()
-        .with_region(config.region().cloned())
-        .with_behavior_version(config.behavior_version())
-        .with_use_fips(config.use_fips())
-        .with_use_dual_stack(config.use_dual_stack());
-    if let Some(client) = config.http_client() {
-        of = of.with_http_client(client);
-    }
-    if let Some(retries) = config.retry_config() {
-        of = of.with_retry_config(retries.clone());
-    }
-    if let Some(timeouts) = config.timeout_config() {
-        of = of.with_timeout_config(timeouts.clone());
-    }
+    let of = provider_config(config);
     let profile = ProfileFileCredentialsProvider::builder().configure(&of).build();
     let mut chain = CredentialsProviderChain::first_try(
         "Environment",
@@ -49,19 +36,49 @@ pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsPr
         .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&of).build())
 }
 
+/// The credentials of a profile, and no others.
+pub(super) fn of_profile(config: &SdkConfig, profile: &str) -> ProfileFileCredentialsProvider {
+    let of = provider_config(config);
+    ProfileFileCredentialsProvider::builder().configure(&of).profile_name(profile).build()
+}
+
+fn provider_config(config: &SdkConfig) -> ProviderConfig {
+    let mut of = ProviderConfig::without_region()
+        .with_region(config.region().cloned())
+        .with_behavior_version(config.behavior_version())
+        .with_use_fips(config.use_fips())
+        .with_use_dual_stack(config.use_dual_stack());
+    if let Some(client) = config.http_client() {
+        of = of.with_http_client(client);
+    }
+    if let Some(retries) = config.retry_config() {
+        of = of.with_retry_config(retries.clone());
+    }
+    if let Some(timeouts) = config.timeout_config() {
+        of = of.with_timeout_config(timeouts.clone());
+    }
+    of
+}
+
+/// The profile of the credentials, and the setting that names it.
+#[derive(Debug, Clone)]
+pub(super) struct Profile {
+    pub(super) setting: &'static str,
+    pub(super) name: String,
+}
+
 /// Provides only credentials that are valid in an HTTP header.
 ///
 /// A permanent error is reported at every call: the SDK has the reason only for the first call.
 #[derive(Debug)]
 pub(super) struct Checked {
     inner: SharedCredentialsProvider,
-    /// The value of `AWS_PROFILE`.
-    profile: Option<String>,
+    profile: Option<Profile>,
     misconfigured: OnceLock<String>,
 }
 
 impl Checked {
-    pub(super) fn new(inner: SharedCredentialsProvider, profile: Option<String>) -> Self {
+    pub(super) fn new(inner: SharedCredentialsProvider, profile: Option<Profile>) -> Self {
         Self { inner, profile, misconfigured: OnceLock::new() }
     }
 
@@ -85,7 +102,7 @@ impl Checked {
             let profile = self
                 .profile
                 .as_ref()
-                .map(|name| format!(" (AWS_PROFILE is {name:?})"))
+                .map(|Profile { setting, name }| format!(" ({setting} is {name:?})"))
                 .unwrap_or_default();
             let why = self.misconfigured.get_or_init(|| format!("{why}{profile}"));
             return CredentialsError::invalid_configuration(why.clone());
@@ -93,10 +110,12 @@ impl Checked {
         // The instance metadata is the last provider, so no other provider has credentials, either.
         let instance_has_none = why.contains("IMDS is disabled");
         if instance_has_none || matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-            let Some(name) = &self.profile else { return CredentialsError::not_loaded(why) };
+            let Some(Profile { setting, name }) = &self.profile else {
+                return CredentialsError::not_loaded(why);
+            };
             let why = || {
                 format!(
-                    "no credentials: AWS_PROFILE is {name:?}, and this profile does not exist or has no usable credentials"
+                    "no credentials: {setting} is {name:?}, and this profile does not exist or has no usable credentials"
                 )
             };
             return CredentialsError::invalid_configuration(
@@ -165,7 +184,8 @@ mod tests {
 
     fn checked(profile: Option<&str>) -> Checked {
         let unused = SharedCredentialsProvider::new(Credentials::new("a", "s", None, None, "test"));
-        Checked::new(unused, profile.map(str::to_owned))
+        let profile = profile.map(|name| Profile { setting: "AWS_PROFILE", name: name.to_owned() });
+        Checked::new(unused, profile)
     }
 
     #[test]

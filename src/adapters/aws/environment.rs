@@ -15,7 +15,7 @@ use aws_smithy_types::checksum_config::{RequestChecksumCalculation, ResponseChec
 use aws_smithy_types::retry::RetryMode;
 use aws_types::os_shim_internal::{Env, Fs};
 
-use super::{LoadError, addressing_style, custom_endpoint};
+use super::{LoadError, addressing_style, causes, custom_endpoint};
 use crate::adapters::url::{host_of, is_url};
 
 /// The kind of value that a setting takes.
@@ -95,19 +95,64 @@ pub(super) async fn check(variables: &[(String, OsString)]) -> Result<(), LoadEr
         }
     }
     // The SDK ignores unreadable files, too.
-    let Some(profiles) = profiles(variables).await else { return Ok(()) };
+    profiles(variables, None).await.map_or(Ok(()), |profiles| check_values(&profiles))
+}
+
+/// Refuses the profile of `--s3-profile` if it does not exist or has a setting that is not valid;
+/// returns its region.
+pub(super) async fn check_profile(
+    variables: &[(String, OsString)],
+    profile: &str,
+) -> Result<Option<String>, LoadError> {
+    let refuse = |why: String| Err(LoadError::Setting { name: "--s3-profile".to_owned(), why });
+    let profiles = match profiles(variables, Some(profile)).await {
+        Ok(profiles) => profiles,
+        Err(why) => {
+            return refuse(format!("is {profile:?}, but the profiles cannot be read: {why}"));
+        }
+    };
+    if profiles.get_profile(profile).is_none() {
+        let file = |variable: &str, usual: &str| {
+            let set = variables.iter().find(|(name, path)| name == variable && !path.is_empty());
+            set.map_or(usual.to_owned(), |(_, path)| path.to_string_lossy().into_owned())
+        };
+        let mut names: Vec<_> = profiles.profiles().map(|name| format!("{name:?}")).collect();
+        names.sort();
+        let names = if names.is_empty() {
+            "they have no profile".to_owned()
+        } else {
+            format!("their profiles are {}", names.join(", "))
+        };
+        return refuse(format!(
+            "is {profile:?}, but neither {} nor {} has this profile; {names}",
+            file("AWS_CONFIG_FILE", "~/.aws/config"),
+            file("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        ));
+    }
+    check_values(&profiles)?;
+    Ok(profiles.get("region").map(str::to_owned))
+}
+
+/// Refuses the first setting of the selected profile that is not valid.
+fn check_values(profiles: &ProfileSet) -> Result<(), LoadError> {
     for (_, key, kind) in &SETTINGS {
         let Some((key, value)) = key.and_then(|key| Some((key, profiles.get(key)?))) else {
             continue;
         };
         if let Some(why) = kind.problem(value) {
-            return refuse(format!("{key} of the profile {:?}", profiles.selected_profile()), why);
+            let name = format!("{key} of the profile {:?}", profiles.selected_profile());
+            return Err(LoadError::Setting { name, why });
         }
     }
     Ok(())
 }
 
-async fn profiles(variables: &[(String, OsString)]) -> Option<ProfileSet> {
+/// The shared configuration and credentials files; `profile` is selected instead of that of the
+/// environment.
+async fn profiles(
+    variables: &[(String, OsString)],
+    profile: Option<&str>,
+) -> Result<ProfileSet, String> {
     let set = variables.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str()?)));
     let set: Vec<_> = set.filter(|(_, value)| !value.is_empty()).collect();
     #[expect(
@@ -115,7 +160,9 @@ async fn profiles(variables: &[(String, OsString)]) -> Option<ProfileSet> {
         reason = "its replacement is in aws-runtime, which we need for nothing else"
     )]
     let files = profile::profile_file::ProfileFiles::default();
-    profile::load(&Fs::real(), &Env::from_slice(&set), &files, None).await.ok()
+    let selected = profile.map(|name| name.to_owned().into());
+    let loaded = profile::load(&Fs::real(), &Env::from_slice(&set), &files, selected).await;
+    loaded.map_err(|error| causes(&error))
 }
 
 impl ValueKind {
@@ -417,6 +464,35 @@ mod tests {
             "{text}"
         );
         assert_eq!(of("none").await, None);
+    }
+
+    #[tokio::test]
+    async fn the_profile_of_s3_must_exist_and_be_valid() {
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join("config");
+        std::fs::write(&config, "[profile a]\nregion = auto\n[profile b]\nretry_mode = legacy\n")
+            .unwrap();
+        let missing = home.path().join("missing");
+        let of = async |config: &std::path::Path, profile: &str| {
+            let variables = [
+                ("AWS_CONFIG_FILE".to_owned(), config.into()),
+                ("AWS_SHARED_CREDENTIALS_FILE".to_owned(), missing.clone().into()),
+            ];
+            check_profile(&variables, profile).await.map_err(|error| error.to_string())
+        };
+        assert_eq!(of(&config, "a").await, Ok(Some("auto".to_owned())));
+        let refused = of(&config, "b").await.unwrap_err();
+        assert!(refused.starts_with("retry_mode of the profile \"b\" is \"legacy\""), "{refused}");
+        let refused = of(&config, "c").await.unwrap_err();
+        assert!(refused.ends_with("their profiles are \"a\", \"b\""), "{refused}");
+        let refused = of(&missing, "a").await.unwrap_err();
+        assert!(refused.ends_with("has this profile; they have no profile"), "{refused}");
+        std::fs::write(&config, "[profile a\nregion = auto\n").unwrap();
+        let refused = of(&config, "a").await.unwrap_err();
+        assert!(
+            refused.starts_with("--s3-profile is \"a\", but the profiles cannot be read: "),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Objects in S3, or in another store with its API.
 
+pub mod encryption;
 mod errors;
 mod headers;
 mod identity;
@@ -25,7 +26,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::operation::RequestId;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder;
-use aws_sdk_s3::types::ChecksumType;
+use aws_sdk_s3::types::{ChecksumType, RequestPayer, ServerSideEncryption};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::byte_stream;
@@ -40,6 +41,7 @@ use crate::job::notification::Object;
 use crate::job::on_success::{ActedOn, OnSuccess};
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{ByteStream, FetchError, ObjectBody, ObjectStore, RangeBody, Storage};
+use encryption::Encryption;
 use errors::{describe, display_uri, fetch_error, repeated_in_region};
 use headers::Header;
 use identity::{Identity, unquoted};
@@ -51,8 +53,7 @@ use regions::Regions;
 /// harmless. They end when the headers have arrived; the reader handles errors in the body.
 pub struct S3 {
     config: SdkConfig,
-    expected_owner: Option<String>,
-    timeout: Duration,
+    options: Options,
     regions: Regions,
     /// Whether a write has proved that the store enforces conditions.
     enforces_conditions: AtomicBool,
@@ -60,35 +61,65 @@ pub struct S3 {
     client: OnceLock<aws_sdk_s3::Client>,
 }
 
-/// How long S3 may take to begin or to continue an answer; the same as in boto3.
-pub const TIMEOUT: Duration = Duration::from_mins(1);
+/// What all requests have in common.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The account that must own all buckets, if it is given.
+    pub expected_owner: Option<String>,
+    /// Whether we accept the costs of requests to buckets whose requester pays.
+    pub request_payer: bool,
+    /// Of every object that is written.
+    pub encryption: Option<Encryption>,
+    /// How long S3 may take to begin or to continue an answer.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { expected_owner: None, request_payer: false, encryption: None, timeout: TIMEOUT }
+    }
+}
+
+/// The same as in boto3.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 impl S3 {
     /// Uses only buckets of the account `expected_owner`, if it is given.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "for tests"))]
     pub fn new(config: &SdkConfig, expected_owner: Option<String>) -> Self {
+        Self::with_options(config, Options { expected_owner, ..Options::default() })
+    }
+
+    pub fn with_options(config: &SdkConfig, options: Options) -> Self {
         Self {
             config: config.clone(),
-            expected_owner,
-            timeout: TIMEOUT,
+            options,
             regions: Regions::default(),
             enforces_conditions: AtomicBool::default(),
             client: OnceLock::new(),
         }
     }
 
-    /// The same with another limit for S3 to begin or to continue an answer.
-    #[must_use]
-    pub fn with_timeout(self, timeout: Duration) -> Self {
-        Self { timeout, ..self }
+    fn payer(&self) -> Option<RequestPayer> {
+        self.options.request_payer.then_some(RequestPayer::Requester)
+    }
+
+    fn encryption(&self) -> Option<ServerSideEncryption> {
+        self.options.encryption.as_ref().map(|encryption| encryption.algorithm.into())
+    }
+
+    fn kms_key(&self) -> Option<String> {
+        self.options.encryption.as_ref()?.kms_key.clone()
     }
 
     fn client(&self) -> &aws_sdk_s3::Client {
         self.client.get_or_init(|| {
             let timeouts =
                 self.config.timeout_config().map(TimeoutConfig::to_builder).unwrap_or_default();
-            let stalls = StalledStreamProtectionConfig::enabled().grace_period(self.timeout);
+            let stalls =
+                StalledStreamProtectionConfig::enabled().grace_period(self.options.timeout);
             let config = Builder::from(&self.config)
-                .timeout_config(timeouts.operation_attempt_timeout(self.timeout).build())
+                .timeout_config(timeouts.operation_attempt_timeout(self.options.timeout).build())
                 .stalled_stream_protection(stalls.build())
                 .force_path_style(aws::is_path_style(&self.config))
                 // The reader verifies the checksum: the SDK sees only the bytes of one answer.
@@ -138,7 +169,9 @@ impl S3 {
     /// A request for exactly the object in the event.
     fn get(&self, object: &Object) -> GetObjectFluentBuilder {
         let get = self.client().get_object().bucket(&object.bucket).key(&object.key);
-        let get = get.set_expected_bucket_owner(self.expected_owner.clone());
+        let get = get
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         match (&object.version_id, &object.etag) {
             (Some(version), _) => get.version_id(version),
             (None, Some(etag)) => get.if_match(format!("\"{etag}\"")),
@@ -310,7 +343,9 @@ const MOST_PAGES: usize = 100;
 impl Storage for S3 {
     async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<String>, String> {
         let list = self.client().list_objects_v2().bucket(bucket).prefix(prefix);
-        let list = list.set_expected_bucket_owner(self.expected_owner.clone());
+        let list = list
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let (mut keys, mut next) = (Vec::new(), None);
         for _ in 0..MOST_PAGES {
             let page = list.clone().set_continuation_token(next);
@@ -330,7 +365,9 @@ impl Storage for S3 {
 
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), String> {
         let delete = self.client().delete_object().bucket(bucket).key(key);
-        let delete = delete.set_expected_bucket_owner(self.expected_owner.clone());
+        let delete = delete
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let answer =
             self.send(bucket, |config| delete.clone().customize().config_override(config).send());
         answer
@@ -508,7 +545,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "result").unwrap();
         let path = file.path();
-        let upload = Upload { bucket: "b", key: "k", path, bytes: 6, content_type: "text/plain" };
+        let upload = Upload {
+            bucket: "b",
+            key: "k",
+            path,
+            bytes: 6,
+            content_type: "text/plain",
+            attributes: None,
+        };
         let uploaded = async |server: Canned| {
             let s3 = s3(&server);
             let uploaded = s3.upload(&upload, &tokio_util::sync::CancellationToken::new()).await;
@@ -554,13 +598,28 @@ mod tests {
             .unwrap();
         assert_eq!(body.bytes.try_collect::<Vec<_>>().await.unwrap().concat(), b"late");
         assert_eq!(began.elapsed().as_secs(), 50);
-        s3(&late)
-            .with_timeout(Duration::from_secs(40))
-            .open(&object(None, None))
-            .await
-            .err()
-            .unwrap();
+        let options = Options { timeout: Duration::from_secs(40), ..Options::default() };
+        let impatient = S3::with_options(&late.config(), options);
+        impatient.open(&object(None, None)).await.err().unwrap();
         assert_eq!(late.requests.load(Ordering::Relaxed), 4);
+    }
+
+    /// The ARN's region wins over the client's, and an endpoint that wants the bucket in the path
+    /// still gets an access point in the host name.
+    #[tokio::test]
+    async fn an_access_point_is_in_the_host_name() {
+        let arn = "arn:aws:s3:eu-central-1:123456789012:accesspoint/orders";
+        for (endpoint, host) in [
+            (None, "https://orders-123456789012.s3-accesspoint.eu-central-1.amazonaws.com"),
+            (Some("http://store.example:9000"), "http://orders-123456789012.store.example:9000"),
+        ] {
+            let server = Canned::new(200, None, "");
+            let mut config = server.config().into_builder();
+            config.set_endpoint_url(endpoint.map(str::to_owned));
+            S3::new(&config.build(), None).put(arn, "out/k", b"{}".to_vec()).await.unwrap();
+            let uri = server.uri.lock().unwrap().clone();
+            assert_eq!(uri, format!("{host}/out/k?x-id=PutObject"));
+        }
     }
 
     /// S3 names the bucket's region, and this and all later requests use it.

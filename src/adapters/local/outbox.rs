@@ -95,6 +95,7 @@ mod tests {
     use super::super::folder::tests::{folder_with, object};
     use super::*;
     use crate::job::delivery::MessageId;
+    use crate::job::object_attributes::ObjectAttributes;
 
     /// All files in the folder, hidden or not, with their contents.
     fn tree(root: &Path) -> Vec<String> {
@@ -119,6 +120,7 @@ mod tests {
             message_id: &message_id,
             job_type: "default",
             to: None,
+            attributes: &ObjectAttributes::default(),
             directory,
         };
         outbox.publish(&results, &CancellationToken::new()).await

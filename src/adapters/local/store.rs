@@ -296,8 +296,14 @@ mod tests {
         store.put("b", "p/1", b"one".to_vec()).await.unwrap();
         let file = home.path().join("file");
         fs::write(&file, "two").unwrap();
-        let upload =
-            Upload { bucket: "b", key: "p/2", path: &file, bytes: 3, content_type: "text/plain" };
+        let upload = Upload {
+            bucket: "b",
+            key: "p/2",
+            path: &file,
+            bytes: 3,
+            content_type: "text/plain",
+            attributes: None,
+        };
         store.upload(&upload, &CancellationToken::new()).await.unwrap();
         let halted = CancellationToken::new();
         halted.cancel();

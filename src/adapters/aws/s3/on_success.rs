@@ -118,7 +118,8 @@ impl S3 {
         let get = self.client().get_object_tagging().bucket(&object.bucket).key(&object.key);
         let get = get
             .set_version_id(version_id.clone())
-            .set_expected_bucket_owner(self.expected_owner.clone());
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let answer = self
             .send(&object.bucket, |config| get.clone().customize().config_override(config).send());
         let permission = match version_id {
@@ -147,7 +148,8 @@ impl S3 {
         let put = put
             .tagging(tagging)
             .set_version_id(version_id.clone())
-            .set_expected_bucket_owner(self.expected_owner.clone());
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let answer = self
             .send(&object.bucket, |config| put.clone().customize().config_override(config).send());
         let permission = match version_id {
@@ -185,9 +187,12 @@ impl S3 {
             .bucket(&to.bucket)
             .key(&key);
         let copy = copy
-            .set_expected_bucket_owner(self.expected_owner.clone())
-            .set_expected_source_bucket_owner(self.expected_owner.clone());
-        let limit = self.timeout + Duration::from_secs(latest.size / SLOWEST_COPY);
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer())
+            .set_expected_source_bucket_owner(self.options.expected_owner.clone())
+            .set_server_side_encryption(self.encryption())
+            .set_ssekms_key_id(self.kms_key());
+        let limit = self.options.timeout + Duration::from_secs(latest.size / SLOWEST_COPY);
         let within = |config: Builder| {
             config.timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
         };
@@ -211,7 +216,8 @@ impl S3 {
         let delete = self.client().delete_object().bucket(&object.bucket).key(&object.key);
         let delete = delete
             .if_match(format!("\"{}\"", latest.etag))
-            .set_expected_bucket_owner(self.expected_owner.clone());
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let answer = self.send(&object.bucket, |config| {
             delete.clone().customize().config_override(config).send()
         });

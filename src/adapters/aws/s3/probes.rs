@@ -1,13 +1,16 @@
-//! The requests of `leasehold check` about a bucket. Only [`S3::check_conditions`] writes.
+//! The requests of `leasehold check` about a bucket. Only [`S3::check_conditions`] writes an object.
 
 use std::fmt;
+use std::path::Path;
 
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, FilterRule, FilterRuleName};
 
 use super::S3;
 use super::records::is_missing;
 use crate::adapters::aws::{self, Failure, Permission, answers};
-use crate::ports::{Condition, RecordError};
+use crate::job::object_attributes::ObjectAttributes;
+use crate::job::s3_location::is_access_point;
+use crate::ports::{Condition, RecordError, Upload};
 
 /// The targets to which a bucket sends its events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,8 +66,12 @@ impl S3 {
         &self,
         bucket: &str,
     ) -> Result<Option<Notifications>, NotificationsError> {
+        if is_access_point(bucket) {
+            let why = "an access point does not show the notifications of its bucket";
+            return Err(NotificationsError::Unknown(why.to_owned()));
+        }
         let request = self.client().get_bucket_notification_configuration().bucket(bucket);
-        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
             self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let answer = match answer.await {
@@ -112,9 +119,12 @@ impl S3 {
 
     /// The KMS key with which a bucket encrypts objects by default. The error is the reason why it
     /// is unknown.
-    pub async fn kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
+    pub async fn default_kms_key(&self, bucket: &str) -> Result<Option<String>, String> {
+        if is_access_point(bucket) {
+            return Err("an access point does not show the encryption of its bucket".to_owned());
+        }
         let request = self.client().get_bucket_encryption().bucket(bucket);
-        let request = request.set_expected_bucket_owner(self.expected_owner.clone());
+        let request = request.set_expected_bucket_owner(self.options.expected_owner.clone());
         let answer =
             self.send(bucket, |config| request.clone().customize().config_override(config).send());
         let rules = match answer.await {
@@ -152,24 +162,56 @@ impl S3 {
         }
     }
 
+    /// Whether we may write an object with the headers that results get, if they are more than its
+    /// name. Begins an upload in parts, whose request has these headers, and aborts it.
+    pub async fn probe_headers(
+        &self,
+        bucket: &str,
+        key: &str,
+        attributes: &ObjectAttributes,
+    ) -> Permission {
+        if self.options.encryption.is_none() && *attributes == ObjectAttributes::default() {
+            return Permission::Allowed;
+        }
+        let upload = Upload {
+            bucket,
+            key,
+            path: Path::new(""),
+            bytes: 0,
+            content_type: "application/octet-stream",
+            attributes: Some(attributes),
+        };
+        match self.create_upload(&upload).await {
+            Ok(id) => {
+                self.abort_parts(&upload, &id.unwrap_or_default()).await;
+                Permission::Allowed
+            }
+            Err(failure) => permission(bucket, key, &failure),
+        }
+    }
+
     /// Whether we may do this with an object of such a key. `key` must not exist.
     ///
     /// S3 checks permissions before existence. So requests for an object or a multipart upload that
     /// does not exist reveal the permissions, and change nothing.
     pub async fn probe(&self, action: BucketAction, bucket: &str, key: &str) -> Permission {
-        let (client, owner) = (self.client(), self.expected_owner.clone());
+        let (client, owner) = (self.client(), self.options.expected_owner.clone());
         let folder = key.rfind('/').map_or("", |slash| &key[..=slash]);
         let failure = match action {
             BucketAction::List => {
                 let list = client.list_objects_v2().bucket(bucket).prefix(folder).max_keys(1);
-                let list = list.set_expected_bucket_owner(owner);
+                let list = list.set_expected_bucket_owner(owner).set_request_payer(self.payer());
                 self.send(bucket, |config| list.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
             BucketAction::Get => {
-                let get =
-                    client.get_object().bucket(bucket).key(key).set_expected_bucket_owner(owner);
+                let get = client
+                    .get_object()
+                    .bucket(bucket)
+                    .key(key)
+                    .set_expected_bucket_owner(owner)
+                    .set_request_payer(self.payer());
                 self.send(bucket, |config| get.clone().customize().config_override(config).send())
                     .await
                     .err()
@@ -179,7 +221,10 @@ impl S3 {
                 let parts = CompletedMultipartUpload::builder().parts(part).build();
                 let put =
                     client.complete_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
-                let put = put.multipart_upload(parts).set_expected_bucket_owner(owner);
+                let put = put
+                    .multipart_upload(parts)
+                    .set_expected_bucket_owner(owner)
+                    .set_request_payer(self.payer());
                 self.send(bucket, |config| put.clone().customize().config_override(config).send())
                     .await
                     .err()
@@ -187,24 +232,30 @@ impl S3 {
             BucketAction::Abort => {
                 let abort =
                     client.abort_multipart_upload().bucket(bucket).key(key).upload_id(NO_UPLOAD);
-                let abort = abort.set_expected_bucket_owner(owner);
+                let abort = abort.set_expected_bucket_owner(owner).set_request_payer(self.payer());
                 self.send(bucket, |config| abort.clone().customize().config_override(config).send())
                     .await
                     .err()
             }
         };
-        let Some(failure) = failure else { return Permission::Allowed };
-        let what = || format!("s3://{bucket}/{key}: {}", reason(&failure));
         match &failure {
-            Failure::Refused { status: 404, code, .. }
+            None => Permission::Allowed,
+            Some(Failure::Refused { status: 404, code, .. })
                 if code.as_deref() != Some("NoSuchBucket") =>
             {
                 Permission::Allowed
             }
-            Failure::Refused { status: ..500, .. } => Permission::Denied(what()),
-            Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
-                Permission::Unknown(what())
-            }
+            Some(failure) => permission(bucket, key, failure),
+        }
+    }
+}
+
+fn permission(bucket: &str, key: &str, failure: &Failure) -> Permission {
+    let what = format!("s3://{bucket}/{key}: {}", reason(failure));
+    match failure {
+        Failure::Refused { status: ..500, .. } => Permission::Denied(what),
+        Failure::Refused { .. } | Failure::Misconfigured(_) | Failure::Unanswered(_) => {
+            Permission::Unknown(what)
         }
     }
 }
@@ -315,6 +366,19 @@ mod tests {
             found.to("arn:aws:sqs:eu-west-1:1:q").eq([&notification])
                 && found.to("another").next().is_none()
         );
+    }
+
+    #[tokio::test]
+    async fn the_bucket_behind_an_access_point_is_not_asked() {
+        let server = Canned::new(200, None, "");
+        let s3 = S3::new(&server.config(), None);
+        let arn = "arn:aws:s3:eu-west-1:123456789012:accesspoint/orders";
+        let unknown = s3.notifications(arn).await.unwrap_err();
+        assert!(
+            matches!(&unknown, NotificationsError::Unknown(why) if why.contains("access point"))
+        );
+        assert!(s3.default_kms_key(arn).await.unwrap_err().contains("access point"));
+        assert_eq!(server.requests.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,9 @@ use crate::ports::{Condition, Entry, RecordError, Records};
 impl Records for S3 {
     async fn read(&self, bucket: &str, key: &str) -> Result<Option<Entry>, RecordError> {
         let get = self.client().get_object().bucket(bucket).key(key);
-        let get = get.set_expected_bucket_owner(self.expected_owner.clone());
+        let get = get
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let date = Header::new("date");
         let answer = self.send(bucket, |config| {
             get.clone().customize().config_override(config).interceptor(date.clone()).send()
@@ -101,7 +103,10 @@ impl S3 {
             let put =
                 self.client().put_object().bucket(bucket).key(key).content_type("application/json");
             let put = put
-                .set_expected_bucket_owner(self.expected_owner.clone())
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer())
+                .set_server_side_encryption(self.encryption())
+                .set_ssekms_key_id(self.kms_key())
                 .body(bytes.to_vec().into());
             let put = match condition {
                 Condition::Absent => put.if_none_match("*"),

@@ -8,6 +8,8 @@ use aws_sdk_s3::config::{Builder, Region};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 
+use crate::job::s3_location::is_access_point;
+
 /// The regions of buckets, as far as answers have named them.
 #[derive(Debug, Default)]
 pub(super) struct Regions(Mutex<HashMap<String, Region>>);
@@ -29,6 +31,8 @@ impl Regions {
     /// The part of the configuration that differs from the client's for requests about the bucket.
     pub(super) fn config(&self, bucket: &str) -> Builder {
         let config = aws_sdk_s3::Config::builder();
+        // An access point is always in the host name.
+        let config = if is_access_point(bucket) { config.force_path_style(false) } else { config };
         match self.of(bucket) {
             Some(region) => config.region(region),
             None => config,

@@ -8,7 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation};
-use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, ObjectCannedAcl,
+    StorageClass,
+};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::{ByteStream, Length};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -18,7 +21,8 @@ use tracing::warn;
 use super::S3;
 use super::errors::write_error;
 use super::identity::unquoted;
-use crate::adapters::aws;
+use crate::adapters::aws::{self, Failure};
+use crate::job::object_attributes::ObjectAttributes;
 use crate::ports::checksum::{Algorithm, Checksum, Hasher};
 use crate::ports::{ObjectWriter, Upload, Uploaded};
 
@@ -29,7 +33,10 @@ impl ObjectWriter for S3 {
             let put =
                 self.client().put_object().bucket(bucket).key(key).content_type("application/json");
             let put = put
-                .set_expected_bucket_owner(self.expected_owner.clone())
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer())
+                .set_server_side_encryption(self.encryption())
+                .set_ssekms_key_id(self.kms_key())
                 .body(bytes.clone().into());
             put.customize().config_override(self.within(config, bytes.len() as u64)).send()
         });
@@ -99,7 +106,7 @@ impl S3 {
     /// time compared with the work. The limit starts at a third of the timeout of a read, so that
     /// three attempts take as long as one read.
     fn within(&self, config: Builder, bytes: u64) -> Builder {
-        let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
+        let limit = self.options.timeout / 3 + Duration::from_secs(bytes / SLOWEST);
         config.timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
     }
 
@@ -110,16 +117,24 @@ impl S3 {
     }
 
     async fn upload_whole(&self, upload: &Upload<'_>) -> Result<Uploaded, String> {
-        let Upload { bucket, key, path, bytes, content_type } = *upload;
+        let Upload { bucket, key, path, bytes, content_type, attributes } = *upload;
+        let attributes = Attributes::from(attributes);
         let checksum = checksum_of(hash(path, 0..bytes).await?);
         let sent = self.sends_checksums().then(|| checksum.value.clone());
         let file = body(path, 0..bytes).await?;
         let put = self.send(bucket, |config| {
             let put = self.client().put_object().bucket(bucket).key(key).content_type(content_type);
             let put = put
-                .set_expected_bucket_owner(self.expected_owner.clone())
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer())
                 .set_checksum_crc64_nvme(sent.clone());
-            let put = put.body(reopened(&file));
+            let put = put
+                .set_server_side_encryption(self.encryption())
+                .set_ssekms_key_id(self.kms_key())
+                .set_storage_class(attributes.storage_class.clone())
+                .set_tagging(attributes.tagging.clone())
+                .set_acl(attributes.acl.clone())
+                .body(reopened(&file));
             put.customize().config_override(self.within(config, bytes)).send()
         });
         let answer = put.await.map_err(|why| write_error(bucket, key, &why))?;
@@ -128,14 +143,34 @@ impl S3 {
     }
 
     async fn begin_parts(&self, upload: &Upload<'_>) -> Result<String, String> {
-        let Upload { bucket, key, content_type, .. } = *upload;
+        let Upload { bucket, key, .. } = *upload;
+        let id = self.create_upload(upload).await.map_err(|why| write_error(bucket, key, &why))?;
+        id.ok_or_else(|| format!("s3://{bucket}/{key}: the answer has no upload id"))
+    }
+
+    /// The id of a new upload in parts, if the answer has one. The attributes of the object are in
+    /// this request, and not in those of the parts.
+    pub(super) async fn create_upload(
+        &self,
+        upload: &Upload<'_>,
+    ) -> Result<Option<String>, Failure> {
+        let Upload { bucket, key, content_type, attributes, .. } = *upload;
+        let attributes = Attributes::from(attributes);
         let begin = self
             .client()
             .create_multipart_upload()
             .bucket(bucket)
             .key(key)
             .content_type(content_type);
-        let begin = begin.set_expected_bucket_owner(self.expected_owner.clone());
+        let begin = begin
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
+        let begin = begin
+            .set_server_side_encryption(self.encryption())
+            .set_ssekms_key_id(self.kms_key())
+            .set_storage_class(attributes.storage_class)
+            .set_tagging(attributes.tagging)
+            .set_acl(attributes.acl);
         let begin = if self.sends_checksums() {
             begin
                 .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
@@ -144,13 +179,12 @@ impl S3 {
             begin
         };
         let limit = TimeoutConfig::builder()
-            .operation_attempt_timeout(BEGIN_LIMIT.min(self.timeout))
+            .operation_attempt_timeout(BEGIN_LIMIT.min(self.options.timeout))
             .build();
         let answer = self.send(bucket, |config| {
             begin.clone().customize().config_override(config.timeout_config(limit.clone())).send()
         });
-        let answer = answer.await.map_err(|why| write_error(bucket, key, &why))?;
-        answer.upload_id.ok_or_else(|| format!("s3://{bucket}/{key}: the answer has no upload id"))
+        Ok(answer.await?.upload_id)
     }
 
     async fn upload_parts(&self, upload: &Upload<'_>, id: &str) -> Result<Uploaded, String> {
@@ -182,12 +216,13 @@ impl S3 {
         let complete =
             self.client().complete_multipart_upload().bucket(bucket).key(key).upload_id(id);
         let complete = complete
-            .set_expected_bucket_owner(self.expected_owner.clone())
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer())
             .multipart_upload(parts.build());
         // A store without our checksums may not know this parameter, either.
         let size = bytes.try_into().ok().filter(|_| self.sends_checksums());
         let complete = complete.set_mpu_object_size(size);
-        let limit = self.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
+        let limit = self.options.timeout / 3 + Duration::from_secs(bytes / SLOWEST_COMPLETION);
         let limit = TimeoutConfig::builder().operation_attempt_timeout(limit).build();
         let answer = self.send(bucket, |config| {
             complete
@@ -229,7 +264,9 @@ impl S3 {
                 .key(key)
                 .upload_id(id)
                 .part_number(number);
-            let part = part.set_expected_bucket_owner(self.expected_owner.clone());
+            let part = part
+                .set_expected_bucket_owner(self.options.expected_owner.clone())
+                .set_request_payer(self.payer());
             let part = part.set_checksum_crc64_nvme(sent.clone()).body(reopened(&file));
             part.customize().config_override(self.within(config, bytes)).send()
         });
@@ -243,10 +280,12 @@ impl S3 {
     }
 
     /// The parts of an incomplete upload cost money until it is aborted.
-    async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
+    pub(super) async fn abort_parts(&self, upload: &Upload<'_>, id: &str) {
         let Upload { bucket, key, .. } = *upload;
         let abort = self.client().abort_multipart_upload().bucket(bucket).key(key).upload_id(id);
-        let abort = abort.set_expected_bucket_owner(self.expected_owner.clone());
+        let abort = abort
+            .set_expected_bucket_owner(self.options.expected_owner.clone())
+            .set_request_payer(self.payer());
         let abort =
             self.send(bucket, |config| abort.clone().customize().config_override(config).send());
         let why = match tokio::time::timeout(ABORT_LIMIT, abort).await {
@@ -258,6 +297,24 @@ impl S3 {
             why,
             "an incomplete upload could not be aborted: a lifecycle rule with AbortIncompleteMultipartUpload removes its parts"
         );
+    }
+}
+
+/// The attributes of an object in the SDK's types.
+struct Attributes {
+    storage_class: Option<StorageClass>,
+    tagging: Option<String>,
+    acl: Option<ObjectCannedAcl>,
+}
+
+impl From<Option<&ObjectAttributes>> for Attributes {
+    fn from(attributes: Option<&ObjectAttributes>) -> Self {
+        let of = attributes.cloned().unwrap_or_default();
+        Self {
+            storage_class: of.storage_class.map(|class| class.to_string().as_str().into()),
+            tagging: of.tags.map(|tags| tags.to_query()),
+            acl: of.acl.map(|acl| acl.to_string().as_str().into()),
+        }
     }
 }
 
@@ -310,8 +367,14 @@ mod tests {
     #[tokio::test]
     async fn no_headers_that_only_s3_supports_are_sent_if_checksums_are_switched_off() {
         let path = Path::new("big");
-        let upload =
-            Upload { bucket: "b", key: "k", path, bytes: 34_000_000, content_type: "text/plain" };
+        let upload = Upload {
+            bucket: "b",
+            key: "k",
+            path,
+            bytes: 34_000_000,
+            content_type: "text/plain",
+            attributes: None,
+        };
         for (calculation, is_sent) in [
             (RequestChecksumCalculation::WhenSupported, true),
             (RequestChecksumCalculation::WhenRequired, false),
