@@ -10,12 +10,15 @@
 //! | `${HOME}`, `%{http_code}`, `@{upstream}` | the same: a character before the brace says so |
 //! | `sh -c 'echo {key}'`, `awk '{print}'` | the same: text of a program, see [`Code`] |
 
+mod code;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use self::code::Code;
 use super::notification::Object;
 use super::s3_location::name_and_stem;
 
@@ -276,70 +279,6 @@ fn escaped(text: &[u8]) -> Option<(&str, &[u8])> {
     Some((name, after.strip_prefix(b"}")?))
 }
 
-/// Whether the next word is text of a program. Such text has braces of its own, and a value in it
-/// would be run as a part of the program: a key may be `$(reboot)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Code {
-    None,
-    /// Among the options of a shell or of another interpreter. `value_next`: the next word is the
-    /// value of an option.
-    Options {
-        value_next: bool,
-    },
-    /// After `-c` or `-e` of an interpreter: its first word that is not an option.
-    Next,
-    /// All words of awk, jq and sed, except for paths.
-    Filter,
-}
-
-impl Code {
-    fn is_text(self, word: &OsStr) -> bool {
-        match self {
-            Self::None | Self::Options { .. } => false,
-            Self::Next => true,
-            Self::Filter => word != "{input}" && word != "{output_dir}",
-        }
-    }
-
-    /// The state after `word`.
-    fn after(self, word: &OsStr) -> Self {
-        let bytes = word.as_bytes();
-        let is_option = bytes.starts_with(b"-") || bytes.starts_with(b"+");
-        match self {
-            Self::Next if is_option => Self::Next,
-            Self::Options { .. } if is_option && begins_code(bytes) => Self::Next,
-            Self::Options { .. } if is_option => Self::Options { value_next: takes_value(bytes) },
-            Self::Next | Self::Options { value_next: true } => Self::Options { value_next: false },
-            Self::Filter => Self::Filter,
-            Self::None | Self::Options { value_next: false } => Self::of_program(word),
-        }
-    }
-
-    fn of_program(word: &OsStr) -> Self {
-        let name = Path::new(word).file_name().and_then(OsStr::to_str).unwrap_or_default();
-        match name.trim_end_matches(|it: char| it.is_ascii_digit() || it == '.') {
-            "sh" | "ash" | "bash" | "dash" | "fish" | "ksh" | "zsh" | "lua" | "node" | "perl"
-            | "php" | "pypy" | "python" | "ruby" => Self::Options { value_next: false },
-            "awk" | "gawk" | "mawk" | "nawk" | "jq" | "yq" | "sed" => Self::Filter,
-            _ => Self::None,
-        }
-    }
-}
-
-/// `-c`, `-ec`, `-ne`, `--eval`: text of a program follows; `-r` is PHP's, `-p` Node's. Where the
-/// option means something else, the next word is a file's name, in which a placeholder is of no use.
-fn begins_code(option: &[u8]) -> bool {
-    match option.strip_prefix(b"--") {
-        Some(long) => [&b"eval"[..], b"print", b"command"].contains(&long),
-        None => option.last().is_some_and(|last| b"cCeEpr".contains(last)),
-    }
-}
-
-/// `-o pipefail`, `-W ignore`, `-I lib`.
-fn takes_value(option: &[u8]) -> bool {
-    option.last().is_some_and(|last| b"oOWXIM".contains(last))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,6 +339,9 @@ mod tests {
                 "{word}"
             );
         }
+        let program = ["sh", "-c", "wc < \"$1\" {key}", "sh", "{input}"];
+        let words = ["-c", "wc < \"$1\" {key}", "sh", "/w/input/a.csv"];
+        assert_eq!(filled(&program, Some(&object)).unwrap(), words, "text of a program stays");
         assert_eq!(filled(&["tool", "[{uri}{bucket}{key}{stem}]"], None).unwrap(), ["[]"]);
     }
 
@@ -435,43 +377,6 @@ mod tests {
             "",
         ] {
             assert_eq!(filled(&["tool", word], None).unwrap(), [word]);
-        }
-    }
-
-    #[test]
-    fn text_of_a_program_stays() {
-        for words in [
-            &["sh", "-c", "echo {key} {nothing}"][..],
-            &["/bin/bash", "-euo", "pipefail", "-c", "{key}"],
-            &["bash", "-c", "-x", "{key}"],
-            &["timeout", "60", "sh", "-ec", "{key}"],
-            &["python3.12", "-W", "ignore", "-c", "print(f'{name}')"],
-            &["perl", "-pi", "-e", "s/{key}//"],
-            &["node", "-r", "module", "-e", "{key}"],
-            &["node", "--eval", "{key}"],
-            &["awk", "{print}"],
-            &["awk", "-F", ",", "NR == 1 {next} {print}"],
-            &["jq", "-c", "{name}"],
-            &["sed", "s/{key}/x/"],
-        ] {
-            assert_eq!(filled(words, Some(&object("k"))).unwrap(), words[1..], "{words:?}");
-        }
-    }
-
-    #[test]
-    fn other_arguments_of_such_programs_are_filled() {
-        for (words, last) in [
-            (&["sh", "-c", "wc -l < \"$1\"", "sh", "{input}"][..], "/w/input/a.csv"),
-            (&["awk", "{print}", "{input}"], "/w/input/a.csv"),
-            (&["jq", ".a", "{input}"], "/w/input/a.csv"),
-            (&["python3", "load.py", "-c", "{key}"], "k"),
-            (&["python3", "-u", "load.py", "-c", "{key}"], "k"),
-            (&["python3", "-m", "load", "-c", "{key}"], "k"),
-            (&["sh", "-e", "load.sh", "{key}"], "k"),
-            (&["tool", "-c", "{key}"], "k"),
-        ] {
-            let filled = filled(words, Some(&object("k"))).unwrap();
-            assert_eq!(filled.last().unwrap(), last, "{words:?}");
         }
     }
 

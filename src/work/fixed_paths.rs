@@ -72,14 +72,8 @@ struct Link {
 
 impl Link {
     fn create(at: &Path, to: &Path) -> Result<Self, String> {
-        let parent = at.parent().unwrap_or(at);
-        let not_writable = |error: io::Error| {
-            format!(
-                "{error}: mount a writable volume, such as an emptyDir, at {}",
-                parent.display()
-            )
-        };
-        fs::create_dir_all(parent).map_err(not_writable)?;
+        let not_writable = |error| not_writable(at, &error);
+        fs::create_dir_all(parent(at)).map_err(not_writable)?;
         let replaced = make_room(at)?;
         let link = Self { at: at.to_owned(), to: to.to_owned(), replaced };
         // On an error, dropping it restores the directory.
@@ -113,6 +107,15 @@ impl Drop for Link {
     }
 }
 
+/// A fixed path is not the root, so it has a parent.
+fn parent(at: &Path) -> &Path {
+    at.parent().unwrap_or(at)
+}
+
+fn not_writable(at: &Path, error: &io::Error) -> String {
+    format!("{error}: mount a writable volume, such as an emptyDir, at {}", parent(at).display())
+}
+
 /// Removes an empty directory, whose permissions it returns, or a link that a killed leasehold left.
 /// Everything else is an error.
 fn make_room(at: &Path) -> Result<Option<Permissions>, String> {
@@ -129,9 +132,11 @@ fn make_room(at: &Path) -> Result<Option<Permissions>, String> {
             }
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Err(format!(
                 "it is a mount point, which a link cannot replace: mount the volume at {}",
-                at.parent().unwrap_or(at).display()
+                parent(at).display()
             )),
-            Err(error) => Err(format!("the empty directory cannot be replaced: {error}")),
+            Err(error) => {
+                Err(format!("the empty directory cannot be replaced: {}", not_writable(at, &error)))
+            }
         };
     }
     if found.is_symlink() && fs::read_link(at).is_ok_and(|to| is_in_workspace(&to)) {
