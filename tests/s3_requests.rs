@@ -1,11 +1,16 @@
 //! The headers of S3 requests, as a proxy between leasehold and the server records them.
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::support::aws;
 use crate::support::cloud::{Cloud, Leasehold};
 use crate::support::http::Http;
 use crate::support::https::HttpsProxy;
 use crate::support::recorder::Recorder;
-use crate::support::servers::Moto;
+use crate::support::servers::{Ministack, Moto};
 
 /// All requests to S3 of a run that uploads results, one of them in parts, and writes a record; and
 /// of a run that fails, saves a checkpoint and writes an attempt.
@@ -194,7 +199,7 @@ async fn check_tries_the_headers_of_results_and_leaves_nothing() {
         Leasehold::start(command).wait().await.stdout
     };
     let found = check(&recorder.endpoint).await;
-    assert!(!found.contains("with encryption, storage class"), "{found}");
+    assert!(!found.contains("s3:PutObjectTagging"), "{found}");
     let requests = recorder.requests();
     let begun = about(&requests, &["post /", "?uploads"]);
     assert_eq!(begun.len(), 2, "{begun:#?}");
@@ -218,8 +223,66 @@ async fn check_tries_the_headers_of_results_and_leaves_nothing() {
     .await;
     let found: serde_json::Value = serde_json::from_str(&check(&denying.endpoint).await).unwrap();
     let text = found.to_string();
-    assert_eq!(text.matches("s3:PutObject with encryption, storage class").count(), 2, "{text}");
-    assert!(text.contains("allow s3:PutObjectTagging for --output-tags"), "{text}");
+    assert_eq!(text.matches("s3:PutObjectTagging for --output-tags").count(), 2, "{text}");
+}
+
+/// Such a policy is common. A user of IAM must obey it, unlike the server's root user.
+#[tokio::test]
+async fn a_bucket_that_demands_encryption_accepts_everything_that_is_written() {
+    let server = Ministack::strict().await;
+    let cloud = Cloud::at(server.endpoint(), 5).await;
+    let (id, secret) = user_of(&server.endpoint(), "worker", &["s3:*", "sqs:*"]).await;
+    let bucket = format!("{}-encrypted", cloud.bucket);
+    cloud.s3.create_bucket().bucket(&bucket).send().await.unwrap();
+    let policy = json!({ "Version": "2012-10-17", "Statement": [{
+        "Effect": "Deny", "Principal": "*", "Action": "s3:PutObject",
+        "Resource": format!("arn:aws:s3:::{bucket}/*"),
+        "Condition": { "StringNotEquals": { "s3:x-amz-server-side-encryption": "aws:kms" } },
+    }] });
+    cloud.s3.put_bucket_policy().bucket(&bucket).policy(policy.to_string()).send().await.unwrap();
+    let places = format!(
+        "--output s3://{bucket}/out --idempotency s3://{bucket}/records --attempts s3://{bucket}/attempts \
+         --checkpoint s3://{bucket}/state --retry-min 1s --retry-max 1s"
+    );
+    let key = "arn:aws:kms:us-east-1:000000000000:key/0123abcd";
+    let encrypted = format!("{places} --output-sse aws:kms --output-sse-kms-key {key}");
+    let script = r#"echo x > "$JOB_CHECKPOINT_DIR/state"; echo y > "$JOB_OUTPUT_DIR/y"
+        test "$JOB_RECEIVE_COUNT" = 3"#;
+    cloud.put("k", b"x").await;
+    // Without the headers not even the record of the work can be written.
+    for (flags, code) in [(&places, 75), (&encrypted, 1), (&encrypted, 0)] {
+        let mut command = cloud.command(&[], flags, script);
+        command.env("AWS_ACCESS_KEY_ID", &id).env("AWS_SECRET_ACCESS_KEY", &secret);
+        let exited = Leasehold::start(command).expect_exit(code).await;
+        let denied = exited.stdout.contains("AccessDenied");
+        assert_eq!(denied, code == 75, "{}", exited.stdout);
+    }
+    let listed = cloud.s3.list_objects_v2().bucket(&bucket).send().await.unwrap();
+    let keys: Vec<_> = listed.contents().iter().filter_map(|object| object.key()).collect();
+    for folder in ["attempts/", "out/", "records/"] {
+        assert!(keys.iter().any(|key| key.starts_with(folder)), "{folder}: {keys:?}");
+    }
+}
+
+/// A new user of IAM that may do these actions: its access key and secret.
+async fn user_of(endpoint: &str, name: &str, actions: &[&str]) -> (String, String) {
+    let policy = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Action": actions, "Resource": "*" }
+    ] });
+    let policy = utf8_percent_encode(&policy.to_string(), NON_ALPHANUMERIC).to_string();
+    let mut answer = String::new();
+    for request in [
+        format!("Action=CreateUser&UserName={name}"),
+        format!("Action=PutUserPolicy&UserName={name}&PolicyName=p&PolicyDocument={policy}"),
+        format!("Action=CreateAccessKey&UserName={name}"),
+    ] {
+        answer = iam(endpoint, &request).await;
+    }
+    let text = |tag: &str| {
+        let (_, rest) = answer.split_once(&format!("<{tag}>")).expect(&answer);
+        rest.split_once('<').unwrap().0.to_owned()
+    };
+    (text("AccessKeyId"), text("SecretAccessKey"))
 }
 
 /// No server here has access points, so a proxy answers in place of AWS.
@@ -270,4 +333,21 @@ async fn other_arns_are_refused_at_start() {
         let exited = Leasehold::start(command).expect_exit(78).await;
         assert!(exited.stderr.contains(why), "{flag}: {}", exited.stderr);
     }
+}
+
+/// Calls IAM, for which there is no SDK here. The server does not verify the signature.
+async fn iam(endpoint: &str, request: &str) -> String {
+    let body = format!("Version=2010-05-08&{request}");
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+         Content-Length: {}\r\nAuthorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/iam/aws4_request, \
+         SignedHeaders=host, Signature=x\r\n\r\n{body}",
+        body.len()
+    );
+    let mut connection = TcpStream::connect(endpoint.trim_start_matches("http://")).await.unwrap();
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
 }

@@ -355,7 +355,13 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
         let mut may_list = true;
         for (action, severity) in target.kind.needs() {
             let place = format!("{target}, {action}");
-            match s3.probe(*action, &target.to.bucket, &key).await {
+            let with_headers = *action == BucketAction::Put && s3.sends_headers(&target.attributes);
+            let permission = if with_headers {
+                s3.probe_headers(&target.to.bucket, &key, &target.attributes).await
+            } else {
+                s3.probe(*action, &target.to.bucket, &key).await
+            };
+            match permission {
                 Permission::Allowed => {}
                 Permission::Denied(why) if *action == BucketAction::Get && !may_list => {
                     let why = format!(
@@ -370,8 +376,11 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
                 }
                 Permission::Denied(why) => {
                     may_list &= *action != BucketAction::List;
-                    let change =
-                        "allow it in the pod's role, or correct the bucket's name or region";
+                    let change = if with_headers {
+                        "allow it in the pod's role, with s3:PutObjectTagging for --output-tags, s3:PutObjectAcl for --output-acl, and kms:GenerateDataKey and kms:Decrypt for --output-sse-kms-key; or correct the flag, or the bucket's name or region"
+                    } else {
+                        "allow it in the pod's role, or correct the bucket's name or region"
+                    };
                     let finding = Finding::new(Rule::WritePermission, place, why, change);
                     findings.push(finding.with_severity(*severity));
                 }
@@ -381,7 +390,6 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
                 }
             }
         }
-        findings.extend(check_headers(s3, target, &key).await);
     }
     if target.kind == TargetKind::Checkpoint {
         let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
@@ -393,22 +401,6 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
         ));
     }
     findings
-}
-
-/// Whether the role may set the encryption, the tags and the ACL of what a run writes there.
-async fn check_headers(s3: &S3, target: &WriteTarget, key: &str) -> Option<Finding> {
-    let place = format!("{target}, s3:PutObject with encryption, storage class, tags and ACL");
-    match s3.probe_headers(&target.to.bucket, key, &target.attributes).await {
-        Permission::Allowed => None,
-        Permission::Denied(why) => {
-            let change = "allow s3:PutObjectTagging for --output-tags, s3:PutObjectAcl for --output-acl, and kms:GenerateDataKey and kms:Decrypt for --output-sse-kms-key; or remove the flag";
-            Some(Finding::new(Rule::WritePermission, place, why, change))
-        }
-        Permission::Unknown(why) => {
-            let change = "check the endpoint, then run check again";
-            Some(Finding::new(Rule::PermissionUnseen, place, why, change))
-        }
-    }
 }
 
 /// SQS requires a dead-letter queue to be in the same account and region.

@@ -6,7 +6,7 @@ use crate::ports::FetchError;
 
 /// Why an object was not written.
 pub(super) fn write_error(bucket: &str, key: &str, failure: &Failure) -> String {
-    let permissions = "s3:PutObject, and kms:GenerateDataKey if it is encrypted with a KMS key";
+    let permissions = "s3:PutObject, s3:PutObjectTagging for --output-tags, s3:PutObjectAcl for --output-acl, and kms:GenerateDataKey if it is encrypted with a KMS key";
     format!("s3://{bucket}/{key}: {}", describe(failure, permissions))
 }
 

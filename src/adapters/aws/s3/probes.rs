@@ -162,17 +162,19 @@ impl S3 {
         }
     }
 
-    /// Whether we may write an object with the headers that results get, if they are more than its
-    /// name. Begins an upload in parts, whose request has these headers, and aborts it.
+    /// Whether objects with these attributes have headers that need permissions of their own.
+    pub fn sends_headers(&self, attributes: &ObjectAttributes) -> bool {
+        self.options.encryption.is_some() || *attributes != ObjectAttributes::default()
+    }
+
+    /// Whether we may write an object with the headers of these attributes. Begins an upload in
+    /// parts, whose request has these headers, and aborts it.
     pub async fn probe_headers(
         &self,
         bucket: &str,
         key: &str,
         attributes: &ObjectAttributes,
     ) -> Permission {
-        if self.options.encryption.is_none() && *attributes == ObjectAttributes::default() {
-            return Permission::Allowed;
-        }
         let upload = Upload {
             bucket,
             key,
