@@ -122,10 +122,12 @@ struct KillOnDrop(ActorRef<Message>);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        for actor in self.0.get_children() {
+        // The supervisor first: it would take the deaths of the others for a bug.
+        let actors = self.0.get_children();
+        self.0.kill();
+        for actor in actors {
             actor.kill();
         }
-        self.0.kill();
     }
 }
 

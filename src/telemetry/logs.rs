@@ -1,4 +1,4 @@
-//! The log: one flat JSON object per line, or text for a person.
+//! The log: one JSON object per line, or text for a person.
 
 use std::ffi::OsStr;
 use std::io::Write;
