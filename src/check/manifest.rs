@@ -11,6 +11,7 @@ mod files;
 mod lines;
 mod pod;
 mod probes;
+mod program;
 mod scaling;
 mod schema;
 mod shell;
@@ -198,6 +199,7 @@ impl<'a> ScaledJob<'a> {
             self.triggers(container),
             self.pod(),
             self.volumes(),
+            self.undeclared_volumes(),
             second_containers,
         ]
         .concat()

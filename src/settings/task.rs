@@ -57,7 +57,7 @@ pub struct TaskSettings {
     /// For example bucket=/detail/bucket,key=/detail/key or uri=/s3Uri (s3://bucket/key). A bucket
     /// without a slash is a constant. version, etag and size are optional. With list, a pointer to
     /// an array, each entry names an object, and the other pointers begin at the entry.
-    #[arg(long, value_name = "FIELD=POINTER,...", help_heading = WORK)]
+    #[arg(long, value_name = "FIELD=POINTER,...", help_heading = WORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub object_from: Option<ObjectFrom>,
@@ -110,7 +110,7 @@ pub struct TaskSettings {
 
     /// What to do with the object after its work succeeded: tag=KEY:VALUE adds a tag,
     /// move=s3://BUCKET/PREFIX moves it there, delete deletes it [default: nothing]
-    #[arg(long, value_name = "ACTION", help_heading = WORK)]
+    #[arg(long, value_name = "ACTION", help_heading = WORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
     pub on_success: Option<OnSuccess>,

@@ -42,7 +42,8 @@ pub fn change(objects: &mut [Value], pointer: &str, value: Value) {
     let parent =
         scaled_job.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer} has no parent"));
     if let Value::Array(list) = parent {
-        let number = name.parse().unwrap();
+        // As in RFC 6902, `-` is the end.
+        let number = if name == "-" { list.len() } else { name.parse().unwrap() };
         list.splice(number..list.len().min(number + 1), [value]);
     } else if value.is_null() {
         parent

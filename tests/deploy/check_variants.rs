@@ -828,11 +828,59 @@ fn no_manifest_breaks_the_check() {
 }
 
 #[test]
-fn a_memory_guard_needs_a_memory_limit() {
+pub fn a_memory_guard_needs_a_memory_limit() {
     let mut objects = good();
     variable(&mut objects, "LEASEHOLD_MEMORY_GUARD", &json!("90%"));
     assert_good("with a limit", &objects);
     change(&mut objects, &at(CONTAINER, "/resources"), json!({ "requests": { "memory": "1Gi" } }));
     let text = "--memory-guard 90% has no limit to compare with";
     assert_finding("without a limit", &objects, Severity::Error, text);
+}
+
+/// The base of kustomize, started as docs/existing-cluster.md does it.
+fn installed() -> Vec<Value> {
+    let mut objects = good();
+    setting(&mut objects, "LEASEHOLD_JOB_TYPES", Value::Null);
+    let install = json!([{
+        "name": "install",
+        "image": "registry.example.com/leasehold:0.1.0",
+        "args": ["install", "/opt/leasehold"],
+        "volumeMounts": [{ "name": "program", "mountPath": "/opt/leasehold" }],
+    }]);
+    change(&mut objects, &at(POD, "/initContainers"), install);
+    change(&mut objects, &at(POD, "/volumes/-"), json!({ "name": "program", "emptyDir": {} }));
+    let mount = json!({ "name": "program", "mountPath": "/opt/leasehold", "readOnly": true });
+    change(&mut objects, &at(CONTAINER, "/volumeMounts/-"), mount);
+    let command = json!(["/opt/leasehold/leasehold", "run", "--", "python3", "process.py"]);
+    change(&mut objects, &at(CONTAINER, "/command"), command);
+    objects
+}
+
+#[test]
+pub fn a_program_that_is_not_where_the_container_starts_it_is_reported() {
+    assert_good("as documented", &installed());
+    let init = at(POD, "/initContainers/0");
+    let last_mount = at(CONTAINER, "/volumeMounts/-");
+    let command = |words: &[&str]| (at(CONTAINER, "/command"), json!(words));
+    for ((pointer, value), text) in [
+        ((at(POD, "/initContainers"), json!([])), "no init container installs leasehold at"),
+        ((at(&init, "/args/0"), json!("instal")), "runs leasehold instal, which does not exist"),
+        ((at(&init, "/args/1"), json!("/opt/lease")), "no init container installs leasehold at"),
+        (command(&["/opt/leasehold", "run", "--", "x"]), "is the directory of the volume program"),
+        (command(&["/opt/other/leasehold", "run", "--", "x"]), "is on no volume"),
+        (command(&["/opt/leasehold/leasehold", "run", "--"]), "no command follows run --"),
+        (command(&["/opt/leasehold/leasehold", "run"]), "no command follows run --"),
+        (
+            (last_mount, json!({ "name": "gone", "mountPath": "/gone" })),
+            "mounts the volume \"gone\"",
+        ),
+    ] {
+        let mut objects = installed();
+        change(&mut objects, &pointer, value.clone());
+        assert_finding(&format!("{pointer} = {value}"), &objects, Severity::Error, text);
+    }
+    // Another program may copy it.
+    let mut objects = installed();
+    change(&mut objects, &at(&init, "/command"), json!(["cp", "/leasehold", "/opt/leasehold/"]));
+    assert_good("cp", &objects);
 }

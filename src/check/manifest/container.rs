@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::environment::{Environment, is_known};
 use super::files::File;
+use super::program::missing_command;
 use super::start::{Start, Starter};
 use super::{ContainerPath, ScaledJob};
 use crate::check::{Finding, Findings, Location, Rule, Severity, StopTimeline, settings};
@@ -108,8 +109,10 @@ impl<'a> ScaledJob<'a> {
             }
         };
         if let Some(words) = words {
+            all.add(Vec::from_iter(missing_command(&container, &words)).into());
             all.add(self.settings(&mut container, words));
         }
+        all.add(Vec::from_iter(self.program(&container)).into());
         all.add(self.time_limits(&container).into());
         all.add(self.work_dir(&container).into());
         all.add(Vec::from_iter(termination_message(&container)).into());

@@ -271,6 +271,6 @@ impl Starter<'_> {
 }
 
 /// The program's name in a word that starts it.
-fn named(word: &str) -> &str {
+pub fn named(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
 }

@@ -193,10 +193,16 @@ rules! {
         "The probe runs a program, and the manifest does not show what it tests. Use httpGet on `/readyz` instead.";
     TerminationMessage "LH318" Warning "termination-message": "Kubernetes reads the termination message from another file",
         "leasehold writes the reason of a failure to `LEASEHOLD_TERMINATION_LOG`, but `kubectl describe pod` shows the file at terminationMessagePath. Remove both settings, or set both to one file.";
-    NoMemoryLimit "LH320" Error "no-memory-limit": "`--memory-guard` is set, but the container has no memory limit",
-        "The guard is a share of the limit, so each pod exits with 78. Set `resources.limits.memory`.";
     PodRegion "LH319" Error "pod-region": "The pod signs requests for another region than the queue's",
         "SQS refuses every request. Set `AWS_REGION` to the region in the queue URL.";
+    NoMemoryLimit "LH320" Error "no-memory-limit": "`--memory-guard` is set, but the container has no memory limit",
+        "The guard is a share of the limit, so each pod exits with 78. Set `resources.limits.memory`.";
+    ProgramMissing "LH321" Error "program-missing": "leasehold is not where the container starts it",
+        "The pod cannot start its command. An init container copies leasehold into an emptyDir, and the container must mount the volume \
+         and name the file:\n\n\
+         ```yaml\ninitContainers:\n  - name: install\n    image: leasehold:0.1.0\n    args: [install, /opt/leasehold]\n```";
+    UndeclaredVolume "LH322" Error "undeclared-volume": "A container mounts a volume that the pod does not have",
+        "Kubernetes rejects the pod, so no Job starts. Add the volume to `spec.volumes`, or correct its name.";
 
     // 4: how a container starts leasehold.
     LeaseholdNotStarted "LH401" Error "leasehold-not-started": "The container starts another program",
@@ -211,6 +217,8 @@ rules! {
         "A shell keeps running as the parent of leasehold and does not pass signals on: the pod ends with SIGKILL, and the message is visible again only when its visibility timeout ends. It is a warning where some shells replace themselves. Write `exec leasehold run …` as the last command.";
     SignalsUnseen "LH405" Unchecked "signals-unseen": "It is unknown whether SIGTERM reaches leasehold",
         "Another program or a shell with a trap starts leasehold. It must pass SIGTERM on, or start leasehold with exec.";
+    NoCommand "LH406" Error "no-command": "No command follows `run --`",
+        "Every pod exits with 78. Where a container sets `command`, Kubernetes ignores the CMD of the image: write the program after `--`.";
 
     // 5: the queue and its dead-letter queue (DLQ).
     QueueNotFound "LH501" Error "queue-not-found": "The queue does not exist",
