@@ -1,7 +1,9 @@
 //! Every setting, declared once: its flag and its variable `LEASEHOLD_<FLAG>`. Settings in `task`
-//! are also fields of the file of job types; `pod` has all others, and `resolve` checks the rules
-//! across settings.
+//! are also fields of the file of job types; `pod` and `cluster` have all others, and `resolve`
+//! checks the rules across settings.
 
+#[cfg(feature = "aws")]
+mod cluster;
 pub mod command_line;
 pub mod environment;
 mod error;
@@ -14,9 +16,9 @@ mod values;
 
 use clap::{Parser, Subcommand};
 
-pub use job_types::JobTypesFile;
 #[cfg(feature = "aws")]
-pub use pod::{CheckFormat, CheckSettings, RunSettings, SweepSettings};
+pub use cluster::{CheckFormat, CheckSettings, RunSettings, SweepSettings};
+pub use job_types::JobTypesFile;
 pub use pod::{InstallSettings, LocalSettings};
 
 /// Runs a command for each SQS message about an S3 object. The message stays hidden while the

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "aws")]
+use super::cluster::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::error::SettingError;
 use super::job_types::JobTypesFile;
 use super::pod::{LocalSettings, RecordSettings, WorkSettings};
-#[cfg(feature = "aws")]
-use super::pod::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::task::{PodRules, TaskSettings};
 use super::values::{BucketMount, List};
 #[cfg(feature = "aws")]
