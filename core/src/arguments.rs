@@ -8,7 +8,7 @@
 //! | `{{input}}` | `{input}` |
 //! | `{}`, `{a,b}`, `{print $1}`, `{"a": 1}` | the same: not the form of a placeholder |
 //! | `${HOME}`, `%{http_code}`, `@{upstream}` | the same: a character before the brace says so |
-//! | `sh -c 'echo {key}'`, `awk '{print}'` | the same: text of a program, see [`Code`] |
+//! | `sh -c 'echo {key}'`, `awk '{print}'` | the same: text of a program, see `arguments::code` |
 
 mod code;
 
