@@ -207,5 +207,19 @@ fn every_example_has_a_short_readme_and_a_line_in_the_list() {
             readme.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
         assert_eq!(lines, 5, "{name}/README.md");
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 6);
+}
+
+#[tokio::test]
+async fn the_emulator_example_processes_its_uploads() {
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
+    let mut run = Command::new(venv.join("moto/bin/python"));
+    run.arg(examples().join("emulator/run.py")).env("LEASEHOLD", env!("CARGO_BIN_EXE_leasehold"));
+    run.env("MINISTACK", venv.join("ministack/bin/ministack")).kill_on_drop(true);
+    let ran = run.output().await.unwrap();
+    let printed = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{printed}{}", String::from_utf8_lossy(&ran.stderr));
+    for day in ["monday", "tuesday"] {
+        assert!(printed.contains(&format!("s3://results/{day}/totals.json:")), "{printed}");
+    }
 }
