@@ -79,7 +79,7 @@ async fn a_failed_job_resumes_from_its_checkpoint_and_deletes_it() {
     assert_eq!((exited.code, fixture.runs()), (Some(0), 2), "{}", exited.log);
     // The deletion has a second, which may be too short on a busy machine.
     let in_time = !exited.log.contains("the checkpoints of a finished message were not deleted");
-    assert_eq!(fixture.kept().is_empty(), in_time, "{}", exited.log);
+    assert!(fixture.kept().is_empty() || !in_time, "{}", exited.log);
 }
 
 #[tokio::test]

@@ -79,7 +79,11 @@ impl MemoryLimited {
 
     /// Adds the kernel's kills since `before` to a command that failed.
     fn with_kills(&self, ended: Exited, before: Option<u64>) -> Exited {
-        let kills = self.cgroup.oom_kills().zip(before).map_or(0, |(now, before)| now - before);
+        let kills = self
+            .cgroup
+            .oom_kills()
+            .zip(before)
+            .map_or(0, |(now, before)| now.saturating_sub(before));
         if ended.exit == Exit::Code(0) || kills == 0 {
             return ended;
         }
