@@ -21,6 +21,7 @@ mod journey;
 mod library;
 mod local;
 mod memory;
+mod memory_vm;
 mod metrics;
 mod mounts;
 mod process;
