@@ -340,7 +340,8 @@ impl Activity {
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
-    /// Added to our own environment (without `LEASEHOLD_*`), and written to `JOB_FILE`.
+    /// Added to our own environment (without `LEASEHOLD_*` and the variables of these facts), and
+    /// written to `JOB_FILE`.
     pub job: JobFacts,
     /// The file for its standard input; empty if `None`.
     pub stdin: Option<PathBuf>,
