@@ -20,7 +20,7 @@ use tracing::warn;
 pub use cgroup::MemoryCgroup;
 
 use crate::job::outcome::Exit;
-use crate::ports::{Activity, Command, Exited, Runner, StartError};
+use crate::ports::{Activity, Command, Exited, OutOfMemory, Runner, StartError};
 
 /// Runs commands of another runner within the memory limit.
 pub struct MemoryLimited {
@@ -89,7 +89,7 @@ impl MemoryLimited {
         }
         let limit = self.cgroup.limit().map_or_else(|| "unknown".to_owned(), shown);
         let why = format!("the kernel killed a process at the container's limit of {limit}");
-        Exited { out_of_memory: Some(why), ..ended }
+        Exited { out_of_memory: Some(OutOfMemory::Kernel(why)), ..ended }
     }
 }
 
@@ -125,7 +125,7 @@ impl Runner for MemoryLimited {
                 Exited::killed()
             }
         };
-        Ok(Exited { out_of_memory: Some(why), ..ended })
+        Ok(Exited { out_of_memory: Some(OutOfMemory::Guard(why)), ..ended })
     }
 }
 

@@ -358,7 +358,16 @@ pub struct Exited {
     /// The last lines of its standard error, the oldest first.
     pub stderr_tail: Vec<String>,
     /// How it ran out of memory, if it did.
-    pub out_of_memory: Option<String>,
+    pub out_of_memory: Option<OutOfMemory>,
+}
+
+/// Both have the details as a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutOfMemory {
+    /// `--memory-guard` ended the command.
+    Guard(String),
+    /// The kernel killed one of its processes.
+    Kernel(String),
 }
 
 impl Exited {
