@@ -377,6 +377,13 @@ impl Exited {
     }
 }
 
+/// The memory of a container that the kernel cannot reclaim, and its limit, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub used: u64,
+    pub limit: u64,
+}
+
 /// The command could not be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{program}: {why}")]
