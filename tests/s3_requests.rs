@@ -61,6 +61,8 @@ fn assert_all_kinds(requests: &[String]) {
         &["put /", "/records/"],
         &["get /", "/records/"],
         &["put /", "/attempts/"],
+        &["get /", "/attempts/"],
+        &["delete /", "/attempts/"],
         &["put /", "/state/"],
         &["get /", "list-type=2"],
         &["delete /", "/state/"],
@@ -389,12 +391,18 @@ async fn results_and_attempts_go_through_an_access_point() {
         }
     }
     let requests = proxy.requests();
-    let lines: Vec<_> = requests.iter().map(|request| request.lines().next().unwrap()).collect();
     let connect = format!("CONNECT {HOST}:443 HTTP/1.1");
-    assert_eq!((lines.len(), lines[0], lines[2]), (4, connect.as_str(), connect.as_str()));
-    assert!(lines[1].starts_with("PUT /out/k/y?"), "{lines:?}");
-    assert!(lines[3].starts_with("PUT /attempts/"), "{lines:?}");
-    assert!(requests[1].contains("/eu-central-1/s3/aws4_request"), "{}", requests[1]);
+    let (connects, requests): (Vec<_>, Vec<_>) =
+        requests.iter().partition(|request| request.starts_with("CONNECT "));
+    assert!(connects.iter().all(|it| it.lines().next() == Some(connect.as_str())), "{connects:?}");
+    let number = |line: &str| requests.iter().filter(|it| it.starts_with(line)).count();
+    assert_eq!(number("PUT /out/k/y?"), 1, "{requests:?}");
+    // The failure, and each start unless the machine is too busy; and the success.
+    assert!((1..=3).contains(&number("PUT /attempts/")), "{requests:?}");
+    assert_eq!(number("DELETE /attempts/"), 1, "{requests:?}");
+    for request in requests {
+        assert!(request.contains("/eu-central-1/s3/aws4_request"), "{request}");
+    }
 }
 
 /// For AWS's hosts, at first only Amazon's roots are parsed.

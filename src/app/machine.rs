@@ -47,8 +47,8 @@ pub fn check_threads() -> Result<(), String> {
         }
     };
     let count = started.len();
+    started.iter().for_each(|thread| thread.thread().unpark());
     for thread in started {
-        thread.thread().unpark();
         let _ = thread.join();
     }
     match refused {

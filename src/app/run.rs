@@ -25,7 +25,7 @@ use crate::ports::health::Health;
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
-use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
 use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -81,11 +81,18 @@ async fn run_pod(
         .await
         .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
-    let attempts = records.attempts.map(|location| AttemptHistory {
-        writer: s3.clone(),
-        location,
-        identity: work.identity.clone(),
-        limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
+    let attempts = records.attempts.map(|location| {
+        let cgroup = MemoryCgroup::of_this_process();
+        let store = HistoryStore {
+            storage: s3.clone(),
+            records: s3.clone(),
+            location,
+            identity: work.identity.clone(),
+            memory: cgroup.map(|cgroup| Box::new(move || cgroup.in_use()) as _),
+            metrics: metrics.clone(),
+            silence: SILENCE,
+        };
+        AttemptHistory::new(store, move || plan.attempt_record(since_stop().is_some()))
     });
     let idempotency = records.idempotency.map(|location| Idempotency {
         records: s3.clone(),
