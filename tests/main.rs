@@ -8,6 +8,7 @@ mod support;
 mod another_store;
 mod architecture;
 mod arguments;
+mod batches;
 mod chaos;
 mod checkpoint;
 mod deploy;

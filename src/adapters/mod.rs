@@ -6,6 +6,7 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+pub mod batches;
 #[cfg(feature = "aws")]
 pub mod http;
 pub mod local;

@@ -16,11 +16,12 @@ use crate::actors::supervisor::{self, World};
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::batches::Batches;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
-use crate::ports::Runner;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
+use crate::ports::{Queue, Runner};
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
@@ -106,13 +107,14 @@ async fn run_pod(
     };
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
-    let world = World {
-        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
-        worker: Arc::new(worker),
-        telemetry: telemetry.clone(),
-        clock,
-        health,
+    let sqs = Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key));
+    let queue: Arc<dyn Queue> = if config.concurrency > 1 {
+        Arc::new(Batches::new(sqs, clock, work.settings.policy.fifo, stop.clone()))
+    } else {
+        sqs
     };
+    let world =
+        World { queue, worker: Arc::new(worker), telemetry: telemetry.clone(), clock, health };
     let namespace = reporting.namespace.or_else(pods_namespace);
     let pod_name = work.identity.pod_name;
     let pusher = gateway.zip(metrics.clone()).map(|(gateway, metrics)| {
