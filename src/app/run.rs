@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -93,11 +94,15 @@ async fn run_pod(
         owner: work.identity.pod_name.clone(),
         clock,
     });
+    // Further runs download in advance, and wait for their turn.
+    let runs = config.concurrency + config.prefetch;
+    let turns = (config.prefetch > 0).then(|| Arc::new(Semaphore::new(config.concurrency)));
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
         runner: within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?,
+        turns,
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
@@ -108,7 +113,7 @@ async fn run_pod(
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let sqs = Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key));
-    let queue: Arc<dyn Queue> = if config.concurrency > 1 {
+    let queue: Arc<dyn Queue> = if runs > 1 {
         Arc::new(Batches::new(sqs, clock, work.settings.policy.fifo, stop.clone()))
     } else {
         sqs
@@ -121,8 +126,7 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome =
-        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
+    let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

@@ -370,6 +370,7 @@ impl Cluster {
         CommandWorker {
             store: store.clone(),
             runner: Arc::new(command),
+            turns: None,
             fetch: FetchPolicy::default(),
             checkpoints: Some(Checkpoints { storage: store.clone(), clock }),
             idempotency,
