@@ -31,12 +31,14 @@ pub fn run_local(
         logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
-    let run = async {
+    let run = |work_threads| async {
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
         let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
-        local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
+        local::run(config, runner, work_threads, screen, stopped)
+            .await
+            .map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;
     // Writes the remaining log records before the summary.

@@ -60,6 +60,5 @@ pub fn check_threads() -> Result<(), String> {
     }
 }
 
-/// Two for the runtime, one for the log, two for blocking work (files, DNS), and the command's
-/// process.
+/// One each for the work, the log and DNS, two for files, and the command's process.
 const THREADS: usize = 6;

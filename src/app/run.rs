@@ -14,6 +14,7 @@ use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runne
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
@@ -44,7 +45,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
-    let run = async {
+    let run = |work_threads| async {
         // The metrics are created only if they are served or pushed.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
@@ -52,7 +53,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
             is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
-        run_pod(config, in_process, metrics, stop).await
+        run_pod(config, in_process, metrics, work_threads, stop).await
     };
     block_on(run, plan.tidy())?
 }
@@ -61,6 +62,7 @@ async fn run_pod(
     config: RunConfig,
     in_process: Option<Arc<dyn Runner>>,
     metrics: Option<Arc<Metrics>>,
+    work_threads: WorkThreads,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
     let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } =
@@ -112,14 +114,20 @@ async fn run_pod(
     };
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
-    let sqs = Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key));
+    let sqs = Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key);
     let queue: Arc<dyn Queue> = if runs > 1 {
-        Arc::new(Batches::new(sqs, clock, work.settings.policy.fifo, stop.clone()))
+        Arc::new(Batches::new(Arc::new(sqs), clock, work.settings.policy.fifo, stop.clone()))
     } else {
-        sqs
+        Arc::new(sqs)
     };
-    let world =
-        World { queue, worker: Arc::new(worker), telemetry: telemetry.clone(), clock, health };
+    let world = World {
+        queue,
+        worker: Arc::new(worker),
+        telemetry: telemetry.clone(),
+        clock,
+        work_threads,
+        health,
+    };
     let namespace = reporting.namespace.or_else(pods_namespace);
     let pod_name = work.identity.pod_name;
     let pusher = gateway.zip(metrics.clone()).map(|(gateway, metrics)| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use leasehold::actors::supervisor::{self, World};
+use leasehold::actors::work_threads::WorkThreads;
 use leasehold::adapters::batches::Batches;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use leasehold::adapters::publish::S3Outbox;
@@ -308,6 +309,7 @@ impl Cluster {
             worker,
             telemetry: Arc::new(telemetry),
             clock,
+            work_threads: WorkThreads::Shared,
             health: Health::default(),
         };
 
