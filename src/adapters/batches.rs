@@ -199,15 +199,15 @@ impl Kind for Receive {
         let received = match answer {
             Ok(received) => received,
             Err(error) => {
-                calls.into_iter().for_each(|call| call.answer(Err(error.clone())));
+                for call in calls {
+                    call.answer(Err(error.clone()));
+                }
                 return;
             }
         };
         // An early answer without a message counts as a full wait: it must not cause a hot loop.
-        let (is_empty, waited) = match received.is_empty() {
-            true => (true, wait),
-            false => (false, asked_at.elapsed()),
-        };
+        let is_empty = received.is_empty();
+        let waited = if is_empty { wait } else { asked_at.elapsed() };
         let mut calls = calls.into_iter();
         let mut unclaimed = Vec::new();
         for delivery in received {

@@ -70,6 +70,7 @@ pub trait Queue: Send + Sync {
 ///
 /// Each entry has its own result, in the order of the entries. An error of the whole request is the
 /// result of each of them; an entry that the answer does not mention has not succeeded.
+#[cfg(any(feature = "aws", feature = "internals"))]
 #[async_trait]
 pub trait BatchQueue: Queue {
     /// Waits as [`Queue::receive`] does, until at least one message comes, and returns up to `most`.
@@ -92,6 +93,7 @@ pub trait BatchQueue: Queue {
 }
 
 /// How many entries a request may have (AWS, "Amazon SQS message quotas").
+#[cfg(any(feature = "aws", feature = "internals"))]
 pub const BATCH: usize = 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

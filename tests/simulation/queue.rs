@@ -180,7 +180,9 @@ impl BatchQueue for CheckedBatches {
         &self,
         changes: &[(ReceiptHandle, Duration)],
     ) -> Vec<Result<(), VisibilityError>> {
-        changes.iter().for_each(|(receipt, _)| self.check_change(receipt));
+        for (receipt, _) in changes {
+            self.check_change(receipt);
+        }
         self.queue.change_visibility_batch(changes).await
     }
 
@@ -188,7 +190,9 @@ impl BatchQueue for CheckedBatches {
         &self,
         deletes: Vec<(ReceiptHandle, DeletePermit)>,
     ) -> Vec<Result<(), DeleteError>> {
-        deletes.iter().for_each(|(receipt, _)| self.check_delete(receipt));
+        for (receipt, _) in &deletes {
+            self.check_delete(receipt);
+        }
         self.queue.delete_batch(deletes).await
     }
 }

@@ -164,25 +164,31 @@ async fn inject_faults(queue: WiredQueue, chance: Chance, faults: FaultLevel) {
             let (slow, kind) = (chance.millis(0..slowest), chance.number(0..10));
             // A batch fails as a whole if each of its entries does.
             let times = if chance.one_in(8) { BATCH } else { 1 };
-            (0..times).for_each(|_| match kind {
-                0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
-                1 if faults == FaultLevel::Severe => {
-                    queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
+            for _ in 0..times {
+                match kind {
+                    0 => {
+                        queue
+                            .fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned())));
+                    }
+                    1 if faults == FaultLevel::Severe => {
+                        queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
+                            "reset".to_owned(),
+                        )));
+                    }
+                    2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient(
+                        "throttled".to_owned(),
+                    ))),
+                    3 => queue.fault_change_visibility(Fault::AnswerLost(unclear())),
+                    9 => queue.fault_change_visibility(Fault::Error(unclear())),
+                    4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
+                    5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
+                    6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
+                    7 => queue.fault_delete(Fault::AnswerLost(DeleteError::Transient(
                         "reset".to_owned(),
-                    )));
+                    ))),
+                    _ => queue.fault_delete(Fault::AnswerDelayed(slow)),
                 }
-                2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient(
-                    "throttled".to_owned(),
-                ))),
-                3 => queue.fault_change_visibility(Fault::AnswerLost(unclear())),
-                9 => queue.fault_change_visibility(Fault::Error(unclear())),
-                4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
-                5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
-                6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
-                7 => queue
-                    .fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".to_owned()))),
-                _ => queue.fault_delete(Fault::AnswerDelayed(slow)),
-            });
+            }
         }
     }
 }

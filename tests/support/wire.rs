@@ -236,7 +236,9 @@ impl<Q: BatchQueue + Clone + 'static> BatchQueue for Wire<Q> {
         let (wire, entries) = (self.clone(), changes.iter().map(entry).collect());
         send_batch_with_faults(entries, async move |log, changes: Vec<_>| {
             let changed = wire.queue.change_visibility_batch(&changes).await;
-            log.into_iter().for_each(|entry| wire.acted(entry));
+            for entry in log {
+                wire.acted(entry);
+            }
             changed
         })
         .await
@@ -254,7 +256,9 @@ impl<Q: BatchQueue + Clone + 'static> BatchQueue for Wire<Q> {
         let (wire, entries) = (self.clone(), deletes.into_iter().map(entry).collect());
         send_batch_with_faults(entries, async move |log, deletes: Vec<_>| {
             let deleted = wire.queue.delete_batch(deletes).await;
-            log.into_iter().for_each(|entry| wire.acted(entry));
+            for entry in log {
+                wire.acted(entry);
+            }
             deleted
         })
         .await

@@ -19,7 +19,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::lease::CEILING;
 use crate::job::verdict::DeletePermit;
-use crate::ports::{BatchQueue, DeleteError, Queue, ReceiveError, VisibilityError};
+#[cfg(any(feature = "aws", feature = "internals"))]
+use crate::ports::BatchQueue;
+use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -259,6 +261,7 @@ impl Queue for MemoryQueue {
     }
 }
 
+#[cfg(any(feature = "aws", feature = "internals"))]
 #[async_trait]
 impl BatchQueue for MemoryQueue {
     async fn receive_batch(
