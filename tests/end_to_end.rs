@@ -178,9 +178,9 @@ async fn the_next_message_is_prefetched_and_waits_for_its_turn() {
         cloud.put(&format!("k{n}"), b"x").await;
     }
     // Fails if another command runs, and ends when another object is there.
-    let script = r#"mkdir running || exit 1
+    let script = r"mkdir running || exit 1
         until [ $(ls -d leasehold-*/input/* | wc -l) -ge 2 ] || [ -e prefetched ]; do sleep 0.05; done
-        touch prefetched; sleep 0.2; rmdir running"#;
+        touch prefetched; sleep 0.2; rmdir running";
     let exited = cloud.run("--prefetch 1 --max-messages 3 --wait 1s", script).expect_exit(0).await;
     let deleted = exited.log.iter().filter(|record| record["message"] == "message deleted");
     assert_eq!(deleted.filter(|record| record["outcome"] == "succeeded").count(), 3);

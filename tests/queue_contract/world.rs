@@ -41,20 +41,20 @@ pub trait World: Sized {
     }
 
     async fn change(&self, delivery: &Delivery, visibility: Duration) -> Answer {
-        changed(self.queue().change_visibility(&delivery.receipt, visibility).await)
+        changed(&self.queue().change_visibility(&delivery.receipt, visibility).await)
     }
 
     async fn change_all(&self, deliveries: &[Delivery], visibility: Duration) -> Vec<Answer> {
         let receipt = |it: &Delivery| (ReceiptHandle::new(it.receipt.expose()), visibility);
         let changes: Vec<_> = deliveries.iter().map(receipt).collect();
         let answers = self.queue().change_visibility_batch(&changes).await;
-        answers.into_iter().map(changed).collect()
+        answers.iter().map(changed).collect()
     }
 
     async fn delete_all(&self, deliveries: &[Delivery]) -> Vec<Answer> {
         let delete = |it: &Delivery| (ReceiptHandle::new(it.receipt.expose()), permit(it));
         let answers = self.queue().delete_batch(deliveries.iter().map(delete).collect()).await;
-        answers.into_iter().map(deleted).collect()
+        answers.iter().map(deleted).collect()
     }
 
     async fn release(&self, delivery: &Delivery) {
@@ -62,7 +62,7 @@ pub trait World: Sized {
     }
 
     async fn delete(&self, delivery: &Delivery) -> Answer {
-        deleted(self.queue().delete(&delivery.receipt, permit(delivery)).await)
+        deleted(&self.queue().delete(&delivery.receipt, permit(delivery)).await)
     }
 }
 
@@ -78,7 +78,7 @@ fn permit(delivery: &Delivery) -> DeletePermit {
     completed.permit(&lease, Duration::ZERO).unwrap()
 }
 
-fn changed(answer: Result<(), VisibilityError>) -> Answer {
+fn changed(answer: &Result<(), VisibilityError>) -> Answer {
     match answer {
         Ok(()) => Answer::Ok,
         Err(VisibilityError::NotInFlight(_)) => Answer::NotInFlight,
@@ -87,7 +87,7 @@ fn changed(answer: Result<(), VisibilityError>) -> Answer {
     }
 }
 
-fn deleted(answer: Result<(), DeleteError>) -> Answer {
+fn deleted(answer: &Result<(), DeleteError>) -> Answer {
     match answer {
         Ok(()) => Answer::Ok,
         Err(DeleteError::Refused(_)) => Answer::Refused,

@@ -235,11 +235,11 @@ impl<Q: BatchQueue + Clone + 'static> BatchQueue for Wire<Q> {
         };
         let (wire, entries) = (self.clone(), changes.iter().map(entry).collect());
         send_batch_with_faults(entries, async move |log, changes: Vec<_>| {
-            let changed = wire.queue.change_visibility_batch(&changes).await;
+            let results = wire.queue.change_visibility_batch(&changes).await;
             for entry in log {
                 wire.acted(entry);
             }
-            changed
+            results
         })
         .await
     }
@@ -255,11 +255,11 @@ impl<Q: BatchQueue + Clone + 'static> BatchQueue for Wire<Q> {
         };
         let (wire, entries) = (self.clone(), deletes.into_iter().map(entry).collect());
         send_batch_with_faults(entries, async move |log, deletes: Vec<_>| {
-            let deleted = wire.queue.delete_batch(deletes).await;
+            let results = wire.queue.delete_batch(deletes).await;
             for entry in log {
                 wire.acted(entry);
             }
-            deleted
+            results
         })
         .await
     }

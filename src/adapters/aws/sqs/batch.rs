@@ -183,18 +183,18 @@ mod tests {
         queue.change_visibility_batch(&HANDLES.map(|it| (ReceiptHandle::new(it), 30 * S))).await
     }
 
-    fn words<E>(results: Vec<Result<(), E>>, word: fn(E) -> &'static str) -> Vec<&'static str> {
-        results.into_iter().map(|result| result.map_or_else(word, |()| "ok")).collect()
+    fn words<E>(results: &[Result<(), E>], word: fn(&E) -> &'static str) -> Vec<&'static str> {
+        results.iter().map(|result| result.as_ref().map_or_else(word, |()| "ok")).collect()
     }
 
-    fn of_delete(error: DeleteError) -> &'static str {
+    fn of_delete(error: &DeleteError) -> &'static str {
         match error {
             DeleteError::Refused(_) => "refused",
             DeleteError::Transient(_) => "transient",
         }
     }
 
-    fn of_change(error: VisibilityError) -> &'static str {
+    fn of_change(error: &VisibilityError) -> &'static str {
         match error {
             VisibilityError::NotInFlight(_) => "not in flight",
             VisibilityError::AtCeiling(_) => "at ceiling",
@@ -238,13 +238,13 @@ mod tests {
         for (successful, failed, results) in table {
             let body = format!(r#"{{"Successful":{successful},"Failed":{failed}}}"#);
             let server = Canned::new(200, None, body.clone());
-            assert_eq!(words(extended(&server).await, of_change), results, "{body}");
+            assert_eq!(words(&extended(&server).await, of_change), results, "{body}");
             let results = results.map(|it| match it {
                 "not in flight" => "refused",
                 "unclear" => "transient",
                 it => it,
             });
-            assert_eq!(words(deleted(&server).await, of_delete), results, "{body}");
+            assert_eq!(words(&deleted(&server).await, of_delete), results, "{body}");
             assert_eq!(server.requests.load(Ordering::Relaxed), 2, "one for each batch");
         }
     }
@@ -258,12 +258,12 @@ mod tests {
         let refused: Vec<_> = refused.into_iter().map(|it| it.unwrap_err().to_string()).collect();
         assert_eq!(refused, [why; 3]);
         let answer = extended(&Canned::new(503, None, "")).await;
-        assert_eq!(words(answer, of_change), ["unclear"; 3]);
+        assert_eq!(words(&answer, of_change), ["unclear"; 3]);
         // A portal's page is not an answer of SQS, and one without results does not have them.
         for body in ["<html></html>", "{}", r#"{"Successful":[]}"#] {
             let server = Canned::new(200, None, body);
-            assert_eq!(words(extended(&server).await, of_change), ["unclear"; 3], "{body}");
-            assert_eq!(words(deleted(&server).await, of_delete), ["transient"; 3], "{body}");
+            assert_eq!(words(&extended(&server).await, of_change), ["unclear"; 3], "{body}");
+            assert_eq!(words(&deleted(&server).await, of_delete), ["transient"; 3], "{body}");
         }
     }
 
