@@ -180,6 +180,9 @@ impl Telemetry for LocalTelemetry {
             Report::Started(subject) => {
                 log_started(subject);
                 self.bars.started(subject);
+                if let Some(attempts) = &self.attempts {
+                    attempts.begin(subject);
+                }
             }
             Report::Progressed(progressed) => self.bars.progressed(progressed),
             Report::Ended(ended) => {
@@ -188,7 +191,7 @@ impl Telemetry for LocalTelemetry {
                 self.bars.ended(ended);
                 self.ended(ended);
                 if let Some(attempts) = &self.attempts {
-                    attempts.add(ended, now).await;
+                    attempts.end(ended, now).await;
                 }
             }
             // A local run has no termination message and no readiness.

@@ -47,8 +47,10 @@ pub fn check_threads() -> Result<(), String> {
         }
     };
     let count = started.len();
-    for thread in started {
+    for thread in &started {
         thread.thread().unpark();
+    }
+    for thread in started {
         let _ = thread.join();
     }
     match refused {

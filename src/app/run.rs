@@ -21,13 +21,13 @@ use crate::adapters::aws::sqs::{Sqs, queue_url};
 use crate::adapters::batches::Batches;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
+use crate::ports::Runner;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
-use crate::ports::{Queue, Runner};
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
-use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
 use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -83,11 +83,18 @@ async fn run_pod(
         .await
         .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
-    let attempts = records.attempts.map(|location| AttemptHistory {
-        writer: s3.clone(),
-        location,
-        identity: work.identity.clone(),
-        limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
+    let attempts = records.attempts.map(|location| {
+        let cgroup = MemoryCgroup::of_this_process();
+        let store = HistoryStore {
+            storage: s3.clone(),
+            records: s3.clone(),
+            location,
+            identity: work.identity.clone(),
+            memory: cgroup.map(|cgroup| Box::new(move || cgroup.in_use()) as _),
+            metrics: metrics.clone(),
+            silence: SILENCE,
+        };
+        AttemptHistory::new(store, move || plan.attempt_record(since_stop().is_some()))
     });
     let idempotency = records.idempotency.map(|location| Idempotency {
         records: s3.clone(),
@@ -96,9 +103,7 @@ async fn run_pod(
         owner: work.identity.pod_name.clone(),
         clock,
     });
-    // Further runs download in advance, and wait for their turn.
-    let runs = config.concurrency + config.prefetch;
-    let turns = (config.prefetch > 0).then(|| Arc::new(Semaphore::new(config.concurrency)));
+    let (runs, turns) = runs_and_turns(config.concurrency, config.prefetch);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
@@ -115,13 +120,13 @@ async fn run_pod(
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let sqs = Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key);
-    let queue: Arc<dyn Queue> = if runs > 1 {
-        Arc::new(Batches::new(Arc::new(sqs), clock, work.settings.policy.fifo, stop.clone()))
-    } else {
-        Arc::new(sqs)
-    };
+    let fifo = work.settings.policy.fifo;
     let world = World {
-        queue,
+        queue: if runs > 1 {
+            Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
+        } else {
+            Arc::new(sqs)
+        },
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
@@ -143,6 +148,13 @@ async fn run_pod(
         pusher.finish().await;
     }
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// How many runs the pod has, and how many of their commands may run at the same time: with
+/// `--prefetch`, further runs download in advance, and wait for their turn.
+fn runs_and_turns(concurrency: usize, prefetch: usize) -> (usize, Option<Arc<Semaphore>>) {
+    let turns = (prefetch > 0).then(|| Arc::new(Semaphore::new(concurrency)));
+    (concurrency + prefetch, turns)
 }
 
 /// Serves the pages at `--listen` until the result is dropped.
