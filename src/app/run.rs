@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -17,6 +18,7 @@ use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::batches::Batches;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
 use crate::ports::Runner;
@@ -101,11 +103,13 @@ async fn run_pod(
         owner: work.identity.pod_name.clone(),
         clock,
     });
+    let (runs, turns) = runs_and_turns(config.concurrency, config.prefetch);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
         runner: within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?,
+        turns,
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
@@ -115,8 +119,14 @@ async fn run_pod(
     };
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
+    let sqs = Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key);
+    let fifo = work.settings.policy.fifo;
     let world = World {
-        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
+        queue: if runs > 1 {
+            Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
+        } else {
+            Arc::new(sqs)
+        },
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
@@ -129,8 +139,7 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome =
-        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
+    let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());
@@ -139,6 +148,13 @@ async fn run_pod(
         pusher.finish().await;
     }
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// How many runs the pod has, and how many of their commands may run at the same time: with
+/// `--prefetch`, further runs download in advance, and wait for their turn.
+fn runs_and_turns(concurrency: usize, prefetch: usize) -> (usize, Option<Arc<Semaphore>>) {
+    let turns = (prefetch > 0).then(|| Arc::new(Semaphore::new(concurrency)));
+    (concurrency + prefetch, turns)
 }
 
 /// Serves the pages at `--listen` until the result is dropped.
