@@ -26,6 +26,7 @@ mod memory;
 mod memory_vm;
 mod metrics;
 mod mounts;
+mod payloads;
 mod process;
 mod publish;
 mod queue_contract;

@@ -224,6 +224,74 @@ async fn a_pointer_of_the_extended_client_is_followed_to_its_payload() {
     cloud.s3.head_object().bucket(&cloud.bucket).key("payload").send().await.unwrap();
 }
 
+/// The pointer of the Extended Client to the object `payload`.
+fn pointer_to_payload(bucket: &str) -> String {
+    let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
+    json!([class, { "s3BucketName": bucket, "s3Key": "payload" }]).to_string()
+}
+
+/// The message is processed as if the payload were its body, for both names of the pointer's class
+/// and through SNS.
+#[tokio::test]
+async fn a_payload_that_is_a_notification_is_the_body() {
+    let cloud = cloud_with("in/a.csv", b"hello").await;
+    let event = json!({ "Records": [{
+        "eventName": "ObjectCreated:Put",
+        "s3": { "bucket": { "name": cloud.bucket }, "object": { "key": "in/a.csv" } },
+    }] })
+    .to_string();
+    cloud.put("payload", event.as_bytes()).await;
+    let pointer = pointer_to_payload(&cloud.bucket);
+    let class_of_version_1 = "com.amazon.sqs.javamessaging.MessageS3Pointer";
+    for body in [
+        pointer.replace("software.amazon.payloadoffloading.PayloadS3Pointer", class_of_version_1),
+        json!({ "Type": "Notification", "Message": pointer }).to_string(),
+        pointer,
+    ] {
+        cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+        cloud.send(body).await;
+        let script = r#"cat "$JOB_INPUT" > seen; cat "$JOB_BODY_FILE" > body"#;
+        let flags = format!("--buckets {}", cloud.bucket);
+        let exited = cloud.run(&flags, script).expect_exit(0).await;
+        assert_eq!(exited.record("message deleted")["key"], "in/a.csv");
+        assert_eq!(
+            (written(&cloud, "seen"), written(&cloud, "body")),
+            ("hello".to_owned(), event.clone())
+        );
+    }
+}
+
+#[tokio::test]
+async fn object_from_finds_the_object_in_a_payload() {
+    let cloud = cloud_with("a b+c", b"hello").await;
+    let body = json!({ "uri": format!("s3://{}/a b+c", cloud.bucket) }).to_string();
+    cloud.put("payload", body.as_bytes()).await;
+    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.send(pointer_to_payload(&cloud.bucket)).await;
+    let script = r#"cat "$JOB_INPUT" > seen"#;
+    cloud.run("--object-from uri=/uri", script).expect_exit(0).await;
+    assert_eq!(written(&cloud, "seen"), "hello");
+}
+
+/// The command must not run on the pointer's object, and nothing is deleted.
+#[tokio::test]
+async fn a_message_whose_payload_cannot_be_read_is_kept() {
+    let cloud = cloud_with("another", b"x").await;
+    for (flags, code, outcome) in [
+        ("--missing-object ignore --retry-min 0s --retry-max 0s", 75, "fetch_failed"),
+        ("--buckets another-bucket", 65, "unreadable"),
+    ] {
+        cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+        cloud.send(pointer_to_payload(&cloud.bucket)).await;
+        let exited = cloud.run(flags, "echo > ran").expect_exit(code).await;
+        let kept = exited.record("message kept");
+        assert_eq!(kept["outcome"], outcome);
+        assert!(kept["error"].as_str().unwrap().contains("payload of the message"), "{kept}");
+        assert!(!cloud.dir.path().join("ran").exists());
+        assert_eq!(cloud.counts().await, (1, 0), "{outcome}");
+    }
+}
+
 fn typed(name: &str, from: Option<&str>, key: Option<&str>) -> JobType {
     JobType {
         matches: Match { key: key.map(|it| it.parse().unwrap()), ..Match::default() },

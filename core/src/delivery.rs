@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use super::keep_reason::KeepReason;
+
 /// The queue's ID of a message; the same at every delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MessageId(String);
@@ -59,7 +61,10 @@ pub struct DeliveryId {
 pub struct Delivery {
     pub message_id: MessageId,
     pub receipt: ReceiptHandle,
+    /// As sent, or the payload of the Extended Client's pointer if objects are found in it.
     pub body: String,
+    /// The body is a pointer of the Extended Client, and its payload could not be read.
+    pub payload_failed: Option<KeepReason>,
     /// How often the message has been received, including this time: 1 = first (SQS's
     /// `ApproximateReceiveCount`).
     pub receive_count: u32,
@@ -187,6 +192,7 @@ mod tests {
             message_id: MessageId::new("m"),
             receipt: ReceiptHandle::new("secret-handle"),
             body: "secret-body".into(),
+            payload_failed: None,
             receive_count: 1,
             sent_at: None,
             first_received_at: None,

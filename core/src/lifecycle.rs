@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::delivery::{Delivery, DeliveryId, ReceiptHandle, Received, Redrive};
 use super::keep_reason::{KeepReason, Role};
-use super::notification::{Record, parse};
+use super::notification::{Notification, Record, parse};
 use super::object_from::ObjectFrom;
 use super::outcome::{Failure, NoWorkReason, Outcome, Timings, WorkRecord};
 use super::report::{Ended, Held, Progress, Progressed, Report, Subject};
@@ -46,9 +46,13 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The assignment for a message with this body, and the limits for holding it.
-    fn assign(&self, body: &str) -> (Assignment, Limits) {
+    /// The assignment for a message, and the limits for holding it.
+    fn assign(&self, delivery: &Delivery) -> (Assignment, Limits) {
         let otherwise = |assignment| (assignment, self.limits.clone());
+        if let Some(why) = &delivery.payload_failed {
+            return otherwise(Assignment::Keep(why.clone(), Vec::new()));
+        }
+        let body = &delivery.body;
         let routed = match parse(body) {
             Ok(notification) => route(notification, &self.selection),
             Err(why) => match find_objects(&self.job_types, self.object_from.as_ref(), body) {
@@ -91,6 +95,17 @@ impl Policy {
             Err(why) => Assignment::Keep(KeepReason::NoJobType(why), content.records().to_vec()),
         };
         (assignment, limits.clone())
+    }
+
+    /// Is this a message that names objects, or S3's test event? If not, the payload of the Extended
+    /// Client is the job's object itself.
+    pub fn understands(&self, payload: &str) -> bool {
+        match parse(payload) {
+            Ok(Notification::Test | Notification::Records(_)) => true,
+            // Another pointer, which is not followed.
+            Ok(Notification::Objects(_)) => false,
+            Err(_) => find_objects(&self.job_types, self.object_from.as_ref(), payload).is_ok(),
+        }
     }
 
     /// Can a message that is not an S3 notification name its objects?
@@ -296,6 +311,7 @@ fn split(
         message_id,
         receipt,
         body,
+        payload_failed: _,
         receive_count,
         sent_at,
         first_received_at,
@@ -614,7 +630,7 @@ impl Run {
         self.remaining = self.remaining.saturating_sub(1);
         let Received { delivery, asked_at, received_at, redrive } = received;
         let id = delivery.id();
-        let (assignment, limits) = self.policy.assign(&delivery.body);
+        let (assignment, limits) = self.policy.assign(&delivery);
         let (subject, receipt, body) = split(delivery, redrive, &assignment);
         let subject = Arc::new(subject);
         let timings =

@@ -97,6 +97,17 @@ pub fn message(body: &str) -> Result<Value, NotANotification> {
     unwrapped(body).map(|(message, _)| message)
 }
 
+/// Where the Extended Client has moved the body, if it is a pointer of that client, also inside
+/// SNS's `Message`.
+pub fn payload(body: &str) -> Option<Object> {
+    // Most bodies are not pointers, and are not parsed here.
+    if !POINTER_CLASSES.iter().any(|class| body.contains(class)) {
+        return None;
+    }
+    let pointer = extended_client_pointer(&message(body).ok()?)?;
+    pointer.ok().map(|record| record.object)
+}
+
 enum Sender {
     Sns,
     Other,
@@ -208,15 +219,18 @@ fn from_eventbridge(body: &Value) -> Result<Record, NotANotification> {
     })
 }
 
-/// The object that the Extended Client wrote in place of a long message: the job's object, although
-/// its sender means its content as the body. `None` if the body is not such a pointer.
+/// The Extended Client's names for its pointer: the present one, and that of version 1.
+const POINTER_CLASSES: [&str; 2] = [
+    "software.amazon.payloadoffloading.PayloadS3Pointer",
+    "com.amazon.sqs.javamessaging.MessageS3Pointer",
+];
+
+/// The object that the Extended Client wrote in place of a long message. [`payload`] finds it
+/// before the message is parsed; here, it is the job's object, because its content is not a message
+/// that names objects. `None` if the body is not such a pointer.
 fn extended_client_pointer(body: &Value) -> Option<Result<Record, NotANotification>> {
-    const CLASSES: [&str; 2] = [
-        "software.amazon.payloadoffloading.PayloadS3Pointer",
-        "com.amazon.sqs.javamessaging.MessageS3Pointer",
-    ];
     let [class, pointer] = body.as_array()?.as_slice() else { return None };
-    class.as_str().filter(|class| CLASSES.contains(class))?;
+    class.as_str().filter(|class| POINTER_CLASSES.contains(class))?;
     let object = || {
         named(Sent {
             bucket: bucket(required(pointer, "s3BucketName")?)?,

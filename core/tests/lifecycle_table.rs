@@ -44,10 +44,15 @@ fn policy(max_messages: u32) -> Policy {
 }
 
 fn received(body: &str) -> Event {
+    received_as(body, None)
+}
+
+fn received_as(body: &str, payload_failed: Option<KeepReason>) -> Event {
     let delivery = Delivery {
         message_id: MessageId::new("m"),
         receipt: ReceiptHandle::new("r"),
         body: body.to_owned(),
+        payload_failed,
         receive_count: 1,
         sent_at: None,
         first_received_at: None,
@@ -271,6 +276,17 @@ fn the_exit_code_is_that_of_the_last_kept_message() {
     let Some(Effect::EndRun(RunOutcome::Kept(KeepReason::Permanent(_)))) = effects.last() else {
         panic!("{effects:?}");
     };
+}
+
+/// Also if its body is work.
+#[test]
+fn a_message_whose_payload_could_not_be_read_is_kept() {
+    let why = KeepReason::FetchFailed("403".to_owned());
+    let job = Job::start(policy(1)).job;
+    let effects = job.step(S, received_as(OBJECT_CREATED, Some(why.clone()))).effects;
+    let settle = Effect::Settle(Verdict::Keep(why, Release::After(10 * S)));
+    assert!(effects.contains(&settle), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Process(_))), "{effects:?}");
 }
 
 #[test]

@@ -6,12 +6,14 @@ use std::fs;
 use std::path::Path;
 
 use leasehold_core::event::{self, EventFilter};
-use leasehold_core::notification::{CUSTOM, Notification, Record, parse};
+use leasehold_core::notification::{CUSTOM, Notification, Record, parse, payload};
 use leasehold_core::object_from::ObjectFrom;
 use leasehold_core::outcome::NoWorkReason;
 use leasehold_core::route::{Content, Found, Route, Selection, find_objects, route};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use crate::support::settings;
 
 /// The name and the text of every fixture, in order.
 #[expect(clippy::disallowed_methods, reason = "the files of the tests, not of the core")]
@@ -434,6 +436,34 @@ fn an_object_without_an_event_is_never_ignored() {
         let routed = route(parse(&pointer(key).to_string()).unwrap(), &only("ObjectAcl:Put"));
         assert!(matches!(routed, Ok(Route::Work(Content::Objects(_)))), "{key}");
     }
+}
+
+#[test]
+fn only_a_pointer_of_the_extended_client_has_a_payload() {
+    for (name, body) in fixtures() {
+        let found = payload(&body).map(|object| (object.bucket, object.key));
+        let key = match name.as_str() {
+            "extended-client.json" | "sns-extended-client.json" => {
+                Some("0d2f6d5c-5d3f-4c39-a1ee-3a1c0de9d1b4")
+            }
+            "extended-client-1.json" => Some("of a+b/%2B"),
+            _ => None,
+        };
+        assert_eq!(found, key.map(|key| ("long-messages".to_owned(), key.to_owned())), "{name}");
+    }
+}
+
+#[test]
+fn a_payload_is_understood_if_it_names_objects() {
+    let mut policy = settings().policy;
+    let own = json!({ "uri": "s3://b/k" }).to_string();
+    for (name, body) in fixtures() {
+        let is_pointer = payload(&body).is_some();
+        assert_eq!(policy.understands(&body), parse(&body).is_ok() && !is_pointer, "{name}");
+    }
+    assert!(!policy.understands(&own));
+    policy.object_from = Some("uri=/uri".parse().unwrap());
+    assert!(policy.understands(&own) && !policy.understands("{}"));
 }
 
 /// Words that the parser knows, and similar ones.

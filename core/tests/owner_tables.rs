@@ -151,6 +151,7 @@ fn success() -> Verdict {
         message_id: MessageId::new("m"),
         receipt: ReceiptHandle::new("r"),
         body: object_created("k"),
+        payload_failed: None,
         receive_count: 1,
         sent_at: None,
         first_received_at: None,

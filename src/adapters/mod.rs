@@ -1,5 +1,5 @@
 //! The implementations of the ports: SQS and S3, a queue in memory and a folder as a bucket, the
-//! command's processes.
+//! payloads of long messages, the command's processes.
 //!
 //! Architecture invariant: only `aws` (and `http`, its client) uses an SDK, and only `process`
 //! starts or signals a process.
@@ -12,6 +12,8 @@ pub mod batches;
 pub mod http;
 pub mod local;
 pub mod memory_limit;
+#[cfg(any(feature = "aws", feature = "internals"))]
+pub mod payloads;
 pub mod process;
 pub mod publish;
 pub mod url;

@@ -20,12 +20,13 @@ use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
 use crate::adapters::batches::Batches;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
+use crate::adapters::payloads::Payloads;
 use crate::adapters::publish::S3Outbox;
-use crate::ports::Runner;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
+use crate::ports::{Queue, Runner};
 use crate::settings::environment;
-use crate::settings::resolve::RunConfig;
+use crate::settings::resolve::{RunConfig, WorkConfig};
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
 use crate::telemetry::listen::{self, Pages};
@@ -104,6 +105,7 @@ async fn run_pod(
         clock,
     });
     let (runs, turns) = runs_and_turns(config.concurrency, config.prefetch);
+    let payloads = payloads(s3.clone(), &work, &stop);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
@@ -120,13 +122,8 @@ async fn run_pod(
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let sqs = Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key);
-    let fifo = work.settings.policy.fifo;
     let world = World {
-        queue: if runs > 1 {
-            Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
-        } else {
-            Arc::new(sqs)
-        },
+        queue: queue(sqs, runs, clock, payloads),
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
@@ -148,6 +145,26 @@ async fn run_pod(
         pusher.finish().await;
     }
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+fn payloads(store: Arc<S3>, work: &WorkConfig, stop: &CancellationToken) -> Payloads {
+    Payloads {
+        store,
+        policy: work.settings.policy.clone(),
+        buckets: work.fetch.buckets.clone(),
+        stop: stop.clone(),
+    }
+}
+
+/// The queue as the runs use it: several combine their calls, and payloads are read.
+fn queue(sqs: Sqs, runs: usize, clock: Clock, payloads: Payloads) -> Arc<dyn Queue> {
+    let Payloads { policy, stop, .. } = &payloads;
+    let queue: Arc<dyn Queue> = if runs > 1 {
+        Arc::new(Batches::new(Arc::new(sqs), clock, policy.fifo, stop.clone()))
+    } else {
+        Arc::new(sqs)
+    };
+    payloads.read_for(queue)
 }
 
 /// How many runs the pod has, and how many of their commands may run at the same time: with

@@ -224,6 +224,7 @@ impl Acting<'_> {
             message_id: MessageId::new("m"),
             receipt: ReceiptHandle::new(receipt.to_string()),
             body: object_created("k"),
+            payload_failed: None,
             receive_count: receipt,
             sent_at: None,
             first_received_at: None,

@@ -393,6 +393,7 @@ mod tests {
             message_id: MessageId::new("m"),
             receipt: ReceiptHandle::new(HANDLE),
             body: String::new(),
+            payload_failed: None,
             receive_count: 1,
             sent_at: None,
             first_received_at: None,

@@ -328,6 +328,7 @@ impl State {
                 message_id: message_id(number),
                 receipt: ReceiptHandle::new(format!("{number}-{}", message.receive_count)),
                 body: message.body.clone(),
+                payload_failed: None,
                 receive_count: message.receive_count,
                 sent_at: None,
                 first_received_at: None,

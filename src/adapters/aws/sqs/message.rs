@@ -63,6 +63,7 @@ pub(super) fn delivery(
         message_id: MessageId::new(id),
         receipt: ReceiptHandle::new(receipt),
         body,
+        payload_failed: None,
         receive_count: count.unwrap_or(1),
         sent_at,
         first_received_at,
