@@ -73,10 +73,13 @@ fn assert_all_kinds(requests: &[String]) {
 
 #[tokio::test]
 async fn every_request_accepts_its_costs_if_the_requester_pays() {
-    let (requests, ..) = recorded("--request-payer").await;
-    assert_all_kinds(&requests);
-    for request in requests {
-        assert!(request.contains("x-amz-request-payer: requester"), "{request}");
+    // The bare flag, and as the AWS CLI writes it.
+    for flag in ["--request-payer", "--request-payer requester"] {
+        let (requests, ..) = recorded(flag).await;
+        assert_all_kinds(&requests);
+        for request in requests {
+            assert!(request.contains("x-amz-request-payer: requester"), "{flag}: {request}");
+        }
     }
 }
 

@@ -217,6 +217,21 @@ fn errors_name_the_flag_or_variable_that_was_set() {
             "'perhaps' for 'LEASEHOLD_ACCEPT_RAW'",
         ),
         (
+            &["run", "--request-payer", "owner", "--", "true"],
+            &[queue],
+            "'owner' for '--request-payer",
+        ),
+        (
+            &["check", "--request-payer=owner", "--", "true"],
+            &[queue],
+            "write requester, or leave the value out",
+        ),
+        (
+            &["run", "--", "true"],
+            &[queue, ("LEASEHOLD_REQUEST_PAYER", "owner")],
+            "'owner' for 'LEASEHOLD_REQUEST_PAYER",
+        ),
+        (
             &["run", "--", "true"],
             &[queue, ("LEASEHOLD_WIAT", "1s")],
             "did you mean 'LEASEHOLD_WAIT'?",

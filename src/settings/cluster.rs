@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use super::pod::{CHECK, METRICS, RECEIVE, RecordSettings, WorkSettings};
 use super::task::WORK;
-use super::values::{account, attribute, kms_key, listen, percent, profile, time};
+use super::values::{account, attribute, is_requester, kms_key, listen, percent, profile, time};
 use crate::adapters::aws::s3::encryption::Algorithm;
 use crate::check::rules::{Explain, Rule};
 use crate::telemetry::logs::LogFormat;
@@ -44,7 +44,7 @@ pub struct RunSettings {
     pub expected_bucket_owner: Option<String>,
 
     /// Pay for S3 requests to buckets whose requester pays, as their owner demands
-    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WORK, hide_short_help = true)]
+    #[arg(long, value_name = "requester", num_args = 0..=1, default_missing_value = "requester", action = ArgAction::Set, default_value = "false", hide_default_value = true, value_parser = is_requester, help_heading = WORK, hide_short_help = true)]
     pub request_payer: bool,
 
     /// How S3 encrypts the objects that leasehold writes: results, checkpoints and records [default:

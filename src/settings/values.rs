@@ -150,6 +150,15 @@ pub fn percent(text: &str) -> Result<u8, &'static str> {
     percent.ok_or("write a share from 1% to 99%")
 }
 
+/// The value of the AWS CLI's `--request-payer`, or one of a flag's variable.
+pub fn is_requester(text: &str) -> Result<bool, &'static str> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "requester" | "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("write requester, or leave the value out: only the requester can pay"),
+    }
+}
+
 /// `IP:PORT`, or `:PORT` on all addresses.
 pub fn listen(text: &str) -> Result<SocketAddr, String> {
     let all = text.strip_prefix(':').and_then(|port| port.parse().ok());
@@ -235,6 +244,17 @@ mod tests {
         );
         for text in ["s3://in", "in=/in", "s3://in=in", "s3://in=/", "s3://in=/a/../b", "=/in"] {
             assert!(mounts(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_the_requester_can_be_the_payer() {
+        for text in ["requester", "Requester\n", "true", "1"] {
+            assert_eq!(is_requester(text), Ok(true), "{text}");
+        }
+        assert_eq!(is_requester("false"), Ok(false));
+        for text in ["", "owner", "requester pays"] {
+            assert!(is_requester(text).is_err(), "{text}");
         }
     }
 
