@@ -230,6 +230,7 @@ async fn several_messages_are_drained_one_after_another() {
     let result = journey.run().await;
     assert_eq!(result.outcomes(), ["succeeded", "permanent", "succeeded"]);
     assert_eq!(result.outcome.exit_code(), 65);
+    sleep(5 * S).await;
     assert_eq!(queue.counts().visible, 2, "the second is back, the fourth was not received");
 }
 

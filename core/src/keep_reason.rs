@@ -85,8 +85,8 @@ pub enum Visible {
     AtOnce,
     /// Set by `--on-stop`.
     AfterStop,
-    /// At once, so that the message goes to the dead-letter queue soon: a wait does not help.
-    /// Without such a queue, after a backoff.
+    /// At once, so that the message goes to the dead-letter queue soon: a wait does not help. After
+    /// some seconds if the run receives more messages. Without such a queue, after a backoff.
     Soon,
     AfterBackoff,
     /// When its visibility timeout has run out: another pod may already have it.

@@ -709,6 +709,8 @@ impl Run {
     }
 
     fn settle(self, mut current: InFlight, verdict: Verdict) -> Step {
+        let continues = matches!(&verdict, Verdict::Keep(why, _) if self.continues_after(why));
+        let verdict = if continues { verdict.behind_other_messages() } else { verdict };
         current.judged_at = current.judged_at.or(Some(self.now));
         let unsettled = match &verdict {
             Verdict::Delete(_) => KeepReason::DeleteFailed(
@@ -734,21 +736,30 @@ impl Run {
         let continues = match settlement {
             Settlement::Deleted(_) => {
                 effects.extend(checkpointed.map(|task| Effect::DropCheckpoints(subject, task)));
-                true
+                self.may_receive()
             }
             Settlement::Kept(why, _) => {
-                let continues = !why.row().ends_the_run && !self.policy.fifo;
+                let continues = self.continues_after(&why);
                 self.kept = Some(why);
                 continues
             }
         };
-        let mut step = if continues && self.remaining > 0 && self.exiting.is_none() {
+        let mut step = if continues {
             self.go(Phase::Receiving, vec![Effect::Poll])
         } else {
             self.end_run(None)
         };
         step.effects.splice(0..0, effects);
         step
+    }
+
+    fn may_receive(&self) -> bool {
+        self.remaining > 0 && self.exiting.is_none()
+    }
+
+    /// Does the run receive more messages after it kept one for this reason?
+    fn continues_after(&self, why: &KeepReason) -> bool {
+        self.may_receive() && !why.row().ends_the_run && !self.policy.fifo
     }
 
     /// Ends the run; `failed` is a reason unrelated to any message.

@@ -86,6 +86,22 @@ pub enum Verdict {
     Keep(KeepReason, Release),
 }
 
+impl Verdict {
+    /// For a run that receives more messages. If a permanent failure were visible at once, SQS
+    /// could send it to this run again and again, in place of the queue's other messages.
+    pub(super) fn behind_other_messages(self) -> Self {
+        match self {
+            Self::Keep(why, Release::After(delay)) if why.row().visible == Visible::Soon => {
+                Self::Keep(why, Release::After(delay.max(BEHIND_OTHERS)))
+            }
+            verdict @ (Self::Delete(_) | Self::Keep(..)) => verdict,
+        }
+    }
+}
+
+/// How long a run that receives more messages hides a permanent failure.
+const BEHIND_OTHERS: Duration = Duration::from_secs(5);
+
 /// How a message was settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {

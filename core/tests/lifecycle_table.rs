@@ -289,6 +289,30 @@ fn a_message_whose_payload_could_not_be_read_is_kept() {
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Process(_))), "{effects:?}");
 }
 
+/// Otherwise, the run could receive the same message again and again in place of the others.
+#[test]
+fn a_permanent_failure_waits_if_the_run_receives_more_messages() {
+    let redrive = Redrive::DeadLetter { max_receive_count: 3, queue: "dlq".to_owned() };
+    let released = |policy: Policy| {
+        let before = [received(OBJECT_CREATED), Event::RedriveKnown(redrive.clone())];
+        let start = Job::start(policy).job;
+        let job = before.into_iter().fold(start, |job, event| job.step(2 * S, event).job);
+        let effects = job.step(3 * S, exited(65)).effects;
+        let settle = effects.into_iter().find_map(|effect| {
+            if let Effect::Settle(Verdict::Keep(_, release)) = effect {
+                Some(release)
+            } else {
+                None
+            }
+        });
+        settle.expect("it is kept")
+    };
+    assert_eq!(released(policy(2)), Release::After(5 * S));
+    assert_eq!(released(policy(1)), Release::After(Duration::ZERO));
+    // A run on a FIFO queue ends with a kept message.
+    assert_eq!(released(Policy { fifo: true, ..policy(2) }), Release::After(Duration::ZERO));
+}
+
 #[test]
 fn a_message_that_arrives_after_the_stop_is_released_immediately() {
     let effects = walk(1, [Event::StopRequested]).step(3 * S, received(OBJECT_CREATED)).effects;

@@ -137,7 +137,7 @@ fn outcomes(page: &mut String) -> fmt::Result {
             Visible::AtOnce => "visible at once",
             Visible::AfterStop => "visible as set by `--on-stop`",
             Visible::Soon => {
-                "visible at once, if there is a dead-letter queue; else after a backoff"
+                "visible at once, or after 5s if the run receives more messages; without a dead-letter queue, after a backoff"
             }
             Visible::AfterBackoff => "visible after a backoff, see `--retry`",
             Visible::ByItself => "visible when its visibility timeout ends",

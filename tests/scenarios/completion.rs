@@ -255,6 +255,23 @@ async fn s20_a_permanent_failure_is_left_to_redrive() {
     assert_eq!((queue.dead_letters().len(), command.runs(), deletes(&queue)), (1, 3, 0));
 }
 
+/// A run of several messages does not receive the same permanent failure again and again in place of
+/// the others.
+#[tokio::test(start_paused = true)]
+async fn a_permanent_failure_leaves_the_run_to_the_other_messages() {
+    let good: Vec<_> = (0..6).map(|number| object_created(&number.to_string())).collect();
+    let bodies: Vec<_> = ["hello"].into_iter().chain(good.iter().map(String::as_str)).collect();
+    let queue = queue_of(Kind::Standard, 20, &bodies);
+    let command = FakeCommand::new(Does::Exits(S / 2, 0));
+    let mut journey = Journey::new(&queue, &command);
+    journey.settings.policy.max_messages = 7;
+    let result = journey.run().await;
+    assert_eq!((command.runs(), deletes(&queue)), (6, 6));
+    assert_eq!((result.outcomes()[0], result.outcome.exit_code()), ("not_a_notification", 65));
+    let next = result.ended().remove(0).next(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert!(next.starts_with("attempt 1 of 20, visible again 00:00:05Z, goes to"), "{next}");
+}
+
 /// Without a dead-letter queue, a permanent failure that returned at once would keep pods busy
 /// until the queue's retention ends.
 #[tokio::test(start_paused = true)]
