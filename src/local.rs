@@ -135,6 +135,10 @@ pub struct Killable {
 
 #[async_trait]
 impl Runner for Killable {
+    fn name(&self) -> &'static str {
+        self.runner.name()
+    }
+
     async fn run(
         &self,
         command: Command,

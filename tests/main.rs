@@ -19,6 +19,7 @@ mod idempotency;
 mod job_types;
 mod journey;
 mod library;
+mod library_worker;
 mod local;
 mod memory;
 mod metrics;

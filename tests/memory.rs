@@ -72,6 +72,7 @@ impl Container {
             args: Vec::new(),
             job: facts(),
             stdin: None,
+            fetch: None,
             stop_grace: Duration::ZERO,
         };
         let limited = MemoryLimited::new(self.runner.clone(), cgroup, guard);

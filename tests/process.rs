@@ -835,6 +835,7 @@ fn sh(script: &str) -> Command {
         args: vec!["-c".into(), script.into()],
         job,
         stdin: None,
+        fetch: None,
         stop_grace: LONG,
     }
 }

@@ -235,7 +235,9 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::CommandNotStarted(why()),
         KeepReason::CommandFailed(Exit::Code(1)),
         KeepReason::Permanent(Exit::Code(65)),
-        KeepReason::Temporary,
+        KeepReason::Temporary(Exit::Code(75)),
+        KeepReason::HandlerFailed,
+        KeepReason::HandlerPanicked,
         KeepReason::PublishFailed(why()),
         KeepReason::NotRecorded(why()),
         KeepReason::DeleteFailed(why()),
@@ -247,7 +249,7 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::LeaseExhausted,
         KeepReason::HandedOver,
         KeepReason::Stopped,
-        KeepReason::Panicked(why()),
+        KeepReason::Bug(why()),
         KeepReason::ActorDied(Role::Processor),
     ]
 }
@@ -279,10 +281,10 @@ mod tests {
     fn the_list_of_reasons_is_complete() {
         let next = |reason: &KeepReason| {
             use KeepReason::{
-                ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver,
-                LeaseExhausted, LeaseLost, LostAfterSuccess, NoJobType, NotANotification,
-                NotRecorded, OutOfMemory, Panicked, Permanent, PublishFailed, Stalled, Stopped,
-                Temporary, TimedOut, Unreadable,
+                ActorDied, Bug, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed,
+                HandedOver, HandlerFailed, HandlerPanicked, LeaseExhausted, LeaseLost,
+                LostAfterSuccess, NoJobType, NotANotification, NotRecorded, OutOfMemory, Permanent,
+                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable,
             };
             // The compiler fails here for a new reason until it is listed.
             match reason {
@@ -293,23 +295,25 @@ mod tests {
                 CommandNotStarted(_) => 4,
                 CommandFailed(_) => 5,
                 Permanent(_) => 6,
-                Temporary => 7,
-                PublishFailed(_) => 8,
-                NotRecorded(_) => 9,
-                DeleteFailed(_) => 10,
-                TimedOut => 11,
-                Stalled => 12,
-                OutOfMemory(_) => 13,
-                LeaseLost(_) => 14,
-                LostAfterSuccess => 15,
-                LeaseExhausted => 16,
-                HandedOver => 17,
-                Stopped => 18,
-                Panicked(_) => 19,
-                ActorDied(_) => 20,
+                Temporary(_) => 7,
+                HandlerFailed => 8,
+                HandlerPanicked => 9,
+                PublishFailed(_) => 10,
+                NotRecorded(_) => 11,
+                DeleteFailed(_) => 12,
+                TimedOut => 13,
+                Stalled => 14,
+                OutOfMemory(_) => 15,
+                LeaseLost(_) => 16,
+                LostAfterSuccess => 17,
+                LeaseExhausted => 18,
+                HandedOver => 19,
+                Stopped => 20,
+                Bug(_) => 21,
+                ActorDied(_) => 22,
             }
         };
         let all: Vec<_> = keep_reasons().iter().map(next).collect();
-        assert_eq!(all, (0..21).collect::<Vec<_>>());
+        assert_eq!(all, (0..23).collect::<Vec<_>>());
     }
 }

@@ -17,6 +17,7 @@ use crate::settings::environment;
 use crate::settings::resolve::{LocalConfig, Verbosity};
 use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
+use crate::telemetry::panics;
 
 pub fn run_local(
     config: LocalConfig,
@@ -31,10 +32,13 @@ pub fn run_local(
         logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
+    panics::log_panics(in_process.is_some());
     let run = async {
         let kill = CancellationToken::new();
+        let work = in_process.as_ref().map_or("the command", |runner| runner.name());
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
-        let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
+        let reaction = Reaction { work, stop_grace, kill: Some(kill.clone()) };
+        let stopped = stop_requested(None, &reaction)?;
         let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
         local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
     };

@@ -8,31 +8,26 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::connect::{Connected, connect};
 use super::machine::{check_machine, check_threads};
 use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
-use crate::adapters::aws;
-use crate::adapters::aws::s3::S3;
-use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
-use crate::adapters::publish::S3Outbox;
 use crate::ports::Runner;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
-use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::panics;
 use crate::telemetry::push::Pusher;
 use crate::telemetry::readiness::Readiness;
-use crate::work::CommandWorker;
-use crate::work::checkpoint::Checkpoints;
-use crate::work::idempotency::Idempotency;
 
 pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
@@ -42,6 +37,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
+    panics::log_panics(in_process.is_some());
     let run = async {
         // The metrics are created only if they are served or pushed.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
@@ -49,7 +45,8 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
         let metrics =
             is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
-        let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
+        let work = in_process.as_ref().map_or("the command", |runner| runner.name());
+        let stop = stop_requested(metrics.as_ref(), &Reaction { work, stop_grace, kill: None })?;
         run_pod(config, in_process, metrics, stop).await
     };
     block_on(run, plan.tidy())?
@@ -61,66 +58,30 @@ async fn run_pod(
     metrics: Option<Arc<Metrics>>,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
-    let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } =
-        config;
-    let (plan, clock, health) = (work.settings.stop, Clock::start(), Health::default());
+    let (plan, clock, health) = (config.work.settings.stop, Clock::start(), Health::default());
     let readiness = Arc::new(Readiness::new(stop.clone()));
     let pages = Pages {
-        metrics: metrics.clone().filter(|_| gateway.is_none()),
+        metrics: metrics.clone().filter(|_| config.pushgateway.is_none()),
         readiness: readiness.clone(),
         health: health.clone(),
     };
-    let _listening = listen(reporting.listen, pages).await?;
-    let (variables, ca_bundle) = (environment::aws(), environment::ca_bundle());
-    let aws = aws::load(&queue_url, ca_bundle.clone(), &variables)
-        .await
-        .map_err(|error| error.to_string())?;
-    let aws_s3 = aws::load_s3(&aws, config.s3_profile.as_deref(), ca_bundle, &variables)
-        .await
-        .map_err(|error| error.to_string())?;
-    let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
-    let attempts = records.attempts.map(|location| AttemptHistory {
-        writer: s3.clone(),
-        location,
-        identity: work.identity.clone(),
-        limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
-    });
-    let idempotency = records.idempotency.map(|location| Idempotency {
-        records: s3.clone(),
-        location,
-        queue: queue_url.clone(),
-        owner: work.identity.pod_name.clone(),
-        clock,
-    });
-    let worker = CommandWorker {
-        checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
-        idempotency,
-        store: s3.clone(),
-        runner: within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?,
-        fetch: work.fetch,
-        outbox: Some(Arc::new(S3Outbox { writer: s3 })),
-        work_dir: work.work_dir,
-        job_id: work.identity.job_id,
-        queue_url: Some(queue_url.clone()),
-        clock,
-    };
-    let telemetry =
-        Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
-    let world = World {
-        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
-        worker: Arc::new(worker),
-        telemetry: telemetry.clone(),
-        clock,
-        health,
-    };
+    let _listening = listen(config.metrics.listen, pages).await?;
+    let guard = config.memory_guard;
+    let runner = || within_memory_limit(in_process.map_or_else(runner, Ok)?, guard);
+    let limit = Box::new(move || plan.attempt_record(since_stop().is_some()));
+    let Connected { queue, worker, attempts } =
+        connect(&config, None, runner, clock, limit).await?;
+    let RunConfig { work, metrics: reporting, pushgateway: gateway, concurrency, .. } = config;
+    let log = Some(work.termination_log);
+    let telemetry = Arc::new(PodTelemetry::new(log, attempts, metrics.clone(), readiness));
+    let world = World { queue, worker, telemetry: telemetry.clone(), clock, health };
     let namespace = reporting.namespace.or_else(pods_namespace);
     let pod_name = work.identity.pod_name;
     let pusher = gateway.zip(metrics.clone()).map(|(gateway, metrics)| {
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome =
-        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
+    let outcome = supervisor::run_concurrently(world, work.settings, concurrency, stop).await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

@@ -16,6 +16,7 @@ use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::telemetry::logs::{LogFormat, Style};
+use crate::telemetry::panics;
 
 /// How long the log may take at the end: less during a shutdown.
 pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
@@ -39,8 +40,10 @@ pub fn is_coloured(out: &impl RawStream) -> bool {
 /// Two threads, so that a short computation in one does not delay a heartbeat in the other. The
 /// work must not block: tokio does not guarantee that the other thread takes over.
 pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, String> {
+    panics::mark_ours();
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_start(panics::mark_ours)
         .enable_all()
         .build()
         .map_err(|error| format!("the runtime could not be started: {error}"))?;

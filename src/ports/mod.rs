@@ -8,6 +8,7 @@ pub mod health;
 pub mod job_facts;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +26,7 @@ use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
 use crate::job::object_attributes::ObjectAttributes;
 use crate::job::on_success::{ActedOn, OnSuccess};
-use crate::job::outcome::{Exit, Manifest, ResourceUsage};
+use crate::job::outcome::{Exit, Failure, Manifest, ResourceUsage};
 use crate::job::report::{Observation, Report};
 use crate::job::s3_location::LocationTemplate;
 use crate::job::verdict::DeletePermit;
@@ -306,9 +308,14 @@ pub struct Results<'a> {
 #[error("{0}")]
 pub struct PublishError(pub String);
 
-/// A way to run the user's command.
+/// A way to run the user's command, or to do its work.
 #[async_trait]
 pub trait Runner: Send + Sync {
+    /// The name of what it runs, for messages.
+    fn name(&self) -> &'static str {
+        "the command"
+    }
+
     /// Runs the command to its end. When `halt` is cancelled, the command's whole process group
     /// gets TERM, and KILL after `stop_grace`; when the returned future is dropped, it gets KILL.
     /// When this returns, all processes of the command have ended.
@@ -335,8 +342,30 @@ impl Activity {
     }
 }
 
-/// A command, as data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Fetches the object of a job later, as a file in its workspace (`--input none`).
+#[derive(Clone)]
+pub struct FetchInput(Arc<dyn Fn() -> BoxFuture<'static, Result<PathBuf, Failure>> + Send + Sync>);
+
+impl FetchInput {
+    pub fn new(
+        fetch: impl Fn() -> BoxFuture<'static, Result<PathBuf, Failure>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(fetch))
+    }
+
+    pub async fn fetch(&self) -> Result<PathBuf, Failure> {
+        (self.0)().await
+    }
+}
+
+impl fmt::Debug for FetchInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FetchInput")
+    }
+}
+
+/// A command.
+#[derive(Debug, Clone)]
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
@@ -344,6 +373,8 @@ pub struct Command {
     pub job: JobFacts,
     /// The file for its standard input; empty if `None`.
     pub stdin: Option<PathBuf>,
+    /// Fetches the object, if it was not fetched in advance. A process cannot use it.
+    pub fetch: Option<FetchInput>,
     /// How long it may take to end after TERM.
     pub stop_grace: Duration,
 }

@@ -198,13 +198,13 @@ fn trace_id(subject: &Subject) -> Option<&str> {
 pub(super) fn exit_code(exit: Exit) -> Option<i32> {
     match exit {
         Exit::Code(code) => Some(code),
-        Exit::Signal(_) => None,
+        Exit::Signal(_) | Exit::Handler(_) => None,
     }
 }
 
 pub(super) fn signal(exit: Exit) -> Option<i32> {
     match exit {
-        Exit::Code(_) => None,
+        Exit::Code(_) | Exit::Handler(_) => None,
         Exit::Signal(signal) => Some(signal),
     }
 }

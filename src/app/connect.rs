@@ -1,0 +1,73 @@
+//! Connects the work of a pod, or of an embedding program, to AWS.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::adapters::aws::s3::S3;
+use crate::adapters::aws::sqs::Sqs;
+use crate::adapters::aws::{self, SdkConfig};
+use crate::adapters::publish::S3Outbox;
+use crate::ports::clock::Clock;
+use crate::ports::{Queue, Runner};
+use crate::settings::environment;
+use crate::settings::resolve::RunConfig;
+use crate::telemetry::attempts::AttemptHistory;
+use crate::work::checkpoint::Checkpoints;
+use crate::work::idempotency::Idempotency;
+use crate::work::{CommandWorker, Worker};
+
+pub struct Connected {
+    pub queue: Arc<dyn Queue>,
+    pub worker: Arc<dyn Worker>,
+    pub attempts: Option<AttemptHistory>,
+}
+
+/// `given` replaces the configuration from the environment; `attempt_limit` is the time limit of an
+/// attempt record.
+pub async fn connect(
+    config: &RunConfig,
+    given: Option<&SdkConfig>,
+    runner: impl FnOnce() -> Result<Arc<dyn Runner>, String>,
+    clock: Clock,
+    attempt_limit: Box<dyn Fn() -> Duration + Send + Sync>,
+) -> Result<Connected, String> {
+    let RunConfig { queue_url, records, work, .. } = config;
+    let (variables, ca_bundle) = (environment::aws(), environment::ca_bundle());
+    let aws = match given {
+        Some(given) => aws::with_own_connections(given, ca_bundle.clone()),
+        None => aws::load(queue_url, ca_bundle.clone(), &variables).await,
+    };
+    let aws = aws.map_err(|error| error.to_string())?;
+    let aws_s3 = aws::load_s3(&aws, config.s3_profile.as_deref(), ca_bundle, &variables)
+        .await
+        .map_err(|error| error.to_string())?;
+    let s3 = Arc::new(S3::with_options(&aws_s3, config.s3.clone()));
+    let attempts = records.attempts.clone().map(|location| AttemptHistory {
+        writer: s3.clone(),
+        location,
+        identity: work.identity.clone(),
+        limit: attempt_limit,
+    });
+    let idempotency = records.idempotency.clone().map(|location| Idempotency {
+        records: s3.clone(),
+        location,
+        queue: queue_url.clone(),
+        owner: work.identity.pod_name.clone(),
+        clock,
+    });
+    let worker = CommandWorker {
+        checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
+        idempotency,
+        store: s3.clone(),
+        runner: runner()?,
+        fetch: work.fetch.clone(),
+        outbox: Some(Arc::new(S3Outbox { writer: s3 })),
+        work_dir: work.work_dir.clone(),
+        job_id: work.identity.job_id.clone(),
+        queue_url: Some(queue_url.clone()),
+        clock,
+    };
+    let queue =
+        Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key.clone());
+    Ok(Connected { queue: Arc::new(queue), worker: Arc::new(worker), attempts })
+}
