@@ -104,7 +104,8 @@ impl Embedding {
         };
         if let Some(taken) = own.get_arguments().find(is_taken) {
             let complaint = format!(
-                "this program has the flag {taken}, and leasehold has one of that name: rename it"
+                "this program has the flag --{}, and leasehold has one of that name: rename it",
+                taken.get_long().unwrap_or(taken.get_id().as_str())
             );
             return Err(program.error(ErrorKind::ArgumentConflict, complaint));
         }
