@@ -82,8 +82,15 @@ pub enum Failure {
     /// The command did not run: no work directory, or no such command.
     Start(String),
     Exit(Exit, CommandReport),
-    /// The command reached the memory limit (`--memory-guard`), or the kernel killed it there.
+    /// The command reached `--memory-guard` and was ended.
     OutOfMemory(String),
+    /// The kernel killed a process of the command at the memory limit. The command itself may have
+    /// noticed that, and decided how to exit.
+    KilledAtMemoryLimit {
+        why: String,
+        exit: Exit,
+        report: CommandReport,
+    },
     Publish(String),
     /// The idempotency record could not be read or written.
     Record(String),

@@ -6,12 +6,14 @@ use std::time::Duration;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::Sqs;
 use crate::adapters::aws::{self, SdkConfig};
+use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::publish::S3Outbox;
 use crate::ports::clock::Clock;
 use crate::ports::{Queue, Runner};
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
-use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
+use crate::telemetry::metrics::Metrics;
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
 use crate::work::{CommandWorker, Worker};
@@ -23,13 +25,14 @@ pub struct Connected {
 }
 
 /// `given` replaces the configuration from the environment; `attempt_limit` is the time limit of an
-/// attempt record.
+/// attempt record at the end of an attempt.
 pub async fn connect(
     config: &RunConfig,
     given: Option<&SdkConfig>,
     runner: impl FnOnce() -> Result<Arc<dyn Runner>, String>,
     clock: Clock,
-    attempt_limit: Box<dyn Fn() -> Duration + Send + Sync>,
+    metrics: Option<&Arc<Metrics>>,
+    attempt_limit: impl Fn() -> Duration + Send + Sync + 'static,
 ) -> Result<Connected, String> {
     let RunConfig { queue_url, records, work, .. } = config;
     let (variables, ca_bundle) = (environment::aws(), environment::ca_bundle());
@@ -42,11 +45,18 @@ pub async fn connect(
         .await
         .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::with_options(&aws_s3, config.s3.clone()));
-    let attempts = records.attempts.clone().map(|location| AttemptHistory {
-        writer: s3.clone(),
-        location,
-        identity: work.identity.clone(),
-        limit: attempt_limit,
+    let attempts = records.attempts.clone().map(|location| {
+        let cgroup = MemoryCgroup::of_this_process();
+        let store = HistoryStore {
+            storage: s3.clone(),
+            records: s3.clone(),
+            location,
+            identity: work.identity.clone(),
+            memory: cgroup.map(|cgroup| Box::new(move || cgroup.in_use()) as _),
+            metrics: metrics.cloned(),
+            silence: SILENCE,
+        };
+        AttemptHistory::new(store, attempt_limit)
     });
     let idempotency = records.idempotency.clone().map(|location| Idempotency {
         records: s3.clone(),

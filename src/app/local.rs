@@ -33,14 +33,16 @@ pub fn run_local(
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
     panics::log_panics(in_process.is_some());
-    let run = async {
+    let run = |work_threads| async {
         let kill = CancellationToken::new();
         let work = in_process.as_ref().map_or("the command", |runner| runner.name());
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let reaction = Reaction { work, stop_grace, kill: Some(kill.clone()) };
         let stopped = stop_requested(None, &reaction)?;
         let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
-        local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
+        local::run(config, runner, work_threads, screen, stopped)
+            .await
+            .map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;
     // Writes the remaining log records before the summary.

@@ -14,6 +14,7 @@ use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runne
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::ports::Runner;
@@ -38,7 +39,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     panics::log_panics(in_process.is_some());
-    let run = async {
+    let run = |work_threads| async {
         // The metrics are created only if they are served or pushed.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
@@ -47,7 +48,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let work = in_process.as_ref().map_or("the command", |runner| runner.name());
         let stop = stop_requested(metrics.as_ref(), &Reaction { work, stop_grace, kill: None })?;
-        run_pod(config, in_process, metrics, stop).await
+        run_pod(config, in_process, metrics, work_threads, stop).await
     };
     block_on(run, plan.tidy())?
 }
@@ -56,6 +57,7 @@ async fn run_pod(
     config: RunConfig,
     in_process: Option<Arc<dyn Runner>>,
     metrics: Option<Arc<Metrics>>,
+    work_threads: WorkThreads,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
     let (plan, clock, health) = (config.work.settings.stop, Clock::start(), Health::default());
@@ -68,13 +70,13 @@ async fn run_pod(
     let _listening = listen(config.metrics.listen, pages).await?;
     let guard = config.memory_guard;
     let runner = || within_memory_limit(in_process.map_or_else(runner, Ok)?, guard);
-    let limit = Box::new(move || plan.attempt_record(since_stop().is_some()));
+    let limit = move || plan.attempt_record(since_stop().is_some());
     let Connected { queue, worker, attempts } =
-        connect(&config, None, runner, clock, limit).await?;
+        connect(&config, None, runner, clock, metrics.as_ref(), limit).await?;
     let RunConfig { work, metrics: reporting, pushgateway: gateway, concurrency, .. } = config;
     let log = Some(work.termination_log);
     let telemetry = Arc::new(PodTelemetry::new(log, attempts, metrics.clone(), readiness));
-    let world = World { queue, worker, telemetry: telemetry.clone(), clock, health };
+    let world = World { queue, worker, telemetry: telemetry.clone(), clock, work_threads, health };
     let namespace = reporting.namespace.or_else(pods_namespace);
     let pod_name = work.identity.pod_name;
     let pusher = gateway.zip(metrics.clone()).map(|(gateway, metrics)| {

@@ -42,6 +42,7 @@ use super::in_process::{InProcess, Threads};
 use super::job::Job;
 use super::settings::setters;
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::WorkThreads;
 use crate::adapters::local::folder::{Folder, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::outbox::FolderOutbox;
@@ -186,6 +187,7 @@ impl TestWorker {
             worker: Arc::new(worker),
             telemetry: telemetry.clone(),
             clock,
+            work_threads: WorkThreads::Shared,
             health: Health::default(),
         };
         let mut stop_after = self.stop_after;

@@ -16,6 +16,7 @@ use super::handler::{AnyHandler, Handler};
 use super::in_process::{InProcess, OwnRuntime, Threads};
 use super::settings::setters;
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
 use crate::app::connect::{Connected, connect};
@@ -145,14 +146,21 @@ impl Worker {
             RunError::Misconfigured(format!("a worker needs a tokio runtime: {error}"))
         })?;
         let runner = InProcess { handler: AnyHandler::new(handler), threads: Threads::Of(callers) };
-        let own = own_runtime(&dispatcher::get_default(Clone::clone))?;
-        let running = AbortOnDropHandle::new(own.handle().spawn(self.run_with(Arc::new(runner))));
+        let on_start = with_subscriber(dispatcher::get_default(Clone::clone));
+        let work = WorkThread(SeparateThreads::new(on_start.clone()));
+        let own = own_runtime(on_start)?;
+        let running = self.run_with(Arc::new(runner), work.0.clone());
+        let running = AbortOnDropHandle::new(own.handle().spawn(running));
         running
             .await
             .unwrap_or_else(|died| Err(RunError::Bug(format!("a bug in leasehold: {died}"))))
     }
 
-    async fn run_with(self, runner: Arc<InProcess>) -> Result<Summary, RunError> {
+    async fn run_with(
+        self,
+        runner: Arc<InProcess>,
+        work: SeparateThreads,
+    ) -> Result<Summary, RunError> {
         let Self { config, until, stop, on_signals, registry, aws } = self;
         check_machine(&config.work, false).map_err(|why| RunError::Misconfigured(as_code(&why)))?;
         // A stop of this worker must not stop the caller's other users of the token.
@@ -169,9 +177,9 @@ impl Worker {
         }
         let (plan, clock) = (config.work.settings.stop, Clock::start());
         let is_stopping = stop.clone();
-        let limit = Box::new(move || plan.attempt_record(is_stopping.is_cancelled()));
+        let limit = move || plan.attempt_record(is_stopping.is_cancelled());
         let Connected { queue, worker, attempts } =
-            connect(&config, aws.as_ref(), || Ok(runner), clock, limit)
+            connect(&config, aws.as_ref(), || Ok(runner), clock, metrics.as_ref(), limit)
                 .await
                 .map_err(RunError::Misconfigured)?;
         let readiness = Arc::new(Readiness::new(stop.clone()));
@@ -180,7 +188,14 @@ impl Worker {
             summary: Mutex::default(),
         });
         let health = Health::default();
-        let world = World { queue, worker, telemetry: telemetry.clone(), clock, health };
+        let world = World {
+            queue,
+            worker,
+            telemetry: telemetry.clone(),
+            clock,
+            work_threads: WorkThreads::Separate(work),
+            health,
+        };
         let settings = config.work.settings;
         let outcome = match until {
             Until::Empty => {
@@ -203,22 +218,34 @@ impl Worker {
     }
 }
 
-/// Two threads, which only leasehold uses. They have the caller's subscriber, too, if that is the
-/// caller's thread's.
-fn own_runtime(subscriber: &Dispatch) -> Result<OwnRuntime, RunError> {
-    let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(2).thread_name("leasehold");
-    // Without one, the threads use a global subscriber that is set later.
-    if !subscriber.is::<NoSubscriber>() {
-        let subscriber = subscriber.clone();
-        builder.on_thread_start(move || {
+/// Called in each thread of leasehold: it gets the caller's subscriber, if that is one of the
+/// caller's thread only.
+fn with_subscriber(subscriber: Dispatch) -> impl Fn() + Clone + Send + Sync + 'static {
+    move || {
+        // Without one, the thread uses a global subscriber, which may be set later.
+        if !subscriber.is::<NoSubscriber>() {
             // The thread keeps it to its end.
             std::mem::forget(dispatcher::set_default(&subscriber));
-        });
+        }
     }
+}
+
+/// The thread that extends leases, and does nothing else.
+fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<OwnRuntime, RunError> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(1).thread_name("leasehold").on_thread_start(on_start);
     OwnRuntime::start(builder).map_err(|error| {
         RunError::Misconfigured(format!("the threads of leasehold could not be started: {error}"))
     })
+}
+
+/// The thread of downloads and uploads. Dropping it does not wait for its tasks.
+struct WorkThread(SeparateThreads);
+
+impl Drop for WorkThread {
+    fn drop(&mut self) {
+        self.0.clone().shut_down(Duration::ZERO);
+    }
 }
 
 /// Runs one run after another in each of `concurrency` slots: a run ends when the queue is empty,

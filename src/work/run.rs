@@ -18,7 +18,7 @@ use super::{CommandWorker, unless_halted};
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
 use crate::job::route::{Input, MissingObject};
-use crate::ports::{Command, FetchInput, Outbox, Results};
+use crate::ports::{Command, FetchInput, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
 struct Provided<'a> {
@@ -115,10 +115,13 @@ impl CommandWorker {
         }
         facts.reason.clone_from(&result.report.reason);
         facts.metrics.append(result.metrics);
-        if let Some(why) = ended.out_of_memory
-            && !until.halt.is_cancelled()
-        {
-            return Err(Failure::OutOfMemory(why));
+        match ended.out_of_memory.filter(|_| !until.halt.is_cancelled()) {
+            Some(OutOfMemory::Guard(why)) => return Err(Failure::OutOfMemory(why)),
+            Some(OutOfMemory::Kernel(why)) => {
+                let (exit, report) = (ended.exit, result.report);
+                return Err(Failure::KilledAtMemoryLimit { why, exit, report });
+            }
+            None => {}
         }
         if ended.exit.is_success() {
             links.check_output().map_err(Failure::Publish)?;
