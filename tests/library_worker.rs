@@ -47,7 +47,7 @@ impl Written {
 fn builder(cloud: &Cloud) -> leasehold::WorkerBuilder {
     Worker::builder()
         .queue_url(&cloud.queue_url)
-        .aws_config(&crate::support::aws::config(&cloud.endpoint))
+        .sdk_config(&crate::support::aws::config(&cloud.endpoint))
         .work_dir(cloud.dir.path())
 }
 

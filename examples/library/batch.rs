@@ -13,7 +13,7 @@ async fn process(job: Job) -> Result<(), Error> {
 pub async fn drain(queue_url: &str, aws: &aws_config::SdkConfig) -> Result<Summary, Error> {
     let worker = Worker::builder()
         .queue_url(queue_url)
-        .aws_config(aws)
+        .sdk_config(aws)
         .concurrency(4)
         .until_empty(Duration::from_secs(1))
         .build()?;

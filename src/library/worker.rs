@@ -397,7 +397,7 @@ impl WorkerBuilder {
 
     /// The credentials, the region and the endpoints of SQS and S3, instead of those of the
     /// environment. Connections are not shared.
-    pub fn aws_config(mut self, config: &SdkConfig) -> Self {
+    pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
         self.aws = Some(config.clone());
         self
     }
