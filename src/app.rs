@@ -106,7 +106,7 @@ pub fn main(
 }
 
 fn perform(action: Action, host: Host) -> ExitCode {
-    let Host { name, command, is_embedded, in_process } = host;
+    let Host { name, command, in_process, .. } = host;
     let refuse = |why: String| refuse(&name, &why);
     match action {
         #[cfg(feature = "aws")]
@@ -123,7 +123,7 @@ fn perform(action: Action, host: Host) -> ExitCode {
                 })
         }
         #[cfg(feature = "aws")]
-        Action::Check(args) => check(*args, !is_embedded).unwrap_or_else(refuse),
+        Action::Check(args) => check(*args, !host.is_embedded).unwrap_or_else(refuse),
         Action::Schema => {
             let schema =
                 serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
