@@ -3,9 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::Sqs;
 use crate::adapters::aws::{self, SdkConfig};
+use crate::adapters::batches::Batches;
 use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::publish::S3Outbox;
 use crate::ports::clock::Clock;
@@ -22,6 +26,8 @@ pub struct Connected {
     pub queue: Arc<dyn Queue>,
     pub worker: Arc<dyn Worker>,
     pub attempts: Option<AttemptHistory>,
+    /// How many runs share them.
+    pub runs: usize,
 }
 
 /// `given` replaces the configuration from the environment; `attempt_limit` is the time limit of an
@@ -33,6 +39,7 @@ pub async fn connect(
     clock: Clock,
     metrics: Option<&Arc<Metrics>>,
     attempt_limit: impl Fn() -> Duration + Send + Sync + 'static,
+    stop: &CancellationToken,
 ) -> Result<Connected, String> {
     let RunConfig { queue_url, records, work, .. } = config;
     let (variables, ca_bundle) = (environment::aws(), environment::ca_bundle());
@@ -65,11 +72,13 @@ pub async fn connect(
         owner: work.identity.pod_name.clone(),
         clock,
     });
+    let (runs, turns) = runs_and_turns(config.concurrency, config.prefetch);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
         runner: runner()?,
+        turns,
         fetch: work.fetch.clone(),
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir.clone(),
@@ -77,7 +86,19 @@ pub async fn connect(
         queue_url: Some(queue_url.clone()),
         clock,
     };
-    let queue =
-        Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key.clone());
-    Ok(Connected { queue: Arc::new(queue), worker: Arc::new(worker), attempts })
+    let sqs = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key.clone());
+    let queue: Arc<dyn Queue> = if runs > 1 {
+        let fifo = work.settings.policy.fifo;
+        Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
+    } else {
+        Arc::new(sqs)
+    };
+    Ok(Connected { queue, worker: Arc::new(worker), attempts, runs })
+}
+
+/// How many runs the pod has, and how many of their commands may run at the same time: with
+/// `--prefetch`, further runs download in advance, and wait for their turn.
+fn runs_and_turns(concurrency: usize, prefetch: usize) -> (usize, Option<Arc<Semaphore>>) {
+    let turns = (prefetch > 0).then(|| Arc::new(Semaphore::new(concurrency)));
+    (concurrency + prefetch, turns)
 }

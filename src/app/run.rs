@@ -71,9 +71,9 @@ async fn run_pod(
     let guard = config.memory_guard;
     let runner = || within_memory_limit(in_process.map_or_else(runner, Ok)?, guard);
     let limit = move || plan.attempt_record(since_stop().is_some());
-    let Connected { queue, worker, attempts } =
-        connect(&config, None, runner, clock, metrics.as_ref(), limit).await?;
-    let RunConfig { work, metrics: reporting, pushgateway: gateway, concurrency, .. } = config;
+    let Connected { queue, worker, attempts, runs } =
+        connect(&config, None, runner, clock, metrics.as_ref(), limit, &stop).await?;
+    let RunConfig { work, metrics: reporting, pushgateway: gateway, .. } = config;
     let log = Some(work.termination_log);
     let telemetry = Arc::new(PodTelemetry::new(log, attempts, metrics.clone(), readiness));
     let world = World { queue, worker, telemetry: telemetry.clone(), clock, work_threads, health };
@@ -83,7 +83,7 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome = supervisor::run_concurrently(world, work.settings, concurrency, stop).await;
+    let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

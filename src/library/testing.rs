@@ -174,6 +174,7 @@ impl TestWorker {
             }),
             store: Arc::new(folder.with_moved(Some((*store).clone()))),
             runner: Arc::new(runner),
+            turns: None,
             fetch: work.fetch,
             outbox: Some(Arc::new(FolderOutbox::new(path("outbox")))),
             work_dir: work.work_dir,

@@ -178,8 +178,8 @@ impl Worker {
         let (plan, clock) = (config.work.settings.stop, Clock::start());
         let is_stopping = stop.clone();
         let limit = move || plan.attempt_record(is_stopping.is_cancelled());
-        let Connected { queue, worker, attempts } =
-            connect(&config, aws.as_ref(), || Ok(runner), clock, metrics.as_ref(), limit)
+        let Connected { queue, worker, attempts, runs } =
+            connect(&config, aws.as_ref(), || Ok(runner), clock, metrics.as_ref(), limit, &stop)
                 .await
                 .map_err(RunError::Misconfigured)?;
         let readiness = Arc::new(Readiness::new(stop.clone()));
@@ -198,10 +198,8 @@ impl Worker {
         };
         let settings = config.work.settings;
         let outcome = match until {
-            Until::Empty => {
-                supervisor::run_concurrently(world, settings, config.concurrency, stop).await
-            }
-            Until::Stopped => run_until_stopped(&world, &settings, config.concurrency, &stop).await,
+            Until::Empty => supervisor::run_concurrently(world, settings, runs, stop).await,
+            Until::Stopped => run_until_stopped(&world, &settings, runs, &stop).await,
         };
         match outcome {
             RunOutcome::Finished | RunOutcome::Kept(_) => Ok(telemetry.summary()),
@@ -248,16 +246,16 @@ impl Drop for WorkThread {
     }
 }
 
-/// Runs one run after another in each of `concurrency` slots: a run ends when the queue is empty,
+/// Runs one run after another in each of `runs` slots: a run ends when the queue is empty,
 /// and after a lost lease.
 async fn run_until_stopped(
     world: &World,
     settings: &Settings,
-    concurrency: usize,
+    runs: usize,
     stop: &CancellationToken,
 ) -> RunOutcome {
     let mut slots = JoinSet::new();
-    for _ in 0..concurrency {
+    for _ in 0..runs {
         let (world, settings, stop) = (world.clone(), settings.clone(), stop.clone());
         slots.spawn(async move {
             while !stop.is_cancelled() {
