@@ -285,7 +285,8 @@ impl Runner for InProcess {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError> {
-        let start_error = |why| StartError { program: "the work".to_owned(), why };
+        let start_error =
+            |why| StartError { program: "the work".to_owned(), why, ends_the_run: false };
         let job = Job::new(command.job, halt.clone(), activity);
         let (work, working_on) = (self.work.clone(), job.clone());
         let working = async move { work.process(working_on).await }.in_current_span();

@@ -176,6 +176,7 @@ async fn functions_that_never_end_do_not_block_others() {
             program: "the work".into(),
             args: Vec::new(),
             job: JobFacts { result_file: room.path().join("result.jsonl"), ..facts() },
+            variables: None,
             stdin: None,
             stop_grace: Duration::from_millis(50),
         };

@@ -233,6 +233,7 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::FetchFailed(why()),
         KeepReason::Unreadable(why()),
         KeepReason::CommandNotStarted(why()),
+        KeepReason::WorkerNotStarted(why()),
         KeepReason::CommandFailed(Exit::Code(1)),
         KeepReason::Permanent(Exit::Code(65)),
         KeepReason::Temporary,
@@ -282,7 +283,7 @@ mod tests {
                 ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver,
                 LeaseExhausted, LeaseLost, LostAfterSuccess, NoJobType, NotANotification,
                 NotRecorded, OutOfMemory, Panicked, Permanent, PublishFailed, Stalled, Stopped,
-                Temporary, TimedOut, Unreadable,
+                Temporary, TimedOut, Unreadable, WorkerNotStarted,
             };
             // The compiler fails here for a new reason until it is listed.
             match reason {
@@ -291,25 +292,26 @@ mod tests {
                 FetchFailed(_) => 2,
                 Unreadable(_) => 3,
                 CommandNotStarted(_) => 4,
-                CommandFailed(_) => 5,
-                Permanent(_) => 6,
-                Temporary => 7,
-                PublishFailed(_) => 8,
-                NotRecorded(_) => 9,
-                DeleteFailed(_) => 10,
-                TimedOut => 11,
-                Stalled => 12,
-                OutOfMemory(_) => 13,
-                LeaseLost(_) => 14,
-                LostAfterSuccess => 15,
-                LeaseExhausted => 16,
-                HandedOver => 17,
-                Stopped => 18,
-                Panicked(_) => 19,
-                ActorDied(_) => 20,
+                WorkerNotStarted(_) => 5,
+                CommandFailed(_) => 6,
+                Permanent(_) => 7,
+                Temporary => 8,
+                PublishFailed(_) => 9,
+                NotRecorded(_) => 10,
+                DeleteFailed(_) => 11,
+                TimedOut => 12,
+                Stalled => 13,
+                OutOfMemory(_) => 14,
+                LeaseLost(_) => 15,
+                LostAfterSuccess => 16,
+                LeaseExhausted => 17,
+                HandedOver => 18,
+                Stopped => 19,
+                Panicked(_) => 20,
+                ActorDied(_) => 21,
             }
         };
         let all: Vec<_> = keep_reasons().iter().map(next).collect();
-        assert_eq!(all, (0..21).collect::<Vec<_>>());
+        assert_eq!(all, (0..22).collect::<Vec<_>>());
     }
 }

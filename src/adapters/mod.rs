@@ -13,3 +13,4 @@ pub mod memory_limit;
 pub mod process;
 pub mod publish;
 pub mod url;
+pub mod warm;

@@ -11,14 +11,15 @@ use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
@@ -322,16 +323,53 @@ pub trait Runner: Send + Sync {
 
 /// Set whenever a command prints something.
 #[derive(Debug, Clone, Default)]
-pub struct Activity(Arc<AtomicBool>);
+pub struct Activity {
+    is_recorded: Arc<AtomicBool>,
+    /// Only for a process that works on one message after another.
+    current: Arc<Mutex<Option<CurrentWork>>>,
+}
+
+/// What a process that stays works on now.
+#[derive(Debug)]
+struct CurrentWork {
+    /// Of its messages.
+    activities: Vec<Activity>,
+    /// The span of the lines that it prints.
+    span: Span,
+}
 
 impl Activity {
     pub fn record(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.is_recorded.store(true, Ordering::Relaxed);
+        for of_message in self.current().iter().flat_map(|current| &current.activities) {
+            of_message.is_recorded.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Was there activity since the last call?
     pub fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        self.is_recorded.swap(false, Ordering::Relaxed)
+    }
+
+    /// From now on, the process works on messages with these activities, and its lines belong to
+    /// the span.
+    pub fn works_on(&self, activities: Vec<Self>, span: Span) {
+        *self.current() = Some(CurrentWork { activities, span });
+    }
+
+    /// From now on, the process works on no message.
+    pub fn is_idle(&self) {
+        *self.current() = None;
+    }
+
+    /// Calls `log` in the span of the current work, if there is one.
+    pub fn in_span(&self, log: impl FnOnce()) {
+        let span = self.current().as_ref().map(|current| current.span.clone());
+        span.unwrap_or_else(Span::none).in_scope(log);
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<CurrentWork>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -342,6 +380,8 @@ pub struct Command {
     pub args: Vec<OsString>,
     /// Added to our own environment (without `LEASEHOLD_*`), and written to `JOB_FILE`.
     pub job: JobFacts,
+    /// Of a process that outlives the job: these variables instead of the job's, and no `JOB_FILE`.
+    pub variables: Option<Vec<(OsString, OsString)>>,
     /// The file for its standard input; empty if `None`.
     pub stdin: Option<PathBuf>,
     /// How long it may take to end after TERM.
@@ -373,6 +413,9 @@ impl Exited {
 pub struct StartError {
     pub program: String,
     pub why: String,
+    /// A process that stays has ended several times in a row before it took a message: the next
+    /// messages would fail, too.
+    pub ends_the_run: bool,
 }
 
 /// Receives the reports of a run. Reporting never affects an outcome.
