@@ -4,6 +4,7 @@
 #[cfg(feature = "aws")]
 mod check;
 mod exit;
+mod handler;
 mod local;
 mod machine;
 #[cfg(feature = "aws")]

@@ -15,6 +15,7 @@ mod docs;
 mod end_to_end;
 mod examples;
 mod fixed_paths;
+mod http_handler;
 mod idempotency;
 mod job_types;
 mod journey;

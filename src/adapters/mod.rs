@@ -8,9 +8,11 @@
 pub mod aws;
 #[cfg(feature = "aws")]
 pub mod http;
+pub mod http_handler;
 pub mod local;
 pub mod memory_limit;
 pub mod process;
+pub mod progress;
 pub mod publish;
 pub mod url;
 pub mod warm;

@@ -8,6 +8,7 @@ use console::Term;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::print;
+use super::handler::Handled;
 use super::machine::{check_machine, check_threads};
 use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
 use super::signals::{self, Reaction, stop_requested};
@@ -35,8 +36,12 @@ pub fn run_local(
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
-        let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
-        local::run(config, runner, screen, stopped).await.map_err(|error| error.to_string())
+        let commands = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
+        let work_dir = &config.work.work_dir.path;
+        let handled = Handled::new(&config.work.handler, commands, work_dir, &stopped);
+        let summary = local::run(config, handled.runner.clone(), screen, stopped).await;
+        handled.end().await;
+        summary.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;
     // Writes the remaining log records before the summary.

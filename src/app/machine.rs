@@ -5,13 +5,15 @@ use std::path::Path;
 
 use crate::adapters::process::find_program;
 use crate::job::route::Task;
+use crate::settings::handler::HandlerConfig;
 use crate::settings::resolve::WorkConfig;
 use crate::work::fixed_paths::FixedPaths;
 
 /// Checks that every command exists, that files can be created in the work directory, and links at
 /// the fixed paths, and that buckets are mounted.
 pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
-    for task in work.settings.policy.tasks().filter(|_| runs_commands) {
+    let has_server = matches!(work.handler, HandlerConfig::Http { has_command: false, .. });
+    for task in work.settings.policy.tasks().filter(|_| runs_commands && !has_server) {
         find_program(&task.command.program).map_err(|why| match &work.job_types_file {
             Some(file) if task.name != Task::DEFAULT => {
                 let name = &task.name;

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::handler::Handled;
 use super::machine::{check_machine, check_threads};
 use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
 use super::signals::{Reaction, since_stop, stop_requested};
@@ -92,11 +93,13 @@ async fn run_pod(
         owner: work.identity.pod_name.clone(),
         clock,
     });
+    let commands = in_process.map_or_else(runner, Ok)?;
+    let handled = Handled::new(&work.handler, commands, &work.work_dir.path, &stop);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
-        runner: within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?,
+        runner: within_memory_limit(handled.runner.clone(), config.memory_guard)?,
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
@@ -121,6 +124,7 @@ async fn run_pod(
     });
     let outcome =
         supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
+    handled.end().await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

@@ -68,6 +68,28 @@ pub enum SettingError {
     UnusedMount,
     #[error("--mount has the location of {0} twice: remove one of them")]
     SameMount(String),
+    #[error("{0} has no effect without --handler http://127.0.0.1:PORT/PATH")]
+    NoHttpHandler(&'static str),
+    #[error(
+        "a COMMAND after -- is required, unless --handler is the address of a server in another container of the pod"
+    )]
+    NoCommandToStart,
+    #[error(
+        "--input stdin needs a command that is started for each object: with --handler http://, set --input file"
+    )]
+    StdinOfServer,
+    #[error(
+        "the command contains {0}, but with --handler http:// it is started once for all objects: remove the placeholder; each request has the values"
+    )]
+    PlaceholderOfServer(String),
+    #[error(
+        "--permanent-exit-codes has no effect with --handler http://: set --permanent-http-codes"
+    )]
+    ExitCodesOfServer,
+    #[error(
+        "--command has no effect in a job type with --handler http://: one server gets the work of all job types, and JOB_TYPE is in each request as type"
+    )]
+    CommandOfServer,
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error("{0} has no effect without --output")]

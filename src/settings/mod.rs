@@ -8,6 +8,7 @@ pub mod command_line;
 pub mod environment;
 mod error;
 pub mod errors;
+pub mod handler;
 pub mod job_types;
 mod pod;
 pub mod resolve;

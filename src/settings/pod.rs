@@ -9,6 +9,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 
 use super::environment::host_name;
+use super::handler::HandlerSettings;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{BucketMount, BucketName, List, size, time};
@@ -89,6 +90,9 @@ pub struct InstallSettings {
 pub struct WorkSettings {
     #[command(flatten)]
     pub task: TaskSettings,
+
+    #[command(flatten)]
+    pub handler: HandlerSettings,
 
     /// How long to wait for a message before the queue counts as empty [default: 10s; local: 0s]
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = RECEIVE)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 #[cfg(feature = "aws")]
 use super::cluster::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::error::SettingError;
+use super::handler::HandlerConfig;
 use super::job_types::JobTypesFile;
 use super::pod::{LocalSettings, RecordSettings, WorkSettings};
 use super::task::{PodRules, TaskSettings};
@@ -99,6 +100,7 @@ pub enum Verbosity {
 #[derive(Debug, Clone)]
 pub struct WorkConfig {
     pub settings: Settings,
+    pub handler: HandlerConfig,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
     /// The path of the file of job types.
@@ -267,10 +269,12 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
         ceiling,
         on_stop: args.on_stop,
         accept_raw: args.accept_raw,
+        server: args.handler.server(),
         has_records,
         retry_min,
         retry_max,
     };
+    let handler = args.handler.check(!args.task.command.is_empty(), args.job_types.is_some())?;
     let limits = args.task.limits(&pod)?;
     if stop.total(longest_poll) > termination_grace {
         return Err(SettingError::Wait {
@@ -306,6 +310,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
             polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
             stop,
         },
+        handler,
         fetch: FetchPolicy {
             buckets: args
                 .buckets
@@ -357,7 +362,11 @@ fn resolve_job_types(
         if let Some(other) = job_types.iter().find(takes_all) {
             return Err(SettingError::NeverReached { name, at, other: other.task.name.clone() });
         }
+        let has_command = !settings.command.is_empty();
         let job_type = settings.job_type(flags, events, pod).and_then(|it| {
+            if pod.server.is_some() && has_command {
+                return Err(SettingError::CommandOfServer);
+            }
             let events = it.matches.event.as_ref().unwrap_or(events);
             check_removals(events, &it.task, &job_types).map(|()| it)
         });

@@ -43,7 +43,7 @@ pub struct TaskSettings {
     ///
     /// The arguments may contain {input}, {uri}, {bucket}, {key}, {name}, {stem}, {version_id},
     /// {output_dir}, {message_id}, {receive_count}, {job_type} and {attributes.NAME}.
-    #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present_any = ["job_types", "handler"], value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub command: Vec<OsString>,
@@ -219,6 +219,8 @@ pub(super) struct PodRules {
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
+    /// The address of the server to which the work is sent (`--handler http://…`).
+    pub(super) server: Option<String>,
     /// Whether a record shows which work is done (`--idempotency`).
     pub(super) has_records: bool,
     /// The default if neither the job type nor a flag sets it.
@@ -318,8 +320,16 @@ impl TaskSettings {
         may_get_bodies: bool,
         pod: &PodRules,
     ) -> Result<Option<Task>, SettingError> {
-        let Some((program, words)) = self.command.split_first() else { return Ok(None) };
         let input = self.input.expect(DEFAULT);
+        let command = match (&*self.command, &pod.server) {
+            ([program, words @ ..], _) => CommandLine::parse(program.clone(), words)?,
+            // Another container starts the server.
+            ([], Some(server)) => CommandLine { program: server.into(), args: Vec::new() },
+            ([], None) => return Ok(None),
+        };
+        if pod.server.is_some() {
+            self.check_for_server(input, &command)?;
+        }
         let gets_bodies = pod.accept_raw && may_get_bodies;
         if gets_bodies && input == Input::None {
             return Err(SettingError::NoInput);
@@ -344,7 +354,6 @@ impl TaskSettings {
                 return Err(SettingError::NoObject(flag));
             }
         }
-        let command = CommandLine::parse(program.clone(), words)?;
         if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
             return Err(SettingError::NoInputArgument);
         }
@@ -381,6 +390,24 @@ impl TaskSettings {
                 .clone()
                 .map(|location| Checkpointing { location, interval }),
         }))
+    }
+
+    /// What a server that gets all objects cannot have.
+    fn check_for_server(&self, input: Input, command: &CommandLine) -> Result<(), SettingError> {
+        if input == Input::Stdin {
+            return Err(SettingError::StdinOfServer);
+        }
+        let codes: Vec<_> = self.permanent_exit_codes.iter().flat_map(|list| &list.0).collect();
+        if codes != [&65] {
+            return Err(SettingError::ExitCodesOfServer);
+        }
+        let words = self.command.iter().skip(1);
+        match command.args.iter().zip(words).find(|(argument, _)| argument.has_placeholder()) {
+            Some((_, word)) => {
+                Err(SettingError::PlaceholderOfServer(word.to_string_lossy().into_owned()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The checked limits: every path of a stop must fit into the pod's grace and SQS's 12 hours.

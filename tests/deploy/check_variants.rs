@@ -837,6 +837,23 @@ pub fn a_memory_guard_needs_a_memory_limit() {
     assert_finding("without a limit", &objects, Severity::Error, text);
 }
 
+#[test]
+pub fn a_handler_needs_a_server() {
+    let mut objects = good();
+    setting(&mut objects, "LEASEHOLD_JOB_TYPES", Value::Null);
+    let without_server = json!(["leasehold", "run", "--handler", "http://127.0.0.1:8080/"]);
+    let with_server =
+        json!(["leasehold", "run", "--handler", "http://127.0.0.1:8080/", "--", "./server"]);
+    change(&mut objects, &at(CONTAINER, "/command"), with_server);
+    assert_good("started by the command", &objects);
+    change(&mut objects, &at(CONTAINER, "/command"), without_server);
+    let text = "no server accepts the requests of --handler";
+    assert_finding("without one", &objects, Severity::Error, text);
+    let sidecar = json!([{ "name": "server", "image": "worker:1", "restartPolicy": "Always" }]);
+    change(&mut objects, &at(POD, "/initContainers"), sidecar);
+    assert_good("in a sidecar", &objects);
+}
+
 /// The base of kustomize, started as docs/existing-cluster.md does it.
 fn installed() -> Vec<Value> {
     let mut objects = good();

@@ -219,6 +219,9 @@ rules! {
         "Another program or a shell with a trap starts leasehold. It must pass SIGTERM on, or start leasehold with exec.";
     NoCommand "LH406" Error "no-command": "No command follows `run --`",
         "Every pod exits with 78. Where a container sets `command`, Kubernetes ignores the CMD of the image: write the program after `--`.";
+    NoServer "LH407" Error "no-server": "`--handler` has no server",
+        "Requests go to an address in the pod. Either the command after `--` starts the server, or a native sidecar runs it: an init \
+         container with `restartPolicy: Always`.";
 
     // 5: the queue and its dead-letter queue (DLQ).
     QueueNotFound "LH501" Error "queue-not-found": "The queue does not exist",
