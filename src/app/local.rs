@@ -32,14 +32,15 @@ pub fn run_local(
         logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
-    let run = async {
+    let run = |work_threads| async {
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
         let commands = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
         let work_dir = &config.work.work_dir.path;
         let handled = Handled::new(&config.work.handler, commands, work_dir, &stopped);
-        let summary = local::run(config, handled.runner.clone(), screen, stopped).await;
+        let summary =
+            local::run(config, handled.runner.clone(), work_threads, screen, stopped).await;
         handled.end().await;
         summary.map_err(|error| error.to_string())
     };

@@ -14,6 +14,7 @@ use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runne
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
@@ -25,7 +26,7 @@ use crate::ports::health::Health;
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
-use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
 use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -43,7 +44,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
-    let run = async {
+    let run = |work_threads| async {
         // The metrics are created only if they are served or pushed.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
@@ -51,7 +52,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
             is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
-        run_pod(config, in_process, metrics, stop).await
+        run_pod(config, in_process, metrics, work_threads, stop).await
     };
     block_on(run, plan.tidy())?
 }
@@ -60,6 +61,7 @@ async fn run_pod(
     config: RunConfig,
     in_process: Option<Arc<dyn Runner>>,
     metrics: Option<Arc<Metrics>>,
+    work_threads: WorkThreads,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
     let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } =
@@ -80,11 +82,18 @@ async fn run_pod(
         .await
         .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
-    let attempts = records.attempts.map(|location| AttemptHistory {
-        writer: s3.clone(),
-        location,
-        identity: work.identity.clone(),
-        limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
+    let attempts = records.attempts.map(|location| {
+        let cgroup = MemoryCgroup::of_this_process();
+        let store = HistoryStore {
+            storage: s3.clone(),
+            records: s3.clone(),
+            location,
+            identity: work.identity.clone(),
+            memory: cgroup.map(|cgroup| Box::new(move || cgroup.in_use()) as _),
+            metrics: metrics.clone(),
+            silence: SILENCE,
+        };
+        AttemptHistory::new(store, move || plan.attempt_record(since_stop().is_some()))
     });
     let idempotency = records.idempotency.map(|location| Idempotency {
         records: s3.clone(),
@@ -114,6 +123,7 @@ async fn run_pod(
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
+        work_threads,
         health,
     };
     let namespace = reporting.namespace.or_else(pods_namespace);
