@@ -18,6 +18,7 @@ mod fixed_paths;
 mod idempotency;
 mod job_types;
 mod journey;
+mod lambda;
 mod library;
 mod local;
 mod memory;

@@ -8,6 +8,7 @@
 pub mod aws;
 #[cfg(feature = "aws")]
 pub mod http;
+pub mod lambda;
 pub mod local;
 pub mod memory_limit;
 pub mod process;

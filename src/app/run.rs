@@ -9,13 +9,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
+use super::runtime::{
+    block_on, check_handler, flush_limit, for_handler, log_style, longest_stop_grace, runner,
+};
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::lambda::Source;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
 use crate::ports::Runner;
@@ -23,6 +26,7 @@ use crate::ports::clock::Clock;
 use crate::ports::health::Health;
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
+use crate::settings::values::Handler;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::listen::{self, Pages};
@@ -37,6 +41,7 @@ use crate::work::idempotency::Idempotency;
 pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
+    check_handler(&config.work, in_process.is_some())?;
     let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
@@ -92,22 +97,31 @@ async fn run_pod(
         owner: work.identity.pod_name.clone(),
         clock,
     });
+    let processes = within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?;
+    let source = Source::new(Some(&queue_url), aws.region().map(AsRef::as_ref));
+    let runner = for_handler(processes, &work, config.concurrency, source, &stop);
+    let lanes = config.concurrency * work.batch.size;
+    let queue = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key);
+    let queue = match work.handler {
+        Handler::Command => queue,
+        Handler::Lambda => queue.with_all_attributes(),
+    };
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
-        runner: within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?,
+        runner: runner.clone(),
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
         job_id: work.identity.job_id,
-        queue_url: Some(queue_url.clone()),
+        queue_url: Some(queue_url),
         clock,
     };
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let world = World {
-        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
+        queue: Arc::new(queue),
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
@@ -119,8 +133,8 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome =
-        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
+    let outcome = supervisor::run_concurrently(world, work.settings, lanes, stop).await;
+    runner.finish().await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

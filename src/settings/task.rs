@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::error::SettingError;
 use super::job_types::{Match, Name, SourceMap};
-use super::values::{self, AbsolutePath, List, time};
-use crate::job::arguments::Placeholder;
+use super::values::{self, AbsolutePath, Handler, List, time};
+use crate::job::arguments::{Argument, Placeholder};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::object_attributes::{CannedAcl, ObjectAttributes, StorageClass, Tags};
@@ -48,8 +48,8 @@ pub struct TaskSettings {
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub command: Vec<OsString>,
 
-    /// How the command gets the object
-    #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
+    /// How the command gets the object [default: file; none with --handler lambda]
+    #[arg(long, value_enum, help_heading = WORK)]
     pub input: Option<Input>,
 
     /// Where a message that is not an S3 notification names its object, as JSON Pointers
@@ -219,6 +219,7 @@ pub(super) struct PodRules {
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
+    pub(super) handler: Handler,
     /// Whether a record shows which work is done (`--idempotency`).
     pub(super) has_records: bool,
     /// The default if neither the job type nor a flag sets it.
@@ -319,9 +320,11 @@ impl TaskSettings {
         pod: &PodRules,
     ) -> Result<Option<Task>, SettingError> {
         let Some((program, words)) = self.command.split_first() else { return Ok(None) };
-        let input = self.input.expect(DEFAULT);
+        let default = if pod.handler == Handler::Lambda { Input::None } else { Input::File };
+        let input = self.input.unwrap_or(default);
         let gets_bodies = pod.accept_raw && may_get_bodies;
-        if gets_bodies && input == Input::None {
+        // A function gets the body in its event.
+        if gets_bodies && input == Input::None && pod.handler != Handler::Lambda {
             return Err(SettingError::NoInput);
         }
         if self.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
@@ -345,6 +348,9 @@ impl TaskSettings {
             }
         }
         let command = CommandLine::parse(program.clone(), words)?;
+        if pod.handler.stays() && command.args.iter().any(Argument::has_placeholders) {
+            return Err(SettingError::WarmPlaceholder);
+        }
         if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
             return Err(SettingError::NoInputArgument);
         }

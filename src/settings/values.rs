@@ -90,6 +90,37 @@ impl FromStr for BucketMount {
     }
 }
 
+/// What works on the messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handler {
+    /// A new process of the command for each object.
+    Command,
+    /// The command is a Lambda function, and stays for many messages.
+    Lambda,
+}
+
+impl FromStr for Handler {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "command" => Ok(Self::Command),
+            "lambda" => Ok(Self::Lambda),
+            _ => Err("write command or lambda"),
+        }
+    }
+}
+
+impl Handler {
+    /// Does one process work on many messages?
+    pub fn stays(self) -> bool {
+        match self {
+            Self::Command => false,
+            Self::Lambda => true,
+        }
+    }
+}
+
 /// The number of an AWS account.
 pub fn account(text: &str) -> Result<String, &'static str> {
     let number = text.trim();
@@ -212,6 +243,15 @@ mod tests {
         assert!(
             "s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name")
         );
+    }
+
+    #[test]
+    fn a_handler_is_a_word() {
+        assert_eq!("command".parse(), Ok(Handler::Command));
+        assert_eq!(" lambda\n".parse(), Ok(Handler::Lambda));
+        for text in ["", "Lambda", "http"] {
+            assert!(text.parse::<Handler>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -837,6 +837,19 @@ pub fn a_memory_guard_needs_a_memory_limit() {
     assert_finding("without a limit", &objects, Severity::Error, text);
 }
 
+#[test]
+pub fn a_function_needs_more_than_one_message_and_its_own_output() {
+    let mut objects = installed();
+    variable(&mut objects, "LEASEHOLD_HANDLER", &json!("lambda"));
+    variable(&mut objects, "LEASEHOLD_MAX_MESSAGES", &json!("1"));
+    let text = "but the pod ends after one";
+    assert_finding("one message", &objects, Severity::Warning, text);
+    variable(&mut objects, "LEASEHOLD_MAX_MESSAGES", &json!("10"));
+    variable(&mut objects, "LEASEHOLD_OUTPUT", &json!("s3://results/of"));
+    let text = "the function does not know the directory";
+    assert_finding("results", &objects, Severity::Warning, text);
+}
+
 /// The base of kustomize, started as docs/existing-cluster.md does it.
 fn installed() -> Vec<Value> {
     let mut objects = good();
