@@ -4,7 +4,6 @@
 #[cfg(feature = "aws")]
 mod check;
 mod exit;
-mod handler;
 mod local;
 mod machine;
 #[cfg(feature = "aws")]

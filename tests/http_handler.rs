@@ -145,24 +145,23 @@ async fn serve(
     }
 }
 
-fn settings(address: &str) -> HttpSettings {
+fn settings() -> HttpSettings {
     HttpSettings {
-        address: address.parse().unwrap(),
         body: HttpBody::Job,
         permanent: vec!["400".parse().unwrap(), "420-428".parse().unwrap()],
         ready_timeout: MINUTE,
     }
 }
 
-fn journey(queue: &WiredQueue, settings: HttpSettings) -> Journey {
+fn journey(queue: &WiredQueue, address: &str, settings: HttpSettings) -> Journey {
     let mut journey = Journey::new(queue, &exits(0));
-    journey.command = Arc::new(HttpHandler::new(settings, None));
+    journey.command = Arc::new(HttpHandler::new(address.parse().unwrap(), settings, None));
     journey.settings.polling.wait = Duration::ZERO;
     journey
 }
 
 async fn run(queue: &WiredQueue, address: &str) -> RunResult {
-    journey(queue, settings(address)).run().await
+    journey(queue, address, settings()).run().await
 }
 
 fn error(ended: &Ended) -> String {
@@ -178,7 +177,7 @@ async fn each_message_is_one_post_on_the_same_connection_and_2xx_deletes_it() {
         status(line, "", "the answer is not used")
     })
     .await;
-    let mut journey = journey(&queue, settings(&server.address));
+    let mut journey = journey(&queue, &server.address, settings());
     journey.settings.policy.max_messages = 3;
     let result = journey.run().await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["succeeded"; 3], 3));
@@ -300,7 +299,7 @@ async fn a_huge_answer_is_not_read_to_its_end() {
 async fn a_request_without_an_answer_ends_with_max_duration() {
     let queue = queue();
     let server = Server::start(|_| Reply::None).await;
-    let mut journey = journey(&queue, settings(&server.address));
+    let mut journey = journey(&queue, &server.address, settings());
     journey.settings.policy.limits.max_duration = S;
     let result = journey.run().await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["timed_out"], 0));
@@ -318,7 +317,7 @@ async fn a_stop_closes_the_connection_and_nothing_is_deleted() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let result = journey(&queue, settings(&server.address)).run_until(once_it_works).await;
+    let result = journey(&queue, &server.address, settings()).run_until(once_it_works).await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["stopped"], 0));
     let aborted = tokio::time::timeout(MINUTE, server.seen.aborted.0.acquire()).await;
     assert!(aborted.is_ok(), "the connection was not closed");
@@ -330,7 +329,7 @@ async fn a_server_that_closes_its_connection_after_each_answer_gets_every_messag
     let queue = queue_with(&bodies.each_ref().map(String::as_str));
     let server =
         Server::start(|_| Reply::Last("HTTP/1.0 200 OK\r\n\r\nuntil the end".to_owned())).await;
-    let mut journey = journey(&queue, settings(&server.address));
+    let mut journey = journey(&queue, &server.address, settings());
     journey.settings.policy.max_messages = 3;
     let result = journey.run().await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["succeeded"; 3], 3));
@@ -343,7 +342,7 @@ async fn each_lane_has_one_request_at_a_time() {
     let queue = queue_with(&bodies.each_ref().map(String::as_str));
     let reply = || Reply::Slow(vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned()]);
     let server = Server::start(move |_| reply()).await;
-    let mut journey = journey(&queue, settings(&server.address));
+    let mut journey = journey(&queue, &server.address, settings());
     (journey.concurrency, journey.settings.policy.max_messages) = (2, 4);
     let result = journey.run().await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["succeeded"; 4], 4));
@@ -365,8 +364,8 @@ async fn a_server_that_starts_later_is_waited_for_and_one_that_never_starts_is_a
     assert_eq!((result.outcomes(), deletes(&late)), (vec!["succeeded"], 1));
     drop(server);
 
-    let settings = HttpSettings { ready_timeout: S, ..settings(&address) };
-    let result = journey(&never, settings).run().await;
+    let settings = HttpSettings { ready_timeout: S, ..settings() };
+    let result = journey(&never, &address, settings).run().await;
     assert_eq!((result.outcomes(), deletes(&never)), (vec!["command_not_started"], 0));
     let error = error(&result.ended()[0]);
     assert!(error.contains("no server accepted connections at http://127.0.0.1:"), "{error}");
@@ -378,8 +377,8 @@ async fn the_body_may_be_the_message_as_its_sender_wrote_it() {
     let body = object_created("k ü");
     let queue = queue_with(&[&body]);
     let server = Server::start(|_| ok()).await;
-    let settings = HttpSettings { body: HttpBody::Message, ..settings(&server.address) };
-    let result = journey(&queue, settings).run().await;
+    let settings = HttpSettings { body: HttpBody::Message, ..settings() };
+    let result = journey(&queue, &server.address, settings).run().await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["succeeded"], 1));
     let requests = server.requests();
     let (head, sent) = requests[0].split_once("\r\n\r\n").unwrap();

@@ -20,6 +20,7 @@ mod http_handler;
 mod idempotency;
 mod job_types;
 mod journey;
+mod lambda;
 mod library;
 mod local;
 mod memory;

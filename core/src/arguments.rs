@@ -185,7 +185,7 @@ impl Argument {
         self.values().any(|value| value == placeholder)
     }
 
-    pub fn has_placeholder(&self) -> bool {
+    pub fn has_placeholders(&self) -> bool {
         self.values().next().is_some()
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::delivery::{DeliveryId, MessageId, Redrive};
+use super::delivery::{DeliveryId, MessageId, Redrive, SqsAttributes};
 use super::keep_reason::{KeepReason, Role, Visible};
 use super::notification::Object;
 use super::outcome::{Exit, NoWorkReason, WorkRecord};
@@ -104,6 +104,8 @@ pub struct Subject {
     pub traceparent: Option<String>,
     /// The sender's message attributes; never reported, as they may contain private data.
     pub attributes: BTreeMap<String, String>,
+    /// Never reported either.
+    pub sqs: SqsAttributes,
     /// SHA-256 of the body in hexadecimal; the body itself is never reported.
     pub body_sha256: String,
     /// `default` for messages without a job type; `None` if no command runs.

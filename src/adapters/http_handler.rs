@@ -40,7 +40,6 @@ use crate::ports::{Activity, Command, Exited, Runner, StartError};
 /// The settings of the handler `http`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpSettings {
-    pub address: HttpAddress,
     pub body: HttpBody,
     /// The status codes of permanent failures.
     pub permanent: Vec<StatusRange>,
@@ -50,6 +49,7 @@ pub struct HttpSettings {
 
 /// Sends requests to the user's server.
 pub struct HttpHandler {
+    address: HttpAddress,
     settings: HttpSettings,
     client: Client,
     /// `None` if the server runs in another container.
@@ -60,15 +60,18 @@ pub struct HttpHandler {
 
 impl HttpHandler {
     /// `processes` starts the server; without it, the server runs in another container.
-    pub fn new(settings: HttpSettings, processes: Option<WarmProcesses>) -> Self {
-        let client = Client::new(settings.address.clone());
-        Self { settings, client, server: processes.map(Server::new), progress: OnceCell::new() }
-    }
-
-    /// Ends the process of the server, if one runs.
-    pub async fn end(&self) {
-        if let Some(server) = &self.server {
-            server.end().await;
+    pub fn new(
+        address: HttpAddress,
+        settings: HttpSettings,
+        processes: Option<WarmProcesses>,
+    ) -> Self {
+        let client = Client::new(address.clone());
+        Self {
+            address,
+            settings,
+            client,
+            server: processes.map(Server::new),
+            progress: OnceCell::new(),
         }
     }
 
@@ -110,14 +113,14 @@ impl HttpHandler {
             self.client.close_idle();
             return Err(self.start_error(format!(
                 "another server accepts connections at {} already: remove the command after --, or choose another port",
-                self.settings.address
+                self.address
             )));
         }
         server.start(command)
     }
 
     async fn accepts_connections(&self) -> Result<(), String> {
-        let HttpSettings { address, ready_timeout, .. } = &self.settings;
+        let (address, ready_timeout) = (&self.address, self.settings.ready_timeout);
         let waiting = async {
             let (started, mut warned_at) = (Instant::now(), Instant::now());
             while !self.client.connects().await {
@@ -128,16 +131,16 @@ impl HttpHandler {
                 sleep(READY_INTERVAL).await;
             }
         };
-        timeout(*ready_timeout, waiting).await.map_err(|_| {
+        timeout(ready_timeout, waiting).await.map_err(|_| {
             format!(
                 "no server accepted connections at {address} within --ready-timeout {}: correct the port in --handler, or raise --ready-timeout",
-                humantime::format_duration(*ready_timeout)
+                humantime::format_duration(ready_timeout)
             )
         })
     }
 
     async fn answer(&self, job: &JobFacts, activity: &Activity) -> Result<Exited, String> {
-        let HttpSettings { address, body: kind, permanent, .. } = &self.settings;
+        let (address, HttpSettings { body: kind, permanent, .. }) = (&self.address, &self.settings);
         let progress = self.progress.get_or_init(start_progress).await;
         let progress = progress.as_ref().map(|progress| progress.accept(job, activity));
         let progress_url = progress.as_ref().map(|progress| progress.url.as_str());
@@ -159,7 +162,7 @@ impl HttpHandler {
     }
 
     fn start_error(&self, why: String) -> StartError {
-        StartError { program: self.settings.address.to_string(), why, ends_the_run: false }
+        StartError { program: self.address.to_string(), why, ends_the_run: false }
     }
 }
 
@@ -231,6 +234,12 @@ impl Runner for HttpHandler {
             in_work.halt().await;
         }
         Ok(exited)
+    }
+
+    async fn finish(&self) {
+        if let Some(server) = &self.server {
+            server.end().await;
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod aws;
 #[cfg(feature = "aws")]
 pub mod http;
 pub mod http_handler;
+pub mod lambda;
 pub mod local;
 pub mod memory_limit;
 pub mod process;

@@ -23,7 +23,7 @@ pub struct WarmProcesses {
     runner: Arc<dyn Runner>,
     /// The parent of their temporary directories.
     work_dir: PathBuf,
-    /// Ends all of them.
+    /// Ends those that are idle.
     stop: CancellationToken,
     /// How many have ended in a row before they took a message.
     failures: Arc<AtomicU32>,
@@ -34,9 +34,15 @@ pub struct WarmProcesses {
 const MOST_FAILURES: u32 = 3;
 
 impl WarmProcesses {
-    /// When `stop` is cancelled, the processes get SIGTERM, and SIGKILL after their stop grace.
+    /// When `stop` is cancelled, each process that is idle, or becomes idle, gets SIGTERM, and SIGKILL
+    /// after its stop grace. One that works is ended like a command: by [`WarmProcess::halt`].
     pub fn new(runner: Arc<dyn Runner>, work_dir: &Path, stop: &CancellationToken) -> Self {
         Self { runner, work_dir: work_dir.to_owned(), stop: stop.clone(), failures: Arc::default() }
+    }
+
+    /// Has the pod been asked to stop?
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// For the next start.
@@ -64,14 +70,25 @@ impl WarmProcesses {
         let tmp = (OsString::from("TMPDIR"), folder.path().as_os_str().to_owned());
         let variables = Some(variables.into_iter().chain([tmp]).collect());
         let command = Command { variables, stdin: None, ..command.clone() };
-        let (halt, activity) = (self.stop.child_token(), Activity::default());
-        let (end, ended) = watch::channel(None);
+        let (halt, activity) = (CancellationToken::new(), Activity::default());
+        let ((end, ended), (is_working, mut working)) =
+            (watch::channel(None), watch::channel(true));
         let run = {
             let (runner, halt, activity) = (self.runner.clone(), halt.clone(), activity.clone());
             let (serving, stop) = (serving.clone(), self.stop.clone());
             async move {
                 info!(program, "starting the process for the messages of this pod");
-                let how = runner.run(command, halt, activity).await;
+                let stopped_while_idle = async {
+                    stop.cancelled().await;
+                    // An error means that the process is not needed any more.
+                    let _ = working.wait_for(|is_working| !is_working).await;
+                    halt.cancel();
+                    std::future::pending().await
+                };
+                let how = tokio::select! {
+                    how = runner.run(command, halt.clone(), activity) => how,
+                    how = stopped_while_idle => how,
+                };
                 remove(folder).await;
                 let has_failed =
                     !serving.has_served.load(Ordering::Relaxed) && !stop.is_cancelled();
@@ -81,7 +98,7 @@ impl WarmProcesses {
             }
         };
         let run = AbortOnDropHandle::new(tokio::spawn(run));
-        Ok(WarmProcess { halt, activity, ended, _run: run })
+        Ok(WarmProcess { halt, activity, is_working, ended, _run: run })
     }
 
     fn folder(&self) -> io::Result<TempDir> {
@@ -138,23 +155,31 @@ async fn remove(folder: TempDir) {
 pub struct WarmProcess {
     halt: CancellationToken,
     activity: Activity,
+    is_working: watch::Sender<bool>,
     ended: watch::Receiver<Option<Result<Exited, StartError>>>,
     _run: AbortOnDropHandle<()>,
 }
 
 impl WarmProcess {
-    /// Its output belongs to the messages with these activities, and to the span, until
-    /// [`is_idle`](Self::is_idle).
+    /// Its output belongs to the messages with these activities, and to the span, until the next
+    /// call.
     pub fn works_on(&self, activities: Vec<Activity>, span: Span) {
+        self.is_working.send_replace(true);
         self.activity.works_on(activities, span);
     }
 
+    /// Its work is done, until the next [`works_on`](Self::works_on).
     pub fn is_idle(&self) {
-        self.activity.is_idle();
+        self.is_working.send_replace(false);
     }
 
     pub fn has_ended(&self) -> bool {
-        self.ended.borrow().is_some() || self.halt.is_cancelled()
+        self.ended.borrow().is_some()
+    }
+
+    /// Was it asked to end? An answer after that proves nothing.
+    pub fn is_halted(&self) -> bool {
+        self.halt.is_cancelled()
     }
 
     /// Waits for its end. May be called several times, and cancelled.
@@ -276,16 +301,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_ends_every_process_and_is_not_their_failure() {
+    async fn a_stop_ends_every_process_once_it_is_idle_and_is_not_its_failure() {
         let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let processes = processes(home.path(), &stop);
         let start =
             |_| processes.start(&command("stays"), Vec::new(), &processes.serving()).unwrap();
         let started: Vec<_> = (0..4).map(start).collect();
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 4);
-        assert!(!started[0].has_ended());
         stop.cancel();
         for process in &started {
+            assert!(!process.has_ended() && !process.is_halted(), "it works");
+            process.is_idle();
             assert_eq!(exit(process).await, Ok(Exit::Signal(15)));
         }
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
@@ -299,7 +325,7 @@ mod tests {
         assert!(!of_message.take());
         of_process.record();
         assert!(of_message.take());
-        of_process.is_idle();
+        of_process.works_on(Vec::new(), Span::none());
         of_process.record();
         assert!(!of_message.take());
     }

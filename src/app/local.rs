@@ -8,10 +8,13 @@ use console::Term;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::print;
-use super::handler::Handled;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
+use super::runtime::{
+    block_on, check_handler, flush_limit, for_handler, is_coloured, log_style, longest_stop_grace,
+    runner,
+};
 use super::signals::{self, Reaction, stop_requested};
+use crate::adapters::lambda::Source;
 use crate::local::{self, Killable, Page};
 use crate::ports::Runner;
 use crate::settings::environment;
@@ -25,6 +28,7 @@ pub fn run_local(
 ) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
+    check_handler(&config.work, in_process.is_some())?;
     let (stop, verbosity) = (config.work.settings.stop, config.verbosity);
     let style = log_style(config.work.log_format, &stderr());
     let is_watched = style.format == LogFormat::Text && stderr().is_terminal();
@@ -36,12 +40,11 @@ pub fn run_local(
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
-        let commands = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
-        let work_dir = &config.work.work_dir.path;
-        let handled = Handled::new(&config.work.handler, commands, work_dir, &stopped);
-        let summary =
-            local::run(config, handled.runner.clone(), work_threads, screen, stopped).await;
-        handled.end().await;
+        let processes = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
+        let source = Source::new(None, None);
+        let runner = for_handler(processes, &config.work, config.concurrency, source, &stopped);
+        let summary = local::run(config, runner.clone(), work_threads, screen, stopped).await;
+        runner.finish().await;
         summary.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;

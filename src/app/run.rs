@@ -8,9 +8,10 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::handler::Handled;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
+use super::runtime::{
+    block_on, check_handler, flush_limit, for_handler, log_style, longest_stop_grace, runner,
+};
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
@@ -18,6 +19,7 @@ use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::lambda::Source;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
 use crate::ports::Runner;
@@ -39,6 +41,7 @@ use crate::work::idempotency::Idempotency;
 pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
+    check_handler(&config.work, in_process.is_some())?;
     let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
@@ -52,7 +55,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
             is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
-        run_pod(config, in_process, metrics, work_threads, stop).await
+        Box::pin(run_pod(config, in_process, metrics, work_threads, stop)).await
     };
     block_on(run, plan.tidy())?
 }
@@ -102,24 +105,28 @@ async fn run_pod(
         owner: work.identity.pod_name.clone(),
         clock,
     });
-    let commands = in_process.map_or_else(runner, Ok)?;
-    let handled = Handled::new(&work.handler, commands, &work.work_dir.path, &stop);
+    let processes = within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?;
+    let source = Source::new(Some(&queue_url), aws.region().map(AsRef::as_ref));
+    let runner = for_handler(processes, &work, config.concurrency, source, &stop);
+    let lanes = config.concurrency * work.batch.size;
+    let queue = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key);
+    let queue = if work.handler.stays() { queue.with_all_attributes() } else { queue };
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
-        runner: within_memory_limit(handled.runner.clone(), config.memory_guard)?,
+        runner: runner.clone(),
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
         job_id: work.identity.job_id,
-        queue_url: Some(queue_url.clone()),
+        queue_url: Some(queue_url),
         clock,
     };
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let world = World {
-        queue: Arc::new(Sqs::new(&aws, queue_url).with_key_attribute(config.idempotency_key)),
+        queue: Arc::new(queue),
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
@@ -132,9 +139,8 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome =
-        supervisor::run_concurrently(world, work.settings, config.concurrency, stop).await;
-    handled.end().await;
+    let outcome = supervisor::run_concurrently(world, work.settings, lanes, stop).await;
+    runner.finish().await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

@@ -319,6 +319,9 @@ pub trait Runner: Send + Sync {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError>;
+
+    /// Ends the processes that stay for later messages. Called once, after all runs.
+    async fn finish(&self) {}
 }
 
 /// Set whenever a command prints something.
@@ -329,7 +332,7 @@ pub struct Activity {
     current: Arc<Mutex<Option<CurrentWork>>>,
 }
 
-/// What a process that stays works on now.
+/// What a process that stays works on, or worked on last.
 #[derive(Debug)]
 struct CurrentWork {
     /// Of its messages.
@@ -352,17 +355,12 @@ impl Activity {
     }
 
     /// From now on, the process works on messages with these activities, and its lines belong to
-    /// the span.
+    /// the span: a line may be read after the work.
     pub fn works_on(&self, activities: Vec<Self>, span: Span) {
         *self.current() = Some(CurrentWork { activities, span });
     }
 
-    /// From now on, the process works on no message.
-    pub fn is_idle(&self) {
-        *self.current() = None;
-    }
-
-    /// Calls `log` in the span of the current work, if there is one.
+    /// Calls `log` in the span of the last work, if there was one.
     pub fn in_span(&self, log: impl FnOnce()) {
         let span = self.current().as_ref().map(|current| current.span.clone());
         span.unwrap_or_else(Span::none).in_scope(log);

@@ -119,10 +119,6 @@ pub fn parse_without_command(
         action
             .mut_arg("command", |arg| arg.hide(true))
             .mut_arg("permanent_exit_codes", |arg| arg.hide(true))
-            .mut_arg("handler", |arg| arg.hide(true))
-            .mut_arg("http_body", |arg| arg.hide(true))
-            .mut_arg("permanent_http_codes", |arg| arg.hide(true))
-            .mut_arg("ready_timeout", |arg| arg.hide(true))
     };
     let mut program = empty_is_unset(command()).name(name).bin_name(name);
     program = program.mut_subcommands(hidden);
@@ -173,12 +169,9 @@ fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
             return None;
         }
     };
-    for (id, flag) in [("permanent_exit_codes", "--permanent-exit-codes"), ("handler", "--handler")]
-    {
-        let source = matches.subcommand()?.1.value_source(id);
-        if source.is_some_and(|source| source != ValueSource::DefaultValue) {
-            return Some(flag.to_owned());
-        }
+    let source = matches.subcommand()?.1.value_source("permanent_exit_codes");
+    if source.is_some_and(|source| source != ValueSource::DefaultValue) {
+        return Some("--permanent-exit-codes".to_owned());
     }
     let file = work.job_types.as_ref()?;
     let path = file.path.as_deref().unwrap_or_default();

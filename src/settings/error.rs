@@ -48,6 +48,25 @@ pub enum SettingError {
     NoInput,
     #[error("the command: {0}")]
     Placeholder(#[from] UnknownPlaceholder),
+    #[error(
+        "the command contains a placeholder, but --handler starts it once for many messages: remove the placeholder; each event or request has the values"
+    )]
+    WarmPlaceholder,
+    #[error("--batch-size {0} is over 10, the most that SQS has in a batch")]
+    BatchSize(usize),
+    #[error("{0} has an effect only with --handler lambda: set --handler lambda, or remove it")]
+    NoBatches(&'static str),
+    #[error("--batch-window has no effect with --batch-size 1: set --batch-size to 2 or more")]
+    WindowOfOne,
+    #[error(
+        "--batch-window {} must be less than --max-duration {}, which counts from the receive",
+        show(.window), show(.max_duration)
+    )]
+    BatchWindow { window: Duration, max_duration: Duration },
+    #[error(
+        "--batch-size {batch_size} times --concurrency {concurrency} must not be greater than --max-messages {max_messages}"
+    )]
+    BatchMessages { batch_size: usize, concurrency: usize, max_messages: u32 },
     #[error("the command contains {{input}}, and --input none passes no input: remove one of them")]
     NoInputArgument,
     #[error(
@@ -59,7 +78,7 @@ pub enum SettingError {
     )]
     FixedPathsOverlap,
     #[error(
-        "--concurrency {0} processes several messages at the same time, and {1} is one path: remove one of them"
+        "--concurrency and --batch-size process {0} messages at the same time, and {1} is one path: set both to 1, or remove the path"
     )]
     FixedPathShared(usize, &'static str),
     #[error("--input mount needs --mount: write for example --mount s3://bucket=/mnt/bucket")]
@@ -78,10 +97,6 @@ pub enum SettingError {
         "--input stdin needs a command that is started for each object: with --handler http://, set --input file"
     )]
     StdinOfServer,
-    #[error(
-        "the command contains {0}, but with --handler http:// it is started once for all objects: remove the placeholder; each request has the values"
-    )]
-    PlaceholderOfServer(String),
     #[error(
         "--permanent-exit-codes has no effect with --handler http://: set --permanent-http-codes"
     )]

@@ -1,23 +1,16 @@
-//! How the work on each object is handed to the user's program.
+//! The settings of `--handler http://…`.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::error::SettingError;
 use super::task::WORK;
-use super::values::{List, time};
-use crate::adapters::http_handler::{HttpAddress, HttpBody, HttpSettings, StatusRange};
+use super::values::{Handler, List, time};
+use crate::adapters::http_handler::{HttpBody, HttpSettings, StatusRange};
 
 #[derive(Debug, Clone, Default, Args)]
-pub struct HandlerSettings {
-    /// Start the command for each object (command), or send each object to a server in this pod
-    /// (http://127.0.0.1:PORT/PATH), which the command starts once
-    #[arg(long, value_name = "HANDLER", default_value_t, help_heading = WORK, hide_short_help = true)]
-    pub handler: Handler,
-
+pub struct HttpFlags {
     /// The body of a request to an http:// handler [default: job]
     #[arg(long, value_enum, help_heading = WORK, hide_short_help = true)]
     pub http_body: Option<HttpBody>,
@@ -32,89 +25,40 @@ pub struct HandlerSettings {
     pub ready_timeout: Option<Duration>,
 }
 
-/// The program that gets the work.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Handler {
-    /// The command is started for each object.
-    #[default]
-    Command,
-    /// A server in this pod gets a request for each object.
-    Http(HttpAddress),
-}
-
-impl fmt::Display for Handler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Command => f.write_str("command"),
-            Self::Http(address) => address.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Handler {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.trim() {
-            "command" => Ok(Self::Command),
-            url if url.contains("://") => url.parse().map(Self::Http),
-            _ => Err("write command, or a URL such as http://127.0.0.1:8080/work"),
-        }
-    }
-}
-
-/// The checked handler.
+/// The checked settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HandlerConfig {
-    Command,
+pub struct HttpConfig {
+    pub settings: HttpSettings,
     /// Does the command start the server? Otherwise, another container does.
-    Http {
-        settings: HttpSettings,
-        has_command: bool,
-    },
+    pub has_command: bool,
 }
 
 const READY_TIMEOUT: Duration = Duration::from_mins(2);
 
-impl HandlerSettings {
-    /// The address of the server, if one gets the work.
-    pub(super) fn server(&self) -> Option<String> {
-        match &self.handler {
-            Handler::Http(address) => Some(address.to_string()),
-            Handler::Command => None,
-        }
-    }
-
+impl HttpFlags {
     pub(super) fn check(
         self,
+        handler: &Handler,
         has_command: bool,
-        has_job_types: bool,
-    ) -> Result<HandlerConfig, SettingError> {
-        let Self { handler, http_body, permanent_http_codes, ready_timeout } = self;
-        let flags = [
+    ) -> Result<HttpConfig, SettingError> {
+        let Self { http_body, permanent_http_codes, ready_timeout } = self;
+        for (flag, is_set) in [
             ("--http-body", http_body.is_some()),
             ("--permanent-http-codes", !permanent_http_codes.is_empty()),
             ("--ready-timeout", ready_timeout.is_some()),
-        ];
-        let address = match handler {
-            Handler::Http(address) => address,
-            Handler::Command => {
-                return match flags.into_iter().find(|(_, is_set)| *is_set) {
-                    Some((flag, _)) => Err(SettingError::NoHttpHandler(flag)),
-                    None if !has_command && !has_job_types => Err(SettingError::NoCommandToStart),
-                    None => Ok(HandlerConfig::Command),
-                };
+        ] {
+            if is_set && !handler.is_http() {
+                return Err(SettingError::NoHttpHandler(flag));
             }
-        };
+        }
         if ready_timeout == Some(Duration::ZERO) {
             return Err(SettingError::Zero("ready-timeout"));
         }
         let settings = HttpSettings {
-            address,
             body: http_body.unwrap_or_default(),
             permanent: permanent_http_codes.into_iter().flat_map(|list| list.0).collect(),
             ready_timeout: ready_timeout.unwrap_or(READY_TIMEOUT),
         };
-        Ok(HandlerConfig::Http { settings, has_command })
+        Ok(HttpConfig { settings, has_command })
     }
 }

@@ -13,7 +13,7 @@ pub mod job_types;
 mod pod;
 pub mod resolve;
 mod task;
-mod values;
+pub mod values;
 
 use clap::{Parser, Subcommand};
 

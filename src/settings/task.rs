@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::error::SettingError;
 use super::job_types::{Match, Name, SourceMap};
-use super::values::{self, AbsolutePath, List, time};
-use crate::job::arguments::Placeholder;
+use super::values::{self, AbsolutePath, Handler, List, time};
+use crate::job::arguments::{Argument, Placeholder};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::object_attributes::{CannedAcl, ObjectAttributes, StorageClass, Tags};
@@ -48,8 +48,8 @@ pub struct TaskSettings {
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub command: Vec<OsString>,
 
-    /// How the command gets the object
-    #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
+    /// How the command gets the object [default: file; none with --handler lambda]
+    #[arg(long, value_enum, help_heading = WORK)]
     pub input: Option<Input>,
 
     /// Where a message that is not an S3 notification names its object, as JSON Pointers
@@ -219,8 +219,7 @@ pub(super) struct PodRules {
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
-    /// The address of the server to which the work is sent (`--handler http://…`).
-    pub(super) server: Option<String>,
+    pub(super) handler: Handler,
     /// Whether a record shows which work is done (`--idempotency`).
     pub(super) has_records: bool,
     /// The default if neither the job type nor a flag sets it.
@@ -320,18 +319,22 @@ impl TaskSettings {
         may_get_bodies: bool,
         pod: &PodRules,
     ) -> Result<Option<Task>, SettingError> {
-        let input = self.input.expect(DEFAULT);
-        let command = match (&*self.command, &pod.server) {
+        let default = if pod.handler == Handler::Lambda { Input::None } else { Input::File };
+        let input = self.input.unwrap_or(default);
+        let command = match (&*self.command, &pod.handler) {
             ([program, words @ ..], _) => CommandLine::parse(program.clone(), words)?,
             // Another container starts the server.
-            ([], Some(server)) => CommandLine { program: server.into(), args: Vec::new() },
-            ([], None) => return Ok(None),
+            ([], Handler::Http(address)) => {
+                CommandLine { program: address.to_string().into(), args: Vec::new() }
+            }
+            ([], Handler::Command | Handler::Lambda) => return Ok(None),
         };
-        if pod.server.is_some() {
-            self.check_for_server(input, &command)?;
+        if pod.handler.is_http() {
+            self.check_for_server(input)?;
         }
         let gets_bodies = pod.accept_raw && may_get_bodies;
-        if gets_bodies && input == Input::None {
+        // A function gets the body in its event.
+        if gets_bodies && input == Input::None && pod.handler != Handler::Lambda {
             return Err(SettingError::NoInput);
         }
         if self.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
@@ -353,6 +356,9 @@ impl TaskSettings {
             if gets_bodies && place.as_ref().is_some_and(LocationTemplate::needs_object) {
                 return Err(SettingError::NoObject(flag));
             }
+        }
+        if pod.handler.stays() && command.args.iter().any(Argument::has_placeholders) {
+            return Err(SettingError::WarmPlaceholder);
         }
         if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
             return Err(SettingError::NoInputArgument);
@@ -393,7 +399,7 @@ impl TaskSettings {
     }
 
     /// What a server that gets all objects cannot have.
-    fn check_for_server(&self, input: Input, command: &CommandLine) -> Result<(), SettingError> {
+    fn check_for_server(&self, input: Input) -> Result<(), SettingError> {
         if input == Input::Stdin {
             return Err(SettingError::StdinOfServer);
         }
@@ -401,13 +407,7 @@ impl TaskSettings {
         if codes != [&65] {
             return Err(SettingError::ExitCodesOfServer);
         }
-        let words = self.command.iter().skip(1);
-        match command.args.iter().zip(words).find(|(argument, _)| argument.has_placeholder()) {
-            Some((_, word)) => {
-                Err(SettingError::PlaceholderOfServer(word.to_string_lossy().into_owned()))
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The checked limits: every path of a stop must fit into the pod's grace and SQS's 12 hours.

@@ -216,7 +216,7 @@ async fn settings_that_cannot_work_are_refused_at_start() {
         ("--permanent-exit-codes 66", &["x"], "--permanent-http-codes"),
         ("--permanent-http-codes 200", &[], "300 to 599"),
         ("--ready-timeout 0s", &[], "--ready-timeout"),
-        ("", &["sh", "-c", "x", "sh", "{key}"], "{key}"),
+        ("", &["sh", "-c", "x", "sh", "{key}"], "placeholder"),
         ("--handler http://10.0.0.1/", &[], "127.0.0.1"),
         ("--handler command --http-body job", &["x"], "--http-body"),
         ("--handler command", &[], "COMMAND"),

@@ -64,6 +64,7 @@ fn headers(job: &JobFacts) -> HeaderMap {
         ("x-aws-sqsd-queue", queue),
         ("x-aws-sqsd-first-received-at", first_received_at.as_deref()),
         ("x-aws-sqsd-receive-count", Some(&*count)),
+        ("x-aws-sqsd-sender-id", job.message.sqs.system.get("SenderId").map(String::as_str)),
     ] {
         if let Some(value) = value.and_then(header_value) {
             headers.insert(HeaderName::from_static(name), value);
@@ -118,6 +119,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::job::delivery::SqsAttributes;
     use crate::ports::job_facts::MessageFacts;
 
     fn job(attributes: &[(&str, &str)]) -> JobFacts {
@@ -129,6 +131,10 @@ mod tests {
             job_type: "default".to_owned(),
             message_id: "m-1".to_owned(),
             message: MessageFacts {
+                sqs: SqsAttributes {
+                    system: [("SenderId".to_owned(), "AIDA:sender".to_owned())].into(),
+                    ..SqsAttributes::default()
+                },
                 queue_url: Some(url.to_owned()),
                 first_received_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)),
                 attributes: attributes.collect(),
@@ -183,6 +189,7 @@ mod tests {
             ("x-aws-sqsd-queue", "orders"),
             ("x-aws-sqsd-first-received-at", "1994-11-06T08:49:37Z"),
             ("x-aws-sqsd-receive-count", "3"),
+            ("x-aws-sqsd-sender-id", "AIDA:sender"),
             ("x-aws-sqsd-attr-tenant", "7"),
             ("traceparent", "00-1-2-01"),
             ("x-leasehold-progress-url", "http://127.0.0.1:9/progress/m"),

@@ -1,7 +1,6 @@
 //! The server that the user's command starts: one process for all messages of the pod, also for
 //! those that are processed at the same time.
 
-use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
@@ -22,8 +21,6 @@ struct Current {
     process: Arc<WarmProcess>,
     serving: Serving,
     requests: Vec<Arc<Request>>,
-    /// Of its output.
-    span: Span,
     /// It may still work on a request without an answer: it gets no new request, and ends after the
     /// others.
     is_retired: bool,
@@ -48,7 +45,7 @@ impl Server {
                 let current = current.as_ref()?;
                 (current.process.clone(), current.is_retired)
             };
-            if process.has_ended() {
+            if process.has_ended() || process.is_halted() {
                 let _ = process.ended().await;
                 self.forget(&process);
             } else if is_retired {
@@ -66,12 +63,11 @@ impl Server {
             return Ok(current.process.clone());
         }
         let serving = self.processes.serving();
-        let process = Arc::new(self.processes.start(command, variables(command), &serving)?);
+        let process = Arc::new(self.processes.start(command, Vec::new(), &serving)?);
         *current = Some(Current {
             process: process.clone(),
             serving,
             requests: Vec::new(),
-            span: Span::none(),
             is_retired: false,
         });
         Ok(process)
@@ -121,15 +117,14 @@ impl Current {
     }
 
     /// Its output shows signs of life of all requests, and belongs to a message if there is only
-    /// one. Lines that are read after an answer belong to its message, until the next request.
-    fn assign_output(&mut self) {
+    /// one.
+    fn assign_output(&self) {
         let activities = self.requests.iter().map(|request| request.activity.clone()).collect();
         match &*self.requests {
-            [] => {}
-            [only] => self.span = only.span.clone(),
-            [..] => self.span = Span::none(),
+            [] => self.process.is_idle(),
+            [only] => self.process.works_on(activities, only.span.clone()),
+            [..] => self.process.works_on(activities, Span::none()),
         }
-        self.process.works_on(activities, self.span.clone());
     }
 }
 
@@ -152,7 +147,7 @@ impl RequestInWork<'_> {
     pub(super) async fn halt(self) {
         let (server, process) = (self.server, self.process.clone());
         drop(self);
-        if process.has_ended() {
+        if process.is_halted() || server.processes.is_stopping() {
             let _ = process.ended().await;
             server.forget(&process);
         }
@@ -171,11 +166,4 @@ impl Drop for RequestInWork<'_> {
             let _ = self.process.halt().now_or_never();
         }
     }
-}
-
-/// What the process gets beside the variables of the pod: facts that are the same for all messages.
-fn variables(command: &Command) -> Vec<(OsString, OsString)> {
-    let queue_url = command.job.message.queue_url.as_ref();
-    let queue_url = queue_url.map(|url| ("JOB_QUEUE_URL".into(), url.into()));
-    [("JOB_ID".into(), command.job.id.clone().into())].into_iter().chain(queue_url).collect()
 }

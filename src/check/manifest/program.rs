@@ -9,7 +9,6 @@ use super::container::Container;
 use super::files::Mount;
 use super::start::named;
 use crate::check::{Finding, Rule};
-use crate::settings::handler::HandlerConfig;
 
 /// What an init container does with a volume, as far as the file shows.
 enum Writer {
@@ -136,10 +135,7 @@ pub fn missing_command(container: &Container, words: &[String], others: bool) ->
     let mut after = words.iter().skip_while(|word| *word != "--").skip(1);
     let has_job_types = words.iter().any(|word| word.starts_with("--job-types"))
         || container.environment.get("LEASEHOLD_JOB_TYPES").is_some();
-    let has_server = matches!(
-        container.config.as_ref().map(|config| &config.work.handler),
-        Some(HandlerConfig::Http { .. })
-    );
+    let has_server = container.config.as_ref().is_some_and(|config| config.work.handler.is_http());
     let is_missing = has_own && after.next().is_none();
     if has_server {
         return (is_missing && !others).then(|| {
