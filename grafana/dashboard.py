@@ -153,7 +153,7 @@ def colours(names):
 OUTCOMES = colours({
     "succeeded": "green", "ignored": "#888888", "test_event": "#aaaaaa", "objects_gone": "#666666", "stopped": "blue",
     "command_failed": "red", "permanent": "dark-red", "temporary": "yellow", "timed_out": "orange", "stalled": "dark-orange",
-    "out_of_memory": "semi-dark-red",
+    "out_of_memory": "semi-dark-red", "died": "dark-yellow",
     "lease_lost": "purple", "lost_after_success": "dark-purple",
 })
 
@@ -291,7 +291,7 @@ row("Why it fails", 8)
 bars(
     9, "Failures by reason",
     "Bad: a reason that persists. command_failed, permanent, temporary, timed_out, stalled, out_of_memory: the command; read its lines in the log, or the attempt records "
-    "(--attempts). fetch_failed, unreadable: S3, or the object. delete_failed, publish_failed, lease_lost: AWS or the network; "
+    "(--attempts). died: a killed pod, with --attempts. fetch_failed, unreadable: S3, or the object. delete_failed, publish_failed, lease_lost: AWS or the network; "
     "see the errors beside. not_a_notification: another sender uses this queue.",
     ("{{reason}}", each(of_jobs("failures_total"), "reason")), overrides=OUTCOMES,
 )

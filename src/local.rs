@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::WorkThreads;
 use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::rehearsal::Rehearsal;
@@ -39,6 +40,7 @@ pub use summary::{Page, Summary};
 pub async fn run(
     config: LocalConfig,
     runner: Arc<dyn Runner>,
+    work_threads: WorkThreads,
     screen: MultiProgress,
     stop: CancellationToken,
 ) -> Result<Summary, FolderError> {
@@ -78,6 +80,7 @@ pub async fn run(
         worker: worker.clone(),
         telemetry: telemetry.clone(),
         clock,
+        work_threads: work_threads.clone(),
         health: Health::default(),
     };
     run_pods(&config, files.len(), &queue, world, &stop).await;
@@ -177,6 +180,9 @@ impl Telemetry for LocalTelemetry {
             Report::Started(subject) => {
                 log_started(subject);
                 self.bars.started(subject);
+                if let Some(attempts) = &self.attempts {
+                    attempts.begin(subject);
+                }
             }
             Report::Progressed(progressed) => self.bars.progressed(progressed),
             Report::Ended(ended) => {
@@ -185,7 +191,7 @@ impl Telemetry for LocalTelemetry {
                 self.bars.ended(ended);
                 self.ended(ended);
                 if let Some(attempts) = &self.attempts {
-                    attempts.add(ended, now).await;
+                    attempts.end(ended, now).await;
                 }
             }
             // A local run has no termination message and no readiness.

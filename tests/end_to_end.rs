@@ -94,6 +94,25 @@ async fn a_failing_message_is_retried_and_ends_in_the_dead_letter_queue() {
     assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (1, 0)));
 }
 
+/// With a backoff of an hour, a delay would leave the message hidden.
+#[tokio::test]
+async fn a_permanent_failure_reaches_the_dead_letter_queue_without_a_delay() {
+    let cloud = Cloud::new(3).await;
+    cloud.put("k", b"x").await;
+    let queue = format!("dead-letter queue {}-dlq", cloud.bucket);
+    for (n, then) in [
+        (1, format!("goes to {queue} after 2 more receives")),
+        (2, format!("goes to {queue} after 1 more receive")),
+        (3, format!("this was the last attempt: the next receive moves it to {queue}")),
+    ] {
+        let exited = cloud.run("--retry-min 1h --retry-max 1h", "exit 65").expect_exit(65).await;
+        let kept = exited.record("message kept");
+        assert_eq!(kept["next"], format!("attempt {n} of 3, visible again now, {then}"));
+    }
+    cloud.run("--wait 0s", "exit 65").expect_exit(0).await;
+    assert_eq!((cloud.counts().await, cloud.dead_letters().await), ((0, 0), (1, 0)));
+}
+
 #[tokio::test]
 async fn sigterm_while_the_queue_is_empty_ends_the_run() {
     let cloud = Cloud::new(5).await;

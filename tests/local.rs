@@ -138,6 +138,25 @@ async fn attempts_and_results_have_the_same_keys_as_in_s3() {
     assert_eq!((exited.code, dead.runs(), dead.kept().len()), (Some(1), 2, 2), "{}", exited.log);
 }
 
+#[tokio::test]
+async fn a_killed_pod_and_a_lost_lease_have_their_records() {
+    for (mishap, outcome) in
+        [("kill", "died"), ("lost-lease --visibility-timeout 3s", "lease_lost")]
+    {
+        let fixture = Fixture::new();
+        let flags = format!("--attempts s3://bucket/attempts --rehearse {mishap}");
+        let exited = fixture.local(&flags, "sleep 2").await;
+        assert_eq!((exited.code, fixture.runs()), (Some(0), 2), "{flags}: {}", exited.log);
+        // The second attempt succeeded.
+        assert_eq!(fixture.kept(), ["bucket/attempts/message-1/1.json"], "{flags}");
+        let record = fs::read(fixture.path("state/bucket/attempts/message-1/1.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        assert_eq!(record["outcome"], outcome, "{record}");
+        let is_found = exited.log.contains("attempt 1 did not report its end");
+        assert_eq!(is_found, outcome == "died", "{}", exited.log);
+    }
+}
+
 /// Without state to keep, no folder is created.
 #[tokio::test]
 async fn without_state_no_folder_is_created() {

@@ -8,6 +8,7 @@ mod support;
 mod another_store;
 mod architecture;
 mod arguments;
+mod attempts;
 mod chaos;
 mod checkpoint;
 mod deploy;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::job::outcome::Exit;
-use leasehold::ports::{Activity, Command, Exited, Runner, StartError};
+use leasehold::ports::{Activity, Command, Exited, OutOfMemory, Runner, StartError};
 use tempfile::TempDir;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -97,7 +97,7 @@ async fn a_command_at_the_guard_gets_sigterm() {
     };
     let (exited, ()) = tokio::join!(container.run(Some(90)), grows);
     assert_eq!(exited.exit, Exit::Code(143));
-    let why = exited.out_of_memory.unwrap();
+    let Some(OutOfMemory::Guard(why)) = exited.out_of_memory else { panic!("{exited:?}") };
     assert!(why.starts_with("900.0 MiB of 1000.0 MiB are in use"), "{why}");
 }
 
@@ -215,6 +215,28 @@ async fn a_command_that_the_kernel_killed_ran_out_of_memory() {
     assert_eq!((&kept["outcome"], &kept["signal"]), (&"out_of_memory".into(), &9.into()));
     let error = kept["error"].as_str().unwrap();
     assert!(error.contains("the kernel killed a process at the container's limit of 100.0 MiB"));
+}
+
+/// The command noticed that the kernel killed its child, and decided.
+#[tokio::test]
+async fn an_exit_code_that_decides_counts_more_than_a_kill_of_the_kernel() {
+    for (code, outcome) in [(65, "permanent"), (75, "temporary"), (3, "out_of_memory")] {
+        let cgroup = Cgroup::new(&format!("decides-{code}"), Some(100 * MEBIBYTE));
+        let child = GREEDY.replace("PAUSE", "0");
+        let script = format!(
+            "({child}); [ $? = 137 ] || exit 1; echo '{{\"retry_after\":\"1h\"}}' > \"$JOB_RESULT_FILE\"; exit {code}"
+        );
+        let (cloud, exited) = cgroup.run("--retry-min 1s --retry-max 1s", &script).await;
+        let kept = exited.record("message kept");
+        let ended = (&kept["outcome"], &kept["exit_code"]);
+        assert_eq!(ended, (&outcome.into(), &code.into()), "{}", exited.stdout);
+        if code == 75 {
+            let next = kept["next"].as_str().unwrap();
+            assert!(next.starts_with("attempt 1 of 5, visible again "), "{next}");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(cloud.counts().await, (0, 1), "it is hidden for its own delay");
+        }
+    }
 }
 
 #[tokio::test]

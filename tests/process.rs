@@ -132,6 +132,23 @@ async fn the_command_gets_the_environment_without_our_settings() {
     .await;
 }
 
+/// A stale `JOB_KEY` would name the object of another job.
+#[tokio::test]
+async fn a_value_of_another_job_is_not_inherited() {
+    let names = JobFacts::VARIABLES.map(|name| format!("{name}=stale"));
+    let mut environment = vec!["env", "JOB_NAME=theirs"];
+    environment.extend(names.iter().map(String::as_str));
+    in_own_process("a_value_of_another_job_is_not_inherited", &environment, async {
+        let logs = Logs::default();
+        let _logging = logs.capture();
+        let command = sh(r#"env | grep -c '^JOB_.*=stale'; echo "[$JOB_NAME] [$JOB_ID]""#);
+        let command = Command { job: JobFacts { id: "id".to_owned(), ..command.job }, ..command };
+        assert_eq!(exit_of(command).await, Exit::Code(0));
+        assert_eq!(logs.lines("stdout"), ["0", "[theirs] [id]"]);
+    })
+    .await;
+}
+
 /// By default Python buffers its output to a pipe.
 #[tokio::test]
 async fn python_output_is_unbuffered() {

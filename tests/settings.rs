@@ -11,6 +11,7 @@ use leasehold::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
 use leasehold::settings::RunSettings;
 use leasehold::settings::command_line::{command, container_args};
 use leasehold::settings::resolve::RunConfig;
+use leasehold::telemetry::attempts::{DIED, STARTED};
 use leasehold::telemetry::metrics::Metrics;
 use leasehold::telemetry::records::FIELDS;
 
@@ -56,6 +57,7 @@ fn names_that_users_rely_on_do_not_change_unnoticed() {
             .iter()
             .map(|why| format!("outcome {} exits {}", why.label(), why.exit_code())),
     );
+    names.extend([STARTED, DIED].map(|outcome| format!("outcome {outcome} of an attempt record")));
     let object = ObjectFacts {
         event: String::new(),
         event_time: Some(String::new()),

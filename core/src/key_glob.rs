@@ -4,8 +4,7 @@ use std::fmt;
 use std::str::{self, FromStr};
 
 use globset::GlobBuilder;
-use regex_automata::meta::Regex;
-use regex_automata::util::syntax;
+use regex_lite::{Regex, RegexBuilder};
 
 /// A pattern for a whole key: `*` and `?` match within one folder, `**` matches folders, `[a-z]`
 /// one character, `{a,b}` either. A backslash escapes the next character.
@@ -34,9 +33,9 @@ impl FromStr for KeyGlob {
             .build()
             .map_err(|error| error.to_string())?;
         let regex = parsed.regex().strip_prefix("(?-u)").unwrap_or(parsed.regex());
-        let regex = Regex::builder()
-            .syntax(syntax::Config::new().dot_matches_new_line(true))
-            .build(&for_characters(regex))
+        let regex = RegexBuilder::new(&for_characters(regex))
+            .dot_matches_new_line(true)
+            .build()
             .map_err(|error| error.to_string())?;
         Ok(Self { glob: glob.to_owned(), regex })
     }
@@ -114,6 +113,21 @@ mod tests {
             assert_eq!(glob.parse::<KeyGlob>().unwrap().matches(key), matches, "{glob} {key}");
         }
         assert!("in/[a".parse::<KeyGlob>().unwrap_err().contains("in/[a"));
+    }
+
+    #[test]
+    fn every_character_can_be_matched() {
+        for character in (' '..='~').filter(|it| !"/\\".contains(*it)) {
+            let key = format!("a{character}");
+            for glob in [format!("a\\{character}"), format!("a[{character}]")] {
+                // These have a meaning at this place in a class.
+                if ["a[!]", "a[]]", "a[^]"].contains(&&*glob) {
+                    continue;
+                }
+                let matches = glob.parse::<KeyGlob>().map(|it| it.matches(&key));
+                assert_eq!(matches, Ok(true), "{glob}");
+            }
+        }
     }
 
     #[test]

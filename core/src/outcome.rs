@@ -55,8 +55,15 @@ pub enum Failure {
     /// A process that stays for all messages has ended several times before it took one.
     WorkerNotStarted(String),
     Exit(Exit, CommandReport),
-    /// The command reached the memory limit (`--memory-guard`), or the kernel killed it there.
+    /// The command reached `--memory-guard` and was ended.
     OutOfMemory(String),
+    /// The kernel killed a process of the command at the memory limit. The command itself may have
+    /// noticed that, and decided how to exit.
+    KilledAtMemoryLimit {
+        why: String,
+        exit: Exit,
+        report: CommandReport,
+    },
     Publish(String),
     /// The idempotency record could not be read or written.
     Record(String),

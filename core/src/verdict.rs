@@ -139,6 +139,12 @@ impl RetryPolicy {
             Outcome::AlreadyDone => {
                 return Verdict::Delete(Completed::new(delivery, Completion::AlreadyDone));
             }
+            // The command's own decision is worth more than the kernel's count.
+            Outcome::Failed(Failure::KilledAtMemoryLimit { exit, report, .. })
+                if self.is_decided(exit) =>
+            {
+                Failure::Exit(exit, report)
+            }
             Outcome::Failed(failure) => failure,
         };
         let (reason, report) = match failure {
@@ -158,7 +164,9 @@ impl RetryPolicy {
                 (KeepReason::Permanent(exit), report)
             }
             Failure::Exit(exit, report) => (KeepReason::CommandFailed(exit), report),
-            Failure::OutOfMemory(why) => (KeepReason::OutOfMemory(why), CommandReport::default()),
+            Failure::OutOfMemory(why) | Failure::KilledAtMemoryLimit { why, .. } => {
+                (KeepReason::OutOfMemory(why), CommandReport::default())
+            }
             // Work is halted only during a stop; if this happens otherwise, it is not a success.
             Failure::Halted => (KeepReason::Stopped, CommandReport::default()),
             Failure::Panicked(why) => (KeepReason::Panicked(why), CommandReport::default()),
@@ -166,6 +174,14 @@ impl RetryPolicy {
         match (&reason, report.retry_after) {
             (KeepReason::Temporary, Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
             _ => self.keep(delivery, redrive, reason),
+        }
+    }
+
+    /// Whether the exit code says what is to happen with the message.
+    fn is_decided(&self, exit: Exit) -> bool {
+        match exit {
+            Exit::Code(code) => code == TEMPORARY || self.permanent_exit_codes.contains(&code),
+            Exit::Signal(_) => false,
         }
     }
 
@@ -249,6 +265,25 @@ mod tests {
             1
         );
         assert_eq!(judged(Outcome::Failed(Failure::Fetch("503".into()))).1, 75);
+    }
+
+    #[test]
+    fn a_decision_of_the_command_counts_more_than_a_kill_at_the_memory_limit() {
+        let judged = |exit| {
+            let report = CommandReport { retry_after: Some(300 * S), reason: None };
+            let failure = Failure::KilledAtMemoryLimit { why: "full".to_owned(), exit, report };
+            let outcome = Outcome::Failed(failure);
+            match policy().judge(&delivery("m", 1), &Redrive::Unknown, outcome) {
+                Verdict::Delete(_) => unreachable!("a failure is kept"),
+                Verdict::Keep(reason, release) => (reason.label(), release),
+            }
+        };
+        assert_eq!(judged(Exit::Code(75)), ("temporary", Release::After(300 * S)));
+        assert_eq!(judged(Exit::Code(65)).0, "permanent");
+        assert_eq!(judged(Exit::Code(66)).0, "permanent");
+        for exit in [Exit::Code(0), Exit::Code(1), Exit::Code(137), Exit::Signal(9)] {
+            assert_eq!(judged(exit).0, "out_of_memory", "{exit}");
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl VisibilityHeartbeat {
         let holding = report_when_done(
             self.supervisor.clone(),
             Role::VisibilityHeartbeat,
-            holding.until_settled(),
+            tokio::spawn(holding.until_settled()),
         );
         Held { inputs, _holding: holding }
     }

@@ -20,25 +20,26 @@ pub mod processor;
 pub mod receiver;
 pub mod reporter;
 pub mod supervisor;
+pub mod work_threads;
 
-use std::future::Future;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use ractor::DerivedActorRef;
+use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
 
-/// Runs `work` and reports its event to the supervisor; a panic in it counts as the actor's death.
+/// Reports the event of `work` to the supervisor, and aborts it when dropped; a panic in it counts as the actor's death.
 fn report_when_done(
     supervisor: DerivedActorRef<Event>,
     role: Role,
-    work: impl Future<Output = Event> + Send + 'static,
+    work: JoinHandle<Event>,
 ) -> AbortOnDropHandle<()> {
+    let work = AbortOnDropHandle::new(work);
     AbortOnDropHandle::new(tokio::spawn(async move {
-        let work = AbortOnDropHandle::new(tokio::spawn(work));
         let event = work.await.unwrap_or(Event::ActorDied(role));
         // Fails only if the supervisor has ended, which outlives its actors.
         let _ = supervisor.cast(event);

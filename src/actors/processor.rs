@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::report_when_done;
+use super::work_threads::WorkThreads;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::outcome::Failure;
@@ -36,6 +37,7 @@ pub struct Processor {
     pub worker: Arc<dyn Worker>,
     pub supervisor: DerivedActorRef<Event>,
     pub removals: Removals,
+    pub threads: WorkThreads,
     /// The time limit for dropping the checkpoints of one message.
     pub checkpoint_drop: Duration,
 }
@@ -81,7 +83,9 @@ impl Actor for Processor {
                         processed.unwrap_or_else(|panic| panicked(panic.as_ref())),
                     ))
                 };
-                state.work = Some(report_when_done(self.supervisor.clone(), Role::Processor, work));
+                let (supervisor, threads) = (self.supervisor.clone(), self.threads.handle());
+                state.work =
+                    Some(report_when_done(supervisor, Role::Processor, threads.spawn(work)));
             }
             Message::Halt => state.halt.iter().for_each(|guard| guard.halt().request()),
             Message::AbortPublish => state.halt.iter().for_each(|guard| guard.halt().abort()),

@@ -75,7 +75,11 @@ impl Actor for Receiver {
                     redrive.clone(),
                     state.has_received.clone(),
                 );
-                state.poll = Some(report_when_done(self.supervisor.clone(), Role::Receiver, poll));
+                state.poll = Some(report_when_done(
+                    self.supervisor.clone(),
+                    Role::Receiver,
+                    tokio::spawn(poll),
+                ));
                 if state.reading_redrive.is_none() {
                     let (queue, known, supervisor) =
                         (self.queue.clone(), redrive, self.supervisor.clone());

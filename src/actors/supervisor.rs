@@ -21,6 +21,7 @@ use super::heartbeat::{self, VisibilityHeartbeat};
 use super::processor::{self, Processor};
 use super::receiver::{self, Receiver};
 use super::reporter::{self, Reporter};
+use super::work_threads::WorkThreads;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Effect, Event, Job, Limit, Step};
 use crate::job::route::Limits;
@@ -39,6 +40,7 @@ pub struct World {
     pub worker: Arc<dyn Worker>,
     pub telemetry: Arc<dyn Telemetry>,
     pub clock: Clock,
+    pub work_threads: WorkThreads,
     /// The supervisor registers here for health checks.
     pub health: Health,
 }
@@ -227,7 +229,7 @@ impl Actor for Supervisor {
         me: ActorRef<Message>,
         done: Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        let World { queue, worker, telemetry, clock, .. } = self.world.clone();
+        let World { queue, worker, telemetry, clock, work_threads, .. } = self.world.clone();
         let Settings { ref policy, polling, stop } = self.settings;
         let visibility = policy.limits.visibility;
         let cell = me.get_cell();
@@ -247,6 +249,7 @@ impl Actor for Supervisor {
             worker,
             supervisor: me.get_derived(),
             removals: self.removals.clone(),
+            threads: work_threads,
             checkpoint_drop: stop.checkpoint_drop(),
         };
         let (processor, _) = Actor::spawn_linked(None, processor, (), cell.clone()).await?;

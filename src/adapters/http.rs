@@ -3,9 +3,11 @@
 //! AWS and, through [`Http`], all other servers get their requests from the SDK's client, so there
 //! is one TLS library, one CA bundle and one proxy configuration.
 
+mod roots;
 pub mod secrets;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use http_body_util::Limited;
+use roots::{amazon_roots, is_amazons, is_untrusted};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -141,6 +144,8 @@ impl OneClient {
             ca_bundle,
             plain: Builder::new().build_http(),
             tls: OnceLock::new(),
+            amazons: OnceLock::new(),
+            needs_bundle: AtomicBool::new(false),
         }))
     }
 }
@@ -158,7 +163,7 @@ impl HttpClient for OneClient {
 }
 
 /// Sends a request by plain TCP or by TLS, depending on its URL.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ByScheme {
     clients: Arc<Clients>,
     settings: HttpConnectorSettings,
@@ -167,34 +172,53 @@ struct ByScheme {
 
 impl HttpConnector for ByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = if request.uri().starts_with("https:") {
-            self.clients.tls()
-        } else {
-            Ok(&self.clients.plain)
+        let is_object = request.uri().contains("x-id=GetObject");
+        // S3 may report a failure with status 200.
+        let may_fail_late = request.method() == "POST" && request.uri().contains("uploadId=");
+        let secrets = secrets_of(&request);
+        let answer = self.send(request);
+        HttpConnectorFuture::new(async move {
+            let answer = answer.await?;
+            let is_success = answer.status().is_success();
+            // Objects are streamed; all other answers are read into memory as a whole.
+            let answer =
+                if is_object && is_success { return Ok(answer) } else { answer.map(bounded) };
+            let is_quoted = !is_success || may_fail_late;
+            if is_quoted { without_secrets(answer, &secrets).await } else { Ok(answer) }
+        })
+    }
+}
+
+impl ByScheme {
+    fn send(&self, request: HttpRequest) -> HttpConnectorFuture {
+        if !request.uri().starts_with("https:") {
+            return self.send_by(&self.clients.plain, request);
+        }
+        let Some(amazons) = self.clients.amazons(request.uri()) else {
+            return self.send_by_tls(request);
         };
-        match client {
-            Ok(client) => {
-                let is_object = request.uri().contains("x-id=GetObject");
-                // S3 may report a failure with status 200.
-                let may_fail_late =
-                    request.method() == "POST" && request.uri().contains("uploadId=");
-                let secrets = secrets_of(&request);
-                let answer = client.http_connector(&self.settings, &self.components).call(request);
-                HttpConnectorFuture::new(async move {
-                    let answer = answer.await?;
-                    let is_success = answer.status().is_success();
-                    // Objects are streamed; all other answers are read into memory as a whole.
-                    let answer = if is_object && is_success {
-                        return Ok(answer);
-                    } else {
-                        answer.map(bounded)
-                    };
-                    let is_quoted = !is_success || may_fail_late;
-                    if is_quoted { without_secrets(answer, &secrets).await } else { Ok(answer) }
-                })
+        let again = request.try_clone();
+        let (sent, this) = (self.send_by(amazons, request), self.clone());
+        HttpConnectorFuture::new(async move {
+            match sent.await {
+                Err(error) if is_untrusted(&error) => {
+                    this.clients.needs_bundle.store(true, Ordering::Relaxed);
+                    this.send_by_tls(again.ok_or(error)?).await
+                }
+                answer => answer,
             }
+        })
+    }
+
+    fn send_by_tls(&self, request: HttpRequest) -> HttpConnectorFuture {
+        match self.clients.tls() {
+            Ok(client) => self.send_by(client, request),
             Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
         }
+    }
+
+    fn send_by(&self, client: &SharedHttpClient, request: HttpRequest) -> HttpConnectorFuture {
+        client.http_connector(&self.settings, &self.components).call(request)
     }
 }
 
@@ -210,9 +234,14 @@ struct Clients {
     ca_bundle: Option<PathBuf>,
     /// Never through a proxy: credentials of containers and instances are served here.
     plain: SharedHttpClient,
-    /// Created for the first https request: reading the certificates takes as long as the rest of
-    /// the start.
+    /// Created for the first https request to a host that is not AWS's: parsing the certificates
+    /// takes as long as the rest of the start.
     tls: OnceLock<Result<SharedHttpClient, CaBundleError>>,
+    /// Trusts only Amazon's roots; `None` if the bundle has none of them.
+    amazons: OnceLock<Option<SharedHttpClient>>,
+    /// An AWS host's certificate was signed by another CA of the bundle: that of a proxy which reads
+    /// TLS, or of a service that imitates AWS.
+    needs_bundle: AtomicBool,
 }
 
 impl Clients {
@@ -221,6 +250,19 @@ impl Clients {
             .get_or_init(|| trusted(self.ca_bundle.as_deref()).map(tls_client))
             .as_ref()
             .map_err(Clone::clone)
+    }
+
+    /// The client for AWS's hosts, if this URL's is one.
+    fn amazons(&self, url: &str) -> Option<&SharedHttpClient> {
+        if !is_amazons(url) || self.needs_bundle.load(Ordering::Relaxed) {
+            return None;
+        }
+        let client = self.amazons.get_or_init(|| {
+            let (bundle, _) = bundle(self.ca_bundle.as_deref()).ok()?;
+            let roots = usable(amazon_roots(&bundle));
+            (!roots.is_empty()).then(|| tls_client(roots))
+        });
+        client.as_ref()
     }
 }
 
@@ -271,21 +313,28 @@ pub enum CaBundleError {
     Empty(PathBuf),
 }
 
-/// The certificates of the configured bundle, else of the distribution's.
-fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
+/// The configured bundle, else the distribution's, and its path.
+fn bundle(configured: Option<&Path>) -> Result<(Vec<u8>, &Path), CaBundleError> {
     let usual = || CA_BUNDLES.iter().map(Path::new).find(|path| path.exists());
     let path = configured.or_else(usual).ok_or(CaBundleError::None)?;
-    let bundle = std::fs::read(path)
-        .map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
+    Ok((read(path)?, path))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CaBundleError> {
+    std::fs::read(path).map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))
+}
+
+/// The certificates of the bundle.
+fn trusted(configured: Option<&Path>) -> Result<Vec<u8>, CaBundleError> {
+    let (bundle, path) = bundle(configured)?;
     let usable = usable(bundle);
     if usable.is_empty() { Err(CaBundleError::Empty(path.into())) } else { Ok(usable) }
 }
 
-/// Checks that the bundle contains a certificate. The first https request parses all of them, which
-/// takes as long as the rest of the start.
+/// Checks that the bundle contains a certificate. Whether they are valid shows when they are used:
+/// parsing all of them takes as long as the rest of the start.
 pub fn check_ca_bundle(path: &Path) -> Result<(), CaBundleError> {
-    let bundle = std::fs::read(path)
-        .map_err(|error| CaBundleError::Unreadable(path.into(), error.to_string()))?;
+    let bundle = read(path)?;
     if has_certificate(&bundle) { Ok(()) } else { Err(CaBundleError::Empty(path.into())) }
 }
 

@@ -20,7 +20,7 @@ use tracing::warn;
 pub use cgroup::MemoryCgroup;
 
 use crate::job::outcome::Exit;
-use crate::ports::{Activity, Command, Exited, Runner, StartError};
+use crate::ports::{Activity, Command, Exited, MemoryUse, OutOfMemory, Runner, StartError};
 
 /// Runs commands of another runner within the memory limit.
 pub struct MemoryLimited {
@@ -28,13 +28,6 @@ pub struct MemoryLimited {
     cgroup: MemoryCgroup,
     /// `--memory-guard`, in percent of the limit.
     guard: Option<u8>,
-}
-
-/// The memory that the kernel cannot reclaim, and the limit, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct MemoryUse {
-    used: u64,
-    limit: u64,
 }
 
 /// Between the guard's first signal, SIGTERM, and SIGKILL, the command may use half of the rest.
@@ -89,7 +82,7 @@ impl MemoryLimited {
         }
         let limit = self.cgroup.limit().map_or_else(|| "unknown".to_owned(), shown);
         let why = format!("the kernel killed a process at the container's limit of {limit}");
-        Exited { out_of_memory: Some(why), ..ended }
+        Exited { out_of_memory: Some(OutOfMemory::Kernel(why)), ..ended }
     }
 }
 
@@ -125,7 +118,7 @@ impl Runner for MemoryLimited {
                 Exited::killed()
             }
         };
-        Ok(Exited { out_of_memory: Some(why), ..ended })
+        Ok(Exited { out_of_memory: Some(OutOfMemory::Guard(why)), ..ended })
     }
 }
 

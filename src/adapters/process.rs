@@ -24,7 +24,7 @@ mod structured;
 mod table;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
@@ -48,6 +48,7 @@ use tracing::warn;
 use wait4::{ResUse, try_wait4_pid};
 
 use crate::job::outcome::{Exit, ResourceUsage};
+use crate::ports::job_facts::JobFacts;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use guard::Guard;
 pub use guard::guard;
@@ -138,9 +139,7 @@ impl Processes {
         program.arg0(&command.program).args(&command.args).process_group(0);
         let ((stdout, its_stdout), (stderr, its_stderr)) = (output_pipe()?, output_pipe()?);
         program.stdin(stdin).stdout(its_stdout).stderr(its_stderr);
-        for (name, _) in
-            env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LEASEHOLD_"))
-        {
+        for (name, _) in env::vars_os().filter(|(name, _)| is_ours(name)) {
             program.env_remove(name);
         }
         // Python would buffer its output until it has 8 KiB.
@@ -173,6 +172,13 @@ impl Processes {
         let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
         Ok((running, Output::of(stdout, stderr, activity)))
     }
+}
+
+/// Whether the command must not inherit this variable: a setting of leasehold, or the value of
+/// another job, such as the `JOB_KEY` of a process that started leasehold.
+fn is_ours(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"LEASEHOLD_")
+        || JobFacts::VARIABLES.iter().any(|variable| name == *variable)
 }
 
 /// Our own peak memory in bytes, which a process that we start counts as its own until its exec.

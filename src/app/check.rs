@@ -105,6 +105,6 @@ fn check_flags(mut run: RunSettings, runs_commands: bool) -> Result<Findings, St
     }
     let variables = environment::aws();
     let live = check::live::findings(&config, environment::ca_bundle(), &variables);
-    found.extend(block_on(live, Duration::ZERO)?);
+    found.extend(block_on(|_| live, Duration::ZERO)?);
     Ok(Findings { findings: found, stops: vec![StopTimeline::of("the stop", &config)] })
 }

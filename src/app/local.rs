@@ -36,14 +36,14 @@ pub fn run_local(
         logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
-    let run = async {
+    let run = |work_threads| async {
         let kill = CancellationToken::new();
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
         let processes = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
         let source = Source::new(None, None);
         let runner = for_handler(processes, &config.work, config.concurrency, source, &stopped);
-        let summary = local::run(config, runner.clone(), screen, stopped).await;
+        let summary = local::run(config, runner.clone(), work_threads, screen, stopped).await;
         runner.finish().await;
         summary.map_err(|error| error.to_string())
     };

@@ -47,8 +47,10 @@ pub fn check_threads() -> Result<(), String> {
         }
     };
     let count = started.len();
-    for thread in started {
+    for thread in &started {
         thread.thread().unpark();
+    }
+    for thread in started {
         let _ = thread.join();
     }
     match refused {
@@ -60,6 +62,5 @@ pub fn check_threads() -> Result<(), String> {
     }
 }
 
-/// Two for the runtime, one for the log, two for blocking work (files, DNS), and the command's
-/// process.
+/// One each for the work, the log and DNS, two for files, and the command's process.
 const THREADS: usize = 6;

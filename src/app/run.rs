@@ -15,6 +15,7 @@ use super::runtime::{
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
@@ -28,7 +29,7 @@ use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::settings::values::Handler;
 use crate::telemetry::PodTelemetry;
-use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
 use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -47,7 +48,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
-    let run = async {
+    let run = |work_threads| async {
         // The metrics are created only if they are served or pushed.
         let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
@@ -55,7 +56,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
             is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let stop = stop_requested(metrics.as_ref(), &Reaction { stop_grace, kill: None })?;
-        run_pod(config, in_process, metrics, stop).await
+        run_pod(config, in_process, metrics, work_threads, stop).await
     };
     block_on(run, plan.tidy())?
 }
@@ -64,6 +65,7 @@ async fn run_pod(
     config: RunConfig,
     in_process: Option<Arc<dyn Runner>>,
     metrics: Option<Arc<Metrics>>,
+    work_threads: WorkThreads,
     stop: CancellationToken,
 ) -> Result<ExitCode, String> {
     let RunConfig { queue_url, records, work, metrics: reporting, pushgateway: gateway, .. } =
@@ -84,11 +86,18 @@ async fn run_pod(
         .await
         .map_err(|error| error.to_string())?;
     let s3 = Arc::new(S3::with_options(&aws_s3, config.s3));
-    let attempts = records.attempts.map(|location| AttemptHistory {
-        writer: s3.clone(),
-        location,
-        identity: work.identity.clone(),
-        limit: Box::new(move || plan.attempt_record(since_stop().is_some())),
+    let attempts = records.attempts.map(|location| {
+        let cgroup = MemoryCgroup::of_this_process();
+        let store = HistoryStore {
+            storage: s3.clone(),
+            records: s3.clone(),
+            location,
+            identity: work.identity.clone(),
+            memory: cgroup.map(|cgroup| Box::new(move || cgroup.in_use()) as _),
+            metrics: metrics.clone(),
+            silence: SILENCE,
+        };
+        AttemptHistory::new(store, move || plan.attempt_record(since_stop().is_some()))
     });
     let idempotency = records.idempotency.map(|location| Idempotency {
         records: s3.clone(),
@@ -102,10 +111,7 @@ async fn run_pod(
     let runner = for_handler(processes, &work, config.concurrency, source, &stop);
     let lanes = config.concurrency * work.batch.size;
     let queue = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key);
-    let queue = match work.handler {
-        Handler::Command => queue,
-        Handler::Lambda => queue.with_all_attributes(),
-    };
+    let queue = with_attributes_for(work.handler, queue);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
@@ -125,6 +131,7 @@ async fn run_pod(
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
+        work_threads,
         health,
     };
     let namespace = reporting.namespace.or_else(pods_namespace);
@@ -143,6 +150,14 @@ async fn run_pod(
         pusher.finish().await;
     }
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// Only a Lambda function gets all of SQS's attributes.
+fn with_attributes_for(handler: Handler, queue: Sqs) -> Sqs {
+    match handler {
+        Handler::Command => queue,
+        Handler::Lambda => queue.with_all_attributes(),
+    }
 }
 
 /// Serves the pages at `--listen` until the result is dropped.

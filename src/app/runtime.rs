@@ -8,9 +8,11 @@ use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use async_trait::async_trait;
 use tokio::runtime::Builder;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::signals::{handle_other_signals, since_stop};
+use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::lambda::{Batching, Function, Lambda, Source};
 use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::process::Processes;
@@ -39,19 +41,24 @@ pub fn is_coloured(out: &impl RawStream) -> bool {
     AutoStream::choice(out) != ColorChoice::Never
 }
 
-/// Runs `work` to its end. Threads that are still busy then (removing files, waiting for a DNS
+/// Runs `work` to its end on this thread. Other threads that are still busy then (removing files, waiting for a DNS
 /// server) get `patience`, and are abandoned after that.
 ///
-/// Two threads, so that a short computation in one does not delay a heartbeat in the other. The
-/// work must not block: tokio does not guarantee that the other thread takes over.
-pub fn block_on<T>(work: impl Future<Output = T>, patience: Duration) -> Result<T, String> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
+/// This thread must not block: it extends visibility timeouts. What may block (files) belongs to
+/// the threads that `work` gets.
+pub fn block_on<F: Future>(
+    work: impl FnOnce(WorkThreads) -> F,
+    patience: Duration,
+) -> Result<F::Output, String> {
+    let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("the runtime could not be started: {error}"))?;
-    let done = runtime.block_on(work);
-    runtime.shutdown_timeout(patience);
+    let threads = SeparateThreads::default();
+    let done = runtime.block_on(work(WorkThreads::Separate(threads.clone())));
+    let ended = Instant::now();
+    threads.shut_down(patience);
+    runtime.shutdown_timeout(patience.saturating_sub(ended.elapsed()));
     Ok(done)
 }
 
@@ -130,7 +137,7 @@ mod tests {
                 tokio::task::spawn_blocking(move || until_released.recv());
                 7
             };
-            let _ = done.send(block_on(work, Duration::from_millis(50)));
+            let _ = done.send(block_on(|_| work, Duration::from_millis(50)));
         });
         assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(Ok(7)));
         drop(stuck);

@@ -34,7 +34,7 @@ pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
             }
         }
     };
-    block_on(sweep, Duration::ZERO)?
+    block_on(|_| sweep, Duration::ZERO)?
 }
 
 pub fn pushgateway(config: PushgatewayConfig) -> Pushgateway {

@@ -391,7 +391,7 @@ async fn check_write_permissions(s3: &S3, target: &WriteTarget, key_prefix: &str
             }
         }
     }
-    if target.kind == TargetKind::Checkpoint {
+    if matches!(target.kind, TargetKind::Checkpoint | TargetKind::Attempts) {
         let what = "it was not called: in a versioned bucket, deleting a missing object leaves a delete marker";
         findings.push(Finding::new(
             Rule::PermissionUntried,

@@ -33,7 +33,8 @@ impl TargetKind {
             Self::Checkpoint => {
                 &[PUT, IN_PARTS, "ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated"]
             }
-            Self::Idempotency | Self::Attempts => &[PUT],
+            Self::Attempts => &[PUT, "ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated"],
+            Self::Idempotency => &[PUT],
         }
     }
 
@@ -66,7 +67,11 @@ impl TargetKind {
                 (BucketAction::Put, Error),
             ],
             // The work succeeds anyway.
-            Self::Attempts => &[(BucketAction::Put, Warning)],
+            Self::Attempts => &[
+                (BucketAction::List, Warning),
+                (BucketAction::Get, Warning),
+                (BucketAction::Put, Warning),
+            ],
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The stores of a local run: a folder in place of the buckets of a pod.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::local::folder::FolderError;
 use crate::adapters::local::outbox::FolderOutbox;
+use crate::adapters::local::rehearsal::Mishap;
 use crate::adapters::local::store::FolderStore;
 use crate::adapters::publish::S3Outbox;
 use crate::job::on_success::OnSuccess;
@@ -15,7 +17,7 @@ use crate::job::s3_location::LocationTemplate;
 use crate::ports::clock::Clock;
 use crate::ports::{Outbox, PublishError, Results};
 use crate::settings::resolve::LocalConfig;
-use crate::telemetry::attempts::AttemptHistory;
+use crate::telemetry::attempts::{AttemptHistory, HistoryStore, SILENCE};
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
 
@@ -54,13 +56,21 @@ impl Stores {
                     clock,
                 },
             ),
-            attempts: records.attempts.clone().zip(store.clone()).map(|(location, writer)| {
-                AttemptHistory {
-                    writer,
+            attempts: records.attempts.clone().zip(store.clone()).map(|(location, store)| {
+                let store = HistoryStore {
+                    storage: store.clone(),
+                    records: store,
                     location,
                     identity: work.identity.clone(),
-                    limit: Box::new(move || plan.attempt_record(false)),
-                }
+                    memory: None,
+                    metrics: None,
+                    // A pod whose kill is rehearsed is certainly dead.
+                    silence: match config.mishap {
+                        Some(Mishap::Kill) => Duration::ZERO,
+                        Some(Mishap::LostLease | Mishap::Redelivery) | None => SILENCE,
+                    },
+                };
+                AttemptHistory::new(store, move || plan.attempt_record(false))
             }),
             outbox: LocalOutbox {
                 folder: outbox.as_ref().map(FolderOutbox::new),

@@ -109,6 +109,38 @@ pub struct ObjectFacts {
 }
 
 impl JobFacts {
+    /// The variables of this interface whose names begin with `JOB_`. Other names with this prefix
+    /// belong to the user.
+    pub const VARIABLES: [&str; 27] = [
+        "JOB_BODY_FILE",
+        "JOB_BUCKET",
+        "JOB_CHECKPOINT_DIR",
+        "JOB_DEADLINE",
+        "JOB_ETAG",
+        "JOB_EVENT",
+        "JOB_EVENT_TIME",
+        "JOB_FILE",
+        "JOB_FINAL_ATTEMPT",
+        "JOB_FIRST_RECEIVED_AT",
+        "JOB_ID",
+        "JOB_INPUT",
+        "JOB_KEY",
+        "JOB_MAX_RECEIVE_COUNT",
+        "JOB_MESSAGE_DEDUPLICATION_ID",
+        "JOB_MESSAGE_GROUP_ID",
+        "JOB_MESSAGE_ID",
+        "JOB_OUTPUT_DIR",
+        "JOB_QUEUE_URL",
+        "JOB_RECEIVE_COUNT",
+        "JOB_REGION",
+        "JOB_RESULT_FILE",
+        "JOB_SENT_AT",
+        "JOB_SEQUENCER",
+        "JOB_SIZE",
+        "JOB_TYPE",
+        "JOB_VERSION_ID",
+    ];
+
     /// The content of `JOB_FILE`.
     pub fn to_json(&self) -> String {
         Value::Object(self.fields()).to_string()
@@ -242,6 +274,35 @@ mod tests {
         }
         let facts = facts("k");
         assert_eq!((variable(&facts, "TRACESTATE"), variable(&facts, "BAGGAGE")), (None, None));
+    }
+
+    #[test]
+    fn a_job_with_all_facts_sets_every_variable() {
+        let text = || Some("x".to_owned());
+        let mut facts = facts("k");
+        facts.message = MessageFacts {
+            message_group_id: text(),
+            message_deduplication_id: text(),
+            sent_at: Some(SystemTime::UNIX_EPOCH),
+            first_received_at: Some(SystemTime::UNIX_EPOCH),
+            queue_url: text(),
+            ..MessageFacts::default()
+        };
+        facts.object = facts.object.map(|object| ObjectFacts {
+            event_time: text(),
+            region: text(),
+            version_id: text(),
+            etag: text(),
+            size: Some(1),
+            sequencer: text(),
+            ..object
+        });
+        (facts.max_receive_count, facts.final_attempt) = (Some(5), Some(false));
+        facts.input = Some("input".into());
+        let mut names: Vec<_> = facts.environment().into_iter().map(|(name, _)| name).collect();
+        names.retain(|name| name.as_encoded_bytes().starts_with(b"JOB_"));
+        names.sort();
+        assert_eq!(names, JobFacts::VARIABLES);
     }
 
     #[test]

@@ -376,7 +376,8 @@ impl Activity {
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
-    /// Added to our own environment (without `LEASEHOLD_*`), and written to `JOB_FILE`.
+    /// Added to our own environment (without `LEASEHOLD_*` and the variables of these facts), and
+    /// written to `JOB_FILE`.
     pub job: JobFacts,
     /// Of a process that outlives the job: these variables instead of the job's, and no `JOB_FILE`.
     pub variables: Option<Vec<(OsString, OsString)>>,
@@ -395,7 +396,16 @@ pub struct Exited {
     /// The last lines of its standard error, the oldest first.
     pub stderr_tail: Vec<String>,
     /// How it ran out of memory, if it did.
-    pub out_of_memory: Option<String>,
+    pub out_of_memory: Option<OutOfMemory>,
+}
+
+/// Both have the details as a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutOfMemory {
+    /// `--memory-guard` ended the command.
+    Guard(String),
+    /// The kernel killed one of its processes.
+    Kernel(String),
 }
 
 impl Exited {
@@ -403,6 +413,13 @@ impl Exited {
     pub fn killed() -> Self {
         Self { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new(), out_of_memory: None }
     }
+}
+
+/// The memory of a container that the kernel cannot reclaim, and its limit, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub used: u64,
+    pub limit: u64,
 }
 
 /// The command could not be started.

@@ -26,7 +26,8 @@ pub struct RecordSettings {
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = WORK)]
     pub idempotency: Option<S3Location>,
 
-    /// Where to record failed and stopped attempts: PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
+    /// Where to record failed and stopped attempts, and those whose pod died:
+    /// PREFIX/MESSAGE_ID/RECEIVE_COUNT.json
     #[arg(long, value_name = "s3://BUCKET/PREFIX", help_heading = REPORT)]
     pub attempts: Option<S3Location>,
 }

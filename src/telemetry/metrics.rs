@@ -20,6 +20,7 @@ use prometheus::{
 };
 use tracing_appender::non_blocking::ErrorCounter;
 
+use super::attempts::DIED;
 use crate::job::keep_reason::{Severity, Visible};
 use crate::job::outcome::{CommandMetrics, WorkRecord};
 use crate::job::report::{Ended, Observation, Progressed, Subject};
@@ -290,6 +291,14 @@ impl Metrics {
                 ])
                 .inc();
         }
+    }
+
+    /// An earlier attempt on this message ended without a report.
+    pub fn died(&self, subject: &Subject, attempt: u32) {
+        let job_type = job_type(subject);
+        let is_final = if subject.redrive.is_final(attempt) { "true" } else { "false" };
+        self.messages_processed.with_label_values(&[job_type, DIED]).inc();
+        self.failures.with_label_values(&[job_type, DIED, is_final]).inc();
     }
 
     /// Of all messages together, the first names count: a Pushgateway keeps every series.

@@ -151,6 +151,9 @@ impl Telemetry for PodTelemetry {
                 self.count(|metrics| metrics.started(subject, SystemTime::now()));
                 log_started(subject);
                 self.started(subject);
+                if let Some(attempts) = &self.attempts {
+                    attempts.begin(subject);
+                }
             }
             Report::Held(held) => self.held(held, SystemTime::now()),
             // The work logs its progress itself, less often.
@@ -163,7 +166,7 @@ impl Telemetry for PodTelemetry {
                 log_ended(ended, now);
                 self.ended(ended, now);
                 if let Some(attempts) = &self.attempts {
-                    attempts.add(ended, now).await;
+                    attempts.end(ended, now).await;
                 }
             }
         }

@@ -17,7 +17,7 @@ use super::{CommandWorker, unless_halted};
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
 use crate::job::route::Input;
-use crate::ports::{Command, Outbox, Results};
+use crate::ports::{Command, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
 struct Provided<'a> {
@@ -117,10 +117,13 @@ impl CommandWorker {
         }
         facts.reason.clone_from(&result.report.reason);
         facts.metrics.append(result.metrics);
-        if let Some(why) = ended.out_of_memory
-            && !until.halt.is_cancelled()
-        {
-            return Err(Failure::OutOfMemory(why));
+        match ended.out_of_memory.filter(|_| !until.halt.is_cancelled()) {
+            Some(OutOfMemory::Guard(why)) => return Err(Failure::OutOfMemory(why)),
+            Some(OutOfMemory::Kernel(why)) => {
+                let (exit, report) = (ended.exit, result.report);
+                return Err(Failure::KilledAtMemoryLimit { why, exit, report });
+            }
+            None => {}
         }
         if ended.exit == Exit::Code(0) {
             links.check_output().map_err(Failure::Publish)?;

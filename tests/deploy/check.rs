@@ -521,6 +521,13 @@ async fn written_objects_must_not_become_work() {
             "error --attempts",
             true,
         ),
+        (
+            "ObjectRemoved:* of *",
+            "--attempts s3://{}/attempts",
+            "true",
+            "warning --attempts s3://{}/attempts: files written there start pods that find no work (ObjectRemoved:Delete",
+            true,
+        ),
         ("ObjectCreated:Copy of *", "--output s3://{}/out", result, "", false),
         (
             "ObjectCreated:Copy+ObjectRemoved:* of *",
@@ -680,28 +687,34 @@ async fn missing_permissions_for_writes_are_reported() {
     };
     let lines = of_places(&places).await;
     assert!(lines.iter().all(|line| line.starts_with("unchecked")), "{lines:#?}");
-    let untried = format!(
-        "unchecked --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}, s3:DeleteObject: "
-    );
-    assert!(lines.iter().any(|line| line.starts_with(&untried)), "{lines:#?}");
+    let untried = [
+        format!("unchecked --attempts s3://{bucket}/attempts, s3:DeleteObject: "),
+        format!(
+            "unchecked --checkpoint s3://{bucket}/checkpoints/{{job_type}}/{{stem}}, s3:DeleteObject: "
+        ),
+    ];
+    let is_untried = |line: &String| untried.iter().any(|untried| line.starts_with(untried));
+    assert_eq!(lines.iter().filter(|line| is_untried(line)).count(), 2, "{lines:#?}");
 
     for (sid, action, expected) in [
         ("Output", "s3:PutObject", &["error --output"][..]),
         ("Output", "s3:AbortMultipartUpload", &["warning --output"]),
+        ("Attempts", "s3:GetObject", &["warning --attempts"]),
         ("Attempts", "s3:PutObject", &["warning --attempts"]),
         ("Checkpoints", "s3:GetObject", &["error --checkpoint"]),
         ("Checkpoints", "s3:PutObject", &["error --checkpoint"]),
         ("Checkpoints", "s3:AbortMultipartUpload", &["warning --checkpoint"]),
         ("Idempotency", "s3:GetObject", &["error --idempotency"]),
         ("Idempotency", "s3:PutObject", &["error --idempotency"]),
-        ("MissingObjects", "s3:ListBucket", &["error --checkpoint", "warning --idempotency"]),
+        (
+            "MissingObjects",
+            "s3:ListBucket",
+            &["error --checkpoint", "warning --attempts", "warning --idempotency"],
+        ),
     ] {
         stack.set_policy(&stack.worker, &without(document, sid, action)).await;
-        let lines: Vec<_> = of_places(&places)
-            .await
-            .into_iter()
-            .filter(|line| !line.starts_with(&untried))
-            .collect();
+        let lines: Vec<_> =
+            of_places(&places).await.into_iter().filter(|line| !is_untried(line)).collect();
         let is_found = |(line, expected): (&String, &&str)| {
             line.starts_with(*expected) && line.contains(action)
         };

@@ -182,7 +182,11 @@ impl Feature {
             Self::Versions => &[("Objects", "s3:GetObjectVersion")],
             Self::Retries => &[("Messages", "sqs:ChangeMessageVisibility")],
             Self::MissingObjects => &[("MissingObjects", "s3:ListBucket")],
-            Self::Attempts => &[("Attempts", "s3:PutObject")],
+            Self::Attempts => &[
+                ("Attempts", "s3:GetObject"),
+                ("Attempts", "s3:PutObject"),
+                ("Attempts", "s3:DeleteObject"),
+            ],
             Self::Output => &[("Output", "s3:PutObject")],
             Self::Idempotency => {
                 &[("Idempotency", "s3:GetObject"), ("Idempotency", "s3:PutObject")]
@@ -257,9 +261,18 @@ impl Feature {
                 let flags = format!("{flags} --attempts s3://{}/attempts", cloud.bucket);
                 let exited = stack.run_as_worker(&flags, "exit 3").await;
                 let kept = exited.record("message kept");
-                let key = format!("attempts/{}/1.json", kept["message_id"].as_str().unwrap());
-                let get = cloud.s3.get_object().bucket(&cloud.bucket).key(key).send().await;
-                check(get.is_ok(), &exited.stdout)
+                let folder = format!("attempts/{}/", kept["message_id"].as_str().unwrap());
+                eventually("the message is visible", async || {
+                    (cloud.counts().await.0 == 1).then_some(())
+                })
+                .await;
+                // The second attempt reads the record of the first, and leaves none.
+                let again = stack.run_as_worker(&flags, "sleep 2").await;
+                check(!again.stdout.contains("the record of an earlier attempt"), &again.stdout)?;
+                let listed = cloud.s3.list_objects_v2().bucket(&cloud.bucket).prefix(&folder);
+                let listed = listed.send().await.unwrap();
+                let keys: Vec<_> = listed.contents().iter().filter_map(|it| it.key()).collect();
+                check(keys == [format!("{folder}1.json")], &format!("{keys:?}{}", exited.stdout))
             }
             Self::Output => {
                 put_work(cloud, 1).await;

@@ -324,12 +324,14 @@ async fn a_sweep_accepts_unexpected_groups() {
 async fn the_numbers_of_a_command_are_in_the_end_record_and_at_the_pushgateway() {
     let gateway = Pushgateway::start(None).await;
     let cloud = Cloud::new(5).await;
+    // A bucket of its own: the events of these records would be messages.
+    let attempts = format!("{}-attempts", cloud.bucket);
+    cloud.s3.create_bucket().bucket(&attempts).send().await.unwrap();
     for (code, pod) in [(3, "pod-1"), (0, "pod-2")] {
         cloud.put("k", b"x").await;
         let flags = format!(
-            "--pushgateway {} --namespace files --pod-name {pod} --retry expire --attempts s3://{}/attempts",
+            "--pushgateway {} --namespace files --pod-name {pod} --retry expire --attempts s3://{attempts}/a",
             gateway.url(),
-            cloud.bucket
         );
         let script = format!(
             r#"echo '{{"metrics":{{"rows":4,"share":0.25,"Bad name":1}}}}' >> "$JOB_RESULT_FILE"
@@ -357,9 +359,8 @@ async fn the_numbers_of_a_command_are_in_the_end_record_and_at_the_pushgateway()
             "{text}"
         );
         if !is_success {
-            let keys = cloud.s3.list_objects_v2().bucket(&cloud.bucket).prefix("attempts/");
-            let keys = keys.send().await.unwrap();
-            let get = cloud.s3.get_object().bucket(&cloud.bucket);
+            let keys = cloud.s3.list_objects_v2().bucket(&attempts).send().await.unwrap();
+            let get = cloud.s3.get_object().bucket(&attempts);
             let record = get.key(keys.contents()[0].key().unwrap()).send().await.unwrap();
             let record = record.body.collect().await.unwrap().into_bytes();
             let record: serde_json::Value = serde_json::from_slice(&record).unwrap();

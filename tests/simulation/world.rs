@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use leasehold::actors::supervisor::{self, World};
+use leasehold::actors::work_threads::WorkThreads;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use leasehold::adapters::publish::S3Outbox;
 use leasehold::job::delivery::{MessageId, Redrive};
@@ -261,6 +262,7 @@ impl Cluster {
             worker,
             telemetry: Arc::new(telemetry),
             clock,
+            work_threads: WorkThreads::Shared,
             health: Health::default(),
         };
 

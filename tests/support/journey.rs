@@ -15,6 +15,7 @@ pub use super::values::{MINUTE, S, VISIBILITY, settings, task};
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use leasehold::actors::supervisor::{self, World};
+use leasehold::actors::work_threads::WorkThreads;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::notification::Object;
@@ -560,6 +561,7 @@ impl Journey {
             worker: Arc::new(worker),
             telemetry: self.telemetry,
             clock,
+            work_threads: WorkThreads::Shared,
             health: Health::default(),
         };
         let started = Instant::now();

@@ -125,6 +125,10 @@ impl MemoryRecords {
         Ok(etag)
     }
 
+    pub fn remove(&self, bucket: &str, key: &str) {
+        self.lock().records.remove(&format!("{bucket}/{key}"));
+    }
+
     pub fn len(&self) -> usize {
         self.lock().records.len()
     }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::ports::MemoryUse;
+
 /// The memory cgroup of this process. Its files stay open: opening one costs more than reading it.
 #[derive(Debug)]
 pub struct MemoryCgroup {
@@ -82,6 +84,12 @@ impl MemoryCgroup {
     /// In bytes; it may change while the container runs.
     pub fn limit(&self) -> Option<u64> {
         number(&self.limit).filter(|limit| (1..NO_LIMIT).contains(limit))
+    }
+
+    /// `None` without a limit.
+    pub fn in_use(&self) -> Option<MemoryUse> {
+        let limit = self.limit()?;
+        Some(MemoryUse { used: self.unreclaimable(0), limit })
     }
 
     /// The memory that the kernel cannot take back: at the limit it drops the page cache before it

@@ -349,4 +349,4 @@ fn backoff() -> impl Iterator<Item = Duration> {
 const PART: u64 = 8 << 20;
 
 /// A batch is written once it has this many bytes; its last chunk may exceed them.
-const BATCH: u64 = 512 << 10;
+const BATCH: u64 = 128 << 10;

@@ -1,0 +1,56 @@
+//! The threads of the work, apart from the thread of the actors.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tracing::warn;
+
+/// Where the Processor's work runs.
+///
+/// Work uses the file system, which may block for seconds (NFS). On a thread of its own it cannot
+/// delay a visibility timeout's extension, which tokio does not guarantee among tasks of one
+/// runtime. A pod that finds the queue empty starts no such thread.
+#[derive(Debug, Clone)]
+pub enum WorkThreads {
+    /// The actors' threads, for tests on a paused clock.
+    #[cfg_attr(
+        not(feature = "internals"),
+        expect(dead_code, reason = "for tests on a paused clock")
+    )]
+    Shared,
+    Separate(SeparateThreads),
+}
+
+/// Started for the first work.
+#[derive(Debug, Clone, Default)]
+pub struct SeparateThreads(Arc<Mutex<Option<Runtime>>>);
+
+impl WorkThreads {
+    pub fn handle(&self) -> Handle {
+        match self {
+            Self::Shared => Handle::current(),
+            Self::Separate(threads) => threads.handle(),
+        }
+    }
+}
+
+impl SeparateThreads {
+    fn handle(&self) -> Handle {
+        let mut runtime = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if runtime.is_none() {
+            match Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+                Ok(started) => *runtime = Some(started),
+                Err(error) => warn!(%error, "no thread could be started for the work"),
+            }
+        }
+        runtime.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+
+    /// Ends the threads. Those that are still busy get `patience`, and are abandoned after that.
+    pub fn shut_down(self, patience: Duration) {
+        if let Some(runtime) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            runtime.shutdown_timeout(patience);
+        }
+    }
+}
