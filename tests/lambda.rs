@@ -60,7 +60,10 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
     for (flags, complaint) in [
         ("--handler python", "write command, lambda, or a URL"),
         ("--batch-size 0", "--batch-size must be greater than zero"),
-        ("--batch-size 2 --max-messages 9", "--batch-size has an effect only with --handler lambda"),
+        (
+            "--batch-size 2 --max-messages 9",
+            "--batch-size has an effect only with --handler lambda",
+        ),
         ("--batch-window 1s", "--batch-window has an effect only with --handler lambda"),
         ("--handler lambda --batch-window 1s", "no effect with --batch-size 1"),
         ("--handler lambda --batch-size 11 --max-messages 99", "is over 10"),

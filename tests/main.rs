@@ -24,6 +24,7 @@ mod lambda;
 mod library;
 mod local;
 mod memory;
+mod memory_vm;
 mod metrics;
 mod mounts;
 mod process;

@@ -1,5 +1,7 @@
 //! The headers of S3 requests, as a proxy between leasehold and the server records them.
 
+use std::collections::BTreeSet;
+
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -226,6 +228,83 @@ async fn check_tries_the_headers_of_results_and_leaves_nothing() {
     let found: serde_json::Value = serde_json::from_str(&check(&denying.endpoint).await).unwrap();
     let text = found.to_string();
     assert_eq!(text.matches("s3:PutObjectTagging for --output-tags").count(), 2, "{text}");
+}
+
+/// The actions that S3 demands for the headers of a request that creates an object, besides
+/// s3:PutObject, as its documentation of PutObject and CreateMultipartUpload lists them.
+fn actions_of_headers(request: &str) -> BTreeSet<&'static str> {
+    let is_multipart = request.lines().next().unwrap().contains("?uploads");
+    let key = "\nx-amz-server-side-encryption-aws-kms-key-id:";
+    [
+        ("\nx-amz-tagging:", "s3:PutObjectTagging", true),
+        ("\nx-amz-acl:", "s3:PutObjectAcl", true),
+        (key, "kms:GenerateDataKey", true),
+        // S3 decrypts the parts to join them.
+        (key, "kms:Decrypt", is_multipart),
+    ]
+    .into_iter()
+    .filter(|(header, _, applies)| *applies && request.contains(header))
+    .map(|(_, action, _)| action)
+    .collect()
+}
+
+/// The servers here check only s3:PutObject for these requests. So the documented permissions are
+/// compared with the headers that leasehold sends.
+#[tokio::test]
+async fn each_attribute_needs_exactly_the_documented_permissions() {
+    let page = include_str!("../docs/results.md");
+    let key = "arn:aws:kms:us-east-1:123456789012:key/0123abcd";
+    for (flag, value) in [
+        ("--output-sse", "aws:kms"),
+        ("--output-sse-kms-key", key),
+        ("--output-storage-class", "STANDARD_IA"),
+        ("--output-tags", "team=orders"),
+        ("--output-acl", "bucket-owner-full-control"),
+    ] {
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{flag}` |"))).unwrap();
+        let documented: BTreeSet<_> = row
+            .split('`')
+            .filter(|word| word.starts_with("s3:") || word.starts_with("kms:"))
+            .collect();
+        let algorithm = if flag == "--output-sse-kms-key" { "--output-sse aws:kms" } else { "" };
+        let (requests, ..) = recorded(&format!("{algorithm} {flag} {value}")).await;
+        let needed: BTreeSet<_> =
+            requests.iter().flat_map(|request| actions_of_headers(request)).collect();
+        assert_eq!(needed, documented, "{flag}");
+    }
+}
+
+#[tokio::test]
+async fn results_that_a_permission_forbids_are_not_published_and_the_message_is_kept() {
+    for (flag, action) in [
+        ("--output-tags a=b", "s3:PutObjectTagging"),
+        ("--output-acl private", "s3:PutObjectAcl"),
+        ("--output-sse aws:kms --output-sse-kms-key alias/a", "kms:GenerateDataKey"),
+    ] {
+        let cloud = Cloud::new(5).await;
+        cloud.put("k", b"x").await;
+        let s3 = Http::start(move |request| {
+            if actions_of_headers(&request.to_lowercase()).contains(action) {
+                (403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>".to_owned())
+            } else {
+                (200, String::new())
+            }
+        })
+        .await;
+        for (flag, code) in [(flag, 75), ("", 0)] {
+            let flags = format!("--input none --output s3://results/out --retry-min 0s {flag}");
+            let mut command = cloud.command(&[], &flags, r#"echo y > "$JOB_OUTPUT_DIR/y""#);
+            command.env("AWS_ENDPOINT_URL_S3", &s3.endpoint);
+            let exited = Leasehold::start(command).expect_exit(code).await;
+            if code == 0 {
+                exited.record("message deleted");
+            } else {
+                let kept = exited.record("message kept");
+                assert_eq!(kept["outcome"], "publish_failed", "{kept}");
+                assert!(kept["error"].as_str().unwrap().contains(action), "{kept}");
+            }
+        }
+    }
 }
 
 /// Such a policy is common. A user of IAM must obey it, unlike the server's root user.

@@ -48,7 +48,9 @@ pub fn check_threads() -> Result<(), String> {
         }
     };
     let count = started.len();
-    started.iter().for_each(|thread| thread.thread().unpark());
+    for thread in &started {
+        thread.thread().unpark();
+    }
     for thread in started {
         let _ = thread.join();
     }

@@ -286,8 +286,7 @@ mod tests {
             sent_at: Some(SystemTime::UNIX_EPOCH),
             first_received_at: Some(SystemTime::UNIX_EPOCH),
             queue_url: text(),
-            attributes: BTreeMap::new(),
-            sqs: SqsAttributes::default(),
+            ..MessageFacts::default()
         };
         facts.object = facts.object.map(|object| ObjectFacts {
             event_time: text(),

@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use walkdir::WalkDir;
 
 use crate::support::cloud::{Cloud, Leasehold, eventually};
+use crate::support::servers::static_binary;
 
 /// The real host names of AWS.
 const SQS: &str = "sqs.us-east-1.amazonaws.com";
@@ -29,17 +30,6 @@ const S3: &str = "s3.us-east-1.amazonaws.com";
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The binary that tests/run has built with deploy/build-static.
-fn static_binary() -> PathBuf {
-    let binary = Path::new(env!("CARGO_BIN_EXE_leasehold")).with_file_name("leasehold-static");
-    assert!(
-        binary.exists(),
-        "{} is missing: run the tests by tests/run, which builds it",
-        binary.display()
-    );
-    binary
 }
 
 /// The commit of the built image.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -81,6 +81,17 @@ pub fn installed(server: &str, program: &str) -> Command {
         program.display()
     );
     Command::new(program)
+}
+
+/// The binary that tests/run has built with deploy/build-static.
+pub fn static_binary() -> PathBuf {
+    let binary = Path::new(env!("CARGO_BIN_EXE_leasehold")).with_file_name("leasehold-static");
+    assert!(
+        binary.exists(),
+        "{} is missing: run the tests by tests/run, which builds it",
+        binary.display()
+    );
+    binary
 }
 
 /// SQS, S3 and STS (PyPI, `ministack`).
