@@ -602,6 +602,8 @@ async fn a_daemon_of_unknown_origin_ends_with_the_last_command_that_may_have_sta
                 .unwrap(),
         );
         until("the daemon runs", || one.path().join("daemon_up").exists()).await;
+        // The kernel counts start times in ticks of 10 ms, and the third must have a later one.
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let later = waits(three.path(), &halt_later);
         until("the third runs", || three.path().join("up").exists()).await;
         assert!(is_running(one.path(), "daemon"));
