@@ -65,7 +65,7 @@ pub(super) fn variables(
     let folder =
         std::env::current_dir().map_or_else(|_| "/".into(), std::path::PathBuf::into_os_string);
     let mebibytes = memory_limit.map_or(MOST_MEBIBYTES, |limit| limit >> 20).max(1);
-    let defaults: [(&str, OsString); 10] = [
+    let defaults: [(&str, OsString); 8] = [
         ("_HANDLER", handler),
         ("LAMBDA_TASK_ROOT", folder),
         ("AWS_LAMBDA_FUNCTION_NAME", name.clone().into()),
@@ -73,8 +73,6 @@ pub(super) fn variables(
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", mebibytes.to_string().into()),
         ("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{name}").into()),
         ("AWS_LAMBDA_LOG_STREAM_NAME", command.job.id.clone().into()),
-        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".into()),
-        ("AWS_REGION", source.region.clone().into()),
         // With this value, Python's client waits for events in a thread, so that the function's own
         // signal handlers run. The other clients do not read it.
         ("AWS_EXECUTION_ENV", "AWS_Lambda_python3.12".into()),
