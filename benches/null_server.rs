@@ -1,27 +1,34 @@
 //! A minimal SQS and S3 for `benches/run`, which answers at once from memory.
 //!
-//! `null_server MESSAGES OBJECT_BYTES` prints its port. It returns each message once, about one
-//! object of this size, and prints the time of the first receive, in nanoseconds since 1970.
+//! `null_server MESSAGES OBJECT_BYTES [LATENCY_MS]` prints its port. It returns each message once,
+//! about one object of this size, and prints the time of the first receive, in nanoseconds since
+//! 1970. With a latency, each answer of SQS takes this long. `GET /requests` returns the number of
+//! requests to SQS so far.
 
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
 struct World {
     messages: usize,
     received: AtomicUsize,
+    latency: Duration,
+    requests: AtomicUsize,
     is_asked: AtomicBool,
     object: Vec<u8>,
 }
 
 fn main() {
-    let number = |at| env::args().nth(at).and_then(|it| it.parse().ok()).expect("null_server MESSAGES OBJECT_BYTES");
+    let given = |at| env::args().nth(at).and_then(|it| it.parse().ok());
+    let number = |at| given(at).expect("null_server MESSAGES OBJECT_BYTES [LATENCY_MS]");
     let world = Arc::new(World {
         messages: number(1),
         received: AtomicUsize::new(0),
+        latency: Duration::from_millis(given(3).unwrap_or(0) as u64),
+        requests: AtomicUsize::new(0),
         is_asked: AtomicBool::new(false),
         object: vec![b'x'; number(2)],
     });
@@ -49,30 +56,46 @@ impl World {
             }
             let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             let length = header("content-length:").and_then(|it| it.parse().ok()).unwrap_or_default();
-            requests.read_exact(&mut vec![0; length])?;
-            match header("x-amz-target:") {
-                Some("amazonsqs.receivemessage") => answer(&mut answers, "", self.received().as_bytes())?,
+            let mut body = vec![0; length];
+            requests.read_exact(&mut body)?;
+            let body = String::from_utf8_lossy(&body);
+            let target = header("x-amz-target:");
+            if target.is_some() {
+                self.requests.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(self.latency);
+            }
+            match target {
+                Some("amazonsqs.receivemessage") => answer(&mut answers, "", self.received(&body).as_bytes())?,
+                Some("amazonsqs.deletemessagebatch" | "amazonsqs.changemessagevisibilitybatch") => {
+                    answer(&mut answers, "", all_succeeded(&body).as_bytes())?;
+                }
                 Some(_) => answer(&mut answers, "", b"{}")?,
+                None if head.starts_with("get /requests ") => {
+                    answer(&mut answers, "", self.requests.load(Ordering::Relaxed).to_string().as_bytes())?;
+                }
                 None => self.object(&mut answers, header("range:"))?,
             }
         }
     }
 
-    fn received(&self) -> String {
+    fn received(&self, request: &str) -> String {
         if !self.is_asked.swap(true, Ordering::Relaxed) {
             println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos());
         }
-        let number = self.received.fetch_add(1, Ordering::Relaxed);
-        if number >= self.messages {
-            return "{}".to_owned();
-        }
+        let most = number_after(request, r#""MaxNumberOfMessages":"#).unwrap_or(1);
+        let first = self.received.fetch_add(most, Ordering::Relaxed);
+        let messages: Vec<_> = (first..self.messages.min(first + most)).map(|number| self.message(number)).collect();
+        if messages.is_empty() { "{}".to_owned() } else { format!(r#"{{"Messages":[{}]}}"#, messages.join(",")) }
+    }
+
+    fn message(&self, number: usize) -> String {
         let size = self.object.len();
         let body = format!(
             r#"{{"Records":[{{"eventVersion":"2.1","eventSource":"aws:s3","eventName":"ObjectCreated:Put","s3":{{"bucket":{{"name":"inbox"}},"object":{{"key":"k","size":{size},"eTag":"e"}}}}}}]}}"#
         );
         let body = body.replace('"', "\\\"");
         format!(
-            r#"{{"Messages":[{{"MessageId":"m{number}","ReceiptHandle":"r{number}","Body":"{body}","Attributes":{{"ApproximateReceiveCount":"1"}}}}]}}"#
+            r#"{{"MessageId":"m{number}","ReceiptHandle":"r{number}","Body":"{body}","Attributes":{{"ApproximateReceiveCount":"1"}}}}"#
         )
     }
 
@@ -92,6 +115,18 @@ impl World {
         to.write_all(head.as_bytes())?;
         to.write_all(body)
     }
+}
+
+fn number_after(text: &str, name: &str) -> Option<usize> {
+    let (_, value) = text.split_once(name)?;
+    value.split(|next: char| !next.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The answer to a batch, with its ids, which are numbers.
+fn all_succeeded(request: &str) -> String {
+    let ids = request.split(r#""Id":""#).skip(1).filter_map(|entry| entry.split('"').next());
+    let entries: Vec<_> = ids.map(|id| format!(r#"{{"Id":"{id}"}}"#)).collect();
+    format!(r#"{{"Successful":[{}],"Failed":[]}}"#, entries.join(","))
 }
 
 fn bounds(range: &str) -> Option<(usize, usize)> {

@@ -68,6 +68,7 @@ pub async fn run(
         idempotency: stores.idempotency,
         store: Arc::new(folder.with_moved(stores.moved)),
         runner,
+        turns: None,
         fetch: work.fetch.clone(),
         outbox: Some(Arc::new(stores.outbox)),
         work_dir: work.work_dir.clone(),

@@ -191,6 +191,23 @@ async fn several_messages_are_processed_side_by_side() {
 }
 
 #[tokio::test]
+async fn the_next_message_is_prefetched_and_waits_for_its_turn() {
+    let cloud = Cloud::new(5).await;
+    for n in 0..3 {
+        cloud.put(&format!("k{n}"), b"x").await;
+    }
+    // Fails if another command runs, and ends when another object is there.
+    let script = r"mkdir running || exit 1
+        until [ $(ls -d leasehold-*/input/* | wc -l) -ge 2 ] || [ -e prefetched ]; do sleep 0.05; done
+        touch prefetched; sleep 0.2; rmdir running";
+    let exited = cloud.run("--prefetch 1 --max-messages 3 --wait 1s", script).expect_exit(0).await;
+    let deleted = exited.log.iter().filter(|record| record["message"] == "message deleted");
+    assert_eq!(deleted.filter(|record| record["outcome"] == "succeeded").count(), 3);
+    let waited = exited.log.iter().filter_map(|record| record["turn_s"].as_f64());
+    assert!(waited.sum::<f64>() > 0.1, "the second waited for the first");
+}
+
+#[tokio::test]
 async fn a_stalled_command_is_halted_and_its_progress_is_reported() {
     let cloud = Cloud::new(5).await;
     cloud.put("k", b"x").await;
@@ -261,6 +278,20 @@ async fn invalid_settings_are_refused_before_a_receive() {
         ("--permanent-exit-codes 0", "--permanent-exit-codes: 0 cannot be permanent"),
         ("--concurrency 0", "--concurrency must be greater than zero"),
         ("--concurrency 2", "--concurrency 2 must not be greater than --max-messages 1"),
+        (
+            "--prefetch 1",
+            "--prefetch 1 and --concurrency 1 together must not be greater than --max-messages 1",
+        ),
+        ("--prefetch 11 --max-messages 100", "--prefetch 11 is too much: it must be at most 10"),
+        ("--prefetch 1 --max-messages 9 --input none", "--prefetch has no effect"),
+        (
+            "--prefetch 1 --max-messages 9 --output-at /opt/out",
+            "--prefetch does not work with --output-at",
+        ),
+        (
+            "--prefetch 1 --max-messages 9 --checkpoint s3://state/p",
+            "--prefetch does not work with --checkpoint",
+        ),
         ("--stall-timeout 0s", "--stall-timeout must be greater than zero"),
         ("--stall-timeout 10m", "--stall-timeout 10m has no effect"),
         ("--accept-raw --input none", "--input none passes no input"),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leasehold::job::delivery::MessageId;
 use leasehold::job::lease::Strategy;
 use leasehold::job::outcome::ResourceUsage;
 use leasehold::job::report::Progress;
@@ -11,6 +12,7 @@ use leasehold::job::route::{Input, Task};
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{OnStop, Retry};
 use leasehold::ports::{FetchError, Queue};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::support::journey::{
@@ -18,7 +20,7 @@ use crate::support::journey::{
     exits, queue, queue_with, task, throttled,
 };
 use crate::support::object_created;
-use crate::support::wire::{Fault, WiredQueue};
+use crate::support::wire::{Call, Fault, WiredQueue};
 
 #[tokio::test(start_paused = true)]
 async fn a_success_is_deleted() {
@@ -281,6 +283,53 @@ async fn a_stop_of_several_messages_takes_no_longer_than_of_one() {
     assert_eq!((result.outcome.exit_code(), result.outcomes()), (143, vec!["stopped"; 4]));
     assert!(result.took <= 7 * S + GRACE, "{:?}", result.took);
     assert_eq!((command.runs(), deletes(&queue), queue.counts().visible), (4, 0, 10));
+}
+
+/// Runs two at a time, of which one command may run; each object takes 3 s, and each command 5 s.
+fn prefetching(messages: usize) -> (WiredQueue, FakeCommand, Journey) {
+    let (queue, command, mut journey) = side_by_side(messages, 100, Does::Exits(5 * S, 0));
+    journey.concurrency = 2;
+    journey.turns = Some(Arc::new(Semaphore::new(1)));
+    journey.store = Arc::new(FakeStore { after: 3 * S, ..FakeStore::default() });
+    (queue, command, journey)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_object_is_downloaded_while_the_command_works() {
+    let (queue, command, mut journey) = prefetching(3);
+    // Enough for a download and a command, but not for the wait between them.
+    journey.settings.policy.limits.max_duration = 9 * S;
+    let started = Instant::now();
+    let result = journey.run().await;
+    assert_eq!(
+        (result.outcome.clone(), result.outcomes()),
+        (RunOutcome::Finished, vec!["succeeded"; 3])
+    );
+    assert!(queue.is_drained());
+    assert_eq!(command.ended() - started, 18 * S, "one download, and three commands");
+    let turns: Vec<_> = result.ended().iter().map(|ended| ended.work.timings.turn).collect();
+    assert_eq!(turns, [Duration::ZERO, 5 * S, 2 * S]);
+    for ended in result.ended() {
+        let timings = ended.work.timings;
+        assert_eq!((timings.fetch, timings.command), (3 * S, 5 * S));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_waits_for_its_turn_is_extended_and_released_in_a_stop() {
+    let (queue, _, mut journey) = prefetching(2);
+    journey.command = Arc::new(FakeCommand::new(Does::EndsOnTerm(Duration::ZERO, 0)));
+    let result = journey.run_and_stop_after(2 * MINUTE).await;
+    assert_eq!((result.outcome.exit_code(), result.outcomes()), (143, vec!["stopped"; 2]));
+    assert_eq!((deletes(&queue), queue.counts().visible), (0, 2));
+    assert!(result.took < 2 * MINUTE + S, "{:?}", result.took);
+    let extended = |number: u32| {
+        let id = MessageId::new(format!("message-{number}"));
+        let is_extension = |call| matches!(call, Call::ChangeVisibility(to) if !to.is_zero());
+        let calls = queue.calls();
+        calls.iter().filter(|it| is_extension(it.call) && it.message_id == Some(id.clone())).count()
+    };
+    assert!(extended(1) > 1 && extended(2) == extended(1), "{} and {}", extended(1), extended(2));
 }
 
 #[tokio::test(start_paused = true)]

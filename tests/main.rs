@@ -9,6 +9,7 @@ mod another_store;
 mod architecture;
 mod arguments;
 mod attempts;
+mod batches;
 mod chaos;
 mod checkpoint;
 mod deploy;

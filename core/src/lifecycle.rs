@@ -114,6 +114,10 @@ pub enum Event {
     RedriveKnown(Redrive),
     /// The work resumes from a checkpoint; earlier deliveries worked this long.
     Resumed(Duration),
+    /// The work waits for the end of other messages' commands, which does not count as its time.
+    WaitsForTurn,
+    /// Its turn has come after this wait.
+    HasTurn(Duration),
     /// The command reported progress.
     Progressed(Progress),
     /// The command printed nothing and reported no progress for `--stall-timeout`.
@@ -177,6 +181,8 @@ pub enum Effect {
     Await(Limit),
     /// The awaited work has only this much time remaining.
     Shorten(Duration),
+    /// Nothing is awaited for the moment: the work's time does not run.
+    Suspend,
     Report(Report),
     /// The message is deleted, so its checkpoints are no longer needed.
     DropCheckpoints(Arc<Subject>, Arc<Task>),
@@ -258,6 +264,10 @@ struct InFlight {
     subject: Arc<Subject>,
     /// `--max-duration` counts from here.
     received_at: Duration,
+    /// How long earlier deliveries worked.
+    worked: Duration,
+    /// How long the work waited for its turn, which does not count.
+    waited: Duration,
     /// The task, if the next delivery can resume from a checkpoint.
     checkpointed: Option<Arc<Task>>,
     limits: Limits,
@@ -403,6 +413,8 @@ impl Run {
             Event::StopRequested
             | Event::RedriveKnown(_)
             | Event::Resumed(_)
+            | Event::WaitsForTurn
+            | Event::HasTurn(_)
             | Event::Progressed(_)
             | Event::Stalled
             | Event::Processed(_)
@@ -420,8 +432,14 @@ impl Run {
     fn processing(mut self, mut current: InFlight, event: Event) -> Step {
         match event {
             Event::Resumed(worked) => {
-                let deadline_at = current.received_at + current.limits.max_duration;
-                let remaining = deadline_at.saturating_sub(worked).saturating_sub(self.now);
+                current.worked = worked;
+                let remaining = current.deadline_at().saturating_sub(self.now);
+                self.go(Phase::Processing(current), vec![Effect::Shorten(remaining)])
+            }
+            Event::WaitsForTurn => self.go(Phase::Processing(current), vec![Effect::Suspend]),
+            Event::HasTurn(waited) => {
+                current.waited += waited;
+                let remaining = current.deadline_at().saturating_sub(self.now);
                 self.go(Phase::Processing(current), vec![Effect::Shorten(remaining)])
             }
             Event::Progressed(progress) => {
@@ -524,6 +542,8 @@ impl Run {
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
             | Event::Resumed(_)
+            | Event::WaitsForTurn
+            | Event::HasTurn(_)
             | Event::Progressed(_)
             | Event::Stalled
             | Event::LeaseExhausted
@@ -577,6 +597,8 @@ impl Run {
             | Event::QueueEmpty
             | Event::ReceiveFailed(_)
             | Event::Resumed(_)
+            | Event::WaitsForTurn
+            | Event::HasTurn(_)
             | Event::Progressed(_)
             | Event::Stalled
             | Event::Processed(_)
@@ -605,6 +627,8 @@ impl Run {
         let mut current = InFlight {
             subject: subject.clone(),
             received_at,
+            worked: Duration::ZERO,
+            waited: Duration::ZERO,
             checkpointed: None,
             limits,
             progress: None,
@@ -742,6 +766,11 @@ impl Step {
 }
 
 impl InFlight {
+    /// When the work is halted.
+    fn deadline_at(&self) -> Duration {
+        (self.received_at + self.limits.max_duration + self.waited).saturating_sub(self.worked)
+    }
+
     fn held(&self, remaining: Duration) -> Effect {
         Effect::Report(Report::Held(Box::new(Held { subject: self.subject.clone(), remaining })))
     }

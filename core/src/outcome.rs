@@ -157,6 +157,8 @@ pub struct Timings {
     /// From the receive request to its answer; mostly waiting.
     pub receive: Duration,
     pub fetch: Duration,
+    /// From the download to the command, while other messages' commands ran.
+    pub turn: Duration,
     pub command: Duration,
     pub publish: Duration,
     /// From the verdict to the queue's last answer.

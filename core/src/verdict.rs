@@ -49,7 +49,8 @@ impl Completed {
     /// that a process that was frozen between success and delete does not delete a message that
     /// another pod works on.
     pub fn permit(&self, lease: &Lease, now: Duration) -> Option<DeletePermit> {
-        lease.is_held(now).then_some(DeletePermit(()))
+        let until = lease.expires_at().filter(|until| now < *until)?;
+        Some(DeletePermit { until })
     }
 }
 
@@ -57,7 +58,17 @@ impl Completed {
 /// receipt handle, whose only owner checks that both belong to the same delivery
 /// ([`Completed::is_for`]).
 #[derive(Debug)]
-pub struct DeletePermit(());
+pub struct DeletePermit {
+    /// The end of the lease, on the run's clock.
+    until: Duration,
+}
+
+impl DeletePermit {
+    /// May the delete still be sent at `now`? A queue checks it if it lets a delete wait.
+    pub fn is_valid(&self, now: Duration) -> bool {
+        now < self.until
+    }
+}
 
 /// When a kept message becomes visible again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -105,6 +105,8 @@ fn events() -> Vec<(&'static str, Make)> {
         }),
         ("Resumed(a while)", || Event::Resumed(100 * S)),
         ("Resumed(all its time)", || Event::Resumed(10_000 * S)),
+        ("WaitsForTurn", || Event::WaitsForTurn),
+        ("HasTurn(after a while)", || Event::HasTurn(100 * S)),
         ("Progressed", || Event::Progressed(Progress { share: Some(0.4), text: None })),
         ("Stalled", || Event::Stalled),
         ("Processed(finished)", || processed(Outcome::Finished)),
@@ -197,6 +199,7 @@ fn describe(effect: &Effect) -> String {
             format!("Settle(Keep({}, {release:?}))", why.label())
         }
         Effect::Shorten(remaining) => format!("Shorten({remaining:?})"),
+        Effect::Suspend => "Suspend".to_owned(),
         Effect::Report(Report::Started(_)) => "Report(Started)".to_owned(),
         Effect::Report(Report::Held(held)) => format!("Report(Held({:?}))", held.remaining),
         Effect::Report(Report::Progressed(_)) => "Report(Progressed)".to_owned(),

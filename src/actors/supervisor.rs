@@ -363,6 +363,10 @@ impl Supervisor {
                     state.limit = Some(report_overdue_after(me, remaining, Limit::Work));
                     true
                 }
+                Effect::Suspend => {
+                    state.limit = None;
+                    true
+                }
                 Effect::EndRun(outcome) => {
                     state.limit = None;
                     self.stop_actors(actors).await;

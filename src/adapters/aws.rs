@@ -344,6 +344,8 @@ pub(super) mod testing {
         pub sent: Arc<Mutex<Vec<String>>>,
         /// The last request's address.
         pub uri: Arc<Mutex<String>>,
+        /// The bodies of all requests.
+        pub bodies: Arc<Mutex<Vec<String>>>,
     }
 
     impl Canned {
@@ -366,6 +368,7 @@ pub(super) mod testing {
                 requests: Arc::default(),
                 sent: Arc::default(),
                 uri: Arc::default(),
+                bodies: Arc::default(),
             }
         }
 
@@ -395,6 +398,8 @@ pub(super) mod testing {
             request
                 .uri()
                 .clone_into(&mut self.uri.lock().expect("nothing panics while holding it"));
+            let body = String::from_utf8_lossy(request.body().bytes().unwrap_or_default()).into();
+            self.bodies.lock().expect("nothing panics while holding it").push(body);
             let status = self.status.try_into().expect("a test's status is valid");
             let mut response = HttpResponse::new(status, SdkBody::from(self.body.as_str()));
             for (name, value) in &self.headers {

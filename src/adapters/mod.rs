@@ -6,6 +6,8 @@
 
 #[cfg(feature = "aws")]
 pub mod aws;
+#[cfg(any(feature = "aws", feature = "internals"))]
+pub mod batches;
 #[cfg(feature = "aws")]
 pub mod http;
 pub mod http_handler;

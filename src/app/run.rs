@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,12 +20,13 @@ use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::{Sqs, queue_url};
+use crate::adapters::batches::Batches;
 use crate::adapters::lambda::Source;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::adapters::publish::S3Outbox;
-use crate::ports::Runner;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
+use crate::ports::{Queue, Runner};
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
@@ -108,14 +110,15 @@ async fn run_pod(
     let processes = within_memory_limit(in_process.map_or_else(runner, Ok)?, config.memory_guard)?;
     let source = Source::new(Some(&queue_url), aws.region().map(AsRef::as_ref));
     let runner = for_handler(processes, &work, config.concurrency, source, &stop);
-    let lanes = config.concurrency * work.batch.size;
-    let queue = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key);
-    let queue = if work.handler.stays() { queue.with_all_attributes() } else { queue };
+    let (runs, turns) = runs_and_turns(config.concurrency * work.batch.size, config.prefetch);
+    let sqs = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key);
+    let sqs = if work.handler.stays() { sqs.with_all_attributes() } else { sqs };
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
         runner: runner.clone(),
+        turns,
         fetch: work.fetch,
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
         work_dir: work.work_dir,
@@ -126,7 +129,7 @@ async fn run_pod(
     let telemetry =
         Arc::new(PodTelemetry::new(work.termination_log, attempts, metrics.clone(), readiness));
     let world = World {
-        queue: Arc::new(queue),
+        queue: combined(sqs, runs, clock, work.settings.policy.fifo, &stop),
         worker: Arc::new(worker),
         telemetry: telemetry.clone(),
         clock,
@@ -139,7 +142,7 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
-    let outcome = supervisor::run_concurrently(world, work.settings, lanes, stop).await;
+    let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
     runner.finish().await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
@@ -149,6 +152,28 @@ async fn run_pod(
         pusher.finish().await;
     }
     Ok(ExitCode::from(outcome.exit_code()))
+}
+
+/// The calls of concurrent runs are combined.
+fn combined(
+    sqs: Sqs,
+    runs: usize,
+    clock: Clock,
+    fifo: bool,
+    stop: &CancellationToken,
+) -> Arc<dyn Queue> {
+    if runs > 1 {
+        Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
+    } else {
+        Arc::new(sqs)
+    }
+}
+
+/// How many runs the pod has, and how many of their commands may run at the same time: with
+/// `--prefetch`, further runs download in advance, and wait for their turn.
+fn runs_and_turns(concurrency: usize, prefetch: usize) -> (usize, Option<Arc<Semaphore>>) {
+    let turns = (prefetch > 0).then(|| Arc::new(Semaphore::new(concurrency)));
+    (concurrency + prefetch, turns)
 }
 
 /// Serves the pages at `--listen` until the result is dropped.

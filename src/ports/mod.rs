@@ -67,6 +67,36 @@ pub trait Queue: Send + Sync {
     async fn redrive(&self) -> Result<Redrive, String>;
 }
 
+/// A queue that takes several calls in one request.
+///
+/// Each entry has its own result, in the order of the entries. An error of the whole request is the
+/// result of each of them; an entry that the answer does not mention has not succeeded.
+#[cfg(any(feature = "aws", feature = "internals"))]
+#[async_trait]
+pub trait BatchQueue: Queue {
+    /// Waits as [`Queue::receive`] does, until at least one message comes, and returns up to `most`.
+    async fn receive_batch(
+        &self,
+        most: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Result<Delivery, ReceiveError>>, ReceiveError>;
+
+    async fn change_visibility_batch(
+        &self,
+        changes: &[(ReceiptHandle, Duration)],
+    ) -> Vec<Result<(), VisibilityError>>;
+
+    async fn delete_batch(
+        &self,
+        deletes: Vec<(ReceiptHandle, DeletePermit)>,
+    ) -> Vec<Result<(), DeleteError>>;
+}
+
+/// How many entries a request may have (AWS, "Amazon SQS message quotas").
+#[cfg(any(feature = "aws", feature = "internals"))]
+pub const BATCH: usize = 10;
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
     /// A retry may succeed: throttled, 5xx, network, KMS.

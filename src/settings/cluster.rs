@@ -65,6 +65,10 @@ pub struct RunSettings {
     #[arg(long, value_name = "N", default_value = "1", help_heading = RECEIVE)]
     pub concurrency: usize,
 
+    /// How many further messages to receive and download while the others are processed
+    #[arg(long, value_name = "N", default_value = "0", help_heading = RECEIVE, hide_short_help = true)]
+    pub prefetch: usize,
+
     /// Stop the command when the memory of the container, without the page cache, reaches this share of
     /// its limit [default: never]
     #[arg(long, value_name = "PERCENT", value_parser = percent, help_heading = WORK, hide_short_help = true)]

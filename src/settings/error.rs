@@ -81,6 +81,18 @@ pub enum SettingError {
         "--concurrency and --batch-size process {0} messages at the same time, and {1} is one path: set both to 1, or remove the path"
     )]
     FixedPathShared(usize, &'static str),
+    #[error("--prefetch {0} is too much: it must be at most {1}")]
+    Prefetch(usize, usize),
+    #[error(
+        "--prefetch {prefetch} and --concurrency {concurrency} together must not be greater than --max-messages {max_messages}: a pod receives no more messages than that"
+    )]
+    PrefetchMessages { concurrency: usize, prefetch: usize, max_messages: u32 },
+    #[error(
+        "--prefetch has no effect: leasehold downloads no object with --input none or mount; remove it"
+    )]
+    PrefetchNothing,
+    #[error("--prefetch does not work with {0}: remove one of them")]
+    PrefetchConflict(&'static str),
     #[error("--input mount needs --mount: write for example --mount s3://bucket=/mnt/bucket")]
     NoMount,
     #[error("--mount has no effect without --input mount")]

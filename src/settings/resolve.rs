@@ -40,6 +40,8 @@ use crate::work::workspace::WorkDir;
 pub struct RunConfig {
     pub queue_url: String,
     pub concurrency: usize,
+    /// How many messages are downloaded while the others are processed.
+    pub prefetch: usize,
     /// The profile of S3 requests, if another than that of SQS requests.
     pub s3_profile: Option<String>,
     pub s3: s3::Options,
@@ -127,6 +129,7 @@ impl TryFrom<RunSettings> for RunConfig {
         let RunSettings {
             queue_url,
             concurrency,
+            prefetch,
             s3_profile,
             expected_bucket_owner: expected_owner,
             request_payer,
@@ -168,10 +171,13 @@ impl TryFrom<RunSettings> for RunConfig {
         let fifo = queue_url::is_fifo(&queue_url);
         let has_records = records.idempotency.is_some();
         let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
-        check_shared_paths(&work.settings.policy, concurrency * work.batch.size)?;
+        let lanes = concurrency * work.batch.size;
+        check_shared_paths(&work.settings.policy, lanes)?;
+        check_prefetch(&work.settings.policy, lanes, prefetch)?;
         Ok(Self {
             queue_url,
             concurrency,
+            prefetch,
             s3_profile,
             s3: s3::Options { expected_owner, request_payer, encryption, timeout },
             records,
@@ -453,6 +459,43 @@ fn check_shared_paths(policy: &Policy, concurrency: usize) -> Result<(), Setting
         Some(_) | None => Ok(()),
     }
 }
+
+/// A message that is received in advance needs an object to download, files of its own, and a whole
+/// lease for its work.
+#[cfg(feature = "aws")]
+fn check_prefetch(
+    policy: &Policy,
+    concurrency: usize,
+    prefetch: usize,
+) -> Result<(), SettingError> {
+    if prefetch == 0 {
+        return Ok(());
+    }
+    if prefetch > MOST_PREFETCHED {
+        return Err(SettingError::Prefetch(prefetch, MOST_PREFETCHED));
+    }
+    let max_messages = policy.max_messages;
+    if usize::try_from(max_messages).is_ok_and(|most| concurrency.saturating_add(prefetch) > most) {
+        return Err(SettingError::PrefetchMessages { concurrency, prefetch, max_messages });
+    }
+    if !policy.tasks().any(|task| matches!(task.input, Input::File | Input::Stdin)) {
+        return Err(SettingError::PrefetchNothing);
+    }
+    let conflict = |task: &Arc<Task>| match (&task.input_at, &task.output_at, &task.checkpoint) {
+        (Some(_), _, _) => Some("--input-at"),
+        (None, Some(_), _) => Some("--output-at"),
+        (None, None, Some(_)) => Some("--checkpoint"),
+        (None, None, None) => None,
+    };
+    match policy.tasks().find_map(conflict) {
+        Some(flag) => Err(SettingError::PrefetchConflict(flag)),
+        None => Ok(()),
+    }
+}
+
+/// More would hold messages that other pods could process.
+#[cfg(feature = "aws")]
+const MOST_PREFETCHED: usize = 10;
 
 /// The default of `--state`: `results.state` for the folder `results`.
 fn beside(folder: &Path) -> PathBuf {

@@ -69,6 +69,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 next = ended.next(now),
                 receive_s = spent.receive.as_secs_f64(),
                 fetch_s = spent.fetch.as_secs_f64(),
+                turn_s = (!spent.turn.is_zero()).then(|| spent.turn.as_secs_f64()),
                 command_s = spent.command.as_secs_f64(),
                 publish_s = spent.publish.as_secs_f64(),
                 settle_s = spent.settle.as_secs_f64(),
@@ -96,7 +97,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
 }
 
 /// All fields of log records; the record at a message's end has nearly all of them.
-pub const FIELDS: [(&str, &str); 43] = [
+pub const FIELDS: [(&str, &str); 44] = [
     ("timestamp", "The time, RFC 3339"),
     ("level", "ERROR means that a person must act"),
     ("target", "The module that writes the record, or command for the command's output"),
@@ -121,6 +122,7 @@ pub const FIELDS: [(&str, &str); 43] = [
     ("next", "What happens to the message next"),
     ("receive_s", "Duration of the receive request, in seconds"),
     ("fetch_s", "Duration of the downloads, in seconds"),
+    ("turn_s", "How long the command had to wait for others to end, with --prefetch, in seconds"),
     ("command_s", "Duration of the commands, in seconds"),
     ("publish_s", "Duration of the uploads, in seconds"),
     ("settle_s", "Duration of the delete or the release, in seconds"),

@@ -127,7 +127,7 @@ impl Visit for Key {
 }
 
 /// The fields that only machines need, in JSON.
-const FOR_MACHINES: [&str; 16] = [
+const FOR_MACHINES: [&str; 17] = [
     "message_id",
     "max_receive_count",
     "bucket",
@@ -139,6 +139,7 @@ const FOR_MACHINES: [&str; 16] = [
     "stream",
     "receive_s",
     "fetch_s",
+    "turn_s",
     "command_s",
     "publish_s",
     "settle_s",

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
@@ -68,6 +69,8 @@ pub trait Worker: Send + Sync {
 pub struct CommandWorker {
     pub store: Arc<dyn ObjectStore>,
     pub runner: Arc<dyn Runner>,
+    /// How many commands may run at the same time; `None` if each message's may run at once.
+    pub turns: Option<Arc<Semaphore>>,
     pub fetch: FetchPolicy,
     /// Stores partial state, if configured.
     pub checkpoints: Option<Checkpoints>,

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
 use super::contract::JobContext;
@@ -14,6 +15,7 @@ use super::fixed_paths::FixedPaths;
 use super::object_work::{Done, ObjectWork, Until};
 use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
+use crate::job::lifecycle::Event;
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
 use crate::job::route::Input;
@@ -40,7 +42,11 @@ impl CommandWorker {
             None => return Ok(Done::Gone),
         };
         let record = provided.record.as_deref();
+        let turn = self.turn(object, until, &mut facts.timings.turn).await?;
+        // The wait does not count as the work's time.
+        let until = Until { deadline_at: until.deadline_at + facts.timings.turn, ..until };
         let (exit, report) = self.run_command(object, until, &provided, facts).await?;
+        drop(turn);
         let was_halted = until.halt.is_cancelled();
         let outbox =
             self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
@@ -56,6 +62,27 @@ impl CommandWorker {
             self.publish(outbox.as_ref(), object, until, record, facts).await?;
         }
         Ok(Done::Succeeded)
+    }
+
+    /// Waits until the command may run; dropping the result lets the next one run.
+    async fn turn(
+        &self,
+        object: ObjectWork<'_>,
+        until: Until<'_>,
+        waited: &mut Duration,
+    ) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        let Some(turns) = self.turns.clone() else { return Ok(None) };
+        if let Ok(turn) = turns.clone().try_acquire_owned() {
+            return Ok(Some(turn));
+        }
+        let report = object.watch.report_event;
+        report(Event::WaitsForTurn);
+        let mut this = Duration::ZERO;
+        let turn = unless_halted(until.halt, self.timed(&mut this, turns.acquire_owned())).await;
+        *waited += this;
+        let turn = turn?.expect("the semaphore is never closed");
+        report(Event::HasTurn(this));
+        Ok(Some(turn))
     }
 
     /// How the command ended, and its report.

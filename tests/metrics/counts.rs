@@ -64,6 +64,7 @@ fn ended(receive_count: u32, settlement: Settlement) -> Ended {
             timings: Timings {
                 receive: S / 2,
                 fetch: 2 * S,
+                turn: Duration::ZERO,
                 command: 70 * S,
                 publish: S,
                 settle: S / 100,

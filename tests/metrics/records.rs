@@ -105,8 +105,8 @@ async fn the_documentation_has_every_field_of_a_messages_records() {
         let exited: ExitedRun = cloud.run(&output, &script).expect_exit(code).await;
         logged.extend(exited.log.iter().flat_map(fields));
     }
-    // Other tests cover these fields: an unread log, and a stop.
-    logged.extend(["dropped_lines", "stop_grace_s"].map(str::to_owned));
+    // Other tests cover these fields: an unread log, a stop, and --prefetch.
+    logged.extend(["dropped_lines", "stop_grace_s", "turn_s"].map(str::to_owned));
     assert_eq!(logged, documented);
 }
 

@@ -77,6 +77,8 @@ contract! {
     the_receive_after_the_last_moves_the_message_to_the_dead_letter_queue
     a_message_in_its_last_delivery_can_be_deleted
     the_redrive_policy_is_returned
+    a_receive_returns_several_messages_at_once
+    each_entry_of_a_batch_has_its_own_result
 }
 
 async fn standard<W: World>() -> W {
@@ -344,4 +346,37 @@ async fn the_redrive_policy_is_returned<W: World>() {
         world.queue().redrive().await,
         Ok(Redrive::DeadLetter { max_receive_count: 3, queue })
     );
+}
+
+async fn a_receive_returns_several_messages_at_once<W: World>() {
+    let world: W = standard().await;
+    for body in ["1", "2", "3"] {
+        world.send(body, "").await;
+    }
+    let mut bodies = Vec::new();
+    // SQS may return fewer than it has.
+    while bodies.len() < 3 {
+        let most = 3 - bodies.len();
+        let received = world.queue().receive_batch(most, S, LONG).await.unwrap();
+        assert!((1..=most).contains(&received.len()), "{received:?}");
+        bodies.extend(received.into_iter().map(|delivery| delivery.unwrap().body));
+    }
+    bodies.sort();
+    assert_eq!(bodies, ["1", "2", "3"]);
+    assert_eq!(world.look().await, None);
+}
+
+async fn each_entry_of_a_batch_has_its_own_result<W: World>() {
+    let world: W = standard().await;
+    let garbage = async || Delivery {
+        receipt: ReceiptHandle::new("garbage"),
+        ..delivered(&world, LONG).await
+    };
+    let all = [delivered(&world, LONG).await, garbage().await, delivered(&world, LONG).await];
+    let answers = world.change_all(&all, Duration::ZERO).await;
+    assert_eq!(answers, [Answer::Ok, Answer::NotInFlight, Answer::Ok]);
+    let all = [world.look().await.unwrap(), garbage().await, world.look().await.unwrap()];
+    let answers = world.delete_all(&all).await;
+    assert_eq!(answers, [Answer::Ok, Answer::Refused, Answer::Ok]);
+    assert_eq!(world.look().await, None, "the two with an invalid handle are in flight");
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::adapters::aws::sqs::Sqs;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue};
-use leasehold::job::delivery::{Delivery, Redrive};
+use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::{Lease, Strategy};
 use leasehold::job::outcome::Outcome;
-use leasehold::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
-use leasehold::ports::{DeleteError, Queue, VisibilityError};
+use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy, Verdict};
+use leasehold::ports::{BatchQueue, DeleteError, VisibilityError};
 
 use super::LONG;
 use super::behaviour::{Answer, Behaviour, MINISTACK, MOTO, SQS};
@@ -24,7 +24,7 @@ pub trait World: Sized {
 
     /// With `max_receive_count` it has a dead-letter queue.
     async fn with_queue(kind: Kind, max_receive_count: Option<u32>) -> Self;
-    fn queue(&self) -> &dyn Queue;
+    fn queue(&self) -> &dyn BatchQueue;
     fn dead_letter_queue(&self) -> String;
     /// Returns the message's id. A standard queue ignores the group.
     async fn send(&self, body: &str, group: &str) -> String;
@@ -41,12 +41,20 @@ pub trait World: Sized {
     }
 
     async fn change(&self, delivery: &Delivery, visibility: Duration) -> Answer {
-        match self.queue().change_visibility(&delivery.receipt, visibility).await {
-            Ok(()) => Answer::Ok,
-            Err(VisibilityError::NotInFlight(_)) => Answer::NotInFlight,
-            Err(VisibilityError::AtCeiling(_)) => Answer::AtCeiling,
-            Err(VisibilityError::Transient(_) | VisibilityError::Unclear(_)) => Answer::Transient,
-        }
+        changed(&self.queue().change_visibility(&delivery.receipt, visibility).await)
+    }
+
+    async fn change_all(&self, deliveries: &[Delivery], visibility: Duration) -> Vec<Answer> {
+        let receipt = |it: &Delivery| (ReceiptHandle::new(it.receipt.expose()), visibility);
+        let changes: Vec<_> = deliveries.iter().map(receipt).collect();
+        let answers = self.queue().change_visibility_batch(&changes).await;
+        answers.iter().map(changed).collect()
+    }
+
+    async fn delete_all(&self, deliveries: &[Delivery]) -> Vec<Answer> {
+        let delete = |it: &Delivery| (ReceiptHandle::new(it.receipt.expose()), permit(it));
+        let answers = self.queue().delete_batch(deliveries.iter().map(delete).collect()).await;
+        answers.iter().map(deleted).collect()
     }
 
     async fn release(&self, delivery: &Delivery) {
@@ -54,26 +62,36 @@ pub trait World: Sized {
     }
 
     async fn delete(&self, delivery: &Delivery) -> Answer {
-        let policy = RetryPolicy {
-            retry: Retry::Expire,
-            on_stop: OnStop::Expire,
-            permanent_exit_codes: vec![],
-        };
-        let Verdict::Delete(completed) =
-            policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)
-        else {
-            panic!("not completed")
-        };
-        let lease = Lease::taken(Strategy::Heartbeat, LONG, Duration::ZERO);
-        match self
-            .queue()
-            .delete(&delivery.receipt, completed.permit(&lease, Duration::ZERO).unwrap())
-            .await
-        {
-            Ok(()) => Answer::Ok,
-            Err(DeleteError::Refused(_)) => Answer::Refused,
-            Err(DeleteError::Transient(_)) => Answer::Transient,
-        }
+        deleted(&self.queue().delete(&delivery.receipt, permit(delivery)).await)
+    }
+}
+
+fn permit(delivery: &Delivery) -> DeletePermit {
+    let policy =
+        RetryPolicy { retry: Retry::Expire, on_stop: OnStop::Expire, permanent_exit_codes: vec![] };
+    let Verdict::Delete(completed) =
+        policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)
+    else {
+        panic!("not completed")
+    };
+    let lease = Lease::taken(Strategy::Heartbeat, LONG, Duration::ZERO);
+    completed.permit(&lease, Duration::ZERO).unwrap()
+}
+
+fn changed(answer: &Result<(), VisibilityError>) -> Answer {
+    match answer {
+        Ok(()) => Answer::Ok,
+        Err(VisibilityError::NotInFlight(_)) => Answer::NotInFlight,
+        Err(VisibilityError::AtCeiling(_)) => Answer::AtCeiling,
+        Err(VisibilityError::Transient(_) | VisibilityError::Unclear(_)) => Answer::Transient,
+    }
+}
+
+fn deleted(answer: &Result<(), DeleteError>) -> Answer {
+    match answer {
+        Ok(()) => Answer::Ok,
+        Err(DeleteError::Refused(_)) => Answer::Refused,
+        Err(DeleteError::Transient(_)) => Answer::Transient,
     }
 }
 
@@ -88,7 +106,7 @@ impl World for Memory {
         Self(MemoryQueue::new(kind, max_receive_count.map_or(Redrive::None, dead_letter)))
     }
 
-    fn queue(&self) -> &dyn Queue {
+    fn queue(&self) -> &dyn BatchQueue {
         &self.0
     }
 
@@ -173,7 +191,7 @@ impl<S: Server> World for On<S> {
         Self { client, kind, queue, queue_url, dead_letter_queue_url, server: PhantomData }
     }
 
-    fn queue(&self) -> &dyn Queue {
+    fn queue(&self) -> &dyn BatchQueue {
         &self.queue
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use leasehold::job::delivery::ReceiptHandle;
 use tokio::time::Instant;
 
 /// The events of a world.
@@ -18,6 +19,8 @@ pub struct History {
     pub works: BTreeMap<(u32, String), WorkHistory>,
     /// The message of each receipt handle.
     pub receipts: BTreeMap<String, String>,
+    /// The pod that got each receipt handle.
+    pub owners: BTreeMap<String, u32>,
     /// The last receiver of each message.
     pub holder: BTreeMap<String, u32>,
     /// When each pod was asked to stop.
@@ -119,6 +122,7 @@ impl History {
             objects: BTreeMap::new(),
             works: BTreeMap::new(),
             receipts: BTreeMap::new(),
+            owners: BTreeMap::new(),
             holder: BTreeMap::new(),
             stops: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -148,6 +152,12 @@ impl History {
             ends: std::mem::take(&mut work.ends),
             ..WorkHistory::default()
         };
+    }
+
+    /// The pod and the message of a receipt handle, if a run got it.
+    pub fn owner(&self, receipt: &ReceiptHandle) -> Option<(u32, String)> {
+        let pod = self.owners.get(receipt.expose())?;
+        Some((*pod, self.receipts[receipt.expose()].clone()))
     }
 
     pub fn features(&self) -> Features {

@@ -53,6 +53,14 @@ impl History {
         }
     }
 
+    pub fn check_delete_within_lease(&mut self, pod: u32, message: &str) {
+        let lease = self.leases[&(pod, message.to_owned())];
+        if lease <= Instant::now() {
+            let late = lease.elapsed();
+            self.violation(pod, format!("deletes {message} {late:?} after its lease"));
+        }
+    }
+
     /// An old handle could hide or release the message of another pod: after a release that may
     /// have succeeded, the pod makes no further call.
     pub fn check_change_by_holder(&mut self, pod: u32, message: &str) {

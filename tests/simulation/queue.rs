@@ -1,4 +1,6 @@
-//! The queue of one pod; every call is checked against the invariants.
+//! The queue of one pod; every call is checked against the invariants. A pod with several messages at
+//! a time is several runs, each with a number of its own, and what they send together is checked
+//! again.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::verdict::DeletePermit;
-use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
+use leasehold::ports::{BatchQueue, DeleteError, Queue, ReceiveError, VisibilityError};
 use tokio::time::{Instant, sleep};
 
 use super::history::History;
@@ -14,9 +16,15 @@ use super::store::Fate;
 use crate::support::wire::WiredQueue;
 
 pub struct CheckedQueue {
-    pub queue: WiredQueue,
+    pub queue: Arc<dyn Queue>,
     pub pod: u32,
     pub fate: Fate,
+    pub history: Arc<Mutex<History>>,
+}
+
+/// What several runs send together.
+pub struct CheckedBatches {
+    pub queue: WiredQueue,
     pub history: Arc<Mutex<History>>,
 }
 
@@ -32,13 +40,16 @@ impl Queue for CheckedQueue {
         visibility: Duration,
     ) -> Result<Option<Delivery>, ReceiveError> {
         let asked_at = Instant::now();
+        sleep(MOMENT).await;
         let got = self.queue.receive(wait, visibility).await?;
         if let Some(delivery) = &got {
             let mut history = self.history.lock().unwrap();
             let id = delivery.message_id.to_string();
             history
                 .log(self.pod, format!("receives {id}, for the {}. time", delivery.receive_count));
-            history.receipts.insert(delivery.receipt.expose().to_owned(), id.clone());
+            let receipt = delivery.receipt.expose().to_owned();
+            history.receipts.insert(receipt.clone(), id.clone());
+            history.owners.insert(receipt, self.pod);
             history.leases.insert((self.pod, id.clone()), asked_at + visibility);
             history.received(self.pod, &id);
         }
@@ -99,5 +110,89 @@ impl Queue for CheckedQueue {
 
     async fn redrive(&self) -> Result<Redrive, String> {
         self.queue.redrive().await
+    }
+}
+
+impl CheckedBatches {
+    /// A call may have waited since its run made it.
+    fn check_delete(&self, receipt: &ReceiptHandle) {
+        let mut history = self.history.lock().unwrap();
+        let (pod, message) = history.owner(receipt).expect("a received message");
+        history.check_no_delete_after_stop(pod, &message);
+        history.check_delete_by_holder(pod, &message);
+        history.check_delete_within_lease(pod, &message);
+    }
+
+    fn check_change(&self, receipt: &ReceiptHandle) {
+        let mut history = self.history.lock().unwrap();
+        // Messages that no run waited for are released.
+        if let Some((pod, message)) = history.owner(receipt) {
+            history.check_change_by_holder(pod, &message);
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for CheckedBatches {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
+        self.queue.receive(wait, visibility).await
+    }
+
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
+        self.check_change(receipt);
+        self.queue.change_visibility(receipt, visibility).await
+    }
+
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError> {
+        self.check_delete(receipt);
+        self.queue.delete(receipt, permit).await
+    }
+
+    async fn redrive(&self) -> Result<Redrive, String> {
+        self.queue.redrive().await
+    }
+}
+
+#[async_trait]
+impl BatchQueue for CheckedBatches {
+    async fn receive_batch(
+        &self,
+        most: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Result<Delivery, ReceiveError>>, ReceiveError> {
+        self.queue.receive_batch(most, wait, visibility).await
+    }
+
+    async fn change_visibility_batch(
+        &self,
+        changes: &[(ReceiptHandle, Duration)],
+    ) -> Vec<Result<(), VisibilityError>> {
+        for (receipt, _) in changes {
+            self.check_change(receipt);
+        }
+        self.queue.change_visibility_batch(changes).await
+    }
+
+    async fn delete_batch(
+        &self,
+        deletes: Vec<(ReceiptHandle, DeletePermit)>,
+    ) -> Vec<Result<(), DeleteError>> {
+        for (receipt, _) in &deletes {
+            self.check_delete(receipt);
+        }
+        self.queue.delete_batch(deletes).await
     }
 }

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use leasehold::actors::supervisor::{self, World};
 use leasehold::actors::work_threads::WorkThreads;
+use leasehold::adapters::batches::Batches;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use leasehold::adapters::publish::S3Outbox;
 use leasehold::job::delivery::{MessageId, Redrive};
@@ -17,7 +19,7 @@ use leasehold::job::stop::StopPlan;
 use leasehold::job::verdict::Retry;
 use leasehold::ports::clock::Clock;
 use leasehold::ports::health::Health;
-use leasehold::ports::{DeleteError, ReceiveError, Telemetry, VisibilityError};
+use leasehold::ports::{BATCH, DeleteError, Queue, ReceiveError, Telemetry, VisibilityError};
 use leasehold::work::checkpoint::Checkpoints;
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
@@ -27,11 +29,12 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::chance::{Chance, FaultLevel};
 use super::command::RandomWork;
 use super::history::{Features, History};
-use super::queue::CheckedQueue;
+use super::queue::{CheckedBatches, CheckedQueue};
 use super::store::{Fate, SharedStores, Store};
 use crate::support::journey::{MINUTE, S, settings, task};
 use crate::support::object_created;
@@ -158,25 +161,33 @@ async fn inject_faults(queue: WiredQueue, chance: Chance, faults: FaultLevel) {
     loop {
         sleep(chance.millis(0..60_000)).await;
         for _ in 0..chance.number(0..4) {
-            let slow = chance.millis(0..slowest);
-            match chance.number(0..10) {
-                0 => queue.fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned()))),
-                1 if faults == FaultLevel::Severe => {
-                    queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
+            let (slow, kind) = (chance.millis(0..slowest), chance.number(0..10));
+            // A batch fails as a whole if each of its entries does.
+            let times = if chance.one_in(8) { BATCH } else { 1 };
+            for _ in 0..times {
+                match kind {
+                    0 => {
+                        queue
+                            .fault_receive(Fault::Error(ReceiveError::Transient("503".to_owned())));
+                    }
+                    1 if faults == FaultLevel::Severe => {
+                        queue.fault_receive(Fault::AnswerLost(ReceiveError::Transient(
+                            "reset".to_owned(),
+                        )));
+                    }
+                    2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient(
+                        "throttled".to_owned(),
+                    ))),
+                    3 => queue.fault_change_visibility(Fault::AnswerLost(unclear())),
+                    9 => queue.fault_change_visibility(Fault::Error(unclear())),
+                    4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
+                    5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
+                    6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
+                    7 => queue.fault_delete(Fault::AnswerLost(DeleteError::Transient(
                         "reset".to_owned(),
-                    )));
+                    ))),
+                    _ => queue.fault_delete(Fault::AnswerDelayed(slow)),
                 }
-                2 => queue.fault_change_visibility(Fault::Error(VisibilityError::Transient(
-                    "throttled".to_owned(),
-                ))),
-                3 => queue.fault_change_visibility(Fault::AnswerLost(unclear())),
-                9 => queue.fault_change_visibility(Fault::Error(unclear())),
-                4 => queue.fault_change_visibility(Fault::RequestDelayed(slow)),
-                5 => queue.fault_change_visibility(Fault::AnswerDelayed(slow)),
-                6 => queue.fault_delete(Fault::Error(DeleteError::Transient("503".to_owned()))),
-                7 => queue
-                    .fault_delete(Fault::AnswerLost(DeleteError::Transient("reset".to_owned()))),
-                _ => queue.fault_delete(Fault::AnswerDelayed(slow)),
             }
         }
     }
@@ -195,9 +206,58 @@ struct Cluster {
     history: Arc<Mutex<History>>,
 }
 
+/// What the runs of one pod share.
+#[derive(Clone)]
+struct Pod {
+    queue: Arc<dyn Queue>,
+    fate: Fate,
+    clock: Clock,
+    killed_after: Option<Duration>,
+}
+
 impl Cluster {
+    /// About every third pod works on several messages at a time.
     async fn run_pod(self, pod: u32) {
         let Self { ref queue, ref chance, faults, kind, ref history, .. } = self;
+        let runs = if chance.one_in(3) { chance.number(2..5) } else { 1 };
+        let fate = Fate {
+            chance: chance.clone(),
+            faults: if history.lock().unwrap().features.is_some() {
+                faults
+            } else {
+                FaultLevel::None
+            },
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+        };
+        let clock = Clock::start();
+        let queue: Arc<dyn Queue> = if runs == 1 {
+            Arc::new(queue.clone())
+        } else {
+            let checked = CheckedBatches { queue: queue.clone(), history: history.clone() };
+            Arc::new(Batches::new(Arc::new(checked), clock, kind == Kind::Fifo, fate.stop.clone()))
+        };
+        let stopped_after =
+            (faults != FaultLevel::None && chance.one_in(3)).then(|| chance.millis(0..600_000));
+        let killed_after =
+            (faults == FaultLevel::Severe && chance.one_in(4)).then(|| chance.millis(0..600_000));
+        let stopping = fate.stop.clone();
+        let _stopping = stopped_after.map(|after| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                sleep(after).await;
+                stopping.cancel();
+            }))
+        });
+        let shared = Pod { queue, fate, clock, killed_after };
+        let runs = (0..runs).map(|run| self.clone().run(10 * pod + run, shared.clone()));
+        let runs: Vec<_> = runs.collect();
+        drop(shared);
+        join_all(runs).await;
+    }
+
+    async fn run(self, pod: u32, shared: Pod) {
+        let Self { ref chance, kind, ref history, .. } = self;
+        let Pod { queue, fate, clock, killed_after } = shared;
         let features = history.lock().unwrap().features;
         let visibility = Duration::from_secs(u64::from(chance.number(3..180)));
         let grace = Duration::from_secs(u64::from(chance.number(3..60)));
@@ -231,13 +291,6 @@ impl Cluster {
         let task = Arc::new(Task { input: Input::None, output, checkpoint, ..task() });
         settings.policy.task = Some(task);
 
-        let clock = Clock::start();
-        let fate = Fate {
-            chance: chance.clone(),
-            faults: if features.is_some() { faults } else { FaultLevel::None },
-            stop: CancellationToken::new(),
-            kill: CancellationToken::new(),
-        };
         let work = RandomWork {
             chance: chance.clone(),
             pod,
@@ -254,7 +307,7 @@ impl Cluster {
         };
         let world = World {
             queue: Arc::new(CheckedQueue {
-                queue: queue.clone(),
+                queue,
                 pod,
                 fate: fate.clone(),
                 history: history.clone(),
@@ -266,21 +319,10 @@ impl Cluster {
             health: Health::default(),
         };
 
-        let stopped_after =
-            (faults != FaultLevel::None && chance.one_in(3)).then(|| chance.millis(0..600_000));
-        let killed_after =
-            (faults == FaultLevel::Severe && chance.one_in(4)).then(|| chance.millis(0..600_000));
         let stop = {
             let (history, stop) = (history.clone(), fate.stop.clone());
             async move {
-                let after = async {
-                    match stopped_after {
-                        Some(after) => sleep(after).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                // `maybe_end` may also stop the pod.
-                stop.run_until_cancelled(after).await;
+                stop.cancelled().await;
                 let mut history = history.lock().unwrap();
                 history.log(pod, "is asked to stop");
                 history.stops.insert(pod, Instant::now());
@@ -336,6 +378,7 @@ impl Cluster {
         CommandWorker {
             store: store.clone(),
             runner: Arc::new(command),
+            turns: None,
             fetch: FetchPolicy::default(),
             checkpoints: Some(Checkpoints { storage: store.clone(), clock }),
             idempotency,

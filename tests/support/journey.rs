@@ -37,6 +37,7 @@ use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
 use leasehold::work::workspace::WorkDir;
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -438,6 +439,8 @@ pub struct Journey {
     pub telemetry: Arc<FakeTelemetry>,
     pub settings: Settings,
     pub concurrency: usize,
+    /// How many of the commands may run at the same time, if fewer than `concurrency`.
+    pub turns: Option<Arc<Semaphore>>,
     /// The storage for checkpoints, if enabled, and the interval of saves.
     pub checkpoints: Option<(MemoryBucket, Option<Duration>)>,
     /// The records of finished work, if enabled.
@@ -501,6 +504,7 @@ impl Journey {
             telemetry: Arc::default(),
             settings: settings(),
             concurrency: 1,
+            turns: None,
             checkpoints: None,
             records: None,
             work_dir: tempfile::tempdir().expect("a temporary directory"),
@@ -548,6 +552,7 @@ impl Journey {
             idempotency,
             store: self.store,
             runner: self.command,
+            turns: self.turns,
             fetch: self.fetch,
             outbox: self.outbox,
             work_dir: WorkDir { path: self.work_dir.path().to_owned(), limit: None },

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use leasehold::adapters::local::memory::MemoryQueue;
 use leasehold::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use leasehold::job::verdict::DeletePermit;
-use leasehold::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
+use leasehold::ports::{BatchQueue, DeleteError, Queue, ReceiveError, VisibilityError};
 use tokio::time::{Instant, sleep};
 
 /// A queue with a call log and faults. Clones share them.
@@ -42,7 +42,15 @@ pub struct Entry {
     pub acted_at: Option<Instant>,
 }
 
-/// A fault of one call.
+/// A request, with its number of entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    Receive(usize),
+    ChangeVisibility(usize),
+    Delete(usize),
+}
+
+/// A fault of one call. In a batch, errors concern their entry, and delays the whole request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault<E> {
     /// The request has no effect, and this is the answer.
@@ -58,6 +66,7 @@ pub enum Fault<E> {
 #[derive(Default)]
 struct State {
     log: Vec<Entry>,
+    requests: Vec<Request>,
     /// The message of each handle.
     receipts: HashMap<String, MessageId>,
     receive_faults: VecDeque<Fault<ReceiveError>>,
@@ -73,6 +82,11 @@ impl<Q> Wire<Q> {
     /// All calls so far, in the order of their requests.
     pub fn calls(&self) -> Vec<Entry> {
         self.lock().log.clone()
+    }
+
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.lock().requests.clone()
     }
 
     /// Adds a fault; each receive takes the next one.
@@ -99,6 +113,10 @@ impl<Q> Wire<Q> {
         state.log.len() - 1
     }
 
+    fn requested(&self, request: Request) {
+        self.lock().requests.push(request);
+    }
+
     fn acted(&self, entry: usize) {
         self.lock().log[entry].acted_at = Some(Instant::now());
     }
@@ -120,6 +138,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         wait: Duration,
         visibility: Duration,
     ) -> Result<Option<Delivery>, ReceiveError> {
+        self.requested(Request::Receive(1));
         let (wire, entry) = (self.clone(), self.asked(Call::Receive, None));
         let fault = self.lock().receive_faults.pop_front();
         send_with_fault(fault, async move {
@@ -142,6 +161,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         receipt: &ReceiptHandle,
         visibility: Duration,
     ) -> Result<(), VisibilityError> {
+        self.requested(Request::ChangeVisibility(1));
         let (wire, entry) =
             (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
         let fault = self.lock().change_faults.pop_front();
@@ -159,6 +179,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         receipt: &ReceiptHandle,
         permit: DeletePermit,
     ) -> Result<(), DeleteError> {
+        self.requested(Request::Delete(1));
         let (wire, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
         let fault = self.lock().delete_faults.pop_front();
         let receipt = ReceiptHandle::new(receipt.expose());
@@ -173,6 +194,123 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
     async fn redrive(&self) -> Result<Redrive, String> {
         self.queue.redrive().await
     }
+}
+
+#[async_trait]
+impl<Q: BatchQueue + Clone + 'static> BatchQueue for Wire<Q> {
+    async fn receive_batch(
+        &self,
+        most: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Result<Delivery, ReceiveError>>, ReceiveError> {
+        self.requested(Request::Receive(most));
+        let (wire, first) = (self.clone(), self.asked(Call::Receive, None));
+        let fault = self.lock().receive_faults.pop_front();
+        send_with_fault(fault, async move {
+            let received = wire.queue.receive_batch(most, wait, visibility).await;
+            for (number, delivery) in received.iter().flatten().flatten().enumerate() {
+                let entry = if number == 0 { first } else { wire.asked(Call::Receive, None) };
+                let (receipt, id) = (delivery.receipt.expose(), &delivery.message_id);
+                let mut state = wire.lock();
+                state.receipts.insert(receipt.to_owned(), id.clone());
+                state.log[entry].message_id = Some(id.clone());
+                state.log[entry].acted_at = Some(Instant::now());
+            }
+            wire.acted(first);
+            received
+        })
+        .await
+    }
+
+    async fn change_visibility_batch(
+        &self,
+        changes: &[(ReceiptHandle, Duration)],
+    ) -> Vec<Result<(), VisibilityError>> {
+        self.requested(Request::ChangeVisibility(changes.len()));
+        let entry = |(receipt, to): &(ReceiptHandle, Duration)| {
+            let entry = self.asked(Call::ChangeVisibility(*to), Some(receipt));
+            let fault = self.lock().change_faults.pop_front();
+            (entry, fault, (ReceiptHandle::new(receipt.expose()), *to))
+        };
+        let (wire, entries) = (self.clone(), changes.iter().map(entry).collect());
+        send_batch_with_faults(entries, async move |log, changes: Vec<_>| {
+            let results = wire.queue.change_visibility_batch(&changes).await;
+            for entry in log {
+                wire.acted(entry);
+            }
+            results
+        })
+        .await
+    }
+
+    async fn delete_batch(
+        &self,
+        deletes: Vec<(ReceiptHandle, DeletePermit)>,
+    ) -> Vec<Result<(), DeleteError>> {
+        self.requested(Request::Delete(deletes.len()));
+        let entry = |(receipt, permit): (ReceiptHandle, _)| {
+            let entry = self.asked(Call::Delete, Some(&receipt));
+            (entry, self.lock().delete_faults.pop_front(), (receipt, permit))
+        };
+        let (wire, entries) = (self.clone(), deletes.into_iter().map(entry).collect());
+        send_batch_with_faults(entries, async move |log, deletes: Vec<_>| {
+            let results = wire.queue.delete_batch(deletes).await;
+            for entry in log {
+                wire.acted(entry);
+            }
+            results
+        })
+        .await
+    }
+}
+
+/// An entry of a batch: its number in the log, its fault, and what it asks for.
+type Faulty<T, E> = (usize, Option<Fault<E>>, T);
+
+/// The same for a batch. `request` gets the numbers in the log, and the entries that arrive.
+async fn send_batch_with_faults<T, E, R>(
+    entries: Vec<Faulty<T, E>>,
+    request: impl FnOnce(Vec<usize>, Vec<T>) -> R + Send + 'static,
+) -> Vec<Result<(), E>>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    R: Future<Output = Vec<Result<(), E>>> + Send,
+{
+    let sent = tokio::spawn(async move {
+        let (mut before, mut after) = (Duration::ZERO, Duration::ZERO);
+        let (mut log, mut arriving, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, fault, entry) in entries {
+            let (arrives, error) = match fault {
+                Some(Fault::Error(error)) => (false, Some(error)),
+                Some(Fault::AnswerLost(error)) => (true, Some(error)),
+                Some(Fault::RequestDelayed(by)) => {
+                    before = before.max(by);
+                    (true, None)
+                }
+                Some(Fault::AnswerDelayed(by)) => {
+                    after = after.max(by);
+                    (true, None)
+                }
+                None => (true, None),
+            };
+            if arrives {
+                log.push(number);
+                arriving.push(entry);
+            }
+            errors.push((arrives, error));
+        }
+        sleep(before).await;
+        let mut results = request(log, arriving).await.into_iter();
+        sleep(after).await;
+        let result = |(arrived, error): (bool, Option<E>)| {
+            let result = if arrived { results.next().expect("a result") } else { Ok(()) };
+            result.and(error.map_or(Ok(()), Err))
+        };
+        errors.into_iter().map(result).collect()
+    });
+    sent.await.expect("a request neither panics nor is aborted")
 }
 
 /// Sends a request and waits for its answer. The request is a separate task: once sent, it arrives

@@ -195,6 +195,7 @@ impl Acting<'_> {
                 Effect::Withdraw => self.pass_to_keeper(Input::Withdraw),
                 Effect::Await(limit) => self.pod.limit = Some(*limit),
                 Effect::Shorten(_) => self.pod.limit = Some(Limit::Work),
+                Effect::Suspend => self.pod.limit = None,
                 Effect::Report(_) | Effect::DropCheckpoints(..) => {}
                 Effect::EndRun(outcome) => self.outcome = Some(outcome.clone()),
             }

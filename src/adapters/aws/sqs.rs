@@ -3,6 +3,7 @@
 //! Architecture invariant: every call is one attempt. The SDK's retries are off, since the SDK
 //! would repeat a delete after the stop began.
 
+mod batch;
 mod message;
 pub mod queue_url;
 mod refusal;
@@ -40,10 +41,10 @@ pub struct Sqs {
     queue_url: String,
     /// Host and port of the requests, for errors.
     host: String,
-    /// The `ReceiveRequestAttemptId` of the current request, or of one whose answer was lost. A
-    /// FIFO queue returns the same message to a retry with the same id; otherwise the message would
-    /// stay hidden until its visibility timeout ends.
-    attempt: Mutex<Option<String>>,
+    /// The `ReceiveRequestAttemptId`s of requests whose answer was lost. A FIFO queue returns the
+    /// same message to a retry with the same id; otherwise the message would stay hidden until its
+    /// visibility timeout ends. Two requests in flight never have the same id.
+    unanswered: Mutex<Vec<String>>,
     /// The message attribute with the sender's idempotency key.
     key_attribute: Option<String>,
     /// The attributes of the queue that a request asks for.
@@ -76,7 +77,7 @@ impl Sqs {
             client,
             queue_url,
             host,
-            attempt: Mutex::default(),
+            unanswered: Mutex::default(),
             key_attribute: None,
             system_attributes,
         }
@@ -97,10 +98,50 @@ impl Sqs {
         Self { key_attribute, ..self }
     }
 
-    fn attempt(&self) -> Option<String> {
-        let mut attempt = self.attempt.lock().expect("nothing panics while holding it");
-        let id = || format!("{:032x}", fastrand::u128(..));
-        is_fifo(&self.queue_url).then(|| attempt.get_or_insert_with(id).clone())
+    /// Sends one request, with a `ReceiveRequestAttemptId` if the queue is FIFO.
+    async fn receive_up_to(
+        &self,
+        most: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Result<Delivery, ReceiveError>>, ReceiveError> {
+        let longer =
+            TimeoutConfig::builder().operation_attempt_timeout(wait + ATTEMPT_LIMIT).build();
+        let unanswered = || self.unanswered.lock().expect("nothing panics while holding it");
+        let new = || format!("{:032x}", fastrand::u128(..));
+        let attempt = is_fifo(&self.queue_url).then(|| unanswered().pop().unwrap_or_else(new));
+        let answer = self
+            .client
+            .receive_message()
+            .queue_url(&self.queue_url)
+            .max_number_of_messages(i32::try_from(most).unwrap_or(i32::MAX))
+            .wait_time_seconds(seconds(wait))
+            .visibility_timeout(seconds(visibility))
+            .set_message_system_attribute_names(Some(self.system_attributes.clone()))
+            .message_attribute_names("All")
+            .set_receive_request_attempt_id(attempt.clone())
+            .customize()
+            .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
+            .send()
+            .await;
+        match answer {
+            Ok(answer) => {
+                let received = answer.messages.into_iter().flatten();
+                let key_attribute = self.key_attribute.as_deref();
+                Ok(received.map(|message| delivery(message, key_attribute)).collect())
+            }
+            Err(error) => {
+                unanswered().extend(attempt);
+                let failure = Failure::of(&error);
+                let text = self.describe("ReceiveMessage", &failure);
+                match ErrorClass::of(&failure) {
+                    ErrorClass::Hopeless => Err(ReceiveError::Misconfigured(text)),
+                    ErrorClass::NotInFlight | ErrorClass::AtCeiling | ErrorClass::MayPass => {
+                        Err(ReceiveError::Transient(text))
+                    }
+                }
+            }
+        }
     }
 
     /// The attributes of a queue by their names in SQS's API; `None` if the queue does not exist.
@@ -173,6 +214,32 @@ impl Sqs {
         Probed { permission, date }
     }
 
+    /// `is_unclear`: the request may have succeeded.
+    fn visibility_error(&self, call: &str, failure: &Failure, is_unclear: bool) -> VisibilityError {
+        let text = self.describe(call, failure);
+        match ErrorClass::of(failure) {
+            ErrorClass::NotInFlight => VisibilityError::NotInFlight(text),
+            ErrorClass::AtCeiling => VisibilityError::AtCeiling(text),
+            _ if is_unclear => VisibilityError::Unclear(text),
+            // The lease is valid until its time is up, even without permission to extend it.
+            ErrorClass::Hopeless | ErrorClass::MayPass => VisibilityError::Transient(text),
+        }
+    }
+
+    fn delete_error(&self, call: &str, failure: &Failure) -> DeleteError {
+        let text = self.describe(call, failure);
+        match ErrorClass::of(failure) {
+            ErrorClass::NotInFlight => DeleteError::Refused(text),
+            ErrorClass::Hopeless if matches!(failure, Failure::Refused { .. }) => {
+                DeleteError::Refused(text)
+            }
+            // Credentials that were lost during the work may return before the lease ends.
+            ErrorClass::Hopeless | ErrorClass::AtCeiling | ErrorClass::MayPass => {
+                DeleteError::Transient(text)
+            }
+        }
+    }
+
     /// Which call failed and why, with advice where we know the cure.
     fn describe(&self, call: &str, failure: &Failure) -> String {
         let queue = queue_name(&self.queue_url);
@@ -197,44 +264,7 @@ impl Queue for Sqs {
         wait: Duration,
         visibility: Duration,
     ) -> Result<Option<Delivery>, ReceiveError> {
-        let longer =
-            TimeoutConfig::builder().operation_attempt_timeout(wait + ATTEMPT_LIMIT).build();
-        let answer = self
-            .client
-            .receive_message()
-            .queue_url(&self.queue_url)
-            .max_number_of_messages(1)
-            .wait_time_seconds(seconds(wait))
-            .visibility_timeout(seconds(visibility))
-            .set_message_system_attribute_names(Some(self.system_attributes.clone()))
-            .message_attribute_names("All")
-            .set_receive_request_attempt_id(self.attempt())
-            .customize()
-            .config_override(aws_sdk_sqs::Config::builder().timeout_config(longer))
-            .send()
-            .await;
-        match answer {
-            Ok(answer) => {
-                *self.attempt.lock().expect("nothing panics while holding it") = None;
-                answer
-                    .messages
-                    .into_iter()
-                    .flatten()
-                    .next()
-                    .map(|message| delivery(message, self.key_attribute.as_deref()))
-                    .transpose()
-            }
-            Err(error) => {
-                let failure = Failure::of(&error);
-                let text = self.describe("ReceiveMessage", &failure);
-                match ErrorClass::of(&failure) {
-                    ErrorClass::Hopeless => Err(ReceiveError::Misconfigured(text)),
-                    ErrorClass::NotInFlight | ErrorClass::AtCeiling | ErrorClass::MayPass => {
-                        Err(ReceiveError::Transient(text))
-                    }
-                }
-            }
-        }
+        self.receive_up_to(1, wait, visibility).await?.into_iter().next().transpose()
     }
 
     async fn change_visibility(
@@ -251,15 +281,9 @@ impl Queue for Sqs {
             .send()
             .await;
         let Err(error) = answer else { return Ok(()) };
+        let is_unclear = aws::may_have_succeeded(&error);
         let failure = without_handle(Failure::of(&error), receipt);
-        let text = self.describe("ChangeMessageVisibility", &failure);
-        Err(match ErrorClass::of(&failure) {
-            ErrorClass::NotInFlight => VisibilityError::NotInFlight(text),
-            ErrorClass::AtCeiling => VisibilityError::AtCeiling(text),
-            _ if aws::may_have_succeeded(&error) => VisibilityError::Unclear(text),
-            // The lease is valid until its time is up, even without permission to extend it.
-            ErrorClass::Hopeless | ErrorClass::MayPass => VisibilityError::Transient(text),
-        })
+        Err(self.visibility_error("ChangeMessageVisibility", &failure, is_unclear))
     }
 
     async fn delete(&self, receipt: &ReceiptHandle, _: DeletePermit) -> Result<(), DeleteError> {
@@ -272,17 +296,7 @@ impl Queue for Sqs {
             .await;
         let Err(error) = answer else { return Ok(()) };
         let failure = without_handle(Failure::of(&error), receipt);
-        let text = self.describe("DeleteMessage", &failure);
-        Err(match ErrorClass::of(&failure) {
-            ErrorClass::NotInFlight => DeleteError::Refused(text),
-            ErrorClass::Hopeless if matches!(failure, Failure::Refused { .. }) => {
-                DeleteError::Refused(text)
-            }
-            // Credentials that were lost during the work may return before the lease ends.
-            ErrorClass::Hopeless | ErrorClass::AtCeiling | ErrorClass::MayPass => {
-                DeleteError::Transient(text)
-            }
-        })
+        Err(self.delete_error("DeleteMessage", &failure))
     }
 
     async fn redrive(&self) -> Result<Redrive, String> {
@@ -558,6 +572,28 @@ mod tests {
         assert_eq!(slow(25 * S).receive(20 * S, 30 * S).await, Ok(None));
         let late = slow(35 * S).receive(20 * S, 30 * S).await;
         assert!(matches!(late, Err(ReceiveError::Transient(_))), "{late:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_id_is_used_again_only_after_a_lost_answer() {
+        let attempts = async |server: Canned| {
+            let queue = Sqs::new(&server.clone().after(S).config(), format!("{QUEUE_URL}.fifo"));
+            let _ = tokio::join!(queue.receive(S, 30 * S), queue.receive(S, 30 * S));
+            let _ = queue.receive(S, 30 * S).await;
+            let bodies = server.bodies.lock().unwrap().clone();
+            let attempt = |body: String| {
+                let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+                body["ReceiveRequestAttemptId"].as_str().unwrap().to_owned()
+            };
+            bodies.into_iter().map(attempt).collect::<Vec<_>>()
+        };
+        let answered = attempts(Canned::new(200, None, "{}")).await;
+        let lost = attempts(Canned::new(503, None, "")).await;
+        assert!(
+            answered[0] != answered[1] && !answered[..2].contains(&answered[2]),
+            "{answered:?}"
+        );
+        assert!(lost[0] != lost[1] && lost[..2].contains(&lost[2]), "{lost:?}");
     }
 
     #[tokio::test]

@@ -5,8 +5,8 @@
 //! or disagree, the queue gives the worst answer for the caller, since a fake that is kinder than
 //! SQS hides bugs. `tests/queue_contract` asserts the same of this queue and of a real server.
 //!
-//! Not simulated: retention, delayed sends, deduplication, and the reordering and duplicates of
-//! standard queues.
+//! Not simulated: retention, delayed sends, deduplication, the reordering and duplicates of standard
+//! queues, and several messages of one group in one answer.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,6 +19,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, SqsAttributes};
 use crate::job::lease::CEILING;
 use crate::job::verdict::DeletePermit;
+#[cfg(any(feature = "aws", feature = "internals"))]
+use crate::ports::BatchQueue;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +177,39 @@ impl MemoryQueue {
     }
 }
 
+impl MemoryQueue {
+    async fn poll(
+        &self,
+        most: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Delivery>, ReceiveError> {
+        for (parameter, value, limit) in
+            [("WaitTimeSeconds", wait, MAX_WAIT), ("VisibilityTimeout", visibility, CEILING)]
+        {
+            if value > limit {
+                return Err(ReceiveError::Misconfigured(out_of_range(parameter, value, limit)));
+            }
+        }
+        let queue = self.clone();
+        // A separate task: once sent, a request succeeds, even if the caller no longer waits for
+        // the answer.
+        let polled = tokio::spawn(async move {
+            let until = Instant::now() + whole_seconds(wait);
+            let receive = |state: &mut State, now| {
+                let next = || state.receive(now, whole_seconds(visibility));
+                let received: Vec<_> = std::iter::from_fn(next).take(most).collect();
+                Some(received).filter(|received| !received.is_empty())
+            };
+            let received = queue.watch(Some(until), receive).await;
+            // The other watchers must now wait for the expiry of these deliveries.
+            queue.shared.changed.notify_waiters();
+            received.unwrap_or_default()
+        });
+        Ok(polled.await.expect("a poll neither panics nor is aborted"))
+    }
+}
+
 /// For tests.
 #[cfg(feature = "internals")]
 impl MemoryQueue {
@@ -206,33 +241,7 @@ impl Queue for MemoryQueue {
         wait: Duration,
         visibility: Duration,
     ) -> Result<Option<Delivery>, ReceiveError> {
-        if wait > MAX_WAIT {
-            return Err(ReceiveError::Misconfigured(out_of_range(
-                "WaitTimeSeconds",
-                wait,
-                MAX_WAIT,
-            )));
-        }
-        if visibility > CEILING {
-            return Err(ReceiveError::Misconfigured(out_of_range(
-                "VisibilityTimeout",
-                visibility,
-                CEILING,
-            )));
-        }
-        let queue = self.clone();
-        // A separate task: once sent, a request succeeds, even if the caller no longer waits for
-        // the answer.
-        let polled = tokio::spawn(async move {
-            let until = Instant::now() + whole_seconds(wait);
-            let delivery = queue
-                .watch(Some(until), |state, now| state.receive(now, whole_seconds(visibility)))
-                .await;
-            // The other watchers must now wait for the expiry of this delivery.
-            queue.shared.changed.notify_waiters();
-            delivery
-        });
-        Ok(polled.await.expect("a poll neither panics nor is aborted"))
+        Ok(self.poll(1, wait, visibility).await?.pop())
     }
 
     async fn change_visibility(
@@ -249,6 +258,39 @@ impl Queue for MemoryQueue {
 
     async fn redrive(&self) -> Result<Redrive, String> {
         Ok(self.lock().redrive.clone())
+    }
+}
+
+#[cfg(any(feature = "aws", feature = "internals"))]
+#[async_trait]
+impl BatchQueue for MemoryQueue {
+    async fn receive_batch(
+        &self,
+        most: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Result<Delivery, ReceiveError>>, ReceiveError> {
+        Ok(self.poll(most, wait, visibility).await?.into_iter().map(Ok).collect())
+    }
+
+    async fn change_visibility_batch(
+        &self,
+        changes: &[(ReceiptHandle, Duration)],
+    ) -> Vec<Result<(), VisibilityError>> {
+        self.change(|state, now| {
+            let change =
+                |(receipt, to): &_| state.change_visibility(receipt, now, whole_seconds(*to));
+            changes.iter().map(change).collect()
+        })
+    }
+
+    async fn delete_batch(
+        &self,
+        deletes: Vec<(ReceiptHandle, DeletePermit)>,
+    ) -> Vec<Result<(), DeleteError>> {
+        self.change(|state, now| {
+            deletes.iter().map(|(receipt, _)| state.delete(receipt, now)).collect()
+        })
     }
 }
 

@@ -71,7 +71,11 @@ fn is_about_credentials(code: &str) -> bool {
 /// What to change, in parentheses.
 pub(super) fn advice(call: &str, code: &str) -> String {
     match plain(code) {
-        "AccessDenied" => format!(" (the pod's role and the queue's policy must allow sqs:{call})"),
+        "AccessDenied" => {
+            // A batch has the permission of the single call.
+            let action = call.strip_suffix("Batch").unwrap_or(call);
+            format!(" (the pod's role and the queue's policy must allow sqs:{action})")
+        }
         "NonExistentQueue" | "QueueDoesNotExist" | "InvalidAddress" => {
             " (check --queue-url, its account and its region)".into()
         }

@@ -1,0 +1,351 @@
+//! Combines the calls of concurrent runs into batches, so that a pod with `--concurrency` sends fewer
+//! requests.
+//!
+//! ```text
+//! run 1 ── delete ──► sent at once ───────────► answer
+//! run 2 ──── delete ──► waits ─────────────────┐
+//! run 3 ─────── delete ──► waits ──────────────┴► one request for both ──► two answers
+//! ```
+//!
+//! A call is sent at once if no request of its kind is in flight. Otherwise it waits for the answer
+//! to that request, and is sent together with all others that wait. So batches form only when calls
+//! come faster than answers. No call waits longer than [`PATIENCE`]: a long poll or a slow request
+//! delays neither a receive nor a heartbeat.
+//!
+//! Architecture invariant: a delete is sent only before a stop of the pod, and while its permit is
+//! valid, however long it waited.
+
+mod line;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{OnceCell, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
+use crate::job::verdict::DeletePermit;
+use crate::ports::clock::Clock;
+use crate::ports::{BATCH, BatchQueue, DeleteError, Queue, ReceiveError, VisibilityError};
+use line::{Kind, Line, Pending};
+
+/// A queue whose calls are combined. When it is dropped, its requests end, too.
+pub struct Batches {
+    shared: Arc<Shared>,
+    _ended: DropGuard,
+}
+
+struct Shared {
+    queue: Arc<dyn BatchQueue>,
+    clock: Clock,
+    fifo: bool,
+    /// The pod is shutting down: receive and delete nothing more.
+    stop: CancellationToken,
+    ended: CancellationToken,
+    receives: Line<Receive>,
+    changes: Line<Change>,
+    deletes: Line<Delete>,
+    redrive: OnceCell<Redrive>,
+}
+
+/// How long a call may wait for another request: longer than SQS usually takes, and short compared
+/// with the shortest interval of heartbeats, one second.
+pub const PATIENCE: Duration = Duration::from_millis(50);
+
+impl Batches {
+    /// `clock` is that of the runs. Receives from a FIFO queue are not combined: one answer may have
+    /// several messages of a group, and the runs would work on them at the same time.
+    pub fn new(
+        queue: Arc<dyn BatchQueue>,
+        clock: Clock,
+        fifo: bool,
+        stop: CancellationToken,
+    ) -> Self {
+        let ended = CancellationToken::new();
+        let shared = Shared {
+            queue,
+            clock,
+            fifo,
+            stop,
+            ended: ended.clone(),
+            receives: Line::default(),
+            changes: Line::default(),
+            deletes: Line::default(),
+            redrive: OnceCell::new(),
+        };
+        Self { shared: Arc::new(shared), _ended: ended.drop_guard() }
+    }
+}
+
+#[async_trait]
+impl Queue for Batches {
+    async fn receive(
+        &self,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Option<Delivery>, ReceiveError> {
+        if self.shared.fifo {
+            return self.shared.queue.receive(wait, visibility).await;
+        }
+        // Without a request, no message was received.
+        self.shared.answer_to(Receive { wait, visibility }).await.unwrap_or(Ok(None))
+    }
+
+    async fn change_visibility(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+    ) -> Result<(), VisibilityError> {
+        let change = Change { receipt: ReceiptHandle::new(receipt.expose()), visibility };
+        let unclear = || Err(VisibilityError::Unclear(NO_ANSWER.to_owned()));
+        self.shared.answer_to(change).await.unwrap_or_else(unclear)
+    }
+
+    async fn delete(
+        &self,
+        receipt: &ReceiptHandle,
+        permit: DeletePermit,
+    ) -> Result<(), DeleteError> {
+        let delete = Delete { receipt: ReceiptHandle::new(receipt.expose()), permit };
+        let failed = || {
+            let is_stopping = self.shared.stop.is_cancelled();
+            let why = if is_stopping { "not sent: the pod is stopping" } else { NO_ANSWER };
+            Err(DeleteError::Transient(why.to_owned()))
+        };
+        self.shared.answer_to(delete).await.unwrap_or_else(failed)
+    }
+
+    async fn redrive(&self) -> Result<Redrive, String> {
+        self.shared.redrive.get_or_try_init(|| self.shared.queue.redrive()).await.cloned()
+    }
+}
+
+const NO_ANSWER: &str = "the request ended without an answer";
+
+impl Shared {
+    /// `None` if the call was withdrawn.
+    async fn answer_to<K: Kind>(self: &Arc<Self>, call: K) -> Option<K::Answer> {
+        let (number, mut answer) = K::line(self).join(call);
+        self.send_waiting::<K>(|line| line.is_idle());
+        if let Ok(answer) = timeout(PATIENCE, &mut answer).await {
+            return answer.ok();
+        }
+        self.send_waiting::<K>(|line| line.waits(number));
+        answer.await.ok()
+    }
+
+    /// Starts a task that sends what waits, if `must_start`.
+    fn send_waiting<K: Kind>(self: &Arc<Self>, must_start: impl Fn(&mut line::Waiting<K>) -> bool) {
+        if K::line(self).begin(must_start) {
+            let shared = self.clone();
+            tokio::spawn(async move {
+                shared.ended.run_until_cancelled(shared.send_all::<K>()).await;
+            });
+        }
+    }
+
+    async fn send_all<K: Kind>(self: &Arc<Self>) {
+        // Calls that are made in the same moment go together.
+        tokio::task::yield_now().await;
+        while let Some(calls) = K::line(self).take(|calls| K::next(self, calls)) {
+            K::send(self, calls).await;
+        }
+    }
+}
+
+/// A ReceiveMessage for one run.
+struct Receive {
+    wait: Duration,
+    visibility: Duration,
+}
+
+impl Kind for Receive {
+    type Answer = Result<Option<Delivery>, ReceiveError>;
+
+    fn line(shared: &Shared) -> &Line<Self> {
+        &shared.receives
+    }
+
+    fn next(shared: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
+        if shared.stop.is_cancelled() {
+            waiting.clear();
+        }
+        let visibility = waiting.front().map(|first| first.call.visibility);
+        let mut calls = Vec::new();
+        while calls.len() < BATCH
+            && let Some(call) =
+                waiting.pop_front_if(|next| Some(next.call.visibility) == visibility)
+        {
+            calls.push(call);
+        }
+        calls
+    }
+
+    async fn send(shared: &Arc<Shared>, calls: Vec<Pending<Self>>) {
+        let Some(first) = calls.first() else { return };
+        let visibility = first.call.visibility;
+        // No run may wait longer than it asked for.
+        let waits = calls.iter().map(|call| call.call.wait);
+        let wait = Duration::from_secs(waits.min().unwrap_or_default().as_secs());
+        let asked_at = Instant::now();
+        let queue = &shared.queue;
+        let answer = if calls.len() == 1 {
+            queue.receive(wait, visibility).await.map(|one| one.into_iter().map(Ok).collect())
+        } else {
+            queue.receive_batch(calls.len(), wait, visibility).await
+        };
+        let received = match answer {
+            Ok(received) => received,
+            Err(error) => {
+                for call in calls {
+                    call.answer(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        // An early answer without a message counts as a full wait: it must not cause a hot loop.
+        let is_empty = received.is_empty();
+        let waited = if is_empty { wait } else { asked_at.elapsed() };
+        let mut calls = calls.into_iter();
+        let mut unclaimed = Vec::new();
+        for delivery in received {
+            let mut answer = Some(delivery.map(Some));
+            while let Some(given) = answer.take() {
+                let Some(call) = calls.next() else {
+                    unclaimed.extend(given.ok().flatten());
+                    break;
+                };
+                answer = call.try_answer(given).err();
+            }
+        }
+        for Pending { call, number, reply } in calls {
+            let wait = call.wait.saturating_sub(waited);
+            if is_empty && wait.as_secs() == 0 {
+                let _ = reply.send(Ok(None));
+            } else {
+                let call = Receive { wait, ..call };
+                Self::line(shared).join_again(Pending { call, number, reply });
+            }
+        }
+        release(shared, unclaimed).await;
+    }
+}
+
+/// Makes messages visible that no run waits for: each run that asked has ended, or the queue returned
+/// more than it was asked for.
+async fn release(shared: &Shared, unclaimed: Vec<Delivery>) {
+    let changes: Vec<_> =
+        unclaimed.into_iter().take(BATCH).map(|it| (it.receipt, Duration::ZERO)).collect();
+    if !changes.is_empty() {
+        // After an error, they are visible when their visibility timeout ends.
+        let _ = shared.queue.change_visibility_batch(&changes).await;
+    }
+}
+
+/// A ChangeMessageVisibility for one run.
+struct Change {
+    receipt: ReceiptHandle,
+    visibility: Duration,
+}
+
+impl Kind for Change {
+    type Answer = Result<(), VisibilityError>;
+
+    fn line(shared: &Shared) -> &Line<Self> {
+        &shared.changes
+    }
+
+    fn next(_: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
+        waiting.drain(..waiting.len().min(BATCH)).collect()
+    }
+
+    async fn send(shared: &Arc<Shared>, calls: Vec<Pending<Self>>) {
+        let (changes, replies): (Vec<_>, Vec<_>) = calls
+            .into_iter()
+            .map(|Pending { call: Change { receipt, visibility }, reply, .. }| {
+                ((receipt, visibility), reply)
+            })
+            .unzip();
+        let request = async {
+            match &changes[..] {
+                [(receipt, to)] => vec![shared.queue.change_visibility(receipt, *to).await],
+                changes => shared.queue.change_visibility_batch(changes).await,
+            }
+        };
+        answer_all(request, replies).await;
+    }
+}
+
+/// A DeleteMessage for one run.
+struct Delete {
+    receipt: ReceiptHandle,
+    permit: DeletePermit,
+}
+
+impl Kind for Delete {
+    type Answer = Result<(), DeleteError>;
+
+    fn line(shared: &Shared) -> &Line<Self> {
+        &shared.deletes
+    }
+
+    fn next(shared: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
+        if shared.stop.is_cancelled() {
+            waiting.clear();
+        }
+        let now = shared.clock.now();
+        let mut calls = Vec::new();
+        while calls.len() < BATCH
+            && let Some(call) = waiting.pop_front()
+        {
+            if call.call.permit.is_valid(now) {
+                calls.push(call);
+            } else {
+                let why = "not sent: the lease ended before";
+                call.answer(Err(DeleteError::Transient(why.to_owned())));
+            }
+        }
+        calls
+    }
+
+    async fn send(shared: &Arc<Shared>, calls: Vec<Pending<Self>>) {
+        let (mut deletes, replies): (Vec<_>, Vec<_>) = calls
+            .into_iter()
+            .map(|Pending { call: Delete { receipt, permit }, reply, .. }| {
+                ((receipt, permit), reply)
+            })
+            .unzip();
+        let request = async {
+            if deletes.len() > 1 {
+                return shared.queue.delete_batch(deletes).await;
+            }
+            let Some((receipt, permit)) = deletes.pop() else { return Vec::new() };
+            vec![shared.queue.delete(&receipt, permit).await]
+        };
+        answer_all(request, replies).await;
+    }
+}
+
+/// Passes each result to its run. The request ends early if no run waits for it, as a single call
+/// does: a later answer is of no use.
+async fn answer_all<T>(
+    request: impl Future<Output = Vec<T>>,
+    mut replies: Vec<oneshot::Sender<T>>,
+) {
+    let abandoned = async {
+        for reply in &mut replies {
+            reply.closed().await;
+        }
+    };
+    let results = tokio::select! {
+        biased;
+        results = request => results,
+        () = abandoned => return,
+    };
+    for (reply, result) in replies.into_iter().zip(results) {
+        // Fails if the run stopped waiting.
+        let _ = reply.send(result);
+    }
+}
