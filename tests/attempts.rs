@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::delivery::{MessageId, Redrive, SqsAttributes};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, WorkRecord};
@@ -136,6 +136,7 @@ fn subject(receive_count: u32) -> Arc<Subject> {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
         body_sha256: String::new(),
         job_type: Some("default".to_owned()),
         objects: Vec::new(),

@@ -459,6 +459,7 @@ fn job_variables() -> BTreeSet<String> {
             first_received_at: Some(SystemTime::UNIX_EPOCH),
             queue_url: Some(text()),
             attributes: BTreeMap::new(),
+            ..MessageFacts::default()
         },
         object: Some(object),
         receive_count: 1,

@@ -301,6 +301,7 @@ async fn handlers_that_never_end_do_not_block_others() {
             program: "the work".into(),
             args: Vec::new(),
             job: JobFacts { result_file: room.path().join("result.jsonl"), ..facts() },
+            variables: None,
             stdin: None,
             fetch: None,
             stop_grace: Duration::from_millis(50),

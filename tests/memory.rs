@@ -71,6 +71,7 @@ impl Container {
             program: "true".into(),
             args: Vec::new(),
             job: facts(),
+            variables: None,
             stdin: None,
             fetch: None,
             stop_grace: Duration::ZERO,

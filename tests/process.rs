@@ -853,6 +853,7 @@ fn sh(script: &str) -> Command {
         program: "sh".into(),
         args: vec!["-c".into(), script.into()],
         job,
+        variables: None,
         stdin: None,
         fetch: None,
         stop_grace: LONG,

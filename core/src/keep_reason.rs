@@ -33,6 +33,8 @@ pub enum KeepReason {
     FetchFailed(String),
     Unreadable(String),
     CommandNotStarted(String),
+    /// A process that stays for all messages has ended several times before it took one.
+    WorkerNotStarted(String),
     CommandFailed(Exit),
     /// The command reported that this input will never work (`--permanent-exit-codes`).
     Permanent(Exit),
@@ -121,6 +123,7 @@ impl KeepReason {
             Self::FetchFailed(_)       => row("fetch_failed",        75, AfterBackoff, false, Failure),
             Self::Unreadable(_)        => row("unreadable",          65, Soon,         false, Failure),
             Self::CommandNotStarted(_) => row("command_not_started",  1, AfterBackoff, false, Failure),
+            Self::WorkerNotStarted(_)  => row("worker_not_started",   1, AfterBackoff, true,  Failure),
             Self::CommandFailed(_)     => row("command_failed",       1, AfterBackoff, false, Failure),
             Self::Permanent(_)         => row("permanent",           65, Soon,         false, Failure),
             Self::Temporary(_)         => row("temporary",           75, AfterBackoff, false, Failure),
@@ -161,6 +164,7 @@ impl fmt::Display for KeepReason {
             Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
             Self::Unreadable(why) => write!(f, "the object cannot be used: {why}"),
             Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
+            Self::WorkerNotStarted(why) => write!(f, "the worker was not started: {why}"),
             Self::CommandFailed(exit) => write!(f, "the command failed with {exit}"),
             Self::Permanent(Exit::Handler(_)) => f.write_str("the handler reported a permanent failure"),
             Self::Permanent(exit) => write!(f, "the command reported a permanent failure ({exit})"),

@@ -81,6 +81,8 @@ pub enum Failure {
     Unreadable(String),
     /// The command did not run: no work directory, or no such command.
     Start(String),
+    /// A process that stays for all messages has ended several times before it took one.
+    WorkerNotStarted(String),
     Exit(Exit, CommandReport),
     /// The command reached `--memory-guard` and was ended.
     OutOfMemory(String),

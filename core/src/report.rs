@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::delivery::{DeliveryId, MessageId, Redrive};
+use super::delivery::{DeliveryId, MessageId, Redrive, SqsAttributes};
 use super::keep_reason::{KeepReason, Role, Visible};
 use super::notification::Object;
 use super::outcome::{Exit, NoWorkReason, WorkRecord};
@@ -104,6 +104,8 @@ pub struct Subject {
     pub traceparent: Option<String>,
     /// The sender's message attributes; never reported, as they may contain private data.
     pub attributes: BTreeMap<String, String>,
+    /// Never reported either.
+    pub sqs: SqsAttributes,
     /// SHA-256 of the body in hexadecimal; the body itself is never reported.
     pub body_sha256: String,
     /// `default` for messages without a job type; `None` if no command runs.
@@ -233,6 +235,7 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::FetchFailed(why()),
         KeepReason::Unreadable(why()),
         KeepReason::CommandNotStarted(why()),
+        KeepReason::WorkerNotStarted(why()),
         KeepReason::CommandFailed(Exit::Code(1)),
         KeepReason::Permanent(Exit::Code(65)),
         KeepReason::Temporary(Exit::Code(75)),
@@ -284,7 +287,7 @@ mod tests {
                 ActorDied, Bug, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed,
                 HandedOver, HandlerFailed, HandlerPanicked, LeaseExhausted, LeaseLost,
                 LostAfterSuccess, NoJobType, NotANotification, NotRecorded, OutOfMemory, Permanent,
-                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable,
+                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable, WorkerNotStarted,
             };
             // The compiler fails here for a new reason until it is listed.
             match reason {
@@ -293,27 +296,28 @@ mod tests {
                 FetchFailed(_) => 2,
                 Unreadable(_) => 3,
                 CommandNotStarted(_) => 4,
-                CommandFailed(_) => 5,
-                Permanent(_) => 6,
-                Temporary(_) => 7,
-                HandlerFailed => 8,
-                HandlerPanicked => 9,
-                PublishFailed(_) => 10,
-                NotRecorded(_) => 11,
-                DeleteFailed(_) => 12,
-                TimedOut => 13,
-                Stalled => 14,
-                OutOfMemory(_) => 15,
-                LeaseLost(_) => 16,
-                LostAfterSuccess => 17,
-                LeaseExhausted => 18,
-                HandedOver => 19,
-                Stopped => 20,
-                Bug(_) => 21,
-                ActorDied(_) => 22,
+                WorkerNotStarted(_) => 5,
+                CommandFailed(_) => 6,
+                Permanent(_) => 7,
+                Temporary(_) => 8,
+                HandlerFailed => 9,
+                HandlerPanicked => 10,
+                PublishFailed(_) => 11,
+                NotRecorded(_) => 12,
+                DeleteFailed(_) => 13,
+                TimedOut => 14,
+                Stalled => 15,
+                OutOfMemory(_) => 16,
+                LeaseLost(_) => 17,
+                LostAfterSuccess => 18,
+                LeaseExhausted => 19,
+                HandedOver => 20,
+                Stopped => 21,
+                Bug(_) => 22,
+                ActorDied(_) => 23,
             }
         };
         let all: Vec<_> = keep_reasons().iter().map(next).collect();
-        assert_eq!(all, (0..23).collect::<Vec<_>>());
+        assert_eq!(all, (0..24).collect::<Vec<_>>());
     }
 }

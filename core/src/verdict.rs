@@ -162,6 +162,9 @@ impl RetryPolicy {
             Failure::Fetch(why) => (KeepReason::FetchFailed(why), CommandReport::default()),
             Failure::Unreadable(why) => (KeepReason::Unreadable(why), CommandReport::default()),
             Failure::Start(why) => (KeepReason::CommandNotStarted(why), CommandReport::default()),
+            Failure::WorkerNotStarted(why) => {
+                (KeepReason::WorkerNotStarted(why), CommandReport::default())
+            }
             Failure::Publish(why) => (KeepReason::PublishFailed(why), CommandReport::default()),
             Failure::Record(why) => (KeepReason::NotRecorded(why), CommandReport::default()),
             Failure::Superseded(why) => (KeepReason::LeaseLost(why), CommandReport::default()),

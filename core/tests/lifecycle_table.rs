@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::delivery::{
+    Delivery, MessageId, ReceiptHandle, Received, Redrive, SqsAttributes,
+};
 use leasehold_core::keep_reason::{KeepReason, Role};
 use leasehold_core::lease::CEILING;
 use leasehold_core::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
@@ -56,6 +58,7 @@ fn received(body: &str) -> Event {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
     };
     Event::Received(Box::new(Received {
         delivery,

@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::runtime::for_handler;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::Sqs;
 use crate::adapters::aws::{self, SdkConfig};
 use crate::adapters::batches::Batches;
+use crate::adapters::lambda::Source;
 use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::publish::S3Outbox;
 use crate::ports::clock::Clock;
@@ -25,6 +27,8 @@ use crate::work::{CommandWorker, Worker};
 pub struct Connected {
     pub queue: Arc<dyn Queue>,
     pub worker: Arc<dyn Worker>,
+    /// Part of the worker. It is finished after the runs.
+    pub runner: Arc<dyn Runner>,
     pub attempts: Option<AttemptHistory>,
     /// How many runs share them.
     pub runs: usize,
@@ -35,7 +39,7 @@ pub struct Connected {
 pub async fn connect(
     config: &RunConfig,
     given: Option<&SdkConfig>,
-    runner: impl FnOnce() -> Result<Arc<dyn Runner>, String>,
+    processes: impl FnOnce() -> Result<Arc<dyn Runner>, String>,
     clock: Clock,
     metrics: Option<&Arc<Metrics>>,
     attempt_limit: impl Fn() -> Duration + Send + Sync + 'static,
@@ -72,12 +76,14 @@ pub async fn connect(
         owner: work.identity.pod_name.clone(),
         clock,
     });
-    let (runs, turns) = runs_and_turns(config.concurrency, config.prefetch);
+    let source = Source::new(Some(queue_url), aws.region().map(AsRef::as_ref));
+    let runner = for_handler(processes()?, work, config.concurrency, source, stop);
+    let (runs, turns) = runs_and_turns(config.concurrency * work.batch.size, config.prefetch);
     let worker = CommandWorker {
         checkpoints: Some(Checkpoints { storage: s3.clone(), clock }),
         idempotency,
         store: s3.clone(),
-        runner: runner()?,
+        runner: runner.clone(),
         turns,
         fetch: work.fetch.clone(),
         outbox: Some(Arc::new(S3Outbox { writer: s3 })),
@@ -87,13 +93,14 @@ pub async fn connect(
         clock,
     };
     let sqs = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key.clone());
+    let sqs = if work.handler.stays() { sqs.with_all_attributes() } else { sqs };
     let queue: Arc<dyn Queue> = if runs > 1 {
         let fifo = work.settings.policy.fifo;
         Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
     } else {
         Arc::new(sqs)
     };
-    Ok(Connected { queue, worker: Arc::new(worker), attempts, runs })
+    Ok(Connected { queue, worker: Arc::new(worker), runner, attempts, runs })
 }
 
 /// How many runs the pod has, and how many of their commands may run at the same time: with

@@ -9,8 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::print;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
+use super::runtime::{
+    block_on, check_handler, flush_limit, for_handler, is_coloured, log_style, longest_stop_grace,
+    runner,
+};
 use super::signals::{self, Reaction, stop_requested};
+use crate::adapters::lambda::Source;
 use crate::local::{self, Killable, Page};
 use crate::ports::Runner;
 use crate::settings::environment;
@@ -25,6 +29,7 @@ pub fn run_local(
 ) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
+    check_handler(&config.work, in_process.is_some())?;
     let (stop, verbosity) = (config.work.settings.stop, config.verbosity);
     let style = log_style(config.work.log_format, &stderr());
     let is_watched = style.format == LogFormat::Text && stderr().is_terminal();
@@ -39,10 +44,12 @@ pub fn run_local(
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let reaction = Reaction { work, stop_grace, kill: Some(kill.clone()) };
         let stopped = stop_requested(None, &reaction)?;
-        let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
-        local::run(config, runner, work_threads, screen, stopped)
-            .await
-            .map_err(|error| error.to_string())
+        let processes = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
+        let source = Source::new(None, None);
+        let runner = for_handler(processes, &config.work, config.concurrency, source, &stopped);
+        let summary = local::run(config, runner.clone(), work_threads, screen, stopped).await;
+        runner.finish().await;
+        summary.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;
     // Writes the remaining log records before the summary.

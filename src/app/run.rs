@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::{Connected, connect};
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, log_style, longest_stop_grace, runner};
+use super::runtime::{block_on, check_handler, flush_limit, log_style, longest_stop_grace, runner};
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
@@ -33,6 +33,7 @@ use crate::telemetry::readiness::Readiness;
 pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
+    check_handler(&config.work, in_process.is_some())?;
     let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
@@ -48,7 +49,7 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let work = in_process.as_ref().map_or("the command", |runner| runner.name());
         let stop = stop_requested(metrics.as_ref(), &Reaction { work, stop_grace, kill: None })?;
-        run_pod(config, in_process, metrics, work_threads, stop).await
+        Box::pin(run_pod(config, in_process, metrics, work_threads, stop)).await
     };
     block_on(run, plan.tidy())?
 }
@@ -69,10 +70,10 @@ async fn run_pod(
     };
     let _listening = listen(config.metrics.listen, pages).await?;
     let guard = config.memory_guard;
-    let runner = || within_memory_limit(in_process.map_or_else(runner, Ok)?, guard);
+    let processes = || within_memory_limit(in_process.map_or_else(runner, Ok)?, guard);
     let limit = move || plan.attempt_record(since_stop().is_some());
-    let Connected { queue, worker, attempts, runs } =
-        connect(&config, None, runner, clock, metrics.as_ref(), limit, &stop).await?;
+    let Connected { queue, worker, runner, attempts, runs } =
+        connect(&config, None, processes, clock, metrics.as_ref(), limit, &stop).await?;
     let RunConfig { work, metrics: reporting, pushgateway: gateway, .. } = config;
     let log = Some(work.termination_log);
     let telemetry = Arc::new(PodTelemetry::new(log, attempts, metrics.clone(), readiness));
@@ -84,6 +85,7 @@ async fn run_pod(
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
     let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
+    runner.finish().await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

@@ -112,6 +112,7 @@ impl Runner for InProcess {
         let threads = self.threads.start().map_err(|error| StartError {
             program: "the handler".to_owned(),
             why: format!("its threads could not be started: {error}"),
+            ends_the_run: false,
         })?;
         let working = working.in_current_span().with_current_subscriber();
         let mut working = AbortOnDropHandle::new(threads.handle().spawn(working));

@@ -420,6 +420,7 @@ impl JobBuilder {
             args: Vec::new(),
             job: facts,
             stdin: None,
+            variables: None,
             fetch: None,
             stop_grace: Duration::ZERO,
         };

@@ -178,7 +178,7 @@ impl Worker {
         let (plan, clock) = (config.work.settings.stop, Clock::start());
         let is_stopping = stop.clone();
         let limit = move || plan.attempt_record(is_stopping.is_cancelled());
-        let Connected { queue, worker, attempts, runs } =
+        let Connected { queue, worker, attempts, runs, runner: _ } =
             connect(&config, aws.as_ref(), || Ok(runner), clock, metrics.as_ref(), limit, &stop)
                 .await
                 .map_err(RunError::Misconfigured)?;

@@ -9,11 +9,12 @@ pub mod embedding;
 pub mod environment;
 mod error;
 pub mod errors;
+pub mod handler;
 pub mod job_types;
 mod pod;
 pub mod resolve;
 mod task;
-mod values;
+pub mod values;
 
 use clap::{Parser, Subcommand};
 

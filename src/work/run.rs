@@ -115,6 +115,7 @@ impl CommandWorker {
             program: work.task.command.program.clone(),
             args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
             job,
+            variables: None,
             stdin: provided.path.clone().filter(|_| work.task.input == Input::Stdin),
             fetch: self.fetch_later(object, provided),
             stop_grace: stop.command,
@@ -129,7 +130,10 @@ impl CommandWorker {
         runtime.begins(self.clock.now());
         let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
         runtime.ends(self.clock.now());
-        let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
+        let ended = ended.map_err(|error| {
+            let why = error.to_string();
+            if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
+        })?;
         facts.exit = Some(ended.exit);
         facts.stderr_tail = ended.stderr_tail;
         facts.usage = match (facts.usage, ended.usage) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::delivery::{MessageId, Redrive, SqsAttributes};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, ResourceUsage, Timings, WorkRecord};
@@ -48,6 +48,7 @@ fn subject(receive_count: u32) -> Subject {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
         body_sha256: String::new(),
         objects: vec![object],
     }
