@@ -1,20 +1,35 @@
-//! A program whose work is a Rust function: `cargo run --example embedded -- local examples/inbox`
+//! A whole program with a flag and a subcommand of its own:
+//! `cargo run --example embedded -- local examples/inbox --min-lines 1`
 
 use std::process::ExitCode;
 
-use leasehold::{Failure, Job, Work, async_trait};
+use leasehold::clap::{self, Command};
+use leasehold::{Error, Failure, Job, Program};
 
-struct CountLines;
+#[derive(clap::Args)]
+struct Flags {
+    /// Refuse files with fewer lines
+    #[arg(long, default_value = "0")]
+    min_lines: usize,
+}
 
-#[async_trait]
-impl Work for CountLines {
-    async fn process(&self, job: Job) -> Result<(), Failure> {
-        let text = tokio::fs::read_to_string(job.input()?).await?;
-        println!("{}: {} lines", job.key.unwrap_or_default(), text.lines().count());
-        Ok(())
+async fn count_lines(job: Job, min_lines: usize) -> Result<(), Error> {
+    let lines = job.text().await?.lines().count();
+    if lines < min_lines {
+        return Err(Failure::permanent(format!("the file has only {lines} lines")).into());
     }
+    tracing::info!(key = job.key, lines, "counted");
+    Ok(())
 }
 
 fn main() -> ExitCode {
-    leasehold::main(CountLines)
+    Program::with_flags(|Flags { min_lines }| move |job| count_lines(job, min_lines))
+        .name("embedded")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Counts the lines of files")
+        .subcommand(Command::new("limits").about("Print the limits"), |_| {
+            println!("files of any size");
+            ExitCode::SUCCESS
+        })
+        .main()
 }

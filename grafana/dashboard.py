@@ -152,7 +152,7 @@ def colours(names):
 
 OUTCOMES = colours({
     "succeeded": "green", "ignored": "#888888", "test_event": "#aaaaaa", "objects_gone": "#666666", "stopped": "blue",
-    "command_failed": "red", "permanent": "dark-red", "temporary": "yellow", "timed_out": "orange", "stalled": "dark-orange",
+    "command_failed": "red", "handler_failed": "red", "panicked": "red", "permanent": "dark-red", "temporary": "yellow", "timed_out": "orange", "stalled": "dark-orange",
     "out_of_memory": "semi-dark-red", "died": "dark-yellow",
     "lease_lost": "purple", "lost_after_success": "dark-purple",
 })
@@ -290,7 +290,7 @@ bars(
 row("Why it fails", 8)
 bars(
     9, "Failures by reason",
-    "Bad: a reason that persists. command_failed, permanent, temporary, timed_out, stalled, out_of_memory: the command; read its lines in the log, or the attempt records "
+    "Bad: a reason that persists. command_failed, handler_failed, panicked, permanent, temporary, timed_out, stalled, out_of_memory: the command; read its lines in the log, or the attempt records "
     "(--attempts). died: a killed pod, with --attempts. fetch_failed, unreadable: S3, or the object. delete_failed, publish_failed, lease_lost: AWS or the network; "
     "see the errors beside. not_a_notification: another sender uses this queue.",
     ("{{reason}}", each(of_jobs("failures_total"), "reason")), overrides=OUTCOMES,

@@ -3,9 +3,11 @@
 
 #[cfg(feature = "aws")]
 mod check;
+#[cfg(feature = "aws")]
+pub mod connect;
 mod exit;
 mod local;
-mod machine;
+pub mod machine;
 #[cfg(feature = "aws")]
 pub mod reference;
 #[cfg(feature = "aws")]
@@ -30,7 +32,8 @@ use crate::settings::{Action, Cli, command_line, environment};
 use crate::telemetry::termination::TerminationLog;
 #[cfg(feature = "aws")]
 use check::check;
-use exit::{MISCONFIGURED, misconfigured, print, refuse};
+pub use exit::refuse;
+use exit::{MISCONFIGURED, misconfigured, print};
 use local::run_local;
 #[cfg(feature = "aws")]
 use run::run;
@@ -38,20 +41,44 @@ use signals::Inherited;
 #[cfg(feature = "aws")]
 use sweep::sweep;
 
+/// The program that runs: leasehold, or one that embeds it.
+pub struct Host {
+    pub name: String,
+    /// The whole command line.
+    pub command: Box<dyn Fn() -> clap::Command>,
+    pub is_embedded: bool,
+    /// Does the work, if no command does.
+    pub in_process: Option<Arc<dyn Runner>>,
+}
+
+/// What the command line asks for.
+pub enum Start {
+    Perform(Action, Host),
+    /// A subcommand of the embedding program itself.
+    Own(Box<dyn FnOnce() -> ExitCode>),
+}
+
 /// The program `leasehold`; only for its `main`.
 pub fn program() -> ExitCode {
     let signals = signals::block();
     let argument = std::env::args_os().nth(1);
-    guard(argument.as_deref()).unwrap_or_else(|| main(signals, command_line::parse, None))
+    guard(argument.as_deref()).unwrap_or_else(|| {
+        main(signals, NAME, || {
+            let Cli { action } = command_line::parse()?;
+            let (name, command) = (NAME.to_owned(), Box::new(command_line::command));
+            Ok(Start::Perform(action, Host { name, command, is_embedded: false, in_process: None }))
+        })
+    })
 }
 
-/// The whole program. Runs the user's command, or `in_process` if it is given. `signals` is the
-/// result of [`signals::block`] on the first line of `main`; `parse` reads the command line and the
-/// files that it names.
+const NAME: &str = "leasehold";
+
+/// The whole program. `signals` is the result of [`signals::block`] on the first line of `main`;
+/// `parse` reads the command line and the files that it names.
 pub fn main(
     signals: Inherited,
-    parse: impl FnOnce() -> Result<Cli, clap::Error>,
-    in_process: Option<Arc<dyn Runner>>,
+    name: &str,
+    parse: impl FnOnce() -> Result<Start, clap::Error>,
 ) -> ExitCode {
     // Only `run` and `local` hold messages.
     if !std::env::args_os().nth(1).is_some_and(|action| action == "run" || action == "local") {
@@ -60,10 +87,11 @@ pub fn main(
     // This may start the program again, so the standard input must not have been read.
     if let Err(why) = environment::without_empty_aws_variables() {
         TerminationLog::Kubernetes.write(&misconfigured(&why));
-        return refuse(&why);
+        return refuse(name, &why);
     }
     match parse() {
-        Ok(Cli { action }) => perform(action, in_process),
+        Ok(Start::Perform(action, host)) => perform(action, host),
+        Ok(Start::Own(action)) => action(),
         Err(answer) => {
             // It is not an error if the reader of `--help` is gone.
             let _ = answer.print();
@@ -77,7 +105,9 @@ pub fn main(
     }
 }
 
-fn perform(action: Action, in_process: Option<Arc<dyn Runner>>) -> ExitCode {
+fn perform(action: Action, host: Host) -> ExitCode {
+    let Host { name, command, in_process, .. } = host;
+    let refuse = |why: String| refuse(&name, &why);
     match action {
         #[cfg(feature = "aws")]
         Action::Run(args) => {
@@ -89,13 +119,11 @@ fn perform(action: Action, in_process: Option<Arc<dyn Runner>>) -> ExitCode {
                     let termination_log =
                         termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
                     termination_log.write(&misconfigured(&why));
-                    refuse(&why)
+                    refuse(why)
                 })
         }
         #[cfg(feature = "aws")]
-        Action::Check(args) => {
-            check(*args, in_process.is_none()).unwrap_or_else(|why| refuse(&why))
-        }
+        Action::Check(args) => check(*args, !host.is_embedded).unwrap_or_else(refuse),
         Action::Schema => {
             let schema =
                 serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
@@ -104,13 +132,13 @@ fn perform(action: Action, in_process: Option<Arc<dyn Runner>>) -> ExitCode {
         }
         Action::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command_line::command(), "leasehold", &mut script);
+            clap_complete::generate(shell, &mut command(), name, &mut script);
             print(std::io::stdout(), &String::from_utf8_lossy(&script));
             ExitCode::SUCCESS
         }
         Action::Man => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(command_line::command())
+            clap_mangen::Man::new(command())
                 .render(&mut page)
                 .expect("writing to memory does not fail");
             print(std::io::stdout(), &String::from_utf8_lossy(&page));
@@ -124,20 +152,18 @@ fn perform(action: Action, in_process: Option<Arc<dyn Runner>>) -> ExitCode {
         Action::Local(args) => LocalConfig::try_from(*args)
             .map_err(|error| as_given(&error.to_string()))
             .and_then(|config| run_local(config, in_process))
-            .unwrap_or_else(|why| refuse(&why)),
-        Action::Install(args) => match install(&args.folder) {
+            .unwrap_or_else(refuse),
+        Action::Install(args) => match install(&args.folder, &name) {
             Ok(path) => {
                 print(std::io::stdout(), &format!("installed {}", path.display()));
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                refuse(&format!("cannot install into {}: {error}", args.folder.display()))
-            }
+            Err(error) => refuse(format!("cannot install into {}: {error}", args.folder.display())),
         },
         #[cfg(feature = "aws")]
         Action::Sweep(args) => SweepConfig::try_from(args)
             .map_err(|error| as_given(&error.to_string()))
             .and_then(sweep)
-            .unwrap_or_else(|why| refuse(&why)),
+            .unwrap_or_else(refuse),
     }
 }

@@ -1,33 +1,29 @@
-//! leasehold supervises the work on one SQS message in one pod: it receives the message, holds its
-//! lease during the work on the S3 object, deletes it only on success, and turns SIGTERM into a
-//! graceful shutdown that never deletes. As a library, it does so for a Rust function instead of a
-//! command:
+//! leasehold supervises the work on SQS messages about S3 objects: it receives a message, holds its
+//! lease during the work, deletes it only on success, and never deletes during a graceful shutdown.
+//! As a library, it does so for a [`Handler`]: an async function.
 //!
 //! ```no_run
-//! use leasehold::{Failure, Job, Work, async_trait};
+//! use leasehold::{Error, Job};
 //!
-//! struct Resize;
-//!
-//! #[async_trait]
-//! impl Work for Resize {
-//!     async fn process(&self, job: Job) -> Result<(), Failure> {
-//!         let image = tokio::fs::read(job.input()?).await?;
-//!         println!("{} bytes of {:?}, attempt {}", image.len(), job.key, job.receive_count);
-//!         Ok(())
-//!     }
+//! async fn resize(job: Job) -> Result<(), Error> {
+//!     let image = job.bytes().await?;
+//!     tracing::info!(bytes = image.len(), attempt = job.receive_count, "resizing");
+//!     Ok(())
 //! }
 //!
 //! fn main() -> std::process::ExitCode {
-//!     leasehold::main(Resize)
+//!     leasehold::main(resize)
 //! }
 //! ```
 //!
-//! Such a program has leasehold's command line without the COMMAND: `my-program run --queue-url …`,
-//! `my-program local ./inbox`. The rules for commands apply to functions, too: the lease, the
-//! verdicts, the stop, results, checkpoints. A function runs on separate threads, so that one which
-//! computes for minutes does not lose its lease. The difference is that a function cannot be
-//! killed: after `--stop-grace` it is dropped at its next `.await`. A function that reaches no
-//! `.await` is abandoned when the process ends.
+//! There are two doors. A [`Program`] is a whole program with leasehold's command line, log and
+//! signals. A [`Worker`] runs beside the other tasks of a service: it has no command line and no
+//! global state. A [`Failure`] decides when a message is retried. With the feature `testing`,
+//! `testing::TestWorker` tests a handler without AWS.
+//!
+//! The rules for commands apply to handlers, too: the lease, the verdicts, the stop, results,
+//! checkpoints. The difference is that a handler cannot be killed: after the stop grace, it is
+//! dropped at its next `.await`. One that reaches no `.await` is abandoned when the process ends.
 //!
 //! # A tour of the internals
 //!
@@ -55,7 +51,8 @@
 //! - `check` finds problems of the queue and the manifest before the first receive.
 //! - `settings` declares each flag once; `local` runs the same actors on a folder; `install` copies
 //!   the binary into an image that does not have it.
-//! - `app` is the program, and `library` the public API at the root of this crate.
+//! - `app` is the program, and `library` the public API at the root of this crate: its `in_process`
+//!   runs a handler like a command.
 //!
 //! Architecture invariant: `job ← ports ← work ← actors ← app`, and `ports ← adapters ← app`;
 //! `tests/architecture.rs` enforces it.
@@ -83,6 +80,11 @@ mod inside {
     pub use leasehold_core as job;
 }
 
+/// The examples of this page compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryPage;
+
 #[cfg(not(feature = "internals"))]
 #[expect(clippy::wildcard_imports, reason = "re-exports all modules under their names")]
 use inside::*;
@@ -92,4 +94,10 @@ pub use inside::*;
 
 #[doc(hidden)]
 pub use inside::app::program;
-pub use inside::library::{CancellationToken, Failure, Job, Program, Work, async_trait, main};
+#[cfg(feature = "testing")]
+pub use inside::library::testing;
+pub use inside::library::{Error, Failure, Handler, Job, Program, main};
+#[cfg(feature = "aws")]
+pub use inside::library::{RunError, SettingsError, Summary, Worker, WorkerBuilder};
+pub use tokio_util::sync::CancellationToken;
+pub use {clap, prometheus};

@@ -103,7 +103,8 @@ async fn run_pods(
     stop: &CancellationToken,
 ) {
     let mut slots = JoinSet::new();
-    for _ in 0..config.concurrency.min(files) {
+    let lanes = config.concurrency * config.work.batch.size;
+    for _ in 0..lanes.min(files) {
         let pod = Rehearsal::new(queue.clone(), config.mishap);
         let (world, settings) = (world(&pod), config.work.settings.clone());
         let (queue, stop) = (queue.clone(), stop.clone());
@@ -139,6 +140,10 @@ pub struct Killable {
 
 #[async_trait]
 impl Runner for Killable {
+    fn name(&self) -> &'static str {
+        self.runner.name()
+    }
+
     async fn run(
         &self,
         command: Command,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::delivery::{MessageId, Redrive, SqsAttributes};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, WorkRecord};
@@ -136,6 +136,7 @@ fn subject(receive_count: u32) -> Arc<Subject> {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
         body_sha256: String::new(),
         job_type: Some("default".to_owned()),
         objects: Vec::new(),
@@ -157,7 +158,7 @@ fn deleted(receive_count: u32) -> Ended {
 
 fn metrics() -> Arc<Metrics> {
     let (writer, _log) = NonBlockingBuilder::default().finish(std::io::sink());
-    Arc::new(Metrics::new("orders", writer.error_counter(), SystemTime::UNIX_EPOCH))
+    Arc::new(Metrics::new("orders", Some(writer.error_counter()), SystemTime::UNIX_EPOCH))
 }
 
 /// The number of attempts that were found dead.

@@ -12,7 +12,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use leasehold::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
 use leasehold::settings::Cli;
-use leasehold::settings::command_line::{command, parse_without_command};
+use leasehold::settings::command_line::command;
+use leasehold::settings::embedding::Embedding;
 use serde_json::Value;
 use walkdir::WalkDir;
 
@@ -316,6 +317,11 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
     calls
 }
 
+/// The flag of `examples/embedded.rs`.
+fn of_the_example(action: clap::Command) -> clap::Command {
+    action.arg(clap::Arg::new("min_lines").long("min-lines"))
+}
+
 #[test]
 fn every_command_line_is_accepted() {
     let mut count = 0;
@@ -323,12 +329,15 @@ fn every_command_line_is_accepted() {
         for (is_embedded, words) in page.blocks.iter().flat_map(calls) {
             count += 1;
             let parsed = if is_embedded {
-                parse_without_command("embedded", &[], words.iter().map(OsString::from).collect())
+                let words = words.iter().map(OsString::from).collect();
+                Embedding { flags: Some(of_the_example), ..Embedding::new("embedded") }
+                    .parse(words)
+                    .map(drop)
             } else {
-                Cli::try_parse_from(&words)
+                Cli::try_parse_from(&words).map(drop)
             };
             match parsed {
-                Ok(_) => {}
+                Ok(()) => {}
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -450,6 +459,7 @@ fn job_variables() -> BTreeSet<String> {
             first_received_at: Some(SystemTime::UNIX_EPOCH),
             queue_url: Some(text()),
             attributes: BTreeMap::new(),
+            ..MessageFacts::default()
         },
         object: Some(object),
         receive_count: 1,

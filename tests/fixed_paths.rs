@@ -17,7 +17,10 @@ fn paths_that_cannot_work_are_refused_at_start() {
         ("--output-at /opt/../etc", "it must be an absolute path without .."),
         ("--input-at /opt/in --input none", "--input none passes no input"),
         ("--input-at /opt/ml/in --output-at /opt/ml", "neither may be in the other"),
-        ("--output-at /opt/out --concurrency 2 --max-messages 2", "--concurrency 2 processes"),
+        (
+            "--output-at /opt/out --concurrency 2 --max-messages 2",
+            "process 2 messages at the same time",
+        ),
     ] {
         let error = configured(flags).unwrap_err();
         assert!(error.contains(complaint), "{flags}: {error}");

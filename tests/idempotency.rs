@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::adapters::aws::s3::S3;
 use leasehold::adapters::aws::sqs::Sqs;
-use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::delivery::{MessageId, Redrive, SqsAttributes};
 use leasehold::job::outcome::Failure;
 use leasehold::job::report::{Ended, Subject};
 use leasehold::job::route::{JobType, Match};
@@ -590,6 +590,7 @@ fn subject() -> Subject {
         idempotency_key: Some("k".to_owned()),
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
         body_sha256: String::new(),
         job_type: None,
         objects: Vec::new(),

@@ -1,182 +1,309 @@
-//! Work that is a Rust function: its results, and their effects.
+//! The library: what a Rust program that embeds leasehold expects of it.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use leasehold::job::outcome::Exit;
-use leasehold::library::{InProcess, Threads};
+use leasehold::job::outcome::{Exit, Handled};
+use leasehold::library::handler::AnyHandler;
+use leasehold::library::in_process::{InProcess, Threads};
 use leasehold::ports::job_facts::JobFacts;
 use leasehold::ports::{Activity, Command, Runner};
-use leasehold::{Failure, Job, Work, async_trait};
-use tokio::time::{sleep, timeout};
+use leasehold::testing::TestWorker;
+use leasehold::{Error, Failure, Job};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::facts;
-use crate::support::journey::{Journey, MINUTE, RunResult, S, exits, queue};
-use crate::support::wire::Call;
+use crate::support::journey::{MINUTE, S};
+use crate::support::{facts, object_created};
 
-/// Runs one function.
-struct FunctionWork<F>(F);
+#[path = "../examples/library/batch.rs"]
+pub mod batch;
+#[path = "../examples/library/checkpoint.rs"]
+mod checkpoint;
+#[path = "../examples/library/closure.rs"]
+mod closure;
+#[path = "../examples/library/json.rs"]
+mod json;
+#[path = "../examples/library/tested.rs"]
+mod tested;
+#[path = "../examples/library/with_anyhow.rs"]
+mod with_anyhow;
 
-#[async_trait]
-impl<F: AsyncFnTask> Work for FunctionWork<F> {
-    async fn process(&self, job: Job) -> Result<(), Failure> {
-        self.0.call(job).await
-    }
-}
-
-#[async_trait]
-trait AsyncFnTask: Send + Sync + 'static {
-    async fn call(&self, job: Job) -> Result<(), Failure>;
-}
-
-macro_rules! work {
-    (|$job:ident| $body:expr) => {{
-        struct It;
-        #[async_trait]
-        impl AsyncFnTask for It {
-            async fn call(&self, $job: Job) -> Result<(), Failure> {
-                $body
-            }
-        }
-        FunctionWork(It)
-    }};
-}
-
-async fn journey(work: impl Work, stop_after: Duration) -> (RunResult, Vec<Call>) {
-    let queue = queue();
-    let mut journey = Journey::new(&queue, &exits(0));
-    journey.command = Arc::new(InProcess { work: Arc::new(work), threads: Threads::Shared });
-    let result = journey.run_and_stop_after(stop_after).await;
-    (result, queue.calls().into_iter().map(|entry| entry.call).collect())
+#[tokio::test(start_paused = true)]
+async fn a_handler_gets_the_object_and_the_facts_about_it() {
+    let handler = |job: Job| async move {
+        assert_eq!((job.bytes().await?, job.text().await?), (b"data".to_vec(), "data".to_owned()));
+        assert_eq!((job.key.as_deref(), job.receive_count, job.size), (Some("k"), 1, Some(4)));
+        let mut read = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut job.stream().await?, &mut read).await?;
+        assert_eq!((read.as_str(), std::fs::read(job.path().await?)?), ("data", b"data".to_vec()));
+        assert!(job.body().await?.contains("ObjectCreated"));
+        assert!(!job.is_cancelled());
+        Ok::<_, Error>(())
+    };
+    let run = TestWorker::new(handler).object("k", "data").run().await;
+    assert_eq!(run.outcomes(), ["succeeded"], "{:?}", run.attempts());
 }
 
 #[tokio::test(start_paused = true)]
-async fn success_deletes() {
-    let work = work!(|job| {
-        assert_eq!(std::fs::read(job.input()?)?, b"data");
-        assert_eq!((job.key.as_deref(), job.receive_count, job.size), (Some("k"), 1, Some(4)));
-        Ok(())
-    });
-    let (result, calls) = journey(work, MINUTE).await;
-    assert_eq!((result.outcomes(), calls.contains(&Call::Delete)), (vec!["succeeded"], true));
+async fn a_message_that_is_no_notification_is_the_input() {
+    let handler = |job: Job| async move {
+        let body: serde_json::Value = job.body_json().await?;
+        assert_eq!((job.json::<serde_json::Value>().await?, job.key), (body, None));
+        Ok::<_, Error>(())
+    };
+    let worker = TestWorker::new(handler).accept_raw().max_receive_count(1);
+    let run = worker.message(r#"{"a": 1}"#).message("{").run().await;
+    assert_eq!(run.outcomes(), ["succeeded", "permanent"]);
+    assert_eq!(run.dead_letters(), ["{"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn numbers_are_reported() {
-    let work = work!(|job| {
+    let handler = |job: Job| async move {
         job.metric("rows", 4.0);
         job.metric("rows", 5.0);
         job.metric("Not valid", 1.0);
         job.metric("not_finite", f64::NAN);
+        Ok::<_, Error>(())
+    };
+    let run = TestWorker::new(handler).object("k", "").run().await;
+    assert_eq!(run.outcomes(), ["succeeded"]);
+    assert_eq!(run.attempts()[0].metrics, [("rows".to_owned(), 5.0)].into());
+}
+
+/// An error type that is not a failure.
+#[derive(Debug)]
+struct NoSpace(std::io::Error);
+
+impl fmt::Display for NoSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no space")
+    }
+}
+
+impl StdError for NoSpace {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// An error type that decides when to retry.
+#[derive(Debug)]
+struct Closed;
+
+impl From<Closed> for Failure {
+    fn from(_: Closed) -> Self {
+        Self::retry_after(5 * MINUTE, "the service is closed")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_type_of_error_can_be_returned() {
+    async fn of_io(_: Job) -> Result<(), std::io::Error> {
+        tokio::fs::read("/nonexistent").await.map(drop)
+    }
+    async fn own(_: Job) -> Result<(), NoSpace> {
+        Err(NoSpace(std::io::Error::other("quota")))
+    }
+    async fn boxed(_: Job) -> Result<(), Error> {
+        let number: u8 = "x".parse()?;
+        unreachable!("{number} is a number");
+    }
+    async fn classified(_: Job) -> Result<(), Failure> {
+        Err(Closed)?
+    }
+    async fn permanent(_: Job) -> Result<(), Error> {
+        std::fs::read("/nonexistent").map_err(Failure::permanent)?;
         Ok(())
-    });
-    let (result, _) = journey(work, MINUTE).await;
-    let ended = result.ended().remove(0);
-    assert_eq!(ended.outcome(), "succeeded");
-    assert_eq!(ended.work.metrics.iter().collect::<Vec<_>>(), [("rows", 5.0)]);
+    }
+    let worker = |handler: TestWorker| handler.object("k", "").max_receive_count(1).run();
+    for (run, outcome, error) in [
+        (worker(TestWorker::new(of_io)).await, "handler_failed", "No such file"),
+        (worker(TestWorker::new(own)).await, "handler_failed", "there is no space: quota"),
+        (worker(TestWorker::new(boxed)).await, "handler_failed", "invalid digit found"),
+        (worker(TestWorker::new(classified)).await, "temporary", "the service is closed"),
+        (worker(TestWorker::new(permanent)).await, "permanent", "No such file"),
+    ] {
+        assert_eq!(run.outcomes(), [outcome]);
+        let text = run.attempts()[0].error.as_deref().unwrap();
+        assert!(text.contains(error) && !text.contains("command"), "{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_temporary_failure_chooses_its_delay() {
-    let work = work!(|_job| Err(Failure::Temporary {
-        reason: "the database is down".to_owned(),
-        retry_after: Some(90 * S)
-    }));
-    let (result, calls) = journey(work, MINUTE).await;
-    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["temporary"], 75));
-    assert!(
-        calls.contains(&Call::ChangeVisibility(90 * S)) && !calls.contains(&Call::Delete),
-        "{calls:?}"
+    let handler = |_: Job| async { Err(Failure::retry_after(5 * MINUTE, "the database is down")) };
+    let started = Instant::now();
+    let run = TestWorker::new(handler).object("k", "").max_receive_count(2).run().await;
+    assert_eq!(run.outcomes(), ["temporary", "temporary"]);
+    assert_eq!(run.attempts()[0].retry_after, Some(5 * MINUTE));
+    assert_eq!(
+        run.attempts()[0].error.as_deref(),
+        Some("the handler reported a temporary failure: the database is down")
     );
-    let error = result.ended()[0].error().unwrap();
-    assert!(error.ends_with(": the database is down"), "{error}");
+    assert!(started.elapsed() >= 10 * MINUTE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permanent_failure_is_kept_for_the_dead_letter_queue() {
-    let (result, calls) =
-        journey(work!(|_job| Err(Failure::Permanent("no image".to_owned()))), MINUTE).await;
-    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["permanent"], 65));
-    assert!(!calls.contains(&Call::Delete));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_error_of_any_kind_and_a_panic_are_failures() {
-    let (result, _) =
-        journey(work!(|_job| Ok(std::fs::read("/nonexistent").map(drop)?)), MINUTE).await;
-    assert_eq!(result.outcomes(), ["command_failed"]);
-    assert!(result.ended()[0].error().unwrap().contains("No such file"));
-    let (result, calls) = journey(work!(|_job| panic!("a bug in the work")), MINUTE).await;
-    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["command_failed"], 1));
-    assert!(!calls.contains(&Call::Delete));
+async fn a_panic_is_a_failure_of_the_handler_and_no_bug_of_leasehold() {
+    let handler = |job: Job| async move {
+        assert!(job.receive_count > 1, "no film before the second attempt");
+        Ok::<_, Error>(())
+    };
+    let run = TestWorker::new(handler).object("k", "").run().await;
+    assert_eq!(run.outcomes(), ["panicked", "succeeded"]);
+    let error = run.attempts()[0].error.as_deref().unwrap();
+    assert!(error.starts_with("the handler panicked: no film before"), "{error}");
+    assert!(!error.contains("bug") && run.attempts()[0].retry_after.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_success_after_a_stop_does_not_count() {
-    let work = work!(|job| {
-        job.halt.cancelled().await;
-        Ok(())
-    });
-    let (result, calls) = journey(work, MINUTE).await;
-    assert_eq!((result.outcomes(), result.took), (vec!["stopped"], MINUTE));
-    assert!(!calls.contains(&Call::Delete));
+    let handler = |job: Job| async move {
+        if job.receive_count == 1 {
+            job.cancelled().await;
+            assert!(job.is_cancelled() && job.cancellation_token().is_cancelled());
+        }
+        Ok::<_, Error>(())
+    };
+    let run = TestWorker::new(handler).object("k", "").stop_after(MINUTE).run().await;
+    assert_eq!(run.outcomes(), ["stopped", "succeeded"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_ignores_a_stop_is_dropped() {
-    let work = work!(|_job| {
-        sleep(60 * MINUTE).await;
-        Ok(())
-    });
-    let (result, calls) = journey(work, MINUTE).await;
-    assert_eq!((result.outcomes(), result.took), (vec!["stopped"], MINUTE + 20 * S));
-    assert!(!calls.contains(&Call::Delete));
+async fn a_handler_that_ignores_a_stop_is_dropped() {
+    let started = Instant::now();
+    let handler = |job: Job| async move {
+        if job.receive_count == 1 {
+            sleep(60 * MINUTE).await;
+        }
+        Ok::<_, Error>(())
+    };
+    let run = TestWorker::new(handler).object("k", "").stop_after(MINUTE).run().await;
+    assert_eq!(run.outcomes(), ["stopped", "succeeded"]);
+    assert!(started.elapsed() < 2 * MINUTE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_is_reported() {
-    let work = work!(|job| {
+async fn a_job_knows_its_deadline_and_ends_at_it() {
+    let handler = |job: Job| async move {
+        let left = job.time_left();
+        assert!(left <= 5 * MINUTE && left > 5 * MINUTE - 5 * S, "{left:?}");
+        assert!(timeout(6 * MINUTE, job.cancelled()).await.is_ok());
+        assert!(job.time_left() < 5 * S && job.deadline() < Instant::now() + 5 * S);
+        Ok::<_, Error>(())
+    };
+    let worker = TestWorker::new(handler).object("k", "").max_receive_count(1);
+    let run = worker.max_duration(5 * MINUTE).run().await;
+    assert_eq!(run.outcomes(), ["timed_out"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_prevents_a_stall() {
+    let handler = |job: Job| async move {
         for step in 1..=4 {
-            sleep(3 * S).await;
-            job.progress(f64::from(step) / 4.0, "resizing");
+            sleep(50 * S).await;
+            if job.receive_count == 2 {
+                job.progress(f64::from(step) / 4.0);
+                job.status("resizing");
+            }
         }
-        Ok(())
-    });
-    let (result, _) = journey(work, MINUTE).await;
-    let shares: Vec<_> =
-        result.telemetry.progress().into_iter().filter_map(|progress| progress.share).collect();
-    assert_eq!(shares, [0.25, 0.5, 0.75, 1.0]);
+        Ok::<_, Error>(())
+    };
+    let run = TestWorker::new(handler).object("k", "").stall_timeout(MINUTE).run().await;
+    assert_eq!(run.outcomes(), ["stalled", "succeeded"]);
+    assert_eq!(run.attempts()[1].progress, Some(1.0));
 }
 
-/// Blocks a thread forever, except at its last call.
-struct Blocks(Arc<AtomicUsize>);
+#[tokio::test(start_paused = true)]
+async fn an_object_is_fetched_when_the_handler_asks_for_it() {
+    let fetched = Arc::new(AtomicU32::new(0));
+    let count = fetched.clone();
+    let handler = move |job: Job| {
+        let count = count.clone();
+        async move {
+            let folder = job.output_dir().with_file_name("input");
+            assert_eq!(std::fs::read_dir(folder)?.count(), 0, "it was not fetched before");
+            if job.key.as_deref() == Some("wanted") {
+                let (first, again) = tokio::join!(job.bytes(), job.text());
+                assert_eq!((first?, again?), (b"data".to_vec(), "data".to_owned()));
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok::<_, Error>(())
+        }
+    };
+    let worker = TestWorker::new(handler).object("wanted", "data").object("unwanted", "data");
+    let run = worker.fetch_on_demand().run().await;
+    assert_eq!(run.outcomes(), ["succeeded", "succeeded"], "{:?}", run.attempts());
+    assert_eq!(fetched.load(Ordering::Relaxed), 1);
+}
 
-#[async_trait]
-impl Work for Blocks {
-    async fn process(&self, _: Job) -> Result<(), Failure> {
-        if self.0.fetch_sub(1, Ordering::Relaxed) == 0 {
-            return Ok(());
-        }
-        loop {
-            std::thread::park();
-        }
-    }
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_fetched_on_demand_keeps_the_message() {
+    let handler = |job: Job| async move { job.bytes().await.map(drop) };
+    let gone = object_created("gone");
+    let worker = TestWorker::new(handler).message(&gone).max_receive_count(1).fetch_on_demand();
+    let run = worker.setting("missing-object", "ignore").run().await;
+    assert_eq!(run.outcomes(), ["temporary"], "the handler has begun, so it is a failure");
+    assert!(run.attempts()[0].error.as_deref().unwrap().contains("No such file"));
+    assert_eq!(run.dead_letters(), [gone]);
+
+    let worker = TestWorker::new(handler).object("k", "data").max_receive_count(1);
+    let run = worker.fetch_on_demand().setting("buckets", "another-bucket").run().await;
+    assert_eq!(run.outcomes(), ["unreadable"], "the rule holds before the handler starts");
 }
 
 #[tokio::test]
-async fn functions_that_never_end_do_not_block_others() {
+async fn a_job_for_a_test_has_what_the_test_sets() {
+    let job = Job::builder("orders.csv").object("a;b").attribute("tenant", "t1").body("{}");
+    let job = job.receive_count(2).time_left(MINUTE).build();
+    assert_eq!((job.text().await.unwrap().as_str(), job.receive_count), ("a;b", 2));
+    assert_eq!(
+        (job.attributes["tenant"].as_str(), job.body().await.unwrap().as_str()),
+        ("t1", "{}")
+    );
+    assert!(job.time_left() <= MINUTE && job.checkpoint_dir().is_dir());
+    let folder = job.output_dir().to_owned();
+    std::fs::write(folder.join("result"), "1").unwrap();
+    drop(job);
+    assert!(!folder.exists());
+    let failure = Job::builder("k").build().bytes().await.unwrap_err();
+    assert!(failure.is_permanent() && format!("{failure:#}").contains("no object"), "{failure:?}");
+}
+
+/// Blocks a thread forever, except at its last call.
+fn blocks(remaining: Arc<AtomicUsize>) -> AnyHandler {
+    AnyHandler::new(move |_: Job| {
+        let remaining = remaining.clone();
+        async move {
+            if remaining.fetch_sub(1, Ordering::Relaxed) == 0 {
+                return Ok::<_, Error>(());
+            }
+            loop {
+                std::thread::park();
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn handlers_that_never_end_do_not_block_others() {
     let room = tempfile::tempdir().unwrap();
     let threads = std::thread::available_parallelism().unwrap().get();
     let remaining = Arc::new(AtomicUsize::new(threads));
-    let work = InProcess { work: Arc::new(Blocks(remaining.clone())), threads: Threads::Dedicated };
+    let work = InProcess { handler: blocks(remaining.clone()), threads: Threads::Dedicated };
     let run = |halt: &CancellationToken| {
         let command = Command {
             program: "the work".into(),
             args: Vec::new(),
             job: JobFacts { result_file: room.path().join("result.jsonl"), ..facts() },
+            variables: None,
             stdin: None,
+            fetch: None,
             stop_grace: Duration::from_millis(50),
         };
         work.run(command, halt.clone(), Activity::default())
@@ -190,10 +317,39 @@ async fn functions_that_never_end_do_not_block_others() {
             halt.cancel();
         };
         let (ended, ()) = tokio::join!(run(&halt), once_it_blocks);
-        assert_eq!(ended.unwrap().exit, Exit::Signal(9));
+        assert_eq!(ended.unwrap().exit, Exit::Handler(Handled::Dropped));
     }
     let last = timeout(MINUTE, run(&CancellationToken::new()))
         .await
         .expect("the blocked threads do not delay it");
-    assert_eq!(last.unwrap().exit, Exit::Code(0));
+    assert_eq!(last.unwrap().exit, Exit::Handler(Handled::Succeeded));
+}
+
+/// The public items of the library, as they are declared. `INSTA_UPDATE=always` accepts changes:
+/// each one is a promise.
+#[test]
+fn the_public_api_does_not_change_unnoticed() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut items = Vec::new();
+    for file in ["failure", "handler", "job", "program", "settings", "testing", "worker"] {
+        let path = root.join("src/library").join(file).with_extension("rs");
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let mut lines = code.lines().map(str::trim);
+        while let Some(line) = lines.next() {
+            if !line.starts_with("pub ") || line.starts_with("pub mod") {
+                continue;
+            }
+            let mut item = line.to_owned();
+            while !item.ends_with(['{', ';', ',', '}']) {
+                item.push_str(lines.next().expect("an item ends"));
+            }
+            // A list of parameters goes on to the body.
+            while item.matches('(').count() > item.matches(')').count() {
+                item.extend([" ", lines.next().expect("an item ends")]);
+            }
+            items.push(format!("{file}: {}", item.trim_end_matches(['{', ' ', ','])));
+        }
+    }
+    insta::assert_snapshot!("public_api", items.join("\n"));
 }

@@ -71,7 +71,9 @@ impl Container {
             program: "true".into(),
             args: Vec::new(),
             job: facts(),
+            variables: None,
             stdin: None,
+            fetch: None,
             stop_grace: Duration::ZERO,
         };
         let limited = MemoryLimited::new(self.runner.clone(), cgroup, guard);

@@ -853,7 +853,9 @@ fn sh(script: &str) -> Command {
         program: "sh".into(),
         args: vec!["-c".into(), script.into()],
         job,
+        variables: None,
         stdin: None,
+        fetch: None,
         stop_grace: LONG,
     }
 }

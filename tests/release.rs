@@ -69,7 +69,17 @@ fn both_packages_have_the_metadata_of_a_registry() {
 #[test]
 fn the_packages_contain_the_sources_and_few_other_files() {
     for (folder, name, others) in [
-        ("", "leasehold", &["CHANGELOG.md", "README.md", "build.rs", "examples/embedded.rs"][..]),
+        (
+            "",
+            "leasehold",
+            &[
+                "CHANGELOG.md",
+                "README.md",
+                "build.rs",
+                "examples/embedded.rs",
+                "examples/service.rs",
+            ][..],
+        ),
         ("core", "leasehold-core", &["README.md"]),
     ] {
         let mut list = Command::new(env!("CARGO"));

@@ -78,6 +78,7 @@ fn names_that_users_rely_on_do_not_change_unnoticed() {
             first_received_at: Some(SystemTime::UNIX_EPOCH),
             queue_url: Some(String::new()),
             attributes: BTreeMap::new(),
+            ..MessageFacts::default()
         },
         max_receive_count: Some(3),
         final_attempt: Some(false),

@@ -113,7 +113,7 @@ async fn the_program_with_a_mount_reads_the_object_below_it() {
 
 #[test]
 fn each_of_these_examples_has_a_short_readme() {
-    for example in ["arguments", "fixed-paths", "mount"] {
+    for example in ["arguments", "fixed-paths", "http-server", "mount"] {
         let readme = fs::read_to_string(home(example).join("README.md")).unwrap();
         let lines =
             readme.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();

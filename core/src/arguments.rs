@@ -185,6 +185,10 @@ impl Argument {
         self.values().any(|value| value == placeholder)
     }
 
+    pub fn has_placeholders(&self) -> bool {
+        self.values().next().is_some()
+    }
+
     fn values(&self) -> impl Iterator<Item = &Placeholder> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Value(value) => Some(value),

@@ -84,6 +84,17 @@ pub struct Delivery {
     pub traceparent: Option<String>,
     /// The sender's message attributes, by name; binary values in Base64.
     pub attributes: BTreeMap<String, String>,
+    pub sqs: SqsAttributes,
+}
+
+/// The rest of what SQS knows about a message, for the event of a Lambda function. Empty for a
+/// message from another queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SqsAttributes {
+    /// SQS's own attributes, as it sends them.
+    pub system: BTreeMap<String, String>,
+    /// The types of the sender's message attributes, such as `Number`, by their names.
+    pub types: BTreeMap<String, String>,
 }
 
 impl Delivery {
@@ -201,6 +212,10 @@ mod tests {
             idempotency_key: None,
             traceparent: None,
             attributes: BTreeMap::from([("secret".into(), "secret".into())]),
+            sqs: SqsAttributes {
+                system: BTreeMap::from([("SenderId".into(), "secret".into())]),
+                types: BTreeMap::new(),
+            },
         };
         assert!(!format!("{delivery:?} {:?}", delivery.receipt).contains("secret"));
     }

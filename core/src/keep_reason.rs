@@ -33,11 +33,17 @@ pub enum KeepReason {
     FetchFailed(String),
     Unreadable(String),
     CommandNotStarted(String),
+    /// A process that stays for all messages has ended several times before it took one.
+    WorkerNotStarted(String),
     CommandFailed(Exit),
     /// The command reported that this input will never work (`--permanent-exit-codes`).
     Permanent(Exit),
     /// The command reported that a later attempt may work (exit code 75).
-    Temporary,
+    Temporary(Exit),
+    /// The handler of a program that embeds leasehold returned an error.
+    HandlerFailed,
+    /// The handler of a program that embeds leasehold panicked.
+    HandlerPanicked,
     PublishFailed(String),
     /// The idempotency record could not be read or written (`--idempotency`).
     NotRecorded(String),
@@ -59,8 +65,8 @@ pub enum KeepReason {
     HandedOver,
     /// leasehold was asked to stop.
     Stopped,
-    /// The work on this message panicked; other messages are not affected.
-    Panicked(String),
+    /// leasehold's own work on this message panicked; other messages are not affected.
+    Bug(String),
     ActorDied(Role),
 }
 
@@ -117,9 +123,12 @@ impl KeepReason {
             Self::FetchFailed(_)       => row("fetch_failed",        75, AfterBackoff, false, Failure),
             Self::Unreadable(_)        => row("unreadable",          65, Soon,         false, Failure),
             Self::CommandNotStarted(_) => row("command_not_started",  1, AfterBackoff, false, Failure),
+            Self::WorkerNotStarted(_)  => row("worker_not_started",   1, AfterBackoff, true,  Failure),
             Self::CommandFailed(_)     => row("command_failed",       1, AfterBackoff, false, Failure),
             Self::Permanent(_)         => row("permanent",           65, Soon,         false, Failure),
-            Self::Temporary            => row("temporary",           75, AfterBackoff, false, Failure),
+            Self::Temporary(_)         => row("temporary",           75, AfterBackoff, false, Failure),
+            Self::HandlerFailed        => row("handler_failed",       1, AfterBackoff, false, Failure),
+            Self::HandlerPanicked      => row("panicked",             1, AfterBackoff, false, Failure),
             Self::PublishFailed(_)     => row("publish_failed",      75, AfterBackoff, false, Failure),
             Self::NotRecorded(_)       => row("not_recorded",        75, AfterBackoff, false, Failure),
             Self::DeleteFailed(_)      => row("delete_failed",       75, AfterBackoff, false, Failure),
@@ -131,7 +140,7 @@ impl KeepReason {
             Self::LeaseExhausted       => row("lease_exhausted",     75, AtOnce,       true,  Failure),
             Self::HandedOver           => row("handed_over",         75, AtOnce,       true,  AsPlanned),
             Self::Stopped              => row("stopped",            143, AfterStop,    true,  AsPlanned),
-            Self::Panicked(_)          => row("panicked",            70, AfterBackoff, false, Bug),
+            Self::Bug(_)               => row("bug",                 70, AfterBackoff, false, Bug),
             Self::ActorDied(_)         => row("actor_died",          70, AfterBackoff, true,  Bug),
         }
     }
@@ -155,15 +164,19 @@ impl fmt::Display for KeepReason {
             Self::FetchFailed(why) => write!(f, "the object could not be fetched: {why}"),
             Self::Unreadable(why) => write!(f, "the object cannot be used: {why}"),
             Self::CommandNotStarted(why) => write!(f, "the command was not started: {why}"),
+            Self::WorkerNotStarted(why) => write!(f, "the worker was not started: {why}"),
             Self::CommandFailed(exit) => write!(f, "the command failed with {exit}"),
+            Self::Permanent(Exit::Handler(_)) => f.write_str("the handler reported a permanent failure"),
             Self::Permanent(exit) => write!(f, "the command reported a permanent failure ({exit})"),
-            Self::Temporary => f.write_str("the command reported a temporary failure (exit code 75)"),
+            Self::Temporary(Exit::Handler(_)) => f.write_str("the handler reported a temporary failure"),
+            Self::Temporary(exit) => write!(f, "the command reported a temporary failure ({exit})"),
+            Self::HandlerFailed => f.write_str("the handler failed"),
+            Self::HandlerPanicked => f.write_str("the handler panicked"),
             Self::PublishFailed(why) => write!(f, "the command's output could not be published: {why}"),
             Self::NotRecorded(why) => write!(f, "the idempotency record could not be read or written: {why}"),
             Self::DeleteFailed(why) => write!(f, "the work succeeded, but the message could not be deleted: {why}"),
             Self::TimedOut => f.write_str("the work took longer than --max-duration"),
-            Self::Stalled => f.write_str("the command printed nothing and reported no progress for --stall-timeout; if it does print, its output is buffered: flush it, or start the command with stdbuf -oL",
-            ),
+            Self::Stalled => f.write_str("there was no output and no progress for --stall-timeout; if a command does print, its output is buffered: flush it, or start the command with stdbuf -oL"),
             Self::OutOfMemory(why) => write!(f, "the command ran out of memory: {why}"),
             Self::LeaseLost(why) => write!(f, "the lease was lost: {why}"),
             Self::LostAfterSuccess => {
@@ -174,7 +187,7 @@ impl fmt::Display for KeepReason {
                 f.write_str("SQS hides a message for at most 12 hours after a receive: the next pod resumes from the checkpoint")
             }
             Self::Stopped => f.write_str("leasehold was asked to stop"),
-            Self::Panicked(why) => write!(f, "a bug in leasehold: the work on this message panicked: {why}"),
+            Self::Bug(why) => write!(f, "a bug in leasehold: its work on this message panicked: {why}"),
             Self::ActorDied(role) => write!(f, "a bug in leasehold: its {role} actor died"),
         }
     }

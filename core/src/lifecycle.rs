@@ -320,6 +320,7 @@ fn split(
         idempotency_key,
         traceparent,
         attributes,
+        sqs,
     } = delivery;
     let (records, job_type) = match assignment {
         Assignment::Work(content, task) => (content.records(), Some(task.name.clone())),
@@ -337,6 +338,7 @@ fn split(
         idempotency_key,
         traceparent,
         attributes,
+        sqs,
         body_sha256: hex::encode(Sha256::digest(&body)),
         job_type,
         objects: records.iter().map(|record| record.object.clone()).collect(),

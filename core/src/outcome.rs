@@ -4,11 +4,32 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// How a command ended.
+/// How a command ended, or the handler of a program that embeds leasehold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     Code(i32),
     Signal(i32),
+    Handler(Handled),
+}
+
+/// How a handler ended: a function that does the work instead of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    Succeeded,
+    Failed,
+    /// A later attempt may succeed.
+    Temporary,
+    /// This input will never work.
+    Permanent,
+    Panicked,
+    /// Dropped, because it did not end within the stop grace.
+    Dropped,
+}
+
+impl Exit {
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Code(0) | Self::Handler(Handled::Succeeded))
+    }
 }
 
 impl fmt::Display for Exit {
@@ -18,6 +39,14 @@ impl fmt::Display for Exit {
             // Out of memory is by far the most frequent cause of a KILL from outside.
             Self::Signal(9) => f.write_str("signal 9 (KILL; out of memory?)"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Handler(handled) => f.write_str(match handled {
+                Handled::Succeeded => "success",
+                Handled::Failed => "an error",
+                Handled::Temporary => "a temporary failure",
+                Handled::Permanent => "a permanent failure",
+                Handled::Panicked => "a panic",
+                Handled::Dropped => "its cancellation",
+            }),
         }
     }
 }
@@ -52,6 +81,8 @@ pub enum Failure {
     Unreadable(String),
     /// The command did not run: no work directory, or no such command.
     Start(String),
+    /// A process that stays for all messages has ended several times before it took one.
+    WorkerNotStarted(String),
     Exit(Exit, CommandReport),
     /// The command reached `--memory-guard` and was ended.
     OutOfMemory(String),

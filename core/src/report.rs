@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::delivery::{DeliveryId, MessageId, Redrive};
+use super::delivery::{DeliveryId, MessageId, Redrive, SqsAttributes};
 use super::keep_reason::{KeepReason, Role, Visible};
 use super::notification::Object;
 use super::outcome::{Exit, NoWorkReason, WorkRecord};
@@ -104,6 +104,8 @@ pub struct Subject {
     pub traceparent: Option<String>,
     /// The sender's message attributes; never reported, as they may contain private data.
     pub attributes: BTreeMap<String, String>,
+    /// Never reported either.
+    pub sqs: SqsAttributes,
     /// SHA-256 of the body in hexadecimal; the body itself is never reported.
     pub body_sha256: String,
     /// `default` for messages without a job type; `None` if no command runs.
@@ -233,9 +235,12 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::FetchFailed(why()),
         KeepReason::Unreadable(why()),
         KeepReason::CommandNotStarted(why()),
+        KeepReason::WorkerNotStarted(why()),
         KeepReason::CommandFailed(Exit::Code(1)),
         KeepReason::Permanent(Exit::Code(65)),
-        KeepReason::Temporary,
+        KeepReason::Temporary(Exit::Code(75)),
+        KeepReason::HandlerFailed,
+        KeepReason::HandlerPanicked,
         KeepReason::PublishFailed(why()),
         KeepReason::NotRecorded(why()),
         KeepReason::DeleteFailed(why()),
@@ -247,7 +252,7 @@ pub fn keep_reasons() -> Vec<KeepReason> {
         KeepReason::LeaseExhausted,
         KeepReason::HandedOver,
         KeepReason::Stopped,
-        KeepReason::Panicked(why()),
+        KeepReason::Bug(why()),
         KeepReason::ActorDied(Role::Processor),
     ]
 }
@@ -279,10 +284,10 @@ mod tests {
     fn the_list_of_reasons_is_complete() {
         let next = |reason: &KeepReason| {
             use KeepReason::{
-                ActorDied, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed, HandedOver,
-                LeaseExhausted, LeaseLost, LostAfterSuccess, NoJobType, NotANotification,
-                NotRecorded, OutOfMemory, Panicked, Permanent, PublishFailed, Stalled, Stopped,
-                Temporary, TimedOut, Unreadable,
+                ActorDied, Bug, CommandFailed, CommandNotStarted, DeleteFailed, FetchFailed,
+                HandedOver, HandlerFailed, HandlerPanicked, LeaseExhausted, LeaseLost,
+                LostAfterSuccess, NoJobType, NotANotification, NotRecorded, OutOfMemory, Permanent,
+                PublishFailed, Stalled, Stopped, Temporary, TimedOut, Unreadable, WorkerNotStarted,
             };
             // The compiler fails here for a new reason until it is listed.
             match reason {
@@ -291,25 +296,28 @@ mod tests {
                 FetchFailed(_) => 2,
                 Unreadable(_) => 3,
                 CommandNotStarted(_) => 4,
-                CommandFailed(_) => 5,
-                Permanent(_) => 6,
-                Temporary => 7,
-                PublishFailed(_) => 8,
-                NotRecorded(_) => 9,
-                DeleteFailed(_) => 10,
-                TimedOut => 11,
-                Stalled => 12,
-                OutOfMemory(_) => 13,
-                LeaseLost(_) => 14,
-                LostAfterSuccess => 15,
-                LeaseExhausted => 16,
-                HandedOver => 17,
-                Stopped => 18,
-                Panicked(_) => 19,
-                ActorDied(_) => 20,
+                WorkerNotStarted(_) => 5,
+                CommandFailed(_) => 6,
+                Permanent(_) => 7,
+                Temporary(_) => 8,
+                HandlerFailed => 9,
+                HandlerPanicked => 10,
+                PublishFailed(_) => 11,
+                NotRecorded(_) => 12,
+                DeleteFailed(_) => 13,
+                TimedOut => 14,
+                Stalled => 15,
+                OutOfMemory(_) => 16,
+                LeaseLost(_) => 17,
+                LostAfterSuccess => 18,
+                LeaseExhausted => 19,
+                HandedOver => 20,
+                Stopped => 21,
+                Bug(_) => 22,
+                ActorDied(_) => 23,
             }
         };
         let all: Vec<_> = keep_reasons().iter().map(next).collect();
-        assert_eq!(all, (0..21).collect::<Vec<_>>());
+        assert_eq!(all, (0..24).collect::<Vec<_>>());
     }
 }

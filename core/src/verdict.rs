@@ -10,7 +10,7 @@ use super::backoff::backoff;
 use super::delivery::{DeliveryId, Redrive};
 use super::keep_reason::{KeepReason, Visible};
 use super::lease::Lease;
-use super::outcome::{CommandReport, Exit, Failure, NoWorkReason, Outcome};
+use super::outcome::{CommandReport, Exit, Failure, Handled, NoWorkReason, Outcome};
 
 /// Why a message may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,10 +178,16 @@ impl RetryPolicy {
             Failure::Fetch(why) => (KeepReason::FetchFailed(why), CommandReport::default()),
             Failure::Unreadable(why) => (KeepReason::Unreadable(why), CommandReport::default()),
             Failure::Start(why) => (KeepReason::CommandNotStarted(why), CommandReport::default()),
+            Failure::WorkerNotStarted(why) => {
+                (KeepReason::WorkerNotStarted(why), CommandReport::default())
+            }
             Failure::Publish(why) => (KeepReason::PublishFailed(why), CommandReport::default()),
             Failure::Record(why) => (KeepReason::NotRecorded(why), CommandReport::default()),
             Failure::Superseded(why) => (KeepReason::LeaseLost(why), CommandReport::default()),
-            Failure::Exit(Exit::Code(TEMPORARY), report) => (KeepReason::Temporary, report),
+            Failure::Exit(Exit::Handler(handled), report) => (of_handler(handled), report),
+            Failure::Exit(exit @ Exit::Code(TEMPORARY), report) => {
+                (KeepReason::Temporary(exit), report)
+            }
             Failure::Exit(exit @ Exit::Code(code), report)
                 if self.permanent_exit_codes.contains(&code) =>
             {
@@ -193,18 +199,19 @@ impl RetryPolicy {
             }
             // Work is halted only during a stop; if this happens otherwise, it is not a success.
             Failure::Halted => (KeepReason::Stopped, CommandReport::default()),
-            Failure::Panicked(why) => (KeepReason::Panicked(why), CommandReport::default()),
+            Failure::Panicked(why) => (KeepReason::Bug(why), CommandReport::default()),
         };
         match (&reason, report.retry_after) {
-            (KeepReason::Temporary, Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
+            (KeepReason::Temporary(_), Some(delay)) => Verdict::Keep(reason, Release::After(delay)),
             _ => self.keep(delivery, redrive, reason),
         }
     }
 
-    /// Whether the exit code says what is to happen with the message.
+    /// Whether the command, or the handler, says what is to happen with the message.
     fn is_decided(&self, exit: Exit) -> bool {
         match exit {
             Exit::Code(code) => code == TEMPORARY || self.permanent_exit_codes.contains(&code),
+            Exit::Handler(handled) => matches!(handled, Handled::Temporary | Handled::Permanent),
             Exit::Signal(_) => false,
         }
     }
@@ -230,6 +237,18 @@ impl RetryPolicy {
             }
         };
         Verdict::Keep(reason, release)
+    }
+}
+
+/// Why the message of a handler that failed is kept.
+fn of_handler(handled: Handled) -> KeepReason {
+    let exit = Exit::Handler(handled);
+    match handled {
+        Handled::Temporary => KeepReason::Temporary(exit),
+        Handled::Permanent => KeepReason::Permanent(exit),
+        Handled::Panicked => KeepReason::HandlerPanicked,
+        // A failure never counts as a success, whatever it is called.
+        Handled::Failed | Handled::Dropped | Handled::Succeeded => KeepReason::HandlerFailed,
     }
 }
 
@@ -289,6 +308,32 @@ mod tests {
             1
         );
         assert_eq!(judged(Outcome::Failed(Failure::Fetch("503".into()))).1, 75);
+    }
+
+    #[test]
+    fn a_handler_chooses_its_outcome_and_never_an_exit_code() {
+        // 65 is a permanent exit code of this policy.
+        let judged = |handled, retry_after| {
+            let report = CommandReport { retry_after, reason: None };
+            let failed = Outcome::Failed(Failure::Exit(Exit::Handler(handled), report));
+            match policy().judge(&delivery("m", 1), &Redrive::Unknown, failed) {
+                Verdict::Delete(_) => panic!("a failure is deleted"),
+                Verdict::Keep(reason, release) => (reason.label(), reason.exit_code(), release),
+            }
+        };
+        let backoff = Release::After(backoff(10 * S, 900 * S, &MessageId::new("m"), 1));
+        let delay = Some(300 * S);
+        for (handled, retry_after, label, exit_code, release) in [
+            (Handled::Failed, delay, "handler_failed", 1, backoff),
+            (Handled::Panicked, delay, "panicked", 1, backoff),
+            (Handled::Temporary, None, "temporary", 75, backoff),
+            (Handled::Temporary, delay, "temporary", 75, Release::After(300 * S)),
+            (Handled::Permanent, None, "permanent", 65, backoff),
+            (Handled::Dropped, None, "handler_failed", 1, backoff),
+            (Handled::Succeeded, None, "handler_failed", 1, backoff),
+        ] {
+            assert_eq!(judged(handled, retry_after), (label, exit_code, release), "{handled:?}");
+        }
     }
 
     #[test]

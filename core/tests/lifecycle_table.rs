@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::delivery::{
+    Delivery, MessageId, ReceiptHandle, Received, Redrive, SqsAttributes,
+};
 use leasehold_core::keep_reason::{KeepReason, Role};
 use leasehold_core::lease::CEILING;
 use leasehold_core::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
@@ -61,6 +63,7 @@ fn received_as(body: &str, payload_failed: Option<KeepReason>) -> Event {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
     };
     Event::Received(Box::new(Received {
         delivery,

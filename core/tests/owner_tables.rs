@@ -6,7 +6,9 @@ use std::fmt::{Debug, Write};
 use std::time::Duration;
 
 use leasehold_core::claim::{self, Claim, RecordState, Request, StoredRecord};
-use leasehold_core::delivery::{Delivery, DeliveryId, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::delivery::{
+    Delivery, DeliveryId, MessageId, ReceiptHandle, Received, Redrive, SqsAttributes,
+};
 use leasehold_core::keep_reason::KeepReason;
 use leasehold_core::keeper::{self, Answer, Input, Keeper};
 use leasehold_core::lease::{CEILING, Lease, Strategy};
@@ -160,6 +162,7 @@ fn success() -> Verdict {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
     };
     let received = Received { delivery, asked_at: S, received_at: S, redrive: Redrive::Unknown };
     let mut processed = Processed::failed(leasehold_core::outcome::Failure::Halted);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive, SqsAttributes};
 use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::{Effect, Event, Job, Policy};
 use leasehold_core::notification::{CUSTOM, Notification, parse};
@@ -68,6 +68,7 @@ fuzz_target!(|bytes: &[u8]| {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
     };
     let (asked_at, received_at, redrive) = (Duration::ZERO, Duration::ZERO, Redrive::Unknown);
     let received = Received { delivery, asked_at, received_at, redrive };

@@ -11,11 +11,11 @@ use tracing::warn;
 /// Work uses the file system, which may block for seconds (NFS). On a thread of its own it cannot
 /// delay a visibility timeout's extension, which tokio does not guarantee among tasks of one
 /// runtime. A pod that finds the queue empty starts no such thread.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum WorkThreads {
     /// The actors' threads, for tests on a paused clock.
     #[cfg_attr(
-        not(feature = "internals"),
+        not(any(feature = "internals", feature = "testing")),
         expect(dead_code, reason = "for tests on a paused clock")
     )]
     Shared,
@@ -23,8 +23,12 @@ pub enum WorkThreads {
 }
 
 /// Started for the first work.
-#[derive(Debug, Clone, Default)]
-pub struct SeparateThreads(Arc<Mutex<Option<Runtime>>>);
+#[derive(Clone)]
+pub struct SeparateThreads {
+    runtime: Arc<Mutex<Option<Runtime>>>,
+    /// Called in each thread.
+    on_start: Arc<dyn Fn() + Send + Sync>,
+}
 
 impl WorkThreads {
     pub fn handle(&self) -> Handle {
@@ -36,10 +40,17 @@ impl WorkThreads {
 }
 
 impl SeparateThreads {
+    pub fn new(on_start: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { runtime: Arc::default(), on_start: Arc::new(on_start) }
+    }
+
     fn handle(&self) -> Handle {
-        let mut runtime = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
         if runtime.is_none() {
-            match Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+            let on_start = self.on_start.clone();
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(1).on_thread_start(move || on_start()).enable_all();
+            match builder.build() {
                 Ok(started) => *runtime = Some(started),
                 Err(error) => warn!(%error, "no thread could be started for the work"),
             }
@@ -49,7 +60,7 @@ impl SeparateThreads {
 
     /// Ends the threads. Those that are still busy get `patience`, and are abandoned after that.
     pub fn shut_down(self, patience: Duration) {
-        if let Some(runtime) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(runtime) = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take() {
             runtime.shutdown_timeout(patience);
         }
     }

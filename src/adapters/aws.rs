@@ -16,10 +16,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use aws_config::SdkConfig;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::ProvideRegion;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_config::{BehaviorVersion, ConfigLoader, Region};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -73,14 +74,29 @@ pub async fn load(
 }
 
 fn loader(ca_bundle: Option<&PathBuf>) -> ConfigLoader {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_LIMIT)
-        .operation_attempt_timeout(ATTEMPT_LIMIT)
-        .build();
     aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(OneClient::new(ca_bundle.cloned()))
         .no_credentials()
-        .timeout_config(timeouts)
+        .timeout_config(time_limits())
+}
+
+fn time_limits() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .operation_attempt_timeout(ATTEMPT_LIMIT)
+        .build()
+}
+
+/// The credentials, the region and the endpoints of an embedding program's configuration, with our
+/// own connections: one that another runtime drives could wait for a handler, and a heartbeat with
+/// it.
+pub fn with_own_connections(
+    config: &SdkConfig,
+    ca_bundle: Option<PathBuf>,
+) -> Result<SdkConfig, LoadError> {
+    check(config, ca_bundle.as_ref())?;
+    let own = config.clone().into_builder().timeout_config(time_limits());
+    Ok(own.http_client(OneClient::new(ca_bundle)).build())
 }
 
 /// Refuses a configuration that no request could use.

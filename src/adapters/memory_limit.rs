@@ -19,7 +19,6 @@ use tracing::warn;
 
 pub use cgroup::MemoryCgroup;
 
-use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, MemoryUse, OutOfMemory, Runner, StartError};
 
 /// Runs commands of another runner within the memory limit.
@@ -77,7 +76,7 @@ impl MemoryLimited {
             .oom_kills()
             .zip(before)
             .map_or(0, |(now, before)| now.saturating_sub(before));
-        if ended.exit == Exit::Code(0) || kills == 0 {
+        if ended.exit.is_success() || kills == 0 {
             return ended;
         }
         let limit = self.cgroup.limit().map_or_else(|| "unknown".to_owned(), shown);
@@ -88,6 +87,10 @@ impl MemoryLimited {
 
 #[async_trait]
 impl Runner for MemoryLimited {
+    fn name(&self) -> &'static str {
+        self.runner.name()
+    }
+
     async fn run(
         &self,
         command: Command,
@@ -108,13 +111,13 @@ impl Runner for MemoryLimited {
             shown(used),
             shown(limit)
         );
-        warn!(used, limit, "the command reached --memory-guard; ending it");
+        warn!(used, limit, "{} reached --memory-guard; ending it", self.name());
         halt.cancel();
         let ended = tokio::select! {
             biased;
             ended = &mut running => ended?,
             MemoryUse { used, .. } = self.reaches(Threshold::Kill) => {
-                warn!(used, limit, "the command uses more memory after SIGTERM; killing it");
+                warn!(used, limit, "{} uses more memory after SIGTERM; killing it", self.name());
                 Exited::killed()
             }
         };

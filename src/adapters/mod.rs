@@ -10,10 +10,14 @@ pub mod aws;
 pub mod batches;
 #[cfg(feature = "aws")]
 pub mod http;
+pub mod http_handler;
+pub mod lambda;
 pub mod local;
 pub mod memory_limit;
 #[cfg(any(feature = "aws", feature = "internals"))]
 pub mod payloads;
 pub mod process;
+pub mod progress;
 pub mod publish;
 pub mod url;
+pub mod warm;

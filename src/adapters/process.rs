@@ -52,7 +52,7 @@ use crate::ports::job_facts::JobFacts;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use guard::Guard;
 pub use guard::guard;
-use orphans::{Commands, Family, MARK, Stage, commands, reap_orphans, sweep};
+use orphans::{Commands, Family, MARKS, Stage, commands, reap_orphans, sweep};
 use output::Output;
 use pace::{KILL_LIMIT, QUICK_TICK, SLOW_TICK};
 pub use program::find_program;
@@ -146,7 +146,7 @@ impl Processes {
         if env::var_os(UNBUFFERED).is_none() {
             program.env(UNBUFFERED, "1");
         }
-        let environment = command.job.environment();
+        let environment = command.variables.clone().unwrap_or_else(|| command.job.environment());
         let mark = mark(&environment);
         program.envs(environment);
 
@@ -214,7 +214,9 @@ fn mark(environment: &[(OsString, OsString)]) -> Option<Vec<u8>> {
     let variable = |(name, value): &(OsString, OsString)| {
         [name.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat()
     };
-    environment.iter().map(variable).find(|variable| variable.starts_with(MARK))
+    let has =
+        |mark: &[u8]| environment.iter().map(variable).find(|variable| variable.starts_with(mark));
+    MARKS.into_iter().find_map(has)
 }
 
 #[async_trait]
@@ -225,11 +227,14 @@ impl Runner for Processes {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError> {
-        let job_file = &command.job.job_file;
-        std::fs::write(job_file, command.job.to_json()).map_err(|error| StartError {
-            program: command.program.to_string_lossy().into_owned(),
-            why: format!("its JOB_FILE {}: {error}", job_file.display()),
-        })?;
+        if command.variables.is_none() {
+            let job_file = &command.job.job_file;
+            std::fs::write(job_file, command.job.to_json()).map_err(|error| StartError {
+                program: command.program.to_string_lossy().into_owned(),
+                why: format!("its JOB_FILE {}: {error}", job_file.display()),
+                ends_the_run: false,
+            })?;
+        }
         let (mut running, mut output) =
             self.start(&command, &activity).map_err(|err| start_error(&command.program, &err))?;
         let halted = tokio::select! {

@@ -21,8 +21,9 @@ pub fn misconfigured(why: &str) -> TerminationMessage {
     TerminationMessage::new("misconfigured", MISCONFIGURED, why)
 }
 
-pub fn refuse(why: &str) -> ExitCode {
+/// `program` is the name of this program.
+pub fn refuse(program: &str, why: &str) -> ExitCode {
     let red = AnsiColor::Red.on_default();
-    print(anstream::stderr(), &format!("{red}leasehold:{red:#} {}", PlainLines(why)));
+    print(anstream::stderr(), &format!("{red}{program}:{red:#} {}", PlainLines(why)));
     ExitCode::from(MISCONFIGURED)
 }

@@ -9,14 +9,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::print;
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, flush_limit, is_coloured, log_style, longest_stop_grace, runner};
+use super::runtime::{
+    block_on, check_handler, flush_limit, for_handler, is_coloured, log_style, longest_stop_grace,
+    runner,
+};
 use super::signals::{self, Reaction, stop_requested};
+use crate::adapters::lambda::Source;
 use crate::local::{self, Killable, Page};
 use crate::ports::Runner;
 use crate::settings::environment;
 use crate::settings::resolve::{LocalConfig, Verbosity};
 use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
+use crate::telemetry::panics;
 
 pub fn run_local(
     config: LocalConfig,
@@ -24,6 +29,7 @@ pub fn run_local(
 ) -> Result<ExitCode, String> {
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
+    check_handler(&config.work, in_process.is_some())?;
     let (stop, verbosity) = (config.work.settings.stop, config.verbosity);
     let style = log_style(config.work.log_format, &stderr());
     let is_watched = style.format == LogFormat::Text && stderr().is_terminal();
@@ -31,14 +37,19 @@ pub fn run_local(
         logs::filter(environment::log_filter().as_deref(), &default_filter(verbosity, is_watched))?;
     let (screen, above) = bars::screen(is_watched && verbosity != Verbosity::Quiet);
     let logs = logs::start(style, &config.work.identity, filter, above, flush_limit(stop));
+    panics::log_panics(in_process.is_some());
     let run = |work_threads| async {
         let kill = CancellationToken::new();
+        let work = in_process.as_ref().map_or("the command", |runner| runner.name());
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
-        let stopped = stop_requested(None, &Reaction { stop_grace, kill: Some(kill.clone()) })?;
-        let runner = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
-        local::run(config, runner, work_threads, screen, stopped)
-            .await
-            .map_err(|error| error.to_string())
+        let reaction = Reaction { work, stop_grace, kill: Some(kill.clone()) };
+        let stopped = stop_requested(None, &reaction)?;
+        let processes = Arc::new(Killable { runner: in_process.map_or_else(runner, Ok)?, kill });
+        let source = Source::new(None, None);
+        let runner = for_handler(processes, &config.work, config.concurrency, source, &stopped);
+        let summary = local::run(config, runner.clone(), work_threads, screen, stopped).await;
+        runner.finish().await;
+        summary.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;
     // Writes the remaining log records before the summary.

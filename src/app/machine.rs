@@ -11,7 +11,8 @@ use crate::work::fixed_paths::FixedPaths;
 /// Checks that every command exists, that files can be created in the work directory, and links at
 /// the fixed paths, and that buckets are mounted.
 pub fn check_machine(work: &WorkConfig, runs_commands: bool) -> Result<(), String> {
-    for task in work.settings.policy.tasks().filter(|_| runs_commands) {
+    let has_server = work.handler.is_http() && !work.http.has_command;
+    for task in work.settings.policy.tasks().filter(|_| runs_commands && !has_server) {
         find_program(&task.command.program).map_err(|why| match &work.job_types_file {
             Some(file) if task.name != Task::DEFAULT => {
                 let name = &task.name;

@@ -13,11 +13,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::signals::{handle_other_signals, since_stop};
 use crate::actors::work_threads::{SeparateThreads, WorkThreads};
+use crate::adapters::http_handler::HttpHandler;
+use crate::adapters::lambda::{Batching, Function, Lambda, Source};
+use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::process::Processes;
+use crate::adapters::warm::WarmProcesses;
 use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
+use crate::settings::environment;
+use crate::settings::resolve::{Batch, WorkConfig};
+use crate::settings::values::Handler;
 use crate::telemetry::logs::{LogFormat, Style};
+use crate::telemetry::panics;
 
 /// How long the log may take at the end: less during a shutdown.
 pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {
@@ -44,11 +52,13 @@ pub fn block_on<F: Future>(
     work: impl FnOnce(WorkThreads) -> F,
     patience: Duration,
 ) -> Result<F::Output, String> {
+    panics::mark_ours();
     let runtime = Builder::new_current_thread()
+        .on_thread_start(panics::mark_ours)
         .enable_all()
         .build()
         .map_err(|error| format!("the runtime could not be started: {error}"))?;
-    let threads = SeparateThreads::default();
+    let threads = SeparateThreads::new(panics::mark_ours);
     let done = runtime.block_on(work(WorkThreads::Separate(threads.clone())));
     let ended = Instant::now();
     threads.shut_down(patience);
@@ -61,6 +71,42 @@ pub fn runner() -> Result<Arc<dyn Runner>, String> {
         format!("leasehold could not prepare to reap orphaned processes: {error}")
     })?;
     Ok(Arc::new(Commands(processes)))
+}
+
+/// The runner for `--handler`; `processes` runs the command.
+pub fn for_handler(
+    processes: Arc<dyn Runner>,
+    work: &WorkConfig,
+    concurrency: usize,
+    source: Source,
+    stop: &CancellationToken,
+) -> Arc<dyn Runner> {
+    match &work.handler {
+        Handler::Command => processes,
+        Handler::Http(address) => {
+            let start = || WarmProcesses::new(processes, &work.work_dir.path, stop);
+            let processes = work.http.has_command.then(start);
+            Arc::new(HttpHandler::new(address.clone(), work.http.settings.clone(), processes))
+        }
+        Handler::Lambda => {
+            let memory_limit = MemoryCgroup::of_this_process().and_then(|cgroup| cgroup.limit());
+            let function = Function { source, memory_limit, is_set: environment::is_set };
+            let Batch { size, window } = work.batch;
+            let batching = Batching { size, window, processes: concurrency };
+            let processes = WarmProcesses::new(processes, &work.work_dir.path, stop);
+            Arc::new(Lambda::new(processes, function, batching))
+        }
+    }
+}
+
+/// A function that is part of the program needs no handler.
+pub fn check_handler(work: &WorkConfig, is_in_process: bool) -> Result<(), String> {
+    if is_in_process && work.handler.stays() {
+        return Err(
+            "--handler has no effect: the work is part of this program; remove it".to_owned()
+        );
+    }
+    Ok(())
 }
 
 /// Runs commands while every signal has its handler.

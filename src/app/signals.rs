@@ -86,7 +86,9 @@ impl Inherited {
 /// The reaction to a signal that requests a graceful shutdown.
 #[derive(Debug, Clone)]
 pub struct Reaction {
-    /// How long the command may take.
+    /// The name of what works: the command, or a handler.
+    pub work: &'static str,
+    /// How long it may take.
     pub stop_grace: Duration,
     /// Cancelled by a second Ctrl-C at a keyboard. In a pod, a second signal has no effect: the
     /// kubelet sends SIGKILL.
@@ -95,10 +97,10 @@ pub struct Reaction {
 
 impl Reaction {
     fn to_first(&self, signal: Signal) {
-        let stop_grace_s = self.stop_grace.as_secs_f64();
+        let (work, stop_grace_s) = (self.work, self.stop_grace.as_secs_f64());
         if self.kill.is_some() {
             info!(
-                "shutting down: waiting up to {stop_grace_s} s for the command; press Ctrl-C again to kill it"
+                "shutting down: waiting up to {stop_grace_s} s for {work}; press Ctrl-C again to kill it"
             );
         } else {
             info!(
@@ -111,7 +113,7 @@ impl Reaction {
     fn to_further(&self, signal: Signal) {
         match &self.kill {
             Some(kill) if signal == Signal::SIGINT => {
-                info!("killing the command: Ctrl-C was pressed again");
+                info!("killing {}: Ctrl-C was pressed again", self.work);
                 kill.cancel();
             }
             Some(_) | None => info!(signal = signal.as_str(), "already shutting down"),

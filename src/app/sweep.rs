@@ -12,6 +12,7 @@ use crate::adapters::http::Http;
 use crate::settings::environment;
 use crate::settings::resolve::{PushgatewayConfig, SweepConfig};
 use crate::telemetry::logs::{self, Identity};
+use crate::telemetry::panics;
 use crate::telemetry::push::{self, Pushgateway, Swept};
 
 pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
@@ -22,6 +23,7 @@ pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     let style = log_style(log_format, &std::io::stdout());
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
     let _logs = logs::start(style, &identity, filter, std::io::stdout(), || Duration::from_secs(1));
+    panics::log_panics(false);
     let sweep = async {
         match push::sweep(&pushgateway(gateway), older_than, SystemTime::now()).await {
             Ok(Swept { found, deleted, failed }) => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Finding, Location, Rule};
 use crate::job::lease::Strategy;
+use crate::job::route::Task;
 use crate::settings::resolve::RunConfig;
 
 /// The lease must outlive a slow request and its retry.
@@ -28,6 +29,40 @@ pub fn findings(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Findin
             at("--visibility-timeout"),
             format!("with {:?}, one slow request is enough to lose the lease", limits.visibility),
             "set it to 30s or more; it is extended each time a third of it has passed",
+        ));
+    }
+    if config.work.handler.stays() {
+        findings.extend(of_warm_workers(at, config));
+    }
+    findings
+}
+
+fn of_warm_workers(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Finding> {
+    let policy = &config.work.settings.policy;
+    let mut findings = Vec::new();
+    if policy.max_messages == 1 {
+        findings.push(Finding::new(
+            Rule::WarmOnce,
+            at("--max-messages"),
+            "the process of --handler stays for many messages, but the pod ends after one",
+            "set it to the number of messages that a pod should process",
+        ));
+    }
+    let sees_results = |task: &Task| task.output.is_none() || task.output_at.is_some();
+    if config.work.handler.is_http() {
+        return findings;
+    }
+    let unseen = policy.tasks().find_map(|task| match (&task.checkpoint, sees_results(task)) {
+        (Some(_), _) => Some("--checkpoint"),
+        (None, false) => Some("--output"),
+        (None, true) => None,
+    });
+    if let Some(flag) = unseen {
+        findings.push(Finding::new(
+            Rule::FilesUnseen,
+            at(flag),
+            "the function does not know the directory whose files it stores, so it stores nothing",
+            "remove it, or for --output also set --output-at",
         ));
     }
     findings

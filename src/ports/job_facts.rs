@@ -9,6 +9,8 @@ use std::time::SystemTime;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::job::delivery::SqsAttributes;
+
 /// Unknown values are left out. A command finds the facts in `JOB_FILE` and, as `JOB_<NAME>`, in
 /// its environment, except the message attributes and the values that [do not fit](fits) there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,6 +80,9 @@ pub struct MessageFacts {
     /// names such as `a-b` and `a.b` would become one variable.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
+    /// For a Lambda function, which gets them in its event.
+    #[serde(skip)]
+    pub sqs: SqsAttributes,
 }
 
 /// The facts about the object.
@@ -281,7 +286,7 @@ mod tests {
             sent_at: Some(SystemTime::UNIX_EPOCH),
             first_received_at: Some(SystemTime::UNIX_EPOCH),
             queue_url: text(),
-            attributes: BTreeMap::new(),
+            ..MessageFacts::default()
         };
         facts.object = facts.object.map(|object| ObjectFacts {
             event_time: text(),

@@ -8,23 +8,26 @@ pub mod health;
 pub mod job_facts;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
 use crate::job::object_attributes::ObjectAttributes;
 use crate::job::on_success::{ActedOn, OnSuccess};
-use crate::job::outcome::{Exit, Manifest, ResourceUsage};
+use crate::job::outcome::{Exit, Failure, Manifest, ResourceUsage};
 use crate::job::report::{Observation, Report};
 use crate::job::s3_location::LocationTemplate;
 use crate::job::verdict::DeletePermit;
@@ -336,9 +339,14 @@ pub struct Results<'a> {
 #[error("{0}")]
 pub struct PublishError(pub String);
 
-/// A way to run the user's command.
+/// A way to run the user's command, or to do its work.
 #[async_trait]
 pub trait Runner: Send + Sync {
+    /// The name of what it runs, for messages.
+    fn name(&self) -> &'static str {
+        "the command"
+    }
+
     /// Runs the command to its end. When `halt` is cancelled, the command's whole process group
     /// gets TERM, and KILL after `stop_grace`; when the returned future is dropped, it gets KILL.
     /// When this returns, all processes of the command have ended.
@@ -348,33 +356,94 @@ pub trait Runner: Send + Sync {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError>;
+
+    /// Ends the processes that stay for later messages. Called once, after all runs.
+    async fn finish(&self) {}
 }
 
 /// Set whenever a command prints something.
 #[derive(Debug, Clone, Default)]
-pub struct Activity(Arc<AtomicBool>);
+pub struct Activity {
+    is_recorded: Arc<AtomicBool>,
+    /// Only for a process that works on one message after another.
+    current: Arc<Mutex<Option<CurrentWork>>>,
+}
+
+/// What a process that stays works on, or worked on last.
+#[derive(Debug)]
+struct CurrentWork {
+    /// Of its messages.
+    activities: Vec<Activity>,
+    /// The span of the lines that it prints.
+    span: Span,
+}
 
 impl Activity {
     pub fn record(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.is_recorded.store(true, Ordering::Relaxed);
+        for of_message in self.current().iter().flat_map(|current| &current.activities) {
+            of_message.is_recorded.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Was there activity since the last call?
     pub fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        self.is_recorded.swap(false, Ordering::Relaxed)
+    }
+
+    /// From now on, the process works on messages with these activities, and its lines belong to
+    /// the span: a line may be read after the work.
+    pub fn works_on(&self, activities: Vec<Self>, span: Span) {
+        *self.current() = Some(CurrentWork { activities, span });
+    }
+
+    /// Calls `log` in the span of the last work, if there was one.
+    pub fn in_span(&self, log: impl FnOnce()) {
+        let span = self.current().as_ref().map(|current| current.span.clone());
+        span.unwrap_or_else(Span::none).in_scope(log);
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<CurrentWork>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A command, as data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Fetches the object of a job later, as a file in its workspace (`--input none`).
+#[derive(Clone)]
+pub struct FetchInput(Arc<dyn Fn() -> BoxFuture<'static, Result<PathBuf, Failure>> + Send + Sync>);
+
+impl FetchInput {
+    pub fn new(
+        fetch: impl Fn() -> BoxFuture<'static, Result<PathBuf, Failure>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(fetch))
+    }
+
+    pub async fn fetch(&self) -> Result<PathBuf, Failure> {
+        (self.0)().await
+    }
+}
+
+impl fmt::Debug for FetchInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FetchInput")
+    }
+}
+
+/// A command.
+#[derive(Debug, Clone)]
 pub struct Command {
     pub program: OsString,
     pub args: Vec<OsString>,
     /// Added to our own environment (without `LEASEHOLD_*` and the variables of these facts), and
     /// written to `JOB_FILE`.
     pub job: JobFacts,
+    /// Of a process that outlives the job: these variables instead of the job's, and no `JOB_FILE`.
+    pub variables: Option<Vec<(OsString, OsString)>>,
     /// The file for its standard input; empty if `None`.
     pub stdin: Option<PathBuf>,
+    /// Fetches the object, if it was not fetched in advance. A process cannot use it.
+    pub fetch: Option<FetchInput>,
     /// How long it may take to end after TERM.
     pub stop_grace: Duration,
 }
@@ -420,6 +489,9 @@ pub struct MemoryUse {
 pub struct StartError {
     pub program: String,
     pub why: String,
+    /// A process that stays has ended several times in a row before it took a message: the next
+    /// messages would fail, too.
+    pub ends_the_run: bool,
 }
 
 /// Receives the reports of a run. Reporting never affects an outcome.

@@ -6,16 +6,15 @@ use std::ffi::{OsStr, OsString};
 
 use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 #[cfg(feature = "aws")]
 use clap::{ArgAction, Args};
+use clap::{Command, CommandFactory, FromArgMatches};
 
 #[cfg(feature = "aws")]
 use super::RunSettings;
 use super::errors::fit_to_print;
 use super::pod::CHECK;
-use super::{Action, Cli, environment};
+use super::{Cli, environment};
 
 /// Parses this process's command line and variables. An error names the flag or variable that was
 /// given.
@@ -89,7 +88,7 @@ pub fn variable(flag: &str) -> String {
 }
 
 /// Treats an empty variable as unset: many charts leave a variable empty when its value is missing.
-fn empty_is_unset(program: Command) -> Command {
+pub(super) fn empty_is_unset(program: Command) -> Command {
     let empty: Vec<OsString> = environment::all()
         .filter_map(|(name, value)| value.is_empty().then(|| name.into()))
         .collect();
@@ -104,87 +103,8 @@ fn empty_is_unset(program: Command) -> Command {
     })
 }
 
-/// Parses the command line of a program that does the work itself: it takes no COMMAND, and may
-/// have other defaults (flag names without dashes, and values). `words` begins with the program's
-/// name.
-pub fn parse_without_command(
-    name: &'static str,
-    defaults: &[(&'static str, &'static str)],
-    mut words: Vec<OsString>,
-) -> Result<Cli, clap::Error> {
-    let hidden = |action: Command| {
-        if !["run", "local"].contains(&action.get_name()) {
-            return action;
-        }
-        action
-            .mut_arg("command", |arg| arg.hide(true))
-            .mut_arg("permanent_exit_codes", |arg| arg.hide(true))
-    };
-    let mut program = empty_is_unset(command()).name(name).bin_name(name);
-    program = program.mut_subcommands(hidden);
-    for &(flag, value) in defaults {
-        let is_it = |arg: &Arg| arg.get_long() == Some(flag);
-        if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
-            let complaint = format!(
-                "this program sets a default for --{flag}, which is not a flag of leasehold"
-            );
-            return Err(program.error(ErrorKind::UnknownArgument, complaint));
-        }
-        let with_default =
-            |arg: Arg| if is_it(&arg) { arg.default_value(value).required(false) } else { arg };
-        program = program.mut_subcommands(|action| action.mut_args(with_default));
-    }
-    if words.get(1).is_some_and(|action| action == "run" || action == "local") {
-        if words.iter().any(|word| word == "--") {
-            let complaint = "this program does the work itself and takes no COMMAND";
-            return Err(program.error(ErrorKind::UnknownArgument, complaint));
-        }
-        // The derived rule that COMMAND is required cannot be undone here, so a dummy satisfies it.
-        words.extend(["--".into(), "the work".into()]);
-    }
-    let matches = program.try_get_matches_from_mut(words).map_err(fit_to_print)?;
-    let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
-    match command_only_setting(&cli, &matches) {
-        Some(setting) => {
-            let complaint =
-                format!("{setting}: this program does the work itself and runs no command");
-            Err(program.error(ErrorKind::ArgumentConflict, complaint))
-        }
-        None => Ok(cli),
-    }
-}
-
-/// The first setting that was given although it only applies to a command.
-fn command_only_setting(cli: &Cli, matches: &ArgMatches) -> Option<String> {
-    let work = match &cli.action {
-        #[cfg(feature = "aws")]
-        Action::Run(args) => &args.work,
-        Action::Local(args) => &args.work,
-        // The check would expect leasehold's own command line in the container.
-        #[cfg(feature = "aws")]
-        Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
-        #[cfg(feature = "aws")]
-        Action::Sweep(_) | Action::Reference => return None,
-        Action::Schema | Action::Install(_) | Action::Completions { .. } | Action::Man => {
-            return None;
-        }
-    };
-    let source = matches.subcommand()?.1.value_source("permanent_exit_codes");
-    if source.is_some_and(|source| source != ValueSource::DefaultValue) {
-        return Some("--permanent-exit-codes".to_owned());
-    }
-    let file = work.job_types.as_ref()?;
-    let path = file.path.as_deref().unwrap_or_default();
-    file.job_types.iter().find_map(|task| {
-        let has_codes =
-            || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
-        let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
-        let at = task.source.position(&format!("--{setting}")).in_file(path);
-        Some(format!("--job-types {at}: {setting}"))
-    })
-}
-
-fn checked(cli: Cli) -> Result<Cli, clap::Error> {
+/// Refuses unknown variables.
+pub(super) fn checked(cli: Cli) -> Result<Cli, clap::Error> {
     if let Some(complaint) = environment::unknown_variable(environment::all().map(|(name, _)| name))
     {
         return Err(Cli::command().error(ErrorKind::UnknownArgument, complaint));
@@ -231,58 +151,7 @@ pub fn container_args(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn a_flag_overrides_the_default_of_an_embedding_program() {
-        let parse = |defaults: &[(&'static str, &'static str)], words: &str| {
-            let words = words.split(' ').map(OsString::from).collect();
-            parse_without_command("resize", defaults, words).map_err(|error| error.to_string())
-        };
-        let longest = |cli: Result<Cli, String>| {
-            let Action::Run(args) = cli.unwrap().action else { panic!("it is run") };
-            args.work.task.max_duration.unwrap()
-        };
-        let defaults = [
-            ("max-duration", "2h"),
-            ("queue-url", "https://sqs.us-east-1.amazonaws.com/1/q"),
-            ("accept-raw", "true"),
-        ];
-        assert_eq!(longest(parse(&defaults, "resize run")), Duration::from_hours(2));
-        assert_eq!(
-            longest(parse(&defaults, "resize run --max-duration 3h")),
-            Duration::from_hours(3)
-        );
-        assert!(matches!(parse(&defaults, "resize local in").unwrap().action, Action::Local(_)));
-
-        let error = |defaults: &[_], words: &str| parse(defaults, words).unwrap_err();
-        assert!(
-            error(&[("max-durations", "2h")], "resize run")
-                .contains("sets a default for --max-durations")
-        );
-        assert!(
-            error(&[("max-duration", "2 fortnights")], "resize local in")
-                .contains("--max-duration")
-        );
-        assert!(error(&[], "resize run -- true").contains("takes no COMMAND"));
-        assert!(
-            error(&[], "resize local in --permanent-exit-codes 1")
-                .contains("--permanent-exit-codes: this program")
-        );
-        let home = tempfile::tempdir().unwrap();
-        let file = home.path().join("types.yaml");
-        std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
-        let text = error(&[], &format!("resize local in --job-types {}", file.display()));
-        assert!(
-            text.contains("types.yaml, line 3 column 12: command: this program does"),
-            "{text}"
-        );
-        assert!(error(&[], "resize check --manifest m.yaml").contains("--manifest: this program"));
-        assert!(error(&[], "resize run").contains("Usage: resize run"));
-        assert!(error(&defaults, "resize run --help").contains("[default: 2h]"));
-    }
 
     #[test]
     fn the_fast_path_for_run_gives_the_same_result() {

@@ -13,6 +13,11 @@ pub fn log_filter() -> Option<OsString> {
     variable("RUST_LOG")
 }
 
+/// Has the variable a value?
+pub fn is_set(name: &str) -> bool {
+    variable(name).is_some()
+}
+
 /// The file of certificate authorities, from the variables that other AWS tools read, too.
 pub fn ca_bundle() -> Option<PathBuf> {
     ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(variable).map(PathBuf::from)

@@ -12,6 +12,10 @@ use crate::job::route::EventFilter;
 pub enum SettingError {
     #[error("--queue-url is required")]
     NoQueue,
+    #[error(
+        "--{0} has no effect here: only a program with leasehold's command line uses it, so remove it"
+    )]
+    OnlyOfAProgram(&'static str),
     #[error("--queue-url: {0}")]
     QueueUrl(String),
     #[error("--visibility-timeout {} is too short for a heartbeat: it must be at least 3s", show(.0))]
@@ -48,6 +52,25 @@ pub enum SettingError {
     NoInput,
     #[error("the command: {0}")]
     Placeholder(#[from] UnknownPlaceholder),
+    #[error(
+        "the command contains a placeholder, but --handler starts it once for many messages: remove the placeholder; each event or request has the values"
+    )]
+    WarmPlaceholder,
+    #[error("--batch-size {0} is over 10, the most that SQS has in a batch")]
+    BatchSize(usize),
+    #[error("{0} has an effect only with --handler lambda: set --handler lambda, or remove it")]
+    NoBatches(&'static str),
+    #[error("--batch-window has no effect with --batch-size 1: set --batch-size to 2 or more")]
+    WindowOfOne,
+    #[error(
+        "--batch-window {} must be less than --max-duration {}, which counts from the receive",
+        show(.window), show(.max_duration)
+    )]
+    BatchWindow { window: Duration, max_duration: Duration },
+    #[error(
+        "--batch-size {batch_size} times --concurrency {concurrency} must not be greater than --max-messages {max_messages}"
+    )]
+    BatchMessages { batch_size: usize, concurrency: usize, max_messages: u32 },
     #[error("the command contains {{input}}, and --input none passes no input: remove one of them")]
     NoInputArgument,
     #[error(
@@ -59,7 +82,7 @@ pub enum SettingError {
     )]
     FixedPathsOverlap,
     #[error(
-        "--concurrency {0} processes several messages at the same time, and {1} is one path: remove one of them"
+        "--concurrency and --batch-size process {0} messages at the same time, and {1} is one path: set both to 1, or remove the path"
     )]
     FixedPathShared(usize, &'static str),
     #[error("--prefetch {0} is too much: it must be at most {1}")]
@@ -80,6 +103,24 @@ pub enum SettingError {
     UnusedMount,
     #[error("--mount has the location of {0} twice: remove one of them")]
     SameMount(String),
+    #[error("{0} has no effect without --handler http://127.0.0.1:PORT/PATH")]
+    NoHttpHandler(&'static str),
+    #[error(
+        "a COMMAND after -- is required, unless --handler is the address of a server in another container of the pod"
+    )]
+    NoCommandToStart,
+    #[error(
+        "--input stdin needs a command that is started for each object: with --handler http://, set --input file"
+    )]
+    StdinOfServer,
+    #[error(
+        "--permanent-exit-codes has no effect with --handler http://: set --permanent-http-codes"
+    )]
+    ExitCodesOfServer,
+    #[error(
+        "--command has no effect in a job type with --handler http://: one server gets the work of all job types, and JOB_TYPE is in each request as type"
+    )]
+    CommandOfServer,
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error("{0} has no effect without --output")]

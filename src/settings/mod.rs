@@ -5,14 +5,16 @@
 #[cfg(feature = "aws")]
 mod cluster;
 pub mod command_line;
+pub mod embedding;
 pub mod environment;
 mod error;
 pub mod errors;
+pub mod handler;
 pub mod job_types;
 mod pod;
 pub mod resolve;
 mod task;
-mod values;
+pub mod values;
 
 use clap::{Parser, Subcommand};
 
@@ -62,6 +64,20 @@ pub enum Action {
     #[cfg(feature = "aws")]
     #[command(hide = true)]
     Reference,
+}
+
+impl Action {
+    /// Does it process messages?
+    pub fn does_work(&self) -> bool {
+        match self {
+            #[cfg(feature = "aws")]
+            Self::Run(_) => true,
+            Self::Local(_) => true,
+            #[cfg(feature = "aws")]
+            Self::Check(_) | Self::Sweep(_) | Self::Reference => false,
+            Self::Schema | Self::Install(_) | Self::Completions { .. } | Self::Man => false,
+        }
+    }
 }
 
 #[cfg(not(feature = "aws"))]

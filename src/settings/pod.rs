@@ -9,9 +9,10 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 
 use super::environment::host_name;
+use super::handler::HttpFlags;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
-use super::values::{BucketMount, BucketName, List, size, time};
+use super::values::{BucketMount, BucketName, Handler, List, size, time};
 use crate::adapters::local::rehearsal::Mishap;
 use crate::job::event::EventFilter;
 use crate::job::s3_location::S3Location;
@@ -110,6 +111,23 @@ pub struct WorkSettings {
     /// Process empty objects whose keys end in /, which S3 consoles create for folders
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = RECEIVE, hide_short_help = true)]
     pub accept_folders: bool,
+
+    /// What works on the messages: command starts COMMAND for each object; lambda starts it once, as
+    /// a Lambda function, and passes it the messages as events; http://127.0.0.1:PORT/PATH sends each
+    /// object to a server in this pod, which COMMAND starts once
+    #[arg(long, value_name = "HANDLER", default_value = "command", help_heading = WORK, hide_short_help = true)]
+    pub handler: Handler,
+
+    /// The most messages in one event of --handler lambda, up to 10
+    #[arg(long, value_name = "N", default_value = "1", help_heading = WORK, hide_short_help = true)]
+    pub batch_size: usize,
+
+    /// How long an event of --handler lambda waits for more messages, up to --batch-size
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = time, help_heading = WORK, hide_short_help = true)]
+    pub batch_window: Duration,
+
+    #[command(flatten)]
+    pub http: HttpFlags,
 
     /// How long to retry failing receive requests before the run ends with exit code 69
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time, help_heading = RECEIVE, hide_short_help = true)]

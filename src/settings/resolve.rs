@@ -8,10 +8,11 @@ use std::time::Duration;
 #[cfg(feature = "aws")]
 use super::cluster::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
 use super::error::SettingError;
+use super::handler::HttpConfig;
 use super::job_types::JobTypesFile;
 use super::pod::{LocalSettings, RecordSettings, WorkSettings};
 use super::task::{PodRules, TaskSettings};
-use super::values::{BucketMount, List};
+use super::values::{BucketMount, BucketName, Handler, List};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
 #[cfg(feature = "aws")]
@@ -23,7 +24,7 @@ use crate::job::event::EventFilter;
 use crate::job::lease::CEILING;
 use crate::job::lifecycle::Policy;
 use crate::job::mount::Mount;
-use crate::job::route::{Input, JobType, Match, Selection, Task};
+use crate::job::route::{Input, JobType, Limits, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 use crate::telemetry::logs::{Identity, LogFormat};
@@ -101,6 +102,9 @@ pub enum Verbosity {
 #[derive(Debug, Clone)]
 pub struct WorkConfig {
     pub settings: Settings,
+    pub handler: Handler,
+    pub batch: Batch,
+    pub http: HttpConfig,
     pub fetch: FetchPolicy,
     pub work_dir: WorkDir,
     /// The path of the file of job types.
@@ -108,6 +112,13 @@ pub struct WorkConfig {
     pub identity: Identity,
     pub log_format: Option<LogFormat>,
     pub termination_log: TerminationLog,
+}
+
+/// How many messages share an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    pub size: usize,
+    pub window: Duration,
 }
 
 #[cfg(feature = "aws")]
@@ -140,6 +151,12 @@ impl TryFrom<RunSettings> for RunConfig {
         if usize::try_from(work.max_messages).is_ok_and(|max_messages| concurrency > max_messages) {
             return Err(SettingError::Concurrency { concurrency, max_messages: work.max_messages });
         }
+        let batch_size = work.batch_size;
+        let most = usize::try_from(work.max_messages).unwrap_or(usize::MAX);
+        if concurrency.saturating_mul(batch_size) > most {
+            let max_messages = work.max_messages;
+            return Err(SettingError::BatchMessages { batch_size, concurrency, max_messages });
+        }
         if timeout < SECOND {
             return Err(SettingError::S3Timeout(timeout));
         }
@@ -154,8 +171,9 @@ impl TryFrom<RunSettings> for RunConfig {
         let fifo = queue_url::is_fifo(&queue_url);
         let has_records = records.idempotency.is_some();
         let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
-        check_shared_paths(&work.settings.policy, concurrency)?;
-        check_prefetch(&work.settings.policy, concurrency, prefetch)?;
+        let lanes = concurrency * work.batch.size;
+        check_shared_paths(&work.settings.policy, lanes)?;
+        check_prefetch(&work.settings.policy, lanes, prefetch)?;
         Ok(Self {
             queue_url,
             concurrency,
@@ -226,7 +244,7 @@ impl TryFrom<LocalSettings> for LocalConfig {
         let has_records = records.idempotency.is_some();
         let defaults = Defaults { ceiling, has_records, ..ON_A_LAPTOP };
         let work = resolve(work, defaults, false)?;
-        check_shared_paths(&work.settings.policy, concurrency)?;
+        check_shared_paths(&work.settings.policy, concurrency * work.batch.size)?;
         let state = state.unwrap_or_else(|| beside(outbox.as_deref().unwrap_or(&inbox)));
         let verbosity = match (verbose, quiet) {
             (true, _) => Verbosity::Verbose,
@@ -272,10 +290,16 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
         ceiling,
         on_stop: args.on_stop,
         accept_raw: args.accept_raw,
+        handler: args.handler.clone(),
         has_records,
         retry_min,
         retry_max,
     };
+    let has_command = !args.task.command.is_empty();
+    if !has_command && args.job_types.is_none() && !args.handler.is_http() {
+        return Err(SettingError::NoCommandToStart);
+    }
+    let http = args.http.check(&args.handler, has_command)?;
     let limits = args.task.limits(&pod)?;
     if stop.total(longest_poll) > termination_grace {
         return Err(SettingError::Wait {
@@ -295,6 +319,8 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     if let Some(task) = &task {
         check_removals(&args.events, task, &job_types)?;
     }
+    let batch = Batch { size: args.batch_size, window: args.batch_window };
+    check_batch(batch, &args.handler, job_types.iter().map(|it| &it.limits).chain([&limits]))?;
     let mounts = mounts(args.mount, job_types.iter().map(|it| &*it.task).chain(&task))?;
     Ok(WorkConfig {
         settings: Settings {
@@ -311,16 +337,10 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
             polling: Polling { wait, longest_poll, give_up: args.receive_give_up },
             stop,
         },
-        fetch: FetchPolicy {
-            buckets: args
-                .buckets
-                .into_iter()
-                .flat_map(|list| list.0)
-                .map(|bucket| bucket.0)
-                .collect(),
-            mounts,
-            ..FetchPolicy::default()
-        },
+        handler: args.handler,
+        batch,
+        http,
+        fetch: FetchPolicy { buckets: names(args.buckets), mounts, ..FetchPolicy::default() },
         work_dir: WorkDir {
             path: args.work_dir,
             limit: args.work_dir_limit.map(|limit| limit.as_u64()),
@@ -362,13 +382,49 @@ fn resolve_job_types(
         if let Some(other) = job_types.iter().find(takes_all) {
             return Err(SettingError::NeverReached { name, at, other: other.task.name.clone() });
         }
+        let has_command = !settings.command.is_empty();
         let job_type = settings.job_type(flags, events, pod).and_then(|it| {
+            if pod.handler.is_http() && has_command {
+                return Err(SettingError::CommandOfServer);
+            }
             let events = it.matches.event.as_ref().unwrap_or(events);
             check_removals(events, &it.task, &job_types).map(|()| it)
         });
         job_types.push(job_type.map_err(refused)?);
     }
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
+}
+
+/// Messages of a batch are received one after another, so a batch must be able to wait for them.
+fn check_batch<'a>(
+    Batch { size, window }: Batch,
+    handler: &Handler,
+    limits: impl Iterator<Item = &'a Limits>,
+) -> Result<(), SettingError> {
+    let has_batches = *handler == Handler::Lambda;
+    match size {
+        0 => return Err(SettingError::Zero("batch-size")),
+        1 if !window.is_zero() && has_batches => return Err(SettingError::WindowOfOne),
+        1 => {}
+        _ if !has_batches => return Err(SettingError::NoBatches("--batch-size")),
+        2..=MOST_IN_A_BATCH => {}
+        _ => return Err(SettingError::BatchSize(size)),
+    }
+    if !window.is_zero() && !has_batches {
+        return Err(SettingError::NoBatches("--batch-window"));
+    }
+    let mut max_durations = limits.map(|limits| limits.max_duration);
+    match max_durations.find(|max_duration| window >= *max_duration) {
+        Some(max_duration) => Err(SettingError::BatchWindow { window, max_duration }),
+        None => Ok(()),
+    }
+}
+
+/// As of SQS's batch requests.
+const MOST_IN_A_BATCH: usize = 10;
+
+fn names(lists: Vec<List<BucketName>>) -> Vec<String> {
+    lists.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect()
 }
 
 /// The mounts of the flags, which the tasks use.

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::error::SettingError;
 use super::job_types::{Match, Name, SourceMap};
-use super::values::{self, AbsolutePath, List, time};
-use crate::job::arguments::Placeholder;
+use super::values::{self, AbsolutePath, Handler, List, time};
+use crate::job::arguments::{Argument, Placeholder};
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::object_attributes::{CannedAcl, ObjectAttributes, StorageClass, Tags};
@@ -43,13 +43,13 @@ pub struct TaskSettings {
     ///
     /// The arguments may contain {input}, {uri}, {bucket}, {key}, {name}, {stem}, {version_id},
     /// {output_dir}, {message_id}, {receive_count}, {job_type} and {attributes.NAME}.
-    #[arg(last = true, required_unless_present = "job_types", value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present_any = ["job_types", "handler"], value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
     #[schemars(with = "Option<Vec<String>>", length(min = 1))]
     pub command: Vec<OsString>,
 
-    /// How the command gets the object
-    #[arg(long, value_enum, default_value = "file", help_heading = WORK)]
+    /// How the command gets the object [default: file; none with --handler lambda]
+    #[arg(long, value_enum, help_heading = WORK)]
     pub input: Option<Input>,
 
     /// Where a message that is not an S3 notification names its object, as JSON Pointers
@@ -219,6 +219,7 @@ pub(super) struct PodRules {
     pub(super) ceiling: Duration,
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
+    pub(super) handler: Handler,
     /// Whether a record shows which work is done (`--idempotency`).
     pub(super) has_records: bool,
     /// The default if neither the job type nor a flag sets it.
@@ -318,10 +319,22 @@ impl TaskSettings {
         may_get_bodies: bool,
         pod: &PodRules,
     ) -> Result<Option<Task>, SettingError> {
-        let Some((program, words)) = self.command.split_first() else { return Ok(None) };
-        let input = self.input.expect(DEFAULT);
+        let default = if pod.handler == Handler::Lambda { Input::None } else { Input::File };
+        let input = self.input.unwrap_or(default);
+        let command = match (&*self.command, &pod.handler) {
+            ([program, words @ ..], _) => CommandLine::parse(program.clone(), words)?,
+            // Another container starts the server.
+            ([], Handler::Http(address)) => {
+                CommandLine { program: address.to_string().into(), args: Vec::new() }
+            }
+            ([], Handler::Command | Handler::Lambda) => return Ok(None),
+        };
+        if pod.handler.is_http() {
+            self.check_for_server(input)?;
+        }
         let gets_bodies = pod.accept_raw && may_get_bodies;
-        if gets_bodies && input == Input::None {
+        // A function gets the body in its event.
+        if gets_bodies && input == Input::None && pod.handler != Handler::Lambda {
             return Err(SettingError::NoInput);
         }
         if self.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
@@ -344,7 +357,9 @@ impl TaskSettings {
                 return Err(SettingError::NoObject(flag));
             }
         }
-        let command = CommandLine::parse(program.clone(), words)?;
+        if pod.handler.stays() && command.args.iter().any(Argument::has_placeholders) {
+            return Err(SettingError::WarmPlaceholder);
+        }
         if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
             return Err(SettingError::NoInputArgument);
         }
@@ -381,6 +396,18 @@ impl TaskSettings {
                 .clone()
                 .map(|location| Checkpointing { location, interval }),
         }))
+    }
+
+    /// What a server that gets all objects cannot have.
+    fn check_for_server(&self, input: Input) -> Result<(), SettingError> {
+        if input == Input::Stdin {
+            return Err(SettingError::StdinOfServer);
+        }
+        let codes: Vec<_> = self.permanent_exit_codes.iter().flat_map(|list| &list.0).collect();
+        if codes != [&65] {
+            return Err(SettingError::ExitCodesOfServer);
+        }
+        Ok(())
     }
 
     /// The checked limits: every path of a stop must fit into the pod's grace and SQS's 12 hours.

@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use crate::adapters::http_handler::HttpAddress;
 use crate::job::arguments::Argument;
 use crate::job::mount::Mount;
 use crate::job::s3_location::is_bucket_name;
@@ -87,6 +88,44 @@ impl FromStr for BucketMount {
         let at = text.rfind("=/").ok_or("write for example s3://bucket/prefix=/mnt/bucket")?;
         let directory: AbsolutePath = text[at + 1..].parse()?;
         Ok(Self(Mount { location: text[..at].parse()?, directory: directory.0 }))
+    }
+}
+
+/// What works on the messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handler {
+    /// A new process of the command for each object.
+    Command,
+    /// The command is a Lambda function, and stays for many messages.
+    Lambda,
+    /// A server in this pod gets a request for each object.
+    Http(HttpAddress),
+}
+
+impl FromStr for Handler {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "command" => Ok(Self::Command),
+            "lambda" => Ok(Self::Lambda),
+            url if url.contains("://") => url.parse().map(Self::Http),
+            _ => Err("write command, lambda, or a URL such as http://127.0.0.1:8080/work"),
+        }
+    }
+}
+
+impl Handler {
+    /// Does one process work on many messages?
+    pub fn stays(&self) -> bool {
+        match self {
+            Self::Command => false,
+            Self::Lambda | Self::Http(_) => true,
+        }
+    }
+
+    pub fn is_http(&self) -> bool {
+        matches!(self, Self::Http(_))
     }
 }
 
@@ -221,6 +260,16 @@ mod tests {
         assert!(
             "s3://one".parse::<List<BucketName>>().unwrap_err().contains("not a valid bucket name")
         );
+    }
+
+    #[test]
+    fn a_handler_is_a_word() {
+        assert_eq!("command".parse(), Ok(Handler::Command));
+        assert_eq!(" lambda\n".parse(), Ok(Handler::Lambda));
+        assert!("http://127.0.0.1/".parse::<Handler>().is_ok_and(|handler| handler.is_http()));
+        for text in ["", "Lambda", "http", "http://192.168.0.1/"] {
+            assert!(text.parse::<Handler>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, error, warn};
+use tracing::{Level, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::fmt::format::JsonFields;
@@ -35,13 +35,14 @@ pub struct Identity {
 /// is fast enough.
 pub struct LogGuard {
     writing: Option<WorkerGuard>,
-    dropped: ErrorCounter,
+    /// `None` if the log is not ours.
+    dropped: Option<ErrorCounter>,
     limit: Box<dyn Fn() -> Duration>,
 }
 
 impl LogGuard {
     /// The counter of records that were lost because the log was not read fast enough.
-    pub fn dropped(&self) -> ErrorCounter {
+    pub fn dropped(&self) -> Option<ErrorCounter> {
         self.dropped.clone()
     }
 }
@@ -50,7 +51,7 @@ impl Drop for LogGuard {
     /// On a separate thread: if the log has no reader, `WorkerGuard` writes a complaint to the
     /// standard output, which may block forever, too.
     fn drop(&mut self) {
-        let (writing, dropped) = (self.writing.take(), self.dropped());
+        let (writing, Some(dropped)) = (self.writing.take(), self.dropped()) else { return };
         let (done, is_done) = mpsc::channel();
         let flush = move || {
             log_dropped(&dropped);
@@ -159,6 +160,8 @@ pub struct Style {
 /// Records go through a bounded queue to a separate thread: a reader that is slow or gone loses
 /// records, but never delays the work. At the end, the remaining records are written within
 /// `limit`, and within a second at most.
+///
+/// If the program that embeds leasehold has a subscriber already, that one gets all records.
 pub fn start(
     style: Style,
     identity: &Identity,
@@ -166,10 +169,13 @@ pub fn start(
     out: impl Write + Send + 'static,
     limit: impl Fn() -> Duration + 'static,
 ) -> LogGuard {
+    if tracing::dispatcher::has_been_set() {
+        return LogGuard { writing: None, dropped: None, limit: Box::new(limit) };
+    }
     let (out, writing) =
         NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(out);
-    let guard =
-        LogGuard { writing: Some(writing), dropped: out.error_counter(), limit: Box::new(limit) };
+    let dropped = Some(out.error_counter());
+    let guard = LogGuard { writing: Some(writing), dropped, limit: Box::new(limit) };
     let layer = match style.format {
         LogFormat::Json => {
             let layer =
@@ -198,8 +204,6 @@ pub fn start(
     });
     let is_written = is_written.with_max_level_hint(most.max(LevelFilter::INFO));
     tracing_subscriber::registry().with(layer.with_filter(is_written)).init();
-    // Panics belong in the log, too.
-    std::panic::set_hook(Box::new(|panic| error!(%panic, "a bug in leasehold")));
     guard
 }
 

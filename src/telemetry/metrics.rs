@@ -10,10 +10,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts,
     Registry, TextEncoder,
@@ -30,7 +31,8 @@ use crate::job::verdict::{Completion, Return, Settlement};
 /// The metrics of one process.
 pub struct Metrics {
     registry: Registry,
-    dropped: ErrorCounter,
+    /// `None` if the log is not ours.
+    dropped: Option<ErrorCounter>,
     run_finished: GaugeVec,
     run_exit_code: GaugeVec,
     messages_received: Counter,
@@ -67,20 +69,19 @@ pub struct Metrics {
 impl Metrics {
     /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of every
     /// metric; `dropped` counts the lost log records.
-    pub fn new(queue: &str, dropped: ErrorCounter, now: SystemTime) -> Self {
+    pub fn new(queue: &str, dropped: Option<ErrorCounter>, now: SystemTime) -> Self {
         Self::define(&Definitions::new(queue), dropped, now)
     }
 
     /// The name, type, help and labels of each metric.
     pub fn described() -> Vec<(Desc, &'static str)> {
         let of = Definitions { described: Some(RefCell::default()), ..Definitions::new("") };
-        let (log, _writing) = tracing_appender::non_blocking(std::io::sink());
-        drop(Self::define(&of, log.error_counter(), SystemTime::UNIX_EPOCH));
+        drop(Self::define(&of, None, SystemTime::UNIX_EPOCH));
         of.described.map(RefCell::into_inner).unwrap_or_default()
     }
 
     #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
-    fn define(of: &Definitions, dropped: ErrorCounter, now: SystemTime) -> Self {
+    fn define(of: &Definitions, dropped: Option<ErrorCounter>, now: SystemTime) -> Self {
         let build_info = of.gauges(
             "build_info",
             "Always 1; the label version is the version of leasehold.",
@@ -352,13 +353,47 @@ impl Metrics {
 
     /// In Prometheus' text format, version 0.0.4, without timestamps (a Pushgateway refuses those).
     pub fn text(&self) -> String {
-        self.log_lines_dropped.reset();
-        #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float")]
-        self.log_lines_dropped.inc_by(self.dropped.dropped_lines() as f64);
         let mut text = Vec::new();
         // Only a metric without a name or a series is an error, and a registry has none.
-        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        let _ = TextEncoder::new().encode(&self.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn gather(&self) -> Vec<MetricFamily> {
+        if let Some(dropped) = &self.dropped {
+            self.log_lines_dropped.reset();
+            #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float")]
+            self.log_lines_dropped.inc_by(dropped.dropped_lines() as f64);
+        }
+        self.registry.gather()
+    }
+}
+
+/// The metrics of a run as a part of another registry.
+pub struct Collected {
+    metrics: Arc<Metrics>,
+    described: Vec<Desc>,
+}
+
+impl Collected {
+    /// `queue` is the one of [`Metrics::new`].
+    pub fn new(metrics: Arc<Metrics>, queue: &str) -> Self {
+        let described = Metrics::described().into_iter().map(|(of, _)| {
+            // With the label, a registry accepts the metrics of several queues.
+            let labels = [("queue".to_owned(), queue.to_owned())].into();
+            Desc::new(of.fq_name, of.help, of.variable_labels, labels).expect("they were valid")
+        });
+        Self { metrics, described: described.collect() }
+    }
+}
+
+impl Collector for Collected {
+    fn desc(&self) -> Vec<&Desc> {
+        self.described.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.metrics.gather()
     }
 }
 

@@ -8,6 +8,7 @@ mod json;
 pub mod listen;
 pub mod logs;
 pub mod metrics;
+pub mod panics;
 pub mod plain;
 #[cfg(feature = "aws")]
 pub mod push;
@@ -35,7 +36,8 @@ use termination::{TerminationLog, TerminationMessage};
 
 /// A pod's telemetry.
 pub struct PodTelemetry {
-    termination_log: TerminationLog,
+    /// `None` if the pod is not only ours.
+    termination_log: Option<TerminationLog>,
     attempts: Option<AttemptHistory>,
     /// None if they are neither served nor pushed.
     metrics: Option<Arc<Metrics>>,
@@ -71,7 +73,7 @@ impl Messages {
 
 impl PodTelemetry {
     pub fn new(
-        termination_log: TerminationLog,
+        termination_log: Option<TerminationLog>,
         attempts: Option<AttemptHistory>,
         metrics: Option<Arc<Metrics>>,
         readiness: Arc<Readiness>,
@@ -94,8 +96,9 @@ impl PodTelemetry {
                 | RunOutcome::SupervisorDied => None,
             }
         };
-        self.termination_log
-            .write(&message.unwrap_or_else(|| TerminationMessage::exiting(outcome)));
+        if let Some(log) = &self.termination_log {
+            log.write(&message.unwrap_or_else(|| TerminationMessage::exiting(outcome)));
+        }
     }
 
     fn count(&self, what: impl FnOnce(&Metrics)) {
@@ -132,8 +135,9 @@ impl PodTelemetry {
     }
 
     fn write(&self, messages: &Messages) {
-        if let Some(message) = messages.termination_message() {
-            self.termination_log.write(&message);
+        if let (Some(log), Some(message)) = (&self.termination_log, messages.termination_message())
+        {
+            log.write(&message);
         }
     }
 
@@ -204,8 +208,8 @@ mod tests {
     fn the_termination_message_prefers_messages_in_progress_to_kept_and_kept_to_deleted() {
         let home = tempfile::tempdir().unwrap();
         let readiness = Arc::new(Readiness::new(tokio_util::sync::CancellationToken::new()));
-        let telemetry =
-            PodTelemetry::new(TerminationLog::At(home.path().join("log")), None, None, readiness);
+        let log = Some(TerminationLog::At(home.path().join("log")));
+        let telemetry = PodTelemetry::new(log, None, None, readiness);
         let now = SystemTime::now();
         let kept = || Settlement::Kept(KeepReason::Stalled, Return::After(Duration::ZERO));
         let deleted = || Settlement::Deleted(Completion::Succeeded);

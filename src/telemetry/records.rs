@@ -200,13 +200,13 @@ fn trace_id(subject: &Subject) -> Option<&str> {
 pub(super) fn exit_code(exit: Exit) -> Option<i32> {
     match exit {
         Exit::Code(code) => Some(code),
-        Exit::Signal(_) => None,
+        Exit::Signal(_) | Exit::Handler(_) => None,
     }
 }
 
 pub(super) fn signal(exit: Exit) -> Option<i32> {
     match exit {
-        Exit::Code(_) => None,
+        Exit::Code(_) | Exit::Handler(_) => None,
         Exit::Signal(signal) => Some(signal),
     }
 }
@@ -218,7 +218,7 @@ pub(super) mod testing {
     use std::sync::Arc;
 
     use super::*;
-    use crate::job::delivery::{MessageId, Redrive};
+    use crate::job::delivery::{MessageId, Redrive, SqsAttributes};
 
     pub fn subject(key: &str) -> Subject {
         Subject {
@@ -232,6 +232,7 @@ pub(super) mod testing {
             idempotency_key: None,
             traceparent: None,
             attributes: BTreeMap::new(),
+            sqs: SqsAttributes::default(),
             body_sha256: String::new(),
             job_type: None,
             objects: Vec::new(),

@@ -71,6 +71,7 @@ impl JobContext<'_> {
                 first_received_at: subject.first_received_at,
                 queue_url: queue_url.map(str::to_owned),
                 attributes: subject.attributes.clone(),
+                sqs: subject.sqs.clone(),
             },
             object,
             receive_count: *receive_count,

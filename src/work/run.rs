@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
@@ -18,8 +19,8 @@ use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
-use crate::job::route::Input;
-use crate::ports::{Command, OutOfMemory, Outbox, Results};
+use crate::job::route::{Input, MissingObject};
+use crate::ports::{Command, FetchInput, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
 struct Provided<'a> {
@@ -51,7 +52,7 @@ impl CommandWorker {
         let outbox =
             self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
         self.warn_about_unsaved_files(object, outbox.is_some()).await;
-        if exit != Exit::Code(0) {
+        if !exit.is_success() {
             return Err(Failure::Exit(exit, report));
         }
         // Many programs exit 0 on TERM with unfinished work: that proves nothing.
@@ -114,7 +115,9 @@ impl CommandWorker {
             program: work.task.command.program.clone(),
             args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
             job,
+            variables: None,
             stdin: provided.path.clone().filter(|_| work.task.input == Input::Stdin),
+            fetch: self.fetch_later(object, provided),
             stop_grace: stop.command,
         };
         if until.halt.is_cancelled() {
@@ -127,7 +130,10 @@ impl CommandWorker {
         runtime.begins(self.clock.now());
         let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
         runtime.ends(self.clock.now());
-        let ended = ended.map_err(|error| Failure::Start(error.to_string()))?;
+        let ended = ended.map_err(|error| {
+            let why = error.to_string();
+            if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
+        })?;
         facts.exit = Some(ended.exit);
         facts.stderr_tail = ended.stderr_tail;
         facts.usage = match (facts.usage, ended.usage) {
@@ -148,23 +154,24 @@ impl CommandWorker {
             }
             None => {}
         }
-        if ended.exit == Exit::Code(0) {
+        if ended.exit.is_success() {
             links.check_output().map_err(Failure::Publish)?;
         }
         Ok((ended.exit, result.report))
     }
 
     async fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
+        let name = self.runner.name();
         if !is_published && has_files(&object.space.output()).await {
             warn!(
-                "the command wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
+                "{name} wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
         if self.checkpointing(&object.work.task).is_none()
             && has_files(&object.space.checkpoint()).await
         {
             warn!(
-                "the command wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
+                "{name} wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
             );
         }
     }
@@ -250,6 +257,34 @@ impl CommandWorker {
         };
         let record = Record { object, key_as_sent: None, ..record.clone() };
         Ok(Some(Provided { record: Some(Cow::Owned(record)), path: Some(path) }))
+    }
+
+    /// Fetches the object of the event later, with `--input none`. A missing object is then never
+    /// ignored: the work has begun, so it ends as a failure.
+    fn fetch_later(&self, object: ObjectWork<'_>, provided: &Provided<'_>) -> Option<FetchInput> {
+        let ObjectWork { work, record, space, .. } = object;
+        let record = record.filter(|_| provided.path.is_none())?;
+        let missing = work.task.missing_object.filter(|it| *it != MissingObject::Ignore);
+        let (store, policy, work_dir) =
+            (self.store.clone(), self.fetch.clone(), self.work_dir.clone());
+        let (object, key_as_sent) = (record.object.clone(), record.key_as_sent.clone());
+        let path = space.input();
+        Some(FetchInput::new(move || {
+            let (store, policy, work_dir) = (store.clone(), policy.clone(), work_dir.clone());
+            let (object, key_as_sent) = (object.clone(), key_as_sent.clone());
+            let path = path.clone();
+            async move {
+                // A download that failed before may have left a part of the object.
+                let _ = tokio::fs::remove_file(&path).await;
+                let (store, key) = (store.as_ref(), key_as_sent.as_deref());
+                let fetched = fetch::fetch(store, &policy, missing, &work_dir, &object, key, &path);
+                match fetched.await? {
+                    Fetched::Here(_) => Ok(path),
+                    Fetched::Gone => Err(Failure::Fetch("the object is gone".to_owned())),
+                }
+            }
+            .boxed()
+        }))
     }
 
     fn wall_clock(&self, at: Duration) -> SystemTime {

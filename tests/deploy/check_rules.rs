@@ -86,6 +86,8 @@ fn each_rule_can_be_found() {
     check_variants::objects_outside_of_the_file_are_unchecked();
     check_variants::each_scaled_job_of_the_file_is_checked();
     check_variants::a_memory_guard_needs_a_memory_limit();
+    check_variants::a_handler_needs_a_server();
+    check_variants::a_function_needs_more_than_one_message_and_its_own_output();
     check_variants::a_program_that_is_not_where_the_container_starts_it_is_reported();
     live::each_change_of_the_good_queue_has_its_finding();
     live::at_aws_a_queue_without_a_policy_gets_no_events();

@@ -837,6 +837,39 @@ pub fn a_memory_guard_needs_a_memory_limit() {
     assert_finding("without a limit", &objects, Severity::Error, text);
 }
 
+#[test]
+pub fn a_handler_needs_a_server() {
+    let mut objects = good();
+    setting(&mut objects, "LEASEHOLD_JOB_TYPES", Value::Null);
+    variable(&mut objects, "LEASEHOLD_MAX_MESSAGES", &json!("1"));
+    let without_server = json!(["leasehold", "run", "--handler", "http://127.0.0.1:8080/"]);
+    let with_server =
+        json!(["leasehold", "run", "--handler", "http://127.0.0.1:8080/", "--", "./server"]);
+    change(&mut objects, &at(CONTAINER, "/command"), with_server);
+    assert_finding("one message", &objects, Severity::Warning, "but the pod ends after one");
+    variable(&mut objects, "LEASEHOLD_MAX_MESSAGES", &json!("10"));
+    assert_good("started by the command", &objects);
+    change(&mut objects, &at(CONTAINER, "/command"), without_server);
+    let text = "no server accepts the requests of --handler";
+    assert_finding("without one", &objects, Severity::Error, text);
+    let sidecar = json!([{ "name": "server", "image": "worker:1", "restartPolicy": "Always" }]);
+    change(&mut objects, &at(POD, "/initContainers"), sidecar);
+    assert_good("in a sidecar", &objects);
+}
+
+#[test]
+pub fn a_function_needs_more_than_one_message_and_its_own_output() {
+    let mut objects = installed();
+    variable(&mut objects, "LEASEHOLD_HANDLER", &json!("lambda"));
+    variable(&mut objects, "LEASEHOLD_MAX_MESSAGES", &json!("1"));
+    let text = "but the pod ends after one";
+    assert_finding("one message", &objects, Severity::Warning, text);
+    variable(&mut objects, "LEASEHOLD_MAX_MESSAGES", &json!("10"));
+    variable(&mut objects, "LEASEHOLD_OUTPUT", &json!("s3://results/of"));
+    let text = "the function does not know the directory";
+    assert_finding("results", &objects, Severity::Warning, text);
+}
+
 /// The base of kustomize, started as docs/existing-cluster.md does it.
 fn installed() -> Vec<Value> {
     let mut objects = good();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use leasehold::job::delivery::{MessageId, Redrive};
+use leasehold::job::delivery::{MessageId, Redrive, SqsAttributes};
 use leasehold::job::keep_reason::KeepReason;
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, ResourceUsage, Timings, WorkRecord};
@@ -23,7 +23,7 @@ fn metrics() -> Metrics {
     let (_, log) = NonBlockingBuilder::default().finish(std::io::sink());
     drop(log);
     let (writer, _log) = NonBlockingBuilder::default().finish(std::io::sink());
-    Metrics::new("orders", writer.error_counter(), SystemTime::UNIX_EPOCH + 1_000 * S)
+    Metrics::new("orders", Some(writer.error_counter()), SystemTime::UNIX_EPOCH + 1_000 * S)
 }
 
 fn subject(receive_count: u32) -> Subject {
@@ -48,6 +48,7 @@ fn subject(receive_count: u32) -> Subject {
         idempotency_key: None,
         traceparent: None,
         attributes: BTreeMap::new(),
+        sqs: SqsAttributes::default(),
         body_sha256: String::new(),
         objects: vec![object],
     }
@@ -138,7 +139,8 @@ fn the_numbers_of_a_success_are_the_last_values_of_few_names() {
     let succeeded = || Settlement::Deleted(Completion::Succeeded);
     end(succeeded(), &["rows"], 4.0);
     end(succeeded(), &["rows"], 5.0);
-    end(Settlement::Kept(KeepReason::Temporary, Return::Unknown), &["rows", "failed"], 6.0);
+    let temporary = KeepReason::Temporary(Exit::Code(75));
+    end(Settlement::Kept(temporary, Return::Unknown), &["rows", "failed"], 6.0);
     end(succeeded(), &["a", "b", "c", "d", "e", "f", "g", "h"], 1.0);
     let text = metrics.text();
     let of = |name: &str| value(&text, &format!("leasehold_command_result{{name=\"{name}\"}}"));

@@ -326,7 +326,7 @@ async fn s21_a_panic_in_the_work_releases_the_message() {
     let (queue, command) = (queue(), FakeCommand::new(Does::Panics));
     let started = Instant::now();
     let result = Journey::new(&queue, &command).run().await;
-    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["panicked"], 70));
+    assert_eq!((result.outcomes(), result.outcome.exit_code()), (vec!["bug"], 70));
     assert_eq!((changes(&queue, started).len(), deletes(&queue)), (1, 0));
 }
 
@@ -339,7 +339,7 @@ async fn s71_messages_after_a_panic_are_processed() {
     let mut journey = Journey::new(&queue, &command);
     journey.settings.policy.max_messages = 3;
     let result = journey.run().await;
-    assert_eq!(result.outcomes(), ["panicked", "succeeded", "succeeded"]);
+    assert_eq!(result.outcomes(), ["bug", "succeeded", "succeeded"]);
     assert_eq!((result.outcome.exit_code(), deletes(&queue)), (70, 2));
     assert!(result.outcome.to_string().contains("a bug, made on purpose"), "{}", result.outcome);
 }

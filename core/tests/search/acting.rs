@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive};
+use leasehold_core::delivery::{
+    Delivery, MessageId, ReceiptHandle, Received, Redrive, SqsAttributes,
+};
 use leasehold_core::keep_reason::Role;
 use leasehold_core::keeper::{self, Call, Input, Keeper, Next};
 use leasehold_core::lease::Lease;
@@ -233,6 +235,7 @@ impl Acting<'_> {
             idempotency_key: None,
             traceparent: None,
             attributes: BTreeMap::new(),
+            sqs: SqsAttributes::default(),
         };
         let redrive =
             Redrive::DeadLetter { max_receive_count: MAX_RECEIVES, queue: "dlq".to_owned() };

@@ -47,6 +47,8 @@ pub struct Sqs {
     unanswered: Mutex<Vec<String>>,
     /// The message attribute with the sender's idempotency key.
     key_attribute: Option<String>,
+    /// The attributes of the queue that a request asks for.
+    system_attributes: Vec<MessageSystemAttributeName>,
 }
 
 impl Sqs {
@@ -70,7 +72,21 @@ impl Sqs {
         let endpoint = custom.as_ref().unwrap_or(&queue_url);
         let host = url::host_of(endpoint).unwrap_or(endpoint).to_owned();
         let client = aws_sdk_sqs::Client::from_conf(builder.build());
-        Self { client, queue_url, host, unanswered: Mutex::default(), key_attribute: None }
+        let system_attributes = SYSTEM_ATTRIBUTES.to_vec();
+        Self {
+            client,
+            queue_url,
+            host,
+            unanswered: Mutex::default(),
+            key_attribute: None,
+            system_attributes,
+        }
+    }
+
+    /// Also asks for the attributes that only a Lambda function gets, such as the sender's id.
+    #[must_use]
+    pub fn with_all_attributes(self) -> Self {
+        Self { system_attributes: vec![MessageSystemAttributeName::All], ..self }
     }
 
     /// Reads the idempotency key from this message attribute. Without it, the key is a FIFO queue's
@@ -101,7 +117,7 @@ impl Sqs {
             .max_number_of_messages(i32::try_from(most).unwrap_or(i32::MAX))
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
-            .set_message_system_attribute_names(Some(SYSTEM_ATTRIBUTES.to_vec()))
+            .set_message_system_attribute_names(Some(self.system_attributes.clone()))
             .message_attribute_names("All")
             .set_receive_request_attempt_id(attempt.clone())
             .customize()
@@ -368,7 +384,7 @@ mod tests {
 
     use super::super::testing::{Canned, real};
     use super::*;
-    use crate::job::delivery::MessageId;
+    use crate::job::delivery::{MessageId, SqsAttributes};
     use crate::job::lease::{Lease, Strategy};
     use crate::job::outcome::Outcome;
     use crate::job::verdict::{OnStop, Retry, RetryPolicy, Verdict};
@@ -402,6 +418,7 @@ mod tests {
             idempotency_key: None,
             traceparent: None,
             attributes: BTreeMap::new(),
+            sqs: SqsAttributes::default(),
         };
         let Verdict::Delete(completed) =
             policy.judge(&delivery.id(), &Redrive::None, Outcome::Finished)

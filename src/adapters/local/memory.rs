@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
+use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive, SqsAttributes};
 use crate::job::lease::CEILING;
 use crate::job::verdict::DeletePermit;
 #[cfg(any(feature = "aws", feature = "internals"))]
@@ -337,6 +337,7 @@ impl State {
                 idempotency_key: None,
                 traceparent: None,
                 attributes: BTreeMap::new(),
+                sqs: SqsAttributes::default(),
             });
         }
     }

@@ -26,8 +26,8 @@ use super::table::{Process, ProcessId};
 pub(super) type Commands = BTreeMap<i32, Family>;
 
 /// The start of the variable that only one command's processes have: its value is in a folder that
-/// no other command uses.
-pub(super) const MARK: &[u8] = b"JOB_FILE=";
+/// no other command uses. A process that outlives its job has no `JOB_FILE`.
+pub(super) const MARKS: [&[u8]; 2] = [b"JOB_FILE=", b"TMPDIR="];
 
 /// How long a process that ended in our own group stays for its starter to reap it.
 const UNCLAIMED: Duration = Duration::from_secs(2);

@@ -62,10 +62,13 @@ impl Output {
         let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
         let stderr_tail = StderrTail::default();
         let tail = stderr_tail.clone();
-        let out = forward(stdout, enough.clone(), activity.clone(), |line| log("stdout", line));
+        let (of_out, of_err) = (activity.clone(), activity.clone());
+        let out = forward(stdout, enough.clone(), activity.clone(), move |line| {
+            of_out.in_span(|| log("stdout", line));
+        });
         let err = forward(stderr, enough.clone(), activity.clone(), move |line| {
             tail.add(line);
-            log("stderr", line);
+            of_err.in_span(|| log("stderr", line));
         });
         forwarders.spawn(out.in_current_span());
         forwarders.spawn(err.in_current_span());

@@ -56,5 +56,5 @@ pub(super) fn start_error(program: &OsStr, err: &io::Error) -> StartError {
         Some(Errno::EAGAIN) => "the pod's or the user's limit of processes is reached".into(),
         _ => err.to_string(),
     };
-    StartError { program: program.to_string_lossy().into_owned(), why }
+    StartError { program: program.to_string_lossy().into_owned(), why, ends_the_run: false }
 }

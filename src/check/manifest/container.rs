@@ -109,8 +109,9 @@ impl<'a> ScaledJob<'a> {
             }
         };
         if let Some(words) = words {
-            all.add(Vec::from_iter(missing_command(&container, &words)).into());
-            all.add(self.settings(&mut container, words));
+            all.add(self.settings(&mut container, words.clone()));
+            let others = self.runs_beside(container.value);
+            all.add(Vec::from_iter(missing_command(&container, &words, others)).into());
         }
         all.add(Vec::from_iter(self.program(&container)).into());
         all.add(self.time_limits(&container).into());

@@ -109,6 +109,16 @@ impl ScaledJob<'_> {
     }
 
     /// Findings about containers other than the one that runs leasehold.
+    /// Does another container run at the same time: a native sidecar, or a second one?
+    pub fn runs_beside(&self, container: &Value) -> bool {
+        let init_containers = self.pod["initContainers"].as_array().into_iter().flatten();
+        let is_sidecar = |it: &&Value| it["restartPolicy"] == "Always";
+        init_containers
+            .filter(is_sidecar)
+            .chain(self.containers())
+            .any(|it| !std::ptr::eq(it, container))
+    }
+
     pub fn second_containers(&self, container: &Container) -> Vec<Finding> {
         let others = self.containers().filter(|other| !std::ptr::eq(*other, container.value));
         let finding = |other: &Value| {

@@ -128,13 +128,26 @@ impl ScaledJob<'_> {
     }
 }
 
-/// Without a command the image's own would run: Kubernetes ignores it where `command` is set.
-pub fn missing_command(container: &Container, words: &[String]) -> Option<Finding> {
+/// Without a command the image's own would run: Kubernetes ignores it where `command` is set. With
+/// `--handler http://…`, another container may have the server. `others` is whether the pod has one.
+pub fn missing_command(container: &Container, words: &[String], others: bool) -> Option<Finding> {
     let has_own = container.value["command"].as_array().is_some_and(|words| !words.is_empty());
     let mut after = words.iter().skip_while(|word| *word != "--").skip(1);
     let has_job_types = words.iter().any(|word| word.starts_with("--job-types"))
         || container.environment.get("LEASEHOLD_JOB_TYPES").is_some();
-    (has_own && after.next().is_none() && !has_job_types).then(|| {
+    let has_server = container.config.as_ref().is_some_and(|config| config.work.handler.is_http());
+    let is_missing = has_own && after.next().is_none();
+    if has_server {
+        return (is_missing && !others).then(|| {
+            Finding::new(
+                Rule::NoServer,
+                container.path.at("command"),
+                "no command follows run --, and the pod has no sidecar: no server accepts the requests of --handler, and every message is kept",
+                "write the command of the server after --, or run it in initContainers with restartPolicy: Always",
+            )
+        });
+    }
+    (is_missing && !has_job_types).then(|| {
         Finding::new(
             Rule::NoCommand,
             container.path.at("command"),

@@ -9,7 +9,9 @@ use base64::prelude::BASE64_STANDARD;
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, traceparent_from_xray};
+use crate::job::delivery::{
+    Delivery, MessageId, ReceiptHandle, SqsAttributes, traceparent_from_xray,
+};
 use crate::ports::ReceiveError;
 
 /// The message attribute with a sender's W3C trace context.
@@ -43,6 +45,7 @@ pub(super) fn delivery(
     let group_id = system(MessageSystemAttributeName::MessageGroupId).map(str::to_owned);
     let deduplication_id =
         system(MessageSystemAttributeName::MessageDeduplicationId).map(str::to_owned);
+    let sqs = sqs_attributes(&message);
     let attributes = attributes(&message);
     let body = message.body.unwrap_or_default();
     let (Some(id), Some(receipt)) = (message.message_id, message.receipt_handle) else {
@@ -72,6 +75,7 @@ pub(super) fn delivery(
         idempotency_key,
         traceparent,
         attributes,
+        sqs,
     })
 }
 
@@ -86,6 +90,14 @@ fn attributes(message: &Message) -> BTreeMap<String, String> {
         Some((name.clone(), value.string_value().map(str::to_owned).or_else(bytes)?))
     })
     .collect()
+}
+
+fn sqs_attributes(message: &Message) -> SqsAttributes {
+    let system = message.attributes().into_iter().flatten();
+    let system = system.map(|(name, value)| (name.as_str().to_owned(), value.clone()));
+    let types = message.message_attributes().into_iter().flatten();
+    let types = types.map(|(name, value)| (name.clone(), value.data_type().to_owned()));
+    SqsAttributes { system: system.collect(), types: types.collect() }
 }
 
 /// Version, trace id, parent id and flags, in hexadecimal (W3C Trace Context, section 3.2).

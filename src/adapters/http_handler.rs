@@ -1,0 +1,277 @@
+//! The handler `http`: sends each object or message as a POST to the user's server in this pod,
+//! which stays for all of them. The contract is that of Elastic Beanstalk's worker environments.
+//!
+//! The server is the process that the command starts, or it runs in another container of the pod.
+
+mod address;
+mod answer;
+mod client;
+mod request;
+mod server;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+pub use address::HttpAddress;
+pub use answer::StatusRange;
+use client::Client;
+pub use request::HttpBody;
+use request::request;
+use server::Server;
+
+use super::progress::ProgressServer;
+use super::warm::{WarmProcess, WarmProcesses};
+use crate::job::outcome::Exit;
+use crate::ports::job_facts::JobFacts;
+use crate::ports::{Activity, Command, Exited, Runner, StartError};
+
+/// The settings of the handler `http`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    pub body: HttpBody,
+    /// The status codes of permanent failures.
+    pub permanent: Vec<StatusRange>,
+    /// How long the server may take to accept connections.
+    pub ready_timeout: Duration,
+}
+
+/// Sends requests to the user's server.
+pub struct HttpHandler {
+    address: HttpAddress,
+    settings: HttpSettings,
+    client: Client,
+    /// `None` if the server runs in another container.
+    server: Option<Server>,
+    /// Started with the first message; `None` if it cannot be started.
+    progress: OnceCell<Option<ProgressServer>>,
+}
+
+impl HttpHandler {
+    /// `processes` starts the server; without it, the server runs in another container.
+    pub fn new(
+        address: HttpAddress,
+        settings: HttpSettings,
+        processes: Option<WarmProcesses>,
+    ) -> Self {
+        let client = Client::new(address.clone());
+        Self {
+            address,
+            settings,
+            client,
+            server: processes.map(Server::new),
+            progress: OnceCell::new(),
+        }
+    }
+
+    /// The process of the server, once it accepts connections.
+    async fn ready(&self, command: &Command) -> Result<Option<Arc<WarmProcess>>, StartError> {
+        let Some(server) = &self.server else {
+            self.accepts_connections().await.map_err(|why| self.start_error(why))?;
+            return Ok(None);
+        };
+        let process = match server.running().await {
+            Some(process) => process,
+            None => self.start(server, command).await?,
+        };
+        let ready = tokio::select! {
+            biased;
+            ready = self.accepts_connections() => ready,
+            ended = process.ended() => {
+                let exited = ended?;
+                return Err(self.start_error(format!(
+                    "the server ended with {} before it accepted connections", exited.exit
+                )));
+            }
+        };
+        if let Err(why) = ready {
+            // The error of the process counts if it is the last of several.
+            process.halt().await?;
+            return Err(self.start_error(why));
+        }
+        Ok(Some(process))
+    }
+
+    async fn start(
+        &self,
+        server: &Server,
+        command: &Command,
+    ) -> Result<Arc<WarmProcess>, StartError> {
+        self.client.close_idle();
+        if self.client.connects().await && server.running().await.is_none() {
+            self.client.close_idle();
+            return Err(self.start_error(format!(
+                "another server accepts connections at {} already: remove the command after --, or choose another port",
+                self.address
+            )));
+        }
+        server.start(command)
+    }
+
+    async fn accepts_connections(&self) -> Result<(), String> {
+        let (address, ready_timeout) = (&self.address, self.settings.ready_timeout);
+        let waiting = async {
+            let (started, mut warned_at) = (Instant::now(), Instant::now());
+            while !self.client.connects().await {
+                if warned_at.elapsed() >= WARN_INTERVAL {
+                    warn!(%address, waited = ?started.elapsed(), "the server does not accept connections yet");
+                    warned_at = Instant::now();
+                }
+                sleep(READY_INTERVAL).await;
+            }
+        };
+        timeout(ready_timeout, waiting).await.map_err(|_| {
+            format!(
+                "no server accepted connections at {address} within --ready-timeout {}: correct the port in --handler, or raise --ready-timeout",
+                humantime::format_duration(ready_timeout)
+            )
+        })
+    }
+
+    async fn answer(&self, job: &JobFacts, activity: &Activity) -> Result<Exited, String> {
+        let (address, HttpSettings { body: kind, permanent, .. }) = (&self.address, &self.settings);
+        let progress = self.progress.get_or_init(start_progress).await;
+        let progress = progress.as_ref().map(|progress| progress.accept(job, activity));
+        let progress_url = progress.as_ref().map(|progress| progress.url.as_str());
+        let body = match kind {
+            HttpBody::Job => Bytes::from(with_progress(job, progress_url)),
+            HttpBody::Message => {
+                let read = tokio::fs::read(&job.body_file).await;
+                read.map_err(|error| format!("{}: {error}", job.body_file.display()))?.into()
+            }
+        };
+        let request = request(address, job, *kind, body, progress_url);
+        let answer = self.client.send(request, activity).await?;
+        let judged = answer.judge(permanent, SystemTime::now());
+        if let Some(reason) = judged.reason {
+            let retry_after = judged.retry_after.map(|delay| delay.as_secs());
+            report(&job.result_file, &json!({ "reason": reason, "retry_after": retry_after }));
+        }
+        Ok(exited(judged.exit))
+    }
+
+    fn start_error(&self, why: String) -> StartError {
+        StartError { program: self.address.to_string(), why, ends_the_run: false }
+    }
+}
+
+async fn start_progress() -> Option<ProgressServer> {
+    let server = ProgressServer::start().await;
+    server
+        .inspect_err(|error| warn!(%error, "progress_url is not available, only result_file"))
+        .ok()
+}
+
+/// The content of `JOB_FILE`, with `progress_url`.
+fn with_progress(job: &JobFacts, url: Option<&str>) -> String {
+    let json = job.to_json();
+    match (url, json.strip_suffix('}')) {
+        (Some(url), Some(fields)) => format!("{fields},\"progress_url\":{}}}", json!(url)),
+        (_, _) => json,
+    }
+}
+
+/// How often to try to connect to a server that starts.
+const READY_INTERVAL: Duration = Duration::from_millis(50);
+const WARN_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A server that crashes closes its connections before its end can be seen.
+const CRASH: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl Runner for HttpHandler {
+    /// When this returns without an answer, the process of the server has ended, unless it works on
+    /// other messages, too. A server in another container gets no signal: its connection is closed.
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        activity: Activity,
+    ) -> Result<Exited, StartError> {
+        let process = tokio::select! {
+            biased;
+            () = halt.cancelled() => return Ok(exited(HALTED)),
+            process = self.ready(&command) => process?,
+        };
+        let in_work = process.as_ref().zip(self.server.as_ref());
+        let in_work = in_work.map(|(process, server)| server.works_on(process, activity.clone()));
+        let mut ended = pin!(async {
+            match &process {
+                Some(process) => process.ended().await,
+                None => std::future::pending().await,
+            }
+        });
+        let exited = tokio::select! {
+            biased;
+            () = halt.cancelled() => exited(HALTED),
+            answer = self.answer(&command.job, &activity) => match answer {
+                Ok(exited) => {
+                    if let Some(in_work) = in_work {
+                        in_work.answered();
+                    }
+                    return Ok(exited);
+                }
+                Err(why) if process.is_none() => failed(&command.job, &why),
+                Err(why) => match timeout(CRASH, &mut ended).await {
+                    Ok(ended) => crashed(&command.job, ended),
+                    Err(_) => failed(&command.job, &why),
+                },
+            },
+            ended = &mut ended => crashed(&command.job, ended),
+        };
+        if let Some(in_work) = in_work {
+            in_work.halt().await;
+        }
+        Ok(exited)
+    }
+
+    async fn finish(&self) {
+        if let Some(server) = &self.server {
+            server.end().await;
+        }
+    }
+}
+
+/// Not counted: a halt has its own reason.
+const HALTED: Exit = Exit::Signal(15);
+
+fn exited(exit: Exit) -> Exited {
+    Exited { exit, usage: None, stderr_tail: Vec::new(), out_of_memory: None }
+}
+
+fn failed(job: &JobFacts, why: &str) -> Exited {
+    report(&job.result_file, &json!({ "reason": why }));
+    exited(Exit::Code(1))
+}
+
+/// The process of the server ended before its answer: a failure, also with exit code 0.
+fn crashed(job: &JobFacts, ended: Result<Exited, StartError>) -> Exited {
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(error) => Exited { stderr_tail: vec![error.to_string()], ..exited(Exit::Code(1)) },
+    };
+    let why = format!("the server ended with {} before its answer was complete", ended.exit);
+    report(&job.result_file, &json!({ "reason": why }));
+    let exit = match ended.exit {
+        Exit::Code(_) | Exit::Handler(_) => Exit::Code(1),
+        Exit::Signal(signal) => Exit::Signal(signal),
+    };
+    Exited { exit, usage: None, ..ended }
+}
+
+/// Appends to the result file. An error must not fail the work.
+fn report(result_file: &Path, line: &serde_json::Value) {
+    let file = OpenOptions::new().append(true).create(true).open(result_file);
+    let _ = file.and_then(|mut file| writeln!(file, "{line}"));
+}

@@ -1,0 +1,323 @@
+//! Runs Lambda functions: the command is a client of Lambda's Runtime API, and stays for many
+//! messages.
+//!
+//! ```text
+//! run (one call for each message) ─► a batch ─► an idle process, or a new one ─► next … response
+//!            ▲                                                                            │
+//!            └──────────── succeeded or failed, for each message of the batch ◄───────────┘
+//! ```
+//!
+//! Architecture invariant: an invocation succeeds only with a response of the function. Whatever
+//! ends the process is a failure of the messages in work, even exit code 0.
+
+mod batch;
+mod event;
+mod function;
+mod response;
+mod runtime_api;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use super::warm::WarmProcesses;
+use crate::job::outcome::Exit;
+use crate::ports::{Activity, Command, Exited, Runner, StartError};
+use batch::{CommandKey, Ended, FunctionProcess, Member};
+pub use function::Source;
+
+/// How messages share invocations and processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// The most messages of an invocation.
+    pub size: usize,
+    /// How long an invocation waits for more messages.
+    pub window: Duration,
+    /// The most processes.
+    pub processes: usize,
+}
+
+/// What a function finds beside its event.
+#[derive(Debug, Clone)]
+pub struct Function {
+    pub source: Source,
+    /// Of the container, in bytes.
+    pub memory_limit: Option<u64>,
+    /// Is this variable set in our environment?
+    pub is_set: fn(&str) -> bool,
+}
+
+/// Runs the functions of one pod.
+pub struct Lambda(Arc<Shared>);
+
+struct Shared {
+    processes: WarmProcesses,
+    function: Function,
+    batching: Batching,
+    /// Batches that take more messages.
+    open: Mutex<Vec<Batch>>,
+    /// Processes that wait for an event.
+    idle: Mutex<Vec<FunctionProcess>>,
+    /// One for each process that works.
+    slots: Semaphore,
+}
+
+/// Messages for one invocation.
+struct Batch {
+    key: CommandKey,
+    members: Vec<Member>,
+    is_full: Arc<Notify>,
+}
+
+impl Lambda {
+    pub fn new(processes: WarmProcesses, function: Function, batching: Batching) -> Self {
+        Self(Arc::new(Shared {
+            processes,
+            function,
+            batching,
+            open: Mutex::default(),
+            idle: Mutex::default(),
+            slots: Semaphore::new(batching.processes),
+        }))
+    }
+}
+
+#[async_trait]
+impl Runner for Lambda {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        activity: Activity,
+    ) -> Result<Exited, StartError> {
+        let body = std::fs::read_to_string(&command.job.body_file).map_err(|error| StartError {
+            program: command.program.to_string_lossy().into_owned(),
+            why: format!("JOB_BODY_FILE {}: {error}", command.job.body_file.display()),
+            ends_the_run: false,
+        })?;
+        let (stop_grace, result_file) = (command.stop_grace, command.job.result_file.clone());
+        let (answer, mut answered) = oneshot::channel();
+        let record = event::record(&command.job, &body, &self.0.function.source);
+        let member =
+            Member { record, command, activity, span: Span::current(), halt: halt.clone(), answer };
+        self.0.clone().join(member);
+        // The message of a batch whose lease is lost does not end the work on the others.
+        let given_up = async {
+            halt.cancelled().await;
+            sleep(stop_grace + END).await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = &mut answered => ended,
+            () = given_up => return Ok(Exited::killed()),
+        };
+        // An error: a bug in leasehold, after which nothing is known about the work.
+        let Ended { exited, reason } = ended.unwrap_or_else(|_| Ok(Ended::killed()))?;
+        if let Some(reason) = reason.filter(|_| !halt.is_cancelled()) {
+            report(&result_file, &reason);
+        }
+        Ok(exited)
+    }
+
+    async fn finish(&self) {
+        // Until no batch is in work.
+        let processes = u32::try_from(self.0.batching.processes).unwrap_or(u32::MAX);
+        let _all = self.0.slots.acquire_many(processes).await;
+        let idle = std::mem::take(&mut *self.0.idle());
+        join_all(idle.iter().map(|process| process.warm.halt())).await;
+    }
+}
+
+/// How much longer than the stop grace a process may take until it is reaped.
+const END: Duration = Duration::from_secs(2);
+
+/// Reports the reason like a command. An error must not fail the work.
+fn report(result_file: &Path, reason: &str) {
+    let file = OpenOptions::new().append(true).create(true).open(result_file);
+    let _ = file.and_then(|mut file| writeln!(file, "{}", json!({ "reason": reason })));
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Vec<Batch>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<FunctionProcess>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the message to an open batch, or opens one.
+    fn join(self: Arc<Self>, member: Member) {
+        let key = CommandKey::of(&member.command);
+        let size = self.batching.size;
+        let mut open = self.open();
+        let with_room = |batch: &&mut Batch| batch.key == key && batch.members.len() < size;
+        if let Some(batch) = open.iter_mut().find(with_room) {
+            batch.members.push(member);
+            if batch.members.len() == size {
+                batch.is_full.notify_one();
+            }
+            return;
+        }
+        let is_full = Arc::new(Notify::new());
+        if size == 1 {
+            is_full.notify_one();
+        }
+        open.push(Batch { key, members: vec![member], is_full: is_full.clone() });
+        drop(open);
+        // Not in the span of one message.
+        tokio::spawn(async move { self.work_on_batch(is_full).await });
+    }
+
+    /// Waits for a process and for more messages, and works on them.
+    async fn work_on_batch(&self, is_full: Arc<Notify>) {
+        let due_at = Instant::now() + self.batching.window;
+        let Ok(_slot) = self.slots.acquire().await else { return };
+        tokio::select! {
+            () = is_full.notified() => {}
+            () = sleep_until(due_at) => {}
+        }
+        let Some(mut batch) = self.take_open(&is_full) else { return };
+        batch.members.retain(|member| !member.is_given_up());
+        if batch.members.is_empty() {
+            return;
+        }
+        let ids: Vec<_> =
+            batch.members.iter().map(|member| member.command.job.message_id.clone()).collect();
+        let (process, outcome) = loop {
+            let (process, is_new) = match self.process_for(&batch).await {
+                Ok(process) => process,
+                Err(error) => return deal(batch.members, |_| Err(error.clone())),
+            };
+            let outcome = process.invoke(&mut batch.members, &self.function.source).await;
+            // An idle process may end just before it gets the event: then another one takes it.
+            let is_untouched = !is_new && process.take_back();
+            if !is_untouched || batch.members.iter().all(Member::is_given_up) {
+                break (process, outcome);
+            }
+        };
+        let stays = !process.warm.has_ended() && !process.warm.is_halted();
+        deal(batch.members, |id| outcome.of(id, &ids));
+        if stays {
+            self.idle().push(process);
+        } else {
+            // The messages know how it ended.
+            let _ = process.warm.halt().await;
+        }
+    }
+
+    fn take_open(&self, is_full: &Arc<Notify>) -> Option<Batch> {
+        let mut open = self.open();
+        let place = open.iter().position(|batch| Arc::ptr_eq(&batch.is_full, is_full))?;
+        Some(open.remove(place))
+    }
+
+    /// An idle process of the same command, or a new one; and whether it is new. One of another
+    /// command makes room for it.
+    async fn process_for(&self, batch: &Batch) -> Result<(FunctionProcess, bool), StartError> {
+        let (found, other) = {
+            let mut idle = self.idle();
+            idle.retain(|process| !process.warm.has_ended() && !process.warm.is_halted());
+            let same = idle.iter().position(|process| process.key == batch.key);
+            let found = same.map(|place| idle.swap_remove(place));
+            let is_over = found.is_none() && idle.len() > self.slots.available_permits();
+            (found, if is_over { idle.pop() } else { None })
+        };
+        if let Some(process) = found {
+            return Ok((process, false));
+        }
+        if let Some(other) = other {
+            // It worked on no message.
+            let _ = other.warm.halt().await;
+        }
+        let Some(member) = batch.members.first() else { return Err(no_member()) };
+        let started =
+            FunctionProcess::start(&self.processes, &self.function, &member.command).await?;
+        Ok((started, true))
+    }
+}
+
+fn no_member() -> StartError {
+    let (program, why) = ("the function".to_owned(), "no message is left".to_owned());
+    StartError { program, why, ends_the_run: false }
+}
+
+/// Passes each message its own result.
+fn deal(members: Vec<Member>, result: impl Fn(&str) -> Result<Ended, StartError>) {
+    for member in members {
+        // Fails only for a message that was given up.
+        let _ = member.answer.send(result(&member.command.job.message_id));
+    }
+}
+
+impl Ended {
+    fn killed() -> Self {
+        Self { exited: Exited::killed(), reason: None }
+    }
+
+    fn succeeded() -> Self {
+        Self { exited: Exited { exit: Exit::Code(0), ..Exited::killed() }, reason: None }
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use std::path::PathBuf;
+    use std::time::{Duration, SystemTime};
+
+    use super::function::Source;
+    use crate::ports::Command;
+    use crate::ports::job_facts::{JobFacts, MessageFacts};
+
+    pub(super) fn source() -> Source {
+        let url = "https://sqs.us-east-2.amazonaws.com/123456789012/my-queue";
+        Source::new(Some(url), Some("us-east-2"))
+    }
+
+    pub(super) fn job(message_id: &str) -> JobFacts {
+        JobFacts {
+            version: 1,
+            id: "pod".to_owned(),
+            job_type: "default".to_owned(),
+            message_id: message_id.to_owned(),
+            message: MessageFacts::default(),
+            object: None,
+            receive_count: 1,
+            max_receive_count: None,
+            final_attempt: None,
+            deadline: SystemTime::UNIX_EPOCH,
+            input: None,
+            output_dir: PathBuf::new(),
+            checkpoint_dir: PathBuf::new(),
+            result_file: PathBuf::new(),
+            body_file: PathBuf::new(),
+            job_file: PathBuf::new(),
+            temporary: PathBuf::new(),
+            traceparent: None,
+            tracestate: None,
+            baggage: None,
+        }
+    }
+
+    pub(super) fn command(message_id: &str) -> Command {
+        Command {
+            program: "python3".into(),
+            args: ["-m", "awslambdaric", "app.handler"].map(Into::into).into(),
+            job: job(message_id),
+            variables: None,
+            stdin: None,
+            fetch: None,
+            stop_grace: Duration::ZERO,
+        }
+    }
+}

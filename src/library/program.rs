@@ -1,0 +1,190 @@
+//! A whole program around a handler.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args, Command};
+use tokio::runtime::Handle;
+
+use super::handler::{AnyHandler, Handler};
+use super::in_process::{InProcess, Threads};
+use super::settings::setters;
+use crate::app::{self, Host, Start};
+use crate::settings::embedding::{Embedding, Parsed, Values};
+
+/// Runs a whole program around `handler`: command line, environment, log, signals, exit code.
+pub fn main(handler: impl Handler) -> ExitCode {
+    Program::new(handler).main()
+}
+
+/// A program with leasehold's command line (`run`, `local`, `check` and the others) and its own
+/// name, defaults, flags and subcommands.
+///
+/// ```no_run
+/// use leasehold::{Error, Job, Program};
+/// use std::time::Duration;
+///
+/// async fn resize(job: Job) -> Result<(), Error> {
+///     let image = job.bytes().await?;
+///     tracing::info!(bytes = image.len(), "resizing");
+///     Ok(())
+/// }
+///
+/// fn main() -> std::process::ExitCode {
+///     Program::new(resize)
+///         .name("resize")
+///         .version(env!("CARGO_PKG_VERSION"))
+///         .max_duration(Duration::from_hours(2))
+///         .main()
+/// }
+/// ```
+///
+/// What the code sets is a default: `--max-duration` and `LEASEHOLD_MAX_DURATION` override it.
+///
+/// The handler runs on its own threads, so that a long computation delays no heartbeat. A program
+/// that has a tokio runtime of its own uses a [`Worker`](crate::Worker).
+#[must_use]
+pub struct Program {
+    embedding: Embedding,
+    handler: MakeHandler,
+    own: Vec<Own>,
+}
+
+type MakeHandler = Box<dyn FnOnce(&ArgMatches) -> Result<AnyHandler, clap::Error> + Send>;
+
+/// The subcommands of the program itself.
+struct Own {
+    name: String,
+    run: Box<dyn FnOnce(&ArgMatches) -> ExitCode + Send>,
+}
+
+impl Program {
+    /// A program that does its work with `handler`.
+    pub fn new(handler: impl Handler) -> Self {
+        let handler = AnyHandler::new(handler);
+        Self::with(None, Box::new(|_| Ok(handler)))
+    }
+
+    /// A program with its own flags, beside those of leasehold in `run` and `local`. `make` returns
+    /// the handler.
+    ///
+    /// ```no_run
+    /// use leasehold::{Error, Job, Program, clap};
+    ///
+    /// #[derive(clap::Args)]
+    /// struct Flags {
+    ///     /// The width of the images
+    ///     #[arg(long, default_value = "640")]
+    ///     width: u32,
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Program::with_flags(|Flags { width }| {
+    ///         move |job: Job| async move {
+    ///             let image = job.bytes().await?;
+    ///             tracing::info!(width, bytes = image.len(), "resizing");
+    ///             Ok::<_, Error>(())
+    ///         }
+    ///     })
+    ///     .main()
+    /// }
+    /// ```
+    pub fn with_flags<A: Args, H: Handler>(make: impl FnOnce(A) -> H + Send + 'static) -> Self {
+        let make = |matches: &ArgMatches| {
+            A::from_arg_matches(matches).map(|flags| AnyHandler::new(make(flags)))
+        };
+        Self::with(Some(A::augment_args), Box::new(make))
+    }
+
+    fn with(flags: Option<fn(Command) -> Command>, handler: MakeHandler) -> Self {
+        let started = std::env::args_os().next().unwrap_or_default();
+        let name = Path::new(&started).file_name().and_then(OsStr::to_str).unwrap_or("worker");
+        Self { embedding: Embedding { flags, ..Embedding::new(name) }, handler, own: Vec::new() }
+    }
+
+    /// The program's name; by default the name of its file.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.embedding.name = name.into();
+        self
+    }
+
+    /// What `--version` prints; use `env!("CARGO_PKG_VERSION")`.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.embedding.version = Some(version.into());
+        self
+    }
+
+    /// One sentence for the help.
+    pub fn about(mut self, about: impl Into<String>) -> Self {
+        self.embedding.about = Some(about.into());
+        self
+    }
+
+    /// Adds a subcommand that has nothing to do with leasehold. It gets its own arguments.
+    pub fn subcommand(
+        mut self,
+        command: Command,
+        run: impl FnOnce(&ArgMatches) -> ExitCode + Send + 'static,
+    ) -> Self {
+        self.own.push(Own { name: command.get_name().to_owned(), run: Box::new(run) });
+        self.embedding.actions.push(command);
+        self
+    }
+
+    fn values_mut(&mut self) -> &mut Values {
+        &mut self.embedding.defaults
+    }
+
+    /// The URL of the SQS queue.
+    pub fn queue_url(self, url: impl Into<std::ffi::OsString>) -> Self {
+        self.setting("queue-url", url)
+    }
+
+    setters!();
+
+    /// Runs the program to its end. Return the exit code from your `main`: the pod's restarts
+    /// depend on it.
+    ///
+    /// Within a tokio runtime, such as `#[tokio::main]`, it runs on another thread, and blocks the
+    /// current one.
+    pub fn main(self) -> ExitCode {
+        if Handle::try_current().is_err() {
+            return self.start();
+        }
+        let started = std::thread::Builder::new().name("leasehold".to_owned());
+        let ended = started.spawn(|| self.start()).map(std::thread::JoinHandle::join);
+        match ended {
+            Ok(Ok(code)) => code,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => app::refuse("leasehold", &format!("no thread could be started: {error}")),
+        }
+    }
+
+    fn start(self) -> ExitCode {
+        let signals = app::signals::block();
+        let Self { embedding, handler, own } = self;
+        let name = embedding.name.clone();
+        app::main(signals, &name.clone(), move || {
+            match embedding.parse(std::env::args_os().collect())? {
+                Parsed::Own(action, matches) => {
+                    let own = own.into_iter().find(|own| own.name == action);
+                    let own = own.expect("each subcommand of its own has a function");
+                    Ok(Start::Own(Box::new(move || (own.run)(&matches))))
+                }
+                Parsed::Ours(action, matches) => {
+                    let is_work = action.does_work();
+                    let handler = is_work.then(|| handler(&matches)).transpose()?;
+                    let in_process = handler.map(|handler| -> Arc<dyn crate::ports::Runner> {
+                        Arc::new(InProcess { handler, threads: Threads::Dedicated })
+                    });
+                    let command = move || embedding.command().expect("it was parsed");
+                    let host =
+                        Host { name, command: Box::new(command), is_embedded: true, in_process };
+                    Ok(Start::Perform(*action, host))
+                }
+            }
+        })
+    }
+}

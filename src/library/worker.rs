@@ -1,0 +1,423 @@
+//! A handler beside other tasks: no command line, no global state.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::dispatcher::{self, Dispatch};
+use tracing::info;
+use tracing::subscriber::NoSubscriber;
+
+use super::handler::{AnyHandler, Handler};
+use super::in_process::{InProcess, OwnRuntime, Threads};
+use super::settings::setters;
+use crate::actors::supervisor::{self, World};
+use crate::actors::work_threads::{SeparateThreads, WorkThreads};
+use crate::adapters::aws::SdkConfig;
+use crate::adapters::aws::sqs::queue_url::queue_name;
+use crate::app::connect::{Connected, connect};
+use crate::app::machine::check_machine;
+use crate::job::keep_reason::KeepReason;
+use crate::job::report::{Observation, Report};
+use crate::job::run_outcome::{ReceiveFailure, RunOutcome};
+use crate::job::settings::Settings;
+use crate::job::verdict::Settlement;
+use crate::ports::Telemetry;
+use crate::ports::clock::Clock;
+use crate::ports::health::Health;
+use crate::settings::embedding::{Values, as_code, run_settings};
+use crate::settings::resolve::RunConfig;
+use crate::telemetry::PodTelemetry;
+use crate::telemetry::metrics::{Collected, Metrics};
+use crate::telemetry::readiness::Readiness;
+
+/// Receives messages and runs a handler for each, inside any tokio runtime and with any `tracing`
+/// subscriber.
+///
+/// ```no_run
+/// use leasehold::{Error, Job, Worker};
+/// use std::time::Duration;
+///
+/// async fn resize(job: Job) -> Result<(), Error> {
+///     let image = job.bytes().await?;
+///     tracing::info!(bytes = image.len(), "resizing");
+///     Ok(())
+/// }
+///
+/// # async fn run() -> Result<(), Error> {
+/// let worker = Worker::builder()
+///     .queue_url("https://sqs.eu-west-1.amazonaws.com/123456789012/uploads")
+///     .max_duration(Duration::from_hours(2))
+///     .stop_on_signals()
+///     .build()?;
+/// let summary = worker.run(resize).await?;
+/// tracing::info!(?summary, "stopped");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The handler runs on the caller's runtime, so it may use connections of that runtime. Leases are
+/// extended on two threads of leasehold: a handler that blocks does not lose its message.
+#[derive(Debug)]
+pub struct Worker {
+    config: RunConfig,
+    until: Until,
+    stop: CancellationToken,
+    on_signals: bool,
+    registry: Option<prometheus::Registry>,
+    aws: Option<SdkConfig>,
+}
+
+/// When a worker ends without a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Stopped,
+    /// No message came for `--wait`, or `--max-messages` were processed.
+    Empty,
+}
+
+/// The settings of a [`Worker`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct WorkerBuilder {
+    values: Values,
+    until: Until,
+    stop: CancellationToken,
+    on_signals: bool,
+    registry: Option<prometheus::Registry>,
+    aws: Option<SdkConfig>,
+}
+
+/// A setting of a [`WorkerBuilder`] that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(String);
+
+/// Why a worker ended before it was stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A retry cannot succeed: no such queue, no credentials, no work directory.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// Receive requests kept failing for `receive-give-up`.
+    #[error("no message could be received: {0}")]
+    Unavailable(String),
+    /// A bug in leasehold. The message is kept, as always.
+    #[error("{0}")]
+    Bug(String),
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Messages whose handler succeeded.
+    pub succeeded: u64,
+    /// Messages that were deleted without a handler: there was nothing to do.
+    pub skipped: u64,
+    /// Messages that were kept, to be retried.
+    pub kept: u64,
+    /// Why the last of them was kept, in one word such as `permanent` or `stopped`.
+    pub last_kept: Option<&'static str>,
+}
+
+impl Worker {
+    /// The settings of a worker; the queue's URL is required.
+    pub fn builder() -> WorkerBuilder {
+        WorkerBuilder {
+            values: Vec::new(),
+            until: Until::Stopped,
+            stop: CancellationToken::new(),
+            on_signals: false,
+            registry: None,
+            aws: None,
+        }
+    }
+
+    /// Runs until it is stopped, or as the settings say. Dropping the future is like a kill: the
+    /// handler is dropped, and its message is visible again after the visibility timeout.
+    pub async fn run(self, handler: impl Handler) -> Result<Summary, RunError> {
+        let callers = Handle::try_current().map_err(|error| {
+            RunError::Misconfigured(format!("a worker needs a tokio runtime: {error}"))
+        })?;
+        let runner = InProcess { handler: AnyHandler::new(handler), threads: Threads::Of(callers) };
+        let on_start = with_subscriber(dispatcher::get_default(Clone::clone));
+        let work = WorkThread(SeparateThreads::new(on_start.clone()));
+        let own = own_runtime(on_start)?;
+        let running = self.run_with(Arc::new(runner), work.0.clone());
+        let running = AbortOnDropHandle::new(own.handle().spawn(running));
+        running
+            .await
+            .unwrap_or_else(|died| Err(RunError::Bug(format!("a bug in leasehold: {died}"))))
+    }
+
+    async fn run_with(
+        self,
+        runner: Arc<InProcess>,
+        work: SeparateThreads,
+    ) -> Result<Summary, RunError> {
+        let Self { config, until, stop, on_signals, registry, aws } = self;
+        check_machine(&config.work, false).map_err(|why| RunError::Misconfigured(as_code(&why)))?;
+        // A stop of this worker must not stop the caller's other users of the token.
+        let stop = stop.child_token();
+        let _signals = on_signals.then(|| stop_on_signals(&stop)).transpose()?;
+        let queue = queue_name(&config.queue_url).to_owned();
+        let metrics =
+            registry.as_ref().map(|_| Arc::new(Metrics::new(&queue, None, SystemTime::now())));
+        if let (Some(registry), Some(metrics)) = (&registry, &metrics) {
+            let collected = Collected::new(metrics.clone(), &queue);
+            registry.register(Box::new(collected)).map_err(|error| {
+                RunError::Misconfigured(format!("the metrics could not be registered: {error}"))
+            })?;
+        }
+        let (plan, clock) = (config.work.settings.stop, Clock::start());
+        let is_stopping = stop.clone();
+        let limit = move || plan.attempt_record(is_stopping.is_cancelled());
+        let Connected { queue, worker, attempts, runs, runner: _ } =
+            connect(&config, aws.as_ref(), || Ok(runner), clock, metrics.as_ref(), limit, &stop)
+                .await
+                .map_err(RunError::Misconfigured)?;
+        let readiness = Arc::new(Readiness::new(stop.clone()));
+        let telemetry = Arc::new(Counted {
+            pod: PodTelemetry::new(None, attempts, metrics, readiness),
+            summary: Mutex::default(),
+        });
+        let health = Health::default();
+        let world = World {
+            queue,
+            worker,
+            telemetry: telemetry.clone(),
+            clock,
+            work_threads: WorkThreads::Separate(work),
+            health,
+        };
+        let settings = config.work.settings;
+        let outcome = match until {
+            Until::Empty => supervisor::run_concurrently(world, settings, runs, stop).await,
+            Until::Stopped => run_until_stopped(&world, &settings, runs, &stop).await,
+        };
+        match outcome {
+            RunOutcome::Finished | RunOutcome::Kept(_) => Ok(telemetry.summary()),
+            RunOutcome::ReceiveFailed(ReceiveFailure::GaveUp(why)) => {
+                Err(RunError::Unavailable(why))
+            }
+            RunOutcome::ReceiveFailed(ReceiveFailure::Misconfigured(why)) => {
+                Err(RunError::Misconfigured(why))
+            }
+            RunOutcome::ActorDied(_) | RunOutcome::SupervisorDied => {
+                Err(RunError::Bug(outcome.to_string()))
+            }
+        }
+    }
+}
+
+/// Called in each thread of leasehold: it gets the caller's subscriber, if that is one of the
+/// caller's thread only.
+fn with_subscriber(subscriber: Dispatch) -> impl Fn() + Clone + Send + Sync + 'static {
+    move || {
+        // Without one, the thread uses a global subscriber, which may be set later.
+        if !subscriber.is::<NoSubscriber>() {
+            // The thread keeps it to its end.
+            std::mem::forget(dispatcher::set_default(&subscriber));
+        }
+    }
+}
+
+/// The thread that extends leases, and does nothing else.
+fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<OwnRuntime, RunError> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(1).thread_name("leasehold").on_thread_start(on_start);
+    OwnRuntime::start(builder).map_err(|error| {
+        RunError::Misconfigured(format!("the threads of leasehold could not be started: {error}"))
+    })
+}
+
+/// The thread of downloads and uploads. Dropping it does not wait for its tasks.
+struct WorkThread(SeparateThreads);
+
+impl Drop for WorkThread {
+    fn drop(&mut self) {
+        self.0.clone().shut_down(Duration::ZERO);
+    }
+}
+
+/// Runs one run after another in each of `runs` slots: a run ends when the queue is empty,
+/// and after a lost lease.
+async fn run_until_stopped(
+    world: &World,
+    settings: &Settings,
+    runs: usize,
+    stop: &CancellationToken,
+) -> RunOutcome {
+    let mut slots = JoinSet::new();
+    for _ in 0..runs {
+        let (world, settings, stop) = (world.clone(), settings.clone(), stop.clone());
+        slots.spawn(async move {
+            while !stop.is_cancelled() {
+                let stopped = stop.clone().cancelled_owned();
+                match supervisor::run(world.clone(), settings.clone(), stopped).await {
+                    RunOutcome::Finished | RunOutcome::Kept(_) => {}
+                    failed @ (RunOutcome::ReceiveFailed(_)
+                    | RunOutcome::ActorDied(_)
+                    | RunOutcome::SupervisorDied) => {
+                        // The other slots would fail, too. They end their work first.
+                        stop.cancel();
+                        return failed;
+                    }
+                }
+            }
+            RunOutcome::Finished
+        });
+    }
+    let mut outcome = RunOutcome::Finished;
+    while let Some(ended) = slots.join_next().await {
+        outcome = outcome.and_then(ended.unwrap_or(RunOutcome::SupervisorDied));
+    }
+    outcome
+}
+
+/// Cancels the token at SIGTERM or SIGINT, until the result is dropped.
+fn stop_on_signals(stop: &CancellationToken) -> Result<AbortOnDropHandle<()>, RunError> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let on = |kind| {
+        signal(kind).map_err(|error| {
+            RunError::Misconfigured(format!("a signal's handler could not be installed: {error}"))
+        })
+    };
+    let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
+    let stop = stop.clone();
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        info!("shutting down: no more messages will be deleted");
+        stop.cancel();
+    })))
+}
+
+/// Telemetry that counts messages.
+struct Counted {
+    pod: PodTelemetry,
+    summary: Mutex<Summary>,
+}
+
+impl Counted {
+    fn summary(&self) -> Summary {
+        self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[async_trait]
+impl Telemetry for Counted {
+    async fn report(&self, report: &Report) {
+        if let Report::Ended(ended) = report {
+            self.summary.lock().unwrap_or_else(PoisonError::into_inner).add(&ended.settlement);
+        }
+        self.pod.report(report).await;
+    }
+
+    fn record(&self, observation: Observation) {
+        self.pod.record(observation);
+    }
+}
+
+impl Summary {
+    fn add(&mut self, settlement: &Settlement) {
+        use crate::job::verdict::Completion;
+
+        match settlement {
+            Settlement::Deleted(Completion::Succeeded) => self.succeeded += 1,
+            Settlement::Deleted(Completion::NothingToDo(_) | Completion::AlreadyDone) => {
+                self.skipped += 1;
+            }
+            Settlement::Kept(reason, _) => {
+                self.kept += 1;
+                self.last_kept = Some(KeepReason::label(reason));
+            }
+        }
+    }
+}
+
+impl WorkerBuilder {
+    fn values_mut(&mut self) -> &mut Values {
+        &mut self.values
+    }
+
+    /// The URL of the SQS queue, standard or FIFO. Required.
+    pub fn queue_url(self, url: impl Into<std::ffi::OsString>) -> Self {
+        self.setting("queue-url", url)
+    }
+
+    setters!();
+
+    /// How many messages to process at the same time; 1 by default.
+    pub fn concurrency(self, messages: usize) -> Self {
+        self.setting("concurrency", messages.to_string())
+    }
+
+    /// Ends after this many messages, or when no message comes for `wait`.
+    pub fn max_messages(self, messages: u32) -> Self {
+        self.setting("max-messages", messages.to_string()).until_empty(DEFAULT_WAIT)
+    }
+
+    /// Ends when no message comes for `wait`, instead of only when it is stopped.
+    pub fn until_empty(mut self, wait: Duration) -> Self {
+        self.until = Until::Empty;
+        self.setting("wait", super::settings::time(wait))
+    }
+
+    /// Cancelling the token stops the worker gracefully: running handlers get the stop grace, and
+    /// no message is deleted any longer.
+    pub fn stop(mut self, token: CancellationToken) -> Self {
+        self.stop = token;
+        self
+    }
+
+    /// SIGTERM and SIGINT stop the worker gracefully, too. Without this, it handles no signals.
+    pub fn stop_on_signals(mut self) -> Self {
+        self.on_signals = true;
+        self
+    }
+
+    /// Registers the metrics of docs/observability.md here, with the label `queue`. They stay
+    /// registered after the end.
+    pub fn registry(mut self, registry: &prometheus::Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// The credentials, the region and the endpoints of SQS and S3, instead of those of the
+    /// environment. Connections are not shared.
+    pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
+        self.aws = Some(config.clone());
+        self
+    }
+
+    /// Checks the settings.
+    pub fn build(self) -> Result<Worker, SettingsError> {
+        let refused = |why: String| SettingsError(as_code(&why));
+        let Self { mut values, until, stop, on_signals, registry, aws } = self;
+        let has = |values: &Values, flag: &str| values.iter().any(|(name, _)| *name == flag);
+        if !has(&values, "max-messages") {
+            values.push(("max-messages", u32::MAX.to_string().into()));
+        }
+        if until == Until::Stopped && has(&values, "wait") {
+            return Err(refused(
+                "--wait has no effect: the worker runs until it is stopped".into(),
+            ));
+        }
+        let settings = run_settings(&values).map_err(refused)?;
+        let config = RunConfig::try_from(settings).map_err(|error| refused(error.to_string()))?;
+        Ok(Worker { config, until, stop, on_signals, registry, aws })
+    }
+}
+
+/// The default of `--wait`.
+const DEFAULT_WAIT: Duration = Duration::from_secs(10);

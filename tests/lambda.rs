@@ -1,0 +1,343 @@
+//! `--handler lambda`: functions that stay for many messages, with a client that misbehaves
+//! (`tests/lambda/client.py`), and with AWS's own client for Python.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use leasehold::adapters::lambda::{Batching, Function, Lambda, Source};
+use leasehold::adapters::process::Processes;
+use leasehold::adapters::warm::WarmProcesses;
+use leasehold::job::outcome::Exit;
+use leasehold::job::route::Input;
+use leasehold::ports::job_facts::JobFacts;
+use leasehold::ports::{Activity, Command, Runner};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::scenarios::configured;
+use crate::support::cloud::{Cloud, ExitedRun, LIMIT, Leasehold, eventually, is_alive};
+use crate::support::facts;
+use crate::support::servers::installed;
+
+/// Kept messages stay hidden until the end of a test.
+const FLAGS: &str = "--handler lambda --accept-raw --retry-min 1h --retry-max 1h";
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda").join(name)
+}
+
+/// Starts `leasehold run` with the client that does what the messages say.
+fn run(cloud: &Cloud, flags: &str) -> Leasehold {
+    cloud.run(&format!("{FLAGS} {flags}"), &client(cloud.dir.path()))
+}
+
+fn client(home: &Path) -> String {
+    format!("exec python3 '{}' '{}'", file("client.py").display(), home.display())
+}
+
+/// The lines that the client wrote to a file.
+fn lines(home: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(home.join(name)).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn pids(home: &Path) -> BTreeSet<i64> {
+    lines(home, "calls").iter().map(|call| call["pid"].as_i64().unwrap()).collect()
+}
+
+fn reasons(exited: &ExitedRun) -> Vec<String> {
+    let kept = exited.log.iter().filter(|record| record["message"] == "message kept");
+    kept.map(|record| format!("{}: {}", record["outcome"], record["reason"])).collect()
+}
+
+#[test]
+fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
+    for (flags, complaint) in [
+        ("--handler python", "write command, lambda, or a URL"),
+        ("--batch-size 0", "--batch-size must be greater than zero"),
+        (
+            "--batch-size 2 --max-messages 9",
+            "--batch-size has an effect only with --handler lambda",
+        ),
+        ("--batch-window 1s", "--batch-window has an effect only with --handler lambda"),
+        ("--handler lambda --batch-window 1s", "no effect with --batch-size 1"),
+        ("--handler lambda --batch-size 11 --max-messages 99", "is over 10"),
+        (
+            "--handler lambda --batch-size 5 --concurrency 2 --max-messages 9",
+            "must not be greater than --max-messages 9",
+        ),
+        (
+            "--handler lambda --batch-size 2 --batch-window 1m --max-messages 9 --max-duration 1m",
+            "must be less than --max-duration 1m",
+        ),
+        (
+            "--handler lambda --batch-size 2 --max-messages 9 --output-at /out/x",
+            "process 2 messages at the same time",
+        ),
+    ] {
+        let error = configured(flags).unwrap_err();
+        assert!(error.contains(complaint), "{flags}: {error}");
+    }
+    let inputs = |flags: &str| -> Vec<_> {
+        let config = configured(flags).unwrap();
+        config.work.settings.policy.tasks().map(|task| task.input).collect()
+    };
+    assert_eq!(inputs("--handler lambda --accept-raw"), [Input::None]);
+    assert_eq!(inputs("--handler lambda --input file"), [Input::File]);
+    assert_eq!(inputs(""), [Input::File]);
+}
+
+#[tokio::test]
+async fn one_process_works_on_many_messages() {
+    let cloud = Cloud::new(5).await;
+    for number in 0..5 {
+        cloud.send(format!("message {number}")).await;
+    }
+    let exited = run(&cloud, "--max-messages 5").expect_exit(0).await;
+    assert_eq!(cloud.counts().await, (0, 0), "{}", exited.stdout);
+    let calls = lines(cloud.dir.path(), "calls");
+    assert_eq!((calls.len(), pids(cloud.dir.path()).len()), (5, 1));
+    assert!(!is_alive(i32::try_from(calls[0]["pid"].as_i64().unwrap()).unwrap()));
+
+    let record = &calls[0]["records"][0];
+    assert_eq!(record["eventSource"], "aws:sqs");
+    assert_eq!(record["eventSourceARN"], cloud.queue_arn().await);
+    assert_eq!(record["attributes"]["ApproximateReceiveCount"], "1");
+    assert!(record["attributes"]["SenderId"].is_string(), "{record}");
+    let left = calls[0]["deadline"].as_f64().unwrap();
+    assert!((1.0..24.0 * 3600.0).contains(&left), "{left}");
+
+    let printed = exited.log.iter().filter(|it| it["line"] == "working on 1");
+    let ids: BTreeSet<_> = printed.map(|it| it["message_id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 5, "each line belongs to its message: {}", exited.stdout);
+    let environment = &lines(cloud.dir.path(), "env")[0];
+    let names = environment.as_object().unwrap().keys();
+    let of_jobs: Vec<_> =
+        names.filter(|it| it.starts_with("JOB_") || it.starts_with("LEASEHOLD_")).collect();
+    assert!(of_jobs.is_empty(), "{of_jobs:?}");
+}
+
+#[tokio::test]
+async fn every_failure_of_a_function_keeps_its_message() {
+    let cloud = Cloud::new(5).await;
+    let failures = [
+        ("error", "command_failed", "ValueError: bad row | in handler"),
+        ("crash", "command_failed", "ended before it answered: exit code 0"),
+        ("exit65", "command_failed", "ended before it answered: exit code 65"),
+        ("no answer", "command_failed", "asked for the next event without an answer"),
+        ("large", "command_failed", "over 6 MiB"),
+        ("not json", "command_failed", "not JSON"),
+        ("unknown item", "command_failed", "not the messageId of a record"),
+        ("fail", "command_failed", "in batchItemFailures"),
+        ("stream", "command_failed", "streams its response"),
+        ("late", "command_failed", "after a late answer"),
+    ];
+    cloud.send("good".to_owned()).await;
+    for (body, _, _) in failures {
+        cloud.send(body.to_owned()).await;
+    }
+    cloud.send("good".to_owned()).await;
+    let exited = run(&cloud, "--max-messages 12").wait().await;
+    let reasons = reasons(&exited);
+    for (body, outcome, why) in failures {
+        let is_it = |reason: &&String| reason.contains(outcome) && reason.contains(why);
+        assert!(reasons.iter().any(|reason| is_it(&reason)), "{body}: {reasons:#?}");
+    }
+    assert_eq!((reasons.len(), cloud.counts().await), (10, (0, 10)), "{}", exited.stdout);
+    // A late answer is accepted, an unknown one and an extension are not.
+    assert_eq!(lines(cloud.dir.path(), "statuses")[0], serde_json::json!([202, 400, 404]));
+    assert!(pids(cloud.dir.path()).len() >= 3, "a crashed process is replaced");
+}
+
+#[tokio::test]
+async fn a_function_that_hangs_is_halted_and_replaced() {
+    let cloud = Cloud::new(5).await;
+    cloud.send("hang".to_owned()).await;
+    cloud.send("good".to_owned()).await;
+    let exited = run(&cloud, "--max-messages 2 --max-duration 12s").wait().await;
+    assert!(reasons(&exited)[0].contains("timed_out"), "{}", exited.stdout);
+    assert_eq!(cloud.counts().await, (0, 1), "{}", exited.stdout);
+    assert_eq!(pids(cloud.dir.path()).len(), 2);
+}
+
+#[tokio::test]
+async fn a_function_that_never_starts_ends_the_pod() {
+    for (how, why) in [("init-error", "ImportError: no module"), ("exit", "exit code 0")] {
+        let cloud = Cloud::new(5).await;
+        fs::write(cloud.dir.path().join("start"), how).unwrap();
+        for _ in 0..5 {
+            cloud.send("good".to_owned()).await;
+        }
+        let exited = run(&cloud, "--max-messages 5").expect_exit(1).await;
+        let reasons = reasons(&exited);
+        assert_eq!(reasons.len(), 3, "{}", exited.stdout);
+        assert!(reasons[..2].iter().all(|reason| reason.contains(why)), "{reasons:#?}");
+        assert!(reasons[2].contains("worker_not_started"), "{reasons:#?}");
+        assert_eq!(cloud.counts().await, (2, 3), "the others keep their receives");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_ends_an_idle_process() {
+    let cloud = Cloud::new(5).await;
+    cloud.send("good".to_owned()).await;
+    let running = run(&cloud, "--max-messages 2 --wait 15s");
+    let pid = eventually("the message is deleted", async || {
+        let calls = lines(cloud.dir.path(), "calls");
+        let pid = calls.first()?["pid"].as_i64()?;
+        (cloud.counts().await == (0, 0)).then_some(pid)
+    })
+    .await;
+    running.signal(Signal::SIGTERM);
+    running.expect_exit(0).await;
+    assert!(!is_alive(i32::try_from(pid).unwrap()));
+}
+
+#[tokio::test]
+async fn a_success_after_sigterm_proves_nothing() {
+    let cloud = Cloud::new(5).await;
+    cloud.send("sigterm".to_owned()).await;
+    let running = run(&cloud, "");
+    eventually("it works", async || cloud.dir.path().join("waits").exists().then_some(())).await;
+    running.signal(Signal::SIGTERM);
+    let exited = running.expect_exit(143).await;
+    assert_eq!(exited.record("message kept")["outcome"], "stopped");
+    assert_eq!(cloud.counts().await, (1, 0), "released at once");
+}
+
+#[tokio::test]
+async fn messages_of_a_batch_succeed_and_fail_one_by_one() {
+    let cloud = Cloud::new(5).await;
+    for body in ["good", "fail", "good", "fail"] {
+        cloud.send(body.to_owned()).await;
+    }
+    // The window is longer than the receives take on a busy machine; a full batch does not wait.
+    let flags = "--batch-size 4 --batch-window 40s --max-messages 4 --wait 15s";
+    let exited = run(&cloud, flags).expect_exit(1).await;
+    let calls = lines(cloud.dir.path(), "calls");
+    assert_eq!(calls.len(), 1, "{}", exited.stdout);
+    assert_eq!(calls[0]["records"].as_array().unwrap().len(), 4);
+    assert_eq!((reasons(&exited).len(), cloud.counts().await), (2, (0, 2)), "{}", exited.stdout);
+}
+
+/// One lane for each message of a batch, as the supervisor has them.
+#[tokio::test]
+async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
+    let home = tempfile::tempdir().unwrap();
+    let stop = CancellationToken::new();
+    let processes = WarmProcesses::new(Arc::new(Processes::new()), home.path(), &stop);
+    let function =
+        Function { source: Source::new(None, None), memory_limit: None, is_set: |_| false };
+    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
+    let lambda = Arc::new(Lambda::new(processes, function, batching));
+    let lane = |message_id: &str| {
+        let job = JobFacts { message_id: message_id.to_owned(), ..facts() };
+        fs::write(&job.body_file, "wait").unwrap();
+        let script = client(home.path());
+        let command = Command {
+            program: "sh".into(),
+            args: vec!["-c".into(), script.into()],
+            job,
+            variables: None,
+            stdin: None,
+            fetch: None,
+            stop_grace: Duration::ZERO,
+        };
+        let halt = CancellationToken::new();
+        let (lambda, halted) = (lambda.clone(), halt.clone());
+        let running =
+            tokio::spawn(async move { lambda.run(command, halted, Activity::default()).await });
+        (halt, running)
+    };
+    let (halt, given_up) = lane("a");
+    let (_, kept) = lane("b");
+    eventually("it works", async || home.path().join("waits").exists().then_some(())).await;
+    halt.cancel();
+    let ended = timeout(LIMIT, given_up).await.unwrap().unwrap().unwrap();
+    assert_eq!(ended.exit, Exit::Signal(9));
+    assert!(!kept.is_finished());
+    fs::write(home.path().join("go"), "").unwrap();
+    let ended = timeout(LIMIT, kept).await.unwrap().unwrap().unwrap();
+    assert_eq!(ended.exit, Exit::Code(0));
+    assert_eq!(lines(home.path(), "calls").len(), 1);
+
+    // The process stays for the next batch, of which all messages are given up: that ends it.
+    fs::remove_file(home.path().join("go")).unwrap();
+    fs::remove_file(home.path().join("waits")).unwrap();
+    let ((first, one), (second, other)) = (lane("c"), lane("d"));
+    eventually("it works", async || home.path().join("waits").exists().then_some(())).await;
+    assert_eq!(pids(home.path()).len(), 1);
+    first.cancel();
+    second.cancel();
+    for ended in [one, other] {
+        let ended = timeout(LIMIT, ended).await.unwrap().unwrap().unwrap();
+        assert!(matches!(ended.exit, Exit::Signal(9 | 15)), "{ended:?}");
+    }
+    timeout(LIMIT, lambda.finish()).await.unwrap();
+}
+
+/// The function as AWS's own client for Python runs it.
+fn python(cloud: &Cloud, flags: &str) -> Leasehold {
+    let python = installed("lambda", "python");
+    let python = python.get_program().display();
+    fs::copy(file("function.py"), cloud.dir.path().join("function.py")).unwrap();
+    let script = format!("exec '{python}' -m awslambdaric function.lambda_handler");
+    cloud.run(&format!("{FLAGS} {flags}"), &script)
+}
+
+#[tokio::test]
+async fn awss_client_for_python_runs_a_function() {
+    let cloud = Cloud::new(5).await;
+    for body in ["describe", "raise", "fail", "good", "good"] {
+        cloud.send(body.to_owned()).await;
+    }
+    let exited = python(&cloud, "--max-messages 5").expect_exit(1).await;
+    let reasons = reasons(&exited);
+    assert_eq!((reasons.len(), cloud.counts().await), (2, (0, 2)), "{}", exited.stdout);
+    assert!(
+        reasons.iter().any(|it| it.contains("ValueError: bad row") && it.contains("function.py")),
+        "{reasons:#?}"
+    );
+    let loadings = exited.log.iter().filter(|it| it["line"] == "loading").count();
+    assert_eq!(loadings, 1, "{}", exited.stdout);
+    let described = exited.log.iter().find_map(|it| it["event"]["function"].as_str());
+    assert_eq!(described, Some(&*cloud.bucket), "{}", exited.stdout);
+    // Its own signal handler runs at the end, although it waits for an event.
+    assert!(exited.log.iter().any(|it| it["line"] == "stopping"), "{}", exited.stdout);
+}
+
+#[tokio::test]
+async fn an_import_error_of_a_python_function_is_the_reason() {
+    let cloud = Cloud::new(5).await;
+    cloud.send("good".to_owned()).await;
+    let running = python(&cloud, "");
+    fs::write(cloud.dir.path().join("function.py"), "import no_such_module\n").unwrap();
+    let exited = running.expect_exit(1).await;
+    let reasons = reasons(&exited);
+    assert!(reasons[0].contains("no_such_module"), "{reasons:#?}");
+}
+
+#[tokio::test]
+async fn local_files_are_events_too() {
+    let home = tempfile::tempdir().unwrap();
+    let inbox = home.path().join("inbox");
+    fs::create_dir(&inbox).unwrap();
+    for name in ["a.csv", "b.csv", "c.csv"] {
+        fs::write(inbox.join(name), "x").unwrap();
+    }
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    program.arg("local").arg(&inbox).args(["--handler", "lambda", "--", "sh", "-c"]);
+    program.arg(client(home.path())).kill_on_drop(true);
+    let output = timeout(LIMIT, program.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let calls = lines(home.path(), "calls");
+    assert_eq!((calls.len(), pids(home.path()).len()), (3, 1));
+    let body: Value =
+        serde_json::from_str(calls[0]["records"][0]["body"].as_str().unwrap()).unwrap();
+    assert!(body["Records"][0]["s3"]["object"]["key"].is_string(), "{body}");
+}

@@ -1,0 +1,328 @@
+//! `Worker` beside other tasks of a program, on real servers; and whole programs as processes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use leasehold::prometheus::{Registry, TextEncoder};
+use leasehold::{CancellationToken, Error, Failure, Job, RunError, Worker};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+use tracing::instrument::WithSubscriber;
+
+use crate::library::batch;
+use crate::support::cloud::{Cloud, ExitedRun, LIMIT, Leasehold, eventually};
+use crate::support::servers::free_port;
+
+/// A `tracing` subscriber that a program brings along.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Written {
+    fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + 'static {
+        let out = self.clone();
+        tracing_subscriber::fmt().json().with_writer(move || out.clone()).finish()
+    }
+
+    fn records(&self) -> Vec<Value> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn builder(cloud: &Cloud) -> leasehold::WorkerBuilder {
+    Worker::builder()
+        .queue_url(&cloud.queue_url)
+        .sdk_config(&crate::support::aws::config(&cloud.endpoint))
+        .work_dir(cloud.dir.path())
+}
+
+/// This test has a current-thread runtime and a subscriber of its own, and keeps both.
+#[tokio::test]
+async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
+    let cloud = Cloud::new(5).await;
+    for key in ["a", "b", "c"] {
+        cloud.put(key, b"data").await;
+    }
+    let (log, registry, stop) = (Written::default(), Registry::new(), CancellationToken::new());
+    let worker = builder(&cloud).concurrency(2).registry(&registry).stop(stop.clone());
+    let worker = worker.build().unwrap();
+    // The second worker of a program registers its metrics, too.
+    let other = builder(&cloud).setting("queue-url", format!("{}-dlq", cloud.queue_url));
+    let other = other.registry(&registry).stop(stop.clone()).build().unwrap();
+
+    let caller = std::thread::current().id();
+    let handler = move |job: Job| async move {
+        assert_eq!(std::thread::current().id(), caller, "it runs on the caller's thread");
+        let bytes = job.bytes().await?;
+        tracing::info!(bytes = bytes.len(), "handled");
+        match job.key.as_deref() {
+            Some("c") if job.receive_count == 1 => Err("not today".into()),
+            _ => Ok::<_, Error>(()),
+        }
+    };
+    let watching = async {
+        eventually("all messages are gone", async || {
+            (cloud.counts().await == (0, 0)).then_some(())
+        })
+        .await;
+        stop.cancel();
+    };
+    let running = worker.run(handler).with_subscriber(log.subscriber());
+    let (ended, other, ()) = tokio::join!(running, other.run(handler), watching);
+    let summary = ended.unwrap();
+    assert_eq!((summary.succeeded, summary.kept), (3, 1), "{summary:?}");
+    assert_eq!(summary.last_kept, Some("handler_failed"));
+    assert_eq!(other.unwrap(), leasehold::Summary::default());
+
+    let records = log.records();
+    let logged = records.iter().filter(|record| record["fields"]["message"] == "handled");
+    let spans: Vec<_> = logged.map(|record| record["span"]["key"].as_str().unwrap()).collect();
+    assert_eq!(spans.len(), 4, "{records:?}");
+    let ended = |record: &&Value| record["fields"]["message"] == "message deleted";
+    assert_eq!(records.iter().filter(ended).count(), 3);
+    let metrics = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    let queue = cloud.queue_url.rsplit('/').next().unwrap();
+    let received = format!("leasehold_messages_received_total{{queue=\"{queue}\"}} 4");
+    assert!(metrics.contains(&received), "{metrics}");
+    assert!(metrics.contains(&format!("{{queue=\"{queue}-dlq\"}} 0")), "{metrics}");
+}
+
+/// A handler that blocks the only thread of the runtime does not lose its lease.
+#[tokio::test]
+async fn leases_are_extended_while_a_handler_blocks_the_runtime() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("a", b"data").await;
+    let worker = builder(&cloud).visibility_timeout(Duration::from_secs(3)).max_messages(1);
+    let handler = |job: Job| async move {
+        assert_eq!(job.receive_count, 1);
+        std::thread::sleep(Duration::from_secs(8));
+        Ok::<_, Error>(())
+    };
+    let summary = worker.build().unwrap().run(handler).await.unwrap();
+    assert_eq!((summary.succeeded, summary.kept), (1, 0), "{summary:?}");
+    assert_eq!(cloud.counts().await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_stopped_worker_keeps_the_message_of_a_running_handler() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("a", b"data").await;
+    let stop = CancellationToken::new();
+    let worker = builder(&cloud).stop(stop.clone()).build().unwrap();
+    let handler = move |job: Job| {
+        let stop = stop.clone();
+        async move {
+            stop.cancel();
+            job.cancelled().await;
+            Ok::<_, Error>(())
+        }
+    };
+    let summary = worker.run(handler).await.unwrap();
+    assert_eq!((summary.succeeded, summary.kept), (0, 1), "{summary:?}");
+    assert_eq!(summary.last_kept, Some("stopped"));
+    assert_eq!(cloud.counts().await, (1, 0));
+}
+
+/// The example of a batch.
+#[tokio::test]
+async fn a_worker_ends_when_the_queue_is_empty() {
+    let cloud = Cloud::new(5).await;
+    for key in ["a", "b", "c", "d", "e"] {
+        cloud.put(key, b"data").await;
+    }
+    let aws = crate::support::aws::config(&cloud.endpoint);
+    let summary = batch::drain(&cloud.queue_url, &aws).await.unwrap();
+    assert_eq!((summary.succeeded, summary.kept), (5, 0));
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_an_error_and_ends_no_process() {
+    let refused = |builder: leasehold::WorkerBuilder| builder.build().unwrap_err().to_string();
+    assert_eq!(refused(Worker::builder()), "queue_url is required");
+    let builder = || Worker::builder().queue_url("https://sqs.us-east-1.amazonaws.com/1/q");
+    let short = refused(builder().visibility_timeout(Duration::from_secs(1)));
+    assert!(short.starts_with("visibility_timeout 1s is too short"), "{short}");
+    let long = refused(builder().max_duration(Duration::from_hours(13)));
+    assert!(long.starts_with("max_duration 13h") && !long.contains("--"), "{long}");
+    let unused = refused(builder().setting("listen", ":9464"));
+    assert!(unused.contains("listen has no effect here"), "{unused}");
+
+    let cloud = Cloud::new(5).await;
+    let worker = self::builder(&cloud).setting("queue-url", format!("{}-none", cloud.queue_url));
+    let ended = worker.build().unwrap().run(|_: Job| async { Ok::<_, Error>(()) }).await;
+    assert!(matches!(ended, Err(RunError::Misconfigured(_))), "{ended:?}");
+}
+
+/// A future that is dropped is like a killed pod: nothing is deleted.
+#[tokio::test]
+async fn a_dropped_worker_deletes_nothing() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("a", b"data").await;
+    let worker = builder(&cloud).build().unwrap();
+    let (start, started) = tokio::sync::oneshot::channel();
+    let start = Arc::new(Mutex::new(Some(start)));
+    let handler = move |_: Job| {
+        let start = start.lock().unwrap().take();
+        async move {
+            start.map(|start| start.send(()));
+            std::future::pending::<Result<(), Failure>>().await
+        }
+    };
+    let running = worker.run(handler);
+    tokio::select! {
+        ended = running => panic!("{ended:?}"),
+        has_started = timeout(LIMIT, started) => has_started.unwrap().unwrap(),
+    }
+    assert_eq!(cloud.counts().await, (0, 1), "the message is still hidden");
+}
+
+/// An example of this package, built with the features of this test.
+async fn example(name: &str) -> PathBuf {
+    static BUILT: OnceCell<PathBuf> = OnceCell::const_new();
+    let folder = BUILT.get_or_init(async || {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.parent().and_then(Path::parent).unwrap().to_owned();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--features", "internals,testing"]);
+        cargo.args(["--example", "embedded", "--example", "in_runtime", "--example", "service"]);
+        cargo.arg("--target-dir").arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().await.unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        profile.join("examples")
+    });
+    folder.await.join(name)
+}
+
+async fn program(name: &str, words: &[&str]) -> Leasehold {
+    let mut command = Command::new(example(name).await);
+    command.args(words).env("LEASEHOLD_RETRY_MIN", "1s").env("LEASEHOLD_RETRY_MAX", "1s");
+    Leasehold::start(command)
+}
+
+#[tokio::test]
+async fn a_program_speaks_under_its_own_name() {
+    let version = program("embedded", &["--version"]).await.expect_exit(0).await;
+    assert_eq!(version.stdout, format!("embedded {}\n", env!("CARGO_PKG_VERSION")));
+    let help = program("embedded", &["--help"]).await.expect_exit(0).await;
+    assert!(help.stdout.starts_with("Counts the lines of files\n"), "{}", help.stdout);
+    assert!(help.stdout.contains("limits") && help.stdout.contains("embedded local ./inbox"));
+    let of_local = program("embedded", &["local", "--help"]).await.expect_exit(0).await;
+    assert!(of_local.stdout.contains("--min-lines") && !of_local.stdout.contains("COMMAND"));
+    let wrong = program("embedded", &["local", "/nonexistent"]).await.expect_exit(78).await;
+    assert!(wrong.stderr.starts_with("embedded: /nonexistent"), "{}", wrong.stderr);
+    let completions = program("embedded", &["completions", "bash"]).await.expect_exit(0).await;
+    assert!(
+        completions.stdout.contains("_embedded()") && !completions.stdout.contains("leasehold)")
+    );
+    let limits = program("embedded", &["limits"]).await.expect_exit(0).await;
+    assert_eq!(limits.stdout, "files of any size\n");
+
+    let room = tempfile::tempdir().unwrap();
+    let folder = room.path().to_str().unwrap();
+    let installed = program("embedded", &["install", folder]).await.expect_exit(0).await;
+    assert_eq!(installed.stdout, format!("installed {folder}/embedded\n"));
+    assert!(room.path().join("embedded").exists());
+}
+
+/// Runs a program on a folder with these files.
+async fn local(name: &str, files: &[(&str, &str)], words: &[&str], code: i32) -> ExitedRun {
+    let inbox = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(inbox.path().join(name), text).unwrap();
+    }
+    let words = [&["local", inbox.path().to_str().unwrap()], words].concat();
+    program(name, &words).await.expect_exit(code).await
+}
+
+#[tokio::test]
+async fn a_program_has_a_flag_of_its_own_and_its_log_has_only_records() {
+    let files = [("long.txt", "a\nb\nc"), ("short.txt", "a")];
+    let words = ["--min-lines", "2", "--log-format", "json"];
+    let exited = local("embedded", &files, &words, 1).await;
+    assert!(exited.stdout.contains("1 of 2 files succeeded"), "{}", exited.stdout);
+    let lines = exited.stderr.lines();
+    let records: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    let counted = records.iter().find(|record| record["message"] == "counted").unwrap();
+    assert_eq!((&counted["lines"], &counted["key"]), (&3.into(), &"long.txt".into()));
+    let kept = records.iter().find(|record| record["message"] == "message kept").unwrap();
+    let error = "the handler reported a permanent failure: the file has only 1 lines";
+    assert_eq!((&kept["error"], &kept["outcome"]), (&error.into(), &"permanent".into()));
+}
+
+#[tokio::test]
+async fn a_program_within_a_runtime_logs_a_panic_as_the_handlers() {
+    let files = [("panic.txt", "")];
+    let words = ["--max-receive-count", "1", "--log-format", "json"];
+    let exited = local("in_runtime", &files, &words, 1).await;
+    let records: Vec<Value> =
+        exited.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kept = records.iter().find(|record| record["message"] == "message kept").unwrap();
+    let error = kept["error"].as_str().unwrap();
+    assert!(error.starts_with("the handler panicked: no such film, at "), "{error}");
+    assert!(error.contains("tests/programs/in_runtime.rs:7"), "{error}");
+    assert_eq!((&kept["outcome"], &kept["level"]), (&"panicked".into(), &"ERROR".into()));
+    assert!(records.iter().any(|record| record["message"] == "the handler panicked"));
+    assert!(!exited.stderr.contains("a bug in leasehold"), "{}", exited.stderr);
+}
+
+#[tokio::test]
+async fn a_program_with_a_subscriber_of_its_own_keeps_it() {
+    let exited = local("in_runtime", &[("a.txt", "")], &["-v"], 0).await;
+    // The format of tracing-subscriber, for both.
+    assert!(exited.stderr.contains("in_runtime: handled"), "{}", exited.stderr);
+    assert!(exited.stderr.contains("message deleted"), "{}", exited.stderr);
+}
+
+async fn get(port: u16, path: &str) -> Option<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut connection = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.ok()?;
+    Some(answer.split_once("\r\n\r\n")?.1.to_owned())
+}
+
+/// The example of a service: an HTTP server and a worker, which SIGTERM ends together.
+#[tokio::test]
+async fn a_service_has_an_http_server_beside_its_worker() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("a", b"1\n2\n3").await;
+    cloud.put("b", b"1\n2").await;
+    let port = free_port();
+    let mut command = Command::new(example("service").await);
+    command.arg(&cloud.queue_url).arg(format!("127.0.0.1:{port}"));
+    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    let service = Leasehold::start(command);
+    eventually("both files are counted", async || {
+        (get(port, "/lines").await? == "5").then_some(())
+    })
+    .await;
+    let metrics = get(port, "/metrics").await.unwrap();
+    assert!(metrics.contains("leasehold_messages_received_total"), "{metrics}");
+    service.signal(Signal::SIGTERM);
+    let exited = service.expect_exit(0).await;
+    assert!(exited.stdout.contains("shutting down"), "{}", exited.stdout);
+    assert!(exited.stdout.contains("succeeded: 2"), "{}", exited.stdout);
+    assert_eq!(cloud.counts().await, (0, 0));
+}
