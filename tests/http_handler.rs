@@ -328,12 +328,32 @@ async fn a_server_that_closes_its_connection_after_each_answer_gets_every_messag
     let bodies = ["a", "b", "c"].map(object_created);
     let queue = queue_with(&bodies.each_ref().map(String::as_str));
     let server =
-        Server::start(|_| Reply::Last("HTTP/1.0 200 OK\r\n\r\nuntil the end".to_owned())).await;
+        Server::start(|_| Reply::Last("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned()))
+            .await;
     let mut journey = journey(&queue, &server.address, settings());
     journey.settings.policy.max_messages = 3;
     let result = journey.run().await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["succeeded"; 3], 3));
     assert_eq!((server.connections(), server.requests().len()), (3, 3));
+}
+
+#[tokio::test]
+async fn a_success_whose_body_ends_with_the_connection_counts_only_if_the_body_is_empty() {
+    for (answer, outcome, reason) in [
+        ("HTTP/1.0 200 OK\r\n\r\n", "succeeded", ""),
+        ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", "succeeded", ""),
+        ("HTTP/1.0 200 OK\r\n\r\n1 %", "command_failed", "send Content-Length"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx", "command_failed", "chunked"),
+        ("HTTP/1.0 503 Busy\r\n\r\nloading", "temporary", "loading"),
+    ] {
+        let queue = queue();
+        let server = Server::start(move |_| Reply::Last(answer.to_owned())).await;
+        let result = run(&queue, &server.address).await;
+        assert_eq!(result.outcomes(), [outcome], "{answer}");
+        assert_eq!(deletes(&queue), usize::from(outcome == "succeeded"), "{answer}");
+        let error = error(&result.ended()[0]);
+        assert!(error.contains(reason), "{answer}: {error}");
+    }
 }
 
 #[tokio::test]

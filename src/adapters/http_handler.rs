@@ -153,6 +153,13 @@ impl HttpHandler {
         };
         let request = request(address, job, *kind, body, progress_url);
         let answer = self.client.send(request, activity).await?;
+        if answer.status.is_success() && !answer.has_proven_end {
+            // The end of the server's process may be seen meanwhile.
+            sleep(CRASH).await;
+            if !self.client.accepts().await {
+                return Err("the server ended before its answer was complete".to_owned());
+            }
+        }
         let judged = answer.judge(permanent, SystemTime::now());
         if let Some(reason) = judged.reason {
             let retry_after = judged.retry_after.map(|delay| delay.as_secs());

@@ -113,6 +113,28 @@ async fn a_crash_fails_one_message_and_the_next_one_gets_a_new_process() {
 }
 
 #[tokio::test]
+async fn a_crash_after_the_status_of_a_success_is_a_failure() {
+    let fixture = Fixture::new(&["crash-in-body", "crash-in-head"]);
+    let exited = fixture.serve("").await;
+    assert_eq!((exited.code, fixture.runs().len()), (Some(0), 4), "{}", exited.log);
+    assert_eq!(fixture.processes(), 3, "{}", exited.log);
+    let why = "the server ended with exit code 0 before its answer was complete";
+    assert!(exited.log.contains(why), "{}", exited.log);
+}
+
+#[tokio::test]
+async fn a_crash_in_another_container_after_the_status_of_a_success_is_a_failure() {
+    let fixture = Fixture::new(&["crash-in-head"]);
+    let mut server = Command::new("python3");
+    server.args([SERVER, &fixture.port.to_string()]).env("TEST_RUNS", fixture.path("runs"));
+    let _server = server.kill_on_drop(true).spawn().unwrap();
+    let exited = fixture.local("--max-receive-count 1", &[]).await;
+    assert_eq!((exited.code, fixture.runs().len()), (Some(1), 1), "{}", exited.log);
+    let why = "the server ended before its answer was complete";
+    assert!(exited.log.contains(why), "{}", exited.log);
+}
+
+#[tokio::test]
 async fn a_hanging_server_is_ended_and_started_again() {
     let fixture = Fixture::new(&["hang"]);
     let exited = fixture.serve("--max-duration 5s").await;

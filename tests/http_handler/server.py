@@ -16,6 +16,11 @@ class Worker(BaseHTTPRequestHandler):
         with open(os.environ["TEST_RUNS"], "a", encoding="utf-8") as runs:
             runs.write(f"{name} {os.getpid()}\n")
         print(f"working on {name}", flush=True)
+        if name.startswith("crash-in") and is_first:
+            # The end of the connection is the only end of this answer.
+            body = b"half of the body" if name == "crash-in-body" else b""
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+            self.wfile.flush()
         if name.startswith("crash") and is_first:
             print("a fatal error", file=sys.stderr, flush=True)
             os._exit(0)

@@ -15,6 +15,8 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<String>,
     /// The beginning of its body; empty if that is a page for a browser.
     pub(super) text: String,
+    /// `false` if its body ends with the connection, which also ends when the server is killed.
+    pub(super) has_proven_end: bool,
 }
 
 /// The same as an exit and a report.
@@ -114,6 +116,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             retry_after: retry_after.map(str::to_owned),
             text: text.to_owned(),
+            has_proven_end: true,
         };
         answer.judge(&permanent, SystemTime::UNIX_EPOCH + NOW)
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use hyper::{Request, Response};
+use hyper::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, TRANSFER_ENCODING};
+use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -60,6 +60,11 @@ impl Client {
         let does = connection.is_ok();
         self.idle().extend(connection);
         does
+    }
+
+    /// Does the server accept a new connection?
+    pub(super) async fn accepts(&self) -> bool {
+        self.connect().await.is_ok()
     }
 
     /// Closes the connections without a request: their server has ended.
@@ -140,6 +145,8 @@ impl Client {
         };
         let retry_after = header(RETRY_AFTER);
         let is_page = header(CONTENT_TYPE).is_some_and(|it| it.starts_with("text/html"));
+        let has_length = response.body().size_hint().exact().is_some();
+        let has_proven_end = has_length || is_chunked(response.headers());
         let (mut body, mut first, mut length) = (response.into_body(), Vec::new(), 0_u64);
         while let Some(frame) = body.frame().await {
             activity.record();
@@ -154,10 +161,22 @@ impl Client {
                 ));
             }
         }
+        if !has_proven_end && length > 0 && status.is_success() {
+            return Err(format!(
+                "the server answered {status} without the length of its body, so a body that breaks off looks complete: send Content-Length or Transfer-Encoding: chunked"
+            ));
+        }
         self.idle().push(Connection { idle_since: Instant::now(), ..connection });
         let text = if is_page { String::new() } else { String::from_utf8_lossy(&first).into() };
-        Ok(Answer { status, retry_after, text })
+        Ok(Answer { status, retry_after, text, has_proven_end })
     }
+}
+
+/// Is chunked the last encoding, so that the body has an end of its own?
+fn is_chunked(headers: &HeaderMap) -> bool {
+    let last = headers.get_all(TRANSFER_ENCODING).iter().next_back();
+    let last = last.and_then(|it| it.to_str().ok()?.rsplit(',').next());
+    last.is_some_and(|encoding| encoding.trim().eq_ignore_ascii_case("chunked"))
 }
 
 /// hyper's error without its causes is often only "error reading a body from connection".
