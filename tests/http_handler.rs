@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::http::is_complete;
@@ -19,6 +20,7 @@ use crate::support::object_created;
 use crate::support::wire::{Call, WiredQueue};
 
 mod process;
+mod shared;
 
 /// A server in the test: it stands for one in another container.
 struct Server {
@@ -50,6 +52,8 @@ enum Reply {
     Bytes(String),
     /// These bytes, and the end of the connection.
     Last(String),
+    /// These bytes, when the token is cancelled.
+    Once(CancellationToken, String),
     /// One part each 300 milliseconds.
     Slow(Vec<String>),
     /// A header, and then a chunk of 1 MiB after another.
@@ -120,6 +124,10 @@ async fn serve(
             Reply::Last(bytes) => {
                 connection.write_all(bytes.as_bytes()).await?;
                 return connection.shutdown().await;
+            }
+            Reply::Once(token, bytes) => {
+                token.cancelled().await;
+                connection.write_all(bytes.as_bytes()).await?;
             }
             Reply::Slow(parts) => {
                 for part in parts {

@@ -29,7 +29,7 @@ pub use answer::StatusRange;
 use client::Client;
 pub use request::HttpBody;
 use request::request;
-use server::Server;
+use server::{RequestInWork, Server};
 
 use super::progress::ProgressServer;
 use super::warm::{WarmProcess, WarmProcesses};
@@ -75,21 +75,39 @@ impl HttpHandler {
         }
     }
 
-    /// The process of the server, once it accepts connections.
-    async fn ready(&self, command: &Command) -> Result<Option<Arc<WarmProcess>>, StartError> {
+    /// Waits until the server accepts connections, and gives it the request if it is a process of
+    /// this pod.
+    async fn ready(
+        &self,
+        command: &Command,
+        activity: &Activity,
+    ) -> Result<Option<RequestInWork<'_>>, StartError> {
         let Some(server) = &self.server else {
             self.accepts_connections().await.map_err(|why| self.start_error(why))?;
             return Ok(None);
         };
-        let process = match server.running().await {
-            Some(process) => process,
-            None => self.start(server, command).await?,
-        };
+        loop {
+            let process = match server.running().await {
+                Some(process) => process,
+                None => self.start(server, command).await?,
+            };
+            self.process_accepts_connections(&process).await?;
+            // Another request may have ended the process meanwhile.
+            if let Some(in_work) = server.works_on(process, activity.clone()) {
+                return Ok(Some(in_work));
+            }
+        }
+    }
+
+    async fn process_accepts_connections(&self, process: &WarmProcess) -> Result<(), StartError> {
         let ready = tokio::select! {
             biased;
             ready = self.accepts_connections() => ready,
             ended = process.ended() => {
                 let exited = ended?;
+                if process.is_halted() {
+                    return Ok(());
+                }
                 return Err(self.start_error(format!(
                     "the server ended with {} before it accepted connections", exited.exit
                 )));
@@ -100,7 +118,7 @@ impl HttpHandler {
             process.halt().await?;
             return Err(self.start_error(why));
         }
-        Ok(Some(process))
+        Ok(())
     }
 
     async fn start(
@@ -206,13 +224,12 @@ impl Runner for HttpHandler {
         halt: CancellationToken,
         activity: Activity,
     ) -> Result<Exited, StartError> {
-        let process = tokio::select! {
+        let in_work = tokio::select! {
             biased;
             () = halt.cancelled() => return Ok(exited(HALTED)),
-            process = self.ready(&command) => process?,
+            ready = signs_of_life(&activity, self.ready(&command, &activity)) => ready?,
         };
-        let in_work = process.as_ref().zip(self.server.as_ref());
-        let in_work = in_work.map(|(process, server)| server.works_on(process, activity.clone()));
+        let process = in_work.as_ref().map(|in_work| in_work.process.clone());
         let mut ended = pin!(async {
             match &process {
                 Some(process) => process.ended().await,
@@ -223,6 +240,10 @@ impl Runner for HttpHandler {
             biased;
             () = halt.cancelled() => exited(HALTED),
             answer = self.answer(&command.job, &activity) => match answer {
+                // The process was halted meanwhile: its answer proves nothing.
+                Ok(_) if process.as_ref().is_some_and(|process| process.is_halted()) => {
+                    crashed(&command.job, ended.await)
+                }
                 Ok(exited) => {
                     if let Some(in_work) = in_work {
                         in_work.answered();
@@ -246,6 +267,18 @@ impl Runner for HttpHandler {
     async fn finish(&self) {
         if let Some(server) = &self.server {
             server.end().await;
+        }
+    }
+}
+
+/// The start of a server has a limit of its own, and so have the requests that it may wait for: it
+/// never counts as a stall.
+async fn signs_of_life<T>(activity: &Activity, start: impl Future<Output = T>) -> T {
+    let mut start = pin!(start);
+    loop {
+        activity.record();
+        if let Ok(started) = timeout(READY_INTERVAL, &mut start).await {
+            return started;
         }
     }
 }

@@ -135,6 +135,15 @@ async fn a_crash_in_another_container_after_the_status_of_a_success_is_a_failure
 }
 
 #[tokio::test]
+async fn a_slow_start_has_its_own_limit_and_is_not_a_stall() {
+    let fixture = Fixture::new(&["a"]);
+    let server = format!("sleep 5; exec python3 {SERVER} {}", fixture.port);
+    let flags = "--stall-timeout 2s --max-receive-count 1";
+    let exited = fixture.local(flags, &["sh", "-c", &server]).await;
+    assert_eq!((exited.code, fixture.runs().len()), (Some(0), 1), "{}", exited.log);
+}
+
+#[tokio::test]
 async fn a_hanging_server_is_ended_and_started_again() {
     let fixture = Fixture::new(&["hang"]);
     let exited = fixture.serve("--max-duration 5s").await;

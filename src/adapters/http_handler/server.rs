@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
 use tracing::Span;
 
 use crate::adapters::warm::{Serving, WarmProcess, WarmProcesses};
@@ -13,8 +12,6 @@ use crate::ports::{Activity, Command, StartError};
 pub(super) struct Server {
     processes: WarmProcesses,
     current: Mutex<Option<Current>>,
-    /// A process has ended, so the next one may start.
-    has_ended: Notify,
 }
 
 struct Current {
@@ -33,26 +30,22 @@ struct Request {
 
 impl Server {
     pub(super) fn new(processes: WarmProcesses) -> Self {
-        Self { processes, current: Mutex::default(), has_ended: Notify::new() }
+        Self { processes, current: Mutex::default() }
     }
 
     /// The process for the next request, if one runs. Waits for the end of one that ends.
     pub(super) async fn running(&self) -> Option<Arc<WarmProcess>> {
         loop {
-            let has_ended = self.has_ended.notified();
             let (process, is_retired) = {
                 let current = self.current();
                 let current = current.as_ref()?;
                 (current.process.clone(), current.is_retired)
             };
-            if process.has_ended() || process.is_halted() {
-                let _ = process.ended().await;
-                self.forget(&process);
-            } else if is_retired {
-                has_ended.await;
-            } else {
+            if !is_retired && !process.has_ended() && !process.is_halted() {
                 return Some(process);
             }
+            let _ = process.ended().await;
+            self.forget(&process);
         }
     }
 
@@ -73,19 +66,24 @@ impl Server {
         Ok(process)
     }
 
-    /// It accepts connections, so its start succeeded. Until the result is dropped, the output of the process belongs to this request, too.
+    /// It accepts connections, so its start succeeded. Until the result is dropped, the output of
+    /// the process belongs to this request, too. `None` if the process ends or was replaced, so it
+    /// must get no new request.
     pub(super) fn works_on(
         &self,
-        process: &Arc<WarmProcess>,
+        process: Arc<WarmProcess>,
         activity: Activity,
-    ) -> RequestInWork<'_> {
-        let request = Arc::new(Request { activity, span: Span::current() });
-        if let Some(current) = self.current().as_mut().filter(|it| it.is(process)) {
-            current.serving.record();
-            current.requests.push(request.clone());
-            current.assign_output();
+    ) -> Option<RequestInWork<'_>> {
+        let mut current = self.current();
+        let current = current.as_mut().filter(|it| it.is(&process) && !it.is_retired)?;
+        if process.is_halted() {
+            return None;
         }
-        RequestInWork { server: self, process: process.clone(), request, is_answered: false }
+        let request = Arc::new(Request { activity, span: Span::current() });
+        current.serving.record();
+        current.requests.push(request.clone());
+        current.assign_output();
+        Some(RequestInWork { server: self, process, request, is_answered: false })
     }
 
     /// Ends the process.
@@ -102,8 +100,6 @@ impl Server {
         if current.as_ref().is_some_and(|it| it.is(process)) {
             *current = None;
         }
-        drop(current);
-        self.has_ended.notify_waiters();
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Current>> {
@@ -132,7 +128,7 @@ impl Current {
 /// work on it, so the process ends: now, or after its other requests.
 pub(super) struct RequestInWork<'a> {
     server: &'a Server,
-    process: Arc<WarmProcess>,
+    pub(super) process: Arc<WarmProcess>,
     request: Arc<Request>,
     is_answered: bool,
 }
