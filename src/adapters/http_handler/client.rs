@@ -2,7 +2,7 @@
 //! request is dropped.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::address::HttpAddress;
@@ -23,8 +23,11 @@ use crate::ports::Activity;
 pub(super) struct Client {
     address: HttpAddress,
     /// Open connections without a request.
-    idle: Mutex<Vec<Connection>>,
+    idle: Arc<Idle>,
 }
+
+#[derive(Default)]
+struct Idle(Mutex<Vec<Connection>>);
 
 /// Closed when it is dropped.
 struct Connection {
@@ -48,7 +51,7 @@ const FIRST: usize = 4 << 10;
 
 impl Client {
     pub(super) fn new(address: HttpAddress) -> Self {
-        Self { address, idle: Mutex::default() }
+        Self { address, idle: Arc::default() }
     }
 
     /// Is a connection to the server open, or does it accept one? It is kept for the next request.
@@ -58,7 +61,9 @@ impl Client {
             None => self.connect().await,
         };
         let does = connection.is_ok();
-        self.idle().extend(connection);
+        if let Ok(connection) = connection {
+            self.keep(connection);
+        }
         does
     }
 
@@ -69,7 +74,7 @@ impl Client {
 
     /// Closes the connections without a request: their server has ended.
     pub(super) fn close_idle(&self) {
-        self.idle().clear();
+        self.idle.all().clear();
     }
 
     /// Sends the request and reads the whole answer; the error is the reason for a missing one.
@@ -104,10 +109,9 @@ impl Client {
 
     async fn reuse(&self) -> Option<Connection> {
         loop {
-            let last = self.idle().pop();
+            let last = self.idle.all().pop();
             let mut connection = last?;
-            let is_fresh = connection.idle_since.elapsed() < LONGEST_IDLE;
-            if is_fresh && connection.requests.ready().await.is_ok() {
+            if connection.is_fresh() && connection.requests.ready().await.is_ok() {
                 return Some(connection);
             }
         }
@@ -128,8 +132,17 @@ impl Client {
         Ok(Connection { requests, _driver: driver, idle_since })
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For the next request, if that comes in time: a server with one thread may serve no other
+    /// connection before this one is closed.
+    fn keep(&self, connection: Connection) {
+        self.idle.all().push(Connection { idle_since: Instant::now(), ..connection });
+        let idle = Arc::downgrade(&self.idle);
+        tokio::spawn(async move {
+            sleep(LONGEST_IDLE).await;
+            if let Some(idle) = idle.upgrade() {
+                idle.all().retain(Connection::is_fresh);
+            }
+        });
     }
 
     async fn read(
@@ -166,9 +179,21 @@ impl Client {
                 "the server answered {status} without the length of its body, so a body that breaks off looks complete: send Content-Length or Transfer-Encoding: chunked"
             ));
         }
-        self.idle().push(Connection { idle_since: Instant::now(), ..connection });
+        self.keep(connection);
         let text = if is_page { String::new() } else { String::from_utf8_lossy(&first).into() };
         Ok(Answer { status, retry_after, text, has_proven_end })
+    }
+}
+
+impl Idle {
+    fn all(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    fn is_fresh(&self) -> bool {
+        self.idle_since.elapsed() < LONGEST_IDLE
     }
 }
 
@@ -184,4 +209,23 @@ fn shown(error: &hyper::Error) -> String {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |it| it.source());
     let causes: Vec<_> = causes.map(ToString::to_string).collect();
     format!("the server did not answer completely: {}", causes.join(": "))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed_without_another_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        let client = Client::new(address.parse().unwrap());
+        assert!(client.connects().await);
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let read = timeout(Duration::from_mins(1), connection.read(&mut [0; 16])).await;
+        assert_eq!(read.expect("the connection stays open").unwrap(), 0);
+    }
 }
