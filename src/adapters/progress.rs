@@ -1,4 +1,4 @@
-//! `PUT /progress/MESSAGE_ID` on a loopback address: the result file for a program that stays. Such a
+//! `PUT /progress/KEY` on a loopback address: the result file for a program that stays. Such a
 //! program may run in another container, without access to the file.
 
 use std::collections::HashMap;
@@ -17,7 +17,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::{Map, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -34,7 +33,7 @@ pub struct ProgressServer {
     _serving: AbortOnDropHandle<()>,
 }
 
-/// The jobs in work, by the message's id.
+/// The jobs in work. Their keys are random, since one pod may have two deliveries of one message.
 #[derive(Default)]
 struct Jobs(Mutex<HashMap<String, Target>>);
 
@@ -63,7 +62,7 @@ impl ProgressServer {
         Ok(Self { address, jobs, _serving: serving })
     }
 
-    /// The address without the message's id.
+    /// The address without a key.
     pub fn url(&self) -> String {
         format!("http://{}/progress", self.address)
     }
@@ -71,23 +70,23 @@ impl ProgressServer {
     /// Accepts reports about the job until the result is dropped.
     pub fn accept(&self, job: &JobFacts, activity: &Activity) -> Accepted {
         let target = Target { result_file: job.result_file.clone(), activity: activity.clone() };
-        self.jobs.all().insert(job.message_id.clone(), target);
-        let id = utf8_percent_encode(&job.message_id, NON_ALPHANUMERIC);
-        let url = format!("{}/{id}", self.url());
-        Accepted { url, message_id: job.message_id.clone(), jobs: self.jobs.clone() }
+        let key = format!("{:032x}", fastrand::u128(..));
+        self.jobs.all().insert(key.clone(), target);
+        let url = format!("{}/{key}", self.url());
+        Accepted { url, key, jobs: self.jobs.clone() }
     }
 }
 
 /// A job whose reports are accepted.
 pub struct Accepted {
     pub url: String,
-    message_id: String,
+    key: String,
     jobs: Arc<Jobs>,
 }
 
 impl Drop for Accepted {
     fn drop(&mut self) {
-        self.jobs.all().remove(&self.message_id);
+        self.jobs.all().remove(&self.key);
     }
 }
 
@@ -139,10 +138,9 @@ async fn report(jobs: &Jobs, request: Request<Incoming>) -> Result<(), Refusal> 
     if !matches!(*request.method(), Method::PUT | Method::POST) {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "only PUT is supported"));
     }
-    let id = request.uri().path().strip_prefix("/progress/").unwrap_or_default();
-    let id = percent_decode_str(id).decode_utf8_lossy();
-    let target = jobs.all().get(&*id).cloned();
-    let target = target.ok_or((StatusCode::NOT_FOUND, "no message with this id is in work"))?;
+    let key = request.uri().path().strip_prefix("/progress/").unwrap_or_default();
+    let target = jobs.all().get(key).cloned();
+    let target = target.ok_or((StatusCode::NOT_FOUND, "no request with this URL is in work"))?;
     let body = Limited::new(request.into_body(), LONGEST_REPORT).collect();
     let body = timeout(IDLE_LIMIT, body).await;
     let body = body.map_err(|_| (StatusCode::REQUEST_TIMEOUT, "the body is not complete"))?;
@@ -218,7 +216,7 @@ mod tests {
     async fn a_report_is_a_line_of_the_result_file_while_the_job_is_in_work() {
         let home = tempfile::tempdir().unwrap();
         let server = ProgressServer::start().await.unwrap();
-        let (activity, job) = (Activity::default(), job("a b/ü", home.path()));
+        let (activity, job) = (Activity::default(), job("m", home.path()));
         let accepted = server.accept(&job, &activity);
         let url = accepted.url.clone();
         assert!(url.starts_with("http://127.0.0.1:"), "{url}");
@@ -243,6 +241,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_end_of_one_delivery_does_not_end_the_reports_of_another() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let server = ProgressServer::start().await.unwrap();
+        let accept = |home: &Path| server.accept(&job("m", home), &Activity::default());
+        let (ended, in_work) = (accept(first.path()), accept(second.path()));
+        drop(ended);
+        assert_eq!(send(&in_work.url, "PUT", "{}").await, "204");
+        assert!(second.path().join("result.jsonl").exists());
+        assert!(!first.path().join("result.jsonl").exists());
+    }
+
+    #[tokio::test]
     async fn slow_clients_do_not_stop_the_server() {
         let home = tempfile::tempdir().unwrap();
         let server = ProgressServer::start().await.unwrap();
@@ -250,7 +260,7 @@ mod tests {
         let mut slow = Vec::new();
         for _ in 0..MOST_CONNECTIONS - 1 {
             let mut connection = TcpStream::connect(server.address).await.unwrap();
-            connection.write_all(b"PUT /progress/m HTTP/1.1\r\nX: ").await.unwrap();
+            connection.write_all(b"PUT /progress/x HTTP/1.1\r\nX: ").await.unwrap();
             slow.push(connection);
         }
         assert_eq!(send(&accepted.url, "PUT", "{}").await, "204");
