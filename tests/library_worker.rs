@@ -80,10 +80,12 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
             (cloud.counts().await == (0, 0)).then_some(())
         })
         .await;
+        let metrics = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         stop.cancel();
+        metrics
     };
     let running = worker.run(handler).with_subscriber(log.subscriber());
-    let (ended, other, ()) = tokio::join!(running, other.run(handler), watching);
+    let (ended, other, metrics) = tokio::join!(running, other.run(handler), watching);
     let summary = ended.unwrap();
     assert_eq!((summary.succeeded, summary.kept), (3, 1), "{summary:?}");
     assert_eq!(summary.last_kept, Some("handler_failed"));
@@ -95,7 +97,7 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
     assert_eq!(spans.len(), 4, "{records:?}");
     let ended = |record: &&Value| record["fields"]["message"] == "message deleted";
     assert_eq!(records.iter().filter(ended).count(), 3);
-    let metrics = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    assert!(registry.gather().is_empty(), "they are removed at the end of the run");
     let queue = cloud.queue_url.rsplit('/').next().unwrap();
     let received = format!("leasehold_messages_received_total{{queue=\"{queue}\"}} 4");
     assert!(metrics.contains(&received), "{metrics}");

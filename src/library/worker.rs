@@ -169,12 +169,10 @@ impl Worker {
         let queue = queue_name(&config.queue_url).to_owned();
         let metrics =
             registry.as_ref().map(|_| Arc::new(Metrics::new(&queue, None, SystemTime::now())));
-        if let (Some(registry), Some(metrics)) = (&registry, &metrics) {
-            let collected = Collected::new(metrics.clone(), &queue);
-            registry.register(Box::new(collected)).map_err(|error| {
-                RunError::Misconfigured(format!("the metrics could not be registered: {error}"))
-            })?;
-        }
+        let _registered = registry
+            .zip(metrics.clone())
+            .map(|(registry, metrics)| Registered::new(registry, metrics, &queue))
+            .transpose()?;
         let (plan, clock) = (config.work.settings.stop, Clock::start());
         let is_stopping = stop.clone();
         let limit = move || plan.attempt_record(is_stopping.is_cancelled());
@@ -302,6 +300,36 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<AbortOnDropHandle<()>, Ru
     })))
 }
 
+/// Metrics in the caller's registry. Dropping it removes them, so that the next worker for this
+/// queue can register its own.
+struct Registered {
+    registry: prometheus::Registry,
+    metrics: Arc<Metrics>,
+    queue: String,
+}
+
+impl Registered {
+    fn new(
+        registry: prometheus::Registry,
+        metrics: Arc<Metrics>,
+        queue: &str,
+    ) -> Result<Self, RunError> {
+        let collected = Collected::new(metrics.clone(), queue);
+        registry.register(Box::new(collected)).map_err(|error| {
+            RunError::Misconfigured(format!("the metrics could not be registered: {error}"))
+        })?;
+        Ok(Self { registry, metrics, queue: queue.to_owned() })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let collected = Collected::new(self.metrics.clone(), &self.queue);
+        // Fails only if the caller has removed them.
+        let _ = self.registry.unregister(Box::new(collected));
+    }
+}
+
 /// Telemetry that counts messages.
 struct Counted {
     pod: PodTelemetry,
@@ -386,8 +414,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// Registers the metrics of docs/observability.md here, with the label `queue`. They stay
-    /// registered after the end.
+    /// Registers the metrics of docs/observability.md here, with the label `queue`. They are
+    /// removed at the end of the run.
     pub fn registry(mut self, registry: &prometheus::Registry) -> Self {
         self.registry = Some(registry.clone());
         self
@@ -421,3 +449,24 @@ impl WorkerBuilder {
 
 /// The default of `--wait`.
 const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_worker_of_a_queue_can_register_its_metrics() {
+        let registry = prometheus::Registry::new();
+        let register = || {
+            let metrics = Arc::new(Metrics::new("q", None, SystemTime::UNIX_EPOCH));
+            Registered::new(registry.clone(), metrics, "q")
+        };
+        let first = register().unwrap();
+        assert!(!registry.gather().is_empty());
+        assert!(register().is_err(), "two workers of one queue at the same time");
+        assert!(!registry.gather().is_empty());
+        drop(first);
+        assert!(registry.gather().is_empty());
+        assert!(register().is_ok());
+    }
+}
