@@ -29,7 +29,7 @@ pub struct WarmProcesses {
     failures: Arc<AtomicU32>,
 }
 
-/// After this many failures in a row, no process is started any more: each of them uses up one
+/// After this many failures in a row, no further process is started: each of them uses up one
 /// receive of a message.
 const MOST_FAILURES: u32 = 3;
 
@@ -80,7 +80,7 @@ impl WarmProcesses {
                 info!(program, "starting the process for the messages of this pod");
                 let stopped_while_idle = async {
                     stop.cancelled().await;
-                    // An error means that the process is not needed any more.
+                    // An error means that the process is no longer needed.
                     let _ = working.wait_for(|is_working| !is_working).await;
                     halt.cancel();
                     std::future::pending().await
@@ -93,7 +93,7 @@ impl WarmProcesses {
                 let has_failed =
                     !serving.has_served.load(Ordering::Relaxed) && !stop.is_cancelled();
                 let how = if has_failed { counted(&serving.failures, program, how) } else { how };
-                // Fails only if the process is not needed any more.
+                // Fails only if the process is no longer needed.
                 let _ = end.send(Some(how));
             }
         };

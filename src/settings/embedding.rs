@@ -9,12 +9,26 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use super::command_line::{checked, command, empty_is_unset};
 use super::errors::{fit_to_print, rename_flags};
 use super::job_types::JobTypesFile;
-use super::{Action, Cli, LocalSettings};
+#[cfg(feature = "testing")]
+use super::LocalSettings;
+use super::{Action, Cli};
 #[cfg(feature = "aws")]
 use super::{RunSettings, error::SettingError};
 
 /// Values of flags: names without dashes, and values.
 pub type Values = Vec<(&'static str, OsString)>;
+
+/// Settings for commands, which a program with a handler refuses.
+const OF_COMMANDS: [&str; 8] = [
+    "command",
+    "permanent_exit_codes",
+    "handler",
+    "batch_size",
+    "batch_window",
+    "http_body",
+    "permanent_http_codes",
+    "ready_timeout",
+];
 
 /// How the command line of an embedding program differs from leasehold's.
 pub struct Embedding {
@@ -150,9 +164,9 @@ impl Embedding {
             _ => action,
         };
         if is_work(&action) {
-            action = action
-                .mut_arg("command", |arg| arg.hide(true))
-                .mut_arg("permanent_exit_codes", |arg| arg.hide(true));
+            for of_commands in OF_COMMANDS {
+                action = action.mut_arg(of_commands, |arg| arg.hide(true));
+            }
         }
         action.mut_args(|arg| {
             let rewritten = |text: String| {
@@ -247,6 +261,7 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
 }
 
 /// The same for `local`.
+#[cfg(feature = "testing")]
 pub fn local_settings(inbox: &str, values: &Values) -> Result<LocalSettings, String> {
     let matches = matches::<LocalSettings>(&[inbox], values)?;
     let settings = LocalSettings::from_arg_matches(&matches).map_err(first_line)?;
