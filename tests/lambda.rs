@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold::adapters::lambda::{Batching, Function, Lambda, Source};
+use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::adapters::process::Processes;
 use leasehold::adapters::warm::WarmProcesses;
 use leasehold::job::outcome::Exit;
 use leasehold::job::route::Input;
 use leasehold::ports::job_facts::JobFacts;
-use leasehold::ports::{Activity, Command, Runner};
+use leasehold::ports::{Activity, Command, Exited, OutOfMemory, Runner, StartError};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -225,60 +228,110 @@ async fn messages_of_a_batch_succeed_and_fail_one_by_one() {
     assert_eq!((reasons(&exited).len(), cloud.counts().await), (2, (0, 2)), "{}", exited.stdout);
 }
 
-/// One lane for each message of a batch, as the supervisor has them.
-#[tokio::test]
-async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
-    let home = tempfile::tempdir().unwrap();
-    let stop = CancellationToken::new();
-    let processes = WarmProcesses::new(Arc::new(Processes::new()), home.path(), &stop);
-    let function =
-        Function { source: Source::new(None, None), memory_limit: None, is_set: |_| false };
-    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
-    let lambda = Arc::new(Lambda::new(processes, function, batching));
-    let lane = |message_id: &str| {
-        let job = JobFacts { message_id: message_id.to_owned(), ..facts() };
-        fs::write(&job.body_file, "wait").unwrap();
-        let script = client(home.path());
+/// The functions of a pod, without its supervisors.
+struct Pod {
+    home: TempDir,
+    lambda: Arc<Lambda>,
+    stop_grace: Duration,
+}
+
+/// The work on one message.
+struct Lane {
+    halt: CancellationToken,
+    running: JoinHandle<Result<Exited, StartError>>,
+}
+
+impl Pod {
+    fn new(runner: Arc<dyn Runner>, batching: Batching, stop_grace: Duration) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let processes = WarmProcesses::new(runner, home.path(), &CancellationToken::new());
+        let function =
+            Function { source: Source::new(None, None), memory_limit: None, is_set: |_| false };
+        Self { home, lambda: Arc::new(Lambda::new(processes, function, batching)), stop_grace }
+    }
+
+    fn lane(&self, message_id: &str, body: &str) -> Lane {
+        let body_file = self.home.path().join(message_id);
+        fs::write(&body_file, body).unwrap();
         let command = Command {
             program: "sh".into(),
-            args: vec!["-c".into(), script.into()],
-            job,
+            args: vec!["-c".into(), client(self.home.path()).into()],
+            job: JobFacts { message_id: message_id.to_owned(), body_file, ..facts() },
             variables: None,
             stdin: None,
             fetch: None,
-            stop_grace: Duration::ZERO,
+            stop_grace: self.stop_grace,
         };
         let halt = CancellationToken::new();
-        let (lambda, halted) = (lambda.clone(), halt.clone());
+        let (lambda, halted) = (self.lambda.clone(), halt.clone());
         let running =
             tokio::spawn(async move { lambda.run(command, halted, Activity::default()).await });
-        (halt, running)
-    };
-    let (halt, given_up) = lane("a");
-    let (_, kept) = lane("b");
-    eventually("it works", async || home.path().join("waits").exists().then_some(())).await;
-    halt.cancel();
-    let ended = timeout(LIMIT, given_up).await.unwrap().unwrap().unwrap();
-    assert_eq!(ended.exit, Exit::Signal(9));
-    assert!(!kept.is_finished());
-    fs::write(home.path().join("go"), "").unwrap();
-    let ended = timeout(LIMIT, kept).await.unwrap().unwrap().unwrap();
-    assert_eq!(ended.exit, Exit::Code(0));
-    assert_eq!(lines(home.path(), "calls").len(), 1);
+        Lane { halt, running }
+    }
+
+    async fn works(&self) {
+        eventually("it works", async || self.home.path().join("waits").exists().then_some(()))
+            .await;
+    }
+}
+
+impl Lane {
+    async fn ended(self) -> Exited {
+        timeout(LIMIT, self.running).await.unwrap().unwrap().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
+    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
+    let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
+    let (given_up, kept) = (pod.lane("a", "wait"), pod.lane("b", "wait"));
+    pod.works().await;
+    given_up.halt.cancel();
+    assert_eq!(given_up.ended().await.exit, Exit::Signal(9));
+    assert!(!kept.running.is_finished());
+    fs::write(pod.home.path().join("go"), "").unwrap();
+    assert_eq!(kept.ended().await.exit, Exit::Code(0));
+    assert_eq!(lines(pod.home.path(), "calls").len(), 1);
 
     // The process stays for the next batch, of which all messages are given up: that ends it.
-    fs::remove_file(home.path().join("go")).unwrap();
-    fs::remove_file(home.path().join("waits")).unwrap();
-    let ((first, one), (second, other)) = (lane("c"), lane("d"));
-    eventually("it works", async || home.path().join("waits").exists().then_some(())).await;
-    assert_eq!(pids(home.path()).len(), 1);
-    first.cancel();
-    second.cancel();
-    for ended in [one, other] {
-        let ended = timeout(LIMIT, ended).await.unwrap().unwrap().unwrap();
+    fs::remove_file(pod.home.path().join("go")).unwrap();
+    fs::remove_file(pod.home.path().join("waits")).unwrap();
+    let (one, other) = (pod.lane("c", "wait"), pod.lane("d", "wait"));
+    pod.works().await;
+    assert_eq!(pids(pod.home.path()).len(), 1);
+    one.halt.cancel();
+    other.halt.cancel();
+    for lane in [one, other] {
+        let ended = lane.ended().await;
         assert!(matches!(ended.exit, Exit::Signal(9 | 15)), "{ended:?}");
     }
-    timeout(LIMIT, lambda.finish()).await.unwrap();
+    timeout(LIMIT, pod.lambda.finish()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_success_after_the_memory_guard_proves_nothing() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(cgroup.path().join(name), text).unwrap();
+    write("memory.max", "1000000");
+    write("memory.events", "oom_kill 0\n");
+    write("memory.stat", "inactive_file 0\n");
+    write("memory.current", "1000");
+    let found = MemoryCgroup::find(cgroup.path(), "0::/").unwrap();
+    let limited = MemoryLimited::new(Arc::new(Processes::new()), found, Some(90));
+    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let pod = Pod::new(Arc::new(limited), batching, LIMIT);
+
+    let lane = pod.lane("a", "sigterm");
+    pod.works().await;
+    write("memory.current", "920000");
+    let ended = lane.ended().await;
+    assert_eq!(ended.exit, Exit::Code(1));
+    assert!(matches!(ended.out_of_memory, Some(OutOfMemory::Guard(_))), "{ended:?}");
+    write("memory.current", "1000");
+    assert_eq!(pod.lane("b", "good").ended().await.exit, Exit::Code(0));
+    assert_eq!(pids(pod.home.path()).len(), 2, "the process is not used again");
+    timeout(LIMIT, pod.lambda.finish()).await.unwrap();
 }
 
 /// The function as AWS's own client for Python runs it.
