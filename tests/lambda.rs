@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use leasehold::adapters::lambda::{Batching, Function, Lambda, Source};
 use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::adapters::process::Processes;
@@ -19,7 +20,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::scenarios::configured;
@@ -138,6 +139,7 @@ async fn every_failure_of_a_function_keeps_its_message() {
         ("unknown item", "command_failed", "not the messageId of a record"),
         ("fail", "command_failed", "in batchItemFailures"),
         ("stream", "command_failed", "streams its response"),
+        ("encoded twice", "command_failed", "return the object"),
         ("late", "command_failed", "after a late answer"),
     ];
     cloud.send("good".to_owned()).await;
@@ -145,13 +147,13 @@ async fn every_failure_of_a_function_keeps_its_message() {
         cloud.send(body.to_owned()).await;
     }
     cloud.send("good".to_owned()).await;
-    let exited = run(&cloud, "--max-messages 12").wait().await;
+    let exited = run(&cloud, "--max-messages 13").wait().await;
     let reasons = reasons(&exited);
     for (body, outcome, why) in failures {
         let is_it = |reason: &&String| reason.contains(outcome) && reason.contains(why);
         assert!(reasons.iter().any(|reason| is_it(&reason)), "{body}: {reasons:#?}");
     }
-    assert_eq!((reasons.len(), cloud.counts().await), (10, (0, 10)), "{}", exited.stdout);
+    assert_eq!((reasons.len(), cloud.counts().await), (11, (0, 11)), "{}", exited.stdout);
     // A late answer is accepted, an unknown one and an extension are not.
     assert_eq!(lines(cloud.dir.path(), "statuses")[0], serde_json::json!([202, 400, 404]));
     assert!(pids(cloud.dir.path()).len() >= 3, "a crashed process is replaced");
@@ -238,6 +240,7 @@ struct Pod {
 /// The work on one message.
 struct Lane {
     halt: CancellationToken,
+    activity: Activity,
     running: JoinHandle<Result<Exited, StartError>>,
 }
 
@@ -262,11 +265,10 @@ impl Pod {
             fetch: None,
             stop_grace: self.stop_grace,
         };
-        let halt = CancellationToken::new();
-        let (lambda, halted) = (self.lambda.clone(), halt.clone());
-        let running =
-            tokio::spawn(async move { lambda.run(command, halted, Activity::default()).await });
-        Lane { halt, running }
+        let (halt, activity) = (CancellationToken::new(), Activity::default());
+        let (lambda, halted, of_message) = (self.lambda.clone(), halt.clone(), activity.clone());
+        let running = tokio::spawn(async move { lambda.run(command, halted, of_message).await });
+        Lane { halt, activity, running }
     }
 
     async fn works(&self) {
@@ -332,6 +334,90 @@ async fn a_success_after_the_memory_guard_proves_nothing() {
     assert_eq!(pod.lane("b", "good").ended().await.exit, Exit::Code(0));
     assert_eq!(pids(pod.home.path()).len(), 2, "the process is not used again");
     timeout(LIMIT, pod.lambda.finish()).await.unwrap();
+}
+
+/// A function that never asks for an event, and needs all of its stop grace and a moment more.
+struct Hangs;
+
+const STOP_GRACE: Duration = Duration::from_secs(25);
+const MOMENT: Duration = Duration::from_millis(300);
+
+#[async_trait]
+impl Runner for Hangs {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        _: Activity,
+    ) -> Result<Exited, StartError> {
+        halt.cancelled().await;
+        sleep(command.stop_grace + MOMENT).await;
+        Ok(Exited::killed())
+    }
+}
+
+fn hangs(size: usize, window: Duration) -> Pod {
+    Pod::new(Arc::new(Hangs), Batching { size, window, processes: 1 }, STOP_GRACE)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_given_up_alone_is_returned_at_the_end_of_the_stop_grace() {
+    let pod = hangs(2, LIMIT);
+    let (alone, other) = (pod.lane("a", ""), pod.lane("b", ""));
+    sleep(MOMENT).await;
+    let began_at = Instant::now();
+    alone.halt.cancel();
+    alone.ended().await;
+    let took = began_at.elapsed();
+    assert!((STOP_GRACE..STOP_GRACE + MOMENT).contains(&took), "{took:?}");
+    assert!(!other.running.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_are_given_up_together_wait_for_the_end_of_the_process() {
+    let pod = hangs(2, LIMIT);
+    let (one, other) = (pod.lane("a", ""), pod.lane("b", ""));
+    sleep(MOMENT).await;
+    let began_at = Instant::now();
+    one.halt.cancel();
+    sleep(Duration::from_millis(50)).await;
+    other.halt.cancel();
+    one.ended().await;
+    other.ended().await;
+    assert!(began_at.elapsed() >= STOP_GRACE + MOMENT, "{:?}", began_at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_leaves_the_window_of_its_batch_at_once() {
+    let pod = hangs(3, Duration::from_mins(5));
+    let (first, second) = (pod.lane("a", ""), pod.lane("b", ""));
+    sleep(Duration::from_secs(1)).await;
+    let began_at = Instant::now();
+    first.halt.cancel();
+    first.ended().await;
+    assert!(!second.running.is_finished());
+    // As with the death of its actor.
+    second.running.abort();
+    pod.lambda.finish().await;
+    assert!(began_at.elapsed() < Duration::from_secs(1), "{:?}", began_at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_waits_for_the_function_is_not_stalled() {
+    let pod = hangs(1, Duration::ZERO);
+    let busy = pod.lane("a", "");
+    sleep(MOMENT).await;
+    let waiting = pod.lane("b", "");
+    for second in 0..180 {
+        sleep(Duration::from_secs(1)).await;
+        assert!(waiting.activity.take(), "after {second} s");
+    }
+    busy.halt.cancel();
+    busy.ended().await;
+    sleep(MOMENT).await;
+    assert!(waiting.activity.take(), "its invocation begins");
+    sleep(Duration::from_mins(3)).await;
+    assert!(!waiting.activity.take(), "the function has it, and is silent");
 }
 
 /// The function as AWS's own client for Python runs it.
