@@ -83,6 +83,8 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
             "--handler lambda --batch-size 2 --max-messages 9 --output-at /out/x",
             "process 2 messages at the same time",
         ),
+        ("--handler lambda --permanent-exit-codes 65,3", "has no effect with --handler lambda"),
+        ("--handler lambda --input stdin", "set --input file"),
     ] {
         let error = configured(flags).unwrap_err();
         assert!(error.contains(complaint), "{flags}: {error}");
