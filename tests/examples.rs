@@ -193,7 +193,7 @@ fn the_image_with_dependencies_copies_existing_files_and_handles_signals() {
 fn every_example_has_a_short_readme_and_a_line_in_the_list() {
     let list = fs::read_to_string(examples().join("README.md")).unwrap();
     let folders = fs::read_dir(examples()).unwrap().map(|entry| entry.unwrap().path());
-    let named = ["inbox", "poison", "workers"];
+    let named = ["inbox", "library", "poison", "workers"];
     let mut count = 0;
     for folder in folders.filter(|path| path.is_dir()) {
         let name = folder.file_name().unwrap().to_str().unwrap();

@@ -107,10 +107,10 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
 async fn leases_are_extended_while_a_handler_blocks_the_runtime() {
     let cloud = Cloud::new(5).await;
     cloud.put("a", b"data").await;
-    let worker = builder(&cloud).visibility_timeout(Duration::from_secs(3)).max_messages(1);
+    let worker = builder(&cloud).visibility_timeout(Duration::from_secs(10)).max_messages(1);
     let handler = |job: Job| async move {
         assert_eq!(job.receive_count, 1);
-        std::thread::sleep(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_secs(25));
         Ok::<_, Error>(())
     };
     let summary = worker.build().unwrap().run(handler).await.unwrap();

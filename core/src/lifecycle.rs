@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::delivery::{Delivery, DeliveryId, ReceiptHandle, Received, Redrive};
 use super::keep_reason::{KeepReason, Role};
-use super::notification::{Notification, Record, parse};
+use super::notification::{Record, parse};
 use super::object_from::ObjectFrom;
 use super::outcome::{Failure, NoWorkReason, Outcome, Timings, WorkRecord};
 use super::report::{Ended, Held, Progress, Progressed, Report, Subject};
@@ -95,17 +95,6 @@ impl Policy {
             Err(why) => Assignment::Keep(KeepReason::NoJobType(why), content.records().to_vec()),
         };
         (assignment, limits.clone())
-    }
-
-    /// Is this a message that names objects, or S3's test event? If not, the payload of the Extended
-    /// Client is the job's object itself.
-    pub fn understands(&self, payload: &str) -> bool {
-        match parse(payload) {
-            Ok(Notification::Test | Notification::Records(_)) => true,
-            // Another pointer, which is not followed.
-            Ok(Notification::Objects(_)) => false,
-            Err(_) => find_objects(&self.job_types, self.object_from.as_ref(), payload).is_ok(),
-        }
     }
 
     /// Can a message that is not an S3 notification name its objects?

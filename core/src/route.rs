@@ -10,7 +10,8 @@ use super::event;
 pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
-use super::notification::{Notification, Record, message};
+use super::lifecycle::Policy;
+use super::notification::{Notification, Record, message, parse};
 use super::object_attributes::ObjectAttributes;
 use super::object_from::ObjectFrom;
 use super::on_success::OnSuccess;
@@ -119,6 +120,19 @@ pub fn find_objects<'a>(
         }
         (Some(Err(why)), None) => Err(Some(why.to_string())),
         (None, None) => Err(why),
+    }
+}
+
+impl Policy {
+    /// Is this a message that names objects, or S3's test event? If not, the payload of the Extended
+    /// Client is the job's object itself.
+    pub fn understands(&self, payload: &str) -> bool {
+        match parse(payload) {
+            Ok(Notification::Test | Notification::Records(_)) => true,
+            // Another pointer, which is not followed.
+            Ok(Notification::Objects(_)) => false,
+            Err(_) => find_objects(&self.job_types, self.object_from.as_ref(), payload).is_ok(),
+        }
     }
 }
 

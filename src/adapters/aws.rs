@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use aws_config::SdkConfig;
 use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::identity::IdentityCache;
 use aws_config::meta::region::ProvideRegion;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region};
@@ -88,14 +89,15 @@ fn time_limits() -> TimeoutConfig {
 }
 
 /// The credentials, the region and the endpoints of an embedding program's configuration, with our
-/// own connections: one that another runtime drives could wait for a handler, and a heartbeat with
-/// it.
+/// own connections and our own cache of credentials: those that another runtime drives or refreshes
+/// could wait for a handler, and a heartbeat with it.
 pub fn with_own_connections(
     config: &SdkConfig,
     ca_bundle: Option<PathBuf>,
 ) -> Result<SdkConfig, LoadError> {
     check(config, ca_bundle.as_ref())?;
     let own = config.clone().into_builder().timeout_config(time_limits());
+    let own = own.identity_cache(IdentityCache::lazy().build());
     Ok(own.http_client(OneClient::new(ca_bundle)).build())
 }
 

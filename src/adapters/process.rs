@@ -64,7 +64,10 @@ const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 
 /// Runs commands, any number of them at a time.
 pub struct Processes {
-    reaper: Option<AbortOnDropHandle<()>>,
+    is_adopting: bool,
+    /// Started with the first command, on the threads of the work: it waits while a command is being
+    /// started, which a file system may delay.
+    reaper: OnceLock<AbortOnDropHandle<()>>,
     is_guarded: bool,
     /// Started with the first command: a pod that finds no message needs none.
     guard: OnceLock<Option<Arc<Guard>>>,
@@ -81,7 +84,12 @@ impl Processes {
         reason = "a program needs `adopting`, and must not get this by default"
     )]
     pub fn new() -> Self {
-        Self { reaper: None, is_guarded: false, guard: OnceLock::new() }
+        Self {
+            is_adopting: false,
+            reaper: OnceLock::new(),
+            is_guarded: false,
+            guard: OnceLock::new(),
+        }
     }
 
     /// Becomes the subreaper of its commands' processes, reaps orphans, and kills those that
@@ -93,9 +101,9 @@ impl Processes {
     /// of a debugging session.
     pub fn adopting() -> io::Result<Self> {
         set_child_subreaper(true)?;
-        let reaper = tokio::spawn(reap_orphans(unix::signal(SignalKind::child())?));
         Ok(Self {
-            reaper: Some(AbortOnDropHandle::new(reaper)),
+            is_adopting: true,
+            reaper: OnceLock::new(),
             is_guarded: false,
             guard: OnceLock::new(),
         })
@@ -125,6 +133,11 @@ impl Processes {
     fn start(&self, command: &Command, activity: &Activity) -> io::Result<(Running, Output)> {
         // Before the start, so that no exit is missed.
         let signals = unix::signal(SignalKind::child())?;
+        if self.is_adopting {
+            let of_orphans = unix::signal(SignalKind::child())?;
+            self.reaper
+                .get_or_init(|| AbortOnDropHandle::new(tokio::spawn(reap_orphans(of_orphans))));
+        }
         let stdin = command
             .stdin
             .as_ref()
@@ -161,13 +174,8 @@ impl Processes {
             guard.report_start(leader, mark.as_deref());
         }
 
-        let running = Running {
-            leader,
-            signals,
-            our_peak: our_peak(),
-            adopting: self.reaper.is_some(),
-            guard,
-        };
+        let running =
+            Running { leader, signals, our_peak: our_peak(), adopting: self.is_adopting, guard };
         let stdout = ChildStdout::from_std(OwnedFd::from(stdout).into())?;
         let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
         Ok((running, Output::of(stdout, stderr, activity)))

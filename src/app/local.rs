@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::exit::print;
 use super::machine::{check_machine, check_threads};
 use super::runtime::{
-    block_on, check_handler, flush_limit, for_handler, is_coloured, log_style, longest_stop_grace,
-    runner,
+    block_on, check_handler, finish, flush_limit, for_handler, is_coloured, log_style,
+    longest_stop_grace, runner,
 };
 use super::signals::{self, Reaction, stop_requested};
 use crate::adapters::lambda::Source;
@@ -48,7 +48,7 @@ pub fn run_local(
         let source = Source::new(None, None);
         let runner = for_handler(processes, &config.work, config.concurrency, source, &stopped);
         let summary = local::run(config, runner.clone(), work_threads, screen, stopped).await;
-        runner.finish().await;
+        finish(runner.as_ref(), stop_grace + stop.actor()).await;
         summary.map_err(|error| error.to_string())
     };
     let summary = block_on(run, stop.tidy())??;

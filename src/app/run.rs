@@ -10,7 +10,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::{Connected, connect};
 use super::machine::{check_machine, check_threads};
-use super::runtime::{block_on, check_handler, flush_limit, log_style, longest_stop_grace, runner};
+use super::runtime::{
+    block_on, check_handler, finish, flush_limit, log_style, longest_stop_grace, runner,
+};
 use super::signals::{Reaction, since_stop, stop_requested};
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
@@ -84,8 +86,9 @@ async fn run_pod(
         let interval = reporting.push_interval;
         Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
     });
+    let longest = longest_stop_grace(&work.settings.policy) + plan.actor();
     let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
-    runner.finish().await;
+    finish(runner.as_ref(), longest).await;
     telemetry.exiting(&outcome);
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());

@@ -8,8 +8,9 @@ use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use async_trait::async_trait;
 use tokio::runtime::Builder;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::signals::{handle_other_signals, since_stop};
 use crate::actors::work_threads::{SeparateThreads, WorkThreads};
@@ -96,6 +97,13 @@ pub fn for_handler(
             let processes = WarmProcesses::new(processes, &work.work_dir.path, stop);
             Arc::new(Lambda::new(processes, function, batching))
         }
+    }
+}
+
+/// Ends processes that stay. One that cannot be killed (a dead NFS) must not keep the pod.
+pub async fn finish(runner: &dyn Runner, limit: Duration) {
+    if timeout(limit, runner.finish()).await.is_err() {
+        warn!("the process did not end within {limit:?}");
     }
 }
 

@@ -6,11 +6,11 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
+#[cfg(feature = "testing")]
+use super::LocalSettings;
 use super::command_line::{checked, command, empty_is_unset};
 use super::errors::{fit_to_print, rename_flags};
 use super::job_types::JobTypesFile;
-#[cfg(feature = "testing")]
-use super::LocalSettings;
 use super::{Action, Cli};
 #[cfg(feature = "aws")]
 use super::{RunSettings, error::SettingError};

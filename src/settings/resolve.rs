@@ -21,7 +21,7 @@ use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::adapters::url;
 use crate::job::event::EventFilter;
-use crate::job::lease::CEILING;
+use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::mount::Mount;
 use crate::job::route::{Input, JobType, Limits, Match, Selection, Task};
@@ -487,7 +487,11 @@ fn check_prefetch(
         (None, None, Some(_)) => Some("--checkpoint"),
         (None, None, None) => None,
     };
-    match policy.tasks().find_map(conflict) {
+    let mut limits = policy.job_types.iter().map(|it| &it.limits).chain([&policy.limits]);
+    // One visibility timeout would have to cover the wait, too.
+    let is_fixed = limits.any(|limits| matches!(limits.strategy, Strategy::Fixed(_)));
+    let fixed = is_fixed.then_some("--visibility fixed");
+    match policy.tasks().find_map(conflict).or(fixed) {
         Some(flag) => Err(SettingError::PrefetchConflict(flag)),
         None => Ok(()),
     }

@@ -22,6 +22,9 @@ pub const SIGN_OF_LIFE: Duration = Duration::from_mins(1);
 /// percent of the limit.
 const SHARES: [u64; 3] = [80, 90, 95];
 
+/// When a failed sign of life is tried again: an attempt without one for `SILENCE` counts as dead.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// How often the memory is read.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -42,11 +45,15 @@ impl HistoryStore {
                 fields(started, SystemTime::now(), memory),
             );
             let put = self.storage.put(&self.location.bucket, &key, record);
-            if let Err(error) = limited(REQUEST, put).await
-                && !has_failed
-            {
-                has_failed = true;
-                warn!(message_id = %subject.message_id, error, "the start of the attempt was not recorded");
+            if let Err(error) = limited(REQUEST, put).await {
+                if !has_failed {
+                    has_failed = true;
+                    warn!(message_id = %subject.message_id, error, "the start of the attempt was not recorded");
+                }
+                if ended.run_until_cancelled(sleep(RETRY)).await.is_none() {
+                    return;
+                }
+                continue;
             }
             if ended.run_until_cancelled(self.until_next_sign(highest)).await.is_none() {
                 return;
