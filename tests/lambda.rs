@@ -7,16 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use leasehold::adapters::lambda::{Batching, Function, Lambda, Source};
+use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::adapters::process::Processes;
 use leasehold::adapters::warm::WarmProcesses;
 use leasehold::job::outcome::Exit;
 use leasehold::job::route::Input;
 use leasehold::ports::job_facts::JobFacts;
-use leasehold::ports::{Activity, Command, Runner};
+use leasehold::ports::{Activity, Command, Exited, OutOfMemory, Runner, StartError};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tokio::time::timeout;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::scenarios::configured;
@@ -79,6 +83,8 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
             "--handler lambda --batch-size 2 --max-messages 9 --output-at /out/x",
             "process 2 messages at the same time",
         ),
+        ("--handler lambda --permanent-exit-codes 65,3", "has no effect with --handler lambda"),
+        ("--handler lambda --input stdin", "set --input file"),
     ] {
         let error = configured(flags).unwrap_err();
         assert!(error.contains(complaint), "{flags}: {error}");
@@ -135,6 +141,7 @@ async fn every_failure_of_a_function_keeps_its_message() {
         ("unknown item", "command_failed", "not the messageId of a record"),
         ("fail", "command_failed", "in batchItemFailures"),
         ("stream", "command_failed", "streams its response"),
+        ("encoded twice", "command_failed", "return the object"),
         ("late", "command_failed", "after a late answer"),
     ];
     cloud.send("good".to_owned()).await;
@@ -142,13 +149,13 @@ async fn every_failure_of_a_function_keeps_its_message() {
         cloud.send(body.to_owned()).await;
     }
     cloud.send("good".to_owned()).await;
-    let exited = run(&cloud, "--max-messages 12").wait().await;
+    let exited = run(&cloud, "--max-messages 13").wait().await;
     let reasons = reasons(&exited);
     for (body, outcome, why) in failures {
         let is_it = |reason: &&String| reason.contains(outcome) && reason.contains(why);
         assert!(reasons.iter().any(|reason| is_it(&reason)), "{body}: {reasons:#?}");
     }
-    assert_eq!((reasons.len(), cloud.counts().await), (10, (0, 10)), "{}", exited.stdout);
+    assert_eq!((reasons.len(), cloud.counts().await), (11, (0, 11)), "{}", exited.stdout);
     // A late answer is accepted, an unknown one and an extension are not.
     assert_eq!(lines(cloud.dir.path(), "statuses")[0], serde_json::json!([202, 400, 404]));
     assert!(pids(cloud.dir.path()).len() >= 3, "a crashed process is replaced");
@@ -225,60 +232,194 @@ async fn messages_of_a_batch_succeed_and_fail_one_by_one() {
     assert_eq!((reasons(&exited).len(), cloud.counts().await), (2, (0, 2)), "{}", exited.stdout);
 }
 
-/// One lane for each message of a batch, as the supervisor has them.
-#[tokio::test]
-async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
-    let home = tempfile::tempdir().unwrap();
-    let stop = CancellationToken::new();
-    let processes = WarmProcesses::new(Arc::new(Processes::new()), home.path(), &stop);
-    let function =
-        Function { source: Source::new(None, None), memory_limit: None, is_set: |_| false };
-    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
-    let lambda = Arc::new(Lambda::new(processes, function, batching));
-    let lane = |message_id: &str| {
-        let job = JobFacts { message_id: message_id.to_owned(), ..facts() };
-        fs::write(&job.body_file, "wait").unwrap();
-        let script = client(home.path());
+/// The functions of a pod, without its supervisors.
+struct Pod {
+    home: TempDir,
+    lambda: Arc<Lambda>,
+    stop_grace: Duration,
+}
+
+/// The work on one message.
+struct Lane {
+    halt: CancellationToken,
+    activity: Activity,
+    running: JoinHandle<Result<Exited, StartError>>,
+}
+
+impl Pod {
+    fn new(runner: Arc<dyn Runner>, batching: Batching, stop_grace: Duration) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let processes = WarmProcesses::new(runner, home.path(), &CancellationToken::new());
+        let function =
+            Function { source: Source::new(None, None), memory_limit: None, is_set: |_| false };
+        Self { home, lambda: Arc::new(Lambda::new(processes, function, batching)), stop_grace }
+    }
+
+    fn lane(&self, message_id: &str, body: &str) -> Lane {
+        let body_file = self.home.path().join(message_id);
+        fs::write(&body_file, body).unwrap();
         let command = Command {
             program: "sh".into(),
-            args: vec!["-c".into(), script.into()],
-            job,
+            args: vec!["-c".into(), client(self.home.path()).into()],
+            job: JobFacts { message_id: message_id.to_owned(), body_file, ..facts() },
             variables: None,
             stdin: None,
             fetch: None,
-            stop_grace: Duration::ZERO,
+            stop_grace: self.stop_grace,
         };
-        let halt = CancellationToken::new();
-        let (lambda, halted) = (lambda.clone(), halt.clone());
-        let running =
-            tokio::spawn(async move { lambda.run(command, halted, Activity::default()).await });
-        (halt, running)
-    };
-    let (halt, given_up) = lane("a");
-    let (_, kept) = lane("b");
-    eventually("it works", async || home.path().join("waits").exists().then_some(())).await;
-    halt.cancel();
-    let ended = timeout(LIMIT, given_up).await.unwrap().unwrap().unwrap();
-    assert_eq!(ended.exit, Exit::Signal(9));
-    assert!(!kept.is_finished());
-    fs::write(home.path().join("go"), "").unwrap();
-    let ended = timeout(LIMIT, kept).await.unwrap().unwrap().unwrap();
-    assert_eq!(ended.exit, Exit::Code(0));
-    assert_eq!(lines(home.path(), "calls").len(), 1);
+        let (halt, activity) = (CancellationToken::new(), Activity::default());
+        let (lambda, halted, of_message) = (self.lambda.clone(), halt.clone(), activity.clone());
+        let running = tokio::spawn(async move { lambda.run(command, halted, of_message).await });
+        Lane { halt, activity, running }
+    }
+
+    async fn works(&self) {
+        eventually("it works", async || self.home.path().join("waits").exists().then_some(()))
+            .await;
+    }
+}
+
+impl Lane {
+    async fn ended(self) -> Exited {
+        timeout(LIMIT, self.running).await.unwrap().unwrap().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
+    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
+    let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
+    let (given_up, kept) = (pod.lane("a", "wait"), pod.lane("b", "wait"));
+    pod.works().await;
+    given_up.halt.cancel();
+    assert_eq!(given_up.ended().await.exit, Exit::Signal(9));
+    assert!(!kept.running.is_finished());
+    fs::write(pod.home.path().join("go"), "").unwrap();
+    assert_eq!(kept.ended().await.exit, Exit::Code(0));
+    assert_eq!(lines(pod.home.path(), "calls").len(), 1);
 
     // The process stays for the next batch, of which all messages are given up: that ends it.
-    fs::remove_file(home.path().join("go")).unwrap();
-    fs::remove_file(home.path().join("waits")).unwrap();
-    let ((first, one), (second, other)) = (lane("c"), lane("d"));
-    eventually("it works", async || home.path().join("waits").exists().then_some(())).await;
-    assert_eq!(pids(home.path()).len(), 1);
-    first.cancel();
-    second.cancel();
-    for ended in [one, other] {
-        let ended = timeout(LIMIT, ended).await.unwrap().unwrap().unwrap();
+    fs::remove_file(pod.home.path().join("go")).unwrap();
+    fs::remove_file(pod.home.path().join("waits")).unwrap();
+    let (one, other) = (pod.lane("c", "wait"), pod.lane("d", "wait"));
+    pod.works().await;
+    assert_eq!(pids(pod.home.path()).len(), 1);
+    one.halt.cancel();
+    other.halt.cancel();
+    for lane in [one, other] {
+        let ended = lane.ended().await;
         assert!(matches!(ended.exit, Exit::Signal(9 | 15)), "{ended:?}");
     }
-    timeout(LIMIT, lambda.finish()).await.unwrap();
+    timeout(LIMIT, pod.lambda.finish()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_success_after_the_memory_guard_proves_nothing() {
+    let cgroup = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(cgroup.path().join(name), text).unwrap();
+    write("memory.max", "1000000");
+    write("memory.events", "oom_kill 0\n");
+    write("memory.stat", "inactive_file 0\n");
+    write("memory.current", "1000");
+    let found = MemoryCgroup::find(cgroup.path(), "0::/").unwrap();
+    let limited = MemoryLimited::new(Arc::new(Processes::new()), found, Some(90));
+    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let pod = Pod::new(Arc::new(limited), batching, LIMIT);
+
+    let lane = pod.lane("a", "sigterm");
+    pod.works().await;
+    write("memory.current", "920000");
+    let ended = lane.ended().await;
+    assert_eq!(ended.exit, Exit::Code(1));
+    assert!(matches!(ended.out_of_memory, Some(OutOfMemory::Guard(_))), "{ended:?}");
+    write("memory.current", "1000");
+    assert_eq!(pod.lane("b", "good").ended().await.exit, Exit::Code(0));
+    assert_eq!(pids(pod.home.path()).len(), 2, "the process is not used again");
+    timeout(LIMIT, pod.lambda.finish()).await.unwrap();
+}
+
+/// A function that never asks for an event, and needs all of its stop grace and a moment more.
+struct Hangs;
+
+const STOP_GRACE: Duration = Duration::from_secs(25);
+const MOMENT: Duration = Duration::from_millis(300);
+
+#[async_trait]
+impl Runner for Hangs {
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        _: Activity,
+    ) -> Result<Exited, StartError> {
+        halt.cancelled().await;
+        sleep(command.stop_grace + MOMENT).await;
+        Ok(Exited::killed())
+    }
+}
+
+fn hangs(size: usize, window: Duration) -> Pod {
+    Pod::new(Arc::new(Hangs), Batching { size, window, processes: 1 }, STOP_GRACE)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_given_up_alone_is_returned_at_the_end_of_the_stop_grace() {
+    let pod = hangs(2, LIMIT);
+    let (alone, other) = (pod.lane("a", ""), pod.lane("b", ""));
+    sleep(MOMENT).await;
+    let began_at = Instant::now();
+    alone.halt.cancel();
+    alone.ended().await;
+    let took = began_at.elapsed();
+    assert!((STOP_GRACE..STOP_GRACE + MOMENT).contains(&took), "{took:?}");
+    assert!(!other.running.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_are_given_up_together_wait_for_the_end_of_the_process() {
+    let pod = hangs(2, LIMIT);
+    let (one, other) = (pod.lane("a", ""), pod.lane("b", ""));
+    sleep(MOMENT).await;
+    let began_at = Instant::now();
+    one.halt.cancel();
+    sleep(Duration::from_millis(50)).await;
+    other.halt.cancel();
+    one.ended().await;
+    other.ended().await;
+    assert!(began_at.elapsed() >= STOP_GRACE + MOMENT, "{:?}", began_at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_leaves_the_window_of_its_batch_at_once() {
+    let pod = hangs(3, Duration::from_mins(5));
+    let (first, second) = (pod.lane("a", ""), pod.lane("b", ""));
+    sleep(Duration::from_secs(1)).await;
+    let began_at = Instant::now();
+    first.halt.cancel();
+    first.ended().await;
+    assert!(!second.running.is_finished());
+    // As with the death of its actor.
+    second.running.abort();
+    pod.lambda.finish().await;
+    assert!(began_at.elapsed() < Duration::from_secs(1), "{:?}", began_at.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_waits_for_the_function_is_not_stalled() {
+    let pod = hangs(1, Duration::ZERO);
+    let busy = pod.lane("a", "");
+    sleep(MOMENT).await;
+    let waiting = pod.lane("b", "");
+    for second in 0..180 {
+        sleep(Duration::from_secs(1)).await;
+        assert!(waiting.activity.take(), "after {second} s");
+    }
+    busy.halt.cancel();
+    busy.ended().await;
+    sleep(MOMENT).await;
+    assert!(waiting.activity.take(), "its invocation begins");
+    sleep(Duration::from_mins(3)).await;
+    assert!(!waiting.activity.take(), "the function has it, and is silent");
 }
 
 /// The function as AWS's own client for Python runs it.

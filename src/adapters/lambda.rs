@@ -19,14 +19,14 @@ mod runtime_api;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -76,7 +76,25 @@ struct Shared {
 struct Batch {
     key: CommandKey,
     members: Vec<Member>,
-    is_full: Arc<Notify>,
+    progress: Arc<Progress>,
+}
+
+/// How far a batch is.
+#[derive(Default)]
+struct Progress {
+    /// It takes no more messages: it is full, or all of its messages have left it.
+    is_closed: Notify,
+    /// Its messages go to the function.
+    is_sent: CancellationToken,
+    /// All its messages were given up, so the process got SIGTERM.
+    halted_at: OnceLock<Instant>,
+}
+
+/// A message's place in a batch. Dropping it leaves the batch, unless its messages are in work.
+struct Place {
+    shared: Arc<Shared>,
+    progress: Arc<Progress>,
+    answered: oneshot::Receiver<Result<Ended, StartError>>,
 }
 
 impl Lambda {
@@ -106,20 +124,38 @@ impl Runner for Lambda {
             ends_the_run: false,
         })?;
         let (stop_grace, result_file) = (command.stop_grace, command.job.result_file.clone());
-        let (answer, mut answered) = oneshot::channel();
+        let (answer, answered) = oneshot::channel();
         let record = event::record(&command.job, &body, &self.0.function.source);
-        let member =
-            Member { record, command, activity, span: Span::current(), halt: halt.clone(), answer };
-        self.0.clone().join(member);
-        // The message of a batch whose lease is lost does not end the work on the others.
+        let member = Member {
+            record,
+            command,
+            activity: activity.clone(),
+            span: Span::current(),
+            halt: halt.clone(),
+            answer,
+        };
+        let progress = self.0.clone().join(member);
+        let mut place = Place { shared: self.0.clone(), progress: progress.clone(), answered };
         let given_up = async {
             halt.cancelled().await;
-            sleep(stop_grace + END).await;
+            if self.0.leave(&progress) {
+                return;
+            }
+            let given_up_at = Instant::now();
+            sleep(stop_grace).await;
+            // If all were given up with this one, as in a stop, the process is killed now, and its
+            // end is awaited. Otherwise, the function goes on with the others.
+            let is_killed =
+                progress.halted_at.get().is_some_and(|at| *at <= given_up_at + TOGETHER);
+            if is_killed {
+                std::future::pending::<()>().await;
+            }
         };
         let ended = tokio::select! {
             biased;
-            ended = &mut answered => ended,
+            ended = &mut place.answered => ended,
             () = given_up => return Ok(Exited::killed()),
+            () = waits(&progress, &activity) => return Ok(Exited::killed()),
         };
         // An error: a bug in leasehold, after which nothing is known about the work.
         let Ended { exited, reason } = ended.unwrap_or_else(|_| Ok(Ended::killed()))?;
@@ -138,8 +174,26 @@ impl Runner for Lambda {
     }
 }
 
-/// How much longer than the stop grace a process may take until it is reaped.
-const END: Duration = Duration::from_secs(2);
+/// In a stop, all messages of a batch are given up within this time. Shorter than the time that the
+/// lifecycle allows after the stop grace, a tenth of the reserve, with a grace of 3 s or more.
+const TOGETHER: Duration = Duration::from_millis(100);
+
+/// The wait for a process and for more messages is not a stall. Never returns.
+async fn waits(progress: &Progress, activity: &Activity) {
+    let mut again = interval(STILL_WAITS);
+    let waiting = async {
+        loop {
+            again.tick().await;
+            activity.record();
+        }
+    };
+    progress.is_sent.run_until_cancelled(waiting).await;
+    activity.record();
+    std::future::pending().await
+}
+
+/// Half of the time between two looks of the watch for `--stall-timeout`.
+const STILL_WAITS: Duration = Duration::from_millis(500);
 
 /// Reports the reason like a command. An error must not fail the work.
 fn report(result_file: &Path, reason: &str) {
@@ -157,7 +211,7 @@ impl Shared {
     }
 
     /// Adds the message to an open batch, or opens one.
-    fn join(self: Arc<Self>, member: Member) {
+    fn join(self: Arc<Self>, member: Member) -> Arc<Progress> {
         let key = CommandKey::of(&member.command);
         let size = self.batching.size;
         let mut open = self.open();
@@ -165,41 +219,56 @@ impl Shared {
         if let Some(batch) = open.iter_mut().find(with_room) {
             batch.members.push(member);
             if batch.members.len() == size {
-                batch.is_full.notify_one();
+                batch.progress.is_closed.notify_one();
             }
-            return;
+            return batch.progress.clone();
         }
-        let is_full = Arc::new(Notify::new());
+        let progress = Arc::<Progress>::default();
         if size == 1 {
-            is_full.notify_one();
+            progress.is_closed.notify_one();
         }
-        open.push(Batch { key, members: vec![member], is_full: is_full.clone() });
+        open.push(Batch { key, members: vec![member], progress: progress.clone() });
         drop(open);
         // Not in the span of one message.
-        tokio::spawn(async move { self.work_on_batch(is_full).await });
+        let working = progress.clone();
+        tokio::spawn(async move { self.work_on_batch(&working).await });
+        progress
+    }
+
+    /// Removes the messages that were given up from the batch, if it is still open; returns whether
+    /// it is.
+    fn leave(&self, progress: &Arc<Progress>) -> bool {
+        let mut open = self.open();
+        let is_it = |batch: &Batch| Arc::ptr_eq(&batch.progress, progress);
+        let Some(place) = open.iter().position(is_it) else { return false };
+        open[place].members.retain(|member| !member.is_given_up());
+        if open[place].members.is_empty() {
+            open.remove(place);
+            progress.is_closed.notify_one();
+        }
+        true
     }
 
     /// Waits for a process and for more messages, and works on them.
-    async fn work_on_batch(&self, is_full: Arc<Notify>) {
+    async fn work_on_batch(&self, progress: &Arc<Progress>) {
         let due_at = Instant::now() + self.batching.window;
         let Ok(_slot) = self.slots.acquire().await else { return };
         tokio::select! {
-            () = is_full.notified() => {}
+            () = progress.is_closed.notified() => {}
             () = sleep_until(due_at) => {}
         }
-        let Some(mut batch) = self.take_open(&is_full) else { return };
+        let Some(mut batch) = self.take_open(progress) else { return };
         batch.members.retain(|member| !member.is_given_up());
         if batch.members.is_empty() {
             return;
         }
-        let ids: Vec<_> =
-            batch.members.iter().map(|member| member.command.job.message_id.clone()).collect();
+        progress.is_sent.cancel();
         let (process, outcome) = loop {
             let (process, is_new) = match self.process_for(&batch).await {
                 Ok(process) => process,
                 Err(error) => return deal(batch.members, |_| Err(error.clone())),
             };
-            let outcome = process.invoke(&mut batch.members, &self.function.source).await;
+            let outcome = process.invoke(&mut batch, &self.function.source).await;
             // An idle process may end just before it gets the event: then another one takes it.
             let is_untouched = !is_new && process.take_back();
             if !is_untouched || batch.members.iter().all(Member::is_given_up) {
@@ -207,7 +276,7 @@ impl Shared {
             }
         };
         let stays = !process.warm.has_ended() && !process.warm.is_halted();
-        deal(batch.members, |id| outcome.of(id, &ids));
+        deal(batch.members, |id| outcome.of(id));
         if stays {
             self.idle().push(process);
         } else {
@@ -216,9 +285,9 @@ impl Shared {
         }
     }
 
-    fn take_open(&self, is_full: &Arc<Notify>) -> Option<Batch> {
+    fn take_open(&self, progress: &Arc<Progress>) -> Option<Batch> {
         let mut open = self.open();
-        let place = open.iter().position(|batch| Arc::ptr_eq(&batch.is_full, is_full))?;
+        let place = open.iter().position(|batch| Arc::ptr_eq(&batch.progress, progress))?;
         Some(open.remove(place))
     }
 
@@ -244,6 +313,13 @@ impl Shared {
         let started =
             FunctionProcess::start(&self.processes, &self.function, &member.command).await?;
         Ok((started, true))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.answered.close();
+        self.shared.leave(&self.progress);
     }
 }
 

@@ -89,7 +89,7 @@ impl WarmProcesses {
                     how = runner.run(command, halt.clone(), activity) => how,
                     how = stopped_while_idle => how,
                 };
-                remove(folder).await;
+                remove(folder);
                 let has_failed =
                     !serving.has_served.load(Ordering::Relaxed) && !stop.is_cancelled();
                 let how = if has_failed { counted(&serving.failures, program, how) } else { how };
@@ -143,12 +143,15 @@ fn given_up(program: String, last: &str) -> StartError {
     StartError { program, why, ends_the_run: true }
 }
 
-/// On another thread, since it may contain many files.
-async fn remove(folder: TempDir) {
-    let path = folder.path().to_owned();
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || folder.close()).await {
-        warn!(path = %path.display(), %error, "the temporary files of the process cannot be removed");
-    }
+/// On another thread, since it may contain many files: a stop has no time to wait for it. What is
+/// left when leasehold ends stays in the work directory.
+fn remove(folder: TempDir) {
+    tokio::task::spawn_blocking(move || {
+        let path = folder.path().to_owned();
+        if let Err(error) = folder.close() {
+            warn!(path = %path.display(), %error, "the temporary files of the process cannot be removed");
+        }
+    });
 }
 
 /// A process that stays. Dropping it kills the process.
@@ -315,7 +318,38 @@ mod tests {
             process.is_idle();
             assert_eq!(exit(process).await, Ok(Exit::Signal(15)));
         }
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+        becomes_empty(home.path()).await;
+    }
+
+    async fn becomes_empty(folder: &Path) {
+        timeout(SOON, async {
+            while fs::read_dir(folder).unwrap().next().is_some() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    /// All threads for blocking work are busy, as with a file system that hangs.
+    #[test]
+    fn the_end_of_a_process_does_not_wait_for_the_removal_of_its_files() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+            let processes = processes(home.path(), &stop);
+            let process = processes.start(&command("0"), Vec::new(), &processes.serving()).unwrap();
+            tokio::task::spawn_blocking(move || released.recv());
+            assert_eq!(exit(&process).await, Ok(Exit::Code(0)));
+            assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+            release.send(()).unwrap();
+            becomes_empty(home.path()).await;
+        });
     }
 
     #[tokio::test]
@@ -337,13 +371,6 @@ mod tests {
         let processes = processes(home.path(), &stop);
         let started = processes.start(&command("stays"), Vec::new(), &processes.serving());
         drop(started.unwrap());
-        let is_empty = || fs::read_dir(home.path()).unwrap().next().is_none();
-        timeout(SOON, async {
-            while !is_empty() {
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await
-        .unwrap();
+        becomes_empty(home.path()).await;
     }
 }

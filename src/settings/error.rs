@@ -110,13 +110,13 @@ pub enum SettingError {
     )]
     NoCommandToStart,
     #[error(
-        "--input stdin needs a command that is started for each object: with --handler http://, set --input file"
+        "--input stdin needs a command that is started for each object: with --handler lambda or http://, set --input file"
     )]
-    StdinOfServer,
+    StdinOfWarmWorker,
     #[error(
-        "--permanent-exit-codes has no effect with --handler http://: set --permanent-http-codes"
+        "--permanent-exit-codes has no effect with --handler lambda or http://, whose process ends only when it fails: remove it; a server can report a permanent failure with --permanent-http-codes"
     )]
-    ExitCodesOfServer,
+    ExitCodesOfWarmWorker,
     #[error(
         "--command has no effect in a job type with --handler http://: one server gets the work of all job types, and JOB_TYPE is in each request as type"
     )]

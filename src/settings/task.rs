@@ -329,8 +329,8 @@ impl TaskSettings {
             }
             ([], Handler::Command | Handler::Lambda) => return Ok(None),
         };
-        if pod.handler.is_http() {
-            self.check_for_server(input)?;
+        if pod.handler.stays() {
+            self.check_for_warm_worker(input)?;
         }
         let gets_bodies = pod.accept_raw && may_get_bodies;
         // A function gets the body in its event.
@@ -398,14 +398,14 @@ impl TaskSettings {
         }))
     }
 
-    /// What a server that gets all objects cannot have.
-    fn check_for_server(&self, input: Input) -> Result<(), SettingError> {
+    /// What a process that stays for many messages cannot have.
+    fn check_for_warm_worker(&self, input: Input) -> Result<(), SettingError> {
         if input == Input::Stdin {
-            return Err(SettingError::StdinOfServer);
+            return Err(SettingError::StdinOfWarmWorker);
         }
         let codes: Vec<_> = self.permanent_exit_codes.iter().flat_map(|list| &list.0).collect();
         if codes != [&65] {
-            return Err(SettingError::ExitCodesOfServer);
+            return Err(SettingError::ExitCodesOfWarmWorker);
         }
         Ok(())
     }

@@ -87,6 +87,8 @@ def work(request_id, records, answered):
         return post(request_id, "response", "{")
     if body == "unknown item":
         return post(request_id, "response", {"batchItemFailures": [{"itemIdentifier": "other"}]})
+    if body == "encoded twice":
+        return post(request_id, "response", json.dumps(json.dumps({"batchItemFailures": []})))
     if body == "stream":
         return post(request_id, "response", {}, {"Lambda-Runtime-Function-Response-Mode": "streaming"})
     if body == "late":

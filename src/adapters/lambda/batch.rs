@@ -1,19 +1,21 @@
 //! The messages of an invocation, the process that works on them, and the result of each message.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, info_span};
 
-use super::Function;
 use super::event::event;
 use super::function::{Source, variables};
 use super::response::{FunctionError, failed_messages};
 use super::runtime_api::{Answer, Invocation, RuntimeApi};
+use super::{Batch, Function};
 use crate::adapters::warm::{WarmProcess, WarmProcesses};
 use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, StartError};
@@ -67,7 +69,8 @@ pub(super) struct FunctionProcess {
 
 /// The result of an invocation.
 pub(super) enum Outcome {
-    Response(bytes::Bytes),
+    /// The ids of the messages that failed, or the reason why all of them failed.
+    Response(Result<BTreeSet<String>, String>),
     Error(FunctionError),
     /// The process has ended or was halted.
     Ended(Result<Exited, StartError>, Option<FunctionError>),
@@ -98,7 +101,10 @@ impl FunctionProcess {
     }
 
     /// Works on the messages. When all of them are given up, the process is halted.
-    pub(super) async fn invoke(&self, members: &mut [Member], source: &Source) -> Outcome {
+    pub(super) async fn invoke(&self, batch: &mut Batch, source: &Source) -> Outcome {
+        let Batch { members, progress, .. } = batch;
+        let ids: BTreeSet<String> =
+            members.iter().map(|member| member.command.job.message_id.clone()).collect();
         let activities = members.iter().map(|member| member.activity.clone()).collect();
         self.warm.works_on(activities, span(members));
         let mut answered = self.api.invoke(invocation(members, source));
@@ -107,7 +113,9 @@ impl FunctionProcess {
             // In this order: what a process answers after SIGTERM proves nothing.
             answer = &mut answered => match answer {
                 _ if self.warm.is_halted() => Outcome::Ended(self.warm.halt().await, None),
-                Ok(Answer::Response(response)) => Outcome::Response(response),
+                Ok(Answer::Response(response)) => {
+                    Outcome::Response(failed_messages(&response, &ids))
+                }
                 Ok(Answer::Error(error)) => Outcome::Error(error),
                 Ok(Answer::InitError(error)) => Outcome::Ended(self.warm.halt().await, Some(error)),
                 // The API has ended, which is a bug in leasehold.
@@ -115,6 +123,8 @@ impl FunctionProcess {
             },
             ended = self.warm.ended() => Outcome::Ended(ended, None),
             _ = join_all(members.iter_mut().map(Member::given_up)) => {
+                // Set once: an event that was taken back may go to another process.
+                progress.halted_at.get_or_init(Instant::now);
                 Outcome::Ended(self.warm.halt().await, None)
             }
         };
@@ -171,16 +181,13 @@ fn trace(command: &Command) -> Option<String> {
 
 impl Outcome {
     /// The result of one message of those in the invocation.
-    pub(super) fn of(&self, message_id: &str, all: &[String]) -> Result<Ended, StartError> {
+    pub(super) fn of(&self, message_id: &str) -> Result<Ended, StartError> {
         match self {
-            Self::Response(response) => {
-                let ids: Vec<&str> = all.iter().map(String::as_str).collect();
-                Ok(match failed_messages(response, &ids) {
-                    Ok(failed) if !failed.contains(message_id) => Ended::succeeded(),
-                    Ok(_) => failed("the function reported the message in batchItemFailures"),
-                    Err(why) => failed(&why),
-                })
+            Self::Response(Ok(ids)) if !ids.contains(message_id) => Ok(Ended::succeeded()),
+            Self::Response(Ok(_)) => {
+                Ok(failed("the function reported the message in batchItemFailures"))
             }
+            Self::Response(Err(why)) => Ok(failed(why)),
             Self::Error(error) => Ok(of_error(error)),
             Self::Ended(Err(error), _) => Err(error.clone()),
             Self::Ended(Ok(exited), Some(error)) => Ok(Ended {
@@ -224,14 +231,14 @@ mod tests {
     use super::*;
 
     fn exits(outcome: &Outcome) -> Vec<Exit> {
-        let all = ["a".to_owned(), "b".to_owned()];
-        all.iter().map(|id| outcome.of(id, &all).unwrap().exited.exit).collect()
+        ["a", "b"].map(|id| outcome.of(id).unwrap().exited.exit).into()
     }
 
     #[test]
     fn only_a_response_is_a_success() {
         let (good, bad) = (Exit::Code(0), Exit::Code(1));
-        let response = |text: &'static str| Outcome::Response(text.into());
+        let ids = ["a", "b"].map(str::to_owned).into();
+        let response = |text: &str| Outcome::Response(failed_messages(text.as_bytes(), &ids));
         assert_eq!(exits(&response("{}")), [good, good]);
         assert_eq!(
             exits(&response(r#"{"batchItemFailures":[{"itemIdentifier":"b"}]}"#)),

@@ -3,40 +3,95 @@
 //! See "Implementing partial batch responses" in
 //! <https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html>.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// What counts of a response that is an object; the rest is not kept in memory.
+#[derive(Deserialize)]
+struct Response {
+    #[serde(rename = "batchItemFailures")]
+    failures: Option<Vec<Failure>>,
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "BTreeMap<String, Box<RawValue>>")]
+struct Failure {
+    id: String,
+}
+
+impl TryFrom<BTreeMap<String, Box<RawValue>>> for Failure {
+    type Error = &'static str;
+
+    fn try_from(entry: BTreeMap<String, Box<RawValue>>) -> Result<Self, Self::Error> {
+        let id = entry.get("itemIdentifier").and_then(|id| serde_json::from_str(id.get()).ok());
+        match id {
+            Some(id) if !String::is_empty(&id) => Ok(Self { id }),
+            Some(_) | None => Err("an entry has no itemIdentifier"),
+        }
+    }
+}
 
 /// The ids of the messages that failed. The error is the reason why all of them failed.
 pub(super) fn failed_messages(
     response: &[u8],
-    message_ids: &[&str],
+    message_ids: &BTreeSet<String>,
 ) -> Result<BTreeSet<String>, String> {
-    if response.trim_ascii().is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let response: Value = serde_json::from_slice(response)
+    let text = std::str::from_utf8(response)
         .map_err(|error| format!("the function's response is not JSON: {error}"))?;
-    let failures = match response.get("batchItemFailures") {
-        None | Some(Value::Null) => return Ok(BTreeSet::new()),
-        Some(Value::Array(failures)) => failures,
+    let failures = match text.trim_ascii().as_bytes().first() {
+        None => None,
+        Some(b'{') => failures(text)?,
+        Some(b'"') => {
+            let inner: String = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+            if lists_failures(&inner) {
+                return Err(ENCODED_TWICE.to_owned());
+            }
+            None
+        }
         Some(_) => {
-            return Err("batchItemFailures of the function's response is not a list".to_owned());
+            let _: IgnoredAny = serde_json::from_str(text).map_err(|error| malformed(&error))?;
+            None
         }
     };
-    let id = |failure: &Value| match failure.get("itemIdentifier").and_then(Value::as_str) {
-        Some(id) if message_ids.contains(&id) => Ok(id.to_owned()),
-        Some("") | None => Err(
-            "an entry of batchItemFailures has no itemIdentifier: write the messageId of a record"
-                .to_owned(),
-        ),
-        Some(id) => {
-            let id: String = id.chars().take(100).collect();
-            Err(format!("batchItemFailures has {id:?}, which is not the messageId of a record"))
+    let ids = failures.into_iter().flatten().map(|Failure { id }| {
+        if message_ids.contains(&id) {
+            return Ok(id);
         }
-    };
-    failures.iter().map(id).collect()
+        let id: String = id.chars().take(100).collect();
+        Err(format!("batchItemFailures has {id:?}, which is not the messageId of a record"))
+    });
+    ids.collect()
+}
+
+const ENCODED_TWICE: &str = "the function's response is a string that contains batchItemFailures: return the object, not its JSON text";
+
+/// The list in a response that is an object.
+fn failures(object: &str) -> Result<Option<Vec<Failure>>, String> {
+    let response: Response = serde_json::from_str(object).map_err(|error| malformed(&error))?;
+    Ok(response.failures)
+}
+
+/// Is it the text of an object with a list of failures, or with something else in its place?
+fn lists_failures(text: &str) -> bool {
+    text.trim_ascii().starts_with('{')
+        && match serde_json::from_str::<Response>(text) {
+            Ok(response) => response.failures.is_some(),
+            Err(error) => error.is_data(),
+        }
+}
+
+fn malformed(error: &serde_json::Error) -> String {
+    if error.is_data() {
+        format!(
+            "batchItemFailures of the function's response is not a list of objects, each with the messageId of a record as itemIdentifier: {error}"
+        )
+    } else {
+        format!("the function's response is not JSON: {error}")
+    }
 }
 
 /// An error that a function or its runtime reports.
@@ -116,7 +171,8 @@ mod tests {
     use super::*;
 
     fn failed(response: &str) -> Result<Vec<String>, String> {
-        failed_messages(response.as_bytes(), &["a", "b"]).map(|ids| ids.into_iter().collect())
+        let all = ["a", "b"].map(str::to_owned).into();
+        failed_messages(response.as_bytes(), &all).map(|ids| ids.into_iter().collect())
     }
 
     /// The rows of AWS's documentation, "Success and failure conditions".
@@ -131,6 +187,7 @@ mod tests {
             r#"{"batchItemFailures":null}"#,
             r#"{"statusCode":200}"#,
             r#""done""#,
+            r#""{\"statusCode\":200}""#,
             "7",
             "[]",
         ] {
@@ -160,8 +217,13 @@ mod tests {
             (r#"{"batchItemFailures":[{"itemIdentifier":null}]}"#, "no itemIdentifier"),
             (r#"{"batchItemFailures":[{"itemIdentifier":7}]}"#, "no itemIdentifier"),
             (r#"{"batchItemFailures":[{"itemIdentifer":"a"}]}"#, "no itemIdentifier"),
-            (r#"{"batchItemFailures":["a"]}"#, "no itemIdentifier"),
-            (r#"{"batchItemFailures":[null]}"#, "no itemIdentifier"),
+            (r#"{"batchItemFailures":["a"]}"#, "not a list of objects"),
+            (r#"{"batchItemFailures":[["a"]]}"#, "not a list of objects"),
+            (r#"{"batchItemFailures":[null]}"#, "not a list of objects"),
+            (r#"{"batchItemFailures":[],"batchItemFailures":[]}"#, "duplicate field"),
+            (r#""{\"batchItemFailures\":[{\"itemIdentifier\":\"a\"}]}""#, "return the object"),
+            (r#"" {\"batchItemFailures\":{}}""#, "return the object"),
+            (r#""{\"batchItemFailures\":[]}""#, "return the object"),
             (r#"{"batchItemFailures":[{"itemIdentifier":"a"},{"itemIdentifier":"c"}]}"#, "\"c\""),
         ] {
             let error = failed(response).unwrap_err();

@@ -150,6 +150,12 @@ impl Shared {
             (&Method::GET, ["2018-06-01", "runtime", "invocation", "next"]) => {
                 event(self.next().await)
             }
+            (&Method::POST, ["2018-06-01", "runtime", "invocation", id, "response" | "error"])
+                if !self.is_in_work(id) =>
+            {
+                discard(request).await;
+                self.not_in_work(id)
+            }
             (&Method::POST, ["2018-06-01", "runtime", "invocation", id, "response"]) => {
                 self.response(id, request).await
             }
@@ -214,35 +220,53 @@ impl Shared {
         }
     }
 
-    /// Passes on the first answer to the event in work. A late one is accepted and ignored: clients
-    /// end if it is refused.
+    /// Passes on the first answer to the event in work.
     fn settle(&self, id: &str, answer: Answer) -> Response<Full<Bytes>> {
         let mut state = self.state();
-        let is_current = state.waiting.is_none();
-        match state.current.take_if(|(current, _)| is_current && current == id) {
-            Some((id, to)) => {
-                // Fails only if all messages were given up.
-                let _ = to.send(answer);
-                state.remember(id);
-                accepted()
-            }
-            None if state.answered.iter().any(|it| it == id) => accepted(),
-            None => refused(
-                StatusCode::BAD_REQUEST,
-                "InvalidRequestID",
-                "there is no event with this request id",
-            ),
+        if !state.is_in_work(id) {
+            drop(state);
+            return self.not_in_work(id);
         }
+        if let Some((id, to)) = state.current.take() {
+            // Fails only if all messages were given up.
+            let _ = to.send(answer);
+            state.remember(id);
+        }
+        accepted()
+    }
+
+    fn is_in_work(&self, id: &str) -> bool {
+        self.state().is_in_work(id)
+    }
+
+    /// A late answer is accepted and ignored: clients end if it is refused.
+    fn not_in_work(&self, id: &str) -> Response<Full<Bytes>> {
+        if self.state().answered.iter().any(|it| it == id) {
+            return accepted();
+        }
+        let why = "there is no event with this request id";
+        refused(StatusCode::BAD_REQUEST, "InvalidRequestID", why)
     }
 }
 
 impl State {
+    /// Has the process taken the event with this id, and not answered it?
+    fn is_in_work(&self, id: &str) -> bool {
+        self.waiting.is_none() && self.current.as_ref().is_some_and(|(current, _)| current == id)
+    }
+
     fn remember(&mut self, id: String) {
         if self.answered.len() == REMEMBERED {
             self.answered.pop_front();
         }
         self.answered.push_back(id);
     }
+}
+
+/// Reads the body without keeping it: a client that still sends would miss the answer.
+async fn discard(request: Request<Incoming>) {
+    let mut body = Limited::new(request.into_body(), LONGEST_BODY);
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 /// The error in the body of a request. A body that is too long or breaks off is an error, too.
