@@ -189,7 +189,7 @@ async fn waits(progress: &Progress, activity: &Activity) {
     };
     progress.is_sent.run_until_cancelled(waiting).await;
     activity.record();
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Half of the time between two looks of the watch for `--stall-timeout`.

@@ -148,12 +148,12 @@ async fn the_answer_of_a_process_that_was_halted_meanwhile_is_not_a_success() {
 async fn a_request_that_waits_for_the_end_of_a_process_gets_the_next_one() {
     let home = tempfile::tempdir().unwrap();
     let lanes = Lanes::new(First::AnswersTheSecondLater, home.path());
-    let (give_up, given_up) = lanes.run();
+    let (halt, first) = lanes.run();
     lanes.has_requests(1).await;
     let (_halt, works) = lanes.run();
     lanes.has_requests(2).await;
-    give_up.cancel();
-    assert_eq!(exit(given_up).await, Exit::Signal(15));
+    halt.cancel();
+    assert_eq!(exit(first).await, Exit::Signal(15));
     let (_halt, waits) = lanes.run();
     sleep(Duration::from_millis(200)).await;
     assert!(!waits.is_finished());
@@ -167,12 +167,12 @@ async fn a_request_that_waits_for_the_end_of_a_process_gets_the_next_one() {
 async fn a_request_whose_process_is_ended_by_another_one_gets_the_next_process() {
     let home = tempfile::tempdir().unwrap();
     let lanes = Lanes::new(First::AcceptsOne, home.path());
-    let (give_up, given_up) = lanes.run();
+    let (halt, first) = lanes.run();
     lanes.has_requests(1).await;
     let (_halt, connects) = lanes.run();
     sleep(Duration::from_millis(200)).await;
-    give_up.cancel();
-    exit(given_up).await;
+    halt.cancel();
+    exit(first).await;
     assert_eq!(exit(connects).await, Exit::Code(0));
     assert_eq!(lanes.starts(), 2);
 }
