@@ -348,12 +348,11 @@ impl Ended {
 
 #[cfg(test)]
 mod testing {
-    use std::path::PathBuf;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use super::function::Source;
     use crate::ports::Command;
-    use crate::ports::job_facts::{JobFacts, MessageFacts};
+    use crate::ports::job_facts::JobFacts;
 
     pub(super) fn source() -> Source {
         let url = "https://sqs.us-east-2.amazonaws.com/123456789012/my-queue";
@@ -361,28 +360,7 @@ mod testing {
     }
 
     pub(super) fn job(message_id: &str) -> JobFacts {
-        JobFacts {
-            version: 1,
-            id: "pod".to_owned(),
-            job_type: "default".to_owned(),
-            message_id: message_id.to_owned(),
-            message: MessageFacts::default(),
-            object: None,
-            receive_count: 1,
-            max_receive_count: None,
-            final_attempt: None,
-            deadline: SystemTime::UNIX_EPOCH,
-            input: None,
-            output_dir: PathBuf::new(),
-            checkpoint_dir: PathBuf::new(),
-            result_file: PathBuf::new(),
-            body_file: PathBuf::new(),
-            job_file: PathBuf::new(),
-            temporary: PathBuf::new(),
-            traceparent: None,
-            tracestate: None,
-            baggage: None,
-        }
+        JobFacts::example(message_id)
     }
 
     pub(super) fn command(message_id: &str) -> Command {

@@ -165,36 +165,13 @@ fn append(result_file: &Path, line: &Value) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::ports::job_facts::MessageFacts;
 
     fn job(message_id: &str, home: &Path) -> JobFacts {
-        JobFacts {
-            version: 1,
-            id: String::new(),
-            job_type: String::new(),
-            message_id: message_id.to_owned(),
-            message: MessageFacts::default(),
-            object: None,
-            receive_count: 1,
-            max_receive_count: None,
-            final_attempt: None,
-            deadline: SystemTime::UNIX_EPOCH,
-            input: None,
-            output_dir: PathBuf::new(),
-            checkpoint_dir: PathBuf::new(),
-            result_file: home.join("result.jsonl"),
-            body_file: PathBuf::new(),
-            job_file: PathBuf::new(),
-            temporary: PathBuf::new(),
-            traceparent: None,
-            tracestate: None,
-            baggage: None,
-        }
+        JobFacts { result_file: home.join("result.jsonl"), ..JobFacts::example(message_id) }
     }
 
     async fn send(url: &str, method: &str, body: &str) -> String {

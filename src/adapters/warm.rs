@@ -206,13 +206,13 @@ impl WarmProcess {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::job::outcome::Exit;
-    use crate::ports::job_facts::{JobFacts, MessageFacts};
+    use crate::ports::job_facts::JobFacts;
 
     const SOON: Duration = Duration::from_mins(1);
 
@@ -240,32 +240,10 @@ mod tests {
     }
 
     fn command(program: &str) -> Command {
-        let facts = JobFacts {
-            version: 1,
-            id: String::new(),
-            job_type: String::new(),
-            message_id: "m".to_owned(),
-            message: MessageFacts::default(),
-            object: None,
-            receive_count: 1,
-            max_receive_count: None,
-            final_attempt: None,
-            deadline: SystemTime::UNIX_EPOCH,
-            input: None,
-            output_dir: PathBuf::new(),
-            checkpoint_dir: PathBuf::new(),
-            result_file: PathBuf::new(),
-            body_file: PathBuf::new(),
-            job_file: PathBuf::new(),
-            temporary: PathBuf::new(),
-            traceparent: None,
-            tracestate: None,
-            baggage: None,
-        };
         Command {
             program: program.into(),
             args: Vec::new(),
-            job: facts,
+            job: JobFacts::example("m"),
             variables: None,
             stdin: None,
             fetch: None,

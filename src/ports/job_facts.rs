@@ -141,6 +141,33 @@ impl JobFacts {
         "JOB_VERSION_ID",
     ];
 
+    /// The facts of a job without an object and without paths.
+    #[cfg(test)]
+    pub fn example(message_id: &str) -> Self {
+        Self {
+            version: 1,
+            id: "pod".to_owned(),
+            job_type: "default".to_owned(),
+            message_id: message_id.to_owned(),
+            message: MessageFacts::default(),
+            object: None,
+            receive_count: 1,
+            max_receive_count: None,
+            final_attempt: None,
+            deadline: SystemTime::UNIX_EPOCH,
+            input: None,
+            output_dir: PathBuf::new(),
+            checkpoint_dir: PathBuf::new(),
+            result_file: PathBuf::new(),
+            body_file: PathBuf::new(),
+            job_file: PathBuf::new(),
+            temporary: PathBuf::new(),
+            traceparent: None,
+            tracestate: None,
+            baggage: None,
+        }
+    }
+
     /// The content of `JOB_FILE`.
     pub fn to_json(&self) -> String {
         Value::Object(self.fields()).to_string()
@@ -229,26 +256,18 @@ mod tests {
         let attributes = [("k", "v"), ("bucket", "other"), ("A", "1\n2")];
         let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         JobFacts {
-            version: 1,
             id: "id".to_owned(),
-            job_type: "default".to_owned(),
-            message_id: "m".to_owned(),
             message: MessageFacts { attributes, ..MessageFacts::default() },
             object: Some(object),
-            receive_count: 1,
-            max_receive_count: None,
-            final_attempt: None,
-            deadline: SystemTime::UNIX_EPOCH,
-            input: None,
             output_dir: "output".into(),
             checkpoint_dir: "checkpoint".into(),
             result_file: "result.jsonl".into(),
             body_file: "body".into(),
             job_file: "job.json".into(),
             temporary: "tmp".into(),
-            traceparent: None,
             tracestate: Some("a=1\nLD_PRELOAD=x".to_owned()),
             baggage: Some("b".repeat(8193)),
+            ..JobFacts::example("m")
         }
     }
 

@@ -126,10 +126,6 @@ mod tests {
         let attributes = attributes.iter().map(|(name, it)| ((*name).to_owned(), (*it).to_owned()));
         let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders";
         JobFacts {
-            version: 1,
-            id: "pod".to_owned(),
-            job_type: "default".to_owned(),
-            message_id: "m-1".to_owned(),
             message: MessageFacts {
                 sqs: SqsAttributes {
                     system: [("SenderId".to_owned(), "AIDA:sender".to_owned())].into(),
@@ -140,12 +136,7 @@ mod tests {
                 attributes: attributes.collect(),
                 ..MessageFacts::default()
             },
-            object: None,
             receive_count: 3,
-            max_receive_count: None,
-            final_attempt: None,
-            deadline: SystemTime::UNIX_EPOCH,
-            input: None,
             output_dir: "output".into(),
             checkpoint_dir: "checkpoint".into(),
             result_file: "result.jsonl".into(),
@@ -153,8 +144,7 @@ mod tests {
             job_file: "job.json".into(),
             temporary: "tmp".into(),
             traceparent: Some("00-1-2-01".to_owned()),
-            tracestate: None,
-            baggage: None,
+            ..JobFacts::example("m-1")
         }
     }
 

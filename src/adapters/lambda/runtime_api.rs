@@ -244,7 +244,7 @@ impl Shared {
         if self.state().answered.iter().any(|it| it == id) {
             return accepted();
         }
-        let why = "there is no event with this request id";
+        let why = "no event has this request id";
         refused(StatusCode::BAD_REQUEST, "InvalidRequestID", why)
     }
 }
