@@ -205,3 +205,19 @@ fn show(duration: &Duration) -> String {
     }
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
+
+/// Replaces the flags for which `name` returns another name. `name` gets them without dashes.
+pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
+    let mut parts = text.split("--");
+    let mut renamed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(part.len());
+        let (flag, rest) = part.split_at(end);
+        match name(flag) {
+            Some(name) => renamed.push_str(&name),
+            None => renamed.extend(["--", flag]),
+        }
+        renamed.push_str(rest);
+    }
+    renamed
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::runtime::for_handler;
+use super::handlers::for_handler;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::Sqs;
 use crate::adapters::aws::{self, SdkConfig};
