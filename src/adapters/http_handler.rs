@@ -287,7 +287,7 @@ async fn signs_of_life<T>(activity: &Activity, start: impl Future<Output = T>) -
 const HALTED: Exit = Exit::Signal(15);
 
 fn exited(exit: Exit) -> Exited {
-    Exited { exit, usage: None, stderr_tail: Vec::new(), out_of_memory: None }
+    Exited { exit, ..Exited::killed() }
 }
 
 fn failed(job: &JobFacts, why: &str) -> Exited {
