@@ -121,9 +121,10 @@ impl Download<'_> {
                     debug!(object = self.name(), ?taken, streams = ramp.streams(), "measured");
                 }
             }
-            // A stream too many ends with its part.
+            // A stream too many ends with its part, which is small until the number is final.
+            let longest = if is_settled { MAX_PART } else { MIN_PART };
             while streams.len() < ramp.streams()
-                && let Some(Range { start, end }) = self.claim_part(ramp.streams())
+                && let Some(Range { start, end }) = self.claim_part(ramp.streams(), longest)
             {
                 streams.push(self.part(start, Extent::To(end), None));
             }
@@ -182,12 +183,12 @@ impl Download<'_> {
         claimed
     }
 
-    /// Claims the last part of the unclaimed range, unless it is empty. At first, large parts save
-    /// requests; at the end, small ones let all streams end at about the same time.
-    fn claim_part(&self, streams: usize) -> Option<Range<u64>> {
+    /// Claims the last part of the unclaimed range, up to `longest` bytes, unless it is empty. At first,
+    /// large parts save requests; at the end, small ones let all streams end at about the same time.
+    fn claim_part(&self, streams: usize, longest: u64) -> Option<Range<u64>> {
         let mut unclaimed = self.unclaimed();
         let length = unclaimed.end.saturating_sub(unclaimed.start) / (4 * streams as u64);
-        let start = unclaimed.end.saturating_sub(length.clamp(MIN_PART, MAX_PART));
+        let start = unclaimed.end.saturating_sub(length.clamp(MIN_PART, longest));
         // Stores read whole blocks.
         let start = start.next_multiple_of(MIN_PART).max(unclaimed.start);
         let end = mem::replace(&mut unclaimed.end, start);
