@@ -22,6 +22,7 @@ mod idempotency;
 mod job_types;
 mod journey;
 mod lambda;
+mod large_objects;
 mod library;
 mod library_worker;
 mod local;
