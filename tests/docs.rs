@@ -471,6 +471,7 @@ fn job_variables() -> BTreeSet<String> {
         checkpoint_dir: path(),
         result_file: path(),
         body_file: path(),
+        s3_record: None,
         job_file: path(),
         temporary: path(),
         traceparent: Some(text()),

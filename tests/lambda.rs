@@ -79,6 +79,16 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
             "--handler lambda --batch-size 2 --batch-window 1m --max-messages 9 --max-duration 1m",
             "must be less than --max-duration 1m",
         ),
+        ("--lambda-event s3", "--lambda-event has an effect only with --handler lambda"),
+        (
+            "--handler lambda --lambda-event s3 --batch-size 2 --max-messages 9",
+            "set --batch-size 1, or --lambda-event sqs",
+        ),
+        (
+            "--handler lambda --lambda-event s3 --accept-raw",
+            "with --accept-raw a message may have none",
+        ),
+        ("--handler lambda --lambda-event sns", "invalid value 'sns'"),
         (
             "--handler lambda --batch-size 2 --max-messages 9 --output-at /out/x",
             "process 2 messages at the same time",

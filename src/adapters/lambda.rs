@@ -125,7 +125,10 @@ impl Runner for Lambda {
         })?;
         let (stop_grace, result_file) = (command.stop_grace, command.job.result_file.clone());
         let (answer, answered) = oneshot::channel();
-        let record = event::record(&command.job, &body, &self.0.function.source);
+        let record = match &command.job.s3_record {
+            Some(record) => record.clone(),
+            None => event::record(&command.job, &body, &self.0.function.source),
+        };
         let member = Member {
             record,
             command,

@@ -24,7 +24,7 @@ use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::mount::Mount;
-use crate::job::route::{Input, JobType, Limits, Match, Selection, Task};
+use crate::job::route::{Input, JobType, LambdaEvent, Limits, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 use crate::telemetry::logs::{Identity, LogFormat};
@@ -321,6 +321,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     }
     let batch = Batch { size: args.batch_size, window: args.batch_window };
     check_batch(batch, &args.handler, job_types.iter().map(|it| &it.limits).chain([&limits]))?;
+    check_lambda_event(batch, job_types.iter().map(|it| &*it.task).chain(&task))?;
     let mounts = mounts(args.mount, job_types.iter().map(|it| &*it.task).chain(&task))?;
     Ok(WorkConfig {
         settings: Settings {
@@ -406,12 +407,12 @@ fn check_batch<'a>(
         0 => return Err(SettingError::Zero("batch-size")),
         1 if !window.is_zero() && has_batches => return Err(SettingError::WindowOfOne),
         1 => {}
-        _ if !has_batches => return Err(SettingError::NoBatches("--batch-size")),
+        _ if !has_batches => return Err(SettingError::NoLambda("--batch-size")),
         2..=MOST_IN_A_BATCH => {}
         _ => return Err(SettingError::BatchSize(size)),
     }
     if !window.is_zero() && !has_batches {
-        return Err(SettingError::NoBatches("--batch-window"));
+        return Err(SettingError::NoLambda("--batch-window"));
     }
     let mut max_durations = limits.map(|limits| limits.max_duration);
     match max_durations.find(|max_duration| window >= *max_duration) {
@@ -422,6 +423,17 @@ fn check_batch<'a>(
 
 /// As of SQS's batch requests.
 const MOST_IN_A_BATCH: usize = 10;
+
+/// An event of S3 has one object.
+fn check_lambda_event<'a>(
+    Batch { size, .. }: Batch,
+    mut tasks: impl Iterator<Item = &'a Task>,
+) -> Result<(), SettingError> {
+    if size > 1 && tasks.any(|task| task.lambda_event == LambdaEvent::S3) {
+        return Err(SettingError::BatchOfS3(size));
+    }
+    Ok(())
+}
 
 fn names(lists: Vec<List<BucketName>>) -> Vec<String> {
     lists.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect()

@@ -19,7 +19,8 @@ use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
-use crate::job::route::{Input, MissingObject};
+use crate::job::route::{Input, LambdaEvent, MissingObject};
+use crate::job::s3_event::s3_record;
 use crate::ports::{Command, FetchInput, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
@@ -94,7 +95,7 @@ impl CommandWorker {
         provided: &Provided<'_>,
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
-        let ObjectWork { work, space, watch, runtime, stop, .. } = object;
+        let ObjectWork { work, record, space, watch, runtime, stop, .. } = object;
         if self.checkpointing(&work.task).is_none() {
             space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         }
@@ -110,7 +111,10 @@ impl CommandWorker {
             deadline: self.wall_clock(until.deadline_at),
             space,
         };
-        let job = context.facts();
+        let mut job = context.facts();
+        if work.task.lambda_event == LambdaEvent::S3 {
+            job.s3_record = record.map(|record| s3_record(&work.body, record));
+        }
         let command = Command {
             program: work.task.command.program.clone(),
             args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
