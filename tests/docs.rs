@@ -21,7 +21,7 @@ use walkdir::WalkDir;
 const FLAGS_OF_OTHERS: [&str; 2] = ["--force", "--set"];
 
 /// Kubernetes sets variables like these for a Service.
-const VARIABLES_OF_OTHERS: [&str; 1] = ["LEASEHOLD_SERVICE_HOST"];
+const VARIABLES_OF_OTHERS: [&str; 2] = ["LEASEHOLD_PROGRESS_URL", "LEASEHOLD_SERVICE_HOST"];
 
 /// A page of the documentation.
 struct Page {

@@ -135,7 +135,7 @@ async fn one_process_works_on_many_messages() {
     let names = environment.as_object().unwrap().keys();
     let of_jobs: Vec<_> =
         names.filter(|it| it.starts_with("JOB_") || it.starts_with("LEASEHOLD_")).collect();
-    assert!(of_jobs.is_empty(), "{of_jobs:?}");
+    assert_eq!(of_jobs, ["LEASEHOLD_PROGRESS_URL"]);
 }
 
 #[tokio::test]
@@ -253,6 +253,7 @@ struct Pod {
 struct Lane {
     halt: CancellationToken,
     activity: Activity,
+    result_file: PathBuf,
     running: JoinHandle<Result<Exited, StartError>>,
 }
 
@@ -279,8 +280,9 @@ impl Pod {
         };
         let (halt, activity) = (CancellationToken::new(), Activity::default());
         let (lambda, halted, of_message) = (self.lambda.clone(), halt.clone(), activity.clone());
+        let result_file = command.job.result_file.clone();
         let running = tokio::spawn(async move { lambda.run(command, halted, of_message).await });
-        Lane { halt, activity, running }
+        Lane { halt, activity, result_file, running }
     }
 
     async fn works(&self) {
@@ -430,6 +432,27 @@ async fn a_message_that_waits_for_the_function_is_not_stalled() {
     assert!(waiting.activity.take(), "its invocation begins");
     sleep(Duration::from_mins(3)).await;
     assert!(!waiting.activity.take(), "the function has it, and is silent");
+}
+
+#[tokio::test]
+async fn a_function_reports_its_progress_until_it_answers() {
+    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
+    fs::write(pod.home.path().join("go"), "").unwrap();
+    assert_eq!(pod.lane("a", "report").ended().await.exit, Exit::Code(0));
+    fs::remove_file(pod.home.path().join("go")).unwrap();
+    fs::remove_file(pod.home.path().join("waits")).unwrap();
+    let lane = pod.lane("b", "report");
+    let result_file = lane.result_file.clone();
+    pod.works().await;
+    assert!(lane.activity.take(), "a report is a sign of life");
+    fs::write(pod.home.path().join("go"), "").unwrap();
+    assert_eq!(lane.ended().await.exit, Exit::Code(0));
+    let report = fs::read_to_string(result_file).unwrap();
+    assert_eq!(report, "{\"metrics\":{\"rows\":5},\"progress\":0.5}\n");
+    // One about the event before is refused.
+    assert_eq!(lines(pod.home.path(), "statuses")[1], serde_json::json!([204, 404]));
+    timeout(LIMIT, pod.lambda.finish()).await.unwrap();
 }
 
 /// The function as AWS's own client for Python runs it.

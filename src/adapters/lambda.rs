@@ -25,11 +25,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
 use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
+use tracing::{Span, warn};
 
+use super::progress::ProgressServer;
 use super::warm::WarmProcesses;
 use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
@@ -70,6 +71,8 @@ struct Shared {
     idle: Mutex<Vec<FunctionProcess>>,
     /// One for each process that works.
     slots: Semaphore,
+    /// Started with the first process; `None` if it cannot be started.
+    progress: OnceCell<Option<ProgressServer>>,
 }
 
 /// Messages for one invocation.
@@ -106,6 +109,7 @@ impl Lambda {
             open: Mutex::default(),
             idle: Mutex::default(),
             slots: Semaphore::new(batching.processes),
+            progress: OnceCell::new(),
         }))
     }
 }
@@ -271,7 +275,8 @@ impl Shared {
                 Ok(process) => process,
                 Err(error) => return deal(batch.members, |_| Err(error.clone())),
             };
-            let outcome = process.invoke(&mut batch, &self.function.source).await;
+            let reports = self.progress_server().await;
+            let outcome = process.invoke(&mut batch, &self.function.source, reports).await;
             // An idle process may end just before it gets the event: then another one takes it.
             let is_untouched = !is_new && process.take_back();
             if !is_untouched || batch.members.iter().all(Member::is_given_up) {
@@ -313,9 +318,18 @@ impl Shared {
             let _ = other.warm.halt().await;
         }
         let Some(member) = batch.members.first() else { return Err(no_member()) };
+        let (command, reports) = (&member.command, self.progress_server().await);
         let started =
-            FunctionProcess::start(&self.processes, &self.function, &member.command).await?;
+            FunctionProcess::start(&self.processes, &self.function, command, reports).await?;
         Ok((started, true))
+    }
+
+    async fn progress_server(&self) -> Option<&ProgressServer> {
+        let start = async || {
+            let server = ProgressServer::start().await;
+            server.inspect_err(|error| warn!(%error, "the function cannot report progress")).ok()
+        };
+        self.progress.get_or_init(start).await.as_ref()
     }
 }
 
