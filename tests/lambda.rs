@@ -76,8 +76,8 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
             "must not be greater than --max-messages 9",
         ),
         (
-            "--handler lambda --batch-size 2 --batch-window 1m --max-messages 9 --max-duration 1m",
-            "must be less than --max-duration 1m",
+            "--handler lambda --batch-size 2 --max-messages 9 --visibility fixed",
+            "--batch-size does not work with --visibility fixed",
         ),
         ("--lambda-event s3", "--lambda-event has an effect only with --handler lambda"),
         (
@@ -417,21 +417,38 @@ async fn a_message_leaves_the_window_of_its_batch_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_waits_for_the_function_is_not_stalled() {
+async fn a_message_reports_that_it_waits_for_the_function() {
     let pod = hangs(1, Duration::ZERO);
     let busy = pod.lane("a", "");
     sleep(MOMENT).await;
-    let waiting = pod.lane("b", "");
-    for second in 0..180 {
-        sleep(Duration::from_secs(1)).await;
-        assert!(waiting.activity.take(), "after {second} s");
-    }
+    assert!(!busy.activity.waiting().has_changed().unwrap(), "it did not wait");
+    let other = pod.lane("b", "");
+    sleep(Duration::from_mins(3)).await;
+    assert!(*other.activity.waiting().borrow());
     busy.halt.cancel();
     busy.ended().await;
     sleep(MOMENT).await;
-    assert!(waiting.activity.take(), "its invocation begins");
-    sleep(Duration::from_mins(3)).await;
-    assert!(!waiting.activity.take(), "the function has it, and is silent");
+    assert!(!*other.activity.waiting().borrow(), "the function has it");
+}
+
+/// Each message takes 13 s. The second one arrives while the function works on the first one.
+#[tokio::test]
+async fn the_wait_for_a_busy_function_does_not_count_for_the_longest_duration() {
+    let cloud = Cloud::new(5).await;
+    cloud.send("13 s".to_owned()).await;
+    let running = run(&cloud, "--batch-size 2 --max-messages 2 --max-duration 22s --wait 15s");
+    let home = cloud.dir.path();
+    eventually("it works", async || (lines(home, "calls").len() == 1).then_some(())).await;
+    cloud.send("13 s".to_owned()).await;
+    let exited = running.expect_exit(0).await;
+    assert_eq!(cloud.counts().await, (0, 0), "{}", exited.stdout);
+    let calls = lines(cloud.dir.path(), "calls");
+    assert_eq!((calls.len(), pids(cloud.dir.path()).len()), (2, 1), "{}", exited.stdout);
+    let deadlines: Vec<_> = calls.iter().map(|call| call["deadline"].as_f64().unwrap()).collect();
+    assert!(deadlines.iter().all(|left| (13.0..22.0).contains(left)), "{deadlines:?}");
+    let of_messages = exited.log.iter().filter(|record| record["message"] == "message deleted");
+    let waited = of_messages.filter(|record| record["turn_s"].as_f64() > Some(5.0)).count();
+    assert_eq!(waited, 1, "{}", exited.stdout);
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, warn};
 
@@ -139,6 +139,7 @@ impl Runner for Lambda {
             activity: activity.clone(),
             span: Span::current(),
             halt: halt.clone(),
+            joined_at: Instant::now(),
             answer,
         };
         let progress = self.0.clone().join(member);
@@ -185,22 +186,18 @@ impl Runner for Lambda {
 /// lifecycle allows after the stop grace, a tenth of the reserve, with a grace of 3 s or more.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// The wait for a process and for more messages is not a stall. Never returns.
+/// The wait for a process and for more messages is not the work's time. Never returns.
 async fn waits(progress: &Progress, activity: &Activity) {
-    let mut again = interval(STILL_WAITS);
-    let waiting = async {
-        loop {
-            again.tick().await;
-            activity.record();
-        }
-    };
-    progress.is_sent.run_until_cancelled(waiting).await;
-    activity.record();
+    if timeout(AT_ONCE, progress.is_sent.cancelled()).await.is_err() {
+        activity.set_waiting(true);
+        progress.is_sent.cancelled().await;
+        activity.set_waiting(false);
+    }
     std::future::pending::<()>().await;
 }
 
-/// Half of the time between two looks of the watch for `--stall-timeout`.
-const STILL_WAITS: Duration = Duration::from_millis(500);
+/// Most messages find an idle process: a wait that is shorter than this is not reported.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// Reports the reason like a command. An error must not fail the work.
 fn report(result_file: &Path, reason: &str) {
@@ -270,6 +267,7 @@ impl Shared {
             return;
         }
         progress.is_sent.cancel();
+        batch.members.iter_mut().for_each(Member::has_its_turn);
         let (process, outcome) = loop {
             let (process, is_new) = match self.process_for(&batch).await {
                 Ok(process) => process,

@@ -71,10 +71,9 @@ pub enum SettingError {
     #[error("--batch-window has no effect with --batch-size 1: set --batch-size to 2 or more")]
     WindowOfOne,
     #[error(
-        "--batch-window {} must be less than --max-duration {}, which counts from the receive",
-        show(.window), show(.max_duration)
+        "--batch-size does not work with --visibility fixed, because a message may wait for a busy function: set --visibility heartbeat, or --batch-size 1"
     )]
-    BatchWindow { window: Duration, max_duration: Duration },
+    BatchOfFixed,
     #[error(
         "--batch-size {batch_size} times --concurrency {concurrency} must not be greater than --max-messages {max_messages}"
     )]

@@ -396,11 +396,10 @@ fn resolve_job_types(
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
 }
 
-/// Messages of a batch are received one after another, so a batch must be able to wait for them.
 fn check_batch<'a>(
     Batch { size, window }: Batch,
     handler: &Handler,
-    limits: impl Iterator<Item = &'a Limits>,
+    mut limits: impl Iterator<Item = &'a Limits>,
 ) -> Result<(), SettingError> {
     let has_batches = *handler == Handler::Lambda;
     match size {
@@ -414,11 +413,11 @@ fn check_batch<'a>(
     if !window.is_zero() && !has_batches {
         return Err(SettingError::NoLambda("--batch-window"));
     }
-    let mut max_durations = limits.map(|limits| limits.max_duration);
-    match max_durations.find(|max_duration| window >= *max_duration) {
-        Some(max_duration) => Err(SettingError::BatchWindow { window, max_duration }),
-        None => Ok(()),
+    // One visibility timeout would have to cover the wait for a busy function, too.
+    if size > 1 && limits.any(|limits| matches!(limits.strategy, Strategy::Fixed(_))) {
+        return Err(SettingError::BatchOfFixed);
     }
+    Ok(())
 }
 
 /// As of SQS's batch requests.

@@ -132,8 +132,12 @@ impl CommandWorker {
             .map_err(Failure::Start)?;
         let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
-        let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
+        let mut waited = Duration::ZERO;
+        let running = watch.watch(running, &mut waited);
+        let ended = self.timed(&mut facts.timings.command, running).await;
         runtime.ends(self.clock.now());
+        facts.timings.command = facts.timings.command.saturating_sub(waited);
+        facts.timings.turn += waited;
         let ended = ended.map_err(|error| {
             let why = error.to_string();
             if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }

@@ -69,6 +69,8 @@ def work(request_id, records, answered):
     if "wait" in bodies:
         write("waits", "")
         wait_for("go")
+    if body.endswith(" s"):
+        time.sleep(int(body.split()[0]))
     if body == "error":
         error = {"errorType": "ValueError", "errorMessage": "bad row", "stackTrace": ["  in handler\n"]}
         return post(request_id, "error", error)

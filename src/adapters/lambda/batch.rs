@@ -28,6 +28,7 @@ pub(super) struct Member {
     pub(super) activity: Activity,
     pub(super) span: Span,
     pub(super) halt: CancellationToken,
+    pub(super) joined_at: Instant,
     pub(super) answer: oneshot::Sender<Result<Ended, StartError>>,
 }
 
@@ -51,6 +52,11 @@ impl CommandKey {
 impl Member {
     pub(super) fn is_given_up(&self) -> bool {
         self.halt.is_cancelled() || self.answer.is_closed()
+    }
+
+    /// The wait until now does not count for its deadline.
+    pub(super) fn has_its_turn(&mut self) {
+        self.command.job.deadline += self.joined_at.elapsed();
     }
 
     async fn given_up(&mut self) {
