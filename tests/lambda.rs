@@ -1,5 +1,7 @@
 //! `--handler lambda`: functions that stay for many messages, with a client that misbehaves
-//! (`tests/lambda/client.py`), and with AWS's own client for Python.
+//! (`tests/lambda/client.py`). [`clients`] has AWS's own clients.
+
+mod clients;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use crate::scenarios::configured;
 use crate::support::cloud::{Cloud, ExitedRun, LIMIT, Leasehold, eventually, is_alive};
 use crate::support::facts;
-use crate::support::servers::installed;
 
 /// Kept messages stay hidden until the end of a test.
 const FLAGS: &str = "--handler lambda --accept-raw --retry-min 1h --retry-max 1h";
@@ -470,47 +471,6 @@ async fn a_function_reports_its_progress_until_it_answers() {
     // One about the event before is refused.
     assert_eq!(lines(pod.home.path(), "statuses")[1], serde_json::json!([204, 404]));
     timeout(LIMIT, pod.lambda.finish()).await.unwrap();
-}
-
-/// The function as AWS's own client for Python runs it.
-fn python(cloud: &Cloud, flags: &str) -> Leasehold {
-    let python = installed("lambda", "python");
-    let python = python.get_program().display();
-    fs::copy(file("function.py"), cloud.dir.path().join("function.py")).unwrap();
-    let script = format!("exec '{python}' -m awslambdaric function.lambda_handler");
-    cloud.run(&format!("{FLAGS} {flags}"), &script)
-}
-
-#[tokio::test]
-async fn awss_client_for_python_runs_a_function() {
-    let cloud = Cloud::new(5).await;
-    for body in ["describe", "raise", "fail", "good", "good"] {
-        cloud.send(body.to_owned()).await;
-    }
-    let exited = python(&cloud, "--max-messages 5").expect_exit(1).await;
-    let reasons = reasons(&exited);
-    assert_eq!((reasons.len(), cloud.counts().await), (2, (0, 2)), "{}", exited.stdout);
-    assert!(
-        reasons.iter().any(|it| it.contains("ValueError: bad row") && it.contains("function.py")),
-        "{reasons:#?}"
-    );
-    let loadings = exited.log.iter().filter(|it| it["line"] == "loading").count();
-    assert_eq!(loadings, 1, "{}", exited.stdout);
-    let described = exited.log.iter().find_map(|it| it["event"]["function"].as_str());
-    assert_eq!(described, Some(&*cloud.bucket), "{}", exited.stdout);
-    // Its own signal handler runs at the end, although it waits for an event.
-    assert!(exited.log.iter().any(|it| it["line"] == "stopping"), "{}", exited.stdout);
-}
-
-#[tokio::test]
-async fn an_import_error_of_a_python_function_is_the_reason() {
-    let cloud = Cloud::new(5).await;
-    cloud.send("good".to_owned()).await;
-    let running = python(&cloud, "");
-    fs::write(cloud.dir.path().join("function.py"), "import no_such_module\n").unwrap();
-    let exited = running.expect_exit(1).await;
-    let reasons = reasons(&exited);
-    assert!(reasons[0].contains("no_such_module"), "{reasons:#?}");
 }
 
 #[tokio::test]
