@@ -47,6 +47,9 @@ pub struct JobFacts {
     pub result_file: PathBuf,
     #[serde(serialize_with = "path")]
     pub body_file: PathBuf,
+    /// The record of S3's event, for a Lambda function with `--lambda-event s3`.
+    #[serde(skip)]
+    pub s3_record: Option<Value>,
     /// This and the following fields are in the environment only.
     #[serde(skip)]
     pub job_file: PathBuf,
@@ -160,6 +163,7 @@ impl JobFacts {
             checkpoint_dir: PathBuf::new(),
             result_file: PathBuf::new(),
             body_file: PathBuf::new(),
+            s3_record: None,
             job_file: PathBuf::new(),
             temporary: PathBuf::new(),
             traceparent: None,
@@ -267,6 +271,7 @@ mod tests {
             checkpoint_dir: "checkpoint".into(),
             result_file: "result.jsonl".into(),
             body_file: "body".into(),
+            s3_record: None,
             job_file: "job.json".into(),
             temporary: "tmp".into(),
             tracestate: Some("a=1\nLD_PRELOAD=x".to_owned()),

@@ -19,7 +19,8 @@ use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
-use crate::job::route::{Input, MissingObject};
+use crate::job::route::{Input, LambdaEvent, MissingObject};
+use crate::job::s3_event::s3_record;
 use crate::ports::{Command, FetchInput, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
@@ -94,7 +95,7 @@ impl CommandWorker {
         provided: &Provided<'_>,
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
-        let ObjectWork { work, space, watch, runtime, stop, .. } = object;
+        let ObjectWork { work, record, space, watch, runtime, stop, .. } = object;
         std::fs::write(space.body_file(), &work.body)
             .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         let context = JobContext {
@@ -107,7 +108,10 @@ impl CommandWorker {
             deadline: self.wall_clock(until.deadline_at),
             space,
         };
-        let job = context.facts();
+        let mut job = context.facts();
+        if work.task.lambda_event == LambdaEvent::S3 {
+            job.s3_record = record.map(|record| s3_record(&work.body, record));
+        }
         let command = Command {
             program: work.task.command.program.clone(),
             args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
@@ -125,8 +129,12 @@ impl CommandWorker {
             .map_err(Failure::Start)?;
         let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
-        let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
+        let mut waited = Duration::ZERO;
+        let running = watch.watch(running, &mut waited);
+        let ended = self.timed(&mut facts.timings.command, running).await;
         runtime.ends(self.clock.now());
+        facts.timings.command = facts.timings.command.saturating_sub(waited);
+        facts.timings.turn += waited;
         let ended = ended.map_err(|error| {
             let why = error.to_string();
             if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
