@@ -31,6 +31,7 @@ mod memory_vm;
 mod metrics;
 mod mounts;
 mod payloads;
+mod prefetch;
 mod process;
 mod publish;
 mod queue_contract;

@@ -128,6 +128,10 @@ pub enum SettingError {
         "--command has no effect in a job type with --handler http://: one server gets the work of all job types, and JOB_TYPE is in each request as type"
     )]
     CommandOfServer,
+    #[error(
+        "--memory-guard has no effect on a server in another container: remove it, or start the server with a COMMAND after --"
+    )]
+    GuardOfNothing,
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error("{0} has no effect without --output")]

@@ -175,6 +175,9 @@ impl TryFrom<RunSettings> for RunConfig {
         let fifo = queue_url::is_fifo(&queue_url);
         let has_records = records.idempotency.is_some();
         let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
+        if memory_guard.is_some() && work.handler.is_http() && !work.http.has_command {
+            return Err(SettingError::GuardOfNothing);
+        }
         let lanes = concurrency * work.batch.size;
         check_shared_paths(&work.settings.policy, lanes)?;
         check_prefetch(&work.settings.policy, lanes, prefetch)?;
