@@ -1,20 +1,18 @@
 //! The program, with one file per subcommand. Wiring only: arguments → configuration → ports
 //! → supervisor → signals → exit code.
 
-#[cfg(feature = "aws")]
+#[cfg(feature = "check")]
 mod check;
-#[cfg(feature = "aws")]
-pub mod connect;
 mod exit;
+#[cfg(feature = "local")]
 mod local;
-pub mod machine;
-#[cfg(feature = "aws")]
+#[cfg(feature = "check")]
 pub mod reference;
 #[cfg(feature = "aws")]
 mod run;
 mod runtime;
 pub mod signals;
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 mod sweep;
 
 use std::process::ExitCode;
@@ -23,22 +21,27 @@ use std::sync::Arc;
 use crate::adapters::process::guard;
 use crate::install::install;
 use crate::ports::Runner;
+#[cfg(feature = "check")]
 use crate::settings::JobTypesFile;
 use crate::settings::errors::as_given;
+#[cfg(feature = "local")]
 use crate::settings::resolve::LocalConfig;
 #[cfg(feature = "aws")]
-use crate::settings::resolve::{RunConfig, SweepConfig};
+use crate::settings::resolve::RunConfig;
+#[cfg(feature = "pushgateway")]
+use crate::settings::resolve::SweepConfig;
 use crate::settings::{Action, Cli, command_line, environment};
 use crate::telemetry::termination::TerminationLog;
-#[cfg(feature = "aws")]
+#[cfg(feature = "check")]
 use check::check;
 pub use exit::refuse;
 use exit::{MISCONFIGURED, misconfigured, print};
+#[cfg(feature = "local")]
 use local::run_local;
 #[cfg(feature = "aws")]
 use run::run;
 use signals::Inherited;
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 use sweep::sweep;
 
 /// The program that runs: leasehold, or one that embeds it.
@@ -122,8 +125,9 @@ fn perform(action: Action, host: Host) -> ExitCode {
                     refuse(why)
                 })
         }
-        #[cfg(feature = "aws")]
+        #[cfg(feature = "check")]
         Action::Check(args) => check(*args, !host.is_embedded).unwrap_or_else(refuse),
+        #[cfg(feature = "check")]
         Action::Schema => {
             let schema =
                 serde_json::to_string_pretty(&JobTypesFile::schema()).expect("a schema is JSON");
@@ -144,11 +148,12 @@ fn perform(action: Action, host: Host) -> ExitCode {
             print(std::io::stdout(), &String::from_utf8_lossy(&page));
             ExitCode::SUCCESS
         }
-        #[cfg(feature = "aws")]
+        #[cfg(feature = "check")]
         Action::Reference => {
             print(std::io::stdout(), reference::reference().trim_end());
             ExitCode::SUCCESS
         }
+        #[cfg(feature = "local")]
         Action::Local(args) => LocalConfig::try_from(*args)
             .map_err(|error| as_given(&error.to_string()))
             .and_then(|config| run_local(config, in_process))
@@ -160,7 +165,7 @@ fn perform(action: Action, host: Host) -> ExitCode {
             }
             Err(error) => refuse(format!("cannot install into {}: {error}", args.folder.display())),
         },
-        #[cfg(feature = "aws")]
+        #[cfg(feature = "pushgateway")]
         Action::Sweep(args) => SweepConfig::try_from(args)
             .map_err(|error| as_given(&error.to_string()))
             .and_then(sweep)

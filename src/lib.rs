@@ -51,14 +51,14 @@
 //! - `check` finds problems of the queue and the manifest before the first receive.
 //! - `settings` declares each flag once; `local` runs the same actors on a folder; `install` copies
 //!   the binary into an image that does not have it.
-//! - `app` is the program, and `library` the public API at the root of this crate: its `in_process`
-//!   runs a handler like a command.
+//! - `wiring` connects the parts for `app`, which is the program, and for `library`, the public API
+//!   at the root of this crate: its `in_process` runs a handler like a command.
 //!
 //! Architecture invariant: `job ← ports ← work ← actors ← app`, and `ports ← adapters ← app`;
 //! `tests/architecture.rs` enforces it.
 
 // Only the full build uses everything.
-#![cfg_attr(not(feature = "aws"), allow(dead_code, unused_imports))]
+#![cfg_attr(not(all(feature = "check", feature = "local")), allow(unused))]
 
 /// The modules that are not the API. They are private, so that the compiler finds unused code. Our
 /// tests, which are other crates, get access by the feature `internals`.
@@ -66,15 +66,19 @@
 mod inside {
     pub mod actors;
     pub mod adapters;
+    #[cfg(feature = "cli")]
     pub mod app;
-    #[cfg(feature = "aws")]
+    #[cfg(feature = "check")]
     pub mod check;
+    #[cfg(feature = "cli")]
     pub mod install;
     pub mod library;
+    #[cfg(feature = "local")]
     pub mod local;
     pub mod ports;
     pub mod settings;
     pub mod telemetry;
+    pub mod wiring;
     pub mod work;
 
     pub use leasehold_core as job;
@@ -92,12 +96,17 @@ use inside::*;
 #[doc(hidden)]
 pub use inside::*;
 
+#[cfg(feature = "cli")]
+pub use clap;
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub use inside::app::program;
 #[cfg(feature = "testing")]
 pub use inside::library::testing;
-pub use inside::library::{Error, Failure, Handler, Job, Program, main};
+pub use inside::library::{Error, Failure, Handler, Job};
+#[cfg(feature = "cli")]
+pub use inside::library::{Program, main};
 #[cfg(feature = "aws")]
 pub use inside::library::{RunError, SettingsError, Summary, Worker, WorkerBuilder};
+pub use prometheus;
 pub use tokio_util::sync::CancellationToken;
-pub use {clap, prometheus};

@@ -6,6 +6,7 @@ mod failure;
 pub mod handler;
 pub mod in_process;
 mod job;
+#[cfg(feature = "cli")]
 mod program;
 mod settings;
 #[cfg(feature = "testing")]
@@ -16,6 +17,7 @@ mod worker;
 pub use failure::{Error, Failure};
 pub use handler::Handler;
 pub use job::Job;
+#[cfg(feature = "cli")]
 pub use program::{Program, main};
 #[cfg(feature = "aws")]
 pub use worker::{RunError, SettingsError, Summary, Worker, WorkerBuilder};

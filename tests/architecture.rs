@@ -1,8 +1,10 @@
 //! The boundaries between the layers. The compiler enforces that of the core: a separate crate
 //! whose dependencies cannot wait, read a clock or do I/O.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Each source file below `folder`, as its path and its code without comments.
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
@@ -90,6 +92,42 @@ fn only_one_module_starts_or_signals_a_process() {
     let process = ["adapters/process.rs", "adapters/process"];
     assert_without("", &["process::Command", "killpg", "signal::kill"], &process);
     assert_without("", &["sys::signal"], &[process[0], process[1], "app/signals.rs"]);
+}
+
+/// A program that embeds a `Worker` does not compile what only the command line needs.
+#[test]
+fn a_worker_needs_no_crate_of_the_command_line() {
+    let crates = |features: &str| {
+        let mut tree = Command::new(env!("CARGO"));
+        tree.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"]);
+        tree.args(["--format", "{p}", "--no-default-features", "--features", features]);
+        let tree = tree.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let names = String::from_utf8(tree.stdout).unwrap();
+        names.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+    };
+    let worker: BTreeSet<String> = crates("aws");
+    assert!(worker.contains("aws-sdk-sqs") && worker.contains("prometheus"), "{worker:?}");
+    for of_the_command_line in [
+        "anstream",
+        "clap",
+        "clap_builder",
+        "comfy-table",
+        "console",
+        "indicatif",
+        "schemars",
+        "serde-saphyr",
+        "toml",
+        "tracing-subscriber",
+    ] {
+        assert!(!worker.contains(of_the_command_line), "{of_the_command_line}");
+    }
+    // The pod's command line needs neither bars nor a schema.
+    let pod: BTreeSet<String> = crates("cli,aws,job-types,listen,pushgateway");
+    assert!(pod.contains("clap") && pod.contains("serde-saphyr"), "{pod:?}");
+    for of_others in ["comfy-table", "indicatif", "schemars"] {
+        assert!(!pod.contains(of_others), "{of_others}");
+    }
 }
 
 /// The files that docs/architecture.md names under "Read the code in an hour", in its order,

@@ -37,9 +37,11 @@ fn run(command: &mut Command) -> Output {
 }
 
 #[test]
-fn both_packages_have_the_metadata_of_a_registry() {
+fn all_packages_have_the_metadata_of_a_registry() {
     let workspace = manifest("")["workspace"]["package"].clone();
-    for (folder, name) in [("", "leasehold"), ("core", "leasehold-core")] {
+    for (folder, name) in
+        [("", "leasehold"), ("core", "leasehold-core"), ("derive", "leasehold-derive")]
+    {
         let package = manifest(folder)["package"].clone();
         assert_eq!(package["name"].as_str(), Some(name));
         assert!(package.get("publish").is_none(), "{name} may be published");
@@ -62,8 +64,10 @@ fn both_packages_have_the_metadata_of_a_registry() {
             );
         }
     }
-    // Both are released together.
-    assert_eq!(manifest("")["dependencies"]["leasehold-core"]["version"], workspace["version"]);
+    // All are released together.
+    for other in ["leasehold-core", "leasehold-derive"] {
+        assert_eq!(manifest("")["dependencies"][other]["version"], workspace["version"]);
+    }
 }
 
 #[test]
@@ -81,6 +85,7 @@ fn the_packages_contain_the_sources_and_few_other_files() {
             ][..],
         ),
         ("core", "leasehold-core", &["README.md"]),
+        ("derive", "leasehold-derive", &["README.md"]),
     ] {
         let mut list = Command::new(env!("CARGO"));
         let listed = run(list.args([

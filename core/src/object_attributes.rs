@@ -16,9 +16,11 @@ pub struct ObjectAttributes {
 /// A storage class of S3.
 // S3 API, `PutObject`, `x-amz-storage-class`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", derive(serde::Deserialize))]
 #[cfg_attr(feature = "settings", serde(rename_all = "SCREAMING_SNAKE_CASE"))]
-#[cfg_attr(feature = "settings", value(rename_all = "SCREAMING_SNAKE_CASE"))]
+#[cfg_attr(feature = "cli", value(rename_all = "SCREAMING_SNAKE_CASE"))]
 pub enum StorageClass {
     Standard,
     StandardIa,
@@ -48,7 +50,9 @@ impl fmt::Display for StorageClass {
 /// A canned ACL of S3.
 // S3 User Guide, "Canned ACL".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", derive(serde::Deserialize))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum CannedAcl {
     Private,

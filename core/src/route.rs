@@ -193,7 +193,9 @@ impl CommandLine {
 
 /// How to treat an object that was deleted or overwritten since the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", derive(serde::Deserialize))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum MissingObject {
     /// Keep the message and retry: the object may come back
@@ -206,7 +208,9 @@ pub enum MissingObject {
 
 /// How the command gets its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", derive(serde::Deserialize))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum Input {
     /// As a file; its path is in JOB_INPUT

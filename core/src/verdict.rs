@@ -141,7 +141,8 @@ pub enum Retry {
 
 /// After a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "settings", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "settings", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum OnStop {
     /// Make the message visible at once
     Release,

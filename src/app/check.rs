@@ -8,7 +8,6 @@ use std::time::Duration;
 use anstream::{AutoStream, ColorChoice};
 
 use super::exit::{MISCONFIGURED, print};
-use super::machine::{check_machine, check_threads};
 use super::runtime::block_on;
 use crate::check::manifest::{Manifest, Schema};
 use crate::check::report::{Text, sarif};
@@ -16,6 +15,7 @@ use crate::check::{self, Finding, Findings, Rule, Severity, StopTimeline};
 use crate::settings::errors::as_given;
 use crate::settings::resolve::RunConfig;
 use crate::settings::{CheckFormat, CheckSettings, RunSettings, environment};
+use crate::wiring::machine::{check_machine, check_threads};
 
 /// The largest file that is read: the manifests of a whole cluster are smaller.
 const LONGEST: u64 = 64 * 1024 * 1024;

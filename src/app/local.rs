@@ -8,10 +8,9 @@ use console::Term;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::print;
-use super::machine::{check_machine, check_threads};
 use super::runtime::{
-    block_on, check_handler, finish, flush_limit, for_handler, is_coloured, log_style,
-    longest_stop_grace, runner,
+    block_on, check_handler, finish, flush_limit, is_coloured, log_style, longest_stop_grace,
+    runner,
 };
 use super::signals::{self, Reaction, stop_requested};
 use crate::adapters::lambda::Source;
@@ -22,6 +21,8 @@ use crate::settings::resolve::{LocalConfig, Verbosity};
 use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
 use crate::telemetry::panics;
+use crate::wiring::handlers::for_handler;
+use crate::wiring::machine::{check_machine, check_threads};
 
 pub fn run_local(
     config: LocalConfig,

@@ -1,19 +1,20 @@
 //! `leasehold run`: wires up a pod.
 
+#[cfg(feature = "listen")]
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
+#[cfg(feature = "listen")]
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connect::{Connected, connect};
-use super::machine::{check_machine, check_threads};
 use super::runtime::{
     block_on, check_handler, finish, flush_limit, log_style, longest_stop_grace, runner,
 };
 use super::signals::{Reaction, since_stop, stop_requested};
+#[cfg(feature = "pushgateway")]
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
 use crate::actors::work_threads::WorkThreads;
@@ -25,12 +26,16 @@ use crate::ports::health::Health;
 use crate::settings::environment;
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
+#[cfg(feature = "listen")]
 use crate::telemetry::listen::{self, Pages};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::panics;
+#[cfg(feature = "pushgateway")]
 use crate::telemetry::push::Pusher;
 use crate::telemetry::readiness::Readiness;
+use crate::wiring::connect::{Connected, connect};
+use crate::wiring::machine::{check_machine, check_threads};
 
 pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
     check_threads()?;
@@ -43,11 +48,9 @@ pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<Exi
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     panics::log_panics(in_process.is_some());
     let run = |work_threads| async {
-        // The metrics are created only if they are served or pushed.
-        let is_read = config.metrics.listen.is_some() || config.pushgateway.is_some();
         let queue = queue_url::queue_name(&config.queue_url);
-        let metrics =
-            is_read.then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
+        let metrics = are_read(&config)
+            .then(|| Arc::new(Metrics::new(queue, logs.dropped(), SystemTime::now())));
         let stop_grace = longest_stop_grace(&config.work.settings.policy);
         let work = in_process.as_ref().map_or("the command", |runner| runner.name());
         let stop = stop_requested(metrics.as_ref(), &Reaction { work, stop_grace, kill: None })?;
@@ -65,27 +68,26 @@ async fn run_pod(
 ) -> Result<ExitCode, String> {
     let (plan, clock, health) = (config.work.settings.stop, Clock::start(), Health::default());
     let readiness = Arc::new(Readiness::new(stop.clone()));
-    let pages = Pages {
-        metrics: metrics.clone().filter(|_| config.pushgateway.is_none()),
-        readiness: readiness.clone(),
-        health: health.clone(),
+    #[cfg(feature = "listen")]
+    let _listening = {
+        let pages = Pages {
+            metrics: metrics.clone().filter(|_| !are_pushed(&config)),
+            readiness: readiness.clone(),
+            health: health.clone(),
+        };
+        listen(config.metrics.listen, pages).await?
     };
-    let _listening = listen(config.metrics.listen, pages).await?;
     let guard = config.memory_guard;
     let processes = || within_memory_limit(in_process.map_or_else(runner, Ok)?, guard);
     let limit = move || plan.attempt_record(since_stop().is_some());
     let Connected { queue, worker, runner, attempts, runs } =
         connect(&config, None, processes, clock, metrics.as_ref(), limit, &stop).await?;
-    let RunConfig { work, metrics: reporting, pushgateway: gateway, .. } = config;
+    #[cfg(feature = "pushgateway")]
+    let pusher = pusher(&config, metrics.as_ref());
+    let RunConfig { work, .. } = config;
     let log = Some(work.termination_log);
     let telemetry = Arc::new(PodTelemetry::new(log, attempts, metrics.clone(), readiness));
     let world = World { queue, worker, telemetry: telemetry.clone(), clock, work_threads, health };
-    let namespace = reporting.namespace.or_else(pods_namespace);
-    let pod_name = work.identity.pod_name;
-    let pusher = gateway.zip(metrics.clone()).map(|(gateway, metrics)| {
-        let interval = reporting.push_interval;
-        Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, plan.push())
-    });
     let longest = longest_stop_grace(&work.settings.policy) + plan.actor();
     let outcome = supervisor::run_concurrently(world, work.settings, runs, stop).await;
     finish(runner.as_ref(), longest).await;
@@ -93,13 +95,42 @@ async fn run_pod(
     if let Some(metrics) = metrics {
         metrics.finished(outcome.exit_code(), SystemTime::now());
     }
+    #[cfg(feature = "pushgateway")]
     if let Some(pusher) = pusher {
         pusher.finish().await;
     }
     Ok(ExitCode::from(outcome.exit_code()))
 }
 
+/// The metrics are created only if they are served or pushed.
+fn are_read(config: &RunConfig) -> bool {
+    #[cfg(feature = "listen")]
+    if config.metrics.listen.is_some() {
+        return true;
+    }
+    are_pushed(config)
+}
+
+fn are_pushed(config: &RunConfig) -> bool {
+    #[cfg(feature = "pushgateway")]
+    return config.pushgateway.is_some();
+    #[cfg(not(feature = "pushgateway"))]
+    false
+}
+
+/// Pushes the metrics to `--pushgateway`.
+#[cfg(feature = "pushgateway")]
+fn pusher(config: &RunConfig, metrics: Option<&Arc<Metrics>>) -> Option<Pusher> {
+    let (gateway, metrics) = config.pushgateway.clone().zip(metrics.cloned())?;
+    let namespace = config.metrics.namespace.clone().or_else(pods_namespace);
+    let (pod_name, interval) =
+        (config.work.identity.pod_name.clone(), config.metrics.push_interval);
+    let limit = config.work.settings.stop.push();
+    Some(Pusher::start(pushgateway(gateway), metrics, namespace, pod_name, interval, limit))
+}
+
 /// Serves the pages at `--listen` until the result is dropped.
+#[cfg(feature = "listen")]
 async fn listen(
     address: Option<SocketAddr>,
     pages: Pages,
@@ -112,6 +143,7 @@ async fn listen(
 }
 
 /// The pod's namespace, from a file that Kubernetes mounts.
+#[cfg(feature = "pushgateway")]
 fn pods_namespace() -> Option<String> {
     let namespace =
         std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace").ok()?;

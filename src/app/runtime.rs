@@ -14,17 +14,11 @@ use tracing::warn;
 
 use super::signals::{handle_other_signals, since_stop};
 use crate::actors::work_threads::{SeparateThreads, WorkThreads};
-use crate::adapters::http_handler::HttpHandler;
-use crate::adapters::lambda::{Batching, Function, Lambda, Source};
-use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::process::Processes;
-use crate::adapters::warm::WarmProcesses;
 use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
-use crate::settings::environment;
-use crate::settings::resolve::{Batch, WorkConfig};
-use crate::settings::values::Handler;
+use crate::settings::resolve::WorkConfig;
 use crate::telemetry::logs::{LogFormat, Style};
 use crate::telemetry::panics;
 
@@ -72,32 +66,6 @@ pub fn runner() -> Result<Arc<dyn Runner>, String> {
         format!("leasehold could not prepare to reap orphaned processes: {error}")
     })?;
     Ok(Arc::new(Commands(processes)))
-}
-
-/// The runner for `--handler`; `processes` runs the command.
-pub fn for_handler(
-    processes: Arc<dyn Runner>,
-    work: &WorkConfig,
-    concurrency: usize,
-    source: Source,
-    stop: &CancellationToken,
-) -> Arc<dyn Runner> {
-    match &work.handler {
-        Handler::Command => processes,
-        Handler::Http(address) => {
-            let start = || WarmProcesses::new(processes, &work.work_dir.path, stop);
-            let processes = work.http.has_command.then(start);
-            Arc::new(HttpHandler::new(address.clone(), work.http.settings.clone(), processes))
-        }
-        Handler::Lambda => {
-            let memory_limit = MemoryCgroup::of_this_process().and_then(|cgroup| cgroup.limit());
-            let function = Function { source, memory_limit, is_set: environment::is_set };
-            let Batch { size, window } = work.batch;
-            let batching = Batching { size, window, processes: concurrency };
-            let processes = WarmProcesses::new(processes, &work.work_dir.path, stop);
-            Arc::new(Lambda::new(processes, function, batching))
-        }
-    }
 }
 
 /// Ends processes that stay. One that cannot be killed (a dead NFS) must not keep the pod.

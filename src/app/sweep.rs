@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use tracing::{error, info};
 
 use super::exit::UNAVAILABLE;
-use super::machine::check_threads;
 use super::runtime::{block_on, log_style};
 use crate::adapters::http::Http;
 use crate::settings::environment;
@@ -14,6 +13,7 @@ use crate::settings::resolve::{PushgatewayConfig, SweepConfig};
 use crate::telemetry::logs::{self, Identity};
 use crate::telemetry::panics;
 use crate::telemetry::push::{self, Pushgateway, Swept};
+use crate::wiring::machine::check_threads;
 
 pub fn sweep(config: SweepConfig) -> Result<ExitCode, String> {
     check_threads()?;

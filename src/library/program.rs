@@ -12,7 +12,8 @@ use super::handler::{AnyHandler, Handler};
 use super::in_process::{InProcess, Threads};
 use super::settings::setters;
 use crate::app::{self, Host, Start};
-use crate::settings::embedding::{Embedding, Parsed, Values};
+use crate::settings::embedding::{Embedding, Parsed};
+use crate::settings::given::Values;
 
 /// Runs a whole program around `handler`: command line, environment, log, signals, exit code.
 pub fn main(handler: impl Handler) -> ExitCode {

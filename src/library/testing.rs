@@ -55,7 +55,8 @@ use crate::ports::clock::Clock;
 use crate::ports::health::Health;
 use crate::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
 use crate::ports::{Activity, Command, Telemetry};
-use crate::settings::embedding::{Values, as_code, local_settings};
+use crate::settings::given::Values;
+use crate::settings::in_code::{as_code, local_settings};
 use crate::settings::resolve::LocalConfig;
 use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
@@ -138,7 +139,7 @@ impl TestWorker {
         let path = |name: &str| home.path().join(name);
         let inbox = path("inbox");
         write_all(&inbox, &self.objects).expect("the keys are file names");
-        let settings = local_settings("inbox", &self.values)
+        let settings = local_settings(&self.values)
             .and_then(|args| LocalConfig::try_from(args).map_err(|error| error.to_string()));
         let LocalConfig { work, records, .. } =
             settings.unwrap_or_else(|why| panic!("{}", as_code(&why)));

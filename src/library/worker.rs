@@ -19,8 +19,6 @@ use crate::actors::supervisor::{self, World};
 use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
-use crate::app::connect::{Connected, connect};
-use crate::app::machine::check_machine;
 use crate::job::keep_reason::KeepReason;
 use crate::job::report::{Observation, Report};
 use crate::job::run_outcome::{ReceiveFailure, RunOutcome};
@@ -29,11 +27,14 @@ use crate::job::verdict::Settlement;
 use crate::ports::Telemetry;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
-use crate::settings::embedding::{Values, as_code, run_settings};
+use crate::settings::given::Values;
+use crate::settings::in_code::{as_code, run_settings};
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::metrics::{Collected, Metrics};
 use crate::telemetry::readiness::Readiness;
+use crate::wiring::connect::{Connected, connect};
+use crate::wiring::machine::check_machine;
 
 /// Receives messages and runs a handler for each, inside any tokio runtime and with any `tracing`
 /// subscriber.

@@ -174,7 +174,7 @@ impl JobFacts {
 
     /// The content of `JOB_FILE`.
     pub fn to_json(&self) -> String {
-        Value::Object(self.fields()).to_string()
+        serde_json::to_string(self).expect("a struct of texts and numbers is an object")
     }
 
     /// The same facts as variables.
@@ -185,7 +185,7 @@ impl JobFacts {
                 number @ (Value::Bool(_) | Value::Number(_)) => number.to_string(),
                 Value::Null | Value::Array(_) | Value::Object(_) => return None,
             };
-            fits(&value).then(|| (format!("JOB_{}", name.to_uppercase()).into(), value.into()))
+            fits(&value).then(|| (variable_of(&name).into(), value.into()))
         };
         let fields = self.fields().into_iter().filter(|(name, _)| name != "version");
         let mut env: Vec<_> = fields.filter_map(variable).collect();
@@ -208,6 +208,10 @@ impl JobFacts {
             other => unreachable!("a struct of texts and numbers is an object: {other:?}"),
         }
     }
+}
+
+fn variable_of(name: &str) -> String {
+    ["JOB_", &name.to_ascii_uppercase()].concat()
 }
 
 /// May the value be in the environment? An environment cannot hold a NUL, a line break could begin

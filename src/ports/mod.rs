@@ -471,6 +471,8 @@ pub struct Exited {
     pub stderr_tail: Vec<String>,
     /// How it ran out of memory, if it did.
     pub out_of_memory: Option<OutOfMemory>,
+    /// Whether it is certain that none of its processes remain, which could still write files.
+    pub left_no_process: bool,
 }
 
 /// Both have the details as a text.
@@ -485,7 +487,13 @@ pub enum OutOfMemory {
 impl Exited {
     /// A run that was dropped, which kills the command.
     pub fn killed() -> Self {
-        Self { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new(), out_of_memory: None }
+        Self {
+            exit: Exit::Signal(9),
+            usage: None,
+            stderr_tail: Vec::new(),
+            out_of_memory: None,
+            left_no_process: false,
+        }
     }
 }
 

@@ -1,23 +1,31 @@
 //! Settings of the subcommands that need AWS: `run`, `check`, `sweep`. Those of `run` that `local`
 //! has, too, are in [`super::pod`].
 
+#[cfg(feature = "listen")]
 use std::net::SocketAddr;
+#[cfg(feature = "check")]
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "cli")]
+use clap::ArgAction;
+#[cfg(feature = "check")]
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Args, ValueEnum};
 
+use super::given::Settings;
 use super::pod::{CHECK, METRICS, RECEIVE, RecordSettings, WorkSettings};
 use super::task::WORK;
 use super::values::{account, attribute, is_requester, kms_key, listen, percent, profile, time};
 use crate::adapters::aws::s3::encryption::Algorithm;
+#[cfg(feature = "check")]
 use crate::check::rules::{Explain, Rule};
-use crate::telemetry::logs::LogFormat;
+#[cfg(feature = "pushgateway")]
+use crate::telemetry::LogFormat;
+#[cfg(feature = "pushgateway")]
 use crate::telemetry::push::Credentials;
 
-#[derive(Debug, Args)]
-#[command(after_help = super::AFTER_HELP)]
+#[derive(Debug, Settings)]
+#[cfg_attr(feature = "cli", derive(clap::Args), command(after_help = super::AFTER_HELP))]
 pub struct RunSettings {
     /// The URL of the SQS queue, standard or FIFO
     #[arg(long, value_name = "URL", required = true)]
@@ -74,6 +82,7 @@ pub struct RunSettings {
     #[arg(long, value_name = "PERCENT", value_parser = percent, help_heading = WORK, hide_short_help = true)]
     pub memory_guard: Option<u8>,
 
+    #[cfg(feature = "pushgateway")]
     #[command(flatten)]
     pub pushgateway: PushgatewaySettings,
 
@@ -81,23 +90,28 @@ pub struct RunSettings {
     pub metrics: MetricsSettings,
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Settings)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct MetricsSettings {
     /// How often to push the metrics to --pushgateway
+    #[cfg(feature = "pushgateway")]
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time, help_heading = METRICS, hide_short_help = true)]
     pub push_interval: Duration,
 
     /// The namespace label of the metric group at --pushgateway [default: the pod's namespace]
+    #[cfg(feature = "pushgateway")]
     #[arg(long, value_name = "NAME", help_heading = METRICS, hide_short_help = true)]
     pub namespace: Option<String>,
 
     /// Serve /metrics, /healthz and /readyz at this address
+    #[cfg(feature = "listen")]
     #[arg(long, value_name = "[IP]:PORT", value_parser = listen, help_heading = METRICS)]
     pub listen: Option<SocketAddr>,
 }
 
 /// `check` takes the flags of `run`, too: it checks them.
-#[derive(Debug, Args)]
+#[cfg(feature = "check")]
+#[derive(Debug, clap::Args)]
 #[command(
     after_help = "All flags of `leasehold run` are accepted, too: see `leasehold run --help`."
 )]
@@ -134,7 +148,8 @@ pub struct CheckSettings {
     pub run: RunSettings,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[cfg(feature = "check")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum CheckFormat {
     /// Two lines for each finding
     Text,
@@ -144,7 +159,8 @@ pub enum CheckFormat {
     Sarif,
 }
 
-#[derive(Debug, Args)]
+#[cfg(feature = "pushgateway")]
+#[derive(Debug, Settings, clap::Args)]
 pub struct PushgatewaySettings {
     /// The URL of the Prometheus Pushgateway
     #[arg(long, value_name = "URL", help_heading = METRICS)]
@@ -163,7 +179,8 @@ pub struct PushgatewaySettings {
     pub pushgateway_bearer_token_file: Option<Credentials>,
 }
 
-#[derive(Debug, Args)]
+#[cfg(feature = "pushgateway")]
+#[derive(Debug, clap::Args)]
 pub struct SweepSettings {
     #[command(flatten)]
     pub pushgateway: PushgatewaySettings,

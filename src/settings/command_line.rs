@@ -1,6 +1,6 @@
 //! The command line, and the environment variables that set its flags.
 
-#[cfg(feature = "aws")]
+#[cfg(feature = "check")]
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
@@ -114,7 +114,7 @@ pub(super) fn checked(cli: Cli) -> Result<Cli, clap::Error> {
 
 /// Parses the settings of a container that runs `leasehold run`: its `LEASEHOLD_*` variables, and
 /// the words after `run`, which take precedence. This process's environment is not used.
-#[cfg(feature = "aws")]
+#[cfg(feature = "check")]
 pub fn container_args(
     variables: &BTreeMap<String, String>,
     words: &[String],

@@ -1,22 +1,17 @@
-//! The settings of a program that embeds leasehold: its command line, or only values from its code.
+//! The command line of a program that embeds leasehold.
 
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
-#[cfg(feature = "testing")]
-use super::LocalSettings;
 use super::command_line::{checked, command, empty_is_unset};
-use super::errors::{fit_to_print, rename_flags};
-use super::job_types::JobTypesFile;
+use super::errors::fit_to_print;
+use super::given::Values;
+use super::in_code::{HANDLER, command_only_field};
+use super::pod::WorkSettings;
 use super::{Action, Cli};
-#[cfg(feature = "aws")]
-use super::{RunSettings, error::SettingError};
-
-/// Values of flags: names without dashes, and values.
-pub type Values = Vec<(&'static str, OsString)>;
 
 /// Settings for commands, which a program with a handler refuses.
 const OF_COMMANDS: [&str; 8] = [
@@ -199,115 +194,30 @@ fn is_work(action: &Command) -> bool {
 
 /// The derived rule that COMMAND is required cannot be undone, so a dummy satisfies it.
 fn dummy() -> [OsString; 2] {
-    ["--".into(), "the handler".into()]
+    ["--".into(), HANDLER.into()]
 }
 
 /// The first setting that was given although it only applies to a command.
 fn command_only(action: &Action, matches: &ArgMatches) -> Option<String> {
-    let work = match action {
+    let work: &WorkSettings = match action {
         #[cfg(feature = "aws")]
         Action::Run(args) => &args.work,
+        #[cfg(feature = "local")]
         Action::Local(args) => &args.work,
         // The check would expect leasehold's own command line in the container.
-        #[cfg(feature = "aws")]
+        #[cfg(feature = "check")]
         Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
-        #[cfg(feature = "aws")]
-        Action::Sweep(_) | Action::Reference => return None,
-        Action::Schema | Action::Install(_) | Action::Completions { .. } | Action::Man => {
-            return None;
-        }
+        #[cfg(feature = "check")]
+        Action::Schema | Action::Reference => return None,
+        #[cfg(feature = "pushgateway")]
+        Action::Sweep(_) => return None,
+        Action::Install(_) | Action::Completions { .. } | Action::Man => return None,
     };
     let source = matches.value_source("permanent_exit_codes");
     if source.is_some_and(|source| source != ValueSource::DefaultValue) {
         return Some("--permanent-exit-codes".to_owned());
     }
     work.job_types.as_ref().and_then(command_only_field)
-}
-
-/// The first field of a job type that only applies to a command.
-fn command_only_field(file: &JobTypesFile) -> Option<String> {
-    let path = file.path.as_deref().unwrap_or_default();
-    file.job_types.iter().find_map(|task| {
-        let has_codes =
-            || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
-        let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
-        let at = task.source.position(&format!("--{setting}")).in_file(path);
-        Some(format!("--job-types {at}: {setting}"))
-    })
-}
-
-/// The settings of `run` with these values, without a command line and without `LEASEHOLD_`
-/// variables.
-#[cfg(feature = "aws")]
-pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
-    if !values.iter().any(|(flag, _)| *flag == "queue-url") {
-        return Err(SettingError::NoQueue.to_string());
-    }
-    let settings =
-        RunSettings::from_arg_matches(&matches::<RunSettings>(&[], values)?).map_err(first_line)?;
-    let RunSettings { work, metrics, pushgateway, memory_guard, .. } = &settings;
-    let unused = [
-        ("listen", metrics.listen.is_some()),
-        ("pushgateway", pushgateway.pushgateway.is_some()),
-        ("memory-guard", memory_guard.is_some()),
-        ("termination-log", work.termination_log.is_some()),
-        ("log-format", work.log_format.is_some()),
-    ];
-    if let Some((flag, _)) = unused.into_iter().find(|(_, is_set)| *is_set) {
-        return Err(SettingError::OnlyOfAProgram(flag).to_string());
-    }
-    refuse_command_only(work.job_types.as_ref(), values)?;
-    Ok(settings)
-}
-
-/// The same for `local`.
-#[cfg(feature = "testing")]
-pub fn local_settings(inbox: &str, values: &Values) -> Result<LocalSettings, String> {
-    let matches = matches::<LocalSettings>(&[inbox], values)?;
-    let settings = LocalSettings::from_arg_matches(&matches).map_err(first_line)?;
-    refuse_command_only(settings.work.job_types.as_ref(), values)?;
-    Ok(settings)
-}
-
-fn refuse_command_only(file: Option<&JobTypesFile>, values: &Values) -> Result<(), String> {
-    let has_codes = values.iter().any(|(flag, _)| *flag == "permanent-exit-codes");
-    let codes = has_codes.then(|| "--permanent-exit-codes".to_owned());
-    match codes.or_else(|| file.and_then(command_only_field)) {
-        Some(setting) => Err(format!("{setting}: a handler does the work, and no command runs")),
-        None => Ok(()),
-    }
-}
-
-fn matches<A: Args>(positional: &[&str], values: &Values) -> Result<ArgMatches, String> {
-    let mut words: Vec<OsString> = positional.iter().map(OsString::from).collect();
-    let command = A::augment_args(Command::new("worker")).no_binary_name(true);
-    for (flag, value) in values {
-        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
-        let takes_values = arg.is_none_or(|arg| arg.get_action().takes_values());
-        let mut word = OsString::from(format!("--{flag}"));
-        match (takes_values, value.to_str()) {
-            (true, _) => {
-                word.push("=");
-                word.push(value);
-            }
-            (false, Some("true")) => {}
-            (false, Some("false")) => continue,
-            (false, _) => return Err(format!("--{flag} must be true or false")),
-        }
-        words.push(word);
-    }
-    words.extend(dummy());
-    command.args_override_self(true).try_get_matches_from(words).map_err(first_line)
-}
-
-fn first_line(error: clap::Error) -> String {
-    let text = fit_to_print(error).to_string();
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-}
-
-/// A complaint with the names that code uses: `max_duration` instead of `--max-duration`.
-pub fn as_code(complaint: &str) -> String {
-    rename_flags(complaint, |flag| (!flag.is_empty()).then(|| flag.replace('-', "_")))
 }
 
 #[cfg(test)]
@@ -430,32 +340,5 @@ mod tests {
             Embedding { actions: vec![Command::new("local")], ..Embedding::new("resize") };
         let complaint = parse(&actions, "resize local in").unwrap_err();
         assert!(complaint.contains("has the subcommand local"), "{complaint}");
-    }
-
-    #[cfg(feature = "aws")]
-    #[test]
-    fn values_from_code_have_the_same_defaults_and_complaints() {
-        let values = |more: &[(&'static str, &str)]| -> Values {
-            [&[QUEUE], more]
-                .concat()
-                .into_iter()
-                .map(|(flag, value)| (flag, value.into()))
-                .collect()
-        };
-        let settings =
-            run_settings(&values(&[("max-duration", "2h"), ("accept-raw", "true")])).unwrap();
-        assert_eq!(settings.work.task.visibility_timeout, Some(Duration::from_mins(2)));
-        assert_eq!(settings.work.task.max_duration, Some(Duration::from_hours(2)));
-        assert!(settings.work.accept_raw);
-        for (flag, value, complaint) in [
-            ("max-duration", "2 fortnights", "max_duration"),
-            ("max-durations", "2h", "max_durations"),
-            ("accept-raw", "yes", "accept_raw must be true or false"),
-            ("listen", ":9464", "listen"),
-            ("permanent-exit-codes", "7", "permanent_exit_codes: a handler"),
-        ] {
-            let error = as_code(&run_settings(&values(&[(flag, value)])).unwrap_err());
-            assert!(error.contains(complaint) && !error.contains("--"), "{error}");
-        }
     }
 }

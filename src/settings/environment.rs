@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
 use super::command_line;
 
 /// `RUST_LOG`.
@@ -64,6 +65,7 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
 }
 
 /// The error for the first unknown `LEASEHOLD_` variable: an ignored typo would be hard to find.
+#[cfg(feature = "cli")]
 pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<String> {
     let ours: Vec<String> = names.filter(|name| is_ours(name)).collect();
     if ours.is_empty() {

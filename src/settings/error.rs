@@ -128,6 +128,10 @@ pub enum SettingError {
         "--command has no effect in a job type with --handler http://: one server gets the work of all job types, and JOB_TYPE is in each request as type"
     )]
     CommandOfServer,
+    #[error(
+        "--memory-guard has no effect on a server in another container: remove it, or start the server with a COMMAND after --"
+    )]
+    GuardOfNothing,
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error("{0} has no effect without --output")]
@@ -211,4 +215,20 @@ fn show(duration: &Duration) -> String {
         return format!("{}.{}s", tenths / 10, tenths % 10);
     }
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+/// Replaces the flags for which `name` returns another name. `name` gets them without dashes.
+pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
+    let mut parts = text.split("--");
+    let mut renamed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(part.len());
+        let (flag, rest) = part.split_at(end);
+        match name(flag) {
+            Some(name) => renamed.push_str(&name),
+            None => renamed.extend(["--", flag]),
+        }
+        renamed.push_str(rest);
+    }
+    renamed
 }

@@ -8,6 +8,7 @@ use clap::error::{ContextKind, ContextValue};
 
 use super::command_line::variable;
 use super::environment;
+use super::error::rename_flags;
 use crate::adapters::url::without_userinfo;
 use crate::telemetry::plain::{Plain, PlainLines};
 
@@ -36,22 +37,6 @@ pub fn as_given(text: &str) -> String {
     rename_flags(text, |flag| {
         Some(variable(flag)).filter(|name| variables.contains(name) && !is_word(flag))
     })
-}
-
-/// Replaces the flags for which `name` returns another name. `name` gets them without dashes.
-pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
-    let mut parts = text.split("--");
-    let mut renamed = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(part.len());
-        let (flag, rest) = part.split_at(end);
-        match name(flag) {
-            Some(name) => renamed.push_str(&name),
-            None => renamed.extend(["--", flag]),
-        }
-        renamed.push_str(rest);
-    }
-    renamed
 }
 
 fn without_secrets(mut error: clap::Error) -> clap::Error {

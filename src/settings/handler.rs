@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use clap::Args;
-
 use super::error::SettingError;
+use super::given::Settings;
 use super::task::WORK;
 use super::values::{Handler, List, time};
 use crate::adapters::http_handler::{HttpBody, HttpSettings, StatusRange};
 
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Default, Settings)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct HttpFlags {
     /// The body of a request to an http:// handler [default: job]
     #[arg(long, value_enum, help_heading = WORK, hide_short_help = true)]

@@ -5,22 +5,25 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use schemars::transform::RecursiveTransform;
-use schemars::{JsonSchema, Schema, schema_for};
+#[cfg(feature = "check")]
+use schemars::{JsonSchema, Schema, schema_for, transform::RecursiveTransform};
 use serde::Deserialize;
+#[cfg(feature = "job-types")]
 use serde::de::IgnoredAny;
 
-use super::errors::rename_flags;
+use super::error::rename_flags;
 use super::task::TaskSettings;
 use super::values;
 use crate::job::route::{EventFilter, KeyGlob, Task};
 
 /// Job types: the first one that matches a message sets how leasehold processes it.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "check", derive(JsonSchema))]
+#[cfg_attr(feature = "check", schemars(title = "leasehold's job types"))]
+#[cfg_attr(feature = "check", schemars(transform = RecursiveTransform(for_editors)))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[schemars(title = "leasehold's job types", transform = RecursiveTransform(for_editors))]
 pub struct JobTypesFile {
-    #[schemars(length(min = 1))]
+    #[cfg_attr(feature = "check", schemars(length(min = 1)))]
     pub job_types: Vec<TaskSettings>,
     /// The file's path, if it was loaded from one.
     #[serde(skip)]
@@ -29,6 +32,7 @@ pub struct JobTypesFile {
 
 /// A missing field takes the flag's value, so the schema has no defaults. Its descriptions are
 /// comments, whose line breaks mean nothing to an editor.
+#[cfg(feature = "check")]
 fn for_editors(schema: &mut Schema) {
     schema.remove("default");
     if let Some(serde_json::Value::String(text)) = schema.get_mut("description") {
@@ -81,6 +85,7 @@ impl SourceMap {
 }
 
 /// The file again, parsed only for positions.
+#[cfg(feature = "job-types")]
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Located<T> {
@@ -89,7 +94,8 @@ struct Located<T> {
 
 /// Which messages match: they must match every field that is set. Without fields, all messages
 /// match.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "check", derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Match {
     /// A bucket's name.
@@ -97,18 +103,19 @@ pub struct Match {
     /// A pattern for the whole key: `*` and `?` match within one folder, `**` matches across
     /// folders, `{a,b}` matches either.
     #[serde(default, deserialize_with = "values::text")]
-    #[schemars(with = "Option<String>")]
+    #[cfg_attr(feature = "check", schemars(with = "Option<String>"))]
     pub key: Option<KeyGlob>,
     /// S3's event names, as for `--events`: `ObjectCreated:*,ObjectRestore:Completed`.
     #[serde(default, deserialize_with = "values::text")]
-    #[schemars(with = "Option<String>")]
+    #[cfg_attr(feature = "check", schemars(with = "Option<String>"))]
     pub event: Option<EventFilter>,
 }
 
 /// The job type's name in logs, metrics and JOB_TYPE.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "check", derive(JsonSchema))]
+#[cfg_attr(feature = "check", schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$")))]
 #[serde(try_from = "String")]
-#[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,63}$"))]
 pub struct Name(pub String);
 
 /// The name for messages that match no job type: the flags apply to them.
@@ -143,6 +150,13 @@ impl JobTypesFile {
     }
 
     /// Like [`Self::load`], with the text from `read`.
+    #[cfg(not(feature = "job-types"))]
+    pub fn parse(_: &str, _: impl FnOnce() -> Result<String, String>) -> Result<Self, String> {
+        Err("this build of leasehold has no job types: build it with the feature job-types".into())
+    }
+
+    /// Like [`Self::load`], with the text from `read`.
+    #[cfg(feature = "job-types")]
     pub fn parse(
         path: &str,
         read: impl FnOnce() -> Result<String, String>,
@@ -156,6 +170,7 @@ impl JobTypesFile {
         }
     }
 
+    #[cfg(feature = "job-types")]
     fn from_yaml(text: &str) -> Result<Self, serde_saphyr::Error> {
         let file: Self = serde_saphyr::from_str(text)?;
         let located: Located<serde_saphyr::Spanned<IgnoredAny>> = serde_saphyr::from_str(text)?;
@@ -166,6 +181,7 @@ impl JobTypesFile {
         }))
     }
 
+    #[cfg(feature = "job-types")]
     fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
         let file: Self = toml::from_str(text)?;
         let located: Located<toml::Spanned<IgnoredAny>> = toml::from_str(text)?;
@@ -176,6 +192,7 @@ impl JobTypesFile {
         }))
     }
 
+    #[cfg(feature = "job-types")]
     fn located<T>(mut self, located: Located<T>, at: impl Fn(&T) -> At) -> Self {
         for (entry, values) in self.job_types.iter_mut().zip(located.job_types) {
             entry.source =
@@ -185,6 +202,7 @@ impl JobTypesFile {
     }
 
     /// JSON Schema, for editors.
+    #[cfg(feature = "check")]
     pub fn schema() -> Schema {
         schema_for!(Self)
     }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::Args;
+#[cfg(feature = "cli")]
 use clap::builder::BoolishValueParser;
 
 use super::environment::host_name;
+use super::given::Settings;
 use super::handler::HttpFlags;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
@@ -17,10 +18,11 @@ use crate::adapters::local::rehearsal::Mishap;
 use crate::job::event::EventFilter;
 use crate::job::s3_location::S3Location;
 use crate::job::verdict::OnStop;
-use crate::telemetry::logs::LogFormat;
+use crate::telemetry::LogFormat;
 
 /// Where leasehold's own records go in S3.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Settings)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct RecordSettings {
     /// Where to record finished work, so that a redelivered message is recognised and not processed
     /// again
@@ -33,7 +35,8 @@ pub struct RecordSettings {
     pub attempts: Option<S3Location>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Settings)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct LocalSettings {
     /// The folder with the files to process, or one file
     pub inbox: PathBuf,
@@ -80,14 +83,16 @@ pub struct LocalSettings {
     pub work: WorkSettings,
 }
 
-#[derive(Debug, Args)]
+#[cfg(feature = "cli")]
+#[derive(Debug, clap::Args)]
 pub struct InstallSettings {
     /// The folder for the file `leasehold`: a volume that both containers mount
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 }
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Settings)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct WorkSettings {
     #[command(flatten)]
     pub task: TaskSettings,

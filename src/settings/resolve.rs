@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "aws")]
-use super::cluster::{MetricsSettings, PushgatewaySettings, RunSettings, SweepSettings};
+use super::cluster::{MetricsSettings, RunSettings};
+#[cfg(feature = "pushgateway")]
+use super::cluster::{PushgatewaySettings, SweepSettings};
 use super::error::SettingError;
 use super::handler::HttpConfig;
 use super::job_types::JobTypesFile;
@@ -18,7 +20,7 @@ use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::{s3, sqs::queue_url};
 use crate::adapters::local::rehearsal::Mishap;
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 use crate::adapters::url;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
@@ -27,10 +29,10 @@ use crate::job::mount::Mount;
 use crate::job::route::{Input, JobType, LambdaEvent, Limits, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
-use crate::telemetry::logs::{Identity, LogFormat};
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 use crate::telemetry::push::Credentials;
 use crate::telemetry::termination::TerminationLog;
+use crate::telemetry::{Identity, LogFormat};
 use crate::work::fetch::FetchPolicy;
 use crate::work::workspace::WorkDir;
 
@@ -50,13 +52,14 @@ pub struct RunConfig {
     pub idempotency_key: Option<String>,
     /// In percent.
     pub memory_guard: Option<u8>,
+    #[cfg(feature = "pushgateway")]
     pub pushgateway: Option<PushgatewayConfig>,
     pub metrics: MetricsSettings,
     pub work: WorkConfig,
 }
 
 /// Where metrics are pushed.
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushgatewayConfig {
     pub url: String,
@@ -65,7 +68,7 @@ pub struct PushgatewayConfig {
 }
 
 /// `leasehold sweep`.
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 #[derive(Debug, Clone)]
 pub struct SweepConfig {
     pub pushgateway: PushgatewayConfig,
@@ -139,7 +142,8 @@ impl TryFrom<RunSettings> for RunConfig {
             records,
             idempotency_key,
             memory_guard,
-            pushgateway: to,
+            #[cfg(feature = "pushgateway")]
+                pushgateway: to,
             metrics,
             work,
         } = args;
@@ -164,13 +168,16 @@ impl TryFrom<RunSettings> for RunConfig {
             return Err(SettingError::KmsKey);
         }
         let encryption = output_sse.map(|algorithm| Encryption { algorithm, kms_key });
+        #[cfg(feature = "pushgateway")]
         if metrics.push_interval < SECOND {
             return Err(SettingError::PushInterval(metrics.push_interval));
         }
-        let pushgateway = pushgateway(to)?;
         let fifo = queue_url::is_fifo(&queue_url);
         let has_records = records.idempotency.is_some();
         let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
+        if memory_guard.is_some() && work.handler.is_http() && !work.http.has_command {
+            return Err(SettingError::GuardOfNothing);
+        }
         let lanes = concurrency * work.batch.size;
         check_shared_paths(&work.settings.policy, lanes)?;
         check_prefetch(&work.settings.policy, lanes, prefetch)?;
@@ -183,14 +190,15 @@ impl TryFrom<RunSettings> for RunConfig {
             records,
             idempotency_key,
             memory_guard,
-            pushgateway,
+            #[cfg(feature = "pushgateway")]
+            pushgateway: pushgateway(to)?,
             metrics,
             work,
         })
     }
 }
 
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 impl TryFrom<SweepSettings> for SweepConfig {
     type Error = SettingError;
 
@@ -201,7 +209,7 @@ impl TryFrom<SweepSettings> for SweepConfig {
     }
 }
 
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 fn pushgateway(args: PushgatewaySettings) -> Result<Option<PushgatewayConfig>, SettingError> {
     let Some(url) = args.pushgateway else { return Ok(None) };
     if url::has_userinfo(&url) {

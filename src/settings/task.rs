@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+#[cfg(feature = "check")]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::error::SettingError;
+use super::given::Settings;
 use super::job_types::{Match, Name, SourceMap};
 use super::values::{self, AbsolutePath, Handler, List, time};
 use crate::job::arguments::{Argument, Placeholder};
@@ -27,7 +28,9 @@ use crate::job::verdict::{OnStop, Retry, RetryPolicy};
 
 /// A job type. A setting that is not set here has the value of the flag of the same name. The flags
 /// apply to all messages that match no job type.
-#[derive(Debug, Clone, Default, Args, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Settings, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+#[cfg_attr(feature = "check", derive(JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[schemars(rename = "JobType")]
 pub struct TaskSettings {
@@ -196,7 +199,9 @@ pub(super) const LEASE: &str = "Lease";
 pub(super) const STOP: &str = "Stop";
 pub(super) const RETRY: &str = "Retry";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "check", derive(JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Visibility {
     /// Extend a short visibility timeout each time a third of it has passed
@@ -205,7 +210,9 @@ pub enum Visibility {
     Fixed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "check", derive(JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryMode {
     /// Make the message visible after a random delay, whose limit doubles with each receive

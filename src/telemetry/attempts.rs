@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::logs::Identity;
+use super::Identity;
 use super::metrics::Metrics;
 use super::records::{exit_code, manifest, metrics, signal};
 use crate::job::delivery::DeliveryId;

@@ -16,20 +16,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use super::json::Json;
+use super::metrics::Dropped;
 use super::text::{FileNames, Text};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    Json,
-    Text,
-}
-
-/// The identity of the pod, in every record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    pub job_id: String,
-    pub pod_name: String,
-}
+pub use super::{Identity, LogFormat};
 
 /// On drop, logs how many records were lost, and writes the remaining ones, as long as the reader
 /// is fast enough.
@@ -42,8 +31,9 @@ pub struct LogGuard {
 
 impl LogGuard {
     /// The counter of records that were lost because the log was not read fast enough.
-    pub fn dropped(&self) -> Option<ErrorCounter> {
-        self.dropped.clone()
+    pub fn dropped(&self) -> Option<Dropped> {
+        let dropped = self.dropped.clone()?;
+        Some(Box::new(move || dropped.dropped_lines()))
     }
 }
 
@@ -51,7 +41,7 @@ impl Drop for LogGuard {
     /// On a separate thread: if the log has no reader, `WorkerGuard` writes a complaint to the
     /// standard output, which may block forever, too.
     fn drop(&mut self) {
-        let (writing, Some(dropped)) = (self.writing.take(), self.dropped()) else { return };
+        let (writing, Some(dropped)) = (self.writing.take(), self.dropped.take()) else { return };
         let (done, is_done) = mpsc::channel();
         let flush = move || {
             log_dropped(&dropped);

@@ -19,7 +19,6 @@ use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts,
     Registry, TextEncoder,
 };
-use tracing_appender::non_blocking::ErrorCounter;
 
 use super::attempts::DIED;
 use crate::job::keep_reason::{Severity, Visible};
@@ -32,7 +31,7 @@ use crate::job::verdict::{Completion, Return, Settlement};
 pub struct Metrics {
     registry: Registry,
     /// `None` if the log is not ours.
-    dropped: Option<ErrorCounter>,
+    dropped: Option<Dropped>,
     run_finished: GaugeVec,
     run_exit_code: GaugeVec,
     messages_received: Counter,
@@ -66,10 +65,13 @@ pub struct Metrics {
     push_interval: GaugeVec,
 }
 
+/// Counts the lost log records.
+pub type Dropped = Box<dyn Fn() -> usize + Send + Sync>;
+
 impl Metrics {
     /// The metrics of a run that begins `now`. `queue` is the queue's name, a label of every
     /// metric; `dropped` counts the lost log records.
-    pub fn new(queue: &str, dropped: Option<ErrorCounter>, now: SystemTime) -> Self {
+    pub fn new(queue: &str, dropped: Option<Dropped>, now: SystemTime) -> Self {
         Self::define(&Definitions::new(queue), dropped, now)
     }
 
@@ -81,7 +83,7 @@ impl Metrics {
     }
 
     #[expect(clippy::too_many_lines, reason = "a list, an entry for each metric")]
-    fn define(of: &Definitions, dropped: Option<ErrorCounter>, now: SystemTime) -> Self {
+    fn define(of: &Definitions, dropped: Option<Dropped>, now: SystemTime) -> Self {
         let build_info = of.gauges(
             "build_info",
             "Always 1; the label version is the version of leasehold.",
@@ -363,7 +365,7 @@ impl Metrics {
         if let Some(dropped) = &self.dropped {
             self.log_lines_dropped.reset();
             #[expect(clippy::cast_precision_loss, reason = "a metric's value is a float")]
-            self.log_lines_dropped.inc_by(dropped.dropped_lines() as f64);
+            self.log_lines_dropped.inc_by(dropped() as f64);
         }
         self.registry.gather()
     }

@@ -2,19 +2,23 @@
 //! the answers to probes.
 
 pub mod attempts;
+#[cfg(feature = "local")]
 pub mod bars;
+#[cfg(feature = "cli")]
 mod json;
-#[cfg(feature = "aws")]
+#[cfg(feature = "listen")]
 pub mod listen;
+#[cfg(feature = "cli")]
 pub mod logs;
 pub mod metrics;
 pub mod panics;
 pub mod plain;
-#[cfg(feature = "aws")]
+#[cfg(feature = "pushgateway")]
 pub mod push;
 pub mod readiness;
 pub mod records;
 pub mod termination;
+#[cfg(feature = "cli")]
 mod text;
 
 use std::borrow::Cow;
@@ -22,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use serde::Deserialize;
 
 use crate::job::delivery::MessageId;
 use crate::job::report::{Ended, Held, Observation, Report, Subject};
@@ -33,6 +38,21 @@ use metrics::Metrics;
 use readiness::Readiness;
 use records::{log_ended, log_exiting, log_started};
 use termination::{TerminationLog, TerminationMessage};
+
+/// The identity of the pod, in every record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub job_id: String,
+    pub pod_name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    Json,
+    Text,
+}
 
 /// A pod's telemetry.
 pub struct PodTelemetry {

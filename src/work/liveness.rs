@@ -22,7 +22,7 @@ pub type ReportEvent = dyn Fn(Event) + Send + Sync;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// … and one that has not reported progress in its first seconds: most never do, and run for hours.
-const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 const STARTUP: Duration = Duration::from_secs(20);
 
 /// The minimum interval between log records of progress; other reports are not limited.

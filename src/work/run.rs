@@ -52,7 +52,7 @@ impl CommandWorker {
         let was_halted = until.halt.is_cancelled();
         let outbox =
             self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
-        self.warn_about_unsaved_files(object, outbox.is_some()).await;
+        self.warn_about_unsaved_files(object, outbox.is_some());
         if !exit.is_success() {
             return Err(Failure::Exit(exit, report));
         }
@@ -96,9 +96,6 @@ impl CommandWorker {
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
         let ObjectWork { work, record, space, watch, runtime, stop, .. } = object;
-        if self.checkpointing(&work.task).is_none() {
-            space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
-        }
         std::fs::write(space.body_file(), &work.body)
             .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         let context = JobContext {
@@ -142,6 +139,9 @@ impl CommandWorker {
             let why = error.to_string();
             if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
         })?;
+        if ended.left_no_process {
+            space.is_left_by_all();
+        }
         facts.exit = Some(ended.exit);
         facts.stderr_tail = ended.stderr_tail;
         facts.usage = match (facts.usage, ended.usage) {
@@ -168,15 +168,14 @@ impl CommandWorker {
         Ok((ended.exit, result.report))
     }
 
-    async fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
+    fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
         let name = self.runner.name();
-        if !is_published && has_files(&object.space.output()).await {
+        if !is_published && has_files(&object.space.output()) {
             warn!(
                 "{name} wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
-        if self.checkpointing(&object.work.task).is_none()
-            && has_files(&object.space.checkpoint()).await
+        if self.checkpointing(&object.work.task).is_none() && has_files(&object.space.checkpoint())
         {
             warn!(
                 "{name} wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
@@ -300,7 +299,6 @@ impl CommandWorker {
     }
 }
 
-async fn has_files(directory: &Path) -> bool {
-    let Ok(mut entries) = tokio::fs::read_dir(directory).await else { return false };
-    matches!(entries.next_entry().await, Ok(Some(_)))
+fn has_files(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
 }

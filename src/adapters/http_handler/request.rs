@@ -2,16 +2,18 @@
 //! worker environments, `aws-sqsd` (AWS Elastic Beanstalk, "Elastic Beanstalk worker environments").
 
 use bytes::Bytes;
-use clap::ValueEnum;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request};
+use serde::Deserialize;
 
 use super::address::HttpAddress;
 use crate::ports::job_facts::JobFacts;
 
 /// The body of a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
 pub enum HttpBody {
     /// The content of `JOB_FILE`, as JSON
     #[default]

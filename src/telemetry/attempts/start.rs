@@ -13,7 +13,7 @@ use tracing::warn;
 use super::{HistoryStore, REQUEST, STARTED, VERSION, limited, record};
 use crate::job::report::{Subject, clock_time};
 use crate::ports::MemoryUse;
-use crate::telemetry::logs::Identity;
+use crate::telemetry::Identity;
 
 /// How often the start record is written again.
 pub const SIGN_OF_LIFE: Duration = Duration::from_mins(1);

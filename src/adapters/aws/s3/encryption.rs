@@ -1,7 +1,7 @@
 //! Server-side encryption of the objects that are written.
 
 use aws_sdk_s3::types::ServerSideEncryption;
-use clap::ValueEnum;
+use serde::Deserialize;
 
 /// The headers of every object that is written. Without them, the bucket's default applies; but a
 /// bucket policy may refuse objects without them.
@@ -12,16 +12,20 @@ pub struct Encryption {
     pub kms_key: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Algorithm {
     /// With keys of S3 (SSE-S3)
-    #[value(name = "AES256")]
+    #[cfg_attr(feature = "cli", value(name = "AES256"))]
+    #[serde(rename = "AES256")]
     Aes256,
     /// With a key of KMS (SSE-KMS)
-    #[value(name = "aws:kms")]
+    #[cfg_attr(feature = "cli", value(name = "aws:kms"))]
+    #[serde(rename = "aws:kms")]
     Kms,
     /// With a key of KMS, in two layers (DSSE-KMS)
-    #[value(name = "aws:kms:dsse")]
+    #[cfg_attr(feature = "cli", value(name = "aws:kms:dsse"))]
+    #[serde(rename = "aws:kms:dsse")]
     KmsDsse,
 }
 

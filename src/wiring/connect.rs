@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::runtime::for_handler;
+use super::handlers::for_handler;
 use crate::adapters::aws::s3::S3;
 use crate::adapters::aws::sqs::Sqs;
 use crate::adapters::aws::{self, SdkConfig};
@@ -103,7 +103,7 @@ pub async fn connect(
     let sqs = if work.handler.stays() { sqs.with_all_attributes() } else { sqs };
     let queue: Arc<dyn Queue> = if runs > 1 {
         let fifo = work.settings.policy.fifo;
-        Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
+        Arc::new(Batches::new(Arc::new(sqs), clock, fifo, runs, stop.clone()))
     } else {
         Arc::new(sqs)
     };

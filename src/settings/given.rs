@@ -1,0 +1,130 @@
+//! Settings from code: names of flags and texts, without a command line and without variables.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::path::PathBuf;
+
+pub use leasehold_derive::Settings;
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error, StrDeserializer};
+
+use crate::adapters::url::without_userinfo;
+use crate::telemetry::plain::Plain;
+
+/// Names of flags without dashes, and their values.
+pub type Values = Vec<(&'static str, OsString)>;
+
+/// A struct whose fields are settings. It is derived from the attributes of the command line.
+pub trait Settings: Sized {
+    /// Takes the fields from `given`. An error names the flag.
+    fn read(given: &mut Given<'_>) -> Result<Self, String>;
+}
+
+/// The given values, and the names of all settings that were read.
+pub struct Given<'a> {
+    values: &'a Values,
+    known: Vec<&'static str>,
+}
+
+/// Reads settings, and refuses values of other names.
+pub fn read<S: Settings>(values: &Values) -> Result<S, String> {
+    let mut given = Given { values, known: Vec::new() };
+    let settings = S::read(&mut given)?;
+    given.refuse_unknown()?;
+    Ok(settings)
+}
+
+impl Given<'_> {
+    /// The value of `flag`; the last one counts.
+    pub fn last<T, E: Display>(
+        &mut self,
+        flag: &'static str,
+        default: Option<&str>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, String> {
+        self.all(flag, default, parse).map(|mut values| values.pop())
+    }
+
+    /// The values of a `flag` that may be set several times.
+    pub fn all<T, E: Display>(
+        &mut self,
+        flag: &'static str,
+        default: Option<&str>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Vec<T>, String> {
+        let parse = |value: &OsStr| {
+            let text = value.to_str().ok_or_else(|| format!("--{flag}: the value is not UTF-8"))?;
+            parse(text).map_err(|why| refused(flag, text, &why.to_string()))
+        };
+        let given =
+            self.values_of(flag).map(|value| parse(value)).collect::<Result<Vec<_>, _>>()?;
+        match default {
+            Some(default) if given.is_empty() => Ok(vec![parse(default.as_ref())?]),
+            Some(_) | None => Ok(given),
+        }
+    }
+
+    /// A path, which need not be UTF-8.
+    pub fn path(&mut self, flag: &'static str) -> Result<Option<PathBuf>, String> {
+        let path = self.values_of(flag).next_back().map(PathBuf::from);
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(format!("--{flag}: the path is empty"));
+        }
+        Ok(path)
+    }
+
+    /// Refuses `flag` without `other`.
+    pub fn requires(&self, flag: &str, other: &str) -> Result<(), String> {
+        if self.has(flag) && !self.has(other) {
+            return Err(format!("--{flag} has no effect without --{other}: set both, or neither"));
+        }
+        Ok(())
+    }
+
+    /// Refuses `flag` together with `other`.
+    pub fn conflicts(&self, flag: &str, other: &str) -> Result<(), String> {
+        if self.has(flag) && self.has(other) {
+            return Err(format!("--{flag} cannot be used with --{other}: remove one of them"));
+        }
+        Ok(())
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.values.iter().any(|(name, _)| *name == flag)
+    }
+
+    fn values_of(&mut self, flag: &'static str) -> impl DoubleEndedIterator<Item = &OsString> {
+        self.known.push(flag);
+        self.values.iter().filter(move |(name, _)| *name == flag).map(|(_, value)| value)
+    }
+
+    fn refuse_unknown(&self) -> Result<(), String> {
+        let is_unknown = |name: &&str| !self.known.contains(name);
+        let Some(unknown) = self.values.iter().map(|(name, _)| *name).find(is_unknown) else {
+            return Ok(());
+        };
+        let distance = |known: &&&str| strsim::damerau_levenshtein(known, unknown);
+        let nearest = self.known.iter().min_by_key(distance).expect("there are settings");
+        Err(format!("--{unknown} is not a setting here; did you mean --{nearest}?"))
+    }
+}
+
+/// The complaint about a value, without passwords and control characters.
+fn refused(flag: &str, text: &str, why: &str) -> String {
+    let shown = without_userinfo(text);
+    // The reason may quote a part of the value.
+    let why = if shown == text { format!(": {}", Plain(why)) } else { String::new() };
+    format!("invalid value '{}' for --{flag}{why}", Plain(&shown))
+}
+
+/// `true` or `false`.
+pub fn switch(text: &str) -> Result<bool, &'static str> {
+    text.parse().map_err(|_| "it must be true or false")
+}
+
+/// A value of an enum, by its name.
+pub fn choice<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, Error> {
+    let text: StrDeserializer<'_, Error> = text.into_deserializer();
+    T::deserialize(text)
+}

@@ -1,0 +1,208 @@
+//! The settings of a program that embeds leasehold without a command line: values from its code.
+
+#[cfg(feature = "testing")]
+use super::LocalSettings;
+#[cfg(feature = "aws")]
+use super::RunSettings;
+use super::error::{SettingError, rename_flags};
+use super::given::{self, Values};
+use super::job_types::JobTypesFile;
+
+/// In place of the command.
+pub const HANDLER: &str = "the handler";
+
+/// The settings of `run` with these values, without a command line and without `LEASEHOLD_`
+/// variables.
+#[cfg(feature = "aws")]
+pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
+    if !has(values, "queue-url") {
+        return Err(SettingError::NoQueue.to_string());
+    }
+    if let Some(flag) = OF_A_PROGRAM.into_iter().find(|flag| has(values, flag)) {
+        return Err(SettingError::OnlyOfAProgram(flag).to_string());
+    }
+    let mut settings: RunSettings = given::read(values)?;
+    settings.work.task.command = vec![HANDLER.into()];
+    refuse_command_only(settings.work.job_types.as_ref(), values)?;
+    Ok(settings)
+}
+
+/// A worker reports only to its caller.
+const OF_A_PROGRAM: [&str; 5] =
+    ["listen", "pushgateway", "memory-guard", "termination-log", "log-format"];
+
+fn has(values: &Values, flag: &str) -> bool {
+    values.iter().any(|(name, _)| *name == flag)
+}
+
+/// The settings of `local` with these values; its folder is not used.
+#[cfg(feature = "testing")]
+pub fn local_settings(values: &Values) -> Result<LocalSettings, String> {
+    let mut settings: LocalSettings = given::read(values)?;
+    settings.work.task.command = vec![HANDLER.into()];
+    refuse_command_only(settings.work.job_types.as_ref(), values)?;
+    Ok(settings)
+}
+
+fn refuse_command_only(file: Option<&JobTypesFile>, values: &Values) -> Result<(), String> {
+    let codes = has(values, "permanent-exit-codes").then(|| "--permanent-exit-codes".to_owned());
+    match codes.or_else(|| file.and_then(command_only_field)) {
+        Some(setting) => Err(format!("{setting}: a handler does the work, and no command runs")),
+        None => Ok(()),
+    }
+}
+
+/// The first field of a job type that only applies to a command.
+pub(super) fn command_only_field(file: &JobTypesFile) -> Option<String> {
+    let path = file.path.as_deref().unwrap_or_default();
+    file.job_types.iter().find_map(|task| {
+        let has_codes =
+            || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
+        let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
+        let at = task.source.position(&format!("--{setting}")).in_file(path);
+        Some(format!("--job-types {at}: {setting}"))
+    })
+}
+
+/// A complaint with the names that code uses: `max_duration` instead of `--max-duration`.
+pub fn as_code(complaint: &str) -> String {
+    rename_flags(complaint, |flag| (!flag.is_empty()).then(|| flag.replace('-', "_")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const QUEUE: (&str, &str) = ("queue-url", "https://sqs.us-east-1.amazonaws.com/1/q");
+
+    #[cfg(feature = "aws")]
+    #[test]
+    fn values_from_code_have_the_same_defaults_and_complaints() {
+        let values = |more: &[(&'static str, &str)]| -> Values {
+            [&[QUEUE], more]
+                .concat()
+                .into_iter()
+                .map(|(flag, value)| (flag, value.into()))
+                .collect()
+        };
+        let settings =
+            run_settings(&values(&[("max-duration", "2h"), ("accept-raw", "true")])).unwrap();
+        assert_eq!(settings.work.task.visibility_timeout, Some(Duration::from_mins(2)));
+        assert_eq!(settings.work.task.max_duration, Some(Duration::from_hours(2)));
+        assert!(settings.work.accept_raw);
+        for (flag, value, complaint) in [
+            ("max-duration", "2 fortnights", "max_duration"),
+            ("max-durations", "2h", "max_durations"),
+            ("accept-raw", "yes", "'yes' for accept_raw: it must be true or false"),
+            ("listen", ":9464", "listen"),
+            ("permanent-exit-codes", "7", "permanent_exit_codes: a handler"),
+        ] {
+            let error = as_code(&run_settings(&values(&[(flag, value)])).unwrap_err());
+            assert!(error.contains(complaint) && !error.contains("--"), "{error}");
+        }
+    }
+
+    /// Texts of every form that a setting has.
+    const TEXTS: [&str; 24] = [
+        "",
+        "0",
+        "1",
+        "11",
+        "65,66",
+        "300",
+        "-1",
+        "2h30m",
+        "2 fortnights",
+        "500Mi",
+        "80%",
+        "true",
+        "requester",
+        "name",
+        "a=b,c=d",
+        "ObjectCreated:*",
+        "lambda",
+        "http://127.0.0.1:8080/work",
+        ":9464",
+        "/opt/input/",
+        "s3://bucket/prefix",
+        "s3://bucket/prefix=/mnt",
+        "uri=/s3Uri",
+        "123456789012",
+    ];
+
+    /// The same attributes declare a setting for both.
+    #[cfg(all(feature = "aws", feature = "cli"))]
+    #[test]
+    fn code_and_the_command_line_read_each_setting_alike() {
+        use clap::{ArgAction, Args, Command, FromArgMatches};
+
+        let command = RunSettings::augment_args(Command::new("run"))
+            .no_binary_name(true)
+            .args_override_self(true);
+        // Some flags have an effect only with one of these.
+        let always = [QUEUE, ("idempotency", "s3://records/x"), ("output-sse", "aws:kms")];
+        let (mut accepted, mut refused) = (0, 0);
+        for arg in command.get_arguments() {
+            let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else { continue };
+            let flag: &'static str = flag.to_owned().leak();
+            let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
+            let choices = arg.get_possible_values();
+            let choices = choices.iter().map(|choice| choice.get_name());
+            for text in TEXTS.into_iter().chain(choices) {
+                let values = always.into_iter().chain([(flag, text)]);
+                let words = values.clone().filter_map(|(name, text)| match (name, text) {
+                    (name, "true") if is_switch && name == flag => Some(format!("--{name}")),
+                    (name, _) if is_switch && name == flag => None,
+                    (name, text) => Some(format!("--{name}={text}")),
+                });
+                if is_switch && text != "true" {
+                    continue;
+                }
+                let words: Vec<_> = words.chain(["--".into(), HANDLER.into()]).collect();
+                let by_clap = command.clone().try_get_matches_from(&words);
+                let by_clap = by_clap.and_then(|matches| RunSettings::from_arg_matches(&matches));
+                let values: Values = values.map(|(name, text)| (name, text.into())).collect();
+                let in_code = given::read::<RunSettings>(&values).map(|mut settings| {
+                    settings.work.task.command = vec![HANDLER.into()];
+                    settings
+                });
+                match (by_clap, in_code) {
+                    (Ok(by_clap), Ok(in_code)) => {
+                        accepted += 1;
+                        assert_eq!(format!("{by_clap:?}"), format!("{in_code:?}"), "{words:?}");
+                    }
+                    (Err(_), Err(complaint)) => {
+                        refused += 1;
+                        assert!(complaint.contains(&format!("--{flag}")), "{complaint}");
+                    }
+                    (by_clap, in_code) => panic!("{words:?}: {by_clap:?} and {in_code:?}"),
+                }
+            }
+        }
+        assert!(accepted > 100 && refused > 100, "{accepted} accepted, {refused} refused");
+    }
+
+    #[test]
+    fn settings_that_belong_together_are_given_together() {
+        let refused = |values: &[(&'static str, &str)]| {
+            let values: Values =
+                values.iter().map(|(flag, text)| (*flag, (*text).into())).collect();
+            as_code(&given::read::<super::super::LocalSettings>(&values).unwrap_err())
+        };
+        assert_eq!(
+            refused(&[("verbose", "true"), ("quiet", "true")]),
+            "verbose cannot be used with quiet: remove one of them"
+        );
+        assert_eq!(refused(&[("work-dir", "")]), "work_dir: the path is empty");
+        assert_eq!(
+            refused(&[("output", "https://user:s3cr3t@bucket")]),
+            "invalid value 'https://[redacted]@bucket' for output"
+        );
+        assert_eq!(
+            refused(&[("max-duratoin", "1h")]),
+            "max_duratoin is not a setting here; did you mean max_duration?"
+        );
+    }
+}
