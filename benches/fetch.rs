@@ -28,12 +28,14 @@ fn main() {
     };
     let work_dir =
         WorkDir { path: path.parent().expect("a file in a folder").to_owned(), limit: None };
+    // As in a pod: one thread for the work.
     let runtime =
-        Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+        Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let work = async move {
         let config = aws::load("http://localhost/0/q", None, &[]).await.expect("settings");
         fetch(&S3::new(&config, None), &policy, None, &work_dir, &object, None, &path)
             .await
             .expect("the fetch succeeds");
-    });
+    };
+    runtime.block_on(runtime.spawn(work)).expect("no panic");
 }

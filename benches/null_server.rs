@@ -2,12 +2,12 @@
 //!
 //! `null_server MESSAGES OBJECT_BYTES [LATENCY_MS]` prints its port. It returns each message once,
 //! about one object of this size, and prints the time of the first receive, in nanoseconds since
-//! 1970. With a latency, each answer of SQS takes this long. `GET /requests` returns the number of
-//! requests to SQS so far.
+//! 1970. With a latency, each answer of SQS takes this long. `GET /requests` returns a line for each
+//! request to SQS so far, its action, and `GET /received` one for each message, when it was received.
 
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, thread};
@@ -15,8 +15,10 @@ use std::{env, thread};
 struct World {
     messages: usize,
     received: AtomicUsize,
+    /// In nanoseconds since 1970.
+    received_at: Mutex<Vec<u128>>,
     latency: Duration,
-    requests: AtomicUsize,
+    requests: Mutex<Vec<String>>,
     is_asked: AtomicBool,
     object: Vec<u8>,
 }
@@ -27,8 +29,9 @@ fn main() {
     let world = Arc::new(World {
         messages: number(1),
         received: AtomicUsize::new(0),
+        received_at: Mutex::default(),
         latency: Duration::from_millis(given(3).unwrap_or(0) as u64),
-        requests: AtomicUsize::new(0),
+        requests: Mutex::default(),
         is_asked: AtomicBool::new(false),
         object: vec![b'x'; number(2)],
     });
@@ -60,8 +63,8 @@ impl World {
             requests.read_exact(&mut body)?;
             let body = String::from_utf8_lossy(&body);
             let target = header("x-amz-target:");
-            if target.is_some() {
-                self.requests.fetch_add(1, Ordering::Relaxed);
+            if let Some(action) = target {
+                self.requests.lock().expect("no panic").push(action.replace("amazonsqs.", ""));
                 thread::sleep(self.latency);
             }
             match target {
@@ -71,7 +74,11 @@ impl World {
                 }
                 Some(_) => answer(&mut answers, "", b"{}")?,
                 None if head.starts_with("get /requests ") => {
-                    answer(&mut answers, "", self.requests.load(Ordering::Relaxed).to_string().as_bytes())?;
+                    answer(&mut answers, "", self.requests.lock().expect("no panic").join("\n").as_bytes())?;
+                }
+                None if head.starts_with("get /received ") => {
+                    let times = self.received_at.lock().expect("no panic").iter().map(u128::to_string).collect::<Vec<_>>();
+                    answer(&mut answers, "", times.join("\n").as_bytes())?;
                 }
                 None => self.object(&mut answers, header("range:"))?,
             }
@@ -80,11 +87,12 @@ impl World {
 
     fn received(&self, request: &str) -> String {
         if !self.is_asked.swap(true, Ordering::Relaxed) {
-            println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos());
+            println!("{}", now());
         }
         let most = number_after(request, r#""MaxNumberOfMessages":"#).unwrap_or(1);
         let first = self.received.fetch_add(most, Ordering::Relaxed);
         let messages: Vec<_> = (first..self.messages.min(first + most)).map(|number| self.message(number)).collect();
+        self.received_at.lock().expect("no panic").extend(messages.iter().map(|_| now()));
         if messages.is_empty() { "{}".to_owned() } else { format!(r#"{{"Messages":[{}]}}"#, messages.join(",")) }
     }
 
@@ -115,6 +123,11 @@ impl World {
         to.write_all(head.as_bytes())?;
         to.write_all(body)
     }
+}
+
+/// In nanoseconds since 1970.
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos()
 }
 
 fn number_after(text: &str, name: &str) -> Option<usize> {

@@ -21,7 +21,7 @@ use walkdir::WalkDir;
 const FLAGS_OF_OTHERS: [&str; 2] = ["--force", "--set"];
 
 /// Kubernetes sets variables like these for a Service.
-const VARIABLES_OF_OTHERS: [&str; 1] = ["LEASEHOLD_SERVICE_HOST"];
+const VARIABLES_OF_OTHERS: [&str; 2] = ["LEASEHOLD_PROGRESS_URL", "LEASEHOLD_SERVICE_HOST"];
 
 /// A page of the documentation.
 struct Page {
@@ -471,6 +471,7 @@ fn job_variables() -> BTreeSet<String> {
         checkpoint_dir: path(),
         result_file: path(),
         body_file: path(),
+        s3_record: None,
         job_file: path(),
         temporary: path(),
         traceparent: Some(text()),

@@ -190,6 +190,35 @@ async fn several_messages_are_processed_side_by_side() {
     assert_eq!((deleted, cloud.counts().await), (5, (1, 0)));
 }
 
+/// Each command lists its directory, and then leaves something in it.
+#[tokio::test]
+async fn a_message_sees_nothing_of_the_one_before() {
+    let cloud = Cloud::new(5).await;
+    let keys = ["file", "mode", "moved", "link", "process", "socket", "nothing", "none"];
+    for key in keys {
+        cloud.put(key, b"x").await;
+    }
+    let script = r#"here=${JOB_FILE%/job.json}
+        (cd "$here" && find . -printf '%P %M\n' | sed 's|^input/[^ ]*|input/NAME|' | sort) > "list.$JOB_KEY"
+        case $JOB_KEY in
+            file) touch "$TMPDIR/left" ;;
+            mode) chmod 777 "$JOB_CHECKPOINT_DIR" ;;
+            moved) mv "$here" "$here.moved" && mkdir -p "$here/tmp" ;;
+            link) rmdir "$TMPDIR" && ln -s / "$TMPDIR" ;;
+            process) cd "$TMPDIR" && setsid sh -c 'while :; do echo x > late; done' >&- 2>&- & ;;
+            socket) mkfifo "$here/fifo" ;;
+        esac"#;
+    let exited = cloud.run("--max-messages 8 --wait 1s", script).expect_exit(0).await;
+    assert_eq!(cloud.counts().await, (0, 0), "{:?}", exited.log);
+    let list = |key: &str| {
+        std::fs::read_to_string(cloud.dir.path().join(format!("list.{key}"))).expect("a list")
+    };
+    assert_eq!(list("none").lines().count(), 8, "{}", list("none"));
+    for key in keys {
+        assert_eq!(list(key), list("none"), "{key}");
+    }
+}
+
 #[tokio::test]
 async fn the_next_message_is_prefetched_and_waits_for_its_turn() {
     let cloud = Cloud::new(5).await;

@@ -19,6 +19,7 @@ use crate::support::journey::{Journey, MINUTE, RunResult, S, deletes, exits, que
 use crate::support::object_created;
 use crate::support::wire::{Call, WiredQueue};
 
+mod memory;
 mod process;
 mod shared;
 

@@ -1,5 +1,7 @@
 //! `--handler lambda`: functions that stay for many messages, with a client that misbehaves
-//! (`tests/lambda/client.py`), and with AWS's own client for Python.
+//! (`tests/lambda/client.py`). [`clients`] has AWS's own clients.
+
+mod clients;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use crate::scenarios::configured;
 use crate::support::cloud::{Cloud, ExitedRun, LIMIT, Leasehold, eventually, is_alive};
 use crate::support::facts;
-use crate::support::servers::installed;
 
 /// Kept messages stay hidden until the end of a test.
 const FLAGS: &str = "--handler lambda --accept-raw --retry-min 1h --retry-max 1h";
@@ -76,9 +77,19 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
             "must not be greater than --max-messages 9",
         ),
         (
-            "--handler lambda --batch-size 2 --batch-window 1m --max-messages 9 --max-duration 1m",
-            "must be less than --max-duration 1m",
+            "--handler lambda --batch-size 2 --max-messages 9 --visibility fixed",
+            "--batch-size does not work with --visibility fixed",
         ),
+        ("--lambda-event s3", "--lambda-event has an effect only with --handler lambda"),
+        (
+            "--handler lambda --lambda-event s3 --batch-size 2 --max-messages 9",
+            "set --batch-size 1, or --lambda-event sqs",
+        ),
+        (
+            "--handler lambda --lambda-event s3 --accept-raw",
+            "with --accept-raw a message may have none",
+        ),
+        ("--handler lambda --lambda-event sns", "invalid value 'sns'"),
         (
             "--handler lambda --batch-size 2 --max-messages 9 --output-at /out/x",
             "process 2 messages at the same time",
@@ -125,7 +136,7 @@ async fn one_process_works_on_many_messages() {
     let names = environment.as_object().unwrap().keys();
     let of_jobs: Vec<_> =
         names.filter(|it| it.starts_with("JOB_") || it.starts_with("LEASEHOLD_")).collect();
-    assert!(of_jobs.is_empty(), "{of_jobs:?}");
+    assert_eq!(of_jobs, ["LEASEHOLD_PROGRESS_URL"]);
 }
 
 #[tokio::test]
@@ -243,6 +254,7 @@ struct Pod {
 struct Lane {
     halt: CancellationToken,
     activity: Activity,
+    result_file: PathBuf,
     running: JoinHandle<Result<Exited, StartError>>,
 }
 
@@ -269,8 +281,9 @@ impl Pod {
         };
         let (halt, activity) = (CancellationToken::new(), Activity::default());
         let (lambda, halted, of_message) = (self.lambda.clone(), halt.clone(), activity.clone());
+        let result_file = command.job.result_file.clone();
         let running = tokio::spawn(async move { lambda.run(command, halted, of_message).await });
-        Lane { halt, activity, running }
+        Lane { halt, activity, result_file, running }
     }
 
     async fn works(&self) {
@@ -405,62 +418,59 @@ async fn a_message_leaves_the_window_of_its_batch_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_waits_for_the_function_is_not_stalled() {
+async fn a_message_reports_that_it_waits_for_the_function() {
     let pod = hangs(1, Duration::ZERO);
     let busy = pod.lane("a", "");
     sleep(MOMENT).await;
-    let waiting = pod.lane("b", "");
-    for second in 0..180 {
-        sleep(Duration::from_secs(1)).await;
-        assert!(waiting.activity.take(), "after {second} s");
-    }
+    assert!(!busy.activity.waiting().has_changed().unwrap(), "it did not wait");
+    let other = pod.lane("b", "");
+    sleep(Duration::from_mins(3)).await;
+    assert!(*other.activity.waiting().borrow());
     busy.halt.cancel();
     busy.ended().await;
     sleep(MOMENT).await;
-    assert!(waiting.activity.take(), "its invocation begins");
-    sleep(Duration::from_mins(3)).await;
-    assert!(!waiting.activity.take(), "the function has it, and is silent");
+    assert!(!*other.activity.waiting().borrow(), "the function has it");
 }
 
-/// The function as AWS's own client for Python runs it.
-fn python(cloud: &Cloud, flags: &str) -> Leasehold {
-    let python = installed("lambda", "python");
-    let python = python.get_program().display();
-    fs::copy(file("function.py"), cloud.dir.path().join("function.py")).unwrap();
-    let script = format!("exec '{python}' -m awslambdaric function.lambda_handler");
-    cloud.run(&format!("{FLAGS} {flags}"), &script)
+/// Each message takes 13 s. The second one arrives while the function works on the first one.
+#[tokio::test]
+async fn the_wait_for_a_busy_function_does_not_count_for_the_longest_duration() {
+    let cloud = Cloud::new(5).await;
+    cloud.send("13 s".to_owned()).await;
+    let running = run(&cloud, "--batch-size 2 --max-messages 2 --max-duration 22s --wait 15s");
+    let home = cloud.dir.path();
+    eventually("it works", async || (lines(home, "calls").len() == 1).then_some(())).await;
+    cloud.send("13 s".to_owned()).await;
+    let exited = running.expect_exit(0).await;
+    assert_eq!(cloud.counts().await, (0, 0), "{}", exited.stdout);
+    let calls = lines(cloud.dir.path(), "calls");
+    assert_eq!((calls.len(), pids(cloud.dir.path()).len()), (2, 1), "{}", exited.stdout);
+    let deadlines: Vec<_> = calls.iter().map(|call| call["deadline"].as_f64().unwrap()).collect();
+    assert!(deadlines.iter().all(|left| (13.0..22.0).contains(left)), "{deadlines:?}");
+    let of_messages = exited.log.iter().filter(|record| record["message"] == "message deleted");
+    let waited = of_messages.filter(|record| record["turn_s"].as_f64() > Some(5.0)).count();
+    assert_eq!(waited, 1, "{}", exited.stdout);
 }
 
 #[tokio::test]
-async fn awss_client_for_python_runs_a_function() {
-    let cloud = Cloud::new(5).await;
-    for body in ["describe", "raise", "fail", "good", "good"] {
-        cloud.send(body.to_owned()).await;
-    }
-    let exited = python(&cloud, "--max-messages 5").expect_exit(1).await;
-    let reasons = reasons(&exited);
-    assert_eq!((reasons.len(), cloud.counts().await), (2, (0, 2)), "{}", exited.stdout);
-    assert!(
-        reasons.iter().any(|it| it.contains("ValueError: bad row") && it.contains("function.py")),
-        "{reasons:#?}"
-    );
-    let loadings = exited.log.iter().filter(|it| it["line"] == "loading").count();
-    assert_eq!(loadings, 1, "{}", exited.stdout);
-    let described = exited.log.iter().find_map(|it| it["event"]["function"].as_str());
-    assert_eq!(described, Some(&*cloud.bucket), "{}", exited.stdout);
-    // Its own signal handler runs at the end, although it waits for an event.
-    assert!(exited.log.iter().any(|it| it["line"] == "stopping"), "{}", exited.stdout);
-}
-
-#[tokio::test]
-async fn an_import_error_of_a_python_function_is_the_reason() {
-    let cloud = Cloud::new(5).await;
-    cloud.send("good".to_owned()).await;
-    let running = python(&cloud, "");
-    fs::write(cloud.dir.path().join("function.py"), "import no_such_module\n").unwrap();
-    let exited = running.expect_exit(1).await;
-    let reasons = reasons(&exited);
-    assert!(reasons[0].contains("no_such_module"), "{reasons:#?}");
+async fn a_function_reports_its_progress_until_it_answers() {
+    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
+    fs::write(pod.home.path().join("go"), "").unwrap();
+    assert_eq!(pod.lane("a", "report").ended().await.exit, Exit::Code(0));
+    fs::remove_file(pod.home.path().join("go")).unwrap();
+    fs::remove_file(pod.home.path().join("waits")).unwrap();
+    let lane = pod.lane("b", "report");
+    let result_file = lane.result_file.clone();
+    pod.works().await;
+    assert!(lane.activity.take(), "a report is a sign of life");
+    fs::write(pod.home.path().join("go"), "").unwrap();
+    assert_eq!(lane.ended().await.exit, Exit::Code(0));
+    let report = fs::read_to_string(result_file).unwrap();
+    assert_eq!(report, "{\"metrics\":{\"rows\":5},\"progress\":0.5}\n");
+    // One about the event before is refused.
+    assert_eq!(lines(pod.home.path(), "statuses")[1], serde_json::json!([204, 404]));
+    timeout(LIMIT, pod.lambda.finish()).await.unwrap();
 }
 
 #[tokio::test]

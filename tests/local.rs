@@ -2,6 +2,7 @@
 //! cluster.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -195,4 +196,23 @@ async fn files_are_moved_and_deleted_after_success() {
     let tagged = Fixture::new();
     assert_eq!(tagged.local("--on-success tag=a:b", "true").await.code, Some(0));
     assert!(tagged.path("inbox/orders.csv").exists());
+}
+
+#[tokio::test]
+async fn a_program_that_is_gone_is_searched_again() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path("inbox/more.csv"), "3,4").unwrap();
+    let home = fixture.0.path().display();
+    for (folder, script) in [("one", "rm \"$0\"; echo one"), ("other", "echo other")] {
+        fs::create_dir(fixture.path(folder)).unwrap();
+        let program = fixture.path(folder).join("tool");
+        fs::write(&program, format!("#!/bin/sh\n{script} >> '{home}/runs'\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut program = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    program.arg("local").arg(fixture.path("inbox")).args(["--", "tool"]).kill_on_drop(true);
+    program.env("PATH", format!("{home}/one:{home}/other:/usr/bin:/bin"));
+    let output = timeout(5 * MINUTE, program.output()).await.expect("in time").unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_to_string(fixture.path("runs")).unwrap(), "one\nother\n");
 }

@@ -24,6 +24,7 @@ pub mod outcome;
 pub mod report;
 pub mod route;
 pub mod run_outcome;
+pub mod s3_event;
 pub mod s3_location;
 pub mod settings;
 pub mod stop;

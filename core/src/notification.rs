@@ -155,7 +155,7 @@ fn notification(body: &Value) -> Result<Notification, NotANotification> {
 }
 
 /// One entry of S3's `Records`.
-fn from_s3(record: &Value) -> Result<Record, NotANotification> {
+pub(super) fn from_s3(record: &Value) -> Result<Record, NotANotification> {
     // Other stores use their own name (`minio:s3`, `ceph:s3`) and their own versions; messages
     // written by hand may have neither.
     let source = text(record, "eventSource")?;
@@ -371,7 +371,7 @@ pub(super) fn for_header(
 }
 
 /// Not needed for the work, so an invalid value is not a reason to refuse the message.
-fn secondary(json: &Value, path: &str) -> Option<String> {
+pub(super) fn secondary(json: &Value, path: &str) -> Option<String> {
     text(json, path).ok().flatten().map(Cow::into_owned)
 }
 

@@ -143,6 +143,8 @@ pub struct Task {
     pub name: String,
     pub command: CommandLine,
     pub input: Input,
+    /// With `--handler lambda`.
+    pub lambda_event: LambdaEvent,
     /// Where a link to the input is, while the command runs.
     pub input_at: Option<PathBuf>,
     /// Where a link to the directory for results is, while the command runs.
@@ -219,6 +221,18 @@ pub enum Input {
     Mount,
     /// Not at all: the object is not downloaded
     None,
+}
+
+/// What a Lambda function gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
+pub enum LambdaEvent {
+    /// The event of Lambda's event source mapping for SQS
+    #[default]
+    Sqs,
+    /// S3's event about the object, as for a function that S3 invokes
+    S3,
 }
 
 /// The limits within which a message is held and worked on.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use leasehold_core::lease::{CEILING, Strategy};
 use leasehold_core::lifecycle::Policy;
 use leasehold_core::object_attributes::ObjectAttributes;
-use leasehold_core::route::{CommandLine, Input, Limits, Selection, Task};
+use leasehold_core::route::{CommandLine, Input, LambdaEvent, Limits, Selection, Task};
 use leasehold_core::settings::{Polling, Settings};
 use leasehold_core::stop::StopPlan;
 use leasehold_core::verdict::{OnStop, Retry, RetryPolicy};
@@ -23,6 +23,7 @@ pub fn task() -> Task {
         name: Task::DEFAULT.to_owned(),
         command,
         input: Input::File,
+        lambda_event: LambdaEvent::Sqs,
         input_at: None,
         output_at: None,
         missing_object: None,

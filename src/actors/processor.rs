@@ -19,7 +19,7 @@ use crate::job::report::Subject;
 use crate::job::route::Task;
 use crate::work::Worker;
 use crate::work::halt::{Halt, HaltOnDrop};
-use crate::work::workspace::Removals;
+use crate::work::workspaces::Workspaces;
 
 #[derive(Debug)]
 pub enum Message {
@@ -36,7 +36,7 @@ pub enum Message {
 pub struct Processor {
     pub worker: Arc<dyn Worker>,
     pub supervisor: DerivedActorRef<Event>,
-    pub removals: Removals,
+    pub workspaces: Workspaces,
     pub threads: WorkThreads,
     /// The time limit for dropping the checkpoints of one message.
     pub checkpoint_drop: Duration,
@@ -71,13 +71,13 @@ impl Actor for Processor {
             Message::Process(work) => {
                 let halt = Halt::default();
                 state.halt = Some(halt.clone().on_drop());
-                let (worker, removals) = (self.worker.clone(), self.removals.clone());
+                let (worker, workspaces) = (self.worker.clone(), self.workspaces.clone());
                 let supervisor = self.supervisor.clone();
                 let work = async move {
                     let report_event = move |event| drop(supervisor.cast(event));
                     // A panic on one message must not affect others. Unwinding has dropped what the
                     // work held, including its command.
-                    let processing = worker.process(*work, halt, &report_event, &removals);
+                    let processing = worker.process(*work, halt, &report_event, &workspaces);
                     let processed = AssertUnwindSafe(processing).catch_unwind().await;
                     Event::Processed(Box::new(
                         processed.unwrap_or_else(|panic| panicked(panic.as_ref())),

@@ -30,7 +30,7 @@ use crate::job::settings::Settings;
 use crate::ports::clock::Clock;
 use crate::ports::health::{Health, Ping};
 use crate::ports::{Queue, Telemetry};
-use crate::work::workspace::Removals;
+use crate::work::workspaces::Workspaces;
 use crate::work::{HALTED_REMOVAL, Worker};
 
 /// The interfaces that a run uses.
@@ -97,8 +97,9 @@ async fn run_with_permits(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
-    let (health, removals) = (world.health.clone(), Removals::default());
-    let supervisor = Supervisor { world, settings, remaining, removals: removals.clone() };
+    let workspaces = Workspaces::new(settings.policy.max_messages > 1);
+    let health = world.health.clone();
+    let supervisor = Supervisor { world, settings, remaining, workspaces: workspaces.clone() };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {
         return RunOutcome::SupervisorDied;
     };
@@ -113,8 +114,8 @@ async fn run_with_permits(
     let _ = ended.await;
     // A stop must not wait for the removal of a hundred thousand files.
     tokio::select! {
-        () = removals.finished() => {}
-        _ = stopper => drop(timeout(HALTED_REMOVAL, removals.finished()).await),
+        () = workspaces.close() => {}
+        _ = stopper => drop(timeout(HALTED_REMOVAL, workspaces.close()).await),
     }
     outcome
 }
@@ -176,7 +177,7 @@ struct Supervisor {
     settings: Settings,
     /// A permit for each message that may be received, by all runs of the pod together.
     remaining: Arc<Semaphore>,
-    removals: Removals,
+    workspaces: Workspaces,
 }
 
 struct State {
@@ -248,7 +249,7 @@ impl Actor for Supervisor {
         let processor = Processor {
             worker,
             supervisor: me.get_derived(),
-            removals: self.removals.clone(),
+            workspaces: self.workspaces.clone(),
             threads: work_threads,
             checkpoint_drop: stop.checkpoint_drop(),
         };

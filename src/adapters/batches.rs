@@ -8,21 +8,24 @@
 //! ```
 //!
 //! A call is sent at once if no request of its kind is in flight. Otherwise it waits for the answer
-//! to that request, and is sent together with all others that wait. So batches form only when calls
-//! come faster than answers. No call waits longer than [`PATIENCE`]: a long poll or a slow request
-//! delays neither a receive nor a heartbeat.
+//! to that request, and is sent together with all others that wait. A delete also waits for those of
+//! other runs that work on messages, about as long as a message takes; their runs then receive
+//! together, too. No call waits longer than [`PATIENCE`]: a long poll or a slow request delays neither
+//! a receive nor a heartbeat, and a slow run hardly delays the others.
 //!
 //! Architecture invariant: a delete is sent only before a stop of the pod, and while its permit is
 //! valid, however long it waited.
 
 mod line;
+mod runs;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::select_all;
 use tokio::sync::{OnceCell, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
@@ -30,6 +33,7 @@ use crate::job::verdict::DeletePermit;
 use crate::ports::clock::Clock;
 use crate::ports::{BATCH, BatchQueue, DeleteError, Queue, ReceiveError, VisibilityError};
 use line::{Kind, Line, Pending};
+use runs::Runs;
 
 /// A queue whose calls are combined. When it is dropped, its requests end, too.
 pub struct Batches {
@@ -41,6 +45,7 @@ struct Shared {
     queue: Arc<dyn BatchQueue>,
     clock: Clock,
     fifo: bool,
+    runs: Runs,
     /// The pod is shutting down: receive and delete nothing more.
     stop: CancellationToken,
     ended: CancellationToken,
@@ -55,12 +60,13 @@ struct Shared {
 pub const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Batches {
-    /// `clock` is that of the runs. Receives from a FIFO queue are not combined: one answer may have
+    /// `clock` is that of the `runs`. Receives from a FIFO queue are not combined: one answer may have
     /// several messages of a group, and the runs would work on them at the same time.
     pub fn new(
         queue: Arc<dyn BatchQueue>,
         clock: Clock,
         fifo: bool,
+        runs: usize,
         stop: CancellationToken,
     ) -> Self {
         let ended = CancellationToken::new();
@@ -68,6 +74,7 @@ impl Batches {
             queue,
             clock,
             fifo,
+            runs: Runs::new(runs),
             stop,
             ended: ended.clone(),
             receives: Line::default(),
@@ -86,11 +93,20 @@ impl Queue for Batches {
         wait: Duration,
         visibility: Duration,
     ) -> Result<Option<Delivery>, ReceiveError> {
-        if self.shared.fifo {
-            return self.shared.queue.receive(wait, visibility).await;
+        let Shared { fifo, queue, runs, .. } = &*self.shared;
+        let asked_at = Instant::now();
+        let waiting = runs.receives();
+        let received = if *fifo {
+            queue.receive(wait, visibility).await
+        } else {
+            // Without a request, no message was received.
+            self.shared.answer_to(Receive { wait, visibility }).await.unwrap_or(Ok(None))
+        };
+        drop(waiting);
+        if matches!(received, Ok(Some(_))) {
+            runs.has_received(asked_at);
         }
-        // Without a request, no message was received.
-        self.shared.answer_to(Receive { wait, visibility }).await.unwrap_or(Ok(None))
+        received
     }
 
     async fn change_visibility(
@@ -108,6 +124,7 @@ impl Queue for Batches {
         receipt: &ReceiptHandle,
         permit: DeletePermit,
     ) -> Result<(), DeleteError> {
+        let _deletes = self.shared.runs.deletes();
         let delete = Delete { receipt: ReceiptHandle::new(receipt.expose()), permit };
         let failed = || {
             let is_stopping = self.shared.stop.is_cancelled();
@@ -149,8 +166,26 @@ impl Shared {
     async fn send_all<K: Kind>(self: &Arc<Self>) {
         // Calls that are made in the same moment go together.
         tokio::task::yield_now().await;
-        while let Some(calls) = K::line(self).take(|calls| K::next(self, calls)) {
+        loop {
+            self.gather::<K>().await;
+            let calls = K::line(self).take(|calls| K::next(self, calls));
+            let Some(calls) = calls else { return };
             K::send(self, calls).await;
+        }
+    }
+
+    /// Waits for calls that are expected soon.
+    async fn gather<K: Kind>(&self) {
+        loop {
+            let changed = self.runs.changed();
+            let until = K::line(self).look(|waiting| K::gathers_until(self, waiting));
+            let Some(until) = until.filter(|until| *until > Instant::now()) else { return };
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                () = sleep_until(until) => return,
+                () = changed => {}
+            }
         }
     }
 }
@@ -220,13 +255,13 @@ impl Kind for Receive {
                 answer = call.try_answer(given).err();
             }
         }
-        for Pending { call, number, reply } in calls {
+        for Pending { call, number, since, reply } in calls {
             let wait = call.wait.saturating_sub(waited);
             if is_empty && wait.as_secs() == 0 {
                 let _ = reply.send(Ok(None));
             } else {
                 let call = Receive { wait, ..call };
-                Self::line(shared).join_again(Pending { call, number, reply });
+                Self::line(shared).join_again(Pending { call, number, since, reply });
             }
         }
         release(shared, unclaimed).await;
@@ -291,6 +326,15 @@ impl Kind for Delete {
         &shared.deletes
     }
 
+    /// While other runs work on messages, further deletes may come soon: after as much time as the
+    /// last message has taken since its receive.
+    fn gathers_until(shared: &Shared, waiting: &line::Calls<Self>) -> Option<Instant> {
+        let (first, last) = (waiting.front()?, waiting.back()?);
+        let works_since = shared.runs.works_since().filter(|_| waiting.len() < BATCH)?;
+        let gap = last.since.saturating_duration_since(works_since);
+        Some((last.since + gap).min(first.since + PATIENCE))
+    }
+
     fn next(shared: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
         if shared.stop.is_cancelled() {
             waiting.clear();
@@ -328,21 +372,18 @@ impl Kind for Delete {
     }
 }
 
-/// Passes each result to its run. The request ends early if no run waits for it, as a single call
-/// does: a later answer is of no use.
+/// Passes each result to its run. The request ends when the first run gives it up, as a single call
+/// does: it may not have been sent yet, and the run goes on. An extension that is sent afterwards
+/// would undo the run's release. The other runs repeat their calls.
 async fn answer_all<T>(
     request: impl Future<Output = Vec<T>>,
     mut replies: Vec<oneshot::Sender<T>>,
 ) {
-    let abandoned = async {
-        for reply in &mut replies {
-            reply.closed().await;
-        }
-    };
+    let given_up = select_all(replies.iter_mut().map(|reply| Box::pin(reply.closed())));
     let results = tokio::select! {
         biased;
         results = request => results,
-        () = abandoned => return,
+        _ = given_up => return,
     };
     for (reply, result) in replies.into_iter().zip(results) {
         // Fails if the run stopped waiting.

@@ -81,44 +81,53 @@ impl HttpHandler {
         &self,
         command: &Command,
         activity: &Activity,
-    ) -> Result<Option<RequestInWork<'_>>, StartError> {
+    ) -> Result<Option<RequestInWork<'_>>, NotReady> {
         let Some(server) = &self.server else {
-            self.accepts_connections().await.map_err(|why| self.start_error(why))?;
-            return Ok(None);
+            let ready = self.accepts_connections().await;
+            return Ok(ready.map(|()| None).map_err(|why| self.start_error(why))?);
         };
         loop {
             let process = match server.running().await {
                 Some(process) => process,
                 None => self.start(server, command).await?,
             };
-            self.process_accepts_connections(&process).await?;
             // Another request may have ended the process meanwhile.
-            if let Some(in_work) = server.works_on(process, activity.clone()) {
+            if self.process_accepts_connections(server, &process).await?
+                && let Some(in_work) = server.works_on(process, activity.clone())
+            {
                 return Ok(Some(in_work));
             }
         }
     }
 
-    async fn process_accepts_connections(&self, process: &WarmProcess) -> Result<(), StartError> {
+    /// If not, the caller looks again at which process runs.
+    async fn process_accepts_connections(
+        &self,
+        server: &Server,
+        process: &Arc<WarmProcess>,
+    ) -> Result<bool, NotReady> {
         let ready = tokio::select! {
             biased;
             ready = self.accepts_connections() => ready,
             ended = process.ended() => {
                 let exited = ended?;
+                if exited.out_of_memory.is_some() {
+                    return Err(NotReady::Ended(exited));
+                }
                 if process.is_halted() {
-                    return Ok(());
+                    return Ok(false);
                 }
                 return Err(self.start_error(format!(
                     "the server ended with {} before it accepted connections", exited.exit
-                )));
+                )).into());
             }
         };
-        if let Err(why) = ready {
-            // The error of the process counts if it is the last of several.
-            process.halt().await?;
-            return Err(self.start_error(why));
-        }
-        Ok(())
+        let Err(why) = ready else { return Ok(true) };
+        // A process that works on another request is ready, and only has no room for this one.
+        let Some(ended) = server.end_unused(process) else { return Ok(false) };
+        // The error of the process counts if it is the last of several.
+        ended.await?;
+        Err(self.start_error(why).into())
     }
 
     async fn start(
@@ -191,6 +200,19 @@ impl HttpHandler {
     }
 }
 
+/// Why no server accepts connections.
+enum NotReady {
+    Start(StartError),
+    /// Its process ran out of memory.
+    Ended(Exited),
+}
+
+impl From<StartError> for NotReady {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}
+
 async fn start_progress() -> Option<ProgressServer> {
     let server = ProgressServer::start().await;
     server
@@ -227,7 +249,11 @@ impl Runner for HttpHandler {
         let in_work = tokio::select! {
             biased;
             () = halt.cancelled() => return Ok(exited(HALTED)),
-            ready = signs_of_life(&activity, self.ready(&command, &activity)) => ready?,
+            ready = signs_of_life(&activity, self.ready(&command, &activity)) => match ready {
+                Ok(in_work) => in_work,
+                Err(NotReady::Start(error)) => return Err(error),
+                Err(NotReady::Ended(exited)) => return Ok(exited),
+            },
         };
         let process = in_work.as_ref().map(|in_work| in_work.process.clone());
         let mut ended = pin!(async {
@@ -240,8 +266,9 @@ impl Runner for HttpHandler {
             biased;
             () = halt.cancelled() => exited(HALTED),
             answer = self.answer(&command.job, &activity) => match answer {
-                // The process was halted meanwhile: its answer proves nothing.
-                Ok(_) if process.as_ref().is_some_and(|process| process.is_halted()) => {
+                // The process was halted meanwhile, as by --memory-guard: its answer proves nothing, and
+                // the reason is that of its end.
+                _ if process.as_ref().is_some_and(|process| process.is_halted()) => {
                     crashed(&command.job, ended.await)
                 }
                 Ok(exited) => {
@@ -287,7 +314,7 @@ async fn signs_of_life<T>(activity: &Activity, start: impl Future<Output = T>) -
 const HALTED: Exit = Exit::Signal(15);
 
 fn exited(exit: Exit) -> Exited {
-    Exited { exit, usage: None, stderr_tail: Vec::new(), out_of_memory: None }
+    Exited { exit, ..Exited::killed() }
 }
 
 fn failed(job: &JobFacts, why: &str) -> Exited {

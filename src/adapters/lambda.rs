@@ -25,11 +25,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::sync::{Notify, OnceCell, Semaphore, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
+use tracing::{Span, warn};
 
+use super::progress::ProgressServer;
 use super::warm::WarmProcesses;
 use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
@@ -70,6 +71,8 @@ struct Shared {
     idle: Mutex<Vec<FunctionProcess>>,
     /// One for each process that works.
     slots: Semaphore,
+    /// Started with the first process; `None` if it cannot be started.
+    progress: OnceCell<Option<ProgressServer>>,
 }
 
 /// Messages for one invocation.
@@ -106,6 +109,7 @@ impl Lambda {
             open: Mutex::default(),
             idle: Mutex::default(),
             slots: Semaphore::new(batching.processes),
+            progress: OnceCell::new(),
         }))
     }
 }
@@ -125,13 +129,17 @@ impl Runner for Lambda {
         })?;
         let (stop_grace, result_file) = (command.stop_grace, command.job.result_file.clone());
         let (answer, answered) = oneshot::channel();
-        let record = event::record(&command.job, &body, &self.0.function.source);
+        let record = match &command.job.s3_record {
+            Some(record) => record.clone(),
+            None => event::record(&command.job, &body, &self.0.function.source),
+        };
         let member = Member {
             record,
             command,
             activity: activity.clone(),
             span: Span::current(),
             halt: halt.clone(),
+            joined_at: Instant::now(),
             answer,
         };
         let progress = self.0.clone().join(member);
@@ -178,22 +186,18 @@ impl Runner for Lambda {
 /// lifecycle allows after the stop grace, a tenth of the reserve, with a grace of 3 s or more.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// The wait for a process and for more messages is not a stall. Never returns.
+/// The wait for a process and for more messages is not the work's time. Never returns.
 async fn waits(progress: &Progress, activity: &Activity) {
-    let mut again = interval(STILL_WAITS);
-    let waiting = async {
-        loop {
-            again.tick().await;
-            activity.record();
-        }
-    };
-    progress.is_sent.run_until_cancelled(waiting).await;
-    activity.record();
+    if timeout(AT_ONCE, progress.is_sent.cancelled()).await.is_err() {
+        activity.set_waiting(true);
+        progress.is_sent.cancelled().await;
+        activity.set_waiting(false);
+    }
     std::future::pending::<()>().await;
 }
 
-/// Half of the time between two looks of the watch for `--stall-timeout`.
-const STILL_WAITS: Duration = Duration::from_millis(500);
+/// Most messages find an idle process: a wait that is shorter than this is not reported.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// Reports the reason like a command. An error must not fail the work.
 fn report(result_file: &Path, reason: &str) {
@@ -263,12 +267,14 @@ impl Shared {
             return;
         }
         progress.is_sent.cancel();
+        batch.members.iter_mut().for_each(Member::has_its_turn);
         let (process, outcome) = loop {
             let (process, is_new) = match self.process_for(&batch).await {
                 Ok(process) => process,
                 Err(error) => return deal(batch.members, |_| Err(error.clone())),
             };
-            let outcome = process.invoke(&mut batch, &self.function.source).await;
+            let reports = self.progress_server().await;
+            let outcome = process.invoke(&mut batch, &self.function.source, reports).await;
             // An idle process may end just before it gets the event: then another one takes it.
             let is_untouched = !is_new && process.take_back();
             if !is_untouched || batch.members.iter().all(Member::is_given_up) {
@@ -310,9 +316,18 @@ impl Shared {
             let _ = other.warm.halt().await;
         }
         let Some(member) = batch.members.first() else { return Err(no_member()) };
+        let (command, reports) = (&member.command, self.progress_server().await);
         let started =
-            FunctionProcess::start(&self.processes, &self.function, &member.command).await?;
+            FunctionProcess::start(&self.processes, &self.function, command, reports).await?;
         Ok((started, true))
+    }
+
+    async fn progress_server(&self) -> Option<&ProgressServer> {
+        let start = async || {
+            let server = ProgressServer::start().await;
+            server.inspect_err(|error| warn!(%error, "the function cannot report progress")).ok()
+        };
+        self.progress.get_or_init(start).await.as_ref()
     }
 }
 

@@ -71,12 +71,11 @@ impl MemoryLimited {
 
     /// Adds the kernel's kills since `before` to a command that failed.
     fn with_kills(&self, ended: Exited, before: Option<u64>) -> Exited {
-        let kills = self
-            .cgroup
-            .oom_kills()
-            .zip(before)
-            .map_or(0, |(now, before)| now.saturating_sub(before));
-        if ended.exit.is_success() || kills == 0 {
+        if ended.exit.is_success() {
+            return ended;
+        }
+        let now = self.cgroup.oom_kills();
+        if now.zip(before).is_none_or(|(now, before)| now <= before) {
             return ended;
         }
         let limit = self.cgroup.limit().map_or_else(|| "unknown".to_owned(), shown);

@@ -23,14 +23,17 @@ mod program;
 mod structured;
 mod table;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{self, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -56,7 +59,7 @@ use orphans::{Commands, Family, MARKS, Stage, commands, reap_orphans, sweep};
 use output::Output;
 use pace::{KILL_LIMIT, QUICK_TICK, SLOW_TICK};
 pub use program::find_program;
-use program::start_error;
+use program::{is_executable, is_path, start_error};
 use table::{Names, Process};
 
 /// Set for the command, unless it is already set.
@@ -71,6 +74,8 @@ pub struct Processes {
     is_guarded: bool,
     /// Started with the first command: a pod that finds no message needs none.
     guard: OnceLock<Option<Arc<Guard>>>,
+    /// The programs that were found in PATH.
+    found: Mutex<BTreeMap<OsString, PathBuf>>,
 }
 
 impl Processes {
@@ -84,11 +89,16 @@ impl Processes {
         reason = "a program needs `adopting`, and must not get this by default"
     )]
     pub fn new() -> Self {
+        Self::that_adopts(false)
+    }
+
+    fn that_adopts(is_adopting: bool) -> Self {
         Self {
-            is_adopting: false,
+            is_adopting,
             reaper: OnceLock::new(),
             is_guarded: false,
             guard: OnceLock::new(),
+            found: Mutex::default(),
         }
     }
 
@@ -101,12 +111,7 @@ impl Processes {
     /// of a debugging session.
     pub fn adopting() -> io::Result<Self> {
         set_child_subreaper(true)?;
-        Ok(Self {
-            is_adopting: true,
-            reaper: OnceLock::new(),
-            is_guarded: false,
-            guard: OnceLock::new(),
-        })
+        Ok(Self::that_adopts(true))
     }
 
     /// The same, and no process of a command outlives us, whatever ends us. Only for `leasehold`
@@ -124,6 +129,22 @@ impl Processes {
             }
         };
         if self.is_guarded { self.guard.get_or_init(start).clone() } else { None }
+    }
+
+    /// The program's file: otherwise the child calls execve for each directory of PATH. If no file is
+    /// found, the kernel reports the reason.
+    fn path_of(&self, program: &OsStr) -> PathBuf {
+        if is_path(program) {
+            return program.into();
+        }
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = found.get(program).filter(|path| is_executable(path)) {
+            return path.clone();
+        }
+        match find_program(program) {
+            Ok(path) => found.entry(program.to_owned()).insert_entry(path).get().clone(),
+            Err(_) => program.into(),
+        }
     }
 
     #[expect(
@@ -144,11 +165,7 @@ impl Processes {
             .map(File::open)
             .transpose()?
             .map_or_else(Stdio::null, Stdio::from);
-        // By its path: otherwise the child calls execve for each directory of PATH. If no file is
-        // found, the kernel reports the reason.
-        let path =
-            find_program(&command.program).unwrap_or_else(|_| command.program.clone().into());
-        let mut program = process::Command::new(path);
+        let mut program = process::Command::new(self.path_of(&command.program));
         program.arg0(&command.program).args(&command.args).process_group(0);
         let ((stdout, its_stdout), (stderr, its_stderr)) = (output_pipe()?, output_pipe()?);
         program.stdin(stdin).stdout(its_stdout).stderr(its_stderr);
@@ -174,8 +191,7 @@ impl Processes {
             guard.report_start(leader, mark.as_deref());
         }
 
-        let running =
-            Running { leader, signals, our_peak: our_peak(), adopting: self.is_adopting, guard };
+        let running = Running { leader, signals, adopting: self.is_adopting, guard };
         let stdout = ChildStdout::from_std(OwnedFd::from(stdout).into())?;
         let stderr = ChildStderr::from_std(OwnedFd::from(stderr).into())?;
         Ok((running, Output::of(stdout, stderr, activity)))
@@ -189,8 +205,20 @@ fn is_ours(name: &OsStr) -> bool {
         || JobFacts::VARIABLES.iter().any(|variable| name == *variable)
 }
 
-/// Our own peak memory in bytes, which a process that we start counts as its own until its exec.
-/// `getrusage(2)` would include the peak of our parent in the same way. See proc_pid_status(5).
+/// The peak memory of a command, if it is its own: a process that we start counts our own peak as its
+/// own until its exec. Ours only grows, so it is read only if it may be too old.
+fn own_peak(peak: u64) -> Option<u64> {
+    static OURS: AtomicU64 = AtomicU64::new(0);
+    if peak <= OURS.load(Ordering::Relaxed) {
+        return None;
+    }
+    let ours = our_peak();
+    OURS.store(ours, Ordering::Relaxed);
+    Some(peak).filter(|peak| *peak > ours)
+}
+
+/// Our own peak memory in bytes, see proc_pid_status(5). `getrusage(2)` would include the peak of our
+/// parent in the same way.
 fn our_peak() -> u64 {
     const KIBIBYTE: u64 = 1024;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -245,33 +273,47 @@ impl Runner for Processes {
         }
         let (mut running, mut output) =
             self.start(&command, &activity).map_err(|err| start_error(&command.program, &err))?;
-        let halted = tokio::select! {
-            () = running.wait_for_leader() => false,
-            () = halt.cancelled() => true,
-        };
+        let halted = output
+            .forward_during(async {
+                tokio::select! {
+                    () = running.wait_for_leader() => false,
+                    () = halt.cancelled() => true,
+                }
+            })
+            .await;
         if halted {
             // Waits for all processes, even after the leader has exited: a shell ends at once at
             // SIGTERM, but the program that it started needs time to save its state.
             running.terminate();
-            if timeout(command.stop_grace, running.wait_for_family()).await.is_err() {
+            let ending = output.forward_during(running.wait_for_family());
+            if timeout(command.stop_grace, ending).await.is_err() {
                 warn!(grace = ?command.stop_grace, "the command did not exit within --stop-grace after SIGTERM; killing it");
             }
-        } else {
+        } else if !output.is_forwarded() {
             let ending = async { tokio::join!(output.drain(), running.end_escaped()) };
             tokio::select! {
                 _ = ending => {}
                 () = halt.cancelled() => {}
             }
         }
-        let (exit, used) = running.end().await;
+        let Ended { exit, used, left_no_process } = output.forward_during(running.end()).await;
         output.drain().await;
         Ok(Exited {
             exit,
             usage: Some(used),
             stderr_tail: output.stderr_tail(),
             out_of_memory: None,
+            left_no_process,
         })
     }
+}
+
+/// How a command ended that is reaped.
+struct Ended {
+    exit: Exit,
+    used: ResourceUsage,
+    /// Whether it is certain that none of its processes remain.
+    left_no_process: bool,
 }
 
 /// A command that is not reaped yet. Dropping it kills its group.
@@ -279,8 +321,6 @@ struct Running {
     /// Its pid, which is also its group's number.
     leader: i32,
     signals: unix::Signal,
-    /// Our own peak memory before the start, in bytes.
-    our_peak: u64,
     adopting: bool,
     guard: Option<Arc<Guard>>,
 }
@@ -372,9 +412,9 @@ impl Running {
 
     /// Kills the remaining processes of the command, waits until they are gone, and only then reaps
     /// the leader.
-    async fn end(&mut self) -> (Exit, ResourceUsage) {
-        if let Some(ended) = self.end_at_once() {
-            return ended;
+    async fn end(&mut self) -> Ended {
+        if let Some((exit, used)) = self.end_at_once() {
+            return Ended { exit, used, left_no_process: true };
         }
         // In this order: processes of a leader that ends during the look would not be found.
         let mut ended = self.has_leader_ended();
@@ -391,7 +431,8 @@ impl Running {
         if !remaining.is_empty() {
             warn!(processes = %Names(&remaining), "SIGKILL did not end the processes that the command left running");
         }
-        self.reap(&mut commands())
+        let (exit, used) = self.reap(&mut commands());
+        Ended { exit, used, left_no_process: false }
     }
 
     /// The usual end, without a look at every process of the machine: the leader has ended, and a
@@ -419,8 +460,8 @@ impl Running {
             guard.report_reap(self.leader);
         }
         let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
-        let peak_memory = Some(rusage.maxrss).filter(|peak| *peak > self.our_peak);
-        let used = ResourceUsage { cpu: rusage.utime + rusage.stime, peak_memory };
+        let (cpu, peak_memory) = (rusage.utime + rusage.stime, own_peak(rusage.maxrss));
+        let used = ResourceUsage { cpu, peak_memory };
         (exit.expect("ended by exit or by a signal"), used)
     }
 

@@ -34,8 +34,9 @@ pub struct ProgressServer {
 }
 
 /// The jobs in work. Their keys are random, since one pod may have two deliveries of one message.
+/// Several jobs may share a key.
 #[derive(Default)]
-struct Jobs(Mutex<HashMap<String, Target>>);
+struct Jobs(Mutex<HashMap<String, Vec<Target>>>);
 
 #[derive(Clone)]
 struct Target {
@@ -69,9 +70,20 @@ impl ProgressServer {
 
     /// Accepts reports about the job until the result is dropped.
     pub fn accept(&self, job: &JobFacts, activity: &Activity) -> Accepted {
-        let target = Target { result_file: job.result_file.clone(), activity: activity.clone() };
-        let key = format!("{:032x}", fastrand::u128(..));
-        self.jobs.all().insert(key.clone(), target);
+        self.accept_all(format!("{:032x}", fastrand::u128(..)), [(job, activity)].into_iter())
+    }
+
+    /// The same with this key for several jobs, each of which gets every report.
+    pub fn accept_all<'a>(
+        &self,
+        key: String,
+        jobs: impl Iterator<Item = (&'a JobFacts, &'a Activity)>,
+    ) -> Accepted {
+        let target = |(job, activity): (&JobFacts, &Activity)| Target {
+            result_file: job.result_file.clone(),
+            activity: activity.clone(),
+        };
+        self.jobs.all().insert(key.clone(), jobs.map(target).collect());
         let url = format!("{}/{key}", self.url());
         Accepted { url, key, jobs: self.jobs.clone() }
     }
@@ -91,7 +103,7 @@ impl Drop for Accepted {
 }
 
 impl Jobs {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Target>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Vec<Target>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,18 +151,26 @@ async fn report(jobs: &Jobs, request: Request<Incoming>) -> Result<(), Refusal> 
         return Err((StatusCode::METHOD_NOT_ALLOWED, "only PUT is supported"));
     }
     let key = request.uri().path().strip_prefix("/progress/").unwrap_or_default();
-    let target = jobs.all().get(key).cloned();
-    let target = target.ok_or((StatusCode::NOT_FOUND, "no request with this URL is in work"))?;
+    let targets = jobs.all().get(key).cloned();
+    let targets = targets.ok_or((StatusCode::NOT_FOUND, "no request with this URL is in work"))?;
     let body = Limited::new(request.into_body(), LONGEST_REPORT).collect();
     let body = timeout(IDLE_LIMIT, body).await;
     let body = body.map_err(|_| (StatusCode::REQUEST_TIMEOUT, "the body is not complete"))?;
     let body = body.map_err(|_| (StatusCode::PAYLOAD_TOO_LARGE, "it has more than 16 KiB"))?;
     let fields: Map<String, Value> = serde_json::from_slice(&body.to_bytes())
         .map_err(|_| (StatusCode::BAD_REQUEST, "it is not a JSON object"))?;
-    // The job may have ended meanwhile, and its file is removed with its directory.
-    let full = (StatusCode::INSUFFICIENT_STORAGE, "the result file cannot take it");
-    append(&target.result_file, &Value::Object(fields)).map_err(|_| full)?;
-    target.activity.record();
+    let report = Value::Object(fields);
+    let mut is_taken = false;
+    for target in &targets {
+        if append(&target.result_file, &report).is_ok() {
+            target.activity.record();
+            is_taken = true;
+        }
+    }
+    if !is_taken {
+        // The jobs may have ended meanwhile, and their files are removed with their directories.
+        return Err((StatusCode::INSUFFICIENT_STORAGE, "the result file cannot take it"));
+    }
     Ok(())
 }
 
@@ -227,6 +247,24 @@ mod tests {
         assert_eq!(send(&in_work.url, "PUT", "{}").await, "204");
         assert!(second.path().join("result.jsonl").exists());
         assert!(!first.path().join("result.jsonl").exists());
+    }
+
+    #[tokio::test]
+    async fn a_report_about_several_jobs_goes_to_each_that_is_left() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let server = ProgressServer::start().await.unwrap();
+        let jobs = [job("a", one.path()), job("b", other.path())];
+        let activities = [Activity::default(), Activity::default()];
+        let _accepted = server.accept_all("id".to_owned(), jobs.iter().zip(&activities));
+        let url = format!("{}/id", server.url());
+        assert_eq!(send(&url, "PUT", "{}").await, "204");
+        assert!(activities.iter().all(Activity::take));
+        one.close().unwrap();
+        assert_eq!(send(&url, "PUT", "{}").await, "204");
+        assert_eq!(activities.each_ref().map(Activity::take), [false, true]);
+        assert_eq!(std::fs::read_to_string(&jobs[1].result_file).unwrap(), "{}\n{}\n");
+        other.close().unwrap();
+        assert_eq!(send(&url, "PUT", "{}").await, "507");
     }
 
     #[tokio::test]

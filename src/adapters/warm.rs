@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Span, info, warn};
 
-use crate::ports::{Activity, Command, Exited, Runner, StartError};
+use crate::ports::{Activity, Command, Exited, OutOfMemory, Runner, StartError};
 
 /// Starts processes that stay, for the messages of one pod.
 pub struct WarmProcesses {
@@ -130,7 +130,13 @@ fn counted(
         return how;
     }
     let last = match how {
-        Ok(exited) => format!("the last one with {}", exited.exit),
+        Ok(Exited { exit, out_of_memory: None, .. }) => format!("the last one with {exit}"),
+        Ok(Exited {
+            out_of_memory: Some(OutOfMemory::Guard(why) | OutOfMemory::Kernel(why)),
+            ..
+        }) => {
+            format!("the last one ran out of memory: {why}")
+        }
         Err(error) => error.why,
     };
     Err(given_up(program, &last))

@@ -136,9 +136,8 @@ impl Runner for InProcess {
         }
         Ok(Exited {
             exit: Exit::Handler(how),
-            usage: None,
             stderr_tail: reason.into_iter().collect(),
-            out_of_memory: None,
+            ..Exited::killed()
         })
     }
 }

@@ -410,6 +410,7 @@ impl JobBuilder {
             checkpoint_dir: path("checkpoint"),
             result_file: path("result.jsonl"),
             body_file: path("body"),
+            s3_record: None,
             job_file: path("job.json"),
             temporary: home.path().to_owned(),
             traceparent: None,

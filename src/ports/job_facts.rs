@@ -47,6 +47,9 @@ pub struct JobFacts {
     pub result_file: PathBuf,
     #[serde(serialize_with = "path")]
     pub body_file: PathBuf,
+    /// The record of S3's event, for a Lambda function with `--lambda-event s3`.
+    #[serde(skip)]
+    pub s3_record: Option<Value>,
     /// This and the following fields are in the environment only.
     #[serde(skip)]
     pub job_file: PathBuf,
@@ -160,6 +163,7 @@ impl JobFacts {
             checkpoint_dir: PathBuf::new(),
             result_file: PathBuf::new(),
             body_file: PathBuf::new(),
+            s3_record: None,
             job_file: PathBuf::new(),
             temporary: PathBuf::new(),
             traceparent: None,
@@ -170,7 +174,7 @@ impl JobFacts {
 
     /// The content of `JOB_FILE`.
     pub fn to_json(&self) -> String {
-        Value::Object(self.fields()).to_string()
+        serde_json::to_string(self).expect("a struct of texts and numbers is an object")
     }
 
     /// The same facts as variables.
@@ -181,7 +185,7 @@ impl JobFacts {
                 number @ (Value::Bool(_) | Value::Number(_)) => number.to_string(),
                 Value::Null | Value::Array(_) | Value::Object(_) => return None,
             };
-            fits(&value).then(|| (format!("JOB_{}", name.to_uppercase()).into(), value.into()))
+            fits(&value).then(|| (variable_of(&name).into(), value.into()))
         };
         let fields = self.fields().into_iter().filter(|(name, _)| name != "version");
         let mut env: Vec<_> = fields.filter_map(variable).collect();
@@ -204,6 +208,10 @@ impl JobFacts {
             other => unreachable!("a struct of texts and numbers is an object: {other:?}"),
         }
     }
+}
+
+fn variable_of(name: &str) -> String {
+    ["JOB_", &name.to_ascii_uppercase()].concat()
 }
 
 /// May the value be in the environment? An environment cannot hold a NUL, a line break could begin
@@ -263,6 +271,7 @@ mod tests {
             checkpoint_dir: "checkpoint".into(),
             result_file: "result.jsonl".into(),
             body_file: "body".into(),
+            s3_record: None,
             job_file: "job.json".into(),
             temporary: "tmp".into(),
             tracestate: Some("a=1\nLD_PRELOAD=x".to_owned()),

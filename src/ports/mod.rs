@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -361,12 +362,13 @@ pub trait Runner: Send + Sync {
     async fn finish(&self) {}
 }
 
-/// Set whenever a command prints something.
+/// Set whenever a command prints something, or waits for its turn.
 #[derive(Debug, Clone, Default)]
 pub struct Activity {
     is_recorded: Arc<AtomicBool>,
     /// Only for a process that works on one message after another.
     current: Arc<Mutex<Option<CurrentWork>>>,
+    waits: Arc<watch::Sender<bool>>,
 }
 
 /// What a process that stays works on, or worked on last.
@@ -389,6 +391,17 @@ impl Activity {
     /// Was there activity since the last call?
     pub fn take(&self) -> bool {
         self.is_recorded.swap(false, Ordering::Relaxed)
+    }
+
+    /// From now on, the run waits for the end of other work, which does not count as its own time;
+    /// or it has its turn.
+    pub fn set_waiting(&self, waits: bool) {
+        self.waits.send_replace(waits);
+    }
+
+    /// Whether it waits.
+    pub fn waiting(&self) -> watch::Receiver<bool> {
+        self.waits.subscribe()
     }
 
     /// From now on, the process works on messages with these activities, and its lines belong to
@@ -458,6 +471,8 @@ pub struct Exited {
     pub stderr_tail: Vec<String>,
     /// How it ran out of memory, if it did.
     pub out_of_memory: Option<OutOfMemory>,
+    /// Whether it is certain that none of its processes remain, which could still write files.
+    pub left_no_process: bool,
 }
 
 /// Both have the details as a text.
@@ -472,7 +487,13 @@ pub enum OutOfMemory {
 impl Exited {
     /// A run that was dropped, which kills the command.
     pub fn killed() -> Self {
-        Self { exit: Exit::Signal(9), usage: None, stderr_tail: Vec::new(), out_of_memory: None }
+        Self {
+            exit: Exit::Signal(9),
+            usage: None,
+            stderr_tail: Vec::new(),
+            out_of_memory: None,
+            left_no_process: false,
+        }
     }
 }
 

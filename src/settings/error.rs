@@ -59,14 +59,21 @@ pub enum SettingError {
     #[error("--batch-size {0} is over 10, the most that SQS has in a batch")]
     BatchSize(usize),
     #[error("{0} has an effect only with --handler lambda: set --handler lambda, or remove it")]
-    NoBatches(&'static str),
+    NoLambda(&'static str),
+    #[error(
+        "--lambda-event s3 is an event about one object, and --batch-size {0} puts several messages into an event: set --batch-size 1, or --lambda-event sqs"
+    )]
+    BatchOfS3(usize),
+    #[error(
+        "--lambda-event s3 is an event about an object, and with --accept-raw a message may have none: remove one of them"
+    )]
+    EventOfNoObject,
     #[error("--batch-window has no effect with --batch-size 1: set --batch-size to 2 or more")]
     WindowOfOne,
     #[error(
-        "--batch-window {} must be less than --max-duration {}, which counts from the receive",
-        show(.window), show(.max_duration)
+        "--batch-size does not work with --visibility fixed, because a message may wait for a busy function: set --visibility heartbeat, or --batch-size 1"
     )]
-    BatchWindow { window: Duration, max_duration: Duration },
+    BatchOfFixed,
     #[error(
         "--batch-size {batch_size} times --concurrency {concurrency} must not be greater than --max-messages {max_messages}"
     )]
@@ -121,6 +128,10 @@ pub enum SettingError {
         "--command has no effect in a job type with --handler http://: one server gets the work of all job types, and JOB_TYPE is in each request as type"
     )]
     CommandOfServer,
+    #[error(
+        "--memory-guard has no effect on a server in another container: remove it, or start the server with a COMMAND after --"
+    )]
+    GuardOfNothing,
     #[error("--checkpoint-interval has no effect without --checkpoint")]
     NoCheckpoint,
     #[error("{0} has no effect without --output")]

@@ -26,7 +26,7 @@ use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
 use crate::job::lifecycle::Policy;
 use crate::job::mount::Mount;
-use crate::job::route::{Input, JobType, Limits, Match, Selection, Task};
+use crate::job::route::{Input, JobType, LambdaEvent, Limits, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
 #[cfg(feature = "pushgateway")]
@@ -175,6 +175,9 @@ impl TryFrom<RunSettings> for RunConfig {
         let fifo = queue_url::is_fifo(&queue_url);
         let has_records = records.idempotency.is_some();
         let work = resolve(work, Defaults { has_records, ..IN_A_POD }, fifo)?;
+        if memory_guard.is_some() && work.handler.is_http() && !work.http.has_command {
+            return Err(SettingError::GuardOfNothing);
+        }
         let lanes = concurrency * work.batch.size;
         check_shared_paths(&work.settings.policy, lanes)?;
         check_prefetch(&work.settings.policy, lanes, prefetch)?;
@@ -326,6 +329,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
     }
     let batch = Batch { size: args.batch_size, window: args.batch_window };
     check_batch(batch, &args.handler, job_types.iter().map(|it| &it.limits).chain([&limits]))?;
+    check_lambda_event(batch, job_types.iter().map(|it| &*it.task).chain(&task))?;
     let mounts = mounts(args.mount, job_types.iter().map(|it| &*it.task).chain(&task))?;
     Ok(WorkConfig {
         settings: Settings {
@@ -400,33 +404,43 @@ fn resolve_job_types(
     if job_types.is_empty() { Err(SettingError::NoJobTypes) } else { Ok(job_types) }
 }
 
-/// Messages of a batch are received one after another, so a batch must be able to wait for them.
 fn check_batch<'a>(
     Batch { size, window }: Batch,
     handler: &Handler,
-    limits: impl Iterator<Item = &'a Limits>,
+    mut limits: impl Iterator<Item = &'a Limits>,
 ) -> Result<(), SettingError> {
     let has_batches = *handler == Handler::Lambda;
     match size {
         0 => return Err(SettingError::Zero("batch-size")),
         1 if !window.is_zero() && has_batches => return Err(SettingError::WindowOfOne),
         1 => {}
-        _ if !has_batches => return Err(SettingError::NoBatches("--batch-size")),
+        _ if !has_batches => return Err(SettingError::NoLambda("--batch-size")),
         2..=MOST_IN_A_BATCH => {}
         _ => return Err(SettingError::BatchSize(size)),
     }
     if !window.is_zero() && !has_batches {
-        return Err(SettingError::NoBatches("--batch-window"));
+        return Err(SettingError::NoLambda("--batch-window"));
     }
-    let mut max_durations = limits.map(|limits| limits.max_duration);
-    match max_durations.find(|max_duration| window >= *max_duration) {
-        Some(max_duration) => Err(SettingError::BatchWindow { window, max_duration }),
-        None => Ok(()),
+    // One visibility timeout would have to cover the wait for a busy function, too.
+    if size > 1 && limits.any(|limits| matches!(limits.strategy, Strategy::Fixed(_))) {
+        return Err(SettingError::BatchOfFixed);
     }
+    Ok(())
 }
 
 /// As of SQS's batch requests.
 const MOST_IN_A_BATCH: usize = 10;
+
+/// An event of S3 has one object.
+fn check_lambda_event<'a>(
+    Batch { size, .. }: Batch,
+    mut tasks: impl Iterator<Item = &'a Task>,
+) -> Result<(), SettingError> {
+    if size > 1 && tasks.any(|task| task.lambda_event == LambdaEvent::S3) {
+        return Err(SettingError::BatchOfS3(size));
+    }
+    Ok(())
+}
 
 fn names(lists: Vec<List<BucketName>>) -> Vec<String> {
     lists.into_iter().flat_map(|list| list.0).map(|bucket| bucket.0).collect()

@@ -20,7 +20,7 @@ use crate::job::object_attributes::{CannedAcl, ObjectAttributes, StorageClass, T
 use crate::job::object_from::ObjectFrom;
 use crate::job::on_success::OnSuccess;
 use crate::job::route::{
-    self, Checkpointing, CommandLine, Input, JobType, Limits, MissingObject, Task,
+    self, Checkpointing, CommandLine, Input, JobType, LambdaEvent, Limits, MissingObject, Task,
 };
 use crate::job::s3_location::LocationTemplate;
 use crate::job::stop::StopPlan;
@@ -54,6 +54,10 @@ pub struct TaskSettings {
     /// How the command gets the object [default: file; none with --handler lambda]
     #[arg(long, value_enum, help_heading = WORK)]
     pub input: Option<Input>,
+
+    /// The event that the function of --handler lambda gets [default: sqs]
+    #[arg(long, value_enum, value_name = "EVENT", help_heading = WORK, hide_short_help = true)]
+    pub lambda_event: Option<LambdaEvent>,
 
     /// Where a message that is not an S3 notification names its object, as JSON Pointers
     ///
@@ -242,6 +246,7 @@ impl TaskSettings {
             r#match,
             command,
             input,
+            lambda_event,
             input_at,
             output_at,
             object_from,
@@ -276,6 +281,7 @@ impl TaskSettings {
             r#match,
             command: if command.is_empty() { other.command } else { command },
             input: input.or(other.input),
+            lambda_event: lambda_event.or(other.lambda_event),
             input_at: input_at.or(other.input_at),
             output_at: output_at.or(other.output_at),
             object_from: object_from.or(other.object_from),
@@ -340,6 +346,13 @@ impl TaskSettings {
             self.check_for_warm_worker(input)?;
         }
         let gets_bodies = pod.accept_raw && may_get_bodies;
+        let lambda_event = self.lambda_event.unwrap_or_default();
+        if self.lambda_event.is_some() && pod.handler != Handler::Lambda {
+            return Err(SettingError::NoLambda("--lambda-event"));
+        }
+        if gets_bodies && lambda_event == LambdaEvent::S3 {
+            return Err(SettingError::EventOfNoObject);
+        }
         // A function gets the body in its event.
         if gets_bodies && input == Input::None && pod.handler != Handler::Lambda {
             return Err(SettingError::NoInput);
@@ -387,6 +400,7 @@ impl TaskSettings {
             name: self.name.0.clone(),
             command,
             input,
+            lambda_event,
             input_at,
             output_at,
             missing_object: self.missing_object,

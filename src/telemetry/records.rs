@@ -122,7 +122,10 @@ pub const FIELDS: [(&str, &str); 44] = [
     ("next", "What happens to the message next"),
     ("receive_s", "Duration of the receive request, in seconds"),
     ("fetch_s", "Duration of the downloads, in seconds"),
-    ("turn_s", "How long the command had to wait for others to end, with --prefetch, in seconds"),
+    (
+        "turn_s",
+        "How long the command had to wait for others to end, with --prefetch or --batch-size, in seconds",
+    ),
     ("command_s", "Duration of the commands, in seconds"),
     ("publish_s", "Duration of the uploads, in seconds"),
     ("settle_s", "Duration of the delete or the release, in seconds"),

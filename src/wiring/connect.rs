@@ -103,7 +103,7 @@ pub async fn connect(
     let sqs = if work.handler.stays() { sqs.with_all_attributes() } else { sqs };
     let queue: Arc<dyn Queue> = if runs > 1 {
         let fifo = work.settings.policy.fifo;
-        Arc::new(Batches::new(Arc::new(sqs), clock, fifo, stop.clone()))
+        Arc::new(Batches::new(Arc::new(sqs), clock, fifo, runs, stop.clone()))
     } else {
         Arc::new(sqs)
     };

@@ -102,7 +102,6 @@ impl Checkpoints {
         });
         let folder = location.key(&format!("{}/{number}/", subject.message_id));
         let directory = space.checkpoint();
-        fs::create_dir(&directory).map_err(|error| Failure::Start(work_dir.failed(&error)))?;
         let identity = Identity::of(&directory)
             .map_err(|why| Failure::Start(format!("JOB_CHECKPOINT_DIR: {why}")))?;
         let mut checkpoint = Checkpoint {

@@ -83,6 +83,7 @@ impl JobContext<'_> {
             checkpoint_dir: space.checkpoint(),
             result_file: space.result_file(),
             body_file: space.body_file(),
+            s3_record: None,
             job_file: space.job_file(),
             temporary: space.tmp(),
             traceparent: traceparent.clone(),

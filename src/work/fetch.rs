@@ -2,6 +2,7 @@
 
 mod download;
 pub mod mounted;
+mod ramp;
 
 use std::fs::File;
 use std::path::Path;
@@ -18,14 +19,14 @@ use crate::job::outcome::Failure;
 use crate::job::route::MissingObject;
 use crate::ports::checksum::{Algorithm, Checksum};
 use crate::ports::{FetchError, ObjectBody, ObjectStore};
-use download::{Download, Downloaded, Stopped, UNKNOWN};
+use download::{Counts, Download, Downloaded, Stopped, UNKNOWN};
 
 /// The settings for reading objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchPolicy {
     /// The buckets to read from; any if it is empty.
     pub buckets: Vec<String>,
-    /// The number of connections for a large object.
+    /// The most connections for a large object.
     pub streams: usize,
     /// The mounted buckets.
     pub mounts: Vec<Mount>,
@@ -195,6 +196,7 @@ async fn download(
         file: file.clone(),
         unclaimed: Mutex::new(0..size.unwrap_or(UNKNOWN)),
         size,
+        counts: Counts::default(),
     };
     let streams =
         if is_parallelizable(size, &download.object, download.algorithm) { streams } else { 1 };

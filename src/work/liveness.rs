@@ -6,7 +6,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tracing::info;
 
 use super::result_file::ResultFile;
@@ -22,7 +22,7 @@ pub type ReportEvent = dyn Fn(Event) + Send + Sync;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// … and one that has not reported progress in its first seconds: most never do, and run for hours.
-const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const SLOW_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 const STARTUP: Duration = Duration::from_secs(20);
 
 /// The minimum interval between log records of progress; other reports are not limited.
@@ -49,35 +49,59 @@ struct Watched {
     is_logged: bool,
     active_at: Duration,
     stalled: bool,
+    /// When the wait for its turn began, if it waits.
+    waits_since: Option<Duration>,
 }
 
 impl Watch<'_> {
-    pub async fn watch<T>(&self, command: impl Future<Output = T>) -> T {
-        let mut command = pin!(command);
+    /// Adds the time for which the command waits for its turn to `waited`.
+    pub async fn watch<T>(&self, command: impl Future<Output = T>, waited: &mut Duration) -> T {
+        let (mut command, mut waiting) = (pin!(command), self.activity.waiting());
         let began_at = self.clock.now();
         let mut watched = Watched { active_at: began_at, ..Watched::default() };
         loop {
             let is_new = self.clock.now().saturating_sub(began_at) < STARTUP;
             let is_watched = is_new || self.stall_timeout.is_some() || watched.progress.is_some();
-            match timeout(
-                if is_watched { CHECK_INTERVAL } else { SLOW_CHECK_INTERVAL },
-                &mut command,
-            )
-            .await
-            {
-                Ok(ended) => {
+            let interval = if is_watched { CHECK_INTERVAL } else { SLOW_CHECK_INTERVAL };
+            tokio::select! {
+                biased;
+                ended = &mut command => {
+                    *waited += self.turn(false, &mut watched);
                     self.check_progress(&mut watched);
                     return ended;
                 }
-                Err(_) => self.check(&mut watched),
+                Ok(()) = waiting.changed() => {
+                    let waits = *waiting.borrow_and_update();
+                    *waited += self.turn(waits, &mut watched);
+                }
+                () = sleep(interval) => self.check(&mut watched),
             }
+        }
+    }
+
+    /// Reports that a wait begins or ends; returns how long the wait was that ends.
+    fn turn(&self, waits: bool, watched: &mut Watched) -> Duration {
+        let now = self.clock.now();
+        match (waits, watched.waits_since) {
+            (true, None) => {
+                watched.waits_since = Some(now);
+                (self.report_event)(Event::WaitsForTurn);
+                Duration::ZERO
+            }
+            (false, Some(since)) => {
+                let this = now.saturating_sub(since);
+                (watched.waits_since, watched.active_at) = (None, now);
+                (self.report_event)(Event::HasTurn(this));
+                this
+            }
+            (true, Some(_)) | (false, None) => Duration::ZERO,
         }
     }
 
     fn check(&self, watched: &mut Watched) {
         let now = self.clock.now();
         let progressed = self.check_progress(watched);
-        if self.activity.take() || progressed {
+        if self.activity.take() || progressed || watched.waits_since.is_some() {
             watched.active_at = now;
         }
         if let (Some(progress), false) = (&watched.progress, watched.is_logged)
@@ -113,5 +137,63 @@ impl Watch<'_> {
         (self.report_event)(Event::Progressed(progress.clone()));
         (watched.progress, watched.is_logged) = (Some(progress), false);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_for_the_turn_is_reported_and_is_not_a_stall() {
+        let events = Arc::<Mutex<Vec<Event>>>::default();
+        let reported = events.clone();
+        let report_event = move |event| reported.lock().unwrap().push(event);
+        let activity = Activity::default();
+        let watch = Watch {
+            clock: Clock::start(),
+            stall_timeout: Some(Duration::from_secs(30)),
+            result_file: Path::new("/nonexistent"),
+            activity: activity.clone(),
+            objects: (0, 1),
+            report_event: &report_event,
+        };
+        let command = async {
+            activity.set_waiting(true);
+            sleep(Duration::from_secs(100)).await;
+            activity.set_waiting(false);
+            sleep(Duration::from_secs(20)).await;
+            assert_eq!(events.lock().unwrap().len(), 2, "20 s are not yet a stall");
+            sleep(Duration::from_secs(20)).await;
+        };
+        let mut waited = Duration::ZERO;
+        watch.watch(command, &mut waited).await;
+        let events = events.lock().unwrap();
+        let [Event::WaitsForTurn, Event::HasTurn(this), Event::Stalled] = events[..] else {
+            panic!("{events:?}")
+        };
+        assert_eq!((this.as_secs(), waited), (100, this));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_with_the_command() {
+        let activity = Activity::default();
+        let watch = Watch {
+            clock: Clock::start(),
+            stall_timeout: None,
+            result_file: Path::new("/nonexistent"),
+            activity: activity.clone(),
+            objects: (0, 1),
+            report_event: &|_| {},
+        };
+        let mut waited = Duration::ZERO;
+        let command = async {
+            activity.set_waiting(true);
+            sleep(Duration::from_secs(7)).await;
+        };
+        watch.watch(command, &mut waited).await;
+        assert_eq!(waited.as_secs(), 7);
     }
 }

@@ -18,6 +18,7 @@ pub mod result_file;
 mod run;
 mod stages;
 pub mod workspace;
+pub mod workspaces;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,10 +31,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::job::lifecycle::{Processed, Work};
-use crate::job::notification::Record;
+use crate::job::notification::{Object, Record};
 use crate::job::outcome::{Failure, Outcome, WorkRecord};
 use crate::job::report::Subject;
-use crate::job::route::{Content, Task};
+use crate::job::route::{Content, Input, Task};
 use crate::job::stop::WorkStop;
 use crate::ports::clock::Clock;
 use crate::ports::{Activity, ObjectStore, Outbox, Runner};
@@ -45,20 +46,21 @@ use last_error::with_last_error;
 pub use liveness::ReportEvent;
 use liveness::Watch;
 use object_work::{Done, ObjectWork, Runtime, Until};
-use workspace::{Removals, WorkDir, Workspace};
+use workspace::WorkDir;
+use workspaces::Workspaces;
 
 /// Does the work on a message.
 #[async_trait]
 pub trait Worker: Send + Sync {
     /// Works on every object of the message, one after another, until the first failure or until
-    /// halted. After this returns, or is dropped, only the removal of files in `removals`
+    /// halted. After this returns, or is dropped, only the removal of files in `workspaces`
     /// continues.
     async fn process(
         &self,
         work: Work,
         halt: Halt,
         report_event: &ReportEvent,
-        removals: &Removals,
+        workspaces: &Workspaces,
     ) -> Processed;
 
     /// Drops the checkpoints of a deleted message; those not dropped within `limit` stay.
@@ -93,10 +95,10 @@ impl Worker for CommandWorker {
         work: Work,
         halt: Halt,
         report_event: &ReportEvent,
-        removals: &Removals,
+        workspaces: &Workspaces,
     ) -> Processed {
         let mut facts = WorkRecord::default();
-        let all = self.process_all(&work, &halt, report_event, removals, &mut facts);
+        let all = self.process_all(&work, &halt, report_event, workspaces, &mut facts);
         let outcome = all.await.unwrap_or_else(Outcome::Failed);
         Processed { outcome, work: facts }
     }
@@ -115,7 +117,7 @@ impl CommandWorker {
         work: &Work,
         halt: &Halt,
         report_event: &ReportEvent,
-        removals: &Removals,
+        workspaces: &Workspaces,
         facts: &mut WorkRecord,
     ) -> Result<Outcome, Failure> {
         let is_checkpointed = self.checkpointing(&work.task).is_some();
@@ -144,11 +146,12 @@ impl CommandWorker {
                 key = object.map(|object| &object.key),
             );
             let name = object.map_or("message", |object| &object.key);
-            let is_halted = halt.requested.run_until_cancelled(removals.finished()).await.is_none();
+            let is_halted =
+                halt.requested.run_until_cancelled(workspaces.finished()).await.is_none();
             if is_halted {
                 return Err(Failure::Halted);
             }
-            let space = Workspace::create(&self.work_dir, name).map_err(Failure::Start)?;
+            let space = workspaces.create(&self.work_dir, name).map_err(Failure::Start)?;
             let watch = Watch {
                 clock: self.clock,
                 stall_timeout: work.task.stall_timeout,
@@ -158,6 +161,7 @@ impl CommandWorker {
                 report_event,
             };
             let runtime = Runtime::default();
+            let is_small = has_small_input(&work.task, object);
             let object = ObjectWork {
                 work,
                 number,
@@ -174,10 +178,10 @@ impl CommandWorker {
             };
             let working = working.instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
-            removals.begin(space);
+            workspaces.put_back(space, ended.is_ok(), is_small);
             // A stop must not wait for the removal of a hundred thousand files.
             if halt.requested.is_cancelled() {
-                let _ = timeout(HALTED_REMOVAL, removals.finished()).await;
+                let _ = timeout(HALTED_REMOVAL, workspaces.finished()).await;
             }
             match ended {
                 Ok(how) => done.push(how),
@@ -207,6 +211,17 @@ impl CommandWorker {
         }
         let _stopwatch = Stopwatch(&self.clock, self.clock.now(), spent);
         work.await
+    }
+}
+
+/// Whether the removal of the input takes no longer than that of an empty file. `None` for a body.
+fn has_small_input(task: &Task, object: Option<&Object>) -> bool {
+    const SMALL: u64 = 1 << 20;
+    match task.input {
+        Input::None | Input::Mount => true,
+        Input::File | Input::Stdin => {
+            object.is_none_or(|object| object.size.is_some_and(|size| size <= SMALL))
+        }
     }
 }
 

@@ -19,7 +19,8 @@ use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
 use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
-use crate::job::route::{Input, MissingObject};
+use crate::job::route::{Input, LambdaEvent, MissingObject};
+use crate::job::s3_event::s3_record;
 use crate::ports::{Command, FetchInput, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
@@ -51,7 +52,7 @@ impl CommandWorker {
         let was_halted = until.halt.is_cancelled();
         let outbox =
             self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
-        self.warn_about_unsaved_files(object, outbox.is_some()).await;
+        self.warn_about_unsaved_files(object, outbox.is_some());
         if !exit.is_success() {
             return Err(Failure::Exit(exit, report));
         }
@@ -94,10 +95,7 @@ impl CommandWorker {
         provided: &Provided<'_>,
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
-        let ObjectWork { work, space, watch, runtime, stop, .. } = object;
-        if self.checkpointing(&work.task).is_none() {
-            space.add_checkpoint().map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
-        }
+        let ObjectWork { work, record, space, watch, runtime, stop, .. } = object;
         std::fs::write(space.body_file(), &work.body)
             .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
         let context = JobContext {
@@ -110,7 +108,10 @@ impl CommandWorker {
             deadline: self.wall_clock(until.deadline_at),
             space,
         };
-        let job = context.facts();
+        let mut job = context.facts();
+        if work.task.lambda_event == LambdaEvent::S3 {
+            job.s3_record = record.map(|record| s3_record(&work.body, record));
+        }
         let command = Command {
             program: work.task.command.program.clone(),
             args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
@@ -128,12 +129,19 @@ impl CommandWorker {
             .map_err(Failure::Start)?;
         let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
         runtime.begins(self.clock.now());
-        let ended = self.timed(&mut facts.timings.command, watch.watch(running)).await;
+        let mut waited = Duration::ZERO;
+        let running = watch.watch(running, &mut waited);
+        let ended = self.timed(&mut facts.timings.command, running).await;
         runtime.ends(self.clock.now());
+        facts.timings.command = facts.timings.command.saturating_sub(waited);
+        facts.timings.turn += waited;
         let ended = ended.map_err(|error| {
             let why = error.to_string();
             if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
         })?;
+        if ended.left_no_process {
+            space.is_left_by_all();
+        }
         facts.exit = Some(ended.exit);
         facts.stderr_tail = ended.stderr_tail;
         facts.usage = match (facts.usage, ended.usage) {
@@ -160,15 +168,14 @@ impl CommandWorker {
         Ok((ended.exit, result.report))
     }
 
-    async fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
+    fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
         let name = self.runner.name();
-        if !is_published && has_files(&object.space.output()).await {
+        if !is_published && has_files(&object.space.output()) {
             warn!(
                 "{name} wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
-        if self.checkpointing(&object.work.task).is_none()
-            && has_files(&object.space.checkpoint()).await
+        if self.checkpointing(&object.work.task).is_none() && has_files(&object.space.checkpoint())
         {
             warn!(
                 "{name} wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
@@ -292,7 +299,6 @@ impl CommandWorker {
     }
 }
 
-async fn has_files(directory: &Path) -> bool {
-    let Ok(mut entries) = tokio::fs::read_dir(directory).await else { return false };
-    matches!(entries.next_entry().await, Ok(Some(_)))
+fn has_files(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
 }

@@ -1,9 +1,12 @@
 //! The directory for the files of one object while it is processed.
 
+mod folders;
+
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytesize::ByteSize;
@@ -12,10 +15,10 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate, open};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use tempfile::TempDir;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 use walkdir::WalkDir;
+
+use folders::{FOLDERS, Folders, Stamp};
 
 /// The parent directory of workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,9 +117,16 @@ fn allocation_lock() -> MutexGuard<'static, ()> {
 /// ├── checkpoint.tar    its archive, during a save or restore
 /// └── tmp/              TMPDIR
 /// ```
+#[derive(Debug)]
 pub struct Workspace {
-    root: TempDir,
+    root: PathBuf,
     name: String,
+    /// `None` if it serves only one object.
+    folders: Option<Folders>,
+    /// Whether no process of its command can write to it.
+    is_left: AtomicBool,
+    /// Set while it is empty.
+    emptied: Option<Stamp>,
 }
 
 impl Workspace {
@@ -124,118 +134,144 @@ impl Workspace {
     /// the flag.
     pub fn create(work_dir: &WorkDir, key: &str) -> Result<Self, String> {
         let create = || {
-            let root = tempfile::Builder::new().prefix("leasehold-").tempdir_in(&work_dir.path)?;
-            for directory in ["input", "output", "tmp"] {
+            let root = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&work_dir.path)?;
+            for directory in FOLDERS {
                 fs::create_dir(root.path().join(directory))?;
             }
-            Ok(Self { root, name: file_name(key) })
+            let (root, name) = (root.keep(), file_name(key));
+            Ok(Self { root, name, folders: None, is_left: AtomicBool::new(false), emptied: None })
         };
         create().map_err(|error: io::Error| work_dir.failed(&error))
     }
 
+    /// Creates one that may serve another object later, if this file system shows all that it needs
+    /// to know.
+    pub(super) fn create_lasting(work_dir: &WorkDir, key: &str) -> Result<Self, String> {
+        let mut space = Self::create(work_dir, key)?;
+        space.folders = Folders::of(&space.root).ok();
+        Ok(space)
+    }
+
+    /// The command has ended, and none of its processes remain.
+    pub fn is_left_by_all(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes the files of its object and gives it another name: a path that a program remembered
+    /// leads nowhere. An error means that it must be removed.
+    pub(super) fn empty(&mut self) -> io::Result<()> {
+        let is_left = std::mem::take(self.is_left.get_mut());
+        let Some(folders) = self.folders.as_ref().filter(|_| is_left) else {
+            return Err(io::Error::other("it serves only one object"));
+        };
+        self.remove_files()?;
+        match self.remove_input_file() {
+            Err(Errno::ENOENT) | Ok(()) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let stamp = folders.if_as_new(&self.root)?;
+        let stamp = stamp.ok_or_else(|| io::Error::other("the command changed its folders"))?;
+        self.root = rename(&self.root)?;
+        self.emptied = stamp.renamed(&self.root)?;
+        self.emptied.as_ref().map(drop).ok_or_else(|| io::Error::other("it was replaced"))
+    }
+
+    /// Whether it is still empty: commands of other messages might have changed it, too.
+    pub(super) fn is_empty(&self) -> bool {
+        self.emptied.is_some() && Stamp::of(&self.root).ok() == self.emptied
+    }
+
+    /// The same workspace for another object.
+    pub(super) fn serve(&mut self, key: &str) {
+        (self.name, self.emptied) = (file_name(key), None);
+    }
+
     pub fn job_file(&self) -> PathBuf {
-        self.root.path().join("job.json")
+        self.root.join("job.json")
     }
 
     pub fn body_file(&self) -> PathBuf {
-        self.root.path().join("body")
+        self.root.join("body")
     }
 
     pub fn input(&self) -> PathBuf {
-        self.root.path().join("input").join(&self.name)
+        self.root.join("input").join(&self.name)
     }
 
     pub fn output(&self) -> PathBuf {
-        self.root.path().join("output")
+        self.root.join("output")
     }
 
     pub fn result_file(&self) -> PathBuf {
-        self.root.path().join("result.jsonl")
+        self.root.join("result.jsonl")
     }
 
     pub fn checkpoint(&self) -> PathBuf {
-        self.root.path().join("checkpoint")
-    }
-
-    /// Creates an empty directory that is not saved, so that a command that writes there still
-    /// works.
-    pub fn add_checkpoint(&self) -> io::Result<()> {
-        fs::create_dir(self.checkpoint())
+        self.root.join("checkpoint")
     }
 
     pub fn archive(&self) -> PathBuf {
-        self.root.path().join("checkpoint.tar")
+        self.root.join("checkpoint.tar")
     }
 
     pub fn tmp(&self) -> PathBuf {
-        self.root.path().join("tmp")
+        self.root.join("tmp")
     }
 
     /// Removes the usual files and folders by name: most workspaces contain nothing else, and
     /// listing the folders takes four times as many calls. An error means that something remains.
-    fn remove_usual_files(&self) -> io::Result<()> {
-        // Most commands do not write one.
-        let _ = fs::remove_file(self.result_file());
-        fs::remove_file(self.job_file())?;
-        fs::remove_file(self.body_file())?;
-        self.remove_input()?;
+    fn remove_usual(&self) -> io::Result<()> {
+        let input = self.root.join("input");
+        if self.emptied.is_none() {
+            self.remove_files()?;
+        }
+        if fs::remove_dir(&input).is_err() {
+            self.remove_input_file()?;
+            fs::remove_dir(input)?;
+        }
         for folder in [self.output(), self.checkpoint(), self.tmp()] {
             fs::remove_dir(folder)?;
         }
-        fs::remove_dir(self.root.path())
+        fs::remove_dir(&self.root)
+    }
+
+    fn remove_files(&self) -> io::Result<()> {
+        // Most commands do not write one.
+        let _ = fs::remove_file(self.result_file());
+        fs::remove_file(self.job_file())?;
+        fs::remove_file(self.body_file())
     }
 
     /// Does not follow a symbolic link that the command put in place of the folder.
-    fn remove_input(&self) -> io::Result<()> {
-        let path = self.root.path().join("input");
-        if fs::remove_dir(&path).is_ok() {
-            return Ok(());
-        }
-        let folder =
-            open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        unlinkat(folder, self.name.as_str(), UnlinkatFlags::NoRemoveDir)?;
-        fs::remove_dir(path)
+    fn remove_input_file(&self) -> nix::Result<()> {
+        let folder = open(
+            &self.root.join("input"),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        unlinkat(folder, self.name.as_str(), UnlinkatFlags::NoRemoveDir)
     }
 }
 
-/// The removals of one run's workspaces. They run in parallel to the delete and the next receive,
-/// so that a message with a hundred thousand files is deleted as soon as its work is done.
-#[derive(Debug, Clone)]
-pub struct Removals(TaskTracker);
+const PREFIX: &str = "leasehold-";
 
-impl Default for Removals {
-    fn default() -> Self {
-        let removals = TaskTracker::new();
-        // A closed tracker can be awaited, and still accepts tasks.
-        removals.close();
-        Self(removals)
-    }
-}
-
-impl Removals {
-    /// Removes the workspace on another thread.
-    pub fn begin(&self, space: Workspace) {
-        self.0.spawn_blocking(move || drop(space));
-    }
-
-    /// Waits until all removals are done. The next workspace waits for this, so that a run never
-    /// uses more of the disk (or of `--work-dir-limit`) than one message needs.
-    pub async fn finished(&self) {
-        self.0.wait().await;
-    }
+/// Gives the directory another random name, and returns its new path. A workspace is never empty, so
+/// it cannot replace another one.
+fn rename(root: &Path) -> io::Result<PathBuf> {
+    let parent = root.parent().unwrap_or(root);
+    let renamed =
+        tempfile::Builder::new().prefix(PREFIX).make_in(parent, |path| fs::rename(root, path))?;
+    Ok(renamed.into_temp_path().keep()?)
 }
 
 impl Drop for Workspace {
     fn drop(&mut self) {
         let _lock = allocation_lock();
-        // Otherwise `TempDir` would remove it again.
-        self.root.disable_cleanup(true);
-        let root = self.root.path();
-        let removed =
-            self.remove_usual_files().or_else(|_| fs::remove_dir_all(root)).or_else(|_| {
-                make_writable(root);
-                fs::remove_dir_all(root)
-            });
+        let root = &self.root;
+        let removed = self.remove_usual().or_else(|_| fs::remove_dir_all(root)).or_else(|_| {
+            make_writable(root);
+            fs::remove_dir_all(root)
+        });
         // Files that cannot be removed go with the pod.
         if let Err(error) = removed.or_else(|error| if root.exists() { Err(error) } else { Ok(()) })
         {
@@ -352,7 +388,6 @@ mod tests {
         let place = work_dir(home.path(), None);
         let workspace = || {
             let space = Workspace::create(&place, "k").unwrap();
-            space.add_checkpoint().unwrap();
             fs::write(space.job_file(), "{}").unwrap();
             fs::write(space.body_file(), "{}").unwrap();
             space
@@ -381,18 +416,6 @@ mod tests {
             assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "{number}");
             assert!(kept.exists(), "{number}");
         }
-    }
-
-    #[tokio::test]
-    async fn finished_waits_for_all_removals() {
-        let home = tempfile::tempdir().unwrap();
-        let removals = Removals::default();
-        removals.finished().await;
-        for _ in 0..20 {
-            removals.begin(Workspace::create(&work_dir(home.path(), None), "k").unwrap());
-        }
-        removals.finished().await;
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     }
 
     /// Root could remove them anyway, so the test checks the modes.

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import urllib.parse
 
 HOME = sys.argv[1]
 BASE = "/2018-06-01/runtime/"
@@ -68,6 +69,8 @@ def work(request_id, records, answered):
     if "wait" in bodies:
         write("waits", "")
         wait_for("go")
+    if body.endswith(" s"):
+        time.sleep(int(body.split()[0]))
     if body == "error":
         error = {"errorType": "ValueError", "errorMessage": "bad row", "stackTrace": ["  in handler\n"]}
         return post(request_id, "error", error)
@@ -75,6 +78,16 @@ def work(request_id, records, answered):
         os._exit(0)
     if body == "exit65":
         os._exit(65)
+    if body == "report":
+        base = urllib.parse.urlsplit(os.environ["LEASEHOLD_PROGRESS_URL"])
+        statuses = []
+        for about in [request_id, answered or "unknown"]:
+            connection = http.client.HTTPConnection(base.netloc)
+            connection.request("PUT", f"{base.path}/{about}", json.dumps({"progress": 0.5, "metrics": {"rows": 5}}))
+            statuses.append(connection.getresponse().status)
+        write("statuses", json.dumps(statuses))
+        write("waits", "")
+        wait_for("go")
     if body == "hang":
         time.sleep(3600)
     if body == "sigterm":

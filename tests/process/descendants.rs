@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use leasehold::adapters::process::Processes;
 use leasehold::job::outcome::Exit;
-use leasehold::ports::Command;
+use leasehold::ports::{Activity, Command, Runner};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,26 @@ async fn a_daemon_does_not_outlive_the_command() {
             || !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child");
         until("the daemon of a dropped run has ended", has_ended).await;
         until("all are reaped", || children().is_empty()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn remaining_processes_are_reported() {
+    in_own_process("descendants::remaining_processes_are_reported", &[], async {
+        let room = tempfile::tempdir().unwrap();
+        let left_no_process = async |processes: &Processes, script: &str| {
+            let command = in_room(room.path(), script);
+            let running = processes.run(command, CancellationToken::new(), Activity::default());
+            in_time(running).await.unwrap().left_no_process
+        };
+        let processes = Processes::adopting().unwrap();
+        assert!(left_no_process(&processes, "true").await);
+        assert!(left_no_process(&processes, "sleep 0.1 & wait; exit 3").await);
+        assert!(!left_no_process(&processes, DAEMON).await, "it had to be killed");
+        assert!(!left_no_process(&processes, "sleep 600 >&- 2>&- &").await);
+        assert!(left_no_process(&processes, "true").await);
+        assert!(!left_no_process(&Processes::new(), "true").await, "daemons are not seen");
     })
     .await;
 }

@@ -11,7 +11,7 @@ use leasehold::job::lifecycle::{Event, Processed, Work};
 use leasehold::job::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
 use leasehold::ports::{Activity, Command, Exited, Runner, StartError};
 use leasehold::work::halt::Halt;
-use leasehold::work::workspace::Removals;
+use leasehold::work::workspaces::Workspaces;
 use leasehold::work::{ReportEvent, Worker};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -116,7 +116,13 @@ impl RandomWork {
 /// The work as a whole.
 #[async_trait]
 impl Worker for RandomWork {
-    async fn process(&self, work: Work, halt: Halt, tell: &ReportEvent, _: &Removals) -> Processed {
+    async fn process(
+        &self,
+        work: Work,
+        halt: Halt,
+        tell: &ReportEvent,
+        _: &Workspaces,
+    ) -> Processed {
         let message = work.subject.message_id.to_string();
         let length = self.chance.millis(0..u64::try_from(self.longest.as_millis()).unwrap());
         let stalls = self.chance.one_in(8);
@@ -203,7 +209,7 @@ impl Runner for RandomWork {
                 fs::write(Path::new(directory).join(name), message).expect("writable");
             }
         }
-        Ok(Exited { exit, usage: None, stderr_tail: Vec::new(), out_of_memory: None })
+        Ok(Exited { exit, left_no_process: true, ..Exited::killed() })
     }
 }
 

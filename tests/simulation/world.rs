@@ -235,7 +235,8 @@ impl Cluster {
             Arc::new(queue.clone())
         } else {
             let checked = CheckedBatches { queue: queue.clone(), history: history.clone() };
-            Arc::new(Batches::new(Arc::new(checked), clock, kind == Kind::Fifo, fate.stop.clone()))
+            let (fifo, runs) = (kind == Kind::Fifo, runs as usize);
+            Arc::new(Batches::new(Arc::new(checked), clock, fifo, runs, fate.stop.clone()))
         };
         let stopped_after =
             (faults != FaultLevel::None && chance.one_in(3)).then(|| chance.millis(0..600_000));

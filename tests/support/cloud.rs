@@ -270,6 +270,18 @@ impl Leasehold {
         timeout(LIMIT, reading).await.expect("enough lines within the limit");
     }
 
+    /// Reads its log until the text so far is enough, and not the rest.
+    pub async fn read_until(&mut self, is_enough: impl Fn(&str) -> bool) {
+        let stdout = self.child.stdout.as_mut().expect("a pipe");
+        let reading = async {
+            while !is_enough(&String::from_utf8_lossy(&self.read)) {
+                let read = stdout.read_buf(&mut self.read).await.expect("readable");
+                assert!(read > 0, "the log ended");
+            }
+        };
+        timeout(LIMIT, reading).await.expect("enough text within the limit");
+    }
+
     /// Waits for its exit code without reading its output.
     pub async fn wait_without_reading(mut self) -> Option<i32> {
         timeout(LIMIT, self.child.wait())

@@ -46,6 +46,7 @@ pub fn facts() -> JobFacts {
         checkpoint_dir: home.join("checkpoint"),
         result_file: home.join("result.jsonl"),
         body_file: home.join("body"),
+        s3_record: None,
         job_file: home.join("job.json"),
         temporary: home,
         traceparent: None,

@@ -79,7 +79,7 @@ impl Acting<'_> {
                 self.abandon_call();
                 self.answered(keeper::Answer::Unclear(String::new()))?;
             }
-            PodMove::ReleaseIsRefused => self.answered(keeper::Answer::Failed(String::new()))?,
+            PodMove::CallHasNoEffect => self.answered(keeper::Answer::Failed(String::new()))?,
             PodMove::DeleteIsRefused => {
                 self.answered(keeper::Answer::NotInFlight(String::new()))?;
             }

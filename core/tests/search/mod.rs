@@ -15,9 +15,10 @@
 //! cargo test search` removes that limit.
 //!
 //! `message`, `pod` and `world` hold the state, `moves` and `acting` change it, `invariants` checks
-//! it.
+//! it. `batch` searches two messages of one pod whose calls go together.
 
 mod acting;
+mod batch;
 mod invariants;
 mod message;
 mod moves;

@@ -33,8 +33,8 @@ pub enum PodMove {
     /// No answer in time, or an inconclusive one. The request may have succeeded, or may succeed
     /// later.
     CallFails,
-    /// The queue refuses a release temporarily: nothing was changed.
-    ReleaseIsRefused,
+    /// The queue refuses a call temporarily, or it was not sent: nothing was changed.
+    CallHasNoEffect,
     /// The queue reports that the delivery has ended, as after a purge.
     DeleteIsRefused,
     /// The keeper of the lease takes its next action.
@@ -61,7 +61,7 @@ impl PodMove {
             Self::PollFails
             | Self::PollingGivesUp
             | Self::CallFails
-            | Self::ReleaseIsRefused
+            | Self::CallHasNoEffect
             | Self::DeleteIsRefused
             | Self::CommandStalls
             | Self::RequestFails
@@ -193,7 +193,7 @@ impl Pod {
                         add(PodMove::CallArrives { hides_again: true });
                     }
                     match call {
-                        Call::Release(_) => add(PodMove::ReleaseIsRefused),
+                        Call::Release(_) => add(PodMove::CallHasNoEffect),
                         Call::Delete => add(PodMove::DeleteIsRefused),
                         Call::Extend { .. } => {}
                     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Shared;
 
@@ -12,6 +13,11 @@ pub(super) trait Kind: Sized + Send + 'static {
     type Answer: Send + 'static;
 
     fn line(shared: &Shared) -> &Line<Self>;
+
+    /// Until when the calls wait for others that may come soon.
+    fn gathers_until(_: &Shared, _: &Calls<Self>) -> Option<Instant> {
+        None
+    }
 
     /// Removes the calls of the next request, and those that must not be sent.
     fn next(shared: &Shared, waiting: &mut Calls<Self>) -> Vec<Pending<Self>>;
@@ -26,6 +32,7 @@ pub(super) type Calls<K> = VecDeque<Pending<K>>;
 pub(super) struct Pending<K: Kind> {
     pub(super) call: K,
     pub(super) number: u64,
+    pub(super) since: Instant,
     pub(super) reply: oneshot::Sender<K::Answer>,
 }
 
@@ -64,7 +71,7 @@ impl<K: Kind> Line<K> {
         let mut line = self.lock();
         let number = line.next;
         line.next += 1;
-        line.calls.push_back(Pending { call, number, reply });
+        line.calls.push_back(Pending { call, number, since: Instant::now(), reply });
         (number, answer)
     }
 
@@ -96,6 +103,11 @@ impl<K: Kind> Line<K> {
             line.senders = line.senders.saturating_sub(1);
         }
         Some(calls).filter(|calls| !calls.is_empty())
+    }
+
+    /// Looks at the calls that wait.
+    pub(super) fn look<T>(&self, at: impl Fn(&Calls<K>) -> T) -> T {
+        at(&self.lock().calls)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<K>> {

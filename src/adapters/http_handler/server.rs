@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use tracing::Span;
 
 use crate::adapters::warm::{Serving, WarmProcess, WarmProcesses};
-use crate::ports::{Activity, Command, StartError};
+use crate::ports::{Activity, Command, Exited, StartError};
 
 pub(super) struct Server {
     processes: WarmProcesses,
@@ -84,6 +84,20 @@ impl Server {
         current.requests.push(request.clone());
         current.assign_output();
         Some(RequestInWork { server: self, process, request, is_answered: false })
+    }
+
+    /// Ends a process that works on no request, and gives it no further one. `None` if it works.
+    pub(super) fn end_unused(
+        &self,
+        process: &Arc<WarmProcess>,
+    ) -> Option<impl Future<Output = Result<Exited, StartError>>> {
+        if let Some(current) = self.current().as_mut().filter(|it| it.is(process)) {
+            if !current.requests.is_empty() {
+                return None;
+            }
+            current.is_retired = true;
+        }
+        Some(process.halt())
     }
 
     /// Ends the process.

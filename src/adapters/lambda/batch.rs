@@ -16,6 +16,7 @@ use super::function::{Source, variables};
 use super::response::{FunctionError, failed_messages};
 use super::runtime_api::{Answer, Invocation, RuntimeApi};
 use super::{Batch, Function};
+use crate::adapters::progress::ProgressServer;
 use crate::adapters::warm::{WarmProcess, WarmProcesses};
 use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, StartError};
@@ -27,6 +28,7 @@ pub(super) struct Member {
     pub(super) activity: Activity,
     pub(super) span: Span,
     pub(super) halt: CancellationToken,
+    pub(super) joined_at: Instant,
     pub(super) answer: oneshot::Sender<Result<Ended, StartError>>,
 }
 
@@ -50,6 +52,11 @@ impl CommandKey {
 impl Member {
     pub(super) fn is_given_up(&self) -> bool {
         self.halt.is_cancelled() || self.answer.is_closed()
+    }
+
+    /// The wait until now does not count for its deadline.
+    pub(super) fn has_its_turn(&mut self) {
+        self.command.job.deadline += self.joined_at.elapsed();
     }
 
     async fn given_up(&mut self) {
@@ -81,6 +88,7 @@ impl FunctionProcess {
         processes: &WarmProcesses,
         function: &Function,
         command: &Command,
+        progress: Option<&ProgressServer>,
     ) -> Result<Self, StartError> {
         let serving = processes.serving();
         let api = RuntimeApi::start(serving.clone()).await.map_err(|error| StartError {
@@ -90,7 +98,8 @@ impl FunctionProcess {
         })?;
         let Function { source, memory_limit, is_set } = function;
         let address = api.address.to_string();
-        let variables = variables(command, source, *memory_limit, &address, *is_set);
+        let mut variables = variables(command, source, *memory_limit, &address, *is_set);
+        variables.extend(progress.map(|it| (PROGRESS_URL.into(), it.url().into())));
         let warm = processes.start(command, variables, &serving)?;
         Ok(Self { key: CommandKey::of(command), warm, api })
     }
@@ -100,14 +109,24 @@ impl FunctionProcess {
         self.api.take_back()
     }
 
-    /// Works on the messages. When all of them are given up, the process is halted.
-    pub(super) async fn invoke(&self, batch: &mut Batch, source: &Source) -> Outcome {
+    /// Works on the messages, and accepts reports of their progress. When all of them are given up,
+    /// the process is halted.
+    pub(super) async fn invoke(
+        &self,
+        batch: &mut Batch,
+        source: &Source,
+        progress_server: Option<&ProgressServer>,
+    ) -> Outcome {
         let Batch { members, progress, .. } = batch;
         let ids: BTreeSet<String> =
             members.iter().map(|member| member.command.job.message_id.clone()).collect();
         let activities = members.iter().map(|member| member.activity.clone()).collect();
         self.warm.works_on(activities, span(members));
-        let mut answered = self.api.invoke(invocation(members, source));
+        let invocation = invocation(members, source);
+        let jobs = members.iter().map(|member| (&member.command.job, &member.activity));
+        let _accepted =
+            progress_server.map(|server| server.accept_all(invocation.id.clone(), jobs));
+        let mut answered = self.api.invoke(invocation);
         let outcome = tokio::select! {
             biased;
             // In this order: what a process answers after SIGTERM proves nothing.
@@ -132,6 +151,9 @@ impl FunctionProcess {
         outcome
     }
 }
+
+/// The address for reports without the id of the event, which the function has as its request id.
+const PROGRESS_URL: &str = "LEASEHOLD_PROGRESS_URL";
 
 /// The span of the message; a batch of several has only their number.
 fn span(members: &[Member]) -> Span {

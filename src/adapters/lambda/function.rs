@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use crate::job::s3_event::partition;
 use crate::ports::Command;
 
 /// The queue of the messages, as a function sees it.
@@ -15,11 +16,7 @@ impl Source {
     /// The queue with this URL; without one, the folder of `leasehold local`.
     pub fn new(queue_url: Option<&str>, region: Option<&str>) -> Self {
         let region = region.unwrap_or("us-east-1");
-        let partition = match region {
-            china if china.starts_with("cn-") => "aws-cn",
-            government if government.starts_with("us-gov-") => "aws-us-gov",
-            _ => "aws",
-        };
+        let partition = partition(region);
         let mut parts = queue_url.unwrap_or("inbox").rsplit('/');
         let name = parts.next().unwrap_or_default();
         let is_account = |it: &&str| it.len() == 12 && it.bytes().all(|c| c.is_ascii_digit());

@@ -6,6 +6,7 @@
 //! (another user's, or a daemon that cleared its environment and whose parent is gone) is killed
 //! when no command runs that started before it.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,9 +43,9 @@ pub(super) fn commands() -> MutexGuard<'static, Commands> {
 /// The processes of a command.
 pub(super) struct Family {
     pub(super) stage: Stage,
-    /// When its leader was started, in ticks since the machine's start. Older processes do not
-    /// belong to this command.
-    since: u64,
+    leader: i32,
+    /// Read when it is needed: most commands leave no orphans.
+    since: OnceCell<u64>,
     /// A variable that only this command's processes have, as the kernel shows it: `NAME=value`.
     mark: Option<Vec<u8>>,
     /// Processes that once had the mark or a member as their parent.
@@ -65,8 +66,13 @@ pub(super) enum Stage {
 impl Family {
     /// For a leader that is not reaped yet.
     pub(super) fn new(leader: i32, stage: Stage, mark: Option<Vec<u8>>) -> Self {
-        let since = Process::of(leader).map_or(0, |leader| leader.started);
-        Self { stage, since, mark, members: BTreeSet::new() }
+        Self { stage, leader, since: OnceCell::new(), mark, members: BTreeSet::new() }
+    }
+
+    /// When its leader was started, in ticks since the machine's start. Older processes do not
+    /// belong to this command.
+    fn since(&self) -> u64 {
+        *self.since.get_or_init(|| Process::of(self.leader).map_or(0, |leader| leader.started))
     }
 
     /// For the guard, which did not start the leader.
@@ -81,7 +87,7 @@ impl Family {
 
     /// Whether the command is running, and was when this process was started.
     fn may_have_started(&self, process: &Process) -> bool {
-        self.stage == Stage::Runs && self.since <= process.started
+        self.stage == Stage::Runs && self.since() <= process.started
     }
 
     fn is_ending(&self) -> bool {
@@ -214,11 +220,11 @@ fn wait(pid: i32, more: WaitPidFlag) -> nix::Result<WaitStatus> {
 pub(super) fn may_have_orphans(commands: &Commands) -> bool {
     let our_group = getpgrp().as_raw();
     // A helper that is older than every command belongs to no command.
-    let oldest =
-        commands.values().filter(|family| !family.is_guard()).map(|family| family.since).min();
-    !all_children_are_leaders_or(commands, |it| {
-        it.group == our_group && oldest.is_none_or(|oldest| it.started < oldest)
-    })
+    let is_older = |it: &Process| {
+        let mut ours = commands.values().filter(|family| !family.is_guard());
+        ours.all(|family| it.started < family.since())
+    };
+    !all_children_are_leaders_or(commands, |it| it.group == our_group && is_older(it))
 }
 
 /// Whether all orphans are attributed to commands.
@@ -248,7 +254,7 @@ pub(super) fn may_belong_to(leader: i32, commands: &Commands, process: &Process)
     let may_be = |family: &Family| family.may_have_started(process);
     is_orphan
         && !is_included(commands, process)
-        && commands.get(&leader).is_some_and(|family| family.since <= process.started)
+        && commands.get(&leader).is_some_and(|family| family.since() <= process.started)
         && !commands.iter().any(|(other, family)| *other != leader && may_be(family))
 }
 

@@ -1,13 +1,17 @@
 //! Forwards the command's standard output and error to the log, line by line.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{ChildStderr, ChildStdout};
-use tokio::task::JoinSet;
+use tokio::task::coop::unconstrained;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
@@ -25,6 +29,9 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// container runtime splits records of more than 16 KiB.
 pub(super) const MAX_LINE: usize = 8 * 1024;
 
+/// How many pieces of lines are passed on before other work gets its turn.
+const PIECES_AT_ONCE: u32 = 128;
+
 /// How long a line that ended in a carriage return waits to be overwritten, for example by the
 /// newline of a Windows line ending.
 const OVERWRITE: Duration = Duration::from_millis(100);
@@ -36,9 +43,10 @@ const LAST_LINES: usize = 20;
 /// How much of each of them is kept, in characters.
 const LAST_LINE_LENGTH: usize = 1000;
 
-/// The tasks that forward the command's output to the log.
+/// Forwards the command's output to the log, while it is polled.
 pub(super) struct Output {
-    forwarders: JoinSet<()>,
+    /// `None` once both streams are closed and forwarded.
+    forwarding: Option<BoxFuture<'static, ()>>,
     enough: CancellationToken,
     stderr_tail: StderrTail,
 }
@@ -59,7 +67,7 @@ impl StderrTail {
 
 impl Output {
     pub(super) fn of(stdout: ChildStdout, stderr: ChildStderr, activity: &Activity) -> Self {
-        let (mut forwarders, enough) = (JoinSet::new(), CancellationToken::new());
+        let enough = CancellationToken::new();
         let stderr_tail = StderrTail::default();
         let tail = stderr_tail.clone();
         let (of_out, of_err) = (activity.clone(), activity.clone());
@@ -70,23 +78,42 @@ impl Output {
             tail.add(line);
             of_err.in_span(|| log("stderr", line));
         });
-        forwarders.spawn(out.in_current_span());
-        forwarders.spawn(err.in_current_span());
-        Self { forwarders, enough, stderr_tail }
+        // It yields itself. Otherwise a flood of lines would use up the budget of the whole work.
+        let forwarding = unconstrained(join(out, err).map(|_| ()));
+        Self { forwarding: Some(forwarding.in_current_span().boxed()), enough, stderr_tail }
     }
 
     pub(super) fn stderr_tail(&self) -> Vec<String> {
         self.stderr_tail.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
+    /// Whether both streams are closed and forwarded.
+    pub(super) fn is_forwarded(&self) -> bool {
+        self.forwarding.is_none()
+    }
+
+    /// Does `work`, and forwards the output meanwhile.
+    pub(super) async fn forward_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            // First, since the output of a command is complete when the command has ended.
+            never = async { self.forwarded().await; pending().await } => never,
+            done = work => done,
+        }
+    }
+
     /// Waits until both streams are closed and forwarded, but no longer than [`DRAIN`].
     pub(super) async fn drain(&mut self) {
-        if timeout(DRAIN, async { while self.forwarders.join_next().await.is_some() {} })
-            .await
-            .is_err()
-        {
+        if timeout(DRAIN, self.forwarded()).await.is_err() {
             self.enough.cancel();
-            while self.forwarders.join_next().await.is_some() {}
+            self.forwarded().await;
+        }
+    }
+
+    async fn forwarded(&mut self) {
+        if let Some(forwarding) = &mut self.forwarding {
+            forwarding.await;
+            self.forwarding = None;
         }
     }
 }
@@ -112,7 +139,7 @@ async fn forward(
     mut pass_on: impl FnMut(&str),
 ) {
     let mut pipe = BufReader::new(pipe);
-    let (mut line, mut overwritten) = (Line::default(), Overwritten::new());
+    let (mut line, mut overwritten, mut pieces) = (Line::default(), Overwritten::new(), 0_u32);
     loop {
         let chunk = tokio::select! {
             chunk = pipe.fill_buf() => chunk,
@@ -138,8 +165,11 @@ async fn forward(
                 }
                 text => line.add(text),
             }
-            // A flood of lines must not delay the heartbeat on this thread.
-            tokio::task::coop::consume_budget().await;
+            pieces = pieces.wrapping_add(1);
+            // A flood of lines must not delay other work on this thread.
+            if pieces % PIECES_AT_ONCE == 0 {
+                yield_now().await;
+            }
         }
         let read = chunk.len();
         pipe.consume(read);
@@ -189,7 +219,7 @@ impl Overwritten {
 
     async fn stays(&mut self) -> Line {
         if self.line.is_none() {
-            return std::future::pending().await;
+            return pending().await;
         }
         sleep_until(self.due_at).await;
         (self.passed_on_at, self.is_passed_on) = (Some(Instant::now()), true);

@@ -1,10 +1,11 @@
 //! Finds the file of a command's program, and explains why it cannot be started.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, io};
 
 use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 
 use crate::ports::StartError;
 
@@ -28,7 +29,11 @@ fn file_of(program: &OsStr) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn is_path(program: &OsStr) -> bool {
+pub(super) fn is_executable(file: &Path) -> bool {
+    access(file, AccessFlags::X_OK).is_ok()
+}
+
+pub(super) fn is_path(program: &OsStr) -> bool {
     program.as_encoded_bytes().contains(&b'/')
 }
 

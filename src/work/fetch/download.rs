@@ -1,21 +1,24 @@
 //! The download of an object to the disk, over as many connections as necessary.
 
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::mem;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::{Either, ready, try_join, try_join_all};
-use tokio::task::JoinError;
-use tracing::warn;
+use futures_util::stream::FuturesUnordered;
+use tokio::task::{consume_budget, spawn_blocking};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
 
+use super::ramp::{MIN_SAMPLE, Next, Ramp, Sample};
 use crate::job::notification::Object;
 use crate::ports::checksum::{Algorithm, Hasher};
 use crate::ports::{ByteStream, FetchError, ObjectStore, RangeBody};
@@ -26,8 +29,8 @@ use crate::work::workspace::WorkDir;
 ///
 /// The first stream goes forward from the start. It is opened without a range, because only such an
 /// answer has the checksum of the whole. For large objects, more streams take parts from the end
-/// until they meet the first: no byte is fetched twice, and it does not matter which stream is
-/// slow.
+/// until they meet the first, as many as [`Ramp`] finds useful: no byte is fetched twice, and it
+/// does not matter which stream is slow.
 pub(super) struct Download<'a> {
     pub(super) store: &'a dyn ObjectStore,
     pub(super) work_dir: &'a WorkDir,
@@ -40,6 +43,17 @@ pub(super) struct Download<'a> {
     pub(super) unclaimed: Mutex<Range<u64>>,
     /// The announced size in bytes.
     pub(super) size: Option<u64>,
+    pub(super) counts: Counts,
+}
+
+/// What all streams together have done so far.
+#[derive(Default)]
+pub(super) struct Counts {
+    bytes: AtomicU64,
+    /// Parts, the first stream's included.
+    begun: AtomicUsize,
+    /// Parts that got an answer.
+    answered: AtomicUsize,
 }
 
 /// The end of an object of unknown size.
@@ -86,16 +100,35 @@ enum End {
 }
 
 impl Download<'_> {
-    /// Fetches the whole object with `streams` streams, of which `opened` is the first.
-    pub(super) async fn run(
-        &self,
-        opened: ByteStream,
-        streams: usize,
-    ) -> Result<Downloaded, Stopped> {
+    /// Fetches the whole object with up to `most` streams, of which `opened` is the first.
+    pub(super) async fn run(&self, opened: ByteStream, most: usize) -> Result<Downloaded, Stopped> {
+        let (mut ramp, mut is_settled) = (Ramp::new(most), most == 1);
+        let mut sample = pin!(self.sample(Duration::ZERO, MIN_SAMPLE));
         let first = self.part(0, Extent::UntilMet, Some(opened));
-        let others = (1..streams).map(|_| self.parts_from_the_end());
-        let (first, others) = try_join(first, try_join_all(others)).await?;
-        let mut parts = [vec![first], others.concat()].concat();
+        let (mut streams, mut parts) = (FuturesUnordered::from_iter([first]), Vec::new());
+        loop {
+            tokio::select! {
+                biased;
+                part = streams.next() => match part {
+                    Some(part) => parts.push(part?),
+                    None => break,
+                },
+                taken = &mut sample, if !is_settled && streams.len() <= ramp.streams() => {
+                    match ramp.handle(taken) {
+                        Next::Sample { pause, length } => sample.set(self.sample(pause, length)),
+                        Next::Settled => is_settled = true,
+                    }
+                    debug!(object = self.name(), ?taken, streams = ramp.streams(), "measured");
+                }
+            }
+            // A stream too many ends with its part, which is small until the number is final.
+            let longest = if is_settled { MAX_PART } else { MIN_PART };
+            while streams.len() < ramp.streams()
+                && let Some(Range { start, end }) = self.claim_part(ramp.streams(), longest)
+            {
+                streams.push(self.part(start, Extent::To(end), None));
+            }
+        }
         parts.sort_by_key(|part| part.start);
         let whole = parts.into_iter().filter_map(|part| part.hasher).reduce(|mut whole, part| {
             whole.append(&part);
@@ -103,6 +136,24 @@ impl Download<'_> {
         });
         let size = self.size.unwrap_or_else(|| self.unclaimed().end);
         Ok(Downloaded { size, hash: whole.map(Hasher::value) })
+    }
+
+    /// Measures all streams for some time, after a pause and once each has an answer.
+    async fn sample(&self, pause: Duration, length: Duration) -> Sample {
+        sleep(pause).await;
+        let begun = self.counts.begun.load(Ordering::Relaxed);
+        while self.counts.answered.load(Ordering::Relaxed) < begun {
+            sleep(MIN_SAMPLE / 10).await;
+        }
+        let bytes = || self.counts.bytes.load(Ordering::Relaxed);
+        let (start, before) = (Instant::now(), bytes());
+        sleep(length).await;
+        let remaining = self.unclaimed().clone();
+        Sample {
+            bytes: bytes() - before,
+            time: start.elapsed(),
+            remaining: remaining.end.saturating_sub(remaining.start),
+        }
     }
 
     fn unclaimed(&self) -> MutexGuard<'_, Range<u64>> {
@@ -119,7 +170,7 @@ impl Download<'_> {
     /// Claims up to `length` received bytes from `at` on; returns how many belong to this stream.
     fn claim(&self, extent: Extent, at: u64, length: usize) -> usize {
         let wanted = |end: u64| usize::try_from(end - at).unwrap_or(usize::MAX).min(length);
-        match extent {
+        let claimed = match extent {
             Extent::UntilMet => {
                 let mut unclaimed = self.unclaimed();
                 let wanted = wanted(unclaimed.end);
@@ -127,22 +178,21 @@ impl Download<'_> {
                 wanted
             }
             Extent::To(end) => wanted(end),
-        }
+        };
+        self.counts.bytes.fetch_add(claimed as u64, Ordering::Relaxed);
+        claimed
     }
 
-    /// Fetches part after part from the end of the unclaimed range, until it is empty.
-    async fn parts_from_the_end(&self) -> Result<Vec<Part>, Stopped> {
-        let claim = || {
-            let mut unclaimed = self.unclaimed();
-            let start = unclaimed.end.saturating_sub(PART).max(unclaimed.start);
-            let end = mem::replace(&mut unclaimed.end, start);
-            (start < end).then_some((start, end))
-        };
-        let mut parts = Vec::new();
-        while let Some((start, end)) = claim() {
-            parts.push(self.part(start, Extent::To(end), None).await?);
-        }
-        Ok(parts)
+    /// Claims the last part of the unclaimed range, up to `longest` bytes, unless it is empty. At first,
+    /// large parts save requests; at the end, small ones let all streams end at about the same time.
+    fn claim_part(&self, streams: usize, longest: u64) -> Option<Range<u64>> {
+        let mut unclaimed = self.unclaimed();
+        let length = unclaimed.end.saturating_sub(unclaimed.start) / (4 * streams as u64);
+        let start = unclaimed.end.saturating_sub(length.clamp(MIN_PART, longest));
+        // Stores read whole blocks.
+        let start = start.next_multiple_of(MIN_PART).max(unclaimed.start);
+        let end = mem::replace(&mut unclaimed.end, start);
+        (start < end).then_some(start..end)
     }
 
     /// Fetches the bytes from `start` on. A broken connection is followed by another that resumes
@@ -155,8 +205,11 @@ impl Download<'_> {
     ) -> Result<Part, Stopped> {
         let hasher = self.algorithm.map(Hasher::new);
         let room = self.size.is_none().then(|| self.work_dir.clone());
-        let mut sink = Sink { file: self.file.clone(), at: start, hasher, room };
+        let mut sink =
+            Sink { file: self.file.clone(), at: start, hasher, room, since_wait: u64::MAX };
         let mut pauses = backoff();
+        let mut is_answered = false;
+        self.counts.begun.fetch_add(1, Ordering::Relaxed);
         loop {
             let (began_at, end) = (sink.at, self.end(extent));
             let stream = match opened.take() {
@@ -167,6 +220,9 @@ impl Download<'_> {
             let why = match stream {
                 Ok(stream) => {
                     recovered();
+                    if !mem::replace(&mut is_answered, true) {
+                        self.counts.answered.fetch_add(1, Ordering::Relaxed);
+                    }
                     let ended;
                     (sink, ended) = self.write_stream(stream, extent, sink).await?;
                     match ended {
@@ -188,7 +244,7 @@ impl Download<'_> {
             let Some(pause) = pauses.next() else { return Err(FetchError::Retryable(why).into()) };
             warn!(why, ?pause, "resuming the download");
             retrying(why);
-            tokio::time::sleep(pause).await;
+            sleep(pause).await;
         }
     }
 
@@ -213,24 +269,22 @@ impl Download<'_> {
         }
     }
 
-    /// Writes the stream to the disk, to the end of the extent or until it breaks. Reads the next
-    /// batch while one is written, so that no thread of the runtime waits for the disk.
+    /// Writes the stream to the disk, to the end of the extent or until it breaks.
     async fn write_stream(
         &self,
         mut stream: ByteStream,
         extent: Extent,
-        sink: Sink,
+        mut sink: Sink,
     ) -> Result<(Sink, End), FetchError> {
-        let mut at = sink.at;
-        let mut writing = Either::Left(ready(Ok(Ok(sink))));
         loop {
-            let (mut batch, began_at) = (Vec::new(), at);
+            let (mut batch, mut at, began_at) = (Vec::new(), sink.at, sink.at);
+            let most = if sink.may_wait() { BATCH } else { 1 };
             let ended = loop {
                 let end = self.end(extent);
                 if at == end && Some(at) != self.size {
                     break Some(End::Reached);
                 }
-                if at - began_at >= BATCH {
+                if at - began_at >= most {
                     break None;
                 }
                 match stream.next().await {
@@ -259,33 +313,36 @@ impl Download<'_> {
                     None => break Some(End::Broken("it ended too soon".to_owned())),
                 }
             };
-            let sink = self.written(writing).await?;
-            writing = Either::Right(tokio::task::spawn_blocking(move || sink.write(&batch)));
+            sink = self.write(sink, batch).await?;
             if let Some(end) = ended {
-                return Ok((self.written(writing).await?, end));
+                return Ok((sink, end));
             }
+            // A stream that always has bytes must not keep the thread.
+            consume_budget().await;
         }
     }
 
-    /// The error for an object that is longer than announced.
-    fn too_long(&self, size: u64) -> FetchError {
-        FetchError::Retryable(format!("{} is longer than its expected {size} bytes", self.name()))
-    }
-
-    async fn written(
-        &self,
-        writing: impl Future<Output = Result<Result<Sink, SinkError>, JoinError>>,
-    ) -> Result<Sink, FetchError> {
-        let written = writing
-            .await
-            .map_err(|error| SinkError::Disk(error.into()))
-            .and_then(|written| written);
+    /// Writes on this thread, which is the work's own, while the disk takes bytes at once: they are
+    /// still in the processor's cache, and their buffer is free for the next ones. If the disk made
+    /// the thread wait, another one writes the next bytes.
+    async fn write(&self, sink: Sink, batch: Vec<Bytes>) -> Result<Sink, FetchError> {
+        let written = if sink.may_wait() {
+            let writing = spawn_blocking(move || sink.write(&batch));
+            writing.await.unwrap_or_else(|panic| Err(SinkError::Disk(panic.into())))
+        } else {
+            sink.write(&batch)
+        };
         written.map_err(|error| {
             FetchError::Retryable(match error {
                 SinkError::Disk(error) => self.work_dir.failed(&error),
                 SinkError::Room(why) => format!("{}: {why}", self.name()),
             })
         })
+    }
+
+    /// The error for an object that is longer than announced.
+    fn too_long(&self, size: u64) -> FetchError {
+        FetchError::Retryable(format!("{} is longer than its expected {size} bytes", self.name()))
     }
 
     fn name(&self) -> String {
@@ -311,6 +368,8 @@ struct Sink {
     hasher: Option<Hasher>,
     /// For reserving space as the bytes arrive, if the size is not known in advance.
     room: Option<WorkDir>,
+    /// The bytes since a write that waited for the disk.
+    since_wait: u64,
 }
 
 enum SinkError {
@@ -319,11 +378,16 @@ enum SinkError {
 }
 
 impl Sink {
+    fn may_wait(&self) -> bool {
+        self.room.is_some() || self.since_wait < CALM
+    }
+
     fn write(mut self, chunks: &[Bytes]) -> Result<Self, SinkError> {
         if let Some(work_dir) = &self.room {
             let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
             work_dir.extend(&self.file, self.at, bytes).map_err(SinkError::Room)?;
         }
+        let (began, from) = (Instant::now(), self.at);
         for chunk in chunks {
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(chunk);
@@ -331,6 +395,11 @@ impl Sink {
             self.file.write_all_at(chunk, self.at).map_err(SinkError::Disk)?;
             self.at += chunk.len() as u64;
         }
+        self.since_wait = if began.elapsed() > SLOW_WRITE {
+            0
+        } else {
+            self.since_wait.saturating_add(self.at - from)
+        };
         Ok(self)
     }
 }
@@ -346,7 +415,14 @@ fn backoff() -> impl Iterator<Item = Duration> {
 }
 
 /// The size of a part, in bytes.
-const PART: u64 = 8 << 20;
+const MIN_PART: u64 = 8 << 20;
+const MAX_PART: u64 = 64 << 20;
 
-/// A batch is written once it has this many bytes; its last chunk may exceed them.
+/// A write that takes longer has waited for the disk.
+const SLOW_WRITE: Duration = Duration::from_millis(20);
+
+/// The disk takes bytes at once again after this many without a wait.
+const CALM: u64 = 8 << 20;
+
+/// The bytes of a batch for another thread; its last chunk may exceed them.
 const BATCH: u64 = 128 << 10;
