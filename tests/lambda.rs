@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use leasehold::adapters::lambda::{Batching, Function, Lambda, Source};
+use leasehold::adapters::batching::Batching;
+use leasehold::adapters::lambda::{Function, Lambda, Source};
 use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::adapters::process::Processes;
 use leasehold::adapters::warm::WarmProcesses;
@@ -287,7 +288,7 @@ impl Lane {
 
 #[tokio::test]
 async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
-    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
+    let batching = Batching { size: 2, window: LIMIT, calls: 1 };
     let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
     let (given_up, kept) = (pod.lane("a", "wait"), pod.lane("b", "wait"));
     pod.works().await;
@@ -323,7 +324,7 @@ async fn a_success_after_the_memory_guard_proves_nothing() {
     write("memory.current", "1000");
     let found = MemoryCgroup::find(cgroup.path(), "0::/").unwrap();
     let limited = MemoryLimited::new(Arc::new(Processes::new()), found, Some(90));
-    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let batching = Batching { size: 1, window: Duration::ZERO, calls: 1 };
     let pod = Pod::new(Arc::new(limited), batching, LIMIT);
 
     let lane = pod.lane("a", "sigterm");
@@ -359,7 +360,7 @@ impl Runner for Hangs {
 }
 
 fn hangs(size: usize, window: Duration) -> Pod {
-    Pod::new(Arc::new(Hangs), Batching { size, window, processes: 1 }, STOP_GRACE)
+    Pod::new(Arc::new(Hangs), Batching { size, window, calls: 1 }, STOP_GRACE)
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use tracing::warn;
 use super::signals::{handle_other_signals, since_stop};
 use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::http_handler::HttpHandler;
-use crate::adapters::lambda::{Batching, Function, Lambda, Source};
+use crate::adapters::lambda::{Function, Lambda, Source};
 use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::process::Processes;
 use crate::adapters::warm::WarmProcesses;
@@ -23,7 +23,7 @@ use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::settings::environment;
-use crate::settings::resolve::{Batch, WorkConfig};
+use crate::settings::resolve::WorkConfig;
 use crate::settings::values::Handler;
 use crate::telemetry::logs::{LogFormat, Style};
 use crate::telemetry::panics;
@@ -92,10 +92,8 @@ pub fn for_handler(
         Handler::Lambda => {
             let memory_limit = MemoryCgroup::of_this_process().and_then(|cgroup| cgroup.limit());
             let function = Function { source, memory_limit, is_set: environment::is_set };
-            let Batch { size, window } = work.batch;
-            let batching = Batching { size, window, processes: concurrency };
             let processes = WarmProcesses::new(processes, &work.work_dir.path, stop);
-            Arc::new(Lambda::new(processes, function, batching))
+            Arc::new(Lambda::new(processes, function, work.batch.sharing(concurrency)))
         }
     }
 }

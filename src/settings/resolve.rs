@@ -17,6 +17,7 @@ use super::values::{BucketMount, BucketName, Handler, List};
 use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::{s3, sqs::queue_url};
+use crate::adapters::batching::Batching;
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "aws")]
 use crate::adapters::url;
@@ -119,6 +120,13 @@ pub struct WorkConfig {
 pub struct Batch {
     pub size: usize,
     pub window: Duration,
+}
+
+impl Batch {
+    /// For so many calls at the same time.
+    pub fn sharing(self, calls: usize) -> Batching {
+        Batching { size: self.size, window: self.window, calls }
+    }
 }
 
 #[cfg(feature = "aws")]
