@@ -96,7 +96,7 @@ pub use inside::*;
 pub use inside::app::program;
 #[cfg(feature = "testing")]
 pub use inside::library::testing;
-pub use inside::library::{Error, Failure, Handler, Job, Program, main};
+pub use inside::library::{BatchHandler, Error, Failure, Handler, Job, Program, main};
 #[cfg(feature = "aws")]
 pub use inside::library::{RunError, SettingsError, Summary, Worker, WorkerBuilder};
 pub use tokio_util::sync::CancellationToken;

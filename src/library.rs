@@ -10,11 +10,12 @@ mod program;
 mod settings;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod threads;
 #[cfg(feature = "aws")]
 mod worker;
 
 pub use failure::{Error, Failure};
-pub use handler::Handler;
+pub use handler::{BatchHandler, Handler};
 pub use job::Job;
 pub use program::{Program, main};
 #[cfg(feature = "aws")]

@@ -23,6 +23,7 @@ mod job_types;
 mod journey;
 mod lambda;
 mod library;
+mod library_batch;
 mod library_worker;
 mod local;
 mod memory;

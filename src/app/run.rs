@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::InProcess;
 use super::connect::{Connected, connect};
 use super::machine::{check_machine, check_threads};
 use super::runtime::{
@@ -32,7 +33,8 @@ use crate::telemetry::panics;
 use crate::telemetry::push::Pusher;
 use crate::telemetry::readiness::Readiness;
 
-pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+pub fn run(config: RunConfig, in_process: Option<InProcess>) -> Result<ExitCode, String> {
+    let in_process = in_process.map(|make| make(config.work.batch.sharing(config.concurrency)));
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
     check_handler(&config.work, in_process.is_some())?;

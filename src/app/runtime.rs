@@ -83,7 +83,7 @@ pub fn for_handler(
     stop: &CancellationToken,
 ) -> Arc<dyn Runner> {
     match &work.handler {
-        Handler::Command => processes,
+        Handler::Command | Handler::Batches => processes,
         Handler::Http(address) => {
             let start = || WarmProcesses::new(processes, &work.work_dir.path, stop);
             let processes = work.http.has_command.then(start);

@@ -11,6 +11,8 @@ use super::LocalSettings;
 use super::command_line::{checked, command, empty_is_unset};
 use super::errors::{fit_to_print, rename_flags};
 use super::job_types::JobTypesFile;
+use super::pod::WorkSettings;
+use super::values::Handler;
 use super::{Action, Cli};
 #[cfg(feature = "aws")]
 use super::{RunSettings, error::SettingError};
@@ -19,16 +21,23 @@ use super::{RunSettings, error::SettingError};
 pub type Values = Vec<(&'static str, OsString)>;
 
 /// Settings for commands, which a program with a handler refuses.
-const OF_COMMANDS: [&str; 8] = [
+const OF_COMMANDS: [&str; 6] = [
     "command",
     "permanent_exit_codes",
     "handler",
-    "batch_size",
-    "batch_window",
     "http_body",
     "permanent_http_codes",
     "ready_timeout",
 ];
+
+/// Settings for batches, and their help.
+const OF_BATCHES: [(&str, &str); 2] = [
+    ("batch_size", "The most messages in one call of the handler, up to 10"),
+    ("batch_window", "How long a call of the handler waits for more messages, up to --batch-size"),
+];
+
+/// How many messages a batch handler takes at most, if nothing is set.
+pub const DEFAULT_BATCH: usize = 10;
 
 /// How the command line of an embedding program differs from leasehold's.
 pub struct Embedding {
@@ -41,6 +50,8 @@ pub struct Embedding {
     pub flags: Option<fn(Command) -> Command>,
     /// The program's own subcommands.
     pub actions: Vec<Command>,
+    /// Does its handler take several messages at once?
+    pub takes_batches: bool,
 }
 
 /// What the words of a command line mean.
@@ -61,7 +72,17 @@ impl Embedding {
             defaults: Vec::new(),
             flags: None,
             actions: Vec::new(),
+            takes_batches: false,
         }
+    }
+
+    /// For a handler that takes several messages at once. The run may receive as many.
+    #[must_use]
+    pub fn with_batches(mut self) -> Self {
+        let most = || OsString::from(DEFAULT_BATCH.to_string());
+        self.defaults.extend([("batch-size", most()), ("max-messages", most())]);
+        self.takes_batches = true;
+        self
     }
 
     /// The program's whole command line. An error is a mistake in the program.
@@ -142,7 +163,13 @@ impl Embedding {
         {
             return Ok(Parsed::Own(name.to_owned(), own.clone()));
         }
-        let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
+        let mut cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
+        if self.takes_batches
+            && let Some(work) = work_of(&mut cli.action)
+            && work.handler == Handler::Command
+        {
+            work.handler = Handler::Batches;
+        }
         let of_action = matches.subcommand().map(|(_, of)| of.clone()).unwrap_or_default();
         match command_only(&cli.action, &of_action) {
             Some(setting) => {
@@ -166,6 +193,10 @@ impl Embedding {
         if is_work(&action) {
             for of_commands in OF_COMMANDS {
                 action = action.mut_arg(of_commands, |arg| arg.hide(true));
+            }
+            for (of_batches, help) in OF_BATCHES {
+                let hidden = !self.takes_batches;
+                action = action.mut_arg(of_batches, |arg| arg.help(help).hide(hidden));
             }
         }
         action.mut_args(|arg| {
@@ -200,6 +231,17 @@ fn is_work(action: &Command) -> bool {
 /// The derived rule that COMMAND is required cannot be undone, so a dummy satisfies it.
 fn dummy() -> [OsString; 2] {
     ["--".into(), "the handler".into()]
+}
+
+fn work_of(action: &mut Action) -> Option<&mut WorkSettings> {
+    match action {
+        #[cfg(feature = "aws")]
+        Action::Run(args) => Some(&mut args.work),
+        Action::Local(args) => Some(&mut args.work),
+        #[cfg(feature = "aws")]
+        Action::Check(_) | Action::Sweep(_) | Action::Reference => None,
+        Action::Schema | Action::Install(_) | Action::Completions { .. } | Action::Man => None,
+    }
 }
 
 /// The first setting that was given although it only applies to a command.
@@ -243,8 +285,9 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
     if !values.iter().any(|(flag, _)| *flag == "queue-url") {
         return Err(SettingError::NoQueue.to_string());
     }
-    let settings =
+    let mut settings =
         RunSettings::from_arg_matches(&matches::<RunSettings>(&[], values)?).map_err(first_line)?;
+    prepare_batches(&mut settings.work, values);
     let RunSettings { work, metrics, pushgateway, memory_guard, .. } = &settings;
     let unused = [
         ("listen", metrics.listen.is_some()),
@@ -264,15 +307,29 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
 #[cfg(feature = "testing")]
 pub fn local_settings(inbox: &str, values: &Values) -> Result<LocalSettings, String> {
     let matches = matches::<LocalSettings>(&[inbox], values)?;
-    let settings = LocalSettings::from_arg_matches(&matches).map_err(first_line)?;
+    let mut settings = LocalSettings::from_arg_matches(&matches).map_err(first_line)?;
+    prepare_batches(&mut settings.work, values);
     refuse_command_only(settings.work.job_types.as_ref(), values)?;
     Ok(settings)
 }
 
+/// Code that sets the size or the window of batches has a handler for them.
+#[cfg(any(feature = "aws", feature = "testing"))]
+fn prepare_batches(work: &mut WorkSettings, values: &Values) {
+    let has = |name: &str| values.iter().any(|(flag, _)| *flag == name);
+    if has("batch-window") && !has("batch-size") {
+        work.batch_size = DEFAULT_BATCH;
+    }
+    if has("batch-window") || has("batch-size") {
+        work.handler = Handler::Batches;
+    }
+}
+
 fn refuse_command_only(file: Option<&JobTypesFile>, values: &Values) -> Result<(), String> {
-    let has_codes = values.iter().any(|(flag, _)| *flag == "permanent-exit-codes");
-    let codes = has_codes.then(|| "--permanent-exit-codes".to_owned());
-    match codes.or_else(|| file.and_then(command_only_field)) {
+    let is_of_commands = |flag: &&str| ["permanent-exit-codes", "handler"].contains(flag);
+    let flag = values.iter().map(|(flag, _)| *flag).find(is_of_commands);
+    let setting = flag.map(|flag| format!("--{flag}"));
+    match setting.or_else(|| file.and_then(command_only_field)) {
         Some(setting) => Err(format!("{setting}: a handler does the work, and no command runs")),
         None => Ok(()),
     }
@@ -453,6 +510,7 @@ mod tests {
             ("accept-raw", "yes", "accept_raw must be true or false"),
             ("listen", ":9464", "listen"),
             ("permanent-exit-codes", "7", "permanent_exit_codes: a handler"),
+            ("handler", "lambda", "handler: a handler"),
         ] {
             let error = as_code(&run_settings(&values(&[(flag, value)])).unwrap_err());
             assert!(error.contains(complaint) && !error.contains("--"), "{error}");

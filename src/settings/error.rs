@@ -58,7 +58,9 @@ pub enum SettingError {
     WarmPlaceholder,
     #[error("--batch-size {0} is over 10, the most that SQS has in a batch")]
     BatchSize(usize),
-    #[error("{0} has an effect only with --handler lambda: set --handler lambda, or remove it")]
+    #[error(
+        "{0} has an effect only with --handler lambda (in a Rust program, with a batch handler): set that, or remove {0}"
+    )]
     NoBatches(&'static str),
     #[error("--batch-window has no effect with --batch-size 1: set --batch-size to 2 or more")]
     WindowOfOne,

@@ -409,7 +409,7 @@ fn check_batch<'a>(
     handler: &Handler,
     limits: impl Iterator<Item = &'a Limits>,
 ) -> Result<(), SettingError> {
-    let has_batches = *handler == Handler::Lambda;
+    let has_batches = matches!(handler, Handler::Lambda | Handler::Batches);
     match size {
         0 => return Err(SettingError::Zero("batch-size")),
         1 if !window.is_zero() && has_batches => return Err(SettingError::WindowOfOne),
