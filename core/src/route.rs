@@ -225,7 +225,9 @@ pub enum Input {
 
 /// What a Lambda function gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "settings", derive(clap::ValueEnum, serde::Deserialize, schemars::JsonSchema))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "settings", derive(serde::Deserialize))]
 #[cfg_attr(feature = "settings", serde(rename_all = "kebab-case"))]
 pub enum LambdaEvent {
     /// The event of Lambda's event source mapping for SQS
