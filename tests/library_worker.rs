@@ -34,6 +34,8 @@ impl io::Write for Written {
 
 impl Written {
     fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + 'static {
+        // As in support::logs: a test without a subscriber would disable callsites for this one.
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         let out = self.clone();
         tracing_subscriber::fmt().json().with_writer(move || out.clone()).finish()
     }

@@ -155,6 +155,7 @@ mod tests {
     #[cfg(all(feature = "aws", feature = "cli"))]
     #[test]
     fn code_and_the_command_line_read_each_setting_alike() {
+        use clap::builder::PossibleValue;
         use clap::{ArgAction, Args, Command, FromArgMatches};
 
         let command = RunSettings::augment_args(Command::new("run"))
@@ -168,7 +169,7 @@ mod tests {
             let flag: &'static str = flag.to_owned().leak();
             let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
             let choices = arg.get_possible_values();
-            let choices = choices.iter().map(|choice| choice.get_name());
+            let choices = choices.iter().map(PossibleValue::get_name);
             for text in TEXTS.into_iter().chain(choices) {
                 let values = always.into_iter().chain([(flag, text)]);
                 let words = values.clone().filter_map(|(name, text)| match (name, text) {
