@@ -18,6 +18,7 @@ mod sweep;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::adapters::batching::Batching;
 use crate::adapters::process::guard;
 use crate::install::install;
 use crate::ports::Runner;
@@ -51,8 +52,11 @@ pub struct Host {
     pub command: Box<dyn Fn() -> clap::Command>,
     pub is_embedded: bool,
     /// Does the work, if no command does.
-    pub in_process: Option<Arc<dyn Runner>>,
+    pub in_process: Option<InProcess>,
 }
+
+/// Makes the runner of a function that is part of the program.
+pub type InProcess = Box<dyn FnOnce(Batching) -> Arc<dyn Runner>>;
 
 /// What the command line asks for.
 pub enum Start {

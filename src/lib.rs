@@ -103,7 +103,7 @@ pub use clap;
 pub use inside::app::program;
 #[cfg(feature = "testing")]
 pub use inside::library::testing;
-pub use inside::library::{Error, Failure, Handler, Job};
+pub use inside::library::{BatchHandler, Error, Failure, Handler, Job};
 #[cfg(feature = "cli")]
 pub use inside::library::{Program, main};
 #[cfg(feature = "aws")]

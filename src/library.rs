@@ -11,11 +11,12 @@ mod program;
 mod settings;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod threads;
 #[cfg(feature = "aws")]
 mod worker;
 
 pub use failure::{Error, Failure};
-pub use handler::Handler;
+pub use handler::{BatchHandler, Handler};
 pub use job::Job;
 #[cfg(feature = "cli")]
 pub use program::{Program, main};

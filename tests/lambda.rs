@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use leasehold::adapters::lambda::{Batching, Function, Lambda, Source};
+use leasehold::adapters::batching::Batching;
+use leasehold::adapters::lambda::{Function, Lambda, Source};
 use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::adapters::process::Processes;
 use leasehold::adapters::warm::WarmProcesses;
@@ -300,7 +301,7 @@ impl Lane {
 
 #[tokio::test]
 async fn a_message_that_is_given_up_does_not_end_the_work_on_the_others() {
-    let batching = Batching { size: 2, window: LIMIT, processes: 1 };
+    let batching = Batching { size: 2, window: LIMIT, calls: 1 };
     let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
     let (given_up, kept) = (pod.lane("a", "wait"), pod.lane("b", "wait"));
     pod.works().await;
@@ -336,7 +337,7 @@ async fn a_success_after_the_memory_guard_proves_nothing() {
     write("memory.current", "1000");
     let found = MemoryCgroup::find(cgroup.path(), "0::/").unwrap();
     let limited = MemoryLimited::new(Arc::new(Processes::new()), found, Some(90));
-    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let batching = Batching { size: 1, window: Duration::ZERO, calls: 1 };
     let pod = Pod::new(Arc::new(limited), batching, LIMIT);
 
     let lane = pod.lane("a", "sigterm");
@@ -372,7 +373,7 @@ impl Runner for Hangs {
 }
 
 fn hangs(size: usize, window: Duration) -> Pod {
-    Pod::new(Arc::new(Hangs), Batching { size, window, processes: 1 }, STOP_GRACE)
+    Pod::new(Arc::new(Hangs), Batching { size, window, calls: 1 }, STOP_GRACE)
 }
 
 #[tokio::test(start_paused = true)]
@@ -454,7 +455,7 @@ async fn the_wait_for_a_busy_function_does_not_count_for_the_longest_duration() 
 
 #[tokio::test]
 async fn a_function_reports_its_progress_until_it_answers() {
-    let batching = Batching { size: 1, window: Duration::ZERO, processes: 1 };
+    let batching = Batching { size: 1, window: Duration::ZERO, calls: 1 };
     let pod = Pod::new(Arc::new(Processes::new()), batching, Duration::ZERO);
     fs::write(pod.home.path().join("go"), "").unwrap();
     assert_eq!(pod.lane("a", "report").ended().await.exit, Exit::Code(0));

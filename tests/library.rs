@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use leasehold::adapters::batching::Batching;
 use leasehold::job::outcome::{Exit, Handled};
 use leasehold::library::handler::AnyHandler;
-use leasehold::library::in_process::{InProcess, Threads};
-use leasehold::ports::job_facts::JobFacts;
+use leasehold::library::in_process::runner;
+use leasehold::library::threads::Threads;
 use leasehold::ports::{Activity, Command, Runner};
 use leasehold::testing::TestWorker;
 use leasehold::{Error, Failure, Job};
@@ -21,6 +22,8 @@ use crate::support::{facts, object_created};
 
 #[path = "../examples/library/batch.rs"]
 pub mod batch;
+#[path = "../examples/library/bulk.rs"]
+mod bulk;
 #[path = "../examples/library/checkpoint.rs"]
 mod checkpoint;
 #[path = "../examples/library/closure.rs"]
@@ -275,6 +278,24 @@ async fn a_job_for_a_test_has_what_the_test_sets() {
     assert!(failure.is_permanent() && format!("{failure:#}").contains("no object"), "{failure:?}");
 }
 
+/// Each call of the handler is one job.
+pub fn of_jobs(handler: AnyHandler, threads: Threads) -> Arc<dyn Runner> {
+    runner(handler, threads, Batching { size: 1, window: Duration::ZERO, calls: 1 })
+}
+
+/// A job for a runner.
+pub fn command(stop_grace: Duration) -> Command {
+    Command {
+        program: "the work".into(),
+        args: Vec::new(),
+        job: facts(),
+        variables: None,
+        stdin: None,
+        fetch: None,
+        stop_grace,
+    }
+}
+
 /// Blocks a thread forever, except at its last call.
 fn blocks(remaining: Arc<AtomicUsize>) -> AnyHandler {
     AnyHandler::new(move |_: Job| {
@@ -292,21 +313,11 @@ fn blocks(remaining: Arc<AtomicUsize>) -> AnyHandler {
 
 #[tokio::test]
 async fn handlers_that_never_end_do_not_block_others() {
-    let room = tempfile::tempdir().unwrap();
-    let threads = std::thread::available_parallelism().unwrap().get();
+    let threads = std::thread::available_parallelism().unwrap().get() + 1;
     let remaining = Arc::new(AtomicUsize::new(threads));
-    let work = InProcess { handler: blocks(remaining.clone()), threads: Threads::Dedicated };
+    let work = of_jobs(blocks(remaining.clone()), Threads::own(1));
     let run = |halt: &CancellationToken| {
-        let command = Command {
-            program: "the work".into(),
-            args: Vec::new(),
-            job: JobFacts { result_file: room.path().join("result.jsonl"), ..facts() },
-            variables: None,
-            stdin: None,
-            fetch: None,
-            stop_grace: Duration::from_millis(50),
-        };
-        work.run(command, halt.clone(), Activity::default())
+        work.run(command(Duration::from_millis(50)), halt.clone(), Activity::default())
     };
     for blocked in 0..threads {
         let halt = CancellationToken::new();
@@ -323,6 +334,70 @@ async fn handlers_that_never_end_do_not_block_others() {
         .await
         .expect("the blocked threads do not delay it");
     assert_eq!(last.unwrap().exit, Exit::Handler(Handled::Succeeded));
+}
+
+/// Sends each of its lines back, to one client after another.
+fn echo_server() -> (std::net::SocketAddr, Arc<AtomicU32>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, clients) = (listener.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
+    let count = clients.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            count.fetch_add(1, Ordering::Relaxed);
+            let client = client.unwrap();
+            let _ = std::io::copy(&mut client.try_clone().unwrap(), &mut &client);
+        }
+    });
+    (address, clients)
+}
+
+/// What a handler keeps from one job to the next: a connection, and a task that uses it.
+type Kept = tokio::sync::mpsc::Sender<tokio::sync::oneshot::Sender<u8>>;
+
+async fn connected(address: std::net::SocketAddr) -> Kept {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (kept, mut asked) = tokio::sync::mpsc::channel::<tokio::sync::oneshot::Sender<u8>>(1);
+    tokio::spawn(async move {
+        while let Some(answer) = asked.recv().await {
+            connection.write_u8(7).await.unwrap();
+            answer.send(connection.read_u8().await.unwrap()).unwrap();
+        }
+    });
+    kept
+}
+
+#[tokio::test]
+async fn a_connection_and_a_task_of_the_first_job_serve_all_jobs_of_a_program() {
+    let (address, clients) = echo_server();
+    let kept = Arc::new(tokio::sync::OnceCell::new());
+    let handler = AnyHandler::new(move |job: Job| {
+        let kept = kept.clone();
+        async move {
+            let kept: &Kept = kept.get_or_init(|| connected(address)).await;
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            kept.send(answer).await?;
+            assert_eq!(answered.await?, 7);
+            if job.receive_count == 2 {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Error>(())
+        }
+    });
+    let work = of_jobs(handler, Threads::own(1));
+    for (attempt, end) in [(1, Handled::Succeeded), (2, Handled::Dropped), (3, Handled::Succeeded)]
+    {
+        let halt = CancellationToken::new();
+        if end == Handled::Dropped {
+            halt.cancel();
+        }
+        let mut command = command(S);
+        command.job.receive_count = attempt;
+        let ended = timeout(MINUTE, work.run(command, halt, Activity::default())).await.unwrap();
+        assert_eq!(ended.unwrap().exit, Exit::Handler(end), "{attempt}");
+    }
+    assert_eq!(clients.load(Ordering::Relaxed), 1);
 }
 
 /// The public items of the library, as they are declared. `INSTA_UPDATE=always` accepts changes:

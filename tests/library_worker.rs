@@ -142,6 +142,35 @@ async fn a_stopped_worker_keeps_the_message_of_a_running_handler() {
     assert_eq!(cloud.counts().await, (1, 0));
 }
 
+#[tokio::test]
+async fn a_worker_runs_a_batch_handler() {
+    let cloud = Cloud::new(5).await;
+    for key in ["a", "b", "c", "d"] {
+        cloud.put(key, b"data").await;
+    }
+    let worker = builder(&cloud).batch_window(Duration::from_secs(5)).report_panics();
+    let worker = worker.setting("retry-min", "1s").setting("retry-max", "1s");
+    let (log, sizes) = (Written::default(), Arc::new(Mutex::new(Vec::new())));
+    let seen = sizes.clone();
+    let handler = move |jobs: Vec<Job>| {
+        seen.lock().unwrap().push(jobs.len());
+        async move {
+            assert!(jobs[0].receive_count > 1, "no shelf");
+            jobs.iter().map(|_| Ok::<_, Error>(())).collect()
+        }
+    };
+    let worker = worker.until_empty(Duration::from_secs(8)).build().unwrap();
+    let summary = worker.run_batch(handler).with_subscriber(log.subscriber()).await.unwrap();
+    assert!(summary.succeeded == 4 && summary.kept > 0, "{summary:?}");
+    assert_eq!(cloud.counts().await, (0, 0));
+    assert!(sizes.lock().unwrap().iter().any(|size| *size > 1), "{sizes:?}");
+    let records = log.records();
+    let kept = records.iter().find(|it| it["fields"]["message"] == "message kept").unwrap();
+    let error = kept["fields"]["error"].as_str().unwrap();
+    let place = "the handler panicked: no shelf, at tests/library_worker.rs:";
+    assert!(error.starts_with(place), "{error}");
+}
+
 /// The example of a batch.
 #[tokio::test]
 async fn a_worker_ends_when_the_queue_is_empty() {
@@ -165,6 +194,11 @@ async fn what_cannot_work_is_an_error_and_ends_no_process() {
     assert!(long.starts_with("max_duration 13h") && !long.contains("--"), "{long}");
     let unused = refused(builder().setting("listen", ":9464"));
     assert!(unused.contains("listen has no effect here"), "{unused}");
+
+    let refused = |summary: Result<leasehold::Summary, RunError>| summary.unwrap_err().to_string();
+    let worker = builder().batch_size(2).build().unwrap();
+    let single = refused(worker.run(|_: Job| async { Ok::<_, Error>(()) }).await);
+    assert!(single.contains("takes one job; use run_batch"), "{single}");
 
     let cloud = Cloud::new(5).await;
     let worker = self::builder(&cloud).setting("queue-url", format!("{}-none", cloud.queue_url));
@@ -204,6 +238,7 @@ async fn example(name: &str) -> PathBuf {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--features", "internals,testing"]);
         cargo.args(["--example", "embedded", "--example", "in_runtime", "--example", "service"]);
+        cargo.args(["--example", "in_batches"]);
         cargo.arg("--target-dir").arg(profile.parent().unwrap());
         if profile.ends_with("release") {
             cargo.arg("--release");
@@ -285,6 +320,24 @@ async fn a_program_within_a_runtime_logs_a_panic_as_the_handlers() {
     assert_eq!((&kept["outcome"], &kept["level"]), (&"panicked".into(), &"ERROR".into()));
     assert!(records.iter().any(|record| record["message"] == "the handler panicked"));
     assert!(!exited.stderr.contains("a bug in leasehold"), "{}", exited.stderr);
+}
+
+#[tokio::test]
+async fn a_program_with_a_batch_handler_has_flags_for_batches() {
+    let help = program("in_batches", &["local", "--help"]).await.expect_exit(0).await.stdout;
+    assert!(help.contains("in one call of the handler, up to 10"), "{help}");
+    let other = program("embedded", &["local", "--help"]).await.expect_exit(0).await.stdout;
+    assert!(!other.contains("--batch-size"), "{other}");
+
+    let files = [("a.txt", ""), ("b.txt", ""), ("c.txt", "")];
+    let words = ["--batch-size", "3", "--batch-window", "1m", "--log-format", "json"];
+    let exited = local("in_batches", &files, &words, 0).await;
+    assert!(exited.stdout.contains("3 of 3 files succeeded"), "{}", exited.stdout);
+    assert!(exited.stderr.contains(r#""jobs":3"#), "{}", exited.stderr);
+    let refused = local("in_batches", &files, &["--batch-size", "11"], 78).await;
+    assert!(refused.stderr.contains("--batch-size 11 is over 10"), "{}", refused.stderr);
+    let refused = local("embedded", &files, &["--batch-size", "2"], 78).await;
+    assert!(refused.stderr.contains("with a batch handler"), "{}", refused.stderr);
 }
 
 #[tokio::test]

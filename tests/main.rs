@@ -24,6 +24,7 @@ mod journey;
 mod lambda;
 mod large_objects;
 mod library;
+mod library_batch;
 mod library_worker;
 mod local;
 mod memory;

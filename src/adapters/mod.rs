@@ -8,6 +8,7 @@
 pub mod aws;
 #[cfg(any(feature = "aws", feature = "internals"))]
 pub mod batches;
+pub mod batching;
 #[cfg(feature = "aws")]
 pub mod http;
 pub mod http_handler;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use console::Term;
 use tokio_util::sync::CancellationToken;
 
+use super::InProcess;
 use super::exit::print;
 use super::runtime::{
     block_on, check_handler, finish, flush_limit, is_coloured, log_style, longest_stop_grace,
@@ -15,7 +16,6 @@ use super::runtime::{
 use super::signals::{self, Reaction, stop_requested};
 use crate::adapters::lambda::Source;
 use crate::local::{self, Killable, Page};
-use crate::ports::Runner;
 use crate::settings::environment;
 use crate::settings::resolve::{LocalConfig, Verbosity};
 use crate::telemetry::bars;
@@ -24,10 +24,8 @@ use crate::telemetry::panics;
 use crate::wiring::handlers::for_handler;
 use crate::wiring::machine::{check_machine, check_threads};
 
-pub fn run_local(
-    config: LocalConfig,
-    in_process: Option<Arc<dyn Runner>>,
-) -> Result<ExitCode, String> {
+pub fn run_local(config: LocalConfig, in_process: Option<InProcess>) -> Result<ExitCode, String> {
+    let in_process = in_process.map(|make| make(config.work.batch.sharing(config.concurrency)));
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
     check_handler(&config.work, in_process.is_some())?;

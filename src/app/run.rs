@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 #[cfg(feature = "listen")]
 use tokio_util::task::AbortOnDropHandle;
 
+use super::InProcess;
 use super::runtime::{
     block_on, check_handler, finish, flush_limit, log_style, longest_stop_grace, runner,
 };
@@ -37,7 +38,8 @@ use crate::telemetry::readiness::Readiness;
 use crate::wiring::connect::{Connected, connect};
 use crate::wiring::machine::{check_machine, check_threads};
 
-pub fn run(config: RunConfig, in_process: Option<Arc<dyn Runner>>) -> Result<ExitCode, String> {
+pub fn run(config: RunConfig, in_process: Option<InProcess>) -> Result<ExitCode, String> {
+    let in_process = in_process.map(|make| make(config.work.batch.sharing(config.concurrency)));
     check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
     check_handler(&config.work, in_process.is_some())?;

@@ -44,21 +44,84 @@ where
     }
 }
 
+/// Does the work of several jobs at once, such as one insert into a database, and returns a result
+/// for each of them.
+///
+/// Every function `async fn(Vec<Job>) -> Vec<Result<(), E>>` is a batch handler, and every closure
+/// like it; any error type is possible.
+///
+/// ```
+/// use leasehold::{BatchHandler, Error, Job};
+///
+/// struct Import { table: String }
+///
+/// impl BatchHandler for Import {
+///     async fn handle(&self, jobs: Vec<Job>) -> Vec<Result<(), Error>> {
+///         let mut results = Vec::new();
+///         for job in &jobs {
+///             results.push(job.text().await.map_err(Error::from).map(drop));
+///         }
+///         tracing::info!(jobs = jobs.len(), self.table, "importing");
+///         results
+///     }
+/// }
+/// ```
+pub trait BatchHandler: Send + Sync + 'static {
+    /// Returns one result for each job, in the order of the jobs. Otherwise, or after a panic, all
+    /// of their messages are kept. Each job has its own lease and its own [`Job::cancelled`]: when
+    /// that completes, the job's success no longer counts, and the other jobs go on.
+    fn handle(&self, jobs: Vec<Job>) -> impl Future<Output = Vec<Result<(), Error>>> + Send;
+}
+
+impl<F, Fut, E> BatchHandler for F
+where
+    F: Fn(Vec<Job>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Vec<Result<(), E>>> + Send,
+    E: Into<Error>,
+{
+    async fn handle(&self, jobs: Vec<Job>) -> Vec<Result<(), Error>> {
+        self(jobs).await.into_iter().map(|result| result.map_err(Into::into)).collect()
+    }
+}
+
 /// A handler of any type.
 #[derive(Clone)]
-pub struct AnyHandler(Arc<dyn Fn(Job) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>);
+pub enum AnyHandler {
+    /// For one job.
+    OfJob(JobHandler),
+    /// For several jobs at once.
+    OfBatch(JobsHandler),
+}
+
+type Function<I, O> = Arc<dyn Fn(I) -> BoxFuture<'static, O> + Send + Sync>;
+/// A [`Handler`].
+pub type JobHandler = Function<Job, Result<(), Error>>;
+/// A [`BatchHandler`].
+pub type JobsHandler = Function<Vec<Job>, Vec<Result<(), Error>>>;
 
 impl AnyHandler {
-    /// Wraps the handler.
+    /// Wraps a handler of one job.
     pub fn new(handler: impl Handler) -> Self {
         let handler = Arc::new(handler);
-        Self(Arc::new(move |job| {
+        Self::OfJob(Arc::new(move |job| {
             let handler = handler.clone();
             async move { handler.handle(job).await }.boxed()
         }))
     }
 
-    pub(super) fn call(&self, job: Job) -> BoxFuture<'static, Result<(), Error>> {
-        (self.0)(job)
+    /// Wraps a handler of several jobs.
+    pub fn of_batch(handler: impl BatchHandler) -> Self {
+        let handler = Arc::new(handler);
+        Self::OfBatch(Arc::new(move |jobs| {
+            let handler = handler.clone();
+            async move { handler.handle(jobs).await }.boxed()
+        }))
+    }
+
+    pub(super) fn takes_batches(&self) -> bool {
+        match self {
+            Self::OfJob(_) => false,
+            Self::OfBatch(_) => true,
+        }
     }
 }

@@ -1,99 +1,81 @@
 //! Runs a handler as the work of leasehold, in place of a command.
 
 use std::any::Any;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use serde_json::json;
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
-use tracing::instrument::WithSubscriber;
-use tracing::{Instrument, error, warn};
+use tracing::{Instrument, Span, error, info_span, warn};
 
 use super::failure::{self, Class, Error};
-use super::handler::AnyHandler;
+use super::handler::{AnyHandler, JobHandler, JobsHandler};
 use super::job::Job;
+use super::threads::Threads;
+use crate::adapters::batching::{Batch, Batching, Joined, Member, OpenBatches, Work};
 use crate::job::outcome::{Exit, Handled};
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::telemetry::panics;
 
-/// Runs a handler like a command.
-pub struct InProcess {
-    /// The handler.
-    pub handler: AnyHandler,
-    /// Where it runs.
-    pub threads: Threads,
-}
-
-/// The threads on which a handler runs.
-#[derive(Debug, Clone)]
-pub enum Threads {
-    /// New threads for each job. A busy handler cannot delay a heartbeat, which tokio does not
-    /// guarantee among tasks of one runtime; and a handler that never ends blocks nothing.
-    Dedicated,
-    /// The threads of the embedding program, whose connections belong to its runtime. leasehold
-    /// itself has its own.
-    Of(Handle),
-}
-
-impl Threads {
-    fn start(&self) -> std::io::Result<Started> {
-        Ok(match self {
-            Self::Dedicated => {
-                let mut builder = Builder::new_multi_thread();
-                builder.thread_name("handler").on_thread_start(panics::mark_handlers);
-                Started::Own(OwnRuntime::start(builder)?)
-            }
-            Self::Of(handle) => Started::Others(handle.clone()),
-        })
-    }
-}
-
-enum Started {
-    Own(OwnRuntime),
-    Others(Handle),
-}
-
-impl Started {
-    fn handle(&self) -> &Handle {
-        match self {
-            Self::Own(runtime) => runtime.handle(),
-            Self::Others(handle) => handle,
+/// Runs the handler on these threads.
+pub fn runner(handler: AnyHandler, threads: Threads, batching: Batching) -> Arc<dyn Runner> {
+    match handler {
+        AnyHandler::OfJob(handler) => Arc::new(InProcess { handler, threads }),
+        AnyHandler::OfBatch(handler) => {
+            let batches = Arc::new(OpenBatches::new(batching));
+            Arc::new(InBatches { handler, threads, batches })
         }
     }
 }
 
-/// A runtime that may be dropped anywhere: its tasks are abandoned then.
-pub(super) struct OwnRuntime(Option<Runtime>);
+/// Runs a handler for each job.
+struct InProcess {
+    handler: JobHandler,
+    threads: Threads,
+}
 
-impl OwnRuntime {
-    pub(super) fn start(mut builder: Builder) -> std::io::Result<Self> {
-        Ok(Self(Some(builder.enable_all().build()?)))
+/// Runs a handler for several jobs at once.
+struct InBatches {
+    handler: JobsHandler,
+    threads: Threads,
+    batches: Arc<OpenBatches<Waiting>>,
+}
+
+/// A job that waits for the handler, and its span.
+struct Waiting(Job, Span);
+
+impl Work for Waiting {
+    type Answer = Result<Ended, StartError>;
+
+    fn goes_with(&self, _: &Self) -> bool {
+        true
     }
 
-    pub(super) fn handle(&self) -> &Handle {
-        self.0.as_ref().expect("it is taken only when dropped").handle()
+    /// The wait does not count for the deadline.
+    fn has_waited(&mut self, time: Duration) {
+        self.0.deadline += time;
     }
 }
 
-impl Drop for OwnRuntime {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
+/// How the handler ended, for one job.
+enum Ended {
+    Returned(Result<(), Error>),
+    Panicked(String),
+    /// Only a runtime that ends cancels its tasks.
+    ShutDown,
 }
-
-/// A panic of the handler, as a text.
-struct Panic(String);
 
 #[async_trait]
 impl Runner for InProcess {
     fn name(&self) -> &'static str {
-        "the handler"
+        NAME
     }
 
     async fn run(
@@ -105,40 +87,135 @@ impl Runner for InProcess {
         let stop_grace = command.stop_grace;
         let job = Job::new(command, halt.clone(), activity);
         let (handler, of_handler) = (self.handler.clone(), job.clone());
-        let working = async move {
-            let working = AssertUnwindSafe(async move { handler.call(of_handler).await });
-            working.catch_unwind().await.map_err(|panic| described(panic.as_ref()))
-        };
-        let threads = self.threads.start().map_err(|error| StartError {
-            program: "the handler".to_owned(),
-            why: format!("its threads could not be started: {error}"),
-            ends_the_run: false,
-        })?;
-        let working = working.in_current_span().with_current_subscriber();
-        let mut working = AbortOnDropHandle::new(threads.handle().spawn(working));
+        let working = caught(async move { handler(of_handler).await });
+        let mut running = self.threads.spawn(working).await.map_err(|error| not_started(&error))?;
+        let task = &mut running.task;
         let ended = tokio::select! {
-            ended = &mut working => Some(ended),
-            () = halt.cancelled() => timeout(stop_grace, &mut working).await.ok(),
+            ended = &mut *task => Some(ended),
+            () = halt.cancelled() => timeout(stop_grace, task).await.ok(),
         };
-        let (how, reason) = match ended {
-            Some(Ok(Ok(Ok(())))) => (Handled::Succeeded, None),
-            Some(Ok(Ok(Err(error)))) => failed(&job, &error),
-            Some(Ok(Err(Panic(text)))) => (Handled::Panicked, Some(text)),
-            // Only a runtime that ends cancels its tasks.
-            Some(Err(_)) => (Handled::Dropped, Some("its runtime was shut down".to_owned())),
-            None => {
-                error!("the handler did not end within the stop grace and is dropped");
-                (Handled::Dropped, None)
+        if ended.is_none() {
+            error!("the handler did not end within the stop grace and is dropped");
+        }
+        Ok(exited(
+            &job,
+            ended.map(|ended| match ended {
+                Ok(Ok(result)) => Ended::Returned(result),
+                Ok(Err(Panic(text))) => Ended::Panicked(text),
+                Err(_) => Ended::ShutDown,
+            }),
+        ))
+    }
+}
+
+#[async_trait]
+impl Runner for InBatches {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn run(
+        &self,
+        command: Command,
+        halt: CancellationToken,
+        activity: Activity,
+    ) -> Result<Exited, StartError> {
+        let stop_grace = command.stop_grace;
+        let job = Job::new(command, halt.clone(), activity.clone());
+        let (handler, threads) = (self.handler.clone(), self.threads.clone());
+        let call = move |batch| call(handler, threads, batch);
+        let waiting = Waiting(job.clone(), Span::current());
+        let mut joined = self.batches.join(waiting, halt.clone(), call);
+        let Joined { answered, place } = &mut joined;
+        let given_up = async {
+            halt.cancelled().await;
+            if !place.leave() {
+                sleep(stop_grace).await;
+                error!(
+                    "the handler did not end within the stop grace: its result no longer counts"
+                );
             }
         };
-        if let Some(reason) = &reason {
-            job.report(&json!({ "reason": reason }));
+        let ended = tokio::select! {
+            biased;
+            // An error: a bug in leasehold, after which nothing is known about the work.
+            ended = answered => Some(ended.unwrap_or(Ok(Ended::ShutDown))?),
+            () = given_up => None,
+            () = place.sets_waiting(&activity) => None,
+        };
+        Ok(exited(&job, ended))
+    }
+}
+
+/// Calls the handler, and drops it when all jobs are gone.
+async fn call(handler: JobsHandler, threads: Threads, batch: Batch<Waiting>) {
+    let mut members = batch.members;
+    let jobs: Vec<Job> = members.iter().map(|member| member.work.0.clone()).collect();
+    let span = match &*members {
+        [member] => member.work.1.clone(),
+        several => info_span!(parent: None, "batch", messages = several.len()),
+    };
+    let working = caught(async move { handler(jobs).await });
+    let mut running = match threads.spawn(working).instrument(span).await {
+        Ok(running) => running,
+        Err(error) => {
+            let error = not_started(&error);
+            for member in members {
+                member.answer(Err(error.clone()));
+            }
+            return;
         }
-        Ok(Exited {
-            exit: Exit::Handler(how),
-            stderr_tail: reason.into_iter().collect(),
-            ..Exited::killed()
-        })
+    };
+    let all_gone = join_all(members.iter_mut().map(Member::is_gone));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut running.task => ended,
+        _ = all_gone => return,
+    };
+    let each: Vec<Ended> = match ended {
+        Ok(Ok(results)) if results.len() == members.len() => {
+            results.into_iter().map(Ended::Returned).collect()
+        }
+        Ok(Ok(results)) => {
+            let (results, jobs) = (results.len(), members.len());
+            let why = || {
+                format!(
+                    "the batch handler returned {results} results for {jobs} jobs: return one for each job, in their order"
+                )
+            };
+            members.iter().map(|_| Ended::Returned(Err(why().into()))).collect()
+        }
+        Ok(Err(Panic(text))) => members.iter().map(|_| Ended::Panicked(text.clone())).collect(),
+        Err(_) => members.iter().map(|_| Ended::ShutDown).collect(),
+    };
+    for (member, ended) in members.into_iter().zip(each) {
+        member.answer(Ok(ended));
+    }
+}
+
+const NAME: &str = "the handler";
+
+fn not_started(error: &std::io::Error) -> StartError {
+    let why = format!("its threads could not be started: {error}");
+    StartError { program: NAME.to_owned(), why, ends_the_run: false }
+}
+
+/// The end of a job; `None` if the handler was dropped.
+fn exited(job: &Job, ended: Option<Ended>) -> Exited {
+    let (how, reason) = match ended {
+        Some(Ended::Returned(Ok(()))) => (Handled::Succeeded, None),
+        Some(Ended::Returned(Err(error))) => failed(job, &error),
+        Some(Ended::Panicked(text)) => (Handled::Panicked, Some(text)),
+        Some(Ended::ShutDown) => (Handled::Dropped, Some("its runtime was shut down".to_owned())),
+        None => (Handled::Dropped, None),
+    };
+    if let Some(reason) = &reason {
+        job.report(&json!({ "reason": reason }));
+    }
+    Exited {
+        exit: Exit::Handler(how),
+        stderr_tail: reason.into_iter().collect(),
+        ..Exited::killed()
     }
 }
 
@@ -157,6 +234,20 @@ fn failed(job: &Job, error: &Error) -> (Handled, Option<String>) {
         }
     };
     (how, Some(text))
+}
+
+/// A panic of the handler, as a text.
+struct Panic(String);
+
+/// The result of the handler, or its panic.
+async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panic> {
+    let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
+    let ended = poll_fn(|context| {
+        // The place of a panic that was caught elsewhere is not the place of the next one.
+        panics::take_place();
+        work.as_mut().poll(context).map_err(|panic| described(panic.as_ref()))
+    });
+    ended.await
 }
 
 /// Called in the thread that panicked, right after the panic.

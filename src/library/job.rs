@@ -67,6 +67,7 @@ pub struct Job {
     pub region: Option<String>,
     /// Orders the events of one key; hexadecimal.
     pub sequencer: Option<String>,
+    pub(super) deadline: Instant,
     pub(super) inner: Arc<Inner>,
 }
 
@@ -76,7 +77,6 @@ pub(super) struct Inner {
     /// Set once the object is on the disk.
     input: OnceCell<PathBuf>,
     fetch: Option<FetchInput>,
-    deadline: Instant,
     output_dir: PathBuf,
     checkpoint_dir: PathBuf,
     body_file: PathBuf,
@@ -101,7 +101,6 @@ impl Job {
         let inner = Inner {
             input: OnceCell::new_with(facts.input),
             fetch,
-            deadline: Instant::now() + remaining,
             output_dir: facts.output_dir,
             checkpoint_dir: facts.checkpoint_dir,
             body_file: facts.body_file,
@@ -133,6 +132,7 @@ impl Job {
             event_time: of_object(|it| it.event_time.as_ref()),
             region: of_object(|it| it.region.as_ref()),
             sequencer: of_object(|it| it.sequencer.as_ref()),
+            deadline: Instant::now() + remaining,
             inner: Arc::new(inner),
         }
     }
@@ -203,12 +203,12 @@ impl Job {
 
     /// When the job will be cancelled, by `--max-duration`.
     pub fn deadline(&self) -> Instant {
-        self.inner.deadline
+        self.deadline
     }
 
     /// The time until [`deadline`](Self::deadline).
     pub fn time_left(&self) -> Duration {
-        self.inner.deadline.saturating_duration_since(Instant::now())
+        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// Completes when the job must end: a stop, a lost lease, `--max-duration`. After that, the

@@ -3,15 +3,16 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{ArgMatches, Args, Command};
 use tokio::runtime::Handle;
 
-use super::handler::{AnyHandler, Handler};
-use super::in_process::{InProcess, Threads};
+use super::handler::{AnyHandler, BatchHandler, Handler};
+use super::in_process::runner;
 use super::settings::setters;
-use crate::app::{self, Host, Start};
+use super::threads::Threads;
+use crate::adapters::batching::Batching;
+use crate::app::{self, Host, InProcess, Start};
 use crate::settings::embedding::{Embedding, Parsed};
 use crate::settings::given::Values;
 
@@ -99,6 +100,49 @@ impl Program {
         Self::with(Some(A::augment_args), Box::new(make))
     }
 
+    /// A program whose handler takes up to 10 jobs at once; see
+    /// [`batch_size`](Self::batch_size). A run receives as many messages, unless `max-messages` is
+    /// set.
+    ///
+    /// ```no_run
+    /// use leasehold::{Failure, Job, Program};
+    /// use std::time::Duration;
+    ///
+    /// async fn import(jobs: Vec<Job>) -> Vec<Result<(), Failure>> {
+    ///     let mut results = Vec::new();
+    ///     for job in &jobs {
+    ///         results.push(job.text().await.map(drop));
+    ///     }
+    ///     results
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Program::batch(import)
+    ///         .batch_window(Duration::from_secs(1))
+    ///         .setting("max-messages", "1000")
+    ///         .main()
+    /// }
+    /// ```
+    pub fn batch(handler: impl BatchHandler) -> Self {
+        let handler = AnyHandler::of_batch(handler);
+        Self::with(None, Box::new(|_| Ok(handler))).with_batches()
+    }
+
+    /// [`batch`](Self::batch) with the program's own flags, like [`with_flags`](Self::with_flags).
+    pub fn batch_with_flags<A: Args, H: BatchHandler>(
+        make: impl FnOnce(A) -> H + Send + 'static,
+    ) -> Self {
+        let make = |matches: &ArgMatches| {
+            A::from_arg_matches(matches).map(|flags| AnyHandler::of_batch(make(flags)))
+        };
+        Self::with(Some(A::augment_args), Box::new(make)).with_batches()
+    }
+
+    fn with_batches(mut self) -> Self {
+        self.embedding = self.embedding.with_batches();
+        self
+    }
+
     fn with(flags: Option<fn(Command) -> Command>, handler: MakeHandler) -> Self {
         let started = std::env::args_os().next().unwrap_or_default();
         let name = Path::new(&started).file_name().and_then(OsStr::to_str).unwrap_or("worker");
@@ -177,8 +221,10 @@ impl Program {
                 Parsed::Ours(action, matches) => {
                     let is_work = action.does_work();
                     let handler = is_work.then(|| handler(&matches)).transpose()?;
-                    let in_process = handler.map(|handler| -> Arc<dyn crate::ports::Runner> {
-                        Arc::new(InProcess { handler, threads: Threads::Dedicated })
+                    let in_process = handler.map(|handler| -> InProcess {
+                        Box::new(|batching: Batching| {
+                            runner(handler, Threads::own(batching.calls), batching)
+                        })
                     });
                     let command = move || embedding.command().expect("it was parsed");
                     let host =

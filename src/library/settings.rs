@@ -55,6 +55,18 @@ macro_rules! setters {
                 .setting("retry-max", $crate::library::settings::time(longest))
         }
 
+        /// How many jobs a batch handler takes at once, up to 10, which is the default. It gets
+        /// those that are there when it is free, or after the window. Each of them is received,
+        /// downloaded and held for itself.
+        pub fn batch_size(self, jobs: usize) -> Self {
+            self.setting("batch-size", jobs.to_string())
+        }
+
+        /// How long a batch waits for more jobs while the handler is free. No time by default.
+        pub fn batch_window(self, time: std::time::Duration) -> Self {
+            self.setting("batch-window", $crate::library::settings::time(time))
+        }
+
         /// Downloads the object when the handler asks for it, and not before.
         pub fn fetch_on_demand(self) -> Self {
             self.setting("input", "none")

@@ -30,17 +30,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, pending};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::handler::{AnyHandler, Handler};
-use super::in_process::{InProcess, Threads};
+use super::handler::{AnyHandler, BatchHandler, Handler};
+use super::in_process::runner;
 use super::job::Job;
 use super::settings::setters;
+use super::threads::Threads;
 use crate::actors::supervisor::{self, World};
 use crate::actors::work_threads::WorkThreads;
 use crate::adapters::local::folder::{Folder, Listing};
@@ -50,14 +50,16 @@ use crate::adapters::local::rehearsal::{Mishap, Rehearsal};
 use crate::adapters::local::store::FolderStore;
 use crate::job::delivery::Redrive;
 use crate::job::report::{Ended, Observation, Report};
+use crate::job::settings::Settings;
 use crate::job::verdict::{Return, Settlement};
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
 use crate::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
 use crate::ports::{Activity, Command, Telemetry};
 use crate::settings::given::Values;
-use crate::settings::in_code::{as_code, local_settings};
+use crate::settings::in_code::{DEFAULT_BATCH, as_code, local_settings};
 use crate::settings::resolve::LocalConfig;
+use crate::settings::values::Handler as Of;
 use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
 use crate::work::checkpoint::Checkpoints;
@@ -80,9 +82,21 @@ pub struct TestWorker {
 impl TestWorker {
     /// A worker without messages.
     pub fn new(handler: impl Handler) -> Self {
+        Self::with(AnyHandler::new(handler), Vec::new())
+    }
+
+    /// A worker without messages, whose handler takes several jobs at once: up to 10, or
+    /// [`batch_size`](Self::batch_size). A [`batch_window`](Self::batch_window) of a second puts the
+    /// first messages of the test into one batch.
+    pub fn batch(handler: impl BatchHandler) -> Self {
+        let size = DEFAULT_BATCH.to_string().into();
+        Self::with(AnyHandler::of_batch(handler), vec![("batch-size", size)])
+    }
+
+    fn with(handler: AnyHandler, values: Values) -> Self {
         Self {
-            handler: AnyHandler::new(handler),
-            values: Vec::new(),
+            handler,
+            values,
             objects: Vec::new(),
             messages: Vec::new(),
             max_receive_count: 3,
@@ -141,8 +155,18 @@ impl TestWorker {
         write_all(&inbox, &self.objects).expect("the keys are file names");
         let settings = local_settings(&self.values)
             .and_then(|args| LocalConfig::try_from(args).map_err(|error| error.to_string()));
-        let LocalConfig { work, records, .. } =
+        let LocalConfig { mut work, records, .. } =
             settings.unwrap_or_else(|why| panic!("{}", as_code(&why)));
+        let takes_batches = self.handler.takes_batches();
+        assert!(
+            takes_batches || work.handler == Of::Command,
+            "batch_size and batch_window have no effect: this handler takes one job; use TestWorker::batch"
+        );
+        let lanes = work.batch.size;
+        if takes_batches {
+            // All of them belong to one worker.
+            work.settings.policy.max_messages = u32::MAX;
+        }
         let queue = MemoryQueue::new(
             Kind::Standard,
             Redrive::DeadLetter {
@@ -163,7 +187,7 @@ impl TestWorker {
         let store = Arc::new(FolderStore::new(&path("state")).expect("a new folder"));
         let clock = Clock::start();
         let telemetry = Arc::new(Recorded(Mutex::default()));
-        let runner = InProcess { handler: self.handler, threads: Threads::Of(Handle::current()) };
+        let runner = runner(self.handler, Threads::Of(Handle::current()), work.batch.sharing(1));
         let worker = CommandWorker {
             checkpoints: Some(Checkpoints { storage: store.clone(), clock }),
             idempotency: records.idempotency.map(|location| Idempotency {
@@ -174,7 +198,7 @@ impl TestWorker {
                 clock,
             }),
             store: Arc::new(folder.with_moved(Some((*store).clone()))),
-            runner: Arc::new(runner),
+            runner,
             turns: None,
             fetch: work.fetch,
             outbox: Some(Arc::new(FolderOutbox::new(path("outbox")))),
@@ -192,19 +216,35 @@ impl TestWorker {
             work_threads: WorkThreads::Shared,
             health: Health::default(),
         };
-        let mut stop_after = self.stop_after;
-        while queue.visible_or_drained().await == QueueState::Visible {
-            pod.begin();
-            let stop: BoxFuture<'static, ()> = match stop_after.take() {
-                Some(time) => sleep(time).boxed(),
-                None => pending().boxed(),
-            };
-            supervisor::run(world.clone(), work.settings.clone(), stop).await;
-        }
+        run_workers(&queue, &pod, &world, &work.settings, lanes, self.stop_after).await;
         let attempts = telemetry.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let dead = queue.dead_letters().into_iter();
         let dead_letters = dead.filter_map(|it| names.get(it.message_id.as_str()).cloned());
         TestRun { attempts, dead_letters: dead_letters.collect(), home }
+    }
+}
+
+/// Runs one worker after another, until every message is deleted or a dead letter. The first one is
+/// stopped after this time.
+async fn run_workers(
+    queue: &MemoryQueue,
+    pod: &Rehearsal,
+    world: &World,
+    settings: &Settings,
+    lanes: usize,
+    mut stop_after: Option<Duration>,
+) {
+    while queue.visible_or_drained().await == QueueState::Visible {
+        pod.begin();
+        let stop = CancellationToken::new();
+        let _stopper = stop_after.take().map(|time| {
+            let stop = stop.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                sleep(time).await;
+                stop.cancel();
+            }))
+        });
+        supervisor::run_concurrently(world.clone(), settings.clone(), lanes, stop).await;
     }
 }
 

@@ -12,9 +12,10 @@ use tracing::dispatcher::{self, Dispatch};
 use tracing::info;
 use tracing::subscriber::NoSubscriber;
 
-use super::handler::{AnyHandler, Handler};
-use super::in_process::{InProcess, OwnRuntime, Threads};
+use super::handler::{AnyHandler, BatchHandler, Handler};
+use super::in_process;
 use super::settings::setters;
+use super::threads::{OwnRuntime, Threads};
 use crate::actors::supervisor::{self, World};
 use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::aws::SdkConfig;
@@ -24,14 +25,15 @@ use crate::job::report::{Observation, Report};
 use crate::job::run_outcome::{ReceiveFailure, RunOutcome};
 use crate::job::settings::Settings;
 use crate::job::verdict::Settlement;
-use crate::ports::Telemetry;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
+use crate::ports::{Runner, Telemetry};
 use crate::settings::given::Values;
-use crate::settings::in_code::{as_code, run_settings};
+use crate::settings::in_code::{DEFAULT_BATCH, as_code, run_settings};
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::metrics::{Collected, Metrics};
+use crate::telemetry::panics;
 use crate::telemetry::readiness::Readiness;
 use crate::wiring::connect::{Connected, connect};
 use crate::wiring::machine::check_machine;
@@ -67,8 +69,11 @@ use crate::wiring::machine::check_machine;
 pub struct Worker {
     config: RunConfig,
     until: Until,
+    /// Has the code set the size of batches?
+    has_batches: bool,
     stop: CancellationToken,
     on_signals: bool,
+    report_panics: bool,
     registry: Option<prometheus::Registry>,
     aws: Option<SdkConfig>,
 }
@@ -89,6 +94,7 @@ pub struct WorkerBuilder {
     until: Until,
     stop: CancellationToken,
     on_signals: bool,
+    report_panics: bool,
     registry: Option<prometheus::Registry>,
     aws: Option<SdkConfig>,
 }
@@ -135,6 +141,7 @@ impl Worker {
             until: Until::Stopped,
             stop: CancellationToken::new(),
             on_signals: false,
+            report_panics: false,
             registry: None,
             aws: None,
         }
@@ -143,14 +150,37 @@ impl Worker {
     /// Runs until it is stopped, or as the settings say. Dropping the future is like a kill: the
     /// handler is dropped, and its message is visible again after the visibility timeout.
     pub async fn run(self, handler: impl Handler) -> Result<Summary, RunError> {
+        if self.has_batches {
+            return Err(RunError::Misconfigured(
+                "batch_size and batch_window have no effect: this handler takes one job; use run_batch, or remove them"
+                    .to_owned(),
+            ));
+        }
+        self.run_any(AnyHandler::new(handler)).await
+    }
+
+    /// [`run`](Self::run) with a handler that takes several jobs at once: up to 10, or
+    /// [`batch_size`](WorkerBuilder::batch_size).
+    pub async fn run_batch(mut self, handler: impl BatchHandler) -> Result<Summary, RunError> {
+        if !self.has_batches {
+            self.config.work.batch.size = DEFAULT_BATCH;
+        }
+        self.run_any(AnyHandler::of_batch(handler)).await
+    }
+
+    async fn run_any(self, handler: AnyHandler) -> Result<Summary, RunError> {
         let callers = Handle::try_current().map_err(|error| {
             RunError::Misconfigured(format!("a worker needs a tokio runtime: {error}"))
         })?;
-        let runner = InProcess { handler: AnyHandler::new(handler), threads: Threads::Of(callers) };
+        if self.report_panics {
+            panics::record_places();
+        }
+        let batching = self.config.work.batch.sharing(self.config.concurrency);
+        let runner = in_process::runner(handler, Threads::Of(callers), batching);
         let on_start = with_subscriber(dispatcher::get_default(Clone::clone));
         let work = WorkThread(SeparateThreads::new(on_start.clone()));
         let own = own_runtime(on_start)?;
-        let running = self.run_with(Arc::new(runner), work.0.clone());
+        let running = self.run_with(runner, work.0.clone());
         let running = AbortOnDropHandle::new(own.handle().spawn(running));
         running
             .await
@@ -159,10 +189,10 @@ impl Worker {
 
     async fn run_with(
         self,
-        runner: Arc<InProcess>,
+        runner: Arc<dyn Runner>,
         work: SeparateThreads,
     ) -> Result<Summary, RunError> {
-        let Self { config, until, stop, on_signals, registry, aws } = self;
+        let Self { config, until, stop, on_signals, registry, aws, .. } = self;
         check_machine(&config.work, false).map_err(|why| RunError::Misconfigured(as_code(&why)))?;
         // A stop of this worker must not stop the caller's other users of the token.
         let stop = stop.child_token();
@@ -415,6 +445,14 @@ impl WorkerBuilder {
         self
     }
 
+    /// Adds the place of a panic, such as `src/main.rs:7`, to the text of the outcome `panicked`. For
+    /// this, the first run installs a panic hook, once, which calls the hook before it. Without this,
+    /// no hook is installed.
+    pub fn report_panics(mut self) -> Self {
+        self.report_panics = true;
+        self
+    }
+
     /// Registers the metrics of docs/observability.md here, with the label `queue`. They are
     /// removed at the end of the run.
     pub fn registry(mut self, registry: &prometheus::Registry) -> Self {
@@ -432,7 +470,7 @@ impl WorkerBuilder {
     /// Checks the settings.
     pub fn build(self) -> Result<Worker, SettingsError> {
         let refused = |why: String| SettingsError(as_code(&why));
-        let Self { mut values, until, stop, on_signals, registry, aws } = self;
+        let Self { mut values, until, stop, on_signals, report_panics, registry, aws } = self;
         let has = |values: &Values, flag: &str| values.iter().any(|(name, _)| *name == flag);
         if !has(&values, "max-messages") {
             values.push(("max-messages", u32::MAX.to_string().into()));
@@ -442,9 +480,10 @@ impl WorkerBuilder {
                 "--wait has no effect: the worker runs until it is stopped".into(),
             ));
         }
+        let has_batches = has(&values, "batch-size") || has(&values, "batch-window");
         let settings = run_settings(&values).map_err(refused)?;
         let config = RunConfig::try_from(settings).map_err(|error| refused(error.to_string()))?;
-        Ok(Worker { config, until, stop, on_signals, registry, aws })
+        Ok(Worker { config, until, has_batches, stop, on_signals, report_panics, registry, aws })
     }
 }
 

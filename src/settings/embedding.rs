@@ -9,20 +9,25 @@ use clap::{Arg, ArgMatches, Command, FromArgMatches};
 use super::command_line::{checked, command, empty_is_unset};
 use super::errors::fit_to_print;
 use super::given::Values;
-use super::in_code::{HANDLER, command_only_field};
+use super::in_code::{DEFAULT_BATCH, HANDLER, command_only_field};
 use super::pod::WorkSettings;
+use super::values::Handler;
 use super::{Action, Cli};
 
 /// Settings for commands, which a program with a handler refuses.
-const OF_COMMANDS: [&str; 8] = [
+const OF_COMMANDS: [&str; 6] = [
     "command",
     "permanent_exit_codes",
     "handler",
-    "batch_size",
-    "batch_window",
     "http_body",
     "permanent_http_codes",
     "ready_timeout",
+];
+
+/// Settings for batches, and their help.
+const OF_BATCHES: [(&str, &str); 2] = [
+    ("batch_size", "The most messages in one call of the handler, up to 10"),
+    ("batch_window", "How long a call of the handler waits for more messages, up to --batch-size"),
 ];
 
 /// How the command line of an embedding program differs from leasehold's.
@@ -36,6 +41,8 @@ pub struct Embedding {
     pub flags: Option<fn(Command) -> Command>,
     /// The program's own subcommands.
     pub actions: Vec<Command>,
+    /// Does its handler take several messages at once?
+    pub takes_batches: bool,
 }
 
 /// What the words of a command line mean.
@@ -56,7 +63,17 @@ impl Embedding {
             defaults: Vec::new(),
             flags: None,
             actions: Vec::new(),
+            takes_batches: false,
         }
+    }
+
+    /// For a handler that takes several messages at once. The run may receive as many.
+    #[must_use]
+    pub fn with_batches(mut self) -> Self {
+        let most = || OsString::from(DEFAULT_BATCH.to_string());
+        self.defaults.extend([("batch-size", most()), ("max-messages", most())]);
+        self.takes_batches = true;
+        self
     }
 
     /// The program's whole command line. An error is a mistake in the program.
@@ -137,7 +154,13 @@ impl Embedding {
         {
             return Ok(Parsed::Own(name.to_owned(), own.clone()));
         }
-        let cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
+        let mut cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
+        if self.takes_batches
+            && let Some(work) = work_of(&mut cli.action)
+            && work.handler == Handler::Command
+        {
+            work.handler = Handler::Batches;
+        }
         let of_action = matches.subcommand().map(|(_, of)| of.clone()).unwrap_or_default();
         match command_only(&cli.action, &of_action) {
             Some(setting) => {
@@ -161,6 +184,10 @@ impl Embedding {
         if is_work(&action) {
             for of_commands in OF_COMMANDS {
                 action = action.mut_arg(of_commands, |arg| arg.hide(true));
+            }
+            for (of_batches, help) in OF_BATCHES {
+                let hidden = !self.takes_batches;
+                action = action.mut_arg(of_batches, |arg| arg.help(help).hide(hidden));
             }
         }
         action.mut_args(|arg| {
@@ -195,6 +222,20 @@ fn is_work(action: &Command) -> bool {
 /// The derived rule that COMMAND is required cannot be undone, so a dummy satisfies it.
 fn dummy() -> [OsString; 2] {
     ["--".into(), HANDLER.into()]
+}
+
+fn work_of(action: &mut Action) -> Option<&mut WorkSettings> {
+    match action {
+        #[cfg(feature = "aws")]
+        Action::Run(args) => Some(&mut args.work),
+        #[cfg(feature = "local")]
+        Action::Local(args) => Some(&mut args.work),
+        #[cfg(feature = "check")]
+        Action::Check(_) | Action::Schema | Action::Reference => None,
+        #[cfg(feature = "pushgateway")]
+        Action::Sweep(_) => None,
+        Action::Install(_) | Action::Completions { .. } | Action::Man => None,
+    }
 }
 
 /// The first setting that was given although it only applies to a command.

@@ -58,6 +58,10 @@ pub enum SettingError {
     WarmPlaceholder,
     #[error("--batch-size {0} is over 10, the most that SQS has in a batch")]
     BatchSize(usize),
+    #[error(
+        "{0} has an effect only with --handler lambda (in a Rust program, with a batch handler): set that, or remove {0}"
+    )]
+    NoBatches(&'static str),
     #[error("{0} has an effect only with --handler lambda: set --handler lambda, or remove it")]
     NoLambda(&'static str),
     #[error(

@@ -7,9 +7,14 @@ use super::RunSettings;
 use super::error::{SettingError, rename_flags};
 use super::given::{self, Values};
 use super::job_types::JobTypesFile;
+use super::pod::WorkSettings;
+use super::values::Handler;
 
 /// In place of the command.
 pub const HANDLER: &str = "the handler";
+
+/// How many messages a batch handler takes at most, if nothing is set.
+pub const DEFAULT_BATCH: usize = 10;
 
 /// The settings of `run` with these values, without a command line and without `LEASEHOLD_`
 /// variables.
@@ -22,8 +27,7 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
         return Err(SettingError::OnlyOfAProgram(flag).to_string());
     }
     let mut settings: RunSettings = given::read(values)?;
-    settings.work.task.command = vec![HANDLER.into()];
-    refuse_command_only(settings.work.job_types.as_ref(), values)?;
+    prepare(&mut settings.work, values)?;
     Ok(settings)
 }
 
@@ -39,14 +43,28 @@ fn has(values: &Values, flag: &str) -> bool {
 #[cfg(feature = "testing")]
 pub fn local_settings(values: &Values) -> Result<LocalSettings, String> {
     let mut settings: LocalSettings = given::read(values)?;
-    settings.work.task.command = vec![HANDLER.into()];
-    refuse_command_only(settings.work.job_types.as_ref(), values)?;
+    prepare(&mut settings.work, values)?;
     Ok(settings)
 }
 
+/// A handler does the work. Code that sets the size or the window of batches has one for them.
+fn prepare(work: &mut WorkSettings, values: &Values) -> Result<(), String> {
+    refuse_command_only(work.job_types.as_ref(), values)?;
+    work.task.command = vec![HANDLER.into()];
+    if has(values, "batch-window") && !has(values, "batch-size") {
+        work.batch_size = DEFAULT_BATCH;
+    }
+    if has(values, "batch-window") || has(values, "batch-size") {
+        work.handler = Handler::Batches;
+    }
+    Ok(())
+}
+
 fn refuse_command_only(file: Option<&JobTypesFile>, values: &Values) -> Result<(), String> {
-    let codes = has(values, "permanent-exit-codes").then(|| "--permanent-exit-codes".to_owned());
-    match codes.or_else(|| file.and_then(command_only_field)) {
+    let is_given = |flag: &&str| has(values, flag);
+    let flag = ["permanent-exit-codes", "handler"].into_iter().find(is_given);
+    let setting = flag.map(|flag| format!("--{flag}"));
+    match setting.or_else(|| file.and_then(command_only_field)) {
         Some(setting) => Err(format!("{setting}: a handler does the work, and no command runs")),
         None => Ok(()),
     }
@@ -98,6 +116,7 @@ mod tests {
             ("accept-raw", "yes", "'yes' for accept_raw: it must be true or false"),
             ("listen", ":9464", "listen"),
             ("permanent-exit-codes", "7", "permanent_exit_codes: a handler"),
+            ("handler", "lambda", "handler: a handler"),
         ] {
             let error = as_code(&run_settings(&values(&[(flag, value)])).unwrap_err());
             assert!(error.contains(complaint) && !error.contains("--"), "{error}");

@@ -19,6 +19,7 @@ use super::values::{BucketMount, BucketName, Handler, List};
 use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::{s3, sqs::queue_url};
+use crate::adapters::batching::Batching;
 use crate::adapters::local::rehearsal::Mishap;
 #[cfg(feature = "pushgateway")]
 use crate::adapters::url;
@@ -122,6 +123,13 @@ pub struct WorkConfig {
 pub struct Batch {
     pub size: usize,
     pub window: Duration,
+}
+
+impl Batch {
+    /// For so many calls at the same time.
+    pub fn sharing(self, calls: usize) -> Batching {
+        Batching { size: self.size, window: self.window, calls }
+    }
 }
 
 #[cfg(feature = "aws")]
@@ -409,17 +417,17 @@ fn check_batch<'a>(
     handler: &Handler,
     mut limits: impl Iterator<Item = &'a Limits>,
 ) -> Result<(), SettingError> {
-    let has_batches = *handler == Handler::Lambda;
+    let has_batches = matches!(handler, Handler::Lambda | Handler::Batches);
     match size {
         0 => return Err(SettingError::Zero("batch-size")),
         1 if !window.is_zero() && has_batches => return Err(SettingError::WindowOfOne),
         1 => {}
-        _ if !has_batches => return Err(SettingError::NoLambda("--batch-size")),
+        _ if !has_batches => return Err(SettingError::NoBatches("--batch-size")),
         2..=MOST_IN_A_BATCH => {}
         _ => return Err(SettingError::BatchSize(size)),
     }
     if !window.is_zero() && !has_batches {
-        return Err(SettingError::NoLambda("--batch-window"));
+        return Err(SettingError::NoBatches("--batch-window"));
     }
     // One visibility timeout would have to cover the wait for a busy function, too.
     if size > 1 && limits.any(|limits| matches!(limits.strategy, Strategy::Fixed(_))) {

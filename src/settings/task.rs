@@ -340,7 +340,7 @@ impl TaskSettings {
             ([], Handler::Http(address)) => {
                 CommandLine { program: address.to_string().into(), args: Vec::new() }
             }
-            ([], Handler::Command | Handler::Lambda) => return Ok(None),
+            ([], Handler::Command | Handler::Lambda | Handler::Batches) => return Ok(None),
         };
         if pod.handler.stays() {
             self.check_for_warm_worker(input)?;

@@ -100,6 +100,8 @@ pub enum Handler {
     Lambda,
     /// A server in this pod gets a request for each object.
     Http(HttpAddress),
+    /// A function of an embedding program takes several messages at once. Not a value of the flag.
+    Batches,
 }
 
 impl FromStr for Handler {
@@ -119,7 +121,7 @@ impl Handler {
     /// Does one process work on many messages?
     pub fn stays(&self) -> bool {
         match self {
-            Self::Command => false,
+            Self::Command | Self::Batches => false,
             Self::Lambda | Self::Http(_) => true,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, PanicHookInfo};
+use std::sync::Once;
 
 use tracing::error;
 
@@ -30,9 +31,25 @@ pub fn mark_handlers() {
     PART.set(Part::Handler);
 }
 
-/// Where this thread panicked: `file:line`. Known only with the hook of [`log_panics`].
+/// Where this thread panicked: `file:line`. Known only with a hook of this module.
 pub fn take_place() -> Option<String> {
     PLACE.take()
+}
+
+fn record_place(panic: &PanicHookInfo<'_>) {
+    PLACE.set(panic.location().map(|at| format!("{}:{}", at.file(), at.line())));
+}
+
+/// Records the places of panics from now on, and calls the hook that was there before.
+pub fn record_places() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            record_place(panic);
+            before(panic);
+        }));
+    });
 }
 
 /// Logs the panics of leasehold, and those of a handler. For other threads of a program that embeds
@@ -40,7 +57,7 @@ pub fn take_place() -> Option<String> {
 pub fn log_panics(is_embedded: bool) {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
-        PLACE.set(panic.location().map(|at| format!("{}:{}", at.file(), at.line())));
+        record_place(panic);
         match PART.get() {
             Part::Handler => error!(%panic, "the handler panicked"),
             Part::Other if is_embedded => before(panic),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::http_handler::HttpHandler;
-use crate::adapters::lambda::{Batching, Function, Lambda, Source};
+use crate::adapters::lambda::{Function, Lambda, Source};
 use crate::adapters::memory_limit::MemoryCgroup;
 use crate::adapters::warm::WarmProcesses;
 use crate::ports::Runner;
 use crate::settings::environment;
-use crate::settings::resolve::{Batch, WorkConfig};
+use crate::settings::resolve::WorkConfig;
 use crate::settings::values::Handler;
 
 /// The runner for `--handler`; `processes` runs the command.
@@ -22,7 +22,7 @@ pub fn for_handler(
     stop: &CancellationToken,
 ) -> Arc<dyn Runner> {
     match &work.handler {
-        Handler::Command => processes,
+        Handler::Command | Handler::Batches => processes,
         Handler::Http(address) => {
             let start = || WarmProcesses::new(processes, &work.work_dir.path, stop);
             let processes = work.http.has_command.then(start);
@@ -31,10 +31,8 @@ pub fn for_handler(
         Handler::Lambda => {
             let memory_limit = MemoryCgroup::of_this_process().and_then(|cgroup| cgroup.limit());
             let function = Function { source, memory_limit, is_set: environment::is_set };
-            let Batch { size, window } = work.batch;
-            let batching = Batching { size, window, processes: concurrency };
             let processes = WarmProcesses::new(processes, &work.work_dir.path, stop);
-            Arc::new(Lambda::new(processes, function, batching))
+            Arc::new(Lambda::new(processes, function, work.batch.sharing(concurrency)))
         }
     }
 }

@@ -6,30 +6,39 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use serde_json::Value;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{Span, info_span};
 
+use super::Function;
 use super::event::event;
 use super::function::{Source, variables};
 use super::response::{FunctionError, failed_messages};
 use super::runtime_api::{Answer, Invocation, RuntimeApi};
-use super::{Batch, Function};
+use crate::adapters::batching::{Batch, Member, Work};
 use crate::adapters::progress::ProgressServer;
 use crate::adapters::warm::{WarmProcess, WarmProcesses};
 use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, StartError};
 
-/// A message of a batch.
-pub(super) struct Member {
+/// A message of an invocation.
+pub(super) struct Message {
     pub(super) record: Value,
     pub(super) command: Command,
     pub(super) activity: Activity,
     pub(super) span: Span,
-    pub(super) halt: CancellationToken,
-    pub(super) joined_at: Instant,
-    pub(super) answer: oneshot::Sender<Result<Ended, StartError>>,
+}
+
+impl Work for Message {
+    type Answer = Result<Ended, StartError>;
+
+    fn goes_with(&self, other: &Self) -> bool {
+        CommandKey::of(&self.command) == CommandKey::of(&other.command)
+    }
+
+    /// The wait does not count for the deadline.
+    fn has_waited(&mut self, time: Duration) {
+        self.command.job.deadline += time;
+    }
 }
 
 /// How the work on a message ended.
@@ -46,24 +55,6 @@ pub(super) struct CommandKey(OsString, Vec<OsString>, Duration);
 impl CommandKey {
     pub(super) fn of(command: &Command) -> Self {
         Self(command.program.clone(), command.args.clone(), command.stop_grace)
-    }
-}
-
-impl Member {
-    pub(super) fn is_given_up(&self) -> bool {
-        self.halt.is_cancelled() || self.answer.is_closed()
-    }
-
-    /// The wait until now does not count for its deadline.
-    pub(super) fn has_its_turn(&mut self) {
-        self.command.job.deadline += self.joined_at.elapsed();
-    }
-
-    async fn given_up(&mut self) {
-        tokio::select! {
-            () = self.halt.cancelled() => {}
-            () = self.answer.closed() => {}
-        }
     }
 }
 
@@ -113,17 +104,17 @@ impl FunctionProcess {
     /// the process is halted.
     pub(super) async fn invoke(
         &self,
-        batch: &mut Batch,
+        batch: &mut Batch<Message>,
         source: &Source,
         progress_server: Option<&ProgressServer>,
     ) -> Outcome {
-        let Batch { members, progress, .. } = batch;
+        let Batch { members, progress } = batch;
         let ids: BTreeSet<String> =
-            members.iter().map(|member| member.command.job.message_id.clone()).collect();
-        let activities = members.iter().map(|member| member.activity.clone()).collect();
+            members.iter().map(|member| member.work.command.job.message_id.clone()).collect();
+        let activities = members.iter().map(|member| member.work.activity.clone()).collect();
         self.warm.works_on(activities, span(members));
         let invocation = invocation(members, source);
-        let jobs = members.iter().map(|member| (&member.command.job, &member.activity));
+        let jobs = members.iter().map(|member| (&member.work.command.job, &member.work.activity));
         let _accepted =
             progress_server.map(|server| server.accept_all(invocation.id.clone(), jobs));
         let mut answered = self.api.invoke(invocation);
@@ -156,24 +147,24 @@ impl FunctionProcess {
 const PROGRESS_URL: &str = "LEASEHOLD_PROGRESS_URL";
 
 /// The span of the message; a batch of several has only their number.
-fn span(members: &[Member]) -> Span {
+fn span(members: &[Member<Message>]) -> Span {
     match members {
-        [member] => member.span.clone(),
+        [member] => member.work.span.clone(),
         several => info_span!(parent: None, "batch", messages = several.len()),
     }
 }
 
-fn invocation(members: &[Member], source: &Source) -> Invocation {
-    let jobs = || members.iter().map(|member| &member.command.job);
+fn invocation(members: &[Member<Message>], source: &Source) -> Invocation {
+    let jobs = || members.iter().map(|member| &member.work.command.job);
     let deadline = jobs().map(|job| job.deadline).min().unwrap_or(UNIX_EPOCH);
     // A trace belongs to one message.
     let trace = match members {
-        [member] => trace(&member.command),
+        [member] => trace(&member.work.command),
         _ => None,
     };
     Invocation {
         id: new_id(),
-        event: event(members.iter().map(|member| &member.record)),
+        event: event(members.iter().map(|member| &member.work.record)),
         deadline: deadline.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis(),
         function_arn: source.function_arn(),
         trace,

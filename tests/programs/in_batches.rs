@@ -1,0 +1,12 @@
+//! A program whose handler takes several jobs at once.
+
+use leasehold::{Error, Job, Program};
+
+async fn handle(jobs: Vec<Job>) -> Vec<Result<(), Error>> {
+    tracing::info!(jobs = jobs.len(), "handling");
+    jobs.iter().map(|_| Ok(())).collect()
+}
+
+fn main() -> std::process::ExitCode {
+    Program::batch(handle).main()
+}
