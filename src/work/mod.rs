@@ -46,7 +46,7 @@ use last_error::with_last_error;
 pub use liveness::ReportEvent;
 use liveness::Watch;
 use object_work::{Done, ObjectWork, Runtime, Until};
-use workspace::WorkDir;
+use workspace::{WorkDir, Workspace};
 use workspaces::Workspaces;
 
 /// Does the work on a message.
@@ -151,7 +151,12 @@ impl CommandWorker {
             if is_halted {
                 return Err(Failure::Halted);
             }
-            let space = workspaces.create(&self.work_dir, name).map_err(Failure::Start)?;
+            let is_on_demand = self.makes_folders_on_demand(&work.task);
+            let space = if is_on_demand {
+                Workspace::on_demand(&self.work_dir, name)
+            } else {
+                workspaces.create(&self.work_dir, name).map_err(Failure::Start)?
+            };
             let watch = Watch {
                 clock: self.clock,
                 stall_timeout: work.task.stall_timeout,
@@ -161,7 +166,7 @@ impl CommandWorker {
                 report_event,
             };
             let runtime = Runtime::default();
-            let is_small = has_small_input(&work.task, object);
+            let is_small = has_small_input(&work.task, object, is_on_demand);
             let object = ObjectWork {
                 work,
                 number,
@@ -201,6 +206,13 @@ impl CommandWorker {
         })
     }
 
+    /// Whether the work may ask for its folders, and nothing else needs them before it.
+    fn makes_folders_on_demand(&self, task: &Task) -> bool {
+        let has_links =
+            task.input == Input::Mount || task.input_at.is_some() || task.output_at.is_some();
+        self.runner.is_in_process() && !has_links && self.checkpointing(task).is_none()
+    }
+
     /// Adds the time that `work` takes to `spent`, also if it is dropped early.
     async fn timed<T>(&self, spent: &mut Duration, work: impl Future<Output = T>) -> T {
         struct Stopwatch<'a>(&'a Clock, Duration, &'a mut Duration);
@@ -215,11 +227,13 @@ impl CommandWorker {
 }
 
 /// Whether the removal of the input takes no longer than that of an empty file. `None` for a body.
-fn has_small_input(task: &Task, object: Option<&Object>) -> bool {
+/// Work that gets its files on demand may have downloaded the object.
+fn has_small_input(task: &Task, object: Option<&Object>, is_on_demand: bool) -> bool {
     const SMALL: u64 = 1 << 20;
     match task.input {
-        Input::None | Input::Mount => true,
-        Input::File | Input::Stdin => {
+        Input::Mount => true,
+        Input::None if !is_on_demand => true,
+        Input::None | Input::File | Input::Stdin => {
             object.is_none_or(|object| object.size.is_some_and(|size| size <= SMALL))
         }
     }

@@ -41,9 +41,17 @@ impl Workspaces {
     }
 
     /// Removes or empties the workspace. If the work failed, some of its downloads may still create
-    /// files. A small input is removed on this thread, after the calling task: that takes less time
+    /// files. Folders that were made on demand serve only one message: most messages need none. A
+    /// small input is removed on this thread, after the calling task: that takes less time
     /// than to wake another thread.
     pub fn put_back(&self, space: Workspace, has_succeeded: bool, is_small: bool) {
+        if !space.exists() {
+            return;
+        }
+        if has_succeeded && is_small && space.has_only_input() {
+            self.removals.spawn(async move { drop(space) });
+            return;
+        }
         if !(self.are_lasting && has_succeeded) {
             return self.remove(space);
         }
