@@ -144,6 +144,10 @@ impl Runner for Killable {
         self.runner.name()
     }
 
+    fn is_in_process(&self) -> bool {
+        self.runner.is_in_process()
+    }
+
     async fn run(
         &self,
         command: Command,

@@ -278,6 +278,7 @@ impl Pod {
             variables: None,
             stdin: None,
             fetch: None,
+            on_demand: None,
             stop_grace: self.stop_grace,
         };
         let (halt, activity) = (CancellationToken::new(), Activity::default());

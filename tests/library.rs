@@ -2,8 +2,9 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use leasehold::adapters::batching::Batching;
@@ -16,6 +17,7 @@ use leasehold::testing::TestWorker;
 use leasehold::{Error, Failure, Job};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use walkdir::WalkDir;
 
 use crate::support::journey::{MINUTE, S};
 use crate::support::{facts, object_created};
@@ -49,6 +51,61 @@ async fn a_handler_gets_the_object_and_the_facts_about_it() {
     };
     let run = TestWorker::new(handler).object("k", "data").run().await;
     assert_eq!(run.outcomes(), ["succeeded"], "{:?}", run.attempts());
+}
+
+/// The folders and files below the work directory, by name.
+fn below(work_dir: &Path) -> Vec<String> {
+    let entries = WalkDir::new(work_dir).min_depth(1).sort_by_file_name();
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let names = entries.into_iter().map(|entry| name(entry.unwrap().path()));
+    names.filter(|name| !name.starts_with("leasehold-")).collect()
+}
+
+/// The work directory of a handler while it works: each of these calls adds to it.
+#[tokio::test(start_paused = true)]
+async fn a_job_has_the_folders_and_files_that_its_handler_asks_for() {
+    let work_dir = tempfile::tempdir().unwrap();
+    let here = Arc::new(work_dir.path().to_owned());
+    let kept = Arc::new(Mutex::new(None));
+    let keeps = kept.clone();
+    let handler = move |job: Job| {
+        let (here, keeps) = (here.clone(), keeps.clone());
+        async move {
+            assert_eq!(std::fs::read_dir(&*here)?.count(), 0);
+            assert!(job.body().await?.contains("ObjectCreated"));
+            assert_eq!(std::fs::read_dir(&*here)?.count(), 0);
+            job.progress(0.5);
+            assert_eq!(below(&here), ["result.jsonl"]);
+            std::fs::write(job.output_dir().join("row"), "1")?;
+            assert_eq!(below(&here), ["output", "row", "result.jsonl"]);
+            assert_eq!((job.bytes().await?, job.bytes().await?), (b"data".into(), b"data".into()));
+            assert_eq!(below(&here), ["input", "k", "output", "row", "result.jsonl"]);
+            std::fs::create_dir(job.checkpoint_dir().join("deep"))?;
+            std::fs::write(job.output_dir().join("row"), "2")?;
+            *keeps.lock().unwrap() = Some(job);
+            Ok::<_, Error>(())
+        }
+    };
+    let worker = TestWorker::new(handler).fetch_on_demand().work_dir(work_dir.path());
+    let run = worker.object("k", "data").run().await;
+    assert_eq!(run.outcomes(), ["succeeded"], "{:?}", run.attempts());
+    assert_eq!(run.output("k", "row").as_deref(), Some(b"2".as_slice()));
+    let job = kept.lock().unwrap().take().unwrap();
+    job.progress(1.0);
+    assert!(!job.output_dir().exists(), "a job that has ended gets no folders");
+    assert_eq!(std::fs::read_dir(work_dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_the_input_is_removed_with_all_that_is_beside_it() {
+    let work_dir = tempfile::tempdir().unwrap();
+    let handler = |job: Job| async move {
+        std::fs::write(job.path().await?.with_file_name("beside"), "x")?;
+        if job.receive_count == 1 { Err(Error::from("not yet")) } else { Ok(()) }
+    };
+    let run = TestWorker::new(handler).work_dir(work_dir.path()).object("k", "data").run().await;
+    assert_eq!(run.outcomes(), ["handler_failed", "succeeded"], "{:?}", run.attempts());
+    assert_eq!(std::fs::read_dir(work_dir.path()).unwrap().count(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,7 +287,7 @@ async fn an_object_is_fetched_when_the_handler_asks_for_it() {
         let count = count.clone();
         async move {
             let folder = job.output_dir().with_file_name("input");
-            assert_eq!(std::fs::read_dir(folder)?.count(), 0, "it was not fetched before");
+            assert!(!folder.exists(), "it was not fetched before");
             if job.key.as_deref() == Some("wanted") {
                 let (first, again) = tokio::join!(job.bytes(), job.text());
                 assert_eq!((first?, again?), (b"data".to_vec(), "data".to_owned()));
@@ -292,6 +349,7 @@ pub fn command(stop_grace: Duration) -> Command {
         variables: None,
         stdin: None,
         fetch: None,
+        on_demand: None,
         stop_grace,
     }
 }

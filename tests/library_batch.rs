@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use leasehold::adapters::batching::Batching;
@@ -260,6 +261,38 @@ async fn a_job_without_its_lease_returns_after_the_stop_grace_and_leaves_the_oth
     assert_eq!([ends[0].0, ends[1].0, ends[2].0], [good, lost, good]);
     assert_eq!(ends[1].1 - halted_at, 10 * S);
     assert_eq!(ends[0].1 - halted_at, MINUTE);
+}
+
+/// There is one call at a time.
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_a_call_does_not_shorten_the_time_for_the_job() {
+    let (times, kept) = (Arc::new(Mutex::new(Vec::new())), Activity::default());
+    let seen = times.clone();
+    let handler = AnyHandler::of_batch(move |jobs: Vec<Job>| {
+        seen.lock().unwrap().push(jobs[0].time_left());
+        async move {
+            sleep(5 * MINUTE).await;
+            all_succeed(&jobs)
+        }
+    });
+    let batching = Batching { size: 1, window: Duration::ZERO, calls: 1 };
+    let work = runner(handler, Threads::Of(Handle::current()), batching);
+    let run = |activity: Activity| {
+        let mut command = command(S);
+        command.job.deadline = SystemTime::now() + 10 * MINUTE;
+        work.run(command, CancellationToken::new(), activity)
+    };
+    let looks = async {
+        sleep(MINUTE).await;
+        assert!(*kept.waiting().borrow());
+        sleep(5 * MINUTE).await;
+        assert!(!*kept.waiting().borrow());
+    };
+    let (first, second, ()) = tokio::join!(run(Activity::default()), run(kept.clone()), looks);
+    let good = Exit::Handler(Handled::Succeeded);
+    assert_eq!((first.unwrap().exit, second.unwrap().exit), (good, good));
+    let times = times.lock().unwrap();
+    assert!(times.iter().all(|left| *left > 9 * MINUTE) && times.len() == 2, "{times:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -74,6 +74,7 @@ impl Container {
             variables: None,
             stdin: None,
             fetch: None,
+            on_demand: None,
             stop_grace: Duration::ZERO,
         };
         let limited = MemoryLimited::new(self.runner.clone(), cgroup, guard);

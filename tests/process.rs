@@ -41,6 +41,7 @@ fn sh(script: &str) -> Command {
         variables: None,
         stdin: None,
         fetch: None,
+        on_demand: None,
         stop_grace: LONG,
     }
 }

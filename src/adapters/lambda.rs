@@ -259,6 +259,7 @@ mod testing {
             variables: None,
             stdin: None,
             fetch: None,
+            on_demand: None,
             stop_grace: Duration::ZERO,
         }
     }

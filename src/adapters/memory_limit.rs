@@ -90,6 +90,10 @@ impl Runner for MemoryLimited {
         self.runner.name()
     }
 
+    fn is_in_process(&self) -> bool {
+        self.runner.is_in_process()
+    }
+
     async fn run(
         &self,
         command: Command,

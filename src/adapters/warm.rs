@@ -253,6 +253,7 @@ mod tests {
             variables: None,
             stdin: None,
             fetch: None,
+            on_demand: None,
             stop_grace: Duration::ZERO,
         }
     }

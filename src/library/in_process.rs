@@ -78,6 +78,10 @@ impl Runner for InProcess {
         NAME
     }
 
+    fn is_in_process(&self) -> bool {
+        true
+    }
+
     async fn run(
         &self,
         command: Command,
@@ -112,6 +116,10 @@ impl Runner for InProcess {
 impl Runner for InBatches {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn is_in_process(&self) -> bool {
+        true
     }
 
     async fn run(

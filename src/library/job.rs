@@ -14,11 +14,12 @@ use tokio::fs::File;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::failure::Failure;
 use crate::job::outcome;
 use crate::ports::job_facts::{JobFacts, ObjectFacts};
-use crate::ports::{Activity, Command, FetchInput};
+use crate::ports::{Activity, Command, FetchInput, OnDemand};
 
 /// One object to work on, and the message about it. A clone is the same job.
 #[derive(Debug, Clone)]
@@ -77,6 +78,8 @@ pub(super) struct Inner {
     /// Set once the object is on the disk.
     input: OnceCell<PathBuf>,
     fetch: Option<FetchInput>,
+    /// `None` if all files exist.
+    on_demand: Option<Arc<OnDemand>>,
     output_dir: PathBuf,
     checkpoint_dir: PathBuf,
     body_file: PathBuf,
@@ -93,7 +96,7 @@ const LARGEST: u64 = 256 << 20;
 
 impl Job {
     pub(super) fn new(command: Command, halt: CancellationToken, activity: Activity) -> Self {
-        let Command { job: facts, fetch, .. } = command;
+        let Command { job: facts, fetch, on_demand, .. } = command;
         let JobFacts { message, object, .. } = facts;
         let of_object =
             |text: fn(&ObjectFacts) -> Option<&String>| object.as_ref().and_then(text).cloned();
@@ -101,6 +104,7 @@ impl Job {
         let inner = Inner {
             input: OnceCell::new_with(facts.input),
             fetch,
+            on_demand,
             output_dir: facts.output_dir,
             checkpoint_dir: facts.checkpoint_dir,
             body_file: facts.body_file,
@@ -181,7 +185,10 @@ impl Job {
 
     /// The body of the message, as it was sent.
     pub async fn body(&self) -> Result<String, Failure> {
-        tokio::fs::read_to_string(&self.inner.body_file).await.map_err(Failure::retry)
+        match &self.inner.on_demand {
+            Some(on_demand) => Ok(on_demand.body.clone()),
+            None => tokio::fs::read_to_string(&self.inner.body_file).await.map_err(Failure::retry),
+        }
     }
 
     /// The body of the message as JSON; if it is not a `T`, that is a permanent failure.
@@ -189,16 +196,16 @@ impl Job {
         serde_json::from_str(&self.body().await?).map_err(Failure::permanent)
     }
 
-    /// The directory for results. Its files are dropped unless `--output` is set (or `--outbox`,
+    /// The directory for results, which the first call makes. Its files are dropped unless `--output` is set (or `--outbox`,
     /// with `local`).
     pub fn output_dir(&self) -> &Path {
-        &self.inner.output_dir
+        self.inner.make(&self.inner.output_dir)
     }
 
-    /// The directory for partial state, with the files of the attempt before. They are dropped
+    /// The directory for partial state, which the first call makes, with the files of the attempt before. They are dropped
     /// unless `--checkpoint` is set.
     pub fn checkpoint_dir(&self) -> &Path {
-        &self.inner.checkpoint_dir
+        self.inner.make(&self.inner.checkpoint_dir)
     }
 
     /// When the job will be cancelled, by `--max-duration`.
@@ -255,8 +262,21 @@ impl Job {
     /// Appends a line to the result file. An error must not fail the work.
     pub(super) fn report(&self, line: &serde_json::Value) {
         self.inner.activity.record();
+        self.inner.result_file.parent().map(|folder| self.inner.make(folder));
         let file = OpenOptions::new().append(true).create(true).open(&self.inner.result_file);
         let _ = file.and_then(|mut file| writeln!(file, "{line}"));
+    }
+}
+
+impl Inner {
+    /// Makes the folder, if it does not exist yet.
+    fn make<'a>(&self, folder: &'a Path) -> &'a Path {
+        if let Some(on_demand) = &self.on_demand
+            && let Err(error) = on_demand.folders.make(folder)
+        {
+            warn!(path = %folder.display(), %error, "the job's folder cannot be made");
+        }
+        folder
     }
 }
 

@@ -464,6 +464,7 @@ impl JobBuilder {
             stdin: None,
             variables: None,
             fetch: None,
+            on_demand: None,
             stop_grace: Duration::ZERO,
         };
         Job::new(command, CancellationToken::new(), Activity::default()).in_folder(home)

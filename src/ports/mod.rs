@@ -348,6 +348,11 @@ pub trait Runner: Send + Sync {
         "the command"
     }
 
+    /// Does this process do the work? Then the job's files are made when it asks for them.
+    fn is_in_process(&self) -> bool {
+        false
+    }
+
     /// Runs the command to its end. When `halt` is cancelled, the command's whole process group
     /// gets TERM, and KILL after `stop_grace`; when the returned future is dropped, it gets KILL.
     /// When this returns, all processes of the command have ended.
@@ -443,6 +448,20 @@ impl fmt::Debug for FetchInput {
     }
 }
 
+/// Makes the folders of a job.
+pub trait JobFolders: Send + Sync + fmt::Debug {
+    /// Makes the folder, unless it was made before.
+    fn make(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// What work in this process gets in place of files: most of it needs none.
+#[derive(Debug, Clone)]
+pub struct OnDemand {
+    /// The message's body.
+    pub body: String,
+    pub folders: Arc<dyn JobFolders>,
+}
+
 /// A command.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -457,6 +476,8 @@ pub struct Command {
     pub stdin: Option<PathBuf>,
     /// Fetches the object, if it was not fetched in advance. A process cannot use it.
     pub fetch: Option<FetchInput>,
+    /// If the job's files do not exist yet, and its folders are made when they are needed.
+    pub on_demand: Option<Arc<OnDemand>>,
     /// How long it may take to end after TERM.
     pub stop_grace: Duration,
 }

@@ -46,7 +46,7 @@ use last_error::with_last_error;
 pub use liveness::ReportEvent;
 use liveness::Watch;
 use object_work::{Done, ObjectWork, Runtime, Until};
-use workspace::WorkDir;
+use workspace::{WorkDir, Workspace};
 use workspaces::Workspaces;
 
 /// Does the work on a message.
@@ -151,7 +151,12 @@ impl CommandWorker {
             if is_halted {
                 return Err(Failure::Halted);
             }
-            let space = workspaces.create(&self.work_dir, name).map_err(Failure::Start)?;
+            let is_on_demand = self.makes_folders_on_demand(&work.task);
+            let space = if is_on_demand {
+                Workspace::on_demand(&self.work_dir, name)
+            } else {
+                workspaces.create(&self.work_dir, name).map_err(Failure::Start)?
+            };
             let watch = Watch {
                 clock: self.clock,
                 stall_timeout: work.task.stall_timeout,
@@ -198,6 +203,13 @@ impl CommandWorker {
         } else {
             Outcome::ObjectsGone
         })
+    }
+
+    /// Whether the work may ask for its folders, and nothing else needs them before it.
+    fn makes_folders_on_demand(&self, task: &Task) -> bool {
+        let has_links =
+            task.input == Input::Mount || task.input_at.is_some() || task.output_at.is_some();
+        self.runner.is_in_process() && !has_links && self.checkpointing(task).is_none()
     }
 
     /// Adds the time that `work` takes to `spent`, also if it is dropped early.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -21,7 +22,7 @@ use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
 use crate::job::route::{Input, LambdaEvent, MissingObject};
 use crate::job::s3_event::s3_record;
-use crate::ports::{Command, FetchInput, OutOfMemory, Outbox, Results};
+use crate::ports::{Command, FetchInput, OnDemand, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
 struct Provided<'a> {
@@ -96,8 +97,12 @@ impl CommandWorker {
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
         let ObjectWork { work, record, space, watch, runtime, stop, .. } = object;
-        std::fs::write(space.body_file(), &work.body)
-            .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
+        let on_demand =
+            space.folders().map(|folders| Arc::new(OnDemand { body: work.body.clone(), folders }));
+        if on_demand.is_none() {
+            std::fs::write(space.body_file(), &work.body)
+                .map_err(|error| Failure::Start(self.work_dir.failed(&error)))?;
+        }
         let context = JobContext {
             job_id: &self.job_id,
             queue_url: self.queue_url.as_deref(),
@@ -119,6 +124,7 @@ impl CommandWorker {
             variables: None,
             stdin: provided.path.clone().filter(|_| work.task.input == Input::Stdin),
             fetch: self.fetch_later(object, provided),
+            on_demand,
             stop_grace: stop.command,
         };
         if until.halt.is_cancelled() {
@@ -148,7 +154,11 @@ impl CommandWorker {
             (Some(before), Some(more)) => Some(before.and(more)),
             (before, more) => before.or(more),
         };
-        let result = ResultFile::read(&space.result_file());
+        let result = if space.exists() {
+            ResultFile::read(&space.result_file())
+        } else {
+            ResultFile::default()
+        };
         for error in &result.complaints {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
@@ -169,6 +179,9 @@ impl CommandWorker {
     }
 
     fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
+        if !object.space.exists() {
+            return;
+        }
         let name = self.runner.name();
         if !is_published && has_files(&object.space.output()) {
             warn!(
@@ -199,6 +212,9 @@ impl CommandWorker {
             attributes: &work.task.output_attributes,
             directory: &space.output(),
         };
+        space
+            .make(&space.output())
+            .map_err(|error| Failure::Publish(self.work_dir.failed(&error)))?;
         // It handles the halt itself, to clean up unfinished uploads.
         match self
             .timed(&mut facts.timings.publish, outbox.publish(&results, until.publish_halt))
@@ -222,6 +238,9 @@ impl CommandWorker {
         let ObjectWork { work, record, space, .. } = object;
         let path = space.input();
         let Some(record) = record else {
+            if space.folders().is_some() {
+                return Ok(Some(Provided { record: None, path: None }));
+            }
             std::fs::write(&path, &work.body).map_err(|error| {
                 Failure::Fetch(format!("the message's body: {}: {error}", path.display()))
             })?;
@@ -245,6 +264,9 @@ impl CommandWorker {
             }
             Input::File | Input::Stdin => {
                 let store = self.store.as_ref();
+                space
+                    .make(&space.input_folder())
+                    .map_err(|error| Failure::Fetch(self.work_dir.failed(&error)))?;
                 let fetched = fetch::fetch(
                     store,
                     policy,
@@ -270,7 +292,11 @@ impl CommandWorker {
     /// ignored: the work has begun, so it ends as a failure.
     fn fetch_later(&self, object: ObjectWork<'_>, provided: &Provided<'_>) -> Option<FetchInput> {
         let ObjectWork { work, record, space, .. } = object;
-        let record = record.filter(|_| provided.path.is_none())?;
+        if provided.path.is_some() {
+            return None;
+        }
+        let Some(record) = record else { return self.write_body_later(object) };
+        let (folders, input_folder) = (space.folders(), space.input_folder());
         let missing = work.task.missing_object.filter(|it| *it != MissingObject::Ignore);
         let (store, policy, work_dir) =
             (self.store.clone(), self.fetch.clone(), self.work_dir.clone());
@@ -280,7 +306,9 @@ impl CommandWorker {
             let (store, policy, work_dir) = (store.clone(), policy.clone(), work_dir.clone());
             let (object, key_as_sent) = (object.clone(), key_as_sent.clone());
             let path = path.clone();
+            let made = folders.as_ref().map_or(Ok(()), |it| it.make(&input_folder));
             async move {
+                made.map_err(|error| Failure::Fetch(work_dir.failed(&error)))?;
                 // A download that failed before may have left a part of the object.
                 let _ = tokio::fs::remove_file(&path).await;
                 let (store, key) = (store.as_ref(), key_as_sent.as_deref());
@@ -289,6 +317,27 @@ impl CommandWorker {
                     Fetched::Here(_) => Ok(path),
                     Fetched::Gone => Err(Failure::Fetch("the object is gone".to_owned())),
                 }
+            }
+            .boxed()
+        }))
+    }
+
+    /// Writes the message's body when the work asks for its input.
+    fn write_body_later(
+        &self,
+        ObjectWork { work, space, .. }: ObjectWork<'_>,
+    ) -> Option<FetchInput> {
+        let folders = space.folders()?;
+        let (input_folder, path) = (space.input_folder(), space.input());
+        let (body, work_dir) = (work.body.clone(), self.work_dir.clone());
+        Some(FetchInput::new(move || {
+            let made = folders.make(&input_folder);
+            let (path, body, work_dir) = (path.clone(), body.clone(), work_dir.clone());
+            async move {
+                let failed = |error| Failure::Fetch(work_dir.failed(&error));
+                made.map_err(failed)?;
+                tokio::fs::write(&path, body).await.map_err(failed)?;
+                Ok(path)
             }
             .boxed()
         }))

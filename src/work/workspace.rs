@@ -1,13 +1,14 @@
 //! The directory for the files of one object while it is processed.
 
 mod folders;
+mod on_demand;
 
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytesize::ByteSize;
 use nix::errno::Errno;
@@ -18,7 +19,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use tracing::warn;
 use walkdir::WalkDir;
 
+use crate::ports::JobFolders;
 use folders::{FOLDERS, Folders, Stamp};
+use on_demand::OnDemand;
 
 /// The parent directory of workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +120,8 @@ fn allocation_lock() -> MutexGuard<'static, ()> {
 /// ├── checkpoint.tar    its archive, during a save or restore
 /// └── tmp/              TMPDIR
 /// ```
+///
+/// Work in this process gets only the folders that it asks for.
 #[derive(Debug)]
 pub struct Workspace {
     root: PathBuf,
@@ -127,6 +132,8 @@ pub struct Workspace {
     is_left: AtomicBool,
     /// Set while it is empty.
     emptied: Option<Stamp>,
+    /// If its folders are made when they are first needed.
+    on_demand: Option<Arc<OnDemand>>,
 }
 
 impl Workspace {
@@ -138,10 +145,42 @@ impl Workspace {
             for directory in FOLDERS {
                 fs::create_dir(root.path().join(directory))?;
             }
-            let (root, name) = (root.keep(), file_name(key));
-            Ok(Self { root, name, folders: None, is_left: AtomicBool::new(false), emptied: None })
+            Ok(Self::at(root.keep(), key, None))
         };
         create().map_err(|error: io::Error| work_dir.failed(&error))
+    }
+
+    fn at(root: PathBuf, key: &str, on_demand: Option<Arc<OnDemand>>) -> Self {
+        let (name, is_left) = (file_name(key), AtomicBool::new(false));
+        Self { root, name, folders: None, is_left, emptied: None, on_demand }
+    }
+
+    /// A workspace whose folders are made when they are first needed.
+    pub(super) fn on_demand(work_dir: &WorkDir, key: &str) -> Self {
+        let root = work_dir.path.join(format!("{PREFIX}{:032x}", fastrand::u128(..)));
+        let on_demand = Some(Arc::new(OnDemand::new(root.clone())));
+        Self::at(root, key, on_demand)
+    }
+
+    /// `None` if all folders exist.
+    pub(super) fn folders(&self) -> Option<Arc<dyn JobFolders>> {
+        self.on_demand.clone().map(|it| it as _)
+    }
+
+    /// Makes the folder, unless it exists.
+    pub(super) fn make(&self, folder: &Path) -> io::Result<()> {
+        self.on_demand.as_ref().map_or(Ok(()), |it| it.make(folder))
+    }
+
+    /// Has any of its folders been made?
+    pub(super) fn exists(&self) -> bool {
+        self.on_demand.as_ref().is_none_or(|it| !it.made().is_empty())
+    }
+
+    /// Whether a small input is all that may be in it, and it serves only one object.
+    pub(super) fn has_only_input(&self) -> bool {
+        let is_usual = |made: &PathBuf| *made == self.root || *made == self.input_folder();
+        self.on_demand.as_ref().is_some_and(|it| it.made().iter().all(is_usual))
     }
 
     /// Creates one that may serve another object later, if this file system shows all that it needs
@@ -194,8 +233,12 @@ impl Workspace {
         self.root.join("body")
     }
 
+    pub fn input_folder(&self) -> PathBuf {
+        self.root.join("input")
+    }
+
     pub fn input(&self) -> PathBuf {
-        self.root.join("input").join(&self.name)
+        self.input_folder().join(&self.name)
     }
 
     pub(super) fn has_small_input(&self) -> bool {
@@ -225,7 +268,7 @@ impl Workspace {
     /// Removes the usual files and folders by name: most workspaces contain nothing else, and
     /// listing the folders takes four times as many calls. An error means that something remains.
     fn remove_usual(&self) -> io::Result<()> {
-        let input = self.root.join("input");
+        let input = self.input_folder();
         if self.emptied.is_none() {
             self.remove_files()?;
         }
@@ -239,6 +282,19 @@ impl Workspace {
         fs::remove_dir(&self.root)
     }
 
+    /// The same for folders that were made on demand.
+    fn remove_made(&self, made: &[PathBuf]) -> io::Result<()> {
+        let _ = fs::remove_file(self.result_file());
+        if made.contains(&self.input_folder()) {
+            match self.remove_input_file() {
+                Err(Errno::ENOENT) | Ok(()) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        // The root is the last one.
+        made.iter().rev().try_for_each(fs::remove_dir)
+    }
+
     fn remove_files(&self) -> io::Result<()> {
         // Most commands do not write one.
         let _ = fs::remove_file(self.result_file());
@@ -249,7 +305,7 @@ impl Workspace {
     /// Does not follow a symbolic link that the command put in place of the folder.
     fn remove_input_file(&self) -> nix::Result<()> {
         let folder = open(
-            &self.root.join("input"),
+            &self.input_folder(),
             OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
@@ -270,9 +326,14 @@ fn rename(root: &Path) -> io::Result<PathBuf> {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
+        let made = self.on_demand.as_ref().map(|it| it.close());
+        if made.as_ref().is_some_and(Vec::is_empty) {
+            return;
+        }
         let _lock = allocation_lock();
         let root = &self.root;
-        let removed = self.remove_usual().or_else(|_| fs::remove_dir_all(root)).or_else(|_| {
+        let removed = made.map_or_else(|| self.remove_usual(), |made| self.remove_made(&made));
+        let removed = removed.or_else(|_| fs::remove_dir_all(root)).or_else(|_| {
             make_writable(root);
             fs::remove_dir_all(root)
         });

@@ -41,8 +41,16 @@ impl Workspaces {
     }
 
     /// Removes or empties the workspace. If the work failed, some of its downloads may still create
-    /// files. A small input is removed on this thread, after the calling task.
+    /// files. Folders that were made on demand serve only one message: most messages need none. A
+    /// small input is removed on this thread, after the calling task.
     pub fn put_back(&self, space: Workspace, has_succeeded: bool) {
+        if !space.exists() {
+            return;
+        }
+        if has_succeeded && space.has_small_input() && space.has_only_input() {
+            self.removals.spawn(async move { drop(space) });
+            return;
+        }
         if !(self.are_lasting && has_succeeded) {
             return self.remove(space);
         }

@@ -135,6 +135,7 @@ impl Lanes {
             variables: None,
             stdin: None,
             fetch: None,
+            on_demand: None,
             stop_grace: Duration::ZERO,
         };
         let (handler, halt) = (self.handler.clone(), CancellationToken::new());

@@ -34,14 +34,9 @@ async fn a_daemon_does_not_outlive_the_command() {
         );
 
         remove_daemon_files(room.path());
-        let halted = Halted::by(
-            &processes,
-            room.path(),
-            &format!("{DAEMON}; wait_for_ever"),
-            S,
-            &["daemon_up"],
-        )
-        .await;
+        let waits = format!("{DAEMON}; wait_for_ever");
+        let halted = Halted::by(&processes, room.path(), &waits, S, &["daemon_up"]);
+        let halted = Box::pin(halted).await;
         assert_eq!(halted.exit, Exit::Signal(15));
         assert!(
             !is_running(room.path(), "daemon") && !is_running(room.path(), "its_child"),
