@@ -483,6 +483,16 @@ async fn the_only_message_of_a_pod_is_deleted_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_delete_does_not_wait_for_a_message_that_was_released() {
+    let (pod, held) = Pod::holding(&["a", "b"]).await;
+    sleep(S).await;
+    assert_eq!(pod.batches.release(&held[0].receipt, S).await, Ok(()));
+    let done_at = Instant::now();
+    assert_eq!(pod.delete(&held[1]).await, Ok(()));
+    assert_eq!(done_at.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_delete_waits_for_other_runs_only_briefly_and_not_in_a_stop() {
     let (pod, held) = Pod::holding(&["a", "b", "c", "d"]).await;
     sleep(10 * MS).await;

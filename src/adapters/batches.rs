@@ -122,6 +122,7 @@ impl Queue for Batches {
         receipt: &ReceiptHandle,
         delay: Duration,
     ) -> Result<(), VisibilityError> {
+        self.shared.runs.releases();
         self.shared.change(receipt, delay, Purpose::Release).await
     }
 
