@@ -74,6 +74,10 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
         ("--handler lambda --batch-window 1s", "no effect with --batch-size 1"),
         ("--handler lambda --batch-size 11 --max-messages 99", "is over 10"),
         (
+            "--handler lambda --batch-size 2 --max-messages 9 --max-duration 11h --batch-window 1h",
+            "--batch-window 1h is too long: SQS hides a message for at most 12h, and only 59m",
+        ),
+        (
             "--handler lambda --batch-size 5 --concurrency 2 --max-messages 9",
             "must not be greater than --max-messages 9",
         ),
