@@ -190,7 +190,7 @@ impl HttpHandler {
             let retry_after = judged.retry_after.map(|delay| delay.as_secs());
             report(&job.result_file, &json!({ "reason": reason, "retry_after": retry_after }));
         }
-        Ok(exited(judged.exit))
+        Ok(Exited { left_no_writer: true, ..exited(judged.exit) })
     }
 
     fn start_error(&self, why: String) -> StartError {

@@ -230,7 +230,10 @@ impl Ended {
     }
 
     fn succeeded() -> Self {
-        Self { exited: Exited { exit: Exit::Code(0), ..Exited::killed() }, reason: None }
+        Self {
+            exited: Exited { exit: Exit::Code(0), left_no_writer: true, ..Exited::killed() },
+            reason: None,
+        }
     }
 }
 

@@ -296,14 +296,14 @@ impl Runner for Processes {
                 () = halt.cancelled() => {}
             }
         }
-        let Ended { exit, used, left_no_process } = output.forward_during(running.end()).await;
+        let Ended { exit, used, left_no_writer } = output.forward_during(running.end()).await;
         output.drain().await;
         Ok(Exited {
             exit,
             usage: Some(used),
             stderr_tail: output.stderr_tail(),
             out_of_memory: None,
-            left_no_process,
+            left_no_writer,
         })
     }
 }
@@ -313,7 +313,7 @@ struct Ended {
     exit: Exit,
     used: ResourceUsage,
     /// Whether it is certain that none of its processes remain.
-    left_no_process: bool,
+    left_no_writer: bool,
 }
 
 /// A command that is not reaped yet. Dropping it kills its group.
@@ -414,7 +414,7 @@ impl Running {
     /// the leader.
     async fn end(&mut self) -> Ended {
         if let Some((exit, used)) = self.end_at_once() {
-            return Ended { exit, used, left_no_process: true };
+            return Ended { exit, used, left_no_writer: true };
         }
         // In this order: processes of a leader that ends during the look would not be found.
         let mut ended = self.has_leader_ended();
@@ -432,7 +432,7 @@ impl Running {
             warn!(processes = %Names(&remaining), "SIGKILL did not end the processes that the command left running");
         }
         let (exit, used) = self.reap(&mut commands());
-        Ended { exit, used, left_no_process: false }
+        Ended { exit, used, left_no_writer: false }
     }
 
     /// The usual end, without a look at every process of the machine: the leader has ended, and a

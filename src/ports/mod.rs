@@ -502,8 +502,9 @@ pub struct Exited {
     pub stderr_tail: Vec<String>,
     /// How it ran out of memory, if it did.
     pub out_of_memory: Option<OutOfMemory>,
-    /// Whether it is certain that none of its processes remain, which could still write files.
-    pub left_no_process: bool,
+    /// Whether it is certain that nothing writes files for this job later: none of its processes
+    /// remain, or a worker that stays has finished it.
+    pub left_no_writer: bool,
 }
 
 /// Both have the details as a text.
@@ -523,7 +524,7 @@ impl Exited {
             usage: None,
             stderr_tail: Vec::new(),
             out_of_memory: None,
-            left_no_process: false,
+            left_no_writer: false,
         }
     }
 }

@@ -145,7 +145,7 @@ impl CommandWorker {
             let why = error.to_string();
             if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
         })?;
-        if ended.left_no_process {
+        if ended.left_no_writer {
             space.is_left_by_all();
         }
         facts.exit = Some(ended.exit);

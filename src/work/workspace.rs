@@ -191,7 +191,7 @@ impl Workspace {
         Ok(space)
     }
 
-    /// The command has ended, and none of its processes remain.
+    /// The command has ended, and nothing of it writes here later.
     pub fn is_left_by_all(&self) {
         self.is_left.store(true, Ordering::Relaxed);
     }
@@ -298,7 +298,11 @@ impl Workspace {
     fn remove_files(&self) -> io::Result<()> {
         // Most commands do not write one.
         let _ = fs::remove_file(self.result_file());
-        fs::remove_file(self.job_file())?;
+        // A worker that stays gets the facts in a request.
+        match fs::remove_file(self.job_file()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed?,
+        }
         fs::remove_file(self.body_file())
     }
 

@@ -234,8 +234,12 @@ mod tests {
             ("the size of a folder", &|it| {
                 let files = (0..1000).map(|n| it.tmp().join(format!("{n:0100}")));
                 let files: Vec<_> = files.collect();
-                files.iter().for_each(|file| fs::write(file, "").unwrap());
-                files.iter().for_each(|file| fs::remove_file(file).unwrap());
+                for file in &files {
+                    fs::write(file, "").unwrap();
+                }
+                for file in &files {
+                    fs::remove_file(file).unwrap();
+                }
             }),
             ("no folder", &|it| fs::remove_dir(it.tmp()).unwrap()),
             ("another folder", &|it| {

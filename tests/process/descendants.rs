@@ -58,18 +58,18 @@ async fn a_daemon_does_not_outlive_the_command() {
 async fn remaining_processes_are_reported() {
     in_own_process("descendants::remaining_processes_are_reported", &[], async {
         let room = tempfile::tempdir().unwrap();
-        let left_no_process = async |processes: &Processes, script: &str| {
+        let left_no_writer = async |processes: &Processes, script: &str| {
             let command = in_room(room.path(), script);
             let running = processes.run(command, CancellationToken::new(), Activity::default());
-            in_time(running).await.unwrap().left_no_process
+            in_time(running).await.unwrap().left_no_writer
         };
         let processes = Processes::adopting().unwrap();
-        assert!(left_no_process(&processes, "true").await);
-        assert!(left_no_process(&processes, "sleep 0.1 & wait; exit 3").await);
-        assert!(!left_no_process(&processes, DAEMON).await, "it had to be killed");
-        assert!(!left_no_process(&processes, "sleep 600 >&- 2>&- &").await);
-        assert!(left_no_process(&processes, "true").await);
-        assert!(!left_no_process(&Processes::new(), "true").await, "daemons are not seen");
+        assert!(left_no_writer(&processes, "true").await);
+        assert!(left_no_writer(&processes, "sleep 0.1 & wait; exit 3").await);
+        assert!(!left_no_writer(&processes, DAEMON).await, "it had to be killed");
+        assert!(!left_no_writer(&processes, "sleep 600 >&- 2>&- &").await);
+        assert!(left_no_writer(&processes, "true").await);
+        assert!(!left_no_writer(&Processes::new(), "true").await, "daemons are not seen");
     })
     .await;
 }

@@ -209,7 +209,7 @@ impl Runner for RandomWork {
                 fs::write(Path::new(directory).join(name), message).expect("writable");
             }
         }
-        Ok(Exited { exit, left_no_process: true, ..Exited::killed() })
+        Ok(Exited { exit, left_no_writer: true, ..Exited::killed() })
     }
 }
 

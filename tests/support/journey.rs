@@ -269,7 +269,7 @@ impl Runner for FakeCommand {
             usage: Some(USED),
             stderr_tail: vec!["last words".to_owned()],
             out_of_memory: None,
-            left_no_process: true,
+            left_no_writer: true,
         })
     }
 }
