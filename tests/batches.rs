@@ -286,12 +286,56 @@ async fn a_call_that_is_given_up_before_its_batch_is_sent_has_no_effect() {
     let (given_up, other) = tokio::join!(timeout(S, extend(&held[0])), extend(&held[1]));
     assert!(given_up.is_err() && matches!(other, Err(VisibilityError::Unclear(_))), "{other:?}");
     let (given_up, other) = tokio::join!(timeout(S, delete(&held[0])), delete(&held[1]));
-    assert!(given_up.is_err() && matches!(other, Err(DeleteError::Transient(_))), "{other:?}");
+    let no_answer = DeleteError::Transient("the request ended without an answer".to_owned());
+    assert!(given_up.is_err());
+    assert_eq!(other, Err(no_answer));
     sleep(MINUTE / 2).await;
     assert_eq!(pod.wire.calls().len(), 2, "the two receives: {:?}", pod.wire.calls());
     // The other run repeats its calls.
     assert_eq!(extend(&held[1]).await, Ok(()));
     assert_eq!(delete(&held[1]).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_gets_its_answer_although_other_calls_are_given_up() {
+    let (pod, held) = Pod::holding(&["a", "b", "c"]).await;
+    let (clock, stop) = (Clock::start(), CancellationToken::new());
+    let queue = Arc::new(Connecting(pod.wire.clone()));
+    let batches = Batches::new(queue, clock, false, 3, stop);
+    let extend = timeout(S, batches.change_visibility(&held[0].receipt, 30 * S));
+    let given_up = timeout(S, batches.release(&held[1].receipt, 5 * S));
+    let release = timeout(5 * S, batches.release(&held[2].receipt, 10 * S));
+    let (extended, given_up, released) = tokio::join!(extend, given_up, release);
+    assert!(extended.is_err() && given_up.is_err());
+    assert_eq!(released, Ok(Ok(())));
+    assert_eq!(pod.requests(Request::ChangeVisibility), [2], "the extension was not sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_all_have_given_up_is_not_sent() {
+    let (pod, held) = Pod::holding(&["a", "b"]).await;
+    let queue = Arc::new(Connecting(pod.wire.clone()));
+    let batches = Batches::new(queue, Clock::start(), false, 2, CancellationToken::new());
+    let release = |held| timeout(S, batches.release(held, Duration::ZERO));
+    let given_up = tokio::join!(release(&held[0].receipt), release(&held[1].receipt));
+    assert!(given_up.0.is_err() && given_up.1.is_err());
+    sleep(MINUTE / 2).await;
+    assert!(pod.requests(Request::ChangeVisibility).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_was_sent_before_a_stop_gets_its_answer_although_another_is_given_up() {
+    let (pod, held) = Pod::holding(&["a", "b"]).await;
+    pod.wire.fault_delete(Fault::AnswerDelayed(2 * S));
+    let stop = async {
+        sleep(S / 2).await;
+        pod.stop.cancel();
+    };
+    let (given_up, other) = (timeout(S, pod.delete(&held[0])), pod.delete(&held[1]));
+    let (given_up, other, ()) = tokio::join!(given_up, other, stop);
+    assert!(given_up.is_err());
+    assert_eq!((other, pod.requests(Request::Delete)), (Ok(()), vec![2]));
+    assert!(pod.wire.is_drained());
 }
 
 #[tokio::test(start_paused = true)]
@@ -436,6 +480,16 @@ async fn the_only_message_of_a_pod_is_deleted_at_once() {
     let others = join_all((0..9).map(|_| pod.batches.receive(20 * S, MINUTE)));
     let (took, _) = tokio::join!(works, others);
     assert_eq!(took, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_does_not_wait_for_a_message_that_was_released() {
+    let (pod, held) = Pod::holding(&["a", "b"]).await;
+    sleep(S).await;
+    assert_eq!(pod.batches.release(&held[0].receipt, S).await, Ok(()));
+    let done_at = Instant::now();
+    assert_eq!(pod.delete(&held[1]).await, Ok(()));
+    assert_eq!(done_at.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

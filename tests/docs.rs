@@ -21,7 +21,7 @@ use walkdir::WalkDir;
 const FLAGS_OF_OTHERS: [&str; 2] = ["--force", "--set"];
 
 /// Kubernetes sets variables like these for a Service.
-const VARIABLES_OF_OTHERS: [&str; 2] = ["LEASEHOLD_PROGRESS_URL", "LEASEHOLD_SERVICE_HOST"];
+const VARIABLES_OF_OTHERS: [&str; 1] = ["LEASEHOLD_SERVICE_HOST"];
 
 /// A page of the documentation.
 struct Page {
@@ -478,7 +478,8 @@ fn job_variables() -> BTreeSet<String> {
         tracestate: Some(text()),
         baggage: Some(text()),
     };
-    facts.environment().into_iter().map(|(name, _)| name.into_string().unwrap()).collect()
+    let names = facts.environment().into_iter().map(|(name, _)| name.into_string().unwrap());
+    names.chain([JobFacts::PROGRESS_URL.to_owned()]).collect()
 }
 
 #[test]

@@ -643,13 +643,13 @@ async fn each_job_type_has_its_own_command() {
     assert_eq!(exited.record("message deleted")["job_type"], "numbers");
 
     // The result's bucket also sends events.
-    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.remove_notification().await;
     cloud.put("in/a/word", b"w").await;
     let exited = cloud.run(&flags, "exit 1").expect_exit(65).await;
     let kept = exited.record("message kept");
     assert_eq!((&kept["outcome"], &kept["job_type"]), (&"permanent".into(), &"words".into()));
 
-    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.remove_notification().await;
     cloud.put("other", b"o").await;
     let exited = cloud.run(&flags, "exit 0").expect_exit(0).await;
     assert_eq!(exited.record("message deleted")["job_type"], "default");

@@ -74,6 +74,10 @@ fn handlers_and_batches_that_cannot_work_are_refused_at_start() {
         ("--handler lambda --batch-window 1s", "no effect with --batch-size 1"),
         ("--handler lambda --batch-size 11 --max-messages 99", "is over 10"),
         (
+            "--handler lambda --batch-size 2 --max-messages 9 --max-duration 11h --batch-window 1h",
+            "--batch-window 1h is too long: SQS hides a message for at most 12h, and only 59m",
+        ),
+        (
             "--handler lambda --batch-size 5 --concurrency 2 --max-messages 9",
             "must not be greater than --max-messages 9",
         ),
@@ -137,7 +141,7 @@ async fn one_process_works_on_many_messages() {
     let names = environment.as_object().unwrap().keys();
     let of_jobs: Vec<_> =
         names.filter(|it| it.starts_with("JOB_") || it.starts_with("LEASEHOLD_")).collect();
-    assert_eq!(of_jobs, ["LEASEHOLD_PROGRESS_URL"]);
+    assert_eq!(of_jobs, ["JOB_PROGRESS_URL"]);
 }
 
 #[tokio::test]
@@ -423,8 +427,9 @@ async fn a_message_leaves_the_window_of_its_batch_at_once() {
 async fn a_message_reports_that_it_waits_for_the_function() {
     let pod = hangs(1, Duration::ZERO);
     let busy = pod.lane("a", "");
+    let waits = busy.activity.waiting();
     sleep(MOMENT).await;
-    assert!(!busy.activity.waiting().has_changed().unwrap(), "it did not wait");
+    assert!(!waits.has_changed().unwrap(), "it did not wait");
     let other = pod.lane("b", "");
     sleep(Duration::from_mins(3)).await;
     assert!(*other.activity.waiting().borrow());

@@ -277,8 +277,6 @@ async fn a_server_that_limits_each_connection_gets_several() {
     let bytes = Bytes::from(noise(64 * MIB));
     let server = LimitedServer::start(bytes.clone(), 8 << 20).await;
     let s3 = S3::new(&aws::config(&server.endpoint), None);
-    let time = time_of_download(&s3, &bytes).await;
+    time_of_download(&s3, &bytes).await;
     assert!(server.seen.most_open() > 1, "{:?}", server.seen.ranges);
-    // One connection cannot do it in less than 8 s.
-    assert!(time < 6 * SECOND, "{time:?}");
 }

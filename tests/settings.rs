@@ -89,6 +89,7 @@ fn names_that_users_rely_on_do_not_change_unnoticed() {
         ..facts()
     };
     names.extend(all.environment().iter().map(|(name, _)| format!("variable {}", name.display())));
+    names.push(format!("variable {}", JobFacts::PROGRESS_URL));
     for action in command().get_subcommands() {
         let flags = action.get_arguments().filter_map(|arg| arg.get_long());
         names.extend(flags.map(|flag| format!("flag {} --{flag}", action.get_name())));

@@ -139,7 +139,7 @@ async fn worker(name: &str, cloud: &Cloud, code: i32) -> ExitedRun {
 async fn cloud_with(key: &str, bytes: &[u8]) -> Cloud {
     let cloud = Cloud::new(5).await;
     cloud.put(key, bytes).await;
-    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.remove_notification().await;
     cloud
 }
 
@@ -163,7 +163,8 @@ async fn the_worker_with_its_own_json_counts_words() {
     let words: Value = serde_json::from_str(&result(&cloud, &exited, "words.json").await).unwrap();
     assert_eq!(words, json!({ "documentId": "d-7", "words": 5 }));
     assert_eq!(exited.record("message deleted")["key"], "d+7%20.txt");
-    // Once the results' own event is gone:
+    // The result's bucket also sends events.
+    cloud.remove_notification().await;
     for (message, outcome) in [
         (body(&uri, json!("3")), "permanent"),
         (json!({ "documentId": "d-8" }).to_string(), "not_a_notification"),
@@ -190,7 +191,7 @@ async fn the_worker_with_message_attributes_converts_texts() {
     let exited = worker("attributes", &cloud, 0).await;
     assert_eq!(result(&cloud, &exited, "text").await, "ZUG");
     assert!(exited.log.iter().any(|record| record["line"] == "converted for seven"));
-    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.remove_notification().await;
     send().message_attributes("operation", text("reverse")).send().await.unwrap();
     assert_eq!(
         worker("attributes", &cloud, 65).await.record("message kept")["outcome"],
@@ -241,6 +242,7 @@ async fn a_payload_that_is_a_notification_is_the_body() {
     }] })
     .to_string();
     cloud.put("payload", event.as_bytes()).await;
+    cloud.remove_notification().await;
     let pointer = pointer_to_payload(&cloud.bucket);
     let class_of_version_1 = "com.amazon.sqs.javamessaging.MessageS3Pointer";
     for body in [
@@ -266,7 +268,7 @@ async fn object_from_finds_the_object_in_a_payload() {
     let cloud = cloud_with("a b+c", b"hello").await;
     let body = json!({ "uri": format!("s3://{}/a b+c", cloud.bucket) }).to_string();
     cloud.put("payload", body.as_bytes()).await;
-    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.remove_notification().await;
     cloud.send(pointer_to_payload(&cloud.bucket)).await;
     let script = r#"cat "$JOB_INPUT" > seen"#;
     cloud.run("--object-from uri=/uri", script).expect_exit(0).await;

@@ -129,6 +129,10 @@ fn value(field: &Field, declared: &Declared) -> Result<TokenStream, Error> {
         if is(ty, "PathBuf") && declared.parser.is_none() {
             return quote!(given.path(#flag)?);
         }
+        // clap's own parser of a switch.
+        if is(ty, "bool") && matches!(declared.parser, Some(Expr::Call(_))) {
+            return quote!(given.switch(#flag, #default)?);
+        }
         let parser = parser(ty, declared);
         quote!(given.last(#flag, #default, #parser)?)
     };
@@ -153,9 +157,7 @@ fn value(field: &Field, declared: &Declared) -> Result<TokenStream, Error> {
 /// A function from the text to the value.
 fn parser(ty: &Type, declared: &Declared) -> TokenStream {
     match &declared.parser {
-        Some(Expr::Path(function)) => function.to_token_stream(),
-        // clap's own parser of a switch.
-        Some(_) => quote!(crate::settings::given::switch),
+        Some(function) => function.to_token_stream(),
         None if declared.is_choice => quote!(crate::settings::given::choice),
         None => quote!(<#ty as ::std::str::FromStr>::from_str),
     }

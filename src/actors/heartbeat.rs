@@ -142,7 +142,7 @@ impl Holding {
                     (EXTEND, answered(limit, queue.change_visibility(receipt, by)).await)
                 }
                 Next::Release { delay, limit } => {
-                    (RELEASE, answered(limit, queue.change_visibility(receipt, delay)).await)
+                    (RELEASE, answered(limit, queue.release(receipt, delay)).await)
                 }
                 Next::Delete { permit, limit } => {
                     (DELETE, answered(limit, queue.delete(receipt, permit)).await)

@@ -114,9 +114,16 @@ impl Queue for Batches {
         receipt: &ReceiptHandle,
         visibility: Duration,
     ) -> Result<(), VisibilityError> {
-        let change = Change { receipt: ReceiptHandle::new(receipt.expose()), visibility };
-        let unclear = || Err(VisibilityError::Unclear(NO_ANSWER.to_owned()));
-        self.shared.answer_to(change).await.unwrap_or_else(unclear)
+        self.shared.change(receipt, visibility, Purpose::Extend).await
+    }
+
+    async fn release(
+        &self,
+        receipt: &ReceiptHandle,
+        delay: Duration,
+    ) -> Result<(), VisibilityError> {
+        self.shared.runs.releases();
+        self.shared.change(receipt, delay, Purpose::Release).await
     }
 
     async fn delete(
@@ -126,11 +133,7 @@ impl Queue for Batches {
     ) -> Result<(), DeleteError> {
         let _deletes = self.shared.runs.deletes();
         let delete = Delete { receipt: ReceiptHandle::new(receipt.expose()), permit };
-        let failed = || {
-            let is_stopping = self.shared.stop.is_cancelled();
-            let why = if is_stopping { "not sent: the pod is stopping" } else { NO_ANSWER };
-            Err(DeleteError::Transient(why.to_owned()))
-        };
+        let failed = || Err(DeleteError::Transient(NO_ANSWER.to_owned()));
         self.shared.answer_to(delete).await.unwrap_or_else(failed)
     }
 
@@ -142,6 +145,17 @@ impl Queue for Batches {
 const NO_ANSWER: &str = "the request ended without an answer";
 
 impl Shared {
+    async fn change(
+        self: &Arc<Self>,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+        purpose: Purpose,
+    ) -> Result<(), VisibilityError> {
+        let change = Change { receipt: ReceiptHandle::new(receipt.expose()), visibility, purpose };
+        let unclear = || Err(VisibilityError::Unclear(NO_ANSWER.to_owned()));
+        self.answer_to(change).await.unwrap_or_else(unclear)
+    }
+
     /// `None` if the call was withdrawn.
     async fn answer_to<K: Kind>(self: &Arc<Self>, call: K) -> Option<K::Answer> {
         let (number, mut answer) = K::line(self).join(call);
@@ -190,6 +204,17 @@ impl Shared {
     }
 }
 
+/// Removes the calls of a request: the first one, and those after it that are alike.
+fn next_alike<K: Kind, T: PartialEq>(
+    waiting: &mut line::Calls<K>,
+    by: impl Fn(&K) -> T,
+) -> Vec<Pending<K>> {
+    let first = waiting.front().map(|first| by(&first.call));
+    let alike = |next: &mut Pending<K>| first.as_ref() == Some(&by(&next.call));
+    let next = || waiting.pop_front_if(alike);
+    std::iter::from_fn(next).take(BATCH).collect()
+}
+
 /// A ReceiveMessage for one run.
 struct Receive {
     wait: Duration,
@@ -207,15 +232,7 @@ impl Kind for Receive {
         if shared.stop.is_cancelled() {
             waiting.clear();
         }
-        let visibility = waiting.front().map(|first| first.call.visibility);
-        let mut calls = Vec::new();
-        while calls.len() < BATCH
-            && let Some(call) =
-                waiting.pop_front_if(|next| Some(next.call.visibility) == visibility)
-        {
-            calls.push(call);
-        }
-        calls
+        next_alike(waiting, |receive| receive.visibility)
     }
 
     async fn send(shared: &Arc<Shared>, calls: Vec<Pending<Self>>) {
@@ -283,6 +300,13 @@ async fn release(shared: &Shared, unclaimed: Vec<Delivery>) {
 struct Change {
     receipt: ReceiptHandle,
     visibility: Duration,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Extend,
+    Release,
 }
 
 impl Kind for Change {
@@ -292,14 +316,16 @@ impl Kind for Change {
         &shared.changes
     }
 
+    /// Either extensions or releases, because their requests end differently.
     fn next(_: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
-        waiting.drain(..waiting.len().min(BATCH)).collect()
+        next_alike(waiting, |change| change.purpose)
     }
 
     async fn send(shared: &Arc<Shared>, calls: Vec<Pending<Self>>) {
+        let Some(purpose) = calls.first().map(|first| first.call.purpose) else { return };
         let (changes, replies): (Vec<_>, Vec<_>) = calls
             .into_iter()
-            .map(|Pending { call: Change { receipt, visibility }, reply, .. }| {
+            .map(|Pending { call: Change { receipt, visibility, .. }, reply, .. }| {
                 ((receipt, visibility), reply)
             })
             .unzip();
@@ -309,7 +335,12 @@ impl Kind for Change {
                 changes => shared.queue.change_visibility_batch(changes).await,
             }
         };
-        answer_all(request, replies).await;
+        let is_final = async {
+            if purpose == Purpose::Extend {
+                std::future::pending::<()>().await;
+            }
+        };
+        answer_all(request, replies, is_final).await;
     }
 }
 
@@ -336,20 +367,20 @@ impl Kind for Delete {
     }
 
     fn next(shared: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
-        if shared.stop.is_cancelled() {
-            waiting.clear();
-        }
-        let now = shared.clock.now();
+        let (now, is_stopping) = (shared.clock.now(), shared.stop.is_cancelled());
         let mut calls = Vec::new();
         while calls.len() < BATCH
             && let Some(call) = waiting.pop_front()
         {
-            if call.call.permit.is_valid(now) {
-                calls.push(call);
+            let why = if is_stopping {
+                "not sent: the pod is stopping"
+            } else if !call.call.permit.is_valid(now) {
+                "not sent: the lease ended before"
             } else {
-                let why = "not sent: the lease ended before";
-                call.answer(Err(DeleteError::Transient(why.to_owned())));
-            }
+                calls.push(call);
+                continue;
+            };
+            call.answer(Err(DeleteError::Transient(why.to_owned())));
         }
         calls
     }
@@ -368,22 +399,35 @@ impl Kind for Delete {
             let Some((receipt, permit)) = deletes.pop() else { return Vec::new() };
             vec![shared.queue.delete(&receipt, permit).await]
         };
-        answer_all(request, replies).await;
+        answer_all(request, replies, shared.stop.cancelled()).await;
     }
 }
 
 /// Passes each result to its run. The request ends when the first run gives it up, as a single call
-/// does: it may not have been sent yet, and the run goes on. An extension that is sent afterwards
-/// would undo the run's release. The other runs repeat their calls.
+/// does: it may not have been sent yet, and an extension that is sent afterwards would undo the run's
+/// release. The other runs repeat their extensions and deletes.
+///
+/// Once `is_final`, the request ends when the last run gives it up. A run repeats no release without
+/// an answer, and no delete in a stop; and it makes no further call that a late release could undo.
 async fn answer_all<T>(
     request: impl Future<Output = Vec<T>>,
     mut replies: Vec<oneshot::Sender<T>>,
+    is_final: impl Future<Output = ()>,
 ) {
-    let given_up = select_all(replies.iter_mut().map(|reply| Box::pin(reply.closed())));
+    let given_up = async {
+        tokio::select! {
+            biased;
+            () = is_final => {}
+            _ = select_all(replies.iter_mut().map(|reply| Box::pin(reply.closed()))) => return,
+        }
+        for reply in &mut replies {
+            reply.closed().await;
+        }
+    };
     let results = tokio::select! {
         biased;
         results = request => results,
-        _ = given_up => return,
+        () = given_up => return,
     };
     for (reply, result) in replies.into_iter().zip(results) {
         // Fails if the run stopped waiting.

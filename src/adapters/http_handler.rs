@@ -117,9 +117,7 @@ impl HttpHandler {
                 if process.is_halted() {
                     return Ok(false);
                 }
-                return Err(self.start_error(format!(
-                    "the server ended with {} before it accepted connections", exited.exit
-                )).into());
+                return Err(self.start_error(ended_before(START, exited.exit)).into());
             }
         };
         let Err(why) = ready else { return Ok(true) };
@@ -252,7 +250,9 @@ impl Runner for HttpHandler {
             ready = signs_of_life(&activity, self.ready(&command, &activity)) => match ready {
                 Ok(in_work) => in_work,
                 Err(NotReady::Start(error)) => return Err(error),
-                Err(NotReady::Ended(exited)) => return Ok(exited),
+                Err(NotReady::Ended(ended)) => {
+                    return Ok(crashed(&command.job, Ok(ended), START));
+                }
             },
         };
         let process = in_work.as_ref().map(|in_work| in_work.process.clone());
@@ -269,7 +269,7 @@ impl Runner for HttpHandler {
                 // The process was halted meanwhile, as by --memory-guard: its answer proves nothing, and
                 // the reason is that of its end.
                 _ if process.as_ref().is_some_and(|process| process.is_halted()) => {
-                    crashed(&command.job, ended.await)
+                    crashed(&command.job, ended.await, ANSWER)
                 }
                 Ok(exited) => {
                     if let Some(in_work) = in_work {
@@ -279,11 +279,11 @@ impl Runner for HttpHandler {
                 }
                 Err(why) if process.is_none() => failed(&command.job, &why),
                 Err(why) => match timeout(CRASH, &mut ended).await {
-                    Ok(ended) => crashed(&command.job, ended),
+                    Ok(ended) => crashed(&command.job, ended, ANSWER),
                     Err(_) => failed(&command.job, &why),
                 },
             },
-            ended = &mut ended => crashed(&command.job, ended),
+            ended = &mut ended => crashed(&command.job, ended, ANSWER),
         };
         if let Some(in_work) = in_work {
             in_work.halt().await;
@@ -322,14 +322,21 @@ fn failed(job: &JobFacts, why: &str) -> Exited {
     exited(Exit::Code(1))
 }
 
-/// The process of the server ended before its answer: a failure, also with exit code 0.
-fn crashed(job: &JobFacts, ended: Result<Exited, StartError>) -> Exited {
+/// What a server does if it does not end before.
+const START: &str = "it accepted connections";
+const ANSWER: &str = "its answer was complete";
+
+fn ended_before(event: &str, exit: Exit) -> String {
+    format!("the server ended with {exit} before {event}")
+}
+
+/// The process of the server ended before this event: a failure, also with exit code 0.
+fn crashed(job: &JobFacts, ended: Result<Exited, StartError>, before: &str) -> Exited {
     let ended = match ended {
         Ok(ended) => ended,
         Err(error) => Exited { stderr_tail: vec![error.to_string()], ..exited(Exit::Code(1)) },
     };
-    let why = format!("the server ended with {} before its answer was complete", ended.exit);
-    report(&job.result_file, &json!({ "reason": why }));
+    report(&job.result_file, &json!({ "reason": ended_before(before, ended.exit) }));
     let exit = match ended.exit {
         Exit::Code(_) | Exit::Handler(_) => Exit::Code(1),
         Exit::Signal(signal) => Exit::Signal(signal),

@@ -163,6 +163,14 @@ impl Queue for QueueWithPayloads {
         self.queue.change_visibility(receipt, visibility).await
     }
 
+    async fn release(
+        &self,
+        receipt: &ReceiptHandle,
+        delay: Duration,
+    ) -> Result<(), VisibilityError> {
+        self.queue.release(receipt, delay).await
+    }
+
     async fn delete(
         &self,
         receipt: &ReceiptHandle,

@@ -114,7 +114,7 @@ pub struct ObjectFacts {
 impl JobFacts {
     /// The variables of this interface whose names begin with `JOB_`. Other names with this prefix
     /// belong to the user.
-    pub const VARIABLES: [&str; 27] = [
+    pub const VARIABLES: [&str; 28] = [
         "JOB_BODY_FILE",
         "JOB_BUCKET",
         "JOB_CHECKPOINT_DIR",
@@ -133,6 +133,7 @@ impl JobFacts {
         "JOB_MESSAGE_GROUP_ID",
         "JOB_MESSAGE_ID",
         "JOB_OUTPUT_DIR",
+        Self::PROGRESS_URL,
         "JOB_QUEUE_URL",
         "JOB_RECEIVE_COUNT",
         "JOB_REGION",
@@ -143,6 +144,9 @@ impl JobFacts {
         "JOB_TYPE",
         "JOB_VERSION_ID",
     ];
+
+    /// Where a Lambda function reports progress; it stays the same for all of its jobs.
+    pub const PROGRESS_URL: &str = "JOB_PROGRESS_URL";
 
     /// The facts of a job without an object and without paths.
     #[cfg(test)]
@@ -329,6 +333,7 @@ mod tests {
         facts.input = Some("input".into());
         let mut names: Vec<_> = facts.environment().into_iter().map(|(name, _)| name).collect();
         names.retain(|name| name.as_encoded_bytes().starts_with(b"JOB_"));
+        names.push(JobFacts::PROGRESS_URL.into());
         names.sort();
         assert_eq!(names, JobFacts::VARIABLES);
     }

@@ -59,6 +59,16 @@ pub trait Queue: Send + Sync {
         visibility: Duration,
     ) -> Result<(), VisibilityError>;
 
+    /// Makes the message visible after `delay`. No other call for this delivery follows, unless the
+    /// answer shows that nothing was changed.
+    async fn release(
+        &self,
+        receipt: &ReceiptHandle,
+        delay: Duration,
+    ) -> Result<(), VisibilityError> {
+        self.change_visibility(receipt, delay).await
+    }
+
     async fn delete(
         &self,
         receipt: &ReceiptHandle,

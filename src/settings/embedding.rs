@@ -204,14 +204,22 @@ impl Embedding {
     }
 
     fn after_help(&self) -> String {
-        let name = &self.name;
-        let rest = super::AFTER_HELP.split_once("\n\nEvery flag").map_or("", |(_, rest)| rest);
-        let rest = rest
-            .replace("1 the command failed", "1 the handler failed or panicked")
-            .replace(", for example RUST_LOG=debug", "");
-        format!(
-            "Examples:\n  {name} run --queue-url \"$QUEUE_URL\"\n  {name} local ./inbox --outbox ./results\n\nEvery flag{rest}"
-        )
+        let examples = [
+            (cfg!(feature = "aws"), "run --queue-url \"$QUEUE_URL\""),
+            (cfg!(feature = "local"), "local ./inbox --outbox ./results"),
+        ];
+        let mut help = "Examples:".to_owned();
+        for (_, words) in examples.into_iter().filter(|(is_built, _)| *is_built) {
+            help.extend(["\n  ", &self.name, " ", words]);
+        }
+        // Without AWS, leasehold's own help has only a hint about its build.
+        if let Some(at) = super::AFTER_HELP.find("Every flag") {
+            let rest = super::AFTER_HELP[at..]
+                .replace("1 the command failed", "1 the handler failed or panicked")
+                .replace(", for example RUST_LOG=debug", "");
+            help.extend(["\n\n", &rest]);
+        }
+        help
     }
 }
 
@@ -334,10 +342,11 @@ mod tests {
         };
         assert_eq!(parse(&program, "resize --version").unwrap_err(), "resize 1.2.3\n");
         let help = parse(&program, "resize --help").unwrap_err();
-        assert!(
-            help.starts_with("Resizes images\n") && help.contains("resize local ./inbox"),
-            "{help}"
-        );
+        assert!(help.starts_with("Resizes images\n"), "{help}");
+        assert_eq!(help.contains("resize local ./inbox"), cfg!(feature = "local"), "{help}");
+        assert_eq!(help.contains("resize run --queue-url"), cfg!(feature = "aws"), "{help}");
+        let has_rest = help.contains("\n\nEvery flag has an environment variable");
+        assert_eq!(has_rest, help.contains("Every flag"), "{help}");
         let of_local = parse(&program, "resize local --help").unwrap_err();
         assert!(of_local.contains("the handler") && !of_local.contains("COMMAND"), "{of_local}");
         for text in [help, of_local, parse(&program, "resize install --help").unwrap_err()] {

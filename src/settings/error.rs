@@ -75,6 +75,11 @@ pub enum SettingError {
     #[error("--batch-window has no effect with --batch-size 1: set --batch-size to 2 or more")]
     WindowOfOne,
     #[error(
+        "--batch-window {} is too long: SQS hides a message for at most {}, and only {} of that remain beside --max-duration and the shutdown; shorten the window or --max-duration",
+        show(.window), show(.ceiling), show(.most)
+    )]
+    BatchWindow { window: Duration, most: Duration, ceiling: Duration },
+    #[error(
         "--batch-size does not work with --visibility fixed, because a message may wait for a busy function: set --visibility heartbeat, or --batch-size 1"
     )]
     BatchOfFixed,

@@ -25,11 +25,13 @@ pub trait Settings: Sized {
 pub struct Given<'a> {
     values: &'a Values,
     known: Vec<&'static str>,
+    /// Switches with the value `false`.
+    off: Vec<&'static str>,
 }
 
 /// Reads settings, and refuses values of other names.
 pub fn read<S: Settings>(values: &Values) -> Result<S, String> {
-    let mut given = Given { values, known: Vec::new() };
+    let mut given = Given { values, known: Vec::new(), off: Vec::new() };
     let settings = S::read(&mut given)?;
     given.refuse_unknown()?;
     Ok(settings)
@@ -65,6 +67,20 @@ impl Given<'_> {
         }
     }
 
+    /// A switch; with `false`, it counts as not given.
+    pub fn switch(
+        &mut self,
+        flag: &'static str,
+        default: Option<&str>,
+    ) -> Result<Option<bool>, String> {
+        let parse = |text: &str| text.parse().map_err(|_| "it must be true or false");
+        let is_on = self.last(flag, default, parse)?;
+        if is_on == Some(false) {
+            self.off.push(flag);
+        }
+        Ok(is_on)
+    }
+
     /// A path, which need not be UTF-8.
     pub fn path(&mut self, flag: &'static str) -> Result<Option<PathBuf>, String> {
         let path = self.values_of(flag).next_back().map(PathBuf::from);
@@ -91,7 +107,7 @@ impl Given<'_> {
     }
 
     fn has(&self, flag: &str) -> bool {
-        self.values.iter().any(|(name, _)| *name == flag)
+        !self.off.contains(&flag) && self.values.iter().any(|(name, _)| *name == flag)
     }
 
     fn values_of(&mut self, flag: &'static str) -> impl DoubleEndedIterator<Item = &OsString> {
@@ -116,11 +132,6 @@ fn refused(flag: &str, text: &str, why: &str) -> String {
     // The reason may quote a part of the value.
     let why = if shown == text { format!(": {}", Plain(why)) } else { String::new() };
     format!("invalid value '{}' for --{flag}{why}", Plain(&shown))
-}
-
-/// `true` or `false`.
-pub fn switch(text: &str) -> Result<bool, &'static str> {
-    text.parse().map_err(|_| "it must be true or false")
 }
 
 /// A value of an enum, by its name.

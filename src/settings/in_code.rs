@@ -215,6 +215,9 @@ mod tests {
             refused(&[("verbose", "true"), ("quiet", "true")]),
             "verbose cannot be used with quiet: remove one of them"
         );
+        let one = [("verbose", "false"), ("quiet", "true")];
+        let one: Values = one.map(|(flag, text)| (flag, text.into())).into();
+        assert!(given::read::<super::super::LocalSettings>(&one).is_ok_and(|it| it.quiet));
         assert_eq!(refused(&[("work-dir", "")]), "work_dir: the path is empty");
         assert_eq!(
             refused(&[("output", "https://user:s3cr3t@bucket")]),

@@ -307,6 +307,7 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
         on_stop: args.on_stop,
         accept_raw: args.accept_raw,
         handler: args.handler.clone(),
+        batch_window: args.batch_window,
         has_records,
         retry_min,
         retry_max,

@@ -231,6 +231,7 @@ pub(super) struct PodRules {
     pub(super) on_stop: OnStop,
     pub(super) accept_raw: bool,
     pub(super) handler: Handler,
+    pub(super) batch_window: Duration,
     /// Whether a record shows which work is done (`--idempotency`).
     pub(super) has_records: bool,
     /// The default if neither the job type nor a flag sets it.
@@ -433,7 +434,7 @@ impl TaskSettings {
 
     /// The checked limits: every path of a stop must fit into the pod's grace and SQS's 12 hours.
     pub(super) fn limits(&self, pod: &PodRules) -> Result<Limits, SettingError> {
-        let PodRules { stop, longest_poll, ceiling, .. } = *pod;
+        let PodRules { stop, longest_poll, ceiling, batch_window: window, .. } = *pod;
         let visibility = self.visibility_timeout.expect(DEFAULT);
         if visibility.subsec_nanos() > 0 {
             return Err(SettingError::Fraction { flag: "--visibility-timeout", value: visibility });
@@ -471,6 +472,12 @@ impl TaskSettings {
         }
         if max_duration > most && is_fixed {
             return Err(SettingError::FixedOverDeliveries { max_duration, most });
+        }
+        // With checkpoints, the work may take several deliveries.
+        let in_one_delivery = if self.checkpoint.is_none() { max_duration } else { SECOND };
+        let most = most.saturating_sub(in_one_delivery);
+        if window > most {
+            return Err(SettingError::BatchWindow { window, most, ceiling });
         }
         let strategy = if is_fixed {
             Strategy::Fixed(whole_seconds(max_duration + stop.total(stop_grace)))

@@ -31,10 +31,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use crate::job::lifecycle::{Processed, Work};
-use crate::job::notification::{Object, Record};
+use crate::job::notification::Record;
 use crate::job::outcome::{Failure, Outcome, WorkRecord};
 use crate::job::report::Subject;
-use crate::job::route::{Content, Input, Task};
+use crate::job::route::{Content, Task};
 use crate::job::stop::WorkStop;
 use crate::ports::clock::Clock;
 use crate::ports::{Activity, ObjectStore, Outbox, Runner};
@@ -166,7 +166,6 @@ impl CommandWorker {
                 report_event,
             };
             let runtime = Runtime::default();
-            let is_small = has_small_input(&work.task, object, is_on_demand);
             let object = ObjectWork {
                 work,
                 number,
@@ -183,7 +182,7 @@ impl CommandWorker {
             };
             let working = working.instrument(span);
             let (ended, failed_last) = Box::pin(with_last_error(working)).await;
-            workspaces.put_back(space, ended.is_ok(), is_small);
+            workspaces.put_back(space, ended.is_ok());
             // A stop must not wait for the removal of a hundred thousand files.
             if halt.requested.is_cancelled() {
                 let _ = timeout(HALTED_REMOVAL, workspaces.finished()).await;
@@ -226,18 +225,9 @@ impl CommandWorker {
     }
 }
 
-/// Whether the removal of the input takes no longer than that of an empty file. `None` for a body.
-/// Work that gets its files on demand may have downloaded the object.
-fn has_small_input(task: &Task, object: Option<&Object>, is_on_demand: bool) -> bool {
-    const SMALL: u64 = 1 << 20;
-    match task.input {
-        Input::Mount => true,
-        Input::None if !is_on_demand => true,
-        Input::None | Input::File | Input::Stdin => {
-            object.is_none_or(|object| object.size.is_some_and(|size| size <= SMALL))
-        }
-    }
-}
+/// A file of at most this many bytes is written and removed on the thread of the work: that takes less
+/// time than to wake another thread.
+const SMALL: u64 = 1 << 20;
 
 /// How long a halt waits for the removal of files: short compared to a tenth of the shortest
 /// reserve, which is the limit for everything then.

@@ -107,7 +107,7 @@ fn allocation_lock() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removed when dropped. Only our user has access (0700); the command runs as the same user.
+/// Removed when dropped. Its modes follow the umask, because a command may change its user.
 ///
 /// ```text
 /// leasehold-XXXXXX/
@@ -239,6 +239,10 @@ impl Workspace {
 
     pub fn input(&self) -> PathBuf {
         self.input_folder().join(&self.name)
+    }
+
+    pub(super) fn has_small_input(&self) -> bool {
+        fs::symlink_metadata(self.input()).map_or(true, |input| input.len() <= super::SMALL)
     }
 
     pub fn output(&self) -> PathBuf {

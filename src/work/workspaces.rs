@@ -42,13 +42,12 @@ impl Workspaces {
 
     /// Removes or empties the workspace. If the work failed, some of its downloads may still create
     /// files. Folders that were made on demand serve only one message: most messages need none. A
-    /// small input is removed on this thread, after the calling task: that takes less time
-    /// than to wake another thread.
-    pub fn put_back(&self, space: Workspace, has_succeeded: bool, is_small: bool) {
+    /// small input is removed on this thread, after the calling task.
+    pub fn put_back(&self, space: Workspace, has_succeeded: bool) {
         if !space.exists() {
             return;
         }
-        if has_succeeded && is_small && space.has_only_input() {
+        if has_succeeded && space.has_small_input() && space.has_only_input() {
             self.removals.spawn(async move { drop(space) });
             return;
         }
@@ -56,7 +55,7 @@ impl Workspaces {
             return self.remove(space);
         }
         let this = self.clone();
-        if is_small {
+        if space.has_small_input() {
             self.removals.spawn(async move { this.empty(space) });
         } else {
             self.removals.spawn_blocking(move || this.empty(space));
@@ -72,8 +71,8 @@ impl Workspaces {
         }
     }
 
-    /// Waits until all removals are done. The next workspace waits for this, so that a run never
-    /// uses more of the disk (or of `--work-dir-limit`) than one message needs.
+    /// Waits until all removals are done. The next workspace waits for this, so that a run uses no more
+    /// of the disk (or of `--work-dir-limit`) than one message needs.
     pub async fn finished(&self) {
         self.removals.wait().await;
     }
@@ -140,7 +139,7 @@ mod tests {
         }
 
         async fn put_back(&self, space: Workspace) {
-            self.workspaces.put_back(space, true, true);
+            self.workspaces.put_back(space, true);
             self.workspaces.finished().await;
         }
 
@@ -153,16 +152,43 @@ mod tests {
         space.output().parent().unwrap().to_owned()
     }
 
-    /// Each path below the workspace, with its mode and the number of its extended attributes.
-    fn content(space: &Workspace) -> Vec<(PathBuf, u32, usize)> {
+    /// Each path below the workspace, with its mode, its size and the length of the names of its
+    /// extended attributes.
+    fn content(space: &Workspace) -> Vec<(PathBuf, u32, u64, usize)> {
         let root = root(space);
         let entries = WalkDir::new(&root).sort_by_file_name().into_iter().map(Result::unwrap);
         let shown = |path: &Path| {
             let attributes = rustix::fs::llistxattr(path, &mut [0_u8; 1024]).unwrap_or(0);
             let path_inside = path.strip_prefix(&root).unwrap().to_owned();
-            (path_inside, path.symlink_metadata().unwrap().mode(), attributes)
+            let status = path.symlink_metadata().unwrap();
+            (path_inside, status.mode(), status.size(), attributes)
         };
         entries.map(|entry| shown(entry.path())).collect()
+    }
+
+    /// The default access control list of a folder applies to the files that are made in it.
+    #[tokio::test]
+    async fn a_changed_access_control_list_does_not_apply_to_the_next() {
+        const NAME: &str = "system.posix_acl_default";
+        // The owner, the group and all others (linux/posix_acl_xattr.h).
+        let list = |others: u16| {
+            let entries = [(0x01, 7), (0x04, 5), (0x20, others)];
+            let entries = entries.map(|(tag, mode): (u16, u16)| {
+                [&tag.to_le_bytes()[..], &mode.to_le_bytes(), &[0xff; 4]].concat()
+            });
+            [&2_u32.to_le_bytes()[..], &entries.concat()].concat()
+        };
+        let room = Room::new();
+        match setxattr(room.home.path(), NAME, &list(5), XattrFlags::empty()) {
+            Err(rustix::io::Errno::NOTSUP) => return,
+            set => set.unwrap(),
+        }
+        let space = room.used("k");
+        setxattr(space.tmp(), NAME, &list(7), XattrFlags::empty()).unwrap();
+        room.put_back(space).await;
+        let mut found = [0; 64];
+        let length = rustix::fs::getxattr(room.create("k").tmp(), NAME, &mut found).unwrap();
+        assert_eq!(found[..length], list(5));
     }
 
     /// The inode cannot be used again while the folder is open.
@@ -194,7 +220,7 @@ mod tests {
         let outside = elsewhere.path();
         fs::write(outside.join("kept"), "x").unwrap();
         let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
-        let changes: [(&str, Change); 14] = [
+        let changes: [(&str, Change); 15] = [
             ("a file", &|it| fs::write(it.tmp().join(".hidden"), "x").unwrap()),
             ("a file beside", &|it| fs::write(root(it).join("more"), "x").unwrap()),
             ("a folder", &|it| fs::create_dir(it.input().with_file_name("more")).unwrap()),
@@ -204,6 +230,12 @@ mod tests {
             ("the mode of the root", &|it| mode(&root(it), 0o777).unwrap()),
             ("an attribute", &|it| {
                 setxattr(it.tmp(), "user.x", b"x", XattrFlags::empty()).unwrap();
+            }),
+            ("the size of a folder", &|it| {
+                let files = (0..1000).map(|n| it.tmp().join(format!("{n:0100}")));
+                let files: Vec<_> = files.collect();
+                files.iter().for_each(|file| fs::write(file, "").unwrap());
+                files.iter().for_each(|file| fs::remove_file(file).unwrap());
             }),
             ("no folder", &|it| fs::remove_dir(it.tmp()).unwrap()),
             ("another folder", &|it| {
@@ -269,7 +301,7 @@ mod tests {
             if is_left {
                 space.is_left_by_all();
             }
-            room.workspaces.put_back(space, has_succeeded, true);
+            room.workspaces.put_back(space, has_succeeded);
             room.workspaces.finished().await;
             assert_eq!(room.entries(), 0);
             assert_ne!(inode(&room.create("k")).1, before, "{is_left} {has_succeeded}");
@@ -318,7 +350,7 @@ mod tests {
         room.workspaces.finished().await;
         for _ in 0..20 {
             let space = Workspace::create(&room.place, "k").unwrap();
-            room.workspaces.put_back(space, false, true);
+            room.workspaces.put_back(space, false);
         }
         room.workspaces.finished().await;
         assert_eq!(room.entries(), 0);

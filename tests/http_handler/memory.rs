@@ -10,6 +10,7 @@ use clap::Parser;
 use leasehold::adapters::http_handler::HttpHandler;
 use leasehold::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use leasehold::adapters::warm::WarmProcesses;
+use leasehold::job::outcome::Exit;
 use leasehold::ports::{Activity, Command, Exited, Runner, StartError};
 use leasehold::settings::resolve::RunConfig;
 use leasehold::settings::{Action, Cli};
@@ -125,7 +126,8 @@ impl Runner for Process {
         halt.cancelled().await;
         container.uses(10);
         container.ends.fetch_add(1, Ordering::Relaxed);
-        Ok(Exited::killed())
+        // A code that says nothing about the message.
+        Ok(Exited { exit: Exit::Code(65), ..Exited::killed() })
     }
 }
 
@@ -144,6 +146,11 @@ async fn a_server_that_reaches_the_guard_at_work_keeps_its_message_and_is_starte
         let error = super::error(&result.ended()[0]);
         assert!(error.contains("950.0 MiB of 1000.0 MiB are in use"), "{error}");
         assert!(error.contains("the limit of --memory-guard is 90%"), "{error}");
+        let before = match grows {
+            Grows::AtItsStart => "before it accepted connections",
+            Grows::AtWork | Grows::AtTwoRequests | Grows::Idle => "before its answer was complete",
+        };
+        assert!(error.contains(before), "{error}");
     }
 }
 

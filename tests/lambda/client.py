@@ -79,7 +79,7 @@ def work(request_id, records, answered):
     if body == "exit65":
         os._exit(65)
     if body == "report":
-        base = urllib.parse.urlsplit(os.environ["LEASEHOLD_PROGRESS_URL"])
+        base = urllib.parse.urlsplit(os.environ["JOB_PROGRESS_URL"])
         statuses = []
         for about in [request_id, answered or "unknown"]:
             connection = http.client.HTTPConnection(base.netloc)

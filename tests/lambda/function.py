@@ -47,7 +47,7 @@ def process(body, context):
 
 def report(context, **fields):
     """As in docs/warm-workers.md."""
-    if url := os.environ.get("LEASEHOLD_PROGRESS_URL"):
+    if url := os.environ.get("JOB_PROGRESS_URL"):
         body = json.dumps(fields).encode()
         request = urllib.request.Request(f"{url}/{context.aws_request_id}", body, method="PUT")
         urllib.request.urlopen(request, timeout=5).close()

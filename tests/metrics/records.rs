@@ -25,7 +25,7 @@ fn notification(cloud: &Cloud, key: &str) -> String {
 /// Sends a message about the object `k`, instead of S3's own notification.
 async fn send_traced(cloud: &Cloud, name: &str, value: &str) {
     cloud.put("k", b"12345").await;
-    cloud.sqs.purge_queue().queue_url(&cloud.queue_url).send().await.unwrap();
+    cloud.remove_notification().await;
     let send =
         cloud.sqs.send_message().queue_url(&cloud.queue_url).message_body(notification(cloud, "k"));
     let send = if name == "AWSTraceHeader" {

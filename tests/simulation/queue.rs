@@ -32,6 +32,40 @@ pub struct CheckedBatches {
 /// of the pods does not depend on the speed of the disk.
 const MOMENT: Duration = Duration::from_millis(1);
 
+impl CheckedQueue {
+    async fn change(
+        &self,
+        receipt: &ReceiptHandle,
+        visibility: Duration,
+        call: impl Future<Output = Result<(), VisibilityError>>,
+    ) -> Result<(), VisibilityError> {
+        let asked_at = Instant::now();
+        {
+            let mut history = self.history.lock().unwrap();
+            let message = history.receipts[receipt.expose()].clone();
+            history.check_change_by_holder(self.pod, &message);
+        }
+        sleep(MOMENT).await;
+        let answer = call.await;
+        let mut history = self.history.lock().unwrap();
+        let message = history.receipts[receipt.expose()].clone();
+        history.log(self.pod, format!("hides {message} for {visibility:?}: {answer:?}"));
+        let lease = history.leases.get_mut(&(self.pod, message)).expect("a received message");
+        match answer {
+            // A late success does not extend the lease.
+            Ok(()) if Instant::now() < *lease => *lease = asked_at + visibility,
+            Err(VisibilityError::NotInFlight(_)) => *lease = Instant::now(),
+            Ok(())
+            | Err(
+                VisibilityError::AtCeiling(_)
+                | VisibilityError::Transient(_)
+                | VisibilityError::Unclear(_),
+            ) => {}
+        }
+        answer
+    }
+}
+
 #[async_trait]
 impl Queue for CheckedQueue {
     async fn receive(
@@ -61,30 +95,15 @@ impl Queue for CheckedQueue {
         receipt: &ReceiptHandle,
         visibility: Duration,
     ) -> Result<(), VisibilityError> {
-        let asked_at = Instant::now();
-        {
-            let mut history = self.history.lock().unwrap();
-            let message = history.receipts[receipt.expose()].clone();
-            history.check_change_by_holder(self.pod, &message);
-        }
-        sleep(MOMENT).await;
-        let answer = self.queue.change_visibility(receipt, visibility).await;
-        let mut history = self.history.lock().unwrap();
-        let message = history.receipts[receipt.expose()].clone();
-        history.log(self.pod, format!("hides {message} for {visibility:?}: {answer:?}"));
-        let lease = history.leases.get_mut(&(self.pod, message)).expect("a received message");
-        match answer {
-            // A late success does not extend the lease.
-            Ok(()) if Instant::now() < *lease => *lease = asked_at + visibility,
-            Err(VisibilityError::NotInFlight(_)) => *lease = Instant::now(),
-            Ok(())
-            | Err(
-                VisibilityError::AtCeiling(_)
-                | VisibilityError::Transient(_)
-                | VisibilityError::Unclear(_),
-            ) => {}
-        }
-        answer
+        self.change(receipt, visibility, self.queue.change_visibility(receipt, visibility)).await
+    }
+
+    async fn release(
+        &self,
+        receipt: &ReceiptHandle,
+        delay: Duration,
+    ) -> Result<(), VisibilityError> {
+        self.change(receipt, delay, self.queue.release(receipt, delay)).await
     }
 
     async fn delete(

@@ -28,7 +28,7 @@ pub(super) trait Kind: Sized + Send + 'static {
 
 pub(super) type Calls<K> = VecDeque<Pending<K>>;
 
-/// A call that waits for its answer. If it is dropped, the caller knows that it was not sent.
+/// A call that waits for its answer. If it is dropped, its caller gets none.
 pub(super) struct Pending<K: Kind> {
     pub(super) call: K,
     pub(super) number: u64,

@@ -16,7 +16,8 @@ pub(super) struct Runs {
 struct Now {
     receiving: usize,
     deleting: usize,
-    /// Messages without a delete. A kept one counts until all other runs receive or delete.
+    /// Messages without a delete or a release. One that is left to expire counts until all other
+    /// runs receive or delete.
     in_work: usize,
     /// The start of the last receive that brought a message.
     asked_at: Option<Instant>,
@@ -38,6 +39,11 @@ impl Runs {
             now.in_work += 1;
             now.asked_at = Some(asked_at);
         });
+    }
+
+    /// A run has ended its work, and no delete follows.
+    pub(super) fn releases(&self) {
+        self.change(|now| now.in_work = now.in_work.saturating_sub(1));
     }
 
     /// Until the result is dropped, a run waits for its delete.

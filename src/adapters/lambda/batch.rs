@@ -18,6 +18,7 @@ use crate::adapters::batching::{Batch, Member, Work};
 use crate::adapters::progress::ProgressServer;
 use crate::adapters::warm::{WarmProcess, WarmProcesses};
 use crate::job::outcome::Exit;
+use crate::ports::job_facts::JobFacts;
 use crate::ports::{Activity, Command, Exited, StartError};
 
 /// A message of an invocation.
@@ -90,7 +91,8 @@ impl FunctionProcess {
         let Function { source, memory_limit, is_set } = function;
         let address = api.address.to_string();
         let mut variables = variables(command, source, *memory_limit, &address, *is_set);
-        variables.extend(progress.map(|it| (PROGRESS_URL.into(), it.url().into())));
+        // Without the id of the event, which the function has as its request id.
+        variables.extend(progress.map(|it| (JobFacts::PROGRESS_URL.into(), it.url().into())));
         let warm = processes.start(command, variables, &serving)?;
         Ok(Self { key: CommandKey::of(command), warm, api })
     }
@@ -142,9 +144,6 @@ impl FunctionProcess {
         outcome
     }
 }
-
-/// The address for reports without the id of the event, which the function has as its request id.
-const PROGRESS_URL: &str = "LEASEHOLD_PROGRESS_URL";
 
 /// The span of the message; a batch of several has only their number.
 fn span(members: &[Member<Message>]) -> Span {

@@ -22,6 +22,7 @@ use super::ramp::{MIN_SAMPLE, Next, Ramp, Sample};
 use crate::job::notification::Object;
 use crate::ports::checksum::{Algorithm, Hasher};
 use crate::ports::{ByteStream, FetchError, ObjectStore, RangeBody};
+use crate::work::SMALL;
 use crate::work::last_error::{recovered, retrying};
 use crate::work::workspace::WorkDir;
 
@@ -205,8 +206,7 @@ impl Download<'_> {
     ) -> Result<Part, Stopped> {
         let hasher = self.algorithm.map(Hasher::new);
         let room = self.size.is_none().then(|| self.work_dir.clone());
-        let mut sink =
-            Sink { file: self.file.clone(), at: start, hasher, room, since_wait: u64::MAX };
+        let mut sink = Sink { file: self.file.clone(), at: start, hasher, room };
         let mut pauses = backoff();
         let mut is_answered = false;
         self.counts.begun.fetch_add(1, Ordering::Relaxed);
@@ -278,13 +278,12 @@ impl Download<'_> {
     ) -> Result<(Sink, End), FetchError> {
         loop {
             let (mut batch, mut at, began_at) = (Vec::new(), sink.at, sink.at);
-            let most = if sink.may_wait() { BATCH } else { 1 };
             let ended = loop {
                 let end = self.end(extent);
                 if at == end && Some(at) != self.size {
                     break Some(End::Reached);
                 }
-                if at - began_at >= most {
+                if at - began_at >= BATCH {
                     break None;
                 }
                 match stream.next().await {
@@ -322,15 +321,15 @@ impl Download<'_> {
         }
     }
 
-    /// Writes on this thread, which is the work's own, while the disk takes bytes at once: they are
-    /// still in the processor's cache, and their buffer is free for the next ones. If the disk made
-    /// the thread wait, another one writes the next bytes.
+    /// Writes a small object on this thread, like the other small files of a message. Another thread
+    /// writes the bytes of a large one: this thread must be able to halt commands while the disk
+    /// hangs, or the kernel lets writers wait for it.
     async fn write(&self, sink: Sink, batch: Vec<Bytes>) -> Result<Sink, FetchError> {
-        let written = if sink.may_wait() {
+        let written = if self.size.is_some_and(|size| size <= SMALL) {
+            sink.write(&batch)
+        } else {
             let writing = spawn_blocking(move || sink.write(&batch));
             writing.await.unwrap_or_else(|panic| Err(SinkError::Disk(panic.into())))
-        } else {
-            sink.write(&batch)
         };
         written.map_err(|error| {
             FetchError::Retryable(match error {
@@ -368,8 +367,6 @@ struct Sink {
     hasher: Option<Hasher>,
     /// For reserving space as the bytes arrive, if the size is not known in advance.
     room: Option<WorkDir>,
-    /// The bytes since a write that waited for the disk.
-    since_wait: u64,
 }
 
 enum SinkError {
@@ -378,16 +375,11 @@ enum SinkError {
 }
 
 impl Sink {
-    fn may_wait(&self) -> bool {
-        self.room.is_some() || self.since_wait < CALM
-    }
-
     fn write(mut self, chunks: &[Bytes]) -> Result<Self, SinkError> {
         if let Some(work_dir) = &self.room {
             let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
             work_dir.extend(&self.file, self.at, bytes).map_err(SinkError::Room)?;
         }
-        let (began, from) = (Instant::now(), self.at);
         for chunk in chunks {
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(chunk);
@@ -395,11 +387,6 @@ impl Sink {
             self.file.write_all_at(chunk, self.at).map_err(SinkError::Disk)?;
             self.at += chunk.len() as u64;
         }
-        self.since_wait = if began.elapsed() > SLOW_WRITE {
-            0
-        } else {
-            self.since_wait.saturating_add(self.at - from)
-        };
         Ok(self)
     }
 }
@@ -414,15 +401,9 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// The size of a part, in bytes.
+/// The smallest and the largest part, in bytes.
 const MIN_PART: u64 = 8 << 20;
 const MAX_PART: u64 = 64 << 20;
 
-/// A write that takes longer has waited for the disk.
-const SLOW_WRITE: Duration = Duration::from_millis(20);
-
-/// The disk takes bytes at once again after this many without a wait.
-const CALM: u64 = 8 << 20;
-
 /// The bytes of a batch for another thread; its last chunk may exceed them.
-const BATCH: u64 = 128 << 10;
+const BATCH: u64 = 256 << 10;

@@ -1,10 +1,10 @@
 //! The folders of a workspace, and whether they are as new.
 //!
 //! Making and removing folders takes a fifth of the CPU time of a small message, so the next message
-//! gets the same folders. The next command must not see anything of the last one,
-//! so each folder must be the one that was made (a command may move it away, or put a link in its
-//! place), with the same permissions, owner, flags and extended attributes (an access control list
-//! applies to new files), and without an entry.
+//! gets the same folders. The next command must not see anything of the last one, so each folder must
+//! be the one that was made (a command may move it away, or put a link in its place), with the same
+//! permissions, owner, flags and extended attributes (an access control list applies to new files),
+//! without an entry, and of the same size (the folders of ext4 do not shrink).
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::{io, iter};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, Statx, StatxFlags};
-use rustix::fs::{flistxattr, openat, statx};
+use rustix::fs::{fgetxattr, flistxattr, openat, statx};
 use rustix::io::Errno;
 
 /// The folders below the root.
@@ -25,7 +25,9 @@ pub(super) struct Folders([Folder; 1 + FOLDERS.len()]);
 #[derive(Debug, PartialEq, Eq)]
 struct Folder {
     identity: Identity,
-    /// The names of its extended attributes, with a NUL after each.
+    /// In bytes, and in blocks.
+    size: (u64, u64),
+    /// The names of its extended attributes, with a NUL after each, and then their values.
     attributes: Vec<u8>,
 }
 
@@ -113,15 +115,27 @@ impl Folder {
 
     fn with_time(folder: &OwnedFd) -> io::Result<(Self, Time)> {
         let status = statx(folder, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
-        let mut names = [0; 1024];
-        let attributes = match flistxattr(folder, &mut names) {
-            Ok(length) => names[..length].to_vec(),
-            // This file system has none.
-            Err(Errno::NOTSUP) => Vec::new(),
-            Err(errno) => return Err(errno.into()),
-        };
-        Ok((Self { identity: Identity::of(&status), attributes }, changed_at(&status)))
+        let size = (status.stx_size, status.stx_blocks);
+        let folder =
+            Self { identity: Identity::of(&status), size, attributes: attributes(folder)? };
+        Ok((folder, changed_at(&status)))
     }
+}
+
+fn attributes(folder: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; 1024];
+    let names = match flistxattr(folder, &mut buffer) {
+        Ok(length) => buffer[..length].to_vec(),
+        // This file system has none.
+        Err(Errno::NOTSUP) => Vec::new(),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut all = names.clone();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let length = fgetxattr(folder, name, &mut buffer)?;
+        all.extend_from_slice(&buffer[..length]);
+    }
+    Ok(all)
 }
 
 impl Identity {
