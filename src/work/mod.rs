@@ -34,7 +34,7 @@ use crate::job::lifecycle::{Processed, Work};
 use crate::job::notification::Record;
 use crate::job::outcome::{Failure, Outcome, WorkRecord};
 use crate::job::report::Subject;
-use crate::job::route::{Content, Task};
+use crate::job::route::{Content, Input, Task};
 use crate::job::stop::WorkStop;
 use crate::ports::clock::Clock;
 use crate::ports::{Activity, ObjectStore, Outbox, Runner};
