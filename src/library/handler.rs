@@ -118,6 +118,7 @@ impl AnyHandler {
         }))
     }
 
+    #[cfg(feature = "testing")]
     pub(super) fn takes_batches(&self) -> bool {
         match self {
             Self::OfJob(_) => false,
