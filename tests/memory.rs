@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::cloud::{Cloud, ExitedRun, Leasehold};
-use crate::support::facts;
+use crate::support::command;
 
 const LIMIT: u64 = 1000 << 20;
 
@@ -67,16 +67,7 @@ impl Container {
 
     async fn run(&self, guard: Option<u8>) -> Exited {
         let cgroup = MemoryCgroup::find(self.root.path(), "0::/").unwrap();
-        let command = Command {
-            program: "true".into(),
-            args: Vec::new(),
-            job: facts(),
-            variables: None,
-            stdin: None,
-            fetch: None,
-            on_demand: None,
-            stop_grace: Duration::ZERO,
-        };
+        let command = command("true");
         let limited = MemoryLimited::new(self.runner.clone(), cgroup, guard);
         limited.run(command, CancellationToken::new(), Activity::default()).await.unwrap()
     }

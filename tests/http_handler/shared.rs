@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{MINUTE, Reply, S, Seen, Server, ok, serve, settings};
 use crate::support::cloud::eventually;
-use crate::support::facts;
+use crate::support::command;
 use crate::support::servers::free_port;
 
 /// Stands for the processes of the server. Those after the first answer each request.
@@ -128,16 +128,7 @@ impl Lanes {
     }
 
     fn run(&self) -> (CancellationToken, Running) {
-        let command = Command {
-            program: "server".into(),
-            args: Vec::new(),
-            job: facts(),
-            variables: None,
-            stdin: None,
-            fetch: None,
-            on_demand: None,
-            stop_grace: Duration::ZERO,
-        };
+        let command = command("server");
         let (handler, halt) = (self.handler.clone(), CancellationToken::new());
         let halted = halt.clone();
         let run = async move { handler.run(command, halted, Activity::default()).await };

@@ -12,8 +12,9 @@ pub mod records;
 pub mod servers;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use leasehold::ports::Command;
 use leasehold::ports::job_facts::{JobFacts, MessageFacts};
 use tempfile::TempDir;
 
@@ -52,5 +53,19 @@ pub fn facts() -> JobFacts {
         traceparent: None,
         tracestate: None,
         baggage: None,
+    }
+}
+
+/// A command without arguments, for a runner that ends it at once.
+pub fn command(program: &str) -> Command {
+    Command {
+        program: program.into(),
+        args: Vec::new(),
+        job: facts(),
+        variables: None,
+        stdin: None,
+        fetch: None,
+        on_demand: None,
+        stop_grace: Duration::ZERO,
     }
 }
