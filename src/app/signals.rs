@@ -160,8 +160,13 @@ pub fn stop_requested(
 /// message hidden. Before, these signals are blocked; but the mask is empty while a command is
 /// started, and an ignored signal would stay ignored in the command. Done for the first command and
 /// not earlier, since it takes more instructions than a request.
+///
+/// PID 1 needs none: the kernel drops a signal that has no handler there.
 pub fn handle_other_signals() {
     static HANDLED: Once = Once::new();
+    if std::process::id() == 1 {
+        return;
+    }
     HANDLED.call_once(|| {
         let others =
             Signal::iterator().filter(|kind| !UNCHANGED.contains(kind) && !STOPS.contains(kind));

@@ -84,7 +84,10 @@ fn with_variables(action: Command) -> Command {
 
 /// The variable of a flag. `flag` is the name without dashes.
 pub fn variable(flag: &str) -> String {
-    format!("LEASEHOLD_{}", flag.replace('-', "_").to_uppercase())
+    // Each start converts all flags, and this takes a third of the instructions of `format!`.
+    let mut name = ["LEASEHOLD_", flag].concat();
+    name.make_ascii_uppercase();
+    name.replace('-', "_")
 }
 
 /// Treats an empty variable as unset: many charts leave a variable empty when its value is missing.

@@ -51,15 +51,16 @@ pub fn without_empty_aws_variables() -> Result<(), String> {
     Err(format!("{} is empty, and could not be unset: {why}", first.display()))
 }
 
+#[expect(clippy::disallowed_methods, reason = "only this module reads the environment")]
 fn variable(name: &str) -> Option<OsString> {
-    all().find_map(|(variable, value)| (variable == name && !value.is_empty()).then_some(value))
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 pub(super) fn all() -> impl Iterator<Item = (String, OsString)> {
     variables().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+#[expect(clippy::disallowed_methods, reason = "only this module reads the environment")]
 fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os()
 }

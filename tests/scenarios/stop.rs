@@ -248,6 +248,9 @@ async fn s29_a_shell_does_not_keep_sigterm_from_its_program() {
     assert_eq!(cloud.counts().await, (1, 0));
 }
 
+const AS_PID_1: [&str; 7] =
+    ["unshare", "--user", "--map-root-user", "--fork", "--kill-child", "--pid", "--mount-proc"];
+
 /// As PID 1 of its container the program reaps orphans while the command works, and does not lose
 /// the command's own status.
 #[tokio::test]
@@ -258,9 +261,7 @@ async fn s30_pid_1_reaps_zombies_and_keeps_the_exit_code_of_the_command() {
                   for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sleep 0.2 &); done; sleep 0.4; i=0; \
                   while grep -qs '^State:.Z' /proc/[0-9]*/status; do \
                   i=$((i + 1)); [ $i -lt 200 ] || exit 9; sleep 0.05; done; exit 3";
-    let own_world =
-        ["unshare", "--user", "--map-root-user", "--fork", "--kill-child", "--pid", "--mount-proc"];
-    let exited = Leasehold::start(cloud.command(&own_world, "", script)).expect_exit(1).await;
+    let exited = Leasehold::start(cloud.command(&AS_PID_1, "", script)).expect_exit(1).await;
     assert_eq!(exited.record("message kept")["exit_code"], 3);
     assert!(
         exited
@@ -320,6 +321,20 @@ async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
         (&exited.record("message kept")["outcome"], cloud.counts().await),
         (&"stopped".into(), (1, 0))
     );
+}
+
+/// As PID 1 it has no handlers for them.
+#[tokio::test]
+async fn s65_other_signals_change_nothing_for_pid_1() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    cloud.put("l", b"x").await;
+    // A pending signal would be delivered when the next command is started. 40 is a real-time signal.
+    let script = "for signal in USR1 USR2 ALRM VTALRM PROF IO 40; do kill -$signal $PPID || exit 9; done; \
+                  [ $PPID = 1 ]";
+    let flags = "--wait 1s --max-messages 2";
+    Leasehold::start(cloud.command(&AS_PID_1, flags, script)).expect_exit(0).await;
+    assert_eq!(cloud.counts().await, (0, 0));
 }
 
 /// Under nohup(1) SIGHUP stays ignored: the run outlives the terminal that it was started from.

@@ -21,7 +21,8 @@ use super::{causes, environment};
 /// which takes half a million instructions.
 pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsProviderChain {
     let of = provider_config(config);
-    let profile = ProfileFileCredentialsProvider::builder().configure(&of).build();
+    let profile =
+        Lazy::new(&of, |of| ProfileFileCredentialsProvider::builder().configure(of).build());
     let mut chain = CredentialsProviderChain::first_try(
         "Environment",
         EnvironmentVariableCredentialsProvider::new(),
@@ -31,9 +32,38 @@ pub(super) fn chain(config: &SdkConfig, has_web_identity: bool) -> CredentialsPr
         let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(&of).build();
         chain = chain.or_else("WebIdentityToken", web_identity);
     }
+    let instance = Lazy::new(&of, |of| ImdsCredentialsProvider::builder().configure(of).build());
     chain
         .or_else("EcsContainer", EcsCredentialsProvider::builder().configure(&of).build())
-        .or_else("Ec2InstanceMetadata", ImdsCredentialsProvider::builder().configure(&of).build())
+        .or_else("Ec2InstanceMetadata", instance)
+}
+
+/// A provider that is built for its first use. Those of profiles and of instances have a client
+/// each, and most pods get their credentials from an earlier provider.
+#[derive(Debug)]
+struct Lazy<P> {
+    config: ProviderConfig,
+    build: fn(&ProviderConfig) -> P,
+    provider: OnceLock<P>,
+}
+
+impl<P> Lazy<P> {
+    fn new(config: &ProviderConfig, build: fn(&ProviderConfig) -> P) -> Self {
+        Self { config: config.clone(), build, provider: OnceLock::new() }
+    }
+}
+
+impl<P: ProvideCredentials> ProvideCredentials for Lazy<P> {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        self.provider.get_or_init(|| (self.build)(&self.config)).provide_credentials()
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.provider.get()?.fallback_on_interrupt()
+    }
 }
 
 /// The credentials of a profile, and no others.
@@ -160,7 +190,25 @@ impl ProvideCredentials for Checked {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_provider_is_built_once_when_it_is_first_asked() {
+        static BUILT: AtomicUsize = AtomicUsize::new(0);
+        let build = |_: &ProviderConfig| {
+            BUILT.fetch_add(1, Ordering::Relaxed);
+            Credentials::new("a", "s", None, None, "test")
+        };
+        let lazy = Lazy::new(&provider_config(&SdkConfig::builder().build()), build);
+        assert_eq!(lazy.fallback_on_interrupt(), None);
+        assert_eq!(BUILT.load(Ordering::Relaxed), 0);
+        for _ in 0..2 {
+            assert_eq!(lazy.provide_credentials().await.unwrap().access_key_id(), "a");
+        }
+        assert_eq!(BUILT.load(Ordering::Relaxed), 1);
+    }
 
     #[tokio::test]
     async fn credentials_that_are_not_valid_in_a_header_are_refused() {
