@@ -1,5 +1,6 @@
 //! `Worker` beside other tasks of a program, on real servers; and whole programs as processes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,11 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
+use tracing::Subscriber;
 use tracing::instrument::WithSubscriber;
+use tracing::span::Id;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::library::batch;
 use crate::support::cloud::{Cloud, ExitedRun, LIMIT, Leasehold, eventually};
@@ -104,6 +109,52 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
     let received = format!("leasehold_messages_received_total{{queue=\"{queue}\"}} 4");
     assert!(metrics.contains(&received), "{metrics}");
     assert!(metrics.contains(&format!("{{queue=\"{queue}-dlq\"}} 0")), "{metrics}");
+}
+
+/// The names of the threads that worked on a message.
+#[derive(Clone, Default)]
+struct WorkedOn(Arc<Mutex<BTreeSet<String>>>);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for WorkedOn {
+    fn on_enter(&self, span: &Id, context: Context<'_, S>) {
+        if context.span(span).is_some_and(|span| span.name() == "work") {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            self.0.lock().unwrap().insert(name);
+        }
+    }
+}
+
+/// Sets what a worker does, with a location for it.
+type Setting = fn(leasehold::WorkerBuilder, &str) -> leasehold::WorkerBuilder;
+
+/// To wake it takes longer than much of the work of a handler.
+#[tokio::test]
+async fn only_work_that_may_block_uses_the_thread_for_that() {
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+    let cloud = Cloud::new(5).await;
+    let output = format!("s3://{}/out", cloud.bucket);
+    let cases: [(Setting, bool); 4] = [
+        (|worker, _| worker.fetch_on_demand(), false),
+        (|worker, _| worker, true),
+        (|worker, output| worker.fetch_on_demand().output(output), true),
+        (|worker, output| worker.fetch_on_demand().checkpoint(output), true),
+    ];
+    for (set, is_used) in cases {
+        cloud.put("k", b"data").await;
+        let threads = WorkedOn::default();
+        let subscriber = tracing_subscriber::registry().with(threads.clone());
+        let worker = set(builder(&cloud).max_messages(1).until_empty(LIMIT), &output);
+        let running = worker.build().unwrap().run(async |job: Job| {
+            job.progress(0.5);
+            assert_eq!(job.bytes().await?, b"data");
+            Ok::<_, Error>(())
+        });
+        let summary = running.with_subscriber(subscriber).await.unwrap();
+        assert_eq!((summary.succeeded, summary.kept), (1, 0));
+        let threads = threads.0.lock().unwrap();
+        assert_eq!(threads.contains("leasehold-work"), is_used, "{threads:?}");
+        assert_eq!(threads.contains("leasehold"), !is_used, "{threads:?}");
+    }
 }
 
 /// A handler that blocks the only thread of the runtime does not lose its lease.

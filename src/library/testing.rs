@@ -42,7 +42,6 @@ use super::job::Job;
 use super::settings::setters;
 use super::threads::Threads;
 use crate::actors::supervisor::{self, World};
-use crate::actors::work_threads::WorkThreads;
 use crate::adapters::local::folder::{Folder, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::outbox::FolderOutbox;
@@ -64,6 +63,7 @@ use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
+use crate::work::threads::WorkThreads;
 
 /// Runs a handler as a worker does, with a queue in memory and a folder as a bucket: retries,
 /// stops, lost leases, results and checkpoints. With `#[tokio::test(start_paused = true)]`, no

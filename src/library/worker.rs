@@ -17,7 +17,6 @@ use super::in_process;
 use super::settings::setters;
 use super::threads::{OwnRuntime, Threads};
 use crate::actors::supervisor::{self, World};
-use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
 use crate::job::keep_reason::KeepReason;
@@ -37,6 +36,7 @@ use crate::telemetry::panics;
 use crate::telemetry::readiness::Readiness;
 use crate::wiring::connect::{Connected, connect};
 use crate::wiring::machine::check_machine;
+use crate::work::threads::{SeparateThreads, WorkThreads};
 
 /// Receives messages and runs a handler for each, inside any tokio runtime and with any `tracing`
 /// subscriber.
