@@ -17,6 +17,7 @@ mod docs;
 mod end_to_end;
 mod examples;
 mod fixed_paths;
+mod hanging_disk;
 mod http_handler;
 mod idempotency;
 mod job_types;

@@ -149,12 +149,23 @@ impl Cloud {
     /// The same as a command for further changes; `through` is a program that starts it, if not
     /// empty.
     pub fn command(&self, through: &[&str], flags: &str, script: &str) -> Command {
+        self.command_with(through, flags, self.dir.path(), script)
+    }
+
+    /// The same with another work directory.
+    pub fn command_with(
+        &self,
+        through: &[&str],
+        flags: &str,
+        work_dir: &Path,
+        script: &str,
+    ) -> Command {
         let program = [through, &[env!("CARGO_BIN_EXE_leasehold")]].concat();
         let mut command = Command::new(program[0]);
         command.args(&program[1..]);
         command.arg("run").args(["--queue-url", &self.queue_url]).args(flags.split_whitespace());
         command.arg("--termination-log").arg(self.dir.path().join("termination-log"));
-        command.arg("--work-dir").arg(self.dir.path());
+        command.arg("--work-dir").arg(work_dir);
         command.args(["--", "sh", "-c", script]).current_dir(self.dir.path());
         command.env("AWS_ENDPOINT_URL", &self.endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
