@@ -243,8 +243,17 @@ async fn what_cannot_work_is_an_error_and_ends_no_process() {
     assert!(short.starts_with("visibility_timeout 1s is too short"), "{short}");
     let long = refused(builder().max_duration(Duration::from_hours(13)));
     assert!(long.starts_with("max_duration 13h") && !long.contains("--"), "{long}");
-    let unused = refused(builder().setting("listen", ":9464"));
-    assert!(unused.contains("listen has no effect here"), "{unused}");
+    for (flag, value, instead) in [
+        ("listen", ":9464", "use WorkerBuilder::registry"),
+        ("max-messages", "5", "use WorkerBuilder::max_messages or until_empty"),
+        ("wait", "5s", "use WorkerBuilder::max_messages or until_empty"),
+    ] {
+        let unused = refused(builder().setting(flag, value));
+        let name = flag.replace('-', "_");
+        let expected = format!("{name} has no effect here: ");
+        assert!(unused.starts_with(&expected) && unused.contains(instead), "{unused}");
+    }
+    assert!(builder().max_messages(5).build().is_ok());
 
     let refused = |summary: Result<leasehold::Summary, RunError>| summary.unwrap_err().to_string();
     let worker = builder().batch_size(2).build().unwrap();
@@ -392,6 +401,20 @@ async fn a_program_with_a_batch_handler_has_flags_for_batches() {
 }
 
 #[tokio::test]
+async fn what_a_handler_prints_is_between_the_records_of_the_log() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("a.txt", b"").await;
+    let mut command = Command::new(example("in_batches").await);
+    command.args(["run", "--queue-url", &cloud.queue_url, "--batch-size=1", "--max-messages=1"]);
+    command.envs(cloud.environment());
+    let exited = Leasehold::start(command).expect_exit(0).await;
+    let is_record = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
+    let (records, others): (Vec<_>, Vec<_>) = exited.stdout.lines().partition(is_record);
+    assert_eq!(others, ["printed by the handler"]);
+    assert!(records.iter().any(|it| it.contains("message deleted")), "{records:?}");
+}
+
+#[tokio::test]
 async fn a_program_with_a_subscriber_of_its_own_keeps_it() {
     let exited = local("in_runtime", &[("a.txt", "")], &["-v"], 0).await;
     // The format of tracing-subscriber, for both.
@@ -419,8 +442,7 @@ async fn a_service_has_an_http_server_beside_its_worker() {
     let port = free_port();
     let mut command = Command::new(example("service").await);
     command.arg(&cloud.queue_url).arg(format!("127.0.0.1:{port}"));
-    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    command.envs(cloud.environment());
     let service = Leasehold::start(command);
     eventually("both files are counted", async || {
         (get(port, "/lines").await? == "5").then_some(())

@@ -26,6 +26,8 @@ mod lambda;
 mod large_objects;
 mod library;
 mod library_batch;
+mod library_page;
+mod library_settings;
 mod library_worker;
 mod local;
 mod memory;

@@ -424,38 +424,14 @@ impl JobBuilder {
             std::fs::write(path("input"), bytes).expect("writable");
             path("input")
         });
+        let size = object.map(|bytes| bytes.len() as u64);
         let facts = JobFacts {
-            version: 1,
-            id: "test".to_owned(),
-            job_type: "default".to_owned(),
-            message_id: "message-1".to_owned(),
             message: MessageFacts { attributes, ..MessageFacts::default() },
-            object: Some(ObjectFacts {
-                event: "ObjectCreated:Put".to_owned(),
-                event_time: None,
-                region: None,
-                bucket: "test".to_owned(),
-                key,
-                version_id: None,
-                etag: None,
-                size: object.as_ref().map(|bytes| bytes.len() as u64),
-                sequencer: None,
-            }),
+            object: Some(ObjectFacts { size, ..ObjectFacts::example(&key) }),
             receive_count,
-            max_receive_count: None,
-            final_attempt: None,
             deadline: SystemTime::now() + time_left,
             input,
-            output_dir: path("output"),
-            checkpoint_dir: path("checkpoint"),
-            result_file: path("result.jsonl"),
-            body_file: path("body"),
-            s3_record: None,
-            job_file: path("job.json"),
-            temporary: home.path().to_owned(),
-            traceparent: None,
-            tracestate: None,
-            baggage: None,
+            ..JobFacts::example("message-1", home.path())
         };
         let command = Command {
             program: "the handler".into(),
