@@ -16,6 +16,9 @@
 //! }
 //! ```
 //!
+//! It needs two dependencies, leasehold and tracing. `cargo run -- local src` tries it on the files
+//! of a folder, and `cargo run -- run --queue-url "$QUEUE_URL"` processes a message.
+//!
 //! There are two doors. A [`Program`] is a whole program with leasehold's command line, log and
 //! signals. A [`Worker`] runs beside the other tasks of a service: it has no command line and no
 //! global state. A [`Failure`] decides when a message is retried. With the feature `testing`,
@@ -83,11 +86,6 @@ mod inside {
 
     pub use leasehold_core as job;
 }
-
-/// The examples of this page compile.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/library.md")]
-struct LibraryPage;
 
 #[cfg(not(feature = "internals"))]
 #[expect(clippy::wildcard_imports, reason = "re-exports all modules under their names")]

@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::actors::supervisor::{self, World};
-use crate::actors::work_threads::WorkThreads;
 use crate::adapters::local::folder::{Folder, FolderError, Listed, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::rehearsal::Rehearsal;
@@ -31,6 +30,7 @@ use crate::settings::resolve::LocalConfig;
 use crate::telemetry::attempts::AttemptHistory;
 use crate::telemetry::bars::Bars;
 use crate::telemetry::records::{log_ended, log_started};
+use crate::work::threads::WorkThreads;
 use crate::work::{CommandWorker, Worker};
 use stores::Stores;
 use summary::{Fate, File};

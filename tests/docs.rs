@@ -6,11 +6,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use leasehold::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
+use leasehold::ports::job_facts::JobFacts;
 use leasehold::settings::Cli;
 use leasehold::settings::command_line::command;
 use leasehold::settings::embedding::Embedding;
@@ -24,23 +23,23 @@ const FLAGS_OF_OTHERS: [&str; 2] = ["--force", "--set"];
 const VARIABLES_OF_OTHERS: [&str; 1] = ["LEASEHOLD_SERVICE_HOST"];
 
 /// A page of the documentation.
-struct Page {
+pub struct Page {
     /// From the root of the repository.
     path: PathBuf,
     /// The text without the fenced blocks.
     prose: String,
-    blocks: Vec<Block>,
+    pub blocks: Vec<Block>,
 }
 
 /// A fenced block.
-struct Block {
+pub struct Block {
     /// The word after the opening fence.
-    language: String,
-    text: String,
+    pub language: String,
+    pub text: String,
 }
 
 impl Page {
-    fn read(path: &Path) -> Self {
+    pub fn read(path: &Path) -> Self {
         let text = fs::read_to_string(root().join(path))
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let (mut prose, mut blocks, mut open) = (String::new(), Vec::new(), None::<Block>);
@@ -271,8 +270,8 @@ fn as_flag(assignment: &str) -> Option<String> {
     Some(format!("--{}={value}", variable.to_lowercase().replace('_', "-")))
 }
 
-/// The calls of leasehold in a block; `true` for the program of `examples/embedded.rs`.
-fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
+/// The calls of leasehold in a block.
+fn calls(block: &Block) -> Vec<Vec<String>> {
     let text = block.text.replace("\\\n", " ");
     let lines = text.lines().filter_map(|line| match block.language.as_str() {
         "sh" => Some(line),
@@ -297,7 +296,6 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
         }
         let is_cargo = words.first().is_some_and(|word| word == "cargo")
             && words.get(1).is_some_and(|word| word == "run");
-        let is_embedded = is_cargo && words.iter().any(|word| word == "embedded");
         if is_cargo {
             let Some(end) = words.iter().position(|word| word == "--") else { continue };
             words.splice(..=end, ["leasehold".to_owned()]);
@@ -312,26 +310,22 @@ fn calls(block: &Block) -> Vec<(bool, Vec<String>)> {
         if let Some(word) = file.and_then(|file| words.get_mut(file)) {
             "examples/job-types.yaml".clone_into(word);
         }
-        calls.push((is_embedded, words));
+        calls.push(words);
     }
     calls
-}
-
-/// The flag of `examples/embedded.rs`.
-fn of_the_example(action: clap::Command) -> clap::Command {
-    action.arg(clap::Arg::new("min_lines").long("min-lines"))
 }
 
 #[test]
 fn every_command_line_is_accepted() {
     let mut count = 0;
     for page in pages() {
-        for (is_embedded, words) in page.blocks.iter().flat_map(calls) {
+        // Its program has a handler.
+        let is_embedded = page.path.ends_with("library.md");
+        for words in page.blocks.iter().flat_map(calls) {
             count += 1;
             let parsed = if is_embedded {
-                let words = words.iter().map(OsString::from).collect();
-                Embedding { flags: Some(of_the_example), ..Embedding::new("embedded") }
-                    .parse(words)
+                Embedding::new("of-the-page")
+                    .parse(words.iter().map(OsString::from).collect())
                     .map(drop)
             } else {
                 Cli::try_parse_from(&words).map(drop)
@@ -358,7 +352,7 @@ fn a_line_is_split_as_by_a_shell() {
     assert_eq!(words("a | b && c"), ["a", "b", "", "c"]);
     let block = |text: &str| Block { language: "sh".into(), text: text.into() };
     let called = |text: &str| {
-        calls(&block(text)).into_iter().map(|(_, words)| words.join(" ")).collect::<Vec<_>>()
+        calls(&block(text)).into_iter().map(|words| words.join(" ")).collect::<Vec<_>>()
     };
     assert_eq!(
         called("export LEASEHOLD_MAX_DURATION=1h\nleasehold run -- a"),
@@ -435,49 +429,7 @@ fn is_metric_byte(byte: u8) -> bool {
 
 /// All variables that a command can get.
 fn job_variables() -> BTreeSet<String> {
-    let (text, path) = (String::new, PathBuf::new);
-    let object = ObjectFacts {
-        event: text(),
-        event_time: Some(text()),
-        region: Some(text()),
-        bucket: text(),
-        key: text(),
-        version_id: Some(text()),
-        etag: Some(text()),
-        size: Some(0),
-        sequencer: Some(text()),
-    };
-    let facts = JobFacts {
-        version: 1,
-        id: text(),
-        job_type: text(),
-        message_id: text(),
-        message: MessageFacts {
-            message_group_id: Some(text()),
-            message_deduplication_id: Some(text()),
-            sent_at: Some(SystemTime::UNIX_EPOCH),
-            first_received_at: Some(SystemTime::UNIX_EPOCH),
-            queue_url: Some(text()),
-            attributes: BTreeMap::new(),
-            ..MessageFacts::default()
-        },
-        object: Some(object),
-        receive_count: 1,
-        max_receive_count: Some(1),
-        final_attempt: Some(true),
-        deadline: SystemTime::UNIX_EPOCH,
-        input: Some(path()),
-        output_dir: path(),
-        checkpoint_dir: path(),
-        result_file: path(),
-        body_file: path(),
-        s3_record: None,
-        job_file: path(),
-        temporary: path(),
-        traceparent: Some(text()),
-        tracestate: Some(text()),
-        baggage: Some(text()),
-    };
+    let facts = JobFacts::complete_example();
     let names = facts.environment().into_iter().map(|(name, _)| name.into_string().unwrap());
     names.chain([JobFacts::PROGRESS_URL.to_owned()]).collect()
 }

@@ -1,5 +1,6 @@
 //! `Worker` beside other tasks of a program, on real servers; and whole programs as processes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,11 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
+use tracing::Subscriber;
 use tracing::instrument::WithSubscriber;
+use tracing::span::Id;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::library::batch;
 use crate::support::cloud::{Cloud, ExitedRun, LIMIT, Leasehold, eventually};
@@ -106,6 +111,52 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
     assert!(metrics.contains(&format!("{{queue=\"{queue}-dlq\"}} 0")), "{metrics}");
 }
 
+/// The names of the threads that worked on a message.
+#[derive(Clone, Default)]
+struct WorkedOn(Arc<Mutex<BTreeSet<String>>>);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for WorkedOn {
+    fn on_enter(&self, span: &Id, context: Context<'_, S>) {
+        if context.span(span).is_some_and(|span| span.name() == "work") {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            self.0.lock().unwrap().insert(name);
+        }
+    }
+}
+
+/// Sets what a worker does, with a location for it.
+type Setting = fn(leasehold::WorkerBuilder, &str) -> leasehold::WorkerBuilder;
+
+/// To wake it takes longer than much of the work of a handler.
+#[tokio::test]
+async fn only_work_that_may_block_uses_the_thread_for_that() {
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+    let cloud = Cloud::new(5).await;
+    let output = format!("s3://{}/out", cloud.bucket);
+    let cases: [(Setting, bool); 4] = [
+        (|worker, _| worker.fetch_on_demand(), false),
+        (|worker, _| worker, true),
+        (|worker, output| worker.fetch_on_demand().output(output), true),
+        (|worker, output| worker.fetch_on_demand().checkpoint(output), true),
+    ];
+    for (set, is_used) in cases {
+        cloud.put("k", b"data").await;
+        let threads = WorkedOn::default();
+        let subscriber = tracing_subscriber::registry().with(threads.clone());
+        let worker = set(builder(&cloud).max_messages(1).until_empty(LIMIT), &output);
+        let running = worker.build().unwrap().run(async |job: Job| {
+            job.progress(0.5);
+            assert_eq!(job.bytes().await?, b"data");
+            Ok::<_, Error>(())
+        });
+        let summary = running.with_subscriber(subscriber).await.unwrap();
+        assert_eq!((summary.succeeded, summary.kept), (1, 0));
+        let threads = threads.0.lock().unwrap();
+        assert_eq!(threads.contains("leasehold-work"), is_used, "{threads:?}");
+        assert_eq!(threads.contains("leasehold"), !is_used, "{threads:?}");
+    }
+}
+
 /// A handler that blocks the only thread of the runtime does not lose its lease.
 #[tokio::test]
 async fn leases_are_extended_while_a_handler_blocks_the_runtime() {
@@ -192,8 +243,17 @@ async fn what_cannot_work_is_an_error_and_ends_no_process() {
     assert!(short.starts_with("visibility_timeout 1s is too short"), "{short}");
     let long = refused(builder().max_duration(Duration::from_hours(13)));
     assert!(long.starts_with("max_duration 13h") && !long.contains("--"), "{long}");
-    let unused = refused(builder().setting("listen", ":9464"));
-    assert!(unused.contains("listen has no effect here"), "{unused}");
+    for (flag, value, instead) in [
+        ("listen", ":9464", "use WorkerBuilder::registry"),
+        ("max-messages", "5", "use WorkerBuilder::max_messages or until_empty"),
+        ("wait", "5s", "use WorkerBuilder::max_messages or until_empty"),
+    ] {
+        let unused = refused(builder().setting(flag, value));
+        let name = flag.replace('-', "_");
+        let expected = format!("{name} has no effect here: ");
+        assert!(unused.starts_with(&expected) && unused.contains(instead), "{unused}");
+    }
+    assert!(builder().max_messages(5).build().is_ok());
 
     let refused = |summary: Result<leasehold::Summary, RunError>| summary.unwrap_err().to_string();
     let worker = builder().batch_size(2).build().unwrap();
@@ -341,6 +401,20 @@ async fn a_program_with_a_batch_handler_has_flags_for_batches() {
 }
 
 #[tokio::test]
+async fn what_a_handler_prints_is_between_the_records_of_the_log() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("a.txt", b"").await;
+    let mut command = Command::new(example("in_batches").await);
+    command.args(["run", "--queue-url", &cloud.queue_url, "--batch-size=1", "--max-messages=1"]);
+    command.envs(cloud.environment());
+    let exited = Leasehold::start(command).expect_exit(0).await;
+    let is_record = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
+    let (records, others): (Vec<_>, Vec<_>) = exited.stdout.lines().partition(is_record);
+    assert_eq!(others, ["printed by the handler"]);
+    assert!(records.iter().any(|it| it.contains("message deleted")), "{records:?}");
+}
+
+#[tokio::test]
 async fn a_program_with_a_subscriber_of_its_own_keeps_it() {
     let exited = local("in_runtime", &[("a.txt", "")], &["-v"], 0).await;
     // The format of tracing-subscriber, for both.
@@ -368,8 +442,7 @@ async fn a_service_has_an_http_server_beside_its_worker() {
     let port = free_port();
     let mut command = Command::new(example("service").await);
     command.arg(&cloud.queue_url).arg(format!("127.0.0.1:{port}"));
-    command.env("AWS_ENDPOINT_URL", &cloud.endpoint).env("AWS_REGION", "us-east-1");
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    command.envs(cloud.environment());
     let service = Leasehold::start(command);
     eventually("both files are counted", async || {
         (get(port, "/lines").await? == "5").then_some(())

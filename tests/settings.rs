@@ -3,19 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use leasehold::app::reference::reference;
 use leasehold::job::report::keep_reasons;
-use leasehold::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
+use leasehold::ports::job_facts::JobFacts;
 use leasehold::settings::RunSettings;
 use leasehold::settings::command_line::{command, container_args};
 use leasehold::settings::resolve::RunConfig;
 use leasehold::telemetry::attempts::{DIED, STARTED};
 use leasehold::telemetry::metrics::Metrics;
 use leasehold::telemetry::records::FIELDS;
-
-use crate::support::facts;
 
 const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
 
@@ -58,36 +56,7 @@ fn names_that_users_rely_on_do_not_change_unnoticed() {
             .map(|why| format!("outcome {} exits {}", why.label(), why.exit_code())),
     );
     names.extend([STARTED, DIED].map(|outcome| format!("outcome {outcome} of an attempt record")));
-    let object = ObjectFacts {
-        event: String::new(),
-        event_time: Some(String::new()),
-        region: Some(String::new()),
-        bucket: String::new(),
-        key: String::new(),
-        version_id: Some(String::new()),
-        etag: Some(String::new()),
-        size: Some(0),
-        sequencer: Some(String::new()),
-    };
-    let all = JobFacts {
-        object: Some(object),
-        message: MessageFacts {
-            message_group_id: Some(String::new()),
-            message_deduplication_id: Some(String::new()),
-            sent_at: Some(SystemTime::UNIX_EPOCH),
-            first_received_at: Some(SystemTime::UNIX_EPOCH),
-            queue_url: Some(String::new()),
-            attributes: BTreeMap::new(),
-            ..MessageFacts::default()
-        },
-        max_receive_count: Some(3),
-        final_attempt: Some(false),
-        input: Some("input".into()),
-        traceparent: Some(String::new()),
-        tracestate: Some(String::new()),
-        baggage: Some(String::new()),
-        ..facts()
-    };
+    let all = JobFacts::complete_example();
     names.extend(all.environment().iter().map(|(name, _)| format!("variable {}", name.display())));
     names.push(format!("variable {}", JobFacts::PROGRESS_URL));
     for action in command().get_subcommands() {

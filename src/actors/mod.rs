@@ -20,7 +20,6 @@ pub mod processor;
 pub mod receiver;
 pub mod reporter;
 pub mod supervisor;
-pub mod work_threads;
 
 use std::time::Duration;
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::report_when_done;
-use super::work_threads::WorkThreads;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Event, Processed, Work};
 use crate::job::outcome::Failure;
@@ -19,6 +19,7 @@ use crate::job::report::Subject;
 use crate::job::route::Task;
 use crate::work::Worker;
 use crate::work::halt::{Halt, HaltOnDrop};
+use crate::work::threads::WorkThreads;
 use crate::work::workspaces::Workspaces;
 
 #[derive(Debug)]
@@ -70,6 +71,12 @@ impl Actor for Processor {
         match message {
             Message::Process(work) => {
                 let halt = Halt::default();
+                // Waking another thread takes longer than much of the work that cannot block.
+                let threads = if self.worker.may_block(&work) {
+                    self.threads.handle()
+                } else {
+                    Handle::current()
+                };
                 state.halt = Some(halt.clone().on_drop());
                 let (worker, workspaces) = (self.worker.clone(), self.workspaces.clone());
                 let supervisor = self.supervisor.clone();
@@ -83,7 +90,7 @@ impl Actor for Processor {
                         processed.unwrap_or_else(|panic| panicked(panic.as_ref())),
                     ))
                 };
-                let (supervisor, threads) = (self.supervisor.clone(), self.threads.handle());
+                let supervisor = self.supervisor.clone();
                 state.work =
                     Some(report_when_done(supervisor, Role::Processor, threads.spawn(work)));
             }

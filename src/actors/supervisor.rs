@@ -21,7 +21,6 @@ use super::heartbeat::{self, VisibilityHeartbeat};
 use super::processor::{self, Processor};
 use super::receiver::{self, Receiver};
 use super::reporter::{self, Reporter};
-use super::work_threads::WorkThreads;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::{Effect, Event, Job, Limit, Step};
 use crate::job::route::Limits;
@@ -30,6 +29,7 @@ use crate::job::settings::Settings;
 use crate::ports::clock::Clock;
 use crate::ports::health::{Health, Ping};
 use crate::ports::{Queue, Telemetry};
+use crate::work::threads::WorkThreads;
 use crate::work::workspaces::Workspaces;
 use crate::work::{HALTED_REMOVAL, Worker};
 
@@ -97,7 +97,7 @@ async fn run_with_permits(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> RunOutcome {
     let (done, outcome) = oneshot::channel();
-    let workspaces = Workspaces::new(settings.policy.max_messages > 1);
+    let workspaces = Workspaces::new(settings.policy.max_messages > 1, world.work_threads.clone());
     let health = world.health.clone();
     let supervisor = Supervisor { world, settings, remaining, workspaces: workspaces.clone() };
     let Ok((supervisor, ended)) = Actor::spawn(None, supervisor, done).await else {

@@ -239,6 +239,7 @@ impl Ended {
 
 #[cfg(test)]
 mod testing {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::function::Source;
@@ -251,7 +252,7 @@ mod testing {
     }
 
     pub(super) fn job(message_id: &str) -> JobFacts {
-        JobFacts::example(message_id)
+        JobFacts::example(message_id, Path::new(""))
     }
 
     pub(super) fn command(message_id: &str) -> Command {

@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     fn job(message_id: &str, home: &Path) -> JobFacts {
-        JobFacts { result_file: home.join("result.jsonl"), ..JobFacts::example(message_id) }
+        JobFacts::example(message_id, home)
     }
 
     async fn send(url: &str, method: &str, body: &str) -> String {

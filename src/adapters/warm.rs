@@ -249,7 +249,7 @@ mod tests {
         Command {
             program: program.into(),
             args: Vec::new(),
-            job: JobFacts::example("m"),
+            job: JobFacts::example("m", Path::new("")),
             variables: None,
             stdin: None,
             fetch: None,

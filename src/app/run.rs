@@ -18,7 +18,6 @@ use super::signals::{Reaction, since_stop, stop_requested};
 #[cfg(feature = "pushgateway")]
 use super::sweep::pushgateway;
 use crate::actors::supervisor::{self, World};
-use crate::actors::work_threads::WorkThreads;
 use crate::adapters::aws::sqs::queue_url;
 use crate::adapters::memory_limit::{MemoryCgroup, MemoryLimited};
 use crate::ports::Runner;
@@ -37,6 +36,7 @@ use crate::telemetry::push::Pusher;
 use crate::telemetry::readiness::Readiness;
 use crate::wiring::connect::{Connected, connect};
 use crate::wiring::machine::{check_machine, check_threads};
+use crate::work::threads::WorkThreads;
 
 pub fn run(config: RunConfig, in_process: Option<InProcess>) -> Result<ExitCode, String> {
     let in_process = in_process.map(|make| make(config.work.batch.sharing(config.concurrency)));

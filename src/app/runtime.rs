@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::signals::{handle_other_signals, since_stop};
-use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::process::Processes;
 use crate::job::lifecycle::Policy;
 use crate::job::stop::StopPlan;
@@ -21,6 +20,7 @@ use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::settings::resolve::WorkConfig;
 use crate::telemetry::logs::{LogFormat, Style};
 use crate::telemetry::panics;
+use crate::work::threads::{SeparateThreads, WorkThreads};
 
 /// How long the log may take at the end: less during a shutdown.
 pub fn flush_limit(stop: StopPlan) -> impl Fn() -> Duration + 'static {

@@ -89,9 +89,9 @@ impl Runner for InProcess {
         activity: Activity,
     ) -> Result<Exited, StartError> {
         let stop_grace = command.stop_grace;
-        let job = Job::new(command, halt.clone(), activity);
-        let (handler, of_handler) = (self.handler.clone(), job.clone());
-        let working = caught(async move { handler(of_handler).await });
+        let job = Job::new(command, halt.clone(), activity.clone());
+        let handler = self.handler.clone();
+        let working = caught(async move { handler(job).await });
         let mut running = self.threads.spawn(working).await.map_err(|error| not_started(&error))?;
         let task = &mut running.task;
         let ended = tokio::select! {
@@ -102,7 +102,7 @@ impl Runner for InProcess {
             error!("the handler did not end within the stop grace and is dropped");
         }
         Ok(exited(
-            &job,
+            &activity,
             ended.map(|ended| match ended {
                 Ok(Ok(result)) => Ended::Returned(result),
                 Ok(Err(Panic(text))) => Ended::Panicked(text),
@@ -132,7 +132,7 @@ impl Runner for InBatches {
         let job = Job::new(command, halt.clone(), activity.clone());
         let (handler, threads) = (self.handler.clone(), self.threads.clone());
         let call = move |batch| call(handler, threads, batch);
-        let waiting = Waiting(job.clone(), Span::current());
+        let waiting = Waiting(job, Span::current());
         let mut joined = self.batches.join(waiting, halt.clone(), call);
         let Joined { answered, place } = &mut joined;
         let given_up = async {
@@ -151,7 +151,7 @@ impl Runner for InBatches {
             () = given_up => None,
             () = place.sets_waiting(&activity) => None,
         };
-        Ok(exited(&job, ended))
+        Ok(exited(&activity, ended))
     }
 }
 
@@ -209,16 +209,17 @@ fn not_started(error: &std::io::Error) -> StartError {
 }
 
 /// The end of a job; `None` if the handler was dropped.
-fn exited(job: &Job, ended: Option<Ended>) -> Exited {
+fn exited(activity: &Activity, ended: Option<Ended>) -> Exited {
     let (how, reason) = match ended {
         Some(Ended::Returned(Ok(()))) => (Handled::Succeeded, None),
-        Some(Ended::Returned(Err(error))) => failed(job, &error),
+        Some(Ended::Returned(Err(error))) => failed(activity, &error),
         Some(Ended::Panicked(text)) => (Handled::Panicked, Some(text)),
         Some(Ended::ShutDown) => (Handled::Dropped, Some("its runtime was shut down".to_owned())),
         None => (Handled::Dropped, None),
     };
     if let Some(reason) = &reason {
-        job.report(&json!({ "reason": reason }));
+        let start: String = reason.chars().take(LONGEST_REASON).collect();
+        activity.report(&json!({ "reason": start }));
     }
     Exited {
         exit: Exit::Handler(how),
@@ -227,8 +228,11 @@ fn exited(job: &Job, ended: Option<Ended>) -> Exited {
     }
 }
 
+/// In characters: more than any report shows.
+const LONGEST_REASON: usize = 1000;
+
 /// The class of an error, and its text. The log has all of it; other reports are shorter.
-fn failed(job: &Job, error: &Error) -> (Handled, Option<String>) {
+fn failed(activity: &Activity, error: &Error) -> (Handled, Option<String>) {
     let text = failure::causes(&**error);
     warn!(error = text, "the handler returned an error");
     let how = match failure::class(&**error) {
@@ -236,7 +240,7 @@ fn failed(job: &Job, error: &Error) -> (Handled, Option<String>) {
         Some(Class::Permanent) => Handled::Permanent,
         Some(Class::Retry { after }) => {
             if let Some(delay) = after {
-                job.report(&json!({ "retry_after": delay.as_secs_f64() }));
+                activity.report(&json!({ "retry_after": delay.as_secs_f64() }));
             }
             Handled::Temporary
         }

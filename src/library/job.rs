@@ -1,9 +1,7 @@
 //! The job of a handler: the facts about its message and its object, and how to report.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::future::Future;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -83,7 +81,6 @@ pub(super) struct Inner {
     output_dir: PathBuf,
     checkpoint_dir: PathBuf,
     body_file: PathBuf,
-    result_file: PathBuf,
     halt: CancellationToken,
     activity: Activity,
     /// Of a job that a test builds; removed with the job.
@@ -108,7 +105,6 @@ impl Job {
             output_dir: facts.output_dir,
             checkpoint_dir: facts.checkpoint_dir,
             body_file: facts.body_file,
-            result_file: facts.result_file,
             halt,
             activity,
             #[cfg(feature = "testing")]
@@ -259,12 +255,8 @@ impl Job {
         self
     }
 
-    /// Appends a line to the result file. An error must not fail the work.
-    pub(super) fn report(&self, line: &serde_json::Value) {
-        self.inner.activity.record();
-        self.inner.result_file.parent().map(|folder| self.inner.make(folder));
-        let file = OpenOptions::new().append(true).create(true).open(&self.inner.result_file);
-        let _ = file.and_then(|mut file| writeln!(file, "{line}"));
+    fn report(&self, object: &serde_json::Value) {
+        self.inner.activity.report(object);
     }
 }
 

@@ -42,7 +42,6 @@ use super::job::Job;
 use super::settings::setters;
 use super::threads::Threads;
 use crate::actors::supervisor::{self, World};
-use crate::actors::work_threads::WorkThreads;
 use crate::adapters::local::folder::{Folder, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::outbox::FolderOutbox;
@@ -64,6 +63,7 @@ use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
 use crate::work::checkpoint::Checkpoints;
 use crate::work::idempotency::Idempotency;
+use crate::work::threads::WorkThreads;
 
 /// Runs a handler as a worker does, with a queue in memory and a folder as a bucket: retries,
 /// stops, lost leases, results and checkpoints. With `#[tokio::test(start_paused = true)]`, no
@@ -424,38 +424,14 @@ impl JobBuilder {
             std::fs::write(path("input"), bytes).expect("writable");
             path("input")
         });
+        let size = object.map(|bytes| bytes.len() as u64);
         let facts = JobFacts {
-            version: 1,
-            id: "test".to_owned(),
-            job_type: "default".to_owned(),
-            message_id: "message-1".to_owned(),
             message: MessageFacts { attributes, ..MessageFacts::default() },
-            object: Some(ObjectFacts {
-                event: "ObjectCreated:Put".to_owned(),
-                event_time: None,
-                region: None,
-                bucket: "test".to_owned(),
-                key,
-                version_id: None,
-                etag: None,
-                size: object.as_ref().map(|bytes| bytes.len() as u64),
-                sequencer: None,
-            }),
+            object: Some(ObjectFacts { size, ..ObjectFacts::example(&key) }),
             receive_count,
-            max_receive_count: None,
-            final_attempt: None,
             deadline: SystemTime::now() + time_left,
             input,
-            output_dir: path("output"),
-            checkpoint_dir: path("checkpoint"),
-            result_file: path("result.jsonl"),
-            body_file: path("body"),
-            s3_record: None,
-            job_file: path("job.json"),
-            temporary: home.path().to_owned(),
-            traceparent: None,
-            tracestate: None,
-            baggage: None,
+            ..JobFacts::example("message-1", home.path())
         };
         let command = Command {
             program: "the handler".into(),

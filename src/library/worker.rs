@@ -17,7 +17,6 @@ use super::in_process;
 use super::settings::setters;
 use super::threads::{OwnRuntime, Threads};
 use crate::actors::supervisor::{self, World};
-use crate::actors::work_threads::{SeparateThreads, WorkThreads};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
 use crate::job::keep_reason::KeepReason;
@@ -29,7 +28,8 @@ use crate::ports::clock::Clock;
 use crate::ports::health::Health;
 use crate::ports::{Runner, Telemetry};
 use crate::settings::given::Values;
-use crate::settings::in_code::{DEFAULT_BATCH, as_code, run_settings};
+use crate::settings::in_code::{DEFAULT_BATCH, as_code, flags, has, run_settings};
+use crate::settings::no_effect::{self, OF_AN_END};
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::metrics::{Collected, Metrics};
@@ -37,6 +37,7 @@ use crate::telemetry::panics;
 use crate::telemetry::readiness::Readiness;
 use crate::wiring::connect::{Connected, connect};
 use crate::wiring::machine::check_machine;
+use crate::work::threads::{SeparateThreads, WorkThreads};
 
 /// Receives messages and runs a handler for each, inside any tokio runtime and with any `tracing`
 /// subscriber.
@@ -421,9 +422,11 @@ impl WorkerBuilder {
         self.setting("concurrency", messages.to_string())
     }
 
-    /// Ends after this many messages, or when no message comes for `wait`.
-    pub fn max_messages(self, messages: u32) -> Self {
-        self.setting("max-messages", messages.to_string()).until_empty(DEFAULT_WAIT)
+    /// Ends after this many messages, or when no message comes for 10 seconds; see
+    /// [`until_empty`](Self::until_empty).
+    pub fn max_messages(mut self, messages: u32) -> Self {
+        self.until = Until::Empty;
+        self.setting("max-messages", messages.to_string())
     }
 
     /// Ends when no message comes for `wait`, instead of only when it is stopped.
@@ -467,18 +470,16 @@ impl WorkerBuilder {
         self
     }
 
-    /// Checks the settings.
+    /// Checks the settings. One that has no effect is refused, too.
     pub fn build(self) -> Result<Worker, SettingsError> {
         let refused = |why: String| SettingsError(as_code(&why));
         let Self { mut values, until, stop, on_signals, report_panics, registry, aws } = self;
-        let has = |values: &Values, flag: &str| values.iter().any(|(name, _)| *name == flag);
+        if until == Until::Stopped {
+            let unused = no_effect::refuse(&OF_AN_END, flags(&values));
+            unused.map_err(|error| refused(error.to_string()))?;
+        }
         if !has(&values, "max-messages") {
             values.push(("max-messages", u32::MAX.to_string().into()));
-        }
-        if until == Until::Stopped && has(&values, "wait") {
-            return Err(refused(
-                "--wait has no effect: the worker runs until it is stopped".into(),
-            ));
         }
         let has_batches = has(&values, "batch-size") || has(&values, "batch-window");
         let settings = run_settings(&values).map_err(refused)?;
@@ -486,9 +487,6 @@ impl WorkerBuilder {
         Ok(Worker { config, until, has_batches, stop, on_signals, report_panics, registry, aws })
     }
 }
-
-/// The default of `--wait`.
-const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -148,34 +148,6 @@ impl JobFacts {
     /// Where a Lambda function reports progress; it stays the same for all of its jobs.
     pub const PROGRESS_URL: &str = "JOB_PROGRESS_URL";
 
-    /// The facts of a job without an object and without paths.
-    #[cfg(test)]
-    pub fn example(message_id: &str) -> Self {
-        Self {
-            version: 1,
-            id: "pod".to_owned(),
-            job_type: "default".to_owned(),
-            message_id: message_id.to_owned(),
-            message: MessageFacts::default(),
-            object: None,
-            receive_count: 1,
-            max_receive_count: None,
-            final_attempt: None,
-            deadline: SystemTime::UNIX_EPOCH,
-            input: None,
-            output_dir: PathBuf::new(),
-            checkpoint_dir: PathBuf::new(),
-            result_file: PathBuf::new(),
-            body_file: PathBuf::new(),
-            s3_record: None,
-            job_file: PathBuf::new(),
-            temporary: PathBuf::new(),
-            traceparent: None,
-            tracestate: None,
-            baggage: None,
-        }
-    }
-
     /// The content of `JOB_FILE`.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a struct of texts and numbers is an object")
@@ -210,6 +182,87 @@ impl JobFacts {
         match serde_json::to_value(self) {
             Ok(Value::Object(fields)) => fields,
             other => unreachable!("a struct of texts and numbers is an object: {other:?}"),
+        }
+    }
+}
+
+/// Examples, for tests of leasehold and of handlers.
+#[cfg(any(test, feature = "testing"))]
+impl JobFacts {
+    /// The facts of a job without an object. Its files are in `home`.
+    pub fn example(message_id: &str, home: &Path) -> Self {
+        Self {
+            version: 1,
+            id: "test".to_owned(),
+            job_type: "default".to_owned(),
+            message_id: message_id.to_owned(),
+            message: MessageFacts::default(),
+            object: None,
+            receive_count: 1,
+            max_receive_count: None,
+            final_attempt: None,
+            deadline: SystemTime::UNIX_EPOCH,
+            input: None,
+            output_dir: home.join("output"),
+            checkpoint_dir: home.join("checkpoint"),
+            result_file: home.join("result.jsonl"),
+            body_file: home.join("body"),
+            s3_record: None,
+            job_file: home.join("job.json"),
+            temporary: home.to_owned(),
+            traceparent: None,
+            tracestate: None,
+            baggage: None,
+        }
+    }
+
+    /// An example in which every fact is known.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn complete_example() -> Self {
+        let text = || Some("x".to_owned());
+        Self {
+            message: MessageFacts {
+                message_group_id: text(),
+                message_deduplication_id: text(),
+                sent_at: Some(SystemTime::UNIX_EPOCH),
+                first_received_at: Some(SystemTime::UNIX_EPOCH),
+                queue_url: text(),
+                ..MessageFacts::default()
+            },
+            object: Some(ObjectFacts {
+                event_time: text(),
+                region: text(),
+                version_id: text(),
+                etag: text(),
+                size: Some(1),
+                sequencer: text(),
+                ..ObjectFacts::example("k")
+            }),
+            max_receive_count: Some(5),
+            final_attempt: Some(false),
+            input: Some("input".into()),
+            traceparent: text(),
+            tracestate: text(),
+            baggage: text(),
+            ..Self::example("m", Path::new(""))
+        }
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl ObjectFacts {
+    /// A new object of the bucket `test`.
+    pub fn example(key: &str) -> Self {
+        Self {
+            event: "ObjectCreated:Put".to_owned(),
+            event_time: None,
+            region: None,
+            bucket: "test".to_owned(),
+            key: key.to_owned(),
+            version_id: None,
+            etag: None,
+            size: None,
+            sequencer: None,
         }
     }
 }
@@ -254,33 +307,14 @@ mod tests {
     use super::*;
 
     fn facts(key: &str) -> JobFacts {
-        let object = ObjectFacts {
-            event: "Custom".to_owned(),
-            event_time: None,
-            region: None,
-            bucket: "b".to_owned(),
-            key: key.to_owned(),
-            version_id: None,
-            etag: None,
-            size: None,
-            sequencer: None,
-        };
         let attributes = [("k", "v"), ("bucket", "other"), ("A", "1\n2")];
         let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         JobFacts {
-            id: "id".to_owned(),
             message: MessageFacts { attributes, ..MessageFacts::default() },
-            object: Some(object),
-            output_dir: "output".into(),
-            checkpoint_dir: "checkpoint".into(),
-            result_file: "result.jsonl".into(),
-            body_file: "body".into(),
-            s3_record: None,
-            job_file: "job.json".into(),
-            temporary: "tmp".into(),
+            object: Some(ObjectFacts::example(key)),
             tracestate: Some("a=1\nLD_PRELOAD=x".to_owned()),
             baggage: Some("b".repeat(8193)),
-            ..JobFacts::example("m")
+            ..JobFacts::example("m", Path::new(""))
         }
     }
 
@@ -310,27 +344,7 @@ mod tests {
 
     #[test]
     fn a_job_with_all_facts_sets_every_variable() {
-        let text = || Some("x".to_owned());
-        let mut facts = facts("k");
-        facts.message = MessageFacts {
-            message_group_id: text(),
-            message_deduplication_id: text(),
-            sent_at: Some(SystemTime::UNIX_EPOCH),
-            first_received_at: Some(SystemTime::UNIX_EPOCH),
-            queue_url: text(),
-            ..MessageFacts::default()
-        };
-        facts.object = facts.object.map(|object| ObjectFacts {
-            event_time: text(),
-            region: text(),
-            version_id: text(),
-            etag: text(),
-            size: Some(1),
-            sequencer: text(),
-            ..object
-        });
-        (facts.max_receive_count, facts.final_attempt) = (Some(5), Some(false));
-        facts.input = Some("input".into());
+        let facts = JobFacts::complete_example();
         let mut names: Vec<_> = facts.environment().into_iter().map(|(name, _)| name).collect();
         names.retain(|name| name.as_encoded_bytes().starts_with(b"JOB_"));
         names.push(JobFacts::PROGRESS_URL.into());
@@ -346,11 +360,11 @@ mod tests {
             file["attributes"],
             serde_json::json!({"k": "v", "bucket": "other", "A": "1\n2"})
         );
-        assert_eq!(file["bucket"], "b");
+        assert_eq!(file["bucket"], "test");
         let names: Vec<_> = facts.environment().into_iter().map(|(name, _)| name).collect();
         for name in ["JOB_ATTRIBUTES", "JOB_K", "JOB_A", "JOB_ATTRIBUTES_K"] {
             assert!(!names.contains(&name.into()), "{name}");
         }
-        assert_eq!(variable(&facts, "JOB_BUCKET"), Some("b".into()));
+        assert_eq!(variable(&facts, "JOB_BUCKET"), Some("test".into()));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Errors are classified here; a variant exists only if the program handles it differently.
 
+mod activity;
 pub mod checksum;
 pub mod clock;
 pub mod health;
@@ -12,17 +13,14 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use crate::job::delivery::{Delivery, MessageId, ReceiptHandle, Redrive};
 use crate::job::notification::Object;
@@ -32,6 +30,7 @@ use crate::job::outcome::{Exit, Failure, Manifest, ResourceUsage};
 use crate::job::report::{Observation, Report};
 use crate::job::s3_location::LocationTemplate;
 use crate::job::verdict::DeletePermit;
+pub use activity::{Activity, MAX_REPORTS};
 use checksum::Checksum;
 use job_facts::JobFacts;
 
@@ -375,65 +374,6 @@ pub trait Runner: Send + Sync {
 
     /// Ends the processes that stay for later messages. Called once, after all runs.
     async fn finish(&self) {}
-}
-
-/// Set whenever a command prints something, or waits for its turn.
-#[derive(Debug, Clone, Default)]
-pub struct Activity {
-    is_recorded: Arc<AtomicBool>,
-    /// Only for a process that works on one message after another.
-    current: Arc<Mutex<Option<CurrentWork>>>,
-    waits: Arc<watch::Sender<bool>>,
-}
-
-/// What a process that stays works on, or worked on last.
-#[derive(Debug)]
-struct CurrentWork {
-    /// Of its messages.
-    activities: Vec<Activity>,
-    /// The span of the lines that it prints.
-    span: Span,
-}
-
-impl Activity {
-    pub fn record(&self) {
-        self.is_recorded.store(true, Ordering::Relaxed);
-        for of_message in self.current().iter().flat_map(|current| &current.activities) {
-            of_message.is_recorded.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Was there activity since the last call?
-    pub fn take(&self) -> bool {
-        self.is_recorded.swap(false, Ordering::Relaxed)
-    }
-
-    /// From now on, the run waits for the end of other work, which does not count as its own time;
-    /// or it has its turn.
-    pub fn set_waiting(&self, waits: bool) {
-        self.waits.send_replace(waits);
-    }
-
-    /// Whether it waits.
-    pub fn waiting(&self) -> watch::Receiver<bool> {
-        self.waits.subscribe()
-    }
-
-    /// From now on, the process works on messages with these activities, and its lines belong to
-    /// the span: a line may be read after the work.
-    pub fn works_on(&self, activities: Vec<Self>, span: Span) {
-        *self.current() = Some(CurrentWork { activities, span });
-    }
-
-    /// Calls `log` in the span of the last work, if there was one.
-    pub fn in_span(&self, log: impl FnOnce()) {
-        let span = self.current().as_ref().map(|current| current.span.clone());
-        span.unwrap_or_else(Span::none).in_scope(log);
-    }
-
-    fn current(&self) -> MutexGuard<'_, Option<CurrentWork>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Fetches the object of a job later, as a file in its workspace (`--input none`).

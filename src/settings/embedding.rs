@@ -7,22 +7,14 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 
 use super::command_line::{checked, command, empty_is_unset};
+use super::error::SettingError;
 use super::errors::fit_to_print;
 use super::given::Values;
-use super::in_code::{DEFAULT_BATCH, HANDLER, command_only_field};
+use super::in_code::{DEFAULT_BATCH, HANDLER};
+use super::no_effect::{self, OF_A_COMMAND};
 use super::pod::WorkSettings;
 use super::values::Handler;
 use super::{Action, Cli};
-
-/// Settings for commands, which a program with a handler refuses.
-const OF_COMMANDS: [&str; 6] = [
-    "command",
-    "permanent_exit_codes",
-    "handler",
-    "http_body",
-    "permanent_http_codes",
-    "ready_timeout",
-];
 
 /// Settings for batches, and their help.
 const OF_BATCHES: [(&str, &str); 2] = [
@@ -91,6 +83,10 @@ impl Embedding {
         let about = "Processes each SQS message about an S3 object. The message stays hidden \
                      meanwhile, and is deleted only on success.";
         program = program.about(self.about.clone().unwrap_or_else(|| about.to_owned()));
+        let defaults = self.defaults.iter().map(|(flag, _)| *flag);
+        if let Err(error) = no_effect::refuse(&OF_A_COMMAND, defaults) {
+            return Err(program.error(ErrorKind::ArgumentConflict, error));
+        }
         for (flag, value) in &self.defaults {
             let is_it = |arg: &Arg| arg.get_long() == Some(flag);
             if !program.get_subcommands().any(|action| action.get_arguments().any(is_it)) {
@@ -162,13 +158,9 @@ impl Embedding {
             work.handler = Handler::Batches;
         }
         let of_action = matches.subcommand().map(|(_, of)| of.clone()).unwrap_or_default();
-        match command_only(&cli.action, &of_action) {
-            Some(setting) => {
-                let complaint =
-                    format!("{setting}: this program does the work itself and runs no command");
-                Err(program.error(ErrorKind::ArgumentConflict, complaint))
-            }
-            None => Ok(Parsed::Ours(Box::new(cli.action), of_action)),
+        match refuse_of_a_command(&cli.action, &of_action) {
+            Err(complaint) => Err(program.error(ErrorKind::ArgumentConflict, complaint)),
+            Ok(()) => Ok(Parsed::Ours(Box::new(cli.action), of_action)),
         }
     }
 
@@ -182,8 +174,8 @@ impl Embedding {
             _ => action,
         };
         if is_work(&action) {
-            for of_commands in OF_COMMANDS {
-                action = action.mut_arg(of_commands, |arg| arg.hide(true));
+            for flag in of_a_command().chain(["command"]) {
+                action = action.mut_arg(id(flag), |arg| arg.hide(true));
             }
             for (of_batches, help) in OF_BATCHES {
                 let hidden = !self.takes_batches;
@@ -246,8 +238,18 @@ fn work_of(action: &mut Action) -> Option<&mut WorkSettings> {
     }
 }
 
-/// The first setting that was given although it only applies to a command.
-fn command_only(action: &Action, matches: &ArgMatches) -> Option<String> {
+/// The flags that only a command has, without dashes.
+fn of_a_command() -> impl Iterator<Item = &'static str> {
+    OF_A_COMMAND.iter().flat_map(|(flags, _)| *flags).copied()
+}
+
+/// clap's name of a flag.
+fn id(flag: &str) -> String {
+    flag.replace('-', "_")
+}
+
+/// Refuses what only a command can use.
+fn refuse_of_a_command(action: &Action, matches: &ArgMatches) -> Result<(), SettingError> {
     let work: &WorkSettings = match action {
         #[cfg(feature = "aws")]
         Action::Run(args) => &args.work,
@@ -255,18 +257,22 @@ fn command_only(action: &Action, matches: &ArgMatches) -> Option<String> {
         Action::Local(args) => &args.work,
         // The check would expect leasehold's own command line in the container.
         #[cfg(feature = "check")]
-        Action::Check(args) => return args.manifest.as_ref().map(|_| "--manifest".to_owned()),
+        Action::Check(args) if args.manifest.is_some() => {
+            let instead = "it expects leasehold's own command line in the containers; remove it";
+            return Err(SettingError::NoEffect { setting: "--manifest".to_owned(), instead });
+        }
         #[cfg(feature = "check")]
-        Action::Schema | Action::Reference => return None,
+        Action::Check(_) | Action::Schema | Action::Reference => return Ok(()),
         #[cfg(feature = "pushgateway")]
-        Action::Sweep(_) => return None,
-        Action::Install(_) | Action::Completions { .. } | Action::Man => return None,
+        Action::Sweep(_) => return Ok(()),
+        Action::Install(_) | Action::Completions { .. } | Action::Man => return Ok(()),
     };
-    let source = matches.value_source("permanent_exit_codes");
-    if source.is_some_and(|source| source != ValueSource::DefaultValue) {
-        return Some("--permanent-exit-codes".to_owned());
-    }
-    work.job_types.as_ref().and_then(command_only_field)
+    let is_given = |flag: &&str| {
+        let source = matches.value_source(&id(flag));
+        source.is_some_and(|source| source != ValueSource::DefaultValue)
+    };
+    no_effect::refuse(&OF_A_COMMAND, of_a_command().filter(is_given))?;
+    no_effect::refuse_of_a_command(work)
 }
 
 #[cfg(test)]
@@ -318,18 +324,32 @@ mod tests {
                 .contains("--max-duration")
         );
         assert!(error(&[], "resize local in -- true").contains("takes no COMMAND"));
-        assert!(
-            error(&[], "resize local in --permanent-exit-codes 1")
-                .contains("--permanent-exit-codes: this program")
-        );
+        for flag in of_a_command() {
+            let refused = format!("--{flag} has no effect here: a handler in Rust");
+            let in_code = error(&[(flag, "1")], "resize local in");
+            assert!(in_code.contains(&refused), "{in_code}");
+        }
+        for (words, refused) in [
+            ("--handler lambda", "--handler has no effect here"),
+            ("--lambda-event s3", "--lambda-event has no effect here"),
+            ("--permanent-exit-codes 1", "--permanent-exit-codes has no effect here"),
+            ("--input stdin", "--input stdin has no effect here: a handler reads Job::stream"),
+        ] {
+            let given = error(&[], &format!("resize local in {words}"));
+            assert!(given.contains(refused), "{given}");
+        }
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("types.yaml");
-        std::fs::write(&file, "job-types:\n- name: a\n  command: [b]\n").unwrap();
-        let text = error(&[], &format!("resize local in --job-types {}", file.display()));
-        assert!(
-            text.contains("types.yaml, line 3 column 12: command: this program does"),
-            "{text}"
-        );
+        for (field, refused) in [
+            ("command: [b]", "line 3 column 12: command has no effect here"),
+            ("lambda-event: s3", "line 3 column 17: lambda-event has no effect here"),
+            ("permanent-exit-codes: [7]", "line 3 column 25: permanent-exit-codes has no"),
+            ("input: stdin", "line 3 column 10: input stdin has no effect here"),
+        ] {
+            std::fs::write(&file, format!("job-types:\n- name: a\n  {field}\n")).unwrap();
+            let text = error(&[], &format!("resize local in --job-types {}", file.display()));
+            assert!(text.contains(&format!("types.yaml, {refused}")), "{text}");
+        }
         assert!(error(&[], "resize local").contains("Usage: resize local"));
     }
 

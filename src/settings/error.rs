@@ -12,10 +12,8 @@ use crate::job::route::EventFilter;
 pub enum SettingError {
     #[error("--queue-url is required")]
     NoQueue,
-    #[error(
-        "--{0} has no effect here: only a program with leasehold's command line uses it, so remove it"
-    )]
-    OnlyOfAProgram(&'static str),
+    #[error("{setting} has no effect here: {instead}")]
+    NoEffect { setting: String, instead: &'static str },
     #[error("--queue-url: {0}")]
     QueueUrl(String),
     #[error("--visibility-timeout {} is too short for a heartbeat: it must be at least 3s", show(.0))]

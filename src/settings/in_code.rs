@@ -5,8 +5,10 @@ use super::LocalSettings;
 #[cfg(feature = "aws")]
 use super::RunSettings;
 use super::error::{SettingError, rename_flags};
-use super::given::{self, Values};
-use super::job_types::JobTypesFile;
+use super::given::{self, Settings, Values};
+#[cfg(feature = "testing")]
+use super::no_effect::OF_LOCAL;
+use super::no_effect::{self, Group, OF_A_COMMAND, OF_A_PROGRAM};
 use super::pod::WorkSettings;
 use super::values::Handler;
 
@@ -23,33 +25,39 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
     if !has(values, "queue-url") {
         return Err(SettingError::NoQueue.to_string());
     }
-    if let Some(flag) = OF_A_PROGRAM.into_iter().find(|flag| has(values, flag)) {
-        return Err(SettingError::OnlyOfAProgram(flag).to_string());
-    }
-    let mut settings: RunSettings = given::read(values)?;
+    let mut settings: RunSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM])?;
     prepare(&mut settings.work, values)?;
     Ok(settings)
-}
-
-/// A worker reports only to its caller.
-const OF_A_PROGRAM: [&str; 5] =
-    ["listen", "pushgateway", "memory-guard", "termination-log", "log-format"];
-
-fn has(values: &Values, flag: &str) -> bool {
-    values.iter().any(|(name, _)| *name == flag)
 }
 
 /// The settings of `local` with these values; its folder is not used.
 #[cfg(feature = "testing")]
 pub fn local_settings(values: &Values) -> Result<LocalSettings, String> {
-    let mut settings: LocalSettings = given::read(values)?;
+    let mut settings: LocalSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM, &OF_LOCAL])?;
     prepare(&mut settings.work, values)?;
     Ok(settings)
 }
 
+/// Reads settings, and refuses those of these groups.
+fn read<S: Settings>(values: &Values, refused: &[&[Group]]) -> Result<S, String> {
+    for groups in refused {
+        no_effect::refuse(groups, flags(values)).map_err(|error| error.to_string())?;
+    }
+    given::read(values)
+}
+
+/// The names of the settings.
+pub fn flags(values: &Values) -> impl Iterator<Item = &'static str> {
+    values.iter().map(|(flag, _)| *flag)
+}
+
+pub fn has(values: &Values, flag: &str) -> bool {
+    flags(values).any(|name| name == flag)
+}
+
 /// A handler does the work. Code that sets the size or the window of batches has one for them.
 fn prepare(work: &mut WorkSettings, values: &Values) -> Result<(), String> {
-    refuse_command_only(work.job_types.as_ref(), values)?;
+    no_effect::refuse_of_a_command(work).map_err(|error| error.to_string())?;
     work.task.command = vec![HANDLER.into()];
     if has(values, "batch-window") && !has(values, "batch-size") {
         work.batch_size = DEFAULT_BATCH;
@@ -58,28 +66,6 @@ fn prepare(work: &mut WorkSettings, values: &Values) -> Result<(), String> {
         work.handler = Handler::Batches;
     }
     Ok(())
-}
-
-fn refuse_command_only(file: Option<&JobTypesFile>, values: &Values) -> Result<(), String> {
-    let is_given = |flag: &&str| has(values, flag);
-    let flag = ["permanent-exit-codes", "handler"].into_iter().find(is_given);
-    let setting = flag.map(|flag| format!("--{flag}"));
-    match setting.or_else(|| file.and_then(command_only_field)) {
-        Some(setting) => Err(format!("{setting}: a handler does the work, and no command runs")),
-        None => Ok(()),
-    }
-}
-
-/// The first field of a job type that only applies to a command.
-pub(super) fn command_only_field(file: &JobTypesFile) -> Option<String> {
-    let path = file.path.as_deref().unwrap_or_default();
-    file.job_types.iter().find_map(|task| {
-        let has_codes =
-            || (!task.permanent_exit_codes.is_empty()).then_some("permanent-exit-codes");
-        let setting = (!task.command.is_empty()).then_some("command").or_else(has_codes)?;
-        let at = task.source.position(&format!("--{setting}")).in_file(path);
-        Some(format!("--job-types {at}: {setting}"))
-    })
 }
 
 /// A complaint with the names that code uses: `max_duration` instead of `--max-duration`.
@@ -115,8 +101,8 @@ mod tests {
             ("max-durations", "2h", "max_durations"),
             ("accept-raw", "yes", "'yes' for accept_raw: it must be true or false"),
             ("listen", ":9464", "listen"),
-            ("permanent-exit-codes", "7", "permanent_exit_codes: a handler"),
-            ("handler", "lambda", "handler: a handler"),
+            ("permanent-exit-codes", "7", "permanent_exit_codes has no effect here"),
+            ("input", "stdin", "input stdin has no effect here"),
         ] {
             let error = as_code(&run_settings(&values(&[(flag, value)])).unwrap_err());
             assert!(error.contains(complaint) && !error.contains("--"), "{error}");
@@ -151,18 +137,19 @@ mod tests {
         "123456789012",
     ];
 
-    /// The same attributes declare a setting for both.
-    #[cfg(all(feature = "aws", feature = "cli"))]
-    #[test]
-    fn code_and_the_command_line_read_each_setting_alike() {
+    /// The same attributes declare a setting for both. Each flag is read with each text, and with
+    /// these settings: some flags have an effect only with another one.
+    #[cfg(feature = "cli")]
+    fn is_read_alike<S: Settings + clap::Args + std::fmt::Debug>(
+        always: &[(&'static str, &str)],
+        words: &[&str],
+        complete: impl Fn(&mut S),
+    ) {
         use clap::builder::PossibleValue;
-        use clap::{ArgAction, Args, Command, FromArgMatches};
+        use clap::{ArgAction, Command};
 
-        let command = RunSettings::augment_args(Command::new("run"))
-            .no_binary_name(true)
-            .args_override_self(true);
-        // Some flags have an effect only with one of these.
-        let always = [QUEUE, ("idempotency", "s3://records/x"), ("output-sse", "aws:kms")];
+        let command = S::augment_args(Command::new("action"));
+        let command = command.no_binary_name(true).args_override_self(true);
         let (mut accepted, mut refused) = (0, 0);
         for arg in command.get_arguments() {
             let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else { continue };
@@ -171,21 +158,21 @@ mod tests {
             let choices = arg.get_possible_values();
             let choices = choices.iter().map(PossibleValue::get_name);
             for text in TEXTS.into_iter().chain(choices) {
-                let values = always.into_iter().chain([(flag, text)]);
-                let words = values.clone().filter_map(|(name, text)| match (name, text) {
-                    (name, "true") if is_switch && name == flag => Some(format!("--{name}")),
-                    (name, _) if is_switch && name == flag => None,
-                    (name, text) => Some(format!("--{name}={text}")),
+                let values = always.iter().copied().chain([(flag, text)]);
+                let as_words = values.clone().map(|(name, text)| match text {
+                    "true" if is_switch && name == flag => format!("--{name}"),
+                    text => format!("--{name}={text}"),
                 });
                 if is_switch && text != "true" {
                     continue;
                 }
+                let words = words.iter().map(|word| (*word).to_owned()).chain(as_words);
                 let words: Vec<_> = words.chain(["--".into(), HANDLER.into()]).collect();
                 let by_clap = command.clone().try_get_matches_from(&words);
-                let by_clap = by_clap.and_then(|matches| RunSettings::from_arg_matches(&matches));
+                let by_clap = by_clap.and_then(|matches| S::from_arg_matches(&matches));
                 let values: Values = values.map(|(name, text)| (name, text.into())).collect();
-                let in_code = given::read::<RunSettings>(&values).map(|mut settings| {
-                    settings.work.task.command = vec![HANDLER.into()];
+                let in_code = given::read::<S>(&values).map(|mut settings| {
+                    complete(&mut settings);
                     settings
                 });
                 match (by_clap, in_code) {
@@ -202,6 +189,24 @@ mod tests {
             }
         }
         assert!(accepted > 100 && refused > 100, "{accepted} accepted, {refused} refused");
+    }
+
+    #[cfg(all(feature = "aws", feature = "cli"))]
+    #[test]
+    fn code_and_the_command_line_read_each_setting_of_run_alike() {
+        let always = [QUEUE, ("idempotency", "s3://records/x"), ("output-sse", "aws:kms")];
+        is_read_alike(&always, &[], |settings: &mut RunSettings| {
+            settings.work.task.command = vec![HANDLER.into()];
+        });
+    }
+
+    #[cfg(feature = "cli")]
+    #[test]
+    fn code_and_the_command_line_read_each_setting_of_local_alike() {
+        is_read_alike(&[], &["inbox"], |settings: &mut super::super::LocalSettings| {
+            settings.inbox = "inbox".into();
+            settings.work.task.command = vec![HANDLER.into()];
+        });
     }
 
     #[test]

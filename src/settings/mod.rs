@@ -16,6 +16,7 @@ pub mod given;
 pub mod handler;
 pub mod in_code;
 pub mod job_types;
+pub mod no_effect;
 mod pod;
 pub mod resolve;
 mod task;

@@ -155,8 +155,8 @@ impl PodTelemetry {
     }
 
     fn write(&self, messages: &Messages) {
-        if let (Some(log), Some(message)) = (&self.termination_log, messages.termination_message())
-        {
+        let Some(log) = &self.termination_log else { return };
+        if let Some(message) = messages.termination_message() {
             log.write(&message);
         }
     }

@@ -32,7 +32,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Watch<'a> {
     pub clock: Clock,
     pub stall_timeout: Option<Duration>,
-    pub result_file: &'a Path,
+    /// `None` if the work is in this process and reports to `activity`.
+    pub result_file: Option<&'a Path>,
     pub activity: Activity,
     /// The number of finished objects of the message, and of all.
     pub objects: (usize, usize),
@@ -44,6 +45,8 @@ pub struct Watch<'a> {
 struct Watched {
     /// The result file's inode, length and modification time.
     stamp: Option<(u64, u64, SystemTime)>,
+    /// The number of reports in this process.
+    reports: u64,
     progress: Option<Progress>,
     logged_at: Option<Duration>,
     is_logged: bool,
@@ -119,15 +122,33 @@ impl Watch<'_> {
         }
     }
 
+    /// What the work has reported.
+    pub fn result(&self) -> ResultFile {
+        let Some(path) = self.result_file else {
+            let (_, reports) = self.activity.reports_after(0).unwrap_or_default();
+            return ResultFile::of(&reports);
+        };
+        ResultFile::read(path)
+    }
+
+    /// `None` if there is nothing new.
+    fn new_result(&self, watched: &mut Watched) -> Option<ResultFile> {
+        let Some(path) = self.result_file else {
+            let (count, reports) = self.activity.reports_after(watched.reports)?;
+            watched.reports = count;
+            return Some(ResultFile::of(&reports));
+        };
+        let file = path.metadata().ok()?;
+        let stamp = (file.ino(), file.len(), file.modified().ok()?);
+        let is_new = watched.stamp.replace(stamp) != Some(stamp);
+        is_new.then(|| ResultFile::read(path))
+    }
+
     /// Reports new progress; returns whether there was any.
     fn check_progress(&self, watched: &mut Watched) -> bool {
-        let Ok(file) = self.result_file.metadata() else { return false };
-        let Ok(written) = file.modified() else { return false };
-        let stamp = (file.ino(), file.len(), written);
-        if watched.stamp.replace(stamp) == Some(stamp) {
+        let Some(progress) = self.new_result(watched).and_then(|it| it.progress) else {
             return false;
-        }
-        let Some(progress) = ResultFile::read(self.result_file).progress else { return false };
+        };
         #[expect(clippy::cast_precision_loss, reason = "a message has few objects")]
         let of_all = |share: f64| (self.objects.0 as f64 + share) / self.objects.1 as f64;
         let progress = Progress { share: progress.share.map(of_all), ..progress };
@@ -155,7 +176,7 @@ mod tests {
         let watch = Watch {
             clock: Clock::start(),
             stall_timeout: Some(Duration::from_secs(30)),
-            result_file: Path::new("/nonexistent"),
+            result_file: None,
             activity: activity.clone(),
             objects: (0, 1),
             report_event: &report_event,
@@ -183,7 +204,7 @@ mod tests {
         let watch = Watch {
             clock: Clock::start(),
             stall_timeout: None,
-            result_file: Path::new("/nonexistent"),
+            result_file: None,
             activity: activity.clone(),
             objects: (0, 1),
             report_event: &|_| {},

@@ -17,6 +17,7 @@ mod on_success;
 pub mod result_file;
 mod run;
 mod stages;
+pub mod threads;
 pub mod workspace;
 pub mod workspaces;
 
@@ -63,6 +64,11 @@ pub trait Worker: Send + Sync {
         workspaces: &Workspaces,
     ) -> Processed;
 
+    /// Whether the work may block its thread, as files do.
+    fn may_block(&self, _: &Work) -> bool {
+        true
+    }
+
     /// Drops the checkpoints of a deleted message; those not dropped within `limit` stay.
     async fn drop_checkpoints(&self, _: &Subject, _: &Task, _limit: Duration) {}
 }
@@ -101,6 +107,17 @@ impl Worker for CommandWorker {
         let all = self.process_all(&work, &halt, report_event, workspaces, &mut facts);
         let outcome = all.await.unwrap_or_else(Outcome::Failed);
         Processed { outcome, work: facts }
+    }
+
+    /// A handler runs on threads of its own, and so does what it asks for. Work that does nothing
+    /// else uses no files.
+    fn may_block(&self, work: &Work) -> bool {
+        let task = &work.task;
+        let fetches = task.input != Input::None && work.content != Content::Body;
+        let does_more = task.on_success.is_some()
+            || self.idempotency.is_some()
+            || self.outbox_of(task).is_some();
+        fetches || does_more || !self.makes_folders_on_demand(task)
     }
 
     async fn drop_checkpoints(&self, subject: &Subject, task: &Task, limit: Duration) {
@@ -157,10 +174,11 @@ impl CommandWorker {
             } else {
                 workspaces.create(&self.work_dir, name).map_err(Failure::Start)?
             };
+            let result_file = (!self.runner.is_in_process()).then(|| space.result_file());
             let watch = Watch {
                 clock: self.clock,
                 stall_timeout: work.task.stall_timeout,
-                result_file: &space.result_file(),
+                result_file: result_file.as_deref(),
                 activity: Activity::default(),
                 objects: (number, records.len()),
                 report_event,
@@ -175,13 +193,12 @@ impl CommandWorker {
                 runtime: &runtime,
                 stop,
             };
-            let working = async {
+            let working = Box::pin(async {
                 let done = self.run_claimed(object, until, &record_deadline.passed, facts).await?;
                 self.act_on_object(object, until, done, facts).await?;
                 Ok(done)
-            };
-            let working = working.instrument(span);
-            let (ended, failed_last) = Box::pin(with_last_error(working)).await;
+            });
+            let (ended, failed_last) = with_last_error(working.instrument(span)).await;
             workspaces.put_back(space, ended.is_ok());
             // A stop must not wait for the removal of a hundred thousand files.
             if halt.requested.is_cancelled() {
@@ -203,6 +220,11 @@ impl CommandWorker {
         } else {
             Outcome::ObjectsGone
         })
+    }
+
+    /// Where the task's output goes, if it is published.
+    fn outbox_of(&self, task: &Task) -> Option<&dyn Outbox> {
+        self.outbox.as_deref().filter(|outbox| outbox.accepts(task.output.as_ref()))
     }
 
     /// Whether the work may ask for its folders, and nothing else needs them before it.

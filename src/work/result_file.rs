@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 
 use crate::job::outcome::{CommandMetrics, CommandReport};
 use crate::job::report::Progress;
+use crate::ports::MAX_REPORTS;
 
 /// The content of the file.
 #[derive(Debug, Default, PartialEq)]
@@ -38,7 +39,7 @@ const MAX_TEXT: usize = 500;
 const MAX_NAME: usize = 60;
 
 /// In bytes: thousands of lines.
-const MAX_TAIL: u64 = 256 * 1024;
+const MAX_TAIL: u64 = MAX_REPORTS as u64;
 
 /// How many invalid objects may span several lines. After that, each is read to the end of its
 /// line.
@@ -60,6 +61,11 @@ impl ResultFile {
             ));
         }
         file
+    }
+
+    /// The same of reports in memory.
+    pub fn of(reports: &str) -> Self {
+        Self::parse(reports).0
     }
 
     /// Also returns the number of objects.

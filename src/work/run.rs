@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,6 @@ use super::fetch::mounted::{self, MountedObject};
 use super::fetch::{self, Fetched, FetchedObject};
 use super::fixed_paths::FixedPaths;
 use super::object_work::{Done, ObjectWork, Until};
-use super::result_file::ResultFile;
 use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
 use crate::job::notification::{Object, Record};
@@ -51,9 +50,8 @@ impl CommandWorker {
         let (exit, report) = self.run_command(object, until, &provided, facts).await?;
         drop(turn);
         let was_halted = until.halt.is_cancelled();
-        let outbox =
-            self.outbox.as_ref().filter(|outbox| outbox.accepts(object.work.task.output.as_ref()));
-        self.warn_about_unsaved_files(object, outbox.is_some());
+        let outbox = self.outbox_of(&object.work.task);
+        self.warn_about_unsaved_files(object, outbox.is_some()).await;
         if !exit.is_success() {
             return Err(Failure::Exit(exit, report));
         }
@@ -62,7 +60,7 @@ impl CommandWorker {
             return Err(Failure::Halted);
         }
         if let Some(outbox) = outbox {
-            self.publish(outbox.as_ref(), object, until, record, facts).await?;
+            self.publish(outbox, object, until, record, facts).await?;
         }
         Ok(Done::Succeeded)
     }
@@ -154,11 +152,7 @@ impl CommandWorker {
             (Some(before), Some(more)) => Some(before.and(more)),
             (before, more) => before.or(more),
         };
-        let result = if space.exists() {
-            ResultFile::read(&space.result_file())
-        } else {
-            ResultFile::default()
-        };
+        let result = watch.result();
         for error in &result.complaints {
             warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
         }
@@ -178,18 +172,15 @@ impl CommandWorker {
         Ok((ended.exit, result.report))
     }
 
-    fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
-        if !object.space.exists() {
-            return;
-        }
-        let name = self.runner.name();
-        if !is_published && has_files(&object.space.output()) {
+    async fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {
+        let (name, space) = (self.runner.name(), object.space);
+        if !is_published && space.has_files(&space.output()).await {
             warn!(
                 "{name} wrote into JOB_OUTPUT_DIR, but the files are not published: set --output (or, with local, --outbox)"
             );
         }
-        if self.checkpointing(&object.work.task).is_none() && has_files(&object.space.checkpoint())
-        {
+        let is_saved = self.checkpointing(&object.work.task).is_some();
+        if !is_saved && space.has_files(&space.checkpoint()).await {
             warn!(
                 "{name} wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint"
             );
@@ -267,7 +258,8 @@ impl CommandWorker {
                 space
                     .make(&space.input_folder())
                     .map_err(|error| Failure::Fetch(self.work_dir.failed(&error)))?;
-                let fetched = fetch::fetch(
+                // In a box: work without a download is not moved with its size.
+                let fetched = Box::pin(fetch::fetch(
                     store,
                     policy,
                     missing,
@@ -275,7 +267,7 @@ impl CommandWorker {
                     object,
                     key_as_sent,
                     &path,
-                );
+                ));
                 match unless_halted(until.halt, self.timed(spent, fetched)).await?? {
                     Fetched::Gone => return Ok(None),
                     Fetched::Here(FetchedObject { key, size, etag }) => {
@@ -346,8 +338,4 @@ impl CommandWorker {
     fn wall_clock(&self, at: Duration) -> SystemTime {
         SystemTime::now() + at.saturating_sub(self.clock.now())
     }
-}
-
-fn has_files(directory: &Path) -> bool {
-    std::fs::read_dir(directory).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
 }

@@ -28,7 +28,8 @@ impl CommandWorker {
         };
         let ObjectWork { work, number, record, watch, stop, .. } = object;
         let Until { halt, publish_halt, .. } = until;
-        let claim = idempotency.claim(&work.subject, number, record, work.visibility);
+        // In boxes, because most work has no record, and is moved with the size of all of this.
+        let claim = Box::pin(idempotency.claim(&work.subject, number, record, work.visibility));
         let mut own = match unless_halted(halt, claim).await?? {
             Claimed::Ours(own) => own,
             Claimed::AlreadyDone => {
@@ -60,11 +61,13 @@ impl CommandWorker {
             (Some(why), _) => Err(Failure::Superseded(why)),
             (None, Err(failure)) => {
                 let release = if halt.is_cancelled() { stop.release } else { RECORD_RELEASE };
-                own.release(release).await;
+                Box::pin(own.release(release)).await;
                 Err(failure)
             }
             // The work succeeded before any stop, and a stop reserves time for the record.
-            (None, Ok(done)) => unless_halted(record_deadline, own.done()).await?.map(|()| done),
+            (None, Ok(done)) => {
+                unless_halted(record_deadline, Box::pin(own.done())).await?.map(|()| done)
+            }
         }
     }
 
@@ -79,7 +82,8 @@ impl CommandWorker {
             return self.run(object, until, facts).await;
         };
         let halt = until.halt;
-        let restored = checkpoints.restore(how, object, halt, &self.work_dir);
+        // In boxes, because most work has no checkpoint, and is moved with the size of all of this.
+        let restored = Box::pin(checkpoints.restore(how, object, halt, &self.work_dir));
         let restored = unless_halted(halt, self.timed(&mut facts.timings.fetch, restored)).await?;
         let mut checkpoint = restored?;
         let until =
@@ -91,7 +95,7 @@ impl CommandWorker {
         let give_up = &save_deadline.passed;
         let ended = CancellationToken::new();
         let limits = SaveLimits { give_up, ended: &ended, halt, deadline_at: until.deadline_at };
-        let working = async {
+        let working = Box::pin(async {
             let done = self.run(object, until, facts).await;
             ended.cancel();
             if done.is_ok() {
@@ -99,10 +103,11 @@ impl CommandWorker {
                 give_up.cancel();
             }
             done
-        };
-        let (done, ()) = tokio::join!(working, checkpoint.save_periodically(&limits));
+        });
+        let saving = Box::pin(checkpoint.save_periodically(&limits));
+        let (done, ()) = tokio::join!(working, saving);
         if done.is_err()
-            && let Err(error) = checkpoint.save(Save::Last, &limits).await
+            && let Err(error) = Box::pin(checkpoint.save(Save::Last, &limits)).await
         {
             warn!(
                 error,

@@ -16,6 +16,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate, open};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use tokio::task::spawn_blocking;
 use tracing::warn;
 use walkdir::WalkDir;
 
@@ -175,6 +176,20 @@ impl Workspace {
     /// Has any of its folders been made?
     pub(super) fn exists(&self) -> bool {
         self.on_demand.as_ref().is_none_or(|it| !it.made().is_empty())
+    }
+
+    /// Whether the work has left files in this folder.
+    pub(super) async fn has_files(&self, folder: &Path) -> bool {
+        let has_files = |folder: &Path| {
+            fs::read_dir(folder).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
+        };
+        let Some(on_demand) = &self.on_demand else { return has_files(folder) };
+        if !on_demand.made().iter().any(|made| made == folder) {
+            return false;
+        }
+        let folder = folder.to_owned();
+        // This may be the thread of the actors.
+        spawn_blocking(move || has_files(&folder)).await.unwrap_or_default()
     }
 
     /// Whether a small input is all that may be in it, and it serves only one object.

@@ -4,24 +4,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::task::TaskTracker;
 
+use super::threads::WorkThreads;
 use super::workspace::{WorkDir, Workspace};
 
 /// Removes workspaces, or empties them for the next message, in parallel to the delete and the next
 /// receive: a message with a hundred thousand files is deleted as soon as its work is done.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Workspaces {
     removals: TaskTracker,
     emptied: Arc<Mutex<Option<Workspace>>>,
     /// Whether a workspace may serve more than one message.
     are_lasting: bool,
+    threads: WorkThreads,
 }
 
 impl Workspaces {
-    pub fn new(are_lasting: bool) -> Self {
+    pub fn new(are_lasting: bool, threads: WorkThreads) -> Self {
         let removals = TaskTracker::new();
         // A closed tracker can be awaited, and still accepts tasks.
         removals.close();
-        Self { removals, emptied: Arc::default(), are_lasting }
+        Self { removals, emptied: Arc::default(), are_lasting, threads }
     }
 
     /// A workspace for the object `key`: the last one, if it is as new, else another one.
@@ -41,23 +43,26 @@ impl Workspaces {
     }
 
     /// Removes or empties the workspace. If the work failed, some of its downloads may still create
-    /// files. Folders that were made on demand serve only one message: most messages need none. A
-    /// small input is removed on this thread, after the calling task.
+    /// files. Folders that were made on demand serve only one message: most messages need none.
     pub fn put_back(&self, space: Workspace, has_succeeded: bool) {
-        if !space.exists() {
-            return;
+        if space.exists() {
+            let this = self.clone();
+            let removal = async move { this.remove_or_empty(space, has_succeeded) };
+            self.removals.spawn_on(removal, &self.threads.handle());
         }
-        if has_succeeded && space.has_small_input() && space.has_only_input() {
-            self.removals.spawn(async move { drop(space) });
-            return;
-        }
-        if !(self.are_lasting && has_succeeded) {
-            return self.remove(space);
-        }
-        let this = self.clone();
-        if space.has_small_input() {
-            self.removals.spawn(async move { this.empty(space) });
+    }
+
+    /// A small input is removed on the thread of the work, the rest on another one.
+    fn remove_or_empty(&self, space: Workspace, has_succeeded: bool) {
+        let is_small = space.has_small_input();
+        if has_succeeded && is_small && space.has_only_input() {
+            drop(space);
+        } else if !(self.are_lasting && has_succeeded) {
+            self.remove(space);
+        } else if is_small {
+            self.empty(space);
         } else {
+            let this = self.clone();
             self.removals.spawn_blocking(move || this.empty(space));
         }
     }
@@ -121,7 +126,7 @@ mod tests {
         fn new() -> Self {
             let home = tempfile::tempdir().unwrap();
             let place = WorkDir { path: home.path().to_owned(), limit: None };
-            Self { home, workspaces: Workspaces::new(true), place }
+            Self { home, workspaces: Workspaces::new(true, WorkThreads::Shared), place }
         }
 
         fn create(&self, key: &str) -> Workspace {
@@ -296,7 +301,10 @@ mod tests {
         for (is_left, has_succeeded, are_lasting) in
             [(false, true, true), (true, false, true), (true, true, false)]
         {
-            let room = Room { workspaces: Workspaces::new(are_lasting), ..Room::new() };
+            let room = Room {
+                workspaces: Workspaces::new(are_lasting, WorkThreads::Shared),
+                ..Room::new()
+            };
             let space = room.create("k");
             let (_open, before) = inode(&space);
             for file in [space.job_file(), space.body_file()] {

@@ -3,6 +3,7 @@
 use leasehold::{Error, Job, Program};
 
 async fn handle(jobs: Vec<Job>) -> Vec<Result<(), Error>> {
+    println!("printed by the handler");
     tracing::info!(jobs = jobs.len(), "handling");
     jobs.iter().map(|_| Ok(())).collect()
 }

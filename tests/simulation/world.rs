@@ -6,7 +6,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use leasehold::actors::supervisor::{self, World};
-use leasehold::actors::work_threads::WorkThreads;
 use leasehold::adapters::batches::Batches;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use leasehold::adapters::publish::S3Outbox;
@@ -23,6 +22,7 @@ use leasehold::ports::{BATCH, DeleteError, Queue, ReceiveError, Telemetry, Visib
 use leasehold::work::checkpoint::Checkpoints;
 use leasehold::work::fetch::FetchPolicy;
 use leasehold::work::idempotency::Idempotency;
+use leasehold::work::threads::WorkThreads;
 use leasehold::work::workspace::WorkDir;
 use leasehold::work::{CommandWorker, Worker};
 use tempfile::TempDir;

@@ -149,16 +149,36 @@ impl Cloud {
     /// The same as a command for further changes; `through` is a program that starts it, if not
     /// empty.
     pub fn command(&self, through: &[&str], flags: &str, script: &str) -> Command {
+        self.command_with(through, flags, self.dir.path(), script)
+    }
+
+    /// The same with another work directory.
+    pub fn command_with(
+        &self,
+        through: &[&str],
+        flags: &str,
+        work_dir: &Path,
+        script: &str,
+    ) -> Command {
         let program = [through, &[env!("CARGO_BIN_EXE_leasehold")]].concat();
         let mut command = Command::new(program[0]);
         command.args(&program[1..]);
         command.arg("run").args(["--queue-url", &self.queue_url]).args(flags.split_whitespace());
         command.arg("--termination-log").arg(self.dir.path().join("termination-log"));
-        command.arg("--work-dir").arg(self.dir.path());
+        command.arg("--work-dir").arg(work_dir);
         command.args(["--", "sh", "-c", script]).current_dir(self.dir.path());
-        command.env("AWS_ENDPOINT_URL", &self.endpoint).env("AWS_REGION", "us-east-1");
-        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        command.envs(self.environment());
         command
+    }
+
+    /// The variables of a process that uses this cloud.
+    pub fn environment(&self) -> [(&str, &str); 4] {
+        [
+            ("AWS_ENDPOINT_URL", &self.endpoint),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+        ]
     }
 
     /// Creates a file for the command.
@@ -191,12 +211,16 @@ async fn arn(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> String {
     attribute(sqs, queue_url, QueueAttributeName::QueueArn).await
 }
 
+/// Both in one request: between two, a message could become visible and be in neither.
 async fn counts(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> (u32, u32) {
-    let count = async |name| attribute(sqs, queue_url, name).await.parse().expect("a number");
-    (
-        count(QueueAttributeName::ApproximateNumberOfMessages).await,
-        count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible).await,
-    )
+    use QueueAttributeName::{ApproximateNumberOfMessages, ApproximateNumberOfMessagesNotVisible};
+
+    let asked = sqs.get_queue_attributes().queue_url(queue_url);
+    let asked = asked.attribute_names(ApproximateNumberOfMessages);
+    let asked = asked.attribute_names(ApproximateNumberOfMessagesNotVisible);
+    let attributes = asked.send().await.expect("an answer").attributes.expect("attributes");
+    let count = |name| attributes[&name].parse().expect("a number");
+    (count(ApproximateNumberOfMessages), count(ApproximateNumberOfMessagesNotVisible))
 }
 
 /// Polls until there is an answer, for [`LIMIT`] at most.

@@ -12,10 +12,10 @@ pub mod records;
 pub mod servers;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use leasehold::ports::Command;
-use leasehold::ports::job_facts::{JobFacts, MessageFacts};
+use leasehold::ports::job_facts::JobFacts;
 use tempfile::TempDir;
 
 #[path = "../../core/tests/support.rs"]
@@ -31,29 +31,7 @@ pub fn facts() -> JobFacts {
         LazyLock::new(|| tempfile::tempdir().expect("a temporary directory"));
     let home = HOME.path().join(JOBS.fetch_add(1, Ordering::Relaxed).to_string());
     std::fs::create_dir(&home).expect("a new directory");
-    JobFacts {
-        version: 1,
-        id: "id".to_owned(),
-        job_type: "default".to_owned(),
-        message_id: "m".to_owned(),
-        message: MessageFacts::default(),
-        object: None,
-        receive_count: 1,
-        max_receive_count: None,
-        final_attempt: None,
-        deadline: SystemTime::UNIX_EPOCH,
-        input: None,
-        output_dir: home.join("output"),
-        checkpoint_dir: home.join("checkpoint"),
-        result_file: home.join("result.jsonl"),
-        body_file: home.join("body"),
-        s3_record: None,
-        job_file: home.join("job.json"),
-        temporary: home,
-        traceparent: None,
-        tracestate: None,
-        baggage: None,
-    }
+    JobFacts::example("m", &home)
 }
 
 /// A command without arguments, for a runner that ends it at once.

@@ -118,6 +118,7 @@ const LONGEST_TOGETHER: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::{Duration, SystemTime};
 
     use super::*;
@@ -139,14 +140,8 @@ mod tests {
                 ..MessageFacts::default()
             },
             receive_count: 3,
-            output_dir: "output".into(),
-            checkpoint_dir: "checkpoint".into(),
-            result_file: "result.jsonl".into(),
-            body_file: "body".into(),
-            job_file: "job.json".into(),
-            temporary: "tmp".into(),
             traceparent: Some("00-1-2-01".to_owned()),
-            ..JobFacts::example("m-1")
+            ..JobFacts::example("m-1", Path::new(""))
         }
     }
 

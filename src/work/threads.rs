@@ -1,4 +1,4 @@
-//! The threads of the work, apart from the thread of the actors.
+//! The threads of work that may block, apart from the thread of the actors.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tracing::warn;
 
-/// Where the Processor's work runs.
+/// Where the Processor's work runs if it may block.
 ///
-/// Work uses the file system, which may block for seconds (NFS). On a thread of its own it cannot
+/// Most work uses the file system, which may block for seconds (NFS). On a thread of its own it cannot
 /// delay a visibility timeout's extension, which tokio does not guarantee among tasks of one
 /// runtime. A pod that finds the queue empty starts no such thread.
 #[derive(Clone)]
@@ -49,7 +49,11 @@ impl SeparateThreads {
         if runtime.is_none() {
             let on_start = self.on_start.clone();
             let mut builder = Builder::new_multi_thread();
-            builder.worker_threads(1).on_thread_start(move || on_start()).enable_all();
+            builder
+                .worker_threads(1)
+                .thread_name("leasehold-work")
+                .on_thread_start(move || on_start())
+                .enable_all();
             match builder.build() {
                 Ok(started) => *runtime = Some(started),
                 Err(error) => warn!(%error, "no thread could be started for the work"),
