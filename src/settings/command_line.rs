@@ -84,7 +84,7 @@ fn with_variables(action: Command) -> Command {
 
 /// The variable of a flag. `flag` is the name without dashes.
 pub fn variable(flag: &str) -> String {
-    // Each start converts all flags, and this takes a third of the instructions of `format!`.
+    // Each start converts all flags: `format!` would take a third more instructions.
     let mut name = ["LEASEHOLD_", flag].concat();
     name.make_ascii_uppercase();
     name.replace('-', "_")
