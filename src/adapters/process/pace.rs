@@ -8,7 +8,7 @@ pub(super) const KILL_LIMIT: Duration = Duration::from_secs(2);
 
 /// The interval of looks while waiting for a process that may run for hours: its end causes a
 /// SIGCHLD, which triggers a look at once.
-pub(super) const SLOW_TICK: Duration = Duration::from_secs(30);
+pub(super) const SLOW_TICK: Duration = Duration::from_mins(1);
 /// The interval for changes that cause no SIGCHLD and are not urgent.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 /// The interval while waiting for the end of signalled processes, which are not our children and so

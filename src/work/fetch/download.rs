@@ -51,6 +51,8 @@ pub(super) struct Download<'a> {
 #[derive(Default)]
 pub(super) struct Counts {
     bytes: AtomicU64,
+    /// Microseconds of writing, in which a stream did not wait for bytes.
+    writing: AtomicU64,
     /// Parts, the first stream's included.
     begun: AtomicUsize,
     /// Parts that got an answer.
@@ -147,12 +149,14 @@ impl Download<'_> {
             sleep(MIN_SAMPLE / 10).await;
         }
         let bytes = || self.counts.bytes.load(Ordering::Relaxed);
-        let (start, before) = (Instant::now(), bytes());
+        let writing = || self.counts.writing.load(Ordering::Relaxed);
+        let (start, bytes_before, writing_before) = (Instant::now(), bytes(), writing());
         sleep(length).await;
         let remaining = self.unclaimed().clone();
         Sample {
-            bytes: bytes() - before,
+            bytes: bytes() - bytes_before,
             time: start.elapsed(),
+            writing: Duration::from_micros(writing() - writing_before),
             remaining: remaining.end.saturating_sub(remaining.start),
         }
     }
@@ -312,7 +316,10 @@ impl Download<'_> {
                     None => break Some(End::Broken("it ended too soon".to_owned())),
                 }
             };
+            let start = Instant::now();
             sink = self.write(sink, batch).await?;
+            let time = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.counts.writing.fetch_add(time, Ordering::Relaxed);
             if let Some(end) = ended {
                 return Ok((sink, end));
             }
@@ -407,3 +414,77 @@ const MAX_PART: u64 = 64 << 20;
 
 /// The bytes of a batch for another thread; its last chunk may exceed them.
 const BATCH: u64 = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures_util::stream;
+
+    use super::*;
+    use crate::ports::ObjectBody;
+
+    struct NoStore;
+
+    #[async_trait]
+    impl ObjectStore for NoStore {
+        async fn open(&self, _: &Object) -> Result<ObjectBody, FetchError> {
+            Err(FetchError::Permanent("not opened here".to_owned()))
+        }
+
+        async fn open_range(&self, _: &Object, _: Range<u64>) -> Result<RangeBody, FetchError> {
+            Err(FetchError::Permanent("not opened here".to_owned()))
+        }
+    }
+
+    fn download(work_dir: &WorkDir, size: u64) -> Download<'_> {
+        Download {
+            store: &NoStore,
+            work_dir,
+            object: Object {
+                bucket: "b".into(),
+                key: "k".into(),
+                version_id: None,
+                etag: None,
+                size: None,
+                sequencer: None,
+                is_from_aws: false,
+            },
+            algorithm: None,
+            file: Arc::new(File::create(work_dir.path.join("k")).unwrap()),
+            unclaimed: Mutex::new(0..size),
+            size: Some(size),
+            counts: Counts::default(),
+        }
+    }
+
+    /// In real time, however long that is.
+    #[tokio::test]
+    async fn the_time_of_writing_is_counted() {
+        let home = tempfile::tempdir().unwrap();
+        let work_dir = WorkDir { path: home.path().to_owned(), limit: None };
+        let bytes = Bytes::from(vec![7; 4 << 20]);
+        let download = download(&work_dir, bytes.len() as u64);
+        let opened = stream::iter([Ok(bytes)]).boxed();
+        assert!(download.run(opened, 1).await.is_ok());
+        assert!(download.counts.writing.load(Ordering::Relaxed) > 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sample_has_what_happened_meanwhile() {
+        let home = tempfile::tempdir().unwrap();
+        let work_dir = WorkDir { path: home.path().to_owned(), limit: None };
+        let download = download(&work_dir, 1000);
+        let write = |bytes, micros| {
+            download.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+            download.counts.writing.fetch_add(micros, Ordering::Relaxed);
+        };
+        let writes = async {
+            write(1, 1);
+            sleep(MIN_SAMPLE / 2).await;
+            write(20, 3000);
+        };
+        let ((), sample) = tokio::join!(writes, download.sample(Duration::ZERO, MIN_SAMPLE));
+        assert_eq!((sample.bytes, sample.writing), (20, Duration::from_millis(3)));
+        assert_eq!((sample.time, sample.remaining), (MIN_SAMPLE, 1000));
+    }
+}
