@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use leasehold::{CancellationToken, Error, Job, Worker};
 use tempfile::TempDir;
-use tokio::time::Instant;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 
-use crate::support::cloud::{Cloud, Leasehold, eventually};
+use crate::support::cloud::{Cloud, LIMIT, Leasehold, eventually};
 
 /// A file system in a file. While it is frozen, each change of it waits in the kernel.
 struct Disk {
@@ -94,4 +96,59 @@ async fn a_disk_that_hangs_delays_no_heartbeat() {
     let counts: Vec<_> = deleted.map(|record| record["receive_count"].as_u64()).collect();
     assert_eq!(counts, [Some(1), Some(1)]);
     assert_eq!(cloud.counts().await, (0, 0));
+}
+
+/// One handler waits for a folder, and is dropped at its deadline. The other one gets its own
+/// deadline and its stop in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_handler_that_waits_for_the_disk_delays_no_other() {
+    let Some(disk) = Disk::mounted() else {
+        eprintln!("not tested: a file system cannot be mounted here");
+        return;
+    };
+    let cloud = Cloud::new(5).await;
+    let stop = CancellationToken::new();
+    let worker = Worker::builder()
+        .queue_url(&cloud.queue_url)
+        .sdk_config(&crate::support::aws::config(&cloud.endpoint))
+        .work_dir(disk.folder())
+        .fetch_on_demand()
+        .concurrency(2)
+        .max_duration(Duration::from_secs(4))
+        .stop_grace(Duration::from_secs(1))
+        .retry(Duration::from_secs(1), Duration::from_secs(1))
+        .stop(stop.clone())
+        .build()
+        .unwrap();
+    let (sender, mut began) = mpsc::unbounded_channel();
+    let handler = move |job: Job| {
+        let sender = sender.clone();
+        async move {
+            let key = job.key.clone().unwrap();
+            let _ = sender.send((key.clone(), job.receive_count));
+            match &*key {
+                "ready" => return Ok(()),
+                "hangs" => drop(job.output_dir()),
+                _ => {}
+            }
+            job.cancelled().await;
+            Err::<(), Error>("not finished".into())
+        }
+    };
+    let running = tokio::spawn(worker.run(handler));
+    cloud.put("ready", b"data").await;
+    let mut next = async || timeout(LIMIT, began.recv()).await.expect("in time").unwrap();
+    assert_eq!(next().await, ("ready".to_owned(), 1));
+    disk.freeze();
+    cloud.put("hangs", b"data").await;
+    assert_eq!(next().await, ("hangs".to_owned(), 1));
+    cloud.put("other", b"data").await;
+    // It is begun, halted at its deadline, released and begun again, after the deadline of the one
+    // that hangs.
+    while next().await != ("other".to_owned(), 2) {}
+    stop.cancel();
+    let summary = timeout(LIMIT, running).await.expect("a stop ends in time").unwrap().unwrap();
+    assert_eq!(summary.succeeded, 1);
+    assert!(summary.kept >= 3, "{summary:?}");
+    assert!(disk.thaw());
 }

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::docs::Page;
 use crate::support::cloud::{Cloud, Leasehold};
@@ -24,13 +26,17 @@ fn target() -> PathBuf {
     test.ancestors().nth(3).unwrap().to_owned()
 }
 
+const LONGEST_BUILD: Duration = Duration::from_mins(30);
+
 /// Runs cargo, and expects no warnings.
 async fn cargo(folder: &Path, words: &[&str]) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(words).current_dir(folder).env("CARGO_TARGET_DIR", target());
     // As this package's own profile has it for dependencies.
     cargo.env("CARGO_PROFILE_DEV_DEBUG", "false");
-    let ran = cargo.output().await.unwrap();
+    cargo.kill_on_drop(true);
+    // Other tests use its target directory, too, which it waits for.
+    let ran = timeout(LONGEST_BUILD, cargo.output()).await.expect("a build in time").unwrap();
     let printed = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success() && !printed.contains("warning"), "{words:?}: {printed}");
 }

@@ -78,7 +78,7 @@ fn settings(
 }
 
 #[test]
-fn each_setting_of_a_worker_has_an_effect_or_is_refused() {
+fn each_setting_of_a_worker_is_accepted_or_refused_with_a_reason() {
     let lines = settings("run", |values| {
         let worker = Worker::builder().queue_url(QUEUE);
         let worker = values.iter().fold(worker, |it, (flag, text)| it.setting(flag, *text));
@@ -88,7 +88,7 @@ fn each_setting_of_a_worker_has_an_effect_or_is_refused() {
 }
 
 #[test]
-fn each_setting_of_a_test_worker_has_an_effect_or_is_refused() {
+fn each_setting_of_a_test_worker_is_accepted_or_refused_with_a_reason() {
     let lines = settings("local", |values| {
         let values = values.iter().map(|(flag, text)| (*flag, (*text).into())).collect();
         let settings = local_settings(&values).map_err(|why| as_code(&why))?;

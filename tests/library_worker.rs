@@ -1,9 +1,11 @@
 //! `Worker` beside other tasks of a program, on real servers; and whole programs as processes.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use leasehold::prometheus::{Registry, TextEncoder};
@@ -154,6 +156,61 @@ async fn only_work_that_may_block_uses_the_thread_for_that() {
         let threads = threads.0.lock().unwrap();
         assert_eq!(threads.contains("leasehold-work"), is_used, "{threads:?}");
         assert_eq!(threads.contains("leasehold"), !is_used, "{threads:?}");
+    }
+}
+
+/// An error that notes which threads make its text and drop it.
+#[derive(Debug)]
+struct Noting(Arc<Mutex<Vec<ThreadId>>>);
+
+impl Noting {
+    fn note(&self) {
+        self.0.lock().unwrap().push(std::thread::current().id());
+    }
+}
+
+impl fmt::Display for Noting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.note();
+        f.write_str("noted")
+    }
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        self.note();
+    }
+}
+
+impl std::error::Error for Noting {}
+
+/// It may take long, or panic.
+#[tokio::test]
+async fn the_code_of_an_error_runs_on_the_thread_of_the_handler() {
+    let cloud = Cloud::new(5).await;
+    let threads = Arc::<Mutex<Vec<ThreadId>>>::default();
+    for is_batch in [false, true] {
+        cloud.put("k", b"data").await;
+        let of_error = threads.clone();
+        let fails = move || Err::<(), Error>(Noting(of_error.clone()).into());
+        let worker = builder(&cloud).fetch_on_demand().max_messages(1).until_empty(LIMIT);
+        let worker = worker.retry(Duration::ZERO, Duration::ZERO).build().unwrap();
+        let summary = if is_batch {
+            worker
+                .run_batch(move |jobs: Vec<Job>| {
+                    let fails = fails.clone();
+                    async move { jobs.iter().map(|_| fails()).collect() }
+                })
+                .await
+        } else {
+            let handler = move |_: Job| std::future::ready(fails());
+            worker.run(handler).await
+        };
+        assert_eq!(summary.unwrap().last_kept, Some("handler_failed"));
+        let threads = std::mem::take(&mut *threads.lock().unwrap());
+        assert!(threads.len() >= 2, "it is shown and dropped: {threads:?}");
+        let ours = std::thread::current().id();
+        assert!(threads.iter().all(|thread| *thread == ours), "{threads:?}, {ours:?}");
     }
 }
 

@@ -161,12 +161,9 @@ pub fn stop_requested(
 /// started, and an ignored signal would stay ignored in the command. Done for the first command and
 /// not earlier, since it takes more instructions than a request.
 ///
-/// PID 1 needs none: the kernel drops a signal that has no handler there.
+/// Linux drops a signal that has no handler in PID 1, but gVisor does not (google/gvisor#11836).
 pub fn handle_other_signals() {
     static HANDLED: Once = Once::new();
-    if std::process::id() == 1 {
-        return;
-    }
     HANDLED.call_once(|| {
         let others =
             Signal::iterator().filter(|kind| !UNCHANGED.contains(kind) && !STOPS.contains(kind));

@@ -66,7 +66,7 @@ impl Work for Waiting {
 
 /// How the handler ended, for one job.
 enum Ended {
-    Returned(Result<(), Error>),
+    Returned(Returned),
     Panicked(String),
     /// Only a runtime that ends cancels its tasks.
     ShutDown,
@@ -91,7 +91,7 @@ impl Runner for InProcess {
         let stop_grace = command.stop_grace;
         let job = Job::new(command, halt.clone(), activity.clone());
         let handler = self.handler.clone();
-        let working = caught(async move { handler(job).await });
+        let working = caught(async move { Returned::from(handler(job).await) });
         let mut running = self.threads.spawn(working).await.map_err(|error| not_started(&error))?;
         let task = &mut running.task;
         let ended = tokio::select! {
@@ -163,7 +163,10 @@ async fn call(handler: JobsHandler, threads: Threads, batch: Batch<Waiting>) {
         [member] => member.work.1.clone(),
         several => info_span!(parent: None, "batch", messages = several.len()),
     };
-    let working = caught(async move { handler(jobs).await });
+    let working = caught(async move {
+        let results = handler(jobs).await;
+        results.into_iter().map(Returned::from).collect::<Vec<_>>()
+    });
     let mut running = match threads.spawn(working).instrument(span).await {
         Ok(running) => running,
         Err(error) => {
@@ -191,7 +194,8 @@ async fn call(handler: JobsHandler, threads: Threads, batch: Batch<Waiting>) {
                     "the batch handler returned {results} results for {jobs} jobs: return one for each job, in their order"
                 )
             };
-            members.iter().map(|_| Ended::Returned(Err(why().into()))).collect()
+            let failed = || Returned { how: Handled::Failed, text: Some(why()), retry_after: None };
+            members.iter().map(|_| Ended::Returned(failed())).collect()
         }
         Ok(Err(Panic(text))) => members.iter().map(|_| Ended::Panicked(text.clone())).collect(),
         Err(_) => members.iter().map(|_| Ended::ShutDown).collect(),
@@ -211,15 +215,21 @@ fn not_started(error: &std::io::Error) -> StartError {
 /// The end of a job; `None` if the handler was dropped.
 fn exited(activity: &Activity, ended: Option<Ended>) -> Exited {
     let (how, reason) = match ended {
-        Some(Ended::Returned(Ok(()))) => (Handled::Succeeded, None),
-        Some(Ended::Returned(Err(error))) => failed(activity, &error),
+        Some(Ended::Returned(Returned { how, text, retry_after })) => {
+            if let Some(error) = &text {
+                warn!(error, "the handler returned an error");
+            }
+            if let Some(delay) = retry_after {
+                activity.report(json!({ "retry_after": delay.as_secs_f64() }));
+            }
+            (how, text)
+        }
         Some(Ended::Panicked(text)) => (Handled::Panicked, Some(text)),
         Some(Ended::ShutDown) => (Handled::Dropped, Some("its runtime was shut down".to_owned())),
         None => (Handled::Dropped, None),
     };
     if let Some(reason) = &reason {
-        let start: String = reason.chars().take(LONGEST_REASON).collect();
-        activity.report(&json!({ "reason": start }));
+        activity.report(json!({ "reason": reason }));
     }
     Exited {
         exit: Exit::Handler(how),
@@ -228,24 +238,28 @@ fn exited(activity: &Activity, ended: Option<Ended>) -> Exited {
     }
 }
 
-/// In characters: more than any report shows.
-const LONGEST_REASON: usize = 1000;
+/// What a handler returned for a job.
+struct Returned {
+    how: Handled,
+    /// The error. The log has all of it; other reports are shorter.
+    text: Option<String>,
+    retry_after: Option<Duration>,
+}
 
-/// The class of an error, and its text. The log has all of it; other reports are shorter.
-fn failed(activity: &Activity, error: &Error) -> (Handled, Option<String>) {
-    let text = failure::causes(&**error);
-    warn!(error = text, "the handler returned an error");
-    let how = match failure::class(&**error) {
-        None => Handled::Failed,
-        Some(Class::Permanent) => Handled::Permanent,
-        Some(Class::Retry { after }) => {
-            if let Some(delay) = after {
-                activity.report(&json!({ "retry_after": delay.as_secs_f64() }));
-            }
-            Handled::Temporary
-        }
-    };
-    (how, Some(text))
+impl From<Result<(), Error>> for Returned {
+    /// For the handler's thread: an error's text, its causes and its drop are code of the user, which
+    /// may panic or block.
+    fn from(result: Result<(), Error>) -> Self {
+        let Err(error) = result else {
+            return Self { how: Handled::Succeeded, text: None, retry_after: None };
+        };
+        let (how, retry_after) = match failure::class(&*error) {
+            None => (Handled::Failed, None),
+            Some(Class::Permanent) => (Handled::Permanent, None),
+            Some(Class::Retry { after }) => (Handled::Temporary, after),
+        };
+        Self { how, text: Some(failure::causes(&*error)), retry_after }
+    }
 }
 
 /// A panic of the handler, as a text.

@@ -233,19 +233,19 @@ impl Job {
     /// Reports progress, from 0 to 1, for the log and the metrics. It also resets
     /// `--stall-timeout`.
     pub fn progress(&self, share: f64) {
-        self.report(&json!({ "progress": share.clamp(0.0, 1.0) }));
+        self.report(json!({ "progress": share.clamp(0.0, 1.0) }));
     }
 
     /// Reports what the handler does at the moment, such as `resizing`. It also resets
     /// `--stall-timeout`.
     pub fn status(&self, text: &str) {
-        self.report(&json!({ "text": text }));
+        self.report(json!({ "text": text }));
     }
 
     /// Reports a number about this work, such as its rows, for the log and the metrics. Names have
     /// lower-case letters, digits and `_`; the last value of a name counts.
     pub fn metric(&self, name: &str, value: f64) {
-        self.report(&json!({ "metrics": { name: value } }));
+        self.report(json!({ "metrics": { name: value } }));
     }
 
     /// The same job, which owns the folder of its files.
@@ -255,8 +255,8 @@ impl Job {
         self
     }
 
-    fn report(&self, object: &serde_json::Value) {
-        self.inner.activity.report(object);
+    fn report(&self, fields: serde_json::Value) {
+        self.inner.activity.report(fields);
     }
 }
 

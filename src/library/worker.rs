@@ -65,7 +65,7 @@ use crate::work::threads::{SeparateThreads, WorkThreads};
 /// ```
 ///
 /// The handler runs on the caller's runtime, so it may use connections of that runtime. Leases are
-/// extended on two threads of leasehold: a handler that blocks does not lose its message.
+/// extended on a thread of leasehold: a handler that blocks does not lose its message.
 #[derive(Debug)]
 pub struct Worker {
     config: RunConfig,
@@ -258,7 +258,7 @@ fn with_subscriber(subscriber: Dispatch) -> impl Fn() + Clone + Send + Sync + 's
     }
 }
 
-/// The thread that extends leases, and does nothing else.
+/// The thread of the actors, which extends leases and never blocks.
 fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<OwnRuntime, RunError> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(1).thread_name("leasehold").on_thread_start(on_start);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tracing::Span;
 
@@ -30,41 +30,49 @@ struct CurrentWork {
 /// What work in this process reports, as a command writes it into `JOB_RESULT_FILE`.
 #[derive(Debug, Default)]
 struct Reports {
-    /// The latest lines.
-    lines: String,
+    /// The last value of each field, and of each metric.
+    fields: Map<String, Value>,
     /// How many there have been.
     count: u64,
 }
 
-/// In bytes: thousands of lines.
-pub const MAX_REPORTS: usize = 256 * 1024;
+/// The most metrics that are kept: more than are reported.
+const MAX_METRICS: usize = 100;
+
+/// The longest text that is kept, in bytes: more than is reported.
+const MAX_TEXT: usize = 4096;
 
 impl Activity {
-    /// Work in this process reports a JSON object. Only the latest [`MAX_REPORTS`] count, and no object
-    /// of more than half of that.
-    pub fn report(&self, object: &Value) {
-        const HALF: usize = MAX_REPORTS / 2;
-
+    /// Work in this process reports these fields of `JOB_RESULT_FILE`.
+    pub fn report(&self, fields: Value) {
         self.record();
-        let line = format!("{object}\n");
-        if line.len() > HALF {
-            return;
-        }
+        let Value::Object(fields) = fields else { return };
         let mut reports = lock(&self.reports);
-        let lines = &mut reports.lines;
-        if lines.len() + line.len() > MAX_REPORTS {
-            // So many that most of the following lines move nothing.
-            let end = lines.bytes().skip(HALF).position(|byte| byte == b'\n');
-            lines.drain(..end.map_or(lines.len(), |end| HALF + end + 1));
-        }
-        lines.push_str(&line);
         reports.count += 1;
+        for (name, mut value) in fields {
+            if let Value::String(text) = &mut value {
+                text.truncate(text.floor_char_boundary(MAX_TEXT));
+            }
+            match (reports.fields.get_mut(&name), value) {
+                (Some(Value::Object(before)), Value::Object(more)) => {
+                    let more = more.into_iter();
+                    for (name, value) in more {
+                        if before.len() < MAX_METRICS || before.contains_key(&name) {
+                            before.insert(name, value);
+                        }
+                    }
+                }
+                (_, value) => drop(reports.fields.insert(name, value)),
+            }
+        }
     }
 
-    /// How many reports there have been, and the latest of them; `None` if there are only `known`.
+    /// How many reports there have been, and the last value of each field as JSON; `None` if there are
+    /// only `known`.
     pub fn reports_after(&self, known: u64) -> Option<(u64, String)> {
         let reports = lock(&self.reports);
-        (reports.count > known).then(|| (reports.count, reports.lines.clone()))
+        let fields = || serde_json::to_string(&reports.fields).unwrap_or_default();
+        (reports.count > known).then(|| (reports.count, fields()))
     }
 
     pub fn record(&self) {
@@ -118,32 +126,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_are_lines_and_each_is_new_once() {
+    fn the_last_value_of_each_field_and_of_each_metric_is_kept() {
         let activity = Activity::default();
         assert_eq!(activity.reports_after(0), None);
-        activity.report(&json!({"a": 1}));
-        activity.report(&json!({"b": "2\n"}));
+        activity.report(json!({ "metrics": { "rows": 1, "bytes": 7 } }));
+        for number in 0..100_000 {
+            activity.report(json!({ "progress": number }));
+        }
+        activity.report(json!({ "metrics": { "rows": 2 } }));
         assert!(activity.take());
-        let lines = "{\"a\":1}\n{\"b\":\"2\\n\"}\n".to_owned();
-        assert_eq!(activity.reports_after(0), Some((2, lines.clone())));
-        assert_eq!(activity.reports_after(1), Some((2, lines)));
-        assert_eq!(activity.reports_after(2), None);
+        let fields = "{\"metrics\":{\"bytes\":7,\"rows\":2},\"progress\":99999}".to_owned();
+        assert_eq!(activity.reports_after(100_001), Some((100_002, fields)));
+        assert_eq!(activity.reports_after(100_002), None);
     }
 
     #[test]
     fn a_handler_that_reports_without_end_takes_a_bounded_memory() {
         let activity = Activity::default();
-        let long = "é".repeat(MAX_REPORTS / 10);
-        for number in 0..40 {
-            activity.report(&json!({ "number": number, "long": long }));
+        for number in 0..10_000 {
+            activity.report(json!({ "metrics": { format!("m{number}"): 1 } }));
         }
-        let (count, lines) = activity.reports_after(0).unwrap();
-        assert_eq!(count, 40);
-        assert!(lines.len() <= MAX_REPORTS, "{}", lines.len());
-        let numbers: Vec<Value> =
-            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert!(numbers.len() > 1 && numbers.last().unwrap()["number"] == 39);
-        activity.report(&json!("x".repeat(MAX_REPORTS)));
-        assert_eq!(activity.reports_after(0), Some((count, lines)));
+        activity.report(json!({ "text": "é".repeat(1 << 20) }));
+        let (_, fields) = activity.reports_after(0).unwrap();
+        let fields: Value = serde_json::from_str(&fields).unwrap();
+        assert_eq!(fields["metrics"].as_object().unwrap().len(), MAX_METRICS);
+        assert_eq!(fields["text"].as_str().unwrap().len(), MAX_TEXT);
     }
 }

@@ -30,7 +30,7 @@ use crate::job::outcome::{Exit, Failure, Manifest, ResourceUsage};
 use crate::job::report::{Observation, Report};
 use crate::job::s3_location::LocationTemplate;
 use crate::job::verdict::DeletePermit;
-pub use activity::{Activity, MAX_REPORTS};
+pub use activity::Activity;
 use checksum::Checksum;
 use job_facts::JobFacts;
 

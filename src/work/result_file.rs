@@ -19,7 +19,6 @@ use serde_json::value::RawValue;
 
 use crate::job::outcome::{CommandMetrics, CommandReport};
 use crate::job::report::Progress;
-use crate::ports::MAX_REPORTS;
 
 /// The content of the file.
 #[derive(Debug, Default, PartialEq)]
@@ -39,7 +38,7 @@ const MAX_TEXT: usize = 500;
 const MAX_NAME: usize = 60;
 
 /// In bytes: thousands of lines.
-const MAX_TAIL: u64 = MAX_REPORTS as u64;
+const MAX_TAIL: u64 = 256 * 1024;
 
 /// How many invalid objects may span several lines. After that, each is read to the end of its
 /// line.

@@ -51,7 +51,9 @@ impl CommandWorker {
         drop(turn);
         let was_halted = until.halt.is_cancelled();
         let outbox = self.outbox_of(&object.work.task);
-        self.warn_about_unsaved_files(object, outbox.is_some()).await;
+        // A disk that hangs must not keep finished work from its halt.
+        let warning = self.warn_about_unsaved_files(object, outbox.is_some());
+        until.halt.run_until_cancelled(warning).await;
         if !exit.is_success() {
             return Err(Failure::Exit(exit, report));
         }
@@ -154,7 +156,12 @@ impl CommandWorker {
         };
         let result = watch.result();
         for error in &result.complaints {
-            warn!(error, "ignoring a part of JOB_RESULT_FILE that is not valid");
+            let of = if self.runner.is_in_process() {
+                "the handler's reports"
+            } else {
+                "JOB_RESULT_FILE"
+            };
+            warn!(error, "ignoring a part of {of} that is not valid");
         }
         facts.reason.clone_from(&result.report.reason);
         facts.metrics.append(result.metrics);

@@ -22,7 +22,7 @@ pub enum WorkThreads {
     Separate(SeparateThreads),
 }
 
-/// Started for the first work.
+/// Started for the first work that may block.
 #[derive(Clone)]
 pub struct SeparateThreads {
     runtime: Arc<Mutex<Option<Runtime>>>,

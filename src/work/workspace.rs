@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 
 use bytesize::ByteSize;
 use nix::errno::Errno;
@@ -135,6 +136,7 @@ pub struct Workspace {
     emptied: Option<Stamp>,
     /// If its folders are made when they are first needed.
     on_demand: Option<Arc<OnDemand>>,
+    is_removed: bool,
 }
 
 impl Workspace {
@@ -153,7 +155,7 @@ impl Workspace {
 
     fn at(root: PathBuf, key: &str, on_demand: Option<Arc<OnDemand>>) -> Self {
         let (name, is_left) = (file_name(key), AtomicBool::new(false));
-        Self { root, name, folders: None, is_left, emptied: None, on_demand }
+        Self { root, name, folders: None, is_left, emptied: None, on_demand, is_removed: false }
     }
 
     /// A workspace whose folders are made when they are first needed.
@@ -173,9 +175,9 @@ impl Workspace {
         self.on_demand.as_ref().map_or(Ok(()), |it| it.make(folder))
     }
 
-    /// Has any of its folders been made?
+    /// Has any of its folders been made, or is one being made?
     pub(super) fn exists(&self) -> bool {
-        self.on_demand.as_ref().is_none_or(|it| !it.made().is_empty())
+        self.on_demand.as_ref().is_none_or(|it| it.is_used())
     }
 
     /// Whether the work has left files in this folder.
@@ -183,13 +185,14 @@ impl Workspace {
         let has_files = |folder: &Path| {
             fs::read_dir(folder).is_ok_and(|mut entries| matches!(entries.next(), Some(Ok(_))))
         };
-        let Some(on_demand) = &self.on_demand else { return has_files(folder) };
-        if !on_demand.made().iter().any(|made| made == folder) {
+        let Some(on_demand) = self.on_demand.clone() else { return has_files(folder) };
+        if !on_demand.is_used() {
             return false;
         }
         let folder = folder.to_owned();
         // This may be the thread of the actors.
-        spawn_blocking(move || has_files(&folder)).await.unwrap_or_default()
+        let look = move || on_demand.made().contains(&folder) && has_files(&folder);
+        spawn_blocking(look).await.unwrap_or_default()
     }
 
     /// Whether a small input is all that may be in it, and it serves only one object.
@@ -299,7 +302,6 @@ impl Workspace {
 
     /// The same for folders that were made on demand.
     fn remove_made(&self, made: &[PathBuf]) -> io::Result<()> {
-        let _ = fs::remove_file(self.result_file());
         if made.contains(&self.input_folder()) {
             match self.remove_input_file() {
                 Err(Errno::ENOENT) | Ok(()) => {}
@@ -344,7 +346,34 @@ fn rename(root: &Path) -> io::Result<PathBuf> {
 }
 
 impl Drop for Workspace {
+    /// Work that is dropped may be on the actors' thread if its folders are made on demand. Then they
+    /// are removed on another one.
     fn drop(&mut self) {
+        if self.is_removed {
+            return;
+        }
+        let Some(on_demand) = self.on_demand.take() else { return self.remove_now() };
+        if on_demand.close_unused() {
+            return;
+        }
+        let mut remains = Self::at(std::mem::take(&mut self.root), "", Some(on_demand));
+        (remains.name, remains.is_removed) = (std::mem::take(&mut self.name), true);
+        let path = remains.root.clone();
+        let removal = Builder::new().spawn(move || remains.remove_now());
+        if let Err(error) = removal {
+            warn!(path = %path.display(), %error, "the files of a job stay until the end of the pod: no thread can be started to remove them");
+        }
+    }
+}
+
+impl Workspace {
+    /// Removes it on this thread.
+    pub(super) fn remove(mut self) {
+        self.remove_now();
+        self.is_removed = true;
+    }
+
+    fn remove_now(&self) {
         let made = self.on_demand.as_ref().map(|it| it.close());
         if made.as_ref().is_some_and(Vec::is_empty) {
             return;

@@ -56,7 +56,7 @@ impl Workspaces {
     fn remove_or_empty(&self, space: Workspace, has_succeeded: bool) {
         let is_small = space.has_small_input();
         if has_succeeded && is_small && space.has_only_input() {
-            drop(space);
+            space.remove();
         } else if !(self.are_lasting && has_succeeded) {
             self.remove(space);
         } else if is_small {
@@ -93,7 +93,7 @@ impl Workspaces {
 
     /// On another thread: it may have many files.
     fn remove(&self, space: Workspace) {
-        self.removals.spawn_blocking(move || drop(space));
+        self.removals.spawn_blocking(move || space.remove());
     }
 
     fn take(&self) -> Option<Workspace> {

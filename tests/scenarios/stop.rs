@@ -323,7 +323,6 @@ async fn s65_a_hangup_stops_and_other_signals_change_nothing() {
     );
 }
 
-/// As PID 1 it has no handlers for them.
 #[tokio::test]
 async fn s65_other_signals_change_nothing_for_pid_1() {
     let cloud = Cloud::new(5).await;

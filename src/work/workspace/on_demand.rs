@@ -12,7 +12,17 @@ use crate::ports::JobFolders;
 #[derive(Debug)]
 pub(super) struct OnDemand {
     root: PathBuf,
+    /// Never locked while a folder is made, which takes as long as the disk hangs.
+    usage: Mutex<Usage>,
     state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Usage {
+    /// No folder was asked for.
+    Unused,
+    Used,
+    Closed,
 }
 
 #[derive(Debug, Default)]
@@ -25,30 +35,54 @@ struct State {
 impl OnDemand {
     /// The path of the root must be free.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, state: Mutex::default() }
+        Self { root, usage: Mutex::new(Usage::Unused), state: Mutex::default() }
     }
 
+    /// Was a folder asked for? Never blocks.
+    pub(super) fn is_used(&self) -> bool {
+        *lock(&self.usage) == Usage::Used
+    }
+
+    /// Makes no folders if none was asked for until now, and returns whether that is so. Never
+    /// blocks.
+    pub(super) fn close_unused(&self) -> bool {
+        let mut usage = lock(&self.usage);
+        if *usage == Usage::Unused {
+            *usage = Usage::Closed;
+        }
+        *usage == Usage::Closed
+    }
+
+    /// Blocks while a folder is made.
     pub(super) fn made(&self) -> Vec<PathBuf> {
-        self.state().made.clone()
+        lock(&self.state).made.clone()
     }
 
-    /// Makes no more folders, and returns those that were made.
+    /// Makes no more folders, and returns those that were made. Blocks while one is made.
     pub(super) fn close(&self) -> Vec<PathBuf> {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         state.is_closed = true;
         std::mem::take(&mut state.made)
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl JobFolders for OnDemand {
     fn make(&self, folder: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let ended = || io::Error::other("the job has ended, and its files are removed");
+        {
+            let mut usage = lock(&self.usage);
+            if *usage == Usage::Closed {
+                return Err(ended());
+            }
+            *usage = Usage::Used;
+        }
+        let mut state = lock(&self.state);
         if state.is_closed {
-            return Err(io::Error::other("the job has ended, and its files are removed"));
+            return Err(ended());
         }
         for path in [&*self.root, folder] {
             if !state.made.iter().any(|made| made == path) {
@@ -73,14 +107,24 @@ mod tests {
         let root = home.path().join("root");
         let (output, tmp) = (root.join("output"), root.join("tmp"));
         let folders = OnDemand::new(root.clone());
-        assert!(folders.made().is_empty() && !root.exists());
+        assert!(!folders.is_used() && folders.made().is_empty() && !root.exists());
         for _ in 0..2 {
             folders.make(&output).unwrap();
             folders.make(&root).unwrap();
         }
+        assert!(folders.is_used() && !folders.close_unused());
         assert_eq!(folders.close(), [root, output]);
         folders.make(&tmp).unwrap_err();
         assert!(!tmp.exists());
+    }
+
+    #[test]
+    fn unused_folders_are_closed_without_a_wait() {
+        let home = tempfile::tempdir().unwrap();
+        let folders = OnDemand::new(home.path().join("root"));
+        assert!(folders.close_unused() && folders.close_unused());
+        folders.make(&home.path().join("root/output")).unwrap_err();
+        assert!(!folders.is_used() && !home.path().join("root").exists());
     }
 
     #[test]
