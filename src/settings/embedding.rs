@@ -262,7 +262,9 @@ fn refuse_of_a_command(action: &Action, matches: &ArgMatches) -> Result<(), Sett
             return Err(SettingError::NoEffect { setting: "--manifest".to_owned(), instead });
         }
         #[cfg(feature = "check")]
-        Action::Check(_) | Action::Schema | Action::Reference => return Ok(()),
+        Action::Check(args) => &args.run.work,
+        #[cfg(feature = "check")]
+        Action::Schema | Action::Reference => return Ok(()),
         #[cfg(feature = "pushgateway")]
         Action::Sweep(_) => return Ok(()),
         Action::Install(_) | Action::Completions { .. } | Action::Man => return Ok(()),
@@ -337,6 +339,12 @@ mod tests {
         ] {
             let given = error(&[], &format!("resize local in {words}"));
             assert!(given.contains(refused), "{given}");
+            #[cfg(feature = "check")]
+            {
+                let checked = format!("resize check --queue-url {} {words}", QUEUE.1);
+                let checked = error(&[], &checked);
+                assert!(checked.contains(refused), "{checked}");
+            }
         }
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("types.yaml");
