@@ -44,6 +44,7 @@ pub const OF_AN_END: [Group; 1] = [(
 )];
 
 /// Settings of `local` that a `TestWorker` has in another form, or not at all.
+#[cfg(feature = "testing")]
 pub const OF_LOCAL: [Group; 7] = [
     (&["attempts"], "TestRun::attempts has all attempts; remove it"),
     (
