@@ -468,3 +468,20 @@ async fn a_listing_is_complete_and_an_endless_one_is_an_error() {
     let error = S3::new(&config, None).list("b", "of/").await.unwrap_err();
     assert!(error.contains("length limit exceeded"), "{error}");
 }
+
+/// What a command writes when it is stopped is a usual case.
+#[tokio::test]
+async fn files_that_are_not_saved_are_named_also_after_a_stop() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("k", b"x").await;
+    let script = "trap 'echo half > $JOB_CHECKPOINT_DIR/state; exit 0' TERM; echo > began; \
+                  while :; do sleep 0.05; done";
+    let pod = cloud.run("", script);
+    cloud.file("began").await;
+    pod.signal(Signal::SIGTERM);
+    let ended = pod.wait().await;
+    let warning =
+        "the command wrote into JOB_CHECKPOINT_DIR, but the files are not saved: set --checkpoint";
+    assert_eq!(ended.record(warning)["level"], "WARN");
+    assert_eq!(cloud.counts().await, (1, 0));
+}

@@ -1,6 +1,7 @@
 //! Handlers that take several jobs at once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -112,6 +113,30 @@ async fn too_few_or_too_many_results_keep_all_messages_of_the_batch() {
     }
     let error = of_key(&run, "a").error.as_deref().unwrap();
     assert!(error.contains("returned 1 results for 2 jobs: return one for each job"), "{error}");
+}
+
+#[derive(Debug)]
+struct PanicsWhenShown;
+
+impl fmt::Display for PanicsWhenShown {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("no text")
+    }
+}
+
+impl std::error::Error for PanicsWhenShown {}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_text_of_an_error_fails_only_its_job() {
+    let result = |job: &Job| match key(job) {
+        "bad" if job.receive_count == 1 => Err(PanicsWhenShown.into()),
+        _ => Ok(()),
+    };
+    let handler = move |jobs: Vec<Job>| async move { jobs.iter().map(result).collect::<Results>() };
+    let run = TestWorker::batch(handler).batch_window(S).object("bad", "").object("good", "");
+    let run = run.run().await;
+    assert_eq!(by_key(&run)["good"], ["succeeded"]);
+    assert_eq!(by_key(&run)["bad"], ["panicked", "succeeded"]);
 }
 
 #[tokio::test(start_paused = true)]

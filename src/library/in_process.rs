@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error, info_span, warn};
@@ -91,7 +90,7 @@ impl Runner for InProcess {
         let stop_grace = command.stop_grace;
         let job = Job::new(command, halt.clone(), activity.clone());
         let handler = self.handler.clone();
-        let working = caught(async move { Returned::from(handler(job).await) });
+        let working = caught(async move { returned(handler(job).await) });
         let mut running = self.threads.spawn(working).await.map_err(|error| not_started(&error))?;
         let task = &mut running.task;
         let ended = tokio::select! {
@@ -104,7 +103,7 @@ impl Runner for InProcess {
         Ok(exited(
             &activity,
             ended.map(|ended| match ended {
-                Ok(Ok(result)) => Ended::Returned(result),
+                Ok(Ok(ended)) => ended,
                 Ok(Err(Panic(text))) => Ended::Panicked(text),
                 Err(_) => Ended::ShutDown,
             }),
@@ -165,7 +164,7 @@ async fn call(handler: JobsHandler, threads: Threads, batch: Batch<Waiting>) {
     };
     let working = caught(async move {
         let results = handler(jobs).await;
-        results.into_iter().map(Returned::from).collect::<Vec<_>>()
+        results.into_iter().map(returned).collect::<Vec<_>>()
     });
     let mut running = match threads.spawn(working).instrument(span).await {
         Ok(running) => running,
@@ -184,9 +183,7 @@ async fn call(handler: JobsHandler, threads: Threads, batch: Batch<Waiting>) {
         _ = all_gone => return,
     };
     let each: Vec<Ended> = match ended {
-        Ok(Ok(results)) if results.len() == members.len() => {
-            results.into_iter().map(Ended::Returned).collect()
-        }
+        Ok(Ok(results)) if results.len() == members.len() => results,
         Ok(Ok(results)) => {
             let (results, jobs) = (results.len(), members.len());
             let why = || {
@@ -220,7 +217,7 @@ fn exited(activity: &Activity, ended: Option<Ended>) -> Exited {
                 warn!(error, "the handler returned an error");
             }
             if let Some(delay) = retry_after {
-                activity.report(json!({ "retry_after": delay.as_secs_f64() }));
+                activity.report("retry_after", delay.as_secs_f64().into());
             }
             (how, text)
         }
@@ -229,7 +226,7 @@ fn exited(activity: &Activity, ended: Option<Ended>) -> Exited {
         None => (Handled::Dropped, None),
     };
     if let Some(reason) = &reason {
-        activity.report(json!({ "reason": reason }));
+        activity.report("reason", reason.as_str().into());
     }
     Exited {
         exit: Exit::Handler(how),
@@ -260,6 +257,12 @@ impl From<Result<(), Error>> for Returned {
         };
         Self { how, text: Some(failure::causes(&*error)), retry_after }
     }
+}
+
+/// Each result by itself: a panic in the text of one error does not affect the others.
+fn returned(result: Result<(), Error>) -> Ended {
+    catch_unwind(AssertUnwindSafe(|| Returned::from(result)))
+        .map_or_else(|panic| Ended::Panicked(described(panic.as_ref()).0), Ended::Returned)
 }
 
 /// A panic of the handler, as a text.

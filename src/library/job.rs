@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::fs::File;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -233,19 +232,19 @@ impl Job {
     /// Reports progress, from 0 to 1, for the log and the metrics. It also resets
     /// `--stall-timeout`.
     pub fn progress(&self, share: f64) {
-        self.report(json!({ "progress": share.clamp(0.0, 1.0) }));
+        self.inner.activity.report("progress", share.clamp(0.0, 1.0).into());
     }
 
     /// Reports what the handler does at the moment, such as `resizing`. It also resets
     /// `--stall-timeout`.
     pub fn status(&self, text: &str) {
-        self.report(json!({ "text": text }));
+        self.inner.activity.report("text", text.into());
     }
 
     /// Reports a number about this work, such as its rows, for the log and the metrics. Names have
     /// lower-case letters, digits and `_`; the last value of a name counts.
     pub fn metric(&self, name: &str, value: f64) {
-        self.report(json!({ "metrics": { name: value } }));
+        self.inner.activity.report_metric(name, value);
     }
 
     /// The same job, which owns the folder of its files.
@@ -253,10 +252,6 @@ impl Job {
     pub(super) fn in_folder(mut self, home: tempfile::TempDir) -> Self {
         Arc::get_mut(&mut self.inner).expect("it has no clone yet").home = Some(home);
         self
-    }
-
-    fn report(&self, fields: serde_json::Value) {
-        self.inner.activity.report(fields);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::Span;
 
@@ -30,49 +30,64 @@ struct CurrentWork {
 /// What work in this process reports, as a command writes it into `JOB_RESULT_FILE`.
 #[derive(Debug, Default)]
 struct Reports {
-    /// The last value of each field, and of each metric.
+    /// The last value of each field.
     fields: Map<String, Value>,
+    /// The last value of each metric, in the order of their first reports: only the first few count.
+    metrics: Vec<(String, Value)>,
     /// How many there have been.
     count: u64,
 }
 
-/// The most metrics that are kept: more than are reported.
+/// The most metrics that are kept: more than are reported, since some names are not valid.
 const MAX_METRICS: usize = 100;
 
 /// The longest text that is kept, in bytes: more than is reported.
 const MAX_TEXT: usize = 4096;
 
 impl Activity {
-    /// Work in this process reports these fields of `JOB_RESULT_FILE`.
-    pub fn report(&self, fields: Value) {
+    /// Work in this process reports a field of `JOB_RESULT_FILE`. A null, which stands for a number
+    /// that is not finite, replaces no value.
+    pub fn report(&self, field: &str, mut value: Value) {
         self.record();
-        let Value::Object(fields) = fields else { return };
         let mut reports = lock(&self.reports);
         reports.count += 1;
-        for (name, mut value) in fields {
-            if let Value::String(text) = &mut value {
-                text.truncate(text.floor_char_boundary(MAX_TEXT));
-            }
-            match (reports.fields.get_mut(&name), value) {
-                (Some(Value::Object(before)), Value::Object(more)) => {
-                    let more = more.into_iter();
-                    for (name, value) in more {
-                        if before.len() < MAX_METRICS || before.contains_key(&name) {
-                            before.insert(name, value);
-                        }
-                    }
-                }
-                (_, value) => drop(reports.fields.insert(name, value)),
-            }
+        if let Value::String(text) = &mut value {
+            cut(text);
+        }
+        if !(value.is_null() && reports.fields.contains_key(field)) {
+            reports.fields.insert(field.to_owned(), value);
         }
     }
 
-    /// How many reports there have been, and the last value of each field as JSON; `None` if there are
+    /// Work in this process reports one of its metrics.
+    pub fn report_metric(&self, name: &str, value: f64) {
+        self.record();
+        let mut reports = lock(&self.reports);
+        reports.count += 1;
+        let metrics = &mut reports.metrics;
+        if let Some((_, before)) = metrics.iter_mut().find(|(before, _)| before == name) {
+            if value.is_finite() {
+                *before = value.into();
+            }
+        } else if metrics.len() < MAX_METRICS {
+            let mut name = name.to_owned();
+            cut(&mut name);
+            metrics.push((name, value.into()));
+        }
+    }
+
+    /// How many reports there have been, and the last values as lines of JSON; `None` if there are
     /// only `known`.
     pub fn reports_after(&self, known: u64) -> Option<(u64, String)> {
         let reports = lock(&self.reports);
-        let fields = || serde_json::to_string(&reports.fields).unwrap_or_default();
-        (reports.count > known).then(|| (reports.count, fields()))
+        if reports.count <= known {
+            return None;
+        }
+        let metrics =
+            reports.metrics.iter().map(|(name, value)| json!({ "metrics": { name: value } }));
+        let objects = std::iter::once(Value::Object(reports.fields.clone())).chain(metrics);
+        let lines: Vec<String> = objects.map(|object| object.to_string()).collect();
+        Some((reports.count, lines.join("\n")))
     }
 
     pub fn record(&self) {
@@ -115,41 +130,50 @@ impl Activity {
     }
 }
 
+fn cut(text: &mut String) {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text.shrink_to_fit();
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn the_last_value_of_each_field_and_of_each_metric_is_kept() {
         let activity = Activity::default();
         assert_eq!(activity.reports_after(0), None);
-        activity.report(json!({ "metrics": { "rows": 1, "bytes": 7 } }));
+        activity.report_metric("rows", 1.0);
+        activity.report_metric("bytes", 7.0);
         for number in 0..100_000 {
-            activity.report(json!({ "progress": number }));
+            activity.report("progress", number.into());
         }
-        activity.report(json!({ "metrics": { "rows": 2 } }));
+        activity.report("progress", Value::Null);
+        activity.report_metric("rows", 2.5);
+        activity.report_metric("bytes", f64::NAN);
         assert!(activity.take());
-        let fields = "{\"metrics\":{\"bytes\":7,\"rows\":2},\"progress\":99999}".to_owned();
-        assert_eq!(activity.reports_after(100_001), Some((100_002, fields)));
-        assert_eq!(activity.reports_after(100_002), None);
+        let lines =
+            "{\"progress\":99999}\n{\"metrics\":{\"rows\":2.5}}\n{\"metrics\":{\"bytes\":7.0}}";
+        assert_eq!(activity.reports_after(100_004), Some((100_005, lines.to_owned())));
+        assert_eq!(activity.reports_after(100_005), None);
     }
 
     #[test]
     fn a_handler_that_reports_without_end_takes_a_bounded_memory() {
         let activity = Activity::default();
         for number in 0..10_000 {
-            activity.report(json!({ "metrics": { format!("m{number}"): 1 } }));
+            activity.report_metric(&format!("m{number}{}", "x".repeat(10_000)), 1.0);
         }
-        activity.report(json!({ "text": "é".repeat(1 << 20) }));
-        let (_, fields) = activity.reports_after(0).unwrap();
-        let fields: Value = serde_json::from_str(&fields).unwrap();
-        assert_eq!(fields["metrics"].as_object().unwrap().len(), MAX_METRICS);
-        assert_eq!(fields["text"].as_str().unwrap().len(), MAX_TEXT);
+        activity.report("text", "é".repeat(1 << 20).into());
+        let reports = lock(&activity.reports);
+        assert_eq!(reports.metrics.len(), MAX_METRICS);
+        assert!(reports.metrics.iter().all(|(name, _)| name.capacity() <= MAX_TEXT));
+        let Value::String(text) = &reports.fields["text"] else { panic!("{:?}", reports.fields) };
+        assert_eq!(text.len(), MAX_TEXT);
+        assert!(text.capacity() < 2 * MAX_TEXT);
     }
 }

@@ -163,12 +163,13 @@ impl CommandWorker {
                 key = object.map(|object| &object.key),
             );
             let name = object.map_or("message", |object| &object.key);
-            let is_halted =
-                halt.requested.run_until_cancelled(workspaces.finished()).await.is_none();
-            if is_halted {
+            let is_on_demand = self.makes_folders_on_demand(&work.task);
+            // A handler may need no file, so it does not wait for a disk that hangs.
+            let limit = if is_on_demand { ON_DEMAND_WAIT } else { Duration::MAX };
+            let removed = timeout(limit, workspaces.finished());
+            if halt.requested.run_until_cancelled(removed).await.is_none() {
                 return Err(Failure::Halted);
             }
-            let is_on_demand = self.makes_folders_on_demand(&work.task);
             let space = if is_on_demand {
                 Workspace::on_demand(&self.work_dir, name)
             } else {
@@ -250,6 +251,9 @@ impl CommandWorker {
 /// A file of at most this many bytes is written and removed on the thread of the work: that takes less
 /// time than to wake another thread.
 const SMALL: u64 = 1 << 20;
+
+/// How long work with folders on demand waits for the removal of the last ones.
+const ON_DEMAND_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a halt waits for the removal of files: short compared to a tenth of the shortest
 /// reserve, which is the limit for everything then.

@@ -51,9 +51,12 @@ impl CommandWorker {
         drop(turn);
         let was_halted = until.halt.is_cancelled();
         let outbox = self.outbox_of(&object.work.task);
-        // A disk that hangs must not keep finished work from its halt.
-        let warning = self.warn_about_unsaved_files(object, outbox.is_some());
-        until.halt.run_until_cancelled(warning).await;
+        tokio::select! {
+            biased;
+            () = self.warn_about_unsaved_files(object, outbox.is_some()) => {}
+            // A disk that hangs must not keep finished work from its halt.
+            () = until.halt.cancelled() => {}
+        }
         if !exit.is_success() {
             return Err(Failure::Exit(exit, report));
         }

@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tokio::task::spawn_blocking;
-use tracing::warn;
+use tracing::{dispatcher, warn};
 use walkdir::WalkDir;
 
 use crate::ports::JobFolders;
@@ -175,9 +175,9 @@ impl Workspace {
         self.on_demand.as_ref().map_or(Ok(()), |it| it.make(folder))
     }
 
-    /// Has any of its folders been made, or is one being made?
-    pub(super) fn exists(&self) -> bool {
-        self.on_demand.as_ref().is_none_or(|it| it.is_used())
+    /// Whether no folder of it was made, and none will be.
+    pub(super) fn close_unused(&self) -> bool {
+        self.on_demand.as_ref().is_some_and(|it| it.close_unused())
     }
 
     /// Whether the work has left files in this folder.
@@ -198,7 +198,8 @@ impl Workspace {
     /// Whether a small input is all that may be in it, and it serves only one object.
     pub(super) fn has_only_input(&self) -> bool {
         let is_usual = |made: &PathBuf| *made == self.root || *made == self.input_folder();
-        self.on_demand.as_ref().is_some_and(|it| it.made().iter().all(is_usual))
+        let made = self.on_demand.as_ref().and_then(|it| it.made_now());
+        made.is_some_and(|made| made.iter().all(is_usual))
     }
 
     /// Creates one that may serve another object later, if this file system shows all that it needs
@@ -358,8 +359,10 @@ impl Drop for Workspace {
         }
         let mut remains = Self::at(std::mem::take(&mut self.root), "", Some(on_demand));
         (remains.name, remains.is_removed) = (std::mem::take(&mut self.name), true);
-        let path = remains.root.clone();
-        let removal = Builder::new().spawn(move || remains.remove_now());
+        let (path, subscriber) = (remains.root.clone(), dispatcher::get_default(Clone::clone));
+        let removal = Builder::new()
+            .name("leasehold-files".to_owned())
+            .spawn(move || dispatcher::with_default(&subscriber, || remains.remove_now()));
         if let Err(error) = removal {
             warn!(path = %path.display(), %error, "the files of a job stay until the end of the pod: no thread can be started to remove them");
         }

@@ -45,11 +45,12 @@ impl Workspaces {
     /// Removes or empties the workspace. If the work failed, some of its downloads may still create
     /// files. Folders that were made on demand serve only one message: most messages need none.
     pub fn put_back(&self, space: Workspace, has_succeeded: bool) {
-        if space.exists() {
-            let this = self.clone();
-            let removal = async move { this.remove_or_empty(space, has_succeeded) };
-            self.removals.spawn_on(removal, &self.threads.handle());
+        if space.close_unused() {
+            return;
         }
+        let this = self.clone();
+        let removal = async move { this.remove_or_empty(space, has_succeeded) };
+        self.removals.spawn_on(removal, &self.threads.handle());
     }
 
     /// A small input is removed on the thread of the work, the rest on another one.

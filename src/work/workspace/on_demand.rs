@@ -38,7 +38,7 @@ impl OnDemand {
         Self { root, usage: Mutex::new(Usage::Unused), state: Mutex::default() }
     }
 
-    /// Was a folder asked for? Never blocks.
+    /// Was a folder asked for, and is it not closed? Never blocks.
     pub(super) fn is_used(&self) -> bool {
         *lock(&self.usage) == Usage::Used
     }
@@ -51,6 +51,11 @@ impl OnDemand {
             *usage = Usage::Closed;
         }
         *usage == Usage::Closed
+    }
+
+    /// `None` while a folder is made.
+    pub(super) fn made_now(&self) -> Option<Vec<PathBuf>> {
+        self.state.try_lock().ok().map(|state| state.made.clone())
     }
 
     /// Blocks while a folder is made.
