@@ -459,15 +459,7 @@ fn by_key(name: &str, glob: &str) -> JobType {
 }
 
 fn record(bucket: &str, key: &str, event: &str) -> Record {
-    let object = Object {
-        bucket: bucket.to_owned(),
-        key: key.to_owned(),
-        version_id: None,
-        etag: None,
-        size: None,
-        sequencer: None,
-        is_from_aws: false,
-    };
+    let object = Object::named(bucket, key);
     Record { event: event.to_owned(), time: None, region: None, object, key_as_sent: None }
 }
 

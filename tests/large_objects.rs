@@ -158,15 +158,7 @@ async fn time_of_download(store: &dyn ObjectStore, bytes: &[u8]) -> Duration {
     let home: TempDir = tempfile::tempdir().unwrap();
     let (work_dir, path) =
         (WorkDir { path: home.path().to_owned(), limit: None }, home.path().join("k"));
-    let object = Object {
-        bucket: "b".into(),
-        key: "k".into(),
-        version_id: None,
-        etag: None,
-        size: None,
-        sequencer: None,
-        is_from_aws: false,
-    };
+    let object = Object::named("b", "k");
     let began = Instant::now();
     let policy = FetchPolicy::default();
     let fetched = fetch(store, &policy, None, &work_dir, &object, None, &path).await;

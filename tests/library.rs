@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
 use crate::support::journey::{MINUTE, S};
-use crate::support::{facts, object_created};
+use crate::support::{self, object_created};
 
 #[path = "../examples/library/batch.rs"]
 pub mod batch;
@@ -342,16 +342,7 @@ pub fn of_jobs(handler: AnyHandler, threads: Threads) -> Arc<dyn Runner> {
 
 /// A job for a runner.
 pub fn command(stop_grace: Duration) -> Command {
-    Command {
-        program: "the work".into(),
-        args: Vec::new(),
-        job: facts(),
-        variables: None,
-        stdin: None,
-        fetch: None,
-        on_demand: None,
-        stop_grace,
-    }
+    Command { stop_grace, ..support::command("the work") }
 }
 
 /// Blocks a thread forever, except at its last call.

@@ -293,15 +293,7 @@ mod tests {
     }
 
     fn object(key: &str) -> Object {
-        Object {
-            bucket: "incoming".to_owned(),
-            key: key.to_owned(),
-            version_id: None,
-            etag: None,
-            size: None,
-            sequencer: None,
-            is_from_aws: true,
-        }
+        Object { is_from_aws: true, ..Object::named("incoming", key) }
     }
 
     fn filled(words: &[&str], object: Option<&Object>) -> Result<Vec<String>, BadArgument> {

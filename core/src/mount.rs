@@ -69,15 +69,7 @@ mod tests {
     }
 
     fn path(bucket: &str, key: &str) -> Result<PathBuf, String> {
-        let object = Object {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-            version_id: None,
-            etag: None,
-            size: None,
-            sequencer: None,
-            is_from_aws: true,
-        };
+        let object = Object { is_from_aws: true, ..Object::named(bucket, key) };
         find(&mounts(), &object).map(|(_, path)| path)
     }
 

@@ -74,6 +74,21 @@ pub struct Object {
     pub is_from_aws: bool,
 }
 
+impl Object {
+    /// An object of which only the name is known.
+    pub fn named(bucket: impl Into<String>, key: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            key: key.into(),
+            version_id: None,
+            etag: None,
+            size: None,
+            sequencer: None,
+            is_from_aws: false,
+        }
+    }
+}
+
 /// Why a body is not an S3 notification. Never quotes the body, which may contain private data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -507,15 +507,7 @@ async fn check_source(
             ));
         }
     }
-    let absent = Object {
-        bucket: bucket.to_owned(),
-        key: format!("{prefix}leasehold-check/no-such-object"),
-        version_id: None,
-        etag: None,
-        size: None,
-        sequencer: None,
-        is_from_aws: false,
-    };
+    let absent = Object::named(bucket, format!("{prefix}leasehold-check/no-such-object"));
     match s3.open(&absent).await {
         Ok(_) | Err(FetchError::Missing(_)) => {}
         Err(

@@ -128,15 +128,7 @@ impl Checkpoints {
         let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
 
         let bucket = checkpoint.bucket.clone();
-        let object = Object {
-            bucket: bucket.clone(),
-            key: last.clone(),
-            version_id: None,
-            etag: None,
-            size: None,
-            sequencer: None,
-            is_from_aws: false,
-        };
+        let object = Object::named(bucket.clone(), last.clone());
         let archive = space.archive();
         fetch::fetch(
             self.storage.as_ref(),

@@ -237,15 +237,7 @@ mod tests {
     fn only_a_large_pinned_object_with_a_composable_hash_is_divided() {
         let object = |version_id: Option<&str>, etag: Option<&str>| {
             let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-            Object {
-                bucket: "b".into(),
-                key: "k".into(),
-                version_id,
-                etag,
-                size: None,
-                sequencer: None,
-                is_from_aws: false,
-            }
+            Object { version_id, etag, ..Object::named("b", "k") }
         };
         let (etag, version) = (object(None, Some("e")), object(Some("v"), None));
         assert!(is_parallelizable(Some(MIN_PARALLEL_SIZE), &etag, None));

@@ -23,15 +23,7 @@ fn metrics() -> Metrics {
 }
 
 fn subject(receive_count: u32) -> Subject {
-    let object = Object {
-        bucket: "inbox".to_owned(),
-        key: "k".to_owned(),
-        version_id: None,
-        etag: None,
-        size: Some(1_000_000),
-        sequencer: None,
-        is_from_aws: false,
-    };
+    let object = Object { size: Some(1_000_000), ..Object::named("inbox", "k") };
     Subject {
         job_type: Some("default".to_owned()),
         message_id: MessageId::new("m"),

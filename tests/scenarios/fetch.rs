@@ -182,15 +182,7 @@ async fn fetched(store: &BreakingStore, object: &Object) -> Result<Vec<u8>, Fail
 
 fn object(version_id: Option<&str>, etag: Option<&str>) -> Object {
     let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-    Object {
-        bucket: "b".into(),
-        key: "k".into(),
-        version_id,
-        etag,
-        size: None,
-        sequencer: None,
-        is_from_aws: false,
-    }
+    Object { version_id, etag, ..Object::named("b", "k") }
 }
 
 /// Random bytes.

@@ -235,13 +235,9 @@ async fn s46_the_request_names_exactly_the_object_of_the_event() {
     .await;
     let s3 = S3::new(&aws::config(&server.endpoint), Some("123456789012".to_owned()));
     let object = |key: &str, version: Option<&str>| Object {
-        bucket: "inbox".to_owned(),
-        key: key.to_owned(),
         version_id: version.map(str::to_owned),
         etag: version.is_none().then(|| "abc".to_owned()),
-        size: None,
-        sequencer: None,
-        is_from_aws: false,
+        ..Object::named("inbox", key)
     };
     let error = async |key| s3.open(&object(key, None)).await.err();
     let denied = error("k-denied").await;

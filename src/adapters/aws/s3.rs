@@ -389,15 +389,7 @@ mod tests {
 
     fn object(etag: Option<&str>, size: Option<u64>) -> Object {
         let etag = etag.map(str::to_owned);
-        Object {
-            bucket: "b".into(),
-            key: "k".into(),
-            version_id: None,
-            etag,
-            size,
-            sequencer: None,
-            is_from_aws: false,
-        }
+        Object { etag, size, ..Object::named("b", "k") }
     }
 
     fn s3(server: &Canned) -> S3 {

@@ -360,15 +360,7 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn object(key: &str) -> Object {
-        Object {
-            bucket: "b".into(),
-            key: key.into(),
-            version_id: None,
-            etag: None,
-            size: None,
-            sequencer: None,
-            is_from_aws: false,
-        }
+        Object::named("b", key)
     }
 
     async fn content(folder: &Folder, object: &Object) -> Result<String, FetchError> {

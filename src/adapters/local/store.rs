@@ -315,15 +315,7 @@ mod tests {
             store.list("b", "q").await.unwrap().is_empty()
                 && store.list("none", "").await.unwrap().is_empty()
         );
-        let object = |key: &str| Object {
-            bucket: "b".into(),
-            key: key.into(),
-            version_id: None,
-            etag: None,
-            size: None,
-            sequencer: None,
-            is_from_aws: false,
-        };
+        let object = |key: &str| Object::named("b", key);
         let body = store.open(&object("p/2")).await.unwrap();
         assert_eq!(body.bytes.try_collect::<Vec<_>>().await.unwrap().concat(), b"two");
         store.delete("b", "p/2").await.unwrap();

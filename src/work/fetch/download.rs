@@ -440,15 +440,7 @@ mod tests {
         Download {
             store: &NoStore,
             work_dir,
-            object: Object {
-                bucket: "b".into(),
-                key: "k".into(),
-                version_id: None,
-                etag: None,
-                size: None,
-                sequencer: None,
-                is_from_aws: false,
-            },
+            object: Object::named("b", "k"),
             algorithm: None,
             file: Arc::new(File::create(work_dir.path.join("k")).unwrap()),
             unclaimed: Mutex::new(0..size),

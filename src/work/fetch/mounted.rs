@@ -102,15 +102,7 @@ mod tests {
     use super::*;
 
     fn object(key: &str, size: Option<u64>) -> Object {
-        Object {
-            bucket: "in".to_owned(),
-            key: key.to_owned(),
-            version_id: None,
-            etag: None,
-            size,
-            sequencer: None,
-            is_from_aws: true,
-        }
+        Object { size, is_from_aws: true, ..Object::named("in", key) }
     }
 
     #[test]

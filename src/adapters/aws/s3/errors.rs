@@ -185,15 +185,7 @@ mod tests {
     use super::*;
 
     fn object(version: Option<&str>) -> Object {
-        Object {
-            bucket: "b".into(),
-            key: "k".into(),
-            version_id: version.map(str::to_owned),
-            etag: None,
-            size: None,
-            sequencer: None,
-            is_from_aws: false,
-        }
+        Object { version_id: version.map(str::to_owned), ..Object::named("b", "k") }
     }
 
     #[test]

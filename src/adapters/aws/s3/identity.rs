@@ -80,15 +80,7 @@ mod tests {
 
     fn object(version_id: Option<&str>, etag: Option<&str>, size: Option<u64>) -> Object {
         let (version_id, etag) = (version_id.map(str::to_owned), etag.map(str::to_owned));
-        Object {
-            bucket: "b".into(),
-            key: "k".into(),
-            version_id,
-            etag,
-            size,
-            sequencer: None,
-            is_from_aws: false,
-        }
+        Object { version_id, etag, size, ..Object::named("b", "k") }
     }
 
     fn checked(

@@ -258,13 +258,10 @@ mod tests {
 
     fn object() -> Object {
         Object {
-            bucket: "b".into(),
-            key: "in/a b".into(),
-            version_id: None,
             etag: Some("e".into()),
             size: Some(5),
-            sequencer: None,
             is_from_aws: true,
+            ..Object::named("b", "in/a b")
         }
     }
 
