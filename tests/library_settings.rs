@@ -1,4 +1,5 @@
-//! Each setting has an effect in a Rust program, or is refused with what to use instead.
+//! A `Worker` and a `TestWorker` accept each setting, or refuse it with what to use instead: the
+//! snapshots show which.
 
 use std::fmt::Write;
 

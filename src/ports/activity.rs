@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::Span;
 
-/// Set whenever a command prints something, or waits for its turn.
+/// Whether work prints something or waits for its turn, and what work in this process reports.
 #[derive(Debug, Clone, Default)]
 pub struct Activity {
     is_recorded: Arc<AtomicBool>,
