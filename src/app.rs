@@ -18,6 +18,8 @@ mod sweep;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+#[cfg(feature = "aws")]
+use crate::adapters::aws::sqs::prepare;
 use crate::adapters::batching::Batching;
 use crate::adapters::process::guard;
 use crate::install::install;
@@ -33,6 +35,7 @@ use crate::settings::resolve::RunConfig;
 use crate::settings::resolve::SweepConfig;
 use crate::settings::{Action, Cli, command_line, environment};
 use crate::telemetry::termination::TerminationLog;
+use crate::wiring::machine::ThreadCheck;
 #[cfg(feature = "check")]
 use check::check;
 pub use exit::refuse;
@@ -87,8 +90,10 @@ pub fn main(
     name: &str,
     parse: impl FnOnce() -> Result<Start, clap::Error>,
 ) -> ExitCode {
+    let action = std::env::args_os().nth(1).unwrap_or_default();
     // Only `run` and `local` hold messages.
-    if !std::env::args_os().nth(1).is_some_and(|action| action == "run" || action == "local") {
+    let holds_messages = action == "run" || action == "local";
+    if !holds_messages {
         signals.restore();
     }
     // This may start the program again, so the standard input must not have been read.
@@ -96,8 +101,17 @@ pub fn main(
         TerminationLog::Kubernetes.write(&misconfigured(&why));
         return refuse(name, &why);
     }
+    // Beside the parsing of the command line.
+    let threads = holds_messages.then(|| {
+        ThreadCheck::start(move || {
+            #[cfg(feature = "aws")]
+            if action == "run" {
+                prepare();
+            }
+        })
+    });
     match parse() {
-        Ok(Start::Perform(action, host)) => perform(action, host),
+        Ok(Start::Perform(action, host)) => perform(action, host, threads),
         Ok(Start::Own(action)) => action(),
         Err(answer) => {
             // It is not an error if the reader of `--help` is gone.
@@ -112,7 +126,7 @@ pub fn main(
     }
 }
 
-fn perform(action: Action, host: Host) -> ExitCode {
+fn perform(action: Action, host: Host, threads: Option<ThreadCheck>) -> ExitCode {
     let Host { name, command, in_process, .. } = host;
     let refuse = |why: String| refuse(&name, &why);
     match action {
@@ -121,7 +135,7 @@ fn perform(action: Action, host: Host) -> ExitCode {
             let termination_log = args.work.termination_log.clone();
             RunConfig::try_from(*args)
                 .map_err(|error| as_given(&error.to_string()))
-                .and_then(|config| run(config, in_process))
+                .and_then(|config| run(config, in_process, threads))
                 .unwrap_or_else(|why| {
                     let termination_log =
                         termination_log.map_or(TerminationLog::Kubernetes, TerminationLog::At);
@@ -160,7 +174,7 @@ fn perform(action: Action, host: Host) -> ExitCode {
         #[cfg(feature = "local")]
         Action::Local(args) => LocalConfig::try_from(*args)
             .map_err(|error| as_given(&error.to_string()))
-            .and_then(|config| run_local(config, in_process))
+            .and_then(|config| run_local(config, in_process, threads))
             .unwrap_or_else(refuse),
         Action::Install(args) => match install(&args.folder, &name) {
             Ok(path) => {

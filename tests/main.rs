@@ -16,6 +16,7 @@ mod deploy;
 mod docs;
 mod end_to_end;
 mod examples;
+mod few_threads;
 mod fixed_paths;
 mod hanging_disk;
 mod http_handler;

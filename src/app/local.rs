@@ -22,11 +22,15 @@ use crate::telemetry::bars;
 use crate::telemetry::logs::{self, LogFormat};
 use crate::telemetry::panics;
 use crate::wiring::handlers::for_handler;
-use crate::wiring::machine::{check_machine, check_threads};
+use crate::wiring::machine::{ThreadCheck, check_machine, check_threads};
 
-pub fn run_local(config: LocalConfig, in_process: Option<InProcess>) -> Result<ExitCode, String> {
+pub fn run_local(
+    config: LocalConfig,
+    in_process: Option<InProcess>,
+    threads: Option<ThreadCheck>,
+) -> Result<ExitCode, String> {
     let in_process = in_process.map(|make| make(config.work.batch.sharing(config.concurrency)));
-    check_threads()?;
+    threads.map_or_else(check_threads, ThreadCheck::finish)?;
     check_machine(&config.work, in_process.is_none())?;
     check_handler(&config.work, in_process.is_some())?;
     let (stop, verbosity) = (config.work.settings.stop, config.verbosity);

@@ -35,17 +35,21 @@ use crate::telemetry::panics;
 use crate::telemetry::push::Pusher;
 use crate::telemetry::readiness::Readiness;
 use crate::wiring::connect::{Connected, connect};
-use crate::wiring::machine::{check_machine, check_threads};
+use crate::wiring::machine::{ThreadCheck, check_machine, check_threads};
 use crate::work::threads::WorkThreads;
 
-pub fn run(config: RunConfig, in_process: Option<InProcess>) -> Result<ExitCode, String> {
+pub fn run(
+    config: RunConfig,
+    in_process: Option<InProcess>,
+    threads: Option<ThreadCheck>,
+) -> Result<ExitCode, String> {
     let in_process = in_process.map(|make| make(config.work.batch.sharing(config.concurrency)));
-    check_threads()?;
     check_machine(&config.work, in_process.is_none())?;
     check_handler(&config.work, in_process.is_some())?;
     let style = log_style(config.work.log_format, &std::io::stdout());
     let plan = config.work.settings.stop;
     let filter = logs::filter(environment::log_filter().as_deref(), "info")?;
+    threads.map_or_else(check_threads, ThreadCheck::finish)?;
     let logs =
         logs::start(style, &config.work.identity, filter, std::io::stdout(), flush_limit(plan));
     panics::log_panics(in_process.is_some());

@@ -2,6 +2,8 @@
 //! does not use up an attempt of a message.
 
 use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Builder;
 
 use crate::adapters::process::find_program;
 use crate::job::route::Task;
@@ -34,33 +36,66 @@ fn check_work_dir(path: &Path) -> std::io::Result<()> {
     tempfile::Builder::new().prefix("leasehold-").tempdir_in(path)?.close()
 }
 
-/// A limit of processes (`ulimit -u`, the pod's pids) also limits threads, and a failed start would
-/// hang or panic during the work. So this starts all threads once, at the same time.
 pub fn check_threads() -> Result<(), String> {
-    let mut started = Vec::new();
+    ThreadCheck::start(|| ()).finish()
+}
+
+/// A limit of processes (`ulimit -u`, the pod's pids) also limits threads, and a failed start would
+/// hang or panic during the work. So this starts all threads once, at the same time: a fifth of the
+/// time to the first receive, so on a thread of its own, while the command line is parsed.
+pub struct ThreadCheck {
+    is_done: Receiver<Result<(), String>>,
+}
+
+impl ThreadCheck {
+    /// Then, on the same thread, `then` prepares what else the start will need.
+    pub fn start(then: impl FnOnce() + Send + 'static) -> Self {
+        let (done, is_done) = sync_channel(1);
+        let check = done.clone();
+        let check = move || {
+            // A command line without work does not wait for it.
+            let _ = check.send(start_threads(THREADS - 1));
+            then();
+        };
+        if let Err(error) = Builder::new().spawn(check) {
+            let _ = done.send(Err(too_few(0, &error)));
+        }
+        Self { is_done }
+    }
+
+    /// Waits for the result, before any other thread is started.
+    pub fn finish(self) -> Result<(), String> {
+        self.is_done.recv().unwrap_or_else(|_| Err("the check of the threads panicked".to_owned()))
+    }
+}
+
+/// Starts threads that end together.
+fn start_threads(count: usize) -> Result<(), String> {
+    let mut started = Vec::with_capacity(count);
     let refused = loop {
-        match std::thread::Builder::new().stack_size(64 << 10).spawn(std::thread::park) {
+        if started.len() == count {
+            break None;
+        }
+        match Builder::new().stack_size(64 << 10).spawn(std::thread::park) {
             Ok(thread) => started.push(thread),
             Err(error) => break Some(error),
         }
-        if started.len() == THREADS {
-            break None;
-        }
     };
-    let count = started.len();
+    let running = 1 + started.len();
     for thread in &started {
         thread.thread().unpark();
     }
     for thread in started {
         let _ = thread.join();
     }
-    match refused {
-        None => Ok(()),
-        Some(error) => Err(format!(
-            "only {count} of {THREADS} threads can be started ({error}): raise the limit of processes (ulimit -u, or the \
-             pod's pids limit)"
-        )),
-    }
+    refused.map_or(Ok(()), |error| Err(too_few(running, &error)))
+}
+
+fn too_few(running: usize, error: &std::io::Error) -> String {
+    format!(
+        "only {running} of {THREADS} threads can be started ({error}): raise the limit of processes (ulimit -u, or the \
+         pod's pids limit)"
+    )
 }
 
 /// One each for the work, the log and DNS, two for files, and the command's process.

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_sdk_sqs::config::endpoint::DefaultResolver;
 use aws_sdk_sqs::config::{Builder, Region};
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -49,6 +50,12 @@ pub struct Sqs {
     key_attribute: Option<String>,
     /// The attributes of the queue that a request asks for.
     system_attributes: Vec<MessageSystemAttributeName>,
+}
+
+/// Reads the SDK's list of AWS's partitions, which takes a sixth of the instructions of a start.
+/// The first client would do it: on another thread before, it costs no time.
+pub fn prepare() {
+    DefaultResolver::new();
 }
 
 impl Sqs {
