@@ -8,7 +8,7 @@ mod stores;
 mod summary;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -169,7 +169,7 @@ struct LocalTelemetry {
 
 impl LocalTelemetry {
     fn files(&self) -> MutexGuard<'_, HashMap<MessageId, File>> {
-        self.files.lock().expect("nothing panics while holding it")
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ended(&self, ended: &Ended) {

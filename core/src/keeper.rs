@@ -217,12 +217,12 @@ impl Keeper {
                 }
                 Phase::Holding => self.state.halt_by,
                 Phase::Deleting { .. } if self.state.withdrawn => {
-                    self.not_deleted(NotDeleted::Withdrawn);
+                    self.not_deleted(DeleteResult::Withdrawn, NotDeleted::Withdrawn);
                     continue;
                 }
                 Phase::Deleting { .. } if !self.state.lease.is_held(now) => {
                     self.state.lease = self.state.lease.lost();
-                    self.not_deleted(NotDeleted::LeaseLost);
+                    self.not_deleted(DeleteResult::LeaseLost, NotDeleted::LeaseLost);
                     continue;
                 }
                 Phase::Deleting { next_try, .. } if next_try.at <= now => return self.delete(now),
@@ -407,16 +407,11 @@ impl Keeper {
     }
 
     fn delete_refused(&mut self) {
-        self.observe(Observation::Delete(DeleteResult::Refused));
-        self.hold_again(NotDeleted::LeaseLost);
+        self.not_deleted(DeleteResult::Refused, NotDeleted::LeaseLost);
     }
 
-    /// Does not send the delete.
-    fn not_deleted(&mut self, why: NotDeleted) {
-        self.observe(Observation::Delete(match why {
-            NotDeleted::Withdrawn => DeleteResult::Withdrawn,
-            NotDeleted::LeaseLost | NotDeleted::GaveUp(_) => DeleteResult::LeaseLost,
-        }));
+    fn not_deleted(&mut self, result: DeleteResult, why: NotDeleted) {
+        self.observe(Observation::Delete(result));
         self.hold_again(why);
     }
 

@@ -75,6 +75,14 @@ pub struct Object {
 }
 
 impl Object {
+    /// Checks that the object is in one of these buckets; without buckets, any is right.
+    pub fn check_bucket(&self, buckets: &[String]) -> Result<(), String> {
+        if buckets.is_empty() || buckets.contains(&self.bucket) {
+            return Ok(());
+        }
+        Err(format!("bucket {} is not in --buckets {}", self.bucket, buckets.join(",")))
+    }
+
     /// An object of which only the name is known.
     pub fn named(bucket: impl Into<String>, key: impl Into<String>) -> Self {
         Self {

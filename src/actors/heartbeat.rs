@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::report_when_done;
 use crate::job::delivery::{MessageId, ReceiptHandle};
 use crate::job::keep_reason::Role;
-use crate::job::keeper::{Answer, Input, Keeper, Next, Phase};
+use crate::job::keeper::{Answer, Call, Input, Keeper, Next, Phase};
 use crate::job::lease::Lease;
 use crate::job::lifecycle::{Event, Hold};
 use crate::job::stop::StopPlan;
@@ -137,15 +137,15 @@ impl Holding {
             while let Ok(input) = self.inputs.try_recv() {
                 self.keeper.handle(clock.now(), input);
             }
-            let (call, answer) = match self.keeper.next(clock.now()) {
+            let answer = match self.keeper.next(clock.now()) {
                 Next::Extend { by, limit } => {
-                    (EXTEND, answered(limit, queue.change_visibility(receipt, by)).await)
+                    answered(limit, queue.change_visibility(receipt, by)).await
                 }
                 Next::Release { delay, limit } => {
-                    (RELEASE, answered(limit, queue.release(receipt, delay)).await)
+                    answered(limit, queue.release(receipt, delay)).await
                 }
                 Next::Delete { permit, limit } => {
-                    (DELETE, answered(limit, queue.delete(receipt, permit)).await)
+                    answered(limit, queue.delete(receipt, permit)).await
                 }
                 Next::Report(event) => {
                     // Fails only if the supervisor has ended, which outlives its actors.
@@ -168,42 +168,43 @@ impl Holding {
                     continue;
                 }
             };
+            let call = self.keeper.state().call.expect("the answer is that of a call");
             self.keeper.handle(clock.now(), Input::Answered(answer.clone()));
             self.log(call, &answer);
         }
     }
 
     /// Logs the result of a call, unless the core reports it.
-    fn log(&self, call: &'static str, answer: &Answer) {
+    fn log(&self, call: Call, answer: &Answer) {
         let (message_id, state) = (&self.message_id, self.keeper.state());
         let lease_left_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();
-        match (call, answer, &state.phase) {
-            (EXTEND, Answer::Failed(error) | Answer::Unclear(error), _) => {
+        match (call, answer) {
+            (Call::Extend { .. }, Answer::Failed(error) | Answer::Unclear(error)) => {
                 warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
             }
-            (EXTEND, Answer::Accepted, _) if state.lease.expires_at().is_some() => {
+            (Call::Extend { .. }, Answer::Accepted) if state.lease.expires_at().is_some() => {
                 debug!(%message_id, lease_left_s, "lease extended");
             }
-            (DELETE, Answer::NotInFlight(error), _) => {
+            (Call::Delete, Answer::NotInFlight(error)) => {
                 warn!(%message_id, error, "the queue refused the delete: the message will be delivered again");
             }
-            (DELETE, Answer::Failed(error) | Answer::Unclear(error), Phase::Deleting { .. }) => {
+            (Call::Delete, Answer::Failed(error) | Answer::Unclear(error))
+                if matches!(state.phase, Phase::Deleting { .. }) =>
+            {
                 warn!(%message_id, error, "the delete failed and will be retried");
             }
-            (RELEASE, Answer::Unclear(error), _) => {
+            (Call::Release(_), Answer::Unclear(error)) => {
                 warn!(%message_id, error, "no answer to the release: the message is visible again when its visibility timeout ends, or sooner");
             }
-            (RELEASE, Answer::Failed(error), Phase::Settled(_)) => {
+            (Call::Release(_), Answer::Failed(error))
+                if matches!(state.phase, Phase::Settled(_)) =>
+            {
                 warn!(%message_id, error, "the message could not be released: it is visible again when its visibility timeout ends");
             }
-            _ => {}
+            (Call::Extend { .. } | Call::Delete | Call::Release(_), _) => {}
         }
     }
 }
-
-const EXTEND: &str = "extend";
-const RELEASE: &str = "release";
-const DELETE: &str = "delete";
 
 async fn answered<E: Into<Answer>>(
     limit: Duration,

@@ -31,6 +31,7 @@ use aws_types::service_config::ServiceConfigKey;
 
 use super::http::{self, CaBundleError, OneClient};
 use super::url::{host_of, is_url, without_userinfo};
+use crate::ports::causes::chain;
 use credentials::Profile;
 pub use profile::load_s3;
 
@@ -254,13 +255,13 @@ impl Failure {
     fn of_unanswered(error: &(dyn Error + 'static)) -> Self {
         let why = causes(error);
         // The SDK's endpoint rules begin their errors with this prefix.
-        if sources(error).any(<dyn Error>::is::<CaBundleError>)
+        if chain(error).any(<dyn Error>::is::<CaBundleError>)
             || why.starts_with("Invalid Configuration: ")
         {
             return Self::Misconfigured(why);
         }
         let Some(credentials) =
-            sources(error).find_map(<dyn Error>::downcast_ref::<CredentialsError>)
+            chain(error).find_map(<dyn Error>::downcast_ref::<CredentialsError>)
         else {
             let advice = "set AWS_CA_BUNDLE or SSL_CERT_FILE to the trusted certificates";
             return Self::Unanswered(if why.contains("UnknownIssuer") {
@@ -301,7 +302,7 @@ where
                     || source.is::<CaBundleError>()
                     || connecting.is_some_and(hyper_util::client::legacy::Error::is_connect)
             };
-            !sources(error).any(never_sent)
+            !chain(error).any(never_sent)
         }
         SdkError::ServiceError(answer) => {
             let status = answer.raw().status();
@@ -315,7 +316,7 @@ where
 /// The causes of an SDK error on one line, without wrappers such as "dispatch failure: other".
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line: Vec<String> = Vec::new();
-    for source in sources(error).skip(1).filter(|source| !source.is::<ConnectorError>()) {
+    for source in chain(error).skip(1).filter(|source| !source.is::<ConnectorError>()) {
         let text = one_line(&source.to_string());
         if !line.last().is_some_and(|last| last.contains(&text)) {
             line.push(text);
@@ -326,13 +327,6 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// An error and its causes, outermost first.
-fn sources<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// Configurations for the adapters' tests, without environment or network.
@@ -412,12 +406,10 @@ pub(super) mod testing {
         fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let sent = request.headers().iter().map(|(name, _)| name.to_owned()).collect();
-            *self.sent.lock().expect("nothing panics while holding it") = sent;
-            request
-                .uri()
-                .clone_into(&mut self.uri.lock().expect("nothing panics while holding it"));
+            *self.sent.lock().unwrap() = sent;
+            request.uri().clone_into(&mut self.uri.lock().unwrap());
             let body = String::from_utf8_lossy(request.body().bytes().unwrap_or_default()).into();
-            self.bodies.lock().expect("nothing panics while holding it").push(body);
+            self.bodies.lock().unwrap().push(body);
             let status = self.status.try_into().expect("a test's status is valid");
             let mut response = HttpResponse::new(status, SdkBody::from(self.body.as_str()));
             for (name, value) in &self.headers {

@@ -32,6 +32,7 @@ use rustls::pki_types::pem::PemObject;
 use secrets::{secrets_of, without_secrets};
 
 use super::url::without_userinfo;
+use crate::ports::causes;
 
 /// Sends requests to servers that are not AWS.
 #[derive(Debug)]
@@ -94,13 +95,16 @@ impl Http {
                 .map_err(|error| format!("{name}: {error}"))?;
         }
         let exchange = async {
-            let answer =
-                self.connector(url)?.call(request).await.map_err(|error| causes(&error))?;
+            let answer = self
+                .connector(url)?
+                .call(request)
+                .await
+                .map_err(|error| causes::on_one_line(&error))?;
             let status = answer.status().as_u16();
             let (mut rest, mut body, mut is_whole) =
                 (ByteStream::new(answer.into_body()), Vec::new(), true);
             while let Some(chunk) = rest.next().await {
-                let chunk = chunk.map_err(|error| causes(&error))?;
+                let chunk = chunk.map_err(|error| causes::on_one_line(&error))?;
                 let wanted = chunk.len().min(bytes - body.len());
                 body.extend_from_slice(&chunk[..wanted]);
                 if wanted < chunk.len() {
@@ -125,12 +129,6 @@ impl Http {
         });
         tls.as_ref().map_err(CaBundleError::to_string)
     }
-}
-
-/// The causes of a failed request on one line.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |&error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The one HTTP client of all AWS services and of the credential chain.

@@ -9,9 +9,6 @@ mod client;
 mod request;
 mod server;
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -32,7 +29,7 @@ use request::request;
 use server::{RequestInWork, Server};
 
 use super::progress::ProgressServer;
-use super::warm::{WarmProcess, WarmProcesses};
+use super::warm::{self, WarmProcess, WarmProcesses};
 use crate::job::outcome::Exit;
 use crate::ports::job_facts::JobFacts;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
@@ -188,7 +185,10 @@ impl HttpHandler {
         let judged = answer.judge(permanent, SystemTime::now());
         if let Some(reason) = judged.reason {
             let retry_after = judged.retry_after.map(|delay| delay.as_secs());
-            report(&job.result_file, &json!({ "reason": reason, "retry_after": retry_after }));
+            warm::report(
+                &job.result_file,
+                &json!({ "reason": reason, "retry_after": retry_after }),
+            );
         }
         Ok(Exited { left_no_writer: true, ..exited(judged.exit) })
     }
@@ -318,7 +318,7 @@ fn exited(exit: Exit) -> Exited {
 }
 
 fn failed(job: &JobFacts, why: &str) -> Exited {
-    report(&job.result_file, &json!({ "reason": why }));
+    warm::report(&job.result_file, &json!({ "reason": why }));
     exited(Exit::Code(1))
 }
 
@@ -336,16 +336,10 @@ fn crashed(job: &JobFacts, ended: Result<Exited, StartError>, before: &str) -> E
         Ok(ended) => ended,
         Err(error) => Exited { stderr_tail: vec![error.to_string()], ..exited(Exit::Code(1)) },
     };
-    report(&job.result_file, &json!({ "reason": ended_before(before, ended.exit) }));
+    warm::report(&job.result_file, &json!({ "reason": ended_before(before, ended.exit) }));
     let exit = match ended.exit {
         Exit::Code(_) | Exit::Handler(_) => Exit::Code(1),
         Exit::Signal(signal) => Exit::Signal(signal),
     };
     Exited { exit, usage: None, ..ended }
-}
-
-/// Appends to the result file. An error must not fail the work.
-fn report(result_file: &Path, line: &serde_json::Value) {
-    let file = OpenOptions::new().append(true).create(true).open(result_file);
-    let _ = file.and_then(|mut file| writeln!(file, "{line}"));
 }

@@ -16,9 +16,6 @@ mod function;
 mod response;
 mod runtime_api;
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +29,7 @@ use tracing::{Span, warn};
 
 use super::batching::{Batch, Batching, Joined, Member, OpenBatches};
 use super::progress::ProgressServer;
-use super::warm::WarmProcesses;
+use super::warm::{self, WarmProcesses};
 use crate::job::outcome::Exit;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use batch::{CommandKey, Ended, FunctionProcess, Message};
@@ -122,7 +119,7 @@ impl Runner for Lambda {
         // An error: a bug in leasehold, after which nothing is known about the work.
         let Ended { exited, reason } = ended.unwrap_or_else(|_| Ok(Ended::killed()))?;
         if let Some(reason) = reason.filter(|_| !halt.is_cancelled()) {
-            report(&result_file, &reason);
+            warm::report(&result_file, &json!({ "reason": reason }));
         }
         Ok(exited)
     }
@@ -137,12 +134,6 @@ impl Runner for Lambda {
 /// In a stop, all messages of a batch are given up within this time. Shorter than the time that the
 /// lifecycle allows after the stop grace, a tenth of the reserve, with a grace of 3 s or more.
 const TOGETHER: Duration = Duration::from_millis(100);
-
-/// Reports the reason like a command. An error must not fail the work.
-fn report(result_file: &Path, reason: &str) {
-    let file = OpenOptions::new().append(true).create(true).open(result_file);
-    let _ = file.and_then(|mut file| writeln!(file, "{}", json!({ "reason": reason })));
-}
 
 impl Shared {
     fn idle(&self) -> MutexGuard<'_, Vec<FunctionProcess>> {

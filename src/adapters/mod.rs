@@ -4,6 +4,7 @@
 //! Architecture invariant: only `aws` (and `http`, its client) uses an SDK, and only `process`
 //! starts or signals a process.
 
+pub mod accept;
 #[cfg(feature = "aws")]
 pub mod aws;
 #[cfg(any(feature = "aws", feature = "internals"))]

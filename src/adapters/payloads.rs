@@ -47,11 +47,8 @@ impl Payloads {
     async fn body(&self, object: &Object, limit: Duration) -> Result<Option<String>, KeepReason> {
         let Object { bucket, key, .. } = object;
         let of_message = |why| format!("payload of the message: {why}");
-        if !self.buckets.is_empty() && !self.buckets.contains(bucket) {
-            let buckets = self.buckets.join(",");
-            let why = format!("bucket {bucket} is not in --buckets {buckets}");
-            return Err(KeepReason::Unreadable(of_message(why)));
-        }
+        let checked = object.check_bucket(&self.buckets);
+        checked.map_err(|why| KeepReason::Unreadable(of_message(why)))?;
         let read = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(KeepReason::Stopped),

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::accept::accept;
 use crate::ports::Activity;
 use crate::ports::job_facts::JobFacts;
 
@@ -112,11 +113,7 @@ async fn serve(listener: TcpListener, jobs: Arc<Jobs>) {
     let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let Ok(permit) = free.clone().acquire_owned().await else { return };
-        let Ok((connection, _)) = listener.accept().await else {
-            // Out of file descriptors: the next accept may succeed.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let connection = accept(&listener).await;
         let jobs = jobs.clone();
         tokio::spawn(async move {
             serve_connection(connection, &jobs).await;

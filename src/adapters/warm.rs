@@ -5,11 +5,13 @@
 //! its output and its end are those of a command.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -207,6 +209,13 @@ impl WarmProcess {
         self.halt.cancel();
         self.ended().await
     }
+}
+
+/// Appends a line to the result file of a job, as a command does. An error must not fail the work.
+pub(super) fn report(result_file: &Path, line: &Value) {
+    let file = OpenOptions::new().append(true).create(true).open(result_file);
+    // One write, since the program may append lines of its own.
+    let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::job::delivery::Redrive;
 use crate::job::notification::Object;
 use crate::job::on_success::OnSuccess;
 use crate::job::s3_location::S3Location;
-use crate::ports::{FetchError, ObjectStore, RecordError};
+use crate::ports::{FetchError, ObjectStore, RecordError, causes};
 use crate::settings::resolve::{PushgatewayConfig, RunConfig};
 use crate::telemetry::push::Pushgateway;
 
@@ -187,8 +187,8 @@ async fn check_buckets(s3: &S3, attributes: &Attributes, config: &RunConfig) -> 
 /// the providers.
 async fn no_credentials(aws: &SdkConfig) -> Option<String> {
     let error = aws.credentials_provider()?.provide_credentials().await.err()?;
-    let all = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-    let lines = all.map(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+    let lines = causes::chain(&error)
+        .map(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
     Some(lines.collect::<Vec<_>>().join(": "))
 }
 

@@ -3,6 +3,7 @@
 //! Errors are classified here; a variant exists only if the program handles it differently.
 
 mod activity;
+pub mod causes;
 pub mod checksum;
 pub mod clock;
 pub mod health;

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::metrics::Metrics;
 use super::readiness::Readiness;
+use crate::adapters::accept::accept;
 use crate::ports::health::Health;
 
 /// The data for the pages.
@@ -35,12 +36,7 @@ pub async fn serve(address: SocketAddr, pages: Pages) -> std::io::Result<AbortOn
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         let mut connections = Connections::default();
         loop {
-            // Out of file descriptors, or the connection was closed at once: the next accept may
-            // succeed.
-            let Ok((connection, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
+            let connection = accept(&listener).await;
             let pages = pages.clone();
             connections.add(tokio::spawn(async move {
                 let answer = service_fn(|request| answer(&pages, request));

@@ -128,11 +128,7 @@ async fn save_undecoded(
 
 /// Checks that the object's bucket is in `--buckets`, also if the object is not read.
 pub fn check_bucket(policy: &FetchPolicy, object: &Object) -> Result<(), Failure> {
-    if policy.buckets.is_empty() || policy.buckets.contains(&object.bucket) {
-        return Ok(());
-    }
-    let buckets = policy.buckets.join(",");
-    Err(Failure::Unreadable(format!("bucket {} is not in --buckets {buckets}", object.bucket)))
+    object.check_bucket(&policy.buckets).map_err(Failure::Unreadable)
 }
 
 /// Writes the object to the disk, and verifies its checksum.

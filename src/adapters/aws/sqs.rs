@@ -9,7 +9,7 @@ pub mod queue_url;
 mod refusal;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -114,7 +114,7 @@ impl Sqs {
     ) -> Result<Vec<Result<Delivery, ReceiveError>>, ReceiveError> {
         let longer =
             TimeoutConfig::builder().operation_attempt_timeout(wait + ATTEMPT_LIMIT).build();
-        let unanswered = || self.unanswered.lock().expect("nothing panics while holding it");
+        let unanswered = || self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || format!("{:032x}", fastrand::u128(..));
         let attempt = is_fifo(&self.queue_url).then(|| unanswered().pop().unwrap_or_else(new));
         let answer = self

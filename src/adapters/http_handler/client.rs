@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::address::HttpAddress;
 use super::answer::Answer;
-use crate::ports::Activity;
+use crate::ports::{Activity, causes};
 
 pub(super) struct Client {
     address: HttpAddress,
@@ -206,9 +206,7 @@ fn is_chunked(headers: &HeaderMap) -> bool {
 
 /// hyper's error without its causes is often only "error reading a body from connection".
 fn shown(error: &hyper::Error) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |it| it.source());
-    let causes: Vec<_> = causes.map(ToString::to_string).collect();
-    format!("the server did not answer completely: {}", causes.join(": "))
+    format!("the server did not answer completely: {}", causes::on_one_line(error))
 }
 
 #[cfg(test)]

@@ -173,10 +173,7 @@ fn invocation(members: &[Member<Message>], source: &Source) -> Invocation {
 /// A random UUID (RFC 9562, version 4): a redelivered message gets another one, so that a late
 /// answer to its first delivery does not count for the second.
 fn new_id() -> String {
-    let random = fastrand::u128(..);
-    let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{id:032x}");
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string()
 }
 
 /// The message's X-Ray header, or its traceparent in the form of X-Ray.

@@ -9,7 +9,6 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -25,6 +24,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::response::FunctionError;
+use crate::adapters::accept::accept;
 use crate::adapters::warm::Serving;
 
 /// An event for the function.
@@ -115,11 +115,7 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        // Out of file descriptors, or closed at once: the next accept may succeed.
-        let Ok((connection, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let connection = accept(&listener).await;
         while connections.try_join_next().is_some() {}
         let shared = shared.clone();
         connections.spawn(async move {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -162,7 +162,7 @@ impl Download<'_> {
     }
 
     fn unclaimed(&self) -> MutexGuard<'_, Range<u64>> {
-        self.unclaimed.lock().expect("nothing panics while holding it")
+        self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, extent: Extent) -> u64 {

@@ -1,12 +1,13 @@
 //! The format that pack and unpack share.
 
-use std::error::Error;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
+
+use crate::ports::causes;
 
 /// The first entry of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,9 +80,8 @@ pub(super) fn stays_inside(name: &Path, target: &Path) -> bool {
 
 /// The operating system's error text; those of the libraries quote names.
 pub(super) fn why(error: &io::Error) -> String {
-    let mut causes =
-        std::iter::successors(Some(error as &(dyn Error + 'static)), |&cause| cause.source());
-    let code = causes.find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    let code =
+        causes::chain(error).find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
     code.map_or_else(
         || error.kind().to_string(),
         |code| io::Error::from_raw_os_error(code).to_string(),
