@@ -322,9 +322,12 @@ async fn a_stop_closes_the_connection_and_nothing_is_deleted() {
     let server = Server::start(|_| Reply::None).await;
     let seen = server.seen.clone();
     let once_it_works = async move {
-        while seen.requests.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let is_asked = async {
+            while seen.requests.lock().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(MINUTE, is_asked).await.expect("the server gets a request");
     };
     let result = journey(&queue, &server.address, settings()).run_until(once_it_works).await;
     assert_eq!((result.outcomes(), deletes(&queue)), (vec!["stopped"], 0));

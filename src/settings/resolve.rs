@@ -285,45 +285,17 @@ impl TryFrom<LocalSettings> for LocalConfig {
 /// Checks the rules across settings. Files have been read already.
 fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkConfig, SettingError> {
     let wait = args.wait.unwrap_or(defaults.wait);
-    if wait.subsec_nanos() > 0 {
-        return Err(SettingError::Fraction { flag: "--wait", value: wait });
-    }
-    if args.max_messages == 0 {
-        return Err(SettingError::Zero("max-messages"));
-    }
-    let termination_grace = args.termination_grace;
-    if termination_grace.is_zero() {
-        return Err(SettingError::Zero("termination-grace"));
-    }
-    let stop = StopPlan::new(termination_grace);
-    // The lease counts from before the request, so a poll takes at most a third of it.
-    let third = args.task.visibility_timeout.unwrap_or_default() / 3;
-    let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
-    let Defaults { ceiling, has_records, retry_min, retry_max, .. } = defaults;
-    let pod = PodRules {
-        stop,
-        longest_poll,
-        ceiling,
-        on_stop: args.on_stop,
-        accept_raw: args.accept_raw,
-        handler: args.handler.clone(),
-        batch_window: args.batch_window,
-        has_records,
-        retry_min,
-        retry_max,
-    };
+    let pod = pod_rules(&args, defaults, wait)?;
+    let PodRules { stop, longest_poll, .. } = pod;
     let has_command = !args.task.command.is_empty();
     if !has_command && args.job_types.is_none() && !args.handler.is_http() {
         return Err(SettingError::NoCommandToStart);
     }
     let http = args.http.check(&args.handler, has_command)?;
     let limits = args.task.limits(&pod)?;
-    if stop.total(longest_poll) > termination_grace {
-        return Err(SettingError::Wait {
-            wait: longest_poll,
-            reserve: stop.reserve,
-            termination_grace,
-        });
+    if stop.total(longest_poll) > stop.termination_grace {
+        let (reserve, termination_grace) = (stop.reserve, stop.termination_grace);
+        return Err(SettingError::Wait { wait: longest_poll, reserve, termination_grace });
     }
     let (job_types, job_types_file) = match args.job_types {
         Some(file) => {
@@ -369,6 +341,41 @@ fn resolve(args: WorkSettings, defaults: Defaults, fifo: bool) -> Result<WorkCon
         termination_log: args
             .termination_log
             .map_or(TerminationLog::Kubernetes, TerminationLog::At),
+    })
+}
+
+/// Checks the settings that are the same for all job types.
+fn pod_rules(
+    args: &WorkSettings,
+    defaults: Defaults,
+    wait: Duration,
+) -> Result<PodRules, SettingError> {
+    if wait.subsec_nanos() > 0 {
+        return Err(SettingError::Fraction { flag: "--wait", value: wait });
+    }
+    if args.max_messages == 0 {
+        return Err(SettingError::Zero("max-messages"));
+    }
+    let termination_grace = args.termination_grace;
+    if termination_grace.is_zero() {
+        return Err(SettingError::Zero("termination-grace"));
+    }
+    let stop = StopPlan::new(termination_grace);
+    // The lease counts from before the request, so a poll takes at most a third of it.
+    let third = args.task.visibility_timeout.unwrap_or_default() / 3;
+    let longest_poll = Duration::from_secs(wait.min(LONGEST_POLL).min(third).as_secs());
+    let Defaults { ceiling, has_records, retry_min, retry_max, .. } = defaults;
+    Ok(PodRules {
+        stop,
+        longest_poll,
+        ceiling,
+        on_stop: args.on_stop,
+        accept_raw: args.accept_raw,
+        handler: args.handler.clone(),
+        batch_window: args.batch_window,
+        has_records,
+        retry_min,
+        retry_max,
     })
 }
 

@@ -347,17 +347,58 @@ impl TaskSettings {
             self.check_for_warm_worker(input)?;
         }
         let gets_bodies = pod.accept_raw && may_get_bodies;
-        let lambda_event = self.lambda_event.unwrap_or_default();
-        if self.lambda_event.is_some() && pod.handler != Handler::Lambda {
+        self.check_input(input, gets_bodies, &pod.handler)?;
+        self.check_locations(gets_bodies)?;
+        check_arguments(&command, input, &pod.handler)?;
+        let path = |of: &Option<AbsolutePath>| of.as_ref().map(|path| path.0.clone());
+        let (input_at, output_at) = (path(&self.input_at), path(&self.output_at));
+        check_fixed_paths(input, input_at.as_deref(), output_at.as_deref())?;
+        self.check_removal(input, pod)?;
+        let interval = self.checkpoint_interval;
+        Ok(Some(Task {
+            name: self.name.0.clone(),
+            command,
+            input,
+            lambda_event: self.lambda_event.unwrap_or_default(),
+            input_at,
+            output_at,
+            missing_object: self.missing_object,
+            stall_timeout: self.stall_timeout,
+            output: self.output.clone(),
+            on_success: self.on_success.clone(),
+            output_attributes: ObjectAttributes {
+                storage_class: self.output_storage_class,
+                tags: self.output_tags.clone(),
+                acl: self.output_acl,
+            },
+            checkpoint: self
+                .checkpoint
+                .clone()
+                .map(|location| Checkpointing { location, interval }),
+        }))
+    }
+
+    fn check_input(
+        &self,
+        input: Input,
+        gets_bodies: bool,
+        handler: &Handler,
+    ) -> Result<(), SettingError> {
+        if self.lambda_event.is_some() && *handler != Handler::Lambda {
             return Err(SettingError::NoLambda("--lambda-event"));
         }
-        if gets_bodies && lambda_event == LambdaEvent::S3 {
+        if gets_bodies && self.lambda_event == Some(LambdaEvent::S3) {
             return Err(SettingError::EventOfNoObject);
         }
         // A function gets the body in its event.
-        if gets_bodies && input == Input::None && pod.handler != Handler::Lambda {
+        if gets_bodies && input == Input::None && *handler != Handler::Lambda {
             return Err(SettingError::NoInput);
         }
+        Ok(())
+    }
+
+    /// Checks the locations of results and checkpoints, and what needs them.
+    fn check_locations(&self, gets_bodies: bool) -> Result<(), SettingError> {
         if self.checkpoint_interval.is_some_and(|interval| interval.is_zero()) {
             return Err(SettingError::Zero("checkpoint-interval"));
         }
@@ -378,15 +419,11 @@ impl TaskSettings {
                 return Err(SettingError::NoObject(flag));
             }
         }
-        if pod.handler.stays() && command.args.iter().any(Argument::has_placeholders) {
-            return Err(SettingError::WarmPlaceholder);
-        }
-        if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
-            return Err(SettingError::NoInputArgument);
-        }
-        let path = |of: &Option<AbsolutePath>| of.as_ref().map(|path| path.0.clone());
-        let (input_at, output_at) = (path(&self.input_at), path(&self.output_at));
-        check_fixed_paths(input, input_at.as_deref(), output_at.as_deref())?;
+        Ok(())
+    }
+
+    /// A redelivery must be recognised although the object is gone.
+    fn check_removal(&self, input: Input, pod: &PodRules) -> Result<(), SettingError> {
         let ignores_missing =
             self.missing_object == Some(MissingObject::Ignore) && input != Input::None;
         let removes = self.on_success.as_ref().filter(|action| action.removes());
@@ -396,28 +433,7 @@ impl TaskSettings {
         {
             return Err(SettingError::RedeliveryNotRecognised(action.clone()));
         }
-        let interval = self.checkpoint_interval;
-        Ok(Some(Task {
-            name: self.name.0.clone(),
-            command,
-            input,
-            lambda_event,
-            input_at,
-            output_at,
-            missing_object: self.missing_object,
-            stall_timeout: self.stall_timeout,
-            output: self.output.clone(),
-            on_success: self.on_success.clone(),
-            output_attributes: ObjectAttributes {
-                storage_class: self.output_storage_class,
-                tags: self.output_tags.clone(),
-                acl: self.output_acl,
-            },
-            checkpoint: self
-                .checkpoint
-                .clone()
-                .map(|location| Checkpointing { location, interval }),
-        }))
+        Ok(())
     }
 
     /// What a process that stays for many messages cannot have.
@@ -517,6 +533,20 @@ impl TaskSettings {
         };
         Ok(RetryPolicy { retry, on_stop: pod.on_stop, permanent_exit_codes })
     }
+}
+
+fn check_arguments(
+    command: &CommandLine,
+    input: Input,
+    handler: &Handler,
+) -> Result<(), SettingError> {
+    if handler.stays() && command.args.iter().any(Argument::has_placeholders) {
+        return Err(SettingError::WarmPlaceholder);
+    }
+    if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {
+        return Err(SettingError::NoInputArgument);
+    }
+    Ok(())
 }
 
 fn check_fixed_paths(

@@ -119,13 +119,8 @@ impl Checkpoints {
             is_final: false,
             links_reported: false,
         };
-        let keys = self.storage.list(&checkpoint.bucket, &folder).await.map_err(Failure::Fetch)?;
-        let count =
-            |key: &String| key.strip_prefix(&folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
-        let before = keys
-            .into_iter()
-            .filter(|key| count(key).is_some_and(|count| count < subject.receive_count));
-        let Some(last) = before.max_by_key(count) else { return Ok(checkpoint) };
+        let last = self.last_before(subject.receive_count, &checkpoint.bucket, &folder).await?;
+        let Some(last) = last else { return Ok(checkpoint) };
 
         let bucket = checkpoint.bucket.clone();
         let object = Object::named(bucket.clone(), last.clone());
@@ -166,6 +161,21 @@ impl Checkpoints {
         checkpoint.seen = seen;
         checkpoint.saved = Some(last);
         Ok(checkpoint)
+    }
+
+    /// The key of the last checkpoint of an earlier delivery.
+    async fn last_before(
+        &self,
+        receive_count: u32,
+        bucket: &str,
+        folder: &str,
+    ) -> Result<Option<String>, Failure> {
+        let keys = self.storage.list(bucket, folder).await.map_err(Failure::Fetch)?;
+        let count =
+            |key: &String| key.strip_prefix(folder)?.strip_suffix(".tar")?.parse::<u32>().ok();
+        let before =
+            keys.into_iter().filter(|key| count(key).is_some_and(|count| count < receive_count));
+        Ok(before.max_by_key(count))
     }
 
     /// Deletes the checkpoints of a finished message. A lifecycle rule deletes the others.

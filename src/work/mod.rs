@@ -163,18 +163,7 @@ impl CommandWorker {
                 key = object.map(|object| &object.key),
             );
             let name = object.map_or("message", |object| &object.key);
-            let is_on_demand = self.makes_folders_on_demand(&work.task);
-            // A handler may need no file, so it does not wait for a disk that hangs.
-            let limit = if is_on_demand { ON_DEMAND_WAIT } else { Duration::MAX };
-            let removed = timeout(limit, workspaces.finished());
-            if halt.requested.run_until_cancelled(removed).await.is_none() {
-                return Err(Failure::Halted);
-            }
-            let space = if is_on_demand {
-                Workspace::on_demand(&self.work_dir, name)
-            } else {
-                workspaces.create(&self.work_dir, name).map_err(Failure::Start)?
-            };
+            let space = self.workspace(&work.task, name, halt, workspaces).await?;
             let result_file = (!self.runner.is_in_process()).then(|| space.result_file());
             let watch = Watch {
                 clock: self.clock,
@@ -214,13 +203,28 @@ impl CommandWorker {
                 }
             }
         }
-        Ok(if done.contains(&Done::Succeeded) {
-            Outcome::Finished
-        } else if done.contains(&Done::Earlier) {
-            Outcome::AlreadyDone
-        } else {
-            Outcome::ObjectsGone
-        })
+        Ok(outcome_of_all(&done))
+    }
+
+    /// The directory for one object, after those of earlier objects are removed.
+    async fn workspace(
+        &self,
+        task: &Task,
+        name: &str,
+        halt: &Halt,
+        workspaces: &Workspaces,
+    ) -> Result<Workspace, Failure> {
+        let is_on_demand = self.makes_folders_on_demand(task);
+        // A handler may need no file, so it does not wait for a disk that hangs.
+        let limit = if is_on_demand { ON_DEMAND_WAIT } else { Duration::MAX };
+        let removed = timeout(limit, workspaces.finished());
+        if halt.requested.run_until_cancelled(removed).await.is_none() {
+            return Err(Failure::Halted);
+        }
+        if is_on_demand {
+            return Ok(Workspace::on_demand(&self.work_dir, name));
+        }
+        workspaces.create(&self.work_dir, name).map_err(Failure::Start)
     }
 
     /// Where the task's output goes, if it is published.
@@ -245,6 +249,16 @@ impl CommandWorker {
         }
         let _stopwatch = Stopwatch(&self.clock, self.clock.now(), spent);
         work.await
+    }
+}
+
+fn outcome_of_all(done: &[Done]) -> Outcome {
+    if done.contains(&Done::Succeeded) {
+        Outcome::Finished
+    } else if done.contains(&Done::Earlier) {
+        Outcome::AlreadyDone
+    } else {
+        Outcome::ObjectsGone
     }
 }
 

@@ -14,6 +14,7 @@ use super::contract::JobContext;
 use super::fetch::mounted::{self, MountedObject};
 use super::fetch::{self, Fetched, FetchedObject};
 use super::fixed_paths::FixedPaths;
+use super::liveness::Watch;
 use super::object_work::{Done, ObjectWork, Until};
 use super::{CommandWorker, unless_halted};
 use crate::job::lifecycle::Event;
@@ -21,7 +22,7 @@ use crate::job::notification::{Object, Record};
 use crate::job::outcome::{CommandReport, Exit, Failure, WorkRecord};
 use crate::job::route::{Input, LambdaEvent, MissingObject};
 use crate::job::s3_event::s3_record;
-use crate::ports::{Command, FetchInput, OnDemand, OutOfMemory, Outbox, Results};
+use crate::ports::{Command, Exited, FetchInput, OnDemand, OutOfMemory, Outbox, Results};
 
 /// The input of the command.
 struct Provided<'a> {
@@ -99,7 +100,52 @@ impl CommandWorker {
         provided: &Provided<'_>,
         facts: &mut WorkRecord,
     ) -> Result<(Exit, CommandReport), Failure> {
-        let ObjectWork { work, record, space, watch, runtime, stop, .. } = object;
+        let ObjectWork { work, space, watch, runtime, .. } = object;
+        let command = self.command(object, until, provided)?;
+        if until.halt.is_cancelled() {
+            return Err(Failure::Halted);
+        }
+        let input = provided.path.is_some().then(|| space.input());
+        let links = FixedPaths::create(&work.task, input.as_deref(), &space.output())
+            .map_err(Failure::Start)?;
+        let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
+        runtime.begins(self.clock.now());
+        let mut waited = Duration::ZERO;
+        let running = watch.watch(running, &mut waited);
+        let ended = self.timed(&mut facts.timings.command, running).await;
+        runtime.ends(self.clock.now());
+        facts.timings.command = facts.timings.command.saturating_sub(waited);
+        facts.timings.turn += waited;
+        let mut ended = ended.map_err(|error| {
+            let why = error.to_string();
+            if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
+        })?;
+        if ended.left_no_writer {
+            space.is_left_by_all();
+        }
+        let report = self.record(&mut ended, watch, facts);
+        match ended.out_of_memory.filter(|_| !until.halt.is_cancelled()) {
+            Some(OutOfMemory::Guard(why)) => return Err(Failure::OutOfMemory(why)),
+            Some(OutOfMemory::Kernel(why)) => {
+                let exit = ended.exit;
+                return Err(Failure::KilledAtMemoryLimit { why, exit, report });
+            }
+            None => {}
+        }
+        if ended.exit.is_success() {
+            links.check_output().map_err(Failure::Publish)?;
+        }
+        Ok((ended.exit, report))
+    }
+
+    /// The command, with its facts and the files that it needs beside its input.
+    fn command(
+        &self,
+        object: ObjectWork<'_>,
+        until: Until<'_>,
+        provided: &Provided<'_>,
+    ) -> Result<Command, Failure> {
+        let ObjectWork { work, record, space, stop, .. } = object;
         let on_demand =
             space.folders().map(|folders| Arc::new(OnDemand { body: work.body.clone(), folders }));
         if on_demand.is_none() {
@@ -120,7 +166,7 @@ impl CommandWorker {
         if work.task.lambda_event == LambdaEvent::S3 {
             job.s3_record = record.map(|record| s3_record(&work.body, record));
         }
-        let command = Command {
+        Ok(Command {
             program: work.task.command.program.clone(),
             args: context.arguments(&job).map_err(|why| Failure::Unreadable(why.to_string()))?,
             job,
@@ -129,30 +175,18 @@ impl CommandWorker {
             fetch: self.fetch_later(object, provided),
             on_demand,
             stop_grace: stop.command,
-        };
-        if until.halt.is_cancelled() {
-            return Err(Failure::Halted);
-        }
-        let input = provided.path.is_some().then(|| space.input());
-        let links = FixedPaths::create(&work.task, input.as_deref(), &space.output())
-            .map_err(Failure::Start)?;
-        let running = self.runner.run(command, until.halt.clone(), watch.activity.clone());
-        runtime.begins(self.clock.now());
-        let mut waited = Duration::ZERO;
-        let running = watch.watch(running, &mut waited);
-        let ended = self.timed(&mut facts.timings.command, running).await;
-        runtime.ends(self.clock.now());
-        facts.timings.command = facts.timings.command.saturating_sub(waited);
-        facts.timings.turn += waited;
-        let ended = ended.map_err(|error| {
-            let why = error.to_string();
-            if error.ends_the_run { Failure::WorkerNotStarted(why) } else { Failure::Start(why) }
-        })?;
-        if ended.left_no_writer {
-            space.is_left_by_all();
-        }
+        })
+    }
+
+    /// Adds what the command reported and used to the facts.
+    fn record(
+        &self,
+        ended: &mut Exited,
+        watch: &Watch<'_>,
+        facts: &mut WorkRecord,
+    ) -> CommandReport {
         facts.exit = Some(ended.exit);
-        facts.stderr_tail = ended.stderr_tail;
+        facts.stderr_tail = std::mem::take(&mut ended.stderr_tail);
         facts.usage = match (facts.usage, ended.usage) {
             (Some(before), Some(more)) => Some(before.and(more)),
             (before, more) => before.or(more),
@@ -168,18 +202,7 @@ impl CommandWorker {
         }
         facts.reason.clone_from(&result.report.reason);
         facts.metrics.append(result.metrics);
-        match ended.out_of_memory.filter(|_| !until.halt.is_cancelled()) {
-            Some(OutOfMemory::Guard(why)) => return Err(Failure::OutOfMemory(why)),
-            Some(OutOfMemory::Kernel(why)) => {
-                let (exit, report) = (ended.exit, result.report);
-                return Err(Failure::KilledAtMemoryLimit { why, exit, report });
-            }
-            None => {}
-        }
-        if ended.exit.is_success() {
-            links.check_output().map_err(Failure::Publish)?;
-        }
-        Ok((ended.exit, result.report))
+        result.report
     }
 
     async fn warn_about_unsaved_files(&self, object: ObjectWork<'_>, is_published: bool) {

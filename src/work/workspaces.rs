@@ -220,6 +220,17 @@ mod tests {
         assert_eq!(room.entries(), 0);
     }
 
+    /// A folder does not shrink when its files are removed.
+    fn enlarge(folder: &Path) {
+        let files: Vec<_> = (0..1000).map(|n| folder.join(format!("{n:0100}"))).collect();
+        for file in &files {
+            fs::write(file, "").unwrap();
+        }
+        for file in &files {
+            fs::remove_file(file).unwrap();
+        }
+    }
+
     #[tokio::test]
     async fn nothing_of_one_message_is_seen_by_the_next() {
         let elsewhere = tempfile::tempdir().unwrap();
@@ -237,16 +248,7 @@ mod tests {
             ("an attribute", &|it| {
                 setxattr(it.tmp(), "user.x", b"x", XattrFlags::empty()).unwrap();
             }),
-            ("the size of a folder", &|it| {
-                let files = (0..1000).map(|n| it.tmp().join(format!("{n:0100}")));
-                let files: Vec<_> = files.collect();
-                for file in &files {
-                    fs::write(file, "").unwrap();
-                }
-                for file in &files {
-                    fs::remove_file(file).unwrap();
-                }
-            }),
+            ("the size of a folder", &|it| enlarge(&it.tmp())),
             ("no folder", &|it| fs::remove_dir(it.tmp()).unwrap()),
             ("another folder", &|it| {
                 // It stays, so that the new folder gets another inode.
