@@ -135,14 +135,12 @@ impl Embedding {
     }
 
     /// Parses `words`, which begin with the program's name. The program takes no COMMAND.
-    pub fn parse(&self, mut words: Vec<OsString>) -> Result<Parsed, clap::Error> {
+    pub fn parse(&self, words: Vec<OsString>) -> Result<Parsed, clap::Error> {
         let mut program = self.command()?;
-        if words.get(1).is_some_and(|action| action == "run" || action == "local") {
-            if words.iter().any(|word| word == "--") {
-                let complaint = "this program does the work itself and takes no COMMAND";
-                return Err(program.error(ErrorKind::UnknownArgument, complaint));
-            }
-            words.extend(dummy());
+        let is_work = words.get(1).is_some_and(|action| action == "run" || action == "local");
+        if is_work && words.iter().any(|word| word == "--") {
+            let complaint = "this program does the work itself and takes no COMMAND";
+            return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         let matches = program.try_get_matches_from_mut(words).map_err(fit_to_print)?;
         if let Some((name, own)) = matches.subcommand()
@@ -151,11 +149,11 @@ impl Embedding {
             return Ok(Parsed::Own(name.to_owned(), own.clone()));
         }
         let mut cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
-        if self.takes_batches
-            && let Some(work) = work_of(&mut cli.action)
-            && work.handler == Handler::Command
-        {
-            work.handler = Handler::Batches;
+        if let Some(work) = work_of(&mut cli.action) {
+            work.task.command = vec![HANDLER.into()];
+            if self.takes_batches && work.handler == Handler::Command {
+                work.handler = Handler::Batches;
+            }
         }
         let of_action = matches.subcommand().map(|(_, of)| of.clone()).unwrap_or_default();
         match refuse_of_a_command(&cli.action, &of_action) {
@@ -174,9 +172,14 @@ impl Embedding {
             _ => action,
         };
         if is_work(&action) {
-            for flag in of_a_command().chain(["command"]) {
+            for flag in of_a_command() {
                 action = action.mut_arg(id(flag), |arg| arg.hide(true));
             }
+            // A new one, as the derived rule that it is required cannot be removed.
+            action = action.mut_arg("command", |arg| {
+                let parser = arg.get_value_parser().clone();
+                Arg::new("command").last(true).num_args(0..).value_parser(parser).hide(true)
+            });
             for (of_batches, help) in OF_BATCHES {
                 let hidden = !self.takes_batches;
                 action = action.mut_arg(of_batches, |arg| arg.help(help).hide(hidden));
@@ -217,11 +220,6 @@ impl Embedding {
 
 fn is_work(action: &Command) -> bool {
     ["run", "local"].contains(&action.get_name())
-}
-
-/// The derived rule that COMMAND is required cannot be undone, so a dummy satisfies it.
-fn dummy() -> [OsString; 2] {
-    ["--".into(), HANDLER.into()]
 }
 
 fn work_of(action: &mut Action) -> Option<&mut WorkSettings> {
