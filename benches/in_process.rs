@@ -27,15 +27,13 @@ async fn main() {
 }
 
 async fn work(queue: &str, lanes: u32, messages: u32) {
-    let worker = Worker::builder()
+    let worker = Worker::new(|_: Job| async { Ok::<_, Error>(()) })
         .queue_url(queue)
         .concurrency(lanes as usize)
         .max_messages(messages)
         .until_empty(Duration::ZERO)
-        .fetch_on_demand()
-        .build()
-        .expect("settings");
-    let summary = worker.run(|_: Job| async { Ok::<_, Error>(()) }).await.expect("a summary");
+        .fetch_on_demand();
+    let summary = worker.run().await.expect("a summary");
     assert_eq!(summary.succeeded, u64::from(messages), "{summary:?}");
 }
 

@@ -65,16 +65,17 @@ async fn main() -> Result<(), Error> {
     let queue_url = words.next().ok_or("the first argument is the URL of the queue")?;
     let address = words.next().unwrap_or_else(|| "127.0.0.1:8080".to_owned());
     let state = Arc::new(State::default());
-    let worker = Worker::builder()
+    let shared = state.clone();
+    let worker = Worker::new(move |job| count_lines(job, shared.clone()))
         .queue_url(queue_url)
         .concurrency(4)
         .registry(&state.registry)
-        .stop_on_signals()
-        .build()?;
+        .stop_on_signals();
+    worker.check()?;
     let listener = TcpListener::bind(address).await?;
     tracing::info!(address = %listener.local_addr()?, "serving");
-    let server = tokio::spawn(serve(listener, state.clone()));
-    let summary = worker.run(move |job| count_lines(job, state.clone())).await?;
+    let server = tokio::spawn(serve(listener, state));
+    let summary = worker.run().await?;
     tracing::info!(?summary, "stopped");
     server.abort();
     Ok(())

@@ -101,10 +101,12 @@ pub use clap;
 pub use inside::app::program;
 #[cfg(feature = "testing")]
 pub use inside::library::testing;
-pub use inside::library::{BatchHandler, Error, Failure, Handler, Job};
+pub use inside::library::{
+    BatchHandler, Batches, Error, Failure, Handler, Job, MissingObject, OnSuccess, OneJob, Outcome,
+};
 #[cfg(feature = "cli")]
 pub use inside::library::{Program, main};
 #[cfg(feature = "aws")]
-pub use inside::library::{RunError, SettingsError, Summary, Worker, WorkerBuilder};
+pub use inside::library::{RunError, SettingsError, Summary, Worker};
 pub use prometheus;
 pub use tokio_util::sync::CancellationToken;

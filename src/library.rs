@@ -6,6 +6,7 @@ mod failure;
 pub mod handler;
 pub mod in_process;
 mod job;
+mod outcome;
 #[cfg(feature = "cli")]
 mod program;
 mod settings;
@@ -16,9 +17,11 @@ pub mod threads;
 mod worker;
 
 pub use failure::{Error, Failure};
-pub use handler::{BatchHandler, Handler};
+pub use handler::{BatchHandler, Batches, Handler, OneJob};
 pub use job::Job;
+pub use outcome::Outcome;
 #[cfg(feature = "cli")]
 pub use program::{Program, main};
+pub use settings::{MissingObject, OnSuccess};
 #[cfg(feature = "aws")]
-pub use worker::{RunError, SettingsError, Summary, Worker, WorkerBuilder};
+pub use worker::{RunError, SettingsError, Summary, Worker};

@@ -108,18 +108,6 @@ async fn a_handler_that_waits_for_the_disk_delays_no_other() {
     };
     let cloud = Cloud::new(5).await;
     let stop = CancellationToken::new();
-    let worker = Worker::builder()
-        .queue_url(&cloud.queue_url)
-        .sdk_config(&crate::support::aws::config(&cloud.endpoint))
-        .work_dir(disk.folder())
-        .fetch_on_demand()
-        .concurrency(2)
-        .max_duration(Duration::from_secs(4))
-        .stop_grace(Duration::from_secs(1))
-        .retry(Duration::from_secs(1), Duration::from_secs(1))
-        .stop(stop.clone())
-        .build()
-        .unwrap();
     let (sender, mut began) = mpsc::unbounded_channel();
     let handler = move |job: Job| {
         let sender = sender.clone();
@@ -128,14 +116,24 @@ async fn a_handler_that_waits_for_the_disk_delays_no_other() {
             let _ = sender.send((key.clone(), job.receive_count));
             match &*key {
                 "ready" => return Ok(()),
-                "hangs" => drop(job.output_dir()),
+                "hangs" => drop(job.output_dir().await?),
                 _ => {}
             }
             job.cancelled().await;
             Err::<(), Error>("not finished".into())
         }
     };
-    let running = tokio::spawn(worker.run(handler));
+    let worker = Worker::new(handler)
+        .queue_url(&cloud.queue_url)
+        .sdk_config(&crate::support::aws::config(&cloud.endpoint))
+        .work_dir(disk.folder())
+        .fetch_on_demand()
+        .concurrency(2)
+        .max_duration(Duration::from_secs(4))
+        .stop_grace(Duration::from_secs(1))
+        .retry(Duration::from_secs(1), Duration::from_secs(1))
+        .stop_when(stop.clone().cancelled_owned());
+    let running = tokio::spawn(worker.run());
     cloud.put("ready", b"data").await;
     let mut next = async || timeout(LIMIT, began.recv()).await.expect("in time").unwrap();
     assert_eq!(next().await, ("ready".to_owned(), 1));

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use leasehold::adapters::batching::Batching;
 use leasehold::job::outcome::{Exit, Handled};
@@ -14,7 +14,7 @@ use leasehold::library::in_process::runner;
 use leasehold::library::threads::Threads;
 use leasehold::ports::{Activity, Command, Runner};
 use leasehold::testing::TestWorker;
-use leasehold::{Error, Failure, Job};
+use leasehold::{Error, Failure, Job, MissingObject, OnSuccess, Outcome};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
@@ -46,11 +46,12 @@ async fn a_handler_gets_the_object_and_the_facts_about_it() {
         tokio::io::AsyncReadExt::read_to_string(&mut job.stream().await?, &mut read).await?;
         assert_eq!((read.as_str(), std::fs::read(job.path().await?)?), ("data", b"data".to_vec()));
         assert!(job.body().await?.contains("ObjectCreated"));
+        assert!(job.event_time.is_some_and(|time| time > SystemTime::UNIX_EPOCH));
         assert!(!job.is_cancelled());
         Ok::<_, Error>(())
     };
     let run = TestWorker::new(handler).object("k", "data").run().await;
-    assert_eq!(run.outcomes(), ["succeeded"], "{:?}", run.attempts());
+    assert_eq!(run.outcomes(), [Outcome::Succeeded], "{:?}", run.attempts());
 }
 
 /// The folders and files below the work directory, by name.
@@ -76,23 +77,24 @@ async fn a_job_has_the_folders_and_files_that_its_handler_asks_for() {
             assert_eq!(std::fs::read_dir(&*here)?.count(), 0);
             job.progress(0.5);
             assert_eq!(std::fs::read_dir(&*here)?.count(), 0);
-            std::fs::write(job.output_dir().join("row"), "1")?;
+            std::fs::write(job.output_dir().await?.join("row"), "1")?;
             assert_eq!(below(&here), ["output", "row"]);
             assert_eq!((job.bytes().await?, job.bytes().await?), (b"data".into(), b"data".into()));
             assert_eq!(below(&here), ["input", "k", "output", "row"]);
-            std::fs::create_dir(job.checkpoint_dir().join("deep"))?;
-            std::fs::write(job.output_dir().join("row"), "2")?;
+            std::fs::create_dir(job.checkpoint_dir().await?.join("deep"))?;
+            std::fs::write(job.output_dir().await?.join("row"), "2")?;
             *keeps.lock().unwrap() = Some(job);
             Ok::<_, Error>(())
         }
     };
     let worker = TestWorker::new(handler).fetch_on_demand().work_dir(work_dir.path());
     let run = worker.object("k", "data").run().await;
-    assert_eq!(run.outcomes(), ["succeeded"], "{:?}", run.attempts());
+    assert_eq!(run.outcomes(), [Outcome::Succeeded], "{:?}", run.attempts());
     assert_eq!(run.output("k", "row").as_deref(), Some(b"2".as_slice()));
     let job = kept.lock().unwrap().take().unwrap();
     job.progress(1.0);
-    assert!(!job.output_dir().exists(), "a job that has ended gets no folders");
+    let failure = job.output_dir().await.unwrap_err();
+    assert!(format!("{failure:#}").contains("the job has ended"), "{failure:?}");
     assert_eq!(std::fs::read_dir(work_dir.path()).unwrap().count(), 0);
 }
 
@@ -104,7 +106,12 @@ async fn a_file_of_the_input_is_removed_with_all_that_is_beside_it() {
         if job.receive_count == 1 { Err(Error::from("not yet")) } else { Ok(()) }
     };
     let run = TestWorker::new(handler).work_dir(work_dir.path()).object("k", "data").run().await;
-    assert_eq!(run.outcomes(), ["handler_failed", "succeeded"], "{:?}", run.attempts());
+    assert_eq!(
+        run.outcomes(),
+        [Outcome::HandlerFailed, Outcome::Succeeded],
+        "{:?}",
+        run.attempts()
+    );
     assert_eq!(std::fs::read_dir(work_dir.path()).unwrap().count(), 0);
 }
 
@@ -117,7 +124,7 @@ async fn a_message_that_is_no_notification_is_the_input() {
     };
     let worker = TestWorker::new(handler).accept_raw().max_receive_count(1);
     let run = worker.message(r#"{"a": 1}"#).message("{").run().await;
-    assert_eq!(run.outcomes(), ["succeeded", "permanent"]);
+    assert_eq!(run.outcomes(), [Outcome::Succeeded, Outcome::Permanent]);
     assert_eq!(run.dead_letters(), ["{"]);
 }
 
@@ -131,7 +138,7 @@ async fn numbers_are_reported() {
         Ok::<_, Error>(())
     };
     let run = TestWorker::new(handler).object("k", "").run().await;
-    assert_eq!(run.outcomes(), ["succeeded"]);
+    assert_eq!(run.outcomes(), [Outcome::Succeeded]);
     assert_eq!(run.attempts()[0].metrics, [("rows".to_owned(), 5.0)].into());
 }
 
@@ -157,7 +164,7 @@ struct Closed;
 
 impl From<Closed> for Failure {
     fn from(_: Closed) -> Self {
-        Self::retry_after(5 * MINUTE, "the service is closed")
+        Self::retry("the service is closed").after(5 * MINUTE)
     }
 }
 
@@ -182,11 +189,11 @@ async fn every_type_of_error_can_be_returned() {
     }
     let worker = |handler: TestWorker| handler.object("k", "").max_receive_count(1).run();
     for (run, outcome, error) in [
-        (worker(TestWorker::new(of_io)).await, "handler_failed", "No such file"),
-        (worker(TestWorker::new(own)).await, "handler_failed", "there is no space: quota"),
-        (worker(TestWorker::new(boxed)).await, "handler_failed", "invalid digit found"),
-        (worker(TestWorker::new(classified)).await, "temporary", "the service is closed"),
-        (worker(TestWorker::new(permanent)).await, "permanent", "No such file"),
+        (worker(TestWorker::new(of_io)).await, Outcome::HandlerFailed, "No such file"),
+        (worker(TestWorker::new(own)).await, Outcome::HandlerFailed, "there is no space: quota"),
+        (worker(TestWorker::new(boxed)).await, Outcome::HandlerFailed, "invalid digit found"),
+        (worker(TestWorker::new(classified)).await, Outcome::Temporary, "the service is closed"),
+        (worker(TestWorker::new(permanent)).await, Outcome::Permanent, "No such file"),
     ] {
         assert_eq!(run.outcomes(), [outcome]);
         let text = run.attempts()[0].error.as_deref().unwrap();
@@ -196,10 +203,10 @@ async fn every_type_of_error_can_be_returned() {
 
 #[tokio::test(start_paused = true)]
 async fn a_temporary_failure_chooses_its_delay() {
-    let handler = |_: Job| async { Err(Failure::retry_after(5 * MINUTE, "the database is down")) };
+    let handler = |_: Job| async { Err(Failure::retry("the database is down").after(5 * MINUTE)) };
     let started = Instant::now();
     let run = TestWorker::new(handler).object("k", "").max_receive_count(2).run().await;
-    assert_eq!(run.outcomes(), ["temporary", "temporary"]);
+    assert_eq!(run.outcomes(), [Outcome::Temporary, Outcome::Temporary]);
     assert_eq!(run.attempts()[0].retry_after, Some(5 * MINUTE));
     assert_eq!(
         run.attempts()[0].error.as_deref(),
@@ -215,7 +222,7 @@ async fn a_panic_is_a_failure_of_the_handler_and_no_bug_of_leasehold() {
         Ok::<_, Error>(())
     };
     let run = TestWorker::new(handler).object("k", "").run().await;
-    assert_eq!(run.outcomes(), ["panicked", "succeeded"]);
+    assert_eq!(run.outcomes(), [Outcome::Panicked, Outcome::Succeeded]);
     let error = run.attempts()[0].error.as_deref().unwrap();
     assert!(error.starts_with("the handler panicked: no film before"), "{error}");
     assert!(!error.contains("bug") && run.attempts()[0].retry_after.is_some());
@@ -231,7 +238,7 @@ async fn a_success_after_a_stop_does_not_count() {
         Ok::<_, Error>(())
     };
     let run = TestWorker::new(handler).object("k", "").stop_after(MINUTE).run().await;
-    assert_eq!(run.outcomes(), ["stopped", "succeeded"]);
+    assert_eq!(run.outcomes(), [Outcome::Stopped, Outcome::Succeeded]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,7 +251,7 @@ async fn a_handler_that_ignores_a_stop_is_dropped() {
         Ok::<_, Error>(())
     };
     let run = TestWorker::new(handler).object("k", "").stop_after(MINUTE).run().await;
-    assert_eq!(run.outcomes(), ["stopped", "succeeded"]);
+    assert_eq!(run.outcomes(), [Outcome::Stopped, Outcome::Succeeded]);
     assert!(started.elapsed() < 2 * MINUTE);
 }
 
@@ -259,7 +266,7 @@ async fn a_job_knows_its_deadline_and_ends_at_it() {
     };
     let worker = TestWorker::new(handler).object("k", "").max_receive_count(1);
     let run = worker.max_duration(5 * MINUTE).run().await;
-    assert_eq!(run.outcomes(), ["timed_out"]);
+    assert_eq!(run.outcomes(), [Outcome::TimedOut]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,7 +282,7 @@ async fn progress_prevents_a_stall() {
         Ok::<_, Error>(())
     };
     let run = TestWorker::new(handler).object("k", "").stall_timeout(MINUTE).run().await;
-    assert_eq!(run.outcomes(), ["stalled", "succeeded"]);
+    assert_eq!(run.outcomes(), [Outcome::Stalled, Outcome::Succeeded]);
     assert_eq!(run.attempts()[1].progress, Some(1.0));
 }
 
@@ -286,7 +293,7 @@ async fn an_object_is_fetched_when_the_handler_asks_for_it() {
     let handler = move |job: Job| {
         let count = count.clone();
         async move {
-            let folder = job.output_dir().with_file_name("input");
+            let folder = job.output_dir().await?.with_file_name("input");
             assert!(!folder.exists(), "it was not fetched before");
             if job.key.as_deref() == Some("wanted") {
                 let (first, again) = tokio::join!(job.bytes(), job.text());
@@ -298,7 +305,7 @@ async fn an_object_is_fetched_when_the_handler_asks_for_it() {
     };
     let worker = TestWorker::new(handler).object("wanted", "data").object("unwanted", "data");
     let run = worker.fetch_on_demand().run().await;
-    assert_eq!(run.outcomes(), ["succeeded", "succeeded"], "{:?}", run.attempts());
+    assert_eq!(run.outcomes(), [Outcome::Succeeded, Outcome::Succeeded], "{:?}", run.attempts());
     assert_eq!(fetched.load(Ordering::Relaxed), 1);
 }
 
@@ -307,14 +314,34 @@ async fn an_object_that_cannot_be_fetched_on_demand_keeps_the_message() {
     let handler = |job: Job| async move { job.bytes().await.map(drop) };
     let gone = object_created("gone");
     let worker = TestWorker::new(handler).message(&gone).max_receive_count(1).fetch_on_demand();
-    let run = worker.setting("missing-object", "ignore").run().await;
-    assert_eq!(run.outcomes(), ["temporary"], "the handler has begun, so it is a failure");
+    let run = worker.missing_object(MissingObject::Ignore).run().await;
+    assert_eq!(run.outcomes(), [Outcome::Temporary], "the handler has begun, so it is a failure");
     assert!(run.attempts()[0].error.as_deref().unwrap().contains("No such file"));
     assert_eq!(run.dead_letters(), [gone]);
 
     let worker = TestWorker::new(handler).object("k", "data").max_receive_count(1);
-    let run = worker.fetch_on_demand().setting("buckets", "another-bucket").run().await;
-    assert_eq!(run.outcomes(), ["unreadable"], "the rule holds before the handler starts");
+    let run = worker.fetch_on_demand().buckets(["another-bucket"]).run().await;
+    assert_eq!(run.outcomes(), [Outcome::Unreadable], "the rule holds before the handler starts");
+}
+
+/// The setters of enums write what the flags read.
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_an_object_is_a_typed_setting() {
+    let handler = |job: Job| async move { job.bytes().await.map(drop) };
+    let gone = || TestWorker::new(handler).message(object_created("gone"));
+    for (treatment, outcomes) in [
+        (MissingObject::Retry, vec![Outcome::FetchFailed; 3]),
+        (MissingObject::Fail, vec![Outcome::Unreadable; 3]),
+        (MissingObject::Ignore, vec![Outcome::ObjectsGone]),
+    ] {
+        assert_eq!(gone().missing_object(treatment).run().await.outcomes(), outcomes);
+    }
+    let tag = OnSuccess::Tag("state".to_owned(), "done".to_owned());
+    for action in [tag, OnSuccess::Move("s3://bucket/done".to_owned()), OnSuccess::Delete] {
+        let worker = TestWorker::new(handler).object("k", "data");
+        let run = worker.on_success(action).idempotency("s3://state/done").run().await;
+        assert_eq!(run.outcomes(), [Outcome::Succeeded], "{:?}", run.attempts());
+    }
 }
 
 #[tokio::test]
@@ -326,8 +353,8 @@ async fn a_job_for_a_test_has_what_the_test_sets() {
         (job.attributes["tenant"].as_str(), job.body().await.unwrap().as_str()),
         ("t1", "{}")
     );
-    assert!(job.time_left() <= MINUTE && job.checkpoint_dir().is_dir());
-    let folder = job.output_dir().to_owned();
+    assert!(job.time_left() <= MINUTE && job.checkpoint_dir().await.unwrap().is_dir());
+    let folder = job.output_dir().await.unwrap().to_owned();
     std::fs::write(folder.join("result"), "1").unwrap();
     drop(job);
     assert!(!folder.exists());

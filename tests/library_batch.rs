@@ -14,7 +14,7 @@ use leasehold::library::in_process::runner;
 use leasehold::library::threads::Threads;
 use leasehold::ports::Activity;
 use leasehold::testing::{TestRun, TestWorker};
-use leasehold::{Error, Failure, Job};
+use leasehold::{Error, Failure, Job, Outcome};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use crate::support::journey::{MINUTE, S};
 type Results = Vec<Result<(), Error>>;
 
 /// The outcomes of each key, in the order of its attempts.
-fn by_key(run: &TestRun) -> BTreeMap<&str, Vec<&'static str>> {
+fn by_key(run: &TestRun) -> BTreeMap<&str, Vec<Outcome>> {
     let mut outcomes: BTreeMap<&str, Vec<_>> = BTreeMap::new();
     for attempt in run.attempts() {
         outcomes.entry(attempt.key.as_deref().unwrap()).or_default().push(attempt.outcome);
@@ -59,7 +59,7 @@ async fn each_job_has_its_own_result_and_reports() {
                     job.metric("rows", 3.0);
                     Ok(())
                 }
-                "closed" => Err(Failure::retry_after(5 * MINUTE, "the shop is closed").into()),
+                "closed" => Err(Failure::retry("the shop is closed").after(5 * MINUTE).into()),
                 "bad" => Err(Failure::permanent("not an order").into()),
                 _ => Err(Error::from("the disk is full")),
             };
@@ -69,10 +69,10 @@ async fn each_job_has_its_own_result_and_reports() {
     let worker = TestWorker::batch(handler).batch_window(S).object("bad", "");
     let run = worker.object("closed", "").object("good", "").object("other", "").run().await;
     let outcomes = by_key(&run);
-    assert_eq!(outcomes["good"], ["succeeded"]);
-    assert_eq!(outcomes["closed"], ["temporary", "succeeded"]);
-    assert_eq!(outcomes["bad"], ["permanent", "succeeded"]);
-    assert_eq!(outcomes["other"], ["handler_failed", "succeeded"]);
+    assert_eq!(outcomes["good"], [Outcome::Succeeded]);
+    assert_eq!(outcomes["closed"], [Outcome::Temporary, Outcome::Succeeded]);
+    assert_eq!(outcomes["bad"], [Outcome::Permanent, Outcome::Succeeded]);
+    assert_eq!(outcomes["other"], [Outcome::HandlerFailed, Outcome::Succeeded]);
     assert_eq!(of_key(&run, "closed").retry_after, Some(5 * MINUTE));
     assert!(of_key(&run, "other").error.as_deref().unwrap().contains("the disk is full"));
     assert_eq!(of_key(&run, "good").progress, Some(0.5));
@@ -89,8 +89,8 @@ async fn a_panic_keeps_all_messages_of_the_batch() {
     };
     let worker = TestWorker::batch(handler).batch_window(S).object("a", "").object("b", "");
     let run = worker.run().await;
-    assert_eq!(by_key(&run)["a"], ["panicked", "succeeded"]);
-    assert_eq!(by_key(&run)["b"], ["panicked", "succeeded"]);
+    assert_eq!(by_key(&run)["a"], [Outcome::Panicked, Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["b"], [Outcome::Panicked, Outcome::Succeeded]);
     let error = of_key(&run, "b").error.as_deref().unwrap();
     assert!(error.starts_with("the handler panicked: no shelf"), "{error}");
 }
@@ -109,7 +109,7 @@ async fn too_few_or_too_many_results_keep_all_messages_of_the_batch() {
     let worker = TestWorker::batch(handler).batch_window(5 * S).retry(MINUTE, MINUTE);
     let run = worker.object("a", "").object("b", "").max_receive_count(4).run().await;
     for outcomes in by_key(&run).values() {
-        assert_eq!(outcomes[..2], ["handler_failed", "handler_failed"]);
+        assert_eq!(outcomes[..2], [Outcome::HandlerFailed, Outcome::HandlerFailed]);
     }
     let error = of_key(&run, "a").error.as_deref().unwrap();
     assert!(error.contains("returned 1 results for 2 jobs: return one for each job"), "{error}");
@@ -135,8 +135,8 @@ async fn a_panic_in_the_text_of_an_error_fails_only_its_job() {
     let handler = move |jobs: Vec<Job>| async move { jobs.iter().map(result).collect::<Results>() };
     let run = TestWorker::batch(handler).batch_window(S).object("bad", "").object("good", "");
     let run = run.run().await;
-    assert_eq!(by_key(&run)["good"], ["succeeded"]);
-    assert_eq!(by_key(&run)["bad"], ["panicked", "succeeded"]);
+    assert_eq!(by_key(&run)["good"], [Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["bad"], [Outcome::Panicked, Outcome::Succeeded]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,8 +157,8 @@ async fn a_job_that_is_cancelled_is_kept_and_the_others_go_on() {
     };
     let worker = TestWorker::batch(handler).batch_window(S).stall_timeout(MINUTE);
     let run = worker.object("hangs", "").object("works", "").run().await;
-    assert_eq!(by_key(&run)["works"], ["succeeded"]);
-    assert_eq!(by_key(&run)["hangs"], ["stalled", "succeeded"]);
+    assert_eq!(by_key(&run)["works"], [Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["hangs"], [Outcome::Stalled, Outcome::Succeeded]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,8 +171,8 @@ async fn lost_leases_keep_the_messages_whatever_the_handler_returns() {
     };
     let worker = TestWorker::batch(handler).batch_window(S).object("a", "").object("b", "");
     let run = worker.lose_leases().run().await;
-    assert_eq!(by_key(&run)["a"], ["lease_lost", "succeeded"]);
-    assert_eq!(by_key(&run)["b"], ["lease_lost", "succeeded"]);
+    assert_eq!(by_key(&run)["a"], [Outcome::LeaseLost, Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["b"], [Outcome::LeaseLost, Outcome::Succeeded]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,8 +185,8 @@ async fn a_stop_cancels_all_jobs_and_deletes_nothing() {
     };
     let worker = TestWorker::batch(handler).batch_window(S).object("a", "").object("b", "");
     let run = worker.stop_after(MINUTE).run().await;
-    assert_eq!(by_key(&run)["a"], ["stopped", "succeeded"]);
-    assert_eq!(by_key(&run)["b"], ["stopped", "succeeded"]);
+    assert_eq!(by_key(&run)["a"], [Outcome::Stopped, Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["b"], [Outcome::Stopped, Outcome::Succeeded]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,8 +211,8 @@ async fn a_batch_handler_that_ignores_a_stop_is_dropped() {
     };
     let worker = TestWorker::batch(handler).batch_window(S).object("a", "").object("b", "");
     let run = worker.stop_after(MINUTE).run().await;
-    assert_eq!(by_key(&run)["a"], ["stopped", "succeeded"]);
-    assert_eq!(by_key(&run)["b"], ["stopped", "succeeded"]);
+    assert_eq!(by_key(&run)["a"], [Outcome::Stopped, Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["b"], [Outcome::Stopped, Outcome::Succeeded]);
     assert!(started.elapsed() < 3 * MINUTE, "{:?}", started.elapsed());
     assert!(dropped.load(Ordering::Relaxed) >= 2);
 }
@@ -230,8 +230,8 @@ async fn a_stop_during_the_window_calls_no_handler() {
     };
     let worker = TestWorker::batch(handler).batch_window(5 * MINUTE).stall_timeout(MINUTE);
     let run = worker.object("a", "").object("b", "").stop_after(2 * MINUTE).run().await;
-    assert_eq!(by_key(&run)["a"], ["stopped", "succeeded"]);
-    assert_eq!(by_key(&run)["b"], ["stopped", "succeeded"]);
+    assert_eq!(by_key(&run)["a"], [Outcome::Stopped, Outcome::Succeeded]);
+    assert_eq!(by_key(&run)["b"], [Outcome::Stopped, Outcome::Succeeded]);
     assert!(calls.load(Ordering::Relaxed) >= 1);
 }
 
@@ -252,7 +252,7 @@ async fn a_batch_has_at_most_its_size_and_one_runs_at_a_time() {
     let worker = TestWorker::batch(handler).batch_size(2).batch_window(S);
     let worker = ["a", "b", "c", "d", "e"].into_iter().fold(worker, |it, key| it.object(key, ""));
     let run = worker.run().await;
-    assert_eq!(run.outcomes(), ["succeeded"; 5]);
+    assert_eq!(run.outcomes(), [Outcome::Succeeded; 5]);
     let sizes = sizes.lock().unwrap();
     assert!(sizes.iter().all(|size| *size <= 2) && sizes.contains(&2), "{sizes:?}");
 }
@@ -321,10 +321,10 @@ async fn the_wait_for_a_call_does_not_shorten_the_time_for_the_job() {
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "this handler takes one job; use TestWorker::batch")]
+#[should_panic(expected = "the handler takes one job; use Worker::batch or TestWorker::batch")]
 async fn a_size_of_batches_needs_a_batch_handler() {
     let handler = |_: Job| async { Ok::<_, Error>(()) };
-    TestWorker::new(handler).batch_size(2).run().await;
+    TestWorker::new(handler).setting("batch-size", "2").run().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -59,7 +59,7 @@ async fn package(home: &Path, name: &str, dependencies: &[&str]) -> PathBuf {
 }
 
 fn is_of_a_worker(block: &str) -> bool {
-    block.contains("Worker::builder()")
+    block.contains("= Worker::")
 }
 
 #[tokio::test]

@@ -5,10 +5,10 @@ use std::fmt::Write;
 
 use clap::Arg;
 use clap::builder::PossibleValue;
-use leasehold::Worker;
 use leasehold::settings::command_line::command;
 use leasehold::settings::in_code::{as_code, local_settings};
 use leasehold::settings::resolve::LocalConfig;
+use leasehold::{Error, Job, Worker};
 
 /// Texts of every form that a setting has; a choice has its own.
 const TEXTS: [&str; 18] = [
@@ -38,11 +38,13 @@ const JOB_TYPES: &str =
     "job-types:\n- name: short\n  match: { key: '*.txt' }\n  max-duration: 5m\n";
 
 /// Settings that have an effect only with another one.
-const TOGETHER: [(&str, (&str, &str)); 7] = [
+const TOGETHER: [(&str, (&str, &str)); 9] = [
     ("checkpoint-interval", ("checkpoint", "s3://bucket/prefix")),
     ("idempotency-key", ("idempotency", "s3://bucket/prefix")),
+    ("input-at", ("batch-size", "1")),
     ("mount", ("input", "mount")),
     ("output-acl", ("output", "s3://bucket/prefix")),
+    ("output-at", ("batch-size", "1")),
     ("output-sse-kms-key", ("output-sse", "aws:kms")),
     ("output-storage-class", ("output", "s3://bucket/prefix")),
     ("output-tags", ("output", "s3://bucket/prefix")),
@@ -78,12 +80,16 @@ fn settings(
     action.get_arguments().filter_map(line).collect()
 }
 
+async fn in_batches(jobs: Vec<Job>) -> Vec<Result<(), Error>> {
+    jobs.iter().map(|_| Ok(())).collect()
+}
+
 #[test]
 fn each_setting_of_a_worker_is_accepted_or_refused_with_a_reason() {
     let lines = settings("run", |values| {
-        let worker = Worker::builder().queue_url(QUEUE);
+        let worker = Worker::batch(in_batches).queue_url(QUEUE);
         let worker = values.iter().fold(worker, |it, (flag, text)| it.setting(flag, *text));
-        worker.build().map(drop).map_err(|error| error.to_string())
+        worker.check().map_err(|error| error.to_string())
     });
     insta::assert_snapshot!(lines.join("\n"));
 }
@@ -92,7 +98,7 @@ fn each_setting_of_a_worker_is_accepted_or_refused_with_a_reason() {
 fn each_setting_of_a_test_worker_is_accepted_or_refused_with_a_reason() {
     let lines = settings("local", |values| {
         let values = values.iter().map(|(flag, text)| (*flag, (*text).into())).collect();
-        let settings = local_settings(&values).map_err(|why| as_code(&why))?;
+        let settings = local_settings(&values, true).map_err(|why| as_code(&why.text))?;
         LocalConfig::try_from(settings).map(drop).map_err(|error| as_code(&error.to_string()))
     });
     insta::assert_snapshot!(lines.join("\n"));

@@ -9,7 +9,9 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use leasehold::prometheus::{Registry, TextEncoder};
-use leasehold::{CancellationToken, Error, Failure, Job, RunError, Worker};
+use leasehold::{
+    CancellationToken, Error, Failure, Handler, Job, Outcome, RunError, SettingsError, Worker,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;
@@ -53,11 +55,20 @@ impl Written {
     }
 }
 
-fn builder(cloud: &Cloud) -> leasehold::WorkerBuilder {
-    Worker::builder()
+/// Where a worker finds its messages, and its folder for files.
+fn of<K>(cloud: &Cloud, worker: Worker<K>) -> Worker<K> {
+    worker
         .queue_url(&cloud.queue_url)
         .sdk_config(&crate::support::aws::config(&cloud.endpoint))
         .work_dir(cloud.dir.path())
+}
+
+fn worker(cloud: &Cloud, handler: impl Handler) -> Worker {
+    of(cloud, Worker::new(handler))
+}
+
+async fn succeed(_: Job) -> Result<(), Error> {
+    Ok(())
 }
 
 /// This test has a current-thread runtime and a subscriber of its own, and keeps both.
@@ -68,12 +79,6 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
         cloud.put(key, b"data").await;
     }
     let (log, registry, stop) = (Written::default(), Registry::new(), CancellationToken::new());
-    let worker = builder(&cloud).concurrency(2).registry(&registry).stop(stop.clone());
-    let worker = worker.build().unwrap();
-    // The second worker of a program registers its metrics, too.
-    let other = builder(&cloud).setting("queue-url", format!("{}-dlq", cloud.queue_url));
-    let other = other.registry(&registry).stop(stop.clone()).build().unwrap();
-
     let caller = std::thread::current().id();
     let handler = move |job: Job| async move {
         assert_eq!(std::thread::current().id(), caller, "it runs on the caller's thread");
@@ -84,6 +89,12 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
             _ => Ok::<_, Error>(()),
         }
     };
+    let of_both =
+        |worker: Worker| worker.registry(&registry).stop_when(stop.clone().cancelled_owned());
+    let running = of_both(worker(&cloud, handler).concurrency(2)).run();
+    // The second worker of a program registers its metrics, too.
+    let other = worker(&cloud, handler).queue_url(format!("{}-dlq", cloud.queue_url));
+    let other = of_both(other).run();
     let watching = async {
         eventually("all messages are gone", async || {
             (cloud.counts().await == (0, 0)).then_some(())
@@ -93,11 +104,11 @@ async fn a_worker_uses_the_runtime_and_the_subscriber_of_its_caller() {
         stop.cancel();
         metrics
     };
-    let running = worker.run(handler).with_subscriber(log.subscriber());
-    let (ended, other, metrics) = tokio::join!(running, other.run(handler), watching);
+    let running = running.with_subscriber(log.subscriber());
+    let (ended, other, metrics) = tokio::join!(running, other, watching);
     let summary = ended.unwrap();
     assert_eq!((summary.succeeded, summary.kept), (3, 1), "{summary:?}");
-    assert_eq!(summary.last_kept, Some("handler_failed"));
+    assert_eq!(summary.last_kept, Some(Outcome::HandlerFailed));
     assert_eq!(other.unwrap(), leasehold::Summary::default());
 
     let records = log.records();
@@ -127,7 +138,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for WorkedOn {
 }
 
 /// Sets what a worker does, with a location for it.
-type Setting = fn(leasehold::WorkerBuilder, &str) -> leasehold::WorkerBuilder;
+type Setting = fn(Worker, &str) -> Worker;
 
 /// To wake it takes longer than much of the work of a handler.
 #[tokio::test]
@@ -145,13 +156,13 @@ async fn only_work_that_may_block_uses_the_thread_for_that() {
         cloud.put("k", b"data").await;
         let threads = WorkedOn::default();
         let subscriber = tracing_subscriber::registry().with(threads.clone());
-        let worker = set(builder(&cloud).max_messages(1).until_empty(LIMIT), &output);
-        let running = worker.build().unwrap().run(async |job: Job| {
+        let handler = async |job: Job| {
             job.progress(0.5);
             assert_eq!(job.bytes().await?, b"data");
             Ok::<_, Error>(())
-        });
-        let summary = running.with_subscriber(subscriber).await.unwrap();
+        };
+        let worker = set(worker(&cloud, handler).max_messages(1).until_empty(LIMIT), &output);
+        let summary = worker.run().with_subscriber(subscriber).await.unwrap();
         assert_eq!((summary.succeeded, summary.kept), (1, 0));
         let threads = threads.0.lock().unwrap();
         assert_eq!(threads.contains("leasehold-work"), is_used, "{threads:?}");
@@ -184,6 +195,11 @@ impl Drop for Noting {
 
 impl std::error::Error for Noting {}
 
+fn of_one_message<K>(worker: Worker<K>) -> Worker<K> {
+    let worker = worker.fetch_on_demand().max_messages(1).until_empty(LIMIT);
+    worker.retry(Duration::ZERO, Duration::ZERO)
+}
+
 /// It may take long, or panic.
 #[tokio::test]
 async fn the_code_of_an_error_runs_on_the_thread_of_the_handler() {
@@ -193,20 +209,17 @@ async fn the_code_of_an_error_runs_on_the_thread_of_the_handler() {
         cloud.put("k", b"data").await;
         let of_error = threads.clone();
         let fails = move || Err::<(), Error>(Noting(of_error.clone()).into());
-        let worker = builder(&cloud).fetch_on_demand().max_messages(1).until_empty(LIMIT);
-        let worker = worker.retry(Duration::ZERO, Duration::ZERO).build().unwrap();
         let summary = if is_batch {
-            worker
-                .run_batch(move |jobs: Vec<Job>| {
-                    let fails = fails.clone();
-                    async move { jobs.iter().map(|_| fails()).collect() }
-                })
-                .await
+            let handler = move |jobs: Vec<Job>| {
+                let fails = fails.clone();
+                async move { jobs.iter().map(|_| fails()).collect::<Vec<_>>() }
+            };
+            of_one_message(of(&cloud, Worker::batch(handler))).run().await
         } else {
             let handler = move |_: Job| std::future::ready(fails());
-            worker.run(handler).await
+            of_one_message(worker(&cloud, handler)).run().await
         };
-        assert_eq!(summary.unwrap().last_kept, Some("handler_failed"));
+        assert_eq!(summary.unwrap().last_kept, Some(Outcome::HandlerFailed));
         let threads = std::mem::take(&mut *threads.lock().unwrap());
         assert!(threads.len() >= 2, "it is shown and dropped: {threads:?}");
         let ours = std::thread::current().id();
@@ -214,18 +227,19 @@ async fn the_code_of_an_error_runs_on_the_thread_of_the_handler() {
     }
 }
 
-/// A handler that blocks the only thread of the runtime does not lose its lease.
+/// A handler that blocks the only thread of the runtime does not lose its lease, which ends several
+/// times meanwhile without an extension.
 #[tokio::test]
 async fn leases_are_extended_while_a_handler_blocks_the_runtime() {
     let cloud = Cloud::new(5).await;
     cloud.put("a", b"data").await;
-    let worker = builder(&cloud).visibility_timeout(Duration::from_secs(10)).max_messages(1);
     let handler = |job: Job| async move {
         assert_eq!(job.receive_count, 1);
-        std::thread::sleep(Duration::from_secs(25));
+        std::thread::sleep(Duration::from_secs(13));
         Ok::<_, Error>(())
     };
-    let summary = worker.build().unwrap().run(handler).await.unwrap();
+    let worker = worker(&cloud, handler).visibility_timeout(Duration::from_secs(6));
+    let summary = worker.max_messages(1).run().await.unwrap();
     assert_eq!((summary.succeeded, summary.kept), (1, 0), "{summary:?}");
     assert_eq!(cloud.counts().await, (0, 0));
 }
@@ -235,7 +249,7 @@ async fn a_stopped_worker_keeps_the_message_of_a_running_handler() {
     let cloud = Cloud::new(5).await;
     cloud.put("a", b"data").await;
     let stop = CancellationToken::new();
-    let worker = builder(&cloud).stop(stop.clone()).build().unwrap();
+    let stopped = stop.clone().cancelled_owned();
     let handler = move |job: Job| {
         let stop = stop.clone();
         async move {
@@ -244,9 +258,9 @@ async fn a_stopped_worker_keeps_the_message_of_a_running_handler() {
             Ok::<_, Error>(())
         }
     };
-    let summary = worker.run(handler).await.unwrap();
+    let summary = worker(&cloud, handler).stop_when(stopped).run().await.unwrap();
     assert_eq!((summary.succeeded, summary.kept), (0, 1), "{summary:?}");
-    assert_eq!(summary.last_kept, Some("stopped"));
+    assert_eq!(summary.last_kept, Some(Outcome::Stopped));
     assert_eq!(cloud.counts().await, (1, 0));
 }
 
@@ -256,19 +270,19 @@ async fn a_worker_runs_a_batch_handler() {
     for key in ["a", "b", "c", "d"] {
         cloud.put(key, b"data").await;
     }
-    let worker = builder(&cloud).batch_window(Duration::from_secs(5)).report_panics();
-    let worker = worker.setting("retry-min", "1s").setting("retry-max", "1s");
     let (log, sizes) = (Written::default(), Arc::new(Mutex::new(Vec::new())));
     let seen = sizes.clone();
     let handler = move |jobs: Vec<Job>| {
         seen.lock().unwrap().push(jobs.len());
         async move {
             assert!(jobs[0].receive_count > 1, "no shelf");
-            jobs.iter().map(|_| Ok::<_, Error>(())).collect()
+            jobs.iter().map(|_| Ok::<_, Error>(())).collect::<Vec<_>>()
         }
     };
-    let worker = worker.until_empty(Duration::from_secs(8)).build().unwrap();
-    let summary = worker.run_batch(handler).with_subscriber(log.subscriber()).await.unwrap();
+    let worker = of(&cloud, Worker::batch(handler)).batch_window(Duration::from_secs(5));
+    let worker = worker.report_panics().retry(Duration::from_secs(1), Duration::from_secs(1));
+    let worker = worker.until_empty(Duration::from_secs(8));
+    let summary = worker.run().with_subscriber(log.subscriber()).await.unwrap();
     assert!(summary.succeeded == 4 && summary.kept > 0, "{summary:?}");
     assert_eq!(cloud.counts().await, (0, 0));
     assert!(sizes.lock().unwrap().iter().any(|size| *size > 1), "{sizes:?}");
@@ -293,33 +307,38 @@ async fn a_worker_ends_when_the_queue_is_empty() {
 
 #[tokio::test]
 async fn what_cannot_work_is_an_error_and_ends_no_process() {
-    let refused = |builder: leasehold::WorkerBuilder| builder.build().unwrap_err().to_string();
-    assert_eq!(refused(Worker::builder()), "queue_url is required");
-    let builder = || Worker::builder().queue_url("https://sqs.us-east-1.amazonaws.com/1/q");
-    let short = refused(builder().visibility_timeout(Duration::from_secs(1)));
+    let refused = |worker: &Worker, setting: &str| {
+        let error: SettingsError = worker.check().unwrap_err();
+        assert_eq!(error.setting(), Some(setting), "{error}");
+        error.to_string()
+    };
+    assert_eq!(refused(&Worker::new(succeed), "queue-url"), "queue_url is required");
+    let ended = Worker::new(succeed).run().await;
+    assert!(matches!(ended, Err(RunError::Settings(_))), "{ended:?}");
+    let worker = || Worker::new(succeed).queue_url("https://sqs.us-east-1.amazonaws.com/1/q");
+    let short = worker().visibility_timeout(Duration::from_secs(1));
+    let short = refused(&short, "visibility-timeout");
     assert!(short.starts_with("visibility_timeout 1s is too short"), "{short}");
-    let long = refused(builder().max_duration(Duration::from_hours(13)));
+    let long = refused(&worker().max_duration(Duration::from_hours(13)), "max-duration");
     assert!(long.starts_with("max_duration 13h") && !long.contains("--"), "{long}");
+    let wrong = refused(&worker().setting("receive-give-up", "--wait"), "receive-give-up");
+    assert!(wrong.contains("for receive_give_up"), "{wrong}");
     for (flag, value, instead) in [
-        ("listen", ":9464", "use WorkerBuilder::registry"),
-        ("max-messages", "5", "use WorkerBuilder::max_messages or until_empty"),
-        ("wait", "5s", "use WorkerBuilder::max_messages or until_empty"),
+        ("listen", ":9464", "use Worker::registry"),
+        ("max-messages", "5", "use Worker::max_messages or until_empty"),
+        ("wait", "5s", "use Worker::max_messages or until_empty"),
+        ("batch-size", "2", "use Worker::batch"),
     ] {
-        let unused = refused(builder().setting(flag, value));
+        let unused = refused(&worker().setting(flag, value), flag);
         let name = flag.replace('-', "_");
         let expected = format!("{name} has no effect here: ");
         assert!(unused.starts_with(&expected) && unused.contains(instead), "{unused}");
     }
-    assert!(builder().max_messages(5).build().is_ok());
-
-    let refused = |summary: Result<leasehold::Summary, RunError>| summary.unwrap_err().to_string();
-    let worker = builder().batch_size(2).build().unwrap();
-    let single = refused(worker.run(|_: Job| async { Ok::<_, Error>(()) }).await);
-    assert!(single.contains("takes one job; use run_batch"), "{single}");
+    assert!(worker().max_messages(5).check().is_ok());
 
     let cloud = Cloud::new(5).await;
-    let worker = self::builder(&cloud).setting("queue-url", format!("{}-none", cloud.queue_url));
-    let ended = worker.build().unwrap().run(|_: Job| async { Ok::<_, Error>(()) }).await;
+    let nowhere = self::worker(&cloud, succeed).queue_url(format!("{}-none", cloud.queue_url));
+    let ended = nowhere.run().await;
     assert!(matches!(ended, Err(RunError::Misconfigured(_))), "{ended:?}");
 }
 
@@ -328,7 +347,6 @@ async fn what_cannot_work_is_an_error_and_ends_no_process() {
 async fn a_dropped_worker_deletes_nothing() {
     let cloud = Cloud::new(5).await;
     cloud.put("a", b"data").await;
-    let worker = builder(&cloud).build().unwrap();
     let (start, started) = tokio::sync::oneshot::channel();
     let start = Arc::new(Mutex::new(Some(start)));
     let handler = move |_: Job| {
@@ -338,7 +356,7 @@ async fn a_dropped_worker_deletes_nothing() {
             std::future::pending::<Result<(), Failure>>().await
         }
     };
-    let running = worker.run(handler);
+    let running = worker(&cloud, handler).run();
     tokio::select! {
         ended = running => panic!("{ended:?}"),
         has_started = timeout(LIMIT, started) => has_started.unwrap().unwrap(),

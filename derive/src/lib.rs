@@ -30,7 +30,7 @@ fn implementation(input: &DeriveInput) -> Result<proc_macro2::TokenStream, Error
         impl crate::settings::given::Settings for #name {
             fn read(
                 given: &mut crate::settings::given::Given<'_>,
-            ) -> ::std::result::Result<Self, ::std::string::String> {
+            ) -> ::std::result::Result<Self, crate::settings::given::Refused> {
                 let settings = Self { #(#fields),* };
                 #(#rules)*
                 Ok(settings)

@@ -11,11 +11,6 @@ async fn process(job: Job) -> Result<(), Error> {
 }
 
 pub async fn drain(queue_url: &str, aws: &aws_config::SdkConfig) -> Result<Summary, Error> {
-    let worker = Worker::builder()
-        .queue_url(queue_url)
-        .sdk_config(aws)
-        .concurrency(4)
-        .until_empty(Duration::from_secs(1))
-        .build()?;
-    Ok(worker.run(process).await?)
+    let worker = Worker::new(process).queue_url(queue_url).sdk_config(aws).concurrency(4);
+    Ok(worker.until_empty(Duration::from_secs(1)).run().await?)
 }

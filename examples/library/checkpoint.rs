@@ -9,7 +9,7 @@ use tokio::time::sleep;
 const STEPS: u32 = 10;
 
 pub async fn render(job: Job) -> Result<(), Error> {
-    let state = job.checkpoint_dir().join("steps");
+    let state = job.checkpoint_dir().await?.join("steps");
     let done = fs::read_to_string(&state).await.unwrap_or_default();
     for step in done.parse().unwrap_or(0)..STEPS {
         tokio::select! {
@@ -24,6 +24,7 @@ pub async fn render(job: Job) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use leasehold::Outcome;
     use leasehold::testing::TestWorker;
     use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ mod tests {
         let worker = TestWorker::new(render).object("film", "").max_duration(20 * MINUTE);
         let worker = worker.checkpoint("s3://state/films").stop_after(5 * MINUTE + MINUTE / 2);
         let run = worker.run().await;
-        assert_eq!(run.outcomes(), ["stopped", "succeeded"]);
+        assert_eq!(run.outcomes(), [Outcome::Stopped, Outcome::Succeeded]);
         assert_eq!(run.attempts()[0].progress, Some(0.5));
         assert_eq!(run.attempts()[1].progress, Some(1.0));
         // Only the step that was interrupted was repeated.

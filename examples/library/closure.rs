@@ -18,6 +18,7 @@ pub fn measure(total: Arc<AtomicU64>) -> impl Handler {
 
 #[cfg(test)]
 mod tests {
+    use leasehold::Outcome;
     use leasehold::testing::TestWorker;
 
     use super::*;
@@ -27,7 +28,7 @@ mod tests {
         let total = Arc::new(AtomicU64::new(0));
         let worker = TestWorker::new(measure(total.clone()));
         let run = worker.object("a.txt", "12345").object("b.txt", "12").run().await;
-        assert_eq!(run.outcomes(), ["succeeded", "succeeded"]);
+        assert_eq!(run.outcomes(), [Outcome::Succeeded, Outcome::Succeeded]);
         assert_eq!(total.load(Ordering::Relaxed), 7);
     }
 }

@@ -21,13 +21,15 @@ pub async fn total(job: Job) -> Result<(), Error> {
         return Err(Failure::permanent("the order is empty").into());
     }
     let total = Total { cents: u64::from(order.quantity) * u64::from(order.price_in_cents) };
-    tokio::fs::write(job.output_dir().join("total.json"), serde_json::to_vec(&total)?).await?;
+    tokio::fs::write(job.output_dir().await?.join("total.json"), serde_json::to_vec(&total)?)
+        .await?;
     job.metric("items", order.quantity.into());
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use leasehold::Outcome;
     use leasehold::testing::TestWorker;
 
     use super::*;
@@ -43,7 +45,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_not_an_order_is_a_dead_letter() {
         let run = TestWorker::new(total).object("2.json", "{}").max_receive_count(1).run().await;
-        assert_eq!(run.outcomes(), ["permanent"]);
+        assert_eq!(run.outcomes(), [Outcome::Permanent]);
         let error = run.attempts()[0].error.as_deref().unwrap();
         assert!(error.contains("missing field `quantity`"), "{error}");
         assert_eq!(run.dead_letters(), ["2.json"]);

@@ -16,7 +16,7 @@ pub struct Deliver {
 impl Handler for Deliver {
     async fn handle(&self, job: Job) -> Result<(), Error> {
         if job.receive_count <= self.closed.load(Ordering::Relaxed) {
-            return Err(Failure::retry_after(Duration::from_mins(5), "it is closed").into());
+            return Err(Failure::retry("it is closed").after(Duration::from_mins(5)).into());
         }
         sleep(Duration::from_mins(1)).await;
         self.sent.fetch_add(1, Ordering::Relaxed);
@@ -26,6 +26,7 @@ impl Handler for Deliver {
 
 #[cfg(test)]
 mod tests {
+    use leasehold::Outcome;
     use leasehold::testing::TestWorker;
 
     use super::*;
@@ -33,7 +34,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn success_deletes_the_message() {
         let run = TestWorker::new(Deliver::default()).object("a", "data").run().await;
-        assert_eq!(run.outcomes(), ["succeeded"]);
+        assert_eq!(run.outcomes(), [Outcome::Succeeded]);
         assert!(run.dead_letters().is_empty());
     }
 
@@ -41,7 +42,7 @@ mod tests {
     async fn a_closed_service_is_retried_after_five_minutes() {
         let deliver = Deliver { closed: 1.into(), ..Deliver::default() };
         let run = TestWorker::new(deliver).object("a", "data").run().await;
-        assert_eq!(run.outcomes(), ["temporary", "succeeded"]);
+        assert_eq!(run.outcomes(), [Outcome::Temporary, Outcome::Succeeded]);
         assert_eq!(run.attempts()[0].retry_after, Some(Duration::from_mins(5)));
     }
 
@@ -49,20 +50,20 @@ mod tests {
     async fn a_stop_keeps_the_message_for_the_next_worker() {
         let worker = TestWorker::new(Deliver::default()).object("a", "data");
         let run = worker.stop_after(Duration::from_secs(30)).run().await;
-        assert_eq!(run.outcomes(), ["stopped", "succeeded"]);
+        assert_eq!(run.outcomes(), [Outcome::Stopped, Outcome::Succeeded]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_lease_keeps_the_message_for_the_other_worker() {
         let run = TestWorker::new(Deliver::default()).object("a", "data").lose_leases().run().await;
-        assert_eq!(run.outcomes(), ["lease_lost", "succeeded"]);
+        assert_eq!(run.outcomes(), [Outcome::LeaseLost, Outcome::Succeeded]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_redelivery_is_recognised_by_its_record() {
         let worker = TestWorker::new(Deliver::default()).object("a", "data").redeliver();
         let run = worker.idempotency("s3://state/done").run().await;
-        assert_eq!(run.outcomes(), ["succeeded", "already_done"]);
+        assert_eq!(run.outcomes(), [Outcome::Succeeded, Outcome::AlreadyDone]);
     }
 
     #[tokio::test(start_paused = true)]

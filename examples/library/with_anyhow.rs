@@ -9,13 +9,14 @@ pub async fn import(job: Job) -> anyhow::Result<()> {
     let text = job.text().await.context("reading the file")?;
     let count: u32 = text.trim().parse().with_context(|| format!("{text:?} is not a count"))?;
     if count > 100 {
-        bail!(Failure::retry_after(Duration::from_mins(5), "the service takes no more today"));
+        bail!(Failure::retry("the service takes no more today").after(Duration::from_mins(5)));
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use leasehold::Outcome;
     use leasehold::testing::TestWorker;
 
     use super::*;
@@ -30,14 +31,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_chooses_when_to_retry() {
         let run = TestWorker::new(import).object("a", "101").max_receive_count(1).run().await;
-        assert_eq!(run.outcomes(), ["temporary"]);
+        assert_eq!(run.outcomes(), [Outcome::Temporary]);
         assert_eq!(run.attempts()[0].retry_after, Some(Duration::from_mins(5)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_class_is_kept_below_a_context() {
         let run = TestWorker::new(import).object("a", [0xff]).max_receive_count(1).run().await;
-        assert_eq!(run.outcomes(), ["permanent"]);
+        assert_eq!(run.outcomes(), [Outcome::Permanent]);
         let error = run.attempts()[0].error.as_deref().unwrap();
         assert!(error.contains("reading the file: invalid utf-8"), "{error}");
     }

@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::iter::successors;
 use std::time::Duration;
 
 /// The error of a handler: any error converts into it with `?`, also one of `anyhow` or `eyre`, and
@@ -28,7 +27,7 @@ pub type Error = Box<dyn StdError + Send + Sync>;
 ///
 /// fn is_open(status: u16) -> Result<(), Failure> {
 ///     match status {
-///         503 => Err(Failure::retry_after(Duration::from_mins(5), "the service is closed")),
+///         503 => Err(Failure::retry("the service is closed").after(Duration::from_mins(5))),
 ///         _ => Ok(()),
 ///     }
 /// }
@@ -56,14 +55,19 @@ impl Failure {
         Self(Reason { class: Class::Permanent, error: error.into() })
     }
 
-    /// A later attempt may succeed; it comes after the usual backoff.
+    /// A later attempt may succeed; it comes after the usual backoff, or [`after`](Self::after) a
+    /// delay.
     pub fn retry(error: impl Into<Error>) -> Self {
         Self(Reason { class: Class::Retry { after: None }, error: error.into() })
     }
 
-    /// A later attempt may succeed; it comes after this delay.
-    pub fn retry_after(delay: Duration, error: impl Into<Error>) -> Self {
-        Self(Reason { class: Class::Retry { after: Some(delay) }, error: error.into() })
+    /// The next attempt comes after this delay. A permanent failure stays permanent.
+    #[must_use]
+    pub fn after(mut self, delay: Duration) -> Self {
+        if let Class::Retry { after } = &mut self.0.class {
+            *after = Some(delay);
+        }
+        self
     }
 
     /// Whether no retry can succeed.
@@ -71,8 +75,8 @@ impl Failure {
         self.0.class == Class::Permanent
     }
 
-    /// The delay of the next attempt, if this failure chooses it.
-    pub fn delay(&self) -> Option<Duration> {
+    /// The delay that [`after`](Self::after) has set.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self.0.class {
             Class::Retry { after } => after,
             Class::Permanent => None,
@@ -132,7 +136,7 @@ impl StdError for Reason {
 type Cause<'a> = &'a (dyn StdError + 'static);
 
 fn chain(error: Cause<'_>) -> impl Iterator<Item = Cause<'_>> {
-    successors(Some(error), |&error| error.source()).take(LONGEST_CHAIN)
+    crate::ports::causes::chain(error).take(LONGEST_CHAIN)
 }
 
 /// A chain may be endless.
@@ -188,13 +192,14 @@ mod tests {
     #[test]
     fn the_class_is_found_at_every_place_in_the_chain() {
         let delay = Duration::from_mins(5);
-        let failure = || Failure::retry_after(delay, no_such_file());
+        let failure = || Failure::retry(no_such_file()).after(delay);
         let expected = Some(Class::Retry { after: Some(delay) });
         assert_eq!(class(&failure()), expected);
         assert_eq!(class(&Wrapped(failure().into())), expected);
         assert_eq!(class(&Wrapped(Wrapped(failure().into()).into())), expected);
         assert_eq!(class(&Wrapped(no_such_file())), None);
-        assert_eq!((failure().delay(), failure().is_permanent()), (Some(delay), false));
+        assert_eq!((failure().retry_after(), failure().is_permanent()), (Some(delay), false));
+        assert_eq!(Failure::permanent(no_such_file()).after(delay).retry_after(), None);
         // The outer decision is the later one.
         assert_eq!(class(&Failure::permanent(failure())), Some(Class::Permanent));
     }

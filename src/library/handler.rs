@@ -84,6 +84,15 @@ where
     }
 }
 
+/// Marks a program or a worker whose handler takes one job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OneJob {}
+
+/// Marks a program or a worker whose handler takes several jobs at once: only it has `batch_size` and
+/// `batch_window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batches {}
+
 /// A handler of any type.
 #[derive(Clone)]
 pub enum AnyHandler {
@@ -118,7 +127,6 @@ impl AnyHandler {
         }))
     }
 
-    #[cfg(feature = "testing")]
     pub(super) fn takes_batches(&self) -> bool {
         match self {
             Self::OfJob(_) => false,

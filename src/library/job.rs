@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncSeek};
 use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::failure::Failure;
 use crate::job::outcome;
@@ -59,8 +60,9 @@ pub struct Job {
     pub size: Option<u64>,
     /// The name of the S3 event.
     pub event: Option<String>,
-    /// When the event happened, as its sender writes it: RFC 3339.
-    pub event_time: Option<String>,
+    /// When the event happened, by its sender's clock; also `None` if that time is not RFC 3339 in
+    /// UTC.
+    pub event_time: Option<SystemTime>,
     /// The bucket's region.
     pub region: Option<String>,
     /// Orders the events of one key; hexadecimal.
@@ -128,7 +130,8 @@ impl Job {
             etag: of_object(|it| it.etag.as_ref()),
             size: object.as_ref().and_then(|it| it.size),
             event: of_object(|it| Some(&it.event)),
-            event_time: of_object(|it| it.event_time.as_ref()),
+            event_time: of_object(|it| it.event_time.as_ref())
+                .and_then(|time| humantime::parse_rfc3339(&time).ok()),
             region: of_object(|it| it.region.as_ref()),
             sequencer: of_object(|it| it.sequencer.as_ref()),
             deadline: Instant::now() + remaining,
@@ -150,8 +153,10 @@ impl Job {
         fetched.await.map(PathBuf::as_path)
     }
 
-    /// The object as an open file, which is an `AsyncRead`: for objects of any size.
-    pub async fn stream(&self) -> Result<File, Failure> {
+    /// The object as a stream: for objects of any size.
+    pub async fn stream(
+        &self,
+    ) -> Result<impl AsyncRead + AsyncSeek + Send + Sync + Unpin + use<>, Failure> {
         File::open(self.path().await?).await.map_err(Failure::retry)
     }
 
@@ -191,16 +196,16 @@ impl Job {
         serde_json::from_str(&self.body().await?).map_err(Failure::permanent)
     }
 
-    /// The directory for results, which the first call makes. Its files are dropped unless `--output` is set (or `--outbox`,
-    /// with `local`).
-    pub fn output_dir(&self) -> &Path {
-        self.inner.make(&self.inner.output_dir)
+    /// The directory for results, which the first call makes. Its files are dropped unless `--output`
+    /// is set (or `--outbox`, with `local`).
+    pub async fn output_dir(&self) -> Result<&Path, Failure> {
+        self.inner.made(&self.inner.output_dir).await
     }
 
-    /// The directory for partial state, which the first call makes, with the files of the attempt before. They are dropped
-    /// unless `--checkpoint` is set.
-    pub fn checkpoint_dir(&self) -> &Path {
-        self.inner.make(&self.inner.checkpoint_dir)
+    /// The directory for partial state, which the first call makes, with the files of the attempt
+    /// before. They are dropped unless `--checkpoint` is set.
+    pub async fn checkpoint_dir(&self) -> Result<&Path, Failure> {
+        self.inner.made(&self.inner.checkpoint_dir).await
     }
 
     /// When the job will be cancelled, by `--max-duration`.
@@ -256,14 +261,15 @@ impl Job {
 }
 
 impl Inner {
-    /// Makes the folder, if it does not exist yet.
-    fn make<'a>(&self, folder: &'a Path) -> &'a Path {
-        if let Some(on_demand) = &self.on_demand
-            && let Err(error) = on_demand.folders.make(folder)
-        {
-            warn!(path = %folder.display(), %error, "the job's folder cannot be made");
+    /// Makes the folder, if it does not exist yet, on a thread that may wait for the disk. Also for a
+    /// job that was cancelled: it may save its partial state.
+    async fn made<'a>(&self, folder: &'a Path) -> Result<&'a Path, Failure> {
+        if let Some(on_demand) = self.on_demand.clone() {
+            let path = folder.to_owned();
+            let made = spawn_blocking(move || on_demand.folders.make(&path)).await;
+            made.map_err(Failure::retry)?.map_err(Failure::retry)?;
         }
-        folder
+        Ok(folder)
     }
 }
 

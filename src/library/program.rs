@@ -1,15 +1,16 @@
 //! A whole program around a handler.
 
 use std::ffi::OsStr;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command};
 use tokio::runtime::Handle;
 
-use super::handler::{AnyHandler, BatchHandler, Handler};
+use super::handler::{AnyHandler, BatchHandler, Batches, Handler, OneJob};
 use super::in_process::runner;
-use super::settings::setters;
+use super::settings::{batch_setters, queue_setters, setters};
 use super::threads::Threads;
 use crate::adapters::batching::Batching;
 use crate::app::{self, Host, InProcess, Start};
@@ -48,10 +49,11 @@ pub fn main(handler: impl Handler) -> ExitCode {
 /// The handler runs on its own threads, so that a long computation delays no heartbeat. A program
 /// that has a tokio runtime of its own uses a [`Worker`](crate::Worker).
 #[must_use]
-pub struct Program {
+pub struct Program<K = OneJob> {
     embedding: Embedding,
     handler: MakeHandler,
     own: Vec<Own>,
+    kind: PhantomData<fn() -> K>,
 }
 
 type MakeHandler = Box<dyn FnOnce(&ArgMatches) -> Result<AnyHandler, clap::Error> + Send>;
@@ -101,8 +103,8 @@ impl Program {
     }
 
     /// A program whose handler takes up to 10 jobs at once; see
-    /// [`batch_size`](Self::batch_size). A run receives as many messages, unless `max-messages` is
-    /// set.
+    /// [`batch_size`](Program::batch_size). A run receives as many messages, unless
+    /// [`max_messages`](Program::max_messages) is set.
     ///
     /// ```no_run
     /// use leasehold::{Failure, Job, Program};
@@ -119,34 +121,41 @@ impl Program {
     /// fn main() -> std::process::ExitCode {
     ///     Program::batch(import)
     ///         .batch_window(Duration::from_secs(1))
-    ///         .setting("max-messages", "1000")
+    ///         .max_messages(1000)
     ///         .main()
     /// }
     /// ```
-    pub fn batch(handler: impl BatchHandler) -> Self {
+    pub fn batch(handler: impl BatchHandler) -> Program<Batches> {
         let handler = AnyHandler::of_batch(handler);
-        Self::with(None, Box::new(|_| Ok(handler))).with_batches()
+        Program::with(None, Box::new(|_| Ok(handler))).with_batches()
     }
 
     /// [`batch`](Self::batch) with the program's own flags, like [`with_flags`](Self::with_flags).
     pub fn batch_with_flags<A: Args, H: BatchHandler>(
         make: impl FnOnce(A) -> H + Send + 'static,
-    ) -> Self {
+    ) -> Program<Batches> {
         let make = |matches: &ArgMatches| {
             A::from_arg_matches(matches).map(|flags| AnyHandler::of_batch(make(flags)))
         };
-        Self::with(Some(A::augment_args), Box::new(make)).with_batches()
+        Program::with(Some(A::augment_args), Box::new(make)).with_batches()
     }
+}
 
+impl Program<Batches> {
     fn with_batches(mut self) -> Self {
         self.embedding = self.embedding.with_batches();
         self
     }
 
+    batch_setters!();
+}
+
+impl<K: 'static> Program<K> {
     fn with(flags: Option<fn(Command) -> Command>, handler: MakeHandler) -> Self {
         let started = std::env::args_os().next().unwrap_or_default();
         let name = Path::new(&started).file_name().and_then(OsStr::to_str).unwrap_or("worker");
-        Self { embedding: Embedding { flags, ..Embedding::new(name) }, handler, own: Vec::new() }
+        let embedding = Embedding { flags, ..Embedding::new(name) };
+        Self { embedding, handler, own: Vec::new(), kind: PhantomData }
     }
 
     /// The program's name; by default the name of its file.
@@ -182,12 +191,13 @@ impl Program {
         &mut self.embedding.defaults
     }
 
-    /// The URL of the SQS queue.
-    pub fn queue_url(self, url: impl Into<std::ffi::OsString>) -> Self {
-        self.setting("queue-url", url)
-    }
-
     setters!();
+    queue_setters!();
+
+    /// How many messages a run processes, one after another or at the same time; 1 by default.
+    pub fn max_messages(self, messages: u32) -> Self {
+        self.setting("max-messages", messages.to_string())
+    }
 
     /// Runs the program to its end. Return the exit code from your `main`: the pod's restarts
     /// depend on it.
@@ -209,7 +219,7 @@ impl Program {
 
     fn start(self) -> ExitCode {
         let signals = app::signals::block();
-        let Self { embedding, handler, own } = self;
+        let Self { embedding, handler, own, .. } = self;
         let name = embedding.name.clone();
         app::main(signals, &name.clone(), move || {
             match embedding.parse(std::env::args_os().collect())? {

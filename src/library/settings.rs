@@ -8,12 +8,12 @@ pub(super) fn time(value: Duration) -> OsString {
     humantime::format_duration(value).to_string().into()
 }
 
-/// Adds a typed setter for each of the most useful settings to a type with a field `values`. The
+/// Adds a typed setter for each of the most useful settings to a type with `values_mut`. The
 /// others are set by name. Values are checked like those of flags.
 macro_rules! setters {
     () => {
         /// Any other setting, by the name of its flag without dashes, in the flag's format:
-        /// `.setting("missing-object", "ignore")`. docs/reference.md lists all of them.
+        /// `.setting("receive-give-up", "1h")`. docs/reference.md lists all of them.
         pub fn setting(mut self, flag: &'static str, value: impl Into<std::ffi::OsString>) -> Self {
             self.values_mut().push((flag, value.into()));
             self
@@ -55,18 +55,6 @@ macro_rules! setters {
                 .setting("retry-max", $crate::library::settings::time(longest))
         }
 
-        /// How many jobs a batch handler takes at once, up to 10, which is the default. It gets
-        /// those that are there when it is free, or after the window. Each of them is received,
-        /// downloaded and held for itself.
-        pub fn batch_size(self, jobs: usize) -> Self {
-            self.setting("batch-size", jobs.to_string())
-        }
-
-        /// How long a batch waits for more jobs while the handler is free. No time by default.
-        pub fn batch_window(self, time: std::time::Duration) -> Self {
-            self.setting("batch-window", $crate::library::settings::time(time))
-        }
-
         /// Downloads the object when the handler asks for it, and not before.
         pub fn fetch_on_demand(self) -> Self {
             self.setting("input", "none")
@@ -75,6 +63,24 @@ macro_rules! setters {
         /// Also processes messages that are not S3 notifications: the body is the input.
         pub fn accept_raw(self) -> Self {
             self.setting("accept-raw", "true")
+        }
+
+        /// The buckets whose objects are work; a message about another one is kept, as a permanent
+        /// failure. All buckets by default.
+        pub fn buckets(self, names: impl IntoIterator<Item: Into<String>>) -> Self {
+            let names: Vec<String> = names.into_iter().map(Into::into).collect();
+            self.setting("buckets", names.join(","))
+        }
+
+        /// What happens to a message whose object does not exist; a retry by default.
+        pub fn missing_object(self, treatment: $crate::library::settings::MissingObject) -> Self {
+            self.setting("missing-object", treatment.text())
+        }
+
+        /// What happens to the object after its work succeeded, before the message is deleted;
+        /// nothing by default.
+        pub fn on_success(self, action: $crate::library::settings::OnSuccess) -> Self {
+            self.setting("on-success", action.text())
         }
 
         /// Uploads the files of [`Job::output_dir`](crate::Job::output_dir) to this location:
@@ -102,3 +108,96 @@ macro_rules! setters {
     };
 }
 pub(super) use setters;
+
+/// The setters of a program or a worker with a queue in SQS.
+macro_rules! queue_setters {
+    () => {
+        /// The URL of the SQS queue, standard or FIFO.
+        pub fn queue_url(self, url: impl Into<std::ffi::OsString>) -> Self {
+            self.setting("queue-url", url)
+        }
+
+        /// How many messages, or batches of them, to process at the same time; 1 by default.
+        pub fn concurrency(self, calls: usize) -> Self {
+            self.setting("concurrency", calls.to_string())
+        }
+
+        /// How many further messages to receive and download while the others are processed; none
+        /// by default.
+        pub fn prefetch(self, messages: usize) -> Self {
+            self.setting("prefetch", messages.to_string())
+        }
+
+        /// Writes a record of each attempt that does not succeed to this location, for the next one:
+        /// `s3://bucket/prefix`.
+        pub fn attempts(self, location: impl Into<std::ffi::OsString>) -> Self {
+            self.setting("attempts", location)
+        }
+    };
+}
+pub(super) use queue_setters;
+
+/// The setters of a batch handler.
+macro_rules! batch_setters {
+    () => {
+        /// How many jobs the handler takes at once, up to 10, which is the default. It gets those
+        /// that are there when it is free, or after the window. Each of them is received, downloaded
+        /// and held for itself.
+        pub fn batch_size(self, jobs: usize) -> Self {
+            self.setting("batch-size", jobs.to_string())
+        }
+
+        /// How long a batch waits for more jobs while the handler is free. No time by default.
+        pub fn batch_window(self, time: std::time::Duration) -> Self {
+            self.setting("batch-window", $crate::library::settings::time(time))
+        }
+    };
+}
+pub(super) use batch_setters;
+
+/// What happens to a message whose object does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MissingObject {
+    /// It is retried: the object may come back.
+    Retry,
+    /// It is a permanent failure, and goes to the dead-letter queue soon.
+    Fail,
+    /// It is deleted: there is nothing to do.
+    Ignore,
+}
+
+impl MissingObject {
+    /// As the flag has it.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Fail => "fail",
+            Self::Ignore => "ignore",
+        }
+    }
+}
+
+/// What happens to the object after its work succeeded. An object that was overwritten meanwhile is
+/// not touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnSuccess {
+    /// It gets a tag, beside those that it has: the key and the value.
+    Tag(String, String),
+    /// It is moved below this location: `s3://bucket/prefix`.
+    Move(String),
+    /// It is deleted.
+    Delete,
+}
+
+impl OnSuccess {
+    /// As the flag has it.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Tag(key, value) => format!("tag={key}:{value}"),
+            Self::Move(location) => format!("move={location}"),
+            Self::Delete => "delete".to_owned(),
+        }
+    }
+}

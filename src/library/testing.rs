@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use leasehold::testing::TestWorker;
-//! use leasehold::{Error, Failure, Job};
+//! use leasehold::{Error, Failure, Job, Outcome};
 //!
 //! async fn import(job: Job) -> Result<(), Error> {
 //!     if job.text().await?.is_empty() {
@@ -17,7 +17,7 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(async {
 //! async fn an_empty_file_goes_to_the_dead_letter_queue() {
 //!     let run = TestWorker::new(import).object("empty.csv", "").run().await;
-//!     assert_eq!(run.outcomes(), ["permanent", "permanent", "permanent"]);
+//!     assert_eq!(run.outcomes(), [Outcome::Permanent; 3]);
 //!     assert_eq!(run.dead_letters(), ["empty.csv"]);
 //! }
 //! # an_empty_file_goes_to_the_dead_letter_queue().await });
@@ -25,6 +25,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -36,10 +37,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::handler::{AnyHandler, BatchHandler, Handler};
+use super::handler::{AnyHandler, BatchHandler, Batches, Handler, OneJob};
 use super::in_process::runner;
 use super::job::Job;
-use super::settings::setters;
+use super::outcome::Outcome;
+use super::settings::{batch_setters, setters};
 use super::threads::Threads;
 use crate::actors::supervisor::{self, World};
 use crate::adapters::local::folder::{Folder, Listing};
@@ -56,9 +58,8 @@ use crate::ports::health::Health;
 use crate::ports::job_facts::{JobFacts, MessageFacts, ObjectFacts};
 use crate::ports::{Activity, Command, Telemetry};
 use crate::settings::given::Values;
-use crate::settings::in_code::{DEFAULT_BATCH, as_code, local_settings};
+use crate::settings::in_code::{as_code, local_settings};
 use crate::settings::resolve::LocalConfig;
-use crate::settings::values::Handler as Of;
 use crate::telemetry::records::{log_ended, log_started};
 use crate::work::CommandWorker;
 use crate::work::checkpoint::Checkpoints;
@@ -69,7 +70,7 @@ use crate::work::threads::WorkThreads;
 /// stops, lost leases, results and checkpoints. With `#[tokio::test(start_paused = true)]`, no
 /// delay takes time.
 #[must_use]
-pub struct TestWorker {
+pub struct TestWorker<K = OneJob> {
     handler: AnyHandler,
     values: Values,
     objects: Vec<(String, Vec<u8>)>,
@@ -77,31 +78,38 @@ pub struct TestWorker {
     max_receive_count: u32,
     mishap: Option<Mishap>,
     stop_after: Option<Duration>,
+    kind: PhantomData<fn() -> K>,
 }
 
 impl TestWorker {
     /// A worker without messages.
     pub fn new(handler: impl Handler) -> Self {
-        Self::with(AnyHandler::new(handler), Vec::new())
+        Self::with(AnyHandler::new(handler))
     }
 
     /// A worker without messages, whose handler takes several jobs at once: up to 10, or
-    /// [`batch_size`](Self::batch_size). A [`batch_window`](Self::batch_window) of a second puts the
-    /// first messages of the test into one batch.
-    pub fn batch(handler: impl BatchHandler) -> Self {
-        let size = DEFAULT_BATCH.to_string().into();
-        Self::with(AnyHandler::of_batch(handler), vec![("batch-size", size)])
+    /// [`batch_size`](TestWorker::batch_size). A [`batch_window`](TestWorker::batch_window) of a
+    /// second puts the first messages of the test into one batch.
+    pub fn batch(handler: impl BatchHandler) -> TestWorker<Batches> {
+        TestWorker::with(AnyHandler::of_batch(handler))
     }
+}
 
-    fn with(handler: AnyHandler, values: Values) -> Self {
+impl TestWorker<Batches> {
+    batch_setters!();
+}
+
+impl<K> TestWorker<K> {
+    fn with(handler: AnyHandler) -> Self {
         Self {
             handler,
-            values,
+            values: Vec::new(),
             objects: Vec::new(),
             messages: Vec::new(),
             max_receive_count: 3,
             mishap: None,
             stop_after: None,
+            kind: PhantomData,
         }
     }
 
@@ -153,15 +161,11 @@ impl TestWorker {
         let path = |name: &str| home.path().join(name);
         let inbox = path("inbox");
         write_all(&inbox, &self.objects).expect("the keys are file names");
-        let settings = local_settings(&self.values)
-            .and_then(|args| LocalConfig::try_from(args).map_err(|error| error.to_string()));
-        let LocalConfig { mut work, records, .. } =
-            settings.unwrap_or_else(|why| panic!("{}", as_code(&why)));
         let takes_batches = self.handler.takes_batches();
-        assert!(
-            takes_batches || work.handler == Of::Command,
-            "batch_size and batch_window have no effect: this handler takes one job; use TestWorker::batch"
-        );
+        let settings = local_settings(&self.values, takes_batches)
+            .and_then(|args| Ok(LocalConfig::try_from(args)?));
+        let LocalConfig { mut work, records, .. } =
+            settings.unwrap_or_else(|why| panic!("{}", as_code(&why.text)));
         let lanes = work.batch.size;
         if takes_batches {
             // All of them belong to one worker.
@@ -262,8 +266,8 @@ pub struct TestRun {
 pub struct Attempt {
     /// The key of the object; `None` without one.
     pub key: Option<String>,
-    /// `succeeded`, or why the message was kept: README.md lists the outcomes.
-    pub outcome: &'static str,
+    /// Success, or why the message was kept.
+    pub outcome: Outcome,
     /// Why the message was kept, with all causes of the handler's error.
     pub error: Option<String>,
     /// When the message is visible again, if it was released.
@@ -281,7 +285,7 @@ impl TestRun {
     }
 
     /// The outcomes of all attempts.
-    pub fn outcomes(&self) -> Vec<&'static str> {
+    pub fn outcomes(&self) -> Vec<Outcome> {
         self.attempts.iter().map(|attempt| attempt.outcome).collect()
     }
 
@@ -317,7 +321,7 @@ impl Recorded {
         let metrics = ended.work.metrics.iter();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Attempt {
             key: ended.subject.objects.first().map(|object| object.key.clone()),
-            outcome: ended.outcome(),
+            outcome: Outcome::of(&ended.settlement),
             error: ended.error(),
             retry_after,
             progress: ended.progress.as_ref().and_then(|progress| progress.share),

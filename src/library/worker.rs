@@ -1,9 +1,13 @@
 //! A handler beside other tasks: no command line, no global state.
 
+use std::future::{Future, pending};
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -12,14 +16,15 @@ use tracing::dispatcher::{self, Dispatch};
 use tracing::info;
 use tracing::subscriber::NoSubscriber;
 
-use super::handler::{AnyHandler, BatchHandler, Handler};
+use super::failure::Error;
+use super::handler::{AnyHandler, BatchHandler, Batches, Handler, OneJob};
 use super::in_process;
-use super::settings::setters;
+use super::outcome::Outcome;
+use super::settings::{batch_setters, queue_setters, setters};
 use super::threads::{OwnRuntime, Threads};
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
-use crate::job::keep_reason::KeepReason;
 use crate::job::report::{Observation, Report};
 use crate::job::run_outcome::{ReceiveFailure, RunOutcome};
 use crate::job::settings::Settings;
@@ -27,8 +32,9 @@ use crate::job::verdict::Settlement;
 use crate::ports::clock::Clock;
 use crate::ports::health::Health;
 use crate::ports::{Runner, Telemetry};
-use crate::settings::given::Values;
-use crate::settings::in_code::{DEFAULT_BATCH, as_code, flags, has, run_settings};
+use crate::settings::error::SettingError;
+use crate::settings::given::{Refused, Values};
+use crate::settings::in_code::{as_code, flags, has, run_settings};
 use crate::settings::no_effect::{self, OF_AN_END};
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
@@ -53,12 +59,12 @@ use crate::work::threads::{SeparateThreads, WorkThreads};
 /// }
 ///
 /// # async fn run() -> Result<(), Error> {
-/// let worker = Worker::builder()
+/// let summary = Worker::new(resize)
 ///     .queue_url("https://sqs.eu-west-1.amazonaws.com/123456789012/uploads")
 ///     .max_duration(Duration::from_hours(2))
 ///     .stop_on_signals()
-///     .build()?;
-/// let summary = worker.run(resize).await?;
+///     .run()
+///     .await?;
 /// tracing::info!(?summary, "stopped");
 /// # Ok(())
 /// # }
@@ -66,17 +72,17 @@ use crate::work::threads::{SeparateThreads, WorkThreads};
 ///
 /// The handler runs on the caller's runtime, so it may use connections of that runtime. Leases are
 /// extended on a thread of leasehold: a handler that blocks does not lose its message.
-#[derive(Debug)]
-pub struct Worker {
-    config: RunConfig,
+#[must_use]
+pub struct Worker<K = OneJob> {
+    handler: AnyHandler,
+    values: Values,
     until: Until,
-    /// Has the code set the size of batches?
-    has_batches: bool,
-    stop: CancellationToken,
+    stop: BoxFuture<'static, ()>,
     on_signals: bool,
     report_panics: bool,
     registry: Option<prometheus::Registry>,
     aws: Option<SdkConfig>,
+    kind: PhantomData<fn() -> K>,
 }
 
 /// When a worker ends without a stop.
@@ -87,28 +93,34 @@ enum Until {
     Empty,
 }
 
-/// The settings of a [`Worker`].
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct WorkerBuilder {
-    values: Values,
-    until: Until,
-    stop: CancellationToken,
-    on_signals: bool,
-    report_panics: bool,
-    registry: Option<prometheus::Registry>,
-    aws: Option<SdkConfig>,
+/// A setting of a [`Worker`] that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", as_code(&.0.text))]
+pub struct SettingsError(Refused);
+
+impl SettingsError {
+    /// The setting, by the name that [`Worker::setting`] takes: `max-duration`.
+    pub fn setting(&self) -> Option<&str> {
+        self.0.setting.as_deref()
+    }
 }
 
-/// A setting of a [`WorkerBuilder`] that cannot work.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SettingsError(String);
-
 /// Why a worker ended before it was stopped.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
+    /// A setting cannot work; [`Worker::check`] finds it, too.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// This process cannot run a worker: a thread, a signal's handler or the metrics.
+    #[error("{what}")]
+    #[non_exhaustive]
+    Process {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: Error,
+    },
     /// A retry cannot succeed: no such queue, no credentials, no work directory.
     #[error("{0}")]
     Misconfigured(String),
@@ -118,6 +130,12 @@ pub enum RunError {
     /// A bug in leasehold. The message is kept, as always.
     #[error("{0}")]
     Bug(String),
+}
+
+impl RunError {
+    fn process<E: Into<Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::Process { what, source: error.into() }
+    }
 }
 
 /// What a worker did.
@@ -130,73 +148,163 @@ pub struct Summary {
     pub skipped: u64,
     /// Messages that were kept, to be retried.
     pub kept: u64,
-    /// Why the last of them was kept, in one word such as `permanent` or `stopped`.
-    pub last_kept: Option<&'static str>,
+    /// Why the last of them was kept.
+    pub last_kept: Option<Outcome>,
 }
 
 impl Worker {
-    /// The settings of a worker; the queue's URL is required.
-    pub fn builder() -> WorkerBuilder {
-        WorkerBuilder {
+    /// A worker that does its work with `handler`. It needs the [`queue_url`](Self::queue_url).
+    pub fn new(handler: impl Handler) -> Self {
+        Self::with(AnyHandler::new(handler))
+    }
+
+    /// A worker whose handler takes several jobs at once: up to 10, or
+    /// [`batch_size`](Worker::batch_size).
+    pub fn batch(handler: impl BatchHandler) -> Worker<Batches> {
+        Worker::with(AnyHandler::of_batch(handler))
+    }
+}
+
+impl Worker<Batches> {
+    batch_setters!();
+}
+
+impl<K> Worker<K> {
+    fn with(handler: AnyHandler) -> Self {
+        Self {
+            handler,
             values: Vec::new(),
             until: Until::Stopped,
-            stop: CancellationToken::new(),
+            stop: pending().boxed(),
             on_signals: false,
             report_panics: false,
             registry: None,
             aws: None,
+            kind: PhantomData,
         }
+    }
+
+    fn values_mut(&mut self) -> &mut Values {
+        &mut self.values
+    }
+
+    setters!();
+    queue_setters!();
+
+    /// Ends after this many messages, or when no message comes for 10 seconds; see
+    /// [`until_empty`](Self::until_empty).
+    pub fn max_messages(mut self, messages: u32) -> Self {
+        self.until = Until::Empty;
+        self.setting("max-messages", messages.to_string())
+    }
+
+    /// Ends when no message comes for `wait`, instead of only when it is stopped.
+    pub fn until_empty(mut self, wait: Duration) -> Self {
+        self.until = Until::Empty;
+        self.setting("wait", super::settings::time(wait))
+    }
+
+    /// Stops the worker gracefully when this future completes: running handlers get the stop grace,
+    /// and no message is deleted after that. A [`CancellationToken`] gives
+    /// `token.cancelled_owned()`. The future runs on the caller's runtime.
+    pub fn stop_when(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.stop = stop.boxed();
+        self
+    }
+
+    /// SIGTERM and SIGINT stop the worker gracefully, too. Without this, it handles no signals.
+    pub fn stop_on_signals(mut self) -> Self {
+        self.on_signals = true;
+        self
+    }
+
+    /// Adds the place of a panic, such as `src/main.rs:7`, to the text of the outcome `panicked`. For
+    /// this, the first run installs a panic hook, once, which calls the hook before it. Without this,
+    /// no hook is installed.
+    pub fn report_panics(mut self) -> Self {
+        self.report_panics = true;
+        self
+    }
+
+    /// Registers the metrics of docs/observability.md here, with the label `queue`. They are
+    /// removed at the end of the run.
+    pub fn registry(mut self, registry: &prometheus::Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// The credentials, the region and the endpoints of SQS and S3, instead of those of the
+    /// environment. Connections are not shared.
+    pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
+        self.aws = Some(config.clone());
+        self
+    }
+
+    /// Checks the settings, as [`run`](Self::run) does. One that has no effect is refused, too.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        self.config().map(drop)
+    }
+
+    fn config(&self) -> Result<RunConfig, SettingsError> {
+        let refused = |error: SettingError| SettingsError(error.into());
+        if self.until == Until::Stopped {
+            no_effect::refuse(&OF_AN_END, flags(&self.values)).map_err(refused)?;
+        }
+        let mut values = self.values.clone();
+        if !has(&values, "max-messages") {
+            values.push(("max-messages", u32::MAX.to_string().into()));
+        }
+        let settings =
+            run_settings(&values, self.handler.takes_batches()).map_err(SettingsError)?;
+        RunConfig::try_from(settings).map_err(refused)
     }
 
     /// Runs until it is stopped, or as the settings say. Dropping the future is like a kill: the
     /// handler is dropped, and its message is visible again after the visibility timeout.
-    pub async fn run(self, handler: impl Handler) -> Result<Summary, RunError> {
-        if self.has_batches {
-            return Err(RunError::Misconfigured(
-                "batch_size and batch_window have no effect: this handler takes one job; use run_batch, or remove them"
-                    .to_owned(),
-            ));
-        }
-        self.run_any(AnyHandler::new(handler)).await
-    }
-
-    /// [`run`](Self::run) with a handler that takes several jobs at once: up to 10, or
-    /// [`batch_size`](WorkerBuilder::batch_size).
-    pub async fn run_batch(mut self, handler: impl BatchHandler) -> Result<Summary, RunError> {
-        if !self.has_batches {
-            self.config.work.batch.size = DEFAULT_BATCH;
-        }
-        self.run_any(AnyHandler::of_batch(handler)).await
-    }
-
-    async fn run_any(self, handler: AnyHandler) -> Result<Summary, RunError> {
-        let callers = Handle::try_current().map_err(|error| {
-            RunError::Misconfigured(format!("a worker needs a tokio runtime: {error}"))
-        })?;
+    pub async fn run(self) -> Result<Summary, RunError> {
+        let config = self.config()?;
+        let Self { handler, until, stop: stop_when, on_signals, registry, aws, .. } = self;
+        let callers = Handle::try_current()
+            .map_err(RunError::process("a worker needs a tokio runtime of its caller"))?;
         if self.report_panics {
             panics::record_places();
         }
-        let batching = self.config.work.batch.sharing(self.config.concurrency);
+        let batching = config.work.batch.sharing(config.concurrency);
+        let stop = CancellationToken::new();
+        let _stopper = AbortOnDropHandle::new(callers.spawn({
+            let stop = stop.clone();
+            async move {
+                stop_when.await;
+                stop.cancel();
+            }
+        }));
         let runner = in_process::runner(handler, Threads::Of(callers), batching);
         let on_start = with_subscriber(dispatcher::get_default(Clone::clone));
         let work = WorkThread(SeparateThreads::new(on_start.clone()));
         let own = own_runtime(on_start)?;
-        let running = self.run_with(runner, work.0.clone());
-        let running = AbortOnDropHandle::new(own.handle().spawn(running));
+        let run = Run { config, until, stop, on_signals, registry, aws };
+        let running = AbortOnDropHandle::new(own.handle().spawn(run.on(runner, work.0.clone())));
         running
             .await
             .unwrap_or_else(|died| Err(RunError::Bug(format!("a bug in leasehold: {died}"))))
     }
+}
 
-    async fn run_with(
-        self,
-        runner: Arc<dyn Runner>,
-        work: SeparateThreads,
-    ) -> Result<Summary, RunError> {
-        let Self { config, until, stop, on_signals, registry, aws, .. } = self;
+/// A worker whose settings are checked.
+struct Run {
+    config: RunConfig,
+    until: Until,
+    stop: CancellationToken,
+    on_signals: bool,
+    registry: Option<prometheus::Registry>,
+    aws: Option<SdkConfig>,
+}
+
+impl Run {
+    /// Runs on leasehold's own thread.
+    async fn on(self, runner: Arc<dyn Runner>, work: SeparateThreads) -> Result<Summary, RunError> {
+        let Self { config, until, stop, on_signals, registry, aws } = self;
         check_machine(&config.work, false).map_err(|why| RunError::Misconfigured(as_code(&why)))?;
-        // A stop of this worker must not stop the caller's other users of the token.
-        let stop = stop.child_token();
         let _signals = on_signals.then(|| stop_on_signals(&stop)).transpose()?;
         let queue = queue_name(&config.queue_url).to_owned();
         let metrics =
@@ -262,9 +370,8 @@ fn with_subscriber(subscriber: Dispatch) -> impl Fn() + Clone + Send + Sync + 's
 fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<OwnRuntime, RunError> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(1).thread_name("leasehold").on_thread_start(on_start);
-    OwnRuntime::start(builder).map_err(|error| {
-        RunError::Misconfigured(format!("the threads of leasehold could not be started: {error}"))
-    })
+    OwnRuntime::start(builder)
+        .map_err(RunError::process("the threads of leasehold could not be started"))
 }
 
 /// The thread of downloads and uploads. Dropping it does not wait for its tasks.
@@ -315,11 +422,8 @@ async fn run_until_stopped(
 fn stop_on_signals(stop: &CancellationToken) -> Result<AbortOnDropHandle<()>, RunError> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let on = |kind| {
-        signal(kind).map_err(|error| {
-            RunError::Misconfigured(format!("a signal's handler could not be installed: {error}"))
-        })
-    };
+    let on =
+        |kind| signal(kind).map_err(RunError::process("a signal's handler could not be installed"));
     let (mut term, mut int) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
     let stop = stop.clone();
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -347,9 +451,9 @@ impl Registered {
         queue: &str,
     ) -> Result<Self, RunError> {
         let collected = Collected::new(metrics.clone(), queue);
-        registry.register(Box::new(collected)).map_err(|error| {
-            RunError::Misconfigured(format!("the metrics could not be registered: {error}"))
-        })?;
+        registry
+            .register(Box::new(collected))
+            .map_err(RunError::process("the metrics could not be registered"))?;
         Ok(Self { registry, metrics, queue: queue.to_owned() })
     }
 }
@@ -397,94 +501,11 @@ impl Summary {
             Settlement::Deleted(Completion::NothingToDo(_) | Completion::AlreadyDone) => {
                 self.skipped += 1;
             }
-            Settlement::Kept(reason, _) => {
+            Settlement::Kept(..) => {
                 self.kept += 1;
-                self.last_kept = Some(KeepReason::label(reason));
+                self.last_kept = Some(Outcome::of(settlement));
             }
         }
-    }
-}
-
-impl WorkerBuilder {
-    fn values_mut(&mut self) -> &mut Values {
-        &mut self.values
-    }
-
-    /// The URL of the SQS queue, standard or FIFO. Required.
-    pub fn queue_url(self, url: impl Into<std::ffi::OsString>) -> Self {
-        self.setting("queue-url", url)
-    }
-
-    setters!();
-
-    /// How many messages to process at the same time; 1 by default.
-    pub fn concurrency(self, messages: usize) -> Self {
-        self.setting("concurrency", messages.to_string())
-    }
-
-    /// Ends after this many messages, or when no message comes for 10 seconds; see
-    /// [`until_empty`](Self::until_empty).
-    pub fn max_messages(mut self, messages: u32) -> Self {
-        self.until = Until::Empty;
-        self.setting("max-messages", messages.to_string())
-    }
-
-    /// Ends when no message comes for `wait`, instead of only when it is stopped.
-    pub fn until_empty(mut self, wait: Duration) -> Self {
-        self.until = Until::Empty;
-        self.setting("wait", super::settings::time(wait))
-    }
-
-    /// Cancelling the token stops the worker gracefully: running handlers get the stop grace, and
-    /// no message is deleted any longer.
-    pub fn stop(mut self, token: CancellationToken) -> Self {
-        self.stop = token;
-        self
-    }
-
-    /// SIGTERM and SIGINT stop the worker gracefully, too. Without this, it handles no signals.
-    pub fn stop_on_signals(mut self) -> Self {
-        self.on_signals = true;
-        self
-    }
-
-    /// Adds the place of a panic, such as `src/main.rs:7`, to the text of the outcome `panicked`. For
-    /// this, the first run installs a panic hook, once, which calls the hook before it. Without this,
-    /// no hook is installed.
-    pub fn report_panics(mut self) -> Self {
-        self.report_panics = true;
-        self
-    }
-
-    /// Registers the metrics of docs/observability.md here, with the label `queue`. They are
-    /// removed at the end of the run.
-    pub fn registry(mut self, registry: &prometheus::Registry) -> Self {
-        self.registry = Some(registry.clone());
-        self
-    }
-
-    /// The credentials, the region and the endpoints of SQS and S3, instead of those of the
-    /// environment. Connections are not shared.
-    pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
-        self.aws = Some(config.clone());
-        self
-    }
-
-    /// Checks the settings. One that has no effect is refused, too.
-    pub fn build(self) -> Result<Worker, SettingsError> {
-        let refused = |why: String| SettingsError(as_code(&why));
-        let Self { mut values, until, stop, on_signals, report_panics, registry, aws } = self;
-        if until == Until::Stopped {
-            let unused = no_effect::refuse(&OF_AN_END, flags(&values));
-            unused.map_err(|error| refused(error.to_string()))?;
-        }
-        if !has(&values, "max-messages") {
-            values.push(("max-messages", u32::MAX.to_string().into()));
-        }
-        let has_batches = has(&values, "batch-size") || has(&values, "batch-window");
-        let settings = run_settings(&values).map_err(refused)?;
-        let config = RunConfig::try_from(settings).map_err(|error| refused(error.to_string()))?;
-        Ok(Worker { config, until, has_batches, stop, on_signals, report_panics, registry, aws })
     }
 }
 

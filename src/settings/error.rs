@@ -7,7 +7,7 @@ use crate::job::arguments::UnknownPlaceholder;
 use crate::job::on_success::OnSuccess;
 use crate::job::route::EventFilter;
 
-/// A setting that cannot work. The text names the flags and the limits.
+/// A setting that cannot work. The text names the flags, the one to change first, and the limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     #[error("--queue-url is required")]
@@ -209,6 +209,16 @@ pub enum SettingError {
     S3Timeout(Duration),
 }
 
+impl SettingError {
+    /// The first flag that the text names, without dashes.
+    pub fn setting(&self) -> Option<String> {
+        let text = self.to_string();
+        let flag = text.split("--").nth(1)?;
+        let end = end_of_flag(flag);
+        Some(flag[..end].to_owned()).filter(|flag| !flag.is_empty())
+    }
+}
+
 /// Rounded, since derived limits may have fractions of a second.
 fn show(duration: &Duration) -> String {
     if duration.subsec_nanos() == 0 {
@@ -229,8 +239,7 @@ pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) ->
     let mut parts = text.split("--");
     let mut renamed = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(part.len());
-        let (flag, rest) = part.split_at(end);
+        let (flag, rest) = part.split_at(end_of_flag(part));
         match name(flag) {
             Some(name) => renamed.push_str(&name),
             None => renamed.extend(["--", flag]),
@@ -238,4 +247,9 @@ pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) ->
         renamed.push_str(rest);
     }
     renamed
+}
+
+/// Where the name at the beginning of this text ends.
+fn end_of_flag(text: &str) -> usize {
+    text.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(text.len())
 }

@@ -5,10 +5,10 @@ use super::LocalSettings;
 #[cfg(feature = "aws")]
 use super::RunSettings;
 use super::error::{SettingError, rename_flags};
-use super::given::{self, Settings, Values};
+use super::given::{self, Refused, Settings, Values};
 #[cfg(feature = "testing")]
 use super::no_effect::OF_LOCAL;
-use super::no_effect::{self, Group, OF_A_COMMAND, OF_A_PROGRAM};
+use super::no_effect::{self, Group, OF_A_COMMAND, OF_A_PROGRAM, OF_BATCHES};
 use super::pod::WorkSettings;
 use super::values::Handler;
 
@@ -21,27 +21,36 @@ pub const DEFAULT_BATCH: usize = 10;
 /// The settings of `run` with these values, without a command line and without `LEASEHOLD_`
 /// variables.
 #[cfg(feature = "aws")]
-pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
+pub fn run_settings(values: &Values, takes_batches: bool) -> Result<RunSettings, Refused> {
     if !has(values, "queue-url") {
-        return Err(SettingError::NoQueue.to_string());
+        return Err(SettingError::NoQueue.into());
     }
-    let mut settings: RunSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM])?;
-    prepare(&mut settings.work, values)?;
+    let mut settings: RunSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM], takes_batches)?;
+    let most = usize::try_from(settings.work.max_messages).unwrap_or(usize::MAX);
+    // A run of few messages needs no larger batches.
+    let size = DEFAULT_BATCH.min(most / settings.concurrency.max(1)).max(1);
+    prepare(&mut settings.work, values, takes_batches.then_some(size))?;
     Ok(settings)
 }
 
 /// The settings of `local` with these values; its folder is not used.
 #[cfg(feature = "testing")]
-pub fn local_settings(values: &Values) -> Result<LocalSettings, String> {
-    let mut settings: LocalSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM, &OF_LOCAL])?;
-    prepare(&mut settings.work, values)?;
+pub fn local_settings(values: &Values, takes_batches: bool) -> Result<LocalSettings, Refused> {
+    let refused: [&[Group]; 3] = [&OF_A_COMMAND, &OF_A_PROGRAM, &OF_LOCAL];
+    let mut settings: LocalSettings = read(values, &refused, takes_batches)?;
+    prepare(&mut settings.work, values, takes_batches.then_some(DEFAULT_BATCH))?;
     Ok(settings)
 }
 
 /// Reads settings, and refuses those of these groups.
-fn read<S: Settings>(values: &Values, refused: &[&[Group]]) -> Result<S, String> {
-    for groups in refused {
-        no_effect::refuse(groups, flags(values)).map_err(|error| error.to_string())?;
+fn read<S: Settings>(
+    values: &Values,
+    refused: &[&[Group]],
+    takes_batches: bool,
+) -> Result<S, Refused> {
+    let of_batches: &[Group] = if takes_batches { &[] } else { &OF_BATCHES };
+    for groups in refused.iter().copied().chain([of_batches]) {
+        no_effect::refuse(groups, flags(values))?;
     }
     given::read(values)
 }
@@ -55,15 +64,19 @@ pub fn has(values: &Values, flag: &str) -> bool {
     flags(values).any(|name| name == flag)
 }
 
-/// A handler does the work. Code that sets the size or the window of batches has one for them.
-fn prepare(work: &mut WorkSettings, values: &Values) -> Result<(), String> {
-    no_effect::refuse_of_a_command(work).map_err(|error| error.to_string())?;
+/// A handler does the work: of one job, or of a batch with this size unless another one is set.
+fn prepare(
+    work: &mut WorkSettings,
+    values: &Values,
+    default_batch: Option<usize>,
+) -> Result<(), Refused> {
+    no_effect::refuse_of_a_command(work)?;
     work.task.command = vec![HANDLER.into()];
-    if has(values, "batch-window") && !has(values, "batch-size") {
-        work.batch_size = DEFAULT_BATCH;
-    }
-    if has(values, "batch-window") || has(values, "batch-size") {
+    if let Some(size) = default_batch {
         work.handler = Handler::Batches;
+        if !has(values, "batch-size") {
+            work.batch_size = size;
+        }
     }
     Ok(())
 }
@@ -92,7 +105,8 @@ mod tests {
                 .collect()
         };
         let settings =
-            run_settings(&values(&[("max-duration", "2h"), ("accept-raw", "true")])).unwrap();
+            run_settings(&values(&[("max-duration", "2h"), ("accept-raw", "true")]), false)
+                .unwrap();
         assert_eq!(settings.work.task.visibility_timeout, Some(Duration::from_mins(2)));
         assert_eq!(settings.work.task.max_duration, Some(Duration::from_hours(2)));
         assert!(settings.work.accept_raw);
@@ -103,8 +117,11 @@ mod tests {
             ("listen", ":9464", "listen"),
             ("permanent-exit-codes", "7", "permanent_exit_codes has no effect here"),
             ("input", "stdin", "input stdin has no effect here"),
+            ("batch-size", "2", "batch_size has no effect here: the handler takes one job"),
         ] {
-            let error = as_code(&run_settings(&values(&[(flag, value)])).unwrap_err());
+            let refused = run_settings(&values(&[(flag, value)]), false).unwrap_err();
+            assert_eq!(refused.setting.as_deref(), Some(flag));
+            let error = as_code(&refused.text);
             assert!(error.contains(complaint) && !error.contains("--"), "{error}");
         }
     }
@@ -182,7 +199,8 @@ mod tests {
                     }
                     (Err(_), Err(complaint)) => {
                         refused += 1;
-                        assert!(complaint.contains(&format!("--{flag}")), "{complaint}");
+                        assert!(complaint.text.contains(&format!("--{flag}")), "{complaint}");
+                        assert_eq!(complaint.setting.as_deref(), Some(flag), "{complaint}");
                     }
                     (by_clap, in_code) => panic!("{words:?}: {by_clap:?} and {in_code:?}"),
                 }
@@ -214,7 +232,7 @@ mod tests {
         let refused = |values: &[(&'static str, &str)]| {
             let values: Values =
                 values.iter().map(|(flag, text)| (*flag, (*text).into())).collect();
-            as_code(&given::read::<super::super::LocalSettings>(&values).unwrap_err())
+            as_code(&given::read::<super::super::LocalSettings>(&values).unwrap_err().text)
         };
         assert_eq!(
             refused(&[("verbose", "true"), ("quiet", "true")]),

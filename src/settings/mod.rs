@@ -9,7 +9,7 @@ pub mod command_line;
 #[cfg(feature = "cli")]
 pub mod embedding;
 pub mod environment;
-mod error;
+pub mod error;
 #[cfg(feature = "cli")]
 pub mod errors;
 pub mod given;

@@ -18,6 +18,12 @@ pub const OF_A_COMMAND: [Group; 2] = [
 const HANDLER_WORKS: &str = "a handler in Rust does the work, and no command runs; remove it";
 const FAILURE: &str = "a handler in Rust does the work, and returns Failure::permanent; remove it";
 
+/// The handler takes one job.
+pub const OF_BATCHES: [Group; 1] = [(
+    &["batch-size", "batch-window"],
+    "the handler takes one job; use Worker::batch or TestWorker::batch, or remove it",
+)];
+
 /// A worker reports only to its caller, and does not own the process.
 pub const OF_A_PROGRAM: [Group; 4] = [
     (
@@ -30,7 +36,7 @@ pub const OF_A_PROGRAM: [Group; 4] = [
             "pushgateway-bearer-token-file",
             "pushgateway-job",
         ],
-        "use WorkerBuilder::registry for the metrics",
+        "use Worker::registry for the metrics",
     ),
     (&["log-format"], "your tracing subscriber writes the log; remove it"),
     (&["memory-guard"], "the memory belongs to your whole process; remove it"),
@@ -40,7 +46,7 @@ pub const OF_A_PROGRAM: [Group; 4] = [
 /// Without them, a worker runs until it is stopped.
 pub const OF_AN_END: [Group; 1] = [(
     &["max-messages", "wait"],
-    "the worker runs until it is stopped; use WorkerBuilder::max_messages or until_empty",
+    "the worker runs until it is stopped; use Worker::max_messages or until_empty",
 )];
 
 /// Settings of `local` that a `TestWorker` has in another form, or not at all.
