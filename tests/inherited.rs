@@ -1,11 +1,11 @@
-//! A limit of processes, which counts threads, too.
+//! What a process inherits from its parent: a limit of processes, blocked signals.
 
 use std::fs::{Permissions, copy, set_permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::support::cloud::{Cloud, Leasehold};
 
-/// One that is too low is found before the message is received; the lowest one that is enough
+/// It counts threads, too. One that is too low is found before the message is received; the lowest one that is enough
 /// suffices for the whole job.
 #[tokio::test]
 async fn a_limit_of_processes_is_checked_before_the_first_receive() {
@@ -35,4 +35,18 @@ async fn a_limit_of_processes_is_checked_before_the_first_receive() {
     let ended = pod(1 + 6).expect_exit(0).await;
     assert_eq!(ended.record("message deleted")["receive_count"], 1);
     assert_eq!(cloud.counts().await, (0, 0));
+}
+
+/// Its parent may be a program that waits for its own children with sigwait(3).
+#[tokio::test]
+async fn the_end_of_a_command_is_noticed_although_the_parent_has_blocked_sigchld() {
+    let cloud = Cloud::new(5).await;
+    cloud.put("file", b"data").await;
+    let block = "import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+os.execv(sys.argv[1], sys.argv[1:])";
+    let pod = cloud.command(&["python3", "-c", block], "--wait 20s", "exit 0");
+    let ended = Leasehold::start(pod).expect_exit(0).await;
+    let took = ended.record("message deleted")["command_s"].as_f64().unwrap();
+    assert!(took < 50.0, "{took} s: found by the look of each minute");
 }
