@@ -155,6 +155,18 @@ enum Report {
     Observation(Observation),
 }
 
+impl From<Report> for Next {
+    fn from(report: Report) -> Self {
+        match report {
+            Report::Held(until) => Self::Report(Event::Held(until)),
+            Report::LeaseLost(why) => Self::Report(Event::LeaseLost(why)),
+            Report::LeaseExhausted => Self::Report(Event::LeaseExhausted),
+            Report::NotDeleted(why) => Self::Report(Event::NotDeleted(why)),
+            Report::Observation(observation) => Self::Observe(observation),
+        }
+    }
+}
+
 impl Keeper {
     /// Takes the lease of a message; a new lease is `visibility` long. The work must be halted
     /// `stop` before SQS's ceiling.
@@ -199,13 +211,7 @@ impl Keeper {
     pub fn next(&mut self, now: Duration) -> Next {
         loop {
             if let Some(report) = self.reports.pop_front() {
-                return match report {
-                    Report::Held(until) => Next::Report(Event::Held(until)),
-                    Report::LeaseLost(why) => Next::Report(Event::LeaseLost(why)),
-                    Report::LeaseExhausted => Next::Report(Event::LeaseExhausted),
-                    Report::NotDeleted(why) => Next::Report(Event::NotDeleted(why)),
-                    Report::Observation(observation) => Next::Observe(observation),
-                };
+                return report.into();
             }
             if self.state.call.is_some() {
                 return Next::Wait { until: None };

@@ -1,7 +1,7 @@
 //! The calls of one kind that wait for a request.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ impl<K: Kind> Line<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<K>> {
-        self.0.lock().expect("nothing panics while holding it")
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
