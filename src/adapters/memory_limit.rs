@@ -48,7 +48,7 @@ impl MemoryLimited {
         Self { runner, cgroup, guard }
     }
 
-    /// Waits until the command uses too much memory: for ever without a guard or a limit.
+    /// Waits until the command uses too much memory: without a guard or a limit, this never ends.
     async fn reaches(&self, threshold: Threshold) -> MemoryUse {
         let Some(percent) = self.guard else { return std::future::pending().await };
         loop {

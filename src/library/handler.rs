@@ -88,9 +88,9 @@ where
 #[derive(Clone)]
 pub enum AnyHandler {
     /// For one job.
-    OfJob(JobHandler),
+    Job(JobHandler),
     /// For several jobs at once.
-    OfBatch(JobsHandler),
+    Batch(JobsHandler),
 }
 
 type Function<I, O> = Arc<dyn Fn(I) -> BoxFuture<'static, O> + Send + Sync>;
@@ -103,16 +103,16 @@ impl AnyHandler {
     /// Wraps a handler of one job.
     pub fn new(handler: impl Handler) -> Self {
         let handler = Arc::new(handler);
-        Self::OfJob(Arc::new(move |job| {
+        Self::Job(Arc::new(move |job| {
             let handler = handler.clone();
             async move { handler.handle(job).await }.boxed()
         }))
     }
 
     /// Wraps a handler of several jobs.
-    pub fn of_batch(handler: impl BatchHandler) -> Self {
+    pub fn batch(handler: impl BatchHandler) -> Self {
         let handler = Arc::new(handler);
-        Self::OfBatch(Arc::new(move |jobs| {
+        Self::Batch(Arc::new(move |jobs| {
             let handler = handler.clone();
             async move { handler.handle(jobs).await }.boxed()
         }))
@@ -121,8 +121,8 @@ impl AnyHandler {
     #[cfg(feature = "testing")]
     pub(super) fn takes_batches(&self) -> bool {
         match self {
-            Self::OfJob(_) => false,
-            Self::OfBatch(_) => true,
+            Self::Job(_) => false,
+            Self::Batch(_) => true,
         }
     }
 }

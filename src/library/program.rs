@@ -51,13 +51,13 @@ pub fn main(handler: impl Handler) -> ExitCode {
 pub struct Program {
     embedding: Embedding,
     handler: MakeHandler,
-    own: Vec<Own>,
+    subcommands: Vec<Subcommand>,
 }
 
 type MakeHandler = Box<dyn FnOnce(&ArgMatches) -> Result<AnyHandler, clap::Error> + Send>;
 
-/// The subcommands of the program itself.
-struct Own {
+/// A subcommand of the program itself.
+struct Subcommand {
     name: String,
     run: Box<dyn FnOnce(&ArgMatches) -> ExitCode + Send>,
 }
@@ -124,7 +124,7 @@ impl Program {
     /// }
     /// ```
     pub fn batch(handler: impl BatchHandler) -> Self {
-        let handler = AnyHandler::of_batch(handler);
+        let handler = AnyHandler::batch(handler);
         Self::with(None, Box::new(|_| Ok(handler))).with_batches()
     }
 
@@ -133,7 +133,7 @@ impl Program {
         make: impl FnOnce(A) -> H + Send + 'static,
     ) -> Self {
         let make = |matches: &ArgMatches| {
-            A::from_arg_matches(matches).map(|flags| AnyHandler::of_batch(make(flags)))
+            A::from_arg_matches(matches).map(|flags| AnyHandler::batch(make(flags)))
         };
         Self::with(Some(A::augment_args), Box::new(make)).with_batches()
     }
@@ -146,7 +146,11 @@ impl Program {
     fn with(flags: Option<fn(Command) -> Command>, handler: MakeHandler) -> Self {
         let started = std::env::args_os().next().unwrap_or_default();
         let name = Path::new(&started).file_name().and_then(OsStr::to_str).unwrap_or("worker");
-        Self { embedding: Embedding { flags, ..Embedding::new(name) }, handler, own: Vec::new() }
+        Self {
+            embedding: Embedding { flags, ..Embedding::new(name) },
+            handler,
+            subcommands: Vec::new(),
+        }
     }
 
     /// The program's name; by default the name of its file.
@@ -173,7 +177,8 @@ impl Program {
         command: Command,
         run: impl FnOnce(&ArgMatches) -> ExitCode + Send + 'static,
     ) -> Self {
-        self.own.push(Own { name: command.get_name().to_owned(), run: Box::new(run) });
+        let name = command.get_name().to_owned();
+        self.subcommands.push(Subcommand { name, run: Box::new(run) });
         self.embedding.actions.push(command);
         self
     }
@@ -209,21 +214,21 @@ impl Program {
 
     fn start(self) -> ExitCode {
         let signals = app::signals::block();
-        let Self { embedding, handler, own } = self;
+        let Self { embedding, handler, subcommands } = self;
         let name = embedding.name.clone();
         app::main(signals, &name.clone(), move || {
             match embedding.parse(std::env::args_os().collect())? {
-                Parsed::Own(action, matches) => {
-                    let own = own.into_iter().find(|own| own.name == action);
-                    let own = own.expect("each subcommand of its own has a function");
-                    Ok(Start::Own(Box::new(move || (own.run)(&matches))))
+                Parsed::Subcommand(action, matches) => {
+                    let it = subcommands.into_iter().find(|it| it.name == action);
+                    let it = it.expect("each subcommand of the program has a function");
+                    Ok(Start::Subcommand(Box::new(move || (it.run)(&matches))))
                 }
-                Parsed::Ours(action, matches) => {
+                Parsed::Action(action, matches) => {
                     let is_work = action.does_work();
                     let handler = is_work.then(|| handler(&matches)).transpose()?;
                     let in_process = handler.map(|handler| -> InProcess {
                         Box::new(|batching: Batching| {
-                            runner(handler, Threads::own(batching.calls), batching)
+                            runner(handler, Threads::dedicated(batching.calls), batching)
                         })
                     });
                     let command = move || embedding.command().expect("it was parsed");

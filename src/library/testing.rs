@@ -45,7 +45,7 @@ use crate::actors::supervisor::{self, World};
 use crate::adapters::local::folder::{Folder, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::outbox::FolderOutbox;
-use crate::adapters::local::rehearsal::{Mishap, Rehearsal};
+use crate::adapters::local::rehearsal::{Fault, Rehearsal};
 use crate::adapters::local::store::FolderStore;
 use crate::job::delivery::Redrive;
 use crate::job::report::{Ended, Observation, Report};
@@ -75,7 +75,7 @@ pub struct TestWorker {
     objects: Vec<(String, Vec<u8>)>,
     messages: Vec<String>,
     max_receive_count: u32,
-    mishap: Option<Mishap>,
+    fault: Option<Fault>,
     stop_after: Option<Duration>,
 }
 
@@ -90,7 +90,7 @@ impl TestWorker {
     /// first messages of the test into one batch.
     pub fn batch(handler: impl BatchHandler) -> Self {
         let size = DEFAULT_BATCH.to_string().into();
-        Self::with(AnyHandler::of_batch(handler), vec![("batch-size", size)])
+        Self::with(AnyHandler::batch(handler), vec![("batch-size", size)])
     }
 
     fn with(handler: AnyHandler, values: Values) -> Self {
@@ -100,7 +100,7 @@ impl TestWorker {
             objects: Vec::new(),
             messages: Vec::new(),
             max_receive_count: 3,
-            mishap: None,
+            fault: None,
             stop_after: None,
         }
     }
@@ -137,13 +137,13 @@ impl TestWorker {
 
     /// Refuses the first extension of each lease, as if another worker had received the message.
     pub fn lose_leases(mut self) -> Self {
-        self.mishap = Some(Mishap::LostLease);
+        self.fault = Some(Fault::LostLease);
         self
     }
 
     /// Delivers each message again after it succeeded.
     pub fn redeliver(mut self) -> Self {
-        self.mishap = Some(Mishap::Redelivery);
+        self.fault = Some(Fault::Redelivery);
         self
     }
 
@@ -187,7 +187,8 @@ impl TestWorker {
         let store = Arc::new(FolderStore::new(&path("state")).expect("a new folder"));
         let clock = Clock::start();
         let telemetry = Arc::new(Recorded(Mutex::default()));
-        let runner = runner(self.handler, Threads::Of(Handle::current()), work.batch.sharing(1));
+        let runner =
+            runner(self.handler, Threads::Shared(Handle::current()), work.batch.sharing(1));
         let worker = CommandWorker {
             checkpoints: Some(Checkpoints { storage: store.clone(), clock }),
             idempotency: records.idempotency.map(|location| Idempotency {
@@ -207,7 +208,7 @@ impl TestWorker {
             queue_url: None,
             clock,
         };
-        let pod = Rehearsal::new(queue.clone(), self.mishap);
+        let pod = Rehearsal::new(queue.clone(), self.fault);
         let world = World {
             queue: Arc::new(pod.clone()),
             worker: Arc::new(worker),

@@ -15,7 +15,7 @@ use tracing::subscriber::NoSubscriber;
 use super::handler::{AnyHandler, BatchHandler, Handler};
 use super::in_process;
 use super::settings::setters;
-use super::threads::{OwnRuntime, Threads};
+use super::threads::{DroppableRuntime, Threads};
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
@@ -29,7 +29,7 @@ use crate::ports::health::Health;
 use crate::ports::{Runner, Telemetry};
 use crate::settings::given::Values;
 use crate::settings::in_code::{DEFAULT_BATCH, as_code, flags, has, run_settings};
-use crate::settings::no_effect::{self, OF_AN_END};
+use crate::settings::no_effect::{self, NEEDS_AN_END};
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::metrics::{Collected, Metrics};
@@ -166,7 +166,7 @@ impl Worker {
         if !self.has_batches {
             self.config.work.batch.size = DEFAULT_BATCH;
         }
-        self.run_any(AnyHandler::of_batch(handler)).await
+        self.run_any(AnyHandler::batch(handler)).await
     }
 
     async fn run_any(self, handler: AnyHandler) -> Result<Summary, RunError> {
@@ -177,7 +177,7 @@ impl Worker {
             panics::record_places();
         }
         let batching = self.config.work.batch.sharing(self.config.concurrency);
-        let runner = in_process::runner(handler, Threads::Of(callers), batching);
+        let runner = in_process::runner(handler, Threads::Shared(callers), batching);
         let on_start = with_subscriber(dispatcher::get_default(Clone::clone));
         let work = WorkThread(SeparateThreads::new(on_start.clone()));
         let own = own_runtime(on_start)?;
@@ -259,10 +259,10 @@ fn with_subscriber(subscriber: Dispatch) -> impl Fn() + Clone + Send + Sync + 's
 }
 
 /// The thread of the actors, which extends leases and never blocks.
-fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<OwnRuntime, RunError> {
+fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<DroppableRuntime, RunError> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(1).thread_name("leasehold").on_thread_start(on_start);
-    OwnRuntime::start(builder).map_err(|error| {
+    DroppableRuntime::start(builder).map_err(|error| {
         RunError::Misconfigured(format!("the threads of leasehold could not be started: {error}"))
     })
 }
@@ -475,7 +475,7 @@ impl WorkerBuilder {
         let refused = |why: String| SettingsError(as_code(&why));
         let Self { mut values, until, stop, on_signals, report_panics, registry, aws } = self;
         if until == Until::Stopped {
-            let unused = no_effect::refuse(&OF_AN_END, flags(&values));
+            let unused = no_effect::refuse(&NEEDS_AN_END, flags(&values));
             unused.map_err(|error| refused(error.to_string()))?;
         }
         if !has(&values, "max-messages") {

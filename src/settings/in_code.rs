@@ -7,8 +7,8 @@ use super::RunSettings;
 use super::error::{SettingError, rename_flags};
 use super::given::{self, Settings, Values};
 #[cfg(feature = "testing")]
-use super::no_effect::OF_LOCAL;
-use super::no_effect::{self, Group, OF_A_COMMAND, OF_A_PROGRAM};
+use super::no_effect::LOCAL_ONLY;
+use super::no_effect::{self, COMMAND_ONLY, Group, PROGRAM_ONLY};
 use super::pod::WorkSettings;
 use super::values::Handler;
 
@@ -25,7 +25,7 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
     if !has(values, "queue-url") {
         return Err(SettingError::NoQueue.to_string());
     }
-    let mut settings: RunSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM])?;
+    let mut settings: RunSettings = read(values, &[&COMMAND_ONLY, &PROGRAM_ONLY])?;
     prepare(&mut settings.work, values)?;
     Ok(settings)
 }
@@ -33,7 +33,7 @@ pub fn run_settings(values: &Values) -> Result<RunSettings, String> {
 /// The settings of `local` with these values; its folder is not used.
 #[cfg(feature = "testing")]
 pub fn local_settings(values: &Values) -> Result<LocalSettings, String> {
-    let mut settings: LocalSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM, &OF_LOCAL])?;
+    let mut settings: LocalSettings = read(values, &[&COMMAND_ONLY, &PROGRAM_ONLY, &LOCAL_ONLY])?;
     prepare(&mut settings.work, values)?;
     Ok(settings)
 }
@@ -57,7 +57,7 @@ pub fn has(values: &Values, flag: &str) -> bool {
 
 /// A handler does the work. Code that sets the size or the window of batches has one for them.
 fn prepare(work: &mut WorkSettings, values: &Values) -> Result<(), String> {
-    no_effect::refuse_of_a_command(work).map_err(|error| error.to_string())?;
+    no_effect::refuse_command_only(work).map_err(|error| error.to_string())?;
     work.task.command = vec![HANDLER.into()];
     if has(values, "batch-window") && !has(values, "batch-size") {
         work.batch_size = DEFAULT_BATCH;
