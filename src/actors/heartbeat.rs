@@ -1,7 +1,8 @@
-//! 4 Held: carries out the actions of [`job::keeper`](crate::job::keeper): extends the message's
-//! visibility while the work runs, then deletes or releases the message.
+//! Carries out the actions of [`job::keeper`](crate::job::keeper): extends the message's visibility
+//! while the work runs, then deletes or releases the message.
 //!
-//! It is the only owner of the receipt handle: every call with it is made here, one after another.
+//! It owns the receipt handle, and makes every call with it, one after another. Only the combined
+//! requests of concurrent runs have a copy (`adapters::batches`), while such a call waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,16 +177,21 @@ impl Holding {
     /// Logs the result of a call, unless the core reports it.
     fn log(&self, call: &'static str, answer: &Answer) {
         let (message_id, state) = (&self.message_id, self.keeper.state());
-        let lease_left_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();
+        let lease_remaining_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();
         match (call, answer, &state.phase) {
             (EXTEND, Answer::Failed(error) | Answer::Unclear(error), _) => {
-                warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
+                warn!(%message_id, error, lease_remaining_s, "extending the lease failed and will be retried");
             }
             (EXTEND, Answer::Accepted, _) if state.lease.expires_at().is_some() => {
-                debug!(%message_id, lease_left_s, "lease extended");
+                debug!(%message_id, lease_remaining_s, "lease extended");
             }
             (DELETE, Answer::NotInFlight(error), _) => {
                 warn!(%message_id, error, "the queue refused the delete: the message will be delivered again");
+            }
+            (DELETE, Answer::Failed(error) | Answer::Unclear(error), Phase::Deleting { .. })
+                if state.withdrawn =>
+            {
+                warn!(%message_id, error, "the delete failed and is not retried during a stop");
             }
             (DELETE, Answer::Failed(error) | Answer::Unclear(error), Phase::Deleting { .. }) => {
                 warn!(%message_id, error, "the delete failed and will be retried");
@@ -232,6 +238,7 @@ impl From<DeleteError> for Answer {
         match error {
             DeleteError::Refused(why) => Self::NotInFlight(why),
             DeleteError::Transient(why) => Self::Failed(why),
+            DeleteError::NotSent(why) => Self::NotSent(why.to_owned()),
         }
     }
 }
