@@ -96,7 +96,8 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     }
 }
 
-/// All fields of log records; the record at a message's end has nearly all of them.
+/// The stable fields of log records; the record at a message's end has nearly all of them. Other
+/// records have further fields, which may change with their texts.
 pub const FIELDS: [(&str, &str); 44] = [
     ("timestamp", "The time, RFC 3339"),
     ("level", "ERROR means that a person must act"),
