@@ -47,7 +47,7 @@ pub async fn run(
     let LocalConfig { inbox, outbox, max_receive_count, ceiling, work, .. } = &config;
     let folder = Folder::new(inbox)?;
     if let Some(outbox) = outbox {
-        folder.check_outbox(outbox)?;
+        folder.check_outside("--outbox", outbox)?;
     }
     let Listing { files, skipped } = folder.list()?;
     let dead_letters = "dead-letters".to_owned();
@@ -55,7 +55,7 @@ pub async fn run(
         Redrive::DeadLetter { max_receive_count: *max_receive_count, queue: dead_letters };
     let queue = MemoryQueue::new(Kind::Standard, redrive).with_ceiling(*ceiling);
     let clock = Clock::start();
-    let stores = Stores::of(&config, clock)?;
+    let stores = Stores::of(&config, &folder, clock)?;
     let send =
         |file: &Listed| (queue.send(file.notification()), File::new(file.object.key.clone()));
     let telemetry = Arc::new(LocalTelemetry {

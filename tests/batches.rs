@@ -468,6 +468,37 @@ async fn a_pod_that_drains_a_queue_sends_few_requests() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn runs_whose_deletes_went_together_receive_together() {
+    let (pod, held) = Pod::holding(&["a", "b"]).await;
+    pod.wire.send("c");
+    pod.wire.send("d");
+    let next = async |held, later| {
+        pod.delete(held).await.unwrap();
+        sleep(later).await;
+        pod.batches.receive(S, MINUTE).await.unwrap().is_some()
+    };
+    let next = tokio::join!(next(&held[0], 4 * MS), next(&held[1], 7 * MS));
+    assert_eq!((next, pod.requests(Request::Delete)), ((true, true), vec![2]));
+    assert_eq!(pod.requests(Request::Receive), [1, 1, 2]);
+}
+
+/// The other run may have ended, so the next receive does not wait.
+#[tokio::test(start_paused = true)]
+async fn a_receive_waits_for_another_run_as_long_again_as_it_came_after_the_delete() {
+    let (pod, held) = Pod::holding(&["a", "b"]).await;
+    pod.wire.send("c");
+    let deleted = join_all(held.iter().map(|it| pod.delete(it))).await;
+    assert_eq!(deleted, vec![Ok(()); 2]);
+    sleep(4 * MS).await;
+    for (found, waits) in [(true, 4 * MS), (false, Duration::ZERO), (false, Duration::ZERO)] {
+        let asked_at = Instant::now();
+        let received = pod.batches.receive(Duration::ZERO, MINUTE).await.unwrap();
+        assert!((waits..waits + 2 * MS).contains(&asked_at.elapsed()), "{:?}", asked_at.elapsed());
+        assert_eq!(received.is_some(), found);
+    }
+}
+
 /// The other runs wait for messages, so no other delete can come.
 #[tokio::test(start_paused = true)]
 async fn the_only_message_of_a_pod_is_deleted_at_once() {

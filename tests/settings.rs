@@ -1,7 +1,9 @@
 //! The command line: help, reference, accepted spellings of values, and error messages.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use leasehold::settings::resolve::RunConfig;
 use leasehold::telemetry::attempts::{DIED, STARTED};
 use leasehold::telemetry::metrics::Metrics;
 use leasehold::telemetry::records::FIELDS;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 const QUEUE_URL: &str = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs";
 
@@ -212,4 +216,50 @@ fn errors_name_the_flag_or_variable_that_was_set() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains(complaint) && output.status.code() == Some(78), "{words:?}: {text}");
     }
+}
+
+#[test]
+fn a_variable_that_is_not_utf8_is_named() {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_leasehold"));
+    run.env_clear().args(["run", "--queue-url", QUEUE_URL, "--", "true"]);
+    let output = run.env("LEASEHOLD_JOB_ID", OsStr::from_bytes(b"\xff")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("LEASEHOLD_JOB_ID is not UTF-8"), "{text}");
+    assert_eq!(output.status.code(), Some(78));
+}
+
+#[test]
+fn an_empty_tmpdir_is_unset() {
+    let inbox = tempfile::tempdir().unwrap();
+    let words = ["local", inbox.path().to_str().unwrap(), "--", "true"];
+    let output = leasehold(&words, &[("TMPDIR", ""), ("PATH", "/usr/bin:/bin")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Signals are blocked meanwhile, so no reading may last.
+#[test]
+fn job_types_that_have_no_end_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let pipe = home.path().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    for (file, why) in
+        [("/dev/zero", "longer than"), (pipe.to_str().unwrap(), "could not be read within")]
+    {
+        let words = ["local", home.path().to_str().unwrap(), "--job-types", file, "--", "true"];
+        let output = leasehold(&words, &[]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains(why) && output.status.code() == Some(78), "{file}: {text}");
+    }
+}
+
+/// Otherwise the next run would process the state.
+#[test]
+fn a_state_in_the_inbox_is_refused() {
+    let inbox = tempfile::tempdir().unwrap();
+    let (folder, inside) = (inbox.path().to_str().unwrap(), inbox.path().join("state"));
+    let words = ["local", folder, "--state", inside.to_str().unwrap(), "--idempotency", "s3://b/x"];
+    let output = leasehold(&[&words[..], &["--", "sh"]].concat(), &[("PATH", "/usr/bin:/bin")]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("it is inside the inbox"), "{text}");
+    assert_eq!((output.status.code(), inside.exists()), (Some(78), false));
 }

@@ -157,6 +157,8 @@ pub struct Job {
     remaining: u32,
     /// The last message that was kept, if any.
     kept: Option<KeepReason>,
+    /// How many messages in a row were kept because their command could not be started.
+    not_started: u32,
     exiting: Option<Exiting>,
 }
 
@@ -261,6 +263,7 @@ impl Job {
             policy,
             phase: Phase::Receiving,
             kept: None,
+            not_started: 0,
             exiting: None,
         };
         Step { job, effects: vec![Effect::Poll] }
@@ -268,8 +271,8 @@ impl Job {
 
     /// Handles `event`, which happened at `now` on the run's clock.
     pub fn step(self, now: Duration, event: Event) -> Step {
-        let Self { policy, phase, remaining, kept, exiting } = self;
-        let run = Run { policy, remaining, kept, exiting, now };
+        let Self { policy, phase, remaining, kept, not_started, exiting } = self;
+        let run = Run { policy, remaining, kept, not_started, exiting, now };
         match phase {
             Phase::Receiving => run.receiving(event),
             Phase::Processing(current) => run.processing(current, event),
@@ -295,11 +298,16 @@ impl Job {
     }
 }
 
+/// After as many messages in a row whose command could not be started, the run ends: a program or a work
+/// directory that is missing would use up a receive of each message in the queue.
+const MOST_NOT_STARTED: u32 = 3;
+
 /// A job between two phases.
 struct Run {
     policy: Policy,
     remaining: u32,
     kept: Option<KeepReason>,
+    not_started: u32,
     exiting: Option<Exiting>,
     now: Duration,
 }
@@ -633,6 +641,10 @@ impl Run {
         let mut effects = vec![Effect::Report(Report::Ended(Box::new(
             current.ended(self.now, settlement.clone()),
         )))];
+        self.not_started = match &settlement {
+            Settlement::Kept(KeepReason::CommandNotStarted(_), _) => self.not_started + 1,
+            Settlement::Kept(..) | Settlement::Deleted(_) => 0,
+        };
         let continues = match settlement {
             Settlement::Deleted(_) => {
                 effects.extend(checkpointed.map(|task| Effect::DropCheckpoints(subject, task)));
@@ -659,7 +671,8 @@ impl Run {
 
     /// Does the run receive more messages after it kept one for this reason?
     fn continues_after(&self, why: &KeepReason) -> bool {
-        self.may_receive() && !why.row().ends_the_run && !self.policy.fifo
+        let can_start = self.not_started < MOST_NOT_STARTED;
+        self.may_receive() && can_start && !why.row().ends_the_run && !self.policy.fifo
     }
 
     /// Ends the run; `failed` is a reason unrelated to any message.
@@ -678,8 +691,8 @@ impl Run {
     }
 
     fn go(self, phase: Phase, effects: Vec<Effect>) -> Step {
-        let Self { policy, remaining, kept, exiting, now: _ } = self;
-        Step { job: Job { policy, phase, remaining, kept, exiting }, effects }
+        let Self { policy, remaining, kept, not_started, exiting, now: _ } = self;
+        Step { job: Job { policy, phase, remaining, kept, not_started, exiting }, effects }
     }
 }
 

@@ -263,6 +263,25 @@ fn a_kept_message_of_a_fifo_queue_ends_the_run() {
     );
 }
 
+/// The next messages would probably be kept, too.
+#[test]
+fn three_commands_in_a_row_that_cannot_be_started_end_the_run() {
+    let not_started = || {
+        let why = KeepReason::CommandNotStarted("missing".to_owned());
+        [received(OBJECT_CREATED), exited(1), kept(why)]
+    };
+    let failed =
+        || [received(OBJECT_CREATED), exited(1), kept(KeepReason::CommandFailed(Exit::Code(1)))];
+    let phase = |started: &[bool]| {
+        let events = started.iter().flat_map(|it| if *it { failed() } else { not_started() });
+        walk(10, events).phase()
+    };
+    assert_eq!(phase(&[false, false]), "Receiving");
+    assert_eq!(phase(&[false, false, false]), "Done");
+    assert_eq!(phase(&[false, false, true, false, false]), "Receiving");
+    assert_eq!(phase(&[true, true, true, true]), "Receiving");
+}
+
 #[test]
 fn the_exit_code_is_that_of_the_last_kept_message() {
     let message = |code, why| [received(OBJECT_CREATED), exited(code), kept(why)];

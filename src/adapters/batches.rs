@@ -9,8 +9,8 @@
 //!
 //! A call is sent at once if no request of its kind is in flight. Otherwise it waits for the answer
 //! to that request, and is sent together with all others that wait. A delete also waits for those of
-//! other runs that work on messages, about as long as a message takes; their runs then receive
-//! together, too. No call waits longer than [`PATIENCE`]: a long poll or a slow request delays neither
+//! other runs that work on messages, about as long as a message takes; and the next receive waits for
+//! the runs whose deletes were answered, which then receive together, too. No call waits longer than [`PATIENCE`]: a long poll or a slow request delays neither
 //! a receive nor a heartbeat, and a slow run hardly delays the others.
 //!
 //! Architecture invariant: a delete is sent only before a stop of the pod, and while its permit is
@@ -228,6 +228,13 @@ impl Kind for Receive {
         &shared.receives
     }
 
+    /// Runs whose deletes were answered together also receive together: a receive waits for the others
+    /// as long again as it came after that answer.
+    fn gathers_until(shared: &Shared, waiting: &line::Calls<Self>) -> Option<Instant> {
+        let since = shared.runs.receives_since()?;
+        line::as_long_again(waiting, since)
+    }
+
     fn next(shared: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {
         if shared.stop.is_cancelled() {
             waiting.clear();
@@ -238,6 +245,7 @@ impl Kind for Receive {
     async fn send(shared: &Arc<Shared>, calls: Vec<Pending<Self>>) {
         let Some(first) = calls.first() else { return };
         let visibility = first.call.visibility;
+        shared.runs.sends_receive();
         // No run may wait longer than it asked for.
         let waits = calls.iter().map(|call| call.call.wait);
         let wait = Duration::from_secs(waits.min().unwrap_or_default().as_secs());
@@ -360,10 +368,8 @@ impl Kind for Delete {
     /// While other runs work on messages, further deletes may come soon: after as much time as the
     /// last message has taken since its receive.
     fn gathers_until(shared: &Shared, waiting: &line::Calls<Self>) -> Option<Instant> {
-        let (first, last) = (waiting.front()?, waiting.back()?);
-        let works_since = shared.runs.works_since().filter(|_| waiting.len() < BATCH)?;
-        let gap = last.since.saturating_duration_since(works_since);
-        Some((last.since + gap).min(first.since + PATIENCE))
+        let since = shared.runs.works_since()?;
+        line::as_long_again(waiting, since)
     }
 
     fn next(shared: &Shared, waiting: &mut line::Calls<Self>) -> Vec<Pending<Self>> {

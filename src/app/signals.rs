@@ -65,7 +65,8 @@ const UNCHANGED: [Signal; 16] = [
 pub struct Inherited(SigSet);
 
 /// Blocks every signal that would end this process without a shutdown, in this thread and in those
-/// it starts.
+/// it starts, and no other: the parent may have blocked SIGCHLD, by which the end of a command is
+/// noticed.
 #[must_use]
 pub fn block() -> Inherited {
     let mut blocked = SigSet::all();
@@ -73,7 +74,7 @@ pub fn block() -> Inherited {
         blocked.remove(signal);
     }
     // The call fails only for an invalid argument, and this one is constant.
-    Inherited(blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty()))
+    Inherited(blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK).unwrap_or_else(|_| SigSet::empty()))
 }
 
 impl Inherited {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::adapters::local::folder::FolderError;
+use crate::adapters::local::folder::{Folder, FolderError};
 use crate::adapters::local::outbox::FolderOutbox;
 use crate::adapters::local::rehearsal::Fault;
 use crate::adapters::local::store::FolderStore;
@@ -32,7 +32,7 @@ pub struct Stores {
 }
 
 impl Stores {
-    pub fn of(config: &LocalConfig, clock: Clock) -> Result<Self, FolderError> {
+    pub fn of(config: &LocalConfig, inbox: &Folder, clock: Clock) -> Result<Self, FolderError> {
         let LocalConfig { outbox, state, records, work, .. } = config;
         let is_needed = records.idempotency.is_some()
             || records.attempts.is_some()
@@ -40,6 +40,9 @@ impl Stores {
                 let moves = matches!(task.on_success, Some(OnSuccess::Move(_)));
                 task.checkpoint.is_some() || task.output.is_some() || moves
             });
+        if is_needed {
+            inbox.check_outside("--state", state)?;
+        }
         let failed = |error| FolderError(format!("--state {}: {error}", state.display()));
         let store =
             is_needed.then(|| FolderStore::new(state)).transpose().map_err(failed)?.map(Arc::new);

@@ -24,6 +24,11 @@ pub fn ca_bundle() -> Option<PathBuf> {
     ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(variable).map(PathBuf::from)
 }
 
+/// The system's folder for temporary files.
+pub fn temp_dir() -> PathBuf {
+    variable("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
+
 /// The variables that AWS tools read.
 pub fn aws() -> Vec<(String, OsString)> {
     all().filter(|(name, _)| name.starts_with("AWS_") || name == "HOME").collect()
@@ -89,6 +94,12 @@ pub(super) fn unknown_variable(names: impl Iterator<Item = String>) -> Option<St
 }
 
 /// Whether the name has leasehold's prefix, known or not, and is not a Service's variable.
+/// The first variable of ours whose value is not UTF-8.
+pub(super) fn not_utf8() -> Option<String> {
+    let is_bad = |(name, value): &(String, OsString)| is_ours(name) && value.to_str().is_none();
+    all().find(is_bad).map(|(name, _)| name)
+}
+
 pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with("LEASEHOLD_") && !is_service_variable(name)
 }

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::ffi::OsString;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::command_line::variable;
 use super::environment;
@@ -14,6 +14,14 @@ use crate::telemetry::plain::{Plain, PlainLines};
 
 /// The same error, safe to print on a terminal and in a log.
 pub(super) fn fit_to_print(error: clap::Error) -> clap::Error {
+    // Its text speaks of arguments, also for a variable.
+    if error.kind() == ErrorKind::InvalidUtf8
+        && std::env::args_os().all(|word| word.to_str().is_some())
+        && let Some(name) = environment::not_utf8()
+    {
+        let why = format!("{name} is not UTF-8: correct its value\n");
+        return clap::Error::raw(ErrorKind::InvalidUtf8, why);
+    }
     let error = without_secrets(error);
     let text = error.to_string();
     let as_given = as_given(&text);

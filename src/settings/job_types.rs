@@ -3,7 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 #[cfg(feature = "check")]
 use schemars::{JsonSchema, Schema, schema_for, transform::RecursiveTransform};
@@ -140,12 +145,39 @@ impl TryFrom<String> for Name {
     }
 }
 
+/// Longer than any list of job types: a device has no end.
+const LONGEST: u64 = 4 << 20;
+
+/// How long a pipe without a writer, or a hanging NFS, may block: signals wait meanwhile.
+const READING: Duration = Duration::from_secs(10);
+
+fn read_in_time(path: &str) -> Result<String, String> {
+    let (done, is_done) = mpsc::channel();
+    let file = path.to_owned();
+    // Fails only after the time.
+    let reading = move || drop(done.send(read(&file)));
+    let started = thread::Builder::new().spawn(reading);
+    started.map_err(|error| format!("a thread could not be started: {error}"))?;
+    is_done
+        .recv_timeout(READING)
+        .unwrap_or_else(|_| Err(format!("it could not be read within {READING:?}")))
+}
+
+fn read(path: &str) -> Result<String, String> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let length = file.take(LONGEST + 1).read_to_string(&mut text);
+    match length.map_err(|error| error.to_string())? {
+        length if length as u64 > LONGEST => Err(format!("it is longer than {LONGEST} bytes")),
+        _ => Ok(text),
+    }
+}
+
 impl JobTypesFile {
     /// Reads TOML if the name ends in `.toml`, otherwise YAML, which includes JSON. The error has
     /// the line and column.
     pub fn load(path: &str) -> Result<Self, String> {
-        let file =
-            Self::parse(path, || std::fs::read_to_string(path).map_err(|error| error.to_string()))?;
+        let file = Self::parse(path, || read_in_time(path))?;
         Ok(Self { path: Some(path.to_owned()), ..file })
     }
 

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 #[cfg(feature = "cli")]
 use clap::builder::BoolishValueParser;
 
-use super::environment::host_name;
+use super::environment::{host_name, temp_dir};
 use super::given::Settings;
 use super::handler::HttpFlags;
 use super::job_types::JobTypesFile;
@@ -139,7 +139,7 @@ pub struct WorkSettings {
     pub receive_give_up: Duration,
 
     /// The folder for files during processing [default: the system's temporary directory]
-    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir(), hide_default_value = true, help_heading = WORK)]
+    #[arg(long, value_name = "DIR", default_value_os_t = temp_dir(), hide_default_value = true, help_heading = WORK)]
     pub work_dir: PathBuf,
 
     /// The size limit of --work-dir: the sizeLimit of its emptyDir. An object that does not fit is

@@ -400,15 +400,17 @@ impl Workspace {
 /// cache has such folders.
 fn make_writable(root: &Path) {
     const OURS: u32 = 0o700;
-    // A folder comes before its content.
-    let folders =
-        WalkDir::new(root).into_iter().flatten().filter(|entry| entry.file_type().is_dir());
-    for folder in folders {
-        let Ok(mode) = folder.metadata().map(|metadata| metadata.mode()) else { continue };
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(mode) = folder.symlink_metadata().map(|metadata| metadata.mode()) else { continue };
         if mode & OURS != OURS {
             // A failure is reported when the removal fails.
-            let _ = fs::set_permissions(folder.path(), Permissions::from_mode(mode | OURS));
+            let _ = fs::set_permissions(&folder, Permissions::from_mode(mode | OURS));
         }
+        // Only now is the folder readable.
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        folders.extend(below.map(|entry| entry.path()));
     }
 }
 

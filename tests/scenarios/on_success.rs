@@ -201,6 +201,30 @@ async fn s87_a_tag_keeps_the_others_and_fails_when_there_are_ten() {
     assert_eq!(tags(&cloud, "full").await, ten);
 }
 
+/// An event may leave out the size.
+#[tokio::test]
+async fn s87_an_empty_object_has_its_action() {
+    let cloud = quiet_cloud(Moto::shared().await.endpoint()).await;
+    put_tagged(&cloud, "empty", b"", "").await;
+    for (action, left) in
+        [("tag=state:done", ["state=done"].as_slice()), ("delete --missing-object ignore", &[])]
+    {
+        let object = json!({ "key": "empty", "eTag": "d41d8cd98f00b204e9800998ecf8427e" });
+        let record = json!({
+            "eventVersion": "2.1", "eventSource": "aws:s3", "eventName": "ObjectCreated:Put",
+            "s3": { "bucket": { "name": cloud.bucket }, "object": object },
+        });
+        cloud.send(json!({ "Records": [record] }).to_string()).await;
+        let exited = cloud.run(&format!("--on-success {action}"), "exit 0").expect_exit(0).await;
+        assert_eq!(outcome(&exited), "succeeded");
+        if left.is_empty() {
+            assert_eq!(keys(&cloud, "").await, [""; 0]);
+        } else {
+            assert_eq!(tags(&cloud, "empty").await, left);
+        }
+    }
+}
+
 /// A second delivery of the message finds no object, and is recognised.
 #[tokio::test]
 async fn s88_a_redelivery_after_a_move_or_a_delete_is_recognised() {

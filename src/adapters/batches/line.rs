@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Shared;
+use super::{BATCH, PATIENCE, Shared};
 
 /// A kind of call.
 pub(super) trait Kind: Sized + Send + 'static {
@@ -27,6 +27,15 @@ pub(super) trait Kind: Sized + Send + 'static {
 }
 
 pub(super) type Calls<K> = VecDeque<Pending<K>>;
+
+/// Until when a request with room waits for further calls: as long after its last call as that came
+/// after `since`.
+pub(super) fn as_long_again<K: Kind>(waiting: &Calls<K>, since: Instant) -> Option<Instant> {
+    let (first, last) = (waiting.front()?, waiting.back()?);
+    let gap = last.since.saturating_duration_since(since);
+    let until = (last.since + gap).min(first.since + PATIENCE);
+    Some(until).filter(|_| waiting.len() < BATCH)
+}
 
 /// A call that waits for its answer. If it is dropped, its caller gets none.
 pub(super) struct Pending<K: Kind> {

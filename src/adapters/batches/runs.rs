@@ -21,6 +21,10 @@ struct Now {
     in_work: usize,
     /// The start of the last receive that brought a message.
     asked_at: Option<Instant>,
+    /// Runs between a delete and the next receive of any run.
+    between: usize,
+    /// The end of the last delete.
+    deleted_at: Option<Instant>,
 }
 
 impl Runs {
@@ -30,7 +34,10 @@ impl Runs {
 
     /// Until the result is dropped, a run waits for a message.
     pub(super) fn receives(&self) -> Until<'_> {
-        self.change(|now| now.receiving += 1);
+        self.change(|now| {
+            now.between = now.between.saturating_sub(1);
+            now.receiving += 1;
+        });
         Until { runs: self, end: |now| now.receiving -= 1 }
     }
 
@@ -52,13 +59,30 @@ impl Runs {
             now.in_work = now.in_work.saturating_sub(1);
             now.deleting += 1;
         });
-        Until { runs: self, end: |now| now.deleting -= 1 }
+        let end = |now: &mut Now| {
+            now.deleting -= 1;
+            now.between += 1;
+            now.deleted_at = Some(Instant::now());
+        };
+        Until { runs: self, end }
     }
 
     /// When the receive of the last message began; `None` if no run works on a message.
     pub(super) fn works_since(&self) -> Option<Instant> {
         let now = self.now();
         now.asked_at.filter(|_| now.in_work > 0)
+    }
+
+    /// A receive is sent. It waited for the runs that deleted before; those that did not come may have
+    /// ended.
+    pub(super) fn sends_receive(&self) {
+        self.change(|now| now.between = 0);
+    }
+
+    /// The end of the last delete, while a run has not received since its own.
+    pub(super) fn receives_since(&self) -> Option<Instant> {
+        let now = self.now();
+        now.deleted_at.filter(|_| now.between > 0)
     }
 
     /// Completes after the next change, or if there was one since this call.
@@ -71,6 +95,7 @@ impl Runs {
         change(&mut now);
         let rest = self.all.saturating_sub(now.receiving + now.deleting);
         now.in_work = now.in_work.min(rest);
+        now.between = now.between.min(rest - now.in_work);
         drop(now);
         self.changed.notify_waiters();
     }

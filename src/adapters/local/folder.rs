@@ -101,11 +101,11 @@ impl Folder {
         Ok(Listing { files, skipped })
     }
 
-    /// Refuses an outbox from which the next run would read the results as input. `outbox` need not
-    /// exist yet.
-    pub fn check_outbox(&self, outbox: &Path) -> Result<(), FolderError> {
-        let failed = |why: String| FolderError(format!("--outbox {}: {why}", outbox.display()));
-        let absolute = std::path::absolute(outbox).map_err(|error| failed(error.to_string()))?;
+    /// Refuses a folder for results or state from which the next run would read files as input. It need
+    /// not exist yet.
+    pub fn check_outside(&self, flag: &str, folder: &Path) -> Result<(), FolderError> {
+        let failed = |why: String| FolderError(format!("{flag} {}: {why}", folder.display()));
+        let absolute = std::path::absolute(folder).map_err(|error| failed(error.to_string()))?;
         let mut existing = absolute
             .ancestors()
             .filter_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
@@ -115,20 +115,26 @@ impl Folder {
         if to_create.components().any(|name| name == Component::ParentDir) {
             return Err(failed("it contains .. after a folder that does not exist".to_owned()));
         }
-        let outbox = canonical.join(to_create);
+        let folder = canonical.join(to_create);
         let root = self.root.display();
+        let is_hidden = |path: &Path| {
+            path.components().any(|name| name.as_os_str().as_encoded_bytes().starts_with(b"."))
+        };
         match &self.only {
-            Some(file) if outbox == self.root => Err(failed(format!(
-                "the folder for the results would be {}, the input file itself",
+            Some(file) if folder == self.root => Err(failed(format!(
+                "the folder would be {}, the input file itself",
                 file.display()
             ))),
-            None if outbox == self.root => {
+            None if folder == self.root => {
                 Err(failed("it is the inbox itself: choose another folder".to_owned()))
             }
-            None if outbox.starts_with(&self.root) => Err(failed(format!(
-                "it is inside the inbox {root}, so the next run would process the results"
-            ))),
-            Some(_) | None => Ok(()),
+            None => match folder.strip_prefix(&self.root) {
+                Ok(below) if !is_hidden(below) => Err(failed(format!(
+                    "it is inside the inbox {root}, so the next run would process its files"
+                ))),
+                Ok(_) | Err(_) => Ok(()),
+            },
+            Some(_) => Ok(()),
         }
     }
 
@@ -427,21 +433,21 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_outbox_in_the_inbox_is_refused() {
+    fn a_folder_in_the_inbox_is_refused_unless_the_listing_skips_it() {
         let root = folder_with(&[("in/a.txt", ""), ("in/below/b.txt", ""), ("inbox-2/c", "")]);
         std::os::unix::fs::symlink(root.path().join("in"), root.path().join("link")).unwrap();
         let place = |name: &str| root.path().join(name);
         let answer = |inbox: &str, outbox: &str| {
             Folder::new(&place(inbox))
                 .unwrap()
-                .check_outbox(&place(outbox))
+                .check_outside("--outbox", &place(outbox))
                 .map_err(|why| why.to_string())
         };
         for outbox in ["in", "in/new", "in/below/new/er", "link", "link/new", "inbox-2/../in"] {
             assert!(answer("in", outbox).unwrap_err().contains("inbox"), "{outbox}");
         }
         assert!(answer("in", "out/../in").unwrap_err().contains(".."));
-        for outbox in ["out", "out/new", "inbox-2", ""] {
+        for outbox in ["out", "out/new", "inbox-2", "", "in/.hidden", "in/.hidden/new"] {
             assert_eq!(answer("in", outbox), Ok(()), "{outbox}");
         }
         assert!(answer("in/a.txt", "in").unwrap_err().contains("a.txt"));

@@ -76,12 +76,17 @@ impl S3 {
             ));
         }
         let current = Object { version_id: None, ..object.clone() };
+        let ask = async |range: Option<&str>| {
+            let get = self.get(&current).set_range(range.map(str::to_owned));
+            let send = |config| get.clone().customize().config_override(config).send();
+            self.send(&object.bucket, send).await
+        };
         // The first byte only; an empty object has none.
-        let range = (object.size != Some(0)).then(|| "bytes=0-0".to_owned());
-        let get = self.get(&current).set_range(range);
-        let answer = self
-            .send(&object.bucket, |config| get.clone().customize().config_override(config).send());
-        let answer = match answer.await.map_err(|failure| fetch_error(&current, &failure)) {
+        let answer = match ask(Some("bytes=0-0")).await {
+            Err(Failure::Refused { status: 416, .. }) => ask(None).await,
+            answer => answer,
+        };
+        let answer = match answer.map_err(|failure| fetch_error(&current, &failure)) {
             Ok(answer) => answer,
             Err(FetchError::Missing(_)) => return Ok(Err(ActedOn::Missing)),
             Err(FetchError::Overwritten(_)) => return Ok(Err(ActedOn::Overwritten)),
