@@ -241,7 +241,8 @@ impl Keeper {
                     return self.release(now, delay);
                 }
                 Phase::Releasing { next_try, .. } => {
-                    return Next::Wait { until: Some(next_try.at) };
+                    let ends_at = self.state.lease.expires_at().unwrap_or(now);
+                    return Next::Wait { until: Some(next_try.at.min(ends_at)) };
                 }
                 Phase::Expiring(why) => {
                     self.state.phase =

@@ -219,14 +219,22 @@ fn the_keeper_handles_every_input_in_every_state() {
         ("Releasing, to be retried", vec![At(5 * S), In(keep(Release::After(10 * S))), failed()]),
         ("Done", vec![At(5 * S), In(keep(Release::Expire))]),
     ];
+    insta::assert_snapshot!("keeper", table(&keeper(), states, &happens));
+}
+
+fn keeper() -> Keeper {
     let lease = Lease::taken(Strategy::Heartbeat, 30 * S, Duration::ZERO);
-    let keeper = Keeper::new(
-        DeliveryId { message_id: MessageId::new("m"), receive_count: 1 },
-        lease,
-        30 * S,
-        CEILING - 3600 * S,
-    );
-    insta::assert_snapshot!("keeper", table(&keeper, states, &happens));
+    let delivery = DeliveryId { message_id: MessageId::new("m"), receive_count: 1 };
+    Keeper::new(delivery, lease, 30 * S, CEILING - 3600 * S)
+}
+
+#[test]
+fn a_release_without_an_answer_is_given_up_when_the_lease_ends() {
+    let refused = || In(Input::Answered(Answer::Failed("403".to_owned())));
+    let release = In(Input::Verdict(Verdict::Keep(KeepReason::Stopped, Release::After(S))));
+    let mut keeper = keeper();
+    let at = keeper.walk(vec![At(29 * S + S * 9 / 10), refused(), release, refused()]);
+    assert_eq!(keeper.does(at), (vec![], Some(30 * S)));
 }
 
 impl Machine for Claim {

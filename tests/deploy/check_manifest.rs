@@ -193,6 +193,11 @@ pub fn each_change_of_the_good_manifest_has_its_finding() {
         ((at(CONTAINER, "/livenessProbe"), json!({})), Warning, "livenessProbe"),
         ((at(CONTAINER, "/lifecycle"), json!({ "preStop": {} })), Warning, "lifecycle.preStop"),
         (
+            (at(CONTAINER, "/lifecycle"), json!({ "stopSignal": "SIGUSR1" })),
+            Error,
+            "it is SIGUSR1, which leasehold ignores",
+        ),
+        (
             ("/spec/scalingStrategy".into(), Value::Null),
             Error,
             "new messages wait until running Jobs have ended",

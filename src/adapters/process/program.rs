@@ -12,6 +12,10 @@ use crate::ports::StartError;
 /// The file that will run: searched in PATH, unless `program` contains a slash. For a check before
 /// any work.
 pub fn find_program(program: &OsStr) -> Result<PathBuf, StartError> {
+    if program.is_empty() {
+        let why = "the name is empty: write the program after --".to_owned();
+        return Err(StartError { program: "''".to_owned(), why, ends_the_run: false });
+    }
     which::which(program).map_err(|_| {
         let why = if file_of(program).is_some() { Errno::EACCES } else { Errno::ENOENT };
         start_error(program, &why.into())

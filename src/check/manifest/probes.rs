@@ -1,4 +1,4 @@
-//! The probes of the container that runs leasehold.
+//! The probes and the lifecycle of the container that runs leasehold.
 
 use serde_json::Value;
 
@@ -8,6 +8,9 @@ use crate::check::{Finding, Rule};
 
 /// A probe every second is right; beyond this, the next message waits noticeably.
 const PROMPT_S: u64 = 2;
+
+/// The signals that start a graceful shutdown.
+const STOPS: [&str; 4] = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"];
 
 pub fn findings(container: &Container) -> Vec<Finding> {
     let Container { value, path, .. } = container;
@@ -34,6 +37,16 @@ pub fn findings(container: &Container) -> Vec<Finding> {
             path.at("lifecycle.preStop"),
             "it uses up terminationGracePeriodSeconds before leasehold gets SIGTERM",
             "remove it, or lower LEASEHOLD_TERMINATION_GRACE by its duration",
+        ));
+    }
+    if let Some(signal) = value["lifecycle"]["stopSignal"].as_str()
+        && !STOPS.contains(&signal)
+    {
+        findings.push(Finding::new(
+            Rule::StopSignal,
+            path.at("lifecycle.stopSignal"),
+            format!("it is {signal}, which leasehold ignores"),
+            "remove it, or set it to SIGTERM",
         ));
     }
     let probe = &value["readinessProbe"];
