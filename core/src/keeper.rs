@@ -258,9 +258,8 @@ impl Keeper {
             };
             let Some(extend_at) = self.extend_at() else { return Next::Wait { until: None } };
             if now < extend_at {
-                return Next::Wait {
-                    until: Some(due_at.map_or(extend_at, |at| at.min(extend_at))),
-                };
+                let until = due_at.map_or(extend_at, |at| at.min(extend_at));
+                return Next::Wait { until: Some(until) };
             }
             if !self.state.lease.is_held(now) {
                 self.lose("it expired before it was extended".to_owned());
