@@ -267,7 +267,7 @@ impl Runner for FakeCommand {
         Ok(Exited {
             exit,
             usage: Some(USED),
-            stderr_tail: vec!["last words".to_owned()],
+            stderr_tail: vec!["the last line".to_owned()],
             out_of_memory: None,
             left_no_writer: true,
         })
