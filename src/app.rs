@@ -65,7 +65,7 @@ pub type InProcess = Box<dyn FnOnce(Batching) -> Arc<dyn Runner>>;
 pub enum Start {
     Perform(Action, Host),
     /// A subcommand of the embedding program itself.
-    Own(Box<dyn FnOnce() -> ExitCode>),
+    Subcommand(Box<dyn FnOnce() -> ExitCode>),
 }
 
 /// The program `leasehold`; only for its `main`.
@@ -112,7 +112,7 @@ pub fn main(
     });
     match parse() {
         Ok(Start::Perform(action, host)) => perform(action, host, threads),
-        Ok(Start::Own(action)) => action(),
+        Ok(Start::Subcommand(action)) => action(),
         Err(answer) => {
             // It is not an error if the reader of `--help` is gone.
             let _ = answer.print();

@@ -19,7 +19,7 @@
 //! It needs two dependencies, leasehold and tracing. `cargo run -- local src` tries it on the files
 //! of a folder, and `cargo run -- run --queue-url "$QUEUE_URL"` processes a message.
 //!
-//! There are two doors. A [`Program`] is a whole program with leasehold's command line, log and
+//! There are two entry points. A [`Program`] is a whole program with leasehold's command line, log and
 //! signals. A [`Worker`] runs beside the other tasks of a service: it has no command line and no
 //! global state. A [`Failure`] decides when a message is retried. With the feature `testing`,
 //! `testing::TestWorker` tests a handler without AWS.
@@ -41,8 +41,8 @@
 //! The modules, in the order of that journey:
 //!
 //! - `job` is the core, a separate crate (`core/`): it maps states and events to decisions, in pure
-//!   functions over values. Start with `job::lifecycle`, and then see in `job::verdict` why only
-//!   success can delete.
+//!   functions over values. Start with `job::lifecycle`, and then see in `job::verdict` what permits
+//!   a delete.
 //! - `actors` are four actors that carry out the core's effects, and the supervisor they report to.
 //! - `work` has the stages of the Processor: fetch, run, publish, and the contract with the
 //!   command.

@@ -105,7 +105,7 @@ async fn run_pods(
     let mut slots = JoinSet::new();
     let lanes = config.concurrency * config.work.batch.size;
     for _ in 0..lanes.min(files) {
-        let pod = Rehearsal::new(queue.clone(), config.mishap);
+        let pod = Rehearsal::new(queue.clone(), config.fault);
         let (world, settings) = (world(&pod), config.work.settings.clone());
         let (queue, stop) = (queue.clone(), stop.clone());
         slots.spawn(async move {

@@ -1,5 +1,5 @@
-//! The boundaries between the layers. The compiler enforces that of the core: a separate crate
-//! whose dependencies cannot wait, read a clock or do I/O.
+//! The boundaries between the layers. The core is a separate crate, whose dependencies do not wait and
+//! do no I/O; clippy refuses the functions of the standard library that do (`core/clippy.toml`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -76,6 +76,12 @@ fn telemetry_and_settings_do_not_use_the_actors() {
     for folder in ["telemetry", "check", "settings"] {
         assert_without(folder, &["crate::actors", "ractor::"], &[]);
     }
+}
+
+#[test]
+fn the_wiring_and_the_library_do_not_use_the_command_line() {
+    assert_without("wiring", &["crate::app", "crate::local", "clap::"], &[]);
+    assert_without("library", &["crate::local", "crate::app", "clap::"], &["library/program.rs"]);
 }
 
 #[test]

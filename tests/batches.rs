@@ -11,6 +11,7 @@ use leasehold::adapters::local::memory::Kind;
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::lease::{Lease, Strategy};
 use leasehold::job::outcome::Outcome;
+use leasehold::job::report::DeleteResult;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy, Verdict};
 use leasehold::ports::clock::Clock;
@@ -19,8 +20,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::journey::{
-    Does, FakeCommand, Journey, MINUTE, S, queue_of, queue_with, throttled,
+    Does, FakeCommand, Journey, MINUTE, S, deletes, queue_of, queue_with, throttled,
 };
+use crate::support::logs::Logs;
 use crate::support::object_created;
 use crate::support::wire::{Call, Fault, Request, WiredQueue};
 
@@ -167,7 +169,7 @@ async fn a_stop_withdraws_deletes_that_wait_and_prevents_later_ones() {
     };
     let second = pod.delete_a_little_later(&held[1]);
     let (first, second, third) = tokio::join!(pod.delete(&held[0]), second, stop);
-    let not_sent = Err(DeleteError::Transient("not sent: the pod is stopping".to_owned()));
+    let not_sent = Err(DeleteError::NotSent("the pod is stopping"));
     assert_eq!((first, second, third), (Ok(()), not_sent.clone(), not_sent));
     assert_eq!(pod.requests(Request::Delete), [1]);
     assert_eq!(pod.wire.counts().in_flight, 2);
@@ -192,8 +194,8 @@ async fn a_delete_whose_lease_ends_while_it_waits_is_not_sent() {
         pod.batches.delete(&held[1].receipt, permit(&held[1], LATENCY / 2)).await
     };
     let (first, second) = tokio::join!(pod.delete(&held[0]), second);
-    let why = "not sent: the lease ended before";
-    assert_eq!((first, second), (Ok(()), Err(DeleteError::Transient(why.to_owned()))));
+    let not_sent = DeleteError::NotSent("the lease ended before");
+    assert_eq!((first, second), (Ok(()), Err(not_sent)));
     assert_eq!((pod.requests(Request::Delete), pod.wire.counts().in_flight), (vec![1], 1));
 }
 
@@ -548,8 +550,33 @@ async fn a_delete_waits_for_other_runs_only_briefly_and_not_in_a_stop() {
         pod.stop.cancel();
     };
     let (deleted, ()) = tokio::join!(pod.delete(&held[0]), stop);
-    assert_eq!(deleted, Err(DeleteError::Transient("not sent: the pod is stopping".to_owned())));
+    assert_eq!(deleted, Err(DeleteError::NotSent("the pod is stopping")));
     assert_eq!((done_at.elapsed(), pod.requests(Request::Delete)), (MS, vec![]));
+}
+
+/// The queue did not fail: there is no warning, and the delete is counted once.
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_a_stop_withdraws_while_it_waits_is_not_a_failure() {
+    let logs = Logs::default();
+    let _capturing = logs.capture();
+    let pod = Pod::with(&[&object_created("done"), &object_created("works")]);
+    let command = FakeCommand::sequence([Does::Exits(5 * S, 0), Does::Exits(5 * MINUTE, 0)]);
+    let Pod { wire, batches, stop } = pod;
+    let mut journey = Journey::new(&wire, &command);
+    journey.queue = Arc::new(batches);
+    journey.settings.policy.max_messages = 2;
+    journey.concurrency = 2;
+    let stopped = async move {
+        sleep(5 * S + PATIENCE / 2).await;
+        stop.cancel();
+        // The runs learn of the stop after the answer of the delete.
+        sleep(MS).await;
+    };
+    let result = journey.run_until(stopped).await;
+    assert_eq!((result.outcomes(), wire.counts().visible), (vec!["stopped"; 2], 2));
+    assert_eq!(deletes(&wire), 0);
+    assert_eq!(result.telemetry.delete_results(), [DeleteResult::Withdrawn]);
+    assert!(!logs.complaints().iter().any(|it| it.contains("delete")), "{:?}", logs.complaints());
 }
 
 /// An extension that fails is retried by its run, like that of a pod with one message.

@@ -10,9 +10,9 @@ use std::process::Command;
 use clap::Parser;
 use clap::error::ErrorKind;
 use leasehold::ports::job_facts::JobFacts;
-use leasehold::settings::Cli;
 use leasehold::settings::command_line::command;
 use leasehold::settings::embedding::Embedding;
+use leasehold::settings::{Cli, JobTypesFile};
 use serde_json::Value;
 use walkdir::WalkDir;
 
@@ -342,6 +342,45 @@ fn every_command_line_is_accepted() {
         }
     }
     assert!(count > 15, "only {count} command lines were found");
+}
+
+/// The filters of each `cargo test` in a text, without those after `--`.
+fn test_filters(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    const WITH_VALUE: [&str; 3] = ["-p", "--test", "--features"];
+    text.split("cargo test ").skip(1).map(|rest| {
+        let end = rest.find(['`', '\n', '#', '&']).unwrap_or(rest.len());
+        let words = rest[..end].split_whitespace().take_while(|word| *word != "--");
+        let words: Vec<_> = words.collect();
+        let is_value = |at: usize| at > 0 && WITH_VALUE.contains(&words[at - 1]);
+        let filters = words.iter().enumerate();
+        let filters = filters.filter(|(at, word)| !word.starts_with('-') && !is_value(*at));
+        filters.map(|(_, word)| *word).collect()
+    })
+}
+
+/// Cargo takes one before `--`.
+#[test]
+fn cargo_test_has_one_filter_or_those_after_two_dashes() {
+    assert_eq!(test_filters("cargo test --test all a:: b:: # c").next(), Some(vec!["a::", "b::"]));
+    for page in pages() {
+        for filters in page.everything().flat_map(test_filters) {
+            assert!(filters.len() < 2, "{}: cargo test {filters:?}", page.path.display());
+        }
+    }
+}
+
+#[test]
+fn every_field_of_a_job_type_is_documented() {
+    let schema = JobTypesFile::schema().to_value();
+    let fields = schema["$defs"]["JobType"]["properties"].as_object().expect("fields");
+    let page = include_str!("../docs/job-types.md");
+    let (_, table) = page.split_once("| setting | page |\n").expect("the table");
+    let rows = table.lines().take_while(|line| line.starts_with('|')).skip(1);
+    let named: BTreeSet<_> = rows
+        .flat_map(|row| row.split('|').nth(1).expect("a cell").split('`').skip(1).step_by(2))
+        .collect();
+    let documented = |field: &&str| !["name", "match"].contains(field);
+    assert_eq!(named, fields.keys().map(String::as_str).filter(documented).collect());
 }
 
 #[test]

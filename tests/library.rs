@@ -391,7 +391,7 @@ fn blocks(remaining: Arc<AtomicUsize>) -> AnyHandler {
 async fn handlers_that_never_end_do_not_block_others() {
     let threads = std::thread::available_parallelism().unwrap().get() + 1;
     let remaining = Arc::new(AtomicUsize::new(threads));
-    let work = of_jobs(blocks(remaining.clone()), Threads::own(1));
+    let work = of_jobs(blocks(remaining.clone()), Threads::dedicated(1));
     let run = |halt: &CancellationToken| {
         work.run(command(Duration::from_millis(50)), halt.clone(), Activity::default())
     };
@@ -461,7 +461,7 @@ async fn a_connection_and_a_task_of_the_first_job_serve_all_jobs_of_a_program() 
             Ok::<_, Error>(())
         }
     });
-    let work = of_jobs(handler, Threads::own(1));
+    let work = of_jobs(handler, Threads::dedicated(1));
     for (attempt, end) in [(1, Handled::Succeeded), (2, Handled::Dropped), (3, Handled::Succeeded)]
     {
         let halt = CancellationToken::new();

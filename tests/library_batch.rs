@@ -260,14 +260,14 @@ async fn a_batch_has_at_most_its_size_and_one_runs_at_a_time() {
 /// One of three jobs is halted, as after a lost lease.
 #[tokio::test(start_paused = true)]
 async fn a_job_without_its_lease_returns_after_the_stop_grace_and_leaves_the_others() {
-    let handler = AnyHandler::of_batch(|jobs: Vec<Job>| async move {
+    let handler = AnyHandler::batch(|jobs: Vec<Job>| async move {
         jobs[1].cancelled().await;
         assert!(!jobs[0].is_cancelled() && !jobs[2].is_cancelled());
         sleep(MINUTE).await;
         all_succeed(&jobs)
     });
     let batching = Batching { size: 3, window: S, calls: 1 };
-    let work = runner(handler, Threads::Of(Handle::current()), batching);
+    let work = runner(handler, Threads::Shared(Handle::current()), batching);
     let halts = [(); 3].map(|()| CancellationToken::new());
     let runs = halts.iter().map(|halt| {
         let work = work.clone();
@@ -293,7 +293,7 @@ async fn a_job_without_its_lease_returns_after_the_stop_grace_and_leaves_the_oth
 async fn the_wait_for_a_call_does_not_shorten_the_time_for_the_job() {
     let (times, kept) = (Arc::new(Mutex::new(Vec::new())), Activity::default());
     let seen = times.clone();
-    let handler = AnyHandler::of_batch(move |jobs: Vec<Job>| {
+    let handler = AnyHandler::batch(move |jobs: Vec<Job>| {
         seen.lock().unwrap().push(jobs[0].time_left());
         async move {
             sleep(5 * MINUTE).await;
@@ -301,7 +301,7 @@ async fn the_wait_for_a_call_does_not_shorten_the_time_for_the_job() {
         }
     });
     let batching = Batching { size: 1, window: Duration::ZERO, calls: 1 };
-    let work = runner(handler, Threads::Of(Handle::current()), batching);
+    let work = runner(handler, Threads::Shared(Handle::current()), batching);
     let run = |activity: Activity| {
         let mut command = command(S);
         command.job.deadline = SystemTime::now() + 10 * MINUTE;

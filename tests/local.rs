@@ -141,11 +141,10 @@ async fn attempts_and_results_have_the_same_keys_as_in_s3() {
 
 #[tokio::test]
 async fn a_killed_pod_and_a_lost_lease_have_their_records() {
-    for (mishap, outcome) in
-        [("kill", "died"), ("lost-lease --visibility-timeout 3s", "lease_lost")]
+    for (fault, outcome) in [("kill", "died"), ("lost-lease --visibility-timeout 3s", "lease_lost")]
     {
         let fixture = Fixture::new();
-        let flags = format!("--attempts s3://bucket/attempts --rehearse {mishap}");
+        let flags = format!("--attempts s3://bucket/attempts --rehearse {fault}");
         let exited = fixture.local(&flags, "sleep 2").await;
         assert_eq!((exited.code, fixture.runs()), (Some(0), 2), "{flags}: {}", exited.log);
         // The second attempt succeeded.

@@ -157,7 +157,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // It is busy until the kernel has buried the last process.
+        // It is busy until the kernel has reaped the last process.
         for _ in 0..100 {
             if fs::remove_dir(&self.folder).is_ok() {
                 return;

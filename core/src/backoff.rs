@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::delivery::{DeliveryId, MessageId};
 
 /// A delay between `min` and `min * 2^tries`, at most `max`: exponential, with full jitter
-/// (AWS Architecture Blog, "Exponential Backoff And Jitter").
+/// above the minimum (AWS Architecture Blog, "Exponential Backoff And Jitter").
 ///
 /// The jitter is derived from the message and the number of the try, so that messages that failed
 /// together spread out and a run can be replayed.

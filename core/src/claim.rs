@@ -1,4 +1,4 @@
-//! 5 Claimed: the state machine that owns an idempotency record.
+//! The state machine that owns an idempotency record.
 //!
 //! ```text
 //!            free                  written, or read: it is ours             the work succeeded

@@ -1,4 +1,4 @@
-//! 1 Received: one delivery of a message by the queue.
+//! One delivery of a message by the queue.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,14 +26,20 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// The key to one delivery, with which the message can be extended, released or deleted. So it has
-/// one owner and is never printed.
+/// The key to one delivery, with which the message can be extended, released or deleted. So it is
+/// never printed, and not `Clone`: one owner makes all calls with it.
 #[derive(PartialEq, Eq)]
 pub struct ReceiptHandle(String);
 
 impl ReceiptHandle {
     pub fn new(handle: impl Into<String>) -> Self {
         Self(handle.into())
+    }
+
+    /// A copy for a request that may outlive the owner's call.
+    #[must_use]
+    pub fn for_request(&self) -> Self {
+        Self(self.0.clone())
     }
 
     /// The handle itself, only for requests to the queue.

@@ -1,4 +1,4 @@
-//! 3 Routed: the names of S3 events, and filters for them.
+//! The names of S3 events, and filters for them.
 
 use std::fmt;
 use std::str::FromStr;

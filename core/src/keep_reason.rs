@@ -1,4 +1,4 @@
-//! 7 Judged: why a message is kept, and the consequences: one row for each reason.
+//! Why a message is kept, and the consequences: one row for each reason.
 
 use std::fmt;
 
@@ -33,7 +33,7 @@ pub enum KeepReason {
     FetchFailed(String),
     Unreadable(String),
     CommandNotStarted(String),
-    /// A process that stays for all messages has ended several times before it took one.
+    /// A warm worker has ended several times before it took one.
     WorkerNotStarted(String),
     CommandFailed(Exit),
     /// The command reported that this input will never work (`--permanent-exit-codes`).

@@ -1,4 +1,4 @@
-//! 4 Held: the state machine that owns a lease.
+//! The state machine that owns a lease.
 //!
 //! ```text
 //!              verdict: keep
@@ -17,8 +17,8 @@
 //! [`Keeper::handle`] takes an input and makes no call; [`Keeper::next`] returns the next action.
 //! The caller passes in all pending inputs before it asks for the next action.
 //!
-//! Architecture invariant: only [`Keeper::next`] sends a delete, and only with the proof of
-//! success, before any stop, and while the lease is held.
+//! Architecture invariant: only [`Keeper::next`] sends a delete, and only with a [`Completed`],
+//! before any stop, and while the lease is held.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -113,6 +113,8 @@ pub enum Answer {
     AtCeiling(String),
     /// Nothing was changed; the same call may succeed later.
     Failed(String),
+    /// The delete was not sent, because a stop or the end of the lease came first.
+    NotSent(String),
     /// No answer, or one that does not show whether something was changed.
     Unclear(String),
 }
@@ -262,9 +264,8 @@ impl Keeper {
             };
             let Some(extend_at) = self.extend_at() else { return Next::Wait { until: None } };
             if now < extend_at {
-                return Next::Wait {
-                    until: Some(due_at.map_or(extend_at, |at| at.min(extend_at))),
-                };
+                let until = due_at.map_or(extend_at, |at| at.min(extend_at));
+                return Next::Wait { until: Some(until) };
             }
             if !self.state.lease.is_held(now) {
                 self.lose("it expired before it was extended".to_owned());
@@ -334,7 +335,7 @@ impl Keeper {
                 self.state.extend_retry = None;
                 self.report_exhausted();
             }
-            Answer::Failed(_) | Answer::Unclear(_) => {
+            Answer::Failed(_) | Answer::NotSent(_) | Answer::Unclear(_) => {
                 self.observe(Observation::Extend(ExtendResult::Failed));
                 let next_try = self.state.extend_retry.unwrap_or_default();
                 self.state.extend_retry =
@@ -347,6 +348,7 @@ impl Keeper {
         let Phase::Deleting { completed, give_up_at, next_try } = &mut self.state.phase else {
             return;
         };
+        let was_sent = !matches!(answer, Answer::NotSent(_));
         match answer {
             Answer::Accepted => {
                 self.state.phase = Phase::Settled(Settlement::Deleted(completed.why()));
@@ -356,10 +358,16 @@ impl Keeper {
                 self.state.lease = self.state.lease.lost();
                 self.delete_refused();
             }
-            Answer::AtCeiling(why) | Answer::Failed(why) | Answer::Unclear(why) => {
+            Answer::AtCeiling(why)
+            | Answer::Failed(why)
+            | Answer::NotSent(why)
+            | Answer::Unclear(why) => {
                 let gives_up = *give_up_at <= now;
                 *next_try = next_try.after_failure(now, self.visibility / 3, &self.delivery);
-                self.observe(Observation::Delete(DeleteResult::Failed));
+                // Before the next try, `next` handles and counts what prevented the request.
+                if was_sent || gives_up {
+                    self.observe(Observation::Delete(DeleteResult::Failed));
+                }
                 if gives_up {
                     self.hold_again(NotDeleted::GaveUp(why));
                 }
@@ -379,8 +387,8 @@ impl Keeper {
             Answer::Accepted => Return::After(delay),
             Answer::NotInFlight(_) => Return::Unknown,
             Answer::AtCeiling(_) => expiry,
-            Answer::Failed(_) if *give_up_at <= now => expiry,
-            Answer::Failed(_) => {
+            Answer::Failed(_) | Answer::NotSent(_) if *give_up_at <= now => expiry,
+            Answer::Failed(_) | Answer::NotSent(_) => {
                 *next_try = next_try.after_failure(now, FIRST_PAUSE * 8, &self.delivery);
                 return;
             }

@@ -1,4 +1,4 @@
-//! 3 Routed: patterns for keys.
+//! Patterns for keys.
 
 use std::fmt;
 use std::str::{self, FromStr};

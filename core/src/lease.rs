@@ -1,4 +1,4 @@
-//! 4 Held: our belief that the message is in flight for us, and for how long.
+//! Our belief that the message is in flight for us, and for how long.
 
 use std::time::Duration;
 

@@ -21,6 +21,7 @@ pub mod object_attributes;
 pub mod object_from;
 pub mod on_success;
 pub mod outcome;
+pub mod policy;
 pub mod report;
 pub mod route;
 pub mod run_outcome;

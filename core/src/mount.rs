@@ -38,7 +38,7 @@ pub fn find<'a>(mounts: &'a [Mount], object: &Object) -> Result<(&'a Path, PathB
     let Some((mount, key)) = covering.min_by_key(|(_, key)| key.len()) else {
         return Err(format!("no --mount has s3://{}/{}", object.bucket, object.key));
     };
-    // Nothing that a file system would resolve: a key is text, and may come from an enemy.
+    // Nothing that a file system would resolve: a key is text, and may come from an attacker.
     let is_name = |part: &str| {
         !["", ".", ".."].contains(&part) && !part.contains('\0') && part.len() <= LONGEST_NAME
     };

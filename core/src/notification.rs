@@ -1,4 +1,4 @@
-//! 2 Parsed: the events and objects in a message body.
+//! The events and objects in a message body.
 //!
 //! Architecture invariant: only this file knows the quirks of envelopes and encodings. A body is
 //! one of these, recognised by its keys; any other is kept without guessing:

@@ -1,4 +1,4 @@
-//! 2 Parsed: the objects of a message in the sender's own form (`--object-from`).
+//! The objects of a message in the sender's own form (`--object-from`).
 
 use std::borrow::Cow;
 use std::fmt;

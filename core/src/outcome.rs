@@ -1,4 +1,4 @@
-//! 6 Ended: how the work on a message ended, and the facts about it.
+//! How the work on a message ended, and the facts about it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -51,7 +51,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The command's report in `JOB_RESULT_FILE`: its last complete line.
+/// The command's report in `JOB_RESULT_FILE`: the last valid value of each field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandReport {
     pub retry_after: Option<Duration>,
@@ -81,7 +81,7 @@ pub enum Failure {
     Unreadable(String),
     /// The command did not run: no work directory, or no such command.
     Start(String),
-    /// A process that stays for all messages has ended several times before it took one.
+    /// A warm worker has ended several times before it took one.
     WorkerNotStarted(String),
     Exit(Exit, CommandReport),
     /// The command reached `--memory-guard` and was ended.

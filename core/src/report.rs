@@ -1,4 +1,4 @@
-//! 9 Reported: the data of logs, metrics and the termination message.
+//! The data of logs, metrics and the termination message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

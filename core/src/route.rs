@@ -1,4 +1,4 @@
-//! 3 Routed: which records are work, and their job type, command and limits.
+//! Which records are work, and their job type, command and limits.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use super::event;
 pub use super::event::{BadEventFilter, EventFilter};
 pub use super::key_glob::KeyGlob;
 use super::lease::Strategy;
-use super::lifecycle::Policy;
 use super::notification::{Notification, Record, message, parse};
 use super::object_attributes::ObjectAttributes;
 use super::object_from::ObjectFrom;
 use super::on_success::OnSuccess;
 use super::outcome::NoWorkReason;
+use super::policy::Policy;
 use super::s3_location::LocationTemplate;
 use super::verdict::RetryPolicy;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::lifecycle::Policy;
+use super::policy::Policy;
 use super::stop::StopPlan;
 
 /// The settings of a run.

@@ -1,5 +1,5 @@
-//! 8 Stopped: how a graceful shutdown divides its time. Every part of a stop takes its limit from
-//! here; smaller steps have their own limits within these.
+//! How a graceful shutdown divides its time. Every part of a stop takes its limit from here;
+//! smaller steps have their own limits within these.
 //!
 //! ```text
 //! TERM                                                                              terminationGracePeriodSeconds

@@ -1,8 +1,8 @@
-//! 7 Judged: from the outcome of the work to the verdict on the message.
+//! From the outcome of the work to the verdict on the message.
 //!
-//! Architecture invariant: the default is always *keep*. Only [`Completed`] permits a delete; only
-//! this file makes one, only from success, and it is worthless without a lease that is still held
-//! ([`Completed::permit`]).
+//! Architecture invariant: the default is always *keep*. Only [`Completed`] permits a delete, and
+//! only with a lease that is still held ([`Completed::permit`]). It has one constructor for each
+//! [`Completion`].
 
 use std::time::Duration;
 
@@ -15,17 +15,16 @@ use super::outcome::{CommandReport, Exit, Failure, Handled, NoWorkReason, Outcom
 /// Why a message may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completion {
-    /// The command exited 0 without being asked to stop.
+    /// The work succeeded, and no stop came first.
     Succeeded,
     NothingToDo(NoWorkReason),
-    /// According to its idempotency record, the command exited 0 for an earlier delivery.
+    /// According to its idempotency record, the work succeeded for an earlier delivery.
     AlreadyDone,
 }
 
-/// Proof that the work succeeded without being asked to stop.
-///
-/// Its fields are private and its only constructor is private to the core, so the compiler checks
-/// "delete only on success".
+/// Proof that the message may be deleted: its work succeeded, there was nothing to do, or a record
+/// shows that an earlier delivery finished it. Only the core constructs it, which the compiler
+/// checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completed {
     delivery: DeliveryId,
@@ -33,7 +32,19 @@ pub struct Completed {
 }
 
 impl Completed {
-    pub(super) fn new(delivery: &DeliveryId, why: Completion) -> Self {
+    fn succeeded(delivery: &DeliveryId) -> Self {
+        Self::new(delivery, Completion::Succeeded)
+    }
+
+    pub(super) fn nothing_to_do(delivery: &DeliveryId, why: NoWorkReason) -> Self {
+        Self::new(delivery, Completion::NothingToDo(why))
+    }
+
+    fn already_done(delivery: &DeliveryId) -> Self {
+        Self::new(delivery, Completion::AlreadyDone)
+    }
+
+    fn new(delivery: &DeliveryId, why: Completion) -> Self {
         Self { delivery: delivery.clone(), why }
     }
 
@@ -55,8 +66,8 @@ impl Completed {
 }
 
 /// The right to send one DeleteMessage, which consumes it. `Queue::delete` requires it beside the
-/// receipt handle, whose only owner checks that both belong to the same delivery
-/// ([`Completed::is_for`]).
+/// receipt handle; the [`Keeper`](super::keeper::Keeper) has checked that both belong to the same
+/// delivery ([`Completed::is_for`]).
 #[derive(Debug)]
 pub struct DeletePermit {
     /// The end of the lease, on the run's clock.
@@ -70,12 +81,12 @@ impl DeletePermit {
     }
 }
 
-/// When a kept message becomes visible again.
+/// The request to make for a kept message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     /// ChangeMessageVisibility to this delay.
     After(Duration),
-    /// When its visibility timeout runs out.
+    /// None: its visibility timeout runs out.
     Expire,
 }
 
@@ -109,7 +120,7 @@ pub enum Settlement {
     Kept(KeepReason, Return),
 }
 
-/// When a kept message is visible again.
+/// What is known after a release about when the message is visible again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Return {
     /// It was released with this delay.
@@ -121,7 +132,7 @@ pub enum Return {
     Unknown,
 }
 
-/// When a kept message becomes visible again.
+/// The delays after a failure and after a stop, and which exit codes are permanent failures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub retry: Retry,
@@ -133,7 +144,8 @@ pub struct RetryPolicy {
 /// After a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// Released after a delay that doubles with the receive count.
+    /// Released after a random delay between `min` and a limit that doubles with each receive, at
+    /// most `max`.
     Backoff { min: Duration, max: Duration },
     /// When its visibility timeout runs out.
     Expire,
@@ -157,16 +169,12 @@ impl RetryPolicy {
     /// The verdict on work that ended without being halted.
     pub fn judge(&self, delivery: &DeliveryId, redrive: &Redrive, outcome: Outcome) -> Verdict {
         let failure = match outcome {
-            Outcome::Finished => {
-                return Verdict::Delete(Completed::new(delivery, Completion::Succeeded));
-            }
+            Outcome::Finished => return Verdict::Delete(Completed::succeeded(delivery)),
             Outcome::ObjectsGone => {
-                let why = Completion::NothingToDo(NoWorkReason::ObjectsGone);
-                return Verdict::Delete(Completed::new(delivery, why));
+                let why = NoWorkReason::ObjectsGone;
+                return Verdict::Delete(Completed::nothing_to_do(delivery, why));
             }
-            Outcome::AlreadyDone => {
-                return Verdict::Delete(Completed::new(delivery, Completion::AlreadyDone));
-            }
+            Outcome::AlreadyDone => return Verdict::Delete(Completed::already_done(delivery)),
             // The command's own decision is worth more than the kernel's count.
             Outcome::Failed(Failure::KilledAtMemoryLimit { exit, report, .. })
                 if self.is_decided(exit) =>

@@ -10,8 +10,9 @@ use leasehold_core::delivery::{
 };
 use leasehold_core::keep_reason::{KeepReason, Role};
 use leasehold_core::lease::CEILING;
-use leasehold_core::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Policy, Processed, Step};
+use leasehold_core::lifecycle::{Effect, Event, Job, Limit, NotDeleted, Processed, Step};
 use leasehold_core::outcome::{CommandReport, Exit, Failure, Outcome, WorkRecord};
+use leasehold_core::policy::Policy;
 use leasehold_core::report::{Progress, Report};
 use leasehold_core::route::{Checkpointing, JobType, Limits, Match, Task};
 use leasehold_core::run_outcome::{ReceiveFailure, RunOutcome};

@@ -191,6 +191,7 @@ fn the_keeper_handles_every_input_in_every_state() {
         ("NotInFlight", answered(Answer::NotInFlight("503".to_owned()))),
         ("AtCeiling", answered(Answer::AtCeiling("503".to_owned()))),
         ("Failed", failed()),
+        ("NotSent", answered(Answer::NotSent("stopping".to_owned()))),
         ("Unclear", answered(Answer::Unclear("503".to_owned()))),
     ];
     let states = vec![

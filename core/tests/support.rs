@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasehold_core::lease::{CEILING, Strategy};
-use leasehold_core::lifecycle::Policy;
 use leasehold_core::object_attributes::ObjectAttributes;
+use leasehold_core::policy::Policy;
 use leasehold_core::route::{CommandLine, Input, LambdaEvent, Limits, Selection, Task};
 use leasehold_core::settings::{Polling, Settings};
 use leasehold_core::stop::StopPlan;

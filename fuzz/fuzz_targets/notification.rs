@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use leasehold_core::delivery::{Delivery, MessageId, ReceiptHandle, Received, Redrive, SqsAttributes};
 use leasehold_core::lease::{CEILING, Strategy};
-use leasehold_core::lifecycle::{Effect, Event, Job, Policy};
+use leasehold_core::lifecycle::{Effect, Event, Job};
 use leasehold_core::notification::{CUSTOM, Notification, parse};
 use leasehold_core::object_attributes::ObjectAttributes;
+use leasehold_core::policy::Policy;
 use leasehold_core::route::{CommandLine, Content, Input, Limits, Route, Selection, Task, route};
 use leasehold_core::verdict::{Completion, OnStop, Retry, RetryPolicy, Verdict};
 use libfuzzer_sys::fuzz_target;

@@ -1,7 +1,8 @@
-//! 4 Held: carries out the actions of [`job::keeper`](crate::job::keeper): extends the message's
-//! visibility while the work runs, then deletes or releases the message.
+//! Carries out the actions of [`job::keeper`](crate::job::keeper): extends the message's visibility
+//! while the work runs, then deletes or releases the message.
 //!
-//! It is the only owner of the receipt handle: every call with it is made here, one after another.
+//! It owns the receipt handle, and makes every call with it, one after another. Only the combined
+//! requests of concurrent runs have a copy (`adapters::batches`), while such a call waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,20 +178,24 @@ impl Holding {
     /// Logs the result of a call, unless the core reports it.
     fn log(&self, call: Call, answer: &Answer) {
         let (message_id, state) = (&self.message_id, self.keeper.state());
-        let lease_left_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();
+        let lease_remaining_s = state.lease.remaining(self.actor.clock.now()).as_secs_f64();
+        let is_deleting = matches!(state.phase, Phase::Deleting { .. });
         match (call, answer) {
             (Call::Extend { .. }, Answer::Failed(error) | Answer::Unclear(error)) => {
-                warn!(%message_id, error, lease_left_s, "extending the lease failed and will be retried");
+                warn!(%message_id, error, lease_remaining_s, "extending the lease failed and will be retried");
             }
             (Call::Extend { .. }, Answer::Accepted) if state.lease.expires_at().is_some() => {
-                debug!(%message_id, lease_left_s, "lease extended");
+                debug!(%message_id, lease_remaining_s, "lease extended");
             }
             (Call::Delete, Answer::NotInFlight(error)) => {
                 warn!(%message_id, error, "the queue refused the delete: the message will be delivered again");
             }
             (Call::Delete, Answer::Failed(error) | Answer::Unclear(error))
-                if matches!(state.phase, Phase::Deleting { .. }) =>
+                if is_deleting && state.withdrawn =>
             {
+                warn!(%message_id, error, "the delete failed and is not retried during a stop");
+            }
+            (Call::Delete, Answer::Failed(error) | Answer::Unclear(error)) if is_deleting => {
                 warn!(%message_id, error, "the delete failed and will be retried");
             }
             (Call::Release(_), Answer::Unclear(error)) => {
@@ -233,6 +238,7 @@ impl From<DeleteError> for Answer {
         match error {
             DeleteError::Refused(why) => Self::NotInFlight(why),
             DeleteError::Transient(why) => Self::Failed(why),
+            DeleteError::NotSent(why) => Self::NotSent(why.to_owned()),
         }
     }
 }

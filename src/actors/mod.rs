@@ -12,8 +12,10 @@
 //! The four never send messages to each other. All events go to the supervisor's mailbox, which
 //! gives them one order, and one pure function decides what follows (`job::lifecycle`).
 //!
-//! Architecture invariant: a handler never waits for input or output. It starts an owned task that
-//! reports (`report_when_done`) and returns, so a stop is always handled.
+//! Architecture invariant: a handler does not wait for input or output. It starts an owned task that
+//! reports (`report_when_done`) and returns, so a stop is always handled. Two exceptions have a
+//! limit: the Reporter writes one report after another, and at the end of a run the supervisor waits
+//! for its actors.
 
 pub mod heartbeat;
 pub mod processor;
@@ -31,7 +33,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::job::keep_reason::Role;
 use crate::job::lifecycle::Event;
 
-/// Reports the event of `work` to the supervisor, and aborts it when dropped; a panic in it counts as the actor's death.
+/// Reports the event of `work` to the supervisor, and aborts it when dropped; a panic in it counts as
+/// the actor's death.
 fn report_when_done(
     supervisor: DerivedActorRef<Event>,
     role: Role,

@@ -1,4 +1,4 @@
-//! 5 The work: fetches each object, runs the command on it, publishes its output.
+//! The work: fetches each object, runs the command on it, publishes its output.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;

@@ -1,4 +1,4 @@
-//! 1 Received: receives one message at a time from the queue.
+//! Receives one message at a time from the queue.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! 9 Reported: forwards the reports of a run.
+//! Forwards the reports of a run, one after another.
 //!
-//! It has no queue and no store. Only the last step of a stop waits for it, and its death changes
-//! no verdict.
+//! A report may take time: the attempt record of a message is written to S3, within a limit. Only
+//! the last step of a stop waits for the Reporter, and its death changes no verdict.
 
 use std::sync::Arc;
 

@@ -132,7 +132,7 @@ impl Queue for Batches {
         permit: DeletePermit,
     ) -> Result<(), DeleteError> {
         let _deletes = self.shared.runs.deletes();
-        let delete = Delete { receipt: ReceiptHandle::new(receipt.expose()), permit };
+        let delete = Delete { receipt: receipt.for_request(), permit };
         let failed = || Err(DeleteError::Transient(NO_ANSWER.to_owned()));
         self.shared.answer_to(delete).await.unwrap_or_else(failed)
     }
@@ -151,7 +151,7 @@ impl Shared {
         visibility: Duration,
         purpose: Purpose,
     ) -> Result<(), VisibilityError> {
-        let change = Change { receipt: ReceiptHandle::new(receipt.expose()), visibility, purpose };
+        let change = Change { receipt: receipt.for_request(), visibility, purpose };
         let unclear = || Err(VisibilityError::Unclear(NO_ANSWER.to_owned()));
         self.answer_to(change).await.unwrap_or_else(unclear)
     }
@@ -379,14 +379,14 @@ impl Kind for Delete {
             && let Some(call) = waiting.pop_front()
         {
             let why = if is_stopping {
-                "not sent: the pod is stopping"
+                "the pod is stopping"
             } else if !call.call.permit.is_valid(now) {
-                "not sent: the lease ended before"
+                "the lease ended before"
             } else {
                 calls.push(call);
                 continue;
             };
-            call.answer(Err(DeleteError::Transient(why.to_owned())));
+            call.answer(Err(DeleteError::NotSent(why)));
         }
         calls
     }

@@ -48,7 +48,7 @@ impl MemoryLimited {
         Self { runner, cgroup, guard }
     }
 
-    /// Waits until the command uses too much memory: for ever without a guard or a limit.
+    /// Waits until the command uses too much memory: without a guard or a limit, this never ends.
     async fn reaches(&self, threshold: Threshold) -> MemoryUse {
         let Some(percent) = self.guard else { return std::future::pending().await };
         loop {
@@ -101,7 +101,7 @@ impl Runner for MemoryLimited {
         activity: Activity,
     ) -> Result<Exited, StartError> {
         let kills = self.cgroup.oom_kills();
-        // A process that stays must know that the guard ends it: its next answer proves nothing, and
+        // A warm worker must know that the guard ends it: its next answer proves nothing, and
         // it gets no other message. For a command, this token is only the halt of its message.
         let halt = if command.variables.is_some() { halt } else { halt.child_token() };
         let mut running = pin!(self.runner.run(command, halt.clone(), activity));

@@ -12,8 +12,8 @@ use tracing::warn;
 
 use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::keep_reason::KeepReason;
-use crate::job::lifecycle::Policy;
 use crate::job::notification::{Object, payload};
+use crate::job::policy::Policy;
 use crate::job::verdict::DeletePermit;
 use crate::ports::checksum::{Checksum, Hasher};
 use crate::ports::{

@@ -1,4 +1,4 @@
-//! `PUT /progress/KEY` on a loopback address: the result file for a program that stays. Such a
+//! `PUT /progress/KEY` on a loopback address: the result file for a warm worker. Such a
 //! program may run in another container, without access to the file.
 
 use std::collections::HashMap;

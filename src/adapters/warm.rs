@@ -1,4 +1,4 @@
-//! A process that stays: it is started with the first message, and works on one message after
+//! A warm worker: it is started with the first message, and works on one message after
 //! another.
 //!
 //! Architecture invariant: it is one long run of a [`Runner`], so its process group, its signals,
@@ -162,7 +162,7 @@ fn remove(folder: TempDir) {
     });
 }
 
-/// A process that stays. Dropping it kills the process.
+/// The process of a warm worker. Dropping it kills the process.
 pub struct WarmProcess {
     halt: CancellationToken,
     activity: Activity,

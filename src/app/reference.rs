@@ -41,7 +41,7 @@ fn write(page: &mut String) -> fmt::Result {
     writeln!(page, "\n## Job types\n")?;
     writeln!(
         page,
-        "The YAML or TOML file for `--job-types`. `leasehold schema` prints its JSON Schema.\n"
+        "The YAML, JSON or TOML file for `--job-types`. `leasehold schema` prints its JSON Schema.\n"
     )?;
     job_types(page)?;
     writeln!(page, "\n## Outcomes\n")?;
@@ -51,7 +51,7 @@ fn write(page: &mut String) -> fmt::Result {
     writeln!(page, "\n## Log fields\n")?;
     writeln!(
         page,
-        "The fields of the JSON log, which has one record per line. A field without a value is left out.\n"
+        "The stable fields of the JSON log, which has one record per line. A field without a value is left out. Other records\nhave further fields, which may change with the texts.\n"
     )?;
     table(
         page,
@@ -197,8 +197,13 @@ fn code(text: impl Display) -> String {
     format!("`{text}`")
 }
 
+/// A paragraph may lack the period at its end.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let paragraphs =
+        text.split("\n\n").map(|it| it.split_whitespace().collect::<Vec<_>>().join(" "));
+    paragraphs
+        .reduce(|all, next| format!("{}. {next}", all.trim_end_matches('.')))
+        .unwrap_or_default()
 }
 
 fn value_name(arg: &Arg) -> String {
@@ -231,5 +236,6 @@ fn text(arg: &Arg) -> String {
         Some(meaning) => format!("`{}`: {meaning}", value.get_name()),
         None => code(value.get_name()),
     });
-    format!("{help}. {}", values.collect::<Vec<_>>().join("; "))
+    let values = values.collect::<Vec<_>>().join("; ");
+    if help.is_empty() { values } else { format!("{help}. {values}") }
 }

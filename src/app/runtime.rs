@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::signals::{handle_other_signals, since_stop};
 use crate::adapters::process::Processes;
-use crate::job::lifecycle::Policy;
+use crate::job::policy::Policy;
 use crate::job::stop::StopPlan;
 use crate::ports::{Activity, Command, Exited, Runner, StartError};
 use crate::settings::resolve::WorkConfig;
@@ -77,7 +77,7 @@ pub async fn finish(runner: &dyn Runner, limit: Duration) {
 
 /// A function that is part of the program needs no handler.
 pub fn check_handler(work: &WorkConfig, is_in_process: bool) -> Result<(), String> {
-    if is_in_process && work.handler.stays() {
+    if is_in_process && work.handler.is_warm() {
         return Err(
             "--handler has no effect: the work is part of this program; remove it".to_owned()
         );

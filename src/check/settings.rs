@@ -31,7 +31,7 @@ pub fn findings(at: &dyn Fn(&str) -> Location, config: &RunConfig) -> Vec<Findin
             "set it to 30s or more; it is extended each time a third of it has passed",
         ));
     }
-    if config.work.handler.stays() {
+    if config.work.handler.is_warm() {
         findings.extend(of_warm_workers(at, config));
     }
     findings

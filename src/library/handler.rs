@@ -97,9 +97,9 @@ pub enum Batches {}
 #[derive(Clone)]
 pub enum AnyHandler {
     /// For one job.
-    OfJob(JobHandler),
+    Job(JobHandler),
     /// For several jobs at once.
-    OfBatch(JobsHandler),
+    Batch(JobsHandler),
 }
 
 type Function<I, O> = Arc<dyn Fn(I) -> BoxFuture<'static, O> + Send + Sync>;
@@ -112,16 +112,16 @@ impl AnyHandler {
     /// Wraps a handler of one job.
     pub fn new(handler: impl Handler) -> Self {
         let handler = Arc::new(handler);
-        Self::OfJob(Arc::new(move |job| {
+        Self::Job(Arc::new(move |job| {
             let handler = handler.clone();
             async move { handler.handle(job).await }.boxed()
         }))
     }
 
     /// Wraps a handler of several jobs.
-    pub fn of_batch(handler: impl BatchHandler) -> Self {
+    pub fn batch(handler: impl BatchHandler) -> Self {
         let handler = Arc::new(handler);
-        Self::OfBatch(Arc::new(move |jobs| {
+        Self::Batch(Arc::new(move |jobs| {
             let handler = handler.clone();
             async move { handler.handle(jobs).await }.boxed()
         }))
@@ -129,8 +129,8 @@ impl AnyHandler {
 
     pub(super) fn takes_batches(&self) -> bool {
         match self {
-            Self::OfJob(_) => false,
-            Self::OfBatch(_) => true,
+            Self::Job(_) => false,
+            Self::Batch(_) => true,
         }
     }
 }

@@ -26,8 +26,8 @@ use crate::telemetry::panics;
 /// Runs the handler on these threads.
 pub fn runner(handler: AnyHandler, threads: Threads, batching: Batching) -> Arc<dyn Runner> {
     match handler {
-        AnyHandler::OfJob(handler) => Arc::new(InProcess { handler, threads }),
-        AnyHandler::OfBatch(handler) => {
+        AnyHandler::Job(handler) => Arc::new(InProcess { handler, threads }),
+        AnyHandler::Batch(handler) => {
             let batches = Arc::new(OpenBatches::new(batching));
             Arc::new(InBatches { handler, threads, batches })
         }

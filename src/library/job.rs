@@ -47,8 +47,8 @@ pub struct Job {
     pub max_receive_count: Option<u32>,
     /// Whether this is the last attempt before the dead-letter queue, if it is known.
     pub final_attempt: Option<bool>,
-    /// The object's bucket. This and the following fields are `None` if the message is not an S3
-    /// notification (`--accept-raw`).
+    /// The object's bucket. This and the following fields are `None` if the message names no object
+    /// (`--accept-raw`).
     pub bucket: Option<String>,
     /// The object's key, decoded.
     pub key: Option<String>,

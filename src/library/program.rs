@@ -52,14 +52,14 @@ pub fn main(handler: impl Handler) -> ExitCode {
 pub struct Program<K = OneJob> {
     embedding: Embedding,
     handler: MakeHandler,
-    own: Vec<Own>,
+    subcommands: Vec<Subcommand>,
     kind: PhantomData<fn() -> K>,
 }
 
 type MakeHandler = Box<dyn FnOnce(&ArgMatches) -> Result<AnyHandler, clap::Error> + Send>;
 
-/// The subcommands of the program itself.
-struct Own {
+/// A subcommand of the program itself.
+struct Subcommand {
     name: String,
     run: Box<dyn FnOnce(&ArgMatches) -> ExitCode + Send>,
 }
@@ -126,7 +126,7 @@ impl Program {
     /// }
     /// ```
     pub fn batch(handler: impl BatchHandler) -> Program<Batches> {
-        let handler = AnyHandler::of_batch(handler);
+        let handler = AnyHandler::batch(handler);
         Program::with(None, Box::new(|_| Ok(handler))).with_batches()
     }
 
@@ -135,7 +135,7 @@ impl Program {
         make: impl FnOnce(A) -> H + Send + 'static,
     ) -> Program<Batches> {
         let make = |matches: &ArgMatches| {
-            A::from_arg_matches(matches).map(|flags| AnyHandler::of_batch(make(flags)))
+            A::from_arg_matches(matches).map(|flags| AnyHandler::batch(make(flags)))
         };
         Program::with(Some(A::augment_args), Box::new(make)).with_batches()
     }
@@ -155,7 +155,7 @@ impl<K: 'static> Program<K> {
         let started = std::env::args_os().next().unwrap_or_default();
         let name = Path::new(&started).file_name().and_then(OsStr::to_str).unwrap_or("worker");
         let embedding = Embedding { flags, ..Embedding::new(name) };
-        Self { embedding, handler, own: Vec::new(), kind: PhantomData }
+        Self { embedding, handler, subcommands: Vec::new(), kind: PhantomData }
     }
 
     /// The program's name; by default the name of its file.
@@ -182,7 +182,8 @@ impl<K: 'static> Program<K> {
         command: Command,
         run: impl FnOnce(&ArgMatches) -> ExitCode + Send + 'static,
     ) -> Self {
-        self.own.push(Own { name: command.get_name().to_owned(), run: Box::new(run) });
+        let name = command.get_name().to_owned();
+        self.subcommands.push(Subcommand { name, run: Box::new(run) });
         self.embedding.actions.push(command);
         self
     }
@@ -219,21 +220,21 @@ impl<K: 'static> Program<K> {
 
     fn start(self) -> ExitCode {
         let signals = app::signals::block();
-        let Self { embedding, handler, own, .. } = self;
+        let Self { embedding, handler, subcommands, .. } = self;
         let name = embedding.name.clone();
         app::main(signals, &name.clone(), move || {
             match embedding.parse(std::env::args_os().collect())? {
-                Parsed::Own(action, matches) => {
-                    let own = own.into_iter().find(|own| own.name == action);
-                    let own = own.expect("each subcommand of its own has a function");
-                    Ok(Start::Own(Box::new(move || (own.run)(&matches))))
+                Parsed::Subcommand(action, matches) => {
+                    let it = subcommands.into_iter().find(|it| it.name == action);
+                    let it = it.expect("each subcommand of the program has a function");
+                    Ok(Start::Subcommand(Box::new(move || (it.run)(&matches))))
                 }
-                Parsed::Ours(action, matches) => {
+                Parsed::Action(action, matches) => {
                     let is_work = action.does_work();
                     let handler = is_work.then(|| handler(&matches)).transpose()?;
                     let in_process = handler.map(|handler| -> InProcess {
                         Box::new(|batching: Batching| {
-                            runner(handler, Threads::own(batching.calls), batching)
+                            runner(handler, Threads::dedicated(batching.calls), batching)
                         })
                     });
                     let command = move || embedding.command().expect("it was parsed");

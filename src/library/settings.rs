@@ -49,7 +49,8 @@ macro_rules! setters {
             self.setting("stop-grace", $crate::library::settings::time(grace))
         }
 
-        /// The shortest and the longest delay of a retry; the delay doubles with each attempt.
+        /// The minimum and the maximum delay of a retry: it is random between the minimum and a limit
+        /// that doubles with each receive.
         pub fn retry(self, shortest: std::time::Duration, longest: std::time::Duration) -> Self {
             self.setting("retry-min", $crate::library::settings::time(shortest))
                 .setting("retry-max", $crate::library::settings::time(longest))

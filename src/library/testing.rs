@@ -47,7 +47,7 @@ use crate::actors::supervisor::{self, World};
 use crate::adapters::local::folder::{Folder, Listing};
 use crate::adapters::local::memory::{Kind, MemoryQueue, QueueState};
 use crate::adapters::local::outbox::FolderOutbox;
-use crate::adapters::local::rehearsal::{Mishap, Rehearsal};
+use crate::adapters::local::rehearsal::{Fault, Rehearsal};
 use crate::adapters::local::store::FolderStore;
 use crate::job::delivery::Redrive;
 use crate::job::report::{Ended, Observation, Report};
@@ -76,7 +76,7 @@ pub struct TestWorker<K = OneJob> {
     objects: Vec<(String, Vec<u8>)>,
     messages: Vec<String>,
     max_receive_count: u32,
-    mishap: Option<Mishap>,
+    fault: Option<Fault>,
     stop_after: Option<Duration>,
     kind: PhantomData<fn() -> K>,
 }
@@ -91,7 +91,7 @@ impl TestWorker {
     /// [`batch_size`](TestWorker::batch_size). A [`batch_window`](TestWorker::batch_window) of a
     /// second puts the first messages of the test into one batch.
     pub fn batch(handler: impl BatchHandler) -> TestWorker<Batches> {
-        TestWorker::with(AnyHandler::of_batch(handler))
+        TestWorker::with(AnyHandler::batch(handler))
     }
 }
 
@@ -107,7 +107,7 @@ impl<K> TestWorker<K> {
             objects: Vec::new(),
             messages: Vec::new(),
             max_receive_count: 3,
-            mishap: None,
+            fault: None,
             stop_after: None,
             kind: PhantomData,
         }
@@ -145,13 +145,13 @@ impl<K> TestWorker<K> {
 
     /// Refuses the first extension of each lease, as if another worker had received the message.
     pub fn lose_leases(mut self) -> Self {
-        self.mishap = Some(Mishap::LostLease);
+        self.fault = Some(Fault::LostLease);
         self
     }
 
     /// Delivers each message again after it succeeded.
     pub fn redeliver(mut self) -> Self {
-        self.mishap = Some(Mishap::Redelivery);
+        self.fault = Some(Fault::Redelivery);
         self
     }
 
@@ -191,7 +191,8 @@ impl<K> TestWorker<K> {
         let store = Arc::new(FolderStore::new(&path("state")).expect("a new folder"));
         let clock = Clock::start();
         let telemetry = Arc::new(Recorded(Mutex::default()));
-        let runner = runner(self.handler, Threads::Of(Handle::current()), work.batch.sharing(1));
+        let runner =
+            runner(self.handler, Threads::Shared(Handle::current()), work.batch.sharing(1));
         let worker = CommandWorker {
             checkpoints: Some(Checkpoints { storage: store.clone(), clock }),
             idempotency: records.idempotency.map(|location| Idempotency {
@@ -211,7 +212,7 @@ impl<K> TestWorker<K> {
             queue_url: None,
             clock,
         };
-        let pod = Rehearsal::new(queue.clone(), self.mishap);
+        let pod = Rehearsal::new(queue.clone(), self.fault);
         let world = World {
             queue: Arc::new(pod.clone()),
             worker: Arc::new(worker),

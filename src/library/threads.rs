@@ -21,21 +21,21 @@ use crate::telemetry::panics;
 pub enum Threads {
     /// One runtime for all jobs, beside the threads of leasehold: a busy handler cannot delay a
     /// heartbeat, which tokio does not guarantee among tasks of one runtime.
-    Own(OwnThreads),
+    Dedicated(DedicatedThreads),
     /// The threads of the embedding program, whose connections belong to its runtime.
-    Of(Handle),
+    Shared(Handle),
 }
 
 /// A runtime that starts with the first job, and stays for the following ones.
 #[derive(Clone)]
-pub struct OwnThreads {
+pub struct DedicatedThreads {
     workers: usize,
     current: Arc<Mutex<Option<Arc<Handlers>>>>,
 }
 
 /// A runtime for handlers.
 struct Handlers {
-    runtime: OwnRuntime,
+    runtime: DroppableRuntime,
     /// Cancelled when a handler that was dropped has ended.
     dropped: Mutex<Vec<CancellationToken>>,
 }
@@ -44,16 +44,16 @@ struct Handlers {
 pub(super) struct Running<T> {
     pub(super) task: AbortOnDropHandle<T>,
     ended: CancellationToken,
-    /// Of [`Threads::Own`]: the runtime stays until its last handler has ended.
+    /// For [`Threads::Dedicated`]: the runtime stays until its last handler has ended.
     on: Option<Arc<Handlers>>,
 }
 
 impl Threads {
     /// Threads for so many calls of a handler at the same time, each of which may block one.
-    pub fn own(calls: usize) -> Self {
+    pub fn dedicated(calls: usize) -> Self {
         let cores = available_parallelism().map_or(1, usize::from);
         // One more, for connections and tasks of the handler.
-        Self::Own(OwnThreads { workers: cores.max(calls + 1), current: Arc::default() })
+        Self::Dedicated(DedicatedThreads { workers: cores.max(calls + 1), current: Arc::default() })
     }
 
     /// Runs `work` in the current span.
@@ -65,10 +65,10 @@ impl Threads {
         let guard = ended.clone().drop_guard();
         let work = ends(work, guard).in_current_span().with_current_subscriber();
         Ok(match self {
-            Self::Of(handle) => {
+            Self::Shared(handle) => {
                 Running { task: AbortOnDropHandle::new(handle.spawn(work)), ended, on: None }
             }
-            Self::Own(threads) => {
+            Self::Dedicated(threads) => {
                 let handlers = threads.handlers().await?;
                 let task = AbortOnDropHandle::new(handlers.runtime.handle().spawn(work));
                 Running { task, ended, on: Some(handlers) }
@@ -84,7 +84,7 @@ async fn ends<T>(work: impl Future<Output = T>, _ended: DropGuard) -> T {
 /// How long a new job waits for the end of handlers that were dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-impl OwnThreads {
+impl DedicatedThreads {
     /// The runtime for a new job. A handler that was dropped and still blocks a thread would soon
     /// block all of them, so the jobs after it get a new runtime.
     async fn handlers(&self) -> io::Result<Arc<Handlers>> {
@@ -109,7 +109,7 @@ impl OwnThreads {
         let mut builder = Builder::new_multi_thread();
         builder.worker_threads(self.workers).thread_name("handler");
         builder.on_thread_start(panics::mark_handlers);
-        let runtime = OwnRuntime::start(builder)?;
+        let runtime = DroppableRuntime::start(builder)?;
         let started = Arc::new(Handlers { runtime, dropped: Mutex::default() });
         *next = Some(started.clone());
         Ok(started)
@@ -140,9 +140,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A runtime that may be dropped anywhere: its tasks are abandoned then.
-pub(super) struct OwnRuntime(Option<Runtime>);
+pub(super) struct DroppableRuntime(Option<Runtime>);
 
-impl OwnRuntime {
+impl DroppableRuntime {
     pub(super) fn start(mut builder: Builder) -> io::Result<Self> {
         Ok(Self(Some(builder.enable_all().build()?)))
     }
@@ -152,7 +152,7 @@ impl OwnRuntime {
     }
 }
 
-impl Drop for OwnRuntime {
+impl Drop for DroppableRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();

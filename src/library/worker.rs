@@ -21,7 +21,7 @@ use super::handler::{AnyHandler, BatchHandler, Batches, Handler, OneJob};
 use super::in_process;
 use super::outcome::Outcome;
 use super::settings::{batch_setters, queue_setters, setters};
-use super::threads::{OwnRuntime, Threads};
+use super::threads::{DroppableRuntime, Threads};
 use crate::actors::supervisor::{self, World};
 use crate::adapters::aws::SdkConfig;
 use crate::adapters::aws::sqs::queue_url::queue_name;
@@ -35,7 +35,7 @@ use crate::ports::{Runner, Telemetry};
 use crate::settings::error::SettingError;
 use crate::settings::given::{Refused, Values};
 use crate::settings::in_code::{as_code, flags, has, run_settings};
-use crate::settings::no_effect::{self, OF_AN_END};
+use crate::settings::no_effect::{self, NEEDS_AN_END};
 use crate::settings::resolve::RunConfig;
 use crate::telemetry::PodTelemetry;
 use crate::telemetry::metrics::{Collected, Metrics};
@@ -161,7 +161,7 @@ impl Worker {
     /// A worker whose handler takes several jobs at once: up to 10, or
     /// [`batch_size`](Worker::batch_size).
     pub fn batch(handler: impl BatchHandler) -> Worker<Batches> {
-        Worker::with(AnyHandler::of_batch(handler))
+        Worker::with(AnyHandler::batch(handler))
     }
 }
 
@@ -248,7 +248,7 @@ impl<K> Worker<K> {
     fn config(&self) -> Result<RunConfig, SettingsError> {
         let refused = |error: SettingError| SettingsError(error.into());
         if self.until == Until::Stopped {
-            no_effect::refuse(&OF_AN_END, flags(&self.values)).map_err(refused)?;
+            no_effect::refuse(&NEEDS_AN_END, flags(&self.values)).map_err(refused)?;
         }
         let mut values = self.values.clone();
         if !has(&values, "max-messages") {
@@ -278,7 +278,7 @@ impl<K> Worker<K> {
                 stop.cancel();
             }
         }));
-        let runner = in_process::runner(handler, Threads::Of(callers), batching);
+        let runner = in_process::runner(handler, Threads::Shared(callers), batching);
         let on_start = with_subscriber(dispatcher::get_default(Clone::clone));
         let work = WorkThread(SeparateThreads::new(on_start.clone()));
         let own = own_runtime(on_start)?;
@@ -367,10 +367,10 @@ fn with_subscriber(subscriber: Dispatch) -> impl Fn() + Clone + Send + Sync + 's
 }
 
 /// The thread of the actors, which extends leases and never blocks.
-fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<OwnRuntime, RunError> {
+fn own_runtime(on_start: impl Fn() + Send + Sync + 'static) -> Result<DroppableRuntime, RunError> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(1).thread_name("leasehold").on_thread_start(on_start);
-    OwnRuntime::start(builder)
+    DroppableRuntime::start(builder)
         .map_err(RunError::process("the threads of leasehold could not be started"))
 }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::local::folder::{Folder, FolderError};
 use crate::adapters::local::outbox::FolderOutbox;
-use crate::adapters::local::rehearsal::Mishap;
+use crate::adapters::local::rehearsal::Fault;
 use crate::adapters::local::store::FolderStore;
 use crate::adapters::publish::S3Outbox;
 use crate::job::on_success::OnSuccess;
@@ -68,9 +68,9 @@ impl Stores {
                     memory: None,
                     metrics: None,
                     // A pod whose kill is rehearsed is certainly dead.
-                    silence: match config.mishap {
-                        Some(Mishap::Kill) => Duration::ZERO,
-                        Some(Mishap::LostLease | Mishap::Redelivery) | None => SILENCE,
+                    silence: match config.fault {
+                        Some(Fault::Kill) => Duration::ZERO,
+                        Some(Fault::LostLease | Fault::Redelivery) | None => SILENCE,
                     },
                 };
                 AttemptHistory::new(store, move || plan.attempt_record(false))

@@ -18,7 +18,7 @@ pub struct Activity {
     waits: Arc<watch::Sender<bool>>,
 }
 
-/// What a process that stays works on, or worked on last.
+/// What a warm worker works on, or worked on last.
 #[derive(Debug)]
 struct CurrentWork {
     /// Of its messages.

@@ -146,6 +146,9 @@ pub enum DeleteError {
     Refused(String),
     #[error("{0}")]
     Transient(String),
+    /// A queue that lets a delete wait did not send it: a stop or the end of the lease came first.
+    #[error("not sent: {0}")]
+    NotSent(&'static str),
 }
 
 /// The store of the objects to work on.
@@ -444,7 +447,7 @@ pub struct Exited {
     /// How it ran out of memory, if it did.
     pub out_of_memory: Option<OutOfMemory>,
     /// Whether it is certain that nothing writes files for this job later: none of its processes
-    /// remain, or a worker that stays has finished it.
+    /// remain, or a warm worker has finished it.
     pub left_no_writer: bool,
 }
 
@@ -483,7 +486,7 @@ pub struct MemoryUse {
 pub struct StartError {
     pub program: String,
     pub why: String,
-    /// A process that stays has ended several times in a row before it took a message: the next
+    /// A warm worker has ended several times in a row before it took a message: the next
     /// messages would fail, too.
     pub ends_the_run: bool,
 }

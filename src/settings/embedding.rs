@@ -11,13 +11,13 @@ use super::error::SettingError;
 use super::errors::fit_to_print;
 use super::given::Values;
 use super::in_code::{DEFAULT_BATCH, HANDLER};
-use super::no_effect::{self, OF_A_COMMAND};
+use super::no_effect::{self, COMMAND_ONLY};
 use super::pod::WorkSettings;
 use super::values::Handler;
 use super::{Action, Cli};
 
 /// Settings for batches, and their help.
-const OF_BATCHES: [(&str, &str); 2] = [
+const BATCH_SETTINGS: [(&str, &str); 2] = [
     ("batch_size", "The most messages in one call of the handler, up to 10"),
     ("batch_window", "How long a call of the handler waits for more messages, up to --batch-size"),
 ];
@@ -41,9 +41,9 @@ pub struct Embedding {
 #[derive(Debug)]
 pub enum Parsed {
     /// A subcommand of leasehold, and its matches.
-    Ours(Box<Action>, ArgMatches),
+    Action(Box<Action>, ArgMatches),
     /// A subcommand of the program itself: its name and its matches.
-    Own(String, ArgMatches),
+    Subcommand(String, ArgMatches),
 }
 
 impl Embedding {
@@ -84,7 +84,7 @@ impl Embedding {
                      meanwhile, and is deleted only on success.";
         program = program.about(self.about.clone().unwrap_or_else(|| about.to_owned()));
         let defaults = self.defaults.iter().map(|(flag, _)| *flag);
-        if let Err(error) = no_effect::refuse(&OF_A_COMMAND, defaults) {
+        if let Err(error) = no_effect::refuse(&COMMAND_ONLY, defaults) {
             return Err(program.error(ErrorKind::ArgumentConflict, error));
         }
         for (flag, value) in &self.defaults {
@@ -143,10 +143,10 @@ impl Embedding {
             return Err(program.error(ErrorKind::UnknownArgument, complaint));
         }
         let matches = program.try_get_matches_from_mut(words).map_err(fit_to_print)?;
-        if let Some((name, own)) = matches.subcommand()
+        if let Some((name, arguments)) = matches.subcommand()
             && self.actions.iter().any(|action| action.get_name() == name)
         {
-            return Ok(Parsed::Own(name.to_owned(), own.clone()));
+            return Ok(Parsed::Subcommand(name.to_owned(), arguments.clone()));
         }
         let mut cli = checked(Cli::from_arg_matches(&matches).map_err(fit_to_print)?)?;
         if let Some(work) = work_of(&mut cli.action) {
@@ -156,9 +156,9 @@ impl Embedding {
             }
         }
         let of_action = matches.subcommand().map(|(_, of)| of.clone()).unwrap_or_default();
-        match refuse_of_a_command(&cli.action, &of_action) {
+        match refuse_command_only(&cli.action, &of_action) {
             Err(complaint) => Err(program.error(ErrorKind::ArgumentConflict, complaint)),
-            Ok(()) => Ok(Parsed::Ours(Box::new(cli.action), of_action)),
+            Ok(()) => Ok(Parsed::Action(Box::new(cli.action), of_action)),
         }
     }
 
@@ -172,7 +172,7 @@ impl Embedding {
             _ => action,
         };
         if is_work(&action) {
-            for flag in of_a_command() {
+            for flag in command_only() {
                 action = action.mut_arg(id(flag), |arg| arg.hide(true));
             }
             // A new one, as the derived rule that it is required cannot be removed.
@@ -180,9 +180,9 @@ impl Embedding {
                 let parser = arg.get_value_parser().clone();
                 Arg::new("command").last(true).num_args(0..).value_parser(parser).hide(true)
             });
-            for (of_batches, help) in OF_BATCHES {
+            for (setting, help) in BATCH_SETTINGS {
                 let hidden = !self.takes_batches;
-                action = action.mut_arg(of_batches, |arg| arg.help(help).hide(hidden));
+                action = action.mut_arg(setting, |arg| arg.help(help).hide(hidden));
             }
         }
         action.mut_args(|arg| {
@@ -237,8 +237,8 @@ fn work_of(action: &mut Action) -> Option<&mut WorkSettings> {
 }
 
 /// The flags that only a command has, without dashes.
-fn of_a_command() -> impl Iterator<Item = &'static str> {
-    OF_A_COMMAND.iter().flat_map(|(flags, _)| *flags).copied()
+fn command_only() -> impl Iterator<Item = &'static str> {
+    COMMAND_ONLY.iter().flat_map(|(flags, _)| *flags).copied()
 }
 
 /// clap's name of a flag.
@@ -247,7 +247,7 @@ fn id(flag: &str) -> String {
 }
 
 /// Refuses what only a command can use.
-fn refuse_of_a_command(action: &Action, matches: &ArgMatches) -> Result<(), SettingError> {
+fn refuse_command_only(action: &Action, matches: &ArgMatches) -> Result<(), SettingError> {
     let work: &WorkSettings = match action {
         #[cfg(feature = "aws")]
         Action::Run(args) => &args.work,
@@ -271,8 +271,8 @@ fn refuse_of_a_command(action: &Action, matches: &ArgMatches) -> Result<(), Sett
         let source = matches.value_source(&id(flag));
         source.is_some_and(|source| source != ValueSource::DefaultValue)
     };
-    no_effect::refuse(&OF_A_COMMAND, of_a_command().filter(is_given))?;
-    no_effect::refuse_of_a_command(work)
+    no_effect::refuse(&COMMAND_ONLY, command_only().filter(is_given))?;
+    no_effect::refuse_command_only(work)
 }
 
 #[cfg(test)]
@@ -299,8 +299,8 @@ mod tests {
     fn a_flag_overrides_the_default_of_an_embedding_program() {
         let program = with_defaults(&[("max-duration", "2h"), QUEUE, ("accept-raw", "true")]);
         let longest = |words: &str| {
-            let Parsed::Ours(action, _) = parse(&program, words).unwrap() else {
-                panic!("it is ours")
+            let Parsed::Action(action, _) = parse(&program, words).unwrap() else {
+                panic!("it is an action")
             };
             let Action::Run(args) = *action else { panic!("it is run") };
             args.work.task.max_duration.unwrap()
@@ -324,7 +324,7 @@ mod tests {
                 .contains("--max-duration")
         );
         assert!(error(&[], "resize local in -- true").contains("takes no COMMAND"));
-        for flag in of_a_command() {
+        for flag in command_only() {
             let refused = format!("--{flag} has no effect here: a handler in Rust");
             let in_code = error(&[(flag, "1")], "resize local in");
             assert!(in_code.contains(&refused), "{in_code}");
@@ -390,14 +390,14 @@ mod tests {
             actions: vec![Command::new("migrate").arg(Arg::new("to"))],
             ..Embedding::new("resize")
         };
-        let Parsed::Ours(_, matches) = parse(&program, "resize local in --database db").unwrap()
+        let Parsed::Action(_, matches) = parse(&program, "resize local in --database db").unwrap()
         else {
-            panic!("local is ours")
+            panic!("local is an action")
         };
         assert_eq!(matches.get_one::<String>("database").map(String::as_str), Some("db"));
         assert!(parse(&program, "resize local in").unwrap_err().contains("--database"));
-        let Parsed::Own(name, matches) = parse(&program, "resize migrate 7").unwrap() else {
-            panic!("migrate is its own")
+        let Parsed::Subcommand(name, matches) = parse(&program, "resize migrate 7").unwrap() else {
+            panic!("migrate is a subcommand of the program")
         };
         assert_eq!(
             (name.as_str(), matches.get_one::<String>("to").unwrap().as_str()),

@@ -25,7 +25,7 @@ pub enum SettingError {
     #[error("--{0} must be greater than zero")]
     Zero(&'static str),
     #[error(
-        "--max-duration {} is over {}: SQS hides a message for at most {}, and {} of that is reserved for the shutdown; longer work needs --checkpoint",
+        "--max-duration {} is over {}: SQS hides a message for at most {}, and {} of that is reserved for the receive request and the shutdown; longer work needs --checkpoint",
         show(.max_duration), show(.most), show(.ceiling), show(&.ceiling.saturating_sub(*.most))
     )]
     MaxDuration { max_duration: Duration, most: Duration, ceiling: Duration },

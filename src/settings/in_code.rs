@@ -7,8 +7,8 @@ use super::RunSettings;
 use super::error::{SettingError, rename_flags};
 use super::given::{self, Refused, Settings, Values};
 #[cfg(feature = "testing")]
-use super::no_effect::OF_LOCAL;
-use super::no_effect::{self, Group, OF_A_COMMAND, OF_A_PROGRAM, OF_BATCHES};
+use super::no_effect::LOCAL_ONLY;
+use super::no_effect::{self, BATCHES_ONLY, COMMAND_ONLY, Group, PROGRAM_ONLY};
 use super::pod::WorkSettings;
 use super::values::Handler;
 
@@ -25,7 +25,7 @@ pub fn run_settings(values: &Values, takes_batches: bool) -> Result<RunSettings,
     if !has(values, "queue-url") {
         return Err(SettingError::NoQueue.into());
     }
-    let mut settings: RunSettings = read(values, &[&OF_A_COMMAND, &OF_A_PROGRAM], takes_batches)?;
+    let mut settings: RunSettings = read(values, &[&COMMAND_ONLY, &PROGRAM_ONLY], takes_batches)?;
     let most = usize::try_from(settings.work.max_messages).unwrap_or(usize::MAX);
     // A run of few messages needs no larger batches.
     let size = DEFAULT_BATCH.min(most / settings.concurrency.max(1)).max(1);
@@ -36,7 +36,7 @@ pub fn run_settings(values: &Values, takes_batches: bool) -> Result<RunSettings,
 /// The settings of `local` with these values; its folder is not used.
 #[cfg(feature = "testing")]
 pub fn local_settings(values: &Values, takes_batches: bool) -> Result<LocalSettings, Refused> {
-    let refused: [&[Group]; 3] = [&OF_A_COMMAND, &OF_A_PROGRAM, &OF_LOCAL];
+    let refused: [&[Group]; 3] = [&COMMAND_ONLY, &PROGRAM_ONLY, &LOCAL_ONLY];
     let mut settings: LocalSettings = read(values, &refused, takes_batches)?;
     prepare(&mut settings.work, values, takes_batches.then_some(DEFAULT_BATCH))?;
     Ok(settings)
@@ -48,7 +48,7 @@ fn read<S: Settings>(
     refused: &[&[Group]],
     takes_batches: bool,
 ) -> Result<S, Refused> {
-    let of_batches: &[Group] = if takes_batches { &[] } else { &OF_BATCHES };
+    let of_batches: &[Group] = if takes_batches { &[] } else { &BATCHES_ONLY };
     for groups in refused.iter().copied().chain([of_batches]) {
         no_effect::refuse(groups, flags(values))?;
     }
@@ -70,7 +70,7 @@ fn prepare(
     values: &Values,
     default_batch: Option<usize>,
 ) -> Result<(), Refused> {
-    no_effect::refuse_of_a_command(work)?;
+    no_effect::refuse_command_only(work)?;
     work.task.command = vec![HANDLER.into()];
     if let Some(size) = default_batch {
         work.handler = Handler::Batches;

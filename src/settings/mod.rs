@@ -74,7 +74,10 @@ pub enum Action {
     #[cfg(feature = "pushgateway")]
     Sweep(SweepSettings),
     /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell that reads the script
+        shell: clap_complete::Shell,
+    },
     /// Print the manual page (roff)
     Man,
     /// Print docs/reference.md

@@ -10,7 +10,7 @@ use crate::job::route::Input;
 pub type Group = (&'static [&'static str], &'static str);
 
 /// No command, Lambda function or server does the work.
-pub const OF_A_COMMAND: [Group; 2] = [
+pub const COMMAND_ONLY: [Group; 2] = [
     (&["handler", "http-body", "lambda-event", "ready-timeout"], HANDLER_WORKS),
     (&["permanent-exit-codes", "permanent-http-codes"], FAILURE),
 ];
@@ -19,13 +19,13 @@ const HANDLER_WORKS: &str = "a handler in Rust does the work, and no command run
 const FAILURE: &str = "a handler in Rust does the work, and returns Failure::permanent; remove it";
 
 /// The handler takes one job.
-pub const OF_BATCHES: [Group; 1] = [(
+pub const BATCHES_ONLY: [Group; 1] = [(
     &["batch-size", "batch-window"],
     "the handler takes one job; use Worker::batch or TestWorker::batch, or remove it",
 )];
 
 /// A worker reports only to its caller, and does not own the process.
-pub const OF_A_PROGRAM: [Group; 4] = [
+pub const PROGRAM_ONLY: [Group; 4] = [
     (
         &[
             "listen",
@@ -44,14 +44,14 @@ pub const OF_A_PROGRAM: [Group; 4] = [
 ];
 
 /// Without them, a worker runs until it is stopped.
-pub const OF_AN_END: [Group; 1] = [(
+pub const NEEDS_AN_END: [Group; 1] = [(
     &["max-messages", "wait"],
     "the worker runs until it is stopped; use Worker::max_messages or until_empty",
 )];
 
 /// Settings of `local` that a `TestWorker` has in another form, or not at all.
 #[cfg(feature = "testing")]
-pub const OF_LOCAL: [Group; 7] = [
+pub const LOCAL_ONLY: [Group; 7] = [
     (&["attempts"], "TestRun::attempts has all attempts; remove it"),
     (
         &["concurrency"],
@@ -83,8 +83,8 @@ pub fn refuse<'a>(
 }
 
 /// Refuses the values that only a command can use, also in job types.
-pub fn refuse_of_a_command(work: &WorkSettings) -> Result<(), SettingError> {
-    if let Some((setting, instead)) = of_a_command(&work.task, &[]) {
+pub fn refuse_command_only(work: &WorkSettings) -> Result<(), SettingError> {
+    if let Some((setting, instead)) = command_only(&work.task, &[]) {
         return Err(SettingError::NoEffect { setting: format!("--{setting}"), instead });
     }
     let Some(file) = &work.job_types else { return Ok(()) };
@@ -94,7 +94,7 @@ pub fn refuse_of_a_command(work: &WorkSettings) -> Result<(), SettingError> {
             ("lambda-event", task.lambda_event.is_some()),
             ("permanent-exit-codes", !task.permanent_exit_codes.is_empty()),
         ];
-        if let Some((setting, instead)) = of_a_command(task, &fields) {
+        if let Some((setting, instead)) = command_only(task, &fields) {
             let flag = setting.split(' ').next().unwrap_or_default();
             let at = task.source.position(&format!("--{flag}"));
             let at = at.in_file(file.path.as_deref().unwrap_or_default());
@@ -106,13 +106,13 @@ pub fn refuse_of_a_command(work: &WorkSettings) -> Result<(), SettingError> {
 }
 
 /// The first of these fields that is set, or the input of a command.
-fn of_a_command(
+fn command_only(
     task: &TaskSettings,
     fields: &[(&'static str, bool)],
 ) -> Option<(&'static str, &'static str)> {
     let set = fields.iter().find(|(_, is_set)| *is_set);
     let set =
-        set.map(|(field, _)| (*field, instead(&OF_A_COMMAND, field).unwrap_or(HANDLER_WORKS)));
+        set.map(|(field, _)| (*field, instead(&COMMAND_ONLY, field).unwrap_or(HANDLER_WORKS)));
     let stdin = || ("input stdin", "a handler reads Job::stream; use file or none");
     set.or_else(|| (task.input == Some(Input::Stdin)).then(stdin))
 }

@@ -14,7 +14,7 @@ use super::handler::HttpFlags;
 use super::job_types::JobTypesFile;
 use super::task::{STOP, TaskSettings, WORK};
 use super::values::{BucketMount, BucketName, Handler, List, size, time};
-use crate::adapters::local::rehearsal::Mishap;
+use crate::adapters::local::rehearsal::Fault;
 use crate::job::event::EventFilter;
 use crate::job::s3_location::S3Location;
 use crate::job::verdict::OnStop;
@@ -68,8 +68,8 @@ pub struct LocalSettings {
     pub max_receive_count: u32,
 
     /// Simulate this fault once for each file, to test how your command handles it
-    #[arg(long, value_enum, value_name = "MISHAP")]
-    pub rehearse: Option<Mishap>,
+    #[arg(long, value_enum, value_name = "FAULT")]
+    pub rehearse: Option<Fault>,
 
     /// The longest total time that a message can stay hidden; shorten it to test a hand-over
     /// [default: SQS's 12h]

@@ -20,13 +20,13 @@ use crate::adapters::aws::s3::encryption::{Algorithm, Encryption};
 #[cfg(feature = "aws")]
 use crate::adapters::aws::{s3, sqs::queue_url};
 use crate::adapters::batching::Batching;
-use crate::adapters::local::rehearsal::Mishap;
+use crate::adapters::local::rehearsal::Fault;
 #[cfg(feature = "pushgateway")]
 use crate::adapters::url;
 use crate::job::event::EventFilter;
 use crate::job::lease::{CEILING, Strategy};
-use crate::job::lifecycle::Policy;
 use crate::job::mount::Mount;
+use crate::job::policy::Policy;
 use crate::job::route::{Input, JobType, LambdaEvent, Limits, Match, Selection, Task};
 use crate::job::settings::{Polling, Settings};
 use crate::job::stop::StopPlan;
@@ -87,7 +87,7 @@ pub struct LocalConfig {
     /// The folder that stands in for S3; created when the first object is stored.
     pub state: PathBuf,
     pub max_receive_count: u32,
-    pub mishap: Option<Mishap>,
+    pub fault: Option<Fault>,
     /// The longest total time for which a message can be hidden.
     pub ceiling: Duration,
     pub records: RecordSettings,
@@ -239,13 +239,7 @@ impl TryFrom<LocalSettings> for LocalConfig {
     fn try_from(args: LocalSettings) -> Result<Self, SettingError> {
         let LocalSettings { inbox, outbox, concurrency, verbose, quiet, .. } = args;
         let LocalSettings {
-            state,
-            max_receive_count,
-            rehearse: mishap,
-            ceiling,
-            records,
-            work,
-            ..
+            state, max_receive_count, rehearse: fault, ceiling, records, work, ..
         } = args;
         if concurrency == 0 {
             return Err(SettingError::Zero("concurrency"));
@@ -274,7 +268,7 @@ impl TryFrom<LocalSettings> for LocalConfig {
             verbosity,
             state,
             max_receive_count,
-            mishap,
+            fault,
             ceiling,
             records,
             work,

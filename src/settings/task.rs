@@ -48,7 +48,11 @@ pub struct TaskSettings {
     /// {output_dir}, {message_id}, {receive_count}, {job_type} and {attributes.NAME}.
     #[arg(last = true, required_unless_present_any = ["job_types", "handler"], value_name = "COMMAND")]
     #[serde(default, deserialize_with = "values::words")]
-    #[schemars(with = "Option<Vec<String>>", length(min = 1))]
+    #[schemars(
+        with = "Option<Vec<String>>",
+        length(min = 1),
+        description = "The program to run for each object of this job type, and its arguments, with the same placeholders as the COMMAND of the command line [default: that COMMAND]"
+    )]
     pub command: Vec<OsString>,
 
     /// How the command gets the object [default: file; none with --handler lambda]
@@ -172,7 +176,7 @@ pub struct TaskSettings {
     #[schemars(with = "Option<String>")]
     pub stop_grace: Option<Duration>,
 
-    /// After a failure, make the message visible after a growing delay, or let its visibility
+    /// After a failure, make the message visible after a delay that grows, or let its visibility
     /// timeout run out
     #[arg(long, value_enum, default_value = "backoff", help_heading = RETRY)]
     pub retry: Option<RetryMode>,
@@ -215,7 +219,8 @@ pub enum Visibility {
 #[cfg_attr(feature = "check", derive(JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryMode {
-    /// Make the message visible after a random delay, whose limit doubles with each receive
+    /// Make the message visible after a random delay between --retry-min and a limit that doubles with
+    /// each receive, at most --retry-max
     Backoff,
     /// Let its visibility timeout run out
     Expire,
@@ -343,7 +348,7 @@ impl TaskSettings {
             }
             ([], Handler::Command | Handler::Lambda | Handler::Batches) => return Ok(None),
         };
-        if pod.handler.stays() {
+        if pod.handler.is_warm() {
             self.check_for_warm_worker(input)?;
         }
         let gets_bodies = pod.accept_raw && may_get_bodies;
@@ -436,7 +441,7 @@ impl TaskSettings {
         Ok(())
     }
 
-    /// What a process that stays for many messages cannot have.
+    /// What a warm worker cannot have.
     fn check_for_warm_worker(&self, input: Input) -> Result<(), SettingError> {
         if input == Input::Stdin {
             return Err(SettingError::StdinOfWarmWorker);
@@ -540,7 +545,7 @@ fn check_arguments(
     input: Input,
     handler: &Handler,
 ) -> Result<(), SettingError> {
-    if handler.stays() && command.args.iter().any(Argument::has_placeholders) {
+    if handler.is_warm() && command.args.iter().any(Argument::has_placeholders) {
         return Err(SettingError::WarmPlaceholder);
     }
     if input == Input::None && command.args.iter().any(|it| it.contains(&Placeholder::Input)) {

@@ -119,7 +119,7 @@ impl FromStr for Handler {
 
 impl Handler {
     /// Does one process work on many messages?
-    pub fn stays(&self) -> bool {
+    pub fn is_warm(&self) -> bool {
         match self {
             Self::Command | Self::Batches => false,
             Self::Lambda | Self::Http(_) => true,

@@ -234,12 +234,12 @@ impl Metrics {
 
     pub fn ended(&self, ended: &Ended) {
         let Ended { subject, settlement, work, .. } = ended;
-        let WorkRecord { timings: spent, usage, metrics, .. } = work;
+        let WorkRecord { timings, usage, metrics, .. } = work;
         let job_type = job_type(subject);
         self.messages_in_flight.dec();
         self.messages_processed.with_label_values(&[job_type, ended.outcome()]).inc();
         if subject.job_type.is_some() {
-            self.processing_duration.with_label_values(&[job_type]).observe(seconds(spent.total));
+            self.processing_duration.with_label_values(&[job_type]).observe(seconds(timings.total));
             let bytes: u64 = subject.objects.iter().filter_map(|object| object.size).sum();
             #[expect(
                 clippy::cast_precision_loss,
@@ -262,11 +262,11 @@ impl Metrics {
             }
         }
         let phases = [
-            ("receive", spent.receive),
-            ("fetch", spent.fetch),
-            ("command", spent.command),
-            ("publish", spent.publish),
-            ("settle", spent.settle),
+            ("receive", timings.receive),
+            ("fetch", timings.fetch),
+            ("command", timings.command),
+            ("publish", timings.publish),
+            ("settle", timings.settle),
         ];
         for (phase, spent) in phases {
             self.phase.with_label_values(&[job_type, phase]).inc_by(seconds(spent));
@@ -275,7 +275,7 @@ impl Metrics {
             self.reported(job_type, metrics);
         }
         let Settlement::Kept(reason, returns) = settlement else { return };
-        let discarded = seconds(spent.fetch + spent.command + spent.publish);
+        let discarded = seconds(timings.fetch + timings.command + timings.publish);
         self.work_discarded.with_label_values(&[job_type, reason.label()]).inc_by(discarded);
         if let Return::After(_) = returns {
             self.releases.with_label_values(&[reason.label()]).inc();

@@ -39,7 +39,7 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
         reason,
         last_error: _,
         stderr_tail: _,
-        timings: spent,
+        timings,
         usage: used,
         published,
         metrics: reported,
@@ -67,13 +67,13 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
                 progress = progress.as_ref().and_then(|progress| progress.share),
                 error = error.as_deref().map(|error| truncate_for_json(error, LONGEST_ERROR)),
                 next = ended.next(now),
-                receive_s = spent.receive.as_secs_f64(),
-                fetch_s = spent.fetch.as_secs_f64(),
-                turn_s = (!spent.turn.is_zero()).then(|| spent.turn.as_secs_f64()),
-                command_s = spent.command.as_secs_f64(),
-                publish_s = spent.publish.as_secs_f64(),
-                settle_s = spent.settle.as_secs_f64(),
-                total_s = spent.total.as_secs_f64(),
+                receive_s = timings.receive.as_secs_f64(),
+                fetch_s = timings.fetch.as_secs_f64(),
+                turn_s = (!timings.turn.is_zero()).then(|| timings.turn.as_secs_f64()),
+                command_s = timings.command.as_secs_f64(),
+                publish_s = timings.publish.as_secs_f64(),
+                settle_s = timings.settle.as_secs_f64(),
+                total_s = timings.total.as_secs_f64(),
                 cpu_s = used.map(|used| used.cpu.as_secs_f64()),
                 peak_memory_bytes = used.and_then(|used| used.peak_memory),
                 published = published.as_ref().map(|published| published.files),
@@ -96,7 +96,8 @@ pub fn log_ended(ended: &Ended, now: SystemTime) {
     }
 }
 
-/// All fields of log records; the record at a message's end has nearly all of them.
+/// The stable fields of log records; the record at a message's end has nearly all of them. Other
+/// records have further fields, which may change with their texts.
 pub const FIELDS: [(&str, &str); 44] = [
     ("timestamp", "The time, RFC 3339"),
     ("level", "ERROR means that a person must act"),

@@ -100,7 +100,7 @@ pub async fn connect(
         clock,
     };
     let sqs = Sqs::new(&aws, queue_url.clone()).with_key_attribute(config.idempotency_key.clone());
-    let sqs = if work.handler.stays() { sqs.with_all_attributes() } else { sqs };
+    let sqs = if work.handler.is_warm() { sqs.with_all_attributes() } else { sqs };
     let queue: Arc<dyn Queue> = if runs > 1 {
         let fifo = work.settings.policy.fifo;
         Arc::new(Batches::new(Arc::new(sqs), clock, fifo, runs, stop.clone()))

@@ -316,7 +316,7 @@ impl Workspace {
     fn remove_files(&self) -> io::Result<()> {
         // Most commands do not write one.
         let _ = fs::remove_file(self.result_file());
-        // A worker that stays gets the facts in a request.
+        // A warm worker gets the facts in a request.
         match fs::remove_file(self.job_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed?,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_sdk_sqs::types::QueueAttributeName;
 use leasehold::adapters::aws::sqs::Sqs;
 use leasehold::adapters::local::memory::{Kind, MemoryQueue};
-use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
+use leasehold::job::delivery::{Delivery, Redrive};
 use leasehold::job::lease::{Lease, Strategy};
 use leasehold::job::outcome::Outcome;
 use leasehold::job::verdict::{DeletePermit, OnStop, Retry, RetryPolicy, Verdict};
@@ -45,14 +45,14 @@ pub trait World: Sized {
     }
 
     async fn change_all(&self, deliveries: &[Delivery], visibility: Duration) -> Vec<Answer> {
-        let receipt = |it: &Delivery| (ReceiptHandle::new(it.receipt.expose()), visibility);
+        let receipt = |it: &Delivery| (it.receipt.for_request(), visibility);
         let changes: Vec<_> = deliveries.iter().map(receipt).collect();
         let answers = self.queue().change_visibility_batch(&changes).await;
         answers.iter().map(changed).collect()
     }
 
     async fn delete_all(&self, deliveries: &[Delivery]) -> Vec<Answer> {
-        let delete = |it: &Delivery| (ReceiptHandle::new(it.receipt.expose()), permit(it));
+        let delete = |it: &Delivery| (it.receipt.for_request(), permit(it));
         let answers = self.queue().delete_batch(deliveries.iter().map(delete).collect()).await;
         answers.iter().map(deleted).collect()
     }
@@ -91,7 +91,7 @@ fn deleted(answer: &Result<(), DeleteError>) -> Answer {
     match answer {
         Ok(()) => Answer::Ok,
         Err(DeleteError::Refused(_)) => Answer::Refused,
-        Err(DeleteError::Transient(_)) => Answer::Transient,
+        Err(DeleteError::Transient(_) | DeleteError::NotSent(_)) => Answer::Transient,
     }
 }
 

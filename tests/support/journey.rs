@@ -19,7 +19,7 @@ use leasehold::adapters::local::memory::{Kind, MemoryQueue};
 use leasehold::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use leasehold::job::notification::Object;
 use leasehold::job::outcome::{Exit, ResourceUsage};
-use leasehold::job::report::{Ended, Observation, Progress, Report};
+use leasehold::job::report::{DeleteResult, Ended, Observation, Progress, Report};
 use leasehold::job::route::Checkpointing;
 use leasehold::job::run_outcome::RunOutcome;
 use leasehold::job::settings::Settings;
@@ -267,7 +267,7 @@ impl Runner for FakeCommand {
         Ok(Exited {
             exit,
             usage: Some(USED),
-            stderr_tail: vec!["last words".to_owned()],
+            stderr_tail: vec!["the last line".to_owned()],
             out_of_memory: None,
             left_no_writer: true,
         })
@@ -413,6 +413,7 @@ impl Queue for HookedQueue {
 #[derive(Default)]
 pub struct FakeTelemetry {
     pub reports: Mutex<Vec<Report>>,
+    pub observations: Mutex<Vec<Observation>>,
     pub panics: bool,
     pub hangs: bool,
 }
@@ -427,7 +428,9 @@ impl Telemetry for FakeTelemetry {
         self.reports.lock().expect("not poisoned").push(report.clone());
     }
 
-    fn record(&self, _: Observation) {}
+    fn record(&self, observation: Observation) {
+        self.observations.lock().expect("not poisoned").push(observation);
+    }
 }
 
 /// One run.
@@ -476,6 +479,19 @@ impl FakeTelemetry {
             Report::Started(_) | Report::Held(_) | Report::Releasing(_) | Report::Ended(_) => None,
         });
         progress.collect()
+    }
+
+    /// The counted results of deletes, in order.
+    pub fn delete_results(&self) -> Vec<DeleteResult> {
+        let observations = self.observations.lock().expect("not poisoned");
+        let results = observations.iter().filter_map(|observation| match observation {
+            Observation::Delete(result) => Some(*result),
+            Observation::ReceivedNothing
+            | Observation::ReceiveFailed
+            | Observation::Extend(_)
+            | Observation::LeaseRemaining(_) => None,
+        });
+        results.collect()
     }
 
     /// The outcomes of all its messages, in order.

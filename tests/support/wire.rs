@@ -165,7 +165,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         let (wire, entry) =
             (self.clone(), self.asked(Call::ChangeVisibility(visibility), Some(receipt)));
         let fault = self.lock().change_faults.pop_front();
-        let receipt = ReceiptHandle::new(receipt.expose());
+        let receipt = receipt.for_request();
         send_with_fault(fault, async move {
             let changed = wire.queue.change_visibility(&receipt, visibility).await;
             wire.acted(entry);
@@ -182,7 +182,7 @@ impl<Q: Queue + Clone + 'static> Queue for Wire<Q> {
         self.requested(Request::Delete(1));
         let (wire, entry) = (self.clone(), self.asked(Call::Delete, Some(receipt)));
         let fault = self.lock().delete_faults.pop_front();
-        let receipt = ReceiptHandle::new(receipt.expose());
+        let receipt = receipt.for_request();
         send_with_fault(fault, async move {
             let deleted = wire.queue.delete(&receipt, permit).await;
             wire.acted(entry);
@@ -231,7 +231,7 @@ impl<Q: BatchQueue + Clone + 'static> BatchQueue for Wire<Q> {
         let entry = |(receipt, to): &(ReceiptHandle, Duration)| {
             let entry = self.asked(Call::ChangeVisibility(*to), Some(receipt));
             let fault = self.lock().change_faults.pop_front();
-            (entry, fault, (ReceiptHandle::new(receipt.expose()), *to))
+            (entry, fault, (receipt.for_request(), *to))
         };
         let (wire, entries) = (self.clone(), changes.iter().map(entry).collect());
         send_batch_with_faults(entries, async move |log, changes: Vec<_>| {

@@ -31,7 +31,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use leasehold_core::lease::Strategy;
-use leasehold_core::lifecycle::Policy;
+use leasehold_core::policy::Policy;
 use leasehold_core::route::Limits;
 use leasehold_core::verdict::{OnStop, Retry, RetryPolicy};
 use message::Kind;

@@ -1,4 +1,4 @@
-//! Mishaps of a cluster, simulated once for each message: for `leasehold local --rehearse`.
+//! Faults of a cluster, simulated once for each message: for `leasehold local --rehearse`.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,11 @@ use crate::job::delivery::{Delivery, ReceiptHandle, Redrive};
 use crate::job::verdict::DeletePermit;
 use crate::ports::{DeleteError, Queue, ReceiveError, VisibilityError};
 
-/// The rehearsed mishap.
+/// The rehearsed fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
-pub enum Mishap {
+pub enum Fault {
     /// The first extension of each message is refused, as if another pod had received it
     LostLease,
     /// Each message is delivered again after it succeeded
@@ -27,19 +27,19 @@ pub enum Mishap {
     Kill,
 }
 
-/// A queue in memory with a mishap, as one pod sees it.
+/// A queue in memory with a fault, as one pod sees it.
 #[derive(Clone)]
 pub struct Rehearsal {
     queue: MemoryQueue,
-    mishap: Option<Mishap>,
-    /// Receipt handles of first receives to which the mishap has not happened yet.
+    fault: Option<Fault>,
+    /// Receipt handles of first receives to which the fault has not happened yet.
     pending: Arc<Mutex<HashSet<String>>>,
     received: Arc<Notify>,
 }
 
 impl Rehearsal {
-    pub fn new(queue: MemoryQueue, mishap: Option<Mishap>) -> Self {
-        Self { queue, mishap, pending: Arc::default(), received: Arc::default() }
+    pub fn new(queue: MemoryQueue, fault: Option<Fault>) -> Self {
+        Self { queue, fault, pending: Arc::default(), received: Arc::default() }
     }
 
     /// Starts a new pod, which knows nothing of the messages of the pod before.
@@ -49,7 +49,7 @@ impl Rehearsal {
 
     /// Returns when the pod must be killed; never, unless that is rehearsed.
     pub async fn until_killed(&self) {
-        if self.mishap != Some(Mishap::Kill) {
+        if self.fault != Some(Fault::Kill) {
             return std::future::pending().await;
         }
         while self.pending().is_empty() {
@@ -68,9 +68,9 @@ impl Rehearsal {
         }
     }
 
-    /// True once for each message, if this mishap is rehearsed.
-    fn happens(&self, mishap: Mishap, receipt: &ReceiptHandle) -> bool {
-        self.mishap == Some(mishap) && self.pending().remove(receipt.expose())
+    /// True once for each message, if this fault is rehearsed.
+    fn happens(&self, fault: Fault, receipt: &ReceiptHandle) -> bool {
+        self.fault == Some(fault) && self.pending().remove(receipt.expose())
     }
 
     fn pending(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -103,7 +103,7 @@ impl Queue for Rehearsal {
         receipt: &ReceiptHandle,
         visibility: Duration,
     ) -> Result<(), VisibilityError> {
-        if visibility > Duration::ZERO && self.happens(Mishap::LostLease, receipt) {
+        if visibility > Duration::ZERO && self.happens(Fault::LostLease, receipt) {
             self.queue.change_visibility(receipt, Duration::ZERO).await?;
             return Err(VisibilityError::NotInFlight(
                 "rehearsed: another pod has received the message".to_owned(),
@@ -117,7 +117,7 @@ impl Queue for Rehearsal {
         receipt: &ReceiptHandle,
         permit: DeletePermit,
     ) -> Result<(), DeleteError> {
-        if self.happens(Mishap::Redelivery, receipt) {
+        if self.happens(Fault::Redelivery, receipt) {
             // At-least-once delivery: the delete succeeds, and the message is delivered again.
             let _ = self.queue.change_visibility(receipt, Duration::ZERO).await;
             return Ok(());
@@ -143,7 +143,7 @@ mod tests {
     async fn a_pod_is_killed_for_its_own_first_receive_only() {
         let queue = MemoryQueue::new(Kind::Standard, Redrive::None);
         queue.send("a");
-        let pod = Rehearsal::new(queue, Some(Mishap::Kill));
+        let pod = Rehearsal::new(queue, Some(Fault::Kill));
         pod.begin();
         pod.receive(S, 60 * S).await.unwrap().unwrap();
         timeout(2 * S, pod.until_killed()).await.expect("it is killed");

@@ -28,7 +28,7 @@ rules! {
         "The lease is extended each time a third of `--visibility-timeout` has passed. Below 30 seconds, one slow request and its retry may take longer than the remaining time: the lease is lost, and the work is stopped. Set it to 30s or more.";
     PushgatewayUnreachable "LH008" Warning "pushgateway-unreachable": "The Pushgateway does not answer",
         "A run works without it, but its metrics are lost. Correct `--pushgateway`, start the gateway, or open the network policy.";
-    WarmOnce "LH009" Warning "warm-once": "A process that stays gets only one message",
+    WarmOnce "LH009" Warning "warm-once": "A warm worker gets only one message",
         "With `--handler lambda` or `--handler http://…`, the command is started once and works on many messages, but `--max-messages` ends the pod after the first one. Set `--max-messages` (`LEASEHOLD_MAX_MESSAGES`) to the number of messages that a pod should process.";
     FilesUnseen "LH010" Warning "files-unseen": "A function does not know the directories of leasehold",
         "A Lambda function gets no `JOB_OUTPUT_DIR` and no `JOB_CHECKPOINT_DIR`, so `--output` and `--checkpoint` store nothing. Remove them, let the function write to S3 itself, or set `--output-at` to a path that it knows.";

@@ -190,7 +190,7 @@ mod tests {
     fn of_delete(error: &DeleteError) -> &'static str {
         match error {
             DeleteError::Refused(_) => "refused",
-            DeleteError::Transient(_) => "transient",
+            DeleteError::Transient(_) | DeleteError::NotSent(_) => "transient",
         }
     }
 
