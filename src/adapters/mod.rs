@@ -21,5 +21,6 @@ pub mod payloads;
 pub mod process;
 pub mod progress;
 pub mod publish;
+mod result_file;
 pub mod url;
 pub mod warm;

@@ -3,10 +3,9 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::accept::accept;
+use super::result_file::append;
 use crate::ports::Activity;
 use crate::ports::job_facts::JobFacts;
 
@@ -47,8 +47,6 @@ struct Target {
 
 /// In bytes.
 const LONGEST_REPORT: usize = 16 << 10;
-/// In bytes; only the end of the file is read.
-const LONGEST_FILE: u64 = 16 << 20;
 /// How long a connection may wait for its next request, and a request for its body.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// In bytes; the smallest value that hyper accepts.
@@ -171,17 +169,9 @@ async fn report(jobs: &Jobs, request: Request<Incoming>) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn append(result_file: &Path, line: &Value) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(result_file)?;
-    if file.metadata()?.len() > LONGEST_FILE {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    // One write, since the program may append lines of its own.
-    file.write_all(format!("{line}\n").as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

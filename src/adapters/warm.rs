@@ -5,8 +5,7 @@
 //! its output and its end are those of a command.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Span, info, warn};
 
+use super::result_file;
 use crate::ports::{Activity, Command, Exited, OutOfMemory, Runner, StartError};
 
 /// Starts processes that stay, for the messages of one pod.
@@ -211,11 +211,9 @@ impl WarmProcess {
     }
 }
 
-/// Appends a line to the result file of a job, as a command does. An error must not fail the work.
-pub(super) fn report(result_file: &Path, line: &Value) {
-    let file = OpenOptions::new().append(true).create(true).open(result_file);
-    // One write, since the program may append lines of its own.
-    let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+/// Appends a line to the result file of a job. An error must not fail the work.
+pub(super) fn report(file: &Path, line: &Value) {
+    let _ = result_file::append(file, line);
 }
 
 #[cfg(test)]
