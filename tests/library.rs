@@ -336,7 +336,7 @@ async fn what_happens_to_an_object_is_a_typed_setting() {
     ] {
         assert_eq!(gone().missing_object(treatment).run().await.outcomes(), outcomes);
     }
-    let tag = OnSuccess::Tag("state".to_owned(), "done".to_owned());
+    let tag = OnSuccess::Tag { key: "state".to_owned(), value: "done".to_owned() };
     for action in [tag, OnSuccess::Move("s3://bucket/done".to_owned()), OnSuccess::Delete] {
         let worker = TestWorker::new(handler).object("k", "data");
         let run = worker.on_success(action).idempotency("s3://state/done").run().await;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
 use super::s3_location::S3Location;
 
 /// An action on the object of finished work. To repeat it is harmless.
@@ -64,8 +66,11 @@ impl FromStr for OnSuccess {
     }
 }
 
+/// A colon in the key, and blanks at the end, are percent-encoded. A tag has no percent signs.
 fn parse_tag(tag: &str) -> Result<OnSuccess, String> {
     let (key, value) = tag.split_once(':').ok_or(FORMS)?;
+    let decoded = |text| percent_decode_str(text).decode_utf8().map_err(|error| error.to_string());
+    let (key, value) = (decoded(key)?, decoded(value)?);
     let is_allowed = |c: char| c.is_alphanumeric() || c == ' ' || "+-=._:/@".contains(c);
     if key.is_empty() || key.chars().count() > LONGEST_TAG_KEY {
         return Err(format!("a tag's key has 1 to {LONGEST_TAG_KEY} characters"));
@@ -73,20 +78,30 @@ fn parse_tag(tag: &str) -> Result<OnSuccess, String> {
     if value.chars().count() > LONGEST_TAG_VALUE {
         return Err(format!("a tag's value has at most {LONGEST_TAG_VALUE} characters"));
     }
-    if !tag.chars().all(is_allowed) {
+    if !key.chars().chain(value.chars()).all(is_allowed) {
         return Err("a tag has only letters, digits, spaces and + - = . _ : / @".to_owned());
     }
     if key.to_ascii_lowercase().starts_with("aws:") || key.eq_ignore_ascii_case("aws") {
         return Err("a tag's key must not begin with aws:, which is reserved".to_owned());
     }
-    Ok(OnSuccess::Tag { key: key.to_owned(), value: value.to_owned() })
+    Ok(OnSuccess::Tag { key: key.into_owned(), value: value.into_owned() })
+}
+
+/// So that it is read again as it is.
+fn encoded(text: &str, is_key: bool) -> String {
+    let (inner, blanks) = text.split_at(text.trim_end().len());
+    let inner = inner.replace('%', "%25");
+    let inner = if is_key { inner.replace(':', "%3A") } else { inner };
+    format!("{inner}{}", utf8_percent_encode(blanks, NON_ALPHANUMERIC))
 }
 
 /// As in the flag.
 impl fmt::Display for OnSuccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tag { key, value } => write!(f, "tag={key}:{value}"),
+            Self::Tag { key, value } => {
+                write!(f, "tag={}:{}", encoded(key, true), encoded(value, false))
+            }
             Self::Move(S3Location { bucket, prefix }) => write!(f, "move=s3://{bucket}/{prefix}"),
             Self::Delete => f.write_str("delete"),
         }
@@ -112,6 +127,20 @@ mod tests {
     }
 
     #[test]
+    fn every_tag_can_be_written() {
+        for (key, value) in [("a:b", "c:d"), (" k ", " v "), ("k", "  "), ("in state", "very done")]
+        {
+            let tag = OnSuccess::Tag { key: key.to_owned(), value: value.to_owned() };
+            assert_eq!(tag.to_string().parse(), Ok(tag));
+        }
+        assert_eq!("tag=a%3Ab:c ".parse::<OnSuccess>().unwrap().to_string(), "tag=a%3Ab:c");
+        for (key, value) in [("k", "100%"), ("k%20", ""), ("k", "v\n")] {
+            let tag = OnSuccess::Tag { key: key.to_owned(), value: value.to_owned() };
+            assert!(tag.to_string().parse::<OnSuccess>().is_err(), "{tag}");
+        }
+    }
+
+    #[test]
     fn other_forms_are_refused() {
         let long_key = format!("tag={}:v", "k".repeat(129));
         let long_value = format!("tag=k:{}", "v".repeat(257));
@@ -125,6 +154,8 @@ mod tests {
             "tag=:v",
             "tag=k:v\nx",
             "tag=k&a=b:v",
+            "tag=k:%FF",
+            "tag=k:100%",
             "tag=aws:v",
             "tag=AWS:k:v",
             &long_key,

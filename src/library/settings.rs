@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use crate::job::on_success;
+
 /// `2h 30m`, as flags read it.
 pub(super) fn time(value: Duration) -> OsString {
     humantime::format_duration(value).to_string().into()
@@ -184,8 +186,13 @@ impl MissingObject {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnSuccess {
-    /// It gets a tag, beside those that it has: the key and the value.
-    Tag(String, String),
+    /// It gets a tag, beside those that it has.
+    Tag {
+        /// The tag's key.
+        key: String,
+        /// The tag's value.
+        value: String,
+    },
     /// It is moved below this location: `s3://bucket/prefix`.
     Move(String),
     /// It is deleted.
@@ -194,11 +201,36 @@ pub enum OnSuccess {
 
 impl OnSuccess {
     /// As the flag has it.
-    pub(super) fn text(&self) -> String {
+    pub(super) fn text(self) -> String {
         match self {
-            Self::Tag(key, value) => format!("tag={key}:{value}"),
+            Self::Tag { key, value } => on_success::OnSuccess::Tag { key, value }.to_string(),
             Self::Move(location) => format!("move={location}"),
             Self::Delete => "delete".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::on_success::OnSuccess as Action;
+
+    #[test]
+    fn what_happens_to_an_object_is_read_as_it_was_set() {
+        let tag = |key: &str, value: &str| {
+            let (key, value) = (key.to_owned(), value.to_owned());
+            (OnSuccess::Tag { key: key.clone(), value: value.clone() }, Action::Tag { key, value })
+        };
+        let to = "s3://bucket/done";
+        for (set, read) in [
+            tag("state", "done"),
+            tag("team:state", "done: yes "),
+            (OnSuccess::Move(to.to_owned()), Action::Move(to.parse().unwrap())),
+            (OnSuccess::Delete, Action::Delete),
+        ] {
+            assert_eq!(set.text().parse(), Ok(read));
+        }
+        let wrong = OnSuccess::Tag { key: "rate".to_owned(), value: "7%".to_owned() };
+        assert!(wrong.text().parse::<Action>().unwrap_err().contains("a tag has only"));
     }
 }

@@ -121,6 +121,8 @@ pub struct TaskSettings {
 
     /// What to do with the object after its work succeeded: tag=KEY:VALUE adds a tag,
     /// move=s3://BUCKET/PREFIX moves it there, delete deletes it [default: nothing]
+    ///
+    /// In KEY, write %3A for a colon.
     #[arg(long, value_name = "ACTION", help_heading = WORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::text")]
     #[schemars(with = "Option<String>")]
