@@ -321,7 +321,7 @@ async fn the_wait_for_a_call_does_not_shorten_the_time_for_the_job() {
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "the handler takes one job; use Worker::batch or TestWorker::batch")]
+#[should_panic(expected = "the handler takes one job; use a batch handler")]
 async fn a_size_of_batches_needs_a_batch_handler() {
     let handler = |_: Job| async { Ok::<_, Error>(()) };
     TestWorker::new(handler).setting("batch-size", "2").run().await;

@@ -324,10 +324,10 @@ async fn what_cannot_work_is_an_error_and_ends_no_process() {
     let wrong = refused(&worker().setting("receive-give-up", "--wait"), "receive-give-up");
     assert!(wrong.contains("for receive_give_up"), "{wrong}");
     for (flag, value, instead) in [
-        ("listen", ":9464", "use Worker::registry"),
+        ("listen", ":9464", "in a Worker, use registry"),
         ("max-messages", "5", "use Worker::max_messages or until_empty"),
         ("wait", "5s", "use Worker::max_messages or until_empty"),
-        ("batch-size", "2", "use Worker::batch"),
+        ("batch-size", "2", "use a batch handler"),
     ] {
         let unused = refused(&worker().setting(flag, value), flag);
         let name = flag.replace('-', "_");

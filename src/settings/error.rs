@@ -234,13 +234,15 @@ fn show(duration: &Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
 
-/// Replaces the flags for which `name` returns another name. `name` gets them without dashes.
+/// Replaces the flags for which `name` returns another name. `name` gets them without dashes. A flag
+/// begins a word: `/srv/jobs--wait` has none.
 pub(super) fn rename_flags(text: &str, name: impl Fn(&str) -> Option<String>) -> String {
     let mut parts = text.split("--");
     let mut renamed = parts.next().unwrap_or_default().to_owned();
     for part in parts {
+        let begins_word = renamed.ends_with(|c: char| c.is_whitespace() || "('`[".contains(c));
         let (flag, rest) = part.split_at(end_of_flag(part));
-        match name(flag) {
+        match name(flag).filter(|_| begins_word || renamed.is_empty()) {
             Some(name) => renamed.push_str(&name),
             None => renamed.extend(["--", flag]),
         }

@@ -59,6 +59,19 @@ pub fn read<S: Settings>(values: &Values) -> Result<S, Refused> {
     Ok(settings)
 }
 
+/// The names of all settings.
+pub fn names<S: Settings>() -> Vec<&'static str> {
+    let mut given = Given { values: &Vec::new(), known: Vec::new(), off: Vec::new() };
+    // Without a value, nothing is refused before its name is known.
+    let _ = S::read(&mut given);
+    given.known
+}
+
+/// The name of a setter.
+pub fn in_code(flag: &str) -> String {
+    flag.replace('-', "_")
+}
+
 impl Given<'_> {
     /// The value of `flag`; the last one counts.
     pub fn last<T, E: Display>(
@@ -148,7 +161,8 @@ impl Given<'_> {
         };
         let distance = |known: &&&str| strsim::damerau_levenshtein(known, unknown);
         let nearest = self.known.iter().min_by_key(distance).expect("there are settings");
-        let why = format!("--{unknown} is not a setting here; did you mean --{nearest}?");
+        let unknown_in_code = in_code(unknown);
+        let why = format!("{unknown_in_code} is not a setting here; did you mean --{nearest}?");
         Err(Refused::new(unknown, why))
     }
 }

@@ -8,7 +8,7 @@ use super::error::{SettingError, rename_flags};
 use super::given::{self, Refused, Settings, Values};
 #[cfg(feature = "testing")]
 use super::no_effect::LOCAL_ONLY;
-use super::no_effect::{self, BATCHES_ONLY, COMMAND_ONLY, Group, PROGRAM_ONLY};
+use super::no_effect::{self, BATCHES_ONLY, COMMAND_ONLY, Group, PROGRAM_ONLY, instead};
 use super::pod::WorkSettings;
 use super::values::Handler;
 
@@ -83,7 +83,15 @@ fn prepare(
 
 /// A complaint with the names that code uses: `max_duration` instead of `--max-duration`.
 pub fn as_code(complaint: &str) -> String {
-    rename_flags(complaint, |flag| (!flag.is_empty()).then(|| flag.replace('-', "_")))
+    #[cfg(feature = "aws")]
+    let names = given::names::<RunSettings>();
+    #[cfg(not(feature = "aws"))]
+    let names = Vec::new();
+    #[cfg(feature = "testing")]
+    let names = [names, given::names::<LocalSettings>()].concat();
+    // A build may lack some of the latter.
+    let is_ours = |flag: &str| names.contains(&flag) || instead(&PROGRAM_ONLY, flag).is_some();
+    rename_flags(complaint, |flag| is_ours(flag).then(|| given::in_code(flag)))
 }
 
 #[cfg(test)]
@@ -225,6 +233,21 @@ mod tests {
             settings.inbox = "inbox".into();
             settings.work.task.command = vec![HANDLER.into()];
         });
+    }
+
+    #[cfg(feature = "aws")]
+    #[test]
+    fn only_names_of_settings_are_written_as_in_code() {
+        for (complaint, in_code) in [
+            ("--work-dir /srv/jobs--tmp-1: it is full", "work_dir /srv/jobs--tmp-1: it is full"),
+            ("set --max-duration, or (--wait)", "set max_duration, or (wait)"),
+            (
+                "the folder /a --b/--wait -- and --no-setting",
+                "the folder /a --b/--wait -- and --no-setting",
+            ),
+        ] {
+            assert_eq!(as_code(complaint), in_code);
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ const FAILURE: &str = "a handler in Rust does the work, and returns Failure::per
 /// The handler takes one job.
 pub const BATCHES_ONLY: [Group; 1] = [(
     &["batch-size", "batch-window"],
-    "the handler takes one job; use Worker::batch or TestWorker::batch, or remove it",
+    "the handler takes one job; use a batch handler, or remove it",
 )];
 
 /// A worker reports only to its caller, and does not own the process.
@@ -36,11 +36,11 @@ pub const PROGRAM_ONLY: [Group; 4] = [
             "pushgateway-bearer-token-file",
             "pushgateway-job",
         ],
-        "use Worker::registry for the metrics",
+        "only a Program has it; in a Worker, use registry for the metrics",
     ),
     (&["log-format"], "your tracing subscriber writes the log; remove it"),
     (&["memory-guard"], "the memory belongs to your whole process; remove it"),
-    (&["termination-log"], "Worker::run returns what happened; remove it"),
+    (&["termination-log"], "run returns what happened; remove it"),
 ];
 
 /// Without them, a worker runs until it is stopped.
@@ -65,7 +65,7 @@ pub const LOCAL_ONLY: [Group; 7] = [
 ];
 
 /// What to use instead of a flag.
-fn instead(groups: &[Group], flag: &str) -> Option<&'static str> {
+pub(super) fn instead(groups: &[Group], flag: &str) -> Option<&'static str> {
     groups.iter().find(|(flags, _)| flags.contains(&flag)).map(|(_, instead)| *instead)
 }
 
